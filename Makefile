@@ -1,0 +1,49 @@
+# `make serve` and `make test` are all a newcomer needs; both set up .venv themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PROTOS := $(wildcard protos/qwenvl/inference/v1/*.proto)
+
+.PHONY: serve test test-full lint stubs setup setup-dev clean
+
+serve: setup
+	$(BIN)/qwenvl serve $(ARGS)
+
+setup: $(STAMP)all
+setup-dev: $(STAMP)dev
+
+# torch comes first and alone: its exact pin picks the build that fits this machine.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP)all: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -q -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt -e '.[all]'
+	touch $@
+
+$(STAMP)dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -q -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	touch $@ $(STAMP)all
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint
+
+test: lint
+	$(BIN)/pytest -m 'not full and not gpu'
+
+test-full: lint
+	$(BIN)/pytest -m 'not gpu'
+
+# Generated code is checked in; a test regenerates and compares it.
+stubs: setup-dev
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTOS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,232 @@
+"""The values that cross the border between the front and the engine process.
+
+Owns requests, sampling parameters, outputs, statistics and the engine's configuration, as frozen dataclasses that
+msgspec can put on the wire. Must not know protobuf, torch, text or how messages travel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class FinishReason(Enum):
+    """Why a sequence ended in the engine. Stop strings are the front's business."""
+
+    EOS = "eos"
+    STOP_TOKEN = "stop_token"  # noqa: S105 - a name, no password
+    LENGTH = "length"
+    CONTEXT_LENGTH = "context_length"
+    ABORTED = "aborted"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of one sequence are chosen; every default is resolved already.
+
+    Attributes:
+        max_tokens: Most tokens of the answer, at least 1.
+        min_tokens: End tokens are impossible until this many tokens are out.
+        temperature: 0 = greedy.
+        top_k: 0 = off.
+        top_p: 1 = off.
+        min_p: 0 = off.
+        repetition_penalty: 1 = off; counts prompt and answer (arXiv 1909.05858).
+        presence_penalty: 0 = off; counts the answer only.
+        frequency_penalty: 0 = off; counts the answer only.
+        seed: Noise is a function of (seed, choice_index, position), never of generator state.
+        choice_index: Index of this answer among the `n` of its request.
+        logprobs: Number of likeliest tokens to return for every token of the answer; None = no log probabilities.
+        prompt_logprobs: The same for the prompt.
+        eos_token_ids: The model's own end tokens.
+        stop_token_ids: The caller's end tokens.
+        ignore_eos: Go on after an `eos_token_ids` token.
+        logit_bias: (token id, added value) pairs.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    choice_index: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpan:
+    """A picture of a prompt.
+
+    Attributes:
+        key: 32 bytes: sha256 over decoded RGB, processed size, family policy, model revision and cache salt.
+        start: Index in the prompt of its first placeholder token.
+        num_tokens: Placeholder tokens it takes.
+        grid: (temporal, rows, columns) in patches, before merging.
+        height: Pixels of the processed picture.
+        width: Pixels of the processed picture.
+        pixel_offset: Where its RGB uint8 pixels (height x width x 3, C order) begin in the request's pixel buffer.
+    """
+
+    key: bytes
+    start: int
+    num_tokens: int
+    grid: tuple[int, int, int]
+    height: int
+    width: int
+    pixel_offset: int
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Size of the processed picture in bytes."""
+        return self.height * self.width * 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One sequence to be computed. A request with n answers is n of these.
+
+    Attributes:
+        sequence_id: Unique among the sequences in flight.
+        prompt_token_ids: At least one id; placeholder ids where pictures stand.
+        images: Pictures in order of `start`; the spans do not overlap.
+        sampling: How tokens are chosen.
+        cache_salt: Prefix pages are shared only among equal salts.
+    """
+
+    sequence_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    images: tuple[ImageSpan, ...] = ()
+    cache_salt: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """Log probabilities at one position (natural logarithm, before temperature and filters).
+
+    Attributes:
+        token_id: The token chosen, or standing in the prompt.
+        logprob: Its log probability.
+        rank: 1 = the likeliest.
+        top: (token id, log probability) of the likeliest tokens, likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceOutput:
+    """News of one sequence after one engine step.
+
+    Attributes:
+        sequence_id: Whose news.
+        token_ids: New tokens, in order; an end token is included.
+        logprobs: One entry for every new token, if asked for.
+        prompt_logprobs: Entries for further prompt tokens, if asked for; they begin at the second token
+            of the prompt and are complete before the first new token.
+        num_cached_tokens: Prompt tokens found in the prefix cache; told once, with the first news.
+        finish_reason: Set on the last news.
+        error: Reason of `qwenvl.errors` when `finish_reason` is ERROR.
+    """
+
+    sequence_id: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    num_cached_tokens: int | None = None
+    finish_reason: FinishReason | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Counters of the engine at one moment; sums count from its start."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_pages_total: int = 0
+    kv_pages_used: int = 0
+    kv_pages_cached: int = 0
+    kv_page_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    encoder_queries: int = 0
+    encoder_hits: int = 0
+    preemptions: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the engine process is started with.
+
+    Attributes:
+        model_dir: Directory with config.json and safetensors.
+        dtype: `auto`, `float32`, `float16` or `bfloat16`; auto = the checkpoint's on a GPU, float32 on a CPU.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        max_model_len: Context window in tokens; None = the model's own.
+        max_num_seqs: Most sequences in one batch.
+        max_num_batched_tokens: Token budget of one step (chunked prefill).
+        page_size: Tokens of one KV page.
+        num_kv_pages: Size of the KV cache; None = from memory.
+        gpu_memory_utilization: Share of the device's memory that weights and caches may take.
+        cpu_kv_cache_bytes: Memory for the KV cache on a CPU.
+        encoder_cache_tokens: Picture tokens kept in the encoder cache.
+        enable_prefix_caching: Reuse pages of equal prefixes.
+        cpu_threads: torch threads on a CPU; None = all cores.
+    """
+
+    model_dir: str
+    dtype: str = "auto"
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    page_size: int = 16
+    num_kv_pages: int | None = None
+    gpu_memory_utilization: float = 0.9
+    cpu_kv_cache_bytes: int = 256 * 2**20
+    encoder_cache_tokens: int = 16384
+    enable_prefix_caching: bool = True
+    cpu_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReady:
+    """The engine has loaded its model and takes requests.
+
+    Attributes:
+        device: The device in use: `cpu`, `cuda:0`.
+        dtype: Dtype of weights and cache: `float32`, `float16`, `bfloat16`.
+        max_model_len: Context window in tokens, after the size of the cache was taken into account.
+        kv_pages_total: Pages of the KV cache.
+        kv_page_tokens: Tokens of one page.
+        kv_bytes_per_token: Cache bytes of one token.
+        weight_bytes: Bytes of the weights as loaded.
+        parts: (name, parameter count) of vision, adapter, language.
+        load_seconds: Time from start to ready.
+    """
+
+    device: str
+    dtype: str
+    max_model_len: int
+    kv_pages_total: int
+    kv_page_tokens: int
+    kv_bytes_per_token: int
+    weight_bytes: int
+    parts: tuple[tuple[str, int], ...] = field(default=())
+    load_seconds: float = 0.0

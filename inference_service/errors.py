@@ -1,0 +1,195 @@
+"""The errors that a request may end with.
+
+Owns the exception classes of the service. Must not know gRPC messages or HTTP: `qwenvl.errors` has the table
+that turns a reason into a status.
+
+ServiceError
+├── InvalidArgumentError        a field is wrong; names the field
+│   ├── InvalidImageError       not a picture, or one that cannot be decoded
+│   ├── ImageTooLargeError      more pixels or bytes than allowed
+│   ├── TooManyImagesError
+│   ├── InvalidImageUrlError    not a URL that could be fetched
+│   ├── ImageUrlRefusedError    the media policy forbids it
+│   ├── ImageFetchError         the remote side failed
+│   ├── ImageFetchTimeoutError
+│   ├── ContextLengthError      prompt and answer do not fit the context
+│   └── UnsupportedParameterError
+├── UnauthenticatedError
+├── PermissionDeniedError
+├── ModelNotFoundError
+├── RequestIdInUseError
+├── QueueFullError
+├── AbortedError
+├── EngineUnavailableError      the engine process died or is being started
+├── ModelLoadingError
+├── DrainingError
+├── OutOfMemoryError
+├── DeadlineError
+└── InternalError
+
+Messages are fixed texts of our own: text of a parser may leak addresses (CVE-2026-22778).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Base of all errors that a caller is told.
+
+    Attributes:
+        reason: Key into `qwenvl.errors.BY_REASON`.
+        message: What the caller reads.
+        field: Path of the offending field in the proto (`messages[0].parts[1].image`), or empty.
+        metadata: Dynamic values of the message, repeated for machines (AIP-193).
+        retry_after_s: When to try again, if that can help.
+    """
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str = "",
+        metadata: dict[str, str] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.metadata = metadata or {}
+        self.retry_after_s = retry_after_s
+
+
+class InvalidArgumentError(ServiceError):
+    """A field is wrong."""
+
+    reason = "INVALID_ARGUMENT"
+
+
+class InvalidImageError(InvalidArgumentError):
+    """The bytes are no picture, or one that cannot be decoded."""
+
+    reason = "INVALID_IMAGE"
+
+
+class ImageTooLargeError(InvalidArgumentError):
+    """The picture has more pixels or bytes than allowed."""
+
+    reason = "IMAGE_TOO_LARGE"
+
+
+class TooManyImagesError(InvalidArgumentError):
+    """More pictures than one request may have."""
+
+    reason = "TOO_MANY_IMAGES"
+
+
+class InvalidImageUrlError(InvalidArgumentError):
+    """The text is no URL that could be fetched."""
+
+    reason = "INVALID_IMAGE_URL"
+
+
+class ImageUrlRefusedError(InvalidArgumentError):
+    """The media policy forbids the URL."""
+
+    reason = "IMAGE_URL_REFUSED"
+
+
+class ImageFetchError(InvalidArgumentError):
+    """The remote side failed or sent something else than a picture."""
+
+    reason = "IMAGE_FETCH_FAILED"
+
+
+class ImageFetchTimeoutError(InvalidArgumentError):
+    """The remote side was too slow."""
+
+    reason = "IMAGE_FETCH_TIMEOUT"
+
+
+class ContextLengthError(InvalidArgumentError):
+    """Prompt and answer do not fit the context window."""
+
+    reason = "CONTEXT_LENGTH_EXCEEDED"
+
+
+class UnsupportedParameterError(InvalidArgumentError):
+    """A known parameter that this service or model does not support."""
+
+    reason = "UNSUPPORTED_PARAMETER"
+
+
+class UnauthenticatedError(ServiceError):
+    """No key, or a wrong one."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(ServiceError):
+    """The caller may not do this here."""
+
+    reason = "PERMISSION_DENIED"
+
+
+class ModelNotFoundError(ServiceError):
+    """No served model has this name."""
+
+    reason = "MODEL_NOT_FOUND"
+
+
+class RequestIdInUseError(ServiceError):
+    """A request with this id is in flight."""
+
+    reason = "REQUEST_ID_IN_USE"
+
+
+class QueueFullError(ServiceError):
+    """Too many requests wait already."""
+
+    reason = "QUEUE_FULL"
+
+
+class AbortedError(ServiceError):
+    """The request was aborted by AbortRequest."""
+
+    reason = "ABORTED"
+
+
+class EngineUnavailableError(ServiceError):
+    """The engine process died or is being started again."""
+
+    reason = "ENGINE_UNAVAILABLE"
+
+
+class ModelLoadingError(ServiceError):
+    """The model is not loaded yet."""
+
+    reason = "MODEL_LOADING"
+
+
+class DrainingError(ServiceError):
+    """The service takes no new requests."""
+
+    reason = "DRAINING"
+
+
+class OutOfMemoryError(ServiceError):
+    """The device had no memory for this request."""
+
+    reason = "GPU_OUT_OF_MEMORY"
+
+
+class DeadlineError(ServiceError):
+    """The caller's deadline has passed."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+
+class InternalError(ServiceError):
+    """A defect of the service."""
+
+    reason = "INTERNAL"

@@ -1,0 +1,4 @@
+"""The contract: generated stubs of `qwenvl.inference.v1`, the error table and the typed client.
+
+Owns what both the inference service and its callers share. Must not know either side's code.
+"""
