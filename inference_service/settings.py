@@ -1,89 +1,15 @@
 """Every setting of the inference service: name, default, flag and environment variable.
 
-Owns parsing and validation of the command line and of `QWENVL_*`. Must not know what the settings are used for.
-
-A field `max_num_seqs` is the flag `--max-num-seqs` and the variable `QWENVL_MAX_NUM_SEQS`; a flag wins over the
-variable. Lists are several words after the flag, and comma-separated in the variable.
+Owns the list of settings and their limits. Must not know how they are parsed (`qwenvl.flags`) or used.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping, Sequence
-import types
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-
-ENV_PREFIX = "QWENVL_"
-
-
-class FlagSettings(BaseModel):
-    """A settings model whose fields are command-line flags and environment variables."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @classmethod
-    def add_flags(cls, parser: argparse.ArgumentParser) -> None:
-        """Adds one flag for every field; absent flags leave no trace in the namespace."""
-        for name, info in cls.model_fields.items():
-            flag = "--" + name.replace("_", "-")
-            annotation = info.annotation
-            options: dict[str, Any] = {
-                "default": argparse.SUPPRESS,
-                "dest": name,
-                "help": f"{info.description} (default: {_show_default(info.get_default(call_default_factory=True))})",
-            }
-            if annotation is bool:
-                parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-            elif _is_tuple(annotation):
-                parser.add_argument(flag, nargs="+", metavar=name.upper(), **options)
-            else:
-                parser.add_argument(flag, metavar=name.upper(), **options)
-
-    @classmethod
-    def load(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
-        """Merges flags over environment over defaults.
-
-        Args:
-            flags: Parsed flags; names that are no field are ignored.
-            environ: The process environment.
-
-        Raises:
-            SystemExit: A value is invalid; the message names the setting.
-        """
-        values: dict[str, Any] = {}
-        for name, info in cls.model_fields.items():
-            text = environ.get(ENV_PREFIX + name.upper())
-            if name in flags:
-                values[name] = flags[name]
-            elif text is not None and text != "":
-                values[name] = (
-                    tuple(part.strip() for part in text.split(",") if part.strip())
-                    if _is_tuple(info.annotation)
-                    else text
-                )
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            lines = [
-                f"--{str(item['loc'][0]).replace('_', '-') if item['loc'] else 'settings'}: {item['msg']}"
-                for item in error.errors()
-            ]
-            raise SystemExit("invalid settings:\n  " + "\n  ".join(lines)) from None
-
-
-def _is_tuple(annotation: Any) -> bool:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return any(_is_tuple(part) for part in get_args(annotation))
-    return get_origin(annotation) is tuple
-
-
-def _show_default(value: object) -> str:
-    if isinstance(value, tuple):
-        return " ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
+from qwenvl.flags import FlagSettings
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -93,31 +19,52 @@ Seconds = Annotated[float, Field(gt=0)]
 class ServiceSettings(FlagSettings):
     """Settings of `inference-service`."""
 
-    model: str | None = Field(None, description="directory, ModelScope id, or absent for the demo model")
+    model: str | None = Field(
+        None, description="directory, ModelScope id, or absent for the demo model"
+    )
     served_model_name: tuple[str, ...] = Field(
-        (), description="names the model answers to, the first is canonical; demo: qwen-vl-demo qwen-vl"
+        (),
+        description="names the model answers to, the first is canonical; demo: qwen-vl-demo qwen-vl",
     )
     # addresses
     grpc_address: str = Field("127.0.0.1:50051", description="address of the gRPC service")
-    admin_address: str = Field("127.0.0.1:50052", description="address of the whole AdminService; empty = none")
-    health_address: str = Field("", description="extra plaintext address for grpc.health.v1 only; empty = none")
+    admin_address: str = Field(
+        "127.0.0.1:50052", description="address of the whole AdminService; empty = none"
+    )
+    health_address: str = Field(
+        "", description="extra plaintext address for grpc.health.v1 only; empty = none"
+    )
     # engine
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="dtype of weights and cache")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    max_model_len: Positive | None = Field(None, description="context window in tokens; none = the model's own")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="dtype of weights and cache"
+    )
+    device: str = Field(
+        "auto", description="auto, cpu, cuda or cuda:N", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
+    )
+    max_model_len: Positive | None = Field(
+        None, description="context window in tokens; none = the model's own"
+    )
     max_num_seqs: Positive = Field(64, description="most sequences in one batch")
     max_num_batched_tokens: Positive = Field(2048, description="token budget of one engine step")
     kv_page_size: Positive = Field(16, description="tokens of one KV page")
-    num_kv_pages: Positive | None = Field(None, description="pages of the KV cache; none = from memory")
+    num_kv_pages: Positive | None = Field(
+        None, description="pages of the KV cache; none = from memory"
+    )
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of the GPU's memory for weights and caches"
     )
     cpu_kv_cache_mib: Positive = Field(256, description="KV cache on a CPU in MiB")
-    encoder_cache_tokens: Positive = Field(16384, description="picture tokens kept in the encoder cache")
+    encoder_cache_tokens: Positive = Field(
+        16384, description="picture tokens kept in the encoder cache"
+    )
     enable_prefix_caching: bool = Field(True, description="reuse KV pages of equal prefixes")
-    cpu_threads: Positive | None = Field(None, description="torch threads on a CPU; none = all cores")
+    cpu_threads: Positive | None = Field(
+        None, description="torch threads on a CPU; none = all cores"
+    )
     engine_start_timeout_s: Seconds = Field(1200.0, description="longest time to load the model")
-    engine_stall_timeout_s: Seconds = Field(60.0, description="kill an engine that shows no heartbeat for this long")
+    engine_stall_timeout_s: Seconds = Field(
+        60.0, description="kill an engine that shows no heartbeat for this long"
+    )
     # admission and defaults
     max_queue: Positive = Field(256, description="most requests in flight, waiting ones included")
     max_tokens_default: Positive | None = Field(
@@ -128,19 +75,28 @@ class ServiceSettings(FlagSettings):
     request_timeout_s: Seconds = Field(600.0, description="deadline of a request that brings none")
     # media
     allowed_media_domains: tuple[str, ...] = Field(
-        (), description="fetch only from these hosts; host:port also permits a host that is not public"
+        (),
+        description="fetch only from these hosts; host:port also permits a host that is not public",
     )
-    allowed_local_media_path: str | None = Field(
+    allow_local_media_path: str | None = Field(
         None, description="directory from which file:// pictures may be read; none = refused"
     )
     enable_media_fetch: bool = Field(True, description="fetch pictures by URL at all")
     media_connect_timeout_s: Seconds = Field(2.0, description="time to connect to a picture's host")
-    media_total_timeout_s: Seconds = Field(10.0, description="time for one picture, redirects included")
+    media_total_timeout_s: Seconds = Field(
+        10.0, description="time for one picture, redirects included"
+    )
     max_image_bytes: Positive = Field(20 * 2**20, description="most bytes of one encoded picture")
     max_image_pixels: Positive = Field(50_000_000, description="most pixels of one picture as sent")
     media_workers: Positive = Field(2, description="threads that decode and resize pictures")
-    pixel_budget_mib: Positive = Field(512, description="most pixels on their way to the engine, in MiB")
+    pixel_budget_mib: Positive = Field(
+        512, description="most pixels on their way to the engine, in MiB"
+    )
     # access and life
     api_key_file: str | None = Field(None, description="file with one key per line; none = open")
-    drain_timeout_s: Seconds = Field(90.0, description="how long running requests may go on after SIGTERM")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level of logs")
+    drain_timeout_s: Seconds = Field(
+        90.0, description="how long running requests may go on after SIGTERM"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level of logs"
+    )

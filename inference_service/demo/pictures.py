@@ -7,9 +7,9 @@ passed in: the same seed gives the same scene and the same pixels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 import io
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,40 +35,120 @@ Rgb = tuple[int, int, int]
 # Anchors are what other people's code writes: CSS names, Pillow names, and the usual UI palettes.
 COLOURS: dict[str, tuple[Rgb, ...]] = {
     "red": (
-        (255, 0, 0), (255, 0, 0), (220, 20, 60), (200, 0, 0), (230, 30, 30), (244, 67, 54),
-        (220, 38, 38), (178, 34, 34), (231, 76, 60), (139, 0, 0), (255, 50, 50),
+        (255, 0, 0),
+        (255, 0, 0),
+        (220, 20, 60),
+        (200, 0, 0),
+        (230, 30, 30),
+        (244, 67, 54),
+        (220, 38, 38),
+        (178, 34, 34),
+        (231, 76, 60),
+        (139, 0, 0),
+        (255, 50, 50),
     ),
     "green": (
-        (0, 128, 0), (0, 128, 0), (0, 255, 0), (0, 255, 0), (34, 139, 34), (0, 200, 0),
-        (76, 175, 80), (46, 204, 113), (0, 160, 60), (50, 205, 50), (0, 100, 0), (22, 163, 74),
+        (0, 128, 0),
+        (0, 128, 0),
+        (0, 255, 0),
+        (0, 255, 0),
+        (34, 139, 34),
+        (0, 200, 0),
+        (76, 175, 80),
+        (46, 204, 113),
+        (0, 160, 60),
+        (50, 205, 50),
+        (0, 100, 0),
+        (22, 163, 74),
         (40, 180, 40),
     ),
     "blue": (
-        (0, 0, 255), (0, 0, 255), (30, 60, 220), (33, 150, 243), (0, 0, 200), (65, 105, 225),
-        (52, 152, 219), (37, 99, 235), (30, 144, 255), (0, 0, 139), (50, 50, 255), (0, 100, 255),
+        (0, 0, 255),
+        (0, 0, 255),
+        (30, 60, 220),
+        (33, 150, 243),
+        (0, 0, 200),
+        (65, 105, 225),
+        (52, 152, 219),
+        (37, 99, 235),
+        (30, 144, 255),
+        (0, 0, 139),
+        (50, 50, 255),
+        (0, 100, 255),
     ),
     "yellow": (
-        (255, 255, 0), (255, 255, 0), (255, 215, 0), (255, 235, 59), (240, 220, 30),
-        (250, 204, 21), (241, 196, 15), (255, 230, 0), (255, 220, 50),
+        (255, 255, 0),
+        (255, 255, 0),
+        (255, 215, 0),
+        (255, 235, 59),
+        (240, 220, 30),
+        (250, 204, 21),
+        (241, 196, 15),
+        (255, 230, 0),
+        (255, 220, 50),
     ),
     "black": ((0, 0, 0), (0, 0, 0), (20, 20, 20), (30, 30, 30), (10, 10, 10), (34, 34, 34)),
     "purple": (
-        (128, 0, 128), (128, 0, 128), (155, 89, 182), (147, 51, 234), (102, 51, 153),
-        (156, 39, 176), (138, 43, 226), (160, 32, 240), (150, 0, 200), (75, 0, 130),
+        (128, 0, 128),
+        (128, 0, 128),
+        (155, 89, 182),
+        (147, 51, 234),
+        (102, 51, 153),
+        (156, 39, 176),
+        (138, 43, 226),
+        (160, 32, 240),
+        (150, 0, 200),
+        (75, 0, 130),
     ),
     "orange": (
-        (255, 165, 0), (255, 165, 0), (255, 140, 0), (255, 152, 0), (243, 156, 18),
-        (249, 115, 22), (255, 127, 0), (230, 126, 34), (255, 120, 0),
+        (255, 165, 0),
+        (255, 165, 0),
+        (255, 140, 0),
+        (255, 152, 0),
+        (243, 156, 18),
+        (249, 115, 22),
+        (255, 127, 0),
+        (230, 126, 34),
+        (255, 120, 0),
     ),
     "gray": (
-        (128, 128, 128), (128, 128, 128), (105, 105, 105), (158, 158, 158), (100, 100, 100),
-        (149, 165, 166), (169, 169, 169), (120, 120, 120), (140, 140, 140),
+        (128, 128, 128),
+        (128, 128, 128),
+        (105, 105, 105),
+        (158, 158, 158),
+        (100, 100, 100),
+        (149, 165, 166),
+        (169, 169, 169),
+        (120, 120, 120),
+        (140, 140, 140),
     ),
 }
 
 WORDS = (
-    "HELLO", "STOP", "OPEN", "CAT", "DOG", "SUN", "MOON", "TREE", "FISH", "BOOK", "CAR", "EXIT",
-    "YES", "NO", "GO", "HOME", "TEA", "MILK", "STAR", "LOVE", "GAME", "BLUE", "RED", "SALE",
+    "HELLO",
+    "STOP",
+    "OPEN",
+    "CAT",
+    "DOG",
+    "SUN",
+    "MOON",
+    "TREE",
+    "FISH",
+    "BOOK",
+    "CAR",
+    "EXIT",
+    "YES",
+    "NO",
+    "GO",
+    "HOME",
+    "TEA",
+    "MILK",
+    "STAR",
+    "LOVE",
+    "GAME",
+    "BLUE",
+    "RED",
+    "SALE",
 )
 
 
@@ -89,8 +169,10 @@ class Shape:
     def box(self) -> tuple[float, float, float, float]:
         """Left, top, right, bottom in pixels of the scene."""
         return (
-            self.cx - self.width / 2, self.cy - self.height / 2,
-            self.cx + self.width / 2, self.cy + self.height / 2,
+            self.cx - self.width / 2,
+            self.cy - self.height / 2,
+            self.cx + self.width / 2,
+            self.cy + self.height / 2,
         )
 
 
@@ -216,10 +298,14 @@ def _unit_corners(random: Random, kind: str) -> list[tuple[float, float]]:
         if draw < 0.13:  # upside down
             corners = [(0.0, 1.0), (1.0, -1.0), (-1.0, -1.0)]
         elif draw < 0.25:  # a right angle
-            corners = random.choice((
-                [(-1.0, -1.0), (-1.0, 1.0), (1.0, 1.0)], [(1.0, -1.0), (-1.0, 1.0), (1.0, 1.0)],
-                [(-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0)], [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0)],
-            ))
+            corners = random.choice(
+                (
+                    [(-1.0, -1.0), (-1.0, 1.0), (1.0, 1.0)],
+                    [(1.0, -1.0), (-1.0, 1.0), (1.0, 1.0)],
+                    [(-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0)],
+                    [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0)],
+                )
+            )
         elif draw < 0.45:
             turn = random.uniform(-180, 180)
     elif kind == "star":
@@ -232,7 +318,11 @@ def _unit_corners(random: Random, kind: str) -> list[tuple[float, float]]:
 
 
 def make_shape(
-    random: Random, kind: str, colour: str, rgb: Rgb, box: tuple[float, float, float, float],
+    random: Random,
+    kind: str,
+    colour: str,
+    rgb: Rgb,
+    box: tuple[float, float, float, float],
 ) -> Shape:
     """A shape that fills `box` exactly (left, top, right, bottom)."""
     left, top, right, bottom = box
@@ -242,7 +332,13 @@ def make_shape(
         sx, sy = (right - left) / (max(xs) - min(xs)), (bottom - top) / (max(ys) - min(ys))
         corners = [(left + (x - min(xs)) * sx, top + (y - min(ys)) * sy) for x, y in corners]
     return Shape(
-        kind, colour, rgb, (left + right) / 2, (top + bottom) / 2, right - left, bottom - top,
+        kind,
+        colour,
+        rgb,
+        (left + right) / 2,
+        (top + bottom) / 2,
+        right - left,
+        bottom - top,
         tuple(corners),
     )
 
@@ -324,8 +420,10 @@ def _anywhere(random: Random, count: int, width: int, height: int) -> list[Box]:
 
 def _free(one: Box, two: Box, gap: float, apart: float) -> bool:
     separate = (
-        one[2] + gap < two[0] or two[2] + gap < one[0]
-        or one[3] + gap < two[1] or two[3] + gap < one[1]
+        one[2] + gap < two[0]
+        or two[2] + gap < one[0]
+        or one[3] + gap < two[1]
+        or two[3] + gap < one[1]
     )
     return separate and abs(one[0] + one[2] - two[0] - two[2]) / 2 >= apart
 
@@ -346,7 +444,12 @@ def _colours_on(random: Random, background: tuple[Rgb, Rgb], count: int) -> list
 
 
 def invent(
-    random: Random, width: int, height: int, count: int | None = None, *, word: bool = False,
+    random: Random,
+    width: int,
+    height: int,
+    count: int | None = None,
+    *,
+    word: bool = False,
 ) -> Scene:
     """A scene of that size with `count` shapes (0 to 4, drawn if not given)."""
     if count is None:
@@ -366,9 +469,15 @@ def invent(
     quality = random.randint(40, 95) if random.random() < 0.15 else None
     outlined = background[0][1] > 150 and random.random() < 0.07
     return Scene(
-        width, height, background, random.random() < 0.5,
+        width,
+        height,
+        background,
+        random.random() < 0.5,
         random.uniform(2, 14) if random.random() < 0.08 else 0.0,
-        random.random() < 0.6, (0, 0, 0) if outlined else None, quality, tuple(shapes),
+        random.random() < 0.6,
+        (0, 0, 0) if outlined else None,
+        quality,
+        tuple(shapes),
         _word(random, width, height, colours[0][1]) if word else None,
     )
 
@@ -402,7 +511,8 @@ def render(scene: Scene, noise_seed: int = 0) -> Image.Image:
     scale = 2 if scene.smooth and scene.width * scene.height <= 90_000 else 1
     if scale > 1:
         picture = picture.resize(
-            (scene.width * scale, scene.height * scale), Image.Resampling.NEAREST,
+            (scene.width * scale, scene.height * scale),
+            Image.Resampling.NEAREST,
         )
     draw = ImageDraw.Draw(picture)
     stroke = max(1, round(0.008 * min(picture.size)))
@@ -444,7 +554,13 @@ def patches(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Patches in Qwen2-VL's order (blocks of 2 x 2), each channel-first and one frame long."""
     height, width, channels = pixels.shape
     blocks = pixels.reshape(
-        height // STEP, MERGE, PATCH, width // STEP, MERGE, PATCH, channels,
+        height // STEP,
+        MERGE,
+        PATCH,
+        width // STEP,
+        MERGE,
+        PATCH,
+        channels,
     )
     ordered = blocks.transpose(0, 3, 1, 4, 6, 2, 5)
     return ordered.reshape(-1, channels * PATCH * PATCH)
@@ -454,8 +570,10 @@ def draw_size(random: Random, target: tuple[int, int]) -> tuple[int, int]:
     """A picture size, 64 to 1024 px a side, that the model would see as `target`."""
     for _ in range(40):
         exact = target[0] / target[1]
-        ratio = exact if target[0] == target[1] and random.random() < 0.9 else (
-            exact * random.uniform(0.82, 1.22)
+        ratio = (
+            exact
+            if target[0] == target[1] and random.random() < 0.9
+            else (exact * random.uniform(0.82, 1.22))
         )
         largest = 320 if random.random() < 0.85 else 1024  # large ones cost time and teach little
         longer = math.exp(random.uniform(math.log(64), math.log(largest)))

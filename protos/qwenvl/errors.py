@@ -71,7 +71,9 @@ _TABLE: Final = (
     ErrorMapping("ENGINE_UNAVAILABLE", _C.UNAVAILABLE, 503, "server_error", "overloaded", True),
     ErrorMapping("MODEL_LOADING", _C.UNAVAILABLE, 503, "server_error", "overloaded", True),
     ErrorMapping("DRAINING", _C.UNAVAILABLE, 503, "server_error", "overloaded", True),
-    ErrorMapping("GPU_OUT_OF_MEMORY", _C.RESOURCE_EXHAUSTED, 503, "server_error", "overloaded", True),
+    ErrorMapping(
+        "GPU_OUT_OF_MEMORY", _C.RESOURCE_EXHAUSTED, 503, "server_error", "overloaded", True
+    ),
     ErrorMapping("DEADLINE_EXCEEDED", _C.DEADLINE_EXCEEDED, 504, "server_error", "timeout"),
 )
 

@@ -1,0 +1,87 @@
+"""How a settings class becomes command-line flags and `QWENVL_*` variables, in both programs alike.
+
+Owns parsing, merging and error texts. Must not know any particular setting. Needs pydantic, which the extras
+`[adapter]` and `[inference]` install; nothing else in this package imports it.
+
+A field `max_num_seqs` is the flag `--max-num-seqs` and the variable `QWENVL_MAX_NUM_SEQS`; a flag wins over the
+variable. Lists are several words after the flag, and comma-separated in the variable.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+import types
+from typing import Any, Self, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+ENV_PREFIX = "QWENVL_"
+
+
+class FlagSettings(BaseModel):
+    """A settings model whose fields are command-line flags and environment variables."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def add_flags(cls, parser: argparse.ArgumentParser) -> None:
+        """Adds one flag for every field; absent flags leave no trace in the namespace."""
+        for name, info in cls.model_fields.items():
+            flag = "--" + name.replace("_", "-")
+            annotation = info.annotation
+            options: dict[str, Any] = {
+                "default": argparse.SUPPRESS,
+                "dest": name,
+                "help": f"{info.description} (default: {_show_default(info.get_default(call_default_factory=True))})",
+            }
+            if annotation is bool:
+                parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            elif _is_tuple(annotation):
+                parser.add_argument(flag, nargs="+", metavar=name.upper(), **options)
+            else:
+                parser.add_argument(flag, metavar=name.upper(), **options)
+
+    @classmethod
+    def load(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
+        """Merges flags over environment over defaults.
+
+        Args:
+            flags: Parsed flags; names that are no field are ignored.
+            environ: The process environment.
+
+        Raises:
+            SystemExit: A value is invalid; the message names the setting.
+        """
+        values: dict[str, Any] = {}
+        for name, info in cls.model_fields.items():
+            text = environ.get(ENV_PREFIX + name.upper())
+            if name in flags:
+                values[name] = flags[name]
+            elif text is not None and text != "":
+                values[name] = (
+                    tuple(part.strip() for part in text.split(",") if part.strip())
+                    if _is_tuple(info.annotation)
+                    else text
+                )
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = [
+                f"--{str(item['loc'][0]).replace('_', '-') if item['loc'] else 'settings'}: {item['msg']}"
+                for item in error.errors()
+            ]
+            raise SystemExit("invalid settings:\n  " + "\n  ".join(lines)) from None
+
+
+def _is_tuple(annotation: Any) -> bool:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(_is_tuple(part) for part in get_args(annotation))
+    return get_origin(annotation) is tuple
+
+
+def _show_default(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
