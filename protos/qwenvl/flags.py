@@ -10,7 +10,7 @@ variable. Lists are several words after the flag, and comma-separated in the var
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import types
 from typing import Any, Self, Union, get_args, get_origin
 
@@ -26,15 +26,17 @@ class FlagSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def add_flags(cls, parser: argparse.ArgumentParser) -> None:
-        """Adds one flag for every field; absent flags leave no trace in the namespace."""
+    def add_flags(cls, parser: argparse.ArgumentParser, *, skip: Collection[str] = ()) -> None:
+        """Adds one flag for every field not in `skip`; absent flags leave no trace in the namespace."""
         for name, info in cls.model_fields.items():
+            if name in skip:
+                continue
             flag = "--" + name.replace("_", "-")
             annotation = info.annotation
             options: dict[str, Any] = {
                 "default": argparse.SUPPRESS,
                 "dest": name,
-                "help": f"{info.description} (default: {_show_default(info.get_default(call_default_factory=True))})",
+                "help": f"{info.description} (default: {_show_default(info.default)})",
             }
             if annotation is bool:
                 parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
@@ -69,7 +71,7 @@ class FlagSettings(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             lines = [
-                f"--{str(item['loc'][0]).replace('_', '-') if item['loc'] else 'settings'}: {item['msg']}"
+                f"--{str(item['loc'][0]).replace('_', '-')}: {item['msg']}"
                 for item in error.errors()
             ]
             raise SystemExit("invalid settings:\n  " + "\n  ".join(lines)) from None

@@ -1,0 +1,151 @@
+"""One running product for all end-to-end tests: `make serve` as the README says, on free ports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+import http.server
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import grpc
+import pytest
+import requests
+
+from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
+from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
+from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
+from tests.support.pictures import draw
+
+
+ROOT = Path(__file__).parents[2]
+MESSAGE_LIMIT = 32 * 2**20
+START_TIMEOUT_S = 300
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running pair of doors."""
+
+    http: str
+    grpc_target: str
+    process: subprocess.Popen[bytes]
+
+    def channel(self) -> grpc.Channel:
+        size = [
+            ("grpc.max_send_message_length", MESSAGE_LIMIT),
+            ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+        ]
+        return grpc.insecure_channel(self.grpc_target, options=size)
+
+    def info(self) -> admin_pb.GetServerInfoResponse:
+        with self.channel() as channel:
+            return admin_grpc.AdminServiceStub(channel).GetServerInfo(
+                admin_pb.GetServerInfoRequest(), timeout=10
+            )
+
+    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the server ended with status {self.process.returncode}")
+            try:
+                if requests.get(f"{self.http}/ready", timeout=5).status_code == 200:
+                    return
+            except requests.ConnectionError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError("not ready in time")
+
+    def wait_idle(self, timeout_s: float = 20) -> admin_pb.GetServerInfoResponse:
+        """Waits until no sequence runs and no page is referenced."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            info = self.info()
+            load = info.load
+            if load.running_requests == load.waiting_requests == load.kv_pages_used == 0:
+                return info
+            assert time.monotonic() < deadline, f"still busy: {load}"
+            time.sleep(0.05)
+
+
+class PictureHost(http.server.BaseHTTPRequestHandler):
+    """A loopback host of pictures, and of one redirect to a forbidden address."""
+
+    def do_GET(self) -> None:
+        if self.path == "/redirect":
+            self.send_response(302)
+            self.send_header("location", "http://169.254.169.254/latest/meta-data")
+            self.end_headers()
+            return
+        body = (
+            draw("red", "circle").png
+            if self.path == "/red-circle.png"
+            else b"<html>no picture</html>"
+        )
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Tests stay silent."""
+
+
+@pytest.fixture(scope="session")
+def picture_host() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), PictureHost)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def served(picture_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    http_port, grpc_port = free_port(), free_port()
+    environment = os.environ | {
+        "QWENVL_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
+        "QWENVL_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",
+        "QWENVL_ADMIN_ADDRESS": f"127.0.0.1:{free_port()}",
+        "QWENVL_ALLOWED_MEDIA_DOMAINS": picture_host,
+    }
+    log = tmp_path_factory.mktemp("served") / "log.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["make", "serve"],
+            cwd=ROOT,
+            env=environment,
+            stderr=output,
+            stdout=output,
+            start_new_session=True,
+        )
+    product = Served(f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}", process)
+    try:
+        product.wait_ready()
+    except AssertionError as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+        raise AssertionError(f"{error}\n{log.read_text()[-4000:]}") from None
+    yield product
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(60)
+
+
+@pytest.fixture
+def chat(served: Served) -> Iterator[chat_grpc.ChatServiceStub]:
+    with served.channel() as channel:
+        yield chat_grpc.ChatServiceStub(channel)
