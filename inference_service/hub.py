@@ -50,7 +50,7 @@ def resolve_model(model: str | None, served_names: tuple[str, ...] = ()) -> Reso
         local = f"models/{directory.name}"
         raise ModelNotFound(
             f"{model} is not a directory. Download it first:\n"
-            f"  modelscope download --model {model} --local_dir {local}\n"
+            f"  modelscope download {model} --local-dir {local}\n"
             f"  qwenvl serve {local}"
         )
     raise ModelNotFound(f"{model} is neither a directory nor a hub id")

@@ -27,7 +27,7 @@ def test_a_directory_is_served_under_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-VL-4B-Instruct", "qwen/Qwen-VL-Chat"])
 def test_a_hub_id_tells_how_to_get_it(name: str) -> None:
-    with pytest.raises(ModelNotFound, match=f"modelscope download --model {name}"):
+    with pytest.raises(ModelNotFound, match=f"modelscope download {name}"):
         resolve_model(name)
 
 

@@ -1,0 +1,23 @@
+# The inference service: gRPC front and engine process. Build from the root of the repository:
+#   docker build -f docker/inference.Dockerfile -t qwen-vl-serving/inference:0.1.0 .
+FROM python:3.11.14-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+# torch, by far the largest part, has a layer of its own that changes only with the constraints.
+COPY constraints.txt ./
+RUN python -m venv /opt/qwenvl && /opt/qwenvl/bin/pip install -c constraints.txt torch
+COPY pyproject.toml README.md LICENSE ./
+COPY protos protos
+COPY inference_service inference_service
+RUN /opt/qwenvl/bin/pip install -c constraints.txt '.[inference]'
+
+FROM python:3.11.14-slim-bookworm
+# A numeric user, so that Kubernetes can see that it is not root; a named one, because getpass.getuser asks.
+RUN groupadd --gid 10001 qwenvl \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin qwenvl
+COPY --from=build /opt/qwenvl /opt/qwenvl
+ENV PATH=/opt/qwenvl/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    QWENVL_GRPC_ADDRESS=0.0.0.0:50051
+USER 10001:10001
+EXPOSE 50051
+ENTRYPOINT ["inference-service"]

@@ -1,0 +1,375 @@
+"""What a schema cannot see in manifests: names that must meet, times that must fit, limits that must hold.
+
+Owns the rules, each a function of the rendered objects that yields what is wrong. Must not know how they are rendered.
+The settings of the code are the measure: names, ports and times are never written here a second time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+import ipaddress
+from pathlib import PurePosixPath
+import re
+
+from inference_service.settings import ServiceSettings
+from rest_adapter.settings import AdapterSettings
+from tests.k8s.manifest_network import Endpoint, matches, outside, reaches
+from tests.k8s.manifest_set import Manifests, Object, Workload
+from tests.k8s.pod_security import PROBES, restricted
+
+
+GPU = "nvidia.com/gpu"
+PREFIX = "QWENVL_"
+SETTINGS: dict[str, type[AdapterSettings | ServiceSettings]] = {
+    "inference": ServiceSettings,
+    "rest-adapter": AdapterSettings,
+}
+"""Whose settings the variables of a container are, by the container's name."""
+
+EXTERNAL = frozenset({("Secret", "api-keys")})
+"""What the operator makes by hand, as k8s/README.md says."""
+
+UNITS = {"": 1, "Mi": 2**20, "Gi": 2**30}
+
+
+def quantity(text: str) -> int:
+    """Bytes of `512Mi` or `2Gi`."""
+    number, unit = re.fullmatch(r"(\d+)(\D*)", text).groups()
+    return int(number) * UNITS[unit]
+
+
+def port_of(address: str) -> int:
+    """The port of `host:port`."""
+    return int(address.rpartition(":")[2])
+
+
+def settings_of(manifests: Manifests, container: Object) -> AdapterSettings | ServiceSettings:
+    """The settings that the program in this container would run with."""
+    return SETTINGS[container["name"]].load({}, manifests.environment(container))
+
+
+def programs(manifests: Manifests) -> Iterator[tuple[Workload, Object]]:
+    """The containers that run a program of this project."""
+    for workload in manifests.workloads():
+        for container in workload.containers:
+            if container["name"] in SETTINGS:
+                yield workload, container
+
+
+def selectors(manifests: Manifests) -> Iterator[str]:
+    """A Deployment selects its own pods; a Service or policy with a selector selects exactly one workload."""
+    workloads = list(manifests.workloads())
+    for workload in workloads:
+        if not matches(workload.spec.get("selector", {}), workload.labels):
+            yield f"{workload.name}: selector and pod labels differ"
+    for item in [*manifests.of_kind("Service"), *manifests.of_kind("NetworkPolicy")]:
+        spec = item["spec"]
+        selector = (
+            spec["podSelector"] if "podSelector" in spec else {"matchLabels": spec["selector"]}
+        )
+        hits = sum(matches(selector, workload.labels) for workload in workloads)
+        if selector and hits != 1:
+            yield f"{item['kind']} {item['metadata']['name']} selects {hits} workloads"
+
+
+def probe_ports(manifests: Manifests) -> Iterator[str]:
+    """Every port has a number and a name of its own, and probes ask one of them."""
+    for workload in manifests.workloads():
+        for container in workload.containers:
+            names = _port_names(container)
+            if len(names) != 2 * len(container.get("ports", [])):
+                yield f"{container['name']}: a port is named twice or not at all"
+            for probe in PROBES:
+                for action in ("grpc", "httpGet", "tcpSocket"):
+                    port = container.get(probe, {}).get(action, {}).get("port")
+                    if port is not None and port not in names:
+                        yield f"{container['name']}: {probe} asks port {port}"
+
+
+def service_ports(manifests: Manifests) -> Iterator[str]:
+    """A Service leads to a port of the pods it selects; a headless one cannot change the number on the way."""
+    for item in manifests.of_kind("Service"):
+        name, spec = item["metadata"]["name"], item["spec"]
+        reachable = _ports_selected(manifests, {"matchLabels": spec["selector"]})
+        for port in spec["ports"]:
+            if port.get("targetPort", port["port"]) not in reachable:
+                yield f"Service {name}: no container port for {port}"
+            if spec.get("clusterIP") == "None" and port["port"] not in reachable:
+                yield f"headless Service {name}: no container port {port['port']}"
+
+
+def policy_ports(manifests: Manifests) -> Iterator[str]:
+    """A NetworkPolicy opens only ports that the selected pods have."""
+    for item in manifests.of_kind("NetworkPolicy"):
+        reachable = _ports_selected(manifests, item["spec"]["podSelector"])
+        for rule in item["spec"].get("ingress", []):
+            for port in rule.get("ports", []):
+                if port["port"] not in reachable:
+                    yield f"NetworkPolicy {item['metadata']['name']} opens port {port['port']}"
+
+
+def _port_names(container: Object) -> set[str | int]:
+    listed = container.get("ports", [])
+    return {port["containerPort"] for port in listed} | {port["name"] for port in listed}
+
+
+def _ports_selected(manifests: Manifests, selector: Object) -> set[str | int]:
+    return {
+        name
+        for workload in manifests.workloads()
+        if matches(selector, workload.labels)
+        for container in workload.containers
+        for name in _port_names(container)
+    }
+
+
+def mounts(manifests: Manifests) -> Iterator[str]:
+    """Every mount has its volume and every volume its mount."""
+    for workload in manifests.workloads():
+        volumes = {volume["name"] for volume in workload.pod.get("volumes", [])}
+        mounted = {
+            mount["name"]
+            for container in workload.containers
+            for mount in container.get("volumeMounts", [])
+        }
+        for name in sorted(volumes ^ mounted):
+            yield f"{workload.name}: {name} is a volume or a mount, not both"
+
+
+def references(manifests: Manifests) -> Iterator[str]:
+    """Whatever a pod names exists, here or among what the operator makes by hand."""
+    for workload in manifests.workloads():
+        for kind, name in _named(workload):
+            if not manifests.has(kind, name) and (kind, name) not in EXTERNAL:
+                yield f"{workload.name}: there is no {kind} {name}"
+
+
+def _named(workload: Workload) -> Iterator[tuple[str, str]]:
+    if "serviceAccountName" in workload.pod:
+        yield "ServiceAccount", workload.pod["serviceAccountName"]
+    for volume in workload.pod.get("volumes", []):
+        if "persistentVolumeClaim" in volume:
+            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
+        if "secret" in volume:
+            yield "Secret", volume["secret"]["secretName"]
+        if "configMap" in volume:
+            yield "ConfigMap", volume["configMap"]["name"]
+    for container in workload.containers:
+        for source in container.get("envFrom", []):
+            if "configMapRef" in source:
+                yield "ConfigMap", source["configMapRef"]["name"]
+
+
+def gpu(manifests: Manifests) -> Iterator[str]:
+    """A GPU is requested as it is limited, whole, and never by more pods than there are GPUs during a rollout."""
+    for workload in manifests.workloads():
+        for container in workload.containers:
+            asked, limit = (container["resources"][key].get(GPU) for key in ("requests", "limits"))
+            if asked != limit:
+                yield f"{container['name']}: requests {asked} GPUs and limits {limit}"
+            if limit is None:
+                continue
+            if not str(limit).isdigit() or int(limit) < 1:
+                yield f"{container['name']}: {limit} GPUs"
+            strategy = workload.spec.get("strategy", {})
+            surge = strategy.get("rollingUpdate", {}).get("maxSurge")
+            if workload.kind == "Deployment" and strategy.get("type") != "Recreate" and surge != 0:
+                yield f"{workload.name}: a rollout would wait for a second GPU"
+
+
+def memory(manifests: Manifests) -> Iterator[str]:
+    """Memory is requested and limited, and volumes in memory have a size that leaves room for the program."""
+    for workload in manifests.workloads():
+        volumes = [volume["emptyDir"] for volume in workload.pod["volumes"] if "emptyDir" in volume]
+        in_memory = [volume for volume in volumes if volume.get("medium") == "Memory"]
+        if any("sizeLimit" not in volume for volume in in_memory):
+            yield f"{workload.name}: a volume in memory has no limit"
+        shared = sum(quantity(volume.get("sizeLimit", "0")) for volume in in_memory)
+        for container in workload.containers:
+            asked = quantity(container["resources"]["requests"].get("memory", "0"))
+            limit = quantity(container["resources"]["limits"].get("memory", "0"))
+            if not 0 < asked <= limit or limit < 2 * shared:
+                yield f"{container['name']}: memory {asked} to {limit} with {shared} in volumes"
+
+
+def drain(manifests: Manifests) -> Iterator[str]:
+    """A pod gets more time to end than waiting (preStop) and draining take together."""
+    for workload, container in programs(manifests):
+        settings = settings_of(manifests, container)
+        # The adapter's streams end with those of the service behind it.
+        drain_s = getattr(settings, "drain_timeout_s", ServiceSettings().drain_timeout_s)
+        wait_s = (
+            container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        )
+        grace_s = workload.pod.get("terminationGracePeriodSeconds", 30)
+        if wait_s < 5:
+            yield f"{workload.name}: clients get {wait_s} s to see that the pod leaves"
+        if grace_s <= wait_s + drain_s:
+            yield f"{workload.name}: grace of {grace_s} s for {wait_s} s and {drain_s} s"
+
+
+def startup(manifests: Manifests) -> Iterator[str]:
+    """Probes ask the right thing, and none ends a start that the service itself still allows."""
+    for workload, container in programs(manifests):
+        settings = settings_of(manifests, container)
+        for probe in PROBES:
+            if probe not in container:
+                yield f"{workload.name}: no {probe}"
+        probes = [container.get(probe, {}) for probe in PROBES]
+        budget_s = probes[0].get("periodSeconds", 10) * probes[0].get("failureThreshold", 3)
+        if isinstance(settings, ServiceSettings):
+            asked = [probe.get("grpc", {}).get("service") for probe in probes]
+            if asked != ["readiness", "readiness", "liveness"]:
+                yield f"{workload.name}: the probes ask for {asked}"
+            if budget_s <= settings.engine_start_timeout_s:
+                yield f"{workload.name}: killed after {budget_s} s of loading"
+        else:
+            asked = [probe.get("httpGet", {}).get("path") for probe in probes]
+            if asked != ["/health", "/ready", "/health"]:
+                yield f"{workload.name}: the probes ask for {asked}"
+        if workload.spec.get("progressDeadlineSeconds", 600) <= budget_s:
+            yield f"{workload.name}: the rollout is given up before the pod is"
+
+
+def security(manifests: Manifests) -> Iterator[str]:
+    """Pod Security `restricted`, enforced by the namespace; no API token; no variables of other Services."""
+    for item in manifests.of_kind("Namespace"):
+        labels = item["metadata"].get("labels", {})
+        if labels.get("pod-security.kubernetes.io/enforce") != "restricted":
+            yield "the namespace does not enforce `restricted`"
+    for workload in manifests.workloads():
+        yield from (f"{workload.name}: {text}" for text in restricted(workload.pod))
+        if workload.pod.get("automountServiceAccountToken") is not False:
+            yield f"{workload.name}: mounts an API token"
+        if workload.pod.get("enableServiceLinks") is not False:
+            yield f"{workload.name}: Services would add variables"
+        for container in workload.containers:
+            writable = container["securityContext"].get("readOnlyRootFilesystem") is not True
+            if writable and GPU not in container["resources"]["limits"]:
+                yield f"{container['name']}: writable root without a GPU"
+
+
+def settings(manifests: Manifests) -> Iterator[str]:
+    """Every variable is a setting of the program in the container, and its value is accepted."""
+    for workload, container in programs(manifests):
+        known = {PREFIX + name.upper() for name in SETTINGS[container["name"]].model_fields}
+        names = {name for name in manifests.environment(container) if name.startswith(PREFIX)}
+        yield from (
+            f"{workload.name}: no setting is called {name}" for name in sorted(names - known)
+        )
+        try:
+            settings_of(manifests, container)
+        except SystemExit as error:
+            yield f"{workload.name}: {error}"
+
+
+def addresses(manifests: Manifests) -> Iterator[str]:
+    """The programs listen where the container says and call where a Service is; the admin address stays inside."""
+    for workload, container in programs(manifests):
+        values = settings_of(manifests, container)
+        served = values.grpc_address if isinstance(values, ServiceSettings) else values.http_address
+        listed = {port["containerPort"] for port in container["ports"]}
+        if listed != {port_of(served)} or not served.startswith("0.0.0.0:"):
+            yield f"{workload.name}: listens on {served}, the container names {sorted(listed)}"
+        if isinstance(values, ServiceSettings):
+            admin = values.admin_address.rpartition(":")[0]
+            if admin and not ipaddress.ip_address(admin).is_loopback:
+                yield f"{workload.name}: the admin address {values.admin_address} is open"
+            continue
+        target = re.fullmatch(r"dns:///([a-z-]+):(\d+)", values.grpc_target)
+        found = [
+            item
+            for item in manifests.of_kind("Service")
+            if target and item["metadata"]["name"] == target[1]
+        ]
+        if not found or int(target[2]) not in {port["port"] for port in found[0]["spec"]["ports"]}:
+            yield f"{workload.name}: nothing answers at {values.grpc_target}"
+        elif found[0]["spec"].get("clusterIP") != "None":
+            yield "the Service for gRPC is not headless: one connection would mean one pod"
+
+
+def files(manifests: Manifests) -> Iterator[str]:
+    """The keys come from the Secret and are required; the model lies on the model volume or in the image."""
+    for workload, container in programs(manifests):
+        values = settings_of(manifests, container)
+        volumes = {volume["name"]: volume for volume in workload.pod["volumes"]}
+        mounted = {
+            PurePosixPath(mount["mountPath"]): volumes.get(mount["name"], {})
+            for mount in container["volumeMounts"]
+        }
+        keys = PurePosixPath(values.api_key_file or "/")
+        source = mounted.get(keys.parent, {}).get("secret")
+        if source is None or source.get("optional"):
+            yield f"{workload.name}: the door may be open, keys at {values.api_key_file}"
+        elif manifests.has("Secret", source["secretName"]):
+            secret = manifests.get("Secret", source["secretName"])
+            if keys.name not in secret["data"]:
+                yield f"{workload.name}: the Secret has no {keys.name}"
+        model = getattr(values, "model", None)
+        if model and "persistentVolumeClaim" not in mounted.get(PurePosixPath(model).parent, {}):
+            yield f"{workload.name}: {model} is on no volume"
+
+
+def images(manifests: Manifests, version: str) -> Iterator[str]:
+    """Every image carries the version of this project as its tag."""
+    for workload in manifests.workloads():
+        for container in workload.containers:
+            if container["image"].rpartition(":")[2] != version:
+                yield f"{workload.name}: image {container['image']} is not of version {version}"
+
+
+def network(manifests: Manifests) -> Iterator[str]:
+    """Nothing is open by default, and the service may leave the cluster exactly if its settings say so."""
+    unnamed, public = Endpoint({"any": "pod"}), outside("93.184.215.14")
+    if reaches(manifests, unnamed, public, 443) or reaches(manifests, public, unnamed, 443):
+        yield "a pod that no policy names is open"
+    for workload, container in programs(manifests):
+        values = settings_of(manifests, container)
+        fetches = isinstance(values, ServiceSettings) and values.enable_media_fetch
+        pod = Endpoint(workload.labels)
+        for address in ("93.184.215.14", "2606:2800:21f::1"):
+            if reaches(manifests, pod, outside(address), 443) != fetches:
+                yield f"{workload.name}: media fetch {fetches}, but the policy for {address} differs"
+
+
+def token_accounts(manifests: Manifests) -> Iterator[str]:
+    """Service accounts give no token either."""
+    for item in manifests.of_kind("ServiceAccount"):
+        if item.get("automountServiceAccountToken") is not False:
+            yield f"ServiceAccount {item['metadata']['name']} mounts its token"
+
+
+def unique(manifests: Manifests) -> Iterator[str]:
+    """Nothing is there twice, and everything lives in the one namespace."""
+    seen = Counter((item["kind"], item["metadata"]["name"]) for item in manifests.objects)
+    yield from (f"{kind} {name} is there {n} times" for (kind, name), n in seen.items() if n > 1)
+    for item in manifests.objects:
+        if item["kind"] != "Namespace" and item["metadata"].get("namespace") != "qwen-vl-serving":
+            yield f"{item['kind']} {item['metadata']['name']} has no namespace"
+
+
+Rule = Callable[[Manifests], Iterator[str]]
+RULES: dict[str, Rule] = {
+    rule.__name__: rule
+    for rule in (
+        selectors,
+        probe_ports,
+        service_ports,
+        policy_ports,
+        mounts,
+        references,
+        gpu,
+        memory,
+        drain,
+        startup,
+        security,
+        settings,
+        addresses,
+        files,
+        network,
+        token_accounts,
+        unique,
+    )
+}
+"""Every rule that needs nothing but the objects."""

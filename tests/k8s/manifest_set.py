@@ -1,0 +1,114 @@
+"""What `kubectl apply -k` would send: renders a kustomization and finds things in it.
+
+Owns rendering and looking up. Must not know what is right or wrong about a manifest (`manifest_policy`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+import functools
+import os
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import yaml
+
+
+ROOT = Path(__file__).resolve().parents[2]
+OVERLAYS = ("single-gpu", "dev-cpu")
+APPLIED = {
+    "base": ("base",),
+    "single-gpu": ("overlays/single-gpu",),
+    "dev-cpu": ("overlays/dev-cpu",),
+    "model-download": ("overlays/single-gpu", "model-download"),
+}
+"""The kustomizations below k8s/ that are in the cluster together, by the name of the last one applied."""
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A Deployment or Job seen through its pod template."""
+
+    kind: str
+    name: str
+    body: Object
+
+    @property
+    def spec(self) -> Object:
+        return self.body["spec"]
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return self.spec["template"]["metadata"].get("labels", {})
+
+    @property
+    def pod(self) -> Object:
+        return self.spec["template"]["spec"]
+
+    @property
+    def containers(self) -> list[Object]:
+        return [*self.pod.get("initContainers", []), *self.pod["containers"]]
+
+
+@dataclass(frozen=True)
+class Manifests:
+    """The objects that are in the cluster together."""
+
+    objects: list[Object]
+
+    def of_kind(self, kind: str) -> list[Object]:
+        return [item for item in self.objects if item["kind"] == kind]
+
+    def get(self, kind: str, name: str) -> Object:
+        return next(item for item in self.of_kind(kind) if item["metadata"]["name"] == name)
+
+    def has(self, kind: str, name: str) -> bool:
+        return any(item["metadata"]["name"] == name for item in self.of_kind(kind))
+
+    def workloads(self) -> Iterator[Workload]:
+        for item in self.objects:
+            if item["kind"] in ("Deployment", "Job"):
+                yield Workload(item["kind"], item["metadata"]["name"], item)
+
+    def environment(self, container: Object) -> dict[str, str]:
+        """The variables of a container as the kubelet would set them; Secrets stay out."""
+        values: dict[str, str] = {}
+        for source in container.get("envFrom", []):
+            name = source.get("configMapRef", {}).get("name", "")
+            if self.has("ConfigMap", name):
+                values |= self.get("ConfigMap", name)["data"]
+        values |= {
+            item["name"]: item["value"] for item in container.get("env", []) if "value" in item
+        }
+        return values
+
+
+@functools.cache
+def render(kustomization: str) -> str:
+    """Renders a folder below k8s/ into YAML text."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    kubectl = shutil.which("kubectl", path=path)
+    assert kubectl is not None, "no kubectl: python tests/k8s/install_kubectl.py installs one"
+    done = subprocess.run(
+        [kubectl, "kustomize", str(ROOT / "k8s" / kustomization)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # A warning is a deprecated field or a patch that hit nothing.
+    assert "Warning" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def load(name: str) -> Manifests:
+    """Renders and parses one entry of APPLIED; every call gives fresh objects that a test may change."""
+    texts = [render(kustomization) for kustomization in APPLIED[name]]
+    return Manifests([item for text in texts for item in yaml.safe_load_all(text)])

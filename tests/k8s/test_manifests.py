@@ -1,0 +1,162 @@
+"""The rendered manifests keep the schemas of Kubernetes and the rules of this project."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+
+import kubernetes_validate
+import pytest
+
+from tests.k8s import manifest_policy
+from tests.k8s.manifest_network import Endpoint, outside, reaches
+from tests.k8s.manifest_set import APPLIED, OVERLAYS, ROOT, load
+
+
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+@pytest.mark.parametrize("release", ["1.32", "1.34", "1.37"])
+def test_every_object_fits_the_strict_schema(release):
+    objects = {json.dumps(item, sort_keys=True) for name in APPLIED for item in load(name).objects}
+    assert len(objects) > 15
+    for text in objects:
+        # An unknown kind raises as well: nothing passes for lack of a schema.
+        assert kubernetes_validate.validate(json.loads(text), release, strict=True) == release
+
+
+def test_a_misspelt_field_does_not_fit():
+    deployment = load("base").get("Deployment", "inference")
+    deployment["spec"]["replicaz"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, "1.37", strict=True)
+
+
+@pytest.mark.parametrize("rule", manifest_policy.RULES)
+@pytest.mark.parametrize("kustomization", APPLIED)
+def test_rule(kustomization, rule):
+    assert list(manifest_policy.RULES[rule](load(kustomization))) == []
+
+
+@pytest.mark.parametrize("kustomization", APPLIED)
+def test_image_tags_are_the_version_of_the_project(kustomization):
+    assert list(manifest_policy.images(load(kustomization), VERSION)) == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_has_both_doors(overlay):
+    manifests = load(overlay)
+    assert [item.name for item in manifests.workloads()] == ["inference", "rest-adapter"]
+    assert manifests.get("Service", "inference")["spec"]["clusterIP"] == "None"
+    assert manifests.get("Service", "rest-adapter")["spec"]["ports"][0]["port"] == 8000
+
+
+def test_only_the_developers_overlay_brings_a_key():
+    assert load("base").of_kind("Secret") == []
+    assert load("single-gpu").of_kind("Secret") == []
+    assert len(load("dev-cpu").of_kind("Secret")) == 1
+
+
+def test_dev_cpu_serves_the_embedded_model_without_gpu_or_volume():
+    manifests = load("dev-cpu")
+    (container,) = manifests.get("Deployment", "inference")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    values = manifest_policy.settings_of(manifests, container)
+    assert (values.model, values.served_model_name, values.device) == (None, (), "cpu")
+    assert manifest_policy.GPU not in str(container["resources"])
+    assert manifests.of_kind("PersistentVolumeClaim") == []
+
+
+def test_single_gpu_hands_the_gpu_over_and_keeps_to_gpu_nodes():
+    deployment = load("single-gpu").get("Deployment", "inference")
+    pod = deployment["spec"]["template"]["spec"]
+    assert deployment["spec"]["replicas"] == 1
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+    assert pod["tolerations"][0]["key"] == manifest_policy.GPU
+    assert pod["containers"][0]["resources"]["limits"][manifest_policy.GPU] == "1"
+
+
+INFERENCE = Endpoint({"app.kubernetes.io/name": "inference"})
+ADAPTER = Endpoint({"app.kubernetes.io/name": "rest-adapter"})
+STRANGER = Endpoint({"app": "x"}, namespace="other")
+CALLER = Endpoint(
+    {"app": "x"}, namespace="team", namespace_labels={"qwen-vl-serving/grpc-client": "true"}
+)
+DNS = Endpoint(
+    {"k8s-app": "kube-dns"},
+    namespace="kube-system",
+    namespace_labels={"kubernetes.io/metadata.name": "kube-system"},
+)
+NAMES = {
+    "inference": INFERENCE,
+    "adapter": ADAPTER,
+    "stranger": STRANGER,
+    "caller": CALLER,
+    "dns": DNS,
+    "public": outside("93.184.215.14"),
+    "public6": outside("2606:2800:21f::1"),
+    "lan": outside("192.168.1.1"),
+}
+PORTS = (53, 80, 443, 8000, 50051, 50052)
+ALWAYS = {
+    ("adapter", "inference", 50051),
+    ("caller", "inference", 50051),
+    *(
+        (name, "adapter", 8000)
+        for name in ("stranger", "caller", "dns", "public", "public6", "lan")
+    ),
+    ("adapter", "dns", 53),
+    ("inference", "dns", 53),
+}
+WITH_MEDIA = {("inference", name, port) for name in ("public", "public6") for port in (80, 443)}
+
+
+@pytest.mark.parametrize(
+    ("kustomization", "wanted"),
+    [("base", ALWAYS), *((overlay, ALWAYS | WITH_MEDIA) for overlay in OVERLAYS)],
+)
+def test_who_reaches_whom(kustomization, wanted):
+    manifests = load(kustomization)
+    ours = ("inference", "adapter")
+    seen = {
+        (source, target, port)
+        for source in NAMES
+        for target in NAMES
+        for port in PORTS
+        if (source in ours or target in ours)
+        if reaches(manifests, NAMES[source], NAMES[target], port)
+    }
+    assert seen == wanted
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0.0.0.0",
+        "10.1.2.3",
+        "100.64.0.1",
+        "127.0.0.1",
+        "168.63.129.16",
+        "169.254.169.254",
+        "172.31.0.1",
+        "192.0.0.192",
+        "192.168.0.1",
+        "198.18.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "64:ff9b::a9fe:a9fe",
+        "2002:7f00:1::",
+        "fd00:ec2::254",
+        "fe80::1",
+        "ff02::1",
+    ],
+)
+@pytest.mark.parametrize("kustomization", [*OVERLAYS, "model-download"])
+def test_no_pod_reaches_an_address_that_is_not_public(kustomization, address):
+    manifests = load(kustomization)
+    for workload in manifests.workloads():
+        pod = Endpoint(workload.labels)
+        assert not any(reaches(manifests, pod, outside(address), port) for port in PORTS)
