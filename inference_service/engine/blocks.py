@@ -1,0 +1,167 @@
+"""The pages of the KV cache: who holds them, what they contain, which one is given out next.
+
+Owns reference counts, the hash chain of prefixes and the order of reuse. Must not know torch, tensors or time.
+
+A page is in one of three states: used (referenced by at least one sequence), cached (unreferenced, but its content can
+be found by hash) or free. Only full, computed pages are shared, so a page that is being written has one holder.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from hashlib import blake2b
+
+from inference_service.engine.sequence import Sequence
+
+
+def root_hash(cache_salt: bytes) -> bytes:
+    """Begin of a hash chain: chains of unequal salts have nothing in common."""
+    return blake2b(cache_salt, digest_size=32, person=b"kv-root").digest()
+
+
+def page_hash(
+    parent: bytes, token_ids: Iterable[int], pictures: Iterable[tuple[bytes, int]]
+) -> bytes:
+    """The name of a full page's content.
+
+    Keys and values depend on every token before them and on the pictures behind the placeholders, so both are part
+    of the name; all pages have the same number of tokens, which makes the concatenation unambiguous.
+
+    Args:
+        parent: Hash of the page before, or the root.
+        token_ids: The ids in the page.
+        pictures: (32 byte key, tokens from the picture's start to the page's start) of every picture in the page;
+            the distance is negative where the picture begins inside the page.
+    """
+    digest = blake2b(parent, digest_size=32)
+    digest.update(array("q", token_ids).tobytes())
+    for key, distance in pictures:
+        digest.update(key)
+        digest.update(distance.to_bytes(8, "little", signed=True))
+    return digest.digest()
+
+
+class BlockManager:
+    """Gives the pages of the KV cache to sequences and finds equal prefixes again."""
+
+    def __init__(
+        self, num_pages: int, page_size: int, *, enable_prefix_caching: bool = True
+    ) -> None:
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self.enable_prefix_caching = enable_prefix_caching
+        self._references = [0] * num_pages
+        self._free = deque(range(num_pages))
+        self._cached: OrderedDict[int, None] = OrderedDict()  # unreferenced, oldest first
+        self._page_by_hash: dict[bytes, int] = {}
+        self._hash_by_page: dict[int, bytes] = {}
+
+    @property
+    def num_cached(self) -> int:
+        """Unreferenced pages whose content can be found again."""
+        return len(self._cached)
+
+    @property
+    def num_available(self) -> int:
+        """Pages that nobody holds."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_used(self) -> int:
+        """Pages that some sequence holds."""
+        return self.num_pages - self.num_available
+
+    def admit(self, sequence: Sequence, *, use_cache: bool = True) -> bool:
+        """Give the sequence pages for all its present tokens, or do nothing and return False.
+
+        Pages found in the prefix cache are shared and count as computed. The last token is never taken
+        from the cache: somebody has to compute the logits of the next one.
+        """
+        hits = self._find_prefix(sequence) if use_cache and self.enable_prefix_caching else []
+        fresh = self._pages_for(len(sequence)) - len(hits)
+        if fresh > self.num_available - sum(page in self._cached for page in hits):
+            return False
+        for page in hits:
+            self._cached.pop(page, None)
+            self._references[page] += 1
+        sequence.pages = hits + [self._take() for _ in range(fresh)]
+        sequence.num_computed_tokens = len(hits) * self.page_size
+        sequence.num_published_pages = len(hits)
+        return True
+
+    def grow(self, sequence: Sequence) -> bool:
+        """Make sure that the sequence's newest token has a slot; False if no page is left."""
+        if len(sequence.pages) < self._pages_for(len(sequence)):
+            if not self.num_available:
+                return False
+            sequence.pages.append(self._take())
+        return True
+
+    def publish(self, sequence: Sequence) -> None:
+        """Let others find the sequence's full pages; call it when their tokens are computed."""
+        if not self.enable_prefix_caching:
+            return
+        num_full = sequence.num_computed_tokens // self.page_size
+        for index in range(sequence.num_published_pages, num_full):
+            name, page = self._hash(sequence, index), sequence.pages[index]
+            if (
+                name not in self._page_by_hash
+            ):  # else an equal page was faster; this one stays private
+                self._page_by_hash[name] = page
+                self._hash_by_page[page] = name
+        sequence.num_published_pages = num_full
+
+    def release(self, sequence: Sequence) -> None:
+        """Take all pages back. The last page is reused first: a prefix is worth more than its tail."""
+        for page in reversed(sequence.pages):
+            self._references[page] -= 1
+            if self._references[page] == 0:
+                if page in self._hash_by_page:
+                    self._cached[page] = None
+                else:
+                    self._free.append(page)
+        sequence.pages = []
+        sequence.num_computed_tokens = 0
+        sequence.num_published_pages = 0
+
+    def _find_prefix(self, sequence: Sequence) -> list[int]:
+        """The longest run of known pages from the sequence's start."""
+        pages = []
+        for index in range((len(sequence) - 1) // self.page_size):
+            page = self._page_by_hash.get(self._hash(sequence, index))
+            if page is None:
+                break
+            pages.append(page)
+        return pages
+
+    def _hash(self, sequence: Sequence, index: int) -> bytes:
+        """Hash of the sequence's full page `index`; the chain before it is known or computed on the way."""
+        hashes = sequence.page_hashes
+        while len(hashes) <= index:
+            start = len(hashes) * self.page_size
+            end = start + self.page_size
+            images = sequence.images_between(start, end)
+            parent = hashes[-1] if hashes else root_hash(sequence.request.cache_salt)
+            hashes.append(
+                page_hash(
+                    parent,
+                    sequence.token_ids[start:end],
+                    [(image.key, start - image.start) for image in images],
+                )
+            )
+        return hashes[index]
+
+    def _take(self) -> int:
+        """An unreferenced page for one writer; what could still be found there is forgotten last."""
+        if self._free:
+            page = self._free.popleft()
+        else:
+            page, _ = self._cached.popitem(last=False)
+            del self._page_by_hash[self._hash_by_page.pop(page)]
+        self._references[page] = 1
+        return page
+
+    def _pages_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_size)

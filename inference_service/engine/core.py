@@ -1,0 +1,265 @@
+"""The engine: requests in, tokens out, one step at a time.
+
+Owns the glue between scheduler, runner and caches, and what happens to a request when a step fails.
+Must not know processes, sockets or text.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+import time
+
+import torch
+from torch import Tensor
+
+from inference_service.engine.blocks import BlockManager
+from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.memory import (
+    count_kv_pages,
+    resolve_device,
+    resolve_dtype,
+    resolve_max_model_len,
+)
+from inference_service.engine.runner import ChunkResult, ModelRunner
+from inference_service.engine.scheduler import Chunk, Plan, Scheduler
+from inference_service.engine.sequence import Sequence
+from inference_service.engine.types import (
+    EngineConfig,
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    ImageSpan,
+    SequenceOutput,
+)
+from inference_service.errors import InternalError, InvalidArgumentError, OutOfMemoryError
+from inference_service.models.loader import load_model
+from inference_service.models.spec import load_spec
+from inference_service.models.tables import kv_bytes_per_token, module_parts
+
+
+logger = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """A loaded model with its caches and its queue.
+
+    Not thread-safe: one loop calls `add`, `abort` and `step` in turn.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        started = time.monotonic()
+        model_dir = Path(config.model_dir)
+        spec = load_spec(model_dir)
+        device = resolve_device(config.device)
+        dtype = resolve_dtype(config.dtype, spec.checkpoint_dtype, device)
+        if config.cpu_threads is not None:
+            torch.set_num_threads(config.cpu_threads)
+        model = load_model(model_dir, dtype=dtype, device=device)
+        num_pages = count_kv_pages(config, model)
+        max_model_len = min(resolve_max_model_len(config, spec), num_pages * config.page_size)
+        self._vocab_size = spec.decoder.vocab_size
+        self._image_policy = spec.image_policy
+        self._blocks = BlockManager(
+            num_pages, config.page_size, enable_prefix_caching=config.enable_prefix_caching
+        )
+        self._encoder_cache: EncoderCache[Tensor] = EncoderCache(config.encoder_cache_tokens)
+        self._scheduler = Scheduler(
+            self._blocks,
+            self._encoder_cache,
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+        )
+        self._runner = ModelRunner(
+            model,
+            model.new_kv_cache(num_pages, config.page_size),
+            self._encoder_cache,
+            page_size=config.page_size,
+        )
+        self._steps = 0
+        self.ready = EngineReady(
+            device=str(device),
+            dtype=str(dtype).removeprefix("torch."),
+            max_model_len=max_model_len,
+            kv_pages_total=num_pages,
+            kv_page_tokens=config.page_size,
+            kv_bytes_per_token=kv_bytes_per_token(spec, dtype.itemsize),
+            weight_bytes=model.weight_bytes,
+            parts=module_parts(spec),
+            load_seconds=time.monotonic() - started,
+        )
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence has not ended."""
+        return self._scheduler.has_work
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counters at this moment. Prefix counters are prompt tokens, encoder counters are pictures."""
+        blocks, scheduler, counters = self._blocks, self._scheduler, self._scheduler.counters
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            kv_pages_total=blocks.num_pages,
+            kv_pages_used=blocks.num_used,
+            kv_pages_cached=blocks.num_cached,
+            kv_page_tokens=blocks.page_size,
+            prefix_queries=counters.prefix_queries,
+            prefix_hits=counters.prefix_hits,
+            encoder_queries=counters.encoder_queries,
+            encoder_hits=counters.encoder_hits,
+            preemptions=counters.preemptions,
+            steps=self._steps,
+        )
+
+    def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
+        """Queue a request.
+
+        Args:
+            request: What to compute.
+            pixels: RGB uint8 of its pictures. Held without a copy until the sequence has ended, because a
+                preempted sequence may have to be encoded again.
+
+        Raises:
+            InvalidArgumentError: The request contradicts itself or the model.
+            ContextLengthError: The prompt leaves no room for an answer.
+            ImageTooLargeError: A picture has more tokens than the encoder cache.
+            RequestIdInUseError: A sequence with this id has not ended.
+        """
+        view = memoryview(pixels).cast("B")
+        self._check(request, view)
+        sequence = Sequence(request)
+        self._scheduler.add(sequence)
+        self._runner.add(sequence, view)
+
+    def abort(self, sequence_id: str) -> None:
+        """End a sequence now and say no more of it; unknown ids are ignored."""
+        sequence = self._scheduler.get(sequence_id)
+        if sequence is not None:
+            self._end(sequence, FinishReason.ABORTED)
+
+    def step(self) -> list[SequenceOutput]:
+        """Compute one step and tell what is new.
+
+        An error that belongs to one request ends that request with FinishReason.ERROR; any other error
+        is raised, and the engine must not be used again.
+        """
+        plan = self._scheduler.schedule()
+        if not plan.chunks:
+            return []
+        self._steps += 1
+        try:
+            broken = self._encode(plan)
+            chunks = [chunk for chunk in plan.chunks if not _needs(chunk, broken)]
+            results = self._runner.run(chunks) if chunks else []
+        except (torch.OutOfMemoryError, MemoryError):
+            # Nothing was committed: without the request scheduled last, the rest is planned again.
+            logger.exception("out of memory in a step of %d sequences", len(plan.chunks))
+            self._encoder_cache.discard_unfilled()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            return [self._fail(plan.chunks[-1].sequence, OutOfMemoryError.reason)]
+        outputs = [
+            self._fail(chunk.sequence, InternalError.reason)
+            for chunk in plan.chunks
+            if _needs(chunk, broken)
+        ]
+        news = [self._commit(*pair) for pair in zip(chunks, results, strict=True)]
+        return outputs + [output for output in news if output is not None]
+
+    def _encode(self, plan: Plan) -> set[bytes]:
+        """Encode the step's pictures; returns the keys of those that could not be."""
+        if not plan.pictures or self._encodes(plan.pictures):
+            return set()
+        broken = {picture[1].key for picture in plan.pictures if not self._encodes([picture])}
+        self._encoder_cache.discard_unfilled()
+        return broken
+
+    def _encodes(self, pictures: list[tuple[Sequence, ImageSpan]]) -> bool:
+        try:
+            self._runner.encode(pictures)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception:  # whatever a picture does, it must not end the requests beside it
+            logger.exception("encoding %d pictures failed", len(pictures))
+            return False
+        return True
+
+    def _commit(self, chunk: Chunk, result: ChunkResult) -> SequenceOutput | None:
+        """Take over a result; returns what is new for the caller, if anything is."""
+        sequence = chunk.sequence
+        num_cached_tokens = _first_news(sequence)
+        reason = self._scheduler.commit(chunk, result.token_id)
+        sequence.num_prompt_logprobs += len(result.prompt_logprobs)
+        if reason is not None:
+            self._runner.remove(sequence.sequence_id)
+        if result.token_id is None and not result.prompt_logprobs:
+            return None
+        return SequenceOutput(
+            sequence_id=sequence.sequence_id,
+            token_ids=() if result.token_id is None else (result.token_id,),
+            logprobs=() if result.logprobs is None else (result.logprobs,),
+            prompt_logprobs=result.prompt_logprobs,
+            num_cached_tokens=num_cached_tokens,
+            finish_reason=reason,
+        )
+
+    def _fail(self, sequence: Sequence, reason: str) -> SequenceOutput:
+        return self._end(sequence, FinishReason.ERROR, error=reason)
+
+    def _end(self, sequence: Sequence, reason: FinishReason, error: str = "") -> SequenceOutput:
+        self._scheduler.finish(sequence, reason)
+        self._runner.remove(sequence.sequence_id)
+        return SequenceOutput(
+            sequence_id=sequence.sequence_id,
+            num_cached_tokens=_first_news(sequence),
+            finish_reason=reason,
+            error=error,
+        )
+
+    def _check(self, request: EngineRequest, pixels: memoryview) -> None:
+        """Refuse what would hurt the requests of others: an index out of bounds ends the whole process."""
+        sampling = request.sampling
+        biased = [token_id for token_id, _ in sampling.logit_bias]
+        ends = (*sampling.eos_token_ids, *sampling.stop_token_ids)
+        if not request.prompt_token_ids:
+            raise InvalidArgumentError("The prompt is empty.")
+        used = (*request.prompt_token_ids, *biased, *ends)
+        if min(used) < 0 or max(used) >= self._vocab_size:
+            raise InvalidArgumentError("A token id is outside the model's vocabulary.")
+        end = 0
+        for image in request.images:
+            fits = (
+                image.start >= end
+                and image.start + image.num_tokens <= len(request.prompt_token_ids)
+                and image.pixel_offset + image.pixel_bytes <= len(pixels)
+            )
+            if not fits or not self._is_whole(image):
+                raise InvalidArgumentError("A picture does not fit its place in the prompt.")
+            end = image.start + image.num_tokens
+
+    def _is_whole(self, image: ImageSpan) -> bool:
+        """Whether size, grid and number of tokens of a picture belong together."""
+        policy = self._image_policy
+        step, patch = policy.pixel_step, policy.patch_size
+        return (
+            image.height % step == image.width % step == 0
+            and image.grid == (1, image.height // patch, image.width // patch)
+            and image.num_tokens == (image.height // step) * (image.width // step)
+            and image.num_tokens > 0
+        )
+
+
+def _needs(chunk: Chunk, keys: set[bytes]) -> bool:
+    """Whether one of these pictures has a token in the chunk."""
+    images = chunk.sequence.images_between(chunk.start, chunk.end) if keys else ()
+    return any(image.key in keys for image in images)
+
+
+def _first_news(sequence: Sequence) -> int | None:
+    """The number of cached tokens, if nothing was told of the sequence so far."""
+    told = sequence.num_answer_tokens > 0 or sequence.num_prompt_logprobs > 0
+    return None if told else sequence.num_cached_tokens

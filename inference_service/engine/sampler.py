@@ -1,0 +1,245 @@
+"""From logits to the next tokens and their log probabilities, on the device, for a whole batch at once.
+
+Owns biases, penalties, filters, noise and log probabilities. Must not know sequences, pages or when a sequence ends.
+
+Order (as vLLM's sampler): logit bias, end tokens masked by `min_tokens`, repetition, frequency and presence penalty,
+temperature, min-p, top-k, top-p, choice. A row's result depends on that row alone, never on the batch around it:
+filters are least logits (ties stay together), and noise is a hash of (seed, choice, position, token id).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+import math
+
+import torch
+from torch import Tensor
+
+from inference_service.engine.types import SamplingParams, TokenLogprobs
+
+
+LEAST_TEMPERATURE = 1e-5
+"""Below this a row is greedy: dividing by less only overflows (vLLM's limit)."""
+
+_MASK_64 = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    """What the sampler knows of one sequence.
+
+    Attributes:
+        params: How its token is chosen.
+        prompt: Ids of the prompt.
+        answer: Ids of the answer so far.
+    """
+
+    params: SamplingParams
+    prompt: Sequence[int]
+    answer: Sequence[int]
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.params.temperature < LEAST_TEMPERATURE
+
+    @property
+    def banned(self) -> tuple[int, ...]:
+        """End tokens that are impossible yet."""
+        params = self.params
+        if len(self.answer) >= params.min_tokens:
+            return ()
+        own = () if params.ignore_eos else params.eos_token_ids
+        return own + params.stop_token_ids
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether tokens seen before count."""
+        params = self.params
+        return (
+            params.repetition_penalty != 1.0
+            or params.frequency_penalty != 0.0
+            or params.presence_penalty != 0.0
+        )
+
+
+def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Choose one token per row.
+
+    Args:
+        logits: [R, V] float32, as the model made them; not changed.
+        rows: R rows.
+
+    Returns:
+        [R] int64 on the device of `logits`.
+    """
+    logits = _apply_bias_and_bans(logits, rows)
+    logits = _apply_penalties(logits, rows)
+    if all(row.is_greedy for row in rows):
+        return logits.argmax(dim=-1)
+    # Greedy rows keep temperature 1 and get no noise, so that they take the same way.
+    temperatures = [1.0 if row.is_greedy else row.params.temperature for row in rows]
+    logits = logits / _column(temperatures, logits)
+    logits = logits.masked_fill(logits < _least_logits(logits, rows), -math.inf)
+    weights = [0.0 if row.is_greedy else 1.0 for row in rows]
+    noise = gumbel_noise(
+        [(row.params.seed, row.params.choice_index, len(row.answer)) for row in rows],
+        logits.shape[-1],
+        logits.device,
+    )
+    return (logits + noise * _column(weights, logits)).argmax(dim=-1)
+
+
+def token_logprobs(
+    logits: Tensor, token_ids: Sequence[int], num_top: Sequence[int]
+) -> list[TokenLogprobs]:
+    """Log probabilities of chosen tokens and of the likeliest ones.
+
+    Args:
+        logits: [R, V] float32, as the model made them.
+        token_ids: R chosen ids.
+        num_top: Likeliest tokens wanted for each row, 0 or more.
+    """
+    logprobs = logits.log_softmax(dim=-1)
+    chosen = logprobs.gather(-1, torch.tensor(token_ids, device=logits.device).unsqueeze(-1))
+    ranks = (logprobs > chosen).sum(dim=-1) + 1
+    top_values, top_ids = logprobs.topk(min(max(num_top), logits.shape[-1]), dim=-1)
+    return [
+        TokenLogprobs(
+            token_id=token_id,
+            logprob=logprob,
+            rank=rank,
+            top=tuple(zip(ids[:count], values[:count], strict=True)),
+        )
+        for token_id, logprob, rank, ids, values, count in zip(
+            token_ids,
+            chosen.squeeze(-1).tolist(),
+            ranks.tolist(),
+            top_ids.tolist(),
+            top_values.tolist(),
+            num_top,
+            strict=True,
+        )
+    ]
+
+
+def gumbel_noise(
+    keys: Sequence[tuple[int, int, int]], vocab_size: int, device: torch.device
+) -> Tensor:
+    """Gumbel noise [R, vocab_size] float32; row r is a function of keys[r] = (seed, choice, position) alone.
+
+    Adding it to logits and taking the greatest draws from their softmax (Gumbel-max). Every (row, token id) gets
+    32 bits from two rounds of Wellons' `lowbias32`, each with its own half of the row's 64-bit key.
+    """
+    mixed = [_mix_key(key) for key in keys]
+    low = torch.tensor([_int32(key) for key in mixed], dtype=torch.int32, device=device)
+    high = torch.tensor([_int32(key >> 32) for key in mixed], dtype=torch.int32, device=device)
+    token_ids = torch.arange(vocab_size, dtype=torch.int32, device=device)
+    bits = _lowbias32(token_ids ^ low.unsqueeze(-1))
+    bits = _lowbias32(bits ^ high.unsqueeze(-1))
+    # 31 bits to (0, 1). Small values, the ones that win, keep their resolution; 1 itself would be infinite noise.
+    uniform = (((bits & 0x7FFFFFFF).float() + 0.5) * 2.0**-31).clamp(max=1 - 2.0**-24)
+    return -torch.log(-torch.log1p(-uniform))
+
+
+def _apply_bias_and_bans(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    entries = [
+        (index, token_id, value)
+        for index, row in enumerate(rows)
+        for token_id, value in (
+            *row.params.logit_bias,
+            *((token_id, -math.inf) for token_id in row.banned),
+        )
+    ]
+    if not entries:
+        return logits
+    indices, token_ids, values = zip(*entries, strict=True)
+    places = (
+        torch.tensor(indices, device=logits.device),
+        torch.tensor(token_ids, device=logits.device),
+    )
+    bias = torch.tensor(values, dtype=logits.dtype, device=logits.device)
+    return logits.index_put(places, bias, accumulate=True)
+
+
+def _apply_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Counted from the token lists in every step: state would have to survive preemption and aborts."""
+    chosen = [index for index, row in enumerate(rows) if row.is_penalised]
+    if not chosen:
+        return logits
+    picked = [rows[index] for index in chosen]
+    places = torch.tensor(chosen, device=logits.device)
+    part = logits[places]
+    answer = _count([row.answer for row in picked], part)
+    seen = (answer + _count([row.prompt for row in picked], part)) > 0
+    repetition = _column([row.params.repetition_penalty for row in picked], part)
+    part = torch.where(seen, torch.where(part > 0, part / repetition, part * repetition), part)
+    part = part - answer * _column([row.params.frequency_penalty for row in picked], part)
+    part = part - (answer > 0) * _column([row.params.presence_penalty for row in picked], part)
+    return logits.index_copy(0, places, part)
+
+
+def _count(token_ids: Sequence[Sequence[int]], like: Tensor) -> Tensor:
+    """How often each id of the vocabulary occurs: [R, V] of `like`'s dtype."""
+    counts = torch.zeros_like(like)
+    for row, ids in zip(counts, token_ids, strict=True):
+        places = torch.tensor(ids, dtype=torch.int64, device=like.device)
+        row.index_add_(0, places, torch.ones_like(places, dtype=like.dtype))
+    return counts
+
+
+def _least_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """The least logit [R, 1] that each row's min-p, top-k and top-p let through."""
+    greatest = logits.amax(dim=-1, keepdim=True)
+    log_min_p = [math.log(row.params.min_p) if row.params.min_p > 0 else -math.inf for row in rows]
+    least = greatest + _column(log_min_p, logits)
+    vocab_size = logits.shape[-1]
+    sorted_rows = [
+        index
+        for index, row in enumerate(rows)
+        if not row.is_greedy and (0 < row.params.top_k < vocab_size or row.params.top_p < 1)
+    ]
+    if not sorted_rows:
+        return least
+    params = [rows[index].params for index in sorted_rows]
+    top_k = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
+    places = torch.tensor(sorted_rows, device=logits.device)
+    # The likeliest first; nobody needs to look behind the greatest top_k.
+    values = logits[places].topk(max(top_k), dim=-1).values
+    ranks = torch.arange(values.shape[-1], device=logits.device)
+    kept = (values >= least[places]) & (ranks < _column(top_k, logits))
+    weights = torch.where(kept, (values - values[:, :1]).exp(), 0.0).double()
+    mass = weights.cumsum(dim=-1)
+    top_p = _column([p.top_p for p in params], logits).double()
+    # A token stays if those before it have not reached top_p; 1 is off, whatever the rounding of the sums.
+    kept &= (mass - weights < top_p * mass[:, -1:]) | (top_p >= 1)
+    kept[:, 0] = True
+    return least.index_copy(0, places, values.masked_fill(~kept, math.inf).amin(-1, keepdim=True))
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
+
+
+def _mix_key(key: tuple[int, int, int]) -> int:
+    """64 bits from (seed, choice, position): SplitMix64, absorbing one number after the other."""
+    state = 0
+    for number in key:
+        state = (state + number + 0x9E3779B97F4A7C15) & _MASK_64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK_64
+        state ^= state >> 31
+    return state
+
+
+def _int32(bits: int) -> int:
+    """The low 32 bits, read as a signed number."""
+    return ((bits & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
+
+
+def _lowbias32(bits: Tensor) -> Tensor:
+    """Chris Wellons' 32-bit integer hash on int32 tensors, whose products wrap; the shifts fill with zeros."""
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * 0x7FEB352D
+    bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * _int32(0x846CA68B)
+    return bits ^ ((bits >> 16) & 0xFFFF)

@@ -1,0 +1,24 @@
+"""RMS norm (arXiv 1910.07467), alone or with the addition before it: the torch reference.
+
+Owns the arithmetic: statistics in float32, the weight applied in the dtype of the values, as the checkpoints were
+trained. Must not know models.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Normalises the last dimension of `x` [..., n] and scales it by `weight` [n]."""
+    values = x.float()
+    values = values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * values.to(x.dtype)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Adds `x` to the residual stream and normalises it; returns (normalised, new residual)."""
+    residual = residual + x
+    return rms_norm(residual, weight, eps), residual

@@ -1,0 +1,32 @@
+"""What one forward pass of a model is given.
+
+Owns the packed inputs. Must not know requests, scheduling or models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from inference_service.kernels.attention import AttentionMetadata
+
+
+@dataclass(slots=True)
+class ForwardBatch:
+    """The new tokens of a step, the sequences one after the other; all tensors on the model's device.
+
+    Attributes:
+        token_ids: [T] int64.
+        positions: [3, T] int64: position on the time, height and width axis.
+        attention: Where the tokens stand in the KV cache.
+        image_rows: [M] int64, distinct: rows of the batch that are picture tokens; None = no pictures.
+        image_embeddings: [M, hidden * (1 + D)] for these rows, as `encode_images` gives them, D = number of
+            deepstack levels; None = no pictures.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    attention: AttentionMetadata
+    image_rows: torch.Tensor | None = None
+    image_embeddings: torch.Tensor | None = None

@@ -1,0 +1,115 @@
+"""Reads JSON configuration files with errors that name file, key and what was expected.
+
+Owns typed access to keys. Must not know what the keys mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+import json
+from pathlib import Path
+from typing import Any
+
+
+class SpecError(ValueError):
+    """A model's configuration cannot be served; the message names file and key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """An object of a configuration file.
+
+    Attributes:
+        where: File name and path of keys, for messages.
+        values: The object.
+    """
+
+    where: str
+    values: Mapping[str, Any]
+
+    def __contains__(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def section(self, key: str) -> Section:
+        """The object at `key`."""
+        value = self._require(key)
+        if not isinstance(value, dict):
+            raise SpecError(f"{self.where}: {key} must be an object, not {value!r}")
+        return Section(f"{self.where}: {key}", value)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """The string at `key`."""
+        value = self._require(key, default)
+        if not isinstance(value, str):
+            raise SpecError(f"{self.where}: {key} must be a string, not {value!r}")
+        return value
+
+    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """The integer at `key`."""
+        value = self._require(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise SpecError(f"{self.where}: {key} must be an integer >= {least}, not {value!r}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """The positive number at `key`."""
+        value = self._require(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise SpecError(f"{self.where}: {key} must be a positive number, not {value!r}")
+        return float(value)
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        """The boolean at `key`."""
+        value = self._require(key, default)
+        if not isinstance(value, bool):
+            raise SpecError(f"{self.where}: {key} must be true or false, not {value!r}")
+        return value
+
+    def integers(self, key: str, *, least: int = 0) -> tuple[int, ...]:
+        """The integers at `key`: a list, or one integer."""
+        value = self._require(key)
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(i, bool) or not isinstance(i, int) or i < least for i in items):
+            raise SpecError(f"{self.where}: {key} must be integers >= {least}, not {value!r}")
+        return tuple(items)
+
+    def three_numbers(self, key: str) -> tuple[float, float, float]:
+        """The three numbers at `key`."""
+        value = self._require(key)
+        if not isinstance(value, list) or not all(isinstance(i, int | float) for i in value):
+            raise SpecError(f"{self.where}: {key} must be three numbers, not {value!r}")
+        if len(value) != 3:
+            raise SpecError(f"{self.where}: {key} must be three numbers, not {value!r}")
+        return float(value[0]), float(value[1]), float(value[2])
+
+    def expect(self, key: str, wanted: object) -> None:
+        """Refuses any value of `key` but `wanted`; an absent key means `wanted`."""
+        value = self._require(key, wanted)
+        if value != wanted:
+            raise SpecError(f"{self.where}: {key} is {value!r}; only {wanted!r} is supported")
+
+    def _require(self, key: str, default: object = None) -> Any:
+        value = self.values.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise SpecError(f"{self.where}: {key} is missing")
+        return value
+
+
+def read_config(path: Path) -> Section:
+    """Reads a JSON object.
+
+    Raises:
+        SpecError: The file is absent, or holds no JSON object.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise SpecError(f"{path.name} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # broken JSON, or bytes that are no UTF-8
+        raise SpecError(f"{path.name} is not valid JSON") from error
+    if not isinstance(values, dict):
+        raise SpecError(f"{path.name} must hold a JSON object")
+    return Section(path.name, values)

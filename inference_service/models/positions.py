@@ -1,0 +1,46 @@
+"""Positions of the tokens of a prompt on the three axes of M-RoPE.
+
+Owns the rule of Qwen2-VL, Qwen2.5-VL and Qwen3-VL for still pictures (`get_rope_index` in transformers): text counts
+on all axes alike; a picture's tokens share one time and count their merged row and column from there; text after it
+goes on behind its longer side. Must not know torch or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from inference_service.engine.types import ImageSpan
+
+
+def mrope_positions(
+    num_tokens: int, images: Sequence[ImageSpan], merge_size: int
+) -> tuple[npt.NDArray[np.int64], int]:
+    """Positions of a prompt.
+
+    Args:
+        num_tokens: Tokens of the prompt.
+        images: Its pictures in order of `start`.
+        merge_size: Patches per side that become one token.
+
+    Returns:
+        [3, num_tokens] (time, height, width), and delta: a token generated at index i has position i + delta
+        on all axes.
+    """
+    positions = np.empty((3, num_tokens), dtype=np.int64)
+    token, position = 0, 0  # the next token to be placed and the position it would have as text
+    for image in images:
+        text = image.start - token
+        positions[:, token : image.start] = np.arange(position, position + text)
+        position += text
+        rows, columns = image.grid[1] // merge_size, image.grid[2] // merge_size
+        token = image.start + image.num_tokens
+        here = positions[:, image.start : token]
+        here[0] = position
+        here[1] = position + np.repeat(np.arange(rows), columns)
+        here[2] = position + np.tile(np.arange(columns), rows)
+        position += max(rows, columns)
+    positions[:, token:] = np.arange(position, position + num_tokens - token)
+    return positions, position - token

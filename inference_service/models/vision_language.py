@@ -1,0 +1,98 @@
+"""A vision-language model as the engine sees it.
+
+Owns the joint of preprocessing, vision tower and decoder. Must not know checkpoints, requests or scheduling.
+Everything is to be called under `torch.inference_mode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from inference_service.kernels.attention import new_kv_cache
+from inference_service.models.batch import ForwardBatch
+from inference_service.models.decoder import Decoder
+from inference_service.models.preprocess import Patchifier
+from inference_service.models.qwen3_vl import VisionTower
+from inference_service.models.spec import ModelSpec
+
+
+VISION_TOWERS = {"qwen3_vl": VisionTower}
+"""The vision tower of each family in the registry."""
+
+
+class VisionLanguageModel(nn.Module):
+    """Weights and arithmetic of one checkpoint.
+
+    Attributes:
+        spec: What the checkpoint is.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.visual = VISION_TOWERS[spec.family](spec.vision)
+        self.decoder = Decoder(spec.decoder)
+        self._patchify: Patchifier | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of weights, activations and cache."""
+        return self.decoder.norm.weight.dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, a tied one counted once."""
+        return sum(parameter.nbytes for parameter in self.parameters())
+
+    def encode_images(
+        self, pixels: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
+    ) -> list[torch.Tensor]:
+        """Turns pictures into picture tokens; at least one picture.
+
+        Args:
+            pixels: For each picture [H, W, 3] uint8 RGB, resized already, on any device.
+            grids: For each picture (1, H / patch_size, W / patch_size).
+
+        Returns:
+            For each picture [num_tokens, hidden * (1 + D)] in the model's dtype: the embedding first, then D
+            deepstack features. Each has its own memory.
+        """
+        if self._patchify is None:
+            self._patchify = Patchifier(self.spec.image_policy, self.device)
+        side = self.spec.vision.patch_size
+        for picture, grid in zip(pixels, grids, strict=True):
+            if tuple(picture.shape) != (grid[1] * side, grid[2] * side, 3) or grid[0] != 1:
+                raise ValueError(f"pixels {tuple(picture.shape)} do not fit the grid {grid}")
+        patches = [self._patchify(picture) for picture in pixels]
+        tokens: list[torch.Tensor] = self.visual(patches, grids)
+        return tokens
+
+    def forward(self, batch: ForwardBatch, kv_cache: torch.Tensor) -> torch.Tensor:
+        """[T, hidden] after the final norm; see `Decoder.forward`."""
+        hidden: torch.Tensor = self.decoder(batch, kv_cache)
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, hidden] -> [R, vocab] float32."""
+        return self.decoder.logits(hidden)
+
+    def new_kv_cache(self, num_pages: int, page_size: int) -> torch.Tensor:
+        """A zeroed cache [layers, 2, num_pages, page_size, Hkv, D] in the model's dtype, on its device."""
+        decoder = self.spec.decoder
+        return new_kv_cache(
+            decoder.num_layers,
+            num_pages,
+            page_size,
+            decoder.num_kv_heads,
+            decoder.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )

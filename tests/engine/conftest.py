@@ -1,0 +1,49 @@
+"""One tiny checkpoint for all engine tests, and what transformers answers on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from inference_service.engine.core import EngineCore
+from inference_service.engine.types import EngineConfig
+from tests.support.conversations import Conversation, conversations, generate
+from tests.support.tiny_qwen3_vl import build_checkpoint, reference_model
+
+
+MakeCore = Callable[..., EngineCore]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    # With this seed no greedy choice of the prompts is a near tie; see `generate`.
+    return build_checkpoint(tmp_path_factory.mktemp("tiny"), seed=4)
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Path):
+    return reference_model(checkpoint)
+
+
+@pytest.fixture
+def make_core(checkpoint: Path) -> MakeCore:
+    def make(**changes: object) -> EngineCore:
+        settings = {"page_size": 4, "num_kv_pages": 600, "cpu_threads": 1}
+        return EngineCore(EngineConfig(model_dir=str(checkpoint), **(settings | changes)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[Conversation]:
+    return conversations()
+
+
+@pytest.fixture(scope="session")
+def expected(reference, prompts: list[Conversation]) -> list[list[int]]:
+    """Greedy answers of `transformers.generate`, one prompt at a time."""
+    return [generate(reference, prompt) for prompt in prompts]

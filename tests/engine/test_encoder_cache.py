@@ -1,0 +1,74 @@
+"""The encoder cache's bookkeeping."""
+
+from __future__ import annotations
+
+from inference_service.engine.encoder_cache import EncoderCache
+
+
+def filled(cache: EncoderCache[str], key: bytes, num_tokens: int) -> None:
+    assert cache.reserve(key, num_tokens)
+    cache.fill(key, key.decode())
+
+
+def test_values_come_back() -> None:
+    cache: EncoderCache[str] = EncoderCache(10)
+    filled(cache, b"a", 4)
+    assert b"a" in cache
+    assert cache.get(b"a") == "a"
+    assert cache.get(b"b") is None
+    assert (len(cache), cache.num_tokens) == (1, 4)
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache: EncoderCache[str] = EncoderCache(10)
+    for key in (b"a", b"b"):
+        filled(cache, key, 4)
+    cache.pin(b"a", "x")
+    cache.unpin(b"a", "x")
+    filled(cache, b"c", 4)
+    assert b"b" not in cache
+    assert b"a" in cache
+    assert cache.num_tokens == 8
+
+
+def test_pinned_pictures_stay() -> None:
+    cache: EncoderCache[str] = EncoderCache(10)
+    filled(cache, b"a", 6)
+    assert cache.pin(b"a", "x")
+    assert not cache.pin(b"a", "x")
+    assert cache.pin(b"a", "y")
+    assert not cache.reserve(b"b", 5)
+    cache.unpin(b"a", "x")
+    assert not cache.reserve(b"b", 5)
+    assert b"a" in cache, "a refused reservation evicts nothing"
+    cache.unpin(b"a", "y")
+    assert cache.reserve(b"b", 5)
+    assert b"a" not in cache
+
+
+def test_only_as_much_as_needed_goes() -> None:
+    cache: EncoderCache[str] = EncoderCache(9)
+    for key in (b"a", b"b", b"c"):
+        filled(cache, key, 3)
+    assert cache.reserve(b"d", 2)
+    assert b"a" not in cache
+    assert b"b" in cache
+
+
+def test_too_large_for_the_whole_cache() -> None:
+    cache: EncoderCache[str] = EncoderCache(9)
+    filled(cache, b"a", 3)
+    assert not cache.reserve(b"b", 10)
+    assert b"a" in cache
+
+
+def test_reservations_without_embeddings_can_be_dropped() -> None:
+    cache: EncoderCache[str] = EncoderCache(9)
+    filled(cache, b"a", 3)
+    cache.reserve(b"b", 3)
+    cache.pin(b"b", "x")
+    cache.discard_unfilled()
+    assert b"a" in cache
+    assert b"b" not in cache
+    assert cache.num_tokens == 3
+    cache.unpin(b"b", "x")

@@ -1,0 +1,55 @@
+"""Choice of device and dtype, and the size of the cache on a GPU, without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from inference_service.engine import memory
+from inference_service.engine.types import EngineConfig
+from inference_service.models.loader import load_model
+
+
+@pytest.mark.parametrize(("available", "device"), [(True, "cuda:0"), (False, "cpu")])
+def test_device(monkeypatch: pytest.MonkeyPatch, available: bool, device: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert memory.resolve_device("auto") == torch.device(device)
+    assert memory.resolve_device("cpu") == torch.device("cpu")
+    assert memory.resolve_device("cuda") == torch.device("cuda:0")
+    assert memory.resolve_device("cuda:3") == torch.device("cuda:3")
+
+
+def test_dtype() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+    assert memory.resolve_dtype("auto", "bfloat16", cpu) is torch.float32
+    assert memory.resolve_dtype("auto", "bfloat16", gpu) is torch.bfloat16
+    assert memory.resolve_dtype("float16", "bfloat16", gpu) is torch.float16
+    with pytest.raises(ValueError, match="dtype"):
+        memory.resolve_dtype("float8", "bfloat16", gpu)
+
+
+def test_gpu_cache_gets_what_weights_steps_and_pictures_leave(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest step really runs; the device's counters are stand-ins."""
+    held, peak, total, free = 100, 150_000, 10_000_000, 7_000_000
+    counters = iter([held])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: next(counters))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: peak)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, total))
+    model = load_model(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
+    config = EngineConfig(
+        model_dir=str(checkpoint),
+        max_num_batched_tokens=37,
+        encoder_cache_tokens=50,
+        gpu_memory_utilization=0.5,
+    )
+    embeddings = 50 * 64 * 3 * 4
+    used = total - free
+    wanted = total // 2 - used - (peak - held) - embeddings
+    assert memory._free_bytes_on_gpu(config, model) == wanted

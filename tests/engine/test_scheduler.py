@@ -1,0 +1,192 @@
+"""Who runs when: the order of the queue, the budgets of a step, preemption."""
+
+from __future__ import annotations
+
+import pytest
+
+from inference_service.engine.blocks import BlockManager
+from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.scheduler import Plan, Scheduler
+from inference_service.engine.sequence import Sequence
+from inference_service.engine.types import EngineRequest, FinishReason, ImageSpan, SamplingParams
+
+
+def make(
+    *, pages: int = 100, page_size: int = 2, seqs: int = 8, budget: int = 100, encoder: int = 100
+) -> Scheduler:
+    return Scheduler(
+        BlockManager(pages, page_size),
+        EncoderCache(encoder),
+        max_model_len=min(pages * page_size, 200),
+        max_num_seqs=seqs,
+        max_num_batched_tokens=budget,
+    )
+
+
+def add(scheduler: Scheduler, name: str, length: int, *pictures: tuple[int, int]) -> Sequence:
+    """A prompt of tokens of its own; pictures are (start, tokens)."""
+    images = tuple(
+        ImageSpan(
+            key=f"{name}{start}".encode().ljust(32),
+            start=start,
+            num_tokens=tokens,
+            grid=(1, 2, 2 * tokens),
+            height=2,
+            width=2,
+            pixel_offset=0,
+        )
+        for start, tokens in pictures
+    )
+    sequence = Sequence(
+        EngineRequest(
+            sequence_id=name,
+            prompt_token_ids=tuple(1000 * ord(name[0]) + i for i in range(length)),
+            images=images,
+            sampling=SamplingParams(max_tokens=50),
+        )
+    )
+    scheduler.add(sequence)
+    return sequence
+
+
+def step(scheduler: Scheduler) -> dict[str, tuple[int, int]]:
+    """Plans and commits a step; (start, end) by sequence, in order."""
+    plan = scheduler.schedule()
+    commit(scheduler, plan)
+    return {chunk.sequence.sequence_id: (chunk.start, chunk.end) for chunk in plan.chunks}
+
+
+def commit(scheduler: Scheduler, plan: Plan) -> None:
+    for _, image in plan.pictures:
+        scheduler._encoder_cache.fill(image.key, "embeddings")
+    for chunk in plan.chunks:
+        scheduler.commit(chunk, 7 if chunk.samples else None)
+
+
+def test_prefill_then_decode() -> None:
+    scheduler = make()
+    add(scheduler, "a", 5)
+    assert step(scheduler) == {"a": (0, 5)}
+    assert step(scheduler) == {"a": (5, 6)}
+
+
+def test_decodes_come_before_chunks_before_newcomers() -> None:
+    scheduler = make(budget=6)
+    add(scheduler, "a", 3)
+    add(scheduler, "b", 8)
+    add(scheduler, "c", 2)
+    assert step(scheduler) == {"a": (0, 3), "b": (0, 3)}
+    assert step(scheduler) == {"a": (3, 4), "b": (3, 8)}
+    assert list(step(scheduler).items()) == [("a", (4, 5)), ("b", (8, 9)), ("c", (0, 2))]
+
+
+def test_no_more_sequences_than_allowed() -> None:
+    scheduler = make(seqs=2)
+    for name in "abc":
+        add(scheduler, name, 2)
+    assert set(step(scheduler)) == {"a", "b"}
+    scheduler.finish(scheduler.running[0], FinishReason.ABORTED)
+    assert set(step(scheduler)) == {"b", "c"}
+
+
+def test_nobody_overtakes_in_the_queue() -> None:
+    scheduler = make(pages=10)
+    add(scheduler, "a", 12)
+    add(scheduler, "large", 12)
+    add(scheduler, "small", 2)
+    assert set(step(scheduler)) == {"a"}
+    assert set(step(scheduler)) == {"a"}
+
+
+def test_the_newest_is_preempted_and_computed_again() -> None:
+    scheduler = make(pages=5)
+    old, new = add(scheduler, "old", 4), add(scheduler, "new", 4)
+    assert set(step(scheduler)) == {"old", "new"}
+    assert step(scheduler) == {"old": (4, 5)}, "the last page goes to the older one"
+    assert step(scheduler) == {"old": (5, 6)}, "the newer one waits with its pages"
+    assert len(new.pages) == 2
+    assert step(scheduler) == {"old": (6, 7)}
+    assert scheduler.counters.preemptions == 1
+    assert list(scheduler.waiting) == [new]
+    assert (new.pages, new.num_computed_tokens, new.num_answer_tokens) == ([], 0, 1)
+    scheduler.finish(old, FinishReason.ABORTED)
+    # The older one took the newer one's last page; its first is still in the prefix cache.
+    assert step(scheduler) == {"new": (2, 5)}
+    assert new.num_cached_tokens == 0, "what the first admission found"
+
+
+def test_a_chunk_that_was_not_committed_is_planned_again() -> None:
+    scheduler = make(budget=3)
+    add(scheduler, "a", 5)
+    assert scheduler.schedule().chunks == scheduler.schedule().chunks
+    assert step(scheduler) == {"a": (0, 3)}
+    assert step(scheduler) == {"a": (3, 5)}
+
+
+def test_pictures_are_encoded_when_their_first_token_is_reached() -> None:
+    scheduler = make(budget=4)
+    add(scheduler, "a", 10, (2, 4), (7, 2))
+    starts = []
+    while scheduler.running or scheduler.waiting:
+        plan = scheduler.schedule()
+        starts.append([image.start for _, image in plan.pictures])
+        commit(scheduler, plan)
+        if not scheduler.running[0].num_computed_tokens < 10:
+            break
+    assert starts == [[2], [7], []]
+
+
+def test_chunks_stop_before_a_picture_beyond_the_encoder_budget() -> None:
+    scheduler = make(budget=10)
+    add(scheduler, "a", 10, (1, 6))
+    add(scheduler, "b", 20, (3, 7))
+    add(scheduler, "huge", 40, (0, 30))
+    assert step(scheduler) == {"a": (0, 10)}
+    assert step(scheduler) == {"a": (10, 11), "b": (0, 9)}
+    assert step(scheduler) == {"a": (11, 12), "b": (9, 18)}
+    assert step(scheduler) == {"a": (12, 13), "b": (18, 20), "huge": (0, 7)}, "a large one alone"
+
+
+def test_pictures_of_one_step_share_the_encoder_budget() -> None:
+    scheduler = make(budget=20)
+    add(scheduler, "a", 9, (2, 6))
+    add(scheduler, "b", 9, (2, 6))
+    add(scheduler, "c", 9, (0, 9))
+    plan = scheduler.schedule()
+    assert [image.num_tokens for _, image in plan.pictures] == [6, 6]
+    assert [chunk.sequence.sequence_id for chunk in plan.chunks] == ["a", "b"]
+
+
+def test_a_full_encoder_cache_holds_back_the_next_picture_only() -> None:
+    scheduler = make(budget=5, encoder=7)
+    add(scheduler, "a", 12, (0, 7), (8, 4))
+    add(scheduler, "b", 3)
+    assert step(scheduler) == {"a": (0, 5)}
+    assert step(scheduler) == {"a": (5, 8), "b": (0, 2)}, "its first picture is needed till 7"
+    assert step(scheduler) == {"a": (8, 12), "b": (2, 3)}
+
+
+def test_equal_pictures_are_encoded_once() -> None:
+    scheduler = make()
+    one, two = add(scheduler, "a", 9, (2, 6)), add(scheduler, "b", 9, (3, 6))
+    two.request = EngineRequest(
+        sequence_id="b",
+        prompt_token_ids=two.request.prompt_token_ids,
+        sampling=two.sampling,
+        images=(one.request.images[0],),
+    )
+    plan = scheduler.schedule()
+    assert len(plan.pictures) == 1
+    assert len(plan.chunks) == 2
+    assert (scheduler.counters.encoder_queries, scheduler.counters.encoder_hits) == (2, 1)
+
+
+def test_a_cache_smaller_than_the_context_is_refused() -> None:
+    with pytest.raises(ValueError, match="smaller"):
+        Scheduler(
+            BlockManager(2, 2),
+            EncoderCache(1),
+            max_model_len=5,
+            max_num_seqs=1,
+            max_num_batched_tokens=1,
+        )

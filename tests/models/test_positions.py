@@ -1,0 +1,78 @@
+"""Positions equal `get_rope_index` of transformers."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import torch
+
+from inference_service.engine.types import ImageSpan
+from inference_service.models.positions import mrope_positions
+
+
+MERGE = 2
+
+
+def spans_of(layout):
+    """Text lengths and picture sizes (rows, columns in tokens) -> token types, spans."""
+    types: list[int] = []
+    spans = []
+    for item in layout:
+        if isinstance(item, int):
+            types += [0] * item
+            continue
+        rows, columns = item
+        # Adjacent pictures are parted by at least their own start and end tokens.
+        types.append(0)
+        spans.append(
+            ImageSpan(
+                key=b"",
+                start=len(types),
+                num_tokens=rows * columns,
+                grid=(1, rows * MERGE, columns * MERGE),
+                height=0,
+                width=0,
+                pixel_offset=0,
+            )
+        )
+        types += [1] * (rows * columns)
+    return types, spans
+
+
+layouts = st.lists(
+    st.one_of(st.integers(1, 30), st.tuples(st.integers(1, 9), st.integers(1, 9))),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(layout=layouts)
+def test_equal_to_transformers(layout, reference):
+    types, spans = spans_of(layout)
+    grids = torch.tensor([span.grid for span in spans]) if spans else None
+    expected, delta = reference.model.get_rope_index(
+        torch.zeros(1, len(types), dtype=torch.int64), torch.tensor([types]), image_grid_thw=grids
+    )
+    positions, ours = mrope_positions(len(types), spans, MERGE)
+    assert positions.dtype == np.int64
+    assert np.array_equal(positions, expected[:, 0].numpy())
+    assert ours == delta.item()
+
+
+def test_text_counts_from_zero():
+    positions, delta = mrope_positions(5, [], MERGE)
+    assert positions.tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert delta == 0
+
+
+def test_a_picture_written_out():
+    types, spans = spans_of([2, (2, 3), 2])
+    positions, delta = mrope_positions(len(types), spans, MERGE)
+    assert positions.tolist() == [
+        [0, 1, 2, 3, 3, 3, 3, 3, 3, 6, 7],
+        [0, 1, 2, 3, 3, 3, 4, 4, 4, 6, 7],
+        [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7],
+    ]
+    assert delta == 8 - len(types)

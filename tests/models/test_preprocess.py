@@ -1,0 +1,102 @@
+"""Patches are bit-equal to those of transformers' Pillow image processor."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+import pytest
+import torch
+from transformers import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from inference_service.models.preprocess import Patchifier
+from inference_service.models.spec import ImagePolicy
+
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+POLICIES = {
+    "qwen3-vl": ImagePolicy(
+        patch_size=16,
+        merge_size=2,
+        temporal_patch_size=2,
+        min_pixels=16384,
+        max_pixels=300_000,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    ),
+    "qwen2-vl": ImagePolicy(
+        patch_size=14,
+        merge_size=2,
+        temporal_patch_size=2,
+        min_pixels=3136,
+        max_pixels=200_000,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+    ),
+    "other numbers": ImagePolicy(
+        patch_size=6,
+        merge_size=3,
+        temporal_patch_size=1,
+        min_pixels=700,
+        max_pixels=90_000,
+        mean=(0.1, 0.7, 0.3),
+        std=(0.9, 0.2, 0.6),
+    ),
+}
+SIZES = [
+    (1, 1),
+    (1, 200),
+    (199, 1),
+    (5, 900),
+    (1500, 8),
+    (32, 32),
+    (33, 31),
+    (28, 56),
+    (100, 100),
+    (224, 224),
+    (480, 640),
+    (639, 361),
+    (1000, 701),
+]
+
+
+def processor_of(policy: ImagePolicy) -> Qwen2VLImageProcessorPil:
+    return Qwen2VLImageProcessorPil(
+        patch_size=policy.patch_size,
+        merge_size=policy.merge_size,
+        temporal_patch_size=policy.temporal_patch_size,
+        size={"shortest_edge": policy.min_pixels, "longest_edge": policy.max_pixels},
+        image_mean=list(policy.mean),
+        image_std=list(policy.std),
+    )
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_bit_equal(name, size):
+    policy = POLICIES[name]
+    rng = np.random.default_rng(size[0] * 1000 + size[1])
+    original = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    expected = processor_of(policy)(images=original)
+    height, width = smart_resize(
+        *size,
+        factor=policy.pixel_step,
+        min_pixels=policy.min_pixels,
+        max_pixels=policy.max_pixels,
+    )
+    resized = np.array(original.resize((width, height), Image.Resampling.BICUBIC))
+    patches = Patchifier(policy, torch.device("cpu"))(torch.from_numpy(resized))
+    reference = np.asarray(expected["pixel_values"])
+    assert patches.dtype == torch.float32
+    assert patches.shape == reference.shape
+    assert patches.numpy().tobytes() == reference.tobytes()
+
+
+def test_every_byte_value_in_every_channel():
+    policy = POLICIES["qwen2-vl"]
+    ramp = np.arange(28 * 28 * 3, dtype=np.int64).reshape(28, 28, 3) % 256
+    pixels = ramp.astype(np.uint8)
+    expected = processor_of(policy)(images=Image.fromarray(pixels), do_resize=False)
+    patches = Patchifier(policy, torch.device("cpu"))(torch.from_numpy(pixels))
+    assert patches.numpy().tobytes() == np.asarray(expected["pixel_values"]).tobytes()

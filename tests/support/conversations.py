@@ -1,0 +1,210 @@
+"""Prompts for the tiny Qwen3-VL, and what a core and what transformers answer to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+import numpy as np
+from PIL import Image
+import torch
+
+from inference_service.engine.core import EngineCore
+from inference_service.engine.types import (
+    EngineRequest,
+    FinishReason,
+    ImageSpan,
+    SamplingParams,
+    SequenceOutput,
+)
+from tests.support.tiny_qwen3_vl import (
+    EOS_TOKENS,
+    IMAGE_TOKEN,
+    STEP,
+    VISION_END,
+    VISION_START,
+    grid_of,
+    image_processor,
+    picture,
+)
+
+
+TURN_START, TURN_END = 580, 581
+GREEDY = SamplingParams(max_tokens=14, temperature=0.0, eos_token_ids=EOS_TOKENS)
+
+Turn = Sequence[str | np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A prompt of the tiny model and the pictures in it."""
+
+    token_ids: tuple[int, ...]
+    images: tuple[ImageSpan, ...]
+    pictures: tuple[np.ndarray, ...]
+
+    @property
+    def pixels(self) -> bytes:
+        return b"".join(picture.tobytes() for picture in self.pictures)
+
+    def request(
+        self, sequence_id: str, sampling: SamplingParams = GREEDY, **changes: bytes
+    ) -> EngineRequest:
+        return EngineRequest(
+            sequence_id=sequence_id,
+            prompt_token_ids=self.token_ids,
+            images=self.images,
+            sampling=sampling,
+            **changes,
+        )
+
+
+def conversation(*turns: Turn) -> Conversation:
+    """Turns of text (one token per UTF-8 byte) and pictures."""
+    token_ids: list[int] = []
+    images: list[ImageSpan] = []
+    pictures: list[np.ndarray] = []
+    for turn in turns:
+        token_ids.append(TURN_START)
+        for part in turn:
+            if isinstance(part, str):
+                token_ids += part.encode()
+                continue
+            height, width, _ = part.shape
+            num_tokens = (height // STEP) * (width // STEP)
+            images.append(
+                ImageSpan(
+                    key=sha256(repr(part.shape).encode() + part.tobytes()).digest(),
+                    start=len(token_ids) + 1,
+                    num_tokens=num_tokens,
+                    grid=grid_of(part),
+                    height=height,
+                    width=width,
+                    pixel_offset=sum(other.size for other in pictures),
+                )
+            )
+            pictures.append(part)
+            token_ids += [VISION_START, *[IMAGE_TOKEN] * num_tokens, VISION_END]
+        token_ids.append(TURN_END)
+    return Conversation((*token_ids, TURN_START), tuple(images), tuple(pictures))
+
+
+def resized(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """The same picture under another pixel budget."""
+    size = (columns * STEP, rows * STEP)
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def conversations() -> list[Conversation]:
+    """24 prompts: 0 to 3 pictures of unequal sizes and shapes, Chinese and English, one to four turns."""
+    wide, tall, square = picture(2, 7, 1), picture(6, 2, 2), picture(4, 4, 3)
+    other, small, big = picture(4, 4, 4), picture(1, 1, 5), picture(7, 9, 6)
+    question = "What is in this picture?"
+    return [
+        conversation(["Hi"]),
+        conversation(["你好,请介绍一下你自己。"]),
+        conversation(["Name three rivers."], ["The Nile."], ["Go on."]),
+        conversation(["写一首关于秋天的短诗"], ["秋风起"], ["再写一句"], ["落叶"], ["很好"]),
+        conversation([question, square]),
+        conversation([question, other]),
+        conversation([question, small]),
+        conversation([question, big]),
+        conversation([question, resized(big, 3, 4)]),
+        conversation([wide, "图里有什么?"]),
+        conversation([tall, "图里有什么?"]),
+        conversation([square]),
+        conversation(["Compare ", square, " with ", other]),
+        conversation(["Compare ", other, " with ", square]),
+        conversation(["Compare ", square, " with ", square]),
+        conversation([wide, tall, "哪一张更高?"]),
+        conversation([square, question], ["一只猫。"], ["And here? ", other]),
+        conversation([square, question], ["一只猫。"], ["And here? ", tall]),
+        conversation([square, other, small, "数一数"]),
+        conversation([small, square, other, "数一数"]),
+        conversation([big, "第一张"], ["好"], [wide, "第二张"], ["好"], [tall, "第三张"]),
+        conversation(["One: ", tall, " two: ", wide, " three: ", resized(big, 3, 4), "."]),
+        conversation(["System: be brief."], ["Read the text aloud, please: 床前明月光"]),
+        conversation(["System: be brief."], ["Read the text aloud, please: ", wide]),
+    ]
+
+
+@dataclass(slots=True)
+class Answer:
+    """Everything that a core told of one sequence."""
+
+    token_ids: list[int] = field(default_factory=list)
+    outputs: list[SequenceOutput] = field(default_factory=list)
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self.outputs[-1].finish_reason
+
+    @property
+    def num_cached_tokens(self) -> int | None:
+        """Told once, with the first news."""
+        assert all(output.num_cached_tokens is None for output in self.outputs[1:])
+        return self.outputs[0].num_cached_tokens
+
+
+def drain(core: EngineCore) -> dict[str, Answer]:
+    """Steps until nothing is left to do; every sequence must end exactly once."""
+    answers: dict[str, Answer] = {}
+    for _ in range(100_000):
+        if not core.has_work:
+            break
+        for output in core.step():
+            answer = answers.setdefault(output.sequence_id, Answer())
+            assert not answer.outputs or answer.finish_reason is None, "news after the end"
+            answer.token_ids += output.token_ids
+            answer.outputs.append(output)
+    assert not core.has_work
+    assert core.stats.kv_pages_used == core.stats.running == core.stats.waiting == 0
+    assert all(answer.finish_reason is not None for answer in answers.values())
+    return answers
+
+
+def ask(
+    core: EngineCore,
+    prompts: Iterable[Conversation],
+    sampling: SamplingParams = GREEDY,
+    **changes: object,
+) -> list[list[int]]:
+    """Runs all prompts together; their answers in order."""
+    prompts = list(prompts)
+    sampling = replace(sampling, **changes)
+    for index, prompt in enumerate(prompts):
+        core.add(prompt.request(str(index), sampling), prompt.pixels)
+    answers = drain(core)
+    return [answers[str(index)].token_ids for index in range(len(prompts))]
+
+
+def generate(model, prompt: Conversation, **changes: object) -> list[int]:
+    """The greedy answer of `transformers.generate`."""
+    token_ids = torch.tensor([prompt.token_ids])
+    extra = {}
+    if prompt.pictures:
+        processed = image_processor()(
+            images=list(prompt.pictures), do_resize=False, input_data_format="channels_last"
+        )
+        extra = {
+            "pixel_values": torch.from_numpy(np.asarray(processed["pixel_values"])),
+            "image_grid_thw": torch.from_numpy(np.asarray(processed["image_grid_thw"])),
+            "mm_token_type_ids": (token_ids == IMAGE_TOKEN).int(),
+        }
+    result = model.generate(
+        input_ids=token_ids,
+        attention_mask=torch.ones_like(token_ids),
+        max_new_tokens=GREEDY.max_tokens,
+        do_sample=False,
+        eos_token_id=list(GREEDY.eos_token_ids),
+        pad_token_id=0,
+        output_scores=True,
+        return_dict_in_generate=True,
+        **extra,
+        **changes,
+    )
+    # Rounding differs from engine to engine; a near tie would make "identical tokens" a matter of luck.
+    best = torch.cat(result.scores).topk(2, dim=-1).values
+    assert (best[:, 0] - best[:, 1]).min() > 1e-3, "two tokens are as good as equal"
+    return result.sequences[0, len(prompt.token_ids) :].tolist()

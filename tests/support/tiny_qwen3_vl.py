@@ -1,0 +1,175 @@
+"""A tiny Qwen3-VL checkpoint in which every tensor is random, and transformers' own model of it as the oracle.
+
+Weights are scaled so that logits have a standard deviation above 1 and every tensor matters: an error anywhere
+shows in the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from inference_service.engine.types import ImageSpan
+
+
+VOCAB_SIZE = 600
+IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, VISION_END = 590, 591, 592, 593
+EOS_TOKENS = (594, 595)
+PATCH, MERGE = 8, 2
+STEP = PATCH * MERGE
+
+
+def build_checkpoint(
+    directory: Path,
+    *,
+    tied: bool = False,
+    attention_bias: bool = False,
+    deepstack: Sequence[int] = (0, 2),
+    seed: int = 1,
+    max_shard_size: str = "1GB",
+    max_position_embeddings: int = 4096,
+) -> Path:
+    """Writes a checkpoint as transformers does, float32; returns the directory."""
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": 64,
+            "intermediate_size": 112,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "attention_bias": attention_bias,
+            "max_position_embeddings": max_position_embeddings,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 100.0,  # small: every frequency turns within a short prompt
+                "mrope_section": [4, 2, 2],
+                "mrope_interleaved": True,
+            },
+            "eos_token_id": EOS_TOKENS[0],
+            "tie_word_embeddings": tied,
+        },
+        vision_config={
+            "depth": 3,
+            "hidden_size": 48,
+            "intermediate_size": 80,
+            "num_heads": 3,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 25,
+            "deepstack_visual_indexes": list(deepstack),
+        },
+        image_token_id=IMAGE_TOKEN,
+        video_token_id=VIDEO_TOKEN,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        tie_word_embeddings=tied,
+        dtype="float32",
+    )
+    model = Qwen3VLForConditionalGeneration(config)
+    randomise(model, seed)
+    model.generation_config.eos_token_id = list(EOS_TOKENS)
+    model.save_pretrained(directory, max_shard_size=max_shard_size)
+    image_processor().save_pretrained(directory)
+    return directory
+
+
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """Fills every parameter: norms around 1, biases around 0, matrices so that outputs are about as wide as inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("bias"):
+                parameter.copy_(noise * 0.3)
+            elif parameter.ndim == 1:
+                parameter.copy_(1 + noise * 0.3)
+            elif "embed_tokens" in name or "lm_head" in name or "pos_embed" in name:
+                parameter.copy_(noise * 0.4)
+            else:
+                parameter.copy_(noise * 1.2 * parameter[0].numel() ** -0.5)
+
+
+def image_processor() -> Qwen2VLImageProcessorPil:
+    """The processor whose settings stand in the checkpoint."""
+    return Qwen2VLImageProcessorPil(
+        patch_size=PATCH,
+        merge_size=MERGE,
+        temporal_patch_size=2,
+        size={"shortest_edge": 4 * STEP * STEP, "longest_edge": 400 * STEP * STEP},
+        image_mean=[0.5, 0.45, 0.4],
+        image_std=[0.5, 0.25, 0.3],
+    )
+
+
+def reference_model(directory: Path) -> Qwen3VLForConditionalGeneration:
+    """transformers' model of the checkpoint, float32."""
+    return Qwen3VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def picture(rows: int, columns: int, seed: int) -> np.ndarray:
+    """A random picture [rows * STEP, columns * STEP, 3] uint8: rows x columns picture tokens, no resizing needed."""
+    shape = (rows * STEP, columns * STEP, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def grid_of(pixels: np.ndarray) -> tuple[int, int, int]:
+    """(1, rows, columns) in patches."""
+    return 1, pixels.shape[0] // PATCH, pixels.shape[1] // PATCH
+
+
+def prompt(
+    layout: Sequence[int | np.ndarray], seed: int = 0
+) -> tuple[list[int], tuple[ImageSpan, ...]]:
+    """Token ids and picture spans: an int stands for so many random text tokens, an array for a picture."""
+    rng = np.random.default_rng(seed)
+    ids: list[int] = []
+    spans: list[ImageSpan] = []
+    offset = 0
+    for item in layout:
+        if isinstance(item, int):
+            ids += rng.integers(0, IMAGE_TOKEN, item).tolist()
+            continue
+        grid = grid_of(item)
+        num_tokens = grid[1] * grid[2] // MERGE**2
+        spans.append(
+            ImageSpan(
+                key=bytes(item.tobytes()[:32]),
+                start=len(ids) + 1,
+                num_tokens=num_tokens,
+                grid=grid,
+                height=item.shape[0],
+                width=item.shape[1],
+                pixel_offset=offset,
+            )
+        )
+        offset += item.size
+        ids += [VISION_START, *[IMAGE_TOKEN] * num_tokens, VISION_END]
+    return ids, tuple(spans)
+
+
+def reference_logits(
+    model: Qwen3VLForConditionalGeneration, ids: Sequence[int], pictures: Sequence[np.ndarray]
+) -> torch.Tensor:
+    """[T, vocab] of one sequence; pictures must need no resizing."""
+    token_ids = torch.tensor([list(ids)])
+    extra = {}
+    if pictures:
+        processed = image_processor()(
+            images=list(pictures), do_resize=False, input_data_format="channels_last"
+        )
+        extra = {
+            "pixel_values": torch.from_numpy(np.asarray(processed["pixel_values"])),
+            "image_grid_thw": torch.from_numpy(np.asarray(processed["image_grid_thw"])),
+            "mm_token_type_ids": (token_ids == IMAGE_TOKEN).int(),
+        }
+    with torch.inference_mode():
+        model.model.rope_deltas = None
+        return model(input_ids=token_ids, use_cache=False, **extra).logits[0]
