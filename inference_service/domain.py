@@ -123,3 +123,115 @@ class ChatRequest:
     min_pixels: int | None = None
     max_pixels: int | None = None
     cache_salt: bytes = b""
+
+
+class EndReason(Enum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CONTEXT_LENGTH = "context_length"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopTrigger:
+    """What exactly stopped an answer; all unset when its length did."""
+
+    eos_token_id: int | None = None
+    stop_token_id: int | None = None
+    stop_string: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """A token with its log probability (natural logarithm) and rank (1 = the likeliest)."""
+
+    token_id: int
+    text: str
+    data: bytes
+    logprob: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogprobEntry:
+    """The chosen token and its rivals, likeliest first; `chosen` is None for the first token of a prompt."""
+
+    chosen: TokenLogprob | None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureInfo:
+    """What became of a picture: sizes in pixels, and its tokens in the prompt."""
+
+    original_width: int
+    original_height: int
+    processed_width: int
+    processed_height: int
+    tokens: int
+    uuid: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenUsage:
+    """Tokens of a request; `image_tokens` and `cached_tokens` are parts of `prompt_tokens`."""
+
+    prompt_tokens: int
+    image_tokens: int
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """The first event of an answer.
+
+    Attributes:
+        request_id: The request's id.
+        created: Unix time in seconds.
+        sampling: All settings in force; every field is set, a seed was drawn if none was given.
+        stop_strings: Strings that end an answer.
+        stop_token_ids: Token ids that end an answer.
+        include_stop_string: Keep the stop string in the text.
+        n: Number of answers.
+        usage: Tokens of the prompt.
+        pictures: In order of appearance.
+        prompt_token_ids: The prompt, if asked for.
+    """
+
+    request_id: str
+    created: int
+    sampling: SamplingOptions
+    stop_strings: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    include_stop_string: bool
+    n: int
+    usage: TokenUsage
+    pictures: tuple[PictureInfo, ...]
+    prompt_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """A piece of an answer: whole characters only."""
+
+    choice_index: int
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[LogprobEntry, ...] = ()
+    prompt_logprobs: tuple[LogprobEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The end of one answer."""
+
+    choice_index: int
+    reason: EndReason
+    trigger: StopTrigger = StopTrigger()
+
+
+Event = Started | Delta | Finished | TokenUsage
+"""One Started, Deltas, one Finished for every answer, and the TokenUsage at the end."""

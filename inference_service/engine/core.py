@@ -6,6 +6,7 @@ Must not know processes, sockets or text.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 import logging
 from pathlib import Path
 import time
@@ -156,19 +157,31 @@ class EngineCore:
             chunks = [chunk for chunk in plan.chunks if not _needs(chunk, broken)]
             results = self._runner.run(chunks) if chunks else []
         except (torch.OutOfMemoryError, MemoryError):
-            # Nothing was committed: without the request scheduled last, the rest is planned again.
             logger.exception("out of memory in a step of %d sequences", len(plan.chunks))
-            self._encoder_cache.discard_unfilled()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            return [self._fail(plan.chunks[-1].sequence, OutOfMemoryError.reason)]
-        outputs = [
+        else:
+            return self._settle(plan, broken, zip(chunks, results, strict=True))
+        # Behind the except clause, so that its traceback no longer holds the tensors of the step.
+        return [self._relieve(plan)]
+
+    def _settle(
+        self, plan: Plan, broken: set[bytes], results: Iterable[tuple[Chunk, ChunkResult]]
+    ) -> list[SequenceOutput]:
+        """Take over what was computed and end the sequences whose pictures are broken."""
+        news = [self._commit(chunk, result) for chunk, result in results]
+        outputs = [output for output in news if output is not None]
+        outputs += [
             self._fail(chunk.sequence, InternalError.reason)
             for chunk in plan.chunks
             if _needs(chunk, broken)
         ]
-        news = [self._commit(*pair) for pair in zip(chunks, results, strict=True)]
-        return outputs + [output for output in news if output is not None]
+        return outputs
+
+    def _relieve(self, plan: Plan) -> SequenceOutput:
+        """End the request scheduled last. Nothing was committed, so the others' part is planned again."""
+        self._encoder_cache.discard_unfilled()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return self._fail(plan.chunks[-1].sequence, OutOfMemoryError.reason)
 
     def _encode(self, plan: Plan) -> set[bytes]:
         """Encode the step's pictures; returns the keys of those that could not be."""

@@ -92,7 +92,8 @@ class ModelRunner:
             [image.grid for _, image in pictures],
         )
         for (_, image), embedding in zip(pictures, embeddings, strict=True):
-            self._encoder_cache.fill(image.key, embedding)
+            # A copy: a part of the pass's one tensor would keep all of it alive.
+            self._encoder_cache.fill(image.key, embedding.clone())
 
     @torch.inference_mode()
     def run(self, chunks: Seq[Chunk]) -> list[ChunkResult]:
@@ -201,10 +202,10 @@ class ModelRunner:
         """Of the prompt tokens behind each row of the chunk, leaving out those reported before a preemption."""
         sequence = chunk.sequence
         num_top = sequence.sampling.prompt_logprobs
-        first = max(chunk.start, sequence.num_prompt_logprobs)
-        last = min(chunk.end, sequence.num_prompt_tokens - 1)
         if num_top is None:
             return ()
+        first = max(chunk.start, sequence.num_prompt_logprobs)
+        last = min(chunk.end, sequence.num_prompt_tokens - 1)
         entries: list[TokenLogprobs] = []
         for start in range(first, last, PROMPT_LOGITS_ROWS):
             end = min(start + PROMPT_LOGITS_ROWS, last)

@@ -9,6 +9,7 @@ filters are least logits (ties stay together), and noise is a hash of (seed, cho
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 import math
@@ -76,19 +77,17 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """
     logits = _apply_bias_and_bans(logits, rows)
     logits = _apply_penalties(logits, rows)
+    greedy = logits.argmax(dim=-1)
     if all(row.is_greedy for row in rows):
-        return logits.argmax(dim=-1)
-    # Greedy rows keep temperature 1 and get no noise, so that they take the same way.
+        return greedy
+    # Greedy rows go along with temperature 1 and a single candidate, and are left out at the end.
     temperatures = [1.0 if row.is_greedy else row.params.temperature for row in rows]
     logits = logits / _column(temperatures, logits)
-    logits = logits.masked_fill(logits < _least_logits(logits, rows), -math.inf)
-    weights = [0.0 if row.is_greedy else 1.0 for row in rows]
-    noise = gumbel_noise(
-        [(row.params.seed, row.params.choice_index, len(row.answer)) for row in rows],
-        logits.shape[-1],
-        logits.device,
-    )
-    return (logits + noise * _column(weights, logits)).argmax(dim=-1)
+    kept = logits >= _least_logits(logits, rows)
+    noise_keys = [(row.params.seed, row.params.choice_index, len(row.answer)) for row in rows]
+    drawn = (logits + _noise_where(kept, noise_keys)).argmax(dim=-1)
+    is_greedy = torch.tensor([row.is_greedy for row in rows], device=logits.device)
+    return torch.where(is_greedy, greedy, drawn)
 
 
 def token_logprobs(
@@ -124,23 +123,42 @@ def token_logprobs(
     ]
 
 
-def gumbel_noise(
-    keys: Sequence[tuple[int, int, int]], vocab_size: int, device: torch.device
-) -> Tensor:
-    """Gumbel noise [R, vocab_size] float32; row r is a function of keys[r] = (seed, choice, position) alone.
+def gumbel_noise(keys: Sequence[tuple[int, int, int]], rows: Tensor, token_ids: Tensor) -> Tensor:
+    """Gumbel noise, a function of (seed, choice, position) and the token id alone.
 
-    Adding it to logits and taking the greatest draws from their softmax (Gumbel-max). Every (row, token id) gets
-    32 bits from two rounds of Wellons' `lowbias32`, each with its own half of the row's 64-bit key.
+    Adding it to logits and taking the greatest draws from their softmax (Gumbel-max). The triple makes a 64-bit key;
+    its halves lead the token ids through two rounds of Wellons' `lowbias32`.
+
+    Args:
+        keys: (seed, choice, position) of each row of the batch.
+        rows: int64, rows of the batch.
+        token_ids: int64, of a shape that broadcasts with `rows`.
+
+    Returns:
+        float32 of the common shape.
     """
     mixed = [_mix_key(key) for key in keys]
-    low = torch.tensor([_int32(key) for key in mixed], dtype=torch.int32, device=device)
-    high = torch.tensor([_int32(key >> 32) for key in mixed], dtype=torch.int32, device=device)
-    token_ids = torch.arange(vocab_size, dtype=torch.int32, device=device)
-    bits = _lowbias32(token_ids ^ low.unsqueeze(-1))
-    bits = _lowbias32(bits ^ high.unsqueeze(-1))
-    # 31 bits to (0, 1). Small values, the ones that win, keep their resolution; 1 itself would be infinite noise.
-    uniform = (((bits & 0x7FFFFFFF).float() + 0.5) * 2.0**-31).clamp(max=1 - 2.0**-24)
-    return -torch.log(-torch.log1p(-uniform))
+    low = torch.tensor([_int32(key) for key in mixed], dtype=torch.int32, device=rows.device)
+    high = torch.tensor([_int32(key >> 32) for key in mixed], dtype=torch.int32, device=rows.device)
+    bits = token_ids.int() ^ low[rows]
+    _lowbias32_(bits)
+    bits ^= high[rows]
+    _lowbias32_(bits)
+    # 31 bits to u in (0, 1). Small u, the ones that win, keep their resolution; 1 itself would be infinite noise.
+    minus_u = (bits & 0x7FFFFFFF).float().add_(0.5).mul_(-(2.0**-31)).clamp_(min=-1 + 2.0**-24)
+    return minus_u.log1p_().neg_().log_().neg_()
+
+
+def _noise_where(kept: Tensor, keys: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Noise for the tokens that are kept, minus infinity for the others: [R, V] float32."""
+    # Filters mostly keep a few of 150,000 tokens. Counting them would make a GPU wait, so it computes all.
+    if kept.device.type == "cpu" and 4 * kept.count_nonzero() < kept.numel():
+        rows, token_ids = kept.nonzero(as_tuple=True)
+        noise = torch.full(kept.shape, -math.inf)
+        return noise.index_put_((rows, token_ids), gumbel_noise(keys, rows, token_ids))
+    rows = torch.arange(kept.shape[0], device=kept.device).unsqueeze(-1)
+    token_ids = torch.arange(kept.shape[1], device=kept.device)
+    return gumbel_noise(keys, rows, token_ids).masked_fill(~kept, -math.inf)
 
 
 def _apply_bias_and_bans(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
@@ -165,35 +183,40 @@ def _apply_bias_and_bans(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 
 def _apply_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """Counted from the token lists in every step: state would have to survive preemption and aborts."""
-    chosen = [index for index, row in enumerate(rows) if row.is_penalised]
-    if not chosen:
+    places: list[int] = []
+    token_ids: list[int] = []
+    counts: list[int] = []
+    for index, row in enumerate(rows):
+        if row.is_penalised:
+            answer = Counter(row.answer)
+            seen = list({*row.prompt, *row.answer})
+            places += [index] * len(seen)
+            token_ids += seen
+            counts += [answer[token_id] for token_id in seen]
+    if not places:
         return logits
-    picked = [rows[index] for index in chosen]
-    places = torch.tensor(chosen, device=logits.device)
-    part = logits[places]
-    answer = _count([row.answer for row in picked], part)
-    seen = (answer + _count([row.prompt for row in picked], part)) > 0
-    repetition = _column([row.params.repetition_penalty for row in picked], part)
-    part = torch.where(seen, torch.where(part > 0, part / repetition, part * repetition), part)
-    part = part - answer * _column([row.params.frequency_penalty for row in picked], part)
-    part = part - (answer > 0) * _column([row.params.presence_penalty for row in picked], part)
-    return logits.index_copy(0, places, part)
+    where = (
+        torch.tensor(places, device=logits.device),
+        torch.tensor(token_ids, device=logits.device),
+    )
 
+    def of_each(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=logits.dtype, device=logits.device)[where[0]]
 
-def _count(token_ids: Sequence[Sequence[int]], like: Tensor) -> Tensor:
-    """How often each id of the vocabulary occurs: [R, V] of `like`'s dtype."""
-    counts = torch.zeros_like(like)
-    for row, ids in zip(counts, token_ids, strict=True):
-        places = torch.tensor(ids, dtype=torch.int64, device=like.device)
-        row.index_add_(0, places, torch.ones_like(places, dtype=like.dtype))
-    return counts
+    repetition = of_each([row.params.repetition_penalty for row in rows])
+    frequency = of_each([row.params.frequency_penalty for row in rows])
+    presence = of_each([row.params.presence_penalty for row in rows])
+    count = torch.tensor(counts, dtype=logits.dtype, device=logits.device)
+    part = logits[where]
+    part = torch.where(part > 0, part / repetition, part * repetition)
+    part = part - frequency * count - presence * (count > 0)
+    return logits.index_put(where, part)
 
 
 def _least_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """The least logit [R, 1] that each row's min-p, top-k and top-p let through."""
     greatest = logits.amax(dim=-1, keepdim=True)
-    log_min_p = [math.log(row.params.min_p) if row.params.min_p > 0 else -math.inf for row in rows]
-    least = greatest + _column(log_min_p, logits)
+    least = greatest + _column([_log_min_p(row) for row in rows], logits)
     vocab_size = logits.shape[-1]
     sorted_rows = [
         index
@@ -218,6 +241,13 @@ def _least_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     return least.index_copy(0, places, values.masked_fill(~kept, math.inf).amin(-1, keepdim=True))
 
 
+def _log_min_p(row: SamplingRow) -> float:
+    """How far below the greatest logit a token may be; nothing for a greedy row."""
+    if row.is_greedy:
+        return 0.0
+    return math.log(row.params.min_p) if row.params.min_p > 0 else -math.inf
+
+
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
 
@@ -238,8 +268,10 @@ def _int32(bits: int) -> int:
     return ((bits & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
 
 
-def _lowbias32(bits: Tensor) -> Tensor:
-    """Chris Wellons' 32-bit integer hash on int32 tensors, whose products wrap; the shifts fill with zeros."""
-    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * 0x7FEB352D
-    bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * _int32(0x846CA68B)
-    return bits ^ ((bits >> 16) & 0xFFFF)
+def _lowbias32_(bits: Tensor) -> None:
+    """Chris Wellons' 32-bit integer hash, in place on int32, whose products wrap; the shifts fill with zeros."""
+    bits ^= (bits >> 16).bitwise_and_(0xFFFF)
+    bits *= 0x7FEB352D
+    bits ^= (bits >> 15).bitwise_and_(0x1FFFF)
+    bits *= _int32(0x846CA68B)
+    bits ^= (bits >> 16).bitwise_and_(0xFFFF)

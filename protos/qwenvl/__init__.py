@@ -2,3 +2,10 @@
 
 Owns what both the inference service and its callers share. Must not know either side's code.
 """
+
+from __future__ import annotations
+
+from qwenvl.client import Answer, Client, Error
+
+
+__all__ = ["Answer", "Client", "Error"]

@@ -201,6 +201,14 @@ def test_caching_can_be_switched_off(make_core) -> None:
     assert core.stats.prefix_hits == core.stats.kv_pages_cached == 0
 
 
+def test_cached_pictures_hold_no_memory_but_their_own(make_core) -> None:
+    core = make_core()
+    ask(core, [PROMPT, OTHER])
+    for prompt in (PROMPT, OTHER):
+        embedding = core._encoder_cache.get(prompt.images[0].key)
+        assert embedding.untyped_storage().nbytes() == embedding.nbytes
+
+
 # Aborts
 
 

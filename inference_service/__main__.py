@@ -1,0 +1,78 @@
+"""The command `inference-service`: the gRPC front and its engine process.
+
+Owns the start: settings, logs, model directory. Must not load torch: the engine process does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+import logging
+import os
+import sys
+
+from inference_service.engine.client import EngineClient
+from inference_service.engine.types import EngineConfig
+from inference_service.hub import ModelNotFound, resolve_model
+from inference_service.server.app import serve
+from inference_service.server.model import ServedModel
+from inference_service.settings import ServiceSettings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the service until it is told to stop; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="inference-service", description="Serve a Qwen-VL model over gRPC."
+    )
+    ServiceSettings.add_flags(parser)
+    settings = ServiceSettings.load(vars(parser.parse_args(argv)), os.environ)
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    # httpx logs whole URLs, which may carry credentials in their query.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        resolved = resolve_model(settings.model, settings.served_model_name)
+        model = ServedModel.load(resolved.directory, resolved.served_names)
+    except (ModelNotFound, ValueError, OSError) as error:
+        raise SystemExit(f"cannot serve this model: {error}") from None
+    try:
+        return asyncio.run(_run(settings, model))
+    except OSError as error:
+        raise SystemExit(str(error)) from None
+
+
+async def _run(settings: ServiceSettings, model: ServedModel) -> int:
+    engine = EngineClient(
+        engine_config(settings, model),
+        start_timeout_s=settings.engine_start_timeout_s,
+        stall_timeout_s=settings.engine_stall_timeout_s,
+        pixel_budget_bytes=settings.pixel_budget_mib * 2**20,
+    )
+    return await serve(settings, model, engine)
+
+
+def engine_config(settings: ServiceSettings, model: ServedModel) -> EngineConfig:
+    """What the engine process is started with."""
+    return EngineConfig(
+        model_dir=str(model.directory),
+        dtype=settings.dtype,
+        device=settings.device,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        page_size=settings.kv_page_size,
+        num_kv_pages=settings.num_kv_pages,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        cpu_kv_cache_bytes=settings.cpu_kv_cache_mib * 2**20,
+        encoder_cache_tokens=settings.encoder_cache_tokens,
+        enable_prefix_caching=settings.enable_prefix_caching,
+        cpu_threads=settings.cpu_threads,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

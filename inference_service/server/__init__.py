@@ -1,0 +1,1 @@
+"""The gRPC door: one servicer per service, and the way of a request through the front."""

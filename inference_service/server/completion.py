@@ -1,0 +1,311 @@
+"""The way of one request: admission, pictures, prompt, engine, events.
+
+Owns the requests in flight. Must not know protobuf: it takes and gives the values of `inference_service.domain`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+import contextlib
+import dataclasses
+from dataclasses import dataclass, field
+import time
+
+from inference_service.domain import (
+    ChatRequest,
+    EndReason,
+    Event,
+    Finished,
+    ImagePart,
+    PictureInfo,
+    Started,
+    TokenUsage,
+)
+from inference_service.engine.client import Engine, EngineState
+from inference_service.engine.types import EngineRequest, FinishReason, SequenceOutput
+from inference_service.errors import (
+    ContextLengthError,
+    DrainingError,
+    EngineUnavailableError,
+    ImageTooLargeError,
+    InternalError,
+    ModelLoadingError,
+    OutOfMemoryError,
+    QueueFullError,
+    RequestIdInUseError,
+    ServiceError,
+)
+from inference_service.media.decode import PictureDecoder, ProcessedPicture
+from inference_service.media.fetch import MediaFetcher
+from inference_service.media.geometry import pixel_budget
+from inference_service.server.answer import Answer
+from inference_service.server.model import ServedModel
+from inference_service.server.sampling import effective_options, engine_params
+from inference_service.settings import ServiceSettings
+from inference_service.text.prompt import Prompt
+
+
+# Only the reason crosses the border to the engine; what the caller reads is written here.
+_ENGINE_ERRORS: dict[str, Callable[[], ServiceError]] = {
+    "CONTEXT_LENGTH_EXCEEDED": lambda: ContextLengthError(
+        "The prompt does not fit the context window.", field="spec.messages"
+    ),
+    "IMAGE_TOO_LARGE": lambda: ImageTooLargeError(
+        "A picture takes more tokens than the encoder holds.", field="spec.messages"
+    ),
+    "GPU_OUT_OF_MEMORY": lambda: OutOfMemoryError(
+        "The device had no memory left for this request.", retry_after_s=1.0
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A request whose pictures are decoded and whose prompt is tokenised."""
+
+    prompt: Prompt
+    pictures: tuple[ProcessedPicture, ...]
+    infos: tuple[PictureInfo, ...]
+    usage: TokenUsage
+
+
+@dataclass(slots=True)
+class _InFlight:
+    """A request that the engine may be working on."""
+
+    sequence_ids: list[str] = field(default_factory=list)
+    aborted: bool = False
+
+
+class Completions:
+    """Answers requests through one engine."""
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        model: ServedModel,
+        engine: Engine,
+        fetcher: MediaFetcher,
+        decoder: PictureDecoder,
+    ) -> None:
+        self.model = model
+        self.engine = engine
+        self._settings = settings
+        self._fetcher = fetcher
+        self._decoder = decoder
+        self._in_flight: dict[str, _InFlight] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = False
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight."""
+        return len(self._in_flight)
+
+    async def wait_idle(self) -> None:
+        """Returns when no request is in flight."""
+        await self._idle.wait()
+
+    async def prepare(self, request: ChatRequest) -> Prepared:
+        """Fetches, decodes and resizes the pictures and tokenises the prompt.
+
+        Raises:
+            ServiceError: A picture or the prompt is wrong; the error names the field.
+        """
+        parts = [
+            part
+            for message in request.messages
+            for part in message.parts
+            if isinstance(part, ImagePart)
+        ]
+        tasks = [asyncio.ensure_future(self._picture(part, request)) for part in parts]
+        try:
+            pictures = tuple(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+        # Rendering and tokenising a long prompt takes milliseconds: not on the loop (CVE-2025-62426).
+        prompt = await asyncio.to_thread(self.model.prompts.build, request, pictures)
+        image_tokens = sum(picture.num_tokens for picture in pictures)
+        return Prepared(
+            prompt=prompt,
+            pictures=pictures,
+            infos=tuple(map(_info, pictures, parts)),
+            usage=TokenUsage(prompt_tokens=len(prompt.token_ids), image_tokens=image_tokens),
+        )
+
+    async def answer(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        """Gives the events of a request; closing the iterator aborts what is under way.
+
+        Raises:
+            ServiceError: The request ended with an error.
+        """
+        with self._admit(request) as flight:
+            prepared = await self.prepare(request)
+            window = self._context_window()
+            options = effective_options(
+                request,
+                self.model.defaults,
+                prompt_tokens=prepared.usage.prompt_tokens,
+                max_model_len=window,
+                max_tokens_default=self._settings.max_tokens_default,
+            )
+            yield Started(
+                request_id=request.request_id,
+                created=int(time.time()),
+                sampling=options,
+                stop_strings=request.stop_strings,
+                stop_token_ids=request.stop_token_ids,
+                include_stop_string=request.include_stop_string,
+                n=request.n,
+                usage=prepared.usage,
+                pictures=prepared.infos,
+                prompt_token_ids=(
+                    prepared.prompt.token_ids if request.return_prompt_token_ids else ()
+                ),
+            )
+            jobs = [
+                EngineRequest(
+                    sequence_id=f"{request.request_id}#{index}",
+                    prompt_token_ids=prepared.prompt.token_ids,
+                    images=prepared.prompt.images,
+                    cache_salt=request.cache_salt,
+                    sampling=engine_params(
+                        options,
+                        request,
+                        choice_index=index,
+                        eos_token_ids=self.model.spec.eos_token_ids,
+                    ),
+                )
+                for index in range(request.n)
+            ]
+            flight.sequence_ids = [job.sequence_id for job in jobs]
+            if flight.aborted:
+                for index in range(request.n):
+                    yield Finished(choice_index=index, reason=EndReason.ABORTED)
+                yield prepared.usage
+                return
+            async with contextlib.aclosing(self._run(request, prepared, jobs)) as events:
+                async for event in events:
+                    yield event
+
+    async def abort(self, request_id: str) -> bool:
+        """Ends a request in flight; its answers finish as aborted. False if it is not in flight."""
+        flight = self._in_flight.get(request_id)
+        if flight is None:
+            return False
+        flight.aborted = True
+        for sequence_id in flight.sequence_ids:
+            await self.engine.abort(sequence_id)
+        return True
+
+    @contextlib.contextmanager
+    def _admit(self, request: ChatRequest) -> Iterator[_InFlight]:
+        """Takes a place among the requests in flight."""
+        if self.draining:
+            raise DrainingError("The service is shutting down.", retry_after_s=5.0)
+        if request.request_id in self._in_flight:
+            raise RequestIdInUseError(
+                "A request with this id is in flight.", field="spec.request_id"
+            )
+        if len(self._in_flight) >= self._settings.max_queue:
+            raise QueueFullError("Too many requests are in flight.", retry_after_s=1.0)
+        flight = self._in_flight[request.request_id] = _InFlight()
+        self._idle.clear()
+        try:
+            yield flight
+        finally:
+            del self._in_flight[request.request_id]
+            if not self._in_flight:
+                self._idle.set()
+
+    def _context_window(self) -> int:
+        """The context window of the engine, which is smaller than the model's where memory is short."""
+        state, ready = self.engine.state, self.engine.ready
+        if state is EngineState.READY and ready is not None:
+            return ready.max_model_len
+        if state is EngineState.STARTING:
+            raise ModelLoadingError("The model is being loaded.", retry_after_s=5.0)
+        if state is EngineState.RESTARTING:
+            raise EngineUnavailableError("The engine is being started again.", retry_after_s=2.0)
+        raise EngineUnavailableError("The engine has failed.")
+
+    async def _picture(self, part: ImagePart, request: ChatRequest) -> ProcessedPicture:
+        policy = self.model.spec.image_policy
+        least, most = pixel_budget(
+            policy,
+            part.detail,
+            request.min_pixels if part.min_pixels is None else part.min_pixels,
+            request.max_pixels if part.max_pixels is None else part.max_pixels,
+            field=part.field,
+        )
+        data = part.data
+        if data is None:
+            data = await self._fetcher.fetch(part.uri or "", field=part.field)
+        return await self._decoder.decode(
+            data, policy=policy, min_pixels=least, max_pixels=most, field=part.field
+        )
+
+    async def _run(
+        self, request: ChatRequest, prepared: Prepared, jobs: list[EngineRequest]
+    ) -> AsyncGenerator[Event, None]:
+        """Runs the sequences of a request side by side and merges their events."""
+        answers = [Answer(index, request, self.model.tokenizer) for index in range(len(jobs))]
+        news: asyncio.Queue[tuple[int, SequenceOutput | Exception]] = asyncio.Queue(len(jobs))
+        pixels = [picture.pixels for picture in prepared.pictures]
+
+        async def pump(index: int) -> None:
+            try:
+                async with contextlib.aclosing(
+                    self.engine.generate(jobs[index], pixels)
+                ) as outputs:
+                    async for output in outputs:
+                        await news.put((index, output))
+            except Exception as error:  # noqa: BLE001 - raised again by the consumer
+                await news.put((index, error))
+
+        tasks = [asyncio.create_task(pump(index)) for index in range(len(jobs))]
+        cached = 0
+        try:
+            while not all(answer.finished for answer in answers):
+                index, item = await news.get()
+                output = _output_or_raise(item)
+                if answers[index].finished:
+                    continue  # said behind a stop string
+                if index == 0 and output.num_cached_tokens is not None:
+                    cached = output.num_cached_tokens
+                for event in answers[index].push(output):
+                    yield event
+                if answers[index].finished:
+                    tasks[index].cancel()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        yield dataclasses.replace(
+            prepared.usage,
+            cached_tokens=cached,
+            completion_tokens=sum(answer.completion_tokens for answer in answers),
+        )
+
+
+def _output_or_raise(item: SequenceOutput | Exception) -> SequenceOutput:
+    if isinstance(item, Exception):
+        raise item
+    if item.finish_reason is FinishReason.ERROR:
+        kind = _ENGINE_ERRORS.get(item.error)
+        raise kind() if kind else InternalError("The engine failed on this request.")
+    return item
+
+
+def _info(picture: ProcessedPicture, part: ImagePart) -> PictureInfo:
+    return PictureInfo(
+        original_width=picture.original_width,
+        original_height=picture.original_height,
+        processed_width=picture.width,
+        processed_height=picture.height,
+        tokens=picture.num_tokens,
+        uuid=part.uuid,
+    )

@@ -1,0 +1,161 @@
+"""What happens around every call: access, errors, one log line.
+
+Owns the order of these and the wrapping of handlers. Must not know what the methods do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+import json
+import logging
+import time
+from typing import Any
+import uuid
+
+import grpc
+import grpc.aio
+
+from inference_service.errors import InternalError, ServiceError, UnauthenticatedError
+from inference_service.server.auth import ApiKeys
+from inference_service.server.status import DETAILS_KEY, code_of, details_of
+
+
+OWN_PREFIX = "/qwenvl.inference.v1."
+_OPEN_PREFIX = "/grpc.health.v1."  # probes of a kubelet carry no key
+
+logger = logging.getLogger("inference_service.access")
+
+Handler = grpc.RpcMethodHandler[Any, Any]
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AccessInterceptor(grpc.aio.ServerInterceptor):
+    """Refuses calls without a known key, health checks excepted."""
+
+    def __init__(self, keys: ApiKeys) -> None:
+        self._keys = keys
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        """Lets the call pass, or answers UNAUTHENTICATED in the shape of its method."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith(_OPEN_PREFIX):
+            return handler
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        if self._keys.accepts(metadata.get("authorization")):
+            return handler
+
+        async def refuse(request: object, context: Context) -> None:
+            del request
+            await _abort(context, UnauthenticatedError("A valid API key is needed."), "")
+
+        return _same_shape(handler, refuse, _as_stream(refuse))
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns `ServiceError` into a status with details, and writes one log line per call."""
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        """Wraps the methods of our own services."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(OWN_PREFIX):
+            return handler
+
+        async def unary(request: Any, context: Context) -> Any:
+            with _Line(method, context) as line:
+                try:
+                    return await handler.unary_unary(request, context)
+                except ServiceError as error:
+                    await line.abort(error)
+                except Exception as error:  # noqa: BLE001 - the last line of defence
+                    await line.abort_unexpected(error)
+
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            with _Line(method, context) as line:
+                try:
+                    async for response in handler.unary_stream(request, context):
+                        yield response
+                except ServiceError as error:
+                    await line.abort(error)
+                except Exception as error:  # noqa: BLE001 - the last line of defence
+                    await line.abort_unexpected(error)
+
+        return _same_shape(handler, unary, stream)
+
+
+class _Line:
+    """The log line of one call: no prompt, no URL, no key."""
+
+    def __init__(self, method: str, context: Context) -> None:
+        self._method = method
+        self._context = context
+        self._code = "OK"
+        metadata = dict(context.invocation_metadata() or ())
+        self._request_id = str(metadata.get("x-request-id") or f"rpc-{uuid.uuid4().hex}")[:128]
+        self._begin = time.monotonic()
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._code == "OK":
+            self._code = "CANCELLED"
+        fields = {
+            "method": self._method,
+            "code": self._code,
+            "request_id": self._request_id,
+            "seconds": round(time.monotonic() - self._begin, 4),
+        }
+        logger.info(json.dumps(fields))
+
+    async def abort(self, error: ServiceError) -> None:
+        """Ends the call with the error's status."""
+        self._code = code_of(error).name
+        await _abort(self._context, error, self._request_id)
+
+    async def abort_unexpected(self, error: BaseException) -> None:
+        """Ends the call as INTERNAL; what happened goes to the log only."""
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        logger.error("request %s failed", self._request_id, exc_info=error)
+        await self.abort(InternalError("An internal error occurred."))
+
+
+async def _abort(context: Context, error: ServiceError, request_id: str) -> None:
+    trailer = ((DETAILS_KEY, details_of(error, request_id)),)
+    await context.abort(code_of(error), error.message, trailer)
+
+
+def _as_stream(
+    unary: Callable[[Any, Context], Awaitable[Any]],
+) -> Callable[[Any, Context], AsyncIterator[Any]]:
+    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+        yield await unary(request, context)
+
+    return stream
+
+
+def _same_shape(
+    handler: Handler,
+    unary: Callable[[Any, Context], Awaitable[Any]],
+    stream: Callable[[Any, Context], AsyncIterator[Any]],
+) -> Handler:
+    """A handler with the (de)serialisers of another one."""
+    kinds = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }
+    make = kinds[bool(handler.request_streaming), bool(handler.response_streaming)]
+    behaviour = stream if handler.response_streaming else unary
+    return make(
+        behaviour,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )

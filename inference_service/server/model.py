@@ -1,0 +1,104 @@
+"""The model as the front knows it: names, configuration, tokenizer and template, without weights.
+
+Owns what is read from the model's directory at start. Must not know torch, gRPC or requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import hashlib
+import json
+from pathlib import Path
+import time
+from typing import Any
+
+from inference_service.models.spec import ModelSpec, load_spec
+from inference_service.text.prompt import PromptBuilder
+from inference_service.text.template import ChatTemplate
+from inference_service.text.tokenizer import Tokenizer
+
+
+_REVISION_FILES = ("*.safetensors", "*.json", "*.jinja")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """What generation_config.json says; None = nothing."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+
+    @classmethod
+    def from_dir(cls, directory: Path) -> SamplingDefaults:
+        """Reads generation_config.json; `do_sample: false` means greedy."""
+        path = directory / "generation_config.json"
+        values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return cls(
+            temperature=0.0 if values.get("do_sample") is False else values.get("temperature"),
+            top_p=values.get("top_p"),
+            top_k=values.get("top_k"),
+            repetition_penalty=values.get("repetition_penalty"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A model under its served names, the canonical one first.
+
+    Attributes:
+        names: Names the model answers to.
+        directory: Where its files are.
+        revision: 64 hexadecimal digits that change with the files; part of every picture's cache key.
+        created: Unix time in seconds at which the front read it.
+    """
+
+    names: tuple[str, ...]
+    directory: Path
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    prompts: PromptBuilder
+    defaults: SamplingDefaults
+    revision: str
+    created: int
+
+    @property
+    def name(self) -> str:
+        """The canonical name."""
+        return self.names[0]
+
+    @classmethod
+    def load(cls, directory: Path, names: tuple[str, ...]) -> ServedModel:
+        """Reads configuration and text files; takes no weights.
+
+        Raises:
+            ValueError: A file is missing or says something this service cannot serve; the text is for the operator.
+            OSError: A file cannot be read.
+        """
+        spec = load_spec(directory)
+        tokenizer = Tokenizer.from_dir(directory)
+        revision = _revision(directory)
+        builder = PromptBuilder(
+            tokenizer, ChatTemplate.from_dir(directory), spec, bytes.fromhex(revision)
+        )
+        return cls(
+            names=names,
+            directory=directory,
+            spec=spec,
+            tokenizer=tokenizer,
+            prompts=builder,
+            defaults=SamplingDefaults.from_dir(directory),
+            revision=revision,
+            created=int(time.time()),
+        )
+
+
+def _revision(directory: Path) -> str:
+    """A digest over names, sizes and times of the files: weights of many gigabytes are not read for it."""
+    digest = hashlib.sha256()
+    for pattern in _REVISION_FILES:
+        for path in sorted(directory.glob(pattern)):
+            status = path.stat()
+            digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

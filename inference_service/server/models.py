@@ -1,0 +1,96 @@
+"""ModelService: what is served and what it can do.
+
+Owns the description of a model. Must not know requests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc.aio
+
+from inference_service.engine.client import Engine
+from inference_service.errors import ModelNotFoundError
+from inference_service.models.tables import kv_bytes_per_token, module_parts
+from inference_service.server.model import ServedModel
+from inference_service.settings import ServiceSettings
+from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+from qwenvl.inference.v1 import usage_pb2 as usage_pb
+
+
+_BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2}
+_CONVENTIONS = {"qwen3_vl": model_pb.COORDINATE_CONVENTION_PER_MILLE}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ModelServicer(model_grpc.ModelServiceServicer):
+    """Tells which models are served."""
+
+    def __init__(self, model: ServedModel, engine: Engine, settings: ServiceSettings) -> None:
+        self._model = model
+        self._engine = engine
+        self._settings = settings
+
+    async def ListModels(  # noqa: N802 - the proto's name
+        self, request: model_pb.ListModelsRequest, context: Context
+    ) -> model_pb.ListModelsResponse:
+        """All served names."""
+        del request, context
+        return model_pb.ListModelsResponse(models=map(self._describe, self._model.names))
+
+    async def GetModel(  # noqa: N802
+        self, request: model_pb.GetModelRequest, context: Context
+    ) -> model_pb.GetModelResponse:
+        """One served name."""
+        del context
+        if request.name not in self._model.names:
+            raise ModelNotFoundError(
+                f"The model {request.name[:100]!r} is not served here.",
+                field="name",
+                metadata={"model": request.name[:100]},
+            )
+        return model_pb.GetModelResponse(model=self._describe(request.name))
+
+    def _describe(self, name: str) -> model_pb.Model:
+        model, settings, ready = self._model, self._settings, self._engine.ready
+        spec, policy = model.spec, model.spec.image_policy
+        parts = module_parts(spec)
+        parameters = sum(count for _, count in parts)
+        dtype = ready.dtype if ready else spec.checkpoint_dtype
+        value_bytes = _BYTES_PER_VALUE[dtype]
+        window = ready.max_model_len if ready else settings.max_model_len
+        schemes = ["http", "https"] if settings.enable_media_fetch else []
+        if settings.allow_local_media_path:
+            schemes.append("file")
+        per_token = kv_bytes_per_token(spec, value_bytes)
+        return model_pb.Model(
+            name=name,
+            canonical_name=model.name,
+            family=spec.family,
+            created=model.created,
+            input_modalities=[usage_pb.MODALITY_TEXT, usage_pb.MODALITY_IMAGE],
+            max_context_tokens=window or spec.max_position_embeddings,
+            image_limits=model_pb.ImageLimits(
+                max_images=settings.max_images,
+                pixel_step=policy.pixel_step,
+                min_pixels=policy.min_pixels,
+                max_pixels=policy.max_pixels,
+                max_decoded_pixels=settings.max_image_pixels,
+                exif_transposed=policy.exif_transpose,
+            ),
+            coordinate_convention=_CONVENTIONS[spec.family],
+            url_schemes=schemes,
+            features=["logprobs", "prompt_logprobs", "continue_final_message"],
+            parts=[model_pb.ModulePart(name=part, parameter_count=count) for part, count in parts],
+            parameter_count=parameters,
+            memory=model_pb.MemoryNeed(
+                weight_bytes=ready.weight_bytes if ready else parameters * value_bytes,
+                kv_bytes_per_token=per_token,
+                kv_cache_bytes=(
+                    ready.kv_pages_total * ready.kv_page_tokens * per_token if ready else 0
+                ),
+            ),
+            revision=model.revision,
+        )

@@ -1,0 +1,113 @@
+"""Which sampling settings are in force: the request's, the operator's, the model's, then OpenAI's.
+
+Owns the order of defaults and the room that a prompt leaves in the context. Must not know gRPC or the engine's state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from typing import TypeVar
+
+from inference_service.domain import ChatRequest, SamplingOptions
+from inference_service.engine.types import SamplingParams
+from inference_service.errors import ContextLengthError
+from inference_service.server.model import SamplingDefaults
+
+
+_T = TypeVar("_T")
+
+
+def _first(*values: _T | None, last: _T) -> _T:
+    """The first value that is set."""
+    return next((value for value in values if value is not None), last)
+
+
+def effective_options(
+    request: ChatRequest,
+    defaults: SamplingDefaults,
+    *,
+    prompt_tokens: int,
+    max_model_len: int,
+    max_tokens_default: int | None,
+) -> SamplingOptions:
+    """All settings in force; every field of the result is set.
+
+    Args:
+        request: What the caller said.
+        defaults: What the model's generation_config.json says.
+        prompt_tokens: Length of the prompt.
+        max_model_len: The context window in tokens.
+        max_tokens_default: The operator's cap where the caller names no length.
+
+    Raises:
+        ContextLengthError: Prompt and answer do not fit the context window.
+    """
+    asked = request.sampling
+    top_k = _first(asked.top_k, defaults.top_k, last=0)
+    return SamplingOptions(
+        temperature=_first(asked.temperature, defaults.temperature, last=1.0),
+        top_p=_first(asked.top_p, defaults.top_p, last=1.0),
+        top_k=max(0, top_k),
+        min_p=_first(asked.min_p, last=0.0),
+        repetition_penalty=_first(asked.repetition_penalty, defaults.repetition_penalty, last=1.0),
+        presence_penalty=_first(asked.presence_penalty, last=0.0),
+        frequency_penalty=_first(asked.frequency_penalty, last=0.0),
+        seed=_first(asked.seed, last=secrets.randbits(63)),
+        max_tokens=_answer_room(asked.max_tokens, prompt_tokens, max_model_len, max_tokens_default),
+        min_tokens=_first(asked.min_tokens, last=0),
+        ignore_eos=_first(asked.ignore_eos, last=False),
+        logit_bias=asked.logit_bias,
+    )
+
+
+def _answer_room(
+    asked: int | None, prompt_tokens: int, max_model_len: int, default: int | None
+) -> int:
+    room = max_model_len - prompt_tokens
+    metadata = {"prompt_tokens": str(prompt_tokens), "max_context_tokens": str(max_model_len)}
+    if room < 1:
+        raise ContextLengthError(
+            f"The prompt has {prompt_tokens} tokens; the context window of {max_model_len} tokens leaves no room "
+            "for an answer.",
+            field="spec.messages",
+            metadata=metadata,
+        )
+    if asked is None:
+        return min(room, default or room)
+    if asked > room:
+        raise ContextLengthError(
+            f"max_tokens is {asked}, but after a prompt of {prompt_tokens} tokens the context window of "
+            f"{max_model_len} tokens has room for {room}.",
+            field="spec.sampling.max_tokens",
+            metadata=metadata | {"max_tokens": str(asked)},
+        )
+    return asked
+
+
+def engine_params(
+    options: SamplingOptions,
+    request: ChatRequest,
+    *,
+    choice_index: int,
+    eos_token_ids: tuple[int, ...],
+) -> SamplingParams:
+    """The settings of one answer for the engine.
+
+    Args:
+        options: A result of `effective_options`.
+        request: What the caller said about stops and log probabilities.
+        choice_index: Which of the `n` answers.
+        eos_token_ids: The model's end tokens.
+    """
+    values = {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)
+    }
+    return SamplingParams(
+        **values,
+        choice_index=choice_index,
+        logprobs=request.top_logprobs,
+        prompt_logprobs=request.prompt_logprobs if choice_index == 0 else None,
+        eos_token_ids=eos_token_ids,
+        stop_token_ids=request.stop_token_ids,
+    )

@@ -1,0 +1,53 @@
+"""From a `ServiceError` to a gRPC status with `google.rpc` details.
+
+Owns what a caller sees of an error. Must not know who raised it.
+"""
+
+from __future__ import annotations
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+import grpc
+
+from inference_service.errors import ModelNotFoundError, ServiceError
+from qwenvl.errors import BY_REASON, DOMAIN
+
+
+DETAILS_KEY = "grpc-status-details-bin"
+
+
+def code_of(error: ServiceError) -> grpc.StatusCode:
+    """The gRPC code of an error."""
+    return BY_REASON[error.reason].grpc_code
+
+
+def details_of(error: ServiceError, request_id: str) -> bytes:
+    """The serialised `google.rpc.Status` for the trailer `grpc-status-details-bin` (AIP-193).
+
+    ErrorInfo is always there; BadRequest where a field is wrong, RetryInfo where waiting helps, ResourceInfo where
+    a model is unknown.
+    """
+    details: list[AnyMessage] = []
+
+    def add(message: object) -> None:
+        packed = AnyMessage()
+        packed.Pack(message)  # type: ignore[arg-type]  # the stubs of google.rpc are untyped
+        details.append(packed)
+
+    add(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=error.message, reason=error.reason
+        )
+        add(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_s is not None:
+        delay = Duration()
+        delay.FromMilliseconds(int(error.retry_after_s * 1000))
+        add(error_details_pb2.RetryInfo(retry_delay=delay))
+    if isinstance(error, ModelNotFoundError):
+        name = error.metadata.get("model", "")
+        add(error_details_pb2.ResourceInfo(resource_type="model", resource_name=name))
+    add(error_details_pb2.RequestInfo(request_id=request_id))
+    status = status_pb2.Status(code=code_of(error).value[0], message=error.message, details=details)
+    return bytes(status.SerializeToString())
