@@ -69,8 +69,7 @@ class Front:
         self._settings = settings
         self._engine = engine
         self._decoder = PictureDecoder(
-            settings.media_workers,
-            DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
+            DecodeLimits.from_settings(settings), workers=settings.media_workers
         )
         fetcher = MediaFetcher(FetchPolicy.from_settings(settings))
         self.completions = Completions(settings, model, engine, fetcher, self._decoder)

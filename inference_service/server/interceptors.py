@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import json
 import logging
 import time
-from typing import Any
+from typing import Any, TypeAlias
 import uuid
 
 import grpc
@@ -25,7 +25,7 @@ _OPEN_PREFIX = "/grpc.health.v1."  # probes of a kubelet carry no key
 
 logger = logging.getLogger("inference_service.access")
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not subscriptable at run time
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -38,13 +38,14 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler:
+    ) -> Any:
         """Lets the call pass, or answers UNAUTHENTICATED in the shape of its method."""
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith(_OPEN_PREFIX):
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
-        if self._keys.accepts(metadata.get("authorization")):
+        authorization = metadata.get("authorization")
+        if self._keys.accepts(authorization if isinstance(authorization, str) else None):
             return handler
 
         async def refuse(request: object, context: Context) -> None:
@@ -59,7 +60,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler:
+    ) -> Any:
         """Wraps the methods of our own services."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
@@ -99,7 +100,7 @@ class _Line:
         self._request_id = str(metadata.get("x-request-id") or f"rpc-{uuid.uuid4().hex}")[:128]
         self._begin = time.monotonic()
 
-    def __enter__(self) -> _Line:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -1,0 +1,339 @@
+"""Invents scenes of coloured shapes: the demo model's whole visible world, and its ground truth.
+
+Owns what a scene holds and where. Knows nothing of pixels, questions, tokens or torch. Everything
+follows from the `Random` that is passed in: the same seed gives the same scene.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import math
+from random import Random
+
+from inference_service.demo.palette import COLOURS, KINDS, WORDS, Rgb
+
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One shape; lengths in pixels of the scene, `outline` is its outlined corners (or none)."""
+
+    kind: str
+    colour: str
+    rgb: Rgb
+    cx: float
+    cy: float
+    width: float
+    height: float
+    corners: tuple[tuple[float, float], ...]
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom in pixels of the scene."""
+        return (
+            self.cx - self.width / 2,
+            self.cy - self.height / 2,
+            self.cx + self.width / 2,
+            self.cy + self.height / 2,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A printed word and where its top left corner stands."""
+
+    text: str
+    rgb: Rgb
+    left: float
+    top: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a picture shows, before it is drawn. Shapes stand from left to right."""
+
+    width: int
+    height: int
+    background: tuple[Rgb, Rgb]
+    upright_gradient: bool
+    noise: float
+    smooth: bool
+    outline: Rgb | None
+    jpeg_quality: int | None
+    shapes: tuple[Shape, ...]
+    word: Word | None = None
+
+
+def _clip(value: float) -> int:
+    return max(0, min(255, round(value)))
+
+
+def shade(random: Random, colour: str) -> Rgb:
+    """A tone that people call `colour`: an anchor, exact one time in three, else near it."""
+    r, g, b = random.choice(COLOURS[colour])
+    if random.random() < 0.33:
+        return r, g, b
+    if colour in ("gray", "black"):
+        delta, jitter = random.uniform(-10, 12), 3.0
+    else:
+        delta, jitter = random.uniform(-8, 8), 9.0
+    return (
+        _clip(r + delta + random.gauss(0, jitter)),
+        _clip(g + delta + random.gauss(0, jitter)),
+        _clip(b + delta + random.gauss(0, jitter)),
+    )
+
+
+def _background(random: Random) -> tuple[Rgb, Rgb]:
+    """Two ends of a gradient; mostly the same colour twice."""
+    draw = random.random()
+    if draw >= 0.90:
+        low = 150 if random.random() < 0.75 else 30
+        return _any_colour(random, low), _any_colour(random, low)
+    plain = _plain_background(random, draw)
+    return plain, plain
+
+
+def _any_colour(random: Random, low: int) -> Rgb:
+    return random.randint(low, 255), random.randint(low, 255), random.randint(low, 255)
+
+
+def _plain_background(random: Random, draw: float) -> Rgb:
+    """White, light, pastel, dark, anything, or gray, as `draw` (0 to 0.9) says."""
+    if draw < 0.48:
+        return 255, 255, 255
+    if draw < 0.66:
+        base = random.randint(215, 255)
+        return _clip(base + random.randint(-12, 12)), base, _clip(base + random.randint(-12, 12))
+    if draw < 0.74:
+        return _any_colour(random, 180)
+    if draw < 0.80:
+        base = random.choice((0, 0, random.randint(10, 60)))
+        return base, _clip(base + random.randint(-8, 8)), _clip(base + random.randint(-8, 20))
+    if draw < 0.86:
+        return _any_colour(random, 0)
+    return (random.randint(170, 225),) * 3
+
+
+def _stands_out(rgb: Rgb, background: tuple[Rgb, Rgb]) -> bool:
+    """Whether a person would see this colour on that ground."""
+    for end in background:
+        difference = sum(abs(a - b) for a, b in zip(rgb, end, strict=True))
+        if difference < 110:
+            return False
+    return True
+
+
+def _star(points: int, inner: float) -> list[tuple[float, float]]:
+    corners = []
+    for i in range(2 * points):
+        radius = 1.0 if i % 2 == 0 else inner
+        angle = math.pi * i / points
+        corners.append((radius * math.sin(angle), -radius * math.cos(angle)))
+    return corners
+
+
+def _unit_corners(random: Random, kind: str) -> list[tuple[float, float]]:
+    """Corners around the origin, before scaling; a circle has none."""
+    turn = 0.0
+    if kind == "square":
+        corners = [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]
+        draw = random.random()
+        turn = 0.0 if draw < 0.78 else random.uniform(-20, 20) if draw < 0.94 else 45.0
+    elif kind == "triangle":
+        draw = random.random()
+        corners = [(0.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]
+        if draw < 0.13:  # upside down
+            corners = [(0.0, 1.0), (1.0, -1.0), (-1.0, -1.0)]
+        elif draw < 0.25:  # a right angle
+            corners = random.choice(
+                (
+                    [(-1.0, -1.0), (-1.0, 1.0), (1.0, 1.0)],
+                    [(1.0, -1.0), (-1.0, 1.0), (1.0, 1.0)],
+                    [(-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0)],
+                    [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0)],
+                )
+            )
+        elif draw < 0.45:
+            turn = random.uniform(-180, 180)
+    elif kind == "star":
+        corners = _star(6 if random.random() < 0.05 else 5, random.uniform(0.36, 0.52))
+        turn = random.uniform(-36, 36) if random.random() < 0.3 else 0.0
+    else:
+        return []
+    sin, cos = math.sin(math.radians(turn)), math.cos(math.radians(turn))
+    return [(x * cos - y * sin, x * sin + y * cos) for x, y in corners]
+
+
+def make_shape(
+    random: Random,
+    kind: str,
+    colour: str,
+    rgb: Rgb,
+    box: tuple[float, float, float, float],
+) -> Shape:
+    """A shape that fills `box` exactly (left, top, right, bottom)."""
+    left, top, right, bottom = box
+    corners = _unit_corners(random, kind)
+    if corners:
+        xs, ys = [x for x, _ in corners], [y for _, y in corners]
+        sx, sy = (right - left) / (max(xs) - min(xs)), (bottom - top) / (max(ys) - min(ys))
+        corners = [(left + (x - min(xs)) * sx, top + (y - min(ys)) * sy) for x, y in corners]
+    return Shape(
+        kind,
+        colour,
+        rgb,
+        (left + right) / 2,
+        (top + bottom) / 2,
+        right - left,
+        bottom - top,
+        tuple(corners),
+    )
+
+
+def _place(random: Random, count: int, width: int, height: int) -> list[Box]:
+    """Boxes that do not touch: a row, a column, quarters, or anywhere."""
+    draw = random.random()
+    side = min(width, height)
+    if count == 1:
+        size = side * (random.uniform(0.35, 0.92) if draw < 0.75 else random.uniform(0.15, 0.4))
+        if random.random() < 0.5:  # people centre a single shape
+            cx, cy = width / 2, height / 2
+        else:
+            cx = random.uniform(size / 2, width - size / 2)
+            cy = random.uniform(size / 2, height - size / 2)
+        return [_jittered(random, cx, cy, size)]
+    if draw < 0.28 or (draw < 0.38 and width > 1.4 * height):
+        return _in_line(random, count, width, height)
+    if draw < 0.44:
+        boxes = _in_line(random, count, height, width)
+        return [(t, left, b, right) for left, t, right, b in boxes]
+    if draw < 0.52:
+        return _in_quarters(random, count, width, height)
+    return _anywhere(random, count, width, height)
+
+
+def _jittered(random: Random, cx: float, cy: float, size: float) -> Box:
+    """A box near a square of `size`: sides differ by up to a tenth, one time in four."""
+    w = h = size
+    if random.random() < 0.25:
+        w, h = size * random.uniform(0.88, 1.0), size * random.uniform(0.88, 1.0)
+    return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+
+
+def _in_line(random: Random, count: int, width: int, height: int) -> list[Box]:
+    cell = width / count
+    size = min(cell, height) * random.uniform(0.45, 0.92)
+    same = random.random() < 0.6
+    level = height / 2 if random.random() < 0.7 else random.uniform(size / 2, height - size / 2)
+    return [
+        _jittered(random, cell * (i + 0.5), level, size * (1 if same else random.uniform(0.6, 1)))
+        for i in range(count)
+    ]
+
+
+def _in_quarters(random: Random, count: int, width: int, height: int) -> list[Box]:
+    cells = random.sample([(x, y) for x in (0.25, 0.75) for y in (0.25, 0.75)], count)
+    size = min(width, height) / 2 * random.uniform(0.5, 0.92)
+    return [_jittered(random, x * width, y * height, size) for x, y in cells]
+
+
+def _anywhere(random: Random, count: int, width: int, height: int) -> list[Box]:
+    """Rejection sampling; the sizes shrink until everything fits."""
+    side = min(width, height)
+    apart = 0.06 * width if random.random() < 0.8 else 0.0
+    top_size = {2: 0.62, 3: 0.5, 4: 0.42}[count]
+    shrink = 1.0
+    while True:
+        boxes: list[Box] = []
+        for _ in range(count):
+            for _ in range(12):
+                size = max(0.15, random.uniform(0.15, top_size) * shrink) * side
+                cx = random.uniform(size / 2, width - size / 2)
+                cy = random.uniform(size / 2, height - size / 2)
+                box = _jittered(random, cx, cy, size)
+                if all(_free(box, other, 0.02 * side, apart) for other in boxes):
+                    boxes.append(box)
+                    break
+            else:
+                break
+        if len(boxes) == count:
+            return boxes
+        shrink *= 0.9
+        apart *= 0.8
+
+
+def _free(one: Box, two: Box, gap: float, apart: float) -> bool:
+    separate = (
+        one[2] + gap < two[0]
+        or two[2] + gap < one[0]
+        or one[3] + gap < two[1]
+        or two[3] + gap < one[1]
+    )
+    return separate and abs(one[0] + one[2] - two[0] - two[2]) / 2 >= apart
+
+
+def _colours_on(random: Random, background: tuple[Rgb, Rgb], count: int) -> list[tuple[str, Rgb]]:
+    """Colours that stand out from this ground; mostly all different."""
+    names = list(COLOURS)
+    distinct = random.random() < 0.75
+    chosen: list[tuple[str, Rgb]] = []
+    for _ in range(60):
+        if len(chosen) == count:
+            break
+        name = random.choice(names)
+        rgb = shade(random, name)
+        if _stands_out(rgb, background) and not (distinct and any(name == c for c, _ in chosen)):
+            chosen.append((name, rgb))
+    return chosen
+
+
+def invent(
+    random: Random,
+    width: int,
+    height: int,
+    count: int | None = None,
+    *,
+    word: bool = False,
+) -> Scene:
+    """A scene of that size with `count` shapes (0 to 4, drawn if not given)."""
+    if count is None:
+        count = random.choices((0, 1, 2, 3, 4), (0.015, 0.385, 0.30, 0.17, 0.13))[0]
+    background = _background(random)
+    colours = _colours_on(random, background, max(count, 1))
+    if len(colours) < max(count, 1):  # a ground on which too little stands out
+        background = ((255, 255, 255), (255, 255, 255))
+        colours = _colours_on(random, background, max(count, 1))
+        colours += [("red", (255, 0, 0))] * (max(count, 1) - len(colours))
+    boxes = _place(random, count, width, height) if count else []
+    shapes = [
+        make_shape(random, random.choice(KINDS), name, rgb, box)
+        for (name, rgb), box in zip(colours, boxes, strict=False)
+    ]
+    shapes.sort(key=lambda shape: (shape.cx, shape.cy))
+    quality = random.randint(40, 95) if random.random() < 0.15 else None
+    outlined = background[0][1] > 150 and random.random() < 0.07
+    return Scene(
+        width,
+        height,
+        background,
+        random.random() < 0.5,
+        random.uniform(2, 14) if random.random() < 0.08 else 0.0,
+        random.random() < 0.6,
+        (0, 0, 0) if outlined else None,
+        quality,
+        tuple(shapes),
+        _word(random, width, height, colours[0][1]) if word else None,
+    )
+
+
+def _word(random: Random, width: int, height: int, rgb: Rgb) -> Word:
+    text = random.choice(WORDS)
+    if random.random() < 0.5:
+        text = text.capitalize()
+    size = min(height * random.uniform(0.25, 0.6), width * 1.35 / len(text))
+    left = random.uniform(0.04 * width, max(0.05 * width, width - size * 0.72 * len(text)))
+    return Word(text, rgb, left, random.uniform(0, max(1.0, height - 1.2 * size)), size)

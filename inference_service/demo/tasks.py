@@ -1,0 +1,348 @@
+"""The tasks: what is asked about one scene, how often, and what the right answer is.
+
+Owns the table of tasks. Answers are short and regular, so that a small model can say them right and
+a person still reads a sentence. Knows scenes, not pixels, tokens or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+import json
+from random import Random
+
+from inference_service.demo import wordings_en, wordings_zh
+from inference_service.demo.naming import (
+    EN_NUMBER,
+    ZH_COLOUR,
+    ZH_KIND,
+    ZH_NUMBER,
+    chinese,
+    english,
+    full_name,
+    grouped,
+    joined,
+    listing,
+    name_by_colour,
+    name_by_kind,
+    sentence,
+    unique_shape,
+    with_article,
+)
+from inference_service.demo.palette import COLOURS, KINDS
+from inference_service.demo.scenes import Scene, Shape
+
+
+WORDINGS = {"en": wordings_en, "zh": wordings_zh}
+
+Made = tuple[str, str] | None
+Maker = Callable[[Random, Scene, str], Made]
+
+
+def description(scene: Scene, language: str) -> str:
+    """The full answer to `What is in this picture?`."""
+    count = len(scene.shapes)
+    if scene.word is not None:
+        return word_answer(scene, language)
+    if count == 0:
+        return "There is nothing in the picture." if language == "en" else "图片里什么都没有。"
+    named = listing(scene.shapes, language)
+    if count == 1:
+        return sentence(named, language)
+    if language == "en":
+        return f"There are {EN_NUMBER[count]} shapes: {named}."
+    return f"有{ZH_NUMBER[count]}个形状：{named}。"
+
+
+def word_answer(scene: Scene, language: str) -> str:
+    """What is printed, or that nothing is."""
+    if scene.word is None:
+        return "There is no text." if language == "en" else "没有文字。"
+    return (
+        f'The text reads "{scene.word.text}".'
+        if language == "en"
+        else (f"文字是“{scene.word.text}”。")
+    )
+
+
+def ask(random: Random, task: str, language: str, **names: str) -> str:
+    """A wording of the task with its names filled in."""
+    names.setdefault("color", "colour" if random.random() < 0.4 else "color")
+    names.setdefault("picture", random.choice(("picture", "picture", "image", "image", "photo")))
+    return random.choice(WORDINGS[language].ASK[task]).format(**names)
+
+
+def roughen(random: Random, question: str, language: str, *, short: bool) -> str:
+    """How people really type: a hint at brevity, small letters, no mark at the end."""
+    draw = random.random()
+    if short and draw < 0.12:
+        return question + random.choice(WORDINGS[language].HOW)
+    if draw < 0.2:
+        question = question.rstrip("?.!？。！")
+    elif language == "zh" and draw < 0.26:
+        question = question.replace("？", "?")
+    if language == "en" and random.random() < 0.1:
+        question = question[0].lower() + question[1:]
+    return question
+
+
+def _describe(random: Random, scene: Scene, language: str) -> Made:
+    return ask(random, "describe", language), description(scene, language)
+
+
+def _colour(random: Random, scene: Scene, language: str) -> Made:
+    if not scene.shapes:
+        return None
+    shape = random.choice(scene.shapes)
+    name = name_by_kind(random, scene, shape, language)
+    if name is None:
+        return None
+    answer = shape.colour if language == "en" else ZH_COLOUR[shape.colour]
+    question = roughen(random, ask(random, "colour", language, it=name), language, short=True)
+    return question, sentence(answer, language)
+
+
+def _shape(random: Random, scene: Scene, language: str) -> Made:
+    if not scene.shapes:
+        return None
+    shape = random.choice(scene.shapes)
+    name = name_by_colour(random, scene, shape, language)
+    if name is None:
+        return None
+    answer = with_article(shape.kind) if language == "en" else ZH_KIND[shape.kind]
+    question = roughen(random, ask(random, "shape", language, it=name), language, short=True)
+    return question, sentence(answer, language)
+
+
+def _colours(random: Random, scene: Scene, language: str) -> Made:
+    if len(scene.shapes) < 2:
+        return None
+    names = list(
+        dict.fromkeys(s.colour if language == "en" else ZH_COLOUR[s.colour] for s in scene.shapes)
+    )
+    return ask(random, "colours", language), sentence(joined(names, language), language)
+
+
+def _shapes(random: Random, scene: Scene, language: str) -> Made:
+    if not scene.shapes:
+        return None
+    names = [s.kind if language == "en" else ZH_KIND[s.kind] for s in scene.shapes]
+    answer = joined(grouped(names, language), language)
+    return ask(random, "shapes", language), sentence(answer, language)
+
+
+def _number(count: int, language: str) -> str:
+    if language == "en":
+        return sentence("none" if count == 0 else EN_NUMBER[count], "en")
+    return "没有。" if count == 0 else f"{ZH_NUMBER[count]}个。"
+
+
+def _count(random: Random, scene: Scene, language: str) -> Made:
+    question = roughen(random, ask(random, "count", language), language, short=True)
+    return question, _number(len(scene.shapes), language)
+
+
+def _count_some(random: Random, scene: Scene, language: str) -> Made:
+    here = [s.kind for s in scene.shapes] if random.random() < 0.75 else []
+    if random.random() < 0.65:
+        kind = random.choice(here or KINDS)
+        those = kind + "s" if language == "en" else ZH_KIND[kind]
+        count = sum(s.kind == kind for s in scene.shapes)
+    else:
+        colour = random.choice([s.colour for s in scene.shapes] if here else list(COLOURS))
+        those = f"{colour} shapes" if language == "en" else f"{ZH_COLOUR[colour]}的形状"
+        count = sum(s.colour == colour for s in scene.shapes)
+    question = ask(random, "count_some", language, those=those)
+    return roughen(random, question, language, short=True), _number(count, language)
+
+
+def _exists(random: Random, scene: Scene, language: str) -> Made:
+    present = bool(scene.shapes) and random.random() < 0.5
+    if present:
+        shape = random.choice(scene.shapes)
+        kind, colour = shape.kind, shape.colour
+    else:
+        kind, colour = random.choice(KINDS), random.choice(list(COLOURS))
+        if scene.shapes and random.random() < 0.5:  # half right is the harder no
+            near = random.choice(scene.shapes)
+            kind, colour = (near.kind, colour) if random.random() < 0.5 else (kind, near.colour)
+    full = random.random() < 0.5
+    found = any(s.kind == kind and (not full or s.colour == colour) for s in scene.shapes)
+    if language == "en":
+        one = with_article(f"{colour} {kind}") if full else with_article(kind)
+        answer = "Yes." if found else "No."
+    else:
+        one = f"{ZH_COLOUR[colour]}的{ZH_KIND[kind]}" if full else ZH_KIND[kind]
+        answer = "有。" if found else "没有。"
+    return ask(random, "exists", language, one=one), answer
+
+
+def _is_colour(random: Random, scene: Scene, language: str) -> Made:
+    if not scene.shapes:
+        return None
+    shape = random.choice(scene.shapes)
+    name = name_by_kind(random, scene, shape, language)
+    if name is None:
+        return None
+    colour = shape.colour if random.random() < 0.5 else random.choice(list(COLOURS))
+    that = colour if language == "en" else ZH_COLOUR[colour]
+    yes, no = (
+        ("Yes.", f"No, it is {shape.colour}.")
+        if language == "en"
+        else ("是的。", f"不，是{ZH_COLOUR[shape.colour]}。")
+    )
+    question = ask(random, "is_colour", language, it=name, that=that)
+    return question, yes if colour == shape.colour else no
+
+
+SIDES = {
+    "left": (("to the left of", "left of"), "左边"),
+    "right": (("to the right of", "right of"), "右边"),
+    "above": (("above", "over"), "上面"),
+    "below": (("below", "under"), "下面"),
+}
+
+
+def _side_of(shape: Shape, other: Shape) -> str | None:
+    """On which side of `other` this shape stands, if one side clearly wins."""
+    dx, dy = shape.cx - other.cx, shape.cy - other.cy
+    if abs(dx) > 1.4 * abs(dy):
+        return "left" if dx < 0 else "right"
+    if abs(dy) > 1.4 * abs(dx):
+        return "above" if dy < 0 else "below"
+    return None
+
+
+def _beside(random: Random, scene: Scene, language: str) -> Made:
+    if len(scene.shapes) != 2:
+        return None
+    shape, other = random.sample(scene.shapes, 2)
+    side = _side_of(shape, other)
+    if side is None or (shape.kind, shape.colour) == (other.kind, other.colour):
+        return None
+    name = full_name(other, language)
+    if shape.kind != other.kind and random.random() < 0.5:
+        name = f"the {other.kind}" if language == "en" else ZH_KIND[other.kind]
+    words = random.choice(SIDES[side][0]) if language == "en" else SIDES[side][1]
+    answer = listing([shape], language)
+    return ask(random, "beside", language, it=name, side=words), sentence(answer, language)
+
+
+def _relation(random: Random, scene: Scene, language: str) -> Made:
+    if len(scene.shapes) < 2:
+        return None
+    shape, other = random.sample(scene.shapes, 2)
+    side = _side_of(shape, other)
+    names = [(s.kind, s.colour) for s in scene.shapes]
+    if side is None or names.count(names[0]) > 1 or len(set(names)) < len(names):
+        return None
+    question = ask(
+        random,
+        "relation",
+        language,
+        it=full_name(shape, language),
+        other=full_name(other, language),
+    )
+    answer = SIDES[side][0][0].removesuffix(" of") if language == "en" else "在" + SIDES[side][1]
+    return question, sentence(answer, language)
+
+
+PLACES_EN = (
+    ("top left", "top", "top right"),
+    ("left", "center", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
+PLACES_ZH = (("左上角", "上方", "右上角"), ("左边", "中间", "右边"), ("左下角", "下方", "右下角"))
+
+
+def _third(at: float) -> int | None:
+    """Which third, or None close to a border between two."""
+    for index, (low, high) in enumerate(((-0.1, 0.31), (0.37, 0.63), (0.69, 1.1))):
+        if low < at < high:
+            return index
+    return None
+
+
+def _where(random: Random, scene: Scene, language: str) -> Made:
+    shape = unique_shape(random, scene)
+    if shape is None:
+        return None
+    row, column = _third(shape.cy / scene.height), _third(shape.cx / scene.width)
+    if row is None or column is None:
+        return None
+    name = name_by_kind(random, scene, shape, language) or full_name(shape, language)
+    if language == "en":
+        place = PLACES_EN[row][column]
+        answer = (
+            "on the "
+            if place in ("left", "right")
+            else "in the "
+            if place == "center"
+            else "at the "
+        ) + place
+    else:
+        answer = "在" + PLACES_ZH[row][column]
+    return ask(random, "where", language, it=name), sentence(answer, language)
+
+
+def box_answer(scene: Scene, shape: Shape, label: str) -> str:
+    """Qwen3-VL's grounding answer: a JSON list with a box in thousandths of the picture."""
+    sides = (scene.width, scene.height) * 2
+    box = [
+        max(0, min(1000, round(1000 * v / side))) for v, side in zip(shape.box, sides, strict=True)
+    ]
+    found = json.dumps({"bbox_2d": box, "label": label}, ensure_ascii=False)
+    return f"```json\n[\n\t{found}\n]\n```"
+
+
+def _locate(random: Random, scene: Scene, language: str) -> Made:
+    shape = unique_shape(random, scene)
+    if shape is None:
+        return None
+    label = english(shape) if language == "en" else chinese(shape)
+    question = ask(random, "locate", language, it=full_name(shape, language))
+    return question, box_answer(scene, shape, label)
+
+
+def _read(random: Random, scene: Scene, language: str) -> Made:
+    return ask(random, "read", language), word_answer(scene, language)
+
+
+def _hello(random: Random, _scene: Scene, language: str) -> Made:
+    return ask(random, "hello", language), WORDINGS[language].HELLO_ANSWER
+
+
+def _other(random: Random, _scene: Scene, language: str) -> Made:
+    question = roughen(random, ask(random, "other", language), language, short=False)
+    return question, WORDINGS[language].OTHER_ANSWER
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One kind of question: how often it is asked early and late in the training."""
+
+    name: str
+    make: Maker
+    early: float
+    late: float
+
+
+TASKS: tuple[Task, ...] = (
+    Task("describe", _describe, 3.6, 3.2),
+    Task("colour", _colour, 2.4, 1.8),
+    Task("shape", _shape, 2.4, 1.8),
+    Task("count", _count, 0.6, 0.7),
+    Task("colours", _colours, 0.3, 0.5),
+    Task("shapes", _shapes, 0.4, 0.5),
+    Task("count_some", _count_some, 0.2, 0.7),
+    Task("exists", _exists, 0.2, 0.5),
+    Task("is_colour", _is_colour, 0.2, 0.4),
+    Task("beside", _beside, 0.1, 0.5),
+    Task("relation", _relation, 0.1, 0.5),
+    Task("where", _where, 0.1, 0.5),
+    Task("hello", _hello, 0.03, 0.05),
+    Task("other", _other, 0.2, 0.3),
+    Task("locate", _locate, 0.0, 0.0),
+    Task("read", _read, 0.0, 0.0),
+)
+TASK_BY_NAME = {task.name: task for task in TASKS}

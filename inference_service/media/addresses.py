@@ -1,0 +1,66 @@
+"""Which network addresses are public.
+
+Owns the judgement over one IP address. Must not know names, URLs or sockets.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+
+# What `is_global` (Python 3.11) lets pass although nobody's pictures are there.
+_DENIED_V4 = tuple(
+    ip_network(text)
+    for text in (
+        "168.63.129.16/32",  # a cloud provider's host, reachable from its guests only
+        "192.0.0.0/24",  # IETF protocol assignments
+        "192.88.99.0/24",  # 6to4 relays, withdrawn
+    )
+)
+# Only global unicast is delegated (RFC 4291): everything else is refused without a list.
+_UNICAST_V6 = ip_network("2000::/3")
+_DENIED_V6 = (ip_network("3fff::/20"),)  # documentation, RFC 9637
+_NAT64 = ip_network("64:ff9b::/96")  # RFC 6052; the last 32 bits are an IPv4 address
+
+
+def is_public(text: str) -> bool:
+    """Whether an address belongs to the public internet and to a single host.
+
+    Addresses that carry an IPv4 address (mapped, NAT64, 6to4) are judged by that one; Teredo and IPv4-compatible
+    addresses are never public.
+
+    Args:
+        text: An IPv4 or IPv6 address as `getaddrinfo` writes it; anything else is not public.
+    """
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return False
+    if isinstance(address, IPv4Address):
+        return _is_public_v4(address)
+    if address.scope_id is not None:
+        return False
+    inner = _carried_v4(address)
+    if inner is not None:
+        return _is_public_v4(inner)
+    return (
+        address.is_global
+        and address in _UNICAST_V6
+        and not any(address in network for network in _DENIED_V6)
+    )
+
+
+def _is_public_v4(address: IPv4Address) -> bool:
+    return (
+        address.is_global
+        and not address.is_multicast
+        and not any(address in network for network in _DENIED_V4)
+    )
+
+
+def _carried_v4(address: IPv6Address) -> IPv4Address | None:
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.sixtofour

@@ -1,0 +1,110 @@
+"""Sizes of pictures: what a picture is resized to and how many tokens it takes.
+
+Owns pure arithmetic. Must not know Pillow, bytes or requests.
+"""
+
+from __future__ import annotations
+
+import math
+
+from inference_service.domain import Detail
+from inference_service.errors import InvalidArgumentError, InvalidImageError
+from inference_service.models.spec import ImagePolicy
+
+
+MAX_ASPECT_RATIO = 200  # of Qwen2-VL's processor; beyond it the picture is refused
+
+
+def smart_resize(
+    height: int, width: int, *, step: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """The size a picture is resized to: multiples of `step`, area within limits, aspect ratio nearly kept.
+
+    To the digit what transformers' `Qwen2VLImageProcessorPil` computes, its excesses for very flat pictures
+    included: a side is never shorter than one step, so that a flat picture may end above `max_pixels`.
+
+    Args:
+        height: Pixels, at least 1.
+        width: Pixels, at least 1.
+        step: Sides of the result are multiples of it.
+        min_pixels: Least area of the result, at least 1.
+        max_pixels: Greatest area of the result.
+
+    Returns:
+        (height, width) in pixels.
+
+    Raises:
+        InvalidImageError: One side is more than 200 times the other.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise InvalidImageError(
+            f"The picture is too flat: one side is more than {MAX_ASPECT_RATIO} times the other."
+        )
+    rows, columns = round(height / step) * step, round(width / step) * step
+    if rows * columns > max_pixels:
+        shrink = math.sqrt((height * width) / max_pixels)
+        rows = max(step, math.floor(height / shrink / step) * step)
+        columns = max(step, math.floor(width / shrink / step) * step)
+    elif rows * columns < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * grow / step) * step
+        columns = math.ceil(width * grow / step) * step
+    return rows, columns
+
+
+def image_grid(height: int, width: int, policy: ImagePolicy) -> tuple[int, int, int]:
+    """(1, rows, columns) in patches of a picture whose sides are multiples of `policy.pixel_step`."""
+    return 1, height // policy.patch_size, width // policy.patch_size
+
+
+def image_tokens(grid: tuple[int, int, int], merge_size: int) -> int:
+    """Placeholder tokens of a picture with this grid of patches."""
+    frames, rows, columns = grid
+    return frames * rows * columns // merge_size**2
+
+
+def pixel_budget(
+    policy: ImagePolicy,
+    detail: Detail,
+    min_pixels: int | None,
+    max_pixels: int | None,
+    *,
+    field: str = "",
+) -> tuple[int, int]:
+    """The least and greatest area of a picture after resizing.
+
+    What the caller says beats `detail`, which beats the model's own; nothing exceeds the model's maximum. A limit
+    that the caller left open gives way to the one he set.
+
+    Args:
+        policy: The model's own limits.
+        detail: LOW is a quarter of the model's maximum, never below its minimum.
+        min_pixels: The caller's least area, or None.
+        max_pixels: The caller's greatest area, or None.
+        field: Path of the picture in the request, for the error.
+
+    Returns:
+        (least, greatest) in pixels.
+
+    Raises:
+        InvalidArgumentError: A limit is below 1, or they cross; names the field.
+    """
+    prefix = f"{field}." if field else ""
+    for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+        if value is not None and value < 1:
+            raise InvalidArgumentError(f"{name} must be at least 1.", field=prefix + name)
+    greatest = policy.max_pixels
+    if max_pixels is not None:
+        greatest = min(max_pixels, greatest)
+    elif detail is Detail.LOW:
+        greatest = max(policy.min_pixels, greatest // 4)
+    if min_pixels is None:
+        return min(policy.min_pixels, greatest), greatest
+    least = min(min_pixels, policy.max_pixels)
+    if max_pixels is None:
+        return least, max(least, greatest)
+    if least > greatest:
+        raise InvalidArgumentError(
+            "min_pixels must not be above max_pixels.", field=f"{prefix}min_pixels"
+        )
+    return least, greatest

@@ -1,0 +1,54 @@
+"""Keeps the text of users from spelling special tokens.
+
+Owns one reversible marking of texts. Must not know tokenizers, templates or messages.
+
+A chat template mixes its own special tokens with the texts of users in one string. Before that, every place where a
+user's text spells a special token, or begins to, is broken by a mark: a noncharacter of Unicode and a letter. What is
+whole in the rendered string is the template's; afterwards the marks are taken out again. Text without such places
+is not touched, so that it is tokenised as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+import re
+
+
+MARK = "\ufdd0"  # a noncharacter (Unicode 23.7): not for interchange, but a user may send it all the same
+_ITSELF, _BREAK = MARK + "a", MARK + "b"
+CONTINUE_TAG = MARK + "c "
+"""Marks where a message is to be continued; no protected text contains it."""
+
+
+class SpecialTokenGuard:
+    """Breaks the spelling of special tokens in texts, and splits rendered strings at the real ones."""
+
+    def __init__(self, special_tokens: Iterable[str]) -> None:
+        """Takes the spellings of all special tokens.
+
+        Raises:
+            ValueError: One is a single character, or contains the mark: it could not be broken.
+        """
+        tokens = sorted(special_tokens, key=len, reverse=True)
+        if any(len(token) < 2 or MARK in token for token in tokens):
+            raise ValueError("tokenizer.json: a special token of one character is not supported")
+        whole = "|".join(map(re.escape, tokens)) or "(?!)"
+        begun = {token[:length] for token in tokens for length in range(1, len(token))}
+        at_end = "|".join(re.escape(start) + r"\Z" for start in sorted(begun, key=len)) or "(?!)"
+        # Looking ahead finds spellings that overlap. A text may also end in the middle of one that the next part of
+        # the message completes.
+        self._dangerous = re.compile(f"(.)(?<=(?=(?:{whole}|{at_end})).)", re.DOTALL)
+        self._whole = re.compile(f"({whole})")
+
+    def protect(self, text: str) -> str:
+        """The text with a mark behind the first character of every spelling."""
+        escaped = text.replace(MARK, _ITSELF)
+        return self._dangerous.sub(rf"\g<1>{_BREAK}", escaped)
+
+    def split(self, rendered: str) -> Iterator[tuple[str, bool]]:
+        """The pieces of a rendered string, in order: (text, whether it is a special token); marks are gone."""
+        for index, piece in enumerate(self._whole.split(rendered)):
+            if index % 2:
+                yield piece, True
+            elif piece:
+                yield piece.replace(_BREAK, "").replace(_ITSELF, MARK), False

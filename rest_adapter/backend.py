@@ -1,0 +1,196 @@
+"""The inference service as the adapter uses it: one channel, its calls, and what travels beside them.
+
+Owns channel options, deadlines, metadata and the one repetition of a call that never began. Must not know JSON or
+HTTP; gRPC errors pass through as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeAlias, TypeVar
+
+import grpc
+
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
+from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+
+
+MAX_MESSAGE_BYTES: Final = 32 * 2**20
+_SERVICE_CONFIG: Final = '{"loadBalancingConfig": [{"round_robin": {}}]}'
+_OPTIONS: Final = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.service_config", _SERVICE_CONFIG),
+    # A service that was restarted is found again within seconds, not minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A peer that vanished without a FIN is noticed even while a long prefill is silent.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+_TRIES: Final = 2
+_PAUSE_S: Final = 0.1
+_SHORT_TIMEOUT_S: Final = 10.0
+_HEALTH_TIMEOUT_S: Final = 1.5
+# grpc.health.v1 in bytes, because its generated package is not among the adapter's needs:
+# HealthCheckRequest{service: "readiness"} and HealthCheckResponse{status: SERVING}.
+_READINESS_REQUEST: Final = b"\x0a\x09readiness"
+_SERVING_RESPONSE: Final = b"\x08\x01"
+
+_Answer = TypeVar("_Answer")
+StreamCall: TypeAlias = (
+    "grpc.aio.UnaryStreamCall[chat_pb.StreamChatCompletionRequest, "
+    "chat_pb.StreamChatCompletionResponse]"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """What the service learns about who asks.
+
+    Attributes:
+        request_id: For the logs of both sides.
+        authorization: The caller's `Authorization` header, which the service checks again.
+        traceparent: W3C trace context.
+    """
+
+    request_id: str
+    authorization: str | None = None
+    traceparent: str | None = None
+
+    def metadata(self) -> grpc.aio.Metadata:
+        """The gRPC metadata of a call."""
+        pairs = [("x-request-id", self.request_id)]
+        if self.authorization is not None:
+            pairs.append(("authorization", self.authorization))
+        if self.traceparent is not None:
+            pairs.append(("traceparent", self.traceparent))
+        return grpc.aio.Metadata(*pairs)
+
+
+class Events(Protocol):
+    """An answer piece by piece; the first event has been received already."""
+
+    def __aiter__(self) -> AsyncIterator[chat_pb.StreamChatCompletionResponse]:
+        """Yields all events, the first included."""
+        ...
+
+    def cancel(self) -> None:
+        """Stops the work, if there is any left."""
+        ...
+
+
+class _ReceivedEvents:
+    def __init__(self, call: StreamCall, first: chat_pb.StreamChatCompletionResponse) -> None:
+        self._call = call
+        self._first = first
+
+    async def __aiter__(self) -> AsyncIterator[chat_pb.StreamChatCompletionResponse]:
+        yield self._first
+        async for event in self._call:
+            yield event
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+class Backend:
+    """The calls of the inference service; needs a running event loop.
+
+    All methods raise `grpc.aio.AioRpcError`. Cancelling a method cancels its call.
+    """
+
+    def __init__(self, target: str, *, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        self._chat = chat_grpc.ChatServiceStub(self._channel)
+        self._models = model_grpc.ModelServiceStub(self._channel)
+        self._health: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+            "/grpc.health.v1.Health/Check"
+        )
+
+    async def create(
+        self, spec: chat_pb.ChatCompletionSpec, caller: Caller
+    ) -> chat_pb.CreateChatCompletionResponse:
+        """Answers in one message."""
+        request = chat_pb.CreateChatCompletionRequest(spec=spec)
+
+        async def call() -> chat_pb.CreateChatCompletionResponse:
+            answer: chat_pb.CreateChatCompletionResponse = await self._chat.CreateChatCompletion(
+                request, metadata=caller.metadata(), timeout=self._timeout_s
+            )
+            return answer
+
+        return await _once_more(call)
+
+    async def stream(self, spec: chat_pb.ChatCompletionSpec, caller: Caller) -> Events:
+        """Begins an answer; returns when its first event is here, so that a refusal is raised at once."""
+        request = chat_pb.StreamChatCompletionRequest(spec=spec)
+
+        async def call() -> Events:
+            stream = self._chat.StreamChatCompletion(
+                request, metadata=caller.metadata(), timeout=self._timeout_s
+            )
+            async for first in stream:
+                return _ReceivedEvents(stream, first)
+            raise grpc.aio.AioRpcError(
+                grpc.StatusCode.INTERNAL,
+                grpc.aio.Metadata(),
+                grpc.aio.Metadata(),
+                details="the stream ended before it began",
+            )
+
+        return await _once_more(call)
+
+    async def list_models(self, caller: Caller) -> list[model_pb.Model]:
+        """All served names."""
+        request = model_pb.ListModelsRequest()
+
+        async def call() -> list[model_pb.Model]:
+            answer = await self._models.ListModels(
+                request, metadata=caller.metadata(), timeout=_SHORT_TIMEOUT_S
+            )
+            return list(answer.models)
+
+        return await _once_more(call)
+
+    async def get_model(self, name: str, caller: Caller) -> model_pb.Model:
+        """One served name."""
+        request = model_pb.GetModelRequest(name=name)
+
+        async def call() -> model_pb.Model:
+            answer: model_pb.GetModelResponse = await self._models.GetModel(
+                request, metadata=caller.metadata(), timeout=_SHORT_TIMEOUT_S
+            )
+            return answer.model
+
+        return await _once_more(call)
+
+    async def ready(self) -> bool:
+        """Whether the service says that it can answer."""
+        try:
+            answer = await self._health(_READINESS_REQUEST, timeout=_HEALTH_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer == _SERVING_RESPONSE)
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close()
+
+
+async def _once_more(call: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """Makes a call, and makes it again if the service was not there and nothing was received."""
+    for _ in range(_TRIES - 1):
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+        await asyncio.sleep(_PAUSE_S)
+    return await call()

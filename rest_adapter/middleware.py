@@ -1,0 +1,143 @@
+"""What every request goes through before a route sees it: an id, a log line, and limits of its body.
+
+Owns pure ASGI layers. Must not know routes or the meaning of a body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from typing import Final
+import uuid
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rest_adapter.errors import ApiError, too_large
+
+
+_ACCESS_LOG: Final = logging.getLogger("rest_adapter.access")
+_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_PROBES: Final = frozenset(("/health", "/ready"))
+
+
+def header_of(scope: Scope, name: bytes) -> str | None:
+    """A header of a request by its name in lower case."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return None
+
+
+async def send_error(send: Send, error: ApiError) -> None:
+    """Answers with an OpenAI error body outside any route."""
+    body = error.body()
+    headers = {"content-type": "application/json", "content-length": str(len(body))} | error.headers
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+class RequestLog:
+    """Gives every request an id and, when it ends, one line in the log.
+
+    The id is the caller's `x-request-id` if that is printable ASCII; it is in `scope["state"]["request_id"]`.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on and watches what is sent."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = header_of(scope, b"x-request-id") or ""
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        status, sent, begin = 500, 0, time.monotonic()
+
+        async def watched(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                id_header = (b"x-request-id", request_id.encode())
+                message = {**message, "headers": [*message["headers"], id_header]}
+            else:
+                sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            line = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "bytes": sent,
+                "duration_s": round(time.monotonic() - begin, 4),
+            }
+            level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+            _ACCESS_LOG.log(level, line)
+
+
+class BodyLimit:
+    """Refuses bodies that are too large or come too slowly, before anybody keeps them.
+
+    An oversized body is read on for a while and forgotten, so that the client, which still writes, sees the 413 instead
+    of a reset connection.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on with a `receive` that knows the limits."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        length = header_of(scope, b"content-length") or "0"
+        if length.isdecimal() and int(length) > self._max_bytes:
+            await send_error(send, await self._too_large(receive, 0))
+            return
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        received, more = 0, True
+
+        async def limited() -> Message:
+            nonlocal received, more
+            if not more:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise _closing(ApiError(408, "The body came too slowly.", code="timeout")) from None
+            received += len(message.get("body", b""))
+            more = message.get("more_body", False)
+            if received > self._max_bytes:
+                raise await self._too_large(receive, received)
+            return message
+
+        await self._app(scope, limited, send)
+
+    async def _too_large(self, receive: Receive, received: int) -> ApiError:
+        """Reads on for a while, keeps nothing, and gives the error to answer with."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout_s):
+                more = True
+                while more and received <= 2 * self._max_bytes:
+                    message = await receive()
+                    received += len(message.get("body", b""))
+                    more = message.get("more_body", False)
+        return _closing(too_large(f"The body has more than {self._max_bytes // 2**20} MiB."))
+
+
+def _closing(error: ApiError) -> ApiError:
+    """What follows on this connection is the rest of a body, not a request."""
+    error.headers["connection"] = "close"
+    return error

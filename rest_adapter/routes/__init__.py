@@ -1,0 +1,1 @@
+"""The routes of the adapter, one module per noun."""

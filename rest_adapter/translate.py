@@ -1,0 +1,427 @@
+"""What the JSON of OpenAI means in the proto, and back: pure functions.
+
+Owns the correspondence of fields, `data:` URIs, and the paths of fields in error messages. Must not know HTTP, gRPC
+calls or Server-Sent Events.
+"""
+
+from __future__ import annotations
+
+from binascii import Error as BinasciiError
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+import hashlib
+import re
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+import pybase64
+
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import message_pb2 as message_pb
+from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
+from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from rest_adapter.errors import aborted, invalid, too_large
+from rest_adapter.schema import (
+    ChatRequest,
+    ImagePart,
+    ImageUrl,
+    Message,
+    Part,
+    RefusalPart,
+    TextPart,
+)
+
+
+_ROLES: Final = {
+    "system": message_pb.ROLE_SYSTEM,
+    "developer": message_pb.ROLE_SYSTEM,
+    "user": message_pb.ROLE_USER,
+    "assistant": message_pb.ROLE_ASSISTANT,
+}
+_DETAILS: Final = {
+    None: message_pb.IMAGE_DETAIL_UNSPECIFIED,
+    "auto": message_pb.IMAGE_DETAIL_AUTO,
+    "low": message_pb.IMAGE_DETAIL_LOW,
+    "high": message_pb.IMAGE_DETAIL_HIGH,
+}
+_FINISH_REASONS: Final = {
+    usage_pb.FINISH_REASON_STOP: "stop",
+    usage_pb.FINISH_REASON_LENGTH: "length",
+    usage_pb.FINISH_REASON_CONTEXT_LENGTH: "length",
+    usage_pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
+}
+_SAMPLING_FIELDS: Final = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "min_tokens",
+    "ignore_eos",
+)
+_WHITESPACE: Final = b" \t\r\n\f\v"
+_LEAST_LOGPROB: Final = -9999.0
+"""What JSON gets for minus infinity, which it cannot spell."""
+
+_PARAMS: Final = {
+    "stop.strings": "stop",
+    "stop.token_ids": "stop_token_ids",
+    "stop.include_stop_string": "include_stop_str_in_output",
+    "response.token_ids": "return_token_ids",
+    "response.prompt_token_ids": "return_token_ids",
+    "response.keep_special_tokens": "skip_special_tokens",
+    "template.enable_thinking": "chat_template_kwargs.enable_thinking",
+    "media.min_pixels": "mm_processor_kwargs.min_pixels",
+    "media.max_pixels": "mm_processor_kwargs.max_pixels",
+    "name": "model",
+}
+_PREFIXES: Final = (
+    ("sampling.", ""),
+    ("logprobs.", ""),
+    ("template.", ""),
+    ("constraint", "response_format"),
+)
+_MESSAGE_PATH: Final = re.compile(r"messages\[(\d+)\]\.parts(?:\[(\d+)\](?:\.(.*))?)?$")
+
+
+def to_spec(request: ChatRequest, *, max_media_bytes: int) -> chat_pb.ChatCompletionSpec:
+    """Makes the proto request.
+
+    Args:
+        request: The checked JSON.
+        max_media_bytes: Most bytes of all decoded pictures together.
+
+    Raises:
+        ApiError: A picture's URI cannot be decoded, the pictures are too large, or a field has no proto form.
+    """
+    spec = chat_pb.ChatCompletionSpec(
+        model=request.model,
+        request_id=request.request_id or "",
+        cache_salt=request.cache_salt or "",
+        sampling=_sampling(request),
+        stop=_stop(request),
+    )
+    budget = max_media_bytes
+    for index, message in enumerate(request.messages):
+        target = spec.messages.add(role=_ROLES[message.role], name=message.name or "")
+        budget -= _add_parts(target, message, f"messages[{index}]", budget)
+    if request.n is not None:
+        spec.n = request.n
+    if request.logprobs:
+        spec.logprobs.top_logprobs = request.top_logprobs or 0
+    if request.prompt_logprobs is not None:
+        spec.logprobs.prompt_logprobs = request.prompt_logprobs
+    if request.return_token_ids:
+        spec.response.token_ids = spec.response.prompt_token_ids = True
+    if request.skip_special_tokens is not None:
+        spec.response.keep_special_tokens = not request.skip_special_tokens
+    _set(spec.template, request, ("add_generation_prompt", "continue_final_message"))
+    if request.chat_template_kwargs is not None:
+        _set(spec.template, request.chat_template_kwargs, ("enable_thinking",))
+    if request.mm_processor_kwargs is not None:
+        _set(spec.media, request.mm_processor_kwargs, ("min_pixels", "max_pixels"))
+    return spec
+
+
+def _set(target: Any, source: object, names: Sequence[str]) -> None:
+    """Copies the fields that are set; the names are the same on both sides."""
+    for name in names:
+        value = getattr(source, name)
+        if value is not None:
+            setattr(target, name, value)
+
+
+def _sampling(request: ChatRequest) -> sampling_pb.SamplingOptions:
+    options = sampling_pb.SamplingOptions()
+    _set(options, request, _SAMPLING_FIELDS)
+    most = request.max_completion_tokens
+    if most is None:
+        most = request.max_tokens
+    if most is not None:
+        options.max_tokens = most
+    for key, bias in (request.logit_bias or {}).items():
+        if not re.fullmatch(r"\d{1,9}", key, re.ASCII):
+            raise invalid("The keys of 'logit_bias' must be token ids.", "logit_bias")
+        options.logit_bias[int(key)] = bias
+    return options
+
+
+def _stop(request: ChatRequest) -> sampling_pb.StopOptions:
+    strings = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    options = sampling_pb.StopOptions(strings=strings, token_ids=request.stop_token_ids or [])
+    if request.include_stop_str_in_output is not None:
+        options.include_stop_string = request.include_stop_str_in_output
+    return options
+
+
+def _add_parts(target: message_pb.Message, message: Message, path: str, budget: int) -> int:
+    """Appends one proto part for every part of the JSON, so that positions agree; gives the picture bytes."""
+    content = message.content
+    if isinstance(content, str):
+        target.parts.add(text=content)
+        return 0
+    if message.refusal is not None and not content:
+        target.parts.add(refusal=message.refusal)
+        return 0
+    if not content:
+        raise invalid("The message has no content.", f"{path}.content")
+    used = 0
+    for position, part in enumerate(content):
+        if isinstance(part, TextPart):
+            target.parts.add(text=part.text)
+        elif isinstance(part, RefusalPart):
+            target.parts.add(refusal=part.refusal)
+        else:
+            image = _image(part, f"{path}.content[{position}]")
+            used += len(image.data)
+            if used > budget:
+                raise too_large("The pictures of the request are too large together.")
+            target.parts.add(image=image)
+    return used
+
+
+def _image(part: ImagePart, path: str) -> message_pb.Image:
+    source = part.image if part.type == "image" and part.image is not None else part.image_url
+    settings: ImagePart | ImageUrl = part
+    url = source
+    if isinstance(source, ImageUrl):
+        url = source.url
+        if part.detail is None:
+            settings = source
+    if not isinstance(url, str) or not url.strip():
+        raise invalid("The picture has no URL.", path + _url_suffix(part), "invalid_image_url")
+    if settings.detail not in _DETAILS:
+        suffix = ".image_url.detail" if settings is source else ".detail"
+        raise invalid("'detail' must be auto, low or high.", path + suffix)
+    image = message_pb.Image(detail=_DETAILS[settings.detail], uuid=part.uuid or "")
+    if isinstance(source, ImageUrl):
+        _set(image, source, ("min_pixels", "max_pixels"))
+    _set(image, part, ("min_pixels", "max_pixels"))
+    if url[:64].lstrip()[:5].lower() == "data:":
+        try:
+            image.mime_type, image.data = parse_data_uri(url)
+        except ValueError:
+            text = "The data URI holds no base64."
+            raise invalid(text, path + _url_suffix(part), "invalid_image") from None
+    else:
+        image.uri = url
+    return image
+
+
+def parse_data_uri(uri: str) -> tuple[str, bytes]:
+    """Decodes a `data:` URI as clients really write them.
+
+    The base64 marker may be missing, other parameters may stand anywhere, the data may be percent-encoded, wrapped in
+    lines, in the URL-safe alphabet and without padding (vllm#28123, QwenLM/Qwen3-VL#202).
+
+    Returns:
+        The media type in lower case (may be empty) and the bytes.
+
+    Raises:
+        ValueError: There is no comma, no data, or something that is not base64.
+    """
+    head, comma, text = uri.partition(",")
+    if not comma:
+        raise ValueError("no comma")
+    mime_type = head.strip()[5:].partition(";")[0].strip().lower()
+    data = text.encode("ascii")
+    if b"%" in data:
+        data = unquote_to_bytes(data)
+    data = data.translate(None, _WHITESPACE).rstrip(b"=")
+    if not data:
+        raise ValueError("no data")
+    if b"-" in data or b"_" in data:
+        data = data.replace(b"-", b"+").replace(b"_", b"/")
+    padded = data + b"=" * (-len(data) % 4)
+    try:
+        return mime_type, pybase64.b64decode(padded, validate=True)
+    except BinasciiError as error:
+        raise ValueError("not base64") from error
+
+
+def _url_suffix(part: ImagePart) -> str:
+    if part.type == "image" and part.image is not None:
+        return ".image"
+    return ".image_url.url" if isinstance(part.image_url, ImageUrl) else ".image_url"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldPaths:
+    """How the proto fields of one request read in its JSON."""
+
+    request: ChatRequest
+
+    def param_of(self, field: str) -> str | None:
+        """Turns `spec.messages[0].parts[1].image` into `messages[0].content[1].image_url.url`."""
+        path = field.removeprefix("spec.")
+        if not path:
+            return None
+        if match := _MESSAGE_PATH.match(path):
+            return self._message_param(int(match[1]), match[2], match[3] or "")
+        if path.startswith("messages"):
+            return path
+        path = _PARAMS.get(path, path)
+        for prefix, replacement in _PREFIXES:
+            if path.startswith(prefix):
+                path = replacement + path.removeprefix(prefix)
+                break
+        if path == "max_tokens" and self.request.max_completion_tokens is not None:
+            return "max_completion_tokens"
+        return "logit_bias" if path.startswith("logit_bias") else path
+
+    def _message_param(self, index: int, position: str | None, rest: str) -> str:
+        path = f"messages[{index}]"
+        if not 0 <= index < len(self.request.messages):
+            return path
+        content = self.request.messages[index].content
+        if position is None or not isinstance(content, list) or int(position) >= len(content):
+            return f"{path}.content"
+        return f"{path}.content[{position}]{_part_suffix(content[int(position)], rest)}"
+
+
+def _part_suffix(part: Part, rest: str) -> str:
+    if not isinstance(part, ImagePart):
+        return f".{part.type.removeprefix('input_')}"
+    name = rest.removeprefix("image").removeprefix(".")
+    if name not in ("detail", "min_pixels", "max_pixels", "uuid"):
+        return _url_suffix(part)
+    if getattr(part, name) is None and isinstance(part.image_url, ImageUrl):
+        return f".image_url.{name}"
+    return f".{name}"
+
+
+def finish_reason(reason: usage_pb.FinishReason) -> str:
+    """OpenAI's word for why an answer ended.
+
+    Raises:
+        ApiError: It was aborted: no word of OpenAI's tells that an answer is not whole.
+    """
+    if reason == usage_pb.FINISH_REASON_ABORTED:
+        raise aborted()
+    return _FINISH_REASONS.get(reason, "stop")
+
+
+def fingerprint(model: str, version: str) -> str:
+    """`system_fingerprint`: changes with the model and with this software."""
+    return "fp_" + hashlib.sha256(f"{model}\0{version}".encode()).hexdigest()[:12]
+
+
+def completion_id(started: chat_pb.Started) -> str:
+    """The id of a response, which tells the request's."""
+    return f"chatcmpl-{started.request_id}"
+
+
+def usage(value: usage_pb.Usage) -> dict[str, Any]:
+    """OpenAI's `usage`."""
+    pictures = sum(
+        detail.tokens
+        for detail in value.prompt_details
+        if detail.modality == usage_pb.MODALITY_IMAGE
+    )
+    return {
+        "prompt_tokens": value.prompt_tokens,
+        "completion_tokens": value.completion_tokens,
+        "total_tokens": value.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": value.cached_tokens, "image_tokens": pictures},
+    }
+
+
+def logprobs(entries: Sequence[usage_pb.LogprobEntry]) -> dict[str, Any]:
+    """OpenAI's `choices[].logprobs`."""
+    content = [
+        _logprob(entry.chosen) | {"top_logprobs": [_logprob(token) for token in entry.top]}
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _logprob(token: usage_pb.TokenLogprob) -> dict[str, Any]:
+    return {
+        "token": token.token,
+        "bytes": list(token.bytes),
+        "logprob": max(token.logprob, _LEAST_LOGPROB),
+    }
+
+
+def prompt_logprobs(entries: Sequence[usage_pb.LogprobEntry]) -> list[dict[str, Any] | None]:
+    """The `prompt_logprobs` of vLLM: for every token of the prompt null or {token id: logprob, rank, text}."""
+    return [
+        {
+            str(token.token_id): {
+                "logprob": max(token.logprob, _LEAST_LOGPROB),
+                "rank": token.rank,
+                "decoded_token": token.token,
+            }
+            for token in (*entry.top, entry.chosen)
+        }
+        if entry.HasField("chosen")
+        else None
+        for entry in entries
+    ]
+
+
+def completion(
+    response: chat_pb.CreateChatCompletionResponse, request: ChatRequest, version: str
+) -> dict[str, Any]:
+    """OpenAI's `chat.completion`.
+
+    Raises:
+        ApiError: The answer was aborted.
+    """
+    started = response.started
+    document: dict[str, Any] = {
+        "id": completion_id(started),
+        "object": "chat.completion",
+        "created": started.created,
+        "model": started.model,
+        "choices": [_choice(choice, request) for choice in response.choices],
+        "usage": usage(response.usage),
+        "system_fingerprint": fingerprint(started.model, version),
+    }
+    if request.return_token_ids:
+        document["prompt_token_ids"] = list(started.prompt_token_ids)
+    if request.prompt_logprobs is not None:
+        document["prompt_logprobs"] = prompt_logprobs(started.prompt_logprobs)
+    return document
+
+
+def _choice(choice: chat_pb.Choice, request: ChatRequest) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
+    document: dict[str, Any] = {
+        "index": choice.index,
+        "message": message,
+        "logprobs": logprobs(choice.logprobs) if request.logprobs else None,
+        "finish_reason": finish_reason(choice.finish_reason),
+        "stop_reason": stop_reason(choice.stop_detail),
+    }
+    if request.return_token_ids:
+        document["token_ids"] = list(choice.token_ids)
+    return document
+
+
+def stop_reason(detail: usage_pb.StopDetail) -> str | int | None:
+    """The `stop_reason` of vLLM: the stop string or token id of the caller that ended the answer."""
+    trigger = detail.WhichOneof("trigger")
+    if trigger == "stop_string":
+        return detail.stop_string
+    return detail.stop_token_id if trigger == "stop_token_id" else None
+
+
+def model(value: model_pb.Model) -> Mapping[str, Any]:
+    """OpenAI's `model`, with the context window as vLLM tells it and what the model reads."""
+    modalities = {usage_pb.MODALITY_TEXT: "text", usage_pb.MODALITY_IMAGE: "image"}
+    return {
+        "id": value.name,
+        "object": "model",
+        "created": value.created,
+        "owned_by": "qwen-vl-serving",
+        "root": value.canonical_name,
+        "max_model_len": value.max_context_tokens,
+        "input_modalities": [modalities[m] for m in value.input_modalities if m in modalities],
+    }
