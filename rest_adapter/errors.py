@@ -1,47 +1,48 @@
-"""The errors of the REST door in OpenAI's shape.
+"""What a REST caller is told when something fails: status, OpenAI error body and retry headers.
 
-Owns the error body and the way from a gRPC status with `google.rpc` details to it. Must not know routes or requests.
+Owns `ApiError` and the reading of gRPC errors. Must not know any field of a request: whoever knows the request hands
+in how a proto field path reads in its JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import math
+from typing import Final
 
-from google.rpc import error_details_pb2, status_pb2
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2
 import grpc
-import grpc.aio
+from grpc_status import rpc_status
 import orjson
-from starlette.responses import Response
 
-from qwenvl.errors import BY_REASON, DOMAIN, ErrorMapping, mapping_for
+from qwenvl.errors import BY_REASON, ErrorMapping, mapping_for
 
 
-DETAILS_KEY = "grpc-status-details-bin"
+INVALID: Final = "invalid_request_error"
+_DEFAULT_RETRY_AFTER_S: Final = 1
 
-_INVALID = "invalid_request_error"
-# What a client reads when the transport itself made the error: its text may name addresses.
-_TRANSPORT_TEXTS = {
-    "MESSAGE_TOO_LARGE": "The request or the response is too large.",
-    "ENGINE_UNAVAILABLE": "The inference service cannot be reached.",
-    "DEADLINE_EXCEEDED": "The request took too long.",
-    "ABORTED": "The request was cancelled.",
-    "INTERNAL": "The server had an internal error.",
-    "UNAUTHENTICATED": "A valid API key is needed.",
+# Texts for errors that the transport made itself: its own text names addresses, and helps no caller.
+_TRANSPORT_MESSAGES: Final = {
+    "MESSAGE_TOO_LARGE": "The request is larger than the service accepts.",
+    "ENGINE_UNAVAILABLE": "The inference service is not reachable.",
+    "DEADLINE_EXCEEDED": "The request took longer than the server allows.",
+    "ABORTED": "The request was aborted.",
     "UNSUPPORTED_PARAMETER": "The inference service does not support this.",
 }
 
 
 class ApiError(Exception):
-    """An answer in OpenAI's error shape.
+    """A failure as the caller sees it.
 
     Attributes:
         status: HTTP status.
         message: What the caller reads.
-        kind: `error.type`.
-        code: `error.code`, or None.
-        param: `error.param`: the field that is wrong, or None.
-        headers: More headers of the response.
+        type: `error.type` of the OpenAI error body.
+        param: Path of the offending field in the request's JSON, or None.
+        code: `error.code` of the OpenAI error body, or None.
+        headers: Extra response headers.
     """
 
     def __init__(
@@ -49,117 +50,124 @@ class ApiError(Exception):
         status: int,
         message: str,
         *,
-        kind: str = _INVALID,
-        code: str | None = None,
+        type: str = INVALID,  # noqa: A002 - the name that OpenAI's body has
         param: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
-        self.kind = kind
-        self.code = code
+        self.type = type
         self.param = param
-        self.headers = dict(headers or {})
+        self.code = code
+        self.headers = headers or {}
 
     def body(self) -> bytes:
-        """The JSON body."""
+        """Renders the OpenAI error body."""
         error = {
             "message": self.message,
-            "type": self.kind,
+            "type": self.type,
             "param": self.param,
             "code": self.code,
         }
         return orjson.dumps({"error": error})
 
-    def response(self) -> Response:
-        """The whole response."""
-        return Response(self.body(), self.status, self.headers, media_type="application/json")
-
-
-def from_reason(
-    reason: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
-) -> ApiError:
-    """An error of the shared table.
-
-    Args:
-        reason: Key of `qwenvl.errors.BY_REASON`.
-        message: What the caller reads.
-        param: The field that is wrong, in OpenAI's names.
-        retry_after_s: When to try again; only used where the table says that a retry can help.
-    """
-    return _from_mapping(BY_REASON[reason], message, param, retry_after_s)
-
 
 def invalid(message: str, param: str | None, code: str = "invalid_value") -> ApiError:
-    """A 400 for a field."""
-    return ApiError(400, message, code=code, param=param)
+    """A field that is wrong: 400."""
+    return ApiError(400, message, param=param, code=code)
 
 
-def from_rpc(error: grpc.aio.AioRpcError, to_param: Callable[[str], str | None]) -> ApiError:
-    """Translates the status of a failed call.
+def unsupported(param: str) -> ApiError:
+    """A field that is known, and not served: 400, never silent."""
+    return invalid(f"'{param}' is not supported.", param, "unsupported_parameter")
+
+
+def too_large(message: str) -> ApiError:
+    """More bytes than allowed: 413."""
+    return ApiError(413, message, code="request_too_large")
+
+
+def internal() -> ApiError:
+    """A defect of ours: 500 without a detail."""
+    return of_mapping(BY_REASON["INTERNAL"], "The server had an internal error.")
+
+
+def aborted() -> ApiError:
+    """Somebody aborted the request while it ran."""
+    return of_mapping(BY_REASON["ABORTED"], _TRANSPORT_MESSAGES["ABORTED"])
+
+
+def of_mapping(
+    mapping: ErrorMapping,
+    message: str,
+    *,
+    param: str | None = None,
+    retry_after_s: float | None = None,
+) -> ApiError:
+    """Makes the error of one row of the error table.
 
     Args:
-        error: What the stub raised.
-        to_param: Translates a path in the proto into the path in the OpenAI request.
+        mapping: The row.
+        message: What the caller reads.
+        param: Path of the offending field in the request's JSON.
+        retry_after_s: When the service says that trying again can help.
     """
-    reason: str | None = None
-    param: str | None = None
-    retry_after_s: float | None = None
-    info = error_details_pb2.ErrorInfo()
-    wrong = error_details_pb2.BadRequest()
-    retry = error_details_pb2.RetryInfo()
-    for detail in _details(error):
-        if detail.Unpack(info) and info.domain == DOMAIN:
-            reason = info.reason
-        elif detail.Unpack(wrong) and wrong.field_violations:
-            param = to_param(wrong.field_violations[0].field)
-        elif detail.Unpack(retry):
-            retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
-    mapping = mapping_for(error.code(), reason)
-    if reason is None and mapping.reason in _TRANSPORT_TEXTS:
-        message = _TRANSPORT_TEXTS[mapping.reason]
-    else:
-        message = error.details() or _TRANSPORT_TEXTS["INTERNAL"]
-    if mapping.reason == "MODEL_NOT_FOUND" and param is None:
-        param = "model"
-    return _from_mapping(mapping, message, param, retry_after_s)
-
-
-def reason_of(error: grpc.aio.AioRpcError) -> str | None:
-    """The `ErrorInfo.reason` of our own domain, or None where the transport made the error."""
-    info = error_details_pb2.ErrorInfo()
-    for detail in _details(error):
-        if detail.Unpack(info) and info.domain == DOMAIN:
-            return str(info.reason)
-    return None
-
-
-def _details(error: grpc.aio.AioRpcError) -> list[status_pb2.Status]:
-    for key, value in error.trailing_metadata() or ():
-        if key == DETAILS_KEY and isinstance(value, bytes):
-            status = status_pb2.Status()
-            try:
-                status.ParseFromString(value)
-            except ValueError:  # DecodeError: a middle box wrote something else
-                return []
-            return list(status.details)
-    return []
-
-
-def _from_mapping(
-    mapping: ErrorMapping, message: str, param: str | None, retry_after_s: float | None
-) -> ApiError:
-    headers = {"x-should-retry": "true" if mapping.retry else "false"}
+    headers = {}
     if mapping.retry:
-        headers["retry-after"] = str(max(1, math.ceil(retry_after_s or 1.0)))
-    if mapping.http_status == 401:
-        headers["www-authenticate"] = "Bearer"
+        wait_s = _DEFAULT_RETRY_AFTER_S if retry_after_s is None else max(1, retry_after_s)
+        headers["retry-after"] = str(math.ceil(wait_s))
+    elif mapping.http_status == 409 or mapping.http_status >= 500:
+        # OpenAI's clients repeat these by themselves; here it would be the same work for the same end.
+        headers["x-should-retry"] = "false"
     return ApiError(
         mapping.http_status,
         message,
-        kind=mapping.openai_type,
-        code=mapping.openai_code,
+        type=mapping.openai_type,
         param=param,
+        code=mapping.openai_code,
         headers=headers,
     )
+
+
+def from_rpc(
+    error: grpc.aio.AioRpcError, param_of: Callable[[str], str | None] = lambda _: None
+) -> ApiError:
+    """Reads a gRPC error and its google.rpc details.
+
+    Args:
+        error: As raised by a call.
+        param_of: Turns a proto field path (`spec.sampling.top_p`) into a path of the request's JSON (`top_p`).
+    """
+    reason: str | None = None
+    field = ""
+    retry_after_s: float | None = None
+    info = error_details_pb2.ErrorInfo()
+    request = error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    for detail in _details(error):
+        if detail.Unpack(info):
+            reason = info.reason
+        elif detail.Unpack(request) and request.field_violations:
+            field = request.field_violations[0].field
+        elif detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+    mapping = mapping_for(error.code(), reason)
+    if mapping.http_status == 500:
+        return internal()
+    message = error.details() or mapping.openai_code
+    if reason is None:
+        message = _TRANSPORT_MESSAGES.get(mapping.reason, message)
+    param = param_of(field) if field else None
+    if param is None and mapping.reason == "MODEL_NOT_FOUND":
+        param = "model"
+    return of_mapping(mapping, message, param=param, retry_after_s=retry_after_s)
+
+
+def _details(error: grpc.aio.AioRpcError) -> list[any_pb2.Any]:
+    try:
+        status = rpc_status.from_call(error)
+    except (ValueError, DecodeError):
+        return []
+    return [] if status is None else list(status.details)

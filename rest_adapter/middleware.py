@@ -20,7 +20,8 @@ from rest_adapter.errors import ApiError, too_large
 
 _ACCESS_LOG: Final = logging.getLogger("rest_adapter.access")
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
-_PROBES: Final = frozenset(("/health", "/ready"))
+PROBES: Final = frozenset(("/health", "/ready"))
+"""Paths that machines ask every second: no key, no line in the log."""
 
 
 def header_of(scope: Scope, name: bytes) -> str | None:
@@ -80,7 +81,7 @@ class RequestLog:
                 "bytes": sent,
                 "duration_s": round(time.monotonic() - begin, 4),
             }
-            level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+            level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
             _ACCESS_LOG.log(level, line)
 
 

@@ -1,279 +1,298 @@
-"""The OpenAI request as it comes over the wire.
+"""The JSON of a chat request: which fields exist, of which type.
 
-Owns names, types and which fields are known, accepted or unsupported. Must not know protobuf; ranges are checked by the
-inference service, so that both doors refuse alike.
+Owns types and shapes, and the fate of fields that are not served. Must not know ranges (the service owns them: one
+place, both doors) nor the proto.
+
+Numbers are strict: `"0.5"` is no temperature, as with OpenAI.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Final, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from rest_adapter.errors import ApiError, from_reason, invalid
-
-
-Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
-Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-
-# Tags begin with '#', so that they can be told from field names in the paths of errors.
-_TAG_MARK: Final = "#"
+from rest_adapter.errors import ApiError, invalid, unsupported
 
 
-def _shape(value: object) -> str:
-    return "#text" if isinstance(value, str) else "#nested"
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Float = Annotated[float, Field(allow_inf_nan=False)]
+
+_Item = TypeVar("_Item")
+# Without fail-fast a body of millions of wrong items becomes millions of findings.
+Items = Annotated[list[_Item], Field(fail_fast=True)]
+_MAX_FINDINGS: Final = 64
+_MAX_LOGIT_BIAS: Final = 4096
+
+_IGNORED: Final = frozenset(
+    (
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "user",
+    )
+)
+"""Known, and without any effect on an answer of this service."""
+
+_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+    "allowed_token_ids": (),
+    "audio": (),
+    "bad_words": (),
+    "best_of": (1,),
+    "chat_template": (),
+    "documents": (),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": (),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "length_penalty": (1,),
+    "modalities": (["text"],),
+    "prediction": (),
+    "response_format": ({"type": "text"},),
+    "store": (False,),
+    "structured_outputs": (),
+    "tool_choice": ("none", "auto"),
+    "tools": (),
+    "use_beam_search": (False,),
+    "web_search_options": (),
+}
+"""Known and not served, with the values that ask for nothing; null and empty ones always do."""
+
+_MESSAGE_NEUTRAL: Final = frozenset(("audio", "function_call", "tool_calls"))
+_MESSAGE_IGNORED: Final = frozenset(("annotations", "reasoning", "reasoning_content"))
 
 
-class _Wire(BaseModel):
-    """Base of all objects: unknown keys are kept, so that they can be named in the log."""
-
-    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
-
-    IGNORED: ClassVar[frozenset[str]] = frozenset()
-    """Known keys that make no difference to the answer."""
-
-    def unknown_keys(self) -> Iterator[str]:
-        """Names of keys that this version does not know."""
-        for name in self.model_extra or ():
-            if name not in self.IGNORED:
-                yield name
+def _few(value: object) -> object:
+    if isinstance(value, dict) and len(value) > _MAX_LOGIT_BIAS:
+        raise ValueError("too many entries")
+    return value
 
 
-class ImageUrl(_Wire):
-    """`image_url` in its usual form."""
+LogitBias = Annotated[dict[str, Float], BeforeValidator(_few)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    def unknown(self) -> Mapping[str, object]:
+        """The fields that the schema does not name, with their values."""
+        return self.__pydantic_extra__ or {}
+
+
+class ImageUrl(_Model):
+    """The object form of `image_url`."""
 
     url: str
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: str | None = None
+    min_pixels: Int64 | None = None
+    max_pixels: Int64 | None = None
 
 
-class ContentPart(_Wire):
-    """One part of a message; which fields count depends on `type`."""
+class TextPart(_Model):
+    """Text, in the spelling of Chat Completions or of Responses."""
 
-    IGNORED = frozenset({"prompt_cache_breakpoint"})
+    type: Literal["text", "input_text"]
+    text: str
 
-    type: str
-    text: str | None = None
-    refusal: str | None = None
-    image_url: (
-        Annotated[
-            Annotated[str, Tag("#text")] | Annotated[ImageUrl, Tag("#nested")],
-            Discriminator(_shape),
-        ]
-        | None
-    ) = None
+
+class RefusalPart(_Model):
+    """A refusal of an earlier answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ImagePart(_Model):
+    """A picture; `image_url` for the first two types, `image` as Qwen's own examples write it."""
+
+    type: Literal["image_url", "input_image", "image"]
+    image_url: ImageUrl | str | None = None
     image: str | None = None
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: str | None = None
     min_pixels: Int64 | None = None
     max_pixels: Int64 | None = None
     uuid: str | None = None
 
 
-class FunctionCall(_Wire):
-    """The function of a call in the history."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(_Wire):
-    """A call in the history."""
-
-    IGNORED = frozenset({"type", "index"})
-
-    id: str
-    function: FunctionCall
+Part = Annotated[TextPart | RefusalPart | ImagePart, Field(discriminator="type")]
+_PART_TYPES: Final = ("text", "input_text", "refusal", "image_url", "input_image", "image")
+_UNSERVED_PARTS: Final = frozenset(
+    ("audio_url", "file", "input_audio", "input_file", "video", "video_url")
+)
 
 
-class ChatMessage(_Wire):
+class Message(_Model):
     """One turn."""
 
-    IGNORED = frozenset({"annotations", "audio", "function_call", "reasoning_content", "reasoning"})
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: (
-        Annotated[
-            Annotated[str, Tag("#text")] | Annotated[list[ContentPart], Tag("#nested")],
-            Discriminator(_shape),
-        ]
-        | None
-    ) = None
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Items[Part] | None = None
     name: str | None = None
     refusal: str | None = None
-    tool_call_id: str | None = None
-    tool_calls: list[ToolCall] | None = None
 
 
-class StreamOptions(_Wire):
+class StreamOptions(_Model):
     """What a stream contains besides the answer."""
 
-    IGNORED = frozenset({"include_obfuscation", "continuous_usage_stats"})
-
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None
 
 
-class ChatCompletionRequest(_Wire):
-    """Body of `POST /v1/chat/completions`."""
+class ProcessorOptions(BaseModel):
+    """Pixel budget of pictures without their own; a closed list."""
 
-    IGNORED = frozenset(
-        {
-            "user",
-            "metadata",
-            "store",
-            "service_tier",
-            "safety_identifier",
-            "prompt_cache_key",
-            "prompt_cache_retention",
-            "parallel_tool_calls",
-        }
-    )
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    min_pixels: Int64 | None = None
+    max_pixels: Int64 | None = None
+
+
+class TemplateOptions(BaseModel):
+    """Switches of the chat template; a closed list, because a template runs them."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    enable_thinking: bool | None = None
+
+
+class ChatRequest(_Model):
+    """A request of `/v1/chat/completions`; what is null is as if it were absent."""
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1)
-    temperature: float | None = None
-    top_p: float | None = None
-    max_tokens: Int32 | None = None
-    max_completion_tokens: Int32 | None = None
-    n: Int32 | None = None
-    stop: (
-        Annotated[
-            Annotated[str, Tag("#text")] | Annotated[list[str], Tag("#nested")],
-            Discriminator(_shape),
-        ]
-        | None
-    ) = None
-    seed: Int64 | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Int32 | None = None
+    messages: Annotated[Items[Message], Field(min_length=1)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # Extensions, named as in vLLM and SGLang.
+    n: Int32 | None = None
+    temperature: Float | None = None
+    top_p: Float | None = None
     top_k: Int32 | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
+    min_p: Float | None = None
+    repetition_penalty: Float | None = None
+    presence_penalty: Float | None = None
+    frequency_penalty: Float | None = None
+    seed: Int64 | None = None
+    max_tokens: Int32 | None = None
+    max_completion_tokens: Int32 | None = None
     min_tokens: Int32 | None = None
-    stop_token_ids: list[Int32] | None = None
     ignore_eos: bool | None = None
+    logit_bias: LogitBias | None = None
+    stop: str | Items[str] | None = None
+    stop_token_ids: Items[Int32] | None = None
     include_stop_str_in_output: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: Int32 | None = None
+    prompt_logprobs: Int32 | None = None
+    return_token_ids: bool | None = None
     skip_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    return_token_ids: bool | None = None
-    prompt_logprobs: Int32 | None = None
-    mm_processor_kwargs: dict[str, Any] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    mm_processor_kwargs: ProcessorOptions | None = None
     cache_salt: str | None = None
     request_id: str | None = None
 
-    def unknown_keys(self) -> Iterator[str]:
-        """Names of keys that this version does not know, in all objects of the request."""
-        unsupported = _UNSUPPORTED.keys()
-        yield from (name for name in super().unknown_keys() if name not in unsupported)
-        if self.stream_options is not None:
-            yield from (f"stream_options.{name}" for name in self.stream_options.unknown_keys())
-        for index, message in enumerate(self.messages):
-            path = f"messages[{index}]"
-            yield from (f"{path}.{name}" for name in message.unknown_keys())
-            if isinstance(message.content, list):
-                for number, part in enumerate(message.content):
-                    yield from (f"{path}.content[{number}].{name}" for name in part.unknown_keys())
 
+def parse_request(document: object) -> tuple[ChatRequest, list[str]]:
+    """Checks a parsed JSON document.
 
-def _given(value: object) -> bool:
-    """Whether a value asks for something: null, false and empty ask for nothing."""
-    return bool(value)
-
-
-def _no_tool_choice(value: object) -> bool:
-    return value not in (None, "none", "auto")
-
-
-def _not_text(value: object) -> bool:
-    return value is not None and value != {"type": "text"}
-
-
-def _not_only_text(value: object) -> bool:
-    return value is not None and value != ["text"]
-
-
-# Known fields that would change the answer and are not served: never silently ignored.
-_UNSUPPORTED: Final = {
-    "tools": _given,
-    "functions": _given,
-    "tool_choice": _no_tool_choice,
-    "function_call": _no_tool_choice,
-    "response_format": _not_text,
-    "modalities": _not_only_text,
-    "audio": _given,
-    "prediction": _given,
-    "web_search_options": lambda value: value is not None,
-    "structured_outputs": _given,
-    "guided_json": _given,
-    "guided_regex": _given,
-    "guided_choice": _given,
-    "guided_grammar": _given,
-    "reasoning_effort": lambda value: value not in (None, "none"),
-    "verbosity": lambda value: value not in (None, "medium"),
-    "store": _given,
-    "bad_words": _given,
-    "allowed_token_ids": _given,
-    "chat_template": _given,
-    "documents": _given,
-    "echo": _given,
-    "priority": _given,
-    "best_of": lambda value: value not in (None, 1),
-    "use_beam_search": _given,
-    "length_penalty": lambda value: value not in (None, 1, 1.0),
-}
-
-
-def parse_request(body: bytes) -> ChatCompletionRequest:
-    """Parses and checks the body of a request.
-
-    orjson refuses invalid UTF-8 and more than 1,024 levels of nesting while it reads, before anything is built deeper.
+    Returns:
+        The request, and the paths of fields that nobody knows.
 
     Raises:
-        ApiError: 400 that names the field.
+        ApiError: A field has a wrong type, is missing, or is known and not served.
     """
+    if not isinstance(document, dict):
+        raise invalid("The body must be a JSON object.", None)
     try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise invalid("The body is not valid JSON in UTF-8.", None, "invalid_json") from None
-    if not isinstance(value, dict):
-        raise invalid("The body must be a JSON object.", None, "invalid_type")
-    try:
-        request = ChatCompletionRequest.model_validate(value)
+        request = ChatRequest.model_validate(document)
     except ValidationError as error:
-        raise _first_error(error) from None
-    for name, asks in _UNSUPPORTED.items():
-        if name in value and asks(value[name]):
-            raise from_reason(
-                "UNSUPPORTED_PARAMETER", f"`{name}` is not supported with this value.", param=name
-            )
-    return request
+        raise _of_validation(error, document) from None
+    if request.top_logprobs and not request.logprobs:
+        raise invalid("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
+    return request, [*_unknown_fields(request)]
 
 
-def json_path(location: tuple[int | str, ...]) -> str:
-    """`("messages", 0, "content", "#nested", 1)` as `messages[0].content[1]`."""
-    path = ""
-    for step in location:
-        if isinstance(step, int):
-            path += f"[{step}]"
-        elif not step.startswith(_TAG_MARK):
-            path += f".{step}" if path else step
-    return path
+def _unknown_fields(request: ChatRequest) -> Iterator[str]:
+    for name, value in request.unknown().items():
+        if name in _NEUTRAL:
+            if not _is_nothing(value) and value not in _NEUTRAL[name]:
+                raise unsupported(name)
+        elif name not in _IGNORED:
+            yield name
+    for index, message in enumerate(request.messages):
+        yield from _unknown_in_message(message, f"messages[{index}]")
 
 
-def _first_error(error: ValidationError) -> ApiError:
-    """The first finding; its text never repeats the input."""
-    finding = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    path = json_path(finding["loc"])
-    kind = finding["type"]
+def _unknown_in_message(message: Message, path: str) -> Iterator[str]:
+    for name, value in message.unknown().items():
+        if name in _MESSAGE_NEUTRAL:
+            if not _is_nothing(value):
+                raise unsupported(f"{path}.{name}")
+        elif name not in _MESSAGE_IGNORED:
+            yield f"{path}.{name}"
+    if isinstance(message.content, list):
+        for position, part in enumerate(message.content):
+            yield from (f"{path}.content[{position}].{name}" for name in part.unknown())
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or value in ([], {}, "")
+
+
+def _of_validation(error: ValidationError, document: Mapping[str, Any]) -> ApiError:
+    """The deepest finding as the caller wrote the field; pydantic's names of union branches are not part of it."""
+    findings = error.errors(include_url=False, include_context=False, include_input=False)
+    located = [(_walk(finding["loc"], document), finding) for finding in findings[:_MAX_FINDINGS]]
+    # Of the branches of a union the one that got deepest is the one that the caller meant.
+    location, first = max(located, key=lambda pair: len(pair[0]))
+    param = _join(location)
+    kind = first["type"]
+    value = _value_at(location, document)
+    if kind == "literal_error" and location[-1] == "role" and value in ("tool", "function"):
+        return invalid(f"The role '{value}' is not supported.", param, "unsupported_parameter")
+    if kind.startswith("union_tag"):
+        tag = value.get("type") if isinstance(value, dict) else None
+        if isinstance(tag, str) and tag in _UNSERVED_PARTS:
+            return invalid(f"'{tag}' parts are not supported.", param, "unsupported_parameter")
+        return invalid(f"'type' must be one of {', '.join(_PART_TYPES)}.", f"{param}.type")
+    if kind == "extra_forbidden":
+        return unsupported(param)
     if kind == "missing":
-        return invalid(f"`{path}` is required.", path, "missing_required_parameter")
-    code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    return invalid(f"`{path}`: {finding['msg']}.", path, code)
+        return invalid(f"'{param}' is missing.", param, "missing_required_parameter")
+    return invalid(f"'{param}': {first['msg']}.", param)
+
+
+def _walk(location: Sequence[int | str], document: object) -> list[int | str]:
+    """The steps of a pydantic location that are steps in the document, too."""
+    steps: list[int | str] = []
+    value: object = document
+    for position, step in enumerate(location):
+        last = position == len(location) - 1
+        if isinstance(step, int) and isinstance(value, list) and step < len(value):
+            value = value[step]
+        elif isinstance(step, str) and isinstance(value, dict) and (step in value or last):
+            value = value.get(step)
+        else:
+            continue
+        steps.append(step)
+    return steps
+
+
+def _value_at(steps: Sequence[int | str], document: Any) -> Any:
+    value = document
+    for step in steps:
+        value = value[step] if isinstance(step, int) else value.get(step)
+    return value
+
+
+def _join(steps: Sequence[int | str]) -> str:
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return path.removeprefix(".")

@@ -22,20 +22,20 @@ import torch
 from inference_service.demo.chat_format import CHAT_TEMPLATE
 from inference_service.demo.network import FRAMES, NetworkConfig
 from inference_service.demo.pictures import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH
-from inference_service.demo.vocabulary import SPECIAL_TOKENS
+from inference_service.demo.vocabulary import SPECIAL_TOKENS, special_id
 
 
 def model_config(network: NetworkConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """config.json, with the keys that Qwen3-VL's has."""
-    end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
+    end, pad = special_id(tokenizer, "<|im_end|>"), special_id(tokenizer, "<|endoftext|>")
     return {
         "architectures": ["Qwen3VLForConditionalGeneration"],
         "model_type": "qwen3_vl",
         "dtype": "float32",
-        "image_token_id": tokenizer.token_to_id("<|image_pad|>"),
-        "video_token_id": tokenizer.token_to_id("<|video_pad|>"),
-        "vision_start_token_id": tokenizer.token_to_id("<|vision_start|>"),
-        "vision_end_token_id": tokenizer.token_to_id("<|vision_end|>"),
+        "image_token_id": special_id(tokenizer, "<|image_pad|>"),
+        "video_token_id": special_id(tokenizer, "<|video_pad|>"),
+        "vision_start_token_id": special_id(tokenizer, "<|vision_start|>"),
+        "vision_end_token_id": special_id(tokenizer, "<|vision_end|>"),
         "eos_token_id": end,
         "pad_token_id": pad,
         "tie_word_embeddings": True,
@@ -141,7 +141,7 @@ def tokenizer_config(network: NetworkConfig, tokenizer: Tokenizer) -> dict[str, 
 
 def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """generation_config.json: greedy, ends at either end token."""
-    end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
+    end, pad = special_id(tokenizer, "<|im_end|>"), special_id(tokenizer, "<|endoftext|>")
     return {"do_sample": False, "eos_token_id": [end, pad], "pad_token_id": pad}
 
 

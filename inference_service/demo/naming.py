@@ -29,14 +29,17 @@ ZH_NUMBER = ("零", "一", "两", "三", "四")
 
 
 def with_article(noun: str) -> str:
+    """`a circle`, `an orange circle`."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
 def english(shape: Shape) -> str:
+    """`red circle`."""
     return f"{shape.colour} {shape.kind}"
 
 
 def chinese(shape: Shape) -> str:
+    """`红色的圆形`."""
     return f"{ZH_COLOUR[shape.colour]}的{ZH_KIND[shape.kind]}"
 
 
@@ -65,6 +68,7 @@ def listing(shapes: Sequence[Shape], language: str) -> str:
 
 
 def sentence(text: str, language: str) -> str:
+    """The text as a sentence: a large first letter and a full stop."""
     return text[0].upper() + text[1:] + "." if language == "en" else text + "。"
 
 
@@ -79,6 +83,7 @@ def unique_shape(random: Random, scene: Scene) -> Shape | None:
 
 
 def full_name(shape: Shape, language: str) -> str:
+    """`the red circle`."""
     return f"the {english(shape)}" if language == "en" else chinese(shape)
 
 

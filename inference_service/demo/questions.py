@@ -11,7 +11,8 @@ from random import Random
 from inference_service.demo.naming import LANGUAGES, ZH_COLOUR, ZH_KIND, listing
 from inference_service.demo.palette import COLOURS, KINDS
 from inference_service.demo.scenes import Scene
-from inference_service.demo.tasks import TASK_BY_NAME, TASKS, WORDINGS, ask, roughen
+from inference_service.demo.tasks import TASK_BY_NAME, TASKS, ask, roughen
+from inference_service.demo.wordings import WORDINGS
 
 
 SYSTEM_PROMPTS = (
@@ -80,11 +81,11 @@ def ask_without(random: Random) -> Exchange:
     task = random.choices(TEXT_ONLY, (1, 1, 1, 1, 1, 3))[0]
     if task == "hello":
         return Exchange(
-            "hello", language, ask(random, "hello", language), WORDINGS[language].HELLO_ANSWER
+            "hello", language, ask(random, "hello", language), WORDINGS[language].hello_answer
         )
     if task == "other":
         return Exchange(
-            "other", language, ask(random, "other", language), WORDINGS[language].OTHER_ANSWER
+            "other", language, ask(random, "other", language), WORDINGS[language].other_answer
         )
     kind, colour = random.choice(KINDS), random.choice(list(COLOURS))
     if task == "colour":
@@ -92,4 +93,4 @@ def ask_without(random: Random) -> Exchange:
     else:
         it = f"the {colour} shape" if language == "en" else ZH_COLOUR[colour] + "的形状"
     question = roughen(random, ask(random, task, language, it=it), language, short=False)
-    return Exchange("no_picture", language, question, WORDINGS[language].NO_PICTURE_ANSWER)
+    return Exchange("no_picture", language, question, WORDINGS[language].no_picture_answer)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import json
 from random import Random
 
-from inference_service.demo import wordings_en, wordings_zh
 from inference_service.demo.naming import (
     EN_NUMBER,
     ZH_COLOUR,
@@ -31,9 +30,8 @@ from inference_service.demo.naming import (
 )
 from inference_service.demo.palette import COLOURS, KINDS
 from inference_service.demo.scenes import Scene, Shape
+from inference_service.demo.wordings import WORDINGS
 
-
-WORDINGS = {"en": wordings_en, "zh": wordings_zh}
 
 Made = tuple[str, str] | None
 Maker = Callable[[Random, Scene, str], Made]
@@ -69,14 +67,14 @@ def ask(random: Random, task: str, language: str, **names: str) -> str:
     """A wording of the task with its names filled in."""
     names.setdefault("color", "colour" if random.random() < 0.4 else "color")
     names.setdefault("picture", random.choice(("picture", "picture", "image", "image", "photo")))
-    return random.choice(WORDINGS[language].ASK[task]).format(**names)
+    return random.choice(WORDINGS[language].questions[task]).format(**names)
 
 
 def roughen(random: Random, question: str, language: str, *, short: bool) -> str:
     """How people really type: a hint at brevity, small letters, no mark at the end."""
     draw = random.random()
     if short and draw < 0.12:
-        return question + random.choice(WORDINGS[language].HOW)
+        return question + random.choice(WORDINGS[language].hints)
     if draw < 0.2:
         question = question.rstrip("?.!？。！")
     elif language == "zh" and draw < 0.26:
@@ -309,12 +307,12 @@ def _read(random: Random, scene: Scene, language: str) -> Made:
 
 
 def _hello(random: Random, _scene: Scene, language: str) -> Made:
-    return ask(random, "hello", language), WORDINGS[language].HELLO_ANSWER
+    return ask(random, "hello", language), WORDINGS[language].hello_answer
 
 
 def _other(random: Random, _scene: Scene, language: str) -> Made:
     question = roughen(random, ask(random, "other", language), language, short=False)
-    return question, WORDINGS[language].OTHER_ANSWER
+    return question, WORDINGS[language].other_answer
 
 
 @dataclass(frozen=True, slots=True)

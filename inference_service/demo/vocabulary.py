@@ -112,3 +112,15 @@ def train_tokenizer(exchanges: int = 12_000, vocab_size: int = 1000) -> Tokenize
         [AddedToken(text, special=False, normalized=False) for text in PLAIN_ADDED_TOKENS]
     )
     return tokenizer
+
+
+def special_id(tokenizer: Tokenizer, text: str) -> int:
+    """Id of a special token.
+
+    Raises:
+        ValueError: The tokenizer has no such token.
+    """
+    number = tokenizer.token_to_id(text)
+    if number is None:
+        raise ValueError(f"the tokenizer has no {text}")
+    return number

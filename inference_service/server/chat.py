@@ -28,6 +28,7 @@ from inference_service.domain import (
 from inference_service.errors import DeadlineError, ModelNotFoundError
 from inference_service.server.completion import Completions
 from inference_service.server.convert import chat_request
+from inference_service.server.interceptors import request_id_of_call
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
@@ -88,9 +89,9 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
         self, request: chat_pb.CountTokensRequest, context: Context
     ) -> chat_pb.CountTokensResponse:
         """Does all that precedes the engine."""
-        asked = self._domain_request(request.spec, context)
+        asked = self._domain_request(request.spec)
         async with self._deadline(context):
-            prepared = await self._completions.prepare(asked)
+            prepared = await self._completions.count(asked)
         ids = prepared.prompt.token_ids if asked.return_prompt_token_ids else ()
         return chat_pb.CountTokensResponse(
             usage=_usage(prepared.usage),
@@ -101,7 +102,7 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
     async def _events(
         self, spec: chat_pb.ChatCompletionSpec, context: Context
     ) -> AsyncGenerator[Event, None]:
-        asked = self._domain_request(spec, context)
+        asked = self._domain_request(spec)
         async with (
             self._deadline(context),
             contextlib.aclosing(self._completions.answer(asked)) as events,
@@ -109,7 +110,7 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
             async for event in events:
                 yield event
 
-    def _domain_request(self, spec: chat_pb.ChatCompletionSpec, context: Context) -> ChatRequest:
+    def _domain_request(self, spec: chat_pb.ChatCompletionSpec) -> ChatRequest:
         model = self._completions.model
         if spec.model not in model.names:
             raise ModelNotFoundError(
@@ -117,9 +118,7 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
                 field="spec.model",
                 metadata={"model": spec.model[:100]},
             )
-        metadata = dict(context.invocation_metadata() or ())
-        fallback_id = str(metadata.get("x-request-id", ""))
-        return chat_request(spec, model.name, fallback_id, self._settings)
+        return chat_request(spec, model.name, request_id_of_call.get(), self._settings)
 
     @contextlib.asynccontextmanager
     async def _deadline(self, context: Context) -> AsyncIterator[None]:

@@ -14,9 +14,7 @@ import time
 
 from inference_service.domain import (
     ChatRequest,
-    EndReason,
     Event,
-    Finished,
     ImagePart,
     PictureInfo,
     Started,
@@ -30,6 +28,7 @@ from inference_service.errors import (
     EngineUnavailableError,
     ImageTooLargeError,
     InternalError,
+    InvalidArgumentError,
     ModelLoadingError,
     OutOfMemoryError,
     QueueFullError,
@@ -41,7 +40,7 @@ from inference_service.media.fetch import MediaFetcher
 from inference_service.media.geometry import pixel_budget
 from inference_service.server.answer import Answer
 from inference_service.server.model import ServedModel
-from inference_service.server.sampling import effective_options, engine_params
+from inference_service.server.sampling import check_token_ids, effective_options, engine_params
 from inference_service.settings import ServiceSettings
 from inference_service.text.prompt import Prompt
 
@@ -51,6 +50,7 @@ _ENGINE_ERRORS: dict[str, Callable[[], ServiceError]] = {
     "CONTEXT_LENGTH_EXCEEDED": lambda: ContextLengthError(
         "The prompt does not fit the context window.", field="spec.messages"
     ),
+    "INVALID_ARGUMENT": lambda: InvalidArgumentError("The engine refuses this request."),
     "IMAGE_TOO_LARGE": lambda: ImageTooLargeError(
         "A picture takes more tokens than the encoder holds.", field="spec.messages"
     ),
@@ -76,6 +76,9 @@ class _InFlight:
 
     sequence_ids: list[str] = field(default_factory=list)
     aborted: bool = False
+
+
+_News = asyncio.Queue[tuple[int, SequenceOutput | Exception]]
 
 
 class Completions:
@@ -136,6 +139,15 @@ class Completions:
             usage=TokenUsage(prompt_tokens=len(prompt.token_ids), image_tokens=image_tokens),
         )
 
+    async def count(self, request: ChatRequest) -> Prepared:
+        """What `prepare` gives, for a request that is not answered; it takes a place in the queue all the same.
+
+        Raises:
+            ServiceError: The request ended with an error.
+        """
+        with self._admit(request):
+            return await self.prepare(request)
+
     async def answer(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         """Gives the events of a request; closing the iterator aborts what is under way.
 
@@ -143,6 +155,7 @@ class Completions:
             ServiceError: The request ended with an error.
         """
         with self._admit(request) as flight:
+            check_token_ids(request, self.model.spec.decoder.vocab_size)
             prepared = await self.prepare(request)
             window = self._context_window()
             options = effective_options(
@@ -182,12 +195,7 @@ class Completions:
                 for index in range(request.n)
             ]
             flight.sequence_ids = [job.sequence_id for job in jobs]
-            if flight.aborted:
-                for index in range(request.n):
-                    yield Finished(choice_index=index, reason=EndReason.ABORTED)
-                yield prepared.usage
-                return
-            async with contextlib.aclosing(self._run(request, prepared, jobs)) as events:
+            async with contextlib.aclosing(self._run(request, prepared, jobs, flight)) as events:
                 async for event in events:
                     yield event
 
@@ -249,24 +257,21 @@ class Completions:
         )
 
     async def _run(
-        self, request: ChatRequest, prepared: Prepared, jobs: list[EngineRequest]
+        self,
+        request: ChatRequest,
+        prepared: Prepared,
+        jobs: list[EngineRequest],
+        flight: _InFlight,
     ) -> AsyncGenerator[Event, None]:
         """Runs the sequences of a request side by side and merges their events."""
         answers = [Answer(index, request, self.model.tokenizer) for index in range(len(jobs))]
-        news: asyncio.Queue[tuple[int, SequenceOutput | Exception]] = asyncio.Queue(len(jobs))
+        news: _News = asyncio.Queue(len(jobs))
         pixels = [picture.pixels for picture in prepared.pictures]
 
-        async def pump(index: int) -> None:
-            try:
-                async with contextlib.aclosing(
-                    self.engine.generate(jobs[index], pixels)
-                ) as outputs:
-                    async for output in outputs:
-                        await news.put((index, output))
-            except Exception as error:  # noqa: BLE001 - raised again by the consumer
-                await news.put((index, error))
-
-        tasks = [asyncio.create_task(pump(index)) for index in range(len(jobs))]
+        tasks = [
+            asyncio.create_task(self._pump(index, job, pixels, flight, news))
+            for index, job in enumerate(jobs)
+        ]
         cached = 0
         try:
             while not all(answer.finished for answer in answers):
@@ -289,6 +294,23 @@ class Completions:
             cached_tokens=cached,
             completion_tokens=sum(answer.completion_tokens for answer in answers),
         )
+
+    async def _pump(
+        self, index: int, job: EngineRequest, pixels: list[bytes], flight: _InFlight, news: _News
+    ) -> None:
+        """Passes on the news of one sequence."""
+        if flight.aborted:  # the engine never hears of it
+            aborted = SequenceOutput(
+                sequence_id=job.sequence_id, finish_reason=FinishReason.ABORTED
+            )
+            await news.put((index, aborted))
+            return
+        try:
+            async with contextlib.aclosing(self.engine.generate(job, pixels)) as outputs:
+                async for output in outputs:
+                    await news.put((index, output))
+        except Exception as error:  # noqa: BLE001 - raised again by the consumer
+            await news.put((index, error))
 
 
 def _output_or_raise(item: SequenceOutput | Exception) -> SequenceOutput:

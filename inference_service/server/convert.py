@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 import re
-import secrets
 from typing import Any, Final
 
 from google.protobuf.message import Message as ProtoMessage
@@ -68,14 +67,14 @@ _MAX_TOKEN_ID: Final = 2**31 - 1
 
 
 def chat_request(
-    spec: chat_pb.ChatCompletionSpec, model: str, fallback_id: str, settings: ServiceSettings
+    spec: chat_pb.ChatCompletionSpec, model: str, request_id: str, settings: ServiceSettings
 ) -> ChatRequest:
     """Validates a request.
 
     Args:
         spec: The request; its `model` was resolved by the caller.
         model: Canonical name of the model.
-        fallback_id: Id to use where the request names none; may be empty.
+        request_id: The request's own id, or the one it was given where it names none.
         settings: Limits that operators set.
 
     Raises:
@@ -114,7 +113,7 @@ def chat_request(
         )
     opens = template.add_generation_prompt or not template.HasField("add_generation_prompt")
     return ChatRequest(
-        request_id=_request_id(spec.request_id or fallback_id),
+        request_id=_request_id(request_id),
         model=model,
         messages=messages,
         sampling=_sampling(spec.sampling),
@@ -153,8 +152,14 @@ def _refuse_unsupported(spec: chat_pb.ChatCompletionSpec) -> None:
 
 
 def _message(message: message_pb.Message, path: str) -> ChatMessage:
-    if message.role == message_pb.ROLE_TOOL or message.tool_calls or message.tool_call_id:
-        raise UnsupportedParameterError("Tools are not supported yet.", field=path)
+    of_tools = {
+        "role": message.role == message_pb.ROLE_TOOL,
+        "tool_calls": bool(message.tool_calls),
+        "tool_call_id": bool(message.tool_call_id),
+    }
+    for name, used in of_tools.items():
+        if used:
+            raise UnsupportedParameterError("Tools are not supported yet.", field=f"{path}.{name}")
     role = _ROLES.get(message.role)
     if role is None:
         raise InvalidArgumentError("The role is unknown.", field=f"{path}.role")
@@ -247,8 +252,6 @@ def _stop_tokens(token_ids: Iterable[int]) -> tuple[int, ...]:
 
 
 def _request_id(text: str) -> str:
-    if not text:
-        return f"chatcmpl-{secrets.token_hex(12)}"
     if not _REQUEST_ID.fullmatch(text):
         raise InvalidArgumentError(
             "A request id has 1 to 128 printable ASCII characters without spaces.",

@@ -71,8 +71,15 @@ class Health:
         await self._publish()
 
     async def _publish(self) -> None:
-        ready = self._state is EngineState.READY and not self._draining
-        alive = self._state is not EngineState.FAILED
+        # Looked at anew for every name: the state may change while watchers are told.
         for name in self._ready_names:
-            await self.servicer.set(name, _SERVING if ready else _NOT_SERVING)
-        await self.servicer.set(LIVENESS, _SERVING if alive else _NOT_SERVING)
+            await self.servicer.set(name, _SERVING if self._is_ready else _NOT_SERVING)
+        await self.servicer.set(LIVENESS, _SERVING if self._is_alive else _NOT_SERVING)
+
+    @property
+    def _is_ready(self) -> bool:
+        return self._state is EngineState.READY and not self._draining
+
+    @property
+    def _is_alive(self) -> bool:
+        return self._state is not EngineState.FAILED

@@ -6,10 +6,12 @@ Owns the order of these and the wrapping of handlers. Must not know what the met
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from contextvars import ContextVar
 import json
 import logging
 import time
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 import uuid
 
 import grpc
@@ -23,10 +25,13 @@ from inference_service.server.status import DETAILS_KEY, code_of, details_of
 OWN_PREFIX = "/qwenvl.inference.v1."
 _OPEN_PREFIX = "/grpc.health.v1."  # probes of a kubelet carry no key
 
+request_id_of_call: ContextVar[str] = ContextVar("request_id_of_call")
+"""The id of the call under way: the request's own, else of the metadata `x-request-id`, else made here."""
+
 logger = logging.getLogger("inference_service.access")
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not subscriptable at run time
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -68,7 +73,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return handler
 
         async def unary(request: Any, context: Context) -> Any:
-            with _Line(method, context) as line:
+            with _Line(method, request, context) as line:
                 try:
                     return await handler.unary_unary(request, context)
                 except ServiceError as error:
@@ -77,10 +82,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                     await line.abort_unexpected(error)
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            with _Line(method, context) as line:
+            with _Line(method, request, context) as line:
                 try:
-                    async for response in handler.unary_stream(request, context):
-                        yield response
+                    responses = handler.unary_stream(request, context)
+                    async with contextlib.aclosing(responses):
+                        async for response in responses:
+                            yield response
                 except ServiceError as error:
                     await line.abort(error)
                 except Exception as error:  # noqa: BLE001 - the last line of defence
@@ -92,12 +99,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 class _Line:
     """The log line of one call: no prompt, no URL, no key."""
 
-    def __init__(self, method: str, context: Context) -> None:
+    def __init__(self, method: str, request: Any, context: Context) -> None:
         self._method = method
         self._context = context
         self._code = "OK"
+        spec = getattr(request, "spec", None)
         metadata = dict(context.invocation_metadata() or ())
-        self._request_id = str(metadata.get("x-request-id") or f"rpc-{uuid.uuid4().hex}")[:128]
+        named = getattr(spec, "request_id", "") or metadata.get("x-request-id")
+        self._request_id = str(named or f"req-{uuid.uuid4().hex}")[:128]
+        request_id_of_call.set(self._request_id)
         self._begin = time.monotonic()
 
     def __enter__(self) -> Self:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from inference_service.domain import ChatRequest, SamplingOptions
 from inference_service.engine.types import SamplingParams
-from inference_service.errors import ContextLengthError
+from inference_service.errors import ContextLengthError, InvalidArgumentError
 from inference_service.server.model import SamplingDefaults
 
 
@@ -59,6 +59,23 @@ def effective_options(
         ignore_eos=_first(asked.ignore_eos, last=False),
         logit_bias=asked.logit_bias,
     )
+
+
+def check_token_ids(request: ChatRequest, vocab_size: int) -> None:
+    """Refuses ids that the model's vocabulary does not have.
+
+    Raises:
+        InvalidArgumentError: `field` names where.
+    """
+    named = {
+        "spec.sampling.logit_bias": [token_id for token_id, _ in request.sampling.logit_bias],
+        "spec.stop.token_ids": request.stop_token_ids,
+    }
+    for field, token_ids in named.items():
+        if max(token_ids, default=0) >= vocab_size:
+            raise InvalidArgumentError(
+                f"A token id is outside the model's vocabulary of {vocab_size}.", field=field
+            )
 
 
 def _answer_room(

@@ -45,7 +45,7 @@ async def create_chat_completion(request: Request) -> Response:
         raise from_rpc(error, paths.param_of) from error
     options = ChunkOptions(
         n=1 if chat.n is None else chat.n,
-        usage=chat.stream_options is not None and chat.stream_options.include_usage,
+        usage=bool(chat.stream_options and chat.stream_options.include_usage),
         logprobs=bool(chat.logprobs),
         token_ids=bool(chat.return_token_ids),
     )

@@ -59,10 +59,7 @@ async def refusal(call: Awaitable[object]) -> Refusal:
     """Awaits a call that must fail with details; every kind of detail comes at most once (AIP-193)."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
-    return taken_apart(caught.value)
-
-
-def taken_apart(error: grpc.aio.AioRpcError) -> Refusal:
+    error = caught.value
     status = rpc_status.from_call(_Parts(error))
     assert status is not None, error
     kinds = [detail.TypeName() for detail in status.details]

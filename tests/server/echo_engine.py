@@ -1,7 +1,7 @@
 """An engine without a model that answers with the question: what a test asks is what it gets.
 
-Choice i of a request is the question i + 1 times over. Tokens come one by one. `hold_at` makes every sequence wait after so
-many tokens until `resume` is set, so that tests can look at requests under way.
+Choice i of a request is the question i + 1 times over. Tokens come one by one. `hold_at` makes every sequence wait
+after so many tokens until `resume` is set, so that tests can look at requests under way.
 """
 
 from __future__ import annotations
@@ -93,13 +93,13 @@ class EchoEngine:
         over = self.live[request.sequence_id] = asyncio.Event()
         finished = False
         try:
-            for index, output in enumerate(self._outputs(request)):
+            aborted = SequenceOutput(
+                sequence_id=request.sequence_id, finish_reason=FinishReason.ABORTED
+            )
+            for index, planned in enumerate(self._outputs(request)):
                 await self._hold(index, over)
                 self._require_ready()
-                if over.is_set():
-                    output = SequenceOutput(
-                        sequence_id=request.sequence_id, finish_reason=FinishReason.ABORTED
-                    )
+                output = aborted if over.is_set() else planned
                 finished = output.finish_reason is not None
                 yield output
                 if finished:
@@ -145,9 +145,14 @@ class EchoEngine:
                 SequenceOutput(
                     sequence_id=request.sequence_id,
                     token_ids=(token,),
-                    logprobs=() if sampling.logprobs is None else (_logprobs(token, sampling.logprobs),),
+                    logprobs=()
+                    if sampling.logprobs is None
+                    else (_logprobs(token, sampling.logprobs),),
                     prompt_logprobs=(
-                        tuple(_logprobs(id_, sampling.prompt_logprobs) for id_ in request.prompt_token_ids[1:])
+                        tuple(
+                            _logprobs(id_, sampling.prompt_logprobs)
+                            for id_ in request.prompt_token_ids[1:]
+                        )
                         if index == 0 and sampling.prompt_logprobs is not None
                         else ()
                     ),

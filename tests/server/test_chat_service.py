@@ -208,7 +208,9 @@ async def test_low_detail_and_pixel_budget_cost_less(door: Door) -> None:
 
 
 async def test_count_tokens_is_what_the_answer_costs(door: Door) -> None:
-    spec = spec_of(image_part(draw("red", "circle").png), "what?", response={"prompt_token_ids": True})
+    spec = spec_of(
+        image_part(draw("red", "circle").png), "what?", response={"prompt_token_ids": True}
+    )
     counted = await door.chat.CountTokens(chat_pb.CountTokensRequest(spec=spec), timeout=20)
     answered = await door.create(spec)
     assert counted.usage.prompt_tokens == answered.usage.prompt_tokens

@@ -16,7 +16,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
-from tests.server.asking import image_part, refusal, spec_of, taken_apart, until, user
+from tests.server.asking import image_part, refusal, spec_of, until, user
 from tests.server.conftest import Door
 from tests.support.pictures import draw
 
@@ -74,6 +74,11 @@ INVALID_TOO = {
     "empty stop string": ("spec.stop.strings", spec_of("x", stop=STOP(strings=[""]))),
     "long stop string": ("spec.stop.strings", spec_of("x", stop=STOP(strings=["é" * 129]))),
     "65 stop tokens": ("spec.stop.token_ids", spec_of("x", stop=STOP(token_ids=range(65)))),
+    "bias outside the vocabulary": ("spec.sampling.logit_bias", sampling(logit_bias={263: 1})),
+    "stop outside the vocabulary": (
+        "spec.stop.token_ids",
+        spec_of("x", stop=STOP(token_ids=[263])),
+    ),
     "future role": ("spec.messages[0].role", role(99)),
 }
 UNSUPPORTED = {
@@ -93,7 +98,7 @@ UNSUPPORTED = {
 
 
 async def refused(door: Door, spec: chat_pb.ChatCompletionSpec, reason: str, field: str = ""):
-    """The same refusal comes from all three methods where it comes from one."""
+    """Answer and stream refuse alike, and leave nothing behind."""
     got = await refusal(door.create(spec))
     assert (got.info.reason, got.field) == (reason, field), got
     assert got.info.domain == DOMAIN
@@ -237,12 +242,10 @@ async def test_model_loading_then_ready(open_door) -> None:
 async def test_engine_death_and_recovery(door: Door) -> None:
     door.engine.hold_at = 2
     stream = door.stream(spec_of("hello"))
-    assert (await stream.read()).HasField("started")
+    reading = asyncio.ensure_future(refusal(_drained(stream)))
     await until(lambda: bool(door.engine.live))
     door.engine.become(EngineState.RESTARTING)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await _drained(stream)
-    got = taken_apart(caught.value)
+    got = await reading
     assert (got.info.reason, got.code) == ("ENGINE_UNAVAILABLE", grpc.StatusCode.UNAVAILABLE)
     again = await refusal(door.create(spec_of("hello")))
     assert again.info.reason == "ENGINE_UNAVAILABLE"

@@ -1,0 +1,142 @@
+"""The adapter over real sockets: a fake service on gRPC and the application in uvicorn, both on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+import contextlib
+from dataclasses import dataclass
+import socket
+import threading
+import time
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+import openai
+import pytest
+import requests
+import uvicorn
+
+from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
+from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+from rest_adapter.app import create_app
+from rest_adapter.settings import AdapterSettings
+from tests.rest_adapter.fake_service import FakeChat, FakeModels, Seen
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+@dataclass
+class Door:
+    """A running adapter with the fake service behind it."""
+
+    port: int
+    seen: Seen
+    set_ready: Callable[[bool], None]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(self, text: str = "hello", **fields: object) -> requests.Response:
+        headers = fields.pop("headers", None)
+        body = {"model": "demo", "messages": [{"role": "user", "content": text}]} | fields
+        return requests.post(
+            f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=30
+        )
+
+    def post(self, body: bytes) -> requests.Response:
+        headers = {"content-type": "application/json"}
+        return requests.post(
+            f"{self.url}/v1/chat/completions", data=body, headers=headers, timeout=30
+        )
+
+    @property
+    def spec(self):
+        """What the service received last."""
+        return self.seen.specs[-1]
+
+
+@contextlib.asynccontextmanager
+async def fake_service(seen: Seen) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 32 * 2**20)])
+    chat_grpc.add_ChatServiceServicer_to_server(FakeChat(seen), server)
+    model_grpc.add_ModelServiceServicer_to_server(FakeModels(), server)
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield port, servicer
+    finally:
+        await server.stop(0)
+
+
+@contextlib.contextmanager
+def open_door(**settings: object) -> Iterator[Door]:
+    """Runs service and adapter in a thread with its own event loop."""
+    seen = Seen()
+    started = threading.Event()
+    made: dict[str, object] = {}
+
+    async def run() -> None:
+        async with fake_service(seen) as (grpc_port, servicer):
+            target = settings.pop("grpc_target", f"127.0.0.1:{grpc_port}")
+            app = create_app(AdapterSettings(grpc_target=target, **settings))
+            config = uvicorn.Config(
+                app, log_config=None, access_log=False, http="httptools", ws="none"
+            )
+            server = uvicorn.Server(config)
+            listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+            loop = asyncio.get_running_loop()
+
+            def set_ready(ready: bool) -> None:
+                status = health_pb2.HealthCheckResponse.ServingStatus
+                value = status.SERVING if ready else status.NOT_SERVING
+                asyncio.run_coroutine_threadsafe(servicer.set("readiness", value), loop).result(10)
+
+            made.update(
+                door=Door(listener.getsockname()[1], seen, set_ready), server=server, app=app
+            )
+            loop.call_soon(started.set)
+            await server.serve(sockets=[listener])
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    assert started.wait(20)
+    door = made["door"]
+    assert isinstance(door, Door)
+    server = made["server"]
+    assert isinstance(server, uvicorn.Server)
+    wait_until(lambda: server.started)
+    try:
+        yield door
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def shared_door() -> Iterator[Door]:
+    with open_door(sse_heartbeat_s=0.2, body_timeout_s=2, max_body_mib=4, max_media_mib=1) as door:
+        yield door
+
+
+@pytest.fixture
+def door(shared_door: Door) -> Door:
+    """The shared adapter with nothing seen yet."""
+    shared_door.seen.__dict__.update(Seen().__dict__)
+    shared_door.set_ready(True)
+    return shared_door
+
+
+@pytest.fixture
+def client(door: Door) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{door.url}/v1", api_key="none", max_retries=0) as client:
+        yield client

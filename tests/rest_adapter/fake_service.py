@@ -1,0 +1,237 @@
+"""A deterministic inference service on a real gRPC server, for tests of the adapter.
+
+It answers with the text of the last message, one character for each token. Texts that begin with a command do what
+the command says: `hang`, `abort`, `fail REASON`, `fail-after N`, `unreachable N`, `slow SECONDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+import grpc
+from grpc_status import rpc_status
+
+from qwenvl.errors import BY_REASON, DOMAIN
+from qwenvl.inference.v1 import (
+    chat_service_pb2 as chat_pb,
+)
+from qwenvl.inference.v1 import (
+    chat_service_pb2_grpc as chat_grpc,
+)
+from qwenvl.inference.v1 import (
+    model_service_pb2 as model_pb,
+)
+from qwenvl.inference.v1 import (
+    model_service_pb2_grpc as model_grpc,
+)
+from qwenvl.inference.v1 import (
+    usage_pb2 as usage_pb,
+)
+
+
+CREATED = 1_700_000_000
+NAMES = ("demo", "org/model", "qwen-vl")
+FAILED_FIELD = "spec.sampling.temperature"
+
+
+@dataclass
+class Seen:
+    """What the service received."""
+
+    specs: list[chat_pb.ChatCompletionSpec] = field(default_factory=list)
+    metadata: list[dict[str, str]] = field(default_factory=list)
+    calls: int = 0
+    running: int = 0
+    cancelled: int = 0
+
+
+def token(character: str) -> usage_pb.TokenLogprob:
+    return usage_pb.TokenLogprob(
+        token_id=ord(character), token=character, bytes=character.encode(), logprob=-0.5, rank=1
+    )
+
+
+def entry(character: str, top: int) -> usage_pb.LogprobEntry:
+    rivals = [token(character)] if top else []
+    if top > 1:
+        rivals.append(usage_pb.TokenLogprob(token_id=1, token="~", logprob=float("-inf"), rank=2))
+    return usage_pb.LogprobEntry(chosen=token(character), top=rivals)
+
+
+def prompt_entries(spec: chat_pb.ChatCompletionSpec) -> list[usage_pb.LogprobEntry]:
+    if not spec.logprobs.HasField("prompt_logprobs"):
+        return []
+    return [usage_pb.LogprobEntry(), entry("b", spec.logprobs.prompt_logprobs)]
+
+
+def question_of(spec: chat_pb.ChatCompletionSpec) -> str:
+    return "".join(part.text for part in spec.messages[-1].parts)
+
+
+def details_of(reason: str) -> list[any_pb2.Any]:
+    mapping = BY_REASON[reason]
+    messages = [
+        error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN),
+        error_details_pb2.BadRequest(
+            field_violations=[error_details_pb2.BadRequest.FieldViolation(field=FAILED_FIELD)]
+        ),
+    ]
+    if mapping.retry:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(2500)
+        messages.append(retry)
+    packed = [any_pb2.Any() for _ in messages]
+    for target, message in zip(packed, messages, strict=True):
+        target.Pack(message)
+    return packed
+
+
+async def fail(context: grpc.aio.ServicerContext, reason: str) -> None:
+    mapping = BY_REASON[reason]
+    status = status_pb2.Status(
+        code=mapping.grpc_code.value[0], message=f"It is {reason}.", details=details_of(reason)
+    )
+    rich = rpc_status.to_status(status)
+    context.set_trailing_metadata(rich.trailing_metadata)
+    await context.abort(rich.code, rich.details)
+
+
+class FakeChat(chat_grpc.ChatServiceServicer):
+    def __init__(self, seen: Seen) -> None:
+        self.seen = seen
+
+    async def _events(
+        self, spec: chat_pb.ChatCompletionSpec, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[chat_pb.StreamChatCompletionResponse]:
+        event = chat_pb.StreamChatCompletionResponse
+        self.seen.specs.append(spec)
+        self.seen.metadata.append(
+            {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        )
+        self.seen.calls += 1
+        question = question_of(spec)
+        command, _, argument = question.partition(" ")
+        if spec.model not in NAMES:
+            await fail(context, "MODEL_NOT_FOUND")
+        if command == "unreachable" and self.seen.calls <= int(argument):
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "10.0.0.1:1 refused")
+        if command == "fail":
+            await fail(context, argument)
+        n = spec.n if spec.HasField("n") else 1
+        ids = [1, 2] if spec.response.prompt_token_ids else []
+        started = chat_pb.Started(
+            request_id=spec.request_id or f"r{self.seen.calls}",
+            model=NAMES[0],
+            created=CREATED,
+            prompt_token_ids=ids,
+            prompt_logprobs=prompt_entries(spec),
+        )
+        yield event(started=started)
+        if entries := prompt_entries(spec):
+            yield event(delta=chat_pb.Delta(prompt_logprobs=entries))
+        if command == "hang":
+            await asyncio.sleep(600)
+        if command == "slow":
+            await asyncio.sleep(float(argument))
+        for position, character in enumerate(question):
+            if command == "fail-after" and position == int(argument):
+                await fail(context, "ENGINE_UNAVAILABLE")
+            for index in range(n):
+                yield event(delta=self._delta(spec, index, character))
+        reason = usage_pb.FINISH_REASON_LENGTH if spec.sampling.max_tokens == 1 else 1
+        stop = usage_pb.StopDetail(stop_string="!") if spec.stop.strings else None
+        for index in range(n):
+            reason = usage_pb.FINISH_REASON_ABORTED if command == "abort" else reason
+            yield event(
+                finished=chat_pb.Finished(choice_index=index, reason=reason, stop_detail=stop)
+            )
+        yield event(usage=usage_of(spec, n * len(question)))
+
+    def _delta(self, spec: chat_pb.ChatCompletionSpec, index: int, character: str) -> chat_pb.Delta:
+        delta = chat_pb.Delta(choice_index=index, text=character)
+        if spec.response.token_ids:
+            delta.token_ids.append(ord(character))
+        if spec.logprobs.HasField("top_logprobs"):
+            delta.logprobs.append(entry(character, spec.logprobs.top_logprobs))
+        return delta
+
+    async def StreamChatCompletion(self, request, context):  # noqa: N802 - gRPC's name
+        self.seen.running += 1
+        try:
+            async for event in self._events(request.spec, context):
+                yield event
+        except asyncio.CancelledError:
+            self.seen.cancelled += 1
+            raise
+        finally:
+            self.seen.running -= 1
+
+    async def CreateChatCompletion(self, request, context):  # noqa: N802 - gRPC's name
+        response = chat_pb.CreateChatCompletionResponse()
+        choices: dict[int, chat_pb.Choice] = {}
+        self.seen.running += 1
+        try:
+            async for event in self._events(request.spec, context):
+                match event.WhichOneof("event"):
+                    case "started":
+                        response.started.CopyFrom(event.started)
+                    case "usage":
+                        response.usage.CopyFrom(event.usage)
+                    case "delta":
+                        delta = event.delta
+                        choice = choices.setdefault(
+                            delta.choice_index, chat_pb.Choice(index=delta.choice_index)
+                        )
+                        choice.text += delta.text
+                        choice.token_ids.extend(delta.token_ids)
+                        choice.logprobs.extend(delta.logprobs)
+                    case "finished":
+                        index = event.finished.choice_index
+                        choice = choices.setdefault(index, chat_pb.Choice(index=index))
+                        choice.finish_reason = event.finished.reason
+                        choice.stop_detail.CopyFrom(event.finished.stop_detail)
+        except asyncio.CancelledError:
+            self.seen.cancelled += 1
+            raise
+        finally:
+            self.seen.running -= 1
+        response.choices.extend(choices.values())
+        return response
+
+
+def usage_of(spec: chat_pb.ChatCompletionSpec, tokens: int) -> usage_pb.Usage:
+    pictures = sum(part.HasField("image") for message in spec.messages for part in message.parts)
+    return usage_pb.Usage(
+        prompt_tokens=10 + pictures * 4,
+        completion_tokens=tokens,
+        total_tokens=10 + pictures * 4 + tokens,
+        cached_tokens=3,
+        prompt_details=[
+            usage_pb.ModalityTokenCount(modality=usage_pb.MODALITY_TEXT, tokens=10),
+            usage_pb.ModalityTokenCount(modality=usage_pb.MODALITY_IMAGE, tokens=4 * pictures),
+        ],
+    )
+
+
+def model_of(name: str) -> model_pb.Model:
+    return model_pb.Model(
+        name=name,
+        canonical_name=NAMES[0],
+        created=CREATED,
+        max_context_tokens=4096,
+        input_modalities=[usage_pb.MODALITY_TEXT, usage_pb.MODALITY_IMAGE],
+    )
+
+
+class FakeModels(model_grpc.ModelServiceServicer):
+    async def ListModels(self, request, context):  # noqa: N802 - gRPC's name
+        return model_pb.ListModelsResponse(models=[model_of(name) for name in NAMES])
+
+    async def GetModel(self, request, context):  # noqa: N802 - gRPC's name
+        if request.name not in NAMES:
+            await fail(context, "MODEL_NOT_FOUND")
+        return model_pb.GetModelResponse(model=model_of(request.name))
