@@ -14,6 +14,7 @@ import sys
 import uvicorn
 
 from rest_adapter.app import create_app
+from rest_adapter.http_protocol import BoundedHttpProtocol
 from rest_adapter.logs import JsonLines
 from rest_adapter.settings import AdapterSettings
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             host=host.strip("[]"),
             port=int(port),
             loop="uvloop",
-            http="httptools",
+            http=BoundedHttpProtocol,
             ws="none",
             log_config=None,
             access_log=False,

@@ -56,6 +56,12 @@ PICTURES_PER_ROW = (1, 2, 0)
 PICTURES_WEIGHTS = (0.9, 0.05, 0.05)
 MOST_TURNS = 3
 
+# The curriculum: single shapes and easy tasks first, then more and more of the rest.
+EASY_STEPS = 2300
+RAMP_STEPS = 1500
+LEAST_PROGRESS = 0.15
+MOST_PROGRESS = 0.75
+
 
 class Batch(NamedTuple):
     """Rows of equal picture size and number of pictures, padded at the end.
@@ -181,7 +187,10 @@ class Example:
 
 
 def invent_example(random: Random, size: Size, progress: float, number: int) -> Example:
-    """A conversation about `number` pictures that the network sees at `size`."""
+    """A conversation about `number` pictures that the network sees at `size`.
+
+    `progress` is the share of scenes with any number of shapes, the others have one, and moves the mix of tasks.
+    """
     if number == 0:
         return Example([], [ask_without(random)])
     scenes = []
@@ -199,7 +208,7 @@ def invent_example(random: Random, size: Size, progress: float, number: int) -> 
 
 
 def make_batch(codec: Codec, seed: int, progress: float, batch_size: int) -> Batch:
-    """The batch of that seed; `progress` (0 to 1) moves from the early to the late mix of tasks."""
+    """The batch of that seed; `progress` (0 to 1) is how far the curriculum is."""
     random = Random(seed)
     size = random.choices(SIZES, SIZE_WEIGHTS)[0]
     number = random.choices(PICTURES_PER_ROW, PICTURES_WEIGHTS)[0]
@@ -219,15 +228,19 @@ def make_batch(codec: Codec, seed: int, progress: float, batch_size: int) -> Bat
     return Batch(token_ids, mask, positions, pixels, patch_grid(size))
 
 
-class Batches(IterableDataset[Batch]):
-    """Batches without end: number i has the seed i."""
+def progress_at(step: int) -> float:
+    """How far the curriculum is at a step, 0 to 1."""
+    return min(MOST_PROGRESS, max(LEAST_PROGRESS, (step - EASY_STEPS) / RAMP_STEPS))
 
-    def __init__(self, codec: Codec, first: int, batch_size: int, late_after: int) -> None:
+
+class Batches(IterableDataset[Batch]):
+    """Batches without end: that of step i has the seed i."""
+
+    def __init__(self, codec: Codec, first: int, batch_size: int) -> None:
         self._codec = codec
         self._first = first
         self._batch_size = batch_size
-        self._late_after = late_after
 
     def __iter__(self) -> Iterator[Batch]:
-        for seed in count(self._first):
-            yield make_batch(self._codec, seed, min(1, seed / self._late_after), self._batch_size)
+        for step in count(self._first):
+            yield make_batch(self._codec, step, progress_at(step), self._batch_size)

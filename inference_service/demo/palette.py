@@ -1,4 +1,4 @@
-"""The kinds of shapes, the tones that people call by each colour's name, and the words that may be printed.
+"""The kinds of shapes, and the tones that people call by each colour's name.
 
 Owns data only.
 """
@@ -101,30 +101,3 @@ COLOURS: dict[str, tuple[Rgb, ...]] = {
         (140, 140, 140),
     ),
 }
-
-WORDS = (
-    "HELLO",
-    "STOP",
-    "OPEN",
-    "CAT",
-    "DOG",
-    "SUN",
-    "MOON",
-    "TREE",
-    "FISH",
-    "BOOK",
-    "CAR",
-    "EXIT",
-    "YES",
-    "NO",
-    "GO",
-    "HOME",
-    "TEA",
-    "MILK",
-    "STAR",
-    "LOVE",
-    "GAME",
-    "BLUE",
-    "RED",
-    "SALE",
-)

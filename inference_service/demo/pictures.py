@@ -11,7 +11,7 @@ from random import Random
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from inference_service.demo.scenes import Scene
 
@@ -66,10 +66,6 @@ def render(scene: Scene, noise_seed: int = 0) -> Image.Image:
         else:
             box = [v * scale for v in shape.box]
             draw.ellipse(box, fill=shape.rgb, outline=scene.outline, width=stroke)
-    if scene.word is not None:
-        word = scene.word
-        font = ImageFont.load_default(word.height * scale)
-        draw.text((word.left * scale, word.top * scale), word.text, fill=word.rgb, font=font)
     if scale > 1:
         picture = picture.reduce(scale)
     if scene.noise:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import math
 from random import Random
 
-from inference_service.demo.palette import COLOURS, KINDS, WORDS, Rgb
+from inference_service.demo.palette import COLOURS, KINDS, Rgb
 
 
 Box = tuple[float, float, float, float]
@@ -41,17 +41,6 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
-    """A printed word and where its top left corner stands."""
-
-    text: str
-    rgb: Rgb
-    left: float
-    top: float
-    height: float
-
-
-@dataclass(frozen=True, slots=True)
 class Scene:
     """What a picture shows, before it is drawn. Shapes stand from left to right."""
 
@@ -64,7 +53,6 @@ class Scene:
     outline: Rgb | None
     jpeg_quality: int | None
     shapes: tuple[Shape, ...]
-    word: Word | None = None
 
 
 def _clip(value: float) -> int:
@@ -296,8 +284,6 @@ def invent(
     width: int,
     height: int,
     count: int | None = None,
-    *,
-    word: bool = False,
 ) -> Scene:
     """A scene of that size with `count` shapes (0 to 4, drawn if not given)."""
     if count is None:
@@ -326,14 +312,4 @@ def invent(
         (0, 0, 0) if outlined else None,
         quality,
         tuple(shapes),
-        _word(random, width, height, colours[0][1]) if word else None,
     )
-
-
-def _word(random: Random, width: int, height: int, rgb: Rgb) -> Word:
-    text = random.choice(WORDS)
-    if random.random() < 0.5:
-        text = text.capitalize()
-    size = min(height * random.uniform(0.25, 0.6), width * 1.35 / len(text))
-    left = random.uniform(0.04 * width, max(0.05 * width, width - size * 0.72 * len(text)))
-    return Word(text, rgb, left, random.uniform(0, max(1.0, height - 1.2 * size)), size)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-import json
 from random import Random
 
 from inference_service.demo.naming import (
@@ -16,8 +15,6 @@ from inference_service.demo.naming import (
     ZH_COLOUR,
     ZH_KIND,
     ZH_NUMBER,
-    chinese,
-    english,
     full_name,
     grouped,
     joined,
@@ -40,8 +37,6 @@ Maker = Callable[[Random, Scene, str], Made]
 def description(scene: Scene, language: str) -> str:
     """The full answer to `What is in this picture?`."""
     count = len(scene.shapes)
-    if scene.word is not None:
-        return word_answer(scene, language)
     if count == 0:
         return "There is nothing in the picture." if language == "en" else "图片里什么都没有。"
     named = listing(scene.shapes, language)
@@ -50,17 +45,6 @@ def description(scene: Scene, language: str) -> str:
     if language == "en":
         return f"There are {EN_NUMBER[count]} shapes: {named}."
     return f"有{ZH_NUMBER[count]}个形状：{named}。"
-
-
-def word_answer(scene: Scene, language: str) -> str:
-    """What is printed, or that nothing is."""
-    if scene.word is None:
-        return "There is no text." if language == "en" else "没有文字。"
-    return (
-        f'The text reads "{scene.word.text}".'
-        if language == "en"
-        else (f"文字是“{scene.word.text}”。")
-    )
 
 
 def ask(random: Random, task: str, language: str, **names: str) -> str:
@@ -283,29 +267,6 @@ def _where(random: Random, scene: Scene, language: str) -> Made:
     return ask(random, "where", language, it=name), sentence(answer, language)
 
 
-def box_answer(scene: Scene, shape: Shape, label: str) -> str:
-    """Qwen3-VL's grounding answer: a JSON list with a box in thousandths of the picture."""
-    sides = (scene.width, scene.height) * 2
-    box = [
-        max(0, min(1000, round(1000 * v / side))) for v, side in zip(shape.box, sides, strict=True)
-    ]
-    found = json.dumps({"bbox_2d": box, "label": label}, ensure_ascii=False)
-    return f"```json\n[\n\t{found}\n]\n```"
-
-
-def _locate(random: Random, scene: Scene, language: str) -> Made:
-    shape = unique_shape(random, scene)
-    if shape is None:
-        return None
-    label = english(shape) if language == "en" else chinese(shape)
-    question = ask(random, "locate", language, it=full_name(shape, language))
-    return question, box_answer(scene, shape, label)
-
-
-def _read(random: Random, scene: Scene, language: str) -> Made:
-    return ask(random, "read", language), word_answer(scene, language)
-
-
 def _hello(random: Random, _scene: Scene, language: str) -> Made:
     return ask(random, "hello", language), WORDINGS[language].hello_answer
 
@@ -340,7 +301,5 @@ TASKS: tuple[Task, ...] = (
     Task("where", _where, 0.1, 0.5),
     Task("hello", _hello, 0.03, 0.05),
     Task("other", _other, 0.2, 0.3),
-    Task("locate", _locate, 0.0, 0.0),
-    Task("read", _read, 0.0, 0.0),
 )
 TASK_BY_NAME = {task.name: task for task in TASKS}

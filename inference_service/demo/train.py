@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from inference_service.demo import MODEL_DIR
 from inference_service.demo.batches import Batch, Batches, Codec
-from inference_service.demo.evaluation import LEARNED_TASKS, MAIN_TASKS, evaluate, line, table
+from inference_service.demo.evaluation import ALL_TASKS, MAIN_TASKS, evaluate, line, table
 from inference_service.demo.export import export, network_config
 from inference_service.demo.muon import Muon
 from inference_service.demo.network import Network, NetworkConfig
@@ -47,7 +47,6 @@ class TrainingConfig:
     Attributes:
         minutes: Length of the whole training, earlier runs of the same state counted in.
         batch_size: Conversations in a step.
-        late_after: Steps after which the late mix of tasks holds.
         muon_rate: Learning rate of the matrices.
         adam_rate: Learning rate of everything else.
         log_every: Steps between two lines of the log.
@@ -59,7 +58,6 @@ class TrainingConfig:
 
     minutes: float = 65.0
     batch_size: int = 16
-    late_after: int = 5000
     muon_rate: float = 0.02
     adam_rate: float = 2e-3
     log_every: int = 50
@@ -174,7 +172,7 @@ class Trainer:
     def run(self) -> None:
         """Trains until the time is over, with a log on the standard output."""
         config = self.config
-        batches = Batches(self.codec, self.step, config.batch_size, config.late_after)
+        batches = Batches(self.codec, self.step, config.batch_size)
         loader = DataLoader(batches, batch_size=None, num_workers=config.workers)
         started, logged, losses = time.monotonic(), self.step, torch.zeros(())
         for batch in loader:
@@ -230,7 +228,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.evaluate is not None:
         network, codec = load_network(arguments.evaluate)
-        print(table(evaluate(network.to(device), codec, LEARNED_TASKS, arguments.questions)))
+        print(table(evaluate(network.to(device), codec, ALL_TASKS, arguments.questions)))
         return
     torch.manual_seed(0)
     tokenizer = open_tokenizer(arguments.tokenizer)

@@ -165,21 +165,6 @@ ASK: dict[str, tuple[str, ...]] = {
         "Are these {picture}s the same?",
         "Do the two {picture}s show the same thing?",
     ),
-    "locate": (
-        "Locate {it}, output its bbox coordinates in JSON format.",
-        "Locate {it} in JSON.",
-        "Give the bounding box of {it} in JSON.",
-        "Detect {it} and return bbox_2d in JSON.",
-        "Where is {it}? Answer with a bbox in JSON.",
-    ),
-    "read": (
-        "What does the text say?",
-        "What is written here?",
-        "Read the text.",
-        "What word is this?",
-        "What is the text in the {picture}?",
-        "Read the word in the {picture}.",
-    ),
     "hello": (
         "Hello!",
         "Hi",

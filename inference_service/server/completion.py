@@ -156,8 +156,8 @@ class Completions:
         """
         with self._admit(request) as flight:
             check_token_ids(request, self.model.spec.decoder.vocab_size)
-            prepared = await self.prepare(request)
             window = self._context_window()
+            prepared = await self.prepare(request)
             options = effective_options(
                 request,
                 self.model.defaults,

@@ -67,14 +67,14 @@ _MAX_TOKEN_ID: Final = 2**31 - 1
 
 
 def chat_request(
-    spec: chat_pb.ChatCompletionSpec, model: str, request_id: str, settings: ServiceSettings
+    spec: chat_pb.ChatCompletionSpec, model: str, fallback_id: str, settings: ServiceSettings
 ) -> ChatRequest:
     """Validates a request.
 
     Args:
         spec: The request; its `model` was resolved by the caller.
         model: Canonical name of the model.
-        request_id: The request's own id, or the one it was given where it names none.
+        fallback_id: Id of the request where it names none.
         settings: Limits that operators set.
 
     Raises:
@@ -99,21 +99,9 @@ def chat_request(
     _within(prompt_logprobs, 0, _MAX_LOGPROBS, "spec.logprobs.prompt_logprobs")
     n = spec.n if spec.HasField("n") else 1
     _within(n, 1, settings.max_n, "spec.n")
-    template = spec.template
-    continues = template.continue_final_message
-    if continues and messages[-1].role is not Role.ASSISTANT:
-        raise InvalidArgumentError(
-            "Only an assistant's message can be continued.",
-            field="spec.template.continue_final_message",
-        )
-    if continues and template.HasField("add_generation_prompt") and template.add_generation_prompt:
-        raise InvalidArgumentError(
-            "add_generation_prompt and continue_final_message exclude each other.",
-            field="spec.template.continue_final_message",
-        )
-    opens = template.add_generation_prompt or not template.HasField("add_generation_prompt")
+    opens, continues = _final_turn(spec.template, messages)
     return ChatRequest(
-        request_id=_request_id(request_id),
+        request_id=_request_id(spec.request_id or fallback_id),
         model=model,
         messages=messages,
         sampling=_sampling(spec.sampling),
@@ -126,9 +114,9 @@ def chat_request(
         return_token_ids=spec.response.token_ids,
         return_prompt_token_ids=spec.response.prompt_token_ids,
         keep_special_tokens=spec.response.keep_special_tokens,
-        add_generation_prompt=opens and not continues,
+        add_generation_prompt=opens,
         continue_final_message=continues,
-        enable_thinking=_optional(template, "enable_thinking"),
+        enable_thinking=_optional(spec.template, "enable_thinking"),
         min_pixels=_pixels(spec.media, "min_pixels", "spec.media"),
         max_pixels=_pixels(spec.media, "max_pixels", "spec.media"),
         cache_salt=_cache_salt(spec.cache_salt),
@@ -149,6 +137,23 @@ def _refuse_unsupported(spec: chat_pb.ChatCompletionSpec) -> None:
             raise UnsupportedParameterError(
                 f"{name} is not supported by this service yet.", field=field
             )
+
+
+def _final_turn(
+    template: chat_pb.TemplateOptions, messages: tuple[ChatMessage, ...]
+) -> tuple[bool, bool]:
+    """Whether an assistant's turn is opened, and whether the last message is continued instead."""
+    opens = template.add_generation_prompt
+    if not template.continue_final_message:
+        return opens or not template.HasField("add_generation_prompt"), False
+    field = "spec.template.continue_final_message"
+    if messages[-1].role is not Role.ASSISTANT:
+        raise InvalidArgumentError("Only an assistant's message can be continued.", field=field)
+    if opens:
+        raise InvalidArgumentError(
+            "add_generation_prompt and continue_final_message exclude each other.", field=field
+        )
+    return False, True
 
 
 def _message(message: message_pb.Message, path: str) -> ChatMessage:

@@ -68,6 +68,13 @@ class Served:
             time.sleep(0.1)
         raise AssertionError("not ready in time")
 
+    def wait_busy(self, timeout_s: float = 20) -> None:
+        """Waits until pages are in use; the engine tells its counters a few times a second."""
+        deadline = time.monotonic() + timeout_s
+        while self.info().load.kv_pages_used == 0:
+            assert time.monotonic() < deadline, "no page is used"
+            time.sleep(0.02)
+
     def wait_idle(self, timeout_s: float = 20) -> admin_pb.GetServerInfoResponse:
         """Waits until no sequence runs and no page is referenced."""
         deadline = time.monotonic() + timeout_s

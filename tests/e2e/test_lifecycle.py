@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import os
 import signal
 import socket
-import json
 import time
 
 import grpc
@@ -53,7 +53,7 @@ def test_grpc_client_that_goes_away_frees_its_pages(
     served: Served, chat: chat_grpc.ChatServiceStub
 ) -> None:
     stream = open_stream(chat)
-    assert served.info().load.kv_pages_used > 0
+    served.wait_busy()
     stream.cancel()
     assert served.wait_idle().load.kv_pages_used == 0
 
@@ -77,10 +77,7 @@ def test_rest_client_that_goes_away_frees_its_pages(served: Served) -> None:
                 + f"content-length: {len(body)}\r\n\r\n".encode()
                 + body
             )
-            deadline = time.monotonic() + 20
-            while served.info().load.kv_pages_used == 0:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            served.wait_busy()
         assert served.wait_idle().load.kv_pages_used == 0
 
 

@@ -20,6 +20,7 @@ import uvicorn
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from rest_adapter.app import create_app
+from rest_adapter.http_protocol import BoundedHttpProtocol
 from rest_adapter.settings import AdapterSettings
 from tests.rest_adapter.fake_service import FakeChat, FakeModels, Seen
 
@@ -36,6 +37,7 @@ class Door:
     """A running adapter with the fake service behind it."""
 
     port: int
+    grpc_target: str
     seen: Seen
     set_ready: Callable[[bool], None]
 
@@ -89,7 +91,7 @@ def open_door(**settings: object) -> Iterator[Door]:
             target = settings.pop("grpc_target", f"127.0.0.1:{grpc_port}")
             app = create_app(AdapterSettings(grpc_target=target, **settings))
             config = uvicorn.Config(
-                app, log_config=None, access_log=False, http="httptools", ws="none"
+                app, log_config=None, access_log=False, http=BoundedHttpProtocol, ws="none"
             )
             server = uvicorn.Server(config)
             listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -101,7 +103,9 @@ def open_door(**settings: object) -> Iterator[Door]:
                 asyncio.run_coroutine_threadsafe(servicer.set("readiness", value), loop).result(10)
 
             made.update(
-                door=Door(listener.getsockname()[1], seen, set_ready), server=server, app=app
+                door=Door(listener.getsockname()[1], str(target), seen, set_ready),
+                server=server,
+                app=app,
             )
             loop.call_soon(started.set)
             await server.serve(sockets=[listener])

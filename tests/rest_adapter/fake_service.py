@@ -115,12 +115,7 @@ class FakeChat(chat_grpc.ChatServiceServicer):
         self.seen.calls += 1
         question = question_of(spec)
         command, _, argument = question.partition(" ")
-        if spec.model not in NAMES:
-            await fail(context, "MODEL_NOT_FOUND")
-        if command == "unreachable" and self.seen.calls <= int(argument):
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "10.0.0.1:1 refused")
-        if command == "fail":
-            await fail(context, argument)
+        await self._refuse(spec, context, command, argument)
         n = spec.n if spec.HasField("n") else 1
         ids = [1, 2] if spec.response.prompt_token_ids else []
         started = chat_pb.Started(
@@ -150,6 +145,20 @@ class FakeChat(chat_grpc.ChatServiceServicer):
                 finished=chat_pb.Finished(choice_index=index, reason=reason, stop_detail=stop)
             )
         yield event(usage=usage_of(spec, n * len(question)))
+
+    async def _refuse(
+        self,
+        spec: chat_pb.ChatCompletionSpec,
+        context: grpc.aio.ServicerContext,
+        command: str,
+        argument: str,
+    ) -> None:
+        if spec.model not in NAMES:
+            await fail(context, "MODEL_NOT_FOUND")
+        if command == "unreachable" and self.seen.calls <= int(argument):
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "10.0.0.1:1 refused")
+        if command == "fail":
+            await fail(context, argument)
 
     def _delta(self, spec: chat_pb.ChatCompletionSpec, index: int, character: str) -> chat_pb.Delta:
         delta = chat_pb.Delta(choice_index=index, text=character)

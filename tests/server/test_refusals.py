@@ -79,6 +79,7 @@ INVALID_TOO = {
         "spec.stop.token_ids",
         spec_of("x", stop=STOP(token_ids=[263])),
     ),
+    "long request id": ("spec.request_id", spec_of("x", request_id="i" * 129)),
     "future role": ("spec.messages[0].role", role(99)),
 }
 UNSUPPORTED = {

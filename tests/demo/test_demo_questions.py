@@ -1,0 +1,145 @@
+"""Questions and their right answers."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from inference_service.demo.naming import EN_NUMBER, ZH_COLOUR, ZH_KIND, ZH_NUMBER
+from inference_service.demo.questions import ask_about, ask_two, ask_without
+from inference_service.demo.scenes import Scene, Shape, invent, make_shape
+from inference_service.demo.tasks import TASKS, WORDINGS, description
+
+
+WHITE = (255, 255, 255)
+
+
+def shape(kind: str, colour: str, left: float, top: float = 40.0) -> Shape:
+    return make_shape(Random(0), kind, colour, (9, 9, 9), (left, top, left + 32, top + 32))
+
+
+def scene(*shapes: Shape) -> Scene:
+    return Scene(128, 128, (WHITE, WHITE), False, 0.0, False, None, None, shapes)
+
+
+def asked(task: str, language: str, about: Scene, number: int = 40):
+    """Exchanges of that task and language; a task that does not fit the scene fails the test."""
+    exchanges = [ask_about(Random(seed), about, 1.0, task) for seed in range(number)]
+    kept = [e for e in exchanges if e.language == language and e.task == task]
+    assert kept
+    return kept
+
+
+def test_the_same_seed_gives_the_same_exchange():
+    for seed in range(50):
+        about = invent(Random(seed), 128, 128)
+
+        assert ask_about(Random(seed), about, 0.5) == ask_about(Random(seed), about, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "english", "chinese"),
+    [
+        ((), "There is nothing in the picture.", "图片里什么都没有。"),
+        ((("circle", "red"),), "A red circle.", "一个红色的圆形。"),
+        ((("star", "orange"),), "An orange star.", "一个橙色的星形。"),
+        (
+            (("circle", "red"), ("square", "blue")),
+            "There are two shapes: a red circle and a blue square.",
+            "有两个形状：一个红色的圆形和一个蓝色的正方形。",
+        ),
+        (
+            (("star", "gray"), ("star", "gray"), ("triangle", "black")),
+            "There are three shapes: two gray stars and a black triangle.",
+            "有三个形状：两个灰色的星形和一个黑色的三角形。",
+        ),
+    ],
+)
+def test_descriptions_name_what_is_there_from_left_to_right(shapes, english, chinese):
+    about = scene(*(shape(*named, left=40.0 * i) for i, named in enumerate(shapes)))
+
+    assert description(about, "en") == english
+    assert description(about, "zh") == chinese
+
+
+def test_counts_and_names_agree_with_the_scene():
+    for seed in range(200):
+        about = invent(Random(seed), 128, 128)
+        for task in ("count", "colour", "shape"):
+            exchange = ask_about(Random(seed), about, 1.0, task)
+            if exchange.task != task:
+                continue
+            number = len(about.shapes)
+            right = {
+                ("count", "en"): {EN_NUMBER[number].capitalize() + ".", "None."},
+                ("count", "zh"): {f"{ZH_NUMBER[number]}个。", "没有。"},
+                ("colour", "en"): {s.colour.capitalize() + "." for s in about.shapes},
+                ("colour", "zh"): {ZH_COLOUR[s.colour] + "。" for s in about.shapes},
+                ("shape", "en"): {f"A {s.kind}." for s in about.shapes},
+                ("shape", "zh"): {ZH_KIND[s.kind] + "。" for s in about.shapes},
+            }
+            assert exchange.answer in right[task, exchange.language], (seed, exchange)
+            assert (exchange.answer in ("None.", "没有。")) == (task == "count" and number == 0)
+
+
+def test_the_named_shape_is_the_one_that_is_meant():
+    about = scene(shape("circle", "red", 10), shape("square", "blue", 80))
+
+    for exchange in asked("colour", "en", about):
+        assert exchange.answer == ("Red." if "circle" in exchange.question else "Blue.")
+    for exchange in asked("shape", "zh", about):
+        assert exchange.answer == ("圆形。" if "红色" in exchange.question else "正方形。")
+
+
+def test_sides_are_seen_from_the_other_shape():
+    about = scene(shape("circle", "red", 10), shape("square", "blue", 80))
+
+    for exchange in asked("relation", "en", about):
+        question = exchange.question
+        compared = ("relative", "compared", "stand", "below")
+        first = question.index("circle") < question.index("square")
+        if "which side" in question:
+            first = not first
+        elif not any(word in question for word in compared):
+            pytest.fail(f"a wording this test does not know: {question}")
+        assert exchange.answer == ("To the left." if first else "To the right.")
+
+
+@pytest.mark.parametrize(
+    ("left", "top", "place"),
+    [(0, 0, "At the top left."), (48, 48, "In the center."), (96, 48, "On the right.")],
+)
+def test_places_are_thirds_of_the_picture(left, top, place):
+    about = scene(shape("star", "green", left, top))
+
+    assert {e.answer for e in asked("where", "en", about)} == {place}
+
+
+def test_two_pictures_are_compared_in_order():
+    one, two = scene(shape("circle", "red", 10)), scene(shape("star", "blue", 10))
+
+    answers = {ask_two(Random(seed), one, two).answer for seed in range(60)}
+
+    assert answers == {
+        "No.",
+        "不一样。",
+        "The first picture shows a red circle, the second a blue star.",
+        "第一张图片是一个红色的圆形，第二张图片是一个蓝色的星形。",
+    }
+
+
+def test_without_a_picture_no_shape_is_named():
+    answers = {ask_without(Random(seed)).answer for seed in range(300)}
+
+    allowed = {
+        text
+        for wordings in WORDINGS.values()
+        for text in (wordings.hello_answer, wordings.other_answer, wordings.no_picture_answer)
+    }
+    assert answers == allowed
+
+
+def test_both_languages_have_wordings_for_every_task():
+    for task in TASKS:
+        assert all(wordings.questions[task.name] for wordings in WORDINGS.values())

@@ -1,0 +1,123 @@
+"""Training, resuming and measuring, on a network of a few thousand weights."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from inference_service.demo import evaluation, train
+from inference_service.demo.batches import make_batch
+from inference_service.demo.evaluation import evaluate, greedy_answers, table, unseen_trials
+from inference_service.demo.muon import orthogonalised
+from inference_service.demo.network import Network
+from inference_service.demo.train import Trainer, TrainingConfig, learning_rate_share
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    """An untrained network never ends an answer."""
+    monkeypatch.setattr(evaluation, "MOST_ANSWER_TOKENS", 4)
+
+
+def short_run(steps: int) -> TrainingConfig:
+    """So long in time that the rate does not fall, but stopped after a few steps."""
+    return TrainingConfig(
+        minutes=1e6,
+        batch_size=2,
+        log_every=2,
+        save_every=10**6,
+        questions=1,
+        workers=0,
+        most_steps=steps,
+    )
+
+
+def train_to(steps, network, codec, state_file) -> Trainer:
+    trainer = Trainer(network, codec, short_run(steps), state_file)
+    trainer.run()
+    return trainer
+
+
+def test_a_resumed_training_ends_where_an_unbroken_one_does(network, codec, tmp_path):
+    first = Network(network.config)
+    first.load_state_dict(network.state_dict())
+    unbroken = train_to(4, network, codec, tmp_path / "unbroken.pt")
+
+    train_to(2, first, codec, tmp_path / "broken.pt")
+    resumed = train_to(4, Network(network.config), codec, tmp_path / "broken.pt")
+
+    assert resumed.step == 4
+    for name, value in unbroken.network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[name], value)
+        torch.testing.assert_close(resumed.average[name], unbroken.average[name])
+
+
+def test_the_log_tells_loss_and_accuracy_per_task_and_language(network, codec, tmp_path, capsys):
+    train_to(2, network, codec, tmp_path / "state.pt")
+
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("step 2 loss ")
+    assert all(f"{task}/{x} " in second for task in ("describe", "count") for x in ("en", "zh"))
+
+
+def test_learning_lowers_the_loss(network, codec, tmp_path):
+    trainer = Trainer(network, codec, short_run(10**6), tmp_path / "state.pt")
+    batch = make_batch(codec, 1, 0.0, 4)
+
+    losses = [trainer.learn(batch, 0.0).item() for _ in range(60)]
+
+    assert losses[-1] < losses[0] / 2
+    assert all(torch.isfinite(value).all() for value in trainer.average.values())
+
+
+def test_the_rate_warms_up_stays_and_falls():
+    assert learning_rate_share(0, 0.0) == pytest.approx(0.01)
+    assert learning_rate_share(1000, 0.0) == learning_rate_share(1000, 0.29) == 1
+    assert 0.4 < learning_rate_share(1000, 0.65) < 0.6
+    assert learning_rate_share(1000, 1.0) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8)])
+def test_muon_evens_out_singular_values(shape):
+    torch.manual_seed(0)
+
+    values = torch.linalg.svdvals(orthogonalised(torch.randn(shape), steps=5))
+
+    assert values.min() > 0.5
+    assert values.max() < 1.5
+
+
+def test_answers_do_not_depend_on_the_company_they_are_decoded_in(network, codec):
+    trials = [t for t in unseen_trials("describe", "en", 12) if t.size == (128, 128)][:3]
+
+    together = greedy_answers(network.eval(), codec, trials)
+
+    assert together == [greedy_answers(network, codec, [trial])[0] for trial in trials]
+
+
+def test_unseen_questions_are_the_same_every_time():
+    first, second = (unseen_trials("count", "zh", 3) for _ in range(2))
+
+    assert [t.exchange for t in first] == [t.exchange for t in second]
+    assert all(t.exchange.task == "count" and t.exchange.language == "zh" for t in first)
+
+
+def test_scores_become_a_table(network, codec):
+    scores = evaluate(network, codec, ("hello",), 2)
+
+    assert scores.keys() == {("hello", "en"), ("hello", "zh")}
+    assert table({("a", "en"): (1, 2), ("a", "zh"): (2, 2)}).splitlines()[-1] == (
+        "| a | 4 | 50 % | 100 % |"
+    )
+
+
+def test_the_command_explains_itself(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", "--help"])
+
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+
+    assert stopped.value.code == 0
+    assert "--minutes" in capsys.readouterr().out
