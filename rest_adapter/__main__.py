@@ -6,9 +6,12 @@ Owns the process. Must not know routes.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Generator, Sequence
+import contextlib
 import logging
 import os
+import signal
 import sys
 
 import uvicorn
@@ -17,6 +20,26 @@ from rest_adapter.app import create_app
 from rest_adapter.http_protocol import BoundedHttpProtocol
 from rest_adapter.logs import JsonLines
 from rest_adapter.settings import AdapterSettings
+
+
+# Longer than the idle time of common client pools, so that the client closes first.
+_KEEP_ALIVE_S = 75
+
+
+class _Server(uvicorn.Server):
+    """Ends with status 0 after a signal; uvicorn's own would raise the signal again when it is done."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """The first signal lets running requests finish, the second one ends at once."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        yield
+
+    def _on_signal(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         app = create_app(settings)
     except OSError as error:
         parser.error(f"--api-key-file: {error.strerror}")
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             app,
             host=host.strip("[]"),
@@ -54,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(settings.request_timeout_s),
         )
     )

@@ -17,6 +17,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+from rest_adapter.errors import reason_of
 
 
 MAX_MESSAGE_BYTES: Final = 32 * 2**20
@@ -185,12 +186,17 @@ class Backend:
 
 
 async def _once_more(call: Callable[[], Awaitable[_Answer]]) -> _Answer:
-    """Makes a call, and makes it again if the service was not there and nothing was received."""
+    """Makes a call, and makes it again if another replica may answer and nothing was received.
+
+    A service that says why it is unavailable is believed, unless it is shutting down: a request that kills engines
+    must not be carried to the next one.
+    """
     for _ in range(_TRIES - 1):
         try:
             return await call()
         except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
+            if not unavailable or reason_of(error) not in (None, "DRAINING"):
                 raise
         await asyncio.sleep(_PAUSE_S)
     return await call()

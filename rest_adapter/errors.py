@@ -165,6 +165,12 @@ def from_rpc(
     return of_mapping(mapping, message, param=param, retry_after_s=retry_after_s)
 
 
+def reason_of(error: grpc.aio.AioRpcError) -> str | None:
+    """The reason that the service gave, or None where the transport made the error."""
+    info = error_details_pb2.ErrorInfo()
+    return next((info.reason for detail in _details(error) if detail.Unpack(info)), None)
+
+
 def _details(error: grpc.aio.AioRpcError) -> list[any_pb2.Any]:
     try:
         status = rpc_status.from_call(error)

@@ -185,8 +185,8 @@ class Trainer:
                 print(f"step {self.step} loss {mean:.4f} used {used:.0f} s", flush=True)
                 logged, losses = self.step, torch.zeros(())
             if self.step % config.save_every == 0 or done:
-                print(f"step {self.step} {self.measure()}", flush=True)
                 self.save(used)
+                print(f"step {self.step} {self.measure()}", flush=True)
             if done:
                 break
 

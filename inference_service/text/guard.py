@@ -3,7 +3,7 @@
 Owns one reversible marking of texts. Must not know tokenizers, templates or messages.
 
 A chat template mixes its own special tokens with the texts of users in one string. Before that, every place where a
-user's text spells a special token, or begins to, is broken by a mark: a noncharacter of Unicode and a letter. What is
+user's text spells a special token, or begins to, is broken by a mark: a noncharacter of Unicode and its kind. What is
 whole in the rendered string is the template's; afterwards the marks are taken out again. Text without such places
 is not touched, so that it is tokenised as ever.
 """
@@ -14,10 +14,12 @@ from collections.abc import Iterable, Iterator
 import re
 
 
-MARK = "\ufdd0"  # a noncharacter (Unicode 23.7): not for interchange, but a user may send it all the same
-_ITSELF, _BREAK = MARK + "a", MARK + "b"
-CONTINUE_TAG = MARK + "c "
+# Noncharacters (Unicode 23.7): not for interchange, but a user may send them all the same.
+MARK = "\ufdd0"
+_ITSELF, _BREAK = MARK + "\ufdd1", MARK + "\ufdd2"
+CONTINUE_TAG = MARK + "\ufdd3 "
 """Marks where a message is to be continued; no protected text contains it."""
+_MARKS = frozenset(_ITSELF + _BREAK + CONTINUE_TAG.strip())
 
 
 class SpecialTokenGuard:
@@ -27,17 +29,17 @@ class SpecialTokenGuard:
         """Takes the spellings of all special tokens.
 
         Raises:
-            ValueError: One is a single character, or contains the mark: it could not be broken.
+            ValueError: One is a single character, or contains the marks: it could not be broken.
         """
         tokens = sorted(special_tokens, key=len, reverse=True)
-        if any(len(token) < 2 or MARK in token for token in tokens):
-            raise ValueError("tokenizer.json: a special token of one character is not supported")
+        if any(len(token) < 2 or set(token) & _MARKS for token in tokens):
+            raise ValueError("tokenizer.json: a special token has one character or a noncharacter")
         whole = "|".join(map(re.escape, tokens)) or "(?!)"
         begun = {token[:length] for token in tokens for length in range(1, len(token))}
         at_end = "|".join(re.escape(start) + r"\Z" for start in sorted(begun, key=len)) or "(?!)"
         # Looking ahead finds spellings that overlap. A text may also end in the middle of one that the next part of
         # the message completes.
-        self._dangerous = re.compile(f"(.)(?<=(?=(?:{whole}|{at_end})).)", re.DOTALL)
+        self._dangerous = re.compile(f"(?=(?:{whole}|{at_end}))(.)", re.DOTALL)
         self._whole = re.compile(f"({whole})")
 
     def protect(self, text: str) -> str:

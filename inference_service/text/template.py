@@ -8,7 +8,7 @@ Rendering takes time: callers do it off the event loop (CVE-2025-62426).
 from __future__ import annotations
 
 from collections.abc import Sequence
-import datetime
+import datetime as dt
 import json
 from pathlib import Path
 from typing import Any, NoReturn
@@ -143,7 +143,17 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
+    environment.globals["namespace"] = _Namespace
     return environment
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """Jinja's own, without attributes that would lead out of the sandbox."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            raise jinja2.exceptions.SecurityError("a namespace attribute begins with an underscore")
+        super().__setitem__(name, value)
 
 
 class _GenerationBlock(jinja2.ext.Extension):
@@ -179,7 +189,7 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(pattern: str) -> str:
-    return datetime.datetime.now().astimezone().strftime(pattern)
+    return dt.datetime.now().astimezone().strftime(pattern)
 
 
 def _content(message: ChatMessage) -> _Variable:

@@ -94,7 +94,7 @@ class Tokenizer:
 def _load(definition: str) -> tokenizers.Tokenizer:
     try:
         loaded = tokenizers.Tokenizer.from_str(definition)
-    except Exception as error:  # noqa: BLE001 - the library raises plain Exception
+    except Exception as error:  # the library raises no narrower one
         raise ValueError("tokenizer.json is malformed") from error
     loaded.no_truncation()
     loaded.no_padding()

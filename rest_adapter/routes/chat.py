@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Coroutine
 import logging
 from typing import Any, Final, TypeVar
+import uuid
 
 from fastapi import APIRouter, Request, Response
 import grpc
@@ -33,6 +34,8 @@ async def create_chat_completion(request: Request) -> Response:
     chat = await _read(request)
     state = shared(request)
     spec = translate.to_spec(chat, max_media_bytes=state.settings.max_media_mib * 2**20)
+    # Not the `x-request-id` header: a gateway may send one for several requests.
+    spec.request_id = spec.request_id or uuid.uuid4().hex
     paths = translate.FieldPaths(chat)
     asker = caller(request)
     try:

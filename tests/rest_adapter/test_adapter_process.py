@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 import contextlib
 import json
 import signal
 import socket
 import sys
 
-from tests.rest_adapter.conftest import fake_service
+from tests.rest_adapter.conftest import fake_service, wait_until
 from tests.rest_adapter.fake_service import Seen
 
 
@@ -36,10 +36,7 @@ async def running_adapter() -> AsyncIterator[tuple[asyncio.subprocess.Process, i
             "error",
         )
         try:
-            async with asyncio.timeout(60):
-                while not await is_listening(port):
-                    assert process.returncode is None
-                    await asyncio.sleep(0.05)
+            await until(lambda: is_listening(port) or process.returncode is not None)
             yield process, port, seen
         finally:
             if process.returncode is None:
@@ -47,46 +44,49 @@ async def running_adapter() -> AsyncIterator[tuple[asyncio.subprocess.Process, i
             await process.wait()
 
 
-async def is_listening(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    await writer.wait_closed()
-    return True
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-async def open_stream(port: int, question: str) -> asyncio.StreamReader:
+async def until(condition: Callable[[], bool]) -> None:
+    """Polls in a thread: the fake service runs in this event loop."""
+    await asyncio.to_thread(wait_until, condition, 60)
+
+
+async def open_stream(
+    port: int, question: str
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Opens a stream and waits for its first event; the caller closes it."""
     messages = [{"role": "user", "content": question}]
     body = json.dumps({"model": "demo", "stream": True, "messages": messages}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     await reader.readuntil(b"assistant")
-    return reader
+    return reader, writer
 
 
 async def test_sigterm_finishes_streams_and_ends_with_zero() -> None:
     async with running_adapter() as (process, port, _), asyncio.timeout(60):
-        readers = [await open_stream(port, "slow 1.5") for _ in range(8)]
+        streams = [await open_stream(port, "slow 1.5") for _ in range(8)]
         process.send_signal(signal.SIGTERM)
-        for reader in readers:
+        for reader, writer in streams:
             assert b"[DONE]" in await reader.read()
+            writer.close()
         assert await process.wait() == 0
 
 
 async def test_second_signal_ends_at_once() -> None:
     async with running_adapter() as (process, port, seen), asyncio.timeout(60):
-        await open_stream(port, "hang")
+        _, writer = await open_stream(port, "hang")
         process.send_signal(signal.SIGTERM)
-        while await is_listening(port):
-            await asyncio.sleep(0.05)
+        await until(lambda: not is_listening(port))
         assert process.returncode is None
         process.send_signal(signal.SIGTERM)
         await process.wait()
-        while seen.running:
-            await asyncio.sleep(0.05)
+        await until(lambda: seen.running == 0)
+        writer.close()
 
 
 async def test_endless_head_is_cut() -> None:
@@ -98,5 +98,6 @@ async def test_endless_head_is_cut() -> None:
                 writer.write(b"a" * 65536)
                 await writer.drain()
         with contextlib.suppress(ConnectionError):
-            assert b"200" not in await reader.read()
-        assert await is_listening(port)
+            assert b" 200 " not in await reader.read()
+        writer.close()
+        assert is_listening(port)
