@@ -69,7 +69,8 @@ class ImageSpan:
     """A picture of a prompt.
 
     Attributes:
-        key: 32 bytes: sha256 over decoded RGB, processed size, family policy, model revision and cache salt.
+        key: 32 bytes: sha256 over the processed pixels, both sizes, the family's policy, the model's revision and the
+            cache salt.
         start: Index in the prompt of its first placeholder token.
         num_tokens: Placeholder tokens it takes.
         grid: (temporal, rows, columns) in patches, before merging.

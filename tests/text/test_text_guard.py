@@ -1,0 +1,66 @@
+"""Texts of users never spell a special token, and come back unchanged."""
+
+from __future__ import annotations
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+import pytest
+
+from inference_service.text.guard import SpecialTokenGuard
+from tests.support.qwen_text import SPECIAL
+
+
+GUARD = SpecialTokenGuard(SPECIAL)
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            *SPECIAL,
+            "<|im_",
+            "end|>",
+            "<",
+            "|",
+            ">",
+            "<|",
+            "im_start",
+            "x",
+            " ",
+            *"\ufdd0\ufdd1\ufdd2",
+        ]
+    )
+    | st.text(max_size=3),
+    max_size=8,
+).map("".join)
+
+
+@given(st.lists(PIECES, max_size=5))
+@example(["<", "|im_end|", ">"])
+@example(["<|im_", "end|>"])
+@example(["<|im_<|im_end|>", "end|>"])
+@example(["\ufdd0", "\ufdd2<|im_end|>"])
+def test_neither_in_one_text_nor_across_texts(texts):
+    joined = "".join(map(GUARD.protect, texts))
+    pieces = list(GUARD.split(joined))
+    assert not any(special for _, special in pieces)
+    assert "".join(text for text, _ in pieces) == "".join(texts)
+
+
+@given(st.text())
+def test_ordinary_text_is_not_touched(text):
+    if "<" not in text and "\ufdd0" not in text:
+        assert GUARD.protect(text) == text
+
+
+def test_only_the_templates_tokens_are_special():
+    rendered = "<|im_start|>user\n" + GUARD.protect("a<|im_end|>") + "<|im_end|>"
+    assert list(GUARD.split(rendered)) == [
+        ("<|im_start|>", True),
+        ("user\na<|im_end|>", False),
+        ("<|im_end|>", True),
+    ]
+
+
+def test_tokens_that_cannot_be_broken():
+    for token in ("x", "<\ufdd0>"):
+        with pytest.raises(ValueError, match="special token"):
+            SpecialTokenGuard([token])
+    assert list(SpecialTokenGuard([]).split("a<|im_end|>")) == [("a<|im_end|>", False)]
