@@ -1,0 +1,117 @@
+"""Times the engine core alone: prefill and decode steps at several batch sizes, without gRPC, text or sockets.
+
+    python benchmarks/engine.py inference_service/demo/model --device cpu --batch 1 4 16
+    python benchmarks/engine.py CONFIG_DIR --random --device cuda --dtype bfloat16 --batch 1 8 64
+
+`--random` writes random weights of the shapes that CONFIG_DIR/config.json asks for into a temporary directory:
+enough for speed, and no weights are downloaded. Prints a markdown table: seconds to the first token of a batch of
+prompts, milliseconds of a decode step (median), and tokens a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import json
+from pathlib import Path
+import shutil
+import statistics
+import tempfile
+import time
+
+import safetensors.torch
+import torch
+
+from inference_service.engine.core import EngineCore
+from inference_service.engine.types import EngineConfig, EngineRequest, SamplingParams
+from inference_service.models.spec import load_spec
+from inference_service.models.tables import tensor_shapes
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument(
+        "--random", action="store_true", help="random weights of the config's shapes"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--prompt", type=int, default=256, help="tokens of each prompt")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = (
+            _with_random_weights(options.model, Path(scratch)) if options.random else options.model
+        )
+        core = EngineCore(
+            EngineConfig(
+                model_dir=str(model),
+                device=options.device,
+                dtype=options.dtype,
+                max_num_seqs=max(options.batch),
+                max_num_batched_tokens=4096,
+                enable_prefix_caching=False,
+            )
+        )
+        _measure(core, options.batch[0], options.prompt, 4, seed=0)  # warm-up
+        rows = [
+            _measure(core, batch, options.prompt, options.tokens, seed=batch)
+            for batch in options.batch
+        ]
+    print(
+        f"{core.ready.device}, {core.ready.dtype}, torch {torch.__version__}, prompts of {options.prompt}"
+    )
+    print("| batch | first tokens s | decode step ms | tokens/s |\n|---|---|---|---|")
+    for row in rows:
+        print("| {batch} | {first_s:.3f} | {step_ms:.2f} | {tokens_s:.0f} |".format(**row))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _with_random_weights(source: Path, target: Path) -> Path:
+    for path in source.glob("*.json"):
+        shutil.copy(path, target)
+    spec = load_spec(source)
+    dtype = getattr(torch, spec.checkpoint_dtype)
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: (torch.randn(shape, generator=generator) * 0.02).to(dtype)
+        for name, shape in tensor_shapes(spec).items()
+    }
+    safetensors.torch.save_file(weights, target / "model.safetensors")
+    return target
+
+
+def _measure(
+    core: EngineCore, batch: int, prompt: int, tokens: int, *, seed: int
+) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(seed)
+    for index in range(batch):
+        ids = torch.randint(0, 256, (prompt,), generator=generator).tolist()
+        core.add(
+            EngineRequest(
+                sequence_id=f"{seed}-{index}",
+                prompt_token_ids=tuple(ids),
+                sampling=SamplingParams(max_tokens=tokens, temperature=0.0),
+            ),
+            b"",
+        )
+    begin = time.perf_counter()
+    started: set[str] = set()
+    while len(started) < batch:
+        started |= {output.sequence_id for output in core.step() if output.token_ids}
+    first = time.perf_counter() - begin
+    steps = []
+    while core.has_work:
+        begin = time.perf_counter()
+        core.step()
+        steps.append(time.perf_counter() - begin)
+    step = statistics.median(steps)
+    return {"batch": batch, "first_s": first, "step_ms": step * 1e3, "tokens_s": batch / step}
+
+
+if __name__ == "__main__":
+    main()
