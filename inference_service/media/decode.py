@@ -16,15 +16,26 @@ import io
 from typing import Final
 import warnings
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from inference_service.errors import ImageTooLargeError, InvalidImageError
-from inference_service.media.geometry import image_grid, image_tokens, smart_resize
+from inference_service.media.geometry import image_grid, image_tokens, processed_size
 from inference_service.models.spec import ImagePolicy
 from inference_service.settings import ServiceSettings
 
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF")
+
+_ORIENTATION: Final = 0x0112  # EXIF 2.32; 1 and what is not here is upright
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Pillow's own cap (89 million pixels) stays in force behind ours, and as an error.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -129,10 +140,10 @@ def decode_picture(
     try:
         rgb = _decode_rgb(data, limits, exif_transpose=policy.exif_transpose)
         original_width, original_height = rgb.size
-        height, width = smart_resize(
+        height, width = processed_size(
             original_height,
             original_width,
-            step=policy.pixel_step,
+            policy,
             min_pixels=min_pixels,
             max_pixels=max_pixels,
         )
@@ -170,7 +181,13 @@ def _decode_rgb(data: bytes, limits: DecodeLimits, *, exif_transpose: bool) -> I
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_pixels(image.size, limits)
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image) if exif_transpose else image)
+        return _to_rgb(_upright(image) if exif_transpose else image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As Pillow's `exif_transpose`, which also writes the EXIF block anew and fails where a camera wrote it oddly."""
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -42,14 +42,51 @@ def smart_resize(
         )
     rows, columns = round(height / step) * step, round(width / step) * step
     if rows * columns > max_pixels:
-        shrink = math.sqrt((height * width) / max_pixels)
-        rows = max(step, math.floor(height / shrink / step) * step)
-        columns = max(step, math.floor(width / shrink / step) * step)
+        rows, columns = _rounded_down(height, width, step, max_pixels)
     elif rows * columns < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
         rows = math.ceil(height * grow / step) * step
         columns = math.ceil(width * grow / step) * step
     return rows, columns
+
+
+def processed_size(
+    height: int, width: int, policy: ImagePolicy, *, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """`smart_resize` for a model, but a caller's `min_pixels` never leads above the model's maximum.
+
+    Growing rounds both sides up: asked for the maximum, a flat picture would end a tenth above it, and with it above
+    what the engine has memory for. Under the model's own `min_pixels` the result is transformers'.
+
+    Args:
+        height: Pixels, at least 1.
+        width: Pixels, at least 1.
+        policy: The model's own limits.
+        min_pixels: Least area, as `pixel_budget` gives it.
+        max_pixels: Greatest area, as `pixel_budget` gives it.
+
+    Returns:
+        (height, width) in pixels.
+
+    Raises:
+        InvalidImageError: One side is more than 200 times the other.
+    """
+    step = policy.pixel_step
+    rows, columns = smart_resize(
+        height, width, step=step, min_pixels=min_pixels, max_pixels=max_pixels
+    )
+    if min_pixels <= policy.min_pixels or rows * columns <= policy.max_pixels:
+        return rows, columns
+    return _rounded_down(height, width, step, policy.max_pixels)
+
+
+def _rounded_down(height: int, width: int, step: int, max_pixels: int) -> tuple[int, int]:
+    """Scaled to an area of `max_pixels`, sides rounded down to steps, but never to none."""
+    shrink = math.sqrt((height * width) / max_pixels)
+    return (
+        max(step, math.floor(height / shrink / step) * step),
+        max(step, math.floor(width / shrink / step) * step),
+    )
 
 
 def image_grid(height: int, width: int, policy: ImagePolicy) -> tuple[int, int, int]:

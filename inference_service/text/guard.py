@@ -36,9 +36,9 @@ class SpecialTokenGuard:
             raise ValueError("tokenizer.json: a special token has one character or a noncharacter")
         whole = "|".join(map(re.escape, tokens)) or "(?!)"
         begun = {token[:length] for token in tokens for length in range(1, len(token))}
-        at_end = "|".join(re.escape(start) + r"\Z" for start in sorted(begun, key=len)) or "(?!)"
+        at_end = "|".join(re.escape(start) + r"\s*\Z" for start in sorted(begun, key=len)) or "(?!)"
         # Looking ahead finds spellings that overlap. A text may also end in the middle of one that the next part of
-        # the message completes.
+        # the message completes; white space behind it does not help, for templates trim it.
         self._dangerous = re.compile(f"(?=(?:{whole}|{at_end}))(.)", re.DOTALL)
         self._whole = re.compile(f"({whole})")
 

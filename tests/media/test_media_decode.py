@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 import pytest
 from transformers import Qwen2VLImageProcessorPil
 
@@ -145,6 +145,34 @@ def test_exif_orientation(policy, orientation):
     assert (plain.pixels == got.pixels) == (orientation == 1)
 
 
+def exif_with(entry: bytes) -> bytes:
+    """An EXIF block that turns by a quarter and has one more entry."""
+    turned = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + turned + entry + b"\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        struct.pack("<HHII", 0x010E, 2, 4, 0x00434241),
+        struct.pack("<HH", 0x0100, 2) + struct.pack("<I", 4) + b"abc\0",  # a width that is text
+        struct.pack("<HH", 0x011A, 2) + struct.pack("<I", 4) + b"abc\0",  # so is a resolution
+    ],
+)
+def test_odd_exif_beside_the_orientation(policy, entry):
+    got = decoded(encoded(noise("RGB", (40, 90)), "JPEG", exif=exif_with(entry)), policy)
+    assert (got.original_width, got.original_height) == (90, 40)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_as_pillow_does(policy, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(noise("RGB", (40, 90)), "PNG", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert decoded(data, policy).pixels == decoded(encoded(upright), policy).pixels
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
 def test_truncated_at_each_byte(policy, kind):
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
@@ -258,6 +286,18 @@ def test_digest_tells_pictures_apart(policy):
     assert tall.pixels == flat.pixels
     assert tall.digest != flat.digest
     assert decoded(FILES["jpeg"], policy) == decoded(FILES["jpeg"], policy)
+
+
+def test_a_caller_who_asks_for_more_gets_the_models_maximum(policy):
+    got = decode_picture(
+        FILES["one by two hundred"],
+        policy=replace(policy, max_pixels=2**20),
+        min_pixels=2**20,
+        max_pixels=2**20,
+        limits=LIMITS,
+        field="f",
+    )
+    assert got.height * got.width <= 2**20
 
 
 async def test_decoder_in_threads(policy):

@@ -9,7 +9,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from inference_service.domain import Detail
 from inference_service.errors import InvalidArgumentError, InvalidImageError
-from inference_service.media.geometry import image_grid, image_tokens, pixel_budget, smart_resize
+from inference_service.media.geometry import (
+    image_grid,
+    image_tokens,
+    pixel_budget,
+    processed_size,
+    smart_resize,
+)
 
 
 side = st.integers(1, 20000)
@@ -95,3 +101,22 @@ def test_no_request_exceeds_the_models_maximum(policy, detail, least, greatest):
         assert greatest is not None
         return
     assert 1 <= got[0] <= got[1] <= policy.max_pixels
+
+
+@given(side, side, st.one_of(st.none(), st.integers(1, 2**30)))
+@example(1, 200, 2**40)
+@example(100, 99, 2**40)
+def test_growing_stays_within_the_models_maximum(policy, height, width, said):
+    if max(height, width) > 200 * min(height, width):
+        return
+    least, greatest = pixel_budget(policy, Detail.AUTO, said, None)
+    limits = {"min_pixels": least, "max_pixels": greatest}
+    got = processed_size(height, width, policy, **limits)
+    exact = smart_resize(height, width, step=policy.pixel_step, **limits)
+    assert got[0] * got[1] <= policy.max_pixels
+    assert not got[0] % policy.pixel_step
+    assert not got[1] % policy.pixel_step
+    if said is None or exact[0] * exact[1] <= policy.max_pixels:
+        assert got == exact
+    else:
+        assert got[0] * got[1] > 0.8 * policy.max_pixels

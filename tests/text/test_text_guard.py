@@ -50,6 +50,15 @@ def test_ordinary_text_is_not_touched(text):
         assert GUARD.protect(text) == text
 
 
+@pytest.mark.parametrize("space", ["\n", " ", "\t\r\n  ", "\u3000"])
+def test_a_template_that_trims_joins_no_token(space):
+    for token in SPECIAL:
+        for length in range(1, len(token)):
+            texts = (token[:length] + space, space + token[length:])
+            joined = "".join(GUARD.protect(text).strip() for text in texts)
+            assert list(GUARD.split(joined)) == [(token, False)]
+
+
 def test_only_the_templates_tokens_are_special():
     rendered = "<|im_start|>user\n" + GUARD.protect("a<|im_end|>") + "<|im_end|>"
     assert list(GUARD.split(rendered)) == [
