@@ -15,6 +15,7 @@ import sys
 from inference_service.engine.client import EngineClient
 from inference_service.engine.types import EngineConfig
 from inference_service.hub import ModelNotFound, resolve_model
+from inference_service.media.fetch import FetchPolicy
 from inference_service.server.app import serve
 from inference_service.server.model import ServedModel
 from inference_service.settings import ServiceSettings
@@ -34,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     # httpx logs whole URLs, which may carry credentials in their query.
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        FetchPolicy.from_settings(settings)
+    except ValueError as error:
+        raise SystemExit(f"invalid settings:\n  {error}") from None
     try:
         resolved = resolve_model(settings.model, settings.served_model_name)
         model = ServedModel.load(resolved.directory, resolved.served_names)

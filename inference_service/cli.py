@@ -132,15 +132,14 @@ class _Pair:
             connection.close()
 
     def _stop(self) -> int:
-        """Ends the REST door first, so that its streams finish while the service still answers."""
-        deadline = time.monotonic() + self._drain_s + _STOP_GRACE_S
+        """Ends the REST door first, so that its streams finish while the service still answers; each has its time."""
         status = 0
         for name in ("rest_adapter", "inference_service"):
             child = self._children[name]
             if child.poll() is None:
                 child.terminate()
             try:
-                status = child.wait(max(0.0, deadline - time.monotonic())) or status
+                status = child.wait(self._drain_s + _STOP_GRACE_S) or status
             except subprocess.TimeoutExpired:
                 child.kill()
                 status = child.wait() or status

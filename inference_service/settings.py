@@ -19,20 +19,18 @@ Seconds = Annotated[float, Field(gt=0)]
 class ServiceSettings(FlagSettings):
     """Settings of `inference-service`."""
 
-    model: str | None = Field(
-        None, description="directory, ModelScope id, or absent for the demo model"
-    )
+    model: str | None = Field(None, description="model directory, or absent for the demo model")
     served_model_name: tuple[str, ...] = Field(
         (),
         description="names the model answers to, the first is canonical; demo: qwen-vl-demo qwen-vl",
     )
     # addresses
     grpc_address: str = Field("127.0.0.1:50051", description="address of the gRPC service")
-    admin_address: str = Field(
-        "127.0.0.1:50052", description="address of the whole AdminService; empty = none"
+    admin_address: str | None = Field(
+        "127.0.0.1:50052", description="address of the whole AdminService; none = closed"
     )
-    health_address: str = Field(
-        "", description="extra plaintext address for grpc.health.v1 only; empty = none"
+    health_address: str | None = Field(
+        None, description="extra plaintext address for grpc.health.v1 only; none = closed"
     )
     # engine
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 import torch
 from torch.utils.data import IterableDataset
 
+from inference_service.demo.palette import COLOURS, KINDS
 from inference_service.demo.pictures import (
     PATCH,
     STEP,
@@ -33,7 +34,7 @@ from inference_service.demo.questions import (
     ask_two,
     ask_without,
 )
-from inference_service.demo.scenes import invent
+from inference_service.demo.scenes import Scene, invent
 from inference_service.demo.vocabulary import special_id
 
 
@@ -53,14 +54,20 @@ SIZES: tuple[Size, ...] = (
 )
 SIZE_WEIGHTS = (10, *(2,) * (len(SIZES) - 1))
 PICTURES_PER_ROW = (1, 2, 0)
-PICTURES_WEIGHTS = (0.9, 0.05, 0.05)
+PICTURES_WEIGHTS = (0.92, 0.04, 0.04)
 MOST_TURNS = 3
+FURTHER_TURN = (
+    0.15  # chance of one more turn, and of a system message: short rows teach more in a second
+)
+SYSTEM_MESSAGE = 0.15
+
+UNLABELLED = -100  # what torch's cross_entropy ignores
 
 # The curriculum: single shapes and easy tasks first, then more and more of the rest.
-EASY_STEPS = 2300
-RAMP_STEPS = 1500
-LEAST_PROGRESS = 0.15
-MOST_PROGRESS = 0.75
+EASY_STEPS = 200
+RAMP_STEPS = 1000
+LEAST_PROGRESS = 0.2
+MOST_PROGRESS = 0.6
 
 
 class Batch(NamedTuple):
@@ -72,6 +79,7 @@ class Batch(NamedTuple):
         positions: [3, B, T] int64.
         patches: [B, pictures, N, 768] uint8, or None.
         grid: Rows and columns of patches.
+        labels: [B, 2] int64: kind and colour of a row's only shape, or UNLABELLED.
     """
 
     token_ids: torch.Tensor
@@ -79,6 +87,21 @@ class Batch(NamedTuple):
     positions: torch.Tensor
     patches: torch.Tensor | None
     grid: tuple[int, int]
+    labels: torch.Tensor
+
+
+class Look(NamedTuple):
+    """Pictures of single shapes, without words.
+
+    Attributes:
+        patches: [B, N, 768] uint8.
+        grid: Rows and columns of patches.
+        labels: [B, 2] int64: kind and colour.
+    """
+
+    patches: torch.Tensor
+    grid: tuple[int, int]
+    labels: torch.Tensor
 
 
 def patch_grid(size: Size) -> tuple[int, int]:
@@ -136,7 +159,7 @@ class Codec:
             ids.extend(part)
             learned.extend([learn] * len(part))
 
-        if random.random() < 0.3:
+        if random.random() < SYSTEM_MESSAGE:
             add(self.message("system\n" + random.choice(SYSTEM_PROMPTS)))
         for index, turn in enumerate(turns):
             shown = self.pictures(number if index == 0 else 0, size)
@@ -180,10 +203,19 @@ class Codec:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A conversation and its pictures, each [N, 768] uint8."""
+    """A conversation, its pictures, each [N, 768] uint8, and the label of its only shape."""
 
     pictures: list[npt.NDArray[np.uint8]]
     turns: list[Exchange]
+    label: tuple[int, int] = (UNLABELLED, UNLABELLED)
+
+
+def label_of(scene: Scene) -> tuple[int, int]:
+    """Kind and colour of the only shape, as indices into KINDS and COLOURS; UNLABELLED if there are none or more."""
+    if len(scene.shapes) != 1:
+        return UNLABELLED, UNLABELLED
+    [shape] = scene.shapes
+    return KINDS.index(shape.kind), list(COLOURS).index(shape.colour)
 
 
 def invent_example(random: Random, size: Size, progress: float, number: int) -> Example:
@@ -202,9 +234,19 @@ def invent_example(random: Random, size: Size, progress: float, number: int) -> 
     if number == 2:
         return Example(drawn, [ask_two(random, *scenes)])
     turns = [ask_about(random, scenes[0], progress)]
-    while random.random() < 0.45 and len(turns) < MOST_TURNS:
+    while random.random() < FURTHER_TURN and len(turns) < MOST_TURNS:
         turns.append(ask_about(random, scenes[0], progress))
-    return Example(drawn, turns)
+    return Example(drawn, turns, label_of(scenes[0]))
+
+
+def make_look(seed: int, batch_size: int) -> Look:
+    """The pictures of that seed."""
+    random = Random(seed)
+    size = random.choices(SIZES, SIZE_WEIGHTS)[0]
+    scenes = [invent(random, *size, 1) for _ in range(batch_size)]
+    drawn = [patches(as_seen(render(scene, random.getrandbits(30)))) for scene in scenes]
+    labels = torch.tensor([label_of(scene) for scene in scenes])
+    return Look(torch.from_numpy(np.stack(drawn)), patch_grid(size), labels)
 
 
 def make_batch(codec: Codec, seed: int, progress: float, batch_size: int) -> Batch:
@@ -212,12 +254,13 @@ def make_batch(codec: Codec, seed: int, progress: float, batch_size: int) -> Bat
     random = Random(seed)
     size = random.choices(SIZES, SIZE_WEIGHTS)[0]
     number = random.choices(PICTURES_PER_ROW, PICTURES_WEIGHTS)[0]
-    rows, learned, drawn = [], [], []
+    rows, learned, drawn, labels = [], [], [], []
     for _ in range(batch_size):
         example = invent_example(random, size, progress, number)
         ids, learn = codec.conversation(random, example.turns, number, size)
         rows.append(ids)
         learned.append(learn)
+        labels.append(example.label)
         if number:
             drawn.append(np.stack(example.pictures))
     token_ids, positions = codec.padded(rows, size)
@@ -225,7 +268,7 @@ def make_batch(codec: Codec, seed: int, progress: float, batch_size: int) -> Bat
     for index, learn in enumerate(learned):
         mask[index, : len(learn)] = torch.tensor(learn)
     pixels = torch.from_numpy(np.stack(drawn)) if drawn else None
-    return Batch(token_ids, mask, positions, pixels, patch_grid(size))
+    return Batch(token_ids, mask, positions, pixels, patch_grid(size), torch.tensor(labels))
 
 
 def progress_at(step: int) -> float:

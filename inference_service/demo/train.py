@@ -3,6 +3,9 @@
     python -m inference_service.demo.train --state state.pt --tokenizer tokenizer.json --minutes 65 --out MODEL_DIR
     python -m inference_service.demo.train --evaluate MODEL_DIR
 
+First the vision tower looks at single shapes alone (`looking`), then the whole network learns to answer, and the tower
+goes on looking beside it.
+
 Owns the optimisation: Muon for matrices, AdamW for the rest, a cosine over the time that is given, a
 moving average of the weights, and a state from which a stopped training goes on. Must not know how
 pictures, questions or answers are made.
@@ -25,9 +28,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from inference_service.demo import MODEL_DIR
-from inference_service.demo.batches import Batch, Batches, Codec
+from inference_service.demo.batches import Batch, Batches, Codec, make_look
 from inference_service.demo.evaluation import ALL_TASKS, MAIN_TASKS, evaluate, line, table
 from inference_service.demo.export import export, network_config
+from inference_service.demo.looking import LookingHead
 from inference_service.demo.muon import Muon
 from inference_service.demo.network import Network, NetworkConfig
 from inference_service.demo.vocabulary import train_tokenizer
@@ -36,8 +40,9 @@ from inference_service.demo.vocabulary import train_tokenizer
 ROW_MULTIPLE = 32  # rows of the embedding are padded to a multiple of this
 AVERAGE = 0.995
 WARM_UP_STEPS = 100
-FLAT_SHARE = 0.3  # of the time, before the rate falls
-LEAST_RATE = 0.02
+LEAST_RATE = 0.03
+LOOKING_SHARE = 0.3  # of the looking loss beside that of the answers
+LOOK_SEEDS = 10**9  # apart from those of conversations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +51,8 @@ class TrainingConfig:
 
     Attributes:
         minutes: Length of the whole training, earlier runs of the same state counted in.
+        looks: Steps of looking alone, before the first conversation.
+        look_size: Pictures in such a step.
         batch_size: Conversations in a step.
         muon_rate: Learning rate of the matrices.
         adam_rate: Learning rate of everything else.
@@ -57,7 +64,9 @@ class TrainingConfig:
     """
 
     minutes: float = 65.0
-    batch_size: int = 16
+    looks: int = 400
+    look_size: int = 64
+    batch_size: int = 24
     muon_rate: float = 0.02
     adam_rate: float = 2e-3
     log_every: int = 50
@@ -68,9 +77,8 @@ class TrainingConfig:
 
 
 def learning_rate_share(step: int, share_of_time: float) -> float:
-    """Share of the full rate: warm-up by steps, then flat, then half a cosine by time."""
-    falling = (share_of_time - FLAT_SHARE) / (1 - FLAT_SHARE)
-    time_share = 1.0 if falling < 0 else max(LEAST_RATE, 0.5 * (1 + math.cos(math.pi * falling)))
+    """Share of the full rate: warm-up by steps, and half a cosine by time."""
+    time_share = max(LEAST_RATE, 0.5 * (1 + math.cos(math.pi * share_of_time)))
     return min(1.0, (step + 1) / WARM_UP_STEPS) * time_share
 
 
@@ -95,13 +103,17 @@ class Trainer:
     step: int = 0
     used_seconds: float = 0.0
     average: dict[str, torch.Tensor] = field(init=False)
+    _looking: LookingHead = field(init=False)
     _optimisers: tuple[Muon, torch.optim.AdamW] = field(init=False)
     _rates: tuple[float, float] = field(init=False)
 
     def __post_init__(self) -> None:
+        device = self.network.model.language_model.embed_tokens.weight.device
+        self._looking = LookingHead(self.network).to(device)
         named = list(self.network.named_parameters())
         matrices = [p for name, p in named if p.dim() == 2 and "embed" not in name]
         rest = [p for name, p in named if p.dim() != 2 or "embed" in name]
+        rest += self._looking.parameters()
         self._rates = (self.config.muon_rate, self.config.adam_rate)
         self._optimisers = (
             Muon(matrices, lr=self._rates[0]),
@@ -116,6 +128,7 @@ class Trainer:
         device = self.network.model.language_model.embed_tokens.weight.device
         state: dict[str, Any] = torch.load(self.state_file, map_location=device, weights_only=True)
         self.network.load_state_dict(state["m"])
+        self._looking.load_state_dict(state["looking"])
         for optimiser, saved in zip(self._optimisers, state["o"], strict=True):
             optimiser.load_state_dict(saved)
         self.average, self.step, self.used_seconds = state["ema"], state["step"], state["used"]
@@ -125,6 +138,7 @@ class Trainer:
         held = self.state_file.with_suffix(".part")
         state = {
             "m": self.network.state_dict(),
+            "looking": self._looking.state_dict(),
             "o": [optimiser.state_dict() for optimiser in self._optimisers],
             "ema": self.average,
             "step": self.step,
@@ -135,22 +149,42 @@ class Trainer:
 
     def learn(self, batch: Batch, share_of_time: float) -> torch.Tensor:
         """One step; returns the mean loss of the answers' tokens, a scalar on the device."""
-        share = learning_rate_share(self.step, share_of_time)
-        for optimiser, rate in zip(self._optimisers, self._rates, strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = rate * share
+        self._set_rates(learning_rate_share(self.step, share_of_time))
         loss = self._loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        for optimiser in self._optimisers:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+        looking = self._looking.loss(batch.labels.to(loss.device))
+        self._descend(loss + LOOKING_SHARE * looking)
         weight = 1 - min(AVERAGE, (self.step + 1) / (self.step + 20))
         with torch.no_grad():
             for name, value in self.network.state_dict().items():
                 self.average[name].lerp_(value, weight)
         self.step += 1
         return loss.detach()
+
+    def look(self) -> None:
+        """The steps of looking alone; the answers' weights stay as they are."""
+        for number in range(self.config.looks):
+            share = learning_rate_share(number, number / self.config.looks)
+            self._set_rates(share)
+            look = make_look(LOOK_SEEDS + number, self.config.look_size)
+            device = self.network.model.language_model.embed_tokens.weight.device
+            self.network.model.visual(look.patches.to(device) / 127.5 - 1, *look.grid)
+            loss = self._looking.loss(look.labels.to(device))
+            self._descend(loss)
+            if (number + 1) % self.config.log_every == 0:
+                print(f"look {number + 1} loss {loss.item():.4f}", flush=True)
+        self.average = {k: v.clone() for k, v in self.network.state_dict().items()}
+
+    def _set_rates(self, share: float) -> None:
+        for optimiser, rate in zip(self._optimisers, self._rates, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * share
+
+    def _descend(self, loss: torch.Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        for optimiser in self._optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         device = self.network.model.language_model.embed_tokens.weight.device
@@ -172,6 +206,8 @@ class Trainer:
     def run(self) -> None:
         """Trains until the time is over, with a log on the standard output."""
         config = self.config
+        if self.step == 0:
+            self.look()
         batches = Batches(self.codec, self.step, config.batch_size)
         loader = DataLoader(batches, batch_size=None, num_workers=config.workers)
         started, logged, losses = time.monotonic(), self.step, torch.zeros(())
@@ -212,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", type=Path, default=Path("tokenizer.json"))
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to export to")
     parser.add_argument("--minutes", type=float, default=65.0, help="length of the whole training")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = torch's choice")
     parser.add_argument("--evaluate", type=Path, metavar="MODEL_DIR", help="only measure this")

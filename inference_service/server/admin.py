@@ -101,10 +101,10 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
         del context
         if self._drain is None:
             raise PermissionDeniedError("Drain is served on the admin address only.")
-        asked = request.budget.ToTimedelta().total_seconds() if request.HasField("budget") else None
+        asked = request.budget.seconds if request.HasField("budget") else None
         in_flight = self._completions.in_flight
         if self._draining is None:
-            budget = self._settings.drain_timeout_s if asked is None else max(0.0, asked)
+            budget = self._settings.drain_timeout_s if asked is None else float(max(0, asked))
             self._draining = asyncio.create_task(self._drain(budget))
         return admin_pb.DrainResponse(requests_in_flight=in_flight)
 

@@ -174,6 +174,9 @@ async def serve(settings: ServiceSettings, model: ServedModel, engine: Engine) -
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     await front.start()
+    if stops:
+        await front.wait()
+        return 0
     starting = asyncio.ensure_future(engine.start())
     ending = asyncio.ensure_future(front.wait())
     await asyncio.wait((starting, ending), return_when=asyncio.FIRST_COMPLETED)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 
 class ApiKeys:
-    """The keys of a file with one key per line; the file is read again when it changes.
+    """The keys of a file with one key per line; empty lines and lines with `#` are none, as in the adapter.
 
-    Only digests are kept, and every comparison takes the same time (CVE-2025-59425).
+    The file is read again when it changes; one that cannot be read leaves the keys as they are. Only digests are kept,
+    and every comparison takes the same time (CVE-2025-59425).
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,10 +38,14 @@ class ApiKeys:
             stamp = (status.st_mtime_ns, status.st_size)
             if stamp == self._stamp:
                 return
-            lines = self._path.read_text().split()
-        except OSError:
+            lines = [line.strip() for line in self._path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError):
             if self._stamp is None:
                 raise
             return
-        self._digests = tuple(hashlib.sha256(line.encode()).digest() for line in lines)
+        self._digests = tuple(
+            hashlib.sha256(line.encode()).digest()
+            for line in lines
+            if line and not line.startswith("#")
+        )
         self._stamp = stamp

@@ -90,7 +90,7 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
     ) -> chat_pb.CountTokensResponse:
         """Does all that precedes the engine."""
         asked = self._domain_request(request.spec)
-        async with self._deadline(context):
+        async with _until(self._deadline(context)):
             prepared = await self._completions.count(asked)
         ids = prepared.prompt.token_ids if asked.return_prompt_token_ids else ()
         return chat_pb.CountTokensResponse(
@@ -103,11 +103,14 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
         self, spec: chat_pb.ChatCompletionSpec, context: Context
     ) -> AsyncGenerator[Event, None]:
         asked = self._domain_request(spec)
-        async with (
-            self._deadline(context),
-            contextlib.aclosing(self._completions.answer(asked)) as events,
-        ):
-            async for event in events:
+        deadline = self._deadline(context)
+        async with contextlib.aclosing(self._completions.answer(asked)) as events:
+            while True:
+                # Never across the yield: there the task is gRPC's, which would end the call without a status.
+                async with _until(deadline):
+                    event = await anext(events, None)
+                if event is None:
+                    return
                 yield event
 
     def _domain_request(self, spec: chat_pb.ChatCompletionSpec) -> ChatRequest:
@@ -120,15 +123,20 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
             )
         return chat_request(spec, model.name, request_id_of_call.get(), self._settings)
 
-    @contextlib.asynccontextmanager
-    async def _deadline(self, context: Context) -> AsyncIterator[None]:
-        """The service's own deadline, for requests that bring none; a caller's own cancels the call by itself."""
-        limit = self._settings.request_timeout_s if context.time_remaining() is None else None
-        try:
-            async with asyncio.timeout(limit):
-                yield
-        except TimeoutError:
-            raise DeadlineError("The request took too long.") from None
+    def _deadline(self, context: Context) -> float | None:
+        """When a request without a deadline ends, in the loop's time; a caller's own cancels the call by itself."""
+        if context.time_remaining() is not None:
+            return None
+        return asyncio.get_running_loop().time() + self._settings.request_timeout_s
+
+
+@contextlib.asynccontextmanager
+async def _until(deadline: float | None) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError:
+        raise DeadlineError("The request took too long.") from None
 
 
 def _gather(choice: chat_pb.Choice, started: chat_pb.Started, delta: Delta) -> None:

@@ -45,6 +45,8 @@ from inference_service.settings import ServiceSettings
 from inference_service.text.prompt import Prompt
 
 
+_FETCHES_PER_WORKER = 8
+
 # Only the reason crosses the border to the engine; what the caller reads is written here.
 _ENGINE_ERRORS: dict[str, Callable[[], ServiceError]] = {
     "CONTEXT_LENGTH_EXCEEDED": lambda: ContextLengthError(
@@ -97,6 +99,8 @@ class Completions:
         self._settings = settings
         self._fetcher = fetcher
         self._decoder = decoder
+        # Bounds the memory of files that are fetched but not decoded yet.
+        self._pictures_at_once = asyncio.Semaphore(settings.media_workers * _FETCHES_PER_WORKER)
         self._in_flight: dict[str, _InFlight] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -249,12 +253,13 @@ class Completions:
             request.max_pixels if part.max_pixels is None else part.max_pixels,
             field=part.field,
         )
-        data = part.data
-        if data is None:
-            data = await self._fetcher.fetch(part.uri or "", field=part.field)
-        return await self._decoder.decode(
-            data, policy=policy, min_pixels=least, max_pixels=most, field=part.field
-        )
+        async with self._pictures_at_once:
+            data = part.data
+            if data is None:
+                data = await self._fetcher.fetch(part.uri or "", field=part.field)
+            return await self._decoder.decode(
+                data, policy=policy, min_pixels=least, max_pixels=most, field=part.field
+            )
 
     async def _run(
         self,

@@ -54,8 +54,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             return handler
 
         async def refuse(request: object, context: Context) -> None:
-            del request
-            await _abort(context, UnauthenticatedError("A valid API key is needed."), "")
+            with _Line(handler_call_details.method, request, context) as line:
+                await line.abort(UnauthenticatedError("A valid API key is needed."))
 
         return _same_shape(handler, refuse, _as_stream(refuse))
 

@@ -11,6 +11,7 @@ import grpc.aio
 
 from inference_service.engine.client import Engine
 from inference_service.errors import ModelNotFoundError
+from inference_service.media.fetch import FetchPolicy
 from inference_service.models.tables import kv_bytes_per_token, module_parts
 from inference_service.server.model import ServedModel
 from inference_service.settings import ServiceSettings
@@ -61,9 +62,6 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         dtype = ready.dtype if ready else spec.checkpoint_dtype
         value_bytes = _BYTES_PER_VALUE[dtype]
         window = ready.max_model_len if ready else settings.max_model_len
-        schemes = ["http", "https"] if settings.enable_media_fetch else []
-        if settings.allow_local_media_path:
-            schemes.append("file")
         per_token = kv_bytes_per_token(spec, value_bytes)
         return model_pb.Model(
             name=name,
@@ -81,7 +79,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
                 exif_transposed=policy.exif_transpose,
             ),
             coordinate_convention=_CONVENTIONS[spec.family],
-            url_schemes=schemes,
+            url_schemes=FetchPolicy.from_settings(settings).url_schemes,
             features=["logprobs", "prompt_logprobs", "continue_final_message"],
             parts=[model_pb.ModulePart(name=part, parameter_count=count) for part, count in parts],
             parameter_count=parameters,

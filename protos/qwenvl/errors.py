@@ -29,7 +29,8 @@ class ErrorMapping:
         http_status: Status of the REST response.
         openai_type: `error.type` of the OpenAI error body.
         openai_code: `error.code` of the OpenAI error body.
-        retry: Whether the same request may succeed later; sent as `x-should-retry`.
+        retry: Whether the same request may succeed later: sent as `retry-after`, its absence with 409 and 5xx as
+            `x-should-retry: false`.
     """
 
     reason: str

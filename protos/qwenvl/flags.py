@@ -4,7 +4,8 @@ Owns parsing, merging and error texts. Must not know any particular setting. Nee
 `[adapter]` and `[inference]` install; nothing else in this package imports it.
 
 A field `max_num_seqs` is the flag `--max-num-seqs` and the variable `QWENVL_MAX_NUM_SEQS`; a flag wins over the
-variable. Lists are several words after the flag, and comma-separated in the variable.
+variable. Lists are several words after the flag, and comma-separated in the variable. Where a setting may be absent,
+the word `none` says so.
 """
 
 from __future__ import annotations
@@ -61,12 +62,10 @@ class FlagSettings(BaseModel):
             text = environ.get(ENV_PREFIX + name.upper())
             if name in flags:
                 values[name] = flags[name]
-            elif text is not None and text != "":
-                values[name] = (
-                    tuple(part.strip() for part in text.split(",") if part.strip())
-                    if _is_tuple(info.annotation)
-                    else text
-                )
+            elif text:
+                values[name] = _words(text) if _is_tuple(info.annotation) else text
+            if values.get(name) == "none" and type(None) in get_args(info.annotation):
+                values[name] = None
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -81,6 +80,10 @@ def _is_tuple(annotation: Any) -> bool:
     if get_origin(annotation) in (Union, types.UnionType):
         return any(_is_tuple(part) for part in get_args(annotation))
     return get_origin(annotation) is tuple
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _show_default(value: object) -> str:

@@ -6,6 +6,7 @@ import argparse
 
 import pytest
 
+from inference_service.__main__ import main
 from inference_service.settings import ServiceSettings
 from qwenvl.flags import ENV_PREFIX, FlagSettings
 from rest_adapter.settings import AdapterSettings
@@ -58,6 +59,15 @@ def test_an_invalid_value_names_its_setting(environ: dict[str, str], named: str)
         load(ServiceSettings, [], environ)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--allowed-media-domains", "not a host"), ("--allow-local-media-path", "/no/such/directory")],
+)
+def test_a_media_setting_that_cannot_be_kept_ends_the_start(flag: str, value: str) -> None:
+    with pytest.raises(SystemExit, match="invalid settings"):
+        main([flag, value])
+
+
 def test_an_empty_variable_is_absent() -> None:
     assert load(ServiceSettings, [], {"QWENVL_MAX_NUM_SEQS": ""}) == ServiceSettings()
 
@@ -66,3 +76,9 @@ def test_an_empty_variable_is_absent() -> None:
 def test_every_setting_is_described(settings: type[FlagSettings]) -> None:
     assert [name for name, info in settings.model_fields.items() if not info.description] == []
     assert ENV_PREFIX == "QWENVL_"
+
+
+@pytest.mark.parametrize("settings", [["--admin-address", "none"], []])
+def test_none_says_that_a_setting_is_absent(settings: list[str]) -> None:
+    environ = {} if settings else {"QWENVL_ADMIN_ADDRESS": "none"}
+    assert load(ServiceSettings, settings, environ).model_dump()["admin_address"] is None

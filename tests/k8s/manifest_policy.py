@@ -273,7 +273,7 @@ def addresses(manifests: Manifests) -> Iterator[str]:
         if listed != {port_of(served)} or not served.startswith("0.0.0.0:"):
             yield f"{workload.name}: listens on {served}, the container names {sorted(listed)}"
         if isinstance(values, ServiceSettings):
-            admin = values.admin_address.rpartition(":")[0]
+            admin = (values.admin_address or "").rpartition(":")[0]
             if admin and not ipaddress.ip_address(admin).is_loopback:
                 yield f"{workload.name}: the admin address {values.admin_address} is open"
             continue

@@ -18,7 +18,7 @@ from inference_service.engine.types import (
     SequenceOutput,
     TokenLogprobs,
 )
-from inference_service.errors import EngineUnavailableError
+from inference_service.errors import EngineUnavailableError, RequestIdInUseError
 from inference_service.text.tokenizer import Tokenizer
 
 
@@ -88,6 +88,8 @@ class EchoEngine:
         self, request: EngineRequest, pixels: Sequence[bytes | memoryview]
     ) -> AsyncGenerator[SequenceOutput, None]:
         self._require_ready()
+        if request.sequence_id in self.live:
+            raise RequestIdInUseError("a sequence with this id is in flight")
         self.requests.append(request)
         self.pixels = [bytes(picture) for picture in pixels]
         over = self.live[request.sequence_id] = asyncio.Event()

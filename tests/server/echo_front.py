@@ -27,7 +27,7 @@ class TellingFront(app.Front):
 
 async def main() -> int:
     model = ServedModel.load(Path(sys.argv[1]), ("echo",))
-    settings = ServiceSettings(grpc_address="127.0.0.1:0", admin_address="")
+    settings = ServiceSettings(grpc_address="127.0.0.1:0", admin_address=None)
     return await app.serve(settings, model, SlowEchoEngine(model.tokenizer))
 
 

@@ -115,6 +115,29 @@ def test_keys_are_not_kept(key_file: Path) -> None:
     assert keys.accepts("Bearer key-two")
 
 
+def test_comments_are_no_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# team alpha\nkey one\n")
+    keys = ApiKeys(path)
+    assert [keys.accepts(f"Bearer {key}") for key in ("#", "alpha", "key", "key one")] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+    path.write_bytes(b"\xff\xfe")  # no text: the keys stay
+    assert keys.accepts("Bearer key one")
+
+
+async def test_a_refused_call_has_its_log_line(guarded: Door, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    await refusal(guarded.create(spec_of("x", request_id="nobody")))
+    (line,) = [r.message for r in caplog.records if r.name == "inference_service.access"]
+    assert json.loads(line) | {"code": "UNAUTHENTICATED", "request_id": "nobody"} == json.loads(
+        line
+    )
+
+
 def test_empty_lines_are_no_keys(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("\n\n  \n")

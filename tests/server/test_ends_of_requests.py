@@ -8,6 +8,10 @@ import grpc
 import grpc.aio
 import pytest
 
+from inference_service.errors import DeadlineError
+from inference_service.server.chat import ChatServicer
+from inference_service.server.interceptors import request_id_of_call
+from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
@@ -67,6 +71,26 @@ async def test_deadline_of_the_service(open_door) -> None:
     door.engine.hold_at = 2
     got = await refusal(door.create(spec_of("hello"), timeout=None))
     assert (got.info.reason, got.code) == ("DEADLINE_EXCEEDED", grpc.StatusCode.DEADLINE_EXCEEDED)
+    await until(lambda: is_idle(door))
+
+
+async def test_deadline_passes_while_the_reader_is_slow(open_door) -> None:
+    door = await open_door(request_timeout_s=0.2)
+    door.engine.hold_at = 2
+
+    class Context:
+        def time_remaining(self) -> None:
+            return None
+
+    servicer = ChatServicer(door.front.completions, ServiceSettings(request_timeout_s=0.2))
+    request_id_of_call.set("slow")
+    request = chat_pb.StreamChatCompletionRequest(spec=spec_of("hello"))
+    stream = servicer.StreamChatCompletion(request, Context())
+    await anext(stream)
+    await asyncio.sleep(0.3)  # as gRPC's write of a reader that does not read; it is not cancelled
+    with pytest.raises(DeadlineError):
+        async for _ in stream:
+            pass
     await until(lambda: is_idle(door))
 
 

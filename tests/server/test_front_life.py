@@ -129,7 +129,7 @@ async def test_reflection(door: Door) -> None:
 
 
 async def test_second_server_on_a_port_fails(door: Door, model) -> None:
-    settings = ServiceSettings(grpc_address=door.target(), admin_address="")
+    settings = ServiceSettings(grpc_address=door.target(), admin_address=None)
     with pytest.raises(OSError, match="cannot listen on 127"):
         await Front(settings, model, EchoEngine(model.tokenizer)).start()
 

@@ -1,0 +1,78 @@
+"""What the server relies on, checked against its own stand-in and the engine's client on a fake engine process.
+
+That the fake process behaves as the real one is checked in tests/engine_process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from inference_service.engine.client import Engine, EngineState
+from inference_service.engine.types import EngineRequest, FinishReason
+from inference_service.errors import EngineUnavailableError, RequestIdInUseError
+from tests.engine_process.engine_front import collect, fake_client, request_of, tokens_of, until
+from tests.server.echo_engine import EchoEngine
+
+
+class _Letters:
+    """A tokenizer whose every question is long."""
+
+    def decode(self, token_ids: object, *, skip_special_tokens: bool) -> str:
+        del token_ids, skip_special_tokens
+        return "<|im_start|>user\n" + "x" * 400
+
+    def encode_plain(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+@pytest.fixture(params=["stand-in", "client"])
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    made = EchoEngine(_Letters()) if request.param == "stand-in" else fake_client()
+    states: list[EngineState] = []
+    made.on_state_change(states.append)
+    assert made.state is EngineState.STARTING
+    assert made.ready is None
+    with pytest.raises(EngineUnavailableError):
+        await collect(made, request_of("early"))
+    await made.start()
+    assert states == [EngineState.READY]
+    yield made
+    await made.close()
+    assert states[-1] is EngineState.CLOSED
+    with pytest.raises(EngineUnavailableError):
+        await collect(made, request_of("late"))
+
+
+def endless(sequence_id: str) -> EngineRequest:
+    return request_of(sequence_id, max_tokens=300)
+
+
+async def test_news_end_once_and_only_the_first_tells_what_was_cached(engine: Engine) -> None:
+    news = await collect(engine, request_of("a", max_tokens=5))
+    assert len(tokens_of(news)) == 5
+    assert [o.finish_reason for o in news] == [None] * (len(news) - 1) + [FinishReason.LENGTH]
+    assert [o.num_cached_tokens is not None for o in news] == [True] + [False] * (len(news) - 1)
+    assert {o.sequence_id for o in news} == {"a"}
+
+
+async def test_abort_ends_the_news_as_aborted(engine: Engine) -> None:
+    await engine.abort("nobody")
+    async with aclosing(engine.generate(endless("a"), [])) as news:
+        await anext(news)
+        await engine.abort("a")
+        last = [output.finish_reason async for output in news][-1]
+    assert last in (FinishReason.ABORTED, FinishReason.LENGTH)  # it may have been done already
+    await until(lambda: engine.stats.running == 0)
+
+
+async def test_an_id_is_in_use_until_its_news_are_closed(engine: Engine) -> None:
+    async with asyncio.timeout(60), aclosing(engine.generate(endless("a"), [])) as news:
+        await anext(news)
+        with pytest.raises(RequestIdInUseError):
+            await anext(engine.generate(endless("a"), []))
+    assert tokens_of(await collect(engine, request_of("a", max_tokens=2)))
+    await until(lambda: engine.stats.running == 0)
