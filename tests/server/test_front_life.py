@@ -242,7 +242,7 @@ def test_front_loads_neither_torch_nor_transformers() -> None:
 
 def test_sigterm_lets_a_stream_finish_and_exits_with_0(model_dir: Path) -> None:
     program = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("echo_front.py")), str(model_dir)],
+        [sys.executable, "-m", "tests.server.echo_front", str(model_dir)],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
