@@ -132,11 +132,7 @@ def decode_picture(
         ImageTooLargeError: It has more bytes or pixels than allowed.
     """
     if len(data) > limits.max_bytes:
-        raise ImageTooLargeError(
-            "The picture has more bytes than allowed.",
-            field=field,
-            metadata={"max_bytes": str(limits.max_bytes)},
-        )
+        raise _too_many_bytes(limits, field)
     try:
         rgb = _decode_rgb(data, limits, exif_transpose=policy.exif_transpose)
         original_width, original_height = rgb.size
@@ -150,9 +146,7 @@ def decode_picture(
         pixels = rgb.resize((width, height), Image.Resampling.BICUBIC).tobytes()
     except InvalidImageError as error:
         raise InvalidImageError(error.message, field=field) from None
-    except (_TooManyPixelsError, MemoryError, Image.DecompressionBombError):
-        raise _too_many_pixels(limits, field) from None
-    except Image.DecompressionBombWarning:
+    except _TOO_MANY_PIXELS:
         raise _too_many_pixels(limits, field) from None
     except Exception:  # noqa: BLE001 - parsers of hostile bytes raise anything, and their text stays here
         raise InvalidImageError(
@@ -174,6 +168,14 @@ def decode_picture(
 
 class _TooManyPixelsError(Exception):
     """The header names more pixels than allowed."""
+
+
+_TOO_MANY_PIXELS = (
+    _TooManyPixelsError,
+    MemoryError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 
 
 def _decode_rgb(data: bytes, limits: DecodeLimits, *, exif_transpose: bool) -> Image.Image:
@@ -221,6 +223,14 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return (
         int.from_bytes(data[26:28], "little") & 0x3FFF,
         int.from_bytes(data[28:30], "little") & 0x3FFF,
+    )
+
+
+def _too_many_bytes(limits: DecodeLimits, field: str) -> ImageTooLargeError:
+    return ImageTooLargeError(
+        "The picture has more bytes than allowed.",
+        field=field,
+        metadata={"max_bytes": str(limits.max_bytes)},
     )
 
 
