@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from qwenvl.flags import FlagSettings
 
@@ -66,7 +66,36 @@ class ServiceSettings(FlagSettings):
     # admission and defaults
     max_queue: Positive = Field(256, description="most requests in flight, waiting ones included")
     max_tokens_default: Positive | None = Field(
-        None, description="answer length where the request names none; none = rest of the context"
+        None,
+        validation_alias=AliasChoices("max_tokens_default", "default_max_tokens"),
+        description="answer length where the request names none; none = rest of the context",
+    )
+    default_temperature: float | None = Field(
+        None, ge=0, le=2, description="temperature where the request names none; none = the model's"
+    )
+    default_top_p: float | None = Field(
+        None, gt=0, le=1, description="top_p where the request names none; none = the model's"
+    )
+    default_top_k: int | None = Field(
+        None, ge=-1, description="top_k where the request names none; none = the model's"
+    )
+    default_min_p: float | None = Field(
+        None, ge=0, le=1, description="min_p where the request names none"
+    )
+    default_repetition_penalty: float | None = Field(
+        None,
+        gt=0,
+        le=10,
+        description="repetition_penalty where the request names none; none = the model's",
+    )
+    default_presence_penalty: float | None = Field(
+        None, ge=-2, le=2, description="presence_penalty where the request names none"
+    )
+    default_frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="frequency_penalty where the request names none"
+    )
+    tutorial_defaults: bool = Field(
+        False, description="max_tokens 1024 and temperature 0.7 where neither request nor flag says"
     )
     max_images: Positive = Field(8, description="most pictures of one request")
     max_n: Positive = Field(4, description="most answers of one request")

@@ -39,6 +39,7 @@ from inference_service.media.decode import PictureDecoder, ProcessedPicture
 from inference_service.media.fetch import MediaFetcher
 from inference_service.media.geometry import pixel_budget
 from inference_service.server.answer import Answer
+from inference_service.server.defaults import SamplingDefaults
 from inference_service.server.model import ServedModel
 from inference_service.server.sampling import check_token_ids, effective_options, engine_params
 from inference_service.settings import ServiceSettings
@@ -97,6 +98,7 @@ class Completions:
         self.model = model
         self.engine = engine
         self._settings = settings
+        self._defaults = SamplingDefaults.from_settings(settings).over(model.defaults)
         self._fetcher = fetcher
         self._decoder = decoder
         # Bounds the memory of files that are fetched but not decoded yet.
@@ -164,10 +166,9 @@ class Completions:
             prepared = await self.prepare(request)
             options = effective_options(
                 request,
-                self.model.defaults,
+                self._defaults,
                 prompt_tokens=prepared.usage.prompt_tokens,
                 max_model_len=window,
-                max_tokens_default=self._settings.max_tokens_default,
             )
             yield Started(
                 request_id=request.request_id,

@@ -7,40 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 import hashlib
-import json
 from pathlib import Path
 import time
-from typing import Any
 
 from inference_service.models.spec import ModelSpec, load_spec
+from inference_service.server.defaults import SamplingDefaults
 from inference_service.text.prompt import PromptBuilder
 from inference_service.text.template import ChatTemplate
 from inference_service.text.tokenizer import Tokenizer
 
 
 _REVISION_FILES = ("*.safetensors", "*.json", "*.jinja")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingDefaults:
-    """What generation_config.json says; None = nothing."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    repetition_penalty: float | None = None
-
-    @classmethod
-    def from_dir(cls, directory: Path) -> SamplingDefaults:
-        """Reads generation_config.json; `do_sample: false` means greedy."""
-        path = directory / "generation_config.json"
-        values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return cls(
-            temperature=0.0 if values.get("do_sample") is False else values.get("temperature"),
-            top_p=values.get("top_p"),
-            top_k=values.get("top_k"),
-            repetition_penalty=values.get("repetition_penalty"),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

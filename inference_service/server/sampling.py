@@ -12,7 +12,7 @@ from typing import TypeVar
 from inference_service.domain import ChatRequest, SamplingOptions
 from inference_service.engine.types import SamplingParams
 from inference_service.errors import ContextLengthError, InvalidArgumentError
-from inference_service.server.model import SamplingDefaults
+from inference_service.server.defaults import SamplingDefaults
 
 
 _T = TypeVar("_T")
@@ -29,16 +29,14 @@ def effective_options(
     *,
     prompt_tokens: int,
     max_model_len: int,
-    max_tokens_default: int | None,
 ) -> SamplingOptions:
     """All settings in force; every field of the result is set.
 
     Args:
         request: What the caller said.
-        defaults: What the model's generation_config.json says.
+        defaults: What the operator and the model say; `max_tokens` gives way to the context window.
         prompt_tokens: Length of the prompt.
         max_model_len: The context window in tokens.
-        max_tokens_default: The operator's cap where the caller names no length.
 
     Raises:
         ContextLengthError: Prompt and answer do not fit the context window.
@@ -49,12 +47,14 @@ def effective_options(
         temperature=_first(asked.temperature, defaults.temperature, last=1.0),
         top_p=_first(asked.top_p, defaults.top_p, last=1.0),
         top_k=max(0, top_k),
-        min_p=_first(asked.min_p, last=0.0),
+        min_p=_first(asked.min_p, defaults.min_p, last=0.0),
         repetition_penalty=_first(asked.repetition_penalty, defaults.repetition_penalty, last=1.0),
-        presence_penalty=_first(asked.presence_penalty, last=0.0),
-        frequency_penalty=_first(asked.frequency_penalty, last=0.0),
+        presence_penalty=_first(asked.presence_penalty, defaults.presence_penalty, last=0.0),
+        frequency_penalty=_first(asked.frequency_penalty, defaults.frequency_penalty, last=0.0),
         seed=_first(asked.seed, last=secrets.randbits(63)),
-        max_tokens=_answer_room(asked.max_tokens, prompt_tokens, max_model_len, max_tokens_default),
+        max_tokens=_answer_room(
+            asked.max_tokens, prompt_tokens, max_model_len, defaults.max_tokens
+        ),
         min_tokens=_first(asked.min_tokens, last=0),
         ignore_eos=_first(asked.ignore_eos, last=False),
         logit_bias=asked.logit_bias,

@@ -4,8 +4,8 @@ Owns parsing, merging and error texts. Must not know any particular setting. Nee
 `[adapter]` and `[inference]` install; nothing else in this package imports it.
 
 A field `max_num_seqs` is the flag `--max-num-seqs` and the variable `QWENVL_MAX_NUM_SEQS`; a flag wins over the
-variable. Lists are several words after the flag, and comma-separated in the variable. Where a setting may be absent,
-the word `none` says so.
+variable. An alias (`AliasChoices`) is a second flag and a second variable. Lists are several words after the flag, and
+comma-separated in the variable. Where a setting may be absent, the word `none` says so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Collection, Mapping
 import types
 from typing import Any, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 
 ENV_PREFIX = "QWENVL_"
@@ -32,7 +33,7 @@ class FlagSettings(BaseModel):
         for name, info in cls.model_fields.items():
             if name in skip:
                 continue
-            flag = "--" + name.replace("_", "-")
+            flags = ["--" + alias.replace("_", "-") for alias in _names(name, info)]
             annotation = info.annotation
             options: dict[str, Any] = {
                 "default": argparse.SUPPRESS,
@@ -40,11 +41,11 @@ class FlagSettings(BaseModel):
                 "help": f"{info.description} (default: {_show_default(info.default)})",
             }
             if annotation is bool:
-                parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+                parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
             elif _is_tuple(annotation):
-                parser.add_argument(flag, nargs="+", metavar=name.upper(), **options)
+                parser.add_argument(*flags, nargs="+", metavar=name.upper(), **options)
             else:
-                parser.add_argument(flag, metavar=name.upper(), **options)
+                parser.add_argument(*flags, metavar=name.upper(), **options)
 
     @classmethod
     def load(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
@@ -59,7 +60,8 @@ class FlagSettings(BaseModel):
         """
         values: dict[str, Any] = {}
         for name, info in cls.model_fields.items():
-            text = environ.get(ENV_PREFIX + name.upper())
+            texts = (environ.get(ENV_PREFIX + alias.upper()) for alias in _names(name, info))
+            text = next(filter(None, texts), None)
             if name in flags:
                 values[name] = flags[name]
             elif text:
@@ -74,6 +76,14 @@ class FlagSettings(BaseModel):
                 for item in error.errors()
             ]
             raise SystemExit("invalid settings:\n  " + "\n  ".join(lines)) from None
+
+
+def _names(name: str, info: FieldInfo) -> list[str]:
+    """The names of a setting, the documented one first."""
+    aliases = info.validation_alias
+    return (
+        [str(alias) for alias in aliases.choices] if isinstance(aliases, AliasChoices) else [name]
+    )
 
 
 def _is_tuple(annotation: Any) -> bool:

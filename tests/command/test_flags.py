@@ -39,6 +39,13 @@ def test_lists_are_words_after_the_flag_and_commas_in_the_variable() -> None:
     assert by_flag.model_dump()["served_model_name"] == ("a", "b")
 
 
+def test_an_alias_is_the_same_setting() -> None:
+    one = load(ServiceSettings, ["--max-tokens-default", "7"], {})
+    assert one == load(ServiceSettings, ["--default-max-tokens", "7"], {})
+    assert one == load(ServiceSettings, [], {"QWENVL_DEFAULT_MAX_TOKENS": "7"})
+    assert one.model_dump()["max_tokens_default"] == 7
+
+
 def test_booleans_have_two_flags_and_a_variable() -> None:
     assert load(ServiceSettings, ["--no-enable-media-fetch"], {}) == load(
         ServiceSettings, [], {"QWENVL_ENABLE_MEDIA_FETCH": "false"}
@@ -51,6 +58,7 @@ def test_booleans_have_two_flags_and_a_variable() -> None:
         ({"QWENVL_MAX_NUM_SEQS": "0"}, "--max-num-seqs"),
         ({"QWENVL_DEVICE": "toaster"}, "--device"),
         ({"QWENVL_DTYPE": "int3"}, "--dtype"),
+        ({"QWENVL_DEFAULT_TEMPERATURE": "2.5"}, "--default-temperature"),
         ({"QWENVL_GPU_MEMORY_UTILIZATION": "1.5"}, "--gpu-memory-utilization"),
     ],
 )

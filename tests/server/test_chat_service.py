@@ -167,6 +167,39 @@ async def test_defaults_in_their_order(open_door) -> None:
     assert door.engine.requests[0].sampling.seed == sampling.seed
 
 
+async def test_the_operators_defaults_stand_between_request_and_model(open_door) -> None:
+    door = await open_door(
+        default_temperature=0.1,
+        default_top_p=0.2,
+        default_top_k=3,
+        default_min_p=0.25,
+        default_repetition_penalty=1.5,
+        default_presence_penalty=0.5,
+        default_frequency_penalty=-0.5,
+    )
+    spec = chat_pb.ChatCompletionSpec(model="echo", messages=[user("a")])
+    spec.sampling.top_k = 4
+    sampling = (await door.create(spec)).started.effective_settings.sampling
+    assert sampling.top_k == 4
+    assert (sampling.temperature, sampling.top_p) == pytest.approx((0.1, 0.2))
+    assert (sampling.min_p, sampling.repetition_penalty) == (0.25, 1.5)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.5)
+
+
+async def test_the_tutorials_defaults_give_way_to_a_flag(open_door) -> None:
+    spec = chat_pb.ChatCompletionSpec(model="echo", messages=[user("a")])
+    door = await open_door(tutorial_defaults=True)
+    sampling = (await door.create(spec)).started.effective_settings.sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_k) == (
+        1024,
+        pytest.approx(0.7),
+        20,
+    )
+    door = await open_door(tutorial_defaults=True, default_temperature=0.1, max_tokens_default=9)
+    sampling = (await door.create(spec)).started.effective_settings.sampling
+    assert (sampling.max_tokens, sampling.temperature) == (9, pytest.approx(0.1))
+
+
 async def test_rest_of_the_context_without_a_default(door: Door) -> None:
     response = await door.create(spec_of("a"))
     sampling = response.started.effective_settings.sampling
