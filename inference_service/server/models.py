@@ -12,7 +12,7 @@ import grpc.aio
 from inference_service.engine.client import Engine
 from inference_service.errors import ModelNotFoundError
 from inference_service.media.fetch import FetchPolicy
-from inference_service.models.tables import kv_bytes_per_token, module_parts
+from inference_service.models.footprint import footprint
 from inference_service.server.model import ServedModel
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
@@ -20,7 +20,6 @@ from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 
 
-_BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2}
 _CONVENTIONS = {"qwen3_vl": model_pb.COORDINATE_CONVENTION_PER_MILLE}
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -57,19 +56,15 @@ class ModelServicer(model_grpc.ModelServiceServicer):
     def _describe(self, name: str) -> model_pb.Model:
         model, settings, ready = self._model, self._settings, self._engine.ready
         spec, policy = model.spec, model.spec.image_policy
-        parts = module_parts(spec)
-        parameters = sum(count for _, count in parts)
-        dtype = ready.dtype if ready else spec.checkpoint_dtype
-        value_bytes = _BYTES_PER_VALUE[dtype]
+        size = footprint(spec, ready.dtype if ready else spec.checkpoint_dtype)
         window = ready.max_model_len if ready else settings.max_model_len
-        per_token = kv_bytes_per_token(spec, value_bytes)
         return model_pb.Model(
             name=name,
             canonical_name=model.name,
-            family=spec.family,
+            family=size.family,
             created=model.created,
             input_modalities=[usage_pb.MODALITY_TEXT, usage_pb.MODALITY_IMAGE],
-            max_context_tokens=window or spec.max_position_embeddings,
+            max_context_tokens=window or size.window_tokens,
             image_limits=model_pb.ImageLimits(
                 max_images=settings.max_images,
                 pixel_step=policy.pixel_step,
@@ -81,13 +76,17 @@ class ModelServicer(model_grpc.ModelServiceServicer):
             coordinate_convention=_CONVENTIONS[spec.family],
             url_schemes=FetchPolicy.from_settings(settings).url_schemes,
             features=["logprobs", "prompt_logprobs", "continue_final_message"],
-            parts=[model_pb.ModulePart(name=part, parameter_count=count) for part, count in parts],
-            parameter_count=parameters,
+            parts=[
+                model_pb.ModulePart(name=part, parameter_count=count) for part, count in size.parts
+            ],
+            parameter_count=size.parameter_count,
             memory=model_pb.MemoryNeed(
-                weight_bytes=ready.weight_bytes if ready else parameters * value_bytes,
-                kv_bytes_per_token=per_token,
+                weight_bytes=size.weight_bytes,
+                kv_bytes_per_token=size.kv_bytes_per_token,
                 kv_cache_bytes=(
-                    ready.kv_pages_total * ready.kv_page_tokens * per_token if ready else 0
+                    ready.kv_pages_total * ready.kv_page_tokens * size.kv_bytes_per_token
+                    if ready
+                    else 0
                 ),
             ),
             revision=model.revision,

@@ -181,6 +181,7 @@ async def test_models(door: Door) -> None:
     assert got.coordinate_convention == model_pb.COORDINATE_CONVENTION_PER_MILLE
     assert got.image_limits.pixel_step == 32
     assert list(got.url_schemes) == ["http", "https"]
+    assert got.memory.weight_bytes == 4 * got.parameter_count  # as `qwenvl check` tells it
     assert got.parameter_count == sum(part.parameter_count for part in got.parts)
     assert got.memory.kv_cache_bytes == 100 * 16 * got.memory.kv_bytes_per_token
     answer = await door.create(spec_of("x", model="echo-too"))

@@ -1,0 +1,1 @@
+"""The commands of `qwenvl`, one module each; torch-free."""

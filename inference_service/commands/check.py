@@ -1,0 +1,95 @@
+"""`qwenvl check`: what a model is and whether it fits, told from its configuration alone.
+
+Owns what is printed and the exit status: 0 = fits, 1 = does not, 2 = the question makes no sense. Must not load
+weights or torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+import os
+import re
+import sys
+
+from inference_service.commands.devices import Device, find_device
+from inference_service.commands.report import UNITS, report
+from inference_service.hub import ModelNotFound, resolve_model
+from inference_service.models.spec import load_spec
+from inference_service.settings import ServiceSettings
+
+
+FITS, DOES_NOT_FIT, USAGE = 0, 1, 2
+
+_SETTINGS = {
+    "dtype",
+    "device",
+    "max_model_len",
+    "gpu_memory_utilization",
+    "cpu_kv_cache_mib",
+    "encoder_cache_tokens",
+}
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "check",
+        help="tell what a model is and whether it fits",
+        description="Tell a model's family, parts and memory need from its configuration, and whether it fits the "
+        "device. Exit status: 0 = it fits, 1 = it does not, 2 = wrong usage.",
+    )
+    parser.add_argument("model", nargs="?", help="model directory; absent = the demo model")
+    parser.add_argument(
+        "--gpu-memory",
+        type=parse_size,
+        metavar="SIZE",
+        help="judge for a GPU with this much memory (24GiB) instead of the device of this machine",
+    )
+    ServiceSettings.add_flags(parser, skip=ServiceSettings.model_fields.keys() - _SETTINGS)
+    parser.set_defaults(run=run)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `24GiB`, `80 GB`, `1.5TiB`.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none of these.
+    """
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]i?B)", text.strip())
+    if match is None or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 24GiB or 24GB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def run(flags: Mapping[str, object]) -> int:
+    """Runs the command; returns the exit status."""
+    try:
+        settings = ServiceSettings.load(flags, os.environ)
+    except SystemExit as error:
+        return _usage(str(error))
+    try:
+        resolved = resolve_model(settings.model)
+        spec = load_spec(resolved.directory)
+    except (ModelNotFound, ValueError, OSError) as error:
+        return _usage(f"cannot check this model: {error}")
+    window = spec.max_position_embeddings
+    if settings.max_model_len is not None and settings.max_model_len > window:
+        return _usage(f"--max-model-len: the model's context window is {window} tokens")
+    device = _device(flags.get("gpu_memory"), settings)
+    if device is None:
+        return _usage(f"--device: this machine has no {settings.device}")
+    judged = report(spec, device, settings)
+    print(*judged.lines, sep="\n")
+    return FITS if judged.fits else DOES_NOT_FIT
+
+
+def _device(gpu_memory: object, settings: ServiceSettings) -> Device | None:
+    if isinstance(gpu_memory, int):
+        return Device(name="a GPU", is_gpu=True, total_bytes=gpu_memory)
+    return find_device(settings.device, os.environ)
+
+
+def _usage(message: str) -> int:
+    print(message, file=sys.stderr)
+    return USAGE

@@ -1,0 +1,75 @@
+"""How much memory the machine has, found without loading torch.
+
+Owns the questions to the driver and to the kernel. Must not know models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+import os
+from pathlib import Path
+import shutil
+import subprocess
+
+
+_QUERY = ("--query-gpu=name,memory.total,memory.used", "--format=csv,noheader,nounits")
+_TIMEOUT_S = 20.0
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device and its memory in bytes; `used_bytes` is what others hold now."""
+
+    name: str
+    is_gpu: bool
+    total_bytes: int
+    used_bytes: int = 0
+
+
+def find_device(wanted: str, environ: Mapping[str, str]) -> Device | None:
+    """The device meant by `auto`, `cpu`, `cuda` or `cuda:N`; None = there is no such GPU.
+
+    Args:
+        wanted: As `--device` says it; `auto` = the first GPU, else the CPU.
+        environ: `CUDA_VISIBLE_DEVICES` counts, as it does for the engine.
+    """
+    if wanted == "cpu":
+        return _cpu()
+    index = int(wanted.partition(":")[2] or 0)
+    gpu = _gpu(index, environ.get("CUDA_VISIBLE_DEVICES"))
+    return _cpu() if gpu is None and wanted == "auto" else gpu
+
+
+def _gpu(index: int, visible: str | None) -> Device | None:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    identity = str(index)
+    if visible is not None:
+        identities = [word.strip() for word in visible.split(",") if word.strip()]
+        if index >= len(identities):
+            return None
+        identity = identities[index]
+    try:
+        result = subprocess.run(
+            [command, f"--id={identity}", *_QUERY],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=True,
+        )
+        name, total_mib, used_mib = result.stdout.strip().splitlines()[0].rsplit(",", 2)
+        total, used = int(total_mib) * 2**20, int(used_mib) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+    return Device(name=f"cuda:{index} {name}", is_gpu=True, total_bytes=total, used_bytes=used)
+
+
+def _cpu() -> Device:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
+    if limit.isdigit():
+        total = min(total, int(limit))
+    return Device(name="cpu", is_gpu=False, total_bytes=total)

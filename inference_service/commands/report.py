@@ -1,0 +1,116 @@
+"""What is said about a model and a device: the same words from `check`, `download` and `serve`.
+
+Owns these words and the estimate of what a device has room for. Must not know flags, files or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from inference_service.commands.devices import Device
+from inference_service.models.footprint import (
+    VALUE_BYTES,
+    Capacity,
+    Footprint,
+    capacity,
+    footprint,
+)
+from inference_service.models.spec import ModelSpec
+from inference_service.settings import ServiceSettings
+
+
+UNITS = {
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+}  # fmt: skip
+_WORKING_BYTES = 2**30
+"""Room for the activations of one step. The engine measures it; here it is an allowance."""
+_REMARKS = {("qwen_vl", "float16"): "the Qwen-VL tutorial tells of 18.74 GB in float16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is said, line by line, and whether the model fits the device."""
+
+    lines: tuple[str, ...]
+    fits: bool
+
+
+def report(spec: ModelSpec, device: Device, settings: ServiceSettings) -> Report:
+    """Judges a model on a device.
+
+    Args:
+        spec: The model.
+        device: Where it would run.
+        settings: dtype, `max_model_len` (at most the model's window) and the sizes of caches.
+    """
+    dtype: str = settings.dtype
+    if dtype == "auto":  # as the engine decides
+        dtype = spec.checkpoint_dtype if device.is_gpu else "float32"
+    model = footprint(spec, dtype)
+    usable, cache_bytes = _room(model, spec, device, settings)
+    room = capacity(model, cache_bytes, settings.max_model_len)
+    return Report((*_describe(model), *_describe_room(model, device, usable, room)), room.fits)
+
+
+def _describe(model: Footprint) -> Iterator[str]:
+    yield f"{model.family:<12}{_count(model.parameter_count)}"
+    for index, (name, count) in enumerate(model.parts):
+        branch = "└─" if index == len(model.parts) - 1 else "├─"
+        yield f"{branch} {name:<9}{_count(count)}"
+    yield f"weights     {show_size(model.weight_bytes)} in {model.dtype}"
+    if remark := _REMARKS.get((model.family, model.dtype)):
+        yield f"            ({remark})"
+    yield f"cache       {show_size(model.kv_bytes_per_token)} for a token"
+    yield f"window      {model.window_tokens} tokens"
+
+
+def show_size(num_bytes: int) -> str:
+    """Bytes in the largest binary unit that leaves at least 1."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if num_bytes >= UNITS[unit]:
+            return f"{num_bytes / UNITS[unit]:.2f} {unit}"
+    return f"{num_bytes} B"
+
+
+def _describe_room(model: Footprint, device: Device, usable: int, room: Capacity) -> Iterator[str]:
+    yield f"device      {device.name}: {show_size(usable)} usable of {show_size(device.total_bytes)}"
+    if room.context_tokens:
+        requests = "request" if room.full_requests == 1 else "requests"
+        yield (
+            f"room        {room.cache_tokens} tokens of cache = {room.full_requests} {requests}"
+            f" of {room.context_tokens} tokens"
+        )
+    if room.fits:
+        yield "fits"
+    elif usable < model.weight_bytes:
+        yield f"does not fit: the weights alone take {show_size(model.weight_bytes)}"
+    else:
+        yield "does not fit: too little memory is left for the cache"
+
+
+def _room(
+    model: Footprint, spec: ModelSpec, device: Device, settings: ServiceSettings
+) -> tuple[int, int]:
+    """(usable bytes, bytes of them for the cache)."""
+    share = settings.gpu_memory_utilization if device.is_gpu else 1.0
+    usable = int(device.total_bytes * share) - device.used_bytes
+    embedding_bytes = spec.decoder.hidden_size * VALUE_BYTES[model.dtype]
+    left = (
+        usable
+        - model.weight_bytes
+        - settings.encoder_cache_tokens * embedding_bytes
+        - _WORKING_BYTES
+    )
+    if device.is_gpu:
+        return usable, left
+    return usable, min(left, settings.cpu_kv_cache_mib * 2**20)
+
+
+def _count(parameters: int) -> str:
+    """`4.44 B  4437815808`: as people say it, and exactly."""
+    for unit, size in (("B", 10**9), ("M", 10**6)):
+        if parameters >= size / 20:
+            return f"{parameters / size:6.2f} {unit}  {parameters:>14}"
+    return f"{parameters / 1000:6.2f} K  {parameters:>14}"

@@ -1,0 +1,143 @@
+"""`qwenvl serve [MODEL]`: both doors on one machine.
+
+Owns the two processes and their common life. Must not import them: they are started as `python -m ...`, so that
+each has its own interpreter, as in a cluster. Settings reach them as `QWENVL_*`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+import ctypes
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import FrameType
+
+from inference_service.hub import ModelNotFound, resolve_model
+from inference_service.settings import ServiceSettings
+from qwenvl.flags import ENV_PREFIX
+
+
+_DEFAULT_HTTP_ADDRESS = "127.0.0.1:8000"
+_POLL_S = 0.2
+_STOP_GRACE_S = 15.0
+_PR_SET_PDEATHSIG = 1
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "serve",
+        help="serve a model over gRPC and OpenAI REST",
+        description="Serve a model over gRPC and OpenAI REST. Settings of the REST door that have no flag here "
+        "are read from QWENVL_* (see `rest-adapter --help`).",
+    )
+    parser.add_argument("model", nargs="?", help="model directory; absent = the demo model")
+    parser.add_argument(
+        "--http-address", help=f"address of the REST door (default: {_DEFAULT_HTTP_ADDRESS})"
+    )
+    ServiceSettings.add_flags(parser, skip={"model"})
+    parser.set_defaults(run=run)
+
+
+def run(flags: Mapping[str, object]) -> int:
+    """Runs the command; returns the exit status."""
+    explicit = {name: value for name, value in flags.items() if value is not None}
+    settings = ServiceSettings.load(explicit, os.environ)
+    try:
+        resolve_model(settings.model, settings.served_model_name)
+    except ModelNotFound as error:
+        raise SystemExit(str(error)) from None
+    environment = dict(os.environ) | {
+        ENV_PREFIX + name.upper(): _as_text(value) for name, value in explicit.items()
+    }
+    http_address = environment.setdefault(ENV_PREFIX + "HTTP_ADDRESS", _DEFAULT_HTTP_ADDRESS)
+    environment.setdefault(ENV_PREFIX + "GRPC_TARGET", _dial_target(settings.grpc_address))
+    return _Pair(environment, http_address, settings.drain_timeout_s).run()
+
+
+def _as_text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _dial_target(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    return f"dns:///{'127.0.0.1' if host in ('', '0.0.0.0', '[::]') else host}:{port}"  # noqa: S104
+
+
+def _die_with_parent() -> None:
+    """In the child, before exec: a killed `qwenvl serve` leaves nobody behind."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class _Pair:
+    """The two processes: started together, ended together."""
+
+    def __init__(self, environment: Mapping[str, str], http_address: str, drain_s: float) -> None:
+        self._environment = environment
+        self._http_address = http_address
+        self._drain_s = drain_s
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._stopping = False
+
+    def run(self) -> int:
+        """Runs until a signal comes or one of the processes ends; returns the exit status."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        for module in ("inference_service", "rest_adapter"):
+            self._children[module] = subprocess.Popen(
+                [sys.executable, "-m", module],
+                env=self._environment,
+                # A terminal's Ctrl-C must reach this process only: the doors are then closed in order.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads here
+            )
+        announced = False
+        while not self._stopping:
+            for name, child in self._children.items():
+                if child.poll() is not None:
+                    print(f"{name} ended with status {child.returncode}", file=sys.stderr)
+                    self._stop()
+                    return 1
+            if not announced and self._is_ready():
+                announced = True
+                print(f"ready: http://{self._http_address}/v1", file=sys.stderr, flush=True)
+            time.sleep(_POLL_S)
+        return self._stop()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._stopping = True
+
+    def _is_ready(self) -> bool:
+        host, _, port = self._http_address.rpartition(":")
+        connection = http.client.HTTPConnection(
+            "127.0.0.1" if host in ("", "0.0.0.0") else host,  # noqa: S104
+            int(port),
+            timeout=2,
+        )
+        try:
+            connection.request("GET", "/ready")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    def _stop(self) -> int:
+        """Ends the REST door first, so that its streams finish while the service still answers; each has its time."""
+        status = 0
+        for name in ("rest_adapter", "inference_service"):
+            child = self._children[name]
+            if child.poll() is None:
+                child.terminate()
+            try:
+                status = child.wait(self._drain_s + _STOP_GRACE_S) or status
+            except subprocess.TimeoutExpired:
+                child.kill()
+                status = child.wait() or status
+        return status

@@ -1,0 +1,139 @@
+"""`qwenvl check`: what it says and its exit status, on configurations without weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from inference_service.cli import main
+from inference_service.commands.check import DOES_NOT_FIT, FITS, USAGE, parse_size
+from inference_service.commands.devices import find_device
+from tests.support.published_configs import published_files, write_files
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> str:
+    """Qwen3-VL-4B without its weights."""
+    return str(write_files(tmp_path, published_files()))
+
+
+@pytest.fixture
+def two_gpus(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver with GPUs of 24 and 8 GiB, of which 1 GiB is taken."""
+    directory = tmp_path_factory.mktemp("driver")
+    program = directory / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in\n'
+        '--id=0|--id=GPU-big) echo "NVIDIA X, 24576, 1024" ;;\n'
+        '--id=1) echo "NVIDIA Y, 8192, 1024" ;;\n'
+        "*) echo 'No devices were found'; exit 6 ;;\n"
+        "esac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(directory), prepend=":")
+
+
+def test_parts_weights_and_room(configured: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", configured, "--gpu-memory", "24GiB", "--max-model-len", "32768"]) == FITS
+    text = capsys.readouterr().out
+    for said in (
+        "qwen3_vl      4.44 B      4437815808",
+        "vision     0.31 B       306242560",
+        "language   4.02 B      4022468096",
+        "8.27 GiB in bfloat16",
+        "144.00 KiB for a token",
+        "= 2 requests of 32768 tokens",
+    ):
+        assert said in text
+    assert text.endswith("\nfits\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--gpu-memory", "8GB"], DOES_NOT_FIT, "the weights alone take 8.27 GiB"),
+        (["--gpu-memory", "10.5GiB"], DOES_NOT_FIT, "too little memory is left for the cache"),
+        (["--gpu-memory", "11GiB", "--gpu-memory-utilization", "1"], FITS, "1 request of"),
+        (["--gpu-memory", "24GiB", "--dtype", "float32"], FITS, "16.53 GiB in float32"),
+        (["--gpu-memory", "24GiB", "--max-model-len", "262144"], DOES_NOT_FIT, "does not fit"),
+        (["--gpu-memory", "80GiB", "--max-model-len", "262144"], FITS, "1 request of 262144"),
+    ],
+)
+def test_verdicts(
+    configured: str,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    status: int,
+    says: str,
+) -> None:
+    assert main(["check", configured, *arguments]) == status
+    assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--max-model-len", "262145"], "context window is 262144"),
+        (["--max-model-len", "0"], "--max-model-len"),
+        (["--dtype", "int3"], "--dtype"),
+        (["--device", "cuda:7"], "has no cuda:7"),
+    ],
+)
+def test_wrong_usage(
+    configured: str,
+    capsys: pytest.CaptureFixture[str],
+    two_gpus: None,
+    arguments: list[str],
+    says: str,
+) -> None:
+    assert main(["check", configured, *arguments]) == USAGE
+    assert says in capsys.readouterr().err
+
+
+def test_a_directory_without_a_model_is_wrong_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(tmp_path)]) == USAGE
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert main(["check", str(tmp_path)]) == USAGE
+    assert "'bert' is not supported" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["24", "GiB", "-1GiB", "24XB", "0GiB", "nanGB"])
+def test_a_wrong_size_is_wrong_usage(size: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "--gpu-memory", size])
+    assert ended.value.code == USAGE
+
+
+def test_sizes() -> None:
+    assert parse_size("24GiB") == 24 * 2**30
+    assert parse_size("1.5 TB") == 1_500_000_000_000
+
+
+def test_the_demo_model_fits_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--device", "cpu"]) == FITS
+    assert "in float32" in capsys.readouterr().out
+
+
+def test_the_gpu_of_this_machine(
+    configured: str, two_gpus: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", configured]) == FITS
+    assert "cuda:0 NVIDIA X: 20.60 GiB usable of 24.00 GiB" in capsys.readouterr().out
+    assert main(["check", configured, "--device", "cuda:1"]) == DOES_NOT_FIT
+
+
+def test_visible_devices_are_counted_as_the_engine_counts_them(two_gpus: None) -> None:
+    def total(wanted: str, visible: str) -> int | None:
+        device = find_device(wanted, {"CUDA_VISIBLE_DEVICES": visible})
+        return None if device is None else device.total_bytes >> 30
+
+    assert total("cuda", "1,0") == 8
+    assert total("cuda:1", "1, GPU-big") == 24
+    assert total("cuda:2", "1,0") is None
+    hidden = find_device("auto", {"CUDA_VISIBLE_DEVICES": ""})
+    assert hidden is not None
+    assert not hidden.is_gpu
