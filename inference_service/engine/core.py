@@ -261,7 +261,7 @@ class EngineCore:
         return (
             image.height % step == image.width % step == 0
             and image.grid == (1, image.height // patch, image.width // patch)
-            and image.num_tokens == (image.height // step) * (image.width // step)
+            and image.num_tokens == policy.tokens_of(image.grid)
             and image.num_tokens > 0
         )
 

@@ -89,7 +89,7 @@ def _free_bytes_on_gpu(config: EngineConfig, model: VisionLanguageModel) -> int:
     step_bytes = torch.cuda.max_memory_allocated(device) - held
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    levels = 1 + len(model.spec.vision.deepstack_layers)
+    levels = 1 + model.spec.decoder.deepstack_levels
     embedding_bytes = model.spec.decoder.hidden_size * levels * model.dtype.itemsize
     encoder_bytes = config.encoder_cache_tokens * embedding_bytes
     permitted = int(total * config.gpu_memory_utilization)
@@ -101,7 +101,9 @@ def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
     """The most memory that one step takes: a full picture, a full batch, a full set of logits."""
     policy, num_tokens = model.spec.image_policy, config.max_num_batched_tokens
     largest_picture = max(num_tokens, policy.max_pixels // policy.pixel_step**2)
-    side = policy.pixel_step * math.isqrt(min(largest_picture, config.encoder_cache_tokens))
+    side = policy.square_side or policy.pixel_step * math.isqrt(
+        min(largest_picture, config.encoder_cache_tokens)
+    )
     patches = side // policy.patch_size
     pixels = torch.zeros(side, side, 3, dtype=torch.uint8)
     model.encode_images([pixels], [(1, patches, patches)])

@@ -21,7 +21,7 @@ from inference_service.engine.sequence import Sequence
 from inference_service.engine.types import ImageSpan, TokenLogprobs
 from inference_service.kernels.attention import AttentionMetadata
 from inference_service.models.batch import ForwardBatch
-from inference_service.models.positions import mrope_positions
+from inference_service.models.positions import POSITION_RULES
 from inference_service.models.vision_language import VisionLanguageModel
 
 
@@ -73,10 +73,9 @@ class ModelRunner:
 
     def add(self, sequence: Sequence, pixels: memoryview) -> None:
         """Prepare a sequence; `pixels` is held, not copied, until `remove`."""
-        positions, delta = mrope_positions(
-            sequence.num_prompt_tokens,
-            sequence.request.images,
-            self._model.spec.image_policy.merge_size,
+        spec = self._model.spec
+        positions, delta = POSITION_RULES[spec.position_rule](
+            sequence.num_prompt_tokens, sequence.request.images, spec.image_policy.merge_size
         )
         self._prompts[sequence.sequence_id] = _Prompt(positions, delta, pixels)
 

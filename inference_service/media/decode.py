@@ -19,7 +19,7 @@ import warnings
 from PIL import Image
 
 from inference_service.errors import ImageTooLargeError, InvalidImageError
-from inference_service.media.geometry import image_grid, image_tokens, processed_size
+from inference_service.media.geometry import image_grid, processed_size
 from inference_service.models.spec import ImagePolicy
 from inference_service.settings import ServiceSettings
 
@@ -134,7 +134,7 @@ def decode_picture(
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(limits, field)
     try:
-        rgb = _decode_rgb(data, limits, exif_transpose=policy.exif_transpose)
+        rgb = _decode_rgb(data, limits, policy)
         original_width, original_height = rgb.size
         height, width = processed_size(
             original_height,
@@ -161,7 +161,7 @@ def decode_picture(
         original_height=original_height,
         original_width=original_width,
         grid=grid,
-        num_tokens=image_tokens(grid, policy.merge_size),
+        num_tokens=policy.tokens_of(grid),
         digest=_digest(pixels, (original_height, original_width, height, width), policy),
     )
 
@@ -178,12 +178,13 @@ _TOO_MANY_PIXELS = (
 )
 
 
-def _decode_rgb(data: bytes, limits: DecodeLimits, *, exif_transpose: bool) -> Image.Image:
+def _decode_rgb(data: bytes, limits: DecodeLimits, policy: ImagePolicy) -> Image.Image:
     _check_pixels(_webp_size(data), limits)
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_pixels(image.size, limits)
         image.load()
-        return _to_rgb(_upright(image) if exif_transpose else image)
+        upright = _upright(image) if policy.exif_transpose else image
+        return _on_white(upright) if policy.white_background else upright.convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -192,7 +193,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _on_white(image: Image.Image) -> Image.Image:
     """As transformers' `convert_to_rgb`: what is transparent lies on white."""
     if "A" not in image.getbands() and image.info.get("transparency") is None:
         return image.convert("RGB")

@@ -53,8 +53,9 @@ def smart_resize(
 def processed_size(
     height: int, width: int, policy: ImagePolicy, *, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """`smart_resize` for a model, but a caller's `min_pixels` never leads above the model's maximum.
+    """The size that a model sees: its square, or else that of `smart_resize`.
 
+    But a caller's `min_pixels` never leads above the model's maximum.
     Growing rounds both sides up: asked for the maximum, a flat picture would end a tenth above it, and with it above
     what the engine has memory for. Under the model's own `min_pixels` the result is transformers'.
 
@@ -71,6 +72,8 @@ def processed_size(
     Raises:
         InvalidImageError: One side is more than 200 times the other.
     """
+    if policy.square_side is not None:
+        return policy.square_side, policy.square_side
     step = policy.pixel_step
     rows, columns = smart_resize(
         height, width, step=step, min_pixels=min_pixels, max_pixels=max_pixels
@@ -92,12 +95,6 @@ def _rounded_down(height: int, width: int, step: int, max_pixels: int) -> tuple[
 def image_grid(height: int, width: int, policy: ImagePolicy) -> tuple[int, int, int]:
     """(1, rows, columns) in patches of a picture whose sides are multiples of `policy.pixel_step`."""
     return 1, height // policy.patch_size, width // policy.patch_size
-
-
-def image_tokens(grid: tuple[int, int, int], merge_size: int) -> int:
-    """Placeholder tokens of a picture with this grid of patches."""
-    frames, rows, columns = grid
-    return frames * rows * columns // merge_size**2
 
 
 def pixel_budget(

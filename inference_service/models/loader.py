@@ -6,8 +6,9 @@ tables. Must not know what the tensors are for. Pickled weights are never read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from safetensors import SafetensorError, safe_open
 import torch
 
 from inference_service.models.config_file import SpecError, read_config
+from inference_service.models.family import EMBEDDING, LM_HEAD
+from inference_service.models.registry import FAMILIES
 from inference_service.models.spec import ModelSpec, load_spec
-from inference_service.models.tables import EMBEDDING, LM_HEAD, tensor_table
+from inference_service.models.tables import tensor_table
 from inference_service.models.vision_language import VisionLanguageModel
 
 
@@ -43,7 +46,7 @@ def load_model(model_dir: Path, *, dtype: torch.dtype, device: torch.device) -> 
     """
     spec = load_spec(model_dir)
     with ExitStack() as stack:
-        stored = _open_checkpoint(model_dir, stack)
+        stored = _open_checkpoint(model_dir, stack, FAMILIES[spec.family].current_name)
         _check(spec, stored)
         with torch.device("meta"):
             model = VisionLanguageModel(spec)
@@ -53,18 +56,44 @@ def load_model(model_dir: Path, *, dtype: torch.dtype, device: torch.device) -> 
     return model
 
 
-def _open_checkpoint(model_dir: Path, stack: ExitStack) -> dict[str, Any]:
-    """The open file of each tensor name."""
-    stored: dict[str, Any] = {}
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in an open safetensors file, under the name that it has there."""
+
+    file: Any
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """From the header."""
+        return tuple(self.file.get_slice(self.name).get_shape())
+
+    @property
+    def dtype(self) -> str:
+        """From the header, as safetensors spells it."""
+        return str(self.file.get_slice(self.name).get_dtype())
+
+    def read(self) -> torch.Tensor:
+        """The tensor, on the CPU."""
+        tensor: torch.Tensor = self.file.get_tensor(self.name)
+        return tensor
+
+
+def _open_checkpoint(
+    model_dir: Path, stack: ExitStack, current_name: Callable[[str], str]
+) -> dict[str, StoredTensor]:
+    """The tensors by the names of today."""
+    stored: dict[str, StoredTensor] = {}
     for path in _weight_files(model_dir):
         try:
             file = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
         except (OSError, SafetensorError) as error:
             raise LoadError(f"{path.name} cannot be read as safetensors: {error}") from error
         for name in file.keys():  # noqa: SIM118 - no mapping, only `keys`
-            if name in stored:
-                raise LoadError(f"{name} is in two files")
-            stored[name] = file
+            current = current_name(name)
+            if current in stored:
+                raise LoadError(f"{name} is there twice, in two files or under two names")
+            stored[current] = StoredTensor(file, name)
     return stored
 
 
@@ -86,7 +115,7 @@ def _weight_files(model_dir: Path) -> Iterator[Path]:
         yield model_dir / name
 
 
-def _check(spec: ModelSpec, stored: Mapping[str, Any]) -> None:
+def _check(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
     """Compares names, shapes and dtypes, from the headers only."""
     expected = {entry.name: entry.shape for entry in tensor_table(spec)}
     if spec.decoder.tie_word_embeddings and LM_HEAD in stored:
@@ -99,19 +128,19 @@ def _check(spec: ModelSpec, stored: Mapping[str, Any]) -> None:
             some = ", ".join(sorted(names)[:5])
             raise LoadError(f"{len(names)} {what} tensors in the checkpoint: {some}")
     for name, shape in expected.items():
-        header = stored[name].get_slice(name)
-        if tuple(header.get_shape()) != shape:
-            raise LoadError(f"{name} has shape {tuple(header.get_shape())}, expected {shape}")
-        if header.get_dtype() not in STORED_DTYPES:
-            raise LoadError(f"{name} is stored as {header.get_dtype()}, which is not supported")
+        tensor = stored[name]
+        if tensor.shape != shape:
+            raise LoadError(f"{name} has shape {tensor.shape}, expected {shape}")
+        if tensor.dtype not in STORED_DTYPES:
+            raise LoadError(f"{name} is stored as {tensor.dtype}, which is not supported")
 
 
-def _fill(model: VisionLanguageModel, stored: Mapping[str, Any]) -> None:
+def _fill(model: VisionLanguageModel, stored: Mapping[str, StoredTensor]) -> None:
     parameters = dict(model.named_parameters())
     unfilled = {name: parameter.shape[0] for name, parameter in parameters.items()}
     for entry in tensor_table(model.spec):
         parameter = parameters[entry.parameter]
-        tensor = stored[entry.name].get_tensor(entry.name)
+        tensor = stored[entry.name].read()
         rows = tensor.shape[0]
         parameter[entry.row : entry.row + rows].copy_(tensor.reshape(rows, *parameter.shape[1:]))
         unfilled[entry.parameter] -= rows
@@ -119,6 +148,6 @@ def _fill(model: VisionLanguageModel, stored: Mapping[str, Any]) -> None:
     if left:
         raise AssertionError(f"the name tables leave parameters unset: {left}")
     if model.spec.decoder.tie_word_embeddings and LM_HEAD in stored:
-        head = stored[LM_HEAD].get_tensor(LM_HEAD)
-        if not torch.equal(head, stored[EMBEDDING].get_tensor(EMBEDDING)):
+        head = stored[LM_HEAD].read()
+        if not torch.equal(head, stored[EMBEDDING].read()):
             raise LoadError(f"{LM_HEAD} differs from {EMBEDDING}, to which config.json ties it")

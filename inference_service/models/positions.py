@@ -44,3 +44,7 @@ def mrope_positions(
         position += max(rows, columns)
     positions[:, token:] = np.arange(position, position + num_tokens - token)
     return positions, position - token
+
+
+POSITION_RULES = {"mrope": mrope_positions}
+"""By the name in `ModelSpec.position_rule`."""

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from inference_service.kernels.rope import apply_rope, inverse_frequencies, mrope_cos_sin
-from inference_service.models.spec import VISION_ROPE_THETA, VisionSpec
+from inference_service.models.families.qwen3_vl import Qwen3VisionSpec
+from inference_service.models.families.qwen_config import VISION_ROPE_THETA
 
 
 NORM_EPS = 1e-6
@@ -22,7 +23,7 @@ NORM_EPS = 1e-6
 class PatchEmbed(nn.Module):
     """A convolution whose stride is its kernel: a linear map of each patch."""
 
-    def __init__(self, vision: VisionSpec) -> None:
+    def __init__(self, vision: Qwen3VisionSpec) -> None:
         super().__init__()
         self.proj = nn.Linear(vision.patch_values, vision.hidden_size)
 
@@ -35,7 +36,7 @@ class PatchEmbed(nn.Module):
 class PositionTable(nn.Module):
     """Learned positions on a square grid, interpolated bilinearly to a picture's own, corners on corners."""
 
-    def __init__(self, vision: VisionSpec) -> None:
+    def __init__(self, vision: Qwen3VisionSpec) -> None:
         super().__init__()
         self._side = vision.position_table_side
         self.weight = nn.Parameter(
@@ -68,7 +69,7 @@ class PositionTable(nn.Module):
 class VisionAttention(nn.Module):
     """Self-attention within each picture."""
 
-    def __init__(self, vision: VisionSpec) -> None:
+    def __init__(self, vision: Qwen3VisionSpec) -> None:
         super().__init__()
         self._heads = (3, vision.num_heads, vision.head_dim)
         self.qkv = nn.Linear(vision.hidden_size, 3 * vision.hidden_size)
@@ -99,7 +100,7 @@ class VisionAttention(nn.Module):
 class VisionMLP(nn.Module):
     """Two linear maps with the tanh form of GELU between."""
 
-    def __init__(self, vision: VisionSpec) -> None:
+    def __init__(self, vision: Qwen3VisionSpec) -> None:
         super().__init__()
         self.linear_fc1 = nn.Linear(vision.hidden_size, vision.intermediate_size)
         self.linear_fc2 = nn.Linear(vision.intermediate_size, vision.hidden_size)
@@ -113,7 +114,7 @@ class VisionMLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each behind a layer norm."""
 
-    def __init__(self, vision: VisionSpec) -> None:
+    def __init__(self, vision: Qwen3VisionSpec) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(vision.hidden_size, eps=NORM_EPS)
         self.attn = VisionAttention(vision)
@@ -135,7 +136,7 @@ class Block(nn.Module):
 class Merger(nn.Module):
     """Makes one token of merge_size x merge_size patches; the norm comes before or after they are put together."""
 
-    def __init__(self, vision: VisionSpec, *, norm_after_merging: bool) -> None:
+    def __init__(self, vision: Qwen3VisionSpec, *, norm_after_merging: bool) -> None:
         super().__init__()
         self._merged_size = vision.merged_size
         self._norm_size = vision.merged_size if norm_after_merging else vision.hidden_size
@@ -153,7 +154,7 @@ class Merger(nn.Module):
 class VisionTower(nn.Module):
     """The whole tower."""
 
-    def __init__(self, vision: VisionSpec) -> None:
+    def __init__(self, vision: Qwen3VisionSpec) -> None:
         super().__init__()
         self.vision = vision
         self.patch_embed = PatchEmbed(vision)

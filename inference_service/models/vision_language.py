@@ -6,20 +6,21 @@ Everything is to be called under `torch.inference_mode`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from inference_service.kernels.attention import new_kv_cache
+from inference_service.models import qwen3_vl
 from inference_service.models.batch import ForwardBatch
 from inference_service.models.decoder import Decoder
 from inference_service.models.preprocess import Patchifier
-from inference_service.models.qwen3_vl import VisionTower
 from inference_service.models.spec import ModelSpec
 
 
-VISION_TOWERS = {"qwen3_vl": VisionTower}
+VISION_TOWERS: Mapping[str, type[Any]] = {"qwen3_vl": qwen3_vl.VisionTower}
 """The vision tower of each family in the registry."""
 
 
@@ -67,7 +68,7 @@ class VisionLanguageModel(nn.Module):
         """
         if self._patchify is None:
             self._patchify = Patchifier(self.spec.image_policy, self.device)
-        side = self.spec.vision.patch_size
+        side = self.spec.image_policy.patch_size
         for picture, grid in zip(pixels, grids, strict=True):
             if tuple(picture.shape) != (grid[1] * side, grid[2] * side, 3) or grid[0] != 1:
                 raise ValueError(f"pixels {tuple(picture.shape)} do not fit the grid {grid}")

@@ -120,6 +120,13 @@ def test_same_pixels_as_the_reference(policy, name):
     assert got.num_tokens == got.grid[1] * got.grid[2] // 4
 
 
+def test_a_family_may_drop_the_alpha_channel(policy):
+    data = FILES["rgba png"]
+    plain = encoded(Image.open(io.BytesIO(data)).convert("RGB"))
+    dropped = decoded(data, replace(policy, white_background=False))
+    assert dropped.pixels == decoded(plain, policy).pixels != decoded(data, policy).pixels
+
+
 def pixels_of(picture: ProcessedPicture) -> np.ndarray:
     array = np.frombuffer(picture.pixels, dtype=np.uint8)
     return array.reshape(picture.height, picture.width, 3)

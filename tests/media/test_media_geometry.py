@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 import pytest
@@ -11,7 +13,6 @@ from inference_service.domain import Detail
 from inference_service.errors import InvalidArgumentError, InvalidImageError
 from inference_service.media.geometry import (
     image_grid,
-    image_tokens,
     pixel_budget,
     processed_size,
     smart_resize,
@@ -52,9 +53,16 @@ def test_every_picture_has_tokens(policy, height, width):
     limits = {"min_pixels": policy.min_pixels, "max_pixels": policy.max_pixels}
     size = smart_resize(height, width, step=policy.pixel_step, **limits)
     grid = image_grid(*size, policy)
-    tokens = image_tokens(grid, policy.merge_size)
+    tokens = policy.tokens_of(grid)
     assert tokens * policy.pixel_step**2 == size[0] * size[1]
     assert 1 <= tokens <= policy.max_pixels // policy.pixel_step**2
+
+
+def test_a_family_may_see_all_pictures_as_squares(policy):
+    squares = replace(policy, square_side=448, num_tokens=256)
+    limits = {"min_pixels": policy.min_pixels, "max_pixels": policy.max_pixels}
+    assert processed_size(10, 9000, squares, **limits) == (448, 448)
+    assert squares.tokens_of(image_grid(448, 448, squares)) == 256
 
 
 def test_low_detail_is_a_quarter(policy):

@@ -146,7 +146,7 @@ def test_a_tensor_in_two_shards(copy):
     shutil.copy(copy / "a.safetensors", copy / "b.safetensors")
     index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(LoadError, match="in two files"):
+    with pytest.raises(LoadError, match="there twice"):
         load(copy)
 
 

@@ -45,7 +45,7 @@ class PagedForward:
         self, ids: Sequence[int], spans: Sequence[ImageSpan], pictures: Sequence[np.ndarray]
     ) -> Running:
         """Encodes the pictures of a new sequence; nothing of it is in the cache yet."""
-        positions, delta = mrope_positions(len(ids), spans, self.model.spec.vision.merge_size)
+        positions, delta = mrope_positions(len(ids), spans, self.model.spec.image_policy.merge_size)
         rows, embeddings = torch.empty(0, dtype=torch.int64), torch.empty(0)
         if pictures:
             with torch.inference_mode():

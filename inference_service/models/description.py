@@ -1,0 +1,146 @@
+"""The values that describe a model, whatever its family.
+
+Owns frozen settings. Must not know configuration files, families, torch or requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePolicy:
+    """How a family wants its pictures, from preprocessor_config.json and the family's own rules.
+
+    Attributes:
+        patch_size: Side of a vision patch in pixels.
+        merge_size: Patches per side that become one token.
+        temporal_patch_size: Frames per patch; a still picture is repeated.
+        min_pixels: Least area after resizing.
+        max_pixels: Greatest area after resizing.
+        mean: Per channel, of values in 0..1.
+        std: Per channel, of values in 0..1.
+        exif_transpose: Apply the EXIF orientation when decoding.
+        white_background: What is transparent lies on white; else the alpha channel is dropped.
+        square_side: Every picture becomes a square of this side in pixels, its shape not kept; None = areas count.
+        num_tokens: Tokens of every picture; None = its patches / merge_size^2.
+    """
+
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    exif_transpose: bool = True
+    white_background: bool = True
+    square_side: int | None = None
+    num_tokens: int | None = None
+
+    @property
+    def pixel_step(self) -> int:
+        """Sides of a processed picture are multiples of this."""
+        return self.patch_size * self.merge_size
+
+    def tokens_of(self, grid: tuple[int, int, int]) -> int:
+        """Placeholder tokens of a picture with this grid (frames, rows, columns) of patches."""
+        if self.num_tokens is not None:
+            return self.num_tokens
+        frames, rows, columns = grid
+        return frames * rows * columns // self.merge_size**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeSpec:
+    """Rotary positions on three axes (M-RoPE, arXiv 2409.12191).
+
+    Attributes:
+        theta: Base of the frequencies.
+        sections: How many of the head_dim / 2 frequencies belong to time, height and width.
+        interleaved: The axes alternate from frequency to frequency (Qwen3-VL); else they are chunks (Qwen2-VL).
+    """
+
+    theta: float
+    sections: tuple[int, int, int]
+    interleaved: bool
+
+    def frequency_axes(self) -> tuple[int, ...]:
+        """For each frequency the axis whose position turns it: 0 = time, 1 = height, 2 = width."""
+        time, height, width = self.sections
+        if not self.interleaved:
+            return (0,) * time + (1,) * height + (2,) * width
+        axes = [0] * sum(self.sections)
+        axes[1 : 3 * height : 3] = [1] * len(axes[1 : 3 * height : 3])
+        axes[2 : 3 * width : 3] = [2] * len(axes[2 : 3 * width : 3])
+        return tuple(axes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderSpec:
+    """Settings of the one decoder.
+
+    Attributes:
+        vocab_size: Rows of the token embedding.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the gated MLP.
+        num_layers: Decoder layers.
+        num_heads: Query heads.
+        num_kv_heads: Key and value heads; divides `num_heads`.
+        head_dim: Width of a head.
+        rms_norm_eps: Epsilon of every RMS norm.
+        qkv_bias: The projections to queries, keys and values have biases.
+        output_bias: The projection out of attention has one.
+        qk_norm: Queries and keys are normalised per head, before RoPE.
+        rope: Rotary positions.
+        tie_word_embeddings: The output head is the token embedding.
+        deepstack_levels: So many of the first layers add features of the pictures to their output.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    qkv_bias: bool
+    output_bias: bool
+    qk_norm: bool
+    rope: RopeSpec
+    tie_word_embeddings: bool
+    deepstack_levels: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A checkpoint.
+
+    Attributes:
+        family: Name in the registry.
+        decoder: The language model.
+        vision: The vision tower; only the modules of its family look inside.
+        image_policy: How pictures are prepared.
+        image_token_id: Placeholder of a picture token.
+        video_token_id: Placeholder of a video token; None = the family has no videos.
+        vision_start_token_id: Stands before the placeholders.
+        vision_end_token_id: Stands after them.
+        max_position_embeddings: Context window in tokens.
+        checkpoint_dtype: `float32`, `float16` or `bfloat16`.
+        eos_token_ids: Tokens that end an answer; generation_config.json wins over config.json.
+        position_rule: Name of the rule in `positions` that numbers a prompt's tokens.
+    """
+
+    family: str
+    decoder: DecoderSpec
+    vision: object
+    image_policy: ImagePolicy
+    image_token_id: int
+    video_token_id: int | None
+    vision_start_token_id: int
+    vision_end_token_id: int
+    max_position_embeddings: int
+    checkpoint_dtype: str
+    eos_token_ids: tuple[int, ...]
+    position_rule: str = "mrope"

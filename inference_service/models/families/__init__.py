@@ -1,0 +1,1 @@
+"""One torch-free module for each family of models: its configuration files, its settings, its tensor names."""
