@@ -137,7 +137,7 @@ class Completions:
                 task.cancel()
         # Rendering and tokenising a long prompt takes milliseconds: not on the loop (CVE-2025-62426).
         prompt = await asyncio.to_thread(self.model.prompts.build, request, pictures)
-        image_tokens = sum(picture.num_tokens for picture in pictures)
+        image_tokens = sum(image.num_tokens for image in prompt.images)
         return Prepared(
             prompt=prompt,
             pictures=pictures,

@@ -12,9 +12,11 @@ import time
 
 from inference_service.models.spec import ModelSpec, load_spec
 from inference_service.server.defaults import SamplingDefaults
-from inference_service.text.prompt import PromptBuilder
+from inference_service.text.prompt import ChatFormat, PromptBuilder
 from inference_service.text.template import ChatTemplate
+from inference_service.text.templated import TemplatedChat
 from inference_service.text.tokenizer import Tokenizer
+from inference_service.text.tokenizer_json import JsonTokenizer
 
 
 _REVISION_FILES = ("*.safetensors", "*.json", "*.jinja")
@@ -54,10 +56,10 @@ class ServedModel:
             OSError: A file cannot be read.
         """
         spec = load_spec(directory)
-        tokenizer = Tokenizer.from_dir(directory)
         revision = _revision(directory)
+        tokenizer, chat = _text(directory, spec)
         builder = PromptBuilder(
-            tokenizer, ChatTemplate.from_dir(directory), spec, bytes.fromhex(revision)
+            chat, placeholder=spec.image_token_id, revision=bytes.fromhex(revision)
         )
         return cls(
             names=names,
@@ -69,6 +71,12 @@ class ServedModel:
             revision=revision,
             created=int(time.time()),
         )
+
+
+def _text(directory: Path, spec: ModelSpec) -> tuple[Tokenizer, ChatFormat]:
+    tokenizer = JsonTokenizer.from_dir(directory)
+    template = ChatTemplate.from_dir(directory)
+    return tokenizer, TemplatedChat(tokenizer, template, placeholder=spec.image_token_id)
 
 
 def _revision(directory: Path) -> str:

@@ -1,6 +1,7 @@
 """Text to token ids and back.
 
-Owns tokenizer.json. Must not know messages, templates or streams.
+Owns what all tokenizers have in common: bytes of tokens, special ones, decoding. Must not know files, messages,
+templates or streams; how text becomes tokens is each kind's own (`tokenizer_json`, `tokenizer_tiktoken`).
 
 Special tokens steer the model; only the template may write them. So there are two encoders: one that reads them in
 text, and one for which their spelling is text like any other.
@@ -8,77 +9,50 @@ text, and one for which their spelling is text like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-
-import tokenizers
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 
 
-def _byte_of_character() -> dict[str, int]:
-    """The alphabet of byte-level BPE (GPT-2): printable bytes are themselves, the others follow from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    alphabet = {chr(byte): byte for byte in printable}
-    alphabet.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
-    return alphabet
-
-
-_BYTES = _byte_of_character()
-
-
-class Tokenizer:
-    """A byte-level BPE tokenizer.
+class Tokenizer(ABC):
+    """A vocabulary of byte strings.
 
     Attributes:
         vocab_size: Ids are below it. A model may have more rows than that; their ids have no text.
         special_tokens: Spelling to id of the special tokens.
         special_ids: Their ids.
+        hidden_ids: The special ids that an answer's text does not show unless asked to.
     """
 
-    def __init__(self, definition: str) -> None:
-        """Takes the text of a tokenizer.json.
+    def __init__(
+        self,
+        token_bytes: Sequence[bytes],
+        special_tokens: Mapping[str, int],
+        shown: Iterable[str] = (),
+    ) -> None:
+        """Takes the vocabulary.
 
-        Raises:
-            ValueError: It is malformed, or no byte-level BPE.
+        Args:
+            token_bytes: The bytes of each id; empty = no text.
+            special_tokens: Spelling to id.
+            shown: Special tokens that are part of an answer's text, as the tags around boxes are.
         """
-        self._all = _load(definition)
-        self._plain = _load(definition)
-        self._plain.encode_special_tokens = True  # their spelling is plain text
-        if not isinstance(self._all.decoder, tokenizers.decoders.ByteLevel):
-            raise ValueError("tokenizer.json: only byte-level BPE is supported")  # noqa: TRY004 - a file, no type
-        added = self._all.get_added_tokens_decoder()
-        self.special_tokens = {
-            token.content: token_id for token_id, token in added.items() if token.special
-        }
+        self._token_bytes = token_bytes
+        self.vocab_size = len(token_bytes)
+        self.special_tokens = dict(special_tokens)
         self.special_ids = frozenset(self.special_tokens.values())
-        vocabulary = self._all.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1
-        self._token_bytes = [b""] * self.vocab_size
-        for token, token_id in vocabulary.items():
-            is_added = token_id in added
-            self._token_bytes[token_id] = token.encode() if is_added else _bytes_of(token)
+        self.hidden_ids = self.special_ids - {self.special_tokens[token] for token in shown}
 
-    @classmethod
-    def from_dir(cls, model_dir: Path) -> Tokenizer:
-        """Reads tokenizer.json.
-
-        Raises:
-            OSError: It is missing.
-            ValueError: It is malformed, or no byte-level BPE.
-        """
-        return cls((model_dir / "tokenizer.json").read_text(encoding="utf-8"))
-
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Token ids; spellings of special tokens become these. For text that no user wrote."""
-        return list(self._all.encode(text, add_special_tokens=False).ids)
 
+    @abstractmethod
     def encode_plain(self, text: str) -> list[int]:
         """Token ids, never a special one."""
-        return list(self._plain.encode(text, add_special_tokens=False).ids)
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of tokens; bytes that are no UTF-8 are left out."""
-        skipped = self.special_ids if skip_special_tokens else frozenset()
+        skipped = self.hidden_ids if skip_special_tokens else frozenset()
         data = b"".join(self.token_bytes(i) for i in token_ids if i not in skipped)
         return data.decode("utf-8", errors="ignore")
 
@@ -89,20 +63,3 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """One token to read; bytes that are no UTF-8 by themselves show as U+FFFD."""
         return self.token_bytes(token_id).decode("utf-8", errors="replace")
-
-
-def _load(definition: str) -> tokenizers.Tokenizer:
-    try:
-        loaded = tokenizers.Tokenizer.from_str(definition)
-    except Exception as error:  # the library raises no narrower one
-        raise ValueError("tokenizer.json is malformed") from error
-    loaded.no_truncation()
-    loaded.no_padding()
-    return loaded
-
-
-def _bytes_of(token: str) -> bytes:
-    try:
-        return bytes(_BYTES[character] for character in token)
-    except KeyError:
-        return token.encode()  # what the library's decoder does with other alphabets

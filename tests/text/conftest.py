@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from inference_service.text.tokenizer import Tokenizer
+from inference_service.text.tokenizer_json import JsonTokenizer
 from tests.support.qwen_text import TEMPLATES, tokenizer_json, write_text_files
 
 
@@ -15,8 +15,8 @@ DEMO = Path("inference_service/demo/model")
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(tokenizer_json())
+def tokenizer() -> JsonTokenizer:
+    return JsonTokenizer(tokenizer_json())
 
 
 @pytest.fixture(scope="session", params=[*TEMPLATES, "demo"])

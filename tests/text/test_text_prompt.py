@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -14,6 +12,7 @@ from inference_service.errors import InternalError
 from inference_service.media.decode import ProcessedPicture
 from inference_service.text.prompt import PromptBuilder
 from inference_service.text.template import ChatTemplate
+from inference_service.text.templated import TemplatedChat
 from tests.support.qwen_text import ORDINARY, QWEN3_VL, SPECIAL, token_id
 
 
@@ -30,8 +29,8 @@ def builder(tokenizer) -> PromptBuilder:
 
 
 def build(tokenizer, *, template: str = QWEN3_VL, revision: bytes = b"r", pad: int = PAD):
-    spec = SimpleNamespace(image_token_id=pad)
-    return PromptBuilder(tokenizer, ChatTemplate(template), spec, revision)
+    chat = TemplatedChat(tokenizer, ChatTemplate(template), placeholder=pad)
+    return PromptBuilder(chat, placeholder=pad, revision=revision)
 
 
 def picture(rows: int, columns: int, digest: bytes = b"d" * 32) -> ProcessedPicture:

@@ -11,7 +11,7 @@ from inference_service.errors import ContextLengthError, InvalidArgumentError
 from inference_service.text import template as template_module
 from inference_service.text.guard import SpecialTokenGuard
 from inference_service.text.template import ChatTemplate
-from inference_service.text.tokenizer import Tokenizer
+from inference_service.text.tokenizer_json import JsonTokenizer
 from tests.support.qwen_text import QWEN3_VL, TEMPLATES, write_text_files
 
 
@@ -81,7 +81,7 @@ CONVERSATIONS = {
 
 
 def ours(directory, messages: list[ChatMessage], **options: object) -> tuple[str, list[int]]:
-    tokenizer = Tokenizer.from_dir(directory)
+    tokenizer = JsonTokenizer.from_dir(directory)
     guard = SpecialTokenGuard(tokenizer.special_tokens)
     rendered = ChatTemplate.from_dir(directory).render(messages, **options)
     ids = []

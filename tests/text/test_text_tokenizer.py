@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from inference_service.text.tokenizer import Tokenizer
+from inference_service.text.tokenizer_json import JsonTokenizer
 from tests.support.qwen_text import ORDINARY, SPECIAL, token_id, tokenizer_json, write_text_files
 
 
@@ -91,6 +91,6 @@ def test_unsuitable_files(tmp_path):
     }
     for text in ("", "{}", json.dumps(other)):
         with pytest.raises(ValueError, match=r"tokenizer\.json"):
-            Tokenizer(text)
+            JsonTokenizer(text)
     with pytest.raises(OSError, match=r"tokenizer\.json"):
-        Tokenizer.from_dir(tmp_path)
+        JsonTokenizer.from_dir(tmp_path)
