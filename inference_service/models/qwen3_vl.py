@@ -6,31 +6,24 @@ Owns its blocks and mergers. Must not know the decoder, checkpoints (`tables` na
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu
 
-from inference_service.kernels.rope import apply_rope, inverse_frequencies, mrope_cos_sin
 from inference_service.models.families.qwen3_vl import Qwen3VisionSpec
-from inference_service.models.families.qwen_config import VISION_ROPE_THETA
+from inference_service.models.vision_parts import (
+    Grid,
+    Layout,
+    PatchEmbed,
+    VisionAttention,
+    axial_rope,
+    segments_of,
+    split_pictures,
+)
 
 
 NORM_EPS = 1e-6
-
-
-class PatchEmbed(nn.Module):
-    """A convolution whose stride is its kernel: a linear map of each patch."""
-
-    def __init__(self, vision: Qwen3VisionSpec) -> None:
-        super().__init__()
-        self.proj = nn.Linear(vision.patch_values, vision.hidden_size)
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """[N, patch_values] -> [N, hidden]."""
-        projected: torch.Tensor = self.proj(patches)
-        return projected
 
 
 class PositionTable(nn.Module):
@@ -66,37 +59,6 @@ class PositionTable(nn.Module):
         return entry, (entry + 1).clamp(max=self._side - 1), place - lower
 
 
-class VisionAttention(nn.Module):
-    """Self-attention within each picture."""
-
-    def __init__(self, vision: Qwen3VisionSpec) -> None:
-        super().__init__()
-        self._heads = (3, vision.num_heads, vision.head_dim)
-        self.qkv = nn.Linear(vision.hidden_size, 3 * vision.hidden_size)
-        self.proj = nn.Linear(vision.hidden_size, vision.hidden_size)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        groups: Sequence[tuple[int, int]],
-    ) -> torch.Tensor:
-        """[N, hidden] -> [N, hidden]; groups: (number of pictures, patches of each), in the order of the rows."""
-        q, k, v = self.qkv(x).view(-1, *self._heads).unbind(1)
-        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        out = torch.empty_like(q)
-        start = 0
-        for pictures, patches in groups:
-            rows = slice(start, start + pictures * patches)
-            shape = (pictures, patches, *q.shape[1:])
-            queries, keys, values = (t[rows].reshape(shape).transpose(1, 2) for t in (q, k, v))
-            attended = scaled_dot_product_attention(queries, keys, values)
-            out[rows] = attended.transpose(1, 2).flatten(0, 1)
-            start = rows.stop
-        projected: torch.Tensor = self.proj(out.flatten(1))
-        return projected
-
-
 class VisionMLP(nn.Module):
     """Two linear maps with the tanh form of GELU between."""
 
@@ -125,10 +87,10 @@ class Block(nn.Module):
         self,
         x: torch.Tensor,
         rope: tuple[torch.Tensor, torch.Tensor],
-        groups: Sequence[tuple[int, int]],
+        segments: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        """[N, hidden] -> [N, hidden]."""
-        x = x + self.attn(self.norm1(x), rope, groups)
+        """[N, hidden] -> [N, hidden]; only patches of one segment see each other."""
+        x = x + self.attn(self.norm1(x), rope, segments)
         out: torch.Tensor = x + self.mlp(self.norm2(x))
         return out
 
@@ -157,7 +119,7 @@ class VisionTower(nn.Module):
     def __init__(self, vision: Qwen3VisionSpec) -> None:
         super().__init__()
         self.vision = vision
-        self.patch_embed = PatchEmbed(vision)
+        self.patch_embed = PatchEmbed(vision, bias=True)
         self.pos_embed = PositionTable(vision)
         self.blocks = nn.ModuleList(Block(vision) for _ in range(vision.num_layers))
         self.merger = Merger(vision, norm_after_merging=False)
@@ -165,52 +127,36 @@ class VisionTower(nn.Module):
             Merger(vision, norm_after_merging=True) for _ in vision.deepstack_layers
         )
 
-    def forward(
-        self, patches: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
-    ) -> list[torch.Tensor]:
-        """Encodes pictures, packed into one batch; pictures of equal size share their attention call.
+    def forward(self, patches: Sequence[torch.Tensor], grids: Sequence[Grid]) -> list[torch.Tensor]:
+        """Encodes pictures and videos, packed into one batch.
 
         Args:
             patches: For each picture [n, patch_values], in the order of `preprocess`.
-            grids: For each picture (1, rows, columns) in patches.
+            grids: For each picture (frames, rows, columns) in patches.
 
         Returns:
             For each picture [n / merge_size^2, output_size * (1 + D)]: the token, then D deepstack features;
             each has its own memory.
         """
-        order = sorted(range(len(grids)), key=lambda i: len(patches[i]))
-        lengths = [len(patches[i]) for i in order]
-        groups = [(len(list(equal)), length) for length, equal in groupby(lengths)]
-        places = [self._patch_places(grids[i][1], grids[i][2]) for i in order]
-        x = self.patch_embed(
-            torch.cat([patches[i] for i in order]).to(self.patch_embed.proj.weight.dtype)
-        )
-        learned = [
-            self.pos_embed(*place, *grids[i][1:]) for place, i in zip(places, order, strict=True)
-        ]
-        x = x + torch.cat(learned).to(x.dtype)
-        rope = self._rope(torch.cat(places, dim=1))
+        layout = Layout.of(grids, self.vision.merge_size)
+        x = self.patch_embed(torch.cat(list(patches)))
+        places = layout.places.to(x.device)
+        x = x + self._learned_positions(places, grids).to(x.dtype)
+        rope = axial_rope(places, self.vision.head_dim)
+        segments = segments_of(layout.frames, x.device)
         features: list[torch.Tensor] = []
         for i, block in enumerate(self.blocks):
-            x = block(x, rope, groups)
+            x = block(x, rope, segments)
             if i in self.vision.deepstack_layers:
                 features.append(self.deepstack_merger_list[len(features)](x))
         merged = torch.cat([self.merger(x), *features], dim=1)
-        parts = torch.split(merged, [length // self.vision.merge_size**2 for length in lengths])
-        tokens = dict(zip(order, parts, strict=True))
-        # Copies: a view would keep the features of the whole step alive as long as one picture is cached.
-        return [tokens[i].clone() for i in range(len(grids))]
+        return split_pictures(merged, grids, self.vision.merge_size)
 
-    def _patch_places(self, rows: int, columns: int) -> torch.Tensor:
-        """[2, rows * columns]: row and column of each patch, in the order in which patches come."""
-        merge = self.vision.merge_size
-        device = self.pos_embed.weight.device
-        index = torch.arange(rows * columns, device=device)
-        blocks = index.view(rows // merge, merge, columns // merge, merge).transpose(1, 2).flatten()
-        return torch.stack((blocks // columns, blocks % columns))
-
-    def _rope(self, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Angles of row and column: [N, head_dim / 2] each, the first half by row, the second by column."""
-        half = inverse_frequencies(self.vision.head_dim // 2, VISION_ROPE_THETA, places.device)
-        axes = torch.arange(2, device=places.device).repeat_interleave(len(half))
-        return mrope_cos_sin(places, half.repeat(2), axes)
+    def _learned_positions(self, places: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
+        """[N, hidden]; every frame of a video has the same."""
+        lengths = [frames * rows * columns for frames, rows, columns in grids]
+        parts = torch.split(places, lengths, dim=1)
+        learned = [
+            self.pos_embed(*part, *grid[1:]) for part, grid in zip(parts, grids, strict=True)
+        ]
+        return torch.cat(learned)

@@ -13,14 +13,18 @@ import torch
 from torch import nn
 
 from inference_service.kernels.attention import new_kv_cache
-from inference_service.models import qwen3_vl
+from inference_service.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from inference_service.models.batch import ForwardBatch
 from inference_service.models.decoder import Decoder
 from inference_service.models.preprocess import Patchifier
 from inference_service.models.spec import ModelSpec
 
 
-VISION_TOWERS: Mapping[str, type[Any]] = {"qwen3_vl": qwen3_vl.VisionTower}
+VISION_TOWERS: Mapping[str, type[Any]] = {
+    "qwen2_vl": qwen2_vl.VisionTower,
+    "qwen2_5_vl": qwen2_5_vl.VisionTower,
+    "qwen3_vl": qwen3_vl.VisionTower,
+}
 """The vision tower of each family in the registry."""
 
 

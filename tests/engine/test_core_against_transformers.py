@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,27 @@ from inference_service.engine.blocks import BlockManager
 from inference_service.engine.core import EngineCore
 from inference_service.engine.runner import ModelRunner
 from tests.support.conversations import Conversation, ask, conversation, generate
-from tests.support.tiny_qwen3_vl import picture
+from tests.support.tiny_qwen3_vl import build_checkpoint, picture, reference_model
+
+
+# With these seeds no greedy choice of the prompts is a near tie; see `generate`.
+SEEDS = {"qwen2_vl": 5, "qwen2_5_vl": 1, "qwen3_vl": 4}
+
+
+@pytest.fixture(scope="module", params=SEEDS)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp(request.param)
+    return build_checkpoint(directory, family=request.param, seed=SEEDS[request.param])
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path):
+    return reference_model(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def expected(reference, prompts: list[Conversation]) -> list[list[int]]:
+    return [generate(reference, prompt) for prompt in prompts]
 
 
 def test_the_prompts_tell_apart(prompts, expected) -> None:

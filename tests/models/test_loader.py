@@ -37,6 +37,33 @@ def rewrite(directory, change):
     save_file(tensors, directory / "model.safetensors")
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_names_of_today_and_as_published(family, tmp_path):
+    """transformers writes these families under their first names; its modules have had others since 4.52."""
+    build_checkpoint(tmp_path, family=family)
+    before = dict(load(tmp_path).named_parameters())
+    names = set()
+
+    def rename(tensors):
+        for name in list(tensors):
+            names.add(name.split(".")[0])
+            new = name.replace("model.", "model.language_model.") if name[0] == "m" else name
+            new = f"model.{name}" if name.startswith("visual.") else new
+            tensors[new] = tensors.pop(name)
+
+    rewrite(tmp_path, rename)
+    assert names == {"visual", "model", "lm_head"}
+    after = dict(load(tmp_path).named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_one_tensor_under_both_names(tmp_path):
+    build_checkpoint(tmp_path, family="qwen2_vl")
+    rewrite(tmp_path, lambda t: t.update({f"model.{n}": t[n].clone() for n in t if n[0] == "v"}))
+    with pytest.raises(LoadError, match="under two names"):
+        load(tmp_path)
+
+
 def test_fused_weights_hold_their_parts(checkpoint):
     stored = load_file(checkpoint / "model.safetensors")
     layer = load(checkpoint).decoder.layers[2]

@@ -1,4 +1,4 @@
-"""A tiny Qwen3-VL checkpoint in which every tensor is random, and transformers' own model of it as the oracle.
+"""Tiny checkpoints of each family in which every tensor is random, and transformers' own models as the oracle.
 
 Weights are scaled so that logits have a standard deviation above 1 and every tensor matters: an error anywhere
 shows in the logits.
@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from inference_service.engine.types import ImageSpan
 
@@ -23,49 +33,51 @@ PATCH, MERGE = 8, 2
 STEP = PATCH * MERGE
 
 
+MODELS = {
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+    "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration),
+}
+FAMILIES = tuple(MODELS)
+
+
 def build_checkpoint(
     directory: Path,
     *,
+    family: str = "qwen3_vl",
     tied: bool = False,
-    attention_bias: bool = False,
-    deepstack: Sequence[int] = (0, 2),
     seed: int = 1,
     max_shard_size: str = "1GB",
     max_position_embeddings: int = 4096,
+    **settings: Any,
 ) -> Path:
-    """Writes a checkpoint as transformers does, float32; returns the directory."""
-    config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": VOCAB_SIZE,
-            "hidden_size": 64,
-            "intermediate_size": 112,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "attention_bias": attention_bias,
-            "max_position_embeddings": max_position_embeddings,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 100.0,  # small: every frequency turns within a short prompt
-                "mrope_section": [4, 2, 2],
-                "mrope_interleaved": True,
-            },
-            "eos_token_id": EOS_TOKENS[0],
-            "tie_word_embeddings": tied,
-        },
-        vision_config={
-            "depth": 3,
-            "hidden_size": 48,
-            "intermediate_size": 80,
-            "num_heads": 3,
-            "patch_size": PATCH,
-            "spatial_merge_size": MERGE,
-            "temporal_patch_size": 2,
-            "out_hidden_size": 64,
-            "num_position_embeddings": 25,
-            "deepstack_visual_indexes": list(deepstack),
-        },
+    """Writes a checkpoint as transformers does, float32; returns the directory.
+
+    Settings of Qwen3-VL: `attention_bias`, `deepstack`.
+    """
+    text, vision = _family_settings(family, **settings)
+    text |= {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 112,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": max_position_embeddings,
+        "eos_token_id": EOS_TOKENS[0],
+        "tie_word_embeddings": tied,
+    }
+    vision |= {
+        "depth": 3,
+        "num_heads": 3,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+        "temporal_patch_size": 2,
+    }
+    config_class, model_class = MODELS[family]
+    config = config_class(
+        text_config=text,
+        vision_config=vision,
         image_token_id=IMAGE_TOKEN,
         video_token_id=VIDEO_TOKEN,
         vision_start_token_id=VISION_START,
@@ -73,12 +85,36 @@ def build_checkpoint(
         tie_word_embeddings=tied,
         dtype="float32",
     )
-    model = Qwen3VLForConditionalGeneration(config)
+    model = model_class(config)
     randomise(model, seed)
     model.generation_config.eos_token_id = list(EOS_TOKENS)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
     image_processor().save_pretrained(directory)
     return directory
+
+
+def _family_settings(
+    family: str, *, attention_bias: bool = False, deepstack: Sequence[int] = (0, 2)
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What distinguishes the families: settings of the language model, and of the tower."""
+    rope: dict[str, Any] = {
+        "rope_type": "default",
+        "rope_theta": 100.0,  # small: every frequency turns within a short prompt
+        "mrope_section": [4, 2, 2],
+    }
+    text: dict[str, Any] = {"rope_parameters": rope}
+    if family == "qwen2_vl":
+        return text, {"embed_dim": 48, "mlp_ratio": 2, "hidden_size": 64}
+    vision: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 80, "out_hidden_size": 64}
+    if family == "qwen2_5_vl":
+        # Windows of 3 x 3 tokens: the side is no multiple of a token's.
+        return text, vision | {"window_size": 3 * STEP + PATCH, "fullatt_block_indexes": [1]}
+    rope["mrope_interleaved"] = True
+    text |= {"head_dim": 16, "attention_bias": attention_bias}
+    return text, vision | {
+        "num_position_embeddings": 25,
+        "deepstack_visual_indexes": list(deepstack),
+    }
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
@@ -109,9 +145,9 @@ def image_processor() -> Qwen2VLImageProcessorPil:
     )
 
 
-def reference_model(directory: Path) -> Qwen3VLForConditionalGeneration:
+def reference_model(directory: Path) -> torch.nn.Module:
     """transformers' model of the checkpoint, float32."""
-    return Qwen3VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+    return AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 def picture(rows: int, columns: int, seed: int) -> np.ndarray:
@@ -156,7 +192,7 @@ def prompt(
 
 
 def reference_logits(
-    model: Qwen3VLForConditionalGeneration, ids: Sequence[int], pictures: Sequence[np.ndarray]
+    model: torch.nn.Module, ids: Sequence[int], pictures: Sequence[np.ndarray]
 ) -> torch.Tensor:
     """[T, vocab] of one sequence; pictures must need no resizing."""
     token_ids = torch.tensor([list(ids)])

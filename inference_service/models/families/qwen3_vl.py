@@ -13,13 +13,14 @@ from pathlib import Path
 from inference_service.models.config_file import Section, SpecError
 from inference_service.models.description import ModelSpec
 from inference_service.models.families.qwen_config import (
-    VISION_ROPE_THETA,
     QwenVisionSpec,
+    expect_usual_input,
     read_decoder,
     read_model,
 )
 from inference_service.models.families.qwen_tensors import (
     language_entries,
+    patch_embed_entry,
     vision_entry,
     with_bias,
 )
@@ -60,10 +61,7 @@ def _read(model_dir: Path, config: Section) -> ModelSpec:
 
 def _read_vision(section: Section) -> Qwen3VisionSpec:
     section.expect("hidden_act", "gelu_pytorch_tanh")
-    section.expect("in_channels", 3)
-    if "rope_parameters" in section:  # written since transformers 5; never told before
-        section.section("rope_parameters").expect("rope_type", "axial")
-        section.section("rope_parameters").expect("rope_theta", VISION_ROPE_THETA)
+    expect_usual_input(section)
     num_positions = section.integer("num_position_embeddings")
     vision = Qwen3VisionSpec(
         hidden_size=section.integer("hidden_size"),
@@ -87,13 +85,7 @@ def _read_vision(section: Section) -> Qwen3VisionSpec:
 
 
 def _vision_entries(vision: Qwen3VisionSpec) -> Iterator[TensorEntry]:
-    width, inner, side = vision.hidden_size, vision.intermediate_size, vision.patch_size
-    patch = (vision.in_channels, vision.temporal_patch_size, side, side)
-    stem: dict[str, tuple[int, ...]] = {
-        "patch_embed.proj.weight": (width, *patch),
-        "patch_embed.proj.bias": (width,),
-        "pos_embed.weight": (vision.position_table_side**2, width),
-    }
+    width, inner = vision.hidden_size, vision.intermediate_size
     block = {
         "norm1": (width,),
         "attn.qkv": (3 * width, width),
@@ -102,11 +94,12 @@ def _vision_entries(vision: Qwen3VisionSpec) -> Iterator[TensorEntry]:
         "mlp.linear_fc1": (inner, width),
         "mlp.linear_fc2": (width, inner),
     }
-    for name, shape in stem.items():
-        yield vision_entry(name, shape, "vision")
+    yield patch_embed_entry(vision)
+    yield vision_entry("patch_embed.proj.bias", (width,))
+    yield vision_entry("pos_embed.weight", (vision.position_table_side**2, width))
     for i in range(vision.num_layers):
         for name, shape in block.items():
-            yield from with_bias(f"blocks.{i}.{name}", shape, "vision")
+            yield from with_bias(f"blocks.{i}.{name}", shape)
     yield from _merger_entries("merger", vision, norm_size=width)
     for i in range(len(vision.deepstack_layers)):
         yield from _merger_entries(

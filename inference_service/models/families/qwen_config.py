@@ -64,6 +64,15 @@ def text_section(config: Section) -> Section:
     return config.section("text_config") if "text_config" in config else config
 
 
+def expect_usual_input(section: Section) -> None:
+    """Refuses a vision tower that is not for RGB or turns its positions otherwise."""
+    section.expect("in_channels", 3)
+    section.expect("in_chans", 3)  # the same as published with Qwen2-VL and Qwen2.5-VL
+    if "rope_parameters" in section:  # written since transformers 5; never told before
+        section.section("rope_parameters").expect("rope_type", "axial")
+        section.section("rope_parameters").expect("rope_theta", VISION_ROPE_THETA)
+
+
 def read_model(
     model_dir: Path, config: Section, *, family: str, decoder: DecoderSpec, vision: QwenVisionSpec
 ) -> ModelSpec:
@@ -131,6 +140,18 @@ def read_decoder(
         rope=_read_rope(text, head_dim, interleaved=mrope_interleaved),
         tie_word_embeddings=config.flag("tie_word_embeddings", default=False),
         deepstack_levels=deepstack_levels,
+    )
+
+
+def read_qwen2_decoder(config: Section) -> DecoderSpec:
+    """The language model of Qwen2-VL and Qwen2.5-VL.
+
+    Raises:
+        SpecError: A setting is missing, makes no sense or is not supported.
+    """
+    text_section(config).expect("use_sliding_window", wanted=False)
+    return read_decoder(
+        config, qkv_bias=True, output_bias=False, qk_norm=False, mrope_interleaved=False
     )
 
 

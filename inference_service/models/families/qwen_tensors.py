@@ -8,18 +8,58 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inference_service.models.description import DecoderSpec
+from inference_service.models.families.qwen_config import QwenVisionSpec
 from inference_service.models.family import EMBEDDING, LM_HEAD, TensorEntry
 
 
-def with_bias(name: str, shape: tuple[int, ...], part: str) -> Iterator[TensorEntry]:
+def current_name(name: str) -> str:
+    """The name of today for one in a checkpoint of Qwen2-VL or Qwen2.5-VL as published, or the name itself."""
+    if name.startswith("visual."):
+        return f"model.{name}"
+    if name.startswith("model.") and not name.startswith(
+        ("model.visual.", "model.language_model.")
+    ):
+        return f"model.language_model.{name.removeprefix('model.')}"
+    return name
+
+
+def vision_entry(
+    name: str,
+    shape: tuple[int, ...],
+    part: str = "vision",
+    *,
+    ours: str | None = None,
+    row: int = 0,
+) -> TensorEntry:
+    """A tensor of the vision tower; `ours` where our parameter has another name."""
+    return TensorEntry(f"model.visual.{name}", shape, f"visual.{ours or name}", part, row)
+
+
+def with_bias(
+    name: str,
+    shape: tuple[int, ...],
+    part: str = "vision",
+    *,
+    ours: str | None = None,
+    row: int = 0,
+) -> Iterator[TensorEntry]:
     """A weight of the vision tower and its bias, as long as the weight has rows."""
-    yield vision_entry(f"{name}.weight", shape, part)
-    yield vision_entry(f"{name}.bias", shape[:1], part)
+    ours = ours or name
+    yield vision_entry(f"{name}.weight", shape, part, ours=f"{ours}.weight", row=row)
+    yield vision_entry(f"{name}.bias", shape[:1], part, ours=f"{ours}.bias", row=row)
 
 
-def vision_entry(name: str, shape: tuple[int, ...], part: str) -> TensorEntry:
-    """A tensor of the vision tower that has the same name in ours."""
-    return TensorEntry(f"model.visual.{name}", shape, f"visual.{name}", part)
+def patch_embed_entry(vision: QwenVisionSpec) -> TensorEntry:
+    """The convolution that makes a vector of each patch."""
+    patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    return vision_entry("patch_embed.proj.weight", (vision.hidden_size, *patch))
+
+
+def merger_entries(vision: QwenVisionSpec) -> Iterator[TensorEntry]:
+    """The linear maps of the merger in Qwen2-VL and Qwen2.5-VL."""
+    merged = vision.merged_size
+    yield from with_bias("merger.mlp.0", (merged, merged), "adapter", ours="merger.fc1")
+    yield from with_bias("merger.mlp.2", (vision.output_size, merged), "adapter", ours="merger.fc2")
 
 
 def language_entries(decoder: DecoderSpec) -> Iterator[TensorEntry]:

@@ -8,6 +8,7 @@ import torch
 from inference_service.models.loader import load_model
 from tests.support.paged_forward import PagedForward
 from tests.support.tiny_qwen3_vl import (
+    FAMILIES,
     build_checkpoint,
     picture,
     prompt,
@@ -29,6 +30,16 @@ LAYOUTS = {
     "beyond the position table": [2, picture(9, 8, 12), 4],
     "a strip": [1, picture(1, 24, 13), 1],
 }
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request, tmp_path_factory):
+    return build_checkpoint(tmp_path_factory.mktemp(request.param), family=request.param)
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint):
+    return reference_model(checkpoint)
 
 
 def pictures_of(layout):
@@ -54,6 +65,8 @@ def test_logits_equal_transformers(name, model, reference):
         {"deepstack": (1,)},
         {"deepstack": ()},
         {"max_shard_size": "200KB", "tied": True},
+        {"family": "qwen2_vl", "tied": True},
+        {"family": "qwen2_5_vl", "tied": True},
     ],
     ids=str,
 )
@@ -123,7 +136,8 @@ def test_pictures_of_one_step_do_not_see_each_other(model):
         together = model.encode_images([torch.from_numpy(p) for p in many], grids)
         for p, grid, tokens in zip(many, grids, together, strict=True):
             (alone,) = model.encode_images([torch.from_numpy(p)], [grid])
-            assert tokens.shape == (grid[1] * grid[2] // 4, 64 * 3)
+            levels = 1 + model.spec.decoder.deepstack_levels
+            assert tokens.shape == (grid[1] * grid[2] // 4, 64 * levels)
             torch.testing.assert_close(tokens, alone, atol=1e-5, rtol=0)
             # Cached alone, a picture must not keep the others of its step in memory.
             assert tokens.untyped_storage().nbytes() == tokens.nbytes

@@ -1,0 +1,113 @@
+"""The vision tower of Qwen2-VL: patches of several pictures in, picture tokens out.
+
+Owns its blocks and merger. Must not know the decoder, checkpoints (the family's table names the parameters) or
+requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import gelu
+
+from inference_service.models.families.qwen_config import QwenVisionSpec
+from inference_service.models.vision_parts import (
+    Grid,
+    Layout,
+    PatchEmbed,
+    VisionAttention,
+    axial_rope,
+    segments_of,
+    split_pictures,
+)
+
+
+NORM_EPS = 1e-6
+
+
+def quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    """GELU by a sigmoid, as OpenAI's CLIP has it."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+class VisionMLP(nn.Module):
+    """Two linear maps with the quick form of GELU between."""
+
+    def __init__(self, vision: QwenVisionSpec) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(vision.hidden_size, vision.intermediate_size)
+        self.fc2 = nn.Linear(vision.intermediate_size, vision.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, hidden] -> [N, hidden]."""
+        out: torch.Tensor = self.fc2(quick_gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a layer norm."""
+
+    def __init__(self, vision: QwenVisionSpec) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(vision.hidden_size, eps=NORM_EPS)
+        self.attn = VisionAttention(vision)
+        self.norm2 = nn.LayerNorm(vision.hidden_size, eps=NORM_EPS)
+        self.mlp = VisionMLP(vision)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor],
+        segments: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """[N, hidden] -> [N, hidden]; only patches of one segment see each other."""
+        x = x + self.attn(self.norm1(x), rope, segments)
+        out: torch.Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class Merger(nn.Module):
+    """Makes one token of merge_size x merge_size patches."""
+
+    def __init__(self, vision: QwenVisionSpec) -> None:
+        super().__init__()
+        self._merged_size = vision.merged_size
+        self.norm = nn.LayerNorm(vision.hidden_size, eps=NORM_EPS)
+        self.fc1 = nn.Linear(vision.merged_size, vision.merged_size)
+        self.fc2 = nn.Linear(vision.merged_size, vision.output_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, hidden] -> [N / merge_size^2, output_size]."""
+        out: torch.Tensor = self.fc2(gelu(self.fc1(self.norm(x).view(-1, self._merged_size))))
+        return out
+
+
+class VisionTower(nn.Module):
+    """The whole tower."""
+
+    def __init__(self, vision: QwenVisionSpec) -> None:
+        super().__init__()
+        self.vision = vision
+        self.patch_embed = PatchEmbed(vision, bias=False)
+        self.blocks = nn.ModuleList(Block(vision) for _ in range(vision.num_layers))
+        self.merger = Merger(vision)
+
+    def forward(self, patches: Sequence[torch.Tensor], grids: Sequence[Grid]) -> list[torch.Tensor]:
+        """Encodes pictures and videos, packed into one batch.
+
+        Args:
+            patches: For each picture [n, patch_values], in the order of `preprocess`.
+            grids: For each picture (frames, rows, columns) in patches.
+
+        Returns:
+            For each picture [n / merge_size^2, output_size], in memory of its own.
+        """
+        layout = Layout.of(grids, self.vision.merge_size)
+        x = self.patch_embed(torch.cat(list(patches)))
+        rope = axial_rope(layout.places.to(x.device), self.vision.head_dim)
+        segments = segments_of(layout.frames, x.device)
+        for block in self.blocks:
+            x = block(x, rope, segments)
+        return split_pictures(self.merger(x), grids, self.vision.merge_size)
