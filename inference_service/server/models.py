@@ -20,7 +20,11 @@ from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 
 
-_CONVENTIONS = {"qwen3_vl": model_pb.COORDINATE_CONVENTION_PER_MILLE}
+_CONVENTIONS = {
+    "qwen2_vl": model_pb.COORDINATE_CONVENTION_PER_MILLE,
+    "qwen2_5_vl": model_pb.COORDINATE_CONVENTION_PROCESSED_PIXELS,
+    "qwen3_vl": model_pb.COORDINATE_CONVENTION_PER_MILLE,
+}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
