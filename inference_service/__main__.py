@@ -40,7 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         raise SystemExit(f"invalid settings:\n  {error}") from None
     try:
-        resolved = resolve_model(settings.model, settings.served_model_name)
+        resolved = resolve_model(
+            settings.model,
+            settings.served_model_name,
+            hub=settings.hub,
+            revision=settings.revision,
+        )
         model = ServedModel.load(resolved.directory, resolved.served_names)
     except (ModelNotFound, ValueError, OSError) as error:
         raise SystemExit(f"cannot serve this model: {error}") from None

@@ -8,22 +8,27 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from inference_service.commands import check, serve
+from inference_service.commands import check, download, serve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
+    flags = vars(build_parser().parse_args(argv))
+    del flags["command"]
+    status: int = flags.pop("run")(flags)
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; what it parses has the command's function as `run`."""
     parser = argparse.ArgumentParser(
         prog="qwenvl",
         description="Vision-language models of the Qwen-VL family: fetch, check, serve, ask.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (serve, check):
+    for command in (serve, download, check):
         command.add_parser(commands)
-    flags = vars(parser.parse_args(argv))
-    del flags["command"]
-    status: int = flags.pop("run")(flags)
-    return status
+    return parser
 
 
 if __name__ == "__main__":

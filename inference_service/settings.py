@@ -19,7 +19,15 @@ Seconds = Annotated[float, Field(gt=0)]
 class ServiceSettings(FlagSettings):
     """Settings of `inference-service`."""
 
-    model: str | None = Field(None, description="model directory, or absent for the demo model")
+    model: str | None = Field(
+        None, description="model directory or hub id, or absent for the demo model"
+    )
+    hub: Literal["modelscope", "huggingface"] = Field(
+        "modelscope", description="where hub ids are looked up"
+    )
+    revision: str | None = Field(
+        None, description="branch, tag or commit of the hub's repository; none = its default"
+    )
     served_model_name: tuple[str, ...] = Field(
         (),
         description="names the model answers to, the first is canonical; demo: qwen-vl-demo qwen-vl",

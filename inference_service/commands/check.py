@@ -9,12 +9,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 import os
+from pathlib import Path
 import re
 import sys
 
 from inference_service.commands.devices import Device, find_device
 from inference_service.commands.report import UNITS, report
-from inference_service.hub import ModelNotFound, resolve_model
+from inference_service.hub import (
+    ModelNotFound,
+    fetch_configuration,
+    is_hub_id,
+    resolve_model,
+)
 from inference_service.models.spec import load_spec
 from inference_service.settings import ServiceSettings
 
@@ -22,6 +28,8 @@ from inference_service.settings import ServiceSettings
 FITS, DOES_NOT_FIT, USAGE = 0, 1, 2
 
 _SETTINGS = {
+    "hub",
+    "revision",
     "dtype",
     "device",
     "max_model_len",
@@ -39,7 +47,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Tell a model's family, parts and memory need from its configuration, and whether it fits the "
         "device. Exit status: 0 = it fits, 1 = it does not, 2 = wrong usage.",
     )
-    parser.add_argument("model", nargs="?", help="model directory; absent = the demo model")
+    parser.add_argument(
+        "model", nargs="?", help="model directory or hub id; absent = the demo model"
+    )
     parser.add_argument(
         "--gpu-memory",
         type=parse_size,
@@ -69,8 +79,7 @@ def run(flags: Mapping[str, object]) -> int:
     except SystemExit as error:
         return _usage(str(error))
     try:
-        resolved = resolve_model(settings.model)
-        spec = load_spec(resolved.directory)
+        spec = load_spec(_directory(settings))
     except (ModelNotFound, ValueError, OSError) as error:
         return _usage(f"cannot check this model: {error}")
     window = spec.max_position_embeddings
@@ -82,6 +91,17 @@ def run(flags: Mapping[str, object]) -> int:
     judged = report(spec, device, settings)
     print(*judged.lines, sep="\n")
     return FITS if judged.fits else DOES_NOT_FIT
+
+
+def _directory(settings: ServiceSettings) -> Path:
+    """The model's directory; of a model that was not fetched yet, one with its configuration only."""
+    model, hub, revision = settings.model, settings.hub, settings.revision
+    try:
+        return resolve_model(model, hub=hub, revision=revision).directory
+    except ModelNotFound:
+        if model is None or not is_hub_id(model):
+            raise
+        return fetch_configuration(model, hub=hub, revision=revision)
 
 
 def _device(gpu_memory: object, settings: ServiceSettings) -> Device | None:

@@ -11,14 +11,19 @@ from collections.abc import Mapping
 import ctypes
 import http.client
 import os
+from pathlib import Path
 import signal
 import subprocess
 import sys
 import time
 from types import FrameType
 
-from inference_service.hub import ModelNotFound, resolve_model
+from inference_service.commands.devices import find_device
+from inference_service.commands.report import report
+from inference_service.hub import ModelNotFound, fetch_model, is_hub_id, resolve_model
+from inference_service.models.spec import ModelSpec, load_spec
 from inference_service.settings import ServiceSettings
+from inference_service.snapshot import SnapshotError, verify_weights
 from qwenvl.flags import ENV_PREFIX
 
 
@@ -36,7 +41,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Serve a model over gRPC and OpenAI REST. Settings of the REST door that have no flag here "
         "are read from QWENVL_* (see `rest-adapter --help`).",
     )
-    parser.add_argument("model", nargs="?", help="model directory; absent = the demo model")
+    parser.add_argument(
+        "model", nargs="?", help="model directory or hub id; absent = the demo model"
+    )
     parser.add_argument(
         "--http-address", help=f"address of the REST door (default: {_DEFAULT_HTTP_ADDRESS})"
     )
@@ -49,15 +56,35 @@ def run(flags: Mapping[str, object]) -> int:
     explicit = {name: value for name, value in flags.items() if value is not None}
     settings = ServiceSettings.load(explicit, os.environ)
     try:
-        resolve_model(settings.model, settings.served_model_name)
-    except ModelNotFound as error:
-        raise SystemExit(str(error)) from None
+        directory = _directory(settings)
+        verify_weights(directory)
+        _tell(load_spec(directory), settings)
+    except (ModelNotFound, SnapshotError, ValueError, OSError) as error:
+        raise SystemExit(f"cannot serve this model: {error}") from None
     environment = dict(os.environ) | {
         ENV_PREFIX + name.upper(): _as_text(value) for name, value in explicit.items()
     }
     http_address = environment.setdefault(ENV_PREFIX + "HTTP_ADDRESS", _DEFAULT_HTTP_ADDRESS)
     environment.setdefault(ENV_PREFIX + "GRPC_TARGET", _dial_target(settings.grpc_address))
     return _Pair(environment, http_address, settings.drain_timeout_s).run()
+
+
+def _directory(settings: ServiceSettings) -> Path:
+    """The model's directory; a hub id that is not on this machine is fetched before any door opens."""
+    model, hub, revision = settings.model, settings.hub, settings.revision
+    try:
+        return resolve_model(model, hub=hub, revision=revision).directory
+    except ModelNotFound:
+        if model is None or not is_hub_id(model):
+            raise
+        return fetch_model(model, hub=hub, revision=revision)
+
+
+def _tell(spec: ModelSpec, settings: ServiceSettings) -> None:
+    """Says what `qwenvl check` says; the engine, which measures, has the last word on what fits."""
+    device = find_device(settings.device, os.environ)
+    if device is not None:
+        print(*report(spec, device, settings).lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def _as_text(value: object) -> str:

@@ -22,7 +22,6 @@ def qwenvl(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "says"),
     [
         (["serve", "/no/such/model"], "neither a directory nor a hub id"),
-        (["serve", "Qwen/Qwen3-VL-4B-Instruct"], "modelscope download"),
         (["serve", "--max-num-seqs", "none"], "--max-num-seqs"),
         (["fly"], "invalid choice"),
         ([], "required"),

@@ -26,9 +26,14 @@ def test_a_directory_is_served_under_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-VL-4B-Instruct", "qwen/Qwen-VL-Chat"])
-def test_a_hub_id_tells_how_to_get_it(name: str) -> None:
-    with pytest.raises(ModelNotFound, match=f"modelscope download {name}"):
-        resolve_model(name)
+@pytest.mark.parametrize("hub", ["modelscope", "huggingface"])
+def test_a_hub_id_tells_how_to_get_it(
+    name: str, hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelNotFound, match=f"qwenvl download {name}"):
+        resolve_model(name, hub=hub)
 
 
 def test_nonsense_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""Which files of a repository a model consists of, and whether a directory holds them whole.
+
+Owns the choice of files, the checks of sizes, hashes and indexes, and the note that they were made. Must not know hubs
+or the network.
+
+Only data is ever wanted: JSON, text, vocabularies, safetensors. Python files are neither fetched nor run, whatever
+`auto_map` in a configuration says. `.bin` shards are pickles: they are wanted only of the families in
+`PICKLED_FAMILIES`, which were released in no other form, and are read with `weights_only`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+import hashlib
+import json
+from pathlib import Path
+import re
+import struct
+
+
+PICKLED_FAMILIES = frozenset({"qwen_vl"})
+
+_NOTE = ".qwenvl-verified"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
+_CONFIGURATION = (".json", ".jinja", ".tiktoken", ".txt", ".model")
+_MAX_HEADER_BYTES = 100 * 2**20  # what the safetensors library itself permits
+
+
+class SnapshotError(Exception):
+    """A directory is not the whole model; the message names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file as a hub lists it: size in bytes (None = not told) and SHA-256 in hexadecimal digits (None = not told)."""
+
+    size: int | None
+    sha256: str | None
+
+
+def configuration_files(names: Iterable[str]) -> list[str]:
+    """Everything that is no weights: what tells the family and how to speak to the model."""
+    return sorted(name for name in names if _NAME.fullmatch(name) and name.endswith(_CONFIGURATION))
+
+
+def weight_files(names: Iterable[str], family: str) -> list[str]:
+    """The shards of the weights.
+
+    Raises:
+        SnapshotError: There are none, or only pickles of a family that is not known to need them.
+    """
+    plain = [name for name in names if _NAME.fullmatch(name)]
+    safe = sorted(name for name in plain if name.endswith(".safetensors"))
+    if safe:
+        return safe
+    pickled = sorted(name for name in plain if re.fullmatch(r"pytorch_model.*\.bin", name))
+    if not pickled:
+        raise SnapshotError("the repository holds no weights (*.safetensors)")
+    if family not in PICKLED_FAMILIES:
+        raise SnapshotError(
+            f"the repository holds its weights as pickles only ({pickled[0]}); reading them may run code, "
+            "so only safetensors are served"
+        )
+    return pickled
+
+
+def verify_files(directory: Path, files: Mapping[str, RemoteFile]) -> None:
+    """Compares files with what the hub told of them.
+
+    Raises:
+        SnapshotError: A file is missing, or its size or SHA-256 is another.
+    """
+    for name, told in files.items():
+        path = directory / name
+        if not path.is_file():
+            raise SnapshotError(f"{name} is missing")
+        size = path.stat().st_size
+        if told.size is not None and size != told.size:
+            raise SnapshotError(f"{name} has {size} bytes, but the hub lists {told.size}")
+        if told.sha256 is not None and _sha256(path) != told.sha256.lower():
+            raise SnapshotError(f"{name} is damaged: its SHA-256 is not the one that the hub lists")
+
+
+def verify_weights(directory: Path) -> None:
+    """Checks that every shard that an index names is there, and that no safetensors file is cut short.
+
+    Reads headers only.
+
+    Raises:
+        SnapshotError: A shard is missing or cut short, or there are no weights.
+    """
+    wanted = {path.name for path in directory.glob("*.safetensors")}
+    wanted |= _shards_of(directory / "model.safetensors.index.json")
+    if not wanted:
+        wanted = {path.name for path in directory.glob("pytorch_model*.bin")}
+        wanted |= _shards_of(directory / "pytorch_model.bin.index.json")
+    if not wanted:
+        raise SnapshotError("there are no weights (*.safetensors)")
+    for name in sorted(wanted):
+        if not (directory / name).is_file():
+            raise SnapshotError(f"{name} is missing, though the index names it")
+        if name.endswith(".safetensors"):
+            _verify_length(directory / name)
+
+
+def write_note(directory: Path, names: Iterable[str]) -> None:
+    """Notes that these files were verified."""
+    note = {name: _fingerprint(directory / name) for name in sorted(names)}
+    (directory / _NOTE).write_text(json.dumps(note))
+
+
+def is_verified(directory: Path) -> bool:
+    """Whether the files were verified once and have not changed since; reads none of them."""
+    try:
+        note = json.loads((directory / _NOTE).read_text())
+        return bool(note) and all(
+            _fingerprint(directory / name) == seen for name, seen in note.items()
+        )
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _fingerprint(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _shards_of(index: Path) -> set[str]:
+    if not index.is_file():
+        return set()
+    try:
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise SnapshotError(f"{index.name} is no index of shards") from None
+    for shard in shards:
+        if not isinstance(shard, str) or not _NAME.fullmatch(shard):
+            raise SnapshotError(f"{index.name} names {shard!r}, which is no file beside it")
+    return shards
+
+
+def _verify_length(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES
+        if length >= min(size, _MAX_HEADER_BYTES):
+            raise SnapshotError(f"{path.name} is cut short or no safetensors file")
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
+            whole = 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, IndexError, AttributeError, TypeError):
+            raise SnapshotError(f"{path.name} has a broken header") from None
+    if size != whole:
+        raise SnapshotError(f"{path.name} has {size} bytes, but its header tells of {whole}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
