@@ -78,13 +78,12 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatRequest:
-    """A validated request of ChatService.
+class _Request:
+    """What chats and raw prompts have in common.
 
     Attributes:
         request_id: Unique among the requests in flight.
         model: Canonical name.
-        messages: The conversation, oldest first.
         sampling: What the caller said about sampling.
         stop_strings: Strings that end an answer.
         stop_token_ids: Token ids that end an answer.
@@ -94,10 +93,8 @@ class ChatRequest:
         n: Number of answers.
         return_token_ids: Return the ids of the answers.
         return_prompt_token_ids: Return the ids of the prompt.
+        return_prompt_text: Return the text of the prompt.
         keep_special_tokens: Keep special tokens in the text.
-        add_generation_prompt: Open an assistant turn after the last message.
-        continue_final_message: Continue the last message instead.
-        enable_thinking: For templates that know it; None = the template's default.
         min_pixels: Pixel budget of pictures that name none.
         max_pixels: Pixel budget of pictures that name none.
         cache_salt: Caches are shared only among equal salts.
@@ -105,7 +102,6 @@ class ChatRequest:
 
     request_id: str
     model: str
-    messages: tuple[ChatMessage, ...]
     sampling: SamplingOptions = SamplingOptions()
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -115,13 +111,64 @@ class ChatRequest:
     n: int = 1
     return_token_ids: bool = False
     return_prompt_token_ids: bool = False
+    return_prompt_text: bool = False
     keep_special_tokens: bool = False
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    enable_thinking: bool | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
     cache_salt: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest(_Request):
+    """A validated request of ChatService.
+
+    Attributes:
+        messages: The conversation, oldest first.
+        add_generation_prompt: Open an assistant turn after the last message.
+        continue_final_message: Continue the last message instead.
+        enable_thinking: For templates that know it; None = the template's default.
+    """
+
+    messages: tuple[ChatMessage, ...]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    enable_thinking: bool | None = None
+
+    @property
+    def pictures(self) -> tuple[ImagePart, ...]:
+        """The pictures in order of appearance."""
+        return tuple(
+            part
+            for message in self.messages
+            for part in message.parts
+            if isinstance(part, ImagePart)
+        )
+
+    @property
+    def prompt_field(self) -> str:
+        """What errors about the whole prompt name."""
+        return "spec.messages"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawRequest(_Request):
+    """A validated request of CompletionService.
+
+    Attributes:
+        prompt: Text as the model reads it, or token ids.
+        pictures: In the order of their places in the prompt.
+    """
+
+    prompt: str | tuple[int, ...]
+    pictures: tuple[ImagePart, ...] = ()
+
+    @property
+    def prompt_field(self) -> str:
+        """What errors about the whole prompt name."""
+        return "spec.text" if isinstance(self.prompt, str) else "spec.token_ids"
+
+
+Request = ChatRequest | RawRequest
 
 
 class EndReason(Enum):
@@ -198,6 +245,7 @@ class Started:
         usage: Tokens of the prompt.
         pictures: In order of appearance.
         prompt_token_ids: The prompt, if asked for.
+        prompt_text: Its text, if asked for.
     """
 
     request_id: str
@@ -210,6 +258,7 @@ class Started:
     usage: TokenUsage
     pictures: tuple[PictureInfo, ...]
     prompt_token_ids: tuple[int, ...] = ()
+    prompt_text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The JSON of a chat request: which fields exist, of which type.
+"""The JSON of requests: which fields exist, of which type.
 
 Owns types and shapes, and the fate of fields that are not served. Must not know ranges (the service owns them: one
 place, both doors) nor the proto.
@@ -60,6 +60,7 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "response_format": ({"type": "text"},),
     "store": (False,),
     "structured_outputs": (),
+    "suffix": (),
     "tool_choice": ("none", "auto"),
     "tools": (),
     "use_beam_search": (False,),
@@ -163,11 +164,10 @@ class TemplateOptions(BaseModel):
     enable_thinking: bool | None = None
 
 
-class ChatRequest(_Model):
-    """A request of `/v1/chat/completions`; what is null is as if it were absent."""
+class AnswerRequest(_Model):
+    """What all requests for an answer have; what is null is as if it were absent."""
 
     model: str
-    messages: Annotated[Items[Message], Field(min_length=1)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Int32 | None = None
@@ -180,27 +180,48 @@ class ChatRequest(_Model):
     frequency_penalty: Float | None = None
     seed: Int64 | None = None
     max_tokens: Int32 | None = None
-    max_completion_tokens: Int32 | None = None
     min_tokens: Int32 | None = None
     ignore_eos: bool | None = None
     logit_bias: LogitBias | None = None
     stop: str | Items[str] | None = None
     stop_token_ids: Items[Int32] | None = None
     include_stop_str_in_output: bool | None = None
-    logprobs: bool | None = None
-    top_logprobs: Int32 | None = None
     prompt_logprobs: Int32 | None = None
     return_token_ids: bool | None = None
     skip_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: TemplateOptions | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
     cache_salt: str | None = None
     request_id: str | None = None
 
 
-def parse_request(document: object) -> tuple[ChatRequest, list[str]]:
+class ChatRequest(AnswerRequest):
+    """A request of `/v1/chat/completions`."""
+
+    messages: Annotated[Items[Message], Field(min_length=1)]
+    max_completion_tokens: Int32 | None = None
+    logprobs: bool | None = None
+    top_logprobs: Int32 | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+
+
+class CompletionRequest(AnswerRequest):
+    """A request of `/v1/completions`: one prompt or several, each as text or as token ids.
+
+    `images` is ours: the pictures of a single prompt, as URLs, in the order of their places in it.
+    """
+
+    prompt: str | Items[str] | Items[Int32] | Items[Items[Int32]]
+    images: Items[ImageUrl | str] | None = None
+    echo: bool | None = None
+    logprobs: Int32 | None = None
+
+
+_Request = TypeVar("_Request", bound=AnswerRequest)
+
+
+def parse_chat(document: object) -> tuple[ChatRequest, list[str]]:
     """Checks a parsed JSON document.
 
     Returns:
@@ -209,26 +230,36 @@ def parse_request(document: object) -> tuple[ChatRequest, list[str]]:
     Raises:
         ApiError: A field has a wrong type, is missing, or is known and not served.
     """
+    request, unknown = _parse(ChatRequest, document)
+    if request.top_logprobs and not request.logprobs:
+        raise invalid("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
+    for index, message in enumerate(request.messages):
+        unknown += _unknown_in_message(message, f"messages[{index}]")
+    return request, unknown
+
+
+def parse_completion(document: object) -> tuple[CompletionRequest, list[str]]:
+    """Checks a parsed JSON document; as `parse_chat`."""
+    return _parse(CompletionRequest, document)
+
+
+def _parse(kind: type[_Request], document: object) -> tuple[_Request, list[str]]:
     if not isinstance(document, dict):
         raise invalid("The body must be a JSON object.", None)
     try:
-        request = ChatRequest.model_validate(document)
+        request = kind.model_validate(document)
     except ValidationError as error:
         raise _of_validation(error, document) from None
-    if request.top_logprobs and not request.logprobs:
-        raise invalid("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
     return request, [*_unknown_fields(request)]
 
 
-def _unknown_fields(request: ChatRequest) -> Iterator[str]:
+def _unknown_fields(request: AnswerRequest) -> Iterator[str]:
     for name, value in request.unknown().items():
         if name in _NEUTRAL:
             if not _is_nothing(value) and value not in _NEUTRAL[name]:
                 raise unsupported(name)
         elif name not in _IGNORED:
             yield name
-    for index, message in enumerate(request.messages):
-        yield from _unknown_in_message(message, f"messages[{index}]")
 
 
 def _unknown_in_message(message: Message, path: str) -> Iterator[str]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inference_service.domain import (
-    ChatRequest,
     Delta,
     EndReason,
     Finished,
     LogprobEntry,
+    Request,
     StopTrigger,
     TokenLogprob,
 )
@@ -39,7 +39,7 @@ class Answer:
         completion_tokens: Tokens of the answer so far, an end token included.
     """
 
-    def __init__(self, index: int, request: ChatRequest, tokenizer: Tokenizer) -> None:
+    def __init__(self, index: int, request: Request, tokenizer: Tokenizer) -> None:
         self.finished = False
         self.completion_tokens = 0
         self._index = index

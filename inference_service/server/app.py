@@ -27,12 +27,15 @@ from inference_service.server.health import Health
 from inference_service.server.interceptors import AccessInterceptor, ErrorInterceptor
 from inference_service.server.model import ServedModel
 from inference_service.server.models import ModelServicer
+from inference_service.server.raw import CompletionServicer
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
     chat_service_pb2,
     chat_service_pb2_grpc,
+    completion_service_pb2,
+    completion_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
 )
@@ -42,6 +45,7 @@ _SERVICES = tuple(
     file.DESCRIPTOR.services_by_name[name].full_name
     for file, name in (
         (chat_service_pb2, "ChatService"),
+        (completion_service_pb2, "CompletionService"),
         (model_service_pb2, "ModelService"),
         (admin_service_pb2, "AdminService"),
     )
@@ -144,6 +148,8 @@ class Front:
     def _add_all(self, server: grpc.aio.Server, drain: Drain | None) -> None:
         chat = ChatServicer(self.completions, self._settings)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(chat, server)
+        raw = CompletionServicer(self.completions, self._settings)
+        completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(raw, server)
         models = ModelServicer(self._model, self._engine, self._settings)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
         self._add_admin(server, drain)

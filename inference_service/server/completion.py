@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import time
 
 from inference_service.domain import (
-    ChatRequest,
     Event,
     ImagePart,
     PictureInfo,
+    Request,
     Started,
     TokenUsage,
 )
@@ -49,15 +49,15 @@ from inference_service.text.prompt import Prompt
 _FETCHES_PER_WORKER = 8
 
 # Only the reason crosses the border to the engine; what the caller reads is written here.
-_ENGINE_ERRORS: dict[str, Callable[[], ServiceError]] = {
-    "CONTEXT_LENGTH_EXCEEDED": lambda: ContextLengthError(
-        "The prompt does not fit the context window.", field="spec.messages"
+_ENGINE_ERRORS: dict[str, Callable[[str], ServiceError]] = {
+    "CONTEXT_LENGTH_EXCEEDED": lambda prompt: ContextLengthError(
+        "The prompt does not fit the context window.", field=prompt
     ),
-    "INVALID_ARGUMENT": lambda: InvalidArgumentError("The engine refuses this request."),
-    "IMAGE_TOO_LARGE": lambda: ImageTooLargeError(
-        "A picture takes more tokens than the encoder holds.", field="spec.messages"
+    "INVALID_ARGUMENT": lambda _: InvalidArgumentError("The engine refuses this request."),
+    "IMAGE_TOO_LARGE": lambda prompt: ImageTooLargeError(
+        "A picture takes more tokens than the encoder holds.", field=prompt
     ),
-    "GPU_OUT_OF_MEMORY": lambda: OutOfMemoryError(
+    "GPU_OUT_OF_MEMORY": lambda _: OutOfMemoryError(
         "The device had no memory left for this request.", retry_after_s=1.0
     ),
 }
@@ -117,18 +117,13 @@ class Completions:
         """Returns when no request is in flight."""
         await self._idle.wait()
 
-    async def prepare(self, request: ChatRequest) -> Prepared:
+    async def prepare(self, request: Request) -> Prepared:
         """Fetches, decodes and resizes the pictures and tokenises the prompt.
 
         Raises:
             ServiceError: A picture or the prompt is wrong; the error names the field.
         """
-        parts = [
-            part
-            for message in request.messages
-            for part in message.parts
-            if isinstance(part, ImagePart)
-        ]
+        parts = request.pictures
         tasks = [asyncio.ensure_future(self._picture(part, request)) for part in parts]
         try:
             pictures = tuple(await asyncio.gather(*tasks))
@@ -145,7 +140,7 @@ class Completions:
             usage=TokenUsage(prompt_tokens=len(prompt.token_ids), image_tokens=image_tokens),
         )
 
-    async def count(self, request: ChatRequest) -> Prepared:
+    async def count(self, request: Request) -> Prepared:
         """What `prepare` gives, for a request that is not answered; it takes a place in the queue all the same.
 
         Raises:
@@ -154,7 +149,7 @@ class Completions:
         with self._admit(request):
             return await self.prepare(request)
 
-    async def answer(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+    async def answer(self, request: Request) -> AsyncGenerator[Event, None]:
         """Gives the events of a request; closing the iterator aborts what is under way.
 
         Raises:
@@ -183,6 +178,7 @@ class Completions:
                 prompt_token_ids=(
                     prepared.prompt.token_ids if request.return_prompt_token_ids else ()
                 ),
+                prompt_text=self._prompt_text(prepared) if request.return_prompt_text else "",
             )
             jobs = [
                 EngineRequest(
@@ -215,7 +211,7 @@ class Completions:
         return True
 
     @contextlib.contextmanager
-    def _admit(self, request: ChatRequest) -> Iterator[_InFlight]:
+    def _admit(self, request: Request) -> Iterator[_InFlight]:
         """Takes a place among the requests in flight."""
         if self.draining:
             raise DrainingError("The service is shutting down.", retry_after_s=5.0)
@@ -245,7 +241,10 @@ class Completions:
             raise EngineUnavailableError("The engine is being started again.", retry_after_s=2.0)
         raise EngineUnavailableError("The engine has failed.")
 
-    async def _picture(self, part: ImagePart, request: ChatRequest) -> ProcessedPicture:
+    def _prompt_text(self, prepared: Prepared) -> str:
+        return self.model.tokenizer.decode(prepared.prompt.token_ids, skip_special_tokens=False)
+
+    async def _picture(self, part: ImagePart, request: Request) -> ProcessedPicture:
         policy = self.model.spec.image_policy
         least, most = pixel_budget(
             policy,
@@ -264,7 +263,7 @@ class Completions:
 
     async def _run(
         self,
-        request: ChatRequest,
+        request: Request,
         prepared: Prepared,
         jobs: list[EngineRequest],
         flight: _InFlight,
@@ -282,7 +281,7 @@ class Completions:
         try:
             while not all(answer.finished for answer in answers):
                 index, item = await news.get()
-                output = _output_or_raise(item)
+                output = _output_or_raise(item, request)
                 if answers[index].finished:
                     continue  # said behind a stop string
                 if index == 0 and output.num_cached_tokens is not None:
@@ -319,12 +318,16 @@ class Completions:
             await news.put((index, error))
 
 
-def _output_or_raise(item: SequenceOutput | Exception) -> SequenceOutput:
+def _output_or_raise(item: SequenceOutput | Exception, request: Request) -> SequenceOutput:
     if isinstance(item, Exception):
         raise item
     if item.finish_reason is FinishReason.ERROR:
         kind = _ENGINE_ERRORS.get(item.error)
-        raise kind() if kind else InternalError("The engine failed on this request.")
+        raise (
+            kind(request.prompt_field)
+            if kind
+            else InternalError("The engine failed on this request.")
+        )
     return item
 
 

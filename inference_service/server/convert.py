@@ -5,7 +5,7 @@ Owns these limits and the names of fields in errors. Must not know models, token
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import re
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from inference_service.domain import (
     Detail,
     ImagePart,
     Part,
+    RawRequest,
     Role,
     SamplingOptions,
     TextPart,
@@ -28,6 +29,7 @@ from inference_service.errors import (
 )
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 
@@ -87,40 +89,83 @@ def chat_request(
     )
     if not messages:
         raise InvalidArgumentError("At least one message is needed.", field="spec.messages")
-    pictures = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
-    if pictures > settings.max_images:
-        raise TooManyImagesError(
-            f"The request has {pictures} pictures; at most {settings.max_images} are allowed.",
-            field="spec.messages",
+    opens, continues = _final_turn(spec.template, messages)
+    request = ChatRequest(
+        messages=messages,
+        add_generation_prompt=opens,
+        continue_final_message=continues,
+        enable_thinking=_optional(spec.template, "enable_thinking"),
+        **_common(spec, model, fallback_id, settings),
+    )
+    _check_pictures(request.pictures, "spec.messages", settings)
+    return request
+
+
+def raw_request(
+    spec: completion_pb.CompletionSpec, model: str, fallback_id: str, settings: ServiceSettings
+) -> RawRequest:
+    """Validates a request to continue a raw prompt; arguments and errors as `chat_request`."""
+    kind = spec.WhichOneof("prompt")
+    if kind is None:
+        raise InvalidArgumentError("A prompt is needed.", field="spec.text")
+    field = f"spec.{kind}"
+    prompt: str | tuple[int, ...] = spec.text if kind == "text" else tuple(spec.token_ids.ids)
+    if not prompt:
+        raise InvalidArgumentError("The prompt is empty.", field=field)
+    if not isinstance(prompt, str):
+        _within(min(prompt), 0, _MAX_TOKEN_ID, field)
+    if spec.response.grounding:
+        raise UnsupportedParameterError(
+            "A raw prompt has no groundings.", field="spec.response.grounding"
         )
+    pictures = tuple(
+        _image(image, f"spec.images[{index}]") for index, image in enumerate(spec.images)
+    )
+    _check_pictures(pictures, "spec.images", settings)
+    return RawRequest(
+        prompt=prompt, pictures=pictures, **_common(spec, model, fallback_id, settings)
+    )
+
+
+def _common(
+    spec: chat_pb.ChatCompletionSpec | completion_pb.CompletionSpec,
+    model: str,
+    fallback_id: str,
+    settings: ServiceSettings,
+) -> dict[str, Any]:
+    """The fields that both kinds of requests have."""
     top_logprobs = _optional(spec.logprobs, "top_logprobs")
     prompt_logprobs = _optional(spec.logprobs, "prompt_logprobs")
     _within(top_logprobs, 0, _MAX_LOGPROBS, "spec.logprobs.top_logprobs")
     _within(prompt_logprobs, 0, _MAX_LOGPROBS, "spec.logprobs.prompt_logprobs")
     n = spec.n if spec.HasField("n") else 1
     _within(n, 1, settings.max_n, "spec.n")
-    opens, continues = _final_turn(spec.template, messages)
-    return ChatRequest(
-        request_id=_request_id(spec.request_id or fallback_id),
-        model=model,
-        messages=messages,
-        sampling=_sampling(spec.sampling),
-        stop_strings=_stop_strings(spec.stop.strings),
-        stop_token_ids=_stop_tokens(spec.stop.token_ids),
-        include_stop_string=spec.stop.include_stop_string,
-        top_logprobs=top_logprobs,
-        prompt_logprobs=prompt_logprobs,
-        n=n,
-        return_token_ids=spec.response.token_ids,
-        return_prompt_token_ids=spec.response.prompt_token_ids,
-        keep_special_tokens=spec.response.keep_special_tokens,
-        add_generation_prompt=opens,
-        continue_final_message=continues,
-        enable_thinking=_optional(spec.template, "enable_thinking"),
-        min_pixels=_pixels(spec.media, "min_pixels", "spec.media"),
-        max_pixels=_pixels(spec.media, "max_pixels", "spec.media"),
-        cache_salt=_cache_salt(spec.cache_salt),
-    )
+    return {
+        "request_id": _request_id(spec.request_id or fallback_id),
+        "model": model,
+        "sampling": _sampling(spec.sampling),
+        "stop_strings": _stop_strings(spec.stop.strings),
+        "stop_token_ids": _stop_tokens(spec.stop.token_ids),
+        "include_stop_string": spec.stop.include_stop_string,
+        "top_logprobs": top_logprobs,
+        "prompt_logprobs": prompt_logprobs,
+        "n": n,
+        "return_token_ids": spec.response.token_ids,
+        "return_prompt_token_ids": spec.response.prompt_token_ids,
+        "return_prompt_text": spec.response.prompt_text,
+        "keep_special_tokens": spec.response.keep_special_tokens,
+        "min_pixels": _pixels(spec.media, "min_pixels", "spec.media"),
+        "max_pixels": _pixels(spec.media, "max_pixels", "spec.media"),
+        "cache_salt": _cache_salt(spec.cache_salt),
+    }
+
+
+def _check_pictures(pictures: Sequence[ImagePart], field: str, settings: ServiceSettings) -> None:
+    if len(pictures) > settings.max_images:
+        raise TooManyImagesError(
+            f"The request has {len(pictures)} pictures; at most {settings.max_images} are allowed.",
+            field=field,
+        )
 
 
 def _refuse_unsupported(spec: chat_pb.ChatCompletionSpec) -> None:

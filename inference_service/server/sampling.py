@@ -5,11 +5,12 @@ Owns the order of defaults and the room that a prompt leaves in the context. Mus
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import secrets
 from typing import TypeVar
 
-from inference_service.domain import ChatRequest, SamplingOptions
+from inference_service.domain import RawRequest, Request, SamplingOptions
 from inference_service.engine.types import SamplingParams
 from inference_service.errors import ContextLengthError, InvalidArgumentError
 from inference_service.server.defaults import SamplingDefaults
@@ -24,7 +25,7 @@ def _first(*values: _T | None, last: _T) -> _T:
 
 
 def effective_options(
-    request: ChatRequest,
+    request: Request,
     defaults: SamplingDefaults,
     *,
     prompt_tokens: int,
@@ -52,25 +53,25 @@ def effective_options(
         presence_penalty=_first(asked.presence_penalty, defaults.presence_penalty, last=0.0),
         frequency_penalty=_first(asked.frequency_penalty, defaults.frequency_penalty, last=0.0),
         seed=_first(asked.seed, last=secrets.randbits(63)),
-        max_tokens=_answer_room(
-            asked.max_tokens, prompt_tokens, max_model_len, defaults.max_tokens
-        ),
+        max_tokens=_answer_room(request, prompt_tokens, max_model_len, default=defaults.max_tokens),
         min_tokens=_first(asked.min_tokens, last=0),
         ignore_eos=_first(asked.ignore_eos, last=False),
         logit_bias=asked.logit_bias,
     )
 
 
-def check_token_ids(request: ChatRequest, vocab_size: int) -> None:
+def check_token_ids(request: Request, vocab_size: int) -> None:
     """Refuses ids that the model's vocabulary does not have.
 
     Raises:
         InvalidArgumentError: `field` names where.
     """
-    named = {
+    named: dict[str, Sequence[int]] = {
         "spec.sampling.logit_bias": [token_id for token_id, _ in request.sampling.logit_bias],
         "spec.stop.token_ids": request.stop_token_ids,
     }
+    if isinstance(request, RawRequest) and not isinstance(request.prompt, str):
+        named["spec.token_ids"] = request.prompt
     for field, token_ids in named.items():
         if max(token_ids, default=0) >= vocab_size:
             raise InvalidArgumentError(
@@ -79,15 +80,16 @@ def check_token_ids(request: ChatRequest, vocab_size: int) -> None:
 
 
 def _answer_room(
-    asked: int | None, prompt_tokens: int, max_model_len: int, default: int | None
+    request: Request, prompt_tokens: int, max_model_len: int, *, default: int | None
 ) -> int:
+    asked = request.sampling.max_tokens
     room = max_model_len - prompt_tokens
     metadata = {"prompt_tokens": str(prompt_tokens), "max_context_tokens": str(max_model_len)}
     if room < 1:
         raise ContextLengthError(
             f"The prompt has {prompt_tokens} tokens; the context window of {max_model_len} tokens leaves no room "
             "for an answer.",
-            field="spec.messages",
+            field=request.prompt_field,
             metadata=metadata,
         )
     if asked is None:
@@ -104,7 +106,7 @@ def _answer_room(
 
 def engine_params(
     options: SamplingOptions,
-    request: ChatRequest,
+    request: Request,
     *,
     choice_index: int,
     eos_token_ids: tuple[int, ...],

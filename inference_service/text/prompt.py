@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import hashlib
 from typing import Protocol
 
-from inference_service.domain import ChatRequest
+from inference_service.domain import ChatRequest, RawRequest, Request
 from inference_service.engine.types import ImageSpan
-from inference_service.errors import InternalError
+from inference_service.errors import InternalError, InvalidArgumentError
 from inference_service.media.decode import ProcessedPicture
+from inference_service.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,35 +59,55 @@ class ChatFormat(Protocol):
 class PromptBuilder:
     """Builds the prompts of one model."""
 
-    def __init__(self, chat: ChatFormat, *, placeholder: int, revision: bytes = b"") -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, chat: ChatFormat, *, placeholder: int, revision: bytes = b""
+    ) -> None:
         """Takes what belongs to the model.
 
         Args:
+            tokenizer: The model's.
             chat: The model's.
-            placeholder: Id that stands for a picture in what `chat` writes.
+            placeholder: Id that stands for a picture in what `chat` writes, and in raw prompts.
             revision: Changes with the weights; part of every picture's key.
         """
+        self._tokenizer = tokenizer
         self._chat = chat
         self._placeholder = placeholder
         self._revision = revision
 
-    def build(self, request: ChatRequest, pictures: Sequence[ProcessedPicture]) -> Prompt:
-        """Writes the conversation and makes room for the pictures. Takes milliseconds: not for the event loop.
+    def build(self, request: Request, pictures: Sequence[ProcessedPicture]) -> Prompt:
+        """Writes the prompt and makes room for the pictures. Takes milliseconds: not for the event loop.
 
         Args:
-            request: The conversation.
+            request: The conversation, or the raw prompt.
             pictures: Its pictures, decoded, in order of appearance.
 
         Raises:
-            InvalidArgumentError: The model has no way to write this conversation.
+            InvalidArgumentError: The model has no way to write this conversation, or a raw prompt has not one place
+                for each picture.
             ContextLengthError: The prompt is absurdly long.
             InternalError: A picture does not stand in the prompt once.
         """
+        if isinstance(request, RawRequest):
+            written = self._raw(request)
+            return self._with_pictures(written, pictures, request.cache_salt)
         written = self._chat.write(request)
         shown = len(pictures) - written.forgotten_pictures
         if written.token_ids.count(self._placeholder) != shown:
             raise InternalError("The model's chat template does not show every picture once.")
         return self._with_pictures(written, pictures, request.cache_salt)
+
+    def _raw(self, request: RawRequest) -> WrittenChat:
+        """A raw prompt is no user's text in ours: control tokens spelled in it are control tokens."""
+        prompt = request.prompt
+        token_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        places, pictures = token_ids.count(self._placeholder), len(request.pictures)
+        if places != pictures:
+            raise InvalidArgumentError(
+                f"The prompt has {places} places for pictures, the request has {pictures}.",
+                field=request.prompt_field,
+            )
+        return WrittenChat(token_ids=token_ids)
 
     def _with_pictures(
         self, written: WrittenChat, pictures: Sequence[ProcessedPicture], cache_salt: bytes

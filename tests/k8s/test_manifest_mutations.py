@@ -105,7 +105,7 @@ def test_a_broken_manifest_is_refused(rule, mutate):
 def test_a_wrong_image_tag_is_refused(tag):
     manifests = load("base")
     inference(f"{BOX}/image", f"qwen-vl-serving/inference:{tag}")(manifests)
-    assert list(manifest_policy.images(manifests, "0.1.0"))
+    assert list(manifest_policy.images(manifests, "0.2.0"))
 
 
 def test_every_rule_has_a_broken_manifest():

@@ -42,16 +42,18 @@ class ChatCompletionSpec(_message.Message):
     def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[_message_pb2.Message, _Mapping]]] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingOptions, _Mapping]] = ..., stop: _Optional[_Union[_sampling_pb2.StopOptions, _Mapping]] = ..., logprobs: _Optional[_Union[_sampling_pb2.LogprobOptions, _Mapping]] = ..., constraint: _Optional[_Union[_sampling_pb2.Constraint, _Mapping]] = ..., tools: _Optional[_Iterable[_Union[_message_pb2.Tool, _Mapping]]] = ..., tool_choice: _Optional[_Union[_message_pb2.ToolChoice, _Mapping]] = ..., response: _Optional[_Union[ResponseOptions, _Mapping]] = ..., template: _Optional[_Union[TemplateOptions, _Mapping]] = ..., media: _Optional[_Union[MediaOptions, _Mapping]] = ..., n: _Optional[int] = ..., request_id: _Optional[str] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class ResponseOptions(_message.Message):
-    __slots__ = ("token_ids", "prompt_token_ids", "grounding", "keep_special_tokens")
+    __slots__ = ("token_ids", "prompt_token_ids", "grounding", "keep_special_tokens", "prompt_text")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     GROUNDING_FIELD_NUMBER: _ClassVar[int]
     KEEP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TEXT_FIELD_NUMBER: _ClassVar[int]
     token_ids: bool
     prompt_token_ids: bool
     grounding: bool
     keep_special_tokens: bool
-    def __init__(self, token_ids: _Optional[bool] = ..., prompt_token_ids: _Optional[bool] = ..., grounding: _Optional[bool] = ..., keep_special_tokens: _Optional[bool] = ...) -> None: ...
+    prompt_text: bool
+    def __init__(self, token_ids: _Optional[bool] = ..., prompt_token_ids: _Optional[bool] = ..., grounding: _Optional[bool] = ..., keep_special_tokens: _Optional[bool] = ..., prompt_text: _Optional[bool] = ...) -> None: ...
 
 class TemplateOptions(_message.Message):
     __slots__ = ("add_generation_prompt", "continue_final_message", "enable_thinking")
@@ -106,7 +108,7 @@ class StreamChatCompletionResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., usage: _Optional[_Union[_usage_pb2.Usage, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("request_id", "model", "created", "effective_settings", "prompt_usage", "images", "prompt_token_ids", "prompt_logprobs")
+    __slots__ = ("request_id", "model", "created", "effective_settings", "prompt_usage", "images", "prompt_token_ids", "prompt_logprobs", "prompt_text")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +117,7 @@ class Started(_message.Message):
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TEXT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     created: int
@@ -123,7 +126,8 @@ class Started(_message.Message):
     images: _containers.RepeatedCompositeFieldContainer[_usage_pb2.ProcessedImage]
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_usage_pb2.LogprobEntry]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., created: _Optional[int] = ..., effective_settings: _Optional[_Union[EffectiveSettings, _Mapping]] = ..., prompt_usage: _Optional[_Union[_usage_pb2.Usage, _Mapping]] = ..., images: _Optional[_Iterable[_Union[_usage_pb2.ProcessedImage, _Mapping]]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_usage_pb2.LogprobEntry, _Mapping]]] = ...) -> None: ...
+    prompt_text: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., created: _Optional[int] = ..., effective_settings: _Optional[_Union[EffectiveSettings, _Mapping]] = ..., prompt_usage: _Optional[_Union[_usage_pb2.Usage, _Mapping]] = ..., images: _Optional[_Iterable[_Union[_usage_pb2.ProcessedImage, _Mapping]]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_usage_pb2.LogprobEntry, _Mapping]]] = ..., prompt_text: _Optional[str] = ...) -> None: ...
 
 class EffectiveSettings(_message.Message):
     __slots__ = ("sampling", "stop", "n")

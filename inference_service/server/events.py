@@ -1,0 +1,194 @@
+"""The events of an answer as messages of the contract.
+
+Owns the correspondence of `inference_service.domain` events and proto messages. Must not know calls or how an answer
+comes about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from inference_service.domain import (
+    Delta,
+    EndReason,
+    Event,
+    Finished,
+    LogprobEntry,
+    PictureInfo,
+    Started,
+    StopTrigger,
+    TokenLogprob,
+    TokenUsage,
+)
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
+from qwenvl.inference.v1 import usage_pb2 as usage_pb
+
+
+_REASONS = {
+    EndReason.STOP: usage_pb.FINISH_REASON_STOP,
+    EndReason.LENGTH: usage_pb.FINISH_REASON_LENGTH,
+    EndReason.CONTEXT_LENGTH: usage_pb.FINISH_REASON_CONTEXT_LENGTH,
+    EndReason.ABORTED: usage_pb.FINISH_REASON_ABORTED,
+}
+
+
+@dataclass(slots=True)
+class Whole:
+    """All events of a request in the fields of a unary response."""
+
+    started: chat_pb.Started = field(default_factory=chat_pb.Started)
+    choices: list[chat_pb.Choice] = field(default_factory=list)
+    usage: usage_pb.Usage = field(default_factory=usage_pb.Usage)
+
+    def fields(self) -> dict[str, Any]:
+        """What CreateChatCompletionResponse and CreateCompletionResponse are made of."""
+        return {"started": self.started, "choices": self.choices, "usage": self.usage}
+
+
+async def gather(events: AsyncIterable[Event], model: str) -> Whole:
+    """Takes the events of a request together.
+
+    Args:
+        events: All of them, in their order.
+        model: Canonical name of the model.
+    """
+    whole = Whole()
+    async for event in events:
+        match event:
+            case Started():
+                whole.started = _started(event, model)
+                whole.choices = [chat_pb.Choice(index=index) for index in range(event.n)]
+            case Delta():
+                _gather(whole.choices[event.choice_index], whole.started, event)
+            case Finished():
+                choice = whole.choices[event.choice_index]
+                choice.finish_reason = _REASONS[event.reason]
+                choice.stop_detail.CopyFrom(_stop_detail(event.trigger))
+            case TokenUsage():
+                whole.usage = usage_message(event)
+    return whole
+
+
+def _gather(choice: chat_pb.Choice, started: chat_pb.Started, delta: Delta) -> None:
+    choice.text += delta.text
+    choice.token_ids.extend(delta.token_ids)
+    choice.logprobs.extend(map(_logprob_entry, delta.logprobs))
+    started.prompt_logprobs.extend(map(_logprob_entry, delta.prompt_logprobs))
+
+
+def stream_fields(event: Event, model: str) -> dict[str, Any]:
+    """What one message of StreamChatCompletion or StreamCompletion is made of; `model` is the canonical name."""
+    match event:
+        case Started():
+            return {"started": _started(event, model)}
+        case Delta():
+            delta = chat_pb.Delta(
+                choice_index=event.choice_index,
+                text=event.text,
+                token_ids=event.token_ids,
+                logprobs=map(_logprob_entry, event.logprobs),
+                prompt_logprobs=map(_logprob_entry, event.prompt_logprobs),
+            )
+            return {"delta": delta}
+        case Finished():
+            finished = chat_pb.Finished(
+                choice_index=event.choice_index,
+                reason=_REASONS[event.reason],
+                stop_detail=_stop_detail(event.trigger),
+            )
+            return {"finished": finished}
+        case TokenUsage():
+            return {"usage": usage_message(event)}
+
+
+def _started(event: Started, model: str) -> chat_pb.Started:
+    options = event.sampling
+    settings = chat_pb.EffectiveSettings(
+        sampling=sampling_pb.SamplingOptions(
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
+            seed=options.seed,
+            max_tokens=options.max_tokens,
+            min_tokens=options.min_tokens,
+            ignore_eos=options.ignore_eos,
+            logit_bias=dict(options.logit_bias),
+        ),
+        stop=sampling_pb.StopOptions(
+            strings=event.stop_strings,
+            token_ids=event.stop_token_ids,
+            include_stop_string=event.include_stop_string,
+        ),
+        n=event.n,
+    )
+    return chat_pb.Started(
+        request_id=event.request_id,
+        model=model,
+        created=event.created,
+        effective_settings=settings,
+        prompt_usage=usage_message(event.usage),
+        images=map(picture_message, event.pictures),
+        prompt_token_ids=event.prompt_token_ids,
+        prompt_text=event.prompt_text,
+    )
+
+
+def usage_message(usage: TokenUsage) -> usage_pb.Usage:
+    """What a request cost."""
+    counts = {
+        usage_pb.MODALITY_TEXT: usage.prompt_tokens - usage.image_tokens,
+        usage_pb.MODALITY_IMAGE: usage.image_tokens,
+    }
+    return usage_pb.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        prompt_details=[
+            usage_pb.ModalityTokenCount(modality=modality, tokens=tokens)
+            for modality, tokens in counts.items()
+            if tokens
+        ],
+    )
+
+
+def picture_message(info: PictureInfo) -> usage_pb.ProcessedImage:
+    """What became of a picture."""
+    return usage_pb.ProcessedImage(
+        original_width=info.original_width,
+        original_height=info.original_height,
+        processed_width=info.processed_width,
+        processed_height=info.processed_height,
+        tokens=info.tokens,
+        uuid=info.uuid,
+    )
+
+
+def _stop_detail(trigger: StopTrigger) -> usage_pb.StopDetail:
+    return usage_pb.StopDetail(
+        eos_token_id=trigger.eos_token_id,
+        stop_token_id=trigger.stop_token_id,
+        stop_string=trigger.stop_string,
+    )
+
+
+def _logprob_entry(entry: LogprobEntry) -> usage_pb.LogprobEntry:
+    chosen = None if entry.chosen is None else _token_logprob(entry.chosen)
+    return usage_pb.LogprobEntry(chosen=chosen, top=map(_token_logprob, entry.top))
+
+
+def _token_logprob(token: TokenLogprob) -> usage_pb.TokenLogprob:
+    return usage_pb.TokenLogprob(
+        token_id=token.token_id,
+        token=token.text,
+        bytes=token.data,
+        logprob=token.logprob,
+        rank=token.rank,
+    )
