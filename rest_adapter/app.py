@@ -19,7 +19,7 @@ from rest_adapter.auth import KeyFile, RequireKey
 from rest_adapter.backend import Backend
 from rest_adapter.errors import ApiError, aborted, internal
 from rest_adapter.middleware import BodyLimit, RequestLog
-from rest_adapter.routes import chat, models, ops
+from rest_adapter.routes import chat, completions, models, ops
 from rest_adapter.routes.state import Shared
 from rest_adapter.settings import AdapterSettings
 
@@ -49,7 +49,7 @@ def create_app(settings: AdapterSettings) -> FastAPI:
     app = FastAPI(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    for group in (chat, models, ops):
+    for group in (chat, completions, models, ops):
         app.include_router(group.router)
     # The last one added is the outermost: a refused key has its log line and its request id as well.
     app.add_middleware(

@@ -7,14 +7,16 @@ HTTP; gRPC errors pass through as they are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import grpc
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from rest_adapter.errors import reason_of
@@ -44,10 +46,11 @@ _READINESS_REQUEST: Final = b"\x0a\x09readiness"
 _SERVING_RESPONSE: Final = b"\x08\x01"
 
 _Answer = TypeVar("_Answer")
-StreamCall: TypeAlias = (
-    "grpc.aio.UnaryStreamCall[chat_pb.StreamChatCompletionRequest, "
-    "chat_pb.StreamChatCompletionResponse]"
-)
+_Event = TypeVar("_Event")
+_Event_co = TypeVar("_Event_co", covariant=True)
+ChatEvent = chat_pb.StreamChatCompletionResponse
+RawEvent = tuple[int, completion_pb.StreamCompletionResponse]
+"""Which of the prompts of a request, from 0, and what happened to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +77,10 @@ class Caller:
         return grpc.aio.Metadata(*pairs)
 
 
-class Events(Protocol):
+class Events(Protocol[_Event_co]):
     """An answer piece by piece; the first event has been received already."""
 
-    def __aiter__(self) -> AsyncIterator[chat_pb.StreamChatCompletionResponse]:
+    def __aiter__(self) -> AsyncIterator[_Event_co]:
         """Yields all events, the first included."""
         ...
 
@@ -86,18 +89,34 @@ class Events(Protocol):
         ...
 
 
-class _ReceivedEvents:
-    def __init__(self, call: StreamCall, first: chat_pb.StreamChatCompletionResponse) -> None:
+class _ReceivedEvents(Generic[_Event]):
+    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, _Event], first: _Event) -> None:
         self._call = call
         self._first = first
 
-    async def __aiter__(self) -> AsyncIterator[chat_pb.StreamChatCompletionResponse]:
+    async def __aiter__(self) -> AsyncIterator[_Event]:
         yield self._first
         async for event in self._call:
             yield event
 
     def cancel(self) -> None:
         self._call.cancel()
+
+
+class _RawEvents:
+    """The events of several prompts, one prompt after the other; all of them are worked on at once."""
+
+    def __init__(self, streams: Sequence[Events[completion_pb.StreamCompletionResponse]]) -> None:
+        self._streams = streams
+
+    async def __aiter__(self) -> AsyncIterator[RawEvent]:
+        for index, stream in enumerate(self._streams):
+            async for event in stream:
+                yield index, event
+
+    def cancel(self) -> None:
+        for stream in self._streams:
+            stream.cancel()
 
 
 class Backend:
@@ -110,6 +129,7 @@ class Backend:
         self._timeout_s = timeout_s
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._chat = chat_grpc.ChatServiceStub(self._channel)
+        self._raw = completion_grpc.CompletionServiceStub(self._channel)
         self._models = model_grpc.ModelServiceStub(self._channel)
         self._health: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
             "/grpc.health.v1.Health/Check"
@@ -129,14 +149,56 @@ class Backend:
 
         return await _once_more(call)
 
-    async def stream(self, spec: chat_pb.ChatCompletionSpec, caller: Caller) -> Events:
+    async def stream(self, spec: chat_pb.ChatCompletionSpec, caller: Caller) -> Events[ChatEvent]:
         """Begins an answer; returns when its first event is here, so that a refusal is raised at once."""
         request = chat_pb.StreamChatCompletionRequest(spec=spec)
+        return await self._begin(self._chat.StreamChatCompletion, request, caller)
 
-        async def call() -> Events:
-            stream = self._chat.StreamChatCompletion(
-                request, metadata=caller.metadata(), timeout=self._timeout_s
-            )
+    async def create_raw(
+        self, specs: Sequence[completion_pb.CompletionSpec], caller: Caller
+    ) -> list[completion_pb.CreateCompletionResponse]:
+        """Continues several prompts at once; the first that fails ends all."""
+
+        async def one(
+            spec: completion_pb.CompletionSpec,
+        ) -> completion_pb.CreateCompletionResponse:
+            request = completion_pb.CreateCompletionRequest(spec=spec)
+
+            async def call() -> completion_pb.CreateCompletionResponse:
+                answer: completion_pb.CreateCompletionResponse = await self._raw.CreateCompletion(
+                    request, metadata=caller.metadata(), timeout=self._timeout_s
+                )
+                return answer
+
+            return await _once_more(call)
+
+        return await _all([asyncio.create_task(one(spec)) for spec in specs])
+
+    async def stream_raw(
+        self, specs: Sequence[completion_pb.CompletionSpec], caller: Caller
+    ) -> Events[RawEvent]:
+        """Begins to continue several prompts; returns when the first event of each is here."""
+        requests = [completion_pb.StreamCompletionRequest(spec=spec) for spec in specs]
+        tasks = [
+            asyncio.create_task(self._begin(self._raw.StreamCompletion, request, caller))
+            for request in requests
+        ]
+        try:
+            return _RawEvents(await _all(tasks))
+        except BaseException:
+            for task in tasks:
+                if not task.cancelled() and task.exception() is None:
+                    task.result().cancel()
+            raise
+
+    async def _begin(
+        self,
+        method: Callable[..., grpc.aio.UnaryStreamCall[Any, _Event]],
+        request: object,
+        caller: Caller,
+    ) -> Events[_Event]:
+        async def call() -> Events[_Event]:
+            stream = method(request, metadata=caller.metadata(), timeout=self._timeout_s)
             async for first in stream:
                 return _ReceivedEvents(stream, first)
             raise grpc.aio.AioRpcError(
@@ -200,3 +262,13 @@ async def _once_more(call: Callable[[], Awaitable[_Answer]]) -> _Answer:
                 raise
         await asyncio.sleep(_PAUSE_S)
     return await call()
+
+
+async def _all(tasks: Sequence[asyncio.Task[_Answer]]) -> list[_Answer]:
+    """All results; when one fails, or the caller is cancelled, the others are cancelled and waited for."""
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

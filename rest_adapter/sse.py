@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import grpc
 import orjson
@@ -25,6 +25,20 @@ from rest_adapter.errors import ApiError, internal
 DONE: Final = b"data: [DONE]\n\n"
 HEARTBEAT: Final = b": still here\n\n"
 _END: Final = b"]}\n\n"
+_Event = TypeVar("_Event")
+_Event_contra = TypeVar("_Event_contra", contravariant=True)
+
+
+class Writer(Protocol[_Event_contra]):
+    """Renders the events of one stream, in their order."""
+
+    def render(self, event: _Event_contra, /) -> bytes:
+        """The bytes of an event: no, one or several chunks.
+
+        Raises:
+            ApiError: The answer was aborted.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +59,7 @@ class ChunkOptions:
 
 
 class ChunkWriter:
-    """Renders the events of one stream, in their order."""
+    """Renders the events of one conversation's answer, in their order."""
 
     def __init__(self, options: ChunkOptions, version: str) -> None:
         self._options = options
@@ -150,7 +164,7 @@ class ChunkWriter:
         return b"".join(parts)
 
 
-class EventStream(Response):
+class EventStream(Response, Generic[_Event]):
     """A streamed answer: ends with `[DONE]`, or with an error event and without it.
 
     When the client goes away, the gRPC call is cancelled; a slow client slows the call down.
@@ -160,8 +174,8 @@ class EventStream(Response):
 
     def __init__(
         self,
-        events: Events,
-        writer: ChunkWriter,
+        events: Events[_Event],
+        writer: Writer[_Event],
         *,
         heartbeat_s: float,
         to_error: Callable[[grpc.aio.AioRpcError], ApiError],

@@ -23,6 +23,7 @@ from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from rest_adapter.errors import aborted, invalid, too_large
 from rest_adapter.schema import (
+    AnswerRequest,
     ChatRequest,
     ImagePart,
     ImageUrl,
@@ -64,7 +65,7 @@ _SAMPLING_FIELDS: Final = (
     "ignore_eos",
 )
 _WHITESPACE: Final = b" \t\r\n\f\v"
-_LEAST_LOGPROB: Final = -9999.0
+LEAST_LOGPROB: Final = -9999.0
 """What JSON gets for minus infinity, which it cannot spell."""
 
 _PARAMS: Final = {
@@ -102,8 +103,8 @@ def to_spec(request: ChatRequest, *, max_media_bytes: int) -> chat_pb.ChatComple
         model=request.model,
         request_id=request.request_id or "",
         cache_salt=request.cache_salt or "",
-        sampling=_sampling(request),
-        stop=_stop(request),
+        sampling=sampling_options(request, request.max_completion_tokens),
+        stop=stop_options(request),
     )
     budget = max_media_bytes
     for index, message in enumerate(request.messages):
@@ -119,15 +120,15 @@ def to_spec(request: ChatRequest, *, max_media_bytes: int) -> chat_pb.ChatComple
         spec.response.token_ids = spec.response.prompt_token_ids = True
     if request.skip_special_tokens is not None:
         spec.response.keep_special_tokens = not request.skip_special_tokens
-    _set(spec.template, request, ("add_generation_prompt", "continue_final_message"))
+    set_fields(spec.template, request, ("add_generation_prompt", "continue_final_message"))
     if request.chat_template_kwargs is not None:
-        _set(spec.template, request.chat_template_kwargs, ("enable_thinking",))
+        set_fields(spec.template, request.chat_template_kwargs, ("enable_thinking",))
     if request.mm_processor_kwargs is not None:
-        _set(spec.media, request.mm_processor_kwargs, ("min_pixels", "max_pixels"))
+        set_fields(spec.media, request.mm_processor_kwargs, ("min_pixels", "max_pixels"))
     return spec
 
 
-def _set(target: Any, source: object, names: Sequence[str]) -> None:
+def set_fields(target: Any, source: object, names: Sequence[str]) -> None:
     """Copies the fields that are set; the names are the same on both sides."""
     for name in names:
         value = getattr(source, name)
@@ -135,12 +136,11 @@ def _set(target: Any, source: object, names: Sequence[str]) -> None:
             setattr(target, name, value)
 
 
-def _sampling(request: ChatRequest) -> sampling_pb.SamplingOptions:
+def sampling_options(request: AnswerRequest, max_tokens: int | None) -> sampling_pb.SamplingOptions:
+    """How tokens are chosen; `max_tokens` wins over the request's own."""
     options = sampling_pb.SamplingOptions()
-    _set(options, request, _SAMPLING_FIELDS)
-    most = request.max_completion_tokens
-    if most is None:
-        most = request.max_tokens
+    set_fields(options, request, _SAMPLING_FIELDS)
+    most = request.max_tokens if max_tokens is None else max_tokens
     if most is not None:
         options.max_tokens = most
     for key, bias in (request.logit_bias or {}).items():
@@ -150,7 +150,8 @@ def _sampling(request: ChatRequest) -> sampling_pb.SamplingOptions:
     return options
 
 
-def _stop(request: ChatRequest) -> sampling_pb.StopOptions:
+def stop_options(request: AnswerRequest) -> sampling_pb.StopOptions:
+    """What ends an answer."""
     strings = [request.stop] if isinstance(request.stop, str) else request.stop or []
     options = sampling_pb.StopOptions(strings=strings, token_ids=request.stop_token_ids or [])
     if request.include_stop_str_in_output is not None:
@@ -176,7 +177,7 @@ def _add_parts(target: message_pb.Message, message: Message, path: str, budget: 
         elif isinstance(part, RefusalPart):
             target.parts.add(refusal=part.refusal)
         else:
-            image = _image(part, f"{path}.content[{position}]")
+            image = image_of(part, f"{path}.content[{position}]")
             used += len(image.data)
             if used > budget:
                 raise too_large("The pictures of the request are too large together.")
@@ -184,7 +185,12 @@ def _add_parts(target: message_pb.Message, message: Message, path: str, budget: 
     return used
 
 
-def _image(part: ImagePart, path: str) -> message_pb.Image:
+def image_of(part: ImagePart, path: str) -> message_pb.Image:
+    """A picture.
+
+    Raises:
+        ApiError: It has no URL, a `data:` URI without base64, or an unknown detail; the error names `path`.
+    """
     source = part.image if part.type == "image" and part.image is not None else part.image_url
     settings: ImagePart | ImageUrl = part
     url = source
@@ -199,8 +205,8 @@ def _image(part: ImagePart, path: str) -> message_pb.Image:
         raise invalid("'detail' must be auto, low or high.", path + suffix)
     image = message_pb.Image(detail=_DETAILS[settings.detail], uuid=part.uuid or "")
     if isinstance(source, ImageUrl):
-        _set(image, source, ("min_pixels", "max_pixels"))
-    _set(image, part, ("min_pixels", "max_pixels"))
+        set_fields(image, source, ("min_pixels", "max_pixels"))
+    set_fields(image, part, ("min_pixels", "max_pixels"))
     if url[:64].lstrip()[:5].lower() == "data:":
         try:
             image.mime_type, image.data = parse_data_uri(url)
@@ -249,6 +255,16 @@ def _url_suffix(part: ImagePart) -> str:
     return ".image_url.url" if isinstance(part.image_url, ImageUrl) else ".image_url"
 
 
+def plain_param(path: str) -> str:
+    """How a proto field that all requests have reads in their JSON."""
+    path = _PARAMS.get(path, path)
+    for prefix, replacement in _PREFIXES:
+        if path.startswith(prefix):
+            path = replacement + path.removeprefix(prefix)
+            break
+    return "logit_bias" if path.startswith("logit_bias") else path
+
+
 @dataclass(frozen=True, slots=True)
 class FieldPaths:
     """How the proto fields of one request read in its JSON."""
@@ -264,14 +280,10 @@ class FieldPaths:
             return self._message_param(int(match[1]), match[2], match[3] or "")
         if path.startswith("messages"):
             return path
-        path = _PARAMS.get(path, path)
-        for prefix, replacement in _PREFIXES:
-            if path.startswith(prefix):
-                path = replacement + path.removeprefix(prefix)
-                break
+        path = plain_param(path)
         if path == "max_tokens" and self.request.max_completion_tokens is not None:
             return "max_completion_tokens"
-        return "logit_bias" if path.startswith("logit_bias") else path
+        return path
 
     def _message_param(self, index: int, position: str | None, rest: str) -> str:
         path = f"messages[{index}]"
@@ -343,7 +355,7 @@ def _logprob(token: usage_pb.TokenLogprob) -> dict[str, Any]:
     return {
         "token": token.token,
         "bytes": list(token.bytes),
-        "logprob": max(token.logprob, _LEAST_LOGPROB),
+        "logprob": max(token.logprob, LEAST_LOGPROB),
     }
 
 
@@ -352,7 +364,7 @@ def prompt_logprobs(entries: Sequence[usage_pb.LogprobEntry]) -> list[dict[str, 
     return [
         {
             str(token.token_id): {
-                "logprob": max(token.logprob, _LEAST_LOGPROB),
+                "logprob": max(token.logprob, LEAST_LOGPROB),
                 "rank": token.rank,
                 "decoded_token": token.token,
             }

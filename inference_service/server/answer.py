@@ -49,12 +49,12 @@ class Answer:
             tokenizer, skip_special_tokens=not request.keep_special_tokens
         )
         self._stops = StopStringFilter(request.stop_strings, include=request.include_stop_string)
-        self._prompt_entries_sent = False
+        self._first_prompt_entry = request.prompt_logprobs is not None
 
     def push(self, output: SequenceOutput) -> Iterator[Delta | Finished]:
         """Takes news of the sequence; `output.finish_reason` is not ERROR."""
-        if output.prompt_logprobs:
-            yield Delta(choice_index=self._index, prompt_logprobs=self._prompt_entries(output))
+        if entries := self._prompt_entries(output):
+            yield Delta(choice_index=self._index, prompt_logprobs=entries)
         ends = output.finish_reason in (FinishReason.EOS, FinishReason.STOP_TOKEN)
         text, taken, matched = "", len(output.token_ids), None
         # Where stop strings are asked for, tokens are taken one by one: those behind a match were never said.
@@ -92,10 +92,10 @@ class Answer:
         return Delta(choice_index=self._index, text=text, token_ids=ids, logprobs=entries)
 
     def _prompt_entries(self, output: SequenceOutput) -> tuple[LogprobEntry, ...]:
-        """The engine begins at the second token; the first has no probability."""
+        """The engine begins at the second token; the first, which may be the only one, has no probability."""
         entries = tuple(self._entry(logprobs) for logprobs in output.prompt_logprobs)
-        if not self._prompt_entries_sent:
-            self._prompt_entries_sent = True
+        if self._index == 0 and self._first_prompt_entry:
+            self._first_prompt_entry = False
             return (LogprobEntry(chosen=None), *entries)
         return entries
 

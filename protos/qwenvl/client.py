@@ -19,6 +19,8 @@ from grpc_status import rpc_status
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
@@ -35,7 +37,10 @@ SERVICE_CONFIG = json.dumps(
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [
             {
-                "name": [{"service": "qwenvl.inference.v1.ChatService"}],
+                "name": [
+                    {"service": "qwenvl.inference.v1.ChatService"},
+                    {"service": "qwenvl.inference.v1.CompletionService"},
+                ],
                 "retryPolicy": {
                     "maxAttempts": 4,
                     "initialBackoff": "0.2s",
@@ -90,7 +95,7 @@ class Answer:
     text: str
     finish_reason: str
     usage: usage_pb.Usage
-    response: chat_pb.CreateChatCompletionResponse
+    response: chat_pb.CreateChatCompletionResponse | completion_pb.CreateCompletionResponse
 
 
 class Client:
@@ -121,6 +126,7 @@ class Client:
             else grpc.insecure_channel(target, options=options)
         )
         self._chat = chat_grpc.ChatServiceStub(self._channel)
+        self._raw = completion_grpc.CompletionServiceStub(self._channel)
         self._models = model_grpc.ModelServiceStub(self._channel)
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
@@ -171,10 +177,37 @@ class Client:
         """
         spec = self._spec(question, images, model, sampling)
         request = chat_pb.CreateChatCompletionRequest(spec=spec)
-        response = self._call(self._chat.CreateChatCompletion, request, timeout_s)
-        choice = response.choices[0]
-        reason = usage_pb.FinishReason.Name(choice.finish_reason).removeprefix("FINISH_REASON_")
-        return Answer(choice.text, reason.lower(), response.usage, response)
+        return _answer(self._call(self._chat.CreateChatCompletion, request, timeout_s))
+
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        images: Iterable[Image] = (),
+        model: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        **sampling: Any,
+    ) -> Answer:
+        """Continues a raw prompt, without a chat template; further arguments and errors as `chat`.
+
+        Args:
+            prompt: Text as the model reads it, or token ids.
+            images: Pictures, in the order of their places in the prompt.
+            model: A served name.
+            timeout_s: Deadline in seconds.
+            sampling: Fields of `SamplingOptions`.
+        """
+        spec = completion_pb.CompletionSpec(
+            model=model or self.models()[0].name,
+            images=[_image(image) for image in images],
+            sampling=sampling_pb.SamplingOptions(**sampling),
+        )
+        if isinstance(prompt, str):
+            spec.text = prompt
+        else:
+            spec.token_ids.ids.extend(prompt)
+        request = completion_pb.CreateCompletionRequest(spec=spec)
+        return _answer(self._call(self._raw.CreateCompletion, request, timeout_s))
 
     def stream(
         self,
@@ -233,6 +266,14 @@ class Client:
             return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise Error.from_rpc(error) from None
+
+
+def _answer(
+    response: chat_pb.CreateChatCompletionResponse | completion_pb.CreateCompletionResponse,
+) -> Answer:
+    choice = response.choices[0]
+    reason = usage_pb.FinishReason.Name(choice.finish_reason).removeprefix("FINISH_REASON_")
+    return Answer(choice.text, reason.lower(), response.usage, response)
 
 
 def _image(image: Image) -> message_pb.Image:

@@ -18,11 +18,12 @@ import requests
 import uvicorn
 
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
+from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from rest_adapter.app import create_app
 from rest_adapter.http_protocol import BoundedHttpProtocol
 from rest_adapter.settings import AdapterSettings
-from tests.rest_adapter.fake_service import FakeChat, FakeModels, Seen
+from tests.rest_adapter.fake_service import FakeChat, FakeModels, FakeRaw, Seen
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
@@ -52,6 +53,10 @@ class Door:
             f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=30
         )
 
+    def complete(self, prompt: object, **fields: object) -> requests.Response:
+        body = {"model": "demo", "prompt": prompt} | fields
+        return requests.post(f"{self.url}/v1/completions", json=body, timeout=30)
+
     def post(self, body: bytes) -> requests.Response:
         headers = {"content-type": "application/json"}
         return requests.post(
@@ -68,6 +73,7 @@ class Door:
 async def fake_service(seen: Seen) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 32 * 2**20)])
     chat_grpc.add_ChatServiceServicer_to_server(FakeChat(seen), server)
+    completion_grpc.add_CompletionServiceServicer_to_server(FakeRaw(seen), server)
     model_grpc.add_ModelServiceServicer_to_server(FakeModels(), server)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

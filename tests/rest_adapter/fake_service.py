@@ -23,6 +23,12 @@ from qwenvl.inference.v1 import (
     chat_service_pb2_grpc as chat_grpc,
 )
 from qwenvl.inference.v1 import (
+    completion_service_pb2 as completion_pb,
+)
+from qwenvl.inference.v1 import (
+    completion_service_pb2_grpc as completion_grpc,
+)
+from qwenvl.inference.v1 import (
     model_service_pb2 as model_pb,
 )
 from qwenvl.inference.v1 import (
@@ -43,6 +49,7 @@ class Seen:
     """What the service received."""
 
     specs: list[chat_pb.ChatCompletionSpec] = field(default_factory=list)
+    raw_specs: list[completion_pb.CompletionSpec] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     calls: int = 0
     running: int = 0
@@ -209,6 +216,100 @@ class FakeChat(chat_grpc.ChatServiceServicer):
         finally:
             self.seen.running -= 1
         response.choices.extend(choices.values())
+        return response
+
+
+class FakeRaw(completion_grpc.CompletionServiceServicer):
+    """Choice i answers with the prompt i + 1 times over; the first token of choice 1 is early."""
+
+    def __init__(self, seen: Seen) -> None:
+        self.seen = seen
+
+    async def StreamCompletion(self, request, context):  # noqa: N802 - gRPC's name
+        event = completion_pb.StreamCompletionResponse
+        spec = request.spec
+        self.seen.raw_specs.append(spec)
+        self.seen.calls += 1
+        prompt = spec.text or "".join(map(chr, spec.token_ids.ids))
+        command, _, argument = prompt.partition(" ")
+        if spec.model not in NAMES:
+            await fail(context, "MODEL_NOT_FOUND")
+        if command == "fail":
+            await fail(context, argument)
+        used = usage_pb.Usage(prompt_tokens=len(prompt), total_tokens=len(prompt))
+        started = chat_pb.Started(
+            request_id=spec.request_id,
+            model=NAMES[0],
+            created=CREATED,
+            prompt_usage=used,
+            prompt_text=prompt if spec.response.prompt_text else "",
+        )
+        if spec.response.prompt_token_ids:
+            started.prompt_token_ids.extend(map(ord, prompt))
+        yield event(started=started)
+        if command == "hang":
+            self.seen.running += 1
+            try:
+                await asyncio.sleep(600)
+            finally:
+                self.seen.running -= 1
+                self.seen.cancelled += 1
+        n = spec.n or 1
+        answers = [prompt * (index + 1) for index in range(n)]
+        deltas = [
+            event(delta=self._delta(spec, index, character))
+            for index, answer in enumerate(answers)
+            for character in answer
+        ]
+        if n > 1:
+            yield deltas.pop(len(prompt))
+        if spec.logprobs.HasField("prompt_logprobs"):
+            count = spec.logprobs.prompt_logprobs
+            yield event(delta=chat_pb.Delta(prompt_logprobs=[usage_pb.LogprobEntry()]))
+            entries = [entry(character, count) for character in prompt[1:]]
+            yield event(delta=chat_pb.Delta(prompt_logprobs=entries))
+        for position, delta in enumerate(deltas):
+            if command == "fail-after" and position == int(argument):
+                await fail(context, "ENGINE_UNAVAILABLE")
+            yield delta
+        reason = usage_pb.FINISH_REASON_ABORTED if command == "abort" else 2
+        for index in range(n):
+            yield event(finished=chat_pb.Finished(choice_index=index, reason=reason))
+        completion_tokens = sum(map(len, answers))
+        used.completion_tokens = completion_tokens
+        used.total_tokens += completion_tokens
+        yield event(usage=used)
+
+    def _delta(
+        self, spec: completion_pb.CompletionSpec, index: int, character: str
+    ) -> chat_pb.Delta:
+        delta = chat_pb.Delta(choice_index=index, text=character)
+        if spec.response.token_ids:
+            delta.token_ids.append(ord(character))
+        if spec.logprobs.HasField("top_logprobs"):
+            delta.logprobs.append(entry(character, spec.logprobs.top_logprobs))
+        return delta
+
+    async def CreateCompletion(self, request, context):  # noqa: N802 - gRPC's name
+        response = completion_pb.CreateCompletionResponse()
+        async for event in self.StreamCompletion(request, context):
+            match event.WhichOneof("event"):
+                case "started":
+                    response.started.CopyFrom(event.started)
+                    for index in range(request.spec.n or 1):
+                        response.choices.add(index=index)
+                case "usage":
+                    response.usage.CopyFrom(event.usage)
+                case "delta":
+                    choice = response.choices[event.delta.choice_index]
+                    choice.text += event.delta.text
+                    choice.token_ids.extend(event.delta.token_ids)
+                    choice.logprobs.extend(event.delta.logprobs)
+                    response.started.prompt_logprobs.extend(event.delta.prompt_logprobs)
+                case "finished":
+                    response.choices[
+                        event.finished.choice_index
+                    ].finish_reason = event.finished.reason
         return response
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import pytest
 import requests
 
-from rest_adapter.schema import ChatRequest
+from rest_adapter.schema import ChatRequest, CompletionRequest
 from tests.rest_adapter.conftest import Door, open_door
 
 
@@ -67,6 +67,20 @@ BODIES = st.builds(
     st.fixed_dictionaries({"model": st.just("demo"), "messages": st.lists(MESSAGES, max_size=3)}),
     st.dictionaries(st.sampled_from(NAMES), JSON, max_size=3),
 )
+PROMPTS = (
+    st.text(max_size=5)
+    | st.lists(st.text(max_size=5), max_size=3)
+    | st.lists(st.integers(-2, 2**33), max_size=3)
+    | st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=3)
+    | JSON
+)
+RAW_BODIES = st.builds(
+    lambda body, more: body | more,
+    st.fixed_dictionaries({"model": st.just("demo"), "prompt": PROMPTS}),
+    st.dictionaries(
+        st.sampled_from([*sorted(CompletionRequest.model_fields), "suffix"]), JSON, max_size=3
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +89,11 @@ def own_door():
         yield door, session
 
 
-def check(own_door: tuple[Door, requests.Session], body: bytes) -> None:
+def check(
+    own_door: tuple[Door, requests.Session], body: bytes, path: str = "chat/completions"
+) -> None:
     door, session = own_door
-    response = session.post(f"{door.url}/v1/chat/completions", data=body, timeout=30)
+    response = session.post(f"{door.url}/v1/{path}", data=body, timeout=30)
     if response.status_code == 200:
         return
     assert response.status_code in (400, 404, 413), (body, response.text)
@@ -100,6 +116,14 @@ def test_bodies_like_requests(
     own_door: tuple[Door, requests.Session], body: dict[str, Any]
 ) -> None:
     check(own_door, json.dumps(body).encode())
+
+
+@given(body=RAW_BODIES)
+@settings(max_examples=250, **FUZZ)
+def test_bodies_like_raw_requests(
+    own_door: tuple[Door, requests.Session], body: dict[str, Any]
+) -> None:
+    check(own_door, json.dumps(body).encode(), "completions")
 
 
 @given(body=JSON)

@@ -13,7 +13,7 @@ import pytest
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import ApiError
-from rest_adapter.schema import parse_request
+from rest_adapter.schema import parse_chat
 from rest_adapter.translate import FieldPaths, parse_data_uri, to_spec
 
 
@@ -24,7 +24,7 @@ PNG_BASE64 = base64.b64encode(PNG).decode()
 
 def spec_of(**fields: object) -> chat_pb.ChatCompletionSpec:
     body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]} | fields
-    request, unknown = parse_request(json.loads(json.dumps(body)))
+    request, unknown = parse_chat(json.loads(json.dumps(body)))
     assert not unknown
     return to_spec(request, max_media_bytes=2**20)
 
@@ -347,7 +347,7 @@ def test_wrong_field_is_named(fields: dict[str, object], param: str) -> None:
     assert error.message
 
 
-REQUEST, _ = parse_request(
+REQUEST, _ = parse_chat(
     {
         "model": "m",
         "messages": [

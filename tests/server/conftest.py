@@ -19,6 +19,7 @@ from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
+from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from tests.server.echo_engine import EchoEngine
 from tests.support.published_configs import published_files, write_files
@@ -85,6 +86,7 @@ class Door:
     chat: chat_grpc.ChatServiceStub
     models: model_grpc.ModelServiceStub
     admin: admin_grpc.AdminServiceStub
+    raw: completion_grpc.CompletionServiceStub
 
     def target(self, name: str = "grpc") -> str:
         return f"127.0.0.1:{self.front.ports[name]}"
@@ -128,6 +130,7 @@ async def open_door(model: ServedModel) -> AsyncIterator[OpenDoor]:
             chat_grpc.ChatServiceStub(channel),
             model_grpc.ModelServiceStub(channel),
             admin_grpc.AdminServiceStub(channel),
+            completion_grpc.CompletionServiceStub(channel),
         )
         doors.append(door)
         return door

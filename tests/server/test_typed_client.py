@@ -39,6 +39,21 @@ async def test_answer(client: Client, tmp_path) -> None:
     await asyncio.to_thread(ask)
 
 
+async def test_raw_prompts(client: Client) -> None:
+    def ask() -> None:
+        answer = client.complete("Once upon", temperature=0, max_tokens=4)
+        assert (answer.text, answer.finish_reason) == ("Once", "length")
+        assert client.complete([65, 66], model="echo-too").usage.prompt_tokens == 2
+        picture = draw("red", "circle").png
+        shown = client.complete("<|image_pad|>?", images=[picture])
+        assert len(shown.response.started.images) == 1
+        with pytest.raises(Error) as caught:
+            client.complete("?", images=[picture])
+        assert caught.value.field == "spec.text"
+
+    await asyncio.to_thread(ask)
+
+
 async def test_stream_and_leaving_it(client: Client, door: Door) -> None:
     assert "".join(await asyncio.to_thread(lambda: list(client.stream("你好")))) == "你好"
 

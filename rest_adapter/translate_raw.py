@@ -1,0 +1,267 @@
+"""What the JSON of `/v1/completions` means in the proto, and back: pure functions.
+
+Owns several prompts in one request, `echo` and the legacy form of log probabilities. Must not know HTTP, gRPC calls or
+Server-Sent Events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import re
+from typing import Any, Final
+
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from rest_adapter import translate
+from rest_adapter.errors import invalid, too_large
+from rest_adapter.schema import CompletionRequest, ImagePart
+
+
+MAX_PROMPTS: Final = 64
+_MAX_TOKENS_DEFAULT: Final = 16  # OpenAI's
+_IMAGE_PATH: Final = re.compile(r"images\[\d+\]")
+
+Prompt = str | Sequence[int]
+
+
+def prompts_of(request: CompletionRequest) -> list[Prompt]:
+    """The prompts of a request, in their order.
+
+    Raises:
+        ApiError: There is none, or there are too many.
+    """
+    prompt = request.prompt
+    several = isinstance(prompt, list) and not (prompt and isinstance(prompt[0], int))
+    prompts: list[Any] = prompt if several and isinstance(prompt, list) else [prompt]
+    if not 1 <= len(prompts) <= MAX_PROMPTS:
+        raise invalid(f"1 to {MAX_PROMPTS} prompts are needed.", "prompt")
+    return prompts
+
+
+def to_specs(
+    request: CompletionRequest, request_id: str, *, max_media_bytes: int
+) -> list[completion_pb.CompletionSpec]:
+    """Makes one proto request for every prompt.
+
+    Args:
+        request: The checked JSON.
+        request_id: The request's id; where there are several prompts, each has its number behind it.
+        max_media_bytes: Most bytes of all decoded pictures together.
+
+    Raises:
+        ApiError: A picture's URI cannot be decoded, the pictures are too large or belong to no single prompt, or a
+            field has no proto form.
+    """
+    prompts = prompts_of(request)
+    common = _common(request)
+    common.images.extend(_images(request, max_media_bytes))
+    if common.images and len(prompts) > 1:
+        raise invalid("'images' needs a single prompt.", "images")
+    specs = []
+    for index, prompt in enumerate(prompts):
+        spec = completion_pb.CompletionSpec()
+        spec.CopyFrom(common)
+        spec.request_id = request_id if len(prompts) == 1 else f"{request_id}-{index}"
+        if isinstance(prompt, str):
+            spec.text = prompt
+        else:
+            spec.token_ids.ids.extend(prompt)
+        specs.append(spec)
+    return specs
+
+
+def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
+    spec = completion_pb.CompletionSpec(
+        model=request.model,
+        cache_salt=request.cache_salt or "",
+        sampling=translate.sampling_options(request, None),
+        stop=translate.stop_options(request),
+    )
+    if request.max_tokens is None:
+        spec.sampling.max_tokens = _MAX_TOKENS_DEFAULT
+    if request.n is not None:
+        spec.n = request.n
+    if request.logprobs is not None:
+        spec.logprobs.top_logprobs = request.logprobs
+    echoed = request.logprobs if request.echo else None
+    wanted = [count for count in (request.prompt_logprobs, echoed) if count is not None]
+    if wanted:
+        spec.logprobs.prompt_logprobs = max(wanted)
+    spec.response.prompt_text = bool(request.echo)
+    if request.return_token_ids:
+        spec.response.token_ids = spec.response.prompt_token_ids = True
+    if request.skip_special_tokens is not None:
+        spec.response.keep_special_tokens = not request.skip_special_tokens
+    if request.mm_processor_kwargs is not None:
+        names = ("min_pixels", "max_pixels")
+        translate.set_fields(spec.media, request.mm_processor_kwargs, names)
+    return spec
+
+
+def _images(request: CompletionRequest, budget: int) -> list[Any]:
+    images = []
+    for index, url in enumerate(request.images or ()):
+        part = ImagePart(type="image_url", image_url=url)
+        image = translate.image_of(part, f"images[{index}]")
+        budget -= len(image.data)
+        if budget < 0:
+            raise too_large("The pictures of the request are too large together.")
+        images.append(image)
+    return images
+
+
+def param_of(field: str) -> str | None:
+    """How a proto field reads in the JSON: `spec.token_ids` is `prompt`."""
+    path = field.removeprefix("spec.")
+    if match := _IMAGE_PATH.match(path):
+        return match[0]
+    if path in ("text", "token_ids"):
+        return "prompt"
+    path = translate.plain_param(path)
+    return "logprobs" if path == "top_logprobs" else path or None
+
+
+def completion(
+    responses: Sequence[completion_pb.CreateCompletionResponse],
+    request: CompletionRequest,
+    request_id: str,
+    version: str,
+) -> dict[str, Any]:
+    """OpenAI's `text_completion`, the choices of the first prompt first.
+
+    Raises:
+        ApiError: An answer was aborted.
+    """
+    choices: list[dict[str, Any]] = []
+    for prompt, response in zip(prompts_of(request), responses, strict=True):
+        choices += [
+            _choice(choice, response.started, prompt, request, len(choices))
+            for choice in response.choices
+        ]
+    for index, choice in enumerate(choices):
+        choice["index"] = index
+    return head(responses[0].started, request_id, version) | {
+        "choices": choices,
+        "usage": usage([response.usage for response in responses]),
+    }
+
+
+def head(started: chat_pb.Started, request_id: str, version: str) -> dict[str, Any]:
+    """What a whole answer and all chunks of a stream have in common."""
+    return {
+        "id": f"cmpl-{request_id}",
+        "object": "text_completion",
+        "created": started.created,
+        "model": started.model,
+        "system_fingerprint": translate.fingerprint(started.model, version),
+    }
+
+
+def usage(values: Sequence[usage_pb.Usage]) -> dict[str, Any]:
+    """OpenAI's `usage` of all prompts together."""
+    total = usage_pb.Usage()
+    for value in values:
+        total.prompt_tokens += value.prompt_tokens
+        total.completion_tokens += value.completion_tokens
+        total.total_tokens += value.total_tokens
+        total.cached_tokens += value.cached_tokens
+        total.prompt_details.extend(value.prompt_details)
+    return translate.usage(total)
+
+
+def _choice(
+    choice: chat_pb.Choice,
+    started: chat_pb.Started,
+    prompt: Prompt,
+    request: CompletionRequest,
+    index: int,
+) -> dict[str, Any]:
+    form = LegacyLogprobs(request.logprobs or 0)
+    echo = request.echo
+    if echo:
+        form.add_prompt(started)
+    form.add(choice.logprobs)
+    document: dict[str, Any] = {
+        "index": index,
+        "text": (echoed_text(prompt, started) if echo else "") + choice.text,
+        "logprobs": None if request.logprobs is None else form.take(),
+        "finish_reason": translate.finish_reason(choice.finish_reason),
+        "stop_reason": translate.stop_reason(choice.stop_detail),
+    }
+    if request.return_token_ids:
+        document["token_ids"] = list(choice.token_ids)
+    if choice.index == 0:
+        document |= prompt_fields(started, request)
+    return document
+
+
+def prompt_fields(started: chat_pb.Started, request: CompletionRequest) -> dict[str, Any]:
+    """What the first choice of a prompt tells about it, if asked for."""
+    fields: dict[str, Any] = {}
+    if request.return_token_ids:
+        fields["prompt_token_ids"] = list(started.prompt_token_ids)
+    if request.prompt_logprobs is not None:
+        entries = _cut(started.prompt_logprobs, request.prompt_logprobs)
+        fields["prompt_logprobs"] = translate.prompt_logprobs(entries)
+    return fields
+
+
+def _cut(entries: Sequence[usage_pb.LogprobEntry], count: int) -> list[usage_pb.LogprobEntry]:
+    """The entries with `count` rivals: `echo` may have asked for more than `prompt_logprobs`."""
+    return [
+        usage_pb.LogprobEntry(
+            chosen=entry.chosen if entry.HasField("chosen") else None, top=entry.top[:count]
+        )
+        for entry in entries
+    ]
+
+
+def echoed_text(prompt: Prompt, started: chat_pb.Started) -> str:
+    """The prompt as the caller wrote it, or the text of its ids."""
+    return prompt if isinstance(prompt, str) else started.prompt_text
+
+
+class LegacyLogprobs:
+    """The `logprobs` of completions, growing with the answer: four lists, one item for every token in each."""
+
+    def __init__(self, count: int) -> None:
+        """Takes the number of rivals of each token."""
+        self._count = count
+        self._offset = 0
+        self._lists: dict[str, list[Any]] = {}
+        self.take()
+
+    def take(self) -> dict[str, Any]:
+        """What has come since the last time."""
+        taken = self._lists
+        names = ("text_offset", "token_logprobs", "tokens", "top_logprobs")
+        self._lists = {name: [] for name in names}
+        return taken
+
+    def add_prompt(self, started: chat_pb.Started) -> None:
+        """Takes the prompt, whose first token has no probability and gets what text the others leave."""
+        entries = started.prompt_logprobs
+        if not entries:
+            return
+        whole = started.prompt_text.encode()
+        rest = b"".join(entry.chosen.bytes for entry in entries)
+        first = whole.removesuffix(rest) if whole.endswith(rest) else b""
+        self._append(first.decode(errors="replace"), None, None)
+        self.add(entries[1:])
+
+    def add(self, entries: Sequence[usage_pb.LogprobEntry]) -> None:
+        """Takes further tokens."""
+        for entry in entries:
+            top: dict[str, float] = {}
+            for token in (*entry.top[: self._count], entry.chosen):
+                top.setdefault(token.token, max(token.logprob, translate.LEAST_LOGPROB))
+            logprob = max(entry.chosen.logprob, translate.LEAST_LOGPROB)
+            self._append(entry.chosen.token, logprob, top)
+
+    def _append(self, token: str, logprob: float | None, top: dict[str, float] | None) -> None:
+        self._lists["text_offset"].append(self._offset)
+        self._lists["token_logprobs"].append(logprob)
+        self._lists["tokens"].append(token)
+        self._lists["top_logprobs"].append(top)
+        self._offset += len(token)
