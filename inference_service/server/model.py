@@ -59,7 +59,7 @@ class ServedModel:
         revision = _revision(directory)
         tokenizer, chat = _text(directory, spec)
         builder = PromptBuilder(
-            chat, placeholder=spec.image_token_id, revision=bytes.fromhex(revision)
+            tokenizer, chat, placeholder=spec.image_token_id, revision=bytes.fromhex(revision)
         )
         return cls(
             names=names,

@@ -134,6 +134,31 @@ def test_openai_client(served: Served, picture_host: str, by: str, stream: bool)
         assert answer == over_rest(served, draw("red", "circle"), ENGLISH) or answer
 
 
+def test_a_raw_prompt_is_what_the_chat_made_of_it(served: Served) -> None:
+    """The ids that a chat's prompt has, sent as they are, are answered alike, and have the same probabilities."""
+    extra = {"return_token_ids": True, "prompt_logprobs": 2}
+    with openai.OpenAI(base_url=f"{served.http}/v1", api_key="none", max_retries=0) as client:
+        settings = {"model": "qwen-vl", "temperature": 0, "max_tokens": 8, "extra_body": extra}
+        chat = client.chat.completions.create(
+            messages=[{"role": "user", "content": "Hello"}], **settings
+        ).model_dump()
+        ids = chat["prompt_token_ids"]
+        raw = client.completions.create(prompt=ids, **settings).model_dump()["choices"][0]
+        by_text = client.completions.create(
+            prompt="<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n",
+            logprobs=0,
+            echo=True,
+            **settings,
+        ).model_dump()["choices"][0]
+    assert raw["token_ids"] == chat["choices"][0]["token_ids"]
+    assert raw["prompt_logprobs"] == chat["prompt_logprobs"]
+    assert raw["prompt_logprobs"][0] is None
+    assert len(raw["prompt_logprobs"]) == len(ids)
+    assert by_text["prompt_token_ids"] == ids[-len(by_text["prompt_token_ids"]) :]
+    assert by_text["text"].startswith("<|im_start|>user\nHello")
+    assert "".join(by_text["logprobs"]["tokens"]).startswith("<|im_start|>user\nHello")
+
+
 def test_models_are_listed(served: Served) -> None:
     with openai.OpenAI(base_url=f"{served.http}/v1", api_key="none") as client:
         assert [model.id for model in client.models.list()] == ["qwen-vl-demo", "qwen-vl"]

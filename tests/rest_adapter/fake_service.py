@@ -230,7 +230,10 @@ class FakeRaw(completion_grpc.CompletionServiceServicer):
         spec = request.spec
         self.seen.raw_specs.append(spec)
         self.seen.calls += 1
-        prompt = spec.text or "".join(map(chr, spec.token_ids.ids))
+        ids = spec.token_ids.ids
+        if any(not 0 <= token_id < 0xD800 for token_id in ids):
+            await fail(context, "INVALID_ARGUMENT")
+        prompt = spec.text or "".join(map(chr, ids))
         command, _, argument = prompt.partition(" ")
         if spec.model not in NAMES:
             await fail(context, "MODEL_NOT_FOUND")
@@ -254,7 +257,7 @@ class FakeRaw(completion_grpc.CompletionServiceServicer):
             finally:
                 self.seen.running -= 1
                 self.seen.cancelled += 1
-        n = spec.n or 1
+        n = min(max(spec.n, 1), 4)
         answers = [prompt * (index + 1) for index in range(n)]
         deltas = [
             event(delta=self._delta(spec, index, character))
@@ -296,7 +299,7 @@ class FakeRaw(completion_grpc.CompletionServiceServicer):
             match event.WhichOneof("event"):
                 case "started":
                     response.started.CopyFrom(event.started)
-                    for index in range(request.spec.n or 1):
+                    for index in range(min(max(request.spec.n, 1), 4)):
                         response.choices.add(index=index)
                 case "usage":
                     response.usage.CopyFrom(event.usage)

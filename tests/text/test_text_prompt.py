@@ -30,7 +30,7 @@ def builder(tokenizer) -> PromptBuilder:
 
 def build(tokenizer, *, template: str = QWEN3_VL, revision: bytes = b"r", pad: int = PAD):
     chat = TemplatedChat(tokenizer, ChatTemplate(template), placeholder=pad)
-    return PromptBuilder(chat, placeholder=pad, revision=revision)
+    return PromptBuilder(tokenizer, chat, placeholder=pad, revision=revision)
 
 
 def picture(rows: int, columns: int, digest: bytes = b"d" * 32) -> ProcessedPicture:
