@@ -231,14 +231,11 @@ class FakeRaw(completion_grpc.CompletionServiceServicer):
         self.seen.raw_specs.append(spec)
         self.seen.calls += 1
         ids = spec.token_ids.ids
-        if any(not 0 <= token_id < 0xD800 for token_id in ids):
-            await fail(context, "INVALID_ARGUMENT")
-        prompt = spec.text or "".join(map(chr, ids))
+        prompt = spec.text or "".join(chr(i) for i in ids if 0 <= i < 0xD800)
         command, _, argument = prompt.partition(" ")
-        if spec.model not in NAMES:
-            await fail(context, "MODEL_NOT_FOUND")
-        if command == "fail":
-            await fail(context, argument)
+        refused = "MODEL_NOT_FOUND" if spec.model not in NAMES else None
+        if refused or command == "fail" or not prompt:
+            await fail(context, refused or argument or "INVALID_ARGUMENT")
         used = usage_pb.Usage(prompt_tokens=len(prompt), total_tokens=len(prompt))
         started = chat_pb.Started(
             request_id=spec.request_id,
@@ -251,12 +248,7 @@ class FakeRaw(completion_grpc.CompletionServiceServicer):
             started.prompt_token_ids.extend(map(ord, prompt))
         yield event(started=started)
         if command == "hang":
-            self.seen.running += 1
-            try:
-                await asyncio.sleep(600)
-            finally:
-                self.seen.running -= 1
-                self.seen.cancelled += 1
+            await self._hang()
         n = min(max(spec.n, 1), 4)
         answers = [prompt * (index + 1) for index in range(n)]
         deltas = [
@@ -282,6 +274,14 @@ class FakeRaw(completion_grpc.CompletionServiceServicer):
         used.completion_tokens = completion_tokens
         used.total_tokens += completion_tokens
         yield event(usage=used)
+
+    async def _hang(self) -> None:
+        self.seen.running += 1
+        try:
+            await asyncio.sleep(600)
+        finally:
+            self.seen.running -= 1
+            self.seen.cancelled += 1
 
     def _delta(
         self, spec: completion_pb.CompletionSpec, index: int, character: str
