@@ -16,9 +16,10 @@ from hashlib import blake2b
 from inference_service.engine.sequence import Sequence
 
 
-def root_hash(cache_salt: bytes) -> bytes:
-    """Begin of a hash chain: chains of unequal salts have nothing in common."""
-    return blake2b(cache_salt, digest_size=32, person=b"kv-root").digest()
+def root_hash(cache_salt: bytes, rope_level: int = 0) -> bytes:
+    """Begin of a hash chain: chains of unequal salts, or of unequal rotary frequencies, have nothing in common."""
+    frequencies = rope_level.to_bytes(8, "little")
+    return blake2b(cache_salt, digest_size=32, person=b"kv-root", salt=frequencies).digest()
 
 
 def page_hash(
@@ -143,7 +144,11 @@ class BlockManager:
             start = len(hashes) * self.page_size
             end = start + self.page_size
             images = sequence.images_between(start, end)
-            parent = hashes[-1] if hashes else root_hash(sequence.request.cache_salt)
+            parent = (
+                hashes[-1]
+                if hashes
+                else root_hash(sequence.request.cache_salt, sequence.rope_level)
+            )
             hashes.append(
                 page_hash(
                     parent,

@@ -62,6 +62,7 @@ class EngineCore:
         max_model_len = min(resolve_max_model_len(config, spec), num_pages * config.page_size)
         self._vocab_size = spec.decoder.vocab_size
         self._image_policy = spec.image_policy
+        self._rope = spec.decoder.rope
         self._blocks = BlockManager(
             num_pages, config.page_size, enable_prefix_caching=config.enable_prefix_caching
         )
@@ -132,7 +133,8 @@ class EngineCore:
         """
         view = memoryview(pixels).cast("B")
         self._check(request, view)
-        sequence = Sequence(request)
+        level = self._rope.level(len(request.prompt_token_ids))
+        sequence = Sequence(request, rope_level=level)
         self._scheduler.add(sequence)
         self._runner.add(sequence, view)
 

@@ -120,7 +120,14 @@ class ModelRunner:
             attention=self._attention(chunks),
             image_rows=self._tensor(rows) if rows else None,
             image_embeddings=torch.cat(embeddings) if embeddings else None,
+            rope_levels=self._rope_levels(chunks),
         )
+
+    def _rope_levels(self, chunks: Seq[Chunk]) -> Tensor | None:
+        if self._model.spec.decoder.rope.ntk is None:
+            return None
+        levels = [chunk.sequence.rope_level for chunk in chunks]
+        return self._tensor(np.repeat(levels, [chunk.end - chunk.start for chunk in chunks]))
 
     def _positions(self, chunk: Chunk) -> np.ndarray:
         """M-RoPE positions [3, tokens of the chunk]; behind the prompt all axes go on together."""

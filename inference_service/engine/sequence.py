@@ -16,6 +16,7 @@ class Sequence:
 
     Attributes:
         request: What was asked for; never changes.
+        rope_level: Which rotary frequencies its keys have; of the prompt's length, whatever is computed again.
         token_ids: Prompt, then answer.
         num_computed_tokens: Tokens from the front whose keys and values are in the cache.
         pages: KV pages in order; page i holds tokens i*page_size and on.
@@ -27,6 +28,7 @@ class Sequence:
     """
 
     request: EngineRequest
+    rope_level: int = 0
     token_ids: list[int] = field(init=False)
     num_computed_tokens: int = 0
     pages: list[int] = field(default_factory=list)

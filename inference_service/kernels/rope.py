@@ -21,7 +21,7 @@ def mrope_cos_sin(
 
     Args:
         positions: [A, T] int64, a position on each axis for every token.
-        frequencies: [F] float32, radians per position.
+        frequencies: [F] float32, radians per position; or [T, F], for every token its own.
         axes: [F] int64, the axis whose position turns each frequency.
 
     Returns:

@@ -23,6 +23,7 @@ class ForwardBatch:
         image_rows: [M] int64, distinct: rows of the batch that are picture tokens; None = no pictures.
         image_embeddings: [M, hidden * (1 + D)] for these rows, as `encode_images` gives them, D = number of
             deepstack levels; None = no pictures.
+        rope_levels: [T] int64: level of each token's sequence, where frequencies depend on it; None = 0.
     """
 
     token_ids: torch.Tensor
@@ -30,3 +31,4 @@ class ForwardBatch:
     attention: AttentionMetadata
     image_rows: torch.Tensor | None = None
     image_embeddings: torch.Tensor | None = None
+    rope_levels: torch.Tensor | None = None

@@ -6,6 +6,9 @@ checkpoints (`tables` names the parameters) or requests.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+import math
+
 import torch
 from torch import nn
 from torch.nn.functional import embedding, linear
@@ -24,6 +27,21 @@ class Weight(nn.Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape), requires_grad=False)
+
+
+@dataclass(slots=True)
+class Rotation:
+    """What the positions of a step do to its queries and keys.
+
+    Attributes:
+        cos: [T, F] float32.
+        sin: [T, F] float32.
+        query_scale: [T] float32, factor of the turned queries; None = 1.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    query_scale: torch.Tensor | None
 
 
 class Attention(nn.Module):
@@ -46,7 +64,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
+        rotation: Rotation,
         layer_cache: torch.Tensor,
         meta: AttentionMetadata,
     ) -> torch.Tensor:
@@ -56,7 +74,10 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q = rms_norm(q, self.q_norm.weight, self._eps)
             k = rms_norm(k, self.k_norm.weight, self._eps)
-        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        q = apply_rope(q, rotation.cos, rotation.sin)
+        k = apply_rope(k, rotation.cos, rotation.sin)
+        if rotation.query_scale is not None:
+            q = q * rotation.query_scale.to(q.dtype)[:, None, None]
         k_cache, v_cache = layer_cache
         write_kv(k, v, k_cache, v_cache, meta.slot_mapping)
         attended = paged_attention(q, k_cache, v_cache, meta, self._scale)
@@ -93,7 +114,7 @@ class Layer(nn.Module):
         self,
         x: torch.Tensor,
         residual: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
+        rotation: Rotation,
         layer_cache: torch.Tensor,
         meta: AttentionMetadata,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,7 +123,7 @@ class Layer(nn.Module):
         Args:
             x: [T, hidden].
             residual: [T, hidden]; zeros in the first layer.
-            rope: Cosines and sines.
+            rotation: How the positions turn queries and keys.
             layer_cache: [2, pages, page_size, Hkv, D].
             meta: Where the tokens stand.
 
@@ -110,7 +131,7 @@ class Layer(nn.Module):
             The same pair for the layer behind.
         """
         x, residual = add_rms_norm(x, residual, self.input_layernorm.weight, self._eps)
-        x = self.self_attn(x, rope, layer_cache, meta)
+        x = self.self_attn(x, rotation, layer_cache, meta)
         x, residual = add_rms_norm(x, residual, self.post_attention_layernorm.weight, self._eps)
         return self.mlp(x), residual
 
@@ -146,10 +167,10 @@ class Decoder(nn.Module):
         if batch.image_rows is not None and batch.image_embeddings is not None:
             pictures, *deepstack = torch.split(batch.image_embeddings, self.spec.hidden_size, dim=1)
             x.index_copy_(0, batch.image_rows, pictures)
-        rope = mrope_cos_sin(batch.positions, *self._rope_table(x.device))
+        rotation = self._rotation(batch)
         residual = torch.zeros_like(x)
         for i, layer in enumerate(self.layers):
-            x, residual = layer(x, residual, rope, kv_cache[i], batch.attention)
+            x, residual = layer(x, residual, rotation, kv_cache[i], batch.attention)
             if i < len(deepstack):
                 x.index_add_(0, batch.image_rows, deepstack[i])
         x, _ = add_rms_norm(x, residual, self.norm.weight, self.spec.rms_norm_eps)
@@ -159,10 +180,24 @@ class Decoder(nn.Module):
         """[R, hidden] -> [R, vocab] float32."""
         return linear(hidden, self.lm_head.weight).float()
 
+    def _rotation(self, batch: ForwardBatch) -> Rotation:
+        frequencies, axes = self._rope_table(batch.positions.device)
+        levels = 0 if batch.rope_levels is None else batch.rope_levels
+        cos, sin = mrope_cos_sin(batch.positions, frequencies[levels], axes)
+        scale, length = None, self.spec.logn_length
+        if length is not None:
+            place = batch.positions[0].double() + 1
+            scale = (place.log() / math.log(length)).clamp(min=1).float()
+        return Rotation(cos, sin, scale)
+
     def _rope_table(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Frequencies and their axes; no parameters, so that loading a model cannot leave them unset."""
+        """Frequencies [levels, F] and their axes; no parameters, so that loading a model cannot leave them unset."""
         if self._rope is None:
-            rope = self.spec.rope
-            axes = torch.tensor(rope.frequency_axes(), device=device)
-            self._rope = (inverse_frequencies(self.spec.head_dim, rope.theta, device), axes)
+            rope, dim = self.spec.rope, self.spec.head_dim
+            bases = [rope.theta]
+            if rope.ntk is not None:
+                levels = range(rope.ntk.num_levels)
+                bases = [rope.ntk.theta(level, rope.theta, dim) for level in levels]
+            frequencies = torch.stack([inverse_frequencies(dim, base, device) for base in bases])
+            self._rope = (frequencies, torch.tensor(rope.frequency_axes(), device=device))
         return self._rope

@@ -52,6 +52,36 @@ class ImagePolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicNtk:
+    """A base of the rotary frequencies that grows with the prompt (Qwen, 2023).
+
+    All positions of a sequence turn by the frequencies that its whole prompt chose, whatever its answer grows to:
+    keys of different levels must not meet in one sequence.
+
+    Attributes:
+        trained_length: Prompts up to this many tokens have level 0.
+        max_length: No prompt is longer.
+    """
+
+    trained_length: int
+    max_length: int
+
+    def level(self, num_prompt_tokens: int) -> int:
+        """How often the trained length must double to hold the prompt."""
+        return (-(-num_prompt_tokens // self.trained_length) - 1).bit_length()
+
+    @property
+    def num_levels(self) -> int:
+        """Levels that occur."""
+        return self.level(self.max_length) + 1
+
+    def theta(self, level: int, theta: float, dim: int) -> float:
+        """The base at a level: `theta` times alpha^(dim / (dim - 2)), alpha = 1, 3, 7, ..."""
+        alpha = 2 ** (level + 1) - 1
+        return float(theta * alpha ** (dim / (dim - 2)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RopeSpec:
     """Rotary positions on three axes (M-RoPE, arXiv 2409.12191).
 
@@ -59,11 +89,17 @@ class RopeSpec:
         theta: Base of the frequencies.
         sections: How many of the head_dim / 2 frequencies belong to time, height and width.
         interleaved: The axes alternate from frequency to frequency (Qwen3-VL); else they are chunks (Qwen2-VL).
+        ntk: The base depends on the length of the prompt.
     """
 
     theta: float
     sections: tuple[int, int, int]
     interleaved: bool
+    ntk: DynamicNtk | None = None
+
+    def level(self, num_prompt_tokens: int) -> int:
+        """Which frequencies turn a sequence with such a prompt; keys of unequal levels have nothing in common."""
+        return 0 if self.ntk is None else self.ntk.level(num_prompt_tokens)
 
     def frequency_axes(self) -> tuple[int, ...]:
         """For each frequency the axis whose position turns it: 0 = time, 1 = height, 2 = width."""
@@ -95,6 +131,7 @@ class DecoderSpec:
         rope: Rotary positions.
         tie_word_embeddings: The output head is the token embedding.
         deepstack_levels: So many of the first layers add features of the pictures to their output.
+        logn_length: Queries behind this many tokens grow by log(n) / log(logn_length); None = they do not.
     """
 
     vocab_size: int
@@ -111,6 +148,7 @@ class DecoderSpec:
     rope: RopeSpec
     tie_word_embeddings: bool
     deepstack_levels: int = 0
+    logn_length: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +168,7 @@ class ModelSpec:
         checkpoint_dtype: `float32`, `float16` or `bfloat16`.
         eos_token_ids: Tokens that end an answer; generation_config.json wins over config.json.
         position_rule: Name of the rule in `positions` that numbers a prompt's tokens.
+        is_chat: The model knows conversations; a base model only continues prompts.
     """
 
     family: str
@@ -144,3 +183,4 @@ class ModelSpec:
     checkpoint_dtype: str
     eos_token_ids: tuple[int, ...]
     position_rule: str = "mrope"
+    is_chat: bool = True

@@ -46,5 +46,13 @@ def mrope_positions(
     return positions, position - token
 
 
-POSITION_RULES = {"mrope": mrope_positions}
+def sequential_positions(
+    num_tokens: int, images: Sequence[ImageSpan], merge_size: int
+) -> tuple[npt.NDArray[np.int64], int]:
+    """Positions of a prompt whose pictures count like text, on all axes alike: Qwen-VL (2023)."""
+    del images, merge_size
+    return np.tile(np.arange(num_tokens, dtype=np.int64), (3, 1)), 0
+
+
+POSITION_RULES = {"mrope": mrope_positions, "sequential": sequential_positions}
 """By the name in `ModelSpec.position_rule`."""

@@ -5,10 +5,13 @@ Owns the list. Must not know what distinguishes a family (its own module does), 
 
 from __future__ import annotations
 
-from inference_service.models.families import qwen2_5_vl, qwen2_vl, qwen3_vl
+from inference_service.models.families import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen_vl
 
 
-FAMILIES = {family.name: family for family in (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY)}
+FAMILIES = {
+    family.name: family
+    for family in (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY, qwen_vl.FAMILY)
+}
 """By name."""
 
 REFUSALS = {

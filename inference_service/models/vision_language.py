@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from inference_service.kernels.attention import new_kv_cache
-from inference_service.models import qwen2_5_vl, qwen2_vl, qwen3_vl
+from inference_service.models import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen_vl
 from inference_service.models.batch import ForwardBatch
 from inference_service.models.decoder import Decoder
 from inference_service.models.preprocess import Patchifier
@@ -24,6 +24,7 @@ VISION_TOWERS: Mapping[str, type[Any]] = {
     "qwen2_vl": qwen2_vl.VisionTower,
     "qwen2_5_vl": qwen2_5_vl.VisionTower,
     "qwen3_vl": qwen3_vl.VisionTower,
+    "qwen_vl": qwen_vl.VisionTower,
 }
 """The vision tower of each family in the registry."""
 

@@ -24,6 +24,7 @@ _CONVENTIONS = {
     "qwen2_vl": model_pb.COORDINATE_CONVENTION_PER_MILLE,
     "qwen2_5_vl": model_pb.COORDINATE_CONVENTION_PROCESSED_PIXELS,
     "qwen3_vl": model_pb.COORDINATE_CONVENTION_PER_MILLE,
+    "qwen_vl": model_pb.COORDINATE_CONVENTION_PER_MILLE,
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]

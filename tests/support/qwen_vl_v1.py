@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+import hashlib
 import json
 from pathlib import Path
 import re
+import shutil
 from typing import Any
+import zlib
+
+import numpy as np
+from safetensors.numpy import save_file
 
 from inference_service.domain import ChatMessage, ChatRequest, ImagePart, Part, Role, TextPart
+from inference_service.engine.types import EngineRequest, ImageSpan, SamplingParams
+from inference_service.media.decode import DecodeLimits, ProcessedPicture, decode_picture
+from inference_service.models.spec import load_spec
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "qwen_vl_v1"
@@ -58,3 +69,169 @@ def chat_request(query: str, history=None, system: str | None = None) -> ChatReq
             messages.append(message(Role.ASSISTANT, answer))
     messages.append(message(Role.USER, query))
     return ChatRequest(request_id="r", model="m", messages=tuple(messages))
+
+
+def random_tensor(
+    salt: str, name: str, shape: list[int], offset: float, scale: float
+) -> np.ndarray:
+    """The recipe of the golden weights: sums of four 16 bit fields of a stable stream, nearly normal."""
+    stream = np.random.PCG64(zlib.crc32(f"{salt}:{name}".encode()))
+    out = np.empty(int(np.prod(shape)), dtype=np.float32)
+    mask, step = np.uint64(0xFFFF), 2**22
+    for at in range(0, len(out), step):
+        raw = stream.random_raw(min(step, len(out) - at))
+        fields = [(raw >> np.uint64(16 * i)) & mask for i in range(4)]
+        total = (fields[0] + fields[1] + fields[2] + fields[3]).astype(np.int64)
+        out[at : at + len(total)] = offset + (total - 131070) * (scale / 37837.0)
+    return out.reshape(shape)
+
+
+def sincos_tensor(directory: Path, dim: int) -> np.ndarray:
+    """Row r * side + c of the 2-D table is [t[c] | t[r]]."""
+    table = np.load(directory / f"sincos_{dim}.npy")
+    side = len(table)
+    columns = np.broadcast_to(table[None], (side, side, dim // 2))
+    return np.concatenate([columns, columns.transpose(1, 0, 2)], axis=2).reshape(side**2, dim)
+
+
+def golden_tensors(name: str) -> dict[str, np.ndarray]:
+    """All weights of checkpoint A or B, checked against their sums."""
+    directory = GOLDEN / "configs" / name
+    recipe = json.loads((directory / "tensors.json").read_text())
+    tensors = {}
+    for entry in recipe["tensors"]:
+        if entry["kind"] == "sincos":
+            tensor = sincos_tensor(directory, entry["shape"][1])
+        else:
+            tensor = random_tensor(
+                recipe["salt"], entry["name"], entry["shape"], entry["offset"], entry["scale"]
+            )
+        assert hashlib.sha256(tensor.astype("<f4").tobytes()).hexdigest() == entry["sha256"]
+        tensors[entry["name"]] = np.ascontiguousarray(tensor)
+    return tensors
+
+
+def build_checkpoint(directory: Path, name: str) -> Path:
+    """Checkpoint A or B as a model directory: 320 or 160 MB."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in (GOLDEN / "configs" / name).glob("*.json"):
+        if path.name != "tensors.json":
+            shutil.copy(path, directory)
+    shutil.copy(GOLDEN / "qwen.tiktoken", directory)
+    save_file(golden_tensors(name), directory / "model.safetensors")
+    return directory
+
+
+def random_ids() -> list[int]:
+    """The stream from which the long prompts are cut."""
+    ids = (np.random.PCG64(99).random_raw(4000) % np.uint64(150000)).astype(np.int64)
+    expected = golden("B.json")["random_ids_sha256_int32"]
+    assert hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest() == expected
+    return [int(token_id) for token_id in ids]
+
+
+@dataclass(frozen=True)
+class GoldenPrompt:
+    """A prompt of the golden data: ids with placeholders, and the names of its pictures."""
+
+    name: str
+    ids: tuple[int, ...]
+    images: tuple[str, ...] = ()
+
+    @property
+    def pixels(self) -> bytes:
+        """The pictures' pixels one after the other, which `request` points into."""
+        return b"".join(processed(name, self._side).pixels for name in self.images)
+
+    @property
+    def _side(self) -> int:
+        return 224 if self.name in LONG_PROMPTS else 448
+
+    def request(self, sampling: SamplingParams, **changes: object) -> EngineRequest:
+        starts = [at + 1 for at, token_id in enumerate(self.ids) if token_id == IMG]
+        spans, offset = [], 0
+        for start, name in zip(starts, self.images, strict=True):
+            shown = processed(name, self._side)
+            span = ImageSpan(
+                key=shown.digest,
+                start=start,
+                num_tokens=shown.num_tokens,
+                grid=shown.grid,
+                height=shown.height,
+                width=shown.width,
+                pixel_offset=offset,
+            )
+            spans.append(span)
+            offset += span.pixel_bytes
+        values = {"sequence_id": self.name} | changes
+        return EngineRequest(
+            prompt_token_ids=self.ids, images=tuple(spans), sampling=sampling, **values
+        )
+
+
+@cache
+def processed(name: str, side: int) -> ProcessedPicture:
+    """A golden picture as the front prepares it for squares of this side."""
+    policy = replace(
+        load_spec(GOLDEN / "configs" / "A").image_policy,
+        square_side=side,
+        min_pixels=side**2,
+        max_pixels=side**2,
+    )
+    return decode_picture(
+        (GOLDEN / name).read_bytes(),
+        policy=policy,
+        min_pixels=side**2,
+        max_pixels=side**2,
+        limits=DecodeLimits(),
+        field="",
+    )
+
+
+def _long_prompts() -> dict[str, GoldenPrompt]:
+    """As `note_ids` of B.json says."""
+    r = random_ids()
+    shown = [
+        24669,
+        220,
+        16,
+        25,
+        220,
+        IMG,
+        *[PAD] * 256,
+        IMG_END,
+        198,
+    ]  # encode("Picture 1: <img>..</img>\n")
+    palette = "images/palette.png"
+    cut = {
+        "len_512": r[0:512],
+        "len_513": r[0:513],
+        "len_600": r[100:700],
+        "len_1024": r[0:1024],
+        "len_1025": r[0:1025],
+        "len_1300": r[200:1500],
+        "len_2100": r[0:2100],
+        "short": golden("B.json")["prompts"][-1]["ids"],
+        "cross_512": r[0:500],
+        "cross_1024": r[0:1010],
+        "from_600": r[100:700],
+    }
+    prompts = {name: GoldenPrompt(name, tuple(ids)) for name, ids in cut.items()}
+    for name, ids, count in (
+        ("image_then_long", [*shown, *r[0:700]], 1),
+        ("long_then_two_images", [*r[0:300], *shown, *shown, *r[300:450]], 2),
+    ):
+        prompts[name] = GoldenPrompt(name, tuple(ids), (palette,) * count)
+    return prompts
+
+
+LONG_PROMPTS = _long_prompts()
+"""Of checkpoint B, whose trained length is 512."""
+SHORT_PROMPTS = {
+    prompt["name"]: GoldenPrompt(
+        prompt["name"], tuple(with_pads(prompt["ids"])), tuple(prompt["images"])
+    )
+    for prompt in golden("A.json")["prompts"]
+    if "images" in prompt
+}
+"""Of checkpoint A: no picture, one, two."""
