@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             hub=settings.hub,
             revision=settings.revision,
         )
-        model = ServedModel.load(resolved.directory, resolved.served_names)
+        model = ServedModel.load(
+            resolved.directory, resolved.served_names, history_window=settings.history_window
+        )
     except (ModelNotFound, ValueError, OSError) as error:
         raise SystemExit(f"cannot serve this model: {error}") from None
     try:

@@ -108,6 +108,11 @@ class ServiceSettings(FlagSettings):
     max_images: Positive = Field(8, description="most pictures of one request")
     max_n: Positive = Field(4, description="most answers of one request")
     request_timeout_s: Seconds = Field(600.0, description="deadline of a request that brings none")
+    history_window: Positive | None = Field(
+        None,
+        description="leave out the oldest turns beyond this many tokens of history (Qwen-VL of 2023 only);"
+        " none = a prompt that is too long is refused",
+    )
     # media
     allowed_media_domains: tuple[str, ...] = Field(
         (),

@@ -12,14 +12,12 @@ import time
 
 from inference_service.models.spec import ModelSpec, load_spec
 from inference_service.server.defaults import SamplingDefaults
-from inference_service.text.prompt import ChatFormat, PromptBuilder
-from inference_service.text.template import ChatTemplate
-from inference_service.text.templated import TemplatedChat
+from inference_service.text.families import load_text
+from inference_service.text.prompt import PromptBuilder
 from inference_service.text.tokenizer import Tokenizer
-from inference_service.text.tokenizer_json import JsonTokenizer
 
 
-_REVISION_FILES = ("*.safetensors", "*.json", "*.jinja")
+_REVISION_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.tiktoken")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +46,15 @@ class ServedModel:
         return self.names[0]
 
     @classmethod
-    def load(cls, directory: Path, names: tuple[str, ...]) -> ServedModel:
+    def load(
+        cls, directory: Path, names: tuple[str, ...], *, history_window: int | None = None
+    ) -> ServedModel:
         """Reads configuration and text files; takes no weights.
+
+        Args:
+            directory: Where they are.
+            names: Names the model answers to, the canonical one first.
+            history_window: See `load_text`.
 
         Raises:
             ValueError: A file is missing or says something this service cannot serve; the text is for the operator.
@@ -57,7 +62,7 @@ class ServedModel:
         """
         spec = load_spec(directory)
         revision = _revision(directory)
-        tokenizer, chat = _text(directory, spec)
+        tokenizer, chat = load_text(directory, spec, history_window=history_window)
         builder = PromptBuilder(
             tokenizer, chat, placeholder=spec.image_token_id, revision=bytes.fromhex(revision)
         )
@@ -71,12 +76,6 @@ class ServedModel:
             revision=revision,
             created=int(time.time()),
         )
-
-
-def _text(directory: Path, spec: ModelSpec) -> tuple[Tokenizer, ChatFormat]:
-    tokenizer = JsonTokenizer.from_dir(directory)
-    template = ChatTemplate.from_dir(directory)
-    return tokenizer, TemplatedChat(tokenizer, template, placeholder=spec.image_token_id)
 
 
 def _revision(directory: Path) -> str:

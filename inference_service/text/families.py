@@ -1,0 +1,53 @@
+"""Which tokenizer and which chat format a model has.
+
+Owns this choice, by family. Must not know how they work, or requests.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from inference_service.models.spec import ModelSpec
+from inference_service.text import qwen_vl
+from inference_service.text.prompt import ChatFormat
+from inference_service.text.template import ChatTemplate
+from inference_service.text.templated import TemplatedChat
+from inference_service.text.tokenizer import Tokenizer
+from inference_service.text.tokenizer_json import JsonTokenizer
+
+
+def load_text(
+    model_dir: Path, spec: ModelSpec, *, history_window: int | None = None
+) -> tuple[Tokenizer, ChatFormat]:
+    """Reads the text files of a model.
+
+    Args:
+        model_dir: Where they are.
+        spec: The model.
+        history_window: Tokens of history beyond which old turns are left out; only Qwen-VL (2023) has it.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: A file is malformed or does not fit the model, or the family has no such window.
+    """
+    if spec.family == "qwen_vl":
+        return _qwen_vl(model_dir, spec, history_window)
+    if history_window is not None:
+        raise ValueError("--history-window is for Qwen-VL and Qwen-VL-Chat (2023) only")
+    tokenizer = JsonTokenizer.from_dir(model_dir)
+    template = ChatTemplate.from_dir(model_dir)
+    return tokenizer, TemplatedChat(tokenizer, template, placeholder=spec.image_token_id)
+
+
+def _qwen_vl(
+    model_dir: Path, spec: ModelSpec, history_window: int | None
+) -> tuple[Tokenizer, ChatFormat]:
+    tokenizer = qwen_vl.load_tokenizer(model_dir)
+    if tokenizer.special_tokens["<imgpad>"] != spec.image_token_id:
+        raise ValueError(f"{qwen_vl.VOCABULARY} does not fit image_start_id of config.json")
+    if not spec.is_chat:
+        return tokenizer, qwen_vl.NoChat()
+    picture_tokens = spec.image_policy.num_tokens or 0
+    return tokenizer, qwen_vl.QwenVLChat(
+        tokenizer, picture_tokens=picture_tokens, history_window=history_window
+    )
