@@ -95,6 +95,7 @@ class _Request:
         return_prompt_token_ids: Return the ids of the prompt.
         return_prompt_text: Return the text of the prompt.
         keep_special_tokens: Keep special tokens in the text.
+        grounding: Read the boxes of the answers.
         min_pixels: Pixel budget of pictures that name none.
         max_pixels: Pixel budget of pictures that name none.
         cache_salt: Caches are shared only among equal salts.
@@ -113,6 +114,7 @@ class _Request:
     return_prompt_token_ids: bool = False
     return_prompt_text: bool = False
     keep_special_tokens: bool = False
+    grounding: bool = False
     min_pixels: int | None = None
     max_pixels: int | None = None
     cache_salt: bytes = b""
@@ -221,6 +223,18 @@ class PictureInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grounding:
+    """A box that an answer names, in pixels of a picture as decoded; `image_index` counts the prompt's pictures."""
+
+    label: str
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+    image_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenUsage:
     """Tokens of a request; `image_tokens` and `cached_tokens` are parts of `prompt_tokens`."""
 
@@ -279,6 +293,7 @@ class Finished:
     choice_index: int
     reason: EndReason
     trigger: StopTrigger = StopTrigger()
+    groundings: tuple[Grounding, ...] = ()
 
 
 Event = Started | Delta | Finished | TokenUsage

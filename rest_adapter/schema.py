@@ -189,6 +189,7 @@ class AnswerRequest(_Model):
     prompt_logprobs: Int32 | None = None
     return_token_ids: bool | None = None
     skip_special_tokens: bool | None = None
+    grounding: bool | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
     cache_salt: str | None = None
     request_id: str | None = None

@@ -50,12 +50,14 @@ class ChunkOptions:
         usage: A last chunk with the usage; every other chunk then has `"usage": null`.
         logprobs: `choices[].logprobs` are filled.
         token_ids: `choices[].token_ids` in every chunk, and the prompt's in the first.
+        grounding: `choices[].grounding` in the last chunk of a choice.
     """
 
     n: int
     usage: bool
     logprobs: bool
     token_ids: bool
+    grounding: bool = False
 
 
 class ChunkWriter:
@@ -129,9 +131,10 @@ class ChunkWriter:
     def _finished(self, finished: chat_pb.Finished) -> bytes:
         stop = orjson.dumps(translate.stop_reason(finished.stop_detail))
         reason = orjson.dumps(translate.finish_reason(finished.reason))
-        return self._chunk(
-            finished.choice_index, b"{}", {}, finish=reason + b',"stop_reason":' + stop
-        )
+        finish = reason + b',"stop_reason":' + stop
+        if self._options.grounding:
+            finish += b',"grounding":' + orjson.dumps(translate.groundings(finished.groundings))
+        return self._chunk(finished.choice_index, b"{}", {}, finish=finish)
 
     def _chunk(
         self,

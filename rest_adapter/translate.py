@@ -75,6 +75,7 @@ _PARAMS: Final = {
     "response.token_ids": "return_token_ids",
     "response.prompt_token_ids": "return_token_ids",
     "response.keep_special_tokens": "skip_special_tokens",
+    "response.grounding": "grounding",
     "template.enable_thinking": "chat_template_kwargs.enable_thinking",
     "media.min_pixels": "mm_processor_kwargs.min_pixels",
     "media.max_pixels": "mm_processor_kwargs.max_pixels",
@@ -118,6 +119,8 @@ def to_spec(request: ChatRequest, *, max_media_bytes: int) -> chat_pb.ChatComple
         spec.logprobs.prompt_logprobs = request.prompt_logprobs
     if request.return_token_ids:
         spec.response.token_ids = spec.response.prompt_token_ids = True
+    if request.grounding:
+        spec.response.grounding = True
     if request.skip_special_tokens is not None:
         spec.response.keep_special_tokens = not request.skip_special_tokens
     set_fields(spec.template, request, ("add_generation_prompt", "continue_final_message"))
@@ -414,7 +417,25 @@ def _choice(choice: chat_pb.Choice, request: ChatRequest) -> dict[str, Any]:
     }
     if request.return_token_ids:
         document["token_ids"] = list(choice.token_ids)
+    if request.grounding:
+        document["grounding"] = groundings(choice.groundings)
     return document
+
+
+def _edges(box: usage_pb.BoundingBox) -> tuple[float, float, float, float]:
+    return box.x_min, box.y_min, box.x_max, box.y_max
+
+
+def groundings(found: Sequence[usage_pb.Grounding]) -> list[dict[str, Any]]:
+    """The boxes of an answer: `box` is left, top, right, bottom in pixels of the picture as decoded."""
+    return [
+        {
+            "label": item.label,
+            "box": [round(edge, 2) for edge in _edges(item.box)],
+            "image_index": item.image_index,
+        }
+        for item in found
+    ]
 
 
 def stop_reason(detail: usage_pb.StopDetail) -> str | int | None:

@@ -96,7 +96,8 @@ def _room(
     """(usable bytes, bytes of them for the cache)."""
     share = settings.gpu_memory_utilization if device.is_gpu else 1.0
     usable = int(device.total_bytes * share) - device.used_bytes
-    embedding_bytes = spec.decoder.hidden_size * VALUE_BYTES[model.dtype]
+    levels = 1 + spec.decoder.deepstack_levels
+    embedding_bytes = spec.decoder.hidden_size * levels * VALUE_BYTES[model.dtype]
     left = (
         usable
         - model.weight_bytes

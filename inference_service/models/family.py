@@ -7,10 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from inference_service.models.config_file import Section
 from inference_service.models.description import ModelSpec
+
+
+class BoxNotation(Enum):
+    """How a family writes boxes into its answers.
+
+    Attributes:
+        NONE: It writes none.
+        REF_BOX: `<ref>cat</ref><box>(x1,y1),(x2,y2)</box>`, per mille of width and height.
+        OBJECT_REF: The same between `<|object_ref_start|>`, `<|box_start|>` and their ends.
+        JSON_PIXELS: `{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}`, pixels of the resized picture.
+        JSON_PER_MILLE: The same, per mille of width and height.
+    """
+
+    NONE = "none"
+    REF_BOX = "ref_box"
+    OBJECT_REF = "object_ref"
+    JSON_PIXELS = "json_pixels"
+    JSON_PER_MILLE = "json_per_mille"
 
 
 LM_HEAD = "lm_head.weight"
@@ -46,6 +65,7 @@ class Family:
         read: From a checkpoint's directory and its config.json to what the checkpoint is; raises `SpecError`.
         tensors: Every tensor that a checkpoint must have.
         current_name: From a name in an older checkpoint to the one in `tensors`; others stay as they are.
+        boxes: How its answers name places in a picture.
     """
 
     name: str
@@ -53,3 +73,4 @@ class Family:
     read: Callable[[Path, Section], ModelSpec]
     tensors: Callable[[ModelSpec], Iterable[TensorEntry]]
     current_name: Callable[[str], str] = str
+    boxes: BoxNotation = BoxNotation.NONE

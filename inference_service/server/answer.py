@@ -12,12 +12,15 @@ from inference_service.domain import (
     EndReason,
     Finished,
     LogprobEntry,
+    PictureInfo,
     Request,
     StopTrigger,
     TokenLogprob,
 )
 from inference_service.engine.types import FinishReason, SequenceOutput, TokenLogprobs
+from inference_service.models.family import BoxNotation
 from inference_service.text.detokenize import Detokenizer
+from inference_service.text.grounding import groundings, tag_tokens
 from inference_service.text.stop import StopStringFilter
 from inference_service.text.tokenizer import Tokenizer
 
@@ -39,14 +42,35 @@ class Answer:
         completion_tokens: Tokens of the answer so far, an end token included.
     """
 
-    def __init__(self, index: int, request: Request, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        index: int,
+        request: Request,
+        tokenizer: Tokenizer,
+        notation: BoxNotation = BoxNotation.NONE,
+        pictures: tuple[PictureInfo, ...] = (),
+    ) -> None:
+        """Begins an answer.
+
+        Args:
+            index: Which of the request's answers.
+            request: What was asked.
+            tokenizer: The model's.
+            notation: How the model writes boxes, which are read if the request asks for them.
+            pictures: Of the prompt, in order.
+        """
         self.finished = False
         self.completion_tokens = 0
         self._index = index
         self._request = request
         self._tokenizer = tokenizer
+        self._notation = notation
+        self._pictures = pictures
+        self._said: list[str] = []  # only where boxes are asked for
         self._detokenizer = Detokenizer(
-            tokenizer, skip_special_tokens=not request.keep_special_tokens
+            tokenizer,
+            skip_special_tokens=not request.keep_special_tokens,
+            shown=tag_tokens(notation) if request.grounding else (),
         )
         self._stops = StopStringFilter(request.stop_strings, include=request.include_stop_string)
         self._first_prompt_entry = request.prompt_logprobs is not None
@@ -73,6 +97,8 @@ class Answer:
             piece, matched = self._stops.push(self._detokenizer.finish())
             text += piece + ("" if matched is not None else self._stops.finish())
         self.completion_tokens += taken
+        if self._request.grounding:
+            self._said.append(text)
         if delta := self._delta(text, output, taken):
             yield delta
         if matched is not None:
@@ -82,7 +108,12 @@ class Answer:
 
     def _finish(self, reason: EndReason, trigger: StopTrigger) -> Finished:
         self.finished = True
-        return Finished(choice_index=self._index, reason=reason, trigger=trigger)
+        return Finished(
+            choice_index=self._index,
+            reason=reason,
+            trigger=trigger,
+            groundings=groundings("".join(self._said), self._notation, self._pictures),
+        )
 
     def _delta(self, text: str, output: SequenceOutput, taken: int) -> Delta | None:
         ids = output.token_ids[:taken] if self._request.return_token_ids else ()

@@ -34,10 +34,12 @@ from inference_service.errors import (
     QueueFullError,
     RequestIdInUseError,
     ServiceError,
+    UnsupportedParameterError,
 )
 from inference_service.media.decode import PictureDecoder, ProcessedPicture
 from inference_service.media.fetch import MediaFetcher
 from inference_service.media.geometry import pixel_budget
+from inference_service.models.family import BoxNotation
 from inference_service.server.answer import Answer
 from inference_service.server.defaults import SamplingDefaults
 from inference_service.server.model import ServedModel
@@ -157,6 +159,7 @@ class Completions:
         """
         with self._admit(request) as flight:
             check_token_ids(request, self.model.spec.decoder.vocab_size)
+            self._check_grounding(request)
             window = self._context_window()
             prepared = await self.prepare(request)
             options = effective_options(
@@ -230,6 +233,12 @@ class Completions:
             if not self._in_flight:
                 self._idle.set()
 
+    def _check_grounding(self, request: Request) -> None:
+        if request.grounding and self.model.box_notation is BoxNotation.NONE:
+            raise UnsupportedParameterError(
+                "This model names no boxes.", field="spec.response.grounding"
+            )
+
     def _context_window(self) -> int:
         """The context window of the engine, which is smaller than the model's where memory is short."""
         state, ready = self.engine.state, self.engine.ready
@@ -269,7 +278,11 @@ class Completions:
         flight: _InFlight,
     ) -> AsyncGenerator[Event, None]:
         """Runs the sequences of a request side by side and merges their events."""
-        answers = [Answer(index, request, self.model.tokenizer) for index in range(len(jobs))]
+        model = self.model
+        answers = [
+            Answer(index, request, model.tokenizer, model.box_notation, prepared.infos)
+            for index in range(len(jobs))
+        ]
         news: _News = asyncio.Queue(len(jobs))
         pixels = [picture.pixels for picture in prepared.pictures]
 

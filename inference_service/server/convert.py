@@ -154,6 +154,7 @@ def _common(
         "return_prompt_token_ids": spec.response.prompt_token_ids,
         "return_prompt_text": spec.response.prompt_text,
         "keep_special_tokens": spec.response.keep_special_tokens,
+        "grounding": spec.response.grounding,
         "min_pixels": _pixels(spec.media, "min_pixels", "spec.media"),
         "max_pixels": _pixels(spec.media, "max_pixels", "spec.media"),
         "cache_salt": _cache_salt(spec.cache_salt),
@@ -174,7 +175,6 @@ def _refuse_unsupported(spec: chat_pb.ChatCompletionSpec) -> None:
         "spec.tools": bool(spec.tools),
         "spec.tool_choice": spec.tool_choice.WhichOneof("choice") == "function_name"
         or spec.tool_choice.mode == message_pb.TOOL_CHOICE_MODE_REQUIRED,
-        "spec.response.grounding": spec.response.grounding,
     }
     for field, asked in refused.items():
         if asked:

@@ -15,6 +15,7 @@ from inference_service.domain import (
     EndReason,
     Event,
     Finished,
+    Grounding,
     LogprobEntry,
     PictureInfo,
     Started,
@@ -67,6 +68,7 @@ async def gather(events: AsyncIterable[Event], model: str) -> Whole:
                 choice = whole.choices[event.choice_index]
                 choice.finish_reason = _REASONS[event.reason]
                 choice.stop_detail.CopyFrom(_stop_detail(event.trigger))
+                choice.groundings.extend(map(_grounding, event.groundings))
             case TokenUsage():
                 whole.usage = usage_message(event)
     return whole
@@ -98,6 +100,7 @@ def stream_fields(event: Event, model: str) -> dict[str, Any]:
                 choice_index=event.choice_index,
                 reason=_REASONS[event.reason],
                 stop_detail=_stop_detail(event.trigger),
+                groundings=map(_grounding, event.groundings),
             )
             return {"finished": finished}
         case TokenUsage():
@@ -177,6 +180,13 @@ def _stop_detail(trigger: StopTrigger) -> usage_pb.StopDetail:
         stop_token_id=trigger.stop_token_id,
         stop_string=trigger.stop_string,
     )
+
+
+def _grounding(found: Grounding) -> usage_pb.Grounding:
+    box = usage_pb.BoundingBox(
+        x_min=found.x_min, y_min=found.y_min, x_max=found.x_max, y_max=found.y_max
+    )
+    return usage_pb.Grounding(label=found.label, box=box, image_index=found.image_index)
 
 
 def _logprob_entry(entry: LogprobEntry) -> usage_pb.LogprobEntry:

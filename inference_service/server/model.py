@@ -10,6 +10,8 @@ import hashlib
 from pathlib import Path
 import time
 
+from inference_service.models.family import BoxNotation
+from inference_service.models.registry import FAMILIES
 from inference_service.models.spec import ModelSpec, load_spec
 from inference_service.server.defaults import SamplingDefaults
 from inference_service.text.families import load_text
@@ -44,6 +46,11 @@ class ServedModel:
     def name(self) -> str:
         """The canonical name."""
         return self.names[0]
+
+    @property
+    def box_notation(self) -> BoxNotation:
+        """How the model's answers name places in a picture."""
+        return FAMILIES[self.spec.family].boxes
 
     @classmethod
     def load(

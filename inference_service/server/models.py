@@ -12,6 +12,7 @@ import grpc.aio
 from inference_service.engine.client import Engine
 from inference_service.errors import ModelNotFoundError
 from inference_service.media.fetch import FetchPolicy
+from inference_service.models.family import BoxNotation
 from inference_service.models.footprint import footprint
 from inference_service.server.model import ServedModel
 from inference_service.settings import ServiceSettings
@@ -21,11 +22,14 @@ from qwenvl.inference.v1 import usage_pb2 as usage_pb
 
 
 _CONVENTIONS = {
-    "qwen2_vl": model_pb.COORDINATE_CONVENTION_PER_MILLE,
-    "qwen2_5_vl": model_pb.COORDINATE_CONVENTION_PROCESSED_PIXELS,
-    "qwen3_vl": model_pb.COORDINATE_CONVENTION_PER_MILLE,
-    "qwen_vl": model_pb.COORDINATE_CONVENTION_PER_MILLE,
+    BoxNotation.NONE: model_pb.COORDINATE_CONVENTION_UNSPECIFIED,
+    BoxNotation.REF_BOX: model_pb.COORDINATE_CONVENTION_PER_MILLE,
+    BoxNotation.OBJECT_REF: model_pb.COORDINATE_CONVENTION_PER_MILLE,
+    BoxNotation.JSON_PIXELS: model_pb.COORDINATE_CONVENTION_PROCESSED_PIXELS,
+    BoxNotation.JSON_PER_MILLE: model_pb.COORDINATE_CONVENTION_PER_MILLE,
 }
+
+_FEATURES = ("logprobs", "prompt_logprobs", "continue_final_message")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -61,6 +65,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
     def _describe(self, name: str) -> model_pb.Model:
         model, settings, ready = self._model, self._settings, self._engine.ready
         spec, policy = model.spec, model.spec.image_policy
+        boxes = model.box_notation
         size = footprint(spec, ready.dtype if ready else spec.checkpoint_dtype)
         window = ready.max_model_len if ready else settings.max_model_len
         return model_pb.Model(
@@ -78,9 +83,9 @@ class ModelServicer(model_grpc.ModelServiceServicer):
                 max_decoded_pixels=settings.max_image_pixels,
                 exif_transposed=policy.exif_transpose,
             ),
-            coordinate_convention=_CONVENTIONS[spec.family],
+            coordinate_convention=_CONVENTIONS[boxes],
             url_schemes=FetchPolicy.from_settings(settings).url_schemes,
-            features=["logprobs", "prompt_logprobs", "continue_final_message"],
+            features=[*_FEATURES, *(["grounding"] if boxes is not BoxNotation.NONE else [])],
             parts=[
                 model_pb.ModulePart(name=part, parameter_count=count) for part, count in size.parts
             ],

@@ -17,9 +17,19 @@ class Detokenizer:
     However the tokens are cut into pushes, the pieces together are `Tokenizer.decode` of all of them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, skip_special_tokens: bool, shown: Iterable[str] = ()
+    ) -> None:
+        """Begins an answer.
+
+        Args:
+            tokenizer: Whose tokens they are.
+            skip_special_tokens: Leave special tokens out of the text.
+            shown: Spellings of special tokens that are not left out.
+        """
         self._tokenizer = tokenizer
         self._skipped = tokenizer.hidden_ids if skip_special_tokens else frozenset()
+        self._skipped -= {tokenizer.special_tokens.get(token, -1) for token in shown}
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
 
     def push(self, token_ids: Iterable[int]) -> str:

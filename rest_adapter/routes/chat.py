@@ -46,6 +46,7 @@ async def create_chat_completion(request: Request) -> Response:
         usage=bool(chat.stream_options and chat.stream_options.include_usage),
         logprobs=bool(chat.logprobs),
         token_ids=bool(chat.return_token_ids),
+        grounding=bool(chat.grounding),
     )
     return EventStream(
         events,

@@ -79,6 +79,13 @@ def question_of(spec: chat_pb.ChatCompletionSpec) -> str:
     return "".join(part.text for part in spec.messages[-1].parts)
 
 
+def groundings_of(spec: chat_pb.ChatCompletionSpec) -> list[usage_pb.Grounding]:
+    box = usage_pb.BoundingBox(x_min=1, y_min=2.25, x_max=66.8, y_max=100)
+    return (
+        [usage_pb.Grounding(label="猫", box=box, image_index=1)] if spec.response.grounding else []
+    )
+
+
 def details_of(reason: str) -> list[any_pb2.Any]:
     mapping = BY_REASON[reason]
     messages = [
@@ -149,7 +156,12 @@ class FakeChat(chat_grpc.ChatServiceServicer):
         for index in range(n):
             reason = usage_pb.FINISH_REASON_ABORTED if command == "abort" else reason
             yield event(
-                finished=chat_pb.Finished(choice_index=index, reason=reason, stop_detail=stop)
+                finished=chat_pb.Finished(
+                    choice_index=index,
+                    reason=reason,
+                    stop_detail=stop,
+                    groundings=groundings_of(spec),
+                )
             )
         yield event(usage=usage_of(spec, n * len(question)))
 
@@ -210,6 +222,7 @@ class FakeChat(chat_grpc.ChatServiceServicer):
                         choice = choices.setdefault(index, chat_pb.Choice(index=index))
                         choice.finish_reason = event.finished.reason
                         choice.stop_detail.CopyFrom(event.finished.stop_detail)
+                        choice.groundings.extend(event.finished.groundings)
         except asyncio.CancelledError:
             self.seen.cancelled += 1
             raise

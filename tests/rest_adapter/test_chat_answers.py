@@ -168,3 +168,17 @@ async def test_32_streams_at_once(door: Door) -> None:
     ) as client:
         answers = await asyncio.gather(*(text_of(client, question) for question in questions))
     assert answers == questions
+
+
+def test_boxes_are_told_if_asked_for(door: Door) -> None:
+    expected = [{"label": "猫", "box": [1.0, 2.25, 66.8, 100.0], "image_index": 1}]
+    [choice] = door.ask("x", grounding=True).json()["choices"]
+    assert choice["grounding"] == expected
+    assert "grounding" not in door.ask("x").json()["choices"][0]
+    chunks = chunks_of(door.ask("x", stream=True, grounding=True, n=2))
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    ends = [choice for choice in choices if choice["finish_reason"]]
+    assert [choice.get("grounding") for choice in ends] == [expected, expected]
+    assert all("grounding" not in choice for choice in choices if not choice["finish_reason"])
+    chunks = chunks_of(door.ask("x", stream=True))
+    assert all("grounding" not in choice for chunk in chunks for choice in chunk["choices"])

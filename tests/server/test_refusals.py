@@ -86,7 +86,6 @@ UNSUPPORTED = {
     "spec.constraint": spec_of("x", constraint=sampling_pb.Constraint(json_object=True)),
     "spec.tools": spec_of("x", tools=[message_pb.Tool(name="f")]),
     "spec.tool_choice": spec_of("x", tool_choice=message_pb.ToolChoice(function_name="f")),
-    "spec.response.grounding": spec_of("x", response={"grounding": True}),
     "spec.messages[0].role": role(message_pb.ROLE_TOOL),
     "spec.messages[0].tool_calls": role(
         message_pb.ROLE_ASSISTANT, tool_calls=[message_pb.ToolCall(id="1", name="f")]

@@ -25,7 +25,7 @@ from inference_service.models.families.qwen_tensors import (
     vision_entry,
     with_bias,
 )
-from inference_service.models.family import Family, TensorEntry
+from inference_service.models.family import BoxNotation, Family, TensorEntry
 
 
 NAME = "qwen2_5_vl"
@@ -97,4 +97,11 @@ def _tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
     yield from language_entries(spec.decoder)
 
 
-FAMILY = Family(name=NAME, model_type=NAME, read=_read, tensors=_tensors, current_name=current_name)
+FAMILY = Family(
+    name=NAME,
+    model_type=NAME,
+    read=_read,
+    tensors=_tensors,
+    current_name=current_name,
+    boxes=BoxNotation.JSON_PIXELS,
+)

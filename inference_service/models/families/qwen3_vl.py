@@ -24,7 +24,7 @@ from inference_service.models.families.qwen_tensors import (
     vision_entry,
     with_bias,
 )
-from inference_service.models.family import Family, TensorEntry
+from inference_service.models.family import BoxNotation, Family, TensorEntry
 
 
 NAME = "qwen3_vl"
@@ -121,4 +121,6 @@ def _tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
     yield from language_entries(spec.decoder)
 
 
-FAMILY = Family(name=NAME, model_type=NAME, read=_read, tensors=_tensors)
+FAMILY = Family(
+    name=NAME, model_type=NAME, read=_read, tensors=_tensors, boxes=BoxNotation.JSON_PER_MILLE
+)

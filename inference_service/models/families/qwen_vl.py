@@ -22,7 +22,7 @@ from inference_service.models.description import (
     RopeSpec,
 )
 from inference_service.models.families.qwen_config import read_dtype
-from inference_service.models.family import Family, TensorEntry
+from inference_service.models.family import BoxNotation, Family, TensorEntry
 
 
 NAME = "qwen_vl"
@@ -277,4 +277,6 @@ def _entry(name: str, shape: tuple[int, ...], part: str) -> TensorEntry:
     return TensorEntry(f"transformer.visual.{name}", shape, f"visual.{ours}", part)
 
 
-FAMILY = Family(name=NAME, model_type="qwen", read=_read, tensors=_tensors)
+FAMILY = Family(
+    name=NAME, model_type="qwen", read=_read, tensors=_tensors, boxes=BoxNotation.REF_BOX
+)
