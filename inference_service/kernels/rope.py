@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864) in the half-split layout: the torch reference.
+"""Rotary position embedding (arXiv 2104.09864): the torch reference.
 
 Owns the rotation and the angles of M-RoPE. Must not know models.
 """
@@ -31,18 +31,28 @@ def mrope_cos_sin(
     return angles.cos(), angles.sin()
 
 
-def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates `x` [T, heads, 2F]: element i of the first half with element i of the second by angle i.
+def apply_rope(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, adjacent_pairs: bool = False
+) -> torch.Tensor:
+    """Rotates the first 2F elements of every head of `x`, pair i by angle i; the others stay as they are.
 
     Args:
-        x: [T, heads, 2F].
+        x: [T, heads, D], D at least 2F.
         cos: [T, F] float32.
         sin: [T, F] float32.
+        adjacent_pairs: Pair i is elements 2i and 2i + 1 (GLM); else elements i and F + i (GPT-NeoX).
 
     Returns:
         A new tensor like `x`; the arithmetic is float32.
     """
-    first, second = x.float().chunk(2, dim=-1)
+    width = 2 * cos.shape[1]
+    turned, rest = x[..., :width].float(), x[..., width:]
+    if adjacent_pairs:
+        first, second = turned[..., 0::2], turned[..., 1::2]
+    else:
+        first, second = turned.chunk(2, dim=-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return rotated.to(x.dtype)
+    pairs = (first * cos - second * sin, second * cos + first * sin)
+    rotated = torch.stack(pairs, dim=-1).flatten(-2) if adjacent_pairs else torch.cat(pairs, dim=-1)
+    rotated = rotated.to(x.dtype)
+    return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated

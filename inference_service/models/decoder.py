@@ -53,6 +53,7 @@ class Attention(nn.Module):
         self._heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
         self._head_dim = spec.head_dim
         self._scale = spec.head_dim**-0.5
+        self._adjacent_pairs = spec.rope.adjacent_pairs
         fused = sum(self._heads) * spec.head_dim
         self.qkv_proj = nn.Linear(spec.hidden_size, fused, bias=spec.qkv_bias)
         self.o_proj = nn.Linear(
@@ -74,8 +75,9 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q = rms_norm(q, self.q_norm.weight, self._eps)
             k = rms_norm(k, self.k_norm.weight, self._eps)
-        q = apply_rope(q, rotation.cos, rotation.sin)
-        k = apply_rope(k, rotation.cos, rotation.sin)
+        angles, pairs = (rotation.cos, rotation.sin), self._adjacent_pairs
+        q = apply_rope(q, *angles, adjacent_pairs=pairs)
+        k = apply_rope(k, *angles, adjacent_pairs=pairs)
         if rotation.query_scale is not None:
             q = q * rotation.query_scale.to(q.dtype)[:, None, None]
         k_cache, v_cache = layer_cache
@@ -193,7 +195,7 @@ class Decoder(nn.Module):
     def _rope_table(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Frequencies [levels, F] and their axes; no parameters, so that loading a model cannot leave them unset."""
         if self._rope is None:
-            rope, dim = self.spec.rope, self.spec.head_dim
+            rope, dim = self.spec.rope, self.spec.rope.dim
             bases = [rope.theta]
             if rope.ntk is not None:
                 levels = range(rope.ntk.num_levels)

@@ -24,6 +24,7 @@ class ImagePolicy:
         white_background: What is transparent lies on white; else the alpha channel is dropped.
         square_side: Every picture becomes a square of this side in pixels, its shape not kept; None = areas count.
         num_tokens: Tokens of every picture; None = its patches / merge_size^2.
+        max_images: Most pictures of one request; None = no limit of the family's.
     """
 
     patch_size: int
@@ -37,6 +38,7 @@ class ImagePolicy:
     white_background: bool = True
     square_side: int | None = None
     num_tokens: int | None = None
+    max_images: int | None = None
 
     @property
     def pixel_step(self) -> int:
@@ -87,15 +89,23 @@ class RopeSpec:
 
     Attributes:
         theta: Base of the frequencies.
-        sections: How many of the head_dim / 2 frequencies belong to time, height and width.
+        sections: How many frequencies belong to time, height and width; together at most head_dim / 2. Where they
+            are fewer, only the first elements of a head are turned.
         interleaved: The axes alternate from frequency to frequency (Qwen3-VL); else they are chunks (Qwen2-VL).
         ntk: The base depends on the length of the prompt.
+        adjacent_pairs: A frequency turns neighbours in a head (GLM); else elements half the turned width apart.
     """
 
     theta: float
     sections: tuple[int, int, int]
     interleaved: bool
     ntk: DynamicNtk | None = None
+    adjacent_pairs: bool = False
+
+    @property
+    def dim(self) -> int:
+        """Elements of a head that are turned."""
+        return 2 * sum(self.sections)
 
     def level(self, num_prompt_tokens: int) -> int:
         """Which frequencies turn a sequence with such a prompt; keys of unequal levels have nothing in common."""
@@ -169,6 +179,8 @@ class ModelSpec:
         eos_token_ids: Tokens that end an answer; generation_config.json wins over config.json.
         position_rule: Name of the rule in `positions` that numbers a prompt's tokens.
         is_chat: The model knows conversations; a base model only continues prompts.
+        picture_has_ends: The first and the last token of a picture are `vision_start_token_id` and
+            `vision_end_token_id`, and the vision tower makes their vectors; else these two are text around it.
     """
 
     family: str
@@ -184,3 +196,4 @@ class ModelSpec:
     eos_token_ids: tuple[int, ...]
     position_rule: str = "mrope"
     is_chat: bool = True
+    picture_has_ends: bool = False

@@ -64,6 +64,7 @@ class Family:
         model_type: As config.json writes it.
         read: From a checkpoint's directory and its config.json to what the checkpoint is; raises `SpecError`.
         tensors: Every tensor that a checkpoint must have.
+        rebuilt: Tensors that a checkpoint may have and that are computed anew: buffers of the original.
         current_name: From a name in an older checkpoint to the one in `tensors`; others stay as they are.
         boxes: How its answers name places in a picture.
     """
@@ -72,5 +73,6 @@ class Family:
     model_type: str
     read: Callable[[Path, Section], ModelSpec]
     tensors: Callable[[ModelSpec], Iterable[TensorEntry]]
+    rebuilt: frozenset[str] = frozenset()
     current_name: Callable[[str], str] = str
     boxes: BoxNotation = BoxNotation.NONE

@@ -54,5 +54,21 @@ def sequential_positions(
     return np.tile(np.arange(num_tokens, dtype=np.int64), (3, 1)), 0
 
 
-POSITION_RULES = {"mrope": mrope_positions, "sequential": sequential_positions}
+def one_for_all_patches(
+    num_tokens: int, images: Sequence[ImageSpan], merge_size: int
+) -> tuple[npt.NDArray[np.int64], int]:
+    """Positions of a prompt whose pictures take three places, on all axes alike: begin, patches, end (GLM-4V-9B)."""
+    del merge_size
+    steps = np.ones(num_tokens, dtype=np.int64)
+    for image in images:
+        steps[image.start + 2 : image.start + image.num_tokens - 1] = 0
+    positions = steps.cumsum() - 1
+    return np.tile(positions, (3, 1)), int(positions[-1]) + 1 - num_tokens
+
+
+POSITION_RULES = {
+    "mrope": mrope_positions,
+    "one_for_all_patches": one_for_all_patches,
+    "sequential": sequential_positions,
+}
 """By the name in `ModelSpec.position_rule`."""

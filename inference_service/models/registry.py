@@ -5,12 +5,18 @@ Owns the list. Must not know what distinguishes a family (its own module does), 
 
 from __future__ import annotations
 
-from inference_service.models.families import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen_vl
+from inference_service.models.families import glm_4v, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen_vl
 
 
 FAMILIES = {
     family.name: family
-    for family in (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY, qwen_vl.FAMILY)
+    for family in (
+        qwen_vl.FAMILY,
+        qwen2_vl.FAMILY,
+        qwen2_5_vl.FAMILY,
+        qwen3_vl.FAMILY,
+        glm_4v.FAMILY,
+    )
 }
 """By name."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from inference_service.kernels.attention import new_kv_cache
-from inference_service.models import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen_vl
+from inference_service.models import glm_4v, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen_vl
 from inference_service.models.batch import ForwardBatch
 from inference_service.models.decoder import Decoder
 from inference_service.models.preprocess import Patchifier
@@ -25,6 +25,7 @@ VISION_TOWERS: Mapping[str, type[Any]] = {
     "qwen2_5_vl": qwen2_5_vl.VisionTower,
     "qwen3_vl": qwen3_vl.VisionTower,
     "qwen_vl": qwen_vl.VisionTower,
+    "glm_4v": glm_4v.VisionTower,
 }
 """The vision tower of each family in the registry."""
 

@@ -34,6 +34,7 @@ from inference_service.errors import (
     QueueFullError,
     RequestIdInUseError,
     ServiceError,
+    TooManyImagesError,
     UnsupportedParameterError,
 )
 from inference_service.media.decode import PictureDecoder, ProcessedPicture
@@ -126,6 +127,12 @@ class Completions:
             ServiceError: A picture or the prompt is wrong; the error names the field.
         """
         parts = request.pictures
+        most = self.model.spec.image_policy.max_images
+        if most is not None and len(parts) > most:
+            raise TooManyImagesError(
+                f"The request has {len(parts)} pictures; the model reads at most {most}.",
+                field=request.prompt_field,
+            )
         tasks = [asyncio.ensure_future(self._picture(part, request)) for part in parts]
         try:
             pictures = tuple(await asyncio.gather(*tasks))

@@ -19,7 +19,7 @@ from inference_service.text.prompt import PromptBuilder
 from inference_service.text.tokenizer import Tokenizer
 
 
-_REVISION_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.tiktoken")
+_REVISION_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.tiktoken", "tokenizer.model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,15 @@ class ServedModel:
         revision = _revision(directory)
         tokenizer, chat = load_text(directory, spec, history_window=history_window)
         builder = PromptBuilder(
-            tokenizer, chat, placeholder=spec.image_token_id, revision=bytes.fromhex(revision)
+            tokenizer,
+            chat,
+            placeholder=spec.image_token_id,
+            ends=(
+                (spec.vision_start_token_id, spec.vision_end_token_id)
+                if spec.picture_has_ends
+                else None
+            ),
+            revision=bytes.fromhex(revision),
         )
         return cls(
             names=names,

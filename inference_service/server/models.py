@@ -76,7 +76,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
             input_modalities=[usage_pb.MODALITY_TEXT, usage_pb.MODALITY_IMAGE],
             max_context_tokens=window or size.window_tokens,
             image_limits=model_pb.ImageLimits(
-                max_images=settings.max_images,
+                max_images=min(settings.max_images, policy.max_images or settings.max_images),
                 pixel_step=policy.pixel_step,
                 min_pixels=policy.min_pixels,
                 max_pixels=policy.max_pixels,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from inference_service.models.spec import ModelSpec
-from inference_service.text import qwen_vl
+from inference_service.text import glm_4v, qwen_vl
 from inference_service.text.prompt import ChatFormat
 from inference_service.text.template import ChatTemplate
 from inference_service.text.templated import TemplatedChat
@@ -34,6 +34,8 @@ def load_text(
         return _qwen_vl(model_dir, spec, history_window)
     if history_window is not None:
         raise ValueError("--history-window is for Qwen-VL and Qwen-VL-Chat (2023) only")
+    if spec.family == "glm_4v":
+        return _glm_4v(model_dir, spec)
     tokenizer = JsonTokenizer.from_dir(model_dir)
     template = ChatTemplate.from_dir(model_dir)
     return tokenizer, TemplatedChat(tokenizer, template, placeholder=spec.image_token_id)
@@ -51,3 +53,11 @@ def _qwen_vl(
     return tokenizer, qwen_vl.QwenVLChat(
         tokenizer, picture_tokens=picture_tokens, history_window=history_window
     )
+
+
+def _glm_4v(model_dir: Path, spec: ModelSpec) -> tuple[Tokenizer, ChatFormat]:
+    tokenizer = glm_4v.load_tokenizer(model_dir)
+    ids = [tokenizer.special_tokens[token] for token in glm_4v.PICTURE]
+    if ids != [spec.vision_start_token_id, spec.image_token_id, spec.vision_end_token_id]:
+        raise ValueError(f"{glm_4v.VOCABULARY} does not fit boi_token_id of config.json")
+    return tokenizer, glm_4v.GlmChat(tokenizer)

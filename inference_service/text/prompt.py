@@ -60,7 +60,13 @@ class PromptBuilder:
     """Builds the prompts of one model."""
 
     def __init__(
-        self, tokenizer: Tokenizer, chat: ChatFormat, *, placeholder: int, revision: bytes = b""
+        self,
+        tokenizer: Tokenizer,
+        chat: ChatFormat,
+        *,
+        placeholder: int,
+        ends: tuple[int, int] | None = None,
+        revision: bytes = b"",
     ) -> None:
         """Takes what belongs to the model.
 
@@ -68,11 +74,14 @@ class PromptBuilder:
             tokenizer: The model's.
             chat: The model's.
             placeholder: Id that stands for a picture in what `chat` writes, and in raw prompts.
+            ends: Ids around the placeholder that are the first and the last token of the picture; None = the
+                placeholder alone is the picture.
             revision: Changes with the weights; part of every picture's key.
         """
         self._tokenizer = tokenizer
         self._chat = chat
         self._placeholder = placeholder
+        self._mark = [placeholder] if ends is None else [ends[0], placeholder, ends[1]]
         self._revision = revision
 
     def build(self, request: Request, pictures: Sequence[ProcessedPicture]) -> Prompt:
@@ -93,7 +102,7 @@ class PromptBuilder:
             return self._with_pictures(written, pictures, request.cache_salt)
         written = self._chat.write(request)
         shown = len(pictures) - written.forgotten_pictures
-        if written.token_ids.count(self._placeholder) != shown:
+        if len(self._places(written.token_ids)) != shown:
             raise InternalError("The model's chat template does not show every picture once.")
         return self._with_pictures(written, pictures, request.cache_salt)
 
@@ -101,13 +110,23 @@ class PromptBuilder:
         """A raw prompt is no user's text in ours: control tokens spelled in it are control tokens."""
         prompt = request.prompt
         token_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        places, pictures = token_ids.count(self._placeholder), len(request.pictures)
+        places, pictures = len(self._places(token_ids)), len(request.pictures)
         if places != pictures:
             raise InvalidArgumentError(
                 f"The prompt has {places} places for pictures, the request has {pictures}.",
                 field=request.prompt_field,
             )
         return WrittenChat(token_ids=token_ids)
+
+    def _places(self, token_ids: Sequence[int]) -> list[int]:
+        """Where the placeholders of pictures stand."""
+        before = len(self._mark) // 2
+        return [
+            index
+            for index, token_id in enumerate(token_ids)
+            if token_id == self._placeholder
+            and list(token_ids[max(0, index - before) : index + before + 1]) == self._mark
+        ]
 
     def _with_pictures(
         self, written: WrittenChat, pictures: Sequence[ProcessedPicture], cache_salt: bytes
@@ -117,15 +136,17 @@ class PromptBuilder:
         spans: list[ImageSpan] = []
         forgotten = written.forgotten_pictures
         offset = sum(len(picture.pixels) for picture in pictures[:forgotten])
-        waiting = iter(pictures[forgotten:])
-        for token_id in written.token_ids:
-            if token_id != self._placeholder:
+        ends = len(self._mark) - 1
+        places = self._places(written.token_ids)
+        waiting = dict(zip(places, pictures[forgotten:], strict=True))
+        for index, token_id in enumerate(written.token_ids):
+            picture = waiting.get(index)
+            if picture is None:
                 expanded.append(token_id)
                 continue
-            picture = next(waiting)
             span = ImageSpan(
                 key=self._key(picture, cache_salt),
-                start=len(expanded),
+                start=len(expanded) - ends // 2,
                 num_tokens=picture.num_tokens,
                 grid=picture.grid,
                 height=picture.height,
@@ -134,7 +155,7 @@ class PromptBuilder:
             )
             spans.append(span)
             offset += span.pixel_bytes
-            expanded += [token_id] * picture.num_tokens
+            expanded += [token_id] * (picture.num_tokens - ends)
         return Prompt(token_ids=tuple(expanded), images=tuple(spans))
 
     def _key(self, picture: ProcessedPicture, cache_salt: bytes) -> bytes:
