@@ -190,7 +190,7 @@ def _language_entries(decoder: DecoderSpec) -> Iterator[TensorEntry]:
     hidden, inner = decoder.hidden_size, decoder.intermediate_size
     heads = decoder.num_heads * decoder.head_dim
     fused = heads + 2 * decoder.num_kv_heads * decoder.head_dim
-    layer = {
+    layer: dict[str, tuple[tuple[int, ...], str]] = {
         "input_layernorm.weight": ((hidden,), "input_layernorm.weight"),
         "self_attention.query_key_value.weight": ((fused, hidden), "self_attn.qkv_proj.weight"),
         "self_attention.dense.weight": ((hidden, heads), "self_attn.o_proj.weight"),
