@@ -260,9 +260,10 @@ class EngineCore:
         """Whether size, grid and number of tokens of a picture belong together."""
         policy = self._image_policy
         step, patch = policy.pixel_step, policy.patch_size
+        times = -(-image.frames // policy.temporal_patch_size)
         return (
             image.height % step == image.width % step == 0
-            and image.grid == (1, image.height // patch, image.width // patch)
+            and image.grid == (times, image.height // patch, image.width // patch)
             and image.num_tokens == policy.tokens_of(image.grid)
             and image.num_tokens > 0
         )

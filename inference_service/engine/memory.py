@@ -105,7 +105,7 @@ def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
         min(largest_picture, config.encoder_cache_tokens)
     )
     patches = side // policy.patch_size
-    pixels = torch.zeros(side, side, 3, dtype=torch.uint8)
+    pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8)
     model.encode_images([pixels], [(1, patches, patches)])
 
     num_pages = -(-num_tokens // config.page_size)

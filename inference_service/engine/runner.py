@@ -171,10 +171,10 @@ class ModelRunner:
         return rows, embeddings
 
     def _pixels(self, sequence: Sequence, image: ImageSpan) -> Tensor:
-        """One picture [H, W, 3] uint8; copied, as the caller's buffer may be read-only and shared."""
+        """Pixels [frames, H, W, 3] uint8; copied, as the caller's buffer may be read-only and shared."""
         pixels = self._prompts[sequence.sequence_id].pixels
         part = bytearray(pixels[image.pixel_offset : image.pixel_offset + image.pixel_bytes])
-        return torch.frombuffer(part, dtype=torch.uint8).view(image.height, image.width, 3)
+        return torch.frombuffer(part, dtype=torch.uint8).view(-1, image.height, image.width, 3)
 
     def _sample(
         self, hidden: Tensor, last_rows: list[int], sequences: list[Sequence]

@@ -66,17 +66,20 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpan:
-    """A picture of a prompt.
+    """A picture or a video of a prompt.
 
     Attributes:
         key: 32 bytes: sha256 over the processed pixels, both sizes, the family's policy, the model's revision and the
-            cache salt.
+            cache salt; of a video its time step too.
         start: Index in the prompt of its first placeholder token.
         num_tokens: Placeholder tokens it takes.
         grid: (temporal, rows, columns) in patches, before merging.
         height: Pixels of the processed picture.
         width: Pixels of the processed picture.
-        pixel_offset: Where its RGB uint8 pixels (height x width x 3, C order) begin in the request's pixel buffer.
+        pixel_offset: Where its RGB uint8 pixels (frames x height x width x 3, C order) begin in the request's pixel
+            buffer.
+        frames: Frames of a video; a picture has one.
+        time_step: Positions on the time axis from one row of the grid's temporal axis to the next.
     """
 
     key: bytes
@@ -86,11 +89,13 @@ class ImageSpan:
     height: int
     width: int
     pixel_offset: int
+    frames: int = 1
+    time_step: float = 1.0
 
     @property
     def pixel_bytes(self) -> int:
-        """Size of the processed picture in bytes."""
-        return self.height * self.width * 3
+        """Size of the processed pixels in bytes."""
+        return self.frames * self.height * self.width * 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,11 @@
 """Positions of the tokens of a prompt on the three axes of M-RoPE.
 
-Owns the rule of Qwen2-VL, Qwen2.5-VL and Qwen3-VL for still pictures (`get_rope_index` in transformers): text counts
-on all axes alike; a picture's tokens share one time and count their merged row and column from there; text after it
-goes on behind its longer side. Must not know torch or models.
+Owns the rule of Qwen2-VL, Qwen2.5-VL and Qwen3-VL (arXiv 2409.12191; `get_rope_index` in transformers): text counts
+on all axes alike; a picture's tokens count their time, merged row and merged column from there; text after it goes on
+behind the greatest of all axes. Must not know torch or models.
+
+transformers since 5.3 lets text go on behind rows and columns only, even where a video's time axis is longer
+(transformers#45381); the models were trained with the rule here.
 """
 
 from __future__ import annotations
@@ -37,11 +40,14 @@ def mrope_positions(
         position += text
         rows, columns = image.grid[1] // merge_size, image.grid[2] // merge_size
         token = image.start + image.num_tokens
-        here = positions[:, image.start : token]
-        here[0] = position
-        here[1] = position + np.repeat(np.arange(rows), columns)
-        here[2] = position + np.tile(np.arange(columns), rows)
-        position += max(rows, columns)
+        here = positions[:, image.start : token].reshape(3, -1, rows, columns)
+        # In float32 as the reference: a step need not be whole, and rounding decides which position it meets.
+        times = np.arange(image.grid[0], dtype=np.float32) * np.float32(image.time_step)
+        here[0] = position + times.astype(np.int64)[:, None, None]
+        here[1] = position + np.arange(rows)[:, None]
+        here[2] = position + np.arange(columns)
+        positions[:, image.start : token] = here.reshape(3, -1)
+        position = int(here.max()) + 1
     positions[:, token:] = np.arange(position, position + num_tokens - token)
     return positions, position - token
 

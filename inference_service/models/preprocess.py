@@ -1,4 +1,4 @@
-"""From RGB bytes of a resized picture to the patches that a vision tower reads, on the engine's device.
+"""From RGB bytes of resized pictures and frames to the patches that a vision tower reads, on the engine's device.
 
 Owns normalisation and the order of patches; bit-equal to `Qwen2VLImageProcessorPil` of transformers. Resizing is
 the front's. Must not know models.
@@ -26,21 +26,25 @@ class Patchifier:
         self._table = torch.from_numpy((scaled - mean[:, None]) / std[:, None]).to(device)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Patches of one picture.
+        """Patches of one picture or video.
 
         Args:
-            pixels: [H, W, 3] uint8 RGB, on any device; H and W are multiples of `policy.pixel_step`.
+            pixels: [frames, H, W, 3] uint8 RGB, on any device; H and W are multiples of `policy.pixel_step`. A picture
+                is one frame; where frames do not fill the last patches, the last one is repeated.
 
         Returns:
-            [H / patch * W / patch, 3 * temporal * patch * patch] float32. The patches that become one token follow
-            each other, tokens go row by row; within a patch: channel, frame, row, column.
+            [times * H / patch * W / patch, 3 * temporal * patch * patch] float32. Patches go time by time; those that
+            become one token follow each other, tokens go row by row; within a patch: channel, frame, row, column.
         """
         patch, merge = self._policy.patch_size, self._policy.merge_size
-        height, width, channels = pixels.shape
-        rows, columns = height // patch, width // patch
-        index = pixels.to(self._table.device).permute(2, 0, 1).flatten(1).long()
-        values = self._table.gather(1, index)
-        values = values.view(channels, rows // merge, merge, patch, columns // merge, merge, patch)
-        values = values.permute(1, 4, 2, 5, 0, 3, 6).unsqueeze(5)
-        frames = (-1, -1, -1, -1, -1, self._policy.temporal_patch_size, -1, -1)
-        return values.expand(frames).reshape(rows * columns, -1)
+        depth = self._policy.temporal_patch_size
+        frames, height, width, channels = pixels.shape
+        times, rows, columns = -(-frames // depth), height // patch, width // patch
+        index = pixels.to(self._table.device).permute(3, 0, 1, 2).flatten(1).long()
+        values = self._table.gather(1, index).view(channels, frames, height, width)
+        missing = times * depth - frames
+        values = torch.cat([values, *[values[:, -1:]] * missing], dim=1)
+        values = values.view(
+            channels, times, depth, rows // merge, merge, patch, columns // merge, merge, patch
+        )
+        return values.permute(1, 3, 6, 4, 7, 0, 2, 5, 8).reshape(times * rows * columns, -1)

@@ -62,11 +62,11 @@ class VisionLanguageModel(nn.Module):
     def encode_images(
         self, pixels: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
     ) -> list[torch.Tensor]:
-        """Turns pictures into picture tokens; at least one picture.
+        """Turns pictures and videos into picture tokens; at least one.
 
         Args:
-            pixels: For each picture [H, W, 3] uint8 RGB, resized already, on any device.
-            grids: For each picture (1, H / patch_size, W / patch_size).
+            pixels: For each [frames, H, W, 3] uint8 RGB, resized already, on any device.
+            grids: For each (frames / temporal_patch_size rounded up, H / patch_size, W / patch_size).
 
         Returns:
             For each picture [num_tokens, hidden * (1 + D)] in the model's dtype: the embedding first, then D
@@ -74,9 +74,13 @@ class VisionLanguageModel(nn.Module):
         """
         if self._patchify is None:
             self._patchify = Patchifier(self.spec.image_policy, self.device)
-        side = self.spec.image_policy.patch_size
+        policy = self.spec.image_policy
+        side, depth = policy.patch_size, policy.temporal_patch_size
         for picture, grid in zip(pixels, grids, strict=True):
-            if tuple(picture.shape) != (grid[1] * side, grid[2] * side, 3) or grid[0] != 1:
+            frames = picture.shape[0]
+            if tuple(picture.shape) != (frames, grid[1] * side, grid[2] * side, 3) or (
+                -(-frames // depth) != grid[0]
+            ):
                 raise ValueError(f"pixels {tuple(picture.shape)} do not fit the grid {grid}")
         patches = [self._patchify(picture) for picture in pixels]
         tokens: list[torch.Tensor] = self.visual(patches, grids)

@@ -373,6 +373,8 @@ SPAN = PROMPT.images[0]
         replace(PROMPT.request("x"), images=(replace(SPAN, grid=(2, 6, 4)),)),
         replace(PROMPT.request("x"), images=(replace(SPAN, height=SPAN.width, width=SPAN.height),)),
         replace(PROMPT.request("x"), images=(SPAN, SPAN)),
+        replace(PROMPT.request("x"), images=(replace(SPAN, frames=2),)),
+        replace(PROMPT.request("x"), images=(replace(SPAN, frames=0),)),
     ],
 )
 def test_requests_that_contradict_themselves(make_core, request_) -> None:

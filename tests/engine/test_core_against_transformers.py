@@ -13,7 +13,13 @@ from inference_service.engine import blocks as blocks_module
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.core import EngineCore
 from inference_service.engine.runner import ModelRunner
-from tests.support.conversations import Conversation, ask, conversation, generate
+from tests.support.conversations import (
+    Conversation,
+    ask,
+    conversation,
+    generate,
+    video_conversations,
+)
 from tests.support.tiny_qwen3_vl import build_checkpoint, picture, reference_model
 
 
@@ -118,6 +124,19 @@ def test_one_picture_under_two_budgets(make_core, prompts, expected) -> None:
     core = make_core()
     assert ask(core, [prompts[7], prompts[8]]) == [expected[7], expected[8]]
     assert expected[7] != expected[8]
+
+
+@pytest.mark.parametrize("checkpoint", ["qwen2_vl", "qwen2_5_vl"], indirect=True)
+def test_videos(make_core, reference) -> None:
+    """Alone, in chunks that end inside them, together, and again from the caches."""
+    videos = video_conversations()
+    per_second = getattr(reference.config.vision_config, "tokens_per_second", 0)
+    rate = {"second_per_grid_ts": [1 / per_second] * 2} if per_second else {}
+    wanted = [generate(reference, video, **rate) for video in videos]
+    for changes in ({"max_num_seqs": 1}, {"max_num_batched_tokens": 7}, {}):
+        core = make_core(**changes)
+        assert ask(core, videos) == wanted
+        assert ask(core, videos[::-1]) == wanted[::-1]
 
 
 def test_repetition_penalty(make_core, prompts, reference) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,9 +11,12 @@ from inference_service.models.loader import load_model
 from tests.support.paged_forward import PagedForward
 from tests.support.tiny_qwen3_vl import (
     FAMILIES,
+    Clip,
     build_checkpoint,
+    clip,
     picture,
     prompt,
+    reference_inputs,
     reference_logits,
     reference_model,
 )
@@ -55,6 +60,60 @@ def test_logits_equal_transformers(name, model, reference):
     torch.testing.assert_close(
         PagedForward(model).logits(ids, spans, pictures), expected, atol=1e-4, rtol=0
     )
+
+
+VIDEOS = {
+    "one video": [4, clip(3, 2, 4, 1), 6],
+    "an odd frame": [2, clip(2, 4, 5, 2), 3],
+    "one frame": [2, clip(2, 2, 1, 3), 3],
+    "a long one": [2, clip(2, 1, 14, 4), 3],
+    "beside pictures": [
+        1,
+        picture(2, 3, 5),
+        clip(4, 3, 3, 6),
+        2,
+        picture(2, 2, 7),
+        clip(3, 3, 4, 8),
+        5,
+    ],
+}
+STEPS = {"qwen2_vl": [1.0], "qwen2_5_vl": [1.0, 0.5, 1.3, 8.0]}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "step"),
+    [(family, step) for family, steps in STEPS.items() for step in steps],
+    indirect=["checkpoint"],
+)
+@pytest.mark.parametrize("name", VIDEOS)
+def test_videos_equal_transformers(name, step, model, reference):
+    layout = [replace(i, time_step=step) if isinstance(i, Clip) else i for i in VIDEOS[name]]
+    assert_equal(layout, model, reference)
+
+
+@pytest.mark.parametrize("checkpoint", ["qwen3_vl"], indirect=True)
+def test_videos_of_qwen3_vl_stand_in_pairs_of_frames(model, reference):
+    """What the reference encodes as one video, we encode as its pairs: no frame sees another."""
+    whole = clip(3, 4, 6, 1)
+    pairs = [Clip(whole.frames[i : i + 2]) for i in range(0, 6, 2)]
+    layout = [3, picture(2, 2, 9), *(part for pair in pairs for part in (4, pair)), 5]
+    ids, spans = prompt(layout)
+    seen = pictures_of(layout)
+    extra = reference_inputs(torch.tensor([ids]), [seen[0], whole])
+    with torch.inference_mode():
+        expected = reference(input_ids=torch.tensor([ids]), use_cache=False, **extra).logits[0]
+    torch.testing.assert_close(
+        PagedForward(model).logits(ids, spans, seen), expected, atol=1e-4, rtol=0
+    )
+
+
+def assert_equal(layout, model, reference):
+    ids, spans = prompt(layout)
+    seen = pictures_of(layout)
+    expected = reference_logits(reference, ids, seen)
+    assert expected.std() >= 1
+    ours = PagedForward(model).logits(ids, spans, seen)
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -133,9 +192,9 @@ def test_pictures_of_one_step_do_not_see_each_other(model):
     ]
     grids = [(1, p.shape[0] // 8, p.shape[1] // 8) for p in many]
     with torch.inference_mode():
-        together = model.encode_images([torch.from_numpy(p) for p in many], grids)
+        together = model.encode_images([torch.from_numpy(p)[None] for p in many], grids)
         for p, grid, tokens in zip(many, grids, together, strict=True):
-            (alone,) = model.encode_images([torch.from_numpy(p)], [grid])
+            (alone,) = model.encode_images([torch.from_numpy(p)[None]], [grid])
             levels = 1 + model.spec.decoder.deepstack_levels
             assert tokens.shape == (grid[1] * grid[2] // 4, 64 * levels)
             torch.testing.assert_close(tokens, alone, atol=1e-5, rtol=0)
@@ -145,7 +204,9 @@ def test_pictures_of_one_step_do_not_see_each_other(model):
 
 def test_pixels_that_do_not_fit_their_grid_are_refused(model):
     with pytest.raises(ValueError, match="do not fit the grid"):
-        model.encode_images([torch.zeros(16, 32, 3, dtype=torch.uint8)], [(1, 4, 2)])
+        model.encode_images([torch.zeros(1, 16, 32, 3, dtype=torch.uint8)], [(1, 4, 2)])
+    with pytest.raises(ValueError, match="do not fit the grid"):
+        model.encode_images([torch.zeros(3, 16, 32, 3, dtype=torch.uint8)], [(1, 2, 4)])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

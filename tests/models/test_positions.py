@@ -9,6 +9,7 @@ import torch
 
 from inference_service.engine.types import ImageSpan
 from inference_service.models.positions import mrope_positions
+from tests.support.tiny_qwen3_vl import STEP, Clip, prompt, published_positions
 
 
 MERGE = 2
@@ -76,3 +77,24 @@ def test_a_picture_written_out():
         [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7],
     ]
     assert delta == 8 - len(types)
+
+
+videos = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.floats(0.01, 20))
+
+
+@settings(max_examples=200, deadline=None)
+@given(parts=st.lists(st.one_of(st.integers(1, 20), videos), min_size=1, max_size=6))
+def test_videos_by_the_rule_of_training(parts):
+    """The oracle is the rule written out token by token; transformers since 5.3 differs where time is longest."""
+    layout = [
+        part
+        if isinstance(part, int)
+        else Clip(np.zeros((2 * part[2] - 1, part[0] * STEP, part[1] * STEP, 3), np.uint8), part[3])
+        for part in parts
+    ]
+    ids, spans = prompt(layout)
+    seen = [part for part in layout if isinstance(part, Clip)]
+    positions, delta = mrope_positions(len(ids), spans, MERGE)
+    expected = published_positions(ids, seen)[:, 0].numpy()
+    assert np.array_equal(positions, expected)
+    assert delta == expected.max() + 1 - len(ids)

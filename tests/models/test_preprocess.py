@@ -86,7 +86,7 @@ def test_bit_equal(name, size):
         max_pixels=policy.max_pixels,
     )
     resized = np.array(original.resize((width, height), Image.Resampling.BICUBIC))
-    patches = Patchifier(policy, torch.device("cpu"))(torch.from_numpy(resized))
+    patches = Patchifier(policy, torch.device("cpu"))(torch.from_numpy(resized)[None])
     reference = np.asarray(expected["pixel_values"])
     assert patches.dtype == torch.float32
     assert patches.shape == reference.shape
@@ -98,5 +98,21 @@ def test_every_byte_value_in_every_channel():
     ramp = np.arange(28 * 28 * 3, dtype=np.int64).reshape(28, 28, 3) % 256
     pixels = ramp.astype(np.uint8)
     expected = processor_of(policy)(images=Image.fromarray(pixels), do_resize=False)
-    patches = Patchifier(policy, torch.device("cpu"))(torch.from_numpy(pixels))
+    patches = Patchifier(policy, torch.device("cpu"))(torch.from_numpy(pixels)[None])
     assert patches.numpy().tobytes() == np.asarray(expected["pixel_values"]).tobytes()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_frames_of_a_video(frames):
+    """Each patch holds two frames; what an odd last one lacks is itself. The processor of pictures repeats each."""
+    policy = POLICIES["qwen2-vl"]
+    rng = np.random.default_rng(frames)
+    pixels = rng.integers(0, 256, (frames, 56, 84, 3), dtype=np.uint8)
+    patches = Patchifier(policy, torch.device("cpu"))(torch.from_numpy(pixels))
+    patches = patches.view(-1, 24, 3, 2, 14, 14)
+    assert len(patches) == (frames + 1) // 2
+    for index in range(2 * len(patches)):
+        frame = Image.fromarray(pixels[min(index, frames - 1)])
+        expected = processor_of(policy)(images=frame, do_resize=False)["pixel_values"]
+        expected = torch.from_numpy(np.asarray(expected)).view(24, 3, 2, 14, 14)
+        assert torch.equal(patches[index // 2, :, :, index % 2], expected[:, :, 0])

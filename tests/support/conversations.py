@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 
 import numpy as np
 from PIL import Image
@@ -20,20 +19,23 @@ from inference_service.engine.types import (
 )
 from tests.support.tiny_qwen3_vl import (
     EOS_TOKENS,
-    IMAGE_TOKEN,
     STEP,
     VISION_END,
     VISION_START,
-    grid_of,
-    image_processor,
+    Seen,
+    clip,
+    frames_of,
     picture,
+    placeholder_of,
+    reference_inputs,
+    span_of,
 )
 
 
 TURN_START, TURN_END = 580, 581
 GREEDY = SamplingParams(max_tokens=14, temperature=0.0, eos_token_ids=EOS_TOKENS)
 
-Turn = Sequence[str | np.ndarray]
+Turn = Sequence[str | Seen]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,11 @@ class Conversation:
 
     token_ids: tuple[int, ...]
     images: tuple[ImageSpan, ...]
-    pictures: tuple[np.ndarray, ...]
+    pictures: tuple[Seen, ...]
 
     @property
     def pixels(self) -> bytes:
-        return b"".join(picture.tobytes() for picture in self.pictures)
+        return b"".join(frames_of(picture).tobytes() for picture in self.pictures)
 
     def request(
         self, sequence_id: str, sampling: SamplingParams = GREEDY, **changes: bytes
@@ -64,30 +66,33 @@ def conversation(*turns: Turn) -> Conversation:
     """Turns of text (one token per UTF-8 byte) and pictures."""
     token_ids: list[int] = []
     images: list[ImageSpan] = []
-    pictures: list[np.ndarray] = []
+    pictures: list[Seen] = []
     for turn in turns:
         token_ids.append(TURN_START)
         for part in turn:
             if isinstance(part, str):
                 token_ids += part.encode()
                 continue
-            height, width, _ = part.shape
-            num_tokens = (height // STEP) * (width // STEP)
-            images.append(
-                ImageSpan(
-                    key=sha256(repr(part.shape).encode() + part.tobytes()).digest(),
-                    start=len(token_ids) + 1,
-                    num_tokens=num_tokens,
-                    grid=grid_of(part),
-                    height=height,
-                    width=width,
-                    pixel_offset=sum(other.size for other in pictures),
-                )
-            )
+            offset = sum(image.pixel_bytes for image in images)
+            images.append(span_of(part, len(token_ids) + 1, offset))
             pictures.append(part)
-            token_ids += [VISION_START, *[IMAGE_TOKEN] * num_tokens, VISION_END]
+            placeholders = [placeholder_of(part)] * images[-1].num_tokens
+            token_ids += [VISION_START, *placeholders, VISION_END]
         token_ids.append(TURN_END)
     return Conversation((*token_ids, TURN_START), tuple(images), tuple(pictures))
+
+
+def video_conversations() -> list[Conversation]:
+    """Videos beside pictures and text, in one piece each; no time axis is the longest."""
+    shown = picture(3, 2, 7)
+    return [
+        conversation(["What happens? ", clip(4, 3, 4, 1)]),
+        conversation([clip(3, 5, 7, 2), "发生了什么?"]),
+        conversation(
+            [shown, "and ", clip(3, 4, 5, 3), clip(4, 4, 1, 4), " differ?"], ["Yes."], ["?"]
+        ),
+        conversation([clip(4, 4, 6, 5), "first"], ["ok"], [clip(4, 4, 6, 6), "second"]),
+    ]
 
 
 def resized(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -182,16 +187,7 @@ def ask(
 def generate(model, prompt: Conversation, **changes: object) -> list[int]:
     """The greedy answer of `transformers.generate`."""
     token_ids = torch.tensor([prompt.token_ids])
-    extra = {}
-    if prompt.pictures:
-        processed = image_processor()(
-            images=list(prompt.pictures), do_resize=False, input_data_format="channels_last"
-        )
-        extra = {
-            "pixel_values": torch.from_numpy(np.asarray(processed["pixel_values"])),
-            "image_grid_thw": torch.from_numpy(np.asarray(processed["image_grid_thw"])),
-            "mm_token_type_ids": (token_ids == IMAGE_TOKEN).int(),
-        }
+    extra = reference_inputs(token_ids, prompt.pictures)
     result = model.generate(
         input_ids=token_ids,
         attention_mask=torch.ones_like(token_ids),

@@ -13,7 +13,7 @@ from inference_service.kernels.attention import AttentionMetadata
 from inference_service.models.batch import ForwardBatch
 from inference_service.models.positions import mrope_positions
 from inference_service.models.vision_language import VisionLanguageModel
-from tests.support.tiny_qwen3_vl import grid_of
+from tests.support.tiny_qwen3_vl import Seen, frames_of, grid_of
 
 
 @dataclass
@@ -42,7 +42,7 @@ class PagedForward:
         self._free = np.random.default_rng(0).permutation(num_pages).tolist()
 
     def add(
-        self, ids: Sequence[int], spans: Sequence[ImageSpan], pictures: Sequence[np.ndarray]
+        self, ids: Sequence[int], spans: Sequence[ImageSpan], pictures: Sequence[Seen]
     ) -> Running:
         """Encodes the pictures of a new sequence; nothing of it is in the cache yet."""
         positions, delta = mrope_positions(len(ids), spans, self.model.spec.image_policy.merge_size)
@@ -50,7 +50,8 @@ class PagedForward:
         if pictures:
             with torch.inference_mode():
                 encoded = self.model.encode_images(
-                    [torch.from_numpy(p) for p in pictures], [grid_of(p) for p in pictures]
+                    [torch.from_numpy(frames_of(p)) for p in pictures],
+                    [grid_of(p) for p in pictures],
                 )
             embeddings = torch.cat(encoded)
             rows = torch.cat([torch.arange(s.start, s.start + s.num_tokens) for s in spans])
@@ -69,7 +70,7 @@ class PagedForward:
         return list(logits.split([tokens for _, tokens in work]))
 
     def logits(
-        self, ids: Sequence[int], spans: Sequence[ImageSpan], pictures: Sequence[np.ndarray]
+        self, ids: Sequence[int], spans: Sequence[ImageSpan], pictures: Sequence[Seen]
     ) -> torch.Tensor:
         """[T, vocab] of one sequence, computed at once."""
         return self.step([(self.add(ids, spans, pictures), len(ids))])[0]

@@ -7,6 +7,8 @@ shows in the logits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -156,56 +158,131 @@ def picture(rows: int, columns: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def grid_of(pixels: np.ndarray) -> tuple[int, int, int]:
-    """(1, rows, columns) in patches."""
-    return 1, pixels.shape[0] // PATCH, pixels.shape[1] // PATCH
+@dataclass(frozen=True)
+class Clip:
+    """A video that stands in one piece: frames [F, H, W, 3], and the time step of its positions."""
+
+    frames: np.ndarray
+    time_step: float = 1.0
 
 
-def prompt(
-    layout: Sequence[int | np.ndarray], seed: int = 0
-) -> tuple[list[int], tuple[ImageSpan, ...]]:
-    """Token ids and picture spans: an int stands for so many random text tokens, an array for a picture."""
+Seen = np.ndarray | Clip
+Layout = Sequence[int | Seen]
+
+
+def clip(rows: int, columns: int, frames: int, seed: int, time_step: float = 1.0) -> Clip:
+    """Random frames, rows x columns tokens each time."""
+    parts = [picture(rows, columns, seed + 1000 * i) for i in range(frames)]
+    return Clip(np.stack(parts), time_step)
+
+
+def frames_of(seen: Seen) -> np.ndarray:
+    """[F, H, W, 3]; a picture is one frame."""
+    return seen.frames if isinstance(seen, Clip) else seen[None]
+
+
+def grid_of(seen: Seen) -> tuple[int, int, int]:
+    """(times, rows, columns) in patches."""
+    frames, height, width, _ = frames_of(seen).shape
+    return -(-frames // 2), height // PATCH, width // PATCH
+
+
+def span_of(seen: Seen, start: int, pixel_offset: int) -> ImageSpan:
+    """Where a picture or video stands; its key is its content."""
+    frames, grid = frames_of(seen), grid_of(seen)
+    time_step = seen.time_step if isinstance(seen, Clip) else 1.0
+    return ImageSpan(
+        key=sha256(repr((frames.shape, time_step)).encode() + frames.tobytes()).digest(),
+        start=start,
+        num_tokens=grid[0] * grid[1] * grid[2] // MERGE**2,
+        grid=grid,
+        height=frames.shape[1],
+        width=frames.shape[2],
+        pixel_offset=pixel_offset,
+        frames=len(frames),
+        time_step=time_step,
+    )
+
+
+def placeholder_of(seen: Seen) -> int:
+    """The token that stands for it."""
+    return VIDEO_TOKEN if isinstance(seen, Clip) else IMAGE_TOKEN
+
+
+def prompt(layout: Layout, seed: int = 0) -> tuple[list[int], tuple[ImageSpan, ...]]:
+    """Token ids and spans: an int stands for so many random text tokens, an array or clip for itself."""
     rng = np.random.default_rng(seed)
     ids: list[int] = []
     spans: list[ImageSpan] = []
-    offset = 0
     for item in layout:
         if isinstance(item, int):
             ids += rng.integers(0, IMAGE_TOKEN, item).tolist()
             continue
-        grid = grid_of(item)
-        num_tokens = grid[1] * grid[2] // MERGE**2
-        spans.append(
-            ImageSpan(
-                key=bytes(item.tobytes()[:32]),
-                start=len(ids) + 1,
-                num_tokens=num_tokens,
-                grid=grid,
-                height=item.shape[0],
-                width=item.shape[1],
-                pixel_offset=offset,
-            )
-        )
-        offset += item.size
-        ids += [VISION_START, *[IMAGE_TOKEN] * num_tokens, VISION_END]
+        spans.append(span_of(item, len(ids) + 1, sum(span.pixel_bytes for span in spans)))
+        ids += [VISION_START, *[placeholder_of(item)] * spans[-1].num_tokens, VISION_END]
     return ids, tuple(spans)
 
 
-def reference_logits(
-    model: torch.nn.Module, ids: Sequence[int], pictures: Sequence[np.ndarray]
-) -> torch.Tensor:
-    """[T, vocab] of one sequence; pictures must need no resizing."""
-    token_ids = torch.tensor([list(ids)])
-    extra = {}
+def reference_inputs(token_ids: torch.Tensor, seen: Sequence[Seen]) -> dict[str, Any]:
+    """What transformers' models take beside the ids [1, T]; nothing must need resizing."""
+    if not seen:
+        return {}
+    extra: dict[str, Any] = {
+        "mm_token_type_ids": (token_ids == IMAGE_TOKEN) + 2 * (token_ids == VIDEO_TOKEN).int()
+    }
+    pictures = [item for item in seen if not isinstance(item, Clip)]
     if pictures:
-        processed = image_processor()(
-            images=list(pictures), do_resize=False, input_data_format="channels_last"
-        )
-        extra = {
-            "pixel_values": torch.from_numpy(np.asarray(processed["pixel_values"])),
-            "image_grid_thw": torch.from_numpy(np.asarray(processed["image_grid_thw"])),
-            "mm_token_type_ids": (token_ids == IMAGE_TOKEN).int(),
-        }
+        extra["pixel_values"] = torch.cat([_reference_patches(item) for item in pictures])
+        extra["image_grid_thw"] = torch.tensor([grid_of(item) for item in pictures])
+    clips = [item for item in seen if isinstance(item, Clip)]
+    if clips:
+        extra["pixel_values_videos"] = torch.cat([_reference_patches(item) for item in clips])
+        extra["video_grid_thw"] = torch.tensor([grid_of(item) for item in clips])
+    return extra
+
+
+def _reference_patches(seen: Seen) -> torch.Tensor:
+    """By the processor of pictures, which repeats each: of a pair of frames the halves of both are taken."""
+    frames = list(frames_of(seen))
+    frames += frames[-1:] * (len(frames) % 2)
+    processed = image_processor()(images=frames, do_resize=False, input_data_format="channels_last")
+    patches = torch.from_numpy(np.asarray(processed["pixel_values"]))
+    pairs = patches.view(len(frames) // 2, 2, -1, 3, 2, PATCH * PATCH)
+    return torch.stack([pairs[:, 0, :, :, 0], pairs[:, 1, :, :, 1]], dim=3).flatten(2).flatten(0, 1)
+
+
+def published_positions(ids: Sequence[int], seen: Sequence[Seen]) -> torch.Tensor:
+    """[3, 1, T] by the rule the models were trained with: what follows goes on behind the greatest position."""
+    columns: list[tuple[int, int, int]] = []
+    waiting = iter(seen)
+    token = 0
+    while token < len(ids):
+        first = max(max(column) for column in columns) + 1 if columns else 0
+        if ids[token] not in {IMAGE_TOKEN, VIDEO_TOKEN}:
+            columns.append((first, first, first))
+            token += 1
+            continue
+        item = next(waiting)
+        times, rows, across = grid_of(item)
+        step = item.time_step if isinstance(item, Clip) else 1.0
+        columns += [
+            (first + time, first + row, first + column)
+            for time in (torch.arange(times) * step).long().tolist()
+            for row in range(rows // MERGE)
+            for column in range(across // MERGE)
+        ]
+        token = len(columns)
+    return torch.tensor(columns).T[:, None]
+
+
+def reference_logits(
+    model: torch.nn.Module, ids: Sequence[int], seen: Sequence[Seen]
+) -> torch.Tensor:
+    """[T, vocab] of one sequence; nothing must need resizing."""
+    token_ids = torch.tensor([list(ids)])
+    extra = reference_inputs(token_ids, seen)
+    if any(isinstance(item, Clip) for item in seen):
+        extra["position_ids"] = published_positions(ids, seen)
     with torch.inference_mode():
         model.model.rope_deltas = None
         return model(input_ids=token_ids, use_cache=False, **extra).logits[0]
