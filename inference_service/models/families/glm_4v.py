@@ -201,11 +201,12 @@ def _language_entries(decoder: DecoderSpec) -> Iterator[TensorEntry]:
     if decoder.qkv_bias:
         layer["self_attention.query_key_value.bias"] = ((fused,), "self_attn.qkv_proj.bias")
     words = (decoder.vocab_size, hidden)
-    for name, shape, ours in (
-        ("embedding.word_embeddings.weight", words, "embed_tokens.weight"),
-        ("encoder.final_layernorm.weight", (hidden,), "norm.weight"),
-        ("output_layer.weight", words, "lm_head.weight"),
-    ):
+    whole: dict[str, tuple[tuple[int, ...], str]] = {
+        "embedding.word_embeddings.weight": (words, "embed_tokens.weight"),
+        "encoder.final_layernorm.weight": ((hidden,), "norm.weight"),
+        "output_layer.weight": (words, "lm_head.weight"),
+    }
+    for name, (shape, ours) in whole.items():
         yield TensorEntry(f"transformer.{name}", shape, f"decoder.{ours}", "language")
     for i in range(decoder.num_layers):
         for name, (shape, ours) in layer.items():
@@ -215,7 +216,7 @@ def _language_entries(decoder: DecoderSpec) -> Iterator[TensorEntry]:
 
 def _vision_entries(vision: GlmVisionSpec) -> Iterator[TensorEntry]:
     width, inner, side = vision.hidden_size, vision.intermediate_size, vision.patch_size
-    block = {
+    block: dict[str, tuple[int, ...]] = {
         "input_layernorm": (width,),
         "attention.query_key_value": (3 * width, width),
         "attention.dense": (width, width),
