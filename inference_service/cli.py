@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from inference_service.commands import check, download, serve
+from inference_service.commands import chat, check, download, serve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Vision-language models of the Qwen-VL family: fetch, check, serve, ask.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (serve, download, check):
+    for command in (serve, chat, download, check):
         command.add_parser(commands)
     return parser
 

@@ -6,7 +6,8 @@ grpcio and protobuf only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+import contextlib
 from dataclasses import dataclass
 import json
 from pathlib import Path
@@ -161,6 +162,7 @@ class Client:
         images: Iterable[Image] = (),
         model: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        grounding: bool = False,
         **sampling: Any,
     ) -> Answer:
         """Gives a whole answer.
@@ -170,12 +172,14 @@ class Client:
             images: Pictures that stand before the question; only with a question as text.
             model: A served name; None = the service's canonical model.
             timeout_s: Deadline in seconds.
+            grounding: Read the boxes of the answer: `response.choices[0].groundings`.
             sampling: Fields of `SamplingOptions`: `temperature=0`, `max_tokens=100`, ...
 
         Raises:
             Error: The call failed.
         """
         spec = self._spec(question, images, model, sampling)
+        spec.response.grounding = grounding
         request = chat_pb.CreateChatCompletionRequest(spec=spec)
         return _answer(self._call(self._chat.CreateChatCompletion, request, timeout_s))
 
@@ -199,7 +203,7 @@ class Client:
         """
         spec = completion_pb.CompletionSpec(
             model=model or self.models()[0].name,
-            images=[_image(image) for image in images],
+            images=[image_of(image) for image in images],
             sampling=sampling_pb.SamplingOptions(**sampling),
         )
         if isinstance(prompt, str):
@@ -219,13 +223,29 @@ class Client:
         **sampling: Any,
     ) -> Iterator[str]:
         """Gives an answer's text piece by piece; arguments and errors as `chat`."""
+        events = self.events(question, images=images, model=model, timeout_s=timeout_s, **sampling)
+        with contextlib.closing(events):
+            for event in events:
+                if event.delta.text:
+                    yield event.delta.text
+
+    def events(
+        self,
+        question: str | Sequence[message_pb.Message],
+        *,
+        images: Iterable[Image] = (),
+        model: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        grounding: bool = False,
+        **sampling: Any,
+    ) -> Generator[chat_pb.StreamChatCompletionResponse, None, None]:
+        """Gives every event of a stream; arguments and errors as `chat`. Closing it ends the answer."""
         spec = self._spec(question, images, model, sampling)
+        spec.response.grounding = grounding
         request = chat_pb.StreamChatCompletionRequest(spec=spec)
         call = self._chat.StreamChatCompletion(request, timeout=timeout_s, metadata=self._metadata)
         try:
-            for event in call:
-                if event.delta.text:
-                    yield event.delta.text
+            yield from call
         except grpc.RpcError as error:
             raise Error.from_rpc(error) from None
         finally:
@@ -252,7 +272,7 @@ class Client:
         sampling: dict[str, Any],
     ) -> chat_pb.ChatCompletionSpec:
         if isinstance(question, str):
-            parts = [message_pb.Part(image=_image(image)) for image in images]
+            parts = [message_pb.Part(image=image_of(image)) for image in images]
             parts.append(message_pb.Part(text=question))
             question = [message_pb.Message(role=message_pb.ROLE_USER, parts=parts)]
         return chat_pb.ChatCompletionSpec(
@@ -276,7 +296,8 @@ def _answer(
     return Answer(choice.text, reason.lower(), response.usage, response)
 
 
-def _image(image: Image) -> message_pb.Image:
+def image_of(image: Image) -> message_pb.Image:
+    """A picture as a message carries it."""
     if isinstance(image, bytes):
         return message_pb.Image(data=image)
     if isinstance(image, Path):

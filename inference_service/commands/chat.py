@@ -1,0 +1,221 @@
+"""`qwenvl chat`: questions about pictures in a terminal, over gRPC.
+
+Owns the dialogue: what is read, what is printed, the history. Must not know how an answer comes about or how boxes
+are drawn (`draw`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+import contextlib
+from dataclasses import dataclass, field
+import os
+from pathlib import Path
+import sys
+
+import grpc
+
+from inference_service.commands.draw import DrawError, draw_boxes, open_picture
+from qwenvl import Client, Error
+from qwenvl.client import image_of
+from qwenvl.flags import ENV_PREFIX
+from qwenvl.inference.v1 import message_pb2 as message_pb
+from qwenvl.inference.v1 import usage_pb2 as usage_pb
+
+
+_DEFAULT_TARGET = "127.0.0.1:50051"
+_INTERRUPTED = 130
+_HELP = "/image FILE adds a picture to the next question, /new begins anew, Ctrl-C stops an answer, Ctrl-D ends."
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "chat",
+        help="ask a running service",
+        description="Ask a running service about pictures. Without a question it is a dialogue: "
+        + _HELP,
+    )
+    parser.add_argument("question", nargs="?", help="what to ask; absent = a dialogue")
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE|URL",
+        help="a picture for the question; may be given several times",
+    )
+    parser.add_argument(
+        "--grpc-target",
+        default=os.environ.get(ENV_PREFIX + "GRPC_TARGET") or _DEFAULT_TARGET,
+        metavar="TARGET",
+        help=f"the service, also QWENVL_GRPC_TARGET (default: {_DEFAULT_TARGET})",
+    )
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="file whose first line is the key; else QWENVL_API_KEY",
+    )
+    parser.add_argument("--model", help="a served name (default: the service's canonical model)")
+    parser.add_argument("--system", metavar="TEXT", help="a system message")
+    parser.add_argument("--temperature", type=float, help="default: the service's")
+    parser.add_argument("--max-tokens", type=int, help="default: the service's")
+    parser.add_argument(
+        "--draw", type=Path, metavar="FILE", help="draw the boxes of the answer on the last picture"
+    )
+    parser.add_argument("--font", type=Path, metavar="FILE", help="font of the labels of --draw")
+    parser.set_defaults(run=run)
+
+
+@dataclass(slots=True)
+class _Dialogue:
+    """A conversation under way.
+
+    Attributes:
+        client: Speaks to the service.
+        flags: The command's.
+        messages: What was said, oldest first.
+        picture: The last picture, if it is a file.
+    """
+
+    client: Client
+    flags: argparse.Namespace
+    messages: list[message_pb.Message] = field(default_factory=list)
+    picture: Path | None = None
+
+    def begin(self) -> None:
+        """Forgets what was said."""
+        system = self.flags.system
+        self.messages = [_message(message_pb.ROLE_SYSTEM, system)] if system else []
+
+    def ask(self, question: str, images: Sequence[str]) -> int:
+        """Puts a question, prints the answer as it comes; returns the exit status.
+
+        Raises:
+            Error: The service refuses or is not there; the question is forgotten.
+            OSError: A picture cannot be read.
+            DrawError: The boxes cannot be drawn.
+        """
+        asked = _message(message_pb.ROLE_USER, question, images)
+        if images:
+            self.picture = None if _is_url(images[-1]) else Path(images[-1])
+        said = ""
+        found: list[usage_pb.Grounding] = []
+        sampling = {
+            name: value
+            for name in ("temperature", "max_tokens")
+            if (value := getattr(self.flags, name)) is not None
+        }
+        events = self.client.events(
+            [*self.messages, asked],
+            model=self.flags.model,
+            grounding=self.flags.draw is not None,
+            **sampling,
+        )
+        interrupted = False
+        with contextlib.closing(events):
+            try:
+                for event in events:
+                    said += event.delta.text
+                    print(_printable(event.delta.text), end="", flush=True)
+                    found.extend(event.finished.groundings)
+            except KeyboardInterrupt:
+                interrupted = True
+        print()
+        self.messages += [asked, _message(message_pb.ROLE_ASSISTANT, said)]
+        if interrupted:
+            return _INTERRUPTED
+        return self._draw(found) if self.flags.draw else 0
+
+    def _draw(self, found: Sequence[usage_pb.Grounding]) -> int:
+        out: Path = self.flags.draw
+        if self.picture is None:
+            raise DrawError("--draw needs the last picture as a file")
+        if not found:
+            print("The answer names no boxes; nothing was drawn.", file=sys.stderr)
+            return 1
+        limits = self.client.models()[0].image_limits
+        picture = open_picture(self.picture, exif_transposed=limits.exif_transposed)
+        try:
+            draw_boxes(picture, found, self.flags.font).save(out)
+        except (OSError, ValueError) as error:
+            raise DrawError(f"{out} cannot be written as a picture") from error
+        print(f"{len(found)} drawn: {out}", file=sys.stderr)
+        return 0
+
+
+def run(flags: Mapping[str, object]) -> int:
+    """Runs the command; returns the exit status."""
+    options = argparse.Namespace(**flags)
+    try:
+        with Client(options.grpc_target, api_key=_api_key(options.api_key_file)) as client:
+            dialogue = _Dialogue(client, options)
+            dialogue.begin()
+            if options.question is not None:
+                return dialogue.ask(options.question, options.image)
+            return _converse(dialogue, list(options.image))
+    except (Error, DrawError, OSError) as error:
+        print(_reason(error, options.grpc_target), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _converse(dialogue: _Dialogue, images: list[str]) -> int:
+    """Reads questions until the end of the input; an error ends a question, not the dialogue."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401, PLC0415 - gives `input` a history; not on every platform
+    print(_HELP, file=sys.stderr)
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            print()
+            return 0
+        except KeyboardInterrupt:
+            print()
+            continue
+        word, _, rest = line.partition(" ")
+        if word == "/new":
+            dialogue.begin()
+            images = []
+        elif word == "/image":
+            images.append(rest.strip())
+        elif line:
+            try:
+                dialogue.ask(line, images)
+                images = []
+            except (Error, DrawError, OSError) as error:
+                print(_reason(error, dialogue.flags.grpc_target), file=sys.stderr)
+
+
+def _message(role: message_pb.Role, text: str, images: Sequence[str] = ()) -> message_pb.Message:
+    parts = [
+        message_pb.Part(image=image_of(image if _is_url(image) else Path(image)))
+        for image in images
+    ]
+    return message_pb.Message(role=role, parts=[*parts, message_pb.Part(text=text)])
+
+
+def _is_url(image: str) -> bool:
+    return image.startswith(("http://", "https://"))
+
+
+def _api_key(file: Path | None) -> str | None:
+    if file is None:
+        return os.environ.get(ENV_PREFIX + "API_KEY") or None
+    return file.read_text().strip().partition("\n")[0]
+
+
+def _printable(text: str) -> str:
+    """Without control characters: what a model says must not steer the terminal."""
+    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+
+
+def _reason(error: Exception, target: str) -> str:
+    if isinstance(error, Error):
+        if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+            return f"no service answers at {target}; start one: qwenvl serve"
+        return error.message or str(error)
+    return str(error)

@@ -1,0 +1,159 @@
+"""Draws the boxes of an answer on its picture, as Qwen-VL's own tools draw them.
+
+Owns sizes, colours and fonts. Must not know where boxes come from. Uses Pillow in the caller's own process: the
+pictures are the user's own files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+import math
+from pathlib import Path
+import shutil
+import subprocess
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from qwenvl.inference.v1 import usage_pb2 as usage_pb
+
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+_LEAST_FONT_SIZE = 15
+_NO_CHARACTER = "\U0010fffe"
+_TIMEOUT_S = 20.0
+
+
+class DrawError(Exception):
+    """Nothing can be drawn; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A box to be drawn: edges in whole pixels (left, top, right, bottom), its label and both their sizes."""
+
+    edges: tuple[int, int, int, int]
+    label: str
+    font_size: int
+    line_width: float
+
+
+def plan(found: Sequence[usage_pb.Grounding], width: int, height: int) -> list[Mark]:
+    """What the boxes look like on a picture of this size."""
+    font_size = max(math.isqrt(width * height) // 30, _LEAST_FONT_SIZE)
+    return [
+        Mark(
+            edges=(int(g.box.x_min), int(g.box.y_min), int(g.box.x_max), int(g.box.y_max)),
+            label=g.label,
+            font_size=font_size,
+            line_width=max(font_size / 4, 1.0),
+        )
+        for g in found
+    ]
+
+
+def open_picture(path: Path, *, exif_transposed: bool) -> Image.Image:
+    """The picture as the service decodes it.
+
+    Raises:
+        DrawError: It cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            turned = ImageOps.exif_transpose(picture) if exif_transposed else picture
+            return turned.convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise DrawError(f"{path} cannot be read as a picture") from error
+
+
+def draw_boxes(
+    picture: Image.Image, found: Sequence[usage_pb.Grounding], font_file: Path | None
+) -> Image.Image:
+    """A copy of the picture with boxes and labels.
+
+    Args:
+        picture: In RGB.
+        found: Boxes in its pixels.
+        font_file: For the labels; None = one that fontconfig finds, else Pillow's own.
+
+    Raises:
+        DrawError: No font has the labels' characters.
+    """
+    canvas = picture.copy()
+    marks = plan(found, *picture.size)
+    brush = ImageDraw.Draw(canvas)
+    text = "".join(mark.label for mark in marks)
+    font = find_font(text, marks[0].font_size, font_file) if text else None
+    colours: dict[str, str] = {}
+    for index, mark in enumerate(marks):
+        colour = colours.setdefault(mark.label, _COLOURS[index % len(_COLOURS)])
+        brush.rectangle(mark.edges, outline=colour, width=round(mark.line_width))
+    for mark in marks:
+        if font is not None and mark.label:
+            _write(brush, mark, colours[mark.label], font, picture.size)
+    return canvas
+
+
+def find_font(text: str, size: int, file: Path | None) -> Font:
+    """A font that has all characters of a text.
+
+    Raises:
+        DrawError: There is none, or the file is no font.
+    """
+    if file is None:
+        file = _fontconfig_file(text)
+    try:
+        font = ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
+    except OSError as error:
+        raise DrawError(f"{file} is no font of size {size}") from error
+    missing = _missing_characters(font, text)
+    if missing:
+        name = "Pillow's own font" if file is None else str(file)
+        raise DrawError(f"{name} has no {missing}; name a font that has it: --font FILE")
+    return font
+
+
+def _fontconfig_file(text: str) -> Path | None:
+    """The file that fontconfig prefers for a text; it may still lack characters."""
+    command = shutil.which("fc-match")
+    if command is None:
+        return None
+    characters = " ".join(sorted({f"{ord(c):x}" for c in text}))
+    try:
+        result = subprocess.run(
+            [command, "--format=%{file}", f":charset={characters}"],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return Path(result.stdout) if result.stdout else None
+
+
+def _missing_characters(font: Font, text: str) -> str:
+    """Characters that the font draws as it draws one that does not exist."""
+    nothing = _shape(font, _NO_CHARACTER)
+    missing = {
+        c for c in text if c.isprintable() and not c.isspace() and _shape(font, c) == nothing
+    }
+    return "".join(sorted(missing))
+
+
+def _shape(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
+    mask = font.getmask(character)
+    return mask.size, bytes(mask)
+
+
+def _write(
+    brush: ImageDraw.ImageDraw, mark: Mark, colour: str, font: Font, size: tuple[int, int]
+) -> None:
+    """Writes a label into the upper left corner of its box, moved so far that it stays on the picture."""
+    left, top, right, bottom = brush.textbbox((0, 0), mark.label, font=font)
+    x = max(0, min(mark.edges[0], size[0] - math.ceil(right)))
+    y = max(0, min(mark.edges[1], size[1] - math.ceil(bottom)))
+    brush.rectangle((x + left, y + top, x + right, y + bottom), fill=colour)
+    brush.text((x, y), mark.label, fill="white", font=font)
