@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import shutil
 
 import pytest
@@ -129,11 +130,65 @@ def test_refusals(change, words, copy):
         load(copy)
 
 
-def test_only_safetensors_are_read(copy):
-    stored = load_file(copy / "model.safetensors")
+def as_bin(directory, **changes: object) -> None:
+    """The same weights as two shards of the older form."""
+    stored = load_file(directory / "model.safetensors") | changes
+    (directory / "model.safetensors").unlink()
+    halves = dict(list(stored.items())[::2]), dict(list(stored.items())[1::2])
+    index = {}
+    for number, half in enumerate(halves):
+        torch.save(half, directory / f"{number}.bin")
+        index |= dict.fromkeys(half, f"{number}.bin")
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def test_bin_shards(copy):
+    expected = load(copy).state_dict()
+    as_bin(copy)
+    found = load(copy).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+class Hostile:
+    def __reduce__(self):
+        return (pathlib.Path.touch, (pathlib.Path("touched"),))
+
+
+def test_a_bin_file_runs_nothing(copy, monkeypatch):
+    monkeypatch.chdir(copy)
     (copy / "model.safetensors").unlink()
-    torch.save(stored, copy / "pytorch_model.bin")
-    with pytest.raises(LoadError, match="safetensors only"):
+    for content, words in (
+        (Hostile(), "tensors alone"),
+        ({"a": Hostile()}, "tensors alone"),
+        ({"a": 1}, "no mapping"),
+        ([torch.ones(1)], "no mapping"),
+        ({}, "no mapping"),
+        ({"a": torch.ones(1)}, "missing tensors"),
+    ):
+        torch.save(content, copy / "pytorch_model.bin")
+        with pytest.raises(LoadError, match=words):
+            load(copy)
+    (copy / "pytorch_model.bin").write_bytes(b"PK\x03\x04 and nothing more")
+    with pytest.raises(LoadError, match="tensors alone"):
+        load(copy)
+    assert not (copy / "touched").exists()
+
+
+def test_bin_shards_are_checked_like_others(copy):
+    as_bin(copy, **{HEAD: torch.ones(3, 4, dtype=torch.int8)})
+    with pytest.raises(LoadError, match=r"shape \(3, 4\)"):
+        load(copy)
+
+
+def test_safetensors_are_preferred(copy):
+    (copy / "pytorch_model.bin").write_bytes(b"never read")
+    load(copy)
+
+
+def test_no_weights(copy):
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(LoadError, match="has no weights"):
         load(copy)
 
 
