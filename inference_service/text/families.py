@@ -48,7 +48,7 @@ def _qwen_vl(
     if tokenizer.special_tokens["<imgpad>"] != spec.image_token_id:
         raise ValueError(f"{qwen_vl.VOCABULARY} does not fit image_start_id of config.json")
     if not spec.is_chat:
-        return tokenizer, qwen_vl.NoChat()
+        return tokenizer, qwen_vl.QwenVLBase(tokenizer)
     picture_tokens = spec.image_policy.num_tokens or 0
     return tokenizer, qwen_vl.QwenVLChat(
         tokenizer, picture_tokens=picture_tokens, history_window=history_window

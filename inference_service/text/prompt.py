@@ -55,6 +55,17 @@ class ChatFormat(Protocol):
             ContextLengthError: The prompt is absurdly long.
         """
 
+    def raw_places(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
+        """A raw prompt with one placeholder for every picture, however such prompts spell a picture.
+
+        Args:
+            token_ids: The prompt.
+            field: Its path in the request, for errors.
+
+        Raises:
+            InvalidArgumentError: A picture is spelled badly.
+        """
+
 
 class PromptBuilder:
     """Builds the prompts of one model."""
@@ -109,7 +120,8 @@ class PromptBuilder:
     def _raw(self, request: RawRequest) -> WrittenChat:
         """A raw prompt is no user's text in ours: control tokens spelled in it are control tokens."""
         prompt = request.prompt
-        token_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        raw_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        token_ids = self._chat.raw_places(raw_ids, request.prompt_field)
         places, pictures = len(self._places(token_ids)), len(request.pictures)
         if places != pictures:
             raise InvalidArgumentError(

@@ -8,13 +8,17 @@ Source: the original's tokenization_qwen.py and qwen_generation_utils.py (arXiv 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 import re
 import unicodedata
 
 from inference_service.domain import ChatMessage, ChatRequest, Role, TextPart
-from inference_service.errors import ContextLengthError, UnsupportedParameterError
+from inference_service.errors import (
+    ContextLengthError,
+    InvalidArgumentError,
+    UnsupportedParameterError,
+)
 from inference_service.text.prompt import WrittenChat
 from inference_service.text.template import MAX_CHARACTERS
 from inference_service.text.tokenizer import Tokenizer
@@ -56,7 +60,46 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
     return TiktokenTokenizer(ranks, special, pattern=PATTERN, normalize=True, shown=BOX_TAGS)
 
 
-class QwenVLChat:
+class QwenVLBase:
+    """The chat format of Qwen-VL, the base model: none, but raw prompts have pictures."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        special = tokenizer.special_tokens
+        self._placeholder = special["<imgpad>"]
+        self._picture = [special["<img>"], self._placeholder, special["</img>"]]
+
+    def write(self, request: ChatRequest) -> WrittenChat:
+        """Refuses.
+
+        Raises:
+            UnsupportedParameterError: Always.
+        """
+        del request
+        raise UnsupportedParameterError(
+            "This is a base model: it continues a prompt and knows no chat. Use completions.",
+            field="spec.messages",
+        )
+
+    def raw_places(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
+        """See `ChatFormat.raw_places`: `<img>`, `</img>`, and between them anything, of old the name of a file."""
+        start, _, end = self._picture
+        placed: list[int] = []
+        inside = False
+        for token_id in token_ids:
+            if inside and token_id == start:
+                raise InvalidArgumentError("A picture begins within a picture.", field=field)
+            if token_id == start:
+                placed += self._picture
+                inside = True
+            elif not inside:
+                placed.append(token_id)
+            inside = inside and token_id != end
+        if inside:
+            raise InvalidArgumentError("<img> has no </img>.", field=field)
+        return placed
+
+
+class QwenVLChat(QwenVLBase):
     """The chat format of Qwen-VL-Chat."""
 
     def __init__(
@@ -70,13 +113,12 @@ class QwenVLChat:
             history_window: Earlier turns are left out, oldest first, so that system message and history stay below
                 this many tokens (`max_window_size` of the original); None = a prompt is what it is.
         """
+        super().__init__(tokenizer)
         self._tokenizer = tokenizer
         self._picture_tokens = picture_tokens
         self._history_window = history_window
         special = tokenizer.special_tokens
         self._start, self._end = special["<|im_start|>"], special["<|im_end|>"]
-        self._placeholder = special["<imgpad>"]
-        self._picture = [special["<img>"], self._placeholder, special["</img>"]]
         self._newline = tokenizer.encode_plain("\n")
 
     def write(self, request: ChatRequest) -> WrittenChat:
@@ -162,19 +204,3 @@ class QwenVLChat:
 
 def _plain(message: ChatMessage) -> str:
     return "".join(part.text for part in message.parts if isinstance(part, TextPart))
-
-
-class NoChat:
-    """The chat format of a base model, which has none."""
-
-    def write(self, request: ChatRequest) -> WrittenChat:
-        """Refuses.
-
-        Raises:
-            UnsupportedParameterError: Always.
-        """
-        del request
-        raise UnsupportedParameterError(
-            "This is a base model: it continues a prompt and knows no chat. Use completions.",
-            field="spec.messages",
-        )

@@ -6,6 +6,7 @@ know pictures beyond their placeholder.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 
 from inference_service.domain import ChatMessage, ChatRequest, TextPart
@@ -44,6 +45,11 @@ class TemplatedChat:
             enable_thinking=request.enable_thinking,
         )
         return WrittenChat(token_ids=self._encode(rendered))
+
+    def raw_places(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
+        """See `ChatFormat.raw_places`: the placeholder itself."""
+        del field
+        return token_ids
 
     def _protected(self, message: ChatMessage) -> ChatMessage:
         parts = tuple(

@@ -8,11 +8,15 @@ from hypothesis import strategies as st
 import pytest
 
 from inference_service.domain import ChatMessage, ChatRequest, ImagePart, Role, TextPart
-from inference_service.errors import ContextLengthError, UnsupportedParameterError
+from inference_service.errors import (
+    ContextLengthError,
+    InvalidArgumentError,
+    UnsupportedParameterError,
+)
 from inference_service.text.qwen_vl import (
     BOX_TAGS,
     SPECIAL_TOKENS,
-    NoChat,
+    QwenVLBase,
     QwenVLChat,
     load_tokenizer,
 )
@@ -160,9 +164,30 @@ def test_very_long_texts(chat, tokenizer):
         chat.write(ask(say(Role.USER, "x" * (MAX_CHARACTERS + 1))))
 
 
-def test_a_base_model_does_not_chat():
+def test_a_base_model_does_not_chat(tokenizer):
     with pytest.raises(UnsupportedParameterError, match="completions"):
-        NoChat().write(ask(say(Role.USER, "x")))
+        QwenVLBase(tokenizer).write(ask(say(Role.USER, "x")))
+
+
+@pytest.mark.parametrize("case", golden("chat_context.json")["raw"], ids=lambda c: c["query"][:9])
+def test_raw_prompts(tokenizer, chat, case):
+    """As text or as the original's ids, which name a file: one place for each picture, and no file."""
+    for ids in (tokenizer.encode(case["query"]), case["ids"]):
+        assert list(chat.raw_places(ids, "f")) == with_pads(case["ids"], each=1)
+
+
+@pytest.mark.parametrize(
+    "text", ["<img>unclosed", "<img>a<img>b</img>", "a</img><img>", "<img><img>"]
+)
+def test_raw_prompts_with_broken_pictures(tokenizer, chat, text):
+    with pytest.raises(InvalidArgumentError) as caught:
+        chat.raw_places(tokenizer.encode(text), "spec.text")
+    assert caught.value.field == "spec.text"
+
+
+def test_raw_prompts_may_have_stray_ends(tokenizer, chat):
+    ids = tokenizer.encode("a</img>b")
+    assert list(chat.raw_places(ids, "f")) == ids
 
 
 @pytest.mark.parametrize(
