@@ -81,11 +81,11 @@ class GlmChat:
             token_ids.append(self._role("assistant"))
         return WrittenChat(token_ids=token_ids)
 
-
     def raw_places(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
         """See `ChatFormat.raw_places`: the placeholder itself."""
         del field
         return token_ids
+
     def _message(self, message: ChatMessage) -> list[int]:
         """A picture stands before the text, wherever its part is; a message of nothing is not written."""
         text = "".join(part.text for part in message.parts if isinstance(part, TextPart))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 import hashlib
@@ -46,7 +46,12 @@ def with_pads(ids: Iterable[int], *, each: int = 256) -> list[int]:
     return out
 
 
-def message(role: Role, text: str, read=lambda path: path.encode()) -> ChatMessage:
+def no_file(path: str) -> bytes:
+    """For tests that do not look into pictures."""
+    return path.encode()
+
+
+def message(role: Role, text: str, read: Callable[[str], bytes] = no_file) -> ChatMessage:
     """A message whose picture tags are pictures; `read` gives their files."""
     parts: list[Part] = []
     at = 0
@@ -60,14 +65,16 @@ def message(role: Role, text: str, read=lambda path: path.encode()) -> ChatMessa
     return ChatMessage(role=role, parts=tuple(parts))
 
 
-def chat_request(query: str, history=None, system: str | None = None) -> ChatRequest:
+def chat_request(
+    query: str, history=None, system: str | None = None, read: Callable[[str], bytes] = no_file
+) -> ChatRequest:
     """A conversation in the terms of the original: pairs of question and answer, then a question."""
-    messages = [] if system is None else [message(Role.SYSTEM, system)]
+    messages = [] if system is None else [message(Role.SYSTEM, system, read)]
     for question, answer in history or []:
-        messages.append(message(Role.USER, question))
+        messages.append(message(Role.USER, question, read))
         if answer is not None:
-            messages.append(message(Role.ASSISTANT, answer))
-    messages.append(message(Role.USER, query))
+            messages.append(message(Role.ASSISTANT, answer, read))
+    messages.append(message(Role.USER, query, read))
     return ChatRequest(request_id="r", model="m", messages=tuple(messages))
 
 
@@ -94,12 +101,14 @@ def sincos_tensor(directory: Path, dim: int) -> np.ndarray:
     return np.concatenate([columns, columns.transpose(1, 0, 2)], axis=2).reshape(side**2, dim)
 
 
-def golden_tensors(name: str) -> dict[str, np.ndarray]:
-    """All weights of checkpoint A or B, checked against their sums."""
+def golden_tensors(name: str, prefix: str = "") -> dict[str, np.ndarray]:
+    """The weights of checkpoint A or B whose names begin so, checked against their sums."""
     directory = GOLDEN / "configs" / name
     recipe = json.loads((directory / "tensors.json").read_text())
     tensors = {}
     for entry in recipe["tensors"]:
+        if not entry["name"].startswith(prefix):
+            continue
         if entry["kind"] == "sincos":
             tensor = sincos_tensor(directory, entry["shape"][1])
         else:

@@ -1,0 +1,132 @@
+"""Qwen-VL v1 from a directory to REST: greedy tokens over both endpoints are those of the original code."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import requests
+
+from inference_service.domain import ImagePart, Role
+from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+from tests.e2e.conftest import Served, free_port
+from tests.support.qwen_vl_v1 import GOLDEN, SHORT_PROMPTS, build_checkpoint, chat_request, golden
+
+
+PROMPTS = {prompt["name"]: prompt for prompt in golden("A.json")["prompts"]}
+ANSWERS = {run["name"]: run["new_tokens"] for run in golden("A.json")["generation"]}
+CHATS = [name for name in SHORT_PROMPTS if name.startswith("chat_")]
+RAWS = [name for name in SHORT_PROMPTS if name.startswith("raw_")]
+
+
+@pytest.fixture(scope="module")
+def qwen_vl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`qwenvl serve DIR --dtype float32`."""
+    directory = build_checkpoint(tmp_path_factory.mktemp("served") / "Qwen-VL-Chat-tiny", "A")
+    http, grpc = free_port(), free_port()
+    log = directory.parent / "log.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "inference_service.cli", "serve", str(directory)),
+                *("--dtype", "float32", "--cpu-threads", "1"),
+                *("--http-address", f"127.0.0.1:{http}", "--grpc-address", f"127.0.0.1:{grpc}"),
+                *("--admin-address", f"127.0.0.1:{free_port()}"),
+            ],
+            env=os.environ,
+            stderr=output,
+            stdout=output,
+            start_new_session=True,
+        )
+    product = Served(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", process)
+    try:
+        product.wait_ready()
+    except AssertionError as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+        raise AssertionError(f"{error}\n{log.read_text()[-4000:]}") from None
+    yield product
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(60)
+
+
+def data_url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def read(path: str) -> bytes:
+    return (GOLDEN / path).read_bytes()
+
+
+def openai_messages(prompt: dict[str, Any]) -> list[dict[str, Any]]:
+    messages = []
+    for message in chat_request(prompt["query"], prompt.get("history"), read=read).messages:
+        content = [
+            {"type": "image_url", "image_url": {"url": data_url(part.data)}}
+            if isinstance(part, ImagePart)
+            else {"type": "text", "text": part.text}
+            for part in message.parts
+        ]
+        if message.role is Role.ASSISTANT:
+            content = content[0]["text"]
+        messages.append({"role": message.role.value, "content": content})
+    return messages
+
+
+def post(served: Served, path: str, **body: Any) -> requests.Response:
+    values = {"model": "Qwen-VL-Chat-tiny", "max_tokens": 32, "return_token_ids": True}
+    return requests.post(f"{served.http}/v1/{path}", json=values | body, timeout=120)
+
+
+def check(served: Served, path: str, name: str, **body: Any) -> dict[str, Any]:
+    response = post(served, path, temperature=0, **body)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer["choices"][0]["token_ids"] == ANSWERS[name]
+    return answer
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_chat(qwen_vl: Served, name: str) -> None:
+    answer = check(qwen_vl, "chat/completions", name, messages=openai_messages(PROMPTS[name]))
+    assert answer["prompt_token_ids"] == list(SHORT_PROMPTS[name].ids)
+    details = answer["usage"]["prompt_tokens_details"]
+    assert details.get("image_tokens", 0) == 256 * len(PROMPTS[name]["images"])
+
+
+@pytest.mark.parametrize("name", RAWS)
+@pytest.mark.parametrize("as_text", [True, False])
+def test_raw_prompts(qwen_vl: Served, name: str, as_text: bool) -> None:
+    """As text, or as the original's own ids with a path between the tags: the pictures come beside."""
+    prompt = PROMPTS[name]
+    images = [data_url(read(path)) for path in prompt["images"]]
+    extra = {"images": images} if images else {}
+    check(qwen_vl, "completions", name, prompt=prompt["text" if as_text else "ids"], **extra)
+
+
+def test_paths_open_nothing(qwen_vl: Served) -> None:
+    prompt = PROMPTS["raw_one_image"]
+    for asked in (prompt["text"], prompt["ids"]):
+        refused = post(qwen_vl, "completions", prompt=asked)
+        assert refused.status_code == 400
+        assert "1 places for pictures" in refused.json()["error"]["message"]
+    typed = f"<img>{GOLDEN.resolve()}/images/gray.png</img>"
+    answer = post(qwen_vl, "chat/completions", messages=[{"role": "user", "content": typed}])
+    assert answer.json()["usage"]["prompt_tokens"] < 100  # text, not 256 tokens of a picture
+
+
+def test_what_the_model_is(qwen_vl: Served) -> None:
+    with qwen_vl.channel() as channel:
+        stub = model_grpc.ModelServiceStub(channel)
+        request = model_pb.GetModelRequest(name="Qwen-VL-Chat-tiny")
+        model = stub.GetModel(request, timeout=20).model
+    assert model.family == "qwen_vl"
+    assert [part.name for part in model.parts] == ["vision", "adapter", "language"]
+    assert not model.image_limits.exif_transposed
