@@ -26,7 +26,7 @@ UNITS = {
 }  # fmt: skip
 _WORKING_BYTES = 2**30
 """Room for the activations of one step. The engine measures it; here it is an allowance."""
-_REMARKS = {("qwen_vl", "float16"): "the Qwen-VL tutorial tells of 18.74 GB in float16"}
+_REMARKS = {("qwen_vl", "float16"): "; the Qwen-VL tutorial tells of 18.74 GB"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +49,33 @@ def report(spec: ModelSpec, device: Device, settings: ServiceSettings) -> Report
     if dtype == "auto":  # as the engine decides
         dtype = spec.checkpoint_dtype if device.is_gpu else "float32"
     model = footprint(spec, dtype)
-    usable, cache_bytes = _room(model, spec, device, settings)
+    share = settings.gpu_memory_utilization if device.is_gpu else 1.0
+    usable = max(0, int(device.total_bytes * share) - device.used_bytes)
+    beside = _beside(model, spec, settings)
+    cache_bytes = usable - model.weight_bytes - beside
+    if not device.is_gpu:
+        cache_bytes = min(cache_bytes, settings.cpu_kv_cache_mib * 2**20)
     room = capacity(model, cache_bytes, settings.max_model_len)
-    return Report((*_describe(model), *_describe_room(model, device, usable, room)), room.fits)
+    lines = (*_describe(model, beside), *_describe_room(model, device, usable, room))
+    return Report(lines, room.fits)
 
 
-def _describe(model: Footprint) -> Iterator[str]:
+def _beside(model: Footprint, spec: ModelSpec, settings: ServiceSettings) -> int:
+    """Bytes that are neither weights nor KV cache: the features of pictures, the activations of a step."""
+    levels = 1 + spec.decoder.deepstack_levels
+    embedding_bytes = spec.decoder.hidden_size * levels * VALUE_BYTES[model.dtype]
+    return settings.encoder_cache_tokens * embedding_bytes + _WORKING_BYTES
+
+
+def _describe(model: Footprint, beside: int) -> Iterator[str]:
     yield f"{model.family:<12}{_count(model.parameter_count)}"
     for index, (name, count) in enumerate(model.parts):
         branch = "└─" if index == len(model.parts) - 1 else "├─"
         yield f"{branch} {name:<9}{_count(count)}"
     yield f"weights     {show_size(model.weight_bytes)} in {model.dtype}"
-    if remark := _REMARKS.get((model.family, model.dtype)):
-        yield f"            ({remark})"
+    yield f"beside      {show_size(beside)} for pictures and the activations of a step"
+    remark = _REMARKS.get((model.family, model.dtype), "")
+    yield f"together    {show_size(model.weight_bytes + beside)} before the cache{remark}"
     yield f"cache       {show_size(model.kv_bytes_per_token)} for a token"
     yield f"window      {model.window_tokens} tokens"
 
@@ -88,25 +102,6 @@ def _describe_room(model: Footprint, device: Device, usable: int, room: Capacity
         yield f"does not fit: the weights alone take {show_size(model.weight_bytes)}"
     else:
         yield "does not fit: too little memory is left for the cache"
-
-
-def _room(
-    model: Footprint, spec: ModelSpec, device: Device, settings: ServiceSettings
-) -> tuple[int, int]:
-    """(usable bytes, bytes of them for the cache)."""
-    share = settings.gpu_memory_utilization if device.is_gpu else 1.0
-    usable = int(device.total_bytes * share) - device.used_bytes
-    levels = 1 + spec.decoder.deepstack_levels
-    embedding_bytes = spec.decoder.hidden_size * levels * VALUE_BYTES[model.dtype]
-    left = (
-        usable
-        - model.weight_bytes
-        - settings.encoder_cache_tokens * embedding_bytes
-        - _WORKING_BYTES
-    )
-    if device.is_gpu:
-        return usable, left
-    return usable, min(left, settings.cpu_kv_cache_mib * 2**20)
 
 
 def _count(parameters: int) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+import re
 
 import pytest
 
@@ -10,6 +12,9 @@ from inference_service.cli import main
 from inference_service.commands.check import DOES_NOT_FIT, FITS, USAGE, parse_size
 from inference_service.commands.devices import find_device
 from tests.support.published_configs import published_files, write_files
+
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture
@@ -99,6 +104,56 @@ def test_a_directory_without_a_model_is_wrong_usage(
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert main(["check", str(tmp_path)]) == USAGE
     assert "'bert' is not supported" in capsys.readouterr().err
+
+
+# Parameters as people say them, and what an operator with one card wants to know.
+PUBLISHED = {
+    "Qwen2-VL-2B-Instruct": ("qwen2_vl      2.21 B", FITS, FITS),
+    "Qwen2-VL-7B-Instruct": ("qwen2_vl      8.29 B", FITS, FITS),
+    "Qwen2-VL-72B-Instruct": ("qwen2_vl     73.41 B", DOES_NOT_FIT, DOES_NOT_FIT),
+    "Qwen2.5-VL-3B-Instruct": ("qwen2_5_vl    3.75 B", FITS, FITS),
+    "Qwen2.5-VL-7B-Instruct": ("qwen2_5_vl    8.29 B", FITS, FITS),
+    "Qwen2.5-VL-32B-Instruct": ("qwen2_5_vl   33.45 B", DOES_NOT_FIT, FITS),
+    "Qwen2.5-VL-72B-Instruct": ("qwen2_5_vl   73.41 B", DOES_NOT_FIT, DOES_NOT_FIT),
+    "Qwen3-VL-2B-Instruct": ("qwen3_vl      2.13 B", FITS, FITS),
+    "Qwen3-VL-4B-Instruct": ("qwen3_vl      4.44 B", FITS, FITS),
+    "Qwen3-VL-8B-Instruct": ("qwen3_vl      8.77 B", FITS, FITS),
+    "Qwen3-VL-32B-Instruct": ("qwen3_vl     33.36 B", DOES_NOT_FIT, FITS),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    says, on_24_gib, on_80_gib = PUBLISHED[name]
+    directory = str(GOLDEN / "configs" / name)
+    asked = ["check", directory, "--max-model-len", "8192"]
+    assert main([*asked, "--gpu-memory", "24GiB"]) == on_24_gib
+    assert capsys.readouterr().out.startswith(says)
+    assert main([*asked, "--gpu-memory", "80GiB"]) == on_80_gib
+
+
+def test_qwen_vl_of_2023(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tutorial's 1.9 B + 0.08 B + 7.7 B = 9.6 B, and its 18.74 GB in float16."""
+    small = GOLDEN / "qwen_vl_v1" / "configs" / "B"
+    config = json.loads((small / "config.json").read_text())
+    config |= {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+    config |= {"kv_channels": 128, "intermediate_size": 22016, "seq_length": 2048}
+    config["visual"] |= {"heads": 16, "image_size": 448, "layers": 48, "output_dim": 4096}
+    config["visual"] |= {"width": 1664}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    generation = (small / "generation_config.json").read_text()
+    (tmp_path / "generation_config.json").write_text(generation)
+    assert main(["check", str(tmp_path), "--dtype", "float16", "--gpu-memory", "24GiB"]) == FITS
+    text = capsys.readouterr().out
+    assert re.findall(r"^\W*(\w+) +([\d.]+ B)", text, re.MULTILINE) == [
+        ("qwen_vl", "9.66 B"),
+        ("vision", "1.86 B"),
+        ("adapter", "0.08 B"),
+        ("language", "7.72 B"),
+    ]
+    assert str(19_313_870_336 // 2) in text
+    assert "17.99 GiB in float16" in text
+    assert "19.11 GiB before the cache; the Qwen-VL tutorial tells of 18.74 GB" in text
 
 
 @pytest.mark.parametrize("size", ["24", "GiB", "-1GiB", "24XB", "0GiB", "nanGB"])
