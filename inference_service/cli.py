@@ -8,14 +8,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from inference_service.commands import chat, check, download, serve
+from inference_service.commands import INTERRUPTED, chat, check, download, serve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     flags = vars(build_parser().parse_args(argv))
     del flags["command"]
-    status: int = flags.pop("run")(flags)
+    try:
+        status: int = flags.pop("run")(flags)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return status
 
 

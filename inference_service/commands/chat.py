@@ -16,6 +16,7 @@ import sys
 
 import grpc
 
+from inference_service.commands import INTERRUPTED
 from inference_service.commands.draw import DrawError, draw_boxes, open_picture
 from qwenvl import Client, Error
 from qwenvl.client import image_of
@@ -25,7 +26,6 @@ from qwenvl.inference.v1 import usage_pb2 as usage_pb
 
 
 _DEFAULT_TARGET = "127.0.0.1:50051"
-_INTERRUPTED = 130
 _HELP = "/image FILE adds a picture to the next question, /new begins anew, Ctrl-C stops an answer, Ctrl-D ends."
 
 
@@ -125,7 +125,7 @@ class _Dialogue:
         print()
         self.messages += [asked, _message(message_pb.ROLE_ASSISTANT, said)]
         if interrupted:
-            return _INTERRUPTED
+            return INTERRUPTED
         return self._draw(found) if self.flags.draw else 0
 
     def _draw(self, found: Sequence[usage_pb.Grounding]) -> int:
@@ -158,8 +158,6 @@ def run(flags: Mapping[str, object]) -> int:
     except (Error, DrawError, OSError) as error:
         print(_reason(error, options.grpc_target), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return _INTERRUPTED
 
 
 def _converse(dialogue: _Dialogue, images: list[str]) -> int:

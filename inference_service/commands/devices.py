@@ -29,17 +29,26 @@ class Device:
 
 
 def find_device(wanted: str, environ: Mapping[str, str]) -> Device | None:
-    """The device meant by `auto`, `cpu`, `cuda` or `cuda:N`; None = there is no such GPU.
+    """The device meant by `auto`, `cpu`, `cuda`, `cuda:N` or several of them; None = there is no such GPU.
 
     Args:
-        wanted: As `--device` says it; `auto` = the first GPU, else the CPU.
+        wanted: As `--device` says it; `auto` = the first GPU, else the CPU. Several GPUs share a model and count as one
+            with the memory of all.
         environ: `CUDA_VISIBLE_DEVICES` counts, as it does for the engine.
     """
     if wanted == "cpu":
         return _cpu()
-    index = int(wanted.partition(":")[2] or 0)
-    gpu = _gpu(index, environ.get("CUDA_VISIBLE_DEVICES"))
-    return _cpu() if gpu is None and wanted == "auto" else gpu
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [_gpu(int(name.partition(":")[2] or 0), visible) for name in wanted.split(",")]
+    found = [gpu for gpu in gpus if gpu is not None]
+    if len(found) < len(gpus):
+        return _cpu() if wanted == "auto" else None
+    return Device(
+        name=" + ".join(gpu.name for gpu in found),
+        is_gpu=True,
+        total_bytes=sum(gpu.total_bytes for gpu in found),
+        used_bytes=sum(gpu.used_bytes for gpu in found),
+    )
 
 
 def _gpu(index: int, visible: str | None) -> Device | None:

@@ -189,6 +189,8 @@ def test_visible_devices_are_counted_as_the_engine_counts_them(two_gpus: None) -
     assert total("cuda", "1,0") == 8
     assert total("cuda:1", "1, GPU-big") == 24
     assert total("cuda:2", "1,0") is None
+    assert total("cuda:0,cuda:1", "1,0") == 32
+    assert total("cuda:0,cuda:2", "1,0") is None
     hidden = find_device("auto", {"CUDA_VISIBLE_DEVICES": ""})
     assert hidden is not None
     assert not hidden.is_gpu

@@ -46,6 +46,10 @@ def test_an_alias_is_the_same_setting() -> None:
     assert one.model_dump()["max_tokens_default"] == 7
 
 
+def test_a_card_is_named_by_its_number() -> None:
+    assert load(ServiceSettings, ["--device", "cuda:2"], {}).model_dump()["device"] == "cuda:2"
+
+
 def test_booleans_have_two_flags_and_a_variable() -> None:
     assert load(ServiceSettings, ["--no-enable-media-fetch"], {}) == load(
         ServiceSettings, [], {"QWENVL_ENABLE_MEDIA_FETCH": "false"}
