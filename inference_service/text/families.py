@@ -44,6 +44,8 @@ def load_text(
 def _qwen_vl(
     model_dir: Path, spec: ModelSpec, history_window: int | None
 ) -> tuple[Tokenizer, ChatFormat]:
+    if not (model_dir / qwen_vl.VOCABULARY).is_file():
+        raise ValueError(f"{model_dir} has no {qwen_vl.VOCABULARY}, the vocabulary of the release")
     tokenizer = qwen_vl.load_tokenizer(model_dir)
     if tokenizer.special_tokens["<imgpad>"] != spec.image_token_id:
         raise ValueError(f"{qwen_vl.VOCABULARY} does not fit image_start_id of config.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 import os
+from pathlib import Path
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from inference_service.domain import ImagePart, Role
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from tests.e2e.conftest import Served, free_port
-from tests.support.qwen_vl_v1 import GOLDEN, SHORT_PROMPTS, build_checkpoint, chat_request, golden
+from tests.support.qwen_vl_v1 import GOLDEN, SHORT_PROMPTS, chat_request, golden
 
 
+NAME = "Qwen-VL-Chat"
 PROMPTS = {prompt["name"]: prompt for prompt in golden("A.json")["prompts"]}
 ANSWERS = {run["name"]: run["new_tokens"] for run in golden("A.json")["generation"]}
 CHATS = [name for name in SHORT_PROMPTS if name.startswith("chat_")]
@@ -27,15 +29,15 @@ RAWS = [name for name in SHORT_PROMPTS if name.startswith("raw_")]
 
 
 @pytest.fixture(scope="module")
-def qwen_vl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def qwen_vl(qwen_vl_a: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """`qwenvl serve DIR --dtype float32`."""
-    directory = build_checkpoint(tmp_path_factory.mktemp("served") / "Qwen-VL-Chat-tiny", "A")
     http, grpc = free_port(), free_port()
-    log = directory.parent / "log.txt"
+    log = tmp_path_factory.mktemp("qwen_vl_served") / "log.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "inference_service.cli", "serve", str(directory)),
+                *(sys.executable, "-m", "inference_service.cli", "serve", str(qwen_vl_a)),
+                *("--served-model-name", NAME),
                 *("--dtype", "float32", "--cpu-threads", "1"),
                 *("--http-address", f"127.0.0.1:{http}", "--grpc-address", f"127.0.0.1:{grpc}"),
                 *("--admin-address", f"127.0.0.1:{free_port()}"),
@@ -81,7 +83,7 @@ def openai_messages(prompt: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def post(served: Served, path: str, **body: Any) -> requests.Response:
-    values = {"model": "Qwen-VL-Chat-tiny", "max_tokens": 32, "return_token_ids": True}
+    values = {"model": NAME, "max_tokens": 32, "return_token_ids": True}
     return requests.post(f"{served.http}/v1/{path}", json=values | body, timeout=120)
 
 
@@ -125,7 +127,7 @@ def test_paths_open_nothing(qwen_vl: Served) -> None:
 def test_what_the_model_is(qwen_vl: Served) -> None:
     with qwen_vl.channel() as channel:
         stub = model_grpc.ModelServiceStub(channel)
-        request = model_pb.GetModelRequest(name="Qwen-VL-Chat-tiny")
+        request = model_pb.GetModelRequest(name=NAME)
         model = stub.GetModel(request, timeout=20).model
     assert model.family == "qwen_vl"
     assert [part.name for part in model.parts] == ["vision", "adapter", "language"]

@@ -20,22 +20,11 @@ from tests.support.qwen_vl_v1 import (
     LONG_PROMPTS,
     SHORT_PROMPTS,
     GoldenPrompt,
-    build_checkpoint,
     golden,
 )
 
 
 TOLERANCE = 5e-5  # the golden data allow 2e-4
-
-
-@pytest.fixture(scope="session")
-def checkpoint_a(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_checkpoint(tmp_path_factory.mktemp("qwen_vl") / "A", "A")
-
-
-@pytest.fixture(scope="session")
-def checkpoint_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_checkpoint(tmp_path_factory.mktemp("qwen_vl") / "B", "B")
 
 
 def make_core(checkpoint: Path, **changes: object) -> EngineCore:
@@ -91,14 +80,14 @@ def check_logits(core: EngineCore, prompt: GoldenPrompt, expected, prefix: str, 
 
 
 @pytest.fixture(scope="module")
-def core_a(checkpoint_a) -> EngineCore:
-    return make_core(checkpoint_a, enable_prefix_caching=False)
+def core_a(qwen_vl_a) -> EngineCore:
+    return make_core(qwen_vl_a, enable_prefix_caching=False)
 
 
 @pytest.fixture(scope="module")
-def core_b(checkpoint_b) -> EngineCore:
+def core_b(qwen_vl_b) -> EngineCore:
     return make_core(
-        checkpoint_b, enable_prefix_caching=False, max_num_batched_tokens=700, max_num_seqs=8
+        qwen_vl_b, enable_prefix_caching=False, max_num_batched_tokens=700, max_num_seqs=8
     )
 
 
@@ -118,10 +107,10 @@ def test_logits_beyond_the_trained_length(core_b, name, monkeypatch):
 @pytest.mark.parametrize(
     ("ntk", "logn"), [(True, True), (True, False), (False, True), (False, False)]
 )
-def test_flags(checkpoint_b, tmp_path, ntk, logn, monkeypatch):
-    for path in checkpoint_b.iterdir():
+def test_flags(qwen_vl_b, tmp_path, ntk, logn, monkeypatch):
+    for path in qwen_vl_b.iterdir():
         (tmp_path / path.name).symlink_to(path)
-    config = json.loads((checkpoint_b / "config.json").read_text())
+    config = json.loads((qwen_vl_b / "config.json").read_text())
     config |= {"use_dynamic_ntk": ntk, "use_logn_attn": logn}
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -147,6 +136,20 @@ def test_prompt_logprobs(core_a):
         ids, values = zip(*entries[position].top, strict=True)
         assert list(ids) == top_ids[row].tolist()
         np.testing.assert_allclose(values, top[row] - total[row], atol=TOLERANCE, rtol=0)
+
+
+def test_sixteen_bits(core_a, qwen_vl_a):
+    """Half the bits, nearly the same: the likeliest next token, and log probabilities to a few hundredths."""
+    half = make_core(qwen_vl_a, dtype="bfloat16")
+    for name in ("raw_en", "chat_one_image"):
+        entries = []
+        for core in (core_a, half):
+            prompt = SHORT_PROMPTS[name]
+            core.add(prompt.request(greedy(1, logprobs=3)), prompt.pixels)
+            entries.append(drain(core)[name].outputs[-1].logprobs[0])
+        exact, rounded = entries
+        assert rounded.token_id in [token for token, _ in exact.top]
+        assert rounded.logprob == pytest.approx(exact.logprob, abs=0.25)
 
 
 def new_tokens(file: str) -> dict[str, list[int]]:
@@ -206,10 +209,10 @@ def test_mixed_batches_across_a_border(core_b):
 
 
 @pytest.mark.parametrize("caching", [False, True])
-def test_preemption_keeps_the_frequencies(checkpoint_b, caching):
+def test_preemption_keeps_the_frequencies(qwen_vl_b, caching):
     """The second is computed again when prompt and answer are beyond 512; the prompt alone decides."""
     core = make_core(
-        checkpoint_b,
+        qwen_vl_b,
         num_kv_pages=98,
         max_model_len=1060,
         max_num_batched_tokens=300,
@@ -219,9 +222,9 @@ def test_preemption_keeps_the_frequencies(checkpoint_b, caching):
     assert core.stats.preemptions > 0
 
 
-def test_the_prefix_cache_does_not_mix_frequencies(checkpoint_b):
+def test_the_prefix_cache_does_not_mix_frequencies(qwen_vl_b):
     """The prompts have their first 500 ids in common, and three bases."""
-    core = make_core(checkpoint_b)
+    core = make_core(qwen_vl_b)
     names = ["cross_512", "cross_1024"]
     for _ in range(2):
         for name in names:
@@ -234,18 +237,18 @@ def test_the_prefix_cache_does_not_mix_frequencies(checkpoint_b):
 # The suite must be able to fail. Each mutation below is a mistake that somebody could make.
 
 
-def test_notices_shared_pages_of_unequal_frequencies(checkpoint_b, monkeypatch):
+def test_notices_shared_pages_of_unequal_frequencies(qwen_vl_b, monkeypatch):
     real = blocks_module.root_hash
     monkeypatch.setattr(blocks_module, "root_hash", lambda salt, _: real(salt))
-    core = make_core(checkpoint_b)
+    core = make_core(qwen_vl_b)
     assert same(crossing_answers(core, ["cross_512"]))
     assert not same(crossing_answers(core, ["cross_1024"]))
 
 
-def test_notices_frequencies_of_the_chunk(checkpoint_b, monkeypatch):
+def test_notices_frequencies_of_the_chunk(qwen_vl_b, monkeypatch):
     def by_length(self: ModelRunner, chunks) -> torch.Tensor:
         rope = self._model.spec.decoder.rope
         return torch.cat([torch.full((c.end - c.start,), rope.level(c.end)) for c in chunks])
 
     monkeypatch.setattr(ModelRunner, "_rope_levels", by_length)
-    assert not same(crossing_answers(make_core(checkpoint_b), ["cross_512"]))
+    assert not same(crossing_answers(make_core(qwen_vl_b), ["cross_512"]))

@@ -10,7 +10,7 @@ import pytest
 from inference_service.domain import ChatMessage, ChatRequest, ImagePart, Role, TextPart
 from inference_service.errors import InternalError
 from inference_service.media.decode import ProcessedPicture
-from inference_service.text.prompt import PromptBuilder
+from inference_service.text.prompt import PromptBuilder, WrittenChat
 from inference_service.text.template import ChatTemplate
 from inference_service.text.templated import TemplatedChat
 from tests.support.qwen_text import ORDINARY, QWEN3_VL, SPECIAL, token_id
@@ -119,6 +119,20 @@ def test_template_that_hides_pictures(tokenizer):
     twice = build(tokenizer, template="<|image_pad|><|image_pad|>")
     with pytest.raises(InternalError):
         twice.build(ask(IMAGE), [picture(1, 1)])
+
+
+def test_forgotten_pictures(tokenizer):
+    """Pixels are passed on whole: the spans of the others point behind the forgotten one's."""
+
+    class Forgetful:
+        def write(self, request):
+            return WrittenChat(token_ids=[1, PAD, 2, PAD], forgotten_pictures=1)
+
+    pictures = [picture(2, 3), picture(1, 1), picture(4, 2, b"e" * 32)]
+    prompt = PromptBuilder(tokenizer, Forgetful(), placeholder=PAD).build(ask(), pictures)
+    assert [span.num_tokens for span in prompt.images] == [1, 8]
+    offsets = [len(pictures[0].pixels), len(pictures[0].pixels) + len(pictures[1].pixels)]
+    assert [span.pixel_offset for span in prompt.images] == offsets
 
 
 def test_placeholder_must_be_special(tokenizer):

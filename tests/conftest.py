@@ -1,0 +1,29 @@
+"""The two golden checkpoints of Qwen-VL v1: built once for the tests of all packages, deleted with the session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def qwen_vl_a(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Trained length 2048, pictures of 448 pixels; 320 MB."""
+    yield from _built(tmp_path_factory, "A")
+
+
+@pytest.fixture(scope="session")
+def qwen_vl_b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Trained length 512, pictures of 224 pixels; 160 MB."""
+    yield from _built(tmp_path_factory, "B")
+
+
+def _built(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    from tests.support.qwen_vl_v1 import build_checkpoint  # not for every test run
+
+    directory = build_checkpoint(tmp_path_factory.mktemp("qwen_vl") / name, name)
+    yield directory
+    shutil.rmtree(directory)
