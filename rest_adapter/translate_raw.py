@@ -89,6 +89,7 @@ def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
     if wanted:
         spec.logprobs.prompt_logprobs = max(wanted)
     spec.response.prompt_text = bool(request.echo)
+    spec.response.grounding = bool(request.grounding)  # which the service refuses
     if request.return_token_ids:
         spec.response.token_ids = spec.response.prompt_token_ids = True
     if request.skip_special_tokens is not None:

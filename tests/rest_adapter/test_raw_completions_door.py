@@ -167,6 +167,7 @@ def test_settings_reach_the_service(door: Door) -> None:
         logit_bias={"5": 1.5},
         cache_salt="s",
         skip_special_tokens=False,
+        grounding=True,
         mm_processor_kwargs={"max_pixels": 9},
         user="me",
         best_of=1,
@@ -180,6 +181,7 @@ def test_settings_reach_the_service(door: Door) -> None:
     assert list(spec.stop.strings) == ["\n"]
     assert (spec.cache_salt, spec.media.max_pixels) == ("s", 9)
     assert spec.response.keep_special_tokens
+    assert spec.response.grounding  # the service refuses it, nobody ignores it
 
 
 REFUSED = {
