@@ -98,7 +98,7 @@ def test_tower(core, expected):
     pixels = torch.frombuffer(bytearray(shown.pixels), dtype=torch.uint8)
     with torch.inference_mode():
         [tokens] = core._runner._model.encode_images(
-            [pixels.view(shown.height, shown.width, 3)], [shown.grid]
+            [pixels.view(1, shown.height, shown.width, 3)], [shown.grid]
         )
     np.testing.assert_allclose(tokens, expected["vision/output"], atol=TOLERANCE, rtol=0)
 
