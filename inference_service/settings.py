@@ -45,7 +45,9 @@ class ServiceSettings(FlagSettings):
         "auto", description="dtype of weights and cache"
     )
     device: str = Field(
-        "auto", description="auto, cpu, cuda or cuda:N", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
+        "auto",
+        description="auto, cpu, cuda or cuda:N; where one GPU is too small several, slowly: cuda:0,cuda:1",
+        pattern=r"^(auto|cpu|cuda(:\d+)?|cuda:\d+(,cuda:\d+)+)$",
     )
     max_model_len: Positive | None = Field(
         None, description="context window in tokens; none = the model's own"

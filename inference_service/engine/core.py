@@ -18,7 +18,8 @@ from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.memory import (
     count_kv_pages,
-    resolve_device,
+    plan_placement,
+    resolve_devices,
     resolve_dtype,
     resolve_max_model_len,
 )
@@ -53,11 +54,12 @@ class EngineCore:
         started = time.monotonic()
         model_dir = Path(config.model_dir)
         spec = load_spec(model_dir)
-        device = resolve_device(config.device)
-        dtype = resolve_dtype(config.dtype, spec.checkpoint_dtype, device)
+        devices = resolve_devices(config.device)
+        dtype = resolve_dtype(config.dtype, spec.checkpoint_dtype, devices[0])
         if config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads)
-        model = load_model(model_dir, dtype=dtype, device=device)
+        placement = plan_placement(config, spec, devices, dtype)
+        model = load_model(model_dir, dtype=dtype, device=devices[0], placement=placement)
         num_pages = count_kv_pages(config, model)
         max_model_len = min(resolve_max_model_len(config, spec), num_pages * config.page_size)
         self._vocab_size = spec.decoder.vocab_size
@@ -82,7 +84,8 @@ class EngineCore:
         )
         self._steps = 0
         self.ready = EngineReady(
-            device=str(device),
+            device=",".join(map(str, devices)),
+            slow_path="" if placement is None else f"{placement}, one after the other",
             dtype=str(dtype).removeprefix("torch."),
             max_model_len=max_model_len,
             kv_pages_total=num_pages,

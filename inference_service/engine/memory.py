@@ -1,10 +1,13 @@
 """Where the model lives and how large its KV cache may be.
 
-Owns the meaning of `auto` for device and dtype, and the sizing of the cache. Must not know requests or scheduling.
+Owns the meaning of `auto` for device and dtype, the room that several devices have, and the sizing of the cache. Must
+not know requests or scheduling.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 import math
 
 import torch
@@ -12,8 +15,9 @@ import torch
 from inference_service.engine.types import EngineConfig
 from inference_service.kernels.attention import AttentionMetadata
 from inference_service.models.batch import ForwardBatch
+from inference_service.models.placement import Placement, place_layers
 from inference_service.models.spec import ModelSpec
-from inference_service.models.tables import kv_bytes_per_token
+from inference_service.models.tables import kv_bytes_per_token, layer_parameters, module_parts
 from inference_service.models.vision_language import VisionLanguageModel
 
 
@@ -24,11 +28,71 @@ DTYPES = {
 }
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device meant by `auto`, `cpu`, `cuda` or `cuda:N`; auto = the first GPU if there is one."""
+STEP_RESERVE_BYTES = 2**30
+"""What a step may take on each of several GPUs, as long as nobody could measure it."""
+_PLENTY = 2**50
+
+
+def resolve_devices(name: str) -> tuple[torch.device, ...]:
+    """The devices meant by `auto`, `cpu`, `cuda`, `cuda:N` or `cuda:N,cuda:M`; auto = the first GPU if there is one.
+
+    Raises:
+        ValueError: A GPU is named twice.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device("cuda:0" if name == "cuda" else name)
+    names = ["cuda:0" if part == "cuda" else part for part in name.split(",")]
+    gpus = [part for part in names if part != "cpu"]
+    if len(set(gpus)) < len(gpus):
+        raise ValueError(f"device names a GPU twice: {name}")
+    return tuple(map(torch.device, names))
+
+
+def plan_placement(
+    config: EngineConfig, spec: ModelSpec, devices: Sequence[torch.device], dtype: torch.dtype
+) -> Placement | None:
+    """Where the layers go; None = all of the model is on the one device.
+
+    Raises:
+        ValueError: The devices are too small for the model.
+    """
+    if len(devices) == 1:
+        return None
+    parameters = sum(count for _, count in module_parts(spec))
+    num_layers, layer = spec.decoder.num_layers, layer_parameters(spec)
+    others = (parameters - num_layers * layer) * dtype.itemsize
+    return place_layers(
+        [str(device) for device in devices],
+        [_room(config, device) for device in devices],
+        num_layers=num_layers,
+        layer_bytes=layer * dtype.itemsize,
+        other_bytes=others + _encoder_cache_bytes(config, spec, dtype),
+        page_bytes=_layer_page_bytes(config, spec, dtype),
+    )
+
+
+def _room(config: EngineConfig, device: torch.device) -> int:
+    """What weights and cache may take of a device."""
+    if device.type != "cuda":
+        return _PLENTY
+    return _permitted_bytes(config, device) - STEP_RESERVE_BYTES
+
+
+def _permitted_bytes(config: EngineConfig, device: torch.device) -> int:
+    """What is left of the permitted share of a GPU."""
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total * config.gpu_memory_utilization) - (total - free)
+
+
+def _encoder_cache_bytes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype) -> int:
+    levels = 1 + spec.decoder.deepstack_levels
+    return config.encoder_cache_tokens * spec.decoder.hidden_size * levels * dtype.itemsize
+
+
+def _layer_page_bytes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype) -> int:
+    """What one layer keeps of one page."""
+    token_bytes = kv_bytes_per_token(spec, dtype.itemsize)
+    return config.page_size * token_bytes // spec.decoder.num_layers
 
 
 def resolve_dtype(name: str, checkpoint_dtype: str, device: torch.device) -> torch.dtype:
@@ -68,32 +132,50 @@ def count_kv_pages(config: EngineConfig, model: VisionLanguageModel) -> int:
     """
     if config.num_kv_pages is not None:
         return config.num_kv_pages
-    page_bytes = config.page_size * kv_bytes_per_token(model.spec, model.dtype.itemsize)
-    on_gpu = model.device.type == "cuda"
-    free_bytes = _free_bytes_on_gpu(config, model) if on_gpu else config.cpu_kv_cache_bytes
-    fitting = free_bytes // page_bytes
+    page_bytes = _layer_page_bytes(config, model.spec, model.dtype)
+    free = _free_bytes(config, model)
+    fitting = min(free[device] // (layers * page_bytes) for device, layers in _layers_on(model))
     if fitting < 1:
         raise ValueError("no memory is left for the KV cache")
     pages_per_sequence = -(-resolve_max_model_len(config, model.spec) // config.page_size)
     return min(fitting, config.max_num_seqs * pages_per_sequence)
 
 
-def _free_bytes_on_gpu(config: EngineConfig, model: VisionLanguageModel) -> int:
-    """What is left of the permitted share after weights, the largest step and the encoder cache."""
-    device = model.device
-    torch.cuda.synchronize(device)
-    held = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
+def _layers_on(model: VisionLanguageModel) -> list[tuple[torch.device, int]]:
+    """The devices that have layers, and how many."""
+    if model.placement is None:
+        return [(model.device, model.spec.decoder.num_layers)]
+    counts = Counter(model.placement.layer_devices)
+    return [(torch.device(name), layers) for name, layers in counts.items()]
+
+
+def _free_bytes(config: EngineConfig, model: VisionLanguageModel) -> dict[torch.device, int]:
+    """What each device has for the cache."""
+    devices = [model.device, *(device for device, _ in _layers_on(model))]
+    gpus = [device for device in dict.fromkeys(devices) if device.type == "cuda"]
+    measured = _free_bytes_on_gpus(config, model, gpus) if gpus else {}
+    return dict.fromkeys(devices, config.cpu_kv_cache_bytes) | measured
+
+
+def _free_bytes_on_gpus(
+    config: EngineConfig, model: VisionLanguageModel, gpus: Sequence[torch.device]
+) -> dict[torch.device, int]:
+    """What is left of the permitted shares after weights, the largest step and the encoder cache."""
+    held = {}
+    for device in gpus:
+        torch.cuda.synchronize(device)
+        held[device] = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
     _run_largest_step(config, model)
-    torch.cuda.synchronize(device)
-    step_bytes = torch.cuda.max_memory_allocated(device) - held
+    step = {}
+    for device in gpus:
+        torch.cuda.synchronize(device)
+        step[device] = torch.cuda.max_memory_allocated(device) - held[device]
     torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
-    levels = 1 + model.spec.decoder.deepstack_levels
-    embedding_bytes = model.spec.decoder.hidden_size * levels * model.dtype.itemsize
-    encoder_bytes = config.encoder_cache_tokens * embedding_bytes
-    permitted = int(total * config.gpu_memory_utilization)
-    return permitted - (total - free) - step_bytes - encoder_bytes
+    free = {device: _permitted_bytes(config, device) - step[device] for device in gpus}
+    if model.device in free:
+        free[model.device] -= _encoder_cache_bytes(config, model.spec, model.dtype)
+    return free
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from inference_service.engine.scheduler import Chunk
 from inference_service.engine.sequence import Sequence
 from inference_service.engine.types import ImageSpan, TokenLogprobs
 from inference_service.kernels.attention import AttentionMetadata
-from inference_service.models.batch import ForwardBatch
+from inference_service.models.batch import ForwardBatch, KVCache
 from inference_service.models.positions import POSITION_RULES
 from inference_service.models.vision_language import VisionLanguageModel
 
@@ -59,7 +59,7 @@ class ModelRunner:
     def __init__(
         self,
         model: VisionLanguageModel,
-        kv_cache: Tensor,
+        kv_cache: KVCache,
         encoder_cache: EncoderCache[Tensor],
         *,
         page_size: int,
@@ -68,7 +68,7 @@ class ModelRunner:
         self._kv_cache = kv_cache
         self._encoder_cache = encoder_cache
         self._page_size = page_size
-        self._device = kv_cache.device
+        self._device = model.device
         self._prompts: dict[str, _Prompt] = {}
 
     def add(self, sequence: Sequence, pixels: memoryview) -> None:

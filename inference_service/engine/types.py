@@ -183,7 +183,7 @@ class EngineConfig:
     Attributes:
         model_dir: Directory with config.json and safetensors.
         dtype: `auto`, `float32`, `float16` or `bfloat16`; auto = the checkpoint's on a GPU, float32 on a CPU.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, or where one GPU is too small several: `cuda:0,cuda:1`.
         max_model_len: Context window in tokens; None = the model's own.
         max_num_seqs: Most sequences in one batch.
         max_num_batched_tokens: Token budget of one step (chunked prefill).
@@ -216,7 +216,7 @@ class EngineReady:
     """The engine has loaded its model and takes requests.
 
     Attributes:
-        device: The device in use: `cpu`, `cuda:0`.
+        device: The device in use: `cpu`, `cuda:0`; several with commas.
         dtype: Dtype of weights and cache: `float32`, `float16`, `bfloat16`.
         max_model_len: Context window in tokens, after the size of the cache was taken into account.
         kv_pages_total: Pages of the KV cache.
@@ -225,6 +225,7 @@ class EngineReady:
         weight_bytes: Bytes of the weights as loaded.
         parts: (name, parameter count) of vision, adapter, language.
         load_seconds: Time from start to ready.
+        slow_path: Why steps take longer than they need to on this hardware; empty = they do not.
     """
 
     device: str
@@ -236,3 +237,4 @@ class EngineReady:
     weight_bytes: int
     parts: tuple[tuple[str, int], ...] = field(default=())
     load_seconds: float = 0.0
+    slow_path: str = ""

@@ -34,6 +34,15 @@ class AttentionMetadata:
     query_start: list[int]
     context_lens: list[int]
 
+    def to(self, device: torch.device) -> AttentionMetadata:
+        """The same for layers on another device."""
+        return AttentionMetadata(
+            slot_mapping=self.slot_mapping.to(device),
+            page_table=self.page_table.to(device),
+            query_start=self.query_start,
+            context_lens=self.context_lens,
+        )
+
 
 def new_kv_cache(
     num_layers: int,

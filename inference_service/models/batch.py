@@ -5,11 +5,16 @@ Owns the packed inputs. Must not know requests, scheduling or models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from inference_service.kernels.attention import AttentionMetadata
+
+
+KVCache = torch.Tensor | Sequence[torch.Tensor]
+"""For each layer [2, pages, page_size, Hkv, D]: one tensor, or where layers are on several devices a list."""
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from inference_service.kernels.attention import AttentionMetadata, paged_attenti
 from inference_service.kernels.rms_norm import add_rms_norm, rms_norm
 from inference_service.kernels.rope import apply_rope, inverse_frequencies, mrope_cos_sin
 from inference_service.kernels.silu_and_mul import silu_and_mul
-from inference_service.models.batch import ForwardBatch
+from inference_service.models.batch import ForwardBatch, KVCache
 from inference_service.models.spec import DecoderSpec
 
 
@@ -42,6 +42,11 @@ class Rotation:
     cos: torch.Tensor
     sin: torch.Tensor
     query_scale: torch.Tensor | None
+
+    def to(self, device: torch.device) -> Rotation:
+        """The same for layers on another device."""
+        scale = None if self.query_scale is None else self.query_scale.to(device)
+        return Rotation(self.cos.to(device), self.sin.to(device), scale)
 
 
 class Attention(nn.Module):
@@ -139,7 +144,11 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token embedding, layers, final norm and output head."""
+    """Token embedding, layers, final norm and output head.
+
+    Attributes:
+        handovers: Layers before which a step goes on to another device; empty where all are on one.
+    """
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
@@ -152,14 +161,15 @@ class Decoder(nn.Module):
             if spec.tie_word_embeddings
             else Weight(spec.vocab_size, spec.hidden_size)
         )
+        self.handovers: dict[int, torch.device] = {}
         self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def forward(self, batch: ForwardBatch, kv_cache: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
         """Computes the new tokens of a step and writes their keys and values into the cache.
 
         Args:
             batch: The packed inputs.
-            kv_cache: [layers, 2, pages, page_size, Hkv, D].
+            kv_cache: For each layer [2, pages, page_size, Hkv, D], on its device.
 
         Returns:
             [T, hidden], after the final norm.
@@ -169,12 +179,17 @@ class Decoder(nn.Module):
         if batch.image_rows is not None and batch.image_embeddings is not None:
             pictures, *deepstack = torch.split(batch.image_embeddings, self.spec.hidden_size, dim=1)
             x.index_copy_(0, batch.image_rows, pictures)
-        rotation = self._rotation(batch)
+        rotation, attention = self._rotation(batch), batch.attention
         residual = torch.zeros_like(x)
         for i, layer in enumerate(self.layers):
-            x, residual = layer(x, residual, rotation, kv_cache[i], batch.attention)
-            if i < len(deepstack):
-                x.index_add_(0, batch.image_rows, deepstack[i])
+            if device := self.handovers.get(i):
+                x, residual = x.to(device), residual.to(device)
+                rotation, attention = rotation.to(device), attention.to(device)
+            x, residual = layer(x, residual, rotation, kv_cache[i], attention)
+            if i < len(deepstack) and batch.image_rows is not None:
+                x.index_add_(0, batch.image_rows.to(x.device), deepstack[i].to(x.device))
+        home = self.norm.weight.device
+        x, residual = x.to(home), residual.to(home)
         x, _ = add_rms_norm(x, residual, self.norm.weight, self.spec.rms_norm_eps)
         return x
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from inference_service.models.family import EMBEDDING, LM_HEAD
+from inference_service.models.placement import Placement
 from inference_service.models.registry import FAMILIES
 from inference_service.models.spec import ModelSpec, load_spec
 from inference_service.models.stored import LoadError, StoredTensor, open_checkpoint
@@ -25,13 +26,20 @@ __all__ = ["LoadError", "load_model"]
 STORED_DTYPES = frozenset({"float32", "float16", "bfloat16"})
 
 
-def load_model(model_dir: Path, *, dtype: torch.dtype, device: torch.device) -> VisionLanguageModel:
+def load_model(
+    model_dir: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    placement: Placement | None = None,
+) -> VisionLanguageModel:
     """Reads a checkpoint.
 
     Args:
         model_dir: Directory with config.json and weights.
         dtype: Dtype that weights are converted to.
         device: Where they go.
+        placement: Where the layers go instead.
 
     Raises:
         SpecError: The configuration cannot be served.
@@ -43,7 +51,9 @@ def load_model(model_dir: Path, *, dtype: torch.dtype, device: torch.device) -> 
         _check(spec, stored)
         with torch.device("meta"):
             model = VisionLanguageModel(spec)
-        model = model.to(dtype).to_empty(device=device).requires_grad_(requires_grad=False).eval()
+        model = model.to(dtype)
+        model.allocate(device, placement)
+        model = model.requires_grad_(requires_grad=False).eval()
         with torch.inference_mode():
             _fill(model, stored)
     return model

@@ -31,6 +31,13 @@ def module_parts(spec: ModelSpec) -> tuple[tuple[str, int], ...]:
     return tuple(counts.items())
 
 
+def layer_parameters(spec: ModelSpec) -> int:
+    """Parameters of one layer of the decoder; all layers have as many."""
+    entries = tensor_table(spec)
+    first = (e for e in entries if e.parameter.startswith("decoder.layers.0."))
+    return sum(prod(entry.shape) for entry in first)
+
+
 def kv_bytes_per_token(spec: ModelSpec, bytes_per_value: int) -> int:
     """Bytes of keys and values that one token takes in the cache."""
     decoder = spec.decoder

@@ -14,8 +14,9 @@ from torch import nn
 
 from inference_service.kernels.attention import new_kv_cache
 from inference_service.models import glm_4v, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen_vl
-from inference_service.models.batch import ForwardBatch
+from inference_service.models.batch import ForwardBatch, KVCache
 from inference_service.models.decoder import Decoder
+from inference_service.models.placement import Placement
 from inference_service.models.preprocess import Patchifier
 from inference_service.models.spec import ModelSpec
 
@@ -35,18 +36,41 @@ class VisionLanguageModel(nn.Module):
 
     Attributes:
         spec: What the checkpoint is.
+        placement: Where its layers are, if on several devices.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.placement: Placement | None = None
         self.visual = VISION_TOWERS[spec.family](spec.vision)
         self.decoder = Decoder(spec.decoder)
         self._patchify: Patchifier | None = None
 
+    def allocate(self, device: torch.device, placement: Placement | None) -> None:
+        """Gives the parameters memory, without values.
+
+        Args:
+            device: Where they go.
+            placement: Where the layers go instead.
+        """
+        self.placement = placement
+        if placement is None:
+            self.to_empty(device=device)
+            return
+        layers = self.decoder.layers
+        for layer, name in zip(layers, placement.layer_devices, strict=True):
+            layer.to_empty(device=torch.device(name))
+        placed = {id(module) for layer in layers for module in layer.modules()}
+        for module in self.modules():
+            if id(module) not in placed:
+                module.to_empty(device=device, recurse=False)
+        starts = placement.first_layers
+        self.decoder.handovers = {layer: torch.device(name) for layer, name in starts}
+
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the weights are, and where a step begins and ends."""
         return self.decoder.norm.weight.device
 
     @property
@@ -86,7 +110,7 @@ class VisionLanguageModel(nn.Module):
         tokens: list[torch.Tensor] = self.visual(patches, grids)
         return tokens
 
-    def forward(self, batch: ForwardBatch, kv_cache: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
         """[T, hidden] after the final norm; see `Decoder.forward`."""
         hidden: torch.Tensor = self.decoder(batch, kv_cache)
         return hidden
@@ -95,15 +119,21 @@ class VisionLanguageModel(nn.Module):
         """[R, hidden] -> [R, vocab] float32."""
         return self.decoder.logits(hidden)
 
-    def new_kv_cache(self, num_pages: int, page_size: int) -> torch.Tensor:
-        """A zeroed cache [layers, 2, num_pages, page_size, Hkv, D] in the model's dtype, on its device."""
+    def new_kv_cache(self, num_pages: int, page_size: int) -> KVCache:
+        """A zeroed cache for each layer [2, num_pages, page_size, Hkv, D] in the model's dtype, on its device."""
         decoder = self.spec.decoder
-        return new_kv_cache(
-            decoder.num_layers,
-            num_pages,
-            page_size,
-            decoder.num_kv_heads,
-            decoder.head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
+
+        def cache(num_layers: int, device: torch.device) -> torch.Tensor:
+            return new_kv_cache(
+                num_layers,
+                num_pages,
+                page_size,
+                decoder.num_kv_heads,
+                decoder.head_dim,
+                dtype=self.dtype,
+                device=device,
+            )
+
+        if self.placement is None:
+            return cache(decoder.num_layers, self.device)
+        return [cache(1, torch.device(device))[0] for device in self.placement.layer_devices]

@@ -79,6 +79,7 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
             engine_state=state,
             engine_restarts=engine.restarts,
             device=ready.device if ready else "",
+            slow_path=ready.slow_path if ready else "",
             dtype=ready.dtype if ready else "",
             load=self._load(),
             max_num_seqs=self._settings.max_num_seqs,

@@ -61,6 +61,8 @@ def test_booleans_have_two_flags_and_a_variable() -> None:
     [
         ({"QWENVL_MAX_NUM_SEQS": "0"}, "--max-num-seqs"),
         ({"QWENVL_DEVICE": "toaster"}, "--device"),
+        ({"QWENVL_DEVICE": "cuda:0,cpu"}, "--device"),
+        ({"QWENVL_DEVICE": "cuda:0,"}, "--device"),
         ({"QWENVL_DTYPE": "int3"}, "--dtype"),
         ({"QWENVL_DEFAULT_TEMPERATURE": "2.5"}, "--default-temperature"),
         ({"QWENVL_GPU_MEMORY_UTILIZATION": "1.5"}, "--gpu-memory-utilization"),
@@ -78,6 +80,11 @@ def test_an_invalid_value_names_its_setting(environ: dict[str, str], named: str)
 def test_a_media_setting_that_cannot_be_kept_ends_the_start(flag: str, value: str) -> None:
     with pytest.raises(SystemExit, match="invalid settings"):
         main([flag, value])
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:3", "cuda:0,cuda:1,cuda:5"])
+def test_devices(device: str) -> None:
+    assert load(ServiceSettings, ["--device", device], {}).model_dump()["device"] == device
 
 
 def test_an_empty_variable_is_absent() -> None:

@@ -15,10 +15,14 @@ from inference_service.models.loader import load_model
 @pytest.mark.parametrize(("available", "device"), [(True, "cuda:0"), (False, "cpu")])
 def test_device(monkeypatch: pytest.MonkeyPatch, available: bool, device: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    assert memory.resolve_device("auto") == torch.device(device)
-    assert memory.resolve_device("cpu") == torch.device("cpu")
-    assert memory.resolve_device("cuda") == torch.device("cuda:0")
-    assert memory.resolve_device("cuda:3") == torch.device("cuda:3")
+    assert memory.resolve_devices("auto") == (torch.device(device),)
+    assert memory.resolve_devices("cpu") == (torch.device("cpu"),)
+    assert memory.resolve_devices("cuda") == (torch.device("cuda:0"),)
+    assert memory.resolve_devices("cuda:3") == (torch.device("cuda:3"),)
+    several = (torch.device("cuda:2"), torch.device("cuda:0"))
+    assert memory.resolve_devices("cuda:2,cuda:0") == several
+    with pytest.raises(ValueError, match="twice"):
+        memory.resolve_devices("cuda,cuda:0")
 
 
 def test_dtype() -> None:
@@ -52,4 +56,5 @@ def test_gpu_cache_gets_what_weights_steps_and_pictures_leave(
     embeddings = 50 * 64 * 3 * 4
     used = total - free
     wanted = total // 2 - used - (peak - held) - embeddings
-    assert memory._free_bytes_on_gpu(config, model) == wanted
+    device = model.device
+    assert memory._free_bytes_on_gpus(config, model, [device]) == {device: wanted}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from inference_service.engine import memory
 from inference_service.engine.core import EngineCore
 from inference_service.engine.types import EngineConfig
 from tests.support.conversations import ask, conversations
@@ -32,6 +33,16 @@ def answers(checkpoint: Path, device: str, dtype: str, **changes: object) -> lis
 def test_float32_answers_equal_the_cpu(checkpoint: Path) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     assert answers(checkpoint, "cuda", "float32") == answers(checkpoint, "cpu", "float32")
+
+
+@pytest.mark.parametrize("devices", ["cuda:0,cpu", "cpu,cuda:0", "cpu,cuda:0,cpu"])
+def test_layers_on_two_kinds_of_devices(
+    checkpoint: Path, devices: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor left behind on the device before would be an error."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    monkeypatch.setattr(memory, "_room", lambda *_: 2**40)
+    assert answers(checkpoint, devices, "float32") == answers(checkpoint, "cpu", "float32")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 import os
 from pathlib import Path
 import re
@@ -160,7 +161,10 @@ async def test_server_info_and_load(open_door) -> None:
     assert info.engine_state == admin_pb.ENGINE_STATE_READY
     assert (info.model, info.device, info.dtype) == ("echo", "cpu", "float32")
     assert (info.max_message_bytes, info.max_num_seqs, info.max_model_len) == (2**25, 5, 2048)
-    assert info.engine_pid == 4321
+    assert (info.engine_pid, info.slow_path) == (4321, "")
+    door.engine.ready = replace(door.engine.ready, slow_path="layers on two devices")
+    info = await door.admin.GetServerInfo(admin_pb.GetServerInfoRequest(), timeout=20)
+    assert info.slow_path == "layers on two devices"
     door.engine.hold_at = 1
     held = asyncio.ensure_future(door.create(spec_of("x", n=2)))
     await until(lambda: len(door.engine.live) == 2)

@@ -44,7 +44,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "model", "max_message_bytes", "engine_state", "engine_restarts", "device", "dtype", "load", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "engine_pid")
+    __slots__ = ("version", "model", "max_message_bytes", "engine_state", "engine_restarts", "device", "dtype", "load", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "engine_pid", "slow_path")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class GetServerInfoResponse(_message.Message):
     MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     ENGINE_PID_FIELD_NUMBER: _ClassVar[int]
+    SLOW_PATH_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: str
     max_message_bytes: int
@@ -69,7 +70,8 @@ class GetServerInfoResponse(_message.Message):
     max_num_batched_tokens: int
     max_model_len: int
     engine_pid: int
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., engine_state: _Optional[_Union[EngineState, str]] = ..., engine_restarts: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., max_model_len: _Optional[int] = ..., engine_pid: _Optional[int] = ...) -> None: ...
+    slow_path: str
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., engine_state: _Optional[_Union[EngineState, str]] = ..., engine_restarts: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., max_model_len: _Optional[int] = ..., engine_pid: _Optional[int] = ..., slow_path: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("running_requests", "waiting_requests", "kv_pages_total", "kv_pages_used", "kv_pages_cached", "kv_page_tokens", "prefix_cache_queries", "prefix_cache_hits", "encoder_cache_queries", "encoder_cache_hits", "preemptions", "pixel_bytes_in_flight")
