@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import contextlib
 from dataclasses import dataclass
 import http.server
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -121,21 +123,20 @@ def picture_host() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.fixture(scope="session")
-def served(picture_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+@contextlib.contextmanager
+def running(command: Sequence[str], log: Path, **environment: str) -> Iterator[Served]:
+    """A command that starts both doors, on free ports, until it is left."""
     http_port, grpc_port = free_port(), free_port()
-    environment = os.environ | {
+    addresses = {
         "QWENVL_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
         "QWENVL_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",
         "QWENVL_ADMIN_ADDRESS": f"127.0.0.1:{free_port()}",
-        "QWENVL_ALLOWED_MEDIA_DOMAINS": picture_host,
     }
-    log = tmp_path_factory.mktemp("served") / "log.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["make", "serve"],
+            command,
             cwd=ROOT,
-            env=environment,
+            env=os.environ | addresses | environment,
             stderr=output,
             stdout=output,
             start_new_session=True,
@@ -150,6 +151,21 @@ def served(picture_host: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     yield product
     os.killpg(process.pid, signal.SIGTERM)
     process.wait(60)
+
+
+def serve_directory(directory: Path, name: str) -> list[str]:
+    """`qwenvl serve DIR --dtype float32`."""
+    return [
+        *(sys.executable, "-m", "inference_service.cli", "serve", str(directory)),
+        *("--served-model-name", name, "--dtype", "float32", "--cpu-threads", "1"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def served(picture_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    log = tmp_path_factory.mktemp("served") / "log.txt"
+    with running(["make", "serve"], log, QWENVL_ALLOWED_MEDIA_DOMAINS=picture_host) as product:
+        yield product
 
 
 @pytest.fixture

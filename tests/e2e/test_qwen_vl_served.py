@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-import os
 from pathlib import Path
-import signal
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -17,7 +13,7 @@ import requests
 from inference_service.domain import ImagePart, Role
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
-from tests.e2e.conftest import Served, free_port
+from tests.e2e.conftest import Served, running, serve_directory
 from tests.support.qwen_vl_v1 import GOLDEN, SHORT_PROMPTS, chat_request, golden
 
 
@@ -30,33 +26,9 @@ RAWS = [name for name in SHORT_PROMPTS if name.startswith("raw_")]
 
 @pytest.fixture(scope="module")
 def qwen_vl(qwen_vl_a: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """`qwenvl serve DIR --dtype float32`."""
-    http, grpc = free_port(), free_port()
     log = tmp_path_factory.mktemp("qwen_vl_served") / "log.txt"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "inference_service.cli", "serve", str(qwen_vl_a)),
-                *("--served-model-name", NAME),
-                *("--dtype", "float32", "--cpu-threads", "1"),
-                *("--http-address", f"127.0.0.1:{http}", "--grpc-address", f"127.0.0.1:{grpc}"),
-                *("--admin-address", f"127.0.0.1:{free_port()}"),
-            ],
-            env=os.environ,
-            stderr=output,
-            stdout=output,
-            start_new_session=True,
-        )
-    product = Served(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", process)
-    try:
-        product.wait_ready()
-    except AssertionError as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(20)
-        raise AssertionError(f"{error}\n{log.read_text()[-4000:]}") from None
-    yield product
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(60)
+    with running(serve_directory(qwen_vl_a, NAME), log) as product:
+        yield product
 
 
 def data_url(data: bytes) -> str:

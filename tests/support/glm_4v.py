@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from functools import cache
 import json
@@ -39,6 +40,15 @@ def build_checkpoint(directory: Path) -> Path:
     tensors["transformer.rotary_pos_emb.inv_freq"] = np.zeros(8, dtype=np.float32)
     save_file(tensors, directory / "model.safetensors")
     return directory
+
+
+def write_vocabulary(directory: Path) -> None:
+    """As many ranks as released, but only bytes ever occur in text: the special ids are the real ones."""
+    ranks = DATA["tokenizer_file"]["ranks"]
+    tokens = [bytes([value]) for value in range(256)]
+    tokens += [b"\xff\xfe" + rank.to_bytes(3, "big") for rank in range(256, ranks)]
+    lines = [base64.b64encode(token) + b" %d" % rank for rank, token in enumerate(tokens)]
+    (directory / "tokenizer.model").write_bytes(b"\n".join(lines))
 
 
 @cache

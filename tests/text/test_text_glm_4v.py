@@ -18,7 +18,7 @@ from inference_service.server.model import ServedModel
 from inference_service.text.glm_4v import SPECIAL_TOKENS, GlmChat, load_tokenizer
 from inference_service.text.template import MAX_CHARACTERS
 from inference_service.text.tokenizer import Tokenizer
-from tests.support.glm_4v import BEGIN, DATA, END, GOLDEN, PLACEHOLDER, processed
+from tests.support.glm_4v import BEGIN, DATA, END, GOLDEN, PLACEHOLDER, processed, write_vocabulary
 
 
 RANKS = DATA["tokenizer_file"]["ranks"]
@@ -30,12 +30,8 @@ IMAGE = ImagePart(data=b"x")
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As many ranks as released, but only bytes ever occur in text: the special ids are the real ones."""
     directory = tmp_path_factory.mktemp("glm")
-    tokens = [bytes([value]) for value in range(256)]
-    tokens += [b"\xff\xfe" + rank.to_bytes(3, "big") for rank in range(256, RANKS)]
-    lines = [base64.b64encode(token) + b" %d" % rank for rank, token in enumerate(tokens)]
-    (directory / "tokenizer.model").write_bytes(b"\n".join(lines))
+    write_vocabulary(directory)
     shutil.copy(GOLDEN / "config" / "config.json", directory)
     return directory
 
