@@ -187,8 +187,11 @@ def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
         min(largest_picture, config.encoder_cache_tokens)
     )
     patches = side // policy.patch_size
+    grid = (1, patches, patches)
     pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8)
-    model.encode_images([pixels], [(1, patches, patches)])
+    # Where all pictures are of one size, a step takes several to have as many tokens.
+    count = max(1, num_tokens // policy.tokens_of(grid)) if policy.square_side else 1
+    model.encode_images([pixels] * count, [grid] * count)
 
     num_pages = -(-num_tokens // config.page_size)
     index = torch.arange(num_tokens, device=model.device)

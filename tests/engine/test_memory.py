@@ -58,3 +58,16 @@ def test_gpu_cache_gets_what_weights_steps_and_pictures_leave(
     wanted = total // 2 - used - (peak - held) - embeddings
     device = model.device
     assert memory._free_bytes_on_gpus(config, model, [device]) == {device: wanted}
+
+
+def test_the_largest_step_is_full_of_pictures(
+    qwen_vl_b: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of 256 tokens each: a step may encode as many as have its tokens together, and one at least."""
+    model = load_model(qwen_vl_b, dtype=torch.float32, device=torch.device("cpu"))
+    encoded: list[int] = []
+    monkeypatch.setattr(model, "encode_images", lambda pixels, _: encoded.append(len(pixels)))
+    for tokens in (100, 256, 600):
+        config = EngineConfig(model_dir="", max_num_batched_tokens=tokens)
+        memory._run_largest_step(config, model)
+    assert encoded == [1, 1, 2]

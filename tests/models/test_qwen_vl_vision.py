@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 import pytest
 import torch
 
+from inference_service.media.decode import DecodeLimits, decode_picture
 from inference_service.models import qwen_vl
 from inference_service.models.preprocess import Patchifier
 from inference_service.models.qwen_vl import VisionTower
@@ -71,6 +74,24 @@ def test_preprocessing(picture):
             np.testing.assert_allclose(found, expected[f"{name}/{key}"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(tensor.mean((1, 2)), picture["tensor_mean"], atol=1e-5)
     np.testing.assert_allclose(tensor.std((1, 2)), picture["tensor_std"], atol=1e-4)
+
+
+def test_orientation_is_ignored():
+    """As in the original, where boxes are told of the picture as stored."""
+    spec = load_spec(GOLDEN / "configs" / "A")
+    upright, turned = io.BytesIO(), io.BytesIO()
+    with Image.open(GOLDEN / "images" / "wide_rgb.png") as image:
+        image.save(upright, "PNG")
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(turned, "PNG", exif=exif)
+    options = {"policy": spec.image_policy, "min_pixels": 1, "max_pixels": 1, "field": ""}
+    one, other = (
+        decode_picture(file.getvalue(), limits=DecodeLimits(), **options)
+        for file in (upright, turned)
+    )
+    assert one.pixels == other.pixels
+    assert (other.original_width, other.original_height) == (200, 84)
 
 
 def difference(name: str, spec: ModelSpec, tower: VisionTower, *, together: bool = True) -> float:
