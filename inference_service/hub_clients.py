@@ -200,7 +200,8 @@ def _huggingface_errors(model: str, revision: str | None) -> Iterator[None]:
 
 
 def _unknown(hub: str, model: str, revision: str | None) -> str:
-    return f"{hub} has no model {model}" + (f" with a revision {revision}" if revision else "")
+    of_revision = f" with a revision {revision}" if revision else ""
+    return f"{hub} has no model {model}{of_revision}, and no directory here has that name"
 
 
 def _system_cause(error: BaseException) -> str:

@@ -173,6 +173,20 @@ def test_pickles_of_a_family_that_needs_none_are_refused(hub: StandIn) -> None:
     assert "pytorch_model.bin" not in hub.fetched()
 
 
+def test_qwen_vl_of_2023_comes_in_its_released_shards(hub: StandIn) -> None:
+    config = Path(__file__).parents[1] / "golden" / "qwen_vl_v1" / "configs" / "A"
+    hub.files = {path.name: path.read_bytes() for path in config.iterdir()}
+    assert b"auto_map" in hub.files["config.json"]  # names code, which nobody fetches or runs
+    shards = {f"pytorch_model-0000{i}-of-00002.bin": b"x" * i for i in (1, 2)}
+    index = {"weight_map": {f"tensor{i}": name for i, name in enumerate(shards)}}
+    hub.files |= {"pytorch_model.bin.index.json": json.dumps(index).encode()} | shards
+    hub.files |= {"qwen.tiktoken": b"IQ== 0\n", "modeling_qwen.py": b"code", "SimSun.ttf": b"font"}
+    directory = fetch_model("org/model")
+    assert hub.fetched() >= {*shards, "qwen.tiktoken", "config.json"}
+    assert hub.fetched().isdisjoint({"modeling_qwen.py", "SimSun.ttf"})
+    assert resolve_model("org/model").directory == directory
+
+
 def test_a_model_that_cannot_be_served_costs_no_weights(hub: StandIn) -> None:
     hub.files["config.json"] = json.dumps({"model_type": "bert", "auto_map": {}}).encode()
     with pytest.raises(ModelNotFound, match="'bert' is not supported"):
