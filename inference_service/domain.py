@@ -47,7 +47,17 @@ class ImagePart:
     field: str = ""
 
 
-Part = TextPart | ImagePart
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoPart:
+    """A video as sent: its frames in order of time, at least one, and how many of them make a second."""
+
+    frames: tuple[ImagePart, ...]
+    fps: float = 2.0
+    field: str = ""
+
+
+Media = ImagePart | VideoPart
+Part = TextPart | Media
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,13 +147,13 @@ class ChatRequest(_Request):
     enable_thinking: bool | None = None
 
     @property
-    def pictures(self) -> tuple[ImagePart, ...]:
-        """The pictures in order of appearance."""
+    def media(self) -> tuple[Media, ...]:
+        """Pictures and videos in order of appearance."""
         return tuple(
             part
             for message in self.messages
             for part in message.parts
-            if isinstance(part, ImagePart)
+            if not isinstance(part, TextPart)
         )
 
     @property
@@ -163,6 +173,11 @@ class RawRequest(_Request):
 
     prompt: str | tuple[int, ...]
     pictures: tuple[ImagePart, ...] = ()
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """The pictures; raw prompts have no videos."""
+        return self.pictures
 
     @property
     def prompt_field(self) -> str:
@@ -236,10 +251,11 @@ class Grounding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenUsage:
-    """Tokens of a request; `image_tokens` and `cached_tokens` are parts of `prompt_tokens`."""
+    """Tokens of a request; those of pictures, of videos and cached ones are parts of `prompt_tokens`."""
 
     prompt_tokens: int
     image_tokens: int
+    video_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
 

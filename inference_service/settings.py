@@ -107,7 +107,8 @@ class ServiceSettings(FlagSettings):
     tutorial_defaults: bool = Field(
         False, description="max_tokens 1024 and temperature 0.7 where neither request nor flag says"
     )
-    max_images: Positive = Field(8, description="most pictures of one request")
+    max_images: Positive = Field(8, description="most pictures and videos of one request")
+    max_video_frames: Positive = Field(128, description="most frames of one video")
     max_n: Positive = Field(4, description="most answers of one request")
     request_timeout_s: Seconds = Field(600.0, description="deadline of a request that brings none")
     history_window: Positive | None = Field(

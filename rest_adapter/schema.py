@@ -124,11 +124,17 @@ class ImagePart(_Model):
     uuid: str | None = None
 
 
-Part = Annotated[TextPart | RefusalPart | ImagePart, Field(discriminator="type")]
-_PART_TYPES: Final = ("text", "input_text", "refusal", "image_url", "input_image", "image")
-_UNSERVED_PARTS: Final = frozenset(
-    ("audio_url", "file", "input_audio", "input_file", "video", "video_url")
-)
+class VideoPart(_Model):
+    """A video as the URLs of its frames, as Qwen's own examples write it."""
+
+    type: Literal["video"]
+    video: Items[str]
+    fps: Float | None = None
+
+
+Part = Annotated[TextPart | RefusalPart | ImagePart | VideoPart, Field(discriminator="type")]
+_PART_TYPES: Final = ("text", "input_text", "refusal", "image_url", "input_image", "image", "video")
+_UNSERVED_PARTS: Final = frozenset(("audio_url", "file", "input_audio", "input_file", "video_url"))
 
 
 class Message(_Model):
@@ -308,6 +314,9 @@ def _walk(location: Sequence[int | str], document: object) -> list[int | str]:
     value: object = document
     for position, step in enumerate(location):
         last = position == len(location) - 1
+        behind_index = position > 0 and isinstance(location[position - 1], int)
+        if behind_index and isinstance(value, dict) and step == value.get("type"):
+            continue  # the tag by which pydantic chose among parts; a part may have a key of this name
         if isinstance(step, int) and isinstance(value, list) and step < len(value):
             value = value[step]
         elif isinstance(step, str) and isinstance(value, dict) and (step in value or last):

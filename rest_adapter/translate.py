@@ -1,20 +1,16 @@
 """What the JSON of OpenAI means in the proto, and back: pure functions.
 
-Owns the correspondence of fields, `data:` URIs, and the paths of fields in error messages. Must not know HTTP, gRPC
-calls or Server-Sent Events.
+Owns the correspondence of fields and their paths in error messages. Must not know media (`translate_media` does), HTTP,
+gRPC calls or Server-Sent Events.
 """
 
 from __future__ import annotations
 
-from binascii import Error as BinasciiError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import hashlib
 import re
 from typing import Any, Final
-from urllib.parse import unquote_to_bytes
-
-import pybase64
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
@@ -25,13 +21,12 @@ from rest_adapter.errors import aborted, invalid, too_large
 from rest_adapter.schema import (
     AnswerRequest,
     ChatRequest,
-    ImagePart,
-    ImageUrl,
     Message,
-    Part,
     RefusalPart,
     TextPart,
+    VideoPart,
 )
+from rest_adapter.translate_media import image_of, part_suffix, set_fields, video_of
 
 
 _ROLES: Final = {
@@ -39,12 +34,6 @@ _ROLES: Final = {
     "developer": message_pb.ROLE_SYSTEM,
     "user": message_pb.ROLE_USER,
     "assistant": message_pb.ROLE_ASSISTANT,
-}
-_DETAILS: Final = {
-    None: message_pb.IMAGE_DETAIL_UNSPECIFIED,
-    "auto": message_pb.IMAGE_DETAIL_AUTO,
-    "low": message_pb.IMAGE_DETAIL_LOW,
-    "high": message_pb.IMAGE_DETAIL_HIGH,
 }
 _FINISH_REASONS: Final = {
     usage_pb.FINISH_REASON_STOP: "stop",
@@ -64,7 +53,6 @@ _SAMPLING_FIELDS: Final = (
     "min_tokens",
     "ignore_eos",
 )
-_WHITESPACE: Final = b" \t\r\n\f\v"
 LEAST_LOGPROB: Final = -9999.0
 """What JSON gets for minus infinity, which it cannot spell."""
 
@@ -131,14 +119,6 @@ def to_spec(request: ChatRequest, *, max_media_bytes: int) -> chat_pb.ChatComple
     return spec
 
 
-def set_fields(target: Any, source: object, names: Sequence[str]) -> None:
-    """Copies the fields that are set; the names are the same on both sides."""
-    for name in names:
-        value = getattr(source, name)
-        if value is not None:
-            setattr(target, name, value)
-
-
 def sampling_options(request: AnswerRequest, max_tokens: int | None) -> sampling_pb.SamplingOptions:
     """How tokens are chosen; `max_tokens` wins over the request's own."""
     options = sampling_pb.SamplingOptions()
@@ -179,83 +159,17 @@ def _add_parts(target: message_pb.Message, message: Message, path: str, budget: 
             target.parts.add(text=part.text)
         elif isinstance(part, RefusalPart):
             target.parts.add(refusal=part.refusal)
+        elif isinstance(part, VideoPart):
+            video = video_of(part, f"{path}.content[{position}]")
+            used += sum(len(frame.data) for frame in video.frames)
+            target.parts.add(video=video)
         else:
             image = image_of(part, f"{path}.content[{position}]")
             used += len(image.data)
-            if used > budget:
-                raise too_large("The pictures of the request are too large together.")
             target.parts.add(image=image)
+        if used > budget:
+            raise too_large("The pictures of the request are too large together.")
     return used
-
-
-def image_of(part: ImagePart, path: str) -> message_pb.Image:
-    """A picture.
-
-    Raises:
-        ApiError: It has no URL, a `data:` URI without base64, or an unknown detail; the error names `path`.
-    """
-    source = part.image if part.type == "image" and part.image is not None else part.image_url
-    settings: ImagePart | ImageUrl = part
-    url = source
-    if isinstance(source, ImageUrl):
-        url = source.url
-        if part.detail is None:
-            settings = source
-    if not isinstance(url, str) or not url.strip():
-        raise invalid("The picture has no URL.", path + _url_suffix(part), "invalid_image_url")
-    if settings.detail not in _DETAILS:
-        suffix = ".image_url.detail" if settings is source else ".detail"
-        raise invalid("'detail' must be auto, low or high.", path + suffix)
-    image = message_pb.Image(detail=_DETAILS[settings.detail], uuid=part.uuid or "")
-    if isinstance(source, ImageUrl):
-        set_fields(image, source, ("min_pixels", "max_pixels"))
-    set_fields(image, part, ("min_pixels", "max_pixels"))
-    if url[:64].lstrip()[:5].lower() == "data:":
-        try:
-            image.mime_type, image.data = parse_data_uri(url)
-        except ValueError:
-            text = "The data URI holds no base64."
-            raise invalid(text, path + _url_suffix(part), "invalid_image") from None
-    else:
-        image.uri = url
-    return image
-
-
-def parse_data_uri(uri: str) -> tuple[str, bytes]:
-    """Decodes a `data:` URI as clients really write them.
-
-    The base64 marker may be missing, other parameters may stand anywhere, the data may be percent-encoded, wrapped in
-    lines, in the URL-safe alphabet and without padding (vllm#28123, QwenLM/Qwen3-VL#202).
-
-    Returns:
-        The media type in lower case (may be empty) and the bytes.
-
-    Raises:
-        ValueError: There is no comma, no data, or something that is not base64.
-    """
-    head, comma, text = uri.partition(",")
-    if not comma:
-        raise ValueError("no comma")
-    mime_type = head.strip()[5:].partition(";")[0].strip().lower()
-    data = text.encode("ascii")
-    if b"%" in data:
-        data = unquote_to_bytes(data)
-    data = data.translate(None, _WHITESPACE).rstrip(b"=")
-    if not data:
-        raise ValueError("no data")
-    if b"-" in data or b"_" in data:
-        data = data.replace(b"-", b"+").replace(b"_", b"/")
-    padded = data + b"=" * (-len(data) % 4)
-    try:
-        return mime_type, pybase64.b64decode(padded, validate=True)
-    except BinasciiError as error:
-        raise ValueError("not base64") from error
-
-
-def _url_suffix(part: ImagePart) -> str:
-    if part.type == "image" and part.image is not None:
-        return ".image"
-    return ".image_url.url" if isinstance(part.image_url, ImageUrl) else ".image_url"
 
 
 def plain_param(path: str) -> str:
@@ -295,18 +209,7 @@ class FieldPaths:
         content = self.request.messages[index].content
         if position is None or not isinstance(content, list) or int(position) >= len(content):
             return f"{path}.content"
-        return f"{path}.content[{position}]{_part_suffix(content[int(position)], rest)}"
-
-
-def _part_suffix(part: Part, rest: str) -> str:
-    if not isinstance(part, ImagePart):
-        return f".{part.type.removeprefix('input_')}"
-    name = rest.removeprefix("image").removeprefix(".")
-    if name not in ("detail", "min_pixels", "max_pixels", "uuid"):
-        return _url_suffix(part)
-    if getattr(part, name) is None and isinstance(part.image_url, ImageUrl):
-        return f".image_url.{name}"
-    return f".{name}"
+        return f"{path}.content[{position}]{part_suffix(content[int(position)], rest)}"
 
 
 def finish_reason(reason: usage_pb.FinishReason) -> str:
@@ -332,16 +235,18 @@ def completion_id(started: chat_pb.Started) -> str:
 
 def usage(value: usage_pb.Usage) -> dict[str, Any]:
     """OpenAI's `usage`."""
-    pictures = sum(
-        detail.tokens
-        for detail in value.prompt_details
-        if detail.modality == usage_pb.MODALITY_IMAGE
-    )
+    tokens = {detail.modality: detail.tokens for detail in value.prompt_details}
+    details = {
+        "cached_tokens": value.cached_tokens,
+        "image_tokens": tokens.get(usage_pb.MODALITY_IMAGE, 0),
+    }
+    if usage_pb.MODALITY_VIDEO in tokens:
+        details["video_tokens"] = tokens[usage_pb.MODALITY_VIDEO]
     return {
         "prompt_tokens": value.prompt_tokens,
         "completion_tokens": value.completion_tokens,
         "total_tokens": value.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": value.cached_tokens, "image_tokens": pictures},
+        "prompt_tokens_details": details,
     }
 
 

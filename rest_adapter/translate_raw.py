@@ -16,6 +16,7 @@ from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from rest_adapter import translate
 from rest_adapter.errors import invalid, too_large
 from rest_adapter.schema import CompletionRequest, ImagePart
+from rest_adapter.translate_media import image_of, set_fields
 
 
 MAX_PROMPTS: Final = 64
@@ -96,7 +97,7 @@ def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
         spec.response.keep_special_tokens = not request.skip_special_tokens
     if request.mm_processor_kwargs is not None:
         names = ("min_pixels", "max_pixels")
-        translate.set_fields(spec.media, request.mm_processor_kwargs, names)
+        set_fields(spec.media, request.mm_processor_kwargs, names)
     return spec
 
 
@@ -104,7 +105,7 @@ def _images(request: CompletionRequest, budget: int) -> list[Any]:
     images = []
     for index, url in enumerate(request.images or ()):
         part = ImagePart(type="image_url", image_url=url)
-        image = translate.image_of(part, f"images[{index}]")
+        image = image_of(part, f"images[{index}]")
         budget -= len(image.data)
         if budget < 0:
             raise too_large("The pictures of the request are too large together.")

@@ -9,6 +9,7 @@ text of the parser reaches a caller (CVE-2026-22778: it told a heap address).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 import hashlib
@@ -19,8 +20,8 @@ import warnings
 from PIL import Image
 
 from inference_service.errors import ImageTooLargeError, InvalidImageError
-from inference_service.media.geometry import image_grid, processed_size
-from inference_service.models.spec import ImagePolicy
+from inference_service.media.geometry import image_grid, processed_size, video_size
+from inference_service.models.spec import ImagePolicy, VideoPolicy
 from inference_service.settings import ServiceSettings
 
 
@@ -59,15 +60,18 @@ class ProcessedPicture:
     """A picture as a model sees it.
 
     Attributes:
-        pixels: RGB uint8, height x width x 3, C order.
+        pixels: RGB uint8, frames x height x width x 3, C order.
         height: Pixels, a multiple of the policy's step.
         width: Pixels, a multiple of the policy's step.
         original_height: Pixels as decoded, after the EXIF orientation was applied.
         original_width: Pixels as decoded, after the EXIF orientation was applied.
-        grid: (1, rows, columns) in patches.
+        grid: (times, rows, columns) in patches.
         num_tokens: Placeholder tokens it takes in a prompt.
         digest: 32 bytes: sha256 over mode, both sizes, policy and `pixels`. The processed pixels are hashed, not the
             decoded ones: all that is computed from a picture is a function of them, and there are fewer.
+        frames: Frames in `pixels`, one after the other; a picture has one.
+        time_step: Positions on the time axis for each temporal patch.
+        is_video: It is a video or a part of one.
     """
 
     pixels: bytes
@@ -78,6 +82,9 @@ class ProcessedPicture:
     grid: tuple[int, int, int]
     num_tokens: int
     digest: bytes
+    frames: int = 1
+    time_step: float = 1.0
+    is_video: bool = False
 
 
 class PictureDecoder:
@@ -101,6 +108,14 @@ class PictureDecoder:
                 limits=self._limits,
                 field=field,
             ),
+        )
+
+    async def decode_video(
+        self, files: Sequence[bytes], fields: Sequence[str], spec: FrameSpec
+    ) -> tuple[ProcessedPicture, ...]:
+        """`decode_video` in a worker thread."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: decode_video(files, fields, spec, self._limits)
         )
 
     def close(self) -> None:
@@ -131,18 +146,94 @@ def decode_picture(
         InvalidImageError: It cannot be decoded, is cut off, or is too flat.
         ImageTooLargeError: It has more bytes or pixels than allowed.
     """
+
+    def size_of(height: int, width: int) -> tuple[int, int]:
+        return processed_size(height, width, policy, min_pixels=min_pixels, max_pixels=max_pixels)
+
+    pixels, original, size = _resized(data, policy, limits, field, size_of)
+    return _processed([pixels], original, size, policy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameSpec:
+    """How the frames of one video are to be seen.
+
+    Attributes:
+        policy: The family's rules of pictures.
+        video: The family's rules of videos.
+        fps: Frames per second.
+    """
+
+    policy: ImagePolicy
+    video: VideoPolicy
+    fps: float
+
+
+def decode_video(
+    files: Sequence[bytes], fields: Sequence[str], spec: FrameSpec, limits: DecodeLimits
+) -> tuple[ProcessedPicture, ...]:
+    """Decodes and resizes the frames of a video.
+
+    Args:
+        files: A file for each frame, as `decode_picture` takes them; at least one.
+        fields: Path of each frame in the request, for errors.
+        spec: How they are to be seen.
+        limits: How large each may be as sent.
+
+    Returns:
+        The video in one piece, or in pieces of one temporal patch each where the family's policy says so.
+
+    Raises:
+        InvalidImageError: A frame cannot be decoded, is cut off or too flat, or has another size than the first.
+        ImageTooLargeError: One has more bytes or pixels than allowed.
+    """
+    policy, video = spec.policy, spec.video
+    depth = policy.temporal_patch_size
+
+    def size_of(height: int, width: int) -> tuple[int, int]:
+        return video_size(len(files), height, width, policy, video)
+
+    frames = [
+        _resized(data, policy, limits, field, size_of)
+        for data, field in zip(files, fields, strict=True)
+    ]
+    _, original, size = frames[0]
+    for (_, other, _), field in zip(frames, fields, strict=True):
+        if other != original:
+            raise InvalidImageError("All frames of a video must have one size.", field=field)
+    seconds = depth / spec.fps
+    time_step = 1.0 if video.tokens_per_second is None else video.tokens_per_second * seconds
+    piece = depth if video.timestamps else len(frames)
+    return tuple(
+        _processed(
+            [pixels for pixels, _, _ in frames[start : start + piece]],
+            original,
+            size,
+            policy,
+            is_video=True,
+            time_step=time_step,
+        )
+        for start in range(0, len(frames), piece)
+    )
+
+
+_Size = tuple[int, int]
+
+
+def _resized(
+    data: bytes,
+    policy: ImagePolicy,
+    limits: DecodeLimits,
+    field: str,
+    size_of: Callable[[int, int], _Size],
+) -> tuple[bytes, _Size, _Size]:
+    """The pixels of a file, its own (height, width) and that of the pixels."""
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(limits, field)
     try:
         rgb = _decode_rgb(data, limits, policy)
-        original_width, original_height = rgb.size
-        height, width = processed_size(
-            original_height,
-            original_width,
-            policy,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
-        )
+        original = (rgb.height, rgb.width)
+        height, width = size_of(*original)
         pixels = rgb.resize((width, height), Image.Resampling.BICUBIC).tobytes()
     except InvalidImageError as error:
         raise InvalidImageError(error.message, field=field) from None
@@ -153,16 +244,33 @@ def decode_picture(
             "The picture cannot be decoded: it must be a whole JPEG, PNG, WebP or GIF file.",
             field=field,
         ) from None
-    grid = image_grid(height, width, policy)
+    return pixels, original, (height, width)
+
+
+def _processed(
+    frames: Sequence[bytes],
+    original: _Size,
+    size: _Size,
+    policy: ImagePolicy,
+    *,
+    is_video: bool = False,
+    time_step: float = 1.0,
+) -> ProcessedPicture:
+    times = -(-len(frames) // policy.temporal_patch_size)
+    grid = (times, *image_grid(*size, policy)[1:])
+    pixels = b"".join(frames)
     return ProcessedPicture(
         pixels=pixels,
-        height=height,
-        width=width,
-        original_height=original_height,
-        original_width=original_width,
+        height=size[0],
+        width=size[1],
+        original_height=original[0],
+        original_width=original[1],
         grid=grid,
         num_tokens=policy.tokens_of(grid),
-        digest=_digest(pixels, (original_height, original_width, height, width), policy),
+        digest=_digest(pixels, (*original, *size, time_step), policy),
+        frames=len(frames),
+        time_step=time_step,
+        is_video=is_video,
     )
 
 
@@ -243,7 +351,7 @@ def _too_many_pixels(limits: DecodeLimits, field: str) -> ImageTooLargeError:
     )
 
 
-def _digest(pixels: bytes, sizes: tuple[int, ...], policy: ImagePolicy) -> bytes:
+def _digest(pixels: bytes, sizes: tuple[float, ...], policy: ImagePolicy) -> bytes:
     # Sizes and mode are part of it: without them two pictures of the same bytes collide (CVE-2025-46722).
     digest = hashlib.sha256(f"RGB {sizes} {policy}\n".encode())
     digest.update(pixels)

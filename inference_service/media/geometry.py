@@ -9,26 +9,36 @@ import math
 
 from inference_service.domain import Detail
 from inference_service.errors import InvalidArgumentError, InvalidImageError
-from inference_service.models.spec import ImagePolicy
+from inference_service.models.spec import ImagePolicy, VideoPolicy
 
 
 MAX_ASPECT_RATIO = 200  # of Qwen2-VL's processor; beyond it the picture is refused
 
 
 def smart_resize(
-    height: int, width: int, *, step: int, min_pixels: int, max_pixels: int
+    height: int,
+    width: int,
+    *,
+    step: int,
+    min_pixels: int,
+    max_pixels: int,
+    frames: int = 1,
+    depth: int = 1,
 ) -> tuple[int, int]:
     """The size a picture is resized to: multiples of `step`, area within limits, aspect ratio nearly kept.
 
     To the digit what transformers' `Qwen2VLImageProcessorPil` computes, its excesses for very flat pictures
-    included: a side is never shorter than one step, so that a flat picture may end above `max_pixels`.
+    included: a side is never shorter than one step, so that a flat picture may end above `max_pixels`. With frames
+    what `smart_resize` of its `Qwen3VLVideoProcessor` computes for sides of at least one step.
 
     Args:
         height: Pixels, at least 1.
         width: Pixels, at least 1.
         step: Sides of the result are multiples of it.
-        min_pixels: Least area of the result, at least 1.
-        max_pixels: Greatest area of the result.
+        min_pixels: Least area of the result, at least 1; of all frames together.
+        max_pixels: Greatest area of the result; of all frames together.
+        frames: Frames of this size.
+        depth: What counts are whole times so many frames.
 
     Returns:
         (height, width) in pixels.
@@ -41,10 +51,11 @@ def smart_resize(
             f"The picture is too flat: one side is more than {MAX_ASPECT_RATIO} times the other."
         )
     rows, columns = round(height / step) * step, round(width / step) * step
-    if rows * columns > max_pixels:
-        rows, columns = _rounded_down(height, width, step, max_pixels)
-    elif rows * columns < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
+    whole = round(frames / depth) * depth * rows * columns
+    if whole > max_pixels:
+        rows, columns = _rounded_down(height, width, step, max_pixels, frames)
+    elif whole < min_pixels:
+        grow = math.sqrt(min_pixels / (frames * height * width))
         rows = math.ceil(height * grow / step) * step
         columns = math.ceil(width * grow / step) * step
     return rows, columns
@@ -83,9 +94,50 @@ def processed_size(
     return _rounded_down(height, width, step, policy.max_pixels)
 
 
-def _rounded_down(height: int, width: int, step: int, max_pixels: int) -> tuple[int, int]:
+def video_size(
+    frames: int, height: int, width: int, policy: ImagePolicy, video: VideoPolicy
+) -> tuple[int, int]:
+    """The size that a model sees of every frame of a video.
+
+    As transformers' `Qwen2VLVideoProcessor` with `cap_pixels_per_frame`, or as its `Qwen3VLVideoProcessor` without.
+
+    Args:
+        frames: At least 1.
+        height: Pixels of each frame, at least 1.
+        width: Pixels of each frame, at least 1.
+        policy: The model's step and frames per patch.
+        video: The model's limits.
+
+    Returns:
+        (height, width) in pixels.
+
+    Raises:
+        InvalidImageError: One side is more than 200 times the other.
+    """
+    step, depth = policy.pixel_step, policy.temporal_patch_size
+    least, most = video.min_pixels, video.max_pixels
+    if video.total_pixels is not None:
+        most = max(min(most, video.total_pixels * depth // frames), int(least * 1.05))
+        return smart_resize(height, width, step=step, min_pixels=least, max_pixels=most)
+    if min(height, width) < step:
+        grow = max(step / height, step / width)
+        height, width = int(height * grow), int(width * grow)
+    return smart_resize(
+        height,
+        width,
+        step=step,
+        min_pixels=least,
+        max_pixels=most,
+        frames=max(frames, depth),
+        depth=depth,
+    )
+
+
+def _rounded_down(
+    height: int, width: int, step: int, max_pixels: int, frames: int = 1
+) -> tuple[int, int]:
     """Scaled to an area of `max_pixels`, sides rounded down to steps, but never to none."""
-    shrink = math.sqrt((height * width) / max_pixels)
+    shrink = math.sqrt((frames * height * width) / max_pixels)
     return (
         max(step, math.floor(height / shrink / step) * step),
         max(step, math.floor(width / shrink / step) * step),

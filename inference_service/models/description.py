@@ -54,6 +54,26 @@ class ImagePolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VideoPolicy:
+    """How a family wants the frames of a video, which are pictures of one size in all else.
+
+    Attributes:
+        min_pixels: Least area of a frame after resizing, or of all frames together.
+        max_pixels: The same, greatest.
+        total_pixels: Greatest area of all frames together, divided by `temporal_patch_size`; None = the limits
+            above are of all frames together.
+        timestamps: The frames of each temporal patch stand on their own in the prompt, behind their time in text.
+        tokens_per_second: Positions on the time axis for a second; None = one for each temporal patch.
+    """
+
+    min_pixels: int
+    max_pixels: int
+    total_pixels: int | None = None
+    timestamps: bool = False
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DynamicNtk:
     """A base of the rotary frequencies that grows with the prompt (Qwen, 2023).
 
@@ -181,6 +201,7 @@ class ModelSpec:
         is_chat: The model knows conversations; a base model only continues prompts.
         picture_has_ends: The first and the last token of a picture are `vision_start_token_id` and
             `vision_end_token_id`, and the vision tower makes their vectors; else these two are text around it.
+        video: How videos are prepared; None = the family has none.
     """
 
     family: str
@@ -197,3 +218,4 @@ class ModelSpec:
     position_rule: str = "mrope"
     is_chat: bool = True
     picture_has_ends: bool = False
+    video: VideoPolicy | None = None

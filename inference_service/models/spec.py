@@ -8,11 +8,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from inference_service.models.config_file import SpecError, read_config
-from inference_service.models.description import DecoderSpec, ImagePolicy, ModelSpec, RopeSpec
+from inference_service.models.description import (
+    DecoderSpec,
+    ImagePolicy,
+    ModelSpec,
+    RopeSpec,
+    VideoPolicy,
+)
 from inference_service.models.registry import FAMILIES, REFUSALS
 
 
-__all__ = ["DecoderSpec", "ImagePolicy", "ModelSpec", "RopeSpec", "SpecError", "load_spec"]
+__all__ = [
+    "DecoderSpec",
+    "ImagePolicy",
+    "ModelSpec",
+    "RopeSpec",
+    "SpecError",
+    "VideoPolicy",
+    "load_spec",
+]
 
 
 def load_spec(model_dir: Path) -> ModelSpec:

@@ -15,10 +15,12 @@ import time
 from inference_service.domain import (
     Event,
     ImagePart,
+    Media,
     PictureInfo,
     Request,
     Started,
     TokenUsage,
+    VideoPart,
 )
 from inference_service.engine.client import Engine, EngineState
 from inference_service.engine.types import EngineRequest, FinishReason, SequenceOutput
@@ -37,7 +39,7 @@ from inference_service.errors import (
     TooManyImagesError,
     UnsupportedParameterError,
 )
-from inference_service.media.decode import PictureDecoder, ProcessedPicture
+from inference_service.media.decode import FrameSpec, PictureDecoder, ProcessedPicture
 from inference_service.media.fetch import MediaFetcher
 from inference_service.media.geometry import pixel_budget
 from inference_service.models.family import BoxNotation
@@ -50,6 +52,9 @@ from inference_service.text.prompt import Prompt
 
 
 _FETCHES_PER_WORKER = 8
+_FRAMES_AT_ONCE = 8
+_MAX_VIDEO_BYTES = 64 * 2**20
+"""Files of all frames of a video; they are in memory together before the first is decoded."""
 
 # Only the reason crosses the border to the engine; what the caller reads is written here.
 _ENGINE_ERRORS: dict[str, Callable[[str], ServiceError]] = {
@@ -126,27 +131,37 @@ class Completions:
         Raises:
             ServiceError: A picture or the prompt is wrong; the error names the field.
         """
-        parts = request.pictures
+        media = request.media
         most = self.model.spec.image_policy.max_images
-        if most is not None and len(parts) > most:
+        if most is not None and len(media) > most:
             raise TooManyImagesError(
-                f"The request has {len(parts)} pictures; the model reads at most {most}.",
+                f"The request has {len(media)} pictures; the model reads at most {most}.",
                 field=request.prompt_field,
             )
-        tasks = [asyncio.ensure_future(self._picture(part, request)) for part in parts]
+        tasks = [asyncio.ensure_future(self._seen(part, request)) for part in media]
         try:
-            pictures = tuple(await asyncio.gather(*tasks))
+            seen = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
+        pictures = tuple(piece for pieces in seen for piece in pieces)
         # Rendering and tokenising a long prompt takes milliseconds: not on the loop (CVE-2025-62426).
         prompt = await asyncio.to_thread(self.model.prompts.build, request, pictures)
-        image_tokens = sum(image.num_tokens for image in prompt.images)
+        seen_tokens = sum(image.num_tokens for image in prompt.images)
+        video_tokens = sum(picture.num_tokens for picture in pictures if picture.is_video)
         return Prepared(
             prompt=prompt,
             pictures=pictures,
-            infos=tuple(map(_info, pictures, parts)),
-            usage=TokenUsage(prompt_tokens=len(prompt.token_ids), image_tokens=image_tokens),
+            infos=tuple(
+                _info(pieces[0], part)
+                for pieces, part in zip(seen, media, strict=True)
+                if isinstance(part, ImagePart)
+            ),
+            usage=TokenUsage(
+                prompt_tokens=len(prompt.token_ids),
+                image_tokens=seen_tokens - video_tokens,
+                video_tokens=video_tokens,
+            ),
         )
 
     async def count(self, request: Request) -> Prepared:
@@ -259,6 +274,37 @@ class Completions:
 
     def _prompt_text(self, prepared: Prepared) -> str:
         return self.model.tokenizer.decode(prepared.prompt.token_ids, skip_special_tokens=False)
+
+    async def _seen(self, part: Media, request: Request) -> tuple[ProcessedPicture, ...]:
+        if isinstance(part, VideoPart):
+            return await self._video(part)
+        return (await self._picture(part, request),)
+
+    async def _video(self, part: VideoPart) -> tuple[ProcessedPicture, ...]:
+        spec = self.model.spec
+        if spec.video is None:
+            raise UnsupportedParameterError("This model reads no videos.", field=part.field)
+        files: list[bytes] = []
+        for start in range(0, len(part.frames), _FRAMES_AT_ONCE):
+            some = part.frames[start : start + _FRAMES_AT_ONCE]
+            files += await asyncio.gather(*map(self._file, some))
+            if sum(map(len, files)) > _MAX_VIDEO_BYTES:
+                raise ImageTooLargeError(
+                    "The frames of the video have more bytes than allowed.",
+                    field=part.field,
+                    metadata={"max_bytes": str(_MAX_VIDEO_BYTES)},
+                )
+        fields = [frame.field for frame in part.frames]
+        frame_spec = FrameSpec(policy=spec.image_policy, video=spec.video, fps=part.fps)
+        async with self._pictures_at_once:
+            return await self._decoder.decode_video(files, fields, frame_spec)
+
+    async def _file(self, part: ImagePart) -> bytes:
+        """The file of one frame."""
+        if part.data is not None:
+            return part.data
+        async with self._pictures_at_once:
+            return await self._fetcher.fetch(part.uri or "", field=part.field)
 
     async def _picture(self, part: ImagePart, request: Request) -> ProcessedPicture:
         policy = self.model.spec.image_policy

@@ -16,11 +16,13 @@ from inference_service.domain import (
     ChatRequest,
     Detail,
     ImagePart,
+    Media,
     Part,
     RawRequest,
     Role,
     SamplingOptions,
     TextPart,
+    VideoPart,
 )
 from inference_service.errors import (
     InvalidArgumentError,
@@ -60,6 +62,8 @@ _RANGES: Final = {
     "min_tokens": (0, 2**31 - 1),
     "seed": (-(2**63), 2**63 - 1),
 }
+_LEAST_FPS: Final = 1e-3
+_GREATEST_FPS: Final = 1000.0
 _MAX_STOP_STRINGS: Final = 4
 _MAX_STOP_BYTES: Final = 256
 _MAX_STOP_TOKENS: Final = 64
@@ -97,7 +101,7 @@ def chat_request(
         enable_thinking=_optional(spec.template, "enable_thinking"),
         **_common(spec, model, fallback_id, settings),
     )
-    _check_pictures(request.pictures, "spec.messages", settings)
+    _check_pictures(request.media, "spec.messages", settings)
     return request
 
 
@@ -161,12 +165,19 @@ def _common(
     }
 
 
-def _check_pictures(pictures: Sequence[ImagePart], field: str, settings: ServiceSettings) -> None:
-    if len(pictures) > settings.max_images:
+def _check_pictures(media: Sequence[Media], field: str, settings: ServiceSettings) -> None:
+    if len(media) > settings.max_images:
         raise TooManyImagesError(
-            f"The request has {len(pictures)} pictures; at most {settings.max_images} are allowed.",
+            f"The request has {len(media)} pictures; at most {settings.max_images} are allowed.",
             field=field,
         )
+    for part in media:
+        if isinstance(part, VideoPart) and len(part.frames) > settings.max_video_frames:
+            raise TooManyImagesError(
+                f"The video has {len(part.frames)} frames; at most {settings.max_video_frames} are"
+                " allowed.",
+                field=part.field,
+            )
 
 
 def _refuse_unsupported(spec: chat_pb.ChatCompletionSpec) -> None:
@@ -235,10 +246,30 @@ def _part(part: message_pb.Part, role: Role, path: str) -> Part:
                     "A system message has no pictures.", field=f"{path}.image"
                 )
             return _image(part.image, f"{path}.image")
+        case "video":
+            if role is Role.SYSTEM:
+                raise InvalidArgumentError("A system message has no videos.", field=f"{path}.video")
+            return _video(part.video, f"{path}.video")
         case None:
             raise InvalidArgumentError("The part is empty.", field=path)
         case kind:
             raise UnsupportedParameterError(f"{kind} is not supported yet.", field=f"{path}.{kind}")
+
+
+def _video(video: message_pb.Video, path: str) -> VideoPart:
+    if not video.frames:
+        raise InvalidArgumentError("The video has no frames.", field=f"{path}.frames")
+    fps = video.fps if video.HasField("fps") else 2.0
+    _within(fps, _LEAST_FPS, _GREATEST_FPS, f"{path}.fps")
+    frames = tuple(
+        _image(frame, f"{path}.frames[{index}]") for index, frame in enumerate(video.frames)
+    )
+    for frame in frames:
+        if frame.min_pixels or frame.max_pixels or frame.detail is not Detail.AUTO:
+            raise UnsupportedParameterError(
+                "The frames of a video have the model's own pixel budget.", field=frame.field
+            )
+    return VideoPart(frames=frames, fps=fps, field=path)
 
 
 def _image(image: message_pb.Image, path: str) -> ImagePart:

@@ -146,8 +146,9 @@ def _started(event: Started, model: str) -> chat_pb.Started:
 def usage_message(usage: TokenUsage) -> usage_pb.Usage:
     """What a request cost."""
     counts = {
-        usage_pb.MODALITY_TEXT: usage.prompt_tokens - usage.image_tokens,
+        usage_pb.MODALITY_TEXT: usage.prompt_tokens - usage.image_tokens - usage.video_tokens,
         usage_pb.MODALITY_IMAGE: usage.image_tokens,
+        usage_pb.MODALITY_VIDEO: usage.video_tokens,
     }
     return usage_pb.Usage(
         prompt_tokens=usage.prompt_tokens,

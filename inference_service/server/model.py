@@ -79,6 +79,7 @@ class ServedModel:
                 if spec.picture_has_ends
                 else None
             ),
+            video_placeholder=None if spec.video is None else spec.video_token_id,
             revision=bytes.fromhex(revision),
         )
         return cls(

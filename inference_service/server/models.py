@@ -73,7 +73,11 @@ class ModelServicer(model_grpc.ModelServiceServicer):
             canonical_name=model.name,
             family=size.family,
             created=model.created,
-            input_modalities=[usage_pb.MODALITY_TEXT, usage_pb.MODALITY_IMAGE],
+            input_modalities=[
+                usage_pb.MODALITY_TEXT,
+                usage_pb.MODALITY_IMAGE,
+                *([] if spec.video is None else [usage_pb.MODALITY_VIDEO]),
+            ],
             max_context_tokens=window or size.window_tokens,
             image_limits=model_pb.ImageLimits(
                 max_images=min(settings.max_images, policy.max_images or settings.max_images),

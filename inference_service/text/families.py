@@ -11,7 +11,7 @@ from inference_service.models.spec import ModelSpec
 from inference_service.text import glm_4v, qwen_vl
 from inference_service.text.prompt import ChatFormat
 from inference_service.text.template import ChatTemplate
-from inference_service.text.templated import TemplatedChat
+from inference_service.text.templated import FrameTimes, TemplatedChat
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_json import JsonTokenizer
 
@@ -38,7 +38,10 @@ def load_text(
         return _glm_4v(model_dir, spec)
     tokenizer = JsonTokenizer.from_dir(model_dir)
     template = ChatTemplate.from_dir(model_dir)
-    return tokenizer, TemplatedChat(tokenizer, template, placeholder=spec.image_token_id)
+    times = FrameTimes.of(tokenizer, spec)
+    return tokenizer, TemplatedChat(
+        tokenizer, template, placeholder=spec.image_token_id, frame_times=times
+    )
 
 
 def _qwen_vl(

@@ -77,6 +77,7 @@ class PromptBuilder:
         *,
         placeholder: int,
         ends: tuple[int, int] | None = None,
+        video_placeholder: int | None = None,
         revision: bytes = b"",
     ) -> None:
         """Takes what belongs to the model.
@@ -87,11 +88,13 @@ class PromptBuilder:
             placeholder: Id that stands for a picture in what `chat` writes, and in raw prompts.
             ends: Ids around the placeholder that are the first and the last token of the picture; None = the
                 placeholder alone is the picture.
+            video_placeholder: Id that stands for a video, or for a part of one.
             revision: Changes with the weights; part of every picture's key.
         """
         self._tokenizer = tokenizer
         self._chat = chat
         self._placeholder = placeholder
+        self._video_placeholder = video_placeholder
         self._mark = [placeholder] if ends is None else [ends[0], placeholder, ends[1]]
         self._revision = revision
 
@@ -106,38 +109,46 @@ class PromptBuilder:
             InvalidArgumentError: The model has no way to write this conversation, or a raw prompt has not one place
                 for each picture.
             ContextLengthError: The prompt is absurdly long.
-            InternalError: A picture does not stand in the prompt once.
+            InternalError: A picture or video does not stand in the prompt once.
         """
         if isinstance(request, RawRequest):
             written = self._raw(request)
-            return self._with_pictures(written, pictures, request.cache_salt)
-        written = self._chat.write(request)
-        shown = len(pictures) - written.forgotten_pictures
-        if len(self._places(written.token_ids)) != shown:
-            raise InternalError("The model's chat template does not show every picture once.")
+        else:
+            written = self._chat.write(request)
+            kinds = [picture.is_video for picture in pictures[written.forgotten_pictures :]]
+            if [self._is_video(written.token_ids[i]) for i in self._places(written)] != kinds:
+                raise InternalError("The model's chat template does not show every picture once.")
         return self._with_pictures(written, pictures, request.cache_salt)
+
+    def _is_video(self, token_id: int) -> bool:
+        return token_id == self._video_placeholder
 
     def _raw(self, request: RawRequest) -> WrittenChat:
         """A raw prompt is no user's text in ours: control tokens spelled in it are control tokens."""
         prompt = request.prompt
         raw_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        token_ids = self._chat.raw_places(raw_ids, request.prompt_field)
-        places, pictures = len(self._places(token_ids)), len(request.pictures)
-        if places != pictures:
+        written = WrittenChat(token_ids=self._chat.raw_places(raw_ids, request.prompt_field))
+        places, pictures = self._places(written), len(request.pictures)
+        if len(places) != pictures or any(self._is_video(written.token_ids[i]) for i in places):
             raise InvalidArgumentError(
-                f"The prompt has {places} places for pictures, the request has {pictures}.",
+                f"The prompt has {len(places)} places for pictures and videos, the request has"
+                f" {pictures} pictures.",
                 field=request.prompt_field,
             )
-        return WrittenChat(token_ids=token_ids)
+        return written
 
-    def _places(self, token_ids: Sequence[int]) -> list[int]:
-        """Where the placeholders of pictures stand."""
+    def _places(self, written: WrittenChat) -> list[int]:
+        """Where the placeholders of pictures and videos stand."""
+        token_ids = written.token_ids
         before = len(self._mark) // 2
         return [
             index
             for index, token_id in enumerate(token_ids)
-            if token_id == self._placeholder
-            and list(token_ids[max(0, index - before) : index + before + 1]) == self._mark
+            if self._is_video(token_id)
+            or (
+                token_id == self._placeholder
+                and list(token_ids[max(0, index - before) : index + before + 1]) == self._mark
+            )
         ]
 
     def _with_pictures(
@@ -149,7 +160,7 @@ class PromptBuilder:
         forgotten = written.forgotten_pictures
         offset = sum(len(picture.pixels) for picture in pictures[:forgotten])
         ends = len(self._mark) - 1
-        places = self._places(written.token_ids)
+        places = self._places(written)
         waiting = dict(zip(places, pictures[forgotten:], strict=True))
         for index, token_id in enumerate(written.token_ids):
             picture = waiting.get(index)
@@ -164,6 +175,8 @@ class PromptBuilder:
                 height=picture.height,
                 width=picture.width,
                 pixel_offset=offset,
+                frames=picture.frames,
+                time_step=picture.time_step,
             )
             spans.append(span)
             offset += span.pixel_bytes

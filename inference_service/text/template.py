@@ -17,7 +17,7 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from inference_service.domain import ChatMessage, TextPart
+from inference_service.domain import ChatMessage, ImagePart, Part, TextPart
 from inference_service.errors import ContextLengthError, InvalidArgumentError
 from inference_service.text.guard import CONTINUE_TAG
 
@@ -197,10 +197,13 @@ def _content(message: ChatMessage) -> _Variable:
     texts = [part.text for part in message.parts if isinstance(part, TextPart)]
     if len(texts) == len(message.parts):
         return "".join(texts)
-    return [
-        {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
-        for part in message.parts
-    ]
+    return [_part(part) for part in message.parts]
+
+
+def _part(part: Part) -> dict[str, str]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    return {"type": "image"} if isinstance(part, ImagePart) else {"type": "video"}
 
 
 def _tag_final_text(variables: list[dict[str, _Variable]]) -> None:

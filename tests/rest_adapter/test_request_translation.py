@@ -14,7 +14,8 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import ApiError
 from rest_adapter.schema import parse_chat
-from rest_adapter.translate import FieldPaths, parse_data_uri, to_spec
+from rest_adapter.translate import FieldPaths, to_spec
+from rest_adapter.translate_media import parse_data_uri
 
 
 TEXT = {"type": "text", "text": "x"}
@@ -265,7 +266,57 @@ def test_known_and_not_served(name: str) -> None:
     assert (error.param, error.code) == (name, "unsupported_parameter")
 
 
-@pytest.mark.parametrize("kind", ["input_audio", "file", "video", "video_url", "audio_url"])
+def test_a_video_is_its_frames() -> None:
+    urls = ["data:image/png;base64," + PNG_BASE64, "https://example.org/2.png"]
+    spec = spec_of(messages=with_parts({"type": "video", "video": urls, "fps": 4}, TEXT))
+    video = spec.messages[0].parts[0].video
+    assert [(frame.data, frame.uri) for frame in video.frames] == [(PNG, ""), (b"", urls[1])]
+    assert video.fps == 4
+    plain = spec_of(messages=with_parts({"type": "video", "video": urls}))
+    assert not plain.messages[0].parts[0].video.HasField("fps")
+
+
+@pytest.mark.parametrize(
+    ("video", "param"),
+    [
+        ({"video": ["https://x/", "data:,"]}, "video[1]"),
+        ({"video": ["https://x/", " "]}, "video[1]"),
+        ({"video": "https://x/clip.mp4"}, "video"),
+        ({}, "video"),
+        ({"video": ["https://x/"], "fps": "fast"}, "fps"),
+    ],
+)
+def test_videos_that_are_none(video: dict[str, object], param: str) -> None:
+    error = refused(messages=with_parts(TEXT, {"type": "video"} | video))
+    assert error.param == f"messages[0].content[1].{param}"
+
+
+def test_frames_count_together() -> None:
+    url = "data:image/png;base64," + base64.b64encode(bytes(2**18)).decode()
+    with pytest.raises(ApiError) as caught:
+        spec_of(messages=with_parts({"type": "video", "video": [url] * 5}))
+    assert caught.value.status == 413
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ("video.frames[1]", "video[1]"),
+        ("video.frames[1].uri", "video[1]"),
+        ("video.fps", "fps"),
+        ("video.frames", "video"),
+        ("video", "video"),
+    ],
+)
+def test_paths_in_a_video(field: str, param: str) -> None:
+    part = {"type": "video", "video": ["https://x/", "https://y/"]}
+    body = {"model": "m", "messages": with_parts(TEXT, part)}
+    request, _ = parse_chat(json.loads(json.dumps(body)))
+    path = FieldPaths(request).param_of(f"spec.messages[0].parts[1].{field}")
+    assert path == f"messages[0].content[1].{param}"
+
+
+@pytest.mark.parametrize("kind", ["input_audio", "file", "video_url", "audio_url"])
 def test_part_that_is_not_served(kind: str) -> None:
     error = refused(messages=with_parts(TEXT, {"type": kind, kind: {"data": "x"}}))
     assert error.code == "unsupported_parameter"

@@ -43,6 +43,15 @@ INVALID = {
     "spec.messages[0].parts[0].image.detail": spec_of(image_part(PNG, detail=9)),
     "spec.messages[0].parts[0].image.min_pixels": spec_of(image_part(PNG, min_pixels=0)),
     "spec.messages[0].parts[0].image.max_pixels": spec_of(image_part(PNG, max_pixels=-5)),
+    "spec.messages[0].parts[0].video.frames": spec_of(message_pb.Part(video=message_pb.Video())),
+    "spec.messages[0].parts[0].video.fps": spec_of(
+        message_pb.Part(video=message_pb.Video(frames=[message_pb.Image(data=b"x")], fps=0))
+    ),
+    "spec.messages[0].parts[0].video.frames[1]": spec_of(
+        message_pb.Part(
+            video=message_pb.Video(frames=[message_pb.Image(data=b"x"), message_pb.Image()])
+        )
+    ),
     "spec.messages[0].name": role(message_pb.ROLE_USER, name="n" * 65),
     "spec.sampling.temperature": sampling(temperature=2.01),
     "spec.sampling.top_p": sampling(top_p=0),
@@ -90,7 +99,9 @@ UNSUPPORTED = {
     "spec.messages[0].tool_calls": role(
         message_pb.ROLE_ASSISTANT, tool_calls=[message_pb.ToolCall(id="1", name="f")]
     ),
-    "spec.messages[0].parts[0].video": spec_of(message_pb.Part(video=message_pb.Video())),
+    "spec.messages[0].parts[0].video.frames[0]": spec_of(
+        message_pb.Part(video=message_pb.Video(frames=[message_pb.Image(data=b"x", max_pixels=9)]))
+    ),
     "spec.messages[0].parts[0].tool_result": spec_of(
         message_pb.Part(tool_result=message_pb.ToolResult(content="4"))
     ),

@@ -57,14 +57,16 @@ _SPLIT = (
 )
 
 QWEN2_VL = """\
-{% set pictures = namespace(value=0) %}{% for message in messages %}\
+{% set pictures = namespace(value=0) %}{% set clips = namespace(value=0) %}{% for message in messages %}\
 {% if loop.first and message['role'] != 'system' %}<|im_start|>system
 You are a helpful assistant.<|im_end|>
 {% endif %}<|im_start|>{{ message['role'] }}
 {% if message['content'] is string %}{{ message['content'] }}<|im_end|>
 {% else %}{% for part in message['content'] %}{% if part['type'] == 'image' or 'image_url' in part %}\
 {% set pictures.value = pictures.value + 1 %}{% if add_vision_id %}Picture {{ pictures.value }}: {% endif %}\
-<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>
+<|vision_start|><|image_pad|><|vision_end|>{% elif part['type'] == 'video' %}{% set clips.value = clips.value + 1 %}\
+{% if add_vision_id %}Video {{ clips.value }}: {% endif %}<|vision_start|><|video_pad|><|vision_end|>\
+{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>
 {% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 
@@ -79,6 +81,8 @@ QWEN3_VL = """\
                 {%- if count %}{%- set pictures.value = pictures.value + 1 %}{%- endif %}
                 {%- if add_vision_id %}{{- 'Picture ' ~ pictures.value ~ ': ' }}{%- endif %}
                 {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+            {%- elif 'video' in part or part.type == 'video' %}
+                {{- '<|vision_start|><|video_pad|><|vision_end|>' }}
             {%- elif 'text' in part %}
                 {{- part.text }}
             {%- endif %}

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from inference_service.domain import ChatMessage, ImagePart, Role, TextPart
+from inference_service.domain import ChatMessage, ImagePart, Role, TextPart, VideoPart
 from inference_service.errors import ContextLengthError, InvalidArgumentError
 from inference_service.text import template as template_module
 from inference_service.text.guard import SpecialTokenGuard
@@ -16,9 +16,10 @@ from tests.support.qwen_text import QWEN3_VL, TEMPLATES, write_text_files
 
 
 PICTURE = ImagePart(data=b"x")
+VIDEO = VideoPart(frames=(PICTURE, PICTURE, PICTURE))
 
 
-def say(role: str, *parts: str | ImagePart) -> ChatMessage:
+def say(role: str, *parts: str | ImagePart | VideoPart) -> ChatMessage:
     return ChatMessage(
         role=Role(role),
         parts=tuple(TextPart(text=part) if isinstance(part, str) else part for part in parts),
@@ -33,7 +34,7 @@ def as_dicts(messages: list[ChatMessage]) -> list[dict[str, object]]:
             "content": [
                 {"type": "text", "text": part.text}
                 if isinstance(part, TextPart)
-                else {"type": "image"}
+                else {"type": "image" if isinstance(part, ImagePart) else "video"}
                 for part in message.parts
             ],
         }
@@ -73,6 +74,8 @@ CONVERSATIONS = {
         say("assistant", "ok"),
         say("user", PICTURE, "second"),
     ],
+    "video": [say("user", VIDEO, "What happens?")],
+    "videos and pictures": [say("user", PICTURE, "图", VIDEO, VIDEO), say("assistant", "ok")],
     "texts in parts": [say("user", "one ", "word", "s")],
     "assistant last": [say("user", "x"), say("assistant", "It is")],
     "thinking last": [say("user", "x"), say("assistant", "<think>\nhm\n</think>\n\nIt is")],

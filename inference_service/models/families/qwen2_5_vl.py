@@ -6,12 +6,13 @@ Owns the settings of its vision tower. Must not know torch or requests.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inference_service.models.config_file import Section, SpecError
 from inference_service.models.description import ModelSpec
 from inference_service.models.families.qwen_config import (
+    QWEN2_VIDEO,
     QwenVisionSpec,
     expect_usual_input,
     read_model,
@@ -45,9 +46,11 @@ class Qwen25VisionSpec(QwenVisionSpec):
 
 
 def _read(model_dir: Path, config: Section) -> ModelSpec:
-    vision = _read_vision(config.section("vision_config"))
+    section = config.section("vision_config")
+    vision = _read_vision(section)
+    video = replace(QWEN2_VIDEO, tokens_per_second=section.number("tokens_per_second", 4))
     decoder = read_qwen2_decoder(config)
-    return read_model(model_dir, config, family=NAME, decoder=decoder, vision=vision)
+    return read_model(model_dir, config, family=NAME, decoder=decoder, vision=vision, video=video)
 
 
 def _read_vision(section: Section) -> Qwen25VisionSpec:

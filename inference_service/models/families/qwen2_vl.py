@@ -11,6 +11,7 @@ from pathlib import Path
 from inference_service.models.config_file import Section, SpecError
 from inference_service.models.description import ModelSpec
 from inference_service.models.families.qwen_config import (
+    QWEN2_VIDEO,
     QwenVisionSpec,
     expect_usual_input,
     read_model,
@@ -49,7 +50,9 @@ def _read(model_dir: Path, config: Section) -> ModelSpec:
         output_size=section.integer("hidden_size"),
     )
     decoder = read_qwen2_decoder(config)
-    return read_model(model_dir, config, family=NAME, decoder=decoder, vision=vision)
+    return read_model(
+        model_dir, config, family=NAME, decoder=decoder, vision=vision, video=QWEN2_VIDEO
+    )
 
 
 def _vision_entries(vision: QwenVisionSpec) -> Iterator[TensorEntry]:

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 
 from inference_service.models.config_file import Section, SpecError
-from inference_service.models.description import ModelSpec
+from inference_service.models.description import ModelSpec, VideoPolicy
 from inference_service.models.families.qwen_config import (
     QwenVisionSpec,
     expect_usual_input,
@@ -28,6 +28,7 @@ from inference_service.models.family import BoxNotation, Family, TensorEntry
 
 
 NAME = "qwen3_vl"
+VIDEO = VideoPolicy(min_pixels=4096, max_pixels=25165824, timestamps=True)  # as published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ def _read(model_dir: Path, config: Section) -> ModelSpec:
     )
     if decoder.deepstack_levels > decoder.num_layers:
         raise SpecError("config.json: more deepstack levels than decoder layers")
-    return read_model(model_dir, config, family=NAME, decoder=decoder, vision=vision)
+    return read_model(model_dir, config, family=NAME, decoder=decoder, vision=vision, video=VIDEO)
 
 
 def _read_vision(section: Section) -> Qwen3VisionSpec:

@@ -6,14 +6,25 @@ Must not know what distinguishes them, torch or requests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inference_service.models.config_file import Section, SpecError, read_config
-from inference_service.models.description import DecoderSpec, ImagePolicy, ModelSpec, RopeSpec
+from inference_service.models.description import (
+    DecoderSpec,
+    ImagePolicy,
+    ModelSpec,
+    RopeSpec,
+    VideoPolicy,
+)
 
 
 VISION_ROPE_THETA = 10_000.0
+QWEN2_VIDEO = VideoPolicy(
+    min_pixels=128 * 28 * 28, max_pixels=768 * 28 * 28, total_pixels=16384 * 28 * 28
+)
+"""As transformers' `Qwen2VLVideoProcessor` with `cap_pixels_per_frame`; all frames together what the encoder holds."""
+
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, as preprocessor_config.json writes it
 
 
@@ -74,7 +85,13 @@ def expect_usual_input(section: Section) -> None:
 
 
 def read_model(
-    model_dir: Path, config: Section, *, family: str, decoder: DecoderSpec, vision: QwenVisionSpec
+    model_dir: Path,
+    config: Section,
+    *,
+    family: str,
+    decoder: DecoderSpec,
+    vision: QwenVisionSpec,
+    video: VideoPolicy,
 ) -> ModelSpec:
     """Reads what is left when decoder and tower are known.
 
@@ -98,6 +115,7 @@ def read_model(
         max_position_embeddings=text.integer("max_position_embeddings"),
         checkpoint_dtype=read_dtype(config, text),
         eos_token_ids=read_eos(model_dir, config, text),
+        video=_read_video_policy(model_dir, video),
     )
 
 
@@ -201,6 +219,21 @@ def _read_image_policy(model_dir: Path, vision: QwenVisionSpec) -> ImagePolicy:
     )
     if policy.min_pixels > policy.max_pixels or 0.0 in policy.std:
         raise SpecError(f"{section.where}: pixel limits or standard deviations make no sense")
+    return policy
+
+
+def _read_video_policy(model_dir: Path, default: VideoPolicy) -> VideoPolicy:
+    """The limits of video_preprocessor_config.json; the older models were published without it."""
+    if not (model_dir / "video_preprocessor_config.json").is_file():
+        return default
+    section = read_config(model_dir / "video_preprocessor_config.json").section("size")
+    policy = replace(
+        default,
+        min_pixels=section.integer("shortest_edge"),
+        max_pixels=section.integer("longest_edge"),
+    )
+    if policy.min_pixels > policy.max_pixels:
+        raise SpecError(f"{section.where}: pixel limits make no sense")
     return policy
 
 
