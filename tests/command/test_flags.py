@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import get_args
 
 import pytest
 
 from inference_service.__main__ import main
+from inference_service.hub_clients import HUBS
 from inference_service.settings import ServiceSettings
 from qwenvl.flags import ENV_PREFIX, FlagSettings
 from rest_adapter.settings import AdapterSettings
@@ -101,3 +103,7 @@ def test_every_setting_is_described(settings: type[FlagSettings]) -> None:
 def test_none_says_that_a_setting_is_absent(settings: list[str]) -> None:
     environ = {} if settings else {"QWENVL_ADMIN_ADDRESS": "none"}
     assert load(ServiceSettings, settings, environ).model_dump()["admin_address"] is None
+
+
+def test_every_hub_can_be_chosen() -> None:
+    assert set(get_args(ServiceSettings.model_fields["hub"].annotation)) == HUBS.keys()
