@@ -55,6 +55,21 @@ def test_pages_are_counted_for_the_device_with_the_least_room(make_core, monkeyp
     assert memory.count_kv_pages(config, model) == 21
 
 
+def test_every_step_is_handed_over(make_core, prompts, monkeypatch) -> None:
+    moved: list[tuple[type, torch.device]] = []
+    for kind in (AttentionMetadata, Rotation):
+
+        def spy(self, device, real=kind.to):
+            moved.append((type(self), device))
+            return real(self, device)
+
+        monkeypatch.setattr(kind, "to", spy)
+    core = make_core(device="cpu,cpu")
+    ask(core, prompts[:1])
+    for kind in (AttentionMetadata, Rotation):
+        assert moved.count((kind, torch.device("cpu"))) == 2 * core.stats.steps
+
+
 def test_a_handover_takes_all_tensors_along() -> None:
     here = torch.zeros(2)
     attention = AttentionMetadata(
