@@ -96,6 +96,13 @@ def test_paths_open_nothing(qwen_vl: Served) -> None:
     assert answer.json()["usage"]["prompt_tokens"] < 100  # text, not 256 tokens of a picture
 
 
+def test_too_long_a_conversation_is_refused_by_default(qwen_vl: Served) -> None:
+    messages = [{"role": "user", "content": "word " * 9000}]
+    refused = post(qwen_vl, "chat/completions", messages=messages)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
 def test_what_the_model_is(qwen_vl: Served) -> None:
     with qwen_vl.channel() as channel:
         stub = model_grpc.ModelServiceStub(channel)
