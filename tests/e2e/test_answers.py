@@ -210,3 +210,18 @@ def test_count_tokens_equals_usage(chat: chat_grpc.ChatServiceStub) -> None:
     assert counted.images[0].tokens == next(
         detail.tokens for detail in answered.usage.prompt_details if detail.modality == 2
     )
+
+
+def test_a_video_over_rest(served: Served, picture_host: str) -> None:
+    """Frames as data and by URL; the demo model never learnt videos, so only the way is looked at."""
+    frames = [draw("red", "circle").data_uri, f"http://{picture_host}/red-circle.png"]
+    video = {"type": "video", "video": [*frames, frames[0]], "fps": 1}
+    body = {
+        "model": "qwen-vl",
+        "messages": [{"role": "user", "content": [video, {"type": "text", "text": ENGLISH}]}],
+        "max_tokens": 8,
+    }
+    response = requests.post(f"{served.http}/v1/chat/completions", json=body, timeout=60)
+    assert response.status_code == 200, response.text
+    details = response.json()["usage"]["prompt_tokens_details"]
+    assert details["video_tokens"] > details["image_tokens"] == 0

@@ -6,7 +6,7 @@ shows in the logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -35,6 +35,12 @@ PATCH, MERGE = 8, 2
 STEP = PATCH * MERGE
 
 
+TOKEN_IDS = {
+    "image_token_id": IMAGE_TOKEN,
+    "video_token_id": VIDEO_TOKEN,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
 MODELS = {
     "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
     "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
@@ -51,6 +57,7 @@ def build_checkpoint(
     seed: int = 1,
     max_shard_size: str = "1GB",
     max_position_embeddings: int = 4096,
+    token_ids: Mapping[str, int] = TOKEN_IDS,
     **settings: Any,
 ) -> Path:
     """Writes a checkpoint as transformers does, float32; returns the directory.
@@ -80,10 +87,7 @@ def build_checkpoint(
     config = config_class(
         text_config=text,
         vision_config=vision,
-        image_token_id=IMAGE_TOKEN,
-        video_token_id=VIDEO_TOKEN,
-        vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END,
+        **token_ids,
         tie_word_embeddings=tied,
         dtype="float32",
     )

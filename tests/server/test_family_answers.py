@@ -1,0 +1,167 @@
+"""From files and words to the first tokens of an answer, front and engine together, for each family.
+
+The oracle is transformers alone: its template, tokenizer, processor of pictures and model.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from inference_service.domain import ChatMessage, ChatRequest, ImagePart, Role, TextPart
+from inference_service.engine.core import EngineCore
+from inference_service.engine.types import EngineConfig, EngineRequest, SamplingParams
+from inference_service.media.decode import DecodeLimits, decode_picture
+from inference_service.server.model import ServedModel
+from tests.support.conversations import drain
+from tests.support.qwen_text import TEMPLATES, token_id, write_text_files
+from tests.support.tiny_qwen3_vl import FAMILIES, build_checkpoint, image_processor, reference_model
+
+
+TOKEN_IDS = {
+    "image_token_id": token_id("<|image_pad|>"),
+    "video_token_id": token_id("<|video_pad|>"),
+    "vision_start_token_id": token_id("<|vision_start|>"),
+    "vision_end_token_id": token_id("<|vision_end|>"),
+}
+NEW_TOKENS = 8
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    made = tmp_path_factory.mktemp(request.param)
+    build_checkpoint(made, family=request.param, seed=3, token_ids=TOKEN_IDS)
+    return write_text_files(made, TEMPLATES.get(request.param, TEMPLATES["qwen2_vl"]))
+
+
+@pytest.fixture(scope="module")
+def reference(directory: Path) -> Any:
+    return reference_model(directory)
+
+
+def noise(size: tuple[int, int], seed: int, mode: str = "RGB") -> Image.Image:
+    shape = (size[1], size[0], len(mode))
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return Image.fromarray(pixels, mode)
+
+
+def png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+SYSTEM, USER, ASSISTANT = Role.SYSTEM, Role.USER, Role.ASSISTANT
+WIDE, TALL, CLEAR = noise((141, 60), 1), noise((33, 150), 2), noise((70, 70), 3, "RGBA")
+CONVERSATIONS: dict[str, list[tuple[Role, list[str | Image.Image]]]] = {
+    "words": [(USER, ["What is the capital of France?"])],
+    "a picture": [(USER, [WIDE, "这是什么?"])],
+    "pictures and a system prompt": [
+        (SYSTEM, ["Be brief."]),
+        (USER, ["Compare ", WIDE, " 和 ", TALL, "."]),
+    ],
+    "turns": [
+        (USER, [TALL, "图里有什么?"]),
+        (ASSISTANT, ["一条线。"]),
+        (USER, ["And here?", CLEAR]),
+    ],
+}
+
+
+def ours(directory: Path, turns: list[tuple[Role, list[str | Image.Image]]]) -> list[int]:
+    model = ServedModel.load(directory, ("tiny",))
+    policy = model.spec.image_policy
+    messages, pictures = [], []
+    for role, parts in turns:
+        content: list[TextPart | ImagePart] = []
+        for part in parts:
+            if isinstance(part, str):
+                content.append(TextPart(text=part))
+                continue
+            content.append(ImagePart(data=png(part)))
+            picture = decode_picture(
+                png(part),
+                policy=policy,
+                min_pixels=policy.min_pixels,
+                max_pixels=policy.max_pixels,
+                limits=DecodeLimits(),
+                field="",
+            )
+            pictures.append(picture)
+        messages.append(ChatMessage(role=role, parts=tuple(content)))
+    request = ChatRequest(request_id="r", model="tiny", messages=tuple(messages))
+    prompt = model.prompts.build(request, pictures)
+    core = EngineCore(EngineConfig(model_dir=str(directory), num_kv_pages=200, cpu_threads=1))
+    sampling = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0)
+    core.add(
+        EngineRequest(
+            sequence_id="r",
+            prompt_token_ids=prompt.token_ids,
+            images=prompt.images,
+            sampling=sampling,
+        ),
+        b"".join(picture.pixels for picture in pictures),
+    )
+    return drain(core)["r"].token_ids
+
+
+def theirs(
+    directory: Path, reference: Any, turns: list[tuple[Role, list[str | Image.Image]]]
+) -> list[int]:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    messages = [
+        {
+            "role": role.value,
+            "content": [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+                for part in parts
+            ],
+        }
+        for role, parts in turns
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    images = [part for _, parts in turns for part in parts if not isinstance(part, str)]
+    extra: dict[str, Any] = {}
+    if images:
+        processed = image_processor()(images=images)
+        grids = np.asarray(processed["image_grid_thw"])
+        for grid in grids:
+            placeholders = "<|seen|>" * (int(grid.prod()) // 4)
+            text = text.replace("<|image_pad|>", placeholders, 1)
+        text = text.replace("<|seen|>", "<|image_pad|>")
+        extra = {
+            "pixel_values": torch.from_numpy(np.asarray(processed["pixel_values"])),
+            "image_grid_thw": torch.from_numpy(grids),
+        }
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    extra["mm_token_type_ids"] = (ids == TOKEN_IDS["image_token_id"]).int()
+    result = reference.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        output_scores=True,
+        return_dict_in_generate=True,
+        **extra,
+    )
+    best = torch.cat(result.scores).topk(2, dim=-1).values
+    assert (best[:, 0] - best[:, 1]).min() > 1e-3, "two tokens are as good as equal"
+    return result.sequences[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_the_same_answer(name: str, directory: Path, reference: Any) -> None:
+    turns = CONVERSATIONS[name]
+    answer = ours(directory, turns)
+    assert len(answer) == NEW_TOKENS
+    assert answer == theirs(directory, reference, turns)
