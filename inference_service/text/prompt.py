@@ -13,8 +13,9 @@ from typing import Protocol
 
 from inference_service.domain import ChatRequest, RawRequest, Request
 from inference_service.engine.types import ImageSpan
-from inference_service.errors import InternalError, InvalidArgumentError
+from inference_service.errors import ContextLengthError, InternalError, InvalidArgumentError
 from inference_service.media.decode import ProcessedPicture
+from inference_service.text.template import MAX_CHARACTERS
 from inference_service.text.tokenizer import Tokenizer
 
 
@@ -126,6 +127,10 @@ class PromptBuilder:
     def _raw(self, request: RawRequest) -> WrittenChat:
         """A raw prompt is no user's text in ours: control tokens spelled in it are control tokens."""
         prompt = request.prompt
+        if isinstance(prompt, str) and len(prompt) > MAX_CHARACTERS:
+            raise ContextLengthError(
+                "The prompt does not fit the context window.", field=request.prompt_field
+            )
         raw_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         written = WrittenChat(token_ids=self._chat.raw_places(raw_ids, request.prompt_field))
         places, pictures = self._places(written), len(request.pictures)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
+from inference_service.text.template import MAX_CHARACTERS
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
@@ -119,6 +120,7 @@ WRONG = {
     "sampling": (spec_of("x", sampling={"top_p": 2}), "spec.sampling.top_p"),
     "n": (spec_of("x", n=0), "spec.n"),
     "prompt too long": (spec_of("x" * 2048), "spec.text"),
+    "absurdly long prompt": (spec_of("x" * (MAX_CHARACTERS + 1)), "spec.text"),
     "ids too long": (spec_of([1] * 2048), "spec.token_ids"),
 }
 
