@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 
@@ -20,6 +21,7 @@ from tests.support.qwen_vl_v1 import GOLDEN, SHORT_PROMPTS, chat_request, golden
 NAME = "Qwen-VL-Chat"
 PROMPTS = {prompt["name"]: prompt for prompt in golden("A.json")["prompts"]}
 ANSWERS = {run["name"]: run["new_tokens"] for run in golden("A.json")["generation"]}
+TOP = ("positions", "top5_ids", "top5_logits", "logsumexp")
 CHATS = [name for name in SHORT_PROMPTS if name.startswith("chat_")]
 RAWS = [name for name in SHORT_PROMPTS if name.startswith("raw_")]
 
@@ -73,6 +75,25 @@ def test_chat(qwen_vl: Served, name: str) -> None:
     assert answer["prompt_token_ids"] == list(SHORT_PROMPTS[name].ids)
     details = answer["usage"]["prompt_tokens_details"]
     assert details.get("image_tokens", 0) == 256 * len(PROMPTS[name]["images"])
+
+
+def test_prompt_logprobs(qwen_vl: Served) -> None:
+    messages = openai_messages(PROMPTS["chat_one_image"])
+    response = post(qwen_vl, "chat/completions", messages=messages, prompt_logprobs=5)
+    entries = response.json()["prompt_logprobs"]
+    ids = SHORT_PROMPTS["chat_one_image"].ids
+    assert len(entries) == len(ids)
+    assert entries[0] is None
+    with np.load(GOLDEN / "A_logits.npz") as golden_logits:
+        expected = {key: golden_logits[f"chat_one_image/{key}"] for key in TOP}
+    for position, top_ids, logits, total in zip(*expected.values(), strict=True):
+        if position + 1 == len(ids):
+            continue  # what comes next is no prompt
+        entry = entries[position + 1]
+        assert set(map(int, entry)) == {*map(int, top_ids), ids[position + 1]}
+        for token_id, logit in zip(top_ids, logits, strict=True):
+            found = entry[str(token_id)]["logprob"]
+            assert found == pytest.approx(logit - total, abs=5e-5)
 
 
 @pytest.mark.parametrize("name", RAWS)
