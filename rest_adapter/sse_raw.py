@@ -113,10 +113,12 @@ class RawChunkWriter:
         return self._chunk(prompt, delta.choice_index, delta.text, extra)
 
     def _finished(self, prompt: int, finished: chat_pb.Finished) -> bytes:
-        extra = {
+        extra: dict[str, Any] = {
             "finish_reason": translate.finish_reason(finished.reason),
             "stop_reason": translate.stop_reason(finished.stop_detail),
         }
+        if self._request.grounding:
+            extra["grounding"] = translate.groundings(finished.groundings)
         return self._chunk(prompt, finished.choice_index, "", extra)
 
     def _usage(self, usage: usage_pb.Usage) -> bytes:

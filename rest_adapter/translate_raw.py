@@ -90,7 +90,7 @@ def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
     if wanted:
         spec.logprobs.prompt_logprobs = max(wanted)
     spec.response.prompt_text = bool(request.echo)
-    spec.response.grounding = bool(request.grounding)  # which the service refuses
+    spec.response.grounding = bool(request.grounding)
     if request.return_token_ids:
         spec.response.token_ids = spec.response.prompt_token_ids = True
     if request.skip_special_tokens is not None:
@@ -193,6 +193,8 @@ def _choice(
     }
     if request.return_token_ids:
         document["token_ids"] = list(choice.token_ids)
+    if request.grounding:
+        document["grounding"] = translate.groundings(choice.groundings)
     if choice.index == 0:
         document |= prompt_fields(started, request)
     return document

@@ -118,10 +118,6 @@ def raw_request(
         raise InvalidArgumentError("The prompt is empty.", field=field)
     if not isinstance(prompt, str):
         _within(min(prompt), 0, _MAX_TOKEN_ID, field)
-    if spec.response.grounding:
-        raise UnsupportedParameterError(
-            "A raw prompt has no groundings.", field="spec.response.grounding"
-        )
     pictures = tuple(
         _image(image, f"spec.images[{index}]") for index, image in enumerate(spec.images)
     )

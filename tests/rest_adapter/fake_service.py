@@ -79,7 +79,9 @@ def question_of(spec: chat_pb.ChatCompletionSpec) -> str:
     return "".join(part.text for part in spec.messages[-1].parts)
 
 
-def groundings_of(spec: chat_pb.ChatCompletionSpec) -> list[usage_pb.Grounding]:
+def groundings_of(
+    spec: chat_pb.ChatCompletionSpec | completion_pb.CompletionSpec,
+) -> list[usage_pb.Grounding]:
     box = usage_pb.BoundingBox(x_min=1, y_min=2.25, x_max=66.8, y_max=100)
     return (
         [usage_pb.Grounding(label="猫", box=box, image_index=1)] if spec.response.grounding else []
@@ -282,7 +284,10 @@ class FakeRaw(completion_grpc.CompletionServiceServicer):
             yield delta
         reason = usage_pb.FINISH_REASON_ABORTED if command == "abort" else 2
         for index in range(n):
-            yield event(finished=chat_pb.Finished(choice_index=index, reason=reason))
+            boxes = groundings_of(spec)
+            yield event(
+                finished=chat_pb.Finished(choice_index=index, reason=reason, groundings=boxes)
+            )
         completion_tokens = sum(map(len, answers))
         used.completion_tokens = completion_tokens
         used.total_tokens += completion_tokens
@@ -323,9 +328,9 @@ class FakeRaw(completion_grpc.CompletionServiceServicer):
                     choice.logprobs.extend(event.delta.logprobs)
                     response.started.prompt_logprobs.extend(event.delta.prompt_logprobs)
                 case "finished":
-                    response.choices[
-                        event.finished.choice_index
-                    ].finish_reason = event.finished.reason
+                    choice = response.choices[event.finished.choice_index]
+                    choice.finish_reason = event.finished.reason
+                    choice.groundings.extend(event.finished.groundings)
         return response
 
 

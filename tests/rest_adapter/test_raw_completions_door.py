@@ -33,7 +33,7 @@ def merged(chunks: list[dict], index: int) -> dict:
             lists[name] = lists.get(name, []) + items
         if "token_ids" in choice:
             whole["token_ids"] = whole.get("token_ids", []) + choice["token_ids"]
-        names = ("prompt_token_ids", "prompt_logprobs", "stop_reason")
+        names = ("prompt_token_ids", "prompt_logprobs", "stop_reason", "grounding")
         whole |= {name: choice[name] for name in names if name in choice}
         if choice["finish_reason"]:
             whole["finish_reason"] = choice["finish_reason"]
@@ -120,6 +120,13 @@ def test_token_ids_and_prompt_logprobs_stand_in_the_choice(door: Door) -> None:
     assert not {"token_ids", "prompt_logprobs"} & door.complete("ab").json()["choices"][0].keys()
 
 
+def test_boxes_stand_in_the_choice(door: Door) -> None:
+    [choice] = door.complete("ab", grounding=True).json()["choices"]
+    assert choice["grounding"] == [
+        {"label": "猫", "box": [1.0, 2.25, 66.8, 100.0], "image_index": 1}
+    ]
+
+
 def test_echo_does_not_widen_the_prompt_logprobs(door: Door) -> None:
     choice = door.complete("ab", echo=True, logprobs=2, prompt_logprobs=0).json()["choices"][0]
     assert [list(e) for e in choice["prompt_logprobs"] if e] == [["98"]]
@@ -135,6 +142,7 @@ def test_echo_does_not_widen_the_prompt_logprobs(door: Door) -> None:
         {"logprobs": 1},
         {"return_token_ids": True, "prompt_logprobs": 2},
         {"logprobs": 0, "prompt_logprobs": 1, "return_token_ids": True},
+        {"grounding": True},
     ],
 )
 def test_a_stream_says_what_a_whole_answer_says(door: Door, echo: bool, fields: dict) -> None:
@@ -181,7 +189,7 @@ def test_settings_reach_the_service(door: Door) -> None:
     assert list(spec.stop.strings) == ["\n"]
     assert (spec.cache_salt, spec.media.max_pixels) == ("s", 9)
     assert spec.response.keep_special_tokens
-    assert spec.response.grounding  # the service refuses it, nobody ignores it
+    assert spec.response.grounding
 
 
 REFUSED = {

@@ -102,6 +102,17 @@ async def test_the_only_token_of_a_prompt_has_an_entry(door: Door) -> None:
     assert [entry.HasField("chosen") for entry in response.started.prompt_logprobs] == [False]
 
 
+async def test_boxes_of_a_raw_prompts_answer(door: Door) -> None:
+    said = '[{"bbox_2d": [250, 0, 500, 1000], "label": "cat"}]'
+    prompt = f"<|vision_start|><|image_pad|><|vision_end|>{said}"
+    spec = spec_of(prompt, images=[PICTURE], response={"grounding": True})
+    response = await create(door, spec)
+    [choice] = response.choices
+    [found] = choice.groundings
+    assert (choice.text, found.label) == (said, "cat")
+    assert found.box.x_min == response.started.images[0].original_width / 4
+
+
 WRONG = {
     "no prompt": (completion_pb.CompletionSpec(model="echo"), "spec.text"),
     "empty text": (spec_of(""), "spec.text"),
@@ -116,7 +127,6 @@ WRONG = {
         "spec.images[0]",
     ),
     "too many pictures": (spec_of("x", images=[PICTURE] * 9), "spec.images"),
-    "grounding": (spec_of("x", response={"grounding": True}), "spec.response.grounding"),
     "sampling": (spec_of("x", sampling={"top_p": 2}), "spec.sampling.top_p"),
     "n": (spec_of("x", n=0), "spec.n"),
     "prompt too long": (spec_of("x" * 2048), "spec.text"),
@@ -129,9 +139,7 @@ WRONG = {
 async def test_refusals_name_the_field(door: Door, case: str) -> None:
     spec, field = WRONG[case]
     refusal = await refused(door, spec)
-    unsupported = grpc.StatusCode.FAILED_PRECONDITION
-    wanted = unsupported if case == "grounding" else grpc.StatusCode.INVALID_ARGUMENT
-    assert refusal.code is wanted
+    assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refusal.field == field
     assert (await create(door, spec_of("still there"))).choices[0].text == "still there"
 
