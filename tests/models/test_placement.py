@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
@@ -53,6 +53,7 @@ def test_too_small_devices_are_refused_with_the_numbers(room: list[int]) -> None
         place(room)
 
 
+@settings(deadline=None)
 @given(
     room=st.lists(st.integers(0, 60), min_size=1, max_size=3),
     num_layers=st.integers(1, 6),
