@@ -1,6 +1,6 @@
 """The vision tower of Qwen2-VL: patches of several pictures in, picture tokens out.
 
-Owns its blocks and merger. Must not know the decoder, checkpoints (the family's table names the parameters) or
+Owns its MLP. Must not know the decoder, checkpoints (the family's table names the parameters) or
 requests.
 """
 
@@ -10,21 +10,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu
 
 from inference_service.models.families.qwen_config import QwenVisionSpec
 from inference_service.models.vision_parts import (
+    Block,
     Grid,
     Layout,
+    Merger,
     PatchEmbed,
-    VisionAttention,
     axial_rope,
+    layer_norm,
     segments_of,
     split_pictures,
 )
-
-
-NORM_EPS = 1e-6
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -46,44 +44,6 @@ class VisionMLP(nn.Module):
         return out
 
 
-class Block(nn.Module):
-    """Attention and MLP, each behind a layer norm."""
-
-    def __init__(self, vision: QwenVisionSpec) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(vision.hidden_size, eps=NORM_EPS)
-        self.attn = VisionAttention(vision)
-        self.norm2 = nn.LayerNorm(vision.hidden_size, eps=NORM_EPS)
-        self.mlp = VisionMLP(vision)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        segments: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
-        """[N, hidden] -> [N, hidden]; only patches of one segment see each other."""
-        x = x + self.attn(self.norm1(x), rope, segments)
-        out: torch.Tensor = x + self.mlp(self.norm2(x))
-        return out
-
-
-class Merger(nn.Module):
-    """Makes one token of merge_size x merge_size patches."""
-
-    def __init__(self, vision: QwenVisionSpec) -> None:
-        super().__init__()
-        self._merged_size = vision.merged_size
-        self.norm = nn.LayerNorm(vision.hidden_size, eps=NORM_EPS)
-        self.fc1 = nn.Linear(vision.merged_size, vision.merged_size)
-        self.fc2 = nn.Linear(vision.merged_size, vision.output_size)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, hidden] -> [N / merge_size^2, output_size]."""
-        out: torch.Tensor = self.fc2(gelu(self.fc1(self.norm(x).view(-1, self._merged_size))))
-        return out
-
-
 class VisionTower(nn.Module):
     """The whole tower."""
 
@@ -91,8 +51,10 @@ class VisionTower(nn.Module):
         super().__init__()
         self.vision = vision
         self.patch_embed = PatchEmbed(vision, bias=False)
-        self.blocks = nn.ModuleList(Block(vision) for _ in range(vision.num_layers))
-        self.merger = Merger(vision)
+        self.blocks = nn.ModuleList(
+            Block(vision, layer_norm, VisionMLP(vision)) for _ in range(vision.num_layers)
+        )
+        self.merger = Merger(vision, layer_norm(vision.hidden_size))
 
     def forward(self, patches: Sequence[torch.Tensor], grids: Sequence[Grid]) -> list[torch.Tensor]:
         """Encodes pictures and videos, packed into one batch.

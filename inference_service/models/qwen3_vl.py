@@ -1,6 +1,6 @@
 """The vision tower of Qwen3-VL: patches of several pictures in, picture tokens with deepstack features out.
 
-Owns its blocks and mergers. Must not know the decoder, checkpoints (`tables` names the parameters) or requests.
+Owns its positions, MLP and mergers. Must not know the decoder, checkpoints (`tables` names the parameters) or requests.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ from torch.nn.functional import gelu
 
 from inference_service.models.families.qwen3_vl import Qwen3VisionSpec
 from inference_service.models.vision_parts import (
+    Block,
     Grid,
     Layout,
     PatchEmbed,
-    VisionAttention,
     axial_rope,
+    layer_norm,
     segments_of,
     split_pictures,
 )
-
-
-NORM_EPS = 1e-6
 
 
 class PositionTable(nn.Module):
@@ -73,28 +71,6 @@ class VisionMLP(nn.Module):
         return out
 
 
-class Block(nn.Module):
-    """Attention and MLP, each behind a layer norm."""
-
-    def __init__(self, vision: Qwen3VisionSpec) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(vision.hidden_size, eps=NORM_EPS)
-        self.attn = VisionAttention(vision)
-        self.norm2 = nn.LayerNorm(vision.hidden_size, eps=NORM_EPS)
-        self.mlp = VisionMLP(vision)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        segments: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
-        """[N, hidden] -> [N, hidden]; only patches of one segment see each other."""
-        x = x + self.attn(self.norm1(x), rope, segments)
-        out: torch.Tensor = x + self.mlp(self.norm2(x))
-        return out
-
-
 class Merger(nn.Module):
     """Makes one token of merge_size x merge_size patches; the norm comes before or after they are put together."""
 
@@ -102,7 +78,7 @@ class Merger(nn.Module):
         super().__init__()
         self._merged_size = vision.merged_size
         self._norm_size = vision.merged_size if norm_after_merging else vision.hidden_size
-        self.norm = nn.LayerNorm(self._norm_size, eps=NORM_EPS)
+        self.norm = layer_norm(self._norm_size)
         self.linear_fc1 = nn.Linear(vision.merged_size, vision.merged_size)
         self.linear_fc2 = nn.Linear(vision.merged_size, vision.output_size)
 
@@ -121,7 +97,9 @@ class VisionTower(nn.Module):
         self.vision = vision
         self.patch_embed = PatchEmbed(vision, bias=True)
         self.pos_embed = PositionTable(vision)
-        self.blocks = nn.ModuleList(Block(vision) for _ in range(vision.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(vision, layer_norm, VisionMLP(vision)) for _ in range(vision.num_layers)
+        )
         self.merger = Merger(vision, norm_after_merging=False)
         self.deepstack_merger_list = nn.ModuleList(
             Merger(vision, norm_after_merging=True) for _ in vision.deepstack_layers

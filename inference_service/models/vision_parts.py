@@ -1,21 +1,23 @@
 """What the vision towers of Qwen2-VL and its successors share: patches of pictures and videos packed into one batch.
 
-Owns where patches stand, which of them see each other, and attention among those. Must not know norms, mergers,
+Owns where patches stand, which of them see each other, and the blocks. Must not know what norms and MLPs a family has,
 the decoder or checkpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from inference_service.kernels.rope import apply_rope, inverse_frequencies, mrope_cos_sin
 from inference_service.models.families.qwen_config import VISION_ROPE_THETA, QwenVisionSpec
 
+
+NORM_EPS = 1e-6
 
 Grid = tuple[int, int, int]
 """(frames / temporal_patch_size, rows, columns) in patches."""
@@ -118,6 +120,51 @@ class VisionAttention(nn.Module):
             out[rows] = attended.transpose(1, 2)
         projected: torch.Tensor = self.proj(out.flatten(1))
         return projected
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm; norms and MLP are the family's."""
+
+    def __init__(
+        self, vision: QwenVisionSpec, norm: Callable[[int], nn.Module], mlp: nn.Module
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm(vision.hidden_size)
+        self.attn = VisionAttention(vision)
+        self.norm2 = norm(vision.hidden_size)
+        self.mlp = mlp
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor],
+        segments: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """[N, hidden] -> [N, hidden]; only patches of one segment see each other."""
+        x = x + self.attn(self.norm1(x), rope, segments)
+        out: torch.Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class Merger(nn.Module):
+    """Makes one token of merge_size x merge_size patches, as in Qwen2-VL and Qwen2.5-VL."""
+
+    def __init__(self, vision: QwenVisionSpec, norm: nn.Module) -> None:
+        super().__init__()
+        self._merged_size = vision.merged_size
+        self.norm = norm
+        self.fc1 = nn.Linear(vision.merged_size, vision.merged_size)
+        self.fc2 = nn.Linear(vision.merged_size, vision.output_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, hidden] -> [N / merge_size^2, output_size]."""
+        out: torch.Tensor = self.fc2(gelu(self.fc1(self.norm(x).view(-1, self._merged_size))))
+        return out
+
+
+def layer_norm(width: int) -> nn.Module:
+    """The norm of Qwen2-VL and Qwen3-VL."""
+    return nn.LayerNorm(width, eps=NORM_EPS)
 
 
 def split_pictures(

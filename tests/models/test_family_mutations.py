@@ -262,10 +262,10 @@ MUTATIONS = {
     "tanh gelu": (["qwen3_vl"], qwen3_vl, "gelu", tanh_gelu),
     "no interpolation": (["qwen3_vl"], qwen3_vl.PositionTable, "_neighbours", nearest_entries),
     "gelu in blocks": (["qwen2_vl"], qwen2_vl, "quick_gelu", gelu),
-    "quick gelu in the merger": (["qwen2_vl"], qwen2_vl, "gelu", qwen2_vl.quick_gelu),
+    "quick gelu in the merger": (["qwen2_vl"], vision_parts, "gelu", qwen2_vl.quick_gelu),
     "windows of patches": (["qwen2_5_vl"], qwen2_5_vl, "window_labels", windows_of_patches),
     "no windows": (["qwen2_5_vl"], qwen2_5_vl, "window_labels", one_window),
-    "tanh gelu in the merger": (["qwen2_5_vl"], qwen2_5_vl, "gelu", tanh_gelu),
+    "tanh gelu in the merger": (["qwen2_5_vl"], vision_parts, "gelu", tanh_gelu),
 }
 
 
