@@ -11,7 +11,7 @@ import torch
 from inference_service.engine.core import EngineCore
 from inference_service.engine.types import EngineConfig
 from tests.support.conversations import Conversation, conversations, generate
-from tests.support.tiny_qwen3_vl import build_checkpoint, reference_model
+from tests.support.tiny_qwen_vl import build_checkpoint, reference_model
 
 
 MakeCore = Callable[..., EngineCore]

@@ -16,7 +16,7 @@ from inference_service.errors import (
     RequestIdInUseError,
 )
 from tests.support.conversations import GREEDY, Conversation, ask, conversation, drain
-from tests.support.tiny_qwen3_vl import VOCAB_SIZE, picture, reference_logits
+from tests.support.tiny_qwen_vl import VOCAB_SIZE, picture, reference_logits
 
 
 PICTURE = picture(3, 4, 11)

@@ -20,7 +20,7 @@ from tests.support.conversations import (
     generate,
     video_conversations,
 )
-from tests.support.tiny_qwen3_vl import build_checkpoint, picture, reference_model
+from tests.support.tiny_qwen_vl import build_checkpoint, picture, reference_model
 
 
 # With these seeds no greedy choice of the prompts is a near tie; see `generate`.

@@ -22,7 +22,7 @@ from tests.engine_process.engine_front import (
 )
 from tests.engine_process.fake_engine import REFUSED, FakeCore
 from tests.engine_process.loop_bench import LoopBench
-from tests.support import tiny_qwen3_vl as tiny
+from tests.support import tiny_qwen_vl as tiny
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

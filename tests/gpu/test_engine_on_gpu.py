@@ -11,7 +11,7 @@ from inference_service.engine import memory
 from inference_service.engine.core import EngineCore
 from inference_service.engine.types import EngineConfig
 from tests.support.conversations import ask, conversations
-from tests.support.tiny_qwen3_vl import build_checkpoint
+from tests.support.tiny_qwen_vl import build_checkpoint
 
 
 pytestmark = pytest.mark.gpu

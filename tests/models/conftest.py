@@ -9,7 +9,7 @@ import torch
 
 from inference_service.models.loader import load_model
 from inference_service.models.vision_language import VisionLanguageModel
-from tests.support.tiny_qwen3_vl import build_checkpoint, reference_model
+from tests.support.tiny_qwen_vl import build_checkpoint, reference_model
 
 
 @pytest.fixture(scope="session", autouse=True)

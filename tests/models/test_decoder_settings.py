@@ -9,7 +9,7 @@ from inference_service.kernels.attention import AttentionMetadata, new_kv_cache
 from inference_service.models.batch import ForwardBatch
 from inference_service.models.decoder import Decoder
 from inference_service.models.spec import DecoderSpec, RopeSpec
-from tests.support.tiny_qwen3_vl import randomise
+from tests.support.tiny_qwen_vl import randomise
 
 
 SPEC = DecoderSpec(

@@ -9,7 +9,7 @@ import torch
 
 from inference_service.models.loader import load_model
 from tests.support.paged_forward import PagedForward
-from tests.support.tiny_qwen3_vl import (
+from tests.support.tiny_qwen_vl import (
     FAMILIES,
     Clip,
     build_checkpoint,

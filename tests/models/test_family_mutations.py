@@ -12,7 +12,7 @@ from torch.nn.functional import gelu
 
 from inference_service.models import qwen2_5_vl, qwen2_vl, qwen3_vl, vision_parts
 from tests.support.paged_forward import PagedForward
-from tests.support.tiny_qwen3_vl import (
+from tests.support.tiny_qwen_vl import (
     FAMILIES,
     build_checkpoint,
     picture,

@@ -13,7 +13,7 @@ import torch
 from inference_service.models.loader import LoadError, load_model
 from inference_service.models.spec import SpecError
 from inference_service.models.tables import module_parts
-from tests.support.tiny_qwen3_vl import build_checkpoint
+from tests.support.tiny_qwen_vl import build_checkpoint
 
 
 CPU = torch.device("cpu")

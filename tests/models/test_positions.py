@@ -9,7 +9,7 @@ import torch
 
 from inference_service.engine.types import ImageSpan
 from inference_service.models.positions import mrope_positions
-from tests.support.tiny_qwen3_vl import STEP, Clip, prompt, published_positions
+from tests.support.tiny_qwen_vl import STEP, Clip, prompt, published_positions
 
 
 MERGE = 2

@@ -10,7 +10,7 @@ import pytest
 from inference_service.models.registry import FAMILIES, REFUSALS
 from inference_service.models.spec import RopeSpec, SpecError, load_spec
 from tests.support.published_configs import published_files, write_files
-from tests.support.tiny_qwen3_vl import EOS_TOKENS, STEP, image_processor
+from tests.support.tiny_qwen_vl import EOS_TOKENS, STEP, image_processor
 
 
 def test_published_spelling(tmp_path):

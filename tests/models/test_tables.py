@@ -12,7 +12,7 @@ from inference_service.models.spec import load_spec
 from inference_service.models.tables import kv_bytes_per_token, module_parts, tensor_shapes
 from inference_service.models.vision_language import VISION_TOWERS
 from tests.support.published_configs import published_files, write_files
-from tests.support.tiny_qwen3_vl import build_checkpoint
+from tests.support.tiny_qwen_vl import build_checkpoint
 
 
 @pytest.mark.parametrize(

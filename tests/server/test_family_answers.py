@@ -22,7 +22,7 @@ from inference_service.media.decode import DecodeLimits, decode_picture
 from inference_service.server.model import ServedModel
 from tests.support.conversations import drain
 from tests.support.qwen_text import TEMPLATES, token_id, write_text_files
-from tests.support.tiny_qwen3_vl import FAMILIES, build_checkpoint, image_processor, reference_model
+from tests.support.tiny_qwen_vl import FAMILIES, build_checkpoint, image_processor, reference_model
 
 
 TOKEN_IDS = {

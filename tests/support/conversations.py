@@ -17,7 +17,7 @@ from inference_service.engine.types import (
     SamplingParams,
     SequenceOutput,
 )
-from tests.support.tiny_qwen3_vl import (
+from tests.support.tiny_qwen_vl import (
     EOS_TOKENS,
     STEP,
     VISION_END,

@@ -13,7 +13,7 @@ from inference_service.kernels.attention import AttentionMetadata
 from inference_service.models.batch import ForwardBatch
 from inference_service.models.positions import mrope_positions
 from inference_service.models.vision_language import VisionLanguageModel
-from tests.support.tiny_qwen3_vl import Seen, frames_of, grid_of
+from tests.support.tiny_qwen_vl import Seen, frames_of, grid_of
 
 
 @dataclass
