@@ -161,7 +161,7 @@ def run(flags: Mapping[str, object]) -> int:
 
 
 def _converse(dialogue: _Dialogue, images: list[str]) -> int:
-    """Reads questions until the end of the input; an error ends a question, not the dialogue."""
+    """Reads questions until the end of the input; an error ends a question and its pictures, not the dialogue."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401, PLC0415 - gives `input` a history; not on every platform
     print(_HELP, file=sys.stderr)
@@ -181,9 +181,10 @@ def _converse(dialogue: _Dialogue, images: list[str]) -> int:
         elif word == "/image":
             images.append(rest.strip())
         elif line:
+            # Gone whatever happens: one that cannot be read would spoil every further question.
+            asked, images = images, []
             try:
-                dialogue.ask(line, images)
-                images = []
+                dialogue.ask(line, asked)
             except (Error, DrawError, OSError) as error:
                 print(_reason(error, dialogue.flags.grpc_target), file=sys.stderr)
 

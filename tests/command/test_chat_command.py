@@ -147,6 +147,18 @@ async def test_a_dialogue_remembers(door: Door, picture: str) -> None:
     assert "one" not in prompt_of(door)
 
 
+async def test_a_picture_belongs_to_one_question_whatever_becomes_of_it(
+    door: Door, picture: str, tmp_path: Path
+) -> None:
+    process = await started(door, "--draw", str(tmp_path / "out.unknown"))
+    said = f"/image {tmp_path / 'none.png'}\nfirst\n/image {picture}\n{BOX}\nthird\n"
+    _, errors = await asyncio.wait_for(process.communicate(said.encode()), 60)
+    assert b"none.png" in errors
+    assert b"cannot be written" in errors
+    assert [len(request.images) for request in door.engine.requests] == [1, 1]
+    assert "third" in prompt_of(door)
+
+
 async def test_ctrl_c_stops_the_answer_and_not_the_dialogue(door: Door) -> None:
     door.engine.hold_at = 3
     process = await started(door)
