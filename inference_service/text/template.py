@@ -7,7 +7,7 @@ Rendering takes time: callers do it off the event loop (CVE-2025-62426).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import datetime as dt
 import json
 from pathlib import Path
@@ -88,8 +88,16 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         enable_thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """The prompt as text, one placeholder for every picture.
+
+        Args:
+            messages: The conversation.
+            add_generation_prompt: End where the answer begins.
+            continue_final_message: End where the last message ends, for the model to go on with it.
+            enable_thinking: For templates that ask; None = the template's own default.
+            tools: Functions that the model may call, as OpenAI's JSON describes them.
 
         Raises:
             InvalidArgumentError: The template refuses the conversation, or there is nothing to continue.
@@ -108,7 +116,7 @@ class ChatTemplate:
         extra = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         rendered = self._run(
             messages=variables,
-            tools=None,
+            tools=list(tools) or None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **self._named_tokens,

@@ -108,6 +108,37 @@ def test_as_transformers(text_dir, reference, name):
         assert ids == reference.encode(wanted, add_special_tokens=False)
 
 
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Tells the weather <now> & later. 天气",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "enum": ["北京", "Zürich"]}},
+                "required": ["city"],
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "time", "parameters": {}}},
+]
+
+
+@pytest.mark.parametrize(
+    "name", ["text 1", "system 1", "turns 8", "pictures", "pictures in turns", "video"]
+)
+@pytest.mark.parametrize("number", [1, 2])
+def test_tools_as_transformers(text_dir, reference, name, number):
+    messages = CONVERSATIONS[name]
+    wanted = reference.apply_chat_template(
+        as_dicts(messages), tools=TOOLS[:number], tokenize=False, add_generation_prompt=True
+    )
+    rendered, ids = ours(text_dir, messages, tools=TOOLS[:number])
+    assert rendered == wanted
+    assert ids == reference.encode(wanted, add_special_tokens=False)
+
+
 @pytest.mark.parametrize("text", ["It is", "It is ", "", "图", "a\n", "CONTINUE"])
 def test_continued_as_transformers(text_dir, reference, text):
     messages = [say("user", PICTURE, "x"), say("assistant", text)]
