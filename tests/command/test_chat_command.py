@@ -19,6 +19,14 @@ from tests.support.pictures import draw
 
 BOX = '{"bbox_2d": [250, 250, 750, 750], "label": "x"}'
 
+# A shell starts its background jobs with SIGINT ignored, and their children inherit that.
+INTERRUPTIBLE = """
+import signal, sys
+from inference_service.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+
 
 @pytest.fixture
 def picture(tmp_path: Path) -> str:
@@ -32,8 +40,8 @@ async def chat(door: Door, *arguments: str) -> int:
 
 
 async def started(door: Door, *arguments: str) -> asyncio.subprocess.Process:
-    """The command as a process, so that it can be interrupted."""
-    command = [sys.executable, "-m", "inference_service.cli", "chat"]
+    """The command as a process that can be interrupted, even where these tests run as a job in the background."""
+    command = [sys.executable, "-c", INTERRUPTIBLE, "chat"]
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
         *command,

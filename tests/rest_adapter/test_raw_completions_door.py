@@ -257,6 +257,7 @@ def test_client_that_leaves_a_stream_ends_the_work(door: Door) -> None:
     with requests.post(
         f"{door.url}/v1/completions", json=body, stream=True, timeout=30
     ) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # held: an iterator that is collected closes the response
+        next(lines)
         wait_until(lambda: door.seen.running == 2)
     wait_until(lambda: door.seen.cancelled == 2)
