@@ -1,4 +1,8 @@
-"""Qwen-VL v1 of other heads, widths, queries and borders than the golden ones: what one pass gives, chunks give."""
+"""Qwen-VL v1 of other heads, widths, queries and borders than the golden ones.
+
+The engine gives what a second, plain implementation gives, which is itself held against the golden data; and what it
+gives alone, it gives in batches and chunks.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,8 @@ from inference_service.engine.types import EngineConfig, EngineRequest, ImageSpa
 from inference_service.models.spec import load_spec
 from inference_service.models.tables import tensor_shapes
 from tests.support.conversations import drain
-from tests.support.qwen_vl_v1 import GOLDEN
+from tests.support.qwen_vl_reference import Reference
+from tests.support.qwen_vl_v1 import GOLDEN, LONG_PROMPTS
 
 
 IMG, IMG_END, PAD = 470, 471, 472
@@ -41,6 +46,19 @@ SIZES: dict[str, dict[str, Any]] = {
             "heads": 6,
             "n_queries": 16,
         },
+    },
+    # Heads of the resampler wider than 128, no borders: plain frequencies, plain queries.
+    "plain": {
+        "hidden_size": 320,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 5,
+        "kv_channels": 64,
+        "rotary_emb_base": 500,
+        "layer_norm_epsilon": 1e-3,
+        "seq_length": 11,
+        "use_dynamic_ntk": False,
+        "use_logn_attn": False,
+        "visual": {"output_dim": 320, "image_size": 32, "patch_size": 8, "n_queries": 25},
     },
     # One block each, one head, an odd ratio, no border in reach.
     "small": {
@@ -113,6 +131,34 @@ def run(directory: Path, *, together: bool, **changes: object) -> list[list[tupl
         [(e.token_id, e.logprob) for output in news[str(i)].outputs for e in output.logprobs]
         for i in range(len(asked))
     ]
+
+
+@pytest.mark.parametrize("name", ["len_1025", "long_then_two_images"])
+def test_the_reference_gives_the_golden_logits(qwen_vl_b, name):
+    config = json.loads((qwen_vl_b / "config.json").read_text())
+    prompt = LONG_PROMPTS[name]
+    pictures = np.frombuffer(bytearray(prompt.pixels), np.uint8).reshape(-1, 224, 224, 3)
+    logits = Reference.load(qwen_vl_b, config).logits(prompt.ids, pictures, len(prompt.ids))
+    with np.load(GOLDEN / "B_logits.npz") as expected:
+        rows, columns = expected[f"{name}/positions"], expected["vocab_sample"]
+        np.testing.assert_allclose(
+            logits[rows][:, columns], expected[f"{name}/logits_sub"], atol=2e-4, rtol=0
+        )
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_what_the_reference_gives(name, tmp_path):
+    directory = build(tmp_path, SIZES[name])
+    reference = Reference.load(directory, json.loads((directory / "config.json").read_text()))
+    answers = run(directory, together=True, max_num_batched_tokens=16)
+    for (request, pixels), answer in zip(requests(directory), answers, strict=True):
+        side = load_spec(directory).image_policy.square_side
+        pictures = np.frombuffer(bytearray(pixels), np.uint8).reshape(-1, side, side, 3)
+        expected = reference.greedy(request.prompt_token_ids, pictures, len(answer))
+        assert [token for token, _ in answer] == [token for token, _ in expected]
+        np.testing.assert_allclose(
+            [value for _, value in answer], [value for _, value in expected], atol=1e-3
+        )
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -94,7 +94,7 @@ def test_levels(tokens, level):
         ({"visual": {"image_size": 450}}, "multiple of patch_size"),
         ({"visual": {"heads": 15}}, "multiple of heads"),
         ({"visual": {"n_queries": 255}}, "n_queries"),
-        ({"visual": {"output_dim": 4000}}, "multiple of 128"),
+        ({"visual": {"output_dim": 4000}}, "cannot be divided among 31 heads"),
         ({"visual": {"image_start_id": 151935}}, "image_start_id"),
         ({"visual": {"image_start_id": 200}}, "image_start_id"),
         ({"torch_dtype": "int8"}, "dtype"),

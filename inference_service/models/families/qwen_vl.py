@@ -67,7 +67,7 @@ class QwenVLVisionSpec:
 
     @property
     def pool_heads(self) -> int:
-        """Attention heads of the resampler."""
+        """Attention heads of the resampler: as many as are of at least POOL_HEAD_DIM elements each."""
         return self.output_size // POOL_HEAD_DIM
 
 
@@ -160,8 +160,11 @@ def _read_vision(section: Section, decoder: DecoderSpec) -> QwenVLVisionSpec:
         raise SpecError(f"{section.where}: width must be a multiple of heads")
     if math.isqrt(vision.num_queries) ** 2 != vision.num_queries:
         raise SpecError(f"{section.where}: n_queries must be a square")
-    if vision.output_size % POOL_HEAD_DIM:
-        raise SpecError(f"{section.where}: output_dim must be a multiple of {POOL_HEAD_DIM}")
+    if vision.pool_heads == 0 or vision.output_size % vision.pool_heads:
+        raise SpecError(
+            f"{section.where}: output_dim {vision.output_size} cannot be divided among"
+            f" {vision.pool_heads} heads of {POOL_HEAD_DIM} or more"
+        )
     if vision.output_size != decoder.hidden_size:
         raise SpecError(f"{section.where}: output_dim must be the decoder's hidden_size")
     return vision
