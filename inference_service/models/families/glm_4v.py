@@ -102,9 +102,10 @@ def _read_decoder(config: Section) -> DecoderSpec:
     config.expect("apply_residual_connection_post_layernorm", wanted=False)
     config.expect("original_rope", wanted=True)
     config.expect("tie_word_embeddings", wanted=False)
+    # Without groups the fused projection lies head by head, as no release has it.
+    config.expect("multi_query_attention", wanted=True)
     num_heads, head_dim = config.integer("num_attention_heads"), config.integer("kv_channels")
-    grouped = config.flag("multi_query_attention", default=False)
-    num_kv_heads = config.integer("multi_query_group_num") if grouped else num_heads
+    num_kv_heads = config.integer("multi_query_group_num")
     if num_heads % num_kv_heads:
         raise SpecError(
             f"config.json: {num_heads} attention heads cannot share {num_kv_heads} key heads"
