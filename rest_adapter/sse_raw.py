@@ -38,6 +38,7 @@ class RawChunkWriter:
         self._wants_prompt = request.prompt_logprobs is not None or bool(
             request.echo and request.logprobs is not None
         )
+        self._only_prompt = translate_raw.only_prompt(request)
         self._usages: list[usage_pb.Usage] = []
         self._shared = b""
         self._started = chat_pb.Started()
@@ -53,6 +54,8 @@ class RawChunkWriter:
             ApiError: The answer was aborted.
         """
         prompt, what = event
+        if self._only_prompt:
+            what = translate_raw.without_answer(what)
         match what.WhichOneof("event"):
             case "started":
                 self._begin(what.started)

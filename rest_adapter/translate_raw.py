@@ -72,6 +72,11 @@ def to_specs(
     return specs
 
 
+def only_prompt(request: CompletionRequest) -> bool:
+    """Whether the prompt's own log probabilities are all that is asked for: an echo with no token behind it."""
+    return bool(request.echo) and request.max_tokens == 0
+
+
 def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
     spec = completion_pb.CompletionSpec(
         model=request.model,
@@ -81,6 +86,8 @@ def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
     )
     if request.max_tokens is None:
         spec.sampling.max_tokens = _MAX_TOKENS_DEFAULT
+    if only_prompt(request):
+        spec.sampling.max_tokens = 1  # an engine always says something; `without_answer` drops it
     if request.n is not None:
         spec.n = request.n
     if request.logprobs is not None:
@@ -135,6 +142,8 @@ def completion(
     Raises:
         ApiError: An answer was aborted.
     """
+    if only_prompt(request):
+        responses = list(map(_without_answers, responses))
     choices: list[dict[str, Any]] = []
     for prompt, response in zip(prompts_of(request), responses, strict=True):
         choices += [
@@ -147,6 +156,45 @@ def completion(
         "choices": choices,
         "usage": usage([response.usage for response in responses]),
     }
+
+
+def _without_answers(
+    response: completion_pb.CreateCompletionResponse,
+) -> completion_pb.CreateCompletionResponse:
+    return completion_pb.CreateCompletionResponse(
+        started=response.started,
+        choices=[
+            chat_pb.Choice(index=choice.index, finish_reason=usage_pb.FINISH_REASON_LENGTH)
+            for choice in response.choices
+        ],
+        usage=_without_completion(response.usage),
+    )
+
+
+def without_answer(
+    event: completion_pb.StreamCompletionResponse,
+) -> completion_pb.StreamCompletionResponse:
+    """An event of a stream without what is said behind the prompt."""
+    match event.WhichOneof("event"):
+        case "delta":
+            told = chat_pb.Delta(prompt_logprobs=event.delta.prompt_logprobs)
+            return completion_pb.StreamCompletionResponse(delta=told)
+        case "finished":
+            finished = chat_pb.Finished(
+                choice_index=event.finished.choice_index, reason=usage_pb.FINISH_REASON_LENGTH
+            )
+            return completion_pb.StreamCompletionResponse(finished=finished)
+        case "usage":
+            usage = _without_completion(event.usage)
+            return completion_pb.StreamCompletionResponse(usage=usage)
+    return event
+
+
+def _without_completion(usage: usage_pb.Usage) -> usage_pb.Usage:
+    rest = usage_pb.Usage()
+    rest.CopyFrom(usage)
+    rest.completion_tokens, rest.total_tokens = 0, usage.prompt_tokens
+    return rest
 
 
 def head(started: chat_pb.Started, request_id: str, version: str) -> dict[str, Any]:

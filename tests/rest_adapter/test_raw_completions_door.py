@@ -103,6 +103,27 @@ def test_echo_with_log_probabilities(client: openai.OpenAI, prompt: object) -> N
     assert choice.logprobs.top_logprobs[1] == {"é": -0.5, "~": -9999.0}
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_echo_with_no_token_behind_it(door: Door, stream: bool) -> None:
+    """As tools that score texts ask."""
+    fields = {"echo": True, "max_tokens": 0, "logprobs": 1, "return_token_ids": True, "n": 2}
+    response = door.complete(["hé", "x"], stream=stream, **fields)
+    choices = (
+        [merged(chunks_of(response), index) for index in range(4)]
+        if stream
+        else response.json()["choices"]
+    )
+    assert [choice["text"] for choice in choices] == ["hé", "hé", "x", "x"]
+    assert choices[0]["logprobs"]["tokens"] == ["h", "é"]
+    assert choices[0]["logprobs"]["token_logprobs"] == [None, -0.5]
+    assert {choice["finish_reason"] for choice in choices} == {"length"}
+    assert [choice.get("token_ids", []) for choice in choices] == [[]] * 4
+    if not stream:
+        assert response.json()["usage"]["completion_tokens"] == 0
+        assert response.json()["usage"]["total_tokens"] == 3
+    assert [spec.sampling.max_tokens for spec in door.seen.raw_specs] == [1, 1]
+
+
 def test_no_rivals_but_the_token_itself(door: Door) -> None:
     logprobs = door.complete("ab", logprobs=0).json()["choices"][0]["logprobs"]
     assert logprobs["top_logprobs"] == [{"a": -0.5}, {"b": -0.5}]
