@@ -26,7 +26,8 @@ UNITS = {
 }  # fmt: skip
 _WORKING_BYTES = 2**30
 """Room for the activations of one step. The engine measures it; here it is an allowance."""
-_REMARKS = {("qwen_vl", "float16"): "; the Qwen-VL tutorial tells of 18.74 GB"}
+# Its GB can only be GiB: the weights alone are 19.31 GB.
+_REMARKS = {("qwen_vl", "float16"): "; the Qwen-VL tutorial tells of 18.74 GB (GiB)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,11 @@ def _describe(model: Footprint, beside: int) -> Iterator[str]:
     for index, (name, count) in enumerate(model.parts):
         branch = "└─" if index == len(model.parts) - 1 else "├─"
         yield f"{branch} {name:<9}{_count(count)}"
-    yield f"weights     {show_size(model.weight_bytes)} in {model.dtype}"
+    yield f"weights     {_both_units(model.weight_bytes)} in {model.dtype}"
     yield f"beside      {show_size(beside)} for pictures and the activations of a step"
     remark = _REMARKS.get((model.family, model.dtype), "")
-    yield f"together    {show_size(model.weight_bytes + beside)} before the cache{remark}"
+    together = model.weight_bytes + beside
+    yield f"together    {_both_units(together)} before the cache{remark}"
     yield f"cache       {show_size(model.kv_bytes_per_token)} for a token"
     yield f"window      {model.window_tokens} tokens"
 
@@ -86,6 +88,11 @@ def show_size(num_bytes: int) -> str:
         if num_bytes >= UNITS[unit]:
             return f"{num_bytes / UNITS[unit]:.2f} {unit}"
     return f"{num_bytes} B"
+
+
+def _both_units(num_bytes: int) -> str:
+    """`8.27 GiB (8.88 GB)`: as drivers count, and as vendors sell."""
+    return f"{show_size(num_bytes)} ({num_bytes / UNITS['GB']:.2f} GB)"
 
 
 def _describe_room(model: Footprint, device: Device, usable: int, room: Capacity) -> Iterator[str]:

@@ -150,7 +150,7 @@ class _Pair:
         try:
             connection.request("GET", "/ready")
             return connection.getresponse().status == http.HTTPStatus.OK
-        except OSError:
+        except (OSError, http.client.HTTPException):  # nobody there, or not yet able to speak
             return False
         finally:
             connection.close()

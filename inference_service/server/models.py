@@ -14,6 +14,7 @@ from inference_service.errors import ModelNotFoundError
 from inference_service.media.fetch import FetchPolicy
 from inference_service.models.family import BoxNotation
 from inference_service.models.footprint import footprint
+from inference_service.models.spec import ModelSpec
 from inference_service.server.model import ServedModel
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
@@ -29,7 +30,6 @@ _CONVENTIONS = {
     BoxNotation.JSON_PER_MILLE: model_pb.COORDINATE_CONVENTION_PER_MILLE,
 }
 
-_FEATURES = ("logprobs", "prompt_logprobs", "continue_final_message")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -89,7 +89,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
             ),
             coordinate_convention=_CONVENTIONS[boxes],
             url_schemes=FetchPolicy.from_settings(settings).url_schemes,
-            features=[*_FEATURES, *(["grounding"] if boxes is not BoxNotation.NONE else [])],
+            features=_features(spec, boxes),
             parts=[
                 model_pb.ModulePart(name=part, parameter_count=count) for part, count in size.parts
             ],
@@ -105,3 +105,10 @@ class ModelServicer(model_grpc.ModelServiceServicer):
             ),
             revision=model.revision,
         )
+
+
+def _features(spec: ModelSpec, boxes: BoxNotation) -> list[str]:
+    """What the service can do with a model beyond continuing prompts."""
+    chat = ["chat", "continue_final_message"] if spec.is_chat else []
+    grounding = ["grounding"] if boxes is not BoxNotation.NONE else []
+    return ["logprobs", "prompt_logprobs", *chat, *grounding]

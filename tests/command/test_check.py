@@ -47,11 +47,11 @@ def test_parts_weights_and_room(configured: str, capsys: pytest.CaptureFixture[s
         "qwen3_vl      4.44 B      4437815808",
         "vision     0.31 B       306242560",
         "language   4.02 B      4022468096",
-        "8.27 GiB in bfloat16",
+        "8.27 GiB (8.88 GB) in bfloat16",
         "144.00 KiB for a token",
         "= 2 requests of 32768 tokens",
     ):
-        assert said in text
+    assert said in text
     assert text.endswith("\nfits\n")
 
 
@@ -61,7 +61,7 @@ def test_parts_weights_and_room(configured: str, capsys: pytest.CaptureFixture[s
         (["--gpu-memory", "8GB"], DOES_NOT_FIT, "the weights alone take 8.27 GiB"),
         (["--gpu-memory", "10.5GiB"], DOES_NOT_FIT, "too little memory is left for the cache"),
         (["--gpu-memory", "11GiB", "--gpu-memory-utilization", "1"], FITS, "1 request of"),
-        (["--gpu-memory", "24GiB", "--dtype", "float32"], FITS, "16.53 GiB in float32"),
+        (["--gpu-memory", "24GiB", "--dtype", "float32"], FITS, "16.53 GiB (17.75 GB) in float32"),
         (["--gpu-memory", "24GiB", "--max-model-len", "262144"], DOES_NOT_FIT, "does not fit"),
         (["--gpu-memory", "80GiB", "--max-model-len", "262144"], FITS, "1 request of 262144"),
     ],
@@ -152,8 +152,9 @@ def test_qwen_vl_of_2023(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("language", "7.72 B"),
     ]
     assert str(19_313_870_336 // 2) in text
-    assert "17.99 GiB in float16" in text
-    assert "19.11 GiB before the cache; the Qwen-VL tutorial tells of 18.74 GB" in text
+    assert "17.99 GiB (19.31 GB) in float16" in text
+    said = "19.11 GiB (20.52 GB) before the cache; the Qwen-VL tutorial tells of 18.74 GB (GiB)"
+    assert said in text
 
 
 @pytest.mark.parametrize("size", ["24", "GiB", "-1GiB", "24XB", "0GiB", "nanGB"])

@@ -12,6 +12,7 @@ import pytest
 from inference_service.server.model import ServedModel
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
+from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.server.asking import image_part, refusal, spec_of, user
@@ -93,3 +94,11 @@ async def test_forgotten_turns(door: Door) -> None:
     usage = {detail.modality: detail.tokens for detail in response.usage.prompt_details}
     assert usage[usage_pb.MODALITY_IMAGE] == 3 * 256
     assert response.usage.prompt_tokens == len(sent.prompt_token_ids)
+
+
+async def test_only_a_chat_model_tells_of_chat(door: Door, chat_format: str) -> None:
+    request = model_pb.GetModelRequest(name="echo")
+    features = set((await door.models.GetModel(request, timeout=20)).model.features)
+    assert {"logprobs", "prompt_logprobs", "grounding"} <= features
+    of_chat = {"chat", "continue_final_message"}
+    assert features & of_chat == (of_chat if chat_format == "chatml" else set())
