@@ -12,6 +12,7 @@ import math
 
 import torch
 
+from inference_service.engine.runner import PROMPT_LOGITS_ROWS
 from inference_service.engine.types import EngineConfig
 from inference_service.kernels.attention import AttentionMetadata
 from inference_service.models.batch import ForwardBatch
@@ -180,12 +181,9 @@ def _free_bytes_on_gpus(
 
 @torch.inference_mode()
 def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
-    """The most memory that one step takes: a full picture, a full batch, a full set of logits."""
+    """The most memory that one step takes: a full picture or video, a full batch, a full set of logits."""
     policy, num_tokens = model.spec.image_policy, config.max_num_batched_tokens
-    largest_picture = max(num_tokens, policy.max_pixels // policy.pixel_step**2)
-    side = policy.square_side or policy.pixel_step * math.isqrt(
-        min(largest_picture, config.encoder_cache_tokens)
-    )
+    side = policy.square_side or policy.pixel_step * math.isqrt(_largest_media(config, model.spec))
     patches = side // policy.patch_size
     grid = (1, patches, patches)
     pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8)
@@ -206,4 +204,17 @@ def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
         ),
     )
     hidden = model.forward(batch, model.new_kv_cache(num_pages, config.page_size))
-    model.logits(hidden[: config.max_num_seqs]).softmax(dim=-1)
+    rows = min(num_tokens, max(config.max_num_seqs, PROMPT_LOGITS_ROWS))
+    logits = model.logits(hidden[:rows])
+    logits.softmax(dim=-1)
+    logits.topk(logits.shape[-1])  # as for `top_p`
+
+
+def _largest_media(config: EngineConfig, spec: ModelSpec) -> int:
+    """Most tokens of pictures that one step encodes; a video that is not cut counts as one picture."""
+    whole_videos = spec.video is not None and not spec.video.timestamps
+    if whole_videos:
+        return config.encoder_cache_tokens
+    policy = spec.image_policy
+    largest = max(config.max_num_batched_tokens, policy.max_pixels // policy.pixel_step**2)
+    return min(largest, config.encoder_cache_tokens)

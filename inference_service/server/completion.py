@@ -6,7 +6,7 @@ Owns the requests in flight. Must not know protobuf: it takes and gives the valu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 from dataclasses import dataclass, field
@@ -144,6 +144,8 @@ class Completions:
         finally:
             for task in tasks:
                 task.cancel()
+        for pieces, part in zip(seen, media, strict=True):
+            _check_tokens(pieces, part, self._settings.encoder_cache_tokens)
         pictures = tuple(piece for pieces in seen for piece in pieces)
         # Rendering and tokenising a long prompt takes milliseconds: not on the loop (CVE-2025-62426).
         prompt = await asyncio.to_thread(self.model.prompts.build, request, pictures)
@@ -395,6 +397,18 @@ def _output_or_raise(item: SequenceOutput | Exception, request: Request) -> Sequ
             else InternalError("The engine failed on this request.")
         )
     return item
+
+
+def _check_tokens(pieces: Sequence[ProcessedPicture], part: Media, most: int) -> None:
+    """Refuses what the engine could never encode, with the figures that the engine's refusal cannot carry."""
+    tokens = max(piece.num_tokens for piece in pieces)
+    if tokens > most:
+        what, advice = ("video", ", fewer frames") if pieces[0].is_video else ("picture", "")
+        raise ImageTooLargeError(
+            f"The {what} takes {tokens} tokens, but the encoder takes {most} at most: send fewer pixels{advice}.",
+            field=part.field,
+            metadata={"tokens": str(tokens), "max_tokens": str(most)},
+        )
 
 
 def _info(picture: ProcessedPicture, part: ImagePart) -> PictureInfo:

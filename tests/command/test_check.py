@@ -51,7 +51,7 @@ def test_parts_weights_and_room(configured: str, capsys: pytest.CaptureFixture[s
         "144.00 KiB for a token",
         "= 2 requests of 32768 tokens",
     ):
-    assert said in text
+        assert said in text
     assert text.endswith("\nfits\n")
 
 

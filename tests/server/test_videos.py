@@ -68,6 +68,29 @@ async def test_refusals(open_door: OpenDoor) -> None:
     assert (await door.create(spec_of(video(*FRAMES[:4])))).choices
 
 
+async def test_what_no_encoder_holds(open_door: OpenDoor, model: ServedModel) -> None:
+    """Pairs of frames are encoded apart: only one that is too large alone is refused."""
+    [pair] = (await _counted(open_door, FRAMES[:2])).values()
+    assert await _counted(open_door, FRAMES[:4], encoder_cache_tokens=pair)
+    door = await open_door(encoder_cache_tokens=pair - 1)
+    for part, path in ((video(*FRAMES[:2]), "video"), (image_part(FRAMES[0]), "image")):
+        got = await refusal(door.create(spec_of(part)))
+        assert (got.info.reason, got.info.metadata["max_tokens"]) == (
+            "IMAGE_TOO_LARGE",
+            str(pair - 1),
+        )
+        assert got.field == f"spec.messages[0].parts[0].{path}"
+        assert f"The {'video' if path == 'video' else 'picture'} takes" in got.message
+    assert not door.engine.requests
+
+
+async def _counted(open_door: OpenDoor, frames: list[bytes], **settings: int) -> dict[int, int]:
+    """Tokens of each pair of frames, by its place."""
+    door = await open_door(**settings)
+    await door.create(spec_of(video(*frames)))
+    return {span.start: span.num_tokens for span in door.engine.requests[0].images}
+
+
 async def test_a_model_without_videos(
     open_door: OpenDoor, model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
