@@ -15,7 +15,8 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from rest_adapter.auth import KeyFile, RequireKey
+from qwenvl.keys import KeyFile
+from rest_adapter.auth import RequireKey
 from rest_adapter.backend import Backend
 from rest_adapter.errors import ApiError, aborted, internal
 from rest_adapter.middleware import BodyLimit, RequestLog

@@ -19,10 +19,10 @@ from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+from qwenvl.limits import MAX_MESSAGE_BYTES
 from rest_adapter.errors import reason_of
 
 
-MAX_MESSAGE_BYTES: Final = 32 * 2**20
 _SERVICE_CONFIG: Final = '{"loadBalancingConfig": [{"round_robin": {}}]}'
 _OPTIONS: Final = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 import contextlib
-from enum import Enum
 import logging
 import os
 import time
-from typing import Final, Protocol
+from typing import Final
 
 from inference_service.engine import wire
 from inference_service.engine.budget import PixelBudget
 from inference_service.engine.child import DEFAULT_COMMAND, EngineChild
 from inference_service.engine.inflight import Quarantine, SequenceInFlight
+from inference_service.engine.interface import EngineStartError, EngineState
 from inference_service.engine.types import (
     EngineConfig,
     EngineReady,
@@ -37,88 +37,6 @@ CLOSE_GRACE_S: Final = 5.0
 _WATCH_S: Final = 0.25
 
 logger = logging.getLogger(__name__)
-
-
-class EngineState(Enum):
-    """Where the engine is in its life. FAILED and CLOSED are final."""
-
-    STARTING = "starting"
-    READY = "ready"
-    RESTARTING = "restarting"
-    FAILED = "failed"
-    CLOSED = "closed"
-
-
-class EngineStartError(RuntimeError):
-    """The engine never came up; the text says why, for the operator."""
-
-
-class Engine(Protocol):
-    """What the server needs of an engine."""
-
-    @property
-    def state(self) -> EngineState:
-        """State of now."""
-
-    @property
-    def ready(self) -> EngineReady | None:
-        """What was loaded last; None before the first load is done, kept while the engine restarts."""
-
-    @property
-    def stats(self) -> EngineStats:
-        """Counters of the last heartbeat; all zero while no engine is up."""
-
-    @property
-    def restarts(self) -> int:
-        """How often the process was started again."""
-
-    @property
-    def pid(self) -> int | None:
-        """Process id, if there is a process."""
-
-    @property
-    def last_heartbeat_age_s(self) -> float:
-        """Seconds since the engine last gave a sign of life (or was started); infinite without a process."""
-
-    @property
-    def pixel_bytes_in_flight(self) -> int:
-        """Bytes of pixels that the engine may be holding."""
-
-    def generate(
-        self, request: EngineRequest, pixels: Sequence[bytes | memoryview]
-    ) -> AsyncGenerator[SequenceOutput, None]:
-        """Computes one sequence; ends after the item with a finish reason.
-
-        Nothing happens before the first item is asked for. A consumer that may stop early closes the iterator
-        (`contextlib.aclosing`): that, and cancellation, abort the sequence in the engine. News that wait for a slow
-        consumer are merged into one item.
-
-        Args:
-            request: The sequence.
-            pixels: RGB uint8 pictures, to be laid one after the other as `ImageSpan.pixel_offset` says.
-
-        Raises:
-            EngineUnavailableError: The engine is not ready, or died before the sequence ended.
-            ImageTooLargeError: The pictures alone are over the whole pixel budget.
-            RequestIdInUseError: A sequence of this id is in flight.
-            InternalError: This request was in flight at two deaths of the engine.
-        """
-
-    async def abort(self, sequence_id: str) -> None:
-        """Ends a sequence; its iterator ends with ABORTED. Unknown ids are ignored."""
-
-    async def start(self) -> None:
-        """Starts the engine and waits until it is ready.
-
-        Raises:
-            EngineStartError: It cannot be started; the state is FAILED.
-        """
-
-    async def close(self) -> None:
-        """Ends the engine process and all sequences."""
-
-    def on_state_change(self, callback: Callable[[EngineState], None]) -> None:
-        """Has `callback` called with every new state; it must not raise."""
 
 
 class EngineClient:
@@ -207,19 +125,21 @@ class EngineClient:
         sequence = self._sequences.get(sequence_id)
         if sequence is None:
             return
-        if sequence.sent:
+        if sequence.abandoned:  # the engine was told; whoever waits for the id is meant
+            sequence.next_aborted = True
+        elif sequence.sent:
             self._send(wire.Abort(sequence_id))
         else:
-            sequence.push(
-                SequenceOutput(sequence_id=sequence_id, finish_reason=FinishReason.ABORTED)
-            )
+            sequence.push(_aborted(sequence_id))
             self._forget(sequence)
 
     async def generate(
         self, request: EngineRequest, pixels: Sequence[bytes | memoryview]
     ) -> AsyncGenerator[SequenceOutput, None]:
         """See `Engine`."""
-        await self._wait_for_id(request.sequence_id)
+        if not await self._wait_for_id(request.sequence_id):
+            yield _aborted(request.sequence_id)
+            return
         sequence = self._admit(request, sum(memoryview(picture).nbytes for picture in pixels))
         try:
             # Abort and the death of the engine cancel the reservation; `wait` returns then, it does not raise.
@@ -238,10 +158,17 @@ class EngineClient:
 
     # ---- sequences ----
 
-    async def _wait_for_id(self, sequence_id: str) -> None:
-        """A caller who gives up and tries again under the same id must not meet the ghost of the first try."""
+    async def _wait_for_id(self, sequence_id: str) -> bool:
+        """A caller who gives up and tries again under the same id must not meet the ghost of the first try.
+
+        Returns:
+            False if it was aborted while it waited.
+        """
         while (ghost := self._sequences.get(sequence_id)) is not None and ghost.abandoned:
             await ghost.over.wait()
+            if ghost.next_aborted:
+                return False
+        return True
 
     def _admit(self, request: EngineRequest, pixel_bytes: int) -> SequenceInFlight:
         if self.state is not EngineState.READY:
@@ -433,6 +360,10 @@ class EngineClient:
         else:
             self._first_load.set_exception(EngineStartError(problem))
             self._first_load.exception()  # nobody may be waiting
+
+
+def _aborted(sequence_id: str) -> SequenceOutput:
+    return SequenceOutput(sequence_id=sequence_id, finish_reason=FinishReason.ABORTED)
 
 
 async def _pixel_fd(pixels: Sequence[bytes | memoryview]) -> int:

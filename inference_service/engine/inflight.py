@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import hashlib
-from typing import Final
+import time
+from typing import Final, NamedTuple
 
 from inference_service.engine.types import EngineRequest, SequenceOutput
 from inference_service.errors import EngineUnavailableError
@@ -28,6 +29,7 @@ class SequenceInFlight:
         reservation: Its place in the pixel budget.
         sent: The engine knows it.
         abandoned: Its consumer is gone and the engine was told to abort it.
+        next_aborted: Those who waited for its id when it was abandoned are aborted as well.
         over: Set at its last news or its failure.
     """
 
@@ -39,6 +41,7 @@ class SequenceInFlight:
         self.reservation = reservation
         self.sent = False
         self.abandoned = False
+        self.next_aborted = False
         self.over = asyncio.Event()
         self._news: list[SequenceOutput] = []
         self._error: EngineUnavailableError | None = None
@@ -85,23 +88,36 @@ def merge(news: Sequence[SequenceOutput]) -> SequenceOutput:
     )
 
 
+class _Deaths(NamedTuple):
+    """Deaths of the engine, and when the latest was, in the clock's seconds."""
+
+    number: int
+    latest: float
+
+
 class Quarantine:
     """Remembers which requests were in flight when the engine died.
 
     A request that was there twice, and never finished in between, is taken for the cause and refused: clients
-    retry, and one poisonous picture must not keep the engine down.
+    retry, and one poisonous picture must not keep the engine down. Bystanders are refused with it, as nobody can
+    tell them apart, so a suspicion ends with time: a request that is innocent is answered then, one that is not
+    costs one death in that time.
     """
 
     MAX_DEATHS: Final = 2
     MAX_SUSPECTS: Final = 256
+    FORGIVEN_AFTER_S: Final = 600.0
 
-    def __init__(self) -> None:
-        self._deaths: OrderedDict[bytes, int] = OrderedDict()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._deaths: OrderedDict[bytes, _Deaths] = OrderedDict()
 
     def blame(self, requests: Sequence[EngineRequest]) -> None:
         """Counts one death against every distinct request."""
         for key in {_fingerprint(request) for request in requests}:
-            self._deaths[key] = self._deaths.pop(key, 0) + 1
+            known = self._known(key)
+            self._deaths[key] = _Deaths(1 if known is None else known.number + 1, self._clock())
+            self._deaths.move_to_end(key)
         while len(self._deaths) > self.MAX_SUSPECTS:
             self._deaths.popitem(last=False)
 
@@ -112,7 +128,16 @@ class Quarantine:
 
     def holds(self, request: EngineRequest) -> bool:
         """Whether the request is to be refused."""
-        return bool(self._deaths) and self._deaths.get(_fingerprint(request), 0) >= self.MAX_DEATHS
+        known = self._known(_fingerprint(request)) if self._deaths else None
+        return known is not None and known.number >= self.MAX_DEATHS
+
+    def _known(self, key: bytes) -> _Deaths | None:
+        """The deaths that count; one that was refused long enough begins anew."""
+        known = self._deaths.get(key)
+        if known is None or self._clock() - known.latest < self.FORGIVEN_AFTER_S:
+            return known
+        del self._deaths[key]
+        return None
 
 
 def _fingerprint(request: EngineRequest) -> bytes:

@@ -12,15 +12,16 @@ from typing import Any
 
 import grpc.aio
 
-from inference_service.engine.client import EngineState
+from inference_service.engine.interface import EngineState
 from inference_service.errors import InvalidArgumentError, PermissionDeniedError
 from inference_service.server.completion import Completions
+from inference_service.server.interceptors import caller_of_call
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
+from qwenvl.limits import MAX_MESSAGE_BYTES
 
 
-MAX_MESSAGE_BYTES = 32 * 2**20
 _MAX_ABORTS = 256
 _STATES = {
     EngineState.STARTING: admin_pb.ENGINE_STATE_LOADING,
@@ -54,13 +55,14 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
     async def AbortRequest(  # noqa: N802 - the proto's name
         self, request: admin_pb.AbortRequestRequest, context: Context
     ) -> admin_pb.AbortRequestResponse:
-        """Ends requests in flight."""
+        """Ends requests in flight: the caller's own, on the admin address anybody's."""
         del context
+        caller = caller_of_call.get() if self._drain is None else None
         if not 1 <= len(request.request_ids) <= _MAX_ABORTS:
             raise InvalidArgumentError(f"1 to {_MAX_ABORTS} ids are needed.", field="request_ids")
         response = admin_pb.AbortRequestResponse()
         for request_id in request.request_ids:
-            known = await self._completions.abort(request_id)
+            known = await self._completions.abort(request_id, caller)
             (response.aborted if known else response.unknown).append(request_id)
         return response
 

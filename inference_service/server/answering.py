@@ -15,6 +15,7 @@ import grpc.aio
 from inference_service.domain import Event, Request
 from inference_service.errors import DeadlineError, ModelNotFoundError
 from inference_service.server.completion import Completions
+from inference_service.server.interceptors import caller_of_call
 from inference_service.settings import ServiceSettings
 
 
@@ -41,7 +42,8 @@ class Answering:
 
     async def _events(self, asked: Request, context: Context) -> AsyncGenerator[Event, None]:
         deadline = self._deadline(context)
-        async with contextlib.aclosing(self._completions.answer(asked)) as events:
+        answer = self._completions.answer(asked, caller_of_call.get())
+        async with contextlib.aclosing(answer) as events:
             while True:
                 # Never across the yield: there the task is gRPC's, which would end the call without a status.
                 async with until(deadline):

@@ -16,11 +16,10 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from inference_service.engine.client import Engine, EngineStartError
+from inference_service.engine.interface import Engine, EngineStartError, EngineState
 from inference_service.media.decode import DecodeLimits, PictureDecoder
 from inference_service.media.fetch import FetchPolicy, MediaFetcher
-from inference_service.server.admin import MAX_MESSAGE_BYTES, AdminServicer, Drain
-from inference_service.server.auth import ApiKeys
+from inference_service.server.admin import AdminServicer, Drain
 from inference_service.server.chat import ChatServicer
 from inference_service.server.completion import Completions
 from inference_service.server.health import Health
@@ -39,6 +38,8 @@ from qwenvl.inference.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
 )
+from qwenvl.keys import KeyFile
+from qwenvl.limits import MAX_MESSAGE_BYTES
 
 
 _SERVICES = tuple(
@@ -142,7 +143,7 @@ class Front:
 
     def _interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
         path = self._settings.api_key_file
-        access = [AccessInterceptor(ApiKeys(Path(path)))] if path else []
+        access = [AccessInterceptor(KeyFile(Path(path)))] if path else []
         return [*access, ErrorInterceptor()]
 
     def _add_all(self, server: grpc.aio.Server, drain: Drain | None) -> None:
@@ -167,9 +168,14 @@ class Front:
 
 
 async def serve(settings: ServiceSettings, model: ServedModel, engine: Engine) -> int:
-    """Runs the service until SIGTERM, SIGINT or Drain; returns the exit status."""
+    """Runs the service until SIGTERM, SIGINT or Drain, or until the engine has failed for good.
+
+    Returns:
+        Exit status; 1 = the engine could not be started, or not be started again.
+    """
     front = Front(settings, model, engine)
     loop = asyncio.get_running_loop()
+    failed = loop.create_future()
     stops: list[asyncio.Task[None]] = []
 
     def on_signal() -> None:
@@ -177,6 +183,11 @@ async def serve(settings: ServiceSettings, model: ServedModel, engine: Engine) -
             front.hurry()
         stops.append(loop.create_task(front.stop(settings.drain_timeout_s)))
 
+    def on_state(state: EngineState) -> None:
+        if state is EngineState.FAILED and not failed.done():
+            failed.set_result(None)
+
+    engine.on_state_change(on_state)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     await front.start()
@@ -188,9 +199,14 @@ async def serve(settings: ServiceSettings, model: ServedModel, engine: Engine) -
     await asyncio.wait((starting, ending), return_when=asyncio.FIRST_COMPLETED)
     problem = starting.exception() if starting.done() and not starting.cancelled() else None
     if problem is None:
+        await asyncio.wait((ending, failed), return_when=asyncio.FIRST_COMPLETED)
+        if (
+            not ending.done()
+        ):  # nobody can be answered any more: whoever started this process may do better
+            await front.stop(0.0)
         await ending
         await asyncio.gather(starting, return_exceptions=True)
-        return 0
+        return 1 if failed.done() else 0
     await front.stop(0.0)
     await ending
     if not isinstance(problem, EngineStartError):

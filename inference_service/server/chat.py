@@ -12,7 +12,7 @@ from inference_service.domain import ChatRequest
 from inference_service.server.answering import Answering, Context, until
 from inference_service.server.convert import chat_request
 from inference_service.server.events import gather, picture_message, stream_fields, usage_message
-from inference_service.server.interceptors import request_id_of_call
+from inference_service.server.interceptors import caller_of_call, request_id_of_call
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 
@@ -44,7 +44,7 @@ class ChatServicer(Answering, chat_grpc.ChatServiceServicer):
         """Does all that precedes the engine."""
         asked = self._domain_request(request.spec)
         async with until(self._deadline(context)):
-            prepared = await self._completions.count(asked)
+            prepared = await self._completions.count(asked, caller_of_call.get())
         ids = prepared.prompt.token_ids if asked.return_prompt_token_ids else ()
         return chat_pb.CountTokensResponse(
             usage=usage_message(prepared.usage),

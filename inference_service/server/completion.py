@@ -22,7 +22,7 @@ from inference_service.domain import (
     TokenUsage,
     VideoPart,
 )
-from inference_service.engine.client import Engine, EngineState
+from inference_service.engine.interface import Engine, EngineState
 from inference_service.engine.types import EngineRequest, FinishReason, SequenceOutput
 from inference_service.errors import (
     ContextLengthError,
@@ -83,8 +83,15 @@ class Prepared:
 
 @dataclass(slots=True)
 class _InFlight:
-    """A request that the engine may be working on."""
+    """A request that the engine may be working on.
 
+    Attributes:
+        caller: Who may abort it; opaque.
+        sequence_ids: Its sequences, once the engine knows them.
+        aborted: Somebody did.
+    """
+
+    caller: str
     sequence_ids: list[str] = field(default_factory=list)
     aborted: bool = False
 
@@ -166,22 +173,26 @@ class Completions:
             ),
         )
 
-    async def count(self, request: Request) -> Prepared:
+    async def count(self, request: Request, caller: str) -> Prepared:
         """What `prepare` gives, for a request that is not answered; it takes a place in the queue all the same.
 
         Raises:
             ServiceError: The request ended with an error.
         """
-        with self._admit(request):
+        with self._admit(request, caller):
             return await self.prepare(request)
 
-    async def answer(self, request: Request) -> AsyncGenerator[Event, None]:
+    async def answer(self, request: Request, caller: str) -> AsyncGenerator[Event, None]:
         """Gives the events of a request; closing the iterator aborts what is under way.
+
+        Args:
+            request: What is asked.
+            caller: Whose request it is; see `abort`.
 
         Raises:
             ServiceError: The request ended with an error.
         """
-        with self._admit(request) as flight:
+        with self._admit(request, caller) as flight:
             check_token_ids(request, self.model.spec.decoder.vocab_size)
             self._check_grounding(request)
             window = self._context_window()
@@ -227,10 +238,18 @@ class Completions:
                 async for event in events:
                     yield event
 
-    async def abort(self, request_id: str) -> bool:
-        """Ends a request in flight; its answers finish as aborted. False if it is not in flight."""
+    async def abort(self, request_id: str, caller: str | None = None) -> bool:
+        """Ends a request in flight; its answers finish as aborted.
+
+        Args:
+            request_id: The request.
+            caller: Who wants it; None = an operator, who may end anybody's.
+
+        Returns:
+            False if no such request of the caller's is in flight.
+        """
         flight = self._in_flight.get(request_id)
-        if flight is None:
+        if flight is None or caller not in (None, flight.caller):
             return False
         flight.aborted = True
         for sequence_id in flight.sequence_ids:
@@ -238,7 +257,7 @@ class Completions:
         return True
 
     @contextlib.contextmanager
-    def _admit(self, request: Request) -> Iterator[_InFlight]:
+    def _admit(self, request: Request, caller: str) -> Iterator[_InFlight]:
         """Takes a place among the requests in flight."""
         if self.draining:
             raise DrainingError("The service is shutting down.", retry_after_s=5.0)
@@ -248,7 +267,7 @@ class Completions:
             )
         if len(self._in_flight) >= self._settings.max_queue:
             raise QueueFullError("Too many requests are in flight.", retry_after_s=1.0)
-        flight = self._in_flight[request.request_id] = _InFlight()
+        flight = self._in_flight[request.request_id] = _InFlight(caller)
         self._idle.clear()
         try:
             yield flight

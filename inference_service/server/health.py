@@ -16,7 +16,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer as AsyncHealthServicer
 
-from inference_service.engine.client import EngineState
+from inference_service.engine.interface import EngineState
 
 
 READINESS = "readiness"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 import contextlib
 from contextvars import ContextVar
+import hashlib
 import json
 import logging
 import time
@@ -18,8 +19,8 @@ import grpc
 import grpc.aio
 
 from inference_service.errors import InternalError, ServiceError, UnauthenticatedError
-from inference_service.server.auth import ApiKeys
 from inference_service.server.status import DETAILS_KEY, code_of, details_of
+from qwenvl.keys import KeyFile
 
 
 OWN_PREFIX = "/qwenvl.inference.v1."
@@ -27,6 +28,9 @@ _OPEN_PREFIX = "/grpc.health.v1."  # probes of a kubelet carry no key
 
 request_id_of_call: ContextVar[str] = ContextVar("request_id_of_call")
 """The id of the call under way: the request's own, else of the metadata `x-request-id`, else made here."""
+
+caller_of_call: ContextVar[str] = ContextVar("caller_of_call")
+"""Who makes the call under way: a digest of its key. Without keys everybody is one caller, unless they send some."""
 
 logger = logging.getLogger("inference_service.access")
 
@@ -38,7 +42,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class AccessInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls without a known key, health checks excepted."""
 
-    def __init__(self, keys: ApiKeys) -> None:
+    def __init__(self, keys: KeyFile) -> None:
         self._keys = keys
 
     async def intercept_service(
@@ -108,6 +112,8 @@ class _Line:
         named = getattr(spec, "request_id", "") or metadata.get("x-request-id")
         self._request_id = str(named or f"req-{uuid.uuid4().hex}")[:128]
         request_id_of_call.set(self._request_id)
+        authorization = metadata.get("authorization", "")
+        caller_of_call.set(hashlib.sha256(str(authorization).encode()).hexdigest())
         self._begin = time.monotonic()
 
     def __enter__(self) -> Self:

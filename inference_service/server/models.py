@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc.aio
 
-from inference_service.engine.client import Engine
+from inference_service.engine.interface import Engine
 from inference_service.errors import ModelNotFoundError
 from inference_service.media.fetch import FetchPolicy
 from inference_service.models.family import BoxNotation

@@ -27,9 +27,9 @@ from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from qwenvl.limits import MAX_MESSAGE_BYTES
 
 
-MAX_MESSAGE_BYTES = 32 * 2**20
 DEFAULT_TIMEOUT_S = 600.0
 
 # Only UNAVAILABLE is retried, and gRPC itself stops retrying once a response has begun (gRPC A6).

@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 import pytest
 
-from inference_service.engine.client import Engine, EngineState
+from inference_service.engine.interface import Engine, EngineState
 from inference_service.engine.types import EngineRequest, FinishReason
 from inference_service.errors import EngineUnavailableError, RequestIdInUseError
 from tests.engine_process.engine_front import collect, fake_client, request_of, tokens_of, until

@@ -8,7 +8,8 @@ from contextlib import aclosing
 from pathlib import Path
 import sys
 
-from inference_service.engine.client import Engine, EngineClient
+from inference_service.engine.client import EngineClient
+from inference_service.engine.interface import Engine
 from inference_service.engine.types import (
     EngineConfig,
     EngineRequest,

@@ -11,7 +11,9 @@ import pytest
 import uvloop
 
 from inference_service.engine import client as client_module
-from inference_service.engine.client import EngineClient, EngineStartError, EngineState
+from inference_service.engine.client import EngineClient
+from inference_service.engine.inflight import Quarantine
+from inference_service.engine.interface import EngineStartError, EngineState
 from inference_service.engine.types import FinishReason
 from inference_service.errors import (
     EngineUnavailableError,
@@ -333,6 +335,36 @@ async def test_sigterm_and_sigint_are_not_for_the_engine(engine):
     os.kill(pid, signal.SIGINT)
     assert tokens_of(await collect(engine, request_of("a")))
     assert engine.pid == pid
+
+
+async def test_an_abort_reaches_who_waits_for_the_ghost_of_his_id(engine):
+    """The engine is stopped, so that the first try cannot end before the abort of the second comes."""
+    news = await endless(engine, "a")
+    os.kill(engine.pid, signal.SIGSTOP)
+    await news.aclose()
+    retry = asyncio.create_task(collect(engine, request_of("a")))
+    await asyncio.sleep(0)
+    await engine.abort("a")
+    os.kill(engine.pid, signal.SIGCONT)
+    [output] = await retry
+    assert (output.finish_reason, output.token_ids) == (FinishReason.ABORTED, ())
+    assert tokens_of(await collect(engine, request_of("a")))
+
+
+def test_suspicion_ends_with_time():
+    now = [0.0]
+    quarantine = Quarantine(lambda: now[0])
+    request = request_of("a")
+    for now[0] in (0.0, Quarantine.FORGIVEN_AFTER_S - 1):
+        assert not quarantine.holds(request)
+        quarantine.blame([request])
+    assert quarantine.holds(request)
+    now[0] += Quarantine.FORGIVEN_AFTER_S
+    assert not quarantine.holds(request)
+    quarantine.blame([request])
+    assert not quarantine.holds(request)
+    quarantine.blame([request])
+    assert quarantine.holds(request)
 
 
 async def test_a_request_there_at_two_deaths_is_refused(engine):

@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from inference_service.engine.client import EngineState
+from inference_service.engine.interface import EngineState
 from inference_service.server.app import Front
 from inference_service.server.model import ServedModel
 from inference_service.settings import ServiceSettings

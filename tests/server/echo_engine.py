@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from inference_service.engine.client import EngineState
+from inference_service.engine.interface import EngineState
 from inference_service.engine.types import (
     EngineReady,
     EngineRequest,

@@ -14,7 +14,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 import pytest
 
-from inference_service.server.auth import ApiKeys
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
@@ -107,28 +106,6 @@ async def test_known_keys_pass_and_the_file_is_read_again(guarded: Door, key_fil
     assert (await guarded.create(spec_of("x"), metadata=fresh)).choices[0].text == "x"
 
 
-def test_keys_are_not_kept(key_file: Path) -> None:
-    keys = ApiKeys(key_file)
-    assert keys.accepts("Bearer key-two")
-    assert "key-two" not in repr(vars(keys))
-    key_file.unlink()  # between two versions of a mounted secret
-    assert keys.accepts("Bearer key-two")
-
-
-def test_comments_are_no_keys(tmp_path: Path) -> None:
-    path = tmp_path / "keys"
-    path.write_text("# team alpha\nkey one\n")
-    keys = ApiKeys(path)
-    assert [keys.accepts(f"Bearer {key}") for key in ("#", "alpha", "key", "key one")] == [
-        False,
-        False,
-        False,
-        True,
-    ]
-    path.write_bytes(b"\xff\xfe")  # no text: the keys stay
-    assert keys.accepts("Bearer key one")
-
-
 async def test_a_refused_call_has_its_log_line(guarded: Door, caplog) -> None:
     caplog.set_level(logging.INFO)
     await refusal(guarded.create(spec_of("x", request_id="nobody")))
@@ -136,13 +113,6 @@ async def test_a_refused_call_has_its_log_line(guarded: Door, caplog) -> None:
     assert json.loads(line) | {"code": "UNAUTHENTICATED", "request_id": "nobody"} == json.loads(
         line
     )
-
-
-def test_empty_lines_are_no_keys(tmp_path: Path) -> None:
-    path = tmp_path / "keys"
-    path.write_text("\n\n  \n")
-    assert not ApiKeys(path).accepts("Bearer ")
-    assert not ApiKeys(path).accepts(None)
 
 
 async def test_request_id_comes_from_the_request_then_from_metadata(door: Door, caplog) -> None:

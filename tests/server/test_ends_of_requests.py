@@ -10,13 +10,14 @@ import pytest
 
 from inference_service.errors import DeadlineError
 from inference_service.server.chat import ChatServicer
-from inference_service.server.interceptors import request_id_of_call
+from inference_service.server.interceptors import caller_of_call, request_id_of_call
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
+from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.server.asking import image_part, refusal, spec_of, until
-from tests.server.conftest import Door
+from tests.server.conftest import Door, channel_to
 from tests.support.pictures import draw
 
 
@@ -84,6 +85,7 @@ async def test_deadline_passes_while_the_reader_is_slow(open_door) -> None:
 
     servicer = ChatServicer(door.front.completions, ServiceSettings(request_timeout_s=0.2))
     request_id_of_call.set("slow")
+    caller_of_call.set("me")
     request = chat_pb.StreamChatCompletionRequest(spec=spec_of("hello"))
     stream = servicer.StreamChatCompletion(request, Context())
     await anext(stream)
@@ -111,6 +113,32 @@ async def test_abort_request(door: Door) -> None:
     assert events[-1].HasField("usage")
     assert await stream.code() is grpc.StatusCode.OK
     assert is_idle(door)
+
+
+async def test_nobody_ends_the_requests_of_others(open_door, tmp_path) -> None:
+    """But on the admin address."""
+    keys = tmp_path / "keys"
+    keys.write_text("one\ntwo\n")
+    door = await open_door(api_key_file=str(keys))
+    one, two = ((("authorization", f"Bearer {key}"),) for key in ("one", "two"))
+    door.engine.hold_at = 3
+    streams = [
+        door.stream(spec_of("hello", request_id=name), metadata=one) for name in ("first", "second")
+    ]
+    for stream in streams:
+        await stream.read()
+    ids = admin_pb.AbortRequestRequest(request_ids=["first"])
+    refused = await door.admin.AbortRequest(ids, metadata=two, timeout=20)
+    assert (list(refused.aborted), list(refused.unknown)) == ([], ["first"])
+    assert len(door.engine.live) == 2
+    response = await door.admin.AbortRequest(ids, metadata=one, timeout=20)
+    assert list(response.aborted) == ["first"]
+    async with channel_to(door.target("admin")) as channel:
+        ids = admin_pb.AbortRequestRequest(request_ids=["second"])
+        operator = admin_grpc.AdminServiceStub(channel)
+        response = await operator.AbortRequest(ids, metadata=two, timeout=20)
+        assert list(response.aborted) == ["second"]
+    await until(lambda: is_idle(door))
 
 
 async def test_abort_before_the_engine_knows(door: Door, monkeypatch) -> None:

@@ -21,8 +21,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 import pytest
 
-from inference_service.engine.client import EngineState
-from inference_service.server.app import Front
+from inference_service.engine.interface import EngineState
+from inference_service.server.app import Front, serve
+from inference_service.server.model import ServedModel
 from inference_service.settings import ServiceSettings
 from qwenvl import Client
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
@@ -231,6 +232,20 @@ async def test_drain_cancels_what_exceeds_its_budget(door: Door) -> None:
     with pytest.raises(grpc.aio.AioRpcError):
         await held
     assert not door.engine.live
+
+
+async def test_an_engine_that_failed_for_good_ends_the_service(model: ServedModel) -> None:
+    """What watches the process (systemd, Kubernetes, a shell) starts it anew or tells somebody."""
+    engine = EchoEngine(model.tokenizer)
+    settings = ServiceSettings(grpc_address="127.0.0.1:0", admin_address=None)
+    running = asyncio.ensure_future(serve(settings, model, engine))
+    await until(lambda: engine.state is EngineState.READY)
+    engine.become(EngineState.RESTARTING)
+    await asyncio.sleep(0.05)
+    assert not running.done()
+    engine.become(EngineState.FAILED)
+    async with asyncio.timeout(20):
+        assert await running == 1
 
 
 # ---- the process ----

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from inference_service.engine.client import EngineState
+from inference_service.engine.interface import EngineState
 from qwenvl.errors import BY_REASON, DOMAIN
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb

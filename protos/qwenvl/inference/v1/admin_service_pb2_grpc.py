@@ -62,7 +62,7 @@ class AdminServiceServicer:
     """
 
     def AbortRequest(self, request, context):
-        """Ends requests in flight; ids that are not in flight are returned as unknown.
+        """Ends requests in flight: those of the same API key, on the admin address anybody's. Others are returned as unknown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,67 @@
+"""API keys in a file, for both doors alike.
+
+Owns the file's format and the comparison. Must not know headers, methods or routes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from pathlib import Path
+from typing import Final
+
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class KeyFile:
+    """The keys of a file with one key per line; empty lines and lines with `#` are none.
+
+    The file is read again when it changes; one that cannot be read leaves the keys as they are. Only digests are kept,
+    and every comparison takes the same time (CVE-2025-59425).
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: It cannot be read.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._version = self._stat()
+        self._digests = self._read()
+
+    def accepts(self, authorization: str | None) -> bool:
+        """Whether the value of an `authorization` header or metadata entry carries a known key (RFC 6750)."""
+        self._reload_if_changed()
+        scheme, _, key = (authorization or "").partition(" ")
+        digest = hashlib.sha256(key.strip().encode()).digest()
+        found = False
+        for known in self._digests:
+            found |= hmac.compare_digest(digest, known)
+        return found and scheme.lower() == "bearer"
+
+    def _reload_if_changed(self) -> None:
+        try:
+            version = self._stat()
+            if version != self._version:
+                self._digests = self._read()
+                self._version = version
+                _LOG.info("the API keys were read again")
+        except (OSError, UnicodeDecodeError):
+            _LOG.warning("the API key file cannot be read; the keys stay as they are")
+
+    def _stat(self) -> tuple[int, int, int]:
+        status = self._path.stat()
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def _read(self) -> tuple[bytes, ...]:
+        lines = (line.strip() for line in self._path.read_text(encoding="utf-8").splitlines())
+        return tuple(
+            hashlib.sha256(line.encode()).digest()
+            for line in lines
+            if line and not line.startswith("#")
+        )

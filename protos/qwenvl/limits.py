@@ -1,0 +1,12 @@
+"""Limits that both ends of a call must agree on.
+
+Owns the numbers. Must not know who uses them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+
+MAX_MESSAGE_BYTES: Final = 32 * 2**20
+"""Largest message in either direction; `GetServerInfo` tells it."""
