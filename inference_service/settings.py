@@ -78,7 +78,7 @@ class ServiceSettings(FlagSettings):
     max_tokens_default: Positive | None = Field(
         None,
         validation_alias=AliasChoices("max_tokens_default", "default_max_tokens"),
-        description="answer length where the request names none; none = rest of the context",
+        description="answer length where the request names none; none = rest of the context, 16 for a raw prompt",
     )
     default_temperature: float | None = Field(
         None, ge=0, le=2, description="temperature where the request names none; none = the model's"

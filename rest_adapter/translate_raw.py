@@ -20,7 +20,6 @@ from rest_adapter.translate_media import image_of, set_fields
 
 
 MAX_PROMPTS: Final = 64
-_MAX_TOKENS_DEFAULT: Final = 16  # OpenAI's
 _IMAGE_PATH: Final = re.compile(r"images\[\d+\]")
 
 Prompt = str | Sequence[int]
@@ -84,8 +83,6 @@ def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
         sampling=translate.sampling_options(request, None),
         stop=translate.stop_options(request),
     )
-    if request.max_tokens is None:
-        spec.sampling.max_tokens = _MAX_TOKENS_DEFAULT
     if only_prompt(request):
         spec.sampling.max_tokens = 1  # an engine always says something; `without_answer` drops it
     if request.n is not None:

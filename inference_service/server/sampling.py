@@ -17,6 +17,7 @@ from inference_service.server.defaults import SamplingDefaults
 
 
 _T = TypeVar("_T")
+_RAW_ANSWER_TOKENS = 16  # OpenAI's
 
 
 def _first(*values: _T | None, last: _T) -> _T:
@@ -53,7 +54,9 @@ def effective_options(
         presence_penalty=_first(asked.presence_penalty, defaults.presence_penalty, last=0.0),
         frequency_penalty=_first(asked.frequency_penalty, defaults.frequency_penalty, last=0.0),
         seed=_first(asked.seed, last=secrets.randbits(63)),
-        max_tokens=_answer_room(request, prompt_tokens, max_model_len, default=defaults.max_tokens),
+        max_tokens=_answer_room(
+            request, prompt_tokens, max_model_len, default=_answer_tokens(request, defaults)
+        ),
         min_tokens=_first(asked.min_tokens, last=0),
         ignore_eos=_first(asked.ignore_eos, last=False),
         logit_bias=asked.logit_bias,
@@ -77,6 +80,13 @@ def check_token_ids(request: Request, vocab_size: int) -> None:
             raise InvalidArgumentError(
                 f"A token id is outside the model's vocabulary of {vocab_size}.", field=field
             )
+
+
+def _answer_tokens(request: Request, defaults: SamplingDefaults) -> int | None:
+    """The longest answer where the request names none; None = as long as there is room."""
+    if defaults.max_tokens is None and isinstance(request, RawRequest):
+        return _RAW_ANSWER_TOKENS
+    return defaults.max_tokens
 
 
 def _answer_room(

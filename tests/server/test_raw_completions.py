@@ -11,7 +11,7 @@ from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.server.asking import Refusal, refusal
-from tests.server.conftest import Door
+from tests.server.conftest import Door, OpenDoor
 from tests.support.pictures import draw
 
 
@@ -96,6 +96,20 @@ async def test_stream_has_the_events_of_a_chat(door: Door) -> None:
     assert events[-1].usage.completion_tokens == 8
 
 
+async def test_an_answer_that_nobody_limits_has_sixteen_tokens(open_door: OpenDoor) -> None:
+    """The request's limit, then the operator's, then OpenAI's."""
+    for settings, asked, limit in (
+        ({}, {}, 16),
+        ({"max_tokens_default": 20}, {}, 20),
+        ({"tutorial_defaults": True}, {}, 1024),
+        ({"max_tokens_default": 20}, {"max_tokens": 3}, 3),
+    ):
+        door = await open_door(**settings)
+        response = await create(door, spec_of("x" * 30, sampling=asked))
+        assert response.started.effective_settings.sampling.max_tokens == limit
+        assert response.usage.completion_tokens == min(limit, 31)
+
+
 async def test_the_only_token_of_a_prompt_has_an_entry(door: Door) -> None:
     logprobs = sampling_pb.LogprobOptions(prompt_logprobs=1)
     response = await create(door, spec_of("a", logprobs=logprobs, n=2))
@@ -105,7 +119,8 @@ async def test_the_only_token_of_a_prompt_has_an_entry(door: Door) -> None:
 async def test_boxes_of_a_raw_prompts_answer(door: Door) -> None:
     said = '[{"bbox_2d": [250, 0, 500, 1000], "label": "cat"}]'
     prompt = f"<|vision_start|><|image_pad|><|vision_end|>{said}"
-    spec = spec_of(prompt, images=[PICTURE], response={"grounding": True})
+    sampling = {"max_tokens": len(said) + 1}
+    spec = spec_of(prompt, images=[PICTURE], response={"grounding": True}, sampling=sampling)
     response = await create(door, spec)
     [choice] = response.choices
     [found] = choice.groundings
