@@ -38,7 +38,7 @@ def resolve_devices(name: str) -> tuple[torch.device, ...]:
     """The devices meant by `auto`, `cpu`, `cuda`, `cuda:N` or `cuda:N,cuda:M`; auto = the first GPU if there is one.
 
     Raises:
-        ValueError: A GPU is named twice.
+        ValueError: A GPU is named twice, or there is no such GPU; the text is for the operator.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,7 +46,14 @@ def resolve_devices(name: str) -> tuple[torch.device, ...]:
     gpus = [part for part in names if part != "cpu"]
     if len(set(gpus)) < len(gpus):
         raise ValueError(f"device names a GPU twice: {name}")
-    return tuple(map(torch.device, names))
+    devices = tuple(map(torch.device, names))
+    count = torch.cuda.device_count()
+    for device in devices:
+        if device.type == "cuda" and (device.index or 0) >= count:
+            raise ValueError(
+                f"there is no {device}: torch sees {count} GPUs (CUDA_VISIBLE_DEVICES counts)"
+            )
+    return devices
 
 
 def plan_placement(

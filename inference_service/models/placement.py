@@ -79,6 +79,7 @@ def place_layers(
         raise ValueError(
             f"the model needs {needed:,} bytes on {', '.join(devices)}, the first of which takes"
             f" {other_bytes:,}; there is room for {', '.join(f'{bytes_:,}' for bytes_ in room)}"
+            + ("; name the one with the most room first" if room[0] < max(room) else "")
         )
     fits, too_many = 1, 1 + max(room) // page_bytes
     while too_many - fits > 1:

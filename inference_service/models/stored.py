@@ -117,6 +117,8 @@ def _shards(index: Path, suffix: str) -> Iterator[Path]:
     for name in sorted(set(map(str, weight_map.values()))):
         if Path(name).name != name or not name.endswith(suffix):
             raise LoadError(f"{index.name} names {name!r}, which is no file beside it")
+        if not (index.parent / name).is_file():
+            raise LoadError(f"{index.name} names {name}, which is missing")
         yield index.parent / name
 
 

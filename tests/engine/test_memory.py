@@ -17,6 +17,7 @@ from tests.support.tiny_qwen_vl import build_checkpoint
 @pytest.mark.parametrize(("available", "device"), [(True, "cuda:0"), (False, "cpu")])
 def test_device(monkeypatch: pytest.MonkeyPatch, available: bool, device: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert memory.resolve_devices("auto") == (torch.device(device),)
     assert memory.resolve_devices("cpu") == (torch.device("cpu"),)
     assert memory.resolve_devices("cuda") == (torch.device("cuda:0"),)
@@ -25,6 +26,18 @@ def test_device(monkeypatch: pytest.MonkeyPatch, available: bool, device: str) -
     assert memory.resolve_devices("cuda:2,cuda:0") == several
     with pytest.raises(ValueError, match="twice"):
         memory.resolve_devices("cuda,cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "missing"),
+    [("cuda", 0, "cuda:0"), ("cuda:2", 2, "cuda:2"), ("cuda:0,cuda:1", 1, "cuda:1")],
+)
+def test_a_gpu_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, name: str, count: int, missing: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(ValueError, match=f"no {missing}: torch sees {count} GPUs"):
+        memory.resolve_devices(name)
 
 
 def test_dtype() -> None:

@@ -175,6 +175,25 @@ def test_a_bin_file_runs_nothing(copy, monkeypatch):
     assert not (copy / "touched").exists()
 
 
+def test_bad_bin_shards_among_good_ones(copy, monkeypatch):
+    monkeypatch.chdir(copy)
+    as_bin(copy)
+    tensors = torch.load(copy / "1.bin", weights_only=True)
+    (copy / "1.bin").unlink()
+    with pytest.raises(LoadError, match=r"names 1\.bin, which is missing"):
+        load(copy)
+    torch.save(tensors | {"a": Hostile()}, copy / "1.bin")
+    with pytest.raises(LoadError, match=r"1\.bin cannot be read as tensors alone"):
+        load(copy)
+    save_file(tensors, copy / "1.bin")
+    with pytest.raises(LoadError, match=r"1\.bin cannot be read as tensors alone"):
+        load(copy)
+    torch.save(tensors | torch.load(copy / "0.bin", weights_only=True), copy / "1.bin")
+    with pytest.raises(LoadError, match="there twice"):
+        load(copy)
+    assert not (copy / "touched").exists()
+
+
 def test_bin_shards_are_checked_like_others(copy):
     as_bin(copy, **{HEAD: torch.ones(3, 4, dtype=torch.int8)})
     with pytest.raises(LoadError, match=r"shape \(3, 4\)"):
@@ -211,7 +230,8 @@ def test_truncated_file(copy):
     [
         ({"weight_map": {"a": "../secret.safetensors"}}, "no file beside it"),
         ({"weight_map": {"a": "/etc/secret.safetensors"}}, "no file beside it"),
-        ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors cannot be read"),
+        ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors, which is missing"),
+        ({"weight_map": {"a": "shard.bin"}}, "no file beside it"),
         ({"weight_map": {}}, "missing tensors"),
         ({}, "weight_map is missing"),
     ],

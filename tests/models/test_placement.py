@@ -53,6 +53,18 @@ def test_too_small_devices_are_refused_with_the_numbers(room: list[int]) -> None
         place(room)
 
 
+def test_the_order_of_devices_matters() -> None:
+    with pytest.raises(ValueError, match="name the one with the most room first"):
+        place([3 * GIB, 48 * GIB])
+    assert place([48 * GIB, 3 * GIB]).layers == (38, 2)
+
+
+def test_a_device_too_small_for_a_layer_gets_none() -> None:
+    assert place([30 * GIB, GIB, 30 * GIB]).layers == (19, 0, 21)
+    # A large tower: what is no layer fills the first device but for one layer.
+    assert place([21 * GIB, 60 * GIB], other_bytes=19 * GIB).layers == (1, 39)
+
+
 @settings(deadline=None)
 @given(
     room=st.lists(st.integers(0, 60), min_size=1, max_size=3),
