@@ -58,6 +58,15 @@ def test_settings_of_the_release():
     assert spec.max_position_embeddings == 8192
 
 
+def test_settings_that_the_original_need_not_be_told(tmp_path):
+    told = load_spec(PUBLISHED)
+    absent = dict.fromkeys(
+        ("use_dynamic_ntk", "use_logn_attn", "no_bias", "rotary_pct", "scale_attn_weights")
+    )
+    assert load_spec(changed(tmp_path, {"chat_format": "chatml"}, **absent)) == told
+    assert told.decoder.logn_length == told.decoder.rope.ntk.trained_length == 2048
+
+
 def test_a_base_model(tmp_path):
     spec = load_spec(changed(tmp_path, generation={"chat_format": "raw"}))
     assert not spec.is_chat

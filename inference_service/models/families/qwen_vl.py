@@ -134,10 +134,10 @@ def _read_decoder(config: Section) -> DecoderSpec:
             theta=config.number("rotary_emb_base"),
             sections=(head_dim // 2, 0, 0),
             interleaved=False,
-            ntk=ntk if config.flag("use_dynamic_ntk", default=False) else None,
+            ntk=ntk if config.flag("use_dynamic_ntk", default=True) else None,
         ),
         tie_word_embeddings=False,
-        logn_length=seq_length if config.flag("use_logn_attn", default=False) else None,
+        logn_length=seq_length if config.flag("use_logn_attn", default=True) else None,
     )
 
 
