@@ -78,7 +78,22 @@ def test_a_conversation_with_a_picture(glm: Served) -> None:
     url = f"{glm.http}/v1/chat/completions"
     answer = requests.post(url, json=body, timeout=120)
     assert answer.json()["usage"]["prompt_tokens_details"]["image_tokens"] == 38
-    body["messages"] = [{"role": "user", "content": [*parts, parts[1]]}]
-    refused = requests.post(url, json=body, timeout=120)
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "A shape."}]
+    for messages in (
+        [{"role": "user", "content": [*parts, parts[1]]}],
+        [*turns, {"role": "user", "content": parts}],
+    ):
+        refused = requests.post(url, json=body | {"messages": messages}, timeout=120)
+        assert refused.status_code == 400
+        error = refused.json()["error"]
+        assert (error["param"], error["code"]) == ("messages", "too_many_images")
+    body["messages"] = [*turns, {"role": "user", "content": "And its colour?"}]
+    answer = requests.post(url, json=body, timeout=120)
+    assert answer.json()["usage"]["prompt_tokens_details"]["image_tokens"] == 38
+
+
+def test_boxes_are_none_of_this_models(glm: Served) -> None:
+    body = {"model": NAME, "messages": [{"role": "user", "content": "x"}], "grounding": True}
+    refused = requests.post(f"{glm.http}/v1/chat/completions", json=body, timeout=120)
     assert refused.status_code == 400
-    assert refused.json()["error"]["param"] == "messages"
+    assert refused.json()["error"]["param"] == "grounding"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -76,6 +78,31 @@ def test_texts(tokenizer, chat, case):
         )
 
 
+# Neither a path among the ids nor an id without a token, which the original refuses.
+DECODED = [
+    case
+    for case in golden("tokenization.json")["decode"]
+    if "ok" in case["decode_ignore"] and IMG not in case["ids"]
+]
+LISTS = [case for case in golden("tokenization.json")["list_format"] if "ok" in case["ids"]]
+
+
+@pytest.mark.parametrize("case", DECODED, ids=lambda case: case["decode_ignore"]["ok"][:16])
+def test_token_ids(tokenizer, case):
+    """Halves of characters are left out, as where the original is told to ignore them."""
+    whole = tokenizer.decode(case["ids"], skip_special_tokens=False)
+    assert whole == case["decode_ignore"]["ok"]
+    shown = case["skip_special_keep_image"]["ok"]
+    assert tokenizer.decode(case["ids"]) == shown.replace("\ufffd", "")
+
+
+@pytest.mark.parametrize("case", LISTS, ids=lambda case: case["text"][:16])
+def test_pictures_and_boxes_among_text(chat, case):
+    written = chat.write(chat_request(case["text"])).token_ids
+    head = len(chat.write(chat_request("")).token_ids) - 5
+    assert list(written[head:-5]) == with_pads(case["ids"]["ok"], each=1)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_conversations(tokenizer, name):
     case = CASES[name]
@@ -127,31 +154,67 @@ def test_continues_the_final_message(chat, tokenizer):
     )
 
 
+PIECES = (
+    *SPECIAL_TOKENS[:4],
+    *BOX_TAGS,
+    "<img>",
+    "</img>",
+    "<imgpad>",
+    "<im",
+    "g>",
+    "/etc/passwd",
+    "Picture 7: ",
+    "\u0338",
+    "x",
+)
+HOSTILE = st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
+TURN = [151644, 151645]
+PICTURE = [IMG, PAD, IMG_END]
+
+
+def steering(token_ids: Sequence[int]) -> list[int]:
+    """The special tokens but for the tags around boxes."""
+    return [i for i in token_ids if i >= 151643 and not 151851 <= i < IMG]
+
+
+@hypothesis_settings(deadline=None)
+@given(HOSTILE)
+def test_nobody_opens_a_turn_or_a_picture(chat, text):
+    """What is typed is text, whoever typed it; only the tags around boxes are more."""
+    messages = [
+        say(Role.SYSTEM, text),
+        say(Role.USER, text, IMAGE, text),
+        say(Role.ASSISTANT, text),
+        say(Role.USER, text),
+    ]
+    expected = [*TURN, 151644, *PICTURE, 151645, *TURN, *TURN, 151644]
+    assert steering(chat.write(ask(*messages)).token_ids) == expected
+
+
 @hypothesis_settings(deadline=None)
 @given(
-    st.lists(
-        st.sampled_from(
-            [
-                *SPECIAL_TOKENS[:4],
-                *BOX_TAGS,
-                "<img>",
-                "</img>",
-                "<imgpad>",
-                "<im",
-                "g>",
-                "/etc/passwd",
-                "\u0338",
-                "x",
-            ]
-        ),
-        max_size=8,
-    ).map("".join)
+    st.lists(st.lists(st.booleans(), max_size=3), min_size=1, max_size=5),
+    st.none() | st.integers(1, 2000),
+    HOSTILE,
 )
-def test_users_open_no_turn_and_no_picture(chat, text):
-    """What a user types is text; only the tags around boxes are more."""
-    written = list(chat.write(ask(say(Role.USER, text, IMAGE, text))).token_ids)
-    steering = [i for i in written if i >= 151643 and not 151851 <= i < IMG]
-    assert steering == [151644, 151645, 151644, IMG, PAD, IMG_END, 151645, 151644]
+def test_pictures_have_their_numbers_over_all_turns(tokenizer, turns, window, text):
+    """Of any conversation, whatever a window makes of it: the last turns stay, with the numbers they had."""
+    messages = []
+    for turn in turns:
+        messages += [
+            say(Role.USER, text, *[IMAGE if shown else text for shown in turn]),
+            say(Role.ASSISTANT, text),
+        ]
+    chat = QwenVLChat(tokenizer, picture_tokens=256, history_window=window)
+    written = chat.write(ask(*messages[:-1]))
+    ids = list(written.token_ids)
+    kept = ids.count(IMG)
+    total = sum(map(sum, turns))
+    assert written.forgotten_pictures + kept == total
+    assert kept >= sum(turns[-1])
+    before = [tokenizer.decode(ids[:at]) for at, token_id in enumerate(ids) if token_id == IMG]
+    for number, said in enumerate(before, written.forgotten_pictures + 1):
+        assert said.endswith(f"Picture {number}: ")
 
 
 def test_very_long_texts(chat, tokenizer):
