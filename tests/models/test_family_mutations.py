@@ -11,10 +11,16 @@ import torch
 from torch.nn.functional import gelu
 
 from inference_service.models import qwen2_5_vl, qwen2_vl, qwen3_vl, vision_parts
+from inference_service.models.positions import mrope_positions
+from inference_service.models.preprocess import Patchifier
 from tests.support.paged_forward import PagedForward
 from tests.support.tiny_qwen_vl import (
     FAMILIES,
+    MERGE,
+    Clip,
+    Layout,
     build_checkpoint,
+    clip,
     picture,
     prompt,
     reference_logits,
@@ -43,11 +49,11 @@ def expected(reference):
     return reference_logits(reference, ids, PICTURES)
 
 
-def error_of(model, expected, change: Callable | None = None) -> float:
+def error_of(model, expected, change: Callable | None = None, layout: Layout = LAYOUT) -> float:
     """Greatest difference of logits; `change` may alter the sequence after its pictures are encoded."""
-    ids, spans = prompt(LAYOUT)
+    ids, spans = prompt(layout)
     engine = PagedForward(model)
-    sequence = engine.add(ids, spans, PICTURES)
+    sequence = engine.add(ids, spans, [seen for seen in layout if not isinstance(seen, int)])
     if change:
         change(sequence)
     (logits,) = engine.step([(sequence, len(ids))])
@@ -255,9 +261,18 @@ def one_window(layout, _):
     return layout.frames
 
 
+def cut_without_merging(self, pixels):
+    """Patches row by row, instead of those of a token together."""
+    plain = Patchifier(dataclasses.replace(self._policy, merge_size=1), pixels.device)
+    return CUT(plain, pixels)
+
+
+CUT = Patchifier.__call__
+
 MUTATIONS = {
     "vision theta": (FAMILIES, vision_parts, "VISION_ROPE_THETA", 1000.0),
     "patches in raster order": (FAMILIES, vision_parts, "patch_places", in_raster_order),
+    "pixels in raster order": (FAMILIES, Patchifier, "__call__", cut_without_merging),
     "exact gelu": (["qwen3_vl"], qwen3_vl, "gelu", exact_gelu),
     "tanh gelu": (["qwen3_vl"], qwen3_vl, "gelu", tanh_gelu),
     "no interpolation": (["qwen3_vl"], qwen3_vl.PositionTable, "_neighbours", nearest_entries),
@@ -294,3 +309,87 @@ def test_norm_epsilon(model, expected):
     for layer in model.decoder.layers:
         layer._eps = 1e-2
     assert error_of(model, expected) > BROKEN
+
+
+# Eleven frames of 3 x 2 tokens: time is the longest axis, though a step of it is no whole position.
+VIDEO = clip(3, 2, 11, 4, time_step=1.3)
+VIDEO_LAYOUT = [5, PICTURES[0], 2, VIDEO, 7]
+VIDEO_TOKENS = 6 * 3 * 2
+
+
+@pytest.fixture(scope="module")
+def expected_of_video(reference):
+    ids, _ = prompt(VIDEO_LAYOUT)
+    return reference_logits(reference, ids, [PICTURES[0], VIDEO])
+
+
+def test_without_mutation_a_video_is_right(model, expected_of_video):
+    assert error_of(model, expected_of_video, layout=VIDEO_LAYOUT) < 1e-4
+
+
+def whole_steps(sequence):
+    sequence.positions = positions_with(1.0)
+
+
+def no_time(sequence):
+    sequence.positions = positions_with(0.0)
+
+
+def steps_rounded_up(sequence):
+    sequence.positions = positions_with(1.5)
+
+
+def text_behind_rows_and_columns(sequence):
+    """The rule of transformers since 5.3."""
+    last = len(sequence.ids) - 8  # the video's end, and text
+    sequence.positions[:, last:] += 3 - 7
+
+
+def positions_with(time_step: float) -> np.ndarray:
+    ids, spans = prompt([*VIDEO_LAYOUT[:3], dataclasses.replace(VIDEO, time_step=time_step), 7])
+    return mrope_positions(len(ids), spans, MERGE)[0]
+
+
+def exchange_times(sequence):
+    """The video's tokens, latest first."""
+    still, times = sequence.image_embeddings.split([6, VIDEO_TOKENS])
+    sequence.image_embeddings = torch.cat([still, times.view(6, 6, -1).flip(0).flatten(0, 1)])
+
+
+@pytest.mark.parametrize(
+    "change", [whole_steps, no_time, steps_rounded_up, text_behind_rows_and_columns, exchange_times]
+)
+def test_a_video_put_in_wrongly(change, model, expected_of_video):
+    assert error_of(model, expected_of_video, change, VIDEO_LAYOUT) > BROKEN
+
+
+def exchange_frames_of_pairs(frames: np.ndarray) -> np.ndarray:
+    order = np.arange(12).reshape(6, 2)[:, ::-1].flatten().clip(max=10)
+    return frames[order]
+
+
+def first_frame_of_each_pair(frames: np.ndarray) -> np.ndarray:
+    return frames[::2].repeat(2, axis=0)
+
+
+def black_behind_the_last(frames: np.ndarray) -> np.ndarray:
+    return np.concatenate([frames, np.zeros_like(frames[:1])])
+
+
+@pytest.mark.parametrize(
+    "change", [exchange_frames_of_pairs, first_frame_of_each_pair, black_behind_the_last]
+)
+def test_wrong_frames(change, model, expected_of_video):
+    layout = [*VIDEO_LAYOUT[:3], Clip(change(VIDEO.frames), VIDEO.time_step), 7]
+    assert error_of(model, expected_of_video, layout=layout) > BROKEN
+
+
+def test_frames_that_see_each_other(model, expected_of_video, monkeypatch):
+    of = vision_parts.Layout.of
+
+    def as_one_frame(grids, merge_size):
+        layout = of(grids, merge_size)
+        return dataclasses.replace(layout, frames=layout.frames.clamp(max=1))
+
+    monkeypatch.setattr(vision_parts.Layout, "of", as_one_frame)
+    assert error_of(model, expected_of_video, layout=VIDEO_LAYOUT) > BROKEN
