@@ -5,15 +5,33 @@ Owns the list of settings and their limits. Must not know how they are parsed (`
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AfterValidator, AliasChoices, Field
+from pydantic_core import PydanticCustomError
 
 from qwenvl.flags import FlagSettings
 
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+
+
+def _check_device(text: str) -> str:
+    gpus = text.split(",")
+    several = len(gpus) > 1 and all(re.fullmatch(r"cuda:\d+", gpu, re.ASCII) for gpu in gpus)
+    if several and len(set(gpus)) < len(gpus):
+        raise PydanticCustomError("device", "names a GPU twice")
+    if not several and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text, re.ASCII):
+        raise PydanticCustomError(
+            "device",
+            "write auto, cpu, cuda, cuda:N, or several GPUs and nothing else: cuda:0,cuda:1",
+        )
+    return text
+
+
+DeviceName = Annotated[str, AfterValidator(_check_device)]
 
 
 class ServiceSettings(FlagSettings):
@@ -44,10 +62,9 @@ class ServiceSettings(FlagSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="dtype of weights and cache"
     )
-    device: str = Field(
+    device: DeviceName = Field(
         "auto",
         description="auto, cpu, cuda or cuda:N; where one GPU is too small several, slowly: cuda:0,cuda:1",
-        pattern=r"^(auto|cpu|cuda(:\d+)?|cuda:\d+(,cuda:\d+)+)$",
     )
     max_model_len: Positive | None = Field(
         None, description="context window in tokens; none = the model's own"

@@ -62,9 +62,11 @@ def test_booleans_have_two_flags_and_a_variable() -> None:
     ("environ", "named"),
     [
         ({"QWENVL_MAX_NUM_SEQS": "0"}, "--max-num-seqs"),
-        ({"QWENVL_DEVICE": "toaster"}, "--device"),
-        ({"QWENVL_DEVICE": "cuda:0,cpu"}, "--device"),
+        ({"QWENVL_DEVICE": "toaster"}, "--device: write auto, cpu"),
+        ({"QWENVL_DEVICE": "cuda:0,cpu"}, "--device: write .* several GPUs and nothing else"),
+        ({"QWENVL_DEVICE": "cpu,cpu"}, "--device"),
         ({"QWENVL_DEVICE": "cuda:0,"}, "--device"),
+        ({"QWENVL_DEVICE": "cuda:0,cuda:1,cuda:0"}, "--device: names a GPU twice"),
         ({"QWENVL_DTYPE": "int3"}, "--dtype"),
         ({"QWENVL_DEFAULT_TEMPERATURE": "2.5"}, "--default-temperature"),
         ({"QWENVL_GPU_MEMORY_UTILIZATION": "1.5"}, "--gpu-memory-utilization"),
