@@ -76,7 +76,7 @@ class _Dialogue:
         client: Speaks to the service.
         flags: The command's.
         messages: What was said, oldest first.
-        picture: The last picture, if it is a file.
+        picture: The last picture of `messages`, if it is a file.
     """
 
     client: Client
@@ -88,6 +88,7 @@ class _Dialogue:
         """Forgets what was said."""
         system = self.flags.system
         self.messages = [_message(message_pb.ROLE_SYSTEM, system)] if system else []
+        self.picture = None
 
     def ask(self, question: str, images: Sequence[str]) -> int:
         """Puts a question, prints the answer as it comes; returns the exit status.
@@ -98,8 +99,6 @@ class _Dialogue:
             DrawError: The boxes cannot be drawn.
         """
         asked = _message(message_pb.ROLE_USER, question, images)
-        if images:
-            self.picture = None if _is_url(images[-1]) else Path(images[-1])
         said = ""
         found: list[usage_pb.Grounding] = []
         sampling = {
@@ -124,6 +123,8 @@ class _Dialogue:
                 interrupted = True
         print()
         self.messages += [asked, _message(message_pb.ROLE_ASSISTANT, said)]
+        if images:
+            self.picture = None if _is_url(images[-1]) else Path(images[-1])
         if interrupted:
             return INTERRUPTED
         return self._draw(found) if self.flags.draw else 0

@@ -167,6 +167,19 @@ async def test_a_picture_belongs_to_one_question_whatever_becomes_of_it(
     assert "third" in prompt_of(door)
 
 
+async def test_boxes_are_of_the_last_picture_that_the_service_took(
+    door: Door, picture: str, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    out = tmp_path / "out.png"
+    process = await started(door, "--image", picture, "--draw", str(out))
+    said = f"first\n/image {tmp_path / 'broken.png'}\nsecond\n{BOX}\n"
+    _, errors = await asyncio.wait_for(process.communicate(said.encode()), 60)
+    assert f"1 drawn: {out}" in errors.decode()
+    with Image.open(picture) as before, Image.open(out) as after:
+        assert after.size == before.size
+
+
 async def test_ctrl_c_stops_the_answer_and_not_the_dialogue(door: Door) -> None:
     door.engine.hold_at = 3
     process = await started(door)
