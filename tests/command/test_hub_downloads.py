@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import subprocess
 import sys
 
 import huggingface_hub.constants
+import huggingface_hub.file_download
 import modelscope_hub._download
 import modelscope_hub._legacy_api
 import pytest
@@ -156,6 +158,19 @@ def test_a_disk_that_becomes_full(hub: StandIn, tmp_path: Path) -> None:
     (tmp_path / "here" / f"{SHARDS[0]}.incomplete").symlink_to("/dev/full")
     with pytest.raises(ModelNotFound, match=rf"{SHARDS[0]} could not be fetched: the disk is full"):
         fetch_model("org/model", directory=tmp_path / "here")
+
+
+def test_a_disk_that_becomes_full_under_hugging_face(
+    hub: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its library writes to files of random names; here writing itself fails."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(huggingface_hub.file_download, "http_get", full)
+    with pytest.raises(ModelNotFound, match="Hugging Face: the disk is full"):
+        fetch_model("org/model", hub="huggingface")
 
 
 def test_a_shard_that_the_index_names_but_nobody_has(hub: StandIn) -> None:
