@@ -257,7 +257,8 @@ def serve(fd: int, core_factory: CoreFactory = load_core) -> int:
     try:
         core = core_factory(start.config)
     except Exception as error:
-        logger.exception("the model cannot be loaded")
+        # What is the operator's to mend is a ValueError whose text says how: no traceback.
+        logger.exception("the model cannot be loaded", exc_info=not isinstance(error, ValueError))
         send(wire.LoadFailed(f"{type(error).__name__}: {error}"))
         return 1
     send(wire.Loaded(core.ready))

@@ -53,6 +53,8 @@ def _qwen_vl(
     if tokenizer.special_tokens["<imgpad>"] != spec.image_token_id:
         raise ValueError(f"{qwen_vl.VOCABULARY} does not fit image_start_id of config.json")
     if not spec.is_chat:
+        if history_window is not None:
+            raise ValueError("--history-window: this is a base model, whose prompts have no turns")
         return tokenizer, qwen_vl.QwenVLBase(tokenizer)
     picture_tokens = spec.image_policy.num_tokens or 0
     return tokenizer, qwen_vl.QwenVLChat(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from inference_service.engine import memory
 from inference_service.engine.types import EngineConfig, SamplingParams
 from inference_service.kernels.attention import AttentionMetadata
 from inference_service.models.decoder import Rotation
+from inference_service.models.spec import load_spec
 from tests.support.conversations import ask, drain
 
 
@@ -53,6 +55,23 @@ def test_pages_are_counted_for_the_device_with_the_least_room(make_core, monkeyp
     monkeypatch.setattr(memory, "_layers_on", lambda _: layers)
     monkeypatch.setattr(memory, "_free_bytes", lambda *_: free)
     assert memory.count_kv_pages(config, model) == 21
+
+
+@pytest.mark.parametrize(
+    ("gib", "layers"),
+    [((12, 12), (10, 22)), ((24, 24), (14, 18)), ((7, 40), (0, 32)), ((12, 6), None)],
+)
+def test_qwen_vl_on_two_gpus(monkeypatch, gib, layers) -> None:
+    """The released model in float16: 32 layers of 0.38 GiB, and on the first GPU 6.05 GiB of tower and vocabulary."""
+    room = dict(zip(("cuda:0", "cuda:1"), gib, strict=True))
+    monkeypatch.setattr(memory, "_room", lambda _, device: room[str(device)] * 2**30)
+    spec = load_spec(Path("tests/golden/configs/Qwen-VL-Chat"))
+    given = (EngineConfig(model_dir=""), spec, [torch.device(name) for name in room], torch.float16)
+    if layers is None:
+        with pytest.raises(ValueError, match="bytes on cuda:0, cuda:1"):
+            memory.plan_placement(*given)
+    else:
+        assert memory.plan_placement(*given).layers == layers
 
 
 def test_every_step_is_handed_over(make_core, prompts, monkeypatch) -> None:

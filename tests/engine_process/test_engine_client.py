@@ -388,11 +388,14 @@ async def test_finishing_takes_the_suspicion_away(engine):
 # ---- starting and closing ----
 
 
-async def test_a_model_that_cannot_be_loaded_fails_fast_with_the_reason():
+async def test_a_model_that_cannot_be_loaded_fails_fast_with_the_reason(capfd):
     client = fake_client("refused")
     with pytest.raises(EngineStartError, match="ValueError: no model here"):
         await client.start()
     assert (client.state, client.restarts) == (EngineState.FAILED, 0)
+    said = capfd.readouterr().err
+    assert "the model cannot be loaded" in said
+    assert "Traceback" not in said
     with pytest.raises(EngineUnavailableError) as caught:
         await collect(client, request_of("a"))
     assert caught.value.retry_after_s is None

@@ -39,6 +39,8 @@ def test_qwen_vl(spec):
     _, base = load_text(GOLDEN, replace(spec, is_chat=False))
     assert isinstance(base, QwenVLBase)
     assert not isinstance(base, QwenVLChat)
+    with pytest.raises(ValueError, match="--history-window"):
+        load_text(GOLDEN, replace(spec, is_chat=False), history_window=100)
 
 
 def test_the_history_window_is_the_originals(spec):
