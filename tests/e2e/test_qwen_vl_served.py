@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from inference_service.domain import ImagePart, Role
+from inference_service.text.qwen_vl import load_tokenizer
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from tests.e2e.conftest import Served, running, serve_directory
@@ -22,6 +23,11 @@ NAME = "Qwen-VL-Chat"
 PROMPTS = {prompt["name"]: prompt for prompt in golden("A.json")["prompts"]}
 ANSWERS = {run["name"]: run["new_tokens"] for run in golden("A.json")["generation"]}
 TOP = ("positions", "top5_ids", "top5_logits", "logsumexp")
+STOPPED = {
+    run["name"]: run
+    for run in golden("A.json")["generation"]
+    if run["name"] in ("stop_single", "stop_pair")
+}
 CHATS = [name for name in SHORT_PROMPTS if name.startswith("chat_")]
 RAWS = [name for name in SHORT_PROMPTS if name.startswith("raw_")]
 
@@ -104,6 +110,31 @@ def test_raw_prompts(qwen_vl: Served, name: str, as_text: bool) -> None:
     images = [data_url(read(path)) for path in prompt["images"]]
     extra = {"images": images} if images else {}
     check(qwen_vl, "completions", name, prompt=prompt["text" if as_text else "ids"], **extra)
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_stop_words(qwen_vl: Served, name: str) -> None:
+    """One token or two; the original then forced <|endoftext|>, which is not said here."""
+    tokenizer = load_tokenizer(GOLDEN)
+    words = [tokenizer.decode(word) for word in STOPPED[name]["stop_words_ids"]]
+    prompt = PROMPTS[STOPPED[name]["prompt"]]["text"]
+    response = post(qwen_vl, "completions", prompt=prompt, stop=words, temperature=0)
+    [choice] = response.json()["choices"]
+    said = STOPPED[name]["new_tokens"][:-1]
+    assert choice["token_ids"] == said
+    assert choice["text"] == tokenizer.decode(said).removesuffix(words[0])
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", words[0])
+
+
+def test_the_originals_chat(qwen_vl: Served) -> None:
+    """It lost the last token of an answer that the limit cut."""
+    call = golden("A.json")["chat_call"]
+    messages, limit = openai_messages(call), call["max_new_tokens"]
+    response = post(qwen_vl, "chat/completions", messages=messages, max_tokens=limit, temperature=0)
+    [choice] = response.json()["choices"]
+    lost = load_tokenizer(GOLDEN).decode(choice["token_ids"][-1:])
+    assert len(choice["token_ids"]) == limit
+    assert choice["message"]["content"].removesuffix(lost).strip() == call["response"]
 
 
 def test_paths_open_nothing(qwen_vl: Served) -> None:
