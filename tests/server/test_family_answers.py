@@ -14,15 +14,37 @@ from PIL import Image
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
-from inference_service.domain import ChatMessage, ChatRequest, ImagePart, Role, TextPart
+from inference_service.domain import (
+    ChatMessage,
+    ChatRequest,
+    ImagePart,
+    Role,
+    TextPart,
+    VideoPart,
+)
 from inference_service.engine.core import EngineCore
 from inference_service.engine.types import EngineConfig, EngineRequest, SamplingParams
-from inference_service.media.decode import DecodeLimits, decode_picture
+from inference_service.media.decode import (
+    DecodeLimits,
+    FrameSpec,
+    ProcessedPicture,
+    decode_picture,
+    decode_video,
+)
 from inference_service.server.model import ServedModel
 from tests.support.conversations import drain
 from tests.support.qwen_text import TEMPLATES, token_id, write_text_files
-from tests.support.tiny_qwen_vl import FAMILIES, build_checkpoint, image_processor, reference_model
+from tests.support.tiny_qwen_vl import (
+    FAMILIES,
+    Clip,
+    build_checkpoint,
+    grid_of,
+    image_processor,
+    reference_model,
+    reference_patches,
+)
 
 
 TOKEN_IDS = {
@@ -97,6 +119,16 @@ def ours(directory: Path, turns: list[tuple[Role, list[str | Image.Image]]]) -> 
             )
             pictures.append(picture)
         messages.append(ChatMessage(role=role, parts=tuple(content)))
+    return answer_of(directory, model, messages, pictures)
+
+
+def answer_of(
+    directory: Path,
+    model: ServedModel,
+    messages: list[ChatMessage],
+    pictures: list[ProcessedPicture],
+) -> list[int]:
+    """What the engine says to the prompt that the front builds."""
     request = ChatRequest(request_id="r", model="tiny", messages=tuple(messages))
     prompt = model.prompts.build(request, pictures)
     core = EngineCore(EngineConfig(model_dir=str(directory), num_kv_pages=200, cpu_threads=1))
@@ -141,8 +173,15 @@ def theirs(
             "pixel_values": torch.from_numpy(np.asarray(processed["pixel_values"])),
             "image_grid_thw": torch.from_numpy(grids),
         }
+    return generated(tokenizer, reference, text, extra)
+
+
+def generated(
+    tokenizer: PreTrainedTokenizerFast, reference: Any, text: str, extra: dict[str, Any]
+) -> list[int]:
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    extra["mm_token_type_ids"] = (ids == TOKEN_IDS["image_token_id"]).int()
+    of_video = (ids == TOKEN_IDS["video_token_id"]).int()
+    extra["mm_token_type_ids"] = (ids == TOKEN_IDS["image_token_id"]).int() + 2 * of_video
     result = reference.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -165,3 +204,53 @@ def test_the_same_answer(name: str, directory: Path, reference: Any) -> None:
     answer = ours(directory, turns)
     assert len(answer) == NEW_TOKENS
     assert answer == theirs(directory, reference, turns)
+
+
+# Of a size that no family's rules change, and larger than it is long, where all agree what follows in time.
+FILM = [noise((336, 320), seed) for seed in range(7)]
+FPS = 3.0
+VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
+
+
+def test_the_same_answer_to_a_video(directory: Path, reference: Any) -> None:
+    answer = ours_to_the_film(directory)
+    assert len(answer) == NEW_TOKENS
+    assert answer == theirs_to_the_film(directory, reference)
+
+
+def ours_to_the_film(directory: Path) -> list[int]:
+    model = ServedModel.load(directory, ("tiny",))
+    files = [png(frame) for frame in FILM]
+    assert model.spec.video is not None
+    rules = FrameSpec(policy=model.spec.image_policy, video=model.spec.video, fps=FPS)
+    pieces = decode_video(files, [""] * len(files), rules, DecodeLimits())
+    assert {(piece.width, piece.height) for piece in pieces} == {FILM[0].size}
+    video = VideoPart(frames=tuple(ImagePart(data=file) for file in files), fps=FPS)
+    parts = (TextPart(text="What happens? "), video, TextPart(text="然后呢?"))
+    return answer_of(directory, model, [ChatMessage(role=USER, parts=parts)], pieces)
+
+
+def theirs_to_the_film(directory: Path, reference: Any) -> list[int]:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    parts = [{"type": "text", "text": "What happens? "}, {"type": "video"}]
+    parts.append({"type": "text", "text": "然后呢?"})
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
+    )
+    clip = Clip(np.stack([np.asarray(frame) for frame in FILM]))
+    times, rows, columns = grid_of(clip)
+    one_time = "<|video_pad|>" * (rows * columns // 4)
+    extra: dict[str, Any] = {
+        "pixel_values_videos": reference_patches(clip),
+        "video_grid_thw": torch.tensor([[times, rows, columns]]),
+    }
+    family = reference.config.model_type
+    if family == "qwen3_vl":
+        seconds = Qwen3VLProcessor._calculate_timestamps(None, [*range(len(FILM))], FPS, 2)
+        marks = [f"<{s:.1f} seconds>{VIDEO}" for s in seconds]
+        text = text.replace(VIDEO, "".join(marks)).replace("<|video_pad|>", one_time)
+    else:
+        text = text.replace("<|video_pad|>", one_time * times)
+    if family == "qwen2_5_vl":
+        extra["second_per_grid_ts"] = [2 / FPS]
+    return generated(tokenizer, reference, text, extra)

@@ -79,10 +79,11 @@ QWEN3_VL = """\
         {%- for part in content %}
             {%- if 'image' in part or 'image_url' in part or part.type == 'image' %}
                 {%- if count %}{%- set pictures.value = pictures.value + 1 %}{%- endif %}
-                {%- if add_vision_id %}{{- 'Picture ' ~ pictures.value ~ ': ' }}{%- endif %}
-                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+                {%- if add_vision_id %}Picture {{ pictures.value }}: {% endif -%}
+                <|vision_start|><|image_pad|><|vision_end|>
             {%- elif 'video' in part or part.type == 'video' %}
-                {{- '<|vision_start|><|video_pad|><|vision_end|>' }}
+                {%- if add_vision_id %}Video: {% endif -%}
+                <|vision_start|><|video_pad|><|vision_end|>
             {%- elif 'text' in part %}
                 {{- part.text }}
             {%- endif %}

@@ -236,16 +236,16 @@ def reference_inputs(token_ids: torch.Tensor, seen: Sequence[Seen]) -> dict[str,
     }
     pictures = [item for item in seen if not isinstance(item, Clip)]
     if pictures:
-        extra["pixel_values"] = torch.cat([_reference_patches(item) for item in pictures])
+        extra["pixel_values"] = torch.cat([reference_patches(item) for item in pictures])
         extra["image_grid_thw"] = torch.tensor([grid_of(item) for item in pictures])
     clips = [item for item in seen if isinstance(item, Clip)]
     if clips:
-        extra["pixel_values_videos"] = torch.cat([_reference_patches(item) for item in clips])
+        extra["pixel_values_videos"] = torch.cat([reference_patches(item) for item in clips])
         extra["video_grid_thw"] = torch.tensor([grid_of(item) for item in clips])
     return extra
 
 
-def _reference_patches(seen: Seen) -> torch.Tensor:
+def reference_patches(seen: Seen) -> torch.Tensor:
     """By the processor of pictures, which repeats each: of a pair of frames the halves of both are taken."""
     frames = list(frames_of(seen))
     frames += frames[-1:] * (len(frames) % 2)
