@@ -5,6 +5,7 @@ The oracle is transformers alone: its template, tokenizer, processor of pictures
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 import io
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,19 @@ TOKEN_IDS = {
 NEW_TOKENS = 8
 
 
+@dataclass(frozen=True)
+class Answer:
+    """Tokens and their log probabilities, in which details show that move no greedy choice."""
+
+    token_ids: list[int]
+    logprobs: torch.Tensor
+
+    def assert_equals(self, other: Answer) -> None:
+        assert len(self.token_ids) == NEW_TOKENS
+        assert self.token_ids == other.token_ids
+        torch.testing.assert_close(self.logprobs, other.logprobs, atol=1e-4, rtol=0)
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
@@ -98,7 +112,7 @@ CONVERSATIONS: dict[str, list[tuple[Role, list[str | Image.Image]]]] = {
 }
 
 
-def ours(directory: Path, turns: list[tuple[Role, list[str | Image.Image]]]) -> list[int]:
+def ours(directory: Path, turns: list[tuple[Role, list[str | Image.Image]]]) -> Answer:
     model = ServedModel.load(directory, ("tiny",))
     policy = model.spec.image_policy
     messages, pictures = [], []
@@ -127,12 +141,12 @@ def answer_of(
     model: ServedModel,
     messages: list[ChatMessage],
     pictures: list[ProcessedPicture],
-) -> list[int]:
+) -> Answer:
     """What the engine says to the prompt that the front builds."""
     request = ChatRequest(request_id="r", model="tiny", messages=tuple(messages))
     prompt = model.prompts.build(request, pictures)
     core = EngineCore(EngineConfig(model_dir=str(directory), num_kv_pages=200, cpu_threads=1))
-    sampling = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0)
+    sampling = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0, logprobs=1)
     core.add(
         EngineRequest(
             sequence_id="r",
@@ -142,12 +156,14 @@ def answer_of(
         ),
         b"".join(picture.pixels for picture in pictures),
     )
-    return drain(core)["r"].token_ids
+    told = drain(core)["r"]
+    chosen = [entry.logprob for output in told.outputs for entry in output.logprobs]
+    return Answer(told.token_ids, torch.tensor(chosen))
 
 
 def theirs(
     directory: Path, reference: Any, turns: list[tuple[Role, list[str | Image.Image]]]
-) -> list[int]:
+) -> Answer:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     messages = [
         {
@@ -178,7 +194,7 @@ def theirs(
 
 def generated(
     tokenizer: PreTrainedTokenizerFast, reference: Any, text: str, extra: dict[str, Any]
-) -> list[int]:
+) -> Answer:
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
     of_video = (ids == TOKEN_IDS["video_token_id"]).int()
     extra["mm_token_type_ids"] = (ids == TOKEN_IDS["image_token_id"]).int() + 2 * of_video
@@ -195,15 +211,14 @@ def generated(
     )
     best = torch.cat(result.scores).topk(2, dim=-1).values
     assert (best[:, 0] - best[:, 1]).min() > 1e-3, "two tokens are as good as equal"
-    return result.sequences[0, ids.shape[1] :].tolist()
+    chosen = torch.cat(result.scores).log_softmax(dim=-1).amax(dim=-1)
+    return Answer(result.sequences[0, ids.shape[1] :].tolist(), chosen)
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_the_same_answer(name: str, directory: Path, reference: Any) -> None:
     turns = CONVERSATIONS[name]
-    answer = ours(directory, turns)
-    assert len(answer) == NEW_TOKENS
-    assert answer == theirs(directory, reference, turns)
+    ours(directory, turns).assert_equals(theirs(directory, reference, turns))
 
 
 # Of a size that no family's rules change, and larger than it is long, where all agree what follows in time.
@@ -213,12 +228,10 @@ VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 
 
 def test_the_same_answer_to_a_video(directory: Path, reference: Any) -> None:
-    answer = ours_to_the_film(directory)
-    assert len(answer) == NEW_TOKENS
-    assert answer == theirs_to_the_film(directory, reference)
+    ours_to_the_film(directory).assert_equals(theirs_to_the_film(directory, reference))
 
 
-def ours_to_the_film(directory: Path) -> list[int]:
+def ours_to_the_film(directory: Path) -> Answer:
     model = ServedModel.load(directory, ("tiny",))
     files = [png(frame) for frame in FILM]
     assert model.spec.video is not None
@@ -230,7 +243,7 @@ def ours_to_the_film(directory: Path) -> list[int]:
     return answer_of(directory, model, [ChatMessage(role=USER, parts=parts)], pieces)
 
 
-def theirs_to_the_film(directory: Path, reference: Any) -> list[int]:
+def theirs_to_the_film(directory: Path, reference: Any) -> Answer:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     parts = [{"type": "text", "text": "What happens? "}, {"type": "video"}]
     parts.append({"type": "text", "text": "然后呢?"})
