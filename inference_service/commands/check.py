@@ -54,7 +54,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--gpu-memory",
         type=parse_size,
         metavar="SIZE",
-        help="judge for a GPU with this much memory (24GiB) instead of the device of this machine",
+        help="judge for a GPU with this much memory (24GiB) instead of the device of this machine;"
+        " with several in --device, for as many",
     )
     ServiceSettings.add_flags(parser, skip=ServiceSettings.model_fields.keys() - _SETTINGS)
     parser.set_defaults(run=run)
@@ -106,7 +107,9 @@ def _directory(settings: ServiceSettings) -> Path:
 
 def _device(gpu_memory: object, settings: ServiceSettings) -> Device | None:
     if isinstance(gpu_memory, int):
-        return Device(name="a GPU", is_gpu=True, total_bytes=gpu_memory)
+        count = len(settings.device.split(","))
+        name = "a GPU" if count == 1 else f"{count} GPUs"
+        return Device(name=name, is_gpu=True, total_bytes=count * gpu_memory)
     return find_device(settings.device, os.environ)
 
 

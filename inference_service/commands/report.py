@@ -15,6 +15,7 @@ from inference_service.models.footprint import (
     Footprint,
     capacity,
     footprint,
+    largest_media_tokens,
 )
 from inference_service.models.spec import ModelSpec
 from inference_service.settings import ServiceSettings
@@ -24,8 +25,11 @@ UNITS = {
     "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
-_WORKING_BYTES = 2**30
-"""Room for the activations of one step. The engine measures it; here it is an allowance."""
+_LEAST_STEP_BYTES = 2**30
+"""Room for the activations of one step over text. The engine measures it; here it is an allowance."""
+_VALUES_PER_PICTURE_TOKEN = 4 * 17 * 1280
+"""That live at once in a vision tower: 17 times the width of a patch, counted in runs of the Qwen towers; a token is
+four patches, and the widest of these towers has 1280."""
 # Its GB can only be GiB: the weights alone are 19.31 GB.
 _REMARKS = {("qwen_vl", "float16"): "; the Qwen-VL tutorial tells of 18.74 GB (GiB)"}
 
@@ -65,7 +69,10 @@ def _beside(model: Footprint, spec: ModelSpec, settings: ServiceSettings) -> int
     """Bytes that are neither weights nor KV cache: the features of pictures, the activations of a step."""
     levels = 1 + spec.decoder.deepstack_levels
     embedding_bytes = spec.decoder.hidden_size * levels * VALUE_BYTES[model.dtype]
-    return settings.encoder_cache_tokens * embedding_bytes + _WORKING_BYTES
+    encoder_cache = settings.encoder_cache_tokens
+    pictures = largest_media_tokens(spec, settings.max_num_batched_tokens, encoder_cache)
+    step_bytes = pictures * _VALUES_PER_PICTURE_TOKEN * VALUE_BYTES[model.dtype]
+    return encoder_cache * embedding_bytes + max(_LEAST_STEP_BYTES, step_bytes)
 
 
 def _describe(model: Footprint, beside: int) -> Iterator[str]:
@@ -108,7 +115,7 @@ def _describe_room(model: Footprint, device: Device, usable: int, room: Capacity
     elif usable < model.weight_bytes:
         yield f"does not fit: the weights alone take {show_size(model.weight_bytes)}"
     else:
-        yield "does not fit: too little memory is left for the cache"
+        yield "does not fit: too little memory is left for the cache; a smaller --encoder-cache-tokens leaves more"
 
 
 def _count(parameters: int) -> str:

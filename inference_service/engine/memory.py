@@ -16,6 +16,7 @@ from inference_service.engine.runner import PROMPT_LOGITS_ROWS
 from inference_service.engine.types import EngineConfig
 from inference_service.kernels.attention import AttentionMetadata
 from inference_service.models.batch import ForwardBatch
+from inference_service.models.footprint import largest_media_tokens
 from inference_service.models.placement import Placement, place_layers
 from inference_service.models.spec import ModelSpec
 from inference_service.models.tables import kv_bytes_per_token, layer_parameters, module_parts
@@ -190,7 +191,8 @@ def _free_bytes_on_gpus(
 def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
     """The most memory that one step takes: a full picture or video, a full batch, a full set of logits."""
     policy, num_tokens = model.spec.image_policy, config.max_num_batched_tokens
-    side = policy.square_side or policy.pixel_step * math.isqrt(_largest_media(config, model.spec))
+    largest_media = largest_media_tokens(model.spec, num_tokens, config.encoder_cache_tokens)
+    side = policy.square_side or policy.pixel_step * math.isqrt(largest_media)
     patches = side // policy.patch_size
     grid = (1, patches, patches)
     pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8)
@@ -215,13 +217,3 @@ def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
     logits = model.logits(hidden[:rows])
     logits.softmax(dim=-1)
     logits.topk(logits.shape[-1])  # as for `top_p`
-
-
-def _largest_media(config: EngineConfig, spec: ModelSpec) -> int:
-    """Most tokens of pictures that one step encodes; a video that is not cut counts as one picture."""
-    whole_videos = spec.video is not None and not spec.video.timestamps
-    if whole_videos:
-        return config.encoder_cache_tokens
-    policy = spec.image_policy
-    largest = max(config.max_num_batched_tokens, policy.max_pixels // policy.pixel_step**2)
-    return min(largest, config.encoder_cache_tokens)

@@ -1,6 +1,6 @@
 """How large a model is, and how many requests a device has room for beside it.
 
-Owns the arithmetic that `GetModel` and `qwenvl check` share. Torch-free. Must not know devices or files.
+Owns the arithmetic that `GetModel`, `qwenvl check` and the engine share. Torch-free. Must not know devices or files.
 """
 
 from __future__ import annotations
@@ -77,6 +77,17 @@ def footprint(spec: ModelSpec, dtype: str) -> Footprint:
         kv_bytes_per_token=kv_bytes_per_token(spec, VALUE_BYTES[dtype]),
         window_tokens=spec.max_position_embeddings,
     )
+
+
+def largest_media_tokens(
+    spec: ModelSpec, max_num_batched_tokens: int, encoder_cache_tokens: int
+) -> int:
+    """Most tokens of pictures that one step encodes; a video that is not cut counts as one picture."""
+    if spec.video is not None and not spec.video.timestamps:
+        return encoder_cache_tokens
+    policy = spec.image_policy
+    largest_picture = policy.max_pixels // policy.pixel_step**2
+    return min(max(max_num_batched_tokens, largest_picture), encoder_cache_tokens)
 
 
 def capacity(model: Footprint, cache_bytes: int, max_model_len: int | None) -> Capacity:

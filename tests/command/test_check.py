@@ -60,8 +60,15 @@ def test_parts_weights_and_room(configured: str, capsys: pytest.CaptureFixture[s
     [
         (["--gpu-memory", "8GB"], DOES_NOT_FIT, "the weights alone take 8.27 GiB"),
         (["--gpu-memory", "10.5GiB"], DOES_NOT_FIT, "too little memory is left for the cache"),
-        (["--gpu-memory", "11GiB", "--gpu-memory-utilization", "1"], FITS, "1 request of"),
-        (["--gpu-memory", "24GiB", "--dtype", "float32"], FITS, "16.53 GiB (17.75 GB) in float32"),
+        (["--gpu-memory", "11GiB", "--gpu-memory-utilization", "1"], DOES_NOT_FIT, "cache-tokens"),
+        (["--gpu-memory", "12GiB", "--gpu-memory-utilization", "1"], FITS, "1 request of"),
+        (
+            ["--gpu-memory", "11GiB", "--encoder-cache-tokens", "2048"],
+            FITS,
+            "1.04 GiB for pictures",
+        ),
+        (["--gpu-memory", "32GiB", "--dtype", "float32"], FITS, "16.53 GiB (17.75 GB) in float32"),
+        (["--gpu-memory", "8GiB", "--device", "cuda:0,cuda:1"], FITS, "2 GPUs: 14.40 GiB usable"),
         (["--gpu-memory", "24GiB", "--max-model-len", "262144"], DOES_NOT_FIT, "does not fit"),
         (["--gpu-memory", "80GiB", "--max-model-len", "262144"], FITS, "1 request of 262144"),
     ],

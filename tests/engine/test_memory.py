@@ -10,8 +10,6 @@ import torch
 from inference_service.engine import memory
 from inference_service.engine.types import EngineConfig
 from inference_service.models.loader import load_model
-from inference_service.models.spec import load_spec
-from tests.support.tiny_qwen_vl import build_checkpoint
 
 
 @pytest.mark.parametrize(("available", "device"), [(True, "cuda:0"), (False, "cpu")])
@@ -86,13 +84,3 @@ def test_the_largest_step_is_full_of_pictures(
         config = EngineConfig(model_dir="", max_num_batched_tokens=tokens)
         memory._run_largest_step(config, model)
     assert encoded == [1, 1, 2]
-
-
-@pytest.mark.parametrize(("family", "tokens"), [("qwen2_vl", 900), ("qwen3_vl", 400)])
-def test_a_whole_video_may_be_larger_than_any_picture(
-    tmp_path: Path, family: str, tokens: int
-) -> None:
-    """Qwen3-VL's videos are encoded a pair of frames at a time; the largest picture has 400 tokens here."""
-    spec = load_spec(build_checkpoint(tmp_path, family=family))
-    config = EngineConfig(model_dir="", max_num_batched_tokens=64, encoder_cache_tokens=900)
-    assert memory._largest_media(config, spec) == tokens

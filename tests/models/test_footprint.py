@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from inference_service.models.footprint import LEAST_CONTEXT_TOKENS, Footprint, capacity, footprint
+from inference_service.models.footprint import (
+    LEAST_CONTEXT_TOKENS,
+    Footprint,
+    capacity,
+    footprint,
+    largest_media_tokens,
+)
 from inference_service.models.spec import load_spec
 from tests.support.published_configs import published_files, write_files
 
@@ -48,3 +54,17 @@ def test_capacity(
 ) -> None:
     room = capacity(MODEL, cache_bytes, asked)
     assert (room.cache_tokens, room.context_tokens, room.full_requests, room.fits) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder_cache", "tokens"),
+    [
+        ("Qwen2-VL-7B-Instruct", 40_000, 40_000),  # a whole video
+        ("Qwen3-VL-8B-Instruct", 40_000, 16_384),  # a picture; of videos a pair of frames at a time
+        ("Qwen3-VL-8B-Instruct", 900, 900),
+        ("Qwen-VL-Chat", 40_000, 2048),  # as many pictures as a step has tokens
+    ],
+)
+def test_the_most_that_a_step_encodes(name: str, encoder_cache: int, tokens: int) -> None:
+    spec = load_spec(Path("tests/golden/configs") / name)
+    assert largest_media_tokens(spec, 2048, encoder_cache) == tokens
