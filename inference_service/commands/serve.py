@@ -55,16 +55,18 @@ def run(flags: Mapping[str, object]) -> int:
     """Runs the command; returns the exit status."""
     explicit = {name: value for name, value in flags.items() if value is not None}
     settings = ServiceSettings.load(explicit, os.environ)
+    environment = dict(os.environ) | {
+        ENV_PREFIX + name.upper(): _as_text(value) for name, value in explicit.items()
+    }
+    http_address = environment.setdefault(ENV_PREFIX + "HTTP_ADDRESS", _DEFAULT_HTTP_ADDRESS)
+    if not http_address.rpartition(":")[2].isdecimal():
+        raise SystemExit(f"--http-address: {http_address!r} is not HOST:PORT")
     try:
         directory = _directory(settings)
         verify_weights(directory)
         _tell(load_spec(directory), settings)
     except (ModelNotFound, SnapshotError, ValueError, OSError) as error:
         raise SystemExit(f"cannot serve this model: {error}") from None
-    environment = dict(os.environ) | {
-        ENV_PREFIX + name.upper(): _as_text(value) for name, value in explicit.items()
-    }
-    http_address = environment.setdefault(ENV_PREFIX + "HTTP_ADDRESS", _DEFAULT_HTTP_ADDRESS)
     environment.setdefault(ENV_PREFIX + "GRPC_TARGET", _dial_target(settings.grpc_address))
     return _Pair(environment, http_address, settings.drain_timeout_s).run()
 

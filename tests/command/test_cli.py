@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from inference_service.commands.serve import _Pair
 
 
 COMMAND = Path(sys.executable).with_name("qwenvl")
@@ -23,6 +27,7 @@ def qwenvl(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         (["serve", "/no/such/model"], "neither a directory nor a hub id"),
         (["serve", "--max-num-seqs", "none"], "--max-num-seqs"),
+        (["serve", "--http-address", "8000x"], "--http-address: '8000x' is not HOST:PORT"),
         (["fly"], "invalid choice"),
         ([], "required"),
     ],
@@ -32,6 +37,31 @@ def test_a_wrong_command_ends_at_once_and_says_why(arguments: list[str], says: s
     assert result.returncode != 0
     assert says in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "ready"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", False),
+        (b"\x00\x01 no HTTP\r\n\r\n", False),
+        (b"", False),
+    ],
+)
+def test_a_door_that_cannot_speak_yet_is_not_ready(answer: bytes, ready: bool) -> None:
+    def serve_once() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pair = _Pair({}, f"127.0.0.1:{listener.getsockname()[1]}", drain_s=0)
+        thread = threading.Thread(target=serve_once)
+        thread.start()
+        assert pair._is_ready() is ready
+        thread.join()
+    assert not pair._is_ready()
 
 
 def test_help_lists_the_fixed_flags() -> None:
