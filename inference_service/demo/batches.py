@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 import torch
 from torch.utils.data import IterableDataset
 
-from inference_service.demo.palette import COLOURS, KINDS
+from inference_service.demo.labels import SceneLabels, label
 from inference_service.demo.pictures import (
     PATCH,
     STEP,
@@ -34,7 +34,7 @@ from inference_service.demo.questions import (
     ask_two,
     ask_without,
 )
-from inference_service.demo.scenes import Scene, invent
+from inference_service.demo.scenes import Scene, invent, invent_collage
 from inference_service.demo.vocabulary import special_id
 
 
@@ -54,20 +54,35 @@ SIZES: tuple[Size, ...] = (
 )
 SIZE_WEIGHTS = (10, *(2,) * (len(SIZES) - 1))
 PICTURES_PER_ROW = (1, 2, 0)
-PICTURES_WEIGHTS = (0.92, 0.04, 0.04)
-MOST_TURNS = 3
-FURTHER_TURN = (
-    0.15  # chance of one more turn, and of a system message: short rows teach more in a second
+PICTURES_WEIGHTS = (0.89, 0.08, 0.03)
+MOST_TURNS = 4
+TURN_WEIGHTS = (35, 25, 20, 20)  # of further turns: they cost no further picture
+LONG_ANSWER = (
+    90  # in characters; nothing follows it, as the other rows of the batch would wait for the end
 )
 SYSTEM_MESSAGE = 0.15
+POOL = 4  # batches that are made together
 
-UNLABELLED = -100  # what torch's cross_entropy ignores
 
-# The curriculum: single shapes and easy tasks first, then more and more of the rest.
-EASY_STEPS = 200
-RAMP_STEPS = 1000
-LEAST_PROGRESS = 0.2
-MOST_PROGRESS = 0.6
+class Truth(NamedTuple):
+    """What pictures hold, see `labels.SceneLabels`: int64 [B, N, 7], float32 [B, N, 4], int64 [B, N, 2, 3]."""
+
+    shapes: torch.Tensor
+    boxes: torch.Tensor
+    characters: torch.Tensor
+
+    def to(self, device: torch.device) -> Truth:
+        """The same on a device."""
+        return Truth(*(tensor.to(device) for tensor in self))
+
+    @classmethod
+    def of(cls, labels: Sequence[SceneLabels]) -> Truth:
+        """Stacks the labels of pictures of one size."""
+        return cls(
+            torch.from_numpy(np.stack([known.shapes for known in labels])),
+            torch.from_numpy(np.stack([known.boxes for known in labels])),
+            torch.from_numpy(np.stack([known.characters for known in labels])),
+        )
 
 
 class Batch(NamedTuple):
@@ -79,7 +94,7 @@ class Batch(NamedTuple):
         positions: [3, B, T] int64.
         patches: [B, pictures, N, 768] uint8, or None.
         grid: Rows and columns of patches.
-        labels: [B, 2] int64: kind and colour of a row's only shape, or UNLABELLED.
+        truth: What the pictures hold; None without pictures.
     """
 
     token_ids: torch.Tensor
@@ -87,7 +102,7 @@ class Batch(NamedTuple):
     positions: torch.Tensor
     patches: torch.Tensor | None
     grid: tuple[int, int]
-    labels: torch.Tensor
+    truth: Truth | None
 
 
 class Look(NamedTuple):
@@ -96,12 +111,12 @@ class Look(NamedTuple):
     Attributes:
         patches: [B, N, 768] uint8.
         grid: Rows and columns of patches.
-        labels: [B, 2] int64: kind and colour.
+        truth: What they hold.
     """
 
     patches: torch.Tensor
     grid: tuple[int, int]
-    labels: torch.Tensor
+    truth: Truth
 
 
 def patch_grid(size: Size) -> tuple[int, int]:
@@ -203,81 +218,114 @@ class Codec:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A conversation, its pictures, each [N, 768] uint8, and the label of its only shape."""
+    """A conversation, its pictures, each [N, 768] uint8, and what they hold."""
 
     pictures: list[npt.NDArray[np.uint8]]
     turns: list[Exchange]
-    label: tuple[int, int] = (UNLABELLED, UNLABELLED)
+    labels: list[SceneLabels]
 
 
-def label_of(scene: Scene) -> tuple[int, int]:
-    """Kind and colour of the only shape, as indices into KINDS and COLOURS; UNLABELLED if there are none or more."""
-    if len(scene.shapes) != 1:
-        return UNLABELLED, UNLABELLED
-    [shape] = scene.shapes
-    return KINDS.index(shape.kind), list(COLOURS).index(shape.colour)
-
-
-def invent_example(random: Random, size: Size, progress: float, number: int) -> Example:
-    """A conversation about `number` pictures that the network sees at `size`.
-
-    `progress` is the share of scenes with any number of shapes, the others have one, and moves the mix of tasks.
-    """
+def invent_example(random: Random, size: Size, number: int) -> Example:
+    """A conversation about `number` pictures that the network sees at `size`."""
     if number == 0:
-        return Example([], [ask_without(random)])
-    scenes = []
+        return Example([], [ask_without(random)], [])
+    scenes, drawn = [], []
     for _ in range(number):
         width, height = draw_size(random, size) if random.random() < 0.5 else size
-        shapes = None if random.random() < progress else 1
-        scenes.append(invent(random, width, height, shapes))
-    drawn = [patches(as_seen(render(scene, random.getrandbits(30)))) for scene in scenes]
+        scenes.append(invent_scene(random, width, height))
+        drawn.append(patches(as_seen(render(scenes[-1], random.getrandbits(30)))))
+    labels = [label(scene, size) for scene in scenes]
     if number == 2:
-        return Example(drawn, [ask_two(random, *scenes)])
-    turns = [ask_about(random, scenes[0], progress)]
-    while random.random() < FURTHER_TURN and len(turns) < MOST_TURNS:
-        turns.append(ask_about(random, scenes[0], progress))
-    return Example(drawn, turns, label_of(scenes[0]))
+        return Example(drawn, [ask_two(random, *scenes)], labels)
+    turns = [ask_about(random, scenes[0])]
+    for _ in range(random.choices(range(MOST_TURNS), TURN_WEIGHTS)[0]):
+        if len(turns[-1].answer) > LONG_ANSWER:
+            break
+        turns.append(ask_about(random, scenes[0]))
+    return Example(drawn, turns, labels)
+
+
+LOOK_SEEDS = 10**9  # apart from those of conversations
+COLLAGES = 0.7  # of what is looked at
+WORD_ONLY, WORD_TOO = (
+    0.45,
+    0.1,
+)  # shares of pictures that show a word and nothing else, and one beside shapes
+
+
+def invent_scene(random: Random, width: int, height: int) -> Scene:
+    """A scene of shapes, of a word, or of both."""
+    draw = random.random()
+    if draw < WORD_ONLY:
+        return invent(random, width, height, 0, word=True)
+    return invent(random, width, height, word=draw < WORD_ONLY + WORD_TOO)
 
 
 def make_look(seed: int, batch_size: int) -> Look:
     """The pictures of that seed."""
     random = Random(seed)
     size = random.choices(SIZES, SIZE_WEIGHTS)[0]
-    scenes = [invent(random, *size, 1) for _ in range(batch_size)]
-    drawn = [patches(as_seen(render(scene, random.getrandbits(30)))) for scene in scenes]
-    labels = torch.tensor([label_of(scene) for scene in scenes])
-    return Look(torch.from_numpy(np.stack(drawn)), patch_grid(size), labels)
+    scenes, drawn = [], []
+    for _ in range(batch_size):
+        width, height = draw_size(random, size) if random.random() < 0.3 else size
+        make = invent_collage if random.random() < COLLAGES else invent_scene
+        scenes.append(make(random, width, height))
+        drawn.append(patches(as_seen(render(scenes[-1], random.getrandbits(30)))))
+    labels = [label(scene, size) for scene in scenes]
+    return Look(torch.from_numpy(np.stack(drawn)), patch_grid(size), Truth.of(labels))
 
 
-def make_batch(codec: Codec, seed: int, progress: float, batch_size: int) -> Batch:
-    """The batch of that seed; `progress` (0 to 1) is how far the curriculum is."""
+def make_batches(codec: Codec, seed: int, batch_size: int) -> list[Batch]:
+    """The POOL batches of that seed; rows of like length are together, so that little is padded."""
     random = Random(seed)
     size = random.choices(SIZES, SIZE_WEIGHTS)[0]
     number = random.choices(PICTURES_PER_ROW, PICTURES_WEIGHTS)[0]
-    rows, learned, drawn, labels = [], [], [], []
-    for _ in range(batch_size):
-        example = invent_example(random, size, progress, number)
-        ids, learn = codec.conversation(random, example.turns, number, size)
-        rows.append(ids)
-        learned.append(learn)
-        labels.append(example.label)
-        if number:
-            drawn.append(np.stack(example.pictures))
-    token_ids, positions = codec.padded(rows, size)
+    rows = []
+    for _ in range(POOL * batch_size):
+        example = invent_example(random, size, number)
+        rows.append((*codec.conversation(random, example.turns, number, size), example))
+    rows.sort(key=lambda row: len(row[0]))
+    batches = [
+        _batch(codec, rows[first : first + batch_size], size)
+        for first in range(0, len(rows), batch_size)
+    ]
+    random.shuffle(batches)
+    return batches
+
+
+def _batch(
+    codec: Codec, rows: Sequence[tuple[list[int], list[bool], Example]], size: Size
+) -> Batch:
+    token_ids, positions = codec.padded([ids for ids, _, _ in rows], size)
     mask = torch.zeros(token_ids.shape, dtype=torch.bool)
-    for index, learn in enumerate(learned):
-        mask[index, : len(learn)] = torch.tensor(learn)
-    pixels = torch.from_numpy(np.stack(drawn)) if drawn else None
-    return Batch(token_ids, mask, positions, pixels, patch_grid(size), torch.tensor(labels))
+    for index, (_, learned, _) in enumerate(rows):
+        mask[index, : len(learned)] = torch.tensor(learned)
+    labels = [known for _, _, example in rows for known in example.labels]
+    drawn = [np.stack(example.pictures) for _, _, example in rows if example.pictures]
+    return Batch(
+        token_ids,
+        mask,
+        positions,
+        torch.from_numpy(np.stack(drawn)) if drawn else None,
+        patch_grid(size),
+        Truth.of(labels) if labels else None,
+    )
 
 
-def progress_at(step: int) -> float:
-    """How far the curriculum is at a step, 0 to 1."""
-    return min(MOST_PROGRESS, max(LEAST_PROGRESS, (step - EASY_STEPS) / RAMP_STEPS))
+class Looks(IterableDataset[Look]):
+    """Pictures without words, without end."""
+
+    def __init__(self, first: int, batch_size: int) -> None:
+        self._first = first
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[Look]:
+        for step in count(self._first):
+            yield make_look(LOOK_SEEDS + step, self._batch_size)
 
 
 class Batches(IterableDataset[Batch]):
-    """Batches without end: that of step i has the seed i."""
+    """Batches without end; those of one seed follow each other."""
 
     def __init__(self, codec: Codec, first: int, batch_size: int) -> None:
         self._codec = codec
@@ -285,5 +333,7 @@ class Batches(IterableDataset[Batch]):
         self._batch_size = batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        for step in count(self._first):
-            yield make_batch(self._codec, step, progress_at(step), self._batch_size)
+        seed, done = divmod(self._first, POOL)
+        yield from make_batches(self._codec, seed, self._batch_size)[done:]
+        for later in count(seed + 1):
+            yield from make_batches(self._codec, later, self._batch_size)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 import shutil
 import tempfile
@@ -82,30 +81,6 @@ def model_config(network: NetworkConfig, tokenizer: Tokenizer) -> dict[str, Any]
             "deepstack_visual_indexes": list(network.deepstack),
         },
     }
-
-
-def network_config(config: dict[str, Any]) -> NetworkConfig:
-    """The sizes that a config.json of this module tells."""
-    text, vision = config["text_config"], config["vision_config"]
-    first, second, third = text["rope_scaling"]["mrope_section"]
-    return NetworkConfig(
-        vocab_size=text["vocab_size"],
-        hidden_size=text["hidden_size"],
-        layers=text["num_hidden_layers"],
-        heads=text["num_attention_heads"],
-        kv_heads=text["num_key_value_heads"],
-        head_dim=text["head_dim"],
-        mlp_size=text["intermediate_size"],
-        rope_theta=text["rope_theta"],
-        mrope_section=(first, second, third),
-        vision_size=vision["hidden_size"],
-        vision_layers=vision["depth"],
-        vision_heads=vision["num_heads"],
-        vision_mlp_size=vision["intermediate_size"],
-        position_side=math.isqrt(vision["num_position_embeddings"]),
-        deepstack=tuple(vision["deepstack_visual_indexes"]),
-        max_positions=text["max_position_embeddings"],
-    )
 
 
 def tokenizer_config(network: NetworkConfig, tokenizer: Tokenizer) -> dict[str, Any]:

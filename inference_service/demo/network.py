@@ -54,11 +54,11 @@ class NetworkConfig:
     rope_theta: float = 10_000.0
     mrope_section: tuple[int, int, int] = (8, 8, 8)
     vision_size: int = 128
-    vision_layers: int = 4
+    vision_layers: int = 5
     vision_heads: int = 4
     vision_mlp_size: int = 384
     position_side: int = 8
-    deepstack: tuple[int, ...] = (1, 3)
+    deepstack: tuple[int, ...] = (2,)
     max_positions: int = 4096
 
 
@@ -420,7 +420,7 @@ class Network(nn.Module):
 def _first_scale(name: str, parameter: torch.Tensor) -> float:
     """Standard deviation of the first values; maps into the residual stream start at half strength."""
     if "embed" in name:
-        return 0.02
+        return 0.2 if "pos" in name else 0.02
     into_stream = any(part in name for part in ("o_proj", "down", "proj.weight", "fc2"))
     scale: float = parameter[0].numel() ** -0.5
     return scale * 0.5 if into_stream else scale

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from inference_service.demo.lettering import draw_word
 from inference_service.demo.scenes import Scene
 
 
@@ -66,6 +67,8 @@ def render(scene: Scene, noise_seed: int = 0) -> Image.Image:
         else:
             box = [v * scale for v in shape.box]
             draw.ellipse(box, fill=shape.rgb, outline=scene.outline, width=stroke)
+    for word in scene.words:
+        draw_word(draw, word, scale)
     if scale > 1:
         picture = picture.reduce(scale)
     if scene.noise:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from inference_service.demo.naming import LANGUAGES, ZH_COLOUR, ZH_KIND, listing
+from inference_service.demo.naming import LANGUAGES, ZH_COLOUR, ZH_KIND
 from inference_service.demo.palette import COLOURS, KINDS
 from inference_service.demo.scenes import Scene
-from inference_service.demo.tasks import TASK_BY_NAME, TASKS, ask, roughen
+from inference_service.demo.tasks import TASK_BY_NAME, TASKS, ask, described, roughen
 from inference_service.demo.wordings import WORDINGS
 
 
@@ -26,7 +26,7 @@ SYSTEM_PROMPTS = (
     "你是一个乐于助人的助手。",
     "You answer questions about pictures.",
 )
-TEXT_ONLY = ("describe", "colour", "shape", "count", "hello", "other")
+TEXT_ONLY = ("describe", "colour", "shape", "count", "read", "hello", "other")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,16 @@ class Exchange:
     answer: str
 
 
-def ask_about(random: Random, scene: Scene, progress: float, task: str | None = None) -> Exchange:
-    """A question about one picture; `progress` (0 to 1) moves the weights from early to late."""
+def ask_about(random: Random, scene: Scene, task: str | None = None) -> Exchange:
+    """A question about one picture; where it allows none of that task, one of any other."""
     language = random.choice(LANGUAGES)
-    weights = [t.early + (t.late - t.early) * progress for t in TASKS]
+    weights = [t.of_words if scene.word and not scene.shapes else t.of_shapes for t in TASKS]
     while True:
         chosen = TASK_BY_NAME[task] if task else random.choices(TASKS, weights)[0]
         made = chosen.make(random, scene, language)
         if made is not None:
             question, answer = made
-            if chosen.name not in ("colour", "shape", "count", "count_some", "other"):
+            if chosen.name not in ("colour", "shape", "count", "count_some", "other", "read"):
                 question = roughen(random, question, language, short=False)
             return Exchange(chosen.name, language, question, answer)
         task = None
@@ -57,17 +57,12 @@ def ask_about(random: Random, scene: Scene, progress: float, task: str | None = 
 def ask_two(random: Random, one: Scene, two: Scene) -> Exchange:
     """A question about two pictures."""
     language = random.choice(LANGUAGES)
-    alike = sorted((s.kind, s.colour) for s in one.shapes) == sorted(
-        (s.kind, s.colour) for s in two.shapes
-    )
+    alike = described(one, language) == described(two, language)
     if random.random() < 0.3:
         yes, no = ("Yes.", "No.") if language == "en" else ("一样。", "不一样。")
         question = ask(random, "same", language)
         return Exchange("same", language, question, yes if alike else no)
-    first, second = (
-        listing(s.shapes, language) if s.shapes else ("nothing" if language == "en" else "空白")
-        for s in (one, two)
-    )
+    first, second = described(one, language), described(two, language)
     if language == "en":
         answer = f"The first picture shows {first}, the second {second}."
     else:
@@ -78,7 +73,7 @@ def ask_two(random: Random, one: Scene, two: Scene) -> Exchange:
 def ask_without(random: Random) -> Exchange:
     """A question without any picture."""
     language = random.choice(LANGUAGES)
-    task = random.choices(TEXT_ONLY, (1, 1, 1, 1, 1, 3))[0]
+    task = random.choices(TEXT_ONLY, (1, 1, 1, 1, 1, 1, 3))[0]
     if task == "hello":
         return Exchange(
             "hello", language, ask(random, "hello", language), WORDINGS[language].hello_answer

@@ -1,4 +1,4 @@
-"""Invents scenes of coloured shapes: the demo model's whole visible world, and its ground truth.
+"""Invents scenes of coloured shapes and printed words: the demo model's whole visible world, and its ground truth.
 
 Owns what a scene holds and where. Knows nothing of pixels, questions, tokens or torch. Everything
 follows from the `Random` that is passed in: the same seed gives the same scene.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import math
 from random import Random
 
+from inference_service.demo.lettering import Word, fit, invent_text
 from inference_service.demo.palette import COLOURS, KINDS, Rgb
 
 
@@ -53,6 +54,12 @@ class Scene:
     outline: Rgb | None
     jpeg_quality: int | None
     shapes: tuple[Shape, ...]
+    words: tuple[Word, ...] = ()
+
+    @property
+    def word(self) -> Word | None:
+        """The printed word; a scene that is asked about has one at most."""
+        return self.words[0] if self.words else None
 
 
 def _clip(value: float) -> int:
@@ -182,7 +189,7 @@ def make_shape(
     )
 
 
-def _place(random: Random, count: int, width: int, height: int) -> list[Box]:
+def _place(random: Random, count: int, width: float, height: float) -> list[Box]:
     """Boxes that do not touch: a row, a column, quarters, or anywhere."""
     draw = random.random()
     side = min(width, height)
@@ -212,7 +219,7 @@ def _jittered(random: Random, cx: float, cy: float, size: float) -> Box:
     return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
 
 
-def _in_line(random: Random, count: int, width: int, height: int) -> list[Box]:
+def _in_line(random: Random, count: int, width: float, height: float) -> list[Box]:
     cell = width / count
     size = min(cell, height) * random.uniform(0.45, 0.92)
     same = random.random() < 0.6
@@ -223,13 +230,13 @@ def _in_line(random: Random, count: int, width: int, height: int) -> list[Box]:
     ]
 
 
-def _in_quarters(random: Random, count: int, width: int, height: int) -> list[Box]:
+def _in_quarters(random: Random, count: int, width: float, height: float) -> list[Box]:
     cells = random.sample([(x, y) for x in (0.25, 0.75) for y in (0.25, 0.75)], count)
     size = min(width, height) / 2 * random.uniform(0.5, 0.92)
     return [_jittered(random, x * width, y * height, size) for x, y in cells]
 
 
-def _anywhere(random: Random, count: int, width: int, height: int) -> list[Box]:
+def _anywhere(random: Random, count: int, width: float, height: float) -> list[Box]:
     """Rejection sampling; the sizes shrink until everything fits."""
     side = min(width, height)
     apart = 0.06 * width if random.random() < 0.8 else 0.0
@@ -284,20 +291,24 @@ def invent(
     width: int,
     height: int,
     count: int | None = None,
+    *,
+    word: bool = False,
 ) -> Scene:
-    """A scene of that size with `count` shapes (0 to 4, drawn if not given)."""
+    """A scene of that size with `count` shapes (0 to 4, drawn if not given), and a word if one is wanted."""
     if count is None:
-        count = random.choices((0, 1, 2, 3, 4), (0.015, 0.385, 0.30, 0.17, 0.13))[0]
+        count = random.choices((0, 1, 2, 3, 4), (0.015, 0.335, 0.27, 0.20, 0.18))[0]
     background = _background(random)
-    colours = _colours_on(random, background, max(count, 1))
-    if len(colours) < max(count, 1):  # a ground on which too little stands out
+    things = max(count + word, 1)
+    colours = _colours_on(random, background, things)
+    if len(colours) < things:  # a ground on which too little stands out
         background = ((255, 255, 255), (255, 255, 255))
-        colours = _colours_on(random, background, max(count, 1))
-        colours += [("red", (255, 0, 0))] * (max(count, 1) - len(colours))
-    boxes = _place(random, count, width, height) if count else []
+        colours = _colours_on(random, background, things)
+        colours += [("red", (255, 0, 0))] * (things - len(colours))
+    shapes_room, word_room = _rooms(random, width, height, shared=word and count > 0)
+    printed = fit(random, invent_text(random), *colours.pop(), word_room) if word else None
     shapes = [
         make_shape(random, random.choice(KINDS), name, rgb, box)
-        for (name, rgb), box in zip(colours, boxes, strict=False)
+        for (name, rgb), box in zip(colours, _boxes(random, count, shapes_room), strict=False)
     ]
     shapes.sort(key=lambda shape: (shape.cx, shape.cy))
     quality = random.randint(40, 95) if random.random() < 0.15 else None
@@ -312,4 +323,65 @@ def invent(
         (0, 0, 0) if outlined else None,
         quality,
         tuple(shapes),
+        (printed,) if printed else (),
     )
+
+
+def invent_collage(random: Random, width: int, height: int) -> Scene:
+    """A picture full of shapes and short words, each in a cell of a grid: much to look at, nothing to ask about."""
+    cells = random.choice((2, 3, 3, 4, 4, 5))
+    side = min(width, height) / cells
+    columns, rows = max(1, int(width / side)), max(1, int(height / side))
+    background = _background(random)
+    shapes, words = [], []
+    for cell in range(columns * rows):
+        left, top = cell % columns * width / columns, cell // columns * height / rows
+        room = (left + 1, top + 1, left + width / columns - 1, top + height / rows - 1)
+        draw = random.random()
+        if draw < 0.08:
+            continue
+        [(colour, rgb), *_] = [*_colours_on(random, background, 1), ("red", (255, 0, 0))]
+        if draw < 0.5:
+            [box] = _boxes(random, 1, room)
+            shapes.append(make_shape(random, random.choice(KINDS), colour, rgb, box))
+        else:
+            text = invent_text(random)[: random.choice((1, 1, 2, 3) if cells < 4 else (1, 1, 2))]
+            words.append(fit(random, text, colour, rgb, room))
+    quality = random.randint(40, 95) if random.random() < 0.15 else None
+    noise = random.uniform(2, 14) if random.random() < 0.08 else 0.0
+    smooth, upright = random.random() < 0.6, random.random() < 0.5
+    return Scene(
+        width,
+        height,
+        background,
+        upright,
+        noise,
+        smooth,
+        None,
+        quality,
+        tuple(shapes),
+        tuple(words),
+    )
+
+
+def _rooms(random: Random, width: int, height: int, *, shared: bool) -> tuple[Box, Box]:
+    """Where shapes may stand, and where a word may: all of the picture, or a band each."""
+    if not shared:
+        return (0, 0, width, height), (0.02 * width, 0.02 * height, 0.98 * width, 0.98 * height)
+    border = height * random.uniform(0.3, 0.45)
+    upper, lower = (0, 0, width, border), (0, border, width, height)
+    upper_is_word = random.random() < 0.5
+    if not upper_is_word:
+        upper, lower = (0, 0, width, height - border), (0, height - border, width, height)
+    shapes, word = (lower, upper) if upper_is_word else (upper, lower)
+    inset = 0.02 * width
+    return shapes, (inset, word[1] + inset, width - inset, word[3] - inset)
+
+
+def _boxes(random: Random, count: int, room: Box) -> list[Box]:
+    """Boxes of shapes in a part of the picture."""
+    if not count:
+        return []
+    left, top, right, bottom = room
+    boxes = _place(random, count, right - left, bottom - top)
+    return [(left + a, top + b, left + c, top + d) for a, b, c, d in boxes]

@@ -6,15 +6,20 @@ a person still reads a sentence. Knows scenes, not pixels, tokens or torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+import json
 from random import Random
 
+from inference_service.demo.labels import hundredths
+from inference_service.demo.lettering import Word
 from inference_service.demo.naming import (
     EN_NUMBER,
     ZH_COLOUR,
     ZH_KIND,
     ZH_NUMBER,
+    chinese,
+    english,
     full_name,
     grouped,
     joined,
@@ -34,13 +39,30 @@ Made = tuple[str, str] | None
 Maker = Callable[[Random, Scene, str], Made]
 
 
+def printed(word: Word, language: str) -> str:
+    """`the text "STOP"`."""
+    return f'the text "{word.text}"' if language == "en" else f"文字“{word.text}”"
+
+
+def described(scene: Scene, language: str) -> str:
+    """What the picture shows, as a list: shapes from left to right, then the word."""
+    parts = grouped(list(map(_named(language), scene.shapes)), language)
+    if scene.word is not None:
+        parts.append(printed(scene.word, language))
+    return joined(parts, language) if parts else ("nothing" if language == "en" else "空白")
+
+
+def _named(language: str) -> Callable[[Shape], str]:
+    return english if language == "en" else chinese
+
+
 def description(scene: Scene, language: str) -> str:
     """The full answer to `What is in this picture?`."""
     count = len(scene.shapes)
-    if count == 0:
+    if count == 0 and scene.word is None:
         return "There is nothing in the picture." if language == "en" else "图片里什么都没有。"
-    named = listing(scene.shapes, language)
-    if count == 1:
+    named = described(scene, language)
+    if count < 2:
         return sentence(named, language)
     if language == "en":
         return f"There are {EN_NUMBER[count]} shapes: {named}."
@@ -267,6 +289,46 @@ def _where(random: Random, scene: Scene, language: str) -> Made:
     return ask(random, "where", language, it=name), sentence(answer, language)
 
 
+def _read(random: Random, scene: Scene, language: str) -> Made:
+    if scene.word is None:
+        return None
+    question = roughen(random, ask(random, "read", language), language, short=False)
+    return question, scene.word.text
+
+
+def _text_colour(random: Random, scene: Scene, language: str) -> Made:
+    if scene.word is None:
+        return None
+    colour = scene.word.colour if language == "en" else ZH_COLOUR[scene.word.colour]
+    return ask(random, "text_colour", language), sentence(colour, language)
+
+
+def _boxes_of(scene: Scene, shapes: Sequence[Shape], language: str) -> str:
+    """Qwen3-VL's JSON: thousandths of the picture's sides, here in steps of ten."""
+    found = [
+        {"bbox_2d": [10 * at for at in hundredths(s.box, scene)], "label": _named(language)(s)}
+        for s in shapes
+    ]
+    return json.dumps(found, ensure_ascii=False)
+
+
+def _locate(random: Random, scene: Scene, language: str) -> Made:
+    shape = unique_shape(random, scene)
+    if shape is None:
+        return None
+    name = full_name(shape, language)
+    if random.random() < 0.5:
+        name = name_by_kind(random, scene, shape, language) or name
+    question = ask(random, "locate", language, it=name)
+    return question, _boxes_of(scene, [shape], language)
+
+
+def _locate_all(random: Random, scene: Scene, language: str) -> Made:
+    if not scene.shapes:
+        return None
+    return ask(random, "locate_all", language), _boxes_of(scene, scene.shapes, language)
+
+
 def _hello(random: Random, _scene: Scene, language: str) -> Made:
     return ask(random, "hello", language), WORDINGS[language].hello_answer
 
@@ -278,28 +340,32 @@ def _other(random: Random, _scene: Scene, language: str) -> Made:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One kind of question: how often it is asked early and late in the training."""
+    """One kind of question: how often it is asked about pictures with shapes, and about those with a word alone."""
 
     name: str
     make: Maker
-    early: float
-    late: float
+    of_shapes: float
+    of_words: float
 
 
 TASKS: tuple[Task, ...] = (
-    Task("describe", _describe, 3.6, 3.2),
-    Task("colour", _colour, 2.4, 1.8),
-    Task("shape", _shape, 2.4, 1.8),
-    Task("count", _count, 0.6, 0.7),
-    Task("colours", _colours, 0.3, 0.5),
-    Task("shapes", _shapes, 0.4, 0.5),
-    Task("count_some", _count_some, 0.2, 0.7),
-    Task("exists", _exists, 0.2, 0.5),
-    Task("is_colour", _is_colour, 0.2, 0.4),
-    Task("beside", _beside, 0.1, 0.5),
-    Task("relation", _relation, 0.1, 0.5),
-    Task("where", _where, 0.1, 0.5),
-    Task("hello", _hello, 0.03, 0.05),
-    Task("other", _other, 0.2, 0.3),
+    Task("describe", _describe, 3.0, 1.2),
+    Task("colour", _colour, 2.0, 0.0),
+    Task("shape", _shape, 2.0, 0.0),
+    Task("count", _count, 1.5, 0.1),
+    Task("colours", _colours, 0.5, 0.0),
+    Task("shapes", _shapes, 0.5, 0.0),
+    Task("count_some", _count_some, 0.7, 0.0),
+    Task("exists", _exists, 0.6, 0.1),
+    Task("is_colour", _is_colour, 0.4, 0.0),
+    Task("beside", _beside, 0.7, 0.0),
+    Task("relation", _relation, 0.7, 0.0),
+    Task("where", _where, 0.7, 0.0),
+    Task("locate", _locate, 1.5, 0.0),
+    Task("locate_all", _locate_all, 0.25, 0.0),
+    Task("read", _read, 1.5, 5.0),
+    Task("text_colour", _text_colour, 0.3, 0.7),
+    Task("hello", _hello, 0.05, 0.05),
+    Task("other", _other, 0.3, 0.2),
 )
 TASK_BY_NAME = {task.name: task for task in TASKS}

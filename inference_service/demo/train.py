@@ -1,12 +1,11 @@
-"""Trains the demo checkpoint, or measures one.
+"""Trains the demo checkpoint.
 
-    python -m inference_service.demo.train --state state.pt --tokenizer tokenizer.json --minutes 65 --out MODEL_DIR
-    python -m inference_service.demo.train --evaluate MODEL_DIR
+    python -m inference_service.demo.train --state state.pt --tokenizer tokenizer.json --minutes 120 --out MODEL_DIR
 
-First the vision tower looks at single shapes alone (`looking`), then the whole network learns to answer, and the tower
+First the vision tower looks at pictures alone (`looking`), then the whole network learns to answer, and the tower
 goes on looking beside it.
 
-Owns the optimisation: Muon for matrices, AdamW for the rest, a cosine over the time that is given, a
+Owns the optimisation: Muon for matrices, AdamW for the rest, rates that fall over the time that is given, a
 moving average of the weights, and a state from which a stopped training goes on. Must not know how
 pictures, questions or answers are made.
 """
@@ -15,34 +14,34 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
-import json
 import math
 from pathlib import Path
 import time
 from typing import Any
 
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from inference_service.demo import MODEL_DIR
-from inference_service.demo.batches import Batch, Batches, Codec, make_look
-from inference_service.demo.evaluation import ALL_TASKS, MAIN_TASKS, evaluate, line, table
-from inference_service.demo.export import export, network_config
+from inference_service.demo.batches import LOOK_SEEDS, Batch, Batches, Codec, Look, Looks, make_look
+from inference_service.demo.evaluation import MAIN_TASKS, evaluate, line
+from inference_service.demo.export import export
 from inference_service.demo.looking import LookingHead
 from inference_service.demo.muon import Muon
 from inference_service.demo.network import Network, NetworkConfig
 from inference_service.demo.vocabulary import train_tokenizer
+from inference_service.demo.whitening import whiten
 
 
 ROW_MULTIPLE = 32  # rows of the embedding are padded to a multiple of this
 AVERAGE = 0.995
 WARM_UP_STEPS = 100
-LEAST_RATE = 0.03
-LOOKING_SHARE = 0.3  # of the looking loss beside that of the answers
-LOOK_SEEDS = 10**9  # apart from those of conversations
+WHITENING_PICTURES = 256
+LEAST_LOOKING_RATE, LEAST_RATE = 0.1, 0.02
+TOWER_RATE = 0.3  # of the full rate, once the tower has looked
+LOOKING_SHARE = 0.1  # of the looking loss beside that of the answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,7 @@ class TrainingConfig:
 
     Attributes:
         minutes: Length of the whole training, earlier runs of the same state counted in.
-        looks: Steps of looking alone, before the first conversation.
+        looking: Share of the time in which the tower looks at pictures alone.
         look_size: Pictures in such a step.
         batch_size: Conversations in a step.
         muon_rate: Learning rate of the matrices.
@@ -60,11 +59,12 @@ class TrainingConfig:
         save_every: Steps between two measurements and saved states.
         questions: Unseen questions per task and language in a measurement.
         workers: Processes that make batches; 0 = none but this.
-        most_steps: Stop at this step, however much time is left; None = never.
+        most_looks: End the looking at this step, however much time is left; None = never.
+        most_steps: End the training at this step; None = never.
     """
 
-    minutes: float = 65.0
-    looks: int = 400
+    minutes: float = 120.0
+    looking: float = 0.3
     look_size: int = 64
     batch_size: int = 24
     muon_rate: float = 0.02
@@ -73,11 +73,17 @@ class TrainingConfig:
     save_every: int = 500
     questions: int = 16
     workers: int = 1
+    most_looks: int | None = None
     most_steps: int | None = None
 
 
-def learning_rate_share(step: int, share_of_time: float) -> float:
-    """Share of the full rate: warm-up by steps, and half a cosine by time."""
+def looking_rate(step: int, share_of_time: float) -> float:
+    """Share of the full rate while looking: warm-up by steps, then a straight line down by time."""
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * max(LEAST_LOOKING_RATE, 1 - share_of_time)
+
+
+def learning_rate(step: int, share_of_time: float) -> float:
+    """Share of the full rate while answering: warm-up by steps, then half a cosine by time."""
     time_share = max(LEAST_RATE, 0.5 * (1 + math.cos(math.pi * share_of_time)))
     return min(1.0, (step + 1) / WARM_UP_STEPS) * time_share
 
@@ -91,8 +97,9 @@ class Trainer:
         codec: Its tokenizer.
         config: How to train.
         state_file: Where the state is kept.
-        step: Steps done.
-        used_seconds: Time spent by earlier runs.
+        looks: Steps of looking done.
+        step: Steps of answering done.
+        used_seconds: Time spent, earlier runs counted in.
         average: Moving average of the weights; this is what is exported.
     """
 
@@ -100,40 +107,57 @@ class Trainer:
     codec: Codec
     config: TrainingConfig
     state_file: Path
+    looks: int = 0
     step: int = 0
     used_seconds: float = 0.0
     average: dict[str, torch.Tensor] = field(init=False)
     _looking: LookingHead = field(init=False)
     _optimisers: tuple[Muon, torch.optim.AdamW] = field(init=False)
-    _rates: tuple[float, float] = field(init=False)
 
     def __post_init__(self) -> None:
-        device = self.network.model.language_model.embed_tokens.weight.device
-        self._looking = LookingHead(self.network).to(device)
-        named = list(self.network.named_parameters())
-        matrices = [p for name, p in named if p.dim() == 2 and "embed" not in name]
-        rest = [p for name, p in named if p.dim() != 2 or "embed" in name]
-        rest += self._looking.parameters()
-        self._rates = (self.config.muon_rate, self.config.adam_rate)
+        self._looking = LookingHead(self.network).to(self._device)
+        matrices: dict[bool, list[torch.nn.Parameter]] = {
+            True: [],
+            False: [],
+        }  # of the tower, or not
+        rest: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+        for name, parameter in self.network.named_parameters():
+            kind = matrices if parameter.dim() == 2 and "embed" not in name else rest
+            kind["visual" in name].append(parameter)
+        rest[True] += self._looking.parameters()
         self._optimisers = (
-            Muon(matrices, lr=self._rates[0]),
-            torch.optim.AdamW(rest, lr=self._rates[1], betas=(0.9, 0.98), weight_decay=0.01),
+            Muon([{"params": matrices[True]}, {"params": matrices[False]}], lr=0.0),
+            torch.optim.AdamW(
+                [{"params": rest[True]}, {"params": rest[False]}],
+                betas=(0.9, 0.98),
+                weight_decay=0.01,
+            ),
         )
         if self.state_file.exists():
             self._resume()
         else:
-            self.average = {k: v.clone() for k, v in self.network.state_dict().items()}
+            whiten(self.network, make_look(LOOK_SEEDS - 1, WHITENING_PICTURES))
+            self._restart_average()
+
+    @property
+    def _device(self) -> torch.device:
+        return self.network.model.language_model.embed_tokens.weight.device
+
+    def _restart_average(self) -> None:
+        self.average = {k: v.clone() for k, v in self.network.state_dict().items()}
 
     def _resume(self) -> None:
-        device = self.network.model.language_model.embed_tokens.weight.device
-        state: dict[str, Any] = torch.load(self.state_file, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(
+            self.state_file, map_location=self._device, weights_only=True
+        )
         self.network.load_state_dict(state["m"])
         self._looking.load_state_dict(state["looking"])
         for optimiser, saved in zip(self._optimisers, state["o"], strict=True):
             optimiser.load_state_dict(saved)
-        self.average, self.step, self.used_seconds = state["ema"], state["step"], state["used"]
+        self.average, self.used_seconds = state["ema"], state["used"]
+        self.looks, self.step = state["looks"], state["step"]
 
-    def save(self, used_seconds: float) -> None:
+    def save(self) -> None:
         """Writes the state; the file is replaced in one step."""
         held = self.state_file.with_suffix(".part")
         state = {
@@ -141,42 +165,45 @@ class Trainer:
             "looking": self._looking.state_dict(),
             "o": [optimiser.state_dict() for optimiser in self._optimisers],
             "ema": self.average,
+            "looks": self.looks,
             "step": self.step,
-            "used": used_seconds,
+            "used": self.used_seconds,
         }
         torch.save(state, held)
         held.replace(self.state_file)
 
+    def look(self, look: Look, share_of_time: float) -> str:
+        """One step of looking alone; returns what it saw right, for a log, now and then."""
+        self._set_rates(looking_rate(self.looks, share_of_time), 0.0)
+        self.network.model.visual(look.patches.to(self._device) / 127.5 - 1, *look.grid)
+        truth = look.truth.to(self._device)
+        self.looks += 1
+        told = self._looking.right(truth) if self.looks % self.config.log_every == 0 else ""
+        self._descend(self._looking.loss(truth))
+        return told
+
     def learn(self, batch: Batch, share_of_time: float) -> torch.Tensor:
-        """One step; returns the mean loss of the answers' tokens, a scalar on the device."""
-        self._set_rates(learning_rate_share(self.step, share_of_time))
-        loss = self._loss(batch)
-        looking = self._looking.loss(batch.labels.to(loss.device))
-        self._descend(loss + LOOKING_SHARE * looking)
+        """One step of answering; returns the mean loss of the answers' tokens, a scalar on the device."""
+        if self.step == 0:
+            self._restart_average()
+        rate = learning_rate(self.step, share_of_time)
+        self._set_rates(TOWER_RATE * rate, rate)
+        answering = self._loss(batch)
+        loss = answering
+        if batch.truth is not None:
+            loss = loss + LOOKING_SHARE * self._looking.loss(batch.truth.to(self._device))
+        self._descend(loss)
         weight = 1 - min(AVERAGE, (self.step + 1) / (self.step + 20))
         with torch.no_grad():
             for name, value in self.network.state_dict().items():
                 self.average[name].lerp_(value, weight)
         self.step += 1
-        return loss.detach()
+        return answering.detach()
 
-    def look(self) -> None:
-        """The steps of looking alone; the answers' weights stay as they are."""
-        for number in range(self.config.looks):
-            share = learning_rate_share(number, number / self.config.looks)
-            self._set_rates(share)
-            look = make_look(LOOK_SEEDS + number, self.config.look_size)
-            device = self.network.model.language_model.embed_tokens.weight.device
-            self.network.model.visual(look.patches.to(device) / 127.5 - 1, *look.grid)
-            loss = self._looking.loss(look.labels.to(device))
-            self._descend(loss)
-            if (number + 1) % self.config.log_every == 0:
-                print(f"look {number + 1} loss {loss.item():.4f}", flush=True)
-        self.average = {k: v.clone() for k, v in self.network.state_dict().items()}
-
-    def _set_rates(self, share: float) -> None:
-        for optimiser, rate in zip(self._optimisers, self._rates, strict=True):
-            for group in optimiser.param_groups:
+    def _set_rates(self, tower: float, rest: float) -> None:
+        full = (self.config.muon_rate, self.config.adam_rate)
+        for optimiser, rate in zip(self._optimisers, full, strict=True):
+            for group, share in zip(optimiser.param_groups, (tower, rest), strict=True):
                 group["lr"] = rate * share
 
     def _descend(self, loss: torch.Tensor) -> None:
@@ -187,12 +214,10 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        device = self.network.model.language_model.embed_tokens.weight.device
-        ids, learned = batch.token_ids.to(device), batch.learned[:, 1:].to(device)
-        pixels = None if batch.patches is None else batch.patches.to(device) / 127.5 - 1
-        hidden = self.network(
-            ids, batch.positions.to(device), pixels, batch.grid, ids == self.codec.picture
-        )
+        ids, learned = batch.token_ids.to(self._device), batch.learned[:, 1:].to(self._device)
+        pixels = None if batch.patches is None else batch.patches.to(self._device) / 127.5 - 1
+        positions = batch.positions.to(self._device)
+        hidden = self.network(ids, positions, pixels, batch.grid, ids == self.codec.picture)
         return cross_entropy(self.network.logits(hidden[:, :-1][learned]), ids[:, 1:][learned])
 
     def measure(self) -> str:
@@ -205,34 +230,47 @@ class Trainer:
 
     def run(self) -> None:
         """Trains until the time is over, with a log on the standard output."""
-        config = self.config
-        if self.step == 0:
-            self.look()
+        seconds = 60 * self.config.minutes
+        looking = seconds * self.config.looking
+        if self.step == 0 and self.used_seconds < looking and self.looks != self.config.most_looks:
+            self._run_looks(looking)
+        self._run_steps(looking, seconds)
+
+    def _run_looks(self, end: float) -> None:
+        config, before = self.config, time.monotonic() - self.used_seconds
+        looks = Looks(self.looks, config.look_size)
+        for look in DataLoader(looks, batch_size=None, num_workers=config.workers):
+            told = self.look(look, self.used_seconds / end)
+            self.used_seconds = time.monotonic() - before
+            done = self.used_seconds >= end or self.looks == config.most_looks
+            if told:
+                print(f"look {self.looks} {told} {self._clock()}", flush=True)
+            if self.looks % config.save_every == 0 or done:
+                self.save()
+            if done:
+                break
+
+    def _run_steps(self, begin: float, end: float) -> None:
+        config, before = self.config, time.monotonic() - self.used_seconds
         batches = Batches(self.codec, self.step, config.batch_size)
-        loader = DataLoader(batches, batch_size=None, num_workers=config.workers)
-        started, logged, losses = time.monotonic(), self.step, torch.zeros(())
-        for batch in loader:
-            used = self.used_seconds + time.monotonic() - started
-            share = min(1.0, used / (60 * config.minutes))
+        logged, losses = self.step, torch.zeros(())
+        for batch in DataLoader(batches, batch_size=None, num_workers=config.workers):
+            share = min(1.0, max(0.0, self.used_seconds - begin) / max(end - begin, 1e-9))
             losses = losses + self.learn(batch, share).cpu()
-            done = share >= 1 or self.step == config.most_steps
+            self.used_seconds = time.monotonic() - before
+            done = self.used_seconds >= end or self.step == config.most_steps
             if self.step % config.log_every == 0 or done:
                 mean = losses.item() / (self.step - logged)
-                print(f"step {self.step} loss {mean:.4f} used {used:.0f} s", flush=True)
+                print(f"step {self.step} loss {mean:.4f} {self._clock()}", flush=True)
                 logged, losses = self.step, torch.zeros(())
             if self.step % config.save_every == 0 or done:
-                self.save(used)
+                self.save()
                 print(f"step {self.step} {self.measure()}", flush=True)
             if done:
                 break
 
-
-def load_network(model_dir: Path) -> tuple[Network, Codec]:
-    """The network and tokenizer of an exported folder."""
-    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    network = Network(network_config(config))
-    network.load_state_dict(load_file(model_dir / "model.safetensors"))
-    return network, Codec(Tokenizer.from_file(str(model_dir / "tokenizer.json")))
+    def _clock(self) -> str:
+        return f"used {self.used_seconds:.0f} s"
 
 
 def open_tokenizer(file: Path) -> Tokenizer:
@@ -243,16 +281,14 @@ def open_tokenizer(file: Path) -> Tokenizer:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Train the demo checkpoint, or measure one.")
+    parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--state", type=Path, default=Path("state.pt"), help="kept state; resumed")
     parser.add_argument("--tokenizer", type=Path, default=Path("tokenizer.json"))
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to export to")
-    parser.add_argument("--minutes", type=float, default=65.0, help="length of the whole training")
+    parser.add_argument("--minutes", type=float, default=120.0, help="length of the whole training")
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = torch's choice")
-    parser.add_argument("--evaluate", type=Path, metavar="MODEL_DIR", help="only measure this")
-    parser.add_argument("--questions", type=int, default=100, help="per task and language")
     return parser
 
 
@@ -262,10 +298,6 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if arguments.evaluate is not None:
-        network, codec = load_network(arguments.evaluate)
-        print(table(evaluate(network.to(device), codec, ALL_TASKS, arguments.questions)))
-        return
     torch.manual_seed(0)
     tokenizer = open_tokenizer(arguments.tokenizer)
     rows = math.ceil(tokenizer.get_vocab_size() / ROW_MULTIPLE) * ROW_MULTIPLE

@@ -1,11 +1,17 @@
-"""The tokenizer of the demo checkpoint: byte-level BPE as Qwen2's, learned from the demo's own texts.
+"""The tokenizer of the demo checkpoint: byte-level BPE as Qwen2's, made from the demo's own texts.
 
-Owns its training and the special tokens. Must not know pixels or torch.
+Owns how it is made, and the special tokens. Must not know pixels or torch.
+
+Chinese is learned as BPE always is. A word of Latin letters grows from its first letter only, and only where a space, a
+mark or a capital begins it: what is printed in a picture, `STOP`, `cat`, `42`, stays one token a character, so that
+reading aloud is copying from left to right and not spelling.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+import json
 from random import Random
 import re
 
@@ -55,20 +61,26 @@ PLAIN_ADDED_TOKENS = (
 )
 
 # Chinese has no spaces: without these borders BPE would learn whole questions as one token.
-CHINESE = re.compile("[\u4e00-\u9fff]")
+CHINESE = re.compile("[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef“”]")
 CHINESE_PIECES = re.compile(
     "红色|绿色|蓝色|黄色|黑色|紫色|橙色|灰色|圆形|正方形|三角形|星形|图片|图像|照片|图里|图中|形状|颜色"
     "|什么|多少|几个|一个|两个|三个|四个|这是|哪个|左边|右边|上面|下面|没有|文字|这个|那个|第一张|第二张"
-    "|描述|看到|[\u4e00-\u9fff]|[^\u4e00-\u9fff]+"
+    "|描述|看到|单词|数字|定位|边界框|坐标|检测|格式|输出|[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef“”]|[^\u3000-\u303f\u4e00-\u9fff\uff00-\uffef“”]+"
 )
+
+
+WHOLE = ("bbox",)
+LEAST_TIMES = 25  # a word that is rarer in the texts is spelt
 
 
 def _texts(exchanges: int) -> Iterator[str]:
     random = Random(1)
     for index in range(exchanges):
-        exchange = ask_about(random, invent(random, 128, 128), 1.0)
-        yield exchange.answer
+        scene = invent(random, 128, 128, word=index % 4 == 0)
+        exchange = ask_about(random, scene)
         yield exchange.question
+        if scene.word is None:  # a printed word is spelt, never learned
+            yield exchange.answer
         if index % 20 == 0:
             yield random.choice(SYSTEM_PROMPTS)
             exchange = ask_without(random)
@@ -76,21 +88,38 @@ def _texts(exchanges: int) -> Iterator[str]:
             yield exchange.answer
     for _ in range(50):
         yield from ("system\n", "user\n", "assistant\n")
+        yield from ('The text "', "文字“", "”。", '".')
 
 
-def _pieces(exchanges: int) -> Iterator[str]:
+def _pieces(exchanges: int) -> tuple[list[str], Counter[str]]:
+    """Chinese pieces, and the other pre-tokens (in byte letters) with their frequency."""
+    split = _untrained().pre_tokenizer
+    chinese: list[str] = []
+    words: Counter[str] = Counter()
     for text in _texts(exchanges):
-        yield from CHINESE_PIECES.findall(text) if CHINESE.search(text) else (text,)
+        for piece in CHINESE_PIECES.findall(text) if CHINESE.search(text) else (text,):
+            if CHINESE.search(piece):
+                chinese.append(piece)
+            else:
+                words.update(word for word, _ in split.pre_tokenize_str(piece))
+    return chinese, words
 
 
-def train_tokenizer(exchanges: int = 12_000, vocab_size: int = 1000) -> Tokenizer:
-    """Learns the tokenizer; the same arguments always give the same one.
+def _grown(words: Counter[str], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    """Merges that make each frequent word from its first letter on; adds their results to the vocabulary."""
+    merges: list[tuple[str, str]] = []
+    for word, times in sorted(words.items(), key=lambda item: (-item[1], item[0])):
+        if times < LEAST_TIMES or (word[0].islower() and word not in WHOLE):
+            continue
+        for end in range(2, len(word) + 1):
+            if word[:end] not in vocabulary:
+                vocabulary[word[:end]] = len(vocabulary)
+                merges.append((word[: end - 1], word[end - 1]))
+    return merges
 
-    Args:
-        exchanges: Invented questions and answers to learn from.
-        vocab_size: Learned tokens, the 256 bytes included; the special tokens come on top.
-    """
-    tokenizer = Tokenizer(models.BPE())
+
+def _untrained(model: models.BPE | None = None) -> Tokenizer:
+    tokenizer = Tokenizer(model or models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -99,12 +128,28 @@ def train_tokenizer(exchanges: int = 12_000, vocab_size: int = 1000) -> Tokenize
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def train_tokenizer(exchanges: int = 12_000, chinese_size: int = 700) -> Tokenizer:
+    """Makes the tokenizer; the same arguments always give the same one.
+
+    Args:
+        exchanges: Invented questions and answers to learn from.
+        chinese_size: Tokens of bytes and of Chinese; words of letters and the special tokens come on top.
+    """
+    chinese, words = _pieces(exchanges)
+    learned = _untrained()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=chinese_size,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_pieces(exchanges), trainer)
+    learned.train_from_iterator(chinese, trainer)
+    model = json.loads(learned.to_str())["model"]
+    vocabulary: dict[str, int] = model["vocab"]
+    merges = [(left, right) for left, right in model["merges"]] + _grown(words, vocabulary)
+    tokenizer = _untrained(models.BPE(vocabulary, merges))
     tokenizer.add_special_tokens(
         [AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS]
     )

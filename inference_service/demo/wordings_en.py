@@ -146,6 +146,66 @@ ASK: dict[str, tuple[str, ...]] = {
         "Is {it} left, right, above or below {other}?",
         "How does {it} stand to {other}?",
     ),
+    "read": (
+        "What does the text say?",
+        "What is written here?",
+        "Read the text.",
+        "What word is this?",
+        "What text is in this {picture}?",
+        "What text is in the {picture}?",
+        "What does it say?",
+        "Read the word.",
+        "What word is in the {picture}?",
+        "What is the text in the {picture}?",
+        "What is written in this {picture}?",
+        "What is written in the {picture}?",
+        "Please read the text in the {picture}.",
+        "Which word is printed here?",
+        "What does the {picture} say?",
+        "What number is this?",
+        "What number is shown?",
+        "Read the number.",
+        "Read the text in the {picture}.",
+        "Which word do you see?",
+        "What is printed in the {picture}?",
+        "Transcribe the text.",
+        "What word is written in the {picture}?",
+        "What letters do you see?",
+    ),
+    "text_colour": (
+        "What {color} is the text?",
+        "What {color} is the word?",
+        "Which {color} does the text have?",
+        "What is the {color} of the text?",
+        "In what {color} is the word printed?",
+        "What is the {color} of the word?",
+    ),
+    "locate": (
+        "Locate {it}.",
+        "Locate {it} in the {picture}.",
+        "Give the bounding box of {it}.",
+        "Where is {it}? Answer with a bounding box.",
+        "Detect {it}.",
+        "Find {it} and give its bounding box in JSON.",
+        "Output the bounding box of {it} in JSON format.",
+        "Locate {it} and output the bbox coordinates in JSON format.",
+        "Locate {it}, report the bbox coordinates in JSON format.",
+        "What are the coordinates of {it}?",
+        "Give the bbox of {it}.",
+        "Please locate {it} in this {picture}.",
+        "Return the bounding box of {it} as JSON.",
+        "Draw a box around {it}.",
+    ),
+    "locate_all": (
+        "Locate all shapes.",
+        "Detect all objects in the {picture}.",
+        "Locate every shape in the {picture}.",
+        "Detect all shapes and give their bounding boxes.",
+        "Give the bounding boxes of all shapes.",
+        "Locate all objects and report bbox coordinates in JSON format.",
+        "Find all shapes and output their bounding boxes in JSON format.",
+        "Output the bounding box of every object in JSON.",
+    ),
     "compare": (
         "What is in the two {picture}s?",
         "Compare the two {picture}s.",
@@ -214,6 +274,6 @@ ASK: dict[str, tuple[str, ...]] = {
 # Hints at brevity, put behind a question.
 HOW = (" Answer briefly.", " Answer in one word.", " Answer with one word.", " Be brief.")
 
-OTHER_ANSWER = "I am a small demo model and only know simple coloured shapes."
-HELLO_ANSWER = "Hello! Send me a picture of coloured shapes and ask about it."
-NO_PICTURE_ANSWER = "I see no picture. Please send one with coloured shapes."
+OTHER_ANSWER = "I am a small demo model and only know simple shapes and printed words."
+HELLO_ANSWER = "Hello! Send me a picture of shapes or a printed word and ask about it."
+NO_PICTURE_ANSWER = "I see no picture. Please send one with shapes or a printed word."

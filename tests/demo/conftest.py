@@ -14,7 +14,7 @@ from inference_service.demo.vocabulary import train_tokenizer
 
 
 TINY = NetworkConfig(
-    vocab_size=448,
+    vocab_size=704,
     hidden_size=32,
     layers=2,
     heads=2,
@@ -34,7 +34,7 @@ TINY = NetworkConfig(
 @pytest.fixture(scope="session")
 def tokenizer_file(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    train_tokenizer(exchanges=300, vocab_size=400).save(str(file))
+    train_tokenizer(exchanges=300, chinese_size=300).save(str(file))
     return file
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice, pairwise
 from random import Random
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 import torch
 
 from inference_service.demo.batches import (
+    POOL,
     SIZES,
     Batches,
+    Looks,
     invent_example,
-    make_batch,
+    make_batches,
     picture_tokens,
-    progress_at,
 )
 from inference_service.demo.pictures import smart_resize
 from inference_service.demo.questions import Exchange
@@ -80,41 +82,58 @@ def test_every_size_is_one_that_the_resize_keeps():
     assert all(smart_resize(*size) == size for size in SIZES)
 
 
-def test_a_batch_follows_from_its_seed(codec):
-    first, second = (make_batch(codec, 7, 0.5, 3) for _ in range(2))
+def test_batches_follow_from_their_seed(codec):
+    first, second = (make_batches(codec, 7, 3) for _ in range(2))
 
-    assert torch.equal(first.token_ids, second.token_ids)
-    assert torch.equal(first.patches, second.patches)
+    for one, two in zip(first, second, strict=True):
+        assert torch.equal(one.token_ids, two.token_ids)
+        assert torch.equal(one.patches, two.patches)
+        assert all(map(torch.equal, one.truth, two.truth))
 
 
 def test_a_batch_holds_as_many_picture_tokens_as_pictures_need(codec):
-    for seed in range(20):
-        batch = make_batch(codec, seed, 0.75, 2)
-        tokens = int((batch.token_ids == codec.picture).sum())
-        if batch.patches is None:
-            assert tokens == 0
-        else:
-            _, pictures, patches, _ = batch.patches.shape
-            assert tokens == 2 * pictures * patches // 4
-            assert patches == batch.grid[0] * batch.grid[1]
+    for seed in range(12):
+        for batch in make_batches(codec, seed, 2):
+            tokens = int((batch.token_ids == codec.picture).sum())
+            if batch.patches is None:
+                assert tokens == 0
+                assert batch.truth is None
+            else:
+                _, pictures, patches, _ = batch.patches.shape
+                assert tokens == 2 * pictures * patches // 4
+                assert patches == batch.grid[0] * batch.grid[1]
+                assert len(batch.truth.shapes) == 2 * pictures
 
 
-def test_the_curriculum_begins_with_single_shapes():
-    assert progress_at(0) < progress_at(600) < progress_at(3000) == progress_at(10_000)
+def test_rows_of_like_length_are_together(codec):
+    lengths = [
+        sorted(int((row != codec.padding).sum()) for row in batch.token_ids)
+        for batch in make_batches(codec, 3, 4)
+    ]
+    lengths.sort()
+
+    assert all(one[-1] <= two[0] for one, two in pairwise(lengths))
 
 
 def test_without_pictures_there_are_no_patches():
-    example = invent_example(Random(1), (128, 128), 0.5, 0)
+    example = invent_example(Random(1), (128, 128), 0)
 
     assert example.pictures == []
     assert len(example.turns) == 1
 
 
-def test_resumed_batches_go_on_where_they_stopped(codec):
-    source = iter(Batches(codec, 0, 2))
-    next(source)
-    next(source)
+@pytest.mark.parametrize("done", [2, POOL + 1])
+def test_resumed_batches_go_on_where_they_stopped(codec, done):
+    whole = islice(Batches(codec, 0, 2), done, None)
 
-    resumed = next(iter(Batches(codec, 2, 2)))
+    resumed = next(iter(Batches(codec, done, 2)))
 
-    assert torch.equal(next(source).token_ids, resumed.token_ids)
+    assert torch.equal(next(whole).token_ids, resumed.token_ids)
+
+
+def test_looks_are_full_of_things():
+    look = next(iter(Looks(0, 16)))
+
+    assert len(look.patches) == len(look.truth.shapes) == 16
+    things = (look.truth.shapes[..., 0] > 0).sum() + (look.truth.characters[..., 0] > 0).sum()
+    assert things / 16 > 5

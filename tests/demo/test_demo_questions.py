@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from random import Random
 
 import pytest
 
+from inference_service.demo.lettering import fit
 from inference_service.demo.naming import EN_NUMBER, ZH_COLOUR, ZH_KIND, ZH_NUMBER
 from inference_service.demo.questions import ask_about, ask_two, ask_without
 from inference_service.demo.scenes import Scene, Shape, invent, make_shape
@@ -25,7 +28,7 @@ def scene(*shapes: Shape) -> Scene:
 
 def asked(task: str, language: str, about: Scene, number: int = 40):
     """Exchanges of that task and language; a task that does not fit the scene fails the test."""
-    exchanges = [ask_about(Random(seed), about, 1.0, task) for seed in range(number)]
+    exchanges = [ask_about(Random(seed), about, task) for seed in range(number)]
     kept = [e for e in exchanges if e.language == language and e.task == task]
     assert kept
     return kept
@@ -35,7 +38,7 @@ def test_the_same_seed_gives_the_same_exchange():
     for seed in range(50):
         about = invent(Random(seed), 128, 128)
 
-        assert ask_about(Random(seed), about, 0.5) == ask_about(Random(seed), about, 0.5)
+        assert ask_about(Random(seed), about) == ask_about(Random(seed), about)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,7 @@ def test_counts_and_names_agree_with_the_scene():
     for seed in range(200):
         about = invent(Random(seed), 128, 128)
         for task in ("count", "colour", "shape"):
-            exchange = ask_about(Random(seed), about, 1.0, task)
+            exchange = ask_about(Random(seed), about, task)
             if exchange.task != task:
                 continue
             number = len(about.shapes)
@@ -138,6 +141,29 @@ def test_without_a_picture_no_shape_is_named():
         for text in (wordings.hello_answer, wordings.other_answer, wordings.no_picture_answer)
     }
     assert answers == allowed
+
+
+def test_boxes_are_thousandths_in_json():
+    about = scene(shape("circle", "red", 0, 0), shape("square", "blue", 96, 96))
+
+    for exchange in asked("locate_all", "en", about):
+        assert json.loads(exchange.answer) == [
+            {"bbox_2d": [0, 0, 250, 250], "label": "red circle"},
+            {"bbox_2d": [750, 750, 1000, 1000], "label": "blue square"},
+        ]
+    for exchange in asked("locate", "zh", about):
+        [found] = json.loads(exchange.answer)
+        assert found["label"] == ("红色的圆形" if found["bbox_2d"][0] == 0 else "蓝色的正方形")
+
+
+def test_reading_is_the_word_and_nothing_else():
+    word = fit(Random(0), "Exit", "green", (0, 128, 0), (0, 0, 128, 128))
+    about = dataclasses.replace(scene(), words=(word,))
+
+    assert {e.answer for e in asked("read", "en", about)} == {"Exit"}
+    assert {e.answer for e in asked("text_colour", "en", about)} == {"Green."}
+    assert description(about, "en") == 'The text "Exit".'
+    assert description(about, "zh") == "文字“Exit”。"
 
 
 def test_both_languages_have_wordings_for_every_task():
