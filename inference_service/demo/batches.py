@@ -246,7 +246,7 @@ def invent_example(random: Random, size: Size, number: int) -> Example:
 
 
 LOOK_SEEDS = 10**9  # apart from those of conversations
-COLLAGES = 0.7  # of what is looked at
+COLLAGES = 0.65  # of what is looked at
 WORD_ONLY, WORD_TOO = (
     0.45,
     0.1,

@@ -24,6 +24,7 @@ NOTHING = 0
 CHARACTERS = string.digits + string.ascii_letters
 MOST_SHAPES = 4
 HALVES = 2  # of a patch, left and right
+NEAR = 2  # pixels from a border
 GRID = 100  # boxes are told in hundredths of the picture's sides
 TENS = GRID // 10 + 1
 
@@ -68,10 +69,17 @@ def _patch(x: float, y: float, size: tuple[int, int]) -> tuple[int, int]:
     return index, int(x - column * PATCH >= PATCH / HALVES)
 
 
+def _places(x: float, y: float, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """The place of a point, and behind it those that it nearly belongs to."""
+    near = [(x + dx, y + dy) for dx in (-NEAR, NEAR) for dy in (-NEAR, NEAR)]
+    return list(dict.fromkeys(_patch(*at, size) for at in [(x, y), *near]))
+
+
 def label(scene: Scene, size: tuple[int, int]) -> SceneLabels:
     """Labels of the scene in a picture that is seen at `size` (width, height).
 
-    Where two middles meet, the first one stays. Among many shapes none has a number.
+    Where two middles meet, the first one stays. Among many shapes none has a number. A place that a middle nearly lies
+    in is UNLABELLED: nobody can tell on which side of a border it is.
     """
     number = (size[0] // PATCH) * (size[1] // PATCH)
     shapes = np.full((number, len(SHAPE_CLASSES)), UNLABELLED)
@@ -82,17 +90,23 @@ def label(scene: Scene, size: tuple[int, int]) -> SceneLabels:
     colours = list(COLOURS)
     ordered = len(scene.shapes) <= MOST_SHAPES
     for order, shape in enumerate(scene.shapes):
-        index, _ = _patch(shape.cx * x_scale, shape.cy * y_scale, size)
-        if shapes[index, 0] == NOTHING:
+        places = _places(shape.cx * x_scale, shape.cy * y_scale, size)
+        index = places[0][0]
+        if shapes[index, 0] <= NOTHING:
             hundreds = hundredths(shape.box, scene)
             boxes[index] = np.array(hundreds) / GRID
             numbered = order if ordered else UNLABELLED
             kind, colour = KINDS.index(shape.kind) + 1, colours.index(shape.colour)
             shapes[index] = (kind, colour, numbered, *(at // 10 for at in hundreds))
+            beside = [near for near, _ in places[1:] if shapes[near, 0] == NOTHING]
+            shapes[beside, 0] = UNLABELLED
     for word in scene.words:
         colour = colours.index(word.colour)
         for order, (character, (x, y)) in enumerate(zip(word.text, word.centres, strict=True)):
-            index, half = _patch(x * x_scale, y * y_scale, size)
-            if characters[index, half, 0] == NOTHING:
-                characters[index, half] = (CHARACTERS.index(character) + 1, colour, order)
+            [place, *others] = _places(x * x_scale, y * y_scale, size)
+            if characters[place][0] <= NOTHING:
+                characters[place] = (CHARACTERS.index(character) + 1, colour, order)
+                for near in others:
+                    if characters[near][0] == NOTHING:
+                        characters[near][0] = UNLABELLED
     return SceneLabels(shapes, boxes, characters)

@@ -55,7 +55,7 @@ class LookingHead(nn.Module):
         seen, self._seen = self._seen, None
         assert seen is not None
         assert len(seen) == len(truth.shapes)
-        there = truth.shapes[..., 0].flatten() != NOTHING
+        there = truth.shapes[..., 0].flatten() > NOTHING
         distances = (self.boxes(seen).view(-1, 4) - truth.boxes.view(-1, 4))[there].abs()
         loss = BOX_WEIGHT * distances.sum() / (4 * there.sum()).clamp(min=1)
         loss = loss + _loss(self.shapes(seen), truth.shapes, SHAPE_CLASSES, SHAPE_WEIGHTS)
@@ -69,7 +69,7 @@ class LookingHead(nn.Module):
         """Shares of right values where something is, and the mean distance of boxes, for a log; before `loss`."""
         seen = self._seen
         assert seen is not None
-        there = truth.shapes[..., 0].flatten() != NOTHING
+        there = truth.shapes[..., 0].flatten() > NOTHING
         distances = (self.boxes(seen).view(-1, 4) - truth.boxes.view(-1, 4))[there].abs()
         shapes = _right(self.shapes(seen), truth.shapes, SHAPE_CLASSES)
         characters = _right(self.characters(seen), truth.characters, CHARACTER_CLASSES)
@@ -82,7 +82,7 @@ def _loss(
     """Scores [B, tokens, places * sum(classes)] against labels [B, places, ..., values]."""
     flat = labels.reshape(-1, len(classes))
     rows = scores.reshape(len(flat), sum(classes))
-    there = flat[:, 0] != NOTHING
+    there = flat[:, 0] > NOTHING
     first = cross_entropy(rows[:, : classes[0]], flat[:, 0], reduction="none")
     loss = (first * torch.where(there, 1.0, NOTHING_SHARE)).sum() * weights[0]
     known = torch.split(rows[there], list(classes), -1)
@@ -96,7 +96,7 @@ def _loss(
 
 def _right(scores: torch.Tensor, labels: torch.Tensor, classes: tuple[int, ...]) -> str:
     flat = labels.reshape(-1, len(classes))
-    there = flat[:, 0] != NOTHING
+    there = flat[:, 0] > NOTHING
     known = torch.split(scores.reshape(len(flat), sum(classes))[there], list(classes), -1)
     hits = [(k.argmax(-1) == flat[there, i]).float().mean().item() for i, k in enumerate(known)]
     return " ".join(f"{hit:.2f}" for hit in hits)

@@ -328,25 +328,22 @@ def invent(
 
 
 def invent_collage(random: Random, width: int, height: int) -> Scene:
-    """A picture full of shapes and short words, each in a cell of a grid: much to look at, nothing to ask about."""
-    cells = random.choice((2, 3, 3, 4, 4, 5))
-    side = min(width, height) / cells
-    columns, rows = max(1, int(width / side)), max(1, int(height / side))
+    """A picture full of shapes and words, each in a cell of a grid: much to look at, nothing to ask about."""
     background = _background(random)
     shapes, words = [], []
-    for cell in range(columns * rows):
-        left, top = cell % columns * width / columns, cell // columns * height / rows
-        room = (left + 1, top + 1, left + width / columns - 1, top + height / rows - 1)
+    for left, top, right, bottom in _cells(random, width, height):
+        room = (left + 1, top + 1, right - 1, bottom - 1)
         draw = random.random()
         if draw < 0.08:
             continue
         [(colour, rgb), *_] = [*_colours_on(random, background, 1), ("red", (255, 0, 0))]
-        if draw < 0.5:
+        wide = (right - left) / (bottom - top)
+        if draw < 0.4 and wide < 2:
             [box] = _boxes(random, 1, room)
             shapes.append(make_shape(random, random.choice(KINDS), colour, rgb, box))
         else:
-            text = invent_text(random)[: random.choice((1, 1, 2, 3) if cells < 4 else (1, 1, 2))]
-            words.append(fit(random, text, colour, rgb, room))
+            longest = random.choice((1, 1, 2, 3) if wide < 2 else (3, 4, 6, 8))
+            words.append(fit(random, invent_text(random)[:longest], colour, rgb, room))
     quality = random.randint(40, 95) if random.random() < 0.15 else None
     noise = random.uniform(2, 14) if random.random() < 0.08 else 0.0
     smooth, upright = random.random() < 0.6, random.random() < 0.5
@@ -362,6 +359,17 @@ def invent_collage(random: Random, width: int, height: int) -> Scene:
         tuple(shapes),
         tuple(words),
     )
+
+
+def _cells(random: Random, width: int, height: int) -> list[Box]:
+    """Squares of equal size, or lines."""
+    if random.random() < 0.5:
+        columns, rows = random.choice(((1, 2), (1, 3), (1, 4), (1, 5), (2, 5)))
+    else:
+        side = min(width, height) / random.choice((2, 3, 3, 4, 4))
+        columns, rows = max(1, int(width / side)), max(1, int(height / side))
+    w, h = width / columns, height / rows
+    return [(c * w, r * h, (c + 1) * w, (r + 1) * h) for r in range(rows) for c in range(columns)]
 
 
 def _rooms(random: Random, width: int, height: int, *, shared: bool) -> tuple[Box, Box]:

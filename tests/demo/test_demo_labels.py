@@ -29,7 +29,7 @@ def test_a_shape_is_known_where_its_middle_is():
     # In a picture seen at half the size the middle is at (48, 16): second block, lower left patch.
     labels = label(scene(shapes=[star(64, 0)]), (128, 128))
 
-    [index] = np.flatnonzero(labels.shapes[:, 0] != NOTHING)
+    [index] = np.flatnonzero(labels.shapes[:, 0] > NOTHING)
     assert index == 7
     assert labels.shapes[index].tolist() == [KINDS.index("star") + 1, 2, 0, 2, 0, 5, 2]
     assert labels.boxes[index].tolist() == pytest.approx([0.25, 0.0, 0.5, 0.25])
@@ -42,14 +42,14 @@ def test_characters_are_known_from_left_to_right():
 
     labels = label(scene(words=[word]), (128, 128))
 
-    found = labels.characters[labels.characters[..., 0] != NOTHING]
+    found = labels.characters[labels.characters[..., 0] > NOTHING]
     by_order = sorted(found.tolist(), key=lambda values: values[2])
     assert [CHARACTERS[values[0] - 1] for values in by_order] == ["A", "B", "7"]
     assert [values[2] for values in by_order] == [0, 1, 2]
 
 
 def test_among_many_shapes_none_has_a_number():
-    many = invent_collage(Random(4), 256, 256)
+    many = invent_collage(Random(5), 256, 256)
     assert len(many.shapes) > 4
 
     labels = label(many, (128, 128))
