@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import io
 import math
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 
 COLOURS = {
@@ -20,6 +20,7 @@ COLOURS = {
     "orange": ((255, 140, 0), "橙"),
     "gray": ((128, 128, 128), "灰"),
 }
+SCALE = 4  # pictures are drawn larger and reduced
 SHAPES = {"circle": "圆", "square": "方", "triangle": "三角", "star": "星"}
 
 
@@ -41,17 +42,17 @@ class Drawn:
         return english or (COLOURS[self.colour][1] in answer and SHAPES[self.shape] in answer)
 
 
-def draw(
-    colour: str, shape: str, *, size: tuple[int, int] = (256, 256), centre=(0.5, 0.5), radius=0.3
-) -> Drawn:
-    """One shape on a white ground; `centre` and `radius` are shares of the shorter side's picture."""
-    width, height = size
-    scale = 4  # drawn large and reduced: smooth edges
-    image = Image.new("RGB", (width * scale, height * scale), "white")
-    pen = ImageDraw.Draw(image)
-    x, y = centre[0] * width * scale, centre[1] * height * scale
-    r = radius * min(width, height) * scale
-    fill = COLOURS[colour][0]
+def _png(image: Image.Image, size: tuple[int, int]) -> bytes:
+    """The picture at that size; drawn larger, its edges become smooth."""
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.LANCZOS).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _stamp(
+    pen: ImageDraw.ImageDraw, colour: str, shape: str, middle: tuple[float, float], r: float
+) -> None:
+    fill, (x, y) = COLOURS[colour][0], middle
     if shape == "circle":
         pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
     elif shape == "square":
@@ -65,9 +66,79 @@ def draw(
             angle = -math.pi / 2 + k * math.pi / 5
             points.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
         pen.polygon(points, fill=fill)
-    buffer = io.BytesIO()
-    image.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "PNG")
-    return Drawn(buffer.getvalue(), colour, shape)
+
+
+def draw(
+    colour: str, shape: str, *, size: tuple[int, int] = (256, 256), centre=(0.5, 0.5), radius=0.3
+) -> Drawn:
+    """One shape on a white ground; `centre` and `radius` are shares of the shorter side's picture."""
+    width, height = size
+    image = Image.new("RGB", (width * SCALE, height * SCALE), "white")
+    x, y = centre[0] * width * SCALE, centre[1] * height * SCALE
+    _stamp(ImageDraw.Draw(image), colour, shape, (x, y), radius * min(width, height) * SCALE)
+    return Drawn(_png(image, size), colour, shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A shape among others: middle and half width in shares of a square picture."""
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+    radius: float
+
+    def box(self, side: int) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom in pixels of a picture of that side; those of a star are a little smaller."""
+        reach = math.cos(math.radians(18)) if self.shape == "star" else 1.0
+        foot = math.cos(math.radians(36)) if self.shape == "star" else 1.0
+        return (
+            (self.x - self.radius * reach) * side,
+            (self.y - self.radius) * side,
+            (self.x + self.radius * reach) * side,
+            (self.y + self.radius * foot) * side,
+        )
+
+
+def draw_scene(shapes: list[Placed], side: int = 256) -> bytes:
+    """PNG of several shapes on a white square."""
+    image = Image.new("RGB", (side * SCALE, side * SCALE), "white")
+    pen = ImageDraw.Draw(image)
+    for placed in shapes:
+        x, y, r = (value * side * SCALE for value in (placed.x, placed.y, placed.radius))
+        _stamp(pen, placed.colour, placed.shape, (x, y), r)
+    return _png(image, (side, side))
+
+
+def scenes() -> list[list[Placed]]:
+    """Scenes of one to four shapes, all different in colour and in kind."""
+    places = [(0.25, 0.27), (0.75, 0.3), (0.28, 0.75), (0.73, 0.72)]
+    colours, kinds = list(COLOURS), list(SHAPES)
+    return [
+        [
+            Placed(
+                colours[(3 * k + i) % len(colours)],
+                kinds[(k + i) % len(kinds)],
+                *places[(k + 2 * i) % 4 if number < 3 else i],
+                0.14 + 0.01 * ((k + i) % 5),
+            )
+            for i in range(number)
+        ]
+        for k in range(8)
+        for number in (1, 2, 3, 4)
+    ]
+
+
+def print_word(text: str, *, side: int = 256, colour: str = "black", share: float = 0.7) -> bytes:
+    """PNG of a word in the middle of a white square, in Pillow's own font, `share` of its width."""
+    probe = ImageFont.load_default(100).getlength(text)
+    size = min(100 * share * side / probe, 0.6 * side)
+    image = Image.new("RGB", (side * SCALE, side * SCALE), "white")
+    middle = (side * SCALE / 2, side * SCALE / 2)
+    font = ImageFont.load_default(size * SCALE)
+    ImageDraw.Draw(image).text(middle, text, COLOURS[colour][0], font, anchor="mm")
+    return _png(image, (side, side))
 
 
 def gallery() -> list[Drawn]:
