@@ -19,6 +19,7 @@ from pathlib import Path
 import time
 from typing import Any
 
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 import torch
 from torch.nn.functional import cross_entropy
@@ -136,7 +137,6 @@ class Trainer:
         if self.state_file.exists():
             self._resume()
         else:
-            whiten(self.network, make_look(LOOK_SEEDS - 1, WHITENING_PICTURES))
             self._restart_average()
 
     @property
@@ -284,6 +284,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--state", type=Path, default=Path("state.pt"), help="kept state; resumed")
     parser.add_argument("--tokenizer", type=Path, default=Path("tokenizer.json"))
+    parser.add_argument(
+        "--begin", type=Path, metavar="MODEL_DIR", help="weights to begin with, and their tokenizer"
+    )
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to export to")
     parser.add_argument("--minutes", type=float, default=120.0, help="length of the whole training")
     parser.add_argument("--batch-size", type=int, default=24)
@@ -299,15 +302,22 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    tokenizer = open_tokenizer(arguments.tokenizer)
+    begin: Path | None = arguments.begin
+    file = arguments.tokenizer if begin is None else begin / "tokenizer.json"
+    tokenizer = open_tokenizer(file)
     rows = math.ceil(tokenizer.get_vocab_size() / ROW_MULTIPLE) * ROW_MULTIPLE
-    network = Network(NetworkConfig(vocab_size=rows)).to(device)
+    network = Network(NetworkConfig(vocab_size=rows))
+    if begin is None:
+        whiten(network, make_look(LOOK_SEEDS - 1, WHITENING_PICTURES))
+    else:
+        network.load_state_dict(load_file(begin / "model.safetensors"))
+    network.to(device)
     config = TrainingConfig(
         minutes=arguments.minutes, batch_size=arguments.batch_size, workers=arguments.workers
     )
     trainer = Trainer(network, Codec(tokenizer), config, arguments.state)
     trainer.run()
-    export(trainer.average, network.config, arguments.tokenizer, arguments.out)
+    export(trainer.average, network.config, file, arguments.out)
 
 
 if __name__ == "__main__":
