@@ -280,6 +280,17 @@ def open_tokenizer(file: Path) -> Tokenizer:
     return Tokenizer.from_file(str(file))
 
 
+def first_network(tokenizer: Tokenizer, begin: Path | None = None) -> Network:
+    """A network for that tokenizer: with the weights of a folder, or with random ones behind a whitened embedding."""
+    rows = math.ceil(tokenizer.get_vocab_size() / ROW_MULTIPLE) * ROW_MULTIPLE
+    network = Network(NetworkConfig(vocab_size=rows))
+    if begin is None:
+        whiten(network, make_look(LOOK_SEEDS - 1, WHITENING_PICTURES))
+    else:
+        network.load_state_dict(load_file(begin / "model.safetensors"))
+    return network
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--state", type=Path, default=Path("state.pt"), help="kept state; resumed")
@@ -305,13 +316,7 @@ def main() -> None:
     begin: Path | None = arguments.begin
     file = arguments.tokenizer if begin is None else begin / "tokenizer.json"
     tokenizer = open_tokenizer(file)
-    rows = math.ceil(tokenizer.get_vocab_size() / ROW_MULTIPLE) * ROW_MULTIPLE
-    network = Network(NetworkConfig(vocab_size=rows))
-    if begin is None:
-        whiten(network, make_look(LOOK_SEEDS - 1, WHITENING_PICTURES))
-    else:
-        network.load_state_dict(load_file(begin / "model.safetensors"))
-    network.to(device)
+    network = first_network(tokenizer, begin).to(device)
     config = TrainingConfig(
         minutes=arguments.minutes, batch_size=arguments.batch_size, workers=arguments.workers
     )

@@ -5,14 +5,22 @@ from __future__ import annotations
 import sys
 
 import pytest
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 import torch
 
-from inference_service.demo import evaluation, train
+from inference_service.demo import MODEL_DIR, evaluation, train
 from inference_service.demo.batches import Batches, Looks
 from inference_service.demo.evaluation import evaluate, greedy_answers
 from inference_service.demo.muon import orthogonalised
 from inference_service.demo.network import Network
-from inference_service.demo.train import Trainer, TrainingConfig, learning_rate, looking_rate
+from inference_service.demo.train import (
+    Trainer,
+    TrainingConfig,
+    first_network,
+    learning_rate,
+    looking_rate,
+)
 from inference_service.demo.trials import unseen_trials
 from inference_service.demo.whitening import whiten
 
@@ -97,6 +105,15 @@ def test_the_patch_embedding_begins_white(network):
     with torch.no_grad():
         seen = network.model.visual.patch_embed(look.patches / 127.5 - 1).flatten(0, 1)
     torch.testing.assert_close(torch.cov(seen.T), torch.eye(seen.shape[1]), atol=0.05, rtol=0)
+
+
+def test_a_training_can_begin_with_shipped_weights():
+    tokenizer = Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
+
+    network = first_network(tokenizer, MODEL_DIR)
+
+    shipped = load_file(MODEL_DIR / "model.safetensors")
+    assert all(torch.equal(value, shipped[name]) for name, value in network.state_dict().items())
 
 
 def test_looking_changes_the_tower_and_nothing_else(network, codec, tmp_path):
