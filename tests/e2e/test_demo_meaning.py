@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterator
 
 import pytest
-import requests
 
 from inference_service.demo.evaluate import examine
 from inference_service.demo.naming import ZH_COLOUR, ZH_KIND
 from inference_service.demo.trials import iou, unseen_trials
 from qwenvl import Client
-from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
-from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
-from qwenvl.inference.v1 import message_pb2 as message_pb
-from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
+from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.e2e.conftest import Served
 from tests.support.pictures import draw_scene, print_word, scenes
 
@@ -95,52 +90,20 @@ def share_exact(client: Client, asked: list[Named]) -> float:
     return sum(answers) / len(answers)
 
 
-def over_grpc(served: Served, picture: bytes, question: str) -> list[tuple[str, list[float]]]:
-    parts = [
-        message_pb.Part(image=message_pb.Image(data=picture)),
-        message_pb.Part(text=question),
-    ]
-    spec = chat_pb.ChatCompletionSpec(
-        model="qwen-vl",
-        messages=[message_pb.Message(role=message_pb.ROLE_USER, parts=parts)],
-        sampling=sampling_pb.SamplingOptions(temperature=0),
-        response=chat_pb.ResponseOptions(grounding=True),
-    )
-    with served.channel() as channel:
-        response = chat_grpc.ChatServiceStub(channel).CreateChatCompletion(
-            chat_pb.CreateChatCompletionRequest(spec=spec), timeout=60
-        )
-    return [
-        (found.label, [found.box.x_min, found.box.y_min, found.box.x_max, found.box.y_max])
-        for found in response.choices[0].groundings
-    ]
+def edges(box: usage_pb.BoundingBox) -> tuple[float, float, float, float]:
+    return box.x_min, box.y_min, box.x_max, box.y_max
 
 
-def over_rest(served: Served, picture: bytes, question: str) -> list[tuple[str, list[float]]]:
-    uri = "data:image/png;base64," + base64.b64encode(picture).decode()
-    content = [
-        {"type": "image_url", "image_url": {"url": uri}},
-        {"type": "text", "text": question},
-    ]
-    body = {
-        "model": "qwen-vl",
-        "messages": [{"role": "user", "content": content}],
-        "temperature": 0,
-        "grounding": True,
-    }
-    response = requests.post(f"{served.http}/v1/chat/completions", json=body, timeout=60)
-    assert response.status_code == 200, response.text
-    return [(found["label"], found["box"]) for found in response.json()["choices"][0]["grounding"]]
-
-
-@pytest.mark.parametrize("ask", [over_grpc, over_rest])
-def test_boxes_lie_on_the_shapes(served: Served, ask: Callable[..., list]) -> None:
+def test_boxes_lie_on_the_shapes(client: Client) -> None:
     overlaps = []
     for scene in scenes()[::2]:
         shape = scene[0]
-        found = ask(served, draw_scene(scene), f"Locate the {shape.colour} {shape.shape}.")
-        right = [box for label, box in found if label == f"{shape.colour} {shape.shape}"]
-        overlaps.append(iou(right[0], shape.box(256)) if right else 0.0)
+        name = f"{shape.colour} {shape.shape}"
+        answer = client.chat(
+            f"Locate the {name}.", images=[draw_scene(scene)], grounding=True, temperature=0
+        )
+        boxes = [g.box for g in answer.response.choices[0].groundings if g.label == name]
+        overlaps.append(iou(edges(boxes[0]), shape.box(256)) if boxes else 0.0)
 
     assert sum(overlaps) / len(overlaps) >= 0.7
 
