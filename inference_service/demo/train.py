@@ -3,7 +3,7 @@
     python -m inference_service.demo.train --state state.pt --tokenizer tokenizer.json --minutes 120 --out MODEL_DIR
 
 First the vision tower looks at pictures alone (`looking`), then the whole network learns to answer, and the tower
-goes on looking beside it.
+goes on looking beside it: at what is asked about, and at other pictures.
 
 Owns the optimisation: Muon for matrices, AdamW for the rest, rates that fall over the time that is given, a
 moving average of the weights, and a state from which a stopped training goes on. Must not know how
@@ -26,7 +26,16 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from inference_service.demo import MODEL_DIR
-from inference_service.demo.batches import LOOK_SEEDS, Batch, Batches, Codec, Look, Looks, make_look
+from inference_service.demo.batches import (
+    LOOK_SEEDS,
+    Batch,
+    Batches,
+    Codec,
+    Look,
+    Looks,
+    Truth,
+    make_look,
+)
 from inference_service.demo.evaluation import MAIN_TASKS, evaluate, line
 from inference_service.demo.export import export
 from inference_service.demo.looking import LookingHead
@@ -53,6 +62,7 @@ class TrainingConfig:
         minutes: Length of the whole training, earlier runs of the same state counted in.
         looking: Share of the time in which the tower looks at pictures alone.
         look_size: Pictures in such a step.
+        looks_beside: Pictures that a step of answering looks at besides its own.
         batch_size: Conversations in a step.
         muon_rate: Learning rate of the matrices.
         adam_rate: Learning rate of everything else.
@@ -66,7 +76,8 @@ class TrainingConfig:
 
     minutes: float = 120.0
     looking: float = 0.3
-    look_size: int = 64
+    look_size: int = 32
+    looks_beside: int = 16
     batch_size: int = 24
     muon_rate: float = 0.02
     adam_rate: float = 2e-3
@@ -175,14 +186,18 @@ class Trainer:
     def look(self, look: Look, share_of_time: float) -> str:
         """One step of looking alone; returns what it saw right, for a log, now and then."""
         self._set_rates(looking_rate(self.looks, share_of_time), 0.0)
-        self.network.model.visual(look.patches.to(self._device) / 127.5 - 1, *look.grid)
-        truth = look.truth.to(self._device)
+        truth = self._see(look)
         self.looks += 1
         told = self._looking.right(truth) if self.looks % self.config.log_every == 0 else ""
         self._descend(self._looking.loss(truth))
         return told
 
-    def learn(self, batch: Batch, share_of_time: float) -> torch.Tensor:
+    def _see(self, look: Look) -> Truth:
+        """Lets the tower see these pictures; returns what they hold."""
+        self.network.model.visual(look.patches.to(self._device) / 127.5 - 1, *look.grid)
+        return look.truth.to(self._device)
+
+    def learn(self, batch: Batch, look: Look, share_of_time: float) -> torch.Tensor:
         """One step of answering; returns the mean loss of the answers' tokens, a scalar on the device."""
         if self.step == 0:
             self._restart_average()
@@ -192,11 +207,13 @@ class Trainer:
         loss = answering
         if batch.truth is not None:
             loss = loss + LOOKING_SHARE * self._looking.loss(batch.truth.to(self._device))
-        self._descend(loss)
+        truth = self._see(look)
+        self._descend(loss + LOOKING_SHARE * self._looking.loss(truth))
         weight = 1 - min(AVERAGE, (self.step + 1) / (self.step + 20))
         with torch.no_grad():
             for name, value in self.network.state_dict().items():
                 self.average[name].lerp_(value, weight)
+        self.looks += 1
         self.step += 1
         return answering.detach()
 
@@ -238,8 +255,7 @@ class Trainer:
 
     def _run_looks(self, end: float) -> None:
         config, before = self.config, time.monotonic() - self.used_seconds
-        looks = Looks(self.looks, config.look_size)
-        for look in DataLoader(looks, batch_size=None, num_workers=config.workers):
+        for look in self._looks(config.look_size):
             told = self.look(look, self.used_seconds / end)
             self.used_seconds = time.monotonic() - before
             done = self.used_seconds >= end or self.looks == config.most_looks
@@ -254,9 +270,10 @@ class Trainer:
         config, before = self.config, time.monotonic() - self.used_seconds
         batches = Batches(self.codec, self.step, config.batch_size)
         logged, losses = self.step, torch.zeros(())
-        for batch in DataLoader(batches, batch_size=None, num_workers=config.workers):
+        made = DataLoader(batches, batch_size=None, num_workers=config.workers)
+        for batch, look in zip(made, self._looks(config.looks_beside), strict=False):
             share = min(1.0, max(0.0, self.used_seconds - begin) / max(end - begin, 1e-9))
-            losses = losses + self.learn(batch, share).cpu()
+            losses = losses + self.learn(batch, look, share).cpu()
             self.used_seconds = time.monotonic() - before
             done = self.used_seconds >= end or self.step == config.most_steps
             if self.step % config.log_every == 0 or done:
@@ -268,6 +285,10 @@ class Trainer:
                 print(f"step {self.step} {self.measure()}", flush=True)
             if done:
                 break
+
+    def _looks(self, size: int) -> DataLoader[Look]:
+        looks = Looks(self.looks, size)
+        return DataLoader(looks, batch_size=None, num_workers=self.config.workers)
 
     def _clock(self) -> str:
         return f"used {self.used_seconds:.0f} s"

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 import torch
 
 from inference_service.demo import MODEL_DIR, evaluation, train
-from inference_service.demo.batches import Batches, Looks
+from inference_service.demo.batches import Batches, Looks, make_look
 from inference_service.demo.evaluation import evaluate, greedy_answers
 from inference_service.demo.muon import orthogonalised
 from inference_service.demo.network import Network
@@ -37,6 +37,7 @@ def short_run(steps: int) -> TrainingConfig:
         minutes=1e6,
         most_looks=2,
         look_size=4,
+        looks_beside=2,
         batch_size=2,
         log_every=2,
         save_every=10**6,
@@ -81,9 +82,9 @@ def test_the_log_tells_loss_and_accuracy_per_task_and_language(network, codec, t
 
 def test_learning_lowers_the_loss(network, codec, tmp_path):
     trainer = Trainer(network, codec, short_run(10**6), tmp_path / "state.pt")
-    batch = next(iter(Batches(codec, 0, 4)))
+    batch, look = next(iter(Batches(codec, 0, 4))), make_look(0, 2)
 
-    losses = [trainer.learn(batch, 0.0).item() for _ in range(80)]
+    losses = [trainer.learn(batch, look, 0.0).item() for _ in range(80)]
 
     assert losses[-1] < losses[0] / 2
     assert all(torch.isfinite(value).all() for value in trainer.average.values())
