@@ -7,7 +7,6 @@ are learned. Every batch follows from its seed. Must not know the network or its
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count
 from random import Random
 from typing import NamedTuple
@@ -18,52 +17,26 @@ from tokenizers import Tokenizer
 import torch
 from torch.utils.data import IterableDataset
 
+from inference_service.demo.examples import (
+    PICTURES_PER_ROW,
+    PICTURES_WEIGHTS,
+    SIZE_WEIGHTS,
+    SIZES,
+    Example,
+    Size,
+    invent_example,
+    invent_scene,
+    lesson_of,
+)
 from inference_service.demo.labels import SceneLabels, label
-from inference_service.demo.pictures import (
-    PATCH,
-    STEP,
-    as_seen,
-    draw_size,
-    patches,
-    render,
-)
-from inference_service.demo.questions import (
-    SYSTEM_PROMPTS,
-    Exchange,
-    ask_about,
-    ask_two,
-    ask_without,
-)
-from inference_service.demo.scenes import Scene, invent, invent_collage
+from inference_service.demo.pictures import PATCH, STEP, as_seen, draw_size, patches, render
+from inference_service.demo.questions import SYSTEM_PROMPTS, Exchange
+from inference_service.demo.scenes import invent_collage
 from inference_service.demo.vocabulary import special_id
 
 
-Size = tuple[int, int]
-
-# Width and height in pixels at which the network sees pictures, and how often.
-SIZES: tuple[Size, ...] = (
-    (128, 128),
-    (160, 128),
-    (128, 160),
-    (192, 96),
-    (96, 192),
-    (160, 96),
-    (96, 160),
-    (192, 128),
-    (128, 192),
-)
-SIZE_WEIGHTS = (10, *(2,) * (len(SIZES) - 1))
-PICTURES_PER_ROW = (1, 2, 0)
-PICTURES_WEIGHTS = (0.89, 0.08, 0.03)
-MOST_TURNS = 4
-TURN_WEIGHTS = (35, 25, 20, 20)  # of further turns: they cost no further picture
-LONG_ANSWER = (
-    90  # in characters; nothing follows it, as the other rows of the batch would wait for the end
-)
 SYSTEM_MESSAGE = 0.15
 POOL = 4  # batches that are made together
-# Single shapes first: thrown into everything at once, the decoder settles for guessing colours.
-EASY_SEEDS = 40
 
 
 class Truth(NamedTuple):
@@ -218,51 +191,8 @@ class Codec:
         return ids, positions
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A conversation, its pictures, each [N, 768] uint8, and what they hold."""
-
-    pictures: list[npt.NDArray[np.uint8]]
-    turns: list[Exchange]
-    labels: list[SceneLabels]
-
-
-def invent_example(random: Random, size: Size, number: int, *, easy: bool = False) -> Example:
-    """A conversation about `number` pictures that the network sees at `size`."""
-    if number == 0:
-        return Example([], [ask_without(random)], [])
-    scenes, drawn = [], []
-    for _ in range(number):
-        width, height = draw_size(random, size) if random.random() < 0.5 else size
-        scenes.append(invent_scene(random, width, height, easy=easy))
-        drawn.append(patches(as_seen(render(scenes[-1], random.getrandbits(30)))))
-    labels = [label(scene, size) for scene in scenes]
-    if number == 2:
-        return Example(drawn, [ask_two(random, *scenes)], labels)
-    turns = [ask_about(random, scenes[0])]
-    for _ in range(random.choices(range(MOST_TURNS), TURN_WEIGHTS)[0]):
-        if len(turns[-1].answer) > LONG_ANSWER:
-            break
-        turns.append(ask_about(random, scenes[0]))
-    return Example(drawn, turns, labels)
-
-
 LOOK_SEEDS = 10**9  # apart from those of conversations
 COLLAGES = 0.65  # of what is looked at
-WORD_ONLY, WORD_TOO = (
-    0.45,
-    0.1,
-)  # shares of pictures that show a word and nothing else, and one beside shapes
-
-
-def invent_scene(random: Random, width: int, height: int, *, easy: bool = False) -> Scene:
-    """A scene of shapes, of a word, or of both; an easy one is a single shape."""
-    if easy:
-        return invent(random, width, height, 1)
-    draw = random.random()
-    if draw < WORD_ONLY:
-        return invent(random, width, height, 0, word=True)
-    return invent(random, width, height, word=draw < WORD_ONLY + WORD_TOO)
 
 
 def make_look(seed: int, batch_size: int) -> Look:
@@ -283,10 +213,11 @@ def make_batches(codec: Codec, seed: int, batch_size: int) -> list[Batch]:
     """The POOL batches of that seed; rows of like length are together, so that little is padded."""
     random = Random(seed)
     size = random.choices(SIZES, SIZE_WEIGHTS)[0]
-    number = random.choices(PICTURES_PER_ROW, PICTURES_WEIGHTS)[0]
+    lesson = lesson_of(seed)
+    number = random.choices(PICTURES_PER_ROW, PICTURES_WEIGHTS)[0] if lesson is None else 1
     rows = []
     for _ in range(POOL * batch_size):
-        example = invent_example(random, size, number, easy=seed < EASY_SEEDS)
+        example = invent_example(random, size, number, lesson)
         rows.append((*codec.conversation(random, example.turns, number, size), example))
     rows.sort(key=lambda row: len(row[0]))
     batches = [

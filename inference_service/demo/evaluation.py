@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from inference_service.demo.batches import Codec, Size, patch_grid
+from inference_service.demo.batches import Codec, patch_grid
+from inference_service.demo.examples import Size
 from inference_service.demo.naming import LANGUAGES
 from inference_service.demo.network import Network
 from inference_service.demo.pictures import as_seen, patches

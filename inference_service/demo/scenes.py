@@ -296,7 +296,7 @@ def invent(
 ) -> Scene:
     """A scene of that size with `count` shapes (0 to 4, drawn if not given), and a word if one is wanted."""
     if count is None:
-        count = random.choices((0, 1, 2, 3, 4), (0.015, 0.335, 0.27, 0.20, 0.18))[0]
+        count = random.choices((0, 1, 2, 3, 4), (0.015, 0.205, 0.3, 0.26, 0.22))[0]
     background = _background(random)
     things = max(count + word, 1)
     colours = _colours_on(random, background, things)

@@ -349,9 +349,9 @@ class Task:
 
 
 TASKS: tuple[Task, ...] = (
-    Task("describe", _describe, 3.0, 1.2),
-    Task("colour", _colour, 2.0, 0.0),
-    Task("shape", _shape, 2.0, 0.0),
+    Task("describe", _describe, 1.5, 1.2),
+    Task("colour", _colour, 3.0, 0.0),
+    Task("shape", _shape, 3.0, 0.0),
     Task("count", _count, 1.5, 0.1),
     Task("colours", _colours, 0.5, 0.0),
     Task("shapes", _shapes, 0.5, 0.0),
@@ -360,8 +360,8 @@ TASKS: tuple[Task, ...] = (
     Task("is_colour", _is_colour, 0.4, 0.0),
     Task("beside", _beside, 0.7, 0.0),
     Task("relation", _relation, 0.7, 0.0),
-    Task("where", _where, 0.7, 0.0),
-    Task("locate", _locate, 1.5, 0.0),
+    Task("where", _where, 1.0, 0.0),
+    Task("locate", _locate, 2.5, 0.0),
     Task("locate_all", _locate_all, 0.25, 0.0),
     Task("read", _read, 1.5, 5.0),
     Task("text_colour", _text_colour, 0.3, 0.7),

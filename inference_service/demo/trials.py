@@ -13,7 +13,7 @@ from random import Random
 
 from PIL import Image
 
-from inference_service.demo.batches import SIZE_WEIGHTS, SIZES, Size, invent_scene
+from inference_service.demo.examples import SIZE_WEIGHTS, SIZES, Size, invent_scene
 from inference_service.demo.lettering import LONGEST
 from inference_service.demo.naming import LANGUAGES
 from inference_service.demo.pictures import draw_size, render

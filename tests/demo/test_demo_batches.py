@@ -11,13 +11,12 @@ import torch
 
 from inference_service.demo.batches import (
     POOL,
-    SIZES,
     Batches,
     Looks,
-    invent_example,
     make_batches,
     picture_tokens,
 )
+from inference_service.demo.examples import LESSONS, SIZES, invent_example, lesson_of
 from inference_service.demo.pictures import smart_resize
 from inference_service.demo.questions import Exchange
 from inference_service.engine.types import ImageSpan
@@ -137,3 +136,24 @@ def test_looks_are_full_of_things():
     assert len(look.patches) == len(look.truth.shapes) == 16
     things = (look.truth.shapes[..., 0] > 0).sum() + (look.truth.characters[..., 0] > 0).sum()
     assert things / 16 > 5
+
+
+def test_lessons_follow_each_other_and_end():
+    seeds = range(LESSONS[-1].until + 8)
+    taught = [lesson_of(seed) for seed in seeds]
+    assert list(dict.fromkeys(filter(None, taught))) == list(LESSONS)
+    assert all(taught[seed] is None for seed in seeds[::4])
+    assert not any(taught[LESSONS[-1].until :])
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_a_lesson_asks_what_it_teaches(lesson):
+    asked, turns, words = set(), set(), set()
+    for seed in range(40):
+        example = invent_example(Random(seed), (128, 128), 1, lesson)
+        asked |= {turn.task for turn in example.turns}
+        turns.add(len(example.turns))
+        words.add(bool((example.labels[0].characters[..., 0] > 0).any()))
+    assert set(lesson.tasks) <= asked
+    assert max(turns) == lesson.turns
+    assert words == {0 in lesson.counts}
