@@ -15,7 +15,7 @@ from tests.e2e.conftest import Served
 from tests.support.pictures import draw_scene, print_word, scenes
 
 
-NUMBERS = (("none",), ("one",), ("two", "两"), ("three", "三"), ("four", "四"))
+NUMBERS = (("none", "没有"), ("one", "一"), ("two", "两"), ("three", "三"), ("four", "四"))
 WORDS = ("CAT", "42", "STOP", "GO", "2026", "OPEN", "SUN", "7", "TAXI", "SALE", "Hi", "book")
 
 Named = tuple[bytes, str, str]
@@ -54,7 +54,7 @@ def kinds(language: str) -> list[Named]:
 
 def counts(language: str) -> list[Named]:
     question = "How many shapes are there?" if language == "en" else "图中有几个形状？"
-    place = 0 if language == "en" else -1
+    place = ("en", "zh").index(language)
     return [(draw_scene(scene), question, NUMBERS[len(scene)][place]) for scene in scenes()]
 
 
@@ -72,14 +72,14 @@ def share_right(client: Client, asked: list[Named]) -> float:
 def test_shapes_of_other_pictures(
     client: Client, asked: Callable[[str], list[Named]], language: str
 ) -> None:
-    assert share_right(client, asked(language)) >= 0.9
+    assert share_right(client, asked(language)) >= 0.95
 
 
 @pytest.mark.parametrize("question", ["What does the text say?", "图中的文字是什么？"])
 def test_words_of_other_pictures(client: Client, question: str) -> None:
     asked = [(print_word(word), question, word) for word in WORDS]
 
-    assert share_exact(client, asked) >= 0.7
+    assert share_exact(client, asked) >= 0.9
 
 
 def share_exact(client: Client, asked: list[Named]) -> float:
@@ -108,9 +108,25 @@ def test_boxes_lie_on_the_shapes(client: Client) -> None:
     assert sum(overlaps) / len(overlaps) >= 0.7
 
 
-@pytest.mark.parametrize("task", ["colour", "shape", "count", "second_turn", "compare", "other"])
+# A little below what the card tells, for few questions.
+LEAST = {
+    "colour": 0.9,
+    "shape": 0.9,
+    "count": 0.9,
+    "where": 0.9,
+    "second_turn": 0.8,
+    "same": 0.9,
+    "other": 0.9,
+    "describe": 0.55,
+    "locate": 0.55,
+    "read:4": 0.6,
+    "compare": 0.1,
+}
+
+
+@pytest.mark.parametrize("task", LEAST)
 def test_unseen_pictures_of_its_own(client: Client, task: str) -> None:
     for language in ("en", "zh"):
         trials = unseen_trials(task, language, 30)
 
-        assert examine(client, trials) >= 0.8 * len(trials), language
+        assert examine(client, trials) >= LEAST[task] * len(trials), language
