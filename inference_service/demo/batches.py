@@ -214,7 +214,8 @@ def make_batches(codec: Codec, seed: int, batch_size: int) -> list[Batch]:
     random = Random(seed)
     size = random.choices(SIZES, SIZE_WEIGHTS)[0]
     lesson = lesson_of(seed)
-    number = random.choices(PICTURES_PER_ROW, PICTURES_WEIGHTS)[0] if lesson is None else 1
+    drawn = random.choices(PICTURES_PER_ROW, PICTURES_WEIGHTS)[0]
+    number = lesson.pictures if lesson else drawn
     rows = []
     for _ in range(POOL * batch_size):
         example = invent_example(random, size, number, lesson)

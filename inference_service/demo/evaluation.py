@@ -25,14 +25,12 @@ MOST_ANSWER_TOKENS = 96
 
 @torch.no_grad()
 def greedy_answers(network: Network, codec: Codec, trials: Sequence[Trial]) -> list[str]:
-    """Answers to questions about single pictures of one size, decoded together."""
-    size = trials[0].size
+    """Answers to questions about equally many pictures of one size, decoded together."""
+    size, number = trials[0].size, len(trials[0].pictures)
     device = network.model.language_model.embed_tokens.weight.device
-    prompts = [codec.prompt(trial.exchange.question, 1, size) for trial in trials]
-    drawn = [
-        torch.from_numpy(np.ascontiguousarray(patches(as_seen(t.pictures[0])))) for t in trials
-    ]
-    pixels = torch.stack(drawn)[:, None].to(device) / 127.5 - 1
+    prompts = [codec.prompt(trial.exchange.question, number, size) for trial in trials]
+    drawn = np.stack([[patches(as_seen(shown)) for shown in t.pictures] for t in trials])
+    pixels = torch.from_numpy(drawn).to(device) / 127.5 - 1
     answers: list[list[int]] = [[] for _ in trials]
     going = list(range(len(trials)))
     for _ in range(MOST_ANSWER_TOKENS):

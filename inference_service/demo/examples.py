@@ -5,7 +5,8 @@ Owns what a training meets how often, and in which order. Must not know tokens, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from typing import NamedTuple
 
@@ -34,13 +35,16 @@ SIZES: tuple[Size, ...] = (
 )
 SIZE_WEIGHTS = (10, *(2,) * (len(SIZES) - 1))
 PICTURES_PER_ROW = (1, 2, 0)
-PICTURES_WEIGHTS = (0.89, 0.08, 0.03)
+PICTURES_WEIGHTS = (0.72, 0.25, 0.03)
 # Of further turns, which cost no further picture: many where something else can be asked about it.
 TURN_WEIGHTS_OF_SHAPES: tuple[int, ...] = (10, 15, 20, 20, 20, 15)
 TURN_WEIGHTS_OF_WORDS = (35, 25, 20, 20)
+TURN_WEIGHTS_OF_TWO = (40, 30, 30)
 # In characters; nothing follows it, as the other rows of the batch would wait for the end.
 LONG_ANSWER = 50
-WORD_ONLY, WORD_TOO = 0.4, 0.1  # shares of pictures that show a word alone, and one beside shapes
+ALIKE = 0.2  # share of second pictures that show the same as the first
+NEARLY_ALIKE = 0.5  # as many, times this, lack one of its shapes
+WORD_ONLY, WORD_TOO = 0.45, 0.1  # shares of pictures that show a word alone, and one beside shapes
 
 
 class Lesson(NamedTuple):
@@ -51,22 +55,30 @@ class Lesson(NamedTuple):
         counts: Shapes in a picture; 0 = a word alone.
         tasks: What is asked about it; none = anything.
         turns: Most questions about it.
+        pictures: Pictures that a conversation is about.
+        alike: Share of second pictures that show the same as the first.
     """
 
     until: int
     counts: tuple[int, ...]
     tasks: tuple[str, ...]
     turns: int
+    pictures: int = 1
+    alike: float = 0.0
 
 
 # Thrown into everything at once, the decoder settles for guessing colours; later it says what it sees, but not of the
-# shape that was asked for, and where something is it learns last. A few hundred steps of nothing else teach each.
+# shape or the picture that was asked for, and where something is it learns last. A few hundred steps of nothing else
+# teach each.
 EVERYTHING_EVERY = 4  # pools; so that what was learnt is not forgotten
 LESSONS = (
     Lesson(40, (1,), (), 4),
     Lesson(240, (2, 3), ("colour", "shape", "where"), 6),
     Lesson(400, (1, 2, 3), ("locate",), 3),
     Lesson(500, (0,), ("read",), 1),
+    Lesson(580, (0, 1, 2, 3), ("compare", "one_of_two"), 3, pictures=2),
+    Lesson(680, (2, 2, 3), ("relation",), 6),
+    Lesson(750, (1, 2), ("same",), 1, pictures=2, alike=0.4),
 )
 
 
@@ -92,27 +104,45 @@ def invent_example(
     """A conversation about `number` pictures that the network sees at `size`."""
     if number == 0:
         return Example([], [ask_without(random)], [])
-    scenes, drawn = [], []
+    scenes: list[Scene] = []
     for _ in range(number):
         width, height = draw_size(random, size) if random.random() < 0.5 else size
         count = random.choice(lesson.counts) if lesson else None
-        scenes.append(invent_scene(random, width, height, count))
-        drawn.append(patches(as_seen(render(scenes[-1], random.getrandbits(30)))))
-    turns = [ask_two(random, *scenes)] if number == 2 else _turns(random, scenes[0], lesson)
+        scene = invent_scene(random, width, height, count)
+        alike = lesson.alike if lesson else ALIKE
+        scenes.append(next_to(random, scenes[0], scene, alike) if scenes else scene)
+    drawn = [patches(as_seen(render(scene, random.getrandbits(30)))) for scene in scenes]
+    turns = _turns(random, scenes, lesson)
     return Example(drawn, turns, [label(scene, size) for scene in scenes])
 
 
-def _turns(random: Random, scene: Scene, lesson: Lesson | None) -> list[Exchange]:
-    weights = TURN_WEIGHTS_OF_SHAPES if scene.shapes else TURN_WEIGHTS_OF_WORDS
+def _turns(random: Random, scenes: Sequence[Scene], lesson: Lesson | None) -> list[Exchange]:
     if lesson is not None:
         weights = (1,) * lesson.turns
+    elif len(scenes) > 1:
+        weights = TURN_WEIGHTS_OF_TWO
+    else:
+        weights = TURN_WEIGHTS_OF_SHAPES if scenes[0].shapes else TURN_WEIGHTS_OF_WORDS
     turns: list[Exchange] = []
     for _ in range(1 + random.choices(range(len(weights)), weights)[0]):
         task = random.choice(lesson.tasks) if lesson and lesson.tasks else None
-        turns.append(ask_about(random, scene, task))
+        if len(scenes) > 1:
+            turns.append(ask_two(random, scenes[0], scenes[1], task))
+        else:
+            turns.append(ask_about(random, scenes[0], task))
         if lesson is None and len(turns[-1].answer) > LONG_ANSWER:
             break
     return turns
+
+
+def next_to(random: Random, first: Scene, other: Scene, alike: float = ALIKE) -> Scene:
+    """What stands beside the first scene: the other one, or with a share of `alike` the same, or nearly the same."""
+    draw = random.random()
+    if draw < alike:
+        return first
+    if draw < alike * (1 + NEARLY_ALIKE) and len(first.shapes) > 1:
+        return replace(first, shapes=first.shapes[:-1])
+    return other
 
 
 def invent_scene(random: Random, width: int, height: int, count: int | None = None) -> Scene:

@@ -11,7 +11,7 @@ from random import Random
 from inference_service.demo.naming import LANGUAGES, ZH_COLOUR, ZH_KIND
 from inference_service.demo.palette import COLOURS, KINDS
 from inference_service.demo.scenes import Scene
-from inference_service.demo.tasks import TASK_BY_NAME, TASKS, ask, described, roughen
+from inference_service.demo.tasks import TASK_BY_NAME, TASKS, ask, described, description, roughen
 from inference_service.demo.wordings import WORDINGS
 
 
@@ -26,6 +26,9 @@ SYSTEM_PROMPTS = (
     "你是一个乐于助人的助手。",
     "You answer questions about pictures.",
 )
+TWO_PICTURE_TASKS = ("compare", "one_of_two", "same")
+TWO_PICTURE_WEIGHTS = (4, 4, 2)
+ALIKE_WEIGHTS = (1, 1, 8)  # so that yes and no are about as frequent
 TEXT_ONLY = ("describe", "colour", "shape", "count", "read", "hello", "other")
 
 
@@ -54,20 +57,38 @@ def ask_about(random: Random, scene: Scene, task: str | None = None) -> Exchange
         task = None
 
 
-def ask_two(random: Random, one: Scene, two: Scene) -> Exchange:
-    """A question about two pictures."""
+def ask_two(random: Random, one: Scene, two: Scene, task: str | None = None) -> Exchange:
+    """A question about two pictures: what both show, whether it is the same, or anything about one of them."""
+    if task is None:
+        weights = ALIKE_WEIGHTS if one == two else TWO_PICTURE_WEIGHTS
+        task = random.choices(TWO_PICTURE_TASKS, weights)[0]
+    if task == "one_of_two":
+        return _ask_one_of(random, one, two)
     language = random.choice(LANGUAGES)
-    alike = described(one, language) == described(two, language)
-    if random.random() < 0.3:
+    first, second = described(one, language), described(two, language)
+    if task == "same":
         yes, no = ("Yes.", "No.") if language == "en" else ("一样。", "不一样。")
         question = ask(random, "same", language)
-        return Exchange("same", language, question, yes if alike else no)
-    first, second = described(one, language), described(two, language)
+        return Exchange("same", language, question, yes if first == second else no)
     if language == "en":
         answer = f"The first picture shows {first}, the second {second}."
     else:
         answer = f"第一张图片是{first}，第二张图片是{second}。"
     return Exchange("compare", language, ask(random, "compare", language), answer)
+
+
+def _ask_one_of(random: Random, *scenes: Scene) -> Exchange:
+    index = random.randrange(len(scenes))
+    about = ask_about(random, scenes[index])
+    language = about.language
+    nth = (("first", "second") if language == "en" else ("一", "二"))[index]
+    if random.random() < 0.5:
+        question = ask(random, "describe_one", language, nth=nth)
+        answer = description(scenes[index], language)
+    else:
+        question = ask(random, "ask_of_one", language, nth=nth, question=about.question)
+        answer = about.answer
+    return Exchange("one_of_two", language, question, answer)
 
 
 def ask_without(random: Random) -> Exchange:

@@ -50,8 +50,8 @@ AVERAGE = 0.995
 WARM_UP_STEPS = 100
 WHITENING_PICTURES = 256
 LEAST_LOOKING_RATE, LEAST_RATE = 0.1, 0.02
-TOWER_RATE = 0.3  # of the full rate, once the tower has looked
-LOOKING_SHARE = 0.1  # of the looking loss beside that of the answers
+TOWER_RATE = 0.5  # of the full rate, once the tower has looked
+LOOKING_SHARE = 0.3  # of the looking loss beside that of the answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

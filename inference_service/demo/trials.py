@@ -13,11 +13,11 @@ from random import Random
 
 from PIL import Image
 
-from inference_service.demo.examples import SIZE_WEIGHTS, SIZES, Size, invent_scene
+from inference_service.demo.examples import SIZE_WEIGHTS, SIZES, Size, invent_scene, next_to
 from inference_service.demo.lettering import LONGEST
 from inference_service.demo.naming import LANGUAGES
 from inference_service.demo.pictures import draw_size, render
-from inference_service.demo.questions import Exchange, ask_about, ask_two
+from inference_service.demo.questions import TWO_PICTURE_TASKS, Exchange, ask_about, ask_two
 from inference_service.demo.scenes import Scene
 
 
@@ -58,8 +58,8 @@ def unseen_trials(task: str, language: str, number: int) -> list[Trial]:
     """Questions of one kind about pictures that the training never showed; the same arguments give the same ones.
 
     Args:
-        task: Name of a task; `compare` or `same` for two pictures; `second_turn` for any task after another one;
-            `read:4` for words of up to 4 characters.
+        task: Name of a task; `compare`, `one_of_two` or `same` for two pictures; `second_turn` for any task after
+            another one; `read:4` for words of up to 4 characters.
         language: `en` or `zh`.
         number: How many.
     """
@@ -80,8 +80,8 @@ def unseen_trials(task: str, language: str, number: int) -> list[Trial]:
 def _trial(random: Random, scenes: Iterator[tuple[Scene, Size]], task: str) -> Trial:
     """A question of that kind, or of another one where the scene allows none."""
     scene, size = next(scenes)
-    if task in ("compare", "same"):
-        other = invent_scene(random, *size)
+    if task in TWO_PICTURE_TASKS:
+        other = next_to(random, scene, invent_scene(random, *size))
         return Trial(ask_two(random, scene, other), _rendered(random, scene, other), size)
     if task == "second_turn":
         before = (ask_about(random, scene),)
@@ -95,9 +95,10 @@ def judge(exchange: Exchange, answer: str) -> float:
     Returns:
         0 to 1; for boxes the mean intersection over union, 0 for one that is missing or has another label.
     """
-    if exchange.task not in ("locate", "locate_all"):
+    wanted = _boxes(exchange.answer)
+    if not wanted:
         return float(answer == exchange.answer)
-    wanted, found = _boxes(exchange.answer), _boxes(answer)
+    found = _boxes(answer)
     overlaps = [
         iou(box, found[index][0]) if index < len(found) and found[index][1] == name else 0.0
         for index, (box, name) in enumerate(wanted)

@@ -218,6 +218,21 @@ ASK: dict[str, tuple[str, ...]] = {
         "What is different?",
         "What is in these {picture}s?",
     ),
+    "describe_one": (
+        "What is in the {nth} {picture}?",
+        "What does the {nth} {picture} show?",
+        "Describe the {nth} {picture}.",
+        "What do you see in the {nth} {picture}?",
+        "What is shown in the {nth} {picture}?",
+        "Tell me what is in the {nth} {picture}.",
+    ),
+    "ask_of_one": (
+        "In the {nth} {picture}: {question}",
+        "Look at the {nth} {picture}. {question}",
+        "The {nth} {picture}: {question}",
+        "About the {nth} {picture}: {question}",
+        "For the {nth} {picture}: {question}",
+    ),
     "same": (
         "Do both {picture}s show the same?",
         "Are the two {picture}s the same?",

@@ -206,6 +206,21 @@ ASK: dict[str, tuple[str, ...]] = {
         "两张图有什么区别？",
         "请比较这两张图片。",
     ),
+    "describe_one": (
+        "第{nth}张图片里有什么？",
+        "第{nth}张图里有什么？",
+        "描述第{nth}张图片。",
+        "第{nth}张图片是什么？",
+        "请描述第{nth}张图片。",
+        "你在第{nth}张图片里看到什么？",
+    ),
+    "ask_of_one": (
+        "第{nth}张图片里，{question}",
+        "第{nth}张图片：{question}",
+        "看第{nth}张图片。{question}",
+        "第{nth}张图里，{question}",
+        "关于第{nth}张图片：{question}",
+    ),
     "same": (
         "两张图片一样吗？",
         "这两张图片相同吗？",

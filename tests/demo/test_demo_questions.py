@@ -122,14 +122,35 @@ def test_places_are_thirds_of_the_picture(left, top, place):
 def test_two_pictures_are_compared_in_order():
     one, two = scene(shape("circle", "red", 10)), scene(shape("star", "blue", 10))
 
-    answers = {ask_two(Random(seed), one, two).answer for seed in range(60)}
+    compared = [ask_two(Random(seed), one, two) for seed in range(90)]
 
-    assert answers == {
+    assert {e.answer for e in compared if e.task != "one_of_two"} == {
         "No.",
         "不一样。",
         "The first picture shows a red circle, the second a blue star.",
         "第一张图片是一个红色的圆形，第二张图片是一个蓝色的星形。",
     }
+
+
+def test_the_same_picture_twice_is_the_same():
+    one = scene(shape("circle", "red", 10))
+
+    answers = {ask_two(Random(seed), one, one, "same").answer for seed in range(20)}
+
+    assert answers == {"Yes.", "一样。"}
+
+
+def test_one_of_two_pictures_is_asked_about_by_its_number():
+    one, two = scene(shape("circle", "red", 10)), scene()
+
+    for seed in range(100):
+        exchange = ask_two(Random(seed), one, two, "one_of_two")
+        second = "second" in exchange.question or "第二" in exchange.question
+        assert second != ("first" in exchange.question or "第一" in exchange.question)
+        if "red" in exchange.answer.lower() or "红色" in exchange.answer:
+            assert not second
+        if "nothing" in exchange.answer or "没有。" in exchange.answer:
+            assert second or "No" in exchange.answer or "没有" in exchange.answer
 
 
 def test_without_a_picture_no_shape_is_named():

@@ -24,7 +24,9 @@ def test_short_words_are_short():
     assert max(map(len, answers)) <= 4
 
 
-@pytest.mark.parametrize(("task", "pictures"), [("compare", 2), ("same", 2), ("second_turn", 1)])
+@pytest.mark.parametrize(
+    ("task", "pictures"), [("compare", 2), ("same", 2), ("one_of_two", 2), ("second_turn", 1)]
+)
 def test_some_trials_show_two_pictures_or_have_a_turn_before(task, pictures):
     for trial in unseen_trials(task, "en", 5):
         assert len(trial.pictures) == pictures
@@ -41,6 +43,8 @@ def test_some_trials_show_two_pictures_or_have_a_turn_before(task, pictures):
         ("locate", [("0, 0, 100, 100", "red star")], [("0, 0, 100, 100", "red circle")], 0.0),
         ("locate", [("0, 0, 100, 100", "red star")], [("0, 0, 100", "red star")], 0.0),
         ("locate", [("0, 0, 100, 100", "red star")], "the star", 0.0),
+        ("one_of_two", [("0, 0, 100, 100", "red star")], [("0, 0, 100, 50", "red star")], 0.5),
+        ("read", "512", "512", 1.0),
         (
             "locate_all",
             [("0, 0, 100, 100", "a"), ("200, 0, 300, 100", "b")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import permutations
 
 import pytest
 
@@ -12,7 +13,7 @@ from inference_service.demo.trials import iou, unseen_trials
 from qwenvl import Client
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.e2e.conftest import Served
-from tests.support.pictures import draw_scene, print_word, scenes
+from tests.support.pictures import Placed, draw_scene, gallery, print_word, scenes
 
 
 NUMBERS = (("none", "没有"), ("one", "一"), ("two", "两"), ("three", "三"), ("four", "四"))
@@ -88,6 +89,94 @@ def share_exact(client: Client, asked: list[Named]) -> float:
         for picture, question, right in asked
     ]
     return sum(answers) / len(answers)
+
+
+SIDES = {
+    (-1, 0): ("left", "左"),
+    (1, 0): ("right", "右"),
+    (0, -1): ("above", "上"),
+    (0, 1): ("below", "下"),
+}
+
+
+def sides(language: str) -> list[Named]:
+    """Questions about two shapes of which one stands beside, above or below the other."""
+    asked = []
+    for scene in scenes():
+        for one, other in permutations(scene, 2):
+            across, down = round(2 * (one.x - other.x)), round(2 * (one.y - other.y))
+            if (across, down) not in SIDES:
+                continue  # across a corner
+            right = SIDES[across, down][("en", "zh").index(language)]
+            question = (
+                f"Where is the {one.colour} {one.shape} relative to the {other.colour} {other.shape}?"
+                if language == "en"
+                else f"{chinese(one)}在{chinese(other)}的哪边？"
+            )
+            asked.append((draw_scene(scene), question, right))
+    return asked[::3]
+
+
+def chinese(shape: Placed) -> str:
+    return f"{ZH_COLOUR[shape.colour]}的{ZH_KIND[shape.shape]}"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_sides_of_other_pictures(client: Client, language: str) -> None:
+    asked = sides(language)
+
+    assert len({right for _, _, right in asked}) == len(SIDES)
+    assert share_right(client, asked) >= 0.9
+
+
+PAIRS = list(zip(gallery()[:20], gallery()[:7:-1], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("question", "place"),
+    [
+        ("What is in the first picture?", 0),
+        ("What is in the second picture?", 1),
+        ("第一张图片里有什么？", 0),
+        ("第二张图片里有什么？", 1),
+    ],
+)
+def test_one_of_two_other_pictures(client: Client, question: str, place: int) -> None:
+    answers = [
+        client.chat(question, images=[one.png, two.png], temperature=0).text for one, two in PAIRS
+    ]
+
+    hits = [pair[place].is_named_in(text) for pair, text in zip(PAIRS, answers, strict=True)]
+    assert sum(hits) >= 0.9 * len(hits)
+
+
+@pytest.mark.parametrize(
+    ("question", "middle"), [("Compare the two pictures.", "second"), ("比较这两张图片。", "第二")]
+)
+def test_two_other_pictures_compared(client: Client, question: str, middle: str) -> None:
+    hits = []
+    for one, two in PAIRS:
+        text = client.chat(question, images=[one.png, two.png], temperature=0).text
+        first, _, second = text.partition(middle)
+        hits.append(one.is_named_in(first) and two.is_named_in(second))
+
+    assert sum(hits) >= 0.9 * len(hits)
+
+
+@pytest.mark.parametrize(
+    ("question", "yes", "no"),
+    [("Are the two pictures the same?", "Yes.", "No."), ("两张图片一样吗？", "一样。", "不一样。")],
+)
+def test_the_same_other_picture_is_told_from_another(
+    client: Client, question: str, yes: str, no: str
+) -> None:
+    asked = [((one.png, one.png), yes) for one, _ in PAIRS]
+    asked += [((one.png, two.png), no) for one, two in PAIRS]
+
+    hits = [
+        client.chat(question, images=pair, temperature=0).text == right for pair, right in asked
+    ]
+    assert sum(hits) >= 0.9 * len(hits)
 
 
 def edges(box: usage_pb.BoundingBox) -> tuple[float, float, float, float]:
