@@ -7,7 +7,7 @@ are learned. Every batch follows from its seed. Must not know the network or its
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import chain, count, islice
 from random import Random
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from inference_service.demo.examples import (
     PICTURES_PER_ROW,
@@ -40,7 +40,13 @@ POOL = 4  # batches that are made together
 
 
 class Truth(NamedTuple):
-    """What pictures hold, see `labels.SceneLabels`: int64 [B, N, 7], float32 [B, N, 4], int64 [B, N, 2, 3]."""
+    """What P pictures hold, see `labels.SceneLabels`; those of a conversation follow each other.
+
+    Attributes:
+        shapes: [P, N, 7] int64.
+        boxes: [P, N, 4] float32.
+        characters: [P, N, 2, 3] int64.
+    """
 
     shapes: torch.Tensor
     boxes: torch.Tensor
@@ -81,7 +87,7 @@ class Batch(NamedTuple):
 
 
 class Look(NamedTuple):
-    """Pictures of single shapes, without words.
+    """Pictures that nothing is asked about: scenes, and collages full of shapes and characters.
 
     Attributes:
         patches: [B, N, 768] uint8.
@@ -248,28 +254,38 @@ def _batch(
     )
 
 
-class Looks(IterableDataset[Look]):
-    """Pictures without words, without end."""
+class _Looks(Dataset[Look]):
+    """The pictures of each seed."""
 
-    def __init__(self, first: int, batch_size: int) -> None:
-        self._first = first
+    def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
 
-    def __iter__(self) -> Iterator[Look]:
-        for step in count(self._first):
-            yield make_look(LOOK_SEEDS + step, self._batch_size)
+    def __getitem__(self, seed: int) -> Look:
+        return make_look(LOOK_SEEDS + seed, self._batch_size)
 
 
-class Batches(IterableDataset[Batch]):
-    """Batches without end; those of one seed follow each other."""
+class _Pools(Dataset[list[Batch]]):
+    """The batches of each seed."""
 
-    def __init__(self, codec: Codec, first: int, batch_size: int) -> None:
+    def __init__(self, codec: Codec, batch_size: int) -> None:
         self._codec = codec
-        self._first = first
         self._batch_size = batch_size
 
-    def __iter__(self) -> Iterator[Batch]:
-        seed, done = divmod(self._first, POOL)
-        yield from make_batches(self._codec, seed, self._batch_size)[done:]
-        for later in count(seed + 1):
-            yield from make_batches(self._codec, later, self._batch_size)
+    def __getitem__(self, seed: int) -> list[Batch]:
+        return make_batches(self._codec, seed, self._batch_size)
+
+
+def looks(first: int, batch_size: int, workers: int = 0) -> Iterator[Look]:
+    """Pictures to look at from that step on, without end; the same for any number of worker processes."""
+    return iter(
+        DataLoader(_Looks(batch_size), batch_size=None, sampler=count(first), num_workers=workers)
+    )
+
+
+def batches(codec: Codec, first: int, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+    """Batches from that step on, without end; the same for any number of worker processes."""
+    seed, done = divmod(first, POOL)
+    pools = DataLoader(
+        _Pools(codec, batch_size), batch_size=None, sampler=count(seed), num_workers=workers
+    )
+    return islice(chain.from_iterable(pools), done, None)

@@ -175,8 +175,8 @@ def main() -> None:
     parser.add_argument("out_dir", type=Path, help="folder to write")
     arguments = parser.parse_args()
     state = torch.load(arguments.state, map_location="cpu", weights_only=True)
-    rows = len(state["ema"]["model.language_model.embed_tokens.weight"])
-    export(state["ema"], NetworkConfig(vocab_size=rows), arguments.tokenizer, arguments.out_dir)
+    rows = len(state["average"]["model.language_model.embed_tokens.weight"])
+    export(state["average"], NetworkConfig(vocab_size=rows), arguments.tokenizer, arguments.out_dir)
     print(f"{arguments.out_dir}: step {state['step']}")
 
 

@@ -88,7 +88,8 @@ class Word:
 def _fonts() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Files of common fonts, and of all."""
     files = sorted(str(p) for kind in ("*.ttf", "*.otf") for p in FONT_ROOT.rglob(kind))
-    readable = [f for f in files if not any(part in f.lower() for part in UNREADABLE)]
+    named = [f for f in files if not any(part in f.lower() for part in UNREADABLE)]
+    readable = [f for f in named if has_letters(open_font(f, 24))]
     common = [f for f in readable if any(part in f.lower() for part in COMMON)]
     return tuple(common), tuple(readable)
 
@@ -101,6 +102,11 @@ def open_font(file: str, size: int) -> Font:
         assert isinstance(font, Font)  # Pillow is built with FreeType
         return font
     return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def has_letters(font: Font) -> bool:
+    """Whether the font knows Latin letters; one that does not prints the same box for each."""
+    return bytes(font.getmask("A")) != bytes(font.getmask("B"))
 
 
 def _font_file(random: Random) -> str:

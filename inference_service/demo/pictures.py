@@ -22,6 +22,8 @@ MERGE = 2
 STEP = PATCH * MERGE
 MIN_PIXELS = 15_360  # just under 128 x 128, so that rounding noise never lifts a square to 160
 MAX_PIXELS = 24_576  # 128 x 192: a square becomes 128 x 128, 4:3 becomes 160 x 128
+# Of pictures that are invented, in pixels.
+SHORTEST_SIDE, LONGEST_SIDE = 64, 1024
 
 
 def smart_resize(width: int, height: int) -> tuple[int, int]:
@@ -109,7 +111,7 @@ def patches(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def draw_size(random: Random, target: tuple[int, int]) -> tuple[int, int]:
-    """A picture size, 64 to 1024 px a side, that the model would see as `target`."""
+    """A picture size, SHORTEST_SIDE to LONGEST_SIDE px a side, that the model would see as `target`."""
     for _ in range(40):
         exact = target[0] / target[1]
         ratio = (
@@ -117,10 +119,12 @@ def draw_size(random: Random, target: tuple[int, int]) -> tuple[int, int]:
             if target[0] == target[1] and random.random() < 0.9
             else (exact * random.uniform(0.82, 1.22))
         )
-        largest = 320 if random.random() < 0.85 else 1024  # large ones cost time and teach little
-        longer = math.exp(random.uniform(math.log(64), math.log(largest)))
+        largest = (
+            320 if random.random() < 0.85 else LONGEST_SIDE
+        )  # large ones cost time and teach little
+        longer = math.exp(random.uniform(math.log(SHORTEST_SIDE), math.log(largest)))
         width = round(longer if ratio >= 1 else longer * ratio)
         height = round(longer / ratio if ratio >= 1 else longer)
-        if smart_resize(width, height) == target and min(width, height) >= 32:
+        if smart_resize(width, height) == target and min(width, height) >= SHORTEST_SIDE:
             return width, height
     return target

@@ -11,7 +11,16 @@ from random import Random
 from inference_service.demo.naming import LANGUAGES, ZH_COLOUR, ZH_KIND
 from inference_service.demo.palette import COLOURS, KINDS
 from inference_service.demo.scenes import Scene
-from inference_service.demo.tasks import TASK_BY_NAME, TASKS, ask, described, description, roughen
+from inference_service.demo.tasks import (
+    TASK_BY_NAME,
+    TASKS,
+    ask,
+    described,
+    description,
+    hello,
+    other,
+    roughen,
+)
 from inference_service.demo.wordings import WORDINGS
 
 
@@ -43,7 +52,11 @@ class Exchange:
 
 
 def ask_about(random: Random, scene: Scene, task: str | None = None) -> Exchange:
-    """A question about one picture; where it allows none of that task, one of any other."""
+    """A question about one picture; where it allows none of that task, or none is given, one of any other.
+
+    Raises:
+        KeyError: There is no such task.
+    """
     language = random.choice(LANGUAGES)
     weights = [t.of_words if scene.word and not scene.shapes else t.of_shapes for t in TASKS]
     while True:
@@ -51,8 +64,7 @@ def ask_about(random: Random, scene: Scene, task: str | None = None) -> Exchange
         made = chosen.make(random, scene, language)
         if made is not None:
             question, answer = made
-            if chosen.name not in ("colour", "shape", "count", "count_some", "other", "read"):
-                question = roughen(random, question, language, short=False)
+            question = roughen(random, question, language, hint=chosen.hint)
             return Exchange(chosen.name, language, question, answer)
         task = None
 
@@ -94,19 +106,14 @@ def _ask_one_of(random: Random, *scenes: Scene) -> Exchange:
 def ask_without(random: Random) -> Exchange:
     """A question without any picture."""
     language = random.choice(LANGUAGES)
-    task = random.choices(TEXT_ONLY, (1, 1, 1, 1, 1, 1, 3))[0]
-    if task == "hello":
-        return Exchange(
-            "hello", language, ask(random, "hello", language), WORDINGS[language].hello_answer
-        )
-    if task == "other":
-        return Exchange(
-            "other", language, ask(random, "other", language), WORDINGS[language].other_answer
-        )
+    task = random.choices(TEXT_ONLY, (1, 1, 1, 1, 1, 1, 6))[0]
+    if task in ("hello", "other"):
+        question, answer = (hello if task == "hello" else other)(random, language)
+        return Exchange(task, language, roughen(random, question, language), answer)
     kind, colour = random.choice(KINDS), random.choice(list(COLOURS))
     if task == "colour":
         it = f"the {kind}" if language == "en" else ZH_KIND[kind]
     else:
         it = f"the {colour} shape" if language == "en" else ZH_COLOUR[colour] + "的形状"
-    question = roughen(random, ask(random, task, language, it=it), language, short=False)
+    question = roughen(random, ask(random, task, language, it=it), language)
     return Exchange("no_picture", language, question, WORDINGS[language].no_picture_answer)

@@ -19,7 +19,18 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One shape; lengths in pixels of the scene, `outline` is its outlined corners (or none)."""
+    """One shape; lengths in pixels of its scene.
+
+    Attributes:
+        kind: One of `palette.KINDS`.
+        colour: Name of its colour, one of `palette.COLOURS`.
+        rgb: The colour.
+        cx: Middle of its box, from the left.
+        cy: Middle of its box, from the top.
+        width: Of its box.
+        height: Of its box.
+        corners: As (x, y); a circle has none.
+    """
 
     kind: str
     colour: str
@@ -43,7 +54,20 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a picture shows, before it is drawn. Shapes stand from left to right."""
+    """What a picture shows, before it is drawn.
+
+    Attributes:
+        width: In pixels.
+        height: In pixels.
+        background: The colours at the two ends of a gradient; mostly the same one.
+        upright_gradient: Whether it runs from top to bottom, else from left to right.
+        noise: Standard deviation of the noise on each value of each pixel, 0 to 255.
+        smooth: Whether edges are smoothed.
+        outline: Colour of the line around shapes.
+        jpeg_quality: 1 to 95 of a pass through JPEG; None = no pass.
+        shapes: From left to right.
+        words: The printed words.
+    """
 
     width: int
     height: int

@@ -76,10 +76,10 @@ def ask(random: Random, task: str, language: str, **names: str) -> str:
     return random.choice(WORDINGS[language].questions[task]).format(**names)
 
 
-def roughen(random: Random, question: str, language: str, *, short: bool) -> str:
-    """How people really type: a hint at brevity, small letters, no mark at the end."""
+def roughen(random: Random, question: str, language: str, *, hint: bool = False) -> str:
+    """How people really type: a hint at brevity (where one makes sense), small letters, no mark at the end."""
     draw = random.random()
-    if short and draw < 0.12:
+    if hint and draw < 0.12:
         return question + random.choice(WORDINGS[language].hints)
     if draw < 0.2:
         question = question.rstrip("?.!？。！")
@@ -102,8 +102,7 @@ def _colour(random: Random, scene: Scene, language: str) -> Made:
     if name is None:
         return None
     answer = shape.colour if language == "en" else ZH_COLOUR[shape.colour]
-    question = roughen(random, ask(random, "colour", language, it=name), language, short=True)
-    return question, sentence(answer, language)
+    return ask(random, "colour", language, it=name), sentence(answer, language)
 
 
 def _shape(random: Random, scene: Scene, language: str) -> Made:
@@ -114,8 +113,7 @@ def _shape(random: Random, scene: Scene, language: str) -> Made:
     if name is None:
         return None
     answer = with_article(shape.kind) if language == "en" else ZH_KIND[shape.kind]
-    question = roughen(random, ask(random, "shape", language, it=name), language, short=True)
-    return question, sentence(answer, language)
+    return ask(random, "shape", language, it=name), sentence(answer, language)
 
 
 def _colours(random: Random, scene: Scene, language: str) -> Made:
@@ -142,8 +140,7 @@ def _number(count: int, language: str) -> str:
 
 
 def _count(random: Random, scene: Scene, language: str) -> Made:
-    question = roughen(random, ask(random, "count", language), language, short=True)
-    return question, _number(len(scene.shapes), language)
+    return ask(random, "count", language), _number(len(scene.shapes), language)
 
 
 def _count_some(random: Random, scene: Scene, language: str) -> Made:
@@ -156,8 +153,7 @@ def _count_some(random: Random, scene: Scene, language: str) -> Made:
         colour = random.choice([s.colour for s in scene.shapes] if here else list(COLOURS))
         those = f"{colour} shapes" if language == "en" else f"{ZH_COLOUR[colour]}的形状"
         count = sum(s.colour == colour for s in scene.shapes)
-    question = ask(random, "count_some", language, those=those)
-    return roughen(random, question, language, short=True), _number(count, language)
+    return ask(random, "count_some", language, those=those), _number(count, language)
 
 
 def _exists(random: Random, scene: Scene, language: str) -> Made:
@@ -238,7 +234,7 @@ def _relation(random: Random, scene: Scene, language: str) -> Made:
     shape, other = random.sample(scene.shapes, 2)
     side = _side_of(shape, other)
     names = [(s.kind, s.colour) for s in scene.shapes]
-    if side is None or names.count(names[0]) > 1 or len(set(names)) < len(names):
+    if side is None or len(set(names)) < len(names):
         return None
     question = ask(
         random,
@@ -252,9 +248,9 @@ def _relation(random: Random, scene: Scene, language: str) -> Made:
 
 
 PLACES_EN = (
-    ("top left", "top", "top right"),
-    ("left", "center", "right"),
-    ("bottom left", "bottom", "bottom right"),
+    ("at the top left", "at the top", "at the top right"),
+    ("on the left", "in the center", "on the right"),
+    ("at the bottom left", "at the bottom", "at the bottom right"),
 )
 PLACES_ZH = (("左上角", "上方", "右上角"), ("左边", "中间", "右边"), ("左下角", "下方", "右下角"))
 
@@ -275,25 +271,14 @@ def _where(random: Random, scene: Scene, language: str) -> Made:
     if row is None or column is None:
         return None
     name = name_by_kind(random, scene, shape, language) or full_name(shape, language)
-    if language == "en":
-        place = PLACES_EN[row][column]
-        answer = (
-            "on the "
-            if place in ("left", "right")
-            else "in the "
-            if place == "center"
-            else "at the "
-        ) + place
-    else:
-        answer = "在" + PLACES_ZH[row][column]
+    answer = PLACES_EN[row][column] if language == "en" else "在" + PLACES_ZH[row][column]
     return ask(random, "where", language, it=name), sentence(answer, language)
 
 
 def _read(random: Random, scene: Scene, language: str) -> Made:
     if scene.word is None:
         return None
-    question = roughen(random, ask(random, "read", language), language, short=False)
-    return question, scene.word.text
+    return ask(random, "read", language), scene.word.text
 
 
 def _text_colour(random: Random, scene: Scene, language: str) -> Made:
@@ -329,33 +314,44 @@ def _locate_all(random: Random, scene: Scene, language: str) -> Made:
     return ask(random, "locate_all", language), _boxes_of(scene, scene.shapes, language)
 
 
-def _hello(random: Random, _scene: Scene, language: str) -> Made:
+def hello(random: Random, language: str) -> tuple[str, str]:
+    """A greeting and its answer."""
     return ask(random, "hello", language), WORDINGS[language].hello_answer
 
 
-def _other(random: Random, _scene: Scene, language: str) -> Made:
-    question = roughen(random, ask(random, "other", language), language, short=False)
-    return question, WORDINGS[language].other_answer
+def other(random: Random, language: str) -> tuple[str, str]:
+    """A question about anything that is neither a shape nor a word, and the answer to all of them."""
+    fillers = {name: random.choice(them) for name, them in WORDINGS[language].fillers.items()}
+    return ask(random, "other", language, **fillers), WORDINGS[language].other_answer
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One kind of question: how often it is asked about pictures with shapes, and about those with a word alone."""
+    """One kind of question.
+
+    Attributes:
+        name: Its name, and that of its wordings.
+        make: Makes question and answer, or None where the scene allows no such question.
+        of_shapes: How often it is asked about pictures with shapes.
+        of_words: How often it is asked about pictures with a word alone.
+        hint: Whether the question may ask for brevity.
+    """
 
     name: str
     make: Maker
     of_shapes: float
     of_words: float
+    hint: bool = False
 
 
 TASKS: tuple[Task, ...] = (
     Task("describe", _describe, 1.5, 1.2),
-    Task("colour", _colour, 2.0, 0.0),
-    Task("shape", _shape, 2.0, 0.0),
-    Task("count", _count, 1.0, 0.1),
+    Task("colour", _colour, 2.0, 0.0, hint=True),
+    Task("shape", _shape, 2.0, 0.0, hint=True),
+    Task("count", _count, 1.0, 0.1, hint=True),
     Task("colours", _colours, 0.5, 0.0),
     Task("shapes", _shapes, 0.7, 0.0),
-    Task("count_some", _count_some, 0.7, 0.0),
+    Task("count_some", _count_some, 0.7, 0.0, hint=True),
     Task("exists", _exists, 0.6, 0.1),
     Task("is_colour", _is_colour, 0.4, 0.0),
     Task("beside", _beside, 1.0, 0.0),
@@ -365,7 +361,7 @@ TASKS: tuple[Task, ...] = (
     Task("locate_all", _locate_all, 0.5, 0.0),
     Task("read", _read, 1.5, 5.0),
     Task("text_colour", _text_colour, 0.3, 0.7),
-    Task("hello", _hello, 0.05, 0.05),
-    Task("other", _other, 0.3, 0.2),
+    Task("hello", lambda random, _, language: hello(random, language), 0.05, 0.05),
+    Task("other", lambda random, _, language: other(random, language), 0.7, 0.5),
 )
 TASK_BY_NAME = {task.name: task for task in TASKS}

@@ -23,30 +23,28 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 import torch
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
-from inference_service.demo import MODEL_DIR
 from inference_service.demo.batches import (
     LOOK_SEEDS,
     Batch,
-    Batches,
     Codec,
     Look,
-    Looks,
     Truth,
+    batches,
+    looks,
     make_look,
 )
-from inference_service.demo.evaluation import MAIN_TASKS, evaluate, line
 from inference_service.demo.export import export
 from inference_service.demo.looking import LookingHead
 from inference_service.demo.muon import Muon
 from inference_service.demo.network import Network, NetworkConfig
+from inference_service.demo.validation import MAIN_TASKS, line, validate
 from inference_service.demo.vocabulary import train_tokenizer
 from inference_service.demo.whitening import whiten
 
 
 ROW_MULTIPLE = 32  # rows of the embedding are padded to a multiple of this
-AVERAGE = 0.995
+EMA_DECAY = 0.995
 WARM_UP_STEPS = 100
 WHITENING_PICTURES = 256
 LEAST_LOOKING_RATE, LEAST_RATE = 0.1, 0.02
@@ -60,6 +58,7 @@ class TrainingConfig:
 
     Attributes:
         minutes: Length of the whole training, earlier runs of the same state counted in.
+        slice_minutes: Stop after so much of it, to go on later; None = do not stop.
         looking: Share of the time in which the tower looks at pictures alone.
         look_size: Pictures in such a step.
         looks_beside: Pictures that a step of answering looks at besides its own.
@@ -75,6 +74,7 @@ class TrainingConfig:
     """
 
     minutes: float = 120.0
+    slice_minutes: float | None = None
     looking: float = 0.3
     look_size: int = 32
     looks_beside: int = 16
@@ -113,6 +113,9 @@ class Trainer:
         step: Steps of answering done.
         used_seconds: Time spent, earlier runs counted in.
         average: Moving average of the weights; this is what is exported.
+
+    Raises:
+        ValueError: The state is that of a training with another tokenizer.
     """
 
     network: Network
@@ -128,21 +131,15 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._looking = LookingHead(self.network).to(self._device)
-        matrices: dict[bool, list[torch.nn.Parameter]] = {
-            True: [],
-            False: [],
-        }  # of the tower, or not
-        rest: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+        matrices: tuple[list[torch.nn.Parameter], ...] = ([], [])  # of the tower, of the rest
+        others: tuple[list[torch.nn.Parameter], ...] = (list(self._looking.parameters()), [])
         for name, parameter in self.network.named_parameters():
-            kind = matrices if parameter.dim() == 2 and "embed" not in name else rest
-            kind["visual" in name].append(parameter)
-        rest[True] += self._looking.parameters()
+            is_matrix = parameter.dim() == 2 and "embed" not in name
+            (matrices if is_matrix else others)["visual" not in name].append(parameter)
         self._optimisers = (
-            Muon([{"params": matrices[True]}, {"params": matrices[False]}], lr=0.0),
+            Muon([{"params": group} for group in matrices], lr=0.0),
             torch.optim.AdamW(
-                [{"params": rest[True]}, {"params": rest[False]}],
-                betas=(0.9, 0.98),
-                weight_decay=0.01,
+                [{"params": group} for group in others], betas=(0.9, 0.98), weight_decay=0.01
             ),
         )
         if self.state_file.exists():
@@ -161,24 +158,27 @@ class Trainer:
         state: dict[str, Any] = torch.load(
             self.state_file, map_location=self._device, weights_only=True
         )
-        self.network.load_state_dict(state["m"])
+        if state["tokenizer"] != self.codec.tokenizer.to_str():
+            raise ValueError(f"{self.state_file} was trained with another tokenizer")
+        self.network.load_state_dict(state["network"])
         self._looking.load_state_dict(state["looking"])
-        for optimiser, saved in zip(self._optimisers, state["o"], strict=True):
+        for optimiser, saved in zip(self._optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
-        self.average, self.used_seconds = state["ema"], state["used"]
+        self.average, self.used_seconds = state["average"], state["used_seconds"]
         self.looks, self.step = state["looks"], state["step"]
 
     def save(self) -> None:
         """Writes the state; the file is replaced in one step."""
         held = self.state_file.with_suffix(".part")
         state = {
-            "m": self.network.state_dict(),
+            "tokenizer": self.codec.tokenizer.to_str(),
+            "network": self.network.state_dict(),
             "looking": self._looking.state_dict(),
-            "o": [optimiser.state_dict() for optimiser in self._optimisers],
-            "ema": self.average,
+            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
+            "average": self.average,
             "looks": self.looks,
             "step": self.step,
-            "used": self.used_seconds,
+            "used_seconds": self.used_seconds,
         }
         torch.save(state, held)
         held.replace(self.state_file)
@@ -209,7 +209,7 @@ class Trainer:
             loss = loss + LOOKING_SHARE * self._looking.loss(batch.truth.to(self._device))
         truth = self._see(look)
         self._descend(loss + LOOKING_SHARE * self._looking.loss(truth))
-        weight = 1 - min(AVERAGE, (self.step + 1) / (self.step + 20))
+        weight = 1 - min(EMA_DECAY, (self.step + 1) / (self.step + 20))
         with torch.no_grad():
             for name, value in self.network.state_dict().items():
                 self.average[name].lerp_(value, weight)
@@ -241,24 +241,27 @@ class Trainer:
         """Accuracy of the averaged weights on the main tasks."""
         current = {k: v.clone() for k, v in self.network.state_dict().items()}
         self.network.load_state_dict(self.average)
-        scores = evaluate(self.network, self.codec, MAIN_TASKS, self.config.questions)
+        scores = validate(self.network, self.codec, MAIN_TASKS, self.config.questions)
         self.network.load_state_dict(current)
         return line(scores)
 
     def run(self) -> None:
-        """Trains until the time is over, with a log on the standard output."""
-        seconds = 60 * self.config.minutes
-        looking = seconds * self.config.looking
-        if self.step == 0 and self.used_seconds < looking and self.looks != self.config.most_looks:
-            self._run_looks(looking)
-        self._run_steps(looking, seconds)
+        """Trains until the time or the slice is over, with a log on the standard output."""
+        config, seconds = self.config, 60 * self.config.minutes
+        looking = seconds * config.looking
+        stop = math.inf if config.slice_minutes is None else 60 * config.slice_minutes
+        stop = min(seconds, stop + self.used_seconds)
+        if self.step == 0 and self.used_seconds < looking and self.looks != config.most_looks:
+            self._run_looks(looking, min(looking, stop))
+        if self.used_seconds < stop:
+            self._run_steps(looking, seconds, stop)
 
-    def _run_looks(self, end: float) -> None:
+    def _run_looks(self, end: float, stop: float) -> None:
         config, before = self.config, time.monotonic() - self.used_seconds
-        for look in self._looks(config.look_size):
+        for look in looks(self.looks, config.look_size, config.workers):
             told = self.look(look, self.used_seconds / end)
             self.used_seconds = time.monotonic() - before
-            done = self.used_seconds >= end or self.looks == config.most_looks
+            done = self.used_seconds >= stop or self.looks == config.most_looks
             if told:
                 print(f"look {self.looks} {told} {self._clock()}", flush=True)
             if self.looks % config.save_every == 0 or done:
@@ -266,16 +269,16 @@ class Trainer:
             if done:
                 break
 
-    def _run_steps(self, begin: float, end: float) -> None:
+    def _run_steps(self, begin: float, end: float, stop: float) -> None:
         config, before = self.config, time.monotonic() - self.used_seconds
-        batches = Batches(self.codec, self.step, config.batch_size)
         logged, losses = self.step, torch.zeros(())
-        made = DataLoader(batches, batch_size=None, num_workers=config.workers)
-        for batch, look in zip(made, self._looks(config.looks_beside), strict=False):
+        asked = batches(self.codec, self.step, config.batch_size, config.workers)
+        beside = looks(self.looks, config.looks_beside, config.workers)
+        for batch, look in zip(asked, beside, strict=False):
             share = min(1.0, max(0.0, self.used_seconds - begin) / max(end - begin, 1e-9))
             losses = losses + self.learn(batch, look, share).cpu()
             self.used_seconds = time.monotonic() - before
-            done = self.used_seconds >= end or self.step == config.most_steps
+            done = self.used_seconds >= stop or self.step == config.most_steps
             if self.step % config.log_every == 0 or done:
                 mean = losses.item() / (self.step - logged)
                 print(f"step {self.step} loss {mean:.4f} {self._clock()}", flush=True)
@@ -285,10 +288,6 @@ class Trainer:
                 print(f"step {self.step} {self.measure()}", flush=True)
             if done:
                 break
-
-    def _looks(self, size: int) -> DataLoader[Look]:
-        looks = Looks(self.looks, size)
-        return DataLoader(looks, batch_size=None, num_workers=self.config.workers)
 
     def _clock(self) -> str:
         return f"used {self.used_seconds:.0f} s"
@@ -302,7 +301,12 @@ def open_tokenizer(file: Path) -> Tokenizer:
 
 
 def first_network(tokenizer: Tokenizer, begin: Path | None = None) -> Network:
-    """A network for that tokenizer: with the weights of a folder, or with random ones behind a whitened embedding."""
+    """A network for that tokenizer: with the weights of a folder, or with random ones behind a whitened embedding.
+
+    Raises:
+        RuntimeError: The folder's weights have other shapes.
+        OSError: The folder cannot be read.
+    """
     rows = math.ceil(tokenizer.get_vocab_size() / ROW_MULTIPLE) * ROW_MULTIPLE
     network = Network(NetworkConfig(vocab_size=rows))
     if begin is None:
@@ -315,12 +319,16 @@ def first_network(tokenizer: Tokenizer, begin: Path | None = None) -> Network:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--state", type=Path, default=Path("state.pt"), help="kept state; resumed")
-    parser.add_argument("--tokenizer", type=Path, default=Path("tokenizer.json"))
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--tokenizer", type=Path, default=Path("tokenizer.json"), help="made if it is absent"
+    )
+    source.add_argument(
         "--begin", type=Path, metavar="MODEL_DIR", help="weights to begin with, and their tokenizer"
     )
-    parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to export to")
+    parser.add_argument("--out", type=Path, default=Path("my_model"), help="folder to export to")
     parser.add_argument("--minutes", type=float, default=120.0, help="length of the whole training")
+    parser.add_argument("--slice", type=float, metavar="MINUTES", help="of it in this run")
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = torch's choice")
@@ -339,9 +347,15 @@ def main() -> None:
     tokenizer = open_tokenizer(file)
     network = first_network(tokenizer, begin).to(device)
     config = TrainingConfig(
-        minutes=arguments.minutes, batch_size=arguments.batch_size, workers=arguments.workers
+        minutes=arguments.minutes,
+        slice_minutes=arguments.slice,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
     )
-    trainer = Trainer(network, Codec(tokenizer), config, arguments.state)
+    try:
+        trainer = Trainer(network, Codec(tokenizer), config, arguments.state)
+    except ValueError as error:
+        raise SystemExit(f"{error}; give the --tokenizer or the --begin of its first run") from None
     trainer.run()
     export(trainer.average, network.config, file, arguments.out)
 

@@ -5,7 +5,7 @@ Owns what the model is examined in. Must not know networks, engines or training:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 import json
@@ -18,10 +18,12 @@ from inference_service.demo.lettering import LONGEST
 from inference_service.demo.naming import LANGUAGES
 from inference_service.demo.pictures import draw_size, render
 from inference_service.demo.questions import TWO_PICTURE_TASKS, Exchange, ask_about, ask_two
-from inference_service.demo.scenes import Scene
+from inference_service.demo.scenes import Box, Scene
+from inference_service.demo.tasks import TASK_BY_NAME
 
 
-UNSEEN_SEED = 2 * 10**9  # the training counts its seeds from 0 and from 10**9, and never comes here
+UNSEEN_SEED = "unseen"  # the training's seeds are numbers
+SECOND_TURN = "second_turn"
 
 Scores = dict[tuple[str, str], tuple[float, int]]
 """(task, language) -> sum of the judgements, questions."""
@@ -55,24 +57,33 @@ def _rendered(random: Random, *scenes: Scene) -> tuple[Image.Image, ...]:
 
 
 def unseen_trials(task: str, language: str, number: int) -> list[Trial]:
-    """Questions of one kind about pictures that the training never showed; the same arguments give the same ones.
+    """Questions of one kind about pictures that the training never showed, nor any other kind's questions.
+
+    The same arguments give the same ones on machines with the same fonts.
 
     Args:
         task: Name of a task; `compare`, `one_of_two` or `same` for two pictures; `second_turn` for any task after
             another one; `read:4` for words of up to 4 characters.
         language: `en` or `zh`.
         number: How many.
+
+    Raises:
+        ValueError: There is no such task or language.
     """
-    random = Random(UNSEEN_SEED)
+    name, _, limit = task.partition(":")
+    if name not in (*TASK_BY_NAME, *TWO_PICTURE_TASKS, SECOND_TURN):
+        raise ValueError(f"no task is called {name!r}")
+    if language not in LANGUAGES:
+        raise ValueError(f"no questions are asked in {language!r}")
+    random = Random(f"{UNSEEN_SEED}/{task}/{language}")
     scenes = _scenes(random)
-    trials = (_trial(random, scenes, task.partition(":")[0]) for _ in count())
-    limit = int(task.partition(":")[2] or LONGEST)
+    trials = (_trial(random, scenes, name) for _ in count())
     fitting = (
         trial
         for trial in trials
         if trial.exchange.language == language
-        and (task == "second_turn" or trial.exchange.task == task.partition(":")[0])
-        and (not task.startswith("read") or len(trial.exchange.answer) <= limit)
+        and name in (SECOND_TURN, trial.exchange.task)
+        and (name != "read" or len(trial.exchange.answer) <= int(limit or LONGEST))
     )
     return list(islice(fitting, number))
 
@@ -83,7 +94,7 @@ def _trial(random: Random, scenes: Iterator[tuple[Scene, Size]], task: str) -> T
     if task in TWO_PICTURE_TASKS:
         other = next_to(random, scene, invent_scene(random, *size))
         return Trial(ask_two(random, scene, other), _rendered(random, scene, other), size)
-    if task == "second_turn":
+    if task == SECOND_TURN:
         before = (ask_about(random, scene),)
         return Trial(ask_about(random, scene), _rendered(random, scene), size, before)
     return Trial(ask_about(random, scene, task), _rendered(random, scene), size)
@@ -93,7 +104,8 @@ def judge(exchange: Exchange, answer: str) -> float:
     """1 for an answer that is word for word the right one, else 0; for boxes their overlap with the right ones.
 
     Returns:
-        0 to 1; for boxes the mean intersection over union, 0 for one that is missing or has another label.
+        0 to 1; for boxes the mean intersection over union, 0 for one that is missing, has another label, or stands
+        at another place in the list than from left to right.
     """
     wanted = _boxes(exchange.answer)
     if not wanted:
@@ -106,17 +118,17 @@ def judge(exchange: Exchange, answer: str) -> float:
     return sum(overlaps) / max(len(wanted), len(found))
 
 
-def _boxes(answer: str) -> list[tuple[Sequence[float], str]]:
+def _boxes(answer: str) -> list[tuple[Box, str]]:
+    """The boxes and labels of an answer; none if it is anything but a list of such."""
     try:
-        return [(item["bbox_2d"], item["label"]) for item in json.loads(answer)]
+        found = [(item["bbox_2d"], item["label"]) for item in json.loads(answer)]
+        return [((float(a), float(b), float(c), float(d)), label) for (a, b, c, d), label in found]
     except (ValueError, TypeError, KeyError):
         return []
 
 
-def iou(one: Sequence[float], two: Sequence[float]) -> float:
-    """Intersection over union of two boxes (left, top, right, bottom)."""
-    if len(one) != 4 or len(two) != 4:
-        return 0.0
+def iou(one: Box, two: Box) -> float:
+    """Intersection over union of two boxes (left, top, right, bottom), 0 to 1."""
     width = min(one[2], two[2]) - max(one[0], two[0])
     height = min(one[3], two[3]) - max(one[1], two[1])
     if width <= 0 or height <= 0:

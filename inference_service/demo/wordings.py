@@ -16,6 +16,7 @@ class Wordings:
 
     Attributes:
         questions: For each task its questions, with names in braces.
+        fillers: For each name in the questions about anything else what may stand there.
         hints: Requests for brevity, put behind a question.
         hello_answer: The answer to a greeting.
         other_answer: The answer to what the model does not know.
@@ -23,6 +24,7 @@ class Wordings:
     """
 
     questions: dict[str, tuple[str, ...]]
+    fillers: dict[str, tuple[str, ...]]
     hints: tuple[str, ...]
     hello_answer: str
     other_answer: str
@@ -32,6 +34,7 @@ class Wordings:
 WORDINGS = {
     "en": Wordings(
         questions=wordings_en.ASK,
+        fillers=wordings_en.FILLERS,
         hints=wordings_en.HOW,
         hello_answer=wordings_en.HELLO_ANSWER,
         other_answer=wordings_en.OTHER_ANSWER,
@@ -39,6 +42,7 @@ WORDINGS = {
     ),
     "zh": Wordings(
         questions=wordings_zh.ASK,
+        fillers=wordings_zh.FILLERS,
         hints=wordings_zh.HOW,
         hello_answer=wordings_zh.HELLO_ANSWER,
         other_answer=wordings_zh.OTHER_ANSWER,

@@ -11,8 +11,8 @@ import torch
 
 from inference_service.demo.batches import (
     POOL,
-    Batches,
-    Looks,
+    batches,
+    looks,
     make_batches,
     picture_tokens,
 )
@@ -123,15 +123,24 @@ def test_without_pictures_there_are_no_patches():
 
 @pytest.mark.parametrize("done", [2, POOL + 1])
 def test_resumed_batches_go_on_where_they_stopped(codec, done):
-    whole = islice(Batches(codec, 0, 2), done, None)
+    whole = islice(batches(codec, 0, 2), done, None)
 
-    resumed = next(iter(Batches(codec, done, 2)))
+    resumed = next(batches(codec, done, 2))
 
     assert torch.equal(next(whole).token_ids, resumed.token_ids)
 
 
+def test_workers_make_the_same_in_the_same_order(codec):
+    alone = zip(batches(codec, 1, 2), looks(0, 1), strict=False)
+    helped = zip(batches(codec, 1, 2, workers=2), looks(0, 1, workers=2), strict=False)
+
+    for (batch, look), (same_batch, same_look) in islice(zip(alone, helped, strict=True), 7):
+        assert torch.equal(batch.token_ids, same_batch.token_ids)
+        assert torch.equal(look.patches, same_look.patches)
+
+
 def test_looks_are_full_of_things():
-    look = next(iter(Looks(0, 16)))
+    look = next(looks(0, 16))
 
     assert len(look.patches) == len(look.truth.shapes) == 16
     things = (look.truth.shapes[..., 0] > 0).sum() + (look.truth.characters[..., 0] > 0).sum()

@@ -7,7 +7,14 @@ from random import Random
 import numpy as np
 import pytest
 
-from inference_service.demo.lettering import LONGEST, fit, invent_text
+from inference_service.demo.lettering import (
+    LONGEST,
+    PILLOWS_OWN,
+    fit,
+    has_letters,
+    invent_text,
+    open_font,
+)
 from inference_service.demo.pictures import render
 from inference_service.demo.scenes import Scene, invent
 
@@ -30,6 +37,15 @@ def test_a_word_is_printed_where_it_says(seed):
     assert top - 2 <= rows.min() < rows.max() <= bottom + 2
     assert list(word.centres) == sorted(word.centres)
     assert left < word.centres[0][0] < word.centres[-1][0] < right
+
+
+def test_fonts_of_boxes_are_told_from_fonts_of_letters(monkeypatch):
+    font = open_font(PILLOWS_OWN, 20)
+    assert has_letters(font)
+
+    box = font.getmask("\uffff")  # what stands for a letter that a font lacks
+    monkeypatch.setattr(font, "getmask", lambda _text: box)
+    assert not has_letters(font)
 
 
 def test_words_and_numbers_of_many_kinds_are_invented():

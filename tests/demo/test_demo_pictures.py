@@ -90,7 +90,12 @@ def test_the_resize_is_that_of_the_serving_path():
 def test_drawn_sizes_are_seen_at_the_target(target):
     random = Random(3)
 
-    assert all(smart_resize(*draw_size(random, target)) == target for _ in range(100))
+    sizes = [draw_size(random, target) for _ in range(300)]
+
+    assert all(smart_resize(*size) == target for size in sizes)
+    sides = [side for size in sizes for side in size]
+    assert 64 <= min(sides) < 80
+    assert 800 < max(sides) <= 1024
 
 
 def test_patches_come_in_blocks_of_two_by_two():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from random import Random
+import re
 
 import pytest
 
 from inference_service.demo.lettering import fit
-from inference_service.demo.naming import EN_NUMBER, ZH_COLOUR, ZH_KIND, ZH_NUMBER
+from inference_service.demo.naming import EN_NUMBER, LANGUAGES, ZH_COLOUR, ZH_KIND, ZH_NUMBER
 from inference_service.demo.questions import ask_about, ask_two, ask_without
 from inference_service.demo.scenes import Scene, Shape, invent, make_shape
 from inference_service.demo.tasks import TASKS, WORDINGS, description
@@ -141,16 +142,18 @@ def test_the_same_picture_twice_is_the_same():
 
 
 def test_one_of_two_pictures_is_asked_about_by_its_number():
-    one, two = scene(shape("circle", "red", 10)), scene()
+    one, two = scene(shape("circle", "red", 10)), scene(shape("star", "blue", 10))
+    names = (("red", "红色", "circle", "圆形"), ("blue", "蓝色", "star", "星形"))
 
-    for seed in range(100):
+    named = set()
+    for seed in range(200):
         exchange = ask_two(Random(seed), one, two, "one_of_two")
         second = "second" in exchange.question or "第二" in exchange.question
         assert second != ("first" in exchange.question or "第一" in exchange.question)
-        if "red" in exchange.answer.lower() or "红色" in exchange.answer:
-            assert not second
-        if "nothing" in exchange.answer or "没有。" in exchange.answer:
-            assert second or "No" in exchange.answer or "没有" in exchange.answer
+        answer = exchange.answer.lower()
+        assert not any(name in answer for name in names[not second])
+        named |= {name for name in names[second] if name in answer}
+    assert named == {name for both in names for name in both}
 
 
 def test_without_a_picture_no_shape_is_named():
@@ -187,6 +190,64 @@ def test_reading_is_the_word_and_nothing_else():
     assert description(about, "zh") == "文字“Exit”。"
 
 
-def test_both_languages_have_wordings_for_every_task():
-    for task in TASKS:
-        assert all(wordings.questions[task.name] for wordings in WORDINGS.values())
+def test_every_question_has_several_wordings_in_both_languages():
+    english, chinese = (WORDINGS[language].questions for language in LANGUAGES)
+
+    assert english.keys() == chinese.keys() >= {task.name for task in TASKS}
+    for wordings in (english, chinese):
+        for task, texts in wordings.items():
+            assert len(set(texts)) == len(texts) >= (3 if task == "is_colour" else 5), task
+
+
+TWO = (("circle", "red", 10), ("square", "blue", 80))
+THREE = (*TWO, ("star", "blue", 45))
+
+
+@pytest.mark.parametrize(
+    ("task", "language", "shapes", "pattern", "answer"),
+    [
+        ("colours", "en", THREE, "", "Red and blue."),
+        ("colours", "zh", THREE, "", "红色和蓝色。"),
+        ("shapes", "en", TWO, "", "A circle and a square."),
+        ("shapes", "zh", TWO, "", "一个圆形和一个正方形。"),
+        ("count_some", "en", THREE, "blue shapes", "Two."),
+        ("count_some", "en", THREE, "(circle|square|star)s", "One."),
+        ("count_some", "en", THREE, "triangles", "None."),
+        ("count_some", "zh", THREE, "蓝色的形状", "两个。"),
+        ("count_some", "zh", THREE, "三角形", "没有。"),
+        ("exists", "en", TWO, r"an? (red circle|circle|blue square|square)\b", "Yes."),
+        (
+            "exists",
+            "en",
+            TWO,
+            r"an? ((?!red)\w+ circle|(?!blue)\w+ square|.*star|.*triangle)",
+            "No.",
+        ),
+        ("exists", "zh", TWO, "(红色的圆形|蓝色的正方形)", "有。"),
+        ("exists", "zh", TWO, "(星形|三角形)", "没有。"),
+        ("is_colour", "en", TWO, r"circle.* red", "Yes."),
+        ("is_colour", "en", TWO, r"circle.* (?!red)\w+\?", "No, it is red."),
+        ("is_colour", "zh", TWO, "正方形.*蓝色", "是的。"),
+        ("is_colour", "zh", TWO, "正方形.*(?<![蓝颜])色", "不，是蓝色。"),
+        ("beside", "en", TWO, "left of the (blue )?square", "A red circle."),
+        ("beside", "en", TWO, "right of the (red )?circle", "A blue square."),
+        ("beside", "zh", TWO, "正方形的?左边", "一个红色的圆形。"),
+        ("beside", "zh", TWO, "圆形的?右边", "一个蓝色的正方形。"),
+        ("relation", "zh", TWO, "红色.*蓝色", "在左边。"),
+        ("relation", "zh", TWO, "蓝色.*红色", "在右边。"),
+        ("where", "zh", TWO, "圆形", "在左上角。"),
+        ("where", "zh", TWO, "正方形", "在右上角。"),
+    ],
+)
+def test_the_answer_is_the_right_one(task, language, shapes, pattern, answer):
+    tops = {"circle": 5.0, "square": 5.0, "star": 80.0}
+    named = [shape(kind, colour, left, tops[kind]) for kind, colour, left in shapes]
+    about = scene(*sorted(named, key=lambda each: each.cx))
+
+    answers = {
+        exchange.answer
+        for exchange in asked(task, language, about, 400)
+        if re.search(pattern, exchange.question, re.IGNORECASE)
+    }
+
+    assert answers == {answer}

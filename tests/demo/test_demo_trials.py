@@ -18,6 +18,19 @@ def test_unseen_questions_are_the_same_every_time():
     assert all(t.exchange.task == "count" and t.exchange.language == "zh" for t in first)
 
 
+def test_no_two_kinds_of_questions_share_a_picture():
+    kinds = [(t, x) for t in ("colour", "read:4", "read:6", "describe") for x in ("en", "zh")]
+    shown = [p.tobytes() for kind in kinds for t in unseen_trials(*kind, 8) for p in t.pictures]
+
+    assert len(set(shown)) == len(shown) == 8 * len(kinds)
+
+
+@pytest.mark.parametrize(("task", "language"), [("juggle", "en"), ("count", "fr")])
+def test_unknown_tasks_and_languages_are_told(task, language):
+    with pytest.raises(ValueError, match=f"{task}|{language}"):
+        unseen_trials(task, language, 1)
+
+
 def test_short_words_are_short():
     answers = [trial.exchange.answer for trial in unseen_trials("read:4", "en", 10)]
 
@@ -43,6 +56,15 @@ def test_some_trials_show_two_pictures_or_have_a_turn_before(task, pictures):
         ("locate", [("0, 0, 100, 100", "red star")], [("0, 0, 100, 100", "red circle")], 0.0),
         ("locate", [("0, 0, 100, 100", "red star")], [("0, 0, 100", "red star")], 0.0),
         ("locate", [("0, 0, 100, 100", "red star")], "the star", 0.0),
+        ("locate", [("0, 0, 100, 100", "red star")], '[{"bbox_2d": null, "label": "x"}]', 0.0),
+        ("locate", [("0, 0, 100, 100", "red star")], [('"a", 0, 9, 9', "red star")], 0.0),
+        ("locate", [("0, 0, 100, 100", "red star")], "7", 0.0),
+        (
+            "locate_all",
+            [("0, 0, 100, 100", "a"), ("200, 0, 300, 100", "b")],
+            [("200, 0, 300, 100", "b"), ("0, 0, 100, 100", "a")],
+            0.0,
+        ),
         ("one_of_two", [("0, 0, 100, 100", "red star")], [("0, 0, 100, 50", "red star")], 0.5),
         ("read", "512", "512", 1.0),
         (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import io
 from pathlib import Path
 import subprocess
@@ -12,6 +11,7 @@ from PIL import Image
 import pytest
 import requests
 
+from inference_service.demo.trials import iou
 from qwenvl import Client
 from tests.e2e.conftest import Served
 from tests.support.pictures import COLOURS, Drawn, draw
@@ -40,21 +40,13 @@ def edges_of(picture: Drawn) -> tuple[int, int, int, int]:
     return box
 
 
-def overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    def area(box: Sequence[float]) -> float:
-        return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
-
-    common = area([*map(max, one[:2], other[:2]), *map(min, one[2:], other[2:])])
-    return common / (area(one) + area(other) - common)
-
-
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda p: f"{p.colour}-{p.shape}")
 def test_both_doors_tell_the_place(served: Served, picture: Drawn) -> None:
     with Client(served.grpc_target) as client:
         answer = client.chat(question(picture), images=[picture.png], grounding=True, temperature=0)
     [found] = answer.response.choices[0].groundings
     box = (found.box.x_min, found.box.y_min, found.box.x_max, found.box.y_max)
-    assert overlap(box, edges_of(picture)) >= LEAST_OVERLAP
+    assert iou(box, edges_of(picture)) >= LEAST_OVERLAP
     assert picture.colour in found.label
 
     content = [
@@ -91,4 +83,4 @@ def test_the_drawn_box_lies_on_the_shape(served: Served, tmp_path: Path) -> None
         ]
     xs, ys = zip(*changed, strict=True)
     drawn = (min(xs), min(ys), max(xs), max(ys))
-    assert overlap(drawn, edges_of(picture)) >= LEAST_OVERLAP
+    assert iou(drawn, edges_of(picture)) >= LEAST_OVERLAP

@@ -1,13 +1,16 @@
-"""What the demo model says about pictures that other code than its own drew: the shares that its card promises."""
+"""What the demo model says: about pictures that other code than its own drew, and about its own as its card tells."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import permutations
+import re
+import subprocess
+import sys
 
 import pytest
 
-from inference_service.demo.evaluate import examine
+from inference_service.demo.evaluate import SHARES, examine
 from inference_service.demo.naming import ZH_COLOUR, ZH_KIND
 from inference_service.demo.trials import iou, unseen_trials
 from qwenvl import Client
@@ -18,9 +21,16 @@ from tests.support.pictures import Placed, draw_scene, gallery, print_word, scen
 
 NUMBERS = (("none", "没有"), ("one", "一"), ("two", "两"), ("three", "三"), ("four", "四"))
 WORDS = ("CAT", "42", "STOP", "GO", "2026", "OPEN", "SUN", "7", "TAXI", "SALE", "Hi", "book")
+# Sides, grounds and formats of the pictures; they take turns.
+LOOKS = (
+    (256, "white", "PNG"),
+    (96, "white", "JPEG"),
+    (640, "#f4f0e6", "PNG"),
+    (320, "#e8f0f4", "JPEG"),
+)
 
-Named = tuple[bytes, str, str]
-"""A picture, a question, and what the answer must hold."""
+Named = tuple[bytes, str, str, Collection[str]]
+"""A picture, a question, what the answer must hold, and the names of which it must hold none but that."""
 
 
 @pytest.fixture(scope="module")
@@ -29,43 +39,64 @@ def client(served: Served) -> Iterator[Client]:
         yield opened
 
 
+def drawn() -> list[tuple[list[Placed], bytes]]:
+    return [
+        (scene, draw_scene(scene, *LOOKS[(index + index // 4) % len(LOOKS)]))
+        for index, scene in enumerate(scenes())
+    ]
+
+
 def colours(language: str) -> list[Named]:
-    asked = []
-    for scene in scenes():
+    asked: list[Named] = []
+    for scene, picture in drawn():
         for shape in scene[:2]:
             if language == "en":
-                question, right = f"What color is the {shape.shape}?", shape.colour
+                question = f"What color is the {shape.shape}?"
+                asked.append((picture, question, shape.colour, ZH_COLOUR.keys()))
             else:
                 question, right = f"{ZH_KIND[shape.shape]}是什么颜色？", ZH_COLOUR[shape.colour]
-            asked.append((draw_scene(scene), question, right))
+                asked.append((picture, question, right, ZH_COLOUR.values()))
     return asked
 
 
 def kinds(language: str) -> list[Named]:
-    asked = []
-    for scene in scenes():
+    asked: list[Named] = []
+    for scene, picture in drawn():
         for shape in scene[:2]:
             if language == "en":
-                question, right = f"What shape is the {shape.colour} one?", shape.shape
+                question = f"What shape is the {shape.colour} one?"
+                asked.append((picture, question, shape.shape, ZH_KIND.keys()))
             else:
-                question, right = f"{ZH_COLOUR[shape.colour]}的是什么形状？", ZH_KIND[shape.shape]
-            asked.append((draw_scene(scene), question, right))
+                question, right = (
+                    f"{ZH_COLOUR[shape.colour]}的是什么形状？",
+                    ZH_KIND[shape.shape],
+                )
+                asked.append((picture, question, right, ZH_KIND.values()))
     return asked
 
 
 def counts(language: str) -> list[Named]:
     question = "How many shapes are there?" if language == "en" else "图中有几个形状？"
-    place = ("en", "zh").index(language)
-    return [(draw_scene(scene), question, NUMBERS[len(scene)][place]) for scene in scenes()]
+    names = [both[("en", "zh").index(language)] for both in NUMBERS]
+    return [(picture, question, names[len(scene)], names) for scene, picture in drawn()]
+
+
+def names_only(answer: str, right: str, names: Collection[str]) -> bool:
+    """Whether the answer holds the right name, as a word of its own, and no other one."""
+
+    def holds(name: str) -> bool:
+        border = r"\b" if name.isascii() else ""
+        return re.search(border + name + border, answer.lower()) is not None
+
+    return [name for name in names if holds(name)] == [right]
 
 
 def share_right(client: Client, asked: list[Named]) -> float:
     answers = [
-        (client.chat(question, images=[picture], temperature=0, max_tokens=64).text, right)
-        for picture, question, right in asked
+        (client.chat(question, images=[picture], temperature=0, max_tokens=64).text, right, names)
+        for picture, question, right, names in asked
     ]
-    hits = [right in answer.lower() for answer, right in answers]
-    return sum(hits) / len(hits)
+    return sum(names_only(*answer) for answer in answers) / len(answers)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -83,7 +114,7 @@ def test_words_of_other_pictures(client: Client, question: str) -> None:
     assert share_exact(client, asked) >= 0.9
 
 
-def share_exact(client: Client, asked: list[Named]) -> float:
+def share_exact(client: Client, asked: list[tuple[bytes, str, str]]) -> float:
     answers = [
         client.chat(question, images=[picture], temperature=0, max_tokens=64).text == right
         for picture, question, right in asked
@@ -101,19 +132,20 @@ SIDES = {
 
 def sides(language: str) -> list[Named]:
     """Questions about two shapes of which one stands beside, above or below the other."""
-    asked = []
-    for scene in scenes():
+    place = ("en", "zh").index(language)
+    names = [both[place] for both in SIDES.values()]
+    asked: list[Named] = []
+    for scene, picture in drawn():
         for one, other in permutations(scene, 2):
             across, down = round(2 * (one.x - other.x)), round(2 * (one.y - other.y))
             if (across, down) not in SIDES:
                 continue  # across a corner
-            right = SIDES[across, down][("en", "zh").index(language)]
             question = (
                 f"Where is the {one.colour} {one.shape} relative to the {other.colour} {other.shape}?"
                 if language == "en"
                 else f"{chinese(one)}在{chinese(other)}的哪边？"
             )
-            asked.append((draw_scene(scene), question, right))
+            asked.append((picture, question, SIDES[across, down][place], names))
     return asked[::3]
 
 
@@ -125,10 +157,11 @@ def chinese(shape: Placed) -> str:
 def test_sides_of_other_pictures(client: Client, language: str) -> None:
     asked = sides(language)
 
-    assert len({right for _, _, right in asked}) == len(SIDES)
+    assert len({right for _, _, right, _ in asked}) == len(SIDES)
     assert share_right(client, asked) >= 0.9
 
 
+# Each of the first twenty with one from the end, never with itself.
 PAIRS = list(zip(gallery()[:20], gallery()[:7:-1], strict=False))
 
 
@@ -179,6 +212,50 @@ def test_the_same_other_picture_is_told_from_another(
     assert sum(hits) >= 0.9 * len(hits)
 
 
+# None of these stands in the training's own questions, nor do most of the names in them.
+ELSEWHERE = {
+    "en": (
+        "What is the capital of Germany?",
+        "What is 7 times 8?",
+        "Who was Isaac Newton?",
+        "Write a SQL query that counts users.",
+        "How do I clean my kitchen?",
+        "Translate this into Italian.",
+        "Recommend a museum.",
+        "Is this person crying?",
+        "Give me a recipe for pancakes.",
+        "How deep is the ocean?",
+    ),
+    "zh": (
+        "德国的首都是哪里？",
+        "七乘八等于几？",
+        "牛顿是谁？",
+        "写一首关于春天的诗。",
+        "怎么打扫厨房？",
+        "翻译成意大利语。",
+        "推荐一个博物馆。",
+        "这个人在睡觉吗？",
+        "煎饼怎么做？",
+        "海洋有多深？",
+    ),
+}
+
+
+@pytest.mark.parametrize("language", ELSEWHERE)
+@pytest.mark.parametrize("pictures", [0, 1])
+def test_of_anything_else_it_says_that_it_knows_only_shapes_and_words(
+    client: Client, language: str, pictures: int
+) -> None:
+    images = [drawn.png for drawn in gallery()[:pictures]]
+    answers = [
+        client.chat(question, images=images, temperature=0).text for question in ELSEWHERE[language]
+    ]
+
+    wanted = ("only know", "shapes", "words") if language == "en" else ("只认识", "形状", "文字")
+    hits = [all(part in answer for part in wanted) for answer in answers]
+    assert sum(hits) >= 0.8 * len(hits)
+
+
 def edges(box: usage_pb.BoundingBox) -> tuple[float, float, float, float]:
     return box.x_min, box.y_min, box.x_max, box.y_max
 
@@ -219,3 +296,13 @@ def test_unseen_pictures_of_its_own(client: Client, task: str) -> None:
         trials = unseen_trials(task, language, 30)
 
         assert examine(client, trials) >= LEAST[task] * len(trials), language
+
+
+def test_the_examination_prints_every_task(served: Served) -> None:
+    command = [sys.executable, "-m", "inference_service.demo.evaluate", "--pictures", "40"]
+    command += ["--target", served.grpc_target]
+    printed = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+
+    rows = [line.split("|")[1:-1] for line in printed.stdout.splitlines()[2:]]
+    assert [task.strip() for task, *_ in rows] == list(SHARES)
+    assert all(0 <= float(share.strip(" %")) <= 100 for row in rows for share in row[2:])

@@ -42,10 +42,10 @@ class Drawn:
         return english or (COLOURS[self.colour][1] in answer and SHAPES[self.shape] in answer)
 
 
-def _png(image: Image.Image, size: tuple[int, int]) -> bytes:
+def _encoded(image: Image.Image, size: tuple[int, int], kind: str = "PNG") -> bytes:
     """The picture at that size; drawn larger, its edges become smooth."""
     buffer = io.BytesIO()
-    image.resize(size, Image.Resampling.LANCZOS).save(buffer, "PNG")
+    image.resize(size, Image.Resampling.LANCZOS).save(buffer, kind, quality=85)
     return buffer.getvalue()
 
 
@@ -76,7 +76,7 @@ def draw(
     image = Image.new("RGB", (width * SCALE, height * SCALE), "white")
     x, y = centre[0] * width * SCALE, centre[1] * height * SCALE
     _stamp(ImageDraw.Draw(image), colour, shape, (x, y), radius * min(width, height) * SCALE)
-    return Drawn(_png(image, size), colour, shape)
+    return Drawn(_encoded(image, size), colour, shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +101,16 @@ class Placed:
         )
 
 
-def draw_scene(shapes: list[Placed], side: int = 256) -> bytes:
-    """PNG of several shapes on a white square."""
-    image = Image.new("RGB", (side * SCALE, side * SCALE), "white")
+def draw_scene(
+    shapes: list[Placed], side: int = 256, ground: str = "white", kind: str = "PNG"
+) -> bytes:
+    """Several shapes on a plain square, as PNG or JPEG."""
+    image = Image.new("RGB", (side * SCALE, side * SCALE), ground)
     pen = ImageDraw.Draw(image)
     for placed in shapes:
         x, y, r = (value * side * SCALE for value in (placed.x, placed.y, placed.radius))
         _stamp(pen, placed.colour, placed.shape, (x, y), r)
-    return _png(image, (side, side))
+    return _encoded(image, (side, side), kind)
 
 
 def scenes() -> list[list[Placed]]:
@@ -138,7 +140,7 @@ def print_word(text: str, *, side: int = 256, colour: str = "black", share: floa
     middle = (side * SCALE / 2, side * SCALE / 2)
     font = ImageFont.load_default(size * SCALE)
     ImageDraw.Draw(image).text(middle, text, COLOURS[colour][0], font, anchor="mm")
-    return _png(image, (side, side))
+    return _encoded(image, (side, side))
 
 
 def gallery() -> list[Drawn]:

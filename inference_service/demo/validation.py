@@ -1,4 +1,4 @@
-"""Examines the network in its training form.
+"""Examines the network in training, in its training form.
 
 Owns greedy decoding without a cache. `evaluate` examines the served model. Must not know the training.
 """
@@ -25,7 +25,16 @@ MOST_ANSWER_TOKENS = 96
 
 @torch.no_grad()
 def greedy_answers(network: Network, codec: Codec, trials: Sequence[Trial]) -> list[str]:
-    """Answers to questions about equally many pictures of one size, decoded together."""
+    """Answers to questions, decoded together.
+
+    Args:
+        network: The network.
+        codec: Its tokenizer.
+        trials: About equally many pictures each, all of one size, without turns before.
+
+    Returns:
+        An answer to each, at most MOST_ANSWER_TOKENS long.
+    """
     size, number = trials[0].size, len(trials[0].pictures)
     device = network.model.language_model.embed_tokens.weight.device
     prompts = [codec.prompt(trial.exchange.question, number, size) for trial in trials]
@@ -49,8 +58,8 @@ def greedy_answers(network: Network, codec: Codec, trials: Sequence[Trial]) -> l
     return [codec.tokenizer.decode(answer) for answer in answers]
 
 
-def evaluate(network: Network, codec: Codec, tasks: Sequence[str], number: int) -> Scores:
-    """Asks `number` unseen questions of each task in each language."""
+def validate(network: Network, codec: Codec, tasks: Sequence[str], number: int) -> Scores:
+    """Asks `number` unseen questions of each task, see `trials.unseen_trials`, in each language."""
     network.eval()
     scores: Scores = {}
     for task in tasks:
