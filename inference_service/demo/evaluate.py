@@ -24,9 +24,7 @@ AT_ONCE = 8
 # What an examination consists of, and the share of each in it.
 SHARES = {
     **dict.fromkeys(("describe", "colour", "shape", "count", "locate", "read:4", "read:6"), 5),
-    **dict.fromkeys(
-        ("where", "beside", "relation", "compare", "one_of_two", "same", "second_turn"), 2
-    ),
+    **dict.fromkeys(("where", "beside", "relation", "compare", "one_of_two", "second_turn"), 2),
     **dict.fromkeys(("colours", "shapes", "count_some", "exists", "is_colour", "locate_all"), 1),
     **dict.fromkeys(("text_colour", "hello", "other"), 1),
 }

@@ -6,7 +6,7 @@ Owns what a training meets how often, and in which order. Must not know tokens, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
@@ -42,8 +42,6 @@ TURN_WEIGHTS_OF_WORDS = (35, 25, 20, 20)
 TURN_WEIGHTS_OF_TWO = (40, 30, 30)
 # In characters; nothing follows it, as the other rows of the batch would wait for the end.
 LONG_ANSWER = 50
-ALIKE = 0.2  # share of second pictures that show the same as the first
-NEARLY_ALIKE = 0.5  # as many, times this, lack one of its shapes
 WORD_ONLY, WORD_TOO = 0.45, 0.1  # shares of pictures that show a word alone, and one beside shapes
 
 
@@ -56,7 +54,6 @@ class Lesson(NamedTuple):
         tasks: What is asked about it; none = anything.
         turns: Most questions about it.
         pictures: Pictures that a conversation is about.
-        alike: Share of second pictures that show the same as the first.
     """
 
     until: int
@@ -64,7 +61,6 @@ class Lesson(NamedTuple):
     tasks: tuple[str, ...]
     turns: int
     pictures: int = 1
-    alike: float = 0.0
 
 
 # Thrown into everything at once, the decoder settles for guessing colours; later it says what it sees, but not of the
@@ -78,7 +74,6 @@ LESSONS = (
     Lesson(500, (0,), ("read",), 1),
     Lesson(580, (0, 1, 2, 3), ("compare", "one_of_two"), 3, pictures=2),
     Lesson(680, (2, 2, 3), ("relation",), 6),
-    Lesson(750, (1, 2), ("same",), 1, pictures=2, alike=0.4),
 )
 
 
@@ -108,9 +103,7 @@ def invent_example(
     for _ in range(number):
         width, height = draw_size(random, size) if random.random() < 0.5 else size
         count = random.choice(lesson.counts) if lesson else None
-        scene = invent_scene(random, width, height, count)
-        alike = lesson.alike if lesson else ALIKE
-        scenes.append(next_to(random, scenes[0], scene, alike) if scenes else scene)
+        scenes.append(invent_scene(random, width, height, count))
     drawn = [patches(as_seen(render(scene, random.getrandbits(30)))) for scene in scenes]
     turns = _turns(random, scenes, lesson)
     return Example(drawn, turns, [label(scene, size) for scene in scenes])
@@ -133,16 +126,6 @@ def _turns(random: Random, scenes: Sequence[Scene], lesson: Lesson | None) -> li
         if lesson is None and len(turns[-1].answer) > LONG_ANSWER:
             break
     return turns
-
-
-def next_to(random: Random, first: Scene, other: Scene, alike: float = ALIKE) -> Scene:
-    """What stands beside the first scene: the other one, or with a share of `alike` the same, or nearly the same."""
-    draw = random.random()
-    if draw < alike:
-        return first
-    if draw < alike * (1 + NEARLY_ALIKE) and len(first.shapes) > 1:
-        return replace(first, shapes=first.shapes[:-1])
-    return other
 
 
 def invent_scene(random: Random, width: int, height: int, count: int | None = None) -> Scene:

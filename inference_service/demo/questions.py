@@ -35,9 +35,7 @@ SYSTEM_PROMPTS = (
     "你是一个乐于助人的助手。",
     "You answer questions about pictures.",
 )
-TWO_PICTURE_TASKS = ("compare", "one_of_two", "same")
-TWO_PICTURE_WEIGHTS = (4, 4, 2)
-ALIKE_WEIGHTS = (1, 1, 8)  # so that yes and no are about as frequent
+TWO_PICTURE_TASKS = ("compare", "one_of_two")
 TEXT_ONLY = ("describe", "colour", "shape", "count", "read", "hello", "other")
 
 
@@ -70,18 +68,11 @@ def ask_about(random: Random, scene: Scene, task: str | None = None) -> Exchange
 
 
 def ask_two(random: Random, one: Scene, two: Scene, task: str | None = None) -> Exchange:
-    """A question about two pictures: what both show, whether it is the same, or anything about one of them."""
-    if task is None:
-        weights = ALIKE_WEIGHTS if one == two else TWO_PICTURE_WEIGHTS
-        task = random.choices(TWO_PICTURE_TASKS, weights)[0]
-    if task == "one_of_two":
+    """A question about two pictures: what both show, or anything about one of them."""
+    if (task or random.choice(TWO_PICTURE_TASKS)) == "one_of_two":
         return _ask_one_of(random, one, two)
     language = random.choice(LANGUAGES)
     first, second = described(one, language), described(two, language)
-    if task == "same":
-        yes, no = ("Yes.", "No.") if language == "en" else ("一样。", "不一样。")
-        question = ask(random, "same", language)
-        return Exchange("same", language, question, yes if first == second else no)
     if language == "en":
         answer = f"The first picture shows {first}, the second {second}."
     else:

@@ -13,7 +13,7 @@ from random import Random
 
 from PIL import Image
 
-from inference_service.demo.examples import SIZE_WEIGHTS, SIZES, Size, invent_scene, next_to
+from inference_service.demo.examples import SIZE_WEIGHTS, SIZES, Size, invent_scene
 from inference_service.demo.lettering import LONGEST
 from inference_service.demo.naming import LANGUAGES
 from inference_service.demo.pictures import draw_size, render
@@ -62,7 +62,7 @@ def unseen_trials(task: str, language: str, number: int) -> list[Trial]:
     The same arguments give the same ones on machines with the same fonts.
 
     Args:
-        task: Name of a task; `compare`, `one_of_two` or `same` for two pictures; `second_turn` for any task after
+        task: Name of a task; `compare` or `one_of_two` for two pictures; `second_turn` for any task after
             another one; `read:4` for words of up to 4 characters.
         language: `en` or `zh`.
         number: How many.
@@ -92,7 +92,7 @@ def _trial(random: Random, scenes: Iterator[tuple[Scene, Size]], task: str) -> T
     """A question of that kind, or of another one where the scene allows none."""
     scene, size = next(scenes)
     if task in TWO_PICTURE_TASKS:
-        other = next_to(random, scene, invent_scene(random, *size))
+        other = invent_scene(random, *size)
         return Trial(ask_two(random, scene, other), _rendered(random, scene, other), size)
     if task == SECOND_TURN:
         before = (ask_about(random, scene),)

@@ -233,13 +233,6 @@ ASK: dict[str, tuple[str, ...]] = {
         "About the {nth} {picture}: {question}",
         "For the {nth} {picture}: {question}",
     ),
-    "same": (
-        "Do both {picture}s show the same?",
-        "Are the two {picture}s the same?",
-        "Is it the same shape and {color} in both {picture}s?",
-        "Are these {picture}s the same?",
-        "Do the two {picture}s show the same thing?",
-    ),
     "hello": (
         "Hello!",
         "Hi",

@@ -38,7 +38,7 @@ def test_short_words_are_short():
 
 
 @pytest.mark.parametrize(
-    ("task", "pictures"), [("compare", 2), ("same", 2), ("one_of_two", 2), ("second_turn", 1)]
+    ("task", "pictures"), [("compare", 2), ("one_of_two", 2), ("second_turn", 1)]
 )
 def test_some_trials_show_two_pictures_or_have_a_turn_before(task, pictures):
     for trial in unseen_trials(task, "en", 5):

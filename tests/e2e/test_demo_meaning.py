@@ -196,22 +196,6 @@ def test_two_other_pictures_compared(client: Client, question: str, middle: str)
     assert sum(hits) >= 0.9 * len(hits)
 
 
-@pytest.mark.parametrize(
-    ("question", "yes", "no"),
-    [("Are the two pictures the same?", "Yes.", "No."), ("两张图片一样吗？", "一样。", "不一样。")],
-)
-def test_the_same_other_picture_is_told_from_another(
-    client: Client, question: str, yes: str, no: str
-) -> None:
-    asked = [((one.png, one.png), yes) for one, _ in PAIRS]
-    asked += [((one.png, two.png), no) for one, two in PAIRS]
-
-    hits = [
-        client.chat(question, images=pair, temperature=0).text == right for pair, right in asked
-    ]
-    assert sum(hits) >= 0.9 * len(hits)
-
-
 # None of these stands in the training's own questions, nor do most of the names in them.
 ELSEWHERE = {
     "en": (
@@ -280,13 +264,16 @@ LEAST = {
     "shape": 0.9,
     "count": 0.9,
     "where": 0.9,
-    "second_turn": 0.8,
-    "same": 0.9,
     "other": 0.9,
-    "describe": 0.55,
-    "locate": 0.55,
-    "read:4": 0.6,
-    "compare": 0.1,
+    "describe": 0.7,
+    "locate": 0.7,
+    "read:4": 0.75,
+    "read:6": 0.6,
+    "beside": 0.75,
+    "relation": 0.75,
+    "compare": 0.4,
+    "one_of_two": 0.65,
+    "second_turn": 0.8,
 }
 
 
