@@ -23,9 +23,9 @@ import safetensors.torch
 import torch
 
 from inference_service.engine.core import EngineCore
-from inference_service.engine.types import EngineConfig, EngineRequest, SamplingParams
-from inference_service.models.spec import load_spec
-from inference_service.models.tables import tensor_shapes
+from inference_service.engine_protocol.messages import EngineConfig, EngineRequest, SamplingParams
+from inference_service.families.registry import load_spec
+from inference_service.families.tables import tensor_shapes
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,12 +12,12 @@ import logging
 import os
 import sys
 
-from inference_service.engine.client import EngineClient
-from inference_service.engine.types import EngineConfig
-from inference_service.hub import ModelNotFound, resolve_model
+from inference_service.backend.served_model import ServedModel
+from inference_service.engine_client.client import EngineClient
+from inference_service.engine_protocol.messages import EngineConfig
+from inference_service.grpc_api.server import serve
+from inference_service.hub.resolve import ModelNotFound, resolve_model
 from inference_service.media.fetch import FetchPolicy
-from inference_service.server.app import serve
-from inference_service.server.model import ServedModel
 from inference_service.settings import ServiceSettings
 
 

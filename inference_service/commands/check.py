@@ -15,13 +15,13 @@ import sys
 
 from inference_service.commands.devices import Device, find_device
 from inference_service.commands.report import UNITS, report
-from inference_service.hub import (
+from inference_service.families.registry import load_spec
+from inference_service.hub.resolve import (
     ModelNotFound,
     fetch_configuration,
     is_hub_id,
     resolve_model,
 )
-from inference_service.models.spec import load_spec
 from inference_service.settings import ServiceSettings
 
 

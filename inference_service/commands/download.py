@@ -13,8 +13,8 @@ import sys
 
 from inference_service.commands.devices import find_device
 from inference_service.commands.report import report
-from inference_service.hub import ModelNotFound, fetch_model, is_hub_id
-from inference_service.models.spec import load_spec
+from inference_service.families.registry import load_spec
+from inference_service.hub.resolve import ModelNotFound, fetch_model, is_hub_id
 from inference_service.settings import ServiceSettings
 
 

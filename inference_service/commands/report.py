@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from inference_service.commands.devices import Device
-from inference_service.models.footprint import (
+from inference_service.families.footprint import (
     VALUE_BYTES,
     Capacity,
     Footprint,
@@ -17,7 +17,7 @@ from inference_service.models.footprint import (
     footprint,
     largest_media_tokens,
 )
-from inference_service.models.spec import ModelSpec
+from inference_service.model_spec import ModelSpec
 from inference_service.settings import ServiceSettings
 
 

@@ -20,10 +20,11 @@ from types import FrameType
 
 from inference_service.commands.devices import find_device
 from inference_service.commands.report import report
-from inference_service.hub import ModelNotFound, fetch_model, is_hub_id, resolve_model
-from inference_service.models.spec import ModelSpec, load_spec
+from inference_service.families.registry import load_spec
+from inference_service.hub.resolve import ModelNotFound, fetch_model, is_hub_id, resolve_model
+from inference_service.hub.snapshot import SnapshotError, verify_weights
+from inference_service.model_spec import ModelSpec
 from inference_service.settings import ServiceSettings
-from inference_service.snapshot import SnapshotError, verify_weights
 from qwenvl.flags import ENV_PREFIX
 
 

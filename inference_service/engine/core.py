@@ -16,6 +16,7 @@ from torch import Tensor
 
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.loader import load_model
 from inference_service.engine.memory import (
     count_kv_pages,
     plan_placement,
@@ -26,7 +27,7 @@ from inference_service.engine.memory import (
 from inference_service.engine.runner import ChunkResult, ModelRunner
 from inference_service.engine.scheduler import Chunk, Plan, Scheduler
 from inference_service.engine.sequence import Sequence
-from inference_service.engine.types import (
+from inference_service.engine_protocol.messages import (
     EngineConfig,
     EngineReady,
     EngineRequest,
@@ -36,9 +37,8 @@ from inference_service.engine.types import (
     SequenceOutput,
 )
 from inference_service.errors import InternalError, InvalidArgumentError, OutOfMemoryError
-from inference_service.models.loader import load_model
-from inference_service.models.spec import load_spec
-from inference_service.models.tables import kv_bytes_per_token, module_parts
+from inference_service.families.registry import load_spec
+from inference_service.families.tables import kv_bytes_per_token, module_parts
 
 
 logger = logging.getLogger(__name__)

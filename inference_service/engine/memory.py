@@ -13,13 +13,13 @@ import math
 import torch
 
 from inference_service.engine.runner import PROMPT_LOGITS_ROWS
-from inference_service.engine.types import EngineConfig
+from inference_service.engine_protocol.messages import EngineConfig
+from inference_service.families.footprint import largest_media_tokens
+from inference_service.families.tables import kv_bytes_per_token, layer_parameters, module_parts
 from inference_service.kernels.attention import AttentionMetadata
+from inference_service.model_spec import ModelSpec
 from inference_service.models.batch import ForwardBatch
-from inference_service.models.footprint import largest_media_tokens
 from inference_service.models.placement import Placement, place_layers
-from inference_service.models.spec import ModelSpec
-from inference_service.models.tables import kv_bytes_per_token, layer_parameters, module_parts
 from inference_service.models.vision_language import VisionLanguageModel
 
 

@@ -28,8 +28,8 @@ import threading
 import time
 from typing import Final, Protocol
 
-from inference_service.engine import wire
-from inference_service.engine.types import (
+from inference_service.engine_protocol import wire
+from inference_service.engine_protocol.messages import (
     EngineConfig,
     EngineReady,
     EngineRequest,

@@ -18,10 +18,10 @@ from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.sampler import SamplingRow, sample, token_logprobs
 from inference_service.engine.scheduler import Chunk
 from inference_service.engine.sequence import Sequence
-from inference_service.engine.types import ImageSpan, TokenLogprobs
+from inference_service.engine_protocol.messages import ImageSpan, TokenLogprobs
+from inference_service.families.positions import POSITION_RULES
 from inference_service.kernels.attention import AttentionMetadata
 from inference_service.models.batch import ForwardBatch, KVCache
-from inference_service.models.positions import POSITION_RULES
 from inference_service.models.vision_language import VisionLanguageModel
 
 

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from inference_service.engine.types import SamplingParams, TokenLogprobs
+from inference_service.engine_protocol.messages import SamplingParams, TokenLogprobs
 
 
 LEAST_TEMPERATURE = 1e-5

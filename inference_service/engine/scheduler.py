@@ -18,7 +18,7 @@ from typing import Any
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.sequence import Sequence
-from inference_service.engine.types import FinishReason, ImageSpan
+from inference_service.engine_protocol.messages import FinishReason, ImageSpan
 from inference_service.errors import (
     ContextLengthError,
     ImageTooLargeError,

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from inference_service.engine.types import EngineRequest, FinishReason, ImageSpan, SamplingParams
+from inference_service.engine_protocol.messages import (
+    EngineRequest,
+    FinishReason,
+    ImageSpan,
+    SamplingParams,
+)
 
 
 @dataclass(slots=True, eq=False)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from inference_service.errors import ImageTooLargeError, InvalidImageError
 from inference_service.media.geometry import image_grid, processed_size, video_size
-from inference_service.models.spec import ImagePolicy, VideoPolicy
+from inference_service.model_spec import ImagePolicy, VideoPolicy
 from inference_service.settings import ServiceSettings
 
 

@@ -9,7 +9,7 @@ import math
 
 from inference_service.domain import Detail
 from inference_service.errors import InvalidArgumentError, InvalidImageError
-from inference_service.models.spec import ImagePolicy, VideoPolicy
+from inference_service.model_spec import ImagePolicy, VideoPolicy
 
 
 MAX_ASPECT_RATIO = 200  # of Qwen2-VL's processor; beyond it the picture is refused

@@ -17,8 +17,8 @@ from inference_service.kernels.attention import AttentionMetadata, paged_attenti
 from inference_service.kernels.rms_norm import add_rms_norm, rms_norm
 from inference_service.kernels.rope import apply_rope, inverse_frequencies, mrope_cos_sin
 from inference_service.kernels.silu_and_mul import silu_and_mul
+from inference_service.model_spec import DecoderSpec
 from inference_service.models.batch import ForwardBatch, KVCache
-from inference_service.models.spec import DecoderSpec
 
 
 class Weight(nn.Module):

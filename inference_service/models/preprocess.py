@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from inference_service.models.spec import ImagePolicy
+from inference_service.model_spec import ImagePolicy
 
 
 class Patchifier:

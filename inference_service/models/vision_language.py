@@ -12,13 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from inference_service.families.glm_4v import vision as glm_4v
+from inference_service.families.qwen2_5_vl import vision as qwen2_5_vl
+from inference_service.families.qwen2_vl import vision as qwen2_vl
+from inference_service.families.qwen3_vl import vision as qwen3_vl
+from inference_service.families.qwen_vl import vision as qwen_vl
 from inference_service.kernels.attention import new_kv_cache
-from inference_service.models import glm_4v, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen_vl
+from inference_service.model_spec import ModelSpec
 from inference_service.models.batch import ForwardBatch, KVCache
 from inference_service.models.decoder import Decoder
 from inference_service.models.placement import Placement
 from inference_service.models.preprocess import Patchifier
-from inference_service.models.spec import ModelSpec
 
 
 VISION_TOWERS: Mapping[str, type[Any]] = {

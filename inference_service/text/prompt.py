@@ -12,10 +12,10 @@ import hashlib
 from typing import Protocol
 
 from inference_service.domain import ChatRequest, RawRequest, Request
-from inference_service.engine.types import ImageSpan
+from inference_service.engine_protocol.messages import ImageSpan
 from inference_service.errors import ContextLengthError, InternalError, InvalidArgumentError
 from inference_service.media.decode import ProcessedPicture
-from inference_service.text.template import MAX_CHARACTERS
+from inference_service.text.chat_template import MAX_CHARACTERS
 from inference_service.text.tokenizer import Tokenizer
 
 

@@ -11,11 +11,11 @@ from contextlib import aclosing
 
 import pytest
 
-from inference_service.engine.interface import Engine, EngineState
-from inference_service.engine.types import EngineRequest, FinishReason
+from inference_service.engine_client.interface import Engine, EngineState
+from inference_service.engine_protocol.messages import EngineRequest, FinishReason
 from inference_service.errors import EngineUnavailableError, RequestIdInUseError
-from tests.engine_process.engine_front import collect, fake_client, request_of, tokens_of, until
-from tests.server.echo_engine import EchoEngine
+from tests.engine_client.engine_front import collect, fake_client, request_of, tokens_of, until
+from tests.grpc_api.echo_engine import EchoEngine
 
 
 class _Letters:

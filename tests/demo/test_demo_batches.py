@@ -19,8 +19,8 @@ from inference_service.demo.batches import (
 from inference_service.demo.examples import LESSONS, SIZES, invent_example, lesson_of
 from inference_service.demo.pictures import smart_resize
 from inference_service.demo.questions import Exchange
-from inference_service.engine.types import ImageSpan
-from inference_service.models.positions import mrope_positions
+from inference_service.engine_protocol.messages import ImageSpan
+from inference_service.families.positions import mrope_positions
 
 
 def test_a_conversation_reads_as_the_template_writes_it(codec):

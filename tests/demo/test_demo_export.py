@@ -13,9 +13,9 @@ from inference_service.demo.batches import Codec
 from inference_service.demo.export import export
 from inference_service.demo.pictures import MAX_PIXELS, MIN_PIXELS
 from inference_service.domain import ChatMessage, ImagePart, Role, TextPart
-from inference_service.models.loader import load_model
-from inference_service.models.spec import load_spec
-from inference_service.text.template import ChatTemplate
+from inference_service.engine.loader import load_model
+from inference_service.families.registry import load_spec
+from inference_service.text.chat_template import ChatTemplate
 
 
 FILES = {

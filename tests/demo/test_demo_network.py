@@ -9,7 +9,12 @@ from transformers import Qwen3VLForConditionalGeneration
 from inference_service.demo.batches import patch_grid
 from inference_service.demo.export import export
 from inference_service.engine.core import EngineCore
-from inference_service.engine.types import EngineConfig, EngineRequest, ImageSpan, SamplingParams
+from inference_service.engine_protocol.messages import (
+    EngineConfig,
+    EngineRequest,
+    ImageSpan,
+    SamplingParams,
+)
 
 
 CASES = [((128, 128), 1), ((160, 128), 1), ((96, 192), 2)]

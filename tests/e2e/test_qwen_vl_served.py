@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from inference_service.domain import ImagePart, Role
-from inference_service.text.qwen_vl import load_tokenizer
+from inference_service.families.qwen_vl.text import load_tokenizer
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from tests.e2e.conftest import Served, running, serve_directory

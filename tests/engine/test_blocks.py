@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from inference_service.engine.blocks import BlockManager, page_hash, root_hash
 from inference_service.engine.sequence import Sequence
-from inference_service.engine.types import EngineRequest, ImageSpan, SamplingParams
+from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
 
 
 def sequence(*token_ids: int, images: tuple[ImageSpan, ...] = (), salt: bytes = b"") -> Sequence:

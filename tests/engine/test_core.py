@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from inference_service.engine.runner import ModelRunner
-from inference_service.engine.types import FinishReason, ImageSpan, SamplingParams
+from inference_service.engine_protocol.messages import FinishReason, ImageSpan, SamplingParams
 from inference_service.errors import (
     ContextLengthError,
     ImageTooLargeError,

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from inference_service.engine.core import EngineCore
-from inference_service.engine.types import EngineConfig, SamplingParams
+from inference_service.engine_protocol.messages import EngineConfig, SamplingParams
+from inference_service.families import positions
+from inference_service.families.glm_4v import vision as glm_4v
 from inference_service.kernels import rope
-from inference_service.models import decoder, glm_4v, positions
+from inference_service.models import decoder
 from tests.support.conversations import drain
 from tests.support.glm_4v import DATA, GOLDEN, PROMPTS, GoldenPrompt, build_checkpoint, processed
 

@@ -13,7 +13,7 @@ import torch
 from inference_service.engine import blocks as blocks_module
 from inference_service.engine.core import EngineCore
 from inference_service.engine.runner import ModelRunner
-from inference_service.engine.types import EngineConfig, FinishReason, SamplingParams
+from inference_service.engine_protocol.messages import EngineConfig, FinishReason, SamplingParams
 from tests.support.conversations import drain
 from tests.support.qwen_vl_v1 import (
     GOLDEN,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from inference_service.engine import memory
-from inference_service.engine.types import EngineConfig
-from inference_service.models.loader import load_model
+from inference_service.engine.loader import load_model
+from inference_service.engine_protocol.messages import EngineConfig
 
 
 @pytest.mark.parametrize(("available", "device"), [(True, "cuda:0"), (False, "cpu")])

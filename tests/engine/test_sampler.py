@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from inference_service.engine.sampler import SamplingRow, gumbel_noise, sample, token_logprobs
-from inference_service.engine.types import SamplingParams
+from inference_service.engine_protocol.messages import SamplingParams
 
 
 VOCAB = 50

@@ -8,7 +8,12 @@ from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.scheduler import Plan, Scheduler
 from inference_service.engine.sequence import Sequence
-from inference_service.engine.types import EngineRequest, FinishReason, ImageSpan, SamplingParams
+from inference_service.engine_protocol.messages import (
+    EngineRequest,
+    FinishReason,
+    ImageSpan,
+    SamplingParams,
+)
 
 
 def make(

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from inference_service.engine import memory
-from inference_service.engine.types import EngineConfig, SamplingParams
+from inference_service.engine_protocol.messages import EngineConfig, SamplingParams
+from inference_service.families.registry import load_spec
 from inference_service.kernels.attention import AttentionMetadata
 from inference_service.models.decoder import Rotation
-from inference_service.models.spec import load_spec
 from tests.support.conversations import ask, drain
 
 

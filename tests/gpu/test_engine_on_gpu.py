@@ -9,7 +9,7 @@ import torch
 
 from inference_service.engine import memory
 from inference_service.engine.core import EngineCore
-from inference_service.engine.types import EngineConfig
+from inference_service.engine_protocol.messages import EngineConfig
 from tests.support.conversations import ask, conversations
 from tests.support.tiny_qwen_vl import build_checkpoint
 

@@ -15,7 +15,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 from inference_service.kernels.rms_norm import add_rms_norm, rms_norm
 from inference_service.kernels.rope import apply_rope, inverse_frequencies, mrope_cos_sin
 from inference_service.kernels.silu_and_mul import silu_and_mul
-from inference_service.models.spec import RopeSpec
+from inference_service.model_spec import RopeSpec
 
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference_service.models.spec import ImagePolicy
+from inference_service.model_spec import ImagePolicy
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference_service.models.loader import load_model
+from inference_service.engine.loader import load_model
 from inference_service.models.vision_language import VisionLanguageModel
 from tests.support.tiny_qwen_vl import build_checkpoint, reference_model
 

@@ -6,9 +6,9 @@ import torch
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextConfig, Qwen2VLTextModel
 
 from inference_service.kernels.attention import AttentionMetadata, new_kv_cache
+from inference_service.model_spec import DecoderSpec, RopeSpec
 from inference_service.models.batch import ForwardBatch
 from inference_service.models.decoder import Decoder
-from inference_service.models.spec import DecoderSpec, RopeSpec
 from tests.support.tiny_qwen_vl import randomise
 
 

@@ -9,8 +9,8 @@ import torch
 from transformers import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from inference_service.model_spec import ImagePolicy
 from inference_service.models.preprocess import Patchifier
-from inference_service.models.spec import ImagePolicy
 
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -10,7 +10,7 @@ from PIL import Image
 import torch
 
 from inference_service.engine.core import EngineCore
-from inference_service.engine.types import (
+from inference_service.engine_protocol.messages import (
     EngineRequest,
     FinishReason,
     ImageSpan,

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from inference_service.engine.types import EngineRequest, ImageSpan, SamplingParams
+from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
+from inference_service.families.registry import load_spec
 from inference_service.media.decode import DecodeLimits, ProcessedPicture, decode_picture
-from inference_service.models.spec import load_spec
 from tests.support.qwen_vl_v1 import GOLDEN as PICTURES
 from tests.support.qwen_vl_v1 import random_tensor
 

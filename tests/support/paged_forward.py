@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from inference_service.engine.types import ImageSpan
+from inference_service.engine_protocol.messages import ImageSpan
+from inference_service.families.positions import mrope_positions
 from inference_service.kernels.attention import AttentionMetadata
 from inference_service.models.batch import ForwardBatch
-from inference_service.models.positions import mrope_positions
 from inference_service.models.vision_language import VisionLanguageModel
 from tests.support.tiny_qwen_vl import Seen, frames_of, grid_of
 

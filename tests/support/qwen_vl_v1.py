@@ -17,9 +17,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from inference_service.domain import ChatMessage, ChatRequest, ImagePart, Part, Role, TextPart
-from inference_service.engine.types import EngineRequest, ImageSpan, SamplingParams
+from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
+from inference_service.families.registry import load_spec
 from inference_service.media.decode import DecodeLimits, ProcessedPicture, decode_picture
-from inference_service.models.spec import load_spec
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "qwen_vl_v1"

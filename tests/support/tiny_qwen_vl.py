@@ -25,7 +25,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from inference_service.engine.types import ImageSpan
+from inference_service.engine_protocol.messages import ImageSpan
 
 
 VOCAB_SIZE = 600

@@ -1,0 +1,1 @@
+"""The chat-level seam between the APIs and what generates answers."""

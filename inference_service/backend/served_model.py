@@ -1,0 +1,103 @@
+"""The model as the front knows it: names, configuration, tokenizer and template, without weights.
+
+Owns what is read from the model's directory at start. Must not know torch, gRPC or requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import hashlib
+from pathlib import Path
+import time
+
+from inference_service.backend.defaults import SamplingDefaults
+from inference_service.families.registry import FAMILIES, load_spec
+from inference_service.families.text import load_text
+from inference_service.model_spec import BoxNotation, ModelSpec
+from inference_service.text.prompt import PromptBuilder
+from inference_service.text.tokenizer import Tokenizer
+
+
+_REVISION_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.tiktoken", "tokenizer.model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A model under its served names, the canonical one first.
+
+    Attributes:
+        names: Names the model answers to.
+        directory: Where its files are.
+        revision: 64 hexadecimal digits that change with the files; part of every picture's cache key.
+        created: Unix time in seconds at which the front read it.
+    """
+
+    names: tuple[str, ...]
+    directory: Path
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    prompts: PromptBuilder
+    defaults: SamplingDefaults
+    revision: str
+    created: int
+
+    @property
+    def name(self) -> str:
+        """The canonical name."""
+        return self.names[0]
+
+    @property
+    def box_notation(self) -> BoxNotation:
+        """How the model's answers name places in a picture."""
+        return FAMILIES[self.spec.family].boxes
+
+    @classmethod
+    def load(
+        cls, directory: Path, names: tuple[str, ...], *, history_window: int | None = None
+    ) -> ServedModel:
+        """Reads configuration and text files; takes no weights.
+
+        Args:
+            directory: Where they are.
+            names: Names the model answers to, the canonical one first.
+            history_window: See `load_text`.
+
+        Raises:
+            ValueError: A file is missing or says something this service cannot serve; the text is for the operator.
+            OSError: A file cannot be read.
+        """
+        spec = load_spec(directory)
+        revision = _revision(directory)
+        tokenizer, chat = load_text(directory, spec, history_window=history_window)
+        builder = PromptBuilder(
+            tokenizer,
+            chat,
+            placeholder=spec.image_token_id,
+            ends=(
+                (spec.vision_start_token_id, spec.vision_end_token_id)
+                if spec.picture_has_ends
+                else None
+            ),
+            video_placeholder=None if spec.video is None else spec.video_token_id,
+            revision=bytes.fromhex(revision),
+        )
+        return cls(
+            names=names,
+            directory=directory,
+            spec=spec,
+            tokenizer=tokenizer,
+            prompts=builder,
+            defaults=SamplingDefaults.from_dir(directory),
+            revision=revision,
+            created=int(time.time()),
+        )
+
+
+def _revision(directory: Path) -> str:
+    """A digest over names, sizes and times of the files: weights of many gigabytes are not read for it."""
+    digest = hashlib.sha256()
+    for pattern in _REVISION_FILES:
+        for path in sorted(directory.glob(pattern)):
+            status = path.stat()
+            digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,97 @@
+"""Fills a model with the weights of a checkpoint.
+
+Owns the check that files hold exactly the tensors of the name tables, and where each tensor goes. Must not know
+what the tensors are for, or how files are opened (`stored`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from inference_service.families.family import EMBEDDING, LM_HEAD
+from inference_service.families.registry import FAMILIES, load_spec
+from inference_service.families.tables import tensor_table
+from inference_service.model_spec import ModelSpec
+from inference_service.models.checkpoint import LoadError, StoredTensor, open_checkpoint
+from inference_service.models.placement import Placement
+from inference_service.models.vision_language import VisionLanguageModel
+
+
+__all__ = ["LoadError", "load_model"]
+
+STORED_DTYPES = frozenset({"float32", "float16", "bfloat16"})
+
+
+def load_model(
+    model_dir: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    placement: Placement | None = None,
+) -> VisionLanguageModel:
+    """Reads a checkpoint.
+
+    Args:
+        model_dir: Directory with config.json and weights.
+        dtype: Dtype that weights are converted to.
+        device: Where they go.
+        placement: Where the layers go instead.
+
+    Raises:
+        SpecError: The configuration cannot be served.
+        LoadError: A tensor is missing, unexpected, or of another shape or dtype than its name says.
+    """
+    spec = load_spec(model_dir)
+    with ExitStack() as stack:
+        stored = open_checkpoint(model_dir, stack, FAMILIES[spec.family].current_name)
+        _check(spec, stored)
+        with torch.device("meta"):
+            model = VisionLanguageModel(spec)
+        model = model.to(dtype)
+        model.allocate(device, placement)
+        model = model.requires_grad_(requires_grad=False).eval()
+        with torch.inference_mode():
+            _fill(model, stored)
+    return model
+
+
+def _check(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
+    """Compares names, shapes and dtypes, from the headers only."""
+    expected = {entry.name: entry.shape for entry in tensor_table(spec)}
+    if spec.decoder.tie_word_embeddings and LM_HEAD in stored:
+        expected[LM_HEAD] = expected[EMBEDDING]
+    for what, names in (
+        ("missing", expected.keys() - stored.keys()),
+        ("unexpected", stored.keys() - expected.keys() - FAMILIES[spec.family].rebuilt),
+    ):
+        if names:
+            some = ", ".join(sorted(names)[:5])
+            raise LoadError(f"{len(names)} {what} tensors in the checkpoint: {some}")
+    for name, shape in expected.items():
+        tensor = stored[name]
+        if tensor.shape != shape:
+            raise LoadError(f"{name} has shape {tensor.shape}, expected {shape}")
+        if tensor.dtype not in STORED_DTYPES:
+            raise LoadError(f"{name} is stored as {tensor.dtype}, which is not supported")
+
+
+def _fill(model: VisionLanguageModel, stored: Mapping[str, StoredTensor]) -> None:
+    parameters = dict(model.named_parameters())
+    unfilled = {name: parameter.shape[0] for name, parameter in parameters.items()}
+    for entry in tensor_table(model.spec):
+        parameter = parameters[entry.parameter]
+        tensor = stored[entry.name].read()
+        rows = tensor.shape[0]
+        parameter[entry.row : entry.row + rows].copy_(tensor.reshape(rows, *parameter.shape[1:]))
+        unfilled[entry.parameter] -= rows
+    left = [name for name, rows in unfilled.items() if rows]
+    if left:
+        raise AssertionError(f"the name tables leave parameters unset: {left}")
+    if model.spec.decoder.tie_word_embeddings and LM_HEAD in stored:
+        head = stored[LM_HEAD].read()
+        if not torch.equal(head, stored[EMBEDDING].read()):
+            raise LoadError(f"{LM_HEAD} differs from {EMBEDDING}, to which config.json ties it")

@@ -1,0 +1,173 @@
+"""One life of the engine process, as its parent sees it.
+
+Owns the process, the socket to it and the frames on that socket, inside the front's event loop. Must not know
+sequences, restarts or what the messages mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from typing import Final
+
+from inference_service.engine_protocol import wire
+
+
+DEFAULT_COMMAND: Final = (sys.executable, "-m", "inference_service.engine.process")
+_REAP_POLL_S: Final = 0.02
+
+
+class EngineChild:
+    """An engine process that is started by constructing this, and is gone after `reap`.
+
+    The process is made by exec, never by fork alone, and dies with the *thread* that constructs this (that is what
+    PR_SET_PDEATHSIG watches): construct it in the thread of the event loop, never in a worker thread.
+
+    Attributes:
+        lost: Done with the reason when the connection is of no use any more.
+        last_event: `time.monotonic()` of the last message, or of the start.
+    """
+
+    def __init__(self, command: Sequence[str], on_event: Callable[[wire.Event], None]) -> None:
+        """Starts the process.
+
+        Args:
+            command: Program and arguments; `--fd N --parent PID` is appended.
+            on_event: Called in the event loop with every message of the engine.
+
+        Raises:
+            OSError: The program cannot be started.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._on_event = on_event
+        self._reader = wire.event_reader()
+        self._outbox: deque[tuple[memoryview, int | None]] = deque()
+        self.lost: asyncio.Future[str] = self._loop.create_future()
+        self.last_event = time.monotonic()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            arguments = ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - our own module
+                    [*command, *arguments], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                )
+            except OSError:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        self._socket = ours
+        self._loop.add_reader(ours, self._on_readable)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def send(self, command: wire.Command, pixel_fd: int | None = None) -> None:
+        """Sends a command, now or when the socket takes it. A lost engine gets nothing.
+
+        Args:
+            command: The message.
+            pixel_fd: A memfd to go with it. It belongs to this method, which closes it when it is sent.
+
+        Raises:
+            WireError: The message is too long.
+        """
+        try:
+            frame = wire.encode(command)
+        except wire.WireError:
+            _close(pixel_fd)
+            raise
+        if self.lost.done():
+            _close(pixel_fd)
+            return
+        self._outbox.append((memoryview(frame), pixel_fd))
+        if len(self._outbox) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Writes as much as the socket takes and waits for it to take the rest."""
+        try:
+            while self._outbox:
+                frame, fd = self._outbox[0]
+                if fd is None:
+                    sent = self._socket.send(frame)
+                else:
+                    sent = socket.send_fds(self._socket, [frame], [fd])
+                    os.close(fd)
+                if sent == len(frame):
+                    self._outbox.popleft()
+                else:
+                    self._outbox[0] = (frame[sent:], None)
+        except BlockingIOError:
+            self._loop.add_writer(self._socket, self._flush)
+        except OSError as error:
+            self.lose(f"writing to it failed: {error.strerror}")
+        else:
+            self._loop.remove_writer(self._socket)
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._socket.recv(wire.READ_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self.lose("it closed the connection")
+            return
+        try:
+            events = self._reader.feed(data)
+        except wire.WireError as error:
+            self.lose(f"it sent garbage: {error}")
+            return
+        self.last_event = time.monotonic()
+        for event in events:
+            self._on_event(event)
+
+    def lose(self, reason: str) -> None:
+        """Closes the connection; nothing is sent or received any more."""
+        if self.lost.done():
+            return
+        self.lost.set_result(reason)
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        for _, fd in self._outbox:
+            _close(fd)
+        self._outbox.clear()
+
+    async def reap(self, grace_s: float) -> int:
+        """Closes the connection, waits for the process to end, kills it after `grace_s`, and returns its status.
+
+        Polling needs no child watcher and no thread, and works the same under asyncio and uvloop.
+        """
+        self.lose("it is not needed any more")
+        deadline = time.monotonic() + grace_s
+        try:
+            while self._process.poll() is None:
+                if time.monotonic() >= deadline:
+                    self._process.kill()
+                await asyncio.sleep(_REAP_POLL_S)
+        finally:
+            if self._process.poll() is None:  # cancelled while waiting
+                self._process.kill()
+                self._process.wait()
+        return self._process.returncode
+
+    def has_exited(self) -> bool:
+        """Whether the process is gone, should a grandchild still hold its socket open."""
+        return self._process.poll() is not None
+
+
+def _close(fd: int | None) -> None:
+    if fd is not None:
+        with contextlib.suppress(OSError):
+            os.close(fd)

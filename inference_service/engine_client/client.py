@@ -1,0 +1,381 @@
+"""The front's door to the engine.
+
+Owns the sequences in flight, the state of the engine and its restarts. Must not know torch, text, gRPC, nor how the
+engine computes: it runs in a process of its own (`engine.process`), and when that process dies, this one goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+import contextlib
+import logging
+import os
+import time
+from typing import Final
+
+from inference_service.engine_client.budget import PixelBudget
+from inference_service.engine_client.child import DEFAULT_COMMAND, EngineChild
+from inference_service.engine_client.inflight import Quarantine, SequenceInFlight
+from inference_service.engine_client.interface import EngineStartError, EngineState
+from inference_service.engine_protocol import wire
+from inference_service.engine_protocol.messages import (
+    EngineConfig,
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    SequenceOutput,
+)
+from inference_service.errors import EngineUnavailableError, InternalError, RequestIdInUseError
+
+
+MAX_RESTART_DELAY_S: Final = 30.0
+HEALTHY_AFTER_S: Final = 60.0
+MAX_FAILED_LOADS: Final = 5
+CLOSE_GRACE_S: Final = 5.0
+_WATCH_S: Final = 0.25
+
+logger = logging.getLogger(__name__)
+
+
+class EngineClient:
+    """An `Engine` in a child process. Belongs to one event loop; start it in the loop's thread."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        start_timeout_s: float,
+        stall_timeout_s: float,
+        pixel_budget_bytes: int,
+        command: Sequence[str] | None = None,
+        restart_delay_s: float = 0.5,
+    ) -> None:
+        """Prepares; `start` starts.
+
+        Args:
+            config: What the engine is started with, every time.
+            start_timeout_s: Longest time to load the model.
+            stall_timeout_s: An engine that is silent for this long is killed.
+            pixel_budget_bytes: Most bytes of pixels in flight; requests over it wait in line.
+            command: Program and arguments of the engine process.
+            restart_delay_s: First delay of the exponential backoff.
+        """
+        self.state = EngineState.STARTING
+        self.ready: EngineReady | None = None
+        self.stats = EngineStats()
+        self.restarts = 0
+        self._config = config
+        self._command = DEFAULT_COMMAND if command is None else command
+        self._start_timeout_s = start_timeout_s
+        self._stall_timeout_s = stall_timeout_s
+        self._restart_delay_s = self._delay_s = restart_delay_s
+        self._budget = PixelBudget(pixel_budget_bytes)
+        self._quarantine = Quarantine()
+        self._sequences: dict[str, SequenceInFlight] = {}
+        self._callbacks: list[Callable[[EngineState], None]] = []
+        self._child: EngineChild | None = None
+        self._loaded = False
+        self._load_error: str | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._first_load: asyncio.Future[None] | None = None
+
+    # ---- what an Engine offers; documented there ----
+
+    @property
+    def pid(self) -> int | None:
+        """See `Engine`."""
+        return None if self._child is None else self._child.pid
+
+    @property
+    def last_heartbeat_age_s(self) -> float:
+        """See `Engine`."""
+        return float("inf") if self._child is None else time.monotonic() - self._child.last_event
+
+    @property
+    def pixel_bytes_in_flight(self) -> int:
+        """See `Engine`."""
+        return self._budget.used_bytes
+
+    def on_state_change(self, callback: Callable[[EngineState], None]) -> None:
+        """See `Engine`."""
+        self._callbacks.append(callback)
+
+    async def start(self) -> None:
+        """See `Engine`."""
+        if self._first_load is None:
+            self._first_load = asyncio.get_running_loop().create_future()
+            self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
+            self._supervisor.add_done_callback(self._on_supervisor_done)
+        await asyncio.shield(self._first_load)
+
+    async def close(self) -> None:
+        """See `Engine`."""
+        if self.state is not EngineState.CLOSED:
+            self._down(EngineState.CLOSED, "the engine was closed", blame=False)
+            self._settle_start("the engine was closed while it was starting")
+            if self._supervisor is not None:
+                self._supervisor.cancel()
+        if self._supervisor is not None:
+            await asyncio.wait([self._supervisor])
+
+    async def abort(self, sequence_id: str) -> None:
+        """See `Engine`."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None:
+            return
+        if sequence.abandoned:  # the engine was told; whoever waits for the id is meant
+            sequence.next_aborted = True
+        elif sequence.sent:
+            self._send(wire.Abort(sequence_id))
+        else:
+            sequence.push(_aborted(sequence_id))
+            self._forget(sequence)
+
+    async def generate(
+        self, request: EngineRequest, pixels: Sequence[bytes | memoryview]
+    ) -> AsyncGenerator[SequenceOutput, None]:
+        """See `Engine`."""
+        if not await self._wait_for_id(request.sequence_id):
+            yield _aborted(request.sequence_id)
+            return
+        sequence = self._admit(request, sum(memoryview(picture).nbytes for picture in pixels))
+        try:
+            # Abort and the death of the engine cancel the reservation; `wait` returns then, it does not raise.
+            await asyncio.wait([sequence.reservation])
+            pixel_fd = None
+            if sequence.pixel_bytes and not sequence.over.is_set():
+                pixel_fd = await _pixel_fd(pixels)
+            self._submit(sequence, pixel_fd)
+            finish: FinishReason | None = None
+            while finish is None:
+                output = await sequence.next()
+                finish = output.finish_reason
+                yield output
+        finally:
+            self._leave(sequence)
+
+    # ---- sequences ----
+
+    async def _wait_for_id(self, sequence_id: str) -> bool:
+        """A caller who gives up and tries again under the same id must not meet the ghost of the first try.
+
+        Returns:
+            False if it was aborted while it waited.
+        """
+        while (ghost := self._sequences.get(sequence_id)) is not None and ghost.abandoned:
+            await ghost.over.wait()
+            if ghost.next_aborted:
+                return False
+        return True
+
+    def _admit(self, request: EngineRequest, pixel_bytes: int) -> SequenceInFlight:
+        if self.state is not EngineState.READY:
+            raise self._unavailable()
+        if request.sequence_id in self._sequences:
+            raise RequestIdInUseError("a sequence with this id is in flight")
+        if self._quarantine.holds(request):
+            raise InternalError("this request was in flight each time the engine failed")
+        if any(span.pixel_offset + span.pixel_bytes > pixel_bytes for span in request.images):
+            raise ValueError("a picture lies outside of the pixels given")
+        sequence = SequenceInFlight(request, pixel_bytes, self._budget.reserve(pixel_bytes))
+        self._sequences[request.sequence_id] = sequence
+        return sequence
+
+    def _submit(self, sequence: SequenceInFlight, pixel_fd: int | None) -> None:
+        """Sends the sequence, unless it ended while it waited."""
+        child = self._child
+        if sequence.over.is_set() or child is None:
+            if pixel_fd is not None:
+                os.close(pixel_fd)
+            return
+        child.send(wire.Add(sequence.request, sequence.pixel_bytes), pixel_fd)
+        sequence.sent = True
+
+    def _leave(self, sequence: SequenceInFlight) -> None:
+        """The consumer is gone. What the engine still computes is aborted; it holds its pixels until it says so."""
+        if sequence.over.is_set():
+            return
+        if sequence.sent:
+            sequence.abandoned = True
+            self._send(wire.Abort(sequence.request.sequence_id))
+        else:
+            self._forget(sequence)
+
+    def _forget(self, sequence: SequenceInFlight) -> None:
+        del self._sequences[sequence.request.sequence_id]
+        self._budget.give_back(sequence.pixel_bytes, sequence.reservation)
+
+    def _send(self, command: wire.Command) -> None:
+        if self._child is not None:
+            self._child.send(command)
+
+    # ---- messages of the engine ----
+
+    def _on_event(self, event: wire.Event) -> None:
+        if self.state is EngineState.CLOSED:
+            return
+        match event:
+            case wire.Outputs(outputs=outputs):
+                for output in outputs:
+                    self._on_output(output)
+            case wire.Heartbeat(stats=stats):
+                self.stats = stats
+            case wire.Loaded(ready=ready):
+                self.ready = ready
+                self._loaded = True
+                self._set_state(EngineState.READY)
+                self._settle_start(None)
+            case wire.LoadFailed(reason=reason):
+                self._load_error = reason
+
+    def _on_output(self, output: SequenceOutput) -> None:
+        sequence = self._sequences.get(output.sequence_id)
+        if sequence is None:
+            return
+        sequence.push(output)
+        if sequence.over.is_set():
+            self._forget(sequence)
+            if output.finish_reason is not FinishReason.ABORTED:
+                self._quarantine.clear(sequence.request)
+
+    # ---- life of the process ----
+
+    async def _supervise(self) -> None:
+        """Keeps an engine running until `close`, or until it fails to load too often."""
+        failed_loads = 0
+        while True:
+            lifetime_s, reason = await self._live_once()
+            if self._loaded:
+                failed_loads = 0
+                if lifetime_s >= HEALTHY_AFTER_S:
+                    self._delay_s = self._restart_delay_s
+            else:
+                failed_loads += 1
+            never_up = self.ready is None
+            if failed_loads >= MAX_FAILED_LOADS or (never_up and self._load_error is not None):
+                logger.error("the engine failed for good: %s", reason)
+                self._down(EngineState.FAILED, reason)
+                self._settle_start(reason)
+                return
+            logger.error("the engine was lost: %s; next start in %.1f s", reason, self._delay_s)
+            await asyncio.sleep(self._delay_s)
+            self._delay_s = min(2 * self._delay_s, MAX_RESTART_DELAY_S)
+            self.restarts += 1
+
+    async def _live_once(self) -> tuple[float, str]:
+        """Starts the engine, waits for its end and cleans up after it.
+
+        Returns:
+            Seconds it was up after loading, and why it ended.
+        """
+        self._loaded = False
+        self._load_error = None
+        try:
+            child = EngineChild(self._command, self._on_event)
+        except OSError as error:
+            return 0.0, f"it cannot be started: {error}"
+        self._child = child
+        try:
+            child.send(wire.Start(self._config))
+            lifetime_s, reason = await self._watch(child)
+            waiting = EngineState.STARTING if self.ready is None else EngineState.RESTARTING
+            self._down(waiting, reason, blame=self._loaded)
+        finally:
+            self._child = None
+            closing = self.state is EngineState.CLOSED
+            status = await child.reap(CLOSE_GRACE_S if closing else 0.0)
+            logger.info("engine process %d ended with status %d", child.pid, status)
+        return lifetime_s, reason if self._load_error is None else self._load_error
+
+    async def _watch(self, child: EngineChild) -> tuple[float, str]:
+        """Waits until the engine dies, or is silent for too long in two looks in a row.
+
+        One look is not enough: if this very process was stopped, the heartbeats are still in the socket.
+        """
+        started = time.monotonic()
+        loaded_at: float | None = None
+        strikes = 0
+        while strikes < 2:
+            await asyncio.wait([child.lost], timeout=_WATCH_S)
+            now = time.monotonic()
+            if loaded_at is None and self._loaded:
+                loaded_at = now
+            up_s = 0.0 if loaded_at is None else now - loaded_at
+            if child.lost.done():
+                return up_s, child.lost.result()
+            if child.has_exited():
+                return up_s, "its process ended"
+            silent_s = now - (child.last_event if self._loaded else started)
+            allowed_s = self._stall_timeout_s if self._loaded else self._start_timeout_s
+            strikes = strikes + 1 if silent_s > allowed_s else 0
+        if loaded_at is None:
+            return up_s, f"the model was not loaded within {self._start_timeout_s:.0f} s"
+        return up_s, f"it gave no sign of life for {self._stall_timeout_s:.0f} s"
+
+    def _on_supervisor_done(self, supervisor: asyncio.Task[None]) -> None:
+        """A defect in the supervisor must show, not leave everybody waiting."""
+        if supervisor.cancelled() or supervisor.exception() is None:
+            return
+        logger.critical("the supervisor of the engine failed", exc_info=supervisor.exception())
+        self._down(EngineState.FAILED, "a defect of the supervisor")
+        self._settle_start("a defect of the supervisor")
+
+    def _down(self, state: EngineState, reason: str, *, blame: bool = False) -> None:
+        """There is no engine any more: enters `state` and ends every sequence."""
+        if self.state is EngineState.CLOSED:
+            return
+        if blame:
+            self._quarantine.blame([s.request for s in self._sequences.values() if s.sent])
+        self.stats = EngineStats()
+        self._set_state(state)
+        if self._sequences:
+            logger.error("%d sequences end with the engine: %s", len(self._sequences), reason)
+        for sequence in tuple(self._sequences.values()):
+            sequence.fail(self._unavailable())
+            self._forget(sequence)
+
+    def _unavailable(self) -> EngineUnavailableError:
+        final = self.state in (EngineState.FAILED, EngineState.CLOSED)
+        load_s = 0.0 if self.ready is None else self.ready.load_seconds
+        return EngineUnavailableError(
+            "the engine is not available" if final else "the engine is being started",
+            retry_after_s=None if final else max(1.0, self._delay_s + load_s),
+        )
+
+    def _set_state(self, state: EngineState) -> None:
+        if state is self.state:
+            return
+        self.state = state
+        for callback in self._callbacks:
+            callback(state)
+
+    def _settle_start(self, problem: str | None) -> None:
+        """Ends the waiting in `start`."""
+        if self._first_load is None or self._first_load.done():
+            return
+        if problem is None:
+            self._first_load.set_result(None)
+        else:
+            self._first_load.set_exception(EngineStartError(problem))
+            self._first_load.exception()  # nobody may be waiting
+
+
+def _aborted(sequence_id: str) -> SequenceOutput:
+    return SequenceOutput(sequence_id=sequence_id, finish_reason=FinishReason.ABORTED)
+
+
+async def _pixel_fd(pixels: Sequence[bytes | memoryview]) -> int:
+    """Copies pixels into a memfd, in a thread: tens of megabytes would hold up every stream."""
+    copying = asyncio.get_running_loop().run_in_executor(None, wire.write_pixels, pixels)
+    try:
+        return await asyncio.shield(copying)
+    except asyncio.CancelledError:
+        copying.add_done_callback(_close_copy)  # the thread cannot be stopped
+        raise
+
+
+def _close_copy(copying: asyncio.Future[int]) -> None:
+    with contextlib.suppress(OSError, asyncio.CancelledError):
+        os.close(copying.result())

@@ -1,0 +1,183 @@
+"""How messages travel between the front and the engine process.
+
+Owns the message types, their msgpack frames (4 bytes of length, big-endian, then the payload) and the memfds that
+carry pixels. Must not know what anybody does with a message. Never pickle (CVE-2025-32444): a frame can only
+become one of the types below.
+
+A memfd travels with the first byte of the frame that announces it. The kernel keeps descriptors in order and never
+delivers one later than its byte, so the receiver takes the oldest descriptor when it meets such a frame. A memfd
+has no name: when both processes are gone, however they died, so is the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import mmap
+import os
+import struct
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from inference_service.engine_protocol.messages import (
+    EngineConfig,
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    SequenceOutput,
+)
+
+
+MAX_FRAME_BYTES: Final = 64 * 2**20
+"""Longest payload. A million prompt ids are 5 MB; log probabilities of a long prompt are the largest messages."""
+
+READ_BYTES: Final = 256 * 2**10
+"""How much is read from the socket at once."""
+
+_LENGTH: Final = struct.Struct(">I")
+_ENCODER: Final = msgspec.msgpack.Encoder()
+
+
+class WireError(Exception):
+    """The bytes are no message, or the message is too long for a frame."""
+
+
+class Start(msgspec.Struct, frozen=True, tag="start"):
+    """Front to engine, first of all: load this model."""
+
+    config: EngineConfig
+
+
+class Add(msgspec.Struct, frozen=True, tag="add"):
+    """Front to engine: compute this sequence. With `pixel_bytes` > 0 a memfd of that size comes along."""
+
+    request: EngineRequest
+    pixel_bytes: int = 0
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """Front to engine: end this sequence now; unknown ids are ignored."""
+
+    sequence_id: str
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """Engine to front: requests may come."""
+
+    ready: EngineReady
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
+    """Engine to front: the model cannot be loaded; the reason is for the operator, not for callers."""
+
+    reason: str
+
+
+class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
+    """Engine to front: news of sequences. The last news of each has a finish reason, exactly once."""
+
+    outputs: tuple[SequenceOutput, ...]
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
+    """Engine to front: the loop turns; `turn` counts its turns since the start."""
+
+    stats: EngineStats
+    turn: int
+
+
+Command = Start | Add | Abort
+Event = Loaded | LoadFailed | Outputs | Heartbeat
+_MessageT = TypeVar("_MessageT")
+
+
+def encode(message: Command | Event) -> bytearray:
+    """Makes the frame of a message.
+
+    Raises:
+        WireError: The message is longer than `MAX_FRAME_BYTES`.
+    """
+    frame = bytearray(_LENGTH.size)
+    _ENCODER.encode_into(message, frame, _LENGTH.size)
+    size = len(frame) - _LENGTH.size
+    if size > MAX_FRAME_BYTES:
+        raise WireError(f"a message of {size} bytes does not fit a frame")
+    _LENGTH.pack_into(frame, 0, size)
+    return frame
+
+
+class FrameReader(Generic[_MessageT]):
+    """Cuts a stream of bytes into messages; memory is bounded by one frame and one read."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[_MessageT]) -> None:
+        self._decoder = decoder
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes | bytearray) -> list[_MessageT]:
+        """Takes what was read and returns the messages that are complete now.
+
+        Raises:
+            WireError: A frame is too long or its payload is no message; the stream is lost.
+        """
+        self._buffer += data
+        messages: list[_MessageT] = []
+        start = 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            (size,) = _LENGTH.unpack_from(self._buffer, start)
+            if size > MAX_FRAME_BYTES:
+                raise WireError(f"a frame of {size} bytes is too long")
+            end = start + _LENGTH.size + size
+            if len(self._buffer) < end:
+                break
+            messages.append(self._decode(self._buffer[start + _LENGTH.size : end]))
+            start = end
+        del self._buffer[:start]
+        return messages
+
+    def _decode(self, payload: bytearray) -> _MessageT:
+        try:
+            return self._decoder.decode(payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise WireError(f"a payload of {len(payload)} bytes is no message: {error}") from error
+
+
+def command_reader() -> FrameReader[Command]:
+    """The engine's side of the stream."""
+    return FrameReader(msgspec.msgpack.Decoder(Command))
+
+
+def event_reader() -> FrameReader[Event]:
+    """The front's side of the stream."""
+    return FrameReader(msgspec.msgpack.Decoder(Event))
+
+
+def write_pixels(pixels: Sequence[bytes | memoryview]) -> int:
+    """Copies pictures, one after the other, into a new memfd and returns its descriptor, which the caller closes.
+
+    Raises:
+        OSError: No memory or no descriptor is left.
+    """
+    fd = os.memfd_create("pixels", os.MFD_CLOEXEC)
+    try:
+        for picture in pixels:
+            rest = memoryview(picture).cast("B")
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def map_pixels(fd: int, size: int) -> memoryview:
+    """Maps a received memfd read-only and closes the descriptor; the memory lives as long as the returned view.
+
+    Raises:
+        WireError: The memfd is smaller than announced (touching the missing pages would be a SIGBUS).
+    """
+    try:
+        if os.fstat(fd).st_size < size:
+            raise WireError(f"the memfd is smaller than {size} bytes")
+        return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_READ))
+    finally:
+        os.close(fd)

@@ -1,0 +1,110 @@
+"""How large a model is, and how many requests a device has room for beside it.
+
+Owns the arithmetic that `GetModel`, `qwenvl check` and the engine share. Torch-free. Must not know devices or files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from inference_service.families.tables import kv_bytes_per_token, module_parts
+from inference_service.model_spec import ModelSpec
+
+
+VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+LEAST_CONTEXT_TOKENS = 2048
+"""A service whose cache holds less is of no use for questions about pictures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a model takes in one dtype.
+
+    Attributes:
+        family: Name of the family.
+        parts: (name, parameter count) of the vision tower, the adapter and the language model.
+        dtype: `float32`, `float16` or `bfloat16`, of weights and cache.
+        kv_bytes_per_token: Keys and values of one token in the cache.
+        window_tokens: The context window that the model was trained for.
+    """
+
+    family: str
+    parts: tuple[tuple[str, int], ...]
+    dtype: str
+    kv_bytes_per_token: int
+    window_tokens: int
+
+    @property
+    def parameter_count(self) -> int:
+        """Parameters of all parts."""
+        return sum(count for _, count in self.parts)
+
+    @property
+    def weight_bytes(self) -> int:
+        """All parameters in `dtype`."""
+        return self.parameter_count * VALUE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What a cache of some size holds.
+
+    Attributes:
+        cache_tokens: Tokens of all requests together.
+        context_tokens: The longest request, prompt and answer together.
+        full_requests: Requests of that length side by side.
+        fits: The cache holds one request as long as the operator asked for; where he asked for nothing, one that is
+            long enough to be of use.
+    """
+
+    cache_tokens: int
+    context_tokens: int
+    full_requests: int
+    fits: bool
+
+
+def footprint(spec: ModelSpec, dtype: str) -> Footprint:
+    """The footprint of a model.
+
+    Args:
+        spec: The model.
+        dtype: A key of `VALUE_BYTES`.
+    """
+    return Footprint(
+        family=spec.family,
+        parts=module_parts(spec),
+        dtype=dtype,
+        kv_bytes_per_token=kv_bytes_per_token(spec, VALUE_BYTES[dtype]),
+        window_tokens=spec.max_position_embeddings,
+    )
+
+
+def largest_media_tokens(
+    spec: ModelSpec, max_num_batched_tokens: int, encoder_cache_tokens: int
+) -> int:
+    """Most tokens of pictures that one step encodes; a video that is not cut counts as one picture."""
+    if spec.video is not None and not spec.video.timestamps:
+        return encoder_cache_tokens
+    policy = spec.image_policy
+    largest_picture = policy.max_pixels // policy.pixel_step**2
+    return min(max(max_num_batched_tokens, largest_picture), encoder_cache_tokens)
+
+
+def capacity(model: Footprint, cache_bytes: int, max_model_len: int | None) -> Capacity:
+    """What a cache holds.
+
+    Args:
+        model: The model.
+        cache_bytes: Memory of the cache; below 0 where not even the weights have room.
+        max_model_len: The longest request that the operator asked for, at most `model.window_tokens`; None = as
+            much of the window as the cache holds.
+    """
+    tokens = max(0, cache_bytes // model.kv_bytes_per_token)
+    wanted = max_model_len or model.window_tokens
+    context = min(wanted, tokens)
+    return Capacity(
+        cache_tokens=tokens,
+        context_tokens=context,
+        full_requests=tokens // context if context else 0,
+        fits=tokens >= (max_model_len or min(wanted, LEAST_CONTEXT_TOKENS)),
+    )

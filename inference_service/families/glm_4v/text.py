@@ -1,0 +1,99 @@
+"""Text of GLM-4V-9B: vocabulary and conversations.
+
+Owns the special tokens and the way a conversation is written. Must not know files of pictures.
+
+Source: the release's tokenization_chatglm.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from inference_service.domain import ChatMessage, ChatRequest, ImagePart, TextPart
+from inference_service.errors import ContextLengthError
+from inference_service.text.chat_template import MAX_CHARACTERS
+from inference_service.text.prompt import WrittenChat
+from inference_service.text.tokenizer import Tokenizer
+from inference_service.text.tokenizer_tiktoken import TiktokenTokenizer, read_ranks
+
+
+VOCABULARY = "tokenizer.model"
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PICTURE = ("<|begin_of_image|>", "<|endoftext|>", "<|end_of_image|>")
+"""What stands in a prompt for a picture."""
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "[MASK]",
+    "[gMASK]",
+    "[sMASK]",
+    "<sop>",
+    "<eop>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+    "<|begin_of_image|>",
+    "<|end_of_image|>",
+    "<|begin_of_video|>",
+    "<|end_of_video|>",
+)
+"""In the order of their ids, which follow those of the vocabulary file."""
+
+
+def load_tokenizer(model_dir: Path) -> Tokenizer:
+    """Reads tokenizer.model.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is malformed.
+    """
+    ranks = read_ranks(model_dir / VOCABULARY)
+    special = {token: len(ranks) + index for index, token in enumerate(SPECIAL_TOKENS)}
+    return TiktokenTokenizer(ranks, special, pattern=PATTERN, normalize=False)
+
+
+class GlmChat:
+    """The chat format of GLM-4V-9B: no token ends a turn, the next one's role does."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Takes the model's tokenizer."""
+        self._tokenizer = tokenizer
+        special = tokenizer.special_tokens
+        self._opening = [special["[gMASK]"], special["<sop>"]]
+        self._picture = [special[token] for token in PICTURE]
+        self._newline = tokenizer.encode_plain("\n")
+
+    def write(self, request: ChatRequest) -> WrittenChat:
+        """See `ChatFormat.write`."""
+        texts = [p.text for m in request.messages for p in m.parts if isinstance(p, TextPart)]
+        if sum(map(len, texts)) > MAX_CHARACTERS:
+            raise ContextLengthError(
+                "The prompt does not fit the context window.", field="spec.messages"
+            )
+        token_ids = list(self._opening)
+        for message in request.messages:
+            token_ids += self._message(message)
+        if request.add_generation_prompt:
+            token_ids.append(self._role("assistant"))
+        return WrittenChat(token_ids=token_ids)
+
+    def raw_places(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
+        """See `ChatFormat.raw_places`: the placeholder itself."""
+        del field
+        return token_ids
+
+    def _message(self, message: ChatMessage) -> list[int]:
+        """A picture stands before the text, wherever its part is; a message of nothing is not written."""
+        text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
+        pictures = sum(isinstance(part, ImagePart) for part in message.parts)
+        if not (pictures or text):
+            return []
+        content = self._picture * pictures + self._tokenizer.encode_plain(text)
+        return [self._role(message.role.value), *self._newline, *content]
+
+    def _role(self, name: str) -> int:
+        return self._tokenizer.special_tokens[f"<|{name}|>"]

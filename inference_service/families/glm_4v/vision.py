@@ -1,0 +1,145 @@
+"""The vision tower of GLM-4V-9B and its adapter: a square of patches in, picture tokens out.
+
+Owns its blocks, the convolution and the gated MLP behind them, and the vectors for the begin and the end of a picture.
+Must not know the decoder, checkpoints (the family's module names the parameters) or requests. Source: visual.py of the
+release (EVA2-CLIP, arXiv 2402.04252).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import gelu, scaled_dot_product_attention, silu
+
+from inference_service.families.glm_4v.spec import POOL_SIDE, GlmVisionSpec
+
+
+ADAPTER_NORM_EPS = 1e-5
+
+
+def _parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape), requires_grad=False)
+
+
+class PatchEmbedding(nn.Module):
+    """Patches as vectors behind that of the whole picture, all with their learned positions."""
+
+    def __init__(self, vision: GlmVisionSpec) -> None:
+        super().__init__()
+        self.cls_embedding = _parameter(1, vision.hidden_size)
+        self.proj = nn.Linear(vision.patch_values, vision.hidden_size)
+        self.position_embedding = nn.Embedding(vision.patches_per_side**2 + 1, vision.hidden_size)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """[pictures, patches, patch_values] -> [pictures, 1 + patches, hidden]."""
+        projected = self.proj(patches.to(self.proj.weight.dtype))
+        first = self.cls_embedding.expand(len(projected), 1, -1)
+        return torch.cat((first, projected), dim=1) + self.position_embedding.weight
+
+
+class VisionAttention(nn.Module):
+    """Self-attention within each picture."""
+
+    def __init__(self, vision: GlmVisionSpec) -> None:
+        super().__init__()
+        self._heads = vision.num_heads
+        self.query_key_value = nn.Linear(vision.hidden_size, 3 * vision.hidden_size)
+        self.dense = nn.Linear(vision.hidden_size, vision.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[pictures, rows, hidden], in and out."""
+        mixed = self.query_key_value(x).unflatten(2, (3, self._heads, -1))
+        q, k, v = mixed.permute(2, 0, 3, 1, 4)
+        attended = scaled_dot_product_attention(q, k, v)
+        out: torch.Tensor = self.dense(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+class VisionMLP(nn.Module):
+    """Two linear maps with the exact GELU between."""
+
+    def __init__(self, vision: GlmVisionSpec) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(vision.hidden_size, vision.intermediate_size)
+        self.fc2 = nn.Linear(vision.intermediate_size, vision.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., hidden], in and out."""
+        out: torch.Tensor = self.fc2(gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Attention and MLP; unlike elsewhere, what each of them gives is normalised, not what it takes."""
+
+    def __init__(self, vision: GlmVisionSpec) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(vision.hidden_size, eps=vision.norm_eps)
+        self.attention = VisionAttention(vision)
+        self.post_attention_layernorm = nn.LayerNorm(vision.hidden_size, eps=vision.norm_eps)
+        self.mlp = VisionMLP(vision)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[pictures, rows, hidden], in and out."""
+        x = x + self.input_layernorm(self.attention(x))
+        out: torch.Tensor = x + self.post_attention_layernorm(self.mlp(x))
+        return out
+
+
+class Adapter(nn.Module):
+    """A linear map and a gated MLP, without residual streams."""
+
+    def __init__(self, vision: GlmVisionSpec) -> None:
+        super().__init__()
+        size, inner = vision.output_size, vision.adapter_size
+        self.linear_proj = nn.Linear(size, size, bias=False)
+        self.norm1 = nn.LayerNorm(size, eps=ADAPTER_NORM_EPS)
+        self.dense_h_to_4h = nn.Linear(size, inner, bias=False)
+        self.gate_proj = nn.Linear(size, inner, bias=False)
+        self.dense_4h_to_h = nn.Linear(inner, size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., output_size], in and out."""
+        x = gelu(self.norm1(self.linear_proj(x)))
+        out: torch.Tensor = self.dense_4h_to_h(silu(self.gate_proj(x)) * self.dense_h_to_4h(x))
+        return out
+
+
+class VisionTower(nn.Module):
+    """Patches in, picture tokens out."""
+
+    def __init__(self, vision: GlmVisionSpec) -> None:
+        super().__init__()
+        self._side = vision.patches_per_side
+        self._scaling_factor = vision.scaling_factor
+        self.patch_embedding = PatchEmbedding(vision)
+        self.blocks = nn.ModuleList(Block(vision) for _ in range(vision.num_layers))
+        self.conv = nn.Conv2d(vision.hidden_size, vision.output_size, POOL_SIDE, stride=POOL_SIDE)
+        self.adapter = Adapter(vision)
+        self.boi = _parameter(1, vision.output_size)
+        self.eoi = _parameter(1, vision.output_size)
+
+    def forward(
+        self, patches: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
+    ) -> list[torch.Tensor]:
+        """Encodes pictures.
+
+        Args:
+            patches: For each picture [side * side, patch_values], row by row.
+            grids: For each picture (1, side, side).
+
+        Returns:
+            For each picture [num_tokens, output_size]: begin, tokens row by row, end. Each has its own memory.
+        """
+        if any(grid != (1, self._side, self._side) for grid in grids):
+            raise ValueError(f"a picture is not a square of {self._side} patches")
+        x = self.patch_embedding(torch.stack(list(patches)))
+        for block in self.blocks:
+            x = block(x)
+        square = x[:, 1:].transpose(1, 2).unflatten(2, (self._side, self._side))
+        tokens = self.adapter(self.conv(square).flatten(2).transpose(1, 2))
+        return [
+            torch.cat((self.boi, picture, self.eoi)) / self._scaling_factor for picture in tokens
+        ]

@@ -1,0 +1,110 @@
+"""Qwen2.5-VL: what its files say, and the tensors of its checkpoints.
+
+Owns the settings of its vision tower. Must not know torch or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from inference_service.families.config_file import Section, SpecError
+from inference_service.families.family import Family, TensorEntry
+from inference_service.families.qwen_common.config import (
+    QWEN2_VIDEO,
+    QwenVisionSpec,
+    expect_usual_input,
+    read_model,
+    read_qwen2_decoder,
+)
+from inference_service.families.qwen_common.tensors import (
+    current_name,
+    language_entries,
+    merger_entries,
+    patch_embed_entry,
+    vision_entry,
+    with_bias,
+)
+from inference_service.model_spec import BoxNotation, ModelSpec
+
+
+NAME = "qwen2_5_vl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qwen25VisionSpec(QwenVisionSpec):
+    """Settings of the Qwen2.5-VL vision tower.
+
+    Attributes:
+        window_size: Side in pixels of the squares within which patches see each other.
+        full_attention_layers: Blocks in which all patches of a frame see each other instead.
+    """
+
+    window_size: int
+    full_attention_layers: tuple[int, ...]
+
+
+def _read(model_dir: Path, config: Section) -> ModelSpec:
+    section = config.section("vision_config")
+    vision = _read_vision(section)
+    video = replace(QWEN2_VIDEO, tokens_per_second=section.number("tokens_per_second", 4))
+    decoder = read_qwen2_decoder(config)
+    return read_model(model_dir, config, family=NAME, decoder=decoder, vision=vision, video=video)
+
+
+def _read_vision(section: Section) -> Qwen25VisionSpec:
+    section.expect("hidden_act", "silu")
+    expect_usual_input(section)
+    vision = Qwen25VisionSpec(
+        hidden_size=section.integer("hidden_size"),
+        intermediate_size=section.integer("intermediate_size"),
+        num_layers=section.integer("depth"),
+        num_heads=section.integer("num_heads"),
+        in_channels=3,
+        patch_size=section.integer("patch_size"),
+        temporal_patch_size=section.integer("temporal_patch_size"),
+        merge_size=section.integer("spatial_merge_size"),
+        output_size=section.integer("out_hidden_size"),
+        window_size=section.integer("window_size"),
+        full_attention_layers=section.integers("fullatt_block_indexes"),
+    )
+    if vision.window_size < vision.patch_size * vision.merge_size:
+        raise SpecError(f"{section.where}: window_size must hold a token")
+    if any(i >= vision.num_layers for i in vision.full_attention_layers):
+        raise SpecError(f"{section.where}: fullatt_block_indexes must be blocks")
+    return vision
+
+
+def _vision_entries(vision: Qwen25VisionSpec) -> Iterator[TensorEntry]:
+    width, inner = vision.hidden_size, vision.intermediate_size
+    yield patch_embed_entry(vision)
+    for i in range(vision.num_layers):
+        block = f"blocks.{i}"
+        yield vision_entry(f"{block}.norm1.weight", (width,))
+        yield from with_bias(f"{block}.attn.qkv", (3 * width, width))
+        yield from with_bias(f"{block}.attn.proj", (width, width))
+        yield vision_entry(f"{block}.norm2.weight", (width,))
+        for name, row in (("gate_proj", 0), ("up_proj", inner)):
+            fused = f"{block}.mlp.gate_up_proj"
+            yield from with_bias(f"{block}.mlp.{name}", (inner, width), ours=fused, row=row)
+        yield from with_bias(f"{block}.mlp.down_proj", (width, inner))
+    yield vision_entry("merger.ln_q.weight", (width,), "adapter", ours="merger.norm.weight")
+    yield from merger_entries(vision)
+
+
+def _tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
+    if not isinstance(spec.vision, Qwen25VisionSpec):
+        raise TypeError("not a spec of this family")
+    yield from _vision_entries(spec.vision)
+    yield from language_entries(spec.decoder)
+
+
+FAMILY = Family(
+    name=NAME,
+    model_type=NAME,
+    read=_read,
+    tensors=_tensors,
+    current_name=current_name,
+    boxes=BoxNotation.JSON_PIXELS,
+)

@@ -1,0 +1,95 @@
+"""The vision tower of Qwen2.5-VL: most blocks see windows only, some see whole frames.
+
+Owns its windows, norm and MLP. Must not know the decoder, checkpoints (the family's table names the parameters)
+or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from inference_service.families.qwen2_5_vl.spec import Qwen25VisionSpec
+from inference_service.families.qwen_common.vision import (
+    NORM_EPS,
+    Block,
+    Grid,
+    Layout,
+    Merger,
+    PatchEmbed,
+    axial_rope,
+    segments_of,
+    split_pictures,
+)
+from inference_service.kernels.rms_norm import rms_norm
+from inference_service.kernels.silu_and_mul import silu_and_mul
+
+
+class Norm(nn.Module):
+    """An RMS norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, width] -> [N, width]."""
+        return rms_norm(x, self.weight, NORM_EPS)
+
+
+class VisionMLP(nn.Module):
+    """SwiGLU with biases and a fused input projection."""
+
+    def __init__(self, vision: Qwen25VisionSpec) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(vision.hidden_size, 2 * vision.intermediate_size)
+        self.down_proj = nn.Linear(vision.intermediate_size, vision.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, hidden] -> [N, hidden]."""
+        out: torch.Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(x)))
+        return out
+
+
+class VisionTower(nn.Module):
+    """The whole tower."""
+
+    def __init__(self, vision: Qwen25VisionSpec) -> None:
+        super().__init__()
+        self.vision = vision
+        self.patch_embed = PatchEmbed(vision, bias=False)
+        self.blocks = nn.ModuleList(
+            Block(vision, Norm, VisionMLP(vision)) for _ in range(vision.num_layers)
+        )
+        self.merger = Merger(vision, Norm(vision.hidden_size))
+
+    def forward(self, patches: Sequence[torch.Tensor], grids: Sequence[Grid]) -> list[torch.Tensor]:
+        """Encodes pictures and videos, packed into one batch.
+
+        Args:
+            patches: For each picture [n, patch_values], in the order of `preprocess`.
+            grids: For each picture (frames, rows, columns) in patches.
+
+        Returns:
+            For each picture [n / merge_size^2, output_size], in memory of its own.
+        """
+        layout = Layout.of(grids, self.vision.merge_size)
+        x = self.patch_embed(torch.cat(list(patches)))
+        rope = axial_rope(layout.places.to(x.device), self.vision.head_dim)
+        frames = segments_of(layout.frames, x.device)
+        windows = segments_of(window_labels(layout, self.vision), x.device)
+        for i, block in enumerate(self.blocks):
+            x = block(x, rope, frames if i in self.vision.full_attention_layers else windows)
+        return split_pictures(self.merger(x), grids, self.vision.merge_size)
+
+
+def window_labels(layout: Layout, vision: Qwen25VisionSpec) -> torch.Tensor:
+    """[N] int64: a number for each window; those at the right and lower edges of a frame may be smaller."""
+    # Windows are whole tokens: the side in tokens is rounded down.
+    side = vision.window_size // vision.patch_size // vision.merge_size * vision.merge_size
+    rows, columns = layout.places // side
+    across, down = columns.max() + 1, rows.max() + 1
+    labels: torch.Tensor = (layout.frames * down + rows) * across + columns
+    return labels

@@ -1,0 +1,89 @@
+"""Qwen2-VL: what its files say, and the tensors of its checkpoints.
+
+Owns what its vision tower is. Must not know torch or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from inference_service.families.config_file import Section, SpecError
+from inference_service.families.family import Family, TensorEntry
+from inference_service.families.qwen_common.config import (
+    QWEN2_VIDEO,
+    QwenVisionSpec,
+    expect_usual_input,
+    read_model,
+    read_qwen2_decoder,
+)
+from inference_service.families.qwen_common.tensors import (
+    current_name,
+    language_entries,
+    merger_entries,
+    patch_embed_entry,
+    with_bias,
+)
+from inference_service.model_spec import BoxNotation, ModelSpec
+
+
+NAME = "qwen2_vl"
+
+
+def _read(model_dir: Path, config: Section) -> ModelSpec:
+    section = config.section("vision_config")
+    section.expect("hidden_act", "quick_gelu")
+    expect_usual_input(section)
+    width = section.integer("embed_dim")
+    inner = width * section.number("mlp_ratio", 4)
+    if not inner.is_integer():
+        raise SpecError(f"{section.where}: embed_dim * mlp_ratio must be an integer")
+    vision = QwenVisionSpec(
+        hidden_size=width,
+        intermediate_size=int(inner),
+        num_layers=section.integer("depth"),
+        num_heads=section.integer("num_heads"),
+        in_channels=3,
+        patch_size=section.integer("patch_size"),
+        temporal_patch_size=section.integer("temporal_patch_size"),
+        merge_size=section.integer("spatial_merge_size"),
+        output_size=section.integer("hidden_size"),
+    )
+    decoder = read_qwen2_decoder(config)
+    return read_model(
+        model_dir, config, family=NAME, decoder=decoder, vision=vision, video=QWEN2_VIDEO
+    )
+
+
+def _vision_entries(vision: QwenVisionSpec) -> Iterator[TensorEntry]:
+    width, inner = vision.hidden_size, vision.intermediate_size
+    yield patch_embed_entry(vision)
+    for i in range(vision.num_layers):
+        for name, shape in {
+            "norm1": (width,),
+            "attn.qkv": (3 * width, width),
+            "attn.proj": (width, width),
+            "norm2": (width,),
+            "mlp.fc1": (inner, width),
+            "mlp.fc2": (width, inner),
+        }.items():
+            yield from with_bias(f"blocks.{i}.{name}", shape)
+    yield from with_bias("merger.ln_q", (width,), "adapter", ours="merger.norm")
+    yield from merger_entries(vision)
+
+
+def _tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
+    if not isinstance(spec.vision, QwenVisionSpec):
+        raise TypeError("not a spec of this family")
+    yield from _vision_entries(spec.vision)
+    yield from language_entries(spec.decoder)
+
+
+FAMILY = Family(
+    name=NAME,
+    model_type=NAME,
+    read=_read,
+    tensors=_tensors,
+    current_name=current_name,
+    boxes=BoxNotation.OBJECT_REF,
+)

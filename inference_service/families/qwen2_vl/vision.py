@@ -1,0 +1,75 @@
+"""The vision tower of Qwen2-VL: patches of several pictures in, picture tokens out.
+
+Owns its MLP. Must not know the decoder, checkpoints (the family's table names the parameters) or
+requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from inference_service.families.qwen_common.config import QwenVisionSpec
+from inference_service.families.qwen_common.vision import (
+    Block,
+    Grid,
+    Layout,
+    Merger,
+    PatchEmbed,
+    axial_rope,
+    layer_norm,
+    segments_of,
+    split_pictures,
+)
+
+
+def quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    """GELU by a sigmoid, as OpenAI's CLIP has it."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+class VisionMLP(nn.Module):
+    """Two linear maps with the quick form of GELU between."""
+
+    def __init__(self, vision: QwenVisionSpec) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(vision.hidden_size, vision.intermediate_size)
+        self.fc2 = nn.Linear(vision.intermediate_size, vision.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, hidden] -> [N, hidden]."""
+        out: torch.Tensor = self.fc2(quick_gelu(self.fc1(x)))
+        return out
+
+
+class VisionTower(nn.Module):
+    """The whole tower."""
+
+    def __init__(self, vision: QwenVisionSpec) -> None:
+        super().__init__()
+        self.vision = vision
+        self.patch_embed = PatchEmbed(vision, bias=False)
+        self.blocks = nn.ModuleList(
+            Block(vision, layer_norm, VisionMLP(vision)) for _ in range(vision.num_layers)
+        )
+        self.merger = Merger(vision, layer_norm(vision.hidden_size))
+
+    def forward(self, patches: Sequence[torch.Tensor], grids: Sequence[Grid]) -> list[torch.Tensor]:
+        """Encodes pictures and videos, packed into one batch.
+
+        Args:
+            patches: For each picture [n, patch_values], in the order of `preprocess`.
+            grids: For each picture (frames, rows, columns) in patches.
+
+        Returns:
+            For each picture [n / merge_size^2, output_size], in memory of its own.
+        """
+        layout = Layout.of(grids, self.vision.merge_size)
+        x = self.patch_embed(torch.cat(list(patches)))
+        rope = axial_rope(layout.places.to(x.device), self.vision.head_dim)
+        segments = segments_of(layout.frames, x.device)
+        for block in self.blocks:
+            x = block(x, rope, segments)
+        return split_pictures(self.merger(x), grids, self.vision.merge_size)

@@ -1,0 +1,127 @@
+"""Qwen3-VL: what its files say, and the tensors of its checkpoints.
+
+Owns the settings of its vision tower. Must not know torch or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+import math
+from pathlib import Path
+
+from inference_service.families.config_file import Section, SpecError
+from inference_service.families.family import Family, TensorEntry
+from inference_service.families.qwen_common.config import (
+    QwenVisionSpec,
+    expect_usual_input,
+    read_decoder,
+    read_model,
+)
+from inference_service.families.qwen_common.tensors import (
+    language_entries,
+    patch_embed_entry,
+    vision_entry,
+    with_bias,
+)
+from inference_service.model_spec import BoxNotation, ModelSpec, VideoPolicy
+
+
+NAME = "qwen3_vl"
+VIDEO = VideoPolicy(min_pixels=4096, max_pixels=25165824, timestamps=True)  # as published
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qwen3VisionSpec(QwenVisionSpec):
+    """Settings of the Qwen3-VL vision tower.
+
+    Attributes:
+        position_table_side: The learned positions are a square table of this side, interpolated to each picture.
+        deepstack_layers: Blocks, ascending, whose output is added to the first decoder layers (arXiv 2406.04334).
+    """
+
+    position_table_side: int
+    deepstack_layers: tuple[int, ...]
+
+
+def _read(model_dir: Path, config: Section) -> ModelSpec:
+    vision = _read_vision(config.section("vision_config"))
+    bias = config.section("text_config").flag("attention_bias", default=False)
+    decoder = read_decoder(
+        config,
+        qkv_bias=bias,
+        output_bias=bias,
+        qk_norm=True,
+        mrope_interleaved=True,
+        deepstack_levels=len(vision.deepstack_layers),
+    )
+    if decoder.deepstack_levels > decoder.num_layers:
+        raise SpecError("config.json: more deepstack levels than decoder layers")
+    return read_model(model_dir, config, family=NAME, decoder=decoder, vision=vision, video=VIDEO)
+
+
+def _read_vision(section: Section) -> Qwen3VisionSpec:
+    section.expect("hidden_act", "gelu_pytorch_tanh")
+    expect_usual_input(section)
+    num_positions = section.integer("num_position_embeddings")
+    vision = Qwen3VisionSpec(
+        hidden_size=section.integer("hidden_size"),
+        intermediate_size=section.integer("intermediate_size"),
+        num_layers=section.integer("depth"),
+        num_heads=section.integer("num_heads"),
+        in_channels=3,
+        patch_size=section.integer("patch_size"),
+        temporal_patch_size=section.integer("temporal_patch_size"),
+        merge_size=section.integer("spatial_merge_size"),
+        output_size=section.integer("out_hidden_size"),
+        position_table_side=math.isqrt(num_positions),
+        deepstack_layers=section.integers("deepstack_visual_indexes"),
+    )
+    levels = vision.deepstack_layers
+    if vision.position_table_side**2 != num_positions:
+        raise SpecError(f"{section.where}: num_position_embeddings must be a square")
+    if list(levels) != sorted(set(levels)) or any(i >= vision.num_layers for i in levels):
+        raise SpecError(f"{section.where}: deepstack_visual_indexes must be ascending blocks")
+    return vision
+
+
+def _vision_entries(vision: Qwen3VisionSpec) -> Iterator[TensorEntry]:
+    width, inner = vision.hidden_size, vision.intermediate_size
+    block = {
+        "norm1": (width,),
+        "attn.qkv": (3 * width, width),
+        "attn.proj": (width, width),
+        "norm2": (width,),
+        "mlp.linear_fc1": (inner, width),
+        "mlp.linear_fc2": (width, inner),
+    }
+    yield patch_embed_entry(vision)
+    yield vision_entry("patch_embed.proj.bias", (width,))
+    yield vision_entry("pos_embed.weight", (vision.position_table_side**2, width))
+    for i in range(vision.num_layers):
+        for name, shape in block.items():
+            yield from with_bias(f"blocks.{i}.{name}", shape)
+    yield from _merger_entries("merger", vision, norm_size=width)
+    for i in range(len(vision.deepstack_layers)):
+        yield from _merger_entries(
+            f"deepstack_merger_list.{i}", vision, norm_size=vision.merged_size
+        )
+
+
+def _merger_entries(name: str, vision: Qwen3VisionSpec, *, norm_size: int) -> Iterator[TensorEntry]:
+    merged = vision.merged_size
+    yield from with_bias(f"{name}.norm", (norm_size,), "adapter")
+    yield from with_bias(f"{name}.linear_fc1", (merged, merged), "adapter")
+    yield from with_bias(f"{name}.linear_fc2", (vision.output_size, merged), "adapter")
+
+
+def _tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
+    if not isinstance(spec.vision, Qwen3VisionSpec):
+        raise TypeError("not a spec of this family")
+    yield from _vision_entries(spec.vision)
+    yield from language_entries(spec.decoder)
+
+
+FAMILY = Family(
+    name=NAME, model_type=NAME, read=_read, tensors=_tensors, boxes=BoxNotation.JSON_PER_MILLE
+)

@@ -1,0 +1,140 @@
+"""The vision tower of Qwen3-VL: patches of several pictures in, picture tokens with deepstack features out.
+
+Owns its positions, MLP and mergers. Must not know the decoder, checkpoints (`tables` names the parameters) or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import gelu
+
+from inference_service.families.qwen3_vl.spec import Qwen3VisionSpec
+from inference_service.families.qwen_common.vision import (
+    Block,
+    Grid,
+    Layout,
+    PatchEmbed,
+    axial_rope,
+    layer_norm,
+    segments_of,
+    split_pictures,
+)
+
+
+class PositionTable(nn.Module):
+    """Learned positions on a square grid, interpolated bilinearly to a picture's own, corners on corners."""
+
+    def __init__(self, vision: Qwen3VisionSpec) -> None:
+        super().__init__()
+        self._side = vision.position_table_side
+        self.weight = nn.Parameter(
+            torch.empty(self._side**2, vision.hidden_size), requires_grad=False
+        )
+
+    def forward(
+        self, patch_rows: torch.Tensor, patch_columns: torch.Tensor, rows: int, columns: int
+    ) -> torch.Tensor:
+        """Positions [n, hidden] float32 of the patches at ([n], [n]) in a picture of rows x columns patches."""
+        top, bottom, down = self._neighbours(patch_rows, rows)
+        left, right, across = self._neighbours(patch_columns, columns)
+        total = torch.zeros((), device=self.weight.device)
+        for row, row_weight in ((top, 1 - down), (bottom, down)):
+            for column, column_weight in ((left, 1 - across), (right, across)):
+                weight = (row_weight * column_weight)[:, None]
+                total = total + self.weight[row * self._side + column] * weight
+        return total
+
+    def _neighbours(
+        self, index: torch.Tensor, size: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Table entries on both sides of each of `size` evenly spread places, and the share of the second."""
+        place = index.float() * (self._side - 1) / max(size - 1, 1)
+        lower = place.floor()
+        entry = lower.long()
+        return entry, (entry + 1).clamp(max=self._side - 1), place - lower
+
+
+class VisionMLP(nn.Module):
+    """Two linear maps with the tanh form of GELU between."""
+
+    def __init__(self, vision: Qwen3VisionSpec) -> None:
+        super().__init__()
+        self.linear_fc1 = nn.Linear(vision.hidden_size, vision.intermediate_size)
+        self.linear_fc2 = nn.Linear(vision.intermediate_size, vision.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, hidden] -> [N, hidden]."""
+        out: torch.Tensor = self.linear_fc2(gelu(self.linear_fc1(x), approximate="tanh"))
+        return out
+
+
+class Merger(nn.Module):
+    """Makes one token of merge_size x merge_size patches; the norm comes before or after they are put together."""
+
+    def __init__(self, vision: Qwen3VisionSpec, *, norm_after_merging: bool) -> None:
+        super().__init__()
+        self._merged_size = vision.merged_size
+        self._norm_size = vision.merged_size if norm_after_merging else vision.hidden_size
+        self.norm = layer_norm(self._norm_size)
+        self.linear_fc1 = nn.Linear(vision.merged_size, vision.merged_size)
+        self.linear_fc2 = nn.Linear(vision.merged_size, vision.output_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, hidden] -> [N / merge_size^2, output_size]."""
+        x = self.norm(x.view(-1, self._norm_size)).view(-1, self._merged_size)
+        out: torch.Tensor = self.linear_fc2(gelu(self.linear_fc1(x)))
+        return out
+
+
+class VisionTower(nn.Module):
+    """The whole tower."""
+
+    def __init__(self, vision: Qwen3VisionSpec) -> None:
+        super().__init__()
+        self.vision = vision
+        self.patch_embed = PatchEmbed(vision, bias=True)
+        self.pos_embed = PositionTable(vision)
+        self.blocks = nn.ModuleList(
+            Block(vision, layer_norm, VisionMLP(vision)) for _ in range(vision.num_layers)
+        )
+        self.merger = Merger(vision, norm_after_merging=False)
+        self.deepstack_merger_list = nn.ModuleList(
+            Merger(vision, norm_after_merging=True) for _ in vision.deepstack_layers
+        )
+
+    def forward(self, patches: Sequence[torch.Tensor], grids: Sequence[Grid]) -> list[torch.Tensor]:
+        """Encodes pictures and videos, packed into one batch.
+
+        Args:
+            patches: For each picture [n, patch_values], in the order of `preprocess`.
+            grids: For each picture (frames, rows, columns) in patches.
+
+        Returns:
+            For each picture [n / merge_size^2, output_size * (1 + D)]: the token, then D deepstack features;
+            each has its own memory.
+        """
+        layout = Layout.of(grids, self.vision.merge_size)
+        x = self.patch_embed(torch.cat(list(patches)))
+        places = layout.places.to(x.device)
+        x = x + self._learned_positions(places, grids).to(x.dtype)
+        rope = axial_rope(places, self.vision.head_dim)
+        segments = segments_of(layout.frames, x.device)
+        features: list[torch.Tensor] = []
+        for i, block in enumerate(self.blocks):
+            x = block(x, rope, segments)
+            if i in self.vision.deepstack_layers:
+                features.append(self.deepstack_merger_list[len(features)](x))
+        merged = torch.cat([self.merger(x), *features], dim=1)
+        return split_pictures(merged, grids, self.vision.merge_size)
+
+    def _learned_positions(self, places: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
+        """[N, hidden]; every frame of a video has the same."""
+        lengths = [frames * rows * columns for frames, rows, columns in grids]
+        parts = torch.split(places, lengths, dim=1)
+        learned = [
+            self.pos_embed(*part, *grid[1:]) for part, grid in zip(parts, grids, strict=True)
+        ]
+        return torch.cat(learned)

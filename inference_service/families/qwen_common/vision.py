@@ -1,0 +1,175 @@
+"""What the vision towers of Qwen2-VL and its successors share: patches of pictures and videos packed into one batch.
+
+Owns where patches stand, which of them see each other, and the blocks. Must not know what norms and MLPs a family has,
+the decoder or checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from inference_service.families.qwen_common.config import VISION_ROPE_THETA, QwenVisionSpec
+from inference_service.kernels.rope import apply_rope, inverse_frequencies, mrope_cos_sin
+
+
+NORM_EPS = 1e-6
+
+Grid = tuple[int, int, int]
+"""(frames / temporal_patch_size, rows, columns) in patches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the patches of a batch stand, in the order in which patches come; on the CPU.
+
+    Attributes:
+        places: [2, N] int64: row and column of each patch.
+        frames: [N] int64: number of its frame, counted through all pictures.
+    """
+
+    places: torch.Tensor
+    frames: torch.Tensor
+
+    @classmethod
+    def of(cls, grids: Sequence[Grid], merge_size: int) -> Layout:
+        """The layout of pictures one after the other."""
+        places = [patch_places(rows, columns, merge_size) for _, rows, columns in grids]
+        times = [grid[0] for grid in grids]
+        lengths = torch.tensor([len(place[0]) for place in places])
+        lengths = lengths.repeat_interleave(torch.tensor(times))
+        return cls(
+            torch.cat([place.repeat(1, t) for place, t in zip(places, times, strict=True)], dim=1),
+            torch.arange(len(lengths)).repeat_interleave(lengths),
+        )
+
+
+def patch_places(rows: int, columns: int, merge_size: int) -> torch.Tensor:
+    """[2, rows * columns]: row and column of each patch; those that become one token follow each other."""
+    index = torch.arange(rows * columns)
+    index = index.view(rows // merge_size, merge_size, columns // merge_size, merge_size)
+    index = index.transpose(1, 2).flatten()
+    return torch.stack((index // columns, index % columns))
+
+
+def segments_of(labels: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+    """Rows of a batch that see each other: those with one label.
+
+    Args:
+        labels: [N] int64, on the CPU.
+        device: Where the result goes.
+
+    Returns:
+        For each length L of a segment [segments, L]: the rows of each.
+    """
+    order = torch.argsort(labels, stable=True)
+    _, counts = torch.unique_consecutive(labels[order], return_counts=True)
+    starts = counts.cumsum(0) - counts
+    return [
+        order[starts[counts == length, None] + torch.arange(length)].to(device)
+        for length in counts.unique().tolist()
+    ]
+
+
+def axial_rope(places: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [N, head_dim / 2] of the angles: the first half by row, the second by column."""
+    half = inverse_frequencies(head_dim // 2, VISION_ROPE_THETA, places.device)
+    axes = torch.arange(2, device=places.device).repeat_interleave(len(half))
+    return mrope_cos_sin(places, half.repeat(2), axes)
+
+
+class PatchEmbed(nn.Module):
+    """A convolution whose stride is its kernel: a linear map of each patch."""
+
+    def __init__(self, vision: QwenVisionSpec, *, bias: bool) -> None:
+        super().__init__()
+        self.proj = nn.Linear(vision.patch_values, vision.hidden_size, bias=bias)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """[N, patch_values] -> [N, hidden]."""
+        projected: torch.Tensor = self.proj(patches.to(self.proj.weight.dtype))
+        return projected
+
+
+class VisionAttention(nn.Module):
+    """Self-attention within segments."""
+
+    def __init__(self, vision: QwenVisionSpec) -> None:
+        super().__init__()
+        self._heads = (3, vision.num_heads, vision.head_dim)
+        self.qkv = nn.Linear(vision.hidden_size, 3 * vision.hidden_size)
+        self.proj = nn.Linear(vision.hidden_size, vision.hidden_size)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor],
+        segments: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """[N, hidden] -> [N, hidden]; `segments` as `segments_of` gives them."""
+        q, k, v = self.qkv(x).view(-1, *self._heads).unbind(1)
+        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        out = torch.empty_like(q)
+        for rows in segments:
+            queries, keys, values = (t[rows].transpose(1, 2) for t in (q, k, v))
+            attended = scaled_dot_product_attention(queries, keys, values)
+            out[rows] = attended.transpose(1, 2)
+        projected: torch.Tensor = self.proj(out.flatten(1))
+        return projected
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm; norms and MLP are the family's."""
+
+    def __init__(
+        self, vision: QwenVisionSpec, norm: Callable[[int], nn.Module], mlp: nn.Module
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm(vision.hidden_size)
+        self.attn = VisionAttention(vision)
+        self.norm2 = norm(vision.hidden_size)
+        self.mlp = mlp
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor],
+        segments: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """[N, hidden] -> [N, hidden]; only patches of one segment see each other."""
+        x = x + self.attn(self.norm1(x), rope, segments)
+        out: torch.Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class Merger(nn.Module):
+    """Makes one token of merge_size x merge_size patches, as in Qwen2-VL and Qwen2.5-VL."""
+
+    def __init__(self, vision: QwenVisionSpec, norm: nn.Module) -> None:
+        super().__init__()
+        self._merged_size = vision.merged_size
+        self.norm = norm
+        self.fc1 = nn.Linear(vision.merged_size, vision.merged_size)
+        self.fc2 = nn.Linear(vision.merged_size, vision.output_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, hidden] -> [N / merge_size^2, output_size]."""
+        out: torch.Tensor = self.fc2(gelu(self.fc1(self.norm(x).view(-1, self._merged_size))))
+        return out
+
+
+def layer_norm(width: int) -> nn.Module:
+    """The norm of Qwen2-VL and Qwen3-VL."""
+    return nn.LayerNorm(width, eps=NORM_EPS)
+
+
+def split_pictures(
+    tokens: torch.Tensor, grids: Sequence[Grid], merge_size: int
+) -> list[torch.Tensor]:
+    """The tokens of each picture, in memory of its own: a view would keep the whole step alive in a cache."""
+    lengths = [frames * rows * columns // merge_size**2 for frames, rows, columns in grids]
+    return [part.clone() for part in torch.split(tokens, lengths)]

@@ -1,0 +1,1 @@
+"""Qwen-VL and Qwen-VL-Chat (2023)."""

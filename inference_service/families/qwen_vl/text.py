@@ -1,0 +1,206 @@
+"""Text of Qwen-VL and Qwen-VL-Chat (2023): vocabulary and conversations.
+
+Owns the special tokens, ChatML as that model learnt it, and the numbering of its pictures. Must not know files of
+pictures: an `<img>` that somebody types is text, and opens nothing.
+
+Source: the original's tokenization_qwen.py and qwen_generation_utils.py (arXiv 2308.12966).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+import re
+import unicodedata
+
+from inference_service.domain import ChatMessage, ChatRequest, Role, TextPart
+from inference_service.errors import (
+    ContextLengthError,
+    InvalidArgumentError,
+    UnsupportedParameterError,
+)
+from inference_service.text.chat_template import MAX_CHARACTERS
+from inference_service.text.prompt import WrittenChat
+from inference_service.text.tokenizer import Tokenizer
+from inference_service.text.tokenizer_tiktoken import TiktokenTokenizer, read_ranks
+
+
+VOCABULARY = "qwen.tiktoken"
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BOX_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+"""Part of what users and the model say of a picture: read in messages, shown in answers."""
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    *(f"<|extra_{index}|>" for index in range(205)),
+    *BOX_TAGS,
+    "<img>",
+    "</img>",
+    "<imgpad>",
+)
+"""In the order of their ids, which follow those of the vocabulary file."""
+DEFAULT_SYSTEM = "You are a helpful assistant."
+
+_TAG = re.compile(f"({'|'.join(map(re.escape, BOX_TAGS))})")
+
+
+def load_tokenizer(model_dir: Path) -> Tokenizer:
+    """Reads qwen.tiktoken.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is malformed.
+    """
+    ranks = read_ranks(model_dir / VOCABULARY)
+    special = {token: len(ranks) + index for index, token in enumerate(SPECIAL_TOKENS)}
+    return TiktokenTokenizer(ranks, special, pattern=PATTERN, normalize=True, shown=BOX_TAGS)
+
+
+class QwenVLBase:
+    """The chat format of Qwen-VL, the base model: none, but raw prompts have pictures."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        special = tokenizer.special_tokens
+        self._placeholder = special["<imgpad>"]
+        self._picture = [special["<img>"], self._placeholder, special["</img>"]]
+
+    def write(self, request: ChatRequest) -> WrittenChat:
+        """Refuses.
+
+        Raises:
+            UnsupportedParameterError: Always.
+        """
+        del request
+        raise UnsupportedParameterError(
+            "This is a base model: it continues a prompt and knows no chat. Use completions.",
+            field="spec.messages",
+        )
+
+    def raw_places(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
+        """See `ChatFormat.raw_places`: `<img>`, `</img>`, and between them anything, of old the name of a file."""
+        start, _, end = self._picture
+        placed: list[int] = []
+        inside = False
+        for token_id in token_ids:
+            if inside and token_id == start:
+                raise InvalidArgumentError("A picture begins within a picture.", field=field)
+            if token_id == start:
+                placed += self._picture
+                inside = True
+            elif not inside:
+                placed.append(token_id)
+            inside = inside and token_id != end
+        if inside:
+            raise InvalidArgumentError("<img> has no </img>.", field=field)
+        return placed
+
+
+class QwenVLChat(QwenVLBase):
+    """The chat format of Qwen-VL-Chat."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, picture_tokens: int, history_window: int | None = None
+    ) -> None:
+        """Takes what belongs to the model.
+
+        Args:
+            tokenizer: The model's.
+            picture_tokens: Tokens that a picture takes between its tags, for `history_window`.
+            history_window: Earlier turns are left out, oldest first, so that system message and history stay below
+                this many tokens (`max_window_size` of the original); None = a prompt is what it is.
+        """
+        super().__init__(tokenizer)
+        self._tokenizer = tokenizer
+        self._picture_tokens = picture_tokens
+        self._history_window = history_window
+        special = tokenizer.special_tokens
+        self._start, self._end = special["<|im_start|>"], special["<|im_end|>"]
+        self._newline = tokenizer.encode_plain("\n")
+
+    def write(self, request: ChatRequest) -> WrittenChat:
+        """See `ChatFormat.write`."""
+        messages = list(request.messages)
+        texts = [p.text for m in messages for p in m.parts if isinstance(p, TextPart)]
+        if sum(map(len, texts)) > MAX_CHARACTERS:
+            raise ContextLengthError(
+                "The prompt does not fit the context window.", field="spec.messages"
+            )
+        told = messages[0].role is Role.SYSTEM
+        instructions = _plain(messages.pop(0)) if told else DEFAULT_SYSTEM
+        system = [*self._head(Role.SYSTEM), *self._text(instructions), self._end]
+        *history, turn = self._turns(messages)
+        if request.continue_final_message:
+            turn.pop()
+        if request.add_generation_prompt:
+            turn += self._newline + self._head(Role.ASSISTANT)
+        kept = self._remembered(len(system), history)
+        token_ids = [*system, *(i for past in kept for i in past), *turn]
+        forgotten = history[: len(history) - len(kept)]
+        return WrittenChat(
+            token_ids=token_ids,
+            forgotten_pictures=sum(past.count(self._placeholder) for past in forgotten),
+        )
+
+    def _turns(self, messages: list[ChatMessage]) -> list[list[int]]:
+        """Token ids of every turn: what a user says, and what follows until a user speaks again; at least one."""
+        turns: list[list[int]] = []
+        pictures = 0
+        previous: Role | None = None
+        for message in messages:
+            if message.role is Role.USER and previous is Role.USER:
+                turns[-1] += self._newline  # the original writes it behind a turn without an answer
+            if message.role is Role.USER or not turns:
+                turns.append([])
+            content, pictures = self._content(message, pictures)
+            turns[-1] += [*self._newline, *self._head(message.role), *content, self._end]
+            previous = message.role
+        return turns or [[]]
+
+    def _remembered(self, system_tokens: int, history: list[list[int]]) -> list[list[int]]:
+        """The newest turns of the history that the window has room for; the present turn does not count."""
+        if self._history_window is None:
+            return history
+        total = system_tokens
+        for index in range(len(history) - 1, -1, -1):
+            pictures = history[index].count(self._placeholder)
+            total += len(history[index]) + pictures * (self._picture_tokens - 1)
+            if total >= self._history_window:
+                return history[index + 1 :]
+        return history
+
+    def _head(self, role: Role) -> list[int]:
+        # Role and content are encoded apart: no token reaches over the border.
+        return [self._start, *self._tokenizer.encode_plain(role.value), *self._newline]
+
+    def _content(self, message: ChatMessage, pictures: int) -> tuple[list[int], int]:
+        """Token ids of a message, and the number of pictures so far: they are numbered over all turns."""
+        token_ids: list[int] = []
+        text = ""
+        for part in message.parts:
+            if isinstance(part, TextPart):
+                text += part.text
+                continue
+            pictures += 1
+            token_ids += self._text(f"{text}Picture {pictures}: ") + self._picture
+            text = "\n"
+        return token_ids + self._text(text), pictures
+
+    def _text(self, text: str) -> list[int]:
+        """Token ids in which the tags around boxes are special, and nothing else is."""
+        # Normalised before it is split: a combining character may swallow the end of a tag.
+        pieces = _TAG.split(unicodedata.normalize("NFC", text))
+        return [token_id for piece in pieces for token_id in self._piece(piece)]
+
+    def _piece(self, piece: str) -> Iterator[int]:
+        if piece in BOX_TAGS:
+            yield self._tokenizer.special_tokens[piece]
+        else:
+            yield from self._tokenizer.encode_plain(piece)
+
+
+def _plain(message: ChatMessage) -> str:
+    return "".join(part.text for part in message.parts if isinstance(part, TextPart))

@@ -1,0 +1,163 @@
+"""The vision tower of Qwen-VL (2023) and its resampler: a square of patches in, picture tokens out.
+
+Owns its blocks and the one cross-attention behind them. Must not know the decoder, checkpoints (the family's module
+names the parameters) or requests. Source: visual.py of the release (arXiv 2308.12966).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import math
+
+import torch
+from torch import nn
+from torch.nn.functional import gelu, interpolate, linear, scaled_dot_product_attention
+
+from inference_service.families.qwen_vl.spec import QwenVLVisionSpec
+
+
+NORM_EPS = 1e-6
+
+
+def resized_positions(table: torch.Tensor, side: int) -> torch.Tensor:
+    """A square table of positions [s * s, D] for a square of another side: [side * side, D], bicubic in float32."""
+    own_side = math.isqrt(table.shape[0])
+    if own_side == side:
+        return table
+    grid = table.float().view(1, own_side, own_side, -1).permute(0, 3, 1, 2)
+    resized = interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return resized.flatten(2).squeeze(0).T.to(table.dtype)
+
+
+def _parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape), requires_grad=False)
+
+
+class VisionAttention(nn.Module):
+    """Self-attention within each picture; unlike elsewhere, queries, keys and values lie side by side per head."""
+
+    def __init__(self, vision: QwenVLVisionSpec) -> None:
+        super().__init__()
+        self._heads = vision.num_heads
+        self.in_proj = nn.Linear(vision.width, 3 * vision.width)
+        self.out_proj = nn.Linear(vision.width, vision.width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[pictures, patches, width], in and out."""
+        pictures, patches, width = x.shape
+        mixed = self.in_proj(x).view(pictures, patches, self._heads, 3, width // self._heads)
+        q, k, v = mixed.transpose(1, 2).unbind(3)
+        attended = scaled_dot_product_attention(q, k, v)
+        out: torch.Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+class VisionMLP(nn.Module):
+    """Two linear maps with the exact GELU between."""
+
+    def __init__(self, vision: QwenVLVisionSpec) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(vision.width, vision.intermediate_size)
+        self.c_proj = nn.Linear(vision.intermediate_size, vision.width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., width], in and out."""
+        out: torch.Tensor = self.c_proj(gelu(self.c_fc(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a layer norm."""
+
+    def __init__(self, vision: QwenVLVisionSpec) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(vision.width, eps=NORM_EPS)
+        self.attn = VisionAttention(vision)
+        self.ln_2 = nn.LayerNorm(vision.width, eps=NORM_EPS)
+        self.mlp = VisionMLP(vision)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[pictures, patches, width], in and out."""
+        x = x + self.attn(self.ln_1(x))
+        out: torch.Tensor = x + self.mlp(self.ln_2(x))
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Attention of learned queries to a picture, as torch's MultiheadAttention names and packs it."""
+
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__()
+        self._heads = heads
+        self.in_proj = nn.Linear(size, 3 * size)
+        self.out_proj = nn.Linear(size, size)
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """From q [queries, size] and k, v [pictures, patches, size] to [pictures, queries, size]."""
+        weights, biases = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
+        inputs = (q.expand(k.shape[0], -1, -1), k, v)
+        projected = (linear(*three) for three in zip(inputs, weights, biases, strict=True))
+        q, k, v = (x.view(*x.shape[:2], self._heads, -1).transpose(1, 2) for x in projected)
+        attended = scaled_dot_product_attention(q, k, v)
+        out: torch.Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+class Resampler(nn.Module):
+    """Any number of patches becomes a fixed number of tokens."""
+
+    def __init__(self, vision: QwenVLVisionSpec) -> None:
+        super().__init__()
+        size = vision.output_size
+        self._side = vision.patches_per_side
+        self.query = _parameter(vision.num_queries, size)
+        self.pos_embed = _parameter(vision.num_queries, size)
+        self.kv_proj = (
+            nn.Identity() if vision.width == size else nn.Linear(vision.width, size, bias=False)
+        )
+        self.attn = CrossAttention(size, vision.pool_heads)
+        self.ln_q = nn.LayerNorm(size, eps=NORM_EPS)
+        self.ln_kv = nn.LayerNorm(size, eps=NORM_EPS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[pictures, patches, width] -> [pictures, queries, size]; values have no positions."""
+        values = self.ln_kv(self.kv_proj(x))
+        keys = values + resized_positions(self.pos_embed, self._side)
+        out: torch.Tensor = self.attn(self.ln_q(self.query) + self.pos_embed, keys, values)
+        return out
+
+
+class VisionTower(nn.Module):
+    """From patches to picture tokens."""
+
+    def __init__(self, vision: QwenVLVisionSpec) -> None:
+        super().__init__()
+        self._side = vision.patches_per_side
+        self.conv1 = nn.Linear(vision.patch_values, vision.width, bias=False)
+        self.positional_embedding = _parameter(vision.position_table_side**2, vision.width)
+        self.ln_pre = nn.LayerNorm(vision.width, eps=NORM_EPS)
+        self.blocks = nn.ModuleList(Block(vision) for _ in range(vision.num_layers))
+        self.attn_pool = Resampler(vision)
+        self.ln_post = nn.LayerNorm(vision.output_size, eps=NORM_EPS)
+        self.proj = _parameter(vision.output_size, vision.output_size)
+
+    def forward(
+        self, patches: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
+    ) -> list[torch.Tensor]:
+        """Encodes pictures.
+
+        Args:
+            patches: For each picture [side * side, patch_values] float32, row by row.
+            grids: For each picture (1, side, side).
+
+        Returns:
+            For each picture [queries, output_size] in the dtype of the weights.
+        """
+        if any(grid != (1, self._side, self._side) for grid in grids):
+            raise ValueError(f"pictures must have {self._side} x {self._side} patches: {grids}")
+        x = self.conv1(torch.stack(list(patches)).to(self.conv1.weight.dtype))
+        x = self.ln_pre(x + resized_positions(self.positional_embedding, self._side))
+        for block in self.blocks:
+            x = block(x)
+        tokens = self.ln_post(self.attn_pool(x)) @ self.proj
+        return list(tokens.unbind(0))

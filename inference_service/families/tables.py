@@ -1,0 +1,44 @@
+"""The tensors of a checkpoint: their names and shapes, and where each goes in our modules.
+
+Owns what follows from a family's table by arithmetic: parameter counts and cache sizes. Torch-free, so that the
+front can read it. Must not know tensors or files.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from inference_service.families.family import TensorEntry
+from inference_service.families.registry import FAMILIES
+from inference_service.model_spec import ModelSpec
+
+
+def tensor_table(spec: ModelSpec) -> tuple[TensorEntry, ...]:
+    """Every tensor that a checkpoint of this model must have."""
+    return tuple(FAMILIES[spec.family].tensors(spec))
+
+
+def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that a checkpoint of this model must have, by its name there."""
+    return {entry.name: entry.shape for entry in tensor_table(spec)}
+
+
+def module_parts(spec: ModelSpec) -> tuple[tuple[str, int], ...]:
+    """(name, parameter count) of the vision tower, the adapter and the language model."""
+    counts = {"vision": 0, "adapter": 0, "language": 0}
+    for entry in tensor_table(spec):
+        counts[entry.part] += prod(entry.shape)
+    return tuple(counts.items())
+
+
+def layer_parameters(spec: ModelSpec) -> int:
+    """Parameters of one layer of the decoder; all layers have as many."""
+    entries = tensor_table(spec)
+    first = (e for e in entries if e.parameter.startswith("decoder.layers.0."))
+    return sum(prod(entry.shape) for entry in first)
+
+
+def kv_bytes_per_token(spec: ModelSpec, bytes_per_value: int) -> int:
+    """Bytes of keys and values that one token takes in the cache."""
+    decoder = spec.decoder
+    return 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * bytes_per_value

@@ -1,0 +1,130 @@
+"""AdminService: state, load, abort and drain.
+
+Owns what an operator sees and may do at run time. Must not know how requests are answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from importlib.metadata import version
+from typing import Any
+
+import grpc.aio
+
+from inference_service.backend.local import Completions
+from inference_service.engine_client.interface import EngineState
+from inference_service.errors import InvalidArgumentError, PermissionDeniedError
+from inference_service.grpc_api.interceptors import caller_of_call
+from inference_service.settings import ServiceSettings
+from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
+from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
+from qwenvl.limits import MAX_MESSAGE_BYTES
+
+
+_MAX_ABORTS = 256
+_STATES = {
+    EngineState.STARTING: admin_pb.ENGINE_STATE_LOADING,
+    EngineState.READY: admin_pb.ENGINE_STATE_READY,
+    EngineState.RESTARTING: admin_pb.ENGINE_STATE_RESTARTING,
+    EngineState.FAILED: admin_pb.ENGINE_STATE_FAILED,
+    EngineState.CLOSED: admin_pb.ENGINE_STATE_FAILED,
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Drain = Callable[[float], Coroutine[Any, Any, None]]
+
+
+class AdminServicer(admin_grpc.AdminServiceServicer):
+    """Operates the service.
+
+    Args:
+        completions: The requests in flight.
+        settings: What the service was started with.
+        drain: Ends the service within so many seconds; None = this address must not.
+    """
+
+    def __init__(
+        self, completions: Completions, settings: ServiceSettings, drain: Drain | None
+    ) -> None:
+        self._completions = completions
+        self._settings = settings
+        self._drain = drain
+        self._draining: asyncio.Task[None] | None = None
+
+    async def AbortRequest(  # noqa: N802 - the proto's name
+        self, request: admin_pb.AbortRequestRequest, context: Context
+    ) -> admin_pb.AbortRequestResponse:
+        """Ends requests in flight: the caller's own, on the admin address anybody's."""
+        del context
+        caller = caller_of_call.get() if self._drain is None else None
+        if not 1 <= len(request.request_ids) <= _MAX_ABORTS:
+            raise InvalidArgumentError(f"1 to {_MAX_ABORTS} ids are needed.", field="request_ids")
+        response = admin_pb.AbortRequestResponse()
+        for request_id in request.request_ids:
+            known = await self._completions.abort(request_id, caller)
+            (response.aborted if known else response.unknown).append(request_id)
+        return response
+
+    async def GetServerInfo(  # noqa: N802
+        self, request: admin_pb.GetServerInfoRequest, context: Context
+    ) -> admin_pb.GetServerInfoResponse:
+        """Version, limits and state."""
+        del request, context
+        completions, engine = self._completions, self._completions.engine
+        ready = engine.ready
+        state = admin_pb.ENGINE_STATE_DRAINING if completions.draining else _STATES[engine.state]
+        return admin_pb.GetServerInfoResponse(
+            version=version("qwen-vl-serving"),
+            model=completions.model.name,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+            engine_state=state,
+            engine_restarts=engine.restarts,
+            device=ready.device if ready else "",
+            slow_path=ready.slow_path if ready else "",
+            dtype=ready.dtype if ready else "",
+            load=self._load(),
+            max_num_seqs=self._settings.max_num_seqs,
+            max_num_batched_tokens=self._settings.max_num_batched_tokens,
+            max_model_len=ready.max_model_len if ready else 0,
+            engine_pid=engine.pid or 0,
+        )
+
+    async def GetLoad(  # noqa: N802
+        self, request: admin_pb.GetLoadRequest, context: Context
+    ) -> admin_pb.GetLoadResponse:
+        """Load now."""
+        del request, context
+        return admin_pb.GetLoadResponse(load=self._load())
+
+    async def Drain(  # noqa: N802
+        self, request: admin_pb.DrainRequest, context: Context
+    ) -> admin_pb.DrainResponse:
+        """Begins the end of the service."""
+        del context
+        if self._drain is None:
+            raise PermissionDeniedError("Drain is served on the admin address only.")
+        asked = request.budget.seconds if request.HasField("budget") else None
+        in_flight = self._completions.in_flight
+        if self._draining is None:
+            budget = self._settings.drain_timeout_s if asked is None else float(max(0, asked))
+            self._draining = asyncio.create_task(self._drain(budget))
+        return admin_pb.DrainResponse(requests_in_flight=in_flight)
+
+    def _load(self) -> admin_pb.Load:
+        engine = self._completions.engine
+        stats = engine.stats
+        return admin_pb.Load(
+            running_requests=stats.running,
+            waiting_requests=stats.waiting,
+            kv_pages_total=stats.kv_pages_total,
+            kv_pages_used=stats.kv_pages_used,
+            kv_pages_cached=stats.kv_pages_cached,
+            kv_page_tokens=stats.kv_page_tokens,
+            prefix_cache_queries=stats.prefix_queries,
+            prefix_cache_hits=stats.prefix_hits,
+            encoder_cache_queries=stats.encoder_queries,
+            encoder_cache_hits=stats.encoder_hits,
+            preemptions=stats.preemptions,
+            pixel_bytes_in_flight=engine.pixel_bytes_in_flight,
+        )

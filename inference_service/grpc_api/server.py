@@ -1,0 +1,215 @@
+"""The front as a process: servers, engine and their common life.
+
+Owns wiring, start and end. Must not know what a request contains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+import logging
+from pathlib import Path
+import signal
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from inference_service.backend.local import Completions
+from inference_service.backend.served_model import ServedModel
+from inference_service.engine_client.interface import Engine, EngineStartError, EngineState
+from inference_service.grpc_api.admin_service import AdminServicer, Drain
+from inference_service.grpc_api.chat_service import ChatServicer
+from inference_service.grpc_api.completion_service import CompletionServicer
+from inference_service.grpc_api.health import Health
+from inference_service.grpc_api.interceptors import AccessInterceptor, ErrorInterceptor
+from inference_service.grpc_api.model_service import ModelServicer
+from inference_service.media.decode import DecodeLimits, PictureDecoder
+from inference_service.media.fetch import FetchPolicy, MediaFetcher
+from inference_service.settings import ServiceSettings
+from qwenvl.inference.v1 import (
+    admin_service_pb2,
+    admin_service_pb2_grpc,
+    chat_service_pb2,
+    chat_service_pb2_grpc,
+    completion_service_pb2,
+    completion_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+from qwenvl.keys import KeyFile
+from qwenvl.limits import MAX_MESSAGE_BYTES
+
+
+_SERVICES = tuple(
+    file.DESCRIPTOR.services_by_name[name].full_name
+    for file, name in (
+        (chat_service_pb2, "ChatService"),
+        (completion_service_pb2, "CompletionService"),
+        (model_service_pb2, "ModelService"),
+        (admin_service_pb2, "AdminService"),
+    )
+)
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A second server on the port must fail, not share it.
+    ("grpc.so_reuseport", 0),
+    # Clients may ping through the silence of a long prefill (gRPC A8).
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+AddServices = Callable[[grpc.aio.Server, Drain | None], None]
+
+logger = logging.getLogger(__name__)
+
+
+class Front:
+    """All servers of the service around one engine."""
+
+    def __init__(self, settings: ServiceSettings, model: ServedModel, engine: Engine) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._decoder = PictureDecoder(
+            DecodeLimits.from_settings(settings), workers=settings.media_workers
+        )
+        fetcher = MediaFetcher(FetchPolicy.from_settings(settings))
+        self.completions = Completions(settings, model, engine, fetcher, self._decoder)
+        self._health = Health(_SERVICES)
+        self._model = model
+        self._servers: list[grpc.aio.Server] = []
+        self._hurry = asyncio.Event()
+        self._ended = asyncio.Event()
+        self.ports: dict[str, int] = {}
+
+    async def start(self) -> None:
+        """Opens the ports; the engine is started by the caller.
+
+        Raises:
+            OSError: An address cannot be bound.
+        """
+        settings = self._settings
+        await self._health.start()
+        self._engine.on_state_change(self._health.on_engine_state)
+        await self._open("grpc", settings.grpc_address, self._add_all, drain=None)
+        if settings.admin_address:
+            await self._open("admin", settings.admin_address, self._add_admin, drain=self.stop)
+        if settings.health_address:
+            await self._open("health", settings.health_address, self._add_health, drain=None)
+
+    async def wait(self) -> None:
+        """Returns when the service has ended."""
+        await self._ended.wait()
+
+    async def stop(self, budget_s: float) -> None:
+        """Refuses new requests, waits for running ones up to `budget_s` seconds, then ends everything."""
+        if self.completions.draining:
+            await self._ended.wait()
+            return
+        self.completions.draining = True
+        await self._health.drain()
+        waits = [
+            asyncio.ensure_future(self.completions.wait_idle()),
+            asyncio.ensure_future(self._hurry.wait()),
+        ]
+        await asyncio.wait(waits, timeout=budget_s, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        # The answers are complete; what is left is the transport's last bytes.
+        await asyncio.gather(*(server.stop(grace=1.0) for server in self._servers))
+        await self._engine.close()
+        self._decoder.close()
+        self._ended.set()
+
+    def hurry(self) -> None:
+        """A `stop` under way no longer waits for running requests."""
+        self._hurry.set()
+
+    async def _open(
+        self, name: str, address: str, add: AddServices, *, drain: Drain | None
+    ) -> None:
+        server = grpc.aio.server(interceptors=self._interceptors(), options=_OPTIONS)
+        add(server, drain)
+        try:
+            self.ports[name] = server.add_insecure_port(address)
+        except RuntimeError:
+            raise OSError(f"cannot listen on {address}") from None
+        await server.start()
+        self._servers.append(server)
+        logger.info("%s listens on %s", name, address)
+
+    def _interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
+        path = self._settings.api_key_file
+        access = [AccessInterceptor(KeyFile(Path(path)))] if path else []
+        return [*access, ErrorInterceptor()]
+
+    def _add_all(self, server: grpc.aio.Server, drain: Drain | None) -> None:
+        chat = ChatServicer(self.completions, self._settings)
+        chat_service_pb2_grpc.add_ChatServiceServicer_to_server(chat, server)
+        raw = CompletionServicer(self.completions, self._settings)
+        completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(raw, server)
+        models = ModelServicer(self._model, self._engine, self._settings)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
+        self._add_admin(server, drain)
+
+    def _add_admin(self, server: grpc.aio.Server, drain: Drain | None) -> None:
+        admin = AdminServicer(self.completions, self._settings, drain)
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+        self._add_health(server, drain)
+        names = (*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+
+    def _add_health(self, server: grpc.aio.Server, drain: Drain | None) -> None:
+        del drain
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+
+
+async def serve(settings: ServiceSettings, model: ServedModel, engine: Engine) -> int:
+    """Runs the service until SIGTERM, SIGINT or Drain, or until the engine has failed for good.
+
+    Returns:
+        Exit status; 1 = the engine could not be started, or not be started again.
+    """
+    front = Front(settings, model, engine)
+    loop = asyncio.get_running_loop()
+    failed = loop.create_future()
+    stops: list[asyncio.Task[None]] = []
+
+    def on_signal() -> None:
+        if stops:  # a second signal does not wait for anybody
+            front.hurry()
+        stops.append(loop.create_task(front.stop(settings.drain_timeout_s)))
+
+    def on_state(state: EngineState) -> None:
+        if state is EngineState.FAILED and not failed.done():
+            failed.set_result(None)
+
+    engine.on_state_change(on_state)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    await front.start()
+    if stops:
+        await front.wait()
+        return 0
+    starting = asyncio.ensure_future(engine.start())
+    ending = asyncio.ensure_future(front.wait())
+    await asyncio.wait((starting, ending), return_when=asyncio.FIRST_COMPLETED)
+    problem = starting.exception() if starting.done() and not starting.cancelled() else None
+    if problem is None:
+        await asyncio.wait((ending, failed), return_when=asyncio.FIRST_COMPLETED)
+        if (
+            not ending.done()
+        ):  # nobody can be answered any more: whoever started this process may do better
+            await front.stop(0.0)
+        await ending
+        await asyncio.gather(starting, return_exceptions=True)
+        return 1 if failed.done() else 0
+    await front.stop(0.0)
+    await ending
+    if not isinstance(problem, EngineStartError):
+        raise problem
+    logger.error("%s", problem)
+    return 0 if stops else 1

@@ -1,0 +1,212 @@
+"""ModelScope and Hugging Face behind one face: list a repository, fetch files of it, find what was fetched before.
+
+Owns the calls of the two libraries and the meaning of their errors. Must not know which files a model needs. Both
+libraries are imported when they are used: they take half a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import errno
+from pathlib import Path
+import re
+from typing import Any, Protocol
+
+from inference_service.hub.snapshot import RemoteFile
+
+
+class HubError(Exception):
+    """A repository could not be fetched; the message says why and what to do."""
+
+
+class Hub(Protocol):
+    """A place where models are published."""
+
+    def files(self, model: str, revision: str | None) -> dict[str, RemoteFile]:
+        """The files of a repository by their path.
+
+        Raises:
+            HubError: No such model or revision, no permission, no network.
+        """
+
+    def fetch(
+        self, model: str, revision: str | None, names: Sequence[str], directory: Path | None
+    ) -> Path:
+        """Fetches files, going on where an earlier attempt ended, and shows its progress on stderr.
+
+        Args:
+            model: The repository.
+            revision: Branch, tag or commit; None = the hub's default.
+            names: Paths of the files.
+            directory: Where to; None = the library's cache.
+
+        Returns:
+            The directory that holds them.
+
+        Raises:
+            HubError: A file could not be fetched whole.
+        """
+
+    def find(self, model: str, revision: str | None) -> Path | None:
+        """Where an earlier `fetch` to the cache has put the files; asks nobody."""
+
+
+class ModelScope:
+    """modelscope.cn, or the host that `MODELSCOPE_ENDPOINT` names.
+
+    Calls the library under `modelscope.snapshot_download`, which is a shim over it that imports torch.
+    """
+
+    def files(self, model: str, revision: str | None) -> dict[str, RemoteFile]:
+        """See `Hub.files`."""
+        with _modelscope_errors(model, revision):
+            listed = self._api(model).list_repo_files(model, "model", revision=revision)
+        return {
+            # An absent size is listed as 0, too.
+            file.path: RemoteFile(file.size or None, file.sha256)
+            for file in listed
+            if not file.is_dir
+        }
+
+    def fetch(
+        self, model: str, revision: str | None, names: Sequence[str], directory: Path | None
+    ) -> Path:
+        """See `Hub.fetch`."""
+        with _modelscope_errors(model, revision):
+            path = self._api(model).download_repo(
+                model, "model", revision=revision, local_dir=directory, allow_patterns=list(names)
+            )
+        return Path(path)
+
+    def find(self, model: str, revision: str | None) -> Path | None:
+        """See `Hub.find`."""
+        from modelscope_hub import CacheNotFound, HubApi, HubConfig
+
+        api = HubApi(HubConfig())
+        try:
+            return Path(api.download_repo(model, "model", revision=revision, local_files_only=True))
+        except CacheNotFound:
+            return None
+
+    @staticmethod
+    def _api(model: str) -> Any:
+        """A client of the site that has the model: the Chinese one, else the international one."""
+        from modelscope_hub import HubApi, HubConfig
+
+        # A configuration of its own: the library's default is made once and forgets the environment.
+        endpoint = HubApi(HubConfig()).resolve_endpoint_for_read(model)
+        return HubApi(HubConfig(endpoint=endpoint))
+
+
+class HuggingFace:
+    """huggingface.co, or the host that `HF_ENDPOINT` names."""
+
+    def files(self, model: str, revision: str | None) -> dict[str, RemoteFile]:
+        """See `Hub.files`."""
+        from huggingface_hub import HfApi
+
+        with _huggingface_errors(model, revision):
+            info = HfApi().model_info(model, revision=revision, files_metadata=True)
+        return {
+            file.rfilename: RemoteFile(file.size, file.lfs.sha256 if file.lfs else None)
+            for file in info.siblings or ()
+        }
+
+    def fetch(
+        self, model: str, revision: str | None, names: Sequence[str], directory: Path | None
+    ) -> Path:
+        """See `Hub.fetch`."""
+        from huggingface_hub import snapshot_download
+
+        with _huggingface_errors(model, revision):
+            path = snapshot_download(
+                model, revision=revision, local_dir=directory, allow_patterns=list(names)
+            )
+        return Path(path)
+
+    def find(self, model: str, revision: str | None) -> Path | None:
+        """See `Hub.find`."""
+        from huggingface_hub import snapshot_download
+
+        try:
+            path = snapshot_download(
+                model, revision=revision, local_files_only=True, allow_patterns="config.json"
+            )
+        except OSError:  # every absence in the cache is one
+            return None
+        return Path(path)
+
+
+HUBS: Mapping[str, Hub] = {"modelscope": ModelScope(), "huggingface": HuggingFace()}
+
+
+@contextlib.contextmanager
+def _modelscope_errors(model: str, revision: str | None) -> Iterator[None]:
+    import modelscope_hub as library
+
+    try:
+        yield
+    except library.FileDownloadError as error:
+        name, cause = next(iter(error.failed_files.items()))
+        raise HubError(f"{name} could not be fetched: {_modelscope_cause(cause)}") from error
+    except library.NotExistError as error:
+        raise HubError(_unknown("ModelScope", model, revision)) from error
+    except (library.AuthenticationError, library.PermissionDeniedError) as error:
+        raise HubError(
+            f"ModelScope does not give {model} to you; set MODELSCOPE_API_TOKEN"
+        ) from error
+    except library.NetworkError as error:
+        raise HubError(
+            "ModelScope cannot be reached; run the command again to go on where it stopped"
+        ) from error
+    except (library.HubError, OSError) as error:
+        raise HubError(f"ModelScope: {_modelscope_cause(error)}") from error
+
+
+def _modelscope_cause(error: BaseException) -> str:
+    import modelscope_hub as library
+
+    if isinstance(error, library.FileSizeMismatchError):
+        return "its size is not the one that the hub lists"
+    if isinstance(error, library.FileIntegrityError):
+        return "its SHA-256 is not the one that the hub lists"
+    if isinstance(error, library.NetworkError):
+        return "the connection broke; run the command again to go on where it stopped"
+    return _system_cause(error)
+
+
+@contextlib.contextmanager
+def _huggingface_errors(model: str, revision: str | None) -> Iterator[None]:
+    import httpx2  # the transport of huggingface_hub, whose errors pass through it
+    from huggingface_hub import errors as library
+
+    try:
+        yield
+    except library.GatedRepoError as error:
+        raise HubError(f"Hugging Face gives {model} only to those who may; set HF_TOKEN") from error
+    except (
+        library.RepositoryNotFoundError,
+        library.RevisionNotFoundError,
+        library.HFValidationError,
+    ) as error:
+        raise HubError(_unknown("Hugging Face", model, revision)) from error
+    except (library.LocalEntryNotFoundError, ConnectionError, httpx2.TransportError) as error:
+        raise HubError(
+            "Hugging Face cannot be reached; run the command again to go on where it stopped"
+        ) from error
+    except (OSError, httpx2.HTTPError) as error:
+        raise HubError(f"Hugging Face: {_system_cause(error)}") from error
+
+
+def _unknown(hub: str, model: str, revision: str | None) -> str:
+    of_revision = f" with a revision {revision}" if revision else ""
+    return f"{hub} has no model {model}{of_revision}, and no directory here has that name"
+
+
+def _system_cause(error: BaseException) -> str:
+    """What the system says, or the first line of what a library says."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full"
+    text = str(error).partition("\n")[0]
+    return re.sub(r"^(\[\w+\] *)+", "", text) or type(error).__name__

@@ -1,0 +1,237 @@
+"""What a model is, whatever its family: sizes, decoder settings, and how it wants images and videos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class BoxNotation(Enum):
+    """How a family writes boxes into its answers.
+
+    Attributes:
+        NONE: It writes none.
+        REF_BOX: `<ref>cat</ref><box>(x1,y1),(x2,y2)</box>`, per mille of width and height.
+        OBJECT_REF: The same between `<|object_ref_start|>`, `<|box_start|>` and their ends.
+        JSON_PIXELS: `{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}`, pixels of the resized picture.
+        JSON_PER_MILLE: The same, per mille of width and height.
+    """
+
+    NONE = "none"
+    REF_BOX = "ref_box"
+    OBJECT_REF = "object_ref"
+    JSON_PIXELS = "json_pixels"
+    JSON_PER_MILLE = "json_per_mille"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePolicy:
+    """How a family wants its pictures, from preprocessor_config.json and the family's own rules.
+
+    Attributes:
+        patch_size: Side of a vision patch in pixels.
+        merge_size: Patches per side that become one token.
+        temporal_patch_size: Frames per patch; a still picture is repeated.
+        min_pixels: Least area after resizing.
+        max_pixels: Greatest area after resizing.
+        mean: Per channel, of values in 0..1.
+        std: Per channel, of values in 0..1.
+        exif_transpose: Apply the EXIF orientation when decoding.
+        white_background: What is transparent lies on white; else the alpha channel is dropped.
+        square_side: Every picture becomes a square of this side in pixels, its shape not kept; None = areas count.
+        num_tokens: Tokens of every picture; None = its patches / merge_size^2.
+        max_images: Most pictures of one request; None = no limit of the family's.
+    """
+
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    exif_transpose: bool = True
+    white_background: bool = True
+    square_side: int | None = None
+    num_tokens: int | None = None
+    max_images: int | None = None
+
+    @property
+    def pixel_step(self) -> int:
+        """Sides of a processed picture are multiples of this."""
+        return self.patch_size * self.merge_size
+
+    def tokens_of(self, grid: tuple[int, int, int]) -> int:
+        """Placeholder tokens of a picture with this grid (frames, rows, columns) of patches."""
+        if self.num_tokens is not None:
+            return self.num_tokens
+        frames, rows, columns = grid
+        return frames * rows * columns // self.merge_size**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoPolicy:
+    """How a family wants the frames of a video, which are pictures of one size in all else.
+
+    Attributes:
+        min_pixels: Least area of a frame after resizing, or of all frames together.
+        max_pixels: The same, greatest.
+        total_pixels: Greatest area of all frames together, divided by `temporal_patch_size`; None = the limits
+            above are of all frames together.
+        timestamps: The frames of each temporal patch stand on their own in the prompt, behind their time in text.
+        tokens_per_second: Positions on the time axis for a second; None = one for each temporal patch.
+    """
+
+    min_pixels: int
+    max_pixels: int
+    total_pixels: int | None = None
+    timestamps: bool = False
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicNtk:
+    """A base of the rotary frequencies that grows with the prompt (Qwen, 2023).
+
+    All positions of a sequence turn by the frequencies that its whole prompt chose, whatever its answer grows to:
+    keys of different levels must not meet in one sequence.
+
+    Attributes:
+        trained_length: Prompts up to this many tokens have level 0.
+        max_length: No prompt is longer.
+    """
+
+    trained_length: int
+    max_length: int
+
+    def level(self, num_prompt_tokens: int) -> int:
+        """How often the trained length must double to hold the prompt."""
+        return (-(-num_prompt_tokens // self.trained_length) - 1).bit_length()
+
+    @property
+    def num_levels(self) -> int:
+        """Levels that occur."""
+        return self.level(self.max_length) + 1
+
+    def theta(self, level: int, theta: float, dim: int) -> float:
+        """The base at a level: `theta` times alpha^(dim / (dim - 2)), alpha = 1, 3, 7, ..."""
+        alpha = 2 ** (level + 1) - 1
+        return float(theta * alpha ** (dim / (dim - 2)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeSpec:
+    """Rotary positions on three axes (M-RoPE, arXiv 2409.12191).
+
+    Attributes:
+        theta: Base of the frequencies.
+        sections: How many frequencies belong to time, height and width; together at most head_dim / 2. Where they
+            are fewer, only the first elements of a head are turned.
+        interleaved: The axes alternate from frequency to frequency (Qwen3-VL); else they are chunks (Qwen2-VL).
+        ntk: The base depends on the length of the prompt.
+        adjacent_pairs: A frequency turns neighbours in a head (GLM); else elements half the turned width apart.
+    """
+
+    theta: float
+    sections: tuple[int, int, int]
+    interleaved: bool
+    ntk: DynamicNtk | None = None
+    adjacent_pairs: bool = False
+
+    @property
+    def dim(self) -> int:
+        """Elements of a head that are turned."""
+        return 2 * sum(self.sections)
+
+    def level(self, num_prompt_tokens: int) -> int:
+        """Which frequencies turn a sequence with such a prompt; keys of unequal levels have nothing in common."""
+        return 0 if self.ntk is None else self.ntk.level(num_prompt_tokens)
+
+    def frequency_axes(self) -> tuple[int, ...]:
+        """For each frequency the axis whose position turns it: 0 = time, 1 = height, 2 = width."""
+        time, height, width = self.sections
+        if not self.interleaved:
+            return (0,) * time + (1,) * height + (2,) * width
+        axes = [0] * sum(self.sections)
+        axes[1 : 3 * height : 3] = [1] * len(axes[1 : 3 * height : 3])
+        axes[2 : 3 * width : 3] = [2] * len(axes[2 : 3 * width : 3])
+        return tuple(axes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderSpec:
+    """Settings of the one decoder.
+
+    Attributes:
+        vocab_size: Rows of the token embedding.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the gated MLP.
+        num_layers: Decoder layers.
+        num_heads: Query heads.
+        num_kv_heads: Key and value heads; divides `num_heads`.
+        head_dim: Width of a head.
+        rms_norm_eps: Epsilon of every RMS norm.
+        qkv_bias: The projections to queries, keys and values have biases.
+        output_bias: The projection out of attention has one.
+        qk_norm: Queries and keys are normalised per head, before RoPE.
+        rope: Rotary positions.
+        tie_word_embeddings: The output head is the token embedding.
+        deepstack_levels: So many of the first layers add features of the pictures to their output.
+        logn_length: Queries behind this many tokens grow by log(n) / log(logn_length); None = they do not.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    qkv_bias: bool
+    output_bias: bool
+    qk_norm: bool
+    rope: RopeSpec
+    tie_word_embeddings: bool
+    deepstack_levels: int = 0
+    logn_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A checkpoint.
+
+    Attributes:
+        family: Name in the registry.
+        decoder: The language model.
+        vision: The vision tower; only the modules of its family look inside.
+        image_policy: How pictures are prepared.
+        image_token_id: Placeholder of a picture token.
+        video_token_id: Placeholder of a video token; None = the family has no videos.
+        vision_start_token_id: Stands before the placeholders.
+        vision_end_token_id: Stands after them.
+        max_position_embeddings: Context window in tokens.
+        checkpoint_dtype: `float32`, `float16` or `bfloat16`.
+        eos_token_ids: Tokens that end an answer; generation_config.json wins over config.json.
+        position_rule: Name of the rule in `positions` that numbers a prompt's tokens.
+        is_chat: The model knows conversations; a base model only continues prompts.
+        picture_has_ends: The first and the last token of a picture are `vision_start_token_id` and
+            `vision_end_token_id`, and the vision tower makes their vectors; else these two are text around it.
+        video: How videos are prepared; None = the family has none.
+    """
+
+    family: str
+    decoder: DecoderSpec
+    vision: object
+    image_policy: ImagePolicy
+    image_token_id: int
+    video_token_id: int | None
+    vision_start_token_id: int
+    vision_end_token_id: int
+    max_position_embeddings: int
+    checkpoint_dtype: str
+    eos_token_ids: tuple[int, ...]
+    position_rule: str = "mrope"
+    is_chat: bool = True
+    picture_has_ends: bool = False
+    video: VideoPolicy | None = None

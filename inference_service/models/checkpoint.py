@@ -1,0 +1,144 @@
+"""The tensors of a checkpoint's files, before they go anywhere.
+
+Owns the finding and opening of weight files: safetensors, or else the `.bin` shards of older releases, which torch
+reads with its restricted unpickler: tensors and nothing that could run. Must not know what the tensors are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError, safe_open
+import torch
+
+from inference_service.families.config_file import SpecError, read_config
+
+
+FORMATS = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+"""(the one file, the index of several) of each form, the preferred first."""
+
+
+class LoadError(ValueError):
+    """The weights do not fit the configuration, or are not in a form that is read; the message says which."""
+
+
+class StoredTensor(Protocol):
+    """A tensor in an open file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Without reading the values."""
+
+    @property
+    def dtype(self) -> str:
+        """As torch spells it, without reading the values; another name if torch has none."""
+
+    def read(self) -> torch.Tensor:
+        """The tensor, on the CPU."""
+
+
+class _Sliced:
+    """A tensor of a safetensors file."""
+
+    _DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._file = file
+        self._name = name
+        header = file.get_slice(name)
+        self.shape = tuple(header.get_shape())
+        stored = str(header.get_dtype())
+        self.dtype = self._DTYPES.get(stored, stored)
+
+    def read(self) -> torch.Tensor:
+        tensor: torch.Tensor = self._file.get_tensor(self._name)
+        return tensor
+
+
+class _Mapped:
+    """A tensor of a `.bin` file, whose pages the system reads when they are touched."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+        self.shape = tuple(tensor.shape)
+        self.dtype = str(tensor.dtype).removeprefix("torch.")
+
+    def read(self) -> torch.Tensor:
+        return self._tensor
+
+
+def open_checkpoint(
+    model_dir: Path, stack: ExitStack, current_name: Callable[[str], str]
+) -> dict[str, StoredTensor]:
+    """The tensors of a model directory by the names of today.
+
+    Args:
+        model_dir: Where the files are.
+        stack: Closes them.
+        current_name: From a stored name to the one of today.
+
+    Raises:
+        LoadError: There are no weights, a file cannot be read, or a tensor is there twice.
+    """
+    stored: dict[str, StoredTensor] = {}
+    for path in _weight_files(model_dir):
+        opened = _open_safetensors if path.suffix == ".safetensors" else _open_bin
+        for name, tensor in opened(path, stack):
+            current = current_name(name)
+            if current in stored:
+                raise LoadError(f"{name} is there twice, in two files or under two names")
+            stored[current] = tensor
+    return stored
+
+
+def _weight_files(model_dir: Path) -> Iterator[Path]:
+    for single, index in FORMATS:
+        if (model_dir / single).is_file():
+            yield model_dir / single
+            return
+        if (model_dir / index).is_file():
+            yield from _shards(model_dir / index, Path(single).suffix)
+            return
+    names = " nor ".join(name for pair in FORMATS for name in pair)
+    raise LoadError(f"{model_dir} has no weights: neither {names}")
+
+
+def _shards(index: Path, suffix: str) -> Iterator[Path]:
+    try:
+        weight_map = read_config(index).section("weight_map").values
+    except SpecError as error:
+        raise LoadError(str(error)) from error
+    for name in sorted(set(map(str, weight_map.values()))):
+        if Path(name).name != name or not name.endswith(suffix):
+            raise LoadError(f"{index.name} names {name!r}, which is no file beside it")
+        if not (index.parent / name).is_file():
+            raise LoadError(f"{index.name} names {name}, which is missing")
+        yield index.parent / name
+
+
+def _open_safetensors(path: Path, stack: ExitStack) -> Iterator[tuple[str, StoredTensor]]:
+    try:
+        file = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
+    except (OSError, SafetensorError) as error:
+        raise LoadError(f"{path.name} cannot be read as safetensors: {error}") from error
+    for name in file.keys():  # noqa: SIM118 - no mapping, only `keys`
+        yield name, _Sliced(file, name)
+
+
+def _open_bin(path: Path, stack: ExitStack) -> Iterator[tuple[str, StoredTensor]]:
+    del stack  # the tensors hold the file
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a broken or hostile file makes of the unpickler
+        raise LoadError(f"{path.name} cannot be read as tensors alone") from error
+    tensors = state if isinstance(state, dict) else {}
+    if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise LoadError(f"{path.name} is no mapping of names to tensors")
+    for name, tensor in tensors.items():
+        yield str(name), _Mapped(tensor)

@@ -1,0 +1,1 @@
+"""From generated tokens to the events of an answer."""

@@ -1,0 +1,211 @@
+"""`qwenvl chat` against a front on a real socket, whose engine answers with the question."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+import signal
+import sys
+
+from PIL import Image
+import pytest
+
+from inference_service.cli import main
+from tests.grpc_api.asking import until
+from tests.grpc_api.conftest import Door, OpenDoor
+from tests.support.pictures import draw
+
+
+BOX = '{"bbox_2d": [250, 250, 750, 750], "label": "x"}'
+
+# A shell starts its background jobs with SIGINT ignored, and their children inherit that.
+INTERRUPTIBLE = """
+import signal, sys
+from inference_service.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "cat.png"
+    path.write_bytes(draw("red", "circle").png)
+    return str(path)
+
+
+async def chat(door: Door, *arguments: str) -> int:
+    return await asyncio.to_thread(main, ["chat", "--grpc-target", door.target(), *arguments])
+
+
+async def started(door: Door, *arguments: str) -> asyncio.subprocess.Process:
+    """The command as a process that can be interrupted, even where these tests run as a job in the background."""
+    command = [sys.executable, "-c", INTERRUPTIBLE, "chat"]
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(
+        *command,
+        *("--grpc-target", door.target(), *arguments),
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+
+
+def prompt_of(door: Door, index: int = -1) -> str:
+    ids = door.engine.requests[index].prompt_token_ids
+    return door.engine._tokenizer.decode(ids, skip_special_tokens=False)
+
+
+async def test_a_question_about_pictures(
+    door: Door, picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--image", picture, "--image", picture, "--system", "Be kind.", "这是什么?")
+    assert await chat(door, *arguments, "--temperature", "0", "--max-tokens", "100") == 0
+    assert capsys.readouterr().out == "这是什么?\n"
+    [asked] = door.engine.requests
+    assert len(asked.images) == 2
+    assert (asked.sampling.temperature, asked.sampling.max_tokens) == (0, 100)
+    assert "system\nBe kind." in prompt_of(door)
+
+
+async def test_what_a_model_says_does_not_steer_the_terminal(
+    door: Door, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await chat(door, "a\x1b[2J\x07b\x9bc\td") == 0
+    assert capsys.readouterr().out == "a[2Jbc\td\n"
+
+
+async def test_boxes_are_drawn_on_the_picture(
+    door: Door, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.png"
+    assert await chat(door, "--image", picture, "--draw", str(out), BOX) == 0
+    captured = capsys.readouterr()
+    assert captured.out == BOX + "\n"
+    assert f"1 drawn: {out}" in captured.err
+    with Image.open(picture) as before, Image.open(out) as after:
+        assert after.size == before.size
+        edge = (before.width // 4, before.height // 2)
+        assert after.getpixel(edge) != before.convert("RGB").getpixel(edge)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--image", "{picture}", "--draw", "{tmp}/out.png", "no box"), "names no boxes"),
+        (("--image", "{picture}", "--draw", "{tmp}/out.no", BOX), "cannot be written"),
+        (("--draw", "{tmp}/out.png", "a question"), "needs the last picture as a file"),
+        (("--image", "{tmp}/no.png", "x"), "no.png"),
+        (("--image", "{tmp}", "x"), "Is a directory"),
+        (("--model", "other", "x"), "'other' is not served here"),
+        (("--temperature", "9", "x"), "temperature must be between 0 and 2"),
+        (("--api-key-file", "{tmp}/no-key", "x"), "no-key"),
+        (
+            ("--image", "{picture}", "--draw", "{tmp}/out.png", "--font", "{picture}", BOX),
+            "no font",
+        ),
+    ],
+)
+async def test_what_goes_wrong_is_said_in_a_line(
+    door: Door,
+    picture: str,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    says: str,
+) -> None:
+    directory = Path(picture).parent
+    words = [
+        word.replace("{picture}", picture).replace("{tmp}", str(directory)) for word in arguments
+    ]
+    assert await chat(door, *words) == 1
+    message = capsys.readouterr().err
+    assert says in message
+    assert message.count("\n") == 1
+    assert not (directory / "out.png").exists()
+
+
+def test_no_service_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "--grpc-target", "127.0.0.1:9", "x"]) == 1
+    assert "no service answers at 127.0.0.1:9; start one: qwenvl serve" in capsys.readouterr().err
+
+
+async def test_the_key_comes_from_a_file_or_the_environment(
+    open_door: OpenDoor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys").write_text("secret\nanother\n")
+    door = await open_door(api_key_file=str(tmp_path / "keys"))
+    monkeypatch.delenv("QWENVL_API_KEY", raising=False)
+    assert await chat(door, "x") == 1
+    assert await chat(door, "--api-key-file", str(tmp_path / "keys"), "x") == 0
+    monkeypatch.setenv("QWENVL_API_KEY", "another")
+    assert await chat(door, "x") == 0
+
+
+async def test_a_dialogue_remembers(door: Door, picture: str) -> None:
+    process = await started(door, "--image", picture)
+    lines = f"one\n\n/image {picture}.no\ntwo\n/new\n/image {picture}\nthree\nfour\n"
+    out, err = await asyncio.wait_for(process.communicate(lines.encode()), 60)
+    assert process.returncode == 0
+    assert out.decode().replace("> ", "").split() == ["one", "three", "four"]
+    assert "cat.png.no" in err.decode()  # the question about it is forgotten
+    assert [len(asked.images) for asked in door.engine.requests] == [1, 1, 1]
+    assert prompt_of(door).count("three") == 2  # asked and answered
+    assert "one" not in prompt_of(door)
+
+
+async def test_a_picture_belongs_to_one_question_whatever_becomes_of_it(
+    door: Door, picture: str, tmp_path: Path
+) -> None:
+    process = await started(door, "--draw", str(tmp_path / "out.unknown"))
+    said = f"/image {tmp_path / 'none.png'}\nfirst\n/image {picture}\n{BOX}\nthird\n"
+    _, errors = await asyncio.wait_for(process.communicate(said.encode()), 60)
+    assert b"none.png" in errors
+    assert b"cannot be written" in errors
+    assert [len(request.images) for request in door.engine.requests] == [1, 1]
+    assert "third" in prompt_of(door)
+
+
+async def test_boxes_are_of_the_last_picture_that_the_service_took(
+    door: Door, picture: str, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    out = tmp_path / "out.png"
+    process = await started(door, "--image", picture, "--draw", str(out))
+    said = f"first\n/image {tmp_path / 'broken.png'}\nsecond\n{BOX}\n"
+    _, errors = await asyncio.wait_for(process.communicate(said.encode()), 60)
+    assert f"1 drawn: {out}" in errors.decode()
+    with Image.open(picture) as before, Image.open(out) as after:
+        assert after.size == before.size
+
+
+async def test_ctrl_c_stops_the_answer_and_not_the_dialogue(door: Door) -> None:
+    door.engine.hold_at = 3
+    process = await started(door)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"question\n")
+    await process.stdin.drain()
+    said = b""
+    while b"que" not in said:
+        said += await asyncio.wait_for(process.stdout.read(100), 60)
+    process.send_signal(signal.SIGINT)
+    await until(lambda: bool(door.engine.aborted))
+    door.engine.hold_at = None
+    out, _ = await asyncio.wait_for(process.communicate(b"again\n"), 60)
+    assert process.returncode == 0
+    assert "again" in out.decode()
+    assert "<|im_start|>assistant\nque<|im_end|>" in prompt_of(door)
+
+
+async def test_ctrl_c_ends_a_single_question(door: Door) -> None:
+    door.engine.hold_at = 3
+    process = await started(door, "question")
+    await until(lambda: bool(door.engine.live))
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readexactly(3), 60) == b"que"
+    process.send_signal(signal.SIGINT)
+    await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 130
+    await until(lambda: bool(door.engine.aborted))

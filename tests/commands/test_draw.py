@@ -1,0 +1,164 @@
+"""Boxes and labels on pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image
+import pytest
+
+from inference_service.commands.draw import (
+    DrawError,
+    draw_boxes,
+    find_font,
+    open_picture,
+    plan,
+)
+from inference_service.domain import PictureInfo
+from inference_service.model_spec import BoxNotation
+from inference_service.text.output.boxes import groundings
+from qwenvl.inference.v1 import usage_pb2 as usage_pb
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "qwen_vl_v1" / "grounding.json"
+CASES = [case for case in json.loads(GOLDEN.read_text())["draw"] if case["calls"]]
+CIRCLE = "圆"
+BDF = """\
+STARTFONT 2.1
+FONT -test-test-medium-r-normal--15-150-72-72-c-150-iso10646-1
+SIZE 15 72 72
+FONTBOUNDINGBOX 15 15 0 0
+STARTPROPERTIES 3
+FONT_ASCENT 15
+FONT_DESCENT 0
+DEFAULT_CHAR 32
+ENDPROPERTIES
+CHARS 2
+STARTCHAR nothing
+ENCODING 32
+SWIDTH 1000 0
+DWIDTH 15 0
+BBX 15 15 0 0
+BITMAP
+{nothing}ENDCHAR
+STARTCHAR circle
+ENCODING 22278
+SWIDTH 1000 0
+DWIDTH 15 0
+BBX 15 15 0 0
+BITMAP
+{rows}ENDCHAR
+ENDFONT
+"""
+
+
+def boxes(*items: tuple[str, tuple[float, float, float, float]]) -> list[usage_pb.Grounding]:
+    return [
+        usage_pb.Grounding(
+            label=label,
+            box=usage_pb.BoundingBox(x_min=box[0], y_min=box[1], x_max=box[2], y_max=box[3]),
+        )
+        for label, box in items
+    ]
+
+
+@pytest.fixture
+def no_fontconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.fixture
+def chinese_font(tmp_path: Path) -> Path:
+    """A font of one character, a full square of 15 pixels."""
+    path = tmp_path / "circle.bdf"
+    path.write_text(BDF.format(nothing="0000\n" * 15, rows="FFFE\n" * 15))
+    return path
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["response"][:40])
+def test_edges_and_sizes_are_those_of_the_original_code(case: dict) -> None:
+    width, height = case["output_size"]["ok"]
+    picture = PictureInfo(
+        original_width=width,
+        original_height=height,
+        processed_width=448,
+        processed_height=448,
+        tokens=256,
+    )
+    found = groundings(case["response"], BoxNotation.REF_BOX, (picture,))
+    marks = plan(
+        boxes(*[(g.label, (g.x_min, g.y_min, g.x_max, g.y_max)) for g in found]), width, height
+    )
+    drawn = [call for call in case["calls"] if call["op"] == "box"]
+    assert [mark.edges for mark in marks] == [tuple(call["xyxy"]) for call in drawn]
+    assert [mark.line_width for mark in marks] == [call["line_width"] for call in drawn]
+    written = [call for call in case["calls"] if call["op"] == "text"]
+    assert [(m.label, m.edges[:2], m.font_size) for m in marks if m.label] == [
+        (call["text"], tuple(call["at"]), call["font_size"]) for call in written
+    ]
+
+
+def test_labels_grow_with_the_picture() -> None:
+    [mark] = plan(boxes(("x", (0, 0, 9, 9))), 3000, 1200)
+    assert mark.font_size == 1897 // 30
+    assert mark.line_width == pytest.approx(63 / 4)
+
+
+def test_edges_are_drawn_and_the_rest_is_left(no_fontconfig: None) -> None:
+    picture = Image.new("RGB", (100, 80), "white")
+    drawn = draw_boxes(picture, boxes(("cat", (20, 10, 90, 70)), ("", (0, 0, 10, 75))), None)
+    assert picture.getpixel((20, 40)) == (255, 255, 255)  # a copy was drawn on
+    for edge in ((20, 40), (90, 40), (55, 10), (55, 70), (0, 40)):
+        assert drawn.getpixel(edge) != (255, 255, 255)
+    for apart in ((15, 40), (70, 60), (95, 40), (55, 78)):
+        assert drawn.getpixel(apart) == (255, 255, 255)
+    label = drawn.crop((24, 14, 45, 24)).getcolors()
+    assert label is not None
+    assert len(label) > 1  # letters on a ground
+
+
+def test_a_label_stays_on_the_picture(chinese_font: Path) -> None:
+    picture = Image.new("RGB", (60, 40), "black")
+    drawn = draw_boxes(picture, boxes((CIRCLE, (55, 35, 59, 39))), chinese_font)
+    assert drawn.getpixel((46, 26)) == (255, 255, 255)
+
+
+def test_a_font_of_ones_own_writes_chinese(chinese_font: Path) -> None:
+    picture = Image.new("RGB", (60, 40), "black")
+    drawn = draw_boxes(picture, boxes((CIRCLE, (10, 5, 50, 35))), chinese_font)
+    assert drawn.getpixel((18, 12)) == (255, 255, 255)
+
+
+def test_fontconfig_finds_a_font(
+    chinese_font: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "fc-match"
+    program.write_text(f'#!/bin/sh\n[ "$2" = ":charset=5706" ] && printf {chinese_font}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_font(CIRCLE * 2, 15, None).getbbox(CIRCLE) == (0, 0, 15, 15)
+
+
+def test_characters_that_no_font_has_are_named(
+    chinese_font: Path, no_fontconfig: None, tmp_path: Path
+) -> None:
+    picture = Image.new("RGB", (60, 40))
+    with pytest.raises(DrawError, match=f"Pillow's own font has no {CIRCLE}; .*--font FILE"):
+        draw_boxes(picture, boxes((f"a {CIRCLE}", (1, 1, 9, 9))), None)
+    with pytest.raises(DrawError, match=r"circle\.bdf has no 猫"):
+        draw_boxes(picture, boxes((f"猫{CIRCLE}", (1, 1, 9, 9))), chinese_font)
+    with pytest.raises(DrawError, match="no font"):
+        draw_boxes(picture, boxes(("x", (1, 1, 9, 9))), tmp_path / "none.ttf")
+
+
+def test_the_picture_is_turned_as_the_service_turns_it(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    path = tmp_path / "turned.jpg"
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    assert open_picture(path, exif_transposed=True).size == (20, 30)
+    assert open_picture(path, exif_transposed=False).size == (30, 20)
+    path.write_bytes(b"no picture")
+    with pytest.raises(DrawError, match="cannot be read as a picture"):
+        open_picture(path, exif_transposed=True)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import pytest
+
+from inference_service.engine_protocol import wire
+from inference_service.engine_protocol.messages import EngineConfig, FinishReason, SequenceOutput
+from tests.engine_client.engine_front import request_of
+from tests.engine_client.fake_engine import (
+    ADD_RAISES,
+    HUGE,
+    REFUSED,
+    STEP_RAISES,
+    FakeCore,
+    fake_token,
+)
+from tests.engine_client.loop_bench import LoopBench
+
+
+@pytest.fixture
+def bench():
+    return LoopBench(FakeCore(EngineConfig(model_dir="fake")))
+
+
+def add(sequence_id, *prompt, max_tokens=5):
+    return wire.Add(request_of(sequence_id, *prompt, max_tokens=max_tokens))
+
+
+def test_a_sequence_starts_in_the_turn_it_comes(bench):
+    request = request_of("a")
+    (news,) = bench.turn(wire.Add(request))
+    assert news.token_ids == (fake_token(request, b"", 0),)
+
+
+def test_an_abort_applies_before_the_next_step(bench):
+    bench.turn(add("a", max_tokens=100), add("b", max_tokens=100))
+    news = bench.turn(wire.Abort("a"))
+    assert [(o.sequence_id, o.finish_reason) for o in news] == [
+        ("a", FinishReason.ABORTED),
+        ("b", None),
+    ]
+    assert {o.sequence_id for o in bench.turn()} == {"b"}
+    bench.turn(wire.Abort("b"))
+    assert bench.core.stats.kv_pages_used == 0
+
+
+def test_every_sequence_ends_exactly_once(bench):
+    news = bench.turn(add("a", max_tokens=1), wire.Abort("a"), wire.Abort("a"))
+    news += bench.turn(wire.Abort("a"), wire.Abort("never heard of"))
+    assert [o.finish_reason for o in news] == [FinishReason.ABORTED]
+
+
+def test_an_abort_that_comes_late_does_not_hit_the_next_of_that_name(bench):
+    bench.turn(add("a", max_tokens=1))
+    (news,) = bench.turn(wire.Abort("a"), add("a", max_tokens=1))
+    assert news.finish_reason is FinishReason.LENGTH
+
+
+def test_what_a_core_says_after_the_end_is_dropped(bench):
+    bench.turn(add("a"))
+    bench.core.step = lambda: [
+        SequenceOutput(sequence_id="a", finish_reason=FinishReason.EOS),
+        SequenceOutput(sequence_id="a", token_ids=(1,)),
+        SequenceOutput(sequence_id="nobody", token_ids=(1,)),
+    ]
+    assert [o.finish_reason for o in bench.turn()] == [FinishReason.EOS]
+
+
+@pytest.mark.parametrize(
+    ("marker", "reason"), [(REFUSED, "CONTEXT_LENGTH_EXCEEDED"), (ADD_RAISES, "INTERNAL")]
+)
+def test_a_request_that_cannot_be_added_fails_alone(bench, marker, reason):
+    news = bench.turn(add("good", max_tokens=1), add("bad", marker))
+    assert {o.sequence_id: (o.finish_reason, o.error) for o in news} == {
+        "good": (FinishReason.LENGTH, ""),
+        "bad": (FinishReason.ERROR, reason),
+    }
+    assert bench.core.stats.kv_pages_used == 0
+
+
+def test_an_output_too_long_for_a_frame_fails_alone(bench):
+    news = bench.turn(add("good", max_tokens=1), add("bad", HUGE))
+    assert {o.sequence_id: (o.finish_reason, o.error) for o in news} == {
+        "good": (FinishReason.LENGTH, ""),
+        "bad": (FinishReason.ERROR, "INTERNAL"),
+    }
+    assert bench.core.stats.running == 0
+
+
+def test_an_exception_of_a_step_is_the_end_of_the_process(bench):
+    with pytest.raises(RuntimeError, match="a defect"):
+        bench.turn(add("a", STEP_RAISES))
+
+
+def test_a_heartbeat_follows_a_finish_and_knows_of_it(bench):
+    bench.turn(add("a", max_tokens=2))
+    bench.turn()
+    (heartbeat,) = bench.heartbeats
+    assert (heartbeat.turn, heartbeat.stats.running) == (2, 0)
+
+
+def test_heartbeats_come_without_work(bench, monkeypatch):
+    monkeypatch.setattr("inference_service.engine.process.HEARTBEAT_S", 0.0)
+    for _ in range(3):
+        bench.turn()
+        assert len(bench.heartbeats) == 1
+
+
+def test_a_second_start_is_a_broken_stream(bench):
+    with pytest.raises(wire.WireError):
+        bench.turn(wire.Start(EngineConfig(model_dir="again")))

@@ -1,0 +1,258 @@
+"""Weights are read exactly as the tables say, or not at all."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+import torch
+
+from inference_service.engine.loader import LoadError, load_model
+from inference_service.families.config_file import SpecError
+from inference_service.families.tables import module_parts
+from tests.support.tiny_qwen_vl import build_checkpoint
+
+
+CPU = torch.device("cpu")
+HEAD = "lm_head.weight"
+EMBEDDING = "model.language_model.embed_tokens.weight"
+
+
+def load(directory, dtype=torch.float32):
+    return load_model(directory, dtype=dtype, device=CPU)
+
+
+@pytest.fixture
+def copy(checkpoint, tmp_path):
+    """A checkpoint that a test may break."""
+    shutil.copytree(checkpoint, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def rewrite(directory, change):
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_names_of_today_and_as_published(family, tmp_path):
+    """transformers writes these families under their first names; its modules have had others since 4.52."""
+    build_checkpoint(tmp_path, family=family)
+    before = dict(load(tmp_path).named_parameters())
+    names = set()
+
+    def rename(tensors):
+        for name in list(tensors):
+            names.add(name.split(".")[0])
+            new = name.replace("model.", "model.language_model.") if name[0] == "m" else name
+            new = f"model.{name}" if name.startswith("visual.") else new
+            tensors[new] = tensors.pop(name)
+
+    rewrite(tmp_path, rename)
+    assert names == {"visual", "model", "lm_head"}
+    after = dict(load(tmp_path).named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_one_tensor_under_both_names(tmp_path):
+    build_checkpoint(tmp_path, family="qwen2_vl")
+    rewrite(tmp_path, lambda t: t.update({f"model.{n}": t[n].clone() for n in t if n[0] == "v"}))
+    with pytest.raises(LoadError, match="under two names"):
+        load(tmp_path)
+
+
+def test_fused_weights_hold_their_parts(checkpoint):
+    stored = load_file(checkpoint / "model.safetensors")
+    layer = load(checkpoint).decoder.layers[2]
+    name = "model.language_model.layers.2"
+    qkv = [stored[f"{name}.self_attn.{part}_proj.weight"] for part in "qkv"]
+    assert torch.equal(layer.self_attn.qkv_proj.weight, torch.cat(qkv))
+    gate_up = [stored[f"{name}.mlp.{part}_proj.weight"] for part in ("gate", "up")]
+    assert torch.equal(layer.mlp.gate_up_proj.weight, torch.cat(gate_up))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_dtype_and_size(dtype, checkpoint):
+    model = load(checkpoint, dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    values = sum(count for _, count in module_parts(model.spec))
+    assert model.weight_bytes == values * dtype.itemsize
+    cache = model.new_kv_cache(5, 4)
+    assert (cache.dtype, tuple(cache.shape)) == (dtype, (3, 2, 5, 4, 2, 16))
+
+
+def test_shards(checkpoint, tmp_path):
+    build_checkpoint(tmp_path, max_shard_size="300KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    for (name, one), (_, other) in zip(
+        load(tmp_path).named_parameters(), load(checkpoint).named_parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
+
+
+def test_tied_head_is_one_tensor(tmp_path):
+    model = load(build_checkpoint(tmp_path, tied=True))
+    assert model.decoder.lm_head is model.decoder.embed_tokens
+
+
+def test_tied_checkpoint_may_repeat_its_head(tmp_path):
+    build_checkpoint(tmp_path, tied=True)
+    rewrite(tmp_path, lambda tensors: tensors.update({HEAD: tensors[EMBEDDING].clone()}))
+    load(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors[HEAD].add_(1))
+    with pytest.raises(LoadError, match="differs from"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("model.visual.merger.norm.bias"), "1 missing .*visual.merger.norm.bias"),
+        (lambda t: t.pop(HEAD), "1 missing .*lm_head.weight"),
+        (lambda t: t.update(extra=torch.zeros(1)), "1 unexpected .*: extra"),
+        (
+            lambda t: t.update({HEAD: t[HEAD][:-1].clone()}),
+            r"shape \(599, 64\), expected \(600, 64\)",
+        ),
+        (lambda t: t.update({HEAD: t[HEAD].T.contiguous()}), r"shape \(64, 600\)"),
+        (lambda t: t.update({HEAD: t[HEAD].to(torch.float8_e4m3fn)}), "stored as F8_E4M3"),
+        (lambda t: t.update({HEAD: t[HEAD].to(torch.int8)}), "stored as I8"),
+    ],
+)
+def test_refusals(change, words, copy):
+    rewrite(copy, change)
+    with pytest.raises(LoadError, match=words):
+        load(copy)
+
+
+def as_bin(directory, **changes: object) -> None:
+    """The same weights as two shards of the older form."""
+    stored = load_file(directory / "model.safetensors") | changes
+    (directory / "model.safetensors").unlink()
+    halves = dict(list(stored.items())[::2]), dict(list(stored.items())[1::2])
+    index = {}
+    for number, half in enumerate(halves):
+        torch.save(half, directory / f"{number}.bin")
+        index |= dict.fromkeys(half, f"{number}.bin")
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def test_bin_shards(copy):
+    expected = load(copy).state_dict()
+    as_bin(copy)
+    found = load(copy).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+class Hostile:
+    def __reduce__(self):
+        return (pathlib.Path.touch, (pathlib.Path("touched"),))
+
+
+def test_a_bin_file_runs_nothing(copy, monkeypatch):
+    monkeypatch.chdir(copy)
+    (copy / "model.safetensors").unlink()
+    for content, words in (
+        (Hostile(), "tensors alone"),
+        ({"a": Hostile()}, "tensors alone"),
+        ({"a": 1}, "no mapping"),
+        ([torch.ones(1)], "no mapping"),
+        ({}, "no mapping"),
+        ({"a": torch.ones(1)}, "missing tensors"),
+    ):
+        torch.save(content, copy / "pytorch_model.bin")
+        with pytest.raises(LoadError, match=words):
+            load(copy)
+    (copy / "pytorch_model.bin").write_bytes(b"PK\x03\x04 and nothing more")
+    with pytest.raises(LoadError, match="tensors alone"):
+        load(copy)
+    assert not (copy / "touched").exists()
+
+
+def test_bad_bin_shards_among_good_ones(copy, monkeypatch):
+    monkeypatch.chdir(copy)
+    as_bin(copy)
+    tensors = torch.load(copy / "1.bin", weights_only=True)
+    (copy / "1.bin").unlink()
+    with pytest.raises(LoadError, match=r"names 1\.bin, which is missing"):
+        load(copy)
+    torch.save(tensors | {"a": Hostile()}, copy / "1.bin")
+    with pytest.raises(LoadError, match=r"1\.bin cannot be read as tensors alone"):
+        load(copy)
+    save_file(tensors, copy / "1.bin")
+    with pytest.raises(LoadError, match=r"1\.bin cannot be read as tensors alone"):
+        load(copy)
+    torch.save(tensors | torch.load(copy / "0.bin", weights_only=True), copy / "1.bin")
+    with pytest.raises(LoadError, match="there twice"):
+        load(copy)
+    assert not (copy / "touched").exists()
+
+
+def test_bin_shards_are_checked_like_others(copy):
+    as_bin(copy, **{HEAD: torch.ones(3, 4, dtype=torch.int8)})
+    with pytest.raises(LoadError, match=r"shape \(3, 4\)"):
+        load(copy)
+
+
+def test_safetensors_are_preferred(copy):
+    (copy / "pytorch_model.bin").write_bytes(b"never read")
+    load(copy)
+
+
+def test_no_weights(copy):
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(LoadError, match="has no weights"):
+        load(copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors at all", b"\x80\x04K\x01."])
+def test_broken_file(content, copy):
+    (copy / "model.safetensors").write_bytes(content)
+    with pytest.raises(LoadError, match="cannot be read as safetensors"):
+        load(copy)
+
+
+def test_truncated_file(copy):
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(LoadError, match="cannot be read as safetensors"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ({"weight_map": {"a": "../secret.safetensors"}}, "no file beside it"),
+        ({"weight_map": {"a": "/etc/secret.safetensors"}}, "no file beside it"),
+        ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors, which is missing"),
+        ({"weight_map": {"a": "shard.bin"}}, "no file beside it"),
+        ({"weight_map": {}}, "missing tensors"),
+        ({}, "weight_map is missing"),
+    ],
+)
+def test_broken_index(index, words, copy):
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(LoadError, match=words):
+        load(copy)
+
+
+def test_a_tensor_in_two_shards(copy):
+    (copy / "model.safetensors").rename(copy / "a.safetensors")
+    shutil.copy(copy / "a.safetensors", copy / "b.safetensors")
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(LoadError, match="there twice"):
+        load(copy)
+
+
+def test_configuration_errors_come_first(copy):
+    (copy / "config.json").unlink()
+    with pytest.raises(SpecError, match=r"config\.json cannot be read"):
+        load(copy)

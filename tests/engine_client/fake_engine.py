@@ -1,0 +1,139 @@
+"""The real engine process around a core without a model.
+
+Token i of an answer is `fake_token(request, pixels, i)`. Marker ids in a prompt make the core misbehave in its next
+step, and the text of `EngineConfig.model_dir` makes the load misbehave.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+import os
+from pathlib import Path
+import signal
+import sys
+import time
+
+from inference_service.engine.process import main
+from inference_service.engine_protocol.messages import (
+    EngineConfig,
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    SequenceOutput,
+)
+from inference_service.errors import ContextLengthError
+
+
+CRASH, SEGFAULT, STALL, STEP_RAISES, ADD_RAISES, REFUSED, SLOW, HUGE = range(900_001, 900_009)
+SLOW_STEP_S = 0.005
+
+
+def fake_token(request: EngineRequest, pixels: memoryview | bytes, index: int) -> int:
+    """The token at `index` of the answer."""
+    return (sum(request.prompt_token_ids) * 31 + sum(pixels) * 17 + index * 7) % 50_000
+
+
+@dataclass
+class _Running:
+    request: EngineRequest
+    pixels: memoryview | bytes
+    tokens: list[int] = field(default_factory=list)
+
+    def has(self, marker: int) -> bool:
+        return marker in self.request.prompt_token_ids
+
+
+class FakeCore:
+    """Everything runs at once; a sequence holds the pages that its tokens need."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        kind, _, path = config.model_dir.partition(":")
+        if kind == "refused":
+            raise ValueError("no model here")
+        if kind == "crash" or (kind == "once" and Path(path).exists()):
+            os._exit(7)
+        if kind == "once":
+            Path(path).touch()
+        if kind == "slow":
+            time.sleep(3600)
+        self._config = config
+        self._running: dict[str, _Running] = {}
+        self._steps = 0
+
+    @property
+    def ready(self) -> EngineReady:
+        return EngineReady(
+            device="fake",
+            dtype="float32",
+            max_model_len=4096,
+            kv_pages_total=1024,
+            kv_page_tokens=self._config.page_size,
+            kv_bytes_per_token=4,
+            weight_bytes=0,
+            parts=(("vision", 1), ("adapter", 2), ("language", 3)),
+        )
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=len(self._running),
+            kv_pages_total=1024,
+            kv_pages_used=sum(
+                -(-(len(s.request.prompt_token_ids) + len(s.tokens)) // self._config.page_size)
+                for s in self._running.values()
+            ),
+            steps=self._steps,
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running)
+
+    def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
+        if REFUSED in request.prompt_token_ids:
+            raise ContextLengthError("too long")
+        self._running[request.sequence_id] = _Running(request, pixels)
+        if ADD_RAISES in request.prompt_token_ids:
+            raise KeyError("a defect")
+
+    def abort(self, sequence_id: str) -> None:
+        self._running.pop(sequence_id, None)
+
+    def step(self) -> list[SequenceOutput]:
+        self._steps += 1
+        for sequence in self._running.values():
+            _misbehave(sequence)
+        if any(sequence.has(SLOW) for sequence in self._running.values()):
+            time.sleep(SLOW_STEP_S)
+        return [self._advance(sequence) for sequence in tuple(self._running.values())]
+
+    def _advance(self, sequence: _Running) -> SequenceOutput:
+        request = sequence.request
+        token = fake_token(request, sequence.pixels, len(sequence.tokens))
+        first = not sequence.tokens
+        sequence.tokens.append(token)
+        finished = len(sequence.tokens) == request.sampling.max_tokens
+        if finished:
+            del self._running[request.sequence_id]
+        return SequenceOutput(
+            sequence_id=request.sequence_id,
+            token_ids=(2**62,) * 8_000_000 if sequence.has(HUGE) else (token,),
+            num_cached_tokens=0 if first else None,
+            finish_reason=FinishReason.LENGTH if finished else None,
+        )
+
+
+def _misbehave(sequence: _Running) -> None:
+    if sequence.has(CRASH):
+        os._exit(3)
+    if sequence.has(SEGFAULT):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if sequence.has(STALL):
+        time.sleep(3600)
+    if sequence.has(STEP_RAISES):
+        raise RuntimeError("a defect")
+
+
+if __name__ == "__main__":
+    sys.exit(main(core_factory=FakeCore))

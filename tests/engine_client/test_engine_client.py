@@ -1,0 +1,487 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing, asynccontextmanager
+import os
+import random
+import signal
+import sys
+
+import pytest
+import uvloop
+
+from inference_service.engine_client import client as client_module
+from inference_service.engine_client.client import EngineClient
+from inference_service.engine_client.inflight import Quarantine
+from inference_service.engine_client.interface import EngineStartError, EngineState
+from inference_service.engine_protocol.messages import FinishReason
+from inference_service.errors import (
+    EngineUnavailableError,
+    ImageTooLargeError,
+    InternalError,
+    RequestIdInUseError,
+)
+from tests.engine_client.engine_front import (
+    BOUND_S,
+    collect,
+    fake_client,
+    holds_pixels,
+    is_running,
+    open_descriptors,
+    request_of,
+    tokens_of,
+    until,
+)
+from tests.engine_client.fake_engine import (
+    CRASH,
+    HUGE,
+    SEGFAULT,
+    SLOW,
+    STALL,
+    STEP_RAISES,
+    fake_token,
+)
+
+
+ENDLESS = 10**9
+GARBAGE = "import os, sys; os.write(int(sys.argv[2]), b'\\xff' * 9); import time; time.sleep(3600)"
+
+
+@asynccontextmanager
+async def running(client: EngineClient):
+    """A started client; at the end no process and no descriptor is left."""
+    before = open_descriptors()
+    pids = []
+    client.on_state_change(lambda _: pids.append(client.pid))
+    try:
+        async with asyncio.timeout(BOUND_S):
+            await client.start()
+        yield client
+    finally:
+        async with asyncio.timeout(BOUND_S):
+            await client.close()
+    assert client.state is EngineState.CLOSED
+    assert client.pixel_bytes_in_flight == 0
+    assert not [pid for pid in pids if pid is not None and is_running(pid)]
+    assert open_descriptors() == before
+
+
+@pytest.fixture
+async def engine():
+    # What the event loop opens at its first use is not the client's.
+    await asyncio.get_running_loop().run_in_executor(None, int)
+    async with running(fake_client()) as client:
+        yield client
+
+
+async def endless(engine, sequence_id, *, pictures=()):
+    """Starts a sequence that does not end, waits for its first news and returns the iterator."""
+    request = request_of(sequence_id, SLOW, max_tokens=ENDLESS, pictures=pictures)
+    news = engine.generate(request, pictures)
+    await anext(news)
+    return news
+
+
+async def lose_to(engine, *prompt, sequence_id="poison"):
+    """Sends a request that ends the engine, and waits until the engine is back."""
+    with pytest.raises(EngineUnavailableError) as caught:
+        await collect(engine, request_of(sequence_id, *prompt))
+    assert caught.value.retry_after_s >= 1
+    await until(lambda: engine.state is EngineState.READY)
+
+
+# ---- answers ----
+
+
+async def test_start_tells_what_was_loaded(engine):
+    assert engine.state is EngineState.READY
+    assert (engine.ready.device, engine.ready.parts[2]) == ("fake", ("language", 3))
+    assert is_running(engine.pid)
+    assert engine.last_heartbeat_age_s < BOUND_S
+
+
+async def test_text_is_answered(engine):
+    request = request_of("a", 5, 6)
+    news = await collect(engine, request)
+    assert tokens_of(news) == [fake_token(request, b"", index) for index in range(5)]
+    assert [o.finish_reason for o in news if o.finish_reason] == [FinishReason.LENGTH]
+    assert news[0].num_cached_tokens == 0
+
+
+async def test_pictures_reach_the_engine_in_order(engine):
+    pictures = [b"abc", b"defghi"]
+    request = request_of("a", pictures=pictures)
+    news = await collect(engine, request, pictures)
+    assert tokens_of(news) == [fake_token(request, b"abcdefghi", index) for index in range(5)]
+    assert engine.pixel_bytes_in_flight == 0
+
+
+async def test_many_at_once_are_answered_each(engine):
+    requests = [request_of(f"s{index}", index + 1, max_tokens=20) for index in range(40)]
+    answers = await asyncio.gather(*(collect(engine, request) for request in requests))
+    for request, news in zip(requests, answers, strict=True):
+        assert tokens_of(news) == [fake_token(request, b"", index) for index in range(20)]
+    await until(lambda: engine.stats.steps > 0 and engine.stats.kv_pages_used == 0)
+
+
+async def test_a_slow_consumer_gets_merged_news_and_misses_nothing(engine):
+    request = request_of("slow", max_tokens=1000)
+    news = engine.generate(request, [])
+    first = await anext(news)
+    await collect(engine, request_of("other", max_tokens=2000))  # ends after the slow one
+    rest = [output async for output in news]
+    assert len(rest) == 1
+    assert tokens_of([first, *rest]) == [fake_token(request, b"", i) for i in range(1000)]
+
+
+async def test_a_frame_larger_than_the_socket_takes_at_once_arrives(engine):
+    request = request_of("long", *range(1, 400_000), max_tokens=2)
+    assert len(tokens_of(await collect(engine, request))) == 2
+
+
+async def test_an_output_too_long_fails_its_sequence_only(engine):
+    good, bad = await asyncio.gather(
+        collect(engine, request_of("good", SLOW, max_tokens=30)),
+        collect(engine, request_of("bad", HUGE)),
+    )
+    assert (bad[-1].finish_reason, bad[-1].error) == (FinishReason.ERROR, "INTERNAL")
+    assert good[-1].finish_reason is FinishReason.LENGTH
+    assert engine.restarts == 0
+
+
+async def test_an_id_in_flight_is_refused(engine):
+    async with aclosing(await endless(engine, "same")):
+        with pytest.raises(RequestIdInUseError):
+            await collect(engine, request_of("same"))
+
+
+async def test_pictures_outside_of_the_pixels_are_refused(engine):
+    with pytest.raises(ValueError, match="outside"):
+        await collect(engine, request_of("a", pictures=[b"abcdef"]), [b"abc"])
+    assert len(await collect(engine, request_of("a"))) > 0
+
+
+# ---- abort and cancellation ----
+
+
+async def test_abort_ends_the_iterator(engine):
+    news = await endless(engine, "a")
+    await engine.abort("a")
+    finish = [output.finish_reason async for output in news][-1]
+    assert finish is FinishReason.ABORTED
+    await engine.abort("a")
+    await until(lambda: engine.stats.kv_pages_used == 0)
+
+
+async def test_closing_the_iterator_frees_the_sequence(engine):
+    news = await endless(engine, "a", pictures=[b"abc"])
+    assert engine.pixel_bytes_in_flight == 3
+    await news.aclose()
+    await until(lambda: engine.pixel_bytes_in_flight == 0)
+    await until(lambda: engine.stats.running == 0 and engine.stats.kv_pages_used == 0)
+
+
+async def test_a_second_try_under_the_same_id_is_served(engine):
+    first = await endless(engine, "same")
+    await first.aclose()
+    assert len(tokens_of(await collect(engine, request_of("same", SLOW)))) == 5
+
+
+async def cancel_after(engine, turns):
+    """Cancels consumers, some of which wait for room, after so many turns of the event loop."""
+    picture = [b"abc" * 100]
+    holder = await endless(engine, "holder", pictures=[b"abc" * 200])
+    consumers = [
+        asyncio.create_task(
+            collect(
+                engine, request_of(f"c{i}", SLOW, max_tokens=ENDLESS, pictures=picture), picture
+            )
+        )
+        for i in range(4)
+    ]
+    for turn in range(turns):
+        await asyncio.sleep(0.001 * (turn % 2))
+    for consumer in consumers:
+        consumer.cancel()
+        await asyncio.sleep(0)
+    results = await asyncio.gather(*consumers, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results)
+    await holder.aclose()
+    await until(lambda: engine.pixel_bytes_in_flight == 0)
+
+
+async def nothing_is_left(engine):
+    assert tokens_of(await collect(engine, request_of("after")))
+    await until(lambda: engine.stats.running == 0 and engine.stats.kv_pages_used == 0)
+    assert engine.restarts == 0
+    assert not holds_pixels(engine.pid)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 4, 6, 9, 30, 200])
+async def test_cancellation_at_any_moment_leaves_nothing(engine, turns):
+    await cancel_after(engine, turns)
+    await nothing_is_left(engine)
+
+
+@pytest.mark.full
+async def test_cancellation_at_200_random_moments_leaves_nothing(engine):
+    moments = random.Random(7)
+    for _ in range(50):  # with 4 consumers each
+        await cancel_after(engine, int(moments.expovariate(1 / 15)))
+    await nothing_is_left(engine)
+
+
+# ---- pixel budget (1000 bytes) ----
+
+
+async def test_over_the_budget_waits_for_room(engine):
+    picture = [b"abc" * 200]
+    first = await endless(engine, "first", pictures=picture)
+    second = asyncio.create_task(collect(engine, request_of("second", pictures=picture), picture))
+    assert tokens_of(await collect(engine, request_of("text needs no room")))
+    assert not second.done()
+    assert engine.pixel_bytes_in_flight == 600
+    await first.aclose()
+    async with asyncio.timeout(BOUND_S):
+        assert len(tokens_of(await second)) == 5
+
+
+async def test_who_waits_for_room_can_be_aborted(engine):
+    picture = [b"abc" * 200]
+    first = await endless(engine, "first", pictures=picture)
+    second = asyncio.create_task(collect(engine, request_of("second", pictures=picture), picture))
+    await asyncio.sleep(0)
+    await engine.abort("second")
+    assert [o.finish_reason for o in await second] == [FinishReason.ABORTED]
+    await first.aclose()
+
+
+async def test_more_than_the_whole_budget_is_refused_at_once(engine):
+    picture = [b"abc" * 334]
+    with pytest.raises(ImageTooLargeError):
+        await collect(engine, request_of("a", pictures=picture), picture)
+    assert engine.pixel_bytes_in_flight == 0
+
+
+# ---- death and return ----
+
+
+@pytest.mark.parametrize("marker", [CRASH, SEGFAULT, STEP_RAISES])
+async def test_a_crash_ends_the_others_and_the_engine_comes_back(engine, marker):
+    states = []
+    engine.on_state_change(states.append)
+    pid = engine.pid
+    other = await endless(engine, "other", pictures=[b"abc"])
+    await lose_to(engine, 1, marker)
+    with pytest.raises(EngineUnavailableError):
+        _ = [output async for output in other]
+    assert states == [EngineState.RESTARTING, EngineState.READY]
+    assert engine.pid != pid
+    assert engine.restarts == 1
+    assert engine.pixel_bytes_in_flight == 0
+    assert tokens_of(await collect(engine, request_of("other")))
+
+
+async def test_kill_9_under_load(engine):
+    pid = engine.pid
+    picture = [b"abc" * 100]
+    consumers = [
+        asyncio.create_task(
+            collect(
+                engine, request_of(f"c{i}", SLOW, max_tokens=ENDLESS, pictures=picture), picture
+            )
+        )
+        for i in range(8)
+    ]
+    await until(lambda: engine.stats.running == 3)  # the others wait for room
+    assert holds_pixels(pid)
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(BOUND_S):
+        results = await asyncio.gather(*consumers, return_exceptions=True)
+    assert all(isinstance(result, EngineUnavailableError) for result in results)
+    await until(lambda: engine.state is EngineState.READY)
+    assert not is_running(pid)
+    assert tokens_of(await collect(engine, request_of("after", pictures=picture), picture))
+
+
+async def test_requests_are_refused_while_the_engine_is_away(engine):
+    refused = asyncio.get_running_loop().create_future()
+
+    def try_to_generate(state):
+        if state is EngineState.RESTARTING:
+            refused.set_result(asyncio.create_task(collect(engine, request_of("a"))))
+
+    engine.on_state_change(try_to_generate)
+    os.kill(engine.pid, signal.SIGKILL)
+    async with asyncio.timeout(BOUND_S):
+        attempt = await refused
+    with pytest.raises(EngineUnavailableError) as caught:
+        await attempt
+    assert caught.value.retry_after_s >= 1
+    assert engine.ready is not None
+
+
+async def test_a_stalled_engine_is_killed():
+    async with running(fake_client(stall_timeout_s=1.0)) as engine:
+        pid = engine.pid
+        await lose_to(engine, STALL)
+        assert not is_running(pid)
+        assert engine.restarts == 1
+
+
+async def test_sigterm_and_sigint_are_not_for_the_engine(engine):
+    pid = engine.pid
+    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGINT)
+    assert tokens_of(await collect(engine, request_of("a")))
+    assert engine.pid == pid
+
+
+async def test_an_abort_reaches_who_waits_for_the_ghost_of_his_id(engine):
+    """The engine is stopped, so that the first try cannot end before the abort of the second comes."""
+    news = await endless(engine, "a")
+    os.kill(engine.pid, signal.SIGSTOP)
+    await news.aclose()
+    retry = asyncio.create_task(collect(engine, request_of("a")))
+    await asyncio.sleep(0)
+    await engine.abort("a")
+    os.kill(engine.pid, signal.SIGCONT)
+    [output] = await retry
+    assert (output.finish_reason, output.token_ids) == (FinishReason.ABORTED, ())
+    assert tokens_of(await collect(engine, request_of("a")))
+
+
+def test_suspicion_ends_with_time():
+    now = [0.0]
+    quarantine = Quarantine(lambda: now[0])
+    request = request_of("a")
+    for now[0] in (0.0, Quarantine.FORGIVEN_AFTER_S - 1):
+        assert not quarantine.holds(request)
+        quarantine.blame([request])
+    assert quarantine.holds(request)
+    now[0] += Quarantine.FORGIVEN_AFTER_S
+    assert not quarantine.holds(request)
+    quarantine.blame([request])
+    assert not quarantine.holds(request)
+    quarantine.blame([request])
+    assert quarantine.holds(request)
+
+
+async def test_a_request_there_at_two_deaths_is_refused(engine):
+    for _ in range(2):
+        await lose_to(engine, 4, CRASH)
+    with pytest.raises(InternalError):
+        await collect(engine, request_of("again", 4, CRASH))
+    assert engine.state is EngineState.READY
+    assert tokens_of(await collect(engine, request_of("another", 4)))
+
+
+async def test_finishing_takes_the_suspicion_away(engine):
+    for poison in (4, 5):
+        bystander = await endless(engine, "bystander")
+        await lose_to(engine, poison, CRASH)
+        with pytest.raises(EngineUnavailableError):
+            await anext(bystander)
+        assert tokens_of(await collect(engine, request_of("bystander", SLOW)))
+
+
+# ---- starting and closing ----
+
+
+async def test_a_model_that_cannot_be_loaded_fails_fast_with_the_reason(capfd):
+    client = fake_client("refused")
+    with pytest.raises(EngineStartError, match="ValueError: no model here"):
+        await client.start()
+    assert (client.state, client.restarts) == (EngineState.FAILED, 0)
+    said = capfd.readouterr().err
+    assert "the model cannot be loaded" in said
+    assert "Traceback" not in said
+    with pytest.raises(EngineUnavailableError) as caught:
+        await collect(client, request_of("a"))
+    assert caught.value.retry_after_s is None
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model_dir": "crash"},
+        {"command": ["/nowhere"]},
+        {"command": [sys.executable, "-c", GARBAGE]},
+    ],
+    ids=["crash", "no such program", "garbage"],
+)
+async def test_an_engine_that_never_comes_up_fails_in_the_end(options):
+    before = open_descriptors()
+    client = fake_client(**options)
+    async with asyncio.timeout(BOUND_S):
+        with pytest.raises(EngineStartError):
+            await client.start()
+    assert client.state is EngineState.FAILED
+    assert client.restarts == client_module.MAX_FAILED_LOADS - 1
+    assert client.pid is None
+    await client.close()
+    assert open_descriptors() == before
+
+
+async def test_an_engine_that_does_not_come_back_fails_in_the_end(tmp_path):
+    client = fake_client(f"once:{tmp_path / 'loaded'}")
+    await client.start()
+    os.kill(client.pid, signal.SIGKILL)
+    await until(lambda: client.state is EngineState.FAILED)
+    await client.close()
+
+
+async def test_a_load_that_takes_too_long_is_ended(monkeypatch):
+    monkeypatch.setattr(client_module, "MAX_FAILED_LOADS", 1)
+    client = fake_client("slow", start_timeout_s=0.5)
+    async with asyncio.timeout(BOUND_S):
+        with pytest.raises(EngineStartError, match="not loaded within"):
+            await client.start()
+    await client.close()
+
+
+async def test_close_while_loading():
+    client = fake_client("slow")
+    starting = asyncio.create_task(client.start())
+    await until(lambda: client.pid is not None)
+    pid = client.pid
+    await client.close()
+    with pytest.raises(EngineStartError):
+        await starting
+    assert not is_running(pid)
+
+
+async def test_close_ends_what_is_running(engine):
+    pid = engine.pid
+    news = await endless(engine, "a")
+    await asyncio.gather(engine.close(), engine.close())
+    with pytest.raises(EngineUnavailableError):
+        _ = [output async for output in news]
+    assert not is_running(pid)
+    assert engine.last_heartbeat_age_s == float("inf")
+
+
+async def test_close_kills_an_engine_that_does_not_leave(monkeypatch):
+    monkeypatch.setattr(client_module, "CLOSE_GRACE_S", 0.1)
+    async with running(fake_client()) as engine:
+        os.kill(engine.pid, signal.SIGSTOP)
+
+
+def test_the_same_under_uvloop():
+    async def scenario():
+        async with running(fake_client()) as engine:
+            picture = [b"abc" * 300]
+            news = await endless(engine, "a", pictures=picture)
+            await lose_to(engine, CRASH)
+            with pytest.raises(EngineUnavailableError):
+                _ = [output async for output in news]
+            assert tokens_of(await collect(engine, request_of("b", pictures=picture), picture))
+            long = request_of("long", *range(1, 400_000), max_tokens=2)
+            assert len(tokens_of(await collect(engine, long))) == 2
+
+    async def warm_then_play():
+        await asyncio.get_running_loop().run_in_executor(None, int)
+        await scenario()
+
+    uvloop.run(warm_then_play())

@@ -1,0 +1,148 @@
+"""A front on a real socket around an engine without a model, and the small model directory that it serves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+import json
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from inference_service.backend.served_model import ServedModel
+from inference_service.engine_client.interface import EngineState
+from inference_service.grpc_api.server import Front
+from inference_service.settings import ServiceSettings
+from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
+from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
+from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+from tests.grpc_api.echo_engine import EchoEngine
+from tests.support.published_configs import published_files, write_files
+
+
+LIMIT = 32 * 2**20
+NAMES = ("echo", "echo-too")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+TEMPLATE = """\
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}\
+{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>\
+{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}\
+{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3-VL without weights whose tokens are bytes: Chinese takes three tokens for a character."""
+    directory = tmp_path_factory.mktemp("model")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIAL])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "chat_template.jinja").write_text(TEMPLATE)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    files = published_files()
+    config, text = files["config.json"], files["config.json"]["text_config"]
+    config |= {"vision_start_token_id": 259, "vision_end_token_id": 260}
+    config |= {"image_token_id": 261, "video_token_id": 262}
+    text |= {"vocab_size": 263, "eos_token_id": 258, "max_position_embeddings": 4096}
+    files["generation_config.json"] |= {"eos_token_id": [258, 256]}
+    files["preprocessor_config.json"]["size"] = {
+        "shortest_edge": 4 * 32 * 32,
+        "longest_edge": 100 * 32 * 32,
+    }
+    return write_files(directory, files)
+
+
+@pytest.fixture(scope="session")
+def model(model_dir: Path) -> ServedModel:
+    return ServedModel.load(model_dir, NAMES)
+
+
+@dataclass
+class Door:
+    """A running front and everything a caller needs."""
+
+    front: Front
+    engine: EchoEngine
+    channel: grpc.aio.Channel
+    chat: chat_grpc.ChatServiceStub
+    models: model_grpc.ModelServiceStub
+    admin: admin_grpc.AdminServiceStub
+    raw: completion_grpc.CompletionServiceStub
+
+    def target(self, name: str = "grpc") -> str:
+        return f"127.0.0.1:{self.front.ports[name]}"
+
+    async def create(
+        self, spec: chat_pb.ChatCompletionSpec, **options: object
+    ) -> chat_pb.CreateChatCompletionResponse:
+        request = chat_pb.CreateChatCompletionRequest(spec=spec)
+        return await self.chat.CreateChatCompletion(request, **({"timeout": 20} | options))
+
+    def stream(self, spec: chat_pb.ChatCompletionSpec, **options: object) -> grpc.aio.Call:
+        request = chat_pb.StreamChatCompletionRequest(spec=spec)
+        return self.chat.StreamChatCompletion(request, **({"timeout": 20} | options))
+
+
+OpenDoor = Callable[..., Awaitable[Door]]
+
+
+def channel_to(target: str) -> grpc.aio.Channel:
+    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", LIMIT)]
+    return grpc.aio.insecure_channel(target, options=options)
+
+
+@pytest.fixture
+async def open_door(model: ServedModel) -> AsyncIterator[OpenDoor]:
+    """Opens fronts with settings of the test's own; `ready=False` leaves the engine loading."""
+    doors: list[Door] = []
+
+    async def opens(*, ready: bool = True, **settings: object) -> Door:
+        addresses = {"grpc_address": "127.0.0.1:0", "admin_address": "127.0.0.1:0"}
+        engine = EchoEngine(model.tokenizer)
+        front = Front(ServiceSettings(**(addresses | settings)), model, engine)
+        await front.start()
+        if ready:
+            await engine.start()
+        channel = channel_to(f"127.0.0.1:{front.ports['grpc']}")
+        door = Door(
+            front,
+            engine,
+            channel,
+            chat_grpc.ChatServiceStub(channel),
+            model_grpc.ModelServiceStub(channel),
+            admin_grpc.AdminServiceStub(channel),
+            completion_grpc.CompletionServiceStub(channel),
+        )
+        doors.append(door)
+        return door
+
+    yield opens
+    for door in doors:
+        await door.channel.close()
+        if door.engine.state is not EngineState.CLOSED:
+            await door.front.stop(0.0)
+
+
+@pytest.fixture
+async def door(open_door: OpenDoor) -> Door:
+    return await open_door()

@@ -1,0 +1,179 @@
+"""An engine without a model that answers with the question: what a test asks is what it gets.
+
+Choice i of a request is the question i + 1 times over. Tokens come one by one. `hold_at` makes every sequence wait
+after so many tokens until `resume` is set, so that tests can look at requests under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from inference_service.engine_client.interface import EngineState
+from inference_service.engine_protocol.messages import (
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    SequenceOutput,
+    TokenLogprobs,
+)
+from inference_service.errors import EngineUnavailableError, RequestIdInUseError
+from inference_service.text.tokenizer import Tokenizer
+
+
+EOS = 258  # <|im_end|> of the model directory in conftest.py
+
+
+class EchoEngine:
+    """An `Engine` in the test's own process."""
+
+    def __init__(self, tokenizer: Tokenizer, max_model_len: int = 2048) -> None:
+        self.state = EngineState.STARTING
+        self.ready: EngineReady | None = None
+        self.restarts = 0
+        self.pid: int | None = None
+        self.last_heartbeat_age_s = 0.0
+        self.pixel_bytes_in_flight = 0
+        self.hold_at: int | None = None
+        self.resume = asyncio.Event()
+        self.fails_with = ""
+        self.requests: list[EngineRequest] = []
+        self.pixels: list[bytes] = []
+        self.aborted: list[str] = []
+        self.live: dict[str, asyncio.Event] = {}
+        self._tokenizer = tokenizer
+        self._max_model_len = max_model_len
+        self._callbacks: list[Callable[[EngineState], None]] = []
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(running=len(self.live), kv_pages_total=100, kv_page_tokens=16)
+
+    def on_state_change(self, callback: Callable[[EngineState], None]) -> None:
+        self._callbacks.append(callback)
+
+    async def start(self) -> None:
+        self.pid = 4321
+        self.ready = EngineReady(
+            device="cpu",
+            dtype="float32",
+            max_model_len=self._max_model_len,
+            kv_pages_total=100,
+            kv_page_tokens=16,
+            kv_bytes_per_token=64,
+            weight_bytes=1000,
+            parts=(("vision", 1), ("adapter", 2), ("language", 3)),
+        )
+        self.become(EngineState.READY)
+
+    async def close(self) -> None:
+        self.become(EngineState.CLOSED)
+
+    def become(self, state: EngineState) -> None:
+        """Changes the state as the supervisor of a real engine does; all but READY ends what is running."""
+        self.state = state
+        if state is not EngineState.READY:
+            for over in self.live.values():
+                over.set()
+        for callback in self._callbacks:
+            callback(state)
+
+    async def abort(self, sequence_id: str) -> None:
+        if sequence_id in self.live:
+            self.aborted.append(sequence_id)
+            self.live[sequence_id].set()
+
+    async def generate(
+        self, request: EngineRequest, pixels: Sequence[bytes | memoryview]
+    ) -> AsyncGenerator[SequenceOutput, None]:
+        self._require_ready()
+        if request.sequence_id in self.live:
+            raise RequestIdInUseError("a sequence with this id is in flight")
+        self.requests.append(request)
+        self.pixels = [bytes(picture) for picture in pixels]
+        over = self.live[request.sequence_id] = asyncio.Event()
+        finished = False
+        try:
+            aborted = SequenceOutput(
+                sequence_id=request.sequence_id, finish_reason=FinishReason.ABORTED
+            )
+            for index, planned in enumerate(self._outputs(request)):
+                await self._hold(index, over)
+                self._require_ready()
+                output = aborted if over.is_set() else planned
+                finished = output.finish_reason is not None
+                yield output
+                if finished:
+                    return
+        finally:
+            del self.live[request.sequence_id]
+            if not finished:
+                self.aborted.append(request.sequence_id)
+
+    def _require_ready(self) -> None:
+        if self.state is not EngineState.READY:
+            raise EngineUnavailableError("the engine was lost", retry_after_s=1.0)
+
+    async def _hold(self, index: int, over: asyncio.Event) -> None:
+        if self.hold_at is None or index < self.hold_at:
+            await asyncio.sleep(0)
+            return
+        waits = [asyncio.ensure_future(event.wait()) for event in (over, self.resume)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    def _outputs(self, request: EngineRequest) -> list[SequenceOutput]:
+        """All news of a sequence that nobody disturbs."""
+        if self.fails_with:
+            return [
+                SequenceOutput(
+                    sequence_id=request.sequence_id,
+                    finish_reason=FinishReason.ERROR,
+                    error=self.fails_with,
+                )
+            ]
+        sampling = request.sampling
+        tokens = (*self._question(request) * (sampling.choice_index + 1), EOS)
+        outputs = []
+        for index, token in enumerate(tokens[: sampling.max_tokens]):
+            reason = FinishReason.LENGTH if index + 1 == sampling.max_tokens else None
+            reason = FinishReason.STOP_TOKEN if token in sampling.stop_token_ids else reason
+            reason = FinishReason.EOS if token == EOS else reason
+            outputs.append(
+                SequenceOutput(
+                    sequence_id=request.sequence_id,
+                    token_ids=(token,),
+                    logprobs=()
+                    if sampling.logprobs is None
+                    else (_logprobs(token, sampling.logprobs),),
+                    prompt_logprobs=(
+                        tuple(
+                            _logprobs(id_, sampling.prompt_logprobs)
+                            for id_ in request.prompt_token_ids[1:]
+                        )
+                        if index == 0 and sampling.prompt_logprobs is not None
+                        else ()
+                    ),
+                    num_cached_tokens=3 if index == 0 else None,
+                    finish_reason=reason,
+                )
+            )
+            if reason is not None:
+                break
+        return outputs
+
+    def _question(self, request: EngineRequest) -> tuple[int, ...]:
+        """The ids of the last user's text: what stands between the last `user` line or picture and its end."""
+        text = self._tokenizer.decode(request.prompt_token_ids, skip_special_tokens=False)
+        question = text.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
+        return tuple(self._tokenizer.encode_plain(question.rpartition("<|vision_end|>")[2]))
+
+
+def _logprobs(token: int, count: int) -> TokenLogprobs:
+    """The chosen token is always the likeliest, then come its successors."""
+    top = tuple(((token + k) % 256, -0.5 - k) for k in range(count))
+    return TokenLogprobs(token_id=token, logprob=-0.5, rank=1, top=top)

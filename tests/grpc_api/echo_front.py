@@ -1,0 +1,40 @@
+"""A program: the service around an echo engine that takes its time. Prints its port, and whether torch was loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+import sys
+
+from inference_service.backend.served_model import ServedModel
+from inference_service.grpc_api import server as app
+from inference_service.settings import ServiceSettings
+from tests.grpc_api.echo_engine import EchoEngine
+
+
+class SlowEchoEngine(EchoEngine):
+    async def _hold(self, index: int, over: asyncio.Event) -> None:
+        await asyncio.sleep(0.005)
+
+
+class TellingFront(app.Front):
+    async def start(self) -> None:
+        await super().start()
+        sys.stderr.write(f"port {self.ports['grpc']}\n")
+        sys.stderr.flush()
+
+
+async def main() -> int:
+    model = ServedModel.load(Path(sys.argv[1]), ("echo",))
+    settings = ServiceSettings(grpc_address="127.0.0.1:0", admin_address=None)
+    return await app.serve(settings, model, SlowEchoEngine(model.tokenizer))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level="INFO")
+    app.Front = TellingFront
+    status = asyncio.run(main())
+    if "torch" in sys.modules:
+        sys.stderr.write("torch loaded\n")
+    sys.exit(status)

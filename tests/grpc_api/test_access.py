@@ -1,0 +1,151 @@
+"""Keys, request ids and the log line of a call."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from pathlib import Path
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+import pytest
+
+from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import message_pb2 as message_pb
+from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from tests.grpc_api.asking import refusal, spec_of
+from tests.grpc_api.conftest import Door, channel_to
+
+
+KEY = (("authorization", "Bearer key-one"),)
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_text("key-one\nkey-two\n")
+    return path
+
+
+@pytest.fixture
+async def guarded(open_door, key_file: Path) -> Door:
+    return await open_door(api_key_file=str(key_file))
+
+
+async def drained(stream: grpc.aio.Call) -> None:
+    async for _ in stream:
+        pass
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        (),
+        (("authorization", "Bearer wrong"),),
+        (("authorization", "key-one"),),
+        (("authorization", ""),),
+    ],
+)
+async def test_no_method_of_ours_answers_without_a_key(guarded: Door, metadata) -> None:
+    spec = spec_of("x")
+    options = {"timeout": 20, "metadata": metadata}
+    calls = [
+        guarded.create(spec, **options),
+        drained(guarded.stream(spec, **options)),
+        guarded.chat.CountTokens(chat_pb.CountTokensRequest(spec=spec), **options),
+        guarded.models.ListModels(model_pb.ListModelsRequest(), **options),
+        guarded.models.GetModel(model_pb.GetModelRequest(name="echo"), **options),
+        guarded.admin.AbortRequest(admin_pb.AbortRequestRequest(request_ids=["x"]), **options),
+        guarded.admin.GetServerInfo(admin_pb.GetServerInfoRequest(), **options),
+        guarded.admin.GetLoad(admin_pb.GetLoadRequest(), **options),
+        guarded.admin.Drain(admin_pb.DrainRequest(), **options),
+    ]
+    for call in calls:
+        got = await refusal(call)
+        assert (got.info.reason, got.code) == (
+            "UNAUTHENTICATED",
+            grpc.StatusCode.UNAUTHENTICATED,
+        )
+    assert not guarded.engine.requests
+
+
+async def test_reflection_is_guarded_and_health_is_open(guarded: Door) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(guarded.channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    got = await refusal(drained(stub.ServerReflectionInfo(iter([request]))))
+    assert got.code is grpc.StatusCode.UNAUTHENTICATED
+    await drained(stub.ServerReflectionInfo(iter([request]), metadata=KEY))
+    health = health_pb2_grpc.HealthStub(guarded.channel)
+    assert (await health.Check(health_pb2.HealthCheckRequest())).status == 1
+
+
+async def test_the_admin_address_is_guarded_too(guarded: Door) -> None:
+    async with channel_to(guarded.target("admin")) as channel:
+        stub = type(guarded.admin)(channel)
+        got = await refusal(stub.Drain(admin_pb.DrainRequest()))
+        assert got.code is grpc.StatusCode.UNAUTHENTICATED
+    assert not guarded.front.completions.draining
+
+
+def replace_keys(path: Path, text: str) -> None:
+    path.write_text(text)
+    os.utime(path, ns=(1, 1))
+
+
+async def test_known_keys_pass_and_the_file_is_read_again(guarded: Door, key_file: Path) -> None:
+    assert (await guarded.create(spec_of("x"), metadata=KEY)).choices[0].text == "x"
+    replace_keys(key_file, "key-three\n")
+    got = await refusal(guarded.create(spec_of("x"), metadata=KEY))
+    assert got.code is grpc.StatusCode.UNAUTHENTICATED
+    fresh = (("authorization", "bearer key-three"),)
+    assert (await guarded.create(spec_of("x"), metadata=fresh)).choices[0].text == "x"
+
+
+async def test_a_refused_call_has_its_log_line(guarded: Door, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    await refusal(guarded.create(spec_of("x", request_id="nobody")))
+    (line,) = [r.message for r in caplog.records if r.name == "inference_service.access"]
+    assert json.loads(line) | {"code": "UNAUTHENTICATED", "request_id": "nobody"} == json.loads(
+        line
+    )
+
+
+async def test_request_id_comes_from_the_request_then_from_metadata(door: Door, caplog) -> None:
+    metadata = (("x-request-id", "from-metadata"),)
+    assert (
+        await door.create(spec_of("x"), metadata=metadata)
+    ).started.request_id == "from-metadata"
+    spec = spec_of("x", request_id="from-request")
+    assert (await door.create(spec, metadata=metadata)).started.request_id == "from-request"
+    caplog.set_level(logging.INFO)
+    made = {(await door.create(spec_of("x"))).started.request_id for _ in range(3)}
+    assert len(made) == 3
+    assert all(made_id in caplog.text for made_id in made)
+
+
+async def test_one_log_line_for_every_call_without_what_was_said(door: Door, caplog) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = "https://host.invalid/x.png?token=secret-query"
+    uri = message_pb.Part(image=message_pb.Image(uri=secret))
+    headers = (("authorization", "Bearer secret-key"),)
+    await door.create(spec_of("secret-prompt", request_id="r1"), metadata=headers)
+    await drained(door.stream(spec_of("secret-prompt", request_id="r2")))
+    await refusal(door.create(spec_of("secret-prompt", uri, n=9, request_id="r3")))
+    door.engine.hold_at = 0
+    call = door.stream(spec_of("secret-prompt", request_id="r4"))
+    await call.read()
+    call.cancel()
+    lines: dict[str, str] = {}
+    async with asyncio.timeout(20):
+        while "r4" not in lines:
+            await asyncio.sleep(0.005)
+            records = [r.message for r in caplog.records if r.name == "inference_service.access"]
+            lines = {json.loads(r)["request_id"]: json.loads(r)["code"] for r in records}
+    assert lines == {"r1": "OK", "r2": "OK", "r3": "INVALID_ARGUMENT", "r4": "CANCELLED"}
+    assert len(records) == 4
+    assert "secret" not in caplog.text

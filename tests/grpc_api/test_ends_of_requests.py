@@ -1,0 +1,177 @@
+"""How requests end early: callers who leave, deadlines, AbortRequest, and readers that are slow."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import grpc.aio
+import pytest
+
+from inference_service.errors import DeadlineError
+from inference_service.grpc_api.chat_service import ChatServicer
+from inference_service.grpc_api.interceptors import caller_of_call, request_id_of_call
+from inference_service.settings import ServiceSettings
+from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
+from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from tests.grpc_api.asking import image_part, refusal, spec_of, until
+from tests.grpc_api.conftest import Door, channel_to
+from tests.support.pictures import draw
+
+
+def is_idle(door: Door) -> bool:
+    return not door.engine.live and door.front.completions.in_flight == 0
+
+
+@pytest.mark.parametrize("unary", [False, True])
+async def test_caller_who_leaves_frees_the_engine(door: Door, unary: bool) -> None:
+    door.engine.hold_at = 2
+    spec = spec_of("hello", n=2, request_id="left")
+    if unary:
+        call = door.chat.CreateChatCompletion(chat_pb.CreateChatCompletionRequest(spec=spec))
+    else:
+        call = door.stream(spec)
+        assert (await call.read()).HasField("started")
+    await until(lambda: len(door.engine.live) == 2)
+    call.cancel()
+    await until(lambda: is_idle(door))
+    assert sorted(door.engine.aborted) == ["left#0", "left#1"]
+
+
+async def test_caller_who_leaves_while_pictures_are_decoded(door: Door, monkeypatch) -> None:
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    async def stuck(*_: object, **__: object) -> None:
+        begun.set()
+        await never.wait()
+
+    monkeypatch.setattr(type(door.front._decoder), "decode", stuck)
+    call = door.stream(spec_of(image_part(draw("red", "star").png), "?"))
+    reading = asyncio.ensure_future(call.read())
+    await begun.wait()
+    call.cancel()
+    await until(lambda: is_idle(door))
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert not door.engine.requests
+
+
+async def test_deadline_of_the_caller(door: Door) -> None:
+    door.engine.hold_at = 2
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await door.create(spec_of("hello"), timeout=0.3)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: is_idle(door))
+    assert len(door.engine.aborted) == len(door.engine.requests)
+
+
+async def test_deadline_of_the_service(open_door) -> None:
+    door = await open_door(request_timeout_s=0.3)
+    door.engine.hold_at = 2
+    got = await refusal(door.create(spec_of("hello"), timeout=None))
+    assert (got.info.reason, got.code) == ("DEADLINE_EXCEEDED", grpc.StatusCode.DEADLINE_EXCEEDED)
+    await until(lambda: is_idle(door))
+
+
+async def test_deadline_passes_while_the_reader_is_slow(open_door) -> None:
+    door = await open_door(request_timeout_s=0.2)
+    door.engine.hold_at = 2
+
+    class Context:
+        def time_remaining(self) -> None:
+            return None
+
+    servicer = ChatServicer(door.front.completions, ServiceSettings(request_timeout_s=0.2))
+    request_id_of_call.set("slow")
+    caller_of_call.set("me")
+    request = chat_pb.StreamChatCompletionRequest(spec=spec_of("hello"))
+    stream = servicer.StreamChatCompletion(request, Context())
+    await anext(stream)
+    await asyncio.sleep(0.3)  # as gRPC's write of a reader that does not read; it is not cancelled
+    with pytest.raises(DeadlineError):
+        async for _ in stream:
+            pass
+    await until(lambda: is_idle(door))
+
+
+async def test_abort_request(door: Door) -> None:
+    door.engine.hold_at = 3
+    stream = door.stream(spec_of("hello", n=2, request_id="mine"))
+    await stream.read()
+    await until(lambda: len(door.engine.live) == 2)
+    request = admin_pb.AbortRequestRequest(request_ids=["mine", "nobody"])
+    response = await door.admin.AbortRequest(request, timeout=20)
+    assert list(response.aborted) == ["mine"]
+    assert list(response.unknown) == ["nobody"]
+    events = []
+    while (event := await stream.read()) is not grpc.aio.EOF:
+        events.append(event)
+    reasons = [e.finished.reason for e in events if e.HasField("finished")]
+    assert reasons == [usage_pb.FINISH_REASON_ABORTED] * 2
+    assert events[-1].HasField("usage")
+    assert await stream.code() is grpc.StatusCode.OK
+    assert is_idle(door)
+
+
+async def test_nobody_ends_the_requests_of_others(open_door, tmp_path) -> None:
+    """But on the admin address."""
+    keys = tmp_path / "keys"
+    keys.write_text("one\ntwo\n")
+    door = await open_door(api_key_file=str(keys))
+    one, two = ((("authorization", f"Bearer {key}"),) for key in ("one", "two"))
+    door.engine.hold_at = 3
+    streams = [
+        door.stream(spec_of("hello", request_id=name), metadata=one) for name in ("first", "second")
+    ]
+    for stream in streams:
+        await stream.read()
+    ids = admin_pb.AbortRequestRequest(request_ids=["first"])
+    refused = await door.admin.AbortRequest(ids, metadata=two, timeout=20)
+    assert (list(refused.aborted), list(refused.unknown)) == ([], ["first"])
+    assert len(door.engine.live) == 2
+    response = await door.admin.AbortRequest(ids, metadata=one, timeout=20)
+    assert list(response.aborted) == ["first"]
+    async with channel_to(door.target("admin")) as channel:
+        ids = admin_pb.AbortRequestRequest(request_ids=["second"])
+        operator = admin_grpc.AdminServiceStub(channel)
+        response = await operator.AbortRequest(ids, metadata=two, timeout=20)
+        assert list(response.aborted) == ["second"]
+    await until(lambda: is_idle(door))
+
+
+async def test_abort_before_the_engine_knows(door: Door, monkeypatch) -> None:
+    build = type(door.front.completions.model.prompts).build
+    loop = asyncio.get_running_loop()
+
+    def abort_first(*arguments: object) -> object:
+        future = asyncio.run_coroutine_threadsafe(door.front.completions.abort("early"), loop)
+        assert future.result(20)
+        return build(*arguments)
+
+    monkeypatch.setattr(type(door.front.completions.model.prompts), "build", abort_first)
+    response = await door.create(spec_of("hello", n=2, request_id="early"))
+    reasons = [choice.finish_reason for choice in response.choices]
+    assert reasons == [usage_pb.FINISH_REASON_ABORTED] * 2
+    assert not door.engine.requests
+
+
+async def test_slow_reader_gets_everything(door: Door) -> None:
+    question = "0123456789" * 40
+    stream = door.stream(spec_of(question))
+    text = ""
+    while (event := await stream.read()) is not grpc.aio.EOF:
+        text += event.delta.text
+        await asyncio.sleep(0.0005)
+    assert text == question
+
+
+async def test_reader_that_never_reads_is_cut_by_leaving(door: Door) -> None:
+    calls = [door.stream(spec_of("x" * 1500, logprobs={"top_logprobs": 20})) for _ in range(3)]
+    await until(lambda: len(door.engine.requests) == 3)
+    other = await door.create(spec_of("not delayed"))
+    assert other.choices[0].text == "not delayed"
+    for call in calls:
+        call.cancel()
+    await until(lambda: is_idle(door))

@@ -1,0 +1,283 @@
+"""Start, health and end of the service."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+import os
+from pathlib import Path
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+from google.protobuf.duration_pb2 import Duration
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+import pytest
+
+from inference_service.backend.served_model import ServedModel
+from inference_service.engine_client.interface import EngineState
+from inference_service.grpc_api.server import Front, serve
+from inference_service.settings import ServiceSettings
+from qwenvl import Client
+from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
+from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
+from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from tests.grpc_api.asking import refusal, spec_of, until
+from tests.grpc_api.conftest import Door, channel_to
+from tests.grpc_api.echo_engine import EchoEngine
+
+
+ROOT = Path(__file__).parents[2]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICES = {
+    f"qwenvl.inference.v1.{name}Service" for name in ("Chat", "Completion", "Model", "Admin")
+}
+
+
+async def health_of(door: Door) -> dict[str, int]:
+    listed = await health_pb2_grpc.HealthStub(door.channel).List(
+        health_pb2.HealthListRequest(), timeout=20
+    )
+    return {name: response.status for name, response in listed.statuses.items()}
+
+
+async def checked(door: Door, name: str) -> int:
+    request = health_pb2.HealthCheckRequest(service=name)
+    return (await health_pb2_grpc.HealthStub(door.channel).Check(request, timeout=20)).status
+
+
+async def is_health(door: Door, *, ready: bool, alive: bool) -> bool:
+    statuses = await health_of(door)
+    liveness = statuses.pop("liveness")
+    assert set(statuses) == {"", "readiness"} | SERVICES
+    for name, status in statuses.items():
+        assert await checked(door, name) == status
+    wanted = SERVING if ready else NOT_SERVING
+    return set(statuses.values()) == {wanted} and (liveness == SERVING) == alive
+
+
+async def test_health_follows_the_engine(open_door) -> None:
+    door = await open_door(ready=False)
+    assert await is_health(door, ready=False, alive=True)
+    stages = [
+        (EngineState.READY, True, True),
+        (EngineState.RESTARTING, False, True),
+        (EngineState.READY, True, True),
+        (EngineState.FAILED, False, False),
+    ]
+    for state, ready, alive in stages:
+        door.engine.become(state)
+        async with asyncio.timeout(20):
+            while not await is_health(door, ready=ready, alive=alive):  # noqa: ASYNC110 - a poll is meant
+                await asyncio.sleep(0.005)
+
+
+async def test_health_does_not_depend_on_the_queue(open_door) -> None:
+    door = await open_door(max_queue=1)
+    door.engine.hold_at = 0
+    held = asyncio.ensure_future(door.create(spec_of("x")))
+    await until(lambda: bool(door.engine.live))
+    assert await is_health(door, ready=True, alive=True)
+    door.engine.resume.set()
+    await held
+
+
+async def test_watch_tells_every_change(open_door) -> None:
+    door = await open_door(ready=False)
+    request = health_pb2.HealthCheckRequest(service="readiness")
+    watch = health_pb2_grpc.HealthStub(door.channel).Watch(request, timeout=20)
+    assert (await watch.read()).status == NOT_SERVING
+    await door.engine.start()
+    assert (await watch.read()).status == SERVING
+    door.engine.become(EngineState.RESTARTING)
+    assert (await watch.read()).status == NOT_SERVING
+    watch.cancel()
+
+
+async def test_unknown_service_has_no_health(door: Door) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await checked(door, "nobody")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_health_address_serves_nothing_else(open_door) -> None:
+    door = await open_door(health_address="127.0.0.1:0")
+    async with channel_to(door.target("health")) as channel:
+        response = await health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=20
+        )
+        assert response.status == SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await admin_grpc.AdminServiceStub(channel).GetLoad(admin_pb.GetLoadRequest())
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_reflection(door: Door) -> None:
+    def services() -> set[str]:
+        with grpc.insecure_channel(door.target()) as channel:
+            database = ProtoReflectionDescriptorDatabase(channel)
+            database.FindFileContainingSymbol("qwenvl.inference.v1.ChatCompletionSpec")
+            return set(database.get_services())
+
+    assert await asyncio.to_thread(services) >= SERVICES | {"grpc.health.v1.Health"}
+
+
+async def test_second_server_on_a_port_fails(door: Door, model) -> None:
+    settings = ServiceSettings(grpc_address=door.target(), admin_address=None)
+    with pytest.raises(OSError, match="cannot listen on 127"):
+        await Front(settings, model, EchoEngine(model.tokenizer)).start()
+
+
+def test_second_process_on_a_port_ends_with_a_message(model_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = subprocess.run(
+            [sys.executable, "-m", "inference_service"],
+            cwd=ROOT,
+            env=os.environ | {"QWENVL_MODEL": str(model_dir)} | {"QWENVL_GRPC_ADDRESS": address},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert f"cannot listen on {address}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+async def test_server_info_and_load(open_door) -> None:
+    door = await open_door(ready=False, max_num_seqs=5)
+    info = await door.admin.GetServerInfo(admin_pb.GetServerInfoRequest(), timeout=20)
+    assert info.engine_state == admin_pb.ENGINE_STATE_LOADING
+    await door.engine.start()
+    info = await door.admin.GetServerInfo(admin_pb.GetServerInfoRequest(), timeout=20)
+    assert info.engine_state == admin_pb.ENGINE_STATE_READY
+    assert (info.model, info.device, info.dtype) == ("echo", "cpu", "float32")
+    assert (info.max_message_bytes, info.max_num_seqs, info.max_model_len) == (2**25, 5, 2048)
+    assert (info.engine_pid, info.slow_path) == (4321, "")
+    door.engine.ready = replace(door.engine.ready, slow_path="layers on two devices")
+    info = await door.admin.GetServerInfo(admin_pb.GetServerInfoRequest(), timeout=20)
+    assert info.slow_path == "layers on two devices"
+    door.engine.hold_at = 1
+    held = asyncio.ensure_future(door.create(spec_of("x", n=2)))
+    await until(lambda: len(door.engine.live) == 2)
+    load = (await door.admin.GetLoad(admin_pb.GetLoadRequest(), timeout=20)).load
+    assert (load.running_requests, load.kv_pages_total) == (2, 100)
+    door.engine.resume.set()
+    await held
+
+
+async def test_models(door: Door) -> None:
+    listed = await door.models.ListModels(model_pb.ListModelsRequest(), timeout=20)
+    assert [m.name for m in listed.models] == ["echo", "echo-too"]
+    assert {m.canonical_name for m in listed.models} == {"echo"}
+    request = model_pb.GetModelRequest(name="echo-too")
+    got = (await door.models.GetModel(request, timeout=20)).model
+    assert got == listed.models[1]
+    assert (got.family, got.max_context_tokens) == ("qwen3_vl", 2048)
+    assert got.coordinate_convention == model_pb.COORDINATE_CONVENTION_PER_MILLE
+    assert got.image_limits.pixel_step == 32
+    assert list(got.url_schemes) == ["http", "https"]
+    assert got.memory.weight_bytes == 4 * got.parameter_count  # as `qwenvl check` tells it
+    assert got.parameter_count == sum(part.parameter_count for part in got.parts)
+    assert got.memory.kv_cache_bytes == 100 * 16 * got.memory.kv_bytes_per_token
+    answer = await door.create(spec_of("x", model="echo-too"))
+    assert answer.started.model == "echo"
+
+
+async def test_drain_is_for_the_admin_address(door: Door) -> None:
+    got = await refusal(door.admin.Drain(admin_pb.DrainRequest()))
+    assert (got.info.reason, got.code) == ("PERMISSION_DENIED", grpc.StatusCode.PERMISSION_DENIED)
+    assert not door.front.completions.draining
+
+
+async def test_drain_lets_running_requests_finish(door: Door) -> None:
+    door.engine.hold_at = 2
+    held = asyncio.ensure_future(door.create(spec_of("to the end")))
+    await until(lambda: bool(door.engine.live))
+    async with channel_to(door.target("admin")) as channel:
+        admin = admin_grpc.AdminServiceStub(channel)
+        assert (await admin.Drain(admin_pb.DrainRequest(), timeout=20)).requests_in_flight == 1
+        await until(lambda: door.front.completions.draining)
+        info = await admin.GetServerInfo(admin_pb.GetServerInfoRequest(), timeout=20)
+        assert info.engine_state == admin_pb.ENGINE_STATE_DRAINING
+        assert await is_health(door, ready=False, alive=True)
+        got = await refusal(door.create(spec_of("too late")))
+        assert (got.info.reason, got.code) == ("DRAINING", grpc.StatusCode.UNAVAILABLE)
+        assert got.retry_after_s
+        door.engine.resume.set()
+        assert (await held).choices[0].text == "to the end"
+        async with asyncio.timeout(20):
+            await door.front.wait()
+    assert door.engine.state is EngineState.CLOSED
+
+
+async def test_drain_cancels_what_exceeds_its_budget(door: Door) -> None:
+    door.engine.hold_at = 2
+    held = asyncio.ensure_future(door.create(spec_of("too long")))
+    await until(lambda: bool(door.engine.live))
+    async with channel_to(door.target("admin")) as channel:
+        budget = Duration(nanos=50_000_000)
+        await admin_grpc.AdminServiceStub(channel).Drain(admin_pb.DrainRequest(budget=budget))
+        async with asyncio.timeout(20):
+            await door.front.wait()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await held
+    assert not door.engine.live
+
+
+async def test_an_engine_that_failed_for_good_ends_the_service(model: ServedModel) -> None:
+    """What watches the process (systemd, Kubernetes, a shell) starts it anew or tells somebody."""
+    engine = EchoEngine(model.tokenizer)
+    settings = ServiceSettings(grpc_address="127.0.0.1:0", admin_address=None)
+    running = asyncio.ensure_future(serve(settings, model, engine))
+    await until(lambda: engine.state is EngineState.READY)
+    engine.become(EngineState.RESTARTING)
+    await asyncio.sleep(0.05)
+    assert not running.done()
+    engine.become(EngineState.FAILED)
+    async with asyncio.timeout(20):
+        assert await running == 1
+
+
+# ---- the process ----
+
+
+def test_front_loads_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, inference_service.__main__\n"
+        "heavy = {'torch', 'transformers', 'triton', 'modelscope'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_sigterm_lets_a_stream_finish_and_exits_with_0(model_dir: Path) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-m", "tests.grpc_api.echo_front", str(model_dir)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with program:
+        assert program.stderr
+        port = next(m[1] for line in program.stderr if (m := re.match(r"port (\d+)", line)))
+        with Client(f"127.0.0.1:{port}") as client:
+            question = "x" * 100
+            pieces = client.stream(question, temperature=0)
+            text = next(pieces)
+            program.send_signal(signal.SIGTERM)
+            text += "".join(pieces)
+        assert text == question
+        rest = program.stderr.read()
+        assert program.wait(30) == 0, rest
+        assert "torch loaded" not in rest
+        assert question not in rest

@@ -1,0 +1,298 @@
+"""Every error of the contract: code, reason, field and further details, over a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import grpc
+import grpc.aio
+import pytest
+
+from inference_service.engine_client.interface import EngineState
+from qwenvl.errors import BY_REASON, DOMAIN
+from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import message_pb2 as message_pb
+from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
+from tests.grpc_api.asking import image_part, refusal, spec_of, until, user
+from tests.grpc_api.conftest import Door
+from tests.support.pictures import draw
+
+
+PNG = draw("red", "circle").png
+STOP, LOGPROBS = sampling_pb.StopOptions, sampling_pb.LogprobOptions
+
+
+def role(number: int, **fields: object) -> chat_pb.ChatCompletionSpec:
+    return spec_of(messages=[message_pb.Message(role=number, parts=user("x").parts, **fields)])
+
+
+def sampling(**options: object) -> chat_pb.ChatCompletionSpec:
+    return spec_of("x", sampling=options)
+
+
+INVALID = {
+    "spec.messages": spec_of(messages=[]),
+    "spec.messages[0].role": role(0),
+    "spec.messages[0].parts": spec_of(),
+    "spec.messages[0].parts[1]": spec_of("x", message_pb.Part()),
+    "spec.messages[0].parts[0].image": spec_of(message_pb.Part(image=message_pb.Image())),
+    "spec.messages[0].parts[0].image.uuid": spec_of(image_part(PNG, uuid="u" * 257)),
+    "spec.messages[0].parts[0].image.detail": spec_of(image_part(PNG, detail=9)),
+    "spec.messages[0].parts[0].image.min_pixels": spec_of(image_part(PNG, min_pixels=0)),
+    "spec.messages[0].parts[0].image.max_pixels": spec_of(image_part(PNG, max_pixels=-5)),
+    "spec.messages[0].parts[0].video.frames": spec_of(message_pb.Part(video=message_pb.Video())),
+    "spec.messages[0].parts[0].video.fps": spec_of(
+        message_pb.Part(video=message_pb.Video(frames=[message_pb.Image(data=b"x")], fps=0))
+    ),
+    "spec.messages[0].parts[0].video.frames[1]": spec_of(
+        message_pb.Part(
+            video=message_pb.Video(frames=[message_pb.Image(data=b"x"), message_pb.Image()])
+        )
+    ),
+    "spec.messages[0].name": role(message_pb.ROLE_USER, name="n" * 65),
+    "spec.sampling.temperature": sampling(temperature=2.01),
+    "spec.sampling.top_p": sampling(top_p=0),
+    "spec.sampling.top_k": sampling(top_k=-2),
+    "spec.sampling.min_p": sampling(min_p=math.nan),
+    "spec.sampling.repetition_penalty": sampling(repetition_penalty=0),
+    "spec.sampling.presence_penalty": sampling(presence_penalty=-2.5),
+    "spec.sampling.frequency_penalty": sampling(frequency_penalty=math.inf),
+    "spec.sampling.max_tokens": sampling(max_tokens=0),
+    "spec.sampling.min_tokens": sampling(min_tokens=5, max_tokens=4),
+    "spec.sampling.logit_bias": sampling(logit_bias={1: 101}),
+    "spec.stop.strings": spec_of("x", stop=STOP(strings=["a"] * 5)),
+    "spec.stop.token_ids": spec_of("x", stop=STOP(token_ids=[-1])),
+    "spec.logprobs.top_logprobs": spec_of("x", logprobs=LOGPROBS(top_logprobs=21)),
+    "spec.logprobs.prompt_logprobs": spec_of("x", logprobs=LOGPROBS(prompt_logprobs=-1)),
+    "spec.n": spec_of("x", n=5),
+    "spec.request_id": spec_of("x", request_id="not\nprintable"),
+    "spec.cache_salt": spec_of("x", cache_salt="s" * 129),
+    "spec.media.max_pixels": spec_of("x", media=chat_pb.MediaOptions(max_pixels=0)),
+    "spec.template.continue_final_message": spec_of(
+        "x", template=chat_pb.TemplateOptions(continue_final_message=True)
+    ),
+}
+INVALID_TOO = {
+    "n = 0": ("spec.n", spec_of("x", n=0)),
+    "temperature = NaN": ("spec.sampling.temperature", sampling(temperature=math.nan)),
+    "301 biases": ("spec.sampling.logit_bias", sampling(logit_bias=dict.fromkeys(range(301), 1.0))),
+    "NaN bias": ("spec.sampling.logit_bias", sampling(logit_bias={1: math.nan})),
+    "empty stop string": ("spec.stop.strings", spec_of("x", stop=STOP(strings=[""]))),
+    "long stop string": ("spec.stop.strings", spec_of("x", stop=STOP(strings=["é" * 129]))),
+    "65 stop tokens": ("spec.stop.token_ids", spec_of("x", stop=STOP(token_ids=range(65)))),
+    "bias outside the vocabulary": ("spec.sampling.logit_bias", sampling(logit_bias={263: 1})),
+    "stop outside the vocabulary": (
+        "spec.stop.token_ids",
+        spec_of("x", stop=STOP(token_ids=[263])),
+    ),
+    "long request id": ("spec.request_id", spec_of("x", request_id="i" * 129)),
+    "future role": ("spec.messages[0].role", role(99)),
+}
+UNSUPPORTED = {
+    "spec.constraint": spec_of("x", constraint=sampling_pb.Constraint(json_object=True)),
+    "spec.tools": spec_of("x", tools=[message_pb.Tool(name="f")]),
+    "spec.tool_choice": spec_of("x", tool_choice=message_pb.ToolChoice(function_name="f")),
+    "spec.messages[0].role": role(message_pb.ROLE_TOOL),
+    "spec.messages[0].tool_calls": role(
+        message_pb.ROLE_ASSISTANT, tool_calls=[message_pb.ToolCall(id="1", name="f")]
+    ),
+    "spec.messages[0].parts[0].video.frames[0]": spec_of(
+        message_pb.Part(video=message_pb.Video(frames=[message_pb.Image(data=b"x", max_pixels=9)]))
+    ),
+    "spec.messages[0].parts[0].tool_result": spec_of(
+        message_pb.Part(tool_result=message_pb.ToolResult(content="4"))
+    ),
+}
+
+
+async def refused(door: Door, spec: chat_pb.ChatCompletionSpec, reason: str, field: str = ""):
+    """Answer and stream refuse alike, and leave nothing behind."""
+    got = await refusal(door.create(spec))
+    assert (got.info.reason, got.field) == (reason, field), got
+    assert got.info.domain == DOMAIN
+    assert got.code is BY_REASON[reason].grpc_code
+    assert got.message
+    stream = await refusal(_drained(door.stream(spec)))
+    assert (stream.info.reason, stream.field) == (reason, field)
+    assert not door.engine.live
+    assert door.front.completions.in_flight == 0
+    return got
+
+
+async def _drained(stream: grpc.aio.Call) -> None:
+    async for _ in stream:
+        pass
+
+
+@pytest.mark.parametrize("field", INVALID)
+async def test_invalid_argument_names_its_field(door: Door, field: str) -> None:
+    await refused(door, INVALID[field], "INVALID_ARGUMENT", field)
+
+
+@pytest.mark.parametrize("case", INVALID_TOO)
+async def test_invalid_argument_at_the_edge(door: Door, case: str) -> None:
+    field, spec = INVALID_TOO[case]
+    await refused(door, spec, "INVALID_ARGUMENT", field)
+
+
+@pytest.mark.parametrize("field", UNSUPPORTED)
+async def test_known_but_unsupported_is_never_ignored(door: Door, field: str) -> None:
+    await refused(door, UNSUPPORTED[field], "UNSUPPORTED_PARAMETER", field)
+
+
+async def test_tool_choice_none_is_no_wish_for_tools(door: Door) -> None:
+    none = message_pb.ToolChoice(mode=message_pb.TOOL_CHOICE_MODE_NONE)
+    assert (await door.create(spec_of("x", tool_choice=none))).choices[0].text == "x"
+
+
+@pytest.mark.parametrize("limit", ["temperature=2", "n=4", "id=128", "salt=128", "stops=4"])
+async def test_values_at_the_limit_are_taken(door: Door, limit: str) -> None:
+    spec = {
+        "temperature=2": sampling(temperature=2.0),
+        "n=4": spec_of("x", n=4),
+        "id=128": spec_of("x", request_id="i" * 128),
+        "salt=128": spec_of("x", cache_salt="s" * 128),
+        "stops=4": spec_of("x", stop=STOP(strings=["q" * 256] * 4, token_ids=range(64, 128))),
+    }[limit]
+    assert (await door.create(spec)).choices
+
+
+async def test_unknown_model(door: Door) -> None:
+    got = await refused(door, spec_of("x", model="gpt-17"), "MODEL_NOT_FOUND", "spec.model")
+    assert got.resource == "gpt-17"
+    assert dict(got.info.metadata) == {"model": "gpt-17"}
+    await refused(door, spec_of("x", model=""), "MODEL_NOT_FOUND", "spec.model")
+    unknown = await refusal(door.models.GetModel(model_pb.GetModelRequest(name="gpt-17")))
+    assert (unknown.code, unknown.resource) == (grpc.StatusCode.NOT_FOUND, "gpt-17")
+
+
+async def test_bad_pictures(door: Door) -> None:
+    path = "spec.messages[0].parts[1].image"
+    await refused(door, spec_of("x", image_part(b"no picture")), "INVALID_IMAGE", path)
+    await refused(door, spec_of("x", image_part(PNG[:-60])), "INVALID_IMAGE", path)
+    await refused(door, spec_of("x", image_part(b"")), "INVALID_IMAGE", path)
+
+
+async def test_too_many_and_too_large_pictures(open_door) -> None:
+    door = await open_door(max_images=2, max_image_pixels=256 * 256 - 1)
+    await refused(door, spec_of(*[image_part(PNG)] * 3, "x"), "TOO_MANY_IMAGES", "spec.messages")
+    path = "spec.messages[0].parts[0].image"
+    await refused(door, spec_of(image_part(PNG)), "IMAGE_TOO_LARGE", path)
+
+
+async def test_urls_that_are_not_fetched(door: Door) -> None:
+    path = "spec.messages[0].parts[0].image"
+
+    def by_url(uri: str) -> chat_pb.ChatCompletionSpec:
+        return spec_of(message_pb.Part(image=message_pb.Image(uri=uri)))
+
+    await refused(door, by_url("http://127.0.0.1:1/x.png"), "IMAGE_URL_REFUSED", path)
+    await refused(door, by_url("no url"), "INVALID_IMAGE_URL", path)
+
+
+async def test_context_length(door: Door) -> None:
+    got = await refused(door, spec_of("x" * 3000), "CONTEXT_LENGTH_EXCEEDED", "spec.messages")
+    assert int(got.info.metadata["prompt_tokens"]) > 3000
+    assert got.info.metadata["max_context_tokens"] == "2048"
+    asked = sampling(max_tokens=2040)
+    await refused(door, asked, "CONTEXT_LENGTH_EXCEEDED", "spec.sampling.max_tokens")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ("CONTEXT_LENGTH_EXCEEDED", "CONTEXT_LENGTH_EXCEEDED"),
+        ("GPU_OUT_OF_MEMORY", "GPU_OUT_OF_MEMORY"),
+        ("a new reason", "INTERNAL"),
+    ],
+)
+async def test_engine_refuses(door: Door, error: str, reason: str) -> None:
+    door.engine.fails_with = error
+    got = await refusal(door.create(spec_of("x")))
+    assert got.info.reason == reason
+    assert "a new reason" not in got.message
+
+
+async def test_request_id_in_use(door: Door) -> None:
+    door.engine.hold_at = 1
+    first = asyncio.ensure_future(door.create(spec_of("x", request_id="same")))
+    await until(lambda: "same#0" in door.engine.live)
+    got = await refusal(door.create(spec_of("y", request_id="same")))
+    assert (got.info.reason, got.field) == ("REQUEST_ID_IN_USE", "spec.request_id")
+    assert got.code is grpc.StatusCode.ALREADY_EXISTS
+    door.engine.resume.set()
+    assert (await first).choices[0].text == "x"
+    assert (await door.create(spec_of("y", request_id="same"))).choices[0].text == "y"
+
+
+async def test_queue_full(open_door) -> None:
+    door = await open_door(max_queue=2)
+    door.engine.hold_at = 1
+    held = [asyncio.ensure_future(door.create(spec_of("x"))) for _ in range(2)]
+    await until(lambda: len(door.engine.live) == 2)
+    got = await refusal(door.create(spec_of("y")))
+    assert (got.info.reason, got.code) == ("QUEUE_FULL", grpc.StatusCode.RESOURCE_EXHAUSTED)
+    assert got.retry_after_s
+    door.engine.resume.set()
+    await asyncio.gather(*held)
+    assert (await door.create(spec_of("y"))).choices[0].text == "y"
+
+
+async def test_model_loading_then_ready(open_door) -> None:
+    door = await open_door(ready=False)
+    got = await refusal(door.create(spec_of("x")))
+    assert (got.info.reason, got.code) == ("MODEL_LOADING", grpc.StatusCode.UNAVAILABLE)
+    assert got.retry_after_s
+    await door.engine.start()
+    assert (await door.create(spec_of("x"))).choices[0].text == "x"
+
+
+async def test_engine_death_and_recovery(door: Door) -> None:
+    door.engine.hold_at = 2
+    stream = door.stream(spec_of("hello"))
+    reading = asyncio.ensure_future(refusal(_drained(stream)))
+    await until(lambda: bool(door.engine.live))
+    door.engine.become(EngineState.RESTARTING)
+    got = await reading
+    assert (got.info.reason, got.code) == ("ENGINE_UNAVAILABLE", grpc.StatusCode.UNAVAILABLE)
+    again = await refusal(door.create(spec_of("hello")))
+    assert again.info.reason == "ENGINE_UNAVAILABLE"
+    assert again.retry_after_s
+    door.engine.hold_at = None
+    await door.engine.start()
+    assert (await door.create(spec_of("hello"))).choices[0].text == "hello"
+
+
+async def test_message_over_the_limit(door: Door) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await door.create(spec_of(image_part(b"\0" * (32 * 2**20 + 1))))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await door.create(spec_of("x"))).choices[0].text == "x"
+
+
+async def test_message_just_under_the_limit_is_read(open_door) -> None:
+    door = await open_door(max_image_bytes=40 * 2**20)
+    got = await refusal(door.create(spec_of(image_part(b"\0" * (32 * 2**20 - 4096)))))
+    assert got.info.reason == "INVALID_IMAGE"
+
+
+async def test_unexpected_error_tells_nothing_but_an_id(door: Door, monkeypatch, caplog) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("secret /etc/path")
+
+    monkeypatch.setattr(type(door.front.completions.model.prompts), "build", broken)
+    metadata = (("x-request-id", "trace-me"),)
+    got = await refusal(door.create(spec_of("x"), metadata=metadata))
+    assert (got.info.reason, got.code) == ("INTERNAL", grpc.StatusCode.INTERNAL)
+    assert "secret" not in got.message
+    assert got.request_id == "trace-me"
+    assert "ZeroDivisionError" in caplog.text
+    assert "trace-me" in caplog.text
+
+
+async def test_abort_needs_ids(door: Door) -> None:
+    got = await refusal(door.admin.AbortRequest(admin_pb.AbortRequestRequest()))
+    assert (got.info.reason, got.field) == ("INVALID_ARGUMENT", "request_ids")

@@ -1,0 +1,35 @@
+"""A model that reads one picture refuses a second one at both services."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import grpc
+
+from inference_service.backend.served_model import ServedModel
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import message_pb2 as message_pb
+from tests.grpc_api.asking import image_part, refusal, spec_of
+from tests.grpc_api.conftest import Door
+from tests.support.pictures import draw
+
+
+def single(model: ServedModel) -> ServedModel:
+    policy = dataclasses.replace(model.spec.image_policy, max_images=1)
+    return dataclasses.replace(model, spec=dataclasses.replace(model.spec, image_policy=policy))
+
+
+async def test_one_picture(door: Door, monkeypatch) -> None:
+    png = draw("red", "circle").png
+    models = door.front.completions
+    monkeypatch.setattr(models, "model", single(models.model))
+    assert (await door.create(spec_of(image_part(png), "what?"))).choices[0].text == "what?"
+    refused = await refusal(door.create(spec_of(image_part(png), image_part(png), "what?")))
+    assert (refused.code, refused.field) == (grpc.StatusCode.INVALID_ARGUMENT, "spec.messages")
+    assert refused.info.reason == "TOO_MANY_IMAGES"
+    spec = completion_pb.CompletionSpec(
+        model="echo", text="<|image_pad|>" * 2, images=[message_pb.Image(data=png)] * 2
+    )
+    request = completion_pb.CreateCompletionRequest(spec=spec)
+    refused = await refusal(door.raw.CreateCompletion(request, timeout=20))
+    assert (refused.info.reason, refused.field) == ("TOO_MANY_IMAGES", "spec.text")

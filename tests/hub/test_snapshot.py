@@ -1,0 +1,108 @@
+"""Which files make a model, and whether a directory holds them whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import struct
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from inference_service.hub import snapshot
+from inference_service.hub.snapshot import RemoteFile, SnapshotError
+
+
+FILE = "model.safetensors"
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    save_file({"x": np.arange(6, dtype=np.float32)}, tmp_path / FILE)
+    return tmp_path
+
+
+def test_weights_are_safetensors_wherever_there_are_any() -> None:
+    names = ["b.safetensors", "a.safetensors", "pytorch_model.bin", "training_args.bin"]
+    assert snapshot.weight_files(names, "qwen_vl") == ["a.safetensors", "b.safetensors"]
+    assert snapshot.weight_files(names[2:], "qwen_vl") == ["pytorch_model.bin"]
+    for family in ("qwen3_vl", "glm_4v"):
+        with pytest.raises(SnapshotError, match="only safetensors are served"):
+            snapshot.weight_files(names[2:], family)
+    with pytest.raises(SnapshotError, match="no weights"):
+        snapshot.weight_files(["config.json", "sub/model.safetensors"], "qwen_vl")
+
+
+def test_configuration_is_never_code() -> None:
+    names = ["config.json", "tokenization_qwen.py", "qwen.tiktoken", "SimSun.ttf", "x/config.json"]
+    assert snapshot.configuration_files(names) == ["config.json", "qwen.tiktoken"]
+
+
+def test_a_whole_file_passes(whole: Path) -> None:
+    snapshot.verify_weights(whole)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 20, -1])
+def test_a_file_cut_short_is_found(whole: Path, kept: int) -> None:
+    data = (whole / FILE).read_bytes()
+    (whole / FILE).write_bytes(data[:kept])
+    with pytest.raises(SnapshotError, match=FILE):
+        snapshot.verify_weights(whole)
+
+
+@pytest.mark.parametrize(
+    "header", [b"[]", b"{", b'{"x": {}}', b'{"x": {"data_offsets": [0, "a"]}}']
+)
+def test_a_broken_header_is_found(whole: Path, header: bytes) -> None:
+    (whole / FILE).write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 24)
+    with pytest.raises(SnapshotError, match="broken header"):
+        snapshot.verify_weights(whole)
+
+
+@pytest.mark.parametrize(
+    "index", ["[]", "{", '{"weight_map": []}', '{"weight_map": {"x": 1}}', '{"weight_map": {"x": "../x"}}']
+)  # fmt: skip
+def test_an_index_that_is_none(whole: Path, index: str) -> None:
+    (whole / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(SnapshotError, match="index"):
+        snapshot.verify_weights(whole)
+
+
+def test_pickled_shards_are_counted_only_without_safetensors(tmp_path: Path) -> None:
+    with pytest.raises(SnapshotError, match="no weights"):
+        snapshot.verify_weights(tmp_path)
+    weight_map = {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}
+    index = json.dumps({"weight_map": weight_map})
+    (tmp_path / "pytorch_model.bin.index.json").write_text(index)
+    (tmp_path / "pytorch_model-1.bin").write_bytes(b"x")
+    with pytest.raises(SnapshotError, match=r"pytorch_model-2\.bin is missing"):
+        snapshot.verify_weights(tmp_path)
+    save_file({"x": np.zeros(1)}, tmp_path / FILE)
+    snapshot.verify_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        (RemoteFile(5, None), "has 3 bytes, but the hub lists 5"),
+        (RemoteFile(3, "0" * 64), "is damaged"),
+    ],
+)
+def test_what_the_hub_told_is_compared(tmp_path: Path, told: RemoteFile, says: str) -> None:
+    with pytest.raises(SnapshotError, match=r"a\.json is missing"):
+        snapshot.verify_files(tmp_path, {"a.json": told})
+    (tmp_path / "a.json").write_bytes(b"abc")
+    with pytest.raises(SnapshotError, match=says):
+        snapshot.verify_files(tmp_path, {"a.json": told})
+    snapshot.verify_files(tmp_path, {"a.json": RemoteFile(None, None)})
+
+
+def test_a_verified_snapshot_that_changed_is_not_verified(whole: Path) -> None:
+    assert not snapshot.is_verified(whole)
+    snapshot.write_note(whole, [FILE])
+    assert snapshot.is_verified(whole)
+    (whole / FILE).write_bytes(b"x")
+    assert not snapshot.is_verified(whole)
+    (whole / FILE).unlink()
+    assert not snapshot.is_verified(whole)
