@@ -1,6 +1,6 @@
 """The two doors of a server as a benchmark uses them: what is sent, and when tokens come back.
 
-Owns the clients, the clock and the pictures. Must not know how often they are used or what becomes of the timings.
+Owns the clients, the clock and the images.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Load:
 
     model: str
     tokens: int
-    picture_size: int
+    image_size: int
     timeout_s: float
 
 
@@ -103,7 +103,7 @@ class Door(Protocol):
 
     name: str
 
-    def body(self, picture: bytes) -> bytes:
+    def body(self, image: bytes) -> bytes:
         """Encodes a request ahead of time."""
         ...
 
@@ -134,11 +134,11 @@ class GrpcDoor:
             response_deserializer=chat_pb.StreamChatCompletionResponse.FromString,
         )
 
-    def body(self, picture: bytes) -> bytes:
+    def body(self, image: bytes) -> bytes:
         """Encodes a request ahead of time."""
         tokens = self._load.tokens
         parts = [
-            message_pb.Part(image=message_pb.Image(data=picture)),
+            message_pb.Part(image=message_pb.Image(data=image)),
             message_pb.Part(text=QUESTION),
         ]
         spec = chat_pb.ChatCompletionSpec(
@@ -177,9 +177,9 @@ class RestDoor:
         self._load = load
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    def body(self, picture: bytes) -> bytes:
+    def body(self, image: bytes) -> bytes:
         """Encodes a request ahead of time, its head included."""
-        uri = "data:image/png;base64," + base64.b64encode(picture).decode()
+        uri = "data:image/png;base64," + base64.b64encode(image).decode()
         content = [
             {"type": "image_url", "image_url": {"url": uri}},
             {"type": "text", "text": QUESTION},

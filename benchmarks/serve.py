@@ -3,7 +3,7 @@
 Owns the order of the runs and the arithmetic; `doors` sends and times. Both addresses must be loopback.
 
 Runs alternate between the doors (gRPC, REST, gRPC, REST, ...) so that whatever else the machine does hits both; each
-pair gives one ratio, and the median of the ratios is what is told. Every request has a picture of its own and exactly
+pair gives one ratio, and the median of the ratios is what is told. Every request has an image of its own and exactly
 `--tokens` tokens of answer, so no cache shortens it and all do equal work. Request bodies are made before the clock
 starts. In one closed loop `--concurrency` requests are always open.
 """
@@ -107,7 +107,7 @@ async def measure(
     door: Door, concurrency: int, requests: int, seeds: Iterator[int], load: Load
 ) -> Run:
     """Runs one closed loop: `concurrency` workers take the next request as soon as they have finished one."""
-    waiting = [door.body(draw(load.picture_size, next(seeds))) for _ in range(requests)]
+    waiting = [door.body(draw(load.image_size, next(seeds))) for _ in range(requests)]
     timings: list[Timing] = []
 
     async def work() -> None:
@@ -126,11 +126,11 @@ async def measure_all(arguments: argparse.Namespace) -> list[Run]:
     load = Load(
         arguments.model or await canonical_model(arguments.grpc_target, arguments.timeout),
         arguments.tokens,
-        arguments.picture_size,
+        arguments.image_size,
         arguments.timeout,
     )
     doors = (GrpcDoor(arguments.grpc_target, load), RestDoor(arguments.rest_url, load))
-    # Not repeatable on purpose: a second benchmark must not find its pictures in the server's caches.
+    # Not repeatable on purpose: a second benchmark must not find its images in the server's caches.
     seeds = itertools.count(time.time_ns())
     runs: list[Run] = []
     try:
@@ -235,9 +235,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--requests", type=_between(1, 10_000), default=32, help="per run")
     parser.add_argument("--pairs", type=_between(1, 100), default=5, help="runs of each door")
     parser.add_argument("--tokens", type=_between(2, 4096), default=64, help="of every answer")
-    parser.add_argument(
-        "--picture-size", type=_between(32, 4096), default=256, help="pixels a side"
-    )
+    parser.add_argument("--image-size", type=_between(32, 4096), default=256, help="pixels a side")
     parser.add_argument("--timeout", type=_between(1, 3600), default=120, help="s, of one request")
     parser.add_argument("--time-limit", type=_between(1, 86_400), default=1800, help="s, of all")
     parser.add_argument("--json", type=Path, help="write all figures to this file as well")

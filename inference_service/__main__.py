@@ -1,6 +1,6 @@
 """The command `inference-service`: the gRPC front and its engine process.
 
-Owns the start: settings, logs, model directory. Must not load torch: the engine process does.
+Owns the start: settings, logs, model directory.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The command `qwenvl`: which commands there are.
 
-Owns the command line's outermost layer. Must not know what the commands do, and loads no torch.
+Owns the command line's outermost layer.
 """
 
 from __future__ import annotations

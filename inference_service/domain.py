@@ -1,6 +1,6 @@
-"""The request of a caller as the service thinks of it, before pictures are decoded and text is tokenised.
+"""The request of a caller as the service thinks of it, before images are decoded and text is tokenised.
 
-Owns frozen values. Must not know protobuf, HTTP, torch or Pillow.
+Owns frozen values.
 
 `field` is the path of a value in the proto (`spec.messages[0].parts[1].image`), so that errors can name it.
 """
@@ -20,7 +20,7 @@ class Role(Enum):
 
 
 class Detail(Enum):
-    """How much of the pixel budget a picture gets."""
+    """How much of the pixel budget an image gets."""
 
     AUTO = "auto"
     LOW = "low"
@@ -36,7 +36,7 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePart:
-    """A picture as sent: exactly one of `data` and `uri` is set."""
+    """An image as sent: exactly one of `data` and `uri` is set."""
 
     data: bytes | None = None
     uri: str | None = None
@@ -106,8 +106,8 @@ class _Request:
         return_prompt_text: Return the text of the prompt.
         keep_special_tokens: Keep special tokens in the text.
         grounding: Read the boxes of the answers.
-        min_pixels: Pixel budget of pictures that name none.
-        max_pixels: Pixel budget of pictures that name none.
+        min_pixels: Pixel budget of images that name none.
+        max_pixels: Pixel budget of images that name none.
         cache_salt: Caches are shared only among equal salts.
     """
 
@@ -148,7 +148,7 @@ class ChatRequest(_Request):
 
     @property
     def media(self) -> tuple[Media, ...]:
-        """Pictures and videos in order of appearance."""
+        """Images and videos in order of appearance."""
         return tuple(
             part
             for message in self.messages
@@ -168,16 +168,16 @@ class RawRequest(_Request):
 
     Attributes:
         prompt: Text as the model reads it, or token ids.
-        pictures: In the order of their places in the prompt.
+        images: In the order of their places in the prompt.
     """
 
     prompt: str | tuple[int, ...]
-    pictures: tuple[ImagePart, ...] = ()
+    images: tuple[ImagePart, ...] = ()
 
     @property
     def media(self) -> tuple[Media, ...]:
-        """The pictures; raw prompts have no videos."""
-        return self.pictures
+        """The images; raw prompts have no videos."""
+        return self.images
 
     @property
     def prompt_field(self) -> str:
@@ -226,8 +226,8 @@ class LogprobEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PictureInfo:
-    """What became of a picture: sizes in pixels, and its tokens in the prompt."""
+class ImageInfo:
+    """What became of an image: sizes in pixels, and its tokens in the prompt."""
 
     original_width: int
     original_height: int
@@ -239,7 +239,7 @@ class PictureInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grounding:
-    """A box that an answer names, in pixels of a picture as decoded; `image_index` counts the prompt's pictures."""
+    """A box that an answer names, in pixels of an image as decoded; `image_index` counts the prompt's images."""
 
     label: str
     x_min: float
@@ -251,7 +251,7 @@ class Grounding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenUsage:
-    """Tokens of a request; those of pictures, of videos and cached ones are parts of `prompt_tokens`."""
+    """Tokens of a request; those of images, of videos and cached ones are parts of `prompt_tokens`."""
 
     prompt_tokens: int
     image_tokens: int
@@ -273,7 +273,7 @@ class Started:
         include_stop_string: Keep the stop string in the text.
         n: Number of answers.
         usage: Tokens of the prompt.
-        pictures: In order of appearance.
+        images: In order of appearance.
         prompt_token_ids: The prompt, if asked for.
         prompt_text: Its text, if asked for.
     """
@@ -286,7 +286,7 @@ class Started:
     include_stop_string: bool
     n: int
     usage: TokenUsage
-    pictures: tuple[PictureInfo, ...]
+    images: tuple[ImageInfo, ...]
     prompt_token_ids: tuple[int, ...] = ()
     prompt_text: str = ""
 

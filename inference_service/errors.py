@@ -1,11 +1,10 @@
 """The errors that a request may end with.
 
-Owns the exception classes of the service. Must not know gRPC messages or HTTP: `qwenvl.errors` has the table
-that turns a reason into a status.
+Owns the exception classes of the service.
 
 ServiceError
 ├── InvalidArgumentError        a field is wrong; names the field
-│   ├── InvalidImageError       not a picture, or one that cannot be decoded
+│   ├── InvalidImageError       not an image, or one that cannot be decoded
 │   ├── ImageTooLargeError      more pixels or bytes than allowed
 │   ├── TooManyImagesError
 │   ├── InvalidImageUrlError    not a URL that could be fetched
@@ -70,19 +69,19 @@ class InvalidArgumentError(ServiceError):
 
 
 class InvalidImageError(InvalidArgumentError):
-    """The bytes are no picture, or one that cannot be decoded."""
+    """The bytes are no image, or one that cannot be decoded."""
 
     reason = "INVALID_IMAGE"
 
 
 class ImageTooLargeError(InvalidArgumentError):
-    """The picture has more pixels or bytes than allowed."""
+    """The image has more pixels or bytes than allowed."""
 
     reason = "IMAGE_TOO_LARGE"
 
 
 class TooManyImagesError(InvalidArgumentError):
-    """More pictures than one request may have."""
+    """More images than one request may have."""
 
     reason = "TOO_MANY_IMAGES"
 
@@ -100,7 +99,7 @@ class ImageUrlRefusedError(InvalidArgumentError):
 
 
 class ImageFetchError(InvalidArgumentError):
-    """The remote side failed or sent something else than a picture."""
+    """The remote side failed or sent something else than an image."""
 
     reason = "IMAGE_FETCH_FAILED"
 

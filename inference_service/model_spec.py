@@ -13,7 +13,7 @@ class BoxNotation(Enum):
         NONE: It writes none.
         REF_BOX: `<ref>cat</ref><box>(x1,y1),(x2,y2)</box>`, per mille of width and height.
         OBJECT_REF: The same between `<|object_ref_start|>`, `<|box_start|>` and their ends.
-        JSON_PIXELS: `{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}`, pixels of the resized picture.
+        JSON_PIXELS: `{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}`, pixels of the resized image.
         JSON_PER_MILLE: The same, per mille of width and height.
     """
 
@@ -26,21 +26,21 @@ class BoxNotation(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePolicy:
-    """How a family wants its pictures, from preprocessor_config.json and the family's own rules.
+    """How a family wants its images, from preprocessor_config.json and the family's own rules.
 
     Attributes:
         patch_size: Side of a vision patch in pixels.
         merge_size: Patches per side that become one token.
-        temporal_patch_size: Frames per patch; a still picture is repeated.
+        temporal_patch_size: Frames per patch; a still image is repeated.
         min_pixels: Least area after resizing.
         max_pixels: Greatest area after resizing.
         mean: Per channel, of values in 0..1.
         std: Per channel, of values in 0..1.
         exif_transpose: Apply the EXIF orientation when decoding.
         white_background: What is transparent lies on white; else the alpha channel is dropped.
-        square_side: Every picture becomes a square of this side in pixels, its shape not kept; None = areas count.
-        num_tokens: Tokens of every picture; None = its patches / merge_size^2.
-        max_images: Most pictures of one request; None = no limit of the family's.
+        square_side: Every image becomes a square of this side in pixels, its shape not kept; None = areas count.
+        num_tokens: Tokens of every image; None = its patches / merge_size^2.
+        max_images: Most images of one request; None = no limit of the family's.
     """
 
     patch_size: int
@@ -58,11 +58,11 @@ class ImagePolicy:
 
     @property
     def pixel_step(self) -> int:
-        """Sides of a processed picture are multiples of this."""
+        """Sides of a processed image are multiples of this."""
         return self.patch_size * self.merge_size
 
     def tokens_of(self, grid: tuple[int, int, int]) -> int:
-        """Placeholder tokens of a picture with this grid (frames, rows, columns) of patches."""
+        """Placeholder tokens of an image with this grid (frames, rows, columns) of patches."""
         if self.num_tokens is not None:
             return self.num_tokens
         frames, rows, columns = grid
@@ -71,7 +71,7 @@ class ImagePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoPolicy:
-    """How a family wants the frames of a video, which are pictures of one size in all else.
+    """How a family wants the frames of a video, which are images of one size in all else.
 
     Attributes:
         min_pixels: Least area of a frame after resizing, or of all frames together.
@@ -176,7 +176,7 @@ class DecoderSpec:
         qk_norm: Queries and keys are normalised per head, before RoPE.
         rope: Rotary positions.
         tie_word_embeddings: The output head is the token embedding.
-        deepstack_levels: So many of the first layers add features of the pictures to their output.
+        deepstack_levels: So many of the first layers add features of the images to their output.
         logn_length: Queries behind this many tokens grow by log(n) / log(logn_length); None = they do not.
     """
 
@@ -205,8 +205,8 @@ class ModelSpec:
         family: Name in the registry.
         decoder: The language model.
         vision: The vision tower; only the modules of its family look inside.
-        image_policy: How pictures are prepared.
-        image_token_id: Placeholder of a picture token.
+        image_policy: How images are prepared.
+        image_token_id: Placeholder of an image token.
         video_token_id: Placeholder of a video token; None = the family has no videos.
         vision_start_token_id: Stands before the placeholders.
         vision_end_token_id: Stands after them.
@@ -215,7 +215,7 @@ class ModelSpec:
         eos_token_ids: Tokens that end an answer; generation_config.json wins over config.json.
         position_rule: Name of the rule in `positions` that numbers a prompt's tokens.
         is_chat: The model knows conversations; a base model only continues prompts.
-        picture_has_ends: The first and the last token of a picture are `vision_start_token_id` and
+        image_has_ends: The first and the last token of an image are `vision_start_token_id` and
             `vision_end_token_id`, and the vision tower makes their vectors; else these two are text around it.
         video: How videos are prepared; None = the family has none.
     """
@@ -233,5 +233,5 @@ class ModelSpec:
     eos_token_ids: tuple[int, ...]
     position_rule: str = "mrope"
     is_chat: bool = True
-    picture_has_ends: bool = False
+    image_has_ends: bool = False
     video: VideoPolicy | None = None

@@ -1,6 +1,6 @@
 """Every setting of the inference service: name, default, flag and environment variable.
 
-Owns the list of settings and their limits. Must not know how they are parsed (`qwenvl.flags`) or used.
+Owns the list of settings and their limits.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class ServiceSettings(FlagSettings):
     )
     cpu_kv_cache_mib: Positive = Field(256, description="KV cache on a CPU in MiB")
     encoder_cache_tokens: Positive = Field(
-        16384, description="picture tokens kept in the encoder cache"
+        16384, description="image tokens kept in the encoder cache"
     )
     enable_prefix_caching: bool = Field(True, description="reuse KV pages of equal prefixes")
     cpu_threads: Positive | None = Field(
@@ -124,7 +124,7 @@ class ServiceSettings(FlagSettings):
     tutorial_defaults: bool = Field(
         False, description="max_tokens 1024 and temperature 0.7 where neither request nor flag says"
     )
-    max_images: Positive = Field(8, description="most pictures and videos of one request")
+    max_images: Positive = Field(8, description="most images and videos of one request")
     max_video_frames: Positive = Field(128, description="most frames of one video")
     max_n: Positive = Field(4, description="most answers of one request")
     request_timeout_s: Seconds = Field(600.0, description="deadline of a request that brings none")
@@ -139,16 +139,16 @@ class ServiceSettings(FlagSettings):
         description="fetch only from these hosts; host:port also permits a host that is not public",
     )
     allow_local_media_path: str | None = Field(
-        None, description="directory from which file:// pictures may be read; none = refused"
+        None, description="directory from which file:// images may be read; none = refused"
     )
-    enable_media_fetch: bool = Field(True, description="fetch pictures by URL at all")
-    media_connect_timeout_s: Seconds = Field(2.0, description="time to connect to a picture's host")
+    enable_media_fetch: bool = Field(True, description="fetch images by URL at all")
+    media_connect_timeout_s: Seconds = Field(2.0, description="time to connect to an image's host")
     media_total_timeout_s: Seconds = Field(
-        10.0, description="time for one picture, redirects included"
+        10.0, description="time for one image, redirects included"
     )
-    max_image_bytes: Positive = Field(20 * 2**20, description="most bytes of one encoded picture")
-    max_image_pixels: Positive = Field(50_000_000, description="most pixels of one picture as sent")
-    media_workers: Positive = Field(2, description="threads that decode and resize pictures")
+    max_image_bytes: Positive = Field(20 * 2**20, description="most bytes of one encoded image")
+    max_image_pixels: Positive = Field(50_000_000, description="most pixels of one image as sent")
+    media_workers: Positive = Field(2, description="threads that decode and resize images")
     pixel_budget_mib: Positive = Field(
         512, description="most pixels on their way to the engine, in MiB"
     )

@@ -1,6 +1,6 @@
 """The command `rest-adapter`: settings, logs, and the HTTP server.
 
-Owns the process. Must not know routes.
+Owns the process.
 """
 
 from __future__ import annotations

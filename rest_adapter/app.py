@@ -1,6 +1,6 @@
 """The ASGI application: routes, layers and error handlers put together.
 
-Owns their order. Must not know what any of them does.
+Owns their order.
 """
 
 from __future__ import annotations

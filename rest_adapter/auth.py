@@ -1,7 +1,6 @@
 """Who may call: bearer keys, checked on every route that is not a probe.
 
-Owns the check. Must not know routes, except that probes carry no key: a route that somebody adds is
-guarded without doing anything (CVE-2025-59425 was the opposite).
+Owns the check.
 """
 
 from __future__ import annotations

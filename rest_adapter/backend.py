@@ -1,7 +1,6 @@
 """The inference service as the adapter uses it: one channel, its calls, and what travels beside them.
 
-Owns channel options, deadlines, metadata and the one repetition of a call that never began. Must not know JSON or
-HTTP; gRPC errors pass through as they are.
+Owns channel options, deadlines, metadata and the one repetition of a call that never began.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What a REST caller is told when something fails: status, OpenAI error body and retry headers.
 
-Owns `ApiError` and the reading of gRPC errors. Must not know any field of a request: whoever knows the request hands
-in how a proto field path reads in its JSON.
+Owns `ApiError` and the reading of gRPC errors.
 """
 
 from __future__ import annotations

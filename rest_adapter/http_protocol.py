@@ -1,6 +1,6 @@
 """uvicorn's HTTP protocol with a limit on the time and the size of a request's head.
 
-Owns these two limits (CVE-2025-48956; slowloris), which uvicorn leaves open. Must not know the application.
+Owns these two limits (CVE-2025-48956; slowloris), which uvicorn leaves open.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Logs as JSON lines on standard error.
 
-Owns the form of a line. Must not know who logs.
+Owns the form of a line.
 """
 
 from __future__ import annotations

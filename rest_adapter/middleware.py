@@ -1,6 +1,6 @@
 """What every request goes through before a route sees it: an id, a log line, and limits of its body.
 
-Owns pure ASGI layers. Must not know routes or the meaning of a body.
+Owns pure ASGI layers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The JSON of requests: which fields exist, of which type.
 
-Owns types and shapes, and the fate of fields that are not served. Must not know ranges (the service owns them: one
-place, both doors) nor the proto.
+Owns types and shapes, and the fate of fields that are not served.
 
 Numbers are strict: `"0.5"` is no temperature, as with OpenAI.
 """
@@ -113,7 +112,7 @@ class RefusalPart(_Model):
 
 
 class ImagePart(_Model):
-    """A picture; `image_url` for the first two types, `image` as Qwen's own examples write it."""
+    """An image; `image_url` for the first two types, `image` as Qwen's own examples write it."""
 
     type: Literal["image_url", "input_image", "image"]
     image_url: ImageUrl | str | None = None
@@ -154,7 +153,7 @@ class StreamOptions(_Model):
 
 
 class ProcessorOptions(BaseModel):
-    """Pixel budget of pictures without their own; a closed list."""
+    """Pixel budget of images without their own; a closed list."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -216,7 +215,7 @@ class ChatRequest(AnswerRequest):
 class CompletionRequest(AnswerRequest):
     """A request of `/v1/completions`: one prompt or several, each as text or as token ids.
 
-    `images` is ours: the pictures of a single prompt, as URLs, in the order of their places in it.
+    `images` is ours: the images of a single prompt, as URLs, in the order of their places in it.
     """
 
     prompt: str | Items[str] | Items[Int32] | Items[Items[Int32]]

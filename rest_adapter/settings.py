@@ -1,6 +1,6 @@
 """Every setting of the adapter: name, default, flag and environment variable.
 
-Owns the list of settings and their limits. Must not know how they are parsed (`qwenvl.flags`) or used.
+Owns the list of settings and their limits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class AdapterSettings(FlagSettings):
     api_key_file: str | None = Field(None, description="file with one key per line; none = open")
     max_body_mib: Positive = Field(44, description="most bytes of one request body, in MiB")
     max_media_mib: Positive = Field(
-        31, description="most decoded picture bytes of one request, in MiB"
+        31, description="most decoded image bytes of one request, in MiB"
     )
     request_timeout_s: Seconds = Field(600.0, description="deadline of a request")
     body_timeout_s: Seconds = Field(30.0, description="time for a client to send its body")

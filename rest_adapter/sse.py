@@ -1,6 +1,6 @@
 """The answer as Server-Sent Events: which chunk an event becomes, and how chunks leave.
 
-Owns the bytes of chunks and the life of the response. Must not know the request's JSON beyond `ChunkOptions`.
+Owns the bytes of chunks and the life of the response.
 What all chunks of a stream share is rendered once: a token costs one `orjson.dumps` of its text.
 """
 

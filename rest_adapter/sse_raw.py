@@ -1,6 +1,6 @@
 """The continuations of raw prompts as chunks of Server-Sent Events.
 
-Owns the bytes of `text_completion` chunks. Must not know HTTP or how chunks leave.
+Owns the bytes of `text_completion` chunks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What the JSON of OpenAI means in the proto, and back: pure functions.
 
-Owns the correspondence of fields and their paths in error messages. Must not know media (`translate_media` does), HTTP,
-gRPC calls or Server-Sent Events.
+Owns the correspondence of fields and their paths in error messages.
 """
 
 from __future__ import annotations
@@ -83,10 +82,10 @@ def to_spec(request: ChatRequest, *, max_media_bytes: int) -> chat_pb.ChatComple
 
     Args:
         request: The checked JSON.
-        max_media_bytes: Most bytes of all decoded pictures together.
+        max_media_bytes: Most bytes of all decoded images together.
 
     Raises:
-        ApiError: A picture's URI cannot be decoded, the pictures are too large, or a field has no proto form.
+        ApiError: An image's URI cannot be decoded, the images are too large, or a field has no proto form.
     """
     spec = chat_pb.ChatCompletionSpec(
         model=request.model,
@@ -143,7 +142,7 @@ def stop_options(request: AnswerRequest) -> sampling_pb.StopOptions:
 
 
 def _add_parts(target: message_pb.Message, message: Message, path: str, budget: int) -> int:
-    """Appends one proto part for every part of the JSON, so that positions agree; gives the picture bytes."""
+    """Appends one proto part for every part of the JSON, so that positions agree; gives the image bytes."""
     content = message.content
     if isinstance(content, str):
         target.parts.add(text=content)
@@ -168,7 +167,7 @@ def _add_parts(target: message_pb.Message, message: Message, path: str, budget: 
             used += len(image.data)
             target.parts.add(image=image)
         if used > budget:
-            raise too_large("The pictures of the request are too large together.")
+            raise too_large("The images of the request are too large together.")
     return used
 
 
@@ -332,7 +331,7 @@ def _edges(box: usage_pb.BoundingBox) -> tuple[float, float, float, float]:
 
 
 def groundings(found: Sequence[usage_pb.Grounding]) -> list[dict[str, Any]]:
-    """The boxes of an answer: `box` is left, top, right, bottom in pixels of the picture as decoded."""
+    """The boxes of an answer: `box` is left, top, right, bottom in pixels of the image as decoded."""
     return [
         {
             "label": item.label,

@@ -1,6 +1,6 @@
-"""Pictures and videos of the JSON as those of the proto: pure functions.
+"""Images and videos of the JSON as those of the proto: pure functions.
 
-Owns `data:` URIs and the paths of media in error messages. Must not know HTTP, requests or gRPC calls.
+Owns `data:` URIs and the paths of media in error messages.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def set_fields(target: Any, source: object, names: Sequence[str]) -> None:
 
 
 def image_of(part: ImagePart, path: str) -> message_pb.Image:
-    """A picture.
+    """An image.
 
     Raises:
         ApiError: It has no URL, a `data:` URI without base64, or an unknown detail; the error names `path`.
@@ -75,7 +75,7 @@ def video_of(part: VideoPart, path: str) -> message_pb.Video:
 def _set_source(image: message_pb.Image, url: object, path: str) -> None:
     """Sets the bytes of a `data:` URI, or passes on another."""
     if not isinstance(url, str) or not url.strip():
-        raise invalid("The picture has no URL.", path, "invalid_image_url")
+        raise invalid("The image has no URL.", path, "invalid_image_url")
     if url[:64].lstrip()[:5].lower() != "data:":
         image.uri = url
         return

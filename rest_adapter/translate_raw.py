@@ -1,7 +1,6 @@
 """What the JSON of `/v1/completions` means in the proto, and back: pure functions.
 
-Owns several prompts in one request, `echo` and the legacy form of log probabilities. Must not know HTTP, gRPC calls or
-Server-Sent Events.
+Owns several prompts in one request, `echo` and the legacy form of log probabilities.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ def to_specs(
     Args:
         request: The checked JSON.
         request_id: The request's id; where there are several prompts, each has its number behind it.
-        max_media_bytes: Most bytes of all decoded pictures together.
+        max_media_bytes: Most bytes of all decoded images together.
 
     Raises:
-        ApiError: A picture's URI cannot be decoded, the pictures are too large or belong to no single prompt, or a
+        ApiError: An image's URI cannot be decoded, the images are too large or belong to no single prompt, or a
             field has no proto form.
     """
     prompts = prompts_of(request)
@@ -112,7 +111,7 @@ def _images(request: CompletionRequest, budget: int) -> list[Any]:
         image = image_of(part, f"images[{index}]")
         budget -= len(image.data)
         if budget < 0:
-            raise too_large("The pictures of the request are too large together.")
+            raise too_large("The images of the request are too large together.")
         images.append(image)
     return images
 

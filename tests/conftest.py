@@ -11,13 +11,13 @@ import pytest
 
 @pytest.fixture(scope="session")
 def qwen_vl_a(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Trained length 2048, pictures of 448 pixels; 320 MB."""
+    """Trained length 2048, images of 448 pixels; 320 MB."""
     yield from _built(tmp_path_factory, "A")
 
 
 @pytest.fixture(scope="session")
 def qwen_vl_b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Trained length 512, pictures of 224 pixels; 160 MB."""
+    """Trained length 512, images of 224 pixels; 160 MB."""
     yield from _built(tmp_path_factory, "B")
 
 

@@ -1,6 +1,6 @@
 """Which sampling settings hold where a request names none: the operator's, then the model's.
 
-Owns the reading of generation_config.json and of the `--default-...` flags. Must not know requests.
+Owns the reading of generation_config.json and of the `--default-...` flags.
 """
 
 from __future__ import annotations

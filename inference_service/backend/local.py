@@ -1,6 +1,6 @@
-"""The way of one request: admission, pictures, prompt, engine, events.
+"""The way of one request: admission, images, prompt, engine, events.
 
-Owns the requests in flight. Must not know protobuf: it takes and gives the values of `inference_service.domain`.
+Owns the requests in flight.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from inference_service.backend.sampling import check_token_ids, effective_option
 from inference_service.backend.served_model import ServedModel
 from inference_service.domain import (
     Event,
+    ImageInfo,
     ImagePart,
     Media,
-    PictureInfo,
     Request,
     Started,
     TokenUsage,
@@ -42,7 +42,7 @@ from inference_service.errors import (
     TooManyImagesError,
     UnsupportedParameterError,
 )
-from inference_service.media.decode import FrameSpec, PictureDecoder, ProcessedPicture
+from inference_service.media.decode import FrameSpec, ImageDecoder, ProcessedImage
 from inference_service.media.fetch import MediaFetcher
 from inference_service.media.geometry import pixel_budget
 from inference_service.model_spec import BoxNotation
@@ -63,7 +63,7 @@ _ENGINE_ERRORS: dict[str, Callable[[str], ServiceError]] = {
     ),
     "INVALID_ARGUMENT": lambda _: InvalidArgumentError("The engine refuses this request."),
     "IMAGE_TOO_LARGE": lambda prompt: ImageTooLargeError(
-        "A picture takes more tokens than the encoder holds.", field=prompt
+        "An image takes more tokens than the encoder holds.", field=prompt
     ),
     "GPU_OUT_OF_MEMORY": lambda _: OutOfMemoryError(
         "The device had no memory left for this request.", retry_after_s=1.0
@@ -73,11 +73,11 @@ _ENGINE_ERRORS: dict[str, Callable[[str], ServiceError]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A request whose pictures are decoded and whose prompt is tokenised."""
+    """A request whose images are decoded and whose prompt is tokenised."""
 
     prompt: Prompt
-    pictures: tuple[ProcessedPicture, ...]
-    infos: tuple[PictureInfo, ...]
+    images: tuple[ProcessedImage, ...]
+    infos: tuple[ImageInfo, ...]
     usage: TokenUsage
 
 
@@ -108,7 +108,7 @@ class Completions:
         model: ServedModel,
         engine: Engine,
         fetcher: MediaFetcher,
-        decoder: PictureDecoder,
+        decoder: ImageDecoder,
     ) -> None:
         self.model = model
         self.engine = engine
@@ -117,7 +117,7 @@ class Completions:
         self._fetcher = fetcher
         self._decoder = decoder
         # Bounds the memory of files that are fetched but not decoded yet.
-        self._pictures_at_once = asyncio.Semaphore(settings.media_workers * _FETCHES_PER_WORKER)
+        self._images_at_once = asyncio.Semaphore(settings.media_workers * _FETCHES_PER_WORKER)
         self._in_flight: dict[str, _InFlight] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -133,16 +133,16 @@ class Completions:
         await self._idle.wait()
 
     async def prepare(self, request: Request) -> Prepared:
-        """Fetches, decodes and resizes the pictures and tokenises the prompt.
+        """Fetches, decodes and resizes the images and tokenises the prompt.
 
         Raises:
-            ServiceError: A picture or the prompt is wrong; the error names the field.
+            ServiceError: An image or the prompt is wrong; the error names the field.
         """
         media = request.media
         most = self.model.spec.image_policy.max_images
         if most is not None and len(media) > most:
             raise TooManyImagesError(
-                f"The request has {len(media)} pictures; the model reads at most {most}.",
+                f"The request has {len(media)} images; the model reads at most {most}.",
                 field=request.prompt_field,
             )
         tasks = [asyncio.ensure_future(self._seen(part, request)) for part in media]
@@ -153,14 +153,14 @@ class Completions:
                 task.cancel()
         for pieces, part in zip(seen, media, strict=True):
             _check_tokens(pieces, part, self._settings.encoder_cache_tokens)
-        pictures = tuple(piece for pieces in seen for piece in pieces)
+        images = tuple(piece for pieces in seen for piece in pieces)
         # Rendering and tokenising a long prompt takes milliseconds: not on the loop (CVE-2025-62426).
-        prompt = await asyncio.to_thread(self.model.prompts.build, request, pictures)
+        prompt = await asyncio.to_thread(self.model.prompts.build, request, images)
         seen_tokens = sum(image.num_tokens for image in prompt.images)
-        video_tokens = sum(picture.num_tokens for picture in pictures if picture.is_video)
+        video_tokens = sum(p.num_tokens for p in images if p.is_video)
         return Prepared(
             prompt=prompt,
-            pictures=pictures,
+            images=images,
             infos=tuple(
                 _info(pieces[0], part)
                 for pieces, part in zip(seen, media, strict=True)
@@ -212,7 +212,7 @@ class Completions:
                 include_stop_string=request.include_stop_string,
                 n=request.n,
                 usage=prepared.usage,
-                pictures=prepared.infos,
+                images=prepared.infos,
                 prompt_token_ids=(
                     prepared.prompt.token_ids if request.return_prompt_token_ids else ()
                 ),
@@ -296,12 +296,12 @@ class Completions:
     def _prompt_text(self, prepared: Prepared) -> str:
         return self.model.tokenizer.decode(prepared.prompt.token_ids, skip_special_tokens=False)
 
-    async def _seen(self, part: Media, request: Request) -> tuple[ProcessedPicture, ...]:
+    async def _seen(self, part: Media, request: Request) -> tuple[ProcessedImage, ...]:
         if isinstance(part, VideoPart):
             return await self._video(part)
-        return (await self._picture(part, request),)
+        return (await self._image(part, request),)
 
-    async def _video(self, part: VideoPart) -> tuple[ProcessedPicture, ...]:
+    async def _video(self, part: VideoPart) -> tuple[ProcessedImage, ...]:
         spec = self.model.spec
         if spec.video is None:
             raise UnsupportedParameterError("This model reads no videos.", field=part.field)
@@ -317,17 +317,17 @@ class Completions:
                 )
         fields = [frame.field for frame in part.frames]
         frame_spec = FrameSpec(policy=spec.image_policy, video=spec.video, fps=part.fps)
-        async with self._pictures_at_once:
+        async with self._images_at_once:
             return await self._decoder.decode_video(files, fields, frame_spec)
 
     async def _file(self, part: ImagePart) -> bytes:
         """The file of one frame."""
         if part.data is not None:
             return part.data
-        async with self._pictures_at_once:
+        async with self._images_at_once:
             return await self._fetcher.fetch(part.uri or "", field=part.field)
 
-    async def _picture(self, part: ImagePart, request: Request) -> ProcessedPicture:
+    async def _image(self, part: ImagePart, request: Request) -> ProcessedImage:
         policy = self.model.spec.image_policy
         least, most = pixel_budget(
             policy,
@@ -336,7 +336,7 @@ class Completions:
             request.max_pixels if part.max_pixels is None else part.max_pixels,
             field=part.field,
         )
-        async with self._pictures_at_once:
+        async with self._images_at_once:
             data = part.data
             if data is None:
                 data = await self._fetcher.fetch(part.uri or "", field=part.field)
@@ -358,7 +358,7 @@ class Completions:
             for index in range(len(jobs))
         ]
         news: _News = asyncio.Queue(len(jobs))
-        pixels = [picture.pixels for picture in prepared.pictures]
+        pixels = [image.pixels for image in prepared.images]
 
         tasks = [
             asyncio.create_task(self._pump(index, job, pixels, flight, news))
@@ -418,11 +418,11 @@ def _output_or_raise(item: SequenceOutput | Exception, request: Request) -> Sequ
     return item
 
 
-def _check_tokens(pieces: Sequence[ProcessedPicture], part: Media, most: int) -> None:
+def _check_tokens(pieces: Sequence[ProcessedImage], part: Media, most: int) -> None:
     """Refuses what the engine could never encode, with the figures that the engine's refusal cannot carry."""
     tokens = max(piece.num_tokens for piece in pieces)
     if tokens > most:
-        what, advice = ("video", ", fewer frames") if pieces[0].is_video else ("picture", "")
+        what, advice = ("video", ", fewer frames") if pieces[0].is_video else ("image", "")
         raise ImageTooLargeError(
             f"The {what} takes {tokens} tokens, but the encoder takes {most} at most: send fewer pixels{advice}.",
             field=part.field,
@@ -430,12 +430,12 @@ def _check_tokens(pieces: Sequence[ProcessedPicture], part: Media, most: int) ->
         )
 
 
-def _info(picture: ProcessedPicture, part: ImagePart) -> PictureInfo:
-    return PictureInfo(
-        original_width=picture.original_width,
-        original_height=picture.original_height,
-        processed_width=picture.width,
-        processed_height=picture.height,
-        tokens=picture.num_tokens,
+def _info(image: ProcessedImage, part: ImagePart) -> ImageInfo:
+    return ImageInfo(
+        original_width=image.original_width,
+        original_height=image.original_height,
+        processed_width=image.width,
+        processed_height=image.height,
+        tokens=image.num_tokens,
         uuid=part.uuid,
     )

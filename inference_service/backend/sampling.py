@@ -1,6 +1,6 @@
 """Which sampling settings are in force: the request's, the operator's, the model's, then OpenAI's.
 
-Owns the order of defaults and the room that a prompt leaves in the context. Must not know gRPC or the engine's state.
+Owns the order of defaults and the room that a prompt leaves in the context.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The model as the front knows it: names, configuration, tokenizer and template, without weights.
 
-Owns what is read from the model's directory at start. Must not know torch, gRPC or requests.
+Owns what is read from the model's directory at start.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ServedModel:
     Attributes:
         names: Names the model answers to.
         directory: Where its files are.
-        revision: 64 hexadecimal digits that change with the files; part of every picture's cache key.
+        revision: 64 hexadecimal digits that change with the files; part of every image's cache key.
         created: Unix time in seconds at which the front read it.
     """
 
@@ -48,7 +48,7 @@ class ServedModel:
 
     @property
     def box_notation(self) -> BoxNotation:
-        """How the model's answers name places in a picture."""
+        """How the model's answers name places in an image."""
         return FAMILIES[self.spec.family].boxes
 
     @classmethod
@@ -75,7 +75,7 @@ class ServedModel:
             placeholder=spec.image_token_id,
             ends=(
                 (spec.vision_start_token_id, spec.vision_end_token_id)
-                if spec.picture_has_ends
+                if spec.image_has_ends
                 else None
             ),
             video_placeholder=None if spec.video is None else spec.video_token_id,

@@ -1,7 +1,6 @@
-"""`qwenvl chat`: questions about pictures in a terminal, over gRPC.
+"""`qwenvl chat`: questions about images in a terminal, over gRPC.
 
-Owns the dialogue: what is read, what is printed, the history. Must not know how an answer comes about or how boxes
-are drawn (`draw`).
+Owns the dialogue: what is read, what is printed, the history.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import sys
 import grpc
 
 from inference_service.commands import INTERRUPTED
-from inference_service.commands.draw import DrawError, draw_boxes, open_picture
+from inference_service.commands.draw import DrawError, draw_boxes, open_image
 from qwenvl import Client, Error
 from qwenvl.client import image_of
 from qwenvl.flags import ENV_PREFIX
@@ -26,7 +25,7 @@ from qwenvl.inference.v1 import usage_pb2 as usage_pb
 
 
 _DEFAULT_TARGET = "127.0.0.1:50051"
-_HELP = "/image FILE adds a picture to the next question, /new begins anew, Ctrl-C stops an answer, Ctrl-D ends."
+_HELP = "/image FILE adds an image to the next question, /new begins anew, Ctrl-C stops an answer, Ctrl-D ends."
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "chat",
         help="ask a running service",
-        description="Ask a running service about pictures. Without a question it is a dialogue: "
+        description="Ask a running service about images. Without a question it is a dialogue: "
         + _HELP,
     )
     parser.add_argument("question", nargs="?", help="what to ask; absent = a dialogue")
@@ -43,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         default=[],
         metavar="FILE|URL",
-        help="a picture for the question; may be given several times",
+        help="an image for the question; may be given several times",
     )
     parser.add_argument(
         "--grpc-target",
@@ -62,7 +61,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--temperature", type=float, help="default: the service's")
     parser.add_argument("--max-tokens", type=int, help="default: the service's")
     parser.add_argument(
-        "--draw", type=Path, metavar="FILE", help="draw the boxes of the answer on the last picture"
+        "--draw", type=Path, metavar="FILE", help="draw the boxes of the answer on the last image"
     )
     parser.add_argument("--font", type=Path, metavar="FILE", help="font of the labels of --draw")
     parser.set_defaults(run=run)
@@ -76,26 +75,26 @@ class _Dialogue:
         client: Speaks to the service.
         flags: The command's.
         messages: What was said, oldest first.
-        picture: The last picture of `messages`, if it is a file.
+        image: The last image of `messages`, if it is a file.
     """
 
     client: Client
     flags: argparse.Namespace
     messages: list[message_pb.Message] = field(default_factory=list)
-    picture: Path | None = None
+    image: Path | None = None
 
     def begin(self) -> None:
         """Forgets what was said."""
         system = self.flags.system
         self.messages = [_message(message_pb.ROLE_SYSTEM, system)] if system else []
-        self.picture = None
+        self.image = None
 
     def ask(self, question: str, images: Sequence[str]) -> int:
         """Puts a question, prints the answer as it comes; returns the exit status.
 
         Raises:
             Error: The service refuses or is not there; the question is forgotten.
-            OSError: A picture cannot be read.
+            OSError: An image cannot be read.
             DrawError: The boxes cannot be drawn.
         """
         asked = _message(message_pb.ROLE_USER, question, images)
@@ -124,24 +123,24 @@ class _Dialogue:
         print()
         self.messages += [asked, _message(message_pb.ROLE_ASSISTANT, said)]
         if images:
-            self.picture = None if _is_url(images[-1]) else Path(images[-1])
+            self.image = None if _is_url(images[-1]) else Path(images[-1])
         if interrupted:
             return INTERRUPTED
         return self._draw(found) if self.flags.draw else 0
 
     def _draw(self, found: Sequence[usage_pb.Grounding]) -> int:
         out: Path = self.flags.draw
-        if self.picture is None:
-            raise DrawError("--draw needs the last picture as a file")
+        if self.image is None:
+            raise DrawError("--draw needs the last image as a file")
         if not found:
             print("The answer names no boxes; nothing was drawn.", file=sys.stderr)
             return 1
         limits = self.client.models()[0].image_limits
-        picture = open_picture(self.picture, exif_transposed=limits.exif_transposed)
+        image = open_image(self.image, exif_transposed=limits.exif_transposed)
         try:
-            draw_boxes(picture, found, self.flags.font).save(out)
+            draw_boxes(image, found, self.flags.font).save(out)
         except (OSError, ValueError) as error:
-            raise DrawError(f"{out} cannot be written as a picture") from error
+            raise DrawError(f"{out} cannot be written as an image") from error
         print(f"{len(found)} drawn: {out}", file=sys.stderr)
         return 0
 
@@ -162,7 +161,7 @@ def run(flags: Mapping[str, object]) -> int:
 
 
 def _converse(dialogue: _Dialogue, images: list[str]) -> int:
-    """Reads questions until the end of the input; an error ends a question and its pictures, not the dialogue."""
+    """Reads questions until the end of the input; an error ends a question and its images, not the dialogue."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401, PLC0415 - gives `input` a history; not on every platform
     print(_HELP, file=sys.stderr)

@@ -1,7 +1,6 @@
 """`qwenvl check`: what a model is and whether it fits, told from its configuration alone.
 
-Owns what is printed and the exit status: 0 = fits, 1 = does not, 2 = the question makes no sense. Must not load
-weights or torch.
+Owns what is printed and the exit status: 0 = fits, 1 = does not, 2 = the question makes no sense.
 """
 
 from __future__ import annotations

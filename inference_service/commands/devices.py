@@ -1,6 +1,6 @@
 """How much memory the machine has, found without loading torch.
 
-Owns the questions to the driver and to the kernel. Must not know models.
+Owns the questions to the driver and to the kernel.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`qwenvl download MODEL`: a verified copy of a published model.
 
-Owns what is printed. Must not know hubs.
+Owns what is printed.
 """
 
 from __future__ import annotations

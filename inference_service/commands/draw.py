@@ -1,7 +1,7 @@
-"""Draws the boxes of an answer on its picture, as Qwen-VL's own tools draw them.
+"""Draws the boxes of an answer on its image, as Qwen-VL's own tools draw them.
 
-Owns sizes, colours and fonts. Must not know where boxes come from. Uses Pillow in the caller's own process: the
-pictures are the user's own files.
+Owns sizes, colours and fonts. Uses Pillow in the caller's own process: the
+images are the user's own files.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Mark:
 
 
 def plan(found: Sequence[usage_pb.Grounding], width: int, height: int) -> list[Mark]:
-    """What the boxes look like on a picture of this size."""
+    """What the boxes look like on an image of this size."""
     font_size = max(math.isqrt(width * height) // 30, _LEAST_FONT_SIZE)
     return [
         Mark(
@@ -54,35 +54,35 @@ def plan(found: Sequence[usage_pb.Grounding], width: int, height: int) -> list[M
     ]
 
 
-def open_picture(path: Path, *, exif_transposed: bool) -> Image.Image:
-    """The picture as the service decodes it.
+def open_image(path: Path, *, exif_transposed: bool) -> Image.Image:
+    """The image as the service decodes it.
 
     Raises:
         DrawError: It cannot be read.
     """
     try:
-        with Image.open(path) as picture:
-            turned = ImageOps.exif_transpose(picture) if exif_transposed else picture
+        with Image.open(path) as image:
+            turned = ImageOps.exif_transpose(image) if exif_transposed else image
             return turned.convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
-        raise DrawError(f"{path} cannot be read as a picture") from error
+        raise DrawError(f"{path} cannot be read as an image") from error
 
 
 def draw_boxes(
-    picture: Image.Image, found: Sequence[usage_pb.Grounding], font_file: Path | None
+    image: Image.Image, found: Sequence[usage_pb.Grounding], font_file: Path | None
 ) -> Image.Image:
-    """A copy of the picture with boxes and labels.
+    """A copy of the image with boxes and labels.
 
     Args:
-        picture: In RGB.
+        image: In RGB.
         found: Boxes in its pixels.
         font_file: For the labels; None = one that fontconfig finds, else Pillow's own.
 
     Raises:
         DrawError: No font has the labels' characters.
     """
-    canvas = picture.copy()
-    marks = plan(found, *picture.size)
+    canvas = image.copy()
+    marks = plan(found, *image.size)
     brush = ImageDraw.Draw(canvas)
     text = "".join(mark.label for mark in marks)
     font = find_font(text, marks[0].font_size, font_file) if text else None
@@ -92,7 +92,7 @@ def draw_boxes(
         brush.rectangle(mark.edges, outline=colour, width=round(mark.line_width))
     for mark in marks:
         if font is not None and mark.label:
-            _write(brush, mark, colours[mark.label], font, picture.size)
+            _write(brush, mark, colours[mark.label], font, image.size)
     return canvas
 
 
@@ -151,7 +151,7 @@ def _shape(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
 def _write(
     brush: ImageDraw.ImageDraw, mark: Mark, colour: str, font: Font, size: tuple[int, int]
 ) -> None:
-    """Writes a label into the upper left corner of its box, moved so far that it stays on the picture."""
+    """Writes a label into the upper left corner of its box, moved so far that it stays on the image."""
     left, top, right, bottom = brush.textbbox((0, 0), mark.label, font=font)
     x = max(0, min(mark.edges[0], size[0] - math.ceil(right)))
     y = max(0, min(mark.edges[1], size[1] - math.ceil(bottom)))

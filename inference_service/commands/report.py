@@ -1,6 +1,6 @@
 """What is said about a model and a device: the same words from `check`, `download` and `serve`.
 
-Owns these words and the estimate of what a device has room for. Must not know flags, files or torch.
+Owns these words and the estimate of what a device has room for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNITS = {
 }  # fmt: skip
 _LEAST_STEP_BYTES = 2**30
 """Room for the activations of one step over text. The engine measures it; here it is an allowance."""
-_VALUES_PER_PICTURE_TOKEN = 4 * 17 * 1280
+_VALUES_PER_IMAGE_TOKEN = 4 * 17 * 1280
 """That live at once in a vision tower: 17 times the width of a patch, counted in runs of the Qwen towers; a token is
 four patches, and the widest of these towers has 1280."""
 # Its GB can only be GiB: the weights alone are 19.31 GB.
@@ -66,12 +66,12 @@ def report(spec: ModelSpec, device: Device, settings: ServiceSettings) -> Report
 
 
 def _beside(model: Footprint, spec: ModelSpec, settings: ServiceSettings) -> int:
-    """Bytes that are neither weights nor KV cache: the features of pictures, the activations of a step."""
+    """Bytes that are neither weights nor KV cache: the features of images, the activations of a step."""
     levels = 1 + spec.decoder.deepstack_levels
     embedding_bytes = spec.decoder.hidden_size * levels * VALUE_BYTES[model.dtype]
     encoder_cache = settings.encoder_cache_tokens
-    pictures = largest_media_tokens(spec, settings.max_num_batched_tokens, encoder_cache)
-    step_bytes = pictures * _VALUES_PER_PICTURE_TOKEN * VALUE_BYTES[model.dtype]
+    images = largest_media_tokens(spec, settings.max_num_batched_tokens, encoder_cache)
+    step_bytes = images * _VALUES_PER_IMAGE_TOKEN * VALUE_BYTES[model.dtype]
     return encoder_cache * embedding_bytes + max(_LEAST_STEP_BYTES, step_bytes)
 
 
@@ -81,7 +81,7 @@ def _describe(model: Footprint, beside: int) -> Iterator[str]:
         branch = "└─" if index == len(model.parts) - 1 else "├─"
         yield f"{branch} {name:<9}{_count(count)}"
     yield f"weights     {_both_units(model.weight_bytes)} in {model.dtype}"
-    yield f"beside      {show_size(beside)} for pictures and the activations of a step"
+    yield f"beside      {show_size(beside)} for images and the activations of a step"
     remark = _REMARKS.get((model.family, model.dtype), "")
     together = model.weight_bytes + beside
     yield f"together    {_both_units(together)} before the cache{remark}"

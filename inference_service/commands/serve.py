@@ -1,7 +1,6 @@
 """`qwenvl serve [MODEL]`: both doors on one machine.
 
-Owns the two processes and their common life. Must not import them: they are started as `python -m ...`, so that
-each has its own interpreter, as in a cluster. Settings reach them as `QWENVL_*`.
+Owns the two processes and their common life. Settings reach them as `QWENVL_*`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The pages of the KV cache: who holds them, what they contain, which one is given out next.
 
-Owns reference counts, the hash chain of prefixes and the order of reuse. Must not know torch, tensors or time.
+Owns reference counts, the hash chain of prefixes and the order of reuse.
 
 A page is in one of three states: used (referenced by at least one sequence), cached (unreferenced, but its content can
 be found by hash) or free. Only full, computed pages are shared, so a page that is being written has one holder.
@@ -23,22 +23,22 @@ def root_hash(cache_salt: bytes, rope_level: int = 0) -> bytes:
 
 
 def page_hash(
-    parent: bytes, token_ids: Iterable[int], pictures: Iterable[tuple[bytes, int]]
+    parent: bytes, token_ids: Iterable[int], images: Iterable[tuple[bytes, int]]
 ) -> bytes:
     """The name of a full page's content.
 
-    Keys and values depend on every token before them and on the pictures behind the placeholders, so both are part
+    Keys and values depend on every token before them and on the images behind the placeholders, so both are part
     of the name; all pages have the same number of tokens, which makes the concatenation unambiguous.
 
     Args:
         parent: Hash of the page before, or the root.
         token_ids: The ids in the page.
-        pictures: (32 byte key, tokens from the picture's start to the page's start) of every picture in the page;
-            the distance is negative where the picture begins inside the page.
+        images: (32 byte key, tokens from the image's start to the page's start) of every image in the page;
+            the distance is negative where the image begins inside the page.
     """
     digest = blake2b(parent, digest_size=32)
     digest.update(array("q", token_ids).tobytes())
-    for key, distance in pictures:
+    for key, distance in images:
         digest.update(key)
         digest.update(distance.to_bytes(8, "little", signed=True))
     return digest.digest()

@@ -1,7 +1,6 @@
 """The engine: requests in, tokens out, one step at a time.
 
 Owns the glue between scheduler, runner and caches, and what happens to a request when a step fails.
-Must not know processes, sockets or text.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ class EngineCore:
 
     @property
     def stats(self) -> EngineStats:
-        """Counters at this moment. Prefix counters are prompt tokens, encoder counters are pictures."""
+        """Counters at this moment. Prefix counters are prompt tokens, encoder counters are images."""
         blocks, scheduler, counters = self._blocks, self._scheduler, self._scheduler.counters
         return EngineStats(
             running=len(scheduler.running),
@@ -125,13 +124,13 @@ class EngineCore:
 
         Args:
             request: What to compute.
-            pixels: RGB uint8 of its pictures. Held without a copy until the sequence has ended, because a
+            pixels: RGB uint8 of its images. Held without a copy until the sequence has ended, because a
                 preempted sequence may have to be encoded again.
 
         Raises:
             InvalidArgumentError: The request contradicts itself or the model.
             ContextLengthError: The prompt leaves no room for an answer.
-            ImageTooLargeError: A picture has more tokens than the encoder cache.
+            ImageTooLargeError: An image has more tokens than the encoder cache.
             RequestIdInUseError: A sequence with this id has not ended.
         """
         view = memoryview(pixels).cast("B")
@@ -171,7 +170,7 @@ class EngineCore:
     def _settle(
         self, plan: Plan, broken: set[bytes], results: Iterable[tuple[Chunk, ChunkResult]]
     ) -> list[SequenceOutput]:
-        """Take over what was computed and end the sequences whose pictures are broken."""
+        """Take over what was computed and end the sequences whose images are broken."""
         news = [self._commit(chunk, result) for chunk, result in results]
         outputs = [output for output in news if output is not None]
         outputs += [
@@ -189,20 +188,20 @@ class EngineCore:
         return self._fail(plan.chunks[-1].sequence, OutOfMemoryError.reason)
 
     def _encode(self, plan: Plan) -> set[bytes]:
-        """Encode the step's pictures; returns the keys of those that could not be."""
-        if not plan.pictures or self._encodes(plan.pictures):
+        """Encode the step's images; returns the keys of those that could not be."""
+        if not plan.images or self._encodes(plan.images):
             return set()
-        broken = {picture[1].key for picture in plan.pictures if not self._encodes([picture])}
+        broken = {image[1].key for image in plan.images if not self._encodes([image])}
         self._encoder_cache.discard_unfilled()
         return broken
 
-    def _encodes(self, pictures: list[tuple[Sequence, ImageSpan]]) -> bool:
+    def _encodes(self, images: list[tuple[Sequence, ImageSpan]]) -> bool:
         try:
-            self._runner.encode(pictures)
+            self._runner.encode(images)
         except (torch.OutOfMemoryError, MemoryError):
             raise
-        except Exception:  # whatever a picture does, it must not end the requests beside it
-            logger.exception("encoding %d pictures failed", len(pictures))
+        except Exception:  # whatever an image does, it must not end the requests beside it
+            logger.exception("encoding %d images failed", len(images))
             return False
         return True
 
@@ -256,11 +255,11 @@ class EngineCore:
                 and image.pixel_offset + image.pixel_bytes <= len(pixels)
             )
             if not fits or not self._is_whole(image):
-                raise InvalidArgumentError("A picture does not fit its place in the prompt.")
+                raise InvalidArgumentError("An image does not fit its place in the prompt.")
             end = image.start + image.num_tokens
 
     def _is_whole(self, image: ImageSpan) -> bool:
-        """Whether size, grid and number of tokens of a picture belong together."""
+        """Whether size, grid and number of tokens of an image belong together."""
         policy = self._image_policy
         step, patch = policy.pixel_step, policy.patch_size
         times = -(-image.frames // policy.temporal_patch_size)
@@ -273,7 +272,7 @@ class EngineCore:
 
 
 def _needs(chunk: Chunk, keys: set[bytes]) -> bool:
-    """Whether one of these pictures has a token in the chunk."""
+    """Whether one of these images has a token in the chunk."""
     images = chunk.sequence.images_between(chunk.start, chunk.end) if keys else ()
     return any(image.key in keys for image in images)
 

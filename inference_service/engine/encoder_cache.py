@@ -1,9 +1,8 @@
-"""Picture embeddings by key, under a budget of tokens.
+"""Image embeddings by key, under a budget of tokens.
 
-Owns which pictures are kept and which one goes first. Must not know torch (values are opaque) or sequences
-(owners are opaque as well).
+Owns which images are kept and which one goes first.
 
-A picture is reserved when the scheduler decides to encode it, filled when the runner has done so, pinned while
+An image is reserved when the scheduler decides to encode it, filled when the runner has done so, pinned while
 a running sequence still needs it, and evicted least recently used first.
 """
 
@@ -40,7 +39,7 @@ class EncoderCache(Generic[T]):
         return len(self._entries)
 
     def reserve(self, key: bytes, num_tokens: int) -> bool:
-        """Make room for a picture that is not here; False if pinned ones leave too little."""
+        """Make room for an image that is not here; False if pinned ones leave too little."""
         pinned = sum(entry.num_tokens for entry in self._entries.values() if entry.owners)
         if pinned + num_tokens > self.capacity_tokens:
             return False
@@ -54,16 +53,16 @@ class EncoderCache(Generic[T]):
         return True
 
     def fill(self, key: bytes, value: T) -> None:
-        """Store the embeddings of a reserved picture."""
+        """Store the embeddings of a reserved image."""
         self._entries[key].value = value
 
     def get(self, key: bytes) -> T | None:
-        """Embeddings of a picture; None while it is only reserved or not here."""
+        """Embeddings of an image; None while it is only reserved or not here."""
         entry = self._entries.get(key)
         return None if entry is None else entry.value
 
     def pin(self, key: bytes, owner: Hashable) -> bool:
-        """Keep the picture until `owner` unpins it; tells whether the pin is new."""
+        """Keep the image until `owner` unpins it; tells whether the pin is new."""
         entry = self._entries[key]
         if owner in entry.owners:
             return False
@@ -72,7 +71,7 @@ class EncoderCache(Generic[T]):
         return True
 
     def unpin(self, key: bytes, owner: Hashable) -> None:
-        """The owner needs the picture no more. Without effect if it holds no pin."""
+        """The owner needs the image no more. Without effect if it holds no pin."""
         entry = self._entries.get(key)
         if entry is not None:
             entry.owners.discard(owner)

@@ -1,7 +1,6 @@
 """Fills a model with the weights of a checkpoint.
 
-Owns the check that files hold exactly the tensors of the name tables, and where each tensor goes. Must not know
-what the tensors are for, or how files are opened (`stored`).
+Owns the check that files hold exactly the tensors of the name tables, and where each tensor goes.
 """
 
 from __future__ import annotations

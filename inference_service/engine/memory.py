@@ -1,7 +1,6 @@
 """Where the model lives and how large its KV cache may be.
 
-Owns the meaning of `auto` for device and dtype, the room that several devices have, and the sizing of the cache. Must
-not know requests or scheduling.
+Owns the meaning of `auto` for device and dtype, the room that several devices have, and the sizing of the cache.
 """
 
 from __future__ import annotations
@@ -189,14 +188,14 @@ def _free_bytes_on_gpus(
 
 @torch.inference_mode()
 def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
-    """The most memory that one step takes: a full picture or video, a full batch, a full set of logits."""
+    """The most memory that one step takes: a full image or video, a full batch, a full set of logits."""
     policy, num_tokens = model.spec.image_policy, config.max_num_batched_tokens
     largest_media = largest_media_tokens(model.spec, num_tokens, config.encoder_cache_tokens)
     side = policy.square_side or policy.pixel_step * math.isqrt(largest_media)
     patches = side // policy.patch_size
     grid = (1, patches, patches)
     pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8)
-    # Where all pictures are of one size, a step takes several to have as many tokens.
+    # Where all images are of one size, a step takes several to have as many tokens.
     count = max(1, num_tokens // policy.tokens_of(grid)) if policy.square_side else 1
     model.encode_images([pixels] * count, [grid] * count)
 

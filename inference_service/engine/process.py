@@ -1,7 +1,7 @@
 """The engine process: receives commands, turns the crank of the core, sends what came out.
 
-Owns the life of the process (it must not outlive the front) and the loop around the core. Must not know how the
-core computes, nor gRPC, text or asyncio. Started by `engine.child` as `python -m inference_service.engine.process`.
+Owns the life of the process (it must not outlive the front) and the loop around the core. Started by `engine.child`
+as `python -m inference_service.engine.process`.
 
 Two threads. A reader takes commands off the socket as they come, so that an abort applies before the next step
 and the front can always send. The loop steps the core and sends with a blocking `sendall`: the front's event loop
@@ -277,7 +277,7 @@ def die_with(parent: int) -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """A mapped memfd holds a descriptor (CPython duplicates it): one for every request with pictures."""
+    """A mapped memfd holds a descriptor (CPython duplicates it): one for every request with images."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,7 +1,7 @@
 """One step on the device: scheduled chunks in, sampled tokens out.
 
-Owns the packing of chunks into one batch, the encoding of pictures, and what the model needs to know of a prompt
-(positions, pixels). Must not know why a chunk is scheduled, or when a sequence ends.
+Owns the packing of chunks into one batch, the encoding of images, and what the model needs to know of a prompt
+(positions, pixels).
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ class ModelRunner:
         del self._prompts[sequence_id]
 
     @torch.inference_mode()
-    def encode(self, pictures: Seq[tuple[Sequence, ImageSpan]]) -> None:
-        """Put the embeddings of pictures into the encoder cache, all in one pass of the vision tower."""
+    def encode(self, images: Seq[tuple[Sequence, ImageSpan]]) -> None:
+        """Put the embeddings of images into the encoder cache, all in one pass of the vision tower."""
         embeddings = self._model.encode_images(
-            [self._pixels(sequence, image) for sequence, image in pictures],
-            [image.grid for _, image in pictures],
+            [self._pixels(sequence, image) for sequence, image in images],
+            [image.grid for _, image in images],
         )
-        for (_, image), embedding in zip(pictures, embeddings, strict=True):
+        for (_, image), embedding in zip(images, embeddings, strict=True):
             # A copy: a part of the pass's one tensor would keep all of it alive.
             self._encoder_cache.fill(image.key, embedding.clone())
 
@@ -155,7 +155,7 @@ class ModelRunner:
         )
 
     def _image_rows(self, chunks: Seq[Chunk]) -> tuple[list[int], list[Tensor]]:
-        """Rows of the batch that are picture tokens, and the parts of the embeddings that belong there."""
+        """Rows of the batch that are image tokens, and the parts of the embeddings that belong there."""
         rows: list[int] = []
         embeddings: list[Tensor] = []
         base = 0
@@ -164,7 +164,7 @@ class ModelRunner:
                 first = max(image.start, chunk.start)
                 last = min(image.start + image.num_tokens, chunk.end)
                 embedding = self._encoder_cache.get(image.key)
-                assert embedding is not None, "scheduled before its picture was encoded"
+                assert embedding is not None, "scheduled before its image was encoded"
                 embeddings.append(embedding[first - image.start : last - image.start])
                 rows.extend(range(base + first - chunk.start, base + last - chunk.start))
             base += chunk.end - chunk.start

@@ -1,6 +1,6 @@
 """From logits to the next tokens and their log probabilities, on the device, for a whole batch at once.
 
-Owns biases, penalties, filters, noise and log probabilities. Must not know sequences, pages or when a sequence ends.
+Owns biases, penalties, filters, noise and log probabilities.
 
 Order (as vLLM's sampler): logit bias, end tokens masked by `min_tokens`, repetition, frequency and presence penalty,
 temperature, min-p, top-k, top-p, choice. A row's result depends on that row alone, never on the batch around it:

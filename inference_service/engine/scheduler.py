@@ -1,7 +1,6 @@
 """Which tokens of which sequences are computed in the next step.
 
 Owns the queue, the running batch, the token budget of a step, preemption and the end of sequences.
-Must not know torch, the model or how a token is chosen.
 
 First come, first served. A step takes decodes first, then chunks of prompts that are under way, then new sequences.
 A sequence is admitted when there are pages for all its present tokens, so only the growth of answers can run out of
@@ -49,20 +48,20 @@ class Plan:
 
     Attributes:
         tokens_left: Rest of the step's token budget.
-        encoder_tokens_left: Rest of the step's budget of picture tokens.
+        encoder_tokens_left: Rest of the step's budget of image tokens.
         chunks: What to compute; the sequence scheduled last is the last.
-        pictures: What to encode before, each key once, and the sequence that brings the pixels.
+        images: What to encode before, each key once, and the sequence that brings the pixels.
     """
 
     tokens_left: int
     encoder_tokens_left: int
     chunks: list[Chunk] = field(default_factory=list)
-    pictures: list[tuple[Sequence, ImageSpan]] = field(default_factory=list)
+    images: list[tuple[Sequence, ImageSpan]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Counters:
-    """Sums since the start. Prefixes are counted in prompt tokens, the encoder in pictures."""
+    """Sums since the start. Prefixes are counted in prompt tokens, the encoder in images."""
 
     prefix_queries: int = 0
     prefix_hits: int = 0
@@ -110,7 +109,7 @@ class Scheduler:
         Raises:
             RequestIdInUseError: A sequence with this id has not ended.
             ContextLengthError: The prompt leaves no room for an answer.
-            ImageTooLargeError: A picture can never be in the encoder cache.
+            ImageTooLargeError: An image can never be in the encoder cache.
         """
         if sequence.sequence_id in self._sequences:
             raise RequestIdInUseError("A request with this id is in flight.")
@@ -126,7 +125,7 @@ class Scheduler:
         for image in sequence.request.images:
             if image.num_tokens > self._encoder_cache.capacity_tokens:
                 raise ImageTooLargeError(
-                    f"A picture takes {image.num_tokens} tokens, but the encoder takes"
+                    f"An image takes {image.num_tokens} tokens, but the encoder takes"
                     f" {self._encoder_cache.capacity_tokens} at most.",
                 )
         self._sequences[sequence.sequence_id] = sequence
@@ -202,7 +201,7 @@ class Scheduler:
             self._schedule_prefill(plan, sequence)
 
     def _schedule_prefill(self, plan: Plan, sequence: Sequence) -> None:
-        """As many of the sequence's tokens as budget and pictures allow, perhaps none."""
+        """As many of the sequence's tokens as budget and images allow, perhaps none."""
         start = sequence.num_computed_tokens
         end = min(len(sequence), start + plan.tokens_left)
         for image in sequence.images_between(start, end):
@@ -213,17 +212,17 @@ class Scheduler:
             self._add_chunk(plan, sequence, end)
 
     def _secure(self, plan: Plan, sequence: Sequence, image: ImageSpan) -> bool:
-        """Pin a picture in the encoder cache, encoding it in this step if it is not there."""
+        """Pin an image in the encoder cache, encoding it in this step if it is not there."""
         hit = image.key in self._encoder_cache
         if not hit:
             untouched = plan.encoder_tokens_left == self.max_num_batched_tokens
-            # One picture may be larger than the budget of a step, or it would never be encoded.
+            # One image may be larger than the budget of a step, or it would never be encoded.
             if image.num_tokens > plan.encoder_tokens_left and not untouched:
                 return False
             if not self._encoder_cache.reserve(image.key, image.num_tokens):
                 return False
             plan.encoder_tokens_left -= image.num_tokens
-            plan.pictures.append((sequence, image))
+            plan.images.append((sequence, image))
         if self._encoder_cache.pin(image.key, (sequence.sequence_id, image.start)):
             self.counters.encoder_queries += 1
             self.counters.encoder_hits += hit

@@ -1,6 +1,6 @@
 """One sequence in the engine: its tokens, its pages and how far it is computed.
 
-Owns the state that scheduler, blocks and runner share. Must not know torch, when a sequence runs or what it samples.
+Owns the state that scheduler, blocks and runner share.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Sequence:
         )
 
     def images_between(self, start: int, end: int) -> list[ImageSpan]:
-        """The pictures with a token in [start, end), in order."""
+        """The images with a token in [start, end), in order."""
         return [
             image
             for image in self.request.images

@@ -1,6 +1,6 @@
 """How many bytes of pixels may be on their way to the engine.
 
-Owns the count and the line of those who wait. Must not know what a request or an engine is.
+Owns the count and the line of those who wait.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PixelBudget:
         """
         if num_bytes > self.limit_bytes:
             raise ImageTooLargeError(
-                f"the pictures of one request may take {self.limit_bytes} bytes after processing,"
+                f"the images of one request may take {self.limit_bytes} bytes after processing,"
                 f" these take {num_bytes}",
                 metadata={"limit": str(self.limit_bytes), "value": str(num_bytes)},
             )

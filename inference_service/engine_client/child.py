@@ -1,7 +1,6 @@
 """One life of the engine process, as its parent sees it.
 
-Owns the process, the socket to it and the frames on that socket, inside the front's event loop. Must not know
-sequences, restarts or what the messages mean.
+Owns the process, the socket to it and the frames on that socket, inside the front's event loop.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The front's door to the engine.
 
-Owns the sequences in flight, the state of the engine and its restarts. Must not know torch, text, gRPC, nor how the
-engine computes: it runs in a process of its own (`engine.process`), and when that process dies, this one goes on.
+Owns the sequences in flight, the state of the engine and its restarts.
 """
 
 from __future__ import annotations
@@ -140,7 +139,7 @@ class EngineClient:
         if not await self._wait_for_id(request.sequence_id):
             yield _aborted(request.sequence_id)
             return
-        sequence = self._admit(request, sum(memoryview(picture).nbytes for picture in pixels))
+        sequence = self._admit(request, sum(memoryview(image).nbytes for image in pixels))
         try:
             # Abort and the death of the engine cancel the reservation; `wait` returns then, it does not raise.
             await asyncio.wait([sequence.reservation])
@@ -178,7 +177,7 @@ class EngineClient:
         if self._quarantine.holds(request):
             raise InternalError("this request was in flight each time the engine failed")
         if any(span.pixel_offset + span.pixel_bytes > pixel_bytes for span in request.images):
-            raise ValueError("a picture lies outside of the pixels given")
+            raise ValueError("an image lies outside of the pixels given")
         sequence = SequenceInFlight(request, pixel_bytes, self._budget.reserve(pixel_bytes))
         self._sequences[request.sequence_id] = sequence
         return sequence

@@ -1,7 +1,6 @@
 """The sequences that the engine is computing for the front.
 
 Owns the news that a consumer has not taken yet, and the memory of requests that were there when the engine died.
-Must not know processes, sockets or where news come from.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class SequenceInFlight:
 
     Attributes:
         request: What is computed.
-        pixel_bytes: Size of its pictures.
+        pixel_bytes: Size of its images.
         reservation: Its place in the pixel budget.
         sent: The engine knows it.
         abandoned: Its consumer is gone and the engine was told to abort it.
@@ -99,7 +98,7 @@ class Quarantine:
     """Remembers which requests were in flight when the engine died.
 
     A request that was there twice, and never finished in between, is taken for the cause and refused: clients
-    retry, and one poisonous picture must not keep the engine down. Bystanders are refused with it, as nobody can
+    retry, and one poisonous image must not keep the engine down. Bystanders are refused with it, as nobody can
     tell them apart, so a suspicion ends with time: a request that is innocent is answered then, one that is not
     costs one death in that time.
     """

@@ -1,6 +1,6 @@
 """What the server sees of an engine, wherever it computes.
 
-Owns the states of an engine and its protocol. Must not know processes, sockets or torch.
+Owns the states of an engine and its protocol.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ class Engine(Protocol):
 
         Args:
             request: The sequence.
-            pixels: RGB uint8 pictures, to be laid one after the other as `ImageSpan.pixel_offset` says.
+            pixels: RGB uint8 images, to be laid one after the other as `ImageSpan.pixel_offset` says.
 
         Raises:
             EngineUnavailableError: The engine is not ready, or died before the sequence ended.
-            ImageTooLargeError: The pictures alone are over the whole pixel budget.
+            ImageTooLargeError: The images alone are over the whole pixel budget.
             RequestIdInUseError: A sequence of this id is in flight.
             InternalError: This request was in flight at two deaths of the engine.
         """

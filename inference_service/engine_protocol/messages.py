@@ -1,7 +1,7 @@
 """The values that cross the border between the front and the engine process.
 
 Owns requests, sampling parameters, outputs, statistics and the engine's configuration, as frozen dataclasses that
-msgspec can put on the wire. Must not know protobuf, torch, text or how messages travel.
+msgspec can put on the wire.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpan:
-    """A picture or a video of a prompt.
+    """An image or a video of a prompt.
 
     Attributes:
         key: 32 bytes: sha256 over the processed pixels, both sizes, the family's policy, the model's revision and the
@@ -74,11 +74,11 @@ class ImageSpan:
         start: Index in the prompt of its first placeholder token.
         num_tokens: Placeholder tokens it takes.
         grid: (temporal, rows, columns) in patches, before merging.
-        height: Pixels of the processed picture.
-        width: Pixels of the processed picture.
+        height: Pixels of the processed image.
+        width: Pixels of the processed image.
         pixel_offset: Where its RGB uint8 pixels (frames x height x width x 3, C order) begin in the request's pixel
             buffer.
-        frames: Frames of a video; a picture has one.
+        frames: Frames of a video; an image has one.
         time_step: Positions on the time axis from one row of the grid's temporal axis to the next.
     """
 
@@ -104,8 +104,8 @@ class EngineRequest:
 
     Attributes:
         sequence_id: Unique among the sequences in flight.
-        prompt_token_ids: At least one id; placeholder ids where pictures stand.
-        images: Pictures in order of `start`; the spans do not overlap.
+        prompt_token_ids: At least one id; placeholder ids where images stand.
+        images: Images in order of `start`; the spans do not overlap.
         sampling: How tokens are chosen.
         cache_salt: Prefix pages are shared only among equal salts.
     """
@@ -191,7 +191,7 @@ class EngineConfig:
         num_kv_pages: Size of the KV cache; None = from memory.
         gpu_memory_utilization: Share of the device's memory that weights and caches may take.
         cpu_kv_cache_bytes: Memory for the KV cache on a CPU.
-        encoder_cache_tokens: Picture tokens kept in the encoder cache.
+        encoder_cache_tokens: Image tokens kept in the encoder cache.
         enable_prefix_caching: Reuse pages of equal prefixes.
         cpu_threads: torch threads on a CPU; None = all cores.
     """

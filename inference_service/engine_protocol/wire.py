@@ -1,7 +1,7 @@
 """How messages travel between the front and the engine process.
 
 Owns the message types, their msgpack frames (4 bytes of length, big-endian, then the payload) and the memfds that
-carry pixels. Must not know what anybody does with a message. Never pickle (CVE-2025-32444): a frame can only
+carry pixels. Never pickle (CVE-2025-32444): a frame can only
 become one of the types below.
 
 A memfd travels with the first byte of the frame that announces it. The kernel keeps descriptors in order and never
@@ -152,15 +152,15 @@ def event_reader() -> FrameReader[Event]:
 
 
 def write_pixels(pixels: Sequence[bytes | memoryview]) -> int:
-    """Copies pictures, one after the other, into a new memfd and returns its descriptor, which the caller closes.
+    """Copies images, one after the other, into a new memfd and returns its descriptor, which the caller closes.
 
     Raises:
         OSError: No memory or no descriptor is left.
     """
     fd = os.memfd_create("pixels", os.MFD_CLOEXEC)
     try:
-        for picture in pixels:
-            rest = memoryview(picture).cast("B")
+        for image in pixels:
+            rest = memoryview(image).cast("B")
             while rest:
                 rest = rest[os.write(fd, rest) :]
     except OSError:

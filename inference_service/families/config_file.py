@@ -1,6 +1,6 @@
 """Reads JSON configuration files with errors that name file, key and what was expected.
 
-Owns typed access to keys. Must not know what the keys mean.
+Owns typed access to keys.
 """
 
 from __future__ import annotations

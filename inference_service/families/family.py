@@ -1,6 +1,6 @@
 """What a family of models brings: the plug between its own module and everything that serves all families alike.
 
-Owns the shape of the plug and of the entries of a tensor table. Must not know any family, torch or requests.
+Owns the shape of the plug and of the entries of a tensor table.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Family:
         tensors: Every tensor that a checkpoint must have.
         rebuilt: Tensors that a checkpoint may have and that are computed anew: buffers of the original.
         current_name: From a name in an older checkpoint to the one in `tensors`; others stay as they are.
-        boxes: How its answers name places in a picture.
+        boxes: How its answers name places in an image.
     """
 
     name: str

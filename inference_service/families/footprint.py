@@ -1,6 +1,6 @@
 """How large a model is, and how many requests a device has room for beside it.
 
-Owns the arithmetic that `GetModel`, `qwenvl check` and the engine share. Torch-free. Must not know devices or files.
+Owns the arithmetic that `GetModel`, `qwenvl check` and the engine share. Torch-free.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from inference_service.model_spec import ModelSpec
 
 VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 LEAST_CONTEXT_TOKENS = 2048
-"""A service whose cache holds less is of no use for questions about pictures."""
+"""A service whose cache holds less is of no use for questions about images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +82,12 @@ def footprint(spec: ModelSpec, dtype: str) -> Footprint:
 def largest_media_tokens(
     spec: ModelSpec, max_num_batched_tokens: int, encoder_cache_tokens: int
 ) -> int:
-    """Most tokens of pictures that one step encodes; a video that is not cut counts as one picture."""
+    """Most tokens of images that one step encodes; a video that is not cut counts as one image."""
     if spec.video is not None and not spec.video.timestamps:
         return encoder_cache_tokens
     policy = spec.image_policy
-    largest_picture = policy.max_pixels // policy.pixel_step**2
-    return min(max(max_num_batched_tokens, largest_picture), encoder_cache_tokens)
+    largest_image = policy.max_pixels // policy.pixel_step**2
+    return min(max(max_num_batched_tokens, largest_image), encoder_cache_tokens)
 
 
 def capacity(model: Footprint, cache_bytes: int, max_model_len: int | None) -> Capacity:

@@ -1,8 +1,8 @@
 """Positions of the tokens of a prompt on the three axes of M-RoPE.
 
 Owns the rule of Qwen2-VL, Qwen2.5-VL and Qwen3-VL (arXiv 2409.12191; `get_rope_index` in transformers): text counts
-on all axes alike; a picture's tokens count their time, merged row and merged column from there; text after it goes on
-behind the greatest of all axes. Must not know torch or models.
+on all axes alike; an image's tokens count their time, merged row and merged column from there; text after it goes on
+behind the greatest of all axes.
 
 transformers since 5.3 lets text go on behind rows and columns only, even where a video's time axis is longer
 (transformers#45381); the models were trained with the rule here.
@@ -25,7 +25,7 @@ def mrope_positions(
 
     Args:
         num_tokens: Tokens of the prompt.
-        images: Its pictures in order of `start`.
+        images: Its images in order of `start`.
         merge_size: Patches per side that become one token.
 
     Returns:
@@ -55,7 +55,7 @@ def mrope_positions(
 def sequential_positions(
     num_tokens: int, images: Sequence[ImageSpan], merge_size: int
 ) -> tuple[npt.NDArray[np.int64], int]:
-    """Positions of a prompt whose pictures count like text, on all axes alike: Qwen-VL (2023)."""
+    """Positions of a prompt whose images count like text, on all axes alike: Qwen-VL (2023)."""
     del images, merge_size
     return np.tile(np.arange(num_tokens, dtype=np.int64), (3, 1)), 0
 
@@ -63,7 +63,7 @@ def sequential_positions(
 def one_for_all_patches(
     num_tokens: int, images: Sequence[ImageSpan], merge_size: int
 ) -> tuple[npt.NDArray[np.int64], int]:
-    """Positions of a prompt whose pictures take three places, on all axes alike: begin, patches, end (GLM-4V-9B)."""
+    """Positions of a prompt whose images take three places, on all axes alike: begin, patches, end (GLM-4V-9B)."""
     del merge_size
     steps = np.ones(num_tokens, dtype=np.int64)
     for image in images:

@@ -1,7 +1,7 @@
 """The tensors of a checkpoint: their names and shapes, and where each goes in our modules.
 
 Owns what follows from a family's table by arithmetic: parameter counts and cache sizes. Torch-free, so that the
-front can read it. Must not know tensors or files.
+front can read it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which tokenizer and which chat format a model has.
 
-Owns this choice, by family. Must not know how they work, or requests.
+Owns this choice, by family.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ def _qwen_vl(
         if history_window is not None:
             raise ValueError("--history-window: this is a base model, whose prompts have no turns")
         return tokenizer, qwen_vl.QwenVLBase(tokenizer)
-    picture_tokens = spec.image_policy.num_tokens or 0
+    image_tokens = spec.image_policy.num_tokens or 0
     return tokenizer, qwen_vl.QwenVLChat(
-        tokenizer, picture_tokens=picture_tokens, history_window=history_window
+        tokenizer, image_tokens=image_tokens, history_window=history_window
     )
 
 
 def _glm_4v(model_dir: Path, spec: ModelSpec) -> tuple[Tokenizer, ChatFormat]:
     tokenizer = glm_4v.load_tokenizer(model_dir)
-    ids = [tokenizer.special_tokens[token] for token in glm_4v.PICTURE]
+    ids = [tokenizer.special_tokens[token] for token in glm_4v.IMAGE]
     if ids != [spec.vision_start_token_id, spec.image_token_id, spec.vision_end_token_id]:
         raise ValueError(f"{glm_4v.VOCABULARY} does not fit boi_token_id of config.json")
     return tokenizer, glm_4v.GlmChat(tokenizer)

@@ -1,6 +1,6 @@
 """AdminService: state, load, abort and drain.
 
-Owns what an operator sees and may do at run time. Must not know how requests are answered.
+Owns what an operator sees and may do at run time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the servicers that answer have in common: the served name, the deadline, the events.
 
-Owns the time that a request may take. Must not know what was asked, nor the messages that events become.
+Owns the time that a request may take.
 """
 
 from __future__ import annotations

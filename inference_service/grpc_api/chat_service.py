@@ -1,6 +1,6 @@
 """ChatService: the proto's face of `Completions` for conversations.
 
-Owns the methods of the service. Must not know how an answer comes about.
+Owns the methods of the service.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from inference_service.grpc_api.interceptors import caller_of_call, request_id_o
 from inference_service.grpc_api.requests import chat_request
 from inference_service.grpc_api.responses import (
     gather,
-    picture_message,
+    image_message,
     stream_fields,
     usage_message,
 )
@@ -53,7 +53,7 @@ class ChatServicer(Answering, chat_grpc.ChatServiceServicer):
         ids = prepared.prompt.token_ids if asked.return_prompt_token_ids else ()
         return chat_pb.CountTokensResponse(
             usage=usage_message(prepared.usage),
-            images=map(picture_message, prepared.infos),
+            images=map(image_message, prepared.infos),
             prompt_token_ids=ids,
         )
 

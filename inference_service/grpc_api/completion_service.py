@@ -1,6 +1,6 @@
 """CompletionService: the proto's face of `Completions` for raw prompts.
 
-Owns the methods of the service. Must not know how an answer comes about.
+Owns the methods of the service.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What happens around every call: access, errors, one log line.
 
-Owns the order of these and the wrapping of handlers. Must not know what the methods do.
+Owns the order of these and the wrapping of handlers.
 """
 
 from __future__ import annotations

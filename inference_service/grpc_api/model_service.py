@@ -1,6 +1,6 @@
 """ModelService: what is served and what it can do.
 
-Owns the description of a model. Must not know requests.
+Owns the description of a model.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From the request's proto to the domain, checking every limit that the proto's comments state.
 
-Owns these limits and the names of fields in errors. Must not know models, tokens or the engine.
+Owns these limits and the names of fields in errors.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def chat_request(
         enable_thinking=_optional(spec.template, "enable_thinking"),
         **_common(spec, model, fallback_id, settings),
     )
-    _check_pictures(request.media, "spec.messages", settings)
+    _check_images(request.media, "spec.messages", settings)
     return request
 
 
@@ -118,13 +118,11 @@ def raw_request(
         raise InvalidArgumentError("The prompt is empty.", field=field)
     if not isinstance(prompt, str):
         _within(min(prompt), 0, _MAX_TOKEN_ID, field)
-    pictures = tuple(
+    images = tuple(
         _image(image, f"spec.images[{index}]") for index, image in enumerate(spec.images)
     )
-    _check_pictures(pictures, "spec.images", settings)
-    return RawRequest(
-        prompt=prompt, pictures=pictures, **_common(spec, model, fallback_id, settings)
-    )
+    _check_images(images, "spec.images", settings)
+    return RawRequest(prompt=prompt, images=images, **_common(spec, model, fallback_id, settings))
 
 
 def _common(
@@ -161,10 +159,10 @@ def _common(
     }
 
 
-def _check_pictures(media: Sequence[Media], field: str, settings: ServiceSettings) -> None:
+def _check_images(media: Sequence[Media], field: str, settings: ServiceSettings) -> None:
     if len(media) > settings.max_images:
         raise TooManyImagesError(
-            f"The request has {len(media)} pictures; at most {settings.max_images} are allowed.",
+            f"The request has {len(media)} images; at most {settings.max_images} are allowed.",
             field=field,
         )
     for part in media:
@@ -238,9 +236,7 @@ def _part(part: message_pb.Part, role: Role, path: str) -> Part:
             return TextPart(text=part.refusal)
         case "image":
             if role is Role.SYSTEM:
-                raise InvalidArgumentError(
-                    "A system message has no pictures.", field=f"{path}.image"
-                )
+                raise InvalidArgumentError("A system message has no images.", field=f"{path}.image")
             return _image(part.image, f"{path}.image")
         case "video":
             if role is Role.SYSTEM:
@@ -271,7 +267,7 @@ def _video(video: message_pb.Video, path: str) -> VideoPart:
 def _image(image: message_pb.Image, path: str) -> ImagePart:
     source = image.WhichOneof("source")
     if source is None:
-        raise InvalidArgumentError("The picture has neither data nor uri.", field=path)
+        raise InvalidArgumentError("The image has neither data nor uri.", field=path)
     if len(image.uuid.encode()) > 256:
         raise InvalidArgumentError("The uuid has more than 256 bytes.", field=f"{path}.uuid")
     detail = _DETAILS.get(image.detail)

@@ -1,7 +1,6 @@
 """The events of an answer as messages of the contract.
 
-Owns the correspondence of `inference_service.domain` events and proto messages. Must not know calls or how an answer
-comes about.
+Owns the correspondence of `inference_service.domain` events and proto messages.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from inference_service.domain import (
     Event,
     Finished,
     Grounding,
+    ImageInfo,
     LogprobEntry,
-    PictureInfo,
     Started,
     StopTrigger,
     TokenLogprob,
@@ -137,7 +136,7 @@ def _started(event: Started, model: str) -> chat_pb.Started:
         created=event.created,
         effective_settings=settings,
         prompt_usage=usage_message(event.usage),
-        images=map(picture_message, event.pictures),
+        images=map(image_message, event.images),
         prompt_token_ids=event.prompt_token_ids,
         prompt_text=event.prompt_text,
     )
@@ -163,8 +162,8 @@ def usage_message(usage: TokenUsage) -> usage_pb.Usage:
     )
 
 
-def picture_message(info: PictureInfo) -> usage_pb.ProcessedImage:
-    """What became of a picture."""
+def image_message(info: ImageInfo) -> usage_pb.ProcessedImage:
+    """What became of an image."""
     return usage_pb.ProcessedImage(
         original_width=info.original_width,
         original_height=info.original_height,

@@ -1,6 +1,6 @@
 """The front as a process: servers, engine and their common life.
 
-Owns wiring, start and end. Must not know what a request contains.
+Owns wiring, start and end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from inference_service.grpc_api.completion_service import CompletionServicer
 from inference_service.grpc_api.health import Health
 from inference_service.grpc_api.interceptors import AccessInterceptor, ErrorInterceptor
 from inference_service.grpc_api.model_service import ModelServicer
-from inference_service.media.decode import DecodeLimits, PictureDecoder
+from inference_service.media.decode import DecodeLimits, ImageDecoder
 from inference_service.media.fetch import FetchPolicy, MediaFetcher
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import (
@@ -73,7 +73,7 @@ class Front:
     def __init__(self, settings: ServiceSettings, model: ServedModel, engine: Engine) -> None:
         self._settings = settings
         self._engine = engine
-        self._decoder = PictureDecoder(
+        self._decoder = ImageDecoder(
             DecodeLimits.from_settings(settings), workers=settings.media_workers
         )
         fetcher = MediaFetcher(FetchPolicy.from_settings(settings))

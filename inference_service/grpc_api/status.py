@@ -1,6 +1,6 @@
 """From a `ServiceError` to a gRPC status with `google.rpc` details.
 
-Owns what a caller sees of an error. Must not know who raised it.
+Owns what a caller sees of an error.
 """
 
 from __future__ import annotations

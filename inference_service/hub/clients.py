@@ -1,6 +1,6 @@
 """ModelScope and Hugging Face behind one face: list a repository, fetch files of it, find what was fetched before.
 
-Owns the calls of the two libraries and the meaning of their errors. Must not know which files a model needs. Both
+Owns the calls of the two libraries and the meaning of their errors. Both
 libraries are imported when they are used: they take half a second.
 """
 

@@ -1,7 +1,7 @@
 """Finds the directory of a model, and fetches it if it must.
 
 Owns the meaning of MODEL on the command line: absent, a directory, a hub id; and the way from a hub id to a verified
-snapshot. Must not know how hubs are spoken to (`hub_clients`) or what makes a snapshot whole (`snapshot`).
+snapshot.
 """
 
 from __future__ import annotations

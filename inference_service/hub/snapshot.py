@@ -1,7 +1,6 @@
 """Which files of a repository a model consists of, and whether a directory holds them whole.
 
-Owns the choice of files, the checks of sizes, hashes and indexes, and the note that they were made. Must not know hubs
-or the network.
+Owns the choice of files, the checks of sizes, hashes and indexes, and the note that they were made.
 
 Only data is ever wanted: JSON, text, vocabularies, safetensors. Python files are neither fetched nor run, whatever
 `auto_map` in a configuration says. `.bin` shards are pickles: they are wanted only of the families in

@@ -1,7 +1,7 @@
 """Attention over a paged cache of keys and values: the torch reference.
 
 Owns the layout of the cache and of the batch description, writing of new keys and values, and causal
-grouped-query attention over them. Must not know models, requests or how pages are allotted.
+grouped-query attention over them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """RMS norm (arXiv 1910.07467), alone or with the addition before it: the torch reference.
 
 Owns the arithmetic: statistics in float32, the weight applied in the dtype of the values, as the checkpoints were
-trained. Must not know models.
+trained.
 """
 
 from __future__ import annotations

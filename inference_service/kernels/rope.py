@@ -1,6 +1,6 @@
 """Rotary position embedding (arXiv 2104.09864): the torch reference.
 
-Owns the rotation and the angles of M-RoPE. Must not know models.
+Owns the rotation and the angles of M-RoPE.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gate of a SwiGLU MLP (arXiv 2002.05202): the torch reference. Must not know models."""
+"""The gate of a SwiGLU MLP (arXiv 2002.05202): the torch reference."""
 
 from __future__ import annotations
 

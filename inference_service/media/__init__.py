@@ -1,1 +1,1 @@
-"""Pictures on their way in: fetched, decoded, resized. Torch-free."""
+"""Images on their way in: fetched, decoded, resized. Torch-free."""

@@ -1,6 +1,6 @@
 """Which network addresses are public.
 
-Owns the judgement over one IP address. Must not know names, URLs or sockets.
+Owns the judgement over one IP address.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 
-# What `is_global` (Python 3.11) lets pass although nobody's pictures are there.
+# What `is_global` (Python 3.11) lets pass although nobody's images are there.
 _DENIED_V4 = tuple(
     ip_network(text)
     for text in (

@@ -1,6 +1,6 @@
 """From the bytes of a file to the RGB pixels that a model sees.
 
-Owns everything that touches Pillow; no other serving module does. Must not know URLs, tokens or requests.
+Owns everything that touches Pillow; no other serving module does.
 
 The bytes are hostile: formats are a short list, sizes are read from the header before anything is allocated, and no
 text of the parser reaches a caller (CVE-2026-22778: it told a heap address).
@@ -44,7 +44,7 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeLimits:
-    """How large a picture may be as sent: bytes of the file, pixels of its header."""
+    """How large an image may be as sent: bytes of the file, pixels of its header."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000
@@ -56,8 +56,8 @@ class DecodeLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessedPicture:
-    """A picture as a model sees it.
+class ProcessedImage:
+    """An image as a model sees it.
 
     Attributes:
         pixels: RGB uint8, frames x height x width x 3, C order.
@@ -68,8 +68,8 @@ class ProcessedPicture:
         grid: (times, rows, columns) in patches.
         num_tokens: Placeholder tokens it takes in a prompt.
         digest: 32 bytes: sha256 over mode, both sizes, policy and `pixels`. The processed pixels are hashed, not the
-            decoded ones: all that is computed from a picture is a function of them, and there are fewer.
-        frames: Frames in `pixels`, one after the other; a picture has one.
+            decoded ones: all that is computed from an image is a function of them, and there are fewer.
+        frames: Frames in `pixels`, one after the other; an image has one.
         time_step: Positions on the time axis for each temporal patch.
         is_video: It is a video or a part of one.
     """
@@ -87,8 +87,8 @@ class ProcessedPicture:
     is_video: bool = False
 
 
-class PictureDecoder:
-    """Decodes pictures in threads; Pillow releases the interpreter lock while it works."""
+class ImageDecoder:
+    """Decodes images in threads; Pillow releases the interpreter lock while it works."""
 
     def __init__(self, limits: DecodeLimits, *, workers: int) -> None:
         self._limits = limits
@@ -96,11 +96,11 @@ class PictureDecoder:
 
     async def decode(
         self, data: bytes, *, policy: ImagePolicy, min_pixels: int, max_pixels: int, field: str
-    ) -> ProcessedPicture:
-        """`decode_picture` in a worker thread."""
+    ) -> ProcessedImage:
+        """`decode_image` in a worker thread."""
         return await asyncio.get_running_loop().run_in_executor(
             self._threads,
-            lambda: decode_picture(
+            lambda: decode_image(
                 data,
                 policy=policy,
                 min_pixels=min_pixels,
@@ -112,18 +112,18 @@ class PictureDecoder:
 
     async def decode_video(
         self, files: Sequence[bytes], fields: Sequence[str], spec: FrameSpec
-    ) -> tuple[ProcessedPicture, ...]:
+    ) -> tuple[ProcessedImage, ...]:
         """`decode_video` in a worker thread."""
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: decode_video(files, fields, spec, self._limits)
         )
 
     def close(self) -> None:
-        """Ends the threads; pictures not begun are given up."""
+        """Ends the threads; images not begun are given up."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def decode_picture(
+def decode_image(
     data: bytes,
     *,
     policy: ImagePolicy,
@@ -131,16 +131,16 @@ def decode_picture(
     max_pixels: int,
     limits: DecodeLimits,
     field: str,
-) -> ProcessedPicture:
-    """Decodes and resizes a picture as transformers' `Qwen2VLImageProcessorPil` does.
+) -> ProcessedImage:
+    """Decodes and resizes an image as transformers' `Qwen2VLImageProcessorPil` does.
 
     Args:
         data: A file in JPEG, PNG, WebP or GIF; of an animation the first frame counts.
         policy: The family's rules.
         min_pixels: Least area after resizing.
         max_pixels: Greatest area after resizing.
-        limits: How large the picture may be as sent.
-        field: Path of the picture in the request, for errors.
+        limits: How large the image may be as sent.
+        field: Path of the image in the request, for errors.
 
     Raises:
         InvalidImageError: It cannot be decoded, is cut off, or is too flat.
@@ -159,7 +159,7 @@ class FrameSpec:
     """How the frames of one video are to be seen.
 
     Attributes:
-        policy: The family's rules of pictures.
+        policy: The family's rules of images.
         video: The family's rules of videos.
         fps: Frames per second.
     """
@@ -171,11 +171,11 @@ class FrameSpec:
 
 def decode_video(
     files: Sequence[bytes], fields: Sequence[str], spec: FrameSpec, limits: DecodeLimits
-) -> tuple[ProcessedPicture, ...]:
+) -> tuple[ProcessedImage, ...]:
     """Decodes and resizes the frames of a video.
 
     Args:
-        files: A file for each frame, as `decode_picture` takes them; at least one.
+        files: A file for each frame, as `decode_image` takes them; at least one.
         fields: Path of each frame in the request, for errors.
         spec: How they are to be seen.
         limits: How large each may be as sent.
@@ -241,7 +241,7 @@ def _resized(
         raise _too_many_pixels(limits, field) from None
     except Exception:  # noqa: BLE001 - parsers of hostile bytes raise anything, and their text stays here
         raise InvalidImageError(
-            "The picture cannot be decoded: it must be a whole JPEG, PNG, WebP or GIF file.",
+            "The image cannot be decoded: it must be a whole JPEG, PNG, WebP or GIF file.",
             field=field,
         ) from None
     return pixels, original, (height, width)
@@ -255,11 +255,11 @@ def _processed(
     *,
     is_video: bool = False,
     time_step: float = 1.0,
-) -> ProcessedPicture:
+) -> ProcessedImage:
     times = -(-len(frames) // policy.temporal_patch_size)
     grid = (times, *image_grid(*size, policy)[1:])
     pixels = b"".join(frames)
-    return ProcessedPicture(
+    return ProcessedImage(
         pixels=pixels,
         height=size[0],
         width=size[1],
@@ -337,7 +337,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 def _too_many_bytes(limits: DecodeLimits, field: str) -> ImageTooLargeError:
     return ImageTooLargeError(
-        "The picture has more bytes than allowed.",
+        "The image has more bytes than allowed.",
         field=field,
         metadata={"max_bytes": str(limits.max_bytes)},
     )
@@ -345,14 +345,14 @@ def _too_many_bytes(limits: DecodeLimits, field: str) -> ImageTooLargeError:
 
 def _too_many_pixels(limits: DecodeLimits, field: str) -> ImageTooLargeError:
     return ImageTooLargeError(
-        "The picture has more pixels than allowed.",
+        "The image has more pixels than allowed.",
         field=field,
         metadata={"max_pixels": str(limits.max_pixels)},
     )
 
 
 def _digest(pixels: bytes, sizes: tuple[float, ...], policy: ImagePolicy) -> bytes:
-    # Sizes and mode are part of it: without them two pictures of the same bytes collide (CVE-2025-46722).
+    # Sizes and mode are part of it: without them two images of the same bytes collide (CVE-2025-46722).
     digest = hashlib.sha256(f"RGB {sizes} {policy}\n".encode())
     digest.update(pixels)
     return digest.digest()

@@ -1,6 +1,6 @@
-"""The guarded fetch of pictures: the only module that opens connections to hosts which users name.
+"""The guarded fetch of images: the only module that opens connections to hosts which users name.
 
-Owns policy, name resolution, redirects, time and size limits. Must not know what is in the bytes.
+Owns policy, name resolution, redirects, time and size limits.
 
 A URL is parsed once; its host is resolved once; every answer must be public (or named by the operator with its
 port); the checked address itself is dialled, with the name only in `Host` and TLS. Each redirect goes through all of
@@ -35,7 +35,7 @@ from inference_service.media.addresses import is_public
 from inference_service.media.url import (
     DEFAULT_PORTS,
     AllowedHost,
-    PictureUrl,
+    ImageUrl,
     UrlError,
     parse_url,
     reject_odd_characters,
@@ -82,8 +82,8 @@ class FetchPolicy:
         allowed_hosts: If any, only these; an entry with a port also permits an address that is not public.
         local_root: Directory, resolved, from which `file:` URLs may be read; None = refused.
         connect_timeout_s: For one connection, TLS included.
-        total_timeout_s: For one picture, name resolution and redirects included.
-        max_bytes: Of one encoded picture.
+        total_timeout_s: For one image, name resolution and redirects included.
+        max_bytes: Of one encoded image.
     """
 
     enabled: bool = True
@@ -114,12 +114,12 @@ class FetchPolicy:
 
     @property
     def url_schemes(self) -> tuple[str, ...]:
-        """Schemes a picture's URL may have; empty = fetching is switched off."""
+        """Schemes an image's URL may have; empty = fetching is switched off."""
         if not self.enabled:
             return ()
         return ("http", "https") if self.local_root is None else ("http", "https", "file")
 
-    def may_dial(self, url: PictureUrl, addresses: Sequence[str]) -> bool:
+    def may_dial(self, url: ImageUrl, addresses: Sequence[str]) -> bool:
         """Whether a URL whose host has these addresses may be fetched."""
         if not self.names(url):
             return False
@@ -127,7 +127,7 @@ class FetchPolicy:
             return True
         return bool(addresses) and all(map(is_public, addresses))
 
-    def names(self, url: PictureUrl) -> bool:
+    def names(self, url: ImageUrl) -> bool:
         """Whether host and port alone are permitted, before the name is resolved."""
         if not self.allowed_hosts:
             return url.port in DEFAULT_PORTS.values()
@@ -135,7 +135,7 @@ class FetchPolicy:
 
 
 class MediaFetcher:
-    """Fetches pictures under a policy. Messages of its errors tell neither addresses nor what a host answered."""
+    """Fetches images under a policy. Messages of its errors tell neither addresses nor what a host answered."""
 
     def __init__(self, policy: FetchPolicy, resolver: Resolver | None = None) -> None:
         self._policy = policy
@@ -149,11 +149,11 @@ class MediaFetcher:
         }
 
     async def fetch(self, uri: str, *, field: str) -> bytes:
-        """The bytes that a URL stands for; not necessarily a picture.
+        """The bytes that a URL stands for; not necessarily an image.
 
         Args:
             uri: An http, https or file URL.
-            field: Path of the picture in the request, for errors.
+            field: Path of the image in the request, for errors.
 
         Raises:
             InvalidImageUrlError: The text is no URL that could be fetched.
@@ -163,11 +163,11 @@ class MediaFetcher:
             ImageFetchError: The host failed.
         """
         if not self._policy.enabled:
-            raise ImageUrlRefusedError("This service fetches no pictures.", field=field)
+            raise ImageUrlRefusedError("This service fetches no images.", field=field)
         scheme = uri[:16].partition(":")[0].lower()
         if scheme == "data":
             raise InvalidImageUrlError(
-                "A data: URI is not fetched: send the picture's bytes as `data`.", field=field
+                "A data: URI is not fetched: send the image's bytes as `data`.", field=field
             )
         if scheme == "file":
             return await asyncio.to_thread(self._read_file, uri, field)
@@ -177,20 +177,20 @@ class MediaFetcher:
         except UrlError as error:
             raise InvalidImageUrlError(str(error), field=field) from None
         except (TimeoutError, httpx.TimeoutException):
-            raise ImageFetchTimeoutError("The picture's host took too long.", field=field) from None
+            raise ImageFetchTimeoutError("The image's host took too long.", field=field) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError):
-            raise ImageFetchError("The picture's host failed.", field=field) from None
+            raise ImageFetchError("The image's host failed.", field=field) from None
 
-    async def _follow(self, url: PictureUrl, field: str) -> bytes:
+    async def _follow(self, url: ImageUrl, field: str) -> bytes:
         """Fetches, following redirects."""
         for _ in range(MAX_REDIRECTS + 1):
             got = await self._get(url, await self._checked_addresses(url, field), field)
             if isinstance(got, bytes):
                 return got
             url = got
-        raise ImageFetchError("The picture's host redirects too often.", field=field)
+        raise ImageFetchError("The image's host redirects too often.", field=field)
 
-    async def _checked_addresses(self, url: PictureUrl, field: str) -> Sequence[str]:
+    async def _checked_addresses(self, url: ImageUrl, field: str) -> Sequence[str]:
         """Resolves once; every answer must pass, for a mixed answer is how a name is rebound."""
         refused = ImageUrlRefusedError(
             "The media policy of this service does not permit this host.", field=field
@@ -200,16 +200,14 @@ class MediaFetcher:
         try:
             addresses = await self._resolve(url.host, url.port)
         except (OSError, UnicodeError):
-            raise ImageFetchError("The picture's host has no address.", field=field) from None
+            raise ImageFetchError("The image's host has no address.", field=field) from None
         if not addresses:
-            raise ImageFetchError("The picture's host has no address.", field=field)
+            raise ImageFetchError("The image's host has no address.", field=field)
         if not self._policy.may_dial(url, addresses):
             raise refused
         return addresses
 
-    async def _get(
-        self, url: PictureUrl, addresses: Sequence[str], field: str
-    ) -> bytes | PictureUrl:
+    async def _get(self, url: ImageUrl, addresses: Sequence[str], field: str) -> bytes | ImageUrl:
         """One request to the first address that takes a connection: the body, or where it redirects to."""
         *others, last = addresses[:_MAX_DIALS]
         for address in others:
@@ -219,7 +217,7 @@ class MediaFetcher:
                 continue
         return await self._get_from(url, last, field)
 
-    async def _get_from(self, url: PictureUrl, address: str, field: str) -> bytes | PictureUrl:
+    async def _get_from(self, url: ImageUrl, address: str, field: str) -> bytes | ImageUrl:
         timeout = httpx.Timeout(
             self._policy.total_timeout_s, connect=self._policy.connect_timeout_s
         )
@@ -243,13 +241,13 @@ class MediaFetcher:
                 return url.resolve(response.headers["location"])
             if response.status_code != 200:
                 raise ImageFetchError(
-                    "The picture's host did not answer with status 200.",
+                    "The image's host did not answer with status 200.",
                     field=field,
                     metadata={"status": str(response.status_code)},
                 )
             if response.headers.get("content-encoding", "identity").lower() != "identity":
                 raise ImageFetchError(
-                    "The picture's host sent an encoding that was not asked for.", field=field
+                    "The image's host sent an encoding that was not asked for.", field=field
                 )
             return await self._read(response, field)
 
@@ -307,7 +305,7 @@ def _read_regular_file(path: Path, max_bytes: int, field: str) -> bytes:
 
 def _too_large(max_bytes: int, field: str) -> ImageTooLargeError:
     return ImageTooLargeError(
-        "The picture has more bytes than allowed.",
+        "The image has more bytes than allowed.",
         field=field,
         metadata={"max_bytes": str(max_bytes)},
     )

@@ -1,6 +1,6 @@
-"""Sizes of pictures: what a picture is resized to and how many tokens it takes.
+"""Sizes of images: what an image is resized to and how many tokens it takes.
 
-Owns pure arithmetic. Must not know Pillow, bytes or requests.
+Owns pure arithmetic.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from inference_service.errors import InvalidArgumentError, InvalidImageError
 from inference_service.model_spec import ImagePolicy, VideoPolicy
 
 
-MAX_ASPECT_RATIO = 200  # of Qwen2-VL's processor; beyond it the picture is refused
+MAX_ASPECT_RATIO = 200  # of Qwen2-VL's processor; beyond it the image is refused
 
 
 def smart_resize(
@@ -25,10 +25,10 @@ def smart_resize(
     frames: int = 1,
     depth: int = 1,
 ) -> tuple[int, int]:
-    """The size a picture is resized to: multiples of `step`, area within limits, aspect ratio nearly kept.
+    """The size an image is resized to: multiples of `step`, area within limits, aspect ratio nearly kept.
 
-    To the digit what transformers' `Qwen2VLImageProcessorPil` computes, its excesses for very flat pictures
-    included: a side is never shorter than one step, so that a flat picture may end above `max_pixels`. With frames
+    To the digit what transformers' `Qwen2VLImageProcessorPil` computes, its excesses for very flat images
+    included: a side is never shorter than one step, so that a flat image may end above `max_pixels`. With frames
     what `smart_resize` of its `Qwen3VLVideoProcessor` computes for sides of at least one step.
 
     Args:
@@ -48,7 +48,7 @@ def smart_resize(
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise InvalidImageError(
-            f"The picture is too flat: one side is more than {MAX_ASPECT_RATIO} times the other."
+            f"The image is too flat: one side is more than {MAX_ASPECT_RATIO} times the other."
         )
     rows, columns = round(height / step) * step, round(width / step) * step
     whole = round(frames / depth) * depth * rows * columns
@@ -67,7 +67,7 @@ def processed_size(
     """The size that a model sees: its square, or else that of `smart_resize`.
 
     But a caller's `min_pixels` never leads above the model's maximum.
-    Growing rounds both sides up: asked for the maximum, a flat picture would end a tenth above it, and with it above
+    Growing rounds both sides up: asked for the maximum, a flat image would end a tenth above it, and with it above
     what the engine has memory for. Under the model's own `min_pixels` the result is transformers'.
 
     Args:
@@ -145,7 +145,7 @@ def _rounded_down(
 
 
 def image_grid(height: int, width: int, policy: ImagePolicy) -> tuple[int, int, int]:
-    """(1, rows, columns) in patches of a picture whose sides are multiples of `policy.pixel_step`."""
+    """(1, rows, columns) in patches of an image whose sides are multiples of `policy.pixel_step`."""
     return 1, height // policy.patch_size, width // policy.patch_size
 
 
@@ -157,7 +157,7 @@ def pixel_budget(
     *,
     field: str = "",
 ) -> tuple[int, int]:
-    """The least and greatest area of a picture after resizing.
+    """The least and greatest area of an image after resizing.
 
     What the caller says beats `detail`, which beats the model's own; nothing exceeds the model's maximum. A limit
     that the caller left open gives way to the one he set.
@@ -167,7 +167,7 @@ def pixel_budget(
         detail: LOW is a quarter of the model's maximum, never below its minimum.
         min_pixels: The caller's least area, or None.
         max_pixels: The caller's greatest area, or None.
-        field: Path of the picture in the request, for the error.
+        field: Path of the image in the request, for the error.
 
     Returns:
         (least, greatest) in pixels.

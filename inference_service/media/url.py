@@ -1,6 +1,6 @@
-"""URLs of pictures: parsed once, strictly; what is dialled and sent comes from the parsed parts only.
+"""URLs of images: parsed once, strictly; what is dialled and sent comes from the parsed parts only.
 
-Owns the syntax of URLs and of the operator's allow-list. Must not know sockets, name resolution or policy.
+Owns the syntax of URLs and of the operator's allow-list.
 A validator and an HTTP client that each parse the text differ sooner or later (CVE-2026-24779).
 """
 
@@ -27,7 +27,7 @@ class UrlError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class PictureUrl:
+class ImageUrl:
     """The parts of an http or https URL.
 
     Attributes:
@@ -48,7 +48,7 @@ class PictureUrl:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
-    def resolve(self, location: str) -> PictureUrl:
+    def resolve(self, location: str) -> ImageUrl:
         """The URL that a redirect from here leads to.
 
         Raises:
@@ -63,7 +63,7 @@ class AllowedHost:
     """An entry of the operator's allow-list: `host`, `host:port` or `[address]:port`.
 
     Attributes:
-        host: As in PictureUrl.
+        host: As in ImageUrl.
         port: None = the schemes' own ports.
     """
 
@@ -93,7 +93,7 @@ class AllowedHost:
         host, port = _split_port(text)
         return cls(encode_host(host), port)
 
-    def permits(self, url: PictureUrl) -> bool:
+    def permits(self, url: ImageUrl) -> bool:
         """Whether the entry names this URL's host and port."""
         port_matches = (
             url.port in DEFAULT_PORTS.values() if self.port is None else url.port == self.port
@@ -101,7 +101,7 @@ class AllowedHost:
         return port_matches and url.host == self.host
 
 
-def parse_url(text: str) -> PictureUrl:
+def parse_url(text: str) -> ImageUrl:
     """Parses an http or https URL.
 
     Raises:
@@ -120,7 +120,7 @@ def parse_url(text: str) -> PictureUrl:
         raise UrlError("The URL must not carry a user name or password.")
     host, port = _split_port(parts.netloc)
     query = f"?{parts.query}" if parts.query else ""
-    return PictureUrl(
+    return ImageUrl(
         scheme=parts.scheme,
         host=encode_host(host),
         port=DEFAULT_PORTS[parts.scheme] if port is None else port,

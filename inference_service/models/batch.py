@@ -1,6 +1,6 @@
 """What one forward pass of a model is given.
 
-Owns the packed inputs. Must not know requests, scheduling or models.
+Owns the packed inputs.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class ForwardBatch:
         token_ids: [T] int64.
         positions: [3, T] int64: position on the time, height and width axis.
         attention: Where the tokens stand in the KV cache.
-        image_rows: [M] int64, distinct: rows of the batch that are picture tokens; None = no pictures.
+        image_rows: [M] int64, distinct: rows of the batch that are image tokens; None = no images.
         image_embeddings: [M, hidden * (1 + D)] for these rows, as `encode_images` gives them, D = number of
-            deepstack levels; None = no pictures.
+            deepstack levels; None = no images.
         rope_levels: [T] int64: level of each token's sequence, where frequencies depend on it; None = 0.
     """
 

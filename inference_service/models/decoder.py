@@ -1,7 +1,6 @@
 """The one decoder: what differs between families are settings in `DecoderSpec`.
 
-Owns the layers of the language model over a paged KV cache. Must not know pictures beyond their embeddings,
-checkpoints (`tables` names the parameters) or requests.
+Owns the layers of the language model over a paged KV cache.
 """
 
 from __future__ import annotations
@@ -177,8 +176,8 @@ class Decoder(nn.Module):
         x = embedding(batch.token_ids, self.embed_tokens.weight)
         deepstack: list[torch.Tensor] = []
         if batch.image_rows is not None and batch.image_embeddings is not None:
-            pictures, *deepstack = torch.split(batch.image_embeddings, self.spec.hidden_size, dim=1)
-            x.index_copy_(0, batch.image_rows, pictures)
+            images, *deepstack = torch.split(batch.image_embeddings, self.spec.hidden_size, dim=1)
+            x.index_copy_(0, batch.image_rows, images)
         rotation, attention = self._rotation(batch), batch.attention
         residual = torch.zeros_like(x)
         for i, layer in enumerate(self.layers):

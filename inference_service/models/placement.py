@@ -1,6 +1,6 @@
 """Which layers of the decoder live on which device, where one device is too small for a model.
 
-Owns pure arithmetic. Torch-free. Must not know how memory is measured, or how layers are moved.
+Owns pure arithmetic. Torch-free.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""From RGB bytes of resized pictures and frames to the patches that a vision tower reads, on the engine's device.
+"""From RGB bytes of resized images and frames to the patches that a vision tower reads, on the engine's device.
 
 Owns normalisation and the order of patches; bit-equal to `Qwen2VLImageProcessorPil` of transformers. Resizing is
-the front's. Must not know models.
+the front's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from inference_service.model_spec import ImagePolicy
 
 
 class Patchifier:
-    """Normalises pictures and cuts them into patches.
+    """Normalises images and cuts them into patches.
 
     A byte has 256 values, so that normalisation is a table per channel: computed once, with the rounding of the
     reference (scaled in float64, rounded to float32, then normalised in float32), it is exact on every device.
@@ -26,10 +26,10 @@ class Patchifier:
         self._table = torch.from_numpy((scaled - mean[:, None]) / std[:, None]).to(device)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Patches of one picture or video.
+        """Patches of one image or video.
 
         Args:
-            pixels: [frames, H, W, 3] uint8 RGB, on any device; H and W are multiples of `policy.pixel_step`. A picture
+            pixels: [frames, H, W, 3] uint8 RGB, on any device; H and W are multiples of `policy.pixel_step`. An image
                 is one frame; where frames do not fill the last patches, the last one is repeated.
 
         Returns:

@@ -1,6 +1,6 @@
 """A vision-language model as the engine sees it.
 
-Owns the joint of preprocessing, vision tower and decoder. Must not know checkpoints, requests or scheduling.
+Owns the joint of preprocessing, vision tower and decoder.
 Everything is to be called under `torch.inference_mode`.
 """
 
@@ -90,27 +90,27 @@ class VisionLanguageModel(nn.Module):
     def encode_images(
         self, pixels: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
     ) -> list[torch.Tensor]:
-        """Turns pictures and videos into picture tokens; at least one.
+        """Turns images and videos into image tokens; at least one.
 
         Args:
             pixels: For each [frames, H, W, 3] uint8 RGB, resized already, on any device.
             grids: For each (frames / temporal_patch_size rounded up, H / patch_size, W / patch_size).
 
         Returns:
-            For each picture [num_tokens, hidden * (1 + D)] in the model's dtype: the embedding first, then D
+            For each image [num_tokens, hidden * (1 + D)] in the model's dtype: the embedding first, then D
             deepstack features. Each has its own memory.
         """
         if self._patchify is None:
             self._patchify = Patchifier(self.spec.image_policy, self.device)
         policy = self.spec.image_policy
         side, depth = policy.patch_size, policy.temporal_patch_size
-        for picture, grid in zip(pixels, grids, strict=True):
-            frames = picture.shape[0]
-            if tuple(picture.shape) != (frames, grid[1] * side, grid[2] * side, 3) or (
+        for image, grid in zip(pixels, grids, strict=True):
+            frames = image.shape[0]
+            if tuple(image.shape) != (frames, grid[1] * side, grid[2] * side, 3) or (
                 -(-frames // depth) != grid[0]
             ):
-                raise ValueError(f"pixels {tuple(picture.shape)} do not fit the grid {grid}")
-        patches = [self._patchify(picture) for picture in pixels]
+                raise ValueError(f"pixels {tuple(image.shape)} do not fit the grid {grid}")
+        patches = [self._patchify(image) for image in pixels]
         tokens: list[torch.Tensor] = self.visual(patches, grids)
         return tokens
 

@@ -1,8 +1,8 @@
 """Chat templates: from messages to the one string that a model was trained to read.
 
-Owns the rendering of the model's Jinja template, equal to transformers' `apply_chat_template`. Must not know tokens
-or pictures. Templates come with the model, never with a request, and run in a sandbox (CVE-2026-5760).
-Rendering takes time: callers do it off the event loop (CVE-2025-62426).
+Owns the rendering of the model's Jinja template, equal to transformers' `apply_chat_template`. Templates come with
+the model, never with a request, and run in a sandbox (CVE-2026-5760). Rendering takes time: callers do it off the
+event loop (CVE-2025-62426).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class ChatTemplate:
         enable_thinking: bool | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        """The prompt as text, one placeholder for every picture.
+        """The prompt as text, one placeholder for every image.
 
         Args:
             messages: The conversation.

@@ -1,6 +1,6 @@
 """Keeps the text of users from spelling special tokens.
 
-Owns one reversible marking of texts. Must not know tokenizers, templates or messages.
+Owns one reversible marking of texts.
 
 A chat template mixes its own special tokens with the texts of users in one string. Before that, every place where a
 user's text spells a special token, or begins to, is broken by a mark: a noncharacter of Unicode and its kind. What is

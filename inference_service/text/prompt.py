@@ -1,7 +1,6 @@
-"""From a conversation with decoded pictures to the token ids of its prompt.
+"""From a conversation with decoded images to the token ids of its prompt.
 
-Owns where pictures stand in a prompt and the keys under which they are cached. Must not know how pictures were
-decoded or how a family writes a conversation.
+Owns where images stand in a prompt and the keys under which they are cached.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Protocol
 from inference_service.domain import ChatRequest, RawRequest, Request
 from inference_service.engine_protocol.messages import ImageSpan
 from inference_service.errors import ContextLengthError, InternalError, InvalidArgumentError
-from inference_service.media.decode import ProcessedPicture
+from inference_service.media.decode import ProcessedImage
 from inference_service.text.chat_template import MAX_CHARACTERS
 from inference_service.text.tokenizer import Tokenizer
 
@@ -24,8 +23,8 @@ class Prompt:
     """A prompt for the engine.
 
     Attributes:
-        token_ids: A placeholder id for every token of a picture.
-        images: Pictures in order.
+        token_ids: A placeholder id for every token of an image.
+        images: Images in order.
     """
 
     token_ids: tuple[int, ...]
@@ -37,12 +36,12 @@ class WrittenChat:
     """A conversation as its family writes it.
 
     Attributes:
-        token_ids: One placeholder for every picture.
-        forgotten_pictures: So many of the first pictures stood in turns that were left out.
+        token_ids: One placeholder for every image.
+        forgotten_images: So many of the first images stood in turns that were left out.
     """
 
     token_ids: Sequence[int]
-    forgotten_pictures: int = 0
+    forgotten_images: int = 0
 
 
 class ChatFormat(Protocol):
@@ -57,14 +56,14 @@ class ChatFormat(Protocol):
         """
 
     def raw_places(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
-        """A raw prompt with one placeholder for every picture, however such prompts spell a picture.
+        """A raw prompt with one placeholder for every image, however such prompts spell an image.
 
         Args:
             token_ids: The prompt.
             field: Its path in the request, for errors.
 
         Raises:
-            InvalidArgumentError: A picture is spelled badly.
+            InvalidArgumentError: An image is spelled badly.
         """
 
 
@@ -86,11 +85,11 @@ class PromptBuilder:
         Args:
             tokenizer: The model's.
             chat: The model's.
-            placeholder: Id that stands for a picture in what `chat` writes, and in raw prompts.
-            ends: Ids around the placeholder that are the first and the last token of the picture; None = the
-                placeholder alone is the picture.
+            placeholder: Id that stands for an image in what `chat` writes, and in raw prompts.
+            ends: Ids around the placeholder that are the first and the last token of the image; None = the
+                placeholder alone is the image.
             video_placeholder: Id that stands for a video, or for a part of one.
-            revision: Changes with the weights; part of every picture's key.
+            revision: Changes with the weights; part of every image's key.
         """
         self._tokenizer = tokenizer
         self._chat = chat
@@ -99,27 +98,27 @@ class PromptBuilder:
         self._mark = [placeholder] if ends is None else [ends[0], placeholder, ends[1]]
         self._revision = revision
 
-    def build(self, request: Request, pictures: Sequence[ProcessedPicture]) -> Prompt:
-        """Writes the prompt and makes room for the pictures. Takes milliseconds: not for the event loop.
+    def build(self, request: Request, images: Sequence[ProcessedImage]) -> Prompt:
+        """Writes the prompt and makes room for the images. Takes milliseconds: not for the event loop.
 
         Args:
             request: The conversation, or the raw prompt.
-            pictures: Its pictures, decoded, in order of appearance.
+            images: Its images, decoded, in order of appearance.
 
         Raises:
             InvalidArgumentError: The model has no way to write this conversation, or a raw prompt has not one place
-                for each picture.
+                for each image.
             ContextLengthError: The prompt is absurdly long.
-            InternalError: A picture or video does not stand in the prompt once.
+            InternalError: An image or video does not stand in the prompt once.
         """
         if isinstance(request, RawRequest):
             written = self._raw(request)
         else:
             written = self._chat.write(request)
-            kinds = [picture.is_video for picture in pictures[written.forgotten_pictures :]]
+            kinds = [image.is_video for image in images[written.forgotten_images :]]
             if [self._is_video(written.token_ids[i]) for i in self._places(written)] != kinds:
-                raise InternalError("The model's chat template does not show every picture once.")
-        return self._with_pictures(written, pictures, request.cache_salt)
+                raise InternalError("The model's chat template does not show every image once.")
+        return self._with_images(written, images, request.cache_salt)
 
     def _is_video(self, token_id: int) -> bool:
         return token_id == self._video_placeholder
@@ -133,17 +132,17 @@ class PromptBuilder:
             )
         raw_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         written = WrittenChat(token_ids=self._chat.raw_places(raw_ids, request.prompt_field))
-        places, pictures = self._places(written), len(request.pictures)
-        if len(places) != pictures or any(self._is_video(written.token_ids[i]) for i in places):
+        places, images = self._places(written), len(request.images)
+        if len(places) != images or any(self._is_video(written.token_ids[i]) for i in places):
             raise InvalidArgumentError(
-                f"The prompt has {len(places)} places for pictures and videos, the request has"
-                f" {pictures} pictures.",
+                f"The prompt has {len(places)} places for images and videos, the request has"
+                f" {images} images.",
                 field=request.prompt_field,
             )
         return written
 
     def _places(self, written: WrittenChat) -> list[int]:
-        """Where the placeholders of pictures and videos stand."""
+        """Where the placeholders of images and videos stand."""
         token_ids = written.token_ids
         before = len(self._mark) // 2
         return [
@@ -156,39 +155,39 @@ class PromptBuilder:
             )
         ]
 
-    def _with_pictures(
-        self, written: WrittenChat, pictures: Sequence[ProcessedPicture], cache_salt: bytes
+    def _with_images(
+        self, written: WrittenChat, images: Sequence[ProcessedImage], cache_salt: bytes
     ) -> Prompt:
-        """Repeats each placeholder once for every token of its picture."""
+        """Repeats each placeholder once for every token of its image."""
         expanded: list[int] = []
         spans: list[ImageSpan] = []
-        forgotten = written.forgotten_pictures
-        offset = sum(len(picture.pixels) for picture in pictures[:forgotten])
+        forgotten = written.forgotten_images
+        offset = sum(len(image.pixels) for image in images[:forgotten])
         ends = len(self._mark) - 1
         places = self._places(written)
-        waiting = dict(zip(places, pictures[forgotten:], strict=True))
+        waiting = dict(zip(places, images[forgotten:], strict=True))
         for index, token_id in enumerate(written.token_ids):
-            picture = waiting.get(index)
-            if picture is None:
+            image = waiting.get(index)
+            if image is None:
                 expanded.append(token_id)
                 continue
             span = ImageSpan(
-                key=self._key(picture, cache_salt),
+                key=self._key(image, cache_salt),
                 start=len(expanded) - ends // 2,
-                num_tokens=picture.num_tokens,
-                grid=picture.grid,
-                height=picture.height,
-                width=picture.width,
+                num_tokens=image.num_tokens,
+                grid=image.grid,
+                height=image.height,
+                width=image.width,
                 pixel_offset=offset,
-                frames=picture.frames,
-                time_step=picture.time_step,
+                frames=image.frames,
+                time_step=image.time_step,
             )
             spans.append(span)
             offset += span.pixel_bytes
-            expanded += [token_id] * (picture.num_tokens - ends)
+            expanded += [token_id] * (image.num_tokens - ends)
         return Prompt(token_ids=tuple(expanded), images=tuple(spans))
 
-    def _key(self, picture: ProcessedPicture, cache_salt: bytes) -> bytes:
+    def _key(self, image: ProcessedImage, cache_salt: bytes) -> bytes:
         # Digests have a fixed length, and the revision's is told: no two inputs run into the same bytes.
-        head = picture.digest + len(self._revision).to_bytes(4, "big") + self._revision
+        head = image.digest + len(self._revision).to_bytes(4, "big") + self._revision
         return hashlib.sha256(head + cache_salt).digest()

@@ -1,7 +1,6 @@
 """Conversations written by the model's Jinja template.
 
-Owns the way from messages over the rendered string to token ids in which users cannot write special tokens. Must not
-know pictures beyond their placeholder.
+Owns the way from messages over the rendered string to token ids in which users cannot write special tokens.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ class TemplatedChat:
         Args:
             tokenizer: The model's.
             template: The model's.
-            placeholder: Id that the template writes for a picture.
+            placeholder: Id that the template writes for an image.
             frame_times: Writes videos with times; None = the template's own writing is left as it is.
 
         Raises:

@@ -1,7 +1,6 @@
 """Text to token ids and back.
 
-Owns what all tokenizers have in common: bytes of tokens, special ones, decoding. Must not know files, messages,
-templates or streams; how text becomes tokens is each kind's own (`tokenizer_json`, `tokenizer_tiktoken`).
+Owns what all tokenizers have in common: bytes of tokens, special ones, decoding.
 
 Special tokens steer the model; only the template may write them. So there are two encoders: one that reads them in
 text, and one for which their spelling is text like any other.

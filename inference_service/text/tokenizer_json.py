@@ -1,6 +1,6 @@
 """Tokenizers in the form of tokenizer.json.
 
-Owns that file: byte-level BPE by the `tokenizers` library. Must not know messages, templates or streams.
+Owns that file: byte-level BPE by the `tokenizers` library.
 """
 
 from __future__ import annotations

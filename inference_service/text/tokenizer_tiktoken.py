@@ -1,6 +1,6 @@
 """Tokenizers in the form of a tiktoken vocabulary: a file of byte strings and their ranks.
 
-Owns that file and its encoding by the `tiktoken` library. Must not know messages, templates or streams.
+Owns that file and its encoding by the `tiktoken` library.
 """
 
 from __future__ import annotations

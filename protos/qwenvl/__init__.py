@@ -1,6 +1,6 @@
 """The contract: generated stubs of `qwenvl.inference.v1`, the error table and the typed client.
 
-Owns what both the inference service and its callers share. Must not know either side's code.
+Owns what both the inference service and its callers share.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The typed client: one class for programs that ask questions about pictures over gRPC.
+"""The typed client: one class for programs that ask questions about images over gRPC.
 
-Owns channel options, retries and the turning of details into `Error`. Must not know how a service works; it needs
-grpcio and protobuf only.
+Owns channel options, retries and the turning of details into `Error`.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ SERVICE_CONFIG = json.dumps(
 )
 
 Image = bytes | Path | str
-"""A picture: its encoded bytes, a local file, or an http(s) URL that the service fetches."""
+"""An image: its encoded bytes, a local file, or an http(s) URL that the service fetches."""
 
 
 class Error(Exception):
@@ -169,7 +168,7 @@ class Client:
 
         Args:
             question: A question, or a whole conversation.
-            images: Pictures that stand before the question; only with a question as text.
+            images: Images that stand before the question; only with a question as text.
             model: A served name; None = the service's canonical model.
             timeout_s: Deadline in seconds.
             grounding: Read the boxes of the answer: `response.choices[0].groundings`.
@@ -196,7 +195,7 @@ class Client:
 
         Args:
             prompt: Text as the model reads it, or token ids.
-            images: Pictures, in the order of their places in the prompt.
+            images: Images, in the order of their places in the prompt.
             model: A served name.
             timeout_s: Deadline in seconds.
             sampling: Fields of `SamplingOptions`.
@@ -297,7 +296,7 @@ def _answer(
 
 
 def image_of(image: Image) -> message_pb.Image:
-    """A picture as a message carries it."""
+    """An image as a message carries it."""
     if isinstance(image, bytes):
         return message_pb.Image(data=image)
     if isinstance(image, Path):

@@ -1,7 +1,6 @@
 """The one error table: reason <-> gRPC code <-> HTTP status and OpenAI error.
 
 Owns every reason that a service may put into `google.rpc.ErrorInfo.reason` and what each side makes of it.
-Must not know who raises an error or how it is sent.
 
 A reason decides first and the gRPC code second, because one code stands for several HTTP statuses
 (PERMISSION_DENIED is 400 for a refused URL and 403 for a refused key).

@@ -1,6 +1,6 @@
 """How a settings class becomes command-line flags and `QWENVL_*` variables, in both programs alike.
 
-Owns parsing, merging and error texts. Must not know any particular setting. Needs pydantic, which the extras
+Owns parsing, merging and error texts. Needs pydantic, which the extras
 `[adapter]` and `[inference]` install; nothing else in this package imports it.
 
 A field `max_num_seqs` is the flag `--max-num-seqs` and the variable `QWENVL_MAX_NUM_SEQS`; a flag wins over the

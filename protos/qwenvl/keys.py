@@ -1,6 +1,6 @@
 """API keys in a file, for both doors alike.
 
-Owns the file's format and the comparison. Must not know headers, methods or routes.
+Owns the file's format and the comparison.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Limits that both ends of a call must agree on.
 
-Owns the numbers. Must not know who uses them.
+Owns the numbers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the routes that take JSON have in common: the body on its way in, and a client that may go away.
 
-Owns reading and the fate of fields that nobody knows. Must not know which fields there are.
+Owns reading and the fate of fields that nobody knows.
 """
 
 from __future__ import annotations

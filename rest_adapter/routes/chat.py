@@ -1,6 +1,6 @@
 """POST /v1/chat/completions.
 
-Owns the order of steps: read, check, translate, call, answer. Must not know the proto's fields.
+Owns the order of steps: read, check, translate, call, answer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GET /v1/models and /v1/models/{id}.
 
-Owns OpenAI's list of models. Must not know how the service finds them.
+Owns OpenAI's list of models.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GET /health, /ready and /version, for machines that watch the adapter.
 
-Owns the probes. Must not know what makes the service ready.
+Owns the probes.
 """
 
 from __future__ import annotations

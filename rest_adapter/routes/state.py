@@ -1,6 +1,6 @@
 """What the routes of one application share, and how a route gets at it.
 
-Owns the bundle of settings and backend, and who is asking. Must not know any route.
+Owns the bundle of settings and backend, and who is asking.
 """
 
 from __future__ import annotations

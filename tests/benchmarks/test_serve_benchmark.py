@@ -104,10 +104,10 @@ def test_table_and_sentence_name_every_concurrency() -> None:
     assert "at concurrency 4." in text
 
 
-def test_every_picture_is_another() -> None:
-    pictures = {doors.draw(64, seed) for seed in range(20)}
-    assert len(pictures) == 20
-    assert Image.open(io.BytesIO(pictures.pop())).size == (64, 64)
+def test_every_image_is_another() -> None:
+    images = {doors.draw(64, seed) for seed in range(20)}
+    assert len(images) == 20
+    assert Image.open(io.BytesIO(images.pop())).size == (64, 64)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ class FakeAdapter:
         writer.close()
 
 
-async def test_both_doors_get_equal_work_with_pictures_of_their_own() -> None:
+async def test_both_doors_get_equal_work_with_images_of_their_own() -> None:
     service, adapter = FakeService(), FakeAdapter()
     rpc = grpc.aio.server()
     chat_grpc.add_ChatServiceServicer_to_server(service, rpc)
@@ -213,7 +213,7 @@ async def test_both_doors_get_equal_work_with_pictures_of_their_own() -> None:
         f"http://127.0.0.1:{http_port}",
     ]
     size = ["--tokens", "3", "--requests", "4", "--pairs", "2", "--concurrency", "1", "3"]
-    runs = await serve.bounded(serve.parse([*addresses, *size, "--picture-size", "32"]))
+    runs = await serve.bounded(serve.parse([*addresses, *size, "--image-size", "32"]))
     await rpc.stop(None)
     http.close()
     await http.wait_closed()
@@ -227,9 +227,9 @@ async def test_both_doors_get_equal_work_with_pictures_of_their_own() -> None:
     assert all(spec.sampling.min_tokens == spec.sampling.max_tokens == 3 for spec in service.specs)
     assert all(spec.sampling.ignore_eos for spec in service.specs)
     uris = [body["messages"][0]["content"][0]["image_url"]["url"] for body in adapter.bodies]
-    pictures = {base64.b64decode(uri.partition(",")[2]) for uri in uris}
-    pictures |= {spec.messages[0].parts[0].image.data for spec in service.specs}
-    assert len(pictures) == 2 * (serve.WARM_UP_REQUESTS + 2 * 2 * 4)
+    images = {base64.b64decode(uri.partition(",")[2]) for uri in uris}
+    images |= {spec.messages[0].parts[0].image.data for spec in service.specs}
+    assert len(images) == 2 * (serve.WARM_UP_REQUESTS + 2 * 2 * 4)
     assert len(serve.hops(runs)) == 2
 
 

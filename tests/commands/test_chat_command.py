@@ -14,7 +14,7 @@ import pytest
 from inference_service.cli import main
 from tests.grpc_api.asking import until
 from tests.grpc_api.conftest import Door, OpenDoor
-from tests.support.pictures import draw
+from tests.support.images import draw
 
 
 BOX = '{"bbox_2d": [250, 250, 750, 750], "label": "x"}'
@@ -29,7 +29,7 @@ sys.exit(main())
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> str:
+def image(tmp_path: Path) -> str:
     path = tmp_path / "cat.png"
     path.write_bytes(draw("red", "circle").png)
     return str(path)
@@ -58,10 +58,10 @@ def prompt_of(door: Door, index: int = -1) -> str:
     return door.engine._tokenizer.decode(ids, skip_special_tokens=False)
 
 
-async def test_a_question_about_pictures(
-    door: Door, picture: str, capsys: pytest.CaptureFixture[str]
+async def test_a_question_about_images(
+    door: Door, image: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("--image", picture, "--image", picture, "--system", "Be kind.", "这是什么?")
+    arguments = ("--image", image, "--image", image, "--system", "Be kind.", "这是什么?")
     assert await chat(door, *arguments, "--temperature", "0", "--max-tokens", "100") == 0
     assert capsys.readouterr().out == "这是什么?\n"
     [asked] = door.engine.requests
@@ -77,15 +77,15 @@ async def test_what_a_model_says_does_not_steer_the_terminal(
     assert capsys.readouterr().out == "a[2Jbc\td\n"
 
 
-async def test_boxes_are_drawn_on_the_picture(
-    door: Door, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+async def test_boxes_are_drawn_on_the_image(
+    door: Door, image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.png"
-    assert await chat(door, "--image", picture, "--draw", str(out), BOX) == 0
+    assert await chat(door, "--image", image, "--draw", str(out), BOX) == 0
     captured = capsys.readouterr()
     assert captured.out == BOX + "\n"
     assert f"1 drawn: {out}" in captured.err
-    with Image.open(picture) as before, Image.open(out) as after:
+    with Image.open(image) as before, Image.open(out) as after:
         assert after.size == before.size
         edge = (before.width // 4, before.height // 2)
         assert after.getpixel(edge) != before.convert("RGB").getpixel(edge)
@@ -94,31 +94,29 @@ async def test_boxes_are_drawn_on_the_picture(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--image", "{picture}", "--draw", "{tmp}/out.png", "no box"), "names no boxes"),
-        (("--image", "{picture}", "--draw", "{tmp}/out.no", BOX), "cannot be written"),
-        (("--draw", "{tmp}/out.png", "a question"), "needs the last picture as a file"),
+        (("--image", "{image}", "--draw", "{tmp}/out.png", "no box"), "names no boxes"),
+        (("--image", "{image}", "--draw", "{tmp}/out.no", BOX), "cannot be written"),
+        (("--draw", "{tmp}/out.png", "a question"), "needs the last image as a file"),
         (("--image", "{tmp}/no.png", "x"), "no.png"),
         (("--image", "{tmp}", "x"), "Is a directory"),
         (("--model", "other", "x"), "'other' is not served here"),
         (("--temperature", "9", "x"), "temperature must be between 0 and 2"),
         (("--api-key-file", "{tmp}/no-key", "x"), "no-key"),
         (
-            ("--image", "{picture}", "--draw", "{tmp}/out.png", "--font", "{picture}", BOX),
+            ("--image", "{image}", "--draw", "{tmp}/out.png", "--font", "{image}", BOX),
             "no font",
         ),
     ],
 )
 async def test_what_goes_wrong_is_said_in_a_line(
     door: Door,
-    picture: str,
+    image: str,
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
     says: str,
 ) -> None:
-    directory = Path(picture).parent
-    words = [
-        word.replace("{picture}", picture).replace("{tmp}", str(directory)) for word in arguments
-    ]
+    directory = Path(image).parent
+    words = [word.replace("{image}", image).replace("{tmp}", str(directory)) for word in arguments]
     assert await chat(door, *words) == 1
     message = capsys.readouterr().err
     assert says in message
@@ -143,9 +141,9 @@ async def test_the_key_comes_from_a_file_or_the_environment(
     assert await chat(door, "x") == 0
 
 
-async def test_a_dialogue_remembers(door: Door, picture: str) -> None:
-    process = await started(door, "--image", picture)
-    lines = f"one\n\n/image {picture}.no\ntwo\n/new\n/image {picture}\nthree\nfour\n"
+async def test_a_dialogue_remembers(door: Door, image: str) -> None:
+    process = await started(door, "--image", image)
+    lines = f"one\n\n/image {image}.no\ntwo\n/new\n/image {image}\nthree\nfour\n"
     out, err = await asyncio.wait_for(process.communicate(lines.encode()), 60)
     assert process.returncode == 0
     assert out.decode().replace("> ", "").split() == ["one", "three", "four"]
@@ -155,11 +153,11 @@ async def test_a_dialogue_remembers(door: Door, picture: str) -> None:
     assert "one" not in prompt_of(door)
 
 
-async def test_a_picture_belongs_to_one_question_whatever_becomes_of_it(
-    door: Door, picture: str, tmp_path: Path
+async def test_a_image_belongs_to_one_question_whatever_becomes_of_it(
+    door: Door, image: str, tmp_path: Path
 ) -> None:
     process = await started(door, "--draw", str(tmp_path / "out.unknown"))
-    said = f"/image {tmp_path / 'none.png'}\nfirst\n/image {picture}\n{BOX}\nthird\n"
+    said = f"/image {tmp_path / 'none.png'}\nfirst\n/image {image}\n{BOX}\nthird\n"
     _, errors = await asyncio.wait_for(process.communicate(said.encode()), 60)
     assert b"none.png" in errors
     assert b"cannot be written" in errors
@@ -167,16 +165,16 @@ async def test_a_picture_belongs_to_one_question_whatever_becomes_of_it(
     assert "third" in prompt_of(door)
 
 
-async def test_boxes_are_of_the_last_picture_that_the_service_took(
-    door: Door, picture: str, tmp_path: Path
+async def test_boxes_are_of_the_last_image_that_the_service_took(
+    door: Door, image: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     out = tmp_path / "out.png"
-    process = await started(door, "--image", picture, "--draw", str(out))
+    process = await started(door, "--image", image, "--draw", str(out))
     said = f"first\n/image {tmp_path / 'broken.png'}\nsecond\n{BOX}\n"
     _, errors = await asyncio.wait_for(process.communicate(said.encode()), 60)
     assert f"1 drawn: {out}" in errors.decode()
-    with Image.open(picture) as before, Image.open(out) as after:
+    with Image.open(image) as before, Image.open(out) as after:
         assert after.size == before.size
 
 

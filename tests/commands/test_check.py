@@ -65,7 +65,7 @@ def test_parts_weights_and_room(configured: str, capsys: pytest.CaptureFixture[s
         (
             ["--gpu-memory", "11GiB", "--encoder-cache-tokens", "2048"],
             FITS,
-            "1.04 GiB for pictures",
+            "1.04 GiB for images",
         ),
         (["--gpu-memory", "32GiB", "--dtype", "float32"], FITS, "16.53 GiB (17.75 GB) in float32"),
         (["--gpu-memory", "8GiB", "--device", "cuda:0,cuda:1"], FITS, "2 GPUs: 14.40 GiB usable"),

@@ -1,4 +1,4 @@
-"""Boxes and labels on pictures."""
+"""Boxes and labels on images."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from inference_service.commands.draw import (
     DrawError,
     draw_boxes,
     find_font,
-    open_picture,
+    open_image,
     plan,
 )
-from inference_service.domain import PictureInfo
+from inference_service.domain import ImageInfo
 from inference_service.model_spec import BoxNotation
 from inference_service.text.output.boxes import groundings
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
@@ -79,14 +79,14 @@ def chinese_font(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["response"][:40])
 def test_edges_and_sizes_are_those_of_the_original_code(case: dict) -> None:
     width, height = case["output_size"]["ok"]
-    picture = PictureInfo(
+    image = ImageInfo(
         original_width=width,
         original_height=height,
         processed_width=448,
         processed_height=448,
         tokens=256,
     )
-    found = groundings(case["response"], BoxNotation.REF_BOX, (picture,))
+    found = groundings(case["response"], BoxNotation.REF_BOX, (image,))
     marks = plan(
         boxes(*[(g.label, (g.x_min, g.y_min, g.x_max, g.y_max)) for g in found]), width, height
     )
@@ -99,16 +99,16 @@ def test_edges_and_sizes_are_those_of_the_original_code(case: dict) -> None:
     ]
 
 
-def test_labels_grow_with_the_picture() -> None:
+def test_labels_grow_with_the_image() -> None:
     [mark] = plan(boxes(("x", (0, 0, 9, 9))), 3000, 1200)
     assert mark.font_size == 1897 // 30
     assert mark.line_width == pytest.approx(63 / 4)
 
 
 def test_edges_are_drawn_and_the_rest_is_left(no_fontconfig: None) -> None:
-    picture = Image.new("RGB", (100, 80), "white")
-    drawn = draw_boxes(picture, boxes(("cat", (20, 10, 90, 70)), ("", (0, 0, 10, 75))), None)
-    assert picture.getpixel((20, 40)) == (255, 255, 255)  # a copy was drawn on
+    image = Image.new("RGB", (100, 80), "white")
+    drawn = draw_boxes(image, boxes(("cat", (20, 10, 90, 70)), ("", (0, 0, 10, 75))), None)
+    assert image.getpixel((20, 40)) == (255, 255, 255)  # a copy was drawn on
     for edge in ((20, 40), (90, 40), (55, 10), (55, 70), (0, 40)):
         assert drawn.getpixel(edge) != (255, 255, 255)
     for apart in ((15, 40), (70, 60), (95, 40), (55, 78)):
@@ -118,15 +118,15 @@ def test_edges_are_drawn_and_the_rest_is_left(no_fontconfig: None) -> None:
     assert len(label) > 1  # letters on a ground
 
 
-def test_a_label_stays_on_the_picture(chinese_font: Path) -> None:
-    picture = Image.new("RGB", (60, 40), "black")
-    drawn = draw_boxes(picture, boxes((CIRCLE, (55, 35, 59, 39))), chinese_font)
+def test_a_label_stays_on_the_image(chinese_font: Path) -> None:
+    image = Image.new("RGB", (60, 40), "black")
+    drawn = draw_boxes(image, boxes((CIRCLE, (55, 35, 59, 39))), chinese_font)
     assert drawn.getpixel((46, 26)) == (255, 255, 255)
 
 
 def test_a_font_of_ones_own_writes_chinese(chinese_font: Path) -> None:
-    picture = Image.new("RGB", (60, 40), "black")
-    drawn = draw_boxes(picture, boxes((CIRCLE, (10, 5, 50, 35))), chinese_font)
+    image = Image.new("RGB", (60, 40), "black")
+    drawn = draw_boxes(image, boxes((CIRCLE, (10, 5, 50, 35))), chinese_font)
     assert drawn.getpixel((18, 12)) == (255, 255, 255)
 
 
@@ -143,22 +143,22 @@ def test_fontconfig_finds_a_font(
 def test_characters_that_no_font_has_are_named(
     chinese_font: Path, no_fontconfig: None, tmp_path: Path
 ) -> None:
-    picture = Image.new("RGB", (60, 40))
+    image = Image.new("RGB", (60, 40))
     with pytest.raises(DrawError, match=f"Pillow's own font has no {CIRCLE}; .*--font FILE"):
-        draw_boxes(picture, boxes((f"a {CIRCLE}", (1, 1, 9, 9))), None)
+        draw_boxes(image, boxes((f"a {CIRCLE}", (1, 1, 9, 9))), None)
     with pytest.raises(DrawError, match=r"circle\.bdf has no 猫"):
-        draw_boxes(picture, boxes((f"猫{CIRCLE}", (1, 1, 9, 9))), chinese_font)
+        draw_boxes(image, boxes((f"猫{CIRCLE}", (1, 1, 9, 9))), chinese_font)
     with pytest.raises(DrawError, match="no font"):
-        draw_boxes(picture, boxes(("x", (1, 1, 9, 9))), tmp_path / "none.ttf")
+        draw_boxes(image, boxes(("x", (1, 1, 9, 9))), tmp_path / "none.ttf")
 
 
-def test_the_picture_is_turned_as_the_service_turns_it(tmp_path: Path) -> None:
+def test_the_image_is_turned_as_the_service_turns_it(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     path = tmp_path / "turned.jpg"
     Image.new("RGB", (30, 20)).save(path, exif=exif)
-    assert open_picture(path, exif_transposed=True).size == (20, 30)
-    assert open_picture(path, exif_transposed=False).size == (30, 20)
-    path.write_bytes(b"no picture")
-    with pytest.raises(DrawError, match="cannot be read as a picture"):
-        open_picture(path, exif_transposed=True)
+    assert open_image(path, exif_transposed=True).size == (20, 30)
+    assert open_image(path, exif_transposed=False).size == (30, 20)
+    path.write_bytes(b"no image")
+    with pytest.raises(DrawError, match="cannot be read as an image"):
+        open_image(path, exif_transposed=True)

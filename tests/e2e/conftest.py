@@ -22,7 +22,7 @@ import requests
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
-from tests.support.pictures import draw
+from tests.support.images import draw
 
 
 ROOT = Path(__file__).parents[2]
@@ -89,8 +89,8 @@ class Served:
             time.sleep(0.05)
 
 
-class PictureHost(http.server.BaseHTTPRequestHandler):
-    """A loopback host of pictures, and of one redirect to a forbidden address."""
+class ImageHost(http.server.BaseHTTPRequestHandler):
+    """A loopback host of images, and of one redirect to a forbidden address."""
 
     def do_GET(self) -> None:
         if self.path == "/redirect":
@@ -101,7 +101,7 @@ class PictureHost(http.server.BaseHTTPRequestHandler):
         body = (
             draw("red", "circle").png
             if self.path == "/red-circle.png"
-            else b"<html>no picture</html>"
+            else b"<html>no image</html>"
         )
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
@@ -113,8 +113,8 @@ class PictureHost(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="session")
-def picture_host() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), PictureHost)
+def image_host() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ImageHost)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"127.0.0.1:{server.server_address[1]}"
@@ -162,9 +162,9 @@ def serve_directory(directory: Path, name: str) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def served(picture_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(image_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     log = tmp_path_factory.mktemp("served") / "log.txt"
-    with running(["make", "serve"], log, QWENVL_ALLOWED_MEDIA_DOMAINS=picture_host) as product:
+    with running(["make", "serve"], log, QWENVL_ALLOWED_MEDIA_DOMAINS=image_host) as product:
         yield product
 
 

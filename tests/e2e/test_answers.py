@@ -1,4 +1,4 @@
-"""True answers about true pictures through both doors, by the clients that people use."""
+"""True answers about true images through both doors, by the clients that people use."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from tests.e2e.conftest import Served
-from tests.support.pictures import Drawn, draw, gallery
+from tests.support.images import Drawn, draw, gallery
 
 
 ENGLISH = "What is in this picture?"
 CHINESE = "这是什么?"
 
 
-def content(picture_url: str, question: str) -> list[dict[str, object]]:
+def content(image_url: str, question: str) -> list[dict[str, object]]:
     return [
         {"type": "text", "text": question},
-        {"type": "image_url", "image_url": {"url": picture_url}},
+        {"type": "image_url", "image_url": {"url": image_url}},
     ]
 
 
-def spec(picture: Drawn, question: str, **fields: object) -> chat_pb.ChatCompletionSpec:
+def spec(image: Drawn, question: str, **fields: object) -> chat_pb.ChatCompletionSpec:
     parts = [
-        message_pb.Part(image=message_pb.Image(data=picture.png)),
+        message_pb.Part(image=message_pb.Image(data=image.png)),
         message_pb.Part(text=question),
     ]
     return chat_pb.ChatCompletionSpec(
@@ -40,19 +40,19 @@ def spec(picture: Drawn, question: str, **fields: object) -> chat_pb.ChatComplet
     )
 
 
-def over_grpc(chat: chat_grpc.ChatServiceStub, picture: Drawn, question: str) -> str:
-    request = chat_pb.CreateChatCompletionRequest(spec=spec(picture, question))
+def over_grpc(chat: chat_grpc.ChatServiceStub, image: Drawn, question: str) -> str:
+    request = chat_pb.CreateChatCompletionRequest(spec=spec(image, question))
     return chat.CreateChatCompletion(request, timeout=60).choices[0].text
 
 
-def over_rest(served: Served, picture: Drawn, question: str) -> str:
+def over_rest(served: Served, image: Drawn, question: str) -> str:
     body = {
         "model": "qwen-vl",
         "messages": [
             {
                 "role": "user",
                 "content": [
-                    {"type": "image_url", "image_url": {"url": picture.data_uri}},
+                    {"type": "image_url", "image_url": {"url": image.data_uri}},
                     {"type": "text", "text": question},
                 ],
             }
@@ -69,7 +69,7 @@ def over_rest(served: Served, picture: Drawn, question: str) -> str:
 def test_names_colour_and_shape_right_four_times_in_five(
     chat: chat_grpc.ChatServiceStub, question: str
 ) -> None:
-    answers = [(picture, over_grpc(chat, picture, question)) for picture in gallery()]
+    answers = [(image, over_grpc(chat, image, question)) for image in gallery()]
     wrong = [(p.colour, p.shape, answer) for p, answer in answers if not p.is_named_in(answer)]
     assert len(wrong) <= len(answers) / 5, wrong
     # The answer is in the language of the question.
@@ -80,17 +80,17 @@ def test_names_colour_and_shape_right_four_times_in_five(
 def test_both_doors_give_the_same_answer(
     served: Served, chat: chat_grpc.ChatServiceStub, question: str
 ) -> None:
-    for picture in gallery()[::5]:
-        assert over_rest(served, picture, question) == over_grpc(chat, picture, question)
+    for image in gallery()[::5]:
+        assert over_rest(served, image, question) == over_grpc(chat, image, question)
 
 
 def test_tutorial_client_works_unchanged(served: Served) -> None:
-    picture = draw("blue", "square")
+    image = draw("blue", "square")
     response = requests.post(
         f"{served.http}/v1/chat/completions",
         json={
             "model": "qwen-vl",
-            "messages": [{"role": "user", "content": content(picture.data_uri, ENGLISH)}],
+            "messages": [{"role": "user", "content": content(image.data_uri, ENGLISH)}],
             "max_tokens": 1024,
             "temperature": 0.5,
         },
@@ -104,10 +104,8 @@ def test_tutorial_client_works_unchanged(served: Served) -> None:
 
 @pytest.mark.parametrize("by", ["data", "url"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_openai_client(served: Served, picture_host: str, by: str, stream: bool) -> None:
-    url = (
-        draw("red", "circle").data_uri if by == "data" else f"http://{picture_host}/red-circle.png"
-    )
+def test_openai_client(served: Served, image_host: str, by: str, stream: bool) -> None:
+    url = draw("red", "circle").data_uri if by == "data" else f"http://{image_host}/red-circle.png"
     with openai.OpenAI(base_url=f"{served.http}/v1", api_key="none", max_retries=0) as client:
         arguments = {
             "model": "qwen-vl",
@@ -165,11 +163,11 @@ def test_models_are_listed(served: Served) -> None:
         assert client.models.retrieve("qwen-vl").id == "qwen-vl"
 
 
-async def stream_text(client: openai.AsyncOpenAI, picture: Drawn, question: str) -> str:
+async def stream_text(client: openai.AsyncOpenAI, image: Drawn, question: str) -> str:
     pieces = []
     stream = await client.chat.completions.create(
         model="qwen-vl",
-        messages=[{"role": "user", "content": content(picture.data_uri, question)}],
+        messages=[{"role": "user", "content": content(image.data_uri, question)}],
         temperature=0,
         max_tokens=64,
         stream=True,
@@ -181,21 +179,21 @@ async def stream_text(client: openai.AsyncOpenAI, picture: Drawn, question: str)
 
 
 async def test_32_streams_at_once_get_what_they_get_alone(served: Served) -> None:
-    asked = [(picture, (ENGLISH, CHINESE)[i % 2]) for i, picture in enumerate(gallery())]
+    asked = [(image, (ENGLISH, CHINESE)[i % 2]) for i, image in enumerate(gallery())]
     assert len(asked) == 32
     async with openai.AsyncOpenAI(
         base_url=f"{served.http}/v1", api_key="none", max_retries=0, timeout=120
     ) as client:
-        alone = [await stream_text(client, picture, question) for picture, question in asked]
+        alone = [await stream_text(client, image, question) for image, question in asked]
         together = await asyncio.gather(
-            *(stream_text(client, picture, question) for picture, question in asked)
+            *(stream_text(client, image, question) for image, question in asked)
         )
     assert together == alone
-    assert len(set(alone)) > 16  # the pictures did reach the model
+    assert len(set(alone)) > 16  # the images did reach the model
     served.wait_idle()
 
 
-def test_swapped_pictures_swap_the_answers(chat: chat_grpc.ChatServiceStub) -> None:
+def test_swapped_images_swap_the_answers(chat: chat_grpc.ChatServiceStub) -> None:
     red, blue = draw("red", "circle"), draw("blue", "square")
     assert over_grpc(chat, red, ENGLISH) != over_grpc(chat, blue, ENGLISH)
 
@@ -212,9 +210,9 @@ def test_count_tokens_equals_usage(chat: chat_grpc.ChatServiceStub) -> None:
     )
 
 
-def test_a_video_over_rest(served: Served, picture_host: str) -> None:
+def test_a_video_over_rest(served: Served, image_host: str) -> None:
     """Frames as data and by URL; the demo model never learnt videos, so only the way is looked at."""
-    frames = [draw("red", "circle").data_uri, f"http://{picture_host}/red-circle.png"]
+    frames = [draw("red", "circle").data_uri, f"http://{image_host}/red-circle.png"]
     video = {"type": "video", "video": [*frames, frames[0]], "fps": 1}
     body = {
         "model": "qwen-vl",

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from tests.e2e.conftest import Served
-from tests.support.pictures import draw
+from tests.support.images import draw
 
 
 def ask(served: Served, body: bytes | dict[str, object], **options: object) -> requests.Response:
@@ -21,7 +21,7 @@ def ask(served: Served, body: bytes | dict[str, object], **options: object) -> r
     )
 
 
-def with_picture(url: str, **fields: object) -> dict[str, object]:
+def with_image(url: str, **fields: object) -> dict[str, object]:
     parts = [
         {"type": "text", "text": "What is this?"},
         {"type": "image_url", "image_url": {"url": url}},
@@ -64,13 +64,13 @@ def png_header_only(width: int, height: int) -> bytes:
     )
 
 
-PICTURE = "messages[0].content[1].image_url.url"
+IMAGE = "messages[0].content[1].image_url.url"
 
 REFUSED_BODIES = {
-    "not an image": (with_picture(data_uri(b"hello, I am a text")), 400, PICTURE),
-    "truncated PNG": (with_picture(data_uri(draw("red", "circle").png[:-200])), 400, PICTURE),
-    "60,000 x 60,000": (with_picture(data_uri(png_header_only(60_000, 60_000))), 400, PICTURE),
-    "broken base64": (with_picture("data:image/png;base64,@"), 400, PICTURE),
+    "not an image": (with_image(data_uri(b"hello, I am a text")), 400, IMAGE),
+    "truncated PNG": (with_image(data_uri(draw("red", "circle").png[:-200])), 400, IMAGE),
+    "60,000 x 60,000": (with_image(data_uri(png_header_only(60_000, 60_000))), 400, IMAGE),
+    "broken base64": (with_image("data:image/png;base64,@"), 400, IMAGE),
     "empty messages": ({"model": "qwen-vl", "messages": []}, 400, "messages"),
     "unknown role": (
         {"model": "qwen-vl", "messages": [{"role": "king", "content": "x"}]},
@@ -119,7 +119,7 @@ def assert_openai_error(response: requests.Response, status: int, param: str | N
 @pytest.fixture(autouse=True)
 def next_request_is_served(served: Served):
     yield
-    assert ask(served, with_picture(draw("red", "circle").data_uri)).status_code == 200
+    assert ask(served, with_image(draw("red", "circle").data_uri)).status_code == 200
 
 
 @pytest.mark.parametrize("case", REFUSED_BODIES)
@@ -155,31 +155,31 @@ def test_context_overflow_has_its_code(served: Served) -> None:
     ],
 )
 def test_forbidden_url(served: Served, url: str) -> None:
-    response = ask(served, with_picture(url))
-    assert_openai_error(response, 400, PICTURE)
+    response = ask(served, with_image(url))
+    assert_openai_error(response, 400, IMAGE)
     assert "secret" not in response.text
 
 
-def test_redirect_to_a_forbidden_address(served: Served, picture_host: str) -> None:
-    assert_openai_error(ask(served, with_picture(f"http://{picture_host}/redirect")), 400, PICTURE)
+def test_redirect_to_a_forbidden_address(served: Served, image_host: str) -> None:
+    assert_openai_error(ask(served, with_image(f"http://{image_host}/redirect")), 400, IMAGE)
 
 
-def test_url_that_is_no_picture(served: Served, picture_host: str) -> None:
-    assert_openai_error(ask(served, with_picture(f"http://{picture_host}/page.html")), 400, PICTURE)
+def test_url_that_is_no_image(served: Served, image_host: str) -> None:
+    assert_openai_error(ask(served, with_image(f"http://{image_host}/page.html")), 400, IMAGE)
 
 
-def test_one_pixel_picture_is_answered(served: Served) -> None:
+def test_one_pixel_image_is_answered(served: Served) -> None:
     import io
 
     from PIL import Image
 
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1), "red").save(buffer, "PNG")
-    assert ask(served, with_picture(data_uri(buffer.getvalue()))).status_code == 200
+    assert ask(served, with_image(data_uri(buffer.getvalue()))).status_code == 200
 
 
 def test_48_megabyte_body(served: Served) -> None:
-    body = json.dumps(with_picture("data:image/png;base64," + "A" * (48 * 2**20))).encode()
+    body = json.dumps(with_image("data:image/png;base64," + "A" * (48 * 2**20))).encode()
     try:
         response = ask(served, body)
     except requests.ConnectionError:

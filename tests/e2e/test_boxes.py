@@ -14,44 +14,42 @@ import requests
 from inference_service.demo.trials import iou
 from qwenvl import Client
 from tests.e2e.conftest import Served
-from tests.support.pictures import COLOURS, Drawn, draw
+from tests.support.images import COLOURS, Drawn, draw
 
 
 LEAST_OVERLAP = 0.5  # intersection over union; the model's card tells the mean
-PICTURES = [
+IMAGES = [
     draw("red", "circle", centre=(0.3, 0.35), radius=0.22),
     draw("blue", "square", size=(320, 240), centre=(0.7, 0.6), radius=0.25),
     draw("green", "triangle", size=(200, 300), centre=(0.5, 0.3), radius=0.3),
 ]
 
 
-def question(picture: Drawn) -> str:
-    return (
-        f"Locate the {picture.colour} {picture.shape}, report the bbox coordinates in JSON format."
-    )
+def question(image: Drawn) -> str:
+    return f"Locate the {image.colour} {image.shape}, report the bbox coordinates in JSON format."
 
 
-def edges_of(picture: Drawn) -> tuple[int, int, int, int]:
+def edges_of(image: Drawn) -> tuple[int, int, int, int]:
     """The box of everything that is not white."""
-    with Image.open(io.BytesIO(picture.png)) as image:
-        dark = image.convert("L").point(lambda value: 255 * (value < 250))
+    with Image.open(io.BytesIO(image.png)) as opened:
+        dark = opened.convert("L").point(lambda value: 255 * (value < 250))
         box = dark.getbbox()
     assert box is not None
     return box
 
 
-@pytest.mark.parametrize("picture", PICTURES, ids=lambda p: f"{p.colour}-{p.shape}")
-def test_both_doors_tell_the_place(served: Served, picture: Drawn) -> None:
+@pytest.mark.parametrize("image", IMAGES, ids=lambda p: f"{p.colour}-{p.shape}")
+def test_both_doors_tell_the_place(served: Served, image: Drawn) -> None:
     with Client(served.grpc_target) as client:
-        answer = client.chat(question(picture), images=[picture.png], grounding=True, temperature=0)
+        answer = client.chat(question(image), images=[image.png], grounding=True, temperature=0)
     [found] = answer.response.choices[0].groundings
     box = (found.box.x_min, found.box.y_min, found.box.x_max, found.box.y_max)
-    assert iou(box, edges_of(picture)) >= LEAST_OVERLAP
-    assert picture.colour in found.label
+    assert iou(box, edges_of(image)) >= LEAST_OVERLAP
+    assert image.colour in found.label
 
     content = [
-        {"type": "image_url", "image_url": {"url": picture.data_uri}},
-        {"type": "text", "text": question(picture)},
+        {"type": "image_url", "image_url": {"url": image.data_uri}},
+        {"type": "text", "text": question(image)},
     ]
     body = {"model": "qwen-vl", "messages": [{"role": "user", "content": content}]}
     body |= {"temperature": 0, "grounding": True}
@@ -67,20 +65,20 @@ def test_both_doors_tell_the_place(served: Served, picture: Drawn) -> None:
 
 
 def test_the_drawn_box_lies_on_the_shape(served: Served, tmp_path: Path) -> None:
-    picture = PICTURES[0]
+    image = IMAGES[0]
     path, out = tmp_path / "in.png", tmp_path / "out.png"
-    path.write_bytes(picture.png)
+    path.write_bytes(image.png)
     command = [sys.executable, "-m", "inference_service.cli", "chat", "--temperature", "0"]
     command += ["--grpc-target", served.grpc_target, "--image", str(path), "--draw", str(out)]
-    subprocess.run([*command, question(picture)], check=True, timeout=60, capture_output=True)
+    subprocess.run([*command, question(image)], check=True, timeout=60, capture_output=True)
     with Image.open(path) as before, Image.open(out) as after:
         changed = [
             (x, y)
             for x in range(before.width)
             for y in range(before.height)
             if before.getpixel((x, y))[:3] != after.getpixel((x, y))
-            and before.getpixel((x, y))[:3] != COLOURS[picture.colour][0]
+            and before.getpixel((x, y))[:3] != COLOURS[image.colour][0]
         ]
     xs, ys = zip(*changed, strict=True)
     drawn = (min(xs), min(ys), max(xs), max(ys))
-    assert iou(drawn, edges_of(picture)) >= LEAST_OVERLAP
+    assert iou(drawn, edges_of(image)) >= LEAST_OVERLAP

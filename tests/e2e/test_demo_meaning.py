@@ -16,7 +16,7 @@ from inference_service.demo.trials import iou, unseen_trials
 from qwenvl import Client
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.e2e.conftest import Served
-from tests.support.pictures import Placed, draw_scene, gallery, print_word, scenes
+from tests.support.images import Placed, draw_scene, gallery, print_word, scenes
 
 
 NUMBERS = (("none", "没有"), ("one", "一"), ("two", "两"), ("three", "三"), ("four", "四"))

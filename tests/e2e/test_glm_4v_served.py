@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from tests.e2e.conftest import Served, running, serve_directory
-from tests.support.glm_4v import DATA, GOLDEN, PICTURES, build_checkpoint, write_vocabulary
+from tests.support.glm_4v import DATA, GOLDEN, IMAGES, build_checkpoint, write_vocabulary
 
 
 NAME = "glm-4v-9b"
@@ -31,8 +31,8 @@ def glm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (directory / "model.safetensors").unlink()
 
 
-def picture(name: str) -> str:
-    data = (PICTURES / "images" / f"{name}.png").read_bytes()
+def image(name: str) -> str:
+    data = (IMAGES / "images" / f"{name}.png").read_bytes()
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
@@ -40,7 +40,7 @@ def complete(served: Served, chat: dict[str, Any], **fields: object) -> dict[str
     body = {
         "model": NAME,
         "prompt": chat["ids"],
-        "images": [picture(m["image"]) for m in chat["messages"] if m.get("image")],
+        "images": [image(m["image"]) for m in chat["messages"] if m.get("image")],
         "temperature": 0,
         "return_token_ids": True,
     }
@@ -69,10 +69,10 @@ def test_prompt_logprobs(glm: Served) -> None:
         np.testing.assert_allclose(told, wanted, atol=2e-4, rtol=0)
 
 
-def test_a_conversation_with_a_picture(glm: Served) -> None:
+def test_a_conversation_with_a_image(glm: Served) -> None:
     parts = [
         {"type": "text", "text": "What is it?"},
-        {"type": "image_url", "image_url": {"url": picture("wide_rgb")}},
+        {"type": "image_url", "image_url": {"url": image("wide_rgb")}},
     ]
     body = {"model": NAME, "messages": [{"role": "user", "content": parts}], "max_tokens": 2}
     url = f"{glm.http}/v1/chat/completions"

@@ -12,7 +12,7 @@ from inference_service.demo import MODEL_DIR
 from qwenvl import Client
 from tests.e2e.conftest import ROOT, Served, free_port
 from tests.support.hub_stand_in import StandIn, serving
-from tests.support.pictures import draw
+from tests.support.images import draw
 
 
 def test_one_command(tmp_path: Path) -> None:
@@ -40,8 +40,8 @@ def test_one_command(tmp_path: Path) -> None:
             with Client(grpc_address) as client:
                 names = [model.name for model in client.models()]
                 question = "What is in this picture?"
-                picture = draw("red", "circle").png
-                answer = client.chat(question, images=[picture], temperature=0).text
+                image = draw("red", "circle").png
+                answer = client.chat(question, images=[image], temperature=0).text
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)

@@ -19,7 +19,7 @@ from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from tests.e2e.conftest import Served
-from tests.support.pictures import draw
+from tests.support.images import draw
 
 
 def long_spec(request_id: str = "") -> chat_pb.ChatCompletionSpec:

@@ -105,7 +105,7 @@ def test_prompt_logprobs(qwen_vl: Served) -> None:
 @pytest.mark.parametrize("name", RAWS)
 @pytest.mark.parametrize("as_text", [True, False])
 def test_raw_prompts(qwen_vl: Served, name: str, as_text: bool) -> None:
-    """As text, or as the original's own ids with a path between the tags: the pictures come beside."""
+    """As text, or as the original's own ids with a path between the tags: the images come beside."""
     prompt = PROMPTS[name]
     images = [data_url(read(path)) for path in prompt["images"]]
     extra = {"images": images} if images else {}
@@ -142,10 +142,10 @@ def test_paths_open_nothing(qwen_vl: Served) -> None:
     for asked in (prompt["text"], prompt["ids"]):
         refused = post(qwen_vl, "completions", prompt=asked)
         assert refused.status_code == 400
-        assert "1 places for pictures" in refused.json()["error"]["message"]
+        assert "1 places for images" in refused.json()["error"]["message"]
     typed = f"<img>{GOLDEN.resolve()}/images/gray.png</img>"
     answer = post(qwen_vl, "chat/completions", messages=[{"role": "user", "content": typed}])
-    assert answer.json()["usage"]["prompt_tokens"] < 100  # text, not 256 tokens of a picture
+    assert answer.json()["usage"]["prompt_tokens"] < 100  # text, not 256 tokens of an image
 
 
 def test_too_long_a_conversation_is_refused_by_default(qwen_vl: Served) -> None:

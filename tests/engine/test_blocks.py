@@ -103,12 +103,12 @@ def test_salts_are_apart() -> None:
     assert hits(blocks, sequence(1, 2, 3, salt=b"a")) == 2
 
 
-def test_pictures_are_part_of_the_prefix() -> None:
+def test_images_are_part_of_the_prefix() -> None:
     blocks = BlockManager(20, 2)
     run(blocks, sequence(1, 9, 9, 9, 2, 3, 4, images=(image(b"a", 1, 3),)))
     assert hits(blocks, sequence(1, 9, 9, 9, 2, 3, 4, images=(image(b"a", 1, 3),))) == 6
     assert hits(blocks, sequence(1, 9, 9, 9, 2, 3, 4, images=(image(b"b", 1, 3),))) == 0
-    # The same placeholders, and another picture from the second page on.
+    # The same placeholders, and another image from the second page on.
     halves = (image(b"a", 1, 1), image(b"b", 2, 2))
     assert hits(blocks, sequence(1, 9, 9, 9, 2, 3, 4, images=halves)) == 2
 

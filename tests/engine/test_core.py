@@ -16,12 +16,12 @@ from inference_service.errors import (
     RequestIdInUseError,
 )
 from tests.support.conversations import GREEDY, Conversation, ask, conversation, drain
-from tests.support.tiny_qwen_vl import VOCAB_SIZE, picture, reference_logits
+from tests.support.tiny_qwen_vl import VOCAB_SIZE, image, reference_logits
 
 
-PICTURE = picture(3, 4, 11)
-PROMPT = conversation(["Look: ", PICTURE, " 什么?"])
-OTHER = conversation(["Look: ", picture(3, 4, 12), " 什么?"])
+IMAGE = image(3, 4, 11)
+PROMPT = conversation(["Look: ", IMAGE, " 什么?"])
+OTHER = conversation(["Look: ", image(3, 4, 12), " 什么?"])
 TEXT = conversation(["Tell me a story."])
 
 
@@ -100,7 +100,7 @@ def test_logprobs_are_those_of_transformers(make_core, reference, settings: dict
     for name, prompt in (("a", TEXT), ("b", PROMPT), ("c", OTHER)):
         answer = answers[name]
         ids = [*prompt.token_ids, *answer.token_ids]
-        wanted = reference_logits(reference, ids, prompt.pictures).double().log_softmax(-1)
+        wanted = reference_logits(reference, ids, prompt.seen).double().log_softmax(-1)
         of_prompt = [entry for output in answer.outputs for entry in output.prompt_logprobs]
         of_answer = [entry for output in answer.outputs for entry in output.logprobs]
         entries = [*of_prompt, *of_answer]
@@ -159,7 +159,7 @@ def test_answers_of_one_request_differ(make_core) -> None:
         core.add(PROMPT.request(str(choice), sampling), PROMPT.pixels)
     answers = drain(core)
     assert len({tuple(answer.token_ids) for answer in answers.values()}) == 4
-    assert core.stats.encoder_hits == 3, "the picture is encoded once"
+    assert core.stats.encoder_hits == 3, "the image is encoded once"
 
 
 def test_seeds_differ(make_core) -> None:
@@ -201,7 +201,7 @@ def test_caching_can_be_switched_off(make_core) -> None:
     assert core.stats.prefix_hits == core.stats.kv_pages_cached == 0
 
 
-def test_cached_pictures_hold_no_memory_but_their_own(make_core) -> None:
+def test_cached_images_hold_no_memory_but_their_own(make_core) -> None:
     core = make_core()
     ask(core, [PROMPT, OTHER])
     for prompt in (PROMPT, OTHER):
@@ -285,11 +285,11 @@ def test_out_of_memory_while_encoding_is_tried_again_by_the_others(
     alone = ask(make_core(), [PROMPT])
     real, calls = ModelRunner.encode, []
 
-    def encode(self: ModelRunner, pictures) -> None:
-        calls.append(len(pictures))
+    def encode(self: ModelRunner, images) -> None:
+        calls.append(len(images))
         if len(calls) == 1:
             raise torch.OutOfMemoryError("no memory")
-        real(self, pictures)
+        real(self, images)
 
     monkeypatch.setattr(ModelRunner, "encode", encode)
     core = make_core()
@@ -300,16 +300,16 @@ def test_out_of_memory_while_encoding_is_tried_again_by_the_others(
     assert answers["1"].outputs[0].error == "GPU_OUT_OF_MEMORY"
 
 
-def test_a_picture_that_breaks_the_encoder_ends_its_own_request(
+def test_a_image_that_breaks_the_encoder_ends_its_own_request(
     make_core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = ask(make_core(), [TEXT, PROMPT])
     real = ModelRunner.encode
 
-    def encode(self: ModelRunner, pictures) -> None:
-        if any(image.key == OTHER.images[0].key for _, image in pictures):
-            raise RuntimeError("a picture from hell")
-        real(self, pictures)
+    def encode(self: ModelRunner, images) -> None:
+        if any(image.key == OTHER.images[0].key for _, image in images):
+            raise RuntimeError("an image from hell")
+        real(self, images)
 
     monkeypatch.setattr(ModelRunner, "encode", encode)
     core = make_core()
@@ -384,7 +384,7 @@ def test_requests_that_contradict_themselves(make_core, request_) -> None:
     assert not core.has_work
 
 
-def test_overlapping_pictures_are_refused(make_core) -> None:
+def test_overlapping_images_are_refused(make_core) -> None:
     spans: tuple[ImageSpan, ...] = (SPAN, replace(SPAN, start=SPAN.start + 1))
     with pytest.raises(InvalidArgumentError):
         make_core().add(replace(PROMPT.request("x"), images=spans), PROMPT.pixels)

@@ -20,7 +20,7 @@ from tests.support.conversations import (
     generate,
     video_conversations,
 )
-from tests.support.tiny_qwen_vl import build_checkpoint, picture, reference_model
+from tests.support.tiny_qwen_vl import build_checkpoint, image, reference_model
 
 
 # With these seeds no greedy choice of the prompts is a near tie; see `generate`.
@@ -46,7 +46,7 @@ def expected(reference, prompts: list[Conversation]) -> list[list[int]]:
 def test_the_prompts_tell_apart(prompts, expected) -> None:
     """A test of equality is worth nothing if all answers are equal."""
     assert len(prompts) >= 24
-    assert {len(prompt.pictures) for prompt in prompts} == {0, 1, 2, 3}
+    assert {len(prompt.seen) for prompt in prompts} == {0, 1, 2, 3}
     assert all(len(answer) >= 3 for answer in expected)
     assert all(one != other for one, other in combinations(expected, 2))
 
@@ -64,7 +64,7 @@ def test_in_mixed_batches_of_8(make_core, prompts, expected) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 7, 64])
 def test_prefill_in_chunks(make_core, prompts, expected, tokens: int) -> None:
-    """Chunks end inside pictures; decodes and chunks share a step."""
+    """Chunks end inside images; decodes and chunks share a step."""
     core = make_core(max_num_seqs=8, max_num_batched_tokens=tokens)
     assert ask(core, prompts) == expected
 
@@ -104,14 +104,14 @@ def test_encoder_cache_hits(make_core, prompts, expected) -> None:
     assert ask(core, prompts) == expected
     before = core.stats
     assert ask(core, prompts) == expected
-    pictures = sum(len(prompt.pictures) for prompt in prompts)
-    assert core.stats.encoder_queries - before.encoder_queries == pictures
-    assert core.stats.encoder_hits - before.encoder_hits == pictures
+    images = sum(len(prompt.seen) for prompt in prompts)
+    assert core.stats.encoder_queries - before.encoder_queries == images
+    assert core.stats.encoder_hits - before.encoder_hits == images
 
 
-def test_a_hit_may_end_inside_a_picture(make_core, reference) -> None:
-    """The rest of the picture is computed, from the right place in it."""
-    shown = picture(5, 5, 8)
+def test_a_hit_may_end_inside_a_image(make_core, reference) -> None:
+    """The rest of the image is computed, from the right place in it."""
+    shown = image(5, 5, 8)
     first, second = conversation(["ab", shown, "c"]), conversation(["ab", shown, "d"])
     core = make_core(page_size=16)
     ask(core, [first])
@@ -119,7 +119,7 @@ def test_a_hit_may_end_inside_a_picture(make_core, reference) -> None:
     assert 0 < core.stats.prefix_hits < first.images[0].start + first.images[0].num_tokens
 
 
-def test_one_picture_under_two_budgets(make_core, prompts, expected) -> None:
+def test_one_image_under_two_budgets(make_core, prompts, expected) -> None:
     assert prompts[7].images[0].num_tokens != prompts[8].images[0].num_tokens
     core = make_core()
     assert ask(core, [prompts[7], prompts[8]]) == [expected[7], expected[8]]
@@ -155,14 +155,14 @@ def broken(core: EngineCore, prompts: list[Conversation], expected: list[list[in
     return ask(core, prompts) != expected or ask(core, prompts) != expected
 
 
-def test_notices_exchanged_pictures(make_core, prompts, expected) -> None:
+def test_notices_exchanged_images(make_core, prompts, expected) -> None:
     prompt = prompts[12]
-    first, second = prompt.pictures
-    exchanged = replace(prompt, pictures=(second, first))
+    first, second = prompt.seen
+    exchanged = replace(prompt, images=(second, first))
     assert ask(make_core(), [exchanged]) != [expected[12]]
 
 
-def test_notices_a_prefix_hash_without_pictures(
+def test_notices_a_prefix_hash_without_images(
     make_core, prompts, expected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = blocks_module.page_hash
@@ -183,7 +183,7 @@ def test_notices_a_hit_on_a_wrong_page(
     assert broken(make_core(max_num_seqs=8), prompts, expected)
 
 
-def test_notices_one_key_for_two_pictures(make_core, prompts, expected) -> None:
+def test_notices_one_key_for_two_images(make_core, prompts, expected) -> None:
     one, two = prompts[4], prompts[5]
     assert one.images[0].num_tokens == two.images[0].num_tokens
     mixed_up = replace(two, images=one.images)
@@ -191,17 +191,17 @@ def test_notices_one_key_for_two_pictures(make_core, prompts, expected) -> None:
     assert broken(make_core(enable_prefix_caching=False), [one, mixed_up], expected[4:6])
 
 
-def test_notices_a_chunk_that_restarts_its_picture(
+def test_notices_a_chunk_that_restarts_its_image(
     make_core, prompts, expected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = ModelRunner._image_rows
 
     def image_rows(self: ModelRunner, chunks):
         rows, embeddings = real(self, chunks)
-        pictures = [i for c in chunks for i in c.sequence.images_between(c.start, c.end)]
+        images = [i for c in chunks for i in c.sequence.images_between(c.start, c.end)]
         restarted = [
             self._encoder_cache.get(image.key)[: len(part)]
-            for image, part in zip(pictures, embeddings, strict=True)
+            for image, part in zip(images, embeddings, strict=True)
         ]
         return rows, restarted
 
@@ -210,7 +210,7 @@ def test_notices_a_chunk_that_restarts_its_picture(
     assert not broken(make_core(enable_prefix_caching=False), prompts[4:6], expected[4:6])
 
 
-def test_notices_text_positions_behind_pictures(
+def test_notices_text_positions_behind_images(
     make_core, prompts, expected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = ModelRunner._positions

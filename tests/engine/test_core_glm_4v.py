@@ -35,7 +35,7 @@ def make_core(checkpoint: Path, **changes: object) -> EngineCore:
 
 @pytest.fixture(scope="module")
 def core(checkpoint: Path) -> EngineCore:
-    """Chunks of 24 tokens: a picture's 38 are cut."""
+    """Chunks of 24 tokens: an image's 38 are cut."""
     return make_core(checkpoint, enable_prefix_caching=False, max_num_batched_tokens=24)
 
 
@@ -106,7 +106,7 @@ def test_tower(core, expected):
 
 
 def test_greedy_answers(core):
-    """Text and pictures in one batch, prompts in chunks."""
+    """Text and images in one batch, prompts in chunks."""
     assert answers(core, PROMPTS.values(), 16) == [ANSWERS[name] for name in PROMPTS]
 
 

@@ -92,7 +92,7 @@ def core_b(qwen_vl_b) -> EngineCore:
 
 
 @pytest.mark.parametrize("name", SHORT_PROMPTS)
-def test_logits_with_pictures(core_a, name, monkeypatch):
+def test_logits_with_images(core_a, name, monkeypatch):
     with np.load(GOLDEN / "A_logits.npz") as expected:
         check_logits(core_a, SHORT_PROMPTS[name], expected, name, monkeypatch)
 

@@ -31,7 +31,7 @@ def test_the_least_recently_used_goes_first() -> None:
     assert cache.num_tokens == 8
 
 
-def test_pinned_pictures_stay() -> None:
+def test_pinned_images_stay() -> None:
     cache: EncoderCache[str] = EncoderCache(10)
     filled(cache, b"a", 6)
     assert cache.pin(b"a", "x")

@@ -47,7 +47,7 @@ def test_dtype() -> None:
         memory.resolve_dtype("float8", "bfloat16", gpu)
 
 
-def test_gpu_cache_gets_what_weights_steps_and_pictures_leave(
+def test_gpu_cache_gets_what_weights_steps_and_images_leave(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The largest step really runs; the device's counters are stand-ins."""
@@ -73,10 +73,10 @@ def test_gpu_cache_gets_what_weights_steps_and_pictures_leave(
     assert memory._free_bytes_on_gpus(config, model, [device]) == {device: wanted}
 
 
-def test_the_largest_step_is_full_of_pictures(
+def test_the_largest_step_is_full_of_images(
     qwen_vl_b: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pictures of 256 tokens each: a step may encode as many as have its tokens together, and one at least."""
+    """Images of 256 tokens each: a step may encode as many as have its tokens together, and one at least."""
     model = load_model(qwen_vl_b, dtype=torch.float32, device=torch.device("cpu"))
     encoded: list[int] = []
     monkeypatch.setattr(model, "encode_images", lambda pixels, _: encoded.append(len(pixels)))

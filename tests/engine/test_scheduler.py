@@ -28,8 +28,8 @@ def make(
     )
 
 
-def add(scheduler: Scheduler, name: str, length: int, *pictures: tuple[int, int]) -> Sequence:
-    """A prompt of tokens of its own; pictures are (start, tokens)."""
+def add(scheduler: Scheduler, name: str, length: int, *spans: tuple[int, int]) -> Sequence:
+    """A prompt of tokens of its own; spans are (start, tokens)."""
     images = tuple(
         ImageSpan(
             key=f"{name}{start}".encode().ljust(32),
@@ -40,7 +40,7 @@ def add(scheduler: Scheduler, name: str, length: int, *pictures: tuple[int, int]
             width=2,
             pixel_offset=0,
         )
-        for start, tokens in pictures
+        for start, tokens in spans
     )
     sequence = Sequence(
         EngineRequest(
@@ -62,7 +62,7 @@ def step(scheduler: Scheduler) -> dict[str, tuple[int, int]]:
 
 
 def commit(scheduler: Scheduler, plan: Plan) -> None:
-    for _, image in plan.pictures:
+    for _, image in plan.images:
         scheduler._encoder_cache.fill(image.key, "embeddings")
     for chunk in plan.chunks:
         scheduler.commit(chunk, 7 if chunk.samples else None)
@@ -128,20 +128,20 @@ def test_a_chunk_that_was_not_committed_is_planned_again() -> None:
     assert step(scheduler) == {"a": (3, 5)}
 
 
-def test_pictures_are_encoded_when_their_first_token_is_reached() -> None:
+def test_images_are_encoded_when_their_first_token_is_reached() -> None:
     scheduler = make(budget=4)
     add(scheduler, "a", 10, (2, 4), (7, 2))
     starts = []
     while scheduler.running or scheduler.waiting:
         plan = scheduler.schedule()
-        starts.append([image.start for _, image in plan.pictures])
+        starts.append([image.start for _, image in plan.images])
         commit(scheduler, plan)
         if not scheduler.running[0].num_computed_tokens < 10:
             break
     assert starts == [[2], [7], []]
 
 
-def test_chunks_stop_before_a_picture_beyond_the_encoder_budget() -> None:
+def test_chunks_stop_before_a_image_beyond_the_encoder_budget() -> None:
     scheduler = make(budget=10)
     add(scheduler, "a", 10, (1, 6))
     add(scheduler, "b", 20, (3, 7))
@@ -152,26 +152,26 @@ def test_chunks_stop_before_a_picture_beyond_the_encoder_budget() -> None:
     assert step(scheduler) == {"a": (12, 13), "b": (18, 20), "huge": (0, 7)}, "a large one alone"
 
 
-def test_pictures_of_one_step_share_the_encoder_budget() -> None:
+def test_images_of_one_step_share_the_encoder_budget() -> None:
     scheduler = make(budget=20)
     add(scheduler, "a", 9, (2, 6))
     add(scheduler, "b", 9, (2, 6))
     add(scheduler, "c", 9, (0, 9))
     plan = scheduler.schedule()
-    assert [image.num_tokens for _, image in plan.pictures] == [6, 6]
+    assert [image.num_tokens for _, image in plan.images] == [6, 6]
     assert [chunk.sequence.sequence_id for chunk in plan.chunks] == ["a", "b"]
 
 
-def test_a_full_encoder_cache_holds_back_the_next_picture_only() -> None:
+def test_a_full_encoder_cache_holds_back_the_next_image_only() -> None:
     scheduler = make(budget=5, encoder=7)
     add(scheduler, "a", 12, (0, 7), (8, 4))
     add(scheduler, "b", 3)
     assert step(scheduler) == {"a": (0, 5)}
-    assert step(scheduler) == {"a": (5, 8), "b": (0, 2)}, "its first picture is needed till 7"
+    assert step(scheduler) == {"a": (5, 8), "b": (0, 2)}, "its first image is needed till 7"
     assert step(scheduler) == {"a": (8, 12), "b": (2, 3)}
 
 
-def test_equal_pictures_are_encoded_once() -> None:
+def test_equal_images_are_encoded_once() -> None:
     scheduler = make()
     one, two = add(scheduler, "a", 9, (2, 6)), add(scheduler, "b", 9, (3, 6))
     two.request = EngineRequest(
@@ -181,7 +181,7 @@ def test_equal_pictures_are_encoded_once() -> None:
         images=(one.request.images[0],),
     )
     plan = scheduler.schedule()
-    assert len(plan.pictures) == 1
+    assert len(plan.images) == 1
     assert len(plan.chunks) == 2
     assert (scheduler.counters.encoder_queries, scheduler.counters.encoder_hits) == (2, 1)
 

@@ -62,7 +62,7 @@ def expected_answer(request: EngineRequest, max_model_len: int) -> tuple[list[in
 
 
 class FakeModel:
-    """Keys and values are histories; a picture's embedding is its key."""
+    """Keys and values are histories; an image's embedding is its key."""
 
     def __init__(self, page_size: int, encoder_cache: EncoderCache[bytes]) -> None:
         self.page_size = page_size
@@ -70,7 +70,7 @@ class FakeModel:
         self.slots: dict[int, bytes] = {}
 
     def encode(self, plan: Plan) -> None:
-        for _, image in plan.pictures:
+        for _, image in plan.images:
             assert self.encoder_cache.get(image.key) is None, "encoded twice"
             self.encoder_cache.fill(image.key, image.key)
 
@@ -287,10 +287,10 @@ def run_until_broken(monkeypatch: pytest.MonkeyPatch) -> None:
         run_state_machine_as_test(Serving)
 
 
-def test_notices_a_prefix_hash_without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notices_a_prefix_hash_without_images(monkeypatch: pytest.MonkeyPatch) -> None:
     real = blocks_module.page_hash
     monkeypatch.setattr(
-        blocks_module, "page_hash", lambda parent, tokens, _pictures: real(parent, tokens, [])
+        blocks_module, "page_hash", lambda parent, tokens, _images: real(parent, tokens, [])
     )
     run_until_broken(monkeypatch)
 
@@ -298,7 +298,7 @@ def test_notices_a_prefix_hash_without_pictures(monkeypatch: pytest.MonkeyPatch)
 def test_notices_a_prefix_hash_without_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     real = blocks_module.page_hash
     monkeypatch.setattr(
-        blocks_module, "page_hash", lambda _parent, tokens, pictures: real(b"", tokens, pictures)
+        blocks_module, "page_hash", lambda _parent, tokens, images: real(b"", tokens, images)
     )
     run_until_broken(monkeypatch)
 

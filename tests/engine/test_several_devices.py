@@ -20,7 +20,7 @@ META = torch.device("meta")
 
 
 @pytest.mark.parametrize("devices", ["cpu,cpu", "cpu,cpu,cpu"])
-def test_answers_with_pictures(make_core, prompts, expected, devices) -> None:
+def test_answers_with_images(make_core, prompts, expected, devices) -> None:
     core = make_core(device=devices)
     assert ask(core, prompts) == expected
     assert core.ready.device == devices

@@ -36,36 +36,36 @@ def fake_client(model_dir: str = "fake", **options: float | Sequence[str]) -> En
 
 
 def request_of(
-    sequence_id: str, *prompt: int, max_tokens: int = 5, pictures: Sequence[bytes] = ()
+    sequence_id: str, *prompt: int, max_tokens: int = 5, images: Sequence[bytes] = ()
 ) -> EngineRequest:
-    """A sequence; every picture is one row of RGB pixels."""
-    images, offset = [], 0
-    for index, picture in enumerate(pictures):
-        images.append(
+    """A sequence; every image is one row of RGB pixels."""
+    spans, offset = [], 0
+    for index, image in enumerate(images):
+        spans.append(
             ImageSpan(
                 key=bytes([index]) * 32,
                 start=index,
                 num_tokens=1,
                 grid=(1, 1, 1),
                 height=1,
-                width=len(picture) // 3,
+                width=len(image) // 3,
                 pixel_offset=offset,
             )
         )
-        offset += len(picture)
+        offset += len(image)
     return EngineRequest(
         sequence_id=sequence_id,
         prompt_token_ids=prompt or (1, 2, 3),
         sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True),
-        images=tuple(images),
+        images=tuple(spans),
     )
 
 
 async def collect(
-    engine: Engine, request: EngineRequest, pictures: Sequence[bytes] = ()
+    engine: Engine, request: EngineRequest, images: Sequence[bytes] = ()
 ) -> list[SequenceOutput]:
     """All news of a sequence."""
-    async with asyncio.timeout(BOUND_S), aclosing(engine.generate(request, pictures)) as news:
+    async with asyncio.timeout(BOUND_S), aclosing(engine.generate(request, images)) as news:
         return [output async for output in news]
 
 

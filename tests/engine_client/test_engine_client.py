@@ -74,10 +74,10 @@ async def engine():
         yield client
 
 
-async def endless(engine, sequence_id, *, pictures=()):
+async def endless(engine, sequence_id, *, images=()):
     """Starts a sequence that does not end, waits for its first news and returns the iterator."""
-    request = request_of(sequence_id, SLOW, max_tokens=ENDLESS, pictures=pictures)
-    news = engine.generate(request, pictures)
+    request = request_of(sequence_id, SLOW, max_tokens=ENDLESS, images=images)
+    news = engine.generate(request, images)
     await anext(news)
     return news
 
@@ -108,10 +108,10 @@ async def test_text_is_answered(engine):
     assert news[0].num_cached_tokens == 0
 
 
-async def test_pictures_reach_the_engine_in_order(engine):
-    pictures = [b"abc", b"defghi"]
-    request = request_of("a", pictures=pictures)
-    news = await collect(engine, request, pictures)
+async def test_images_reach_the_engine_in_order(engine):
+    images = [b"abc", b"defghi"]
+    request = request_of("a", images=images)
+    news = await collect(engine, request, images)
     assert tokens_of(news) == [fake_token(request, b"abcdefghi", index) for index in range(5)]
     assert engine.pixel_bytes_in_flight == 0
 
@@ -155,9 +155,9 @@ async def test_an_id_in_flight_is_refused(engine):
             await collect(engine, request_of("same"))
 
 
-async def test_pictures_outside_of_the_pixels_are_refused(engine):
+async def test_images_outside_of_the_pixels_are_refused(engine):
     with pytest.raises(ValueError, match="outside"):
-        await collect(engine, request_of("a", pictures=[b"abcdef"]), [b"abc"])
+        await collect(engine, request_of("a", images=[b"abcdef"]), [b"abc"])
     assert len(await collect(engine, request_of("a"))) > 0
 
 
@@ -174,7 +174,7 @@ async def test_abort_ends_the_iterator(engine):
 
 
 async def test_closing_the_iterator_frees_the_sequence(engine):
-    news = await endless(engine, "a", pictures=[b"abc"])
+    news = await endless(engine, "a", images=[b"abc"])
     assert engine.pixel_bytes_in_flight == 3
     await news.aclose()
     await until(lambda: engine.pixel_bytes_in_flight == 0)
@@ -189,13 +189,11 @@ async def test_a_second_try_under_the_same_id_is_served(engine):
 
 async def cancel_after(engine, turns):
     """Cancels consumers, some of which wait for room, after so many turns of the event loop."""
-    picture = [b"abc" * 100]
-    holder = await endless(engine, "holder", pictures=[b"abc" * 200])
+    image = [b"abc" * 100]
+    holder = await endless(engine, "holder", images=[b"abc" * 200])
     consumers = [
         asyncio.create_task(
-            collect(
-                engine, request_of(f"c{i}", SLOW, max_tokens=ENDLESS, pictures=picture), picture
-            )
+            collect(engine, request_of(f"c{i}", SLOW, max_tokens=ENDLESS, images=image), image)
         )
         for i in range(4)
     ]
@@ -235,9 +233,9 @@ async def test_cancellation_at_200_random_moments_leaves_nothing(engine):
 
 
 async def test_over_the_budget_waits_for_room(engine):
-    picture = [b"abc" * 200]
-    first = await endless(engine, "first", pictures=picture)
-    second = asyncio.create_task(collect(engine, request_of("second", pictures=picture), picture))
+    image = [b"abc" * 200]
+    first = await endless(engine, "first", images=image)
+    second = asyncio.create_task(collect(engine, request_of("second", images=image), image))
     assert tokens_of(await collect(engine, request_of("text needs no room")))
     assert not second.done()
     assert engine.pixel_bytes_in_flight == 600
@@ -247,9 +245,9 @@ async def test_over_the_budget_waits_for_room(engine):
 
 
 async def test_who_waits_for_room_can_be_aborted(engine):
-    picture = [b"abc" * 200]
-    first = await endless(engine, "first", pictures=picture)
-    second = asyncio.create_task(collect(engine, request_of("second", pictures=picture), picture))
+    image = [b"abc" * 200]
+    first = await endless(engine, "first", images=image)
+    second = asyncio.create_task(collect(engine, request_of("second", images=image), image))
     await asyncio.sleep(0)
     await engine.abort("second")
     assert [o.finish_reason for o in await second] == [FinishReason.ABORTED]
@@ -257,9 +255,9 @@ async def test_who_waits_for_room_can_be_aborted(engine):
 
 
 async def test_more_than_the_whole_budget_is_refused_at_once(engine):
-    picture = [b"abc" * 334]
+    image = [b"abc" * 334]
     with pytest.raises(ImageTooLargeError):
-        await collect(engine, request_of("a", pictures=picture), picture)
+        await collect(engine, request_of("a", images=image), image)
     assert engine.pixel_bytes_in_flight == 0
 
 
@@ -271,7 +269,7 @@ async def test_a_crash_ends_the_others_and_the_engine_comes_back(engine, marker)
     states = []
     engine.on_state_change(states.append)
     pid = engine.pid
-    other = await endless(engine, "other", pictures=[b"abc"])
+    other = await endless(engine, "other", images=[b"abc"])
     await lose_to(engine, 1, marker)
     with pytest.raises(EngineUnavailableError):
         _ = [output async for output in other]
@@ -284,12 +282,10 @@ async def test_a_crash_ends_the_others_and_the_engine_comes_back(engine, marker)
 
 async def test_kill_9_under_load(engine):
     pid = engine.pid
-    picture = [b"abc" * 100]
+    image = [b"abc" * 100]
     consumers = [
         asyncio.create_task(
-            collect(
-                engine, request_of(f"c{i}", SLOW, max_tokens=ENDLESS, pictures=picture), picture
-            )
+            collect(engine, request_of(f"c{i}", SLOW, max_tokens=ENDLESS, images=image), image)
         )
         for i in range(8)
     ]
@@ -301,7 +297,7 @@ async def test_kill_9_under_load(engine):
     assert all(isinstance(result, EngineUnavailableError) for result in results)
     await until(lambda: engine.state is EngineState.READY)
     assert not is_running(pid)
-    assert tokens_of(await collect(engine, request_of("after", pictures=picture), picture))
+    assert tokens_of(await collect(engine, request_of("after", images=image), image))
 
 
 async def test_requests_are_refused_while_the_engine_is_away(engine):
@@ -471,12 +467,12 @@ async def test_close_kills_an_engine_that_does_not_leave(monkeypatch):
 def test_the_same_under_uvloop():
     async def scenario():
         async with running(fake_client()) as engine:
-            picture = [b"abc" * 300]
-            news = await endless(engine, "a", pictures=picture)
+            image = [b"abc" * 300]
+            news = await endless(engine, "a", images=image)
             await lose_to(engine, CRASH)
             with pytest.raises(EngineUnavailableError):
                 _ = [output async for output in news]
-            assert tokens_of(await collect(engine, request_of("b", pictures=picture), picture))
+            assert tokens_of(await collect(engine, request_of("b", images=image), image))
             long = request_of("long", *range(1, 400_000), max_tokens=2)
             assert len(tokens_of(await collect(engine, long))) == 2
 

@@ -117,10 +117,10 @@ async def test_news_come_in_order_and_end_once(engine):
     await idle(engine)
 
 
-async def test_the_answer_depends_on_the_pictures_only_through_their_pixels(engine):
-    picture, other = tiny.picture(2, 3, seed=1), tiny.picture(2, 3, seed=2)
+async def test_the_answer_depends_on_the_images_only_through_their_pixels(engine):
+    image, other = tiny.image(2, 3, seed=1), tiny.image(2, 3, seed=2)
     answers = []
-    for index, pixels in enumerate((picture, other, picture)):
+    for index, pixels in enumerate((image, other, image)):
         request = greedy(f"p{index}", (4, pixels, 5))
         answers.append(tokens_of(await collect(engine, request, [pixels.tobytes()])))
     assert answers[0] == answers[2] != answers[1]

@@ -14,7 +14,7 @@ from tests.support.tiny_qwen_vl import (
     Clip,
     build_checkpoint,
     clip,
-    picture,
+    image,
     prompt,
     reference_inputs,
     reference_logits,
@@ -26,14 +26,14 @@ CPU = torch.device("cpu")
 LAYOUTS = {
     "text only": [33],
     "one token": [1],
-    "one picture": [4, picture(3, 2, 1), 6],
-    "picture first": [picture(2, 5, 2), 3],
-    "picture last": [3, picture(5, 2, 3)],
-    "two of one size": [2, picture(2, 3, 4), 1, picture(2, 3, 5), 2],
-    "three shapes, neighbours": [5, picture(4, 1, 6), picture(1, 7, 7), 2, picture(3, 3, 8), 9],
-    "several turns": [9, picture(2, 2, 9), 12, 14, picture(4, 3, 10), 8, 21, picture(2, 2, 11), 5],
-    "beyond the position table": [2, picture(9, 8, 12), 4],
-    "a strip": [1, picture(1, 24, 13), 1],
+    "one image": [4, image(3, 2, 1), 6],
+    "image first": [image(2, 5, 2), 3],
+    "image last": [3, image(5, 2, 3)],
+    "two of one size": [2, image(2, 3, 4), 1, image(2, 3, 5), 2],
+    "three shapes, neighbours": [5, image(4, 1, 6), image(1, 7, 7), 2, image(3, 3, 8), 9],
+    "several turns": [9, image(2, 2, 9), 12, 14, image(4, 3, 10), 8, 21, image(2, 2, 11), 5],
+    "beyond the position table": [2, image(9, 8, 12), 4],
+    "a strip": [1, image(1, 24, 13), 1],
 }
 
 
@@ -47,18 +47,18 @@ def reference(checkpoint):
     return reference_model(checkpoint)
 
 
-def pictures_of(layout):
+def images_of(layout):
     return [item for item in layout if not isinstance(item, int)]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_logits_equal_transformers(name, model, reference):
     ids, spans = prompt(LAYOUTS[name], seed=len(name))
-    pictures = pictures_of(LAYOUTS[name])
-    expected = reference_logits(reference, ids, pictures)
+    images = images_of(LAYOUTS[name])
+    expected = reference_logits(reference, ids, images)
     assert expected.std() >= 1
     torch.testing.assert_close(
-        PagedForward(model).logits(ids, spans, pictures), expected, atol=1e-4, rtol=0
+        PagedForward(model).logits(ids, spans, images), expected, atol=1e-4, rtol=0
     )
 
 
@@ -67,12 +67,12 @@ VIDEOS = {
     "an odd frame": [2, clip(2, 4, 5, 2), 3],
     "one frame": [2, clip(2, 2, 1, 3), 3],
     "a long one": [2, clip(2, 1, 14, 4), 3],
-    "beside pictures": [
+    "beside images": [
         1,
-        picture(2, 3, 5),
+        image(2, 3, 5),
         clip(4, 3, 3, 6),
         2,
-        picture(2, 2, 7),
+        image(2, 2, 7),
         clip(3, 3, 4, 8),
         5,
     ],
@@ -96,9 +96,9 @@ def test_videos_of_qwen3_vl_stand_in_pairs_of_frames(model, reference):
     """What the reference encodes as one video, we encode as its pairs: no frame sees another."""
     whole = clip(3, 4, 6, 1)
     pairs = [Clip(whole.frames[i : i + 2]) for i in range(0, 6, 2)]
-    layout = [3, picture(2, 2, 9), *(part for pair in pairs for part in (4, pair)), 5]
+    layout = [3, image(2, 2, 9), *(part for pair in pairs for part in (4, pair)), 5]
     ids, spans = prompt(layout)
-    seen = pictures_of(layout)
+    seen = images_of(layout)
     extra = reference_inputs(torch.tensor([ids]), [seen[0], whole])
     with torch.inference_mode():
         expected = reference(input_ids=torch.tensor([ids]), use_cache=False, **extra).logits[0]
@@ -109,7 +109,7 @@ def test_videos_of_qwen3_vl_stand_in_pairs_of_frames(model, reference):
 
 def assert_equal(layout, model, reference):
     ids, spans = prompt(layout)
-    seen = pictures_of(layout)
+    seen = images_of(layout)
     expected = reference_logits(reference, ids, seen)
     assert expected.std() >= 1
     ours = PagedForward(model).logits(ids, spans, seen)
@@ -134,9 +134,9 @@ def test_variants_of_the_checkpoint(settings, tmp_path):
     model = load_model(tmp_path, dtype=torch.float32, device=CPU)
     for layout in (LAYOUTS["several turns"], LAYOUTS["text only"]):
         ids, spans = prompt(layout)
-        expected = reference_logits(reference_model(tmp_path), ids, pictures_of(layout))
+        expected = reference_logits(reference_model(tmp_path), ids, images_of(layout))
         assert expected.std() >= 1
-        ours = PagedForward(model).logits(ids, spans, pictures_of(layout))
+        ours = PagedForward(model).logits(ids, spans, images_of(layout))
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
 
 
@@ -144,11 +144,11 @@ def test_variants_of_the_checkpoint(settings, tmp_path):
 def test_chunked_prefill_and_decode_equal_one_pass(chunk, model, reference):
     layout = LAYOUTS["several turns"]
     ids, spans = prompt([*layout, 9])
-    pictures = pictures_of(layout)
-    expected = reference_logits(reference, ids, pictures)
+    images = images_of(layout)
+    expected = reference_logits(reference, ids, images)
     # The answer is text behind the prompt: its positions come from delta alone.
     engine = PagedForward(model)
-    sequence = engine.add(ids[:-9], spans, pictures)
+    sequence = engine.add(ids[:-9], spans, images)
     sequence.ids = ids
     got = []
     while sequence.done < len(ids):
@@ -161,11 +161,11 @@ def test_what_a_sequence_gets_does_not_depend_on_the_batch(model):
     layouts = list(LAYOUTS.values())
     prompts = [prompt([*layout, 6], seed=i) for i, layout in enumerate(layouts)]
     alone = [
-        PagedForward(model).logits(*prompts[i], pictures_of(layout))
+        PagedForward(model).logits(*prompts[i], images_of(layout))
         for i, layout in enumerate(layouts)
     ]
     engine = PagedForward(model)
-    running = [engine.add(*prompts[i], pictures_of(layout)) for i, layout in enumerate(layouts)]
+    running = [engine.add(*prompts[i], images_of(layout)) for i, layout in enumerate(layouts)]
     got = [[] for _ in running]
     # Each starts a step later than the one before and takes other chunks: prefill and decode mix in every way.
     for step in range(200):
@@ -182,13 +182,13 @@ def test_what_a_sequence_gets_does_not_depend_on_the_batch(model):
         torch.testing.assert_close(torch.cat(ours), expected, atol=2e-5, rtol=0)
 
 
-def test_pictures_of_one_step_do_not_see_each_other(model):
+def test_images_of_one_step_do_not_see_each_other(model):
     many = [
-        picture(2, 3, 1),
-        picture(4, 2, 2),
-        picture(2, 3, 3),
-        picture(1, 1, 4),
-        picture(3, 2, 5),
+        image(2, 3, 1),
+        image(4, 2, 2),
+        image(2, 3, 3),
+        image(1, 1, 4),
+        image(3, 2, 5),
     ]
     grids = [(1, p.shape[0] // 8, p.shape[1] // 8) for p in many]
     with torch.inference_mode():
@@ -198,7 +198,7 @@ def test_pictures_of_one_step_do_not_see_each_other(model):
             levels = 1 + model.spec.decoder.deepstack_levels
             assert tokens.shape == (grid[1] * grid[2] // 4, 64 * levels)
             torch.testing.assert_close(tokens, alone, atol=1e-5, rtol=0)
-            # Cached alone, a picture must not keep the others of its step in memory.
+            # Cached alone, an image must not keep the others of its step in memory.
             assert tokens.untyped_storage().nbytes() == tokens.nbytes
 
 
@@ -211,10 +211,10 @@ def test_pixels_that_do_not_fit_their_grid_are_refused(model):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bit_stays_near_float32(dtype, checkpoint, reference):
-    layout = LAYOUTS["one picture"]
+    layout = LAYOUTS["one image"]
     ids, spans = prompt(layout)
     model = load_model(checkpoint, dtype=dtype, device=CPU)
-    ours = PagedForward(model).logits(ids, spans, pictures_of(layout))
-    expected = reference_logits(reference, ids, pictures_of(layout))
+    ours = PagedForward(model).logits(ids, spans, images_of(layout))
+    expected = reference_logits(reference, ids, images_of(layout))
     assert ours.dtype == torch.float32
     assert (ours - expected).std() < 0.05 * expected.std()

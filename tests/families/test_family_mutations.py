@@ -24,15 +24,15 @@ from tests.support.tiny_qwen_vl import (
     Layout,
     build_checkpoint,
     clip,
-    picture,
+    image,
     prompt,
     reference_logits,
     reference_model,
 )
 
 
-PICTURES = [picture(2, 3, 1), picture(2, 3, 2), picture(3, 7, 3)]
-LAYOUT = [5, PICTURES[0], 3, PICTURES[1], 4, PICTURES[2], 8]
+IMAGES = [image(2, 3, 1), image(2, 3, 2), image(3, 7, 3)]
+LAYOUT = [5, IMAGES[0], 3, IMAGES[1], 4, IMAGES[2], 8]
 BROKEN = 1e-3  # ten times the tolerance of the comparison
 
 
@@ -49,11 +49,11 @@ def reference(checkpoint):
 @pytest.fixture(scope="module")
 def expected(reference):
     ids, _ = prompt(LAYOUT)
-    return reference_logits(reference, ids, PICTURES)
+    return reference_logits(reference, ids, IMAGES)
 
 
 def error_of(model, expected, change: Callable | None = None, layout: Layout = LAYOUT) -> float:
-    """Greatest difference of logits; `change` may alter the sequence after its pictures are encoded."""
+    """Greatest difference of logits; `change` may alter the sequence after its images are encoded."""
     ids, spans = prompt(layout)
     engine = PagedForward(model)
     sequence = engine.add(ids, spans, [seen for seen in layout if not isinstance(seen, int)])
@@ -191,16 +191,16 @@ def exchange_deepstack_levels(sequence):
     sequence.image_embeddings = torch.cat([token, second, first], dim=1)
 
 
-def exchange_two_pictures(sequence):
+def exchange_two_images(sequence):
     first, second, rest = sequence.image_embeddings.split([6, 6, 21])
     sequence.image_embeddings = torch.cat([second, first, rest])
 
 
-def move_a_picture_by_one_token(sequence):
+def move_a_image_by_one_token(sequence):
     sequence.image_rows = sequence.image_rows - 1
 
 
-def transpose_a_picture(sequence):
+def transpose_a_image(sequence):
     tokens = sequence.image_embeddings[-21:]
     turned = tokens.view(3, 7, -1).transpose(0, 1).flatten(0, 1)
     sequence.image_embeddings = torch.cat([sequence.image_embeddings[:-21], turned])
@@ -217,14 +217,14 @@ def exchange_height_and_width(sequence):
 @pytest.mark.parametrize(
     "change",
     [
-        exchange_two_pictures,
-        move_a_picture_by_one_token,
-        transpose_a_picture,
+        exchange_two_images,
+        move_a_image_by_one_token,
+        transpose_a_image,
         number_positions_as_text,
         exchange_height_and_width,
     ],
 )
-def test_pictures_put_in_wrongly(change, model, expected):
+def test_images_put_in_wrongly(change, model, expected):
     assert error_of(model, expected, change) > BROKEN
 
 
@@ -316,14 +316,14 @@ def test_norm_epsilon(model, expected):
 
 # Eleven frames of 3 x 2 tokens: time is the longest axis, though a step of it is no whole position.
 VIDEO = clip(3, 2, 11, 4, time_step=1.3)
-VIDEO_LAYOUT = [5, PICTURES[0], 2, VIDEO, 7]
+VIDEO_LAYOUT = [5, IMAGES[0], 2, VIDEO, 7]
 VIDEO_TOKENS = 6 * 3 * 2
 
 
 @pytest.fixture(scope="module")
 def expected_of_video(reference):
     ids, _ = prompt(VIDEO_LAYOUT)
-    return reference_logits(reference, ids, [PICTURES[0], VIDEO])
+    return reference_logits(reference, ids, [IMAGES[0], VIDEO])
 
 
 def test_without_mutation_a_video_is_right(model, expected_of_video):

@@ -60,9 +60,9 @@ def test_capacity(
     ("name", "encoder_cache", "tokens"),
     [
         ("Qwen2-VL-7B-Instruct", 40_000, 40_000),  # a whole video
-        ("Qwen3-VL-8B-Instruct", 40_000, 16_384),  # a picture; of videos a pair of frames at a time
+        ("Qwen3-VL-8B-Instruct", 40_000, 16_384),  # an image; of videos a pair of frames at a time
         ("Qwen3-VL-8B-Instruct", 900, 900),
-        ("Qwen-VL-Chat", 40_000, 2048),  # as many pictures as a step has tokens
+        ("Qwen-VL-Chat", 40_000, 2048),  # as many images as a step has tokens
     ],
 )
 def test_the_most_that_a_step_encodes(name: str, encoder_cache: int, tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""What GLM-4V-9B's files say: settings, published size, refusals, positions of a picture."""
+"""What GLM-4V-9B's files say: settings, published size, refusals, positions of an image."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_refusals_say_why(tmp_path, path, value, message):
         spec_of(tmp_path, changed(TINY, path, value))
 
 
-def test_positions_of_a_picture():
+def test_positions_of_a_image():
     span = ImageSpan(
         key=b"", start=2, num_tokens=6, grid=(1, 4, 4), height=56, width=56, pixel_offset=0
     )

@@ -1,4 +1,4 @@
-"""GLM-4V of other heads, groups, widths and pictures than the golden one, through the engine.
+"""GLM-4V of other heads, groups, widths and images than the golden one, through the engine.
 
 The engine gives what a second, plain implementation gives, which is itself held against the golden data.
 """
@@ -74,7 +74,7 @@ def build(directory: Path, changes: dict[str, Any]) -> Path:
 
 
 def requests(directory: Path) -> list[tuple[EngineRequest, np.ndarray | None]]:
-    """Prompts with and without a picture."""
+    """Prompts with and without an image."""
     policy = load_spec(directory).image_policy
     side, tokens = policy.square_side, policy.num_tokens
     assert side is not None
@@ -83,9 +83,9 @@ def requests(directory: Path) -> list[tuple[EngineRequest, np.ndarray | None]]:
     made = []
     for number, (before, after, shown) in enumerate(((3, 0, 0), (8, 5, 1), (40, 0, 0), (1, 30, 1))):
         ids = generator.integers(0, 400, before).tolist()
-        spans, picture = [], None
+        spans, image = [], None
         if shown:
-            picture = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            image = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
             patches = side // policy.patch_size
             span = ImageSpan(
                 key=bytes([number]) * 32,
@@ -105,7 +105,7 @@ def requests(directory: Path) -> list[tuple[EngineRequest, np.ndarray | None]]:
             images=tuple(spans),
             sampling=SamplingParams(max_tokens=12, temperature=0.0, logprobs=1),
         )
-        made.append((request, picture))
+        made.append((request, image))
     return made
 
 
@@ -116,13 +116,13 @@ def test_what_the_reference_gives(name, tmp_path):
     config = EngineConfig(model_dir=str(directory), max_num_batched_tokens=16, **settings)
     core = EngineCore(config)
     asked = requests(directory)
-    for request, picture in asked:
-        core.add(request, b"" if picture is None else picture.tobytes())
+    for request, image in asked:
+        core.add(request, b"" if image is None else image.tobytes())
     news = drain(core)
     reference = Reference.load(directory, json.loads((directory / "config.json").read_text()))
-    for request, picture in asked:
+    for request, image in asked:
         answer = [e for out in news[request.sequence_id].outputs for e in out.logprobs]
-        expected = reference.greedy(request.prompt_token_ids, picture, len(answer))
+        expected = reference.greedy(request.prompt_token_ids, image, len(answer))
         assert [entry.token_id for entry in answer] == [token for token, _ in expected]
         np.testing.assert_allclose(
             [entry.logprob for entry in answer], [value for _, value in expected], atol=1e-3
@@ -137,8 +137,8 @@ def test_the_reference_gives_the_golden_logits(tmp_path):
     assert {entry["name"] for entry in DATA["logits"]} == set(PROMPTS)
     for name, prompt in PROMPTS.items():
         side = load_spec(directory).image_policy.square_side
-        picture = np.frombuffer(bytearray(prompt.pixels), np.uint8).reshape(-1, side, side, 3)
-        logits = reference.logits(prompt.ids, picture[0] if len(picture) else None)
+        image = np.frombuffer(bytearray(prompt.pixels), np.uint8).reshape(-1, side, side, 3)
+        logits = reference.logits(prompt.ids, image[0] if len(image) else None)
         rows, columns = expected[f"{name}/positions"], expected["vocab_sample"]
         np.testing.assert_allclose(
             logits[rows][:, columns], expected[f"{name}/logits_sub"], atol=2e-4, rtol=0

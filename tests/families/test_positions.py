@@ -29,7 +29,7 @@ MERGE = 2
 
 
 def spans_of(layout):
-    """Text lengths and picture sizes (rows, columns in tokens) -> token types, spans."""
+    """Text lengths and image sizes (rows, columns in tokens) -> token types, spans."""
     types: list[int] = []
     spans = []
     for item in layout:
@@ -37,7 +37,7 @@ def spans_of(layout):
             types += [0] * item
             continue
         rows, columns = item
-        # Adjacent pictures are parted by at least their own start and end tokens.
+        # Adjacent images are parted by at least their own start and end tokens.
         types.append(0)
         spans.append(
             ImageSpan(
@@ -81,7 +81,7 @@ def test_text_counts_from_zero():
     assert delta == 0
 
 
-def test_a_picture_written_out():
+def test_a_image_written_out():
     types, spans = spans_of([2, (2, 3), 2])
     positions, delta = mrope_positions(len(types), spans, MERGE)
     assert positions.tolist() == [
@@ -149,7 +149,7 @@ sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 @settings(max_examples=100, deadline=None)
 @given(parts=st.lists(st.one_of(st.integers(1, 20), sizes, films), min_size=1, max_size=6))
-def test_pictures_and_videos_equal_transformers(parts, family_reference):
+def test_images_and_videos_equal_transformers(parts, family_reference):
     """Wherever no video is longer than it is wide or high: Qwen2-VL counts times, Qwen2.5-VL seconds."""
     config = family_reference.config
     per_second = getattr(config.vision_config, "tokens_per_second", None)

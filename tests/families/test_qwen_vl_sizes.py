@@ -91,7 +91,7 @@ def build(directory: Path, changes: dict[str, Any]) -> Path:
 
 
 def requests(directory: Path) -> list[tuple[EngineRequest, bytes]]:
-    """Prompts on both sides of several borders, with no picture, one and two."""
+    """Prompts on both sides of several borders, with no image, one and two."""
     policy = load_spec(directory).image_policy
     side, tokens = policy.square_side, policy.num_tokens
     generator = np.random.default_rng(8)
@@ -142,8 +142,8 @@ def run(directory: Path, *, together: bool, **changes: object) -> list[list[tupl
 def test_the_reference_gives_the_golden_logits(qwen_vl_b, name):
     config = json.loads((qwen_vl_b / "config.json").read_text())
     prompt = LONG_PROMPTS[name]
-    pictures = np.frombuffer(bytearray(prompt.pixels), np.uint8).reshape(-1, 224, 224, 3)
-    logits = Reference.load(qwen_vl_b, config).logits(prompt.ids, pictures, len(prompt.ids))
+    images = np.frombuffer(bytearray(prompt.pixels), np.uint8).reshape(-1, 224, 224, 3)
+    logits = Reference.load(qwen_vl_b, config).logits(prompt.ids, images, len(prompt.ids))
     with np.load(GOLDEN / "B_logits.npz") as expected:
         rows, columns = expected[f"{name}/positions"], expected["vocab_sample"]
         np.testing.assert_allclose(
@@ -158,8 +158,8 @@ def test_what_the_reference_gives(name, tmp_path):
     answers = run(directory, together=True, max_num_batched_tokens=16)
     for (request, pixels), answer in zip(requests(directory), answers, strict=True):
         side = load_spec(directory).image_policy.square_side
-        pictures = np.frombuffer(bytearray(pixels), np.uint8).reshape(-1, side, side, 3)
-        expected = reference.greedy(request.prompt_token_ids, pictures, len(answer))
+        images = np.frombuffer(bytearray(pixels), np.uint8).reshape(-1, side, side, 3)
+        expected = reference.greedy(request.prompt_token_ids, images, len(answer))
         assert [token for token, _ in answer] == [token for token, _ in expected]
         np.testing.assert_allclose(
             [value for _, value in answer], [value for _, value in expected], atol=1e-3

@@ -1,4 +1,4 @@
-"""Pictures of Qwen-VL v1: preprocessing, every stage of the tower and its tokens are those of the original code."""
+"""Images of Qwen-VL v1: preprocessing, every stage of the tower and its tokens are those of the original code."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from inference_service.families.qwen_vl import vision as qwen_vl
 from inference_service.families.qwen_vl.vision import VisionTower
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import tensor_table
-from inference_service.media.decode import DecodeLimits, decode_picture
+from inference_service.media.decode import DecodeLimits, decode_image
 from inference_service.model_spec import ModelSpec
 from inference_service.models.preprocess import Patchifier
 from tests.support.qwen_vl_v1 import GOLDEN, golden, golden_tensors, processed
 
 
-PICTURES = golden("images.json")["images"]
+IMAGES = golden("images.json")["images"]
 SIDES = {"A": 448, "B": 224}
 TOLERANCE = 2e-5  # the golden data allow 2e-4
 
@@ -57,28 +57,28 @@ def encode(spec: ModelSpec, tower: VisionTower, files: list[str]) -> list[np.nda
     side = spec.image_policy.square_side // spec.image_policy.patch_size
     with torch.inference_mode():
         tokens = tower([patches(spec, file) for file in files], [(1, side, side)] * len(files))
-    return [picture.numpy() for picture in tokens]
+    return [image.numpy() for image in tokens]
 
 
-@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture["file"])
-def test_preprocessing(picture):
+@pytest.mark.parametrize("image", IMAGES, ids=lambda image: image["file"])
+def test_preprocessing(image):
     """Squashed to a square; transparency dropped; bytes exact, normalised values to 1e-5."""
-    shown = processed(picture["file"], 448)
-    assert hashlib.sha256(shown.pixels).hexdigest() == picture["resized_u8_sha256"]
-    assert [shown.original_width, shown.original_height] == picture["size_wh"]
+    shown = processed(image["file"], 448)
+    assert hashlib.sha256(shown.pixels).hexdigest() == image["resized_u8_sha256"]
+    assert [shown.original_width, shown.original_height] == image["size_wh"]
     spec = load_spec(GOLDEN / "configs" / "A")
-    rows = patches(spec, picture["file"]).view(32, 32, 3, 14, 14).permute(2, 0, 3, 1, 4)
+    rows = patches(spec, image["file"]).view(32, 32, 3, 14, 14).permute(2, 0, 3, 1, 4)
     tensor = rows.reshape(3, 448, 448).numpy()
-    name = Path(picture["file"]).stem
+    name = Path(image["file"]).stem
     with np.load(GOLDEN / "images.npz") as expected:
         for found, key in ((tensor[:, ::32, ::32], "grid"), (tensor[:, 224:232, 149:157], "patch")):
             np.testing.assert_allclose(found, expected[f"{name}/{key}"], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(tensor.mean((1, 2)), picture["tensor_mean"], atol=1e-5)
-    np.testing.assert_allclose(tensor.std((1, 2)), picture["tensor_std"], atol=1e-4)
+    np.testing.assert_allclose(tensor.mean((1, 2)), image["tensor_mean"], atol=1e-5)
+    np.testing.assert_allclose(tensor.std((1, 2)), image["tensor_std"], atol=1e-4)
 
 
 def test_orientation_is_ignored():
-    """As in the original, where boxes are told of the picture as stored."""
+    """As in the original, where boxes are told of the image as stored."""
     spec = load_spec(GOLDEN / "configs" / "A")
     upright, turned = io.BytesIO(), io.BytesIO()
     with Image.open(GOLDEN / "images" / "wide_rgb.png") as image:
@@ -88,7 +88,7 @@ def test_orientation_is_ignored():
         image.save(turned, "PNG", exif=exif)
     options = {"policy": spec.image_policy, "min_pixels": 1, "max_pixels": 1, "field": ""}
     one, other = (
-        decode_picture(file.getvalue(), limits=DecodeLimits(), **options)
+        decode_image(file.getvalue(), limits=DecodeLimits(), **options)
         for file in (upright, turned)
     )
     assert one.pixels == other.pixels
@@ -96,12 +96,12 @@ def test_orientation_is_ignored():
 
 
 def difference(name: str, spec: ModelSpec, tower: VisionTower, *, together: bool = True) -> float:
-    """The greatest difference of any picture token from the original's."""
+    """The greatest difference of any image token from the original's."""
     worst = 0.0
     with np.load(GOLDEN / f"{name}_visual.npz") as expected:
-        files = [p["file"] for p in PICTURES if f"{Path(p['file']).stem}/mean" in expected]
+        files = [p["file"] for p in IMAGES if f"{Path(p['file']).stem}/mean" in expected]
         groups = [files] if together else [[file] for file in files]
-        tokens = [picture for group in groups for picture in encode(spec, tower, group)]
+        tokens = [image for group in groups for image in encode(spec, tower, group)]
         for file, found in zip(files, tokens, strict=True):
             stem = Path(file).stem
             for ours, key in (
@@ -110,12 +110,12 @@ def difference(name: str, spec: ModelSpec, tower: VisionTower, *, together: bool
                 (found.mean(0), "mean"),
             ):
                 worst = max(worst, float(np.abs(ours - expected[f"{stem}/{key}"]).max()))
-    assert len(files) == len(PICTURES)
+    assert len(files) == len(IMAGES)
     return worst
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_picture_tokens(tower, together):
+def test_image_tokens(tower, together):
     assert difference(*tower, together=together) < TOLERANCE
 
 
@@ -184,7 +184,7 @@ def test_notices_mistakes(mistake, monkeypatch):
     assert difference("A", spec, tower) > 2 * TOLERANCE
 
 
-def test_other_sizes_of_pictures_are_refused(tower):
+def test_other_sizes_of_images_are_refused(tower):
     _, spec, modules = tower
     with pytest.raises(ValueError, match="patches"):
         modules([torch.zeros(4, spec.vision.patch_values)], [(1, 2, 2)])

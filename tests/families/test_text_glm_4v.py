@@ -47,7 +47,7 @@ def chat(tokenizer: Tokenizer) -> GlmChat:
 
 
 def request_of(messages: list[dict[str, str]], **options: object) -> ChatRequest:
-    """A conversation of the golden data; the picture comes last here, and first in the prompt."""
+    """A conversation of the golden data; the image comes last here, and first in the prompt."""
     turns = []
     for message in messages:
         parts: list[TextPart | ImagePart] = [TextPart(text=message["content"])]
@@ -70,8 +70,8 @@ def test_structure(chat, tokenizer, name):
     assert [token_id for token_id in ids if token_id >= RANKS] == special
     text = "[gMASK]<sop>"
     for message in golden["messages"]:
-        picture = "<|begin_of_image|><|endoftext|><|end_of_image|>" if message.get("image") else ""
-        text += f"<|{message['role']}|>\n{picture}{message['content']}"
+        image = "<|begin_of_image|><|endoftext|><|end_of_image|>" if message.get("image") else ""
+        text += f"<|{message['role']}|>\n{image}{message['content']}"
     text += "<|assistant|>"
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
     if golden["rendered_text"]:
@@ -139,7 +139,7 @@ def model(model_dir: Path) -> ServedModel:
 
 
 @pytest.mark.parametrize("name", ["image", "image_second_turn"])
-def test_a_picture_takes_its_place(model, name):
+def test_a_image_takes_its_place(model, name):
     golden = CHATS[name]
     prompt = model.prompts.build(request_of(golden["messages"]), [processed("wide_rgb")])
     [span] = prompt.images
@@ -150,18 +150,18 @@ def test_a_picture_takes_its_place(model, name):
     assert prompt.token_ids.count(PLACEHOLDER) == 36
 
 
-def raw(prompt: str | tuple[int, ...], pictures: int) -> RawRequest:
-    return RawRequest(request_id="r", model="m", prompt=prompt, pictures=(IMAGE,) * pictures)
+def raw(prompt: str | tuple[int, ...], images: int) -> RawRequest:
+    return RawRequest(request_id="r", model="m", prompt=prompt, images=(IMAGE,) * images)
 
 
-def test_raw_prompts_show_a_picture_as_the_original_writes_it(model):
+def test_raw_prompts_show_a_image_as_the_original_writes_it(model):
     text = "[gMASK]<sop><|user|>\n<|begin_of_image|><|endoftext|><|end_of_image|>a<|endoftext|>"
     ids = tuple(model.tokenizer.encode(text))
     for prompt in (text, ids):
         built = model.prompts.build(raw(prompt, 1), [processed("wide_rgb")])
         assert len(built.token_ids) == len(ids) + 35
         assert built.images[0].start == ids.index(BEGIN)
-        assert built.token_ids[-1] == PLACEHOLDER  # an end of text is none of the picture's
+        assert built.token_ids[-1] == PLACEHOLDER  # an end of text is none of the image's
         with pytest.raises(InvalidArgumentError):
             model.prompts.build(raw(prompt, 0), [])
     for broken in ((BEGIN, PLACEHOLDER), (PLACEHOLDER, END), (BEGIN, 5, END)):

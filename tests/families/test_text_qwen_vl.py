@@ -39,7 +39,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def chat(tokenizer) -> QwenVLChat:
-    return QwenVLChat(tokenizer, picture_tokens=256)
+    return QwenVLChat(tokenizer, image_tokens=256)
 
 
 def say(role: Role, *parts: str | ImagePart) -> ChatMessage:
@@ -97,7 +97,7 @@ def test_token_ids(tokenizer, case):
 
 
 @pytest.mark.parametrize("case", LISTS, ids=lambda case: case["text"][:16])
-def test_pictures_and_boxes_among_text(chat, case):
+def test_images_and_boxes_among_text(chat, case):
     written = chat.write(chat_request(case["text"])).token_ids
     head = len(chat.write(chat_request("")).token_ids) - 5
     assert list(written[head:-5]) == with_pads(case["ids"]["ok"], each=1)
@@ -106,7 +106,7 @@ def test_pictures_and_boxes_among_text(chat, case):
 @pytest.mark.parametrize("name", CASES)
 def test_conversations(tokenizer, name):
     case = CASES[name]
-    chat = QwenVLChat(tokenizer, picture_tokens=256, history_window=case["max_window_size"])
+    chat = QwenVLChat(tokenizer, image_tokens=256, history_window=case["max_window_size"])
     request = chat_request(case["query"], case["history"], case["system"])
     assert list(chat.write(request).token_ids) == with_pads(case["ids"], each=1)
 
@@ -121,25 +121,25 @@ def test_without_a_window_nothing_is_forgotten(chat, tokenizer):
     written = chat.write(chat_request(case["query"], case["history"]))
     text = tokenizer.decode(written.token_ids)
     assert all(question in text and answer in text for question, answer in case["history"])
-    assert written.forgotten_pictures == 0
+    assert written.forgotten_images == 0
 
 
-def test_forgotten_pictures_keep_their_numbers(tokenizer):
+def test_forgotten_images_keep_their_numbers(tokenizer):
     turns = [
         m for n in range(3) for m in (say(Role.USER, IMAGE, f"q{n}"), say(Role.ASSISTANT, f"a{n}"))
     ]
     request = ask(*turns, say(Role.USER, "x", IMAGE))
-    chat = QwenVLChat(tokenizer, picture_tokens=256, history_window=600)
+    chat = QwenVLChat(tokenizer, image_tokens=256, history_window=600)
     written = chat.write(request)
-    assert written.forgotten_pictures == 1
+    assert written.forgotten_images == 1
     text = tokenizer.decode(written.token_ids)
     assert "q0" not in text
     assert [f"Picture {n}: " in text for n in (1, 2, 3, 4)] == [False, True, True, True]
     assert written.token_ids.count(PAD) == 3
-    # Pictures count with all their tokens: a turn has about 275.
+    # Images count with all their tokens: a turn has about 275.
     for window, forgotten in ((256, 3), (400, 2), (1200, 0)):
-        again = QwenVLChat(tokenizer, picture_tokens=256, history_window=window).write(request)
-        assert again.forgotten_pictures == forgotten
+        again = QwenVLChat(tokenizer, image_tokens=256, history_window=window).write(request)
+        assert again.forgotten_images == forgotten
 
 
 def test_continues_the_final_message(chat, tokenizer):
@@ -169,7 +169,7 @@ PIECES = (
 )
 HOSTILE = st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
 TURN = [151644, 151645]
-PICTURE = [IMG, PAD, IMG_END]
+IMAGE_TOKENS = [IMG, PAD, IMG_END]
 
 
 def steering(token_ids: Sequence[int]) -> list[int]:
@@ -179,7 +179,7 @@ def steering(token_ids: Sequence[int]) -> list[int]:
 
 @hypothesis_settings(deadline=None)
 @given(HOSTILE)
-def test_nobody_opens_a_turn_or_a_picture(chat, text):
+def test_nobody_opens_a_turn_or_a_image(chat, text):
     """What is typed is text, whoever typed it; only the tags around boxes are more."""
     messages = [
         say(Role.SYSTEM, text),
@@ -187,7 +187,7 @@ def test_nobody_opens_a_turn_or_a_picture(chat, text):
         say(Role.ASSISTANT, text),
         say(Role.USER, text),
     ]
-    expected = [*TURN, 151644, *PICTURE, 151645, *TURN, *TURN, 151644]
+    expected = [*TURN, 151644, *IMAGE_TOKENS, 151645, *TURN, *TURN, 151644]
     assert steering(chat.write(ask(*messages)).token_ids) == expected
 
 
@@ -197,7 +197,7 @@ def test_nobody_opens_a_turn_or_a_picture(chat, text):
     st.none() | st.integers(1, 2000),
     HOSTILE,
 )
-def test_pictures_have_their_numbers_over_all_turns(tokenizer, turns, window, text):
+def test_images_have_their_numbers_over_all_turns(tokenizer, turns, window, text):
     """Of any conversation, whatever a window makes of it: the last turns stay, with the numbers they had."""
     messages = []
     for turn in turns:
@@ -205,15 +205,15 @@ def test_pictures_have_their_numbers_over_all_turns(tokenizer, turns, window, te
             say(Role.USER, text, *[IMAGE if shown else text for shown in turn]),
             say(Role.ASSISTANT, text),
         ]
-    chat = QwenVLChat(tokenizer, picture_tokens=256, history_window=window)
+    chat = QwenVLChat(tokenizer, image_tokens=256, history_window=window)
     written = chat.write(ask(*messages[:-1]))
     ids = list(written.token_ids)
     kept = ids.count(IMG)
     total = sum(map(sum, turns))
-    assert written.forgotten_pictures + kept == total
+    assert written.forgotten_images + kept == total
     assert kept >= sum(turns[-1])
     before = [tokenizer.decode(ids[:at]) for at, token_id in enumerate(ids) if token_id == IMG]
-    for number, said in enumerate(before, written.forgotten_pictures + 1):
+    for number, said in enumerate(before, written.forgotten_images + 1):
         assert said.endswith(f"Picture {number}: ")
 
 
@@ -234,7 +234,7 @@ def test_a_base_model_does_not_chat(tokenizer):
 
 @pytest.mark.parametrize("case", golden("chat_context.json")["raw"], ids=lambda c: c["query"][:9])
 def test_raw_prompts(tokenizer, chat, case):
-    """As text or as the original's ids, which name a file: one place for each picture, and no file."""
+    """As text or as the original's ids, which name a file: one place for each image, and no file."""
     for ids in (tokenizer.encode(case["query"]), case["ids"]):
         assert list(chat.raw_places(ids, "f")) == with_pads(case["ids"], each=1)
 
@@ -242,7 +242,7 @@ def test_raw_prompts(tokenizer, chat, case):
 @pytest.mark.parametrize(
     "text", ["<img>unclosed", "<img>a<img>b</img>", "a</img><img>", "<img><img>"]
 )
-def test_raw_prompts_with_broken_pictures(tokenizer, chat, text):
+def test_raw_prompts_with_broken_images(tokenizer, chat, text):
     with pytest.raises(InvalidArgumentError) as caught:
         chat.raw_places(tokenizer.encode(text), "spec.text")
     assert caught.value.field == "spec.text"

@@ -91,7 +91,7 @@ class EchoEngine:
         if request.sequence_id in self.live:
             raise RequestIdInUseError("a sequence with this id is in flight")
         self.requests.append(request)
-        self.pixels = [bytes(picture) for picture in pixels]
+        self.pixels = [bytes(image) for image in pixels]
         over = self.live[request.sequence_id] = asyncio.Event()
         finished = False
         try:
@@ -167,7 +167,7 @@ class EchoEngine:
         return outputs
 
     def _question(self, request: EngineRequest) -> tuple[int, ...]:
-        """The ids of the last user's text: what stands between the last `user` line or picture and its end."""
+        """The ids of the last user's text: what stands between the last `user` line or image and its end."""
         text = self._tokenizer.decode(request.prompt_token_ids, skip_special_tokens=False)
         question = text.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
         return tuple(self._tokenizer.encode_plain(question.rpartition("<|vision_end|>")[2]))

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from inference_service.domain import ChatRequest, Finished, PictureInfo
+from inference_service.domain import ChatRequest, Finished, ImageInfo
 from inference_service.engine_protocol.messages import FinishReason, SequenceOutput
 from inference_service.families.registry import FAMILIES
 from inference_service.model_spec import BoxNotation
@@ -15,7 +15,7 @@ from inference_service.text.tokenizer_json import JsonTokenizer
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from tests.grpc_api.asking import image_part, refusal, spec_of
 from tests.grpc_api.conftest import Door
-from tests.support.pictures import draw
+from tests.support.images import draw
 from tests.support.qwen_text import tokenizer_json
 
 
@@ -31,13 +31,13 @@ def test_tags_are_shown_where_boxes_are_asked_for() -> None:
         token_ids=(*tokenizer.encode(said + "<|im_end|>"),),
         finish_reason=FinishReason.EOS,
     )
-    picture = PictureInfo(
+    image = ImageInfo(
         original_width=20, original_height=10, processed_width=8, processed_height=8, tokens=1
     )
 
     def answer(**fields: bool) -> tuple[str, list[str]]:
         request = ChatRequest(request_id="x", model="x", messages=(), **fields)
-        one = Answer(0, request, tokenizer, BoxNotation.OBJECT_REF, (picture,))
+        one = Answer(0, request, tokenizer, BoxNotation.OBJECT_REF, (image,))
         events = list(one.push(output))
         assert isinstance(events[-1], Finished)
         boxes = [f"{g.label} {g.x_max:g} {g.y_max:g}" for g in events[-1].groundings]
@@ -49,8 +49,8 @@ def test_tags_are_shown_where_boxes_are_asked_for() -> None:
 
 
 async def test_whole_answer_and_stream(door: Door) -> None:
-    picture = draw("red", "circle")
-    spec = spec_of(image_part(picture.png), TEXT, response=RESPONSE)
+    image = draw("red", "circle")
+    spec = spec_of(image_part(image.png), TEXT, response=RESPONSE)
     whole = await door.create(spec)
     [choice] = whole.choices
     assert choice.text == TEXT  # as the model wrote it
@@ -70,7 +70,7 @@ async def test_whole_answer_and_stream(door: Door) -> None:
 async def test_nothing_is_read_that_was_not_asked_for(door: Door) -> None:
     answer = await door.create(spec_of(image_part(draw("red", "circle").png), TEXT))
     assert list(answer.choices[0].groundings) == []
-    answer = await door.create(spec_of(TEXT, response=RESPONSE))  # no picture, no box
+    answer = await door.create(spec_of(TEXT, response=RESPONSE))  # no image, no box
     assert list(answer.choices[0].groundings) == []
 
 

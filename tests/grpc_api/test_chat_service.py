@@ -1,4 +1,4 @@
-"""ChatService over a socket: answers, streams, choices, stops, log probabilities, pictures, counting."""
+"""ChatService over a socket: answers, streams, choices, stops, log probabilities, images, counting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.grpc_api.asking import image_part, spec_of, user
 from tests.grpc_api.conftest import Door
-from tests.support.pictures import draw
+from tests.support.images import draw
 
 
 CHINESE = "图里有一个红色的圆形,旁边是🦀。"
@@ -206,7 +206,7 @@ async def test_rest_of_the_context_without_a_default(door: Door) -> None:
     assert sampling.max_tokens == 2048 - response.usage.prompt_tokens
 
 
-async def test_pictures_keep_their_order_and_report_their_sizes(door: Door) -> None:
+async def test_images_keep_their_order_and_report_their_sizes(door: Door) -> None:
     wide, tall = draw("red", "circle", size=(256, 96)).png, draw("blue", "star", size=(64, 256)).png
     spec = spec_of(image_part(wide, uuid="w"), "and", image_part(tall), "what?")
     response = await door.create(spec)
@@ -227,10 +227,10 @@ async def test_pictures_keep_their_order_and_report_their_sizes(door: Door) -> N
 
 
 async def test_low_detail_and_pixel_budget_cost_less(door: Door) -> None:
-    picture = draw("red", "circle", size=(320, 320)).png
+    image = draw("red", "circle", size=(320, 320)).png
 
     async def tokens(**fields: object) -> int:
-        spec = spec_of(image_part(picture, **fields), "?")
+        spec = spec_of(image_part(image, **fields), "?")
         counted = await door.chat.CountTokens(chat_pb.CountTokensRequest(spec=spec), timeout=20)
         return counted.images[0].tokens
 

@@ -18,7 +18,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.grpc_api.asking import image_part, refusal, spec_of, until
 from tests.grpc_api.conftest import Door, channel_to
-from tests.support.pictures import draw
+from tests.support.images import draw
 
 
 def is_idle(door: Door) -> bool:
@@ -40,7 +40,7 @@ async def test_caller_who_leaves_frees_the_engine(door: Door, unary: bool) -> No
     assert sorted(door.engine.aborted) == ["left#0", "left#1"]
 
 
-async def test_caller_who_leaves_while_pictures_are_decoded(door: Door, monkeypatch) -> None:
+async def test_caller_who_leaves_while_images_are_decoded(door: Door, monkeypatch) -> None:
     begun, never = asyncio.Event(), asyncio.Event()
 
     async def stuck(*_: object, **__: object) -> None:

@@ -1,6 +1,6 @@
 """From files and words to the first tokens of an answer, front and engine together, for each family.
 
-The oracle is transformers alone: its template, tokenizer, processor of pictures and model.
+The oracle is transformers alone: its template, tokenizer, processor of images and model.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from inference_service.engine_protocol.messages import EngineConfig, EngineReque
 from inference_service.media.decode import (
     DecodeLimits,
     FrameSpec,
-    ProcessedPicture,
-    decode_picture,
+    ProcessedImage,
+    decode_image,
     decode_video,
 )
 from tests.support.conversations import drain
@@ -99,8 +99,8 @@ SYSTEM, USER, ASSISTANT = Role.SYSTEM, Role.USER, Role.ASSISTANT
 WIDE, TALL, CLEAR = noise((141, 60), 1), noise((33, 150), 2), noise((70, 70), 3, "RGBA")
 CONVERSATIONS: dict[str, list[tuple[Role, list[str | Image.Image]]]] = {
     "words": [(USER, ["What is the capital of France?"])],
-    "a picture": [(USER, [WIDE, "这是什么?"])],
-    "pictures and a system prompt": [
+    "an image": [(USER, [WIDE, "这是什么?"])],
+    "images and a system prompt": [
         (SYSTEM, ["Be brief."]),
         (USER, ["Compare ", WIDE, " 和 ", TALL, "."]),
     ],
@@ -115,7 +115,7 @@ CONVERSATIONS: dict[str, list[tuple[Role, list[str | Image.Image]]]] = {
 def ours(directory: Path, turns: list[tuple[Role, list[str | Image.Image]]]) -> Answer:
     model = ServedModel.load(directory, ("tiny",))
     policy = model.spec.image_policy
-    messages, pictures = [], []
+    messages, images = [], []
     for role, parts in turns:
         content: list[TextPart | ImagePart] = []
         for part in parts:
@@ -123,7 +123,7 @@ def ours(directory: Path, turns: list[tuple[Role, list[str | Image.Image]]]) -> 
                 content.append(TextPart(text=part))
                 continue
             content.append(ImagePart(data=png(part)))
-            picture = decode_picture(
+            image = decode_image(
                 png(part),
                 policy=policy,
                 min_pixels=policy.min_pixels,
@@ -131,20 +131,20 @@ def ours(directory: Path, turns: list[tuple[Role, list[str | Image.Image]]]) -> 
                 limits=DecodeLimits(),
                 field="",
             )
-            pictures.append(picture)
+            images.append(image)
         messages.append(ChatMessage(role=role, parts=tuple(content)))
-    return answer_of(directory, model, messages, pictures)
+    return answer_of(directory, model, messages, images)
 
 
 def answer_of(
     directory: Path,
     model: ServedModel,
     messages: list[ChatMessage],
-    pictures: list[ProcessedPicture],
+    images: list[ProcessedImage],
 ) -> Answer:
     """What the engine says to the prompt that the front builds."""
     request = ChatRequest(request_id="r", model="tiny", messages=tuple(messages))
-    prompt = model.prompts.build(request, pictures)
+    prompt = model.prompts.build(request, images)
     core = EngineCore(EngineConfig(model_dir=str(directory), num_kv_pages=200, cpu_threads=1))
     sampling = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0, logprobs=1)
     core.add(
@@ -154,7 +154,7 @@ def answer_of(
             images=prompt.images,
             sampling=sampling,
         ),
-        b"".join(picture.pixels for picture in pictures),
+        b"".join(image.pixels for image in images),
     )
     told = drain(core)["r"]
     chosen = [entry.logprob for output in told.outputs for entry in output.logprobs]

@@ -1,4 +1,4 @@
-"""The front of Qwen-VL v1: a base model refuses to chat and goes on, a window forgets turns with their pictures."""
+"""The front of Qwen-VL v1: a base model refuses to chat and goes on, a window forgets turns with their images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def file(name: str) -> bytes:
     return (GOLDEN / "images" / f"{name}.png").read_bytes()
 
 
-async def test_raw_prompts_with_a_picture(door: Door) -> None:
+async def test_raw_prompts_with_a_image(door: Door) -> None:
     """As text or as ids, for both models."""
     image = message_pb.Image(data=file("wide_rgb"))
     for prompt in (
@@ -72,12 +72,12 @@ async def test_a_base_model_refuses_to_chat_and_goes_on(door: Door) -> None:
     assert refused.field == "spec.messages"
     assert "completions" in refused.message
     assert not door.engine.requests
-    await test_raw_prompts_with_a_picture(door)
+    await test_raw_prompts_with_a_image(door)
 
 
 @pytest.mark.parametrize("chat_format", ["chatml"], indirect=True)
 async def test_forgotten_turns(door: Door) -> None:
-    """Three turns with a picture each have 275 tokens and more; the window of 700 holds two of them and the present."""
+    """Three turns with an image each have 275 tokens and more; the window of 700 holds two of them and the present."""
     names = ("wide_rgb", "gray", "palette", "tall_rgba")
     messages = []
     for name in names:

@@ -12,11 +12,11 @@ from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.grpc_api.asking import Refusal, refusal
 from tests.grpc_api.conftest import Door, OpenDoor
-from tests.support.pictures import draw
+from tests.support.images import draw
 
 
 PLACE = 261  # <|image_pad|> of the model directory in conftest.py
-PICTURE = message_pb.Image(data=draw("red", "circle").png, uuid="mine")
+IMAGE = message_pb.Image(data=draw("red", "circle").png, uuid="mine")
 
 
 def spec_of(prompt: str | list[int], **fields: object) -> completion_pb.CompletionSpec:
@@ -69,10 +69,10 @@ async def test_token_ids_go_as_they_are(door: Door) -> None:
 
 
 @pytest.mark.parametrize("as_ids", [True, False])
-async def test_pictures_stand_at_their_places(door: Door, as_ids: bool) -> None:
+async def test_images_stand_at_their_places(door: Door, as_ids: bool) -> None:
     text = "<|vision_start|><|image_pad|><|vision_end|>what?"
     prompt = ids_of(door, text) if as_ids else text
-    response = await create(door, spec_of(prompt, images=[PICTURE]))
+    response = await create(door, spec_of(prompt, images=[IMAGE]))
     [span] = door.engine.requests[-1].images
     assert (span.start, span.num_tokens) == (1, response.started.images[0].tokens)
     assert door.engine.requests[-1].prompt_token_ids.count(PLACE) == span.num_tokens
@@ -120,7 +120,7 @@ async def test_boxes_of_a_raw_prompts_answer(door: Door) -> None:
     said = '[{"bbox_2d": [250, 0, 500, 1000], "label": "cat"}]'
     prompt = f"<|vision_start|><|image_pad|><|vision_end|>{said}"
     sampling = {"max_tokens": len(said) + 1}
-    spec = spec_of(prompt, images=[PICTURE], response={"grounding": True}, sampling=sampling)
+    spec = spec_of(prompt, images=[IMAGE], response={"grounding": True}, sampling=sampling)
     response = await create(door, spec)
     [choice] = response.choices
     [found] = choice.groundings
@@ -134,14 +134,14 @@ WRONG = {
     "no ids": (spec_of([]), "spec.token_ids"),
     "negative id": (spec_of([3, -1]), "spec.token_ids"),
     "id beyond the vocabulary": (spec_of([3, 263]), "spec.token_ids"),
-    "a picture without a place": (spec_of("x", images=[PICTURE]), "spec.text"),
-    "a place without a picture": (spec_of([PLACE]), "spec.token_ids"),
-    "a picture without a source": (spec_of("x", images=[message_pb.Image()]), "spec.images[0]"),
-    "a broken picture": (
+    "an image without a place": (spec_of("x", images=[IMAGE]), "spec.text"),
+    "a place without an image": (spec_of([PLACE]), "spec.token_ids"),
+    "an image without a source": (spec_of("x", images=[message_pb.Image()]), "spec.images[0]"),
+    "a broken image": (
         spec_of("<|image_pad|>", images=[message_pb.Image(data=b"x")]),
         "spec.images[0]",
     ),
-    "too many pictures": (spec_of("x", images=[PICTURE] * 9), "spec.images"),
+    "too many images": (spec_of("x", images=[IMAGE] * 9), "spec.images"),
     "sampling": (spec_of("x", sampling={"top_p": 2}), "spec.sampling.top_p"),
     "n": (spec_of("x", n=0), "spec.n"),
     "prompt too long": (spec_of("x" * 2048), "spec.text"),

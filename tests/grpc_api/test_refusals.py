@@ -18,7 +18,7 @@ from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from tests.grpc_api.asking import image_part, refusal, spec_of, until, user
 from tests.grpc_api.conftest import Door
-from tests.support.pictures import draw
+from tests.support.images import draw
 
 
 PNG = draw("red", "circle").png
@@ -169,14 +169,14 @@ async def test_unknown_model(door: Door) -> None:
     assert (unknown.code, unknown.resource) == (grpc.StatusCode.NOT_FOUND, "gpt-17")
 
 
-async def test_bad_pictures(door: Door) -> None:
+async def test_bad_images(door: Door) -> None:
     path = "spec.messages[0].parts[1].image"
-    await refused(door, spec_of("x", image_part(b"no picture")), "INVALID_IMAGE", path)
+    await refused(door, spec_of("x", image_part(b"no image")), "INVALID_IMAGE", path)
     await refused(door, spec_of("x", image_part(PNG[:-60])), "INVALID_IMAGE", path)
     await refused(door, spec_of("x", image_part(b"")), "INVALID_IMAGE", path)
 
 
-async def test_too_many_and_too_large_pictures(open_door) -> None:
+async def test_too_many_and_too_large_images(open_door) -> None:
     door = await open_door(max_images=2, max_image_pixels=256 * 256 - 1)
     await refused(door, spec_of(*[image_part(PNG)] * 3, "x"), "TOO_MANY_IMAGES", "spec.messages")
     path = "spec.messages[0].parts[0].image"

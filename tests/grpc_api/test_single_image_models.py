@@ -1,4 +1,4 @@
-"""A model that reads one picture refuses a second one at both services."""
+"""A model that reads one image refuses a second one at both services."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from tests.grpc_api.asking import image_part, refusal, spec_of
 from tests.grpc_api.conftest import Door
-from tests.support.pictures import draw
+from tests.support.images import draw
 
 
 def single(model: ServedModel) -> ServedModel:
@@ -19,7 +19,7 @@ def single(model: ServedModel) -> ServedModel:
     return dataclasses.replace(model, spec=dataclasses.replace(model.spec, image_policy=policy))
 
 
-async def test_one_picture(door: Door, monkeypatch) -> None:
+async def test_one_image(door: Door, monkeypatch) -> None:
     png = draw("red", "circle").png
     models = door.front.completions
     monkeypatch.setattr(models, "model", single(models.model))

@@ -12,7 +12,7 @@ from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.grpc_api.asking import image_part, refusal, spec_of
 from tests.grpc_api.conftest import Door, OpenDoor
-from tests.support.pictures import COLOURS, draw
+from tests.support.images import COLOURS, draw
 
 
 def video(*frames: bytes, fps: float | None = None) -> message_pb.Part:
@@ -29,18 +29,18 @@ async def test_frames_reach_the_engine(door: Door) -> None:
     spec = spec_of("a", video(*FRAMES, fps=1), image_part(FRAMES[0]), "b")
     response = await door.create(spec)
     [request] = door.engine.requests
-    pairs, picture = request.images[:3], request.images[3]
+    pairs, image = request.images[:3], request.images[3]
     assert [span.frames for span in pairs] == [2, 2, 1]
     assert len({span.key for span in request.images}) == 4
-    assert picture.frames == 1
+    assert image.frames == 1
     assert sum(span.pixel_bytes for span in request.images) == len(b"".join(door.engine.pixels))
     text = door.front.completions.model.tokenizer.decode(request.prompt_token_ids)
     assert "a<0.5 seconds><2.5 seconds><4.0 seconds>b" in text
     tokens = {item.modality: item.tokens for item in response.usage.prompt_details}
     assert tokens[usage_pb.MODALITY_VIDEO] == sum(span.num_tokens for span in pairs)
-    assert tokens[usage_pb.MODALITY_IMAGE] == picture.num_tokens
+    assert tokens[usage_pb.MODALITY_IMAGE] == image.num_tokens
     assert sum(tokens.values()) == response.usage.prompt_tokens
-    assert len(response.started.images) == 1  # pictures only
+    assert len(response.started.images) == 1  # images only
 
 
 async def test_a_rate_is_two_frames_a_second_unless_said(door: Door) -> None:
@@ -62,7 +62,7 @@ async def test_refusals(open_door: OpenDoor) -> None:
     got = await refusal(door.create(spec_of(video(FRAMES[0], odd))))
     path = "spec.messages[0].parts[0].video.frames[1]"
     assert (got.info.reason, got.field) == ("INVALID_IMAGE", path)
-    got = await refusal(door.create(spec_of(video(FRAMES[0], b"no picture"))))
+    got = await refusal(door.create(spec_of(video(FRAMES[0], b"no image"))))
     assert (got.info.reason, got.field) == ("INVALID_IMAGE", path)
     assert not door.engine.requests
     assert (await door.create(spec_of(video(*FRAMES[:4])))).choices
@@ -80,7 +80,7 @@ async def test_what_no_encoder_holds(open_door: OpenDoor, model: ServedModel) ->
             str(pair - 1),
         )
         assert got.field == f"spec.messages[0].parts[0].{path}"
-        assert f"The {'video' if path == 'video' else 'picture'} takes" in got.message
+        assert f"The {'video' if path == 'video' else 'image'} takes" in got.message
     assert not door.engine.requests
 
 

@@ -1,7 +1,6 @@
 """Who may reach whom under the NetworkPolicies of a kustomization.
 
 Owns the meaning of NetworkPolicy: policies only add, and a pod that no policy selects for a direction is open in it.
-Must not know which connections are wanted.
 """
 
 from __future__ import annotations

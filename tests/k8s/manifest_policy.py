@@ -1,6 +1,6 @@
 """What a schema cannot see in manifests: names that must meet, times that must fit, limits that must hold.
 
-Owns the rules, each a function of the rendered objects that yields what is wrong. Must not know how they are rendered.
+Owns the rules, each a function of the rendered objects that yields what is wrong.
 The settings of the code are the measure: names, ports and times are never written here a second time.
 """
 

@@ -1,6 +1,6 @@
 """What `kubectl apply -k` would send: renders a kustomization and finds things in it.
 
-Owns rendering and looking up. Must not know what is right or wrong about a manifest (`manifest_policy`).
+Owns rendering and looking up.
 """
 
 from __future__ import annotations

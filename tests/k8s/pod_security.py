@@ -1,7 +1,6 @@
 """Pod Security Standards, level `restricted`, as a pure function of a pod spec.
 
 Source: kubernetes.io, "Pod Security Standards" (Linux pods; fields that the API server itself refuses are left out).
-Must not know anything of this project.
 """
 
 from __future__ import annotations

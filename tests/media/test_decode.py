@@ -20,9 +20,9 @@ from transformers import Qwen2VLImageProcessorPil
 from inference_service.errors import ImageTooLargeError, InvalidImageError
 from inference_service.media.decode import (
     DecodeLimits,
-    PictureDecoder,
-    ProcessedPicture,
-    decode_picture,
+    ImageDecoder,
+    ProcessedImage,
+    decode_image,
 )
 from inference_service.model_spec import ImagePolicy
 
@@ -48,8 +48,8 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def decoded(data: bytes, policy: ImagePolicy, limits: DecodeLimits = LIMITS) -> ProcessedPicture:
-    return decode_picture(
+def decoded(data: bytes, policy: ImagePolicy, limits: DecodeLimits = LIMITS) -> ProcessedImage:
+    return decode_image(
         data,
         policy=policy,
         min_pixels=policy.min_pixels,
@@ -127,9 +127,9 @@ def test_a_family_may_drop_the_alpha_channel(policy):
     assert dropped.pixels == decoded(plain, policy).pixels != decoded(data, policy).pixels
 
 
-def pixels_of(picture: ProcessedPicture) -> np.ndarray:
-    array = np.frombuffer(picture.pixels, dtype=np.uint8)
-    return array.reshape(picture.height, picture.width, 3)
+def pixels_of(image: ProcessedImage) -> np.ndarray:
+    array = np.frombuffer(image.pixels, dtype=np.uint8)
+    return array.reshape(image.height, image.width, 3)
 
 
 def unpatched(patches: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
@@ -260,7 +260,7 @@ def test_too_many_bytes(policy):
         encoded(noise("RGB", (1, 201))),
     ],
 )
-def test_not_a_picture(policy, data):
+def test_not_a_image(policy, data):
     with pytest.raises(InvalidImageError) as caught:
         decoded(data, policy)
     assert caught.value.field == "f"
@@ -281,12 +281,12 @@ def test_damaged_files_end_well(policy, name, changes):
         assert len(got.pixels) == got.height * got.width * 3
 
 
-def test_digest_tells_pictures_apart(policy):
-    pictures = [decoded(data, policy) for data in FILES.values()]
-    for one in pictures:
-        for other in pictures:
+def test_digest_tells_images_apart(policy):
+    images = [decoded(data, policy) for data in FILES.values()]
+    for one in images:
+        for other in images:
             assert (one.digest == other.digest) == (one == other)
-    # Equal pixels of unequal pictures: one colour, turned by a quarter.
+    # Equal pixels of unequal images: one colour, turned by a quarter.
     tall, flat = (
         decoded(encoded(Image.new("RGB", size, "red")), policy) for size in ((256, 512), (512, 256))
     )
@@ -296,7 +296,7 @@ def test_digest_tells_pictures_apart(policy):
 
 
 def test_a_caller_who_asks_for_more_gets_the_models_maximum(policy):
-    got = decode_picture(
+    got = decode_image(
         FILES["one by two hundred"],
         policy=replace(policy, max_pixels=2**20),
         min_pixels=2**20,
@@ -308,7 +308,7 @@ def test_a_caller_who_asks_for_more_gets_the_models_maximum(policy):
 
 
 async def test_decoder_in_threads(policy):
-    decoder = PictureDecoder(LIMITS, workers=2)
+    decoder = ImageDecoder(LIMITS, workers=2)
     limits = {"min_pixels": policy.min_pixels, "max_pixels": policy.max_pixels}
     got = await decoder.decode(FILES["jpeg"], policy=policy, field="f", **limits)
     assert got == decoded(FILES["jpeg"], policy)

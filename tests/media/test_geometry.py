@@ -1,4 +1,4 @@
-"""Sizes against transformers' own, over all shapes of pictures."""
+"""Sizes against transformers' own, over all shapes of images."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_resized_as_the_reference_does(height, width, step, limits):
 
 
 @given(side, side)
-def test_every_picture_has_tokens(policy, height, width):
+def test_every_image_has_tokens(policy, height, width):
     if max(height, width) > 200 * min(height, width):
         return
     limits = {"min_pixels": policy.min_pixels, "max_pixels": policy.max_pixels}
@@ -58,7 +58,7 @@ def test_every_picture_has_tokens(policy, height, width):
     assert 1 <= tokens <= policy.max_pixels // policy.pixel_step**2
 
 
-def test_a_family_may_see_all_pictures_as_squares(policy):
+def test_a_family_may_see_all_images_as_squares(policy):
     squares = replace(policy, square_side=448, num_tokens=256)
     limits = {"min_pixels": policy.min_pixels, "max_pixels": policy.max_pixels}
     assert processed_size(10, 9000, squares, **limits) == (448, 448)

@@ -21,7 +21,7 @@ from inference_service.media.fetch import FetchPolicy, MediaFetcher
 from inference_service.media.url import AllowedHost
 
 
-class Pictures(http.server.BaseHTTPRequestHandler):
+class Images(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.headers["host"].encode()
         self.send_response(200)
@@ -40,9 +40,9 @@ class QuietServer(http.server.ThreadingHTTPServer):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for pictures.test, with its key, in one file."""
+    """A self-signed certificate for images.test, with its key, in one file."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pictures.test")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "images.test")])
     now = dt.datetime.now(tz=dt.UTC)
     built = (
         x509.CertificateBuilder()
@@ -52,7 +52,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(days=1))
         .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("pictures.test")]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("images.test")]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -61,14 +61,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    path = tmp_path_factory.mktemp("tls") / "pictures.pem"
+    path = tmp_path_factory.mktemp("tls") / "images.pem"
     path.write_bytes(built.public_bytes(serialization.Encoding.PEM) + private)
     return path
 
 
 @pytest.fixture(scope="module")
 def port(certificate: Path) -> Iterator[int]:
-    server = QuietServer(("127.0.0.1", 0), Pictures)
+    server = QuietServer(("127.0.0.1", 0), Images)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -99,17 +99,17 @@ def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_the_right_name_is_accepted(port: int, trusted: None) -> None:
-    body = await fetcher(port, "pictures.test").fetch(f"https://pictures.test:{port}/a", field="x")
-    assert body == f"pictures.test:{port}".encode()
+    body = await fetcher(port, "images.test").fetch(f"https://images.test:{port}/a", field="x")
+    assert body == f"images.test:{port}".encode()
 
 
 async def test_another_name_on_the_same_address_is_refused(port: int, trusted: None) -> None:
-    both = fetcher(port, "pictures.test", "other.test")
-    await both.fetch(f"https://pictures.test:{port}/a", field="x")
+    both = fetcher(port, "images.test", "other.test")
+    await both.fetch(f"https://images.test:{port}/a", field="x")
     with pytest.raises(ImageFetchError):
         await both.fetch(f"https://other.test:{port}/a", field="x")
 
 
 async def test_an_unknown_authority_is_refused(port: int) -> None:
     with pytest.raises(ImageFetchError):
-        await fetcher(port, "pictures.test").fetch(f"https://pictures.test:{port}/a", field="x")
+        await fetcher(port, "images.test").fetch(f"https://images.test:{port}/a", field="x")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference_service.media.url import AllowedHost, PictureUrl, UrlError, parse_url
+from inference_service.media.url import AllowedHost, ImageUrl, UrlError, parse_url
 
 
 @pytest.mark.parametrize(
@@ -71,20 +71,20 @@ def test_refused(text):
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("http://example.com", PictureUrl("http", "example.com", 80, "/")),
-        ("HTTPS://EXAMPLE.com./A?b=c#d", PictureUrl("https", "example.com", 443, "/A?b=c")),
-        ("http://example.com:8080?q", PictureUrl("http", "example.com", 8080, "/?q")),
-        ("http://example.com:/x", PictureUrl("http", "example.com", 80, "/x")),
+        ("http://example.com", ImageUrl("http", "example.com", 80, "/")),
+        ("HTTPS://EXAMPLE.com./A?b=c#d", ImageUrl("https", "example.com", 443, "/A?b=c")),
+        ("http://example.com:8080?q", ImageUrl("http", "example.com", 8080, "/?q")),
+        ("http://example.com:/x", ImageUrl("http", "example.com", 80, "/x")),
         (
             "http://bücher.example/ä%20b",
-            PictureUrl("http", "xn--bcher-kva.example", 80, "/%C3%A4%20b"),
+            ImageUrl("http", "xn--bcher-kva.example", 80, "/%C3%A4%20b"),
         ),
-        ("http://[2606:4700:0::1111]/x", PictureUrl("http", "2606:4700::1111", 80, "/x")),
-        ("http://[::ffff:127.0.0.1]/x", PictureUrl("http", "::ffff:7f00:1", 80, "/x")),
-        ("http://127.0.0.1/", PictureUrl("http", "127.0.0.1", 80, "/")),
-        ("http://1２7.0.0.1/", PictureUrl("http", "127.0.0.1", 80, "/")),  # full width
-        ("http://127。0。0。1/", PictureUrl("http", "127.0.0.1", 80, "/")),  # ideographic stops
-        ('http://e.com/a@b:c"<>', PictureUrl("http", "e.com", 80, "/a@b:c%22%3C%3E")),
+        ("http://[2606:4700:0::1111]/x", ImageUrl("http", "2606:4700::1111", 80, "/x")),
+        ("http://[::ffff:127.0.0.1]/x", ImageUrl("http", "::ffff:7f00:1", 80, "/x")),
+        ("http://127.0.0.1/", ImageUrl("http", "127.0.0.1", 80, "/")),
+        ("http://1２7.0.0.1/", ImageUrl("http", "127.0.0.1", 80, "/")),  # full width
+        ("http://127。0。0。1/", ImageUrl("http", "127.0.0.1", 80, "/")),  # ideographic stops
+        ('http://e.com/a@b:c"<>', ImageUrl("http", "e.com", 80, "/a@b:c%22%3C%3E")),
     ],
 )
 def test_parsed(text, wanted):
@@ -100,7 +100,7 @@ def test_host_header():
 def test_redirect_targets():
     url = parse_url("https://e.com/a/b?c")
     assert url.resolve("d").target == "/a/d"
-    assert url.resolve("//x.com/y") == PictureUrl("https", "x.com", 443, "/y")
+    assert url.resolve("//x.com/y") == ImageUrl("https", "x.com", 443, "/y")
     for location in ("file:///etc/passwd", "http://u@x/", "/a b", "\\\\x\\y", "http://1/"):
         with pytest.raises(UrlError):
             url.resolve(location)

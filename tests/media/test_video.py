@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import numpy as np
 from PIL import Image
 import pytest
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as of_pictures
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as of_images
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as of_qwen3_videos
 
 from inference_service.errors import ImageTooLargeError, InvalidImageError
@@ -44,7 +44,7 @@ def test_size_as_qwen2_vl_has_it(policy, frames, height, width):
         return
     # An even share of the whole, never above a frame's own limit, never hardly above its least area.
     most = max(min(602112, 12845056 * 2 // frames), int(100352 * 1.05))
-    wanted = of_pictures(height, width, factor=28, min_pixels=100352, max_pixels=most)
+    wanted = of_images(height, width, factor=28, min_pixels=100352, max_pixels=most)
     assert video_size(frames, height, width, policy, QWEN2) == wanted
 
 

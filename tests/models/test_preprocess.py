@@ -104,7 +104,7 @@ def test_every_byte_value_in_every_channel():
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_frames_of_a_video(frames):
-    """Each patch holds two frames; what an odd last one lacks is itself. The processor of pictures repeats each."""
+    """Each patch holds two frames; what an odd last one lacks is itself. The processor of images repeats each."""
     policy = POLICIES["qwen2-vl"]
     rng = np.random.default_rng(frames)
     pixels = rng.integers(0, 256, (frames, 56, 84, 3), dtype=np.uint8)

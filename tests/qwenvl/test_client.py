@@ -12,7 +12,7 @@ import pytest
 from qwenvl import Client, Error
 from tests.grpc_api.asking import until, user
 from tests.grpc_api.conftest import Door
-from tests.support.pictures import draw
+from tests.support.images import draw
 
 
 @pytest.fixture
@@ -44,11 +44,11 @@ async def test_raw_prompts(client: Client) -> None:
         answer = client.complete("Once upon", temperature=0, max_tokens=4)
         assert (answer.text, answer.finish_reason) == ("Once", "length")
         assert client.complete([65, 66], model="echo-too").usage.prompt_tokens == 2
-        picture = draw("red", "circle").png
-        shown = client.complete("<|image_pad|>?", images=[picture])
+        image = draw("red", "circle").png
+        shown = client.complete("<|image_pad|>?", images=[image])
         assert len(shown.response.started.images) == 1
         with pytest.raises(Error) as caught:
-            client.complete("?", images=[picture])
+            client.complete("?", images=[image])
         assert caught.value.field == "spec.text"
 
     await asyncio.to_thread(ask)
@@ -75,7 +75,7 @@ async def test_errors(client: Client) -> None:
     error = await asyncio.to_thread(fail, temperature=9)
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
     assert error.field == "spec.sampling.temperature"
-    error = await asyncio.to_thread(fail, images=[b"no picture"])
+    error = await asyncio.to_thread(fail, images=[b"no image"])
     assert error.reason == "INVALID_IMAGE"
     error = await asyncio.to_thread(fail, model="nobody")
     assert error.reason == "MODEL_NOT_FOUND"

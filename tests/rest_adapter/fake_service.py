@@ -335,15 +335,15 @@ class FakeRaw(completion_grpc.CompletionServiceServicer):
 
 
 def usage_of(spec: chat_pb.ChatCompletionSpec, tokens: int) -> usage_pb.Usage:
-    pictures = sum(part.HasField("image") for message in spec.messages for part in message.parts)
+    images = sum(part.HasField("image") for message in spec.messages for part in message.parts)
     return usage_pb.Usage(
-        prompt_tokens=10 + pictures * 4,
+        prompt_tokens=10 + images * 4,
         completion_tokens=tokens,
-        total_tokens=10 + pictures * 4 + tokens,
+        total_tokens=10 + images * 4 + tokens,
         cached_tokens=3,
         prompt_details=[
             usage_pb.ModalityTokenCount(modality=usage_pb.MODALITY_TEXT, tokens=10),
-            usage_pb.ModalityTokenCount(modality=usage_pb.MODALITY_IMAGE, tokens=4 * pictures),
+            usage_pb.ModalityTokenCount(modality=usage_pb.MODALITY_IMAGE, tokens=4 * images),
         ],
     )
 

@@ -118,7 +118,7 @@ def test_stop_and_length(door: Door) -> None:
     assert choice["stop_reason"] == "!"
 
 
-def test_picture_bytes_arrive_undecoded_and_are_counted(door: Door) -> None:
+def test_image_bytes_arrive_undecoded_and_are_counted(door: Door) -> None:
     url = "data:image/png;base64," + base64.b64encode(PNG).decode()
     content = [
         {"type": "image_url", "image_url": {"url": url, "detail": "low"}},

@@ -186,7 +186,7 @@ def test_declared_size_is_refused_before_it_comes(door: Door) -> None:
         assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
 
 
-def test_pictures_that_are_too_large_together(door: Door) -> None:
+def test_images_that_are_too_large_together(door: Door) -> None:
     part = {
         "type": "image_url",
         "image_url": {"url": "data:image/png;base64," + "A" * (800 * 1024)},

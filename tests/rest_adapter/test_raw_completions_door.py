@@ -222,8 +222,8 @@ REFUSED = {
     "suffix": ({"suffix": "end"}, "suffix"),
     "best_of": ({"best_of": 2}, "best_of"),
     "boolean logprobs": ({"logprobs": True}, "logprobs"),
-    "pictures of two prompts": ({"prompt": ["a", "b"], "images": ["http://x/"]}, "images"),
-    "broken picture": ({"images": ["data:,"]}, "images[0].image_url"),
+    "images of two prompts": ({"prompt": ["a", "b"], "images": ["http://x/"]}, "images"),
+    "broken image": ({"images": ["data:,"]}, "images[0].image_url"),
     "unsupported": ({"tools": [{"type": "function"}]}, "tools"),
 }
 
@@ -238,7 +238,7 @@ def test_refusals(door: Door, case: str) -> None:
     assert not door.seen.raw_specs
 
 
-def test_pictures_together_are_bounded(door: Door) -> None:
+def test_images_together_are_bounded(door: Door) -> None:
     url = "data:image/png;base64," + base64.b64encode(bytes(700_000)).decode()
     assert door.complete("x", images=[url, url]).status_code == 413
 

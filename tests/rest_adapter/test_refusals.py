@@ -56,7 +56,7 @@ REFUSED = {
     "processor switch": ({"mm_processor_kwargs": {"fps": 1}}, "mm_processor_kwargs.fps"),
     "part type": (with_part(type="hologram"), "messages[0].content[0].type"),
     "part without type": (with_part(text="x"), "messages[0].content[0].type"),
-    "picture without url": (with_part(type="image_url", image_url={}), URL),
+    "image without url": (with_part(type="image_url", image_url={}), URL),
     "empty url": (with_part(type="image_url", image_url={"url": ""}), URL),
     "broken base64": (
         with_part(type="image_url", image_url={"url": "data:image/png;base64,@"}),
@@ -254,7 +254,7 @@ def test_paths_methods_and_content_types(door: Door) -> None:
     error_of(requests.post(f"{door.url}/v1/chat/completions", data={"a": 1}, timeout=10), 415)
 
 
-def test_pictures_that_are_too_large_together(door: Door) -> None:
+def test_images_that_are_too_large_together(door: Door) -> None:
     url = "data:image/png;base64," + base64.b64encode(bytes(600 * 1024)).decode()
     part = {"type": "image_url", "image_url": {"url": url}}
     assert door.ask(messages=[{"role": "user", "content": [part]}]).status_code == 200

@@ -162,7 +162,7 @@ def test_roles() -> None:
         {"type": "image", "image_url": {"url": "https://h/x.png"}},
     ],
 )
-def test_spellings_of_a_picture(part: dict[str, object]) -> None:
+def test_spellings_of_a_image(part: dict[str, object]) -> None:
     assert image_of(part).uri == "https://h/x.png"
     assert image_of(part).WhichOneof("source") == "uri"
 
@@ -172,7 +172,7 @@ def test_file_url_is_passed_on() -> None:
     assert image_of({"type": "image_url", "image_url": {"url": "file:///x"}}).uri == "file:///x"
 
 
-def test_hints_of_a_picture() -> None:
+def test_hints_of_a_image() -> None:
     url = "https://h/x.png"
     nested = image_of({"type": "image_url", "image_url": {"url": url, "detail": "low"}})
     assert nested.detail == message_pb.IMAGE_DETAIL_LOW

@@ -25,7 +25,7 @@ from tests.support.tiny_qwen_vl import (
     Seen,
     clip,
     frames_of,
-    picture,
+    image,
     placeholder_of,
     reference_inputs,
     span_of,
@@ -40,15 +40,15 @@ Turn = Sequence[str | Seen]
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A prompt of the tiny model and the pictures in it."""
+    """A prompt of the tiny model and the images in it."""
 
     token_ids: tuple[int, ...]
     images: tuple[ImageSpan, ...]
-    pictures: tuple[Seen, ...]
+    seen: tuple[Seen, ...]
 
     @property
     def pixels(self) -> bytes:
-        return b"".join(frames_of(picture).tobytes() for picture in self.pictures)
+        return b"".join(frames_of(image).tobytes() for image in self.seen)
 
     def request(
         self, sequence_id: str, sampling: SamplingParams = GREEDY, **changes: bytes
@@ -63,10 +63,10 @@ class Conversation:
 
 
 def conversation(*turns: Turn) -> Conversation:
-    """Turns of text (one token per UTF-8 byte) and pictures."""
+    """Turns of text (one token per UTF-8 byte) and images."""
     token_ids: list[int] = []
     images: list[ImageSpan] = []
-    pictures: list[Seen] = []
+    seen: list[Seen] = []
     for turn in turns:
         token_ids.append(TURN_START)
         for part in turn:
@@ -75,16 +75,16 @@ def conversation(*turns: Turn) -> Conversation:
                 continue
             offset = sum(image.pixel_bytes for image in images)
             images.append(span_of(part, len(token_ids) + 1, offset))
-            pictures.append(part)
+            seen.append(part)
             placeholders = [placeholder_of(part)] * images[-1].num_tokens
             token_ids += [VISION_START, *placeholders, VISION_END]
         token_ids.append(TURN_END)
-    return Conversation((*token_ids, TURN_START), tuple(images), tuple(pictures))
+    return Conversation((*token_ids, TURN_START), tuple(images), tuple(seen))
 
 
 def video_conversations() -> list[Conversation]:
-    """Videos beside pictures and text, in one piece each; no time axis is the longest."""
-    shown = picture(3, 2, 7)
+    """Videos beside images and text, in one piece each; no time axis is the longest."""
+    shown = image(3, 2, 7)
     return [
         conversation(["What happens? ", clip(4, 3, 4, 1)]),
         conversation([clip(3, 5, 7, 2), "发生了什么?"]),
@@ -96,15 +96,15 @@ def video_conversations() -> list[Conversation]:
 
 
 def resized(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The same picture under another pixel budget."""
+    """The same image under another pixel budget."""
     size = (columns * STEP, rows * STEP)
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
 def conversations() -> list[Conversation]:
-    """24 prompts: 0 to 3 pictures of unequal sizes and shapes, Chinese and English, one to four turns."""
-    wide, tall, square = picture(2, 7, 1), picture(6, 2, 2), picture(4, 4, 3)
-    other, small, big = picture(4, 4, 4), picture(1, 1, 5), picture(7, 9, 6)
+    """24 prompts: 0 to 3 images of unequal sizes and shapes, Chinese and English, one to four turns."""
+    wide, tall, square = image(2, 7, 1), image(6, 2, 2), image(4, 4, 3)
+    other, small, big = image(4, 4, 4), image(1, 1, 5), image(7, 9, 6)
     question = "What is in this picture?"
     return [
         conversation(["Hi"]),
@@ -187,7 +187,7 @@ def ask(
 def generate(model, prompt: Conversation, **changes: object) -> list[int]:
     """The greedy answer of `transformers.generate`."""
     token_ids = torch.tensor([prompt.token_ids])
-    extra = reference_inputs(token_ids, prompt.pictures)
+    extra = reference_inputs(token_ids, prompt.seen)
     result = model.generate(
         input_ids=token_ids,
         attention_mask=torch.ones_like(token_ids),

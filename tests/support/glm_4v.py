@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 
 from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
 from inference_service.families.registry import load_spec
-from inference_service.media.decode import DecodeLimits, ProcessedPicture, decode_picture
-from tests.support.qwen_vl_v1 import GOLDEN as PICTURES
+from inference_service.media.decode import DecodeLimits, ProcessedImage, decode_image
+from tests.support.qwen_vl_v1 import GOLDEN as IMAGES
 from tests.support.qwen_vl_v1 import random_tensor
 
 
@@ -52,11 +52,11 @@ def write_vocabulary(directory: Path) -> None:
 
 
 @cache
-def processed(name: str) -> ProcessedPicture:
-    """A golden picture as the front prepares it."""
+def processed(name: str) -> ProcessedImage:
+    """A golden image as the front prepares it."""
     policy = load_spec(GOLDEN / "config").image_policy
-    return decode_picture(
-        (PICTURES / "images" / f"{name}.png").read_bytes(),
+    return decode_image(
+        (IMAGES / "images" / f"{name}.png").read_bytes(),
         policy=policy,
         min_pixels=policy.min_pixels,
         max_pixels=policy.max_pixels,
@@ -67,7 +67,7 @@ def processed(name: str) -> ProcessedPicture:
 
 @dataclass(frozen=True)
 class GoldenPrompt:
-    """A prompt of the golden data: the three ids of its picture as the engine has them, and the picture's name."""
+    """A prompt of the golden data: the three ids of its image as the engine has them, and the image's name."""
 
     name: str
     ids: tuple[int, ...]

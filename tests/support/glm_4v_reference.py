@@ -41,13 +41,13 @@ class Reference:
         return cls(config, load_file(directory / "model.safetensors"))
 
     @torch.inference_mode()
-    def logits(self, ids: Sequence[int], picture: np.ndarray | None) -> torch.Tensor:
-        """[T, vocab] of ids [T]; where the picture's begin stands, so many stand for it as the tower gives."""
+    def logits(self, ids: Sequence[int], image: np.ndarray | None) -> torch.Tensor:
+        """[T, vocab] of ids [T]; where the image's begin stands, so many stand for it as the tower gives."""
         w = self.tensors
         x = w["transformer.embedding.word_embeddings.weight"][torch.tensor(list(ids))].clone()
         places = torch.arange(len(ids))
-        if picture is not None:
-            at, seen = list(ids).index(self.config["boi_token_id"]), self.see(picture)
+        if image is not None:
+            at, seen = list(ids).index(self.config["boi_token_id"]), self.see(image)
             x[at : at + len(seen)] = seen
             # The patches share one position, so that the text behind goes on where three tokens had ended.
             places[at + 1 : at + len(seen) - 1] = at + 1
@@ -88,10 +88,10 @@ class Reference:
         return attended @ w[f"{layer}self_attention.dense.weight"].T
 
     @torch.inference_mode()
-    def see(self, picture: np.ndarray) -> torch.Tensor:
+    def see(self, image: np.ndarray) -> torch.Tensor:
         """[side, side, 3] uint8 -> [2 + tokens, hidden]: begin, patches, end."""
         w, vision = self.tensors, self.config["vision_config"]
-        pixels = ((torch.from_numpy(picture).float() / 255 - MEAN) / STD).permute(2, 0, 1)[None]
+        pixels = ((torch.from_numpy(image).float() / 255 - MEAN) / STD).permute(2, 0, 1)[None]
         embedding = f"{VISION}patch_embedding."
         kernel, bias = w[f"{embedding}proj.weight"], w[f"{embedding}proj.bias"]
         patches = conv2d(pixels, kernel, bias, vision["patch_size"])
@@ -131,12 +131,12 @@ class Reference:
         return layer_norm(x, x.shape[-1:], scale, shift, eps)
 
     def greedy(
-        self, ids: Sequence[int], picture: np.ndarray | None, number: int
+        self, ids: Sequence[int], image: np.ndarray | None, number: int
     ) -> list[tuple[int, float]]:
         """So many new tokens and their log probabilities."""
         all_ids, answer = list(ids), []
         while len(answer) < number:
-            scores = self.logits(all_ids, picture)[-1].log_softmax(0)
+            scores = self.logits(all_ids, image)[-1].log_softmax(0)
             token = int(scores.argmax())
             answer.append((token, float(scores[token])))
             all_ids.append(token)

@@ -18,7 +18,7 @@ from tests.support.tiny_qwen_vl import Seen, frames_of, grid_of
 
 @dataclass
 class Running:
-    """A prompt, its pictures as embeddings, and how much of it is in the cache."""
+    """A prompt, its images as embeddings, and how much of it is in the cache."""
 
     ids: list[int]
     positions: np.ndarray
@@ -42,16 +42,16 @@ class PagedForward:
         self._free = np.random.default_rng(0).permutation(num_pages).tolist()
 
     def add(
-        self, ids: Sequence[int], spans: Sequence[ImageSpan], pictures: Sequence[Seen]
+        self, ids: Sequence[int], spans: Sequence[ImageSpan], images: Sequence[Seen]
     ) -> Running:
-        """Encodes the pictures of a new sequence; nothing of it is in the cache yet."""
+        """Encodes the images of a new sequence; nothing of it is in the cache yet."""
         positions, delta = mrope_positions(len(ids), spans, self.model.spec.image_policy.merge_size)
         rows, embeddings = torch.empty(0, dtype=torch.int64), torch.empty(0)
-        if pictures:
+        if images:
             with torch.inference_mode():
                 encoded = self.model.encode_images(
-                    [torch.from_numpy(frames_of(p)) for p in pictures],
-                    [grid_of(p) for p in pictures],
+                    [torch.from_numpy(frames_of(p)) for p in images],
+                    [grid_of(p) for p in images],
                 )
             embeddings = torch.cat(encoded)
             rows = torch.cat([torch.arange(s.start, s.start + s.num_tokens) for s in spans])
@@ -70,10 +70,10 @@ class PagedForward:
         return list(logits.split([tokens for _, tokens in work]))
 
     def logits(
-        self, ids: Sequence[int], spans: Sequence[ImageSpan], pictures: Sequence[Seen]
+        self, ids: Sequence[int], spans: Sequence[ImageSpan], images: Sequence[Seen]
     ) -> torch.Tensor:
         """[T, vocab] of one sequence, computed at once."""
-        return self.step([(self.add(ids, spans, pictures), len(ids))])[0]
+        return self.step([(self.add(ids, spans, images), len(ids))])[0]
 
     def _batch(self, work: Sequence[tuple[Running, int]]) -> ForwardBatch:
         ids: list[int] = []

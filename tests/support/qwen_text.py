@@ -57,13 +57,13 @@ _SPLIT = (
 )
 
 QWEN2_VL = """\
-{% set pictures = namespace(value=0) %}{% set clips = namespace(value=0) %}{% for message in messages %}\
+{% set images = namespace(value=0) %}{% set clips = namespace(value=0) %}{% for message in messages %}\
 {% if loop.first and message['role'] != 'system' %}<|im_start|>system
 You are a helpful assistant.<|im_end|>
 {% endif %}<|im_start|>{{ message['role'] }}
 {% if message['content'] is string %}{{ message['content'] }}<|im_end|>
 {% else %}{% for part in message['content'] %}{% if part['type'] == 'image' or 'image_url' in part %}\
-{% set pictures.value = pictures.value + 1 %}{% if add_vision_id %}Picture {{ pictures.value }}: {% endif %}\
+{% set images.value = images.value + 1 %}{% if add_vision_id %}Picture {{ images.value }}: {% endif %}\
 <|vision_start|><|image_pad|><|vision_end|>{% elif part['type'] == 'video' %}{% set clips.value = clips.value + 1 %}\
 {% if add_vision_id %}Video {{ clips.value }}: {% endif %}<|vision_start|><|video_pad|><|vision_end|>\
 {% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>
@@ -71,15 +71,15 @@ You are a helpful assistant.<|im_end|>
 {% endif %}"""
 
 QWEN3_VL = """\
-{%- set pictures = namespace(value=0) %}
+{%- set images = namespace(value=0) %}
 {%- macro show(content, count) %}
     {%- if content is string %}
         {{- content }}
     {%- else %}
         {%- for part in content %}
             {%- if 'image' in part or 'image_url' in part or part.type == 'image' %}
-                {%- if count %}{%- set pictures.value = pictures.value + 1 %}{%- endif %}
-                {%- if add_vision_id %}Picture {{ pictures.value }}: {% endif -%}
+                {%- if count %}{%- set images.value = images.value + 1 %}{%- endif %}
+                {%- if add_vision_id %}Picture {{ images.value }}: {% endif -%}
                 <|vision_start|><|image_pad|><|vision_end|>
             {%- elif 'video' in part or part.type == 'video' %}
                 {%- if add_vision_id %}Video: {% endif -%}

@@ -48,15 +48,15 @@ class Reference:
 
     @torch.inference_mode()
     def logits(
-        self, ids: Sequence[int], pictures: Sequence[np.ndarray], prompt_length: int
+        self, ids: Sequence[int], images: Sequence[np.ndarray], prompt_length: int
     ) -> torch.Tensor:
-        """[T, vocab] of ids [T] whose placeholders stand for pictures [side, side, 3] uint8."""
+        """[T, vocab] of ids [T] whose placeholders stand for images [side, side, 3] uint8."""
         config, w = self.config, self.tensors
         x = w["transformer.wte.weight"][torch.tensor(list(ids))].clone()
         start = config["visual"]["image_start_id"]
         places = [at + 1 for at, token in enumerate(ids) if token == start]
-        for place, picture in zip(places, pictures, strict=True):
-            seen = self.see(picture)
+        for place, image in zip(places, images, strict=True):
+            seen = self.see(image)
             x[place : place + len(seen)] = seen
         turned = self._angles(len(x), self.alpha(prompt_length))
         for i in range(config["num_hidden_layers"]):
@@ -96,11 +96,11 @@ class Reference:
         return attended @ w[f"{layer}attn.c_proj.weight"].T
 
     @torch.inference_mode()
-    def see(self, picture: np.ndarray) -> torch.Tensor:
+    def see(self, image: np.ndarray) -> torch.Tensor:
         """[side, side, 3] uint8 -> [queries, hidden]."""
         w, visual = self.tensors, self.config["visual"]
         size = visual["patch_size"]
-        pixels = (torch.from_numpy(picture).float() / 255 - MEAN) / STD
+        pixels = (torch.from_numpy(image).float() / 255 - MEAN) / STD
         patches = pixels.unfold(0, size, size).unfold(
             1, size, size
         )  # [rows, columns, 3, size, size]
@@ -144,12 +144,12 @@ class Reference:
         return layer_norm(x, x.shape[-1:], scale, shift, LAYER_NORM_EPS)
 
     def greedy(
-        self, ids: Sequence[int], pictures: Sequence[np.ndarray], number: int
+        self, ids: Sequence[int], images: Sequence[np.ndarray], number: int
     ) -> list[tuple[int, float]]:
         """So many new tokens and their log probabilities; the prompt alone chooses the frequencies."""
         all_ids, answer = list(ids), []
         while len(answer) < number:
-            scores = self.logits(all_ids, pictures, len(ids))[-1].log_softmax(0)
+            scores = self.logits(all_ids, images, len(ids))[-1].log_softmax(0)
             token = int(scores.argmax())
             answer.append((token, float(scores[token])))
             all_ids.append(token)

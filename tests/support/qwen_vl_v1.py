@@ -19,12 +19,12 @@ from safetensors.numpy import save_file
 from inference_service.domain import ChatMessage, ChatRequest, ImagePart, Part, Role, TextPart
 from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
 from inference_service.families.registry import load_spec
-from inference_service.media.decode import DecodeLimits, ProcessedPicture, decode_picture
+from inference_service.media.decode import DecodeLimits, ProcessedImage, decode_image
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "qwen_vl_v1"
 IMG, IMG_END, PAD = 151857, 151858, 151859
-PICTURE = re.compile(r"(?:Picture \d+: )?<img>(.*?)</img>\n?")
+IMAGE = re.compile(r"(?:Picture \d+: )?<img>(.*?)</img>\n?")
 
 
 def golden(name: str) -> Any:
@@ -33,7 +33,7 @@ def golden(name: str) -> Any:
 
 
 def with_pads(ids: Iterable[int], *, each: int = 256) -> list[int]:
-    """Ids with `each` placeholders between picture tags, where the original has the bytes of a path."""
+    """Ids with `each` placeholders between image tags, where the original has the bytes of a path."""
     out: list[int] = []
     inside = False
     for token_id in ids:
@@ -47,15 +47,15 @@ def with_pads(ids: Iterable[int], *, each: int = 256) -> list[int]:
 
 
 def no_file(path: str) -> bytes:
-    """For tests that do not look into pictures."""
+    """For tests that do not look into images."""
     return path.encode()
 
 
 def message(role: Role, text: str, read: Callable[[str], bytes] = no_file) -> ChatMessage:
-    """A message whose picture tags are pictures; `read` gives their files."""
+    """A message whose image tags are images; `read` gives their files."""
     parts: list[Part] = []
     at = 0
-    for found in PICTURE.finditer(text):
+    for found in IMAGE.finditer(text):
         if text[at : found.start()]:
             parts.append(TextPart(text=text[at : found.start()]))
         parts.append(ImagePart(data=read(found[1])))
@@ -141,7 +141,7 @@ def random_ids() -> list[int]:
 
 @dataclass(frozen=True)
 class GoldenPrompt:
-    """A prompt of the golden data: ids with placeholders, and the names of its pictures."""
+    """A prompt of the golden data: ids with placeholders, and the names of its images."""
 
     name: str
     ids: tuple[int, ...]
@@ -149,7 +149,7 @@ class GoldenPrompt:
 
     @property
     def pixels(self) -> bytes:
-        """The pictures' pixels one after the other, which `request` points into."""
+        """The images' pixels one after the other, which `request` points into."""
         return b"".join(processed(name, self._side).pixels for name in self.images)
 
     @property
@@ -179,15 +179,15 @@ class GoldenPrompt:
 
 
 @cache
-def processed(name: str, side: int) -> ProcessedPicture:
-    """A golden picture as the front prepares it for squares of this side."""
+def processed(name: str, side: int) -> ProcessedImage:
+    """A golden image as the front prepares it for squares of this side."""
     policy = replace(
         load_spec(GOLDEN / "configs" / "A").image_policy,
         square_side=side,
         min_pixels=side**2,
         max_pixels=side**2,
     )
-    return decode_picture(
+    return decode_image(
         (GOLDEN / name).read_bytes(),
         policy=policy,
         min_pixels=side**2,
@@ -243,4 +243,4 @@ SHORT_PROMPTS = {
     for prompt in golden("A.json")["prompts"]
     if "images" in prompt
 }
-"""Of checkpoint A: no picture, one, two."""
+"""Of checkpoint A: no image, one, two."""

@@ -156,8 +156,8 @@ def reference_model(directory: Path) -> torch.nn.Module:
     return AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
 
 
-def picture(rows: int, columns: int, seed: int) -> np.ndarray:
-    """A random picture [rows * STEP, columns * STEP, 3] uint8: rows x columns picture tokens, no resizing needed."""
+def image(rows: int, columns: int, seed: int) -> np.ndarray:
+    """A random image [rows * STEP, columns * STEP, 3] uint8: rows x columns image tokens, no resizing needed."""
     shape = (rows * STEP, columns * STEP, 3)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
@@ -176,12 +176,12 @@ Layout = Sequence[int | Seen]
 
 def clip(rows: int, columns: int, frames: int, seed: int, time_step: float = 1.0) -> Clip:
     """Random frames, rows x columns tokens each time."""
-    parts = [picture(rows, columns, seed + 1000 * i) for i in range(frames)]
+    parts = [image(rows, columns, seed + 1000 * i) for i in range(frames)]
     return Clip(np.stack(parts), time_step)
 
 
 def frames_of(seen: Seen) -> np.ndarray:
-    """[F, H, W, 3]; a picture is one frame."""
+    """[F, H, W, 3]; an image is one frame."""
     return seen.frames if isinstance(seen, Clip) else seen[None]
 
 
@@ -192,7 +192,7 @@ def grid_of(seen: Seen) -> tuple[int, int, int]:
 
 
 def span_of(seen: Seen, start: int, pixel_offset: int) -> ImageSpan:
-    """Where a picture or video stands; its key is its content."""
+    """Where an image or video stands; its key is its content."""
     frames, grid = frames_of(seen), grid_of(seen)
     time_step = seen.time_step if isinstance(seen, Clip) else 1.0
     return ImageSpan(
@@ -234,10 +234,10 @@ def reference_inputs(token_ids: torch.Tensor, seen: Sequence[Seen]) -> dict[str,
     extra: dict[str, Any] = {
         "mm_token_type_ids": (token_ids == IMAGE_TOKEN) + 2 * (token_ids == VIDEO_TOKEN).int()
     }
-    pictures = [item for item in seen if not isinstance(item, Clip)]
-    if pictures:
-        extra["pixel_values"] = torch.cat([reference_patches(item) for item in pictures])
-        extra["image_grid_thw"] = torch.tensor([grid_of(item) for item in pictures])
+    images = [item for item in seen if not isinstance(item, Clip)]
+    if images:
+        extra["pixel_values"] = torch.cat([reference_patches(item) for item in images])
+        extra["image_grid_thw"] = torch.tensor([grid_of(item) for item in images])
     clips = [item for item in seen if isinstance(item, Clip)]
     if clips:
         extra["pixel_values_videos"] = torch.cat([reference_patches(item) for item in clips])
@@ -246,7 +246,7 @@ def reference_inputs(token_ids: torch.Tensor, seen: Sequence[Seen]) -> dict[str,
 
 
 def reference_patches(seen: Seen) -> torch.Tensor:
-    """By the processor of pictures, which repeats each: of a pair of frames the halves of both are taken."""
+    """By the processor of images, which repeats each: of a pair of frames the halves of both are taken."""
     frames = list(frames_of(seen))
     frames += frames[-1:] * (len(frames) % 2)
     processed = image_processor()(images=frames, do_resize=False, input_data_format="channels_last")

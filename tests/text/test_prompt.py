@@ -1,4 +1,4 @@
-"""Prompts: where pictures stand, their keys, and that users cannot steer the template."""
+"""Prompts: where images stand, their keys, and that users cannot steer the template."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from inference_service.domain import (
     VideoPart,
 )
 from inference_service.errors import InternalError, InvalidArgumentError
-from inference_service.media.decode import ProcessedPicture
+from inference_service.media.decode import ProcessedImage
 from inference_service.text.chat_template import ChatTemplate
 from inference_service.text.prompt import PromptBuilder, WrittenChat
 from inference_service.text.templated_chat import FrameTimes, TemplatedChat
@@ -53,8 +53,8 @@ def build(
     )
 
 
-def picture(rows: int, columns: int, digest: bytes = b"d" * 32) -> ProcessedPicture:
-    return ProcessedPicture(
+def image(rows: int, columns: int, digest: bytes = b"d" * 32) -> ProcessedImage:
+    return ProcessedImage(
         pixels=b"\0" * (rows * columns * 32 * 32 * 3),
         height=rows * 32,
         width=columns * 32,
@@ -75,11 +75,11 @@ def ask(*parts: str | ImagePart | VideoPart, **options: object) -> ChatRequest:
 IMAGE = ImagePart(data=b"x")
 
 
-def test_pictures_take_their_places(builder, tokenizer):
-    pictures = [picture(2, 3), picture(1, 1), picture(4, 2)]
-    prompt = builder.build(ask(IMAGE, "a", IMAGE, IMAGE, "b"), pictures)
+def test_images_take_their_places(builder, tokenizer):
+    images = [image(2, 3), image(1, 1), image(4, 2)]
+    prompt = builder.build(ask(IMAGE, "a", IMAGE, IMAGE, "b"), images)
     offset = 0
-    for span, shown in zip(prompt.images, pictures, strict=True):
+    for span, shown in zip(prompt.images, images, strict=True):
         inside = prompt.token_ids[span.start : span.start + span.num_tokens]
         assert inside == (PAD,) * shown.num_tokens
         assert prompt.token_ids[span.start - 1] == START
@@ -91,22 +91,22 @@ def test_pictures_take_their_places(builder, tokenizer):
     assert tokenizer.decode(prompt.token_ids) == "user\nab\nassistant\n"
 
 
-def test_keys_differ_by_picture_revision_and_salt(tokenizer, builder):
-    def key(made: PromptBuilder, shown: ProcessedPicture, **options: object) -> bytes:
+def test_keys_differ_by_image_revision_and_salt(tokenizer, builder):
+    def key(made: PromptBuilder, shown: ProcessedImage, **options: object) -> bytes:
         return made.build(ask(IMAGE, **options), [shown]).images[0].key
 
     other = build(tokenizer, revision=b"s")
     salted = {"cache_salt": b"t"}
     keys = {
-        key(builder, picture(1, 1)),
-        key(builder, picture(1, 1, b"e" * 32)),
-        key(builder, picture(1, 1), **salted),
-        key(other, picture(1, 1)),
-        key(build(tokenizer, revision=b"rt"), picture(1, 1)),
+        key(builder, image(1, 1)),
+        key(builder, image(1, 1, b"e" * 32)),
+        key(builder, image(1, 1), **salted),
+        key(other, image(1, 1)),
+        key(build(tokenizer, revision=b"rt"), image(1, 1)),
     }
     assert len(keys) == 5
     assert {len(one) for one in keys} == {32}
-    assert key(builder, picture(1, 1)) == key(builder, picture(1, 1))
+    assert key(builder, image(1, 1)) == key(builder, image(1, 1))
 
 
 @hypothesis_settings(deadline=None)
@@ -132,26 +132,26 @@ def test_users_write_no_special_token(builder, tokenizer, texts):
     assert tokenizer.decode(prompt.token_ids) == f"user\n{''.join(texts)}\nassistant\n"
 
 
-def test_template_that_hides_pictures(tokenizer):
+def test_template_that_hides_images(tokenizer):
     blind = build(tokenizer, template="{% for m in messages %}{{ m.role }}{% endfor %}")
     with pytest.raises(InternalError):
-        blind.build(ask(IMAGE), [picture(1, 1)])
+        blind.build(ask(IMAGE), [image(1, 1)])
     twice = build(tokenizer, template="<|image_pad|><|image_pad|>")
     with pytest.raises(InternalError):
-        twice.build(ask(IMAGE), [picture(1, 1)])
+        twice.build(ask(IMAGE), [image(1, 1)])
 
 
-def test_forgotten_pictures(tokenizer):
+def test_forgotten_images(tokenizer):
     """Pixels are passed on whole: the spans of the others point behind the forgotten one's."""
 
     class Forgetful:
         def write(self, request):
-            return WrittenChat(token_ids=[1, PAD, 2, PAD], forgotten_pictures=1)
+            return WrittenChat(token_ids=[1, PAD, 2, PAD], forgotten_images=1)
 
-    pictures = [picture(2, 3), picture(1, 1), picture(4, 2, b"e" * 32)]
-    prompt = PromptBuilder(tokenizer, Forgetful(), placeholder=PAD).build(ask(), pictures)
+    images = [image(2, 3), image(1, 1), image(4, 2, b"e" * 32)]
+    prompt = PromptBuilder(tokenizer, Forgetful(), placeholder=PAD).build(ask(), images)
     assert [span.num_tokens for span in prompt.images] == [1, 8]
-    offsets = [len(pictures[0].pixels), len(pictures[0].pixels) + len(pictures[1].pixels)]
+    offsets = [len(images[0].pixels), len(images[0].pixels) + len(images[1].pixels)]
     assert [span.pixel_offset for span in prompt.images] == offsets
 
 
@@ -164,9 +164,9 @@ def clip(frames: int, fps: float = 2.0) -> VideoPart:
     return VideoPart(frames=(IMAGE,) * frames, fps=fps)
 
 
-def piece(frames: int, times: int, time_step: float = 1.0) -> ProcessedPicture:
+def piece(frames: int, times: int, time_step: float = 1.0) -> ProcessedImage:
     """A video, or a part of one, of one token each time."""
-    return ProcessedPicture(
+    return ProcessedImage(
         pixels=b"\0" * (frames * 32 * 32 * 3),
         height=32,
         width=32,
@@ -184,7 +184,7 @@ def piece(frames: int, times: int, time_step: float = 1.0) -> ProcessedPicture:
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_videos_in_one_piece(tokenizer, template):
     builder = build(tokenizer, template=template)
-    shown = [picture(1, 2), piece(5, 3, time_step=0.5), picture(1, 1)]
+    shown = [image(1, 2), piece(5, 3, time_step=0.5), image(1, 1)]
     prompt = builder.build(ask(IMAGE, clip(5), "x", IMAGE), shown)
     spans = prompt.images
     assert [(span.frames, span.time_step, span.num_tokens) for span in spans] == [
@@ -203,7 +203,7 @@ def test_videos_in_one_piece(tokenizer, template):
 def test_videos_behind_their_times(tokenizer):
     """As Qwen3-VL was published: the time stands before the tokens that the template writes around a video."""
     builder = build(tokenizer, times=TIMES)
-    shown = [piece(2, 1), piece(2, 1), piece(1, 1), picture(1, 1), piece(2, 1)]
+    shown = [piece(2, 1), piece(2, 1), piece(1, 1), image(1, 1), piece(2, 1)]
     prompt = builder.build(ask("What?", clip(5, fps=4), IMAGE, clip(2, fps=0.5)), shown)
     text = tokenizer.decode(prompt.token_ids, skip_special_tokens=False)
     video = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -239,6 +239,6 @@ def test_a_template_that_hides_or_exchanges(tokenizer):
 
 
 def test_raw_prompts_have_no_videos(tokenizer):
-    request = RawRequest(request_id="r", model="m", prompt="<|video_pad|>", pictures=(IMAGE,))
+    request = RawRequest(request_id="r", model="m", prompt="<|video_pad|>", images=(IMAGE,))
     with pytest.raises(InvalidArgumentError):
-        build(tokenizer).build(request, [picture(1, 1)])
+        build(tokenizer).build(request, [image(1, 1)])

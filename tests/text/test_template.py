@@ -15,8 +15,8 @@ from inference_service.text.tokenizer_json import JsonTokenizer
 from tests.support.qwen_text import QWEN3_VL, TEMPLATES, write_text_files
 
 
-PICTURE = ImagePart(data=b"x")
-VIDEO = VideoPart(frames=(PICTURE, PICTURE, PICTURE))
+IMAGE = ImagePart(data=b"x")
+VIDEO = VideoPart(frames=(IMAGE, IMAGE, IMAGE))
 
 
 def say(role: str, *parts: str | ImagePart | VideoPart) -> ChatMessage:
@@ -64,18 +64,18 @@ CONVERSATIONS = {
         f"turns {index}": [say("user", "one"), say("assistant", text), say("user", "two")]
         for index, text in enumerate(TEXTS)
     },
-    "picture before text": [say("user", PICTURE, "What is this?")],
-    "picture behind text": [say("user", "What is this?", PICTURE)],
-    "picture alone": [say("user", PICTURE)],
-    "pictures": [say("user", "A", PICTURE, "B", PICTURE, PICTURE, " C")],
-    "pictures in turns": [
+    "image before text": [say("user", IMAGE, "What is this?")],
+    "image behind text": [say("user", "What is this?", IMAGE)],
+    "image alone": [say("user", IMAGE)],
+    "images": [say("user", "A", IMAGE, "B", IMAGE, IMAGE, " C")],
+    "images in turns": [
         say("system", "Be brief."),
-        say("user", PICTURE, "first"),
+        say("user", IMAGE, "first"),
         say("assistant", "ok"),
-        say("user", PICTURE, "second"),
+        say("user", IMAGE, "second"),
     ],
     "video": [say("user", VIDEO, "What happens?")],
-    "videos and pictures": [say("user", PICTURE, "图", VIDEO, VIDEO), say("assistant", "ok")],
+    "videos and images": [say("user", IMAGE, "图", VIDEO, VIDEO), say("assistant", "ok")],
     "texts in parts": [say("user", "one ", "word", "s")],
     "assistant last": [say("user", "x"), say("assistant", "It is")],
     "thinking last": [say("user", "x"), say("assistant", "<think>\nhm\n</think>\n\nIt is")],
@@ -126,7 +126,7 @@ TOOLS = [
 
 
 @pytest.mark.parametrize(
-    "name", ["text 1", "system 1", "turns 8", "pictures", "pictures in turns", "video"]
+    "name", ["text 1", "system 1", "turns 8", "images", "images in turns", "video"]
 )
 @pytest.mark.parametrize("number", [1, 2])
 def test_tools_as_transformers(text_dir, reference, name, number):
@@ -141,7 +141,7 @@ def test_tools_as_transformers(text_dir, reference, name, number):
 
 @pytest.mark.parametrize("text", ["It is", "It is ", "", "图", "a\n", "CONTINUE"])
 def test_continued_as_transformers(text_dir, reference, text):
-    messages = [say("user", PICTURE, "x"), say("assistant", text)]
+    messages = [say("user", IMAGE, "x"), say("assistant", text)]
     wanted = reference.apply_chat_template(
         as_dicts(messages), tokenize=False, continue_final_message=True
     )
@@ -152,7 +152,7 @@ def test_continued_as_transformers(text_dir, reference, text):
 
 def test_nothing_to_continue():
     template = ChatTemplate(QWEN3_VL)
-    for messages, opened in (([say("user", PICTURE)], False), ([say("user", "x")], True)):
+    for messages, opened in (([say("user", IMAGE)], False), ([say("user", "x")], True)):
         with pytest.raises(InvalidArgumentError):
             template.render(messages, add_generation_prompt=opened, continue_final_message=True)
     with pytest.raises(InvalidArgumentError):

@@ -1,6 +1,6 @@
 """GLM-4V-9B: what its files say, and the tensors of its checkpoints.
 
-Owns the settings of its vision tower. Must not know torch or requests.
+Owns the settings of its vision tower.
 
 Source: configuration_chatglm.py, modeling_chatglm.py and visual.py of the release (arXiv 2406.12793). config.json
 shares its model_type with ChatGLM, the language models; only `vision_config` tells them apart.
@@ -24,7 +24,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 ROPE_THETA = 10_000.0
 POOL_SIDE = 2  # patches per side that the convolution behind the blocks makes one token of
 TOKENS_BEFORE_IMAGE = (
-    10  # special tokens between <|endoftext|>, which fills a picture's place, and its begin
+    10  # special tokens between <|endoftext|>, which fills an image's place, and its begin
 )
 
 
@@ -39,9 +39,9 @@ class GlmVisionSpec:
         num_heads: Attention heads.
         norm_eps: Epsilon of the tower's layer norms.
         patch_size: Side of a patch in pixels.
-        patches_per_side: Patches along a side of the square picture.
+        patches_per_side: Patches along a side of the square image.
         scaling_factor: What the tower's output is divided by.
-        output_size: Width of a picture token: the decoder's hidden size.
+        output_size: Width of an image token: the decoder's hidden size.
         adapter_size: Width of the adapter's gated MLP: the decoder's.
     """
 
@@ -63,7 +63,7 @@ class GlmVisionSpec:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a picture, the vectors for its begin and its end included."""
+        """Tokens of an image, the vectors for its begin and its end included."""
         return (self.patches_per_side // POOL_SIDE) ** 2 + 2
 
 
@@ -91,7 +91,7 @@ def _read(model_dir: Path, config: Section) -> ModelSpec:
         checkpoint_dtype=read_dtype(config, config),
         eos_token_ids=read_eos(model_dir, config, config),
         position_rule="one_for_all_patches",
-        picture_has_ends=True,
+        image_has_ends=True,
     )
 
 

@@ -1,6 +1,6 @@
 """Text of GLM-4V-9B: vocabulary and conversations.
 
-Owns the special tokens and the way a conversation is written. Must not know files of pictures.
+Owns the special tokens and the way a conversation is written.
 
 Source: the release's tokenization_chatglm.py.
 """
@@ -23,8 +23,8 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PICTURE = ("<|begin_of_image|>", "<|endoftext|>", "<|end_of_image|>")
-"""What stands in a prompt for a picture."""
+IMAGE = ("<|begin_of_image|>", "<|endoftext|>", "<|end_of_image|>")
+"""What stands in a prompt for an image."""
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "[MASK]",
@@ -64,7 +64,7 @@ class GlmChat:
         self._tokenizer = tokenizer
         special = tokenizer.special_tokens
         self._opening = [special["[gMASK]"], special["<sop>"]]
-        self._picture = [special[token] for token in PICTURE]
+        self._image = [special[token] for token in IMAGE]
         self._newline = tokenizer.encode_plain("\n")
 
     def write(self, request: ChatRequest) -> WrittenChat:
@@ -87,12 +87,12 @@ class GlmChat:
         return token_ids
 
     def _message(self, message: ChatMessage) -> list[int]:
-        """A picture stands before the text, wherever its part is; a message of nothing is not written."""
+        """An image stands before the text, wherever its part is; a message of nothing is not written."""
         text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
-        pictures = sum(isinstance(part, ImagePart) for part in message.parts)
-        if not (pictures or text):
+        images = sum(isinstance(part, ImagePart) for part in message.parts)
+        if not (images or text):
             return []
-        content = self._picture * pictures + self._tokenizer.encode_plain(text)
+        content = self._image * images + self._tokenizer.encode_plain(text)
         return [self._role(message.role.value), *self._newline, *content]
 
     def _role(self, name: str) -> int:

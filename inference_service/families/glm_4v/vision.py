@@ -1,8 +1,7 @@
-"""The vision tower of GLM-4V-9B and its adapter: a square of patches in, picture tokens out.
+"""The vision tower of GLM-4V-9B and its adapter: a square of patches in, image tokens out.
 
-Owns its blocks, the convolution and the gated MLP behind them, and the vectors for the begin and the end of a picture.
-Must not know the decoder, checkpoints (the family's module names the parameters) or requests. Source: visual.py of the
-release (EVA2-CLIP, arXiv 2402.04252).
+Owns its blocks, the convolution and the gated MLP behind them, and the vectors for the begin and the end of an image.
+Source: visual.py of the release (EVA2-CLIP, arXiv 2402.04252).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def _parameter(*shape: int) -> nn.Parameter:
 
 
 class PatchEmbedding(nn.Module):
-    """Patches as vectors behind that of the whole picture, all with their learned positions."""
+    """Patches as vectors behind that of the whole image, all with their learned positions."""
 
     def __init__(self, vision: GlmVisionSpec) -> None:
         super().__init__()
@@ -33,14 +32,14 @@ class PatchEmbedding(nn.Module):
         self.position_embedding = nn.Embedding(vision.patches_per_side**2 + 1, vision.hidden_size)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """[pictures, patches, patch_values] -> [pictures, 1 + patches, hidden]."""
+        """[images, patches, patch_values] -> [images, 1 + patches, hidden]."""
         projected = self.proj(patches.to(self.proj.weight.dtype))
         first = self.cls_embedding.expand(len(projected), 1, -1)
         return torch.cat((first, projected), dim=1) + self.position_embedding.weight
 
 
 class VisionAttention(nn.Module):
-    """Self-attention within each picture."""
+    """Self-attention within each image."""
 
     def __init__(self, vision: GlmVisionSpec) -> None:
         super().__init__()
@@ -49,7 +48,7 @@ class VisionAttention(nn.Module):
         self.dense = nn.Linear(vision.hidden_size, vision.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[pictures, rows, hidden], in and out."""
+        """[images, rows, hidden], in and out."""
         mixed = self.query_key_value(x).unflatten(2, (3, self._heads, -1))
         q, k, v = mixed.permute(2, 0, 3, 1, 4)
         attended = scaled_dot_product_attention(q, k, v)
@@ -82,7 +81,7 @@ class Block(nn.Module):
         self.mlp = VisionMLP(vision)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[pictures, rows, hidden], in and out."""
+        """[images, rows, hidden], in and out."""
         x = x + self.input_layernorm(self.attention(x))
         out: torch.Tensor = x + self.post_attention_layernorm(self.mlp(x))
         return out
@@ -108,7 +107,7 @@ class Adapter(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches in, picture tokens out."""
+    """Patches in, image tokens out."""
 
     def __init__(self, vision: GlmVisionSpec) -> None:
         super().__init__()
@@ -124,22 +123,20 @@ class VisionTower(nn.Module):
     def forward(
         self, patches: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
     ) -> list[torch.Tensor]:
-        """Encodes pictures.
+        """Encodes images.
 
         Args:
-            patches: For each picture [side * side, patch_values], row by row.
-            grids: For each picture (1, side, side).
+            patches: For each image [side * side, patch_values], row by row.
+            grids: For each image (1, side, side).
 
         Returns:
-            For each picture [num_tokens, output_size]: begin, tokens row by row, end. Each has its own memory.
+            For each image [num_tokens, output_size]: begin, tokens row by row, end. Each has its own memory.
         """
         if any(grid != (1, self._side, self._side) for grid in grids):
-            raise ValueError(f"a picture is not a square of {self._side} patches")
+            raise ValueError(f"an image is not a square of {self._side} patches")
         x = self.patch_embedding(torch.stack(list(patches)))
         for block in self.blocks:
             x = block(x)
         square = x[:, 1:].transpose(1, 2).unflatten(2, (self._side, self._side))
         tokens = self.adapter(self.conv(square).flatten(2).transpose(1, 2))
-        return [
-            torch.cat((self.boi, picture, self.eoi)) / self._scaling_factor for picture in tokens
-        ]
+        return [torch.cat((self.boi, image, self.eoi)) / self._scaling_factor for image in tokens]

@@ -1,6 +1,6 @@
 """Qwen2.5-VL: what its files say, and the tensors of its checkpoints.
 
-Owns the settings of its vision tower. Must not know torch or requests.
+Owns the settings of its vision tower.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The vision tower of Qwen2.5-VL: most blocks see windows only, some see whole frames.
 
-Owns its windows, norm and MLP. Must not know the decoder, checkpoints (the family's table names the parameters)
-or requests.
+Owns its windows, norm and MLP.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from inference_service.families.qwen_common.vision import (
     PatchEmbed,
     axial_rope,
     segments_of,
-    split_pictures,
+    split_images,
 )
 from inference_service.kernels.rms_norm import rms_norm
 from inference_service.kernels.silu_and_mul import silu_and_mul
@@ -66,14 +65,14 @@ class VisionTower(nn.Module):
         self.merger = Merger(vision, Norm(vision.hidden_size))
 
     def forward(self, patches: Sequence[torch.Tensor], grids: Sequence[Grid]) -> list[torch.Tensor]:
-        """Encodes pictures and videos, packed into one batch.
+        """Encodes images and videos, packed into one batch.
 
         Args:
-            patches: For each picture [n, patch_values], in the order of `preprocess`.
-            grids: For each picture (frames, rows, columns) in patches.
+            patches: For each image [n, patch_values], in the order of `preprocess`.
+            grids: For each image (frames, rows, columns) in patches.
 
         Returns:
-            For each picture [n / merge_size^2, output_size], in memory of its own.
+            For each image [n / merge_size^2, output_size], in memory of its own.
         """
         layout = Layout.of(grids, self.vision.merge_size)
         x = self.patch_embed(torch.cat(list(patches)))
@@ -82,7 +81,7 @@ class VisionTower(nn.Module):
         windows = segments_of(window_labels(layout, self.vision), x.device)
         for i, block in enumerate(self.blocks):
             x = block(x, rope, frames if i in self.vision.full_attention_layers else windows)
-        return split_pictures(self.merger(x), grids, self.vision.merge_size)
+        return split_images(self.merger(x), grids, self.vision.merge_size)
 
 
 def window_labels(layout: Layout, vision: Qwen25VisionSpec) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Qwen2-VL: what its files say, and the tensors of its checkpoints.
 
-Owns what its vision tower is. Must not know torch or requests.
+Owns what its vision tower is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The vision tower of Qwen2-VL: patches of several pictures in, picture tokens out.
+"""The vision tower of Qwen2-VL: patches of several images in, image tokens out.
 
-Owns its MLP. Must not know the decoder, checkpoints (the family's table names the parameters) or
-requests.
+Owns its MLP.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from inference_service.families.qwen_common.vision import (
     axial_rope,
     layer_norm,
     segments_of,
-    split_pictures,
+    split_images,
 )
 
 
@@ -57,14 +56,14 @@ class VisionTower(nn.Module):
         self.merger = Merger(vision, layer_norm(vision.hidden_size))
 
     def forward(self, patches: Sequence[torch.Tensor], grids: Sequence[Grid]) -> list[torch.Tensor]:
-        """Encodes pictures and videos, packed into one batch.
+        """Encodes images and videos, packed into one batch.
 
         Args:
-            patches: For each picture [n, patch_values], in the order of `preprocess`.
-            grids: For each picture (frames, rows, columns) in patches.
+            patches: For each image [n, patch_values], in the order of `preprocess`.
+            grids: For each image (frames, rows, columns) in patches.
 
         Returns:
-            For each picture [n / merge_size^2, output_size], in memory of its own.
+            For each image [n / merge_size^2, output_size], in memory of its own.
         """
         layout = Layout.of(grids, self.vision.merge_size)
         x = self.patch_embed(torch.cat(list(patches)))
@@ -72,4 +71,4 @@ class VisionTower(nn.Module):
         segments = segments_of(layout.frames, x.device)
         for block in self.blocks:
             x = block(x, rope, segments)
-        return split_pictures(self.merger(x), grids, self.vision.merge_size)
+        return split_images(self.merger(x), grids, self.vision.merge_size)

@@ -1,6 +1,6 @@
 """Qwen3-VL: what its files say, and the tensors of its checkpoints.
 
-Owns the settings of its vision tower. Must not know torch or requests.
+Owns the settings of its vision tower.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Qwen3VisionSpec(QwenVisionSpec):
     """Settings of the Qwen3-VL vision tower.
 
     Attributes:
-        position_table_side: The learned positions are a square table of this side, interpolated to each picture.
+        position_table_side: The learned positions are a square table of this side, interpolated to each image.
         deepstack_layers: Blocks, ascending, whose output is added to the first decoder layers (arXiv 2406.04334).
     """
 

@@ -1,6 +1,6 @@
-"""The vision tower of Qwen3-VL: patches of several pictures in, picture tokens with deepstack features out.
+"""The vision tower of Qwen3-VL: patches of several images in, image tokens with deepstack features out.
 
-Owns its positions, MLP and mergers. Must not know the decoder, checkpoints (`tables` names the parameters) or requests.
+Owns its positions, MLP and mergers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from inference_service.families.qwen_common.vision import (
     axial_rope,
     layer_norm,
     segments_of,
-    split_pictures,
+    split_images,
 )
 
 
 class PositionTable(nn.Module):
-    """Learned positions on a square grid, interpolated bilinearly to a picture's own, corners on corners."""
+    """Learned positions on a square grid, interpolated bilinearly to an image's own, corners on corners."""
 
     def __init__(self, vision: Qwen3VisionSpec) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class PositionTable(nn.Module):
     def forward(
         self, patch_rows: torch.Tensor, patch_columns: torch.Tensor, rows: int, columns: int
     ) -> torch.Tensor:
-        """Positions [n, hidden] float32 of the patches at ([n], [n]) in a picture of rows x columns patches."""
+        """Positions [n, hidden] float32 of the patches at ([n], [n]) in an image of rows x columns patches."""
         top, bottom, down = self._neighbours(patch_rows, rows)
         left, right, across = self._neighbours(patch_columns, columns)
         total = torch.zeros((), device=self.weight.device)
@@ -106,14 +106,14 @@ class VisionTower(nn.Module):
         )
 
     def forward(self, patches: Sequence[torch.Tensor], grids: Sequence[Grid]) -> list[torch.Tensor]:
-        """Encodes pictures and videos, packed into one batch.
+        """Encodes images and videos, packed into one batch.
 
         Args:
-            patches: For each picture [n, patch_values], in the order of `preprocess`.
-            grids: For each picture (frames, rows, columns) in patches.
+            patches: For each image [n, patch_values], in the order of `preprocess`.
+            grids: For each image (frames, rows, columns) in patches.
 
         Returns:
-            For each picture [n / merge_size^2, output_size * (1 + D)]: the token, then D deepstack features;
+            For each image [n / merge_size^2, output_size * (1 + D)]: the token, then D deepstack features;
             each has its own memory.
         """
         layout = Layout.of(grids, self.vision.merge_size)
@@ -128,7 +128,7 @@ class VisionTower(nn.Module):
             if i in self.vision.deepstack_layers:
                 features.append(self.deepstack_merger_list[len(features)](x))
         merged = torch.cat([self.merger(x), *features], dim=1)
-        return split_pictures(merged, grids, self.vision.merge_size)
+        return split_images(merged, grids, self.vision.merge_size)
 
     def _learned_positions(self, places: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
         """[N, hidden]; every frame of a video has the same."""

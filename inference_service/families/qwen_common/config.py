@@ -1,7 +1,6 @@
 """What the configuration files of Qwen2-VL and its successors have in common.
 
 Owns the reading of config.json, generation_config.json and preprocessor_config.json as these families write them.
-Must not know what distinguishes them, torch or requests.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class QwenVisionSpec:
         patch_size: Side of a patch in pixels.
         temporal_patch_size: Frames of a patch.
         merge_size: Patches per side that become one token.
-        output_size: Width of a picture token: the decoder's hidden size.
+        output_size: Width of an image token: the decoder's hidden size.
     """
 
     hidden_size: int

@@ -1,6 +1,6 @@
 """Names and shapes of the tensors that Qwen2-VL and its successors share.
 
-Owns the language model's table and the spelling of entries. Must not know towers, torch or files.
+Owns the language model's table and the spelling of entries.
 """
 
 from __future__ import annotations

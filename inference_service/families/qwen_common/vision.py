@@ -1,7 +1,6 @@
-"""What the vision towers of Qwen2-VL and its successors share: patches of pictures and videos packed into one batch.
+"""What the vision towers of Qwen2-VL and its successors share: patches of images and videos packed into one batch.
 
-Owns where patches stand, which of them see each other, and the blocks. Must not know what norms and MLPs a family has,
-the decoder or checkpoints.
+Owns where patches stand, which of them see each other, and the blocks.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Layout:
 
     Attributes:
         places: [2, N] int64: row and column of each patch.
-        frames: [N] int64: number of its frame, counted through all pictures.
+        frames: [N] int64: number of its frame, counted through all images.
     """
 
     places: torch.Tensor
@@ -37,7 +36,7 @@ class Layout:
 
     @classmethod
     def of(cls, grids: Sequence[Grid], merge_size: int) -> Layout:
-        """The layout of pictures one after the other."""
+        """The layout of images one after the other."""
         places = [patch_places(rows, columns, merge_size) for _, rows, columns in grids]
         times = [grid[0] for grid in grids]
         lengths = torch.tensor([len(place[0]) for place in places])
@@ -167,9 +166,9 @@ def layer_norm(width: int) -> nn.Module:
     return nn.LayerNorm(width, eps=NORM_EPS)
 
 
-def split_pictures(
+def split_images(
     tokens: torch.Tensor, grids: Sequence[Grid], merge_size: int
 ) -> list[torch.Tensor]:
-    """The tokens of each picture, in memory of its own: a view would keep the whole step alive in a cache."""
+    """The tokens of each image, in memory of its own: a view would keep the whole step alive in a cache."""
     lengths = [frames * rows * columns // merge_size**2 for frames, rows, columns in grids]
     return [part.clone() for part in torch.split(tokens, lengths)]

@@ -1,6 +1,6 @@
 """Qwen-VL and Qwen-VL-Chat (2023): what their files say, and the tensors of their checkpoints.
 
-Owns the settings of the vision tower with its resampler. Must not know torch or requests.
+Owns the settings of the vision tower with its resampler.
 
 Source: configuration_qwen.py, modeling_qwen.py and visual.py of the release (arXiv 2308.12966). config.json shares
 name and model_type with Qwen, the language model of the same year; only `visual` tells them apart.
@@ -29,7 +29,7 @@ from inference_service.model_spec import (
 NAME = "qwen_vl"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-POSITION_TABLE_SIDE = 16  # whatever the size of pictures: the code writes 256
+POSITION_TABLE_SIDE = 16  # whatever the size of images: the code writes 256
 POOL_HEAD_DIM = 128
 TAGS_BEFORE_IMG = 6  # ref, box and quad with their ends
 EXTRA_TOKENS = 205
@@ -45,9 +45,9 @@ class QwenVLVisionSpec:
         num_layers: Blocks.
         num_heads: Attention heads of a block.
         patch_size: Side of a patch in pixels.
-        patches_per_side: Patches along a side of the square picture.
-        num_queries: Tokens of a picture, a square number.
-        output_size: Width of a picture token: the decoder's hidden size.
+        patches_per_side: Patches along a side of the square image.
+        num_queries: Tokens of an image, a square number.
+        output_size: Width of an image token: the decoder's hidden size.
         position_table_side: The learned positions of patches are a square table of this side.
     """
 

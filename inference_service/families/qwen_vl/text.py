@@ -1,7 +1,6 @@
 """Text of Qwen-VL and Qwen-VL-Chat (2023): vocabulary and conversations.
 
-Owns the special tokens, ChatML as that model learnt it, and the numbering of its pictures. Must not know files of
-pictures: an `<img>` that somebody types is text, and opens nothing.
+Owns the special tokens, ChatML as that model learnt it, and the numbering of its images.
 
 Source: the original's tokenization_qwen.py and qwen_generation_utils.py (arXiv 2308.12966).
 """
@@ -31,7 +30,7 @@ PATTERN = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 BOX_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
-"""Part of what users and the model say of a picture: read in messages, shown in answers."""
+"""Part of what users and the model say of an image: read in messages, shown in answers."""
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -61,12 +60,12 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
 
 
 class QwenVLBase:
-    """The chat format of Qwen-VL, the base model: none, but raw prompts have pictures."""
+    """The chat format of Qwen-VL, the base model: none, but raw prompts have images."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         special = tokenizer.special_tokens
         self._placeholder = special["<imgpad>"]
-        self._picture = [special["<img>"], self._placeholder, special["</img>"]]
+        self._image = [special["<img>"], self._placeholder, special["</img>"]]
 
     def write(self, request: ChatRequest) -> WrittenChat:
         """Refuses.
@@ -82,14 +81,14 @@ class QwenVLBase:
 
     def raw_places(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
         """See `ChatFormat.raw_places`: `<img>`, `</img>`, and between them anything, of old the name of a file."""
-        start, _, end = self._picture
+        start, _, end = self._image
         placed: list[int] = []
         inside = False
         for token_id in token_ids:
             if inside and token_id == start:
-                raise InvalidArgumentError("A picture begins within a picture.", field=field)
+                raise InvalidArgumentError("An image begins within an image.", field=field)
             if token_id == start:
-                placed += self._picture
+                placed += self._image
                 inside = True
             elif not inside:
                 placed.append(token_id)
@@ -103,19 +102,19 @@ class QwenVLChat(QwenVLBase):
     """The chat format of Qwen-VL-Chat."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, picture_tokens: int, history_window: int | None = None
+        self, tokenizer: Tokenizer, *, image_tokens: int, history_window: int | None = None
     ) -> None:
         """Takes what belongs to the model.
 
         Args:
             tokenizer: The model's.
-            picture_tokens: Tokens that a picture takes between its tags, for `history_window`.
+            image_tokens: Tokens that an image takes between its tags, for `history_window`.
             history_window: Earlier turns are left out, oldest first, so that system message and history stay below
                 this many tokens (`max_window_size` of the original); None = a prompt is what it is.
         """
         super().__init__(tokenizer)
         self._tokenizer = tokenizer
-        self._picture_tokens = picture_tokens
+        self._image_tokens = image_tokens
         self._history_window = history_window
         special = tokenizer.special_tokens
         self._start, self._end = special["<|im_start|>"], special["<|im_end|>"]
@@ -142,20 +141,20 @@ class QwenVLChat(QwenVLBase):
         forgotten = history[: len(history) - len(kept)]
         return WrittenChat(
             token_ids=token_ids,
-            forgotten_pictures=sum(past.count(self._placeholder) for past in forgotten),
+            forgotten_images=sum(past.count(self._placeholder) for past in forgotten),
         )
 
     def _turns(self, messages: list[ChatMessage]) -> list[list[int]]:
         """Token ids of every turn: what a user says, and what follows until a user speaks again; at least one."""
         turns: list[list[int]] = []
-        pictures = 0
+        images = 0
         previous: Role | None = None
         for message in messages:
             if message.role is Role.USER and previous is Role.USER:
                 turns[-1] += self._newline  # the original writes it behind a turn without an answer
             if message.role is Role.USER or not turns:
                 turns.append([])
-            content, pictures = self._content(message, pictures)
+            content, images = self._content(message, images)
             turns[-1] += [*self._newline, *self._head(message.role), *content, self._end]
             previous = message.role
         return turns or [[]]
@@ -166,8 +165,8 @@ class QwenVLChat(QwenVLBase):
             return history
         total = system_tokens
         for index in range(len(history) - 1, -1, -1):
-            pictures = history[index].count(self._placeholder)
-            total += len(history[index]) + pictures * (self._picture_tokens - 1)
+            images = history[index].count(self._placeholder)
+            total += len(history[index]) + images * (self._image_tokens - 1)
             if total >= self._history_window:
                 return history[index + 1 :]
         return history
@@ -176,18 +175,18 @@ class QwenVLChat(QwenVLBase):
         # Role and content are encoded apart: no token reaches over the border.
         return [self._start, *self._tokenizer.encode_plain(role.value), *self._newline]
 
-    def _content(self, message: ChatMessage, pictures: int) -> tuple[list[int], int]:
-        """Token ids of a message, and the number of pictures so far: they are numbered over all turns."""
+    def _content(self, message: ChatMessage, images: int) -> tuple[list[int], int]:
+        """Token ids of a message, and the number of images so far: they are numbered over all turns."""
         token_ids: list[int] = []
         text = ""
         for part in message.parts:
             if isinstance(part, TextPart):
                 text += part.text
                 continue
-            pictures += 1
-            token_ids += self._text(f"{text}Picture {pictures}: ") + self._picture
+            images += 1
+            token_ids += self._text(f"{text}Picture {images}: ") + self._image
             text = "\n"
-        return token_ids + self._text(text), pictures
+        return token_ids + self._text(text), images
 
     def _text(self, text: str) -> list[int]:
         """Token ids in which the tags around boxes are special, and nothing else is."""

@@ -1,7 +1,6 @@
-"""The vision tower of Qwen-VL (2023) and its resampler: a square of patches in, picture tokens out.
+"""The vision tower of Qwen-VL (2023) and its resampler: a square of patches in, image tokens out.
 
-Owns its blocks and the one cross-attention behind them. Must not know the decoder, checkpoints (the family's module
-names the parameters) or requests. Source: visual.py of the release (arXiv 2308.12966).
+Owns its blocks and the one cross-attention behind them. Source: visual.py of the release (arXiv 2308.12966).
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def _parameter(*shape: int) -> nn.Parameter:
 
 
 class VisionAttention(nn.Module):
-    """Self-attention within each picture; unlike elsewhere, queries, keys and values lie side by side per head."""
+    """Self-attention within each image; unlike elsewhere, queries, keys and values lie side by side per head."""
 
     def __init__(self, vision: QwenVLVisionSpec) -> None:
         super().__init__()
@@ -43,9 +42,9 @@ class VisionAttention(nn.Module):
         self.out_proj = nn.Linear(vision.width, vision.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[pictures, patches, width], in and out."""
-        pictures, patches, width = x.shape
-        mixed = self.in_proj(x).view(pictures, patches, self._heads, 3, width // self._heads)
+        """[images, patches, width], in and out."""
+        images, patches, width = x.shape
+        mixed = self.in_proj(x).view(images, patches, self._heads, 3, width // self._heads)
         q, k, v = mixed.transpose(1, 2).unbind(3)
         attended = scaled_dot_product_attention(q, k, v)
         out: torch.Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
@@ -77,14 +76,14 @@ class Block(nn.Module):
         self.mlp = VisionMLP(vision)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[pictures, patches, width], in and out."""
+        """[images, patches, width], in and out."""
         x = x + self.attn(self.ln_1(x))
         out: torch.Tensor = x + self.mlp(self.ln_2(x))
         return out
 
 
 class CrossAttention(nn.Module):
-    """Attention of learned queries to a picture, as torch's MultiheadAttention names and packs it."""
+    """Attention of learned queries to an image, as torch's MultiheadAttention names and packs it."""
 
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()
@@ -93,7 +92,7 @@ class CrossAttention(nn.Module):
         self.out_proj = nn.Linear(size, size)
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """From q [queries, size] and k, v [pictures, patches, size] to [pictures, queries, size]."""
+        """From q [queries, size] and k, v [images, patches, size] to [images, queries, size]."""
         weights, biases = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
         inputs = (q.expand(k.shape[0], -1, -1), k, v)
         projected = (linear(*three) for three in zip(inputs, weights, biases, strict=True))
@@ -120,7 +119,7 @@ class Resampler(nn.Module):
         self.ln_kv = nn.LayerNorm(size, eps=NORM_EPS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[pictures, patches, width] -> [pictures, queries, size]; values have no positions."""
+        """[images, patches, width] -> [images, queries, size]; values have no positions."""
         values = self.ln_kv(self.kv_proj(x))
         keys = values + resized_positions(self.pos_embed, self._side)
         out: torch.Tensor = self.attn(self.ln_q(self.query) + self.pos_embed, keys, values)
@@ -128,7 +127,7 @@ class Resampler(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """From patches to picture tokens."""
+    """From patches to image tokens."""
 
     def __init__(self, vision: QwenVLVisionSpec) -> None:
         super().__init__()
@@ -144,17 +143,17 @@ class VisionTower(nn.Module):
     def forward(
         self, patches: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
     ) -> list[torch.Tensor]:
-        """Encodes pictures.
+        """Encodes images.
 
         Args:
-            patches: For each picture [side * side, patch_values] float32, row by row.
-            grids: For each picture (1, side, side).
+            patches: For each image [side * side, patch_values] float32, row by row.
+            grids: For each image (1, side, side).
 
         Returns:
-            For each picture [queries, output_size] in the dtype of the weights.
+            For each image [queries, output_size] in the dtype of the weights.
         """
         if any(grid != (1, self._side, self._side) for grid in grids):
-            raise ValueError(f"pictures must have {self._side} x {self._side} patches: {grids}")
+            raise ValueError(f"images must have {self._side} x {self._side} patches: {grids}")
         x = self.conv1(torch.stack(list(patches)).to(self.conv1.weight.dtype))
         x = self.ln_pre(x + resized_positions(self.positional_embedding, self._side))
         for block in self.blocks:

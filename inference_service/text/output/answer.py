@@ -1,6 +1,6 @@
 """From the tokens of one sequence to the events of one answer.
 
-Owns text, stop strings, log probabilities and the end of one answer. Must not know the engine, gRPC or other answers.
+Owns text, stop strings, log probabilities and the end of one answer.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from inference_service.domain import (
     Delta,
     EndReason,
     Finished,
+    ImageInfo,
     LogprobEntry,
-    PictureInfo,
     Request,
     StopTrigger,
     TokenLogprob,
@@ -48,7 +48,7 @@ class Answer:
         request: Request,
         tokenizer: Tokenizer,
         notation: BoxNotation = BoxNotation.NONE,
-        pictures: tuple[PictureInfo, ...] = (),
+        images: tuple[ImageInfo, ...] = (),
     ) -> None:
         """Begins an answer.
 
@@ -57,7 +57,7 @@ class Answer:
             request: What was asked.
             tokenizer: The model's.
             notation: How the model writes boxes, which are read if the request asks for them.
-            pictures: Of the prompt, in order.
+            images: Of the prompt, in order.
         """
         self.finished = False
         self.completion_tokens = 0
@@ -65,7 +65,7 @@ class Answer:
         self._request = request
         self._tokenizer = tokenizer
         self._notation = notation
-        self._pictures = pictures
+        self._images = images
         self._said: list[str] = []  # only where boxes are asked for
         self._detokenizer = Detokenizer(
             tokenizer,
@@ -112,7 +112,7 @@ class Answer:
             choice_index=self._index,
             reason=reason,
             trigger=trigger,
-            groundings=groundings("".join(self._said), self._notation, self._pictures),
+            groundings=groundings("".join(self._said), self._notation, self._images),
         )
 
     def _delta(self, text: str, output: SequenceOutput, taken: int) -> Delta | None:

@@ -1,6 +1,6 @@
-"""Finds the boxes that a model wrote into its answer, and turns them to pixels of the picture as decoded.
+"""Finds the boxes that a model wrote into its answer, and turns them to pixels of the image as decoded.
 
-Owns the notations of the families. Torch-free. Must not know requests, tokens or the engine.
+Owns the notations of the families. Torch-free.
 
 Whatever the text says, reading it ends and takes time in proportion to its length; what is no box is skipped.
 """
@@ -13,7 +13,7 @@ import json
 import math
 import re
 
-from inference_service.domain import Grounding, PictureInfo
+from inference_service.domain import Grounding, ImageInfo
 from inference_service.model_spec import BoxNotation
 
 
@@ -94,24 +94,24 @@ def read_boxes(text: str, notation: BoxNotation) -> Iterator[WrittenBox]:
 
 
 def groundings(
-    text: str, notation: BoxNotation, pictures: Sequence[PictureInfo]
+    text: str, notation: BoxNotation, images: Sequence[ImageInfo]
 ) -> tuple[Grounding, ...]:
-    """The boxes of an answer in pixels of the last picture of the prompt, which is the one that models speak of.
+    """The boxes of an answer in pixels of the last image of the prompt, which is the one that models speak of.
 
-    Boxes are cut at the picture's edges; what has no area is left out.
+    Boxes are cut at the image's edges; what has no area is left out.
 
     Args:
         text: The answer, with the tokens that `tag_tokens` names.
         notation: How the model's family writes boxes.
-        pictures: Of the prompt, in order; without any there are no boxes.
+        images: Of the prompt, in order; without any there are no boxes.
     """
-    if not pictures:
+    if not images:
         return ()
-    picture = pictures[-1]
-    width, height = float(picture.original_width), float(picture.original_height)
+    image = images[-1]
+    width, height = float(image.original_width), float(image.original_height)
     unit_x = unit_y = PER_MILLE
     if notation is BoxNotation.JSON_PIXELS:
-        unit_x, unit_y = float(picture.processed_width), float(picture.processed_height)
+        unit_x, unit_y = float(image.processed_width), float(image.processed_height)
     found = []
     for box in read_boxes(text, notation):
         x1, y1, x2, y2 = box.corners
@@ -121,7 +121,7 @@ def groundings(
             y_min=_within(y1 / unit_y * height, height),
             x_max=_within(x2 / unit_x * width, width),
             y_max=_within(y2 / unit_y * height, height),
-            image_index=len(pictures) - 1,
+            image_index=len(images) - 1,
         )
         if grounding.x_min < grounding.x_max and grounding.y_min < grounding.y_max:
             found.append(grounding)

@@ -1,6 +1,6 @@
 """From a stream of tokens to a stream of text.
 
-Owns the bytes of a character whose tokens have not all come yet. Must not know stop strings or events.
+Owns the bytes of a character whose tokens have not all come yet.
 """
 
 from __future__ import annotations

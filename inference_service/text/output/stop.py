@@ -1,6 +1,6 @@
 """Stop strings in a stream of text.
 
-Owns the text that is held back because a stop string may have begun. Must not know tokens.
+Owns the text that is held back because a stop string may have begun.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from inference_service.domain import Grounding, PictureInfo
+from inference_service.domain import Grounding, ImageInfo
 from inference_service.families.registry import FAMILIES
 from inference_service.model_spec import BoxNotation
 from inference_service.text.output.boxes import groundings, read_boxes, tag_tokens
@@ -18,10 +18,10 @@ from inference_service.text.output.boxes import groundings, read_boxes, tag_toke
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "qwen_vl_v1" / "grounding.json"
 CASES = json.loads(GOLDEN.read_text())["parse"]
-WIDE = PictureInfo(
+WIDE = ImageInfo(
     original_width=800, original_height=400, processed_width=400, processed_height=196, tokens=1
 )
-TALL = PictureInfo(
+TALL = ImageInfo(
     original_width=100, original_height=1000, processed_width=56, processed_height=560, tokens=1
 )
 CAT = {"bbox_2d": [100, 50, 200, 100], "label": "cat"}
@@ -111,7 +111,7 @@ def test_what_is_no_box_is_skipped(text: str) -> None:
         (BoxNotation.JSON_PIXELS, json.dumps(CAT), (200, 50 / 196 * 400, 400, 100 / 196 * 400)),
     ],
 )
-def test_pixels_of_the_original_picture(
+def test_pixels_of_the_original_image(
     notation: BoxNotation, text: str, expected: tuple[float, ...]
 ) -> None:
     [found] = groundings(text, notation, (WIDE,))
@@ -119,7 +119,7 @@ def test_pixels_of_the_original_picture(
     assert found.image_index == 0
 
 
-def test_the_last_picture_is_meant() -> None:
+def test_the_last_image_is_meant() -> None:
     [found] = groundings(json.dumps(CAT), BoxNotation.JSON_PER_MILLE, (WIDE, TALL))
     assert found.image_index == 1
     assert edges(found) == pytest.approx((10, 50, 20, 100))

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ChatServiceStub:
-    """Answers conversations that contain pictures.
+    """Answers conversations that contain images.
     Errors are gRPC status with google.rpc details (ErrorInfo always), never in-band.
     """
 
@@ -54,7 +54,7 @@ class ChatServiceStub:
 
 
 class ChatServiceServicer:
-    """Answers conversations that contain pictures.
+    """Answers conversations that contain images.
     Errors are gRPC status with google.rpc details (ErrorInfo always), never in-band.
     """
 
@@ -73,7 +73,7 @@ class ChatServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """Tells what a conversation costs in tokens, pictures included, without answering it.
+        """Tells what a conversation costs in tokens, images included, without answering it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,7 +106,7 @@ def add_ChatServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ChatService:
-    """Answers conversations that contain pictures.
+    """Answers conversations that contain images.
     Errors are gRPC status with google.rpc details (ErrorInfo always), never in-band.
     """
 

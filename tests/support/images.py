@@ -1,4 +1,4 @@
-"""Pictures of plain coloured shapes, drawn by other code than the demo model's own generator."""
+"""Images of plain coloured shapes, drawn by other code than the demo model's own generator."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ COLOURS = {
     "orange": ((255, 140, 0), "橙"),
     "gray": ((128, 128, 128), "灰"),
 }
-SCALE = 4  # pictures are drawn larger and reduced
+SCALE = 4  # images are drawn larger and reduced
 SHAPES = {"circle": "圆", "square": "方", "triangle": "三角", "star": "星"}
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A picture and what is in it."""
+    """An image and what is in it."""
 
     png: bytes
     colour: str
@@ -43,7 +43,7 @@ class Drawn:
 
 
 def _encoded(image: Image.Image, size: tuple[int, int], kind: str = "PNG") -> bytes:
-    """The picture at that size; drawn larger, its edges become smooth."""
+    """The image at that size; drawn larger, its edges become smooth."""
     buffer = io.BytesIO()
     image.resize(size, Image.Resampling.LANCZOS).save(buffer, kind, quality=85)
     return buffer.getvalue()
@@ -71,7 +71,7 @@ def _stamp(
 def draw(
     colour: str, shape: str, *, size: tuple[int, int] = (256, 256), centre=(0.5, 0.5), radius=0.3
 ) -> Drawn:
-    """One shape on a white ground; `centre` and `radius` are shares of the shorter side's picture."""
+    """One shape on a white ground; `centre` and `radius` are shares of the shorter side's image."""
     width, height = size
     image = Image.new("RGB", (width * SCALE, height * SCALE), "white")
     x, y = centre[0] * width * SCALE, centre[1] * height * SCALE
@@ -81,7 +81,7 @@ def draw(
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A shape among others: middle and half width in shares of a square picture."""
+    """A shape among others: middle and half width in shares of a square image."""
 
     colour: str
     shape: str
@@ -90,7 +90,7 @@ class Placed:
     radius: float
 
     def box(self, side: int) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom in pixels of a picture of that side; those of a star are a little smaller."""
+        """Left, top, right, bottom in pixels of an image of that side; those of a star are a little smaller."""
         reach = math.cos(math.radians(18)) if self.shape == "star" else 1.0
         foot = math.cos(math.radians(36)) if self.shape == "star" else 1.0
         return (
@@ -146,11 +146,11 @@ def print_word(text: str, *, side: int = 256, colour: str = "black", share: floa
 def gallery() -> list[Drawn]:
     """Every colour with every shape, in varying sizes, places and aspect ratios."""
     sizes = [(256, 256), (128, 128), (320, 240), (200, 300), (512, 512), (96, 96), (640, 480)]
-    pictures = []
+    images = []
     for i, colour in enumerate(COLOURS):
         for j, shape in enumerate(SHAPES):
             k = i * len(SHAPES) + j
-            pictures.append(
+            images.append(
                 draw(
                     colour,
                     shape,
@@ -159,4 +159,4 @@ def gallery() -> list[Drawn]:
                     radius=0.18 + 0.04 * (k % 5),
                 )
             )
-    return pictures
+    return images
