@@ -1,7 +1,4 @@
-"""Fills a model with the weights of a checkpoint.
-
-Owns the check that files hold exactly the tensors of the name tables, and where each tensor goes.
-"""
+"""Fills a model with the weights of a checkpoint, whose files must hold exactly the tensors of the name tables."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ import torch
 from inference_service.families.family import EMBEDDING, LM_HEAD
 from inference_service.families.registry import FAMILIES, load_spec
 from inference_service.families.tables import tensor_table
+from inference_service.kernels.ops import REFERENCE, Ops, choose_ops
 from inference_service.model_spec import ModelSpec
 from inference_service.models.checkpoint import LoadError, StoredTensor, open_checkpoint
 from inference_service.models.placement import Placement
@@ -49,13 +47,19 @@ def load_model(
         stored = open_checkpoint(model_dir, stack, FAMILIES[spec.family].current_name)
         _check(spec, stored)
         with torch.device("meta"):
-            model = VisionLanguageModel(spec)
+            model = VisionLanguageModel(spec, _ops_for(device, placement, dtype))
         model = model.to(dtype)
         model.allocate(device, placement)
         model = model.requires_grad_(requires_grad=False).eval()
         with torch.inference_mode():
             _fill(model, stored)
     return model
+
+
+def _ops_for(device: torch.device, placement: Placement | None, dtype: torch.dtype) -> Ops:
+    """The operations of a model; where its layers are on several kinds of devices, those that run on all."""
+    kinds = {torch.device(name).type for name in placement.devices} if placement else {device.type}
+    return choose_ops(device, dtype) if len(kinds) == 1 else REFERENCE
 
 
 def _check(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:

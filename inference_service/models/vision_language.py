@@ -18,6 +18,8 @@ from inference_service.families.qwen2_vl import vision as qwen2_vl
 from inference_service.families.qwen3_vl import vision as qwen3_vl
 from inference_service.families.qwen_vl import vision as qwen_vl
 from inference_service.kernels.attention import new_kv_cache
+from inference_service.kernels.layers import Linear
+from inference_service.kernels.ops import REFERENCE, Ops
 from inference_service.model_spec import ModelSpec
 from inference_service.models.batch import ForwardBatch, KVCache
 from inference_service.models.decoder import Decoder
@@ -43,12 +45,12 @@ class VisionLanguageModel(nn.Module):
         placement: Where its layers are, if on several devices.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, ops: Ops = REFERENCE) -> None:
         super().__init__()
         self.spec = spec
         self.placement: Placement | None = None
-        self.visual = VISION_TOWERS[spec.family](spec.vision)
-        self.decoder = Decoder(spec.decoder)
+        self.visual = VISION_TOWERS[spec.family](spec.vision, ops)
+        self.decoder = Decoder(spec.decoder, ops)
         self._patchify: Patchifier | None = None
 
     def allocate(self, device: torch.device, placement: Placement | None) -> None:
@@ -84,8 +86,9 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights, a tied one counted once."""
-        return sum(parameter.nbytes for parameter in self.parameters())
+        """Bytes of all weights in whatever form, a tied one counted once."""
+        forms = sum(module.form.nbytes for module in self.modules() if isinstance(module, Linear))
+        return forms + sum(parameter.nbytes for parameter in self.parameters())
 
     def encode_images(
         self, pixels: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
@@ -110,7 +113,7 @@ class VisionLanguageModel(nn.Module):
                 -(-frames // depth) != grid[0]
             ):
                 raise ValueError(f"pixels {tuple(image.shape)} do not fit the grid {grid}")
-        patches = [self._patchify(image) for image in pixels]
+        patches = [self._patchify(image).to(self.dtype) for image in pixels]
         tokens: list[torch.Tensor] = self.visual(patches, grids)
         return tokens
 

@@ -261,15 +261,15 @@ def test_out_of_memory_ends_the_newest_request_only(
     make_core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = ask(make_core(), [TEXT, PROMPT])
-    real, calls = ModelRunner.run, []
+    real, calls = ModelRunner.launch, []
 
-    def run(self: ModelRunner, chunks):
+    def launch(self: ModelRunner, chunks):
         calls.append(len(chunks))
         if len(calls) == 1:
             raise torch.OutOfMemoryError("no memory")
         return real(self, chunks)
 
-    monkeypatch.setattr(ModelRunner, "run", run)
+    monkeypatch.setattr(ModelRunner, "launch", launch)
     core = make_core()
     for name, prompt in (("0", TEXT), ("1", PROMPT), ("2", OTHER)):
         core.add(prompt.request(name), prompt.pixels)
@@ -325,10 +325,10 @@ def test_a_image_that_breaks_the_encoder_ends_its_own_request(
 
 
 def test_other_errors_are_raised(make_core, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(self: ModelRunner, chunks):
+    def launch(self: ModelRunner, chunks):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(ModelRunner, "run", run)
+    monkeypatch.setattr(ModelRunner, "launch", launch)
     core = make_core()
     core.add(TEXT.request("x"), b"")
     with pytest.raises(RuntimeError, match="a defect"):
