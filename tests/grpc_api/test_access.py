@@ -60,7 +60,7 @@ async def test_no_method_of_ours_answers_without_a_key(guarded: Door, metadata) 
         guarded.chat.CountTokens(chat_pb.CountTokensRequest(spec=spec), **options),
         guarded.models.ListModels(model_pb.ListModelsRequest(), **options),
         guarded.models.GetModel(model_pb.GetModelRequest(name="echo"), **options),
-        guarded.admin.AbortRequest(admin_pb.AbortRequestRequest(request_ids=["x"]), **options),
+        guarded.admin.Abort(admin_pb.AbortRequest(request_ids=["x"]), **options),
         guarded.admin.GetServerInfo(admin_pb.GetServerInfoRequest(), **options),
         guarded.admin.GetLoad(admin_pb.GetLoadRequest(), **options),
         guarded.admin.Drain(admin_pb.DrainRequest(), **options),

@@ -1,4 +1,4 @@
-"""How requests end early: callers who leave, deadlines, AbortRequest, and readers that are slow."""
+"""How requests end early: callers who leave, deadlines, Abort, and readers that are slow."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ async def test_abort_request(door: Door) -> None:
     stream = door.stream(spec_of("hello", n=2, request_id="mine"))
     await stream.read()
     await until(lambda: len(door.engine.live) == 2)
-    request = admin_pb.AbortRequestRequest(request_ids=["mine", "nobody"])
-    response = await door.admin.AbortRequest(request, timeout=20)
-    assert list(response.aborted) == ["mine"]
-    assert list(response.unknown) == ["nobody"]
+    request = admin_pb.AbortRequest(request_ids=["mine", "nobody"])
+    response = await door.admin.Abort(request, timeout=20)
+    assert list(response.aborted_request_ids) == ["mine"]
+    assert list(response.unknown_request_ids) == ["nobody"]
     events = []
     while (event := await stream.read()) is not grpc.aio.EOF:
         events.append(event)
@@ -113,6 +113,16 @@ async def test_abort_request(door: Door) -> None:
     assert events[-1].HasField("usage")
     assert await stream.code() is grpc.StatusCode.OK
     assert is_idle(door)
+
+
+async def test_the_deprecated_name_of_abort_still_works(door: Door) -> None:
+    door.engine.hold_at = 3
+    stream = door.stream(spec_of("hello", request_id="mine"))
+    await stream.read()
+    request = admin_pb.AbortRequestRequest(request_ids=["mine", "nobody"])
+    response = await door.admin.AbortRequest(request, timeout=20)
+    assert (list(response.aborted), list(response.unknown)) == (["mine"], ["nobody"])
+    await until(lambda: is_idle(door))
 
 
 async def test_nobody_ends_the_requests_of_others(open_door, tmp_path) -> None:
@@ -127,17 +137,17 @@ async def test_nobody_ends_the_requests_of_others(open_door, tmp_path) -> None:
     ]
     for stream in streams:
         await stream.read()
-    ids = admin_pb.AbortRequestRequest(request_ids=["first"])
-    refused = await door.admin.AbortRequest(ids, metadata=two, timeout=20)
-    assert (list(refused.aborted), list(refused.unknown)) == ([], ["first"])
+    ids = admin_pb.AbortRequest(request_ids=["first"])
+    refused = await door.admin.Abort(ids, metadata=two, timeout=20)
+    assert (list(refused.aborted_request_ids), list(refused.unknown_request_ids)) == ([], ["first"])
     assert len(door.engine.live) == 2
-    response = await door.admin.AbortRequest(ids, metadata=one, timeout=20)
-    assert list(response.aborted) == ["first"]
+    response = await door.admin.Abort(ids, metadata=one, timeout=20)
+    assert list(response.aborted_request_ids) == ["first"]
     async with channel_to(door.target("admin")) as channel:
-        ids = admin_pb.AbortRequestRequest(request_ids=["second"])
+        ids = admin_pb.AbortRequest(request_ids=["second"])
         operator = admin_grpc.AdminServiceStub(channel)
-        response = await operator.AbortRequest(ids, metadata=two, timeout=20)
-        assert list(response.aborted) == ["second"]
+        response = await operator.Abort(ids, metadata=two, timeout=20)
+        assert list(response.aborted_request_ids) == ["second"]
     await until(lambda: is_idle(door))
 
 
