@@ -161,7 +161,10 @@ class EngineCore:
             chunks = [chunk for chunk in plan.chunks if not _needs(chunk, broken)]
             results = self._runner.run(chunks) if chunks else []
         except (torch.OutOfMemoryError, MemoryError):
-            logger.exception("out of memory in a step of %d sequences", len(plan.chunks))
+            ended = plan.chunks[-1].sequence.sequence_id
+            logger.exception(
+                "out of memory in a step of %d sequences; %s ends", len(plan.chunks), ended
+            )
         else:
             return self._settle(plan, broken, zip(chunks, results, strict=True))
         # Behind the except clause, so that its traceback no longer holds the tensors of the step.
@@ -201,7 +204,8 @@ class EngineCore:
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception:  # whatever an image does, it must not end the requests beside it
-            logger.exception("encoding %d images failed", len(images))
+            of = ", ".join(sorted({str(sequence.sequence_id) for sequence, _ in images}))
+            logger.exception("encoding %d images of %s failed", len(images), of)
             return False
         return True
 

@@ -15,7 +15,7 @@ import grpc.aio
 from inference_service.backend.local import Completions
 from inference_service.engine_client.interface import EngineState
 from inference_service.errors import InvalidArgumentError, PermissionDeniedError
-from inference_service.grpc_api.interceptors import caller_of_call
+from inference_service.grpc_api.call_context import this_call
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
@@ -57,7 +57,7 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
     ) -> admin_pb.AbortResponse:
         """Ends requests in flight: the caller's own on the main address, anyone's on the admin address."""
         del context
-        caller = caller_of_call.get() if self._drain is None else None
+        caller = this_call().caller if self._drain is None else None
         count = len(request.request_ids)
         if not 1 <= count <= _MAX_ABORTS:
             raise InvalidArgumentError(

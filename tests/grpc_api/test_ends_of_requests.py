@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import grpc
 import grpc.aio
@@ -10,12 +11,12 @@ import pytest
 
 from inference_service.errors import DeadlineError
 from inference_service.grpc_api.chat_service import ChatServicer
-from inference_service.grpc_api.interceptors import caller_of_call, request_id_of_call
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from qwenvl.observability import CallContext, enter_call
 from tests.grpc_api.asking import image_part, refusal, spec_of, until
 from tests.grpc_api.conftest import Door, channel_to
 from tests.support.images import draw
@@ -78,16 +79,10 @@ async def test_deadline_of_the_service(open_door) -> None:
 async def test_deadline_passes_while_the_reader_is_slow(open_door) -> None:
     door = await open_door(request_timeout_s=0.2)
     door.engine.hold_at = 2
-
-    class Context:
-        def time_remaining(self) -> None:
-            return None
-
     servicer = ChatServicer(door.front.completions, ServiceSettings(request_timeout_s=0.2))
-    request_id_of_call.set("slow")
-    caller_of_call.set("me")
+    enter_call(CallContext(request_id="slow", caller="me", deadline=time.monotonic() + 0.2))
     request = chat_pb.StreamChatCompletionRequest(spec=spec_of("hello"))
-    stream = servicer.StreamChatCompletion(request, Context())
+    stream = servicer.StreamChatCompletion(request, None)
     await anext(stream)
     await asyncio.sleep(0.3)  # as gRPC's write of a reader that does not read; it is not cancelled
     with pytest.raises(DeadlineError):

@@ -289,9 +289,11 @@ async def test_unexpected_error_tells_nothing_but_an_id(door: Door, monkeypatch,
     got = await refusal(door.create(spec_of("x"), metadata=metadata))
     assert (got.info.reason, got.code) == ("INTERNAL", grpc.StatusCode.INTERNAL)
     assert "secret" not in got.message
-    assert got.request_id == "trace-me"
+    assert got.client_request_id == "trace-me"
+    assert got.request_id
     assert "ZeroDivisionError" in caplog.text
     assert "trace-me" in caplog.text
+    assert got.request_id in caplog.text
 
 
 async def test_abort_needs_ids(door: Door) -> None:
