@@ -1,7 +1,4 @@
-"""The command `inference-service`: the gRPC front and its engine process.
-
-Owns the start: settings, logs, model directory.
-"""
+"""The command `inference-service`: starts the gRPC front and its engine process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Every setting of the inference service: name, default, flag and environment variable.
-
-Owns the list of settings and their limits.
-"""
+"""Every setting of the inference service: name, default, limits, flag and environment variable."""
 
 from __future__ import annotations
 

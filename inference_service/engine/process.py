@@ -45,7 +45,7 @@ HEARTBEAT_S: Final = 0.25
 _PR_SET_PDEATHSIG: Final = 1
 _MAX_DESCRIPTORS: Final = 65536
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("inference_service.engine.process")  # also where this is `__main__`
 
 
 class Core(Protocol):

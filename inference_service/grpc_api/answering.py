@@ -1,7 +1,4 @@
-"""What the servicers that answer have in common: the served name, the deadline, the events.
-
-Owns the time that a request may take.
-"""
+"""What the servicers that generate have in common: the served name, the deadline, the events."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 import contextlib
 import logging
@@ -112,6 +113,10 @@ async def _answering(
         internal = InternalError("An internal error occurred.")
         code = code_of(internal)
         await _abort(context, internal, call)
+    except asyncio.CancelledError:  # by gRPC: the caller has left, or its deadline is over
+        if call.deadline is not None and time.monotonic() >= call.deadline:
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
+        raise
     finally:
         # The ids are named here: a stream that is closed by the garbage collector ends outside of its own context.
         line = {

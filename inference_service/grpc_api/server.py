@@ -1,7 +1,4 @@
-"""The front as a process: servers, engine and their common life.
-
-Owns wiring, start and end.
-"""
+"""The front: its gRPC servers around one engine, from start to drain."""
 
 from __future__ import annotations
 
