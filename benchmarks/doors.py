@@ -21,6 +21,7 @@ import orjson
 from PIL import Image, ImageDraw
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
@@ -147,7 +148,7 @@ class GrpcDoor:
             sampling=sampling_pb.SamplingOptions(
                 temperature=0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True
             ),
-            response=chat_pb.ResponseOptions(token_ids=True),
+            response=generation_pb.ResponseOptions(return_token_ids=True),
         )
         return chat_pb.StreamChatCompletionRequest(spec=spec).SerializeToString()
 

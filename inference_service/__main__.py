@@ -1,7 +1,4 @@
-"""The command `inference-service`: the gRPC front and its engine process.
-
-Owns the start: settings, logs, model directory.
-"""
+"""The command `inference-service`: starts the gRPC front and its engine process."""
 
 from __future__ import annotations
 
@@ -10,15 +7,16 @@ import asyncio
 from collections.abc import Sequence
 import logging
 import os
-import sys
 
 from inference_service.backend.served_model import ServedModel
+from inference_service.engine_client.child import DEFAULT_COMMAND
 from inference_service.engine_client.client import EngineClient
 from inference_service.engine_protocol.messages import EngineConfig
 from inference_service.grpc_api.server import serve
 from inference_service.hub.resolve import ModelNotFound, resolve_model
 from inference_service.media.fetch import FetchPolicy
 from inference_service.settings import ServiceSettings
+from qwenvl.observability import configure_logging, default_log_format
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,10 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     ServiceSettings.add_flags(parser)
     settings = ServiceSettings.load(vars(parser.parse_args(argv)), os.environ)
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    configure_logging(
+        process="inference-service", level=settings.log_level, log_format=settings.log_format
     )
     # httpx logs whole URLs, which may carry credentials in their query.
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -63,8 +59,19 @@ async def _run(settings: ServiceSettings, model: ServedModel) -> int:
         start_timeout_s=settings.engine_start_timeout_s,
         stall_timeout_s=settings.engine_stall_timeout_s,
         pixel_budget_bytes=settings.pixel_budget_mib * 2**20,
+        command=engine_command(settings),
     )
     return await serve(settings, model, engine)
+
+
+def engine_command(settings: ServiceSettings) -> tuple[str, ...]:
+    """The engine's command line; it logs as this process does."""
+    log_format = settings.log_format or default_log_format()
+    return (
+        *DEFAULT_COMMAND,
+        f"--log-level={settings.log_level}",
+        f"--log-format={log_format}",
+    )
 
 
 def engine_config(settings: ServiceSettings, model: ServedModel) -> EngineConfig:

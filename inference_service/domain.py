@@ -1,6 +1,4 @@
-"""The request of a caller as the service thinks of it, before images are decoded and text is tokenised.
-
-Owns frozen values.
+"""Requests, before images are decoded and text is tokenised, and the events of their answers, as frozen values.
 
 `field` is the path of a value in the proto (`spec.messages[0].parts[1].image`), so that errors can name it.
 """

@@ -1,7 +1,4 @@
-"""Every setting of the inference service: name, default, flag and environment variable.
-
-Owns the list of settings and their limits.
-"""
+"""Every setting of the inference service: name, default, limits, flag and environment variable."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from pydantic import AfterValidator, AliasChoices, Field
 from pydantic_core import PydanticCustomError
 
 from qwenvl.flags import FlagSettings
+from qwenvl.observability import LogFormat, LogLevel
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -157,6 +155,7 @@ class ServiceSettings(FlagSettings):
     drain_timeout_s: Seconds = Field(
         90.0, description="how long running requests may go on after SIGTERM"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least level of logs"
+    log_level: LogLevel = Field("info", description="lowest level that is logged")
+    log_format: LogFormat | None = Field(
+        None, description="json or text; none = text on a terminal, JSON otherwise"
     )

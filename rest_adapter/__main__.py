@@ -9,16 +9,15 @@ import argparse
 import asyncio
 from collections.abc import Generator, Sequence
 import contextlib
-import logging
 import os
 import signal
 import sys
 
 import uvicorn
 
+from qwenvl.observability import configure_logging
 from rest_adapter.app import create_app
 from rest_adapter.http_protocol import BoundedHttpProtocol
-from rest_adapter.logs import JsonLines
 from rest_adapter.settings import AdapterSettings
 
 
@@ -59,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     host, _, port = settings.http_address.rpartition(":")
     if not host or not port.isdecimal():
         parser.error(f"--http-address: {settings.http_address!r} is not HOST:PORT")
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    configure_logging(
+        process="rest-adapter", level=settings.log_level, log_format=settings.log_format
+    )
     try:
         app = create_app(settings)
     except OSError as error:

@@ -8,18 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import time
 from typing import Final
-import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qwenvl.observability import CONTEXT_HEADERS, CallContext, current_call, enter_call
 from rest_adapter.errors import ApiError, too_large
 
 
 _ACCESS_LOG: Final = logging.getLogger("rest_adapter.access")
-_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 PROBES: Final = frozenset(("/health", "/ready"))
 """Paths that machines ask every second: no key, no line in the log."""
 
@@ -42,9 +40,10 @@ async def send_error(send: Send, error: ApiError) -> None:
 
 
 class RequestLog:
-    """Gives every request an id and, when it ends, one line in the log.
+    """Gives every request its call context and, when it ends, one access line in the log.
 
-    The id is the caller's `x-request-id` if that is printable ASCII; it is in `scope["state"]["request_id"]`.
+    The header `x-request-id` of the response is the client's own, if it sent one in printable ASCII, else the id made
+    for this request; it is in `scope["state"]["request_id"]`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -55,16 +54,19 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = header_of(scope, b"x-request-id") or ""
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        call = CallContext.from_headers(
+            {name: header_of(scope, name.encode()) or "" for name in CONTEXT_HEADERS}
+        )
+        enter_call(call)
+        client_request_id = call.client_request_id or call.request_id
+        scope.setdefault("state", {})["request_id"] = client_request_id
         status, sent, begin = 500, 0, time.monotonic()
 
         async def watched(message: Message) -> None:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                id_header = (b"x-request-id", request_id.encode())
+                id_header = (b"x-request-id", client_request_id.encode())
                 message = {**message, "headers": [*message["headers"], id_header]}
             else:
                 sent += len(message.get("body", b""))
@@ -74,7 +76,7 @@ class RequestLog:
             await self._app(scope, receive, watched)
         finally:
             line = {
-                "request_id": request_id,
+                "message": "call",
                 "method": scope["method"],
                 "path": scope["path"],
                 "status": status,
@@ -82,7 +84,8 @@ class RequestLog:
                 "duration_s": round(time.monotonic() - begin, 4),
             }
             level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
-            _ACCESS_LOG.log(level, line)
+            # A route may have learnt the request's own id from the body.
+            _ACCESS_LOG.log(level, line | (current_call() or call).log_fields())
 
 
 class BodyLimit:

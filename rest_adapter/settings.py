@@ -5,11 +5,12 @@ Owns the list of settings and their limits.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from qwenvl.flags import FlagSettings
+from qwenvl.observability import LogFormat, LogLevel
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -36,6 +37,7 @@ class AdapterSettings(FlagSettings):
     strict_fields: bool = Field(
         False, description="refuse unknown JSON fields instead of ignoring them"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least level of logs"
+    log_level: LogLevel = Field("info", description="lowest level that is logged")
+    log_format: LogFormat | None = Field(
+        None, description="json or text; none = text on a terminal, JSON otherwise"
     )

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from rest_adapter import translate
 from rest_adapter.backend import Events
 from rest_adapter.errors import ApiError, internal
@@ -90,7 +91,7 @@ class ChunkWriter:
             case _:
                 return b""
 
-    def _started(self, started: chat_pb.Started) -> bytes:
+    def _started(self, started: generation_pb.Started) -> bytes:
         shared = {
             "id": translate.completion_id(started),
             "object": "chat.completion.chunk",
@@ -109,7 +110,7 @@ class ChunkWriter:
             extra = {}
         return b"".join(chunks)
 
-    def _delta(self, delta: chat_pb.Delta) -> bytes:
+    def _delta(self, delta: generation_pb.Delta) -> bytes:
         entries = self._options.logprobs and delta.logprobs
         ids = self._options.token_ids and delta.token_ids
         if not (delta.text or delta.reasoning or entries or ids or delta.prompt_logprobs):
@@ -128,7 +129,7 @@ class ChunkWriter:
             token_ids=list(delta.token_ids) if ids else (),
         )
 
-    def _finished(self, finished: chat_pb.Finished) -> bytes:
+    def _finished(self, finished: generation_pb.Finished) -> bytes:
         stop = orjson.dumps(translate.stop_reason(finished.stop_detail))
         reason = orjson.dumps(translate.finish_reason(finished.reason))
         finish = reason + b',"stop_reason":' + stop

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import orjson
 
-from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from rest_adapter import translate, translate_raw
 from rest_adapter.backend import RawEvent
@@ -41,7 +41,7 @@ class RawChunkWriter:
         self._only_prompt = translate_raw.only_prompt(request)
         self._usages: list[usage_pb.Usage] = []
         self._shared = b""
-        self._started = chat_pb.Started()
+        self._started = generation_pb.Started()
         self._opens = False
         self._awaited = 0
         self._held: list[completion_pb.StreamCompletionResponse] = []
@@ -79,7 +79,7 @@ class RawChunkWriter:
         self._held.clear()
         return b"".join(chunks)
 
-    def _begin(self, started: chat_pb.Started) -> None:
+    def _begin(self, started: generation_pb.Started) -> None:
         if not self._shared:
             head = translate_raw.head(started, self._request_id, self._version)
             self._shared = b"data: " + orjson.dumps(head)[:-1] + b","
@@ -107,7 +107,7 @@ class RawChunkWriter:
             self._chunk(prompt, index, text, extra if index == 0 else {}) for index in choices
         )
 
-    def _delta(self, prompt: int, delta: chat_pb.Delta) -> bytes:
+    def _delta(self, prompt: int, delta: generation_pb.Delta) -> bytes:
         ids = self._request.return_token_ids and delta.token_ids
         if not (delta.text or delta.logprobs or ids):
             return b""
@@ -115,7 +115,7 @@ class RawChunkWriter:
         extra = {"token_ids": list(delta.token_ids)} if ids else {}
         return self._chunk(prompt, delta.choice_index, delta.text, extra)
 
-    def _finished(self, prompt: int, finished: chat_pb.Finished) -> bytes:
+    def _finished(self, prompt: int, finished: generation_pb.Finished) -> bytes:
         extra: dict[str, Any] = {
             "finish_reason": translate.finish_reason(finished.reason),
             "stop_reason": translate.stop_reason(finished.stop_detail),

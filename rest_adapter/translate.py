@@ -12,6 +12,7 @@ import re
 from typing import Any, Final
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
@@ -59,8 +60,8 @@ _PARAMS: Final = {
     "stop.strings": "stop",
     "stop.token_ids": "stop_token_ids",
     "stop.include_stop_string": "include_stop_str_in_output",
-    "response.token_ids": "return_token_ids",
-    "response.prompt_token_ids": "return_token_ids",
+    "response.return_token_ids": "return_token_ids",
+    "response.return_prompt_token_ids": "return_token_ids",
     "response.keep_special_tokens": "skip_special_tokens",
     "response.grounding": "grounding",
     "template.enable_thinking": "chat_template_kwargs.enable_thinking",
@@ -105,7 +106,7 @@ def to_spec(request: ChatRequest, *, max_media_bytes: int) -> chat_pb.ChatComple
     if request.prompt_logprobs is not None:
         spec.logprobs.prompt_logprobs = request.prompt_logprobs
     if request.return_token_ids:
-        spec.response.token_ids = spec.response.prompt_token_ids = True
+        spec.response.return_token_ids = spec.response.return_prompt_token_ids = True
     if request.grounding:
         spec.response.grounding = True
     if request.skip_special_tokens is not None:
@@ -227,7 +228,7 @@ def fingerprint(model: str, version: str) -> str:
     return "fp_" + hashlib.sha256(f"{model}\0{version}".encode()).hexdigest()[:12]
 
 
-def completion_id(started: chat_pb.Started) -> str:
+def completion_id(started: generation_pb.Started) -> str:
     """The id of a response, which tells the request's."""
     return f"chatcmpl-{started.request_id}"
 
@@ -308,7 +309,7 @@ def completion(
     return document
 
 
-def _choice(choice: chat_pb.Choice, request: ChatRequest) -> dict[str, Any]:
+def _choice(choice: generation_pb.Choice, request: ChatRequest) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
     if choice.reasoning:
         message["reasoning_content"] = choice.reasoning

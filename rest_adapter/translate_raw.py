@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import re
 from typing import Any, Final
 
-from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from rest_adapter import translate
 from rest_adapter.errors import invalid, too_large
@@ -92,10 +92,10 @@ def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
     wanted = [count for count in (request.prompt_logprobs, echoed) if count is not None]
     if wanted:
         spec.logprobs.prompt_logprobs = max(wanted)
-    spec.response.prompt_text = bool(request.echo)
+    spec.response.return_prompt_text = bool(request.echo)
     spec.response.grounding = bool(request.grounding)
     if request.return_token_ids:
-        spec.response.token_ids = spec.response.prompt_token_ids = True
+        spec.response.return_token_ids = spec.response.return_prompt_token_ids = True
     if request.skip_special_tokens is not None:
         spec.response.keep_special_tokens = not request.skip_special_tokens
     if request.mm_processor_kwargs is not None:
@@ -160,7 +160,7 @@ def _without_answers(
     return completion_pb.CreateCompletionResponse(
         started=response.started,
         choices=[
-            chat_pb.Choice(index=choice.index, finish_reason=usage_pb.FINISH_REASON_LENGTH)
+            generation_pb.Choice(index=choice.index, finish_reason=usage_pb.FINISH_REASON_LENGTH)
             for choice in response.choices
         ],
         usage=_without_completion(response.usage),
@@ -173,10 +173,10 @@ def without_answer(
     """An event of a stream without what is said behind the prompt."""
     match event.WhichOneof("event"):
         case "delta":
-            told = chat_pb.Delta(prompt_logprobs=event.delta.prompt_logprobs)
+            told = generation_pb.Delta(prompt_logprobs=event.delta.prompt_logprobs)
             return completion_pb.StreamCompletionResponse(delta=told)
         case "finished":
-            finished = chat_pb.Finished(
+            finished = generation_pb.Finished(
                 choice_index=event.finished.choice_index, reason=usage_pb.FINISH_REASON_LENGTH
             )
             return completion_pb.StreamCompletionResponse(finished=finished)
@@ -193,7 +193,7 @@ def _without_completion(usage: usage_pb.Usage) -> usage_pb.Usage:
     return rest
 
 
-def head(started: chat_pb.Started, request_id: str, version: str) -> dict[str, Any]:
+def head(started: generation_pb.Started, request_id: str, version: str) -> dict[str, Any]:
     """What a whole answer and all chunks of a stream have in common."""
     return {
         "id": f"cmpl-{request_id}",
@@ -217,8 +217,8 @@ def usage(values: Sequence[usage_pb.Usage]) -> dict[str, Any]:
 
 
 def _choice(
-    choice: chat_pb.Choice,
-    started: chat_pb.Started,
+    choice: generation_pb.Choice,
+    started: generation_pb.Started,
     prompt: Prompt,
     request: CompletionRequest,
     index: int,
@@ -244,7 +244,7 @@ def _choice(
     return document
 
 
-def prompt_fields(started: chat_pb.Started, request: CompletionRequest) -> dict[str, Any]:
+def prompt_fields(started: generation_pb.Started, request: CompletionRequest) -> dict[str, Any]:
     """What the first choice of a prompt tells about it, if asked for."""
     fields: dict[str, Any] = {}
     if request.return_token_ids:
@@ -265,7 +265,7 @@ def _cut(entries: Sequence[usage_pb.LogprobEntry], count: int) -> list[usage_pb.
     ]
 
 
-def echoed_text(prompt: Prompt, started: chat_pb.Started) -> str:
+def echoed_text(prompt: Prompt, started: generation_pb.Started) -> str:
     """The prompt as the caller wrote it, or the text of its ids."""
     return prompt if isinstance(prompt, str) else started.prompt_text
 
@@ -287,7 +287,7 @@ class LegacyLogprobs:
         self._lists = {name: [] for name in names}
         return taken
 
-    def add_prompt(self, started: chat_pb.Started) -> None:
+    def add_prompt(self, started: generation_pb.Started) -> None:
         """Takes the prompt, whose first token has no probability and gets what text the others leave."""
         entries = started.prompt_logprobs
         if not entries:

@@ -189,7 +189,7 @@ class EngineCore:
             chunks = [chunk for chunk in plan.chunks if not _needs(chunk, broken)]
             launched = self._runner.launch(chunks) if chunks else None
         except (torch.OutOfMemoryError, MemoryError):
-            logger.exception("out of memory in a step of %d sequences", len(plan.chunks))
+            _log_out_of_memory(plan)
             return Ticket(plan, out_of_memory=True)
         return Ticket(plan, broken, launched)
 
@@ -203,7 +203,7 @@ class EngineCore:
         try:
             results = self._runner.collect(ticket.launched) if ticket.launched else []
         except (torch.OutOfMemoryError, MemoryError):
-            logger.exception("out of memory reading %d sequences", len(ticket.plan.chunks))
+            _log_out_of_memory(ticket.plan)
         else:
             return self._settle(ticket, results)
         # Behind the except clause, so that its traceback no longer holds the tensors of the step.
@@ -242,7 +242,8 @@ class EngineCore:
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception:  # whatever an image does, it must not end the requests beside it
-            logger.exception("encoding %d images failed", len(images))
+            of = ", ".join(sorted({str(sequence.sequence_id) for sequence, _ in images}))
+            logger.exception("encoding %d images of %s failed", len(images), of)
             return False
         return True
 
@@ -317,6 +318,12 @@ def _output(
         num_cached_tokens=num_cached_tokens,
         finish_reason=sequence.finish_reason,
     )
+
+
+def _log_out_of_memory(plan: Plan) -> None:
+    """Logs the exception under way and the sequence that pays for it."""
+    ended = plan.chunks[-1].sequence.sequence_id
+    logger.exception("out of memory in a step of %d sequences; %s ends", len(plan.chunks), ended)
 
 
 def _needs(chunk: Chunk, keys: AbstractSet[bytes]) -> bool:

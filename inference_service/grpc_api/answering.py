@@ -1,25 +1,16 @@
-"""What the servicers that answer have in common: the served name, the deadline, the events.
-
-Owns the time that a request may take.
-"""
+"""What the servicers that generate have in common: the served name, the deadline, the events."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 import contextlib
-from typing import Any
-
-import grpc.aio
 
 from inference_service.backend.local import Completions
 from inference_service.domain import Event, Request
 from inference_service.errors import DeadlineError, ModelNotFoundError
-from inference_service.grpc_api.interceptors import caller_of_call
+from inference_service.grpc_api.call_context import this_call
 from inference_service.settings import ServiceSettings
-
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Answering:
@@ -40,28 +31,22 @@ class Answering:
             )
         return model.name
 
-    async def _events(self, asked: Request, context: Context) -> AsyncGenerator[Event, None]:
-        deadline = self._deadline(context)
-        answer = self._completions.answer(asked, caller_of_call.get())
+    async def _events(self, asked: Request) -> AsyncGenerator[Event, None]:
+        call = this_call()
+        answer = self._completions.answer(asked, call.caller)
         async with contextlib.aclosing(answer) as events:
             while True:
                 # Never across the yield: there the task is gRPC's, which would end the call without a status.
-                async with until(deadline):
+                async with until(call.deadline):
                     event = await anext(events, None)
                 if event is None:
                     return
                 yield event
 
-    def _deadline(self, context: Context) -> float | None:
-        """When a request without a deadline ends, in the loop's time; a caller's own cancels the call by itself."""
-        if context.time_remaining() is not None:
-            return None
-        return asyncio.get_running_loop().time() + self._settings.request_timeout_s
-
 
 @contextlib.asynccontextmanager
 async def until(deadline: float | None) -> AsyncIterator[None]:
-    """Ends what is inside at a moment of the loop's time.
+    """Ends what is inside at a moment of `time.monotonic()`, which is the loop's clock.
 
     Raises:
         DeadlineError: The moment has come.

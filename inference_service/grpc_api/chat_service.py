@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import contextlib
 
 from inference_service.domain import ChatRequest
-from inference_service.grpc_api.answering import Answering, Context, until
-from inference_service.grpc_api.interceptors import caller_of_call, request_id_of_call
+from inference_service.grpc_api.answering import Answering, until
+from inference_service.grpc_api.call_context import Context, this_call
 from inference_service.grpc_api.requests import chat_request
 from inference_service.grpc_api.responses import (
     gather,
@@ -29,8 +29,9 @@ class ChatServicer(Answering, chat_grpc.ChatServiceServicer):
         self, request: chat_pb.CreateChatCompletionRequest, context: Context
     ) -> chat_pb.CreateChatCompletionResponse:
         """Gathers the events of a request into one message."""
+        del context
         asked = self._domain_request(request.spec)
-        async with contextlib.aclosing(self._events(asked, context)) as events:
+        async with contextlib.aclosing(self._events(asked)) as events:
             whole = await gather(events, asked.model)
         return chat_pb.CreateChatCompletionResponse(**whole.fields())
 
@@ -38,8 +39,9 @@ class ChatServicer(Answering, chat_grpc.ChatServiceServicer):
         self, request: chat_pb.StreamChatCompletionRequest, context: Context
     ) -> AsyncIterator[chat_pb.StreamChatCompletionResponse]:
         """Sends every event as it comes."""
+        del context
         asked = self._domain_request(request.spec)
-        async with contextlib.aclosing(self._events(asked, context)) as events:
+        async with contextlib.aclosing(self._events(asked)) as events:
             async for event in events:
                 yield chat_pb.StreamChatCompletionResponse(**stream_fields(event, asked.model))
 
@@ -47,9 +49,11 @@ class ChatServicer(Answering, chat_grpc.ChatServiceServicer):
         self, request: chat_pb.CountTokensRequest, context: Context
     ) -> chat_pb.CountTokensResponse:
         """Does all that precedes the engine."""
+        del context
         asked = self._domain_request(request.spec)
-        async with until(self._deadline(context)):
-            prepared = await self._completions.count(asked, caller_of_call.get())
+        call = this_call()
+        async with until(call.deadline):
+            prepared = await self._completions.count(asked, call.caller)
         ids = prepared.prompt.token_ids if asked.return_prompt_token_ids else ()
         return chat_pb.CountTokensResponse(
             usage=usage_message(prepared.usage),
@@ -59,4 +63,4 @@ class ChatServicer(Answering, chat_grpc.ChatServiceServicer):
 
     def _domain_request(self, spec: chat_pb.ChatCompletionSpec) -> ChatRequest:
         model = self._canonical(spec.model)
-        return chat_request(spec, model, request_id_of_call.get(), self._settings)
+        return chat_request(spec, model, this_call().request_id, self._settings)

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import contextlib
 
 from inference_service.domain import RawRequest
-from inference_service.grpc_api.answering import Answering, Context
-from inference_service.grpc_api.interceptors import request_id_of_call
+from inference_service.grpc_api.answering import Answering
+from inference_service.grpc_api.call_context import Context, this_call
 from inference_service.grpc_api.requests import raw_request
 from inference_service.grpc_api.responses import gather, stream_fields
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
@@ -24,8 +24,9 @@ class CompletionServicer(Answering, completion_grpc.CompletionServiceServicer):
         self, request: completion_pb.CreateCompletionRequest, context: Context
     ) -> completion_pb.CreateCompletionResponse:
         """Gathers the events of a request into one message."""
+        del context
         asked = self._domain_request(request.spec)
-        async with contextlib.aclosing(self._events(asked, context)) as events:
+        async with contextlib.aclosing(self._events(asked)) as events:
             whole = await gather(events, asked.model)
         return completion_pb.CreateCompletionResponse(**whole.fields())
 
@@ -33,11 +34,12 @@ class CompletionServicer(Answering, completion_grpc.CompletionServiceServicer):
         self, request: completion_pb.StreamCompletionRequest, context: Context
     ) -> AsyncIterator[completion_pb.StreamCompletionResponse]:
         """Sends every event as it comes."""
+        del context
         asked = self._domain_request(request.spec)
-        async with contextlib.aclosing(self._events(asked, context)) as events:
+        async with contextlib.aclosing(self._events(asked)) as events:
             async for event in events:
                 yield completion_pb.StreamCompletionResponse(**stream_fields(event, asked.model))
 
     def _domain_request(self, spec: completion_pb.CompletionSpec) -> RawRequest:
         model = self._canonical(spec.model)
-        return raw_request(spec, model, request_id_of_call.get(), self._settings)
+        return raw_request(spec, model, this_call().request_id, self._settings)

@@ -1,6 +1,4 @@
-"""grpc.health.v1: what probes and clients are told.
-
-Owns the mapping of the engine's state to health.
+"""grpc.health.v1: the health that probes and clients see, from the state of the engine.
 
 `""`, every service and `readiness` are SERVING while the engine answers and the service does not drain. `liveness` is
 SERVING as long as the front can still bring the engine back: only FAILED ends it, so that a restart of the pod,

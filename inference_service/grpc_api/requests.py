@@ -138,6 +138,7 @@ def _common(
     _within(prompt_logprobs, 0, _MAX_LOGPROBS, "spec.logprobs.prompt_logprobs")
     n = spec.n if spec.HasField("n") else 1
     _within(n, 1, settings.max_n, "spec.n")
+    # Each option that is named like the field it asks for is the deprecated spelling of the other.
     return {
         "request_id": _request_id(spec.request_id or fallback_id),
         "model": model,
@@ -148,9 +149,11 @@ def _common(
         "top_logprobs": top_logprobs,
         "prompt_logprobs": prompt_logprobs,
         "n": n,
-        "return_token_ids": spec.response.token_ids,
-        "return_prompt_token_ids": spec.response.prompt_token_ids,
-        "return_prompt_text": spec.response.prompt_text,
+        "return_token_ids": spec.response.return_token_ids or spec.response.token_ids,
+        "return_prompt_token_ids": (
+            spec.response.return_prompt_token_ids or spec.response.prompt_token_ids
+        ),
+        "return_prompt_text": spec.response.return_prompt_text or spec.response.prompt_text,
         "keep_special_tokens": spec.response.keep_special_tokens,
         "grounding": spec.response.grounding,
         "min_pixels": _pixels(spec.media, "min_pixels", "spec.media"),

@@ -22,7 +22,7 @@ from inference_service.domain import (
     TokenLogprob,
     TokenUsage,
 )
-from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 
@@ -39,8 +39,8 @@ _REASONS = {
 class Whole:
     """All events of a request in the fields of a unary response."""
 
-    started: chat_pb.Started = field(default_factory=chat_pb.Started)
-    choices: list[chat_pb.Choice] = field(default_factory=list)
+    started: generation_pb.Started = field(default_factory=generation_pb.Started)
+    choices: list[generation_pb.Choice] = field(default_factory=list)
     usage: usage_pb.Usage = field(default_factory=usage_pb.Usage)
 
     def fields(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ async def gather(events: AsyncIterable[Event], model: str) -> Whole:
         match event:
             case Started():
                 whole.started = _started(event, model)
-                whole.choices = [chat_pb.Choice(index=index) for index in range(event.n)]
+                whole.choices = [generation_pb.Choice(index=index) for index in range(event.n)]
             case Delta():
                 _gather(whole.choices[event.choice_index], whole.started, event)
             case Finished():
@@ -73,7 +73,7 @@ async def gather(events: AsyncIterable[Event], model: str) -> Whole:
     return whole
 
 
-def _gather(choice: chat_pb.Choice, started: chat_pb.Started, delta: Delta) -> None:
+def _gather(choice: generation_pb.Choice, started: generation_pb.Started, delta: Delta) -> None:
     choice.text += delta.text
     choice.token_ids.extend(delta.token_ids)
     choice.logprobs.extend(map(_logprob_entry, delta.logprobs))
@@ -86,7 +86,7 @@ def stream_fields(event: Event, model: str) -> dict[str, Any]:
         case Started():
             return {"started": _started(event, model)}
         case Delta():
-            delta = chat_pb.Delta(
+            delta = generation_pb.Delta(
                 choice_index=event.choice_index,
                 text=event.text,
                 token_ids=event.token_ids,
@@ -95,7 +95,7 @@ def stream_fields(event: Event, model: str) -> dict[str, Any]:
             )
             return {"delta": delta}
         case Finished():
-            finished = chat_pb.Finished(
+            finished = generation_pb.Finished(
                 choice_index=event.choice_index,
                 reason=_REASONS[event.reason],
                 stop_detail=_stop_detail(event.trigger),
@@ -106,9 +106,9 @@ def stream_fields(event: Event, model: str) -> dict[str, Any]:
             return {"usage": usage_message(event)}
 
 
-def _started(event: Started, model: str) -> chat_pb.Started:
+def _started(event: Started, model: str) -> generation_pb.Started:
     options = event.sampling
-    settings = chat_pb.EffectiveSettings(
+    settings = generation_pb.EffectiveSettings(
         sampling=sampling_pb.SamplingOptions(
             temperature=options.temperature,
             top_p=options.top_p,
@@ -130,7 +130,7 @@ def _started(event: Started, model: str) -> chat_pb.Started:
         ),
         n=event.n,
     )
-    return chat_pb.Started(
+    return generation_pb.Started(
         request_id=event.request_id,
         model=model,
         created=event.created,

@@ -6,12 +6,12 @@ Owns the order of steps: read, check, translate, call, answer.
 from __future__ import annotations
 
 from typing import Final
-import uuid
 
 from fastapi import APIRouter, Request, Response
 import grpc
 import orjson
 
+from qwenvl.observability import name_call
 from rest_adapter import translate
 from rest_adapter.errors import from_rpc
 from rest_adapter.routes.body import read, while_connected
@@ -30,7 +30,7 @@ async def create_chat_completion(request: Request) -> Response:
     state = shared(request)
     spec = translate.to_spec(chat, max_media_bytes=state.settings.max_media_mib * 2**20)
     # Not the `x-request-id` header: a gateway may send one for several requests.
-    spec.request_id = spec.request_id or uuid.uuid4().hex
+    spec.request_id = name_call(spec.request_id)
     paths = translate.FieldPaths(chat)
     asker = caller(request)
     try:

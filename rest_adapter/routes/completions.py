@@ -6,12 +6,12 @@ Owns the order of steps: read, check, translate, call, answer.
 from __future__ import annotations
 
 from typing import Final
-import uuid
 
 from fastapi import APIRouter, Request, Response
 import grpc
 import orjson
 
+from qwenvl.observability import name_call
 from rest_adapter import translate_raw
 from rest_adapter.errors import from_rpc
 from rest_adapter.routes.body import read, while_connected
@@ -29,7 +29,7 @@ async def create_completion(request: Request) -> Response:
     """Continues raw prompts, whole or as a stream."""
     asked = await read(request, parse_completion)
     state = shared(request)
-    request_id = asked.request_id or uuid.uuid4().hex
+    request_id = name_call(asked.request_id or "")
     specs = translate_raw.to_specs(
         asked, request_id, max_media_bytes=state.settings.max_media_mib * 2**20
     )

@@ -16,6 +16,7 @@ import pytest
 from benchmarks import doors, serve
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 
@@ -172,9 +173,9 @@ class FakeService(chat_grpc.ChatServiceServicer, model_grpc.ModelServiceServicer
     async def StreamChatCompletion(self, request, context):  # noqa: N802 - the contract's name
         self.specs.append(request.spec)
         event = chat_pb.StreamChatCompletionResponse
-        yield event(started=chat_pb.Started(model="first"))
+        yield event(started=generation_pb.Started(model="first"))
         for ids in ([1], [2, 3]):
-            yield event(delta=chat_pb.Delta(token_ids=ids))
+            yield event(delta=generation_pb.Delta(token_ids=ids))
 
 
 class FakeAdapter:

@@ -59,7 +59,7 @@ async def test_control_tokens_in_a_raw_prompt_are_control_tokens(door: Door) -> 
 async def test_token_ids_go_as_they_are(door: Door) -> None:
     ids = [5, 258, 72, 257]
     response = await create(
-        door, spec_of(ids, response={"prompt_token_ids": True, "prompt_text": True})
+        door, spec_of(ids, response={"return_prompt_token_ids": True, "return_prompt_text": True})
     )
     assert list(door.engine.requests[-1].prompt_token_ids) == ids
     assert list(response.started.prompt_token_ids) == ids

@@ -126,8 +126,8 @@ def test_other_extensions() -> None:
         request_id="mine",
     )
     assert spec.n == 3
-    assert spec.response.token_ids
-    assert spec.response.prompt_token_ids
+    assert spec.response.return_token_ids
+    assert spec.response.return_prompt_token_ids
     assert spec.response.keep_special_tokens
     assert not spec.template.add_generation_prompt
     assert spec.template.continue_final_message
