@@ -163,7 +163,7 @@ class ChatRequest(_Request):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RawRequest(_Request):
+class TextCompletionRequest(_Request):
     """A validated request of CompletionService.
 
     Attributes:
@@ -185,7 +185,7 @@ class RawRequest(_Request):
         return "spec.text" if isinstance(self.prompt, str) else "spec.token_ids"
 
 
-Request = ChatRequest | RawRequest
+Request = ChatRequest | TextCompletionRequest
 
 
 class EndReason(Enum):

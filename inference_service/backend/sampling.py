@@ -11,7 +11,7 @@ import secrets
 from typing import TypeVar
 
 from inference_service.backend.defaults import SamplingDefaults
-from inference_service.domain import RawRequest, Request, SamplingOptions
+from inference_service.domain import Request, SamplingOptions, TextCompletionRequest
 from inference_service.engine_protocol.messages import SamplingParams
 from inference_service.errors import ContextLengthError, InvalidArgumentError
 
@@ -73,7 +73,7 @@ def check_token_ids(request: Request, vocab_size: int) -> None:
         "spec.sampling.logit_bias": [token_id for token_id, _ in request.sampling.logit_bias],
         "spec.stop.token_ids": request.stop_token_ids,
     }
-    if isinstance(request, RawRequest) and not isinstance(request.prompt, str):
+    if isinstance(request, TextCompletionRequest) and not isinstance(request.prompt, str):
         named["spec.token_ids"] = request.prompt
     for field, token_ids in named.items():
         if max(token_ids, default=0) >= vocab_size:
@@ -84,7 +84,7 @@ def check_token_ids(request: Request, vocab_size: int) -> None:
 
 def _answer_tokens(request: Request, defaults: SamplingDefaults) -> int | None:
     """The longest answer where the request names none; None = as long as there is room."""
-    if defaults.max_tokens is None and isinstance(request, RawRequest):
+    if defaults.max_tokens is None and isinstance(request, TextCompletionRequest):
         return _RAW_ANSWER_TOKENS
     return defaults.max_tokens
 

@@ -18,9 +18,9 @@ from inference_service.domain import (
     ImagePart,
     Media,
     Part,
-    RawRequest,
     Role,
     SamplingOptions,
+    TextCompletionRequest,
     TextPart,
     VideoPart,
 )
@@ -105,9 +105,9 @@ def chat_request(
     return request
 
 
-def raw_request(
+def text_completion_request(
     spec: completion_pb.CompletionSpec, model: str, fallback_id: str, settings: ServiceSettings
-) -> RawRequest:
+) -> TextCompletionRequest:
     """Validates a request to continue a raw prompt; arguments and errors as `chat_request`."""
     kind = spec.WhichOneof("prompt")
     if kind is None:
@@ -122,7 +122,9 @@ def raw_request(
         _image(image, f"spec.images[{index}]") for index, image in enumerate(spec.images)
     )
     _check_images(images, "spec.images", settings)
-    return RawRequest(prompt=prompt, images=images, **_common(spec, model, fallback_id, settings))
+    return TextCompletionRequest(
+        prompt=prompt, images=images, **_common(spec, model, fallback_id, settings)
+    )
 
 
 def _common(
