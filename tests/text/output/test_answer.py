@@ -20,6 +20,7 @@ from inference_service.domain import (
 from inference_service.engine_protocol.messages import FinishReason, SequenceOutput, TokenLogprobs
 from inference_service.model_spec import BoxNotation
 from inference_service.text.output.answer import Answer
+from inference_service.text.output.boxes import tag_tokens
 from inference_service.text.tokenizer import Tokenizer
 from tests.support.cuts import cut
 from tests.support.qwen_text import SPECIAL, token_id
@@ -30,6 +31,7 @@ IMAGE = ImageInfo(
 )
 TAGGED = "<|object_ref_start|>圆<|object_ref_end|><|box_start|>(100,200),(500,400)<|box_end|>"
 JSON = '{"bbox_2d": [10, 20, 30, 40], "label": "🧿"}'
+NOTATIONS = [BoxNotation.OBJECT_REF, BoxNotation.JSON_PER_MILLE, BoxNotation.NONE]
 ENDS = {FinishReason.EOS: token_id("<|im_end|>"), FinishReason.STOP_TOKEN: 7}
 
 
@@ -92,7 +94,8 @@ def answers(draw: st.DrawFn, tokenizer: Tokenizer) -> list[int]:
     parts = draw(
         st.lists(
             st.one_of(
-                st.sampled_from([TAGGED, JSON, *SPECIAL]).map(tokenizer.encode),
+                st.sampled_from([TAGGED, JSON]).map(tokenizer.encode),
+                st.sampled_from(SPECIAL).map(tokenizer.encode),
                 st.text(max_size=6).map(tokenizer.encode_plain),
                 st.lists(st.integers(0, tokenizer.vocab_size + 2), max_size=4),
             ),
@@ -100,6 +103,37 @@ def answers(draw: st.DrawFn, tokenizer: Tokenizer) -> list[int]:
         )
     )
     return [token for part in parts for token in part]
+
+
+def shown_text(
+    tokenizer: Tokenizer, ids: list[int], request: TextCompletionRequest, notation: BoxNotation
+) -> str:
+    """The text of all tokens at once, without a stop string."""
+    tags = tag_tokens(notation) if request.grounding else ()
+    hidden = tokenizer.hidden_ids - {tokenizer.special_tokens.get(tag) for tag in tags}
+    return tokenizer.decode(
+        [i for i in ids if request.keep_special_tokens or i not in hidden],
+        skip_special_tokens=False,
+    )
+
+
+def assert_text_and_end(
+    got: Seen, request: TextCompletionRequest, text: str, reason: FinishReason
+) -> None:
+    """The stop string that is complete first ends the answer, else what the engine says."""
+    assert got.end is not None
+    ends = [(at + len(one), at, one) for one in request.stop_strings if (at := text.find(one)) >= 0]
+    if ends:
+        end, start, wanted = min(ends)
+        assert got.text == text[: end if request.include_stop_string else start]
+        assert got.end.trigger == StopTrigger(stop_string=wanted)
+        assert got.end.reason is EndReason.STOP
+    else:
+        assert got.text == text
+        assert got.end.trigger.stop_string is None
+        assert (got.end.reason is EndReason.STOP) == (reason in ENDS)
+        if reason in ENDS:
+            assert got.token_ids[-1] == ENDS[reason]
 
 
 @given(data=st.data())
@@ -123,7 +157,7 @@ def test_cutting_changes_nothing(tokenizer: Tokenizer, data: st.DataObject) -> N
         return_token_ids=True,
         prompt_logprobs=0,
     )
-    notation = data.draw(st.sampled_from(BoxNotation), "notation")
+    notation = data.draw(st.sampled_from(NOTATIONS), "notation")
     reason = data.draw(st.sampled_from([r for r in FinishReason if r is not FinishReason.ERROR]))
     entries = data.draw(st.booleans(), "log probabilities")
     lengths = data.draw(st.lists(st.integers(0, 4), max_size=20), "lengths")
@@ -133,6 +167,7 @@ def test_cutting_changes_nothing(tokenizer: Tokenizer, data: st.DataObject) -> N
         return seen(answer, outputs_of(ids, reason, lengths, entries=entries))
 
     whole = run([])
+    assert_text_and_end(whole, request, shown_text(tokenizer, ids, request, notation), reason)
     assert run(lengths) == whole
     assert run([1] * len(ids)) == whole
     assert whole.completion_tokens == len(whole.token_ids)

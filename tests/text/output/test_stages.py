@@ -47,7 +47,7 @@ STAGES: dict[str, Callable[[Tokenizer], Stage]] = {
     "detokenise": lambda tokenizer: Detokenizer(tokenizer, skip_special_tokens=True),
     "detokenise all": lambda tokenizer: Detokenizer(tokenizer, skip_special_tokens=False),
     "stop strings": lambda _: StopStringFilter(["bbox", ", ", "\u5706"], include=False),
-    "included stop strings": lambda _: StopStringFilter([", 4", "5"], include=True),
+    "included stop strings": lambda _: StopStringFilter([", 2", "abel"], include=True),
     "boxes": lambda _: BoxReader(BoxNotation.JSON_PER_MILLE, (IMAGE,)),
 }
 TEXTS = st.lists(st.one_of(st.sampled_from(BOX), st.just(BOX), st.text(max_size=4)), max_size=20)
