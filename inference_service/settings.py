@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, Field
 from pydantic_core import PydanticCustomError
 
+from inference_service.sampling import RANGES
 from qwenvl.flags import FlagSettings
 from qwenvl.observability import LogFormat, LogLevel
 
@@ -27,6 +28,23 @@ def _check_device(text: str) -> str:
             "write auto, cpu, cuda, cuda:N, or several GPUs and nothing else: cuda:0,cuda:1",
         )
     return text
+
+
+def _sampling_default(name: str, otherwise: str = "") -> Any:
+    """The flag for the default of a sampling setting, whose range it has.
+
+    Args:
+        name: Of the setting; the field is called `default_<name>`.
+        otherwise: Whose default holds where the flag is not given; empty = OpenAI's.
+    """
+    limits = RANGES[name]
+    return Field(
+        None,
+        ge=limits.minimum,
+        le=limits.maximum,
+        description=f"{name} where the request names none"
+        + (otherwise and f"; none = {otherwise}"),
+    )
 
 
 DeviceName = Annotated[str, AfterValidator(_check_device)]
@@ -93,32 +111,17 @@ class ServiceSettings(FlagSettings):
     max_tokens_default: Positive | None = Field(
         None,
         validation_alias=AliasChoices("max_tokens_default", "default_max_tokens"),
-        description="answer length where the request names none; none = rest of the context, 16 for a raw prompt",
+        description="answer length where the request names none; none = rest of the context, 16 for a text completion",
     )
-    default_temperature: float | None = Field(
-        None, ge=0, le=2, description="temperature where the request names none; none = the model's"
+    default_temperature: float | None = _sampling_default("temperature", "the model's")
+    default_top_p: float | None = _sampling_default("top_p", "the model's")
+    default_top_k: int | None = _sampling_default("top_k", "the model's")
+    default_min_p: float | None = _sampling_default("min_p")
+    default_repetition_penalty: float | None = _sampling_default(
+        "repetition_penalty", "the model's"
     )
-    default_top_p: float | None = Field(
-        None, gt=0, le=1, description="top_p where the request names none; none = the model's"
-    )
-    default_top_k: int | None = Field(
-        None, ge=-1, description="top_k where the request names none; none = the model's"
-    )
-    default_min_p: float | None = Field(
-        None, ge=0, le=1, description="min_p where the request names none"
-    )
-    default_repetition_penalty: float | None = Field(
-        None,
-        gt=0,
-        le=10,
-        description="repetition_penalty where the request names none; none = the model's",
-    )
-    default_presence_penalty: float | None = Field(
-        None, ge=-2, le=2, description="presence_penalty where the request names none"
-    )
-    default_frequency_penalty: float | None = Field(
-        None, ge=-2, le=2, description="frequency_penalty where the request names none"
-    )
+    default_presence_penalty: float | None = _sampling_default("presence_penalty")
+    default_frequency_penalty: float | None = _sampling_default("frequency_penalty")
     tutorial_defaults: bool = Field(
         False, description="max_tokens 1024 and temperature 0.7 where neither request nor flag says"
     )

@@ -41,18 +41,12 @@ _FINISH_REASONS: Final = {
     usage_pb.FINISH_REASON_CONTEXT_LENGTH: "length",
     usage_pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
-_SAMPLING_FIELDS: Final = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "min_tokens",
-    "ignore_eos",
+_SAMPLING_FIELDS: Final = tuple(
+    field.name
+    for field in sampling_pb.SamplingOptions.DESCRIPTOR.fields
+    if field.name not in {"max_tokens", "logit_bias"}
 )
+"""The settings that JSON spells as the proto does."""
 LEAST_LOGPROB: Final = -9999.0
 """What JSON gets for minus infinity, which it cannot spell."""
 

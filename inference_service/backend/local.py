@@ -12,7 +12,7 @@ import dataclasses
 from dataclasses import dataclass, field
 import time
 
-from inference_service.backend.defaults import SamplingDefaults
+from inference_service.backend.defaults import operator_defaults
 from inference_service.backend.sampling import check_token_ids, effective_options, engine_params
 from inference_service.backend.served_model import ServedModel
 from inference_service.domain import (
@@ -113,7 +113,7 @@ class Completions:
         self.model = model
         self.engine = engine
         self._settings = settings
-        self._defaults = SamplingDefaults.from_settings(settings).over(model.defaults)
+        self._defaults = operator_defaults(settings).over(model.defaults)
         self._fetcher = fetcher
         self._decoder = decoder
         # Bounds the memory of files that are fetched but not decoded yet.

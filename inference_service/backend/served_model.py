@@ -10,10 +10,11 @@ import hashlib
 from pathlib import Path
 import time
 
-from inference_service.backend.defaults import SamplingDefaults
+from inference_service.backend.defaults import model_defaults
 from inference_service.families.registry import FAMILIES, load_spec
 from inference_service.families.text import load_text
 from inference_service.model_spec import BoxNotation, ModelSpec
+from inference_service.sampling import SamplingOptions
 from inference_service.text.prompt import PromptBuilder
 from inference_service.text.tokenizer import Tokenizer
 
@@ -37,7 +38,7 @@ class ServedModel:
     spec: ModelSpec
     tokenizer: Tokenizer
     prompts: PromptBuilder
-    defaults: SamplingDefaults
+    defaults: SamplingOptions
     revision: str
     created: int
 
@@ -87,7 +88,7 @@ class ServedModel:
             spec=spec,
             tokenizer=tokenizer,
             prompts=builder,
-            defaults=SamplingDefaults.from_dir(directory),
+            defaults=model_defaults(directory),
             revision=revision,
             created=int(time.time()),
         )

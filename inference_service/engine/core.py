@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set as AbstractSet
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 import logging
 from pathlib import Path
@@ -189,7 +190,7 @@ class EngineCore:
             chunks = [chunk for chunk in plan.chunks if not _needs(chunk, broken)]
             launched = self._runner.launch(chunks) if chunks else None
         except (torch.OutOfMemoryError, MemoryError):
-            _log_out_of_memory(plan)
+            logger.exception("out of memory in a step; sequence %s ends", _last(plan))
             return Ticket(plan, out_of_memory=True)
         return Ticket(plan, broken, launched)
 
@@ -203,7 +204,7 @@ class EngineCore:
         try:
             results = self._runner.collect(ticket.launched) if ticket.launched else []
         except (torch.OutOfMemoryError, MemoryError):
-            _log_out_of_memory(ticket.plan)
+            logger.exception("out of memory reading a step; %s ends", _last(ticket.plan))
         else:
             return self._settle(ticket, results)
         # Behind the except clause, so that its traceback no longer holds the tensors of the step.
@@ -320,10 +321,9 @@ def _output(
     )
 
 
-def _log_out_of_memory(plan: Plan) -> None:
-    """Logs the exception under way and the sequence that pays for it."""
-    ended = plan.chunks[-1].sequence.sequence_id
-    logger.exception("out of memory in a step of %d sequences; %s ends", len(plan.chunks), ended)
+def _last(plan: Plan) -> str:
+    """The sequence that ends where a step runs out of memory."""
+    return plan.chunks[-1].sequence.sequence_id
 
 
 def _needs(chunk: Chunk, keys: AbstractSet[bytes]) -> bool:

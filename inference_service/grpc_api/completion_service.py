@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 import contextlib
 
-from inference_service.domain import RawRequest
+from inference_service.domain import TextCompletionRequest
 from inference_service.grpc_api.answering import Answering
 from inference_service.grpc_api.call_context import Context, this_call
-from inference_service.grpc_api.requests import raw_request
+from inference_service.grpc_api.requests import text_completion_request
 from inference_service.grpc_api.responses import gather, stream_fields
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
@@ -40,6 +40,6 @@ class CompletionServicer(Answering, completion_grpc.CompletionServiceServicer):
             async for event in events:
                 yield completion_pb.StreamCompletionResponse(**stream_fields(event, asked.model))
 
-    def _domain_request(self, spec: completion_pb.CompletionSpec) -> RawRequest:
+    def _domain_request(self, spec: completion_pb.CompletionSpec) -> TextCompletionRequest:
         model = self._canonical(spec.model)
-        return raw_request(spec, model, this_call().request_id, self._settings)
+        return text_completion_request(spec, model, this_call().request_id, self._settings)

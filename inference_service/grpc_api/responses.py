@@ -22,6 +22,7 @@ from inference_service.domain import (
     TokenLogprob,
     TokenUsage,
 )
+from inference_service.sampling import SCALARS, Sampling
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
@@ -107,22 +108,8 @@ def stream_fields(event: Event, model: str) -> dict[str, Any]:
 
 
 def _started(event: Started, model: str) -> generation_pb.Started:
-    options = event.sampling
     settings = generation_pb.EffectiveSettings(
-        sampling=sampling_pb.SamplingOptions(
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            min_p=options.min_p,
-            repetition_penalty=options.repetition_penalty,
-            presence_penalty=options.presence_penalty,
-            frequency_penalty=options.frequency_penalty,
-            seed=options.seed,
-            max_tokens=options.max_tokens,
-            min_tokens=options.min_tokens,
-            ignore_eos=options.ignore_eos,
-            logit_bias=dict(options.logit_bias),
-        ),
+        sampling=_sampling(event.sampling),
         stop=sampling_pb.StopOptions(
             strings=event.stop_strings,
             token_ids=event.stop_token_ids,
@@ -140,6 +127,13 @@ def _started(event: Started, model: str) -> generation_pb.Started:
         prompt_token_ids=event.prompt_token_ids,
         prompt_text=event.prompt_text,
     )
+
+
+def _sampling(sampling: Sampling) -> sampling_pb.SamplingOptions:
+    message = sampling_pb.SamplingOptions(logit_bias=dict(sampling.logit_bias))
+    for name in SCALARS:
+        setattr(message, name, getattr(sampling, name))
+    return message
 
 
 def usage_message(usage: TokenUsage) -> usage_pb.Usage:

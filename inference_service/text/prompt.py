@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import hashlib
 from typing import Protocol
 
-from inference_service.domain import ChatRequest, RawRequest, Request
+from inference_service.domain import ChatRequest, Request, TextCompletionRequest
 from inference_service.engine_protocol.messages import ImageSpan
 from inference_service.errors import ContextLengthError, InternalError, InvalidArgumentError
 from inference_service.media.decode import ProcessedImage
@@ -111,7 +111,7 @@ class PromptBuilder:
             ContextLengthError: The prompt is absurdly long.
             InternalError: An image or video does not stand in the prompt once.
         """
-        if isinstance(request, RawRequest):
+        if isinstance(request, TextCompletionRequest):
             written = self._raw(request)
         else:
             written = self._chat.write(request)
@@ -123,7 +123,7 @@ class PromptBuilder:
     def _is_video(self, token_id: int) -> bool:
         return token_id == self._video_placeholder
 
-    def _raw(self, request: RawRequest) -> WrittenChat:
+    def _raw(self, request: TextCompletionRequest) -> WrittenChat:
         """A raw prompt is no user's text in ours: control tokens spelled in it are control tokens."""
         prompt = request.prompt
         if isinstance(prompt, str) and len(prompt) > MAX_CHARACTERS:

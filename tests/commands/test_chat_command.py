@@ -100,7 +100,7 @@ async def test_boxes_are_drawn_on_the_image(
         (("--image", "{tmp}/no.png", "x"), "no.png"),
         (("--image", "{tmp}", "x"), "Is a directory"),
         (("--model", "other", "x"), "'other' is not served here"),
-        (("--temperature", "9", "x"), "temperature must be between 0 and 2"),
+        (("--temperature", "9", "x"), "temperature is 9, but must be between 0 and 2"),
         (("--api-key-file", "{tmp}/no-key", "x"), "no-key"),
         (
             ("--image", "{image}", "--draw", "{tmp}/out.png", "--font", "{image}", BOX),

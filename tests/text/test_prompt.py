@@ -12,8 +12,8 @@ from inference_service.domain import (
     ChatMessage,
     ChatRequest,
     ImagePart,
-    RawRequest,
     Role,
+    TextCompletionRequest,
     TextPart,
     VideoPart,
 )
@@ -239,6 +239,8 @@ def test_a_template_that_hides_or_exchanges(tokenizer):
 
 
 def test_raw_prompts_have_no_videos(tokenizer):
-    request = RawRequest(request_id="r", model="m", prompt="<|video_pad|>", images=(IMAGE,))
+    request = TextCompletionRequest(
+        request_id="r", model="m", prompt="<|video_pad|>", images=(IMAGE,)
+    )
     with pytest.raises(InvalidArgumentError):
         build(tokenizer).build(request, [image(1, 1)])
