@@ -1,11 +1,10 @@
-"""The contract: generated stubs of `qwenvl.inference.v1`, the error table and the typed client.
-
-Owns what both the inference service and its callers share.
-"""
+"""The contract: generated stubs of `qwenvl.inference.v1`, the error table and the typed clients."""
 
 from __future__ import annotations
 
-from qwenvl.client import Answer, Client, Error
+from qwenvl.async_client import AsyncClient
+from qwenvl.client import Client, Error
+from qwenvl.specs import Answer
 
 
-__all__ = ["Answer", "Client", "Error"]
+__all__ = ["Answer", "AsyncClient", "Client", "Error"]

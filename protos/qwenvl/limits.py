@@ -1,7 +1,4 @@
-"""Limits that both ends of a call must agree on.
-
-Owns the numbers.
-"""
+"""Limits that both ends of a call must agree on."""
 
 from __future__ import annotations
 
