@@ -25,7 +25,7 @@ from rest_adapter.state import Shared
 
 
 DIALECTS: Final = (OPENAI,)
-"""All dialects that are served; the first one words the errors of paths that belong to none."""
+"""The dialects that are served; the first one also words the errors of all other paths."""
 
 _HTTP_ERRORS: Final = {
     404: ("This path does not exist.", "NOT_FOUND"),
@@ -38,7 +38,7 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
 
     Args:
         settings: The adapter's settings.
-        dialects: The dialects to serve, at least one; the first has the paths of none.
+        dialects: The dialects to serve, at least one; the first also words the errors of all other paths.
 
     Raises:
         OSError: The API key file cannot be read.

@@ -83,7 +83,7 @@ def invalid(message: str, param: str | None, reason: str = "INVALID_ARGUMENT") -
 
 
 def unsupported(param: str) -> ApiError:
-    """A field that is known, and not served: 400, never silent."""
+    """A field that is known and not supported: 400, never ignored silently."""
     return invalid(f"'{param}' is not supported.", param, "UNSUPPORTED_PARAMETER")
 
 

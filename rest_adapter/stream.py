@@ -1,6 +1,6 @@
 """An answer as Server-Sent Events: events pass to the client until they end or the client goes away.
 
-What an event looks like is the writer's business, how a stream ends the dialect's.
+The route says what an event looks like, its dialect how a stream ends.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class EventStream(Response, Generic[_Event]):
         except ApiError as error:
             last = dialect.render_error_event(error)
         except Exception:
-            # The status line is out, so the caller can only be told here; the log gets the rest.
+            # The status line has been sent, so the error can only be an event; the log gets the rest.
             await self._send(send, dialect.render_error_event(internal()), more=False)
             raise
         await self._send(send, last, more=False)

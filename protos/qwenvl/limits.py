@@ -6,4 +6,4 @@ from typing import Final
 
 
 MAX_MESSAGE_BYTES: Final = 32 * 2**20
-"""Largest message in either direction; `GetServerInfo` tells it."""
+"""Largest message in either direction; `GetServerInfo` reports it."""

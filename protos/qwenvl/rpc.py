@@ -67,7 +67,7 @@ def channel_options(*, retry_unavailable: bool) -> list[tuple[str, str | int]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RpcFailure:
-    """What a failed call tells.
+    """Why a call failed.
 
     Attributes:
         code: Status of the call.
@@ -87,7 +87,7 @@ class RpcFailure:
 
     @property
     def is_worth_another_replica(self) -> bool:
-        """Whether another replica may answer: nobody was reached, or the service is shutting down.
+        """Whether another replica may answer: no service was reached, or the service is shutting down.
 
         A service that gives another reason is believed: a request that kills engines must not be carried to the
         next one.

@@ -1,4 +1,4 @@
-"""What a request of the wrong shape is told: the field as the caller wrote it, and what is wrong with it."""
+"""Checks the shape of a request; an error names the field as the caller wrote it."""
 
 from __future__ import annotations
 

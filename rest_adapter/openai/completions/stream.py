@@ -88,7 +88,7 @@ class CompletionChunkWriter:
         self._forms = [LegacyLogprobs(count) for _ in range(self._n)]
 
     def _opening(self, prompt: int) -> bytes:
-        """What tells of the prompt, once: before anything else of its answers."""
+        """The chunks about the prompt itself, once, before any other of its answers."""
         if not self._opens:
             return b""
         self._opens = False

@@ -50,7 +50,7 @@ def to_specs(
 
     Args:
         request: The checked JSON.
-        request_id: The request's id; where there are several prompts, each has its number behind it.
+        request_id: The request's id; where there are several prompts, `-0`, `-1`, ... is appended.
         max_media_bytes: Maximum bytes of all decoded images together.
 
     Raises:
@@ -76,7 +76,7 @@ def to_specs(
 
 
 def only_prompt(request: CompletionRequest) -> bool:
-    """Whether the prompt's own log probabilities are all that is asked for: an echo with no token behind it."""
+    """Whether only the prompt is asked for (to score it): an echo with no token after it."""
     return bool(request.echo) and request.max_tokens == 0
 
 
@@ -166,8 +166,8 @@ def without_answer(
     """An event of a stream without what is generated after the prompt."""
     match event.WhichOneof("event"):
         case "delta":
-            told = chat_pb.Delta(prompt_logprobs=event.delta.prompt_logprobs)
-            return completion_pb.StreamCompletionResponse(delta=told)
+            delta = chat_pb.Delta(prompt_logprobs=event.delta.prompt_logprobs)
+            return completion_pb.StreamCompletionResponse(delta=delta)
         case "finished":
             finished = chat_pb.Finished(
                 choice_index=event.finished.choice_index, reason=usage_pb.FINISH_REASON_LENGTH
