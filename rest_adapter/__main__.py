@@ -1,7 +1,4 @@
-"""The command `rest-adapter`: settings, logs, and the HTTP server.
-
-Owns the process.
-"""
+"""The command `rest-adapter`: settings, logs, and the HTTP server."""
 
 from __future__ import annotations
 
@@ -51,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     parser = argparse.ArgumentParser(
-        prog="rest-adapter", description="OpenAI-compatible door of an inference-service."
+        prog="rest-adapter", description="OpenAI-compatible REST API of an inference-service."
     )
     AdapterSettings.add_flags(parser)
     settings = AdapterSettings.load(vars(parser.parse_args(argv)), os.environ)

@@ -1,7 +1,4 @@
-"""What every request goes through before a route sees it: an id, a log line, and limits of its body.
-
-Owns pure ASGI layers.
-"""
+"""ASGI layers around all routes: a request id with a log line, and limits on the body."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwenvl.observability import CONTEXT_HEADERS, CallContext, current_call, enter_call
+from rest_adapter.dialect import error_response
 from rest_adapter.errors import ApiError, too_large
 
 
@@ -28,15 +26,6 @@ def header_of(scope: Scope, name: bytes) -> str | None:
         if key == name:
             return str(value, "latin-1")
     return None
-
-
-async def send_error(send: Send, error: ApiError) -> None:
-    """Answers with an OpenAI error body outside any route."""
-    body = error.body()
-    headers = {"content-type": "application/json", "content-length": str(len(body))} | error.headers
-    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
 
 
 class RequestLog:
@@ -89,7 +78,7 @@ class RequestLog:
 
 
 class BodyLimit:
-    """Refuses bodies that are too large or come too slowly, before anybody keeps them.
+    """Refuses bodies that are too large or come too slowly, before they are kept.
 
     An oversized body is read on for a while and forgotten, so that the client, which still writes, sees the 413 instead
     of a reset connection.
@@ -107,7 +96,8 @@ class BodyLimit:
             return
         length = header_of(scope, b"content-length") or "0"
         if length.isdecimal() and int(length) > self._max_bytes:
-            await send_error(send, await self._too_large(receive, 0))
+            refusal = error_response(scope, await self._too_large(receive, 0))
+            await refusal(scope, receive, send)
             return
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         received, more = 0, True
@@ -120,7 +110,8 @@ class BodyLimit:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise _closing(ApiError(408, "The body came too slowly.", code="timeout")) from None
+                error = ApiError(408, "The body came too slowly.", reason="BODY_TIMEOUT")
+                raise _closing(error) from None
             received += len(message.get("body", b""))
             more = message.get("more_body", False)
             if received > self._max_bytes:
@@ -142,6 +133,6 @@ class BodyLimit:
 
 
 def _closing(error: ApiError) -> ApiError:
-    """What follows on this connection is the rest of a body, not a request."""
+    """Closes the connection: what follows on it is the rest of a body, not a request."""
     error.headers["connection"] = "close"
     return error

@@ -1,23 +1,26 @@
-"""The contract: generated stubs of `qwenvl.inference.v1`, the error table and the typed client.
+"""The contract: generated stubs of `qwenvl.inference.v1`, the error table and the typed clients.
 
-The client is imported when it is first used: the engine process shares this package and needs no gRPC.
+The clients are imported when they are first used: the engine process shares this package and needs no gRPC.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from qwenvl.client import Answer, Client, Error
+    from qwenvl.async_client import AsyncClient
+    from qwenvl.client import Client, Error
+    from qwenvl.specs import Answer
 
 
-__all__ = ["Answer", "Client", "Error"]
+__all__ = ["Answer", "AsyncClient", "Client", "Error"]
+
+_MODULES = {"Answer": "specs", "AsyncClient": "async_client", "Client": "client", "Error": "client"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from qwenvl import client  # noqa: PLC0415 - see above
-
-    return getattr(client, name)
+    return getattr(import_module(f"qwenvl.{_MODULES[name]}"), name)

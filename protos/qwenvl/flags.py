@@ -1,7 +1,6 @@
 """How a settings class becomes command-line flags and `QWENVL_*` variables, in both programs alike.
 
-Owns parsing, merging and error texts. Needs pydantic, which the extras
-`[adapter]` and `[inference]` install; nothing else in this package imports it.
+Needs pydantic, which the extras `[adapter]` and `[inference]` install; nothing else in this package imports it.
 
 A field `max_num_seqs` is the flag `--max-num-seqs` and the variable `QWENVL_MAX_NUM_SEQS`; a flag wins over the
 variable. An alias (`AliasChoices`) is a second flag and a second variable. Lists are several words after the flag, and

@@ -239,7 +239,7 @@ class FakeChat(chat_grpc.ChatServiceServicer):
         return response
 
 
-class FakeRaw(completion_grpc.CompletionServiceServicer):
+class FakeCompletions(completion_grpc.CompletionServiceServicer):
     """Choice i answers with the prompt i + 1 times over; the first token of choice 1 is early."""
 
     def __init__(self, seen: Seen) -> None:
