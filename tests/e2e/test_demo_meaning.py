@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from inference_service.demo.evaluate import SHARES, examine
-from inference_service.demo.naming import ZH_COLOUR, ZH_KIND
-from inference_service.demo.trials import iou, unseen_trials
+from demo_training.evaluate import SHARES, examine
+from demo_training.naming import ZH_COLOUR, ZH_KIND
+from demo_training.trials import iou, unseen_trials
 from qwenvl import Client
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.e2e.conftest import Served
@@ -286,7 +286,7 @@ def test_unseen_pictures_of_its_own(client: Client, task: str) -> None:
 
 
 def test_the_examination_prints_every_task(served: Served) -> None:
-    command = [sys.executable, "-m", "inference_service.demo.evaluate", "--pictures", "40"]
+    command = [sys.executable, "-m", "demo_training.evaluate", "--pictures", "40"]
     command += ["--target", served.grpc_target]
     printed = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
 

@@ -1,0 +1,65 @@
+"""Printed words."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import pytest
+
+from demo_training.lettering import (
+    LONGEST,
+    PILLOWS_OWN,
+    fit,
+    has_letters,
+    invent_text,
+    open_font,
+)
+from demo_training.pictures import render
+from demo_training.scenes import Scene, invent
+
+
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+ROOM = (20.0, 40.0, 180.0, 100.0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_word_is_printed_where_it_says(seed):
+    word = fit(Random(seed), "STOP", "black", BLACK, ROOM)
+    scene = Scene(200, 140, (WHITE, WHITE), False, 0.0, False, None, None, (), (word,))
+
+    ink = np.asarray(render(scene)).min(-1) < 128
+
+    rows, columns = np.nonzero(ink)
+    left, top, right, bottom = word.box
+    assert len(rows) > 20
+    assert left - 2 <= columns.min() < columns.max() <= right + 2
+    assert top - 2 <= rows.min() < rows.max() <= bottom + 2
+    assert list(word.centres) == sorted(word.centres)
+    assert left < word.centres[0][0] < word.centres[-1][0] < right
+
+
+def test_fonts_of_boxes_are_told_from_fonts_of_letters(monkeypatch):
+    font = open_font(PILLOWS_OWN, 20)
+    assert has_letters(font)
+
+    box = font.getmask("\uffff")  # what stands for a letter that a font lacks
+    monkeypatch.setattr(font, "getmask", lambda _text: box)
+    assert not has_letters(font)
+
+
+def test_words_and_numbers_of_many_kinds_are_invented():
+    texts = [invent_text(Random(seed)) for seed in range(400)]
+
+    assert {len(text) for text in texts} == set(range(1, LONGEST + 1))
+    for kind in (str.isdigit, str.isupper, str.islower, str.istitle):
+        assert sum(map(kind, texts)) > 20
+
+
+def test_a_word_stands_apart_from_the_shapes():
+    for seed in range(60):
+        scene = invent(Random(seed), 160, 128, 2, word=True)
+        left, top, right, bottom = scene.word.box
+        for shape in scene.shapes:
+            other = shape.box
+            assert right < other[0] or other[2] < left or bottom < other[1] or other[3] < top, seed
