@@ -29,6 +29,7 @@ from demo_training.examples import (
     lesson_of,
 )
 from demo_training.labels import SceneLabels, label
+from demo_training.lettering import PILLOW_ONLY, Fonts
 from demo_training.pictures import PATCH, STEP, as_seen, draw_size, patches, render
 from demo_training.questions import SYSTEM_PROMPTS, Exchange
 from demo_training.scenes import invent_collage
@@ -201,7 +202,7 @@ LOOK_SEEDS = 10**9  # apart from those of conversations
 COLLAGES = 0.65  # of what is looked at
 
 
-def make_look(seed: int, batch_size: int) -> Look:
+def make_look(seed: int, batch_size: int, fonts: Fonts = PILLOW_ONLY) -> Look:
     """The pictures of that seed."""
     random = Random(seed)
     size = random.choices(SIZES, SIZE_WEIGHTS)[0]
@@ -209,13 +210,15 @@ def make_look(seed: int, batch_size: int) -> Look:
     for _ in range(batch_size):
         width, height = draw_size(random, size) if random.random() < 0.3 else size
         make = invent_collage if random.random() < COLLAGES else invent_scene
-        scenes.append(make(random, width, height))
+        scenes.append(make(random, width, height, fonts=fonts))
         drawn.append(patches(as_seen(render(scenes[-1], random.getrandbits(30)))))
     labels = [label(scene, size) for scene in scenes]
     return Look(torch.from_numpy(np.stack(drawn)), patch_grid(size), Truth.of(labels))
 
 
-def make_batches(codec: Codec, seed: int, batch_size: int) -> list[Batch]:
+def make_batches(
+    codec: Codec, seed: int, batch_size: int, fonts: Fonts = PILLOW_ONLY
+) -> list[Batch]:
     """The POOL batches of that seed; rows of like length are together, so that little is padded."""
     random = Random(seed)
     size = random.choices(SIZES, SIZE_WEIGHTS)[0]
@@ -224,7 +227,7 @@ def make_batches(codec: Codec, seed: int, batch_size: int) -> list[Batch]:
     number = lesson.pictures if lesson else drawn
     rows = []
     for _ in range(POOL * batch_size):
-        example = invent_example(random, size, number, lesson)
+        example = invent_example(random, size, number, lesson, fonts)
         rows.append((*codec.conversation(random, example.turns, number, size), example))
     rows.sort(key=lambda row: len(row[0]))
     batches = [
@@ -255,37 +258,41 @@ def _batch(
 
 
 class _Looks(Dataset[Look]):
-    """The pictures of each seed."""
+    """The images of each seed."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, fonts: Fonts) -> None:
         self._batch_size = batch_size
+        self._fonts = fonts
 
     def __getitem__(self, seed: int) -> Look:
-        return make_look(LOOK_SEEDS + seed, self._batch_size)
+        return make_look(LOOK_SEEDS + seed, self._batch_size, self._fonts)
 
 
 class _Pools(Dataset[list[Batch]]):
     """The batches of each seed."""
 
-    def __init__(self, codec: Codec, batch_size: int) -> None:
+    def __init__(self, codec: Codec, batch_size: int, fonts: Fonts) -> None:
         self._codec = codec
         self._batch_size = batch_size
+        self._fonts = fonts
 
     def __getitem__(self, seed: int) -> list[Batch]:
-        return make_batches(self._codec, seed, self._batch_size)
+        return make_batches(self._codec, seed, self._batch_size, self._fonts)
 
 
-def looks(first: int, batch_size: int, workers: int = 0) -> Iterator[Look]:
-    """Pictures to look at from that step on, without end; the same for any number of worker processes."""
-    return iter(
-        DataLoader(_Looks(batch_size), batch_size=None, sampler=count(first), num_workers=workers)
-    )
+def looks(
+    first: int, batch_size: int, workers: int = 0, fonts: Fonts = PILLOW_ONLY
+) -> Iterator[Look]:
+    """Images to look at from that step on, without end; the same for any number of worker processes."""
+    seeds = _Looks(batch_size, fonts)
+    return iter(DataLoader(seeds, batch_size=None, sampler=count(first), num_workers=workers))
 
 
-def batches(codec: Codec, first: int, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+def batches(
+    codec: Codec, first: int, batch_size: int, workers: int = 0, fonts: Fonts = PILLOW_ONLY
+) -> Iterator[Batch]:
     """Batches from that step on, without end; the same for any number of worker processes."""
     seed, done = divmod(first, POOL)
-    pools = DataLoader(
-        _Pools(codec, batch_size), batch_size=None, sampler=count(seed), num_workers=workers
-    )
+    seeds = _Pools(codec, batch_size, fonts)
+    pools = DataLoader(seeds, batch_size=None, sampler=count(seed), num_workers=workers)
     return islice(chain.from_iterable(pools), done, None)

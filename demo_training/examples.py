@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from demo_training.labels import SceneLabels, label
+from demo_training.lettering import PILLOW_ONLY, Fonts
 from demo_training.pictures import as_seen, draw_size, patches, render
 from demo_training.questions import Exchange, ask_about, ask_two, ask_without
 from demo_training.scenes import Scene, invent
@@ -94,7 +95,11 @@ class Example:
 
 
 def invent_example(
-    random: Random, size: Size, number: int, lesson: Lesson | None = None
+    random: Random,
+    size: Size,
+    number: int,
+    lesson: Lesson | None = None,
+    fonts: Fonts = PILLOW_ONLY,
 ) -> Example:
     """A conversation about `number` pictures that the network sees at `size`."""
     if number == 0:
@@ -103,7 +108,7 @@ def invent_example(
     for _ in range(number):
         width, height = draw_size(random, size) if random.random() < 0.5 else size
         count = random.choice(lesson.counts) if lesson else None
-        scenes.append(invent_scene(random, width, height, count))
+        scenes.append(invent_scene(random, width, height, count, fonts=fonts))
     drawn = [patches(as_seen(render(scene, random.getrandbits(30)))) for scene in scenes]
     turns = _turns(random, scenes, lesson)
     return Example(drawn, turns, [label(scene, size) for scene in scenes])
@@ -128,11 +133,18 @@ def _turns(random: Random, scenes: Sequence[Scene], lesson: Lesson | None) -> li
     return turns
 
 
-def invent_scene(random: Random, width: int, height: int, count: int | None = None) -> Scene:
+def invent_scene(
+    random: Random,
+    width: int,
+    height: int,
+    count: int | None = None,
+    *,
+    fonts: Fonts = PILLOW_ONLY,
+) -> Scene:
     """A scene of shapes, of a word, or of both; of shapes alone if their number is given."""
     if count is not None:
-        return invent(random, width, height, count, word=count == 0)
+        return invent(random, width, height, count, word=count == 0, fonts=fonts)
     draw = random.random()
     if draw < WORD_ONLY:
-        return invent(random, width, height, 0, word=True)
-    return invent(random, width, height, word=draw < WORD_ONLY + WORD_TOO)
+        return invent(random, width, height, 0, word=True, fonts=fonts)
+    return invent(random, width, height, word=draw < WORD_ONLY + WORD_TOO, fonts=fonts)

@@ -1,15 +1,14 @@
-"""Invents printed words, and draws them in whatever fonts this machine has.
+"""Printed words: which word, in which font, where it stands, and how it is drawn.
 
-Owns the choice of words, fonts and where a word stands. Must not know shapes, questions, tokens or torch.
-The fonts are those found under /usr/share/fonts, and the one that Pillow brings: a machine with more of them trains
-a better reader. Everything else follows from the `Random` that is passed in.
+Without fonts of the caller's choice every word is in the font that Pillow carries, so that the same `Random` gives the
+same pixels on every machine.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -20,8 +19,7 @@ from PIL import ImageDraw, ImageFont
 from demo_training.palette import Rgb
 
 
-FONT_ROOT = Path("/usr/share/fonts")
-# Families of symbols or of handwriting, and strokes so thin that a small picture loses them.
+# Families of symbols or of handwriting, and strokes so thin that a small image loses them.
 UNREADABLE = (
     "symbol",
     "d05000",
@@ -34,14 +32,55 @@ UNREADABLE = (
     "jsmath",
     "cursor",
 )
-COMMON = ("dejavu", "liberation")  # what most programs that print into pictures use
+COMMON = ("dejavu", "liberation")  # what most programs that print into images use
 COMMON_SHARE, PILLOW_SHARE = 0.35, 0.15
 # Font sizes in pixels: few, so that an opened font is found again.
 SIZES = tuple(sorted({round(6 * 1.12**i) for i in range(48)}))
 
 Box = tuple[float, float, float, float]
 Font = ImageFont.FreeTypeFont
-PILLOWS_OWN = ""  # the name of the font that comes with Pillow
+PILLOW_FONT = ""  # the name of the font that Pillow carries (Aileron)
+
+
+@dataclass(frozen=True, slots=True)
+class Fonts:
+    """Font files that words are drawn in besides Pillow's own.
+
+    Attributes:
+        readable: All of them.
+        common: Those of `COMMON` families.
+    """
+
+    readable: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()
+
+    @classmethod
+    def under(cls, directory: Path) -> Fonts:
+        """The fonts with Latin letters in a directory and below.
+
+        Raises:
+            ValueError: There is none.
+        """
+        files = sorted(str(p) for kind in ("*.ttf", "*.otf") for p in directory.rglob(kind))
+        named = [f for f in files if not any(part in f.lower() for part in UNREADABLE)]
+        readable = [f for f in named if has_letters(open_font(f, 24))]
+        if not readable:
+            raise ValueError(f"no readable .ttf or .otf font under {directory}")
+        common = [f for f in readable if any(part in f.lower() for part in COMMON)]
+        return cls(tuple(readable), tuple(common))
+
+    def choose(self, random: Random) -> str:
+        """A font file, or PILLOW_FONT."""
+        if not self.readable:
+            return PILLOW_FONT
+        draw = random.random()
+        if draw < PILLOW_SHARE:
+            return PILLOW_FONT
+        is_common = self.common and draw < PILLOW_SHARE + COMMON_SHARE
+        return random.choice(self.common if is_common else self.readable)
+
+
+PILLOW_ONLY = Fonts()
 
 LONGEST = 8
 LENGTH_WEIGHTS = (10, 16, 22, 24, 14, 10, 3, 2)  # of words with 1 to 8 characters
@@ -67,7 +106,7 @@ class Word:
         text: What stands there.
         colour: Name of its colour.
         rgb: The colour.
-        font: File of its font; empty = Pillow's own.
+        font: File of its font, or PILLOW_FONT.
         size: Size of the font.
         origin: Where drawing begins, at the left on the base line's "ls" anchor.
         box: Left, top, right, bottom of the ink.
@@ -84,37 +123,20 @@ class Word:
     centres: tuple[tuple[float, float], ...]
 
 
-@cache
-def _fonts() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Files of common fonts, and of all."""
-    files = sorted(str(p) for kind in ("*.ttf", "*.otf") for p in FONT_ROOT.rglob(kind))
-    named = [f for f in files if not any(part in f.lower() for part in UNREADABLE)]
-    readable = [f for f in named if has_letters(open_font(f, 24))]
-    common = [f for f in readable if any(part in f.lower() for part in COMMON)]
-    return tuple(common), tuple(readable)
-
-
 @lru_cache(maxsize=4096)
 def open_font(file: str, size: int) -> Font:
-    """A font of that size in pixels."""
-    if not file:
-        font = ImageFont.load_default(size)
-        assert isinstance(font, Font)  # Pillow is built with FreeType
-        return font
-    return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
+    """A font of that size in pixels, laid out by Pillow itself: the Raqm library is not everywhere."""
+    if file != PILLOW_FONT:
+        return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
+    font = ImageFont.load_default(size)
+    assert isinstance(font, Font)  # Pillow is built with FreeType
+    assert font.layout_engine == ImageFont.Layout.BASIC
+    return font
 
 
 def has_letters(font: Font) -> bool:
     """Whether the font knows Latin letters; one that does not prints the same box for each."""
     return bytes(font.getmask("A")) != bytes(font.getmask("B"))
-
-
-def _font_file(random: Random) -> str:
-    common, every = _fonts()
-    draw = random.random()
-    if draw < PILLOW_SHARE or not every:
-        return PILLOWS_OWN
-    return random.choice(common if common and draw < PILLOW_SHARE + COMMON_SHARE else every)
 
 
 def invent_text(random: Random) -> str:
@@ -135,10 +157,12 @@ def invent_text(random: Random) -> str:
     return random.choice((letters, letters.upper(), letters.capitalize()))
 
 
-def fit(random: Random, text: str, colour: str, rgb: Rgb, room: Box) -> Word:
-    """The word somewhere in `room` (left, top, right, bottom), as large as a lot allows."""
+def fit(
+    random: Random, text: str, colour: str, rgb: Rgb, room: Box, *, fonts: Fonts = PILLOW_ONLY
+) -> Word:
+    """The word somewhere in `room` (left, top, right, bottom), in a random font and size."""
     left, top, right, bottom = room
-    file = _font_file(random)
+    file = fonts.choose(random)
     probe = open_font(file, 64).getbbox(text, anchor="ls")
     largest = 64 * min(
         (right - left) / (probe[2] - probe[0]), (bottom - top) / (probe[3] - probe[1])

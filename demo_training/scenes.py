@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import math
 from random import Random
 
-from demo_training.lettering import Word, fit, invent_text
+from demo_training.lettering import PILLOW_ONLY, Fonts, Word, fit, invent_text
 from demo_training.palette import COLOURS, KINDS, Rgb
 
 
@@ -317,8 +317,9 @@ def invent(
     count: int | None = None,
     *,
     word: bool = False,
+    fonts: Fonts = PILLOW_ONLY,
 ) -> Scene:
-    """A scene of that size with `count` shapes (0 to 4, drawn if not given), and a word if one is wanted."""
+    """A scene of that size with `count` shapes (0 to 4, random if not given), and a word if one is wanted."""
     if count is None:
         count = random.choices((0, 1, 2, 3, 4), (0.015, 0.205, 0.3, 0.26, 0.22))[0]
     background = _background(random)
@@ -329,7 +330,9 @@ def invent(
         colours = _colours_on(random, background, things)
         colours += [("red", (255, 0, 0))] * (things - len(colours))
     shapes_room, word_room = _rooms(random, width, height, shared=word and count > 0)
-    printed = fit(random, invent_text(random), *colours.pop(), word_room) if word else None
+    printed = None
+    if word:
+        printed = fit(random, invent_text(random), *colours.pop(), word_room, fonts=fonts)
     shapes = [
         make_shape(random, random.choice(KINDS), name, rgb, box)
         for (name, rgb), box in zip(colours, _boxes(random, count, shapes_room), strict=False)
@@ -351,7 +354,7 @@ def invent(
     )
 
 
-def invent_collage(random: Random, width: int, height: int) -> Scene:
+def invent_collage(random: Random, width: int, height: int, *, fonts: Fonts = PILLOW_ONLY) -> Scene:
     """A picture full of shapes and words, each in a cell of a grid: much to look at, nothing to ask about."""
     background = _background(random)
     shapes, words = [], []
@@ -367,7 +370,8 @@ def invent_collage(random: Random, width: int, height: int) -> Scene:
             shapes.append(make_shape(random, random.choice(KINDS), colour, rgb, box))
         else:
             longest = random.choice((1, 1, 2, 3) if wide < 2 else (3, 4, 6, 8))
-            words.append(fit(random, invent_text(random)[:longest], colour, rgb, room))
+            text = invent_text(random)[:longest]
+            words.append(fit(random, text, colour, rgb, room, fonts=fonts))
     quality = random.randint(40, 95) if random.random() < 0.15 else None
     noise = random.uniform(2, 14) if random.random() < 0.08 else 0.0
     smooth, upright = random.random() < 0.6, random.random() < 0.5

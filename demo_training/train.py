@@ -35,6 +35,7 @@ from demo_training.batches import (
     make_look,
 )
 from demo_training.export import export
+from demo_training.lettering import PILLOW_ONLY, Fonts
 from demo_training.looking import LookingHead
 from demo_training.muon import Muon
 from demo_training.network import Network, NetworkConfig
@@ -69,6 +70,7 @@ class TrainingConfig:
         save_every: Steps between two measurements and saved states.
         questions: Unseen questions per task and language in a measurement.
         workers: Processes that make batches; 0 = none but this.
+        fonts: What words are drawn in.
         most_looks: End the looking at this step, however much time is left; None = never.
         most_steps: End the training at this step; None = never.
     """
@@ -85,6 +87,7 @@ class TrainingConfig:
     save_every: int = 500
     questions: int = 16
     workers: int = 1
+    fonts: Fonts = PILLOW_ONLY
     most_looks: int | None = None
     most_steps: int | None = None
 
@@ -258,7 +261,7 @@ class Trainer:
 
     def _run_looks(self, end: float, stop: float) -> None:
         config, before = self.config, time.monotonic() - self.used_seconds
-        for look in looks(self.looks, config.look_size, config.workers):
+        for look in looks(self.looks, config.look_size, config.workers, config.fonts):
             told = self.look(look, self.used_seconds / end)
             self.used_seconds = time.monotonic() - before
             done = self.used_seconds >= stop or self.looks == config.most_looks
@@ -272,8 +275,8 @@ class Trainer:
     def _run_steps(self, begin: float, end: float, stop: float) -> None:
         config, before = self.config, time.monotonic() - self.used_seconds
         logged, losses = self.step, torch.zeros(())
-        asked = batches(self.codec, self.step, config.batch_size, config.workers)
-        beside = looks(self.looks, config.looks_beside, config.workers)
+        asked = batches(self.codec, self.step, config.batch_size, config.workers, config.fonts)
+        beside = looks(self.looks, config.looks_beside, config.workers, config.fonts)
         for batch, look in zip(asked, beside, strict=False):
             share = min(1.0, max(0.0, self.used_seconds - begin) / max(end - begin, 1e-9))
             losses = losses + self.learn(batch, look, share).cpu()
@@ -331,6 +334,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--slice", type=float, metavar="MINUTES", help="of it in this run")
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
+    parser.add_argument(
+        "--fonts", type=Path, metavar="DIR", help="words in its fonts too, not in Pillow's alone"
+    )
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = torch's choice")
     return parser
 
@@ -346,11 +352,16 @@ def main() -> None:
     file = arguments.tokenizer if begin is None else begin / "tokenizer.json"
     tokenizer = open_tokenizer(file)
     network = first_network(tokenizer, begin).to(device)
+    try:
+        fonts = Fonts.under(arguments.fonts) if arguments.fonts else PILLOW_ONLY
+    except ValueError as error:
+        raise SystemExit(f"--fonts: {error}") from None
     config = TrainingConfig(
         minutes=arguments.minutes,
         slice_minutes=arguments.slice,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
+        fonts=fonts,
     )
     try:
         trainer = Trainer(network, Codec(tokenizer), config, arguments.state)

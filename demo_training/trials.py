@@ -59,7 +59,7 @@ def _rendered(random: Random, *scenes: Scene) -> tuple[Image.Image, ...]:
 def unseen_trials(task: str, language: str, number: int) -> list[Trial]:
     """Questions of one kind about pictures that the training never showed, nor any other kind's questions.
 
-    The same arguments give the same ones on machines with the same fonts.
+    The same arguments give the same ones on every machine; words are in Pillow's own font.
 
     Args:
         task: Name of a task; `compare` or `one_of_two` for two pictures; `second_turn` for any task after

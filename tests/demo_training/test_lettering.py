@@ -9,7 +9,7 @@ import pytest
 
 from demo_training.lettering import (
     LONGEST,
-    PILLOWS_OWN,
+    PILLOW_FONT,
     fit,
     has_letters,
     invent_text,
@@ -40,7 +40,7 @@ def test_a_word_is_printed_where_it_says(seed):
 
 
 def test_fonts_of_boxes_are_told_from_fonts_of_letters(monkeypatch):
-    font = open_font(PILLOWS_OWN, 20)
+    font = open_font(PILLOW_FONT, 20)
     assert has_letters(font)
 
     box = font.getmask("\uffff")  # what stands for a letter that a font lacks
