@@ -1,7 +1,7 @@
-"""Conversations about invented pictures as token ids, and batches of them.
+"""Conversations about invented images as token ids, and batches of them.
 
-Owns the encoding of a conversation (what the chat template renders), its positions, and which tokens
-are learned. Every batch follows from its seed. Must not know the network or its training.
+Encodes what the chat template renders, with M-RoPE positions and a mask of the tokens to learn. Every batch follows
+from its seed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from demo_training.examples import (
-    PICTURES_PER_ROW,
-    PICTURES_WEIGHTS,
+    IMAGES_PER_ROW,
+    IMAGES_WEIGHTS,
     SIZE_WEIGHTS,
     SIZES,
     Example,
@@ -28,9 +28,9 @@ from demo_training.examples import (
     invent_scene,
     lesson_of,
 )
+from demo_training.images import PATCH, STEP, as_seen, draw_size, patches, render
 from demo_training.labels import SceneLabels, label
 from demo_training.lettering import PILLOW_ONLY, Fonts
-from demo_training.pictures import PATCH, STEP, as_seen, draw_size, patches, render
 from demo_training.questions import SYSTEM_PROMPTS, Exchange
 from demo_training.scenes import invent_collage
 from demo_training.vocabulary import special_id
@@ -41,7 +41,7 @@ POOL = 4  # batches that are made together
 
 
 class Truth(NamedTuple):
-    """What P pictures hold, see `labels.SceneLabels`; those of a conversation follow each other.
+    """What P images hold, see `labels.SceneLabels`; those of a conversation follow each other.
 
     Attributes:
         shapes: [P, N, 7] int64.
@@ -59,7 +59,7 @@ class Truth(NamedTuple):
 
     @classmethod
     def of(cls, labels: Sequence[SceneLabels]) -> Truth:
-        """Stacks the labels of pictures of one size."""
+        """Stacks the labels of images of one size."""
         return cls(
             torch.from_numpy(np.stack([known.shapes for known in labels])),
             torch.from_numpy(np.stack([known.boxes for known in labels])),
@@ -68,15 +68,15 @@ class Truth(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows of equal picture size and number of pictures, padded at the end.
+    """Rows of equal image size and number of images, padded at the end.
 
     Attributes:
         token_ids: [B, T] int64.
         learned: [B, T] bool, true at tokens of answers.
         positions: [3, B, T] int64.
-        patches: [B, pictures, N, 768] uint8, or None.
+        patches: [B, images, N, 768] uint8, or None.
         grid: Rows and columns of patches.
-        truth: What the pictures hold; None without pictures.
+        truth: What the images hold; None without images.
     """
 
     token_ids: torch.Tensor
@@ -88,7 +88,7 @@ class Batch(NamedTuple):
 
 
 class Look(NamedTuple):
-    """Pictures that nothing is asked about: scenes, and collages full of shapes and characters.
+    """Images that nothing is asked about: scenes, and collages full of shapes and characters.
 
     Attributes:
         patches: [B, N, 768] uint8.
@@ -102,12 +102,12 @@ class Look(NamedTuple):
 
 
 def patch_grid(size: Size) -> tuple[int, int]:
-    """Rows and columns of patches of a picture (width, height)."""
+    """Rows and columns of patches of an image (width, height)."""
     return size[1] // PATCH, size[0] // PATCH
 
 
-def picture_tokens(size: Size) -> int:
-    """Tokens that a picture (width, height) takes."""
+def image_tokens(size: Size) -> int:
+    """Tokens that an image (width, height) takes."""
     return (size[0] // STEP) * (size[1] // STEP)
 
 
@@ -119,9 +119,9 @@ class Codec:
         self.start = special_id(tokenizer, "<|im_start|>")
         self.end = special_id(tokenizer, "<|im_end|>")
         self.padding = special_id(tokenizer, "<|endoftext|>")
-        self.picture = special_id(tokenizer, "<|image_pad|>")
-        self._picture_start = special_id(tokenizer, "<|vision_start|>")
-        self._picture_end = special_id(tokenizer, "<|vision_end|>")
+        self.image = special_id(tokenizer, "<|image_pad|>")
+        self._image_start = special_id(tokenizer, "<|vision_start|>")
+        self._image_end = special_id(tokenizer, "<|vision_end|>")
         self._opening = (self.start, *self.text("assistant\n"))
 
     def text(self, text: str) -> list[int]:
@@ -136,19 +136,19 @@ class Codec:
             ids.extend(self.text(part) if isinstance(part, str) else part)
         return [*ids, self.end, *self.text("\n")]
 
-    def pictures(self, number: int, size: Size) -> list[int]:
-        """Ids that stand for pictures."""
-        one = [self._picture_start, *[self.picture] * picture_tokens(size), self._picture_end]
+    def images(self, number: int, size: Size) -> list[int]:
+        """Ids that stand for images."""
+        one = [self._image_start, *[self.image] * image_tokens(size), self._image_end]
         return one * number
 
     def prompt(self, question: str, number: int, size: Size) -> list[int]:
-        """Ids of a question, pictures first, up to where the answer begins."""
-        return [*self.message("user\n", self.pictures(number, size), question), *self._opening]
+        """Ids of a question, images first, up to where the answer begins."""
+        return [*self.message("user\n", self.images(number, size), question), *self._opening]
 
     def conversation(
         self, random: Random, turns: Sequence[Exchange], number: int, size: Size
     ) -> tuple[list[int], list[bool]]:
-        """Ids of a conversation, and which are learned; pictures stand before or after the first question."""
+        """Ids of a conversation, and which are learned; images stand before or after the first question."""
         ids: list[int] = []
         learned: list[bool] = []
 
@@ -159,7 +159,7 @@ class Codec:
         if random.random() < SYSTEM_MESSAGE:
             add(self.message("system\n" + random.choice(SYSTEM_PROMPTS)))
         for index, turn in enumerate(turns):
-            shown = self.pictures(number if index == 0 else 0, size)
+            shown = self.images(number if index == 0 else 0, size)
             if index == 0 and random.random() < 0.4:
                 add(self.message("user\n" + turn.question, shown))
             else:
@@ -170,13 +170,13 @@ class Codec:
         return ids, learned
 
     def positions(self, ids: Sequence[int], size: Size) -> npt.NDArray[np.int64]:
-        """[3, T] M-RoPE positions: a picture's tokens count rows and columns, text goes on behind it."""
+        """[3, T] M-RoPE positions: an image's tokens count rows and columns, text goes on behind it."""
         rows, columns = size[1] // STEP, size[0] // STEP
         taken = np.arange(rows * columns)
         places = np.zeros((3, len(ids)), np.int64)
         position = index = 0
         while index < len(ids):
-            if ids[index] != self.picture:
+            if ids[index] != self.image:
                 places[:, index] = position
                 index, position = index + 1, position + 1
                 continue
@@ -203,7 +203,7 @@ COLLAGES = 0.65  # of what is looked at
 
 
 def make_look(seed: int, batch_size: int, fonts: Fonts = PILLOW_ONLY) -> Look:
-    """The pictures of that seed."""
+    """The images of that seed."""
     random = Random(seed)
     size = random.choices(SIZES, SIZE_WEIGHTS)[0]
     scenes, drawn = [], []
@@ -223,8 +223,8 @@ def make_batches(
     random = Random(seed)
     size = random.choices(SIZES, SIZE_WEIGHTS)[0]
     lesson = lesson_of(seed)
-    drawn = random.choices(PICTURES_PER_ROW, PICTURES_WEIGHTS)[0]
-    number = lesson.pictures if lesson else drawn
+    drawn = random.choices(IMAGES_PER_ROW, IMAGES_WEIGHTS)[0]
+    number = lesson.images if lesson else drawn
     rows = []
     for _ in range(POOL * batch_size):
         example = invent_example(random, size, number, lesson, fonts)
@@ -246,7 +246,7 @@ def _batch(
     for index, (_, learned, _) in enumerate(rows):
         mask[index, : len(learned)] = torch.tensor(learned)
     labels = [known for _, _, example in rows for known in example.labels]
-    drawn = [np.stack(example.pictures) for _, _, example in rows if example.pictures]
+    drawn = [np.stack(example.images) for _, _, example in rows if example.images]
     return Batch(
         token_ids,
         mask,

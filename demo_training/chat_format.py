@@ -1,6 +1,6 @@
 """The chat template of the demo checkpoint: that of Qwen3-VL-Instruct, as the model family publishes it.
 
-Owns the text only. It has no default system prompt; pictures stand where the message has them.
+It has no default system prompt; images stand where the message has them.
 """
 
 from __future__ import annotations

@@ -1,41 +1,33 @@
-"""Examines the served demo model: accuracy per task and language on unseen pictures.
+"""Measures the served demo model: accuracy per task and language on the images of the examination.
 
-    python -m demo_training.evaluate --target 127.0.0.1:50051 --pictures 1000
+    python -m demo_training.evaluate --target 127.0.0.1:50051 --questions 1000
 
-Owns the asking, over gRPC as any client does: what is measured is the whole way from a picture to a text. Must not
-know networks or training.
+Asks over gRPC like any client, so that the whole path from an image to a text is measured.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import io
 
-from demo_training.naming import LANGUAGES
-from demo_training.trials import Scores, Trial, judge, table, unseen_trials
+from demo_training.examination import Part, digest, examination
+from demo_training.trials import Scores, Trial, judge, table
 from qwenvl import Client, Error
 from qwenvl.inference.v1 import message_pb2 as message_pb
 
 
 MOST_ANSWER_TOKENS = 256
 AT_ONCE = 8
-# What an examination consists of, and the share of each in it.
-SHARES = {
-    **dict.fromkeys(("describe", "colour", "shape", "count", "locate", "read:4", "read:6"), 5),
-    **dict.fromkeys(("where", "beside", "relation", "compare", "one_of_two", "second_turn"), 2),
-    **dict.fromkeys(("colours", "shapes", "count_some", "exists", "is_colour", "locate_all"), 1),
-    **dict.fromkeys(("text_colour", "hello", "other"), 1),
-}
 
 
 def _conversation(trial: Trial) -> list[message_pb.Message]:
-    """The turns of a trial; its pictures, as PNG, stand before the first question."""
+    """The turns of a trial; its images, as PNG, stand before the first question."""
     parts = []
-    for picture in trial.pictures:
+    for image in trial.images:
         held = io.BytesIO()
-        picture.save(held, "PNG")
+        image.save(held, "PNG")
         parts.append(message_pb.Part(image=message_pb.Image(data=held.getvalue())))
     messages = []
     for turn in trial.before:
@@ -65,29 +57,27 @@ def examine(client: Client, trials: Sequence[Trial]) -> float:
         return sum(pool.map(ask, trials))
 
 
-def evaluate(client: Client, pictures: int) -> Scores:
-    """Examines every task in both languages; every question has pictures of its own."""
-    scores: Scores = {}
-    unit = pictures / sum(SHARES.values()) / len(LANGUAGES)
-    for task, share in SHARES.items():
-        number = max(1, round(unit * share))
-        for language in LANGUAGES:
-            trials = unseen_trials(task, language, number)
-            scores[task, language] = examine(client, trials), number
-    return scores
+def evaluate(client: Client, parts: Iterable[Part]) -> Scores:
+    """The scores of an examination."""
+    return {
+        (part.task, part.language): (examine(client, part.trials), len(part.trials))
+        for part in parts
+    }
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Examine the demo model that a service serves.")
     parser.add_argument("--target", default="127.0.0.1:50051", help="address of the gRPC service")
-    parser.add_argument("--pictures", type=int, default=1000, help="about how many to show")
+    parser.add_argument("--questions", type=int, default=1000, help="about how many to ask")
     arguments = parser.parse_args()
+    parts = list(examination(arguments.questions))
     with Client(arguments.target) as client:
         try:
-            print(table(evaluate(client, arguments.pictures)))
+            print(table(evaluate(client, parts)))
         except Error as error:
             raise SystemExit(f"{arguments.target}: {error}") from None
+    print(f"\nsha256:{digest(parts)}")
 
 
 if __name__ == "__main__":

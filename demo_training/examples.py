@@ -1,6 +1,6 @@
-"""What is shown and asked: sizes, lessons, and conversations about invented pictures.
+"""Training examples: image sizes, lessons, and conversations about invented images.
 
-Owns what a training meets how often, and in which order. Must not know tokens, networks or torch.
+Says how often the training meets each of them, and in which order.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from demo_training.images import as_seen, draw_size, patches, render
 from demo_training.labels import SceneLabels, label
 from demo_training.lettering import PILLOW_ONLY, Fonts
-from demo_training.pictures import as_seen, draw_size, patches, render
 from demo_training.questions import Exchange, ask_about, ask_two, ask_without
 from demo_training.scenes import Scene, invent
 
 
 Size = tuple[int, int]
 
-# Width and height in pixels at which the network sees pictures, and how often.
+# Width and height in pixels at which the network sees images, and how often.
 SIZES: tuple[Size, ...] = (
     (128, 128),
     (160, 128),
@@ -35,15 +35,15 @@ SIZES: tuple[Size, ...] = (
     (128, 192),
 )
 SIZE_WEIGHTS = (10, *(2,) * (len(SIZES) - 1))
-PICTURES_PER_ROW = (1, 2, 0)
-PICTURES_WEIGHTS = (0.72, 0.25, 0.03)
-# Of further turns, which cost no further picture: many where something else can be asked about it.
+IMAGES_PER_ROW = (1, 2, 0)
+IMAGES_WEIGHTS = (0.72, 0.25, 0.03)
+# Of further turns, which cost no further image: many where something else can be asked about it.
 TURN_WEIGHTS_OF_SHAPES: tuple[int, ...] = (10, 15, 20, 20, 20, 15)
 TURN_WEIGHTS_OF_WORDS = (35, 25, 20, 20)
 TURN_WEIGHTS_OF_TWO = (40, 30, 30)
 # In characters; nothing follows it, as the other rows of the batch would wait for the end.
 LONG_ANSWER = 50
-WORD_ONLY, WORD_TOO = 0.45, 0.1  # shares of pictures that show a word alone, and one beside shapes
+WORD_ONLY, WORD_TOO = 0.45, 0.1  # shares of images that show a word alone, and one beside shapes
 
 
 class Lesson(NamedTuple):
@@ -51,21 +51,21 @@ class Lesson(NamedTuple):
 
     Attributes:
         until: The first seed behind it.
-        counts: Shapes in a picture; 0 = a word alone.
+        counts: Shapes in an image; 0 = a word alone.
         tasks: What is asked about it; none = anything.
         turns: Most questions about it.
-        pictures: Pictures that a conversation is about.
+        images: Images that a conversation is about.
     """
 
     until: int
     counts: tuple[int, ...]
     tasks: tuple[str, ...]
     turns: int
-    pictures: int = 1
+    images: int = 1
 
 
 # Thrown into everything at once, the decoder settles for guessing colours; later it says what it sees, but not of the
-# shape or the picture that was asked for, and where something is it learns last. A few hundred steps of nothing else
+# shape or the image that was asked for, and where something is it learns last. A few hundred steps of nothing else
 # teach each.
 EVERYTHING_EVERY = 4  # pools; so that what was learnt is not forgotten
 LESSONS = (
@@ -73,7 +73,7 @@ LESSONS = (
     Lesson(240, (2, 3), ("colour", "shape", "where"), 6),
     Lesson(400, (1, 2, 3), ("locate",), 3),
     Lesson(500, (0,), ("read",), 1),
-    Lesson(580, (0, 1, 2, 3), ("compare", "one_of_two"), 3, pictures=2),
+    Lesson(580, (0, 1, 2, 3), ("compare", "one_of_two"), 3, images=2),
     Lesson(680, (2, 2, 3), ("relation",), 6),
 )
 
@@ -87,9 +87,9 @@ def lesson_of(seed: int) -> Lesson | None:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A conversation, its pictures, each [N, 768] uint8, and what they hold."""
+    """A conversation, its images, each [N, 768] uint8, and what they hold."""
 
-    pictures: list[npt.NDArray[np.uint8]]
+    images: list[npt.NDArray[np.uint8]]
     turns: list[Exchange]
     labels: list[SceneLabels]
 
@@ -101,7 +101,7 @@ def invent_example(
     lesson: Lesson | None = None,
     fonts: Fonts = PILLOW_ONLY,
 ) -> Example:
-    """A conversation about `number` pictures that the network sees at `size`."""
+    """A conversation about `number` images that the network sees at `size`."""
     if number == 0:
         return Example([], [ask_without(random)], [])
     scenes: list[Scene] = []

@@ -1,8 +1,6 @@
-"""Turns a training state into a Hugging Face folder that any Qwen3-VL server loads.
+"""Writes a training state as a Hugging Face folder that any Qwen3-VL server loads.
 
-    python -m demo_training.export STATE TOKENIZER OUT_DIR
-
-Owns the files of the folder. Must not know how the weights came about.
+python -m demo_training.export STATE TOKENIZER OUT_DIR
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ from tokenizers import Tokenizer
 import torch
 
 from demo_training.chat_format import CHAT_TEMPLATE
+from demo_training.images import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH
 from demo_training.network import FRAMES, NetworkConfig
-from demo_training.pictures import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH
 from demo_training.vocabulary import SPECIAL_TOKENS, special_id
 
 

@@ -1,8 +1,7 @@
-"""What a scene holds at each patch of its picture: the truth that the vision tower is asked for.
+"""Ground truth for the vision tower: what a scene holds at each patch of its image.
 
-Owns the labels. A shape is known at the patch its middle lies in, a printed character in its half of a patch: its kind,
-its colour, its number in the order in which it would be named, and for a shape its box. Must not know
-questions, tokens, networks or torch.
+A shape is labelled at the patch that its middle lies in, a printed character at its half of a patch: kind, colour,
+position in reading order, and for a shape its box.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ import string
 import numpy as np
 import numpy.typing as npt
 
+from demo_training.images import MERGE, PATCH, STEP
 from demo_training.lettering import LONGEST, Box
 from demo_training.palette import COLOURS, KINDS
-from demo_training.pictures import MERGE, PATCH, STEP
 from demo_training.scenes import Scene
 
 
@@ -25,7 +24,7 @@ CHARACTERS = string.digits + string.ascii_letters
 MOST_SHAPES = 4
 HALVES = 2  # of a patch, left and right
 NEAR = 2  # pixels from a border
-GRID = 100  # boxes are told in hundredths of the picture's sides
+GRID = 100  # boxes are told in hundredths of the image's sides
 TENS = GRID // 10 + 1
 
 Labels = npt.NDArray[np.int64]
@@ -37,11 +36,11 @@ CHARACTER_CLASSES = (len(CHARACTERS) + 1, len(COLOURS), LONGEST)
 
 @dataclass(frozen=True, slots=True)
 class SceneLabels:
-    """Labels of one picture.
+    """Labels of one image.
 
     Attributes:
         shapes: [N, 7]: kind + 1 or NOTHING, colour, order, and tens of left, top, right, bottom in hundredths.
-        boxes: [N, 4]: left, top, right, bottom as shares of the picture's sides; 0 where no shape is.
+        boxes: [N, 4]: left, top, right, bottom as shares of the image's sides; 0 where no shape is.
         characters: [N, 2, 3]: character + 1 or NOTHING, colour, order.
     """
 
@@ -51,7 +50,7 @@ class SceneLabels:
 
 
 def hundredths(box: Box, scene: Scene) -> tuple[int, int, int, int]:
-    """A box in hundredths of the picture's sides, inside the picture."""
+    """A box in hundredths of the image's sides, inside the image."""
     sides = (scene.width, scene.height, scene.width, scene.height)
     left, top, right, bottom = (
         max(0, min(GRID, round(GRID * at / side))) for at, side in zip(box, sides, strict=True)
@@ -60,7 +59,7 @@ def hundredths(box: Box, scene: Scene) -> tuple[int, int, int, int]:
 
 
 def _patch(x: float, y: float, size: tuple[int, int]) -> tuple[int, int]:
-    """Index of the patch at a point (pixels of a picture of that width and height), and its half."""
+    """Index of the patch at a point (pixels of an image of that width and height), and its half."""
     width, height = size
     column = max(0, min(width // PATCH - 1, int(x // PATCH)))
     row = max(0, min(height // PATCH - 1, int(y // PATCH)))
@@ -76,7 +75,7 @@ def _places(x: float, y: float, size: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def label(scene: Scene, size: tuple[int, int]) -> SceneLabels:
-    """Labels of the scene in a picture that is seen at `size` (width, height).
+    """Labels of the scene in an image that is seen at `size` (width, height).
 
     Where two middles meet, the first one stays. Among many shapes none has a number. A place that a middle nearly lies
     in is UNLABELLED: nobody can tell on which side of a border it is.

@@ -183,7 +183,7 @@ def fit(
 
 
 def draw_word(draw: ImageDraw.ImageDraw, word: Word, scale: int) -> None:
-    """Prints the word into a picture that is `scale` times as large as its scene."""
+    """Prints the word into an image that is `scale` times as large as its scene."""
     font = open_font(word.font, word.size * scale)
     x, y = word.origin
     draw.text((x * scale, y * scale), word.text, word.rgb, font, anchor="ls")

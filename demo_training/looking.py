@@ -1,10 +1,8 @@
-"""Looking before speaking: shapes and characters, told patch by patch from the vision tower's tokens alone.
-
-Owns the head that names them and its loss; it is thrown away after the training. Must not know words or questions.
+"""The auxiliary task of the vision tower: naming shapes and characters patch by patch from its tokens alone.
 
 Without it the tower learns colours soon, shapes late and letters never: few words of an answer depend on them, and
 their gradient is small beside that of all other words. With it a token holds what a sentence needs, and the decoder
-has only to find it.
+has only to find it. The head is discarded after the training.
 """
 
 from __future__ import annotations
@@ -14,9 +12,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from demo_training.batches import Truth
+from demo_training.images import MERGE
 from demo_training.labels import CHARACTER_CLASSES, HALVES, NOTHING, SHAPE_CLASSES
 from demo_training.network import Network
-from demo_training.pictures import MERGE
 
 
 PER_TOKEN = MERGE**2
@@ -30,7 +28,7 @@ BOX_WEIGHT = 10.0  # of the mean distance, in shares of a side, between the bord
 class LookingHead(nn.Module):
     """Tells from a token what is at each of its patches.
 
-    It listens to the vision tower: after a forward pass of the network, `loss` speaks of the pictures of that pass.
+    It listens to the vision tower: after a forward pass of the network, `loss` speaks of the images of that pass.
     """
 
     def __init__(self, network: Network) -> None:
@@ -51,7 +49,7 @@ class LookingHead(nn.Module):
         self._seen = output[0]
 
     def loss(self, truth: Truth) -> torch.Tensor:
-        """Loss per labelled thing over the pictures of the last pass, a scalar."""
+        """Loss per labelled thing over the images of the last pass, a scalar."""
         seen, self._seen = self._seen, None
         assert seen is not None
         assert len(seen) == len(truth.shapes)

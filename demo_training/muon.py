@@ -1,7 +1,4 @@
-"""Muon, the optimiser of the demo network's matrices (Keller Jordan et al., 2024; arXiv 2502.16982).
-
-Owns the update rule. Must not know the network.
-"""
+"""Muon, the optimiser of the demo network's matrices (Keller Jordan et al., 2024; arXiv 2502.16982)."""
 
 from __future__ import annotations
 

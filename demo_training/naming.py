@@ -1,7 +1,4 @@
-"""How things are called: names of shapes, numbers and lists of them, in English and Chinese.
-
-Owns the naming, also of one shape among several. Knows scenes, not questions.
-"""
+"""Names of shapes, numbers and lists of them, in English and Chinese; also of one shape among several."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The demo network in its training form: Qwen3-VL's architecture over padded batches.
 
-Owns the modules, whose parameters carry the names that a Qwen3-VL checkpoint has, and their first
-values. Written apart from the serving network in `inference_service.models`, so that each checks the
-other. Must not know data, optimisers or files.
+Parameters have the names of a Qwen3-VL checkpoint. Written independently of the serving network in
+`inference_service.models`, so that each checks the other.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, rms_norm, scaled_dot_product_attention, silu
 
-from demo_training.pictures import MERGE, PATCH
+from demo_training.images import MERGE, PATCH
 
 
 EPS = 1e-6
@@ -81,13 +80,13 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(CHANNELS, config.vision_size, kernel, kernel)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """[..., 768] one frame -> [..., vision_size]; a still picture repeats its frame, so weights add up."""
+        """[..., 768] one frame -> [..., vision_size]; a still image repeats its frame, so weights add up."""
         weight = self.proj.weight.sum(2).flatten(1)
         return nn.functional.linear(patches, weight, self.proj.bias)
 
 
 class VisionAttention(nn.Module):
-    """Attention among the patches of a picture."""
+    """Attention among the patches of an image."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -180,7 +179,7 @@ def _in_blocks(grid: torch.Tensor) -> torch.Tensor:
 def patch_geometry(
     config: NetworkConfig, rows: int, columns: int, device: torch.device
 ) -> PatchGeometry:
-    """Rotations and table entries for a picture of rows x columns patches."""
+    """Rotations and table entries for an image of rows x columns patches."""
     row = torch.arange(rows, device=device)[:, None].expand(rows, columns)
     column = torch.arange(columns, device=device)[None].expand(rows, columns)
     half = config.vision_size // config.vision_heads // 2
@@ -221,10 +220,10 @@ class Visual(nn.Module):
     def forward(
         self, patches: torch.Tensor, rows: int, columns: int
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Encodes pictures of one size.
+        """Encodes images of one size.
 
         Args:
-            patches: [B, rows * columns, 768] float in -1..1, in the order of `pictures.patches`.
+            patches: [B, rows * columns, 768] float in -1..1, in the order of `images.patches`.
             rows: Patches from top to bottom.
             columns: Patches from left to right.
 
@@ -349,7 +348,7 @@ class LanguageModel(nn.Module):
         self,
         x: torch.Tensor,
         positions: torch.Tensor,
-        picture_tokens: torch.Tensor,
+        image_tokens: torch.Tensor,
         features: list[torch.Tensor],
     ) -> torch.Tensor:
         """[B, T, hidden_size] embeddings -> the same after the final norm."""
@@ -357,8 +356,8 @@ class LanguageModel(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer(x, rotation)
             if index < len(features):
-                added = x[picture_tokens] + features[index].flatten(0, -2)
-                x = x.masked_scatter(picture_tokens[..., None], added)
+                added = x[image_tokens] + features[index].flatten(0, -2)
+                x = x.masked_scatter(image_tokens[..., None], added)
         out: torch.Tensor = self.norm(x)
         return out
 
@@ -389,16 +388,16 @@ class Network(nn.Module):
         positions: torch.Tensor,
         patches: torch.Tensor | None,
         grid: tuple[int, int],
-        picture_tokens: torch.Tensor,
+        image_tokens: torch.Tensor,
     ) -> torch.Tensor:
         """Runs the network over a padded batch.
 
         Args:
             token_ids: [B, T] int64, padded at the end.
             positions: [3, B, T] int64: time, height, width.
-            patches: [B, pictures, N, 768] float in -1..1, or None where no row has a picture.
-            grid: Rows and columns of patches, the same in all pictures.
-            picture_tokens: [B, T] bool, true at picture tokens.
+            patches: [B, images, N, 768] float in -1..1, or None where no row has an image.
+            grid: Rows and columns of patches, the same in all images.
+            image_tokens: [B, T] bool, true at image tokens.
 
         Returns:
             [B, T, hidden_size] after the final norm; `logits` makes scores of them.
@@ -408,8 +407,8 @@ class Network(nn.Module):
         features: list[torch.Tensor] = []
         if patches is not None:
             tokens, features = self.model.visual(patches.flatten(0, 1), *grid)
-            x = x.masked_scatter(picture_tokens[..., None], tokens.flatten(0, 1))
-        out: torch.Tensor = language(x, positions, picture_tokens, features)
+            x = x.masked_scatter(image_tokens[..., None], tokens.flatten(0, 1))
+        out: torch.Tensor = language(x, positions, image_tokens, features)
         return out
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,4 @@
-"""The kinds of shapes, and the tones that people call by each colour's name.
-
-Owns data only.
-"""
+"""The kinds of shapes, and the tones that people call by each colour's name."""
 
 from __future__ import annotations
 

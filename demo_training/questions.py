@@ -1,7 +1,4 @@
-"""Invents exchanges: a question about one picture, two, or none, with its right answer.
-
-Owns the drawing of lots. Knows scenes and tasks, not pixels, tokens or torch.
-"""
+"""Random exchanges: a question about one image, two, or none, with its right answer."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ SYSTEM_PROMPTS = (
     "你是一个乐于助人的助手。",
     "You answer questions about pictures.",
 )
-TWO_PICTURE_TASKS = ("compare", "one_of_two")
+TWO_IMAGE_TASKS = ("compare", "one_of_two")
 TEXT_ONLY = ("describe", "colour", "shape", "count", "read", "hello", "other")
 
 
@@ -50,7 +47,7 @@ class Exchange:
 
 
 def ask_about(random: Random, scene: Scene, task: str | None = None) -> Exchange:
-    """A question about one picture; where it allows none of that task, or none is given, one of any other.
+    """A question about one image; where it allows none of that task, or none is given, one of any other.
 
     Raises:
         KeyError: There is no such task.
@@ -68,8 +65,8 @@ def ask_about(random: Random, scene: Scene, task: str | None = None) -> Exchange
 
 
 def ask_two(random: Random, one: Scene, two: Scene, task: str | None = None) -> Exchange:
-    """A question about two pictures: what both show, or anything about one of them."""
-    if (task or random.choice(TWO_PICTURE_TASKS)) == "one_of_two":
+    """A question about two images: what both show, or anything about one of them."""
+    if (task or random.choice(TWO_IMAGE_TASKS)) == "one_of_two":
         return _ask_one_of(random, one, two)
     language = random.choice(LANGUAGES)
     first, second = described(one, language), described(two, language)
@@ -95,7 +92,7 @@ def _ask_one_of(random: Random, *scenes: Scene) -> Exchange:
 
 
 def ask_without(random: Random) -> Exchange:
-    """A question without any picture."""
+    """A question without any image."""
     language = random.choice(LANGUAGES)
     task = random.choices(TEXT_ONLY, (1, 1, 1, 1, 1, 1, 6))[0]
     if task in ("hello", "other"):
@@ -107,4 +104,4 @@ def ask_without(random: Random) -> Exchange:
     else:
         it = f"the {colour} shape" if language == "en" else ZH_COLOUR[colour] + "的形状"
     question = roughen(random, ask(random, task, language, it=it), language)
-    return Exchange("no_picture", language, question, WORDINGS[language].no_picture_answer)
+    return Exchange("no_image", language, question, WORDINGS[language].no_image_answer)

@@ -1,7 +1,6 @@
-"""Invents scenes of coloured shapes and printed words: the demo model's whole visible world, and its ground truth.
+"""Random scenes of coloured shapes and printed words, all that the demo model can see, with their ground truth.
 
-Owns what a scene holds and where. Knows nothing of pixels, questions, tokens or torch. Everything
-follows from the `Random` that is passed in: the same seed gives the same scene.
+The same seed gives the same scene.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a picture shows, before it is drawn.
+    """What an image shows, before it is drawn.
 
     Attributes:
         width: In pixels.
@@ -355,7 +354,7 @@ def invent(
 
 
 def invent_collage(random: Random, width: int, height: int, *, fonts: Fonts = PILLOW_ONLY) -> Scene:
-    """A picture full of shapes and words, each in a cell of a grid: much to look at, nothing to ask about."""
+    """An image full of shapes and words, each in a cell of a grid: much to look at, nothing to ask about."""
     background = _background(random)
     shapes, words = [], []
     for left, top, right, bottom in _cells(random, width, height):
@@ -401,7 +400,7 @@ def _cells(random: Random, width: int, height: int) -> list[Box]:
 
 
 def _rooms(random: Random, width: int, height: int, *, shared: bool) -> tuple[Box, Box]:
-    """Where shapes may stand, and where a word may: all of the picture, or a band each."""
+    """Where shapes may stand, and where a word may: all of the image, or a band each."""
     if not shared:
         return (0, 0, width, height), (0.02 * width, 0.02 * height, 0.98 * width, 0.98 * height)
     border = height * random.uniform(0.3, 0.45)
@@ -415,7 +414,7 @@ def _rooms(random: Random, width: int, height: int, *, shared: bool) -> tuple[Bo
 
 
 def _boxes(random: Random, count: int, room: Box) -> list[Box]:
-    """Boxes of shapes in a part of the picture."""
+    """Boxes of shapes in a part of the image."""
     if not count:
         return []
     left, top, right, bottom = room

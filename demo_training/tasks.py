@@ -1,7 +1,6 @@
 """The tasks: what is asked about one scene, how often, and what the right answer is.
 
-Owns the table of tasks. Answers are short and regular, so that a small model can say them right and
-a person still reads a sentence. Knows scenes, not pixels, tokens or torch.
+Answers are short and regular, so that a small model can learn them and a person still reads a sentence.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def printed(word: Word, language: str) -> str:
 
 
 def described(scene: Scene, language: str) -> str:
-    """What the picture shows, as a list: shapes from left to right, then the word."""
+    """What the image shows, as a list: shapes from left to right, then the word."""
     parts = grouped(list(map(_named(language), scene.shapes)), language)
     if scene.word is not None:
         parts.append(printed(scene.word, language))
@@ -289,7 +288,7 @@ def _text_colour(random: Random, scene: Scene, language: str) -> Made:
 
 
 def _boxes_of(scene: Scene, shapes: Sequence[Shape], language: str) -> str:
-    """Qwen3-VL's JSON: thousandths of the picture's sides, here in steps of ten."""
+    """Qwen3-VL's JSON: thousandths of the image's sides, here in steps of ten."""
     found = [
         {"bbox_2d": [10 * at for at in hundredths(s.box, scene)], "label": _named(language)(s)}
         for s in shapes
@@ -332,8 +331,8 @@ class Task:
     Attributes:
         name: Its name, and that of its wordings.
         make: Makes question and answer, or None where the scene allows no such question.
-        of_shapes: How often it is asked about pictures with shapes.
-        of_words: How often it is asked about pictures with a word alone.
+        of_shapes: How often it is asked about images with shapes.
+        of_words: How often it is asked about images with a word alone.
         hint: Whether the question may ask for brevity.
     """
 

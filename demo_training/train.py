@@ -2,12 +2,11 @@
 
     python -m demo_training.train --state state.pt --tokenizer tokenizer.json --minutes 120 --out MODEL_DIR
 
-First the vision tower looks at pictures alone (`looking`), then the whole network learns to answer, and the tower
-goes on looking beside it: at what is asked about, and at other pictures.
+First the vision tower looks at images alone (`looking`), then the whole network learns to answer, and the tower
+goes on looking beside it: at what is asked about, and at other images.
 
-Owns the optimisation: Muon for matrices, AdamW for the rest, rates that fall over the time that is given, a
-moving average of the weights, and a state from which a stopped training goes on. Must not know how
-pictures, questions or answers are made.
+Matrices are optimised by Muon, the rest by AdamW, with rates that fall over the time that is given. The moving average
+of the weights is exported; a stopped training resumes from its state file.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from demo_training.whitening import whiten
 ROW_MULTIPLE = 32  # rows of the embedding are padded to a multiple of this
 EMA_DECAY = 0.995
 WARM_UP_STEPS = 100
-WHITENING_PICTURES = 256
+WHITENING_IMAGES = 256
 LEAST_LOOKING_RATE, LEAST_RATE = 0.1, 0.02
 TOWER_RATE = 0.5  # of the full rate, once the tower has looked
 LOOKING_SHARE = 0.3  # of the looking loss beside that of the answers
@@ -60,9 +59,9 @@ class TrainingConfig:
     Attributes:
         minutes: Length of the whole training, earlier runs of the same state counted in.
         slice_minutes: Stop after so much of it, to go on later; None = do not stop.
-        looking: Share of the time in which the tower looks at pictures alone.
-        look_size: Pictures in such a step.
-        looks_beside: Pictures that a step of answering looks at besides its own.
+        looking: Share of the time in which the tower looks at images alone.
+        look_size: Images in such a step.
+        looks_beside: Images that a step of answering looks at besides its own.
         batch_size: Conversations in a step.
         muon_rate: Learning rate of the matrices.
         adam_rate: Learning rate of everything else.
@@ -196,7 +195,7 @@ class Trainer:
         return told
 
     def _see(self, look: Look) -> Truth:
-        """Lets the tower see these pictures; returns what they hold."""
+        """Lets the tower see these images; returns what they hold."""
         self.network.model.visual(look.patches.to(self._device) / 127.5 - 1, *look.grid)
         return look.truth.to(self._device)
 
@@ -237,7 +236,7 @@ class Trainer:
         ids, learned = batch.token_ids.to(self._device), batch.learned[:, 1:].to(self._device)
         pixels = None if batch.patches is None else batch.patches.to(self._device) / 127.5 - 1
         positions = batch.positions.to(self._device)
-        hidden = self.network(ids, positions, pixels, batch.grid, ids == self.codec.picture)
+        hidden = self.network(ids, positions, pixels, batch.grid, ids == self.codec.image)
         return cross_entropy(self.network.logits(hidden[:, :-1][learned]), ids[:, 1:][learned])
 
     def measure(self) -> str:
@@ -313,7 +312,7 @@ def first_network(tokenizer: Tokenizer, begin: Path | None = None) -> Network:
     rows = math.ceil(tokenizer.get_vocab_size() / ROW_MULTIPLE) * ROW_MULTIPLE
     network = Network(NetworkConfig(vocab_size=rows))
     if begin is None:
-        whiten(network, make_look(LOOK_SEEDS - 1, WHITENING_PICTURES))
+        whiten(network, make_look(LOOK_SEEDS - 1, WHITENING_IMAGES))
     else:
         network.load_state_dict(load_file(begin / "model.safetensors"))
     return network

@@ -1,7 +1,4 @@
-"""Unseen pictures with questions, and the judgement of an answer.
-
-Owns what the model is examined in. Must not know networks, engines or training: whoever can answer can be examined.
-"""
+"""Unseen images with questions, and how an answer is scored."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ from random import Random
 from PIL import Image
 
 from demo_training.examples import SIZE_WEIGHTS, SIZES, Size, invent_scene
+from demo_training.images import draw_size, render
 from demo_training.lettering import LONGEST
 from demo_training.naming import LANGUAGES
-from demo_training.pictures import draw_size, render
-from demo_training.questions import TWO_PICTURE_TASKS, Exchange, ask_about, ask_two
+from demo_training.questions import TWO_IMAGE_TASKS, Exchange, ask_about, ask_two
 from demo_training.scenes import Box, Scene
 from demo_training.tasks import TASK_BY_NAME
 
@@ -31,17 +28,17 @@ Scores = dict[tuple[str, str], tuple[float, int]]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A question about pictures.
+    """A question about images.
 
     Attributes:
         exchange: The question and its right answer.
-        pictures: The pictures, RGB.
+        images: The images, RGB.
         size: Width and height at which the model sees them.
         before: The turns before, with their right answers.
     """
 
     exchange: Exchange
-    pictures: tuple[Image.Image, ...]
+    images: tuple[Image.Image, ...]
     size: Size
     before: tuple[Exchange, ...] = ()
 
@@ -57,12 +54,12 @@ def _rendered(random: Random, *scenes: Scene) -> tuple[Image.Image, ...]:
 
 
 def unseen_trials(task: str, language: str, number: int) -> list[Trial]:
-    """Questions of one kind about pictures that the training never showed, nor any other kind's questions.
+    """Questions of one kind about images that the training never showed, nor any other kind's questions.
 
     The same arguments give the same ones on every machine; words are in Pillow's own font.
 
     Args:
-        task: Name of a task; `compare` or `one_of_two` for two pictures; `second_turn` for any task after
+        task: Name of a task; `compare` or `one_of_two` for two images; `second_turn` for any task after
             another one; `read:4` for words of up to 4 characters.
         language: `en` or `zh`.
         number: How many.
@@ -71,7 +68,7 @@ def unseen_trials(task: str, language: str, number: int) -> list[Trial]:
         ValueError: There is no such task or language.
     """
     name, _, limit = task.partition(":")
-    if name not in (*TASK_BY_NAME, *TWO_PICTURE_TASKS, SECOND_TURN):
+    if name not in (*TASK_BY_NAME, *TWO_IMAGE_TASKS, SECOND_TURN):
         raise ValueError(f"no task is called {name!r}")
     if language not in LANGUAGES:
         raise ValueError(f"no questions are asked in {language!r}")
@@ -91,7 +88,7 @@ def unseen_trials(task: str, language: str, number: int) -> list[Trial]:
 def _trial(random: Random, scenes: Iterator[tuple[Scene, Size]], task: str) -> Trial:
     """A question of that kind, or of another one where the scene allows none."""
     scene, size = next(scenes)
-    if task in TWO_PICTURE_TASKS:
+    if task in TWO_IMAGE_TASKS:
         other = invent_scene(random, *size)
         return Trial(ask_two(random, scene, other), _rendered(random, scene, other), size)
     if task == SECOND_TURN:

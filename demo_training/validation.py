@@ -1,6 +1,6 @@
-"""Examines the network in training, in its training form.
+"""Measures the accuracy of the network during training, by greedy decoding without a cache.
 
-Owns greedy decoding without a cache. `evaluate` examines the served model. Must not know the training.
+`evaluate` measures the served model.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 
 from demo_training.batches import Codec, patch_grid
 from demo_training.examples import Size
+from demo_training.images import as_seen, patches
 from demo_training.naming import LANGUAGES
 from demo_training.network import Network
-from demo_training.pictures import as_seen, patches
 from demo_training.trials import Scores, Trial, judge, unseen_trials
 
 
@@ -30,22 +30,22 @@ def greedy_answers(network: Network, codec: Codec, trials: Sequence[Trial]) -> l
     Args:
         network: The network.
         codec: Its tokenizer.
-        trials: About equally many pictures each, all of one size, without turns before.
+        trials: About equally many images each, all of one size, without turns before.
 
     Returns:
         An answer to each, at most MOST_ANSWER_TOKENS long.
     """
-    size, number = trials[0].size, len(trials[0].pictures)
+    size, number = trials[0].size, len(trials[0].images)
     device = network.model.language_model.embed_tokens.weight.device
     prompts = [codec.prompt(trial.exchange.question, number, size) for trial in trials]
-    drawn = np.stack([[patches(as_seen(shown)) for shown in t.pictures] for t in trials])
+    drawn = np.stack([[patches(as_seen(shown)) for shown in t.images] for t in trials])
     pixels = torch.from_numpy(drawn).to(device) / 127.5 - 1
     answers: list[list[int]] = [[] for _ in trials]
     going = list(range(len(trials)))
     for _ in range(MOST_ANSWER_TOKENS):
         rows = [prompts[i] + answers[i] for i in going]
         ids, positions = (tensor.to(device) for tensor in codec.padded(rows, size))
-        hidden = network(ids, positions, pixels[going], patch_grid(size), ids == codec.picture)
+        hidden = network(ids, positions, pixels[going], patch_grid(size), ids == codec.image)
         last = torch.tensor([len(row) - 1 for row in rows], device=device)
         scores = network.logits(hidden[torch.arange(len(rows), device=device), last])
         for i, token in zip(tuple(going), scores.argmax(-1).tolist(), strict=True):

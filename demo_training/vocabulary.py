@@ -1,9 +1,7 @@
-"""The tokenizer of the demo checkpoint: byte-level BPE as Qwen2's, made from the demo's own texts.
-
-Owns how it is made, and the special tokens. Must not know pixels or torch.
+"""The tokenizer of the demo checkpoint: byte-level BPE like Qwen2's, made from the demo's own texts.
 
 Chinese is learned as BPE always is. A word of Latin letters grows from its first letter only, and only where a space, a
-mark or a capital begins it: what is printed in a picture, `STOP`, `cat`, `42`, stays one token a character, so that
+mark or a capital begins it: what is printed in an image, `STOP`, `cat`, `42`, stays one token a character, so that
 reading aloud is copying from left to right and not spelling.
 """
 

@@ -1,9 +1,7 @@
-"""The first values of the patch embedding: patches made uncorrelated and equally strong.
+"""Initial values of the patch embedding: patches made uncorrelated and of equal variance.
 
-Owns the whitening (as the first layer of K. Jordan's airbench, arXiv 2404.00498). Must not know what pictures show.
-
-Almost all of a patch's variance is its mean colour; from random values a network spends
-thousands of steps finding edges.
+As the first layer of K. Jordan's airbench (arXiv 2404.00498). Almost all of a patch's variance is its mean colour; from
+random values a network spends thousands of steps finding edges.
 """
 
 from __future__ import annotations
@@ -19,11 +17,11 @@ DAMPING = 1e-3  # of variances, in pixel values from -1 to 1: noise is not made 
 
 @torch.no_grad()
 def whiten(network: Network, look: Look) -> None:
-    """Sets the patch embedding so that its outputs over these pictures have unit covariance.
+    """Sets the patch embedding so that its outputs over these images have unit covariance.
 
     Args:
         network: Its patch embedding is overwritten.
-        look: Some hundred pictures.
+        look: Some hundred images.
     """
     embed = network.model.visual.patch_embed.proj
     rows = look.patches.flatten(0, 1).to(embed.weight) / 127.5 - 1

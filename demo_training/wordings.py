@@ -1,7 +1,4 @@
-"""The wordings of both languages under one type.
-
-Owns the type; the texts are in `wordings_en` and `wordings_zh`.
-"""
+"""The wordings of both languages (`wordings_en`, `wordings_zh`) under one type."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ class Wordings:
         hints: Requests for brevity, put behind a question.
         hello_answer: The answer to a greeting.
         other_answer: The answer to what the model does not know.
-        no_picture_answer: The answer to a question about a picture that was not sent.
+        no_image_answer: The answer to a question about an image that was not sent.
     """
 
     questions: dict[str, tuple[str, ...]]
@@ -28,7 +25,7 @@ class Wordings:
     hints: tuple[str, ...]
     hello_answer: str
     other_answer: str
-    no_picture_answer: str
+    no_image_answer: str
 
 
 WORDINGS = {
@@ -38,7 +35,7 @@ WORDINGS = {
         hints=wordings_en.HOW,
         hello_answer=wordings_en.HELLO_ANSWER,
         other_answer=wordings_en.OTHER_ANSWER,
-        no_picture_answer=wordings_en.NO_PICTURE_ANSWER,
+        no_image_answer=wordings_en.NO_IMAGE_ANSWER,
     ),
     "zh": Wordings(
         questions=wordings_zh.ASK,
@@ -46,6 +43,6 @@ WORDINGS = {
         hints=wordings_zh.HOW,
         hello_answer=wordings_zh.HELLO_ANSWER,
         other_answer=wordings_zh.OTHER_ANSWER,
-        no_picture_answer=wordings_zh.NO_PICTURE_ANSWER,
+        no_image_answer=wordings_zh.NO_IMAGE_ANSWER,
     ),
 }

@@ -1,6 +1,6 @@
-"""The English wordings of all questions, and the answers that never change.
+"""The English wordings of all questions, and the fixed answers.
 
-Owns data only. "{color}" becomes color or colour; "{picture}" becomes picture, image or photo.
+"{color}" becomes color or colour; "{picture}" becomes picture, image or photo.
 """
 
 from __future__ import annotations
@@ -502,4 +502,4 @@ HOW = (" Answer briefly.", " Answer in one word.", " Answer with one word.", " B
 
 OTHER_ANSWER = "I am a small demo model and only know simple shapes and printed words."
 HELLO_ANSWER = "Hello! Send me a picture of shapes or a printed word and ask about it."
-NO_PICTURE_ANSWER = "I see no picture. Please send one with shapes or a printed word."
+NO_IMAGE_ANSWER = "I see no picture. Please send one with shapes or a printed word."

@@ -1,7 +1,4 @@
-"""The Chinese wordings of all questions, and the answers that never change.
-
-Owns data only.
-"""
+"""The Chinese wordings of all questions, and the fixed answers."""
 
 from __future__ import annotations
 
@@ -449,4 +446,4 @@ HOW = ("请简短回答。", "用一个词回答。", "请用一个词回答。"
 
 OTHER_ANSWER = "我是一个小型演示模型，只认识简单的形状和印刷的文字。"
 HELLO_ANSWER = "你好！请发一张有形状或文字的图片来问我。"
-NO_PICTURE_ANSWER = "我没有看到图片。请发一张有形状或文字的图片。"
+NO_IMAGE_ANSWER = "我没有看到图片。请发一张有形状或文字的图片。"

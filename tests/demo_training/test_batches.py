@@ -12,12 +12,12 @@ import torch
 from demo_training.batches import (
     POOL,
     batches,
+    image_tokens,
     looks,
     make_batches,
-    picture_tokens,
 )
 from demo_training.examples import LESSONS, SIZES, invent_example, lesson_of
-from demo_training.pictures import smart_resize
+from demo_training.images import smart_resize
 from demo_training.questions import Exchange
 from inference_service.engine.types import ImageSpan
 from inference_service.models.positions import mrope_positions
@@ -35,11 +35,11 @@ def test_a_conversation_reads_as_the_template_writes_it(codec):
         text = codec.tokenizer.decode(ids, skip_special_tokens=False)
         texts.add(text.replace("<|image_pad|>" * 16, "P"))
 
-    picture = "<|vision_start|>P<|vision_end|>"
+    image = "<|vision_start|>P<|vision_end|>"
     rest = "<|im_start|>assistant\nTwo.<|im_end|>\n<|im_start|>user\n有什么？<|im_end|>\n"
     rest += "<|im_start|>assistant\n圆形。<|im_end|>\n"
-    assert f"<|im_start|>user\n{picture}How many?<|im_end|>\n{rest}" in texts
-    assert f"<|im_start|>user\nHow many?{picture}<|im_end|>\n{rest}" in texts
+    assert f"<|im_start|>user\n{image}How many?<|im_end|>\n{rest}" in texts
+    assert f"<|im_start|>user\nHow many?{image}<|im_end|>\n{rest}" in texts
     assert any(text.startswith("<|im_start|>system\nYou are a helpful") for text in texts)
 
 
@@ -57,8 +57,8 @@ def test_only_answers_and_their_ends_are_learned(codec):
 @pytest.mark.parametrize("number", [1, 2])
 def test_positions_are_those_of_the_serving_path(codec, size, number):
     ids = codec.prompt("What is this?", number, size)
-    tokens, grid = picture_tokens(size), (1, size[1] // 16, size[0] // 16)
-    first = ids.index(codec.picture)
+    tokens, grid = image_tokens(size), (1, size[1] // 16, size[0] // 16)
+    first = ids.index(codec.image)
     spans = [
         ImageSpan(
             key=bytes(32),
@@ -90,18 +90,18 @@ def test_batches_follow_from_their_seed(codec):
         assert all(map(torch.equal, one.truth, two.truth))
 
 
-def test_a_batch_holds_as_many_picture_tokens_as_pictures_need(codec):
+def test_a_batch_holds_as_many_image_tokens_as_images_need(codec):
     for seed in range(12):
         for batch in make_batches(codec, seed, 2):
-            tokens = int((batch.token_ids == codec.picture).sum())
+            tokens = int((batch.token_ids == codec.image).sum())
             if batch.patches is None:
                 assert tokens == 0
                 assert batch.truth is None
             else:
-                _, pictures, patches, _ = batch.patches.shape
-                assert tokens == 2 * pictures * patches // 4
+                _, images, patches, _ = batch.patches.shape
+                assert tokens == 2 * images * patches // 4
                 assert patches == batch.grid[0] * batch.grid[1]
-                assert len(batch.truth.shapes) == 2 * pictures
+                assert len(batch.truth.shapes) == 2 * images
 
 
 def test_rows_of_like_length_are_together(codec):
@@ -114,10 +114,10 @@ def test_rows_of_like_length_are_together(codec):
     assert all(one[-1] <= two[0] for one, two in pairwise(lengths))
 
 
-def test_without_pictures_there_are_no_patches():
+def test_without_images_there_are_no_patches():
     example = invent_example(Random(1), (128, 128), 0)
 
-    assert example.pictures == []
+    assert example.images == []
     assert len(example.turns) == 1
 
 
@@ -159,7 +159,7 @@ def test_lessons_follow_each_other_and_end():
 def test_a_lesson_asks_what_it_teaches(lesson):
     asked, turns, words = set(), set(), set()
     for seed in range(40):
-        example = invent_example(Random(seed), (128, 128), lesson.pictures, lesson)
+        example = invent_example(Random(seed), (128, 128), lesson.images, lesson)
         asked |= {turn.task for turn in example.turns}
         turns.add(len(example.turns))
         words.add(bool((example.labels[0].characters[..., 0] > 0).any()))

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from demo_training.batches import Codec
 from demo_training.export import export
-from demo_training.pictures import MAX_PIXELS, MIN_PIXELS
+from demo_training.images import MAX_PIXELS, MIN_PIXELS
 from inference_service.demo import MODEL_DIR
 from inference_service.domain import ChatMessage, ImagePart, Role, TextPart
 from inference_service.models.loader import load_model

@@ -1,4 +1,4 @@
-"""What the vision tower is taught about a picture."""
+"""What the vision tower is taught about an image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def star(left, top):
 
 
 def test_a_shape_is_known_where_its_middle_is():
-    # In a picture seen at half the size the middle is at (48, 16): second block, lower left patch.
+    # In an image seen at half the size the middle is at (48, 16): second block, lower left patch.
     labels = label(scene(shapes=[star(64, 0)]), (128, 128))
 
     [index] = np.flatnonzero(labels.shapes[:, 0] > NOTHING)
@@ -57,5 +57,5 @@ def test_among_many_shapes_none_has_a_number():
     assert (labels.shapes[:, 2] == UNLABELLED).all()
 
 
-def test_boxes_stay_inside_the_picture():
+def test_boxes_stay_inside_the_image():
     assert hundredths((-5.0, 0.0, 260.0, 128.0), scene()) == (0, 0, 100, 50)

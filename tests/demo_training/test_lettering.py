@@ -7,6 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from demo_training.images import render
 from demo_training.lettering import (
     LONGEST,
     PILLOW_FONT,
@@ -15,7 +16,6 @@ from demo_training.lettering import (
     invent_text,
     open_font,
 )
-from demo_training.pictures import render
 from demo_training.scenes import Scene, invent
 
 

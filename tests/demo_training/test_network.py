@@ -21,7 +21,7 @@ def folder(network, tokenizer_file, tmp_path):
     return tmp_path / "model"
 
 
-def random_pictures(number, size):
+def random_images(number, size):
     """[1, number, N, 768] uint8."""
     rows, columns = patch_grid(size)
     generator = torch.Generator().manual_seed(3)
@@ -30,10 +30,10 @@ def random_pictures(number, size):
 
 
 @torch.no_grad()
-def network_logits(network, codec, ids, pictures, size):
+def network_logits(network, codec, ids, images, size):
     tokens, positions = codec.padded([ids], size)
-    pixels = pictures / 127.5 - 1
-    hidden = network(tokens, positions, pixels, patch_grid(size), tokens == codec.picture)
+    pixels = images / 127.5 - 1
+    hidden = network(tokens, positions, pixels, patch_grid(size), tokens == codec.image)
     return network.logits(hidden)[0]
 
 
@@ -41,20 +41,20 @@ def network_logits(network, codec, ids, pictures, size):
 def test_logits_are_those_of_transformers(network, codec, folder, size, number):
     oracle = Qwen3VLForConditionalGeneration.from_pretrained(folder).eval()
     ids = codec.prompt("What is in the picture?", number, size)
-    pictures = random_pictures(number, size)
+    images = random_images(number, size)
     tokens = torch.tensor([ids])
-    frames = (pictures / 127.5 - 1).view(-1, 3, 1, 256).expand(-1, 3, 2, 256)
+    frames = (images / 127.5 - 1).view(-1, 3, 1, 256).expand(-1, 3, 2, 256)
 
     with torch.no_grad():
         wanted = oracle(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
-            mm_token_type_ids=(tokens == codec.picture).int(),
+            mm_token_type_ids=(tokens == codec.image).int(),
             pixel_values=frames.reshape(-1, 1536),
             image_grid_thw=torch.tensor([[1, *patch_grid(size)]] * number),
         ).logits[0]
 
-    got = network_logits(network, codec, ids, pictures, size)
+    got = network_logits(network, codec, ids, images, size)
     assert wanted.std() > 0.5
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
 
@@ -62,14 +62,14 @@ def test_logits_are_those_of_transformers(network, codec, folder, size, number):
 @pytest.mark.parametrize(("size", "number"), CASES)
 def test_the_engine_answers_as_the_network_does(network, codec, folder, size, number):
     ids = codec.prompt("What is in the picture?", number, size)
-    pictures = random_pictures(number, size)
+    images = random_images(number, size)
     answer: list[int] = []
     for _ in range(6):
-        scores = network_logits(network, codec, ids + answer, pictures, size)
+        scores = network_logits(network, codec, ids + answer, images, size)
         answer.append(int(scores[-1].argmax()))
 
     engine = EngineCore(EngineConfig(model_dir=str(folder), device="cpu", num_kv_pages=32))
-    engine.add(request(ids, codec.picture, number, size), raw_pixels(pictures, size))
+    engine.add(request(ids, codec.image, number, size), raw_pixels(images, size))
     got: list[int] = []
     while engine.has_work:
         got.extend(token for output in engine.step() for token in output.token_ids)
@@ -77,12 +77,12 @@ def test_the_engine_answers_as_the_network_does(network, codec, folder, size, nu
     assert got == answer
 
 
-def request(ids, picture, number, size):
+def request(ids, image, number, size):
     tokens = size[0] * size[1] // 1024
     spans = tuple(
         ImageSpan(
             key=bytes([i]) * 32,
-            start=ids.index(picture) + i * (tokens + 2),
+            start=ids.index(image) + i * (tokens + 2),
             num_tokens=tokens,
             grid=(1, *patch_grid(size)),
             height=size[1],
@@ -97,22 +97,22 @@ def request(ids, picture, number, size):
     )
 
 
-def raw_pixels(pictures, size):
-    """The pictures that have these patches, as height x width x 3 bytes."""
+def raw_pixels(images, size):
+    """The images that have these patches, as height x width x 3 bytes."""
     width, height = size
-    blocks = pictures[0].view(-1, height // 32, width // 32, 2, 2, 3, 16, 16)
+    blocks = images[0].view(-1, height // 32, width // 32, 2, 2, 3, 16, 16)
     return blocks.permute(0, 1, 3, 6, 2, 4, 7, 5).contiguous().numpy().tobytes()
 
 
 def test_padding_changes_nothing(network, codec):
     size = (128, 128)
     short, long = (codec.prompt(text, 1, size) for text in ("Hi", "What is in this picture?"))
-    pictures = random_pictures(1, size)
+    images = random_images(1, size)
     tokens, positions = codec.padded([short, long], size)
-    pixels = (pictures / 127.5 - 1).expand(2, -1, -1, -1)
+    pixels = (images / 127.5 - 1).expand(2, -1, -1, -1)
 
     with torch.no_grad():
-        hidden = network(tokens, positions, pixels, patch_grid(size), tokens == codec.picture)
-    alone = network_logits(network, codec, short, pictures, size)
+        hidden = network(tokens, positions, pixels, patch_grid(size), tokens == codec.image)
+    alone = network_logits(network, codec, short, images, size)
 
     torch.testing.assert_close(network.logits(hidden)[0, : len(short)], alone)

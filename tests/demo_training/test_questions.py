@@ -114,13 +114,13 @@ def test_sides_are_seen_from_the_other_shape():
     ("left", "top", "place"),
     [(0, 0, "At the top left."), (48, 48, "In the center."), (96, 48, "On the right.")],
 )
-def test_places_are_thirds_of_the_picture(left, top, place):
+def test_places_are_thirds_of_the_image(left, top, place):
     about = scene(shape("star", "green", left, top))
 
     assert {e.answer for e in asked("where", "en", about)} == {place}
 
 
-def test_two_pictures_are_compared_in_order():
+def test_two_images_are_compared_in_order():
     one, two = scene(shape("circle", "red", 10)), scene(shape("star", "blue", 10))
 
     compared = [ask_two(Random(seed), one, two) for seed in range(90)]
@@ -131,7 +131,7 @@ def test_two_pictures_are_compared_in_order():
     }
 
 
-def test_one_of_two_pictures_is_asked_about_by_its_number():
+def test_one_of_two_images_is_asked_about_by_its_number():
     one, two = scene(shape("circle", "red", 10)), scene(shape("star", "blue", 10))
     names = (("red", "红色", "circle", "圆形"), ("blue", "蓝色", "star", "星形"))
 
@@ -146,13 +146,13 @@ def test_one_of_two_pictures_is_asked_about_by_its_number():
     assert named == {name for both in names for name in both}
 
 
-def test_without_a_picture_no_shape_is_named():
+def test_without_a_image_no_shape_is_named():
     answers = {ask_without(Random(seed)).answer for seed in range(300)}
 
     allowed = {
         text
         for wordings in WORDINGS.values()
-        for text in (wordings.hello_answer, wordings.other_answer, wordings.no_picture_answer)
+        for text in (wordings.hello_answer, wordings.other_answer, wordings.no_image_answer)
     }
     assert answers == allowed
 

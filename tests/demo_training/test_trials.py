@@ -18,9 +18,9 @@ def test_unseen_questions_are_the_same_every_time():
     assert all(t.exchange.task == "count" and t.exchange.language == "zh" for t in first)
 
 
-def test_no_two_kinds_of_questions_share_a_picture():
+def test_no_two_kinds_of_questions_share_a_image():
     kinds = [(t, x) for t in ("colour", "read:4", "read:6", "describe") for x in ("en", "zh")]
-    shown = [p.tobytes() for kind in kinds for t in unseen_trials(*kind, 8) for p in t.pictures]
+    shown = [p.tobytes() for kind in kinds for t in unseen_trials(*kind, 8) for p in t.images]
 
     assert len(set(shown)) == len(shown) == 8 * len(kinds)
 
@@ -38,11 +38,11 @@ def test_short_words_are_short():
 
 
 @pytest.mark.parametrize(
-    ("task", "pictures"), [("compare", 2), ("one_of_two", 2), ("second_turn", 1)]
+    ("task", "images"), [("compare", 2), ("one_of_two", 2), ("second_turn", 1)]
 )
-def test_some_trials_show_two_pictures_or_have_a_turn_before(task, pictures):
+def test_some_trials_show_two_images_or_have_a_turn_before(task, images):
     for trial in unseen_trials(task, "en", 5):
-        assert len(trial.pictures) == pictures
+        assert len(trial.images) == images
         assert len(trial.before) == (task == "second_turn")
 
 

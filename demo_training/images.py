@@ -1,7 +1,4 @@
-"""Draws scenes, and prepares pictures as the serving path does.
-
-Owns the drawing, the resize, and the order of patches. Knows nothing of questions, tokens or torch.
-"""
+"""Draws scenes, and resizes and cuts images into patches as the serving path does."""
 
 from __future__ import annotations
 
@@ -22,12 +19,12 @@ MERGE = 2
 STEP = PATCH * MERGE
 MIN_PIXELS = 15_360  # just under 128 x 128, so that rounding noise never lifts a square to 160
 MAX_PIXELS = 24_576  # 128 x 192: a square becomes 128 x 128, 4:3 becomes 160 x 128
-# Of pictures that are invented, in pixels.
+# Of images that are invented, in pixels.
 SHORTEST_SIDE, LONGEST_SIDE = 64, 1024
 
 
 def smart_resize(width: int, height: int) -> tuple[int, int]:
-    """The size at which the model sees a picture: Qwen2-VL's rule, sides multiples of 32."""
+    """The size at which the model sees an image: Qwen2-VL's rule, sides multiples of 32."""
     w, h = round(width / STEP) * STEP, round(height / STEP) * STEP
     if w * h > MAX_PIXELS:
         beta = math.sqrt(width * height / MAX_PIXELS)
@@ -51,17 +48,17 @@ def _ground(scene: Scene) -> Image.Image:
 
 
 def render(scene: Scene, noise_seed: int = 0) -> Image.Image:
-    """The picture at the scene's own size, RGB."""
-    picture = _ground(scene)
-    # Smooth edges come from drawing larger; a big picture is smoothed by the model's own resize.
+    """The image at the scene's own size, RGB."""
+    image = _ground(scene)
+    # Smooth edges come from drawing larger; a big image is smoothed by the model's own resize.
     scale = 2 if scene.smooth and scene.width * scene.height <= 90_000 else 1
     if scale > 1:
-        picture = picture.resize(
+        image = image.resize(
             (scene.width * scale, scene.height * scale),
             Image.Resampling.NEAREST,
         )
-    draw = ImageDraw.Draw(picture)
-    stroke = max(1, round(0.008 * min(picture.size)))
+    draw = ImageDraw.Draw(image)
+    stroke = max(1, round(0.008 * min(image.size)))
     for shape in scene.shapes:
         if shape.corners:
             corners = [(x * scale, y * scale) for x, y in shape.corners]
@@ -72,26 +69,26 @@ def render(scene: Scene, noise_seed: int = 0) -> Image.Image:
     for word in scene.words:
         draw_word(draw, word, scale)
     if scale > 1:
-        picture = picture.reduce(scale)
+        image = image.reduce(scale)
     if scene.noise:
         rng = np.random.default_rng(noise_seed)
-        pixels = np.asarray(picture, np.float32)
+        pixels = np.asarray(image, np.float32)
         pixels = pixels + rng.standard_normal(pixels.shape, np.float32) * scene.noise
-        picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     if scene.jpeg_quality is not None:
         held = io.BytesIO()
-        picture.save(held, "JPEG", quality=scene.jpeg_quality)
-        picture = Image.open(held).convert("RGB")
-    return picture
+        image.save(held, "JPEG", quality=scene.jpeg_quality)
+        image = Image.open(held).convert("RGB")
+    return image
 
 
-def as_seen(picture: Image.Image) -> npt.NDArray[np.uint8]:
-    """The picture as the model sees it: RGB, resized bicubically, height x width x 3."""
-    size = smart_resize(*picture.size)
-    picture = picture.convert("RGB")
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-    return np.asarray(picture, np.uint8)
+def as_seen(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """The image as the model sees it: RGB, resized bicubically, height x width x 3."""
+    size = smart_resize(*image.size)
+    image = image.convert("RGB")
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(image, np.uint8)
 
 
 def patches(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -111,7 +108,7 @@ def patches(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def draw_size(random: Random, target: tuple[int, int]) -> tuple[int, int]:
-    """A picture size, SHORTEST_SIDE to LONGEST_SIDE px a side, that the model would see as `target`."""
+    """An image size, SHORTEST_SIDE to LONGEST_SIDE px a side, that the model would see as `target`."""
     for _ in range(40):
         exact = target[0] / target[1]
         ratio = (

@@ -1,4 +1,4 @@
-"""The invented world: scenes, drawing, and preparation of pictures."""
+"""The invented world: scenes, drawing, and preparation of images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from demo_training.pictures import (
+from demo_training.images import (
     MAX_PIXELS,
     MIN_PIXELS,
     STEP,
