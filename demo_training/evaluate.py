@@ -18,7 +18,7 @@ from qwenvl import Client, Error
 from qwenvl.inference.v1 import message_pb2 as message_pb
 
 
-MOST_ANSWER_TOKENS = 256
+MAX_ANSWER_TOKENS = 256
 AT_ONCE = 8
 
 
@@ -40,8 +40,8 @@ def _conversation(trial: Trial) -> list[message_pb.Message]:
     return [*messages, message_pb.Message(role=message_pb.ROLE_USER, parts=parts)]
 
 
-def examine(client: Client, trials: Sequence[Trial]) -> float:
-    """Asks all of them greedily, some at once; returns the sum of the judgements.
+def judgements(client: Client, trials: Sequence[Trial]) -> list[float]:
+    """Asks all of them greedily, some at once; returns the score of each answer, 0 to 1.
 
     Raises:
         Error: A call failed.
@@ -49,18 +49,21 @@ def examine(client: Client, trials: Sequence[Trial]) -> float:
 
     def ask(trial: Trial) -> float:
         answer = client.chat(
-            _conversation(trial), temperature=0, repetition_penalty=1, max_tokens=MOST_ANSWER_TOKENS
+            _conversation(trial),
+            temperature=0,
+            repetition_penalty=1,
+            max_tokens=MAX_ANSWER_TOKENS,
         )
         return judge(trial.exchange, answer.text)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return sum(pool.map(ask, trials))
+        return list(pool.map(ask, trials))
 
 
 def evaluate(client: Client, parts: Iterable[Part]) -> Scores:
     """The scores of an examination."""
     return {
-        (part.task, part.language): (examine(client, part.trials), len(part.trials))
+        (part.task, part.language): (sum(judgements(client, part.trials)), len(part.trials))
         for part in parts
     }
 

@@ -21,7 +21,7 @@ from demo_training.scenes import Scene
 UNLABELLED = -100  # what torch's cross_entropy ignores
 NOTHING = 0
 CHARACTERS = string.digits + string.ascii_letters
-MOST_SHAPES = 4
+MAX_SHAPES = 4
 HALVES = 2  # of a patch, left and right
 NEAR = 2  # pixels from a border
 GRID = 100  # boxes are told in hundredths of the image's sides
@@ -30,7 +30,7 @@ TENS = GRID // 10 + 1
 Labels = npt.NDArray[np.int64]
 
 # The values of a patch, and how many classes each has.
-SHAPE_CLASSES = (len(KINDS) + 1, len(COLOURS), MOST_SHAPES, *(TENS,) * 4)
+SHAPE_CLASSES = (len(KINDS) + 1, len(COLOURS), MAX_SHAPES, *(TENS,) * 4)
 CHARACTER_CLASSES = (len(CHARACTERS) + 1, len(COLOURS), LONGEST)
 
 
@@ -87,7 +87,7 @@ def label(scene: Scene, size: tuple[int, int]) -> SceneLabels:
     shapes[:, 0], characters[..., 0] = NOTHING, NOTHING
     x_scale, y_scale = size[0] / scene.width, size[1] / scene.height
     colours = list(COLOURS)
-    ordered = len(scene.shapes) <= MOST_SHAPES
+    ordered = len(scene.shapes) <= MAX_SHAPES
     for order, shape in enumerate(scene.shapes):
         places = _places(shape.cx * x_scale, shape.cy * y_scale, size)
         index = places[0][0]

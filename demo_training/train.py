@@ -47,7 +47,7 @@ ROW_MULTIPLE = 32  # rows of the embedding are padded to a multiple of this
 EMA_DECAY = 0.995
 WARM_UP_STEPS = 100
 WHITENING_IMAGES = 256
-LEAST_LOOKING_RATE, LEAST_RATE = 0.1, 0.02
+MIN_LOOKING_RATE, MIN_RATE = 0.1, 0.02
 TOWER_RATE = 0.5  # of the full rate, once the tower has looked
 LOOKING_SHARE = 0.3  # of the looking loss beside that of the answers
 
@@ -70,8 +70,8 @@ class TrainingConfig:
         questions: Unseen questions per task and language in a measurement.
         workers: Processes that make batches; 0 = none but this.
         fonts: What words are drawn in.
-        most_looks: End the looking at this step, however much time is left; None = never.
-        most_steps: End the training at this step; None = never.
+        max_looks: End the looking at this step, however much time is left; None = never.
+        max_steps: End the training at this step; None = never.
     """
 
     minutes: float = 120.0
@@ -87,18 +87,18 @@ class TrainingConfig:
     questions: int = 16
     workers: int = 1
     fonts: Fonts = PILLOW_ONLY
-    most_looks: int | None = None
-    most_steps: int | None = None
+    max_looks: int | None = None
+    max_steps: int | None = None
 
 
 def looking_rate(step: int, share_of_time: float) -> float:
     """Share of the full rate while looking: warm-up by steps, then a straight line down by time."""
-    return min(1.0, (step + 1) / WARM_UP_STEPS) * max(LEAST_LOOKING_RATE, 1 - share_of_time)
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * max(MIN_LOOKING_RATE, 1 - share_of_time)
 
 
 def learning_rate(step: int, share_of_time: float) -> float:
     """Share of the full rate while answering: warm-up by steps, then half a cosine by time."""
-    time_share = max(LEAST_RATE, 0.5 * (1 + math.cos(math.pi * share_of_time)))
+    time_share = max(MIN_RATE, 0.5 * (1 + math.cos(math.pi * share_of_time)))
     return min(1.0, (step + 1) / WARM_UP_STEPS) * time_share
 
 
@@ -253,7 +253,7 @@ class Trainer:
         looking = seconds * config.looking
         stop = math.inf if config.slice_minutes is None else 60 * config.slice_minutes
         stop = min(seconds, stop + self.used_seconds)
-        if self.step == 0 and self.used_seconds < looking and self.looks != config.most_looks:
+        if self.step == 0 and self.used_seconds < looking and self.looks != config.max_looks:
             self._run_looks(looking, min(looking, stop))
         if self.used_seconds < stop:
             self._run_steps(looking, seconds, stop)
@@ -263,7 +263,7 @@ class Trainer:
         for look in looks(self.looks, config.look_size, config.workers, config.fonts):
             told = self.look(look, self.used_seconds / end)
             self.used_seconds = time.monotonic() - before
-            done = self.used_seconds >= stop or self.looks == config.most_looks
+            done = self.used_seconds >= stop or self.looks == config.max_looks
             if told:
                 print(f"look {self.looks} {told} {self._clock()}", flush=True)
             if self.looks % config.save_every == 0 or done:
@@ -280,7 +280,7 @@ class Trainer:
             share = min(1.0, max(0.0, self.used_seconds - begin) / max(end - begin, 1e-9))
             losses = losses + self.learn(batch, look, share).cpu()
             self.used_seconds = time.monotonic() - before
-            done = self.used_seconds >= stop or self.step == config.most_steps
+            done = self.used_seconds >= stop or self.step == config.max_steps
             if self.step % config.log_every == 0 or done:
                 mean = losses.item() / (self.step - logged)
                 print(f"step {self.step} loss {mean:.4f} {self._clock()}", flush=True)

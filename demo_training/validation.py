@@ -20,7 +20,7 @@ from demo_training.trials import Scores, Trial, judge, unseen_trials
 
 
 MAIN_TASKS = ("describe", "colour", "shape", "count", "locate", "read")
-MOST_ANSWER_TOKENS = 96
+MAX_ANSWER_TOKENS = 96
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def greedy_answers(network: Network, codec: Codec, trials: Sequence[Trial]) -> l
         trials: About equally many images each, all of one size, without turns before.
 
     Returns:
-        An answer to each, at most MOST_ANSWER_TOKENS long.
+        An answer to each, at most MAX_ANSWER_TOKENS long.
     """
     size, number = trials[0].size, len(trials[0].images)
     device = network.model.language_model.embed_tokens.weight.device
@@ -42,7 +42,7 @@ def greedy_answers(network: Network, codec: Codec, trials: Sequence[Trial]) -> l
     pixels = torch.from_numpy(drawn).to(device) / 127.5 - 1
     answers: list[list[int]] = [[] for _ in trials]
     going = list(range(len(trials)))
-    for _ in range(MOST_ANSWER_TOKENS):
+    for _ in range(MAX_ANSWER_TOKENS):
         rows = [prompts[i] + answers[i] for i in going]
         ids, positions = (tensor.to(device) for tensor in codec.padded(rows, size))
         hidden = network(ids, positions, pixels[going], patch_grid(size), ids == codec.image)

@@ -68,7 +68,7 @@ CHINESE_PIECES = re.compile(
 
 
 WHOLE = ("bbox",)
-LEAST_TIMES = 25  # a word that is rarer in the texts is spelt
+MIN_TIMES = 25  # a word that is rarer in the texts is spelt
 
 
 def _texts(exchanges: int) -> Iterator[str]:
@@ -107,7 +107,7 @@ def _grown(words: Counter[str], vocabulary: dict[str, int]) -> list[tuple[str, s
     """Merges that make each frequent word from its first letter on; adds their results to the vocabulary."""
     merges: list[tuple[str, str]] = []
     for word, times in sorted(words.items(), key=lambda item: (-item[1], item[0])):
-        if times < LEAST_TIMES or (word[0].islower() and word not in WHOLE):
+        if times < MIN_TIMES or (word[0].islower() and word not in WHOLE):
             continue
         for end in range(2, len(word) + 1):
             if word[:end] not in vocabulary:

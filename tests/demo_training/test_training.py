@@ -32,14 +32,14 @@ from inference_service.demo import MODEL_DIR
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
     """An untrained network never ends an answer."""
-    monkeypatch.setattr(validation, "MOST_ANSWER_TOKENS", 4)
+    monkeypatch.setattr(validation, "MAX_ANSWER_TOKENS", 4)
 
 
 def short_run(steps: int) -> TrainingConfig:
     """So long in time that the rate does not fall, but stopped after a few steps."""
     return TrainingConfig(
         minutes=1e6,
-        most_looks=2,
+        max_looks=2,
         look_size=4,
         looks_beside=2,
         batch_size=2,
@@ -47,7 +47,7 @@ def short_run(steps: int) -> TrainingConfig:
         save_every=10**6,
         questions=1,
         workers=0,
-        most_steps=steps,
+        max_steps=steps,
     )
 
 
