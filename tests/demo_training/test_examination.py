@@ -7,6 +7,7 @@ import re
 import sys
 
 from PIL import Image
+import pytest
 
 from demo_training import examination
 from demo_training.examination import SHARES, digest
@@ -28,6 +29,7 @@ def test_pixels_and_texts_are_pinned(monkeypatch, capsys):
     assert run(monkeypatch, capsys, "--questions", 40) == SMALL
 
 
+@pytest.mark.full
 def test_the_card_was_made_with_this_examination(monkeypatch, capsys):
     card = CARD.read_text()
     [questions] = set(re.findall(r"--questions (\d+)", card))
