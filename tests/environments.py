@@ -3,8 +3,8 @@
     python tests/environments.py [ENVIRONMENT ...] [-- PYTEST_ARGUMENT ...]
 
 `bare` has no system fonts and an empty home. So have `default`, where torch uses no vector instructions, and `avx2`,
-where oneDNN uses AVX2 at most. Without arguments for pytest, `bare` runs what `make test` runs, and the others leave out
-what neither computes with torch nor draws.
+where oneDNN uses AVX2 at most. Without arguments for pytest, `bare` runs what `make test` runs, and the others leave
+out what neither computes with torch nor draws.
 """
 
 from __future__ import annotations
