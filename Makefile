@@ -39,8 +39,10 @@ lint: setup-dev
 test: lint
 	$(BIN)/pytest -m 'not full and not gpu'
 
+# The heavy tests too, and the tests again as on other machines.
 test-full: lint
 	$(BIN)/pytest -m 'not gpu'
+	$(BIN)/python tests/environments.py
 
 # Generated code is checked in; a test regenerates and compares it.
 stubs: setup-dev
