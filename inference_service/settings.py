@@ -46,7 +46,7 @@ class ServiceSettings(FlagSettings):
     )
     served_model_name: tuple[str, ...] = Field(
         (),
-        description="names under which the model is served, the canonical name first; none = derived from the model"
+        description="names under which the model is served, the canonical name first; empty = derived from the model"
         " (demo model: qwen-vl-demo qwen-vl)",
     )
     # addresses
@@ -168,7 +168,7 @@ class ServiceSettings(FlagSettings):
     allowed_media_domains: tuple[str, ...] = Field(
         (),
         description="fetch media from these hosts only; host:port also allows a host that is not public;"
-        " none = any public host",
+        " empty = any public host",
     )
     allow_local_media_path: str | None = Field(
         None, description="directory from which file:// URLs may be read; none = file:// is refused"
