@@ -108,44 +108,31 @@ class ServiceSettings(FlagSettings):
     max_tokens_default: Positive | None = Field(
         None,
         validation_alias=AliasChoices("max_tokens_default", "default_max_tokens"),
-        description="max_tokens for requests that do not set it; none = the rest of the context window, or 16 for a"
-        " text completion",
+        description="answer length where the request names none; none = rest of the context, 16 for a raw prompt",
     )
     default_temperature: float | None = Field(
-        None,
-        ge=0,
-        le=2,
-        description="temperature for requests that do not set it; none = the model's default",
+        None, ge=0, le=2, description="temperature where the request names none; none = the model's"
     )
     default_top_p: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="top_p for requests that do not set it; none = the model's default",
+        None, gt=0, le=1, description="top_p where the request names none; none = the model's"
     )
     default_top_k: int | None = Field(
-        None, ge=-1, description="top_k for requests that do not set it; none = the model's default"
+        None, ge=-1, description="top_k where the request names none; none = the model's"
     )
     default_min_p: float | None = Field(
-        None, ge=0, le=1, description="min_p for requests that do not set it; none = 0 (off)"
+        None, ge=0, le=1, description="min_p where the request names none"
     )
     default_repetition_penalty: float | None = Field(
         None,
         gt=0,
         le=10,
-        description="repetition_penalty for requests that do not set it; none = the model's default",
+        description="repetition_penalty where the request names none; none = the model's",
     )
     default_presence_penalty: float | None = Field(
-        None,
-        ge=-2,
-        le=2,
-        description="presence_penalty for requests that do not set it; none = 0 (off)",
+        None, ge=-2, le=2, description="presence_penalty where the request names none"
     )
     default_frequency_penalty: float | None = Field(
-        None,
-        ge=-2,
-        le=2,
-        description="frequency_penalty for requests that do not set it; none = 0 (off)",
+        None, ge=-2, le=2, description="frequency_penalty where the request names none"
     )
     tutorial_defaults: bool = Field(
         False,
@@ -202,5 +189,5 @@ class ServiceSettings(FlagSettings):
         90.0, description="time for running requests to finish after SIGTERM, in seconds"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="minimum level of log messages"
+        "info", description="least level of logs"
     )

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     parser = argparse.ArgumentParser(
-        prog="rest-adapter", description="OpenAI-compatible REST API for an inference service."
+        prog="rest-adapter", description="OpenAI-compatible REST API of an inference-service."
     )
     AdapterSettings.add_flags(parser)
     settings = AdapterSettings.load(vars(parser.parse_args(argv)), os.environ)

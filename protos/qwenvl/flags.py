@@ -1,10 +1,10 @@
-"""Turns a settings class into command-line flags and `QWENVL_*` environment variables.
-
-A field `max_num_seqs` is the flag `--max-num-seqs` and the variable `QWENVL_MAX_NUM_SEQS`; a flag takes precedence over
-the variable. An alias (`AliasChoices`) is a second flag and a second variable. Lists are several words after the flag,
-and comma-separated in the variable. The word `none` unsets an optional setting.
+"""How a settings class becomes command-line flags and `QWENVL_*` variables, in both programs alike.
 
 Needs pydantic, which the extras `[adapter]` and `[inference]` install; nothing else in this package imports it.
+
+A field `max_num_seqs` is the flag `--max-num-seqs` and the variable `QWENVL_MAX_NUM_SEQS`; a flag wins over the
+variable. An alias (`AliasChoices`) is a second flag and a second variable. Lists are several words after the flag, and
+comma-separated in the variable. Where a setting may be absent, the word `none` says so.
 """
 
 from __future__ import annotations
