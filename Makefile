@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed-
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROTOS := $(wildcard protos/qwenvl/inference/v1/*.proto)
 
-.PHONY: serve test test-full lint stubs setup setup-dev clean
+.PHONY: serve test test-full lint stubs docs setup setup-dev clean
 
 serve: setup
 	$(BIN)/qwenvl serve $(ARGS)
@@ -48,6 +48,10 @@ test-full: lint
 stubs: setup-dev
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos $(PROTOS)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=protos $(filter %_service.proto,$(PROTOS))
+
+# The generated tables of docs/ are checked in; a test compares them.
+docs: setup-dev
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

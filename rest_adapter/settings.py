@@ -29,7 +29,7 @@ class AdapterSettings(FlagSettings):
     request_timeout_s: Seconds = Field(600.0, description="deadline of a request")
     body_timeout_s: Seconds = Field(30.0, description="time for a client to send its body")
     sse_heartbeat_s: Seconds = Field(
-        15.0, description="comment line on a silent stream after this time"
+        15.0, description="interval of comment lines on a stream without output"
     )
     strict_fields: bool = Field(
         False, description="refuse unknown JSON fields instead of ignoring them"

@@ -28,7 +28,7 @@ class FlagSettings(BaseModel):
 
     @classmethod
     def add_flags(cls, parser: argparse.ArgumentParser, *, skip: Collection[str] = ()) -> None:
-        """Adds one flag for every field not in `skip`; absent flags leave no trace in the namespace."""
+        """Adds one flag for every field not in `skip`; flags that are not given do not appear in the namespace."""
         for name, info in cls.model_fields.items():
             if name in skip:
                 continue
@@ -51,7 +51,7 @@ class FlagSettings(BaseModel):
         """Merges flags over environment over defaults.
 
         Args:
-            flags: Parsed flags; names that are no field are ignored.
+            flags: Parsed flags; names that are not fields are ignored.
             environ: The process environment.
 
         Raises:
@@ -97,5 +97,5 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _show_default(value: object) -> str:
     if isinstance(value, tuple):
-        return " ".join(map(str, value)) or "none"
+        return " ".join(map(str, value)) or "empty"
     return "none" if value is None else str(value)

@@ -87,10 +87,10 @@ def test_verdicts(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--max-model-len", "262145"], "context window is 262144"),
+        (["--max-model-len", "262145"], "exceeds the model's context window of 262144 tokens"),
         (["--max-model-len", "0"], "--max-model-len"),
         (["--dtype", "int3"], "--dtype"),
-        (["--device", "cuda:7"], "has no cuda:7"),
+        (["--device", "cuda:7"], "cuda:7 was not found"),
     ],
 )
 def test_wrong_usage(

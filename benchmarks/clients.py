@@ -1,7 +1,4 @@
-"""The two doors of a server as a benchmark uses them: what is sent, and when tokens come back.
-
-Owns the clients, the clock and the images.
-"""
+"""Clients of both APIs of a server for a benchmark: they send requests and time the arrival of tokens."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ MESSAGE_LIMIT = 32 * 2**20
 
 
 class BenchmarkError(Exception):
-    """The server did something with which no measurement is possible."""
+    """The server did something that makes a measurement impossible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +96,8 @@ def checked(start: float, arrivals: list[tuple[float, int]], load: Load) -> Timi
     return timing_of(start, arrivals)
 
 
-class Door(Protocol):
-    """One way into the server."""
+class ApiClient(Protocol):
+    """A client of one of the APIs."""
 
     name: str
 
@@ -117,7 +114,7 @@ class Door(Protocol):
         ...
 
 
-class GrpcDoor:
+class GrpcClient:
     """One channel, as the adapter has; requests are serialised ahead of time."""
 
     name = "gRPC"
@@ -167,8 +164,8 @@ class GrpcDoor:
         await self._channel.close()
 
 
-class RestDoor:
-    """Kept-alive HTTP/1.1 connections on bare asyncio streams: the least that a client can cost."""
+class RestClient:
+    """Kept-alive HTTP/1.1 connections on bare asyncio streams, to keep the cost of the client at a minimum."""
 
     name = "REST"
 
