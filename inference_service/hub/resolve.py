@@ -12,8 +12,8 @@ import shutil
 from inference_service.demo import MODEL_DIR
 from inference_service.families.config_file import SpecError
 from inference_service.families.registry import load_spec
-from inference_service.hub.clients import HUBS, Hub, HubError
 from inference_service.hub import snapshot
+from inference_service.hub.clients import HUBS, Hub, HubError
 from inference_service.hub.snapshot import RemoteFile, SnapshotError
 
 
