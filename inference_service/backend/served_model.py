@@ -1,7 +1,4 @@
-"""The model as the front knows it: names, configuration, tokenizer and template, without weights.
-
-Owns what is read from the model's directory at start.
-"""
+"""The model as the front knows it: names, configuration, tokenizer and template, without weights."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""CompletionService: the proto's face of `Completions` for raw prompts.
-
-Owns the methods of the service.
-"""
+"""CompletionService: text completions, without a chat template."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 
 
 class CompletionServicer(Answering, completion_grpc.CompletionServiceServicer):
-    """Continues raw prompts."""
+    """Continues texts."""
 
     async def CreateCompletion(  # noqa: N802 - the proto's name
         self, request: completion_pb.CreateCompletionRequest, context: Context

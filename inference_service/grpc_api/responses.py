@@ -1,7 +1,4 @@
-"""The events of an answer as messages of the contract.
-
-Owns the correspondence of `inference_service.domain` events and proto messages.
-"""
+"""From the events of an answer to messages of the proto."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ Whatever the text says, reading it ends and takes time in proportion to its leng
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-import dataclasses
 from dataclasses import dataclass
 import json
 import math
@@ -88,13 +87,11 @@ class BoxReader:
         self._images = images
         self._texts: list[str] = []
 
-    def push(self, piece: Piece) -> Piece:
+    def push(self, piece: Piece) -> None:
         """Adds the boxes to the last piece."""
         self._texts.append(piece.text)
-        if not piece.last:
-            return piece
-        found = groundings("".join(self._texts), self._notation, self._images)
-        return dataclasses.replace(piece, groundings=found)
+        if piece.last:
+            piece.groundings = groundings("".join(self._texts), self._notation, self._images)
 
 
 def tag_tokens(notation: BoxNotation) -> tuple[str, ...]:

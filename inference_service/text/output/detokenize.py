@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable
-import dataclasses
 
 from inference_service.text.output.stage import Piece
 from inference_service.text.tokenizer import Tokenizer
@@ -31,8 +30,8 @@ class Detokenizer:
         self._skipped -= {tokenizer.special_tokens.get(token, -1) for token in shown}
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
 
-    def push(self, piece: Piece) -> Piece:
+    def push(self, piece: Piece) -> None:
         """Adds the text that is whole now; a character that stays incomplete is left out."""
         token_bytes = self._tokenizer.token_bytes
         data = b"".join(token_bytes(i) for i in piece.token_ids if i not in self._skipped)
-        return dataclasses.replace(piece, text=self._decoder.decode(data, final=piece.last))
+        piece.text = self._decoder.decode(data, final=piece.last)

@@ -27,7 +27,7 @@ class Pipeline:
         self._stages = stages
         self._token_by_token = token_by_token
 
-    def push(self, token_ids: Sequence[int], *, last: bool) -> Piece:
+    def push(self, token_ids: tuple[int, ...], *, last: bool) -> Piece:
         """Takes the tokens of one engine output.
 
         Args:
@@ -37,19 +37,20 @@ class Pipeline:
         Returns:
             What is certain now; its `token_ids` are those given, but none behind the token that ended the answer.
         """
-        step = 1 if self._token_by_token else max(1, len(token_ids))
+        if not self._token_by_token or len(token_ids) < 2:
+            return self._through(Piece(token_ids=token_ids, last=last))
         total = Piece()
-        for start in range(0, max(1, len(token_ids)), step):
-            end = start + step
-            piece = Piece(
-                token_ids=tuple(token_ids[start:end]), last=last and end >= len(token_ids)
-            )
-            for stage in self._stages:
-                piece = stage.push(piece)
-            total += piece
+        for number, token_id in enumerate(token_ids, start=1):
+            at_end = last and number == len(token_ids)
+            total.extend(self._through(Piece(token_ids=(token_id,), last=at_end)))
             if total.last:
                 break
         return total
+
+    def _through(self, piece: Piece) -> Piece:
+        for stage in self._stages:
+            stage.push(piece)
+        return piece
 
 
 def build_pipeline(

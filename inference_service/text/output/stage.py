@@ -8,9 +8,9 @@ from typing import Protocol
 from inference_service.domain import Grounding, StopTrigger
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Piece:
-    """A piece of one answer on its way through the pipeline.
+    """A piece of one answer on its way through the pipeline; stages change it in place, for there is one a token.
 
     Attributes:
         token_ids: The tokens that the piece was made from.
@@ -26,15 +26,13 @@ class Piece:
     trigger: StopTrigger | None = None
     last: bool = False
 
-    def __add__(self, later: Piece) -> Piece:
-        """This piece and the next one as one."""
-        return Piece(
-            token_ids=self.token_ids + later.token_ids,
-            text=self.text + later.text,
-            groundings=self.groundings + later.groundings,
-            trigger=later.trigger,
-            last=later.last,
-        )
+    def extend(self, later: Piece) -> None:
+        """Appends the next piece."""
+        self.token_ids += later.token_ids
+        self.text += later.text
+        self.groundings += later.groundings
+        self.trigger = later.trigger
+        self.last = later.last
 
 
 class Stage(Protocol):
@@ -43,8 +41,8 @@ class Stage(Protocol):
     However an answer is cut into pieces, a stage's results together are the same.
     """
 
-    def push(self, piece: Piece) -> Piece:
-        """Takes a piece and gives what is certain now; fields that are not the stage's pass unchanged.
+    def push(self, piece: Piece) -> None:
+        """Changes a piece into what is certain now, and keeps the rest for the next one.
 
         A stage may end the answer: it sets `trigger` and `last`. Nothing is pushed behind a last piece.
         """

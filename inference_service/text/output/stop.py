@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import dataclasses
 
 from inference_service.domain import StopTrigger
 from inference_service.text.output.stage import Piece
@@ -33,7 +32,7 @@ class StopStringFilter:
         self._include = include
         self._held = ""
 
-    def push(self, piece: Piece) -> Piece:
+    def push(self, piece: Piece) -> None:
         """Passes on the text that no stop string can begin in; a complete one makes the piece the last."""
         text = self._held + piece.text
         found = [
@@ -43,12 +42,13 @@ class StopStringFilter:
         ]
         if found:
             end, start, string = min(found)
-            shown = text[: end if self._include else start]
-            trigger = StopTrigger(stop_string=string)
-            return dataclasses.replace(piece, text=shown, trigger=trigger, last=True)
+            piece.text = text[: end if self._include else start]
+            piece.trigger = StopTrigger(stop_string=string)
+            piece.last = True
+            return
         kept = 0 if piece.last else self._possible_beginning(text)
+        piece.text = text[: len(text) - kept]
         self._held = text[len(text) - kept :]
-        return dataclasses.replace(piece, text=text[: len(text) - kept])
 
     def _possible_beginning(self, text: str) -> int:
         """Length of the longest end of the text that a stop string begins with."""
