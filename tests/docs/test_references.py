@@ -1,4 +1,4 @@
-"""Links between the documents lead somewhere: the file exists, and the heading in it."""
+"""What the documents point at is there: files and headings behind links, named paths, quoted code."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ DOCUMENTS = [
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FOLDERS = "protos|inference_service|rest_adapter|demo_training|tests|docs|k8s|docker|benchmarks"
+QUOTE = re.compile(r"<!-- from: (\S+) -->\n```\n(.*?)```\n", re.DOTALL)
 NAMED_PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
 
 
@@ -68,3 +69,9 @@ def test_a_broken_link_is_found(link: str) -> None:
 def test_named_paths_exist(document: Path) -> None:
     named = NAMED_PATH.findall(document.read_text(encoding="utf-8"))
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_quoted_code_is_in_its_file(document: Path) -> None:
+    for file, code in QUOTE.findall(document.read_text(encoding="utf-8")):
+        assert code in (ROOT / file).read_text(encoding="utf-8"), file
