@@ -1,7 +1,4 @@
-"""The vision tower of Qwen2.5-VL: most blocks see windows only, some see whole frames.
-
-Owns its windows, norm and MLP.
-"""
+"""The vision tower of Qwen2.5-VL: most blocks see windows only, some see whole frames."""
 
 from __future__ import annotations
 
@@ -72,7 +69,7 @@ class VisionTower(nn.Module):
             grids: For each image (frames, rows, columns) in patches.
 
         Returns:
-            For each image [n / merge_size^2, output_size], in memory of its own.
+            For each image [n / merge_size^2, output_size]: views of one tensor.
         """
         layout = Layout.of(grids, self.vision.merge_size)
         x = self.patch_embed(torch.cat(list(patches)))

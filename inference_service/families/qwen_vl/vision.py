@@ -1,6 +1,6 @@
 """The vision tower of Qwen-VL (2023) and its resampler: a square of patches in, image tokens out.
 
-Owns its blocks and the one cross-attention behind them. Source: visual.py of the release (arXiv 2308.12966).
+Source: visual.py of the release (arXiv 2308.12966).
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class VisionTower(nn.Module):
             grids: For each image (1, side, side).
 
         Returns:
-            For each image [queries, output_size] in the dtype of the weights.
+            For each image [queries, output_size] in the dtype of the weights: views of one tensor.
         """
         if any(grid != (1, self._side, self._side) for grid in grids):
             raise ValueError(f"images must have {self._side} x {self._side} patches: {grids}")
