@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
 
 import numpy as np
@@ -12,22 +12,19 @@ import torch
 from inference_service.engine.inputs import InputBuffers, SequenceInput
 from inference_service.engine.runner import PROMPT_LOGITS_ROWS
 from inference_service.engine_protocol.messages import EngineConfig
-from inference_service.families.footprint import largest_media_tokens
+from inference_service.families.footprint import (
+    STEP_RESERVE_BYTES,
+    encoder_cache_bytes,
+    largest_media_tokens,
+    usable_bytes,
+)
 from inference_service.families.tables import kv_bytes_per_token, layer_parameters, module_parts
-from inference_service.model_spec import ModelSpec
+from inference_service.model_spec import DTYPE_BYTES, ModelSpec, resolve_dtype_name
 from inference_service.models.placement import Placement, place_layers
 from inference_service.models.vision_language import VisionLanguageModel
 
 
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-
-
-STEP_RESERVE_BYTES = 2**30
-"""What a step may take on each of several GPUs, as long as nobody could measure it."""
+TORCH_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
 _PLENTY = 2**50
 
 
@@ -86,12 +83,11 @@ def _room(config: EngineConfig, device: torch.device) -> int:
 def _permitted_bytes(config: EngineConfig, device: torch.device) -> int:
     """What is left of the permitted share of a GPU."""
     free, total = torch.cuda.mem_get_info(device)
-    return int(total * config.gpu_memory_utilization) - (total - free)
+    return usable_bytes(total, total - free, config.gpu_memory_utilization)
 
 
 def _encoder_cache_bytes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype) -> int:
-    levels = 1 + spec.decoder.deepstack_levels
-    return config.encoder_cache_tokens * spec.decoder.hidden_size * levels * dtype.itemsize
+    return encoder_cache_bytes(spec, config.encoder_cache_tokens, dtype.itemsize)
 
 
 def _layer_page_bytes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -101,16 +97,9 @@ def _layer_page_bytes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype)
 
 
 def resolve_dtype(name: str, checkpoint_dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype meant by `auto` or a name; auto = the checkpoint's on a GPU, float32 on a CPU.
-
-    Raises:
-        ValueError: Unsupported dtype.
-    """
-    if name == "auto":
-        name = checkpoint_dtype if device.type == "cuda" else "float32"
-    if name not in DTYPES:
-        raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}, not {name}")
-    return DTYPES[name]
+    """See `resolve_dtype_name`."""
+    on_gpu = device.type == "cuda"
+    return TORCH_DTYPES[resolve_dtype_name(name, checkpoint_dtype, on_gpu=on_gpu)]
 
 
 def resolve_max_model_len(config: EngineConfig, spec: ModelSpec) -> int:

@@ -25,7 +25,7 @@ from inference_service.engine.sampler import (
 from inference_service.engine.scheduler import Chunk
 from inference_service.engine.sequence import Sequence
 from inference_service.engine_protocol.messages import ImageSpan, TokenLogprobs
-from inference_service.families.positions import POSITION_RULES
+from inference_service.families.registry import family_of
 from inference_service.models.batch import ForwardBatch, KVCache
 from inference_service.models.vision_language import VisionLanguageModel
 
@@ -109,7 +109,7 @@ class ModelRunner:
     def add(self, sequence: Sequence, pixels: memoryview) -> None:
         """Prepare a sequence; `pixels` is held, not copied, until `remove`."""
         spec = self._model.spec
-        positions, delta = POSITION_RULES[spec.position_rule](
+        positions, delta = family_of(spec).positions(
             sequence.num_prompt_tokens, sequence.request.images, spec.image_policy.merge_size
         )
         self._prompts[sequence.sequence_id] = _Prompt(positions, delta, pixels)
@@ -126,7 +126,7 @@ class ModelRunner:
             [image.grid for _, image in images],
         )
         for (_, image), embedding in zip(images, embeddings, strict=True):
-            # A copy: a part of the pass's one tensor would keep all of it alive.
+            # A copy: `encode_images` returns views, each of which would keep all images of the pass alive.
             self._encoder_cache.fill(image.key, embedding.clone())
 
     @torch.inference_mode()

@@ -11,7 +11,7 @@ import shutil
 
 from inference_service.demo import MODEL_DIR
 from inference_service.families.config_file import SpecError
-from inference_service.families.registry import load_spec
+from inference_service.families.registry import family_of, load_spec
 from inference_service.hub import snapshot
 from inference_service.hub.clients import HUBS, Hub, HubError
 from inference_service.hub.snapshot import RemoteFile, SnapshotError
@@ -104,10 +104,10 @@ def fetch_model(
         source = HUBS[hub]
         listed = source.files(model, revision)
         path = _fetch_configuration(source, model, revision, listed, directory)
-        family = load_spec(path).family
+        family = family_of(load_spec(path))
         names = [
             *snapshot.configuration_files(listed),
-            *snapshot.weight_files(listed, family),
+            *snapshot.weight_files(listed, allow_pickles=family.pickled_weights),
         ]
         wanted = {name: listed[name] for name in names}
         _require_room(path, wanted)

@@ -1,10 +1,8 @@
 """Which files of a repository a model consists of, and whether a directory holds them whole.
 
-Owns the choice of files, the checks of sizes, hashes and indexes, and the note that they were made.
-
-Only data is ever wanted: JSON, text, vocabularies, safetensors. Python files are neither fetched nor run, whatever
-`auto_map` in a configuration says. `.bin` shards are pickles: they are wanted only of the families in
-`PICKLED_FAMILIES`, which were released in no other form, and are read with `weights_only`.
+Only data is fetched: JSON, text, vocabularies, safetensors. Python files are neither fetched nor run, whatever
+`auto_map` in a configuration says. `.bin` shards are pickles: they are fetched only for families that were released in
+no other form (`Family.pickled_weights`), and are read with `weights_only`.
 """
 
 from __future__ import annotations
@@ -17,8 +15,6 @@ from pathlib import Path
 import re
 import struct
 
-
-PICKLED_FAMILIES = frozenset({"qwen_vl"})
 
 _NOTE = ".qwenvl-verified"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
@@ -43,11 +39,11 @@ def configuration_files(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if _NAME.fullmatch(name) and name.endswith(_CONFIGURATION))
 
 
-def weight_files(names: Iterable[str], family: str) -> list[str]:
-    """The shards of the weights.
+def weight_files(names: Iterable[str], *, allow_pickles: bool) -> list[str]:
+    """The shards of the weights: safetensors if there are any, else pickles if these are allowed.
 
     Raises:
-        SnapshotError: There are none, or only pickles of a family that is not known to need them.
+        SnapshotError: There are none, or only pickles that are not allowed.
     """
     plain = [name for name in names if _NAME.fullmatch(name)]
     safe = sorted(name for name in plain if name.endswith(".safetensors"))
@@ -56,7 +52,7 @@ def weight_files(names: Iterable[str], family: str) -> list[str]:
     pickled = sorted(name for name in plain if re.fullmatch(r"pytorch_model.*\.bin", name))
     if not pickled:
         raise SnapshotError("the repository holds no weights (*.safetensors)")
-    if family not in PICKLED_FAMILIES:
+    if not allow_pickles:
         raise SnapshotError(
             f"the repository holds its weights as pickles only ({pickled[0]}); reading them may run code, "
             "so only safetensors are served"

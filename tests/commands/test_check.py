@@ -160,7 +160,7 @@ def test_qwen_vl_of_2023(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
     assert str(19_313_870_336 // 2) in text
     assert "17.99 GiB (19.31 GB) in float16" in text
-    said = "19.11 GiB (20.52 GB) before the cache; the Qwen-VL tutorial tells of 18.74 GB (GiB)"
+    said = "19.11 GiB (20.52 GB) before the cache; the Qwen-VL tutorial states 18.74 GB (GiB)"
     assert said in text
 
 

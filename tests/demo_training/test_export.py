@@ -15,7 +15,7 @@ from inference_service.demo import MODEL_DIR
 from inference_service.domain import ChatMessage, ImagePart, Role, TextPart
 from inference_service.engine.loader import load_model
 from inference_service.families.registry import load_spec
-from inference_service.text.chat_template import ChatTemplate
+from inference_service.text.jinja_template import JinjaTemplate
 
 
 FILES = {
@@ -94,7 +94,7 @@ def test_the_template_writes_what_the_training_encoded(system):
         messages.insert(0, ChatMessage(role=Role.SYSTEM, parts=(TextPart(text=system),)))
         wanted = codec.message("system\n" + system) + wanted
 
-    rendered = ChatTemplate.from_dir(MODEL_DIR).render(messages)
+    rendered = JinjaTemplate.from_dir(MODEL_DIR).render(messages)
 
     assert codec.text(rendered) == wanted
 

@@ -23,7 +23,7 @@ from inference_service.domain import (
 )
 from inference_service.errors import ContextLengthError, InvalidArgumentError
 from inference_service.families.glm_4v.text import SPECIAL_TOKENS, GlmChat, load_tokenizer
-from inference_service.text.chat_template import MAX_CHARACTERS
+from inference_service.text.jinja_template import MAX_CHARACTERS
 from inference_service.text.tokenizer import Tokenizer
 from tests.support.glm_4v import BEGIN, DATA, END, GOLDEN, PLACEHOLDER, processed, write_vocabulary
 

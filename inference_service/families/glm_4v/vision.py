@@ -129,7 +129,7 @@ class VisionTower(nn.Module):
             grids: For each image (1, side, side).
 
         Returns:
-            For each image [num_tokens, output_size]: begin, tokens row by row, end. Each has its own memory.
+            For each image [num_tokens, output_size]: begin, tokens row by row, end; views of one tensor.
         """
         if any(grid != (1, self._side, self._side) for grid in grids):
             raise ValueError(f"an image is not a square of {self._side} patches")
@@ -138,4 +138,5 @@ class VisionTower(nn.Module):
             x = block(x)
         square = x[:, 1:].transpose(1, 2).unflatten(2, (self._side, self._side))
         tokens = self.adapter(self.conv(square).flatten(2).transpose(1, 2))
-        return [torch.cat((self.boi, image, self.eoi)) / self._scaling_factor for image in tokens]
+        begin, end = (vector.expand(len(tokens), 1, -1) for vector in (self.boi, self.eoi))
+        return list((torch.cat((begin, tokens, end), dim=1) / self._scaling_factor).unbind(0))

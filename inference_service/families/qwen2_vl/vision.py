@@ -62,7 +62,7 @@ class VisionTower(nn.Module):
             grids: For each image (frames, rows, columns) in patches.
 
         Returns:
-            For each image [n / merge_size^2, output_size], in memory of its own.
+            For each image [n / merge_size^2, output_size]: views of one tensor.
         """
         layout = Layout.of(grids, self.vision.merge_size)
         x = self.patch_embed(torch.cat(list(patches)))

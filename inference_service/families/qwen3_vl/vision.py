@@ -110,8 +110,8 @@ class VisionTower(nn.Module):
             grids: For each image (frames, rows, columns) in patches.
 
         Returns:
-            For each image [n / merge_size^2, output_size * (1 + D)]: the token, then D deepstack features;
-            each has its own memory.
+            For each image [n / merge_size^2, output_size * (1 + D)]: the token, then D deepstack features; views of
+            one tensor.
         """
         layout = Layout.of(grids, self.vision.merge_size)
         x = self.patch_embed(torch.cat(list(patches)))

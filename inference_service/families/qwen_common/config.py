@@ -1,7 +1,4 @@
-"""What the configuration files of Qwen2-VL and its successors have in common.
-
-Owns the reading of config.json, generation_config.json and preprocessor_config.json as these families write them.
-"""
+"""Reads what the configuration files of Qwen2-VL and its successors have in common."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from pathlib import Path
 
 from inference_service.families.config_file import Section, SpecError, read_config
 from inference_service.model_spec import (
+    DTYPE_BYTES,
     DecoderSpec,
     ImagePolicy,
     ModelSpec,
@@ -250,7 +248,7 @@ def read_dtype(config: Section, text: Section) -> str:
         for key in ("dtype", "torch_dtype"):
             if key in section:
                 dtype = section.text(key)
-                if dtype not in {"float32", "float16", "bfloat16"}:
+                if dtype not in DTYPE_BYTES:
                     raise SpecError(f"{section.where}: dtype {dtype!r} is not supported")
                 return dtype
     return "float32"  # what the absence of the key has always meant
@@ -268,7 +266,7 @@ def read_eos(model_dir: Path, config: Section, text: Section) -> tuple[int, ...]
 
 
 def _token_id(config: Section, key: str, decoder: DecoderSpec) -> int:
-    token_id = config.integer(key, least=0)
+    token_id = config.integer(key, minimum=0)
     if token_id >= decoder.vocab_size:
         raise SpecError(f"{config.where}: {key} {token_id} is beyond the vocabulary")
     return token_id

@@ -1,7 +1,4 @@
-"""What the vision towers of Qwen2-VL and its successors share.
-
-Patches of images and videos are packed into one batch: where each stands, which of them see each other, the blocks.
-"""
+"""What the vision towers of Qwen2-VL and its successors share: packing images and videos into one batch, and blocks."""
 
 from __future__ import annotations
 
@@ -176,6 +173,6 @@ def layer_norm(width: int) -> nn.Module:
 def split_images(
     tokens: torch.Tensor, grids: Sequence[Grid], merge_size: int
 ) -> list[torch.Tensor]:
-    """The tokens of each image, in memory of its own: a view would keep the whole step alive in a cache."""
+    """The tokens of each image, as views."""
     lengths = [frames * rows * columns // merge_size**2 for frames, rows, columns in grids]
-    return [part.clone() for part in torch.split(tokens, lengths)]
+    return list(torch.split(tokens, lengths))

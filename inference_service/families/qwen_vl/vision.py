@@ -164,7 +164,7 @@ class VisionTower(nn.Module):
             grids: For each image (1, side, side).
 
         Returns:
-            For each image [queries, output_size] in the dtype of the weights.
+            For each image [queries, output_size] in the dtype of the weights: views of one tensor.
         """
         if any(grid != (1, self._side, self._side) for grid in grids):
             raise ValueError(f"images must have {self._side} x {self._side} patches: {grids}")

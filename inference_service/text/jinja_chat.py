@@ -1,7 +1,4 @@
-"""Conversations written by the model's Jinja template.
-
-Owns the way from messages over the rendered string to token ids in which users cannot write special tokens.
-"""
+"""Writes conversations with the model's Jinja template, as token ids in which users cannot spell special tokens."""
 
 from __future__ import annotations
 
@@ -12,9 +9,9 @@ from dataclasses import dataclass
 from inference_service.domain import ChatMessage, ChatRequest, TextPart, VideoPart
 from inference_service.errors import InternalError
 from inference_service.model_spec import ModelSpec
-from inference_service.text.chat_template import ChatTemplate
 from inference_service.text.guard import SpecialTokenGuard
-from inference_service.text.prompt import WrittenChat
+from inference_service.text.jinja_template import JinjaTemplate
+from inference_service.text.prompt import WrittenChat, refuse_names
 from inference_service.text.tokenizer import Tokenizer
 
 
@@ -35,14 +32,14 @@ class FrameTimes:
         """For models that have times in their prompts.
 
         Raises:
-            ValueError: The placeholder of videos, or a token around it, is no special token of the tokenizer.
+            ValueError: The placeholder of videos, or a token around it, is not a special token of the tokenizer.
         """
         if spec.video is None or not spec.video.timestamps:
             return None
         texts = {token_id: text for text, token_id in tokenizer.special_tokens.items()}
         ids = (spec.vision_start_token_id, spec.video_token_id, spec.vision_end_token_id)
         if not texts.keys() >= set(ids):
-            raise ValueError("tokenizer.json: video_token_id of config.json is no special token")
+            raise ValueError("tokenizer.json: video_token_id of config.json is not a special token")
         mark = "".join(texts[token_id] for token_id in ids if token_id is not None)
         return cls(mark=mark, depth=spec.image_policy.temporal_patch_size)
 
@@ -69,13 +66,13 @@ class FrameTimes:
             yield (start / video.fps + end / video.fps) / 2
 
 
-class TemplatedChat:
+class JinjaChat:
     """The chat format of a model that comes with a template."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        template: ChatTemplate,
+        template: JinjaTemplate,
         *,
         placeholder: int,
         frame_times: FrameTimes | None = None,
@@ -89,17 +86,19 @@ class TemplatedChat:
             frame_times: Writes videos with times; None = the template's own writing is left as it is.
 
         Raises:
-            ValueError: The placeholder is no special token of the tokenizer: users could write it.
+            ValueError: The placeholder is not a special token of the tokenizer: users could write it.
         """
         if placeholder not in tokenizer.special_ids:
-            raise ValueError("tokenizer.json: image_token_id of config.json is no special token")
+            raise ValueError("tokenizer.json: image_token_id of config.json is not a special token")
         self._tokenizer = tokenizer
         self._template = template
         self._frame_times = frame_times
         self._guard = SpecialTokenGuard(tokenizer.special_tokens)
+        self._roles_with_names = template.roles_with_names()
 
     def write(self, request: ChatRequest) -> WrittenChat:
         """See `ChatFormat.write`."""
+        refuse_names(request.messages, rendered=self._roles_with_names)
         rendered = self._template.render(
             [self._protected(message) for message in request.messages],
             add_generation_prompt=request.add_generation_prompt,
@@ -121,7 +120,7 @@ class TemplatedChat:
             TextPart(text=self._guard.protect(part.text)) if isinstance(part, TextPart) else part
             for part in message.parts
         )
-        return dataclasses.replace(message, parts=parts)
+        return dataclasses.replace(message, parts=parts, name=self._guard.protect(message.name))
 
     def _encode(self, rendered: str) -> list[int]:
         token_ids: list[int] = []

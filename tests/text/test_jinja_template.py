@@ -8,9 +8,9 @@ import pytest
 
 from inference_service.domain import ChatMessage, ImagePart, Role, TextPart, VideoPart
 from inference_service.errors import ContextLengthError, InvalidArgumentError
-from inference_service.text import chat_template as template_module
-from inference_service.text.chat_template import ChatTemplate
+from inference_service.text import jinja_template as template_module
 from inference_service.text.guard import SpecialTokenGuard
+from inference_service.text.jinja_template import JinjaTemplate
 from inference_service.text.tokenizer_json import JsonTokenizer
 from tests.support.qwen_text import QWEN3_VL, TEMPLATES, write_text_files
 
@@ -86,7 +86,7 @@ CONVERSATIONS = {
 def ours(directory, messages: list[ChatMessage], **options: object) -> tuple[str, list[int]]:
     tokenizer = JsonTokenizer.from_dir(directory)
     guard = SpecialTokenGuard(tokenizer.special_tokens)
-    rendered = ChatTemplate.from_dir(directory).render(messages, **options)
+    rendered = JinjaTemplate.from_dir(directory).render(messages, **options)
     ids = []
     for text, special in guard.split(rendered):
         ids += [tokenizer.special_tokens[text]] if special else tokenizer.encode_plain(text)
@@ -151,12 +151,12 @@ def test_continued_as_transformers(text_dir, reference, text):
 
 
 def test_nothing_to_continue():
-    template = ChatTemplate(QWEN3_VL)
+    template = JinjaTemplate(QWEN3_VL)
     for messages, opened in (([say("user", IMAGE)], False), ([say("user", "x")], True)):
         with pytest.raises(InvalidArgumentError):
             template.render(messages, add_generation_prompt=opened, continue_final_message=True)
     with pytest.raises(InvalidArgumentError):
-        ChatTemplate("x").render(
+        JinjaTemplate("x").render(
             [say("user", "x")], add_generation_prompt=False, continue_final_message=True
         )
 
@@ -164,18 +164,18 @@ def test_nothing_to_continue():
 @pytest.mark.parametrize("kind", ["jinja", "json", "config"])
 def test_places_of_the_template(tmp_path, kind):
     write_text_files(tmp_path, TEMPLATES["qwen2_vl"] + "{{ eos_token }}{{ pad_token }}", kind=kind)
-    rendered = ChatTemplate.from_dir(tmp_path).render([say("user", "x")])
+    rendered = JinjaTemplate.from_dir(tmp_path).render([say("user", "x")])
     assert rendered.endswith("assistant\n<|im_end|><|endoftext|>")
 
 
 def test_unsuitable_templates(tmp_path):
     with pytest.raises(ValueError, match="no chat template"):
-        ChatTemplate.from_dir(tmp_path)
+        JinjaTemplate.from_dir(tmp_path)
     (tmp_path / "chat_template.json").write_text("{")
     with pytest.raises(ValueError, match="malformed"):
-        ChatTemplate.from_dir(tmp_path)
+        JinjaTemplate.from_dir(tmp_path)
     with pytest.raises(ValueError, match="malformed"):
-        ChatTemplate("{% if %}")
+        JinjaTemplate("{% if %}")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_unsuitable_templates(tmp_path):
 )
 def test_refusals_are_the_callers_error_and_say_nothing(source):
     with pytest.raises(InvalidArgumentError) as caught:
-        ChatTemplate(source).render([say("user", "secret")])
+        JinjaTemplate(source).render([say("user", "secret")])
     assert "secret" not in caught.value.message
 
 
@@ -201,7 +201,7 @@ def test_a_template_that_does_not_end(monkeypatch):
     monkeypatch.setattr(template_module, "MAX_CHARACTERS", 1000)
     source = "{% for i in range(9999) %}{% for j in range(9999) %}x{% endfor %}{% endfor %}"
     with pytest.raises(ContextLengthError):
-        ChatTemplate(source).render([say("user", "x")])
+        JinjaTemplate(source).render([say("user", "x")])
 
 
 def test_what_templates_may_use():
@@ -210,4 +210,4 @@ def test_what_templates_may_use():
         "{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}"
         "{{ strftime_now('%Y') | length }}{{ dict(a=1) | tojson(indent=None, sort_keys=True) }}"
     )
-    assert ChatTemplate(source).render([]) == '[1, "<é>"]014{"a": 1}'
+    assert JinjaTemplate(source).render([]) == '[1, "<é>"]014{"a": 1}'

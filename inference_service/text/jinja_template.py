@@ -1,13 +1,13 @@
-"""Chat templates: from messages to the one string that a model was trained to read.
+"""Renders conversations with the model's Jinja template, equal to transformers' `apply_chat_template`.
 
-Owns the rendering of the model's Jinja template, equal to transformers' `apply_chat_template`. Templates come with
-the model, never with a request, and run in a sandbox (CVE-2026-5760). Rendering takes time: callers do it off the
-event loop (CVE-2025-62426).
+Templates come with the model, never with a request, and run in a sandbox (CVE-2026-5760). Rendering takes time:
+callers do it off the event loop (CVE-2025-62426).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 import datetime as dt
 import json
 from pathlib import Path
@@ -17,13 +17,13 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from inference_service.domain import ChatMessage, ImagePart, Part, TextPart
+from inference_service.domain import ChatMessage, ImagePart, Part, Role, TextPart
 from inference_service.errors import ContextLengthError, InvalidArgumentError
 from inference_service.text.guard import CONTINUE_TAG
 
 
 MAX_CHARACTERS = 2**23
-"""Longer prompts fit no context window; a template that loops ends here."""
+"""Longer prompts fit no context window; a template in an endless loop is stopped here."""
 
 _NAMED_TOKENS = (
     "bos_token",
@@ -35,10 +35,16 @@ _NAMED_TOKENS = (
     "mask_token",
 )
 _Variable = str | list[dict[str, str]]
+_PROBES = {
+    Role.SYSTEM: (Role.SYSTEM, Role.USER),
+    Role.USER: (Role.USER, Role.ASSISTANT, Role.USER),
+    Role.ASSISTANT: (Role.USER, Role.ASSISTANT, Role.USER),
+}
+"""The conversations that show whether a template renders the names of a role's messages."""
 
 
-class ChatTemplate:
-    """The chat template of a model."""
+class JinjaTemplate:
+    """A chat template: from messages to the one string that the model was trained to read."""
 
     def __init__(self, source: str, named_tokens: dict[str, str] | None = None) -> None:
         """Compiles a template.
@@ -57,7 +63,7 @@ class ChatTemplate:
         self._named_tokens = named_tokens or {}
 
     @classmethod
-    def from_dir(cls, model_dir: Path) -> ChatTemplate:
+    def from_dir(cls, model_dir: Path) -> JinjaTemplate:
         """Reads chat_template.jinja, chat_template.json or tokenizer_config.json, in this order.
 
         Raises:
@@ -104,7 +110,9 @@ class ChatTemplate:
             ContextLengthError: The prompt is absurdly long.
         """
         variables: list[dict[str, _Variable]] = [
-            {"role": message.role.value, "content": _content(message)} for message in messages
+            {"role": message.role.value, "content": _content(message)}
+            | ({"name": message.name} if message.name else {})
+            for message in messages
         ]
         if continue_final_message:
             if add_generation_prompt:
@@ -123,6 +131,30 @@ class ChatTemplate:
             **extra,
         )
         return _cut_at_tag(rendered) if continue_final_message else rendered
+
+    def roles_with_names(self) -> frozenset[Role]:
+        """The roles whose messages are rendered with their `name`, found by rendering small conversations."""
+        return frozenset(role for role in _PROBES if self._renders_names(role))
+
+    def _renders_names(self, role: Role) -> bool:
+        text = TextPart(text="x")
+        forms: list[tuple[Part, ...]] = [(text,)]
+        if role is not Role.SYSTEM:
+            forms.append((ImagePart(), text))  # templates treat content in parts separately
+        shown = [self._shows_names(role, parts) for parts in forms]
+        return True in shown and False not in shown
+
+    def _shows_names(self, role: Role, parts: tuple[Part, ...]) -> bool | None:
+        """Whether every name appears, and only where it is given; None = the template refuses the conversation."""
+        turns = _PROBES[role]
+        names = [f"speaker{index}" if turn is role else "" for index, turn in enumerate(turns)]
+        plain = [ChatMessage(role=turn, parts=parts) for turn in turns]
+        named = [replace(turn, name=name) for turn, name in zip(plain, names, strict=True)]
+        try:
+            without, with_names = self.render(plain), self.render(named)
+        except InvalidArgumentError:
+            return None
+        return all(name in with_names and name not in without for name in filter(None, names))
 
     def _run(self, **variables: Any) -> str:
         pieces: list[str] = []
