@@ -25,7 +25,7 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
 }
 FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts")
-NO_FONTS = '<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd"><fontconfig/>'
+NO_FONTS = ROOT / "tests" / "support" / "no_fonts.conf"
 # Settings that point at files or services of this user.
 PERSONAL = ("XDG_", "HF_", "HUGGINGFACE_", "MODELSCOPE_", "QWENVL_", "FONTCONFIG_", "OPENAI_")
 SELECTION = ("-m", "not full and not gpu")
@@ -51,12 +51,9 @@ def hidden_fonts() -> list[str]:
 
 def run(name: str, pytest_arguments: Sequence[str]) -> int:
     """Runs pytest in one environment; returns its exit status."""
-    with tempfile.TemporaryDirectory() as held:
-        home, no_fonts = Path(held) / "home", Path(held) / "fonts.conf"
-        home.mkdir()
-        no_fonts.write_text(NO_FONTS)
+    with tempfile.TemporaryDirectory() as home:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(PERSONAL)}
-        environment |= {"HOME": str(home), "FONTCONFIG_FILE": str(no_fonts)} | ENVIRONMENTS[name]
+        environment |= {"HOME": home, "FONTCONFIG_FILE": str(NO_FONTS)} | ENVIRONMENTS[name]
         command = [*hidden_fonts(), sys.executable, "-m", "pytest", *pytest_arguments]
         changes = " ".join(f"{k}={v}" for k, v in ENVIRONMENTS[name].items())
         print(f"== {name} {changes}: pytest {' '.join(pytest_arguments)}", flush=True)

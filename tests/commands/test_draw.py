@@ -130,6 +130,14 @@ def test_a_font_of_ones_own_writes_chinese(chinese_font: Path) -> None:
     assert drawn.getpixel((18, 12)) == (255, 255, 255)
 
 
+def test_without_fontconfig_labels_are_in_the_font_of_pillow(no_fontconfig: None) -> None:
+    assert find_font("cat", 15, None).getname()[0] == "Aileron"
+
+
+def test_no_test_sees_the_fonts_of_this_machine() -> None:
+    assert find_font("cat", 15, None).getname()[0] == "Aileron"
+
+
 def test_fontconfig_finds_a_font(
     chinese_font: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

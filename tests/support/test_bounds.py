@@ -17,15 +17,14 @@ from tests.support.bounds import (
 )
 
 
-# Questions, their rate, and how often a guess is right: of 8 colours, 4 shapes, 5 numbers, 4 sides, of words, of texts.
+# Questions, their rate, and how often a guess is right: one of 8 colours,
+# of 4 shapes or sides, of 5 numbers, a word, one of 32 descriptions.
 USES = [
     (56, 0.95, 1 / 8),
     (56, 0.95, 1 / 4),
-    (32, 0.95, 1 / 4),
-    (24, 0.9, 1 / 4),
+    (32, 0.95, 1 / 5),
     (24, 0.9, 1 / 100),
-    (20, 0.9, 1 / 32),
-    (20, 0.8, 1 / 100),
+    (20, 0.95, 1 / 32),
 ]
 
 
