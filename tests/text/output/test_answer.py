@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inference_service.domain import (
@@ -136,6 +136,7 @@ def assert_text_and_end(
             assert got.token_ids[-1] == ENDS[reason]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_cutting_changes_nothing(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(answers(tokenizer), "tokens")
