@@ -55,9 +55,11 @@ def check_token_ids(request: Request, vocab_size: int) -> None:
     if isinstance(request, TextCompletionRequest) and not isinstance(request.prompt, str):
         named["spec.token_ids"] = request.prompt
     for field, token_ids in named.items():
-        if max(token_ids, default=0) >= vocab_size:
+        highest = max(token_ids, default=0)
+        if highest >= vocab_size:
             raise InvalidArgumentError(
-                f"A token id is outside the model's vocabulary of {vocab_size}.", field=field
+                f"Token id {highest} is outside the model's vocabulary of {vocab_size}.",
+                field=field,
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import json
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 import pytest
 
@@ -60,6 +60,7 @@ TEXTS = st.lists(st.one_of(st.sampled_from(BOX), st.just(BOX), st.text(max_size=
 
 
 @pytest.mark.parametrize("name", STAGES)
+@settings(deadline=None)
 @given(text=TEXTS.map("".join), lengths=CUTS, data=st.data())
 def test_cutting_changes_nothing(
     tokenizer: Tokenizer, name: str, text: str, lengths: list[int], data: st.DataObject
@@ -78,6 +79,7 @@ def detokenised(detokenizer: Detokenizer, ids: Sequence[int], *, last: bool = Fa
     return after(detokenizer, Piece(token_ids=tuple(ids), last=last)).text
 
 
+@settings(deadline=None)
 @given(IDS, CUTS, st.booleans())
 def test_pieces_are_the_whole(
     tokenizer: Tokenizer, ids: list[int], lengths: list[int], skip: bool
@@ -88,6 +90,7 @@ def test_pieces_are_the_whole(
     assert "\ufffd" not in got or "\ufffd".encode() in b"".join(map(tokenizer.token_bytes, ids))
 
 
+@settings(deadline=None)
 @given(st.text(), CUTS)
 @example("\ufffd", [1, 1, 1])
 @example("👩‍👩‍👧", [1] * 20)
@@ -122,6 +125,7 @@ ALPHABET = st.text(alphabet="ab\n", max_size=30)
 STOPS = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=4)
 
 
+@settings(deadline=None)
 @given(STOPS, ALPHABET, CUTS, st.booleans())
 @example(["ab", "b"], "aab", [1, 1], False)
 @example(["abab"], "aababab", [2, 1, 3], True)
