@@ -83,8 +83,8 @@ def refuse_names(messages: Sequence[ChatMessage], *, rendered: Container[Role] =
     for index, message in enumerate(messages):
         if message.name and message.role not in rendered:
             raise UnsupportedParameterError(
-                f"The chat format of this model does not render the name of a {message.role.value}"
-                " message: leave it out, or write the name into the message's text.",
+                f"The chat format of this model does not render the name of {message.role.value} messages:"
+                " leave it out, or write the name into the message's text.",
                 field=f"spec.messages[{index}].name",
             )
 
