@@ -1,7 +1,7 @@
 """What the code that serves all families alike needs to know about one of them.
 
 A family is a package with the modules `spec`, `text` and `vision`; its `__init__` holds the `Family`. `text` and
-`vision` are imported when they are used: the front loads only `text`, the engine only `vision`, which needs torch.
+`vision` are imported when used: the front loads only `text`, the engine only `vision`, which alone needs torch.
 """
 
 from __future__ import annotations
