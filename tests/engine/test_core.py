@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
+from inference_service.engine.inputs import InputBuffers
 from inference_service.engine.runner import ModelRunner
 from inference_service.engine_protocol.messages import FinishReason, ImageSpan, SamplingParams
 from inference_service.errors import (
@@ -423,3 +425,57 @@ def test_bfloat16(make_core) -> None:
     core = make_core(dtype="bfloat16")
     assert core.ready.dtype == "bfloat16"
     assert len(ask(core, [PROMPT])[0]) == GREEDY.max_tokens
+
+
+# Launch and collect
+
+
+def test_nothing_is_committed_before_a_step_is_collected(make_core) -> None:
+    core = make_core()
+    core.add(PROMPT.request("x", replace(GREEDY, logprobs=2, prompt_logprobs=1)), PROMPT.pixels)
+    ticket = core.launch(core._scheduler.schedule())
+    sequence = core._scheduler.get("x")
+    assert sequence.num_computed_tokens == sequence.num_answer_tokens == 0
+    [output] = core.collect(ticket)
+    assert sequence.num_computed_tokens == len(PROMPT.token_ids)
+    assert list(output.token_ids) == sequence.token_ids[len(PROMPT.token_ids) :]
+    assert output.logprobs[0].token_id == output.token_ids[0]
+    assert len(output.prompt_logprobs) == len(PROMPT.token_ids) - 1
+
+
+def test_two_steps_in_a_row_are_packed_in_different_buffers(
+    make_core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses = []
+    real = InputBuffers.pack
+
+    def pack(self: InputBuffers, *inputs):
+        batch = real(self, *inputs)
+        addresses.append(batch.token_ids.data_ptr())
+        return batch
+
+    monkeypatch.setattr(InputBuffers, "pack", pack)
+    ask(make_core(), [TEXT])
+    assert len(set(addresses)) == 2
+    assert all(one != other for one, other in pairwise(addresses))
+
+
+def test_out_of_memory_while_reading_ends_the_newest_request_only(
+    make_core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = ask(make_core(), [TEXT])
+    real, calls = ModelRunner.collect, []
+
+    def collect(self: ModelRunner, launched):
+        calls.append(launched)
+        if len(calls) == 1:
+            raise MemoryError
+        return real(self, launched)
+
+    monkeypatch.setattr(ModelRunner, "collect", collect)
+    core = make_core()
+    core.add(TEXT.request("0"), b"")
+    core.add(PROMPT.request("1"), PROMPT.pixels)
+    answers = drain(core)
+    assert answers["0"].token_ids == alone[0]
+    assert answers["1"].outputs[0].error == "GPU_OUT_OF_MEMORY"
