@@ -29,8 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging(
         process="inference-service", level=settings.log_level, log_format=settings.log_format
     )
-    # httpx logs whole URLs, which may carry credentials in their query.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # They log URLs and headers, which may carry credentials.
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         FetchPolicy.from_settings(settings)
     except ValueError as error:

@@ -60,7 +60,7 @@ class CallContext:
     Attributes:
         request_id: The request's own id, unique among the requests in flight.
         client_request_id: The client's `x-request-id`, which may be the same for several calls; None = not sent.
-        caller: SHA-256 of the `authorization` value in hexadecimal. Without one, callers are not told apart.
+        caller: SHA-256 of the `authorization` value in hexadecimal; empty without one: such callers are not told apart.
         traceparent: The caller's position in a trace; None = none, and no trace is made up.
         deadline: When the call ends at the latest, as `time.monotonic()` in seconds; None = not limited here.
     """
@@ -83,12 +83,13 @@ class CallContext:
             deadline: When the call ends at the latest, as `time.monotonic()` in seconds.
         """
         client_request_id = headers.get("x-request-id", "")
+        authorization = headers.get("authorization", "")
         return cls(
             request_id=request_id[:_MAX_REQUEST_ID] or f"req-{uuid.uuid4().hex}",
             client_request_id=(
                 client_request_id if _CLIENT_REQUEST_ID.fullmatch(client_request_id) else None
             ),
-            caller=hashlib.sha256(headers.get("authorization", "").encode()).hexdigest(),
+            caller=hashlib.sha256(authorization.encode()).hexdigest() if authorization else "",
             traceparent=TraceParent.parse(headers.get("traceparent", "")),
             deadline=deadline,
         )

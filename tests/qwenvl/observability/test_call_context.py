@@ -45,7 +45,8 @@ def test_callers_are_told_apart_by_their_keys() -> None:
         return CallContext.from_headers({"authorization": authorization}).caller
 
     assert caller("Bearer a") == caller("Bearer a") != caller("Bearer b")
-    assert CallContext.from_headers({}).caller == caller("")
+    assert CallContext.from_headers({}).caller == caller("") == ""
+    assert "caller" not in CallContext.from_headers({}).log_fields()
 
 
 @pytest.mark.parametrize("value", ["", "a b", "é", "x\n", "x" * 129])
