@@ -14,7 +14,6 @@ _TYPE: Final = "invalid_request_error"
 _CODES: Final = {
     "BODY_TIMEOUT": "timeout",
     "INVALID_JSON": "invalid_json",
-    "INVALID_REQUEST": "invalid_request",
     "METHOD_NOT_ALLOWED": "method_not_allowed",
     "MISSING_FIELD": "missing_required_parameter",
     "NOT_FOUND": "not_found",
@@ -28,7 +27,7 @@ def type_and_code(error: ApiError) -> tuple[str, str]:
     """`error.type` and `error.code` of the error body."""
     if row := BY_REASON.get(error.reason):
         return row.openai_type, row.openai_code
-    return _TYPE, _CODES[error.reason]
+    return _TYPE, _CODES.get(error.reason, "invalid_request")
 
 
 def render_error(error: ApiError) -> tuple[dict[str, str], bytes]:

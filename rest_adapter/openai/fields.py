@@ -5,8 +5,8 @@ Numbers are strict: `"0.5"` is not a valid temperature, as with OpenAI.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Final, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -148,3 +148,11 @@ def unknown_fields(request: AnswerRequest) -> Iterator[str]:
 def is_nothing(value: object) -> bool:
     """Whether a field with this value is as if it were absent."""
     return value is None or value in ([], {}, "")
+
+
+def set_fields(target: Any, source: object, names: Sequence[str]) -> None:
+    """Copies the fields of a request that are set into a proto message, where they have the same names."""
+    for name in names:
+        value = getattr(source, name)
+        if value is not None:
+            setattr(target, name, value)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from binascii import Error as BinasciiError
-from collections.abc import Sequence
 import re
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 import pybase64
@@ -13,6 +12,7 @@ import pybase64
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import invalid
 from rest_adapter.openai.content import ImagePart, ImageUrl, Part, VideoPart
+from rest_adapter.openai.fields import set_fields
 
 
 _DETAILS: Final = {
@@ -23,14 +23,6 @@ _DETAILS: Final = {
 }
 _WHITESPACE: Final = b" \t\r\n\f\v"
 _FRAME_PATH: Final = re.compile(r"video\.frames\[(\d+)\]")
-
-
-def set_fields(target: Any, source: object, names: Sequence[str]) -> None:
-    """Copies the fields that are set; the names are the same on both sides."""
-    for name in names:
-        value = getattr(source, name)
-        if value is not None:
-            setattr(target, name, value)
 
 
 def image_of(part: ImagePart, path: str) -> message_pb.Image:

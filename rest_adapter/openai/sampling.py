@@ -9,8 +9,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from rest_adapter.errors import invalid
-from rest_adapter.openai.fields import AnswerRequest
-from rest_adapter.openai.media import set_fields
+from rest_adapter.openai.fields import AnswerRequest, set_fields
 
 
 # A scalar has the same name in JSON and in the proto.

@@ -52,7 +52,7 @@ class Seen:
     """What the service received."""
 
     specs: list[chat_pb.ChatCompletionSpec] = field(default_factory=list)
-    raw_specs: list[completion_pb.CompletionSpec] = field(default_factory=list)
+    completion_specs: list[completion_pb.CompletionSpec] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     calls: int = 0
     running: int = 0
@@ -248,7 +248,7 @@ class FakeCompletions(completion_grpc.CompletionServiceServicer):
     async def StreamCompletion(self, request, context):  # noqa: N802 - gRPC's name
         event = completion_pb.StreamCompletionResponse
         spec = request.spec
-        self.seen.raw_specs.append(spec)
+        self.seen.completion_specs.append(spec)
         self.seen.calls += 1
         ids = spec.token_ids.ids
         prompt = spec.text or "".join(chr(i) for i in ids if 0 <= i < 0xD800)

@@ -14,7 +14,8 @@ from rest_adapter.openai import answer
 from rest_adapter.openai.chat.schema import ChatRequest, Message
 from rest_adapter.openai.content import RefusalPart, TextPart, VideoPart
 from rest_adapter.openai.field_paths import plain_param
-from rest_adapter.openai.media import image_of, part_suffix, set_fields, video_of
+from rest_adapter.openai.fields import set_fields
+from rest_adapter.openai.media import image_of, part_suffix, video_of
 from rest_adapter.openai.sampling import set_options
 
 

@@ -84,9 +84,8 @@ def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
     spec = completion_pb.CompletionSpec()
     set_options(spec, request, None)
     if only_prompt(request):
-        spec.sampling.max_tokens = (
-            1  # an engine always generates one token; `without_answer` drops it
-        )
+        # An engine always generates one token; `without_answer` drops it.
+        spec.sampling.max_tokens = 1
     if request.logprobs is not None:
         spec.logprobs.top_logprobs = request.logprobs
     echoed = request.logprobs if request.echo else None

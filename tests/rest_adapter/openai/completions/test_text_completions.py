@@ -48,7 +48,7 @@ def test_whole_answer(adapter: Adapter, client: openai.OpenAI) -> None:
     assert (answer.model, answer.created, answer.object) == ("demo", CREATED, "text_completion")
     assert answer.id.startswith("cmpl-")
     assert answer.usage.total_tokens == 6
-    [spec] = adapter.seen.raw_specs
+    [spec] = adapter.seen.completion_specs
     assert spec.text == "hé!"
     assert not spec.sampling.HasField("max_tokens")  # the service knows the operator's default
     assert not spec.logprobs.HasField("top_logprobs")
@@ -86,9 +86,9 @@ def test_prompts_of_all_kinds(
 def test_several_prompts_have_ids_of_their_own(adapter: Adapter) -> None:
     answer = adapter.complete(["a", "b"], request_id="mine").json()
     assert answer["id"] == "cmpl-mine"
-    assert sorted(spec.request_id for spec in adapter.seen.raw_specs) == ["mine-0", "mine-1"]
+    assert sorted(spec.request_id for spec in adapter.seen.completion_specs) == ["mine-0", "mine-1"]
     adapter.complete("a", request_id="mine")
-    assert adapter.seen.raw_specs[-1].request_id == "mine"
+    assert adapter.seen.completion_specs[-1].request_id == "mine"
 
 
 @pytest.mark.parametrize("prompt", ["héx", [104, 233, 120]])
@@ -121,7 +121,7 @@ def test_an_echo_with_no_token_after_it(adapter: Adapter, stream: bool) -> None:
     if not stream:
         assert response.json()["usage"]["completion_tokens"] == 0
         assert response.json()["usage"]["total_tokens"] == 3
-    assert [spec.sampling.max_tokens for spec in adapter.seen.raw_specs] == [1, 1]
+    assert [spec.sampling.max_tokens for spec in adapter.seen.completion_specs] == [1, 1]
 
 
 def test_no_rivals_but_the_token_itself(adapter: Adapter) -> None:
@@ -152,7 +152,7 @@ def test_echo_does_not_widen_the_prompt_logprobs(adapter: Adapter) -> None:
     choice = adapter.complete("ab", echo=True, logprobs=2, prompt_logprobs=0).json()["choices"][0]
     assert [list(e) for e in choice["prompt_logprobs"] if e] == [["98"]]
     assert len(choice["logprobs"]["top_logprobs"][1]) == 2
-    assert adapter.seen.raw_specs[-1].logprobs.prompt_logprobs == 2
+    assert adapter.seen.completion_specs[-1].logprobs.prompt_logprobs == 2
 
 
 @pytest.mark.parametrize("echo", [True, False])
@@ -202,7 +202,7 @@ def test_settings_reach_the_service(adapter: Adapter) -> None:
         best_of=1,
         suffix="",
     )
-    [spec] = adapter.seen.raw_specs
+    [spec] = adapter.seen.completion_specs
     assert spec.images[0].data == PNG
     assert (spec.images[1].uri, spec.images[1].detail) == ("https://example.com/x.png", 2)
     assert (spec.sampling.max_tokens, spec.sampling.temperature, spec.sampling.top_k) == (3, 0.5, 4)
@@ -235,7 +235,7 @@ def test_refusals(adapter: Adapter, case: str) -> None:
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["param"] == param, error
-    assert not adapter.seen.raw_specs
+    assert not adapter.seen.completion_specs
 
 
 def test_images_together_are_bounded(adapter: Adapter) -> None:
