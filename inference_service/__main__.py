@@ -1,7 +1,4 @@
-"""The command `inference-service`: the gRPC front and its engine process.
-
-Owns the start: settings, logs, model directory.
-"""
+"""The command `inference-service`: the gRPC front and its engine process."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ import logging
 import os
 import sys
 
+from inference_service.backend.local import LocalBackend
 from inference_service.backend.served_model import ServedModel
 from inference_service.engine_client.client import EngineClient
 from inference_service.engine_protocol.messages import EngineConfig
@@ -64,7 +62,7 @@ async def _run(settings: ServiceSettings, model: ServedModel) -> int:
         stall_timeout_s=settings.engine_stall_timeout_s,
         pixel_budget_bytes=settings.pixel_budget_mib * 2**20,
     )
-    return await serve(settings, model, engine)
+    return await serve(settings, LocalBackend(settings, model, engine))
 
 
 def engine_config(settings: ServiceSettings, model: ServedModel) -> EngineConfig:

@@ -118,15 +118,13 @@ def engine_params(
     options: SamplingOptions,
     request: Request,
     *,
-    choice_index: int,
     eos_token_ids: tuple[int, ...],
 ) -> SamplingParams:
-    """The settings of one answer for the engine.
+    """The settings of a request's answers for the engine.
 
     Args:
         options: A result of `effective_options`.
         request: What the caller said about stops and log probabilities.
-        choice_index: Which of the `n` answers.
         eos_token_ids: The model's end tokens.
     """
     values = {
@@ -134,9 +132,8 @@ def engine_params(
     }
     return SamplingParams(
         **values,
-        choice_index=choice_index,
         logprobs=request.top_logprobs,
-        prompt_logprobs=request.prompt_logprobs if choice_index == 0 else None,
+        prompt_logprobs=request.prompt_logprobs,
         eos_token_ids=eos_token_ids,
         stop_token_ids=request.stop_token_ids,
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.sampler import SamplingRow, sample, token_logprobs
 from inference_service.engine.scheduler import Chunk
-from inference_service.engine.sequence import Sequence
+from inference_service.engine.sequence import Sequence, SequenceId
 from inference_service.engine_protocol.messages import ImageSpan, TokenLogprobs
 from inference_service.families.positions import POSITION_RULES
 from inference_service.kernels.attention import AttentionMetadata
@@ -46,7 +46,10 @@ class ChunkResult:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """What a sequence's tokens do not say: positions [3, prompt tokens], their offset behind it, pixels."""
+    """What a request's tokens do not say, for all its choices.
+
+    Positions [3, prompt tokens], their offset behind the prompt, pixels.
+    """
 
     positions: np.ndarray
     delta: int
@@ -69,17 +72,19 @@ class ModelRunner:
         self._encoder_cache = encoder_cache
         self._page_size = page_size
         self._device = model.device
-        self._prompts: dict[str, _Prompt] = {}
+        self._prompts: dict[SequenceId, _Prompt] = {}
 
-    def add(self, sequence: Sequence, pixels: memoryview) -> None:
-        """Prepare a sequence; `pixels` is held, not copied, until `remove`."""
-        spec = self._model.spec
+    def add(self, sequences: Seq[Sequence], pixels: memoryview) -> None:
+        """Prepare the sequences of one request; `pixels` is held, not copied, until the last `remove`."""
+        spec, request = self._model.spec, sequences[0].request
         positions, delta = POSITION_RULES[spec.position_rule](
-            sequence.num_prompt_tokens, sequence.request.images, spec.image_policy.merge_size
+            len(request.prompt_token_ids), request.images, spec.image_policy.merge_size
         )
-        self._prompts[sequence.sequence_id] = _Prompt(positions, delta, pixels)
+        prompt = _Prompt(positions, delta, pixels)
+        for sequence in sequences:
+            self._prompts[sequence.sequence_id] = prompt
 
-    def remove(self, sequence_id: str) -> None:
+    def remove(self, sequence_id: SequenceId) -> None:
         """Forget a sequence."""
         del self._prompts[sequence_id]
 
@@ -188,6 +193,7 @@ class ModelRunner:
                 sequence.sampling,
                 sequence.request.prompt_token_ids,
                 sequence.token_ids[sequence.num_prompt_tokens :],
+                sequence.choice_index,
             )
             for sequence in sequences
         ]
@@ -207,7 +213,7 @@ class ModelRunner:
     def _prompt_logprobs(self, hidden: Tensor, chunk: Chunk) -> tuple[TokenLogprobs, ...]:
         """Of the prompt tokens behind each row of the chunk, leaving out those reported before a preemption."""
         sequence = chunk.sequence
-        num_top = sequence.sampling.prompt_logprobs
+        num_top = sequence.top_prompt_logprobs
         if num_top is None:
             return ()
         first = max(chunk.start, sequence.num_prompt_logprobs)

@@ -1,62 +1,57 @@
-"""ChatService: the proto's face of `Completions` for conversations.
-
-Owns the methods of the service.
-"""
+"""ChatService: conversations."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 import contextlib
 
+from inference_service.backend.base import Backend
 from inference_service.domain import ChatRequest
-from inference_service.grpc_api.answering import Answering, Context, until
-from inference_service.grpc_api.interceptors import caller_of_call, request_id_of_call
+from inference_service.grpc_api.generation import Context, Generation
+from inference_service.grpc_api.interceptors import request_id_of_call
 from inference_service.grpc_api.requests import chat_request
-from inference_service.grpc_api.responses import (
-    gather,
-    image_message,
-    stream_fields,
-    usage_message,
-)
+from inference_service.grpc_api.responses import image_message, usage_message
+from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 
 
-class ChatServicer(Answering, chat_grpc.ChatServiceServicer):
+class ChatServicer(chat_grpc.ChatServiceServicer):
     """Answers conversations."""
+
+    def __init__(self, backend: Backend, settings: ServiceSettings) -> None:
+        self._generation = Generation(backend, settings)
+        self._settings = settings
 
     async def CreateChatCompletion(  # noqa: N802 - the proto's name
         self, request: chat_pb.CreateChatCompletionRequest, context: Context
     ) -> chat_pb.CreateChatCompletionResponse:
         """Gathers the events of a request into one message."""
         asked = self._domain_request(request.spec)
-        async with contextlib.aclosing(self._events(asked, context)) as events:
-            whole = await gather(events, asked.model)
-        return chat_pb.CreateChatCompletionResponse(**whole.fields())
+        fields = await self._generation.whole_fields(asked, context)
+        return chat_pb.CreateChatCompletionResponse(**fields)
 
     async def StreamChatCompletion(  # noqa: N802
         self, request: chat_pb.StreamChatCompletionRequest, context: Context
     ) -> AsyncIterator[chat_pb.StreamChatCompletionResponse]:
         """Sends every event as it comes."""
         asked = self._domain_request(request.spec)
-        async with contextlib.aclosing(self._events(asked, context)) as events:
-            async for event in events:
-                yield chat_pb.StreamChatCompletionResponse(**stream_fields(event, asked.model))
+        async with contextlib.aclosing(self._generation.stream_fields(asked, context)) as stream:
+            async for fields in stream:
+                yield chat_pb.StreamChatCompletionResponse(**fields)
 
     async def CountTokens(  # noqa: N802
         self, request: chat_pb.CountTokensRequest, context: Context
     ) -> chat_pb.CountTokensResponse:
-        """Does all that precedes the engine."""
+        """Does all that precedes the answer."""
         asked = self._domain_request(request.spec)
-        async with until(self._deadline(context)):
-            prepared = await self._completions.count(asked, caller_of_call.get())
-        ids = prepared.prompt.token_ids if asked.return_prompt_token_ids else ()
+        count = await self._generation.count(asked, context)
         return chat_pb.CountTokensResponse(
-            usage=usage_message(prepared.usage),
-            images=map(image_message, prepared.infos),
-            prompt_token_ids=ids,
+            usage=usage_message(count.usage),
+            images=map(image_message, count.images),
+            prompt_token_ids=count.prompt_token_ids if asked.return_prompt_token_ids else (),
         )
 
     def _domain_request(self, spec: chat_pb.ChatCompletionSpec) -> ChatRequest:
-        model = self._canonical(spec.model)
+        model = self._generation.canonical_name(spec.model)
         return chat_request(spec, model, request_id_of_call.get(), self._settings)

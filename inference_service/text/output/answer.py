@@ -17,7 +17,7 @@ from inference_service.domain import (
     StopTrigger,
     TokenLogprob,
 )
-from inference_service.engine_protocol.messages import FinishReason, SequenceOutput, TokenLogprobs
+from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason, TokenLogprobs
 from inference_service.model_spec import BoxNotation
 from inference_service.text.output.boxes import groundings, tag_tokens
 from inference_service.text.output.detokenize import Detokenizer
@@ -75,7 +75,7 @@ class Answer:
         self._stops = StopStringFilter(request.stop_strings, include=request.include_stop_string)
         self._first_prompt_entry = request.prompt_logprobs is not None
 
-    def push(self, output: SequenceOutput) -> Iterator[Delta | Finished]:
+    def push(self, output: ChoiceOutput) -> Iterator[Delta | Finished]:
         """Takes news of the sequence; `output.finish_reason` is not ERROR."""
         if entries := self._prompt_entries(output):
             yield Delta(choice_index=self._index, prompt_logprobs=entries)
@@ -115,14 +115,14 @@ class Answer:
             groundings=groundings("".join(self._said), self._notation, self._images),
         )
 
-    def _delta(self, text: str, output: SequenceOutput, taken: int) -> Delta | None:
+    def _delta(self, text: str, output: ChoiceOutput, taken: int) -> Delta | None:
         ids = output.token_ids[:taken] if self._request.return_token_ids else ()
         entries = tuple(self._entry(logprobs) for logprobs in output.logprobs[:taken])
         if not (text or ids or entries):
             return None
         return Delta(choice_index=self._index, text=text, token_ids=ids, logprobs=entries)
 
-    def _prompt_entries(self, output: SequenceOutput) -> tuple[LogprobEntry, ...]:
+    def _prompt_entries(self, output: ChoiceOutput) -> tuple[LogprobEntry, ...]:
         """The engine begins at the second token; the first, which may be the only one, has no probability."""
         entries = tuple(self._entry(logprobs) for logprobs in output.prompt_logprobs)
         if self._index == 0 and self._first_prompt_entry:
@@ -149,7 +149,7 @@ class Answer:
         )
 
 
-def _trigger(output: SequenceOutput) -> StopTrigger:
+def _trigger(output: ChoiceOutput) -> StopTrigger:
     if output.finish_reason is FinishReason.EOS:
         return StopTrigger(eos_token_id=output.token_ids[-1])
     if output.finish_reason is FinishReason.STOP_TOKEN:
