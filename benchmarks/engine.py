@@ -93,7 +93,7 @@ def _measure(
         ids = torch.randint(0, 256, (prompt,), generator=generator).tolist()
         core.add(
             EngineRequest(
-                sequence_id=f"{seed}-{index}",
+                request_id=f"{seed}-{index}",
                 prompt_token_ids=tuple(ids),
                 sampling=SamplingParams(max_tokens=tokens, temperature=0.0),
             ),
@@ -102,7 +102,7 @@ def _measure(
     begin = time.perf_counter()
     started: set[str] = set()
     while len(started) < batch:
-        started |= {output.sequence_id for output in core.step() if output.token_ids}
+        started |= {output.request_id for output in core.step() if output.token_ids}
     first = time.perf_counter() - begin
     steps = []
     while core.has_work:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import logging
 import os
 
+from inference_service.backend.local import LocalBackend
 from inference_service.backend.served_model import ServedModel
 from inference_service.engine_client.child import DEFAULT_COMMAND
 from inference_service.engine_client.client import EngineClient
@@ -62,7 +63,7 @@ async def _run(settings: ServiceSettings, model: ServedModel) -> int:
         pixel_budget_bytes=settings.pixel_budget_mib * 2**20,
         command=engine_command(settings),
     )
-    return await serve(settings, model, engine)
+    return await serve(settings, LocalBackend(settings, model, engine))
 
 
 def engine_command(settings: ServiceSettings) -> tuple[str, ...]:

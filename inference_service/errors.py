@@ -29,7 +29,7 @@ Messages are fixed texts of our own: text of a parser may leak addresses (CVE-20
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class ServiceError(Exception):
@@ -190,3 +190,14 @@ class InternalError(ServiceError):
     """A defect of the service."""
 
     reason = "INTERNAL"
+
+
+def _by_reason(base: type[ServiceError]) -> dict[str, type[ServiceError]]:
+    found = {base.reason: base}
+    for kind in base.__subclasses__():
+        found |= _by_reason(kind)
+    return found
+
+
+ERRORS_BY_REASON: Final = _by_reason(ServiceError)
+"""The class of every reason."""

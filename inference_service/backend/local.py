@@ -1,290 +1,201 @@
-"""The way of one request: admission, images, prompt, engine, events.
-
-Owns the requests in flight.
-"""
+"""The backend that answers with our own engine."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable
 import contextlib
-import dataclasses
-from dataclasses import dataclass, field
 import time
+from typing import Final
 
+from inference_service.backend.admission import Admission
+from inference_service.backend.base import (
+    BackendInfo,
+    BackendStartError,
+    BackendState,
+    Load,
+    ModelDescription,
+    TokenCount,
+)
 from inference_service.backend.defaults import operator_defaults
+from inference_service.backend.description import describe
+from inference_service.backend.prompts import PreparedPrompt, prepare_prompt
+from inference_service.backend.run import run, run_aborted
 from inference_service.backend.sampling import check_token_ids, effective_options, engine_params
 from inference_service.backend.served_model import ServedModel
-from inference_service.domain import (
-    Event,
-    ImageInfo,
-    ImagePart,
-    Media,
-    Request,
-    Started,
-    TokenUsage,
-    VideoPart,
-)
-from inference_service.engine_client.interface import Engine, EngineState
-from inference_service.engine_protocol.messages import EngineRequest, FinishReason, SequenceOutput
+from inference_service.domain import Event, Request, Started
+from inference_service.engine_client.interface import Engine, EngineStartError, EngineState
+from inference_service.engine_protocol.messages import EngineRequest
 from inference_service.errors import (
-    ContextLengthError,
-    DrainingError,
     EngineUnavailableError,
-    ImageTooLargeError,
-    InternalError,
-    InvalidArgumentError,
     ModelLoadingError,
-    OutOfMemoryError,
-    QueueFullError,
-    RequestIdInUseError,
-    ServiceError,
-    TooManyImagesError,
     UnsupportedParameterError,
 )
-from inference_service.media.decode import FrameSpec, ImageDecoder, ProcessedImage
-from inference_service.media.fetch import MediaFetcher
-from inference_service.media.geometry import pixel_budget
+from inference_service.media.prepare import MediaPreparer
 from inference_service.model_spec import BoxNotation
+from inference_service.sampling import Sampling
 from inference_service.settings import ServiceSettings
 from inference_service.text.output.answer import Answer
-from inference_service.text.prompt import Prompt
 
 
-_FETCHES_PER_WORKER = 8
-_FRAMES_AT_ONCE = 8
-_MAX_VIDEO_BYTES = 64 * 2**20
-"""Files of all frames of a video; they are in memory together before the first is decoded."""
-
-# Only the reason crosses the border to the engine; what the caller reads is written here.
-_ENGINE_ERRORS: dict[str, Callable[[str], ServiceError]] = {
-    "CONTEXT_LENGTH_EXCEEDED": lambda prompt: ContextLengthError(
-        "The prompt does not fit the context window.", field=prompt
-    ),
-    "INVALID_ARGUMENT": lambda _: InvalidArgumentError("The engine refuses this request."),
-    "IMAGE_TOO_LARGE": lambda prompt: ImageTooLargeError(
-        "An image takes more tokens than the encoder holds.", field=prompt
-    ),
-    "GPU_OUT_OF_MEMORY": lambda _: OutOfMemoryError(
-        "The device had no memory left for this request.", retry_after_s=1.0
-    ),
+_STATES: Final = {
+    EngineState.STARTING: BackendState.LOADING,
+    EngineState.READY: BackendState.READY,
+    EngineState.RESTARTING: BackendState.RESTARTING,
+    EngineState.FAILED: BackendState.FAILED,
+    EngineState.CLOSED: BackendState.FAILED,
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A request whose images are decoded and whose prompt is tokenised."""
+class LocalBackend:
+    """A `Backend` around one engine."""
 
-    prompt: Prompt
-    images: tuple[ProcessedImage, ...]
-    infos: tuple[ImageInfo, ...]
-    usage: TokenUsage
-
-
-@dataclass(slots=True)
-class _InFlight:
-    """A request that the engine may be working on.
-
-    Attributes:
-        caller: Who may abort it; opaque.
-        sequence_ids: Its sequences, once the engine knows them.
-        aborted: Somebody did.
-    """
-
-    caller: str
-    sequence_ids: list[str] = field(default_factory=list)
-    aborted: bool = False
-
-
-_News = asyncio.Queue[tuple[int, SequenceOutput | Exception]]
-
-
-class Completions:
-    """Answers requests through one engine."""
-
-    def __init__(
-        self,
-        settings: ServiceSettings,
-        model: ServedModel,
-        engine: Engine,
-        fetcher: MediaFetcher,
-        decoder: ImageDecoder,
-    ) -> None:
-        self.model = model
-        self.engine = engine
+    def __init__(self, settings: ServiceSettings, model: ServedModel, engine: Engine) -> None:
         self._settings = settings
+        self._model = model
+        self._engine = engine
         self._defaults = operator_defaults(settings).over(model.defaults)
-        self._fetcher = fetcher
-        self._decoder = decoder
-        # Bounds the memory of files that are fetched but not decoded yet.
-        self._images_at_once = asyncio.Semaphore(settings.media_workers * _FETCHES_PER_WORKER)
-        self._in_flight: dict[str, _InFlight] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self.draining = False
+        self._media = MediaPreparer.from_settings(settings, model.spec)
+        self._admission = Admission(settings.max_queue)
+        self._callbacks: list[Callable[[BackendState], None]] = []
+        engine.on_state_change(lambda _: self._tell_state())
+
+    # ---- what a Backend offers; documented there ----
+
+    @property
+    def state(self) -> BackendState:
+        """See `Backend`. Nothing is said of an engine that ends with the service, except that it failed."""
+        if self._admission.closed and self._engine.state is not EngineState.FAILED:
+            return BackendState.DRAINING
+        return _STATES[self._engine.state]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See `Backend`."""
+        return self._model.names
+
+    @property
+    def info(self) -> BackendInfo:
+        """See `Backend`."""
+        ready = self._engine.ready
+        return BackendInfo(
+            device=ready.device if ready else "",
+            dtype=ready.dtype if ready else "",
+            slow_path=ready.slow_path if ready else "",
+            restarts=self._engine.restarts,
+            pid=self._engine.pid or 0,
+            max_num_seqs=self._settings.max_num_seqs,
+            max_num_batched_tokens=self._settings.max_num_batched_tokens,
+            max_context_tokens=ready.max_model_len if ready else 0,
+        )
 
     @property
     def in_flight(self) -> int:
-        """Requests in flight."""
-        return len(self._in_flight)
+        """See `Backend`."""
+        return self._admission.in_flight
 
-    async def wait_idle(self) -> None:
-        """Returns when no request is in flight."""
-        await self._idle.wait()
+    def describe(self) -> ModelDescription:
+        """See `Backend`."""
+        return describe(self._model, self._settings, self._engine.ready)
 
-    async def prepare(self, request: Request) -> Prepared:
-        """Fetches, decodes and resizes the images and tokenises the prompt.
-
-        Raises:
-            ServiceError: An image or the prompt is wrong; the error names the field.
-        """
-        media = request.media
-        most = self.model.spec.image_policy.max_images
-        if most is not None and len(media) > most:
-            raise TooManyImagesError(
-                f"The request has {len(media)} images; the model reads at most {most}.",
-                field=request.prompt_field,
-            )
-        tasks = [asyncio.ensure_future(self._seen(part, request)) for part in media]
-        try:
-            seen = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-        for pieces, part in zip(seen, media, strict=True):
-            _check_tokens(pieces, part, self._settings.encoder_cache_tokens)
-        images = tuple(piece for pieces in seen for piece in pieces)
-        # Rendering and tokenising a long prompt takes milliseconds: not on the loop (CVE-2025-62426).
-        prompt = await asyncio.to_thread(self.model.prompts.build, request, images)
-        seen_tokens = sum(image.num_tokens for image in prompt.images)
-        video_tokens = sum(p.num_tokens for p in images if p.is_video)
-        return Prepared(
-            prompt=prompt,
-            images=images,
-            infos=tuple(
-                _info(pieces[0], part)
-                for pieces, part in zip(seen, media, strict=True)
-                if isinstance(part, ImagePart)
-            ),
-            usage=TokenUsage(
-                prompt_tokens=len(prompt.token_ids),
-                image_tokens=seen_tokens - video_tokens,
-                video_tokens=video_tokens,
-            ),
+    def load(self) -> Load:
+        """See `Backend`."""
+        stats = self._engine.stats
+        return Load(
+            running=stats.running,
+            waiting=stats.waiting,
+            kv_pages_total=stats.kv_pages_total,
+            kv_pages_used=stats.kv_pages_used,
+            kv_pages_cached=stats.kv_pages_cached,
+            kv_page_tokens=stats.kv_page_tokens,
+            prefix_queries=stats.prefix_queries,
+            prefix_hits=stats.prefix_hits,
+            encoder_queries=stats.encoder_queries,
+            encoder_hits=stats.encoder_hits,
+            preemptions=stats.preemptions,
+            pixel_bytes_in_flight=self._engine.pixel_bytes_in_flight,
         )
 
-    async def count(self, request: Request, caller: str) -> Prepared:
-        """What `prepare` gives, for a request that is not answered; it takes a place in the queue all the same.
+    def on_state_change(self, callback: Callable[[BackendState], None]) -> None:
+        """See `Backend`."""
+        self._callbacks.append(callback)
 
-        Raises:
-            ServiceError: The request ended with an error.
-        """
-        with self._admit(request, caller):
-            return await self.prepare(request)
+    async def start(self) -> None:
+        """See `Backend`."""
+        try:
+            await self._engine.start()
+        except EngineStartError as error:
+            raise BackendStartError(str(error)) from error
 
-    async def answer(self, request: Request, caller: str) -> AsyncGenerator[Event, None]:
-        """Gives the events of a request; closing the iterator aborts what is under way.
+    async def drain(self, timeout_s: float) -> None:
+        """See `Backend`."""
+        self._admission.close()
+        self._tell_state()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._admission.wait_idle()
 
-        Args:
-            request: What is asked.
-            caller: Whose request it is; see `abort`.
+    async def close(self) -> None:
+        """See `Backend`."""
+        await self._engine.close()
+        self._media.close()
 
-        Raises:
-            ServiceError: The request ended with an error.
-        """
-        with self._admit(request, caller) as flight:
-            check_token_ids(request, self.model.spec.decoder.vocab_size)
+    async def abort(self, request_id: str, caller: str | None = None) -> bool:
+        """See `Backend`."""
+        known = self._admission.abort(request_id, caller)
+        if known:
+            await self._engine.abort(request_id)
+        return known
+
+    async def count(self, request: Request, caller: str) -> TokenCount:
+        """See `Backend`. A count takes a place in the queue as a generation does."""
+        with self._admission.admit(request.request_id, caller):
+            prepared = await self._prepare(request)
+        return TokenCount(
+            usage=prepared.usage,
+            images=prepared.infos,
+            prompt_token_ids=prepared.prompt.token_ids,
+        )
+
+    async def generate(self, request: Request, caller: str) -> AsyncGenerator[Event, None]:
+        """See `Backend`."""
+        with self._admission.admit(request.request_id, caller) as admitted:
+            check_token_ids(request, self._model.spec.decoder.vocab_size)
             self._check_grounding(request)
-            window = self._context_window()
-            prepared = await self.prepare(request)
+            context_tokens = self._context_tokens()
+            prepared = await self._prepare(request)
             options = effective_options(
                 request,
                 self._defaults,
                 prompt_tokens=prepared.usage.prompt_tokens,
-                max_model_len=window,
+                max_model_len=context_tokens,
             )
-            yield Started(
-                request_id=request.request_id,
-                created=int(time.time()),
-                sampling=options,
-                stop_strings=request.stop_strings,
-                stop_token_ids=request.stop_token_ids,
-                include_stop_string=request.include_stop_string,
-                n=request.n,
-                usage=prepared.usage,
-                images=prepared.infos,
-                prompt_token_ids=(
-                    prepared.prompt.token_ids if request.return_prompt_token_ids else ()
-                ),
-                prompt_text=self._prompt_text(prepared) if request.return_prompt_text else "",
-            )
-            jobs = [
-                EngineRequest(
-                    sequence_id=f"{request.request_id}#{index}",
-                    prompt_token_ids=prepared.prompt.token_ids,
-                    images=prepared.prompt.images,
-                    cache_salt=request.cache_salt,
-                    sampling=engine_params(
-                        options,
-                        request,
-                        choice_index=index,
-                        eos_token_ids=self.model.spec.eos_token_ids,
-                    ),
-                )
-                for index in range(request.n)
-            ]
-            flight.sequence_ids = [job.sequence_id for job in jobs]
-            async with contextlib.aclosing(self._run(request, prepared, jobs, flight)) as events:
+            yield self._started(request, prepared, options)
+            engine_request = self._engine_request(request, prepared, options)
+            answers = self._answers(request, prepared)
+            if admitted.aborted:
+                events = run_aborted(engine_request, prepared, answers)
+            else:
+                field = request.prompt_field
+                events = run(self._engine, engine_request, prepared, answers, field)
+            async with contextlib.aclosing(events):
                 async for event in events:
                     yield event
 
-    async def abort(self, request_id: str, caller: str | None = None) -> bool:
-        """Ends a request in flight; its answers finish as aborted.
+    # ---- steps of a request ----
 
-        Args:
-            request_id: The request.
-            caller: Who wants it; None = an operator, who may end anybody's.
-
-        Returns:
-            False if no such request of the caller's is in flight.
-        """
-        flight = self._in_flight.get(request_id)
-        if flight is None or caller not in (None, flight.caller):
-            return False
-        flight.aborted = True
-        for sequence_id in flight.sequence_ids:
-            await self.engine.abort(sequence_id)
-        return True
-
-    @contextlib.contextmanager
-    def _admit(self, request: Request, caller: str) -> Iterator[_InFlight]:
-        """Takes a place among the requests in flight."""
-        if self.draining:
-            raise DrainingError("The service is shutting down.", retry_after_s=5.0)
-        if request.request_id in self._in_flight:
-            raise RequestIdInUseError(
-                "A request with this id is in flight.", field="spec.request_id"
-            )
-        if len(self._in_flight) >= self._settings.max_queue:
-            raise QueueFullError("Too many requests are in flight.", retry_after_s=1.0)
-        flight = self._in_flight[request.request_id] = _InFlight(caller)
-        self._idle.clear()
-        try:
-            yield flight
-        finally:
-            del self._in_flight[request.request_id]
-            if not self._in_flight:
-                self._idle.set()
+    async def _prepare(self, request: Request) -> PreparedPrompt:
+        return await prepare_prompt(request, self._media, self._model.prompts)
 
     def _check_grounding(self, request: Request) -> None:
-        if request.grounding and self.model.box_notation is BoxNotation.NONE:
+        if request.grounding and self._model.box_notation is BoxNotation.NONE:
             raise UnsupportedParameterError(
                 "This model names no boxes.", field="spec.response.grounding"
             )
 
-    def _context_window(self) -> int:
+    def _context_tokens(self) -> int:
         """The context window of the engine, which is smaller than the model's where memory is short."""
-        state, ready = self.engine.state, self.engine.ready
+        state, ready = self._engine.state, self._engine.ready
         if state is EngineState.READY and ready is not None:
             return ready.max_model_len
         if state is EngineState.STARTING:
@@ -293,149 +204,45 @@ class Completions:
             raise EngineUnavailableError("The engine is being started again.", retry_after_s=2.0)
         raise EngineUnavailableError("The engine has failed.")
 
-    def _prompt_text(self, prepared: Prepared) -> str:
-        return self.model.tokenizer.decode(prepared.prompt.token_ids, skip_special_tokens=False)
-
-    async def _seen(self, part: Media, request: Request) -> tuple[ProcessedImage, ...]:
-        if isinstance(part, VideoPart):
-            return await self._video(part)
-        return (await self._image(part, request),)
-
-    async def _video(self, part: VideoPart) -> tuple[ProcessedImage, ...]:
-        spec = self.model.spec
-        if spec.video is None:
-            raise UnsupportedParameterError("This model reads no videos.", field=part.field)
-        files: list[bytes] = []
-        for start in range(0, len(part.frames), _FRAMES_AT_ONCE):
-            some = part.frames[start : start + _FRAMES_AT_ONCE]
-            files += await asyncio.gather(*map(self._file, some))
-            if sum(map(len, files)) > _MAX_VIDEO_BYTES:
-                raise ImageTooLargeError(
-                    "The frames of the video have more bytes than allowed.",
-                    field=part.field,
-                    metadata={"max_bytes": str(_MAX_VIDEO_BYTES)},
-                )
-        fields = [frame.field for frame in part.frames]
-        frame_spec = FrameSpec(policy=spec.image_policy, video=spec.video, fps=part.fps)
-        async with self._images_at_once:
-            return await self._decoder.decode_video(files, fields, frame_spec)
-
-    async def _file(self, part: ImagePart) -> bytes:
-        """The file of one frame."""
-        if part.data is not None:
-            return part.data
-        async with self._images_at_once:
-            return await self._fetcher.fetch(part.uri or "", field=part.field)
-
-    async def _image(self, part: ImagePart, request: Request) -> ProcessedImage:
-        policy = self.model.spec.image_policy
-        least, most = pixel_budget(
-            policy,
-            part.detail,
-            request.min_pixels if part.min_pixels is None else part.min_pixels,
-            request.max_pixels if part.max_pixels is None else part.max_pixels,
-            field=part.field,
+    def _started(self, request: Request, prepared: PreparedPrompt, options: Sampling) -> Started:
+        token_ids = prepared.prompt.token_ids
+        text = ""
+        if request.return_prompt_text:
+            text = self._model.tokenizer.decode(token_ids, skip_special_tokens=False)
+        return Started(
+            request_id=request.request_id,
+            created=int(time.time()),
+            sampling=options,
+            stop_strings=request.stop_strings,
+            stop_token_ids=request.stop_token_ids,
+            include_stop_string=request.include_stop_string,
+            n=request.n,
+            usage=prepared.usage,
+            images=prepared.infos,
+            prompt_token_ids=token_ids if request.return_prompt_token_ids else (),
+            prompt_text=text,
         )
-        async with self._images_at_once:
-            data = part.data
-            if data is None:
-                data = await self._fetcher.fetch(part.uri or "", field=part.field)
-            return await self._decoder.decode(
-                data, policy=policy, min_pixels=least, max_pixels=most, field=part.field
-            )
 
-    async def _run(
-        self,
-        request: Request,
-        prepared: Prepared,
-        jobs: list[EngineRequest],
-        flight: _InFlight,
-    ) -> AsyncGenerator[Event, None]:
-        """Runs the sequences of a request side by side and merges their events."""
-        model = self.model
-        answers = [
+    def _engine_request(
+        self, request: Request, prepared: PreparedPrompt, options: Sampling
+    ) -> EngineRequest:
+        return EngineRequest(
+            request_id=request.request_id,
+            prompt_token_ids=prepared.prompt.token_ids,
+            images=prepared.prompt.images,
+            num_choices=request.n,
+            cache_salt=request.cache_salt,
+            sampling=engine_params(options, request, eos_token_ids=self._model.spec.eos_token_ids),
+        )
+
+    def _answers(self, request: Request, prepared: PreparedPrompt) -> list[Answer]:
+        model = self._model
+        return [
             Answer(index, request, model.tokenizer, model.box_notation, prepared.infos)
-            for index in range(len(jobs))
+            for index in range(request.n)
         ]
-        news: _News = asyncio.Queue(len(jobs))
-        pixels = [image.pixels for image in prepared.images]
 
-        tasks = [
-            asyncio.create_task(self._pump(index, job, pixels, flight, news))
-            for index, job in enumerate(jobs)
-        ]
-        cached = 0
-        try:
-            while not all(answer.finished for answer in answers):
-                index, item = await news.get()
-                output = _output_or_raise(item, request)
-                if answers[index].finished:
-                    continue  # said behind a stop string
-                if index == 0 and output.num_cached_tokens is not None:
-                    cached = output.num_cached_tokens
-                for event in answers[index].push(output):
-                    yield event
-                if answers[index].finished:
-                    tasks[index].cancel()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        yield dataclasses.replace(
-            prepared.usage,
-            cached_tokens=cached,
-            completion_tokens=sum(answer.completion_tokens for answer in answers),
-        )
-
-    async def _pump(
-        self, index: int, job: EngineRequest, pixels: list[bytes], flight: _InFlight, news: _News
-    ) -> None:
-        """Passes on the news of one sequence."""
-        if flight.aborted:  # the engine never hears of it
-            aborted = SequenceOutput(
-                sequence_id=job.sequence_id, finish_reason=FinishReason.ABORTED
-            )
-            await news.put((index, aborted))
-            return
-        try:
-            async with contextlib.aclosing(self.engine.generate(job, pixels)) as outputs:
-                async for output in outputs:
-                    await news.put((index, output))
-        except Exception as error:  # noqa: BLE001 - raised again by the consumer
-            await news.put((index, error))
-
-
-def _output_or_raise(item: SequenceOutput | Exception, request: Request) -> SequenceOutput:
-    if isinstance(item, Exception):
-        raise item
-    if item.finish_reason is FinishReason.ERROR:
-        kind = _ENGINE_ERRORS.get(item.error)
-        raise (
-            kind(request.prompt_field)
-            if kind
-            else InternalError("The engine failed on this request.")
-        )
-    return item
-
-
-def _check_tokens(pieces: Sequence[ProcessedImage], part: Media, most: int) -> None:
-    """Refuses what the engine could never encode, with the figures that the engine's refusal cannot carry."""
-    tokens = max(piece.num_tokens for piece in pieces)
-    if tokens > most:
-        what, advice = ("video", ", fewer frames") if pieces[0].is_video else ("image", "")
-        raise ImageTooLargeError(
-            f"The {what} takes {tokens} tokens, but the encoder takes {most} at most: send fewer pixels{advice}.",
-            field=part.field,
-            metadata={"tokens": str(tokens), "max_tokens": str(most)},
-        )
-
-
-def _info(image: ProcessedImage, part: ImagePart) -> ImageInfo:
-    return ImageInfo(
-        original_width=image.original_width,
-        original_height=image.original_height,
-        processed_width=image.width,
-        processed_height=image.height,
-        tokens=image.num_tokens,
-        uuid=part.uuid,
-    )
+    def _tell_state(self) -> None:
+        state = self.state
+        for callback in self._callbacks:
+            callback(state)

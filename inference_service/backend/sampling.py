@@ -99,22 +99,19 @@ def engine_params(
     options: Sampling,
     request: Request,
     *,
-    choice_index: int,
     eos_token_ids: tuple[int, ...],
 ) -> SamplingParams:
-    """The settings of one answer for the engine.
+    """The settings of a request's answers for the engine.
 
     Args:
         options: The settings in force.
         request: What the caller said about stops and log probabilities.
-        choice_index: Which of the `n` answers.
         eos_token_ids: The model's end tokens.
     """
     return SamplingParams(
         **dataclasses.asdict(options),
-        choice_index=choice_index,
         logprobs=request.top_logprobs,
-        prompt_logprobs=request.prompt_logprobs if choice_index == 0 else None,
+        prompt_logprobs=request.prompt_logprobs,
         eos_token_ids=eos_token_ids,
         stop_token_ids=request.stop_token_ids,
     )

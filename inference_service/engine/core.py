@@ -24,17 +24,24 @@ from inference_service.engine.memory import (
 )
 from inference_service.engine.runner import ChunkResult, Launched, ModelRunner
 from inference_service.engine.scheduler import Chunk, Plan, Scheduler
-from inference_service.engine.sequence import Sequence
+from inference_service.engine.sequence import Sequence, SequenceId
 from inference_service.engine_protocol.messages import (
+    ChoiceOutput,
     EngineConfig,
+    EngineFailure,
     EngineReady,
     EngineRequest,
     EngineStats,
     FinishReason,
     ImageSpan,
-    SequenceOutput,
 )
-from inference_service.errors import InternalError, InvalidArgumentError, OutOfMemoryError
+from inference_service.errors import (
+    InternalError,
+    InvalidArgumentError,
+    OutOfMemoryError,
+    RequestIdInUseError,
+    ServiceError,
+)
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import kv_bytes_per_token, module_parts
 
@@ -140,33 +147,39 @@ class EngineCore:
         )
 
     def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
-        """Queue a request.
+        """Queue all choices of a request, or none.
 
         Args:
             request: What to compute.
-            pixels: RGB uint8 of its images. Held without a copy until the sequence has ended, because a
+            pixels: RGB uint8 of its images. Held without a copy until the last choice has ended, because a
                 preempted sequence may have to be encoded again.
 
         Raises:
             InvalidArgumentError: The request contradicts itself or the model.
             ContextLengthError: The prompt leaves no room for an answer.
             ImageTooLargeError: An image has more tokens than the encoder cache.
-            RequestIdInUseError: A sequence with this id has not ended.
+            RequestIdInUseError: A choice of a request with this id has not ended.
         """
         view = memoryview(pixels).cast("B")
         self._check(request, view)
+        if self._scheduler.of_request(request.request_id):
+            raise RequestIdInUseError("A request with this id is in flight.")
         level = self._rope.level(len(request.prompt_token_ids))
-        sequence = Sequence(request, rope_level=level)
-        self._scheduler.add(sequence)
-        self._runner.add(sequence, view)
+        sequences = [
+            Sequence(request, choice_index, rope_level=level)
+            for choice_index in range(request.num_choices)
+        ]
+        for sequence in sequences:  # equal but for their index: the first is refused or none
+            self._scheduler.add(sequence)
+        self._runner.add(sequences, view)
 
-    def abort(self, sequence_id: str) -> None:
-        """End a sequence now and say no more of it; unknown ids are ignored."""
-        sequence = self._scheduler.get(sequence_id)
-        if sequence is not None:
-            self._end(sequence, FinishReason.ABORTED)
+    def abort(self, request_id: str, choice_index: int | None = None) -> None:
+        """End one choice of a request now, or (None) all; nothing more is said of them. Unknown ids are ignored."""
+        for sequence in self._scheduler.of_request(request_id):
+            if choice_index in (None, sequence.choice_index):
+                self._end(sequence, FinishReason.ABORTED)
 
-    def step(self) -> list[SequenceOutput]:
+    def step(self) -> list[ChoiceOutput]:
         """Compute one step and return what is new.
 
         An error that belongs to one request ends that request with FinishReason.ERROR; any other error
@@ -194,7 +207,7 @@ class EngineCore:
             return Ticket(plan, out_of_memory=True)
         return Ticket(plan, broken, launched)
 
-    def collect(self, ticket: Ticket) -> list[SequenceOutput]:
+    def collect(self, ticket: Ticket) -> list[ChoiceOutput]:
         """Wait for a step, commit its results and return what is new.
 
         Tickets are collected once each, in the order of their launches.
@@ -210,24 +223,27 @@ class EngineCore:
         # Behind the except clause, so that its traceback no longer holds the tensors of the step.
         return [self._relieve(ticket.plan)]
 
-    def _settle(self, ticket: Ticket, results: Iterable[ChunkResult]) -> list[SequenceOutput]:
+    def _settle(self, ticket: Ticket, results: Iterable[ChunkResult]) -> list[ChoiceOutput]:
         """Commit what was computed and end the sequences whose images are broken."""
         chunks = ticket.launched.chunks if ticket.launched else ()
         committed = (self._commit(*pair) for pair in zip(chunks, results, strict=True))
         outputs = [output for output in committed if output is not None]
         outputs += [
-            self._fail(chunk.sequence, InternalError.reason)
+            self._fail(chunk.sequence, InternalError("The engine failed to encode an image."))
             for chunk in ticket.plan.chunks
             if _needs(chunk, ticket.broken)
         ]
         return outputs
 
-    def _relieve(self, plan: Plan) -> SequenceOutput:
+    def _relieve(self, plan: Plan) -> ChoiceOutput:
         """End the request scheduled last. Nothing was committed, so the others are planned again."""
         self._encoder_cache.discard_unfilled()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return self._fail(plan.chunks[-1].sequence, OutOfMemoryError.reason)
+        error = OutOfMemoryError(
+            "The device had no memory left for this request.", retry_after_s=1.0
+        )
+        return self._fail(plan.chunks[-1].sequence, error)
 
     def _encode(self, plan: Plan) -> set[bytes]:
         """Encode the step's images; returns the keys of those that could not be."""
@@ -248,10 +264,10 @@ class EngineCore:
             return False
         return True
 
-    def _commit(self, chunk: Chunk, result: ChunkResult) -> SequenceOutput | None:
+    def _commit(self, chunk: Chunk, result: ChunkResult) -> ChoiceOutput | None:
         """Take over a result; returns what is new for the caller, if anything is."""
         sequence = chunk.sequence
-        num_cached_tokens = _first_news(sequence)
+        num_cached_tokens = _untold_cached_tokens(sequence)
         reason = self._scheduler.commit(chunk, result.token_id)
         sequence.num_prompt_logprobs += len(result.prompt_logprobs)
         if reason is not None:
@@ -260,17 +276,20 @@ class EngineCore:
             return None
         return _output(sequence, result, num_cached_tokens)
 
-    def _fail(self, sequence: Sequence, reason: str) -> SequenceOutput:
-        return self._end(sequence, FinishReason.ERROR, error=reason)
+    def _fail(self, sequence: Sequence, error: ServiceError) -> ChoiceOutput:
+        return self._end(sequence, FinishReason.ERROR, EngineFailure.of(error))
 
-    def _end(self, sequence: Sequence, reason: FinishReason, error: str = "") -> SequenceOutput:
+    def _end(
+        self, sequence: Sequence, reason: FinishReason, failure: EngineFailure | None = None
+    ) -> ChoiceOutput:
         self._scheduler.finish(sequence, reason)
         self._runner.remove(sequence.sequence_id)
-        return SequenceOutput(
-            sequence_id=sequence.sequence_id,
-            num_cached_tokens=_first_news(sequence),
+        return ChoiceOutput(
+            request_id=sequence.request.request_id,
+            choice_index=sequence.choice_index,
+            num_cached_tokens=_untold_cached_tokens(sequence),
             finish_reason=reason,
-            error=error,
+            failure=failure,
         )
 
     def _check(self, request: EngineRequest, pixels: memoryview) -> None:
@@ -278,6 +297,8 @@ class EngineCore:
         sampling = request.sampling
         biased = [token_id for token_id, _ in sampling.logit_bias]
         ends = (*sampling.eos_token_ids, *sampling.stop_token_ids)
+        if request.num_choices < 1:
+            raise InvalidArgumentError("A request needs at least 1 choice.")
         if not request.prompt_token_ids:
             raise InvalidArgumentError("The prompt is empty.")
         used = (*request.prompt_token_ids, *biased, *ends)
@@ -307,12 +328,11 @@ class EngineCore:
         )
 
 
-def _output(
-    sequence: Sequence, result: ChunkResult, num_cached_tokens: int | None
-) -> SequenceOutput:
+def _output(sequence: Sequence, result: ChunkResult, num_cached_tokens: int | None) -> ChoiceOutput:
     """What a committed result tells the caller."""
-    return SequenceOutput(
-        sequence_id=sequence.sequence_id,
+    return ChoiceOutput(
+        request_id=sequence.request.request_id,
+        choice_index=sequence.choice_index,
         token_ids=() if result.token_id is None else (result.token_id,),
         logprobs=() if result.logprobs is None else (result.logprobs,),
         prompt_logprobs=result.prompt_logprobs,
@@ -321,7 +341,7 @@ def _output(
     )
 
 
-def _last(plan: Plan) -> str:
+def _last(plan: Plan) -> SequenceId:
     """The sequence that ends where a step runs out of memory."""
     return plan.chunks[-1].sequence.sequence_id
 
@@ -332,7 +352,7 @@ def _needs(chunk: Chunk, keys: AbstractSet[bytes]) -> bool:
     return any(image.key in keys for image in images)
 
 
-def _first_news(sequence: Sequence) -> int | None:
-    """The number of cached tokens, if nothing was told of the sequence so far."""
+def _untold_cached_tokens(sequence: Sequence) -> int | None:
+    """The number of cached tokens for the first output of a sequence; None for the later ones."""
     told = sequence.num_answer_tokens > 0 or sequence.num_prompt_logprobs > 0
     return None if told else sequence.num_cached_tokens

@@ -1,7 +1,6 @@
-"""The engine process: receives commands, turns the crank of the core, sends what came out.
+"""The engine process: receives commands, runs the engine loop, sends outputs.
 
-Owns the life of the process (it must not outlive the front) and the loop around the core. Started by `engine.child`
-as `python -m inference_service.engine.process`.
+Started by `engine_client.child` as `python -m inference_service.engine.process`; it does not outlive the front.
 
 Two threads. A reader takes commands off the socket as they come, so that an abort applies before the next step
 and the front can always send. The loop steps the core and sends with a blocking `sendall`: the front's event loop
@@ -30,14 +29,15 @@ from typing import Final, Protocol, get_args
 
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import (
+    ChoiceOutput,
     EngineConfig,
+    EngineFailure,
     EngineReady,
     EngineRequest,
     EngineStats,
     FinishReason,
-    SequenceOutput,
 )
-from inference_service.errors import ServiceError
+from inference_service.errors import InternalError, ServiceError
 from qwenvl.observability import LogFormat, LogLevel, configure_logging
 
 
@@ -64,16 +64,16 @@ class Core(Protocol):
         """Whether `step` would do anything."""
 
     def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
-        """Queues a sequence.
+        """Queues all choices of a request, or none.
 
         Raises:
             ServiceError: This request cannot run.
         """
 
-    def abort(self, sequence_id: str) -> None:
-        """Drops a sequence and frees what it holds; unknown ids are ignored."""
+    def abort(self, request_id: str, choice_index: int | None = None) -> None:
+        """Drops one choice of a request, or (None) all, and frees what they hold; unknown ids are ignored."""
 
-    def step(self) -> list[SequenceOutput]:
+    def step(self) -> list[ChoiceOutput]:
         """Computes one batch."""
 
 
@@ -88,17 +88,17 @@ class Inbox(Protocol):
 
 
 class EngineLoop:
-    """Applies commands, steps the core and sends news, one turn at a time.
+    """Applies commands, steps the core and sends outputs, one turn at a time.
 
-    Whatever the core does, the front reads exactly one finish for every sequence it added: the loop keeps the
-    list of live ones, finishes aborted sequences itself and drops what the core still says about them.
+    Whatever the core does, the front reads exactly one finish for every choice of every request it added: the loop
+    keeps the live ones, finishes aborted choices itself and drops what the core still says about them.
     """
 
     def __init__(self, core: Core, inbox: Inbox, send: Callable[[wire.Event], None]) -> None:
         self._core = core
         self._inbox = inbox
         self._send = send
-        self._live: set[str] = set()
+        self._live: dict[str, set[int]] = {}  # request id -> choices that have not finished
         self._turns = 0
         self._last_heartbeat = 0.0
 
@@ -108,54 +108,69 @@ class EngineLoop:
         An exception of `Core.step` is not caught: the state of the core is unknown then, and the front starts a
         fresh process.
         """
-        news: list[SequenceOutput] = []
+        outputs: list[ChoiceOutput] = []
         for command, pixels in self._inbox.take(0.0 if self._core.has_work else HEARTBEAT_S):
-            news.extend(self._apply(command, pixels))
+            outputs.extend(self._apply(command, pixels))
         if self._core.has_work:
-            news.extend(self._core.step())
-        finished = self._publish(news)
+            outputs.extend(self._core.step())
+        finished = self._publish(outputs)
         self._turns += 1
         now = time.monotonic()
         if finished or now - self._last_heartbeat >= HEARTBEAT_S:
             self._last_heartbeat = now
             self._send(wire.Heartbeat(self._core.stats, self._turns))
 
-    def _apply(self, command: wire.Command, pixels: memoryview) -> list[SequenceOutput]:
-        """Gives a command to the core and returns the news that it makes at once."""
+    def _apply(self, command: wire.Command, pixels: memoryview) -> list[ChoiceOutput]:
+        """Gives a command to the core and returns the outputs that it makes at once."""
         match command:
             case wire.Add(request=request):
-                self._live.add(request.sequence_id)
+                self._live[request.request_id] = set(range(request.num_choices))
                 return self._add(request, pixels)
-            case wire.Abort(sequence_id=sequence_id):
-                if sequence_id not in self._live:
-                    return []  # it ended while the abort was on its way
-                self._core.abort(sequence_id)
-                return [SequenceOutput(sequence_id=sequence_id, finish_reason=FinishReason.ABORTED)]
+            case wire.Abort(request_id=request_id, choice_index=choice_index):
+                return self._abort(request_id, choice_index)
             case wire.Start():
                 raise wire.WireError("the engine is started already")
 
-    def _add(self, request: EngineRequest, pixels: memoryview) -> list[SequenceOutput]:
+    def _add(self, request: EngineRequest, pixels: memoryview) -> list[ChoiceOutput]:
         try:
             self._core.add(request, pixels)
         except ServiceError as error:
-            return [_failure(request.sequence_id, error.reason)]
+            failure = EngineFailure.of(error)
         except Exception:
             # A request that trips a defect must not take the others with it.
-            logger.exception("sequence %s could not be added", request.sequence_id)
-            self._core.abort(request.sequence_id)
-            return [_failure(request.sequence_id, "INTERNAL")]
-        return []
+            logger.exception("request %s could not be added", request.request_id)
+            self._core.abort(request.request_id)
+            failure = _DEFECT
+        else:
+            return []
+        return [
+            _failed(request.request_id, choice_index, failure)
+            for choice_index in range(request.num_choices)
+        ]
 
-    def _publish(self, news: list[SequenceOutput]) -> bool:
-        """Sends the news of live sequences and tells whether one of them ended."""
-        batch: list[SequenceOutput] = []
+    def _abort(self, request_id: str, choice_index: int | None) -> list[ChoiceOutput]:
+        """Choices that ended while the abort was on its way are left alone."""
+        live = sorted(self._live.get(request_id, ()))
+        ended = [index for index in live if choice_index in (None, index)]
+        for index in ended:
+            self._core.abort(request_id, index)
+        return [
+            ChoiceOutput(
+                request_id=request_id, choice_index=index, finish_reason=FinishReason.ABORTED
+            )
+            for index in ended
+        ]
+
+    def _publish(self, outputs: list[ChoiceOutput]) -> bool:
+        """Sends the outputs of live choices and tells whether one of them ended."""
+        batch: list[ChoiceOutput] = []
         finished = False
-        for output in news:
-            if output.sequence_id not in self._live:
+        for output in outputs:
+            if output.choice_index not in self._live.get(output.request_id, ()):
                 continue
             batch.append(output)
             if output.finish_reason is not None:
-                self._live.discard(output.sequence_id)
+                self._forget(output)
                 finished = True
         if batch:
             try:
@@ -165,20 +180,36 @@ class EngineLoop:
                 return True
         return finished
 
-    def _publish_singly(self, batch: list[SequenceOutput]) -> None:
-        """Sends a batch that is too long for one frame; a single output that is too long fails its sequence."""
+    def _publish_singly(self, batch: list[ChoiceOutput]) -> None:
+        """Sends a batch that is too long for one frame; a single output that is too long fails its choice."""
         for output in batch:
             try:
                 self._send(wire.Outputs((output,)))
             except wire.WireError:
-                logger.exception("an output of sequence %s is too long", output.sequence_id)
-                self._core.abort(output.sequence_id)
-                self._live.discard(output.sequence_id)
-                self._send(wire.Outputs((_failure(output.sequence_id, "INTERNAL"),)))
+                logger.exception("an output of request %s is too long", output.request_id)
+                self._core.abort(output.request_id, output.choice_index)
+                self._forget(output)
+                failed = _failed(output.request_id, output.choice_index, _DEFECT)
+                self._send(wire.Outputs((failed,)))
+
+    def _forget(self, output: ChoiceOutput) -> None:
+        """The choice of this output has ended."""
+        live = self._live.get(output.request_id, set())
+        live.discard(output.choice_index)
+        if not live:
+            self._live.pop(output.request_id, None)
 
 
-def _failure(sequence_id: str, reason: str) -> SequenceOutput:
-    return SequenceOutput(sequence_id=sequence_id, finish_reason=FinishReason.ERROR, error=reason)
+_DEFECT: Final = EngineFailure.of(InternalError("The engine failed on this request."))
+
+
+def _failed(request_id: str, choice_index: int, failure: EngineFailure) -> ChoiceOutput:
+    return ChoiceOutput(
+        request_id=request_id,
+        choice_index=choice_index,
+        finish_reason=FinishReason.ERROR,
+        failure=failure,
+    )
 
 
 class SocketInbox:

@@ -23,7 +23,7 @@ from inference_service.engine.sampler import (
     token_logprobs,
 )
 from inference_service.engine.scheduler import Chunk
-from inference_service.engine.sequence import Sequence
+from inference_service.engine.sequence import Sequence, SequenceId
 from inference_service.engine_protocol.messages import ImageSpan, TokenLogprobs
 from inference_service.families.registry import family_of
 from inference_service.models.batch import ForwardBatch, KVCache
@@ -68,7 +68,10 @@ class Launched:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """What a sequence's tokens do not say: positions [3, prompt tokens], their offset behind it, pixels."""
+    """What a request's tokens do not say, for all its choices.
+
+    Positions [3, prompt tokens], their offset behind the prompt, pixels.
+    """
 
     positions: np.ndarray
     delta: int
@@ -104,17 +107,19 @@ class ModelRunner:
             )
             for _ in range(2)
         )
-        self._prompts: dict[str, _Prompt] = {}
+        self._prompts: dict[SequenceId, _Prompt] = {}
 
-    def add(self, sequence: Sequence, pixels: memoryview) -> None:
-        """Prepare a sequence; `pixels` is held, not copied, until `remove`."""
-        spec = self._model.spec
+    def add(self, sequences: Seq[Sequence], pixels: memoryview) -> None:
+        """Prepare the sequences of one request; `pixels` is held, not copied, until the last `remove`."""
+        spec, request = self._model.spec, sequences[0].request
         positions, delta = family_of(spec).positions(
-            sequence.num_prompt_tokens, sequence.request.images, spec.image_policy.merge_size
+            len(request.prompt_token_ids), request.images, spec.image_policy.merge_size
         )
-        self._prompts[sequence.sequence_id] = _Prompt(positions, delta, pixels)
+        prompt = _Prompt(positions, delta, pixels)
+        for sequence in sequences:
+            self._prompts[sequence.sequence_id] = prompt
 
-    def remove(self, sequence_id: str) -> None:
+    def remove(self, sequence_id: SequenceId) -> None:
         """Forget a sequence."""
         del self._prompts[sequence_id]
 
@@ -220,6 +225,7 @@ class ModelRunner:
                 sequence.sampling,
                 sequence.request.prompt_token_ids,
                 sequence.token_ids[sequence.num_prompt_tokens :],
+                sequence.choice_index,
             )
             for sequence in sequences
         ]

@@ -32,11 +32,13 @@ class SamplingRow:
         params: How its token is chosen.
         prompt: Ids of the prompt.
         answer: Ids of the answer so far.
+        choice_index: Index of the answer among those of its request.
     """
 
     params: SamplingParams
     prompt: Sequence[int]
     answer: Sequence[int]
+    choice_index: int = 0
 
     @property
     def is_greedy(self) -> bool:
@@ -123,7 +125,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     temperatures = [1.0 if row.is_greedy else row.params.temperature for row in rows]
     logits = logits / _column(temperatures, logits)
     kept = logits >= _minimum_logits(logits, rows)
-    noise_keys = [(row.params.seed, row.params.choice_index, len(row.answer)) for row in rows]
+    noise_keys = [(row.params.seed, row.choice_index, len(row.answer)) for row in rows]
     drawn = (logits + _noise_where(kept, noise_keys)).argmax(dim=-1)
     is_greedy = torch.tensor([row.is_greedy for row in rows], device=logits.device)
     return torch.where(is_greedy, greedy, drawn)

@@ -16,7 +16,7 @@ from typing import Any
 
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
-from inference_service.engine.sequence import Sequence
+from inference_service.engine.sequence import Sequence, SequenceId
 from inference_service.engine_protocol.messages import FinishReason, ImageSpan
 from inference_service.errors import (
     ContextLengthError,
@@ -92,16 +92,16 @@ class Scheduler:
         self.counters = Counters()
         self._blocks = blocks
         self._encoder_cache = encoder_cache
-        self._sequences: dict[str, Sequence] = {}
+        self._sequences: dict[SequenceId, Sequence] = {}
 
     @property
     def has_work(self) -> bool:
         """Whether any sequence has not ended."""
         return bool(self._sequences)
 
-    def get(self, sequence_id: str) -> Sequence | None:
-        """The sequence with this id, if it has not ended."""
-        return self._sequences.get(sequence_id)
+    def of_request(self, request_id: str) -> list[Sequence]:
+        """The sequences of a request that have not ended, in order of their choices."""
+        return [s for s in self._sequences.values() if s.request.request_id == request_id]
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence.
@@ -119,7 +119,7 @@ class Scheduler:
                 f" {self.max_model_len} tokens, prompt and answer together.",
                 metadata={
                     "prompt_tokens": str(len(sequence)),
-                    "max_model_len": str(self.max_model_len),
+                    "max_context_tokens": str(self.max_model_len),
                 },
             )
         for image in sequence.request.images:
@@ -127,6 +127,10 @@ class Scheduler:
                 raise ImageTooLargeError(
                     f"An image takes {image.num_tokens} tokens, but the encoder takes"
                     f" {self._encoder_cache.capacity_tokens} at most.",
+                    metadata={
+                        "tokens": str(image.num_tokens),
+                        "max_tokens": str(self._encoder_cache.capacity_tokens),
+                    },
                 )
         self._sequences[sequence.sequence_id] = sequence
         self.waiting.append(sequence)

@@ -1,6 +1,6 @@
 """One sequence in the engine: its tokens, its pages and how far it is computed.
 
-Owns the state that scheduler, blocks and runner share.
+The state that scheduler, block manager and runner share.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from inference_service.engine_protocol.messages import (
 )
 
 
+SequenceId = tuple[str, int]
+"""Request id and choice index."""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request on its way through the engine; equality is identity.
+    """One choice of a request on its way through the engine; equality is identity.
 
     Attributes:
         request: What was asked for; never changes.
+        choice_index: Which of the request's choices this is.
         rope_level: Which rotary frequencies its keys have; of the prompt's length, whatever is computed again.
         token_ids: Prompt, then answer.
         num_computed_tokens: Tokens from the front whose keys and values are in the cache.
@@ -33,6 +38,7 @@ class Sequence:
     """
 
     request: EngineRequest
+    choice_index: int = 0
     rope_level: int = 0
     token_ids: list[int] = field(init=False)
     num_computed_tokens: int = 0
@@ -50,9 +56,9 @@ class Sequence:
         return len(self.token_ids)
 
     @property
-    def sequence_id(self) -> str:
-        """The request's id."""
-        return self.request.sequence_id
+    def sequence_id(self) -> SequenceId:
+        """Unique among the sequences in flight."""
+        return self.request.request_id, self.choice_index
 
     @property
     def sampling(self) -> SamplingParams:
@@ -75,10 +81,15 @@ class Sequence:
         return self.num_computed_tokens == len(self) - 1 >= self.num_prompt_tokens
 
     @property
+    def top_prompt_logprobs(self) -> int | None:
+        """Likeliest tokens to report for every prompt token; None = none, as for all choices but the first."""
+        return self.sampling.prompt_logprobs if self.choice_index == 0 else None
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether log probabilities of the prompt are asked for and not yet complete."""
         return (
-            self.sampling.prompt_logprobs is not None
+            self.top_prompt_logprobs is not None
             and self.num_prompt_logprobs < self.num_prompt_tokens - 1
         )
 

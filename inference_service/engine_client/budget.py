@@ -1,7 +1,4 @@
-"""How many bytes of pixels may be on their way to the engine.
-
-Owns the count and the line of those who wait.
-"""
+"""How many bytes of pixels may be on their way to the engine, and the queue of requests that wait for room."""
 
 from __future__ import annotations
 
@@ -20,9 +17,9 @@ class PixelBudget:
         self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def reserve(self, num_bytes: int) -> asyncio.Future[None]:
-        """Asks for room. The future is done when the room is granted; until then cancelling it leaves the line.
+        """Asks for room. The future is done when the room is granted; until then cancelling it leaves the queue.
 
-        Whoever holds a granted reservation calls `release` once. Nothing (0 bytes) is granted at once.
+        Every reservation ends with one call of `give_back`. Nothing (0 bytes) is granted at once.
 
         Raises:
             ImageTooLargeError: It would never fit.

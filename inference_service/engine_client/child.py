@@ -1,7 +1,4 @@
-"""One life of the engine process, as its parent sees it.
-
-Owns the process, the socket to it and the frames on that socket, inside the front's event loop.
-"""
+"""One life of the engine process, as its parent sees it: the process and the frames on the socket to it."""
 
 from __future__ import annotations
 

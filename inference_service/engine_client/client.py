@@ -1,7 +1,4 @@
-"""The front's door to the engine.
-
-Owns the sequences in flight, the state of the engine and its restarts.
-"""
+"""The front's side of the engine: requests in flight, the engine's state and its restarts."""
 
 from __future__ import annotations
 
@@ -15,16 +12,15 @@ from typing import Final
 
 from inference_service.engine_client.budget import PixelBudget
 from inference_service.engine_client.child import DEFAULT_COMMAND, EngineChild
-from inference_service.engine_client.inflight import Quarantine, SequenceInFlight
+from inference_service.engine_client.inflight import Quarantine, RequestInFlight, aborted
 from inference_service.engine_client.interface import EngineStartError, EngineState
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import (
+    ChoiceOutput,
     EngineConfig,
     EngineReady,
     EngineRequest,
     EngineStats,
-    FinishReason,
-    SequenceOutput,
 )
 from inference_service.errors import EngineUnavailableError, InternalError, RequestIdInUseError
 
@@ -55,9 +51,9 @@ class EngineClient:
 
         Args:
             config: What the engine is started with, every time.
-            start_timeout_s: Longest time to load the model.
+            start_timeout_s: Maximum time to load the model.
             stall_timeout_s: An engine that is silent for this long is killed.
-            pixel_budget_bytes: Most bytes of pixels in flight; requests over it wait in line.
+            pixel_budget_bytes: Maximum bytes of pixels in flight; requests over it wait in line.
             command: Program and arguments of the engine process.
             restart_delay_s: First delay of the exponential backoff.
         """
@@ -72,7 +68,7 @@ class EngineClient:
         self._restart_delay_s = self._delay_s = restart_delay_s
         self._budget = PixelBudget(pixel_budget_bytes)
         self._quarantine = Quarantine()
-        self._sequences: dict[str, SequenceInFlight] = {}
+        self._requests: dict[str, RequestInFlight] = {}
         self._callbacks: list[Callable[[EngineState], None]] = []
         self._child: EngineChild | None = None
         self._loaded = False
@@ -119,92 +115,97 @@ class EngineClient:
         if self._supervisor is not None:
             await asyncio.wait([self._supervisor])
 
-    async def abort(self, sequence_id: str) -> None:
+    async def abort(self, request_id: str, choice_index: int | None = None) -> None:
         """See `Engine`."""
-        sequence = self._sequences.get(sequence_id)
-        if sequence is None:
+        flight = self._requests.get(request_id)
+        if flight is None:
             return
-        if sequence.abandoned:  # the engine was told; whoever waits for the id is meant
-            sequence.next_aborted = True
-        elif sequence.sent:
-            self._send(wire.Abort(sequence_id))
+        if flight.abandoned:  # the engine was told; the request that waits for the id is meant
+            flight.next_aborted |= choice_index is None
+        elif flight.sent:
+            self._send(wire.Abort(request_id, choice_index))
         else:
-            sequence.push(_aborted(sequence_id))
-            self._forget(sequence)
+            flight.push_aborted(choice_index)
+            if flight.over.is_set():
+                self._forget(flight)
 
     async def generate(
         self, request: EngineRequest, pixels: Sequence[bytes | memoryview]
-    ) -> AsyncGenerator[SequenceOutput, None]:
+    ) -> AsyncGenerator[ChoiceOutput, None]:
         """See `Engine`."""
-        if not await self._wait_for_id(request.sequence_id):
-            yield _aborted(request.sequence_id)
+        if not await self._wait_for_id(request.request_id):
+            for choice_index in range(request.num_choices):
+                yield aborted(request.request_id, choice_index)
             return
-        sequence = self._admit(request, sum(memoryview(image).nbytes for image in pixels))
+        flight = self._admit(request, sum(memoryview(image).nbytes for image in pixels))
         try:
             # Abort and the death of the engine cancel the reservation; `wait` returns then, it does not raise.
-            await asyncio.wait([sequence.reservation])
+            await asyncio.wait([flight.reservation])
             pixel_fd = None
-            if sequence.pixel_bytes and not sequence.over.is_set():
+            if flight.pixel_bytes and not flight.over.is_set():
                 pixel_fd = await _pixel_fd(pixels)
-            self._submit(sequence, pixel_fd)
-            finish: FinishReason | None = None
-            while finish is None:
-                output = await sequence.next()
-                finish = output.finish_reason
+            self._submit(flight, pixel_fd)
+            unfinished = request.num_choices
+            while unfinished:
+                output = await flight.next()
+                unfinished -= output.finish_reason is not None
                 yield output
         finally:
-            self._leave(sequence)
+            self._leave(flight)
 
-    # ---- sequences ----
+    # ---- requests ----
 
-    async def _wait_for_id(self, sequence_id: str) -> bool:
-        """A caller who gives up and tries again under the same id must not meet the ghost of the first try.
+    async def _wait_for_id(self, request_id: str) -> bool:
+        """A caller who gives up and tries again under the same id must not collide with the abandoned request.
 
         Returns:
-            False if it was aborted while it waited.
+            False if the new request was aborted while it waited.
         """
-        while (ghost := self._sequences.get(sequence_id)) is not None and ghost.abandoned:
-            await ghost.over.wait()
-            if ghost.next_aborted:
+        while (flight := self._requests.get(request_id)) is not None and flight.abandoned:
+            await flight.over.wait()
+            if flight.next_aborted:
                 return False
         return True
 
-    def _admit(self, request: EngineRequest, pixel_bytes: int) -> SequenceInFlight:
+    def _admit(self, request: EngineRequest, pixel_bytes: int) -> RequestInFlight:
         if self.state is not EngineState.READY:
             raise self._unavailable()
-        if request.sequence_id in self._sequences:
-            raise RequestIdInUseError("a sequence with this id is in flight")
+        if request.request_id in self._requests:
+            raise RequestIdInUseError("a request with this id is in flight")
         if self._quarantine.holds(request):
             raise InternalError("this request was in flight each time the engine failed")
         if any(span.pixel_offset + span.pixel_bytes > pixel_bytes for span in request.images):
             raise ValueError("an image lies outside of the pixels given")
-        sequence = SequenceInFlight(request, pixel_bytes, self._budget.reserve(pixel_bytes))
-        self._sequences[request.sequence_id] = sequence
-        return sequence
+        flight = RequestInFlight(request, pixel_bytes, self._budget.reserve(pixel_bytes))
+        self._requests[request.request_id] = flight
+        return flight
 
-    def _submit(self, sequence: SequenceInFlight, pixel_fd: int | None) -> None:
-        """Sends the sequence, unless it ended while it waited."""
+    def _submit(self, flight: RequestInFlight, pixel_fd: int | None) -> None:
+        """Sends the request, unless it ended while it waited."""
         child = self._child
-        if sequence.over.is_set() or child is None:
+        if flight.over.is_set() or child is None:
             if pixel_fd is not None:
                 os.close(pixel_fd)
             return
-        child.send(wire.Add(sequence.request, sequence.pixel_bytes), pixel_fd)
-        sequence.sent = True
+        request = flight.request
+        child.send(wire.Add(request, flight.pixel_bytes), pixel_fd)
+        flight.sent = True
+        for choice_index in set(range(request.num_choices)) - flight.open_choices:
+            self._send(wire.Abort(request.request_id, choice_index))  # aborted while it waited
 
-    def _leave(self, sequence: SequenceInFlight) -> None:
+    def _leave(self, flight: RequestInFlight) -> None:
         """The consumer is gone. What the engine still computes is aborted; it holds its pixels until it says so."""
-        if sequence.over.is_set():
+        if flight.over.is_set():
             return
-        if sequence.sent:
-            sequence.abandoned = True
-            self._send(wire.Abort(sequence.request.sequence_id))
+        if flight.sent:
+            flight.abandoned = True
+            self._send(wire.Abort(flight.request.request_id))
         else:
-            self._forget(sequence)
+            self._forget(flight)
 
-    def _forget(self, sequence: SequenceInFlight) -> None:
-        del self._sequences[sequence.request.sequence_id]
-        self._budget.give_back(sequence.pixel_bytes, sequence.reservation)
+    def _forget(self, flight: RequestInFlight) -> None:
+        del self._requests[flight.request.request_id]
+        self._budget.give_back(flight.pixel_bytes, flight.reservation)
 
     def _send(self, command: wire.Command) -> None:
         if self._child is not None:
@@ -229,15 +230,15 @@ class EngineClient:
             case wire.LoadFailed(reason=reason):
                 self._load_error = reason
 
-    def _on_output(self, output: SequenceOutput) -> None:
-        sequence = self._sequences.get(output.sequence_id)
-        if sequence is None:
+    def _on_output(self, output: ChoiceOutput) -> None:
+        flight = self._requests.get(output.request_id)
+        if flight is None:
             return
-        sequence.push(output)
-        if sequence.over.is_set():
-            self._forget(sequence)
-            if output.finish_reason is not FinishReason.ABORTED:
-                self._quarantine.clear(sequence.request)
+        flight.push(output)
+        if flight.over.is_set():
+            self._forget(flight)
+            if flight.answered:
+                self._quarantine.clear(flight.request)
 
     # ---- life of the process ----
 
@@ -322,18 +323,18 @@ class EngineClient:
         self._settle_start("a defect of the supervisor")
 
     def _down(self, state: EngineState, reason: str, *, blame: bool = False) -> None:
-        """There is no engine any more: enters `state` and ends every sequence."""
+        """There is no engine any more: enters `state` and ends every request."""
         if self.state is EngineState.CLOSED:
             return
         if blame:
-            self._quarantine.blame([s.request for s in self._sequences.values() if s.sent])
+            self._quarantine.blame([f.request for f in self._requests.values() if f.sent])
         self.stats = EngineStats()
         self._set_state(state)
-        if self._sequences:
-            logger.error("%d sequences end with the engine: %s", len(self._sequences), reason)
-        for sequence in tuple(self._sequences.values()):
-            sequence.fail(self._unavailable())
-            self._forget(sequence)
+        if self._requests:
+            logger.error("%d requests end with the engine: %s", len(self._requests), reason)
+        for flight in tuple(self._requests.values()):
+            flight.fail(self._unavailable())
+            self._forget(flight)
 
     def _unavailable(self) -> EngineUnavailableError:
         final = self.state in (EngineState.FAILED, EngineState.CLOSED)
@@ -359,10 +360,6 @@ class EngineClient:
         else:
             self._first_load.set_exception(EngineStartError(problem))
             self._first_load.exception()  # nobody may be waiting
-
-
-def _aborted(sequence_id: str) -> SequenceOutput:
-    return SequenceOutput(sequence_id=sequence_id, finish_reason=FinishReason.ABORTED)
 
 
 async def _pixel_fd(pixels: Sequence[bytes | memoryview]) -> int:

@@ -1,6 +1,6 @@
-"""The sequences that the engine is computing for the front.
+"""The requests that the engine is computing for the front.
 
-Owns the news that a consumer has not taken yet, and the memory of requests that were there when the engine died.
+Outputs that a consumer has not taken yet, and the memory of requests that were in flight when the engine died.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import hashlib
 import time
 from typing import Final, NamedTuple
 
-from inference_service.engine_protocol.messages import EngineRequest, SequenceOutput
+from inference_service.engine_protocol.messages import ChoiceOutput, EngineRequest, FinishReason
 from inference_service.errors import EngineUnavailableError
 
 
 _MERGE_AT: Final = 64
 
 
-class SequenceInFlight:
-    """A sequence in flight and the news that its consumer has not taken yet.
+class RequestInFlight:
+    """A request in flight and the buffered outputs of its choices.
 
     Attributes:
         request: What is computed.
@@ -28,8 +28,10 @@ class SequenceInFlight:
         reservation: Its place in the pixel budget.
         sent: The engine knows it.
         abandoned: Its consumer is gone and the engine was told to abort it.
-        next_aborted: Those who waited for its id when it was abandoned are aborted as well.
-        over: Set at its last news or its failure.
+        next_aborted: Requests that wait for its id to become free are aborted as well.
+        open_choices: Choices that have not finished.
+        answered: A choice finished by itself, not by an abort.
+        over: Set at the last output of its last choice, or at its failure.
     """
 
     def __init__(
@@ -41,49 +43,75 @@ class SequenceInFlight:
         self.sent = False
         self.abandoned = False
         self.next_aborted = False
+        self.open_choices = set(range(request.num_choices))
+        self.answered = False
         self.over = asyncio.Event()
-        self._news: list[SequenceOutput] = []
+        self._buffered: dict[
+            int, list[ChoiceOutput]
+        ] = {}  # by choice, the one waiting longest first
         self._error: EngineUnavailableError | None = None
         self._wake = asyncio.Event()
 
-    def push(self, output: SequenceOutput) -> None:
-        """Takes news; the last one has a finish reason."""
-        self._news.append(output)
-        if len(self._news) >= _MERGE_AT:
-            self._news = [merge(self._news)]
+    def push(self, output: ChoiceOutput) -> None:
+        """Buffers an output; what comes after the finish of its choice is dropped."""
+        if output.choice_index not in self.open_choices:
+            return
+        buffered = self._buffered.setdefault(output.choice_index, [])
+        buffered.append(output)
+        if len(buffered) >= _MERGE_AT:
+            buffered[:] = [merge(buffered)]
         if output.finish_reason is not None:
-            self.over.set()
+            self.open_choices.remove(output.choice_index)
+            self.answered |= output.finish_reason is not FinishReason.ABORTED
+            if not self.open_choices:
+                self.over.set()
         self._wake.set()
 
+    def push_aborted(self, choice_index: int | None) -> None:
+        """Ends one choice, or (None) all, here and not in the engine."""
+        for index in sorted(self.open_choices):
+            if choice_index in (None, index):
+                self.push(aborted(self.request.request_id, index))
+
     def fail(self, error: EngineUnavailableError) -> None:
-        """Ends the sequence with an error, at once: news that were not taken are dropped."""
+        """Ends the request with an error, at once: buffered outputs are dropped."""
         self.over.set()
         self._error = error
         self._wake.set()
 
-    async def next(self) -> SequenceOutput:
-        """All news there are, as one; waits for some."""
+    async def next(self) -> ChoiceOutput:
+        """All buffered outputs of the choice that waits longest, as one; waits for some."""
         await self._wake.wait()
         if self._error is not None:
             raise self._error
-        self._wake.clear()
-        news, self._news = self._news, []
-        return merge(news)
+        choice_index = next(iter(self._buffered))
+        outputs = self._buffered.pop(choice_index)
+        if not self._buffered:
+            self._wake.clear()
+        return merge(outputs)
 
 
-def merge(news: Sequence[SequenceOutput]) -> SequenceOutput:
-    """Joins consecutive news of one sequence into one."""
-    if len(news) == 1:
-        return news[0]
-    cached = [output.num_cached_tokens for output in news if output.num_cached_tokens is not None]
-    return SequenceOutput(
-        sequence_id=news[0].sequence_id,
-        token_ids=tuple(token for output in news for token in output.token_ids),
-        logprobs=tuple(entry for output in news for entry in output.logprobs),
-        prompt_logprobs=tuple(entry for output in news for entry in output.prompt_logprobs),
+def aborted(request_id: str, choice_index: int) -> ChoiceOutput:
+    """The last output of an aborted choice."""
+    return ChoiceOutput(
+        request_id=request_id, choice_index=choice_index, finish_reason=FinishReason.ABORTED
+    )
+
+
+def merge(outputs: Sequence[ChoiceOutput]) -> ChoiceOutput:
+    """Joins consecutive outputs of one choice into one."""
+    if len(outputs) == 1:
+        return outputs[0]
+    cached = [o.num_cached_tokens for o in outputs if o.num_cached_tokens is not None]
+    return ChoiceOutput(
+        request_id=outputs[0].request_id,
+        choice_index=outputs[0].choice_index,
+        token_ids=tuple(token for output in outputs for token in output.token_ids),
+        logprobs=tuple(entry for output in outputs for entry in output.logprobs),
+        prompt_logprobs=tuple(entry for output in outputs for entry in output.prompt_logprobs),
         num_cached_tokens=cached[0] if cached else None,
-        finish_reason=news[-1].finish_reason,
-        error=news[-1].error,
+        finish_reason=outputs[-1].finish_reason,
+        failure=outputs[-1].failure,
     )
 
 

@@ -1,7 +1,4 @@
-"""What the server sees of an engine, wherever it computes.
-
-Owns the states of an engine and its protocol.
-"""
+"""What the front sees of an engine: its states and its protocol."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ from enum import Enum
 from typing import Protocol
 
 from inference_service.engine_protocol.messages import (
+    ChoiceOutput,
     EngineReady,
     EngineRequest,
     EngineStats,
-    SequenceOutput,
 )
 
 
@@ -32,11 +29,11 @@ class EngineStartError(RuntimeError):
 
 
 class Engine(Protocol):
-    """What the server needs of an engine."""
+    """What the local backend needs of an engine."""
 
     @property
     def state(self) -> EngineState:
-        """State of now."""
+        """The current state."""
 
     @property
     def ready(self) -> EngineReady | None:
@@ -64,26 +61,26 @@ class Engine(Protocol):
 
     def generate(
         self, request: EngineRequest, pixels: Sequence[bytes | memoryview]
-    ) -> AsyncGenerator[SequenceOutput, None]:
-        """Computes one sequence; ends after the item with a finish reason.
+    ) -> AsyncGenerator[ChoiceOutput, None]:
+        """Computes all choices of a request; ends after each of them gave an item with a finish reason.
 
         Nothing happens before the first item is asked for. A consumer that may stop early closes the iterator
-        (`contextlib.aclosing`): that, and cancellation, abort the sequence in the engine. News that wait for a slow
-        consumer are merged into one item.
+        (`contextlib.aclosing`): that, and cancellation, abort the request in the engine. Outputs that a slow
+        consumer has not taken yet are merged, choice by choice.
 
         Args:
-            request: The sequence.
+            request: The request.
             pixels: RGB uint8 images, to be laid one after the other as `ImageSpan.pixel_offset` says.
 
         Raises:
-            EngineUnavailableError: The engine is not ready, or died before the sequence ended.
+            EngineUnavailableError: The engine is not ready, or died before the request ended.
             ImageTooLargeError: The images alone are over the whole pixel budget.
-            RequestIdInUseError: A sequence of this id is in flight.
+            RequestIdInUseError: A request with this id is in flight.
             InternalError: This request was in flight at two deaths of the engine.
         """
 
-    async def abort(self, sequence_id: str) -> None:
-        """Ends a sequence; its iterator ends with ABORTED. Unknown ids are ignored."""
+    async def abort(self, request_id: str, choice_index: int | None = None) -> None:
+        """Ends one choice of a request, or (None) all of them, as ABORTED. Unknown ids are ignored."""
 
     async def start(self) -> None:
         """Starts the engine and waits until it is ready.
@@ -93,7 +90,7 @@ class Engine(Protocol):
         """
 
     async def close(self) -> None:
-        """Ends the engine process and all sequences."""
+        """Ends the engine process and all requests."""
 
     def on_state_change(self, callback: Callable[[EngineState], None]) -> None:
         """Has `callback` called with every new state; it must not raise."""

@@ -1,7 +1,7 @@
 """The values that cross the border between the front and the engine process.
 
-Owns requests, sampling parameters, outputs, statistics and the engine's configuration, as frozen dataclasses that
-msgspec can put on the wire.
+Requests, sampling parameters, outputs, statistics and the engine's configuration, as frozen dataclasses that msgspec
+encodes.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from inference_service.errors import ServiceError
 from inference_service.sampling import Sampling
 
 
 class FinishReason(Enum):
-    """Why a sequence ended in the engine. Stop strings are the front's business."""
+    """Why a choice ended in the engine. Stop strings are found by the front."""
 
     EOS = "eos"
     STOP_TOKEN = "stop_token"  # noqa: S105 - a name, no password
@@ -25,17 +26,15 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams(Sampling):
-    """How the tokens of one sequence are chosen; every default is resolved already.
+    """How the tokens of a request's choices are sampled; every default is resolved already.
 
     Attributes:
-        choice_index: Index of this answer among the `n` of its request.
         logprobs: Number of likeliest tokens to return for every token of the answer; None = no log probabilities.
-        prompt_logprobs: The same for the prompt.
+        prompt_logprobs: The same for the prompt, returned with choice 0.
         eos_token_ids: The model's own end tokens.
         stop_token_ids: The caller's end tokens.
     """
 
-    choice_index: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -78,19 +77,21 @@ class ImageSpan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
-    """One sequence to be computed. A request with n answers is n of these.
+    """A prompt and the number of answers (choices) to compute for it.
 
     Attributes:
-        sequence_id: Unique among the sequences in flight.
+        request_id: Unique among the requests in flight.
         prompt_token_ids: At least one id; placeholder ids where images stand.
         images: Images in order of `start`; the spans do not overlap.
-        sampling: How tokens are chosen.
+        sampling: How tokens are sampled, the same for all choices.
+        num_choices: Answers to compute, at least 1; they differ by their sampling noise.
         cache_salt: Prefix pages are shared only among equal salts.
     """
 
-    sequence_id: str
+    request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
+    num_choices: int = 1
     images: tuple[ImageSpan, ...] = ()
     cache_salt: bytes = b""
 
@@ -113,27 +114,56 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceOutput:
-    """News of one sequence after one engine step.
+class EngineFailure:
+    """Why the engine refused or gave up a choice: the parts of a `ServiceError` that cross the process border.
 
     Attributes:
-        sequence_id: Whose news.
+        reason: A reason of `qwenvl.errors`.
+        message: What the caller reads; a fixed text of our own with figures, never a parser's.
+        metadata: The figures of the message, for machines.
+        retry_after_s: When to try again, if that can help.
+    """
+
+    reason: str
+    message: str
+    metadata: dict[str, str] = field(default_factory=dict)
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, error: ServiceError) -> EngineFailure:
+        """What crosses of an error; the engine knows no fields of the caller's request."""
+        return cls(
+            reason=error.reason,
+            message=error.message,
+            metadata=error.metadata,
+            retry_after_s=error.retry_after_s,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceOutput:
+    """What one engine step added to one choice of a request.
+
+    Attributes:
+        request_id: The request.
+        choice_index: Which of its choices.
         token_ids: New tokens, in order; an end token is included.
         logprobs: One entry for every new token, if asked for.
         prompt_logprobs: Entries for further prompt tokens, if asked for; they begin at the second token
             of the prompt and are complete before the first new token.
-        num_cached_tokens: Prompt tokens found in the prefix cache; told once, with the first news.
-        finish_reason: Set on the last news.
-        error: Reason of `qwenvl.errors` when `finish_reason` is ERROR.
+        num_cached_tokens: Prompt tokens found in the prefix cache; set on the choice's first output only.
+        finish_reason: Set on the choice's last output.
+        failure: Set when `finish_reason` is ERROR.
     """
 
-    sequence_id: str
+    request_id: str
+    choice_index: int
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     num_cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
-    error: str = ""
+    failure: EngineFailure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

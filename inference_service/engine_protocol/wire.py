@@ -1,8 +1,7 @@
 """How messages travel between the front and the engine process.
 
-Owns the message types, their msgpack frames (4 bytes of length, big-endian, then the payload) and the memfds that
-carry pixels. Never pickle (CVE-2025-32444): a frame can only
-become one of the types below.
+Message types, their msgpack frames (4 bytes of length, big-endian, then the payload) and the memfds that carry
+pixels. Never pickle (CVE-2025-32444): a frame can only become one of the types below.
 
 A memfd travels with the first byte of the frame that announces it. The kernel keeps descriptors in order and never
 delivers one later than its byte, so the receiver takes the oldest descriptor when it meets such a frame. A memfd
@@ -20,11 +19,11 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from inference_service.engine_protocol.messages import (
+    ChoiceOutput,
     EngineConfig,
     EngineReady,
     EngineRequest,
     EngineStats,
-    SequenceOutput,
 )
 
 
@@ -49,16 +48,17 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
 
 
 class Add(msgspec.Struct, frozen=True, tag="add"):
-    """Front to engine: compute this sequence. With `pixel_bytes` > 0 a memfd of that size comes along."""
+    """Front to engine: compute this request. With `pixel_bytes` > 0 a memfd of that size comes along."""
 
     request: EngineRequest
     pixel_bytes: int = 0
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
-    """Front to engine: end this sequence now; unknown ids are ignored."""
+    """Front to engine: end one choice of a request now, or (None) all of them; unknown ids are ignored."""
 
-    sequence_id: str
+    request_id: str
+    choice_index: int | None = None
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -74,13 +74,13 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
-    """Engine to front: news of sequences. The last news of each has a finish reason, exactly once."""
+    """Engine to front: outputs of choices. The last output of each has a finish reason, exactly once."""
 
-    outputs: tuple[SequenceOutput, ...]
+    outputs: tuple[ChoiceOutput, ...]
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
-    """Engine to front: the loop turns; `turn` counts its turns since the start."""
+    """Engine to front: the engine loop is alive; `turn` counts its iterations since the start."""
 
     stats: EngineStats
     turn: int

@@ -1,1 +1,1 @@
-"""The gRPC door: one servicer per service, and the way of a request through the front."""
+"""The gRPC API: one servicer per service, between the proto and the backend."""

@@ -1,7 +1,4 @@
-"""AdminService: state, load, abort and drain.
-
-Owns what an operator sees and may do at run time.
-"""
+"""AdminService: state, load, abort and drain."""
 
 from __future__ import annotations
 
@@ -12,8 +9,7 @@ from typing import Any
 
 import grpc.aio
 
-from inference_service.backend.local import Completions
-from inference_service.engine_client.interface import EngineState
+from inference_service.backend.base import Backend, BackendState, Load
 from inference_service.errors import InvalidArgumentError, PermissionDeniedError
 from inference_service.grpc_api.call_context import this_call
 from inference_service.settings import ServiceSettings
@@ -24,11 +20,11 @@ from qwenvl.limits import MAX_MESSAGE_BYTES
 
 _MAX_ABORTS = 256
 _STATES = {
-    EngineState.STARTING: admin_pb.ENGINE_STATE_LOADING,
-    EngineState.READY: admin_pb.ENGINE_STATE_READY,
-    EngineState.RESTARTING: admin_pb.ENGINE_STATE_RESTARTING,
-    EngineState.FAILED: admin_pb.ENGINE_STATE_FAILED,
-    EngineState.CLOSED: admin_pb.ENGINE_STATE_FAILED,
+    BackendState.LOADING: admin_pb.ENGINE_STATE_LOADING,
+    BackendState.READY: admin_pb.ENGINE_STATE_READY,
+    BackendState.RESTARTING: admin_pb.ENGINE_STATE_RESTARTING,
+    BackendState.DRAINING: admin_pb.ENGINE_STATE_DRAINING,
+    BackendState.FAILED: admin_pb.ENGINE_STATE_FAILED,
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -39,15 +35,13 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
     """Operates the service.
 
     Args:
-        completions: The requests in flight.
+        backend: What answers requests.
         settings: What the service was started with.
         drain: Ends the service within so many seconds; None = this address must not.
     """
 
-    def __init__(
-        self, completions: Completions, settings: ServiceSettings, drain: Drain | None
-    ) -> None:
-        self._completions = completions
+    def __init__(self, backend: Backend, settings: ServiceSettings, drain: Drain | None) -> None:
+        self._backend = backend
         self._settings = settings
         self._drain = drain
         self._draining: asyncio.Task[None] | None = None
@@ -65,7 +59,7 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
             )
         response = admin_pb.AbortResponse()
         for request_id in request.request_ids:
-            found = await self._completions.abort(request_id, caller)
+            found = await self._backend.abort(request_id, caller)
             ids = response.aborted_request_ids if found else response.unknown_request_ids
             ids.append(request_id)
         return response
@@ -84,23 +78,21 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
     ) -> admin_pb.GetServerInfoResponse:
         """Version, limits and state."""
         del request, context
-        completions, engine = self._completions, self._completions.engine
-        ready = engine.ready
-        state = admin_pb.ENGINE_STATE_DRAINING if completions.draining else _STATES[engine.state]
+        info = self._backend.info
         return admin_pb.GetServerInfoResponse(
             version=version("qwen-vl-serving"),
-            model=completions.model.name,
+            model=self._backend.names[0],
             max_message_bytes=MAX_MESSAGE_BYTES,
-            engine_state=state,
-            engine_restarts=engine.restarts,
-            device=ready.device if ready else "",
-            slow_path=ready.slow_path if ready else "",
-            dtype=ready.dtype if ready else "",
-            load=self._load(),
-            max_num_seqs=self._settings.max_num_seqs,
-            max_num_batched_tokens=self._settings.max_num_batched_tokens,
-            max_model_len=ready.max_model_len if ready else 0,
-            engine_pid=engine.pid or 0,
+            engine_state=_STATES[self._backend.state],
+            engine_restarts=info.restarts,
+            device=info.device,
+            slow_path=info.slow_path,
+            dtype=info.dtype,
+            load=_load_message(self._backend.load()),
+            max_num_seqs=info.max_num_seqs,
+            max_num_batched_tokens=info.max_num_batched_tokens,
+            max_model_len=info.max_context_tokens,
+            engine_pid=info.pid,
         )
 
     async def GetLoad(  # noqa: N802
@@ -108,7 +100,7 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
     ) -> admin_pb.GetLoadResponse:
         """Load now."""
         del request, context
-        return admin_pb.GetLoadResponse(load=self._load())
+        return admin_pb.GetLoadResponse(load=_load_message(self._backend.load()))
 
     async def Drain(  # noqa: N802
         self, request: admin_pb.DrainRequest, context: Context
@@ -118,26 +110,25 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
         if self._drain is None:
             raise PermissionDeniedError("Drain is served on the admin address only.")
         asked = request.budget.seconds if request.HasField("budget") else None
-        in_flight = self._completions.in_flight
+        in_flight = self._backend.in_flight
         if self._draining is None:
             budget = self._settings.drain_timeout_s if asked is None else float(max(0, asked))
             self._draining = asyncio.create_task(self._drain(budget))
         return admin_pb.DrainResponse(requests_in_flight=in_flight)
 
-    def _load(self) -> admin_pb.Load:
-        engine = self._completions.engine
-        stats = engine.stats
-        return admin_pb.Load(
-            running_requests=stats.running,
-            waiting_requests=stats.waiting,
-            kv_pages_total=stats.kv_pages_total,
-            kv_pages_used=stats.kv_pages_used,
-            kv_pages_cached=stats.kv_pages_cached,
-            kv_page_tokens=stats.kv_page_tokens,
-            prefix_cache_queries=stats.prefix_queries,
-            prefix_cache_hits=stats.prefix_hits,
-            encoder_cache_queries=stats.encoder_queries,
-            encoder_cache_hits=stats.encoder_hits,
-            preemptions=stats.preemptions,
-            pixel_bytes_in_flight=engine.pixel_bytes_in_flight,
-        )
+
+def _load_message(load: Load) -> admin_pb.Load:
+    return admin_pb.Load(
+        running_requests=load.running,
+        waiting_requests=load.waiting,
+        kv_pages_total=load.kv_pages_total,
+        kv_pages_used=load.kv_pages_used,
+        kv_pages_cached=load.kv_pages_cached,
+        kv_page_tokens=load.kv_page_tokens,
+        prefix_cache_queries=load.prefix_queries,
+        prefix_cache_hits=load.prefix_hits,
+        encoder_cache_queries=load.encoder_queries,
+        encoder_cache_hits=load.encoder_hits,
+        preemptions=load.preemptions,
+        pixel_bytes_in_flight=load.pixel_bytes_in_flight,
+    )

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 import contextlib
 
+from inference_service.backend.base import Backend
 from inference_service.domain import TextCompletionRequest
-from inference_service.grpc_api.answering import Answering
 from inference_service.grpc_api.call_context import Context, this_call
+from inference_service.grpc_api.generation import Generation
 from inference_service.grpc_api.requests import text_completion_request
-from inference_service.grpc_api.responses import gather, stream_fields
+from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 
 
-class CompletionServicer(Answering, completion_grpc.CompletionServiceServicer):
+class CompletionServicer(completion_grpc.CompletionServiceServicer):
     """Continues texts."""
+
+    def __init__(self, backend: Backend, settings: ServiceSettings) -> None:
+        self._generation = Generation(backend)
+        self._settings = settings
 
     async def CreateCompletion(  # noqa: N802 - the proto's name
         self, request: completion_pb.CreateCompletionRequest, context: Context
@@ -23,9 +28,8 @@ class CompletionServicer(Answering, completion_grpc.CompletionServiceServicer):
         """Gathers the events of a request into one message."""
         del context
         asked = self._domain_request(request.spec)
-        async with contextlib.aclosing(self._events(asked)) as events:
-            whole = await gather(events, asked.model)
-        return completion_pb.CreateCompletionResponse(**whole.fields())
+        fields = await self._generation.whole_fields(asked)
+        return completion_pb.CreateCompletionResponse(**fields)
 
     async def StreamCompletion(  # noqa: N802
         self, request: completion_pb.StreamCompletionRequest, context: Context
@@ -33,10 +37,10 @@ class CompletionServicer(Answering, completion_grpc.CompletionServiceServicer):
         """Sends every event as it comes."""
         del context
         asked = self._domain_request(request.spec)
-        async with contextlib.aclosing(self._events(asked)) as events:
-            async for event in events:
-                yield completion_pb.StreamCompletionResponse(**stream_fields(event, asked.model))
+        async with contextlib.aclosing(self._generation.stream_fields(asked)) as stream:
+            async for fields in stream:
+                yield completion_pb.StreamCompletionResponse(**fields)
 
     def _domain_request(self, spec: completion_pb.CompletionSpec) -> TextCompletionRequest:
-        model = self._canonical(spec.model)
+        model = self._generation.canonical_name(spec.model)
         return text_completion_request(spec, model, this_call().request_id, self._settings)

@@ -1,8 +1,8 @@
-"""grpc.health.v1: the health that probes and clients see, from the state of the engine.
+"""grpc.health.v1: what probes and clients are told.
 
-`""`, every service and `readiness` are SERVING while the engine answers and the service does not drain. `liveness` is
-SERVING as long as the front can still bring the engine back: only FAILED ends it, so that a restart of the pod,
-which costs a model load, is the last resort.
+`""`, every service and `readiness` are SERVING while the backend is ready. `liveness` is SERVING as long as the
+backend can still come back: only FAILED ends it, so that a restart of the pod, which costs a model load, is the last
+resort.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer as AsyncHealthServicer
 
-from inference_service.engine_client.interface import EngineState
+from inference_service.backend.base import BackendState
 
 
 READINESS = "readiness"
@@ -43,30 +43,28 @@ class HealthServicer(AsyncHealthServicer):  # type: ignore[misc]  # grpcio-healt
 
 
 class Health:
-    """Keeps the statuses in step with the engine and the drain."""
+    """Keeps the statuses in step with the backend's state."""
 
     def __init__(self, service_names: tuple[str, ...]) -> None:
         self.servicer = HealthServicer()
         self._ready_names = ("", READINESS, *service_names)
-        self._draining = False
-        self._state = EngineState.STARTING
+        self._state = BackendState.LOADING
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Makes every name known, as not serving yet."""
         await self._publish()
 
-    def on_engine_state(self, state: EngineState) -> None:
-        """Takes the engine's new state."""
+    def on_state(self, state: BackendState) -> None:
+        """Takes the backend's new state."""
         self._state = state
         task = asyncio.get_running_loop().create_task(self._publish())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def drain(self) -> None:
-        """Readiness ends for good."""
-        self._draining = True
-        await self._publish()
+    async def settle(self) -> None:
+        """Returns when everybody who watches was told of the state."""
+        await asyncio.gather(*self._tasks)
 
     async def _publish(self) -> None:
         # Looked at anew for every name: the state may change while watchers are told.
@@ -76,8 +74,8 @@ class Health:
 
     @property
     def _is_ready(self) -> bool:
-        return self._state is EngineState.READY and not self._draining
+        return self._state is BackendState.READY
 
     @property
     def _is_alive(self) -> bool:
-        return self._state is not EngineState.FAILED
+        return self._state is not BackendState.FAILED

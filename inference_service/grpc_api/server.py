@@ -1,4 +1,4 @@
-"""The front: its gRPC servers around one engine, from start to drain."""
+"""The front: the gRPC servers around a backend, their start and their end."""
 
 from __future__ import annotations
 
@@ -13,17 +13,13 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from inference_service.backend.local import Completions
-from inference_service.backend.served_model import ServedModel
-from inference_service.engine_client.interface import Engine, EngineStartError, EngineState
+from inference_service.backend.base import Backend, BackendStartError, BackendState
 from inference_service.grpc_api.admin_service import AdminServicer, Drain
 from inference_service.grpc_api.chat_service import ChatServicer
 from inference_service.grpc_api.completion_service import CompletionServicer
 from inference_service.grpc_api.health import Health
 from inference_service.grpc_api.interceptors import AccessInterceptor, CallInterceptor
 from inference_service.grpc_api.model_service import ModelServicer
-from inference_service.media.decode import DecodeLimits, ImageDecoder
-from inference_service.media.fetch import FetchPolicy, MediaFetcher
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import (
     admin_service_pb2,
@@ -65,32 +61,27 @@ logger = logging.getLogger(__name__)
 
 
 class Front:
-    """All servers of the service around one engine."""
+    """All servers of the service around one backend."""
 
-    def __init__(self, settings: ServiceSettings, model: ServedModel, engine: Engine) -> None:
+    def __init__(self, settings: ServiceSettings, backend: Backend) -> None:
         self._settings = settings
-        self._engine = engine
-        self._decoder = ImageDecoder(
-            DecodeLimits.from_settings(settings), workers=settings.media_workers
-        )
-        fetcher = MediaFetcher(FetchPolicy.from_settings(settings))
-        self.completions = Completions(settings, model, engine, fetcher, self._decoder)
+        self._backend = backend
         self._health = Health(_SERVICES)
-        self._model = model
+        self._stopping = False
         self._servers: list[grpc.aio.Server] = []
         self._hurry = asyncio.Event()
         self._ended = asyncio.Event()
         self.ports: dict[str, int] = {}
 
     async def start(self) -> None:
-        """Opens the ports; the engine is started by the caller.
+        """Opens the ports; the backend is started by the caller.
 
         Raises:
             OSError: An address cannot be bound.
         """
         settings = self._settings
         await self._health.start()
-        self._engine.on_state_change(self._health.on_engine_state)
+        self._backend.on_state_change(self._health.on_state)
         await self._open("grpc", settings.grpc_address, self._add_all, drain=None)
         if settings.admin_address:
             await self._open("admin", settings.admin_address, self._add_admin, drain=self.stop)
@@ -103,22 +94,21 @@ class Front:
 
     async def stop(self, budget_s: float) -> None:
         """Refuses new requests, waits for running ones up to `budget_s` seconds, then ends everything."""
-        if self.completions.draining:
+        if self._stopping:
             await self._ended.wait()
             return
-        self.completions.draining = True
-        await self._health.drain()
+        self._stopping = True
         waits = [
-            asyncio.ensure_future(self.completions.wait_idle()),
+            asyncio.ensure_future(self._backend.drain(budget_s)),
             asyncio.ensure_future(self._hurry.wait()),
         ]
-        await asyncio.wait(waits, timeout=budget_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
+        await self._health.settle()
         # The answers are complete; what is left is the transport's last bytes.
         await asyncio.gather(*(server.stop(grace=1.0) for server in self._servers))
-        await self._engine.close()
-        self._decoder.close()
+        await self._backend.close()
         self._ended.set()
 
     def hurry(self) -> None:
@@ -145,16 +135,16 @@ class Front:
         return [*access, CallInterceptor(timeout_s)]
 
     def _add_all(self, server: grpc.aio.Server, drain: Drain | None) -> None:
-        chat = ChatServicer(self.completions, self._settings)
+        chat = ChatServicer(self._backend, self._settings)
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(chat, server)
-        raw = CompletionServicer(self.completions, self._settings)
-        completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(raw, server)
-        models = ModelServicer(self._model, self._engine, self._settings)
+        completion = CompletionServicer(self._backend, self._settings)
+        completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(completion, server)
+        models = ModelServicer(self._backend)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
         self._add_admin(server, drain)
 
     def _add_admin(self, server: grpc.aio.Server, drain: Drain | None) -> None:
-        admin = AdminServicer(self.completions, self._settings, drain)
+        admin = AdminServicer(self._backend, self._settings, drain)
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
         self._add_health(server, drain)
         names = (*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
@@ -165,13 +155,13 @@ class Front:
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
 
 
-async def serve(settings: ServiceSettings, model: ServedModel, engine: Engine) -> int:
-    """Runs the service until SIGTERM, SIGINT or Drain, or until the engine has failed for good.
+async def serve(settings: ServiceSettings, backend: Backend) -> int:
+    """Runs the service until SIGTERM, SIGINT or Drain, or until the backend has failed for good.
 
     Returns:
-        Exit status; 1 = the engine could not be started, or not be started again.
+        Exit status; 1 = the backend could not be started, or not be started again.
     """
-    front = Front(settings, model, engine)
+    front = Front(settings, backend)
     loop = asyncio.get_running_loop()
     failed = loop.create_future()
     stops: list[asyncio.Task[None]] = []
@@ -181,18 +171,18 @@ async def serve(settings: ServiceSettings, model: ServedModel, engine: Engine) -
             front.hurry()
         stops.append(loop.create_task(front.stop(settings.drain_timeout_s)))
 
-    def on_state(state: EngineState) -> None:
-        if state is EngineState.FAILED and not failed.done():
+    def on_state(state: BackendState) -> None:
+        if state is BackendState.FAILED and not failed.done():
             failed.set_result(None)
 
-    engine.on_state_change(on_state)
+    backend.on_state_change(on_state)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     await front.start()
     if stops:
         await front.wait()
         return 0
-    starting = asyncio.ensure_future(engine.start())
+    starting = asyncio.ensure_future(backend.start())
     ending = asyncio.ensure_future(front.wait())
     await asyncio.wait((starting, ending), return_when=asyncio.FIRST_COMPLETED)
     problem = starting.exception() if starting.done() and not starting.cancelled() else None
@@ -207,7 +197,7 @@ async def serve(settings: ServiceSettings, model: ServedModel, engine: Engine) -
         return 1 if failed.done() else 0
     await front.stop(0.0)
     await ending
-    if not isinstance(problem, EngineStartError):
+    if not isinstance(problem, BackendStartError):
         raise problem
     logger.error("%s", problem)
     return 0 if stops else 1

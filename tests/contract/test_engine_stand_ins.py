@@ -47,8 +47,8 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
         await collect(made, request_of("late"))
 
 
-def endless(sequence_id: str) -> EngineRequest:
-    return request_of(sequence_id, max_tokens=300)
+def endless(request_id: str) -> EngineRequest:
+    return request_of(request_id, max_tokens=300)
 
 
 async def test_news_end_once_and_only_the_first_tells_what_was_cached(engine: Engine) -> None:
@@ -56,7 +56,7 @@ async def test_news_end_once_and_only_the_first_tells_what_was_cached(engine: En
     assert len(tokens_of(news)) == 5
     assert [o.finish_reason for o in news] == [None] * (len(news) - 1) + [FinishReason.LENGTH]
     assert [o.num_cached_tokens is not None for o in news] == [True] + [False] * (len(news) - 1)
-    assert {o.sequence_id for o in news} == {"a"}
+    assert {o.request_id for o in news} == {"a"}
 
 
 async def test_abort_ends_the_news_as_aborted(engine: Engine) -> None:

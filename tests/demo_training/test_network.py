@@ -98,7 +98,7 @@ def request(ids, image, number, size):
     )
     sampling = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
     return EngineRequest(
-        sequence_id="one", prompt_token_ids=tuple(ids), images=spans, sampling=sampling
+        request_id="one", prompt_token_ids=tuple(ids), images=spans, sampling=sampling
     )
 
 

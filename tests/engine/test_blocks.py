@@ -10,7 +10,7 @@ from inference_service.engine_protocol.messages import EngineRequest, ImageSpan,
 def sequence(*token_ids: int, images: tuple[ImageSpan, ...] = (), salt: bytes = b"") -> Sequence:
     return Sequence(
         EngineRequest(
-            sequence_id="x",
+            request_id="x",
             prompt_token_ids=token_ids,
             images=images,
             sampling=SamplingParams(max_tokens=10),

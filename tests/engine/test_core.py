@@ -17,7 +17,15 @@ from inference_service.errors import (
     InvalidArgumentError,
     RequestIdInUseError,
 )
-from tests.support.conversations import GREEDY, Conversation, ask, conversation, drain
+from inference_service.families.positions import POSITION_RULES
+from tests.support.conversations import (
+    GREEDY,
+    Conversation,
+    ask,
+    conversation,
+    drain,
+    drain_choices,
+)
 from tests.support.tiny_qwen_vl import VOCAB_SIZE, image, reference_logits
 
 
@@ -156,12 +164,81 @@ def test_a_seed_gives_the_same_answer_in_every_batch(make_core) -> None:
 
 def test_answers_of_one_request_differ(make_core) -> None:
     core = make_core()
-    for choice in range(4):
-        sampling = replace(SAMPLED, choice_index=choice)
-        core.add(PROMPT.request(str(choice), sampling), PROMPT.pixels)
-    answers = drain(core)
+    core.add(replace(PROMPT.request("x", SAMPLED), num_choices=4), PROMPT.pixels)
+    answers = drain_choices(core)
+    assert answers.keys() == {("x", choice) for choice in range(4)}
     assert len({tuple(answer.token_ids) for answer in answers.values()}) == 4
     assert core.stats.encoder_hits == 3, "the image is encoded once"
+
+
+def test_choices_are_the_same_alone_and_in_a_request_for_more(make_core) -> None:
+    """A choice's noise depends on its index, not on how many others are computed."""
+    one, two, four = make_core(), make_core(), make_core(num_kv_pages=25)
+    for core, number in ((one, 1), (two, 2), (four, 4)):
+        core.add(replace(PROMPT.request("x", SAMPLED), num_choices=number), PROMPT.pixels)
+    first, some, all_ = drain_choices(one), drain_choices(two), drain_choices(four)
+    assert first["x", 0].token_ids == some["x", 0].token_ids == all_["x", 0].token_ids
+    assert some["x", 1].token_ids == all_["x", 1].token_ids
+    assert len(first) == 1
+    assert len(all_) == 4
+
+
+def test_positions_of_a_prompt_are_computed_once(make_core, monkeypatch) -> None:
+    core = make_core()
+    rule = core._runner._model.spec.position_rule
+    real, calls = POSITION_RULES[rule], []
+    monkeypatch.setitem(POSITION_RULES, rule, lambda *inputs: calls.append(inputs) or real(*inputs))
+    core.add(replace(PROMPT.request("x", SAMPLED), num_choices=4), PROMPT.pixels)
+    drain_choices(core)
+    assert len(calls) == 1
+    assert not core._runner._prompts
+
+
+def test_prompt_logprobs_come_with_the_first_choice_only(make_core) -> None:
+    core = make_core()
+    request = PROMPT.request("x", replace(SAMPLED, prompt_logprobs=0))
+    core.add(replace(request, num_choices=3), PROMPT.pixels)
+    answers = drain_choices(core)
+    counts = [
+        sum(len(output.prompt_logprobs) for output in answers["x", choice].outputs)
+        for choice in range(3)
+    ]
+    assert counts == [len(PROMPT.token_ids) - 1, 0, 0]
+
+
+def test_a_choice_that_is_aborted_frees_its_pages_while_the_others_go_on(make_core) -> None:
+    core = make_core()
+    core.add(replace(PROMPT.request("x", SAMPLED), num_choices=4), PROMPT.pixels)
+    for _ in range(4):
+        core.step()
+    before = core.stats
+    core.abort("x", 2)
+    assert core.stats.kv_pages_used < before.kv_pages_used
+    assert core.stats.running == 3
+    assert {o.choice_index for o in core.step()} == {0, 1, 3}
+    core.abort("x")
+    assert not core.has_work
+    assert core.stats.kv_pages_used == 0
+
+
+def test_a_choice_that_ends_early_does_not_end_the_others(make_core) -> None:
+    core = make_core()
+    core.add(replace(PROMPT.request("probe", SAMPLED), num_choices=4), PROMPT.pixels)
+    probe = drain_choices(core)
+    stop = probe["probe", 1].token_ids[3]
+    sampling = replace(SAMPLED, stop_token_ids=(stop,))
+    core.add(replace(PROMPT.request("x", sampling), num_choices=4), PROMPT.pixels)
+    answers = drain_choices(core)
+    for choice in range(4):
+        full = probe["probe", choice].token_ids
+        end = full.index(stop) + 1 if stop in full else len(full)
+        assert answers["x", choice].token_ids == full[:end]
+    assert answers["x", 1].finish_reason is FinishReason.STOP_TOKEN
+
+
+def test_a_request_without_choices_is_refused(make_core) -> None:
+    with pytest.raises(InvalidArgumentError, match="choice"):
+        make_core().add(replace(TEXT.request("x"), num_choices=0), b"")
 
 
 def test_seeds_differ(make_core) -> None:
@@ -278,7 +355,7 @@ def test_out_of_memory_ends_the_newest_request_only(
     answers = drain(core)
     assert [answers["0"].token_ids, answers["1"].token_ids] == alone
     assert answers["2"].finish_reason is FinishReason.ERROR
-    assert answers["2"].outputs[0].error == "GPU_OUT_OF_MEMORY"
+    assert answers["2"].outputs[0].failure.reason == "GPU_OUT_OF_MEMORY"
 
 
 def test_out_of_memory_while_encoding_is_tried_again_by_the_others(
@@ -299,7 +376,7 @@ def test_out_of_memory_while_encoding_is_tried_again_by_the_others(
     core.add(PROMPT.request("1"), PROMPT.pixels)
     answers = drain(core)
     assert answers["0"].token_ids == alone[0]
-    assert answers["1"].outputs[0].error == "GPU_OUT_OF_MEMORY"
+    assert answers["1"].outputs[0].failure.reason == "GPU_OUT_OF_MEMORY"
 
 
 def test_a_image_that_breaks_the_encoder_ends_its_own_request(
@@ -321,7 +398,7 @@ def test_a_image_that_breaks_the_encoder_ends_its_own_request(
     assert [answers["0"].token_ids, answers["1"].token_ids] == alone
     for name in ("broken", "broken too"):
         assert answers[name].token_ids == []
-        assert answers[name].outputs[-1].error == "INTERNAL"
+        assert answers[name].outputs[-1].failure.reason == "INTERNAL"
     monkeypatch.undo()
     assert ask(core, [OTHER]) == ask(make_core(), [OTHER]), "nothing half-done stays in the caches"
 

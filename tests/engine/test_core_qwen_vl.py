@@ -44,7 +44,7 @@ def answers(
     """Greedy answers of prompts that run together."""
     prompts = list(prompts)
     for index, prompt in enumerate(prompts):
-        request = prompt.request(greedy(tokens, **changes), sequence_id=str(index))
+        request = prompt.request(greedy(tokens, **changes), request_id=str(index))
         core.add(request, prompt.pixels)
     news = drain(core)
     return [news[str(index)].token_ids for index in range(len(prompts))]

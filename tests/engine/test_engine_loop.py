@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 
 from inference_service.engine_protocol import wire
-from inference_service.engine_protocol.messages import EngineConfig, FinishReason, SequenceOutput
-from tests.engine_client.engine_front import request_of
+from inference_service.engine_protocol.messages import (
+    ChoiceOutput,
+    EngineConfig,
+    EngineFailure,
+    FinishReason,
+)
+from tests.engine_client.engine_front import finishes_of, request_of
 from tests.engine_client.fake_engine import (
     ADD_RAISES,
     HUGE,
@@ -21,8 +28,8 @@ def bench():
     return LoopBench(FakeCore(EngineConfig(model_dir="fake")))
 
 
-def add(sequence_id, *prompt, max_tokens=5):
-    return wire.Add(request_of(sequence_id, *prompt, max_tokens=max_tokens))
+def add(request_id, *prompt, max_tokens=5, num_choices=1):
+    return wire.Add(request_of(request_id, *prompt, max_tokens=max_tokens, num_choices=num_choices))
 
 
 def test_a_sequence_starts_in_the_turn_it_comes(bench):
@@ -34,11 +41,11 @@ def test_a_sequence_starts_in_the_turn_it_comes(bench):
 def test_an_abort_applies_before_the_next_step(bench):
     bench.turn(add("a", max_tokens=100), add("b", max_tokens=100))
     news = bench.turn(wire.Abort("a"))
-    assert [(o.sequence_id, o.finish_reason) for o in news] == [
+    assert [(o.request_id, o.finish_reason) for o in news] == [
         ("a", FinishReason.ABORTED),
         ("b", None),
     ]
-    assert {o.sequence_id for o in bench.turn()} == {"b"}
+    assert {o.request_id for o in bench.turn()} == {"b"}
     bench.turn(wire.Abort("b"))
     assert bench.core.stats.kv_pages_used == 0
 
@@ -58,9 +65,10 @@ def test_an_abort_that_comes_late_does_not_hit_the_next_of_that_name(bench):
 def test_what_a_core_says_after_the_end_is_dropped(bench):
     bench.turn(add("a"))
     bench.core.step = lambda: [
-        SequenceOutput(sequence_id="a", finish_reason=FinishReason.EOS),
-        SequenceOutput(sequence_id="a", token_ids=(1,)),
-        SequenceOutput(sequence_id="nobody", token_ids=(1,)),
+        ChoiceOutput(request_id="a", choice_index=0, finish_reason=FinishReason.EOS),
+        ChoiceOutput(request_id="a", choice_index=0, token_ids=(1,)),
+        ChoiceOutput(request_id="a", choice_index=1, token_ids=(1,)),
+        ChoiceOutput(request_id="nobody", choice_index=0, token_ids=(1,)),
     ]
     assert [o.finish_reason for o in bench.turn()] == [FinishReason.EOS]
 
@@ -70,17 +78,66 @@ def test_what_a_core_says_after_the_end_is_dropped(bench):
 )
 def test_a_request_that_cannot_be_added_fails_alone(bench, marker, reason):
     news = bench.turn(add("good", max_tokens=1), add("bad", marker))
-    assert {o.sequence_id: (o.finish_reason, o.error) for o in news} == {
-        "good": (FinishReason.LENGTH, ""),
+    assert {o.request_id: (o.finish_reason, o.failure and o.failure.reason) for o in news} == {
+        "good": (FinishReason.LENGTH, None),
         "bad": (FinishReason.ERROR, reason),
     }
     assert bench.core.stats.kv_pages_used == 0
 
 
+def test_a_refusal_crosses_with_its_figures_for_every_choice(bench):
+    outputs = bench.turn(add("bad", REFUSED, num_choices=3))
+    failure = EngineFailure(
+        reason="CONTEXT_LENGTH_EXCEEDED", message="too long", metadata={"prompt_tokens": "9"}
+    )
+    assert [(o.choice_index, o.finish_reason, o.failure) for o in outputs] == [
+        (choice, FinishReason.ERROR, failure) for choice in range(3)
+    ]
+    assert bench.turn(wire.Abort("bad")) == []
+
+
+def test_one_choice_is_aborted_and_the_others_go_on(bench):
+    bench.turn(add("a", max_tokens=100, num_choices=3))
+    before = bench.core.stats.kv_pages_used
+    outputs = bench.turn(wire.Abort("a", 1))
+    assert [(o.choice_index, o.finish_reason) for o in outputs] == [
+        (1, FinishReason.ABORTED),
+        (0, None),
+        (2, None),
+    ]
+    assert bench.core.stats.kv_pages_used < before
+    assert bench.turn(wire.Abort("a", 1))[0].choice_index == 0
+    outputs = bench.turn(wire.Abort("a"))
+    assert finishes_of(outputs) == [(0, FinishReason.ABORTED), (2, FinishReason.ABORTED)]
+    assert not bench.core.has_work
+    assert bench.turn(wire.Abort("a"), wire.Abort("a", 0)) == []
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_every_choice_ends_exactly_once_in_any_order(bench, order):
+    outputs = bench.turn(add("a", max_tokens=4, num_choices=3))
+    for choice in order:
+        outputs += bench.turn(wire.Abort("a", choice), wire.Abort("a", choice))
+    while bench.core.has_work:
+        outputs += bench.turn()
+    outputs += bench.turn(wire.Abort("a"))
+    assert [choice for choice, _ in finishes_of(outputs)] == [0, 1, 2]
+
+
+def test_an_output_too_long_fails_every_choice_that_has_one(bench):
+    outputs = bench.turn(add("bad", HUGE, num_choices=2), add("good", max_tokens=1))
+    ends = {(o.request_id, o.choice_index): o.finish_reason for o in outputs}
+    assert ends == {
+        ("bad", 0): FinishReason.ERROR,
+        ("bad", 1): FinishReason.ERROR,
+        ("good", 0): FinishReason.LENGTH,
+    }
+
+
 def test_an_output_too_long_for_a_frame_fails_alone(bench):
     news = bench.turn(add("good", max_tokens=1), add("bad", HUGE))
-    assert {o.sequence_id: (o.finish_reason, o.error) for o in news} == {
-        "good": (FinishReason.LENGTH, ""),
+    assert {o.request_id: (o.finish_reason, o.failure and o.failure.reason) for o in news} == {
+        "good": (FinishReason.LENGTH, None),
         "bad": (FinishReason.ERROR, "INTERNAL"),
     }
     assert bench.core.stats.running == 0

@@ -31,8 +31,8 @@ def params(**changes: object) -> SamplingParams:
     return SamplingParams(**({"max_tokens": 100} | changes))
 
 
-def row(*, prompt=(1, 2), answer=(), **changes: object) -> SamplingRow:
-    return SamplingRow(params(**changes), prompt, answer)
+def row(*, prompt=(1, 2), answer=(), choice_index=0, **changes: object) -> SamplingRow:
+    return SamplingRow(params(**changes), prompt, answer, choice_index)
 
 
 def plain_distribution(logits: np.ndarray, row: SamplingRow) -> np.ndarray:

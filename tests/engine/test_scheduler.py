@@ -44,7 +44,7 @@ def add(scheduler: Scheduler, name: str, length: int, *spans: tuple[int, int]) -
     )
     sequence = Sequence(
         EngineRequest(
-            sequence_id=name,
+            request_id=name,
             prompt_token_ids=tuple(1000 * ord(name[0]) + i for i in range(length)),
             images=images,
             sampling=SamplingParams(max_tokens=50),
@@ -58,7 +58,7 @@ def step(scheduler: Scheduler) -> dict[str, tuple[int, int]]:
     """Plans and commits a step; (start, end) by sequence, in order."""
     plan = scheduler.schedule()
     commit(scheduler, plan)
-    return {chunk.sequence.sequence_id: (chunk.start, chunk.end) for chunk in plan.chunks}
+    return {chunk.sequence.request.request_id: (chunk.start, chunk.end) for chunk in plan.chunks}
 
 
 def commit(scheduler: Scheduler, plan: Plan) -> None:
@@ -159,7 +159,7 @@ def test_images_of_one_step_share_the_encoder_budget() -> None:
     add(scheduler, "c", 9, (0, 9))
     plan = scheduler.schedule()
     assert [image.num_tokens for _, image in plan.images] == [6, 6]
-    assert [chunk.sequence.sequence_id for chunk in plan.chunks] == ["a", "b"]
+    assert [chunk.sequence.request.request_id for chunk in plan.chunks] == ["a", "b"]
 
 
 def test_a_full_encoder_cache_holds_back_the_next_image_only() -> None:
@@ -175,7 +175,7 @@ def test_equal_images_are_encoded_once() -> None:
     scheduler = make()
     one, two = add(scheduler, "a", 9, (2, 6)), add(scheduler, "b", 9, (3, 6))
     two.request = EngineRequest(
-        sequence_id="b",
+        request_id="b",
         prompt_token_ids=two.request.prompt_token_ids,
         sampling=two.sampling,
         images=(one.request.images[0],),

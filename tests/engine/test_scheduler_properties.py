@@ -93,7 +93,7 @@ class FakeModel:
 
 
 @st.composite
-def requests(draw: st.DrawFn, sequence_id: str) -> EngineRequest:
+def requests(draw: st.DrawFn, request_id: str) -> EngineRequest:
     token_ids: list[int] = []
     images: list[ImageSpan] = []
     for part in draw(st.lists(st.sampled_from(["text", "text", "image"]), min_size=1, max_size=5)):
@@ -117,7 +117,7 @@ def requests(draw: st.DrawFn, sequence_id: str) -> EngineRequest:
             token_ids += [PLACEHOLDER] * num_tokens
     wants_prompt_logprobs = draw(st.integers(0, 9)) == 0
     return EngineRequest(
-        sequence_id=sequence_id,
+        request_id=request_id,
         prompt_token_ids=tuple(token_ids),
         images=tuple(images),
         sampling=SamplingParams(

@@ -11,11 +11,12 @@ import sys
 from inference_service.engine_client.client import EngineClient
 from inference_service.engine_client.interface import Engine
 from inference_service.engine_protocol.messages import (
+    ChoiceOutput,
     EngineConfig,
     EngineRequest,
+    FinishReason,
     ImageSpan,
     SamplingParams,
-    SequenceOutput,
 )
 
 
@@ -36,9 +37,13 @@ def fake_client(model_dir: str = "fake", **options: float | Sequence[str]) -> En
 
 
 def request_of(
-    sequence_id: str, *prompt: int, max_tokens: int = 5, images: Sequence[bytes] = ()
+    request_id: str,
+    *prompt: int,
+    max_tokens: int = 5,
+    images: Sequence[bytes] = (),
+    num_choices: int = 1,
 ) -> EngineRequest:
-    """A sequence; every image is one row of RGB pixels."""
+    """A request; every image is one row of RGB pixels."""
     spans, offset = [], 0
     for index, image in enumerate(images):
         spans.append(
@@ -54,23 +59,31 @@ def request_of(
         )
         offset += len(image)
     return EngineRequest(
-        sequence_id=sequence_id,
+        request_id=request_id,
         prompt_token_ids=prompt or (1, 2, 3),
         sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True),
         images=tuple(spans),
+        num_choices=num_choices,
     )
 
 
 async def collect(
     engine: Engine, request: EngineRequest, images: Sequence[bytes] = ()
-) -> list[SequenceOutput]:
-    """All news of a sequence."""
-    async with asyncio.timeout(BOUND_S), aclosing(engine.generate(request, images)) as news:
-        return [output async for output in news]
+) -> list[ChoiceOutput]:
+    """All outputs of a request."""
+    async with asyncio.timeout(BOUND_S), aclosing(engine.generate(request, images)) as outputs:
+        return [output async for output in outputs]
 
 
-def tokens_of(news: Sequence[SequenceOutput]) -> list[int]:
-    return [token for output in news for token in output.token_ids]
+def tokens_of(outputs: Sequence[ChoiceOutput], choice: int = 0) -> list[int]:
+    """The tokens of one choice."""
+    return [token for o in outputs if o.choice_index == choice for token in o.token_ids]
+
+
+def finishes_of(outputs: Sequence[ChoiceOutput]) -> list[tuple[int, FinishReason]]:
+    """Every finish with its choice, in order of choices."""
+    ends = [(o.choice_index, o.finish_reason) for o in outputs if o.finish_reason is not None]
+    return sorted(ends, key=lambda end: end[0])
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -89,9 +102,14 @@ def is_running(pid: int) -> bool:
     return state not in "ZX"
 
 
+def mapped_pixels(pid: int) -> int:
+    """How many requests' pixels a process has mapped."""
+    return Path(f"/proc/{pid}/maps").read_text().count("memfd:pixels")
+
+
 def holds_pixels(pid: int) -> bool:
     """Whether a process has pixels mapped."""
-    return "memfd:pixels" in Path(f"/proc/{pid}/maps").read_text()
+    return mapped_pixels(pid) > 0
 
 
 def open_descriptors() -> int:

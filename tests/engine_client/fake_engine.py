@@ -1,7 +1,7 @@
 """The real engine process around a core without a model.
 
-Token i of an answer is `fake_token(request, pixels, i)`. Marker ids in a prompt make the core misbehave in its next
-step, and the text of `EngineConfig.model_dir` makes the load misbehave.
+Token i of a choice is `fake_token(request, pixels, i, choice)`. Marker ids in a prompt make the core misbehave in
+its next step, and the text of `EngineConfig.model_dir` makes the load misbehave.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import time
 
 from inference_service.engine.process import main
 from inference_service.engine_protocol.messages import (
+    ChoiceOutput,
     EngineConfig,
     EngineReady,
     EngineRequest,
     EngineStats,
     FinishReason,
-    SequenceOutput,
 )
 from inference_service.errors import ContextLengthError
 
@@ -29,15 +29,19 @@ CRASH, SEGFAULT, STALL, STEP_RAISES, ADD_RAISES, REFUSED, SLOW, HUGE = range(900
 SLOW_STEP_S = 0.005
 
 
-def fake_token(request: EngineRequest, pixels: memoryview | bytes, index: int) -> int:
-    """The token at `index` of the answer."""
-    return (sum(request.prompt_token_ids) * 31 + sum(pixels) * 17 + index * 7) % 50_000
+def fake_token(
+    request: EngineRequest, pixels: memoryview | bytes, index: int, choice: int = 0
+) -> int:
+    """The token at `index` of a choice."""
+    prompt = sum(request.prompt_token_ids) * 31 + sum(pixels) * 17
+    return (prompt + index * 7 + choice * 1009) % 50_000
 
 
 @dataclass
 class _Running:
     request: EngineRequest
     pixels: memoryview | bytes
+    choice: int
     tokens: list[int] = field(default_factory=list)
 
     def has(self, marker: int) -> bool:
@@ -58,7 +62,7 @@ class FakeCore:
         if kind == "slow":
             time.sleep(3600)
         self._config = config
-        self._running: dict[str, _Running] = {}
+        self._running: dict[tuple[str, int], _Running] = {}
         self._steps = 0
 
     @property
@@ -92,15 +96,18 @@ class FakeCore:
 
     def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
         if REFUSED in request.prompt_token_ids:
-            raise ContextLengthError("too long")
-        self._running[request.sequence_id] = _Running(request, pixels)
+            raise ContextLengthError("too long", metadata={"prompt_tokens": "9"})
+        for choice in range(request.num_choices):
+            self._running[request.request_id, choice] = _Running(request, pixels, choice)
         if ADD_RAISES in request.prompt_token_ids:
             raise KeyError("a defect")
 
-    def abort(self, sequence_id: str) -> None:
-        self._running.pop(sequence_id, None)
+    def abort(self, request_id: str, choice_index: int | None = None) -> None:
+        for key in tuple(self._running):
+            if key[0] == request_id and choice_index in (None, key[1]):
+                del self._running[key]
 
-    def step(self) -> list[SequenceOutput]:
+    def step(self) -> list[ChoiceOutput]:
         self._steps += 1
         for sequence in self._running.values():
             _misbehave(sequence)
@@ -108,16 +115,17 @@ class FakeCore:
             time.sleep(SLOW_STEP_S)
         return [self._advance(sequence) for sequence in tuple(self._running.values())]
 
-    def _advance(self, sequence: _Running) -> SequenceOutput:
+    def _advance(self, sequence: _Running) -> ChoiceOutput:
         request = sequence.request
-        token = fake_token(request, sequence.pixels, len(sequence.tokens))
+        token = fake_token(request, sequence.pixels, len(sequence.tokens), sequence.choice)
         first = not sequence.tokens
         sequence.tokens.append(token)
         finished = len(sequence.tokens) == request.sampling.max_tokens
         if finished:
-            del self._running[request.sequence_id]
-        return SequenceOutput(
-            sequence_id=request.sequence_id,
+            del self._running[request.request_id, sequence.choice]
+        return ChoiceOutput(
+            request_id=request.request_id,
+            choice_index=sequence.choice,
             token_ids=(2**62,) * 8_000_000 if sequence.has(HUGE) else (token,),
             num_cached_tokens=0 if first else None,
             finish_reason=FinishReason.LENGTH if finished else None,

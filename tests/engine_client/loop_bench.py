@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from inference_service.engine.process import Core, EngineLoop
 from inference_service.engine_protocol import wire
-from inference_service.engine_protocol.messages import SequenceOutput
+from inference_service.engine_protocol.messages import ChoiceOutput
 
 
 class LoopBench:
-    """Commands go in by `turn`, which returns the news that the turn sent."""
+    """Commands go in by `turn`, which returns the outputs that the turn sent."""
 
     def __init__(self, core: Core) -> None:
         self.core = core
@@ -22,7 +22,7 @@ class LoopBench:
         commands, self._commands = self._commands, []
         return iter([(command, memoryview(b"")) for command in commands])
 
-    def turn(self, *commands: wire.Command) -> list[SequenceOutput]:
+    def turn(self, *commands: wire.Command) -> list[ChoiceOutput]:
         self._commands.extend(commands)
         self.events.clear()
         self._loop.turn()

@@ -14,6 +14,7 @@ from inference_service.engine_client import client as client_module
 from inference_service.engine_client.client import EngineClient
 from inference_service.engine_client.inflight import Quarantine
 from inference_service.engine_client.interface import EngineStartError, EngineState
+from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import FinishReason
 from inference_service.errors import (
     EngineUnavailableError,
@@ -25,8 +26,10 @@ from tests.engine_client.engine_front import (
     BOUND_S,
     collect,
     fake_client,
+    finishes_of,
     holds_pixels,
     is_running,
+    mapped_pixels,
     open_descriptors,
     request_of,
     tokens_of,
@@ -35,6 +38,7 @@ from tests.engine_client.engine_front import (
 from tests.engine_client.fake_engine import (
     CRASH,
     HUGE,
+    REFUSED,
     SEGFAULT,
     SLOW,
     STALL,
@@ -74,18 +78,20 @@ async def engine():
         yield client
 
 
-async def endless(engine, sequence_id, *, images=()):
-    """Starts a sequence that does not end, waits for its first news and returns the iterator."""
-    request = request_of(sequence_id, SLOW, max_tokens=ENDLESS, images=images)
+async def endless(engine, request_id, *, images=(), num_choices=1):
+    """Starts a request that does not end, waits for its first output and returns the iterator."""
+    request = request_of(
+        request_id, SLOW, max_tokens=ENDLESS, images=images, num_choices=num_choices
+    )
     news = engine.generate(request, images)
     await anext(news)
     return news
 
 
-async def lose_to(engine, *prompt, sequence_id="poison"):
+async def lose_to(engine, *prompt, request_id="poison"):
     """Sends a request that ends the engine, and waits until the engine is back."""
     with pytest.raises(EngineUnavailableError) as caught:
-        await collect(engine, request_of(sequence_id, *prompt))
+        await collect(engine, request_of(request_id, *prompt))
     assert caught.value.retry_after_s >= 1
     await until(lambda: engine.state is EngineState.READY)
 
@@ -144,7 +150,7 @@ async def test_an_output_too_long_fails_its_sequence_only(engine):
         collect(engine, request_of("good", SLOW, max_tokens=30)),
         collect(engine, request_of("bad", HUGE)),
     )
-    assert (bad[-1].finish_reason, bad[-1].error) == (FinishReason.ERROR, "INTERNAL")
+    assert (bad[-1].finish_reason, bad[-1].failure.reason) == (FinishReason.ERROR, "INTERNAL")
     assert good[-1].finish_reason is FinishReason.LENGTH
     assert engine.restarts == 0
 
@@ -227,6 +233,132 @@ async def test_cancellation_at_200_random_moments_leaves_nothing(engine):
     for _ in range(50):  # with 4 consumers each
         await cancel_after(engine, int(moments.expovariate(1 / 15)))
     await nothing_is_left(engine)
+
+
+# ---- choices ----
+
+
+async def test_all_choices_come_in_one_stream_and_each_ends_once(engine):
+    images = [b"abc", b"defghi"]
+    request = request_of("a", images=images, num_choices=4)
+    outputs = await collect(engine, request, images)
+    for choice in range(4):
+        expected = [fake_token(request, b"abcdefghi", index, choice) for index in range(5)]
+        assert tokens_of(outputs, choice) == expected
+    assert finishes_of(outputs) == [(choice, FinishReason.LENGTH) for choice in range(4)]
+
+
+async def test_choices_share_one_memfd_and_one_share_of_the_budget(engine, monkeypatch):
+    copies = []
+    real = wire.write_pixels
+    monkeypatch.setattr(wire, "write_pixels", lambda pixels: copies.append(1) or real(pixels))
+    images = [b"abc" * 200]  # 600 of the budget's 1000 bytes: a second copy would have to wait
+    outputs = await endless(engine, "a", images=images, num_choices=4)
+    await until(lambda: engine.stats.running == 4)
+    assert engine.pixel_bytes_in_flight == 600
+    assert copies == [1]
+    assert mapped_pixels(engine.pid) == 1
+    await outputs.aclose()
+    await until(lambda: engine.pixel_bytes_in_flight == 0)
+
+
+async def test_a_slow_consumer_gets_one_merged_output_per_choice(engine):
+    request = request_of("slow", max_tokens=1000, num_choices=3)
+    outputs = engine.generate(request, [])
+    first = await anext(outputs)
+    await collect(engine, request_of("other", max_tokens=2000))  # ends after the slow one
+    rest = [output async for output in outputs]
+    assert len(rest) <= 5  # one for every choice, and two that were there before the wait
+    for choice in range(3):
+        expected = [fake_token(request, b"", i, choice) for i in range(1000)]
+        assert tokens_of([first, *rest], choice) == expected
+
+
+async def test_one_choice_is_aborted_and_frees_its_pages_while_the_others_go_on(engine):
+    images = [b"abc"]
+    outputs = await endless(engine, "a", images=images, num_choices=3)
+    await until(lambda: engine.stats.running == 3)
+    await engine.abort("a", 1)
+    await until(lambda: engine.stats.running == 2)
+    assert engine.pixel_bytes_in_flight == 3
+    await engine.abort("a", 1)
+    async with asyncio.timeout(BOUND_S):
+        async for output in outputs:
+            if output.finish_reason is not None:
+                break
+    assert (output.choice_index, output.finish_reason) == (1, FinishReason.ABORTED)
+    assert (await anext(outputs)).choice_index in (0, 2)
+    await engine.abort("a")
+    assert finishes_of([output async for output in outputs]) == [
+        (0, FinishReason.ABORTED),
+        (2, FinishReason.ABORTED),
+    ]
+    assert engine.pixel_bytes_in_flight == 0
+    await until(lambda: engine.stats.kv_pages_used == 0)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+async def test_choices_end_once_in_whatever_order_they_are_aborted(engine, order):
+    outputs = await endless(engine, "a", num_choices=3)
+    for choice in order:
+        await engine.abort("a", choice)
+        await engine.abort("a", choice)
+    async with asyncio.timeout(BOUND_S):
+        ends = finishes_of([output async for output in outputs])
+    assert ends == [(choice, FinishReason.ABORTED) for choice in range(3)]
+    await until(lambda: engine.stats.running == 0)
+
+
+async def test_a_choice_can_be_aborted_while_its_request_waits_for_room(engine):
+    image = [b"abc" * 200]
+    first = await endless(engine, "first", images=image)
+    request = request_of("second", images=image, num_choices=2)
+    second = asyncio.create_task(collect(engine, request, image))
+    await asyncio.sleep(0)
+    await engine.abort("second", 0)
+    await first.aclose()
+    async with asyncio.timeout(BOUND_S):
+        outputs = await second
+    assert finishes_of(outputs) == [(0, FinishReason.ABORTED), (1, FinishReason.LENGTH)]
+    assert tokens_of(outputs, 0) == []
+    assert len(tokens_of(outputs, 1)) == 5
+    await until(lambda: engine.stats.running == 0)
+
+
+async def test_closing_the_iterator_ends_all_choices(engine):
+    outputs = await endless(engine, "a", images=[b"abc"], num_choices=4)
+    await outputs.aclose()
+    await until(lambda: engine.pixel_bytes_in_flight == 0)
+    await until(lambda: engine.stats.running == 0 and engine.stats.kv_pages_used == 0)
+
+
+async def test_a_refusal_ends_every_choice_with_its_figures(engine):
+    outputs = await collect(engine, request_of("a", REFUSED, num_choices=2))
+    assert finishes_of(outputs) == [(0, FinishReason.ERROR), (1, FinishReason.ERROR)]
+    assert {(o.failure.reason, o.failure.metadata["prompt_tokens"]) for o in outputs} == {
+        ("CONTEXT_LENGTH_EXCEEDED", "9")
+    }
+
+
+async def test_an_aborted_wait_for_an_abandoned_id_ends_every_choice(engine):
+    outputs = await endless(engine, "a")
+    os.kill(engine.pid, signal.SIGSTOP)
+    await outputs.aclose()
+    retry = asyncio.create_task(collect(engine, request_of("a", num_choices=2)))
+    await asyncio.sleep(0)
+    await engine.abort("a")
+    os.kill(engine.pid, signal.SIGCONT)
+    assert finishes_of(await retry) == [(0, FinishReason.ABORTED), (1, FinishReason.ABORTED)]
+
+
+async def test_a_crash_ends_all_choices_and_counts_as_one_death(engine):
+    for _ in range(2):
+        with pytest.raises(EngineUnavailableError):
+            await collect(engine, request_of("poison", 4, CRASH, num_choices=4))
+        await until(lambda: engine.state is EngineState.READY)
+    with pytest.raises(InternalError):
+        await collect(engine, request_of("again", 4, CRASH))
+    assert tokens_of(await collect(engine, request_of("another", 4, num_choices=2)), 1)
 
 
 # ---- pixel budget (1000 bytes) ----
@@ -333,7 +465,7 @@ async def test_sigterm_and_sigint_are_not_for_the_engine(engine):
     assert engine.pid == pid
 
 
-async def test_an_abort_reaches_who_waits_for_the_ghost_of_his_id(engine):
+async def test_an_abort_reaches_the_request_that_waits_for_an_abandoned_id(engine):
     """The engine is stopped, so that the first try cannot end before the abort of the second comes."""
     news = await endless(engine, "a")
     os.kill(engine.pid, signal.SIGSTOP)

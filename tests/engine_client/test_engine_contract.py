@@ -61,11 +61,11 @@ async def engine(config):
     await client.close()
 
 
-def greedy(sequence_id, layout=(12,), *, max_tokens=6, seed=0):
+def greedy(request_id, layout=(12,), *, max_tokens=6, seed=0):
     ids, images = tiny.prompt(layout, seed)
     sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
     return EngineRequest(
-        sequence_id=sequence_id, prompt_token_ids=tuple(ids), images=images, sampling=sampling
+        request_id=request_id, prompt_token_ids=tuple(ids), images=images, sampling=sampling
     )
 
 
@@ -79,10 +79,10 @@ async def idle(engine):
 
 async def test_an_aborted_sequence_says_nothing_after_the_turn_of_its_abort(bench):
     bench.turn(wire.Add(greedy("a", max_tokens=MOST)), wire.Add(greedy("b", max_tokens=MOST)))
-    assert {o.sequence_id for o in bench.turn()} == {"a", "b"}
-    last = [o for o in bench.turn(wire.Abort("a")) if o.sequence_id == "a"]
+    assert {o.request_id for o in bench.turn()} == {"a", "b"}
+    last = [o for o in bench.turn(wire.Abort("a")) if o.request_id == "a"]
     assert [o.finish_reason for o in last] == [FinishReason.ABORTED]
-    assert {o.sequence_id for o in bench.turn()} == {"b"}
+    assert {o.request_id for o in bench.turn()} == {"b"}
     bench.turn(wire.Abort("b"))
     assert not bench.core.has_work
     assert bench.core.stats.kv_pages_used == 0
@@ -93,9 +93,9 @@ async def test_every_sequence_ends_once_whenever_it_is_aborted(bench):
     for turn in range(12):
         commands = [wire.Add(greedy(f"s{turn}", seed=turn))]
         commands += [wire.Abort(f"s{turn - age}") for age in (1, 3, 5) if turn % 2 and turn >= age]
-        ends += [o.sequence_id for o in bench.turn(*commands) if o.finish_reason]
+        ends += [o.request_id for o in bench.turn(*commands) if o.finish_reason]
     while bench.core.has_work:
-        ends += [o.sequence_id for o in bench.turn() if o.finish_reason]
+        ends += [o.request_id for o in bench.turn() if o.finish_reason]
     assert sorted(ends) == sorted(f"s{turn}" for turn in range(12))
     assert bench.core.stats.kv_pages_used == 0
 
@@ -155,5 +155,9 @@ async def test_a_request_that_does_not_fit_is_refused_with_its_reason(engine, co
     if config.model_dir == "fake":
         request = replace(request, prompt_token_ids=(REFUSED,))
     (news,) = await collect(engine, request)
-    assert (news.finish_reason, news.error) == (FinishReason.ERROR, "CONTEXT_LENGTH_EXCEEDED")
+    assert (news.finish_reason, news.failure.reason) == (
+        FinishReason.ERROR,
+        "CONTEXT_LENGTH_EXCEEDED",
+    )
+    assert int(news.failure.metadata["prompt_tokens"]) > 0
     await idle(engine)

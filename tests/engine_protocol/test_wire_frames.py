@@ -10,11 +10,12 @@ import pytest
 
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import (
+    ChoiceOutput,
     EngineConfig,
+    EngineFailure,
     EngineReady,
     EngineStats,
     FinishReason,
-    SequenceOutput,
     TokenLogprobs,
 )
 from tests.engine_client.engine_front import open_descriptors, request_of
@@ -24,7 +25,9 @@ LOGPROBS = TokenLogprobs(token_id=7, logprob=-0.5, rank=1, top=((7, -0.5), (8, f
 COMMANDS = [
     wire.Start(EngineConfig(model_dir="somewhere", num_kv_pages=3, cpu_threads=None)),
     wire.Add(request_of("a", 1, 2**40, images=[b"rgb", b"rgbrgb"]), 9),
+    wire.Add(request_of("n", num_choices=4)),
     wire.Abort("a"),
+    wire.Abort("a", 2),
 ]
 EVENTS = [
     wire.Loaded(
@@ -42,10 +45,20 @@ EVENTS = [
     wire.LoadFailed("SpecError: ünknown"),
     wire.Outputs(
         (
-            SequenceOutput(sequence_id="a", token_ids=(1,), logprobs=(LOGPROBS,)),
-            SequenceOutput(sequence_id="b", prompt_logprobs=(LOGPROBS,), num_cached_tokens=0),
-            SequenceOutput(
-                sequence_id="c", finish_reason=FinishReason.ERROR, error="CONTEXT_LENGTH_EXCEEDED"
+            ChoiceOutput(request_id="a", choice_index=0, token_ids=(1,), logprobs=(LOGPROBS,)),
+            ChoiceOutput(
+                request_id="b", choice_index=1, prompt_logprobs=(LOGPROBS,), num_cached_tokens=0
+            ),
+            ChoiceOutput(
+                request_id="c",
+                choice_index=3,
+                finish_reason=FinishReason.ERROR,
+                failure=EngineFailure(
+                    reason="CONTEXT_LENGTH_EXCEEDED",
+                    message="too long",
+                    metadata={"prompt_tokens": "9"},
+                    retry_after_s=1.0,
+                ),
             ),
         )
     ),

@@ -100,7 +100,7 @@ def requests(directory: Path) -> list[tuple[EngineRequest, np.ndarray | None]]:
             ids += [BEGIN, *[PLACEHOLDER] * (tokens - 2), END]
         ids += generator.integers(0, 400, after).tolist()
         request = EngineRequest(
-            sequence_id=str(number),
+            request_id=str(number),
             prompt_token_ids=tuple(ids),
             images=tuple(spans),
             sampling=SamplingParams(max_tokens=12, temperature=0.0, logprobs=1),
@@ -121,7 +121,7 @@ def test_what_the_reference_gives(name, tmp_path):
     news = drain(core)
     reference = Reference.load(directory, json.loads((directory / "config.json").read_text()))
     for request, image in asked:
-        answer = [e for out in news[request.sequence_id].outputs for e in out.logprobs]
+        answer = [e for out in news[request.request_id].outputs for e in out.logprobs]
         expected = reference.greedy(request.prompt_token_ids, image, len(answer))
         assert [entry.token_id for entry in answer] == [token for token, _ in expected]
         np.testing.assert_allclose(

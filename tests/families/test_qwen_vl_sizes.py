@@ -113,7 +113,7 @@ def requests(directory: Path) -> list[tuple[EngineRequest, bytes]]:
             )
             spans.append(span)
         request = EngineRequest(
-            sequence_id=str(number),
+            request_id=str(number),
             prompt_token_ids=tuple(ids),
             images=tuple(spans),
             sampling=SamplingParams(max_tokens=12, temperature=0.0, logprobs=1),

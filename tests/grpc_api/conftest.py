@@ -12,6 +12,7 @@ import grpc.aio
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from inference_service.backend.local import LocalBackend
 from inference_service.backend.served_model import ServedModel
 from inference_service.engine_client.interface import EngineState
 from inference_service.grpc_api.server import Front
@@ -82,6 +83,8 @@ class Door:
     """A running front and everything a caller needs."""
 
     front: Front
+    backend: LocalBackend
+    model: ServedModel
     engine: EchoEngine
     channel: grpc.aio.Channel
     chat: chat_grpc.ChatServiceStub
@@ -113,19 +116,28 @@ def channel_to(target: str) -> grpc.aio.Channel:
 
 @pytest.fixture
 async def open_door(model: ServedModel) -> AsyncIterator[OpenDoor]:
-    """Opens fronts with settings of the test's own; `ready=False` leaves the engine loading."""
+    """Opens fronts with settings of the test's own.
+
+    `ready=False` leaves the engine loading, `served` is a model in place of the fixture's.
+    """
     doors: list[Door] = []
 
-    async def opens(*, ready: bool = True, **settings: object) -> Door:
+    async def opens(
+        *, ready: bool = True, served: ServedModel | None = None, **changes: object
+    ) -> Door:
         addresses = {"grpc_address": "127.0.0.1:0", "admin_address": "127.0.0.1:0"}
+        settings = ServiceSettings(**(addresses | changes))
         engine = EchoEngine(model.tokenizer)
-        front = Front(ServiceSettings(**(addresses | settings)), model, engine)
+        backend = LocalBackend(settings, served or model, engine)
+        front = Front(settings, backend)
         await front.start()
         if ready:
             await engine.start()
         channel = channel_to(f"127.0.0.1:{front.ports['grpc']}")
         door = Door(
             front,
+            backend,
+            served or model,
             engine,
             channel,
             chat_grpc.ChatServiceStub(channel),

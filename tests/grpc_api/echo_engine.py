@@ -1,7 +1,8 @@
 """An engine without a model that answers with the question: what a test asks is what it gets.
 
-Choice i of a request is the question i + 1 times over. Tokens come one by one. `hold_at` makes every sequence wait
-after so many tokens until `resume` is set, so that tests can look at requests under way.
+Choice i of a request is the question i + 1 times over. Tokens come one by one. `hold_at` makes every choice wait
+after so many tokens until `resume` is set, so that tests can look at requests under way. `live` and `aborted` name
+choices as (request id, choice index).
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from inference_service.engine_client.interface import EngineState
 from inference_service.engine_protocol.messages import (
+    ChoiceOutput,
+    EngineFailure,
     EngineReady,
     EngineRequest,
     EngineStats,
     FinishReason,
-    SequenceOutput,
     TokenLogprobs,
 )
 from inference_service.errors import EngineUnavailableError, RequestIdInUseError
@@ -37,11 +39,11 @@ class EchoEngine:
         self.pixel_bytes_in_flight = 0
         self.hold_at: int | None = None
         self.resume = asyncio.Event()
-        self.fails_with = ""
+        self.fails_with: EngineFailure | None = None
         self.requests: list[EngineRequest] = []
         self.pixels: list[bytes] = []
-        self.aborted: list[str] = []
-        self.live: dict[str, asyncio.Event] = {}
+        self.aborted: list[tuple[str, int]] = []
+        self.live: dict[tuple[str, int], asyncio.Event] = {}
         self._tokenizer = tokenizer
         self._max_model_len = max_model_len
         self._callbacks: list[Callable[[EngineState], None]] = []
@@ -79,73 +81,93 @@ class EchoEngine:
         for callback in self._callbacks:
             callback(state)
 
-    async def abort(self, sequence_id: str) -> None:
-        if sequence_id in self.live:
-            self.aborted.append(sequence_id)
-            self.live[sequence_id].set()
+    async def abort(self, request_id: str, choice_index: int | None = None) -> None:
+        for key, over in self.live.items():
+            if key[0] == request_id and choice_index in (None, key[1]):
+                self.aborted.append(key)
+                over.set()
 
     async def generate(
         self, request: EngineRequest, pixels: Sequence[bytes | memoryview]
-    ) -> AsyncGenerator[SequenceOutput, None]:
+    ) -> AsyncGenerator[ChoiceOutput, None]:
         self._require_ready()
-        if request.sequence_id in self.live:
-            raise RequestIdInUseError("a sequence with this id is in flight")
+        if any(request_id == request.request_id for request_id, _ in self.live):
+            raise RequestIdInUseError("a request with this id is in flight")
         self.requests.append(request)
         self.pixels = [bytes(image) for image in pixels]
-        over = self.live[request.sequence_id] = asyncio.Event()
-        finished = False
+        overs = {
+            (request.request_id, choice): asyncio.Event() for choice in range(request.num_choices)
+        }
+        self.live |= overs
+        planned = [self._outputs(request, choice) for choice in range(request.num_choices)]
+        index = 0
         try:
-            aborted = SequenceOutput(
-                sequence_id=request.sequence_id, finish_reason=FinishReason.ABORTED
-            )
-            for index, planned in enumerate(self._outputs(request)):
-                await self._hold(index, over)
+            while overs:
+                await self._hold(index, list(overs.values()))
                 self._require_ready()
-                output = aborted if over.is_set() else planned
-                finished = output.finish_reason is not None
-                yield output
-                if finished:
-                    return
+                held = self._is_held(index)
+                for key, over in tuple(overs.items()):
+                    output = planned[key[1]][0]
+                    if over.is_set():
+                        output = ChoiceOutput(
+                            request_id=key[0],
+                            choice_index=key[1],
+                            finish_reason=FinishReason.ABORTED,
+                        )
+                    elif held:
+                        continue
+                    else:
+                        planned[key[1]].pop(0)
+                    if output.finish_reason is not None:
+                        del overs[key], self.live[key]
+                    yield output
+                index += not held
         finally:
-            del self.live[request.sequence_id]
-            if not finished:
-                self.aborted.append(request.sequence_id)
+            for key, over in overs.items():
+                del self.live[key]
+                if not over.is_set():
+                    self.aborted.append(key)
 
     def _require_ready(self) -> None:
         if self.state is not EngineState.READY:
             raise EngineUnavailableError("the engine was lost", retry_after_s=1.0)
 
-    async def _hold(self, index: int, over: asyncio.Event) -> None:
-        if self.hold_at is None or index < self.hold_at:
+    def _is_held(self, index: int) -> bool:
+        return self.hold_at is not None and index >= self.hold_at and not self.resume.is_set()
+
+    async def _hold(self, index: int, overs: Sequence[asyncio.Event]) -> None:
+        if not self._is_held(index):
             await asyncio.sleep(0)
             return
-        waits = [asyncio.ensure_future(event.wait()) for event in (over, self.resume)]
+        waits = [asyncio.ensure_future(event.wait()) for event in (*overs, self.resume)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
 
-    def _outputs(self, request: EngineRequest) -> list[SequenceOutput]:
-        """All news of a sequence that nobody disturbs."""
-        if self.fails_with:
+    def _outputs(self, request: EngineRequest, choice: int) -> list[ChoiceOutput]:
+        """All outputs of a choice that nobody disturbs."""
+        if self.fails_with is not None:
             return [
-                SequenceOutput(
-                    sequence_id=request.sequence_id,
+                ChoiceOutput(
+                    request_id=request.request_id,
+                    choice_index=choice,
                     finish_reason=FinishReason.ERROR,
-                    error=self.fails_with,
+                    failure=self.fails_with,
                 )
             ]
         sampling = request.sampling
-        tokens = (*self._question(request) * (sampling.choice_index + 1), EOS)
+        tokens = (*self._question(request) * (choice + 1), EOS)
         outputs = []
         for index, token in enumerate(tokens[: sampling.max_tokens]):
             reason = FinishReason.LENGTH if index + 1 == sampling.max_tokens else None
             reason = FinishReason.STOP_TOKEN if token in sampling.stop_token_ids else reason
             reason = FinishReason.EOS if token == EOS else reason
             outputs.append(
-                SequenceOutput(
-                    sequence_id=request.sequence_id,
+                ChoiceOutput(
+                    request_id=request.request_id,
+                    choice_index=choice,
                     token_ids=(token,),
                     logprobs=()
                     if sampling.logprobs is None
@@ -155,7 +177,7 @@ class EchoEngine:
                             _logprobs(id_, sampling.prompt_logprobs)
                             for id_ in request.prompt_token_ids[1:]
                         )
-                        if index == 0 and sampling.prompt_logprobs is not None
+                        if index == choice == 0 and sampling.prompt_logprobs is not None
                         else ()
                     ),
                     num_cached_tokens=3 if index == 0 else None,

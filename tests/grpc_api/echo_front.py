@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 import sys
 
+from inference_service.backend.local import LocalBackend
 from inference_service.backend.served_model import ServedModel
 from inference_service.grpc_api import server as app
 from inference_service.settings import ServiceSettings
@@ -14,7 +16,7 @@ from tests.grpc_api.echo_engine import EchoEngine
 
 
 class SlowEchoEngine(EchoEngine):
-    async def _hold(self, index: int, over: asyncio.Event) -> None:
+    async def _hold(self, index: int, overs: Sequence[asyncio.Event]) -> None:
         await asyncio.sleep(0.005)
 
 
@@ -28,7 +30,8 @@ class TellingFront(app.Front):
 async def main() -> int:
     model = ServedModel.load(Path(sys.argv[1]), ("echo",))
     settings = ServiceSettings(grpc_address="127.0.0.1:0", admin_address=None)
-    return await app.serve(settings, model, SlowEchoEngine(model.tokenizer))
+    backend = LocalBackend(settings, model, SlowEchoEngine(model.tokenizer))
+    return await app.serve(settings, backend)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 import pytest
 
+from inference_service.backend.base import BackendState
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
@@ -88,7 +89,7 @@ async def test_the_admin_address_is_guarded_too(guarded: Door) -> None:
         stub = type(guarded.admin)(channel)
         got = await refusal(stub.Drain(admin_pb.DrainRequest()))
         assert got.code is grpc.StatusCode.UNAUTHENTICATED
-    assert not guarded.front.completions.draining
+    assert guarded.backend.state is not BackendState.DRAINING
 
 
 def replace_keys(path: Path, text: str) -> None:

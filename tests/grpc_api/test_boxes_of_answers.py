@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from inference_service.domain import ChatRequest, Finished, ImageInfo
-from inference_service.engine_protocol.messages import FinishReason, SequenceOutput
+from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason
 from inference_service.families.registry import FAMILIES
 from inference_service.model_spec import BoxNotation
 from inference_service.text.output.answer import Answer
@@ -26,8 +26,9 @@ RESPONSE = {"grounding": True}
 def test_tags_are_shown_where_boxes_are_asked_for() -> None:
     tokenizer = JsonTokenizer(tokenizer_json())
     said = "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(0,0),(500,500)<|box_end|>"
-    output = SequenceOutput(
-        sequence_id="x",
+    output = ChoiceOutput(
+        request_id="x",
+        choice_index=0,
         token_ids=(*tokenizer.encode(said + "<|im_end|>"),),
         finish_reason=FinishReason.EOS,
     )

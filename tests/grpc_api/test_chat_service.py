@@ -82,7 +82,7 @@ async def test_choices_are_independent(door: Door) -> None:
     assert [text_of(events, index) for index in range(3)] == ["ab", "abab", "ababab"]
     assert sorted(e.finished.choice_index for e in events if e.HasField("finished")) == [0, 1, 2]
     assert sum(e.HasField("usage") for e in events) == 1
-    assert {r.sampling.choice_index for r in door.engine.requests} == {0, 1, 2}
+    assert [r.num_choices for r in door.engine.requests] == [3, 3]
 
 
 @pytest.mark.parametrize("include", [False, True])
@@ -103,7 +103,7 @@ async def test_stop_string_ends_the_sequence_in_the_engine(door: Door, include: 
         assert text == ("one two STOP" if include else "one two ")
         assert detail.stop_string == "STOP"
         assert usage.completion_tokens == len("one two STOP")
-    assert door.engine.aborted == ["s#0", "s#0"]
+    assert door.engine.aborted == [("s", 0), ("s", 0)]
     assert not door.engine.live
 
 
@@ -113,7 +113,7 @@ async def test_text_that_only_begins_like_a_stop_string_is_kept(door: Door) -> N
 
 
 async def test_stop_token(door: Door) -> None:
-    [token] = door.front.completions.model.tokenizer.encode("!")
+    [token] = door.model.tokenizer.encode("!")
     spec = spec_of("Hi! there", stop=sampling_pb.StopOptions(token_ids=[token]))
     [choice] = (await door.create(spec)).choices
     assert choice.text == "Hi"
@@ -275,7 +275,7 @@ async def test_conversation_and_continuation(door: Door) -> None:
     template = chat_pb.TemplateOptions(continue_final_message=True)
     response = await door.create(spec_of(messages=messages, template=template))
     assert response.choices[0].text == "second"
-    tokenizer = door.front.completions.model.tokenizer
+    tokenizer = door.model.tokenizer
     assert tokenizer.decode(door.engine.requests[-1].prompt_token_ids).endswith("It is")
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from inference_service.errors import DeadlineError
 from inference_service.grpc_api.chat_service import ChatServicer
+from inference_service.media.decode import ImageDecoder
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
@@ -23,7 +24,7 @@ from tests.support.images import draw
 
 
 def is_idle(door: Door) -> bool:
-    return not door.engine.live and door.front.completions.in_flight == 0
+    return not door.engine.live and door.backend.in_flight == 0
 
 
 @pytest.mark.parametrize("unary", [False, True])
@@ -38,7 +39,7 @@ async def test_caller_who_leaves_frees_the_engine(door: Door, unary: bool) -> No
     await until(lambda: len(door.engine.live) == 2)
     call.cancel()
     await until(lambda: is_idle(door))
-    assert sorted(door.engine.aborted) == ["left#0", "left#1"]
+    assert sorted(door.engine.aborted) == [("left", 0), ("left", 1)]
 
 
 async def test_caller_who_leaves_while_images_are_decoded(door: Door, monkeypatch) -> None:
@@ -48,7 +49,7 @@ async def test_caller_who_leaves_while_images_are_decoded(door: Door, monkeypatc
         begun.set()
         await never.wait()
 
-    monkeypatch.setattr(type(door.front._decoder), "decode", stuck)
+    monkeypatch.setattr(ImageDecoder, "decode", stuck)
     call = door.stream(spec_of(image_part(draw("red", "star").png), "?"))
     reading = asyncio.ensure_future(call.read())
     await begun.wait()
@@ -79,7 +80,7 @@ async def test_deadline_of_the_service(open_door) -> None:
 async def test_deadline_passes_while_the_reader_is_slow(open_door) -> None:
     door = await open_door(request_timeout_s=0.2)
     door.engine.hold_at = 2
-    servicer = ChatServicer(door.front.completions, ServiceSettings(request_timeout_s=0.2))
+    servicer = ChatServicer(door.backend, ServiceSettings(request_timeout_s=0.2))
     enter_call(CallContext(request_id="slow", caller="me", deadline=time.monotonic() + 0.2))
     request = chat_pb.StreamChatCompletionRequest(spec=spec_of("hello"))
     stream = servicer.StreamChatCompletion(request, None)
@@ -147,15 +148,15 @@ async def test_nobody_ends_the_requests_of_others(open_door, tmp_path) -> None:
 
 
 async def test_abort_before_the_engine_knows(door: Door, monkeypatch) -> None:
-    build = type(door.front.completions.model.prompts).build
+    build = type(door.model.prompts).build
     loop = asyncio.get_running_loop()
 
     def abort_first(*arguments: object) -> object:
-        future = asyncio.run_coroutine_threadsafe(door.front.completions.abort("early"), loop)
+        future = asyncio.run_coroutine_threadsafe(door.backend.abort("early"), loop)
         assert future.result(20)
         return build(*arguments)
 
-    monkeypatch.setattr(type(door.front.completions.model.prompts), "build", abort_first)
+    monkeypatch.setattr(type(door.model.prompts), "build", abort_first)
     response = await door.create(spec_of("hello", n=2, request_id="early"))
     reasons = [choice.finish_reason for choice in response.choices]
     assert reasons == [usage_pb.FINISH_REASON_ABORTED] * 2

@@ -149,7 +149,7 @@ def answer_of(
     sampling = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0, logprobs=1)
     core.add(
         EngineRequest(
-            sequence_id="r",
+            request_id="r",
             prompt_token_ids=prompt.token_ids,
             images=prompt.images,
             sampling=sampling,

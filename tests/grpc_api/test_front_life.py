@@ -21,6 +21,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 import pytest
 
+from inference_service.backend.base import BackendState
+from inference_service.backend.local import LocalBackend
 from inference_service.backend.served_model import ServedModel
 from inference_service.engine_client.interface import EngineState
 from inference_service.grpc_api.server import Front, serve
@@ -133,7 +135,7 @@ async def test_reflection(door: Door) -> None:
 async def test_second_server_on_a_port_fails(door: Door, model) -> None:
     settings = ServiceSettings(grpc_address=door.target(), admin_address=None)
     with pytest.raises(OSError, match="cannot listen on 127"):
-        await Front(settings, model, EchoEngine(model.tokenizer)).start()
+        await Front(settings, LocalBackend(settings, model, EchoEngine(model.tokenizer))).start()
 
 
 def test_second_process_on_a_port_ends_with_a_message(model_dir: Path) -> None:
@@ -196,7 +198,7 @@ async def test_models(door: Door) -> None:
 async def test_drain_is_for_the_admin_address(door: Door) -> None:
     got = await refusal(door.admin.Drain(admin_pb.DrainRequest()))
     assert (got.info.reason, got.code) == ("PERMISSION_DENIED", grpc.StatusCode.PERMISSION_DENIED)
-    assert not door.front.completions.draining
+    assert door.backend.state is not BackendState.DRAINING
 
 
 async def test_drain_lets_running_requests_finish(door: Door) -> None:
@@ -206,7 +208,7 @@ async def test_drain_lets_running_requests_finish(door: Door) -> None:
     async with channel_to(door.target("admin")) as channel:
         admin = admin_grpc.AdminServiceStub(channel)
         assert (await admin.Drain(admin_pb.DrainRequest(), timeout=20)).requests_in_flight == 1
-        await until(lambda: door.front.completions.draining)
+        await until(lambda: door.backend.state is BackendState.DRAINING)
         info = await admin.GetServerInfo(admin_pb.GetServerInfoRequest(), timeout=20)
         assert info.engine_state == admin_pb.ENGINE_STATE_DRAINING
         assert await is_health(door, ready=False, alive=True)
@@ -238,7 +240,7 @@ async def test_an_engine_that_failed_for_good_ends_the_service(model: ServedMode
     """What watches the process (systemd, Kubernetes, a shell) starts it anew or tells somebody."""
     engine = EchoEngine(model.tokenizer)
     settings = ServiceSettings(grpc_address="127.0.0.1:0", admin_address=None)
-    running = asyncio.ensure_future(serve(settings, model, engine))
+    running = asyncio.ensure_future(serve(settings, LocalBackend(settings, model, engine)))
     await until(lambda: engine.state is EngineState.READY)
     engine.become(EngineState.RESTARTING)
     await asyncio.sleep(0.05)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inference_service.domain import EndReason, Finished, TextCompletionRequest
-from inference_service.engine_protocol.messages import FinishReason, SequenceOutput
+from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason
 from inference_service.families.qwen_vl.text import load_tokenizer
 from inference_service.text.output.answer import Answer
 from inference_service.text.tokenizer import Tokenizer
@@ -40,8 +40,8 @@ def answer_of(
         reason = FinishReason.EOS if token_id in ends else None
         if reason is None and number == len(token_ids):
             reason = FinishReason.LENGTH
-        output = SequenceOutput(
-            sequence_id="r#0", token_ids=(token_id,), logprobs=(), finish_reason=reason
+        output = ChoiceOutput(
+            request_id="r", choice_index=0, token_ids=(token_id,), logprobs=(), finish_reason=reason
         )
         events += answer.push(output)
         if answer.finished:

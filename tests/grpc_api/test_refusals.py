@@ -10,6 +10,8 @@ import grpc.aio
 import pytest
 
 from inference_service.engine_client.interface import EngineState
+from inference_service.engine_protocol.messages import EngineFailure
+from inference_service.errors import OutOfMemoryError
 from qwenvl.errors import BY_REASON, DOMAIN
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
@@ -120,7 +122,7 @@ async def refused(door: Door, spec: chat_pb.ChatCompletionSpec, reason: str, fie
     stream = await refusal(_drained(door.stream(spec)))
     assert (stream.info.reason, stream.field) == (reason, field)
     assert not door.engine.live
-    assert door.front.completions.in_flight == 0
+    assert door.backend.in_flight == 0
     return got
 
 
@@ -204,24 +206,36 @@ async def test_context_length(door: Door) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("error", "reason", "field", "message"),
     [
-        ("CONTEXT_LENGTH_EXCEEDED", "CONTEXT_LENGTH_EXCEEDED"),
-        ("GPU_OUT_OF_MEMORY", "GPU_OUT_OF_MEMORY"),
-        ("a new reason", "INTERNAL"),
+        ("CONTEXT_LENGTH_EXCEEDED", "CONTEXT_LENGTH_EXCEEDED", "spec.messages", "It says."),
+        ("IMAGE_TOO_LARGE", "IMAGE_TOO_LARGE", "spec.messages", "It says."),
+        ("GPU_OUT_OF_MEMORY", "GPU_OUT_OF_MEMORY", "", "It says."),
+        ("INTERNAL", "INTERNAL", "", "It says."),
+        ("a new reason", "INTERNAL", "", "The engine failed on this request."),
     ],
 )
-async def test_engine_refuses(door: Door, error: str, reason: str) -> None:
-    door.engine.fails_with = error
+async def test_engine_refuses(
+    door: Door, error: str, reason: str, field: str, message: str
+) -> None:
+    figures = {"prompt_tokens": "7"}
+    door.engine.fails_with = EngineFailure(reason=error, message="It says.", metadata=figures)
     got = await refusal(door.create(spec_of("x")))
-    assert got.info.reason == reason
-    assert "a new reason" not in got.message
+    assert (got.info.reason, got.field) == (reason, field)
+    assert got.message == message
+    assert dict(got.info.metadata) == (figures if reason == error else {})
+
+
+async def test_engine_failure_tells_when_to_try_again(door: Door) -> None:
+    door.engine.fails_with = EngineFailure.of(OutOfMemoryError("Full.", retry_after_s=3.0))
+    got = await refusal(door.create(spec_of("x", n=2)))
+    assert (got.info.reason, got.retry_after_s) == ("GPU_OUT_OF_MEMORY", 3.0)
 
 
 async def test_request_id_in_use(door: Door) -> None:
     door.engine.hold_at = 1
     first = asyncio.ensure_future(door.create(spec_of("x", request_id="same")))
-    await until(lambda: "same#0" in door.engine.live)
+    await until(lambda: ("same", 0) in door.engine.live)
     got = await refusal(door.create(spec_of("y", request_id="same")))
     assert (got.info.reason, got.field) == ("REQUEST_ID_IN_USE", "spec.request_id")
     assert got.code is grpc.StatusCode.ALREADY_EXISTS
@@ -285,7 +299,7 @@ async def test_unexpected_error_tells_nothing_but_an_id(door: Door, monkeypatch,
     def broken(*_: object) -> None:
         raise ZeroDivisionError("secret /etc/path")
 
-    monkeypatch.setattr(type(door.front.completions.model.prompts), "build", broken)
+    monkeypatch.setattr(type(door.model.prompts), "build", broken)
     metadata = (("x-request-id", "trace-me"),)
     got = await refusal(door.create(spec_of("x"), metadata=metadata))
     assert (got.info.reason, got.code) == ("INTERNAL", grpc.StatusCode.INTERNAL)

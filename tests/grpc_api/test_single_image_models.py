@@ -10,7 +10,7 @@ from inference_service.backend.served_model import ServedModel
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from tests.grpc_api.asking import image_part, refusal, spec_of
-from tests.grpc_api.conftest import Door
+from tests.grpc_api.conftest import OpenDoor
 from tests.support.images import draw
 
 
@@ -19,10 +19,9 @@ def single(model: ServedModel) -> ServedModel:
     return dataclasses.replace(model, spec=dataclasses.replace(model.spec, image_policy=policy))
 
 
-async def test_one_image(door: Door, monkeypatch) -> None:
+async def test_one_image(open_door: OpenDoor, model: ServedModel) -> None:
     png = draw("red", "circle").png
-    models = door.front.completions
-    monkeypatch.setattr(models, "model", single(models.model))
+    door = await open_door(served=single(model))
     assert (await door.create(spec_of(image_part(png), "what?"))).choices[0].text == "what?"
     refused = await refusal(door.create(spec_of(image_part(png), image_part(png), "what?")))
     assert (refused.code, refused.field) == (grpc.StatusCode.INVALID_ARGUMENT, "spec.messages")

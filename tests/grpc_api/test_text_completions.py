@@ -38,7 +38,7 @@ async def refused(door: Door, spec: completion_pb.CompletionSpec) -> Refusal:
 
 
 def ids_of(door: Door, text: str) -> list[int]:
-    return door.front.completions.model.tokenizer.encode(text)
+    return door.model.tokenizer.encode(text)
 
 
 async def test_text_is_tokenised_without_a_template(door: Door) -> None:
@@ -63,7 +63,7 @@ async def test_token_ids_go_as_they_are(door: Door) -> None:
     )
     assert list(door.engine.requests[-1].prompt_token_ids) == ids
     assert list(response.started.prompt_token_ids) == ids
-    tokenizer = door.front.completions.model.tokenizer
+    tokenizer = door.model.tokenizer
     assert response.started.prompt_text == tokenizer.decode(ids, skip_special_tokens=False)
     assert response.started.prompt_text.endswith("<|im_start|>")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from inference_service.backend.served_model import ServedModel
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
@@ -34,7 +32,7 @@ async def test_frames_reach_the_engine(door: Door) -> None:
     assert len({span.key for span in request.images}) == 4
     assert image.frames == 1
     assert sum(span.pixel_bytes for span in request.images) == len(b"".join(door.engine.pixels))
-    text = door.front.completions.model.tokenizer.decode(request.prompt_token_ids)
+    text = door.model.tokenizer.decode(request.prompt_token_ids)
     assert "a<0.5 seconds><2.5 seconds><4.0 seconds>b" in text
     tokens = {item.modality: item.tokens for item in response.usage.prompt_details}
     assert tokens[usage_pb.MODALITY_VIDEO] == sum(span.num_tokens for span in pairs)
@@ -45,7 +43,7 @@ async def test_frames_reach_the_engine(door: Door) -> None:
 
 async def test_a_rate_is_two_frames_a_second_unless_said(door: Door) -> None:
     await door.create(spec_of(video(*FRAMES[:4])))
-    text = door.front.completions.model.tokenizer.decode(door.engine.requests[0].prompt_token_ids)
+    text = door.model.tokenizer.decode(door.engine.requests[0].prompt_token_ids)
     assert "<0.2 seconds><1.2 seconds>" in text
 
 
@@ -91,12 +89,7 @@ async def _counted(open_door: OpenDoor, frames: list[bytes], **settings: int) ->
     return {span.start: span.num_tokens for span in door.engine.requests[0].images}
 
 
-async def test_a_model_without_videos(
-    open_door: OpenDoor, model: ServedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    door = await open_door()
-    monkeypatch.setattr(
-        door.front.completions, "model", replace(model, spec=replace(model.spec, video=None))
-    )
+async def test_a_model_without_videos(open_door: OpenDoor, model: ServedModel) -> None:
+    door = await open_door(served=replace(model, spec=replace(model.spec, video=None)))
     got = await refusal(door.create(spec_of(video(*FRAMES))))
     assert got.info.reason == "UNSUPPORTED_PARAMETER"

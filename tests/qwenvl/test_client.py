@@ -9,6 +9,7 @@ import sys
 import grpc
 import pytest
 
+from inference_service.backend.admission import Admission
 from qwenvl import Client, Error
 from tests.grpc_api.asking import until, user
 from tests.grpc_api.conftest import Door
@@ -91,14 +92,14 @@ async def test_errors(client: Client) -> None:
 async def test_unavailable_is_tried_again(open_door) -> None:
     door = await open_door(ready=False)
     asked = asyncio.Event()
-    admit, loop = type(door.front.completions)._admit, asyncio.get_running_loop()
+    admit, loop = Admission.admit, asyncio.get_running_loop()
 
     def noticed(*arguments: object) -> object:
         loop.call_soon_threadsafe(asked.set)
         return admit(*arguments)
 
     with pytest.MonkeyPatch.context() as patch, Client(door.target()) as client:
-        patch.setattr(type(door.front.completions), "_admit", noticed)
+        patch.setattr(Admission, "admit", noticed)
         answer = asyncio.ensure_future(asyncio.to_thread(client.chat, "x"))
         await asked.wait()
         await asyncio.sleep(0)

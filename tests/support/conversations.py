@@ -11,11 +11,11 @@ import torch
 
 from inference_service.engine.core import EngineCore
 from inference_service.engine_protocol.messages import (
+    ChoiceOutput,
     EngineRequest,
     FinishReason,
     ImageSpan,
     SamplingParams,
-    SequenceOutput,
 )
 from tests.support.tiny_qwen_vl import (
     EOS_TOKENS,
@@ -51,10 +51,10 @@ class Conversation:
         return b"".join(frames_of(image).tobytes() for image in self.seen)
 
     def request(
-        self, sequence_id: str, sampling: SamplingParams = GREEDY, **changes: bytes
+        self, request_id: str, sampling: SamplingParams = GREEDY, **changes: bytes
     ) -> EngineRequest:
         return EngineRequest(
-            sequence_id=sequence_id,
+            request_id=request_id,
             prompt_token_ids=self.token_ids,
             images=self.images,
             sampling=sampling,
@@ -136,10 +136,10 @@ def conversations() -> list[Conversation]:
 
 @dataclass(slots=True)
 class Answer:
-    """Everything that a core told of one sequence."""
+    """Everything that a core told of one choice."""
 
     token_ids: list[int] = field(default_factory=list)
-    outputs: list[SequenceOutput] = field(default_factory=list)
+    outputs: list[ChoiceOutput] = field(default_factory=list)
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -147,20 +147,27 @@ class Answer:
 
     @property
     def num_cached_tokens(self) -> int | None:
-        """Told once, with the first news."""
+        """Told once, with the first output."""
         assert all(output.num_cached_tokens is None for output in self.outputs[1:])
         return self.outputs[0].num_cached_tokens
 
 
 def drain(core: EngineCore) -> dict[str, Answer]:
-    """Steps until nothing is left to do; every sequence must end exactly once."""
-    answers: dict[str, Answer] = {}
+    """Steps until nothing is left to do, where every request has one choice; the answers by request id."""
+    answers = drain_choices(core)
+    assert {choice_index for _, choice_index in answers} <= {0}
+    return {request_id: answer for (request_id, _), answer in answers.items()}
+
+
+def drain_choices(core: EngineCore) -> dict[tuple[str, int], Answer]:
+    """Steps until nothing is left to do; every choice must end exactly once."""
+    answers: dict[tuple[str, int], Answer] = {}
     for _ in range(100_000):
         if not core.has_work:
             break
         for output in core.step():
-            answer = answers.setdefault(output.sequence_id, Answer())
-            assert not answer.outputs or answer.finish_reason is None, "news after the end"
+            answer = answers.setdefault((output.request_id, output.choice_index), Answer())
+            assert not answer.outputs or answer.finish_reason is None, "an output after the end"
             answer.token_ids += output.token_ids
             answer.outputs.append(output)
     assert not core.has_work

@@ -92,7 +92,7 @@ class GoldenPrompt:
                     pixel_offset=0,
                 )
             )
-        values = {"sequence_id": self.name} | changes
+        values = {"request_id": self.name} | changes
         return EngineRequest(
             prompt_token_ids=self.ids, images=tuple(spans), sampling=sampling, **values
         )

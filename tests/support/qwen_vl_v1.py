@@ -172,7 +172,7 @@ class GoldenPrompt:
             )
             spans.append(span)
             offset += span.pixel_bytes
-        values = {"sequence_id": self.name} | changes
+        values = {"request_id": self.name} | changes
         return EngineRequest(
             prompt_token_ids=self.ids, images=tuple(spans), sampling=sampling, **values
         )

@@ -13,7 +13,7 @@ from inference_service.domain import (
     Request,
     StopTrigger,
 )
-from inference_service.engine_protocol.messages import FinishReason, SequenceOutput, TokenLogprobs
+from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason, TokenLogprobs
 from inference_service.model_spec import BoxNotation
 from inference_service.text.output.logprobs import logprob_entry
 from inference_service.text.output.pipeline import build_pipeline
@@ -63,7 +63,7 @@ class Answer:
         self._pipeline = build_pipeline(request, tokenizer, notation, images)
         self._first_prompt_entry = request.prompt_logprobs is not None
 
-    def push(self, output: SequenceOutput) -> Iterator[Delta | Finished]:
+    def push(self, output: ChoiceOutput) -> Iterator[Delta | Finished]:
         """Takes an output of the engine; `output.finish_reason` is not ERROR."""
         if entries := self._prompt_entries(output):
             yield Delta(choice_index=self._index, prompt_logprobs=entries)
@@ -88,14 +88,14 @@ class Answer:
             groundings=piece.groundings,
         )
 
-    def _delta(self, text: str, output: SequenceOutput, taken: int) -> Delta | None:
+    def _delta(self, text: str, output: ChoiceOutput, taken: int) -> Delta | None:
         ids = output.token_ids[:taken] if self._request.return_token_ids else ()
         entries = self._entries(output.logprobs[:taken])
         if not (text or ids or entries):
             return None
         return Delta(choice_index=self._index, text=text, token_ids=ids, logprobs=entries)
 
-    def _prompt_entries(self, output: SequenceOutput) -> tuple[LogprobEntry, ...]:
+    def _prompt_entries(self, output: ChoiceOutput) -> tuple[LogprobEntry, ...]:
         """The engine begins at the second token; the first, which may be the only one, has no probability."""
         entries = self._entries(output.prompt_logprobs)
         if self._index == 0 and self._first_prompt_entry:
@@ -107,7 +107,7 @@ class Answer:
         return tuple(logprob_entry(self._tokenizer, one) for one in logprobs)
 
 
-def _trigger(output: SequenceOutput) -> StopTrigger:
+def _trigger(output: ChoiceOutput) -> StopTrigger:
     if output.finish_reason is FinishReason.EOS:
         return StopTrigger(eos_token_id=output.token_ids[-1])
     if output.finish_reason is FinishReason.STOP_TOKEN:

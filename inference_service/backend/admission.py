@@ -1,0 +1,86 @@
+"""The requests in flight: their ids, how many there may be, who may abort them, and the wait for the last one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+import contextlib
+from dataclasses import dataclass
+
+from inference_service.errors import DrainingError, QueueFullError, RequestIdInUseError
+
+
+@dataclass(slots=True)
+class AdmittedRequest:
+    """A request in flight.
+
+    Attributes:
+        caller: Who may abort it; opaque.
+        aborted: Somebody did.
+    """
+
+    caller: str
+    aborted: bool = False
+
+
+class Admission:
+    """Admits requests up to a maximum in flight, until it is closed. Belongs to one event loop."""
+
+    def __init__(self, max_in_flight: int) -> None:
+        self._max_in_flight = max_in_flight
+        self._admitted: dict[str, AdmittedRequest] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight."""
+        return len(self._admitted)
+
+    @property
+    def closed(self) -> bool:
+        """Whether no new request is admitted."""
+        return self._closed
+
+    def close(self) -> None:
+        """Admits no new requests."""
+        self._closed = True
+
+    async def wait_idle(self) -> None:
+        """Returns when no request is in flight."""
+        await self._idle.wait()
+
+    @contextlib.contextmanager
+    def admit(self, request_id: str, caller: str) -> Iterator[AdmittedRequest]:
+        """Holds a place among the requests in flight.
+
+        Raises:
+            DrainingError: Admission is closed.
+            RequestIdInUseError: A request with this id is in flight.
+            QueueFullError: The maximum is in flight.
+        """
+        if self._closed:
+            raise DrainingError("The service is shutting down.", retry_after_s=5.0)
+        if request_id in self._admitted:
+            raise RequestIdInUseError(
+                "A request with this id is in flight.", field="spec.request_id"
+            )
+        if len(self._admitted) >= self._max_in_flight:
+            raise QueueFullError("Too many requests are in flight.", retry_after_s=1.0)
+        admitted = self._admitted[request_id] = AdmittedRequest(caller)
+        self._idle.clear()
+        try:
+            yield admitted
+        finally:
+            del self._admitted[request_id]
+            if not self._admitted:
+                self._idle.set()
+
+    def abort(self, request_id: str, caller: str | None) -> bool:
+        """Marks a request as aborted; False if no such request of the caller's (None = anybody's) is in flight."""
+        admitted = self._admitted.get(request_id)
+        if admitted is None or caller not in (None, admitted.caller):
+            return False
+        admitted.aborted = True
+        return True

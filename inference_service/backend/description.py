@@ -1,0 +1,65 @@
+"""What is told of a model that our engine serves: its files, the operator's limits and what the engine has loaded."""
+
+from __future__ import annotations
+
+from inference_service.backend.base import ImageLimits, MemoryNeed, Modality, ModelDescription
+from inference_service.backend.served_model import ServedModel
+from inference_service.engine_protocol.messages import EngineReady
+from inference_service.families.footprint import footprint
+from inference_service.media.fetch import FetchPolicy
+from inference_service.model_spec import BoxNotation, ModelSpec
+from inference_service.settings import ServiceSettings
+
+
+def describe(
+    model: ServedModel, settings: ServiceSettings, ready: EngineReady | None
+) -> ModelDescription:
+    """Describes a model.
+
+    Args:
+        model: Its files.
+        settings: The operator's limits.
+        ready: What the engine has loaded; None = nothing yet, and the model's own figures stand in.
+    """
+    spec = model.spec
+    size = footprint(spec, ready.dtype if ready else spec.checkpoint_dtype)
+    window = ready.max_model_len if ready else settings.max_model_len
+    cache_tokens = ready.kv_pages_total * ready.kv_page_tokens if ready else 0
+    video = () if spec.video is None else (Modality.VIDEO,)
+    return ModelDescription(
+        names=model.names,
+        family=size.family,
+        created=model.created,
+        modalities=(Modality.TEXT, Modality.IMAGE, *video),
+        max_context_tokens=window or size.window_tokens,
+        image_limits=_image_limits(spec, settings),
+        box_notation=model.box_notation,
+        url_schemes=tuple(FetchPolicy.from_settings(settings).url_schemes),
+        features=_features(spec, model.box_notation),
+        parts=size.parts,
+        memory=MemoryNeed(
+            weight_bytes=size.weight_bytes,
+            kv_bytes_per_token=size.kv_bytes_per_token,
+            kv_cache_bytes=cache_tokens * size.kv_bytes_per_token,
+        ),
+        revision=model.revision,
+    )
+
+
+def _image_limits(spec: ModelSpec, settings: ServiceSettings) -> ImageLimits:
+    policy = spec.image_policy
+    return ImageLimits(
+        max_images=min(settings.max_images, policy.max_images or settings.max_images),
+        pixel_step=policy.pixel_step,
+        min_pixels=policy.min_pixels,
+        max_pixels=policy.max_pixels,
+        max_decoded_pixels=settings.max_image_pixels,
+        exif_transposed=policy.exif_transpose,
+    )
+
+
+def _features(spec: ModelSpec, boxes: BoxNotation) -> tuple[str, ...]:
+    """What the service can do with a model beyond continuing prompts."""
+    chat = ("chat", "continue_final_message") if spec.is_chat else ()
+    grounding = ("grounding",) if boxes is not BoxNotation.NONE else ()
+    return ("logprobs", "prompt_logprobs", *chat, *grounding)

@@ -1,0 +1,51 @@
+"""From a request to the prompt that the engine computes: its media prepared, its text rendered and tokenised."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from inference_service.domain import ImageInfo, Request, TokenUsage
+from inference_service.media.prepare import MediaPreparer
+from inference_service.text.prompt import Prompt, PromptBuilder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedPrompt:
+    """A prompt for the engine.
+
+    Attributes:
+        prompt: Token ids and where images stand among them.
+        pixels: RGB uint8 of the images, in order.
+        infos: What became of each image of the request.
+        usage: Tokens of the prompt.
+    """
+
+    prompt: Prompt
+    pixels: tuple[bytes, ...]
+    infos: tuple[ImageInfo, ...]
+    usage: TokenUsage
+
+
+async def prepare_prompt(
+    request: Request, media_preparer: MediaPreparer, builder: PromptBuilder
+) -> PreparedPrompt:
+    """Does all that precedes the engine.
+
+    Raises:
+        ServiceError: An image or the prompt is wrong; the error names the field.
+    """
+    media = await media_preparer.prepare(request)
+    # Rendering and tokenising a long prompt takes milliseconds: not on the loop (CVE-2025-62426).
+    prompt = await asyncio.to_thread(builder.build, request, media.images)
+    media_tokens = sum(image.num_tokens for image in prompt.images)
+    return PreparedPrompt(
+        prompt=prompt,
+        pixels=tuple(image.pixels for image in media.images),
+        infos=media.infos,
+        usage=TokenUsage(
+            prompt_tokens=len(prompt.token_ids),
+            image_tokens=media_tokens - media.video_tokens,
+            video_tokens=media.video_tokens,
+        ),
+    )

@@ -1,0 +1,98 @@
+"""From the engine's outputs for a request to the events of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+import contextlib
+import dataclasses
+
+from inference_service.backend.prompts import PreparedPrompt
+from inference_service.domain import Delta, Finished, TokenUsage
+from inference_service.engine_client.interface import Engine
+from inference_service.engine_protocol.messages import (
+    ChoiceOutput,
+    EngineFailure,
+    EngineRequest,
+    FinishReason,
+)
+from inference_service.errors import (
+    ERRORS_BY_REASON,
+    InternalError,
+    InvalidArgumentError,
+    ServiceError,
+)
+from inference_service.text.output.answer import Answer
+
+
+async def run(
+    engine: Engine,
+    engine_request: EngineRequest,
+    prepared: PreparedPrompt,
+    answers: Sequence[Answer],
+    prompt_field: str,
+) -> AsyncGenerator[Delta | Finished | TokenUsage, None]:
+    """Runs a request on the engine and gives the events of its answers; closing the iterator aborts it.
+
+    Args:
+        engine: What computes.
+        engine_request: What to compute.
+        prepared: Its pixels, and the usage that is given again at the end with the tokens of the answers.
+        answers: One for every choice.
+        prompt_field: What errors about the prompt name.
+
+    Raises:
+        ServiceError: The engine refused the request or failed on it.
+    """
+    cached_tokens = 0
+    open_choices = set(range(len(answers)))
+    async with contextlib.aclosing(engine.generate(engine_request, prepared.pixels)) as outputs:
+        async for output in outputs:
+            if output.choice_index not in open_choices:
+                continue  # computed before the engine heard of the stop string
+            if output.failure is not None:
+                raise _error_of(output.failure, prompt_field)
+            if output.choice_index == 0 and output.num_cached_tokens is not None:
+                cached_tokens = output.num_cached_tokens
+            answer = answers[output.choice_index]
+            for event in answer.push(output):
+                yield event
+            if not answer.finished:
+                continue
+            open_choices.remove(output.choice_index)
+            if not open_choices:
+                break
+            if output.finish_reason is None:
+                await engine.abort(output.request_id, output.choice_index)
+    yield dataclasses.replace(
+        prepared.usage,
+        cached_tokens=cached_tokens,
+        completion_tokens=sum(answer.completion_tokens for answer in answers),
+    )
+
+
+async def run_aborted(
+    engine_request: EngineRequest, prepared: PreparedPrompt, answers: Sequence[Answer]
+) -> AsyncGenerator[Delta | Finished | TokenUsage, None]:
+    """The events of a request that was aborted before the engine heard of it."""
+    for choice_index, answer in enumerate(answers):
+        aborted = ChoiceOutput(
+            request_id=engine_request.request_id,
+            choice_index=choice_index,
+            finish_reason=FinishReason.ABORTED,
+        )
+        for event in answer.push(aborted):
+            yield event
+    yield prepared.usage
+
+
+def _error_of(failure: EngineFailure, prompt_field: str) -> ServiceError:
+    """The error that the engine raised; what it refuses is the prompt."""
+    kind = ERRORS_BY_REASON.get(failure.reason)
+    if kind is None:
+        return InternalError("The engine failed on this request.")
+    return kind(
+        failure.message,
+        field=prompt_field if issubclass(kind, InvalidArgumentError) else "",
+        metadata=failure.metadata,
+        retry_after_s=failure.retry_after_s,
+    )

@@ -1,0 +1,79 @@
+"""How ChatService and CompletionService run a request: the served name, the deadline, the events as messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+import contextlib
+from typing import Any
+
+from inference_service.backend.base import Backend, TokenCount
+from inference_service.domain import Event, Request
+from inference_service.errors import DeadlineError, ModelNotFoundError
+from inference_service.grpc_api.call_context import this_call
+from inference_service.grpc_api.responses import gather, stream_fields
+
+
+class Generation:
+    """Runs requests of either service on the backend."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def canonical_name(self, name: str) -> str:
+        """The canonical name of a served model.
+
+        Raises:
+            ModelNotFoundError: No model of this name is served.
+        """
+        names = self._backend.names
+        if name not in names:
+            raise ModelNotFoundError(
+                f"The model {name[:100]!r} is not served here.",
+                field="spec.model",
+                metadata={"model": name[:100]},
+            )
+        return names[0]
+
+    async def whole_fields(self, request: Request) -> dict[str, Any]:
+        """The fields of a unary response: all events of a request in one message."""
+        async with contextlib.aclosing(self._events(request)) as events:
+            return (await gather(events, request.model)).fields()
+
+    async def stream_fields(self, request: Request) -> AsyncGenerator[dict[str, Any], None]:
+        """The fields of every message of a stream: one for each event, as it comes."""
+        async with contextlib.aclosing(self._events(request)) as events:
+            async for event in events:
+                yield stream_fields(event, request.model)
+
+    async def count(self, request: Request) -> TokenCount:
+        """Counts the tokens of a request's prompt."""
+        call = this_call()
+        async with _until(call.deadline):
+            return await self._backend.count(request, call.caller)
+
+    async def _events(self, request: Request) -> AsyncGenerator[Event, None]:
+        call = this_call()
+        generation = self._backend.generate(request, call.caller)
+        async with contextlib.aclosing(generation) as events:
+            while True:
+                # Never across the yield: there the task is gRPC's, which would end the call without a status.
+                async with _until(call.deadline):
+                    event = await anext(events, None)
+                if event is None:
+                    return
+                yield event
+
+
+@contextlib.asynccontextmanager
+async def _until(deadline: float | None) -> AsyncIterator[None]:
+    """Ends what is inside at a moment of `time.monotonic()`, which is the loop's clock.
+
+    Raises:
+        DeadlineError: The moment has come.
+    """
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError:
+        raise DeadlineError("The request took too long.") from None
