@@ -24,7 +24,7 @@ from inference_service.engine.memory import (
 )
 from inference_service.engine.runner import ChunkResult, Launched, ModelRunner
 from inference_service.engine.scheduler import Chunk, Plan, Scheduler
-from inference_service.engine.sequence import Sequence, SequenceId
+from inference_service.engine.sequence import Sequence
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
     EngineConfig,
@@ -203,7 +203,7 @@ class EngineCore:
             chunks = [chunk for chunk in plan.chunks if not _needs(chunk, broken)]
             launched = self._runner.launch(chunks) if chunks else None
         except (torch.OutOfMemoryError, MemoryError):
-            logger.exception("out of memory in a step; sequence %s ends", _last(plan))
+            logger.exception({"message": "out of memory in a step", "request_id": _last(plan)})
             return Ticket(plan, out_of_memory=True)
         return Ticket(plan, broken, launched)
 
@@ -217,7 +217,9 @@ class EngineCore:
         try:
             results = self._runner.collect(ticket.launched) if ticket.launched else []
         except (torch.OutOfMemoryError, MemoryError):
-            logger.exception("out of memory reading a step; %s ends", _last(ticket.plan))
+            logger.exception(
+                {"message": "out of memory reading a step", "request_id": _last(ticket.plan)}
+            )
         else:
             return self._settle(ticket, results)
         # Behind the except clause, so that its traceback no longer holds the tensors of the step.
@@ -259,8 +261,8 @@ class EngineCore:
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception:  # whatever an image does, it must not end the requests beside it
-            of = ", ".join(sorted({str(sequence.sequence_id) for sequence, _ in images}))
-            logger.exception("encoding %d images of %s failed", len(images), of)
+            ids = sorted({sequence.request.request_id for sequence, _ in images})
+            logger.exception({"message": "encoding images failed", "request_ids": ids})
             return False
         return True
 
@@ -341,9 +343,9 @@ def _output(sequence: Sequence, result: ChunkResult, num_cached_tokens: int | No
     )
 
 
-def _last(plan: Plan) -> SequenceId:
-    """The sequence that ends where a step runs out of memory."""
-    return plan.chunks[-1].sequence.sequence_id
+def _last(plan: Plan) -> str:
+    """The request that ends where a step runs out of memory."""
+    return plan.chunks[-1].sequence.request.request_id
 
 
 def _needs(chunk: Chunk, keys: AbstractSet[bytes]) -> bool:

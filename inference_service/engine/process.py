@@ -138,7 +138,9 @@ class EngineLoop:
             failure = EngineFailure.of(error)
         except Exception:
             # A request that trips a defect must not take the others with it.
-            logger.exception("request %s could not be added", request.request_id)
+            logger.exception(
+                {"message": "a request could not be added", "request_id": request.request_id}
+            )
             self._core.abort(request.request_id)
             failure = _DEFECT
         else:
@@ -186,7 +188,9 @@ class EngineLoop:
             try:
                 self._send(wire.Outputs((output,)))
             except wire.WireError:
-                logger.exception("an output of request %s is too long", output.request_id)
+                logger.exception(
+                    {"message": "an output is too long", "request_id": output.request_id}
+                )
                 self._core.abort(output.request_id, output.choice_index)
                 self._forget(output)
                 failed = _failed(output.request_id, output.choice_index, _DEFECT)

@@ -15,7 +15,7 @@ from inference_service.engine_protocol.messages import EngineRequest, SamplingPa
 from inference_service.engine_protocol.wire import Add, command_reader, encode
 from inference_service.sampling import RANGES, SCALARS, Range, Sampling, SamplingOptions
 from qwenvl.inference.v1.sampling_pb2 import SamplingOptions as ProtoOptions
-from rest_adapter.schema import AnswerRequest
+from rest_adapter.openai.fields import AnswerRequest
 
 
 PROTO_TYPES = {
@@ -68,8 +68,8 @@ def test_the_engine_gets_every_setting() -> None:
     options = SamplingOptions(**said, ignore_eos=True, logit_bias=((1, 2.0),))
     request = ChatRequest(request_id="r", model="m", messages=(), sampling=options)
     sampling = effective_options(request, SamplingOptions(), prompt_tokens=1, max_model_len=2**32)
-    params = engine_params(sampling, request, choice_index=0, eos_token_ids=())
+    params = engine_params(sampling, request, eos_token_ids=())
     assert params == SamplingParams(**said, ignore_eos=True, logit_bias=((1, 2.0),))
-    engine_request = EngineRequest(sequence_id="r#0", prompt_token_ids=(1,), sampling=params)
+    engine_request = EngineRequest(request_id="r", prompt_token_ids=(1,), sampling=params)
     [received] = command_reader().feed(encode(Add(engine_request)))
     assert received == Add(engine_request)

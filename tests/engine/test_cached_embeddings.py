@@ -52,7 +52,7 @@ def request_with_two_images(spec: ModelSpec) -> tuple[EngineRequest, bytes]:
         for index, key in enumerate(KEYS)
     )
     request = EngineRequest(
-        sequence_id="r",
+        request_id="r",
         prompt_token_ids=(0, *[spec.image_token_id] * (2 * num_tokens), 0),
         images=images,
         sampling=SamplingParams(max_tokens=2),

@@ -17,7 +17,7 @@ from inference_service.errors import (
     InvalidArgumentError,
     RequestIdInUseError,
 )
-from inference_service.families.positions import POSITION_RULES
+from inference_service.families.registry import FAMILIES
 from tests.support.conversations import (
     GREEDY,
     Conversation,
@@ -185,9 +185,13 @@ def test_choices_are_the_same_alone_and_in_a_request_for_more(make_core) -> None
 
 def test_positions_of_a_prompt_are_computed_once(make_core, monkeypatch) -> None:
     core = make_core()
-    rule = core._runner._model.spec.position_rule
-    real, calls = POSITION_RULES[rule], []
-    monkeypatch.setitem(POSITION_RULES, rule, lambda *inputs: calls.append(inputs) or real(*inputs))
+    family, calls = FAMILIES["qwen3_vl"], []
+
+    def spy(*inputs):
+        calls.append(inputs)
+        return family.positions(*inputs)
+
+    monkeypatch.setitem(FAMILIES, family.name, replace(family, positions=spy))
     core.add(replace(PROMPT.request("x", SAMPLED), num_choices=4), PROMPT.pixels)
     drain_choices(core)
     assert len(calls) == 1

@@ -104,7 +104,7 @@ def answer(
     assert prompt.token_ids.count(model.spec.image_token_id) == 15
     core.add(
         EngineRequest(
-            sequence_id="r",
+            request_id="r",
             prompt_token_ids=prompt.token_ids,
             images=prompt.images,
             sampling=SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True),

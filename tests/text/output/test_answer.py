@@ -17,7 +17,7 @@ from inference_service.domain import (
     StopTrigger,
     TextCompletionRequest,
 )
-from inference_service.engine_protocol.messages import FinishReason, SequenceOutput, TokenLogprobs
+from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason, TokenLogprobs
 from inference_service.model_spec import BoxNotation
 from inference_service.text.output.answer import Answer
 from inference_service.text.output.boxes import tag_tokens
@@ -47,7 +47,7 @@ class Seen:
     completion_tokens: int = 0
 
 
-def seen(answer: Answer, outputs: Sequence[SequenceOutput]) -> Seen:
+def seen(answer: Answer, outputs: Sequence[ChoiceOutput]) -> Seen:
     """The events together; as the backend does, nothing is pushed behind the end."""
     total = Seen()
     for output in outputs:
@@ -70,7 +70,7 @@ def seen(answer: Answer, outputs: Sequence[SequenceOutput]) -> Seen:
 
 def outputs_of(
     token_ids: Sequence[int], reason: FinishReason, lengths: Sequence[int], *, entries: bool
-) -> list[SequenceOutput]:
+) -> list[ChoiceOutput]:
     """The engine's outputs, cut to the lengths; an end token always comes with its finish reason."""
     end = (ENDS[reason],) if reason in ENDS else ()
     outputs = []
@@ -78,8 +78,9 @@ def outputs_of(
         last = number == len(parts)
         ids = (*token_ids[part], *(end if last else ()))
         logprobs = tuple(TokenLogprobs(token_id=i, logprob=-1.0, rank=1) for i in ids)
-        output = SequenceOutput(
-            sequence_id="r#0",
+        output = ChoiceOutput(
+            request_id="r",
+            choice_index=0,
             token_ids=ids,
             logprobs=logprobs if entries else (),
             finish_reason=reason if last else None,
