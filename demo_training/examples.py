@@ -41,19 +41,19 @@ IMAGES_WEIGHTS = (0.72, 0.25, 0.03)
 TURN_WEIGHTS_OF_SHAPES: tuple[int, ...] = (10, 15, 20, 20, 20, 15)
 TURN_WEIGHTS_OF_WORDS = (35, 25, 20, 20)
 TURN_WEIGHTS_OF_TWO = (40, 30, 30)
-# In characters; nothing follows it, as the other rows of the batch would wait for the end.
+# In characters; no turn follows such an answer, as the other rows of the batch would be padded.
 LONG_ANSWER = 50
 WORD_ONLY, WORD_TOO = 0.45, 0.1  # shares of images that show a word alone, and one beside shapes
 
 
 class Lesson(NamedTuple):
-    """What a training begins with.
+    """One of the lessons that a training begins with.
 
     Attributes:
-        until: The first seed behind it.
+        until: The first seed after it.
         counts: Shapes in an image; 0 = a word alone.
         tasks: What is asked about it; none = anything.
-        turns: Most questions about it.
+        turns: Maximum number of questions about it.
         images: Images that a conversation is about.
     """
 
@@ -64,9 +64,8 @@ class Lesson(NamedTuple):
     images: int = 1
 
 
-# Thrown into everything at once, the decoder settles for guessing colours; later it says what it sees, but not of the
-# shape or the image that was asked for, and where something is it learns last. A few hundred steps of nothing else
-# teach each.
+# Trained on everything at once, the decoder settles for guessing colours; later it describes what it sees but ignores
+# which shape or image was asked for, and it learns positions last. A few hundred steps on each of these alone help.
 EVERYTHING_EVERY = 4  # pools; so that what was learnt is not forgotten
 LESSONS = (
     Lesson(40, (1,), (), 4),

@@ -18,7 +18,7 @@ from demo_training.network import Network
 
 
 PER_TOKEN = MERGE**2
-NOTHING_SHARE = 0.3  # weight of a place where nothing is: there are many
+NOTHING_SHARE = 0.3  # weight of an empty place: most are
 # Per value, see `labels.SHAPE_CLASSES` and `labels.CHARACTER_CLASSES`.
 SHAPE_WEIGHTS = (1.0, 0.5, 0.5, 0.3, 0.3, 0.3, 0.3)
 CHARACTER_WEIGHTS = (1.0, 0.1, 0.5)

@@ -324,7 +324,7 @@ def invent(
     background = _background(random)
     things = max(count + word, 1)
     colours = _colours_on(random, background, things)
-    if len(colours) < things:  # a ground on which too little stands out
+    if len(colours) < things:  # too few colours stand out from this ground
         background = ((255, 255, 255), (255, 255, 255))
         colours = _colours_on(random, background, things)
         colours += [("red", (255, 0, 0))] * (things - len(colours))

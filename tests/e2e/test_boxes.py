@@ -17,7 +17,7 @@ from tests.e2e.conftest import Served
 from tests.support.images import COLOURS, Drawn, draw
 
 
-LEAST_OVERLAP = 0.5  # intersection over union; the model's card tells the mean
+MIN_OVERLAP = 0.5  # intersection over union; 0.74 to 0.92 were measured, a step of the model's boxes is about 0.02
 IMAGES = [
     draw("red", "circle", centre=(0.3, 0.35), radius=0.22),
     draw("blue", "square", size=(320, 240), centre=(0.7, 0.6), radius=0.25),
@@ -44,7 +44,7 @@ def test_both_doors_tell_the_place(served: Served, image: Drawn) -> None:
         answer = client.chat(question(image), images=[image.png], grounding=True, temperature=0)
     [found] = answer.response.choices[0].groundings
     box = (found.box.x_min, found.box.y_min, found.box.x_max, found.box.y_max)
-    assert iou(box, edges_of(image)) >= LEAST_OVERLAP
+    assert iou(box, edges_of(image)) >= MIN_OVERLAP
     assert image.colour in found.label
 
     content = [
@@ -81,4 +81,4 @@ def test_the_drawn_box_lies_on_the_shape(served: Served, tmp_path: Path) -> None
         ]
     xs, ys = zip(*changed, strict=True)
     drawn = (min(xs), min(ys), max(xs), max(ys))
-    assert iou(drawn, edges_of(image)) >= LEAST_OVERLAP
+    assert iou(drawn, edges_of(image)) >= MIN_OVERLAP
