@@ -1,6 +1,6 @@
-"""`qwenvl check`: what a model is and whether it fits, told from its configuration alone.
+"""`qwenvl check`: what a model is and whether it fits, from its configuration alone.
 
-Owns what is printed and the exit status: 0 = fits, 1 = does not, 2 = the question makes no sense.
+Exit status: 0 = it fits, 1 = it does not, 2 = wrong usage.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]i?B)", text.strip())
     if match is None or not float(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 24GiB or 24GB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 24GiB or 24GB")
     return int(float(match[1]) * UNITS[match[2]])
 
 

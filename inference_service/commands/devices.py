@@ -1,7 +1,4 @@
-"""How much memory the machine has, found without loading torch.
-
-Owns the questions to the driver and to the kernel.
-"""
+"""How much memory the machine has, asked of the driver and the kernel without loading torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""`qwenvl download MODEL`: a verified copy of a published model.
-
-Owns what is printed.
-"""
+"""`qwenvl download MODEL`: a verified copy of a published model."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ def run(flags: Mapping[str, object]) -> int:
     settings = ServiceSettings.load(flags, os.environ)
     model, directory = str(flags["model"]), flags["local_dir"]
     if not is_hub_id(model):
-        print(f"{model} is no hub id such as Qwen/Qwen3-VL-4B-Instruct", file=sys.stderr)
+        print(f"{model} is not a hub id such as Qwen/Qwen3-VL-4B-Instruct", file=sys.stderr)
         return 2
     try:
         path = fetch_model(

@@ -9,7 +9,7 @@ from inference_service.model_spec import DTYPE_BYTES, ModelSpec
 
 
 MIN_CONTEXT_TOKENS = 2048
-"""A service whose cache holds less is of no use for questions about images."""
+"""A service whose cache holds less cannot answer questions about images."""
 STEP_RESERVE_BYTES = 2**30
 """Allowed for the activations of one step where the engine cannot measure them, or has not yet."""
 

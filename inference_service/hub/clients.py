@@ -1,7 +1,6 @@
-"""ModelScope and Hugging Face behind one face: list a repository, fetch files of it, find what was fetched before.
+"""ModelScope and Hugging Face behind one interface: list a repository, fetch its files, find what was fetched before.
 
-Owns the calls of the two libraries and the meaning of their errors. Both
-libraries are imported when they are used: they take half a second.
+Both libraries are imported when they are used: they take half a second.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Finds the directory of a model, and fetches it if it must.
-
-Owns the meaning of MODEL on the command line: absent, a directory, a hub id; and the way from a hub id to a verified
-snapshot.
-"""
+"""Finds the directory that MODEL means on the command line (none, a directory, a hub id); fetches it if needed."""
 
 from __future__ import annotations
 
@@ -70,7 +66,7 @@ def resolve_model(
     if (directory / "config.json").is_file():
         return ResolvedModel(directory, served_names or (directory.resolve().name,))
     if directory.is_dir():
-        raise ModelNotFound(f"{model} has no config.json: it is no model directory")
+        raise ModelNotFound(f"{model} has no config.json: it is not a model directory")
     if not is_hub_id(model):
         raise ModelNotFound(f"{model} is neither a directory nor a hub id")
     found = HUBS[hub].find(model, revision)

@@ -28,14 +28,14 @@ class SnapshotError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file as a hub lists it: size in bytes (None = not told) and SHA-256 in hexadecimal digits (None = not told)."""
+    """A file as a hub lists it: size in bytes and SHA-256 in hexadecimal digits, None where it does not say."""
 
     size: int | None
     sha256: str | None
 
 
 def configuration_files(names: Iterable[str]) -> list[str]:
-    """Everything that is no weights: what tells the family and how to speak to the model."""
+    """Everything but weights: configurations, vocabularies, templates."""
     return sorted(name for name in names if _NAME.fullmatch(name) and name.endswith(_CONFIGURATION))
 
 
@@ -61,19 +61,19 @@ def weight_files(names: Iterable[str], *, allow_pickles: bool) -> list[str]:
 
 
 def verify_files(directory: Path, files: Mapping[str, RemoteFile]) -> None:
-    """Compares files with what the hub told of them.
+    """Compares files with the hub's listing.
 
     Raises:
-        SnapshotError: A file is missing, or its size or SHA-256 is another.
+        SnapshotError: A file is missing, or its size or SHA-256 differs.
     """
-    for name, told in files.items():
+    for name, listed in files.items():
         path = directory / name
         if not path.is_file():
             raise SnapshotError(f"{name} is missing")
         size = path.stat().st_size
-        if told.size is not None and size != told.size:
-            raise SnapshotError(f"{name} has {size} bytes, but the hub lists {told.size}")
-        if told.sha256 is not None and _sha256(path) != told.sha256.lower():
+        if listed.size is not None and size != listed.size:
+            raise SnapshotError(f"{name} has {size} bytes, but the hub lists {listed.size}")
+        if listed.sha256 is not None and _sha256(path) != listed.sha256.lower():
             raise SnapshotError(f"{name} is damaged: its SHA-256 is not the one that the hub lists")
 
 
@@ -127,10 +127,10 @@ def _shards_of(index: Path) -> set[str]:
     try:
         shards = set(json.loads(index.read_text())["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise SnapshotError(f"{index.name} is no index of shards") from None
+        raise SnapshotError(f"{index.name} is not an index of shards") from None
     for shard in shards:
         if not isinstance(shard, str) or not _NAME.fullmatch(shard):
-            raise SnapshotError(f"{index.name} names {shard!r}, which is no file beside it")
+            raise SnapshotError(f"{index.name} names {shard!r}, which is not a file beside it")
     return shards
 
 
@@ -148,7 +148,7 @@ def _verify_length(path: Path) -> None:
         except (ValueError, KeyError, IndexError, AttributeError, TypeError):
             raise SnapshotError(f"{path.name} has a broken header") from None
     if size != whole:
-        raise SnapshotError(f"{path.name} has {size} bytes, but its header tells of {whole}")
+        raise SnapshotError(f"{path.name} has {size} bytes, but its header says {whole}")
 
 
 def _sha256(path: Path) -> str:

@@ -210,6 +210,6 @@ class PromptBuilder:
         return Prompt(token_ids=tuple(expanded), images=tuple(spans))
 
     def _key(self, image: ProcessedImage, cache_salt: bytes) -> bytes:
-        # Digests have a fixed length, and the revision's is told: no two inputs run into the same bytes.
+        # Digests have a fixed length, and the revision's length is hashed: no two inputs give the same bytes.
         head = image.digest + len(self._revision).to_bytes(4, "big") + self._revision
         return hashlib.sha256(head + cache_salt).digest()

@@ -100,7 +100,7 @@ class GlmChat:
         return token_ids
 
     def _message(self, message: ChatMessage) -> list[int]:
-        """An image stands before the text, wherever its part is; a message of nothing is not written."""
+        """Images stand before the text, wherever their parts are; an empty message is not written."""
         text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
         images = sum(isinstance(part, ImagePart) for part in message.parts)
         if not (images or text):

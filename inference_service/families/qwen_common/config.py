@@ -76,7 +76,7 @@ def expect_usual_input(section: Section) -> None:
     """Refuses a vision tower that is not for RGB or turns its positions otherwise."""
     section.expect("in_channels", 3)
     section.expect("in_chans", 3)  # the same as published with Qwen2-VL and Qwen2.5-VL
-    if "rope_parameters" in section:  # written since transformers 5; never told before
+    if "rope_parameters" in section:  # written since transformers 5
         section.section("rope_parameters").expect("rope_type", "axial")
         section.section("rope_parameters").expect("rope_theta", VISION_ROPE_THETA)
 
@@ -214,8 +214,10 @@ def _read_image_policy(model_dir: Path, vision: QwenVisionSpec) -> ImagePolicy:
         mean=section.three_numbers("image_mean"),
         std=section.three_numbers("image_std"),
     )
-    if policy.min_pixels > policy.max_pixels or 0.0 in policy.std:
-        raise SpecError(f"{section.where}: pixel limits or standard deviations make no sense")
+    if policy.min_pixels > policy.max_pixels:
+        raise SpecError(f"{size.where}: {min_key} is above {max_key}")
+    if 0.0 in policy.std:
+        raise SpecError(f"{section.where}: image_std must not contain 0")
     return policy
 
 
@@ -230,7 +232,7 @@ def _read_video_policy(model_dir: Path, default: VideoPolicy) -> VideoPolicy:
         max_pixels=section.integer("longest_edge"),
     )
     if policy.min_pixels > policy.max_pixels:
-        raise SpecError(f"{section.where}: pixel limits make no sense")
+        raise SpecError(f"{section.where}: shortest_edge is above longest_edge")
     return policy
 
 

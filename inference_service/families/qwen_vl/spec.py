@@ -186,7 +186,7 @@ def _image_policy(vision: QwenVLVisionSpec) -> ImagePolicy:
 
 
 def _read_is_chat(model_dir: Path) -> bool:
-    """Whether the model was trained for conversations: generation_config.json tells its `chat_format`."""
+    """Whether the model was trained for conversations: `chat_format` of generation_config.json."""
     path = model_dir / "generation_config.json"
     if not path.is_file():
         return True

@@ -95,7 +95,7 @@ class QwenVLBase:
         """
         del request
         raise UnsupportedParameterError(
-            "This is a base model: it continues a prompt and knows no chat. Use completions.",
+            "This is a base model: it continues a prompt and cannot chat. Use completions.",
             field="spec.messages",
         )
 
@@ -149,8 +149,8 @@ class QwenVLChat(QwenVLBase):
             raise ContextLengthError(
                 "The prompt does not fit the context window.", field="spec.messages"
             )
-        told = messages[0].role is Role.SYSTEM
-        instructions = _plain(messages.pop(0)) if told else DEFAULT_SYSTEM
+        has_system = messages[0].role is Role.SYSTEM
+        instructions = _plain(messages.pop(0)) if has_system else DEFAULT_SYSTEM
         system = [*self._head(Role.SYSTEM), *self._text(instructions), self._end]
         *history, turn = self._turns(messages)
         if request.continue_final_message:
