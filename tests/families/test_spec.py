@@ -107,7 +107,7 @@ def test_old_names_of_pixel_limits(tmp_path):
             "preprocessor_config.json",
             "size",
             {"shortest_edge": 9, "longest_edge": 4},
-            "shortest_edge is above longest_edge",
+            "is above longest_edge",
         ),
         ("preprocessor_config.json", "size", {"shortest_edge": 9}, "longest_edge is missing"),
         ("generation_config.json", "eos_token_id", "</s>", "eos_token_id must be integers"),
