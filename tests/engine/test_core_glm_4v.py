@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from inference_service.engine import loader
 from inference_service.engine.core import EngineCore
 from inference_service.engine_protocol.messages import EngineConfig, SamplingParams
 from inference_service.families import positions
 from inference_service.families.glm_4v import vision as glm_4v
 from inference_service.kernels import rope
-from inference_service.models import decoder
+from inference_service.kernels.ops import REFERENCE
 from tests.support.conversations import drain
 from tests.support.glm_4v import DATA, GOLDEN, PROMPTS, GoldenPrompt, build_checkpoint, processed
 
@@ -142,7 +144,11 @@ def halves(x, cos, sin, *, adjacent_pairs):
 
 
 MUTATIONS = {
-    "halves instead of pairs": (decoder, "apply_rope", halves),
+    "halves instead of pairs": (
+        loader,
+        "choose_ops",
+        lambda *_: replace(REFERENCE, apply_rope=halves),
+    ),
     "patches count like text": (
         positions.POSITION_RULES,
         "one_for_all_patches",
