@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from inference_service.engine import loader
 from inference_service.engine.core import EngineCore
 from inference_service.engine_protocol.messages import EngineConfig, SamplingParams
 from inference_service.families import positions
 from inference_service.families.glm_4v import vision as glm_4v
 from inference_service.families.registry import FAMILIES
 from inference_service.kernels import rope
-from inference_service.models import decoder
+from inference_service.kernels.ops import REFERENCE
 from tests.support.conversations import drain
 from tests.support.glm_4v import DATA, GOLDEN, PROMPTS, GoldenPrompt, build_checkpoint, processed
 
@@ -144,7 +145,11 @@ def halves(x, cos, sin, *, adjacent_pairs):
 
 
 MUTATIONS = {
-    "halves instead of pairs": (decoder, "apply_rope", halves),
+    "halves instead of pairs": (
+        loader,
+        "choose_ops",
+        lambda *_: replace(REFERENCE, apply_rope=halves),
+    ),
     "patches count like text": (
         FAMILIES,
         "glm_4v",
