@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Any, cast
 
 import pytest
 
 from inference_service.backend.prompts import PreparedPrompt
 from inference_service.backend.run import run, run_aborted
 from inference_service.domain import Delta, EndReason, Finished, TokenUsage
+from inference_service.engine_client.interface import Engine
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
     EngineFailure,
@@ -17,6 +19,7 @@ from inference_service.engine_protocol.messages import (
     SamplingParams,
 )
 from inference_service.errors import ERRORS_BY_REASON, InternalError, ServiceError
+from inference_service.text.output.answer import Answer
 from inference_service.text.prompt import Prompt
 
 
@@ -69,12 +72,16 @@ class CountingAnswer:
             yield Finished(choice_index=self.index, reason=EndReason.STOP)
 
 
-def said(choice: int, *tokens: int, **fields: object) -> ChoiceOutput:
+def said(choice: int, *tokens: int, **fields: Any) -> ChoiceOutput:
     return ChoiceOutput(request_id="r", choice_index=choice, token_ids=tokens, **fields)
 
 
-def ended(choice: int, reason: FinishReason = FinishReason.EOS, **fields: object) -> ChoiceOutput:
+def ended(choice: int, reason: FinishReason = FinishReason.EOS, **fields: Any) -> ChoiceOutput:
     return said(choice, finish_reason=reason, **fields)
+
+
+def answers_of(choices: int) -> list[Answer]:
+    return [cast("Answer", CountingAnswer(index)) for index in range(choices)]
 
 
 async def events_of(engine: ScriptedEngine, choices: int) -> list[object]:
@@ -84,8 +91,8 @@ async def events_of(engine: ScriptedEngine, choices: int) -> list[object]:
         sampling=SamplingParams(max_tokens=5),
         num_choices=choices,
     )
-    answers = [CountingAnswer(index) for index in range(choices)]
-    return [event async for event in run(engine, request, PREPARED, answers, "spec.messages")]
+    events = run(cast("Engine", engine), request, PREPARED, answers_of(choices), "spec.messages")
+    return [event async for event in events]
 
 
 async def test_a_choice_that_found_its_stop_string_is_aborted_while_the_others_go_on() -> None:
@@ -149,7 +156,6 @@ async def test_a_request_aborted_before_the_engine_knows_ends_every_choice() -> 
     request = EngineRequest(
         request_id="r", prompt_token_ids=(1,), sampling=SamplingParams(max_tokens=1), num_choices=2
     )
-    answers = [CountingAnswer(index) for index in range(2)]
-    events = [event async for event in run_aborted(request, PREPARED, answers)]
+    events = [event async for event in run_aborted(request, PREPARED, answers_of(2))]
     assert [e.choice_index for e in events if isinstance(e, Finished)] == [0, 1]
     assert events[-1] == PREPARED.usage

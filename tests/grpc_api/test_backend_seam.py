@@ -46,7 +46,7 @@ from tests.grpc_api.conftest import channel_to
 
 
 USAGE = TokenUsage(prompt_tokens=3, image_tokens=0)
-SETTINGS = {"grpc_address": "127.0.0.1:0", "admin_address": None}
+SETTINGS = ServiceSettings(grpc_address="127.0.0.1:0", admin_address=None)
 
 
 class ShoutingBackend:
@@ -145,7 +145,7 @@ async def backend() -> ShoutingBackend:
 @pytest.fixture
 async def channel(backend: ShoutingBackend) -> AsyncIterator[grpc.aio.Channel]:
     as_seam: Backend = backend
-    front = Front(ServiceSettings(**SETTINGS), as_seam)
+    front = Front(SETTINGS, as_seam)
     await front.start()
     await backend.start()
     async with channel_to(f"127.0.0.1:{front.ports['grpc']}") as channel:
@@ -213,7 +213,7 @@ async def test_abort_goes_to_the_backend_with_its_caller(
 
 async def test_a_backend_that_fails_ends_the_service() -> None:
     backend = ShoutingBackend()
-    running = asyncio.ensure_future(serve(ServiceSettings(**SETTINGS), backend))
+    running = asyncio.ensure_future(serve(SETTINGS, backend))
     await until(lambda: backend.state is BackendState.READY)
     backend.become(BackendState.FAILED)
     async with asyncio.timeout(20):
@@ -225,5 +225,5 @@ async def test_a_backend_that_does_not_start_ends_the_service(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with asyncio.timeout(20):
-        assert await serve(ServiceSettings(**SETTINGS), ShoutingBackend(starts=False)) == 1
+        assert await serve(SETTINGS, ShoutingBackend(starts=False)) == 1
     assert "nobody is there" in caplog.text
