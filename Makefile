@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed-
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROTOS := $(wildcard protos/qwenvl/inference/v1/*.proto)
 
-.PHONY: serve test test-full lint stubs setup setup-dev clean
+.PHONY: serve test test-full lint stubs docs setup setup-dev clean
 
 serve: setup
 	$(BIN)/qwenvl serve $(ARGS)
@@ -39,13 +39,19 @@ lint: setup-dev
 test: lint
 	$(BIN)/pytest -m 'not full and not gpu'
 
+# The heavy tests too, and the tests again as on other machines.
 test-full: lint
 	$(BIN)/pytest -m 'not gpu'
+	$(BIN)/python tests/environments.py
 
 # Generated code is checked in; a test regenerates and compares it.
 stubs: setup-dev
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos $(PROTOS)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=protos $(filter %_service.proto,$(PROTOS))
+
+# The generated tables of docs/ are checked in; a test compares them.
+docs: setup-dev
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,10 +1,8 @@
-"""Measures a running server through both doors and says what the REST hop costs over gRPC.
+"""Measures a running server over both APIs, and what the REST hop costs over gRPC. Both addresses must be loopback.
 
-Owns the order of the runs and the arithmetic; `doors` sends and times. Both addresses must be loopback.
-
-Runs alternate between the doors (gRPC, REST, gRPC, REST, ...) so that whatever else the machine does hits both; each
-pair gives one ratio, and the median of the ratios is what is told. Every request has an image of its own and exactly
-`--tokens` tokens of answer, so no cache shortens it and all do equal work. Request bodies are made before the clock
+Runs alternate between the APIs (gRPC, REST, gRPC, REST, ...) so that other load on the machine affects both; each pair
+gives one ratio, and the median of the ratios is reported. Every request has an image of its own and exactly `--tokens`
+tokens of output, so that no cache shortens it and all do equal work. Request bodies are encoded before the clock
 starts. In one closed loop `--concurrency` requests are always open.
 """
 
@@ -29,12 +27,12 @@ import grpc
 # This file is run by its path, so that only its own folder would be looked through.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.doors import (
+from benchmarks.clients import (
+    ApiClient,
     BenchmarkError,
-    Door,
-    GrpcDoor,
+    GrpcClient,
     Load,
-    RestDoor,
+    RestClient,
     Timing,
     canonical_model,
     draw,
@@ -43,14 +41,14 @@ from benchmarks.doors import (
 
 WARM_UP_REQUESTS = 2
 FAILURES = (BenchmarkError, grpc.RpcError, OSError, TimeoutError, asyncio.IncompleteReadError)
-"""What a server may do to a benchmark; anything else is a fault of this program."""
+"""Failures that a server may cause; anything else is a defect of this program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All requests of one door at one concurrency."""
+    """All requests of one API at one concurrency."""
 
-    door: str
+    api: str
     concurrency: int
     wall_s: float
     timings: tuple[Timing, ...]
@@ -68,10 +66,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: times in milliseconds, pooled over all runs of a door at a concurrency."""
+    """One line of the table: times in milliseconds, pooled over all runs of an API at a concurrency."""
 
     concurrency: int
-    door: str
+    api: str
     first_token_p50_ms: float
     first_token_p99_ms: float
     between_tokens_p50_ms: float
@@ -104,57 +102,57 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 async def measure(
-    door: Door, concurrency: int, requests: int, seeds: Iterator[int], load: Load
+    client: ApiClient, concurrency: int, requests: int, seeds: Iterator[int], load: Load
 ) -> Run:
     """Runs one closed loop: `concurrency` workers take the next request as soon as they have finished one."""
-    waiting = [door.body(draw(load.image_size, next(seeds))) for _ in range(requests)]
+    waiting = [client.body(draw(load.image_size, next(seeds))) for _ in range(requests)]
     timings: list[Timing] = []
 
     async def work() -> None:
         while waiting:
-            timings.append(await door.ask(waiting.pop()))
+            timings.append(await client.ask(waiting.pop()))
 
     start = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):
             group.create_task(work())
-    return Run(door.name, concurrency, time.perf_counter() - start, tuple(timings))
+    return Run(client.name, concurrency, time.perf_counter() - start, tuple(timings))
 
 
 async def measure_all(arguments: argparse.Namespace) -> list[Run]:
-    """Warms both doors up and measures them in alternation at every concurrency."""
+    """Warms both APIs up and measures them in alternation at every concurrency."""
     load = Load(
         arguments.model or await canonical_model(arguments.grpc_target, arguments.timeout),
         arguments.tokens,
         arguments.image_size,
         arguments.timeout,
     )
-    doors = (GrpcDoor(arguments.grpc_target, load), RestDoor(arguments.rest_url, load))
+    clients = (GrpcClient(arguments.grpc_target, load), RestClient(arguments.rest_url, load))
     # Not repeatable on purpose: a second benchmark must not find its images in the server's caches.
     seeds = itertools.count(time.time_ns())
     runs: list[Run] = []
     try:
-        for door in doors:
-            await measure(door, 1, WARM_UP_REQUESTS, seeds, load)
+        for client in clients:
+            await measure(client, 1, WARM_UP_REQUESTS, seeds, load)
         for concurrency in arguments.concurrency:
             for _ in range(arguments.pairs):
                 runs += [
-                    await measure(door, concurrency, arguments.requests, seeds, load)
-                    for door in doors
+                    await measure(client, concurrency, arguments.requests, seeds, load)
+                    for client in clients
                 ]
     finally:
-        for door in doors:
-            await door.close()
+        for client in clients:
+            await client.close()
     return runs
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """Pools the runs of each door at each concurrency, in the order in which they came."""
+    """Pools the runs of each API at each concurrency, in the order in which they came."""
     groups: dict[tuple[int, str], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.concurrency, run.door), []).append(run)
+        groups.setdefault((run.concurrency, run.api), []).append(run)
     result = []
-    for (concurrency, door), group in groups.items():
+    for (concurrency, api), group in groups.items():
         timings = [timing for run in group for timing in run.timings]
         first = [timing.first_token_s * 1e3 for timing in timings]
         gaps = [gap * 1e3 for timing in timings for gap in timing.gaps_s] or [0.0]
@@ -162,7 +160,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         result.append(
             Row(
                 concurrency,
-                door,
+                api,
                 percentile(first, 0.5),
                 percentile(first, 0.99),
                 percentile(gaps, 0.5),
@@ -175,7 +173,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def hops(runs: Sequence[Run]) -> list[Hop]:
-    """Compares the neighbouring runs of the two doors, pair by pair."""
+    """Compares the neighbouring runs of the two APIs, pair by pair."""
     pairs: dict[int, list[tuple[Run, Run]]] = {}
     for over_grpc, over_rest in zip(runs[::2], runs[1::2], strict=True):
         pairs.setdefault(over_grpc.concurrency, []).append((over_grpc, over_rest))
@@ -201,11 +199,11 @@ def hops(runs: Sequence[Run]) -> list[Hop]:
 def table(lines: Sequence[Row]) -> str:
     """The rows as a markdown table."""
     head = (
-        "| concurrency | door | first token p50 / p99 ms | between tokens p50 / p99 ms | tokens/s | requests/s |\n"
+        "| concurrency | API | first token p50 / p99 ms | between tokens p50 / p99 ms | tokens/s | requests/s |\n"
         "|---|---|---|---|---|---|"
     )
     body = [
-        f"| {row.concurrency} | {row.door} | {row.first_token_p50_ms:.1f} / {row.first_token_p99_ms:.1f} "
+        f"| {row.concurrency} | {row.api} | {row.first_token_p50_ms:.1f} / {row.first_token_p99_ms:.1f} "
         f"| {row.between_tokens_p50_ms:.2f} / {row.between_tokens_p99_ms:.2f} "
         f"| {row.tokens_per_s:.1f} | {row.requests_per_s:.2f} |"
         for row in lines
@@ -233,7 +231,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="served name (default: the first that is listed)")
     parser.add_argument("--concurrency", type=_between(1, 256), nargs="+", default=[1, 4, 16])
     parser.add_argument("--requests", type=_between(1, 10_000), default=32, help="per run")
-    parser.add_argument("--pairs", type=_between(1, 100), default=5, help="runs of each door")
+    parser.add_argument("--pairs", type=_between(1, 100), default=5, help="runs of each API")
     parser.add_argument("--tokens", type=_between(2, 4096), default=64, help="of every answer")
     parser.add_argument("--image-size", type=_between(32, 4096), default=256, help="pixels a side")
     parser.add_argument("--timeout", type=_between(1, 3600), default=120, help="s, of one request")
@@ -258,13 +256,13 @@ def _between(low: int, high: int) -> Callable[[str], int]:
 def _loopback_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme != "http" or not _is_loopback(parts.hostname):
-        raise argparse.ArgumentTypeError(f"{text} is no http URL of a loopback address")
+        raise argparse.ArgumentTypeError(f"{text} is not an http URL of a loopback address")
     return text
 
 
 def _loopback_target(text: str) -> str:
     if not _is_loopback(urlsplit(f"//{text}").hostname):
-        raise argparse.ArgumentTypeError(f"{text} is no loopback address")
+        raise argparse.ArgumentTypeError(f"{text} is not a loopback address")
     return text
 
 

@@ -1,5 +1,5 @@
 # The inference service: gRPC front and engine process. Build from the root of the repository:
-#   docker build -f docker/inference.Dockerfile -t qwen-vl-serving/inference:0.2.0 .
+#   docker build -f docker/inference.Dockerfile -t qwen-vl-serving/inference:0.3.0 .
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src

@@ -1,5 +1,5 @@
 # The REST adapter: a translation and nothing else, so its image stays small. Build from the root of the repository:
-#   docker build -f docker/rest-adapter.Dockerfile -t qwen-vl-serving/rest-adapter:0.2.0 .
+#   docker build -f docker/rest-adapter.Dockerfile -t qwen-vl-serving/rest-adapter:0.3.0 .
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src

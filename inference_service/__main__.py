@@ -1,4 +1,4 @@
-"""The command `inference-service`: the gRPC front and its engine process."""
+"""The command `inference-service`: starts the gRPC front and its engine process."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import asyncio
 from collections.abc import Sequence
 import logging
 import os
-import sys
 
 from inference_service.backend.local import LocalBackend
 from inference_service.backend.served_model import ServedModel
+from inference_service.engine_client.child import DEFAULT_COMMAND
 from inference_service.engine_client.client import EngineClient
 from inference_service.engine_protocol.messages import EngineConfig
 from inference_service.grpc_api.server import serve
 from inference_service.hub.resolve import ModelNotFound, resolve_model
 from inference_service.media.fetch import FetchPolicy
 from inference_service.settings import ServiceSettings
+from qwenvl.observability import configure_logging, default_log_format
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,13 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     ServiceSettings.add_flags(parser)
     settings = ServiceSettings.load(vars(parser.parse_args(argv)), os.environ)
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    configure_logging(
+        process="inference-service", level=settings.log_level, log_format=settings.log_format
     )
-    # httpx logs whole URLs, which may carry credentials in their query.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # They log URLs and headers, which may carry credentials.
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         FetchPolicy.from_settings(settings)
     except ValueError as error:
@@ -61,8 +61,19 @@ async def _run(settings: ServiceSettings, model: ServedModel) -> int:
         start_timeout_s=settings.engine_start_timeout_s,
         stall_timeout_s=settings.engine_stall_timeout_s,
         pixel_budget_bytes=settings.pixel_budget_mib * 2**20,
+        command=engine_command(settings),
     )
     return await serve(settings, LocalBackend(settings, model, engine))
+
+
+def engine_command(settings: ServiceSettings) -> tuple[str, ...]:
+    """The engine's command line; it logs as this process does."""
+    log_format = settings.log_format or default_log_format()
+    return (
+        *DEFAULT_COMMAND,
+        f"--log-level={settings.log_level}",
+        f"--log-format={log_format}",
+    )
 
 
 def engine_config(settings: ServiceSettings, model: ServedModel) -> EngineConfig:

@@ -1,7 +1,4 @@
-"""The command `qwenvl`: which commands there are.
-
-Owns the command line's outermost layer.
-"""
+"""The command line `qwenvl` and its subcommands."""
 
 from __future__ import annotations
 
@@ -23,10 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; what it parses has the command's function as `run`."""
+    """The parser of all commands; its namespace has the command's function as `run`."""
     parser = argparse.ArgumentParser(
         prog="qwenvl",
-        description="Vision-language models of the Qwen-VL family: fetch, check, serve, ask.",
+        description="Download, check, serve and query vision-language models of the Qwen-VL family.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for command in (serve, chat, download, check):

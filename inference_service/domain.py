@@ -1,14 +1,14 @@
-"""The request of a caller as the service thinks of it, before images are decoded and text is tokenised.
-
-Owns frozen values.
+"""Requests, before images are decoded and text is tokenised, and the events of their answers, as frozen values.
 
 `field` is the path of a value in the proto (`spec.messages[0].parts[1].image`), so that errors can name it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from inference_service.sampling import Sampling, SamplingOptions
 
 
 class Role(Enum):
@@ -70,26 +70,8 @@ class ChatMessage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingOptions:
-    """What the caller said about sampling; None = not said."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
-    ignore_eos: bool | None = None
-    logit_bias: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """What chats and raw prompts have in common.
+class GenerationOptions:
+    """What chats and text completions have in common.
 
     Attributes:
         request_id: Unique among the requests in flight.
@@ -113,7 +95,7 @@ class _Request:
 
     request_id: str
     model: str
-    sampling: SamplingOptions = SamplingOptions()
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     include_stop_string: bool = False
@@ -131,7 +113,7 @@ class _Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatRequest(_Request):
+class ChatRequest(GenerationOptions):
     """A validated request of ChatService.
 
     Attributes:
@@ -163,7 +145,7 @@ class ChatRequest(_Request):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RawRequest(_Request):
+class TextCompletionRequest(GenerationOptions):
     """A validated request of CompletionService.
 
     Attributes:
@@ -176,7 +158,7 @@ class RawRequest(_Request):
 
     @property
     def media(self) -> tuple[Media, ...]:
-        """The images; raw prompts have no videos."""
+        """The images; text completions have no videos."""
         return self.images
 
     @property
@@ -185,7 +167,7 @@ class RawRequest(_Request):
         return "spec.text" if isinstance(self.prompt, str) else "spec.token_ids"
 
 
-Request = ChatRequest | RawRequest
+Request = ChatRequest | TextCompletionRequest
 
 
 class EndReason(Enum):
@@ -267,7 +249,7 @@ class Started:
     Attributes:
         request_id: The request's id.
         created: Unix time in seconds.
-        sampling: All settings in force; every field is set, a seed was drawn if none was given.
+        sampling: All settings in force; a seed was drawn if none was given.
         stop_strings: Strings that end an answer.
         stop_token_ids: Token ids that end an answer.
         include_stop_string: Keep the stop string in the text.
@@ -280,7 +262,7 @@ class Started:
 
     request_id: str
     created: int
-    sampling: SamplingOptions
+    sampling: Sampling
     stop_strings: tuple[str, ...]
     stop_token_ids: tuple[int, ...]
     include_stop_string: bool

@@ -33,12 +33,12 @@ from typing import ClassVar, Final
 
 
 class ServiceError(Exception):
-    """Base of all errors that a caller is told.
+    """Base of all errors that are reported to callers.
 
     Attributes:
         reason: Key into `qwenvl.errors.BY_REASON`.
         message: What the caller reads.
-        field: Path of the offending field in the proto (`messages[0].parts[1].image`), or empty.
+        field: Path of the offending field in the request's proto (`spec.messages[0].parts[1].image`), or empty.
         metadata: Dynamic values of the message, repeated for machines (AIP-193).
         retry_after_s: When to try again, if that can help.
     """
@@ -151,7 +151,7 @@ class QueueFullError(ServiceError):
 
 
 class AbortedError(ServiceError):
-    """The request was aborted by AbortRequest."""
+    """The request was ended by AdminService.Abort."""
 
     reason = "ABORTED"
 

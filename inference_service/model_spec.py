@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
+
+
+DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2})
+"""The supported dtypes of weights, activations and cache, as torch spells them, with their bytes per value."""
+
+
+def resolve_dtype_name(name: str, checkpoint_dtype: str, *, on_gpu: bool) -> str:
+    """The dtype meant by a name; `auto` = the checkpoint's on a GPU, float32 on a CPU.
+
+    Raises:
+        ValueError: Unsupported dtype.
+    """
+    if name == "auto":
+        name = checkpoint_dtype if on_gpu else "float32"
+    if name not in DTYPE_BYTES:
+        raise ValueError(f"dtype must be auto or one of {', '.join(DTYPE_BYTES)}, not {name}")
+    return name
 
 
 class BoxNotation(Enum):
@@ -32,15 +51,16 @@ class ImagePolicy:
         patch_size: Side of a vision patch in pixels.
         merge_size: Patches per side that become one token.
         temporal_patch_size: Frames per patch; a still image is repeated.
-        min_pixels: Least area after resizing.
-        max_pixels: Greatest area after resizing.
+        min_pixels: Minimum area after resizing.
+        max_pixels: Maximum area after resizing.
         mean: Per channel, of values in 0..1.
         std: Per channel, of values in 0..1.
         exif_transpose: Apply the EXIF orientation when decoding.
-        white_background: What is transparent lies on white; else the alpha channel is dropped.
-        square_side: Every image becomes a square of this side in pixels, its shape not kept; None = areas count.
+        white_background: Transparent images are put on white; else the alpha channel is dropped.
+        square_side: Every image becomes a square of this side in pixels, whatever its shape; None = the area is limited
+            and the shape kept.
         num_tokens: Tokens of every image; None = its patches / merge_size^2.
-        max_images: Most images of one request; None = no limit of the family's.
+        max_images: Maximum images of one request; None = the family has no limit.
     """
 
     patch_size: int
@@ -74,9 +94,9 @@ class VideoPolicy:
     """How a family wants the frames of a video, which are images of one size in all else.
 
     Attributes:
-        min_pixels: Least area of a frame after resizing, or of all frames together.
-        max_pixels: The same, greatest.
-        total_pixels: Greatest area of all frames together, divided by `temporal_patch_size`; None = the limits
+        min_pixels: Minimum area of a frame after resizing, or of all frames together.
+        max_pixels: Maximum of the same.
+        total_pixels: Maximum area of all frames together, divided by `temporal_patch_size`; None = the limits
             above are of all frames together.
         timestamps: The frames of each temporal patch stand on their own in the prompt, behind their time in text.
         tokens_per_second: Positions on the time axis for a second; None = one for each temporal patch.
@@ -211,9 +231,8 @@ class ModelSpec:
         vision_start_token_id: Stands before the placeholders.
         vision_end_token_id: Stands after them.
         max_position_embeddings: Context window in tokens.
-        checkpoint_dtype: `float32`, `float16` or `bfloat16`.
+        checkpoint_dtype: A key of `DTYPE_BYTES`.
         eos_token_ids: Tokens that end an answer; generation_config.json wins over config.json.
-        position_rule: Name of the rule in `positions` that numbers a prompt's tokens.
         is_chat: The model knows conversations; a base model only continues prompts.
         image_has_ends: The first and the last token of an image are `vision_start_token_id` and
             `vision_end_token_id`, and the vision tower makes their vectors; else these two are text around it.
@@ -231,7 +250,6 @@ class ModelSpec:
     max_position_embeddings: int
     checkpoint_dtype: str
     eos_token_ids: tuple[int, ...]
-    position_rule: str = "mrope"
     is_chat: bool = True
     image_has_ends: bool = False
     video: VideoPolicy | None = None

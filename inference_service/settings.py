@@ -1,17 +1,16 @@
-"""Every setting of the inference service: name, default, flag and environment variable.
-
-Owns the list of settings and their limits.
-"""
+"""Every setting of the inference service: name, default, limits, flag and environment variable."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, Field
 from pydantic_core import PydanticCustomError
 
+from inference_service.sampling import RANGES
 from qwenvl.flags import FlagSettings
+from qwenvl.observability import LogFormat, LogLevel
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -22,13 +21,30 @@ def _check_device(text: str) -> str:
     gpus = text.split(",")
     several = len(gpus) > 1 and all(re.fullmatch(r"cuda:\d+", gpu, re.ASCII) for gpu in gpus)
     if several and len(set(gpus)) < len(gpus):
-        raise PydanticCustomError("device", "names a GPU twice")
+        raise PydanticCustomError("device", "names the same GPU twice")
     if not several and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text, re.ASCII):
         raise PydanticCustomError(
             "device",
-            "write auto, cpu, cuda, cuda:N, or several GPUs and nothing else: cuda:0,cuda:1",
+            "must be auto, cpu, cuda, cuda:N, or several GPUs such as cuda:0,cuda:1",
         )
     return text
+
+
+def _sampling_default(name: str, otherwise: str = "") -> Any:
+    """The flag for the default of a sampling setting, whose range it has.
+
+    Args:
+        name: Of the setting; the field is called `default_<name>`.
+        otherwise: Whose default holds where the flag is not given; empty = OpenAI's.
+    """
+    limits = RANGES[name]
+    return Field(
+        None,
+        ge=limits.minimum,
+        le=limits.maximum,
+        description=f"{name} where the request names none"
+        + (otherwise and f"; none = {otherwise}"),
+    )
 
 
 DeviceName = Annotated[str, AfterValidator(_check_device)]
@@ -38,125 +54,145 @@ class ServiceSettings(FlagSettings):
     """Settings of `inference-service`."""
 
     model: str | None = Field(
-        None, description="model directory or hub id, or absent for the demo model"
+        None, description="model directory or hub id; none = the embedded demo model"
     )
     hub: Literal["modelscope", "huggingface"] = Field(
-        "modelscope", description="where hub ids are looked up"
+        "modelscope", description="hub that a hub id refers to"
     )
     revision: str | None = Field(
-        None, description="branch, tag or commit of the hub's repository; none = its default"
+        None,
+        description="branch, tag or commit of the model's repository on the hub; none = its default branch",
     )
     served_model_name: tuple[str, ...] = Field(
         (),
-        description="names the model answers to, the first is canonical; demo: qwen-vl-demo qwen-vl",
+        description="names under which the model is served, the canonical name first; empty = derived from the model"
+        " (demo model: qwen-vl-demo qwen-vl)",
     )
     # addresses
-    grpc_address: str = Field("127.0.0.1:50051", description="address of the gRPC service")
+    grpc_address: str = Field("127.0.0.1:50051", description="address (host:port) of the gRPC API")
     admin_address: str | None = Field(
-        "127.0.0.1:50052", description="address of the whole AdminService; none = closed"
+        "127.0.0.1:50052",
+        description="address (host:port) of the complete AdminService; none = not served",
     )
     health_address: str | None = Field(
-        None, description="extra plaintext address for grpc.health.v1 only; none = closed"
+        None,
+        description="additional plaintext address (host:port) that serves grpc.health.v1 only; none = not served",
     )
     # engine
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="dtype of weights and cache"
+        "auto",
+        description="dtype of weights and KV cache; auto = the checkpoint's on a GPU, float32 on a CPU",
     )
     device: DeviceName = Field(
         "auto",
-        description="auto, cpu, cuda or cuda:N; where one GPU is too small several, slowly: cuda:0,cuda:1",
+        description="auto, cpu, cuda or cuda:N; several GPUs (cuda:0,cuda:1) hold a model that is too large for one,"
+        " and work one after the other",
     )
     max_model_len: Positive | None = Field(
-        None, description="context window in tokens; none = the model's own"
+        None,
+        description="maximum length of prompt and answer in tokens; none = the model's context window",
     )
-    max_num_seqs: Positive = Field(64, description="most sequences in one batch")
-    max_num_batched_tokens: Positive = Field(2048, description="token budget of one engine step")
-    kv_page_size: Positive = Field(16, description="tokens of one KV page")
+    max_num_seqs: Positive = Field(64, description="maximum number of sequences in one batch")
+    max_num_batched_tokens: Positive = Field(
+        2048, description="maximum number of tokens in one engine step"
+    )
+    kv_page_size: Positive = Field(16, description="tokens per page of the KV cache")
     num_kv_pages: Positive | None = Field(
-        None, description="pages of the KV cache; none = from memory"
+        None, description="pages of the KV cache; none = computed from the available memory"
     )
     gpu_memory_utilization: float = Field(
-        0.9, gt=0, le=1, description="share of the GPU's memory for weights and caches"
+        0.9, gt=0, le=1, description="fraction of the GPU's memory for weights and caches"
     )
-    cpu_kv_cache_mib: Positive = Field(256, description="KV cache on a CPU in MiB")
+    cpu_kv_cache_mib: Positive = Field(256, description="size of the KV cache on a CPU, in MiB")
     encoder_cache_tokens: Positive = Field(
-        16384, description="image tokens kept in the encoder cache"
+        16384, description="maximum number of image tokens in the encoder cache"
     )
-    enable_prefix_caching: bool = Field(True, description="reuse KV pages of equal prefixes")
+    enable_prefix_caching: bool = Field(
+        True, description="reuse the KV pages of identical prompt prefixes"
+    )
     cpu_threads: Positive | None = Field(
-        None, description="torch threads on a CPU; none = all cores"
+        None, description="number of torch threads on a CPU; none = all cores"
     )
-    engine_start_timeout_s: Seconds = Field(1200.0, description="longest time to load the model")
+    engine_start_timeout_s: Seconds = Field(
+        1200.0, description="maximum time to load the model, in seconds"
+    )
     engine_stall_timeout_s: Seconds = Field(
-        60.0, description="kill an engine that shows no heartbeat for this long"
+        60.0,
+        description="time without a heartbeat after which the engine is killed and restarted, in seconds",
     )
     # admission and defaults
-    max_queue: Positive = Field(256, description="most requests in flight, waiting ones included")
+    max_queue: Positive = Field(
+        256, description="maximum number of requests in flight, including waiting requests"
+    )
     max_tokens_default: Positive | None = Field(
         None,
         validation_alias=AliasChoices("max_tokens_default", "default_max_tokens"),
-        description="answer length where the request names none; none = rest of the context, 16 for a raw prompt",
+        description="answer length where the request names none; none = rest of the context, 16 for a text completion",
     )
-    default_temperature: float | None = Field(
-        None, ge=0, le=2, description="temperature where the request names none; none = the model's"
+    default_temperature: float | None = _sampling_default("temperature", "the model's")
+    default_top_p: float | None = _sampling_default("top_p", "the model's")
+    default_top_k: int | None = _sampling_default("top_k", "the model's")
+    default_min_p: float | None = _sampling_default("min_p")
+    default_repetition_penalty: float | None = _sampling_default(
+        "repetition_penalty", "the model's"
     )
-    default_top_p: float | None = Field(
-        None, gt=0, le=1, description="top_p where the request names none; none = the model's"
-    )
-    default_top_k: int | None = Field(
-        None, ge=-1, description="top_k where the request names none; none = the model's"
-    )
-    default_min_p: float | None = Field(
-        None, ge=0, le=1, description="min_p where the request names none"
-    )
-    default_repetition_penalty: float | None = Field(
-        None,
-        gt=0,
-        le=10,
-        description="repetition_penalty where the request names none; none = the model's",
-    )
-    default_presence_penalty: float | None = Field(
-        None, ge=-2, le=2, description="presence_penalty where the request names none"
-    )
-    default_frequency_penalty: float | None = Field(
-        None, ge=-2, le=2, description="frequency_penalty where the request names none"
-    )
+    default_presence_penalty: float | None = _sampling_default("presence_penalty")
+    default_frequency_penalty: float | None = _sampling_default("frequency_penalty")
     tutorial_defaults: bool = Field(
-        False, description="max_tokens 1024 and temperature 0.7 where neither request nor flag says"
+        False,
+        description="max_tokens 1024 and temperature 0.7 where neither the request nor a flag sets them",
     )
-    max_images: Positive = Field(8, description="most images and videos of one request")
-    max_video_frames: Positive = Field(128, description="most frames of one video")
-    max_n: Positive = Field(4, description="most answers of one request")
-    request_timeout_s: Seconds = Field(600.0, description="deadline of a request that brings none")
+    max_images: Positive = Field(
+        8, description="maximum number of images and videos in one request"
+    )
+    max_video_frames: Positive = Field(128, description="maximum number of frames in one video")
+    max_n: Positive = Field(4, description="maximum number of choices (n) in one request")
+    request_timeout_s: Seconds = Field(
+        600.0, description="deadline for requests without one, in seconds"
+    )
     history_window: Positive | None = Field(
         None,
-        description="leave out the oldest turns beyond this many tokens of history (Qwen-VL of 2023 only);"
-        " none = a prompt that is too long is refused",
+        description="drop the oldest turns beyond this many tokens of history (Qwen-VL-Chat of 2023 only);"
+        " none = prompts that are too long are refused",
     )
     # media
     allowed_media_domains: tuple[str, ...] = Field(
         (),
-        description="fetch only from these hosts; host:port also permits a host that is not public",
+        description="fetch media from these hosts only; host:port also allows a host that is not public;"
+        " empty = any public host",
     )
     allow_local_media_path: str | None = Field(
-        None, description="directory from which file:// images may be read; none = refused"
+        None, description="directory from which file:// URLs may be read; none = file:// is refused"
     )
-    enable_media_fetch: bool = Field(True, description="fetch images by URL at all")
-    media_connect_timeout_s: Seconds = Field(2.0, description="time to connect to an image's host")
+    enable_media_fetch: bool = Field(
+        True, description="fetch media from URLs; off = requests with URLs are refused"
+    )
+    media_connect_timeout_s: Seconds = Field(
+        2.0, description="timeout for connecting to a media host, in seconds"
+    )
     media_total_timeout_s: Seconds = Field(
-        10.0, description="time for one image, redirects included"
+        10.0, description="timeout for fetching one image, including redirects, in seconds"
     )
-    max_image_bytes: Positive = Field(20 * 2**20, description="most bytes of one encoded image")
-    max_image_pixels: Positive = Field(50_000_000, description="most pixels of one image as sent")
-    media_workers: Positive = Field(2, description="threads that decode and resize images")
+    max_image_bytes: Positive = Field(
+        20 * 2**20, description="maximum size of one encoded image, in bytes"
+    )
+    max_image_pixels: Positive = Field(
+        50_000_000, description="maximum number of pixels of one image before resizing"
+    )
+    media_workers: Positive = Field(
+        2, description="number of threads that decode and resize images"
+    )
     pixel_budget_mib: Positive = Field(
-        512, description="most pixels on their way to the engine, in MiB"
+        512, description="maximum size of the decoded pixels in transit to the engine, in MiB"
     )
     # access and life
-    api_key_file: str | None = Field(None, description="file with one key per line; none = open")
-    drain_timeout_s: Seconds = Field(
-        90.0, description="how long running requests may go on after SIGTERM"
+    api_key_file: str | None = Field(
+        None, description="file with one API key per line; none = no authentication"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least level of logs"
+    drain_timeout_s: Seconds = Field(
+        90.0, description="time for running requests to finish after SIGTERM, in seconds"
+    )
+    log_level: LogLevel = Field("info", description="lowest level that is logged")
+    log_format: LogFormat | None = Field(
+        None, description="json or text; none = text on a terminal, JSON otherwise"
     )

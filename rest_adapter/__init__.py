@@ -1,1 +1,1 @@
-"""OpenAI-compatible door: translates JSON into the gRPC contract and back, nothing else."""
+"""OpenAI-compatible REST API: translates JSON into the gRPC contract and back, nothing else."""

@@ -1,7 +1,4 @@
-"""The command `rest-adapter`: settings, logs, and the HTTP server.
-
-Owns the process.
-"""
+"""The command `rest-adapter`: settings, logs, and the HTTP server."""
 
 from __future__ import annotations
 
@@ -9,16 +6,15 @@ import argparse
 import asyncio
 from collections.abc import Generator, Sequence
 import contextlib
-import logging
 import os
 import signal
 import sys
 
 import uvicorn
 
+from qwenvl.observability import configure_logging
 from rest_adapter.app import create_app
 from rest_adapter.http_protocol import BoundedHttpProtocol
-from rest_adapter.logs import JsonLines
 from rest_adapter.settings import AdapterSettings
 
 
@@ -52,16 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     parser = argparse.ArgumentParser(
-        prog="rest-adapter", description="OpenAI-compatible door of an inference-service."
+        prog="rest-adapter", description="OpenAI-compatible REST API of an inference-service."
     )
     AdapterSettings.add_flags(parser)
     settings = AdapterSettings.load(vars(parser.parse_args(argv)), os.environ)
     host, _, port = settings.http_address.rpartition(":")
     if not host or not port.isdecimal():
         parser.error(f"--http-address: {settings.http_address!r} is not HOST:PORT")
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    configure_logging(
+        process="rest-adapter", level=settings.log_level, log_format=settings.log_format
+    )
     try:
         app = create_app(settings)
     except OSError as error:

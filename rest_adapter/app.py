@@ -1,11 +1,8 @@
-"""The ASGI application: routes, layers and error handlers put together.
-
-Owns their order.
-"""
+"""The ASGI application: dialects, layers and error handlers put together."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 import contextlib
 from importlib.metadata import version
 from pathlib import Path
@@ -15,24 +12,33 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from qwenvl.aio import AsyncService
 from qwenvl.keys import KeyFile
+from rest_adapter import probes
 from rest_adapter.auth import RequireKey
-from rest_adapter.backend import Backend
+from rest_adapter.dialect import Dialect, error_response
 from rest_adapter.errors import ApiError, aborted, internal
 from rest_adapter.middleware import BodyLimit, RequestLog
-from rest_adapter.routes import chat, completions, models, ops
-from rest_adapter.routes.state import Shared
+from rest_adapter.openai.dialect import OPENAI
 from rest_adapter.settings import AdapterSettings
+from rest_adapter.state import Shared
 
+
+DIALECTS: Final = (OPENAI,)
+"""The dialects that are served; the first one also words the errors of all other paths."""
 
 _HTTP_ERRORS: Final = {
-    404: ("This path does not exist.", "not_found"),
-    405: ("This path does not have this method.", "method_not_allowed"),
+    404: ("This path does not exist.", "NOT_FOUND"),
+    405: ("This path does not have this method.", "METHOD_NOT_ALLOWED"),
 }
 
 
-def create_app(settings: AdapterSettings) -> FastAPI:
+def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS) -> FastAPI:
     """Builds the application; the channel to the service is opened when it starts.
+
+    Args:
+        settings: The adapter's settings.
+        dialects: The dialects to serve, at least one; the first also words the errors of all other paths.
 
     Raises:
         OSError: The API key file cannot be read.
@@ -40,18 +46,19 @@ def create_app(settings: AdapterSettings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        backend = Backend(settings.grpc_target, timeout_s=settings.request_timeout_s)
-        app.state.shared = Shared(settings, backend, version("qwen-vl-serving"))
+        service = AsyncService(settings.grpc_target, timeout_s=settings.request_timeout_s)
+        app.state.shared = Shared(settings, service, version("qwen-vl-serving"))
         try:
             yield
         finally:
-            await backend.close()
+            await service.close()
 
     app = FastAPI(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    for group in (chat, completions, models, ops):
-        app.include_router(group.router)
+    app.state.dialects = tuple(dialects)
+    for router in (*(dialect.router for dialect in dialects), probes.router):
+        app.include_router(router)
     # The last one added is the outermost: a refused key has its log line and its request id as well.
     app.add_middleware(
         BodyLimit, max_bytes=settings.max_body_mib * 2**20, timeout_s=settings.body_timeout_s
@@ -66,32 +73,26 @@ def create_app(settings: AdapterSettings) -> FastAPI:
     return app
 
 
-def _respond(error: ApiError) -> Response:
-    return Response(
-        error.body(), error.status, headers=error.headers, media_type="application/json"
-    )
-
-
-async def _api_error(_: Request, error: Exception) -> Response:
+async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _respond(error)
+    return error_response(request.scope, error)
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message, code = _HTTP_ERRORS.get(error.status_code, (str(error.detail), "invalid_request"))
-    headers = dict(error.headers or {})
-    return _respond(ApiError(error.status_code, message, code=code, headers=headers))
+    message, reason = _HTTP_ERRORS.get(error.status_code, (str(error.detail), "INVALID_REQUEST"))
+    failure = ApiError(error.status_code, message, reason=reason, headers=error.headers)
+    return error_response(request.scope, failure)
 
 
-async def _client_gone(_: Request, error: Exception) -> Response:
+async def _client_gone(request: Request, error: Exception) -> Response:
     del error
-    return _respond(aborted())
+    return error_response(request.scope, aborted())
 
 
 async def _defect(request: Request, error: Exception) -> Response:
     # The server logs the exception itself; this answer leaves outside of the layers that name the request.
     del error
-    answer = internal()
-    answer.headers["x-request-id"] = request.scope["state"]["request_id"]
-    return _respond(answer)
+    failure = internal()
+    failure.headers["x-request-id"] = request.scope["state"]["request_id"]
+    return error_response(request.scope, failure)

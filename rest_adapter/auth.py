@@ -1,16 +1,14 @@
-"""Who may call: bearer keys, checked on every route that is not a probe.
-
-Owns the check.
-"""
+"""Who may call: API keys, checked on every path that is not a probe."""
 
 from __future__ import annotations
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qwenvl.errors import BY_REASON
 from qwenvl.keys import KeyFile
-from rest_adapter.errors import ApiError, of_mapping
-from rest_adapter.middleware import PROBES, header_of, send_error
+from rest_adapter.dialect import Dialect, dialect_of, error_response
+from rest_adapter.errors import ApiError, of_reason
+from rest_adapter.middleware import PROBES
 
 
 class RequireKey:
@@ -23,16 +21,19 @@ class RequireKey:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or refuses it with 401."""
         if scope["type"] == "http" and scope["path"] not in PROBES:
-            authorization = header_of(scope, b"authorization")
+            dialect = dialect_of(scope)
+            authorization = dialect.authorization_of(Headers(scope=scope))
             if not self._keys.accepts(authorization):
                 has_key = bool((authorization or "").partition(" ")[2])
-                await send_error(send, _refusal(has_key=has_key))
+                error = _refusal(dialect, has_key=has_key)
+                await error_response(scope, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _refusal(*, has_key: bool) -> ApiError:
+def _refusal(dialect: Dialect, *, has_key: bool) -> ApiError:
     message = "The API key is wrong." if has_key else "An API key is needed."
-    error = of_mapping(BY_REASON["UNAUTHENTICATED"], message)
-    error.headers["www-authenticate"] = "Bearer"
+    error = of_reason("UNAUTHENTICATED", message)
+    if dialect.challenge is not None:
+        error.headers["www-authenticate"] = dialect.challenge
     return error

@@ -1,6 +1,6 @@
 """uvicorn's HTTP protocol with a limit on the time and the size of a request's head.
 
-Owns these two limits (CVE-2025-48956; slowloris), which uvicorn leaves open.
+uvicorn leaves both open (CVE-2025-48956; slowloris).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_HEAD_BYTES = 64 * 1024
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Closes connections whose request line and headers do not come to an end."""
+    """Closes connections whose request line and headers do not end."""
 
     _head_timer: asyncio.TimerHandle | None = None
     _in_head = False
@@ -29,7 +29,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for any more."""
+        """Stops the timer."""
         self._stop_timer()
         super().connection_lost(exc)
 

@@ -1,25 +1,21 @@
-"""What every request goes through before a route sees it: an id, a log line, and limits of its body.
-
-Owns pure ASGI layers.
-"""
+"""ASGI layers around all routes: a request id with a log line, and limits on the body."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import re
 import time
 from typing import Final
-import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qwenvl.observability import CONTEXT_HEADERS, CallContext, current_call, enter_call
+from rest_adapter.dialect import error_response
 from rest_adapter.errors import ApiError, too_large
 
 
 _ACCESS_LOG: Final = logging.getLogger("rest_adapter.access")
-_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 PROBES: Final = frozenset(("/health", "/ready"))
 """Paths that machines ask every second: no key, no line in the log."""
 
@@ -32,19 +28,11 @@ def header_of(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-async def send_error(send: Send, error: ApiError) -> None:
-    """Answers with an OpenAI error body outside any route."""
-    body = error.body()
-    headers = {"content-type": "application/json", "content-length": str(len(body))} | error.headers
-    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
-
-
 class RequestLog:
-    """Gives every request an id and, when it ends, one line in the log.
+    """Gives every request its call context and, when it ends, one access line in the log.
 
-    The id is the caller's `x-request-id` if that is printable ASCII; it is in `scope["state"]["request_id"]`.
+    The header `x-request-id` of the response is the client's own, if it sent one in printable ASCII, else the id made
+    for this request; it is in `scope["state"]["request_id"]`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -55,16 +43,19 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = header_of(scope, b"x-request-id") or ""
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        call = CallContext.from_headers(
+            {name: header_of(scope, name.encode()) or "" for name in CONTEXT_HEADERS}
+        )
+        enter_call(call)
+        client_request_id = call.client_request_id or call.request_id
+        scope.setdefault("state", {})["request_id"] = client_request_id
         status, sent, begin = 500, 0, time.monotonic()
 
         async def watched(message: Message) -> None:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                id_header = (b"x-request-id", request_id.encode())
+                id_header = (b"x-request-id", client_request_id.encode())
                 message = {**message, "headers": [*message["headers"], id_header]}
             else:
                 sent += len(message.get("body", b""))
@@ -74,7 +65,7 @@ class RequestLog:
             await self._app(scope, receive, watched)
         finally:
             line = {
-                "request_id": request_id,
+                "message": "call",
                 "method": scope["method"],
                 "path": scope["path"],
                 "status": status,
@@ -82,11 +73,12 @@ class RequestLog:
                 "duration_s": round(time.monotonic() - begin, 4),
             }
             level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
-            _ACCESS_LOG.log(level, line)
+            # A route may have learnt the request's own id from the body.
+            _ACCESS_LOG.log(level, line | (current_call() or call).log_fields())
 
 
 class BodyLimit:
-    """Refuses bodies that are too large or come too slowly, before anybody keeps them.
+    """Refuses bodies that are too large or come too slowly, before they are kept.
 
     An oversized body is read on for a while and forgotten, so that the client, which still writes, sees the 413 instead
     of a reset connection.
@@ -104,7 +96,8 @@ class BodyLimit:
             return
         length = header_of(scope, b"content-length") or "0"
         if length.isdecimal() and int(length) > self._max_bytes:
-            await send_error(send, await self._too_large(receive, 0))
+            refusal = error_response(scope, await self._too_large(receive, 0))
+            await refusal(scope, receive, send)
             return
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         received, more = 0, True
@@ -117,7 +110,8 @@ class BodyLimit:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise _closing(ApiError(408, "The body came too slowly.", code="timeout")) from None
+                error = ApiError(408, "The body came too slowly.", reason="BODY_TIMEOUT")
+                raise _closing(error) from None
             received += len(message.get("body", b""))
             more = message.get("more_body", False)
             if received > self._max_bytes:
@@ -139,6 +133,6 @@ class BodyLimit:
 
 
 def _closing(error: ApiError) -> ApiError:
-    """What follows on this connection is the rest of a body, not a request."""
+    """Closes the connection: what follows on it is the rest of a body, not a request."""
     error.headers["connection"] = "close"
     return error

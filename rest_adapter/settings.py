@@ -1,15 +1,13 @@
-"""Every setting of the adapter: name, default, flag and environment variable.
-
-Owns the list of settings and their limits.
-"""
+"""Every setting of the adapter: name, default, flag and environment variable."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from qwenvl.flags import FlagSettings
+from qwenvl.observability import LogFormat, LogLevel
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -19,23 +17,24 @@ Seconds = Annotated[float, Field(gt=0)]
 class AdapterSettings(FlagSettings):
     """Settings of `rest-adapter`."""
 
-    http_address: str = Field("127.0.0.1:8000", description="address of the REST door")
+    http_address: str = Field("127.0.0.1:8000", description="address of the REST API")
     grpc_target: str = Field(
         "dns:///127.0.0.1:50051", description="gRPC target of the inference service"
     )
     api_key_file: str | None = Field(None, description="file with one key per line; none = open")
-    max_body_mib: Positive = Field(44, description="most bytes of one request body, in MiB")
+    max_body_mib: Positive = Field(44, description="maximum bytes of one request body, in MiB")
     max_media_mib: Positive = Field(
-        31, description="most decoded image bytes of one request, in MiB"
+        31, description="maximum decoded image bytes of one request, in MiB"
     )
     request_timeout_s: Seconds = Field(600.0, description="deadline of a request")
     body_timeout_s: Seconds = Field(30.0, description="time for a client to send its body")
     sse_heartbeat_s: Seconds = Field(
-        15.0, description="comment line on a silent stream after this time"
+        15.0, description="interval of comment lines on a stream without output"
     )
     strict_fields: bool = Field(
         False, description="refuse unknown JSON fields instead of ignoring them"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least level of logs"
+    log_level: LogLevel = Field("info", description="lowest level that is logged")
+    log_format: LogFormat | None = Field(
+        None, description="json or text; none = text on a terminal, JSON otherwise"
     )

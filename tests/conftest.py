@@ -1,12 +1,21 @@
-"""The two golden checkpoints of Qwen-VL v1: built once for the tests of all packages, deleted with the session."""
+"""What the tests of all packages share: no fonts of this machine, and the two golden checkpoints of Qwen-VL v1.
+
+The checkpoints are built once and deleted with the session.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+import os
 from pathlib import Path
 import shutil
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Hides the fonts of this machine from the commands under test, which ask fontconfig."""
+    os.environ["FONTCONFIG_FILE"] = str(Path(__file__).parent / "support" / "no_fonts.conf")
 
 
 @pytest.fixture(scope="session")

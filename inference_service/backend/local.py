@@ -17,13 +17,13 @@ from inference_service.backend.base import (
     ModelDescription,
     TokenCount,
 )
-from inference_service.backend.defaults import SamplingDefaults
+from inference_service.backend.defaults import operator_defaults
 from inference_service.backend.description import describe
 from inference_service.backend.prompts import PreparedPrompt, prepare_prompt
 from inference_service.backend.run import run, run_aborted
 from inference_service.backend.sampling import check_token_ids, effective_options, engine_params
 from inference_service.backend.served_model import ServedModel
-from inference_service.domain import Event, Request, SamplingOptions, Started
+from inference_service.domain import Event, Request, Started
 from inference_service.engine_client.interface import Engine, EngineStartError, EngineState
 from inference_service.engine_protocol.messages import EngineRequest
 from inference_service.errors import (
@@ -33,6 +33,7 @@ from inference_service.errors import (
 )
 from inference_service.media.prepare import MediaPreparer
 from inference_service.model_spec import BoxNotation
+from inference_service.sampling import Sampling
 from inference_service.settings import ServiceSettings
 from inference_service.text.output.answer import Answer
 
@@ -53,7 +54,7 @@ class LocalBackend:
         self._settings = settings
         self._model = model
         self._engine = engine
-        self._defaults = SamplingDefaults.from_settings(settings).over(model.defaults)
+        self._defaults = operator_defaults(settings).over(model.defaults)
         self._media = MediaPreparer.from_settings(settings, model.spec)
         self._admission = Admission(settings.max_queue)
         self._callbacks: list[Callable[[BackendState], None]] = []
@@ -203,9 +204,7 @@ class LocalBackend:
             raise EngineUnavailableError("The engine is being started again.", retry_after_s=2.0)
         raise EngineUnavailableError("The engine has failed.")
 
-    def _started(
-        self, request: Request, prepared: PreparedPrompt, options: SamplingOptions
-    ) -> Started:
+    def _started(self, request: Request, prepared: PreparedPrompt, options: Sampling) -> Started:
         token_ids = prepared.prompt.token_ids
         text = ""
         if request.return_prompt_text:
@@ -225,7 +224,7 @@ class LocalBackend:
         )
 
     def _engine_request(
-        self, request: Request, prepared: PreparedPrompt, options: SamplingOptions
+        self, request: Request, prepared: PreparedPrompt, options: Sampling
     ) -> EngineRequest:
         return EngineRequest(
             request_id=request.request_id,

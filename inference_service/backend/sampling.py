@@ -1,38 +1,28 @@
-"""Which sampling settings are in force: the request's, the operator's, the model's, then OpenAI's.
-
-Owns the order of defaults and the room that a prompt leaves in the context.
-"""
+"""Which sampling settings are in force: the request's, the operator's, the model's, then OpenAI's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
 import secrets
-from typing import TypeVar
 
-from inference_service.backend.defaults import SamplingDefaults
-from inference_service.domain import RawRequest, Request, SamplingOptions
+from inference_service.domain import Request, TextCompletionRequest
 from inference_service.engine_protocol.messages import SamplingParams
 from inference_service.errors import ContextLengthError, InvalidArgumentError
+from inference_service.sampling import Sampling, SamplingOptions
 
 
-_T = TypeVar("_T")
-_RAW_ANSWER_TOKENS = 16  # OpenAI's
-
-
-def _first(*values: _T | None, last: _T) -> _T:
-    """The first value that is set."""
-    return next((value for value in values if value is not None), last)
+_TEXT_COMPLETION_TOKENS = 16  # OpenAI's
 
 
 def effective_options(
     request: Request,
-    defaults: SamplingDefaults,
+    defaults: SamplingOptions,
     *,
     prompt_tokens: int,
     max_model_len: int,
-) -> SamplingOptions:
-    """All settings in force; every field of the result is set.
+) -> Sampling:
+    """All settings in force.
 
     Args:
         request: What the caller said.
@@ -43,24 +33,13 @@ def effective_options(
     Raises:
         ContextLengthError: Prompt and answer do not fit the context window.
     """
-    asked = request.sampling
-    top_k = _first(asked.top_k, defaults.top_k, last=0)
-    return SamplingOptions(
-        temperature=_first(asked.temperature, defaults.temperature, last=1.0),
-        top_p=_first(asked.top_p, defaults.top_p, last=1.0),
-        top_k=max(0, top_k),
-        min_p=_first(asked.min_p, defaults.min_p, last=0.0),
-        repetition_penalty=_first(asked.repetition_penalty, defaults.repetition_penalty, last=1.0),
-        presence_penalty=_first(asked.presence_penalty, defaults.presence_penalty, last=0.0),
-        frequency_penalty=_first(asked.frequency_penalty, defaults.frequency_penalty, last=0.0),
-        seed=_first(asked.seed, last=secrets.randbits(63)),
-        max_tokens=_answer_room(
-            request, prompt_tokens, max_model_len, default=_answer_tokens(request, defaults)
-        ),
-        min_tokens=_first(asked.min_tokens, last=0),
-        ignore_eos=_first(asked.ignore_eos, last=False),
-        logit_bias=asked.logit_bias,
+    said = request.sampling.over(defaults)
+    max_tokens = _answer_room(
+        request, prompt_tokens, max_model_len, default=_answer_tokens(request, defaults)
     )
+    seed = secrets.randbits(63) if said.seed is None else said.seed
+    top_k = max(0, said.top_k or 0)  # one way to say off
+    return dataclasses.replace(said, max_tokens=max_tokens, seed=seed, top_k=top_k).resolved()
 
 
 def check_token_ids(request: Request, vocab_size: int) -> None:
@@ -70,22 +49,24 @@ def check_token_ids(request: Request, vocab_size: int) -> None:
         InvalidArgumentError: `field` names where.
     """
     named: dict[str, Sequence[int]] = {
-        "spec.sampling.logit_bias": [token_id for token_id, _ in request.sampling.logit_bias],
+        "spec.sampling.logit_bias": [token_id for token_id, _ in request.sampling.logit_bias or ()],
         "spec.stop.token_ids": request.stop_token_ids,
     }
-    if isinstance(request, RawRequest) and not isinstance(request.prompt, str):
+    if isinstance(request, TextCompletionRequest) and not isinstance(request.prompt, str):
         named["spec.token_ids"] = request.prompt
     for field, token_ids in named.items():
-        if max(token_ids, default=0) >= vocab_size:
+        highest = max(token_ids, default=0)
+        if highest >= vocab_size:
             raise InvalidArgumentError(
-                f"A token id is outside the model's vocabulary of {vocab_size}.", field=field
+                f"Token id {highest} is outside the model's vocabulary of {vocab_size}.",
+                field=field,
             )
 
 
-def _answer_tokens(request: Request, defaults: SamplingDefaults) -> int | None:
+def _answer_tokens(request: Request, defaults: SamplingOptions) -> int | None:
     """The longest answer where the request names none; None = as long as there is room."""
-    if defaults.max_tokens is None and isinstance(request, RawRequest):
-        return _RAW_ANSWER_TOKENS
+    if defaults.max_tokens is None and isinstance(request, TextCompletionRequest):
+        return _TEXT_COMPLETION_TOKENS
     return defaults.max_tokens
 
 
@@ -115,7 +96,7 @@ def _answer_room(
 
 
 def engine_params(
-    options: SamplingOptions,
+    options: Sampling,
     request: Request,
     *,
     eos_token_ids: tuple[int, ...],
@@ -123,15 +104,12 @@ def engine_params(
     """The settings of a request's answers for the engine.
 
     Args:
-        options: A result of `effective_options`.
+        options: The settings in force.
         request: What the caller said about stops and log probabilities.
         eos_token_ids: The model's end tokens.
     """
-    values = {
-        field.name: getattr(options, field.name) for field in dataclasses.fields(SamplingOptions)
-    }
     return SamplingParams(
-        **values,
+        **dataclasses.asdict(options),
         logprobs=request.top_logprobs,
         prompt_logprobs=request.prompt_logprobs,
         eos_token_ids=eos_token_ids,

@@ -1,7 +1,4 @@
-"""The model as the front knows it: names, configuration, tokenizer and template, without weights.
-
-Owns what is read from the model's directory at start.
-"""
+"""The model as the front knows it: names, configuration, tokenizer and template, without weights."""
 
 from __future__ import annotations
 
@@ -10,10 +7,11 @@ import hashlib
 from pathlib import Path
 import time
 
-from inference_service.backend.defaults import SamplingDefaults
-from inference_service.families.registry import FAMILIES, load_spec
-from inference_service.families.text import load_text
+from inference_service.backend.defaults import model_defaults
+from inference_service.families.family import TextOptions
+from inference_service.families.registry import family_of, load_spec
 from inference_service.model_spec import BoxNotation, ModelSpec
+from inference_service.sampling import SamplingOptions
 from inference_service.text.prompt import PromptBuilder
 from inference_service.text.tokenizer import Tokenizer
 
@@ -37,7 +35,7 @@ class ServedModel:
     spec: ModelSpec
     tokenizer: Tokenizer
     prompts: PromptBuilder
-    defaults: SamplingDefaults
+    defaults: SamplingOptions
     revision: str
     created: int
 
@@ -49,7 +47,7 @@ class ServedModel:
     @property
     def box_notation(self) -> BoxNotation:
         """How the model's answers name places in an image."""
-        return FAMILIES[self.spec.family].boxes
+        return family_of(self.spec).boxes
 
     @classmethod
     def load(
@@ -60,7 +58,7 @@ class ServedModel:
         Args:
             directory: Where they are.
             names: Names the model answers to, the canonical one first.
-            history_window: See `load_text`.
+            history_window: See `TextOptions`.
 
         Raises:
             ValueError: A file is missing or says something this service cannot serve; the text is for the operator.
@@ -68,7 +66,8 @@ class ServedModel:
         """
         spec = load_spec(directory)
         revision = _revision(directory)
-        tokenizer, chat = load_text(directory, spec, history_window=history_window)
+        options = TextOptions(history_window=history_window)
+        tokenizer, chat = family_of(spec).load_text(directory, spec, options)
         builder = PromptBuilder(
             tokenizer,
             chat,
@@ -87,7 +86,7 @@ class ServedModel:
             spec=spec,
             tokenizer=tokenizer,
             prompts=builder,
-            defaults=SamplingDefaults.from_dir(directory),
+            defaults=model_defaults(directory),
             revision=revision,
             created=int(time.time()),
         )

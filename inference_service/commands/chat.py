@@ -1,7 +1,4 @@
-"""`qwenvl chat`: questions about images in a terminal, over gRPC.
-
-Owns the dialogue: what is read, what is printed, the history.
-"""
+"""`qwenvl chat`: ask questions about images in a terminal, over gRPC."""
 
 from __future__ import annotations
 
@@ -18,64 +15,78 @@ import grpc
 from inference_service.commands import INTERRUPTED
 from inference_service.commands.draw import DrawError, draw_boxes, open_image
 from qwenvl import Client, Error
-from qwenvl.client import image_of
 from qwenvl.flags import ENV_PREFIX
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from qwenvl.specs import image_of
 
 
 _DEFAULT_TARGET = "127.0.0.1:50051"
-_HELP = "/image FILE adds an image to the next question, /new begins anew, Ctrl-C stops an answer, Ctrl-D ends."
+_HELP = (
+    "/image FILE attaches an image to the next question, /new starts a new conversation,"
+    " Ctrl-C stops an answer, Ctrl-D exits."
+)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "chat",
-        help="ask a running service",
-        description="Ask a running service about images. Without a question it is a dialogue: "
+        help="ask a running service about images",
+        description="Ask a running service about images. Without a question, start an interactive conversation: "
         + _HELP,
     )
-    parser.add_argument("question", nargs="?", help="what to ask; absent = a dialogue")
+    parser.add_argument(
+        "question", nargs="?", help="question to ask; omit it for an interactive conversation"
+    )
     parser.add_argument(
         "--image",
         action="append",
         default=[],
         metavar="FILE|URL",
-        help="an image for the question; may be given several times",
+        help="image for the question; can be repeated",
     )
     parser.add_argument(
         "--grpc-target",
         default=os.environ.get(ENV_PREFIX + "GRPC_TARGET") or _DEFAULT_TARGET,
         metavar="TARGET",
-        help=f"the service, also QWENVL_GRPC_TARGET (default: {_DEFAULT_TARGET})",
+        help=f"gRPC target of the service; also QWENVL_GRPC_TARGET (default: {_DEFAULT_TARGET})",
     )
     parser.add_argument(
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help="file whose first line is the key; else QWENVL_API_KEY",
+        help="file with the API key in its first line (default: the key in QWENVL_API_KEY, if set)",
     )
-    parser.add_argument("--model", help="a served name (default: the service's canonical model)")
-    parser.add_argument("--system", metavar="TEXT", help="a system message")
-    parser.add_argument("--temperature", type=float, help="default: the service's")
-    parser.add_argument("--max-tokens", type=int, help="default: the service's")
+    parser.add_argument("--model", help="served model name (default: the service's canonical name)")
+    parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument(
-        "--draw", type=Path, metavar="FILE", help="draw the boxes of the answer on the last image"
+        "--temperature", type=float, help="sampling temperature (default: the service's)"
     )
-    parser.add_argument("--font", type=Path, metavar="FILE", help="font of the labels of --draw")
+    parser.add_argument(
+        "--max-tokens", type=int, help="maximum tokens per answer (default: the service's)"
+    )
+    parser.add_argument(
+        "--draw",
+        type=Path,
+        metavar="FILE",
+        help="write the last image with the boxes of the answer drawn on it to this file",
+    )
+    parser.add_argument(
+        "--font", type=Path, metavar="FILE", help="font file for the labels of --draw"
+    )
     parser.set_defaults(run=run)
 
 
 @dataclass(slots=True)
 class _Dialogue:
-    """A conversation under way.
+    """A conversation in progress.
 
     Attributes:
-        client: Speaks to the service.
-        flags: The command's.
-        messages: What was said, oldest first.
-        image: The last image of `messages`, if it is a file.
+        client: Connection to the service.
+        flags: The parsed command line.
+        messages: The history, oldest message first.
+        image: The last image in `messages` if it is a local file, else None.
     """
 
     client: Client
@@ -84,16 +95,16 @@ class _Dialogue:
     image: Path | None = None
 
     def begin(self) -> None:
-        """Forgets what was said."""
+        """Starts a new conversation."""
         system = self.flags.system
         self.messages = [_message(message_pb.ROLE_SYSTEM, system)] if system else []
         self.image = None
 
     def ask(self, question: str, images: Sequence[str]) -> int:
-        """Puts a question, prints the answer as it comes; returns the exit status.
+        """Asks a question and prints the answer as it arrives; returns the exit status.
 
         Raises:
-            Error: The service refuses or is not there; the question is forgotten.
+            Error: The service refuses or is unreachable; the question is not kept in the history.
             OSError: An image cannot be read.
             DrawError: The boxes cannot be drawn.
         """
@@ -131,17 +142,17 @@ class _Dialogue:
     def _draw(self, found: Sequence[usage_pb.Grounding]) -> int:
         out: Path = self.flags.draw
         if self.image is None:
-            raise DrawError("--draw needs the last image as a file")
+            raise DrawError("--draw needs a local image file as the last image")
         if not found:
-            print("The answer names no boxes; nothing was drawn.", file=sys.stderr)
+            print("The answer contains no boxes; nothing was drawn.", file=sys.stderr)
             return 1
         limits = self.client.models()[0].image_limits
         image = open_image(self.image, exif_transposed=limits.exif_transposed)
         try:
             draw_boxes(image, found, self.flags.font).save(out)
         except (OSError, ValueError) as error:
-            raise DrawError(f"{out} cannot be written as an image") from error
-        print(f"{len(found)} drawn: {out}", file=sys.stderr)
+            raise DrawError(f"{out}: cannot be written as an image") from error
+        print(f"{out}: {len(found)} {'box' if len(found) == 1 else 'boxes'} drawn", file=sys.stderr)
         return 0
 
 
@@ -161,7 +172,7 @@ def run(flags: Mapping[str, object]) -> int:
 
 
 def _converse(dialogue: _Dialogue, images: list[str]) -> int:
-    """Reads questions until the end of the input; an error ends a question and its images, not the dialogue."""
+    """Reads questions until the end of input; an error discards the question and its images, not the conversation."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401, PLC0415 - gives `input` a history; not on every platform
     print(_HELP, file=sys.stderr)
@@ -181,7 +192,7 @@ def _converse(dialogue: _Dialogue, images: list[str]) -> int:
         elif word == "/image":
             images.append(rest.strip())
         elif line:
-            # Gone whatever happens: one that cannot be read would spoil every further question.
+            # Cleared even on failure: an unreadable image would make every further question fail.
             asked, images = images, []
             try:
                 dialogue.ask(line, asked)
@@ -208,13 +219,13 @@ def _api_key(file: Path | None) -> str | None:
 
 
 def _printable(text: str) -> str:
-    """Without control characters: what a model says must not steer the terminal."""
+    """Removes control characters: model output must not control the terminal."""
     return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
 
 
 def _reason(error: Exception, target: str) -> str:
     if isinstance(error, Error):
         if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
-            return f"no service answers at {target}; start one: qwenvl serve"
+            return f"no service is reachable at {target}; start one with: qwenvl serve"
         return error.message or str(error)
     return str(error)

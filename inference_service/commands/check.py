@@ -1,6 +1,6 @@
-"""`qwenvl check`: what a model is and whether it fits, told from its configuration alone.
+"""`qwenvl check`: describe a model and whether it fits a device, from its configuration files alone.
 
-Owns what is printed and the exit status: 0 = fits, 1 = does not, 2 = the question makes no sense.
+Exit status: 0 = it fits, 1 = it does not fit, 2 = invalid usage.
 """
 
 from __future__ import annotations
@@ -42,33 +42,33 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Adds the command."""
     parser = commands.add_parser(
         "check",
-        help="tell what a model is and whether it fits",
-        description="Tell a model's family, parts and memory need from its configuration, and whether it fits the "
-        "device. Exit status: 0 = it fits, 1 = it does not, 2 = wrong usage.",
+        help="describe a model and whether it fits the device",
+        description="Print a model's family, parts and memory requirements, read from its configuration files, and "
+        "whether it fits the device. Exit status: 0 = it fits, 1 = it does not fit, 2 = invalid usage.",
     )
     parser.add_argument(
-        "model", nargs="?", help="model directory or hub id; absent = the demo model"
+        "model", nargs="?", help="model directory or hub id (default: the embedded demo model)"
     )
     parser.add_argument(
         "--gpu-memory",
         type=parse_size,
         metavar="SIZE",
-        help="judge for a GPU with this much memory (24GiB) instead of the device of this machine;"
-        " with several in --device, for as many",
+        help="assume a GPU with this much memory, for example 24GiB, instead of this machine's device;"
+        " if --device lists several GPUs, each has this much",
     )
     ServiceSettings.add_flags(parser, skip=ServiceSettings.model_fields.keys() - _SETTINGS)
     parser.set_defaults(run=run)
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `24GiB`, `80 GB`, `1.5TiB`.
+    """Number of bytes in a size such as `24GiB`, `80 GB` or `1.5TiB`.
 
     Raises:
-        argparse.ArgumentTypeError: It is none of these.
+        argparse.ArgumentTypeError: The text is not a size.
     """
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]i?B)", text.strip())
     if match is None or not float(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 24GiB or 24GB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 24GiB or 24GB")
     return int(float(match[1]) * UNITS[match[2]])
 
 
@@ -84,17 +84,19 @@ def run(flags: Mapping[str, object]) -> int:
         return _usage(f"cannot check this model: {error}")
     window = spec.max_position_embeddings
     if settings.max_model_len is not None and settings.max_model_len > window:
-        return _usage(f"--max-model-len: the model's context window is {window} tokens")
+        return _usage(
+            f"--max-model-len: {settings.max_model_len} exceeds the model's context window of {window} tokens"
+        )
     device = _device(flags.get("gpu_memory"), settings)
     if device is None:
-        return _usage(f"--device: this machine has no {settings.device}")
+        return _usage(f"--device: {settings.device} was not found on this machine")
     judged = report(spec, device, settings)
     print(*judged.lines, sep="\n")
     return FITS if judged.fits else DOES_NOT_FIT
 
 
 def _directory(settings: ServiceSettings) -> Path:
-    """The model's directory; of a model that was not fetched yet, one with its configuration only."""
+    """The model's directory; a model that is not on this machine gets a directory with its configuration only."""
     model, hub, revision = settings.model, settings.hub, settings.revision
     try:
         return resolve_model(model, hub=hub, revision=revision).directory
@@ -107,7 +109,7 @@ def _directory(settings: ServiceSettings) -> Path:
 def _device(gpu_memory: object, settings: ServiceSettings) -> Device | None:
     if isinstance(gpu_memory, int):
         count = len(settings.device.split(","))
-        name = "a GPU" if count == 1 else f"{count} GPUs"
+        name = "GPU" if count == 1 else f"{count} GPUs"
         return Device(name=name, is_gpu=True, total_bytes=count * gpu_memory)
     return find_device(settings.device, os.environ)
 

@@ -1,7 +1,4 @@
-"""How much memory the machine has, found without loading torch.
-
-Owns the questions to the driver and to the kernel.
-"""
+"""The devices of this machine and their memory, found without loading torch."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device and its memory in bytes; `used_bytes` is what others hold now."""
+    """A device and its memory in bytes; `used_bytes` is in use by other processes."""
 
     name: str
     is_gpu: bool
@@ -29,12 +26,12 @@ class Device:
 
 
 def find_device(wanted: str, environ: Mapping[str, str]) -> Device | None:
-    """The device meant by `auto`, `cpu`, `cuda`, `cuda:N` or several of them; None = there is no such GPU.
+    """Finds the device for a value of `--device`; None = a GPU in it does not exist.
 
     Args:
-        wanted: As `--device` says it; `auto` = the first GPU, else the CPU. Several GPUs share a model and count as one
-            with the memory of all.
-        environ: `CUDA_VISIBLE_DEVICES` counts, as it does for the engine.
+        wanted: `auto` (the first GPU, else the CPU), `cpu`, `cuda`, `cuda:N`, or several GPUs. Several GPUs share a
+            model and are reported as one device with their total memory.
+        environ: `CUDA_VISIBLE_DEVICES` is honoured, as in the engine.
     """
     if wanted == "cpu":
         return _cpu()

@@ -1,7 +1,4 @@
-"""`qwenvl download MODEL`: a verified copy of a published model.
-
-Owns what is printed.
-"""
+"""`qwenvl download MODEL`: fetch and verify a published model."""
 
 from __future__ import annotations
 
@@ -25,13 +22,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Adds the command."""
     parser = commands.add_parser(
         "download",
-        help="fetch a model and verify it",
-        description="Fetch a model from ModelScope or Hugging Face: weights as safetensors, configuration and "
-        "vocabulary, no code. Sizes and hashes are verified; a second call goes on where the first one stopped.",
+        help="fetch and verify a model",
+        description="Fetch a model from ModelScope or Hugging Face: weights, configuration and vocabulary, but no "
+        "code. Sizes and hashes are verified; an interrupted download resumes where it stopped.",
     )
     parser.add_argument("model", help="hub id, for example Qwen/Qwen3-VL-4B-Instruct")
     parser.add_argument(
-        "--local-dir", type=Path, metavar="DIR", help="where to (default: the hub's own cache)"
+        "--local-dir", type=Path, metavar="DIR", help="target directory (default: the hub's cache)"
     )
     ServiceSettings.add_flags(parser, skip=ServiceSettings.model_fields.keys() - _SETTINGS)
     parser.set_defaults(run=run)
@@ -42,7 +39,7 @@ def run(flags: Mapping[str, object]) -> int:
     settings = ServiceSettings.load(flags, os.environ)
     model, directory = str(flags["model"]), flags["local_dir"]
     if not is_hub_id(model):
-        print(f"{model} is no hub id such as Qwen/Qwen3-VL-4B-Instruct", file=sys.stderr)
+        print(f"{model} is not a hub id such as Qwen/Qwen3-VL-4B-Instruct", file=sys.stderr)
         return 2
     try:
         path = fetch_model(

@@ -1,7 +1,6 @@
-"""Draws the boxes of an answer on its image, as Qwen-VL's own tools draw them.
+"""Draws the boxes of an answer on its image, in the style of Qwen-VL's own tools.
 
-Owns sizes, colours and fonts. Uses Pillow in the caller's own process: the
-images are the user's own files.
+Uses Pillow in the caller's own process: the images are the user's own files.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from qwenvl.inference.v1 import usage_pb2 as usage_pb
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
-_LEAST_FONT_SIZE = 15
+_MIN_FONT_SIZE = 15
 _NO_CHARACTER = "\U0010fffe"
 _TIMEOUT_S = 20.0
 
 
 class DrawError(Exception):
-    """Nothing can be drawn; the message says why."""
+    """The boxes cannot be drawn; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """A box to be drawn: edges in whole pixels (left, top, right, bottom), its label and both their sizes."""
+    """A box to draw: edges in pixels (left, top, right, bottom), label, font size and line width in pixels."""
 
     edges: tuple[int, int, int, int]
     label: str
@@ -41,8 +40,8 @@ class Mark:
 
 
 def plan(found: Sequence[usage_pb.Grounding], width: int, height: int) -> list[Mark]:
-    """What the boxes look like on an image of this size."""
-    font_size = max(math.isqrt(width * height) // 30, _LEAST_FONT_SIZE)
+    """The marks for these boxes on an image of this size in pixels."""
+    font_size = max(math.isqrt(width * height) // 30, _MIN_FONT_SIZE)
     return [
         Mark(
             edges=(int(g.box.x_min), int(g.box.y_min), int(g.box.x_max), int(g.box.y_max)),
@@ -55,7 +54,7 @@ def plan(found: Sequence[usage_pb.Grounding], width: int, height: int) -> list[M
 
 
 def open_image(path: Path, *, exif_transposed: bool) -> Image.Image:
-    """The image as the service decodes it.
+    """Opens an image as RGB with the orientation that the service uses.
 
     Raises:
         DrawError: It cannot be read.
@@ -65,7 +64,7 @@ def open_image(path: Path, *, exif_transposed: bool) -> Image.Image:
             turned = ImageOps.exif_transpose(image) if exif_transposed else image
             return turned.convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
-        raise DrawError(f"{path} cannot be read as an image") from error
+        raise DrawError(f"{path}: cannot be read as an image") from error
 
 
 def draw_boxes(
@@ -74,12 +73,12 @@ def draw_boxes(
     """A copy of the image with boxes and labels.
 
     Args:
-        image: In RGB.
-        found: Boxes in its pixels.
-        font_file: For the labels; None = one that fontconfig finds, else Pillow's own.
+        image: RGB image.
+        found: Boxes in pixels of `image`.
+        font_file: Font for the labels; None = one that fontconfig finds, else Pillow's built-in font.
 
     Raises:
-        DrawError: No font has the labels' characters.
+        DrawError: No font has all characters of the labels.
     """
     canvas = image.copy()
     marks = plan(found, *image.size)
@@ -97,26 +96,28 @@ def draw_boxes(
 
 
 def find_font(text: str, size: int, file: Path | None) -> Font:
-    """A font that has all characters of a text.
+    """Finds a font that has all characters of a text.
 
     Raises:
-        DrawError: There is none, or the file is no font.
+        DrawError: There is none, or the file is not a font.
     """
     if file is None:
         file = _fontconfig_file(text)
     try:
         font = ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
     except OSError as error:
-        raise DrawError(f"{file} is no font of size {size}") from error
+        raise DrawError(f"{file}: not a usable font at size {size}") from error
     missing = _missing_characters(font, text)
     if missing:
-        name = "Pillow's own font" if file is None else str(file)
-        raise DrawError(f"{name} has no {missing}; name a font that has it: --font FILE")
+        name = "Pillow's built-in font" if file is None else str(file)
+        raise DrawError(
+            f"{name}: missing the characters {missing}; choose another font with --font FILE"
+        )
     return font
 
 
 def _fontconfig_file(text: str) -> Path | None:
-    """The file that fontconfig prefers for a text; it may still lack characters."""
+    """The font file that fontconfig prefers for a text; it may still lack characters."""
     command = shutil.which("fc-match")
     if command is None:
         return None
@@ -135,7 +136,7 @@ def _fontconfig_file(text: str) -> Path | None:
 
 
 def _missing_characters(font: Font, text: str) -> str:
-    """Characters that the font draws as it draws one that does not exist."""
+    """The characters of a text that the font renders like a missing character."""
     nothing = _shape(font, _NO_CHARACTER)
     missing = {
         c for c in text if c.isprintable() and not c.isspace() and _shape(font, c) == nothing
@@ -151,7 +152,7 @@ def _shape(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
 def _write(
     brush: ImageDraw.ImageDraw, mark: Mark, colour: str, font: Font, size: tuple[int, int]
 ) -> None:
-    """Writes a label into the upper left corner of its box, moved so far that it stays on the image."""
+    """Writes a label into the upper left corner of its box, shifted to stay inside the image."""
     left, top, right, bottom = brush.textbbox((0, 0), mark.label, font=font)
     x = max(0, min(mark.edges[0], size[0] - math.ceil(right)))
     y = max(0, min(mark.edges[1], size[1] - math.ceil(bottom)))

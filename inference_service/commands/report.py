@@ -1,7 +1,4 @@
-"""What is said about a model and a device: the same words from `check`, `download` and `serve`.
-
-Owns these words and the estimate of what a device has room for.
-"""
+"""The report on a model and a device that `check`, `download` and `serve` print."""
 
 from __future__ import annotations
 
@@ -10,14 +7,17 @@ from dataclasses import dataclass
 
 from inference_service.commands.devices import Device
 from inference_service.families.footprint import (
-    VALUE_BYTES,
+    STEP_RESERVE_BYTES,
     Capacity,
     Footprint,
     capacity,
+    encoder_cache_bytes,
     footprint,
     largest_media_tokens,
+    usable_bytes,
 )
-from inference_service.model_spec import ModelSpec
+from inference_service.families.registry import FAMILIES
+from inference_service.model_spec import DTYPE_BYTES, ModelSpec, resolve_dtype_name
 from inference_service.settings import ServiceSettings
 
 
@@ -25,18 +25,14 @@ UNITS = {
     "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
-_LEAST_STEP_BYTES = 2**30
-"""Room for the activations of one step over text. The engine measures it; here it is an allowance."""
 _VALUES_PER_IMAGE_TOKEN = 4 * 17 * 1280
 """That live at once in a vision tower: 17 times the width of a patch, counted in runs of the Qwen towers; a token is
 four patches, and the widest of these towers has 1280."""
-# Its GB can only be GiB: the weights alone are 19.31 GB.
-_REMARKS = {("qwen_vl", "float16"): "; the Qwen-VL tutorial tells of 18.74 GB (GiB)"}
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is said, line by line, and whether the model fits the device."""
+    """The lines of a report, and whether the model fits the device."""
 
     lines: tuple[str, ...]
     fits: bool
@@ -50,12 +46,10 @@ def report(spec: ModelSpec, device: Device, settings: ServiceSettings) -> Report
         device: Where it would run.
         settings: dtype, `max_model_len` (at most the model's window) and the sizes of caches.
     """
-    dtype: str = settings.dtype
-    if dtype == "auto":  # as the engine decides
-        dtype = spec.checkpoint_dtype if device.is_gpu else "float32"
+    dtype = resolve_dtype_name(settings.dtype, spec.checkpoint_dtype, on_gpu=device.is_gpu)
     model = footprint(spec, dtype)
     share = settings.gpu_memory_utilization if device.is_gpu else 1.0
-    usable = max(0, int(device.total_bytes * share) - device.used_bytes)
+    usable = max(0, usable_bytes(device.total_bytes, device.used_bytes, share))
     beside = _beside(model, spec, settings)
     cache_bytes = usable - model.weight_bytes - beside
     if not device.is_gpu:
@@ -67,12 +61,12 @@ def report(spec: ModelSpec, device: Device, settings: ServiceSettings) -> Report
 
 def _beside(model: Footprint, spec: ModelSpec, settings: ServiceSettings) -> int:
     """Bytes that are neither weights nor KV cache: the features of images, the activations of a step."""
-    levels = 1 + spec.decoder.deepstack_levels
-    embedding_bytes = spec.decoder.hidden_size * levels * VALUE_BYTES[model.dtype]
+    value_bytes = DTYPE_BYTES[model.dtype]
     encoder_cache = settings.encoder_cache_tokens
     images = largest_media_tokens(spec, settings.max_num_batched_tokens, encoder_cache)
-    step_bytes = images * _VALUES_PER_IMAGE_TOKEN * VALUE_BYTES[model.dtype]
-    return encoder_cache * embedding_bytes + max(_LEAST_STEP_BYTES, step_bytes)
+    step_bytes = images * _VALUES_PER_IMAGE_TOKEN * value_bytes
+    held = encoder_cache_bytes(spec, encoder_cache, value_bytes)
+    return held + max(STEP_RESERVE_BYTES, step_bytes)
 
 
 def _describe(model: Footprint, beside: int) -> Iterator[str]:
@@ -82,9 +76,9 @@ def _describe(model: Footprint, beside: int) -> Iterator[str]:
         yield f"{branch} {name:<9}{_count(count)}"
     yield f"weights     {_both_units(model.weight_bytes)} in {model.dtype}"
     yield f"beside      {show_size(beside)} for images and the activations of a step"
-    remark = _REMARKS.get((model.family, model.dtype), "")
+    remark = FAMILIES[model.family].memory_remarks.get(model.dtype)
     together = model.weight_bytes + beside
-    yield f"together    {_both_units(together)} before the cache{remark}"
+    yield f"together    {_both_units(together)} before the cache{f'; {remark}' if remark else ''}"
     yield f"cache       {show_size(model.kv_bytes_per_token)} for a token"
     yield f"window      {model.window_tokens} tokens"
 

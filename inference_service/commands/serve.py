@@ -1,6 +1,6 @@
-"""`qwenvl serve [MODEL]`: both doors on one machine.
+"""`qwenvl serve [MODEL]`: run the inference service and the REST adapter on one machine.
 
-Owns the two processes and their common life. Settings reach them as `QWENVL_*`.
+They run as two child processes and receive their settings as `QWENVL_*` variables.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Adds the command."""
     parser = commands.add_parser(
         "serve",
-        help="serve a model over gRPC and OpenAI REST",
-        description="Serve a model over gRPC and OpenAI REST. Settings of the REST door that have no flag here "
-        "are read from QWENVL_* (see `rest-adapter --help`).",
+        help="serve a model over gRPC and REST",
+        description="Serve a model over gRPC and an OpenAI-compatible REST API. Settings of the REST adapter that have "
+        "no flag here are read from QWENVL_* variables (see `rest-adapter --help`).",
     )
     parser.add_argument(
-        "model", nargs="?", help="model directory or hub id; absent = the demo model"
+        "model", nargs="?", help="model directory or hub id (default: the embedded demo model)"
     )
     parser.add_argument(
-        "--http-address", help=f"address of the REST door (default: {_DEFAULT_HTTP_ADDRESS})"
+        "--http-address",
+        help=f"address (host:port) of the REST API (default: {_DEFAULT_HTTP_ADDRESS})",
     )
     ServiceSettings.add_flags(parser, skip={"model"})
     parser.set_defaults(run=run)
@@ -60,7 +61,7 @@ def run(flags: Mapping[str, object]) -> int:
     }
     http_address = environment.setdefault(ENV_PREFIX + "HTTP_ADDRESS", _DEFAULT_HTTP_ADDRESS)
     if not http_address.rpartition(":")[2].isdecimal():
-        raise SystemExit(f"--http-address: {http_address!r} is not HOST:PORT")
+        raise SystemExit(f"--http-address: {http_address!r} is not of the form HOST:PORT")
     try:
         directory = _directory(settings)
         verify_weights(directory)
@@ -72,7 +73,7 @@ def run(flags: Mapping[str, object]) -> int:
 
 
 def _directory(settings: ServiceSettings) -> Path:
-    """The model's directory; a hub id that is not on this machine is fetched before any door opens."""
+    """The model's directory; a hub id that is not on this machine is fetched before either process starts."""
     model, hub, revision = settings.model, settings.hub, settings.revision
     try:
         return resolve_model(model, hub=hub, revision=revision).directory
@@ -83,7 +84,7 @@ def _directory(settings: ServiceSettings) -> Path:
 
 
 def _tell(spec: ModelSpec, settings: ServiceSettings) -> None:
-    """Says what `qwenvl check` says; the engine, which measures, has the last word on what fits."""
+    """Prints the report of `qwenvl check`; the engine measures and decides what really fits."""
     device = find_device(settings.device, os.environ)
     if device is not None:
         print(*report(spec, device, settings).lines, sep="\n", file=sys.stderr, flush=True)
@@ -99,12 +100,12 @@ def _dial_target(address: str) -> str:
 
 
 def _die_with_parent() -> None:
-    """In the child, before exec: a killed `qwenvl serve` leaves nobody behind."""
+    """In the child, before exec: killing `qwenvl serve` leaves no orphan."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class _Pair:
-    """The two processes: started together, ended together."""
+    """The two processes, which start and stop together."""
 
     def __init__(self, environment: Mapping[str, str], http_address: str, drain_s: float) -> None:
         self._environment = environment
@@ -114,14 +115,14 @@ class _Pair:
         self._stopping = False
 
     def run(self) -> int:
-        """Runs until a signal comes or one of the processes ends; returns the exit status."""
+        """Runs until a signal arrives or one of the processes exits; returns the exit status."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         for module in ("inference_service", "rest_adapter"):
             self._children[module] = subprocess.Popen(
                 [sys.executable, "-m", module],
                 env=self._environment,
-                # A terminal's Ctrl-C must reach this process only: the doors are then closed in order.
+                # Ctrl-C in a terminal must reach this process only, which then stops both in order.
                 start_new_session=True,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads here
             )
@@ -129,7 +130,7 @@ class _Pair:
         while not self._stopping:
             for name, child in self._children.items():
                 if child.poll() is not None:
-                    print(f"{name} ended with status {child.returncode}", file=sys.stderr)
+                    print(f"{name} exited with status {child.returncode}", file=sys.stderr)
                     self._stop()
                     return 1
             if not announced and self._is_ready():
@@ -152,13 +153,13 @@ class _Pair:
         try:
             connection.request("GET", "/ready")
             return connection.getresponse().status == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):  # nobody there, or not yet able to speak
+        except (OSError, http.client.HTTPException):  # not listening yet, or not yet responding
             return False
         finally:
             connection.close()
 
     def _stop(self) -> int:
-        """Ends the REST door first, so that its streams finish while the service still answers; each has its time."""
+        """Stops the REST adapter first, so that its streams finish while the service still answers."""
         status = 0
         for name in ("rest_adapter", "inference_service"):
             child = self._children[name]

@@ -1,8 +1,4 @@
-"""The embedded default model: where its folder lies.
-
-Owns only the path. The generator of pictures, the network and the trainer are beside it and are
-imported by nobody who serves: this module must stay free of torch, Pillow and numpy.
-"""
+"""The embedded default model: its files (`model/`) and its card (`README.md`). `demo_training` made them."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""The engine: requests in, tokens out, one step at a time.
-
-Owns the glue between scheduler, runner and caches, and what happens to a request when a step fails.
-"""
+"""The engine: requests in, tokens out, one step at a time; and what happens to a request when a step fails."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 import logging
 from pathlib import Path
 import time
@@ -23,7 +22,7 @@ from inference_service.engine.memory import (
     resolve_dtype,
     resolve_max_model_len,
 )
-from inference_service.engine.runner import ChunkResult, ModelRunner
+from inference_service.engine.runner import ChunkResult, Launched, ModelRunner
 from inference_service.engine.scheduler import Chunk, Plan, Scheduler
 from inference_service.engine.sequence import Sequence
 from inference_service.engine_protocol.messages import (
@@ -50,10 +49,28 @@ from inference_service.families.tables import kv_bytes_per_token, module_parts
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A step that was launched and not collected.
+
+    Attributes:
+        plan: What was scheduled.
+        broken: Keys of images that could not be encoded; their chunks were left out.
+        launched: The chunks in flight; None if there are none.
+        out_of_memory: The launch failed for want of memory, and nothing is in flight.
+    """
+
+    plan: Plan
+    broken: AbstractSet[bytes] = frozenset()
+    launched: Launched | None = None
+    out_of_memory: bool = False
+
+
 class EngineCore:
     """A loaded model with its caches and its queue.
 
-    Not thread-safe: one loop calls `add`, `abort` and `step` in turn.
+    Not thread-safe: one loop calls `add`, `abort` and `step` in turn. `step` is `launch` and `collect` of one plan;
+    the next plan must not be made in between, because it builds on what `collect` commits.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -87,6 +104,9 @@ class EngineCore:
             model.new_kv_cache(num_pages, config.page_size),
             self._encoder_cache,
             page_size=config.page_size,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=max_model_len,
         )
         self._steps = 0
         self.ready = EngineReady(
@@ -160,41 +180,65 @@ class EngineCore:
                 self._end(sequence, FinishReason.ABORTED)
 
     def step(self) -> list[ChoiceOutput]:
-        """Compute one step and tell what is new.
+        """Compute one step and return what is new.
 
         An error that belongs to one request ends that request with FinishReason.ERROR; any other error
         is raised, and the engine must not be used again.
         """
         plan = self._scheduler.schedule()
-        if not plan.chunks:
-            return []
+        return self.collect(self.launch(plan)) if plan.chunks else []
+
+    def launch(self, plan: Plan) -> Ticket:
+        """Enqueue what a plan asks for: images first, then one forward pass with sampling.
+
+        Args:
+            plan: The scheduler's last; it has chunks.
+
+        Returns:
+            What `collect` takes. Where the device works by itself, nothing has been waited for.
+        """
         self._steps += 1
         try:
             broken = self._encode(plan)
             chunks = [chunk for chunk in plan.chunks if not _needs(chunk, broken)]
-            results = self._runner.run(chunks) if chunks else []
+            launched = self._runner.launch(chunks) if chunks else None
         except (torch.OutOfMemoryError, MemoryError):
-            logger.exception("out of memory in a step of %d sequences", len(plan.chunks))
-        else:
-            return self._settle(plan, broken, zip(chunks, results, strict=True))
-        # Behind the except clause, so that its traceback no longer holds the tensors of the step.
-        return [self._relieve(plan)]
+            logger.exception({"message": "out of memory in a step", "request_id": _last(plan)})
+            return Ticket(plan, out_of_memory=True)
+        return Ticket(plan, broken, launched)
 
-    def _settle(
-        self, plan: Plan, broken: set[bytes], results: Iterable[tuple[Chunk, ChunkResult]]
-    ) -> list[ChoiceOutput]:
-        """Take over what was computed and end the sequences whose images are broken."""
-        news = [self._commit(chunk, result) for chunk, result in results]
-        outputs = [output for output in news if output is not None]
+    def collect(self, ticket: Ticket) -> list[ChoiceOutput]:
+        """Wait for a step, commit its results and return what is new.
+
+        Tickets are collected once each, in the order of their launches.
+        """
+        if ticket.out_of_memory:
+            return [self._relieve(ticket.plan)]
+        try:
+            results = self._runner.collect(ticket.launched) if ticket.launched else []
+        except (torch.OutOfMemoryError, MemoryError):
+            logger.exception(
+                {"message": "out of memory reading a step", "request_id": _last(ticket.plan)}
+            )
+        else:
+            return self._settle(ticket, results)
+        # Behind the except clause, so that its traceback no longer holds the tensors of the step.
+        return [self._relieve(ticket.plan)]
+
+    def _settle(self, ticket: Ticket, results: Iterable[ChunkResult]) -> list[ChoiceOutput]:
+        """Commit what was computed and end the sequences whose images are broken."""
+        chunks = ticket.launched.chunks if ticket.launched else ()
+        committed = (self._commit(*pair) for pair in zip(chunks, results, strict=True))
+        outputs = [output for output in committed if output is not None]
         outputs += [
             self._fail(chunk.sequence, InternalError("The engine failed to encode an image."))
-            for chunk in plan.chunks
-            if _needs(chunk, broken)
+            for chunk in ticket.plan.chunks
+            if _needs(chunk, ticket.broken)
         ]
         return outputs
 
     def _relieve(self, plan: Plan) -> ChoiceOutput:
-        """End the request scheduled last. Nothing was committed, so the others' part is planned again."""
+        """End the request scheduled last. Nothing was committed, so the others are planned again."""
         self._encoder_cache.discard_unfilled()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -217,7 +261,8 @@ class EngineCore:
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception:  # whatever an image does, it must not end the requests beside it
-            logger.exception("encoding %d images failed", len(images))
+            ids = sorted({sequence.request.request_id for sequence, _ in images})
+            logger.exception({"message": "encoding images failed", "request_ids": ids})
             return False
         return True
 
@@ -231,15 +276,7 @@ class EngineCore:
             self._runner.remove(sequence.sequence_id)
         if result.token_id is None and not result.prompt_logprobs:
             return None
-        return ChoiceOutput(
-            request_id=sequence.request.request_id,
-            choice_index=sequence.choice_index,
-            token_ids=() if result.token_id is None else (result.token_id,),
-            logprobs=() if result.logprobs is None else (result.logprobs,),
-            prompt_logprobs=result.prompt_logprobs,
-            num_cached_tokens=num_cached_tokens,
-            finish_reason=reason,
-        )
+        return _output(sequence, result, num_cached_tokens)
 
     def _fail(self, sequence: Sequence, error: ServiceError) -> ChoiceOutput:
         return self._end(sequence, FinishReason.ERROR, EngineFailure.of(error))
@@ -293,7 +330,25 @@ class EngineCore:
         )
 
 
-def _needs(chunk: Chunk, keys: set[bytes]) -> bool:
+def _output(sequence: Sequence, result: ChunkResult, num_cached_tokens: int | None) -> ChoiceOutput:
+    """What a committed result tells the caller."""
+    return ChoiceOutput(
+        request_id=sequence.request.request_id,
+        choice_index=sequence.choice_index,
+        token_ids=() if result.token_id is None else (result.token_id,),
+        logprobs=() if result.logprobs is None else (result.logprobs,),
+        prompt_logprobs=result.prompt_logprobs,
+        num_cached_tokens=num_cached_tokens,
+        finish_reason=sequence.finish_reason,
+    )
+
+
+def _last(plan: Plan) -> str:
+    """The request that ends where a step runs out of memory."""
+    return plan.chunks[-1].sequence.request.request_id
+
+
+def _needs(chunk: Chunk, keys: AbstractSet[bytes]) -> bool:
     """Whether one of these images has a token in the chunk."""
     images = chunk.sequence.images_between(chunk.start, chunk.end) if keys else ()
     return any(image.key in keys for image in images)

@@ -1,7 +1,4 @@
-"""Fills a model with the weights of a checkpoint.
-
-Owns the check that files hold exactly the tensors of the name tables, and where each tensor goes.
-"""
+"""Fills a model with the weights of a checkpoint, whose files must hold exactly the tensors of the name tables."""
 
 from __future__ import annotations
 
@@ -12,17 +9,16 @@ from pathlib import Path
 import torch
 
 from inference_service.families.family import EMBEDDING, LM_HEAD
-from inference_service.families.registry import FAMILIES, load_spec
+from inference_service.families.registry import family_of, load_spec
 from inference_service.families.tables import tensor_table
-from inference_service.model_spec import ModelSpec
+from inference_service.kernels.ops import REFERENCE, Ops, choose_ops
+from inference_service.model_spec import DTYPE_BYTES, ModelSpec
 from inference_service.models.checkpoint import LoadError, StoredTensor, open_checkpoint
 from inference_service.models.placement import Placement
 from inference_service.models.vision_language import VisionLanguageModel
 
 
 __all__ = ["LoadError", "load_model"]
-
-STORED_DTYPES = frozenset({"float32", "float16", "bfloat16"})
 
 
 def load_model(
@@ -42,20 +38,26 @@ def load_model(
 
     Raises:
         SpecError: The configuration cannot be served.
-        LoadError: A tensor is missing, unexpected, or of another shape or dtype than its name says.
+        LoadError: A tensor is missing, unexpected, of the wrong shape, or stored in an unsupported dtype.
     """
     spec = load_spec(model_dir)
     with ExitStack() as stack:
-        stored = open_checkpoint(model_dir, stack, FAMILIES[spec.family].current_name)
+        stored = open_checkpoint(model_dir, stack, family_of(spec).current_name)
         _check(spec, stored)
         with torch.device("meta"):
-            model = VisionLanguageModel(spec)
+            model = VisionLanguageModel(spec, _ops_for(device, placement, dtype))
         model = model.to(dtype)
         model.allocate(device, placement)
         model = model.requires_grad_(requires_grad=False).eval()
         with torch.inference_mode():
             _fill(model, stored)
     return model
+
+
+def _ops_for(device: torch.device, placement: Placement | None, dtype: torch.dtype) -> Ops:
+    """The operations of a model; where its layers are on several kinds of devices, those that run on all."""
+    kinds = {torch.device(name).type for name in placement.devices} if placement else {device.type}
+    return choose_ops(device, dtype) if len(kinds) == 1 else REFERENCE
 
 
 def _check(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
@@ -65,7 +67,7 @@ def _check(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
         expected[LM_HEAD] = expected[EMBEDDING]
     for what, names in (
         ("missing", expected.keys() - stored.keys()),
-        ("unexpected", stored.keys() - expected.keys() - FAMILIES[spec.family].rebuilt),
+        ("unexpected", stored.keys() - expected.keys() - family_of(spec).rebuilt),
     ):
         if names:
             some = ", ".join(sorted(names)[:5])
@@ -74,7 +76,7 @@ def _check(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
         tensor = stored[name]
         if tensor.shape != shape:
             raise LoadError(f"{name} has shape {tensor.shape}, expected {shape}")
-        if tensor.dtype not in STORED_DTYPES:
+        if tensor.dtype not in DTYPE_BYTES:
             raise LoadError(f"{name} is stored as {tensor.dtype}, which is not supported")
 
 

@@ -1,36 +1,30 @@
-"""Where the model lives and how large its KV cache may be.
-
-Owns the meaning of `auto` for device and dtype, the room that several devices have, and the sizing of the cache.
-"""
+"""Where the model lives and how large its KV cache may be; what `auto` means for device and dtype."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
 
+import numpy as np
 import torch
 
+from inference_service.engine.inputs import InputBuffers, SequenceInput
 from inference_service.engine.runner import PROMPT_LOGITS_ROWS
 from inference_service.engine_protocol.messages import EngineConfig
-from inference_service.families.footprint import largest_media_tokens
+from inference_service.families.footprint import (
+    STEP_RESERVE_BYTES,
+    encoder_cache_bytes,
+    largest_media_tokens,
+    usable_bytes,
+)
 from inference_service.families.tables import kv_bytes_per_token, layer_parameters, module_parts
-from inference_service.kernels.attention import AttentionMetadata
-from inference_service.model_spec import ModelSpec
-from inference_service.models.batch import ForwardBatch
+from inference_service.model_spec import DTYPE_BYTES, ModelSpec, resolve_dtype_name
 from inference_service.models.placement import Placement, place_layers
 from inference_service.models.vision_language import VisionLanguageModel
 
 
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-
-
-STEP_RESERVE_BYTES = 2**30
-"""What a step may take on each of several GPUs, as long as nobody could measure it."""
+TORCH_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
 _PLENTY = 2**50
 
 
@@ -89,12 +83,11 @@ def _room(config: EngineConfig, device: torch.device) -> int:
 def _permitted_bytes(config: EngineConfig, device: torch.device) -> int:
     """What is left of the permitted share of a GPU."""
     free, total = torch.cuda.mem_get_info(device)
-    return int(total * config.gpu_memory_utilization) - (total - free)
+    return usable_bytes(total, total - free, config.gpu_memory_utilization)
 
 
 def _encoder_cache_bytes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype) -> int:
-    levels = 1 + spec.decoder.deepstack_levels
-    return config.encoder_cache_tokens * spec.decoder.hidden_size * levels * dtype.itemsize
+    return encoder_cache_bytes(spec, config.encoder_cache_tokens, dtype.itemsize)
 
 
 def _layer_page_bytes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -104,23 +97,16 @@ def _layer_page_bytes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype)
 
 
 def resolve_dtype(name: str, checkpoint_dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype meant by `auto` or a name; auto = the checkpoint's on a GPU, float32 on a CPU.
-
-    Raises:
-        ValueError: The name is none of ours.
-    """
-    if name == "auto":
-        name = checkpoint_dtype if device.type == "cuda" else "float32"
-    if name not in DTYPES:
-        raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}, not {name}")
-    return DTYPES[name]
+    """See `resolve_dtype_name`."""
+    on_gpu = device.type == "cuda"
+    return TORCH_DTYPES[resolve_dtype_name(name, checkpoint_dtype, on_gpu=on_gpu)]
 
 
 def resolve_max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
     """The context window wished for, before the size of the cache is known.
 
     Raises:
-        ValueError: More than the model has learnt.
+        ValueError: More than the model was trained for.
     """
     if config.max_model_len is None:
         return spec.max_position_embeddings
@@ -200,17 +186,21 @@ def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
     model.encode_images([pixels] * count, [grid] * count)
 
     num_pages = -(-num_tokens // config.page_size)
-    index = torch.arange(num_tokens, device=model.device)
-    batch = ForwardBatch(
-        token_ids=torch.zeros_like(index),
-        positions=index.expand(3, -1),
-        attention=AttentionMetadata(
-            slot_mapping=index,
-            page_table=torch.arange(num_pages, device=model.device).unsqueeze(0),
-            query_start=[0, num_tokens],
-            context_lens=[num_tokens],
-        ),
+    buffers = InputBuffers(
+        max_tokens=num_tokens,
+        max_seqs=config.max_num_seqs,
+        max_pages=num_pages,
+        page_size=config.page_size,
+        device=model.device,
     )
+    index = np.arange(num_tokens)
+    sequence = SequenceInput(
+        token_ids=[0] * num_tokens,
+        positions=np.broadcast_to(index, (3, num_tokens)),
+        start=0,
+        pages=range(num_pages),
+    )
+    batch = buffers.pack([sequence])
     hidden = model.forward(batch, model.new_kv_cache(num_pages, config.page_size))
     rows = min(num_tokens, max(config.max_num_seqs, PROMPT_LOGITS_ROWS))
     logits = model.logits(hidden[:rows])

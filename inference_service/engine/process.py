@@ -25,7 +25,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Final, Protocol
+from typing import Final, Protocol, get_args
 
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import (
@@ -38,13 +38,14 @@ from inference_service.engine_protocol.messages import (
     FinishReason,
 )
 from inference_service.errors import InternalError, ServiceError
+from qwenvl.observability import LogFormat, LogLevel, configure_logging
 
 
 HEARTBEAT_S: Final = 0.25
 _PR_SET_PDEATHSIG: Final = 1
 _MAX_DESCRIPTORS: Final = 65536
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("inference_service.engine.process")  # also where this is `__main__`
 
 
 class Core(Protocol):
@@ -137,7 +138,9 @@ class EngineLoop:
             failure = EngineFailure.of(error)
         except Exception:
             # A request that trips a defect must not take the others with it.
-            logger.exception("request %s could not be added", request.request_id)
+            logger.exception(
+                {"message": "a request could not be added", "request_id": request.request_id}
+            )
             self._core.abort(request.request_id)
             failure = _DEFECT
         else:
@@ -185,7 +188,9 @@ class EngineLoop:
             try:
                 self._send(wire.Outputs((output,)))
             except wire.WireError:
-                logger.exception("an output of request %s is too long", output.request_id)
+                logger.exception(
+                    {"message": "an output is too long", "request_id": output.request_id}
+                )
                 self._core.abort(output.request_id, output.choice_index)
                 self._forget(output)
                 failed = _failed(output.request_id, output.choice_index, _DEFECT)
@@ -325,6 +330,8 @@ def main(argv: Sequence[str] | None = None, core_factory: CoreFactory = load_cor
     parser = argparse.ArgumentParser(prog="inference_service.engine.process")
     parser.add_argument("--fd", type=int, required=True, help="socket to the front")
     parser.add_argument("--parent", type=int, required=True, help="process id of the front")
+    parser.add_argument("--log-level", choices=get_args(LogLevel), default="info")
+    parser.add_argument("--log-format", choices=get_args(LogFormat), default=None)
     args = parser.parse_args(argv)
     die_with(args.parent)
     # The front decides when the engine ends: a Ctrl-C or SIGTERM to the whole process group must not cut off the
@@ -334,11 +341,7 @@ def main(argv: Sequence[str] | None = None, core_factory: CoreFactory = load_cor
     os.set_inheritable(args.fd, False)  # a compiler started by triton must not keep the socket open
     _raise_descriptor_limit()
     faulthandler.enable()
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s engine[%(process)d] %(name)s: %(message)s",
-    )
+    configure_logging(process="engine", level=args.log_level, log_format=args.log_format)
     try:
         return serve(args.fd, core_factory)
     except BrokenPipeError:

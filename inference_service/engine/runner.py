@@ -1,26 +1,31 @@
 """One step on the device: scheduled chunks in, sampled tokens out.
 
-Owns the packing of chunks into one batch, the encoding of images, and what the model needs to know of a prompt
-(positions, pixels).
+`launch` enqueues everything that a step computes, `collect` waits for its results; on a CPU all the work is done when
+`launch` returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from inference_service.engine.encoder_cache import EncoderCache
-from inference_service.engine.sampler import SamplingRow, sample, token_logprobs
+from inference_service.engine.inputs import InputBuffers, SequenceInput
+from inference_service.engine.sampler import (
+    LogprobTensors,
+    SamplingRow,
+    sample,
+    token_logprobs,
+)
 from inference_service.engine.scheduler import Chunk
 from inference_service.engine.sequence import Sequence, SequenceId
 from inference_service.engine_protocol.messages import ImageSpan, TokenLogprobs
-from inference_service.families.positions import POSITION_RULES
-from inference_service.kernels.attention import AttentionMetadata
+from inference_service.families.registry import family_of
 from inference_service.models.batch import ForwardBatch, KVCache
 from inference_service.models.vision_language import VisionLanguageModel
 
@@ -45,6 +50,23 @@ class ChunkResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Launched:
+    """A step in flight: results on the device, of which nothing has been read.
+
+    Attributes:
+        chunks: What is computed.
+        token_ids: [R] int64: the next token of every chunk that samples, in their order; None if none does.
+        logprobs: Of those of the R tokens whose sequences ask for them.
+        prompt_logprobs: For every chunk that reports some, its index and their parts in order.
+    """
+
+    chunks: Seq[Chunk]
+    token_ids: Tensor | None
+    logprobs: LogprobTensors | None
+    prompt_logprobs: dict[int, list[LogprobTensors]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Prompt:
     """What a request's tokens do not say, for all its choices.
 
@@ -66,18 +88,31 @@ class ModelRunner:
         encoder_cache: EncoderCache[Tensor],
         *,
         page_size: int,
+        max_num_batched_tokens: int,
+        max_num_seqs: int,
+        max_model_len: int,
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache
         self._encoder_cache = encoder_cache
-        self._page_size = page_size
-        self._device = model.device
+        # Two, so that the next step can be packed while one is in flight.
+        self._buffers = cycle(
+            InputBuffers(
+                max_tokens=max_num_batched_tokens,
+                max_seqs=max_num_seqs,
+                max_pages=-(-max_model_len // page_size),
+                page_size=page_size,
+                device=model.device,
+                with_rope_levels=model.spec.decoder.rope.ntk is not None,
+            )
+            for _ in range(2)
+        )
         self._prompts: dict[SequenceId, _Prompt] = {}
 
     def add(self, sequences: Seq[Sequence], pixels: memoryview) -> None:
         """Prepare the sequences of one request; `pixels` is held, not copied, until the last `remove`."""
         spec, request = self._model.spec, sequences[0].request
-        positions, delta = POSITION_RULES[spec.position_rule](
+        positions, delta = family_of(spec).positions(
             len(request.prompt_token_ids), request.images, spec.image_policy.merge_size
         )
         prompt = _Prompt(positions, delta, pixels)
@@ -90,49 +125,66 @@ class ModelRunner:
 
     @torch.inference_mode()
     def encode(self, images: Seq[tuple[Sequence, ImageSpan]]) -> None:
-        """Put the embeddings of images into the encoder cache, all in one pass of the vision tower."""
+        """Enqueue one pass of the vision tower and put the images' embeddings into the encoder cache."""
         embeddings = self._model.encode_images(
             [self._pixels(sequence, image) for sequence, image in images],
             [image.grid for _, image in images],
         )
         for (_, image), embedding in zip(images, embeddings, strict=True):
-            # A copy: a part of the pass's one tensor would keep all of it alive.
+            # A copy: `encode_images` returns views, each of which would keep all images of the pass alive.
             self._encoder_cache.fill(image.key, embedding.clone())
 
     @torch.inference_mode()
-    def run(self, chunks: Seq[Chunk]) -> list[ChunkResult]:
-        """Compute the chunks in one forward pass and sample where a chunk ends with its sequence."""
-        hidden = self._model.forward(self._batch(chunks), self._kv_cache)
-        ends = np.cumsum([chunk.end - chunk.start for chunk in chunks]).tolist()
-        last_rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.samples]
-        sampled = iter(self._sample(hidden, last_rows, [c.sequence for c in chunks if c.samples]))
+    def launch(self, chunks: Seq[Chunk]) -> Launched:
+        """Enqueue one forward pass over the chunks, and sampling where a chunk ends with its sequence.
+
+        The step launched before the last one must have been collected: its input buffers are filled again.
+        """
+        buffers = next(self._buffers)
+        batch = self._pack(chunks, buffers)
+        hidden = self._model.forward(batch, self._kv_cache)
+        starts: list[int] = batch.attention.host_query_start.tolist()
+        samples = [index for index, chunk in enumerate(chunks) if chunk.samples]
+        token_ids, logprobs = None, None
+        if samples:
+            logits = self._model.logits(hidden[buffers.rows([starts[i + 1] - 1 for i in samples])])
+            token_ids, logprobs = self._sample(logits, [chunks[i].sequence for i in samples])
+        prompt_logprobs = {
+            index: self._prompt_logprobs(hidden[starts[index] : starts[index + 1]], chunk)
+            for index, chunk in enumerate(chunks)
+            if chunk.sequence.sampling.prompt_logprobs is not None
+        }
+        return Launched(chunks, token_ids, logprobs, prompt_logprobs)
+
+    def collect(self, launched: Launched) -> list[ChunkResult]:
+        """Wait for a step and read what came out of each of its chunks."""
+        token_ids = iter([] if launched.token_ids is None else launched.token_ids.tolist())
+        logprobs = iter([] if launched.logprobs is None else launched.logprobs.read())
         results = []
-        for chunk, end in zip(chunks, ends, strict=True):
-            token_id, logprobs = next(sampled) if chunk.samples else (None, None)
-            rows = hidden[end - (chunk.end - chunk.start) : end]
-            results.append(ChunkResult(token_id, logprobs, self._prompt_logprobs(rows, chunk)))
+        for index, chunk in enumerate(launched.chunks):
+            wants_logprobs = chunk.samples and chunk.sequence.sampling.logprobs is not None
+            parts = launched.prompt_logprobs.get(index, [])
+            results.append(
+                ChunkResult(
+                    token_id=next(token_ids) if chunk.samples else None,
+                    logprobs=next(logprobs) if wants_logprobs else None,
+                    prompt_logprobs=tuple(entry for part in parts for entry in part.read()),
+                )
+            )
         return results
 
-    def _batch(self, chunks: Seq[Chunk]) -> ForwardBatch:
-        token_ids = [
-            token for chunk in chunks for token in chunk.sequence.token_ids[chunk.start : chunk.end]
+    def _pack(self, chunks: Seq[Chunk], buffers: InputBuffers) -> ForwardBatch:
+        inputs = [
+            SequenceInput(
+                token_ids=chunk.sequence.token_ids[chunk.start : chunk.end],
+                positions=self._positions(chunk),
+                start=chunk.start,
+                pages=chunk.sequence.pages,
+                rope_level=chunk.sequence.rope_level,
+            )
+            for chunk in chunks
         ]
-        positions = [self._positions(chunk) for chunk in chunks]
-        rows, embeddings = self._image_rows(chunks)
-        return ForwardBatch(
-            token_ids=self._tensor(token_ids),
-            positions=self._tensor(np.concatenate(positions, axis=1)),
-            attention=self._attention(chunks),
-            image_rows=self._tensor(rows) if rows else None,
-            image_embeddings=torch.cat(embeddings) if embeddings else None,
-            rope_levels=self._rope_levels(chunks),
-        )
-
-    def _rope_levels(self, chunks: Seq[Chunk]) -> Tensor | None:
-        if self._model.spec.decoder.rope.ntk is None:
-            return None
-        levels = [chunk.sequence.rope_level for chunk in chunks]
-        return self._tensor(np.repeat(levels, [chunk.end - chunk.start for chunk in chunks]))
+        return buffers.pack(inputs, *self._image_rows(chunks))
 
     def _positions(self, chunk: Chunk) -> np.ndarray:
         """M-RoPE positions [3, tokens of the chunk]; behind the prompt all axes go on together."""
@@ -141,23 +193,6 @@ class ModelRunner:
         first = chunk.start + known.shape[1]
         further = np.arange(first, chunk.end, dtype=np.int64) + prompt.delta
         return np.concatenate([known, np.broadcast_to(further, (3, len(further)))], axis=1)
-
-    def _attention(self, chunks: Seq[Chunk]) -> AttentionMetadata:
-        width = max(len(chunk.sequence.pages) for chunk in chunks)
-        page_table = np.zeros((len(chunks), width), dtype=np.int64)
-        slots = []
-        for row, chunk in zip(page_table, chunks, strict=True):
-            pages = chunk.sequence.pages
-            row[: len(pages)] = pages
-            index = np.arange(chunk.start, chunk.end)
-            slots.append(row[index // self._page_size] * self._page_size + index % self._page_size)
-        lengths = [chunk.end - chunk.start for chunk in chunks]
-        return AttentionMetadata(
-            slot_mapping=self._tensor(np.concatenate(slots)),
-            page_table=self._tensor(page_table),
-            query_start=np.cumsum([0, *lengths]).tolist(),
-            context_lens=[chunk.end for chunk in chunks],
-        )
 
     def _image_rows(self, chunks: Seq[Chunk]) -> tuple[list[int], list[Tensor]]:
         """Rows of the batch that are image tokens, and the parts of the embeddings that belong there."""
@@ -182,12 +217,9 @@ class ModelRunner:
         return torch.frombuffer(part, dtype=torch.uint8).view(-1, image.height, image.width, 3)
 
     def _sample(
-        self, hidden: Tensor, last_rows: list[int], sequences: list[Sequence]
-    ) -> list[tuple[int, TokenLogprobs | None]]:
-        """The next token of each sequence and, if asked for, its log probabilities."""
-        if not sequences:
-            return []
-        logits = self._model.logits(hidden[self._tensor(last_rows)])
+        self, logits: Tensor, sequences: Seq[Sequence]
+    ) -> tuple[Tensor, LogprobTensors | None]:
+        """The next token of each row of logits and, where asked for, log probabilities."""
         rows = [
             SamplingRow(
                 sequence.sampling,
@@ -197,35 +229,24 @@ class ModelRunner:
             )
             for sequence in sequences
         ]
-        token_ids: list[int] = sample(logits, rows).tolist()
+        token_ids = sample(logits, rows)
         wanted = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
-        logprobs: list[TokenLogprobs | None] = [None] * len(rows)
-        if wanted:
-            found = token_logprobs(
-                logits[self._tensor(wanted)],
-                [token_ids[index] for index in wanted],
-                [rows[index].params.logprobs or 0 for index in wanted],
-            )
-            for index, entry in zip(wanted, found, strict=True):
-                logprobs[index] = entry
-        return list(zip(token_ids, logprobs, strict=True))
+        if not wanted:
+            return token_ids, None
+        places = torch.tensor(wanted, device=logits.device)
+        num_top = [rows[index].params.logprobs or 0 for index in wanted]
+        return token_ids, token_logprobs(logits[places], token_ids[places], num_top)
 
-    def _prompt_logprobs(self, hidden: Tensor, chunk: Chunk) -> tuple[TokenLogprobs, ...]:
+    def _prompt_logprobs(self, hidden: Tensor, chunk: Chunk) -> list[LogprobTensors]:
         """Of the prompt tokens behind each row of the chunk, leaving out those reported before a preemption."""
         sequence = chunk.sequence
-        num_top = sequence.top_prompt_logprobs
-        if num_top is None:
-            return ()
         first = max(chunk.start, sequence.num_prompt_logprobs)
         last = min(chunk.end, sequence.num_prompt_tokens - 1)
-        entries: list[TokenLogprobs] = []
+        parts = []
         for start in range(first, last, PROMPT_LOGITS_ROWS):
             end = min(start + PROMPT_LOGITS_ROWS, last)
             logits = self._model.logits(hidden[start - chunk.start : end - chunk.start])
-            targets = sequence.token_ids[start + 1 : end + 1]
-            entries += token_logprobs(logits, targets, [num_top] * len(targets))
-        return tuple(entries)
-
-    def _tensor(self, values: Iterable[int] | np.ndarray) -> Tensor:
-        array = np.asarray(values, dtype=np.int64)
-        return torch.from_numpy(array).to(self._device)
+            targets = torch.tensor(sequence.token_ids[start + 1 : end + 1], device=logits.device)
+            num_top = [sequence.sampling.prompt_logprobs or 0] * len(targets)
+            parts.append(token_logprobs(logits, targets, num_top))
+        return parts

@@ -1,10 +1,8 @@
 """From logits to the next tokens and their log probabilities, on the device, for a whole batch at once.
 
-Owns biases, penalties, filters, noise and log probabilities.
-
 Order (as vLLM's sampler): logit bias, end tokens masked by `min_tokens`, repetition, frequency and presence penalty,
 temperature, min-p, top-k, top-p, choice. A row's result depends on that row alone, never on the batch around it:
-filters are least logits (ties stay together), and noise is a hash of (seed, choice, position, token id).
+filters are minimum logits (ties stay together), and noise is a hash of (seed, choice, position, token id).
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from torch import Tensor
 from inference_service.engine_protocol.messages import SamplingParams, TokenLogprobs
 
 
-LEAST_TEMPERATURE = 1e-5
+MIN_TEMPERATURE = 1e-5
 """Below this a row is greedy: dividing by less only overflows (vLLM's limit)."""
 
 _MASK_64 = 2**64 - 1
@@ -45,7 +43,7 @@ class SamplingRow:
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken."""
-        return self.params.temperature < LEAST_TEMPERATURE
+        return self.params.temperature < MIN_TEMPERATURE
 
     @property
     def banned(self) -> tuple[int, ...]:
@@ -67,6 +65,47 @@ class SamplingRow:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LogprobTensors:
+    """Log probabilities of R tokens, on the device.
+
+    Attributes:
+        token_ids: [R] int64.
+        logprobs: [R] float32, natural logarithm.
+        ranks: [R] int64, 1 = the likeliest.
+        top_ids: [R, K] int64: the likeliest tokens, likeliest first.
+        top_logprobs: [R, K] float32.
+        num_top: How many of the K each row asks for; more than K means all.
+    """
+
+    token_ids: Tensor
+    logprobs: Tensor
+    ranks: Tensor
+    top_ids: Tensor
+    top_logprobs: Tensor
+    num_top: Sequence[int]
+
+    def read(self) -> list[TokenLogprobs]:
+        """Wait for the device and make R results."""
+        return [
+            TokenLogprobs(
+                token_id=token_id,
+                logprob=logprob,
+                rank=rank,
+                top=tuple(zip(ids[:count], values[:count], strict=True)),
+            )
+            for token_id, logprob, rank, ids, values, count in zip(
+                self.token_ids.tolist(),
+                self.logprobs.tolist(),
+                self.ranks.tolist(),
+                self.top_ids.tolist(),
+                self.top_logprobs.tolist(),
+                self.num_top,
+                strict=True,
+            )
+        ]
+
+
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """Choose one token per row.
 
@@ -85,44 +124,26 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     # Greedy rows go along with temperature 1 and a single candidate, and are left out at the end.
     temperatures = [1.0 if row.is_greedy else row.params.temperature for row in rows]
     logits = logits / _column(temperatures, logits)
-    kept = logits >= _least_logits(logits, rows)
+    kept = logits >= _minimum_logits(logits, rows)
     noise_keys = [(row.params.seed, row.choice_index, len(row.answer)) for row in rows]
     drawn = (logits + _noise_where(kept, noise_keys)).argmax(dim=-1)
     is_greedy = torch.tensor([row.is_greedy for row in rows], device=logits.device)
     return torch.where(is_greedy, greedy, drawn)
 
 
-def token_logprobs(
-    logits: Tensor, token_ids: Sequence[int], num_top: Sequence[int]
-) -> list[TokenLogprobs]:
-    """Log probabilities of chosen tokens and of the likeliest ones.
+def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: Sequence[int]) -> LogprobTensors:
+    """Log probabilities of chosen tokens and of the likeliest ones; nothing waits for the device.
 
     Args:
         logits: [R, V] float32, as the model made them.
-        token_ids: R chosen ids.
+        token_ids: [R] int64: the chosen ids.
         num_top: Likeliest tokens wanted for each row, 0 or more.
     """
     logprobs = logits.log_softmax(dim=-1)
-    chosen = logprobs.gather(-1, torch.tensor(token_ids, device=logits.device).unsqueeze(-1))
+    chosen = logprobs.gather(-1, token_ids.unsqueeze(-1))
     ranks = (logprobs > chosen).sum(dim=-1) + 1
     top_values, top_ids = logprobs.topk(min(max(num_top), logits.shape[-1]), dim=-1)
-    return [
-        TokenLogprobs(
-            token_id=token_id,
-            logprob=logprob,
-            rank=rank,
-            top=tuple(zip(ids[:count], values[:count], strict=True)),
-        )
-        for token_id, logprob, rank, ids, values, count in zip(
-            token_ids,
-            chosen.squeeze(-1).tolist(),
-            ranks.tolist(),
-            top_ids.tolist(),
-            top_values.tolist(),
-            num_top,
-            strict=True,
-        )
-    ]
+    return LogprobTensors(token_ids, chosen.squeeze(-1), ranks, top_ids, top_values, num_top)
 
 
 def gumbel_noise(keys: Sequence[tuple[int, int, int]], rows: Tensor, token_ids: Tensor) -> Tensor:
@@ -215,10 +236,10 @@ def _apply_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     return logits.index_put(where, part)
 
 
-def _least_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """The least logit [R, 1] that each row's min-p, top-k and top-p let through."""
+def _minimum_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """The minimum logit [R, 1] that each row's min-p, top-k and top-p let through."""
     greatest = logits.amax(dim=-1, keepdim=True)
-    least = greatest + _column([_log_min_p(row) for row in rows], logits)
+    minimum = greatest + _column([_log_min_p(row) for row in rows], logits)
     vocab_size = logits.shape[-1]
     sorted_rows = [
         index
@@ -226,21 +247,21 @@ def _least_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         if not row.is_greedy and (0 < row.params.top_k < vocab_size or row.params.top_p < 1)
     ]
     if not sorted_rows:
-        return least
+        return minimum
     params = [rows[index].params for index in sorted_rows]
     top_k = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
     places = torch.tensor(sorted_rows, device=logits.device)
     # The likeliest first; nobody needs to look behind the greatest top_k.
     values = logits[places].topk(max(top_k), dim=-1).values
     ranks = torch.arange(values.shape[-1], device=logits.device)
-    kept = (values >= least[places]) & (ranks < _column(top_k, logits))
+    kept = (values >= minimum[places]) & (ranks < _column(top_k, logits))
     weights = torch.where(kept, (values - values[:, :1]).exp(), 0.0).double()
     mass = weights.cumsum(dim=-1)
     top_p = _column([p.top_p for p in params], logits).double()
     # A token stays if those before it have not reached top_p; 1 is off, whatever the rounding of the sums.
     kept &= (mass - weights < top_p * mass[:, -1:]) | (top_p >= 1)
     kept[:, 0] = True
-    return least.index_copy(0, places, values.masked_fill(~kept, math.inf).amin(-1, keepdim=True))
+    return minimum.index_copy(0, places, values.masked_fill(~kept, math.inf).amin(-1, keepdim=True))
 
 
 def _log_min_p(row: SamplingRow) -> float:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from inference_service.errors import ServiceError
+from inference_service.sampling import Sampling
 
 
 class FinishReason(Enum):
@@ -24,44 +25,20 @@ class FinishReason(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
+class SamplingParams(Sampling):
     """How the tokens of a request's choices are sampled; every default is resolved already.
 
     Attributes:
-        max_tokens: Maximum tokens of one choice, at least 1.
-        min_tokens: End tokens are impossible until this many tokens are out.
-        temperature: 0 = greedy.
-        top_k: 0 = off.
-        top_p: 1 = off.
-        min_p: 0 = off.
-        repetition_penalty: 1 = off; counts prompt and answer (arXiv 1909.05858).
-        presence_penalty: 0 = off; counts the answer only.
-        frequency_penalty: 0 = off; counts the answer only.
-        seed: Noise is a function of (seed, choice index, position), never of generator state.
         logprobs: Number of likeliest tokens to return for every token of the answer; None = no log probabilities.
         prompt_logprobs: The same for the prompt, returned with choice 0.
         eos_token_ids: The model's own end tokens.
         stop_token_ids: The caller's end tokens.
-        ignore_eos: Go on after an `eos_token_ids` token.
-        logit_bias: (token id, added value) pairs.
     """
 
-    max_tokens: int
-    min_tokens: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,4 @@
-"""Reads JSON configuration files with errors that name file, key and what was expected.
-
-Owns typed access to keys.
-"""
+"""Typed access to JSON configuration files, with errors that name file, key and what was expected."""
 
 from __future__ import annotations
 
@@ -45,11 +42,11 @@ class Section:
             raise SpecError(f"{self.where}: {key} must be a string, not {value!r}")
         return value
 
-    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+    def integer(self, key: str, default: int | None = None, *, minimum: int = 1) -> int:
         """The integer at `key`."""
         value = self._require(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise SpecError(f"{self.where}: {key} must be an integer >= {least}, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise SpecError(f"{self.where}: {key} must be an integer >= {minimum}, not {value!r}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -66,12 +63,12 @@ class Section:
             raise SpecError(f"{self.where}: {key} must be true or false, not {value!r}")
         return value
 
-    def integers(self, key: str, *, least: int = 0) -> tuple[int, ...]:
+    def integers(self, key: str, *, minimum: int = 0) -> tuple[int, ...]:
         """The integers at `key`: a list, or one integer."""
         value = self._require(key)
         items = value if isinstance(value, list) else [value]
-        if any(isinstance(i, bool) or not isinstance(i, int) or i < least for i in items):
-            raise SpecError(f"{self.where}: {key} must be integers >= {least}, not {value!r}")
+        if any(isinstance(i, bool) or not isinstance(i, int) or i < minimum for i in items):
+            raise SpecError(f"{self.where}: {key} must be integers >= {minimum}, not {value!r}")
         return tuple(items)
 
     def three_numbers(self, key: str) -> tuple[float, float, float]:
@@ -108,7 +105,7 @@ def read_config(path: Path) -> Section:
         values = json.loads(path.read_bytes())
     except OSError as error:
         raise SpecError(f"{path.name} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # broken JSON, or bytes that are no UTF-8
+    except ValueError as error:  # broken JSON, or bytes that are not UTF-8
         raise SpecError(f"{path.name} is not valid JSON") from error
     if not isinstance(values, dict):
         raise SpecError(f"{path.name} must hold a JSON object")

@@ -1,16 +1,26 @@
-"""What a family of models brings: the plug between its own module and everything that serves all families alike.
+"""What the code that serves all families alike needs to know about one of them.
 
-Owns the shape of the plug and of the entries of a tensor table.
+A family is a package with the modules `spec`, `text` and `vision`; its `__init__` holds the `Family`. `text` and
+`vision` are imported when used: the front loads only `text`, the engine only `vision`, which alone needs torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from inference_service.families.config_file import Section
+from inference_service.families.positions import PositionRule
 from inference_service.model_spec import BoxNotation, ModelSpec
+
+
+if TYPE_CHECKING:
+    from inference_service.kernels.ops import Ops
+    from inference_service.text.prompt import ChatFormat
+    from inference_service.text.tokenizer import Tokenizer
 
 
 LM_HEAD = "lm_head.weight"
@@ -37,23 +47,91 @@ class TensorEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TextOptions:
+    """What an operator may set about the text side of a model.
+
+    Attributes:
+        history_window: Tokens of history beyond which old turns are left out; None = nothing is left out.
+    """
+
+    history_window: int | None = None
+
+
+class TextModule(Protocol):
+    """The module `text` of a family."""
+
+    def load_text(
+        self, model_dir: Path, spec: ModelSpec, options: TextOptions
+    ) -> tuple[Tokenizer, ChatFormat]:
+        """Reads tokenizer and chat format; arguments and errors as `Family.load_text`."""
+
+
+class VisionModule(Protocol):
+    """The module `vision` of a family."""
+
+    @property
+    def VisionTower(self) -> Callable[[Any, Ops], Any]:  # noqa: N802 - the name of a class
+        """The class of the vision tower, a `torch.nn.Module` made from `ModelSpec.vision` and the kernels it calls.
+
+        Called with patches (for each image [n, patch_values], in the order of `Patchifier`) and grids (for each image
+        (times, rows, columns) in patches), it returns for each image [num_tokens, hidden * (1 + deepstack levels)] in
+        the dtype of its weights. The results may be views of one tensor.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """A family of models.
 
     Attributes:
-        name: What `GetModel` tells.
+        name: As `GetModel` returns it.
         model_type: As config.json writes it.
+        package: Name of the package that holds the modules `text` and `vision`.
         read: From a checkpoint's directory and its config.json to what the checkpoint is; raises `SpecError`.
         tensors: Every tensor that a checkpoint must have.
+        positions: Numbers the tokens of a prompt.
         rebuilt: Tensors that a checkpoint may have and that are computed anew: buffers of the original.
         current_name: From a name in an older checkpoint to the one in `tensors`; others stay as they are.
         boxes: How its answers name places in an image.
+        pickled_weights: It was released as `.bin` shards only; they are fetched, and read with `weights_only`.
+        supports_history_window: Old turns may be left out of a prompt.
+        memory_remarks: What reports on its memory add to the sum, by dtype.
     """
 
     name: str
     model_type: str
+    package: str
     read: Callable[[Path, Section], ModelSpec]
     tensors: Callable[[ModelSpec], Iterable[TensorEntry]]
+    positions: PositionRule
     rebuilt: frozenset[str] = frozenset()
     current_name: Callable[[str], str] = str
     boxes: BoxNotation = BoxNotation.NONE
+    pickled_weights: bool = False
+    supports_history_window: bool = False
+    memory_remarks: Mapping[str, str] = field(default_factory=dict)
+
+    def load_text(
+        self, model_dir: Path, spec: ModelSpec, options: TextOptions | None = None
+    ) -> tuple[Tokenizer, ChatFormat]:
+        """Reads the text files of a model; torch-free.
+
+        Args:
+            model_dir: Where they are.
+            spec: The model.
+            options: What the operator set; None = nothing.
+
+        Raises:
+            OSError: A file cannot be read.
+            ValueError: A file is malformed or does not fit the model, or an option is not supported.
+        """
+        options = options or TextOptions()
+        if options.history_window is not None and not self.supports_history_window:
+            raise ValueError(f"--history-window is not supported by {self.name} models: remove it")
+        module = cast("TextModule", import_module(f"{self.package}.text"))
+        return module.load_text(model_dir, spec, options)
+
+    def new_vision_tower(self, spec: ModelSpec, ops: Ops) -> Any:
+        """The vision tower of a model, a `torch.nn.Module` without values; imports torch."""
+        module = cast("VisionModule", import_module(f"{self.package}.vision"))
+        return module.VisionTower(spec.vision, ops)

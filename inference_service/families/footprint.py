@@ -1,19 +1,17 @@
-"""How large a model is, and how many requests a device has room for beside it.
-
-Owns the arithmetic that `GetModel`, `qwenvl check` and the engine share. Torch-free.
-"""
+"""The memory arithmetic that `GetModel`, `qwenvl check` and the engine share. Torch-free."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from inference_service.families.tables import kv_bytes_per_token, module_parts
-from inference_service.model_spec import ModelSpec
+from inference_service.model_spec import DTYPE_BYTES, ModelSpec
 
 
-VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-LEAST_CONTEXT_TOKENS = 2048
-"""A service whose cache holds less is of no use for questions about images."""
+MIN_CONTEXT_TOKENS = 2048
+"""A service whose cache holds less cannot answer questions about images."""
+STEP_RESERVE_BYTES = 2**30
+"""Allowed for the activations of one step where the engine cannot measure them, or has not yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +21,7 @@ class Footprint:
     Attributes:
         family: Name of the family.
         parts: (name, parameter count) of the vision tower, the adapter and the language model.
-        dtype: `float32`, `float16` or `bfloat16`, of weights and cache.
+        dtype: Dtype of weights and cache, a key of `DTYPE_BYTES`.
         kv_bytes_per_token: Keys and values of one token in the cache.
         window_tokens: The context window that the model was trained for.
     """
@@ -42,7 +40,7 @@ class Footprint:
     @property
     def weight_bytes(self) -> int:
         """All parameters in `dtype`."""
-        return self.parameter_count * VALUE_BYTES[self.dtype]
+        return self.parameter_count * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +51,8 @@ class Capacity:
         cache_tokens: Tokens of all requests together.
         context_tokens: The longest request, prompt and answer together.
         full_requests: Requests of that length side by side.
-        fits: The cache holds one request as long as the operator asked for; where he asked for nothing, one that is
-            long enough to be of use.
+        fits: The cache holds one request as long as the operator asked for, or if that was not set, of
+            `MIN_CONTEXT_TOKENS`.
     """
 
     cache_tokens: int
@@ -68,21 +66,32 @@ def footprint(spec: ModelSpec, dtype: str) -> Footprint:
 
     Args:
         spec: The model.
-        dtype: A key of `VALUE_BYTES`.
+        dtype: A key of `DTYPE_BYTES`.
     """
     return Footprint(
         family=spec.family,
         parts=module_parts(spec),
         dtype=dtype,
-        kv_bytes_per_token=kv_bytes_per_token(spec, VALUE_BYTES[dtype]),
+        kv_bytes_per_token=kv_bytes_per_token(spec, DTYPE_BYTES[dtype]),
         window_tokens=spec.max_position_embeddings,
     )
+
+
+def encoder_cache_bytes(spec: ModelSpec, num_tokens: int, bytes_per_value: int) -> int:
+    """Bytes of an encoder cache that holds so many image tokens with their deepstack features."""
+    levels = 1 + spec.decoder.deepstack_levels
+    return num_tokens * spec.decoder.hidden_size * levels * bytes_per_value
+
+
+def usable_bytes(total: int, used: int, share: float) -> int:
+    """What is left of the permitted share of a device; below 0 where more than the share is in use."""
+    return int(total * share) - used
 
 
 def largest_media_tokens(
     spec: ModelSpec, max_num_batched_tokens: int, encoder_cache_tokens: int
 ) -> int:
-    """Most tokens of images that one step encodes; a video that is not cut counts as one image."""
+    """Maximum image tokens that one step encodes; a video that is not cut counts as one image."""
     if spec.video is not None and not spec.video.timestamps:
         return encoder_cache_tokens
     policy = spec.image_policy
@@ -106,5 +115,5 @@ def capacity(model: Footprint, cache_bytes: int, max_model_len: int | None) -> C
         cache_tokens=tokens,
         context_tokens=context,
         full_requests=tokens // context if context else 0,
-        fits=tokens >= (max_model_len or min(wanted, LEAST_CONTEXT_TOKENS)),
+        fits=tokens >= (max_model_len or min(wanted, MIN_CONTEXT_TOKENS)),
     )

@@ -4,31 +4,46 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from inference_service.families import glm_4v, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen_vl
 from inference_service.families.config_file import SpecError, read_config
-from inference_service.families.glm_4v import spec as glm_4v
-from inference_service.families.qwen2_5_vl import spec as qwen2_5_vl
-from inference_service.families.qwen2_vl import spec as qwen2_vl
-from inference_service.families.qwen3_vl import spec as qwen3_vl
-from inference_service.families.qwen_vl import spec as qwen_vl
+from inference_service.families.family import Family
 from inference_service.model_spec import ModelSpec
 
 
-FAMILIES = {
-    family.name: family
-    for family in (
-        qwen_vl.FAMILY,
-        qwen2_vl.FAMILY,
-        qwen2_5_vl.FAMILY,
-        qwen3_vl.FAMILY,
-        glm_4v.FAMILY,
-    )
-}
-"""By name."""
+FAMILIES: dict[str, Family] = {}
+"""By name; filled by `register`."""
 
 REFUSALS = {
     "qwen3_vl_moe": "Qwen3-VL with a mixture of experts is not supported, only the dense models are",
 }
 """Why relatives of the supported families are refused, by `model_type`."""
+
+
+def register(family: Family) -> None:
+    """Adds a family.
+
+    Raises:
+        ValueError: Its name or its model_type is registered already.
+    """
+    for other in FAMILIES.values():
+        if family.name == other.name or family.model_type == other.model_type:
+            raise ValueError(
+                f"family {family.name!r} (model_type {family.model_type!r}) cannot be registered:"
+                f" {other.name!r} (model_type {other.model_type!r}) is registered already"
+            )
+    FAMILIES[family.name] = family
+
+
+register(qwen_vl.FAMILY)
+register(qwen2_vl.FAMILY)
+register(qwen2_5_vl.FAMILY)
+register(qwen3_vl.FAMILY)
+register(glm_4v.FAMILY)
+
+
+def family_of(spec: ModelSpec) -> Family:
+    """The family of a model."""
+    return FAMILIES[spec.family]
 
 
 def load_spec(model_dir: Path) -> ModelSpec:

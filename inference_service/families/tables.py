@@ -1,21 +1,17 @@
-"""The tensors of a checkpoint: their names and shapes, and where each goes in our modules.
-
-Owns what follows from a family's table by arithmetic: parameter counts and cache sizes. Torch-free, so that the
-front can read it.
-"""
+"""The tensors of a checkpoint, and what follows from them: parameter counts and bytes in the KV cache. Torch-free."""
 
 from __future__ import annotations
 
 from math import prod
 
 from inference_service.families.family import TensorEntry
-from inference_service.families.registry import FAMILIES
+from inference_service.families.registry import family_of
 from inference_service.model_spec import ModelSpec
 
 
 def tensor_table(spec: ModelSpec) -> tuple[TensorEntry, ...]:
     """Every tensor that a checkpoint of this model must have."""
-    return tuple(FAMILIES[spec.family].tensors(spec))
+    return tuple(family_of(spec).tensors(spec))
 
 
 def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

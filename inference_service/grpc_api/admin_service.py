@@ -11,7 +11,7 @@ import grpc.aio
 
 from inference_service.backend.base import Backend, BackendState, Load
 from inference_service.errors import InvalidArgumentError, PermissionDeniedError
-from inference_service.grpc_api.interceptors import caller_of_call
+from inference_service.grpc_api.call_context import this_call
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
@@ -46,19 +46,32 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
         self._drain = drain
         self._draining: asyncio.Task[None] | None = None
 
-    async def AbortRequest(  # noqa: N802 - the proto's name
+    async def Abort(  # noqa: N802 - the proto's name
+        self, request: admin_pb.AbortRequest, context: Context
+    ) -> admin_pb.AbortResponse:
+        """Ends requests in flight: the caller's own on the main address, anyone's on the admin address."""
+        del context
+        caller = this_call().caller if self._drain is None else None
+        count = len(request.request_ids)
+        if not 1 <= count <= _MAX_ABORTS:
+            raise InvalidArgumentError(
+                f"request_ids has {count} ids; 1 to {_MAX_ABORTS} are allowed.", field="request_ids"
+            )
+        response = admin_pb.AbortResponse()
+        for request_id in request.request_ids:
+            found = await self._backend.abort(request_id, caller)
+            ids = response.aborted_request_ids if found else response.unknown_request_ids
+            ids.append(request_id)
+        return response
+
+    async def AbortRequest(  # noqa: N802
         self, request: admin_pb.AbortRequestRequest, context: Context
     ) -> admin_pb.AbortRequestResponse:
-        """Ends requests in flight: the caller's own, on the admin address anybody's."""
-        del context
-        caller = caller_of_call.get() if self._drain is None else None
-        if not 1 <= len(request.request_ids) <= _MAX_ABORTS:
-            raise InvalidArgumentError(f"1 to {_MAX_ABORTS} ids are needed.", field="request_ids")
-        response = admin_pb.AbortRequestResponse()
-        for request_id in request.request_ids:
-            known = await self._backend.abort(request_id, caller)
-            (response.aborted if known else response.unknown).append(request_id)
-        return response
+        """The deprecated name of `Abort`."""
+        answer = await self.Abort(admin_pb.AbortRequest(request_ids=request.request_ids), context)
+        return admin_pb.AbortRequestResponse(
+            aborted=answer.aborted_request_ids, unknown=answer.unknown_request_ids
+        )
 
     async def GetServerInfo(  # noqa: N802
         self, request: admin_pb.GetServerInfoRequest, context: Context

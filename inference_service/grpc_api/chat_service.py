@@ -7,8 +7,8 @@ import contextlib
 
 from inference_service.backend.base import Backend
 from inference_service.domain import ChatRequest
-from inference_service.grpc_api.generation import Context, Generation
-from inference_service.grpc_api.interceptors import request_id_of_call
+from inference_service.grpc_api.call_context import Context, this_call
+from inference_service.grpc_api.generation import Generation
 from inference_service.grpc_api.requests import chat_request
 from inference_service.grpc_api.responses import image_message, usage_message
 from inference_service.settings import ServiceSettings
@@ -20,23 +20,25 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
     """Answers conversations."""
 
     def __init__(self, backend: Backend, settings: ServiceSettings) -> None:
-        self._generation = Generation(backend, settings)
+        self._generation = Generation(backend)
         self._settings = settings
 
     async def CreateChatCompletion(  # noqa: N802 - the proto's name
         self, request: chat_pb.CreateChatCompletionRequest, context: Context
     ) -> chat_pb.CreateChatCompletionResponse:
         """Gathers the events of a request into one message."""
+        del context
         asked = self._domain_request(request.spec)
-        fields = await self._generation.whole_fields(asked, context)
+        fields = await self._generation.whole_fields(asked)
         return chat_pb.CreateChatCompletionResponse(**fields)
 
     async def StreamChatCompletion(  # noqa: N802
         self, request: chat_pb.StreamChatCompletionRequest, context: Context
     ) -> AsyncIterator[chat_pb.StreamChatCompletionResponse]:
         """Sends every event as it comes."""
+        del context
         asked = self._domain_request(request.spec)
-        async with contextlib.aclosing(self._generation.stream_fields(asked, context)) as stream:
+        async with contextlib.aclosing(self._generation.stream_fields(asked)) as stream:
             async for fields in stream:
                 yield chat_pb.StreamChatCompletionResponse(**fields)
 
@@ -44,8 +46,9 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
         self, request: chat_pb.CountTokensRequest, context: Context
     ) -> chat_pb.CountTokensResponse:
         """Does all that precedes the answer."""
+        del context
         asked = self._domain_request(request.spec)
-        count = await self._generation.count(asked, context)
+        count = await self._generation.count(asked)
         return chat_pb.CountTokensResponse(
             usage=usage_message(count.usage),
             images=map(image_message, count.images),
@@ -54,4 +57,4 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
 
     def _domain_request(self, spec: chat_pb.ChatCompletionSpec) -> ChatRequest:
         model = self._generation.canonical_name(spec.model)
-        return chat_request(spec, model, request_id_of_call.get(), self._settings)
+        return chat_request(spec, model, this_call().request_id, self._settings)

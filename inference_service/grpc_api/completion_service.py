@@ -1,4 +1,4 @@
-"""CompletionService: text completions, which continue a prompt as it is written."""
+"""CompletionService: text completions, without a chat template."""
 
 from __future__ import annotations
 
@@ -6,39 +6,41 @@ from collections.abc import AsyncIterator
 import contextlib
 
 from inference_service.backend.base import Backend
-from inference_service.domain import RawRequest
-from inference_service.grpc_api.generation import Context, Generation
-from inference_service.grpc_api.interceptors import request_id_of_call
-from inference_service.grpc_api.requests import raw_request
+from inference_service.domain import TextCompletionRequest
+from inference_service.grpc_api.call_context import Context, this_call
+from inference_service.grpc_api.generation import Generation
+from inference_service.grpc_api.requests import text_completion_request
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 
 
 class CompletionServicer(completion_grpc.CompletionServiceServicer):
-    """Continues prompts."""
+    """Continues texts."""
 
     def __init__(self, backend: Backend, settings: ServiceSettings) -> None:
-        self._generation = Generation(backend, settings)
+        self._generation = Generation(backend)
         self._settings = settings
 
     async def CreateCompletion(  # noqa: N802 - the proto's name
         self, request: completion_pb.CreateCompletionRequest, context: Context
     ) -> completion_pb.CreateCompletionResponse:
         """Gathers the events of a request into one message."""
+        del context
         asked = self._domain_request(request.spec)
-        fields = await self._generation.whole_fields(asked, context)
+        fields = await self._generation.whole_fields(asked)
         return completion_pb.CreateCompletionResponse(**fields)
 
     async def StreamCompletion(  # noqa: N802
         self, request: completion_pb.StreamCompletionRequest, context: Context
     ) -> AsyncIterator[completion_pb.StreamCompletionResponse]:
         """Sends every event as it comes."""
+        del context
         asked = self._domain_request(request.spec)
-        async with contextlib.aclosing(self._generation.stream_fields(asked, context)) as stream:
+        async with contextlib.aclosing(self._generation.stream_fields(asked)) as stream:
             async for fields in stream:
                 yield completion_pb.StreamCompletionResponse(**fields)
 
-    def _domain_request(self, spec: completion_pb.CompletionSpec) -> RawRequest:
+    def _domain_request(self, spec: completion_pb.CompletionSpec) -> TextCompletionRequest:
         model = self._generation.canonical_name(spec.model)
-        return raw_request(spec, model, request_id_of_call.get(), self._settings)
+        return text_completion_request(spec, model, this_call().request_id, self._settings)

@@ -1,56 +1,53 @@
-"""What happens around every call: access, errors, one log line.
-
-Owns the order of these and the wrapping of handlers.
-"""
+"""What happens around every call: its context, API keys, errors, one access line in the log."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 import contextlib
-from contextvars import ContextVar
-import hashlib
-import json
 import logging
 import time
-from typing import Any, Self, TypeAlias
-import uuid
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
 
 from inference_service.errors import InternalError, ServiceError, UnauthenticatedError
+from inference_service.grpc_api.call_context import Context, call_context
 from inference_service.grpc_api.status import DETAILS_KEY, code_of, details_of
 from qwenvl.keys import KeyFile
+from qwenvl.observability import CallContext, enter_call
 
 
 OWN_PREFIX = "/qwenvl.inference.v1."
 _OPEN_PREFIX = "/grpc.health.v1."  # probes of a kubelet carry no key
 
-request_id_of_call: ContextVar[str] = ContextVar("request_id_of_call")
-"""The id of the call under way: the request's own, else of the metadata `x-request-id`, else made here."""
-
-caller_of_call: ContextVar[str] = ContextVar("caller_of_call")
-"""Who makes the call under way: a digest of its key. Without keys everybody is one caller, unless they send some."""
-
-logger = logging.getLogger("inference_service.access")
+access_logger = logging.getLogger("inference_service.access")
+logger = logging.getLogger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not subscriptable at run time
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls without a known key, health checks excepted."""
+    """Refuses calls without a known key, health checks excepted.
 
-    def __init__(self, keys: KeyFile) -> None:
+    Args:
+        keys: The known keys.
+        request_timeout_s: See `call_context`.
+    """
+
+    def __init__(self, keys: KeyFile, request_timeout_s: float) -> None:
         self._keys = keys
+        self._request_timeout_s = request_timeout_s
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
         """Lets the call pass, or answers UNAUTHENTICATED in the shape of its method."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith(_OPEN_PREFIX):
+        method = handler_call_details.method
+        if handler is None or method.startswith(_OPEN_PREFIX):
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
         authorization = metadata.get("authorization")
@@ -58,14 +55,21 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             return handler
 
         async def refuse(request: object, context: Context) -> None:
-            with _Line(handler_call_details.method, request, context) as line:
-                await line.abort(UnauthenticatedError("A valid API key is needed."))
+            async with _answering(method, request, context, self._request_timeout_s):
+                raise UnauthenticatedError("A valid API key is needed.")
 
         return _same_shape(handler, refuse, _as_stream(refuse))
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns `ServiceError` into a status with details, and writes one log line per call."""
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Gives every call of our own services its context, its error status and its access line.
+
+    Args:
+        request_timeout_s: See `call_context`.
+    """
+
+    def __init__(self, request_timeout_s: float) -> None:
+        self._request_timeout_s = request_timeout_s
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -77,75 +81,55 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return handler
 
         async def unary(request: Any, context: Context) -> Any:
-            with _Line(method, request, context) as line:
-                try:
-                    return await handler.unary_unary(request, context)
-                except ServiceError as error:
-                    await line.abort(error)
-                except Exception as error:  # noqa: BLE001 - the last line of defence
-                    await line.abort_unexpected(error)
+            async with _answering(method, request, context, self._request_timeout_s):
+                return await handler.unary_unary(request, context)
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            with _Line(method, request, context) as line:
-                try:
-                    responses = handler.unary_stream(request, context)
-                    async with contextlib.aclosing(responses):
-                        async for response in responses:
-                            yield response
-                except ServiceError as error:
-                    await line.abort(error)
-                except Exception as error:  # noqa: BLE001 - the last line of defence
-                    await line.abort_unexpected(error)
+            async with _answering(method, request, context, self._request_timeout_s):
+                responses = handler.unary_stream(request, context)
+                async with contextlib.aclosing(responses):
+                    async for response in responses:
+                        yield response
 
         return _same_shape(handler, unary, stream)
 
 
-class _Line:
-    """The log line of one call: no prompt, no URL, no key."""
-
-    def __init__(self, method: str, request: Any, context: Context) -> None:
-        self._method = method
-        self._context = context
-        self._code = "OK"
-        spec = getattr(request, "spec", None)
-        metadata = dict(context.invocation_metadata() or ())
-        named = getattr(spec, "request_id", "") or metadata.get("x-request-id")
-        self._request_id = str(named or f"req-{uuid.uuid4().hex}")[:128]
-        request_id_of_call.set(self._request_id)
-        authorization = metadata.get("authorization", "")
-        caller_of_call.set(hashlib.sha256(str(authorization).encode()).hexdigest())
-        self._begin = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and self._code == "OK":
-            self._code = "CANCELLED"
-        fields = {
-            "method": self._method,
-            "code": self._code,
-            "request_id": self._request_id,
-            "seconds": round(time.monotonic() - self._begin, 4),
+@contextlib.asynccontextmanager
+async def _answering(
+    method: str, request: Any, context: Context, request_timeout_s: float
+) -> AsyncIterator[None]:
+    """Enters a call's context, ends a failed call with a status, and writes the access line."""
+    call = call_context(request, context, request_timeout_s)
+    enter_call(call)
+    code, begin = grpc.StatusCode.CANCELLED, time.monotonic()
+    try:
+        yield
+        code = grpc.StatusCode.OK
+    except ServiceError as error:
+        code = code_of(error)
+        await _abort(context, error, call)
+    except Exception:  # the last line of defence: what happened goes to the log only
+        logger.exception({"message": "the call failed", **call.log_fields()})
+        internal = InternalError("An internal error occurred.")
+        code = code_of(internal)
+        await _abort(context, internal, call)
+    except asyncio.CancelledError:  # by gRPC: the caller has left, or its deadline is over
+        if call.deadline is not None and time.monotonic() >= call.deadline:
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
+        raise
+    finally:
+        # The ids are named here: a stream that is closed by the garbage collector ends outside of its own context.
+        line = {
+            "message": "call",
+            "method": method,
+            "code": code.name,
+            "seconds": round(time.monotonic() - begin, 4),
         }
-        logger.info(json.dumps(fields))
-
-    async def abort(self, error: ServiceError) -> None:
-        """Ends the call with the error's status."""
-        self._code = code_of(error).name
-        await _abort(self._context, error, self._request_id)
-
-    async def abort_unexpected(self, error: BaseException) -> None:
-        """Ends the call as INTERNAL; what happened goes to the log only."""
-        if isinstance(error, grpc.aio.AbortError):
-            raise error
-        logger.error("request %s failed", self._request_id, exc_info=error)
-        await self.abort(InternalError("An internal error occurred."))
+        access_logger.info(line | call.log_fields())
 
 
-async def _abort(context: Context, error: ServiceError, request_id: str) -> None:
-    trailer = ((DETAILS_KEY, details_of(error, request_id)),)
-    await context.abort(code_of(error), error.message, trailer)
+async def _abort(context: Context, error: ServiceError, call: CallContext) -> None:
+    await context.abort(code_of(error), error.message, ((DETAILS_KEY, details_of(error, call)),))
 
 
 def _as_stream(

@@ -1,11 +1,10 @@
-"""From the request's proto to the domain, checking every limit that the proto's comments state.
-
-Owns these limits and the names of fields in errors.
-"""
+"""From the request's proto to the domain, checking every limit that the proto's comments state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
+import dataclasses
+from functools import partial
 import re
 from typing import Any, Final
 
@@ -15,12 +14,12 @@ from inference_service.domain import (
     ChatMessage,
     ChatRequest,
     Detail,
+    GenerationOptions,
     ImagePart,
     Media,
     Part,
-    RawRequest,
     Role,
-    SamplingOptions,
+    TextCompletionRequest,
     TextPart,
     VideoPart,
 )
@@ -29,6 +28,7 @@ from inference_service.errors import (
     TooManyImagesError,
     UnsupportedParameterError,
 )
+from inference_service.sampling import RANGES, Range, SamplingOptions
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
@@ -49,27 +49,19 @@ _DETAILS: Final = {
 }
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 
-# name -> (least, greatest); `top_p` and `repetition_penalty` are above 0.
-_RANGES: Final = {
-    "temperature": (0.0, 2.0),
-    "top_p": (1e-9, 1.0),
-    "min_p": (0.0, 1.0),
-    "repetition_penalty": (1e-3, 10.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-    "top_k": (-1, 2**31 - 1),
-    "max_tokens": (1, 2**31 - 1),
-    "min_tokens": (0, 2**31 - 1),
-    "seed": (-(2**63), 2**63 - 1),
-}
-_LEAST_FPS: Final = 1e-3
-_GREATEST_FPS: Final = 1000.0
+_DEFAULT_FPS: Final = 2.0
+_FPS: Final = Range(1e-3, 1000)
+_PIXELS: Final = Range(1, 2**40)
+_LOGPROBS: Final = Range(0, 20)
+_TOKEN_ID: Final = Range(0, 2**31 - 1)
+_BIAS: Final = Range(-100, 100)
 _MAX_STOP_STRINGS: Final = 4
 _MAX_STOP_BYTES: Final = 256
 _MAX_STOP_TOKENS: Final = 64
-_MAX_LOGPROBS: Final = 20
 _MAX_LOGIT_BIAS: Final = 300
-_MAX_TOKEN_ID: Final = 2**31 - 1
+_MAX_NAME_BYTES: Final = 64
+_MAX_UUID_BYTES: Final = 256
+_MAX_SALT_BYTES: Final = 128
 
 
 def chat_request(
@@ -99,16 +91,16 @@ def chat_request(
         add_generation_prompt=opens,
         continue_final_message=continues,
         enable_thinking=_optional(spec.template, "enable_thinking"),
-        **_common(spec, model, fallback_id, settings),
+        **_fields(_options(spec, model, fallback_id, settings)),
     )
     _check_images(request.media, "spec.messages", settings)
     return request
 
 
-def raw_request(
+def text_completion_request(
     spec: completion_pb.CompletionSpec, model: str, fallback_id: str, settings: ServiceSettings
-) -> RawRequest:
-    """Validates a request to continue a raw prompt; arguments and errors as `chat_request`."""
+) -> TextCompletionRequest:
+    """Validates a request to continue a text; arguments and errors as `chat_request`."""
     kind = spec.WhichOneof("prompt")
     if kind is None:
         raise InvalidArgumentError("A prompt is needed.", field="spec.text")
@@ -117,59 +109,64 @@ def raw_request(
     if not prompt:
         raise InvalidArgumentError("The prompt is empty.", field=field)
     if not isinstance(prompt, str):
-        _within(min(prompt), 0, _MAX_TOKEN_ID, field)
+        _check_range(min(prompt), _TOKEN_ID, field)
     images = tuple(
         _image(image, f"spec.images[{index}]") for index, image in enumerate(spec.images)
     )
     _check_images(images, "spec.images", settings)
-    return RawRequest(prompt=prompt, images=images, **_common(spec, model, fallback_id, settings))
+    options = _options(spec, model, fallback_id, settings)
+    return TextCompletionRequest(prompt=prompt, images=images, **_fields(options))
 
 
-def _common(
+def _options(
     spec: chat_pb.ChatCompletionSpec | completion_pb.CompletionSpec,
     model: str,
     fallback_id: str,
     settings: ServiceSettings,
-) -> dict[str, Any]:
-    """The fields that both kinds of requests have."""
-    top_logprobs = _optional(spec.logprobs, "top_logprobs")
-    prompt_logprobs = _optional(spec.logprobs, "prompt_logprobs")
-    _within(top_logprobs, 0, _MAX_LOGPROBS, "spec.logprobs.top_logprobs")
-    _within(prompt_logprobs, 0, _MAX_LOGPROBS, "spec.logprobs.prompt_logprobs")
+) -> GenerationOptions:
+    """What both kinds of requests have."""
     n = spec.n if spec.HasField("n") else 1
-    _within(n, 1, settings.max_n, "spec.n")
-    return {
-        "request_id": _request_id(spec.request_id or fallback_id),
-        "model": model,
-        "sampling": _sampling(spec.sampling),
-        "stop_strings": _stop_strings(spec.stop.strings),
-        "stop_token_ids": _stop_tokens(spec.stop.token_ids),
-        "include_stop_string": spec.stop.include_stop_string,
-        "top_logprobs": top_logprobs,
-        "prompt_logprobs": prompt_logprobs,
-        "n": n,
-        "return_token_ids": spec.response.token_ids,
-        "return_prompt_token_ids": spec.response.prompt_token_ids,
-        "return_prompt_text": spec.response.prompt_text,
-        "keep_special_tokens": spec.response.keep_special_tokens,
-        "grounding": spec.response.grounding,
-        "min_pixels": _pixels(spec.media, "min_pixels", "spec.media"),
-        "max_pixels": _pixels(spec.media, "max_pixels", "spec.media"),
-        "cache_salt": _cache_salt(spec.cache_salt),
-    }
+    _check_range(n, Range(1, settings.max_n), "spec.n")
+    # Each option that is named like the field it asks for is the deprecated spelling of the other.
+    return GenerationOptions(
+        request_id=_request_id(spec.request_id or fallback_id),
+        model=model,
+        sampling=_sampling(spec.sampling),
+        stop_strings=_stop_strings(spec.stop.strings),
+        stop_token_ids=_stop_tokens(spec.stop.token_ids),
+        include_stop_string=spec.stop.include_stop_string,
+        top_logprobs=_integer(spec.logprobs, "top_logprobs", _LOGPROBS, "spec.logprobs"),
+        prompt_logprobs=_integer(spec.logprobs, "prompt_logprobs", _LOGPROBS, "spec.logprobs"),
+        n=n,
+        return_token_ids=spec.response.return_token_ids or spec.response.token_ids,
+        return_prompt_token_ids=(
+            spec.response.return_prompt_token_ids or spec.response.prompt_token_ids
+        ),
+        return_prompt_text=spec.response.return_prompt_text or spec.response.prompt_text,
+        keep_special_tokens=spec.response.keep_special_tokens,
+        grounding=spec.response.grounding,
+        min_pixels=_integer(spec.media, "min_pixels", _PIXELS, "spec.media"),
+        max_pixels=_integer(spec.media, "max_pixels", _PIXELS, "spec.media"),
+        cache_salt=_cache_salt(spec.cache_salt),
+    )
+
+
+def _fields(options: GenerationOptions) -> dict[str, Any]:
+    """For the constructor of a subclass, which has the same fields and more."""
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
 
 
 def _check_images(media: Sequence[Media], field: str, settings: ServiceSettings) -> None:
     if len(media) > settings.max_images:
         raise TooManyImagesError(
-            f"The request has {len(media)} images; at most {settings.max_images} are allowed.",
+            f"The request has {len(media)} images, but at most {settings.max_images} are allowed.",
             field=field,
         )
     for part in media:
         if isinstance(part, VideoPart) and len(part.frames) > settings.max_video_frames:
             raise TooManyImagesError(
-                f"The video has {len(part.frames)} frames; at most {settings.max_video_frames} are"
-                " allowed.",
+                f"The video has {len(part.frames)} frames, but at most {settings.max_video_frames}"
+                " are allowed.",
                 field=part.field,
             )
 
@@ -220,8 +217,7 @@ def _message(message: message_pb.Message, path: str) -> ChatMessage:
         raise InvalidArgumentError("The role is unknown.", field=f"{path}.role")
     if not message.parts:
         raise InvalidArgumentError("The message is empty.", field=f"{path}.parts")
-    if len(message.name.encode()) > 64:
-        raise InvalidArgumentError("The name has more than 64 bytes.", field=f"{path}.name")
+    _check_bytes(message.name, _MAX_NAME_BYTES, f"{path}.name")
     parts = tuple(
         _part(part, role, f"{path}.parts[{index}]") for index, part in enumerate(message.parts)
     )
@@ -251,8 +247,8 @@ def _part(part: message_pb.Part, role: Role, path: str) -> Part:
 def _video(video: message_pb.Video, path: str) -> VideoPart:
     if not video.frames:
         raise InvalidArgumentError("The video has no frames.", field=f"{path}.frames")
-    fps = video.fps if video.HasField("fps") else 2.0
-    _within(fps, _LEAST_FPS, _GREATEST_FPS, f"{path}.fps")
+    fps = video.fps if video.HasField("fps") else _DEFAULT_FPS
+    _check_range(fps, _FPS, f"{path}.fps")
     frames = tuple(
         _image(frame, f"{path}.frames[{index}]") for index, frame in enumerate(video.frames)
     )
@@ -268,8 +264,7 @@ def _image(image: message_pb.Image, path: str) -> ImagePart:
     source = image.WhichOneof("source")
     if source is None:
         raise InvalidArgumentError("The image has neither data nor uri.", field=path)
-    if len(image.uuid.encode()) > 256:
-        raise InvalidArgumentError("The uuid has more than 256 bytes.", field=f"{path}.uuid")
+    _check_bytes(image.uuid, _MAX_UUID_BYTES, f"{path}.uuid")
     detail = _DETAILS.get(image.detail)
     if detail is None:
         raise InvalidArgumentError("The detail is unknown.", field=f"{path}.detail")
@@ -277,50 +272,46 @@ def _image(image: message_pb.Image, path: str) -> ImagePart:
         data=image.data if source == "data" else None,
         uri=image.uri if source == "uri" else None,
         detail=detail,
-        min_pixels=_pixels(image, "min_pixels", path),
-        max_pixels=_pixels(image, "max_pixels", path),
+        min_pixels=_integer(image, "min_pixels", _PIXELS, path),
+        max_pixels=_integer(image, "max_pixels", _PIXELS, path),
         uuid=image.uuid,
         field=path,
     )
 
 
 def _sampling(options: sampling_pb.SamplingOptions) -> SamplingOptions:
-    values = {name: _optional(options, name) for name in _RANGES}
-    for name, (least, greatest) in _RANGES.items():
-        _within(values[name], least, greatest, f"spec.sampling.{name}")
-    low, high = values["min_tokens"], values["max_tokens"]
+    said = SamplingOptions.read(partial(_optional, options))
+    for name, limits in RANGES.items():
+        _check_range(_optional(options, name), limits, f"spec.sampling.{name}")
+    low, high = said.min_tokens, said.max_tokens
     if low is not None and high is not None and low > high:
         raise InvalidArgumentError(
-            "min_tokens is greater than max_tokens.", field="spec.sampling.min_tokens"
+            f"min_tokens is {low}, but must not exceed max_tokens, which is {high}.",
+            field="spec.sampling.min_tokens",
         )
     path = "spec.sampling.logit_bias"
-    if len(options.logit_bias) > _MAX_LOGIT_BIAS:
-        raise InvalidArgumentError(f"At most {_MAX_LOGIT_BIAS} entries are allowed.", field=path)
+    _check_count(options.logit_bias, _MAX_LOGIT_BIAS, path)
     for token_id, bias in options.logit_bias.items():
-        _within(token_id, 0, _MAX_TOKEN_ID, path)
-        _within(bias, -100.0, 100.0, path)
-    return SamplingOptions(
-        **values,
-        ignore_eos=_optional(options, "ignore_eos"),
-        logit_bias=tuple(sorted(options.logit_bias.items())),
-    )
+        _check_range(token_id, _TOKEN_ID, path)
+        _check_range(bias, _BIAS, path)
+    return dataclasses.replace(said, logit_bias=tuple(sorted(options.logit_bias.items())))
 
 
 def _stop_strings(strings: Iterable[str]) -> tuple[str, ...]:
     kept, path = tuple(strings), "spec.stop.strings"
-    if len(kept) > _MAX_STOP_STRINGS:
-        raise InvalidArgumentError(f"At most {_MAX_STOP_STRINGS} are allowed.", field=path)
-    if any(not string or len(string.encode()) > _MAX_STOP_BYTES for string in kept):
-        raise InvalidArgumentError(f"Each needs 1 to {_MAX_STOP_BYTES} bytes.", field=path)
+    _check_count(kept, _MAX_STOP_STRINGS, path)
+    for string in kept:
+        if not string:
+            raise InvalidArgumentError("A stop string is empty.", field=path)
+        _check_bytes(string, _MAX_STOP_BYTES, path)
     return kept
 
 
 def _stop_tokens(token_ids: Iterable[int]) -> tuple[int, ...]:
     kept, path = tuple(token_ids), "spec.stop.token_ids"
-    if len(kept) > _MAX_STOP_TOKENS:
-        raise InvalidArgumentError(f"At most {_MAX_STOP_TOKENS} are allowed.", field=path)
+    _check_count(kept, _MAX_STOP_TOKENS, path)
     for token_id in kept:
-        _within(token_id, 0, _MAX_TOKEN_ID, path)
+        _check_range(token_id, _TOKEN_ID, path)
     return kept
 
 
@@ -334,15 +325,13 @@ def _request_id(text: str) -> str:
 
 
 def _cache_salt(text: str) -> bytes:
-    salt = text.encode()
-    if len(salt) > 128:
-        raise InvalidArgumentError("The salt has more than 128 bytes.", field="spec.cache_salt")
-    return salt
+    _check_bytes(text, _MAX_SALT_BYTES, "spec.cache_salt")
+    return text.encode()
 
 
-def _pixels(message: ProtoMessage, name: str, path: str) -> int | None:
+def _integer(message: ProtoMessage, name: str, limits: Range, path: str) -> int | None:
     value: int | None = _optional(message, name)
-    _within(value, 1, 2**40, f"{path}.{name}")
+    _check_range(value, limits, f"{path}.{name}")
     return value
 
 
@@ -351,10 +340,36 @@ def _optional(message: ProtoMessage, name: str) -> Any:
     return getattr(message, name) if message.HasField(name) else None
 
 
-def _within(value: float | None, least: float, greatest: float, field: str) -> None:
-    # Written so that NaN is refused as well.
-    if value is not None and not least <= value <= greatest:
-        name = field.rpartition(".")[2]
+def _check_range(value: float | None, limits: Range, field: str) -> None:
+    if value is not None and value not in limits:
+        minimum, maximum = _plain(limits.minimum), _plain(limits.maximum)
         raise InvalidArgumentError(
-            f"{name} must be between {least:g} and {greatest:g}.", field=field
+            f"{_name(field)} is {_plain(value)}, but must be between {minimum} and {maximum}.",
+            field=field,
         )
+
+
+def _check_count(items: Sized, maximum: int, field: str) -> None:
+    if len(items) > maximum:
+        raise InvalidArgumentError(
+            f"{_name(field)} has {len(items)} entries, but at most {maximum} are allowed.",
+            field=field,
+        )
+
+
+def _check_bytes(text: str, maximum: int, field: str) -> None:
+    size = len(text.encode())
+    if size > maximum:
+        raise InvalidArgumentError(
+            f"{_name(field)} has {size} bytes, but at most {maximum} are allowed.", field=field
+        )
+
+
+def _name(field: str) -> str:
+    """The last step of a path; what it belongs to where that alone says little."""
+    parent, _, name = field.rpartition(".")
+    return f"{parent.rpartition('.')[2]}.{name}" if parent.endswith(".stop") else name
+
+
+def _plain(number: float) -> str:
+    return repr(number).removesuffix(".0")

@@ -1,7 +1,4 @@
-"""The events of an answer as messages of the contract.
-
-Owns the correspondence of `inference_service.domain` events and proto messages.
-"""
+"""From the events of an answer to messages of the proto."""
 
 from __future__ import annotations
 
@@ -22,7 +19,8 @@ from inference_service.domain import (
     TokenLogprob,
     TokenUsage,
 )
-from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from inference_service.sampling import SCALARS, Sampling
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 
@@ -39,8 +37,8 @@ _REASONS = {
 class Whole:
     """All events of a request in the fields of a unary response."""
 
-    started: chat_pb.Started = field(default_factory=chat_pb.Started)
-    choices: list[chat_pb.Choice] = field(default_factory=list)
+    started: generation_pb.Started = field(default_factory=generation_pb.Started)
+    choices: list[generation_pb.Choice] = field(default_factory=list)
     usage: usage_pb.Usage = field(default_factory=usage_pb.Usage)
 
     def fields(self) -> dict[str, Any]:
@@ -60,7 +58,7 @@ async def gather(events: AsyncIterable[Event], model: str) -> Whole:
         match event:
             case Started():
                 whole.started = _started(event, model)
-                whole.choices = [chat_pb.Choice(index=index) for index in range(event.n)]
+                whole.choices = [generation_pb.Choice(index=index) for index in range(event.n)]
             case Delta():
                 _gather(whole.choices[event.choice_index], whole.started, event)
             case Finished():
@@ -73,7 +71,7 @@ async def gather(events: AsyncIterable[Event], model: str) -> Whole:
     return whole
 
 
-def _gather(choice: chat_pb.Choice, started: chat_pb.Started, delta: Delta) -> None:
+def _gather(choice: generation_pb.Choice, started: generation_pb.Started, delta: Delta) -> None:
     choice.text += delta.text
     choice.token_ids.extend(delta.token_ids)
     choice.logprobs.extend(map(_logprob_entry, delta.logprobs))
@@ -86,7 +84,7 @@ def stream_fields(event: Event, model: str) -> dict[str, Any]:
         case Started():
             return {"started": _started(event, model)}
         case Delta():
-            delta = chat_pb.Delta(
+            delta = generation_pb.Delta(
                 choice_index=event.choice_index,
                 text=event.text,
                 token_ids=event.token_ids,
@@ -95,7 +93,7 @@ def stream_fields(event: Event, model: str) -> dict[str, Any]:
             )
             return {"delta": delta}
         case Finished():
-            finished = chat_pb.Finished(
+            finished = generation_pb.Finished(
                 choice_index=event.choice_index,
                 reason=_REASONS[event.reason],
                 stop_detail=_stop_detail(event.trigger),
@@ -106,23 +104,9 @@ def stream_fields(event: Event, model: str) -> dict[str, Any]:
             return {"usage": usage_message(event)}
 
 
-def _started(event: Started, model: str) -> chat_pb.Started:
-    options = event.sampling
-    settings = chat_pb.EffectiveSettings(
-        sampling=sampling_pb.SamplingOptions(
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            min_p=options.min_p,
-            repetition_penalty=options.repetition_penalty,
-            presence_penalty=options.presence_penalty,
-            frequency_penalty=options.frequency_penalty,
-            seed=options.seed,
-            max_tokens=options.max_tokens,
-            min_tokens=options.min_tokens,
-            ignore_eos=options.ignore_eos,
-            logit_bias=dict(options.logit_bias),
-        ),
+def _started(event: Started, model: str) -> generation_pb.Started:
+    settings = generation_pb.EffectiveSettings(
+        sampling=_sampling(event.sampling),
         stop=sampling_pb.StopOptions(
             strings=event.stop_strings,
             token_ids=event.stop_token_ids,
@@ -130,7 +114,7 @@ def _started(event: Started, model: str) -> chat_pb.Started:
         ),
         n=event.n,
     )
-    return chat_pb.Started(
+    return generation_pb.Started(
         request_id=event.request_id,
         model=model,
         created=event.created,
@@ -140,6 +124,13 @@ def _started(event: Started, model: str) -> chat_pb.Started:
         prompt_token_ids=event.prompt_token_ids,
         prompt_text=event.prompt_text,
     )
+
+
+def _sampling(sampling: Sampling) -> sampling_pb.SamplingOptions:
+    message = sampling_pb.SamplingOptions(logit_bias=dict(sampling.logit_bias))
+    for name in SCALARS:
+        setattr(message, name, getattr(sampling, name))
+    return message
 
 
 def usage_message(usage: TokenUsage) -> usage_pb.Usage:

@@ -18,7 +18,7 @@ from inference_service.grpc_api.admin_service import AdminServicer, Drain
 from inference_service.grpc_api.chat_service import ChatServicer
 from inference_service.grpc_api.completion_service import CompletionServicer
 from inference_service.grpc_api.health import Health
-from inference_service.grpc_api.interceptors import AccessInterceptor, ErrorInterceptor
+from inference_service.grpc_api.interceptors import AccessInterceptor, CallInterceptor
 from inference_service.grpc_api.model_service import ModelServicer
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import (
@@ -130,8 +130,9 @@ class Front:
 
     def _interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
         path = self._settings.api_key_file
-        access = [AccessInterceptor(KeyFile(Path(path)))] if path else []
-        return [*access, ErrorInterceptor()]
+        timeout_s = self._settings.request_timeout_s
+        access = [AccessInterceptor(KeyFile(Path(path)), timeout_s)] if path else []
+        return [*access, CallInterceptor(timeout_s)]
 
     def _add_all(self, server: grpc.aio.Server, drain: Drain | None) -> None:
         chat = ChatServicer(self._backend, self._settings)

@@ -1,7 +1,4 @@
-"""From a `ServiceError` to a gRPC status with `google.rpc` details.
-
-Owns what a caller sees of an error.
-"""
+"""From a `ServiceError` to a gRPC status with `google.rpc` details."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ import grpc
 
 from inference_service.errors import ModelNotFoundError, ServiceError
 from qwenvl.errors import BY_REASON, DOMAIN
+from qwenvl.observability import CallContext
 
 
 DETAILS_KEY = "grpc-status-details-bin"
@@ -22,11 +20,11 @@ def code_of(error: ServiceError) -> grpc.StatusCode:
     return BY_REASON[error.reason].grpc_code
 
 
-def details_of(error: ServiceError, request_id: str) -> bytes:
+def details_of(error: ServiceError, call: CallContext) -> bytes:
     """The serialised `google.rpc.Status` for the trailer `grpc-status-details-bin` (AIP-193).
 
-    ErrorInfo is always there; BadRequest where a field is wrong, RetryInfo where waiting helps, ResourceInfo where
-    a model is unknown.
+    ErrorInfo and RequestInfo are always there; BadRequest where a field is wrong, RetryInfo where waiting helps,
+    ResourceInfo where a model is unknown. RequestInfo has the request's id, and the client's own as `serving_data`.
     """
     details: list[AnyMessage] = []
 
@@ -48,6 +46,9 @@ def details_of(error: ServiceError, request_id: str) -> bytes:
     if isinstance(error, ModelNotFoundError):
         name = error.metadata.get("model", "")
         add(error_details_pb2.ResourceInfo(resource_type="model", resource_name=name))
-    add(error_details_pb2.RequestInfo(request_id=request_id))
+    info = error_details_pb2.RequestInfo(
+        request_id=call.request_id, serving_data=call.client_request_id or ""
+    )
+    add(info)
     status = status_pb2.Status(code=code_of(error).value[0], message=error.message, details=details)
     return bytes(status.SerializeToString())

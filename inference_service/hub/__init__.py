@@ -1,1 +1,1 @@
-"""From a model's name to a verified snapshot on this machine."""
+"""Model ids of ModelScope and Hugging Face, resolved to verified snapshots on this machine."""

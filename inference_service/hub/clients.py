@@ -1,7 +1,6 @@
-"""ModelScope and Hugging Face behind one face: list a repository, fetch files of it, find what was fetched before.
+"""ModelScope and Hugging Face behind one interface: list a repository, fetch its files, find earlier downloads.
 
-Owns the calls of the two libraries and the meaning of their errors. Both
-libraries are imported when they are used: they take half a second.
+The client libraries are imported on first use because importing them takes half a second.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ class HubError(Exception):
 
 
 class Hub(Protocol):
-    """A place where models are published."""
+    """A host of model repositories."""
 
     def files(self, model: str, revision: str | None) -> dict[str, RemoteFile]:
-        """The files of a repository by their path.
+        """The files of a repository, by path.
 
         Raises:
             HubError: No such model or revision, no permission, no network.
@@ -33,23 +32,23 @@ class Hub(Protocol):
     def fetch(
         self, model: str, revision: str | None, names: Sequence[str], directory: Path | None
     ) -> Path:
-        """Fetches files, going on where an earlier attempt ended, and shows its progress on stderr.
+        """Fetches files, resuming an earlier attempt, and shows progress on stderr.
 
         Args:
             model: The repository.
             revision: Branch, tag or commit; None = the hub's default.
             names: Paths of the files.
-            directory: Where to; None = the library's cache.
+            directory: Target directory; None = the library's cache.
 
         Returns:
-            The directory that holds them.
+            The directory that contains them.
 
         Raises:
-            HubError: A file could not be fetched whole.
+            HubError: A file could not be fetched completely.
         """
 
     def find(self, model: str, revision: str | None) -> Path | None:
-        """Where an earlier `fetch` to the cache has put the files; asks nobody."""
+        """The directory of an earlier `fetch` into the cache, without network access; None = there is none."""
 
 
 class ModelScope:
@@ -63,7 +62,7 @@ class ModelScope:
         with _modelscope_errors(model, revision):
             listed = self._api(model).list_repo_files(model, "model", revision=revision)
         return {
-            # An absent size is listed as 0, too.
+            # A missing size is also listed as 0.
             file.path: RemoteFile(file.size or None, file.sha256)
             for file in listed
             if not file.is_dir
@@ -94,7 +93,7 @@ class ModelScope:
         """A client of the site that has the model: the Chinese one, else the international one."""
         from modelscope_hub import HubApi, HubConfig
 
-        # A configuration of its own: the library's default is made once and forgets the environment.
+        # A new configuration: the library creates its default once and ignores later changes of the environment.
         endpoint = HubApi(HubConfig()).resolve_endpoint_for_read(model)
         return HubApi(HubConfig(endpoint=endpoint))
 
@@ -133,7 +132,7 @@ class HuggingFace:
             path = snapshot_download(
                 model, revision=revision, local_files_only=True, allow_patterns="config.json"
             )
-        except OSError:  # every absence in the cache is one
+        except OSError:  # covers everything that is missing from the cache
             return None
         return Path(path)
 
@@ -154,12 +153,10 @@ def _modelscope_errors(model: str, revision: str | None) -> Iterator[None]:
         raise HubError(_unknown("ModelScope", model, revision)) from error
     except (library.AuthenticationError, library.PermissionDeniedError) as error:
         raise HubError(
-            f"ModelScope does not give {model} to you; set MODELSCOPE_API_TOKEN"
+            f"ModelScope denies access to {model}; set MODELSCOPE_API_TOKEN to the token of an account with access"
         ) from error
     except library.NetworkError as error:
-        raise HubError(
-            "ModelScope cannot be reached; run the command again to go on where it stopped"
-        ) from error
+        raise HubError("ModelScope is unreachable; run the command again to resume") from error
     except (library.HubError, OSError) as error:
         raise HubError(f"ModelScope: {_modelscope_cause(error)}") from error
 
@@ -168,11 +165,11 @@ def _modelscope_cause(error: BaseException) -> str:
     import modelscope_hub as library
 
     if isinstance(error, library.FileSizeMismatchError):
-        return "its size is not the one that the hub lists"
+        return "its size differs from the size listed by the hub"
     if isinstance(error, library.FileIntegrityError):
-        return "its SHA-256 is not the one that the hub lists"
+        return "its SHA-256 differs from the hash listed by the hub"
     if isinstance(error, library.NetworkError):
-        return "the connection broke; run the command again to go on where it stopped"
+        return "the connection was lost; run the command again to resume"
     return _system_cause(error)
 
 
@@ -184,7 +181,9 @@ def _huggingface_errors(model: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except library.GatedRepoError as error:
-        raise HubError(f"Hugging Face gives {model} only to those who may; set HF_TOKEN") from error
+        raise HubError(
+            f"{model} is a gated model on Hugging Face; set HF_TOKEN to the token of an account with access"
+        ) from error
     except (
         library.RepositoryNotFoundError,
         library.RevisionNotFoundError,
@@ -192,20 +191,20 @@ def _huggingface_errors(model: str, revision: str | None) -> Iterator[None]:
     ) as error:
         raise HubError(_unknown("Hugging Face", model, revision)) from error
     except (library.LocalEntryNotFoundError, ConnectionError, httpx2.TransportError) as error:
-        raise HubError(
-            "Hugging Face cannot be reached; run the command again to go on where it stopped"
-        ) from error
+        raise HubError("Hugging Face is unreachable; run the command again to resume") from error
     except (OSError, httpx2.HTTPError) as error:
         raise HubError(f"Hugging Face: {_system_cause(error)}") from error
 
 
 def _unknown(hub: str, model: str, revision: str | None) -> str:
-    of_revision = f" with a revision {revision}" if revision else ""
-    return f"{hub} has no model {model}{of_revision}, and no directory here has that name"
+    at_revision = f" with revision {revision}" if revision else ""
+    return (
+        f"{hub} has no model {model}{at_revision}, and there is no local directory with that name"
+    )
 
 
 def _system_cause(error: BaseException) -> str:
-    """What the system says, or the first line of what a library says."""
+    """The reason of a failure: the system's, or the first line of the library's message."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full"
     text = str(error).partition("\n")[0]

@@ -1,8 +1,4 @@
-"""Finds the directory of a model, and fetches it if it must.
-
-Owns the meaning of MODEL on the command line: absent, a directory, a hub id; and the way from a hub id to a verified
-snapshot.
-"""
+"""Resolves MODEL on the command line (absent, a directory, or a hub id) to a directory, fetching it if asked."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ import shutil
 
 from inference_service.demo import MODEL_DIR
 from inference_service.families.config_file import SpecError
-from inference_service.families.registry import load_spec
+from inference_service.families.registry import family_of, load_spec
 from inference_service.hub import snapshot
 from inference_service.hub.clients import HUBS, Hub, HubError
 from inference_service.hub.snapshot import RemoteFile, SnapshotError
@@ -28,20 +24,20 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SPARE_BYTES = 64 * 2**20
 
 
-class ModelNotFound(Exception):  # noqa: N818 - it names what happened
-    """MODEL names no model that is on this machine, or that can be had; the message says what to do."""
+class ModelNotFound(Exception):  # noqa: N818 - names the condition
+    """MODEL cannot be found or fetched; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model on disk and the names it answers to, canonical name first."""
+    """A model on disk and the names it is served under, canonical name first."""
 
     directory: Path
     served_names: tuple[str, ...]
 
 
 def is_hub_id(model: str | None) -> bool:
-    """Whether MODEL names a repository of a hub; a directory of that name comes first."""
+    """Whether MODEL is the id of a hub repository; an existing directory of that name takes precedence."""
     return model is not None and not Path(model).is_dir() and bool(_HUB_ID.fullmatch(model))
 
 
@@ -52,17 +48,17 @@ def resolve_model(
     hub: str = DEFAULT_HUB,
     revision: str | None = None,
 ) -> ResolvedModel:
-    """Turns MODEL into a directory on this machine; asks nobody.
+    """Resolves MODEL to a directory on this machine, without network access.
 
     Args:
         model: A directory, a hub id that was fetched before, or None for the embedded demo model.
-        served_names: Names that the operator chose; empty = the demo's names, the directory's own name, or the hub
-            id and its last part.
+        served_names: Names chosen by the operator; empty = the demo's names, the directory's name, or the hub id and
+            its last part.
         hub: A key of `HUBS`.
         revision: Of the hub's repository.
 
     Raises:
-        ModelNotFound: Nothing on this machine fits.
+        ModelNotFound: The model is not on this machine.
     """
     if model is None:
         return ResolvedModel(MODEL_DIR, served_names or DEMO_NAMES)
@@ -70,12 +66,14 @@ def resolve_model(
     if (directory / "config.json").is_file():
         return ResolvedModel(directory, served_names or (directory.resolve().name,))
     if directory.is_dir():
-        raise ModelNotFound(f"{model} has no config.json: it is no model directory")
+        raise ModelNotFound(f"{model} is not a model directory: it has no config.json")
     if not is_hub_id(model):
         raise ModelNotFound(f"{model} is neither a directory nor a hub id")
     found = HUBS[hub].find(model, revision)
     if found is None or not snapshot.is_verified(found):
-        raise ModelNotFound(f"{model} is not on this machine. Fetch it: qwenvl download {model}")
+        raise ModelNotFound(
+            f"{model} is not on this machine; fetch it with: qwenvl download {model}"
+        )
     return ResolvedModel(found, served_names or (model, model.rpartition("/")[2]))
 
 
@@ -86,30 +84,30 @@ def fetch_model(
     revision: str | None = None,
     directory: Path | None = None,
 ) -> Path:
-    """Fetches a model and verifies it; what is there and right is not fetched again.
+    """Fetches a model and verifies it; files that are already complete are not fetched again.
 
-    The configuration comes first, so that a model that cannot be served costs no gigabytes.
+    The configuration is fetched first, so that an unsupported model is refused before its weights are downloaded.
 
     Args:
         model: A hub id.
         hub: A key of `HUBS`.
         revision: Branch, tag or commit; None = the hub's default.
-        directory: Where to; None = the hub's cache.
+        directory: Target directory; None = the hub's cache.
 
     Returns:
         The directory of the snapshot.
 
     Raises:
-        ModelNotFound: There is no such model, it cannot be served, or it did not arrive whole.
+        ModelNotFound: The model does not exist, is not supported, or could not be fetched completely.
     """
     try:
         source = HUBS[hub]
         listed = source.files(model, revision)
         path = _fetch_configuration(source, model, revision, listed, directory)
-        family = load_spec(path).family
+        family = family_of(load_spec(path))
         names = [
             *snapshot.configuration_files(listed),
-            *snapshot.weight_files(listed, family),
+            *snapshot.weight_files(listed, allow_pickles=family.pickled_weights),
         ]
         wanted = {name: listed[name] for name in names}
         _require_room(path, wanted)
@@ -129,7 +127,7 @@ def fetch_configuration(
     revision: str | None = None,
     directory: Path | None = None,
 ) -> Path:
-    """Fetches what `qwenvl check` reads: everything but the weights; arguments and errors as `fetch_model`."""
+    """Fetches everything but the weights, for `qwenvl check`; arguments and errors as in `fetch_model`."""
     try:
         source = HUBS[hub]
         return _fetch_configuration(
@@ -148,24 +146,24 @@ def _fetch_configuration(
 ) -> Path:
     names = snapshot.configuration_files(listed)
     if "config.json" not in names:
-        raise SnapshotError("the repository has no config.json: it holds no model")
+        raise SnapshotError("the repository has no config.json, so it contains no supported model")
     path = source.fetch(model, revision, names, directory)
     snapshot.verify_files(path, {name: listed[name] for name in names})
     return path
 
 
 def _require_room(directory: Path, files: Mapping[str, RemoteFile]) -> None:
-    """Refuses to begin what cannot end.
+    """Checks the free disk space before a download.
 
     Raises:
-        SnapshotError: The disk has too little room for what is still to be fetched.
+        SnapshotError: The disk has less free space than the remaining files need.
     """
     missing = sum(_still_to_fetch(directory, files))
     free = shutil.disk_usage(directory).free
     if missing and missing + _SPARE_BYTES > free:
         raise SnapshotError(
-            f"the disk has too little room: {missing / 2**30:.2f} GiB are to be fetched to "
-            f"{os.fspath(directory)}, {free / 2**30:.2f} GiB are free"
+            f"not enough disk space: {missing / 2**30:.2f} GiB remain to be fetched to {os.fspath(directory)}, "
+            f"{free / 2**30:.2f} GiB are free"
         )
 
 

@@ -1,10 +1,8 @@
 """Which files of a repository a model consists of, and whether a directory holds them whole.
 
-Owns the choice of files, the checks of sizes, hashes and indexes, and the note that they were made.
-
-Only data is ever wanted: JSON, text, vocabularies, safetensors. Python files are neither fetched nor run, whatever
-`auto_map` in a configuration says. `.bin` shards are pickles: they are wanted only of the families in
-`PICKLED_FAMILIES`, which were released in no other form, and are read with `weights_only`.
+Only data is fetched: JSON, text, vocabularies, safetensors. Python files are neither fetched nor run, whatever
+`auto_map` in a configuration says. `.bin` shards are pickles: they are fetched only for families that were released in
+no other form (`Family.pickled_weights`), and are read with `weights_only`.
 """
 
 from __future__ import annotations
@@ -18,8 +16,6 @@ import re
 import struct
 
 
-PICKLED_FAMILIES = frozenset({"qwen_vl"})
-
 _NOTE = ".qwenvl-verified"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 _CONFIGURATION = (".json", ".jinja", ".tiktoken", ".txt", ".model")
@@ -32,22 +28,22 @@ class SnapshotError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file as a hub lists it: size in bytes (None = not told) and SHA-256 in hexadecimal digits (None = not told)."""
+    """A file as a hub lists it: size in bytes and SHA-256 in hexadecimal digits, None where it does not say."""
 
     size: int | None
     sha256: str | None
 
 
 def configuration_files(names: Iterable[str]) -> list[str]:
-    """Everything that is no weights: what tells the family and how to speak to the model."""
+    """Everything but weights: configurations, vocabularies, templates."""
     return sorted(name for name in names if _NAME.fullmatch(name) and name.endswith(_CONFIGURATION))
 
 
-def weight_files(names: Iterable[str], family: str) -> list[str]:
-    """The shards of the weights.
+def weight_files(names: Iterable[str], *, allow_pickles: bool) -> list[str]:
+    """The shards of the weights: safetensors if there are any, else pickles if these are allowed.
 
     Raises:
-        SnapshotError: There are none, or only pickles of a family that is not known to need them.
+        SnapshotError: There are none, or only pickles that are not allowed.
     """
     plain = [name for name in names if _NAME.fullmatch(name)]
     safe = sorted(name for name in plain if name.endswith(".safetensors"))
@@ -56,7 +52,7 @@ def weight_files(names: Iterable[str], family: str) -> list[str]:
     pickled = sorted(name for name in plain if re.fullmatch(r"pytorch_model.*\.bin", name))
     if not pickled:
         raise SnapshotError("the repository holds no weights (*.safetensors)")
-    if family not in PICKLED_FAMILIES:
+    if not allow_pickles:
         raise SnapshotError(
             f"the repository holds its weights as pickles only ({pickled[0]}); reading them may run code, "
             "so only safetensors are served"
@@ -65,19 +61,19 @@ def weight_files(names: Iterable[str], family: str) -> list[str]:
 
 
 def verify_files(directory: Path, files: Mapping[str, RemoteFile]) -> None:
-    """Compares files with what the hub told of them.
+    """Compares files with the hub's listing.
 
     Raises:
-        SnapshotError: A file is missing, or its size or SHA-256 is another.
+        SnapshotError: A file is missing, or its size or SHA-256 differs.
     """
-    for name, told in files.items():
+    for name, listed in files.items():
         path = directory / name
         if not path.is_file():
             raise SnapshotError(f"{name} is missing")
         size = path.stat().st_size
-        if told.size is not None and size != told.size:
-            raise SnapshotError(f"{name} has {size} bytes, but the hub lists {told.size}")
-        if told.sha256 is not None and _sha256(path) != told.sha256.lower():
+        if listed.size is not None and size != listed.size:
+            raise SnapshotError(f"{name} has {size} bytes, but the hub lists {listed.size}")
+        if listed.sha256 is not None and _sha256(path) != listed.sha256.lower():
             raise SnapshotError(f"{name} is damaged: its SHA-256 is not the one that the hub lists")
 
 
@@ -131,10 +127,10 @@ def _shards_of(index: Path) -> set[str]:
     try:
         shards = set(json.loads(index.read_text())["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise SnapshotError(f"{index.name} is no index of shards") from None
+        raise SnapshotError(f"{index.name} is not an index of shards") from None
     for shard in shards:
         if not isinstance(shard, str) or not _NAME.fullmatch(shard):
-            raise SnapshotError(f"{index.name} names {shard!r}, which is no file beside it")
+            raise SnapshotError(f"{index.name} names {shard!r}, which is not a file beside it")
     return shards
 
 
@@ -152,7 +148,7 @@ def _verify_length(path: Path) -> None:
         except (ValueError, KeyError, IndexError, AttributeError, TypeError):
             raise SnapshotError(f"{path.name} has a broken header") from None
     if size != whole:
-        raise SnapshotError(f"{path.name} has {size} bytes, but its header tells of {whole}")
+        raise SnapshotError(f"{path.name} has {size} bytes, but its header says {whole}")
 
 
 def _sha256(path: Path) -> str:

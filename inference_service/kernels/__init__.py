@@ -1,1 +1,1 @@
-"""The operations a model is made of, each a torch reference in its own module (engine process only)."""
+"""The operations and layers that models are built of: each kernel beside its torch reference."""

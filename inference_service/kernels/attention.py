@@ -1,14 +1,12 @@
-"""Attention over a paged cache of keys and values: the torch reference.
-
-Owns the layout of the cache and of the batch description, writing of new keys and values, and causal
-grouped-query attention over them.
-"""
+"""Attention over a paged cache of keys and values: the layout of cache and batch, and the torch reference."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -16,31 +14,50 @@ from torch.nn.functional import scaled_dot_product_attention
 MASKED_ROWS = 256
 """Query rows that share a mask, when a prompt goes on: bounds the mask's memory at a long context."""
 
+HostInts = npt.NDArray[np.int32]
+
 
 @dataclass(slots=True)
 class AttentionMetadata:
-    """Where the tokens of one step stand in the cache. Sequences lie one after the other in the batch.
+    """Where the T new tokens of a step's S sequences are in the cache.
+
+    Sequences lie one after the other in the batch. The tensors are views of buffers that a later step overwrites, so
+    they are valid for one step only. The integers are there a second time on the host, so that a kernel can be
+    launched, and the reference can loop, without waiting for the device.
 
     Attributes:
         slot_mapping: [T] int64, on the device: page * page_size + offset at which each new token is written.
-        page_table: [S, P] int64, on the device: pages of each sequence in order, padded with 0.
-        query_start: S + 1 ints: rows `query_start[s]` up to `query_start[s + 1]` of the batch are sequence s;
-            every sequence has at least one row.
-        context_lens: S ints: tokens of each sequence in the cache after this step, new ones included.
+        page_table: [S, P] int32, on the device, rows may be strided: pages of each sequence in order, padded with 0.
+        query_start: [S + 1] int32, on the device: rows `query_start[s]` up to `query_start[s + 1]` of the batch are
+            sequence s; every sequence has at least one row.
+        context_lens: [S] int32, on the device: tokens of each sequence in the cache after this step, new ones
+            included.
+        host_query_start: `query_start` on the host.
+        host_context_lens: `context_lens` on the host.
+        max_query_len: Most new tokens of a sequence.
+        max_context_len: Most tokens of a sequence in the cache.
     """
 
     slot_mapping: torch.Tensor
     page_table: torch.Tensor
-    query_start: list[int]
-    context_lens: list[int]
+    query_start: torch.Tensor
+    context_lens: torch.Tensor
+    host_query_start: HostInts
+    host_context_lens: HostInts
+    max_query_len: int
+    max_context_len: int
 
     def to(self, device: torch.device) -> AttentionMetadata:
         """The same for layers on another device."""
         return AttentionMetadata(
             slot_mapping=self.slot_mapping.to(device),
             page_table=self.page_table.to(device),
-            query_start=self.query_start,
-            context_lens=self.context_lens,
+            query_start=self.query_start.to(device),
+            context_lens=self.context_lens.to(device),
+            host_query_start=self.host_query_start,
+            host_context_lens=self.host_context_lens,
+            max_query_len=self.max_query_len,
+            max_context_len=self.max_context_len,
         )
 
 
@@ -95,7 +112,7 @@ def paged_attention(
         q: [T, Hq, D]; Hq is a multiple of Hkv.
         k_cache: [pages, page_size, Hkv, D], already holding the new tokens.
         v_cache: The same for values.
-        meta: Where the tokens stand.
+        meta: Where the tokens are.
         scale: Factor of the scores.
 
     Returns:
@@ -104,9 +121,11 @@ def paged_attention(
     out = torch.empty_like(q)
     page_size = k_cache.shape[1]
     # Sequences with one new token go together with others of similar length: padding at most doubles the work.
+    query_start: list[int] = meta.host_query_start.tolist()
+    context_lens: list[int] = meta.host_context_lens.tolist()
     decoding: dict[int, list[int]] = defaultdict(list)
-    for s, context in enumerate(meta.context_lens):
-        start, end = meta.query_start[s], meta.query_start[s + 1]
+    for s, context in enumerate(context_lens):
+        start, end = query_start[s], query_start[s + 1]
         if end - start == 1:
             decoding[(-(-context // page_size)).bit_length()].append(s)
         else:
@@ -114,8 +133,8 @@ def paged_attention(
             k, v = (_gather(cache, pages)[0, :context] for cache in (k_cache, v_cache))
             out[start:end] = _attend_prefill(q[start:end], k, v, scale)
     for members in decoding.values():
-        rows = torch.tensor([meta.query_start[s] for s in members], device=q.device)
-        contexts = [meta.context_lens[s] for s in members]
+        rows = torch.tensor([query_start[s] for s in members], device=q.device)
+        contexts = [context_lens[s] for s in members]
         pages = meta.page_table[members, : -(-max(contexts) // page_size)]
         k, v = _gather(k_cache, pages), _gather(v_cache, pages)
         out[rows] = _attend_decode(q[rows], k, v, contexts, scale)

@@ -1,7 +1,6 @@
 """RMS norm (arXiv 1910.07467), alone or with the addition before it: the torch reference.
 
-Owns the arithmetic: statistics in float32, the weight applied in the dtype of the values, as the checkpoints were
-trained.
+Statistics are float32 and the weight is applied in the dtype of the values, as the checkpoints were trained.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import torch
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Normalises the last dimension of `x` [..., n] and scales it by `weight` [n]."""
+    """Normalises the last dimension of `x` [..., n] and scales it by `weight` [n]; the result is like `x`."""
     values = x.float()
     values = values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + eps)
     return weight * values.to(x.dtype)
@@ -19,6 +18,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Adds `x` to the residual stream and normalises it; returns (normalised, new residual)."""
+    """Adds `x` [..., n] to the residual stream [..., n] and normalises the sum by `weight` [n].
+
+    Returns:
+        (normalised, new residual), both new tensors like `x`.
+    """
     residual = residual + x
     return rms_norm(residual, weight, eps), residual

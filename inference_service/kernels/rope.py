@@ -1,7 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864): the torch reference.
-
-Owns the rotation and the angles of M-RoPE.
-"""
+"""Rotary position embedding (arXiv 2104.09864) and the angles of M-RoPE: the torch reference."""
 
 from __future__ import annotations
 

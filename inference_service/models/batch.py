@@ -1,7 +1,4 @@
-"""What one forward pass of a model is given.
-
-Owns the packed inputs.
-"""
+"""The packed inputs of one forward pass."""
 
 from __future__ import annotations
 
@@ -21,10 +18,12 @@ KVCache = torch.Tensor | Sequence[torch.Tensor]
 class ForwardBatch:
     """The new tokens of a step, the sequences one after the other; all tensors on the model's device.
 
+    The tensors may be views of buffers that a later step overwrites: they are valid for one step only.
+
     Attributes:
         token_ids: [T] int64.
         positions: [3, T] int64: position on the time, height and width axis.
-        attention: Where the tokens stand in the KV cache.
+        attention: Where the tokens are in the KV cache.
         image_rows: [M] int64, distinct: rows of the batch that are image tokens; None = no images.
         image_embeddings: [M, hidden * (1 + D)] for these rows, as `encode_images` gives them, D = number of
             deepstack levels; None = no images.

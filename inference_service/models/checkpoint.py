@@ -1,7 +1,6 @@
-"""The tensors of a checkpoint's files, before they go anywhere.
+"""Finds and opens the weight files of a checkpoint: safetensors, or else the `.bin` shards of older releases.
 
-Owns the finding and opening of weight files: safetensors, or else the `.bin` shards of older releases, which torch
-reads with its restricted unpickler: tensors and nothing that could run.
+torch reads the latter with its restricted unpickler, which makes tensors and runs no code.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ def _shards(index: Path, suffix: str) -> Iterator[Path]:
         raise LoadError(str(error)) from error
     for name in sorted(set(map(str, weight_map.values()))):
         if Path(name).name != name or not name.endswith(suffix):
-            raise LoadError(f"{index.name} names {name!r}, which is no file beside it")
+            raise LoadError(f"{index.name} names {name!r}, which is not a file beside it")
         if not (index.parent / name).is_file():
             raise LoadError(f"{index.name} names {name}, which is missing")
         yield index.parent / name
@@ -139,6 +138,6 @@ def _open_bin(path: Path, stack: ExitStack) -> Iterator[tuple[str, StoredTensor]
         raise LoadError(f"{path.name} cannot be read as tensors alone") from error
     tensors = state if isinstance(state, dict) else {}
     if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise LoadError(f"{path.name} is no mapping of names to tensors")
+        raise LoadError(f"{path.name} is not a mapping of names to tensors")
     for name, tensor in tensors.items():
         yield str(name), _Mapped(tensor)

@@ -1,7 +1,4 @@
-"""The one decoder: what differs between families are settings in `DecoderSpec`.
-
-Owns the layers of the language model over a paged KV cache.
-"""
+"""The decoder of all families over a paged KV cache; what differs between families are settings in `DecoderSpec`."""
 
 from __future__ import annotations
 
@@ -10,22 +7,13 @@ import math
 
 import torch
 from torch import nn
-from torch.nn.functional import embedding, linear
 
-from inference_service.kernels.attention import AttentionMetadata, paged_attention, write_kv
-from inference_service.kernels.rms_norm import add_rms_norm, rms_norm
-from inference_service.kernels.rope import apply_rope, inverse_frequencies, mrope_cos_sin
-from inference_service.kernels.silu_and_mul import silu_and_mul
+from inference_service.kernels.attention import AttentionMetadata
+from inference_service.kernels.layers import Embedding, Linear, RMSNorm
+from inference_service.kernels.ops import REFERENCE, Ops
+from inference_service.kernels.rope import inverse_frequencies, mrope_cos_sin
 from inference_service.model_spec import DecoderSpec
 from inference_service.models.batch import ForwardBatch, KVCache
-
-
-class Weight(nn.Module):
-    """A single parameter `weight` without arithmetic of its own: a norm's scale, an embedding, a tied head."""
-
-    def __init__(self, *shape: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape), requires_grad=False)
 
 
 @dataclass(slots=True)
@@ -51,20 +39,18 @@ class Rotation:
 class Attention(nn.Module):
     """Grouped-query self-attention with fused projections."""
 
-    def __init__(self, spec: DecoderSpec) -> None:
+    def __init__(self, spec: DecoderSpec, ops: Ops) -> None:
         super().__init__()
-        self._eps = spec.rms_norm_eps
+        self._ops = ops
         self._heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
         self._head_dim = spec.head_dim
         self._scale = spec.head_dim**-0.5
         self._adjacent_pairs = spec.rope.adjacent_pairs
-        fused = sum(self._heads) * spec.head_dim
-        self.qkv_proj = nn.Linear(spec.hidden_size, fused, bias=spec.qkv_bias)
-        self.o_proj = nn.Linear(
-            spec.num_heads * spec.head_dim, spec.hidden_size, bias=spec.output_bias
-        )
-        self.q_norm = Weight(spec.head_dim) if spec.qk_norm else None
-        self.k_norm = Weight(spec.head_dim) if spec.qk_norm else None
+        fused, attended = sum(self._heads) * spec.head_dim, spec.num_heads * spec.head_dim
+        self.qkv_proj = Linear(spec.hidden_size, fused, bias=spec.qkv_bias)
+        self.o_proj = Linear(attended, spec.hidden_size, bias=spec.output_bias)
+        self.q_norm = RMSNorm(spec.head_dim, spec.rms_norm_eps, ops) if spec.qk_norm else None
+        self.k_norm = RMSNorm(spec.head_dim, spec.rms_norm_eps, ops) if spec.qk_norm else None
 
     def forward(
         self,
@@ -77,16 +63,15 @@ class Attention(nn.Module):
         heads = self.qkv_proj(x).view(x.shape[0], -1, self._head_dim)
         q, k, v = heads.split(self._heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q = rms_norm(q, self.q_norm.weight, self._eps)
-            k = rms_norm(k, self.k_norm.weight, self._eps)
-        angles, pairs = (rotation.cos, rotation.sin), self._adjacent_pairs
-        q = apply_rope(q, *angles, adjacent_pairs=pairs)
-        k = apply_rope(k, *angles, adjacent_pairs=pairs)
+            q, k = self.q_norm(q), self.k_norm(k)
+        ops, cos, sin, pairs = self._ops, rotation.cos, rotation.sin, self._adjacent_pairs
+        q = ops.apply_rope(q, cos, sin, adjacent_pairs=pairs)
+        k = ops.apply_rope(k, cos, sin, adjacent_pairs=pairs)
         if rotation.query_scale is not None:
             q = q * rotation.query_scale.to(q.dtype)[:, None, None]
         k_cache, v_cache = layer_cache
-        write_kv(k, v, k_cache, v_cache, meta.slot_mapping)
-        attended = paged_attention(q, k_cache, v_cache, meta, self._scale)
+        ops.write_kv(k, v, k_cache, v_cache, meta.slot_mapping)
+        attended = ops.paged_attention(q, k_cache, v_cache, meta, self._scale)
         out: torch.Tensor = self.o_proj(attended.flatten(1))
         return out
 
@@ -94,27 +79,27 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU with a fused input projection."""
 
-    def __init__(self, spec: DecoderSpec) -> None:
+    def __init__(self, spec: DecoderSpec, ops: Ops) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
+        self._ops = ops
+        self.gate_up_proj = Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=False)
+        self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]."""
-        out: torch.Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(x)))
+        out: torch.Tensor = self.down_proj(self._ops.silu_and_mul(self.gate_up_proj(x)))
         return out
 
 
 class Layer(nn.Module):
     """Attention and MLP, each behind a norm that also takes in what came before it."""
 
-    def __init__(self, spec: DecoderSpec) -> None:
+    def __init__(self, spec: DecoderSpec, ops: Ops) -> None:
         super().__init__()
-        self._eps = spec.rms_norm_eps
-        self.input_layernorm = Weight(spec.hidden_size)
-        self.self_attn = Attention(spec)
-        self.post_attention_layernorm = Weight(spec.hidden_size)
-        self.mlp = MLP(spec)
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, ops)
+        self.self_attn = Attention(spec, ops)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, ops)
+        self.mlp = MLP(spec, ops)
 
     def forward(
         self,
@@ -131,14 +116,14 @@ class Layer(nn.Module):
             residual: [T, hidden]; zeros in the first layer.
             rotation: How the positions turn queries and keys.
             layer_cache: [2, pages, page_size, Hkv, D].
-            meta: Where the tokens stand.
+            meta: Where the tokens are in the cache.
 
         Returns:
             The same pair for the layer behind.
         """
-        x, residual = add_rms_norm(x, residual, self.input_layernorm.weight, self._eps)
+        x, residual = self.input_layernorm.add(x, residual)
         x = self.self_attn(x, rotation, layer_cache, meta)
-        x, residual = add_rms_norm(x, residual, self.post_attention_layernorm.weight, self._eps)
+        x, residual = self.post_attention_layernorm.add(x, residual)
         return self.mlp(x), residual
 
 
@@ -149,17 +134,14 @@ class Decoder(nn.Module):
         handovers: Layers before which a step goes on to another device; empty where all are on one.
     """
 
-    def __init__(self, spec: DecoderSpec) -> None:
+    def __init__(self, spec: DecoderSpec, ops: Ops = REFERENCE) -> None:
         super().__init__()
         self.spec = spec
-        self.embed_tokens = Weight(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.num_layers))
-        self.norm = Weight(spec.hidden_size)
-        self.lm_head = (
-            self.embed_tokens
-            if spec.tie_word_embeddings
-            else Weight(spec.vocab_size, spec.hidden_size)
-        )
+        self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(Layer(spec, ops) for _ in range(spec.num_layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, ops)
+        tied_to = self.embed_tokens if spec.tie_word_embeddings else None
+        self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False, tied_to=tied_to)
         self.handovers: dict[int, torch.device] = {}
         self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -173,7 +155,7 @@ class Decoder(nn.Module):
         Returns:
             [T, hidden], after the final norm.
         """
-        x = embedding(batch.token_ids, self.embed_tokens.weight)
+        x = self.embed_tokens(batch.token_ids)
         deepstack: list[torch.Tensor] = []
         if batch.image_rows is not None and batch.image_embeddings is not None:
             images, *deepstack = torch.split(batch.image_embeddings, self.spec.hidden_size, dim=1)
@@ -189,12 +171,13 @@ class Decoder(nn.Module):
                 x.index_add_(0, batch.image_rows.to(x.device), deepstack[i].to(x.device))
         home = self.norm.weight.device
         x, residual = x.to(home), residual.to(home)
-        x, _ = add_rms_norm(x, residual, self.norm.weight, self.spec.rms_norm_eps)
+        x, _ = self.norm.add(x, residual)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, hidden] -> [R, vocab] float32."""
-        return linear(hidden, self.lm_head.weight).float()
+        scores: torch.Tensor = self.lm_head(hidden)
+        return scores.float()
 
     def _rotation(self, batch: ForwardBatch) -> Rotation:
         frequencies, axes = self._rope_table(batch.positions.device)

@@ -1,7 +1,4 @@
-"""Which layers of the decoder live on which device, where one device is too small for a model.
-
-Owns pure arithmetic. Torch-free.
-"""
+"""Which layers of the decoder live on which device, where one device is too small for a model. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Contiguous ranges of layers on devices; all that is no layer lives on the first.
+    """Contiguous ranges of layers on devices; everything that is not a layer lives on the first.
 
     Attributes:
         devices: As torch spells them.

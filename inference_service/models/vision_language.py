@@ -1,38 +1,24 @@
-"""A vision-language model as the engine sees it.
+"""A vision-language model as the engine sees it: preprocessing, vision tower and decoder of one checkpoint.
 
-Owns the joint of preprocessing, vision tower and decoder.
 Everything is to be called under `torch.inference_mode`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from inference_service.families.glm_4v import vision as glm_4v
-from inference_service.families.qwen2_5_vl import vision as qwen2_5_vl
-from inference_service.families.qwen2_vl import vision as qwen2_vl
-from inference_service.families.qwen3_vl import vision as qwen3_vl
-from inference_service.families.qwen_vl import vision as qwen_vl
+from inference_service.families.registry import family_of
 from inference_service.kernels.attention import new_kv_cache
+from inference_service.kernels.layers import Linear
+from inference_service.kernels.ops import REFERENCE, Ops
 from inference_service.model_spec import ModelSpec
 from inference_service.models.batch import ForwardBatch, KVCache
 from inference_service.models.decoder import Decoder
 from inference_service.models.placement import Placement
 from inference_service.models.preprocess import Patchifier
-
-
-VISION_TOWERS: Mapping[str, type[Any]] = {
-    "qwen2_vl": qwen2_vl.VisionTower,
-    "qwen2_5_vl": qwen2_5_vl.VisionTower,
-    "qwen3_vl": qwen3_vl.VisionTower,
-    "qwen_vl": qwen_vl.VisionTower,
-    "glm_4v": glm_4v.VisionTower,
-}
-"""The vision tower of each family in the registry."""
 
 
 class VisionLanguageModel(nn.Module):
@@ -43,12 +29,12 @@ class VisionLanguageModel(nn.Module):
         placement: Where its layers are, if on several devices.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, ops: Ops = REFERENCE) -> None:
         super().__init__()
         self.spec = spec
         self.placement: Placement | None = None
-        self.visual = VISION_TOWERS[spec.family](spec.vision)
-        self.decoder = Decoder(spec.decoder)
+        self.visual: nn.Module = family_of(spec).new_vision_tower(spec, ops)
+        self.decoder = Decoder(spec.decoder, ops)
         self._patchify: Patchifier | None = None
 
     def allocate(self, device: torch.device, placement: Placement | None) -> None:
@@ -84,13 +70,14 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights, a tied one counted once."""
-        return sum(parameter.nbytes for parameter in self.parameters())
+        """Bytes of all weights in whatever form, a tied one counted once."""
+        forms = sum(module.form.nbytes for module in self.modules() if isinstance(module, Linear))
+        return forms + sum(parameter.nbytes for parameter in self.parameters())
 
     def encode_images(
         self, pixels: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
     ) -> list[torch.Tensor]:
-        """Turns images and videos into image tokens; at least one.
+        """Turns images and videos, at least one, into image tokens.
 
         Args:
             pixels: For each [frames, H, W, 3] uint8 RGB, resized already, on any device.
@@ -98,7 +85,7 @@ class VisionLanguageModel(nn.Module):
 
         Returns:
             For each image [num_tokens, hidden * (1 + D)] in the model's dtype: the embedding first, then D
-            deepstack features. Each has its own memory.
+            deepstack features. They may be views of one tensor: who keeps one beyond the step copies it.
         """
         if self._patchify is None:
             self._patchify = Patchifier(self.spec.image_policy, self.device)
@@ -110,7 +97,7 @@ class VisionLanguageModel(nn.Module):
                 -(-frames // depth) != grid[0]
             ):
                 raise ValueError(f"pixels {tuple(image.shape)} do not fit the grid {grid}")
-        patches = [self._patchify(image) for image in pixels]
+        patches = [self._patchify(image).to(self.dtype) for image in pixels]
         tokens: list[torch.Tensor] = self.visual(patches, grids)
         return tokens
 

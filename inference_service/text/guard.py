@@ -1,11 +1,9 @@
-"""Keeps the text of users from spelling special tokens.
-
-Owns one reversible marking of texts.
+"""Keeps the text of users from spelling special tokens, by marks that are removed after rendering.
 
 A chat template mixes its own special tokens with the texts of users in one string. Before that, every place where a
-user's text spells a special token, or begins to, is broken by a mark: a noncharacter of Unicode and its kind. What is
-whole in the rendered string is the template's; afterwards the marks are taken out again. Text without such places
-is not touched, so that it is tokenised as ever.
+user's text spells a special token, or begins to, is broken by a mark: a noncharacter of Unicode and its kind. Special
+tokens that are unbroken in the rendered string are the template's; afterwards the marks are removed. Text without such
+places is not changed.
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
-"""From a conversation with decoded images to the token ids of its prompt.
-
-Owns where images stand in a prompt and the keys under which they are cached.
-"""
+"""Builds engine prompts: token ids with the places of images, and the keys under which images are cached."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 import hashlib
 from typing import Protocol
 
-from inference_service.domain import ChatRequest, RawRequest, Request
+from inference_service.domain import ChatMessage, ChatRequest, Request, Role, TextCompletionRequest
 from inference_service.engine_protocol.messages import ImageSpan
-from inference_service.errors import ContextLengthError, InternalError, InvalidArgumentError
+from inference_service.errors import (
+    ContextLengthError,
+    InternalError,
+    InvalidArgumentError,
+    UnsupportedParameterError,
+)
 from inference_service.media.decode import ProcessedImage
-from inference_service.text.chat_template import MAX_CHARACTERS
+from inference_service.text.jinja_template import MAX_CHARACTERS
 from inference_service.text.tokenizer import Tokenizer
 
 
@@ -52,6 +54,7 @@ class ChatFormat(Protocol):
 
         Raises:
             InvalidArgumentError: The model has no way to write this conversation.
+            UnsupportedParameterError: A message has a name, which the format does not write.
             ContextLengthError: The prompt is absurdly long.
         """
 
@@ -65,6 +68,25 @@ class ChatFormat(Protocol):
         Raises:
             InvalidArgumentError: An image is spelled badly.
         """
+
+
+def refuse_names(messages: Sequence[ChatMessage], *, rendered: Container[Role] = ()) -> None:
+    """Refuses names of speakers that a prompt would not contain.
+
+    Args:
+        messages: The conversation.
+        rendered: The roles whose messages are written with their name.
+
+    Raises:
+        UnsupportedParameterError: A message of another role has a name.
+    """
+    for index, message in enumerate(messages):
+        if message.name and message.role not in rendered:
+            raise UnsupportedParameterError(
+                f"The chat format of this model does not render the name of {message.role.value} messages:"
+                " leave it out, or write the name into the message's text.",
+                field=f"spec.messages[{index}].name",
+            )
 
 
 class PromptBuilder:
@@ -106,12 +128,12 @@ class PromptBuilder:
             images: Its images, decoded, in order of appearance.
 
         Raises:
-            InvalidArgumentError: The model has no way to write this conversation, or a raw prompt has not one place
-                for each image.
+            InvalidArgumentError: The model has no way to write this conversation, or a raw prompt does not have one
+                place for each image.
             ContextLengthError: The prompt is absurdly long.
             InternalError: An image or video does not stand in the prompt once.
         """
-        if isinstance(request, RawRequest):
+        if isinstance(request, TextCompletionRequest):
             written = self._raw(request)
         else:
             written = self._chat.write(request)
@@ -123,8 +145,8 @@ class PromptBuilder:
     def _is_video(self, token_id: int) -> bool:
         return token_id == self._video_placeholder
 
-    def _raw(self, request: RawRequest) -> WrittenChat:
-        """A raw prompt is no user's text in ours: control tokens spelled in it are control tokens."""
+    def _raw(self, request: TextCompletionRequest) -> WrittenChat:
+        """A raw prompt is not user text in a template: control tokens spelled in it are control tokens."""
         prompt = request.prompt
         if isinstance(prompt, str) and len(prompt) > MAX_CHARACTERS:
             raise ContextLengthError(
@@ -188,6 +210,6 @@ class PromptBuilder:
         return Prompt(token_ids=tuple(expanded), images=tuple(spans))
 
     def _key(self, image: ProcessedImage, cache_salt: bytes) -> bytes:
-        # Digests have a fixed length, and the revision's is told: no two inputs run into the same bytes.
+        # Digests have a fixed length, and the revision's length is hashed: no two inputs give the same bytes.
         head = image.digest + len(self._revision).to_bytes(4, "big") + self._revision
         return hashlib.sha256(head + cache_salt).digest()

@@ -1,6 +1,4 @@
-"""Text to token ids and back.
-
-Owns what all tokenizers have in common: bytes of tokens, special ones, decoding.
+"""Text to token ids and back: what all tokenizers have in common.
 
 Special tokens steer the model; only the template may write them. So there are two encoders: one that reads them in
 text, and one for which their spelling is text like any other.
@@ -50,7 +48,7 @@ class Tokenizer(ABC):
         """Token ids, never a special one."""
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of tokens; bytes that are no UTF-8 are left out."""
+        """The text of tokens; bytes that are not UTF-8 are left out."""
         skipped = self.hidden_ids if skip_special_tokens else frozenset()
         data = b"".join(self.token_bytes(i) for i in token_ids if i not in skipped)
         return data.decode("utf-8", errors="ignore")
@@ -60,5 +58,5 @@ class Tokenizer(ABC):
         return self._token_bytes[token_id] if 0 <= token_id < self.vocab_size else b""
 
     def token_text(self, token_id: int) -> str:
-        """One token to read; bytes that are no UTF-8 by themselves show as U+FFFD."""
+        """The text of one token; bytes that are not UTF-8 by themselves become U+FFFD."""
         return self.token_bytes(token_id).decode("utf-8", errors="replace")

@@ -1,7 +1,4 @@
-"""Tokenizers in the form of tokenizer.json.
-
-Owns that file: byte-level BPE by the `tokenizers` library.
-"""
+"""Byte-level BPE tokenizers in the form of tokenizer.json, by the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ class JsonTokenizer(Tokenizer):
         """Takes the text of a tokenizer.json.
 
         Raises:
-            ValueError: It is malformed, or no byte-level BPE.
+            ValueError: It is malformed, or not byte-level BPE.
         """
         self._all = _load(definition)
         self._plain = _load(definition)
@@ -55,7 +52,7 @@ class JsonTokenizer(Tokenizer):
 
         Raises:
             OSError: It is missing.
-            ValueError: It is malformed, or no byte-level BPE.
+            ValueError: It is malformed, or not byte-level BPE.
         """
         return cls((model_dir / "tokenizer.json").read_text(encoding="utf-8"))
 

@@ -1,7 +1,4 @@
-"""Tokenizers in the form of a tiktoken vocabulary: a file of byte strings and their ranks.
-
-Owns that file and its encoding by the `tiktoken` library.
-"""
+"""Tokenizers from a tiktoken vocabulary, a file of byte strings and their ranks, by the `tiktoken` library."""
 
 from __future__ import annotations
 
@@ -98,9 +95,9 @@ def read_ranks(path: Path) -> dict[bytes, int]:
                 token, rank = line.split()
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
     except (ValueError, binascii.Error) as error:
-        raise ValueError(f"{path.name} is no tiktoken vocabulary") from error
+        raise ValueError(f"{path.name} is not a tiktoken vocabulary") from error
     if any(bytes([value]) not in ranks for value in range(256)):
-        raise ValueError(f"{path.name} is no tiktoken vocabulary: bytes are missing")
+        raise ValueError(f"{path.name} is not a tiktoken vocabulary: bytes are missing")
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise ValueError(f"{path.name} is no tiktoken vocabulary: ranks are missing")
+        raise ValueError(f"{path.name} is not a tiktoken vocabulary: ranks are missing")
     return ranks

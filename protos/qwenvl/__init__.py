@@ -1,11 +1,26 @@
-"""The contract: generated stubs of `qwenvl.inference.v1`, the error table and the typed client.
+"""The contract: generated stubs of `qwenvl.inference.v1`, the error table and the typed clients.
 
-Owns what both the inference service and its callers share.
+The clients are imported when they are first used: the engine process shares this package and needs no gRPC.
 """
 
 from __future__ import annotations
 
-from qwenvl.client import Answer, Client, Error
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 
-__all__ = ["Answer", "Client", "Error"]
+if TYPE_CHECKING:
+    from qwenvl.async_client import AsyncClient
+    from qwenvl.client import Client, Error
+    from qwenvl.specs import Answer
+
+
+__all__ = ["Answer", "AsyncClient", "Client", "Error"]
+
+_MODULES = {"Answer": "specs", "AsyncClient": "async_client", "Client": "client", "Error": "client"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"qwenvl.{_MODULES[name]}"), name)

@@ -1,60 +1,23 @@
-"""The typed client: one class for programs that ask questions about images over gRPC.
-
-Owns channel options, retries and the turning of details into `Error`.
-"""
+"""The typed client: one class for programs that ask questions about images over gRPC."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 import contextlib
-from dataclasses import dataclass
-import json
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from google.rpc import error_details_pb2
 import grpc
-from grpc_status import rpc_status
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
-from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
-from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
-from qwenvl.limits import MAX_MESSAGE_BYTES
-
-
-DEFAULT_TIMEOUT_S = 600.0
-
-# Only UNAVAILABLE is retried, and gRPC itself stops retrying once a response has begun (gRPC A6).
-SERVICE_CONFIG = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [
-                    {"service": "qwenvl.inference.v1.ChatService"},
-                    {"service": "qwenvl.inference.v1.CompletionService"},
-                ],
-                "retryPolicy": {
-                    "maxAttempts": 4,
-                    "initialBackoff": "0.2s",
-                    "maxBackoff": "2s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ],
-    }
-)
-
-Image = bytes | Path | str
-"""An image: its encoded bytes, a local file, or an http(s) URL that the service fetches."""
+from qwenvl.rpc import DEFAULT_TIMEOUT_S, channel_options, read_error
+from qwenvl.specs import Answer, Image, Question, answer_of, chat_spec, completion_spec
 
 
 class Error(Exception):
@@ -77,25 +40,8 @@ class Error(Exception):
     @classmethod
     def from_rpc(cls, error: grpc.RpcError) -> Self:
         """Reads status and details of a failed call."""
-        reason = field = ""
-        status = rpc_status.from_call(error)
-        for detail in status.details if status else ():
-            info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-            if detail.Unpack(info):
-                reason = info.reason
-            elif detail.Unpack(bad) and bad.field_violations:
-                field = bad.field_violations[0].field
-        return cls(error.code(), error.details() or "", reason, field)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer."""
-
-    text: str
-    finish_reason: str
-    usage: usage_pb.Usage
-    response: chat_pb.CreateChatCompletionResponse | completion_pb.CreateCompletionResponse
+        failure = read_error(error)
+        return cls(failure.code, failure.message, failure.reason or "", failure.field)
 
 
 class Client:
@@ -114,19 +60,14 @@ class Client:
         api_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        options = [
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.service_config", SERVICE_CONFIG),
-            ("grpc.keepalive_time_ms", 30_000),
-        ]
+        options = channel_options(retry_unavailable=True)
         self._channel = (
             grpc.secure_channel(target, credentials, options=options)
             if credentials
             else grpc.insecure_channel(target, options=options)
         )
         self._chat = chat_grpc.ChatServiceStub(self._channel)
-        self._raw = completion_grpc.CompletionServiceStub(self._channel)
+        self._completions = completion_grpc.CompletionServiceStub(self._channel)
         self._models = model_grpc.ModelServiceStub(self._channel)
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
@@ -156,7 +97,7 @@ class Client:
 
     def chat(
         self,
-        question: str | Sequence[message_pb.Message],
+        question: Question,
         *,
         images: Iterable[Image] = (),
         model: str | None = None,
@@ -177,10 +118,9 @@ class Client:
         Raises:
             Error: The call failed.
         """
-        spec = self._spec(question, images, model, sampling)
-        spec.response.grounding = grounding
+        spec = chat_spec(question, images, self._model(model), sampling, grounding=grounding)
         request = chat_pb.CreateChatCompletionRequest(spec=spec)
-        return _answer(self._call(self._chat.CreateChatCompletion, request, timeout_s))
+        return answer_of(self._call(self._chat.CreateChatCompletion, request, timeout_s))
 
     def complete(
         self,
@@ -191,7 +131,7 @@ class Client:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         **sampling: Any,
     ) -> Answer:
-        """Continues a raw prompt, without a chat template; further arguments and errors as `chat`.
+        """Continues a prompt, without a chat template; further arguments and errors as `chat`.
 
         Args:
             prompt: Text as the model reads it, or token ids.
@@ -200,21 +140,13 @@ class Client:
             timeout_s: Deadline in seconds.
             sampling: Fields of `SamplingOptions`.
         """
-        spec = completion_pb.CompletionSpec(
-            model=model or self.models()[0].name,
-            images=[image_of(image) for image in images],
-            sampling=sampling_pb.SamplingOptions(**sampling),
-        )
-        if isinstance(prompt, str):
-            spec.text = prompt
-        else:
-            spec.token_ids.ids.extend(prompt)
+        spec = completion_spec(prompt, images, self._model(model), sampling)
         request = completion_pb.CreateCompletionRequest(spec=spec)
-        return _answer(self._call(self._raw.CreateCompletion, request, timeout_s))
+        return answer_of(self._call(self._completions.CreateCompletion, request, timeout_s))
 
     def stream(
         self,
-        question: str | Sequence[message_pb.Message],
+        question: Question,
         *,
         images: Iterable[Image] = (),
         model: str | None = None,
@@ -230,7 +162,7 @@ class Client:
 
     def events(
         self,
-        question: str | Sequence[message_pb.Message],
+        question: Question,
         *,
         images: Iterable[Image] = (),
         model: str | None = None,
@@ -239,8 +171,7 @@ class Client:
         **sampling: Any,
     ) -> Generator[chat_pb.StreamChatCompletionResponse, None, None]:
         """Gives every event of a stream; arguments and errors as `chat`. Closing it ends the answer."""
-        spec = self._spec(question, images, model, sampling)
-        spec.response.grounding = grounding
+        spec = chat_spec(question, images, self._model(model), sampling, grounding=grounding)
         request = chat_pb.StreamChatCompletionRequest(spec=spec)
         call = self._chat.StreamChatCompletion(request, timeout=timeout_s, metadata=self._metadata)
         try:
@@ -252,53 +183,23 @@ class Client:
 
     def count_tokens(
         self,
-        question: str | Sequence[message_pb.Message],
+        question: Question,
         *,
         images: Iterable[Image] = (),
         model: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> usage_pb.Usage:
         """Tells what a question costs; arguments and errors as `chat`."""
-        request = chat_pb.CountTokensRequest(spec=self._spec(question, images, model, {}))
+        spec = chat_spec(question, images, self._model(model), {})
+        request = chat_pb.CountTokensRequest(spec=spec)
         usage: usage_pb.Usage = self._call(self._chat.CountTokens, request, timeout_s).usage
         return usage
 
-    def _spec(
-        self,
-        question: str | Sequence[message_pb.Message],
-        images: Iterable[Image],
-        model: str | None,
-        sampling: dict[str, Any],
-    ) -> chat_pb.ChatCompletionSpec:
-        if isinstance(question, str):
-            parts = [message_pb.Part(image=image_of(image)) for image in images]
-            parts.append(message_pb.Part(text=question))
-            question = [message_pb.Message(role=message_pb.ROLE_USER, parts=parts)]
-        return chat_pb.ChatCompletionSpec(
-            model=model or self.models()[0].name,
-            messages=question,
-            sampling=sampling_pb.SamplingOptions(**sampling),
-        )
+    def _model(self, name: str | None) -> str:
+        return name or self.models()[0].name
 
     def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
         try:
             return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise Error.from_rpc(error) from None
-
-
-def _answer(
-    response: chat_pb.CreateChatCompletionResponse | completion_pb.CreateCompletionResponse,
-) -> Answer:
-    choice = response.choices[0]
-    reason = usage_pb.FinishReason.Name(choice.finish_reason).removeprefix("FINISH_REASON_")
-    return Answer(choice.text, reason.lower(), response.usage, response)
-
-
-def image_of(image: Image) -> message_pb.Image:
-    """An image as a message carries it."""
-    if isinstance(image, bytes):
-        return message_pb.Image(data=image)
-    if isinstance(image, Path):
-        return message_pb.Image(data=image.read_bytes())
-    return message_pb.Image(uri=image)

@@ -1,9 +1,8 @@
 """The one error table: reason <-> gRPC code <-> HTTP status and OpenAI error.
 
-Owns every reason that a service may put into `google.rpc.ErrorInfo.reason` and what each side makes of it.
-
-A reason decides first and the gRPC code second, because one code stands for several HTTP statuses
-(PERMISSION_DENIED is 400 for a refused URL and 403 for a refused key).
+It lists every reason that the service may put into `google.rpc.ErrorInfo.reason`. A reason decides first and the gRPC
+code second, because one code stands for several HTTP statuses (PERMISSION_DENIED is 400 for a refused URL and 403 for
+a refused key).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ DOMAIN: Final = "qwenvl.inference"
 
 @dataclass(frozen=True, slots=True)
 class ErrorMapping:
-    """What one reason means at each door.
+    """What one reason means in each API.
 
     Attributes:
         reason: UPPER_SNAKE_CASE name, at most 63 characters (AIP-193).

@@ -1,7 +1,6 @@
 """How a settings class becomes command-line flags and `QWENVL_*` variables, in both programs alike.
 
-Owns parsing, merging and error texts. Needs pydantic, which the extras
-`[adapter]` and `[inference]` install; nothing else in this package imports it.
+Needs pydantic, which the extras `[adapter]` and `[inference]` install; nothing else in this package imports it.
 
 A field `max_num_seqs` is the flag `--max-num-seqs` and the variable `QWENVL_MAX_NUM_SEQS`; a flag wins over the
 variable. An alias (`AliasChoices`) is a second flag and a second variable. Lists are several words after the flag, and
@@ -29,7 +28,7 @@ class FlagSettings(BaseModel):
 
     @classmethod
     def add_flags(cls, parser: argparse.ArgumentParser, *, skip: Collection[str] = ()) -> None:
-        """Adds one flag for every field not in `skip`; absent flags leave no trace in the namespace."""
+        """Adds one flag for every field not in `skip`; flags that are not given do not appear in the namespace."""
         for name, info in cls.model_fields.items():
             if name in skip:
                 continue
@@ -52,7 +51,7 @@ class FlagSettings(BaseModel):
         """Merges flags over environment over defaults.
 
         Args:
-            flags: Parsed flags; names that are no field are ignored.
+            flags: Parsed flags; names that are not fields are ignored.
             environ: The process environment.
 
         Raises:
@@ -98,5 +97,5 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _show_default(value: object) -> str:
     if isinstance(value, tuple):
-        return " ".join(map(str, value)) or "none"
+        return " ".join(map(str, value)) or "empty"
     return "none" if value is None else str(value)

@@ -1,7 +1,4 @@
-"""API keys in a file, for both doors alike.
-
-Owns the file's format and the comparison.
-"""
+"""API keys in a file, as the gRPC and the REST API check them."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class KeyFile:
-    """The keys of a file with one key per line; empty lines and lines with `#` are none.
+    """The keys of a file with one key per line; blank lines and `#` comments are ignored.
 
     The file is read again when it changes; one that cannot be read leaves the keys as they are. Only digests are kept,
     and every comparison takes the same time (CVE-2025-59425).

@@ -1,7 +1,4 @@
-"""Limits that both ends of a call must agree on.
-
-Owns the numbers.
-"""
+"""Limits that both ends of a call must agree on."""
 
 from __future__ import annotations
 
@@ -9,4 +6,4 @@ from typing import Final
 
 
 MAX_MESSAGE_BYTES: Final = 32 * 2**20
-"""Largest message in either direction; `GetServerInfo` tells it."""
+"""Largest message in either direction; `GetServerInfo` reports it."""

@@ -13,9 +13,10 @@ import grpc
 from PIL import Image
 import pytest
 
-from benchmarks import doors, serve
+from benchmarks import clients, serve
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 
@@ -31,7 +32,7 @@ def test_percentile_interpolates() -> None:
 
 
 def test_timing_counts_tokens_that_share_a_message() -> None:
-    timing = doors.timing_of(10.0, [(11.0, 1), (11.5, 2), (12.5, 1)])
+    timing = clients.timing_of(10.0, [(11.0, 1), (11.5, 2), (12.5, 1)])
     assert timing.first_token_s == 1
     assert timing.gaps_s == (0.25, 0.25, 1.0)
     assert timing.per_token_s == 0.5
@@ -39,17 +40,17 @@ def test_timing_counts_tokens_that_share_a_message() -> None:
 
 
 def test_timing_of_an_answer_in_one_message_has_no_gaps() -> None:
-    assert doors.timing_of(0.0, [(1.0, 8)]) == doors.Timing(1.0, 0.0, (), 8)
+    assert clients.timing_of(0.0, [(1.0, 8)]) == clients.Timing(1.0, 0.0, (), 8)
 
 
 def test_an_answer_of_the_wrong_length_is_no_measurement() -> None:
-    with pytest.raises(doors.BenchmarkError, match="3 tokens instead of 4"):
-        doors.checked(0.0, [(1.0, 3)], doors.Load("m", 4, 64, 1))
+    with pytest.raises(clients.BenchmarkError, match="3 tokens instead of 4"):
+        clients.checked(0.0, [(1.0, 3)], clients.Load("m", 4, 64, 1))
 
 
-def run(door: str, concurrency: int, per_token_s: float, first_s: float = 0.1) -> serve.Run:
-    timing = doors.Timing(first_s, per_token_s, (per_token_s,) * 9, 10)
-    return serve.Run(door, concurrency, 2.0, (timing, timing))
+def run(api: str, concurrency: int, per_token_s: float, first_s: float = 0.1) -> serve.Run:
+    timing = clients.Timing(first_s, per_token_s, (per_token_s,) * 9, 10)
+    return serve.Run(api, concurrency, 2.0, (timing, timing))
 
 
 RUNS = [
@@ -65,14 +66,14 @@ RUNS = [
 ]
 
 
-def test_rows_pool_the_runs_of_a_door() -> None:
+def test_rows_pool_the_runs_of_one_api() -> None:
     first = serve.rows(RUNS)[0]
-    assert (first.concurrency, first.door) == (1, "gRPC")
+    assert (first.concurrency, first.api) == (1, "gRPC")
     assert first.first_token_p50_ms == pytest.approx(100)
     assert first.between_tokens_p50_ms == pytest.approx(10)
     assert first.tokens_per_s == pytest.approx(60 / 6)
     assert first.requests_per_s == pytest.approx(1)
-    assert [(row.concurrency, row.door) for row in serve.rows(RUNS)] == [
+    assert [(row.concurrency, row.api) for row in serve.rows(RUNS)] == [
         (1, "gRPC"),
         (1, "REST"),
         (4, "gRPC"),
@@ -105,7 +106,7 @@ def test_table_and_sentence_name_every_concurrency() -> None:
 
 
 def test_every_image_is_another() -> None:
-    images = {doors.draw(64, seed) for seed in range(20)}
+    images = {clients.draw(64, seed) for seed in range(20)}
     assert len(images) == 20
     assert Image.open(io.BytesIO(images.pop())).size == (64, 64)
 
@@ -144,7 +145,7 @@ async def events(
     for chunk in (*chunks, b""):
         reader.feed_data(b"%x\r\n%b\r\n" % (len(chunk), chunk))
     reader.feed_eof()
-    seen = [event async for event in doors.server_sent_events(reader)]
+    seen = [event async for event in clients.server_sent_events(reader)]
     assert await reader.read() == b""
     return seen
 
@@ -156,7 +157,7 @@ async def test_events_may_be_cut_anywhere() -> None:
 
 
 async def test_an_error_response_is_told() -> None:
-    with pytest.raises(doors.BenchmarkError, match="503"):
+    with pytest.raises(clients.BenchmarkError, match="503"):
         await events(b"busy", head=b"HTTP/1.1 503 Service Unavailable")
 
 
@@ -172,9 +173,9 @@ class FakeService(chat_grpc.ChatServiceServicer, model_grpc.ModelServiceServicer
     async def StreamChatCompletion(self, request, context):  # noqa: N802 - the contract's name
         self.specs.append(request.spec)
         event = chat_pb.StreamChatCompletionResponse
-        yield event(started=chat_pb.Started(model="first"))
+        yield event(started=generation_pb.Started(model="first"))
         for ids in ([1], [2, 3]):
-            yield event(delta=chat_pb.Delta(token_ids=ids))
+            yield event(delta=generation_pb.Delta(token_ids=ids))
 
 
 class FakeAdapter:
@@ -197,7 +198,7 @@ class FakeAdapter:
         writer.close()
 
 
-async def test_both_doors_get_equal_work_with_images_of_their_own() -> None:
+async def test_both_apis_get_equal_work_with_images_of_their_own() -> None:
     service, adapter = FakeService(), FakeAdapter()
     rpc = grpc.aio.server()
     chat_grpc.add_ChatServiceServicer_to_server(service, rpc)
@@ -218,8 +219,8 @@ async def test_both_doors_get_equal_work_with_images_of_their_own() -> None:
     http.close()
     await http.wait_closed()
 
-    assert [(run.door, run.concurrency) for run in runs] == [
-        (door, concurrency) for concurrency in (1, 3) for _ in range(2) for door in ("gRPC", "REST")
+    assert [(run.api, run.concurrency) for run in runs] == [
+        (api, concurrency) for concurrency in (1, 3) for _ in range(2) for api in ("gRPC", "REST")
     ]
     assert all(len(run.timings) == 4 for run in runs)
     assert all(body["model"] == "first" for body in adapter.bodies)

@@ -84,7 +84,7 @@ async def test_boxes_are_drawn_on_the_image(
     assert await chat(door, "--image", image, "--draw", str(out), BOX) == 0
     captured = capsys.readouterr()
     assert captured.out == BOX + "\n"
-    assert f"1 drawn: {out}" in captured.err
+    assert f"{out}: 1 box drawn" in captured.err
     with Image.open(image) as before, Image.open(out) as after:
         assert after.size == before.size
         edge = (before.width // 4, before.height // 2)
@@ -94,17 +94,17 @@ async def test_boxes_are_drawn_on_the_image(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--image", "{image}", "--draw", "{tmp}/out.png", "no box"), "names no boxes"),
+        (("--image", "{image}", "--draw", "{tmp}/out.png", "no box"), "contains no boxes"),
         (("--image", "{image}", "--draw", "{tmp}/out.no", BOX), "cannot be written"),
-        (("--draw", "{tmp}/out.png", "a question"), "needs the last image as a file"),
+        (("--draw", "{tmp}/out.png", "a question"), "needs a local image file as the last image"),
         (("--image", "{tmp}/no.png", "x"), "no.png"),
         (("--image", "{tmp}", "x"), "Is a directory"),
         (("--model", "other", "x"), "'other' is not served here"),
-        (("--temperature", "9", "x"), "temperature must be between 0 and 2"),
+        (("--temperature", "9", "x"), "temperature is 9, but must be between 0 and 2"),
         (("--api-key-file", "{tmp}/no-key", "x"), "no-key"),
         (
             ("--image", "{image}", "--draw", "{tmp}/out.png", "--font", "{image}", BOX),
-            "no font",
+            "not a usable font",
         ),
     ],
 )
@@ -126,7 +126,10 @@ async def test_what_goes_wrong_is_said_in_a_line(
 
 def test_no_service_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", "--grpc-target", "127.0.0.1:9", "x"]) == 1
-    assert "no service answers at 127.0.0.1:9; start one: qwenvl serve" in capsys.readouterr().err
+    assert (
+        "no service is reachable at 127.0.0.1:9; start one with: qwenvl serve"
+        in capsys.readouterr().err
+    )
 
 
 async def test_the_key_comes_from_a_file_or_the_environment(
@@ -173,7 +176,7 @@ async def test_boxes_are_of_the_last_image_that_the_service_took(
     process = await started(door, "--image", image, "--draw", str(out))
     said = f"first\n/image {tmp_path / 'broken.png'}\nsecond\n{BOX}\n"
     _, errors = await asyncio.wait_for(process.communicate(said.encode()), 60)
-    assert f"1 drawn: {out}" in errors.decode()
+    assert f"{out}: 1 box drawn" in errors.decode()
     with Image.open(image) as before, Image.open(out) as after:
         assert after.size == before.size
 

@@ -87,10 +87,10 @@ def test_verdicts(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--max-model-len", "262145"], "context window is 262144"),
+        (["--max-model-len", "262145"], "exceeds the model's context window of 262144 tokens"),
         (["--max-model-len", "0"], "--max-model-len"),
         (["--dtype", "int3"], "--dtype"),
-        (["--device", "cuda:7"], "has no cuda:7"),
+        (["--device", "cuda:7"], "cuda:7 was not found"),
     ],
 )
 def test_wrong_usage(
@@ -160,7 +160,7 @@ def test_qwen_vl_of_2023(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
     assert str(19_313_870_336 // 2) in text
     assert "17.99 GiB (19.31 GB) in float16" in text
-    said = "19.11 GiB (20.52 GB) before the cache; the Qwen-VL tutorial tells of 18.74 GB (GiB)"
+    said = "19.11 GiB (20.52 GB) before the cache; the Qwen-VL tutorial states 18.74 GB (GiB)"
     assert said in text
 
 

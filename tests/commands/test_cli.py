@@ -27,7 +27,10 @@ def qwenvl(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         (["serve", "/no/such/model"], "neither a directory nor a hub id"),
         (["serve", "--max-num-seqs", "none"], "--max-num-seqs"),
-        (["serve", "--http-address", "8000x"], "--http-address: '8000x' is not HOST:PORT"),
+        (
+            ["serve", "--http-address", "8000x"],
+            "--http-address: '8000x' is not of the form HOST:PORT",
+        ),
         (["fly"], "invalid choice"),
         ([], "required"),
     ],

@@ -130,6 +130,14 @@ def test_a_font_of_ones_own_writes_chinese(chinese_font: Path) -> None:
     assert drawn.getpixel((18, 12)) == (255, 255, 255)
 
 
+def test_without_fontconfig_labels_are_in_the_font_of_pillow(no_fontconfig: None) -> None:
+    assert find_font("cat", 15, None).getname()[0] == "Aileron"
+
+
+def test_no_test_sees_the_fonts_of_this_machine() -> None:
+    assert find_font("cat", 15, None).getname()[0] == "Aileron"
+
+
 def test_fontconfig_finds_a_font(
     chinese_font: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,11 +152,13 @@ def test_characters_that_no_font_has_are_named(
     chinese_font: Path, no_fontconfig: None, tmp_path: Path
 ) -> None:
     image = Image.new("RGB", (60, 40))
-    with pytest.raises(DrawError, match=f"Pillow's own font has no {CIRCLE}; .*--font FILE"):
+    with pytest.raises(
+        DrawError, match=f"Pillow's built-in font: missing the characters {CIRCLE}; .*--font FILE"
+    ):
         draw_boxes(image, boxes((f"a {CIRCLE}", (1, 1, 9, 9))), None)
-    with pytest.raises(DrawError, match=r"circle\.bdf has no 猫"):
+    with pytest.raises(DrawError, match=r"circle\.bdf: missing the characters 猫"):
         draw_boxes(image, boxes((f"猫{CIRCLE}", (1, 1, 9, 9))), chinese_font)
-    with pytest.raises(DrawError, match="no font"):
+    with pytest.raises(DrawError, match="not a usable font"):
         draw_boxes(image, boxes(("x", (1, 1, 9, 9))), tmp_path / "none.ttf")
 
 

@@ -13,6 +13,7 @@ from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from tests.e2e.conftest import Served
+from tests.support.bounds import assert_mostly_right
 from tests.support.images import Drawn, draw, gallery
 
 
@@ -66,12 +67,9 @@ def over_rest(served: Served, image: Drawn, question: str) -> str:
 
 
 @pytest.mark.parametrize("question", [ENGLISH, CHINESE])
-def test_names_colour_and_shape_right_four_times_in_five(
-    chat: chat_grpc.ChatServiceStub, question: str
-) -> None:
+def test_colour_and_shape_are_named(chat: chat_grpc.ChatServiceStub, question: str) -> None:
     answers = [(image, over_grpc(chat, image, question)) for image in gallery()]
-    wrong = [(p.colour, p.shape, answer) for p, answer in answers if not p.is_named_in(answer)]
-    assert len(wrong) <= len(answers) / 5, wrong
+    assert_mostly_right([p.is_named_in(answer) for p, answer in answers], 0.95)
     # The answer is in the language of the question.
     assert all(answer.isascii() == (question == ENGLISH) for _, answer in answers)
 

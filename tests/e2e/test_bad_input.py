@@ -77,6 +77,11 @@ REFUSED_BODIES = {
         400,
         "messages[0].role",
     ),
+    "name of a speaker": (
+        {"model": "qwen-vl", "messages": [{"role": "user", "content": "x", "name": "Ann"}]},
+        400,
+        "messages[0].name",
+    ),
     "unknown model": (with_text("x", model="gpt-17"), 404, "model"),
     "prompt too long": (with_text("red circle " * 5000), 400, "messages"),
     "answer too long": (with_text("x", max_tokens=1_000_000), 400, "max_tokens"),

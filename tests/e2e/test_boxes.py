@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 import requests
 
-from inference_service.demo.trials import iou
+from demo_training.trials import iou
 from qwenvl import Client
 from tests.e2e.conftest import Served
 from tests.support.images import COLOURS, Drawn, draw

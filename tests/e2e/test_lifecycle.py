@@ -81,14 +81,14 @@ def test_rest_client_that_goes_away_frees_its_pages(served: Served) -> None:
         assert served.wait_idle().load.kv_pages_used == 0
 
 
-def test_abort_request(served: Served, chat: chat_grpc.ChatServiceStub) -> None:
+def test_abort_ends_a_running_request(served: Served, chat: chat_grpc.ChatServiceStub) -> None:
     stream = open_stream(chat, "to-be-aborted")
     with served.channel() as channel:
-        answer = admin_grpc.AdminServiceStub(channel).AbortRequest(
-            admin_pb.AbortRequestRequest(request_ids=["to-be-aborted", "never-seen"]), timeout=10
+        answer = admin_grpc.AdminServiceStub(channel).Abort(
+            admin_pb.AbortRequest(request_ids=["to-be-aborted", "never-seen"]), timeout=10
         )
-    assert list(answer.aborted) == ["to-be-aborted"]
-    assert list(answer.unknown) == ["never-seen"]
+    assert list(answer.aborted_request_ids) == ["to-be-aborted"]
+    assert list(answer.unknown_request_ids) == ["never-seen"]
     reasons = [event.finished.reason for event in stream if event.WhichOneof("event") == "finished"]
     assert reasons == [5]  # FINISH_REASON_ABORTED
     served.wait_idle()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
+from inference_service.engine.inputs import InputBuffers
 from inference_service.engine.runner import ModelRunner
 from inference_service.engine_protocol.messages import FinishReason, ImageSpan, SamplingParams
 from inference_service.errors import (
@@ -15,7 +17,7 @@ from inference_service.errors import (
     InvalidArgumentError,
     RequestIdInUseError,
 )
-from inference_service.families.positions import POSITION_RULES
+from inference_service.families.registry import FAMILIES
 from tests.support.conversations import (
     GREEDY,
     Conversation,
@@ -183,9 +185,13 @@ def test_choices_are_the_same_alone_and_in_a_request_for_more(make_core) -> None
 
 def test_positions_of_a_prompt_are_computed_once(make_core, monkeypatch) -> None:
     core = make_core()
-    rule = core._runner._model.spec.position_rule
-    real, calls = POSITION_RULES[rule], []
-    monkeypatch.setitem(POSITION_RULES, rule, lambda *inputs: calls.append(inputs) or real(*inputs))
+    family, calls = FAMILIES["qwen3_vl"], []
+
+    def spy(*inputs):
+        calls.append(inputs)
+        return family.positions(*inputs)
+
+    monkeypatch.setitem(FAMILIES, family.name, replace(family, positions=spy))
     core.add(replace(PROMPT.request("x", SAMPLED), num_choices=4), PROMPT.pixels)
     drain_choices(core)
     assert len(calls) == 1
@@ -338,15 +344,15 @@ def test_out_of_memory_ends_the_newest_request_only(
     make_core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = ask(make_core(), [TEXT, PROMPT])
-    real, calls = ModelRunner.run, []
+    real, calls = ModelRunner.launch, []
 
-    def run(self: ModelRunner, chunks):
+    def launch(self: ModelRunner, chunks):
         calls.append(len(chunks))
         if len(calls) == 1:
             raise torch.OutOfMemoryError("no memory")
         return real(self, chunks)
 
-    monkeypatch.setattr(ModelRunner, "run", run)
+    monkeypatch.setattr(ModelRunner, "launch", launch)
     core = make_core()
     for name, prompt in (("0", TEXT), ("1", PROMPT), ("2", OTHER)):
         core.add(prompt.request(name), prompt.pixels)
@@ -402,10 +408,10 @@ def test_a_image_that_breaks_the_encoder_ends_its_own_request(
 
 
 def test_other_errors_are_raised(make_core, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(self: ModelRunner, chunks):
+    def launch(self: ModelRunner, chunks):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(ModelRunner, "run", run)
+    monkeypatch.setattr(ModelRunner, "launch", launch)
     core = make_core()
     core.add(TEXT.request("x"), b"")
     with pytest.raises(RuntimeError, match="a defect"):
@@ -500,3 +506,57 @@ def test_bfloat16(make_core) -> None:
     core = make_core(dtype="bfloat16")
     assert core.ready.dtype == "bfloat16"
     assert len(ask(core, [PROMPT])[0]) == GREEDY.max_tokens
+
+
+# Launch and collect
+
+
+def test_nothing_is_committed_before_a_step_is_collected(make_core) -> None:
+    core = make_core()
+    core.add(PROMPT.request("x", replace(GREEDY, logprobs=2, prompt_logprobs=1)), PROMPT.pixels)
+    ticket = core.launch(core._scheduler.schedule())
+    sequence = core._scheduler.get("x")
+    assert sequence.num_computed_tokens == sequence.num_answer_tokens == 0
+    [output] = core.collect(ticket)
+    assert sequence.num_computed_tokens == len(PROMPT.token_ids)
+    assert list(output.token_ids) == sequence.token_ids[len(PROMPT.token_ids) :]
+    assert output.logprobs[0].token_id == output.token_ids[0]
+    assert len(output.prompt_logprobs) == len(PROMPT.token_ids) - 1
+
+
+def test_two_steps_in_a_row_are_packed_in_different_buffers(
+    make_core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses = []
+    real = InputBuffers.pack
+
+    def pack(self: InputBuffers, *inputs):
+        batch = real(self, *inputs)
+        addresses.append(batch.token_ids.data_ptr())
+        return batch
+
+    monkeypatch.setattr(InputBuffers, "pack", pack)
+    ask(make_core(), [TEXT])
+    assert len(set(addresses)) == 2
+    assert all(one != other for one, other in pairwise(addresses))
+
+
+def test_out_of_memory_while_reading_ends_the_newest_request_only(
+    make_core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = ask(make_core(), [TEXT])
+    real, calls = ModelRunner.collect, []
+
+    def collect(self: ModelRunner, launched):
+        calls.append(launched)
+        if len(calls) == 1:
+            raise MemoryError
+        return real(self, launched)
+
+    monkeypatch.setattr(ModelRunner, "collect", collect)
+    core = make_core()
+    core.add(TEXT.request("0"), b"")
+    core.add(PROMPT.request("1"), PROMPT.pixels)
+    answers = drain(core)
+    assert answers["0"].token_ids == alone[0]
+    assert answers["1"].outputs[0].error == "GPU_OUT_OF_MEMORY"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from inference_service.engine.core import EngineCore
 from inference_service.engine_protocol.messages import EngineConfig, SamplingParams
 from inference_service.families import positions
 from inference_service.families.glm_4v import vision as glm_4v
+from inference_service.families.registry import FAMILIES
 from inference_service.kernels import rope
 from inference_service.models import decoder
 from tests.support.conversations import drain
@@ -144,9 +146,9 @@ def halves(x, cos, sin, *, adjacent_pairs):
 MUTATIONS = {
     "halves instead of pairs": (decoder, "apply_rope", halves),
     "patches count like text": (
-        positions.POSITION_RULES,
-        "one_for_all_patches",
-        positions.sequential_positions,
+        FAMILIES,
+        "glm_4v",
+        replace(FAMILIES["glm_4v"], positions=positions.sequential_positions),
     ),
     "another norm in the adapter": (glm_4v, "ADAPTER_NORM_EPS", 0.1),
     "sigmoid for the gate": (glm_4v, "silu", torch.sigmoid),

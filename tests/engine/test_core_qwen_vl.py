@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 import json
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 
 from inference_service.engine import blocks as blocks_module
 from inference_service.engine.core import EngineCore
-from inference_service.engine.runner import ModelRunner
+from inference_service.engine.inputs import InputBuffers
 from inference_service.engine_protocol.messages import EngineConfig, FinishReason, SamplingParams
+from inference_service.models.batch import ForwardBatch
 from tests.support.conversations import drain
 from tests.support.qwen_vl_v1 import (
     GOLDEN,
@@ -252,9 +254,17 @@ def test_notices_shared_pages_of_unequal_frequencies(qwen_vl_b, monkeypatch):
 
 
 def test_notices_frequencies_of_the_chunk(qwen_vl_b, monkeypatch):
-    def by_length(self: ModelRunner, chunks) -> torch.Tensor:
-        rope = self._model.spec.decoder.rope
-        return torch.cat([torch.full((c.end - c.start,), rope.level(c.end)) for c in chunks])
+    core = make_core(qwen_vl_b)
+    rope = core._runner._model.spec.decoder.rope
+    real = InputBuffers.pack
 
-    monkeypatch.setattr(ModelRunner, "_rope_levels", by_length)
-    assert not same(crossing_answers(make_core(qwen_vl_b), ["cross_512"]))
+    def by_length(self: InputBuffers, inputs, *images) -> ForwardBatch:
+        lengths = [sequence.start + len(sequence.token_ids) for sequence in inputs]
+        mistaken = [
+            replace(sequence, rope_level=rope.level(length))
+            for sequence, length in zip(inputs, lengths, strict=True)
+        ]
+        return real(self, mistaken, *images)
+
+    monkeypatch.setattr(InputBuffers, "pack", by_length)
+    assert not same(crossing_answers(core, ["cross_512"]))

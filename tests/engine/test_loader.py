@@ -161,9 +161,9 @@ def test_a_bin_file_runs_nothing(copy, monkeypatch):
     for content, words in (
         (Hostile(), "tensors alone"),
         ({"a": Hostile()}, "tensors alone"),
-        ({"a": 1}, "no mapping"),
-        ([torch.ones(1)], "no mapping"),
-        ({}, "no mapping"),
+        ({"a": 1}, "not a mapping"),
+        ([torch.ones(1)], "not a mapping"),
+        ({}, "not a mapping"),
         ({"a": torch.ones(1)}, "missing tensors"),
     ):
         torch.save(content, copy / "pytorch_model.bin")
@@ -228,10 +228,10 @@ def test_truncated_file(copy):
 @pytest.mark.parametrize(
     ("index", "words"),
     [
-        ({"weight_map": {"a": "../secret.safetensors"}}, "no file beside it"),
-        ({"weight_map": {"a": "/etc/secret.safetensors"}}, "no file beside it"),
+        ({"weight_map": {"a": "../secret.safetensors"}}, "not a file beside it"),
+        ({"weight_map": {"a": "/etc/secret.safetensors"}}, "not a file beside it"),
         ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors, which is missing"),
-        ({"weight_map": {"a": "shard.bin"}}, "no file beside it"),
+        ({"weight_map": {"a": "shard.bin"}}, "not a file beside it"),
         ({"weight_map": {}}, "missing tensors"),
         ({}, "weight_map is missing"),
     ],

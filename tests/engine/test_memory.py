@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 from inference_service.engine import memory
 from inference_service.engine.loader import load_model
 from inference_service.engine_protocol.messages import EngineConfig
+from inference_service.model_spec import DTYPE_BYTES
+from inference_service.settings import ServiceSettings
 
 
 @pytest.mark.parametrize(("available", "device"), [(True, "cuda:0"), (False, "cpu")])
@@ -45,6 +48,12 @@ def test_dtype() -> None:
     assert memory.resolve_dtype("float16", "bfloat16", gpu) is torch.float16
     with pytest.raises(ValueError, match="dtype"):
         memory.resolve_dtype("float8", "bfloat16", gpu)
+
+
+def test_one_list_of_dtypes() -> None:
+    assert {name: dtype.itemsize for name, dtype in memory.TORCH_DTYPES.items()} == DTYPE_BYTES
+    offered = get_args(ServiceSettings.model_fields["dtype"].annotation)
+    assert sorted(offered) == sorted(["auto", *DTYPE_BYTES])
 
 
 def test_gpu_cache_gets_what_weights_steps_and_images_leave(

@@ -229,7 +229,7 @@ def test_logprobs_are_those_of_the_model() -> None:
     logits = random_logits(3, seed=5)
     tokens, num_top = [4, 9, 0], [0, 3, VOCAB + 5]
     wanted = logits.double().log_softmax(-1).numpy()
-    for index, entry in enumerate(token_logprobs(logits, tokens, num_top)):
+    for index, entry in enumerate(token_logprobs(logits, torch.tensor(tokens), num_top).read()):
         order = np.argsort(-wanted[index], kind="stable")
         assert entry.token_id == tokens[index]
         assert entry.logprob == pytest.approx(wanted[index, tokens[index]], abs=1e-5)

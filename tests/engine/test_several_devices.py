@@ -13,6 +13,7 @@ from inference_service.engine_protocol.messages import EngineConfig, SamplingPar
 from inference_service.families.registry import load_spec
 from inference_service.kernels.attention import AttentionMetadata
 from inference_service.models.decoder import Rotation
+from tests.support.attention_metadata import attention_metadata
 from tests.support.conversations import ask, drain
 
 
@@ -91,9 +92,7 @@ def test_every_step_is_handed_over(make_core, prompts, monkeypatch) -> None:
 
 def test_a_handover_takes_all_tensors_along() -> None:
     here = torch.zeros(2)
-    attention = AttentionMetadata(
-        slot_mapping=here, page_table=here, query_start=[0, 2], context_lens=[2]
-    )
+    attention = attention_metadata(here, here[None], [0, 2], [2])
     for moved in (attention.to(META), Rotation(here, here, here).to(META)):
         values = [getattr(moved, field.name) for field in fields(moved)]
         tensors = [value for value in values if isinstance(value, torch.Tensor)]

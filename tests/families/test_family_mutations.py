@@ -310,7 +310,7 @@ def test_windows_in_the_wrong_blocks(layers, model, expected):
 
 def test_norm_epsilon(model, expected):
     for layer in model.decoder.layers:
-        layer._eps = 1e-2
+        layer.input_layernorm.eps = layer.post_attention_layernorm.eps = 1e-2
     assert error_of(model, expected) > BROKEN
 
 

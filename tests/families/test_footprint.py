@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inference_service.families.footprint import (
-    LEAST_CONTEXT_TOKENS,
+    MIN_CONTEXT_TOKENS,
     Footprint,
     capacity,
     footprint,
@@ -41,8 +41,8 @@ def test_published_model(tmp_path: Path, dtype: str, value_bytes: int) -> None:
         (40960, None, (4096, 4096, 1, True)),
         (100_000, None, (10_000, 4096, 2, True)),
         (100_000, 1000, (10_000, 1000, 10, True)),
-        (LEAST_CONTEXT_TOKENS * 10, None, (LEAST_CONTEXT_TOKENS, LEAST_CONTEXT_TOKENS, 1, True)),
-        (LEAST_CONTEXT_TOKENS * 10 - 1, None, (2047, 2047, 1, False)),
+        (MIN_CONTEXT_TOKENS * 10, None, (MIN_CONTEXT_TOKENS, MIN_CONTEXT_TOKENS, 1, True)),
+        (MIN_CONTEXT_TOKENS * 10 - 1, None, (2047, 2047, 1, False)),
         (40959, 4096, (4095, 4095, 1, False)),  # what the operator asked for, or nothing
         (1000, 100, (100, 100, 1, True)),
         (9, None, (0, 0, 0, False)),

@@ -13,7 +13,7 @@ import torch
 
 from inference_service.engine_protocol.messages import ImageSpan
 from inference_service.families.config_file import SpecError
-from inference_service.families.positions import POSITION_RULES
+from inference_service.families.positions import one_for_all_patches
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import kv_bytes_per_token, module_parts, tensor_shapes
 from inference_service.kernels.rope import apply_rope
@@ -125,7 +125,7 @@ def test_positions_of_a_image():
     span = ImageSpan(
         key=b"", start=2, num_tokens=6, grid=(1, 4, 4), height=56, width=56, pixel_offset=0
     )
-    positions, delta = POSITION_RULES["one_for_all_patches"](10, [span], 1)
+    positions, delta = one_for_all_patches(10, [span], 1)
     assert positions.tolist() == [[0, 1, 2, 3, 3, 3, 3, 4, 5, 6]] * 3
     assert delta == 7 - 10
     assert positions.dtype == np.int64

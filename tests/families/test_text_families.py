@@ -8,16 +8,25 @@ import shutil
 
 import pytest
 
+from inference_service.families.family import TextOptions
 from inference_service.families.qwen_vl.text import QwenVLBase, QwenVLChat
-from inference_service.families.registry import load_spec
-from inference_service.families.text import load_text
+from inference_service.families.registry import family_of, load_spec
 from inference_service.model_spec import ModelSpec
-from inference_service.text.templated_chat import TemplatedChat
+from inference_service.text.jinja_chat import JinjaChat
+from inference_service.text.prompt import ChatFormat
+from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_json import JsonTokenizer
 from tests.support.qwen_vl_v1 import GOLDEN, chat_request, golden, with_pads
 
 
 DEMO = Path("inference_service/demo/model")
+
+
+def load_text(
+    model_dir: Path, spec: ModelSpec, history_window: int | None = None
+) -> tuple[Tokenizer, ChatFormat]:
+    options = TextOptions(history_window=history_window)
+    return family_of(spec).load_text(model_dir, spec, options)
 
 
 @pytest.fixture
@@ -28,7 +37,7 @@ def spec() -> ModelSpec:
 def test_a_template(spec):
     tokenizer, chat = load_text(DEMO, load_spec(DEMO))
     assert isinstance(tokenizer, JsonTokenizer)
-    assert isinstance(chat, TemplatedChat)
+    assert isinstance(chat, JinjaChat)
     with pytest.raises(ValueError, match="--history-window"):
         load_text(DEMO, load_spec(DEMO), history_window=100)
 

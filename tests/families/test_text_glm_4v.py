@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 import pytest
 
 from inference_service.backend.served_model import ServedModel
-from inference_service.domain import ChatMessage, ChatRequest, ImagePart, RawRequest, Role, TextPart
+from inference_service.domain import (
+    ChatMessage,
+    ChatRequest,
+    ImagePart,
+    Role,
+    TextCompletionRequest,
+    TextPart,
+)
 from inference_service.errors import ContextLengthError, InvalidArgumentError
 from inference_service.families.glm_4v.text import SPECIAL_TOKENS, GlmChat, load_tokenizer
-from inference_service.text.chat_template import MAX_CHARACTERS
+from inference_service.text.jinja_template import MAX_CHARACTERS
 from inference_service.text.tokenizer import Tokenizer
 from tests.support.glm_4v import BEGIN, DATA, END, GOLDEN, PLACEHOLDER, processed, write_vocabulary
 
@@ -150,8 +157,8 @@ def test_a_image_takes_its_place(model, name):
     assert prompt.token_ids.count(PLACEHOLDER) == 36
 
 
-def raw(prompt: str | tuple[int, ...], images: int) -> RawRequest:
-    return RawRequest(request_id="r", model="m", prompt=prompt, images=(IMAGE,) * images)
+def raw(prompt: str | tuple[int, ...], images: int) -> TextCompletionRequest:
+    return TextCompletionRequest(request_id="r", model="m", prompt=prompt, images=(IMAGE,) * images)
 
 
 def test_raw_prompts_show_a_image_as_the_original_writes_it(model):

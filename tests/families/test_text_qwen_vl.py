@@ -22,7 +22,7 @@ from inference_service.families.qwen_vl.text import (
     QwenVLChat,
     load_tokenizer,
 )
-from inference_service.text.chat_template import MAX_CHARACTERS
+from inference_service.text.jinja_template import MAX_CHARACTERS
 from inference_service.text.tokenizer import Tokenizer
 from tests.support.qwen_vl_v1 import GOLDEN, IMG, IMG_END, PAD, chat_request, golden, with_pads
 

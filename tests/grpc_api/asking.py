@@ -53,6 +53,7 @@ class Refusal:
     retry_after_s: float | None
     resource: str
     request_id: str
+    client_request_id: str
 
 
 async def refusal(call: Awaitable[object]) -> Refusal:
@@ -83,6 +84,7 @@ async def refusal(call: Awaitable[object]) -> Refusal:
         waits if "google.rpc.RetryInfo" in kinds else None,
         resource.resource_name,
         request.request_id,
+        request.serving_data,
     )
 
 

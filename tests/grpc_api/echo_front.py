@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-import logging
 from pathlib import Path
 import sys
 
@@ -12,6 +11,7 @@ from inference_service.backend.local import LocalBackend
 from inference_service.backend.served_model import ServedModel
 from inference_service.grpc_api import server as app
 from inference_service.settings import ServiceSettings
+from qwenvl.observability import configure_logging
 from tests.grpc_api.echo_engine import EchoEngine
 
 
@@ -35,7 +35,7 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level="INFO")
+    configure_logging(process="inference-service", level="info", log_format="json")
     app.Front = TellingFront
     status = asyncio.run(main())
     if "torch" in sys.modules:

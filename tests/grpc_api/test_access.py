@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 from pathlib import Path
@@ -19,7 +18,7 @@ from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
-from tests.grpc_api.asking import refusal, spec_of
+from tests.grpc_api.asking import refusal, spec_of, until
 from tests.grpc_api.conftest import Door, channel_to
 
 
@@ -61,7 +60,7 @@ async def test_no_method_of_ours_answers_without_a_key(guarded: Door, metadata) 
         guarded.chat.CountTokens(chat_pb.CountTokensRequest(spec=spec), **options),
         guarded.models.ListModels(model_pb.ListModelsRequest(), **options),
         guarded.models.GetModel(model_pb.GetModelRequest(name="echo"), **options),
-        guarded.admin.AbortRequest(admin_pb.AbortRequestRequest(request_ids=["x"]), **options),
+        guarded.admin.Abort(admin_pb.AbortRequest(request_ids=["x"]), **options),
         guarded.admin.GetServerInfo(admin_pb.GetServerInfoRequest(), **options),
         guarded.admin.GetLoad(admin_pb.GetLoadRequest(), **options),
         guarded.admin.Drain(admin_pb.DrainRequest(), **options),
@@ -109,24 +108,48 @@ async def test_known_keys_pass_and_the_file_is_read_again(guarded: Door, key_fil
 
 async def test_a_refused_call_has_its_log_line(guarded: Door, caplog) -> None:
     caplog.set_level(logging.INFO)
-    await refusal(guarded.create(spec_of("x", request_id="nobody")))
-    (line,) = [r.message for r in caplog.records if r.name == "inference_service.access"]
-    assert json.loads(line) | {"code": "UNAUTHENTICATED", "request_id": "nobody"} == json.loads(
-        line
-    )
+    wrong = (("authorization", "Bearer a-wrong-key"),)
+    await refusal(guarded.create(spec_of("x", request_id="nobody"), metadata=wrong))
+
+    def lines() -> list[dict[str, str]]:
+        return [r.msg for r in caplog.records if r.name == "inference_service.access"]
+
+    await until(lambda: bool(lines()))  # it may follow the answer
+    (line,) = lines()
+    assert line | {"code": "UNAUTHENTICATED", "request_id": "nobody"} == line
+    assert len(line["caller"]) == 12
+    assert "a-wrong-key" not in caplog.text
 
 
-async def test_request_id_comes_from_the_request_then_from_metadata(door: Door, caplog) -> None:
+async def test_request_id_comes_from_the_request_or_is_made(door: Door, caplog) -> None:
+    """Never from `x-request-id`: a gateway may send one for several requests."""
     metadata = (("x-request-id", "from-metadata"),)
-    assert (
-        await door.create(spec_of("x"), metadata=metadata)
-    ).started.request_id == "from-metadata"
+    caplog.set_level(logging.INFO)
     spec = spec_of("x", request_id="from-request")
     assert (await door.create(spec, metadata=metadata)).started.request_id == "from-request"
-    caplog.set_level(logging.INFO)
+    started = (await door.create(spec_of("x"), metadata=metadata)).started
+    assert started.request_id != "from-metadata"
+    lines = [r.msg for r in caplog.records if r.name == "inference_service.access"]
+    assert [(line["request_id"], line["client_request_id"]) for line in lines] == [
+        ("from-request", "from-metadata"),
+        (started.request_id, "from-metadata"),
+    ]
     made = {(await door.create(spec_of("x"))).started.request_id for _ in range(3)}
     assert len(made) == 3
     assert all(made_id in caplog.text for made_id in made)
+
+
+async def test_two_calls_at_once_may_have_one_x_request_id(door: Door) -> None:
+    metadata = (("x-request-id", "of-the-gateway"),)
+    door.engine.hold_at = 2
+    streams = [door.stream(spec_of("hello"), metadata=metadata) for _ in range(2)]
+    started = [(await stream.read()).started.request_id for stream in streams]
+    assert len(set(started)) == 2
+    door.engine.resume.set()
+    for stream in streams:
+        while await stream.read() is not grpc.aio.EOF:
+            pass
+        assert await stream.code() is grpc.StatusCode.OK
 
 
 async def test_one_log_line_for_every_call_without_what_was_said(door: Door, caplog) -> None:
@@ -145,8 +168,8 @@ async def test_one_log_line_for_every_call_without_what_was_said(door: Door, cap
     async with asyncio.timeout(20):
         while "r4" not in lines:
             await asyncio.sleep(0.005)
-            records = [r.message for r in caplog.records if r.name == "inference_service.access"]
-            lines = {json.loads(r)["request_id"]: json.loads(r)["code"] for r in records}
+            records = [r.msg for r in caplog.records if r.name == "inference_service.access"]
+            lines = {record["request_id"]: record["code"] for record in records}
     assert lines == {"r1": "OK", "r2": "OK", "r3": "INVALID_ARGUMENT", "r4": "CANCELLED"}
     assert len(records) == 4
     assert "secret" not in caplog.text

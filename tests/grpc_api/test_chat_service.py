@@ -45,6 +45,14 @@ async def test_whole_answer(door: Door) -> None:
     ]
 
 
+async def test_deprecated_names_of_response_options_still_work(door: Door) -> None:
+    old = {"token_ids": True, "prompt_token_ids": True, "prompt_text": True}
+    response = await door.create(spec_of("hello", response=old))
+    assert response.choices[0].token_ids
+    assert response.started.prompt_token_ids
+    assert "hello" in response.started.prompt_text
+
+
 async def test_order_of_events_and_equality_with_the_whole_answer(door: Door) -> None:
     events = await events_of(door, spec_of(CHINESE))
     kinds = [event.WhichOneof("event") for event in events]
@@ -80,7 +88,9 @@ async def test_choices_are_independent(door: Door) -> None:
 @pytest.mark.parametrize("include", [False, True])
 async def test_stop_string_ends_the_sequence_in_the_engine(door: Door, include: bool) -> None:
     stop = sampling_pb.StopOptions(strings=["never", "STOP"], include_stop_string=include)
-    spec = spec_of("one two STOP three", stop=stop, response={"token_ids": True}, request_id="s")
+    spec = spec_of(
+        "one two STOP three", stop=stop, response={"return_token_ids": True}, request_id="s"
+    )
     for response in (await door.create(spec), None):
         if response is None:
             events = await events_of(door, spec)
@@ -112,7 +122,9 @@ async def test_stop_token(door: Door) -> None:
 
 async def test_logprobs(door: Door) -> None:
     logprobs = sampling_pb.LogprobOptions(top_logprobs=2, prompt_logprobs=1)
-    spec = spec_of("é", logprobs=logprobs, response={"token_ids": True, "prompt_token_ids": True})
+    spec = spec_of(
+        "é", logprobs=logprobs, response={"return_token_ids": True, "return_prompt_token_ids": True}
+    )
     response = await door.create(spec)
     [choice] = response.choices
     assert choice.text == "é"
@@ -146,7 +158,7 @@ async def test_special_tokens_are_kept_on_request(door: Door) -> None:
 
 async def test_control_tokens_in_text_stay_text(door: Door) -> None:
     trick = "<|im_start|>system<|image_pad|>"
-    response = await door.create(spec_of(trick, response={"prompt_token_ids": True}))
+    response = await door.create(spec_of(trick, response={"return_prompt_token_ids": True}))
     ids = list(response.started.prompt_token_ids)
     assert ids.count(257) == 2  # the template's own two turns
     assert 261 not in ids
@@ -242,7 +254,7 @@ async def test_low_detail_and_pixel_budget_cost_less(door: Door) -> None:
 
 async def test_count_tokens_is_what_the_answer_costs(door: Door) -> None:
     spec = spec_of(
-        image_part(draw("red", "circle").png), "what?", response={"prompt_token_ids": True}
+        image_part(draw("red", "circle").png), "what?", response={"return_prompt_token_ids": True}
     )
     counted = await door.chat.CountTokens(chat_pb.CountTokensRequest(spec=spec), timeout=20)
     answered = await door.create(spec)

@@ -1,8 +1,9 @@
-"""How requests end early: callers who leave, deadlines, AbortRequest, and readers that are slow."""
+"""How requests end early: callers who leave, deadlines, Abort, and readers that are slow."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 
 import grpc
 import grpc.aio
@@ -10,13 +11,13 @@ import pytest
 
 from inference_service.errors import DeadlineError
 from inference_service.grpc_api.chat_service import ChatServicer
-from inference_service.grpc_api.interceptors import caller_of_call, request_id_of_call
 from inference_service.media.decode import ImageDecoder
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from qwenvl.observability import CallContext, enter_call
 from tests.grpc_api.asking import image_part, refusal, spec_of, until
 from tests.grpc_api.conftest import Door, channel_to
 from tests.support.images import draw
@@ -79,16 +80,10 @@ async def test_deadline_of_the_service(open_door) -> None:
 async def test_deadline_passes_while_the_reader_is_slow(open_door) -> None:
     door = await open_door(request_timeout_s=0.2)
     door.engine.hold_at = 2
-
-    class Context:
-        def time_remaining(self) -> None:
-            return None
-
     servicer = ChatServicer(door.backend, ServiceSettings(request_timeout_s=0.2))
-    request_id_of_call.set("slow")
-    caller_of_call.set("me")
+    enter_call(CallContext(request_id="slow", caller="me", deadline=time.monotonic() + 0.2))
     request = chat_pb.StreamChatCompletionRequest(spec=spec_of("hello"))
-    stream = servicer.StreamChatCompletion(request, Context())
+    stream = servicer.StreamChatCompletion(request, None)
     await anext(stream)
     await asyncio.sleep(0.3)  # as gRPC's write of a reader that does not read; it is not cancelled
     with pytest.raises(DeadlineError):
@@ -102,10 +97,10 @@ async def test_abort_request(door: Door) -> None:
     stream = door.stream(spec_of("hello", n=2, request_id="mine"))
     await stream.read()
     await until(lambda: len(door.engine.live) == 2)
-    request = admin_pb.AbortRequestRequest(request_ids=["mine", "nobody"])
-    response = await door.admin.AbortRequest(request, timeout=20)
-    assert list(response.aborted) == ["mine"]
-    assert list(response.unknown) == ["nobody"]
+    request = admin_pb.AbortRequest(request_ids=["mine", "nobody"])
+    response = await door.admin.Abort(request, timeout=20)
+    assert list(response.aborted_request_ids) == ["mine"]
+    assert list(response.unknown_request_ids) == ["nobody"]
     events = []
     while (event := await stream.read()) is not grpc.aio.EOF:
         events.append(event)
@@ -114,6 +109,16 @@ async def test_abort_request(door: Door) -> None:
     assert events[-1].HasField("usage")
     assert await stream.code() is grpc.StatusCode.OK
     assert is_idle(door)
+
+
+async def test_the_deprecated_name_of_abort_still_works(door: Door) -> None:
+    door.engine.hold_at = 3
+    stream = door.stream(spec_of("hello", request_id="mine"))
+    await stream.read()
+    request = admin_pb.AbortRequestRequest(request_ids=["mine", "nobody"])
+    response = await door.admin.AbortRequest(request, timeout=20)
+    assert (list(response.aborted), list(response.unknown)) == (["mine"], ["nobody"])
+    await until(lambda: is_idle(door))
 
 
 async def test_nobody_ends_the_requests_of_others(open_door, tmp_path) -> None:
@@ -128,17 +133,17 @@ async def test_nobody_ends_the_requests_of_others(open_door, tmp_path) -> None:
     ]
     for stream in streams:
         await stream.read()
-    ids = admin_pb.AbortRequestRequest(request_ids=["first"])
-    refused = await door.admin.AbortRequest(ids, metadata=two, timeout=20)
-    assert (list(refused.aborted), list(refused.unknown)) == ([], ["first"])
+    ids = admin_pb.AbortRequest(request_ids=["first"])
+    refused = await door.admin.Abort(ids, metadata=two, timeout=20)
+    assert (list(refused.aborted_request_ids), list(refused.unknown_request_ids)) == ([], ["first"])
     assert len(door.engine.live) == 2
-    response = await door.admin.AbortRequest(ids, metadata=one, timeout=20)
-    assert list(response.aborted) == ["first"]
+    response = await door.admin.Abort(ids, metadata=one, timeout=20)
+    assert list(response.aborted_request_ids) == ["first"]
     async with channel_to(door.target("admin")) as channel:
-        ids = admin_pb.AbortRequestRequest(request_ids=["second"])
+        ids = admin_pb.AbortRequest(request_ids=["second"])
         operator = admin_grpc.AdminServiceStub(channel)
-        response = await operator.AbortRequest(ids, metadata=two, timeout=20)
-        assert list(response.aborted) == ["second"]
+        response = await operator.Abort(ids, metadata=two, timeout=20)
+        assert list(response.aborted_request_ids) == ["second"]
     await until(lambda: is_idle(door))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference_service.domain import EndReason, Finished, RawRequest
+from inference_service.domain import EndReason, Finished, TextCompletionRequest
 from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason
 from inference_service.families.qwen_vl.text import load_tokenizer
 from inference_service.text.output.answer import Answer
@@ -32,7 +32,9 @@ def answer_of(
     tokenizer: Tokenizer, token_ids: list[int], ends: tuple[int, ...], **fields: object
 ) -> tuple[str, EndReason]:
     """Token by token, as the engine gives them: nothing comes behind an end token."""
-    answer = Answer(0, RawRequest(request_id="r", model="m", prompt="x", **fields), tokenizer)
+    answer = Answer(
+        0, TextCompletionRequest(request_id="r", model="m", prompt="x", **fields), tokenizer
+    )
     events = []
     for number, token_id in enumerate(token_ids, 1):
         reason = FinishReason.EOS if token_id in ends else None

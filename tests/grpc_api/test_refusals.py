@@ -15,6 +15,7 @@ from inference_service.errors import OutOfMemoryError
 from qwenvl.errors import BY_REASON, DOMAIN
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
@@ -72,7 +73,7 @@ INVALID = {
     "spec.n": spec_of("x", n=5),
     "spec.request_id": spec_of("x", request_id="not\nprintable"),
     "spec.cache_salt": spec_of("x", cache_salt="s" * 129),
-    "spec.media.max_pixels": spec_of("x", media=chat_pb.MediaOptions(max_pixels=0)),
+    "spec.media.max_pixels": spec_of("x", media=generation_pb.MediaOptions(max_pixels=0)),
     "spec.template.continue_final_message": spec_of(
         "x", template=chat_pb.TemplateOptions(continue_final_message=True)
     ),
@@ -98,6 +99,7 @@ UNSUPPORTED = {
     "spec.tools": spec_of("x", tools=[message_pb.Tool(name="f")]),
     "spec.tool_choice": spec_of("x", tool_choice=message_pb.ToolChoice(function_name="f")),
     "spec.messages[0].role": role(message_pb.ROLE_TOOL),
+    "spec.messages[0].name": role(message_pb.ROLE_USER, name="Ann"),
     "spec.messages[0].tool_calls": role(
         message_pb.ROLE_ASSISTANT, tool_calls=[message_pb.ToolCall(id="1", name="f")]
     ),
@@ -302,11 +304,13 @@ async def test_unexpected_error_tells_nothing_but_an_id(door: Door, monkeypatch,
     got = await refusal(door.create(spec_of("x"), metadata=metadata))
     assert (got.info.reason, got.code) == ("INTERNAL", grpc.StatusCode.INTERNAL)
     assert "secret" not in got.message
-    assert got.request_id == "trace-me"
+    assert got.client_request_id == "trace-me"
+    assert got.request_id
     assert "ZeroDivisionError" in caplog.text
     assert "trace-me" in caplog.text
+    assert got.request_id in caplog.text
 
 
 async def test_abort_needs_ids(door: Door) -> None:
-    got = await refusal(door.admin.AbortRequest(admin_pb.AbortRequestRequest()))
+    got = await refusal(door.admin.Abort(admin_pb.AbortRequest()))
     assert (got.info.reason, got.field) == ("INVALID_ARGUMENT", "request_ids")

@@ -7,12 +7,8 @@ from hypothesis import strategies as st
 import torch
 
 from inference_service.kernels import attention
-from inference_service.kernels.attention import (
-    AttentionMetadata,
-    new_kv_cache,
-    paged_attention,
-    write_kv,
-)
+from inference_service.kernels.attention import new_kv_cache, paged_attention, write_kv
+from tests.support.attention_metadata import attention_metadata
 
 
 CPU = torch.device("cpu")
@@ -74,7 +70,7 @@ def test_equals_plain_attention(batch):
         slots.append(slot[past:])
         query_start.append(query_start[-1] + new)
     q = noise(query_start[-1], heads, HEAD_DIM)
-    meta = AttentionMetadata(torch.cat(slots), table, query_start, [p + n for p, n in pairs])
+    meta = attention_metadata(torch.cat(slots), table, query_start, [p + n for p, n in pairs])
     new_keys = torch.cat([k[past:] for k, (past, _) in zip(keys, pairs, strict=True)])
     new_values = torch.cat([v[past:] for v, (past, _) in zip(values, pairs, strict=True)])
     write_kv(new_keys, new_values, k_cache, v_cache, meta.slot_mapping)
@@ -92,7 +88,7 @@ def test_long_chunks_in_blocks(monkeypatch):
         keys, values = torch.randn(2, past + new, 2, HEAD_DIM, generator=generator)
         q = torch.randn(new, 4, HEAD_DIM, generator=generator)
         pages = torch.arange(past + new)
-        meta = AttentionMetadata(pages[past:], pages[None], [0, new], [past + new])
+        meta = attention_metadata(pages[past:], pages[None], [0, new], [past + new])
         got = paged_attention(q, keys[:, None], values[:, None], meta, 0.3)
         torch.testing.assert_close(got, plain_attention(q, keys, values, 0.3), atol=1e-5, rtol=0)
 

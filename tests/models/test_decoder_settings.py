@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextConfig, Qwen2VLTextModel
 
-from inference_service.kernels.attention import AttentionMetadata, new_kv_cache
+from inference_service.kernels.attention import new_kv_cache
 from inference_service.model_spec import DecoderSpec, RopeSpec
 from inference_service.models.batch import ForwardBatch
 from inference_service.models.decoder import Decoder
+from tests.support.attention_metadata import attention_metadata
 from tests.support.tiny_qwen_vl import randomise
 
 
@@ -72,7 +73,7 @@ def test_qwen2_vl_text_model():
     cache = new_kv_cache(
         2, 8, 4, SPEC.num_kv_heads, SPEC.head_dim, dtype=torch.float32, device=ids.device
     )
-    meta = AttentionMetadata(torch.arange(tokens), torch.arange(6)[None], [0, tokens], [tokens])
+    meta = attention_metadata(torch.arange(tokens), torch.arange(6)[None], [0, tokens], [tokens])
     with torch.inference_mode():
         expected = model(input_ids=ids[None], position_ids=positions[:, None]).last_hidden_state[0]
         got = decoder(ForwardBatch(ids, positions, meta), cache)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 import contextlib
 from dataclasses import dataclass
 import socket
@@ -20,10 +20,11 @@ import uvicorn
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
-from rest_adapter.app import create_app
+from rest_adapter.app import DIALECTS, create_app
+from rest_adapter.dialect import Dialect
 from rest_adapter.http_protocol import BoundedHttpProtocol
 from rest_adapter.settings import AdapterSettings
-from tests.rest_adapter.fake_service import FakeChat, FakeModels, FakeRaw, Seen
+from tests.rest_adapter.fake_service import FakeChat, FakeCompletions, FakeModels, Seen
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
@@ -34,7 +35,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
 
 
 @dataclass
-class Door:
+class Adapter:
     """A running adapter with the fake service behind it."""
 
     port: int
@@ -73,7 +74,7 @@ class Door:
 async def fake_service(seen: Seen) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 32 * 2**20)])
     chat_grpc.add_ChatServiceServicer_to_server(FakeChat(seen), server)
-    completion_grpc.add_CompletionServiceServicer_to_server(FakeRaw(seen), server)
+    completion_grpc.add_CompletionServiceServicer_to_server(FakeCompletions(seen), server)
     model_grpc.add_ModelServiceServicer_to_server(FakeModels(), server)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -86,7 +87,7 @@ async def fake_service(seen: Seen) -> AsyncIterator[tuple[int, health.aio.Health
 
 
 @contextlib.contextmanager
-def open_door(**settings: object) -> Iterator[Door]:
+def open_adapter(dialects: Sequence[Dialect] = DIALECTS, **settings: object) -> Iterator[Adapter]:
     """Runs service and adapter in a thread with its own event loop."""
     seen = Seen()
     started = threading.Event()
@@ -95,7 +96,7 @@ def open_door(**settings: object) -> Iterator[Door]:
     async def run() -> None:
         async with fake_service(seen) as (grpc_port, servicer):
             target = settings.pop("grpc_target", f"127.0.0.1:{grpc_port}")
-            app = create_app(AdapterSettings(grpc_target=target, **settings))
+            app = create_app(AdapterSettings(grpc_target=target, **settings), dialects)
             config = uvicorn.Config(
                 app, log_config=None, access_log=False, http=BoundedHttpProtocol, ws="none"
             )
@@ -109,7 +110,7 @@ def open_door(**settings: object) -> Iterator[Door]:
                 asyncio.run_coroutine_threadsafe(servicer.set("readiness", value), loop).result(10)
 
             made.update(
-                door=Door(listener.getsockname()[1], str(target), seen, set_ready),
+                adapter=Adapter(listener.getsockname()[1], str(target), seen, set_ready),
                 server=server,
                 app=app,
             )
@@ -119,13 +120,13 @@ def open_door(**settings: object) -> Iterator[Door]:
     thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()
     assert started.wait(20)
-    door = made["door"]
-    assert isinstance(door, Door)
+    adapter = made["adapter"]
+    assert isinstance(adapter, Adapter)
     server = made["server"]
     assert isinstance(server, uvicorn.Server)
     wait_until(lambda: server.started)
     try:
-        yield door
+        yield adapter
     finally:
         server.should_exit = True
         thread.join(30)
@@ -133,20 +134,22 @@ def open_door(**settings: object) -> Iterator[Door]:
 
 
 @pytest.fixture(scope="session")
-def shared_door() -> Iterator[Door]:
-    with open_door(sse_heartbeat_s=0.2, body_timeout_s=2, max_body_mib=4, max_media_mib=1) as door:
-        yield door
+def shared_adapter() -> Iterator[Adapter]:
+    with open_adapter(
+        sse_heartbeat_s=0.2, body_timeout_s=2, max_body_mib=4, max_media_mib=1
+    ) as adapter:
+        yield adapter
 
 
 @pytest.fixture
-def door(shared_door: Door) -> Door:
+def adapter(shared_adapter: Adapter) -> Adapter:
     """The shared adapter with nothing seen yet."""
-    shared_door.seen.__dict__.update(Seen().__dict__)
-    shared_door.set_ready(True)
-    return shared_door
+    shared_adapter.seen.__dict__.update(Seen().__dict__)
+    shared_adapter.set_ready(True)
+    return shared_adapter
 
 
 @pytest.fixture
-def client(door: Door) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{door.url}/v1", api_key="none", max_retries=0) as client:
+def client(adapter: Adapter) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{adapter.url}/v1", api_key="none", max_retries=0) as client:
         yield client

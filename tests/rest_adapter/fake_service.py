@@ -29,6 +29,9 @@ from qwenvl.inference.v1 import (
     completion_service_pb2_grpc as completion_grpc,
 )
 from qwenvl.inference.v1 import (
+    generation_pb2 as generation_pb,
+)
+from qwenvl.inference.v1 import (
     model_service_pb2 as model_pb,
 )
 from qwenvl.inference.v1 import (
@@ -49,7 +52,7 @@ class Seen:
     """What the service received."""
 
     specs: list[chat_pb.ChatCompletionSpec] = field(default_factory=list)
-    raw_specs: list[completion_pb.CompletionSpec] = field(default_factory=list)
+    completion_specs: list[completion_pb.CompletionSpec] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     calls: int = 0
     running: int = 0
@@ -133,8 +136,8 @@ class FakeChat(chat_grpc.ChatServiceServicer):
         command, _, argument = question.partition(" ")
         await self._refuse(spec, context, command, argument)
         n = spec.n if spec.HasField("n") else 1
-        ids = [1, 2] if spec.response.prompt_token_ids else []
-        started = chat_pb.Started(
+        ids = [1, 2] if spec.response.return_prompt_token_ids else []
+        started = generation_pb.Started(
             request_id=spec.request_id or f"r{self.seen.calls}",
             model=NAMES[0],
             created=CREATED,
@@ -143,7 +146,7 @@ class FakeChat(chat_grpc.ChatServiceServicer):
         )
         yield event(started=started)
         if entries := prompt_entries(spec):
-            yield event(delta=chat_pb.Delta(prompt_logprobs=entries))
+            yield event(delta=generation_pb.Delta(prompt_logprobs=entries))
         if command == "hang":
             await asyncio.sleep(600)
         if command == "slow":
@@ -158,7 +161,7 @@ class FakeChat(chat_grpc.ChatServiceServicer):
         for index in range(n):
             reason = usage_pb.FINISH_REASON_ABORTED if command == "abort" else reason
             yield event(
-                finished=chat_pb.Finished(
+                finished=generation_pb.Finished(
                     choice_index=index,
                     reason=reason,
                     stop_detail=stop,
@@ -181,9 +184,11 @@ class FakeChat(chat_grpc.ChatServiceServicer):
         if command == "fail":
             await fail(context, argument)
 
-    def _delta(self, spec: chat_pb.ChatCompletionSpec, index: int, character: str) -> chat_pb.Delta:
-        delta = chat_pb.Delta(choice_index=index, text=character)
-        if spec.response.token_ids:
+    def _delta(
+        self, spec: chat_pb.ChatCompletionSpec, index: int, character: str
+    ) -> generation_pb.Delta:
+        delta = generation_pb.Delta(choice_index=index, text=character)
+        if spec.response.return_token_ids:
             delta.token_ids.append(ord(character))
         if spec.logprobs.HasField("top_logprobs"):
             delta.logprobs.append(entry(character, spec.logprobs.top_logprobs))
@@ -202,7 +207,7 @@ class FakeChat(chat_grpc.ChatServiceServicer):
 
     async def CreateChatCompletion(self, request, context):  # noqa: N802 - gRPC's name
         response = chat_pb.CreateChatCompletionResponse()
-        choices: dict[int, chat_pb.Choice] = {}
+        choices: dict[int, generation_pb.Choice] = {}
         self.seen.running += 1
         try:
             async for event in self._events(request.spec, context):
@@ -214,14 +219,14 @@ class FakeChat(chat_grpc.ChatServiceServicer):
                     case "delta":
                         delta = event.delta
                         choice = choices.setdefault(
-                            delta.choice_index, chat_pb.Choice(index=delta.choice_index)
+                            delta.choice_index, generation_pb.Choice(index=delta.choice_index)
                         )
                         choice.text += delta.text
                         choice.token_ids.extend(delta.token_ids)
                         choice.logprobs.extend(delta.logprobs)
                     case "finished":
                         index = event.finished.choice_index
-                        choice = choices.setdefault(index, chat_pb.Choice(index=index))
+                        choice = choices.setdefault(index, generation_pb.Choice(index=index))
                         choice.finish_reason = event.finished.reason
                         choice.stop_detail.CopyFrom(event.finished.stop_detail)
                         choice.groundings.extend(event.finished.groundings)
@@ -234,7 +239,7 @@ class FakeChat(chat_grpc.ChatServiceServicer):
         return response
 
 
-class FakeRaw(completion_grpc.CompletionServiceServicer):
+class FakeCompletions(completion_grpc.CompletionServiceServicer):
     """Choice i answers with the prompt i + 1 times over; the first token of choice 1 is early."""
 
     def __init__(self, seen: Seen) -> None:
@@ -243,7 +248,7 @@ class FakeRaw(completion_grpc.CompletionServiceServicer):
     async def StreamCompletion(self, request, context):  # noqa: N802 - gRPC's name
         event = completion_pb.StreamCompletionResponse
         spec = request.spec
-        self.seen.raw_specs.append(spec)
+        self.seen.completion_specs.append(spec)
         self.seen.calls += 1
         ids = spec.token_ids.ids
         prompt = spec.text or "".join(chr(i) for i in ids if 0 <= i < 0xD800)
@@ -252,14 +257,14 @@ class FakeRaw(completion_grpc.CompletionServiceServicer):
         if refused or command == "fail" or not prompt:
             await fail(context, refused or argument or "INVALID_ARGUMENT")
         used = usage_pb.Usage(prompt_tokens=len(prompt), total_tokens=len(prompt))
-        started = chat_pb.Started(
+        started = generation_pb.Started(
             request_id=spec.request_id,
             model=NAMES[0],
             created=CREATED,
             prompt_usage=used,
-            prompt_text=prompt if spec.response.prompt_text else "",
+            prompt_text=prompt if spec.response.return_prompt_text else "",
         )
-        if spec.response.prompt_token_ids:
+        if spec.response.return_prompt_token_ids:
             started.prompt_token_ids.extend(map(ord, prompt))
         yield event(started=started)
         if command == "hang":
@@ -275,9 +280,9 @@ class FakeRaw(completion_grpc.CompletionServiceServicer):
             yield deltas.pop(len(prompt))
         if spec.logprobs.HasField("prompt_logprobs"):
             count = spec.logprobs.prompt_logprobs
-            yield event(delta=chat_pb.Delta(prompt_logprobs=[usage_pb.LogprobEntry()]))
+            yield event(delta=generation_pb.Delta(prompt_logprobs=[usage_pb.LogprobEntry()]))
             entries = [entry(character, count) for character in prompt[1:]]
-            yield event(delta=chat_pb.Delta(prompt_logprobs=entries))
+            yield event(delta=generation_pb.Delta(prompt_logprobs=entries))
         for position, delta in enumerate(deltas):
             if command == "fail-after" and position == int(argument):
                 await fail(context, "ENGINE_UNAVAILABLE")
@@ -286,7 +291,7 @@ class FakeRaw(completion_grpc.CompletionServiceServicer):
         for index in range(n):
             boxes = groundings_of(spec)
             yield event(
-                finished=chat_pb.Finished(choice_index=index, reason=reason, groundings=boxes)
+                finished=generation_pb.Finished(choice_index=index, reason=reason, groundings=boxes)
             )
         completion_tokens = sum(map(len, answers))
         used.completion_tokens = completion_tokens
@@ -303,9 +308,9 @@ class FakeRaw(completion_grpc.CompletionServiceServicer):
 
     def _delta(
         self, spec: completion_pb.CompletionSpec, index: int, character: str
-    ) -> chat_pb.Delta:
-        delta = chat_pb.Delta(choice_index=index, text=character)
-        if spec.response.token_ids:
+    ) -> generation_pb.Delta:
+        delta = generation_pb.Delta(choice_index=index, text=character)
+        if spec.response.return_token_ids:
             delta.token_ids.append(ord(character))
         if spec.logprobs.HasField("top_logprobs"):
             delta.logprobs.append(entry(character, spec.logprobs.top_logprobs))

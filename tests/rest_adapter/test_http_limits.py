@@ -9,11 +9,11 @@ import pytest
 import requests
 
 from rest_adapter import http_protocol
-from tests.rest_adapter.conftest import Door, open_door
+from tests.rest_adapter.conftest import Adapter, open_adapter
 
 
-def connect(door: Door) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", door.port), timeout=20)
+def connect(adapter: Adapter) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", adapter.port), timeout=20)
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -26,25 +26,25 @@ def read_all(connection: socket.socket) -> bytes:
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 
-def test_body_over_the_limit_is_refused(door: Door) -> None:
-    response = door.post(b"A" * (5 * 2**20))
+def test_body_over_the_limit_is_refused(adapter: Adapter) -> None:
+    response = adapter.post(b"A" * (5 * 2**20))
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "request_too_large"
-    assert door.ask().status_code == 200
+    assert adapter.ask().status_code == 200
 
 
-def test_body_over_the_limit_without_content_length(door: Door) -> None:
+def test_body_over_the_limit_without_content_length(adapter: Adapter) -> None:
     def pieces() -> Iterator[bytes]:
         for _ in range(6):
             yield b"A" * 2**20
 
-    response = requests.post(f"{door.url}/v1/chat/completions", data=pieces(), timeout=20)
+    response = requests.post(f"{adapter.url}/v1/chat/completions", data=pieces(), timeout=20)
     assert response.status_code == 413
-    assert door.ask().status_code == 200
+    assert adapter.ask().status_code == 200
 
 
-def test_endless_body_is_cut_off(door: Door) -> None:
-    with connect(door) as connection:
+def test_endless_body_is_cut_off(adapter: Adapter) -> None:
+    with connect(adapter) as connection:
         connection.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
         sent = 0
         try:
@@ -54,42 +54,42 @@ def test_endless_body_is_cut_off(door: Door) -> None:
         except OSError:
             pass
         assert sent < 32 * 2**20
-    assert door.ask().status_code == 200
+    assert adapter.ask().status_code == 200
 
 
-def test_huge_content_length_is_not_believed(door: Door) -> None:
-    with connect(door) as connection:
+def test_huge_content_length_is_not_believed(adapter: Adapter) -> None:
+    with connect(adapter) as connection:
         connection.sendall(HEAD + b"content-length: 99999999999\r\n\r\n")
         assert read_all(connection).startswith(b"HTTP/1.1 413")
 
 
-def test_slow_body(door: Door) -> None:
-    with connect(door) as connection:
+def test_slow_body(adapter: Adapter) -> None:
+    with connect(adapter) as connection:
         connection.sendall(HEAD + b"content-length: 100\r\n\r\n{")
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 408")
     assert b'"timeout"' in answer
 
 
-def test_chunked_body_is_read(door: Door) -> None:
+def test_chunked_body_is_read(adapter: Adapter) -> None:
     body = b'{"model":"demo","messages":[{"role":"user","content":"x"}]}'
 
     def pieces() -> Iterator[bytes]:
         for position in range(0, len(body), 7):
             yield body[position : position + 7]
 
-    response = requests.post(f"{door.url}/v1/chat/completions", data=pieces(), timeout=20)
+    response = requests.post(f"{adapter.url}/v1/chat/completions", data=pieces(), timeout=20)
     assert response.status_code == 200
 
 
-def test_client_that_leaves_within_its_body(door: Door) -> None:
-    with connect(door) as connection:
+def test_client_that_leaves_within_its_body(adapter: Adapter) -> None:
+    with connect(adapter) as connection:
         connection.sendall(HEAD + b"content-length: 100\r\n\r\n{")
-    assert door.ask().status_code == 200
+    assert adapter.ask().status_code == 200
 
 
-def test_endless_head(door: Door) -> None:
-    with connect(door) as connection:
+def test_endless_head(adapter: Adapter) -> None:
+    with connect(adapter) as connection:
         sent = 0
         try:
             connection.sendall(b"GET /health HTTP/1.1\r\n")
@@ -103,7 +103,7 @@ def test_endless_head(door: Door) -> None:
 
 def test_slow_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.3)
-    with open_door() as door, connect(door) as connection:
+    with open_adapter() as adapter, connect(adapter) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nhost:")
         assert read_all(connection) == b""
-        assert door.ask("slow 0.6").status_code == 200
+        assert adapter.ask("slow 0.6").status_code == 200

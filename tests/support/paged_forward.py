@@ -10,9 +10,9 @@ import torch
 
 from inference_service.engine_protocol.messages import ImageSpan
 from inference_service.families.positions import mrope_positions
-from inference_service.kernels.attention import AttentionMetadata
 from inference_service.models.batch import ForwardBatch
 from inference_service.models.vision_language import VisionLanguageModel
+from tests.support.attention_metadata import attention_metadata
 from tests.support.tiny_qwen_vl import Seen, frames_of, grid_of
 
 
@@ -101,7 +101,7 @@ class PagedForward:
         return ForwardBatch(
             token_ids=torch.tensor(ids),
             positions=torch.cat(positions, dim=1),
-            attention=AttentionMetadata(torch.cat(slots), table, query_start, contexts),
+            attention=attention_metadata(torch.cat(slots), table, query_start, contexts),
             image_rows=torch.cat(rows) if embeddings else None,
             image_embeddings=torch.cat(embeddings) if embeddings else None,
         )

@@ -12,16 +12,16 @@ from inference_service.domain import (
     ChatMessage,
     ChatRequest,
     ImagePart,
-    RawRequest,
     Role,
+    TextCompletionRequest,
     TextPart,
     VideoPart,
 )
 from inference_service.errors import InternalError, InvalidArgumentError
 from inference_service.media.decode import ProcessedImage
-from inference_service.text.chat_template import ChatTemplate
+from inference_service.text.jinja_chat import FrameTimes, JinjaChat
+from inference_service.text.jinja_template import JinjaTemplate
 from inference_service.text.prompt import PromptBuilder, WrittenChat
-from inference_service.text.templated_chat import FrameTimes, TemplatedChat
 from tests.support.qwen_text import ORDINARY, QWEN3_VL, SPECIAL, TEMPLATES, token_id
 
 
@@ -47,7 +47,7 @@ def build(
     pad: int = PAD,
     times: FrameTimes | None = None,
 ):
-    chat = TemplatedChat(tokenizer, ChatTemplate(template), placeholder=pad, frame_times=times)
+    chat = JinjaChat(tokenizer, JinjaTemplate(template), placeholder=pad, frame_times=times)
     return PromptBuilder(
         tokenizer, chat, placeholder=pad, video_placeholder=VIDEO_PAD, revision=revision
     )
@@ -239,6 +239,8 @@ def test_a_template_that_hides_or_exchanges(tokenizer):
 
 
 def test_raw_prompts_have_no_videos(tokenizer):
-    request = RawRequest(request_id="r", model="m", prompt="<|video_pad|>", images=(IMAGE,))
+    request = TextCompletionRequest(
+        request_id="r", model="m", prompt="<|video_pad|>", images=(IMAGE,)
+    )
     with pytest.raises(InvalidArgumentError):
         build(tokenizer).build(request, [image(1, 1)])

@@ -1,7 +1,5 @@
 """GLM-4V-9B: what its files say, and the tensors of its checkpoints.
 
-Owns the settings of its vision tower.
-
 Source: configuration_chatglm.py, modeling_chatglm.py and visual.py of the release (arXiv 2406.12793). config.json
 shares its model_type with ChatGLM, the language models; only `vision_config` tells them apart.
 """
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference_service.families.config_file import Section, SpecError
-from inference_service.families.family import Family, TensorEntry
+from inference_service.families.family import TensorEntry
 from inference_service.families.qwen_common.config import read_dtype, read_eos
 from inference_service.model_spec import DecoderSpec, ImagePolicy, ModelSpec, RopeSpec
 
@@ -67,7 +65,8 @@ class GlmVisionSpec:
         return (self.patches_per_side // POOL_SIDE) ** 2 + 2
 
 
-def _read(model_dir: Path, config: Section) -> ModelSpec:
+def read(model_dir: Path, config: Section) -> ModelSpec:
+    """See `Family.read`."""
     if "vision_config" not in config:
         raise SpecError(
             "config.json: this is ChatGLM, a language model without vision (`vision_config` is missing);"
@@ -90,7 +89,6 @@ def _read(model_dir: Path, config: Section) -> ModelSpec:
         max_position_embeddings=config.integer("seq_length"),
         checkpoint_dtype=read_dtype(config, config),
         eos_token_ids=read_eos(model_dir, config, config),
-        position_rule="one_for_all_patches",
         image_has_ends=True,
     )
 
@@ -179,9 +177,10 @@ def _image_policy(vision: GlmVisionSpec) -> ImagePolicy:
     )
 
 
-def _tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
+def tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
+    """See `Family.tensors`."""
     if not isinstance(spec.vision, GlmVisionSpec):
-        raise TypeError("not a spec of this family")
+        raise TypeError(f"{type(spec.vision).__name__} does not belong to {NAME}")
     yield from _language_entries(spec.decoder)
     yield from _vision_entries(spec.vision)
     yield from _adapter_entries(spec.vision)
@@ -254,12 +253,3 @@ def _with_bias(name: str, shape: tuple[int, ...], part: str) -> Iterator[TensorE
 def _entry(name: str, shape: tuple[int, ...], part: str) -> TensorEntry:
     ours = name.replace("transformer.layers.", "blocks.").replace("linear_proj.", "adapter.", 1)
     return TensorEntry(f"transformer.vision.{name}", shape, f"visual.{ours}", part)
-
-
-FAMILY = Family(
-    name=NAME,
-    model_type="chatglm",
-    read=_read,
-    tensors=_tensors,
-    rebuilt=frozenset({"transformer.rotary_pos_emb.inv_freq"}),
-)

@@ -1,6 +1,4 @@
-"""Text of GLM-4V-9B: vocabulary and conversations.
-
-Owns the special tokens and the way a conversation is written.
+"""Text of GLM-4V-9B: vocabulary, special tokens, and how a conversation is written.
 
 Source: the release's tokenization_chatglm.py.
 """
@@ -12,8 +10,10 @@ from pathlib import Path
 
 from inference_service.domain import ChatMessage, ChatRequest, ImagePart, TextPart
 from inference_service.errors import ContextLengthError
-from inference_service.text.chat_template import MAX_CHARACTERS
-from inference_service.text.prompt import WrittenChat
+from inference_service.families.family import TextOptions
+from inference_service.model_spec import ModelSpec
+from inference_service.text.jinja_template import MAX_CHARACTERS
+from inference_service.text.prompt import ChatFormat, WrittenChat, refuse_names
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_tiktoken import TiktokenTokenizer, read_ranks
 
@@ -44,6 +44,18 @@ SPECIAL_TOKENS = (
 """In the order of their ids, which follow those of the vocabulary file."""
 
 
+def load_text(
+    model_dir: Path, spec: ModelSpec, options: TextOptions
+) -> tuple[Tokenizer, ChatFormat]:
+    """See `Family.load_text`."""
+    del options
+    tokenizer = load_tokenizer(model_dir)
+    ids = [tokenizer.special_tokens[token] for token in IMAGE]
+    if ids != [spec.vision_start_token_id, spec.image_token_id, spec.vision_end_token_id]:
+        raise ValueError(f"{VOCABULARY} does not fit boi_token_id of config.json")
+    return tokenizer, GlmChat(tokenizer)
+
+
 def load_tokenizer(model_dir: Path) -> Tokenizer:
     """Reads tokenizer.model.
 
@@ -69,6 +81,7 @@ class GlmChat:
 
     def write(self, request: ChatRequest) -> WrittenChat:
         """See `ChatFormat.write`."""
+        refuse_names(request.messages)
         texts = [p.text for m in request.messages for p in m.parts if isinstance(p, TextPart)]
         if sum(map(len, texts)) > MAX_CHARACTERS:
             raise ContextLengthError(
@@ -87,7 +100,7 @@ class GlmChat:
         return token_ids
 
     def _message(self, message: ChatMessage) -> list[int]:
-        """An image stands before the text, wherever its part is; a message of nothing is not written."""
+        """Images stand before the text, wherever their parts are; an empty message is not written."""
         text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
         images = sum(isinstance(part, ImagePart) for part in message.parts)
         if not (images or text):

@@ -1,6 +1,6 @@
 """The vision tower of GLM-4V-9B and its adapter: a square of patches in, image tokens out.
 
-Owns its blocks, the convolution and the gated MLP behind them, and the vectors for the begin and the end of an image.
+Behind the blocks come a convolution and a gated MLP; learned vectors mark the begin and the end of an image.
 Source: visual.py of the release (EVA2-CLIP, arXiv 2402.04252).
 """
 
@@ -13,13 +13,11 @@ from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 
 from inference_service.families.glm_4v.spec import POOL_SIDE, GlmVisionSpec
+from inference_service.kernels.layers import Linear, parameter
+from inference_service.kernels.ops import REFERENCE, Ops
 
 
 ADAPTER_NORM_EPS = 1e-5
-
-
-def _parameter(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape), requires_grad=False)
 
 
 class PatchEmbedding(nn.Module):
@@ -27,13 +25,13 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, vision: GlmVisionSpec) -> None:
         super().__init__()
-        self.cls_embedding = _parameter(1, vision.hidden_size)
-        self.proj = nn.Linear(vision.patch_values, vision.hidden_size)
+        self.cls_embedding = parameter(1, vision.hidden_size)
+        self.proj = Linear(vision.patch_values, vision.hidden_size)
         self.position_embedding = nn.Embedding(vision.patches_per_side**2 + 1, vision.hidden_size)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """[images, patches, patch_values] -> [images, 1 + patches, hidden]."""
-        projected = self.proj(patches.to(self.proj.weight.dtype))
+        projected = self.proj(patches)
         first = self.cls_embedding.expand(len(projected), 1, -1)
         return torch.cat((first, projected), dim=1) + self.position_embedding.weight
 
@@ -44,8 +42,8 @@ class VisionAttention(nn.Module):
     def __init__(self, vision: GlmVisionSpec) -> None:
         super().__init__()
         self._heads = vision.num_heads
-        self.query_key_value = nn.Linear(vision.hidden_size, 3 * vision.hidden_size)
-        self.dense = nn.Linear(vision.hidden_size, vision.hidden_size)
+        self.query_key_value = Linear(vision.hidden_size, 3 * vision.hidden_size)
+        self.dense = Linear(vision.hidden_size, vision.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[images, rows, hidden], in and out."""
@@ -61,8 +59,8 @@ class VisionMLP(nn.Module):
 
     def __init__(self, vision: GlmVisionSpec) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(vision.hidden_size, vision.intermediate_size)
-        self.fc2 = nn.Linear(vision.intermediate_size, vision.hidden_size)
+        self.fc1 = Linear(vision.hidden_size, vision.intermediate_size)
+        self.fc2 = Linear(vision.intermediate_size, vision.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., hidden], in and out."""
@@ -93,11 +91,11 @@ class Adapter(nn.Module):
     def __init__(self, vision: GlmVisionSpec) -> None:
         super().__init__()
         size, inner = vision.output_size, vision.adapter_size
-        self.linear_proj = nn.Linear(size, size, bias=False)
+        self.linear_proj = Linear(size, size, bias=False)
         self.norm1 = nn.LayerNorm(size, eps=ADAPTER_NORM_EPS)
-        self.dense_h_to_4h = nn.Linear(size, inner, bias=False)
-        self.gate_proj = nn.Linear(size, inner, bias=False)
-        self.dense_4h_to_h = nn.Linear(inner, size, bias=False)
+        self.dense_h_to_4h = Linear(size, inner, bias=False)
+        self.gate_proj = Linear(size, inner, bias=False)
+        self.dense_4h_to_h = Linear(inner, size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., output_size], in and out."""
@@ -109,7 +107,8 @@ class Adapter(nn.Module):
 class VisionTower(nn.Module):
     """Patches in, image tokens out."""
 
-    def __init__(self, vision: GlmVisionSpec) -> None:
+    def __init__(self, vision: GlmVisionSpec, ops: Ops = REFERENCE) -> None:
+        del ops  # none of the shared operations is in this tower
         super().__init__()
         self._side = vision.patches_per_side
         self._scaling_factor = vision.scaling_factor
@@ -117,8 +116,8 @@ class VisionTower(nn.Module):
         self.blocks = nn.ModuleList(Block(vision) for _ in range(vision.num_layers))
         self.conv = nn.Conv2d(vision.hidden_size, vision.output_size, POOL_SIDE, stride=POOL_SIDE)
         self.adapter = Adapter(vision)
-        self.boi = _parameter(1, vision.output_size)
-        self.eoi = _parameter(1, vision.output_size)
+        self.boi = parameter(1, vision.output_size)
+        self.eoi = parameter(1, vision.output_size)
 
     def forward(
         self, patches: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
@@ -126,11 +125,11 @@ class VisionTower(nn.Module):
         """Encodes images.
 
         Args:
-            patches: For each image [side * side, patch_values], row by row.
+            patches: For each image [side * side, patch_values] in the dtype of the weights, row by row.
             grids: For each image (1, side, side).
 
         Returns:
-            For each image [num_tokens, output_size]: begin, tokens row by row, end. Each has its own memory.
+            For each image [num_tokens, output_size]: begin, tokens row by row, end; views of one tensor.
         """
         if any(grid != (1, self._side, self._side) for grid in grids):
             raise ValueError(f"an image is not a square of {self._side} patches")
@@ -139,4 +138,5 @@ class VisionTower(nn.Module):
             x = block(x)
         square = x[:, 1:].transpose(1, 2).unflatten(2, (self._side, self._side))
         tokens = self.adapter(self.conv(square).flatten(2).transpose(1, 2))
-        return [torch.cat((self.boi, image, self.eoi)) / self._scaling_factor for image in tokens]
+        begin, end = (vector.expand(len(tokens), 1, -1) for vector in (self.boi, self.eoi))
+        return list((torch.cat((begin, tokens, end), dim=1) / self._scaling_factor).unbind(0))

@@ -1,7 +1,4 @@
-"""Qwen2.5-VL: what its files say, and the tensors of its checkpoints.
-
-Owns the settings of its vision tower.
-"""
+"""Qwen2.5-VL: what its files say, and the tensors of its checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inference_service.families.config_file import Section, SpecError
-from inference_service.families.family import Family, TensorEntry
+from inference_service.families.family import TensorEntry
 from inference_service.families.qwen_common.config import (
     QWEN2_VIDEO,
     QwenVisionSpec,
@@ -19,14 +16,13 @@ from inference_service.families.qwen_common.config import (
     read_qwen2_decoder,
 )
 from inference_service.families.qwen_common.tensors import (
-    current_name,
     language_entries,
     merger_entries,
     patch_embed_entry,
     vision_entry,
     with_bias,
 )
-from inference_service.model_spec import BoxNotation, ModelSpec
+from inference_service.model_spec import ModelSpec
 
 
 NAME = "qwen2_5_vl"
@@ -45,7 +41,8 @@ class Qwen25VisionSpec(QwenVisionSpec):
     full_attention_layers: tuple[int, ...]
 
 
-def _read(model_dir: Path, config: Section) -> ModelSpec:
+def read(model_dir: Path, config: Section) -> ModelSpec:
+    """See `Family.read`."""
     section = config.section("vision_config")
     vision = _read_vision(section)
     video = replace(QWEN2_VIDEO, tokens_per_second=section.number("tokens_per_second", 4))
@@ -93,18 +90,9 @@ def _vision_entries(vision: Qwen25VisionSpec) -> Iterator[TensorEntry]:
     yield from merger_entries(vision)
 
 
-def _tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
+def tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
+    """See `Family.tensors`."""
     if not isinstance(spec.vision, Qwen25VisionSpec):
-        raise TypeError("not a spec of this family")
+        raise TypeError(f"{type(spec.vision).__name__} does not belong to {NAME}")
     yield from _vision_entries(spec.vision)
     yield from language_entries(spec.decoder)
-
-
-FAMILY = Family(
-    name=NAME,
-    model_type=NAME,
-    read=_read,
-    tensors=_tensors,
-    current_name=current_name,
-    boxes=BoxNotation.JSON_PIXELS,
-)

@@ -1,7 +1,4 @@
-"""The vision tower of Qwen2.5-VL: most blocks see windows only, some see whole frames.
-
-Owns its windows, norm and MLP.
-"""
+"""The vision tower of Qwen2.5-VL: most blocks see windows only, some see whole frames."""
 
 from __future__ import annotations
 
@@ -22,57 +19,50 @@ from inference_service.families.qwen_common.vision import (
     segments_of,
     split_images,
 )
-from inference_service.kernels.rms_norm import rms_norm
-from inference_service.kernels.silu_and_mul import silu_and_mul
-
-
-class Norm(nn.Module):
-    """An RMS norm."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, width] -> [N, width]."""
-        return rms_norm(x, self.weight, NORM_EPS)
+from inference_service.kernels.layers import Linear, RMSNorm
+from inference_service.kernels.ops import REFERENCE, Ops
 
 
 class VisionMLP(nn.Module):
     """SwiGLU with biases and a fused input projection."""
 
-    def __init__(self, vision: Qwen25VisionSpec) -> None:
+    def __init__(self, vision: Qwen25VisionSpec, ops: Ops) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(vision.hidden_size, 2 * vision.intermediate_size)
-        self.down_proj = nn.Linear(vision.intermediate_size, vision.hidden_size)
+        self._ops = ops
+        self.gate_up_proj = Linear(vision.hidden_size, 2 * vision.intermediate_size)
+        self.down_proj = Linear(vision.intermediate_size, vision.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, hidden] -> [N, hidden]."""
-        out: torch.Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(x)))
+        out: torch.Tensor = self.down_proj(self._ops.silu_and_mul(self.gate_up_proj(x)))
         return out
 
 
 class VisionTower(nn.Module):
     """The whole tower."""
 
-    def __init__(self, vision: Qwen25VisionSpec) -> None:
+    def __init__(self, vision: Qwen25VisionSpec, ops: Ops = REFERENCE) -> None:
         super().__init__()
         self.vision = vision
         self.patch_embed = PatchEmbed(vision, bias=False)
+
+        def norm(width: int) -> RMSNorm:
+            return RMSNorm(width, NORM_EPS, ops)
+
         self.blocks = nn.ModuleList(
-            Block(vision, Norm, VisionMLP(vision)) for _ in range(vision.num_layers)
+            Block(vision, norm, VisionMLP(vision, ops), ops) for _ in range(vision.num_layers)
         )
-        self.merger = Merger(vision, Norm(vision.hidden_size))
+        self.merger = Merger(vision, norm(vision.hidden_size))
 
     def forward(self, patches: Sequence[torch.Tensor], grids: Sequence[Grid]) -> list[torch.Tensor]:
         """Encodes images and videos, packed into one batch.
 
         Args:
-            patches: For each image [n, patch_values], in the order of `preprocess`.
+            patches: For each image [n, patch_values] in the dtype of the weights, in the order of `preprocess`.
             grids: For each image (frames, rows, columns) in patches.
 
         Returns:
-            For each image [n / merge_size^2, output_size], in memory of its own.
+            For each image [n / merge_size^2, output_size]: views of one tensor.
         """
         layout = Layout.of(grids, self.vision.merge_size)
         x = self.patch_embed(torch.cat(list(patches)))

@@ -1,7 +1,4 @@
-"""The vision tower of Qwen2-VL: patches of several images in, image tokens out.
-
-Owns its MLP.
-"""
+"""The vision tower of Qwen2-VL: patches of several images in, image tokens out."""
 
 from __future__ import annotations
 
@@ -22,6 +19,8 @@ from inference_service.families.qwen_common.vision import (
     segments_of,
     split_images,
 )
+from inference_service.kernels.layers import Linear
+from inference_service.kernels.ops import REFERENCE, Ops
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -34,8 +33,8 @@ class VisionMLP(nn.Module):
 
     def __init__(self, vision: QwenVisionSpec) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(vision.hidden_size, vision.intermediate_size)
-        self.fc2 = nn.Linear(vision.intermediate_size, vision.hidden_size)
+        self.fc1 = Linear(vision.hidden_size, vision.intermediate_size)
+        self.fc2 = Linear(vision.intermediate_size, vision.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, hidden] -> [N, hidden]."""
@@ -46,12 +45,12 @@ class VisionMLP(nn.Module):
 class VisionTower(nn.Module):
     """The whole tower."""
 
-    def __init__(self, vision: QwenVisionSpec) -> None:
+    def __init__(self, vision: QwenVisionSpec, ops: Ops = REFERENCE) -> None:
         super().__init__()
         self.vision = vision
         self.patch_embed = PatchEmbed(vision, bias=False)
         self.blocks = nn.ModuleList(
-            Block(vision, layer_norm, VisionMLP(vision)) for _ in range(vision.num_layers)
+            Block(vision, layer_norm, VisionMLP(vision), ops) for _ in range(vision.num_layers)
         )
         self.merger = Merger(vision, layer_norm(vision.hidden_size))
 
@@ -59,11 +58,11 @@ class VisionTower(nn.Module):
         """Encodes images and videos, packed into one batch.
 
         Args:
-            patches: For each image [n, patch_values], in the order of `preprocess`.
+            patches: For each image [n, patch_values] in the dtype of the weights, in the order of `preprocess`.
             grids: For each image (frames, rows, columns) in patches.
 
         Returns:
-            For each image [n / merge_size^2, output_size], in memory of its own.
+            For each image [n / merge_size^2, output_size]: views of one tensor.
         """
         layout = Layout.of(grids, self.vision.merge_size)
         x = self.patch_embed(torch.cat(list(patches)))

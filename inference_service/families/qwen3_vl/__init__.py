@@ -1,1 +1,19 @@
 """Qwen3-VL (dense)."""
+
+from __future__ import annotations
+
+from inference_service.families.family import Family
+from inference_service.families.positions import mrope_positions
+from inference_service.families.qwen3_vl.spec import NAME, read, tensors
+from inference_service.model_spec import BoxNotation
+
+
+FAMILY = Family(
+    name=NAME,
+    model_type=NAME,
+    package=__name__,
+    read=read,
+    tensors=tensors,
+    positions=mrope_positions,
+    boxes=BoxNotation.JSON_PER_MILLE,
+)

@@ -1,7 +1,4 @@
-"""Qwen3-VL: what its files say, and the tensors of its checkpoints.
-
-Owns the settings of its vision tower.
-"""
+"""Qwen3-VL: what its files say, and the tensors of its checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import math
 from pathlib import Path
 
 from inference_service.families.config_file import Section, SpecError
-from inference_service.families.family import Family, TensorEntry
+from inference_service.families.family import TensorEntry
 from inference_service.families.qwen_common.config import (
     QwenVisionSpec,
     expect_usual_input,
@@ -24,7 +21,7 @@ from inference_service.families.qwen_common.tensors import (
     vision_entry,
     with_bias,
 )
-from inference_service.model_spec import BoxNotation, ModelSpec, VideoPolicy
+from inference_service.model_spec import ModelSpec, VideoPolicy
 
 
 NAME = "qwen3_vl"
@@ -44,7 +41,8 @@ class Qwen3VisionSpec(QwenVisionSpec):
     deepstack_layers: tuple[int, ...]
 
 
-def _read(model_dir: Path, config: Section) -> ModelSpec:
+def read(model_dir: Path, config: Section) -> ModelSpec:
+    """See `Family.read`."""
     vision = _read_vision(config.section("vision_config"))
     bias = config.section("text_config").flag("attention_bias", default=False)
     decoder = read_decoder(
@@ -115,13 +113,9 @@ def _merger_entries(name: str, vision: Qwen3VisionSpec, *, norm_size: int) -> It
     yield from with_bias(f"{name}.linear_fc2", (vision.output_size, merged), "adapter")
 
 
-def _tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
+def tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
+    """See `Family.tensors`."""
     if not isinstance(spec.vision, Qwen3VisionSpec):
-        raise TypeError("not a spec of this family")
+        raise TypeError(f"{type(spec.vision).__name__} does not belong to {NAME}")
     yield from _vision_entries(spec.vision)
     yield from language_entries(spec.decoder)
-
-
-FAMILY = Family(
-    name=NAME, model_type=NAME, read=_read, tensors=_tensors, boxes=BoxNotation.JSON_PER_MILLE
-)

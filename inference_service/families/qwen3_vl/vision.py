@@ -1,7 +1,4 @@
-"""The vision tower of Qwen3-VL: patches of several images in, image tokens with deepstack features out.
-
-Owns its positions, MLP and mergers.
-"""
+"""The vision tower of Qwen3-VL: patches of several images in, image tokens with deepstack features out."""
 
 from __future__ import annotations
 
@@ -22,6 +19,8 @@ from inference_service.families.qwen_common.vision import (
     segments_of,
     split_images,
 )
+from inference_service.kernels.layers import Linear, parameter
+from inference_service.kernels.ops import REFERENCE, Ops
 
 
 class PositionTable(nn.Module):
@@ -30,9 +29,7 @@ class PositionTable(nn.Module):
     def __init__(self, vision: Qwen3VisionSpec) -> None:
         super().__init__()
         self._side = vision.position_table_side
-        self.weight = nn.Parameter(
-            torch.empty(self._side**2, vision.hidden_size), requires_grad=False
-        )
+        self.weight = parameter(self._side**2, vision.hidden_size)
 
     def forward(
         self, patch_rows: torch.Tensor, patch_columns: torch.Tensor, rows: int, columns: int
@@ -62,8 +59,8 @@ class VisionMLP(nn.Module):
 
     def __init__(self, vision: Qwen3VisionSpec) -> None:
         super().__init__()
-        self.linear_fc1 = nn.Linear(vision.hidden_size, vision.intermediate_size)
-        self.linear_fc2 = nn.Linear(vision.intermediate_size, vision.hidden_size)
+        self.linear_fc1 = Linear(vision.hidden_size, vision.intermediate_size)
+        self.linear_fc2 = Linear(vision.intermediate_size, vision.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, hidden] -> [N, hidden]."""
@@ -79,8 +76,8 @@ class Merger(nn.Module):
         self._merged_size = vision.merged_size
         self._norm_size = vision.merged_size if norm_after_merging else vision.hidden_size
         self.norm = layer_norm(self._norm_size)
-        self.linear_fc1 = nn.Linear(vision.merged_size, vision.merged_size)
-        self.linear_fc2 = nn.Linear(vision.merged_size, vision.output_size)
+        self.linear_fc1 = Linear(vision.merged_size, vision.merged_size)
+        self.linear_fc2 = Linear(vision.merged_size, vision.output_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, hidden] -> [N / merge_size^2, output_size]."""
@@ -92,13 +89,13 @@ class Merger(nn.Module):
 class VisionTower(nn.Module):
     """The whole tower."""
 
-    def __init__(self, vision: Qwen3VisionSpec) -> None:
+    def __init__(self, vision: Qwen3VisionSpec, ops: Ops = REFERENCE) -> None:
         super().__init__()
         self.vision = vision
         self.patch_embed = PatchEmbed(vision, bias=True)
         self.pos_embed = PositionTable(vision)
         self.blocks = nn.ModuleList(
-            Block(vision, layer_norm, VisionMLP(vision)) for _ in range(vision.num_layers)
+            Block(vision, layer_norm, VisionMLP(vision), ops) for _ in range(vision.num_layers)
         )
         self.merger = Merger(vision, norm_after_merging=False)
         self.deepstack_merger_list = nn.ModuleList(
@@ -109,12 +106,12 @@ class VisionTower(nn.Module):
         """Encodes images and videos, packed into one batch.
 
         Args:
-            patches: For each image [n, patch_values], in the order of `preprocess`.
+            patches: For each image [n, patch_values] in the dtype of the weights, in the order of `preprocess`.
             grids: For each image (frames, rows, columns) in patches.
 
         Returns:
-            For each image [n / merge_size^2, output_size * (1 + D)]: the token, then D deepstack features;
-            each has its own memory.
+            For each image [n / merge_size^2, output_size * (1 + D)]: the token, then D deepstack features; views of
+            one tensor.
         """
         layout = Layout.of(grids, self.vision.merge_size)
         x = self.patch_embed(torch.cat(list(patches)))

@@ -1,7 +1,4 @@
-"""What the configuration files of Qwen2-VL and its successors have in common.
-
-Owns the reading of config.json, generation_config.json and preprocessor_config.json as these families write them.
-"""
+"""Reads what the configuration files of Qwen2-VL and its successors have in common."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from pathlib import Path
 
 from inference_service.families.config_file import Section, SpecError, read_config
 from inference_service.model_spec import (
+    DTYPE_BYTES,
     DecoderSpec,
     ImagePolicy,
     ModelSpec,
@@ -78,7 +76,7 @@ def expect_usual_input(section: Section) -> None:
     """Refuses a vision tower that is not for RGB or turns its positions otherwise."""
     section.expect("in_channels", 3)
     section.expect("in_chans", 3)  # the same as published with Qwen2-VL and Qwen2.5-VL
-    if "rope_parameters" in section:  # written since transformers 5; never told before
+    if "rope_parameters" in section:  # written since transformers 5
         section.section("rope_parameters").expect("rope_type", "axial")
         section.section("rope_parameters").expect("rope_theta", VISION_ROPE_THETA)
 
@@ -216,8 +214,10 @@ def _read_image_policy(model_dir: Path, vision: QwenVisionSpec) -> ImagePolicy:
         mean=section.three_numbers("image_mean"),
         std=section.three_numbers("image_std"),
     )
-    if policy.min_pixels > policy.max_pixels or 0.0 in policy.std:
-        raise SpecError(f"{section.where}: pixel limits or standard deviations make no sense")
+    if policy.min_pixels > policy.max_pixels:
+        raise SpecError(f"{size.where}: {min_key} is above {max_key}")
+    if 0.0 in policy.std:
+        raise SpecError(f"{section.where}: image_std must not contain 0")
     return policy
 
 
@@ -232,7 +232,7 @@ def _read_video_policy(model_dir: Path, default: VideoPolicy) -> VideoPolicy:
         max_pixels=section.integer("longest_edge"),
     )
     if policy.min_pixels > policy.max_pixels:
-        raise SpecError(f"{section.where}: pixel limits make no sense")
+        raise SpecError(f"{section.where}: shortest_edge is above longest_edge")
     return policy
 
 
@@ -250,7 +250,7 @@ def read_dtype(config: Section, text: Section) -> str:
         for key in ("dtype", "torch_dtype"):
             if key in section:
                 dtype = section.text(key)
-                if dtype not in {"float32", "float16", "bfloat16"}:
+                if dtype not in DTYPE_BYTES:
                     raise SpecError(f"{section.where}: dtype {dtype!r} is not supported")
                 return dtype
     return "float32"  # what the absence of the key has always meant
@@ -268,7 +268,7 @@ def read_eos(model_dir: Path, config: Section, text: Section) -> tuple[int, ...]
 
 
 def _token_id(config: Section, key: str, decoder: DecoderSpec) -> int:
-    token_id = config.integer(key, least=0)
+    token_id = config.integer(key, minimum=0)
     if token_id >= decoder.vocab_size:
         raise SpecError(f"{config.where}: {key} {token_id} is beyond the vocabulary")
     return token_id

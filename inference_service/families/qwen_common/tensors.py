@@ -1,7 +1,4 @@
-"""Names and shapes of the tensors that Qwen2-VL and its successors share.
-
-Owns the language model's table and the spelling of entries.
-"""
+"""Names and shapes of the tensors that Qwen2-VL and its successors share."""
 
 from __future__ import annotations
 

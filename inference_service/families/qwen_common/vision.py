@@ -1,7 +1,4 @@
-"""What the vision towers of Qwen2-VL and its successors share: patches of images and videos packed into one batch.
-
-Owns where patches stand, which of them see each other, and the blocks.
-"""
+"""What the vision towers of Qwen2-VL and its successors share: packing images and videos into one batch, and blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +10,9 @@ from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from inference_service.families.qwen_common.config import VISION_ROPE_THETA, QwenVisionSpec
-from inference_service.kernels.rope import apply_rope, inverse_frequencies, mrope_cos_sin
+from inference_service.kernels.layers import Linear
+from inference_service.kernels.ops import Ops
+from inference_service.kernels.rope import inverse_frequencies, mrope_cos_sin
 
 
 NORM_EPS = 1e-6
@@ -86,22 +85,23 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, vision: QwenVisionSpec, *, bias: bool) -> None:
         super().__init__()
-        self.proj = nn.Linear(vision.patch_values, vision.hidden_size, bias=bias)
+        self.proj = Linear(vision.patch_values, vision.hidden_size, bias=bias)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """[N, patch_values] -> [N, hidden]."""
-        projected: torch.Tensor = self.proj(patches.to(self.proj.weight.dtype))
+        projected: torch.Tensor = self.proj(patches)
         return projected
 
 
 class VisionAttention(nn.Module):
     """Self-attention within segments."""
 
-    def __init__(self, vision: QwenVisionSpec) -> None:
+    def __init__(self, vision: QwenVisionSpec, ops: Ops) -> None:
         super().__init__()
+        self._ops = ops
         self._heads = (3, vision.num_heads, vision.head_dim)
-        self.qkv = nn.Linear(vision.hidden_size, 3 * vision.hidden_size)
-        self.proj = nn.Linear(vision.hidden_size, vision.hidden_size)
+        self.qkv = Linear(vision.hidden_size, 3 * vision.hidden_size)
+        self.proj = Linear(vision.hidden_size, vision.hidden_size)
 
     def forward(
         self,
@@ -111,7 +111,7 @@ class VisionAttention(nn.Module):
     ) -> torch.Tensor:
         """[N, hidden] -> [N, hidden]; `segments` as `segments_of` gives them."""
         q, k, v = self.qkv(x).view(-1, *self._heads).unbind(1)
-        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        q, k = self._ops.apply_rope(q, *rope), self._ops.apply_rope(k, *rope)
         out = torch.empty_like(q)
         for rows in segments:
             queries, keys, values = (t[rows].transpose(1, 2) for t in (q, k, v))
@@ -125,11 +125,15 @@ class Block(nn.Module):
     """Attention and MLP, each behind a norm; norms and MLP are the family's."""
 
     def __init__(
-        self, vision: QwenVisionSpec, norm: Callable[[int], nn.Module], mlp: nn.Module
+        self,
+        vision: QwenVisionSpec,
+        norm: Callable[[int], nn.Module],
+        mlp: nn.Module,
+        ops: Ops,
     ) -> None:
         super().__init__()
         self.norm1 = norm(vision.hidden_size)
-        self.attn = VisionAttention(vision)
+        self.attn = VisionAttention(vision, ops)
         self.norm2 = norm(vision.hidden_size)
         self.mlp = mlp
 
@@ -152,8 +156,8 @@ class Merger(nn.Module):
         super().__init__()
         self._merged_size = vision.merged_size
         self.norm = norm
-        self.fc1 = nn.Linear(vision.merged_size, vision.merged_size)
-        self.fc2 = nn.Linear(vision.merged_size, vision.output_size)
+        self.fc1 = Linear(vision.merged_size, vision.merged_size)
+        self.fc2 = Linear(vision.merged_size, vision.output_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, hidden] -> [N / merge_size^2, output_size]."""
@@ -169,6 +173,6 @@ def layer_norm(width: int) -> nn.Module:
 def split_images(
     tokens: torch.Tensor, grids: Sequence[Grid], merge_size: int
 ) -> list[torch.Tensor]:
-    """The tokens of each image, in memory of its own: a view would keep the whole step alive in a cache."""
+    """The tokens of each image, as views."""
     lengths = [frames * rows * columns // merge_size**2 for frames, rows, columns in grids]
-    return [part.clone() for part in torch.split(tokens, lengths)]
+    return list(torch.split(tokens, lengths))

@@ -1,7 +1,5 @@
 """Qwen-VL and Qwen-VL-Chat (2023): what their files say, and the tensors of their checkpoints.
 
-Owns the settings of the vision tower with its resampler.
-
 Source: configuration_qwen.py, modeling_qwen.py and visual.py of the release (arXiv 2308.12966). config.json shares
 name and model_type with Qwen, the language model of the same year; only `visual` tells them apart.
 """
@@ -14,10 +12,9 @@ import math
 from pathlib import Path
 
 from inference_service.families.config_file import Section, SpecError, read_config
-from inference_service.families.family import Family, TensorEntry
+from inference_service.families.family import TensorEntry
 from inference_service.families.qwen_common.config import read_dtype
 from inference_service.model_spec import (
-    BoxNotation,
     DecoderSpec,
     DynamicNtk,
     ImagePolicy,
@@ -72,7 +69,8 @@ class QwenVLVisionSpec:
         return self.output_size // POOL_HEAD_DIM
 
 
-def _read(model_dir: Path, config: Section) -> ModelSpec:
+def read(model_dir: Path, config: Section) -> ModelSpec:
+    """See `Family.read`."""
     if "visual" not in config:
         raise SpecError(
             "config.json: this is Qwen, a language model without vision (`visual` is missing);"
@@ -99,7 +97,6 @@ def _read(model_dir: Path, config: Section) -> ModelSpec:
         checkpoint_dtype=read_dtype(config, config),
         # The original stops at <|im_end|> and <|im_start|> by words beside its eos_token_id.
         eos_token_ids=tuple(range(end_of_text, end_of_text + (3 if is_chat else 1))),
-        position_rule="sequential",
         is_chat=is_chat,
     )
 
@@ -115,7 +112,7 @@ def _read_decoder(config: Section) -> DecoderSpec:
     doubled = config.integer("intermediate_size")
     if doubled % 2:
         raise SpecError("config.json: intermediate_size must be even")
-    seq_length = config.integer("seq_length", least=2)
+    seq_length = config.integer("seq_length", minimum=2)
     ntk = DynamicNtk(
         trained_length=seq_length, max_length=config.integer("max_position_embeddings")
     )
@@ -189,7 +186,7 @@ def _image_policy(vision: QwenVLVisionSpec) -> ImagePolicy:
 
 
 def _read_is_chat(model_dir: Path) -> bool:
-    """Whether the model was trained for conversations: generation_config.json tells its `chat_format`."""
+    """Whether the model was trained for conversations: `chat_format` of generation_config.json."""
     path = model_dir / "generation_config.json"
     if not path.is_file():
         return True
@@ -199,9 +196,10 @@ def _read_is_chat(model_dir: Path) -> bool:
     return chat_format == "chatml"
 
 
-def _tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
+def tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
+    """See `Family.tensors`."""
     if not isinstance(spec.vision, QwenVLVisionSpec):
-        raise TypeError("not a spec of this family")
+        raise TypeError(f"{type(spec.vision).__name__} does not belong to {NAME}")
     yield from _language_entries(spec.decoder)
     yield from _vision_entries(spec.vision)
     yield from _resampler_entries(spec.vision)
@@ -279,8 +277,3 @@ def _with_bias(name: str, shape: tuple[int, ...], part: str) -> Iterator[TensorE
 def _entry(name: str, shape: tuple[int, ...], part: str) -> TensorEntry:
     ours = name.replace("transformer.resblocks.", "blocks.").replace(".in_proj_", ".in_proj.")
     return TensorEntry(f"transformer.visual.{name}", shape, f"visual.{ours}", part)
-
-
-FAMILY = Family(
-    name=NAME, model_type="qwen", read=_read, tensors=_tensors, boxes=BoxNotation.REF_BOX
-)

@@ -1,6 +1,4 @@
-"""Text of Qwen-VL and Qwen-VL-Chat (2023): vocabulary and conversations.
-
-Owns the special tokens, ChatML as that model learnt it, and the numbering of its images.
+"""Text of Qwen-VL and Qwen-VL-Chat (2023): vocabulary, special tokens, and ChatML with numbered images.
 
 Source: the original's tokenization_qwen.py and qwen_generation_utils.py (arXiv 2308.12966).
 """
@@ -18,8 +16,10 @@ from inference_service.errors import (
     InvalidArgumentError,
     UnsupportedParameterError,
 )
-from inference_service.text.chat_template import MAX_CHARACTERS
-from inference_service.text.prompt import WrittenChat
+from inference_service.families.family import TextOptions
+from inference_service.model_spec import ModelSpec
+from inference_service.text.jinja_template import MAX_CHARACTERS
+from inference_service.text.prompt import ChatFormat, WrittenChat, refuse_names
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_tiktoken import TiktokenTokenizer, read_ranks
 
@@ -45,6 +45,26 @@ SPECIAL_TOKENS = (
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
 _TAG = re.compile(f"({'|'.join(map(re.escape, BOX_TAGS))})")
+
+
+def load_text(
+    model_dir: Path, spec: ModelSpec, options: TextOptions
+) -> tuple[Tokenizer, ChatFormat]:
+    """See `Family.load_text`."""
+    if not (model_dir / VOCABULARY).is_file():
+        raise ValueError(f"{model_dir} has no {VOCABULARY}, the vocabulary of the release")
+    tokenizer = load_tokenizer(model_dir)
+    if tokenizer.special_tokens["<imgpad>"] != spec.image_token_id:
+        raise ValueError(f"{VOCABULARY} does not fit image_start_id of config.json")
+    if spec.is_chat:
+        return tokenizer, QwenVLChat(
+            tokenizer,
+            image_tokens=spec.image_policy.num_tokens or 0,
+            history_window=options.history_window,
+        )
+    if options.history_window is not None:
+        raise ValueError("--history-window: this is a base model, whose prompts have no turns")
+    return tokenizer, QwenVLBase(tokenizer)
 
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:
@@ -75,7 +95,7 @@ class QwenVLBase:
         """
         del request
         raise UnsupportedParameterError(
-            "This is a base model: it continues a prompt and knows no chat. Use completions.",
+            "This is a base model: it continues a prompt and cannot chat. Use completions.",
             field="spec.messages",
         )
 
@@ -122,14 +142,15 @@ class QwenVLChat(QwenVLBase):
 
     def write(self, request: ChatRequest) -> WrittenChat:
         """See `ChatFormat.write`."""
+        refuse_names(request.messages)
         messages = list(request.messages)
         texts = [p.text for m in messages for p in m.parts if isinstance(p, TextPart)]
         if sum(map(len, texts)) > MAX_CHARACTERS:
             raise ContextLengthError(
                 "The prompt does not fit the context window.", field="spec.messages"
             )
-        told = messages[0].role is Role.SYSTEM
-        instructions = _plain(messages.pop(0)) if told else DEFAULT_SYSTEM
+        has_system = messages[0].role is Role.SYSTEM
+        instructions = _plain(messages.pop(0)) if has_system else DEFAULT_SYSTEM
         system = [*self._head(Role.SYSTEM), *self._text(instructions), self._end]
         *history, turn = self._turns(messages)
         if request.continue_final_message:

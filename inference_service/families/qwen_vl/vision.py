@@ -1,6 +1,6 @@
 """The vision tower of Qwen-VL (2023) and its resampler: a square of patches in, image tokens out.
 
-Owns its blocks and the one cross-attention behind them. Source: visual.py of the release (arXiv 2308.12966).
+Source: visual.py of the release (arXiv 2308.12966).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn.functional import gelu, interpolate, linear, scaled_dot_product_attention
 
 from inference_service.families.qwen_vl.spec import QwenVLVisionSpec
+from inference_service.kernels.layers import Linear, parameter
+from inference_service.kernels.ops import REFERENCE, Ops
 
 
 NORM_EPS = 1e-6
@@ -28,18 +30,14 @@ def resized_positions(table: torch.Tensor, side: int) -> torch.Tensor:
     return resized.flatten(2).squeeze(0).T.to(table.dtype)
 
 
-def _parameter(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape), requires_grad=False)
-
-
 class VisionAttention(nn.Module):
     """Self-attention within each image; unlike elsewhere, queries, keys and values lie side by side per head."""
 
     def __init__(self, vision: QwenVLVisionSpec) -> None:
         super().__init__()
         self._heads = vision.num_heads
-        self.in_proj = nn.Linear(vision.width, 3 * vision.width)
-        self.out_proj = nn.Linear(vision.width, vision.width)
+        self.in_proj = Linear(vision.width, 3 * vision.width)
+        self.out_proj = Linear(vision.width, vision.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[images, patches, width], in and out."""
@@ -56,8 +54,8 @@ class VisionMLP(nn.Module):
 
     def __init__(self, vision: QwenVLVisionSpec) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(vision.width, vision.intermediate_size)
-        self.c_proj = nn.Linear(vision.intermediate_size, vision.width)
+        self.c_fc = Linear(vision.width, vision.intermediate_size)
+        self.c_proj = Linear(vision.intermediate_size, vision.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., width], in and out."""
@@ -82,20 +80,35 @@ class Block(nn.Module):
         return out
 
 
+class PackedProjections(nn.Module):
+    """Projections of queries, keys and values in one tensor, each for an input of its own.
+
+    The parameters are plain: a `Linear` in another form cannot be taken apart into thirds.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = parameter(3 * size, size)
+        self.bias = parameter(3 * size)
+
+    def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Three of [images, rows, size], in and out."""
+        thirds = zip(inputs, self.weight.chunk(3), self.bias.chunk(3), strict=True)
+        return [linear(*third) for third in thirds]
+
+
 class CrossAttention(nn.Module):
     """Attention of learned queries to an image, as torch's MultiheadAttention names and packs it."""
 
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()
         self._heads = heads
-        self.in_proj = nn.Linear(size, 3 * size)
-        self.out_proj = nn.Linear(size, size)
+        self.in_proj = PackedProjections(size)
+        self.out_proj = Linear(size, size)
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """From q [queries, size] and k, v [images, patches, size] to [images, queries, size]."""
-        weights, biases = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
-        inputs = (q.expand(k.shape[0], -1, -1), k, v)
-        projected = (linear(*three) for three in zip(inputs, weights, biases, strict=True))
+        projected = self.in_proj(q.expand(k.shape[0], -1, -1), k, v)
         q, k, v = (x.view(*x.shape[:2], self._heads, -1).transpose(1, 2) for x in projected)
         attended = scaled_dot_product_attention(q, k, v)
         out: torch.Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
@@ -109,10 +122,10 @@ class Resampler(nn.Module):
         super().__init__()
         size = vision.output_size
         self._side = vision.patches_per_side
-        self.query = _parameter(vision.num_queries, size)
-        self.pos_embed = _parameter(vision.num_queries, size)
+        self.query = parameter(vision.num_queries, size)
+        self.pos_embed = parameter(vision.num_queries, size)
         self.kv_proj = (
-            nn.Identity() if vision.width == size else nn.Linear(vision.width, size, bias=False)
+            nn.Identity() if vision.width == size else Linear(vision.width, size, bias=False)
         )
         self.attn = CrossAttention(size, vision.pool_heads)
         self.ln_q = nn.LayerNorm(size, eps=NORM_EPS)
@@ -129,16 +142,17 @@ class Resampler(nn.Module):
 class VisionTower(nn.Module):
     """From patches to image tokens."""
 
-    def __init__(self, vision: QwenVLVisionSpec) -> None:
+    def __init__(self, vision: QwenVLVisionSpec, ops: Ops = REFERENCE) -> None:
+        del ops  # none of the shared operations is in this tower
         super().__init__()
         self._side = vision.patches_per_side
-        self.conv1 = nn.Linear(vision.patch_values, vision.width, bias=False)
-        self.positional_embedding = _parameter(vision.position_table_side**2, vision.width)
+        self.conv1 = Linear(vision.patch_values, vision.width, bias=False)
+        self.positional_embedding = parameter(vision.position_table_side**2, vision.width)
         self.ln_pre = nn.LayerNorm(vision.width, eps=NORM_EPS)
         self.blocks = nn.ModuleList(Block(vision) for _ in range(vision.num_layers))
         self.attn_pool = Resampler(vision)
         self.ln_post = nn.LayerNorm(vision.output_size, eps=NORM_EPS)
-        self.proj = _parameter(vision.output_size, vision.output_size)
+        self.proj = parameter(vision.output_size, vision.output_size)
 
     def forward(
         self, patches: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
@@ -146,15 +160,15 @@ class VisionTower(nn.Module):
         """Encodes images.
 
         Args:
-            patches: For each image [side * side, patch_values] float32, row by row.
+            patches: For each image [side * side, patch_values] in the dtype of the weights, row by row.
             grids: For each image (1, side, side).
 
         Returns:
-            For each image [queries, output_size] in the dtype of the weights.
+            For each image [queries, output_size] in the dtype of the weights: views of one tensor.
         """
         if any(grid != (1, self._side, self._side) for grid in grids):
             raise ValueError(f"images must have {self._side} x {self._side} patches: {grids}")
-        x = self.conv1(torch.stack(list(patches)).to(self.conv1.weight.dtype))
+        x = self.conv1(torch.stack(list(patches)))
         x = self.ln_pre(x + resized_positions(self.positional_embedding, self._side))
         for block in self.blocks:
             x = block(x)

@@ -1,11 +1,8 @@
-"""From the tokens of one sequence to the events of one answer.
-
-Owns text, stop strings, log probabilities and the end of one answer.
-"""
+"""From the engine's outputs for one answer to its events: text, log probabilities, and how it ended."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from inference_service.domain import (
     Delta,
@@ -15,13 +12,12 @@ from inference_service.domain import (
     LogprobEntry,
     Request,
     StopTrigger,
-    TokenLogprob,
 )
 from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason, TokenLogprobs
 from inference_service.model_spec import BoxNotation
-from inference_service.text.output.boxes import groundings, tag_tokens
-from inference_service.text.output.detokenize import Detokenizer
-from inference_service.text.output.stop import StopStringFilter
+from inference_service.text.output.logprobs import logprob_entry
+from inference_service.text.output.pipeline import build_pipeline
+from inference_service.text.output.stage import Piece
 from inference_service.text.tokenizer import Tokenizer
 
 
@@ -64,89 +60,51 @@ class Answer:
         self._index = index
         self._request = request
         self._tokenizer = tokenizer
-        self._notation = notation
-        self._images = images
-        self._said: list[str] = []  # only where boxes are asked for
-        self._detokenizer = Detokenizer(
-            tokenizer,
-            skip_special_tokens=not request.keep_special_tokens,
-            shown=tag_tokens(notation) if request.grounding else (),
-        )
-        self._stops = StopStringFilter(request.stop_strings, include=request.include_stop_string)
+        self._pipeline = build_pipeline(request, tokenizer, notation, images)
         self._first_prompt_entry = request.prompt_logprobs is not None
 
     def push(self, output: ChoiceOutput) -> Iterator[Delta | Finished]:
-        """Takes news of the sequence; `output.finish_reason` is not ERROR."""
+        """Takes an output of the engine; `output.finish_reason` is not ERROR."""
         if entries := self._prompt_entries(output):
             yield Delta(choice_index=self._index, prompt_logprobs=entries)
-        ends = output.finish_reason in (FinishReason.EOS, FinishReason.STOP_TOKEN)
-        text, taken, matched = "", len(output.token_ids), None
-        # Where stop strings are asked for, tokens are taken one by one: those behind a match were never said.
-        step = 1 if self._request.stop_strings else max(1, len(output.token_ids))
-        for start in range(0, len(output.token_ids), step):
-            ids = output.token_ids[start : start + step]
-            if ends and start + step >= len(output.token_ids):
-                ids = ids[:-1]  # an end token is no text
-            piece, matched = self._stops.push(self._detokenizer.push(ids))
-            text += piece
-            if matched is not None:
-                taken = start + step
-                break
-        reason = output.finish_reason
-        if matched is None and reason is not None:
-            piece, matched = self._stops.push(self._detokenizer.finish())
-            text += piece + ("" if matched is not None else self._stops.finish())
+        ends_with_token = output.finish_reason in (FinishReason.EOS, FinishReason.STOP_TOKEN)
+        text_ids = output.token_ids[:-1] if ends_with_token else output.token_ids
+        piece = self._pipeline.push(text_ids, last=output.finish_reason is not None)
+        taken = len(output.token_ids if piece.trigger is None else piece.token_ids)
         self.completion_tokens += taken
-        if self._request.grounding:
-            self._said.append(text)
-        if delta := self._delta(text, output, taken):
+        if delta := self._delta(piece.text, output, taken):
             yield delta
-        if matched is not None:
-            yield self._finish(EndReason.STOP, StopTrigger(stop_string=matched))
-        elif reason is not None:
-            yield self._finish(_END_REASONS[reason], _trigger(output))
+        if piece.trigger is not None:
+            yield self._finish(EndReason.STOP, piece.trigger, piece)
+        elif output.finish_reason is not None:
+            yield self._finish(_END_REASONS[output.finish_reason], _trigger(output), piece)
 
-    def _finish(self, reason: EndReason, trigger: StopTrigger) -> Finished:
+    def _finish(self, reason: EndReason, trigger: StopTrigger, piece: Piece) -> Finished:
         self.finished = True
         return Finished(
             choice_index=self._index,
             reason=reason,
             trigger=trigger,
-            groundings=groundings("".join(self._said), self._notation, self._images),
+            groundings=piece.groundings,
         )
 
     def _delta(self, text: str, output: ChoiceOutput, taken: int) -> Delta | None:
         ids = output.token_ids[:taken] if self._request.return_token_ids else ()
-        entries = tuple(self._entry(logprobs) for logprobs in output.logprobs[:taken])
+        entries = self._entries(output.logprobs[:taken])
         if not (text or ids or entries):
             return None
         return Delta(choice_index=self._index, text=text, token_ids=ids, logprobs=entries)
 
     def _prompt_entries(self, output: ChoiceOutput) -> tuple[LogprobEntry, ...]:
         """The engine begins at the second token; the first, which may be the only one, has no probability."""
-        entries = tuple(self._entry(logprobs) for logprobs in output.prompt_logprobs)
+        entries = self._entries(output.prompt_logprobs)
         if self._index == 0 and self._first_prompt_entry:
             self._first_prompt_entry = False
             return (LogprobEntry(chosen=None), *entries)
         return entries
 
-    def _entry(self, logprobs: TokenLogprobs) -> LogprobEntry:
-        return LogprobEntry(
-            chosen=self._token(logprobs.token_id, logprobs.logprob, logprobs.rank),
-            top=tuple(
-                self._token(token_id, logprob, rank)
-                for rank, (token_id, logprob) in enumerate(logprobs.top, start=1)
-            ),
-        )
-
-    def _token(self, token_id: int, logprob: float, rank: int) -> TokenLogprob:
-        return TokenLogprob(
-            token_id=token_id,
-            text=self._tokenizer.token_text(token_id),
-            data=self._tokenizer.token_bytes(token_id),
-            logprob=logprob,
-            rank=rank,
-        )
+    def _entries(self, logprobs: Sequence[TokenLogprobs]) -> tuple[LogprobEntry, ...]:
+        return tuple(logprob_entry(self._tokenizer, one) for one in logprobs)
 
 
 def _trigger(output: ChoiceOutput) -> StopTrigger:

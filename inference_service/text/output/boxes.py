@@ -1,7 +1,5 @@
 """Finds the boxes that a model wrote into its answer, and turns them to pixels of the image as decoded.
 
-Owns the notations of the families. Torch-free.
-
 Whatever the text says, reading it ends and takes time in proportion to its length; what is no box is skipped.
 """
 
@@ -15,6 +13,7 @@ import re
 
 from inference_service.domain import Grounding, ImageInfo
 from inference_service.model_spec import BoxNotation
+from inference_service.text.output.stage import Piece
 
 
 PER_MILLE = 1000.0
@@ -79,6 +78,22 @@ _TAGS = {
 _PATTERNS = {notation: tags.pattern() for notation, tags in _TAGS.items()}
 
 
+class BoxReader:
+    """The stage that reads the boxes of an answer once its text is complete; the text passes unchanged."""
+
+    def __init__(self, notation: BoxNotation, images: Sequence[ImageInfo]) -> None:
+        """Begins an answer; arguments as `groundings`."""
+        self._notation = notation
+        self._images = images
+        self._texts: list[str] = []
+
+    def push(self, piece: Piece) -> None:
+        """Adds the boxes to the last piece."""
+        self._texts.append(piece.text)
+        if piece.last:
+            piece.groundings = groundings("".join(self._texts), self._notation, self._images)
+
+
 def tag_tokens(notation: BoxNotation) -> tuple[str, ...]:
     """The special tokens that the notation consists of; an answer's text must show them to be readable."""
     tags = _TAGS.get(notation)
@@ -128,8 +143,8 @@ def groundings(
     return tuple(found)
 
 
-def _within(value: float, most: float) -> float:
-    return min(max(value, 0.0), most)
+def _within(value: float, maximum: float) -> float:
+    return min(max(value, 0.0), maximum)
 
 
 def _read_tags(text: str, pattern: re.Pattern[str], label_is_kept: bool) -> Iterator[WrittenBox]:

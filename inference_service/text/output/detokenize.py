@@ -1,20 +1,18 @@
-"""From a stream of tokens to a stream of text.
-
-Owns the bytes of a character whose tokens have not all come yet.
-"""
+"""From tokens to text: the bytes of an incomplete character wait for the rest of it."""
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable
 
+from inference_service.text.output.stage import Piece
 from inference_service.text.tokenizer import Tokenizer
 
 
 class Detokenizer:
     """Decodes the tokens of one answer as they come: O(1) a token, whole characters only.
 
-    However the tokens are cut into pushes, the pieces together are `Tokenizer.decode` of all of them.
+    However the tokens are cut into pieces, the texts together are `Tokenizer.decode` of all of them.
     """
 
     def __init__(
@@ -32,13 +30,8 @@ class Detokenizer:
         self._skipped -= {tokenizer.special_tokens.get(token, -1) for token in shown}
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
 
-    def push(self, token_ids: Iterable[int]) -> str:
-        """The text that is whole now."""
+    def push(self, piece: Piece) -> None:
+        """Adds the text that is whole now; a character that stays incomplete is left out."""
         token_bytes = self._tokenizer.token_bytes
-        return self._decoder.decode(
-            b"".join(token_bytes(i) for i in token_ids if i not in self._skipped)
-        )
-
-    def finish(self) -> str:
-        """The rest: nothing of a character that stayed incomplete."""
-        return self._decoder.decode(b"", final=True)
+        data = b"".join(token_bytes(i) for i in piece.token_ids if i not in self._skipped)
+        piece.text = self._decoder.decode(data, final=piece.last)

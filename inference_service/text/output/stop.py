@@ -1,18 +1,18 @@
-"""Stop strings in a stream of text.
-
-Owns the text that is held back because a stop string may have begun.
-"""
+"""Stop strings: text in which one may have begun is held back until it is certain."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from inference_service.domain import StopTrigger
+from inference_service.text.output.stage import Piece
+
 
 class StopStringFilter:
-    """Passes text on until a stop string is complete.
+    """Passes text on until a stop string is complete, which ends the answer.
 
     The stop string that is complete first counts, and of several that end together the longest: the result does not
-    depend on how the text was cut into pushes.
+    depend on how the text was cut into pieces.
     """
 
     def __init__(self, strings: Sequence[str], *, include: bool) -> None:
@@ -31,34 +31,24 @@ class StopStringFilter:
         self._longest = max(map(len, strings), default=0)
         self._include = include
         self._held = ""
-        self._matched = False
 
-    def push(self, text: str) -> tuple[str, str | None]:
-        """Takes a piece of text.
-
-        Returns:
-            (text to pass on, the stop string found or None); after one was found everything is swallowed.
-        """
-        if self._matched:
-            return "", None
-        text = self._held + text
+    def push(self, piece: Piece) -> None:
+        """Passes on the text that no stop string can begin in; a complete one makes the piece the last."""
+        text = self._held + piece.text
         found = [
             (start + len(string), start, string)
             for string in self._strings
             if (start := text.find(string)) >= 0
         ]
         if found:
-            self._matched, self._held = True, ""
             end, start, string = min(found)
-            return text[: end if self._include else start], string
-        keep = self._possible_beginning(text)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], None
-
-    def finish(self) -> str:
-        """The text still held back: no stop string can follow any more."""
-        held, self._held = self._held, ""
-        return held
+            piece.text = text[: end if self._include else start]
+            piece.trigger = StopTrigger(stop_string=string)
+            piece.last = True
+            return
+        kept = 0 if piece.last else self._possible_beginning(text)
+        piece.text = text[: len(text) - kept]
+        self._held = text[len(text) - kept :]
 
     def _possible_beginning(self, text: str) -> int:
         """Length of the longest end of the text that a stop string begins with."""

@@ -25,33 +25,43 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'qwenvl/inference/v1/admin_service.proto\x12\x13qwenvl.inference.v1\x1a\x1egoogle/protobuf/duration.proto\"*\n\x13\x41\x62ortRequestRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"8\n\x14\x41\x62ortRequestResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x03(\t\x12\x0f\n\x07unknown\x18\x02 \x03(\t\"\x16\n\x14GetServerInfoRequest\"\xdf\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\x03\x12\x36\n\x0c\x65ngine_state\x18\x04 \x01(\x0e\x32 .qwenvl.inference.v1.EngineState\x12\x17\n\x0f\x65ngine_restarts\x18\x05 \x01(\x05\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\'\n\x04load\x18\x08 \x01(\x0b\x32\x19.qwenvl.inference.v1.Load\x12\x14\n\x0cmax_num_seqs\x18\t \x01(\x05\x12\x1e\n\x16max_num_batched_tokens\x18\n \x01(\x05\x12\x15\n\rmax_model_len\x18\x0b \x01(\x05\x12\x12\n\nengine_pid\x18\x0c \x01(\x05\x12\x11\n\tslow_path\x18\r \x01(\t\"\xc2\x02\n\x04Load\x12\x18\n\x10running_requests\x18\x01 \x01(\x05\x12\x18\n\x10waiting_requests\x18\x02 \x01(\x05\x12\x16\n\x0ekv_pages_total\x18\x03 \x01(\x05\x12\x15\n\rkv_pages_used\x18\x04 \x01(\x05\x12\x17\n\x0fkv_pages_cached\x18\x05 \x01(\x05\x12\x16\n\x0ekv_page_tokens\x18\x06 \x01(\x05\x12\x1c\n\x14prefix_cache_queries\x18\x07 \x01(\x03\x12\x19\n\x11prefix_cache_hits\x18\x08 \x01(\x03\x12\x1d\n\x15\x65ncoder_cache_queries\x18\t \x01(\x03\x12\x1a\n\x12\x65ncoder_cache_hits\x18\n \x01(\x03\x12\x13\n\x0bpreemptions\x18\x0b \x01(\x03\x12\x1d\n\x15pixel_bytes_in_flight\x18\x0c \x01(\x03\"\x10\n\x0eGetLoadRequest\":\n\x0fGetLoadResponse\x12\'\n\x04load\x18\x01 \x01(\x0b\x32\x19.qwenvl.inference.v1.Load\"9\n\x0c\x44rainRequest\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\rDrainResponse\x12\x1a\n\x12requests_in_flight\x18\x01 \x01(\x05*\xae\x01\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45NGINE_STATE_LOADING\x10\x01\x12\x16\n\x12\x45NGINE_STATE_READY\x10\x02\x12\x1b\n\x17\x45NGINE_STATE_RESTARTING\x10\x03\x12\x19\n\x15\x45NGINE_STATE_DRAINING\x10\x04\x12\x17\n\x13\x45NGINE_STATE_FAILED\x10\x05\x32\x81\x03\n\x0c\x41\x64minService\x12\x63\n\x0c\x41\x62ortRequest\x12(.qwenvl.inference.v1.AbortRequestRequest\x1a).qwenvl.inference.v1.AbortRequestResponse\x12\x66\n\rGetServerInfo\x12).qwenvl.inference.v1.GetServerInfoRequest\x1a*.qwenvl.inference.v1.GetServerInfoResponse\x12T\n\x07GetLoad\x12#.qwenvl.inference.v1.GetLoadRequest\x1a$.qwenvl.inference.v1.GetLoadResponse\x12N\n\x05\x44rain\x12!.qwenvl.inference.v1.DrainRequest\x1a\".qwenvl.inference.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'qwenvl/inference/v1/admin_service.proto\x12\x13qwenvl.inference.v1\x1a\x1egoogle/protobuf/duration.proto\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"I\n\rAbortResponse\x12\x1b\n\x13\x61\x62orted_request_ids\x18\x01 \x03(\t\x12\x1b\n\x13unknown_request_ids\x18\x02 \x03(\t\".\n\x13\x41\x62ortRequestRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t:\x02\x18\x01\"<\n\x14\x41\x62ortRequestResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x03(\t\x12\x0f\n\x07unknown\x18\x02 \x03(\t:\x02\x18\x01\"\x16\n\x14GetServerInfoRequest\"\xdf\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\x03\x12\x36\n\x0c\x65ngine_state\x18\x04 \x01(\x0e\x32 .qwenvl.inference.v1.EngineState\x12\x17\n\x0f\x65ngine_restarts\x18\x05 \x01(\x05\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\'\n\x04load\x18\x08 \x01(\x0b\x32\x19.qwenvl.inference.v1.Load\x12\x14\n\x0cmax_num_seqs\x18\t \x01(\x05\x12\x1e\n\x16max_num_batched_tokens\x18\n \x01(\x05\x12\x15\n\rmax_model_len\x18\x0b \x01(\x05\x12\x12\n\nengine_pid\x18\x0c \x01(\x05\x12\x11\n\tslow_path\x18\r \x01(\t\"\xc2\x02\n\x04Load\x12\x18\n\x10running_requests\x18\x01 \x01(\x05\x12\x18\n\x10waiting_requests\x18\x02 \x01(\x05\x12\x16\n\x0ekv_pages_total\x18\x03 \x01(\x05\x12\x15\n\rkv_pages_used\x18\x04 \x01(\x05\x12\x17\n\x0fkv_pages_cached\x18\x05 \x01(\x05\x12\x16\n\x0ekv_page_tokens\x18\x06 \x01(\x05\x12\x1c\n\x14prefix_cache_queries\x18\x07 \x01(\x03\x12\x19\n\x11prefix_cache_hits\x18\x08 \x01(\x03\x12\x1d\n\x15\x65ncoder_cache_queries\x18\t \x01(\x03\x12\x1a\n\x12\x65ncoder_cache_hits\x18\n \x01(\x03\x12\x13\n\x0bpreemptions\x18\x0b \x01(\x03\x12\x1d\n\x15pixel_bytes_in_flight\x18\x0c \x01(\x03\"\x10\n\x0eGetLoadRequest\":\n\x0fGetLoadResponse\x12\'\n\x04load\x18\x01 \x01(\x0b\x32\x19.qwenvl.inference.v1.Load\"9\n\x0c\x44rainRequest\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\rDrainResponse\x12\x1a\n\x12requests_in_flight\x18\x01 \x01(\x05*\xae\x01\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45NGINE_STATE_LOADING\x10\x01\x12\x16\n\x12\x45NGINE_STATE_READY\x10\x02\x12\x1b\n\x17\x45NGINE_STATE_RESTARTING\x10\x03\x12\x19\n\x15\x45NGINE_STATE_DRAINING\x10\x04\x12\x17\n\x13\x45NGINE_STATE_FAILED\x10\x05\x32\xd6\x03\n\x0c\x41\x64minService\x12N\n\x05\x41\x62ort\x12!.qwenvl.inference.v1.AbortRequest\x1a\".qwenvl.inference.v1.AbortResponse\x12h\n\x0c\x41\x62ortRequest\x12(.qwenvl.inference.v1.AbortRequestRequest\x1a).qwenvl.inference.v1.AbortRequestResponse\"\x03\x88\x02\x01\x12\x66\n\rGetServerInfo\x12).qwenvl.inference.v1.GetServerInfoRequest\x1a*.qwenvl.inference.v1.GetServerInfoResponse\x12T\n\x07GetLoad\x12#.qwenvl.inference.v1.GetLoadRequest\x1a$.qwenvl.inference.v1.GetLoadResponse\x12N\n\x05\x44rain\x12!.qwenvl.inference.v1.DrainRequest\x1a\".qwenvl.inference.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'qwenvl.inference.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENGINESTATE']._serialized_start=1084
-  _globals['_ENGINESTATE']._serialized_end=1258
-  _globals['_ABORTREQUESTREQUEST']._serialized_start=96
-  _globals['_ABORTREQUESTREQUEST']._serialized_end=138
-  _globals['_ABORTREQUESTRESPONSE']._serialized_start=140
-  _globals['_ABORTREQUESTRESPONSE']._serialized_end=196
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=198
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=220
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=223
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=574
-  _globals['_LOAD']._serialized_start=577
-  _globals['_LOAD']._serialized_end=899
-  _globals['_GETLOADREQUEST']._serialized_start=901
-  _globals['_GETLOADREQUEST']._serialized_end=917
-  _globals['_GETLOADRESPONSE']._serialized_start=919
-  _globals['_GETLOADRESPONSE']._serialized_end=977
-  _globals['_DRAINREQUEST']._serialized_start=979
-  _globals['_DRAINREQUEST']._serialized_end=1036
-  _globals['_DRAINRESPONSE']._serialized_start=1038
-  _globals['_DRAINRESPONSE']._serialized_end=1081
-  _globals['_ADMINSERVICE']._serialized_start=1261
-  _globals['_ADMINSERVICE']._serialized_end=1646
+  _globals['_ABORTREQUESTREQUEST']._loaded_options = None
+  _globals['_ABORTREQUESTREQUEST']._serialized_options = b'\030\001'
+  _globals['_ABORTREQUESTRESPONSE']._loaded_options = None
+  _globals['_ABORTREQUESTRESPONSE']._serialized_options = b'\030\001'
+  _globals['_ADMINSERVICE'].methods_by_name['AbortRequest']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['AbortRequest']._serialized_options = b'\210\002\001'
+  _globals['_ENGINESTATE']._serialized_start=1204
+  _globals['_ENGINESTATE']._serialized_end=1378
+  _globals['_ABORTREQUEST']._serialized_start=96
+  _globals['_ABORTREQUEST']._serialized_end=131
+  _globals['_ABORTRESPONSE']._serialized_start=133
+  _globals['_ABORTRESPONSE']._serialized_end=206
+  _globals['_ABORTREQUESTREQUEST']._serialized_start=208
+  _globals['_ABORTREQUESTREQUEST']._serialized_end=254
+  _globals['_ABORTREQUESTRESPONSE']._serialized_start=256
+  _globals['_ABORTREQUESTRESPONSE']._serialized_end=316
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=318
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=340
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=343
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=694
+  _globals['_LOAD']._serialized_start=697
+  _globals['_LOAD']._serialized_end=1019
+  _globals['_GETLOADREQUEST']._serialized_start=1021
+  _globals['_GETLOADREQUEST']._serialized_end=1037
+  _globals['_GETLOADRESPONSE']._serialized_start=1039
+  _globals['_GETLOADRESPONSE']._serialized_end=1097
+  _globals['_DRAINREQUEST']._serialized_start=1099
+  _globals['_DRAINREQUEST']._serialized_end=1156
+  _globals['_DRAINRESPONSE']._serialized_start=1158
+  _globals['_DRAINRESPONSE']._serialized_end=1201
+  _globals['_ADMINSERVICE']._serialized_start=1381
+  _globals['_ADMINSERVICE']._serialized_end=1851
 # @@protoc_insertion_point(module_scope)

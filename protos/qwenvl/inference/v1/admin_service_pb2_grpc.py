@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """Operates a running service. Whole on the admin address; GetServerInfo, GetLoad and AbortRequest also on the main one.
+    """Operates a running service. All methods are served on the admin address; Abort, GetServerInfo and GetLoad also on the
+    main address.
     """
 
     def __init__(self, channel):
@@ -35,6 +36,11 @@ class AdminServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.Abort = channel.unary_unary(
+                '/qwenvl.inference.v1.AdminService/Abort',
+                request_serializer=qwenvl_dot_inference_dot_v1_dot_admin__service__pb2.AbortRequest.SerializeToString,
+                response_deserializer=qwenvl_dot_inference_dot_v1_dot_admin__service__pb2.AbortResponse.FromString,
+                _registered_method=True)
         self.AbortRequest = channel.unary_unary(
                 '/qwenvl.inference.v1.AdminService/AbortRequest',
                 request_serializer=qwenvl_dot_inference_dot_v1_dot_admin__service__pb2.AbortRequestRequest.SerializeToString,
@@ -58,32 +64,41 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """Operates a running service. Whole on the admin address; GetServerInfo, GetLoad and AbortRequest also on the main one.
+    """Operates a running service. All methods are served on the admin address; Abort, GetServerInfo and GetLoad also on the
+    main address.
     """
 
+    def Abort(self, request, context):
+        """Ends requests in flight: the caller's own (same API key) on the main address, anyone's on the admin address.
+        (The message is fully qualified since the deprecated method has its name.)
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AbortRequest(self, request, context):
-        """Ends requests in flight: those of the same API key, on the admin address anybody's. Others are returned as unknown.
+        """Deprecated: use Abort, which does the same.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """Version, limits and state of the engine.
+        """Returns the version, the limits and the state of the engine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetLoad(self, request, context):
-        """Load now.
+        """Returns the current load.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Refuses new requests and ends when the running ones have. Admin address only: elsewhere PERMISSION_DENIED.
+        """Refuses new requests and stops the service once the running ones have ended. PERMISSION_DENIED on the main address.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,6 +107,11 @@ class AdminServiceServicer:
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Abort': grpc.unary_unary_rpc_method_handler(
+                    servicer.Abort,
+                    request_deserializer=qwenvl_dot_inference_dot_v1_dot_admin__service__pb2.AbortRequest.FromString,
+                    response_serializer=qwenvl_dot_inference_dot_v1_dot_admin__service__pb2.AbortResponse.SerializeToString,
+            ),
             'AbortRequest': grpc.unary_unary_rpc_method_handler(
                     servicer.AbortRequest,
                     request_deserializer=qwenvl_dot_inference_dot_v1_dot_admin__service__pb2.AbortRequestRequest.FromString,
@@ -121,8 +141,36 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """Operates a running service. Whole on the admin address; GetServerInfo, GetLoad and AbortRequest also on the main one.
+    """Operates a running service. All methods are served on the admin address; Abort, GetServerInfo and GetLoad also on the
+    main address.
     """
+
+    @staticmethod
+    def Abort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/qwenvl.inference.v1.AdminService/Abort',
+            qwenvl_dot_inference_dot_v1_dot_admin__service__pb2.AbortRequest.SerializeToString,
+            qwenvl_dot_inference_dot_v1_dot_admin__service__pb2.AbortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def AbortRequest(request,

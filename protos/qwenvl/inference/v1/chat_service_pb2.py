@@ -22,50 +22,35 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from qwenvl.inference.v1 import generation_pb2 as qwenvl_dot_inference_dot_v1_dot_generation__pb2
 from qwenvl.inference.v1 import message_pb2 as qwenvl_dot_inference_dot_v1_dot_message__pb2
 from qwenvl.inference.v1 import sampling_pb2 as qwenvl_dot_inference_dot_v1_dot_sampling__pb2
 from qwenvl.inference.v1 import usage_pb2 as qwenvl_dot_inference_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&qwenvl/inference/v1/chat_service.proto\x12\x13qwenvl.inference.v1\x1a!qwenvl/inference/v1/message.proto\x1a\"qwenvl/inference/v1/sampling.proto\x1a\x1fqwenvl/inference/v1/usage.proto\"\xe7\x04\n\x12\x43hatCompletionSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x08messages\x18\x02 \x03(\x0b\x32\x1c.qwenvl.inference.v1.Message\x12\x36\n\x08sampling\x18\x03 \x01(\x0b\x32$.qwenvl.inference.v1.SamplingOptions\x12.\n\x04stop\x18\x04 \x01(\x0b\x32 .qwenvl.inference.v1.StopOptions\x12\x35\n\x08logprobs\x18\x05 \x01(\x0b\x32#.qwenvl.inference.v1.LogprobOptions\x12\x33\n\nconstraint\x18\x06 \x01(\x0b\x32\x1f.qwenvl.inference.v1.Constraint\x12(\n\x05tools\x18\x07 \x03(\x0b\x32\x19.qwenvl.inference.v1.Tool\x12\x34\n\x0btool_choice\x18\x08 \x01(\x0b\x32\x1f.qwenvl.inference.v1.ToolChoice\x12\x36\n\x08response\x18\t \x01(\x0b\x32$.qwenvl.inference.v1.ResponseOptions\x12\x36\n\x08template\x18\n \x01(\x0b\x32$.qwenvl.inference.v1.TemplateOptions\x12\x30\n\x05media\x18\x0b \x01(\x0b\x32!.qwenvl.inference.v1.MediaOptions\x12\x0e\n\x01n\x18\x0c \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x12\n\ncache_salt\x18\x0e \x01(\tB\x04\n\x02_n\"\xa0\x01\n\x0fResponseOptions\x12\x11\n\ttoken_ids\x18\x01 \x01(\x08\x12\x18\n\x10prompt_token_ids\x18\x02 \x01(\x08\x12\x11\n\tgrounding\x18\x03 \x01(\x08\x12 \n\x13keep_special_tokens\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x0bprompt_text\x18\x05 \x01(\x08\x42\x16\n\x14_keep_special_tokens\"\xc1\x01\n\x0fTemplateOptions\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12#\n\x16\x63ontinue_final_message\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\x1c\n\x0f\x65nable_thinking\x18\x03 \x01(\x08H\x02\x88\x01\x01\x42\x18\n\x16_add_generation_promptB\x19\n\x17_continue_final_messageB\x12\n\x10_enable_thinking\"^\n\x0cMediaOptions\x12\x17\n\nmin_pixels\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nmax_pixels\x18\x02 \x01(\x03H\x01\x88\x01\x01\x42\r\n\x0b_min_pixelsB\r\n\x0b_max_pixels\"T\n\x1b\x43reateChatCompletionRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.qwenvl.inference.v1.ChatCompletionSpec\"\xa6\x01\n\x1c\x43reateChatCompletionResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.Started\x12,\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x1b.qwenvl.inference.v1.Choice\x12)\n\x05usage\x18\x03 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\"T\n\x1bStreamChatCompletionRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.qwenvl.inference.v1.ChatCompletionSpec\"\xe5\x01\n\x1cStreamChatCompletionResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.StartedH\x00\x12+\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1a.qwenvl.inference.v1.DeltaH\x00\x12\x31\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.qwenvl.inference.v1.FinishedH\x00\x12+\n\x05usage\x18\x04 \x01(\x0b\x32\x1a.qwenvl.inference.v1.UsageH\x00\x42\x07\n\x05\x65vent\"\xd3\x02\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12\x42\n\x12\x65\x66\x66\x65\x63tive_settings\x18\x04 \x01(\x0b\x32&.qwenvl.inference.v1.EffectiveSettings\x12\x30\n\x0cprompt_usage\x18\x05 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\x12\x33\n\x06images\x18\x06 \x03(\x0b\x32#.qwenvl.inference.v1.ProcessedImage\x12\x18\n\x10prompt_token_ids\x18\x07 \x03(\x05\x12:\n\x0fprompt_logprobs\x18\x08 \x03(\x0b\x32!.qwenvl.inference.v1.LogprobEntry\x12\x13\n\x0bprompt_text\x18\t \x01(\t\"\x86\x01\n\x11\x45\x66\x66\x65\x63tiveSettings\x12\x36\n\x08sampling\x18\x01 \x01(\x0b\x32$.qwenvl.inference.v1.SamplingOptions\x12.\n\x04stop\x18\x02 \x01(\x0b\x32 .qwenvl.inference.v1.StopOptions\x12\t\n\x01n\x18\x03 \x01(\x05\"\xfa\x01\n\x05\x44\x65lta\x12\x14\n\x0c\x63hoice_index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\treasoning\x18\x03 \x01(\t\x12\x36\n\ntool_calls\x18\x04 \x03(\x0b\x32\".qwenvl.inference.v1.ToolCallDelta\x12\x33\n\x08logprobs\x18\x05 \x03(\x0b\x32!.qwenvl.inference.v1.LogprobEntry\x12\x11\n\ttoken_ids\x18\x06 \x03(\x05\x12:\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32!.qwenvl.inference.v1.LogprobEntry\"P\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\"\xbd\x01\n\x08\x46inished\x12\x14\n\x0c\x63hoice_index\x18\x01 \x01(\x05\x12\x31\n\x06reason\x18\x02 \x01(\x0e\x32!.qwenvl.inference.v1.FinishReason\x12\x34\n\x0bstop_detail\x18\x03 \x01(\x0b\x32\x1f.qwenvl.inference.v1.StopDetail\x12\x32\n\ngroundings\x18\x04 \x03(\x0b\x32\x1e.qwenvl.inference.v1.Grounding\"\xd7\x02\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\treasoning\x18\x03 \x01(\t\x12\x31\n\ntool_calls\x18\x04 \x03(\x0b\x32\x1d.qwenvl.inference.v1.ToolCall\x12\x38\n\rfinish_reason\x18\x05 \x01(\x0e\x32!.qwenvl.inference.v1.FinishReason\x12\x34\n\x0bstop_detail\x18\x06 \x01(\x0b\x32\x1f.qwenvl.inference.v1.StopDetail\x12\x33\n\x08logprobs\x18\x07 \x03(\x0b\x32!.qwenvl.inference.v1.LogprobEntry\x12\x11\n\ttoken_ids\x18\x08 \x03(\x05\x12\x32\n\ngroundings\x18\t \x03(\x0b\x32\x1e.qwenvl.inference.v1.Grounding\"K\n\x12\x43ountTokensRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.qwenvl.inference.v1.ChatCompletionSpec\"\x8f\x01\n\x13\x43ountTokensResponse\x12)\n\x05usage\x18\x01 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\x12\x33\n\x06images\x18\x02 \x03(\x0b\x32#.qwenvl.inference.v1.ProcessedImage\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\x05\x32\xeb\x02\n\x0b\x43hatService\x12{\n\x14\x43reateChatCompletion\x12\x30.qwenvl.inference.v1.CreateChatCompletionRequest\x1a\x31.qwenvl.inference.v1.CreateChatCompletionResponse\x12}\n\x14StreamChatCompletion\x12\x30.qwenvl.inference.v1.StreamChatCompletionRequest\x1a\x31.qwenvl.inference.v1.StreamChatCompletionResponse0\x01\x12`\n\x0b\x43ountTokens\x12\'.qwenvl.inference.v1.CountTokensRequest\x1a(.qwenvl.inference.v1.CountTokensResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&qwenvl/inference/v1/chat_service.proto\x12\x13qwenvl.inference.v1\x1a$qwenvl/inference/v1/generation.proto\x1a!qwenvl/inference/v1/message.proto\x1a\"qwenvl/inference/v1/sampling.proto\x1a\x1fqwenvl/inference/v1/usage.proto\"\xe7\x04\n\x12\x43hatCompletionSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x08messages\x18\x02 \x03(\x0b\x32\x1c.qwenvl.inference.v1.Message\x12\x36\n\x08sampling\x18\x03 \x01(\x0b\x32$.qwenvl.inference.v1.SamplingOptions\x12.\n\x04stop\x18\x04 \x01(\x0b\x32 .qwenvl.inference.v1.StopOptions\x12\x35\n\x08logprobs\x18\x05 \x01(\x0b\x32#.qwenvl.inference.v1.LogprobOptions\x12\x33\n\nconstraint\x18\x06 \x01(\x0b\x32\x1f.qwenvl.inference.v1.Constraint\x12(\n\x05tools\x18\x07 \x03(\x0b\x32\x19.qwenvl.inference.v1.Tool\x12\x34\n\x0btool_choice\x18\x08 \x01(\x0b\x32\x1f.qwenvl.inference.v1.ToolChoice\x12\x36\n\x08response\x18\t \x01(\x0b\x32$.qwenvl.inference.v1.ResponseOptions\x12\x36\n\x08template\x18\n \x01(\x0b\x32$.qwenvl.inference.v1.TemplateOptions\x12\x30\n\x05media\x18\x0b \x01(\x0b\x32!.qwenvl.inference.v1.MediaOptions\x12\x0e\n\x01n\x18\x0c \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x12\n\ncache_salt\x18\x0e \x01(\tB\x04\n\x02_n\"\xc1\x01\n\x0fTemplateOptions\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12#\n\x16\x63ontinue_final_message\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\x1c\n\x0f\x65nable_thinking\x18\x03 \x01(\x08H\x02\x88\x01\x01\x42\x18\n\x16_add_generation_promptB\x19\n\x17_continue_final_messageB\x12\n\x10_enable_thinking\"T\n\x1b\x43reateChatCompletionRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.qwenvl.inference.v1.ChatCompletionSpec\"\xa6\x01\n\x1c\x43reateChatCompletionResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.Started\x12,\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x1b.qwenvl.inference.v1.Choice\x12)\n\x05usage\x18\x03 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\"T\n\x1bStreamChatCompletionRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.qwenvl.inference.v1.ChatCompletionSpec\"\xe5\x01\n\x1cStreamChatCompletionResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.StartedH\x00\x12+\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1a.qwenvl.inference.v1.DeltaH\x00\x12\x31\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.qwenvl.inference.v1.FinishedH\x00\x12+\n\x05usage\x18\x04 \x01(\x0b\x32\x1a.qwenvl.inference.v1.UsageH\x00\x42\x07\n\x05\x65vent\"K\n\x12\x43ountTokensRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.qwenvl.inference.v1.ChatCompletionSpec\"\x8f\x01\n\x13\x43ountTokensResponse\x12)\n\x05usage\x18\x01 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\x12\x33\n\x06images\x18\x02 \x03(\x0b\x32#.qwenvl.inference.v1.ProcessedImage\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\x05\x32\xeb\x02\n\x0b\x43hatService\x12{\n\x14\x43reateChatCompletion\x12\x30.qwenvl.inference.v1.CreateChatCompletionRequest\x1a\x31.qwenvl.inference.v1.CreateChatCompletionResponse\x12}\n\x14StreamChatCompletion\x12\x30.qwenvl.inference.v1.StreamChatCompletionRequest\x1a\x31.qwenvl.inference.v1.StreamChatCompletionResponse0\x01\x12`\n\x0b\x43ountTokens\x12\'.qwenvl.inference.v1.CountTokensRequest\x1a(.qwenvl.inference.v1.CountTokensResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'qwenvl.inference.v1.chat_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHATCOMPLETIONSPEC']._serialized_start=168
-  _globals['_CHATCOMPLETIONSPEC']._serialized_end=783
-  _globals['_RESPONSEOPTIONS']._serialized_start=786
-  _globals['_RESPONSEOPTIONS']._serialized_end=946
-  _globals['_TEMPLATEOPTIONS']._serialized_start=949
-  _globals['_TEMPLATEOPTIONS']._serialized_end=1142
-  _globals['_MEDIAOPTIONS']._serialized_start=1144
-  _globals['_MEDIAOPTIONS']._serialized_end=1238
-  _globals['_CREATECHATCOMPLETIONREQUEST']._serialized_start=1240
-  _globals['_CREATECHATCOMPLETIONREQUEST']._serialized_end=1324
-  _globals['_CREATECHATCOMPLETIONRESPONSE']._serialized_start=1327
-  _globals['_CREATECHATCOMPLETIONRESPONSE']._serialized_end=1493
-  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_start=1495
-  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_end=1579
-  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_start=1582
-  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_end=1811
-  _globals['_STARTED']._serialized_start=1814
-  _globals['_STARTED']._serialized_end=2153
-  _globals['_EFFECTIVESETTINGS']._serialized_start=2156
-  _globals['_EFFECTIVESETTINGS']._serialized_end=2290
-  _globals['_DELTA']._serialized_start=2293
-  _globals['_DELTA']._serialized_end=2543
-  _globals['_TOOLCALLDELTA']._serialized_start=2545
-  _globals['_TOOLCALLDELTA']._serialized_end=2625
-  _globals['_FINISHED']._serialized_start=2628
-  _globals['_FINISHED']._serialized_end=2817
-  _globals['_CHOICE']._serialized_start=2820
-  _globals['_CHOICE']._serialized_end=3163
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=3165
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=3240
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=3243
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=3386
-  _globals['_CHATSERVICE']._serialized_start=3389
-  _globals['_CHATSERVICE']._serialized_end=3752
+  _globals['_CHATCOMPLETIONSPEC']._serialized_start=206
+  _globals['_CHATCOMPLETIONSPEC']._serialized_end=821
+  _globals['_TEMPLATEOPTIONS']._serialized_start=824
+  _globals['_TEMPLATEOPTIONS']._serialized_end=1017
+  _globals['_CREATECHATCOMPLETIONREQUEST']._serialized_start=1019
+  _globals['_CREATECHATCOMPLETIONREQUEST']._serialized_end=1103
+  _globals['_CREATECHATCOMPLETIONRESPONSE']._serialized_start=1106
+  _globals['_CREATECHATCOMPLETIONRESPONSE']._serialized_end=1272
+  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_start=1274
+  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_end=1358
+  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_start=1361
+  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_end=1590
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1592
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1667
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1670
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1813
+  _globals['_CHATSERVICE']._serialized_start=1816
+  _globals['_CHATSERVICE']._serialized_end=2179
 # @@protoc_insertion_point(module_scope)

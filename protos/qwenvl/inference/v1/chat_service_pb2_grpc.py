@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class ChatServiceStub:
     """Answers conversations that contain images.
-    Errors are gRPC status with google.rpc details (ErrorInfo always), never in-band.
+    Errors are a gRPC status with google.rpc details (always an ErrorInfo), never part of a response.
     """
 
     def __init__(self, channel):
@@ -55,25 +55,25 @@ class ChatServiceStub:
 
 class ChatServiceServicer:
     """Answers conversations that contain images.
-    Errors are gRPC status with google.rpc details (ErrorInfo always), never in-band.
+    Errors are a gRPC status with google.rpc details (always an ErrorInfo), never part of a response.
     """
 
     def CreateChatCompletion(self, request, context):
-        """Answers in one message.
+        """Returns the complete answer in one message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamChatCompletion(self, request, context):
-        """Answers piece by piece: one `started`, then `delta`s, one `finished` for every choice, one `usage` at the end.
+        """Streams the answer: one `started`, then `delta`s, one `finished` per choice, and one `usage` at the end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """Tells what a conversation costs in tokens, images included, without answering it.
+        """Counts the tokens of a conversation, images included, without answering it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +107,7 @@ def add_ChatServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ChatService:
     """Answers conversations that contain images.
-    Errors are gRPC status with google.rpc details (ErrorInfo always), never in-band.
+    Errors are a gRPC status with google.rpc details (always an ErrorInfo), never part of a response.
     """
 
     @staticmethod

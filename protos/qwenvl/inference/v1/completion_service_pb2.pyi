@@ -1,4 +1,4 @@
-from qwenvl.inference.v1 import chat_service_pb2 as _chat_service_pb2
+from qwenvl.inference.v1 import generation_pb2 as _generation_pb2
 from qwenvl.inference.v1 import message_pb2 as _message_pb2
 from qwenvl.inference.v1 import sampling_pb2 as _sampling_pb2
 from qwenvl.inference.v1 import usage_pb2 as _usage_pb2
@@ -31,12 +31,12 @@ class CompletionSpec(_message.Message):
     sampling: _sampling_pb2.SamplingOptions
     stop: _sampling_pb2.StopOptions
     logprobs: _sampling_pb2.LogprobOptions
-    response: _chat_service_pb2.ResponseOptions
-    media: _chat_service_pb2.MediaOptions
+    response: _generation_pb2.ResponseOptions
+    media: _generation_pb2.MediaOptions
     n: int
     request_id: str
     cache_salt: str
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., images: _Optional[_Iterable[_Union[_message_pb2.Image, _Mapping]]] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingOptions, _Mapping]] = ..., stop: _Optional[_Union[_sampling_pb2.StopOptions, _Mapping]] = ..., logprobs: _Optional[_Union[_sampling_pb2.LogprobOptions, _Mapping]] = ..., response: _Optional[_Union[_chat_service_pb2.ResponseOptions, _Mapping]] = ..., media: _Optional[_Union[_chat_service_pb2.MediaOptions, _Mapping]] = ..., n: _Optional[int] = ..., request_id: _Optional[str] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., images: _Optional[_Iterable[_Union[_message_pb2.Image, _Mapping]]] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingOptions, _Mapping]] = ..., stop: _Optional[_Union[_sampling_pb2.StopOptions, _Mapping]] = ..., logprobs: _Optional[_Union[_sampling_pb2.LogprobOptions, _Mapping]] = ..., response: _Optional[_Union[_generation_pb2.ResponseOptions, _Mapping]] = ..., media: _Optional[_Union[_generation_pb2.MediaOptions, _Mapping]] = ..., n: _Optional[int] = ..., request_id: _Optional[str] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -55,10 +55,10 @@ class CreateCompletionResponse(_message.Message):
     STARTED_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
-    started: _chat_service_pb2.Started
-    choices: _containers.RepeatedCompositeFieldContainer[_chat_service_pb2.Choice]
+    started: _generation_pb2.Started
+    choices: _containers.RepeatedCompositeFieldContainer[_generation_pb2.Choice]
     usage: _usage_pb2.Usage
-    def __init__(self, started: _Optional[_Union[_chat_service_pb2.Started, _Mapping]] = ..., choices: _Optional[_Iterable[_Union[_chat_service_pb2.Choice, _Mapping]]] = ..., usage: _Optional[_Union[_usage_pb2.Usage, _Mapping]] = ...) -> None: ...
+    def __init__(self, started: _Optional[_Union[_generation_pb2.Started, _Mapping]] = ..., choices: _Optional[_Iterable[_Union[_generation_pb2.Choice, _Mapping]]] = ..., usage: _Optional[_Union[_usage_pb2.Usage, _Mapping]] = ...) -> None: ...
 
 class StreamCompletionRequest(_message.Message):
     __slots__ = ("spec",)
@@ -72,8 +72,8 @@ class StreamCompletionResponse(_message.Message):
     DELTA_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
-    started: _chat_service_pb2.Started
-    delta: _chat_service_pb2.Delta
-    finished: _chat_service_pb2.Finished
+    started: _generation_pb2.Started
+    delta: _generation_pb2.Delta
+    finished: _generation_pb2.Finished
     usage: _usage_pb2.Usage
-    def __init__(self, started: _Optional[_Union[_chat_service_pb2.Started, _Mapping]] = ..., delta: _Optional[_Union[_chat_service_pb2.Delta, _Mapping]] = ..., finished: _Optional[_Union[_chat_service_pb2.Finished, _Mapping]] = ..., usage: _Optional[_Union[_usage_pb2.Usage, _Mapping]] = ...) -> None: ...
+    def __init__(self, started: _Optional[_Union[_generation_pb2.Started, _Mapping]] = ..., delta: _Optional[_Union[_generation_pb2.Delta, _Mapping]] = ..., finished: _Optional[_Union[_generation_pb2.Finished, _Mapping]] = ..., usage: _Optional[_Union[_usage_pb2.Usage, _Mapping]] = ...) -> None: ...

@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class CompletionServiceStub:
-    """Continues raw prompts: no chat template, for base models and for callers who render prompts themselves.
-    Errors are gRPC status with google.rpc details (ErrorInfo always), never in-band.
+    """Text completion: continues a prompt without a chat template, for base models and for callers that render prompts
+    themselves.
+    Errors are a gRPC status with google.rpc details (always an ErrorInfo), never part of a response.
     """
 
     def __init__(self, channel):
@@ -49,19 +50,20 @@ class CompletionServiceStub:
 
 
 class CompletionServiceServicer:
-    """Continues raw prompts: no chat template, for base models and for callers who render prompts themselves.
-    Errors are gRPC status with google.rpc details (ErrorInfo always), never in-band.
+    """Text completion: continues a prompt without a chat template, for base models and for callers that render prompts
+    themselves.
+    Errors are a gRPC status with google.rpc details (always an ErrorInfo), never part of a response.
     """
 
     def CreateCompletion(self, request, context):
-        """Answers in one message.
+        """Returns the complete answer in one message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamCompletion(self, request, context):
-        """Answers piece by piece: one `started`, then `delta`s, one `finished` for every choice, one `usage` at the end.
+        """Streams the answer: one `started`, then `delta`s, one `finished` per choice, and one `usage` at the end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,8 +91,9 @@ def add_CompletionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CompletionService:
-    """Continues raw prompts: no chat template, for base models and for callers who render prompts themselves.
-    Errors are gRPC status with google.rpc details (ErrorInfo always), never in-band.
+    """Text completion: continues a prompt without a chat template, for base models and for callers that render prompts
+    themselves.
+    Errors are a gRPC status with google.rpc details (always an ErrorInfo), never part of a response.
     """
 
     @staticmethod

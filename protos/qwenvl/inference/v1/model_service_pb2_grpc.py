@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Tells which models are served and what they can do.
+    """Describes the served models and their capabilities.
     """
 
     def __init__(self, channel):
@@ -48,18 +48,18 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Tells which models are served and what they can do.
+    """Describes the served models and their capabilities.
     """
 
     def ListModels(self, request, context):
-        """All served names; the first is the canonical one.
+        """Lists all served names; the first is the canonical one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """One model by a served name; NOT_FOUND for any other.
+        """Returns one model by a served name; NOT_FOUND for any other name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +87,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Tells which models are served and what they can do.
+    """Describes the served models and their capabilities.
     """
 
     @staticmethod

@@ -1,0 +1,173 @@
+"""Packs the new tokens of a step's sequences into one batch, in buffers that persist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from inference_service.kernels.attention import AttentionMetadata
+from inference_service.models.batch import ForwardBatch
+
+
+Scalar = TypeVar("Scalar", np.int32, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceInput:
+    """The n new tokens of one sequence.
+
+    Attributes:
+        token_ids: n ids.
+        positions: [3, n] int64: position on the time, height and width axis.
+        start: Tokens of the sequence that are in the cache already.
+        pages: Its KV pages in order, with room for start + n tokens.
+        rope_level: Which rotary frequencies its keys have.
+    """
+
+    token_ids: Seq[int]
+    positions: npt.NDArray[np.int64]
+    start: int
+    pages: Seq[int]
+    rope_level: int = 0
+
+
+class InputBuffers:
+    """Memory for the inputs of one step, allocated once, so that a step's tensors always have the same addresses.
+
+    A step fills numpy views on the host, from which slices are copied to the device without waiting; on a CPU both
+    are the same memory. What `pack` and `rows` return is valid until the next call of `pack` on the same buffers,
+    which must wait until the step that was packed before has been collected. To launch a step before the last one is
+    collected, use two `InputBuffers` in turn.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_tokens: int,
+        max_seqs: int,
+        max_pages: int,
+        page_size: int,
+        device: torch.device,
+        with_rope_levels: bool = False,
+    ) -> None:
+        """Allocates about `8 * (6 * max_tokens + max_seqs) + 4 * max_seqs * (max_pages + 2)` bytes.
+
+        Args:
+            max_tokens: Most new tokens of a step.
+            max_seqs: Most sequences of a step.
+            max_pages: Most KV pages of a sequence.
+            page_size: Tokens in a page.
+            device: Where batches go.
+            with_rope_levels: Whether the model's rotary frequencies depend on the level of a sequence.
+        """
+        self._page_size = page_size
+        self._max_pages = max_pages
+        self._with_rope_levels = with_rope_levels
+        self._token_ids = _Buffer(max_tokens, np.int64, device)
+        self._positions = _Buffer(3 * max_tokens, np.int64, device)
+        self._rope_levels = _Buffer(max_tokens, np.int64, device)
+        self._image_rows = _Buffer(max_tokens, np.int64, device)
+        self._rows = _Buffer(max_seqs, np.int64, device)
+        self._slot_mapping = _Buffer(max_tokens, np.int64, device)
+        self._page_table = _Buffer(max_seqs * max_pages, np.int32, device)
+        self._query_start = _Buffer(max_seqs + 1, np.int32, device)
+        self._context_lens = _Buffer(max_seqs, np.int32, device)
+
+    def pack(
+        self,
+        inputs: Seq[SequenceInput],
+        image_rows: Seq[int] = (),
+        image_embeddings: Seq[Tensor] = (),
+    ) -> ForwardBatch:
+        """Make one batch of the sequences, in their order.
+
+        Args:
+            inputs: At least one sequence, each with at least one token.
+            image_rows: Rows of the batch that are image tokens, distinct.
+            image_embeddings: Parts of embeddings for these rows, [rows of the part, hidden * (1 + D)] each.
+        """
+        ends = np.cumsum([len(sequence.token_ids) for sequence in inputs])
+        num_tokens = int(ends[-1])
+        token_ids = self._token_ids.host
+        positions = self._positions.host[: 3 * num_tokens].reshape(3, num_tokens)
+        end = 0
+        for sequence in inputs:
+            begin, end = end, end + len(sequence.token_ids)
+            token_ids[begin:end] = sequence.token_ids
+            positions[:, begin:end] = sequence.positions
+            if self._with_rope_levels:
+                self._rope_levels.host[begin:end] = sequence.rope_level
+        return ForwardBatch(
+            token_ids=self._token_ids.upload(num_tokens),
+            positions=self._positions.upload(3 * num_tokens).view(3, num_tokens),
+            attention=self._pack_attention(inputs, ends),
+            image_rows=self._image_rows.fill(image_rows) if image_rows else None,
+            image_embeddings=torch.cat(list(image_embeddings)) if image_embeddings else None,
+            rope_levels=self._rope_levels.upload(num_tokens) if self._with_rope_levels else None,
+        )
+
+    def rows(self, rows: Seq[int]) -> Tensor:
+        """[R] int64 on the device: rows of the batch that are sampled, at most one for each sequence."""
+        return self._rows.fill(rows)
+
+    def _pack_attention(
+        self, inputs: Seq[SequenceInput], ends: npt.NDArray[np.int64]
+    ) -> AttentionMetadata:
+        num_seqs, width = len(inputs), max(len(sequence.pages) for sequence in inputs)
+        table = self._page_table.host.reshape(-1, self._max_pages)
+        table[:num_seqs, :width] = 0
+        query_start, context_lens = self._query_start.host, self._context_lens.host
+        query_start[0] = 0
+        query_start[1 : num_seqs + 1] = ends
+        for s, (row, sequence) in enumerate(zip(table[:num_seqs], inputs, strict=True)):
+            row[: len(sequence.pages)] = sequence.pages
+            context_lens[s] = sequence.start + len(sequence.token_ids)
+            slots = self._slot_mapping.host[query_start[s] : query_start[s + 1]]
+            index = np.arange(sequence.start, context_lens[s])
+            pages = row[index // self._page_size].astype(np.int64)
+            slots[:] = pages * self._page_size + index % self._page_size
+        return AttentionMetadata(
+            slot_mapping=self._slot_mapping.upload(int(ends[-1])),
+            page_table=self._page_table.upload(num_seqs * self._max_pages).view(num_seqs, -1)[
+                :, :width
+            ],
+            query_start=self._query_start.upload(num_seqs + 1),
+            context_lens=self._context_lens.upload(num_seqs),
+            host_query_start=query_start[: num_seqs + 1],
+            host_context_lens=context_lens[:num_seqs],
+            max_query_len=int(np.diff(query_start[: num_seqs + 1]).max()),
+            max_context_len=int(context_lens[:num_seqs].max()),
+        )
+
+
+class _Buffer(Generic[Scalar]):
+    """Integers on the host (pinned, where that helps) and on the device; on a CPU they are the same memory.
+
+    Attributes:
+        host: All of it as numpy sees it.
+    """
+
+    def __init__(self, size: int, dtype: type[Scalar], device: torch.device) -> None:
+        kind = torch.from_numpy(np.empty(0, dtype)).dtype
+        self._source = torch.zeros(size, dtype=kind, pin_memory=device.type == "cuda")
+        self._target = (
+            self._source if device.type == "cpu" else torch.zeros(size, dtype=kind, device=device)
+        )
+        self.host: npt.NDArray[Scalar] = self._source.numpy()
+
+    def upload(self, count: int) -> Tensor:
+        """The first `count` numbers on the device; the copy is only enqueued."""
+        if self._target is not self._source:
+            self._target[:count].copy_(self._source[:count], non_blocking=True)
+        return self._target[:count]
+
+    def fill(self, values: Seq[int]) -> Tensor:
+        """Put numbers at the beginning and take them to the device."""
+        self.host[: len(values)] = values
+        return self.upload(len(values))

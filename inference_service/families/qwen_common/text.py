@@ -1,0 +1,26 @@
+"""Text of the families whose checkpoints bring tokenizer.json and a Jinja template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from inference_service.families.family import TextOptions
+from inference_service.model_spec import ModelSpec
+from inference_service.text.jinja_chat import FrameTimes, JinjaChat
+from inference_service.text.jinja_template import JinjaTemplate
+from inference_service.text.prompt import ChatFormat
+from inference_service.text.tokenizer import Tokenizer
+from inference_service.text.tokenizer_json import JsonTokenizer
+
+
+def load_text(
+    model_dir: Path, spec: ModelSpec, options: TextOptions
+) -> tuple[Tokenizer, ChatFormat]:
+    """See `Family.load_text`."""
+    del options
+    tokenizer = JsonTokenizer.from_dir(model_dir)
+    template = JinjaTemplate.from_dir(model_dir)
+    times = FrameTimes.of(tokenizer, spec)
+    return tokenizer, JinjaChat(
+        tokenizer, template, placeholder=spec.image_token_id, frame_times=times
+    )

@@ -1,0 +1,39 @@
+"""The context of a gRPC call, from its metadata, its request and its deadline."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import grpc.aio
+
+from qwenvl.observability import CallContext, current_call
+
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def call_context(request: Any, context: Context, request_timeout_s: float) -> CallContext:
+    """Reads the context of a call.
+
+    Args:
+        request: The message; its `spec.request_id`, if it has one, is the request's id.
+        context: The call.
+        request_timeout_s: Time for a call whose caller sets no deadline.
+    """
+    remaining_s = context.time_remaining()
+    metadata = {
+        key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
+    }
+    return CallContext.from_headers(
+        metadata,
+        request_id=getattr(getattr(request, "spec", None), "request_id", ""),
+        deadline=time.monotonic() + (request_timeout_s if remaining_s is None else remaining_s),
+    )
+
+
+def this_call() -> CallContext:
+    """The call that this servicer's method answers; the interceptors have entered it."""
+    call = current_call()
+    assert call is not None
+    return call

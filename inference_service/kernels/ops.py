@@ -1,0 +1,91 @@
+"""The operations of a model as one value, whose implementations are chosen once, when the model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from inference_service.kernels.attention import AttentionMetadata, paged_attention, write_kv
+from inference_service.kernels.rms_norm import add_rms_norm, rms_norm
+from inference_service.kernels.rope import apply_rope
+from inference_service.kernels.silu_and_mul import silu_and_mul
+
+
+class ApplyRope(Protocol):
+    """The signature of `kernels.rope.apply_rope`."""
+
+    def __call__(
+        self, x: Tensor, cos: Tensor, sin: Tensor, *, adjacent_pairs: bool = False
+    ) -> Tensor:
+        """Rotates the heads of `x`; see `kernels.rope.apply_rope`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """One implementation of each operation; arguments and results are those of its torch reference.
+
+    Attributes:
+        write_kv: `kernels.attention.write_kv`.
+        paged_attention: `kernels.attention.paged_attention`.
+        rms_norm: `kernels.rms_norm.rms_norm`.
+        add_rms_norm: `kernels.rms_norm.add_rms_norm`.
+        apply_rope: `kernels.rope.apply_rope`.
+        silu_and_mul: `kernels.silu_and_mul.silu_and_mul`.
+    """
+
+    write_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = write_kv
+    paged_attention: Callable[[Tensor, Tensor, Tensor, AttentionMetadata, float], Tensor] = (
+        paged_attention
+    )
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = add_rms_norm
+    apply_rope: ApplyRope = apply_rope
+    silu_and_mul: Callable[[Tensor], Tensor] = silu_and_mul
+
+
+REFERENCE = Ops()
+"""The torch reference of every operation: runs on every device in every dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """An implementation that is better than the reference where it runs.
+
+    Attributes:
+        op: The field of `Ops` that it implements.
+        device_type: `cpu` or `cuda`.
+        dtypes: Dtypes of activations that it takes.
+        run: The implementation.
+    """
+
+    op: str
+    device_type: str
+    dtypes: frozenset[torch.dtype]
+    run: Callable[..., object]
+
+    def __post_init__(self) -> None:
+        if self.op not in {field.name for field in fields(Ops)}:
+            raise ValueError(f"{self.op!r} is not an operation of Ops")
+
+
+KERNELS: tuple[Kernel, ...] = ()
+"""All kernels, one line each; of several that fit, the last one is chosen."""
+
+
+def choose_ops(
+    device: torch.device, dtype: torch.dtype, kernels: Sequence[Kernel] = KERNELS
+) -> Ops:
+    """The operations for a model.
+
+    Args:
+        device: Where the model computes.
+        dtype: Dtype of its activations.
+        kernels: What there is beside the reference.
+    """
+    fitting = (k for k in kernels if k.device_type == device.type and dtype in k.dtypes)
+    # mypy cannot know which field a kernel implements; its interpreter test compares it with the reference.
+    return replace(REFERENCE, **{kernel.op: kernel.run for kernel in fitting})  # type: ignore[arg-type]

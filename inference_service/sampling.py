@@ -1,0 +1,110 @@
+"""Sampling settings: the range and the OpenAI default of each one are stated here and nowhere else.
+
+A new scalar is a field of the proto's `SamplingOptions`, a field of both classes below, and its use in the sampler of
+the engine. Validation, defaults, the engine's parameters and the effective settings follow from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Self, get_type_hints
+
+
+_MAX_INT32: Final = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The values that are allowed, both limits included; NaN never is."""
+
+    minimum: float
+    maximum: float
+
+    def __contains__(self, value: float) -> bool:
+        """Whether the value is allowed."""
+        return self.minimum <= value <= self.maximum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the tokens of an answer are chosen: every setting has its value.
+
+    Attributes:
+        temperature: 0 = greedy.
+        top_p: 1 = off.
+        top_k: 0 or -1 = off.
+        min_p: 0 = off.
+        repetition_penalty: 1 = off; counts prompt and answer (arXiv 1909.05858).
+        presence_penalty: 0 = off; counts the answer only.
+        frequency_penalty: 0 = off; counts the answer only.
+        seed: Noise is a function of (seed, index of the answer, position), never of generator state.
+        max_tokens: Maximum tokens of the answer; its default depends on the prompt.
+        min_tokens: End tokens are impossible until this many tokens are out.
+        ignore_eos: Go on after an end token of the model's.
+        logit_bias: (token id, added value) pairs.
+    """
+
+    temperature: Annotated[float, Range(0, 2)] = 1.0
+    top_p: Annotated[float, Range(1e-9, 1)] = 1.0
+    top_k: Annotated[int, Range(-1, _MAX_INT32)] = 0
+    min_p: Annotated[float, Range(0, 1)] = 0.0
+    repetition_penalty: Annotated[float, Range(1e-3, 10)] = 1.0
+    presence_penalty: Annotated[float, Range(-2, 2)] = 0.0
+    frequency_penalty: Annotated[float, Range(-2, 2)] = 0.0
+    seed: Annotated[int, Range(-(2**63), 2**63 - 1)] = 0
+    max_tokens: Annotated[int, Range(1, _MAX_INT32)]
+    min_tokens: Annotated[int, Range(0, _MAX_INT32)] = 0
+    ignore_eos: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+SCALARS: Final = tuple(
+    field.name for field in dataclasses.fields(Sampling) if field.name != "logit_bias"
+)
+"""The settings with one value each."""
+
+RANGES: Final[Mapping[str, Range]] = {
+    name: note
+    for name, hint in get_type_hints(Sampling, include_extras=True).items()
+    for note in getattr(hint, "__metadata__", ())
+    if isinstance(note, Range)
+}
+"""The range of every setting that is a number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """What one source says about sampling, be it a request, the operator or the model; None = nothing."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    logit_bias: tuple[tuple[int, float], ...] | None = None
+
+    @classmethod
+    def read(cls, value_of: Callable[[str], Any]) -> Self:
+        """Takes every scalar by its name; `value_of` gives None for what the source does not say."""
+        return cls(**{name: value_of(name) for name in SCALARS})
+
+    def over(self, other: SamplingOptions) -> Self:
+        """These settings, and those of `other` where these say nothing."""
+        return dataclasses.replace(self, **(_said(other) | _said(self)))
+
+    def resolved(self) -> Sampling:
+        """These settings, and OpenAI's where these say nothing; `max_tokens` must be set."""
+        return Sampling(**_said(self))
+
+
+def _said(options: SamplingOptions) -> dict[str, Any]:
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return {name: value for name, value in values.items() if value is not None}

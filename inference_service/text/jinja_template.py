@@ -1,0 +1,289 @@
+"""Renders conversations with the model's Jinja template, equal to transformers' `apply_chat_template`.
+
+Templates come with the model, never with a request, and run in a sandbox (CVE-2026-5760). Rendering takes time:
+callers do it off the event loop (CVE-2025-62426).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from inference_service.domain import ChatMessage, ImagePart, Part, Role, TextPart
+from inference_service.errors import ContextLengthError, InvalidArgumentError
+from inference_service.text.guard import CONTINUE_TAG
+
+
+MAX_CHARACTERS = 2**23
+"""Longer prompts fit no context window; a template in an endless loop is stopped here."""
+
+_NAMED_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+_Variable = str | list[dict[str, str]]
+_PROBES = {
+    Role.SYSTEM: (Role.SYSTEM, Role.USER),
+    Role.USER: (Role.USER, Role.ASSISTANT, Role.USER),
+    Role.ASSISTANT: (Role.USER, Role.ASSISTANT, Role.USER),
+}
+"""The conversations that show whether a template renders the names of a role's messages."""
+
+
+class JinjaTemplate:
+    """A chat template: from messages to the one string that the model was trained to read."""
+
+    def __init__(self, source: str, named_tokens: dict[str, str] | None = None) -> None:
+        """Compiles a template.
+
+        Args:
+            source: Jinja.
+            named_tokens: What templates may refer to as `eos_token` and the like.
+
+        Raises:
+            ValueError: The template is malformed.
+        """
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ValueError("the chat template is malformed") from error
+        self._named_tokens = named_tokens or {}
+
+    @classmethod
+    def from_dir(cls, model_dir: Path) -> JinjaTemplate:
+        """Reads chat_template.jinja, chat_template.json or tokenizer_config.json, in this order.
+
+        Raises:
+            ValueError: None of them has a template, or it is malformed.
+            OSError: A file cannot be read.
+        """
+        config = _read_json(model_dir / "tokenizer_config.json")
+        named = {
+            name: text
+            for name in _NAMED_TOKENS
+            if (text := _token_text(config.get(name))) is not None
+        }
+        jinja = model_dir / "chat_template.jinja"
+        if jinja.is_file():
+            return cls(jinja.read_text(encoding="utf-8"), named)
+        template = _read_json(model_dir / "chat_template.json").get("chat_template")
+        template = config.get("chat_template") if template is None else template
+        if isinstance(template, list):  # several templates, each with a name
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        if not isinstance(template, str):
+            raise ValueError(f"{model_dir} has no chat template")  # noqa: TRY004 - a file, no type
+        return cls(template, named)
+
+    def render(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        enable_thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
+        """The prompt as text, one placeholder for every image.
+
+        Args:
+            messages: The conversation.
+            add_generation_prompt: End where the answer begins.
+            continue_final_message: End where the last message ends, for the model to go on with it.
+            enable_thinking: For templates that ask; None = the template's own default.
+            tools: Functions that the model may call, as OpenAI's JSON describes them.
+
+        Raises:
+            InvalidArgumentError: The template refuses the conversation, or there is nothing to continue.
+            ContextLengthError: The prompt is absurdly long.
+        """
+        variables: list[dict[str, _Variable]] = [
+            {"role": message.role.value, "content": _content(message)}
+            | ({"name": message.name} if message.name else {})
+            for message in messages
+        ]
+        if continue_final_message:
+            if add_generation_prompt:
+                raise InvalidArgumentError(
+                    "continue_final_message and add_generation_prompt exclude each other.",
+                    field="spec.template",
+                )
+            _tag_final_text(variables)
+        extra = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        rendered = self._run(
+            messages=variables,
+            tools=list(tools) or None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **self._named_tokens,
+            **extra,
+        )
+        return _cut_at_tag(rendered) if continue_final_message else rendered
+
+    def roles_with_names(self) -> frozenset[Role]:
+        """The roles whose messages are rendered with their `name`, found by rendering small conversations."""
+        return frozenset(role for role in _PROBES if self._renders_names(role))
+
+    def _renders_names(self, role: Role) -> bool:
+        text = TextPart(text="x")
+        forms: list[tuple[Part, ...]] = [(text,)]
+        if role is not Role.SYSTEM:
+            forms.append((ImagePart(), text))  # templates treat content in parts separately
+        shown = [self._shows_names(role, parts) for parts in forms]
+        return True in shown and False not in shown
+
+    def _shows_names(self, role: Role, parts: tuple[Part, ...]) -> bool | None:
+        """Whether every name appears, and only where it is given; None = the template refuses the conversation."""
+        turns = _PROBES[role]
+        names = [f"speaker{index}" if turn is role else "" for index, turn in enumerate(turns)]
+        plain = [ChatMessage(role=turn, parts=parts) for turn in turns]
+        named = [replace(turn, name=name) for turn, name in zip(plain, names, strict=True)]
+        try:
+            without, with_names = self.render(plain), self.render(named)
+        except InvalidArgumentError:
+            return None
+        return all(name in with_names and name not in without for name in filter(None, names))
+
+    def _run(self, **variables: Any) -> str:
+        pieces: list[str] = []
+        length = 0
+        try:
+            for piece in self._template.generate(**variables):
+                pieces.append(piece)
+                length += len(piece)
+                if length > MAX_CHARACTERS:
+                    raise ContextLengthError(
+                        "The prompt does not fit the context window.", field="spec.messages"
+                    )
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError):
+            # Its own `raise_exception`, or an operation that this conversation has no value for.
+            raise InvalidArgumentError(
+                "The model's chat template refuses this conversation.", field="spec.messages"
+            ) from None
+        return "".join(pieces)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Options, filters and globals as transformers gives them to templates."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["namespace"] = _Namespace
+    return environment
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """Jinja's own, without attributes that would lead out of the sandbox."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            raise jinja2.exceptions.SecurityError("a namespace attribute begins with an underscore")
+        super().__setitem__(name, value)
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """`{% generation %}` marks what the model says, for training; here it changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - the base class declares it so
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """The body, without the tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Unlike Jinja's own filter it escapes no HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return dt.datetime.now().astimezone().strftime(pattern)
+
+
+def _content(message: ChatMessage) -> _Variable:
+    """Text alone as a string, which every template takes; else the parts in order."""
+    texts = [part.text for part in message.parts if isinstance(part, TextPart)]
+    if len(texts) == len(message.parts):
+        return "".join(texts)
+    return [_part(part) for part in message.parts]
+
+
+def _part(part: Part) -> dict[str, str]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    return {"type": "image"} if isinstance(part, ImagePart) else {"type": "video"}
+
+
+def _tag_final_text(variables: list[dict[str, _Variable]]) -> None:
+    """Marks the end of the last text of the last message."""
+    content = variables[-1]["content"] if variables else []
+    if isinstance(content, str):
+        variables[-1]["content"] = content + CONTINUE_TAG
+        return
+    for part in reversed(content):
+        if "text" in part:
+            part["text"] += CONTINUE_TAG
+            return
+    raise InvalidArgumentError(
+        "The last message has no text that could be continued.", field="spec.messages"
+    )
+
+
+def _cut_at_tag(rendered: str) -> str:
+    """What stands before the tag; where the template trimmed its space, it trims the text's as well."""
+    end = rendered.rfind(CONTINUE_TAG.strip())
+    if end < 0:
+        raise InvalidArgumentError(
+            "The model's chat template cannot continue this message.", field="spec.messages"
+        )
+    before = rendered[:end]
+    return before if rendered.startswith(CONTINUE_TAG, end) else before.rstrip()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is malformed") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _token_text(value: Any) -> str | None:
+    """A token of tokenizer_config.json: its text, or an object with its text."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None

@@ -1,0 +1,71 @@
+"""The stages of one answer, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from inference_service.domain import ImageInfo, Request
+from inference_service.model_spec import BoxNotation
+from inference_service.text.output.boxes import BoxReader, tag_tokens
+from inference_service.text.output.detokenize import Detokenizer
+from inference_service.text.output.stage import Piece, Stage
+from inference_service.text.output.stop import StopStringFilter
+from inference_service.text.tokenizer import Tokenizer
+
+
+class Pipeline:
+    """From the tokens of one answer to its text and what is read from it."""
+
+    def __init__(self, stages: Sequence[Stage], *, token_by_token: bool) -> None:
+        """Takes new stages.
+
+        Args:
+            stages: The first one makes text of token ids; each takes what the one before gives.
+            token_by_token: A stage may end the answer: tokens are taken singly, since those behind the end were
+                never said.
+        """
+        self._stages = stages
+        self._token_by_token = token_by_token
+
+    def push(self, token_ids: tuple[int, ...], *, last: bool) -> Piece:
+        """Takes the tokens of one engine output.
+
+        Args:
+            token_ids: In order, without an end token; may be empty.
+            last: No tokens follow.
+
+        Returns:
+            What is certain now; its `token_ids` are those given, but none behind the token that ended the answer.
+        """
+        if not self._token_by_token or len(token_ids) < 2:
+            return self._through(Piece(token_ids=token_ids, last=last))
+        total = Piece()
+        for number, token_id in enumerate(token_ids, start=1):
+            at_end = last and number == len(token_ids)
+            total.extend(self._through(Piece(token_ids=(token_id,), last=at_end)))
+            if total.last:
+                break
+        return total
+
+    def _through(self, piece: Piece) -> Piece:
+        for stage in self._stages:
+            stage.push(piece)
+        return piece
+
+
+def build_pipeline(
+    request: Request, tokenizer: Tokenizer, notation: BoxNotation, images: Sequence[ImageInfo]
+) -> Pipeline:
+    """The stages that a request asks for, for one of its answers; arguments as `Answer`."""
+    stages: list[Stage] = [
+        Detokenizer(
+            tokenizer,
+            skip_special_tokens=not request.keep_special_tokens,
+            shown=tag_tokens(notation) if request.grounding else (),
+        )
+    ]
+    if request.stop_strings:
+        stages.append(StopStringFilter(request.stop_strings, include=request.include_stop_string))
+    if request.grounding:
+        stages.append(BoxReader(notation, images))
+    return Pipeline(stages, token_by_token=bool(request.stop_strings))

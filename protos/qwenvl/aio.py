@@ -1,0 +1,239 @@
+"""The calls of the inference service for asyncio, in protobuf messages: one channel, deadlines, retries.
+
+`qwenvl.AsyncClient` is the same with Python values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import grpc
+
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
+from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from qwenvl.rpc import DEFAULT_TIMEOUT_S, channel_options, read_error
+
+
+_PAUSE_S: Final = 0.1
+_SHORT_TIMEOUT_S: Final = 10.0
+_HEALTH_TIMEOUT_S: Final = 1.5
+# grpc.health.v1 in bytes, because its generated package is not among the client's needs:
+# HealthCheckRequest{service: "readiness"} and HealthCheckResponse{status: SERVING}.
+_READINESS_REQUEST: Final = b"\x0a\x09readiness"
+_SERVING_RESPONSE: Final = b"\x08\x01"
+
+_Response = TypeVar("_Response")
+_Event = TypeVar("_Event")
+_Event_co = TypeVar("_Event_co", covariant=True)
+ChatEvent = chat_pb.StreamChatCompletionResponse
+CompletionEvent = completion_pb.StreamCompletionResponse
+Metadata = Sequence[tuple[str, str]]
+"""What travels beside a request: `authorization`, `x-request-id`, `traceparent`."""
+
+
+class Events(Protocol[_Event_co]):
+    """An answer piece by piece; the first event has been received already."""
+
+    def __aiter__(self) -> AsyncIterator[_Event_co]:
+        """Yields all events, the first included."""
+        ...
+
+    def cancel(self) -> None:
+        """Stops the work, if there is any left."""
+        ...
+
+
+class _ReceivedEvents(Generic[_Event]):
+    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, _Event], first: _Event) -> None:
+        self._call = call
+        self._first = first
+
+    async def __aiter__(self) -> AsyncIterator[_Event]:
+        yield self._first
+        async for event in self._call:
+            yield event
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+class AsyncService:
+    """The calls of one inference service; needs a running event loop.
+
+    All methods but `ready` raise `grpc.aio.AioRpcError`, which `qwenvl.rpc.read_error` reads. Cancelling a method
+    cancels its call.
+
+    Args:
+        target: `host:port` or a gRPC target such as `dns:///inference:50051`.
+        credentials: For TLS; None = plaintext.
+        timeout_s: Deadline of a generation, in seconds, where a call names none.
+        retry_unavailable: As `qwenvl.rpc.channel_options`. Without it a call is repeated once, and only if another
+            replica may answer: right for a proxy, whose callers repeat requests themselves.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry_unavailable: bool = False,
+    ) -> None:
+        options = channel_options(retry_unavailable=retry_unavailable)
+        self._timeout_s = timeout_s
+        self._tries = 1 if retry_unavailable else 2
+        self._channel = (
+            grpc.aio.secure_channel(target, credentials, options=options)
+            if credentials
+            else grpc.aio.insecure_channel(target, options=options)
+        )
+        self._chat = chat_grpc.ChatServiceStub(self._channel)
+        self._completions = completion_grpc.CompletionServiceStub(self._channel)
+        self._models = model_grpc.ModelServiceStub(self._channel)
+        self._health: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+            "/grpc.health.v1.Health/Check"
+        )
+
+    async def create_chat(
+        self,
+        spec: chat_pb.ChatCompletionSpec,
+        *,
+        metadata: Metadata = (),
+        timeout_s: float | None = None,
+    ) -> chat_pb.CreateChatCompletionResponse:
+        """Answers a conversation in one message."""
+        request = chat_pb.CreateChatCompletionRequest(spec=spec)
+        response: chat_pb.CreateChatCompletionResponse = await self._call(
+            self._chat.CreateChatCompletion, request, metadata, timeout_s
+        )
+        return response
+
+    async def stream_chat(
+        self,
+        spec: chat_pb.ChatCompletionSpec,
+        *,
+        metadata: Metadata = (),
+        timeout_s: float | None = None,
+    ) -> Events[ChatEvent]:
+        """Begins an answer; returns when its first event is here, so that a refusal is raised at once."""
+        request = chat_pb.StreamChatCompletionRequest(spec=spec)
+        return await self._begin(self._chat.StreamChatCompletion, request, metadata, timeout_s)
+
+    async def create_completion(
+        self,
+        spec: completion_pb.CompletionSpec,
+        *,
+        metadata: Metadata = (),
+        timeout_s: float | None = None,
+    ) -> completion_pb.CreateCompletionResponse:
+        """Continues a prompt in one message."""
+        request = completion_pb.CreateCompletionRequest(spec=spec)
+        response: completion_pb.CreateCompletionResponse = await self._call(
+            self._completions.CreateCompletion, request, metadata, timeout_s
+        )
+        return response
+
+    async def stream_completion(
+        self,
+        spec: completion_pb.CompletionSpec,
+        *,
+        metadata: Metadata = (),
+        timeout_s: float | None = None,
+    ) -> Events[CompletionEvent]:
+        """Begins to continue a prompt; as `stream_chat`."""
+        request = completion_pb.StreamCompletionRequest(spec=spec)
+        return await self._begin(self._completions.StreamCompletion, request, metadata, timeout_s)
+
+    async def count_tokens(
+        self,
+        spec: chat_pb.ChatCompletionSpec,
+        *,
+        metadata: Metadata = (),
+        timeout_s: float | None = None,
+    ) -> usage_pb.Usage:
+        """Tells what the prompt of a conversation costs."""
+        request = chat_pb.CountTokensRequest(spec=spec)
+        response: chat_pb.CountTokensResponse = await self._call(
+            self._chat.CountTokens, request, metadata, timeout_s
+        )
+        return response.usage
+
+    async def list_models(self, *, metadata: Metadata = ()) -> list[model_pb.Model]:
+        """All served names, the canonical one first."""
+        response: model_pb.ListModelsResponse = await self._call(
+            self._models.ListModels, model_pb.ListModelsRequest(), metadata, _SHORT_TIMEOUT_S
+        )
+        return list(response.models)
+
+    async def get_model(self, name: str, *, metadata: Metadata = ()) -> model_pb.Model:
+        """One served name."""
+        response: model_pb.GetModelResponse = await self._call(
+            self._models.GetModel, model_pb.GetModelRequest(name=name), metadata, _SHORT_TIMEOUT_S
+        )
+        return response.model
+
+    async def ready(self) -> bool:
+        """Whether the service says that it can answer."""
+        try:
+            answer = await self._health(_READINESS_REQUEST, timeout=_HEALTH_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer == _SERVING_RESPONSE)
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close()
+
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[_Response]],
+        request: object,
+        metadata: Metadata,
+        timeout_s: float | None,
+    ) -> _Response:
+        async def call() -> _Response:
+            return await method(request, **self._options(metadata, timeout_s))
+
+        return await self._repeated(call)
+
+    async def _begin(
+        self,
+        method: Callable[..., grpc.aio.UnaryStreamCall[Any, _Event]],
+        request: object,
+        metadata: Metadata,
+        timeout_s: float | None,
+    ) -> Events[_Event]:
+        async def call() -> Events[_Event]:
+            stream = method(request, **self._options(metadata, timeout_s))
+            async for first in stream:
+                return _ReceivedEvents(stream, first)
+            raise grpc.aio.AioRpcError(
+                grpc.StatusCode.INTERNAL,
+                grpc.aio.Metadata(),
+                grpc.aio.Metadata(),
+                details="the stream ended before it began",
+            )
+
+        return await self._repeated(call)
+
+    def _options(self, metadata: Metadata, timeout_s: float | None) -> dict[str, Any]:
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        return {"metadata": grpc.aio.Metadata(*metadata), "timeout": timeout_s}
+
+    async def _repeated(self, call: Callable[[], Awaitable[_Response]]) -> _Response:
+        """Makes a call, and makes it again if another replica may answer and nothing was received."""
+        for _ in range(self._tries - 1):
+            try:
+                return await call()
+            except grpc.aio.AioRpcError as error:
+                if not read_error(error).is_worth_another_replica:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
+        return await call()

@@ -1,0 +1,107 @@
+"""One log format for all processes, as JSON lines or as text, on standard error."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+import json
+import logging
+import os
+import re
+import sys
+from typing import Any, Final, Literal
+
+from qwenvl.observability.context import current_call
+
+
+LogFormat = Literal["json", "text"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_BARE: Final = re.compile(r"[\w./:#@+-]+", re.ASCII)
+
+
+def default_log_format() -> LogFormat:
+    """Text for a person at a terminal, JSON for whatever else reads standard error."""
+    return "text" if sys.stderr.isatty() else "json"
+
+
+def configure_logging(*, process: str, level: LogLevel, log_format: LogFormat | None) -> None:
+    """Sends the log records of this process to standard error, one line each.
+
+    A record whose message is a dict is a structured one: its items become fields of the line, of which `message` is
+    the text. A line that is written while a call is under way has the call's ids, see `CallContext.log_fields`.
+
+    Args:
+        process: The name of this process in every line.
+        level: The lowest level that is logged.
+        log_format: `json` or `text`; None = `default_log_format`.
+    """
+    handler = logging.StreamHandler()
+    formatters = {"json": JsonFormatter, "text": TextFormatter}
+    handler.setFormatter(formatters[log_format or default_log_format()](process))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.captureWarnings(capture=True)
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def _head(self, record: logging.LogRecord) -> dict[str, object]:
+        """What every line has: when, how severe, and where from."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        return {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "pid": os.getpid(),
+            "logger": record.name,
+        }
+
+    def _body(self, record: logging.LogRecord) -> dict[str, object]:
+        """The message, the fields of a structured record and those of the call under way."""
+        call = current_call()
+        of_call = {} if call is None else call.log_fields()
+        message: Any = record.msg
+        fields = message if isinstance(message, dict) else {"message": record.getMessage()}
+        return {"message": ""} | of_call | fields
+
+    def _exception(self, record: logging.LogRecord) -> str:
+        return self.formatException(record.exc_info) if record.exc_info else ""
+
+
+class JsonFormatter(_Formatter):
+    """One JSON object per record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Renders a record as one line."""
+        line = self._head(record) | self._body(record)
+        if exception := self._exception(record):
+            line["exception"] = exception
+        return json.dumps(line, default=str)
+
+
+class TextFormatter(_Formatter):
+    """One line of text per record, followed by the traceback of its exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Renders a record; control characters are escaped, so that no value can forge a line."""
+        head, fields = self._head(record), self._body(record)
+        message = _UNPRINTABLE.sub(_escape, str(fields.pop("message")))
+        words = [
+            f"{head['time']} {record.levelname} {self._process}[{head['pid']}] {record.name}:",
+            *([message] if message else []),
+            *(f"{name}={_quoted(value)}" for name, value in fields.items()),
+        ]
+        exception = self._exception(record)
+        return " ".join(words) + (f"\n{exception}" if exception else "")
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return text if _BARE.fullmatch(text) else json.dumps(text)

@@ -1,0 +1,36 @@
+"""A client that goes away: its work ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.types import Receive
+
+from rest_adapter.errors import aborted
+
+
+_Answer = TypeVar("_Answer")
+
+
+async def until_disconnected(receive: Receive) -> None:
+    """Returns when the client has gone; the body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, _Answer]) -> _Answer:
+    """Does the work, and cancels it when the client goes away; Starlette does so for streams only."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(until_disconnected(request.receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise aborted()
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)

@@ -1,0 +1,48 @@
+"""The JSON body of a request: reading it, and what happens to unknown fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import logging
+from typing import Final, TypeVar
+
+from fastapi import Request
+import orjson
+
+from rest_adapter.errors import ApiError, invalid
+from rest_adapter.state import shared
+
+
+_LOG: Final = logging.getLogger(__name__)
+_MAX_LOGGED_FIELDS: Final = 20
+_Parsed = TypeVar("_Parsed")
+
+
+async def read_json(
+    request: Request, parse: Callable[[object], tuple[_Parsed, list[str]]]
+) -> _Parsed:
+    """Reads and checks the body; unknown fields are logged, or refused if the settings say so.
+
+    Args:
+        request: The HTTP request.
+        parse: Checks a JSON document; gives the request and the paths of unknown fields.
+
+    Raises:
+        ApiError: The body is not JSON, or is refused.
+    """
+    body = await request.body()
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type and media_type != "application/json":
+        message = "The content type must be application/json."
+        raise ApiError(415, message, reason="UNSUPPORTED_MEDIA_TYPE")
+    try:
+        # orjson refuses invalid UTF-8, and nesting deeper than 1024 before it becomes objects.
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise invalid("The body is not valid JSON.", None, "INVALID_JSON") from None
+    parsed, unknown = parse(document)
+    if unknown:
+        if shared(request).settings.strict_fields:
+            raise invalid(f"'{unknown[0]}' is unknown.", unknown[0], "UNKNOWN_FIELD")
+        _LOG.info("unknown fields are ignored: %s", ", ".join(unknown[:_MAX_LOGGED_FIELDS]))
+    return parsed

@@ -1,0 +1,111 @@
+"""What all answers have in common in OpenAI's JSON: usage, finish reason, log probabilities, boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import hashlib
+from typing import Any, Final
+
+from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from rest_adapter.errors import aborted
+
+
+_FINISH_REASONS: Final = {
+    usage_pb.FINISH_REASON_STOP: "stop",
+    usage_pb.FINISH_REASON_LENGTH: "length",
+    usage_pb.FINISH_REASON_CONTEXT_LENGTH: "length",
+    usage_pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
+}
+MIN_LOGPROB: Final = -9999.0
+"""Stands for minus infinity, which JSON cannot express."""
+
+
+def finish_reason(reason: usage_pb.FinishReason) -> str:
+    """OpenAI's word for why an answer ended.
+
+    Raises:
+        ApiError: It was aborted, for which OpenAI has no word.
+    """
+    if reason == usage_pb.FINISH_REASON_ABORTED:
+        raise aborted()
+    return _FINISH_REASONS.get(reason, "stop")
+
+
+def fingerprint(model: str, version: str) -> str:
+    """`system_fingerprint`: changes with the model and with this software."""
+    return "fp_" + hashlib.sha256(f"{model}\0{version}".encode()).hexdigest()[:12]
+
+
+def usage(value: usage_pb.Usage) -> dict[str, Any]:
+    """OpenAI's `usage`."""
+    tokens = {detail.modality: detail.tokens for detail in value.prompt_details}
+    details = {
+        "cached_tokens": value.cached_tokens,
+        "image_tokens": tokens.get(usage_pb.MODALITY_IMAGE, 0),
+    }
+    if usage_pb.MODALITY_VIDEO in tokens:
+        details["video_tokens"] = tokens[usage_pb.MODALITY_VIDEO]
+    return {
+        "prompt_tokens": value.prompt_tokens,
+        "completion_tokens": value.completion_tokens,
+        "total_tokens": value.total_tokens,
+        "prompt_tokens_details": details,
+    }
+
+
+def logprobs(entries: Sequence[usage_pb.LogprobEntry]) -> dict[str, Any]:
+    """OpenAI's `choices[].logprobs`."""
+    content = [
+        _logprob(entry.chosen) | {"top_logprobs": [_logprob(token) for token in entry.top]}
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _logprob(token: usage_pb.TokenLogprob) -> dict[str, Any]:
+    return {
+        "token": token.token,
+        "bytes": list(token.bytes),
+        "logprob": max(token.logprob, MIN_LOGPROB),
+    }
+
+
+def prompt_logprobs(entries: Sequence[usage_pb.LogprobEntry]) -> list[dict[str, Any] | None]:
+    """The `prompt_logprobs` of vLLM: for every token of the prompt null or {token id: logprob, rank, text}."""
+    return [
+        {
+            str(token.token_id): {
+                "logprob": max(token.logprob, MIN_LOGPROB),
+                "rank": token.rank,
+                "decoded_token": token.token,
+            }
+            for token in (*entry.top, entry.chosen)
+        }
+        if entry.HasField("chosen")
+        else None
+        for entry in entries
+    ]
+
+
+def _edges(box: usage_pb.BoundingBox) -> tuple[float, float, float, float]:
+    return box.x_min, box.y_min, box.x_max, box.y_max
+
+
+def groundings(found: Sequence[usage_pb.Grounding]) -> list[dict[str, Any]]:
+    """The boxes of an answer: `box` is left, top, right, bottom in pixels of the image as decoded."""
+    return [
+        {
+            "label": item.label,
+            "box": [round(edge, 2) for edge in _edges(item.box)],
+            "image_index": item.image_index,
+        }
+        for item in found
+    ]
+
+
+def stop_reason(detail: usage_pb.StopDetail) -> str | int | None:
+    """The `stop_reason` of vLLM: the stop string or token id of the caller that ended the answer."""
+    trigger = detail.WhichOneof("trigger")
+    if trigger == "stop_string":
+        return detail.stop_string
+    return detail.stop_token_id if trigger == "stop_token_id" else None

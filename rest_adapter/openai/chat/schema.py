@@ -1,0 +1,75 @@
+"""The JSON of `/v1/chat/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rest_adapter.errors import invalid, unsupported
+from rest_adapter.openai.content import Part
+from rest_adapter.openai.fields import AnswerRequest, Int32, Items, JsonModel, is_nothing
+from rest_adapter.openai.validation import parse
+
+
+_MESSAGE_NEUTRAL: Final = frozenset(("audio", "function_call", "tool_calls"))
+_MESSAGE_IGNORED: Final = frozenset(("annotations", "reasoning", "reasoning_content"))
+
+
+class Message(JsonModel):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Items[Part] | None = None
+    name: str | None = None
+    refusal: str | None = None
+
+
+class TemplateOptions(BaseModel):
+    """Switches of the chat template; a closed list, because a template runs them."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    enable_thinking: bool | None = None
+
+
+class ChatRequest(AnswerRequest):
+    """A request of `/v1/chat/completions`."""
+
+    messages: Annotated[Items[Message], Field(min_length=1)]
+    max_completion_tokens: Int32 | None = None
+    logprobs: bool | None = None
+    top_logprobs: Int32 | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+
+
+def parse_chat(document: object) -> tuple[ChatRequest, list[str]]:
+    """Checks a parsed JSON document.
+
+    Returns:
+        The request, and the paths of unknown fields.
+
+    Raises:
+        ApiError: A field has a wrong type, is missing, or is known and not supported.
+    """
+    request, unknown = parse(ChatRequest, document)
+    if request.top_logprobs and not request.logprobs:
+        raise invalid("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
+    for index, message in enumerate(request.messages):
+        unknown += _unknown_in_message(message, f"messages[{index}]")
+    return request, unknown
+
+
+def _unknown_in_message(message: Message, path: str) -> Iterator[str]:
+    for name, value in message.unknown().items():
+        if name in _MESSAGE_NEUTRAL:
+            if not is_nothing(value):
+                raise unsupported(f"{path}.{name}")
+        elif name not in _MESSAGE_IGNORED:
+            yield f"{path}.{name}"
+    if isinstance(message.content, list):
+        for position, part in enumerate(message.content):
+            yield from (f"{path}.content[{position}].{name}" for name in part.unknown())

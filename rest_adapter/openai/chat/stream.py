@@ -1,0 +1,146 @@
+"""The chunks of a chat completion that is streamed.
+
+What all chunks of a stream share is rendered once: a token costs one `orjson.dumps` of its text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
+from rest_adapter.openai import answer
+from rest_adapter.openai.chat.translate import completion_id
+
+
+_END: Final = b"]}\n\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkOptions:
+    """What a stream contains besides the text.
+
+    Attributes:
+        n: Number of answers.
+        usage: A last chunk with the usage; every other chunk then has `"usage": null`.
+        logprobs: `choices[].logprobs` are filled.
+        token_ids: `choices[].token_ids` in every chunk, and the prompt's in the first.
+        grounding: `choices[].grounding` in the last chunk of a choice.
+    """
+
+    n: int
+    usage: bool
+    logprobs: bool
+    token_ids: bool
+    grounding: bool = False
+
+
+class ChunkWriter:
+    """Renders the events of one answer, in their order."""
+
+    def __init__(self, options: ChunkOptions, version: str) -> None:
+        self._options = options
+        self._version = version
+        self._shared = b""
+        self._head = b""
+
+    def render(self, event: chat_pb.StreamChatCompletionResponse) -> bytes:
+        """The bytes of an event: none, one or several chunks.
+
+        Raises:
+            ApiError: The answer was aborted.
+        """
+        match event.WhichOneof("event"):
+            case "delta":
+                return self._delta(event.delta)
+            case "started":
+                return self._started(event.started)
+            case "finished":
+                return self._finished(event.finished)
+            case "usage" if self._options.usage:
+                return self._shared + b'"usage":%b,"choices":[%b' % (
+                    orjson.dumps(answer.usage(event.usage)),
+                    _END,
+                )
+            case _:
+                return b""
+
+    def _started(self, started: generation_pb.Started) -> bytes:
+        shared = {
+            "id": completion_id(started),
+            "object": "chat.completion.chunk",
+            "created": started.created,
+            "model": started.model,
+            "system_fingerprint": answer.fingerprint(started.model, self._version),
+        }
+        self._shared = b"data: " + orjson.dumps(shared)[:-1] + b","
+        self._head = self._shared + (b'"usage":null,' if self._options.usage else b"")
+        extra: dict[str, Any] = {}
+        if self._options.token_ids:
+            extra["prompt_token_ids"] = list(started.prompt_token_ids)
+        chunks = []
+        for index in range(self._options.n):
+            chunks.append(self._chunk(index, b'{"role":"assistant","content":""}', extra))
+            extra = {}
+        return b"".join(chunks)
+
+    def _delta(self, delta: generation_pb.Delta) -> bytes:
+        entries = self._options.logprobs and delta.logprobs
+        ids = self._options.token_ids and delta.token_ids
+        if not (delta.text or delta.reasoning or entries or ids or delta.prompt_logprobs):
+            return b""
+        content = b'{"content":' + orjson.dumps(delta.text)
+        if delta.reasoning:
+            content += b',"reasoning_content":' + orjson.dumps(delta.reasoning)
+        extra = {}
+        if delta.prompt_logprobs:
+            extra["prompt_logprobs"] = answer.prompt_logprobs(delta.prompt_logprobs)
+        return self._chunk(
+            delta.choice_index,
+            content + b"}",
+            extra,
+            logprobs=orjson.dumps(answer.logprobs(delta.logprobs)) if entries else b"null",
+            token_ids=list(delta.token_ids) if ids else (),
+        )
+
+    def _finished(self, finished: generation_pb.Finished) -> bytes:
+        stop = orjson.dumps(answer.stop_reason(finished.stop_detail))
+        reason = orjson.dumps(answer.finish_reason(finished.reason))
+        finish = reason + b',"stop_reason":' + stop
+        if self._options.grounding:
+            finish += b',"grounding":' + orjson.dumps(answer.groundings(finished.groundings))
+        return self._chunk(finished.choice_index, b"{}", {}, finish=finish)
+
+    def _chunk(
+        self,
+        index: int,
+        delta: bytes,
+        extra: MutableMapping[str, Any],
+        *,
+        logprobs: bytes = b"null",
+        finish: bytes = b"null",
+        token_ids: list[int] | tuple[()] = (),
+    ) -> bytes:
+        """One chunk of one choice.
+
+        Args:
+            index: Which choice.
+            delta: `choices[].delta` in JSON.
+            extra: Further fields beside `choices`.
+            logprobs: `choices[].logprobs` in JSON.
+            finish: `choices[].finish_reason` in JSON, and what follows it.
+            token_ids: The new tokens, if asked for.
+        """
+        parts = [self._head]
+        if extra:
+            parts += (orjson.dumps(extra)[1:-1], b",")
+        parts += (b'"choices":[{"index":%d,"delta":' % index, delta, b',"logprobs":', logprobs)
+        parts += (b',"finish_reason":', finish)
+        if self._options.token_ids:
+            parts += (b',"token_ids":', orjson.dumps(token_ids))
+        parts += (b"}", _END)
+        return b"".join(parts)

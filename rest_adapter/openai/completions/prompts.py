@@ -1,0 +1,64 @@
+"""The prompts of one request, continued at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
+
+from qwenvl.aio import AsyncService, CompletionEvent, Events, Metadata
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+
+
+_Answer = TypeVar("_Answer")
+PromptEvent = tuple[int, CompletionEvent]
+"""Which of the prompts of a request, from 0, and what happened to it."""
+
+
+async def create_all(
+    service: AsyncService, specs: Sequence[completion_pb.CompletionSpec], metadata: Metadata
+) -> list[completion_pb.CreateCompletionResponse]:
+    """Continues the prompts; the first that fails ends all."""
+    calls = [service.create_completion(spec, metadata=metadata) for spec in specs]
+    return await _all([asyncio.create_task(call) for call in calls])
+
+
+async def stream_all(
+    service: AsyncService, specs: Sequence[completion_pb.CompletionSpec], metadata: Metadata
+) -> Events[PromptEvent]:
+    """Begins to continue the prompts; returns when the first event of each is here."""
+    calls = [service.stream_completion(spec, metadata=metadata) for spec in specs]
+    tasks = [asyncio.create_task(call) for call in calls]
+    try:
+        return _PromptEvents(await _all(tasks))
+    except BaseException:
+        for task in tasks:
+            if not task.cancelled() and task.exception() is None:
+                task.result().cancel()
+        raise
+
+
+class _PromptEvents:
+    """The events of all prompts, one prompt after the other."""
+
+    def __init__(self, streams: Sequence[Events[CompletionEvent]]) -> None:
+        self._streams = streams
+
+    async def __aiter__(self) -> AsyncIterator[PromptEvent]:
+        for index, stream in enumerate(self._streams):
+            async for event in stream:
+                yield index, event
+
+    def cancel(self) -> None:
+        for stream in self._streams:
+            stream.cancel()
+
+
+async def _all(tasks: Sequence[asyncio.Task[_Answer]]) -> list[_Answer]:
+    """All results; when one fails, or the caller is cancelled, the others are cancelled and waited for."""
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,262 @@
+"""What the JSON of `/v1/completions` means in the proto, and back: pure functions.
+
+A request may have several prompts, each of which becomes a request of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import re
+from typing import Any, Final
+
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
+from qwenvl.inference.v1 import message_pb2 as message_pb
+from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from rest_adapter.errors import invalid, too_large
+from rest_adapter.openai import answer
+from rest_adapter.openai.completions.logprobs import LegacyLogprobs
+from rest_adapter.openai.completions.schema import CompletionRequest
+from rest_adapter.openai.content import ImagePart
+from rest_adapter.openai.field_paths import plain_param
+from rest_adapter.openai.media import image_of
+from rest_adapter.openai.sampling import set_options
+
+
+MAX_PROMPTS: Final = 64
+_IMAGE_PATH: Final = re.compile(r"images\[\d+\]")
+
+Prompt = str | Sequence[int]
+
+
+def prompts_of(request: CompletionRequest) -> list[Prompt]:
+    """The prompts of a request, in their order.
+
+    Raises:
+        ApiError: There is none, or there are too many.
+    """
+    prompt = request.prompt
+    several = isinstance(prompt, list) and not (prompt and isinstance(prompt[0], int))
+    prompts: list[Any] = prompt if several and isinstance(prompt, list) else [prompt]
+    if not 1 <= len(prompts) <= MAX_PROMPTS:
+        raise invalid(f"1 to {MAX_PROMPTS} prompts are needed.", "prompt")
+    return prompts
+
+
+def to_specs(
+    request: CompletionRequest, request_id: str, *, max_media_bytes: int
+) -> list[completion_pb.CompletionSpec]:
+    """Makes one proto request for every prompt.
+
+    Args:
+        request: The checked JSON.
+        request_id: The request's id; where there are several prompts, `-0`, `-1`, ... is appended.
+        max_media_bytes: Maximum bytes of all decoded images together.
+
+    Raises:
+        ApiError: An image's URI cannot be decoded, the images are too large or belong to no single prompt, or a
+            field has no proto form.
+    """
+    prompts = prompts_of(request)
+    common = _common(request)
+    common.images.extend(_images(request, max_media_bytes))
+    if common.images and len(prompts) > 1:
+        raise invalid("'images' needs a single prompt.", "images")
+    specs = []
+    for index, prompt in enumerate(prompts):
+        spec = completion_pb.CompletionSpec()
+        spec.CopyFrom(common)
+        spec.request_id = request_id if len(prompts) == 1 else f"{request_id}-{index}"
+        if isinstance(prompt, str):
+            spec.text = prompt
+        else:
+            spec.token_ids.ids.extend(prompt)
+        specs.append(spec)
+    return specs
+
+
+def only_prompt(request: CompletionRequest) -> bool:
+    """Whether only the prompt is asked for (to score it): an echo with no token after it."""
+    return bool(request.echo) and request.max_tokens == 0
+
+
+def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
+    spec = completion_pb.CompletionSpec()
+    set_options(spec, request, None)
+    if only_prompt(request):
+        # An engine always generates one token; `without_answer` drops it.
+        spec.sampling.max_tokens = 1
+    if request.logprobs is not None:
+        spec.logprobs.top_logprobs = request.logprobs
+    echoed = request.logprobs if request.echo else None
+    wanted = [count for count in (request.prompt_logprobs, echoed) if count is not None]
+    if wanted:
+        spec.logprobs.prompt_logprobs = max(wanted)
+    spec.response.return_prompt_text = bool(request.echo)
+    return spec
+
+
+def _images(request: CompletionRequest, budget: int) -> list[message_pb.Image]:
+    images = []
+    for index, url in enumerate(request.images or ()):
+        part = ImagePart(type="image_url", image_url=url)
+        image = image_of(part, f"images[{index}]")
+        budget -= len(image.data)
+        if budget < 0:
+            raise too_large("The images of the request are too large together.")
+        images.append(image)
+    return images
+
+
+def param_of(field: str) -> str | None:
+    """How a proto field reads in the JSON: `spec.token_ids` is `prompt`."""
+    path = field.removeprefix("spec.")
+    if match := _IMAGE_PATH.match(path):
+        return match[0]
+    if path in ("text", "token_ids"):
+        return "prompt"
+    path = plain_param(path)
+    return "logprobs" if path == "top_logprobs" else path or None
+
+
+def completion(
+    responses: Sequence[completion_pb.CreateCompletionResponse],
+    request: CompletionRequest,
+    request_id: str,
+    version: str,
+) -> dict[str, Any]:
+    """OpenAI's `text_completion`, the choices of the first prompt first.
+
+    Raises:
+        ApiError: An answer was aborted.
+    """
+    if only_prompt(request):
+        responses = list(map(_without_answers, responses))
+    choices: list[dict[str, Any]] = []
+    for prompt, response in zip(prompts_of(request), responses, strict=True):
+        choices += [
+            _choice(choice, response.started, prompt, request, len(choices))
+            for choice in response.choices
+        ]
+    for index, choice in enumerate(choices):
+        choice["index"] = index
+    return head(responses[0].started, request_id, version) | {
+        "choices": choices,
+        "usage": usage([response.usage for response in responses]),
+    }
+
+
+def _without_answers(
+    response: completion_pb.CreateCompletionResponse,
+) -> completion_pb.CreateCompletionResponse:
+    return completion_pb.CreateCompletionResponse(
+        started=response.started,
+        choices=[
+            generation_pb.Choice(index=choice.index, finish_reason=usage_pb.FINISH_REASON_LENGTH)
+            for choice in response.choices
+        ],
+        usage=_without_completion(response.usage),
+    )
+
+
+def without_answer(
+    event: completion_pb.StreamCompletionResponse,
+) -> completion_pb.StreamCompletionResponse:
+    """An event of a stream without what is generated after the prompt."""
+    match event.WhichOneof("event"):
+        case "delta":
+            delta = generation_pb.Delta(prompt_logprobs=event.delta.prompt_logprobs)
+            return completion_pb.StreamCompletionResponse(delta=delta)
+        case "finished":
+            finished = generation_pb.Finished(
+                choice_index=event.finished.choice_index, reason=usage_pb.FINISH_REASON_LENGTH
+            )
+            return completion_pb.StreamCompletionResponse(finished=finished)
+        case "usage":
+            usage = _without_completion(event.usage)
+            return completion_pb.StreamCompletionResponse(usage=usage)
+    return event
+
+
+def _without_completion(usage: usage_pb.Usage) -> usage_pb.Usage:
+    rest = usage_pb.Usage()
+    rest.CopyFrom(usage)
+    rest.completion_tokens, rest.total_tokens = 0, usage.prompt_tokens
+    return rest
+
+
+def head(started: generation_pb.Started, request_id: str, version: str) -> dict[str, Any]:
+    """What a whole answer and all chunks of a stream have in common."""
+    return {
+        "id": f"cmpl-{request_id}",
+        "object": "text_completion",
+        "created": started.created,
+        "model": started.model,
+        "system_fingerprint": answer.fingerprint(started.model, version),
+    }
+
+
+def usage(values: Sequence[usage_pb.Usage]) -> dict[str, Any]:
+    """OpenAI's `usage` of all prompts together."""
+    total = usage_pb.Usage()
+    for value in values:
+        total.prompt_tokens += value.prompt_tokens
+        total.completion_tokens += value.completion_tokens
+        total.total_tokens += value.total_tokens
+        total.cached_tokens += value.cached_tokens
+        total.prompt_details.extend(value.prompt_details)
+    return answer.usage(total)
+
+
+def _choice(
+    choice: generation_pb.Choice,
+    started: generation_pb.Started,
+    prompt: Prompt,
+    request: CompletionRequest,
+    index: int,
+) -> dict[str, Any]:
+    form = LegacyLogprobs(request.logprobs or 0)
+    echo = request.echo
+    if echo:
+        form.add_prompt(started)
+    form.add(choice.logprobs)
+    document: dict[str, Any] = {
+        "index": index,
+        "text": (echoed_text(prompt, started) if echo else "") + choice.text,
+        "logprobs": None if request.logprobs is None else form.take(),
+        "finish_reason": answer.finish_reason(choice.finish_reason),
+        "stop_reason": answer.stop_reason(choice.stop_detail),
+    }
+    if request.return_token_ids:
+        document["token_ids"] = list(choice.token_ids)
+    if request.grounding:
+        document["grounding"] = answer.groundings(choice.groundings)
+    if choice.index == 0:
+        document |= prompt_fields(started, request)
+    return document
+
+
+def prompt_fields(started: generation_pb.Started, request: CompletionRequest) -> dict[str, Any]:
+    """What the first choice of a prompt contains about the prompt, if asked for."""
+    fields: dict[str, Any] = {}
+    if request.return_token_ids:
+        fields["prompt_token_ids"] = list(started.prompt_token_ids)
+    if request.prompt_logprobs is not None:
+        entries = _cut(started.prompt_logprobs, request.prompt_logprobs)
+        fields["prompt_logprobs"] = answer.prompt_logprobs(entries)
+    return fields
+
+
+def _cut(entries: Sequence[usage_pb.LogprobEntry], count: int) -> list[usage_pb.LogprobEntry]:
+    """The entries with `count` rivals: `echo` may have asked for more than `prompt_logprobs`."""
+    return [
+        usage_pb.LogprobEntry(
+            chosen=entry.chosen if entry.HasField("chosen") else None, top=entry.top[:count]
+        )
+        for entry in entries
+    ]
+
+
+def echoed_text(prompt: Prompt, started: generation_pb.Started) -> str:
+    """The prompt as the caller wrote it, or the text of its ids."""
+    return prompt if isinstance(prompt, str) else started.prompt_text

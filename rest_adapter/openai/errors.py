@@ -1,0 +1,55 @@
+"""OpenAI's error body: which type and code a failure has, as JSON and as the last event of a stream."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import orjson
+
+from qwenvl.errors import BY_REASON
+from rest_adapter.errors import ApiError
+
+
+_TYPE: Final = "invalid_request_error"
+_CODES: Final = {
+    "BODY_TIMEOUT": "timeout",
+    "INVALID_JSON": "invalid_json",
+    "METHOD_NOT_ALLOWED": "method_not_allowed",
+    "MISSING_FIELD": "missing_required_parameter",
+    "NOT_FOUND": "not_found",
+    "UNKNOWN_FIELD": "unknown_parameter",
+    "UNSUPPORTED_MEDIA_TYPE": "unsupported_media",
+}
+"""`error.code` of the adapter's own reasons; those of the service are in `qwenvl.errors`."""
+
+
+def type_and_code(error: ApiError) -> tuple[str, str]:
+    """`error.type` and `error.code` of the error body."""
+    if row := BY_REASON.get(error.reason):
+        return row.openai_type, row.openai_code
+    return _TYPE, _CODES.get(error.reason, "invalid_request")
+
+
+def render_error(error: ApiError) -> tuple[dict[str, str], bytes]:
+    """The headers and the body of an error response."""
+    headers = {}
+    if error.retry_after_s is None and (error.status == 409 or error.status >= 500):
+        # OpenAI's clients repeat these by themselves; here it would be the same work for the same end.
+        headers["x-should-retry"] = "false"
+    return headers, _body(error)
+
+
+def render_error_event(error: ApiError) -> bytes:
+    """The error as the last event of a stream."""
+    return b"data: " + _body(error) + b"\n\n"
+
+
+def _body(error: ApiError) -> bytes:
+    kind, code = type_and_code(error)
+    document = {
+        "message": error.message or code,
+        "type": kind,
+        "param": error.param,
+        "code": code,
+    }
+    return orjson.dumps({"error": document})

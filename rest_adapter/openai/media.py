@@ -1,0 +1,126 @@
+"""Images and videos of the JSON as those of the proto, `data:` URIs included: pure functions."""
+
+from __future__ import annotations
+
+from binascii import Error as BinasciiError
+import re
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+import pybase64
+
+from qwenvl.inference.v1 import message_pb2 as message_pb
+from rest_adapter.errors import invalid
+from rest_adapter.openai.content import ImagePart, ImageUrl, Part, VideoPart
+from rest_adapter.openai.fields import set_fields
+
+
+_DETAILS: Final = {
+    None: message_pb.IMAGE_DETAIL_UNSPECIFIED,
+    "auto": message_pb.IMAGE_DETAIL_AUTO,
+    "low": message_pb.IMAGE_DETAIL_LOW,
+    "high": message_pb.IMAGE_DETAIL_HIGH,
+}
+_WHITESPACE: Final = b" \t\r\n\f\v"
+_FRAME_PATH: Final = re.compile(r"video\.frames\[(\d+)\]")
+
+
+def image_of(part: ImagePart, path: str) -> message_pb.Image:
+    """An image.
+
+    Raises:
+        ApiError: It has no URL, a `data:` URI without base64, or an unknown detail; the error names `path`.
+    """
+    source = part.image if part.type == "image" and part.image is not None else part.image_url
+    settings: ImagePart | ImageUrl = part
+    url = source
+    if isinstance(source, ImageUrl):
+        url = source.url
+        if part.detail is None:
+            settings = source
+    if settings.detail not in _DETAILS:
+        suffix = ".image_url.detail" if settings is source else ".detail"
+        raise invalid("'detail' must be auto, low or high.", path + suffix)
+    image = message_pb.Image(detail=_DETAILS[settings.detail], uuid=part.uuid or "")
+    if isinstance(source, ImageUrl):
+        set_fields(image, source, ("min_pixels", "max_pixels"))
+    set_fields(image, part, ("min_pixels", "max_pixels"))
+    _set_source(image, url, path + _url_suffix(part))
+    return image
+
+
+def video_of(part: VideoPart, path: str) -> message_pb.Video:
+    """A video.
+
+    Raises:
+        ApiError: A frame has no URL or a `data:` URI without base64; the error names `path`.
+    """
+    video = message_pb.Video(fps=part.fps)
+    for index, url in enumerate(part.video):
+        _set_source(video.frames.add(), url, f"{path}.video[{index}]")
+    return video
+
+
+def _set_source(image: message_pb.Image, url: object, path: str) -> None:
+    """Sets the bytes of a `data:` URI, or passes on another."""
+    if not isinstance(url, str) or not url.strip():
+        raise invalid("The image has no URL.", path, "INVALID_IMAGE_URL")
+    if url[:64].lstrip()[:5].lower() != "data:":
+        image.uri = url
+        return
+    try:
+        image.mime_type, image.data = parse_data_uri(url)
+    except ValueError:
+        raise invalid("The data URI holds no base64.", path, "INVALID_IMAGE") from None
+
+
+def parse_data_uri(uri: str) -> tuple[str, bytes]:
+    """Decodes a `data:` URI as clients really write them.
+
+    The base64 marker may be missing, other parameters may stand anywhere, the data may be percent-encoded, wrapped in
+    lines, in the URL-safe alphabet and without padding (vllm#28123, QwenLM/Qwen3-VL#202).
+
+    Returns:
+        The media type in lower case (may be empty) and the bytes.
+
+    Raises:
+        ValueError: There is no comma, no data, or something that is not base64.
+    """
+    head, comma, text = uri.partition(",")
+    if not comma:
+        raise ValueError("no comma")
+    mime_type = head.strip()[5:].partition(";")[0].strip().lower()
+    data = text.encode("ascii")
+    if b"%" in data:
+        data = unquote_to_bytes(data)
+    data = data.translate(None, _WHITESPACE).rstrip(b"=")
+    if not data:
+        raise ValueError("no data")
+    if b"-" in data or b"_" in data:
+        data = data.replace(b"-", b"+").replace(b"_", b"/")
+    padded = data + b"=" * (-len(data) % 4)
+    try:
+        return mime_type, pybase64.b64decode(padded, validate=True)
+    except BinasciiError as error:
+        raise ValueError("not base64") from error
+
+
+def _url_suffix(part: ImagePart) -> str:
+    if part.type == "image" and part.image is not None:
+        return ".image"
+    return ".image_url.url" if isinstance(part.image_url, ImageUrl) else ".image_url"
+
+
+def part_suffix(part: Part, rest: str) -> str:
+    """What follows a part's own path where the proto names `rest` in it."""
+    if isinstance(part, VideoPart):
+        frame = _FRAME_PATH.match(rest)
+        return f".video[{frame[1]}]" if frame else ".fps" if rest.endswith(".fps") else ".video"
+    if not isinstance(part, ImagePart):
+        return f".{part.type.removeprefix('input_')}"
+    name = rest.removeprefix("image").removeprefix(".")
+    if name not in ("detail", "min_pixels", "max_pixels", "uuid"):
+        return _url_suffix(part)
+    if getattr(part, name) is None and isinstance(part.image_url, ImageUrl):
+        return f".image_url.{name}"
+    return f".{name}"

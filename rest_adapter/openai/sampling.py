@@ -1,0 +1,65 @@
+"""The options of a generation: how tokens are chosen, what ends an answer, and what it contains."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
+from rest_adapter.errors import invalid
+from rest_adapter.openai.fields import AnswerRequest, set_fields
+
+
+# A scalar has the same name in JSON and in the proto.
+_SCALARS: Final = tuple(
+    field.name
+    for field in sampling_pb.SamplingOptions.DESCRIPTOR.fields
+    if field.name not in ("logit_bias", "max_tokens")
+)
+
+
+def set_options(
+    spec: chat_pb.ChatCompletionSpec | completion_pb.CompletionSpec,
+    request: AnswerRequest,
+    max_tokens: int | None,
+) -> None:
+    """Sets what chats and text completions have in common; `max_tokens` replaces the request's own."""
+    spec.model = request.model
+    spec.cache_salt = request.cache_salt or ""
+    spec.sampling.CopyFrom(_sampling_options(request, max_tokens))
+    spec.stop.CopyFrom(_stop_options(request))
+    if request.n is not None:
+        spec.n = request.n
+    if request.return_token_ids:
+        spec.response.return_token_ids = spec.response.return_prompt_token_ids = True
+    if request.grounding:
+        spec.response.grounding = True
+    if request.skip_special_tokens is not None:
+        spec.response.keep_special_tokens = not request.skip_special_tokens
+    if request.mm_processor_kwargs is not None:
+        set_fields(spec.media, request.mm_processor_kwargs, ("min_pixels", "max_pixels"))
+
+
+def _sampling_options(
+    request: AnswerRequest, max_tokens: int | None
+) -> sampling_pb.SamplingOptions:
+    options = sampling_pb.SamplingOptions()
+    set_fields(options, request, _SCALARS)
+    limit = request.max_tokens if max_tokens is None else max_tokens
+    if limit is not None:
+        options.max_tokens = limit
+    for key, bias in (request.logit_bias or {}).items():
+        if not re.fullmatch(r"\d{1,9}", key, re.ASCII):
+            raise invalid("The keys of 'logit_bias' must be token ids.", "logit_bias")
+        options.logit_bias[int(key)] = bias
+    return options
+
+
+def _stop_options(request: AnswerRequest) -> sampling_pb.StopOptions:
+    strings = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    options = sampling_pb.StopOptions(strings=strings, token_ids=request.stop_token_ids or [])
+    if request.include_stop_str_in_output is not None:
+        options.include_stop_string = request.include_stop_str_in_output
+    return options

@@ -1,1 +1,0 @@
-"""The routes of the adapter, one module per noun."""

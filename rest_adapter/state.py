@@ -1,0 +1,51 @@
+"""What the routes of one application share, and what the service learns about a caller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import re
+from typing import Final
+
+from fastapi import Request
+
+from qwenvl.aio import AsyncService
+from qwenvl.observability import current_call
+from rest_adapter.dialect import dialect_of
+from rest_adapter.settings import AdapterSettings
+
+
+_HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]{1,4096}")
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What lives as long as the application.
+
+    Attributes:
+        settings: The adapter's settings.
+        service: The inference service.
+        version: Version of this software.
+    """
+
+    settings: AdapterSettings
+    service: AsyncService
+    version: str
+
+
+def shared(request: Request) -> Shared:
+    """The bundle that the application's lifespan made."""
+    value = request.app.state.shared
+    assert isinstance(value, Shared)
+    return value
+
+
+def call_metadata(request: Request) -> list[tuple[str, str]]:
+    """The metadata of a caller's gRPC calls: id, key and trace; headers that gRPC could not carry are left out."""
+    pairs = [("x-request-id", request.scope["state"]["request_id"])]
+    authorization = dialect_of(request.scope).authorization_of(request.headers)
+    if authorization is not None and _HEADER_VALUE.fullmatch(authorization):
+        pairs.append(("authorization", authorization))
+    call = current_call()
+    if call is not None and call.traceparent is not None:
+        pairs.append(("traceparent", str(call.traceparent)))
+    return pairs

@@ -1,0 +1,75 @@
+"""One sampling setting, stated once, is the same in the proto, in the domain and in JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import get_type_hints
+
+from google.protobuf.descriptor import FieldDescriptor
+import pytest
+
+from inference_service.backend.sampling import effective_options, engine_params
+from inference_service.domain import ChatRequest
+from inference_service.engine_protocol.messages import EngineRequest, SamplingParams
+from inference_service.engine_protocol.wire import Add, command_reader, encode
+from inference_service.sampling import RANGES, SCALARS, Range, Sampling, SamplingOptions
+from qwenvl.inference.v1.sampling_pb2 import SamplingOptions as ProtoOptions
+from rest_adapter.openai.fields import AnswerRequest
+
+
+PROTO_TYPES = {
+    FieldDescriptor.TYPE_DOUBLE: float,
+    FieldDescriptor.TYPE_INT32: int,
+    FieldDescriptor.TYPE_INT64: int,
+    FieldDescriptor.TYPE_BOOL: bool,
+}
+ALL = {field.name for field in dataclasses.fields(Sampling)}
+
+
+def test_the_proto_the_domain_and_json_have_the_same_settings() -> None:
+    assert {field.name for field in ProtoOptions.DESCRIPTOR.fields} == ALL
+    assert {field.name for field in dataclasses.fields(SamplingOptions)} == ALL
+    assert {*AnswerRequest.model_fields} >= ALL
+
+
+def test_types_agree() -> None:
+    resolved, optional = get_type_hints(Sampling), get_type_hints(SamplingOptions)
+    for name, kind in resolved.items():
+        assert optional[name] == kind | None
+    for name in SCALARS:
+        field = ProtoOptions.DESCRIPTOR.fields_by_name[name]
+        assert field.has_presence
+        assert PROTO_TYPES[field.type] is resolved[name]
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_every_number_has_a_range_and_its_default_is_within(name: str) -> None:
+    default = getattr(Sampling(max_tokens=1), name)
+    assert isinstance(default, bool) == (name not in RANGES)
+    assert isinstance(default, bool) or default in RANGES[name]
+
+
+def test_a_range_has_both_its_limits_and_never_nan() -> None:
+    limits = Range(0, 2)
+    assert all(value in limits for value in (0, 1, 2.0))
+    assert not any(value in limits for value in (-1e-9, 2.01, math.inf, math.nan))
+
+
+def test_what_is_said_wins_over_the_default() -> None:
+    said = SamplingOptions(temperature=0.0, ignore_eos=True, max_tokens=3, logit_bias=((1, 2.0),))
+    assert said.resolved() == Sampling(
+        temperature=0.0, ignore_eos=True, max_tokens=3, logit_bias=((1, 2.0),)
+    )
+
+
+def test_the_engine_gets_every_setting() -> None:
+    said = {name: limits.maximum for name, limits in RANGES.items()}
+    options = SamplingOptions(**said, ignore_eos=True, logit_bias=((1, 2.0),))
+    request = ChatRequest(request_id="r", model="m", messages=(), sampling=options)
+    sampling = effective_options(request, SamplingOptions(), prompt_tokens=1, max_model_len=2**32)
+    params = engine_params(sampling, request, eos_token_ids=())
+    assert params == SamplingParams(**said, ignore_eos=True, logit_bias=((1, 2.0),))
+    engine_request = EngineRequest(request_id="r", prompt_token_ids=(1,), sampling=params)
+    [received] = command_reader().feed(encode(Add(engine_request)))
+    assert received == Add(engine_request)

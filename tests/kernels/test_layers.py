@@ -1,0 +1,84 @@
+"""Linear layers hold their weight in any form; a tied one multiplies by the embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from inference_service.kernels.layers import DenseWeight, Embedding, Linear, convert_linears
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """[in, out], in memory of its own."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        out = x @ self.weight
+        return out if self.bias is None else out + self.bias
+
+
+def transposed(dense: DenseWeight) -> Transposed:
+    bias = None if dense.bias is None else dense.bias.detach().clone()
+    return Transposed(dense.weight.detach().T.contiguous(), bias)
+
+
+def filled(layer: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in layer.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return layer
+
+
+X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+
+
+def test_dense_is_the_default_and_has_the_names_of_checkpoints() -> None:
+    layer = filled(Linear(6, 4))
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
+    assert torch.equal(layer(X), linear(X, layer.weight, layer.bias))
+    assert [name for name, _ in Linear(6, 4, bias=False).named_parameters()] == ["weight"]
+
+
+def test_dense_follows_its_module_to_another_device_and_dtype() -> None:
+    layer = filled(Linear(6, 4)).to(torch.float64)
+    assert torch.equal(layer(X.double()), linear(X.double(), layer.weight, layer.bias))
+    with torch.device("meta"):
+        layer = Linear(6, 4)
+    layer = filled(layer.to_empty(device="cpu"))
+    assert torch.equal(layer(X), linear(X, layer.weight, layer.bias))
+
+
+def test_another_form_replaces_the_parameters() -> None:
+    model = nn.Sequential(filled(Linear(6, 4)), nn.ReLU(), filled(Linear(4, 3, bias=False)))
+    expected = model(X)
+    convert_linears(model, transposed)
+    assert list(model.parameters()) == []
+    assert isinstance(model[2].form, Transposed)
+    torch.testing.assert_close(model(X), expected)
+
+
+def test_layers_may_stay_dense() -> None:
+    model = nn.Sequential(filled(Linear(6, 4)), filled(Linear(4, 3)))
+    convert_linears(model, lambda form: form if form.weight.shape[0] == 4 else transposed(form))
+    assert [isinstance(layer.form, DenseWeight) for layer in model] == [True, False]
+    assert len(list(model.parameters())) == 2
+
+
+def test_a_tied_layer_has_the_weight_of_the_embedding_and_leaves_it_there() -> None:
+    table = filled(Embedding(4, 6))
+    head = Linear(6, 4, bias=False, tied_to=table)
+    assert list(head.parameters()) == []
+    assert torch.equal(head(X), X @ table.weight.T)
+    convert_linears(head, transposed)
+    torch.testing.assert_close(head(X), X @ table.weight.T)
+    assert torch.equal(table(torch.tensor([2])), table.weight[2:3])

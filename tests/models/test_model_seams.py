@@ -1,0 +1,112 @@
+"""A loaded model takes other operations and other weight forms, in the decoder and in every vision tower."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, fields
+import functools
+
+import pytest
+import torch
+
+from inference_service.engine import loader
+from inference_service.engine.loader import load_model
+from inference_service.kernels.layers import DenseWeight, Linear, convert_linears
+from inference_service.kernels.ops import REFERENCE, Ops
+from inference_service.models.vision_language import VisionLanguageModel
+from tests.support.paged_forward import PagedForward
+from tests.support.tiny_qwen_vl import FAMILIES, build_checkpoint, image, prompt
+
+
+IMAGES = [image(2, 3, 1), image(3, 7, 3)]
+IDS, SPANS = prompt([5, IMAGES[0], 4, IMAGES[1], 8])
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request, tmp_path_factory):
+    return build_checkpoint(tmp_path_factory.mktemp(request.param), family=request.param)
+
+
+def logits_of(model: VisionLanguageModel) -> torch.Tensor:
+    return PagedForward(model).logits(IDS, SPANS, IMAGES)
+
+
+def spy_ops(calls: Counter[str]) -> Ops:
+    def counted(name: str):
+        real = getattr(REFERENCE, name)
+
+        @functools.wraps(real)
+        def run(*args, **kwargs):
+            calls[name] += 1
+            return real(*args, **kwargs)
+
+        return run
+
+    return Ops(**{field.name: counted(field.name) for field in fields(Ops)})
+
+
+def test_a_forward_pass_calls_every_operation_of_its_model(checkpoint, monkeypatch) -> None:
+    expected = logits_of(load_model(checkpoint, dtype=torch.float32, device=CPU))
+    calls: Counter[str] = Counter()
+    monkeypatch.setattr(loader, "choose_ops", lambda *_: spy_ops(calls))
+    model = load_model(checkpoint, dtype=torch.float32, device=CPU)
+    assert torch.equal(logits_of(model), expected)
+    decoder = model.spec.decoder
+    layers, blocks = decoder.num_layers, len(model.visual.blocks)
+    in_tower = model.spec.family == "qwen2_5_vl"
+    assert calls == {
+        "write_kv": layers,
+        "paged_attention": layers,
+        "add_rms_norm": 2 * layers + 1,
+        "apply_rope": 2 * layers + 2 * blocks,
+        "silu_and_mul": layers + in_tower * blocks,
+        **({"rms_norm": 2 * blocks + 1} if in_tower else {}),
+        **({"rms_norm": 2 * layers} if decoder.qk_norm else {}),
+    }
+
+
+@dataclass(frozen=True)
+class ScaledHalf:
+    """A float16 weight [out, in] and one float32 scale."""
+
+    weight: torch.Tensor
+    scale: float
+    bias: torch.Tensor | None
+
+    @classmethod
+    def of(cls, dense: DenseWeight) -> ScaledHalf:
+        scale = dense.weight.abs().max().item()
+        bias = None if dense.bias is None else dense.bias.clone()
+        return cls((dense.weight / scale).half(), scale, bias)
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        out = x @ (self.weight.to(x.dtype) * self.scale).T
+        return out if self.bias is None else out + self.bias
+
+
+def test_weights_in_another_form_after_loading(checkpoint) -> None:
+    model = load_model(checkpoint, dtype=torch.float32, device=CPU)
+    expected, before = logits_of(model), model.weight_bytes
+    convert_linears(model, ScaledHalf.of)
+    linears = [module for module in model.modules() if isinstance(module, Linear)]
+    assert all(isinstance(module.form, ScaledHalf) for module in linears)
+    assert 0.5 * before < model.weight_bytes < 0.7 * before
+    found = logits_of(model)
+    assert 0 < (found - expected).std() < 0.01 * expected.std()
+
+
+def test_several_kinds_of_devices_take_the_reference(monkeypatch) -> None:
+    calls: Counter[str] = Counter()
+    spy = spy_ops(calls)
+    monkeypatch.setattr(loader, "choose_ops", lambda *_: spy)
+    cuda = torch.device("cuda:0")
+    placement = loader.Placement(devices=("cuda:0", "cpu"), layers=(1, 1))
+    same = loader.Placement(devices=("cuda:0", "cuda:1"), layers=(1, 1))
+    assert loader._ops_for(cuda, placement, torch.float32) is REFERENCE
+    assert loader._ops_for(cuda, same, torch.float32) is spy
+    assert loader._ops_for(cuda, None, torch.float32) is spy
