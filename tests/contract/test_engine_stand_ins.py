@@ -1,6 +1,6 @@
 """What the server relies on, checked against its own stand-in and the engine's client on a fake engine process.
 
-That the fake process behaves as the real one is checked in tests/engine_process.
+That the fake process behaves as the real one is checked in tests/engine_client.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ import pytest
 from inference_service.engine_client.interface import Engine, EngineState
 from inference_service.engine_protocol.messages import EngineRequest, FinishReason
 from inference_service.errors import EngineUnavailableError, RequestIdInUseError
-from tests.engine_client.engine_front import collect, fake_client, request_of, tokens_of, until
+from tests.engine_client.engine_front import (
+    collect,
+    fake_client,
+    finishes_of,
+    request_of,
+    tokens_of,
+    until,
+)
 from tests.grpc_api.echo_engine import EchoEngine
 
 
@@ -51,28 +58,63 @@ def endless(request_id: str) -> EngineRequest:
     return request_of(request_id, max_tokens=300)
 
 
-async def test_news_end_once_and_only_the_first_tells_what_was_cached(engine: Engine) -> None:
-    news = await collect(engine, request_of("a", max_tokens=5))
-    assert len(tokens_of(news)) == 5
-    assert [o.finish_reason for o in news] == [None] * (len(news) - 1) + [FinishReason.LENGTH]
-    assert [o.num_cached_tokens is not None for o in news] == [True] + [False] * (len(news) - 1)
-    assert {o.request_id for o in news} == {"a"}
+async def test_outputs_end_once_and_only_the_first_tells_what_was_cached(engine: Engine) -> None:
+    outputs = await collect(engine, request_of("a", max_tokens=5))
+    assert len(tokens_of(outputs)) == 5
+    assert [o.finish_reason for o in outputs] == [None] * (len(outputs) - 1) + [FinishReason.LENGTH]
+    assert [o.num_cached_tokens is not None for o in outputs] == [True] + [False] * (
+        len(outputs) - 1
+    )
+    assert {o.request_id for o in outputs} == {"a"}
 
 
-async def test_abort_ends_the_news_as_aborted(engine: Engine) -> None:
+async def test_abort_ends_the_outputs_as_aborted(engine: Engine) -> None:
     await engine.abort("nobody")
-    async with aclosing(engine.generate(endless("a"), [])) as news:
-        await anext(news)
+    async with aclosing(engine.generate(endless("a"), [])) as outputs:
+        await anext(outputs)
         await engine.abort("a")
-        last = [output.finish_reason async for output in news][-1]
+        last = [output.finish_reason async for output in outputs][-1]
     assert last in (FinishReason.ABORTED, FinishReason.LENGTH)  # it may have been done already
     await until(lambda: engine.stats.running == 0)
 
 
-async def test_an_id_is_in_use_until_its_news_are_closed(engine: Engine) -> None:
-    async with asyncio.timeout(60), aclosing(engine.generate(endless("a"), [])) as news:
-        await anext(news)
+async def test_an_id_is_in_use_until_its_outputs_are_closed(engine: Engine) -> None:
+    async with asyncio.timeout(60), aclosing(engine.generate(endless("a"), [])) as outputs:
+        await anext(outputs)
         with pytest.raises(RequestIdInUseError):
             await anext(engine.generate(endless("a"), []))
     assert tokens_of(await collect(engine, request_of("a", max_tokens=2)))
+    await until(lambda: engine.stats.running == 0)
+
+
+async def test_every_choice_ends_once_in_one_stream(engine: Engine) -> None:
+    outputs = await collect(engine, request_of("a", max_tokens=5, num_choices=3))
+    assert finishes_of(outputs) == [(choice, FinishReason.LENGTH) for choice in range(3)]
+    for choice in range(3):
+        assert len(tokens_of(outputs, choice)) == 5
+        told = [o.num_cached_tokens for o in outputs if o.choice_index == choice]
+        assert [number is not None for number in told] == [True] + [False] * (len(told) - 1)
+    await until(lambda: engine.stats.running == 0)
+
+
+async def test_one_choice_is_aborted_and_the_others_go_on(engine: Engine) -> None:
+    request = request_of("a", max_tokens=300, num_choices=3)
+    async with aclosing(engine.generate(request, [])) as stream:
+        outputs = [await anext(stream)]
+        await engine.abort("a", 1)
+        outputs += [output async for output in stream]
+    ends = dict(finishes_of(outputs))
+    assert (ends[0], ends[2]) == (FinishReason.LENGTH, FinishReason.LENGTH)
+    assert ends[1] in (FinishReason.ABORTED, FinishReason.LENGTH)  # it may have been done already
+    assert len(finishes_of(outputs)) == 3
+    assert len(tokens_of(outputs, 2)) == 300
+
+
+async def test_abort_of_a_request_ends_all_its_choices(engine: Engine) -> None:
+    request = request_of("a", max_tokens=300, num_choices=3)
+    async with aclosing(engine.generate(request, [])) as stream:
+        outputs = [await anext(stream)]
+        await engine.abort("a")
+        outputs += [output async for output in stream]
+    assert [choice for choice, _ in finishes_of(outputs)] == [0, 1, 2]
     await until(lambda: engine.stats.running == 0)

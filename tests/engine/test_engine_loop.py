@@ -34,14 +34,14 @@ def add(request_id, *prompt, max_tokens=5, num_choices=1):
 
 def test_a_sequence_starts_in_the_turn_it_comes(bench):
     request = request_of("a")
-    (news,) = bench.turn(wire.Add(request))
-    assert news.token_ids == (fake_token(request, b"", 0),)
+    (output,) = bench.turn(wire.Add(request))
+    assert output.token_ids == (fake_token(request, b"", 0),)
 
 
 def test_an_abort_applies_before_the_next_step(bench):
     bench.turn(add("a", max_tokens=100), add("b", max_tokens=100))
-    news = bench.turn(wire.Abort("a"))
-    assert [(o.request_id, o.finish_reason) for o in news] == [
+    outputs = bench.turn(wire.Abort("a"))
+    assert [(o.request_id, o.finish_reason) for o in outputs] == [
         ("a", FinishReason.ABORTED),
         ("b", None),
     ]
@@ -51,15 +51,15 @@ def test_an_abort_applies_before_the_next_step(bench):
 
 
 def test_every_sequence_ends_exactly_once(bench):
-    news = bench.turn(add("a", max_tokens=1), wire.Abort("a"), wire.Abort("a"))
-    news += bench.turn(wire.Abort("a"), wire.Abort("never heard of"))
-    assert [o.finish_reason for o in news] == [FinishReason.ABORTED]
+    outputs = bench.turn(add("a", max_tokens=1), wire.Abort("a"), wire.Abort("a"))
+    outputs += bench.turn(wire.Abort("a"), wire.Abort("never heard of"))
+    assert [o.finish_reason for o in outputs] == [FinishReason.ABORTED]
 
 
 def test_an_abort_that_comes_late_does_not_hit_the_next_of_that_name(bench):
     bench.turn(add("a", max_tokens=1))
-    (news,) = bench.turn(wire.Abort("a"), add("a", max_tokens=1))
-    assert news.finish_reason is FinishReason.LENGTH
+    (output,) = bench.turn(wire.Abort("a"), add("a", max_tokens=1))
+    assert output.finish_reason is FinishReason.LENGTH
 
 
 def test_what_a_core_says_after_the_end_is_dropped(bench):
@@ -77,8 +77,8 @@ def test_what_a_core_says_after_the_end_is_dropped(bench):
     ("marker", "reason"), [(REFUSED, "CONTEXT_LENGTH_EXCEEDED"), (ADD_RAISES, "INTERNAL")]
 )
 def test_a_request_that_cannot_be_added_fails_alone(bench, marker, reason):
-    news = bench.turn(add("good", max_tokens=1), add("bad", marker))
-    assert {o.request_id: (o.finish_reason, o.failure and o.failure.reason) for o in news} == {
+    outputs = bench.turn(add("good", max_tokens=1), add("bad", marker))
+    assert {o.request_id: (o.finish_reason, o.failure and o.failure.reason) for o in outputs} == {
         "good": (FinishReason.LENGTH, None),
         "bad": (FinishReason.ERROR, reason),
     }
@@ -135,8 +135,8 @@ def test_an_output_too_long_fails_every_choice_that_has_one(bench):
 
 
 def test_an_output_too_long_for_a_frame_fails_alone(bench):
-    news = bench.turn(add("good", max_tokens=1), add("bad", HUGE))
-    assert {o.request_id: (o.finish_reason, o.failure and o.failure.reason) for o in news} == {
+    outputs = bench.turn(add("good", max_tokens=1), add("bad", HUGE))
+    assert {o.request_id: (o.finish_reason, o.failure and o.failure.reason) for o in outputs} == {
         "good": (FinishReason.LENGTH, None),
         "bad": (FinishReason.ERROR, "INTERNAL"),
     }

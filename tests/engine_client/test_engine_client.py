@@ -83,9 +83,9 @@ async def endless(engine, request_id, *, images=(), num_choices=1):
     request = request_of(
         request_id, SLOW, max_tokens=ENDLESS, images=images, num_choices=num_choices
     )
-    news = engine.generate(request, images)
-    await anext(news)
-    return news
+    outputs = engine.generate(request, images)
+    await anext(outputs)
+    return outputs
 
 
 async def lose_to(engine, *prompt, request_id="poison"):
@@ -108,34 +108,34 @@ async def test_start_tells_what_was_loaded(engine):
 
 async def test_text_is_answered(engine):
     request = request_of("a", 5, 6)
-    news = await collect(engine, request)
-    assert tokens_of(news) == [fake_token(request, b"", index) for index in range(5)]
-    assert [o.finish_reason for o in news if o.finish_reason] == [FinishReason.LENGTH]
-    assert news[0].num_cached_tokens == 0
+    outputs = await collect(engine, request)
+    assert tokens_of(outputs) == [fake_token(request, b"", index) for index in range(5)]
+    assert [o.finish_reason for o in outputs if o.finish_reason] == [FinishReason.LENGTH]
+    assert outputs[0].num_cached_tokens == 0
 
 
 async def test_images_reach_the_engine_in_order(engine):
     images = [b"abc", b"defghi"]
     request = request_of("a", images=images)
-    news = await collect(engine, request, images)
-    assert tokens_of(news) == [fake_token(request, b"abcdefghi", index) for index in range(5)]
+    outputs = await collect(engine, request, images)
+    assert tokens_of(outputs) == [fake_token(request, b"abcdefghi", index) for index in range(5)]
     assert engine.pixel_bytes_in_flight == 0
 
 
 async def test_many_at_once_are_answered_each(engine):
     requests = [request_of(f"s{index}", index + 1, max_tokens=20) for index in range(40)]
     answers = await asyncio.gather(*(collect(engine, request) for request in requests))
-    for request, news in zip(requests, answers, strict=True):
-        assert tokens_of(news) == [fake_token(request, b"", index) for index in range(20)]
+    for request, outputs in zip(requests, answers, strict=True):
+        assert tokens_of(outputs) == [fake_token(request, b"", index) for index in range(20)]
     await until(lambda: engine.stats.steps > 0 and engine.stats.kv_pages_used == 0)
 
 
-async def test_a_slow_consumer_gets_merged_news_and_misses_nothing(engine):
+async def test_a_slow_consumer_gets_merged_outputs_and_misses_nothing(engine):
     request = request_of("slow", max_tokens=1000)
-    news = engine.generate(request, [])
-    first = await anext(news)
+    outputs = engine.generate(request, [])
+    first = await anext(outputs)
     await collect(engine, request_of("other", max_tokens=2000))  # ends after the slow one
-    rest = [output async for output in news]
+    rest = [output async for output in outputs]
     assert len(rest) == 1
     assert tokens_of([first, *rest]) == [fake_token(request, b"", i) for i in range(1000)]
 
@@ -171,18 +171,18 @@ async def test_images_outside_of_the_pixels_are_refused(engine):
 
 
 async def test_abort_ends_the_iterator(engine):
-    news = await endless(engine, "a")
+    outputs = await endless(engine, "a")
     await engine.abort("a")
-    finish = [output.finish_reason async for output in news][-1]
+    finish = [output.finish_reason async for output in outputs][-1]
     assert finish is FinishReason.ABORTED
     await engine.abort("a")
     await until(lambda: engine.stats.kv_pages_used == 0)
 
 
 async def test_closing_the_iterator_frees_the_sequence(engine):
-    news = await endless(engine, "a", images=[b"abc"])
+    outputs = await endless(engine, "a", images=[b"abc"])
     assert engine.pixel_bytes_in_flight == 3
-    await news.aclose()
+    await outputs.aclose()
     await until(lambda: engine.pixel_bytes_in_flight == 0)
     await until(lambda: engine.stats.running == 0 and engine.stats.kv_pages_used == 0)
 
@@ -467,9 +467,9 @@ async def test_sigterm_and_sigint_are_not_for_the_engine(engine):
 
 async def test_an_abort_reaches_the_request_that_waits_for_an_abandoned_id(engine):
     """The engine is stopped, so that the first try cannot end before the abort of the second comes."""
-    news = await endless(engine, "a")
+    outputs = await endless(engine, "a")
     os.kill(engine.pid, signal.SIGSTOP)
-    await news.aclose()
+    await outputs.aclose()
     retry = asyncio.create_task(collect(engine, request_of("a")))
     await asyncio.sleep(0)
     await engine.abort("a")
@@ -582,10 +582,10 @@ async def test_close_while_loading():
 
 async def test_close_ends_what_is_running(engine):
     pid = engine.pid
-    news = await endless(engine, "a")
+    outputs = await endless(engine, "a")
     await asyncio.gather(engine.close(), engine.close())
     with pytest.raises(EngineUnavailableError):
-        _ = [output async for output in news]
+        _ = [output async for output in outputs]
     assert not is_running(pid)
     assert engine.last_heartbeat_age_s == float("inf")
 
@@ -600,10 +600,10 @@ def test_the_same_under_uvloop():
     async def scenario():
         async with running(fake_client()) as engine:
             image = [b"abc" * 300]
-            news = await endless(engine, "a", images=image)
+            outputs = await endless(engine, "a", images=image)
             await lose_to(engine, CRASH)
             with pytest.raises(EngineUnavailableError):
-                _ = [output async for output in news]
+                _ = [output async for output in outputs]
             assert tokens_of(await collect(engine, request_of("b", images=image), image))
             long = request_of("long", *range(1, 400_000), max_tokens=2)
             assert len(tokens_of(await collect(engine, long))) == 2

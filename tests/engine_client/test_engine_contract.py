@@ -21,7 +21,9 @@ from tests.engine_client.engine_front import (
     BOUND_S,
     FAKE_ENGINE,
     collect,
+    finishes_of,
     holds_pixels,
+    mapped_pixels,
     tokens_of,
     until,
 )
@@ -108,12 +110,14 @@ async def test_the_engine_tells_what_it_is(engine):
     assert [name for name, _ in engine.ready.parts] == ["vision", "adapter", "language"]
 
 
-async def test_news_come_in_order_and_end_once(engine):
-    news = await collect(engine, greedy("a"))
-    assert len(tokens_of(news)) == 6
-    assert [o.finish_reason for o in news[:-1]] == [None] * (len(news) - 1)
-    assert news[-1].finish_reason is FinishReason.LENGTH
-    assert [o.num_cached_tokens is not None for o in news] == [True] + [False] * (len(news) - 1)
+async def test_outputs_come_in_order_and_end_once(engine):
+    outputs = await collect(engine, greedy("a"))
+    assert len(tokens_of(outputs)) == 6
+    assert [o.finish_reason for o in outputs[:-1]] == [None] * (len(outputs) - 1)
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+    assert [o.num_cached_tokens is not None for o in outputs] == [True] + [False] * (
+        len(outputs) - 1
+    )
     await idle(engine)
 
 
@@ -133,7 +137,45 @@ async def test_requests_at_once_get_the_answers_that_they_get_alone(engine):
     requests = [greedy(f"m{index}", (5 + index,), seed=index) for index in range(8)]
     alone = [tokens_of(await collect(engine, request)) for request in requests]
     together = await asyncio.gather(*(collect(engine, request) for request in requests))
-    assert [tokens_of(news) for news in together] == alone
+    assert [tokens_of(outputs) for outputs in together] == alone
+    await idle(engine)
+
+
+async def test_choices_of_a_request_share_its_pixels(engine):
+    image = tiny.image(2, 3, seed=1)
+    request = replace(greedy("n", (4, image, 5), max_tokens=MOST), num_choices=4)
+    stream = engine.generate(request, [image.tobytes()])
+    outputs = [await anext(stream)]
+    assert engine.pixel_bytes_in_flight <= len(image.tobytes())
+    assert mapped_pixels(engine.pid) <= 1
+    outputs += [output async for output in stream]
+    assert finishes_of(outputs) == [(choice, FinishReason.LENGTH) for choice in range(4)]
+    assert [len(tokens_of(outputs, choice)) for choice in range(4)] == [MOST] * 4
+    await idle(engine)
+    assert not holds_pixels(engine.pid)
+    assert engine.pixel_bytes_in_flight == 0
+
+
+async def test_greedy_choices_are_what_one_request_answers(engine, config):
+    request = greedy("one", (4, tiny.image(2, 3, seed=1), 5))
+    pixels = [tiny.image(2, 3, seed=1).tobytes()]
+    alone = tokens_of(await collect(engine, request, pixels))
+    outputs = await collect(engine, replace(request, num_choices=3), pixels)
+    assert tokens_of(outputs, 0) == alone
+    if config.model_dir != "fake":  # the fake core has another answer for every choice
+        assert tokens_of(outputs, 1) == tokens_of(outputs, 2) == alone
+    await idle(engine)
+
+
+async def test_a_choice_can_be_aborted_alone(engine):
+    request = replace(greedy("n", max_tokens=MOST), num_choices=3)
+    stream = engine.generate(request, [])
+    outputs = [await anext(stream)]
+    await engine.abort("n", 1)
+    outputs += [output async for output in stream]
+    ends = dict(finishes_of(outputs))
+    assert ends[1] in (FinishReason.ABORTED, FinishReason.LENGTH)
+    assert (ends[0], ends[2]) == (FinishReason.LENGTH, FinishReason.LENGTH)
     await idle(engine)
 
 
@@ -154,10 +196,10 @@ async def test_a_request_that_does_not_fit_is_refused_with_its_reason(engine, co
     request = greedy("long", (5000,))
     if config.model_dir == "fake":
         request = replace(request, prompt_token_ids=(REFUSED,))
-    (news,) = await collect(engine, request)
-    assert (news.finish_reason, news.failure.reason) == (
+    (output,) = await collect(engine, request)
+    assert (output.finish_reason, output.failure.reason) == (
         FinishReason.ERROR,
         "CONTEXT_LENGTH_EXCEEDED",
     )
-    assert int(news.failure.metadata["prompt_tokens"]) > 0
+    assert int(output.failure.metadata["prompt_tokens"]) > 0
     await idle(engine)
