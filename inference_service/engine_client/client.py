@@ -180,7 +180,7 @@ class EngineClient:
                 f"{Quarantine.FORGIVEN_AFTER_S:.0f} s after the last one."
             )
         if any(span.pixel_offset + span.pixel_bytes > pixel_bytes for span in request.images):
-            raise ValueError("an image span exceeds the given pixels")
+            raise ValueError("an image span lies outside of the given pixels")
         flight = RequestInFlight(request, pixel_bytes, self._budget.reserve(pixel_bytes))
         self._requests[request.request_id] = flight
         return flight

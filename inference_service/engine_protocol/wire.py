@@ -101,7 +101,7 @@ def encode(message: Command | Event) -> bytearray:
     _ENCODER.encode_into(message, frame, _LENGTH.size)
     size = len(frame) - _LENGTH.size
     if size > MAX_FRAME_BYTES:
-        raise WireError(f"the message has {size} bytes; a frame may have at most {MAX_FRAME_BYTES}")
+        raise WireError(f"a message of {size} bytes does not fit a frame of {MAX_FRAME_BYTES}")
     _LENGTH.pack_into(frame, 0, size)
     return frame
 
@@ -126,7 +126,7 @@ class FrameReader(Generic[_MessageT]):
             (size,) = _LENGTH.unpack_from(self._buffer, start)
             if size > MAX_FRAME_BYTES:
                 raise WireError(
-                    f"the frame has {size} bytes; at most {MAX_FRAME_BYTES} are allowed"
+                    f"a frame of {size} bytes is too long; at most {MAX_FRAME_BYTES} are allowed"
                 )
             end = start + _LENGTH.size + size
             if len(self._buffer) < end:

@@ -146,7 +146,7 @@ def test_forgotten_images(tokenizer):
 
     class Forgetful:
         def write(self, request):
-            return WrittenChat(token_ids=[1, PAD, 2, PAD], forgotten_images=1)
+            return WrittenChat(token_ids=[1, PAD, 2, PAD], dropped_images=1)
 
     images = [image(2, 3), image(1, 1), image(4, 2, b"e" * 32)]
     prompt = PromptBuilder(tokenizer, Forgetful(), placeholder=PAD).build(ask(), images)
