@@ -158,7 +158,7 @@ def broken(core: EngineCore, prompts: list[Conversation], expected: list[list[in
 def test_notices_exchanged_images(make_core, prompts, expected) -> None:
     prompt = prompts[12]
     first, second = prompt.seen
-    exchanged = replace(prompt, images=(second, first))
+    exchanged = replace(prompt, seen=(second, first))
     assert ask(make_core(), [exchanged]) != [expected[12]]
 
 
