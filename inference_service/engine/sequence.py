@@ -1,7 +1,4 @@
-"""One sequence in the engine: its tokens, its pages and how far it is computed.
-
-Owns the state that scheduler, blocks and runner share.
-"""
+"""One sequence in the engine: its tokens, its pages and how far it is computed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which layers of the decoder live on which device, where one device is too small for a model.
-
-Owns pure arithmetic. Torch-free.
-"""
+"""Which layers of the decoder live on which device, where one device is too small for a model."""
 
 from __future__ import annotations
 
