@@ -1,7 +1,7 @@
 """The tensors of a checkpoint's files, before they go anywhere.
 
-Weight files are safetensors, or else the `.bin` shards of older releases, which torch reads with its restricted
-unpickler: tensors and nothing that could run.
+Owns the finding and opening of weight files: safetensors, or else the `.bin` shards of older releases, which torch
+reads with its restricted unpickler: tensors and nothing that could run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Which layers of the decoder live on which device, where one device is too small for a model."""
+"""Which layers of the decoder live on which device, where one device is too small for a model.
+
+Owns pure arithmetic. Torch-free.
+"""
 
 from __future__ import annotations
 

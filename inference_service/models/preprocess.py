@@ -1,6 +1,7 @@
 """From RGB bytes of resized images and frames to the patches that a vision tower reads, on the engine's device.
 
-Normalisation and the order of patches are bit-equal to `Qwen2VLImageProcessorPil` of transformers. The front resizes.
+Owns normalisation and the order of patches; bit-equal to `Qwen2VLImageProcessorPil` of transformers. Resizing is
+the front's.
 """
 
 from __future__ import annotations
