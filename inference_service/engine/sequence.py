@@ -1,4 +1,7 @@
-"""One sequence in the engine: its tokens, its pages and how far it is computed."""
+"""One sequence in the engine: its tokens, its pages and how far it is computed.
+
+Owns the state that scheduler, blocks and runner share.
+"""
 
 from __future__ import annotations
 
