@@ -191,8 +191,11 @@ class ModelRunner:
         prompt = self._prompts[chunk.sequence.sequence_id]
         known = prompt.positions[:, chunk.start : chunk.end]
         first = chunk.start + known.shape[1]
+        if first == chunk.end:
+            return known
         further = np.arange(first, chunk.end, dtype=np.int64) + prompt.delta
-        return np.concatenate([known, np.broadcast_to(further, (3, len(further)))], axis=1)
+        further = np.broadcast_to(further, (3, len(further)))
+        return np.concatenate([known, further], axis=1) if known.shape[1] else further
 
     def _image_rows(self, chunks: Seq[Chunk]) -> tuple[list[int], list[Tensor]]:
         """Rows of the batch that are image tokens, and the parts of the embeddings that belong there."""
