@@ -152,7 +152,7 @@ class ModelRunner:
         prompt_logprobs = {
             index: self._prompt_logprobs(hidden[starts[index] : starts[index + 1]], chunk)
             for index, chunk in enumerate(chunks)
-            if chunk.sequence.sampling.prompt_logprobs is not None
+            if chunk.sequence.top_prompt_logprobs is not None
         }
         return Launched(chunks, token_ids, logprobs, prompt_logprobs)
 
@@ -247,6 +247,6 @@ class ModelRunner:
             end = min(start + PROMPT_LOGITS_ROWS, last)
             logits = self._model.logits(hidden[start - chunk.start : end - chunk.start])
             targets = torch.tensor(sequence.token_ids[start + 1 : end + 1], device=logits.device)
-            num_top = [sequence.sampling.prompt_logprobs or 0] * len(targets)
+            num_top = [sequence.top_prompt_logprobs or 0] * len(targets)
             parts.append(token_logprobs(logits, targets, num_top))
         return parts
