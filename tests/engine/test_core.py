@@ -559,4 +559,4 @@ def test_out_of_memory_while_reading_ends_the_newest_request_only(
     core.add(PROMPT.request("1"), PROMPT.pixels)
     answers = drain(core)
     assert answers["0"].token_ids == alone[0]
-    assert answers["1"].outputs[0].error == "GPU_OUT_OF_MEMORY"
+    assert answers["1"].outputs[0].failure.reason == "GPU_OUT_OF_MEMORY"
