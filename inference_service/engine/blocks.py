@@ -1,7 +1,5 @@
 """The pages of the KV cache: who holds them, what they contain, which one is given out next.
 
-Owns reference counts, the hash chain of prefixes and the order of reuse.
-
 A page is in one of three states: used (referenced by at least one sequence), cached (unreferenced, but its content can
 be found by hash) or free. Only full, computed pages are shared, so a page that is being written has one holder.
 """

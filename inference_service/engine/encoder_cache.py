@@ -1,7 +1,5 @@
 """Image embeddings by key, under a budget of tokens.
 
-Owns which images are kept and which one goes first.
-
 An image is reserved when the scheduler decides to encode it, filled when the runner has done so, pinned while
 a running sequence still needs it, and evicted least recently used first.
 """

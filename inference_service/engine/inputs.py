@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -92,21 +93,19 @@ class InputBuffers:
             image_rows: Rows of the batch that are image tokens, distinct.
             image_embeddings: Parts of embeddings for these rows, [rows of the part, hidden * (1 + D)] each.
         """
-        ends = np.cumsum([len(sequence.token_ids) for sequence in inputs])
-        num_tokens = int(ends[-1])
-        token_ids = self._token_ids.host
+        lengths = [len(sequence.token_ids) for sequence in inputs]
+        num_tokens = sum(lengths)
+        token_ids = [token_id for sequence in inputs for token_id in sequence.token_ids]
+        self._token_ids.host[:num_tokens] = token_ids
         positions = self._positions.host[: 3 * num_tokens].reshape(3, num_tokens)
-        end = 0
-        for sequence in inputs:
-            begin, end = end, end + len(sequence.token_ids)
-            token_ids[begin:end] = sequence.token_ids
-            positions[:, begin:end] = sequence.positions
-            if self._with_rope_levels:
-                self._rope_levels.host[begin:end] = sequence.rope_level
+        np.concatenate([sequence.positions for sequence in inputs], axis=1, out=positions)
+        if self._with_rope_levels:
+            levels = [sequence.rope_level for sequence in inputs]
+            self._rope_levels.host[:num_tokens] = np.repeat(levels, lengths)
         return ForwardBatch(
             token_ids=self._token_ids.upload(num_tokens),
             positions=self._positions.upload(3 * num_tokens).view(3, num_tokens),
-            attention=self._pack_attention(inputs, ends),
+            attention=self._pack_attention(inputs, lengths),
             image_rows=self._image_rows.fill(image_rows) if image_rows else None,
             image_embeddings=torch.cat(list(image_embeddings)) if image_embeddings else None,
             rope_levels=self._rope_levels.upload(num_tokens) if self._with_rope_levels else None,
@@ -116,33 +115,33 @@ class InputBuffers:
         """[R] int64 on the device: rows of the batch that are sampled, at most one for each sequence."""
         return self._rows.fill(rows)
 
-    def _pack_attention(
-        self, inputs: Seq[SequenceInput], ends: npt.NDArray[np.int64]
-    ) -> AttentionMetadata:
-        num_seqs, width = len(inputs), max(len(sequence.pages) for sequence in inputs)
-        table = self._page_table.host.reshape(-1, self._max_pages)
-        table[:num_seqs, :width] = 0
-        query_start, context_lens = self._query_start.host, self._context_lens.host
-        query_start[0] = 0
-        query_start[1 : num_seqs + 1] = ends
-        for s, (row, sequence) in enumerate(zip(table[:num_seqs], inputs, strict=True)):
-            row[: len(sequence.pages)] = sequence.pages
-            context_lens[s] = sequence.start + len(sequence.token_ids)
-            slots = self._slot_mapping.host[query_start[s] : query_start[s + 1]]
-            index = np.arange(sequence.start, context_lens[s])
-            pages = row[index // self._page_size].astype(np.int64)
-            slots[:] = pages * self._page_size + index % self._page_size
+    def _pack_attention(self, inputs: Seq[SequenceInput], lengths: Seq[int]) -> AttentionMetadata:
+        num_seqs, num_tokens = len(inputs), sum(lengths)
+        width = max(len(sequence.pages) for sequence in inputs)
+        table = self._page_table.host.reshape(-1, self._max_pages)[:num_seqs, :width]
+        table[:] = 0
+        for row, sequence in enumerate(inputs):
+            table[row, : len(sequence.pages)] = sequence.pages
+        ends = list(accumulate(lengths))
+        contexts = [sequence.start + n for sequence, n in zip(inputs, lengths, strict=True)]
+        # Index of each new token in its sequence: its row in the batch and what lies before the sequence's first row.
+        before = np.subtract(contexts, ends)
+        index = np.arange(num_tokens) + np.repeat(before, lengths)
+        pages = table[np.repeat(np.arange(num_seqs), lengths), index // self._page_size]
+        slots = self._slot_mapping.host[:num_tokens]
+        np.multiply(pages, self._page_size, out=slots, dtype=np.int64)
+        slots += index % self._page_size
         return AttentionMetadata(
-            slot_mapping=self._slot_mapping.upload(int(ends[-1])),
+            slot_mapping=self._slot_mapping.upload(num_tokens),
             page_table=self._page_table.upload(num_seqs * self._max_pages).view(num_seqs, -1)[
                 :, :width
             ],
-            query_start=self._query_start.upload(num_seqs + 1),
-            context_lens=self._context_lens.upload(num_seqs),
-            host_query_start=query_start[: num_seqs + 1],
-            host_context_lens=context_lens[:num_seqs],
-            max_query_len=int(np.diff(query_start[: num_seqs + 1]).max()),
-            max_context_len=int(context_lens[:num_seqs].max()),
+            query_start=self._query_start.fill([0, *ends]),
+            context_lens=self._context_lens.fill(contexts),
+            host_query_start=self._query_start.host[: num_seqs + 1],
+            host_context_lens=self._context_lens.host[:num_seqs],
+            max_query_len=max(lengths),
+            max_context_len=max(contexts),
         )
 
 

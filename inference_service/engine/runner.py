@@ -152,7 +152,7 @@ class ModelRunner:
         prompt_logprobs = {
             index: self._prompt_logprobs(hidden[starts[index] : starts[index + 1]], chunk)
             for index, chunk in enumerate(chunks)
-            if chunk.sequence.sampling.prompt_logprobs is not None
+            if chunk.sequence.top_prompt_logprobs is not None
         }
         return Launched(chunks, token_ids, logprobs, prompt_logprobs)
 
@@ -191,8 +191,11 @@ class ModelRunner:
         prompt = self._prompts[chunk.sequence.sequence_id]
         known = prompt.positions[:, chunk.start : chunk.end]
         first = chunk.start + known.shape[1]
+        if first == chunk.end:
+            return known
         further = np.arange(first, chunk.end, dtype=np.int64) + prompt.delta
-        return np.concatenate([known, np.broadcast_to(further, (3, len(further)))], axis=1)
+        further = np.broadcast_to(further, (3, len(further)))
+        return np.concatenate([known, further], axis=1) if known.shape[1] else further
 
     def _image_rows(self, chunks: Seq[Chunk]) -> tuple[list[int], list[Tensor]]:
         """Rows of the batch that are image tokens, and the parts of the embeddings that belong there."""
@@ -247,6 +250,6 @@ class ModelRunner:
             end = min(start + PROMPT_LOGITS_ROWS, last)
             logits = self._model.logits(hidden[start - chunk.start : end - chunk.start])
             targets = torch.tensor(sequence.token_ids[start + 1 : end + 1], device=logits.device)
-            num_top = [sequence.sampling.prompt_logprobs or 0] * len(targets)
+            num_top = [sequence.top_prompt_logprobs or 0] * len(targets)
             parts.append(token_logprobs(logits, targets, num_top))
         return parts

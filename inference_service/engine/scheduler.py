@@ -1,7 +1,5 @@
 """Which tokens of which sequences are computed in the next step.
 
-Owns the queue, the running batch, the token budget of a step, preemption and the end of sequences.
-
 First come, first served. A step takes decodes first, then chunks of prompts that are under way, then new sequences.
 A sequence is admitted when there are pages for all its present tokens, so only the growth of answers can run out of
 pages; then the newest running sequence is preempted: it loses its pages, keeps its answer so far, and is computed

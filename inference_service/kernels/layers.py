@@ -70,7 +70,9 @@ class DenseWeight:
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
-        return linear(x, self.weight, self.module.bias)
+        weight = self.module.weight
+        assert weight is not None, "taken from a layer that holds another form"
+        return linear(x, weight, self.module.bias)
 
 
 class Linear(nn.Module):

@@ -515,7 +515,7 @@ def test_nothing_is_committed_before_a_step_is_collected(make_core) -> None:
     core = make_core()
     core.add(PROMPT.request("x", replace(GREEDY, logprobs=2, prompt_logprobs=1)), PROMPT.pixels)
     ticket = core.launch(core._scheduler.schedule())
-    sequence = core._scheduler.get("x")
+    [sequence] = core._scheduler.of_request("x")
     assert sequence.num_computed_tokens == sequence.num_answer_tokens == 0
     [output] = core.collect(ticket)
     assert sequence.num_computed_tokens == len(PROMPT.token_ids)
@@ -559,4 +559,6 @@ def test_out_of_memory_while_reading_ends_the_newest_request_only(
     core.add(PROMPT.request("1"), PROMPT.pixels)
     answers = drain(core)
     assert answers["0"].token_ids == alone[0]
-    assert answers["1"].outputs[0].error == "GPU_OUT_OF_MEMORY"
+    failure = answers["1"].outputs[0].failure
+    assert failure is not None
+    assert failure.reason == "GPU_OUT_OF_MEMORY"

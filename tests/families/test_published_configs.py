@@ -99,7 +99,9 @@ def test_limits_of_videos_from_a_file_of_their_own(tmp_path):
     video = load_spec(tmp_path).video
     assert (video.min_pixels, video.max_pixels) == (1000, 2000)
     file.write_text(json.dumps({"size": {"shortest_edge": 3000, "longest_edge": 2000}}))
-    with pytest.raises(SpecError, match=r"video_preprocessor_config\.json: size: pixel limits"):
+    with pytest.raises(
+        SpecError, match=r"video_preprocessor_config\.json: size: shortest_edge is above"
+    ):
         load_spec(tmp_path)
 
 

@@ -26,12 +26,12 @@ from inference_service.domain import (
     Event,
     Finished,
     Request,
-    SamplingOptions,
     Started,
     TextPart,
     TokenUsage,
 )
 from inference_service.grpc_api.server import Front, serve
+from inference_service.sampling import Sampling
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
@@ -57,17 +57,18 @@ class ShoutingBackend:
         self.names = ("echo", "shout")
         self.info = BackendInfo(device="elsewhere", restarts=2)
         self.in_flight = 0
+        self.callers: list[str] = []
         self.aborted: list[tuple[str, str | None]] = []
         self.closed = False
         self._starts = starts
         self._callbacks: list[Callable[[BackendState], None]] = []
 
     async def generate(self, request: Request, caller: str) -> AsyncGenerator[Event, None]:
-        assert caller
+        self.callers.append(caller)
         yield Started(
             request_id=request.request_id,
             created=1,
-            sampling=SamplingOptions(temperature=0.0, seed=1),
+            sampling=Sampling(temperature=0.0, seed=1, max_tokens=9),
             stop_strings=(),
             stop_token_ids=(),
             include_stop_string=False,
@@ -81,7 +82,7 @@ class ShoutingBackend:
         yield USAGE
 
     async def count(self, request: Request, caller: str) -> TokenCount:
-        assert caller
+        self.callers.append(caller)
         return TokenCount(usage=USAGE, images=(), prompt_token_ids=(7, 8, 9)[: request.n + 2])
 
     async def abort(self, request_id: str, caller: str | None = None) -> bool:
@@ -204,11 +205,20 @@ async def test_every_state_has_a_name_in_the_api(
 async def test_abort_goes_to_the_backend_with_its_caller(
     channel: grpc.aio.Channel, backend: ShoutingBackend
 ) -> None:
-    request = admin_pb.AbortRequestRequest(request_ids=["known", "unknown"])
-    response = await admin_grpc.AdminServiceStub(channel).AbortRequest(request, timeout=20)
-    assert (list(response.aborted), list(response.unknown)) == (["known"], ["unknown"])
-    assert [request_id for request_id, _ in backend.aborted] == ["known", "unknown"]
-    assert all(caller for _, caller in backend.aborted)
+    """The caller is a digest of the key: the same as at the generation, and never the operator's None."""
+    keys = (("authorization", "Bearer mine"),)
+    chat = chat_grpc.ChatServiceStub(channel)
+    create = chat_pb.CreateChatCompletionRequest(spec=spec_of("hi"))
+    await chat.CreateChatCompletion(create, timeout=20, metadata=keys)
+    [caller] = backend.callers
+    request = admin_pb.AbortRequest(request_ids=["known", "unknown"])
+    admin = admin_grpc.AdminServiceStub(channel)
+    response = await admin.Abort(request, timeout=20, metadata=keys)
+    assert list(response.aborted_request_ids) == ["known"]
+    assert list(response.unknown_request_ids) == ["unknown"]
+    await admin.Abort(admin_pb.AbortRequest(request_ids=["known"]), timeout=20)
+    assert backend.aborted == [("known", caller), ("unknown", caller), ("known", "")]
+    assert caller
 
 
 async def test_a_backend_that_fails_ends_the_service() -> None:
