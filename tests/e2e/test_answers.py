@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import openai
 import pytest
@@ -21,14 +22,14 @@ ENGLISH = "What is in this picture?"
 CHINESE = "这是什么?"
 
 
-def content(image_url: str, question: str) -> list[dict[str, object]]:
+def content(image_url: str, question: str) -> list[dict[str, Any]]:
     return [
         {"type": "text", "text": question},
         {"type": "image_url", "image_url": {"url": image_url}},
     ]
 
 
-def spec(image: Drawn, question: str, **fields: object) -> chat_pb.ChatCompletionSpec:
+def spec(image: Drawn, question: str, **fields: Any) -> chat_pb.ChatCompletionSpec:
     parts = [
         message_pb.Part(image=message_pb.Image(data=image.png)),
         message_pb.Part(text=question),

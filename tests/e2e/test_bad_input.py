@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from typing import Any
 import zlib
 
 import pytest
@@ -13,7 +14,7 @@ from tests.e2e.conftest import Served
 from tests.support.images import draw
 
 
-def ask(served: Served, body: bytes | dict[str, object], **options: object) -> requests.Response:
+def ask(served: Served, body: bytes | dict[str, Any], **options: Any) -> requests.Response:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"content-type": "application/json"}
     return requests.post(
@@ -21,7 +22,7 @@ def ask(served: Served, body: bytes | dict[str, object], **options: object) -> r
     )
 
 
-def with_image(url: str, **fields: object) -> dict[str, object]:
+def with_image(url: str, **fields: Any) -> dict[str, Any]:
     parts = [
         {"type": "text", "text": "What is this?"},
         {"type": "image_url", "image_url": {"url": url}},
@@ -33,7 +34,7 @@ def with_image(url: str, **fields: object) -> dict[str, object]:
     } | fields
 
 
-def with_text(text: str, **fields: object) -> dict[str, object]:
+def with_text(text: str, **fields: Any) -> dict[str, Any]:
     return {
         "model": "qwen-vl",
         "messages": [{"role": "user", "content": text}],

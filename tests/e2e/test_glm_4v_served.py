@@ -36,7 +36,7 @@ def image(name: str) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
-def complete(served: Served, chat: dict[str, Any], **fields: object) -> dict[str, Any]:
+def complete(served: Served, chat: dict[str, Any], **fields: Any) -> dict[str, Any]:
     body = {
         "model": NAME,
         "prompt": chat["ids"],

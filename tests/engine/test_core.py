@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ OTHER = conversation(["Look: ", image(3, 4, 12), " 什么?"])
 TEXT = conversation(["Tell me a story."])
 
 
-def finish(core, prompt: Conversation, **changes: object) -> tuple[list[int], FinishReason | None]:
+def finish(core, prompt: Conversation, **changes: Any) -> tuple[list[int], FinishReason | None]:
     core.add(prompt.request("x", replace(GREEDY, **changes)), prompt.pixels)
     answer = drain(core)["x"]
     return answer.token_ids, answer.finish_reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_checkpoint(tmp_path_factory.mktemp("glm_4v"))
 
 
-def make_core(checkpoint: Path, **changes: object) -> EngineCore:
+def make_core(checkpoint: Path, **changes: Any) -> EngineCore:
     settings = {"page_size": 16, "num_kv_pages": 200, "cpu_threads": 1}
     return EngineCore(EngineConfig(model_dir=str(checkpoint), **(settings | changes)))
 
@@ -48,7 +49,7 @@ def expected():
         return dict(arrays)
 
 
-def greedy(max_tokens: int, **changes: object) -> SamplingParams:
+def greedy(max_tokens: int, **changes: Any) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, temperature=0.0, **changes)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,17 +30,17 @@ from tests.support.qwen_vl_v1 import (
 TOLERANCE = 5e-5  # the golden data allow 2e-4
 
 
-def make_core(checkpoint: Path, **changes: object) -> EngineCore:
+def make_core(checkpoint: Path, **changes: Any) -> EngineCore:
     settings = {"page_size": 16, "num_kv_pages": 400, "cpu_threads": 1}
     return EngineCore(EngineConfig(model_dir=str(checkpoint), **(settings | changes)))
 
 
-def greedy(max_tokens: int, **changes: object) -> SamplingParams:
+def greedy(max_tokens: int, **changes: Any) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, temperature=0.0, **changes)
 
 
 def answers(
-    core: EngineCore, prompts: Iterable[GoldenPrompt], tokens: int, **changes: object
+    core: EngineCore, prompts: Iterable[GoldenPrompt], tokens: int, **changes: Any
 ) -> list[list[int]]:
     """Greedy answers of prompts that run together."""
     prompts = list(prompts)

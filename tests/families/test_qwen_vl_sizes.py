@@ -122,7 +122,7 @@ def requests(directory: Path) -> list[tuple[EngineRequest, bytes]]:
     return made
 
 
-def run(directory: Path, *, together: bool, **changes: object) -> list[list[tuple[int, float]]]:
+def run(directory: Path, *, together: bool, **changes: Any) -> list[list[tuple[int, float]]]:
     """(token, log probability) of every answer."""
     settings = {"page_size": 4, "num_kv_pages": 200, "cpu_threads": 1} | changes
     core = EngineCore(EngineConfig(model_dir=str(directory), **settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from inference_service.models.vision_language import VisionLanguageModel
 PUBLISHED = Path("tests/golden/configs/Qwen-VL-Chat")
 
 
-def changed(tmp_path: Path, generation: dict[str, object] | None = None, **config: object) -> Path:
+def changed(tmp_path: Path, generation: dict[str, Any] | None = None, **config: Any) -> Path:
     """The published files with other values; None = the key is absent."""
     values = json.loads((PUBLISHED / "config.json").read_text())
     visual = config.pop("visual", {})

@@ -7,6 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 import shutil
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,7 +54,7 @@ def chat(tokenizer: Tokenizer) -> GlmChat:
     return GlmChat(tokenizer)
 
 
-def request_of(messages: list[dict[str, str]], **options: object) -> ChatRequest:
+def request_of(messages: list[dict[str, str]], **options: Any) -> ChatRequest:
     """A conversation of the golden data; the image comes last here, and first in the prompt."""
     turns = []
     for message in messages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -47,7 +48,7 @@ def say(role: Role, *parts: str | ImagePart) -> ChatMessage:
     return ChatMessage(role=role, parts=content)
 
 
-def ask(*messages: ChatMessage, **options: object) -> ChatRequest:
+def ask(*messages: ChatMessage, **options: Any) -> ChatRequest:
     return ChatRequest(request_id="r", model="m", messages=messages, **options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from google.rpc import error_details_pb2
 import grpc
@@ -21,7 +22,7 @@ def text_part(text: str) -> message_pb.Part:
     return message_pb.Part(text=text)
 
 
-def image_part(data: bytes, **fields: object) -> message_pb.Part:
+def image_part(data: bytes, **fields: Any) -> message_pb.Part:
     return message_pb.Part(image=message_pb.Image(data=data, **fields))
 
 
@@ -33,7 +34,7 @@ def user(*parts: str | message_pb.Part) -> message_pb.Message:
 
 
 def spec_of(
-    *parts: str | message_pb.Part, sampling: dict[str, object] | None = None, **fields: object
+    *parts: str | message_pb.Part, sampling: dict[str, Any] | None = None, **fields: Any
 ) -> chat_pb.ChatCompletionSpec:
     """One user's message."""
     values = {"model": "echo", "messages": [user(*parts)]} | fields

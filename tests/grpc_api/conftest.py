@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 import json
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -96,12 +97,12 @@ class Door:
         return f"127.0.0.1:{self.front.ports[name]}"
 
     async def create(
-        self, spec: chat_pb.ChatCompletionSpec, **options: object
+        self, spec: chat_pb.ChatCompletionSpec, **options: Any
     ) -> chat_pb.CreateChatCompletionResponse:
         request = chat_pb.CreateChatCompletionRequest(spec=spec)
         return await self.chat.CreateChatCompletion(request, **({"timeout": 20} | options))
 
-    def stream(self, spec: chat_pb.ChatCompletionSpec, **options: object) -> grpc.aio.Call:
+    def stream(self, spec: chat_pb.ChatCompletionSpec, **options: Any) -> grpc.aio.Call:
         request = chat_pb.StreamChatCompletionRequest(spec=spec)
         return self.chat.StreamChatCompletion(request, **({"timeout": 20} | options))
 
@@ -123,7 +124,7 @@ async def open_door(model: ServedModel) -> AsyncIterator[OpenDoor]:
     doors: list[Door] = []
 
     async def opens(
-        *, ready: bool = True, served: ServedModel | None = None, **changes: object
+        *, ready: bool = True, served: ServedModel | None = None, **changes: Any
     ) -> Door:
         addresses = {"grpc_address": "127.0.0.1:0", "admin_address": "127.0.0.1:0"}
         settings = ServiceSettings(**(addresses | changes))

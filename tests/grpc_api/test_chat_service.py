@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -241,7 +242,7 @@ async def test_images_keep_their_order_and_report_their_sizes(door: Door) -> Non
 async def test_low_detail_and_pixel_budget_cost_less(door: Door) -> None:
     image = draw("red", "circle", size=(320, 320)).png
 
-    async def tokens(**fields: object) -> int:
+    async def tokens(**fields: Any) -> int:
         spec = spec_of(image_part(image, **fields), "?")
         counted = await door.chat.CountTokens(chat_pb.CountTokensRequest(spec=spec), timeout=20)
         return counted.images[0].tokens

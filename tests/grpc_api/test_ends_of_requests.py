@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -45,7 +46,7 @@ async def test_caller_who_leaves_frees_the_engine(door: Door, unary: bool) -> No
 async def test_caller_who_leaves_while_images_are_decoded(door: Door, monkeypatch) -> None:
     begun, never = asyncio.Event(), asyncio.Event()
 
-    async def stuck(*_: object, **__: object) -> None:
+    async def stuck(*_: object, **__: Any) -> None:
         begun.set()
         await never.wait()
 

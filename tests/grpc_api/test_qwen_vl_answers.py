@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from inference_service.domain import EndReason, Finished, TextCompletionRequest
@@ -29,7 +31,7 @@ def tokenizer() -> Tokenizer:
 
 
 def answer_of(
-    tokenizer: Tokenizer, token_ids: list[int], ends: tuple[int, ...], **fields: object
+    tokenizer: Tokenizer, token_ids: list[int], ends: tuple[int, ...], **fields: Any
 ) -> tuple[str, EndReason]:
     """Token by token, as the engine gives them: nothing comes behind an end token."""
     answer = Answer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -28,11 +29,11 @@ PNG = draw("red", "circle").png
 STOP, LOGPROBS = sampling_pb.StopOptions, sampling_pb.LogprobOptions
 
 
-def role(number: int, **fields: object) -> chat_pb.ChatCompletionSpec:
+def role(number: int, **fields: Any) -> chat_pb.ChatCompletionSpec:
     return spec_of(messages=[message_pb.Message(role=number, parts=user("x").parts, **fields)])
 
 
-def sampling(**options: object) -> chat_pb.ChatCompletionSpec:
+def sampling(**options: Any) -> chat_pb.ChatCompletionSpec:
     return spec_of("x", sampling=options)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 
@@ -19,8 +21,8 @@ PLACE = 261  # <|image_pad|> of the model directory in conftest.py
 IMAGE = message_pb.Image(data=draw("red", "circle").png, uuid="mine")
 
 
-def spec_of(prompt: str | list[int], **fields: object) -> completion_pb.CompletionSpec:
-    values: dict[str, object] = {"model": "echo", "sampling": {"temperature": 0}} | fields
+def spec_of(prompt: str | list[int], **fields: Any) -> completion_pb.CompletionSpec:
+    values: dict[str, Any] = {"model": "echo", "sampling": {"temperature": 0}} | fields
     if isinstance(prompt, str):
         return completion_pb.CompletionSpec(text=prompt, **values)
     return completion_pb.CompletionSpec(token_ids={"ids": prompt}, **values)

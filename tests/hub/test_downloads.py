@@ -10,6 +10,7 @@ from pathlib import Path
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import huggingface_hub.constants
 import huggingface_hub.file_download
@@ -165,7 +166,7 @@ def test_a_disk_that_becomes_full_under_hugging_face(
 ) -> None:
     """Its library writes to files of random names; here writing itself fails."""
 
-    def full(*_: object, **__: object) -> None:
+    def full(*_: object, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(huggingface_hub.file_download, "http_get", full)

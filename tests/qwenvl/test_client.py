@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from typing import Any
 
 import grpc
 import pytest
@@ -68,7 +69,7 @@ async def test_stream_and_leaving_it(client: Client, door: Door) -> None:
 
 
 async def test_errors(client: Client) -> None:
-    def fail(**options: object) -> Error:
+    def fail(**options: Any) -> Error:
         with pytest.raises(Error) as caught:
             client.chat("x", **options)
         return caught.value

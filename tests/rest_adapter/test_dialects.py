@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import json
 from pathlib import Path
 import socket
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 import grpc
@@ -95,7 +96,7 @@ def guarded_parrot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapter
         yield adapter
 
 
-def say(adapter: Adapter, text: str, **fields: object) -> requests.Response:
+def say(adapter: Adapter, text: str, **fields: Any) -> requests.Response:
     headers = fields.pop("headers", None)
     body = {"say": text} | fields
     return requests.post(f"{adapter.url}/v1/parrot", json=body, headers=headers, timeout=30)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -66,7 +68,7 @@ def image(rows: int, columns: int, digest: bytes = b"d" * 32) -> ProcessedImage:
     )
 
 
-def ask(*parts: str | ImagePart | VideoPart, **options: object) -> ChatRequest:
+def ask(*parts: str | ImagePart | VideoPart, **options: Any) -> ChatRequest:
     content = tuple(TextPart(text=part) if isinstance(part, str) else part for part in parts)
     message = ChatMessage(role=Role.USER, parts=content)
     return ChatRequest(request_id="r", model="m", messages=(message,), **options)
@@ -92,7 +94,7 @@ def test_images_take_their_places(builder, tokenizer):
 
 
 def test_keys_differ_by_image_revision_and_salt(tokenizer, builder):
-    def key(made: PromptBuilder, shown: ProcessedImage, **options: object) -> bytes:
+    def key(made: PromptBuilder, shown: ProcessedImage, **options: Any) -> bytes:
         return made.build(ask(IMAGE, **options), [shown]).images[0].key
 
     other = build(tokenizer, revision=b"s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 
 import openai
 import pytest
@@ -29,7 +30,7 @@ def error_of(response: requests.Response, status: int) -> dict:
     return error
 
 
-def with_part(**part: object) -> dict:
+def with_part(**part: Any) -> dict:
     return {"messages": [{"role": "user", "content": [part]}]}
 
 
