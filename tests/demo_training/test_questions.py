@@ -146,7 +146,7 @@ def test_one_of_two_images_is_asked_about_by_its_number():
     assert named == {name for both in names for name in both}
 
 
-def test_without_a_image_no_shape_is_named():
+def test_without_an_image_no_shape_is_named():
     answers = {ask_without(Random(seed)).answer for seed in range(300)}
 
     allowed = {

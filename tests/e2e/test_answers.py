@@ -1,4 +1,4 @@
-"""True answers about true images through both doors, by the clients that people use."""
+"""True answers about true images through both APIs, by the clients that people use."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_colour_and_shape_are_named(chat: chat_grpc.ChatServiceStub, question: s
 
 
 @pytest.mark.parametrize("question", [ENGLISH, CHINESE])
-def test_both_doors_give_the_same_answer(
+def test_both_apis_give_the_same_answer(
     served: Served, chat: chat_grpc.ChatServiceStub, question: str
 ) -> None:
     for image in gallery()[::5]:
@@ -131,7 +131,7 @@ def test_openai_client(served: Served, image_host: str, by: str, stream: bool) -
         assert answer == over_rest(served, draw("red", "circle"), ENGLISH) or answer
 
 
-def test_a_raw_prompt_is_what_the_chat_made_of_it(served: Served) -> None:
+def test_completing_the_prompt_of_a_chat_gives_the_answer_of_the_chat(served: Served) -> None:
     """The ids that a chat's prompt has, sent as they are, are answered alike, and have the same probabilities."""
     extra = {"return_token_ids": True, "prompt_logprobs": 2}
     with openai.OpenAI(base_url=f"{served.http}/v1", api_key="none", max_retries=0) as client:
@@ -140,17 +140,17 @@ def test_a_raw_prompt_is_what_the_chat_made_of_it(served: Served) -> None:
             messages=[{"role": "user", "content": "Hello"}], **settings
         ).model_dump()
         ids = chat["prompt_token_ids"]
-        raw = client.completions.create(prompt=ids, **settings).model_dump()["choices"][0]
+        completion = client.completions.create(prompt=ids, **settings).model_dump()["choices"][0]
         by_text = client.completions.create(
             prompt="<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n",
             logprobs=0,
             echo=True,
             **settings,
         ).model_dump()["choices"][0]
-    assert raw["token_ids"] == chat["choices"][0]["token_ids"]
-    assert raw["prompt_logprobs"] == chat["prompt_logprobs"]
-    assert raw["prompt_logprobs"][0] is None
-    assert len(raw["prompt_logprobs"]) == len(ids)
+    assert completion["token_ids"] == chat["choices"][0]["token_ids"]
+    assert completion["prompt_logprobs"] == chat["prompt_logprobs"]
+    assert completion["prompt_logprobs"][0] is None
+    assert len(completion["prompt_logprobs"]) == len(ids)
     assert by_text["prompt_token_ids"] == ids[-len(by_text["prompt_token_ids"]) :]
     assert by_text["text"].startswith("<|im_start|>user\nHello")
     assert "".join(by_text["logprobs"]["tokens"]).startswith("<|im_start|>user\nHello")

@@ -189,7 +189,7 @@ def test_48_megabyte_body(served: Served) -> None:
     try:
         response = ask(served, body)
     except requests.ConnectionError:
-        # The door may close while the client still writes; what matters is that the others are served.
+        # The server may close the connection while the client still writes; what matters is that the others are served.
         return
     assert_openai_error(response, 413, None)
 

@@ -39,7 +39,7 @@ def edges_of(image: Drawn) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda p: f"{p.colour}-{p.shape}")
-def test_both_doors_tell_the_place(served: Served, image: Drawn) -> None:
+def test_both_apis_give_the_box(served: Served, image: Drawn) -> None:
     with Client(served.grpc_target) as client:
         answer = client.chat(question(image), images=[image.png], grounding=True, temperature=0)
     [found] = answer.response.choices[0].groundings

@@ -69,7 +69,7 @@ def test_prompt_logprobs(glm: Served) -> None:
         np.testing.assert_allclose(told, wanted, atol=2e-4, rtol=0)
 
 
-def test_a_conversation_with_a_image(glm: Served) -> None:
+def test_a_conversation_with_an_image(glm: Served) -> None:
     parts = [
         {"type": "text", "text": "What is it?"},
         {"type": "image_url", "image_url": {"url": image("wide_rgb")}},
@@ -92,7 +92,7 @@ def test_a_conversation_with_a_image(glm: Served) -> None:
     assert answer.json()["usage"]["prompt_tokens_details"]["image_tokens"] == 38
 
 
-def test_boxes_are_none_of_this_models(glm: Served) -> None:
+def test_the_model_has_no_boxes(glm: Served) -> None:
     body = {"model": NAME, "messages": [{"role": "user", "content": "x"}], "grounding": True}
     refused = requests.post(f"{glm.http}/v1/chat/completions", json=body, timeout=120)
     assert refused.status_code == 400

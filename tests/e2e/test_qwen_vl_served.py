@@ -29,7 +29,7 @@ STOPPED = {
     if run["name"] in ("stop_single", "stop_pair")
 }
 CHATS = [name for name in SHORT_PROMPTS if name.startswith("chat_")]
-RAWS = [name for name in SHORT_PROMPTS if name.startswith("raw_")]
+COMPLETIONS = [name for name in SHORT_PROMPTS if name.startswith("raw_")]
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +102,9 @@ def test_prompt_logprobs(qwen_vl: Served) -> None:
             assert found == pytest.approx(logit - total, abs=5e-5)
 
 
-@pytest.mark.parametrize("name", RAWS)
+@pytest.mark.parametrize("name", COMPLETIONS)
 @pytest.mark.parametrize("as_text", [True, False])
-def test_raw_prompts(qwen_vl: Served, name: str, as_text: bool) -> None:
+def test_text_completions(qwen_vl: Served, name: str, as_text: bool) -> None:
     """As text, or as the original's own ids with a path between the tags: the images come beside."""
     prompt = PROMPTS[name]
     images = [data_url(read(path)) for path in prompt["images"]]

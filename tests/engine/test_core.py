@@ -384,7 +384,7 @@ def test_out_of_memory_while_encoding_is_tried_again_by_the_others(
     assert answers["1"].outputs[0].failure.reason == "GPU_OUT_OF_MEMORY"
 
 
-def test_a_image_that_breaks_the_encoder_ends_its_own_request(
+def test_an_image_that_breaks_the_encoder_ends_its_own_request(
     make_core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = ask(make_core(), [TEXT, PROMPT])

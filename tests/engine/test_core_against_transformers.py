@@ -109,7 +109,7 @@ def test_encoder_cache_hits(make_core, prompts, expected) -> None:
     assert core.stats.encoder_hits - before.encoder_hits == images
 
 
-def test_a_hit_may_end_inside_a_image(make_core, reference) -> None:
+def test_a_hit_may_end_inside_an_image(make_core, reference) -> None:
     """The rest of the image is computed, from the right place in it."""
     shown = image(5, 5, 8)
     first, second = conversation(["ab", shown, "c"]), conversation(["ab", shown, "d"])

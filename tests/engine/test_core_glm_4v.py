@@ -58,8 +58,8 @@ def answers(core: EngineCore, prompts: Iterable[GoldenPrompt], tokens: int) -> l
     prompts = list(prompts)
     for prompt in prompts:
         core.add(prompt.request(greedy(tokens)), prompt.pixels)
-    news = drain(core)
-    return [news[prompt.name].token_ids for prompt in prompts]
+    outputs = drain(core)
+    return [outputs[prompt.name].token_ids for prompt in prompts]
 
 
 def logits_of(core: EngineCore, prompt: GoldenPrompt, rows, monkeypatch) -> torch.Tensor:

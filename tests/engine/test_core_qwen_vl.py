@@ -47,8 +47,8 @@ def answers(
     for index, prompt in enumerate(prompts):
         request = prompt.request(greedy(tokens, **changes), request_id=str(index))
         core.add(request, prompt.pixels)
-    news = drain(core)
-    return [news[str(index)].token_ids for index in range(len(prompts))]
+    outputs = drain(core)
+    return [outputs[str(index)].token_ids for index in range(len(prompts))]
 
 
 def hidden_of(core: EngineCore, prompt: GoldenPrompt, monkeypatch) -> torch.Tensor:

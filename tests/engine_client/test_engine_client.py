@@ -99,7 +99,7 @@ async def lose_to(engine, *prompt, request_id="poison"):
 # ---- answers ----
 
 
-async def test_start_tells_what_was_loaded(engine):
+async def test_start_reports_what_was_loaded(engine):
     assert engine.state is EngineState.READY
     assert (engine.ready.device, engine.ready.parts[2]) == ("fake", ("language", 3))
     assert is_running(engine.pid)
@@ -376,7 +376,7 @@ async def test_over_the_budget_waits_for_room(engine):
         assert len(tokens_of(await second)) == 5
 
 
-async def test_who_waits_for_room_can_be_aborted(engine):
+async def test_a_request_waiting_for_room_can_be_aborted(engine):
     image = [b"abc" * 200]
     first = await endless(engine, "first", images=image)
     second = asyncio.create_task(collect(engine, request_of("second", images=image), image))

@@ -105,7 +105,7 @@ async def test_every_sequence_ends_once_whenever_it_is_aborted(bench):
 # ---- through the client ----
 
 
-async def test_the_engine_tells_what_it_is(engine):
+async def test_the_engine_describes_itself(engine):
     assert engine.ready.kv_page_tokens == 16
     assert [name for name, _ in engine.ready.parts] == ["vision", "adapter", "language"]
 

@@ -196,11 +196,11 @@ def exchange_two_images(sequence):
     sequence.image_embeddings = torch.cat([second, first, rest])
 
 
-def move_a_image_by_one_token(sequence):
+def move_an_image_by_one_token(sequence):
     sequence.image_rows = sequence.image_rows - 1
 
 
-def transpose_a_image(sequence):
+def transpose_an_image(sequence):
     tokens = sequence.image_embeddings[-21:]
     turned = tokens.view(3, 7, -1).transpose(0, 1).flatten(0, 1)
     sequence.image_embeddings = torch.cat([sequence.image_embeddings[:-21], turned])
@@ -218,8 +218,8 @@ def exchange_height_and_width(sequence):
     "change",
     [
         exchange_two_images,
-        move_a_image_by_one_token,
-        transpose_a_image,
+        move_an_image_by_one_token,
+        transpose_an_image,
         number_positions_as_text,
         exchange_height_and_width,
     ],

@@ -118,10 +118,10 @@ def test_what_the_reference_gives(name, tmp_path):
     asked = requests(directory)
     for request, image in asked:
         core.add(request, b"" if image is None else image.tobytes())
-    news = drain(core)
+    outputs = drain(core)
     reference = Reference.load(directory, json.loads((directory / "config.json").read_text()))
     for request, image in asked:
-        answer = [e for out in news[request.request_id].outputs for e in out.logprobs]
+        answer = [e for out in outputs[request.request_id].outputs for e in out.logprobs]
         expected = reference.greedy(request.prompt_token_ids, image, len(answer))
         assert [entry.token_id for entry in answer] == [token for token, _ in expected]
         np.testing.assert_allclose(

@@ -134,7 +134,7 @@ def test_its_text_is_loaded_without_its_vision() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_nobody_else_knows_it() -> None:
+def test_no_other_module_names_the_family() -> None:
     files = [
         path for path in Path("inference_service").rglob("*.py") if "made_up" in path.read_text()
     ]

@@ -127,13 +127,13 @@ def run(directory: Path, *, together: bool, **changes: Any) -> list[list[tuple[i
     settings = {"page_size": 4, "num_kv_pages": 200, "cpu_threads": 1} | changes
     core = EngineCore(EngineConfig(model_dir=str(directory), **settings))
     asked = requests(directory)
-    news: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     for group in [asked] if together else [[one] for one in asked]:
         for request, pixels in group:
             core.add(request, pixels)
-        news |= drain(core)
+        outputs |= drain(core)
     return [
-        [(e.token_id, e.logprob) for output in news[str(i)].outputs for e in output.logprobs]
+        [(e.token_id, e.logprob) for output in outputs[str(i)].outputs for e in output.logprobs]
         for i in range(len(asked))
     ]
 

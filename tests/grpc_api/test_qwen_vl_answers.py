@@ -63,7 +63,7 @@ def test_texts(tokenizer, case):
     assert text.strip() == OTHERWISE.get(case["response"], case["response"])
 
 
-def test_the_stop_word_of_raw_prompts(tokenizer):
+def test_the_stop_word_of_text_completions(tokenizer):
     """The original's `chat()` of a base model stopped at this word; here a request names it."""
     assert [tokenizer.encode(RAW_STOP_WORD), [151643]] == golden("chat_context.json")["stop_words"][
         "raw"

@@ -301,7 +301,7 @@ def files(manifests: Manifests) -> Iterator[str]:
         keys = PurePosixPath(values.api_key_file or "/")
         source = mounted.get(keys.parent, {}).get("secret")
         if source is None or source.get("optional"):
-            yield f"{workload.name}: the door may be open, keys at {values.api_key_file}"
+            yield f"{workload.name}: the API may be open to everyone, keys at {values.api_key_file}"
         elif manifests.has("Secret", source["secretName"]):
             secret = manifests.get("Secret", source["secretName"])
             if keys.name not in secret["data"]:

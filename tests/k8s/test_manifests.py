@@ -44,7 +44,7 @@ def test_image_tags_are_the_version_of_the_project(kustomization):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_an_overlay_has_both_doors(overlay):
+def test_an_overlay_has_both_apis(overlay):
     manifests = load(overlay)
     assert [item.name for item in manifests.workloads()] == ["inference", "rest-adapter"]
     assert manifests.get("Service", "inference")["spec"]["clusterIP"] == "None"

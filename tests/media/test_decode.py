@@ -261,7 +261,7 @@ def test_too_many_bytes(policy):
         encoded(noise("RGB", (1, 201))),
     ],
 )
-def test_not_a_image(policy, data):
+def test_not_an_image(policy, data):
     with pytest.raises(InvalidImageError) as caught:
         decoded(data, policy)
     assert caught.value.field == "f"

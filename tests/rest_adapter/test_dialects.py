@@ -177,7 +177,7 @@ def test_a_body_that_comes_too_slowly(open_parrot: Adapter) -> None:
     assert b'"squawk": "BODY_TIMEOUT"' in received
 
 
-def test_a_defect_tells_nothing(open_parrot: Adapter) -> None:
+def test_an_internal_error_discloses_nothing(open_parrot: Adapter) -> None:
     response = requests.get(f"{open_parrot.url}/v1/parrot/defect", timeout=10)
     assert_squawk(response, 500, "INTERNAL")
     assert "ZeroDivision" not in response.text

@@ -240,7 +240,7 @@ def test_a_template_that_hides_or_exchanges(tokenizer):
             build(tokenizer, template=template, times=times).build(ask(clip(2)), [piece(2, 1)])
 
 
-def test_raw_prompts_have_no_videos(tokenizer):
+def test_text_completions_have_no_videos(tokenizer):
     request = TextCompletionRequest(
         request_id="r", model="m", prompt="<|video_pad|>", images=(IMAGE,)
     )
