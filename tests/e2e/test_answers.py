@@ -22,7 +22,7 @@ ENGLISH = "What is in this picture?"
 CHINESE = "这是什么?"
 
 
-def content(image_url: str, question: str) -> list[dict[str, Any]]:
+def content(image_url: str, question: str) -> list[Any]:
     return [
         {"type": "text", "text": question},
         {"type": "image_url", "image_url": {"url": image_url}},
@@ -106,7 +106,7 @@ def test_tutorial_client_works_unchanged(served: Served) -> None:
 def test_openai_client(served: Served, image_host: str, by: str, stream: bool) -> None:
     url = draw("red", "circle").data_uri if by == "data" else f"http://{image_host}/red-circle.png"
     with openai.OpenAI(base_url=f"{served.http}/v1", api_key="none", max_retries=0) as client:
-        arguments = {
+        arguments: dict[str, Any] = {
             "model": "qwen-vl",
             "messages": [{"role": "user", "content": content(url, ENGLISH)}],
             "temperature": 0,
@@ -135,7 +135,12 @@ def test_completing_the_prompt_of_a_chat_gives_the_answer_of_the_chat(served: Se
     """The ids that a chat's prompt has, sent as they are, are answered alike, and have the same probabilities."""
     extra = {"return_token_ids": True, "prompt_logprobs": 2}
     with openai.OpenAI(base_url=f"{served.http}/v1", api_key="none", max_retries=0) as client:
-        settings = {"model": "qwen-vl", "temperature": 0, "max_tokens": 8, "extra_body": extra}
+        settings: dict[str, Any] = {
+            "model": "qwen-vl",
+            "temperature": 0,
+            "max_tokens": 8,
+            "extra_body": extra,
+        }
         chat = client.chat.completions.create(
             messages=[{"role": "user", "content": "Hello"}], **settings
         ).model_dump()
@@ -171,6 +176,7 @@ async def stream_text(client: openai.AsyncOpenAI, image: Drawn, question: str) -
         max_tokens=64,
         stream=True,
     )
+    assert isinstance(stream, openai.AsyncStream)
     async for chunk in stream:
         pieces.append(chunk.choices[0].delta.content or "")
         assert "\ufffd" not in pieces[-1]

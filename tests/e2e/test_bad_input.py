@@ -67,7 +67,7 @@ def png_header_only(width: int, height: int) -> bytes:
 
 IMAGE = "messages[0].content[1].image_url.url"
 
-REFUSED_BODIES = {
+REFUSED_BODIES: dict[str, tuple[bytes | dict[str, Any], int, str | None]] = {
     "not an image": (with_image(data_uri(b"hello, I am a text")), 400, IMAGE),
     "truncated PNG": (with_image(data_uri(draw("red", "circle").png[:-200])), 400, IMAGE),
     "60,000 x 60,000": (with_image(data_uri(png_header_only(60_000, 60_000))), 400, IMAGE),

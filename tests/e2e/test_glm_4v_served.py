@@ -14,7 +14,8 @@ import pytest
 import requests
 
 from tests.e2e.conftest import Served, running, serve_directory
-from tests.support.glm_4v import DATA, GOLDEN, IMAGES, build_checkpoint, write_vocabulary
+from tests.support.glm_4v import DATA, GOLDEN, build_checkpoint, write_vocabulary
+from tests.support.qwen_vl_v1 import GOLDEN as IMAGES
 
 
 NAME = "glm-4v-9b"

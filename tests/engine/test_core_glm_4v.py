@@ -67,9 +67,12 @@ def logits_of(core: EngineCore, prompt: GoldenPrompt, rows, monkeypatch) -> torc
     seen: list[torch.Tensor] = []
     model = core._runner._model
     real = model.forward
-    monkeypatch.setattr(
-        model, "forward", lambda *inputs: seen.append(real(*inputs).clone()) or seen[-1]
-    )
+
+    def forward(*inputs: Any) -> Any:
+        seen.append(real(*inputs).clone())
+        return seen[-1]
+
+    monkeypatch.setattr(model, "forward", forward)
     core.add(prompt.request(greedy(1)), prompt.pixels)
     drain(core)
     monkeypatch.undo()
@@ -141,7 +144,8 @@ def test_prompt_logprobs(core, expected):
 # The suite must be able to fail. Each mutation below is a mistake that somebody could make.
 
 
-def halves(x, cos, sin, *, adjacent_pairs):
+def halves(x, cos, sin, *, adjacent_pairs=True):
+    del adjacent_pairs
     return rope.apply_rope(x, cos, sin, adjacent_pairs=False)
 
 

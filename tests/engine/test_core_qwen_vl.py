@@ -56,9 +56,12 @@ def hidden_of(core: EngineCore, prompt: GoldenPrompt, monkeypatch) -> torch.Tens
     seen: list[torch.Tensor] = []
     model = core._runner._model
     real = model.forward
-    monkeypatch.setattr(
-        model, "forward", lambda *inputs: seen.append(real(*inputs).clone()) or seen[-1]
-    )
+
+    def forward(*inputs: Any) -> Any:
+        seen.append(real(*inputs).clone())
+        return seen[-1]
+
+    monkeypatch.setattr(model, "forward", forward)
     core.add(prompt.request(greedy(1)), prompt.pixels)
     drain(core)
     monkeypatch.undo()
@@ -155,7 +158,7 @@ def test_sixteen_bits(core_a, qwen_vl_a):
         assert rounded.logprob == pytest.approx(exact.logprob, abs=0.25)
 
 
-def new_tokens(file: str) -> dict[str, list[int]]:
+def new_tokens(file: str) -> dict[str, Any]:
     runs = golden(file)["generation"]
     return {run["name"]: run["new_tokens"] for run in runs}
 

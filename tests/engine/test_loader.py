@@ -137,7 +137,7 @@ def as_bin(directory, **changes: Any) -> None:
     stored = load_file(directory / "model.safetensors") | changes
     (directory / "model.safetensors").unlink()
     halves = dict(list(stored.items())[::2]), dict(list(stored.items())[1::2])
-    index = {}
+    index: dict[str, str] = {}
     for number, half in enumerate(halves):
         torch.save(half, directory / f"{number}.bin")
         index |= dict.fromkeys(half, f"{number}.bin")

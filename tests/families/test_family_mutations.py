@@ -32,7 +32,7 @@ from tests.support.tiny_qwen_vl import (
 
 
 IMAGES = [image(2, 3, 1), image(2, 3, 2), image(3, 7, 3)]
-LAYOUT = [5, IMAGES[0], 3, IMAGES[1], 4, IMAGES[2], 8]
+LAYOUT: Layout = [5, IMAGES[0], 3, IMAGES[1], 4, IMAGES[2], 8]
 BROKEN = 1e-3  # ten times the tolerance of the comparison
 
 
@@ -316,7 +316,7 @@ def test_norm_epsilon(model, expected):
 
 # Eleven frames of 3 x 2 tokens: time is the longest axis, though a step of it is no whole position.
 VIDEO = clip(3, 2, 11, 4, time_step=1.3)
-VIDEO_LAYOUT = [5, IMAGES[0], 2, VIDEO, 7]
+VIDEO_LAYOUT: Layout = [5, IMAGES[0], 2, VIDEO, 7]
 VIDEO_TOKENS = 6 * 3 * 2
 
 

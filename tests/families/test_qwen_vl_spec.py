@@ -66,6 +66,7 @@ def test_settings_that_the_original_need_not_be_told(tmp_path):
         ("use_dynamic_ntk", "use_logn_attn", "no_bias", "rotary_pct", "scale_attn_weights")
     )
     assert load_spec(changed(tmp_path, {"chat_format": "chatml"}, **absent)) == told
+    assert told.decoder.rope.ntk is not None
     assert told.decoder.logn_length == told.decoder.rope.ntk.trained_length == 2048
 
 

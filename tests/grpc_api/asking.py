@@ -43,6 +43,22 @@ def spec_of(
     )
 
 
+async def read_event(stream: grpc.aio.UnaryStreamCall) -> chat_pb.StreamChatCompletionResponse:
+    """The next event; there must be one."""
+    event = await stream.read()
+    assert isinstance(event, chat_pb.StreamChatCompletionResponse)
+    return event
+
+
+async def read_rest(stream: grpc.aio.UnaryStreamCall) -> list[chat_pb.StreamChatCompletionResponse]:
+    """The events to the end."""
+    events = []
+    while (event := await stream.read()) is not grpc.aio.EOF:
+        assert isinstance(event, chat_pb.StreamChatCompletionResponse)
+        events.append(event)
+    return events
+
+
 @dataclass(frozen=True)
 class Refusal:
     """A failed call, taken apart."""

@@ -102,7 +102,7 @@ class Service:
         request = chat_pb.CreateChatCompletionRequest(spec=spec)
         return await self.chat.CreateChatCompletion(request, **({"timeout": 20} | options))
 
-    def stream(self, spec: chat_pb.ChatCompletionSpec, **options: Any) -> grpc.aio.Call:
+    def stream(self, spec: chat_pb.ChatCompletionSpec, **options: Any) -> grpc.aio.UnaryStreamCall:
         request = chat_pb.StreamChatCompletionRequest(spec=spec)
         return self.chat.StreamChatCompletion(request, **({"timeout": 20} | options))
 

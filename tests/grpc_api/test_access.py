@@ -18,7 +18,7 @@ from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
-from tests.grpc_api.asking import refusal, spec_of, until
+from tests.grpc_api.asking import read_event, read_rest, refusal, spec_of, until
 from tests.grpc_api.conftest import Service, channel_to
 
 
@@ -37,7 +37,7 @@ async def guarded(open_service, key_file: Path) -> Service:
     return await open_service(api_key_file=str(key_file))
 
 
-async def drained(stream: grpc.aio.Call) -> None:
+async def drained(stream: grpc.aio.UnaryStreamCall) -> None:
     async for _ in stream:
         pass
 
@@ -143,12 +143,11 @@ async def test_two_calls_at_once_may_have_one_x_request_id(service: Service) -> 
     metadata = (("x-request-id", "of-the-gateway"),)
     service.engine.hold_at = 2
     streams = [service.stream(spec_of("hello"), metadata=metadata) for _ in range(2)]
-    started = [(await stream.read()).started.request_id for stream in streams]
+    started = [(await read_event(stream)).started.request_id for stream in streams]
     assert len(set(started)) == 2
     service.engine.resume.set()
     for stream in streams:
-        while await stream.read() is not grpc.aio.EOF:
-            pass
+        await read_rest(stream)
         assert await stream.code() is grpc.StatusCode.OK
 
 

@@ -26,12 +26,12 @@ from inference_service.domain import (
     Event,
     Finished,
     Request,
-    SamplingOptions,
     Started,
     TextPart,
     TokenUsage,
 )
 from inference_service.grpc_api.server import Front, serve
+from inference_service.sampling import SamplingOptions
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
@@ -67,7 +67,7 @@ class ShoutingBackend:
         yield Started(
             request_id=request.request_id,
             created=1,
-            sampling=SamplingOptions(temperature=0.0, seed=1),
+            sampling=SamplingOptions(temperature=0.0, seed=1).resolved(),
             stop_strings=(),
             stop_token_ids=(),
             include_stop_string=False,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
-from inference_service.domain import ChatRequest, Finished, ImageInfo
+from inference_service.domain import ChatRequest, Delta, Finished, ImageInfo
 from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason
 from inference_service.families.registry import FAMILIES
 from inference_service.model_spec import BoxNotation
@@ -36,13 +37,13 @@ def test_tags_are_shown_where_boxes_are_asked_for() -> None:
         original_width=20, original_height=10, processed_width=8, processed_height=8, tokens=1
     )
 
-    def answer(**fields: bool) -> tuple[str, list[str]]:
+    def answer(**fields: Any) -> tuple[str, list[str]]:
         request = ChatRequest(request_id="x", model="x", messages=(), **fields)
         one = Answer(0, request, tokenizer, BoxNotation.OBJECT_REF, (image,))
         events = list(one.push(output))
         assert isinstance(events[-1], Finished)
         boxes = [f"{g.label} {g.x_max:g} {g.y_max:g}" for g in events[-1].groundings]
-        return "".join(e.text for e in events[:-1]), boxes
+        return "".join(e.text for e in events[:-1] if isinstance(e, Delta)), boxes
 
     assert answer(grounding=True) == (said, ["cat 10 5"])
     assert answer() == ("cat(0,0),(500,500)", [])

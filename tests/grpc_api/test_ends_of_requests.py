@@ -19,7 +19,7 @@ from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.observability import CallContext, enter_call
-from tests.grpc_api.asking import image_part, refusal, spec_of, until
+from tests.grpc_api.asking import image_part, read_event, read_rest, refusal, spec_of, until
 from tests.grpc_api.conftest import Service, channel_to
 from tests.support.images import draw
 
@@ -36,7 +36,7 @@ async def test_caller_who_leaves_frees_the_engine(service: Service, unary: bool)
         call = service.chat.CreateChatCompletion(chat_pb.CreateChatCompletionRequest(spec=spec))
     else:
         call = service.stream(spec)
-        assert (await call.read()).HasField("started")
+        assert (await read_event(call)).HasField("started")
     await until(lambda: len(service.engine.live) == 2)
     call.cancel()
     await until(lambda: is_idle(service))
@@ -84,7 +84,8 @@ async def test_deadline_passes_while_the_reader_is_slow(open_service) -> None:
     servicer = ChatServicer(service.backend, ServiceSettings(request_timeout_s=0.2))
     enter_call(CallContext(request_id="slow", caller="me", deadline=time.monotonic() + 0.2))
     request = chat_pb.StreamChatCompletionRequest(spec=spec_of("hello"))
-    stream = servicer.StreamChatCompletion(request, None)
+    context: Any = None  # the servicer does not read it
+    stream = servicer.StreamChatCompletion(request, context)
     await anext(stream)
     await asyncio.sleep(0.3)  # as gRPC's write of a reader that does not read; it is not cancelled
     with pytest.raises(DeadlineError):
@@ -102,9 +103,7 @@ async def test_abort_request(service: Service) -> None:
     response = await service.admin.Abort(request, timeout=20)
     assert list(response.aborted_request_ids) == ["mine"]
     assert list(response.unknown_request_ids) == ["nobody"]
-    events = []
-    while (event := await stream.read()) is not grpc.aio.EOF:
-        events.append(event)
+    events = await read_rest(stream)
     reasons = [e.finished.reason for e in events if e.HasField("finished")]
     assert reasons == [usage_pb.FINISH_REASON_ABORTED] * 2
     assert events[-1].HasField("usage")
@@ -153,7 +152,7 @@ async def test_abort_before_the_engine_knows(service: Service, monkeypatch) -> N
     build = type(service.model.prompts).build
     loop = asyncio.get_running_loop()
 
-    def abort_first(*arguments: object) -> object:
+    def abort_first(*arguments: Any) -> object:
         future = asyncio.run_coroutine_threadsafe(service.backend.abort("early"), loop)
         assert future.result(20)
         return build(*arguments)
@@ -169,7 +168,7 @@ async def test_slow_reader_gets_everything(service: Service) -> None:
     question = "0123456789" * 40
     stream = service.stream(spec_of(question))
     text = ""
-    while (event := await stream.read()) is not grpc.aio.EOF:
+    async for event in stream:
         text += event.delta.text
         await asyncio.sleep(0.0005)
     assert text == question

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from inference_service.domain import EndReason, Finished, TextCompletionRequest
+from inference_service.domain import Delta, EndReason, Finished, TextCompletionRequest
 from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason
 from inference_service.families.qwen_vl.text import load_tokenizer
 from inference_service.text.output.answer import Answer
@@ -37,7 +37,7 @@ def answer_of(
     answer = Answer(
         0, TextCompletionRequest(request_id="r", model="m", prompt="x", **fields), tokenizer
     )
-    events = []
+    events: list[Delta | Finished] = []
     for number, token_id in enumerate(token_ids, 1):
         reason = FinishReason.EOS if token_id in ends else None
         if reason is None and number == len(token_ids):
@@ -50,7 +50,7 @@ def answer_of(
             break
     *deltas, finished = events
     assert isinstance(finished, Finished)
-    return "".join(delta.text for delta in deltas), finished.reason
+    return "".join(delta.text for delta in deltas if isinstance(delta, Delta)), finished.reason
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c["generated"]], ids=lambda c: c["response"])

@@ -29,7 +29,7 @@ PNG = draw("red", "circle").png
 STOP, LOGPROBS = sampling_pb.StopOptions, sampling_pb.LogprobOptions
 
 
-def role(number: int, **fields: Any) -> chat_pb.ChatCompletionSpec:
+def role(number: Any, **fields: Any) -> chat_pb.ChatCompletionSpec:
     return spec_of(messages=[message_pb.Message(role=number, parts=user("x").parts, **fields)])
 
 
@@ -127,7 +127,7 @@ async def refused(service: Service, spec: chat_pb.ChatCompletionSpec, reason: st
     return got
 
 
-async def _drained(stream: grpc.aio.Call) -> None:
+async def _drained(stream: grpc.aio.UnaryStreamCall) -> None:
     async for _ in stream:
         pass
 

@@ -8,6 +8,7 @@ import tomllib
 import kubernetes_validate
 import pytest
 
+from inference_service.settings import ServiceSettings
 from tests.k8s import manifest_policy
 from tests.k8s.manifest_network import Endpoint, outside, reaches
 from tests.k8s.manifest_set import APPLIED, OVERLAYS, ROOT, load
@@ -63,6 +64,7 @@ def test_dev_cpu_serves_the_embedded_model_without_gpu_or_volume():
         "containers"
     ]
     values = manifest_policy.settings_of(manifests, container)
+    assert isinstance(values, ServiceSettings)
     assert (values.model, values.served_model_name, values.device) == (None, (), "cpu")
     assert manifest_policy.GPU not in str(container["resources"])
     assert manifests.of_kind("PersistentVolumeClaim") == []

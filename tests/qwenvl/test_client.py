@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
 import subprocess
 import sys
 from typing import Any
@@ -62,6 +63,7 @@ async def test_stream_and_leaving_it(client: Client, service: Service) -> None:
     def leave() -> None:
         pieces = client.stream("x" * 500)
         assert next(pieces) == "x"
+        assert isinstance(pieces, Generator)
         pieces.close()
 
     await asyncio.to_thread(leave)
@@ -95,7 +97,7 @@ async def test_unavailable_is_tried_again(open_service) -> None:
     asked = asyncio.Event()
     admit, loop = Admission.admit, asyncio.get_running_loop()
 
-    def noticed(*arguments: object) -> object:
+    def noticed(*arguments: Any) -> object:
         loop.call_soon_threadsafe(asked.set)
         return admit(*arguments)
 

@@ -137,7 +137,11 @@ def test_answers_whole_and_streamed(open_parrot: Adapter) -> None:
 
 
 def test_keys_come_in_its_own_header(guarded_parrot: Adapter) -> None:
-    wrong = ({}, {"x-parrot-key": "seed"}, {"authorization": "Bearer cracker"})
+    wrong: tuple[dict[str, str], ...] = (
+        {},
+        {"x-parrot-key": "seed"},
+        {"authorization": "Bearer cracker"},
+    )
     for headers in wrong:
         assert_squawk(say(guarded_parrot, "x", headers=headers), 401, "UNAUTHENTICATED")
     right = say(guarded_parrot, "x", headers={"x-parrot-key": "cracker"})

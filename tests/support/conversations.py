@@ -52,7 +52,7 @@ class Conversation:
         return b"".join(frames_of(image).tobytes() for image in self.seen)
 
     def request(
-        self, request_id: str, sampling: SamplingParams = GREEDY, **changes: bytes
+        self, request_id: str, sampling: SamplingParams = GREEDY, **changes: Any
     ) -> EngineRequest:
         return EngineRequest(
             request_id=request_id,

@@ -163,7 +163,9 @@ def tokenizer_json() -> str:
 
 def token_id(text: str) -> int:
     """Id of an added token."""
-    return int(tokenizers.Tokenizer.from_str(tokenizer_json()).token_to_id(text))
+    found = tokenizers.Tokenizer.from_str(tokenizer_json()).token_to_id(text)
+    assert found is not None, text
+    return int(found)
 
 
 def write_text_files(directory: Path, template: str, *, kind: str = "jinja") -> Path:

@@ -34,7 +34,7 @@ def with_part(**part: Any) -> dict:
     return {"messages": [{"role": "user", "content": [part]}]}
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no messages": ({"messages": []}, "messages"),
     "null messages": ({"messages": None}, "messages"),
     "text for messages": ({"messages": "x"}, "messages"),
@@ -74,7 +74,7 @@ REFUSED = {
     ),
 }
 
-UNSUPPORTED = {
+UNSUPPORTED: dict[str, dict[str, Any]] = {
     "tools": {"tools": [{"type": "function", "function": {"name": "f"}}]},
     "tool_choice": {"tool_choice": "required"},
     "response_format": {"response_format": {"type": "json_object"}},
@@ -125,7 +125,7 @@ def test_broken_body(adapter: Adapter, case: str) -> None:
 
 
 def test_harmless_and_neutral_fields_are_accepted(adapter: Adapter) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "user": "u",
         "metadata": {"a": "b"},
         "store": False,
@@ -180,7 +180,9 @@ def test_every_row_of_the_error_table(adapter: Adapter, reason: str, stream: boo
         ("ENGINE_UNAVAILABLE", openai.InternalServerError),
     ],
 )
-def test_openai_raises_its_own_class(client: openai.OpenAI, reason: str, kind: type) -> None:
+def test_openai_raises_its_own_class(
+    client: openai.OpenAI, reason: str, kind: type[openai.APIStatusError]
+) -> None:
     with pytest.raises(kind) as caught:
         client.chat.completions.create(
             model="demo", messages=[{"role": "user", "content": f"fail {reason}"}]
