@@ -21,7 +21,7 @@ from qwenvl.observability import configure_logging, default_log_format
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the service until it is told to stop; returns the exit status."""
+    """Runs the service until it is stopped; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="inference-service", description="Serve a Qwen-VL model over gRPC."
     )
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging(
         process="inference-service", level=settings.log_level, log_format=settings.log_format
     )
-    # They log URLs and headers, which may carry credentials.
+    # These loggers write URLs and headers, which may contain credentials.
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
@@ -67,7 +67,7 @@ async def _run(settings: ServiceSettings, model: ServedModel) -> int:
 
 
 def engine_command(settings: ServiceSettings) -> tuple[str, ...]:
-    """The engine's command line; it logs as this process does."""
+    """The engine's command line, with the log level and format of this process."""
     log_format = settings.log_format or default_log_format()
     return (
         *DEFAULT_COMMAND,
@@ -77,7 +77,7 @@ def engine_command(settings: ServiceSettings) -> tuple[str, ...]:
 
 
 def engine_config(settings: ServiceSettings, model: ServedModel) -> EngineConfig:
-    """What the engine process is started with."""
+    """The configuration that the engine process is started with."""
     return EngineConfig(
         model_dir=str(model.directory),
         dtype=settings.dtype,

@@ -1,4 +1,4 @@
-"""Requests, before images are decoded and text is tokenised, and the events of their answers, as frozen values.
+"""Validated requests, before media are decoded and text is tokenised, and the events of their answers.
 
 `field` is the path of a value in the proto (`spec.messages[0].parts[1].image`), so that errors can name it.
 """
@@ -12,7 +12,7 @@ from inference_service.sampling import Sampling, SamplingOptions
 
 
 class Role(Enum):
-    """Who speaks."""
+    """The role of a message."""
 
     SYSTEM = "system"
     USER = "user"
@@ -49,7 +49,7 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoPart:
-    """A video as sent: its frames in order of time, at least one, and how many of them make a second."""
+    """A video as sent: its frames in chronological order, at least one, and their rate per second."""
 
     frames: tuple[ImagePart, ...]
     fps: float = 2.0
@@ -71,26 +71,26 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:
-    """What chats and text completions have in common.
+    """The options that chats and text completions share.
 
     Attributes:
         request_id: Unique among the requests in flight.
         model: Canonical name.
-        sampling: What the caller said about sampling.
+        sampling: Sampling settings of the request.
         stop_strings: Strings that end an answer.
         stop_token_ids: Token ids that end an answer.
         include_stop_string: Keep the stop string in the text.
-        top_logprobs: Likeliest tokens to return for every answer token; None = no log probabilities.
+        top_logprobs: Number of most likely tokens to return for every answer token; None = no log probabilities.
         prompt_logprobs: The same for the prompt.
         n: Number of answers.
         return_token_ids: Return the ids of the answers.
         return_prompt_token_ids: Return the ids of the prompt.
         return_prompt_text: Return the text of the prompt.
         keep_special_tokens: Keep special tokens in the text.
-        grounding: Read the boxes of the answers.
-        min_pixels: Pixel budget of images that name none.
-        max_pixels: Pixel budget of images that name none.
-        cache_salt: Caches are shared only among equal salts.
+        grounding: Parse bounding boxes from the answers.
+        min_pixels: Minimum area of images that do not set their own.
+        max_pixels: Maximum area of images that do not set their own.
+        cache_salt: Cached prefixes and images are shared only among requests with equal salts.
     """
 
     request_id: str
@@ -120,7 +120,7 @@ class ChatRequest(GenerationOptions):
         messages: The conversation, oldest first.
         add_generation_prompt: Open an assistant turn after the last message.
         continue_final_message: Continue the last message instead.
-        enable_thinking: For templates that know it; None = the template's default.
+        enable_thinking: For templates that support it; None = the template's default.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -140,7 +140,7 @@ class ChatRequest(GenerationOptions):
 
     @property
     def prompt_field(self) -> str:
-        """What errors about the whole prompt name."""
+        """The field that errors about the whole prompt name."""
         return "spec.messages"
 
 
@@ -149,8 +149,8 @@ class TextCompletionRequest(GenerationOptions):
     """A validated request of CompletionService.
 
     Attributes:
-        prompt: Text as the model reads it, or token ids.
-        images: In the order of their places in the prompt.
+        prompt: Text without a chat template, or token ids.
+        images: Images, in the order of their placeholders in the prompt.
     """
 
     prompt: str | tuple[int, ...]
@@ -163,7 +163,7 @@ class TextCompletionRequest(GenerationOptions):
 
     @property
     def prompt_field(self) -> str:
-        """What errors about the whole prompt name."""
+        """The field that errors about the whole prompt name."""
         return "spec.text" if isinstance(self.prompt, str) else "spec.token_ids"
 
 
@@ -181,7 +181,7 @@ class EndReason(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopTrigger:
-    """What exactly stopped an answer; all unset when its length did."""
+    """The token or string that stopped an answer; all unset if it reached its maximum length."""
 
     eos_token_id: int | None = None
     stop_token_id: int | None = None
@@ -190,7 +190,7 @@ class StopTrigger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprob:
-    """A token with its log probability (natural logarithm) and rank (1 = the likeliest)."""
+    """A token with its log probability (natural logarithm) and rank (1 = the most likely)."""
 
     token_id: int
     text: str
@@ -201,7 +201,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogprobEntry:
-    """The chosen token and its rivals, likeliest first; `chosen` is None for the first token of a prompt."""
+    """The chosen token and the most likely ones, in descending order; `chosen` is None for a prompt's first token."""
 
     chosen: TokenLogprob | None
     top: tuple[TokenLogprob, ...] = ()
@@ -209,7 +209,7 @@ class LogprobEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageInfo:
-    """What became of an image: sizes in pixels, and its tokens in the prompt."""
+    """The sizes of an image in pixels, as sent and as processed, and its tokens in the prompt."""
 
     original_width: int
     original_height: int
@@ -221,7 +221,7 @@ class ImageInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grounding:
-    """A box that an answer names, in pixels of an image as decoded; `image_index` counts the prompt's images."""
+    """A bounding box in an answer, in pixels of the decoded image; `image_index` counts the prompt's images."""
 
     label: str
     x_min: float
@@ -233,7 +233,7 @@ class Grounding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenUsage:
-    """Tokens of a request; those of images, of videos and cached ones are parts of `prompt_tokens`."""
+    """Tokens of a request; `prompt_tokens` includes the image, video and cached tokens."""
 
     prompt_tokens: int
     image_tokens: int
@@ -249,7 +249,7 @@ class Started:
     Attributes:
         request_id: The request's id.
         created: Unix time in seconds.
-        sampling: All settings in force; a seed was drawn if none was given.
+        sampling: The effective settings; a random seed if none was given.
         stop_strings: Strings that end an answer.
         stop_token_ids: Token ids that end an answer.
         include_stop_string: Keep the stop string in the text.
@@ -275,7 +275,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """A piece of an answer: whole characters only."""
+    """A piece of an answer; its text never ends inside a character."""
 
     choice_index: int
     text: str = ""

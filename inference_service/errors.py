@@ -1,12 +1,12 @@
 """The errors that a request may end with.
 
 ServiceError
-├── InvalidArgumentError        a field is wrong; names the field
+├── InvalidArgumentError        a field is invalid; names the field
 │   ├── InvalidImageError       not an image, or one that cannot be decoded
 │   ├── ImageTooLargeError      more pixels or bytes than allowed
 │   ├── TooManyImagesError
-│   ├── InvalidImageUrlError    not a URL that could be fetched
-│   ├── ImageUrlRefusedError    the media policy forbids it
+│   ├── InvalidImageUrlError    not a URL that can be fetched
+│   ├── ImageUrlRefusedError    the media policy does not allow it
 │   ├── ImageFetchError         the remote side failed
 │   ├── ImageFetchTimeoutError
 │   ├── ContextLengthError      prompt and answer do not fit the context
@@ -17,14 +17,14 @@ ServiceError
 ├── RequestIdInUseError
 ├── QueueFullError
 ├── AbortedError
-├── EngineUnavailableError      the engine process died or is being started
+├── EngineUnavailableError      the engine process failed or is starting
 ├── ModelLoadingError
 ├── DrainingError
 ├── OutOfMemoryError
 ├── DeadlineError
 └── InternalError
 
-Messages are fixed texts of our own: text of a parser may leak addresses (CVE-2026-22778).
+Messages never include the text of a parser, which may leak addresses (CVE-2026-22778).
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class ServiceError(Exception):
 
     Attributes:
         reason: Key into `qwenvl.errors.BY_REASON`.
-        message: What the caller reads.
+        message: The message for the caller.
         field: Path of the offending field in the request's proto (`spec.messages[0].parts[1].image`), or empty.
-        metadata: Dynamic values of the message, repeated for machines (AIP-193).
-        retry_after_s: When to try again, if that can help.
+        metadata: The values in the message, machine-readable (AIP-193).
+        retry_after_s: Seconds after which a retry may succeed, if any.
     """
 
     reason: ClassVar[str] = "INTERNAL"
@@ -61,13 +61,13 @@ class ServiceError(Exception):
 
 
 class InvalidArgumentError(ServiceError):
-    """A field is wrong."""
+    """A field is invalid."""
 
     reason = "INVALID_ARGUMENT"
 
 
 class InvalidImageError(InvalidArgumentError):
-    """The bytes are no image, or one that cannot be decoded."""
+    """The bytes are not an image, or the image cannot be decoded."""
 
     reason = "INVALID_IMAGE"
 
@@ -85,25 +85,25 @@ class TooManyImagesError(InvalidArgumentError):
 
 
 class InvalidImageUrlError(InvalidArgumentError):
-    """The text is no URL that could be fetched."""
+    """The text is not a URL that can be fetched."""
 
     reason = "INVALID_IMAGE_URL"
 
 
 class ImageUrlRefusedError(InvalidArgumentError):
-    """The media policy forbids the URL."""
+    """The media policy does not allow the URL."""
 
     reason = "IMAGE_URL_REFUSED"
 
 
 class ImageFetchError(InvalidArgumentError):
-    """The remote side failed or sent something else than an image."""
+    """The remote server failed or did not send an image."""
 
     reason = "IMAGE_FETCH_FAILED"
 
 
 class ImageFetchTimeoutError(InvalidArgumentError):
-    """The remote side was too slow."""
+    """The remote server was too slow."""
 
     reason = "IMAGE_FETCH_TIMEOUT"
 
@@ -121,13 +121,13 @@ class UnsupportedParameterError(InvalidArgumentError):
 
 
 class UnauthenticatedError(ServiceError):
-    """No key, or a wrong one."""
+    """The API key is missing or unknown."""
 
     reason = "UNAUTHENTICATED"
 
 
 class PermissionDeniedError(ServiceError):
-    """The caller may not do this here."""
+    """The caller is not allowed to do this."""
 
     reason = "PERMISSION_DENIED"
 
@@ -145,7 +145,7 @@ class RequestIdInUseError(ServiceError):
 
 
 class QueueFullError(ServiceError):
-    """Too many requests wait already."""
+    """The maximum number of requests is in flight."""
 
     reason = "QUEUE_FULL"
 
@@ -157,7 +157,7 @@ class AbortedError(ServiceError):
 
 
 class EngineUnavailableError(ServiceError):
-    """The engine process died or is being started again."""
+    """The engine process failed or is starting."""
 
     reason = "ENGINE_UNAVAILABLE"
 
@@ -169,7 +169,7 @@ class ModelLoadingError(ServiceError):
 
 
 class DrainingError(ServiceError):
-    """The service takes no new requests."""
+    """The service is shutting down and accepts no new requests."""
 
     reason = "DRAINING"
 

@@ -1,4 +1,4 @@
-"""What a model is, whatever its family: sizes, decoder settings, and how it wants images and videos."""
+"""The specification of a model, independent of its family: sizes, decoder settings, image and video policies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "
 
 
 def resolve_dtype_name(name: str, checkpoint_dtype: str, *, on_gpu: bool) -> str:
-    """The dtype meant by a name; `auto` = the checkpoint's on a GPU, float32 on a CPU.
+    """Resolves a dtype name; `auto` = the checkpoint's on a GPU, float32 on a CPU.
 
     Raises:
         ValueError: Unsupported dtype.
@@ -29,7 +29,7 @@ class BoxNotation(Enum):
     """How a family writes boxes into its answers.
 
     Attributes:
-        NONE: It writes none.
+        NONE: It writes no boxes.
         REF_BOX: `<ref>cat</ref><box>(x1,y1),(x2,y2)</box>`, per mille of width and height.
         OBJECT_REF: The same between `<|object_ref_start|>`, `<|box_start|>` and their ends.
         JSON_PIXELS: `{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}`, pixels of the resized image.
@@ -45,7 +45,7 @@ class BoxNotation(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePolicy:
-    """How a family wants its images, from preprocessor_config.json and the family's own rules.
+    """How images are preprocessed, from preprocessor_config.json and the family's own rules.
 
     Attributes:
         patch_size: Side of a vision patch in pixels.
@@ -91,15 +91,15 @@ class ImagePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoPolicy:
-    """How a family wants the frames of a video, which are images of one size in all else.
+    """How the frames of a video are preprocessed, where it differs from images.
 
     Attributes:
         min_pixels: Minimum area of a frame after resizing, or of all frames together.
         max_pixels: Maximum of the same.
         total_pixels: Maximum area of all frames together, divided by `temporal_patch_size`; None = the limits
             above are of all frames together.
-        timestamps: The frames of each temporal patch stand on their own in the prompt, behind their time in text.
-        tokens_per_second: Positions on the time axis for a second; None = one for each temporal patch.
+        timestamps: In the prompt, each temporal patch is separate and preceded by its time as text.
+        tokens_per_second: Positions on the time axis per second; None = one per temporal patch.
     """
 
     min_pixels: int
@@ -113,12 +113,12 @@ class VideoPolicy:
 class DynamicNtk:
     """A base of the rotary frequencies that grows with the prompt (Qwen, 2023).
 
-    All positions of a sequence turn by the frequencies that its whole prompt chose, whatever its answer grows to:
-    keys of different levels must not meet in one sequence.
+    The length of the prompt fixes the frequencies of all positions of a sequence, also for a long answer: keys of
+    different levels must not be mixed in one sequence.
 
     Attributes:
         trained_length: Prompts up to this many tokens have level 0.
-        max_length: No prompt is longer.
+        max_length: Maximum length of a prompt.
     """
 
     trained_length: int
@@ -130,7 +130,7 @@ class DynamicNtk:
 
     @property
     def num_levels(self) -> int:
-        """Levels that occur."""
+        """Number of levels."""
         return self.level(self.max_length) + 1
 
     def theta(self, level: int, theta: float, dim: int) -> float:
@@ -145,11 +145,11 @@ class RopeSpec:
 
     Attributes:
         theta: Base of the frequencies.
-        sections: How many frequencies belong to time, height and width; together at most head_dim / 2. Where they
-            are fewer, only the first elements of a head are turned.
+        sections: How many frequencies belong to time, height and width; together at most head_dim / 2. If they
+            are fewer, only the first elements of a head are rotated.
         interleaved: The axes alternate from frequency to frequency (Qwen3-VL); else they are chunks (Qwen2-VL).
-        ntk: The base depends on the length of the prompt.
-        adjacent_pairs: A frequency turns neighbours in a head (GLM); else elements half the turned width apart.
+        ntk: The base depends on the length of the prompt; None = it does not.
+        adjacent_pairs: Rotated pairs are adjacent elements of a head (GLM); else half the rotated width apart.
     """
 
     theta: float
@@ -160,15 +160,15 @@ class RopeSpec:
 
     @property
     def dim(self) -> int:
-        """Elements of a head that are turned."""
+        """Elements of a head that are rotated."""
         return 2 * sum(self.sections)
 
     def level(self, num_prompt_tokens: int) -> int:
-        """Which frequencies turn a sequence with such a prompt; keys of unequal levels have nothing in common."""
+        """The frequency level of a sequence with such a prompt; keys of different levels are not interchangeable."""
         return 0 if self.ntk is None else self.ntk.level(num_prompt_tokens)
 
     def frequency_axes(self) -> tuple[int, ...]:
-        """For each frequency the axis whose position turns it: 0 = time, 1 = height, 2 = width."""
+        """For each frequency, the axis of its position: 0 = time, 1 = height, 2 = width."""
         time, height, width = self.sections
         if not self.interleaved:
             return (0,) * time + (1,) * height + (2,) * width
@@ -180,7 +180,7 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
-    """Settings of the one decoder.
+    """Settings of the decoder.
 
     Attributes:
         vocab_size: Rows of the token embedding.
@@ -192,12 +192,12 @@ class DecoderSpec:
         head_dim: Width of a head.
         rms_norm_eps: Epsilon of every RMS norm.
         qkv_bias: The projections to queries, keys and values have biases.
-        output_bias: The projection out of attention has one.
+        output_bias: The output projection of attention has a bias.
         qk_norm: Queries and keys are normalised per head, before RoPE.
         rope: Rotary positions.
         tie_word_embeddings: The output head is the token embedding.
-        deepstack_levels: So many of the first layers add features of the images to their output.
-        logn_length: Queries behind this many tokens grow by log(n) / log(logn_length); None = they do not.
+        deepstack_levels: Number of first layers that add image features to their output.
+        logn_length: Queries after this many tokens are scaled by log(n) / log(logn_length); None = they are not.
     """
 
     vocab_size: int
@@ -224,19 +224,19 @@ class ModelSpec:
     Attributes:
         family: Name in the registry.
         decoder: The language model.
-        vision: The vision tower; only the modules of its family look inside.
+        vision: Settings of the vision tower, for the modules of its family only.
         image_policy: How images are prepared.
         image_token_id: Placeholder of an image token.
-        video_token_id: Placeholder of a video token; None = the family has no videos.
+        video_token_id: Placeholder of a video token; None = videos are not supported.
         vision_start_token_id: Stands before the placeholders.
         vision_end_token_id: Stands after them.
         max_position_embeddings: Context window in tokens.
         checkpoint_dtype: A key of `DTYPE_BYTES`.
-        eos_token_ids: Tokens that end an answer; generation_config.json wins over config.json.
-        is_chat: The model knows conversations; a base model only continues prompts.
+        eos_token_ids: Tokens that end an answer; generation_config.json takes precedence over config.json.
+        is_chat: The model supports conversations; a base model only completes text.
         image_has_ends: The first and the last token of an image are `vision_start_token_id` and
-            `vision_end_token_id`, and the vision tower makes their vectors; else these two are text around it.
-        video: How videos are prepared; None = the family has none.
+            `vision_end_token_id`, and the vision tower computes their vectors; else both are text around it.
+        video: How videos are prepared; None = videos are not supported.
     """
 
     family: str

@@ -1,4 +1,4 @@
-"""Sampling settings: the range and the OpenAI default of each one are stated here and nowhere else.
+"""The sampling settings, each with its range and OpenAI's default.
 
 A new scalar is a field of the proto's `SamplingOptions`, a field of both classes below, and its use in the sampler of
 the engine. Validation, defaults, the engine's parameters and the effective settings follow from these.
@@ -17,7 +17,7 @@ _MAX_INT32: Final = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The values that are allowed, both limits included; NaN never is."""
+    """An inclusive range of allowed values; NaN is never allowed."""
 
     minimum: float
     maximum: float
@@ -29,7 +29,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How the tokens of an answer are chosen: every setting has its value.
+    """Complete sampling settings: every setting has a value.
 
     Attributes:
         temperature: 0 = greedy.
@@ -39,10 +39,10 @@ class Sampling:
         repetition_penalty: 1 = off; counts prompt and answer (arXiv 1909.05858).
         presence_penalty: 0 = off; counts the answer only.
         frequency_penalty: 0 = off; counts the answer only.
-        seed: Noise is a function of (seed, index of the answer, position), never of generator state.
+        seed: The noise depends only on (seed, index of the answer, position).
         max_tokens: Maximum tokens of the answer; its default depends on the prompt.
-        min_tokens: End tokens are impossible until this many tokens are out.
-        ignore_eos: Go on after an end token of the model's.
+        min_tokens: End tokens are excluded until the answer has this many tokens.
+        ignore_eos: Continue after an end token of the model.
         logit_bias: (token id, added value) pairs.
     """
 
@@ -63,7 +63,7 @@ class Sampling:
 SCALARS: Final = tuple(
     field.name for field in dataclasses.fields(Sampling) if field.name != "logit_bias"
 )
-"""The settings with one value each."""
+"""The names of the settings with a single value."""
 
 RANGES: Final[Mapping[str, Range]] = {
     name: note
@@ -71,12 +71,12 @@ RANGES: Final[Mapping[str, Range]] = {
     for note in getattr(hint, "__metadata__", ())
     if isinstance(note, Range)
 }
-"""The range of every setting that is a number."""
+"""The range of every numeric setting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
-    """What one source says about sampling, be it a request, the operator or the model; None = nothing."""
+    """The sampling settings of one source: a request, the operator or the model; None = not set."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -93,18 +93,18 @@ class SamplingOptions:
 
     @classmethod
     def read(cls, value_of: Callable[[str], Any]) -> Self:
-        """Takes every scalar by its name; `value_of` gives None for what the source does not say."""
+        """Reads every scalar by its name; `value_of` returns None for a setting that is not set."""
         return cls(**{name: value_of(name) for name in SCALARS})
 
     def over(self, other: SamplingOptions) -> Self:
-        """These settings, and those of `other` where these say nothing."""
-        return dataclasses.replace(self, **(_said(other) | _said(self)))
+        """These settings, completed with those of `other`."""
+        return dataclasses.replace(self, **(_values(other) | _values(self)))
 
     def resolved(self) -> Sampling:
-        """These settings, and OpenAI's where these say nothing; `max_tokens` must be set."""
-        return Sampling(**_said(self))
+        """These settings, completed with OpenAI's defaults; `max_tokens` must be set."""
+        return Sampling(**_values(self))
 
 
-def _said(options: SamplingOptions) -> dict[str, Any]:
-    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    return {name: value for name, value in values.items() if value is not None}
+def _values(options: SamplingOptions) -> dict[str, Any]:
+    every = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return {name: value for name, value in every.items() if value is not None}

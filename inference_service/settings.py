@@ -1,4 +1,4 @@
-"""Every setting of the inference service: name, default, limits, flag and environment variable."""
+"""The settings of the inference service: names, defaults, limits, flags and environment variables."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def _check_device(text: str) -> str:
 
 
 def _sampling_default(name: str, otherwise: str = "") -> Any:
-    """The flag for the default of a sampling setting, whose range it has.
+    """A flag for the default of a sampling setting, with that setting's range.
 
     Args:
-        name: Of the setting; the field is called `default_<name>`.
-        otherwise: Whose default holds where the flag is not given; empty = OpenAI's.
+        name: Name of the setting; the field is called `default_<name>`.
+        otherwise: The default without the flag; empty = OpenAI's.
     """
     limits = RANGES[name]
     return Field(
         None,
         ge=limits.minimum,
         le=limits.maximum,
-        description=f"{name} where the request names none"
+        description=f"{name} of requests that do not set it"
         + (otherwise and f"; none = {otherwise}"),
     )
 
@@ -127,7 +127,7 @@ class ServiceSettings(FlagSettings):
     max_tokens_default: Positive | None = Field(
         None,
         validation_alias=AliasChoices("max_tokens_default", "default_max_tokens"),
-        description="answer length where the request names none; none = rest of the context, 16 for a text completion",
+        description="max_tokens of requests that do not set it; none = rest of the context, 16 for a text completion",
     )
     default_temperature: float | None = _sampling_default("temperature", "the model's")
     default_top_p: float | None = _sampling_default("top_p", "the model's")
@@ -185,7 +185,7 @@ class ServiceSettings(FlagSettings):
     pixel_budget_mib: Positive = Field(
         512, description="maximum size of the decoded pixels in transit to the engine, in MiB"
     )
-    # access and life
+    # access and shutdown
     api_key_file: str | None = Field(
         None, description="file with one API key per line; none = no authentication"
     )

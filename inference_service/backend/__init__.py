@@ -1,1 +1,1 @@
-"""The chat-level seam between the APIs and what generates answers."""
+"""The chat-level interface between the APIs and the backends that generate answers."""

@@ -1,4 +1,4 @@
-"""The requests in flight: their ids, how many there may be, who may abort them, and the wait for the last one."""
+"""Admits requests up to a maximum in flight, knows who may abort them, and waits until none is left."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class AdmittedRequest:
     """A request in flight.
 
     Attributes:
-        caller: Who may abort it; opaque.
-        aborted: Somebody did.
+        caller: The caller that may abort it; opaque.
+        aborted: It was aborted.
     """
 
     caller: str
@@ -44,7 +44,7 @@ class Admission:
         return self._closed
 
     def close(self) -> None:
-        """Admits no new requests."""
+        """Stops admitting requests."""
         self._closed = True
 
     async def wait_idle(self) -> None:
@@ -53,21 +53,27 @@ class Admission:
 
     @contextlib.contextmanager
     def admit(self, request_id: str, caller: str) -> Iterator[AdmittedRequest]:
-        """Holds a place among the requests in flight.
+        """Counts a request as in flight while the context is open.
 
         Raises:
             DrainingError: Admission is closed.
             RequestIdInUseError: A request with this id is in flight.
-            QueueFullError: The maximum is in flight.
+            QueueFullError: The maximum number of requests is in flight.
         """
         if self._closed:
-            raise DrainingError("The service is shutting down.", retry_after_s=5.0)
+            raise DrainingError(
+                "The service is shutting down and accepts no new requests.", retry_after_s=5.0
+            )
         if request_id in self._admitted:
             raise RequestIdInUseError(
-                "A request with this id is in flight.", field="spec.request_id"
+                f"request_id {request_id!r} is used by a request in flight; choose another one.",
+                field="spec.request_id",
             )
         if len(self._admitted) >= self._max_in_flight:
-            raise QueueFullError("Too many requests are in flight.", retry_after_s=1.0)
+            raise QueueFullError(
+                f"{len(self._admitted)} requests are in flight, the maximum (--max-queue); try again later.",
+                retry_after_s=1.0,
+            )
         admitted = self._admitted[request_id] = AdmittedRequest(caller)
         self._idle.clear()
         try:
@@ -78,7 +84,7 @@ class Admission:
                 self._idle.set()
 
     def abort(self, request_id: str, caller: str | None) -> bool:
-        """Marks a request as aborted; False if no such request of the caller's (None = anybody's) is in flight."""
+        """Marks a request as aborted; False if the caller (None = an operator) has no such request in flight."""
         admitted = self._admitted.get(request_id)
         if admitted is None or caller not in (None, admitted.caller):
             return False

@@ -1,7 +1,7 @@
-"""The seam between the gRPC services and what answers requests, at the level of chats and text completions.
+"""The interface between the gRPC services and a backend, at the level of chats and text completions.
 
-A backend takes requests of `inference_service.domain` and gives its events. Nothing here depends on how it computes
-them: by our engine, by another library in a process, or by asking a server elsewhere.
+A backend takes requests of `inference_service.domain` and returns its events. The interface does not depend on how they
+are computed: by this project's engine, by another library in a process, or by a remote server.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from inference_service.model_spec import BoxNotation
 
 
 class BackendState(Enum):
-    """Where a backend is in its life.
+    """The state of a backend.
 
     Attributes:
-        LOADING: The model is being loaded for the first time.
+        LOADING: The model is loading for the first time.
         READY: Requests are answered.
-        RESTARTING: It was lost and is coming back.
-        DRAINING: It takes no new requests any more.
-        FAILED: It will not come back.
+        RESTARTING: It failed and is being restarted.
+        DRAINING: It accepts no new requests.
+        FAILED: It failed and will not be restarted.
     """
 
     LOADING = "loading"
@@ -34,11 +34,11 @@ class BackendState(Enum):
 
 
 class BackendStartError(RuntimeError):
-    """The backend never came up; the text says why, for the operator."""
+    """The backend could not be started; the message is for the operator."""
 
 
 class Modality(Enum):
-    """What a prompt may hold."""
+    """A kind of prompt content."""
 
     TEXT = "text"
     IMAGE = "image"
@@ -47,15 +47,15 @@ class Modality(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLimits:
-    """What images a model reads; pixels are areas.
+    """Limits on the images of a model; pixels are areas.
 
     Attributes:
         max_images: Maximum images and videos of one request.
         pixel_step: Height and width of a processed image are multiples of this.
         min_pixels: Minimum after resizing.
         max_pixels: Maximum after resizing.
-        max_decoded_pixels: Maximum of an image as sent.
-        exif_transposed: The EXIF orientation is applied before anything else.
+        max_decoded_pixels: Maximum before resizing.
+        exif_transposed: The EXIF orientation is applied first.
     """
 
     max_images: int
@@ -68,7 +68,7 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryNeed:
-    """Device memory in bytes; 0 = not known."""
+    """Device memory in bytes; 0 = unknown."""
 
     weight_bytes: int = 0
     kv_bytes_per_token: int = 0
@@ -77,21 +77,21 @@ class MemoryNeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
-    """What is served.
+    """Describes the served model.
 
     Attributes:
-        names: Names the model answers to, the canonical one first.
+        names: Served names of the model, the canonical one first.
         family: Name of the model's family.
         created: Unix time in seconds.
-        modalities: What a prompt may hold.
+        modalities: Kinds of content that a prompt may have.
         max_context_tokens: Maximum tokens of prompt and answer together.
-        image_limits: What images it reads.
-        box_notation: How its answers name places in an image.
+        image_limits: Limits on its images.
+        box_notation: How its answers write bounding boxes.
         url_schemes: Schemes of image URLs that are fetched.
-        features: What the service can do with it beyond continuing prompts.
-        parts: (name, parameter count) of its modules; empty = not known.
-        memory: What it needs.
-        revision: Changes with the model's files.
+        features: Supported features besides text completion.
+        parts: (name, parameter count) of its modules; empty = unknown.
+        memory: Device memory it needs.
+        revision: A digest that changes with the model's files.
     """
 
     names: tuple[str, ...]
@@ -110,20 +110,20 @@ class ModelDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How busy a backend is; sums count from its start, and what it does not know is 0.
+    """The load of a backend; sums count from its start, unknown values are 0.
 
     Attributes:
         running: Answers being computed.
         waiting: Answers waiting for room in the batch.
         kv_pages_total: Pages of the KV cache.
-        kv_pages_used: Pages that answers hold.
+        kv_pages_used: Pages in use by answers.
         kv_pages_cached: Free pages with reusable prefixes.
         kv_page_tokens: Tokens of one page.
         prefix_queries: Prompt tokens looked up in the prefix cache.
         prefix_hits: Prompt tokens found there.
         encoder_queries: Images looked up in the encoder cache.
         encoder_hits: Images found there.
-        preemptions: Answers that lost their pages and were computed again.
+        preemptions: Answers that were preempted and recomputed.
         pixel_bytes_in_flight: Bytes of processed images of the requests being computed.
     """
 
@@ -143,15 +143,15 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendInfo:
-    """What an operator may want to know; empty or 0 = not known (yet).
+    """Runtime information for operators; empty or 0 = unknown.
 
     Attributes:
         device: The device in use.
         dtype: Dtype of weights and cache.
-        slow_path: Why answers take longer than they need to on this hardware; empty = they do not.
-        restarts: How often it was started again.
-        pid: Process id of what computes.
-        max_num_seqs: Maximum answers computed side by side.
+        slow_path: Why computation is slower than possible on this hardware; empty = it is not.
+        restarts: Number of restarts.
+        pid: Process id of the engine.
+        max_num_seqs: Maximum answers in one batch.
         max_num_batched_tokens: Maximum tokens of one step.
         max_context_tokens: Context window in use.
     """
@@ -168,7 +168,7 @@ class BackendInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCount:
-    """What a prompt would cost: its usage, its images as processed and its token ids."""
+    """The token count of a prompt: its usage, its processed images and its token ids."""
 
     usage: TokenUsage
     images: tuple[ImageInfo, ...]
@@ -184,22 +184,22 @@ class Backend(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names the model answers to, the canonical one first."""
+        """Served names of the model, the canonical one first."""
 
     @property
     def info(self) -> BackendInfo:
-        """What an operator may want to know."""
+        """Runtime information for operators."""
 
     @property
     def in_flight(self) -> int:
-        """Requests that are being answered or counted."""
+        """Number of requests that are being answered or counted."""
 
     def generate(self, request: Request, caller: str) -> AsyncGenerator[Event, None]:
-        """Gives the events of a request; closing the iterator aborts what is under way.
+        """Yields the events of a request; closing the iterator aborts the request.
 
         Args:
-            request: What is asked.
-            caller: Whose request it is; see `abort`.
+            request: The request.
+            caller: The caller that sent it; see `abort`.
 
         Raises:
             ServiceError: The request ended with an error.
@@ -213,34 +213,34 @@ class Backend(Protocol):
         """
 
     async def abort(self, request_id: str, caller: str | None = None) -> bool:
-        """Ends a request in flight; its answers finish as aborted.
+        """Aborts a request in flight; its answers finish as aborted.
 
         Args:
             request_id: The request.
-            caller: Who wants it; None = an operator, who may end anybody's.
+            caller: The caller; None = an operator, who may abort every request.
 
         Returns:
-            False if no such request of the caller's is in flight.
+            False if the caller has no such request in flight.
         """
 
     def describe(self) -> ModelDescription:
-        """What is served."""
+        """Describes the served model."""
 
     def load(self) -> Load:
-        """How busy it is now."""
+        """The current load."""
 
     def on_state_change(self, callback: Callable[[BackendState], None]) -> None:
-        """Has `callback` called with every new state; it must not raise."""
+        """Registers a callback for every new state; it must not raise."""
 
     async def start(self) -> None:
-        """Starts and waits until requests are answered.
+        """Starts the backend and waits until it is ready.
 
         Raises:
             BackendStartError: It cannot be started; the state is FAILED.
         """
 
     async def drain(self, timeout_s: float) -> None:
-        """Takes no new requests, at once, and waits up to `timeout_s` seconds for those in flight."""
+        """Stops accepting requests at once and waits up to `timeout_s` seconds for those in flight."""
 
     async def close(self) -> None:
-        """Ends all requests and frees what it holds."""
+        """Ends all requests and frees all resources."""

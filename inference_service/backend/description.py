@@ -1,4 +1,4 @@
-"""What is told of a model that our engine serves: its files, the operator's limits and what the engine has loaded."""
+"""Describes the served model from its files, the operator's limits and the loaded engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def describe(
     Args:
         model: Its files.
         settings: The operator's limits.
-        ready: What the engine has loaded; None = nothing yet, and the model's own figures stand in.
+        ready: The loaded engine; None = not loaded yet, then the values of the model's files are used.
     """
     spec = model.spec
     size = footprint(spec, ready.dtype if ready else spec.checkpoint_dtype)
@@ -59,7 +59,7 @@ def _image_limits(spec: ModelSpec, settings: ServiceSettings) -> ImageLimits:
 
 
 def _features(spec: ModelSpec, boxes: BoxNotation) -> tuple[str, ...]:
-    """What the service can do with a model beyond continuing prompts."""
+    """Supported features besides text completion."""
     chat = ("chat", "continue_final_message") if spec.is_chat else ()
     grounding = ("grounding",) if boxes is not BoxNotation.NONE else ()
     return ("logprobs", "prompt_logprobs", *chat, *grounding)

@@ -1,4 +1,4 @@
-"""The backend that answers with our own engine."""
+"""The backend that uses this project's engine."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _STATES: Final = {
 
 
 class LocalBackend:
-    """A `Backend` around one engine."""
+    """A `Backend` that uses one engine."""
 
     def __init__(self, settings: ServiceSettings, model: ServedModel, engine: Engine) -> None:
         self._settings = settings
@@ -58,13 +58,13 @@ class LocalBackend:
         self._media = MediaPreparer.from_settings(settings, model.spec)
         self._admission = Admission(settings.max_queue)
         self._callbacks: list[Callable[[BackendState], None]] = []
-        engine.on_state_change(lambda _: self._tell_state())
+        engine.on_state_change(lambda _: self._notify_state())
 
-    # ---- what a Backend offers; documented there ----
+    # ---- the interface of Backend, documented there ----
 
     @property
     def state(self) -> BackendState:
-        """See `Backend`. Nothing is said of an engine that ends with the service, except that it failed."""
+        """See `Backend`. While draining, only the engine's failure is reported."""
         if self._admission.closed and self._engine.state is not EngineState.FAILED:
             return BackendState.DRAINING
         return _STATES[self._engine.state]
@@ -130,7 +130,7 @@ class LocalBackend:
     async def drain(self, timeout_s: float) -> None:
         """See `Backend`."""
         self._admission.close()
-        self._tell_state()
+        self._notify_state()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._admission.wait_idle()
@@ -148,7 +148,7 @@ class LocalBackend:
         return known
 
     async def count(self, request: Request, caller: str) -> TokenCount:
-        """See `Backend`. A count takes a place in the queue as a generation does."""
+        """See `Backend`. A count occupies a place in the queue, as a generation does."""
         with self._admission.admit(request.request_id, caller):
             prepared = await self._prepare(request)
         return TokenCount(
@@ -190,19 +190,22 @@ class LocalBackend:
     def _check_grounding(self, request: Request) -> None:
         if request.grounding and self._model.box_notation is BoxNotation.NONE:
             raise UnsupportedParameterError(
-                "This model names no boxes.", field="spec.response.grounding"
+                "grounding is not supported by this model: its answers contain no boxes.",
+                field="spec.response.grounding",
             )
 
     def _context_tokens(self) -> int:
-        """The context window of the engine, which is smaller than the model's where memory is short."""
+        """The context window of the engine in tokens; smaller than the model's if memory is short."""
         state, ready = self._engine.state, self._engine.ready
         if state is EngineState.READY and ready is not None:
             return ready.max_model_len
         if state is EngineState.STARTING:
-            raise ModelLoadingError("The model is being loaded.", retry_after_s=5.0)
+            raise ModelLoadingError("The model is loading; try again later.", retry_after_s=5.0)
         if state is EngineState.RESTARTING:
-            raise EngineUnavailableError("The engine is being started again.", retry_after_s=2.0)
-        raise EngineUnavailableError("The engine has failed.")
+            raise EngineUnavailableError(
+                "The engine is restarting; try again later.", retry_after_s=2.0
+            )
+        raise EngineUnavailableError("The engine has failed and will not be restarted.")
 
     def _started(self, request: Request, prepared: PreparedPrompt, options: Sampling) -> Started:
         token_ids = prepared.prompt.token_ids
@@ -242,7 +245,7 @@ class LocalBackend:
             for index in range(request.n)
         ]
 
-    def _tell_state(self) -> None:
+    def _notify_state(self) -> None:
         state = self.state
         for callback in self._callbacks:
             callback(state)

@@ -1,4 +1,4 @@
-"""From a request to the prompt that the engine computes: its media prepared, its text rendered and tokenised."""
+"""Turns a request into the prompt for the engine: prepares its media, renders and tokenises its text."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class PreparedPrompt:
     """A prompt for the engine.
 
     Attributes:
-        prompt: Token ids and where images stand among them.
+        prompt: Token ids and the positions of images.
         pixels: RGB uint8 of the images, in order.
-        infos: What became of each image of the request.
+        infos: Sizes and token count of each image, in order.
         usage: Tokens of the prompt.
     """
 
@@ -30,13 +30,13 @@ class PreparedPrompt:
 async def prepare_prompt(
     request: Request, media_preparer: MediaPreparer, builder: PromptBuilder
 ) -> PreparedPrompt:
-    """Does all that precedes the engine.
+    """Prepares media and prompt.
 
     Raises:
-        ServiceError: An image or the prompt is wrong; the error names the field.
+        ServiceError: An image or the prompt is invalid; the error names the field.
     """
     media = await media_preparer.prepare(request)
-    # Rendering and tokenising a long prompt takes milliseconds: not on the loop (CVE-2025-62426).
+    # Rendering and tokenising a long prompt takes milliseconds and must not block the event loop (CVE-2025-62426).
     prompt = await asyncio.to_thread(builder.build, request, media.images)
     media_tokens = sum(image.num_tokens for image in prompt.images)
     return PreparedPrompt(

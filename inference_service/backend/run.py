@@ -1,4 +1,4 @@
-"""From the engine's outputs for a request to the events of its answers."""
+"""Runs a request on the engine and turns the engine's outputs into events."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ async def run(
     answers: Sequence[Answer],
     prompt_field: str,
 ) -> AsyncGenerator[Delta | Finished | TokenUsage, None]:
-    """Runs a request on the engine and gives the events of its answers; closing the iterator aborts it.
+    """Runs a request on the engine and yields the events of its answers; closing the iterator aborts it.
 
     Args:
-        engine: What computes.
-        engine_request: What to compute.
-        prepared: Its pixels, and the usage that is given again at the end with the tokens of the answers.
+        engine: The engine.
+        engine_request: The request.
+        prepared: Its pixels and its prompt usage; the final usage adds the tokens of the answers.
         answers: One for every choice.
-        prompt_field: What errors about the prompt name.
+        prompt_field: The field that errors about the prompt name.
 
     Raises:
         ServiceError: The engine refused the request or failed on it.
@@ -48,7 +48,7 @@ async def run(
     async with contextlib.aclosing(engine.generate(engine_request, prepared.pixels)) as outputs:
         async for output in outputs:
             if output.choice_index not in open_choices:
-                continue  # computed before the engine heard of the stop string
+                continue  # computed before the abort for a stop string reached the engine
             if output.failure is not None:
                 raise _error_of(output.failure, prompt_field)
             if output.choice_index == 0 and output.num_cached_tokens is not None:
@@ -73,7 +73,7 @@ async def run(
 async def run_aborted(
     engine_request: EngineRequest, prepared: PreparedPrompt, answers: Sequence[Answer]
 ) -> AsyncGenerator[Delta | Finished | TokenUsage, None]:
-    """The events of a request that was aborted before the engine heard of it."""
+    """Yields the events of a request that was aborted before it was sent to the engine."""
     for choice_index, answer in enumerate(answers):
         aborted = ChoiceOutput(
             request_id=engine_request.request_id,
@@ -86,7 +86,7 @@ async def run_aborted(
 
 
 def _error_of(failure: EngineFailure, prompt_field: str) -> ServiceError:
-    """The error that the engine raised; what it refuses is the prompt."""
+    """The error that the engine raised; an invalid argument always concerns the prompt."""
     kind = ERRORS_BY_REASON.get(failure.reason)
     if kind is None:
         return InternalError("The engine failed on this request.")

@@ -1,4 +1,4 @@
-"""Which sampling settings are in force: the request's, the operator's, the model's, then OpenAI's."""
+"""Resolves the effective sampling settings: the request's, the operator's, the model's, then OpenAI's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from inference_service.errors import ContextLengthError, InvalidArgumentError
 from inference_service.sampling import Sampling, SamplingOptions
 
 
-_TEXT_COMPLETION_TOKENS = 16  # OpenAI's
+_TEXT_COMPLETION_TOKENS = 16  # OpenAI's default
 
 
 def effective_options(
@@ -22,31 +22,31 @@ def effective_options(
     prompt_tokens: int,
     max_model_len: int,
 ) -> Sampling:
-    """All settings in force.
+    """The effective settings of a request.
 
     Args:
-        request: What the caller said.
-        defaults: What the operator and the model say; `max_tokens` gives way to the context window.
+        request: The request.
+        defaults: Settings of the operator and the model; `max_tokens` is capped by the context window.
         prompt_tokens: Length of the prompt.
         max_model_len: The context window in tokens.
 
     Raises:
         ContextLengthError: Prompt and answer do not fit the context window.
     """
-    said = request.sampling.over(defaults)
+    options = request.sampling.over(defaults)
     max_tokens = _answer_room(
         request, prompt_tokens, max_model_len, default=_answer_tokens(request, defaults)
     )
-    seed = secrets.randbits(63) if said.seed is None else said.seed
-    top_k = max(0, said.top_k or 0)  # one way to say off
-    return dataclasses.replace(said, max_tokens=max_tokens, seed=seed, top_k=top_k).resolved()
+    seed = secrets.randbits(63) if options.seed is None else options.seed
+    top_k = max(0, options.top_k or 0)  # -1 and 0 both mean off
+    return dataclasses.replace(options, max_tokens=max_tokens, seed=seed, top_k=top_k).resolved()
 
 
 def check_token_ids(request: Request, vocab_size: int) -> None:
-    """Refuses ids that the model's vocabulary does not have.
+    """Refuses token ids outside the model's vocabulary.
 
     Raises:
-        InvalidArgumentError: `field` names where.
+        InvalidArgumentError: An id is outside the vocabulary; names the field.
     """
     named: dict[str, Sequence[int]] = {
         "spec.sampling.logit_bias": [token_id for token_id, _ in request.sampling.logit_bias or ()],
@@ -58,13 +58,13 @@ def check_token_ids(request: Request, vocab_size: int) -> None:
         highest = max(token_ids, default=0)
         if highest >= vocab_size:
             raise InvalidArgumentError(
-                f"Token id {highest} is outside the model's vocabulary of {vocab_size}.",
+                f"Token id {highest} is not in the model's vocabulary; ids 0 to {vocab_size - 1} are allowed.",
                 field=field,
             )
 
 
 def _answer_tokens(request: Request, defaults: SamplingOptions) -> int | None:
-    """The longest answer where the request names none; None = as long as there is room."""
+    """Default maximum tokens of an answer; None = the rest of the context window."""
     if defaults.max_tokens is None and isinstance(request, TextCompletionRequest):
         return _TEXT_COMPLETION_TOKENS
     return defaults.max_tokens
@@ -88,7 +88,7 @@ def _answer_room(
     if asked > room:
         raise ContextLengthError(
             f"max_tokens is {asked}, but after a prompt of {prompt_tokens} tokens the context window of "
-            f"{max_model_len} tokens has room for {room}.",
+            f"{max_model_len} tokens has room for only {room}.",
             field="spec.sampling.max_tokens",
             metadata=metadata | {"max_tokens": str(asked)},
         )
@@ -101,11 +101,11 @@ def engine_params(
     *,
     eos_token_ids: tuple[int, ...],
 ) -> SamplingParams:
-    """The settings of a request's answers for the engine.
+    """Builds the engine's sampling parameters.
 
     Args:
-        options: The settings in force.
-        request: What the caller said about stops and log probabilities.
+        options: The effective settings.
+        request: Has the stop tokens and the log probabilities to return.
         eos_token_ids: The model's end tokens.
     """
     return SamplingParams(

@@ -1,4 +1,4 @@
-"""The model as the front knows it: names, configuration, tokenizer and template, without weights."""
+"""The parts of a model that the front loads: names, configuration, tokenizer and template, no weights."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _REVISION_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.tiktoken", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """A model under its served names, the canonical one first.
+    """A model and its served names.
 
     Attributes:
-        names: Names the model answers to.
-        directory: Where its files are.
+        names: Served names, the canonical one first.
+        directory: The directory of its files.
         revision: 64 hexadecimal digits that change with the files; part of every image's cache key.
-        created: Unix time in seconds at which the front read it.
+        created: Unix time in seconds at which the front loaded it.
     """
 
     names: tuple[str, ...]
@@ -46,22 +46,22 @@ class ServedModel:
 
     @property
     def box_notation(self) -> BoxNotation:
-        """How the model's answers name places in an image."""
+        """How the model's answers write bounding boxes."""
         return family_of(self.spec).boxes
 
     @classmethod
     def load(
         cls, directory: Path, names: tuple[str, ...], *, history_window: int | None = None
     ) -> ServedModel:
-        """Reads configuration and text files; takes no weights.
+        """Reads configuration and text files, no weights.
 
         Args:
-            directory: Where they are.
-            names: Names the model answers to, the canonical one first.
+            directory: The model's directory.
+            names: Served names, the canonical one first.
             history_window: See `TextOptions`.
 
         Raises:
-            ValueError: A file is missing or says something this service cannot serve; the text is for the operator.
+            ValueError: A file is missing, invalid or not supported; the message is for the operator.
             OSError: A file cannot be read.
         """
         spec = load_spec(directory)
@@ -93,7 +93,7 @@ class ServedModel:
 
 
 def _revision(directory: Path) -> str:
-    """A digest over names, sizes and times of the files: weights of many gigabytes are not read for it."""
+    """A digest over names, sizes and times of the files; gigabytes of weights are not read."""
     digest = hashlib.sha256()
     for pattern in _REVISION_FILES:
         for path in sorted(directory.glob(pattern)):

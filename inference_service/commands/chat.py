@@ -108,8 +108,8 @@ class _Dialogue:
             OSError: An image cannot be read.
             DrawError: The boxes cannot be drawn.
         """
-        asked = _message(message_pb.ROLE_USER, question, images)
-        said = ""
+        message = _message(message_pb.ROLE_USER, question, images)
+        answer = ""
         found: list[usage_pb.Grounding] = []
         sampling = {
             name: value
@@ -117,7 +117,7 @@ class _Dialogue:
             if (value := getattr(self.flags, name)) is not None
         }
         events = self.client.events(
-            [*self.messages, asked],
+            [*self.messages, message],
             model=self.flags.model,
             grounding=self.flags.draw is not None,
             **sampling,
@@ -126,13 +126,13 @@ class _Dialogue:
         with contextlib.closing(events):
             try:
                 for event in events:
-                    said += event.delta.text
+                    answer += event.delta.text
                     print(_printable(event.delta.text), end="", flush=True)
                     found.extend(event.finished.groundings)
             except KeyboardInterrupt:
                 interrupted = True
         print()
-        self.messages += [asked, _message(message_pb.ROLE_ASSISTANT, said)]
+        self.messages += [message, _message(message_pb.ROLE_ASSISTANT, answer)]
         if images:
             self.image = None if _is_url(images[-1]) else Path(images[-1])
         if interrupted:

@@ -90,9 +90,9 @@ def run(flags: Mapping[str, object]) -> int:
     device = _device(flags.get("gpu_memory"), settings)
     if device is None:
         return _usage(f"--device: {settings.device} was not found on this machine")
-    judged = report(spec, device, settings)
-    print(*judged.lines, sep="\n")
-    return FITS if judged.fits else DOES_NOT_FIT
+    result = report(spec, device, settings)
+    print(*result.lines, sep="\n")
+    return FITS if result.fits else DOES_NOT_FIT
 
 
 def _directory(settings: ServiceSettings) -> Path:

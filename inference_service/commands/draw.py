@@ -1,6 +1,6 @@
-"""Draws the boxes of an answer on its image, in the style of Qwen-VL's own tools.
+"""Draws the bounding boxes of an answer on its image, in the style of Qwen-VL's tools.
 
-Uses Pillow in the caller's own process: the images are the user's own files.
+Runs Pillow in the process of the command: the images are the user's own files.
 """
 
 from __future__ import annotations

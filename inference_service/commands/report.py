@@ -1,4 +1,4 @@
-"""The report on a model and a device that `check`, `download` and `serve` print."""
+"""Reports whether a model fits a device, for `check`, `download` and `serve`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ UNITS = {
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
 _VALUES_PER_IMAGE_TOKEN = 4 * 17 * 1280
-"""That live at once in a vision tower: 17 times the width of a patch, counted in runs of the Qwen towers; a token is
-four patches, and the widest of these towers has 1280."""
+"""Values in use at once in a vision tower: 17 times the width of a patch, measured with the Qwen towers; a token is
+four patches, and the widest tower has 1280."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +39,28 @@ class Report:
 
 
 def report(spec: ModelSpec, device: Device, settings: ServiceSettings) -> Report:
-    """Judges a model on a device.
+    """Reports whether a model fits a device.
 
     Args:
         spec: The model.
-        device: Where it would run.
+        device: The device.
         settings: dtype, `max_model_len` (at most the model's window) and the sizes of caches.
     """
     dtype = resolve_dtype_name(settings.dtype, spec.checkpoint_dtype, on_gpu=device.is_gpu)
     model = footprint(spec, dtype)
     share = settings.gpu_memory_utilization if device.is_gpu else 1.0
     usable = max(0, usable_bytes(device.total_bytes, device.used_bytes, share))
-    beside = _beside(model, spec, settings)
-    cache_bytes = usable - model.weight_bytes - beside
+    other = _other_bytes(model, spec, settings)
+    cache_bytes = usable - model.weight_bytes - other
     if not device.is_gpu:
         cache_bytes = min(cache_bytes, settings.cpu_kv_cache_mib * 2**20)
     room = capacity(model, cache_bytes, settings.max_model_len)
-    lines = (*_describe(model, beside), *_describe_room(model, device, usable, room))
+    lines = (*_describe(model, other), *_describe_room(model, device, usable, room))
     return Report(lines, room.fits)
 
 
-def _beside(model: Footprint, spec: ModelSpec, settings: ServiceSettings) -> int:
-    """Bytes that are neither weights nor KV cache: the features of images, the activations of a step."""
+def _other_bytes(model: Footprint, spec: ModelSpec, settings: ServiceSettings) -> int:
+    """Bytes for image features and the activations of a step: neither weights nor KV cache."""
     value_bytes = DTYPE_BYTES[model.dtype]
     encoder_cache = settings.encoder_cache_tokens
     images = largest_media_tokens(spec, settings.max_num_batched_tokens, encoder_cache)
@@ -69,22 +69,22 @@ def _beside(model: Footprint, spec: ModelSpec, settings: ServiceSettings) -> int
     return held + max(STEP_RESERVE_BYTES, step_bytes)
 
 
-def _describe(model: Footprint, beside: int) -> Iterator[str]:
+def _describe(model: Footprint, other: int) -> Iterator[str]:
     yield f"{model.family:<12}{_count(model.parameter_count)}"
     for index, (name, count) in enumerate(model.parts):
         branch = "└─" if index == len(model.parts) - 1 else "├─"
         yield f"{branch} {name:<9}{_count(count)}"
     yield f"weights     {_both_units(model.weight_bytes)} in {model.dtype}"
-    yield f"beside      {show_size(beside)} for images and the activations of a step"
+    yield f"other       {show_size(other)} for images and the activations of a step"
     remark = FAMILIES[model.family].memory_remarks.get(model.dtype)
-    together = model.weight_bytes + beside
-    yield f"together    {_both_units(together)} before the cache{f'; {remark}' if remark else ''}"
-    yield f"cache       {show_size(model.kv_bytes_per_token)} for a token"
-    yield f"window      {model.window_tokens} tokens"
+    total = model.weight_bytes + other
+    yield f"total       {_both_units(total)} without KV cache{f'; {remark}' if remark else ''}"
+    yield f"KV cache    {show_size(model.kv_bytes_per_token)} per token"
+    yield f"context     {model.window_tokens} tokens"
 
 
 def show_size(num_bytes: int) -> str:
-    """Bytes in the largest binary unit that leaves at least 1."""
+    """A size in the largest binary unit in which it is at least 1."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if num_bytes >= UNITS[unit]:
             return f"{num_bytes / UNITS[unit]:.2f} {unit}"
@@ -92,7 +92,7 @@ def show_size(num_bytes: int) -> str:
 
 
 def _both_units(num_bytes: int) -> str:
-    """`8.27 GiB (8.88 GB)`: as drivers count, and as vendors sell."""
+    """A size in binary and decimal units: `8.27 GiB (8.88 GB)`."""
     return f"{show_size(num_bytes)} ({num_bytes / UNITS['GB']:.2f} GB)"
 
 
@@ -101,7 +101,7 @@ def _describe_room(model: Footprint, device: Device, usable: int, room: Capacity
     if room.context_tokens:
         requests = "request" if room.full_requests == 1 else "requests"
         yield (
-            f"room        {room.cache_tokens} tokens of cache = {room.full_requests} {requests}"
+            f"capacity    {room.cache_tokens} tokens of KV cache = {room.full_requests} {requests}"
             f" of {room.context_tokens} tokens"
         )
     if room.fits:
@@ -109,11 +109,11 @@ def _describe_room(model: Footprint, device: Device, usable: int, room: Capacity
     elif usable < model.weight_bytes:
         yield f"does not fit: the weights alone take {show_size(model.weight_bytes)}"
     else:
-        yield "does not fit: too little memory is left for the cache; a smaller --encoder-cache-tokens leaves more"
+        yield "does not fit: too little memory is left for the KV cache; reduce --encoder-cache-tokens"
 
 
 def _count(parameters: int) -> str:
-    """`4.44 B  4437815808`: as people say it, and exactly."""
+    """A rounded and an exact count: `4.44 B  4437815808`."""
     for unit, size in (("B", 10**9), ("M", 10**6)):
         if parameters >= size / 20:
             return f"{parameters / size:6.2f} {unit}  {parameters:>14}"

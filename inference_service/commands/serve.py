@@ -65,7 +65,7 @@ def run(flags: Mapping[str, object]) -> int:
     try:
         directory = _directory(settings)
         verify_weights(directory)
-        _tell(load_spec(directory), settings)
+        _print_report(load_spec(directory), settings)
     except (ModelNotFound, SnapshotError, ValueError, OSError) as error:
         raise SystemExit(f"cannot serve this model: {error}") from None
     environment.setdefault(ENV_PREFIX + "GRPC_TARGET", _dial_target(settings.grpc_address))
@@ -83,8 +83,8 @@ def _directory(settings: ServiceSettings) -> Path:
         return fetch_model(model, hub=hub, revision=revision)
 
 
-def _tell(spec: ModelSpec, settings: ServiceSettings) -> None:
-    """Prints the report of `qwenvl check`; the engine measures and decides what really fits."""
+def _print_report(spec: ModelSpec, settings: ServiceSettings) -> None:
+    """Prints the report of `qwenvl check`; only the engine measures what really fits."""
     device = find_device(settings.device, os.environ)
     if device is not None:
         print(*report(spec, device, settings).lines, sep="\n", file=sys.stderr, flush=True)

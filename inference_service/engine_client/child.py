@@ -1,4 +1,4 @@
-"""One life of the engine process, as its parent sees it: the process and the frames on the socket to it."""
+"""Starts one engine process, exchanges messages with it over a socket, and ends it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _REAP_POLL_S: Final = 0.02
 
 
 class EngineChild:
-    """An engine process that is started by constructing this, and is gone after `reap`.
+    """An engine process: the constructor starts it, `reap` ends it.
 
     The process is made by exec, never by fork alone, and dies with the *thread* that constructs this (that is what
     PR_SET_PDEATHSIG watches): construct it in the thread of the event loop, never in a worker thread.
 
     Attributes:
-        lost: Done with the reason when the connection is of no use any more.
+        lost: Done when the connection is lost; its result is the reason.
         last_event: `time.monotonic()` of the last message, or of the start.
     """
 
@@ -51,7 +51,7 @@ class EngineChild:
         with theirs:
             arguments = ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
             try:
-                self._process = subprocess.Popen(  # noqa: S603 - our own module
+                self._process = subprocess.Popen(  # noqa: S603 - this package's own module
                     [*command, *arguments], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
                 )
             except OSError:
@@ -67,11 +67,11 @@ class EngineChild:
         return self._process.pid
 
     def send(self, command: wire.Command, pixel_fd: int | None = None) -> None:
-        """Sends a command, now or when the socket takes it. A lost engine gets nothing.
+        """Sends a command as soon as the socket is writable; does nothing if the connection is lost.
 
         Args:
             command: The message.
-            pixel_fd: A memfd to go with it. It belongs to this method, which closes it when it is sent.
+            pixel_fd: A memfd to send along; this method takes ownership and closes it.
 
         Raises:
             WireError: The message is too long.
@@ -89,7 +89,7 @@ class EngineChild:
             self._flush()
 
     def _flush(self) -> None:
-        """Writes as much as the socket takes and waits for it to take the rest."""
+        """Writes as much as the socket accepts; the rest follows when it is writable again."""
         try:
             while self._outbox:
                 frame, fd = self._outbox[0]
@@ -122,14 +122,14 @@ class EngineChild:
         try:
             events = self._reader.feed(data)
         except wire.WireError as error:
-            self.lose(f"it sent garbage: {error}")
+            self.lose(f"it sent an invalid message: {error}")
             return
         self.last_event = time.monotonic()
         for event in events:
             self._on_event(event)
 
     def lose(self, reason: str) -> None:
-        """Closes the connection; nothing is sent or received any more."""
+        """Closes the connection for good."""
         if self.lost.done():
             return
         self.lost.set_result(reason)
@@ -145,7 +145,7 @@ class EngineChild:
 
         Polling needs no child watcher and no thread, and works the same under asyncio and uvloop.
         """
-        self.lose("it is not needed any more")
+        self.lose("it is no longer needed")
         deadline = time.monotonic() + grace_s
         try:
             while self._process.poll() is None:
@@ -159,7 +159,7 @@ class EngineChild:
         return self._process.returncode
 
     def has_exited(self) -> bool:
-        """Whether the process is gone, should a grandchild still hold its socket open."""
+        """Whether the process has ended; a grandchild may still hold its socket open."""
         return self._process.poll() is not None
 
 

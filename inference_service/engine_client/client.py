@@ -1,4 +1,4 @@
-"""The front's side of the engine: requests in flight, the engine's state and its restarts."""
+"""Runs the engine in a child process: sends it requests, returns its outputs and restarts it when it fails."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class EngineClient:
         command: Sequence[str] | None = None,
         restart_delay_s: float = 0.5,
     ) -> None:
-        """Prepares; `start` starts.
+        """Does not start the engine yet; `start` does.
 
         Args:
-            config: What the engine is started with, every time.
+            config: Configuration of every engine process.
             start_timeout_s: Maximum time to load the model.
-            stall_timeout_s: An engine that is silent for this long is killed.
-            pixel_budget_bytes: Maximum bytes of pixels in flight; requests over it wait in line.
+            stall_timeout_s: An engine without a heartbeat for this long is killed.
+            pixel_budget_bytes: Maximum bytes of pixels in flight; requests over it wait in a queue.
             command: Program and arguments of the engine process.
             restart_delay_s: First delay of the exponential backoff.
         """
@@ -76,7 +76,7 @@ class EngineClient:
         self._supervisor: asyncio.Task[None] | None = None
         self._first_load: asyncio.Future[None] | None = None
 
-    # ---- what an Engine offers; documented there ----
+    # ---- the interface of Engine, documented there ----
 
     @property
     def pid(self) -> int | None:
@@ -120,7 +120,7 @@ class EngineClient:
         flight = self._requests.get(request_id)
         if flight is None:
             return
-        if flight.abandoned:  # the engine was told; the request that waits for the id is meant
+        if flight.abandoned:  # already aborted: this abort is for the request that waits for the id
             flight.next_aborted |= choice_index is None
         elif flight.sent:
             self._send(wire.Abort(request_id, choice_index))
@@ -139,7 +139,7 @@ class EngineClient:
             return
         flight = self._admit(request, sum(memoryview(image).nbytes for image in pixels))
         try:
-            # Abort and the death of the engine cancel the reservation; `wait` returns then, it does not raise.
+            # An abort or an engine failure cancels the reservation; `wait` then returns instead of raising.
             await asyncio.wait([flight.reservation])
             pixel_fd = None
             if flight.pixel_bytes and not flight.over.is_set():
@@ -156,7 +156,7 @@ class EngineClient:
     # ---- requests ----
 
     async def _wait_for_id(self, request_id: str) -> bool:
-        """A caller who gives up and tries again under the same id must not collide with the abandoned request.
+        """Waits for an abandoned request with the same id, so that a caller's retry does not collide with it.
 
         Returns:
             False if the new request was aborted while it waited.
@@ -171,11 +171,16 @@ class EngineClient:
         if self.state is not EngineState.READY:
             raise self._unavailable()
         if request.request_id in self._requests:
-            raise RequestIdInUseError("a request with this id is in flight")
+            raise RequestIdInUseError(
+                f"request_id {request.request_id!r} is used by a request in flight; choose another one."
+            )
         if self._quarantine.holds(request):
-            raise InternalError("this request was in flight each time the engine failed")
+            raise InternalError(
+                f"This request was in flight at {Quarantine.MAX_DEATHS} failures of the engine and is refused for "
+                f"{Quarantine.FORGIVEN_AFTER_S:.0f} s after the last one."
+            )
         if any(span.pixel_offset + span.pixel_bytes > pixel_bytes for span in request.images):
-            raise ValueError("an image lies outside of the pixels given")
+            raise ValueError("an image span lies outside of the given pixels")
         flight = RequestInFlight(request, pixel_bytes, self._budget.reserve(pixel_bytes))
         self._requests[request.request_id] = flight
         return flight
@@ -194,7 +199,7 @@ class EngineClient:
             self._send(wire.Abort(request.request_id, choice_index))  # aborted while it waited
 
     def _leave(self, flight: RequestInFlight) -> None:
-        """The consumer is gone. What the engine still computes is aborted; it holds its pixels until it says so."""
+        """Aborts what the engine still computes; its pixels count until the engine confirms the abort."""
         if flight.over.is_set():
             return
         if flight.sent:
@@ -240,7 +245,7 @@ class EngineClient:
             if flight.answered:
                 self._quarantine.clear(flight.request)
 
-    # ---- life of the process ----
+    # ---- supervision of the process ----
 
     async def _supervise(self) -> None:
         """Keeps an engine running until `close`, or until it fails to load too often."""
@@ -259,16 +264,16 @@ class EngineClient:
                 self._down(EngineState.FAILED, reason)
                 self._settle_start(reason)
                 return
-            logger.error("the engine was lost: %s; next start in %.1f s", reason, self._delay_s)
+            logger.error("the engine was lost: %s; restart in %.1f s", reason, self._delay_s)
             await asyncio.sleep(self._delay_s)
             self._delay_s = min(2 * self._delay_s, MAX_RESTART_DELAY_S)
             self.restarts += 1
 
     async def _live_once(self) -> tuple[float, str]:
-        """Starts the engine, waits for its end and cleans up after it.
+        """Starts the engine, waits until it ends and cleans up.
 
         Returns:
-            Seconds it was up after loading, and why it ended.
+            Seconds it ran after loading, and why it ended.
         """
         self._loaded = False
         self._load_error = None
@@ -290,9 +295,9 @@ class EngineClient:
         return lifetime_s, reason if self._load_error is None else self._load_error
 
     async def _watch(self, child: EngineChild) -> tuple[float, str]:
-        """Waits until the engine dies, or is silent for too long in two looks in a row.
+        """Waits until the engine ends, or misses its heartbeats in two checks in a row.
 
-        One look is not enough: if this very process was stopped, the heartbeats are still in the socket.
+        One check is not enough: if this process itself was stopped, the heartbeats are still in the socket.
         """
         started = time.monotonic()
         loaded_at: float | None = None
@@ -312,10 +317,10 @@ class EngineClient:
             strikes = strikes + 1 if silent_s > allowed_s else 0
         if loaded_at is None:
             return up_s, f"the model was not loaded within {self._start_timeout_s:.0f} s"
-        return up_s, f"it gave no sign of life for {self._stall_timeout_s:.0f} s"
+        return up_s, f"it sent no heartbeat for {self._stall_timeout_s:.0f} s"
 
     def _on_supervisor_done(self, supervisor: asyncio.Task[None]) -> None:
-        """A defect in the supervisor must show, not leave everybody waiting."""
+        """Logs a defect of the supervisor and ends all requests, which would wait for ever."""
         if supervisor.cancelled() or supervisor.exception() is None:
             return
         logger.critical("the supervisor of the engine failed", exc_info=supervisor.exception())
@@ -323,7 +328,7 @@ class EngineClient:
         self._settle_start("a defect of the supervisor")
 
     def _down(self, state: EngineState, reason: str, *, blame: bool = False) -> None:
-        """There is no engine any more: enters `state` and ends every request."""
+        """Enters `state` after the engine is gone and ends every request."""
         if self.state is EngineState.CLOSED:
             return
         if blame:
@@ -340,7 +345,7 @@ class EngineClient:
         final = self.state in (EngineState.FAILED, EngineState.CLOSED)
         load_s = 0.0 if self.ready is None else self.ready.load_seconds
         return EngineUnavailableError(
-            "the engine is not available" if final else "the engine is being started",
+            "The engine has failed." if final else "The engine is starting; try again later.",
             retry_after_s=None if final else max(1.0, self._delay_s + load_s),
         )
 
@@ -352,18 +357,18 @@ class EngineClient:
             callback(state)
 
     def _settle_start(self, problem: str | None) -> None:
-        """Ends the waiting in `start`."""
+        """Lets `start` return or raise."""
         if self._first_load is None or self._first_load.done():
             return
         if problem is None:
             self._first_load.set_result(None)
         else:
             self._first_load.set_exception(EngineStartError(problem))
-            self._first_load.exception()  # nobody may be waiting
+            self._first_load.exception()  # marks it as retrieved: `start` may not be waiting
 
 
 async def _pixel_fd(pixels: Sequence[bytes | memoryview]) -> int:
-    """Copies pixels into a memfd, in a thread: tens of megabytes would hold up every stream."""
+    """Copies pixels into a memfd, in a thread: tens of megabytes would block every stream."""
     copying = asyncio.get_running_loop().run_in_executor(None, wire.write_pixels, pixels)
     try:
         return await asyncio.shield(copying)

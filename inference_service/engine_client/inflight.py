@@ -1,7 +1,4 @@
-"""The requests that the engine is computing for the front.
-
-Outputs that a consumer has not taken yet, and the memory of requests that were in flight when the engine died.
-"""
+"""Requests in flight with their buffered outputs, and the quarantine of requests that may crash the engine."""
 
 from __future__ import annotations
 
@@ -23,14 +20,14 @@ class RequestInFlight:
     """A request in flight and the buffered outputs of its choices.
 
     Attributes:
-        request: What is computed.
+        request: The request.
         pixel_bytes: Size of its images.
-        reservation: Its place in the pixel budget.
-        sent: The engine knows it.
-        abandoned: Its consumer is gone and the engine was told to abort it.
+        reservation: Its reservation in the pixel budget.
+        sent: It was sent to the engine.
+        abandoned: Its consumer is gone and an abort was sent to the engine.
         next_aborted: Requests that wait for its id to become free are aborted as well.
         open_choices: Choices that have not finished.
-        answered: A choice finished by itself, not by an abort.
+        answered: A choice finished other than by an abort.
         over: Set at the last output of its last choice, or at its failure.
     """
 
@@ -53,7 +50,7 @@ class RequestInFlight:
         self._wake = asyncio.Event()
 
     def push(self, output: ChoiceOutput) -> None:
-        """Buffers an output; what comes after the finish of its choice is dropped."""
+        """Buffers an output; outputs after the finish of their choice are dropped."""
         if output.choice_index not in self.open_choices:
             return
         buffered = self._buffered.setdefault(output.choice_index, [])
@@ -68,7 +65,7 @@ class RequestInFlight:
         self._wake.set()
 
     def push_aborted(self, choice_index: int | None) -> None:
-        """Ends one choice, or (None) all, here and not in the engine."""
+        """Ends one choice, or (None) all, of a request that was not sent to the engine."""
         for index in sorted(self.open_choices):
             if choice_index in (None, index):
                 self.push(aborted(self.request.request_id, index))
@@ -80,7 +77,7 @@ class RequestInFlight:
         self._wake.set()
 
     async def next(self) -> ChoiceOutput:
-        """All buffered outputs of the choice that waits longest, as one; waits for some."""
+        """Waits for outputs and returns all of the choice that waits longest, merged into one."""
         await self._wake.wait()
         if self._error is not None:
             raise self._error
@@ -115,20 +112,20 @@ def merge(outputs: Sequence[ChoiceOutput]) -> ChoiceOutput:
     )
 
 
-class _Deaths(NamedTuple):
-    """Deaths of the engine, and when the latest was, in the clock's seconds."""
+class _Failures(NamedTuple):
+    """Number of engine failures, and the time of the latest in seconds of the clock."""
 
     number: int
     latest: float
 
 
 class Quarantine:
-    """Remembers which requests were in flight when the engine died.
+    """Remembers which requests were in flight when the engine failed.
 
-    A request that was there twice, and never finished in between, is taken for the cause and refused: clients
-    retry, and one poisonous image must not keep the engine down. Bystanders are refused with it, as nobody can
-    tell them apart, so a suspicion ends with time: a request that is innocent is answered then, one that is not
-    costs one death in that time.
+    A request that was in flight at two failures, and did not finish in between, is assumed to be the cause and is
+    refused: clients retry, and one bad image must not keep the engine down. Other requests in flight at the same time
+    cannot be distinguished from it and are refused too, so the suspicion expires: then a harmless request is answered,
+    and a harmful one causes at most one failure per period.
     """
 
     MAX_DEATHS: Final = 2
@@ -137,33 +134,33 @@ class Quarantine:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._deaths: OrderedDict[bytes, _Deaths] = OrderedDict()
+        self._failures: OrderedDict[bytes, _Failures] = OrderedDict()
 
     def blame(self, requests: Sequence[EngineRequest]) -> None:
-        """Counts one death against every distinct request."""
+        """Counts one failure for every distinct request."""
         for key in {_fingerprint(request) for request in requests}:
             known = self._known(key)
-            self._deaths[key] = _Deaths(1 if known is None else known.number + 1, self._clock())
-            self._deaths.move_to_end(key)
-        while len(self._deaths) > self.MAX_SUSPECTS:
-            self._deaths.popitem(last=False)
+            self._failures[key] = _Failures(1 if known is None else known.number + 1, self._clock())
+            self._failures.move_to_end(key)
+        while len(self._failures) > self.MAX_SUSPECTS:
+            self._failures.popitem(last=False)
 
     def clear(self, request: EngineRequest) -> None:
-        """Takes the suspicion from a request that has finished."""
-        if self._deaths:
-            self._deaths.pop(_fingerprint(request), None)
+        """Forgets the failures of a request that has finished."""
+        if self._failures:
+            self._failures.pop(_fingerprint(request), None)
 
     def holds(self, request: EngineRequest) -> bool:
         """Whether the request is to be refused."""
-        known = self._known(_fingerprint(request)) if self._deaths else None
+        known = self._known(_fingerprint(request)) if self._failures else None
         return known is not None and known.number >= self.MAX_DEATHS
 
-    def _known(self, key: bytes) -> _Deaths | None:
-        """The deaths that count; one that was refused long enough begins anew."""
-        known = self._deaths.get(key)
+    def _known(self, key: bytes) -> _Failures | None:
+        """The failures of a request, unless they have expired."""
+        known = self._failures.get(key)
         if known is None or self._clock() - known.latest < self.FORGIVEN_AFTER_S:
             return known
-        del self._deaths[key]
+        del self._failures[key]
         return None
 
 

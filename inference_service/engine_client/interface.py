@@ -1,4 +1,4 @@
-"""What the front sees of an engine: its states and its protocol."""
+"""The interface of an engine for the front, and its states."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inference_service.engine_protocol.messages import (
 
 
 class EngineState(Enum):
-    """Where the engine is in its life. FAILED and CLOSED are final."""
+    """The state of the engine. FAILED and CLOSED are final."""
 
     STARTING = "starting"
     READY = "ready"
@@ -25,11 +25,11 @@ class EngineState(Enum):
 
 
 class EngineStartError(RuntimeError):
-    """The engine never came up; the text says why, for the operator."""
+    """The engine could not be started; the message is for the operator."""
 
 
 class Engine(Protocol):
-    """What the local backend needs of an engine."""
+    """An engine, as the local backend uses it."""
 
     @property
     def state(self) -> EngineState:
@@ -37,15 +37,15 @@ class Engine(Protocol):
 
     @property
     def ready(self) -> EngineReady | None:
-        """What was loaded last; None before the first load is done, kept while the engine restarts."""
+        """The last loaded engine; None before the first load, kept while the engine restarts."""
 
     @property
     def stats(self) -> EngineStats:
-        """Counters of the last heartbeat; all zero while no engine is up."""
+        """Counters of the last heartbeat; all zero while no engine runs."""
 
     @property
     def restarts(self) -> int:
-        """How often the process was started again."""
+        """Number of restarts of the process."""
 
     @property
     def pid(self) -> int | None:
@@ -53,30 +53,30 @@ class Engine(Protocol):
 
     @property
     def last_heartbeat_age_s(self) -> float:
-        """Seconds since the engine last gave a sign of life (or was started); infinite without a process."""
+        """Seconds since the engine's last message (or start); infinite without a process."""
 
     @property
     def pixel_bytes_in_flight(self) -> int:
-        """Bytes of pixels that the engine may be holding."""
+        """Bytes of pixels in flight to the engine."""
 
     def generate(
         self, request: EngineRequest, pixels: Sequence[bytes | memoryview]
     ) -> AsyncGenerator[ChoiceOutput, None]:
-        """Computes all choices of a request; ends after each of them gave an item with a finish reason.
+        """Computes all choices of a request; ends after each has yielded an output with a finish reason.
 
-        Nothing happens before the first item is asked for. A consumer that may stop early closes the iterator
+        The request starts with the first iteration. A consumer that may stop early closes the iterator
         (`contextlib.aclosing`): that, and cancellation, abort the request in the engine. Outputs that a slow
         consumer has not taken yet are merged, choice by choice.
 
         Args:
             request: The request.
-            pixels: RGB uint8 images, to be laid one after the other as `ImageSpan.pixel_offset` says.
+            pixels: RGB uint8 images; concatenated, they are the buffer that `ImageSpan.pixel_offset` refers to.
 
         Raises:
-            EngineUnavailableError: The engine is not ready, or died before the request ended.
-            ImageTooLargeError: The images alone are over the whole pixel budget.
+            EngineUnavailableError: The engine is not ready, or failed before the request ended.
+            ImageTooLargeError: The images exceed the whole pixel budget.
             RequestIdInUseError: A request with this id is in flight.
-            InternalError: This request was in flight at two deaths of the engine.
+            InternalError: This request was in flight at two failures of the engine.
         """
 
     async def abort(self, request_id: str, choice_index: int | None = None) -> None:
@@ -93,4 +93,4 @@ class Engine(Protocol):
         """Ends the engine process and all requests."""
 
     def on_state_change(self, callback: Callable[[EngineState], None]) -> None:
-        """Has `callback` called with every new state; it must not raise."""
+        """Registers a callback for every new state; it must not raise."""

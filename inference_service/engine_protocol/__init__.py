@@ -1,1 +1,1 @@
-"""The messages between the front and the engine process, and their wire form."""
+"""The messages between the front and the engine process, and their wire format."""

@@ -1,7 +1,6 @@
-"""The values that cross the border between the front and the engine process.
+"""The values exchanged between the front and the engine process, as frozen dataclasses that msgspec encodes.
 
-Requests, sampling parameters, outputs, statistics and the engine's configuration, as frozen dataclasses that msgspec
-encodes.
+Requests, sampling parameters, outputs, statistics and the engine's configuration.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from inference_service.sampling import Sampling
 
 
 class FinishReason(Enum):
-    """Why a choice ended in the engine. Stop strings are found by the front."""
+    """Why a choice ended in the engine. The front detects stop strings."""
 
     EOS = "eos"
-    STOP_TOKEN = "stop_token"  # noqa: S105 - a name, no password
+    STOP_TOKEN = "stop_token"  # noqa: S105 - a name, not a password
     LENGTH = "length"
     CONTEXT_LENGTH = "context_length"
     ABORTED = "aborted"
@@ -26,13 +25,13 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams(Sampling):
-    """How the tokens of a request's choices are sampled; every default is resolved already.
+    """How the tokens of a request's choices are sampled; all defaults are resolved.
 
     Attributes:
-        logprobs: Number of likeliest tokens to return for every token of the answer; None = no log probabilities.
+        logprobs: Number of most likely tokens to return for every token of the answer; None = no log probabilities.
         prompt_logprobs: The same for the prompt, returned with choice 0.
-        eos_token_ids: The model's own end tokens.
-        stop_token_ids: The caller's end tokens.
+        eos_token_ids: The model's end tokens.
+        stop_token_ids: The request's stop tokens.
     """
 
     logprobs: int | None = None
@@ -101,10 +100,10 @@ class TokenLogprobs:
     """Log probabilities at one position (natural logarithm, before temperature and filters).
 
     Attributes:
-        token_id: The token chosen, or standing in the prompt.
+        token_id: The sampled token, or the token of the prompt.
         logprob: Its log probability.
-        rank: 1 = the likeliest.
-        top: (token id, log probability) of the likeliest tokens, likeliest first.
+        rank: 1 = the most likely.
+        top: (token id, log probability) of the most likely tokens, in descending order.
     """
 
     token_id: int
@@ -115,13 +114,13 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFailure:
-    """Why the engine refused or gave up a choice: the parts of a `ServiceError` that cross the process border.
+    """Why the engine refused or failed a choice: the parts of a `ServiceError` that the front receives.
 
     Attributes:
         reason: A reason of `qwenvl.errors`.
-        message: What the caller reads; a fixed text of our own with figures, never a parser's.
-        metadata: The figures of the message, for machines.
-        retry_after_s: When to try again, if that can help.
+        message: The message for the caller, never the text of a parser.
+        metadata: The values in the message, machine-readable.
+        retry_after_s: Seconds after which a retry may succeed, if any.
     """
 
     reason: str
@@ -131,7 +130,7 @@ class EngineFailure:
 
     @classmethod
     def of(cls, error: ServiceError) -> EngineFailure:
-        """What crosses of an error; the engine knows no fields of the caller's request."""
+        """The failure for an error; its field is left out, as the engine does not know the proto's fields."""
         return cls(
             reason=error.reason,
             message=error.message,
@@ -142,7 +141,7 @@ class EngineFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChoiceOutput:
-    """What one engine step added to one choice of a request.
+    """The output of one engine step for one choice of a request.
 
     Attributes:
         request_id: The request.
@@ -168,7 +167,7 @@ class ChoiceOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """Counters of the engine at one moment; sums count from its start."""
+    """Counters of the engine; sums count from its start."""
 
     running: int = 0
     waiting: int = 0
@@ -186,19 +185,19 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """What the engine process is started with.
+    """The configuration of the engine process.
 
     Attributes:
         model_dir: Directory with config.json and safetensors.
         dtype: `auto`, `float32`, `float16` or `bfloat16`; auto = the checkpoint's on a GPU, float32 on a CPU.
-        device: `auto`, `cpu`, `cuda`, `cuda:N`, or where one GPU is too small several: `cuda:0,cuda:1`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, or several GPUs for a model too large for one: `cuda:0,cuda:1`.
         max_model_len: Context window in tokens; None = the model's own.
-        max_num_seqs: Most sequences in one batch.
+        max_num_seqs: Maximum number of sequences in one batch.
         max_num_batched_tokens: Token budget of one step (chunked prefill).
         page_size: Tokens of one KV page.
-        num_kv_pages: Size of the KV cache; None = from memory.
-        gpu_memory_utilization: Share of the device's memory that weights and caches may take.
-        cpu_kv_cache_bytes: Memory for the KV cache on a CPU.
+        num_kv_pages: Pages of the KV cache; None = computed from the available memory.
+        gpu_memory_utilization: Fraction of the device's memory for weights and caches.
+        cpu_kv_cache_bytes: Size of the KV cache on a CPU.
         encoder_cache_tokens: Image tokens kept in the encoder cache.
         enable_prefix_caching: Reuse pages of equal prefixes.
         cpu_threads: torch threads on a CPU; None = all cores.
@@ -221,19 +220,19 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineReady:
-    """The engine has loaded its model and takes requests.
+    """The loaded engine, ready for requests.
 
     Attributes:
-        device: The device in use: `cpu`, `cuda:0`; several with commas.
+        device: The device in use: `cpu`, `cuda:0`, or several separated by commas.
         dtype: Dtype of weights and cache: `float32`, `float16`, `bfloat16`.
-        max_model_len: Context window in tokens, after the size of the cache was taken into account.
+        max_model_len: Context window in tokens, limited by the size of the cache.
         kv_pages_total: Pages of the KV cache.
         kv_page_tokens: Tokens of one page.
         kv_bytes_per_token: Cache bytes of one token.
         weight_bytes: Bytes of the weights as loaded.
         parts: (name, parameter count) of vision, adapter, language.
-        load_seconds: Time from start to ready.
-        slow_path: Why steps take longer than they need to on this hardware; empty = they do not.
+        load_seconds: Time to load, in seconds.
+        slow_path: Why computation is slower than possible on this hardware; empty = it is not.
     """
 
     device: str

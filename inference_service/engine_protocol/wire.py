@@ -1,11 +1,11 @@
-"""How messages travel between the front and the engine process.
+"""The wire format between the front and the engine process.
 
 Message types, their msgpack frames (4 bytes of length, big-endian, then the payload) and the memfds that carry
 pixels. Never pickle (CVE-2025-32444): a frame can only become one of the types below.
 
 A memfd travels with the first byte of the frame that announces it. The kernel keeps descriptors in order and never
-delivers one later than its byte, so the receiver takes the oldest descriptor when it meets such a frame. A memfd
-has no name: when both processes are gone, however they died, so is the memory.
+delivers one later than its byte, so the receiver takes the oldest descriptor when it reads such a frame. A memfd
+has no name: its memory is freed when both processes have ended, however they ended.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from inference_service.engine_protocol.messages import (
 
 
 MAX_FRAME_BYTES: Final = 64 * 2**20
-"""Longest payload. A million prompt ids are 5 MB; log probabilities of a long prompt are the largest messages."""
+"""Maximum payload. A million prompt ids are 5 MB; log probabilities of a long prompt are the largest messages."""
 
 READ_BYTES: Final = 256 * 2**10
-"""How much is read from the socket at once."""
+"""Maximum bytes per read from the socket."""
 
 _LENGTH: Final = struct.Struct(">I")
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
 class WireError(Exception):
-    """The bytes are no message, or the message is too long for a frame."""
+    """The bytes are not a valid message, or a message exceeds the maximum frame size."""
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
-    """Front to engine, first of all: load this model."""
+    """Front to engine, the first message: load this model."""
 
     config: EngineConfig
 
 
 class Add(msgspec.Struct, frozen=True, tag="add"):
-    """Front to engine: compute this request. With `pixel_bytes` > 0 a memfd of that size comes along."""
+    """Front to engine: compute this request. With `pixel_bytes` > 0 a memfd of that size is sent along."""
 
     request: EngineRequest
     pixel_bytes: int = 0
@@ -62,7 +62,7 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """Engine to front: requests may come."""
+    """Engine to front: the model is loaded, requests are accepted."""
 
     ready: EngineReady
 
@@ -101,7 +101,7 @@ def encode(message: Command | Event) -> bytearray:
     _ENCODER.encode_into(message, frame, _LENGTH.size)
     size = len(frame) - _LENGTH.size
     if size > MAX_FRAME_BYTES:
-        raise WireError(f"a message of {size} bytes does not fit a frame")
+        raise WireError(f"a message of {size} bytes does not fit a frame of {MAX_FRAME_BYTES}")
     _LENGTH.pack_into(frame, 0, size)
     return frame
 
@@ -114,10 +114,10 @@ class FrameReader(Generic[_MessageT]):
         self._buffer = bytearray()
 
     def feed(self, data: bytes | bytearray) -> list[_MessageT]:
-        """Takes what was read and returns the messages that are complete now.
+        """Takes the bytes that were read and returns the completed messages.
 
         Raises:
-            WireError: A frame is too long or its payload is no message; the stream is lost.
+            WireError: A frame is too long or invalid; the stream cannot be read any further.
         """
         self._buffer += data
         messages: list[_MessageT] = []
@@ -125,7 +125,9 @@ class FrameReader(Generic[_MessageT]):
         while len(self._buffer) - start >= _LENGTH.size:
             (size,) = _LENGTH.unpack_from(self._buffer, start)
             if size > MAX_FRAME_BYTES:
-                raise WireError(f"a frame of {size} bytes is too long")
+                raise WireError(
+                    f"a frame of {size} bytes is too long; at most {MAX_FRAME_BYTES} are allowed"
+                )
             end = start + _LENGTH.size + size
             if len(self._buffer) < end:
                 break
@@ -138,16 +140,18 @@ class FrameReader(Generic[_MessageT]):
         try:
             return self._decoder.decode(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise WireError(f"a payload of {len(payload)} bytes is no message: {error}") from error
+            raise WireError(
+                f"a payload of {len(payload)} bytes is not a valid message: {error}"
+            ) from error
 
 
 def command_reader() -> FrameReader[Command]:
-    """The engine's side of the stream."""
+    """Reads commands, in the engine."""
     return FrameReader(msgspec.msgpack.Decoder(Command))
 
 
 def event_reader() -> FrameReader[Event]:
-    """The front's side of the stream."""
+    """Reads events, in the front."""
     return FrameReader(msgspec.msgpack.Decoder(Event))
 
 

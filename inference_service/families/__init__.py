@@ -1,1 +1,1 @@
-"""One torch-free module for each family of models: its configuration files, its settings, its tensor names."""
+"""The supported families of models: a package for each, a registry, and what they share."""

@@ -1,4 +1,4 @@
-"""Typed access to JSON configuration files, with errors that name file, key and what was expected."""
+"""Typed access to JSON configuration files, with errors that name file, key and expected value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class SpecError(ValueError):
-    """A model's configuration cannot be served; the message names file and key."""
+    """A model's configuration is invalid or not supported; the message names file and key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Section:
         return float(value[0]), float(value[1]), float(value[2])
 
     def expect(self, key: str, wanted: object) -> None:
-        """Refuses any value of `key` but `wanted`; an absent key means `wanted`."""
+        """Raises for any value of `key` other than `wanted`; a missing key means `wanted`."""
         value = self._require(key, wanted)
         if value != wanted:
             raise SpecError(f"{self.where}: {key} is {value!r}; only {wanted!r} is supported")
@@ -99,7 +99,7 @@ def read_config(path: Path) -> Section:
     """Reads a JSON object.
 
     Raises:
-        SpecError: The file is absent, or holds no JSON object.
+        SpecError: The file is missing or is not a JSON object.
     """
     try:
         values = json.loads(path.read_bytes())
@@ -108,5 +108,5 @@ def read_config(path: Path) -> Section:
     except ValueError as error:  # broken JSON, or bytes that are not UTF-8
         raise SpecError(f"{path.name} is not valid JSON") from error
     if not isinstance(values, dict):
-        raise SpecError(f"{path.name} must hold a JSON object")
+        raise SpecError(f"{path.name} must contain a JSON object")
     return Section(path.name, values)

@@ -1,4 +1,4 @@
-"""What the code that serves all families alike needs to know about one of them.
+"""The interface of a family of models to the code that serves all families.
 
 A family is a package with the modules `spec`, `text` and `vision`; its `__init__` holds the `Family`. `text` and
 `vision` are imported when used: the front loads only `text`, the engine only `vision`, which alone needs torch.
@@ -32,11 +32,11 @@ class TensorEntry:
     """One tensor of a checkpoint.
 
     Attributes:
-        name: In the checkpoint.
-        shape: In the checkpoint.
-        parameter: Our parameter that holds it.
+        name: Name in the checkpoint.
+        shape: Shape in the checkpoint.
+        parameter: Name of the model's parameter that takes it.
         part: `vision`, `adapter` or `language`.
-        row: First row of it there: projections that share an input are fused, one below the other.
+        row: Its first row in the parameter: projections that share an input are fused along their rows.
     """
 
     name: str
@@ -48,10 +48,10 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextOptions:
-    """What an operator may set about the text side of a model.
+    """The operator's options for the text processing of a model.
 
     Attributes:
-        history_window: Tokens of history beyond which old turns are left out; None = nothing is left out.
+        history_window: Maximum tokens of history; older turns are dropped. None = no limit.
     """
 
     history_window: int | None = None
@@ -63,7 +63,7 @@ class TextModule(Protocol):
     def load_text(
         self, model_dir: Path, spec: ModelSpec, options: TextOptions
     ) -> tuple[Tokenizer, ChatFormat]:
-        """Reads tokenizer and chat format; arguments and errors as `Family.load_text`."""
+        """Loads tokenizer and chat format; arguments and errors as `Family.load_text`."""
 
 
 class VisionModule(Protocol):
@@ -71,7 +71,7 @@ class VisionModule(Protocol):
 
     @property
     def VisionTower(self) -> Callable[[Any, Ops], Any]:  # noqa: N802 - the name of a class
-        """The class of the vision tower, a `torch.nn.Module` made from `ModelSpec.vision` and the kernels it calls.
+        """The class of the vision tower, a `torch.nn.Module` constructed from `ModelSpec.vision` and the kernels.
 
         Called with patches (for each image [n, patch_values], in the order of `Patchifier`) and grids (for each image
         (times, rows, columns) in patches), it returns for each image [num_tokens, hidden * (1 + deepstack levels)] in
@@ -84,18 +84,18 @@ class Family:
     """A family of models.
 
     Attributes:
-        name: As `GetModel` returns it.
-        model_type: As config.json writes it.
-        package: Name of the package that holds the modules `text` and `vision`.
-        read: From a checkpoint's directory and its config.json to what the checkpoint is; raises `SpecError`.
-        tensors: Every tensor that a checkpoint must have.
-        positions: Numbers the tokens of a prompt.
-        rebuilt: Tensors that a checkpoint may have and that are computed anew: buffers of the original.
-        current_name: From a name in an older checkpoint to the one in `tensors`; others stay as they are.
-        boxes: How its answers name places in an image.
+        name: Name as `GetModel` returns it.
+        model_type: `model_type` in config.json.
+        package: Name of the package with the modules `text` and `vision`.
+        read: Reads the specification from a checkpoint's directory and its config.json; raises `SpecError`.
+        tensors: Lists every tensor that a checkpoint must have.
+        positions: Computes the positions of a prompt's tokens.
+        rebuilt: Tensors of a checkpoint that are ignored because they are recomputed: buffers of the original.
+        current_name: Maps the tensor names of older checkpoints to those in `tensors`; keeps others.
+        boxes: How its answers write bounding boxes.
         pickled_weights: It was released as `.bin` shards only; they are fetched, and read with `weights_only`.
-        supports_history_window: Old turns may be left out of a prompt.
-        memory_remarks: What reports on its memory add to the sum, by dtype.
+        supports_history_window: Old turns can be dropped from a prompt.
+        memory_remarks: Remarks on the total memory in reports, by dtype.
     """
 
     name: str
@@ -114,16 +114,16 @@ class Family:
     def load_text(
         self, model_dir: Path, spec: ModelSpec, options: TextOptions | None = None
     ) -> tuple[Tokenizer, ChatFormat]:
-        """Reads the text files of a model; torch-free.
+        """Loads the tokenizer and the chat format of a model; torch-free.
 
         Args:
-            model_dir: Where they are.
+            model_dir: The model's directory.
             spec: The model.
-            options: What the operator set; None = nothing.
+            options: The operator's options; None = no options.
 
         Raises:
             OSError: A file cannot be read.
-            ValueError: A file is malformed or does not fit the model, or an option is not supported.
+            ValueError: A file is malformed or does not match the model, or an option is not supported.
         """
         options = options or TextOptions()
         if options.history_window is not None and not self.supports_history_window:
@@ -132,6 +132,6 @@ class Family:
         return module.load_text(model_dir, spec, options)
 
     def new_vision_tower(self, spec: ModelSpec, ops: Ops) -> Any:
-        """The vision tower of a model, a `torch.nn.Module` without values; imports torch."""
+        """The vision tower of a model, a `torch.nn.Module` with uninitialised parameters; imports torch."""
         module = cast("VisionModule", import_module(f"{self.package}.vision"))
         return module.VisionTower(spec.vision, ops)

@@ -1,4 +1,4 @@
-"""The memory arithmetic that `GetModel`, `qwenvl check` and the engine share. Torch-free."""
+"""Memory arithmetic for `GetModel`, `qwenvl check` and the engine. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from inference_service.model_spec import DTYPE_BYTES, ModelSpec
 
 
 MIN_CONTEXT_TOKENS = 2048
-"""A service whose cache holds less cannot answer questions about images."""
+"""Minimum context in tokens: with less, questions about images cannot be answered."""
 STEP_RESERVE_BYTES = 2**30
-"""Allowed for the activations of one step where the engine cannot measure them, or has not yet."""
+"""Estimate for the activations of one step where the engine cannot measure them, or has not yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """What a model takes in one dtype.
+    """The memory that a model needs in one dtype.
 
     Attributes:
         family: Name of the family.
         parts: (name, parameter count) of the vision tower, the adapter and the language model.
         dtype: Dtype of weights and cache, a key of `DTYPE_BYTES`.
-        kv_bytes_per_token: Keys and values of one token in the cache.
+        kv_bytes_per_token: Bytes of the keys and values of one token.
         window_tokens: The context window that the model was trained for.
     """
 
@@ -34,25 +34,24 @@ class Footprint:
 
     @property
     def parameter_count(self) -> int:
-        """Parameters of all parts."""
+        """Number of parameters of all parts."""
         return sum(count for _, count in self.parts)
 
     @property
     def weight_bytes(self) -> int:
-        """All parameters in `dtype`."""
+        """Bytes of all parameters in `dtype`."""
         return self.parameter_count * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What a cache of some size holds.
+    """The capacity of a KV cache.
 
     Attributes:
         cache_tokens: Tokens of all requests together.
         context_tokens: The longest request, prompt and answer together.
-        full_requests: Requests of that length side by side.
-        fits: The cache holds one request as long as the operator asked for, or if that was not set, of
-            `MIN_CONTEXT_TOKENS`.
+        full_requests: Number of concurrent requests of that length.
+        fits: The cache holds one request of the length that the operator set, or else of `MIN_CONTEXT_TOKENS`.
     """
 
     cache_tokens: int
@@ -78,20 +77,20 @@ def footprint(spec: ModelSpec, dtype: str) -> Footprint:
 
 
 def encoder_cache_bytes(spec: ModelSpec, num_tokens: int, bytes_per_value: int) -> int:
-    """Bytes of an encoder cache that holds so many image tokens with their deepstack features."""
+    """Bytes of an encoder cache for `num_tokens` image tokens with their deepstack features."""
     levels = 1 + spec.decoder.deepstack_levels
     return num_tokens * spec.decoder.hidden_size * levels * bytes_per_value
 
 
 def usable_bytes(total: int, used: int, share: float) -> int:
-    """What is left of the permitted share of a device; below 0 where more than the share is in use."""
+    """Bytes left of the permitted fraction of a device; negative if more than that is in use."""
     return int(total * share) - used
 
 
 def largest_media_tokens(
     spec: ModelSpec, max_num_batched_tokens: int, encoder_cache_tokens: int
 ) -> int:
-    """Maximum image tokens that one step encodes; a video that is not cut counts as one image."""
+    """Maximum image tokens that one step encodes; a video that is not split counts as one image."""
     if spec.video is not None and not spec.video.timestamps:
         return encoder_cache_tokens
     policy = spec.image_policy
@@ -100,13 +99,13 @@ def largest_media_tokens(
 
 
 def capacity(model: Footprint, cache_bytes: int, max_model_len: int | None) -> Capacity:
-    """What a cache holds.
+    """Computes the capacity of a cache.
 
     Args:
         model: The model.
-        cache_bytes: Memory of the cache; below 0 where not even the weights have room.
-        max_model_len: The longest request that the operator asked for, at most `model.window_tokens`; None = as
-            much of the window as the cache holds.
+        cache_bytes: Memory of the cache; negative if not even the weights fit.
+        max_model_len: The operator's maximum length of a request, at most `model.window_tokens`; None = as much of
+            the window as the cache holds.
     """
     tokens = max(0, cache_bytes // model.kv_bytes_per_token)
     wanted = max_model_len or model.window_tokens

@@ -1,6 +1,6 @@
-"""Rules that number the tokens of a prompt on the three axes of M-RoPE.
+"""Rules that compute the positions of a prompt's tokens on the three axes of M-RoPE.
 
-numpy is imported when a rule is applied: commands that only read configurations do not need it.
+numpy is imported only when a rule is applied: commands that read configurations do not need it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ axes.
 def mrope_positions(num_tokens: int, images: Sequence[ImageSpan], merge_size: int) -> Positions:
     """The `PositionRule` of Qwen2-VL, Qwen2.5-VL and Qwen3-VL (arXiv 2409.12191; transformers' `get_rope_index`).
 
-    Text counts on all axes alike; an image's tokens count their time, merged row and merged column from there; text
-    after it continues from the largest position on any axis.
+    Text has the same position on all axes. The tokens of an image add their time, merged row and merged column to the
+    position at which it starts; the text after it continues from the largest position on any axis.
 
     transformers since 5.3 continues from rows and columns only, even where a video's time axis is longer
     (transformers#45381); the models were trained with the rule here.
@@ -45,7 +45,7 @@ def mrope_positions(num_tokens: int, images: Sequence[ImageSpan], merge_size: in
         rows, columns = image.grid[1] // merge_size, image.grid[2] // merge_size
         token = image.start + image.num_tokens
         here = positions[:, image.start : token].reshape(3, -1, rows, columns)
-        # In float32 as the reference: steps may be fractions, and rounding decides which position they become.
+        # In float32 as in the reference: steps may be fractions, and rounding decides the position.
         times = np.arange(image.grid[0], dtype=np.float32) * np.float32(image.time_step)
         here[0] = position + times.astype(np.int64)[:, None, None]
         here[1] = position + np.arange(rows)[:, None]
@@ -59,7 +59,7 @@ def mrope_positions(num_tokens: int, images: Sequence[ImageSpan], merge_size: in
 def sequential_positions(
     num_tokens: int, images: Sequence[ImageSpan], merge_size: int
 ) -> Positions:
-    """The `PositionRule` of Qwen-VL (2023): images count like text, on all axes alike."""
+    """The `PositionRule` of Qwen-VL (2023): images are counted like text, the same on all axes."""
     import numpy as np
 
     del images, merge_size
@@ -67,7 +67,7 @@ def sequential_positions(
 
 
 def one_for_all_patches(num_tokens: int, images: Sequence[ImageSpan], merge_size: int) -> Positions:
-    """The `PositionRule` of GLM-4V-9B: an image takes three places on all axes alike, begin, patches and end."""
+    """The `PositionRule` of GLM-4V-9B: an image takes three positions, the same on all axes: begin, patches, end."""
     import numpy as np
 
     del merge_size

@@ -1,4 +1,4 @@
-"""The families of models that can be served, and which of them reads a checkpoint. Torch-free."""
+"""The registry of supported families, and the function that reads a checkpoint's specification. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from inference_service.model_spec import ModelSpec
 
 
 FAMILIES: dict[str, Family] = {}
-"""By name; filled by `register`."""
+"""The registered families by name; filled by `register`."""
 
 REFUSALS = {
-    "qwen3_vl_moe": "Qwen3-VL with a mixture of experts is not supported, only the dense models are",
+    "qwen3_vl_moe": "Qwen3-VL mixture-of-experts models are not supported, only dense models are",
 }
-"""Why relatives of the supported families are refused, by `model_type`."""
+"""Messages for related models that are not supported, by `model_type`."""
 
 
 def register(family: Family) -> None:
@@ -47,10 +47,10 @@ def family_of(spec: ModelSpec) -> Family:
 
 
 def load_spec(model_dir: Path) -> ModelSpec:
-    """Reads what the checkpoint in a directory is.
+    """Reads the specification of the checkpoint in a directory.
 
     Raises:
-        SpecError: A file is missing or broken, the model's family is not supported, or a setting is not.
+        SpecError: A file is missing or invalid, or the family or a setting is not supported.
     """
     config = read_config(model_dir / "config.json")
     model_type = config.text("model_type")

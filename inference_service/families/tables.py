@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, and what follows from them: parameter counts and bytes in the KV cache. Torch-free."""
+"""The tensors of a checkpoint, parameter counts, and bytes in the KV cache. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def tensor_table(spec: ModelSpec) -> tuple[TensorEntry, ...]:
 
 
 def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor that a checkpoint of this model must have, by its name there."""
+    """Shape of every tensor that a checkpoint of this model must have, by name."""
     return {entry.name: entry.shape for entry in tensor_table(spec)}
 
 
@@ -28,7 +28,7 @@ def module_parts(spec: ModelSpec) -> tuple[tuple[str, int], ...]:
 
 
 def layer_parameters(spec: ModelSpec) -> int:
-    """Parameters of one layer of the decoder; all layers have as many."""
+    """Number of parameters of one decoder layer; the same for all layers."""
     entries = tensor_table(spec)
     first = (e for e in entries if e.parameter.startswith("decoder.layers.0."))
     return sum(prod(entry.shape) for entry in first)

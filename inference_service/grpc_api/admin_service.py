@@ -32,12 +32,12 @@ Drain = Callable[[float], Coroutine[Any, Any, None]]
 
 
 class AdminServicer(admin_grpc.AdminServiceServicer):
-    """Operates the service.
+    """Serves AdminService.
 
     Args:
-        backend: What answers requests.
-        settings: What the service was started with.
-        drain: Ends the service within so many seconds; None = this address must not.
+        backend: The backend.
+        settings: The settings of the service.
+        drain: Ends the service within a time in seconds; None = not allowed on this address.
     """
 
     def __init__(self, backend: Backend, settings: ServiceSettings, drain: Drain | None) -> None:
@@ -98,17 +98,17 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
     async def GetLoad(  # noqa: N802
         self, request: admin_pb.GetLoadRequest, context: Context
     ) -> admin_pb.GetLoadResponse:
-        """Load now."""
+        """The current load."""
         del request, context
         return admin_pb.GetLoadResponse(load=_load_message(self._backend.load()))
 
     async def Drain(  # noqa: N802
         self, request: admin_pb.DrainRequest, context: Context
     ) -> admin_pb.DrainResponse:
-        """Begins the end of the service."""
+        """Starts draining: no new requests, then the service ends."""
         del context
         if self._drain is None:
-            raise PermissionDeniedError("Drain is served on the admin address only.")
+            raise PermissionDeniedError("Drain is served on --admin-address only.")
         asked = request.budget.seconds if request.HasField("budget") else None
         in_flight = self._backend.in_flight
         if self._draining is None:

@@ -1,4 +1,4 @@
-"""The context of a gRPC call, from its metadata, its request and its deadline."""
+"""Builds the context of a gRPC call from its metadata, its request and its deadline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def call_context(request: Any, context: Context, request_timeout_s: float) -> Ca
     Args:
         request: The message; its `spec.request_id`, if it has one, is the request's id.
         context: The call.
-        request_timeout_s: Time for a call whose caller sets no deadline.
+        request_timeout_s: Timeout of a call without a deadline, in seconds.
     """
     remaining_s = context.time_remaining()
     metadata = {
@@ -33,7 +33,7 @@ def call_context(request: Any, context: Context, request_timeout_s: float) -> Ca
 
 
 def this_call() -> CallContext:
-    """The call that this servicer's method answers; the interceptors have entered it."""
+    """The current call, as entered by the interceptors."""
     call = current_call()
     assert call is not None
     return call

@@ -1,4 +1,4 @@
-"""ChatService: conversations."""
+"""Serves ChatService: chat completions and token counts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 
 
 class ChatServicer(chat_grpc.ChatServiceServicer):
-    """Answers conversations."""
+    """Serves ChatService."""
 
     def __init__(self, backend: Backend, settings: ServiceSettings) -> None:
         self._generation = Generation(backend)
@@ -26,16 +26,16 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
     async def CreateChatCompletion(  # noqa: N802 - the proto's name
         self, request: chat_pb.CreateChatCompletionRequest, context: Context
     ) -> chat_pb.CreateChatCompletionResponse:
-        """Gathers the events of a request into one message."""
+        """Answers in one message."""
         del context
         asked = self._domain_request(request.spec)
-        fields = await self._generation.whole_fields(asked)
+        fields = await self._generation.unary_fields(asked)
         return chat_pb.CreateChatCompletionResponse(**fields)
 
     async def StreamChatCompletion(  # noqa: N802
         self, request: chat_pb.StreamChatCompletionRequest, context: Context
     ) -> AsyncIterator[chat_pb.StreamChatCompletionResponse]:
-        """Sends every event as it comes."""
+        """Streams every event of the answer."""
         del context
         asked = self._domain_request(request.spec)
         async with contextlib.aclosing(self._generation.stream_fields(asked)) as stream:
@@ -45,7 +45,7 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
     async def CountTokens(  # noqa: N802
         self, request: chat_pb.CountTokensRequest, context: Context
     ) -> chat_pb.CountTokensResponse:
-        """Does all that precedes the answer."""
+        """Counts the tokens of the prompt without generating an answer."""
         del context
         asked = self._domain_request(request.spec)
         count = await self._generation.count(asked)

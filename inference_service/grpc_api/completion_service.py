@@ -1,4 +1,4 @@
-"""CompletionService: text completions, without a chat template."""
+"""Serves CompletionService: text completions, without a chat template."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 
 
 class CompletionServicer(completion_grpc.CompletionServiceServicer):
-    """Continues texts."""
+    """Serves CompletionService."""
 
     def __init__(self, backend: Backend, settings: ServiceSettings) -> None:
         self._generation = Generation(backend)
@@ -25,16 +25,16 @@ class CompletionServicer(completion_grpc.CompletionServiceServicer):
     async def CreateCompletion(  # noqa: N802 - the proto's name
         self, request: completion_pb.CreateCompletionRequest, context: Context
     ) -> completion_pb.CreateCompletionResponse:
-        """Gathers the events of a request into one message."""
+        """Answers in one message."""
         del context
         asked = self._domain_request(request.spec)
-        fields = await self._generation.whole_fields(asked)
+        fields = await self._generation.unary_fields(asked)
         return completion_pb.CreateCompletionResponse(**fields)
 
     async def StreamCompletion(  # noqa: N802
         self, request: completion_pb.StreamCompletionRequest, context: Context
     ) -> AsyncIterator[completion_pb.StreamCompletionResponse]:
-        """Sends every event as it comes."""
+        """Streams every event of the answer."""
         del context
         asked = self._domain_request(request.spec)
         async with contextlib.aclosing(self._generation.stream_fields(asked)) as stream:

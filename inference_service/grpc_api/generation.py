@@ -1,4 +1,4 @@
-"""How ChatService and CompletionService run a request: the served name, the deadline, the events as messages."""
+"""Runs the requests of ChatService and CompletionService: model name, deadline, events as messages."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class Generation:
         names = self._backend.names
         if name not in names:
             raise ModelNotFoundError(
-                f"The model {name[:100]!r} is not served here.",
+                f"The model {name[:100]!r} is not served here; served: {', '.join(names)}.",
                 field="spec.model",
                 metadata={"model": name[:100]},
             )
         return names[0]
 
-    async def whole_fields(self, request: Request) -> dict[str, Any]:
+    async def unary_fields(self, request: Request) -> dict[str, Any]:
         """The fields of a unary response: all events of a request in one message."""
         async with contextlib.aclosing(self._events(request)) as events:
-            return (await gather(events, request.model)).fields()
+            return (await gather(events, request.model)).as_dict()
 
     async def stream_fields(self, request: Request) -> AsyncGenerator[dict[str, Any], None]:
-        """The fields of every message of a stream: one for each event, as it comes."""
+        """The fields of every message of a stream, one message for each event."""
         async with contextlib.aclosing(self._events(request)) as events:
             async for event in events:
                 yield stream_fields(event, request.model)
@@ -57,7 +57,7 @@ class Generation:
         generation = self._backend.generate(request, call.caller)
         async with contextlib.aclosing(generation) as events:
             while True:
-                # Never across the yield: there the task is gRPC's, which would end the call without a status.
+                # Not across the yield: a timeout there cancels gRPC's task and ends the call without a status.
                 async with _until(call.deadline):
                     event = await anext(events, None)
                 if event is None:
@@ -67,13 +67,15 @@ class Generation:
 
 @contextlib.asynccontextmanager
 async def _until(deadline: float | None) -> AsyncIterator[None]:
-    """Ends what is inside at a moment of `time.monotonic()`, which is the loop's clock.
+    """Cancels the body at a moment of `time.monotonic()`, the loop's clock.
 
     Raises:
-        DeadlineError: The moment has come.
+        DeadlineError: The moment has passed.
     """
     try:
         async with asyncio.timeout_at(deadline):
             yield
     except TimeoutError:
-        raise DeadlineError("The request took too long.") from None
+        raise DeadlineError(
+            "The request did not finish before its deadline (the client's, else --request-timeout-s)."
+        ) from None

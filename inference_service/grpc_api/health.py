@@ -1,7 +1,7 @@
-"""grpc.health.v1: what probes and clients are told.
+"""Serves grpc.health.v1: the status for probes and clients.
 
 `""`, every service and `readiness` are SERVING while the backend is ready. `liveness` is SERVING as long as the
-backend can still come back: only FAILED ends it, so that a restart of the pod, which costs a model load, is the last
+backend can recover: only FAILED ends it, so that a restart of the pod, which loads the model again, is the last
 resort.
 """
 
@@ -52,22 +52,22 @@ class Health:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Makes every name known, as not serving yet."""
+        """Publishes every name as not serving."""
         await self._publish()
 
     def on_state(self, state: BackendState) -> None:
-        """Takes the backend's new state."""
+        """Publishes the backend's new state."""
         self._state = state
         task = asyncio.get_running_loop().create_task(self._publish())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def settle(self) -> None:
-        """Returns when everybody who watches was told of the state."""
+        """Waits until the state is published to all watchers."""
         await asyncio.gather(*self._tasks)
 
     async def _publish(self) -> None:
-        # Looked at anew for every name: the state may change while watchers are told.
+        # Read again for every name: the state may change in between.
         for name in self._ready_names:
             await self.servicer.set(name, _SERVING if self._is_ready else _NOT_SERVING)
         await self.servicer.set(LIVENESS, _SERVING if self._is_alive else _NOT_SERVING)

@@ -1,4 +1,4 @@
-"""What happens around every call: its context, API keys, errors, one access line in the log."""
+"""Interceptors for every call: its context, API keys, error status and access log."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
-        """Lets the call pass, or answers UNAUTHENTICATED in the shape of its method."""
+        """Continues the call, or answers UNAUTHENTICATED."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or method.startswith(_OPEN_PREFIX):
@@ -56,13 +56,15 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
         async def refuse(request: object, context: Context) -> None:
             async with _answering(method, request, context, self._request_timeout_s):
-                raise UnauthenticatedError("A valid API key is needed.")
+                raise UnauthenticatedError(
+                    "The API key is missing or unknown: send `authorization: Bearer KEY`."
+                )
 
         return _same_shape(handler, refuse, _as_stream(refuse))
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Gives every call of our own services its context, its error status and its access line.
+    """Adds context, error status and access log to every call of this project's services.
 
     Args:
         request_timeout_s: See `call_context`.
@@ -74,7 +76,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
-        """Wraps the methods of our own services."""
+        """Wraps the methods of this project's services."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or not method.startswith(OWN_PREFIX):
@@ -108,17 +110,19 @@ async def _answering(
     except ServiceError as error:
         code = code_of(error)
         await _abort(context, error, call)
-    except Exception:  # the last line of defence: what happened goes to the log only
+    except Exception:  # a defect: its details go to the log only
         logger.exception({"message": "the call failed", **call.log_fields()})
         internal = InternalError("An internal error occurred.")
         code = code_of(internal)
         await _abort(context, internal, call)
-    except asyncio.CancelledError:  # by gRPC: the caller has left, or its deadline is over
+    except (
+        asyncio.CancelledError
+    ):  # by gRPC: the caller has disconnected, or its deadline has passed
         if call.deadline is not None and time.monotonic() >= call.deadline:
             code = grpc.StatusCode.DEADLINE_EXCEEDED
         raise
     finally:
-        # The ids are named here: a stream that is closed by the garbage collector ends outside of its own context.
+        # The ids are passed explicitly: a stream closed by the garbage collector ends outside of its context.
         line = {
             "message": "call",
             "method": method,

@@ -1,4 +1,4 @@
-"""ModelService: what is served and what it can do."""
+"""Serves ModelService: the served models and their features."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ModelServicer(model_grpc.ModelServiceServicer):
-    """Tells which models are served."""
+    """Serves ModelService."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -52,7 +52,8 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         del context
         if request.name not in self._backend.names:
             raise ModelNotFoundError(
-                f"The model {request.name[:100]!r} is not served here.",
+                f"The model {request.name[:100]!r} is not served here; served: "
+                f"{', '.join(self._backend.names)}.",
                 field="name",
                 metadata={"model": request.name[:100]},
             )

@@ -1,4 +1,4 @@
-"""From the request's proto to the domain, checking every limit that the proto's comments state."""
+"""Validates proto requests and converts them to domain requests, checking every limit that the proto states."""
 
 from __future__ import annotations
 
@@ -72,19 +72,21 @@ def chat_request(
     Args:
         spec: The request; its `model` was resolved by the caller.
         model: Canonical name of the model.
-        fallback_id: Id of the request where it names none.
-        settings: Limits that operators set.
+        fallback_id: Id of a request without one.
+        settings: The operator's limits.
 
     Raises:
-        InvalidArgumentError: A field is wrong; `field` is its path, beginning with `spec`.
-        UnsupportedParameterError: A field is known but cannot be served.
+        InvalidArgumentError: A field is invalid; `field` is its path, beginning with `spec`.
+        UnsupportedParameterError: A field is known but not supported.
     """
     _refuse_unsupported(spec)
     messages = tuple(
         _message(message, f"spec.messages[{index}]") for index, message in enumerate(spec.messages)
     )
     if not messages:
-        raise InvalidArgumentError("At least one message is needed.", field="spec.messages")
+        raise InvalidArgumentError(
+            "messages is empty, but at least one message is required.", field="spec.messages"
+        )
     opens, continues = _final_turn(spec.template, messages)
     request = ChatRequest(
         messages=messages,
@@ -100,14 +102,18 @@ def chat_request(
 def text_completion_request(
     spec: completion_pb.CompletionSpec, model: str, fallback_id: str, settings: ServiceSettings
 ) -> TextCompletionRequest:
-    """Validates a request to continue a text; arguments and errors as `chat_request`."""
+    """Validates a text completion request; arguments and errors as `chat_request`."""
     kind = spec.WhichOneof("prompt")
     if kind is None:
-        raise InvalidArgumentError("A prompt is needed.", field="spec.text")
+        raise InvalidArgumentError(
+            "The request has no prompt: set either text or token_ids.", field="spec.text"
+        )
     field = f"spec.{kind}"
     prompt: str | tuple[int, ...] = spec.text if kind == "text" else tuple(spec.token_ids.ids)
     if not prompt:
-        raise InvalidArgumentError("The prompt is empty.", field=field)
+        raise InvalidArgumentError(
+            f"{kind} is empty, but a prompt of at least one token is required.", field=field
+        )
     if not isinstance(prompt, str):
         _check_range(min(prompt), _TOKEN_ID, field)
     images = tuple(
@@ -124,9 +130,9 @@ def _options(
     fallback_id: str,
     settings: ServiceSettings,
 ) -> GenerationOptions:
-    """What both kinds of requests have."""
+    """The options that both kinds of requests share."""
     n = spec.n if spec.HasField("n") else 1
-    _check_range(n, Range(1, settings.max_n), "spec.n")
+    _check_range(n, Range(1, settings.max_n), "spec.n", setting="--max-n")
     # Each option that is named like the field it asks for is the deprecated spelling of the other.
     return GenerationOptions(
         request_id=_request_id(spec.request_id or fallback_id),
@@ -152,21 +158,22 @@ def _options(
 
 
 def _fields(options: GenerationOptions) -> dict[str, Any]:
-    """For the constructor of a subclass, which has the same fields and more."""
+    """The fields as arguments for the constructor of a subclass."""
     return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
 
 
 def _check_images(media: Sequence[Media], field: str, settings: ServiceSettings) -> None:
     if len(media) > settings.max_images:
         raise TooManyImagesError(
-            f"The request has {len(media)} images, but at most {settings.max_images} are allowed.",
+            f"The request has {len(media)} images and videos, but at most {settings.max_images} are allowed"
+            " (--max-images).",
             field=field,
         )
     for part in media:
         if isinstance(part, VideoPart) and len(part.frames) > settings.max_video_frames:
             raise TooManyImagesError(
                 f"The video has {len(part.frames)} frames, but at most {settings.max_video_frames}"
-                " are allowed.",
+                " are allowed (--max-video-frames).",
                 field=part.field,
             )
 
@@ -189,16 +196,19 @@ def _refuse_unsupported(spec: chat_pb.ChatCompletionSpec) -> None:
 def _final_turn(
     template: chat_pb.TemplateOptions, messages: tuple[ChatMessage, ...]
 ) -> tuple[bool, bool]:
-    """Whether an assistant's turn is opened, and whether the last message is continued instead."""
+    """Whether to open an assistant turn, and whether to continue the last message instead."""
     opens = template.add_generation_prompt
     if not template.continue_final_message:
         return opens or not template.HasField("add_generation_prompt"), False
     field = "spec.template.continue_final_message"
     if messages[-1].role is not Role.ASSISTANT:
-        raise InvalidArgumentError("Only an assistant's message can be continued.", field=field)
+        raise InvalidArgumentError(
+            "continue_final_message requires that the last message has the role assistant.",
+            field=field,
+        )
     if opens:
         raise InvalidArgumentError(
-            "add_generation_prompt and continue_final_message exclude each other.", field=field
+            "add_generation_prompt and continue_final_message cannot both be set.", field=field
         )
     return False, True
 
@@ -211,12 +221,19 @@ def _message(message: message_pb.Message, path: str) -> ChatMessage:
     }
     for name, used in of_tools.items():
         if used:
-            raise UnsupportedParameterError("Tools are not supported yet.", field=f"{path}.{name}")
+            raise UnsupportedParameterError(
+                "Tools are not supported by this service yet.", field=f"{path}.{name}"
+            )
     role = _ROLES.get(message.role)
     if role is None:
-        raise InvalidArgumentError("The role is unknown.", field=f"{path}.role")
+        raise InvalidArgumentError(
+            f"role is {message.role}, but must be ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT.",
+            field=f"{path}.role",
+        )
     if not message.parts:
-        raise InvalidArgumentError("The message is empty.", field=f"{path}.parts")
+        raise InvalidArgumentError(
+            "The message has no parts, but at least one is required.", field=f"{path}.parts"
+        )
     _check_bytes(message.name, _MAX_NAME_BYTES, f"{path}.name")
     parts = tuple(
         _part(part, role, f"{path}.parts[{index}]") for index, part in enumerate(message.parts)
@@ -232,21 +249,33 @@ def _part(part: message_pb.Part, role: Role, path: str) -> Part:
             return TextPart(text=part.refusal)
         case "image":
             if role is Role.SYSTEM:
-                raise InvalidArgumentError("A system message has no images.", field=f"{path}.image")
+                raise InvalidArgumentError(
+                    "Images are not allowed in a system message; send them in a user message.",
+                    field=f"{path}.image",
+                )
             return _image(part.image, f"{path}.image")
         case "video":
             if role is Role.SYSTEM:
-                raise InvalidArgumentError("A system message has no videos.", field=f"{path}.video")
+                raise InvalidArgumentError(
+                    "Videos are not allowed in a system message; send them in a user message.",
+                    field=f"{path}.video",
+                )
             return _video(part.video, f"{path}.video")
         case None:
-            raise InvalidArgumentError("The part is empty.", field=path)
+            raise InvalidArgumentError(
+                "The part is empty: set text, refusal, image or video.", field=path
+            )
         case kind:
-            raise UnsupportedParameterError(f"{kind} is not supported yet.", field=f"{path}.{kind}")
+            raise UnsupportedParameterError(
+                f"{kind} is not supported by this service yet.", field=f"{path}.{kind}"
+            )
 
 
 def _video(video: message_pb.Video, path: str) -> VideoPart:
     if not video.frames:
-        raise InvalidArgumentError("The video has no frames.", field=f"{path}.frames")
+        raise InvalidArgumentError(
+            "The video has no frames, but at least one is required.", field=f"{path}.frames"
+        )
     fps = video.fps if video.HasField("fps") else _DEFAULT_FPS
     _check_range(fps, _FPS, f"{path}.fps")
     frames = tuple(
@@ -255,7 +284,8 @@ def _video(video: message_pb.Video, path: str) -> VideoPart:
     for frame in frames:
         if frame.min_pixels or frame.max_pixels or frame.detail is not Detail.AUTO:
             raise UnsupportedParameterError(
-                "The frames of a video have the model's own pixel budget.", field=frame.field
+                "detail, min_pixels and max_pixels cannot be set for the frames of a video.",
+                field=frame.field,
             )
     return VideoPart(frames=frames, fps=fps, field=path)
 
@@ -263,11 +293,16 @@ def _video(video: message_pb.Video, path: str) -> VideoPart:
 def _image(image: message_pb.Image, path: str) -> ImagePart:
     source = image.WhichOneof("source")
     if source is None:
-        raise InvalidArgumentError("The image has neither data nor uri.", field=path)
+        raise InvalidArgumentError(
+            "The image has neither data nor uri; set one of them.", field=path
+        )
     _check_bytes(image.uuid, _MAX_UUID_BYTES, f"{path}.uuid")
     detail = _DETAILS.get(image.detail)
     if detail is None:
-        raise InvalidArgumentError("The detail is unknown.", field=f"{path}.detail")
+        raise InvalidArgumentError(
+            f"detail is {image.detail}, but must be IMAGE_DETAIL_AUTO, IMAGE_DETAIL_LOW or IMAGE_DETAIL_HIGH.",
+            field=f"{path}.detail",
+        )
     return ImagePart(
         data=image.data if source == "data" else None,
         uri=image.uri if source == "uri" else None,
@@ -280,10 +315,10 @@ def _image(image: message_pb.Image, path: str) -> ImagePart:
 
 
 def _sampling(options: sampling_pb.SamplingOptions) -> SamplingOptions:
-    said = SamplingOptions.read(partial(_optional, options))
+    sampling = SamplingOptions.read(partial(_optional, options))
     for name, limits in RANGES.items():
         _check_range(_optional(options, name), limits, f"spec.sampling.{name}")
-    low, high = said.min_tokens, said.max_tokens
+    low, high = sampling.min_tokens, sampling.max_tokens
     if low is not None and high is not None and low > high:
         raise InvalidArgumentError(
             f"min_tokens is {low}, but must not exceed max_tokens, which is {high}.",
@@ -294,16 +329,19 @@ def _sampling(options: sampling_pb.SamplingOptions) -> SamplingOptions:
     for token_id, bias in options.logit_bias.items():
         _check_range(token_id, _TOKEN_ID, path)
         _check_range(bias, _BIAS, path)
-    return dataclasses.replace(said, logit_bias=tuple(sorted(options.logit_bias.items())))
+    return dataclasses.replace(sampling, logit_bias=tuple(sorted(options.logit_bias.items())))
 
 
 def _stop_strings(strings: Iterable[str]) -> tuple[str, ...]:
     kept, path = tuple(strings), "spec.stop.strings"
     _check_count(kept, _MAX_STOP_STRINGS, path)
-    for string in kept:
-        if not string:
-            raise InvalidArgumentError("A stop string is empty.", field=path)
-        _check_bytes(string, _MAX_STOP_BYTES, path)
+    for index, string in enumerate(kept):
+        size = len(string.encode())
+        if not 1 <= size <= _MAX_STOP_BYTES:
+            raise InvalidArgumentError(
+                f"stop.strings[{index}] has {size} bytes, but must have 1 to {_MAX_STOP_BYTES}.",
+                field=path,
+            )
     return kept
 
 
@@ -318,7 +356,7 @@ def _stop_tokens(token_ids: Iterable[int]) -> tuple[int, ...]:
 def _request_id(text: str) -> str:
     if not _REQUEST_ID.fullmatch(text):
         raise InvalidArgumentError(
-            "A request id has 1 to 128 printable ASCII characters without spaces.",
+            "request_id must have 1 to 128 printable ASCII characters and no spaces.",
             field="spec.request_id",
         )
     return text
@@ -340,11 +378,12 @@ def _optional(message: ProtoMessage, name: str) -> Any:
     return getattr(message, name) if message.HasField(name) else None
 
 
-def _check_range(value: float | None, limits: Range, field: str) -> None:
+def _check_range(value: float | None, limits: Range, field: str, *, setting: str = "") -> None:
     if value is not None and value not in limits:
         minimum, maximum = _plain(limits.minimum), _plain(limits.maximum)
+        origin = setting and f" ({setting})"
         raise InvalidArgumentError(
-            f"{_name(field)} is {_plain(value)}, but must be between {minimum} and {maximum}.",
+            f"{_name(field)} is {_plain(value)}, but must be between {minimum} and {maximum}{origin}.",
             field=field,
         )
 
@@ -366,7 +405,7 @@ def _check_bytes(text: str, maximum: int, field: str) -> None:
 
 
 def _name(field: str) -> str:
-    """The last step of a path; what it belongs to where that alone says little."""
+    """The last component of a path; with its parent in `stop`, where it alone is ambiguous."""
     parent, _, name = field.rpartition(".")
     return f"{parent.rpartition('.')[2]}.{name}" if parent.endswith(".stop") else name
 

@@ -1,4 +1,4 @@
-"""From the events of an answer to messages of the proto."""
+"""Converts the events of an answer to proto messages."""
 
 from __future__ import annotations
 
@@ -34,41 +34,41 @@ _REASONS = {
 
 
 @dataclass(slots=True)
-class Whole:
-    """All events of a request in the fields of a unary response."""
+class UnaryFields:
+    """The fields of a unary response, collected from all events of a request."""
 
     started: generation_pb.Started = field(default_factory=generation_pb.Started)
     choices: list[generation_pb.Choice] = field(default_factory=list)
     usage: usage_pb.Usage = field(default_factory=usage_pb.Usage)
 
-    def fields(self) -> dict[str, Any]:
-        """What CreateChatCompletionResponse and CreateCompletionResponse are made of."""
+    def as_dict(self) -> dict[str, Any]:
+        """The fields of CreateChatCompletionResponse and CreateCompletionResponse."""
         return {"started": self.started, "choices": self.choices, "usage": self.usage}
 
 
-async def gather(events: AsyncIterable[Event], model: str) -> Whole:
-    """Takes the events of a request together.
+async def gather(events: AsyncIterable[Event], model: str) -> UnaryFields:
+    """Collects the events of a request.
 
     Args:
         events: All of them, in their order.
         model: Canonical name of the model.
     """
-    whole = Whole()
+    fields = UnaryFields()
     async for event in events:
         match event:
             case Started():
-                whole.started = _started(event, model)
-                whole.choices = [generation_pb.Choice(index=index) for index in range(event.n)]
+                fields.started = _started(event, model)
+                fields.choices = [generation_pb.Choice(index=index) for index in range(event.n)]
             case Delta():
-                _gather(whole.choices[event.choice_index], whole.started, event)
+                _gather(fields.choices[event.choice_index], fields.started, event)
             case Finished():
-                choice = whole.choices[event.choice_index]
+                choice = fields.choices[event.choice_index]
                 choice.finish_reason = _REASONS[event.reason]
                 choice.stop_detail.CopyFrom(_stop_detail(event.trigger))
                 choice.groundings.extend(map(_grounding, event.groundings))
             case TokenUsage():
-                whole.usage = usage_message(event)
-    return whole
+                fields.usage = usage_message(event)
+    return fields
 
 
 def _gather(choice: generation_pb.Choice, started: generation_pb.Started, delta: Delta) -> None:
@@ -79,7 +79,7 @@ def _gather(choice: generation_pb.Choice, started: generation_pb.Started, delta:
 
 
 def stream_fields(event: Event, model: str) -> dict[str, Any]:
-    """What one message of StreamChatCompletion or StreamCompletion is made of; `model` is the canonical name."""
+    """The fields of one message of StreamChatCompletion or StreamCompletion; `model` is the canonical name."""
     match event:
         case Started():
             return {"started": _started(event, model)}
@@ -134,7 +134,7 @@ def _sampling(sampling: Sampling) -> sampling_pb.SamplingOptions:
 
 
 def usage_message(usage: TokenUsage) -> usage_pb.Usage:
-    """What a request cost."""
+    """The usage as a proto message."""
     counts = {
         usage_pb.MODALITY_TEXT: usage.prompt_tokens - usage.image_tokens - usage.video_tokens,
         usage_pb.MODALITY_IMAGE: usage.image_tokens,
@@ -154,7 +154,7 @@ def usage_message(usage: TokenUsage) -> usage_pb.Usage:
 
 
 def image_message(info: ImageInfo) -> usage_pb.ProcessedImage:
-    """What became of an image."""
+    """The processed image as a proto message."""
     return usage_pb.ProcessedImage(
         original_width=info.original_width,
         original_height=info.original_height,

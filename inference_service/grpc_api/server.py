@@ -1,4 +1,4 @@
-"""The front: the gRPC servers around a backend, their start and their end."""
+"""Runs the gRPC servers around a backend: start, drain and stop."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # A second server on the port must fail, not share it.
     ("grpc.so_reuseport", 0),
-    # Clients may ping through the silence of a long prefill (gRPC A8).
+    # Clients may send pings while a long prefill sends nothing (gRPC A8).
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_ping_strikes", 0),
@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 
 class Front:
-    """All servers of the service around one backend."""
+    """The gRPC servers of the service around one backend."""
 
     def __init__(self, settings: ServiceSettings, backend: Backend) -> None:
         self._settings = settings
@@ -74,7 +74,7 @@ class Front:
         self.ports: dict[str, int] = {}
 
     async def start(self) -> None:
-        """Opens the ports; the backend is started by the caller.
+        """Opens the ports; the caller starts the backend.
 
         Raises:
             OSError: An address cannot be bound.
@@ -106,13 +106,13 @@ class Front:
         for wait in waits:
             wait.cancel()
         await self._health.settle()
-        # The answers are complete; what is left is the transport's last bytes.
+        # The answers are complete; the transport may still have to send them.
         await asyncio.gather(*(server.stop(grace=1.0) for server in self._servers))
         await self._backend.close()
         self._ended.set()
 
     def hurry(self) -> None:
-        """A `stop` under way no longer waits for running requests."""
+        """Lets a running `stop` no longer wait for requests."""
         self._hurry.set()
 
     async def _open(
@@ -159,7 +159,7 @@ async def serve(settings: ServiceSettings, backend: Backend) -> int:
     """Runs the service until SIGTERM, SIGINT or Drain, or until the backend has failed for good.
 
     Returns:
-        Exit status; 1 = the backend could not be started, or not be started again.
+        Exit status; 1 = the backend could not be started or restarted.
     """
     front = Front(settings, backend)
     loop = asyncio.get_running_loop()
@@ -167,7 +167,7 @@ async def serve(settings: ServiceSettings, backend: Backend) -> int:
     stops: list[asyncio.Task[None]] = []
 
     def on_signal() -> None:
-        if stops:  # a second signal does not wait for anybody
+        if stops:  # a second signal: do not wait for requests
             front.hurry()
         stops.append(loop.create_task(front.stop(settings.drain_timeout_s)))
 
@@ -188,9 +188,7 @@ async def serve(settings: ServiceSettings, backend: Backend) -> int:
     problem = starting.exception() if starting.done() and not starting.cancelled() else None
     if problem is None:
         await asyncio.wait((ending, failed), return_when=asyncio.FIRST_COMPLETED)
-        if (
-            not ending.done()
-        ):  # nobody can be answered any more: whoever started this process may do better
+        if not ending.done():  # failed for good: end the process, so that its supervisor can act
             await front.stop(0.0)
         await ending
         await asyncio.gather(starting, return_exceptions=True)

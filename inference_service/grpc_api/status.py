@@ -1,4 +1,4 @@
-"""From a `ServiceError` to a gRPC status with `google.rpc` details."""
+"""Converts a `ServiceError` to a gRPC status with `google.rpc` details."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def code_of(error: ServiceError) -> grpc.StatusCode:
 def details_of(error: ServiceError, call: CallContext) -> bytes:
     """The serialised `google.rpc.Status` for the trailer `grpc-status-details-bin` (AIP-193).
 
-    ErrorInfo and RequestInfo are always there; BadRequest where a field is wrong, RetryInfo where waiting helps,
-    ResourceInfo where a model is unknown. RequestInfo has the request's id, and the client's own as `serving_data`.
+    ErrorInfo and RequestInfo are always present; BadRequest if a field is invalid, RetryInfo if a retry may succeed,
+    ResourceInfo if a model is unknown. RequestInfo has the request's id, and the client's own as `serving_data`.
     """
     details: list[AnyMessage] = []
 

@@ -1,1 +1,1 @@
-"""Model ids of ModelScope and Hugging Face, resolved to verified snapshots on this machine."""
+"""Model ids of ModelScope and Hugging Face, resolved to verified local snapshots."""

@@ -16,7 +16,7 @@ from inference_service.hub.snapshot import RemoteFile
 
 
 class HubError(Exception):
-    """A repository could not be fetched; the message says why and what to do."""
+    """A repository could not be fetched; the message says what to do."""
 
 
 class Hub(Protocol):
@@ -54,7 +54,7 @@ class Hub(Protocol):
 class ModelScope:
     """modelscope.cn, or the host that `MODELSCOPE_ENDPOINT` names.
 
-    Calls the library under `modelscope.snapshot_download`, which is a shim over it that imports torch.
+    Uses the library below `modelscope.snapshot_download`, which itself imports torch.
     """
 
     def files(self, model: str, revision: str | None) -> dict[str, RemoteFile]:

@@ -55,7 +55,7 @@ def resolve_model(
         served_names: Names chosen by the operator; empty = the demo's names, the directory's name, or the hub id and
             its last part.
         hub: A key of `HUBS`.
-        revision: Of the hub's repository.
+        revision: Branch, tag or commit of the hub's repository.
 
     Raises:
         ModelNotFound: The model is not on this machine.
@@ -168,7 +168,7 @@ def _require_room(directory: Path, files: Mapping[str, RemoteFile]) -> None:
 
 
 def _still_to_fetch(directory: Path, files: Mapping[str, RemoteFile]) -> Iterable[int]:
-    for name, told in files.items():
+    for name, file in files.items():
         path = directory / name
         there = path.stat().st_size if path.is_file() else 0
-        yield max(0, (told.size or 0) - there)
+        yield max(0, (file.size or 0) - there)

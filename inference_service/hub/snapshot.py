@@ -1,7 +1,7 @@
-"""Which files of a repository a model consists of, and whether a directory holds them whole.
+"""Selects the files of a model in a repository and verifies that a directory has them complete.
 
-Only data is fetched: JSON, text, vocabularies, safetensors. Python files are neither fetched nor run, whatever
-`auto_map` in a configuration says. `.bin` shards are pickles: they are fetched only for families that were released in
+Only data is fetched: JSON, text, vocabularies, safetensors. Python files are neither fetched nor run, even if
+a configuration has `auto_map`. `.bin` shards are pickles: they are fetched only for families that were released in
 no other form (`Family.pickled_weights`), and are read with `weights_only`.
 """
 
@@ -23,24 +23,24 @@ _MAX_HEADER_BYTES = 100 * 2**20  # what the safetensors library itself permits
 
 
 class SnapshotError(Exception):
-    """A directory is not the whole model; the message names the file."""
+    """A model is incomplete or damaged; the message names the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file as a hub lists it: size in bytes and SHA-256 in hexadecimal digits, None where it does not say."""
+    """A file as a hub lists it: size in bytes and SHA-256 in hexadecimal digits, None if not listed."""
 
     size: int | None
     sha256: str | None
 
 
 def configuration_files(names: Iterable[str]) -> list[str]:
-    """Everything but weights: configurations, vocabularies, templates."""
+    """All files but weights: configurations, vocabularies, templates."""
     return sorted(name for name in names if _NAME.fullmatch(name) and name.endswith(_CONFIGURATION))
 
 
 def weight_files(names: Iterable[str], *, allow_pickles: bool) -> list[str]:
-    """The shards of the weights: safetensors if there are any, else pickles if these are allowed.
+    """The shards of the weights: safetensors if there are any, else pickles if they are allowed.
 
     Raises:
         SnapshotError: There are none, or only pickles that are not allowed.
@@ -51,11 +51,11 @@ def weight_files(names: Iterable[str], *, allow_pickles: bool) -> list[str]:
         return safe
     pickled = sorted(name for name in plain if re.fullmatch(r"pytorch_model.*\.bin", name))
     if not pickled:
-        raise SnapshotError("the repository holds no weights (*.safetensors)")
+        raise SnapshotError("the repository has no weights (*.safetensors)")
     if not allow_pickles:
         raise SnapshotError(
-            f"the repository holds its weights as pickles only ({pickled[0]}); reading them may run code, "
-            "so only safetensors are served"
+            f"the repository has its weights as pickles only ({pickled[0]}); reading them may run code, "
+            "so only safetensors are supported"
         )
     return pickled
 
@@ -74,16 +74,18 @@ def verify_files(directory: Path, files: Mapping[str, RemoteFile]) -> None:
         if listed.size is not None and size != listed.size:
             raise SnapshotError(f"{name} has {size} bytes, but the hub lists {listed.size}")
         if listed.sha256 is not None and _sha256(path) != listed.sha256.lower():
-            raise SnapshotError(f"{name} is damaged: its SHA-256 is not the one that the hub lists")
+            raise SnapshotError(
+                f"{name} is damaged: its SHA-256 differs from the hash listed by the hub"
+            )
 
 
 def verify_weights(directory: Path) -> None:
-    """Checks that every shard that an index names is there, and that no safetensors file is cut short.
+    """Checks that every shard in an index exists, and that no safetensors file is truncated.
 
     Reads headers only.
 
     Raises:
-        SnapshotError: A shard is missing or cut short, or there are no weights.
+        SnapshotError: A shard is missing or truncated, or there are no weights.
     """
     wanted = {path.name for path in directory.glob("*.safetensors")}
     wanted |= _shards_of(directory / "model.safetensors.index.json")
@@ -94,19 +96,19 @@ def verify_weights(directory: Path) -> None:
         raise SnapshotError("there are no weights (*.safetensors)")
     for name in sorted(wanted):
         if not (directory / name).is_file():
-            raise SnapshotError(f"{name} is missing, though the index names it")
+            raise SnapshotError(f"{name} is missing, but the index lists it")
         if name.endswith(".safetensors"):
             _verify_length(directory / name)
 
 
 def write_note(directory: Path, names: Iterable[str]) -> None:
-    """Notes that these files were verified."""
+    """Records that these files were verified."""
     note = {name: _fingerprint(directory / name) for name in sorted(names)}
     (directory / _NOTE).write_text(json.dumps(note))
 
 
 def is_verified(directory: Path) -> bool:
-    """Whether the files were verified once and have not changed since; reads none of them."""
+    """Whether the files were verified and have not changed since; does not read them."""
     try:
         note = json.loads((directory / _NOTE).read_text())
         return bool(note) and all(
@@ -127,10 +129,12 @@ def _shards_of(index: Path) -> set[str]:
     try:
         shards = set(json.loads(index.read_text())["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise SnapshotError(f"{index.name} is not an index of shards") from None
+        raise SnapshotError(f"{index.name} is not a valid index of shards") from None
     for shard in shards:
         if not isinstance(shard, str) or not _NAME.fullmatch(shard):
-            raise SnapshotError(f"{index.name} names {shard!r}, which is not a file beside it")
+            raise SnapshotError(
+                f"{index.name} lists {shard!r}, which is not a file name in the same directory"
+            )
     return shards
 
 
@@ -140,15 +144,15 @@ def _verify_length(path: Path) -> None:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES
         if length >= min(size, _MAX_HEADER_BYTES):
-            raise SnapshotError(f"{path.name} is cut short or no safetensors file")
+            raise SnapshotError(f"{path.name} is truncated or not a safetensors file")
         try:
             header = json.loads(file.read(length))
             ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
             whole = 8 + length + max(ends, default=0)
         except (ValueError, KeyError, IndexError, AttributeError, TypeError):
-            raise SnapshotError(f"{path.name} has a broken header") from None
+            raise SnapshotError(f"{path.name} has an invalid header") from None
     if size != whole:
-        raise SnapshotError(f"{path.name} has {size} bytes, but its header says {whole}")
+        raise SnapshotError(f"{path.name} has {size} bytes, but its header requires {whole}")
 
 
 def _sha256(path: Path) -> str:

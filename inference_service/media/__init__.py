@@ -1,1 +1,1 @@
-"""Images on their way in: fetched, decoded, resized. Torch-free."""
+"""Fetches, decodes and resizes images and videos. Torch-free."""

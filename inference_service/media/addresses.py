@@ -1,14 +1,11 @@
-"""Which network addresses are public.
-
-Owns the judgement over one IP address.
-"""
+"""Decides whether a network address is public."""
 
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 
-# What `is_global` (Python 3.11) lets pass although nobody's images are there.
+# Addresses that `is_global` (Python 3.11) accepts although they host no public images.
 _DENIED_V4 = tuple(
     ip_network(text)
     for text in (
@@ -17,7 +14,7 @@ _DENIED_V4 = tuple(
         "192.88.99.0/24",  # 6to4 relays, withdrawn
     )
 )
-# Only global unicast is delegated (RFC 4291): everything else is refused without a list.
+# Only global unicast is delegated (RFC 4291); everything else is refused.
 _UNICAST_V6 = ip_network("2000::/3")
 _DENIED_V6 = (ip_network("3fff::/20"),)  # documentation, RFC 9637
 _NAT64 = ip_network("64:ff9b::/96")  # RFC 6052; the last 32 bits are an IPv4 address
@@ -26,7 +23,7 @@ _NAT64 = ip_network("64:ff9b::/96")  # RFC 6052; the last 32 bits are an IPv4 ad
 def is_public(text: str) -> bool:
     """Whether an address belongs to the public internet and to a single host.
 
-    Addresses that carry an IPv4 address (mapped, NAT64, 6to4) are judged by that one; Teredo and IPv4-compatible
+    Addresses that embed an IPv4 address (mapped, NAT64, 6to4) are public if that one is; Teredo and IPv4-compatible
     addresses are never public.
 
     Args:
@@ -40,7 +37,7 @@ def is_public(text: str) -> bool:
         return _is_public_v4(address)
     if address.scope_id is not None:
         return False
-    inner = _carried_v4(address)
+    inner = _embedded_v4(address)
     if inner is not None:
         return _is_public_v4(inner)
     return (
@@ -58,7 +55,7 @@ def _is_public_v4(address: IPv4Address) -> bool:
     )
 
 
-def _carried_v4(address: IPv6Address) -> IPv4Address | None:
+def _embedded_v4(address: IPv6Address) -> IPv4Address | None:
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     if address in _NAT64:

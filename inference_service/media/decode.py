@@ -1,9 +1,7 @@
-"""From the bytes of a file to the RGB pixels that a model sees.
+"""Decodes image files with Pillow into the RGB pixels for the model.
 
-Owns everything that touches Pillow; no other serving module does.
-
-The bytes are hostile: formats are a short list, sizes are read from the header before anything is allocated, and no
-text of the parser reaches a caller (CVE-2026-22778: it told a heap address).
+The bytes are untrusted: few formats are allowed, sizes are read from the header before anything is allocated, and no
+text of the parser reaches a caller (CVE-2026-22778: it leaked a heap address).
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from inference_service.settings import ServiceSettings
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF")
 
-_ORIENTATION: Final = 0x0112  # EXIF 2.32; 1 and what is not here is upright
+_ORIENTATION: Final = 0x0112  # EXIF 2.32; 1 and unknown values mean upright
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,26 +36,26 @@ _TURNS: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow's own cap (89 million pixels) stays in force behind ours, and as an error.
+# Pillow's own limit (89 million pixels) also applies, as an error.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeLimits:
-    """How large an image may be as sent: bytes of the file, pixels of its header."""
+    """Limits on an image as sent: bytes of the file, pixels in its header."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000
 
     @classmethod
     def from_settings(cls, settings: ServiceSettings) -> DecodeLimits:
-        """The limits that the operator set."""
+        """The operator's limits."""
         return cls(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessedImage:
-    """An image as a model sees it.
+    """An image or video, resized for the model.
 
     Attributes:
         pixels: RGB uint8, frames x height x width x 3, C order.
@@ -68,8 +66,8 @@ class ProcessedImage:
         grid: (times, rows, columns) in patches.
         num_tokens: Placeholder tokens it takes in a prompt.
         digest: 32 bytes: sha256 over mode, both sizes, policy and `pixels`. The processed pixels are hashed, not the
-            decoded ones: all that is computed from an image is a function of them, and there are fewer.
-        frames: Frames in `pixels`, one after the other; an image has one.
+            decoded ones: the model's results depend on them only, and they are fewer.
+        frames: Number of frames in `pixels`; an image has one.
         time_step: Positions on the time axis for each temporal patch.
         is_video: It is a video or a part of one.
     """
@@ -88,7 +86,7 @@ class ProcessedImage:
 
 
 class ImageDecoder:
-    """Decodes images in threads; Pillow releases the interpreter lock while it works."""
+    """Decodes images in threads; Pillow releases the GIL while decoding."""
 
     def __init__(self, limits: DecodeLimits, *, workers: int) -> None:
         self._limits = limits
@@ -119,7 +117,7 @@ class ImageDecoder:
         )
 
     def close(self) -> None:
-        """Ends the threads; images not begun are given up."""
+        """Ends the threads; images that are still queued are dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -135,15 +133,15 @@ def decode_image(
     """Decodes and resizes an image as transformers' `Qwen2VLImageProcessorPil` does.
 
     Args:
-        data: A file in JPEG, PNG, WebP or GIF; of an animation the first frame counts.
+        data: A file in JPEG, PNG, WebP or GIF; the first frame of an animation is used.
         policy: The family's rules.
-        min_pixels: Least area after resizing.
-        max_pixels: Greatest area after resizing.
-        limits: How large the image may be as sent.
+        min_pixels: Minimum area after resizing.
+        max_pixels: Maximum area after resizing.
+        limits: Limits on the image as sent.
         field: Path of the image in the request, for errors.
 
     Raises:
-        InvalidImageError: It cannot be decoded, is cut off, or is too flat.
+        InvalidImageError: It cannot be decoded, is truncated, or its aspect ratio is too large.
         ImageTooLargeError: It has more bytes or pixels than allowed.
     """
 
@@ -156,11 +154,11 @@ def decode_image(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameSpec:
-    """How the frames of one video are to be seen.
+    """How to process the frames of a video.
 
     Attributes:
-        policy: The family's rules of images.
-        video: The family's rules of videos.
+        policy: The family's rules for images.
+        video: The family's rules for videos.
         fps: Frames per second.
     """
 
@@ -175,17 +173,18 @@ def decode_video(
     """Decodes and resizes the frames of a video.
 
     Args:
-        files: A file for each frame, as `decode_image` takes them; at least one.
+        files: One file per frame, as for `decode_image`; at least one.
         fields: Path of each frame in the request, for errors.
-        spec: How they are to be seen.
-        limits: How large each may be as sent.
+        spec: How to process them.
+        limits: Limits on each frame as sent.
 
     Returns:
-        The video in one piece, or in pieces of one temporal patch each where the family's policy says so.
+        The whole video, or one item per temporal patch if the family's policy has timestamps.
 
     Raises:
-        InvalidImageError: A frame cannot be decoded, is cut off or too flat, or has another size than the first.
-        ImageTooLargeError: One has more bytes or pixels than allowed.
+        InvalidImageError: A frame cannot be decoded, is truncated, has too large an aspect ratio, or differs in size
+            from the first.
+        ImageTooLargeError: A frame has more bytes or pixels than allowed.
     """
     policy, video = spec.policy, spec.video
     depth = policy.temporal_patch_size
@@ -200,7 +199,11 @@ def decode_video(
     _, original, size = frames[0]
     for (_, other, _), field in zip(frames, fields, strict=True):
         if other != original:
-            raise InvalidImageError("All frames of a video must have one size.", field=field)
+            raise InvalidImageError(
+                f"The frame has {other[1]} x {other[0]} pixels, but the first one {original[1]} x {original[0]}; all"
+                " frames of a video must have the same size.",
+                field=field,
+            )
     seconds = depth / spec.fps
     time_step = 1.0 if video.tokens_per_second is None else video.tokens_per_second * seconds
     piece = depth if video.timestamps else len(frames)
@@ -227,9 +230,9 @@ def _resized(
     field: str,
     size_of: Callable[[int, int], _Size],
 ) -> tuple[bytes, _Size, _Size]:
-    """The pixels of a file, its own (height, width) and that of the pixels."""
+    """The resized pixels of a file, its original (height, width) and the new one."""
     if len(data) > limits.max_bytes:
-        raise _too_many_bytes(limits, field)
+        raise _too_many_bytes(len(data), limits, field)
     try:
         rgb = _decode_rgb(data, limits, policy)
         original = (rgb.height, rgb.width)
@@ -239,9 +242,9 @@ def _resized(
         raise InvalidImageError(error.message, field=field) from None
     except _TOO_MANY_PIXELS:
         raise _too_many_pixels(limits, field) from None
-    except Exception:  # noqa: BLE001 - parsers of hostile bytes raise anything, and their text stays here
+    except Exception:  # noqa: BLE001 - parsers of untrusted bytes may raise anything; their text is not passed on
         raise InvalidImageError(
-            "The image cannot be decoded: it must be a whole JPEG, PNG, WebP or GIF file.",
+            "The image cannot be decoded; it must be a complete JPEG, PNG, WebP or GIF file.",
             field=field,
         ) from None
     return pixels, original, (height, width)
@@ -275,7 +278,7 @@ def _processed(
 
 
 class _TooManyPixelsError(Exception):
-    """The header names more pixels than allowed."""
+    """The header declares more pixels than allowed."""
 
 
 _TOO_MANY_PIXELS = (
@@ -296,13 +299,13 @@ def _decode_rgb(data: bytes, limits: DecodeLimits, policy: ImagePolicy) -> Image
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As Pillow's `exif_transpose`, which also writes the EXIF block anew and fails where a camera wrote it oddly."""
+    """As Pillow's `exif_transpose`, which also rewrites the EXIF data and fails if it is unusual."""
     turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     return image if turn is None else image.transpose(turn)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """As transformers' `convert_to_rgb`: what is transparent lies on white."""
+    """As transformers' `convert_to_rgb`: puts transparent images on white."""
     if "A" not in image.getbands() and image.info.get("transparency") is None:
         return image.convert("RGB")
     layered = image.convert("RGBA")
@@ -317,7 +320,7 @@ def _check_pixels(size: tuple[int, int], limits: DecodeLimits) -> None:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """The canvas of a WebP file, whose decoder allocates it on opening; (0, 0) if it is another format."""
+    """(width, height) of a WebP file, as its decoder allocates on opening; (0, 0) for other formats."""
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
         return 0, 0
     kind = data[12:16]
@@ -335,9 +338,9 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     )
 
 
-def _too_many_bytes(limits: DecodeLimits, field: str) -> ImageTooLargeError:
+def _too_many_bytes(size: int, limits: DecodeLimits, field: str) -> ImageTooLargeError:
     return ImageTooLargeError(
-        "The image has more bytes than allowed.",
+        f"The image has {size} bytes, but at most {limits.max_bytes} are allowed (--max-image-bytes).",
         field=field,
         metadata={"max_bytes": str(limits.max_bytes)},
     )
@@ -345,14 +348,14 @@ def _too_many_bytes(limits: DecodeLimits, field: str) -> ImageTooLargeError:
 
 def _too_many_pixels(limits: DecodeLimits, field: str) -> ImageTooLargeError:
     return ImageTooLargeError(
-        "The image has more pixels than allowed.",
+        f"The image has more than {limits.max_pixels} pixels, the maximum (--max-image-pixels); send a smaller one.",
         field=field,
         metadata={"max_pixels": str(limits.max_pixels)},
     )
 
 
 def _digest(pixels: bytes, sizes: tuple[float, ...], policy: ImagePolicy) -> bytes:
-    # Sizes and mode are part of it: without them two images of the same bytes collide (CVE-2025-46722).
+    # Includes sizes and mode: without them, different images with the same bytes collide (CVE-2025-46722).
     digest = hashlib.sha256(f"RGB {sizes} {policy}\n".encode())
     digest.update(pixels)
     return digest.digest()

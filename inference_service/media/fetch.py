@@ -1,10 +1,8 @@
-"""The guarded fetch of images: the only module that opens connections to hosts which users name.
+"""Fetches images under a policy: the only module that connects to hosts named by users.
 
-Owns policy, name resolution, redirects, time and size limits.
-
-A URL is parsed once; its host is resolved once; every answer must be public (or named by the operator with its
-port); the checked address itself is dialled, with the name only in `Host` and TLS. Each redirect goes through all of
-it again. CVE-2025-6242, CVE-2026-24779 and CVE-2026-33626 are what happens otherwise.
+A URL is parsed once and its host is resolved once. Every address must be public, or be allowed by the operator with its
+port; the connection goes to the checked address, the name is used only in `Host` and TLS. Every redirect is checked in
+the same way. This prevents server-side request forgery (CVE-2025-6242, CVE-2026-24779, CVE-2026-33626).
 """
 
 from __future__ import annotations
@@ -46,10 +44,12 @@ from inference_service.settings import ServiceSettings
 MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_DIALS = 3  # addresses of one host that are tried
+_REFUSED_FILE = "This service may not read this file (--allow-local-media-path)."
+_MALFORMED_FILE_URL = "The file URL is malformed; it must have the form file:///path/to/image."
 
 
 class Resolver(Protocol):
-    """Turns a host name into addresses."""
+    """Resolves host names to addresses."""
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         """All addresses of a host, as text; an address resolves to itself.
@@ -60,7 +60,7 @@ class Resolver(Protocol):
 
 
 class SystemResolver:
-    """The system's `getaddrinfo`, in threads of its own: slow name servers keep nobody else's work waiting."""
+    """The system's `getaddrinfo`, in separate threads so that slow name servers do not delay other work."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="resolve")
@@ -75,15 +75,15 @@ class SystemResolver:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchPolicy:
-    """What may be fetched, and how long and large it may be.
+    """What may be fetched, with limits on time and size.
 
     Attributes:
-        enabled: False = nothing is fetched.
-        allowed_hosts: If any, only these; an entry with a port also permits an address that is not public.
+        enabled: Whether URLs are fetched at all.
+        allowed_hosts: If not empty, the only allowed hosts; an entry with a port also allows non-public addresses.
         local_root: Directory, resolved, from which `file:` URLs may be read; None = refused.
-        connect_timeout_s: For one connection, TLS included.
-        total_timeout_s: For one image, name resolution and redirects included.
-        max_bytes: Of one encoded image.
+        connect_timeout_s: Timeout of one connection, including TLS.
+        total_timeout_s: Timeout for one image, including name resolution and redirects.
+        max_bytes: Maximum size of one encoded image.
     """
 
     enabled: bool = True
@@ -95,14 +95,14 @@ class FetchPolicy:
 
     @classmethod
     def from_settings(cls, settings: ServiceSettings) -> FetchPolicy:
-        """The policy that the operator set.
+        """The operator's policy.
 
         Raises:
-            ValueError: An allowed host is malformed, or the local directory is none.
+            ValueError: An allowed host is malformed, or the local directory does not exist.
         """
         root = settings.allow_local_media_path
         if root is not None and not Path(root).is_dir():
-            raise ValueError(f"allow_local_media_path {root!r} is no directory")
+            raise ValueError(f"allow_local_media_path {root!r} is not a directory")
         return cls(
             enabled=settings.enable_media_fetch,
             allowed_hosts=tuple(map(AllowedHost.parse, settings.allowed_media_domains)),
@@ -120,22 +120,22 @@ class FetchPolicy:
         return ("http", "https") if self.local_root is None else ("http", "https", "file")
 
     def may_dial(self, url: ImageUrl, addresses: Sequence[str]) -> bool:
-        """Whether a URL whose host has these addresses may be fetched."""
-        if not self.names(url):
+        """Whether a URL may be fetched, given the addresses of its host."""
+        if not self.allows_host(url):
             return False
         if any(entry.port is not None and entry.permits(url) for entry in self.allowed_hosts):
             return True
         return bool(addresses) and all(map(is_public, addresses))
 
-    def names(self, url: ImageUrl) -> bool:
-        """Whether host and port alone are permitted, before the name is resolved."""
+    def allows_host(self, url: ImageUrl) -> bool:
+        """Whether host and port are allowed, before the name is resolved."""
         if not self.allowed_hosts:
             return url.port in DEFAULT_PORTS.values()
         return any(entry.permits(url) for entry in self.allowed_hosts)
 
 
 class MediaFetcher:
-    """Fetches images under a policy. Messages of its errors tell neither addresses nor what a host answered."""
+    """Fetches images under a policy. Error messages contain neither addresses nor content of a response."""
 
     def __init__(self, policy: FetchPolicy, resolver: Resolver | None = None) -> None:
         self._policy = policy
@@ -149,25 +149,28 @@ class MediaFetcher:
         }
 
     async def fetch(self, uri: str, *, field: str) -> bytes:
-        """The bytes that a URL stands for; not necessarily an image.
+        """Fetches the content of a URL, which may not be an image.
 
         Args:
             uri: An http, https or file URL.
             field: Path of the image in the request, for errors.
 
         Raises:
-            InvalidImageUrlError: The text is no URL that could be fetched.
-            ImageUrlRefusedError: The policy forbids it.
+            InvalidImageUrlError: The text is not a URL that can be fetched.
+            ImageUrlRefusedError: The policy does not allow it.
             ImageTooLargeError: It has more bytes than allowed.
             ImageFetchTimeoutError: The host was too slow.
             ImageFetchError: The host failed.
         """
         if not self._policy.enabled:
-            raise ImageUrlRefusedError("This service fetches no images.", field=field)
+            raise ImageUrlRefusedError(
+                "This service does not fetch images from URLs (--enable-media-fetch is off); send the bytes instead.",
+                field=field,
+            )
         scheme = uri[:16].partition(":")[0].lower()
         if scheme == "data":
             raise InvalidImageUrlError(
-                "A data: URI is not fetched: send the image's bytes as `data`.", field=field
+                "A data: URI is not fetched; send the image's bytes in `data` instead.", field=field
             )
         if scheme == "file":
             return await asyncio.to_thread(self._read_file, uri, field)
@@ -177,9 +180,17 @@ class MediaFetcher:
         except UrlError as error:
             raise InvalidImageUrlError(str(error), field=field) from None
         except (TimeoutError, httpx.TimeoutException):
-            raise ImageFetchTimeoutError("The image's host took too long.", field=field) from None
+            raise ImageFetchTimeoutError(
+                "The image could not be fetched in time: at most"
+                f" {self._policy.connect_timeout_s:g} s to connect (--media-connect-timeout-s)"
+                f" and {self._policy.total_timeout_s:g} s in all (--media-total-timeout-s).",
+                field=field,
+            ) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError):
-            raise ImageFetchError("The image's host failed.", field=field) from None
+            raise ImageFetchError(
+                "The connection to the image's host failed; check the URL, or send the bytes instead.",
+                field=field,
+            ) from None
 
     async def _follow(self, url: ImageUrl, field: str) -> bytes:
         """Fetches, following redirects."""
@@ -188,27 +199,32 @@ class MediaFetcher:
             if isinstance(got, bytes):
                 return got
             url = got
-        raise ImageFetchError("The image's host redirects too often.", field=field)
+        raise ImageFetchError(
+            f"The image's URL redirects more than {MAX_REDIRECTS} times.", field=field
+        )
 
     async def _checked_addresses(self, url: ImageUrl, field: str) -> Sequence[str]:
-        """Resolves once; every answer must pass, for a mixed answer is how a name is rebound."""
+        """Resolves once; every address must be allowed, as mixed answers are used for DNS rebinding."""
         refused = ImageUrlRefusedError(
-            "The media policy of this service does not permit this host.", field=field
+            "The media policy of this service does not allow this host (--allowed-media-domains).",
+            field=field,
         )
-        if not self._policy.names(url):
+        if not self._policy.allows_host(url):
             raise refused
         try:
             addresses = await self._resolve(url.host, url.port)
         except (OSError, UnicodeError):
-            raise ImageFetchError("The image's host has no address.", field=field) from None
+            raise ImageFetchError(
+                "The name of the image's host cannot be resolved.", field=field
+            ) from None
         if not addresses:
-            raise ImageFetchError("The image's host has no address.", field=field)
+            raise ImageFetchError("The name of the image's host cannot be resolved.", field=field)
         if not self._policy.may_dial(url, addresses):
             raise refused
         return addresses
 
     async def _get(self, url: ImageUrl, addresses: Sequence[str], field: str) -> bytes | ImageUrl:
-        """One request to the first address that takes a connection: the body, or where it redirects to."""
+        """Sends one request to the first address that accepts a connection: the body, or the redirect target."""
         *others, last = addresses[:_MAX_DIALS]
         for address in others:
             try:
@@ -224,8 +240,8 @@ class MediaFetcher:
         dialled = httpx.URL(
             scheme=url.scheme, host=address, port=url.port, raw_path=url.target.encode("ascii")
         )
-        # A client of its own for every hop: connections kept alive are found by address, and the second host on an
-        # address would pass without a look at its certificate.
+        # A new client for every request: kept-alive connections are reused by address, so that a second host on the
+        # same address would be accepted without checking its certificate.
         async with (
             httpx.AsyncClient(
                 verify=self._tls, trust_env=False, follow_redirects=False, timeout=timeout
@@ -241,18 +257,19 @@ class MediaFetcher:
                 return url.resolve(response.headers["location"])
             if response.status_code != 200:
                 raise ImageFetchError(
-                    "The image's host did not answer with status 200.",
+                    f"The image's host answered with status {response.status_code} instead of 200.",
                     field=field,
                     metadata={"status": str(response.status_code)},
                 )
             if response.headers.get("content-encoding", "identity").lower() != "identity":
                 raise ImageFetchError(
-                    "The image's host sent an encoding that was not asked for.", field=field
+                    "The image's host sent a compressed response, which was not requested.",
+                    field=field,
                 )
             return await self._read(response, field)
 
     async def _read(self, response: httpx.Response, field: str) -> bytes:
-        """The body, counted as it comes: what Content-Length says is only a reason to give up early."""
+        """The body, counted while reading; Content-Length is only used to refuse early."""
         too_large = _too_large(self._policy.max_bytes, field)
         length = response.headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length) > self._policy.max_bytes:
@@ -266,7 +283,7 @@ class MediaFetcher:
 
     def _read_file(self, uri: str, field: str) -> bytes:
         root = self._policy.local_root
-        refused = ImageUrlRefusedError("This service does not read this file.", field=field)
+        refused = ImageUrlRefusedError(_REFUSED_FILE, field=field)
         if root is None:
             raise refused
         try:
@@ -274,29 +291,31 @@ class MediaFetcher:
             parts = urlsplit(uri)
             name = unquote(parts.path, errors="strict")
         except ValueError:
-            raise InvalidImageUrlError("The file URL is malformed.", field=field) from None
+            raise InvalidImageUrlError(_MALFORMED_FILE_URL, field=field) from None
         if parts.netloc not in {"", "localhost"} or parts.query or not name.startswith("/"):
-            raise InvalidImageUrlError("The file URL is malformed.", field=field)
+            raise InvalidImageUrlError(_MALFORMED_FILE_URL, field=field)
         try:
             path = Path(name).resolve()
             if not path.is_relative_to(root):
                 raise refused
             return _read_regular_file(path, self._policy.max_bytes, field)
         except (OSError, ValueError, RuntimeError):
-            raise ImageFetchError("The file cannot be read.", field=field) from None
+            raise ImageFetchError(
+                "The file does not exist or cannot be read.", field=field
+            ) from None
 
 
 def ssl_context() -> ssl.SSLContext:
-    """Certificates are checked against the public authorities, whatever the environment says."""
+    """Verifies certificates against the public authorities, ignoring the environment."""
     return httpx.create_ssl_context(trust_env=False)
 
 
 def _read_regular_file(path: Path, max_bytes: int, field: str) -> bytes:
-    # The path is resolved already: a link that stands there now was put there since. A pipe must not block.
+    # The path is resolved: a symbolic link was created since and is refused. A pipe must not block.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ImageUrlRefusedError("This service does not read this file.", field=field)
+            raise ImageUrlRefusedError(_REFUSED_FILE, field=field)
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise _too_large(max_bytes, field)
@@ -305,7 +324,7 @@ def _read_regular_file(path: Path, max_bytes: int, field: str) -> bytes:
 
 def _too_large(max_bytes: int, field: str) -> ImageTooLargeError:
     return ImageTooLargeError(
-        "The image has more bytes than allowed.",
+        f"The image has more than {max_bytes} bytes, the maximum (--max-image-bytes); send a smaller one.",
         field=field,
         metadata={"max_bytes": str(max_bytes)},
     )

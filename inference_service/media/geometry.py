@@ -1,7 +1,4 @@
-"""Sizes of images: what an image is resized to and how many tokens it takes.
-
-Owns pure arithmetic.
-"""
+"""Computes the sizes to which images and video frames are resized."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from inference_service.errors import InvalidArgumentError, InvalidImageError
 from inference_service.model_spec import ImagePolicy, VideoPolicy
 
 
-MAX_ASPECT_RATIO = 200  # of Qwen2-VL's processor; beyond it the image is refused
+MAX_ASPECT_RATIO = 200  # the limit of Qwen2-VL's processor
 
 
 def smart_resize(
@@ -25,30 +22,31 @@ def smart_resize(
     frames: int = 1,
     depth: int = 1,
 ) -> tuple[int, int]:
-    """The size an image is resized to: multiples of `step`, area within limits, aspect ratio nearly kept.
+    """Computes the new size of an image: multiples of `step`, area within limits, aspect ratio nearly kept.
 
-    To the digit what transformers' `Qwen2VLImageProcessorPil` computes, its excesses for very flat images
-    included: a side is never shorter than one step, so that a flat image may end above `max_pixels`. With frames
-    what `smart_resize` of its `Qwen3VLVideoProcessor` computes for sides of at least one step.
+    Equal to transformers' `Qwen2VLImageProcessorPil`, also for very elongated images: a side is never shorter than one
+    step, so that their area may exceed `max_pixels`. With frames, equal to `smart_resize` of its
+    `Qwen3VLVideoProcessor` for sides of at least one step.
 
     Args:
         height: Pixels, at least 1.
         width: Pixels, at least 1.
-        step: Sides of the result are multiples of it.
-        min_pixels: Least area of the result, at least 1; of all frames together.
-        max_pixels: Greatest area of the result; of all frames together.
-        frames: Frames of this size.
-        depth: What counts are whole times so many frames.
+        step: The sides of the result are multiples of it.
+        min_pixels: Minimum area of the result, at least 1; of all frames together.
+        max_pixels: Maximum area of the result; of all frames together.
+        frames: Number of frames of this size.
+        depth: The number of frames is rounded to a multiple of this.
 
     Returns:
         (height, width) in pixels.
 
     Raises:
-        InvalidImageError: One side is more than 200 times the other.
+        InvalidImageError: One side is more than 200 times as long as the other.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise InvalidImageError(
-            f"The image is too flat: one side is more than {MAX_ASPECT_RATIO} times the other."
+            f"The image has {width} x {height} pixels, but one side may be at most {MAX_ASPECT_RATIO} times as long as"
+            " the other."
         )
     rows, columns = round(height / step) * step, round(width / step) * step
     whole = round(frames / depth) * depth * rows * columns
@@ -64,24 +62,23 @@ def smart_resize(
 def processed_size(
     height: int, width: int, policy: ImagePolicy, *, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """The size that a model sees: its square, or else that of `smart_resize`.
+    """The size of an image for the model: its fixed square, or else that of `smart_resize`.
 
-    But a caller's `min_pixels` never leads above the model's maximum.
-    Growing rounds both sides up: asked for the maximum, a flat image would end a tenth above it, and with it above
-    what the engine has memory for. Under the model's own `min_pixels` the result is transformers'.
+    Unlike in `smart_resize`, a caller's `min_pixels` never leads to an area above the model's maximum, for which the
+    engine has no memory: enlarging rounds both sides up. With the model's own `min_pixels` the result is transformers'.
 
     Args:
         height: Pixels, at least 1.
         width: Pixels, at least 1.
-        policy: The model's own limits.
-        min_pixels: Least area, as `pixel_budget` gives it.
-        max_pixels: Greatest area, as `pixel_budget` gives it.
+        policy: The model's limits.
+        min_pixels: Minimum area, from `pixel_budget`.
+        max_pixels: Maximum area, from `pixel_budget`.
 
     Returns:
         (height, width) in pixels.
 
     Raises:
-        InvalidImageError: One side is more than 200 times the other.
+        InvalidImageError: One side is more than 200 times as long as the other.
     """
     if policy.square_side is not None:
         return policy.square_side, policy.square_side
@@ -97,12 +94,12 @@ def processed_size(
 def video_size(
     frames: int, height: int, width: int, policy: ImagePolicy, video: VideoPolicy
 ) -> tuple[int, int]:
-    """The size that a model sees of every frame of a video.
+    """The size of every frame of a video for the model.
 
     As transformers' `Qwen2VLVideoProcessor` with `cap_pixels_per_frame`, or as its `Qwen3VLVideoProcessor` without.
 
     Args:
-        frames: At least 1.
+        frames: Number of frames, at least 1.
         height: Pixels of each frame, at least 1.
         width: Pixels of each frame, at least 1.
         policy: The model's step and frames per patch.
@@ -112,13 +109,13 @@ def video_size(
         (height, width) in pixels.
 
     Raises:
-        InvalidImageError: One side is more than 200 times the other.
+        InvalidImageError: One side is more than 200 times as long as the other.
     """
     step, depth = policy.pixel_step, policy.temporal_patch_size
-    least, most = video.min_pixels, video.max_pixels
+    minimum, maximum = video.min_pixels, video.max_pixels
     if video.total_pixels is not None:
-        most = max(min(most, video.total_pixels * depth // frames), int(least * 1.05))
-        return smart_resize(height, width, step=step, min_pixels=least, max_pixels=most)
+        maximum = max(min(maximum, video.total_pixels * depth // frames), int(minimum * 1.05))
+        return smart_resize(height, width, step=step, min_pixels=minimum, max_pixels=maximum)
     if min(height, width) < step:
         grow = max(step / height, step / width)
         height, width = int(height * grow), int(width * grow)
@@ -126,8 +123,8 @@ def video_size(
         height,
         width,
         step=step,
-        min_pixels=least,
-        max_pixels=most,
+        min_pixels=minimum,
+        max_pixels=maximum,
         frames=max(frames, depth),
         depth=depth,
     )
@@ -136,7 +133,7 @@ def video_size(
 def _rounded_down(
     height: int, width: int, step: int, max_pixels: int, frames: int = 1
 ) -> tuple[int, int]:
-    """Scaled to an area of `max_pixels`, sides rounded down to steps, but never to none."""
+    """Scales to an area of `max_pixels`; rounds sides down to multiples of `step`, but not below one step."""
     shrink = math.sqrt((frames * height * width) / max_pixels)
     return (
         max(step, math.floor(height / shrink / step) * step),
@@ -145,7 +142,7 @@ def _rounded_down(
 
 
 def image_grid(height: int, width: int, policy: ImagePolicy) -> tuple[int, int, int]:
-    """(1, rows, columns) in patches of an image whose sides are multiples of `policy.pixel_step`."""
+    """(1, rows, columns) in patches of an image with sides that are multiples of `policy.pixel_step`."""
     return 1, height // policy.patch_size, width // policy.patch_size
 
 
@@ -157,40 +154,43 @@ def pixel_budget(
     *,
     field: str = "",
 ) -> tuple[int, int]:
-    """The least and greatest area of an image after resizing.
+    """The minimum and maximum area of an image after resizing.
 
-    What the caller says beats `detail`, which beats the model's own; nothing exceeds the model's maximum. A limit
-    that the caller left open gives way to the one he set.
+    The caller's limits take precedence over `detail`, and `detail` over the model's limits; nothing exceeds the model's
+    maximum. If the caller sets only one limit, the other is adjusted to it.
 
     Args:
-        policy: The model's own limits.
+        policy: The model's limits.
         detail: LOW is a quarter of the model's maximum, never below its minimum.
-        min_pixels: The caller's least area, or None.
-        max_pixels: The caller's greatest area, or None.
+        min_pixels: The caller's minimum area, or None.
+        max_pixels: The caller's maximum area, or None.
         field: Path of the image in the request, for the error.
 
     Returns:
-        (least, greatest) in pixels.
+        (minimum, maximum) in pixels.
 
     Raises:
-        InvalidArgumentError: A limit is below 1, or they cross; names the field.
+        InvalidArgumentError: A limit is below 1, or the minimum exceeds the maximum; names the field.
     """
     prefix = f"{field}." if field else ""
     for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
         if value is not None and value < 1:
-            raise InvalidArgumentError(f"{name} must be at least 1.", field=prefix + name)
-    greatest = policy.max_pixels
+            raise InvalidArgumentError(
+                f"{name} is {value}, but must be at least 1.", field=prefix + name
+            )
+    maximum = policy.max_pixels
     if max_pixels is not None:
-        greatest = min(max_pixels, greatest)
+        maximum = min(max_pixels, maximum)
     elif detail is Detail.LOW:
-        greatest = max(policy.min_pixels, greatest // 4)
+        maximum = max(policy.min_pixels, maximum // 4)
     if min_pixels is None:
-        return min(policy.min_pixels, greatest), greatest
-    least = min(min_pixels, policy.max_pixels)
+        return min(policy.min_pixels, maximum), maximum
+    minimum = min(min_pixels, policy.max_pixels)
     if max_pixels is None:
-        return least, max(least, greatest)
-    if least > greatest:
+        return minimum, max(minimum, maximum)
+    if minimum > maximum:
         raise InvalidArgumentError(
-            "min_pixels must not be above max_pixels.", field=f"{prefix}min_pixels"
+            f"min_pixels is {min_pixels}, but must not exceed max_pixels, which is {max_pixels}.",
+            field=f"{prefix}min_pixels",
         )
-    return least, greatest
+    return minimum, maximum

@@ -1,4 +1,4 @@
-"""From the images and videos of a request to the pixels that the model sees: fetched, decoded, resized, checked."""
+"""Prepares the images and videos of a request: fetches, decodes, resizes and checks them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from inference_service.settings import ServiceSettings
 _FETCHES_PER_WORKER: Final = 8
 _FRAMES_AT_ONCE: Final = 8
 _MAX_VIDEO_BYTES: Final = 64 * 2**20
-"""Files of all frames of a video; they are in memory together before the first is decoded."""
+"""Maximum total size of a video's files, which are all in memory before the first is decoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedMedia:
-    """The images and videos of a request as the model sees them.
+    """The prepared images and videos of a request.
 
     Attributes:
-        images: In order; a video may be several of them.
-        infos: What became of each image; videos have none.
+        images: Images and videos in order; a video may be several items.
+        infos: Sizes and tokens of each image; none for videos.
     """
 
     images: tuple[ProcessedImage, ...]
@@ -56,14 +56,14 @@ class MediaPreparer:
         max_tokens: int,
         max_files: int,
     ) -> None:
-        """Prepares nothing yet.
+        """Takes the parts and the limits.
 
         Args:
-            fetcher: Fetches what is named by URL.
-            decoder: Decodes and resizes.
-            spec: The model: how it wants its images.
-            max_tokens: Maximum tokens of one image: what the engine's encoder holds.
-            max_files: Maximum files in memory that are fetched and not decoded yet.
+            fetcher: Fetches images from URLs.
+            decoder: Decodes and resizes images.
+            spec: The model, with its image policy.
+            max_tokens: Maximum tokens of one image or video: the size of the engine's encoder cache.
+            max_files: Maximum number of fetched files in memory that are not decoded yet.
         """
         self._fetcher = fetcher
         self._decoder = decoder
@@ -73,7 +73,7 @@ class MediaPreparer:
 
     @classmethod
     def from_settings(cls, settings: ServiceSettings, spec: ModelSpec) -> MediaPreparer:
-        """With the operator's limits."""
+        """A preparer with the operator's limits."""
         return cls(
             MediaFetcher(FetchPolicy.from_settings(settings)),
             ImageDecoder(DecodeLimits.from_settings(settings), workers=settings.media_workers),
@@ -90,13 +90,13 @@ class MediaPreparer:
         """Fetches, decodes and resizes all images and videos of a request.
 
         Raises:
-            ServiceError: One of them is wrong; the error names the field.
+            ServiceError: One of them is invalid; the error names the field.
         """
         media = request.media
         max_images = self._spec.image_policy.max_images
         if max_images is not None and len(media) > max_images:
             raise TooManyImagesError(
-                f"The request has {len(media)} images; the model reads at most {max_images}.",
+                f"The request has {len(media)} images, but this model supports at most {max_images}.",
                 field=request.prompt_field,
             )
         tasks = [asyncio.ensure_future(self._processed(part, request)) for part in media]
@@ -141,14 +141,17 @@ class MediaPreparer:
     async def _video(self, part: VideoPart) -> tuple[ProcessedImage, ...]:
         spec = self._spec
         if spec.video is None:
-            raise UnsupportedParameterError("This model reads no videos.", field=part.field)
+            raise UnsupportedParameterError(
+                "Videos are not supported by this model.", field=part.field
+            )
         files: list[bytes] = []
         for start in range(0, len(part.frames), _FRAMES_AT_ONCE):
             some = part.frames[start : start + _FRAMES_AT_ONCE]
             files += await asyncio.gather(*map(self._frame_file, some))
             if sum(map(len, files)) > _MAX_VIDEO_BYTES:
                 raise ImageTooLargeError(
-                    "The frames of the video have more bytes than allowed.",
+                    f"The frames of the video have more than {_MAX_VIDEO_BYTES} bytes in total, the maximum;"
+                    " send fewer or smaller frames.",
                     field=part.field,
                     metadata={"max_bytes": str(_MAX_VIDEO_BYTES)},
                 )
@@ -165,12 +168,12 @@ class MediaPreparer:
             return await self._fetcher.fetch(part.uri or "", field=part.field)
 
     def _check_tokens(self, images: Sequence[ProcessedImage], part: Media) -> None:
-        """Refuses what the engine could never encode, before any of it is computed, and names the field."""
+        """Refuses media that exceed the encoder cache before the engine computes anything; names the field."""
         tokens = max(image.num_tokens for image in images)
         if tokens > self._max_tokens:
             what, advice = ("video", ", fewer frames") if images[0].is_video else ("image", "")
             raise ImageTooLargeError(
-                f"The {what} takes {tokens} tokens, but the encoder takes {self._max_tokens} at most: "
+                f"The {what} has {tokens} tokens, but at most {self._max_tokens} are allowed (--encoder-cache-tokens): "
                 f"send fewer pixels{advice}.",
                 field=part.field,
                 metadata={"tokens": str(tokens), "max_tokens": str(self._max_tokens)},

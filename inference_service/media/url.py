@@ -1,7 +1,7 @@
-"""URLs of images: parsed once, strictly; what is dialled and sent comes from the parsed parts only.
+"""Parses the URLs of images strictly, and the entries of the operator's allow-list.
 
-Owns the syntax of URLs and of the operator's allow-list.
-A validator and an HTTP client that each parse the text differ sooner or later (CVE-2026-24779).
+Requests are made from the parsed parts only: a validator and an HTTP client that each parse the text may disagree
+(CVE-2026-24779).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _URL_CHARACTERS = "/?:@!$&'()*+,;=%-._~[]"  # left as they are; everything else 
 
 
 class UrlError(ValueError):
-    """The text is no URL that could be fetched; its message is fixed text, fit for a client."""
+    """The text is not a URL that can be fetched; the message is safe to return to a client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class ImageUrl:
         """The URL that a redirect from here leads to.
 
         Raises:
-            UrlError: It is not one that could be fetched.
+            UrlError: It is not a URL that can be fetched.
         """
         reject_odd_characters(location)
         return parse_url(urljoin(f"{self.scheme}://{self.host_header}{self.target}", location))
@@ -64,7 +64,7 @@ class AllowedHost:
 
     Attributes:
         host: As in ImageUrl.
-        port: None = the schemes' own ports.
+        port: None = the default ports of the schemes.
     """
 
     host: str
@@ -75,12 +75,14 @@ class AllowedHost:
         """Reads an entry.
 
         Raises:
-            ValueError: It is no host, with or without a port.
+            ValueError: It is not a host, with or without a port.
         """
         try:
             return cls._parse(text)
         except ValueError as error:
-            raise ValueError(f"allowed media domain {text!r} is no host or host:port") from error
+            raise ValueError(
+                f"allowed media domain {text!r} is not of the form host or host:port"
+            ) from error
 
     @classmethod
     def _parse(cls, text: str) -> AllowedHost:
@@ -94,7 +96,7 @@ class AllowedHost:
         return cls(encode_host(host), port)
 
     def permits(self, url: ImageUrl) -> bool:
-        """Whether the entry names this URL's host and port."""
+        """Whether the entry matches the URL's host and port."""
         port_matches = (
             url.port in DEFAULT_PORTS.values() if self.port is None else url.port == self.port
         )
@@ -105,7 +107,7 @@ def parse_url(text: str) -> ImageUrl:
     """Parses an http or https URL.
 
     Raises:
-        UrlError: The text is no such URL, or one of those that parsers disagree on.
+        UrlError: The text is not such a URL, or parsers may disagree on it.
     """
     reject_odd_characters(text)
     try:
@@ -117,7 +119,7 @@ def parse_url(text: str) -> ImageUrl:
     if not parts.netloc:
         raise UrlError("The URL has no host.")
     if "@" in parts.netloc:
-        raise UrlError("The URL must not carry a user name or password.")
+        raise UrlError("The URL must not contain a user name or password.")
     host, port = _split_port(parts.netloc)
     query = f"?{parts.query}" if parts.query else ""
     return ImageUrl(
@@ -132,10 +134,12 @@ def reject_odd_characters(text: str) -> None:
     r"""Refuses control characters, white space and `\`, which parsers treat differently.
 
     Raises:
-        UrlError: There is one, or the text is too long.
+        UrlError: The text contains one or is too long.
     """
     if len(text) > MAX_URL_LENGTH:
-        raise UrlError("The URL is too long.")
+        raise UrlError(
+            f"The URL has {len(text)} characters, but at most {MAX_URL_LENGTH} are allowed."
+        )
     if "\\" in text or any(unicodedata.category(character)[0] in "CZ" for character in text):
         raise UrlError(
             "The URL contains white space, a backslash or another character that is not allowed."
@@ -143,10 +147,10 @@ def reject_odd_characters(text: str) -> None:
 
 
 def encode_host(host: str) -> str:
-    """A host as it is compared, resolved and sent: ASCII in lower case, addresses in their shortest form.
+    """Normalises a host: ASCII in lower case, addresses in their shortest form.
 
     Raises:
-        UrlError: It is malformed, or a number in a form that only some resolvers take for an address.
+        UrlError: It is malformed, or a number that only some resolvers accept as an address.
     """
     if host.startswith("["):
         return _encode_v6(host)
@@ -159,7 +163,7 @@ def encode_host(host: str) -> str:
     if len(encoded) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise UrlError("The URL's host is malformed.")
     if _NUMBER.fullmatch(labels[-1]):
-        # `2130706433`, `0x7f.1` and `127.1` are 127.0.0.1 to some: only four decimal numbers are an address.
+        # Some resolvers read `2130706433`, `0x7f.1` and `127.1` as 127.0.0.1; only four decimal numbers are accepted.
         try:
             return str(IPv4Address(encoded))
         except ValueError as error:
@@ -184,7 +188,7 @@ def _split_port(netloc: str) -> tuple[str, int | None]:
     if not digits:
         return host, None
     if not (digits.isascii() and digits.isdigit() and 1 <= len(digits) <= 5):
-        raise UrlError("The URL's port is malformed.")
+        raise UrlError("The URL's port is malformed; it must be 1 to 65535.")
     if not 1 <= int(digits) <= 65535:
-        raise UrlError("The URL's port is malformed.")
+        raise UrlError("The URL's port is malformed; it must be 1 to 65535.")
     return host, int(digits)

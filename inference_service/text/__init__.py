@@ -1,1 +1,1 @@
-"""Text on its way in and out: templates, tokens, characters. Torch-free."""
+"""Chat templates, tokenizers, prompts, and the output pipeline. Torch-free."""

@@ -1,9 +1,8 @@
-"""Keeps the text of users from spelling special tokens, by marks that are removed after rendering.
+"""Prevents user text from being read as special tokens, with marks that are removed after rendering.
 
-A chat template mixes its own special tokens with the texts of users in one string. Before that, every place where a
-user's text spells a special token, or begins to, is broken by a mark: a noncharacter of Unicode and its kind. Special
-tokens that are unbroken in the rendered string are the template's; afterwards the marks are removed. Text without such
-places is not changed.
+A chat template mixes its special tokens and the texts of users in one string. Before rendering, every occurrence of a
+special token in a user's text, complete or begun at its end, is broken by a mark of Unicode noncharacters. Special
+tokens without a mark in the rendered string are the template's; then the marks are removed. Other text is unchanged.
 """
 
 from __future__ import annotations
@@ -12,22 +11,22 @@ from collections.abc import Iterable, Iterator
 import re
 
 
-# Noncharacters (Unicode 23.7): not for interchange, but a user may send them all the same.
+# Noncharacters (Unicode 23.7): not for interchange, but users may still send them.
 MARK = "\ufdd0"
 _ITSELF, _BREAK = MARK + "\ufdd1", MARK + "\ufdd2"
 CONTINUE_TAG = MARK + "\ufdd3 "
-"""Marks where a message is to be continued; no protected text contains it."""
+"""Marks the end of the message to continue; no protected text contains it."""
 _MARKS = frozenset(_ITSELF + _BREAK + CONTINUE_TAG.strip())
 
 
 class SpecialTokenGuard:
-    """Breaks the spelling of special tokens in texts, and splits rendered strings at the real ones."""
+    """Breaks special tokens in user text, and splits rendered strings at the template's special tokens."""
 
     def __init__(self, special_tokens: Iterable[str]) -> None:
         """Takes the spellings of all special tokens.
 
         Raises:
-            ValueError: One is a single character, or contains the marks: it could not be broken.
+            ValueError: One is a single character or contains a mark, so that it cannot be broken.
         """
         tokens = sorted(special_tokens, key=len, reverse=True)
         if any(len(token) < 2 or set(token) & _MARKS for token in tokens):
@@ -35,18 +34,18 @@ class SpecialTokenGuard:
         whole = "|".join(map(re.escape, tokens)) or "(?!)"
         begun = {token[:length] for token in tokens for length in range(1, len(token))}
         at_end = "|".join(re.escape(start) + r"\s*\Z" for start in sorted(begun, key=len)) or "(?!)"
-        # Looking ahead finds spellings that overlap. A text may also end in the middle of one that the next part of
-        # the message completes; white space behind it does not help, for templates trim it.
+        # The lookahead finds overlapping tokens. A text may also end inside a token that the next part of the message
+        # completes, even with white space after it, as templates trim it.
         self._dangerous = re.compile(f"(?=(?:{whole}|{at_end}))(.)", re.DOTALL)
         self._whole = re.compile(f"({whole})")
 
     def protect(self, text: str) -> str:
-        """The text with a mark behind the first character of every spelling."""
+        """The text with a mark after the first character of every special token."""
         escaped = text.replace(MARK, _ITSELF)
         return self._dangerous.sub(rf"\g<1>{_BREAK}", escaped)
 
     def split(self, rendered: str) -> Iterator[tuple[str, bool]]:
-        """The pieces of a rendered string, in order: (text, whether it is a special token); marks are gone."""
+        """The pieces of a rendered string in order: (text, whether it is a special token), without marks."""
         for index, piece in enumerate(self._whole.split(rendered)):
             if index % 2:
                 yield piece, True

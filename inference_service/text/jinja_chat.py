@@ -1,4 +1,4 @@
-"""Writes conversations with the model's Jinja template, as token ids in which users cannot spell special tokens."""
+"""Renders conversations to token ids with the model's Jinja template; user text contains no special tokens."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from inference_service.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameTimes:
-    """Writes a video as its temporal patches, each behind its time, as Qwen3-VL's processor does.
+    """Writes the time before each temporal patch of a video, as Qwen3-VL's processor does.
 
     Attributes:
-        mark: What the template writes for a video.
-        depth: Frames of a temporal patch.
+        mark: The template's text for a video.
+        depth: Frames per temporal patch.
     """
 
     mark: str
@@ -29,7 +29,7 @@ class FrameTimes:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, spec: ModelSpec) -> FrameTimes | None:
-        """For models that have times in their prompts.
+        """The frame times of a model; None if its prompts have no times.
 
         Raises:
             ValueError: The placeholder of videos, or a token around it, is not a special token of the tokenizer.
@@ -44,22 +44,24 @@ class FrameTimes:
         return cls(mark=mark, depth=spec.image_policy.temporal_patch_size)
 
     def write(self, rendered: str, videos: Sequence[VideoPart]) -> str:
-        """The rendered conversation with every video in it written out.
+        """The rendered conversation with times in every video.
 
         Raises:
-            InternalError: A video does not stand in it once.
+            InternalError: A video does not appear in it exactly once.
         """
-        first, *behind = rendered.split(self.mark)
-        if len(behind) != len(videos):
-            raise InternalError("The model's chat template does not show every video once.")
+        first, *following = rendered.split(self.mark)
+        if len(following) != len(videos):
+            raise InternalError(
+                "The model's chat template did not render every video exactly once."
+            )
         pieces = [first]
-        for video, text in zip(videos, behind, strict=True):
+        for video, text in zip(videos, following, strict=True):
             pieces += [f"<{time:.1f} seconds>{self.mark}" for time in self._times(video)]
             pieces.append(text)
         return "".join(pieces)
 
     def _times(self, video: VideoPart) -> Iterator[float]:
-        """Seconds in the middle of each temporal patch; the last frame is repeated to fill the last."""
+        """The middle of each temporal patch in seconds; the last frame is repeated to fill the last patch."""
         last = len(video.frames) - 1
         for start in range(0, len(video.frames), self.depth):
             end = min(start + self.depth - 1, last)
@@ -67,7 +69,7 @@ class FrameTimes:
 
 
 class JinjaChat:
-    """The chat format of a model that comes with a template."""
+    """The chat format of a model with a Jinja template."""
 
     def __init__(
         self,
@@ -77,16 +79,16 @@ class JinjaChat:
         placeholder: int,
         frame_times: FrameTimes | None = None,
     ) -> None:
-        """Takes what belongs to the model.
+        """Takes the parts of the model.
 
         Args:
-            tokenizer: The model's.
-            template: The model's.
-            placeholder: Id that the template writes for an image.
-            frame_times: Writes videos with times; None = the template's own writing is left as it is.
+            tokenizer: The model's tokenizer.
+            template: The model's template.
+            placeholder: Id of the template's placeholder for an image.
+            frame_times: Writes times into videos; None = no times.
 
         Raises:
-            ValueError: The placeholder is not a special token of the tokenizer: users could write it.
+            ValueError: The placeholder is not a special token of the tokenizer, so that users could write it.
         """
         if placeholder not in tokenizer.special_ids:
             raise ValueError("tokenizer.json: image_token_id of config.json is not a special token")
@@ -110,8 +112,8 @@ class JinjaChat:
             rendered = self._frame_times.write(rendered, videos)
         return WrittenChat(token_ids=self._encode(rendered))
 
-    def raw_places(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
-        """See `ChatFormat.raw_places`: the placeholder itself."""
+    def with_placeholders(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
+        """See `ChatFormat.with_placeholders`: such prompts already have placeholders."""
         del field
         return token_ids
 

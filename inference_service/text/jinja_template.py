@@ -1,7 +1,7 @@
 """Renders conversations with the model's Jinja template, equal to transformers' `apply_chat_template`.
 
 Templates come with the model, never with a request, and run in a sandbox (CVE-2026-5760). Rendering takes time:
-callers do it off the event loop (CVE-2025-62426).
+callers run it outside the event loop (CVE-2025-62426).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from inference_service.text.guard import CONTINUE_TAG
 
 
 MAX_CHARACTERS = 2**23
-"""Longer prompts fit no context window; a template in an endless loop is stopped here."""
+"""Longer prompts fit no context window; also stops templates in endless loops."""
 
 _NAMED_TOKENS = (
     "bos_token",
@@ -40,18 +40,18 @@ _PROBES = {
     Role.USER: (Role.USER, Role.ASSISTANT, Role.USER),
     Role.ASSISTANT: (Role.USER, Role.ASSISTANT, Role.USER),
 }
-"""The conversations that show whether a template renders the names of a role's messages."""
+"""Conversations that test whether a template renders the names of a role's messages."""
 
 
 class JinjaTemplate:
-    """A chat template: from messages to the one string that the model was trained to read."""
+    """A chat template: renders messages to the prompt format of the model."""
 
     def __init__(self, source: str, named_tokens: dict[str, str] | None = None) -> None:
         """Compiles a template.
 
         Args:
-            source: Jinja.
-            named_tokens: What templates may refer to as `eos_token` and the like.
+            source: Jinja source.
+            named_tokens: Tokens that templates may use, such as `eos_token`.
 
         Raises:
             ValueError: The template is malformed.
@@ -84,7 +84,7 @@ class JinjaTemplate:
         if isinstance(template, list):  # several templates, each with a name
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
         if not isinstance(template, str):
-            raise ValueError(f"{model_dir} has no chat template")  # noqa: TRY004 - a file, no type
+            raise ValueError(f"{model_dir} has no chat template")  # noqa: TRY004 - about a file, not a type
         return cls(template, named)
 
     def render(
@@ -100,14 +100,14 @@ class JinjaTemplate:
 
         Args:
             messages: The conversation.
-            add_generation_prompt: End where the answer begins.
-            continue_final_message: End where the last message ends, for the model to go on with it.
-            enable_thinking: For templates that ask; None = the template's own default.
+            add_generation_prompt: End the prompt where the answer begins.
+            continue_final_message: End the prompt inside the last message, which the model continues.
+            enable_thinking: For templates that support it; None = the template's default.
             tools: Functions that the model may call, as OpenAI's JSON describes them.
 
         Raises:
             InvalidArgumentError: The template refuses the conversation, or there is nothing to continue.
-            ContextLengthError: The prompt is absurdly long.
+            ContextLengthError: The prompt has more than `MAX_CHARACTERS` characters.
         """
         variables: list[dict[str, _Variable]] = [
             {"role": message.role.value, "content": _content(message)}
@@ -117,7 +117,7 @@ class JinjaTemplate:
         if continue_final_message:
             if add_generation_prompt:
                 raise InvalidArgumentError(
-                    "continue_final_message and add_generation_prompt exclude each other.",
+                    "add_generation_prompt and continue_final_message cannot both be set.",
                     field="spec.template",
                 )
             _tag_final_text(variables)
@@ -133,19 +133,19 @@ class JinjaTemplate:
         return _cut_at_tag(rendered) if continue_final_message else rendered
 
     def roles_with_names(self) -> frozenset[Role]:
-        """The roles whose messages are rendered with their `name`, found by rendering small conversations."""
+        """The roles for which the template renders `name`, found by rendering test conversations."""
         return frozenset(role for role in _PROBES if self._renders_names(role))
 
     def _renders_names(self, role: Role) -> bool:
         text = TextPart(text="x")
         forms: list[tuple[Part, ...]] = [(text,)]
         if role is not Role.SYSTEM:
-            forms.append((ImagePart(), text))  # templates treat content in parts separately
+            forms.append((ImagePart(), text))  # templates may handle content in parts differently
         shown = [self._shows_names(role, parts) for parts in forms]
         return True in shown and False not in shown
 
     def _shows_names(self, role: Role, parts: tuple[Part, ...]) -> bool | None:
-        """Whether every name appears, and only where it is given; None = the template refuses the conversation."""
+        """Whether every name appears, and only if given; None = the template refuses the conversation."""
         turns = _PROBES[role]
         names = [f"speaker{index}" if turn is role else "" for index, turn in enumerate(turns)]
         plain = [ChatMessage(role=turn, parts=parts) for turn in turns]
@@ -165,18 +165,20 @@ class JinjaTemplate:
                 length += len(piece)
                 if length > MAX_CHARACTERS:
                     raise ContextLengthError(
-                        "The prompt does not fit the context window.", field="spec.messages"
+                        f"The prompt has more than {MAX_CHARACTERS} characters and fits no context window.",
+                        field="spec.messages",
                     )
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError):
-            # Its own `raise_exception`, or an operation that this conversation has no value for.
+            # The template's `raise_exception`, or an operation on a missing or unsuitable value.
             raise InvalidArgumentError(
-                "The model's chat template refuses this conversation.", field="spec.messages"
+                "The model's chat template does not support this conversation; check the roles and their order.",
+                field="spec.messages",
             ) from None
         return "".join(pieces)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Options, filters and globals as transformers gives them to templates."""
+    """The same options, filters and globals for templates as in transformers."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
     )
@@ -188,7 +190,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """Jinja's own, without attributes that would lead out of the sandbox."""
+    """Jinja's namespace, without attributes that could escape the sandbox."""
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -197,9 +199,9 @@ class _Namespace(jinja2.utils.Namespace):
 
 
 class _GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %}` marks what the model says, for training; here it changes nothing."""
+    """`{% generation %}` marks the model's text for training; here it has no effect."""
 
-    tags = {"generation"}  # noqa: RUF012 - the base class declares it so
+    tags = {"generation"}  # noqa: RUF012 - declared so in the base class
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         """The body, without the tags."""
@@ -214,7 +216,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Unlike Jinja's own filter it escapes no HTML."""
+    """Like Jinja's filter, but does not escape HTML."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -233,7 +235,7 @@ def _strftime_now(pattern: str) -> str:
 
 
 def _content(message: ChatMessage) -> _Variable:
-    """Text alone as a string, which every template takes; else the parts in order."""
+    """Text alone as a string, which every template supports; else the parts in order."""
     texts = [part.text for part in message.parts if isinstance(part, TextPart)]
     if len(texts) == len(message.parts):
         return "".join(texts)
@@ -256,13 +258,11 @@ def _tag_final_text(variables: list[dict[str, _Variable]]) -> None:
         if "text" in part:
             part["text"] += CONTINUE_TAG
             return
-    raise InvalidArgumentError(
-        "The last message has no text that could be continued.", field="spec.messages"
-    )
+    raise InvalidArgumentError("The last message has no text to continue.", field="spec.messages")
 
 
 def _cut_at_tag(rendered: str) -> str:
-    """What stands before the tag; where the template trimmed its space, it trims the text's as well."""
+    """The text before the tag, also trimmed if the template trimmed the tag's space."""
     end = rendered.rfind(CONTINUE_TAG.strip())
     if end < 0:
         raise InvalidArgumentError(

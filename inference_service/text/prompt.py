@@ -1,4 +1,4 @@
-"""Builds engine prompts: token ids with the places of images, and the keys under which images are cached."""
+"""Builds prompts for the engine: token ids, the positions of images, and their cache keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Prompt:
     """A prompt for the engine.
 
     Attributes:
-        token_ids: A placeholder id for every token of an image.
+        token_ids: Token ids, with a placeholder for every token of an image.
         images: Images in order.
     """
 
@@ -35,47 +35,47 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenChat:
-    """A conversation as its family writes it.
+    """A conversation in the chat format of a family.
 
     Attributes:
-        token_ids: One placeholder for every image.
-        forgotten_images: So many of the first images stood in turns that were left out.
+        token_ids: Token ids, with one placeholder for every image.
+        dropped_images: Number of images in dropped turns; they are the first images.
     """
 
     token_ids: Sequence[int]
-    forgotten_images: int = 0
+    dropped_images: int = 0
 
 
 class ChatFormat(Protocol):
-    """How a family writes a conversation."""
+    """The chat format of a family."""
 
     def write(self, request: ChatRequest) -> WrittenChat:
-        """The conversation as token ids. Takes milliseconds: not for the event loop.
+        """The conversation as token ids. Takes milliseconds, so it must not run on the event loop.
 
         Raises:
-            InvalidArgumentError: The model has no way to write this conversation.
-            UnsupportedParameterError: A message has a name, which the format does not write.
-            ContextLengthError: The prompt is absurdly long.
+            InvalidArgumentError: The format does not support this conversation.
+            UnsupportedParameterError: A message has a name that the format does not render.
+            ContextLengthError: The prompt has more than `MAX_CHARACTERS` characters.
         """
 
-    def raw_places(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
-        """A raw prompt with one placeholder for every image, however such prompts spell an image.
+    def with_placeholders(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
+        """A text completion prompt with one placeholder for every image, in place of the family's notation.
 
         Args:
             token_ids: The prompt.
             field: Its path in the request, for errors.
 
         Raises:
-            InvalidArgumentError: An image is spelled badly.
+            InvalidArgumentError: The notation of an image is malformed.
         """
 
 
 def refuse_names(messages: Sequence[ChatMessage], *, rendered: Container[Role] = ()) -> None:
-    """Refuses names of speakers that a prompt would not contain.
+    """Refuses author names that the prompt would not contain.
 
     Args:
         messages: The conversation.
-        rendered: The roles whose messages are written with their name.
+        rendered: The roles for which the format renders the name.
 
     Raises:
         UnsupportedParameterError: A message of another role has a name.
@@ -102,16 +102,16 @@ class PromptBuilder:
         video_placeholder: int | None = None,
         revision: bytes = b"",
     ) -> None:
-        """Takes what belongs to the model.
+        """Takes the parts of the model.
 
         Args:
-            tokenizer: The model's.
-            chat: The model's.
-            placeholder: Id that stands for an image in what `chat` writes, and in raw prompts.
-            ends: Ids around the placeholder that are the first and the last token of the image; None = the
-                placeholder alone is the image.
-            video_placeholder: Id that stands for a video, or for a part of one.
-            revision: Changes with the weights; part of every image's key.
+            tokenizer: The model's tokenizer.
+            chat: The model's chat format.
+            placeholder: Placeholder id of an image in prompts.
+            ends: Ids around the placeholder that are the first and the last token of the image; None = the image has
+                only the placeholder.
+            video_placeholder: Placeholder id of a video, or of a part of one.
+            revision: A digest that changes with the weights; part of every image's key.
         """
         self._tokenizer = tokenizer
         self._chat = chat
@@ -121,50 +121,57 @@ class PromptBuilder:
         self._revision = revision
 
     def build(self, request: Request, images: Sequence[ProcessedImage]) -> Prompt:
-        """Writes the prompt and makes room for the images. Takes milliseconds: not for the event loop.
+        """Builds a prompt. Takes milliseconds, so it must not run on the event loop.
 
         Args:
-            request: The conversation, or the raw prompt.
+            request: The conversation or the text completion.
             images: Its images, decoded, in order of appearance.
 
         Raises:
-            InvalidArgumentError: The model has no way to write this conversation, or a raw prompt does not have one
-                place for each image.
-            ContextLengthError: The prompt is absurdly long.
-            InternalError: An image or video does not stand in the prompt once.
+            InvalidArgumentError: The chat format does not support this conversation, or a text completion does not
+                have one placeholder for each image.
+            ContextLengthError: The prompt has more than `MAX_CHARACTERS` characters.
+            InternalError: An image or video does not appear in the prompt exactly once.
         """
         if isinstance(request, TextCompletionRequest):
-            written = self._raw(request)
+            written = self._text_completion(request)
         else:
             written = self._chat.write(request)
-            kinds = [image.is_video for image in images[written.forgotten_images :]]
-            if [self._is_video(written.token_ids[i]) for i in self._places(written)] != kinds:
-                raise InternalError("The model's chat template does not show every image once.")
+            kinds = [image.is_video for image in images[written.dropped_images :]]
+            if [
+                self._is_video(written.token_ids[i]) for i in self._placeholder_indices(written)
+            ] != kinds:
+                raise InternalError(
+                    "The model's chat format did not render every image and video exactly once."
+                )
         return self._with_images(written, images, request.cache_salt)
 
     def _is_video(self, token_id: int) -> bool:
         return token_id == self._video_placeholder
 
-    def _raw(self, request: TextCompletionRequest) -> WrittenChat:
-        """A raw prompt is not user text in a template: control tokens spelled in it are control tokens."""
+    def _text_completion(self, request: TextCompletionRequest) -> WrittenChat:
+        """The prompt of a text completion; unlike in a chat, special tokens in its text are special tokens."""
         prompt = request.prompt
         if isinstance(prompt, str) and len(prompt) > MAX_CHARACTERS:
             raise ContextLengthError(
-                "The prompt does not fit the context window.", field=request.prompt_field
+                f"The prompt has {len(prompt)} characters and fits no context window.",
+                field=request.prompt_field,
             )
-        raw_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        written = WrittenChat(token_ids=self._chat.raw_places(raw_ids, request.prompt_field))
-        places, images = self._places(written), len(request.images)
+        token_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        written = WrittenChat(
+            token_ids=self._chat.with_placeholders(token_ids, request.prompt_field)
+        )
+        places, images = self._placeholder_indices(written), len(request.images)
         if len(places) != images or any(self._is_video(written.token_ids[i]) for i in places):
             raise InvalidArgumentError(
-                f"The prompt has {len(places)} places for images and videos, the request has"
-                f" {images} images.",
+                f"The prompt has {len(places)} placeholders for images and videos, but the request has {images}"
+                " images; write one image placeholder for each image.",
                 field=request.prompt_field,
             )
         return written
 
-    def _places(self, written: WrittenChat) -> list[int]:
-        """Where the placeholders of images and videos stand."""
+    def _placeholder_indices(self, written: WrittenChat) -> list[int]:
+        """The indices of the placeholders of images and videos."""
         token_ids = written.token_ids
         before = len(self._mark) // 2
         return [
@@ -183,11 +190,11 @@ class PromptBuilder:
         """Repeats each placeholder once for every token of its image."""
         expanded: list[int] = []
         spans: list[ImageSpan] = []
-        forgotten = written.forgotten_images
-        offset = sum(len(image.pixels) for image in images[:forgotten])
+        dropped = written.dropped_images
+        offset = sum(len(image.pixels) for image in images[:dropped])
         ends = len(self._mark) - 1
-        places = self._places(written)
-        waiting = dict(zip(places, images[forgotten:], strict=True))
+        places = self._placeholder_indices(written)
+        waiting = dict(zip(places, images[dropped:], strict=True))
         for index, token_id in enumerate(written.token_ids):
             image = waiting.get(index)
             if image is None:
@@ -210,6 +217,6 @@ class PromptBuilder:
         return Prompt(token_ids=tuple(expanded), images=tuple(spans))
 
     def _key(self, image: ProcessedImage, cache_salt: bytes) -> bytes:
-        # Digests have a fixed length, and the revision's length is hashed: no two inputs give the same bytes.
+        # Digests have a fixed length and the revision's length is included: different inputs give different bytes.
         head = image.digest + len(self._revision).to_bytes(4, "big") + self._revision
         return hashlib.sha256(head + cache_salt).digest()

@@ -1,7 +1,7 @@
-"""Text to token ids and back: what all tokenizers have in common.
+"""The base class of all tokenizers: encodes text to token ids and decodes it.
 
-Special tokens steer the model; only the template may write them. So there are two encoders: one that reads them in
-text, and one for which their spelling is text like any other.
+Special tokens control the model, and only the template may write them. So there are two encoders: one that recognises
+special tokens in text, and one that treats them as ordinary text.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ class Tokenizer(ABC):
     """A vocabulary of byte strings.
 
     Attributes:
-        vocab_size: Ids are below it. A model may have more rows than that; their ids have no text.
-        special_tokens: Spelling to id of the special tokens.
+        vocab_size: Ids are less than this. A model may have more embedding rows; their ids have no text.
+        special_tokens: Ids of the special tokens by their text.
         special_ids: Their ids.
-        hidden_ids: The special ids that an answer's text does not show unless asked to.
+        hidden_ids: The special ids that are omitted from an answer's text by default.
     """
 
     def __init__(
@@ -30,8 +30,8 @@ class Tokenizer(ABC):
 
         Args:
             token_bytes: The bytes of each id; empty = no text.
-            special_tokens: Spelling to id.
-            shown: Special tokens that are part of an answer's text, as the tags around boxes are.
+            special_tokens: Ids of the special tokens by their text.
+            shown: Special tokens that are kept in an answer's text, such as the tags around boxes.
         """
         self._token_bytes = token_bytes
         self.vocab_size = len(token_bytes)
@@ -41,22 +41,22 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Token ids; spellings of special tokens become these. For text that no user wrote."""
+        """Encodes text, recognising special tokens; not for user text in a chat."""
 
     @abstractmethod
     def encode_plain(self, text: str) -> list[int]:
-        """Token ids, never a special one."""
+        """Encodes text without special tokens."""
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of tokens; bytes that are not UTF-8 are left out."""
+        """The text of tokens; bytes that are not valid UTF-8 are omitted."""
         skipped = self.hidden_ids if skip_special_tokens else frozenset()
         data = b"".join(self.token_bytes(i) for i in token_ids if i not in skipped)
         return data.decode("utf-8", errors="ignore")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token; none for an id without text."""
+        """The bytes of one token; empty for an id without text."""
         return self._token_bytes[token_id] if 0 <= token_id < self.vocab_size else b""
 
     def token_text(self, token_id: int) -> str:
-        """The text of one token; bytes that are not UTF-8 by themselves become U+FFFD."""
+        """The text of one token; bytes that are not valid UTF-8 become U+FFFD."""
         return self.token_bytes(token_id).decode("utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers in the form of tokenizer.json, by the `tokenizers` library."""
+"""Byte-level BPE tokenizers from tokenizer.json, with the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from inference_service.text.tokenizer import Tokenizer
 
 
 def _byte_of_character() -> dict[str, int]:
-    """The alphabet of byte-level BPE (GPT-2): printable bytes are themselves, the others follow from U+0100."""
+    """The alphabet of byte-level BPE (GPT-2): printable bytes map to themselves, the others to U+0100 and up."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     alphabet = {chr(byte): byte for byte in printable}
@@ -32,9 +32,9 @@ class JsonTokenizer(Tokenizer):
         """
         self._all = _load(definition)
         self._plain = _load(definition)
-        self._plain.encode_special_tokens = True  # their spelling is plain text
+        self._plain.encode_special_tokens = True  # special tokens in the text are ordinary text
         if not isinstance(self._all.decoder, tokenizers.decoders.ByteLevel):
-            raise ValueError("tokenizer.json: only byte-level BPE is supported")  # noqa: TRY004 - a file, no type
+            raise ValueError("tokenizer.json: only byte-level BPE is supported")  # noqa: TRY004 - about a file, not a type
         added = self._all.get_added_tokens_decoder()
         vocabulary = self._all.get_vocab(with_added_tokens=True)
         token_bytes = [b""] * (max(vocabulary.values()) + 1)
@@ -57,18 +57,18 @@ class JsonTokenizer(Tokenizer):
         return cls((model_dir / "tokenizer.json").read_text(encoding="utf-8"))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; spellings of special tokens become these. For text that no user wrote."""
+        """See `Tokenizer.encode`."""
         return list(self._all.encode(text, add_special_tokens=False).ids)
 
     def encode_plain(self, text: str) -> list[int]:
-        """Token ids, never a special one."""
+        """See `Tokenizer.encode_plain`."""
         return list(self._plain.encode(text, add_special_tokens=False).ids)
 
 
 def _load(definition: str) -> tokenizers.Tokenizer:
     try:
         loaded = tokenizers.Tokenizer.from_str(definition)
-    except Exception as error:  # the library raises no narrower one
+    except Exception as error:  # the library raises no narrower exception
         raise ValueError("tokenizer.json is malformed") from error
     loaded.no_truncation()
     loaded.no_padding()
@@ -79,4 +79,4 @@ def _bytes_of(token: str) -> bytes:
     try:
         return bytes(_BYTES[character] for character in token)
     except KeyError:
-        return token.encode()  # what the library's decoder does with other alphabets
+        return token.encode()  # as the library's decoder does with other characters

@@ -1,4 +1,4 @@
-"""Tokenizers from a tiktoken vocabulary, a file of byte strings and their ranks, by the `tiktoken` library."""
+"""Tokenizers from a tiktoken vocabulary, a file of byte strings and ranks, with the `tiktoken` library."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import tiktoken
 from inference_service.text.tokenizer import Tokenizer
 
 
-LONGEST_SPACE = 2**17
-"""White space in one piece: the library's splitter overflows its stack, and panics, somewhere above 800,000."""
-_LONG_SPACE = re.compile(rf"(?<!\s)\s{{{LONGEST_SPACE + 1},}}")
+MAX_SPACE_LENGTH = 2**17
+"""Maximum white space in one piece: the library overflows its stack, and panics, above about 800,000."""
+_LONG_SPACE = re.compile(rf"(?<!\s)\s{{{MAX_SPACE_LENGTH + 1},}}")
 
 
 class TiktokenTokenizer(Tokenizer):
-    """A byte-level BPE tokenizer whose merges are ranks."""
+    """A byte-level BPE tokenizer with merges defined by ranks."""
 
     def __init__(
         self,
@@ -34,11 +34,11 @@ class TiktokenTokenizer(Tokenizer):
         """Takes a vocabulary.
 
         Args:
-            ranks: Byte strings to ids, a lower id is merged earlier.
-            special_tokens: Spelling to id.
-            pattern: Splits text into the words within which tokens are merged.
-            normalize: Text is put into Unicode's normal form NFC first.
-            shown: Special tokens that are part of an answer's text.
+            ranks: Ids of byte strings; lower ids are merged first.
+            special_tokens: Ids of the special tokens by their text.
+            pattern: Splits text into words; tokens are merged within words.
+            normalize: Normalise text to NFC first.
+            shown: Special tokens that are kept in an answer's text.
         """
         token_bytes = [b""] * (max(*ranks.values(), *special_tokens.values()) + 1)
         for token, token_id in ranks.items():
@@ -55,7 +55,7 @@ class TiktokenTokenizer(Tokenizer):
         )
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; spellings of special tokens become these. For text that no user wrote."""
+        """See `Tokenizer.encode`."""
         return [
             token_id
             for piece in self._pieces(text)
@@ -63,7 +63,7 @@ class TiktokenTokenizer(Tokenizer):
         ]
 
     def encode_plain(self, text: str) -> list[int]:
-        """Token ids, never a special one."""
+        """See `Tokenizer.encode_plain`."""
         return [
             token_id
             for piece in self._pieces(text)
@@ -71,11 +71,11 @@ class TiktokenTokenizer(Tokenizer):
         ]
 
     def _pieces(self, text: str) -> Iterator[str]:
-        """The text in normal form, in one piece unless somebody sends white space by the megabyte."""
+        """The normalised text, split only inside very long white space."""
         text = unicodedata.normalize("NFC", text) if self._normalize else text
         start = 0
         for run in _LONG_SPACE.finditer(text):
-            for end in range(run.start() + LONGEST_SPACE, run.end(), LONGEST_SPACE):
+            for end in range(run.start() + MAX_SPACE_LENGTH, run.end(), MAX_SPACE_LENGTH):
                 yield text[start:end]
                 start = end
         yield text[start:]
@@ -86,7 +86,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is malformed, or lacks one of the 256 bytes; the text names the file.
+        ValueError: It is malformed, or lacks one of the 256 bytes; the message names the file.
     """
     ranks: dict[bytes, int] = {}
     try:

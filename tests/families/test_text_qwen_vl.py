@@ -122,7 +122,7 @@ def test_without_a_window_nothing_is_forgotten(chat, tokenizer):
     written = chat.write(chat_request(case["query"], case["history"]))
     text = tokenizer.decode(written.token_ids)
     assert all(question in text and answer in text for question, answer in case["history"])
-    assert written.forgotten_images == 0
+    assert written.dropped_images == 0
 
 
 def test_forgotten_images_keep_their_numbers(tokenizer):
@@ -132,7 +132,7 @@ def test_forgotten_images_keep_their_numbers(tokenizer):
     request = ask(*turns, say(Role.USER, "x", IMAGE))
     chat = QwenVLChat(tokenizer, image_tokens=256, history_window=600)
     written = chat.write(request)
-    assert written.forgotten_images == 1
+    assert written.dropped_images == 1
     text = tokenizer.decode(written.token_ids)
     assert "q0" not in text
     assert [f"Picture {n}: " in text for n in (1, 2, 3, 4)] == [False, True, True, True]
@@ -140,7 +140,7 @@ def test_forgotten_images_keep_their_numbers(tokenizer):
     # Images count with all their tokens: a turn has about 275.
     for window, forgotten in ((256, 3), (400, 2), (1200, 0)):
         again = QwenVLChat(tokenizer, image_tokens=256, history_window=window).write(request)
-        assert again.forgotten_images == forgotten
+        assert again.dropped_images == forgotten
 
 
 def test_continues_the_final_message(chat, tokenizer):
@@ -211,10 +211,10 @@ def test_images_have_their_numbers_over_all_turns(tokenizer, turns, window, text
     ids = list(written.token_ids)
     kept = ids.count(IMG)
     total = sum(map(sum, turns))
-    assert written.forgotten_images + kept == total
+    assert written.dropped_images + kept == total
     assert kept >= sum(turns[-1])
     before = [tokenizer.decode(ids[:at]) for at, token_id in enumerate(ids) if token_id == IMG]
-    for number, said in enumerate(before, written.forgotten_images + 1):
+    for number, said in enumerate(before, written.dropped_images + 1):
         assert said.endswith(f"Picture {number}: ")
 
 
@@ -237,7 +237,7 @@ def test_a_base_model_does_not_chat(tokenizer):
 def test_text_completions(tokenizer, chat, case):
     """As text or as the original's ids, which name a file: one place for each image, and no file."""
     for ids in (tokenizer.encode(case["query"]), case["ids"]):
-        assert list(chat.raw_places(ids, "f")) == with_pads(case["ids"], each=1)
+        assert list(chat.with_placeholders(ids, "f")) == with_pads(case["ids"], each=1)
 
 
 @pytest.mark.parametrize(
@@ -245,13 +245,13 @@ def test_text_completions(tokenizer, chat, case):
 )
 def test_text_completions_with_broken_images(tokenizer, chat, text):
     with pytest.raises(InvalidArgumentError) as caught:
-        chat.raw_places(tokenizer.encode(text), "spec.text")
+        chat.with_placeholders(tokenizer.encode(text), "spec.text")
     assert caught.value.field == "spec.text"
 
 
 def test_prompts_of_text_completions_may_have_stray_ends(tokenizer, chat):
     ids = tokenizer.encode("a</img>b")
-    assert list(chat.raw_places(ids, "f")) == ids
+    assert list(chat.with_placeholders(ids, "f")) == ids
 
 
 @pytest.mark.parametrize(

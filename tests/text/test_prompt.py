@@ -148,7 +148,7 @@ def test_forgotten_images(tokenizer):
 
     class Forgetful:
         def write(self, request):
-            return WrittenChat(token_ids=[1, PAD, 2, PAD], forgotten_images=1)
+            return WrittenChat(token_ids=[1, PAD, 2, PAD], dropped_images=1)
 
         def raw_places(self, token_ids, field):
             raise NotImplementedError

@@ -1,7 +1,7 @@
-"""GLM-4V-9B: what its files say, and the tensors of its checkpoints.
+"""GLM-4V-9B: reads its configuration and lists the tensors of its checkpoints.
 
 Source: configuration_chatglm.py, modeling_chatglm.py and visual.py of the release (arXiv 2406.12793). config.json
-shares its model_type with ChatGLM, the language models; only `vision_config` tells them apart.
+shares its model_type with ChatGLM, the language models; only `vision_config` distinguishes them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ NAME = "glm_4v"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 ROPE_THETA = 10_000.0
-POOL_SIDE = 2  # patches per side that the convolution behind the blocks makes one token of
-TOKENS_BEFORE_IMAGE = (
-    10  # special tokens between <|endoftext|>, which fills an image's place, and its begin
-)
+POOL_SIDE = 2  # patches per side that the convolution after the blocks merges into one token
+TOKENS_BEFORE_IMAGE = 10  # ids from <|endoftext|>, the placeholder of an image, to boi_token_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GlmVisionSpec:
-    """Settings of the EVA2-CLIP tower and of the adapter behind it.
+    """Settings of the EVA2-CLIP tower and of the adapter after it.
 
     Attributes:
         hidden_size: Width of the tower's residual stream.
@@ -38,9 +36,9 @@ class GlmVisionSpec:
         norm_eps: Epsilon of the tower's layer norms.
         patch_size: Side of a patch in pixels.
         patches_per_side: Patches along a side of the square image.
-        scaling_factor: What the tower's output is divided by.
+        scaling_factor: Divisor of the tower's output.
         output_size: Width of an image token: the decoder's hidden size.
-        adapter_size: Width of the adapter's gated MLP: the decoder's.
+        adapter_size: Width of the adapter's gated MLP, the same as the decoder's.
     """
 
     hidden_size: int
@@ -61,7 +59,7 @@ class GlmVisionSpec:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of an image, the vectors for its begin and its end included."""
+        """Tokens of an image, including the vectors for its begin and end."""
         return (self.patches_per_side // POOL_SIDE) ** 2 + 2
 
 
@@ -70,7 +68,7 @@ def read(model_dir: Path, config: Section) -> ModelSpec:
     if "vision_config" not in config:
         raise SpecError(
             "config.json: this is ChatGLM, a language model without vision (`vision_config` is missing);"
-            " of its relatives only GLM-4V-9B is supported"
+            " only GLM-4V-9B is supported"
         )
     decoder = _read_decoder(config)
     vision = _read_vision(config.section("vision_config"), decoder)
@@ -100,7 +98,7 @@ def _read_decoder(config: Section) -> DecoderSpec:
     config.expect("apply_residual_connection_post_layernorm", wanted=False)
     config.expect("original_rope", wanted=True)
     config.expect("tie_word_embeddings", wanted=False)
-    # Without groups the fused projection lies head by head, as no release has it.
+    # Without groups the fused projection is laid out head by head, which no release uses.
     config.expect("multi_query_attention", wanted=True)
     num_heads, head_dim = config.integer("num_attention_heads"), config.integer("kv_channels")
     num_kv_heads = config.integer("multi_query_group_num")
@@ -153,7 +151,7 @@ def _read_vision(section: Section, decoder: DecoderSpec) -> GlmVisionSpec:
             f"{section.where}: image_size must be a multiple of {POOL_SIDE} patch sizes"
         )
     if section.integer("num_positions") != vision.patches_per_side**2 + 1:
-        raise SpecError(f"{section.where}: num_positions must be one more than there are patches")
+        raise SpecError(f"{section.where}: num_positions must be the number of patches plus one")
     if vision.hidden_size % vision.num_heads:
         raise SpecError(f"{section.where}: hidden_size must be a multiple of num_heads")
     return vision

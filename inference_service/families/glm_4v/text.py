@@ -1,4 +1,4 @@
-"""Text of GLM-4V-9B: vocabulary, special tokens, and how a conversation is written.
+"""Text processing of GLM-4V-9B: vocabulary, special tokens and chat format.
 
 Source: the release's tokenization_chatglm.py.
 """
@@ -24,7 +24,7 @@ PATTERN = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 IMAGE = ("<|begin_of_image|>", "<|endoftext|>", "<|end_of_image|>")
-"""What stands in a prompt for an image."""
+"""The tokens of an image in a prompt."""
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "[MASK]",
@@ -52,7 +52,7 @@ def load_text(
     tokenizer = load_tokenizer(model_dir)
     ids = [tokenizer.special_tokens[token] for token in IMAGE]
     if ids != [spec.vision_start_token_id, spec.image_token_id, spec.vision_end_token_id]:
-        raise ValueError(f"{VOCABULARY} does not fit boi_token_id of config.json")
+        raise ValueError(f"{VOCABULARY} does not match boi_token_id of config.json")
     return tokenizer, GlmChat(tokenizer)
 
 
@@ -69,7 +69,7 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
 
 
 class GlmChat:
-    """The chat format of GLM-4V-9B: no token ends a turn, the next one's role does."""
+    """The chat format of GLM-4V-9B: a turn is ended by the next role token only."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Takes the model's tokenizer."""
@@ -85,7 +85,8 @@ class GlmChat:
         texts = [p.text for m in request.messages for p in m.parts if isinstance(p, TextPart)]
         if sum(map(len, texts)) > MAX_CHARACTERS:
             raise ContextLengthError(
-                "The prompt does not fit the context window.", field="spec.messages"
+                f"The messages have more than {MAX_CHARACTERS} characters and fit no context window.",
+                field="spec.messages",
             )
         token_ids = list(self._opening)
         for message in request.messages:
@@ -94,13 +95,13 @@ class GlmChat:
             token_ids.append(self._role("assistant"))
         return WrittenChat(token_ids=token_ids)
 
-    def raw_places(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
-        """See `ChatFormat.raw_places`: the placeholder itself."""
+    def with_placeholders(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
+        """See `ChatFormat.with_placeholders`: such prompts already have placeholders."""
         del field
         return token_ids
 
     def _message(self, message: ChatMessage) -> list[int]:
-        """Images stand before the text, wherever their parts are; an empty message is not written."""
+        """Token ids of a message: images come before the text; an empty message is left out."""
         text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
         images = sum(isinstance(part, ImagePart) for part in message.parts)
         if not (images or text):

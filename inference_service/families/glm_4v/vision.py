@@ -1,6 +1,6 @@
-"""The vision tower of GLM-4V-9B and its adapter: a square of patches in, image tokens out.
+"""The vision tower and adapter of GLM-4V-9B: encode a square of patches into image tokens.
 
-Behind the blocks come a convolution and a gated MLP; learned vectors mark the begin and the end of an image.
+The blocks are followed by a convolution and a gated MLP; learned vectors mark the begin and the end of an image.
 Source: visual.py of the release (EVA2-CLIP, arXiv 2402.04252).
 """
 
@@ -21,7 +21,7 @@ ADAPTER_NORM_EPS = 1e-5
 
 
 class PatchEmbedding(nn.Module):
-    """Patches as vectors behind that of the whole image, all with their learned positions."""
+    """Embeds the class token and the patches, with learned positions."""
 
     def __init__(self, vision: GlmVisionSpec) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class VisionAttention(nn.Module):
         self.dense = Linear(vision.hidden_size, vision.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[images, rows, hidden], in and out."""
+        """[images, rows, hidden] -> the same shape."""
         mixed = self.query_key_value(x).unflatten(2, (3, self._heads, -1))
         q, k, v = mixed.permute(2, 0, 3, 1, 4)
         attended = scaled_dot_product_attention(q, k, v)
@@ -55,7 +55,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionMLP(nn.Module):
-    """Two linear maps with the exact GELU between."""
+    """Two linear maps with the exact GELU between them."""
 
     def __init__(self, vision: GlmVisionSpec) -> None:
         super().__init__()
@@ -63,13 +63,13 @@ class VisionMLP(nn.Module):
         self.fc2 = Linear(vision.intermediate_size, vision.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., hidden], in and out."""
+        """[..., hidden] -> the same shape."""
         out: torch.Tensor = self.fc2(gelu(self.fc1(x)))
         return out
 
 
 class Block(nn.Module):
-    """Attention and MLP; unlike elsewhere, what each of them gives is normalised, not what it takes."""
+    """Attention and MLP; unlike in other towers, their outputs are normalised, not their inputs."""
 
     def __init__(self, vision: GlmVisionSpec) -> None:
         super().__init__()
@@ -79,14 +79,14 @@ class Block(nn.Module):
         self.mlp = VisionMLP(vision)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[images, rows, hidden], in and out."""
+        """[images, rows, hidden] -> the same shape."""
         x = x + self.input_layernorm(self.attention(x))
         out: torch.Tensor = x + self.post_attention_layernorm(self.mlp(x))
         return out
 
 
 class Adapter(nn.Module):
-    """A linear map and a gated MLP, without residual streams."""
+    """A linear map and a gated MLP, without residual connections."""
 
     def __init__(self, vision: GlmVisionSpec) -> None:
         super().__init__()
@@ -98,17 +98,17 @@ class Adapter(nn.Module):
         self.dense_4h_to_h = Linear(inner, size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., output_size], in and out."""
+        """[..., output_size] -> the same shape."""
         x = gelu(self.norm1(self.linear_proj(x)))
         out: torch.Tensor = self.dense_4h_to_h(silu(self.gate_proj(x)) * self.dense_h_to_4h(x))
         return out
 
 
 class VisionTower(nn.Module):
-    """Patches in, image tokens out."""
+    """Encodes images into image tokens."""
 
     def __init__(self, vision: GlmVisionSpec, ops: Ops = REFERENCE) -> None:
-        del ops  # none of the shared operations is in this tower
+        del ops  # this tower uses none of the shared operations
         super().__init__()
         self._side = vision.patches_per_side
         self._scaling_factor = vision.scaling_factor
@@ -132,7 +132,7 @@ class VisionTower(nn.Module):
             For each image [num_tokens, output_size]: begin, tokens row by row, end; views of one tensor.
         """
         if any(grid != (1, self._side, self._side) for grid in grids):
-            raise ValueError(f"an image is not a square of {self._side} patches")
+            raise ValueError(f"images must have {self._side} x {self._side} patches: {grids}")
         x = self.patch_embedding(torch.stack(list(patches)))
         for block in self.blocks:
             x = block(x)

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: what its files say, and the tensors of its checkpoints."""
+"""Qwen2.5-VL: reads its configuration and lists the tensors of its checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inference_service.families.family import TensorEntry
 from inference_service.families.qwen_common.config import (
     QWEN2_VIDEO,
     QwenVisionSpec,
-    expect_usual_input,
+    expect_rgb_and_axial_rope,
     read_model,
     read_qwen2_decoder,
 )
@@ -33,8 +33,8 @@ class Qwen25VisionSpec(QwenVisionSpec):
     """Settings of the Qwen2.5-VL vision tower.
 
     Attributes:
-        window_size: Side in pixels of the squares within which patches see each other.
-        full_attention_layers: Blocks in which all patches of a frame see each other instead.
+        window_size: Side in pixels of the square attention windows.
+        full_attention_layers: Blocks with attention over the whole frame instead.
     """
 
     window_size: int
@@ -52,7 +52,7 @@ def read(model_dir: Path, config: Section) -> ModelSpec:
 
 def _read_vision(section: Section) -> Qwen25VisionSpec:
     section.expect("hidden_act", "silu")
-    expect_usual_input(section)
+    expect_rgb_and_axial_rope(section)
     vision = Qwen25VisionSpec(
         hidden_size=section.integer("hidden_size"),
         intermediate_size=section.integer("intermediate_size"),
@@ -67,9 +67,11 @@ def _read_vision(section: Section) -> Qwen25VisionSpec:
         full_attention_layers=section.integers("fullatt_block_indexes"),
     )
     if vision.window_size < vision.patch_size * vision.merge_size:
-        raise SpecError(f"{section.where}: window_size must hold a token")
+        raise SpecError(
+            f"{section.where}: window_size must be at least patch_size * spatial_merge_size"
+        )
     if any(i >= vision.num_layers for i in vision.full_attention_layers):
-        raise SpecError(f"{section.where}: fullatt_block_indexes must be blocks")
+        raise SpecError(f"{section.where}: fullatt_block_indexes must be less than depth")
     return vision
 
 

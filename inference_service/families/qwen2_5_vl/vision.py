@@ -1,4 +1,4 @@
-"""The vision tower of Qwen2.5-VL: most blocks see windows only, some see whole frames."""
+"""The vision tower of Qwen2.5-VL, with window attention in most blocks and full attention in some."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class VisionMLP(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """The whole tower."""
+    """Encodes images and videos into image tokens."""
 
     def __init__(self, vision: Qwen25VisionSpec, ops: Ops = REFERENCE) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class VisionTower(nn.Module):
         """Encodes images and videos, packed into one batch.
 
         Args:
-            patches: For each image [n, patch_values] in the dtype of the weights, in the order of `preprocess`.
+            patches: For each image [n, patch_values] in the dtype of the weights, in the order of `Patchifier`.
             grids: For each image (frames, rows, columns) in patches.
 
         Returns:
@@ -75,7 +75,7 @@ class VisionTower(nn.Module):
 
 
 def window_labels(layout: Layout, vision: Qwen25VisionSpec) -> torch.Tensor:
-    """[N] int64: a number for each window; those at the right and lower edges of a frame may be smaller."""
+    """[N] int64: the window of each patch; windows at the right and lower edges of a frame may be smaller."""
     # Windows are whole tokens: the side in tokens is rounded down.
     side = vision.window_size // vision.patch_size // vision.merge_size * vision.merge_size
     rows, columns = layout.places // side

@@ -1,4 +1,4 @@
-"""Qwen2-VL: what its files say, and the tensors of its checkpoints."""
+"""Qwen2-VL: reads its configuration and lists the tensors of its checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from inference_service.families.family import TensorEntry
 from inference_service.families.qwen_common.config import (
     QWEN2_VIDEO,
     QwenVisionSpec,
-    expect_usual_input,
+    expect_rgb_and_axial_rope,
     read_model,
     read_qwen2_decoder,
 )
@@ -30,7 +30,7 @@ def read(model_dir: Path, config: Section) -> ModelSpec:
     """See `Family.read`."""
     section = config.section("vision_config")
     section.expect("hidden_act", "quick_gelu")
-    expect_usual_input(section)
+    expect_rgb_and_axial_rope(section)
     width = section.integer("embed_dim")
     inner = width * section.number("mlp_ratio", 4)
     if not inner.is_integer():

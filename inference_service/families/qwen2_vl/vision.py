@@ -1,4 +1,4 @@
-"""The vision tower of Qwen2-VL: patches of several images in, image tokens out."""
+"""The vision tower of Qwen2-VL: encodes patches of several images into image tokens."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from inference_service.kernels.ops import REFERENCE, Ops
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
-    """GELU by a sigmoid, as OpenAI's CLIP has it."""
+    """GELU approximated by a sigmoid, as in OpenAI's CLIP."""
     return x * torch.sigmoid(1.702 * x)
 
 
 class VisionMLP(nn.Module):
-    """Two linear maps with the quick form of GELU between."""
+    """Two linear maps with the sigmoid approximation of GELU between them."""
 
     def __init__(self, vision: QwenVisionSpec) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class VisionMLP(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """The whole tower."""
+    """Encodes images and videos into image tokens."""
 
     def __init__(self, vision: QwenVisionSpec, ops: Ops = REFERENCE) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class VisionTower(nn.Module):
         """Encodes images and videos, packed into one batch.
 
         Args:
-            patches: For each image [n, patch_values] in the dtype of the weights, in the order of `preprocess`.
+            patches: For each image [n, patch_values] in the dtype of the weights, in the order of `Patchifier`.
             grids: For each image (frames, rows, columns) in patches.
 
         Returns:

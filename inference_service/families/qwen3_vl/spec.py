@@ -1,4 +1,4 @@
-"""Qwen3-VL: what its files say, and the tensors of its checkpoints."""
+"""Qwen3-VL: reads its configuration and lists the tensors of its checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inference_service.families.config_file import Section, SpecError
 from inference_service.families.family import TensorEntry
 from inference_service.families.qwen_common.config import (
     QwenVisionSpec,
-    expect_usual_input,
+    expect_rgb_and_axial_rope,
     read_decoder,
     read_model,
 )
@@ -34,7 +34,7 @@ class Qwen3VisionSpec(QwenVisionSpec):
 
     Attributes:
         position_table_side: The learned positions are a square table of this side, interpolated to each image.
-        deepstack_layers: Blocks, ascending, whose output is added to the first decoder layers (arXiv 2406.04334).
+        deepstack_layers: Blocks, ascending, from which features go to the first decoder layers (arXiv 2406.04334).
     """
 
     position_table_side: int
@@ -60,7 +60,7 @@ def read(model_dir: Path, config: Section) -> ModelSpec:
 
 def _read_vision(section: Section) -> Qwen3VisionSpec:
     section.expect("hidden_act", "gelu_pytorch_tanh")
-    expect_usual_input(section)
+    expect_rgb_and_axial_rope(section)
     num_positions = section.integer("num_position_embeddings")
     vision = Qwen3VisionSpec(
         hidden_size=section.integer("hidden_size"),
@@ -77,9 +77,11 @@ def _read_vision(section: Section) -> Qwen3VisionSpec:
     )
     levels = vision.deepstack_layers
     if vision.position_table_side**2 != num_positions:
-        raise SpecError(f"{section.where}: num_position_embeddings must be a square")
+        raise SpecError(f"{section.where}: num_position_embeddings must be a square number")
     if list(levels) != sorted(set(levels)) or any(i >= vision.num_layers for i in levels):
-        raise SpecError(f"{section.where}: deepstack_visual_indexes must be ascending blocks")
+        raise SpecError(
+            f"{section.where}: deepstack_visual_indexes must be ascending and less than depth"
+        )
     return vision
 
 

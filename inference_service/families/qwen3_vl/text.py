@@ -1,4 +1,4 @@
-"""Text of Qwen3-VL: tokenizer.json and the Jinja template of the checkpoint."""
+"""Text processing of Qwen3-VL: tokenizer.json and the Jinja template of the checkpoint."""
 
 from __future__ import annotations
 

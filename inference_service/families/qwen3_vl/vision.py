@@ -1,4 +1,4 @@
-"""The vision tower of Qwen3-VL: patches of several images in, image tokens with deepstack features out."""
+"""The vision tower of Qwen3-VL: encodes patches into image tokens with deepstack features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from inference_service.kernels.ops import REFERENCE, Ops
 
 
 class PositionTable(nn.Module):
-    """Learned positions on a square grid, interpolated bilinearly to an image's own, corners on corners."""
+    """Learned positions on a square grid, interpolated bilinearly to an image's grid with aligned corners."""
 
     def __init__(self, vision: Qwen3VisionSpec) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class PositionTable(nn.Module):
     def _neighbours(
         self, index: torch.Tensor, size: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Table entries on both sides of each of `size` evenly spread places, and the share of the second."""
+        """Table entries on both sides of `size` evenly spaced points, and the weight of the second."""
         place = index.float() * (self._side - 1) / max(size - 1, 1)
         lower = place.floor()
         entry = lower.long()
@@ -55,7 +55,7 @@ class PositionTable(nn.Module):
 
 
 class VisionMLP(nn.Module):
-    """Two linear maps with the tanh form of GELU between."""
+    """Two linear maps with the tanh approximation of GELU between them."""
 
     def __init__(self, vision: Qwen3VisionSpec) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class VisionMLP(nn.Module):
 
 
 class Merger(nn.Module):
-    """Makes one token of merge_size x merge_size patches; the norm comes before or after they are put together."""
+    """Merges merge_size x merge_size patches into one token; the norm comes before or after merging."""
 
     def __init__(self, vision: Qwen3VisionSpec, *, norm_after_merging: bool) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Merger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """The whole tower."""
+    """Encodes images and videos into image tokens with deepstack features."""
 
     def __init__(self, vision: Qwen3VisionSpec, ops: Ops = REFERENCE) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class VisionTower(nn.Module):
         """Encodes images and videos, packed into one batch.
 
         Args:
-            patches: For each image [n, patch_values] in the dtype of the weights, in the order of `preprocess`.
+            patches: For each image [n, patch_values] in the dtype of the weights, in the order of `Patchifier`.
             grids: For each image (frames, rows, columns) in patches.
 
         Returns:
@@ -128,7 +128,7 @@ class VisionTower(nn.Module):
         return split_images(merged, grids, self.vision.merge_size)
 
     def _learned_positions(self, places: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
-        """[N, hidden]; every frame of a video has the same."""
+        """[N, hidden]; the same for every frame of a video."""
         lengths = [frames * rows * columns for frames, rows, columns in grids]
         parts = torch.split(places, lengths, dim=1)
         learned = [

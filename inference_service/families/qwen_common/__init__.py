@@ -1,1 +1,1 @@
-"""What Qwen2-VL and its successors have in common."""
+"""Shared parts of Qwen2-VL and its successors."""

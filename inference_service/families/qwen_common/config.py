@@ -1,4 +1,4 @@
-"""Reads what the configuration files of Qwen2-VL and its successors have in common."""
+"""Reads the common configuration of Qwen2-VL and its successors."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ VISION_ROPE_THETA = 10_000.0
 QWEN2_VIDEO = VideoPolicy(
     min_pixels=128 * 28 * 28, max_pixels=768 * 28 * 28, total_pixels=16384 * 28 * 28
 )
-"""As transformers' `Qwen2VLVideoProcessor` with `cap_pixels_per_frame`; all frames together what the encoder holds."""
+"""As in transformers' `Qwen2VLVideoProcessor` with `cap_pixels_per_frame`."""
 
-BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, as preprocessor_config.json writes it
+BICUBIC = 3  # PIL.Image.Resampling.BICUBIC in preprocessor_config.json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QwenVisionSpec:
-    """Settings that the vision towers of these families share.
+    """The common settings of the vision towers.
 
     Attributes:
         hidden_size: Width of the residual stream.
@@ -63,19 +63,19 @@ class QwenVisionSpec:
 
     @property
     def merged_size(self) -> int:
-        """Width of the patches that become one token, side by side."""
+        """Width of the concatenated patches of one token."""
         return self.hidden_size * self.merge_size**2
 
 
 def text_section(config: Section) -> Section:
-    """The language model's settings: an object of their own, or (transformers 4, Qwen2) at top level."""
+    """The language model's settings: in `text_config`, or (transformers 4, Qwen2) at top level."""
     return config.section("text_config") if "text_config" in config else config
 
 
-def expect_usual_input(section: Section) -> None:
-    """Refuses a vision tower that is not for RGB or turns its positions otherwise."""
+def expect_rgb_and_axial_rope(section: Section) -> None:
+    """Raises for a vision tower with other input than RGB or other rotary positions."""
     section.expect("in_channels", 3)
-    section.expect("in_chans", 3)  # the same as published with Qwen2-VL and Qwen2.5-VL
+    section.expect("in_chans", 3)  # the key in the published Qwen2-VL and Qwen2.5-VL
     if "rope_parameters" in section:  # written since transformers 5
         section.section("rope_parameters").expect("rope_type", "axial")
         section.section("rope_parameters").expect("rope_theta", VISION_ROPE_THETA)
@@ -90,10 +90,10 @@ def read_model(
     vision: QwenVisionSpec,
     video: VideoPolicy,
 ) -> ModelSpec:
-    """Reads what is left when decoder and tower are known.
+    """Reads the rest of the specification, given decoder and vision tower.
 
     Raises:
-        SpecError: A file is missing or broken, or decoder and tower do not fit.
+        SpecError: A file is missing or invalid, or decoder and tower do not match.
     """
     text, section = text_section(config), config.section("vision_config")
     if vision.hidden_size % vision.num_heads or vision.head_dim % 4:
@@ -125,10 +125,10 @@ def read_decoder(
     mrope_interleaved: bool,
     deepstack_levels: int = 0,
 ) -> DecoderSpec:
-    """Reads the language model's settings; what the family's own code fixes is given.
+    """Reads the language model's settings; the arguments are fixed by the family.
 
     Raises:
-        SpecError: A setting is missing, makes no sense or is not supported.
+        SpecError: A setting is missing, invalid or not supported.
     """
     text = text_section(config)
     text.expect("hidden_act", "silu")
@@ -162,7 +162,7 @@ def read_qwen2_decoder(config: Section) -> DecoderSpec:
     """The language model of Qwen2-VL and Qwen2.5-VL.
 
     Raises:
-        SpecError: A setting is missing, makes no sense or is not supported.
+        SpecError: A setting is missing, invalid or not supported.
     """
     text_section(config).expect("use_sliding_window", wanted=False)
     return read_decoder(
@@ -222,7 +222,7 @@ def _read_image_policy(model_dir: Path, vision: QwenVisionSpec) -> ImagePolicy:
 
 
 def _read_video_policy(model_dir: Path, default: VideoPolicy) -> VideoPolicy:
-    """The limits of video_preprocessor_config.json; the older models were published without it."""
+    """Reads the limits in video_preprocessor_config.json; older models were published without it."""
     if not (model_dir / "video_preprocessor_config.json").is_file():
         return default
     section = read_config(model_dir / "video_preprocessor_config.json").section("size")
@@ -237,7 +237,7 @@ def _read_video_policy(model_dir: Path, default: VideoPolicy) -> VideoPolicy:
 
 
 def _read_preprocessor(model_dir: Path) -> Section:
-    """Image processors are saved in a file of their own, or as an object of their processor's."""
+    """Reads the image processor, saved in its own file or as an object in its processor's file."""
     nested = model_dir / "processor_config.json"
     if not (model_dir / "preprocessor_config.json").is_file() and nested.is_file():
         return read_config(nested).section("image_processor")
@@ -245,7 +245,7 @@ def _read_preprocessor(model_dir: Path) -> Section:
 
 
 def read_dtype(config: Section, text: Section) -> str:
-    """The dtype of the stored weights; its key has had two names and two places."""
+    """The dtype of the stored weights; old and new versions use two keys in two places."""
     for section in (config, text):
         for key in ("dtype", "torch_dtype"):
             if key in section:
@@ -253,11 +253,11 @@ def read_dtype(config: Section, text: Section) -> str:
                 if dtype not in DTYPE_BYTES:
                     raise SpecError(f"{section.where}: dtype {dtype!r} is not supported")
                 return dtype
-    return "float32"  # what the absence of the key has always meant
+    return "float32"  # the default if the key is missing
 
 
 def read_eos(model_dir: Path, config: Section, text: Section) -> tuple[int, ...]:
-    """The tokens that end an answer: those of generation_config.json, or else of config.json."""
+    """The tokens that end an answer, from generation_config.json, else from config.json."""
     sections = [config, text]
     if (model_dir / "generation_config.json").is_file():
         sections.insert(0, read_config(model_dir / "generation_config.json"))
@@ -270,5 +270,7 @@ def read_eos(model_dir: Path, config: Section, text: Section) -> tuple[int, ...]
 def _token_id(config: Section, key: str, decoder: DecoderSpec) -> int:
     token_id = config.integer(key, minimum=0)
     if token_id >= decoder.vocab_size:
-        raise SpecError(f"{config.where}: {key} {token_id} is beyond the vocabulary")
+        raise SpecError(
+            f"{config.where}: {key} is {token_id}, but must be less than vocab_size {decoder.vocab_size}"
+        )
     return token_id

@@ -10,7 +10,7 @@ from inference_service.model_spec import DecoderSpec
 
 
 def current_name(name: str) -> str:
-    """The name of today for one in a checkpoint of Qwen2-VL or Qwen2.5-VL as published, or the name itself."""
+    """The current name of a tensor in a checkpoint of Qwen2-VL or Qwen2.5-VL as published."""
     if name.startswith("visual."):
         return f"model.{name}"
     if name.startswith("model.") and not name.startswith(
@@ -28,7 +28,7 @@ def vision_entry(
     ours: str | None = None,
     row: int = 0,
 ) -> TensorEntry:
-    """A tensor of the vision tower; `ours` where our parameter has another name."""
+    """A tensor of the vision tower; `ours` is the model's parameter, if named differently."""
     return TensorEntry(f"model.visual.{name}", shape, f"visual.{ours or name}", part, row)
 
 
@@ -40,14 +40,14 @@ def with_bias(
     ours: str | None = None,
     row: int = 0,
 ) -> Iterator[TensorEntry]:
-    """A weight of the vision tower and its bias, as long as the weight has rows."""
+    """A weight of the vision tower and its bias of `shape[0]` values."""
     ours = ours or name
     yield vision_entry(f"{name}.weight", shape, part, ours=f"{ours}.weight", row=row)
     yield vision_entry(f"{name}.bias", shape[:1], part, ours=f"{ours}.bias", row=row)
 
 
 def patch_embed_entry(vision: QwenVisionSpec) -> TensorEntry:
-    """The convolution that makes a vector of each patch."""
+    """The convolution that embeds patches."""
     patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
     return vision_entry("patch_embed.proj.weight", (vision.hidden_size, *patch))
 
@@ -60,7 +60,7 @@ def merger_entries(vision: QwenVisionSpec) -> Iterator[TensorEntry]:
 
 
 def language_entries(decoder: DecoderSpec) -> Iterator[TensorEntry]:
-    """The tensors of the language model, under the names of today."""
+    """The tensors of the language model, under their current names."""
     hidden = decoder.hidden_size
     embedding = (decoder.vocab_size, hidden)
     yield TensorEntry(EMBEDDING, embedding, "decoder.embed_tokens.weight", "language")

@@ -1,4 +1,4 @@
-"""Text of the families whose checkpoints bring tokenizer.json and a Jinja template."""
+"""Text processing of the families whose checkpoints contain tokenizer.json and a Jinja template."""
 
 from __future__ import annotations
 

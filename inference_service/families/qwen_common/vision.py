@@ -1,4 +1,4 @@
-"""What the vision towers of Qwen2-VL and its successors share: packing images and videos into one batch, and blocks."""
+"""Shared parts of the vision towers of Qwen2-VL and its successors: batch packing and transformer blocks."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the patches of a batch stand, in the order in which patches come; on the CPU.
+    """The places of the patches of a batch, in batch order, on the CPU.
 
     Attributes:
         places: [2, N] int64: row and column of each patch.
-        frames: [N] int64: number of its frame, counted through all images.
+        frames: [N] int64: index of each patch's frame, counted over all images.
     """
 
     places: torch.Tensor
@@ -35,7 +35,7 @@ class Layout:
 
     @classmethod
     def of(cls, grids: Sequence[Grid], merge_size: int) -> Layout:
-        """The layout of images one after the other."""
+        """The layout of concatenated images."""
         places = [patch_places(rows, columns, merge_size) for _, rows, columns in grids]
         times = [grid[0] for grid in grids]
         lengths = torch.tensor([len(place[0]) for place in places])
@@ -47,7 +47,7 @@ class Layout:
 
 
 def patch_places(rows: int, columns: int, merge_size: int) -> torch.Tensor:
-    """[2, rows * columns]: row and column of each patch; those that become one token follow each other."""
+    """[2, rows * columns]: row and column of each patch; the patches of one token are adjacent."""
     index = torch.arange(rows * columns)
     index = index.view(rows // merge_size, merge_size, columns // merge_size, merge_size)
     index = index.transpose(1, 2).flatten()
@@ -55,11 +55,11 @@ def patch_places(rows: int, columns: int, merge_size: int) -> torch.Tensor:
 
 
 def segments_of(labels: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
-    """Rows of a batch that see each other: those with one label.
+    """The rows of each attention segment: those with the same label.
 
     Args:
         labels: [N] int64, on the CPU.
-        device: Where the result goes.
+        device: Device of the result.
 
     Returns:
         For each length L of a segment [segments, L]: the rows of each.
@@ -81,7 +81,7 @@ def axial_rope(places: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch
 
 
 class PatchEmbed(nn.Module):
-    """A convolution whose stride is its kernel: a linear map of each patch."""
+    """Embeds patches: a convolution with a stride equal to its kernel is a linear map."""
 
     def __init__(self, vision: QwenVisionSpec, *, bias: bool) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class VisionAttention(nn.Module):
         rope: tuple[torch.Tensor, torch.Tensor],
         segments: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        """[N, hidden] -> [N, hidden]; `segments` as `segments_of` gives them."""
+        """[N, hidden] -> [N, hidden]; `segments` from `segments_of`."""
         q, k, v = self.qkv(x).view(-1, *self._heads).unbind(1)
         q, k = self._ops.apply_rope(q, *rope), self._ops.apply_rope(k, *rope)
         out = torch.empty_like(q)
@@ -122,7 +122,7 @@ class VisionAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm; norms and MLP are the family's."""
+    """Attention and MLP, each with a norm before it; the family supplies norms and MLP."""
 
     def __init__(
         self,
@@ -143,14 +143,14 @@ class Block(nn.Module):
         rope: tuple[torch.Tensor, torch.Tensor],
         segments: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        """[N, hidden] -> [N, hidden]; only patches of one segment see each other."""
+        """[N, hidden] -> [N, hidden]; attention is limited to segments."""
         x = x + self.attn(self.norm1(x), rope, segments)
         out: torch.Tensor = x + self.mlp(self.norm2(x))
         return out
 
 
 class Merger(nn.Module):
-    """Makes one token of merge_size x merge_size patches, as in Qwen2-VL and Qwen2.5-VL."""
+    """Merges merge_size x merge_size patches into one token, as in Qwen2-VL and Qwen2.5-VL."""
 
     def __init__(self, vision: QwenVisionSpec, norm: nn.Module) -> None:
         super().__init__()

@@ -18,6 +18,6 @@ FAMILY = Family(
     boxes=BoxNotation.REF_BOX,
     pickled_weights=True,
     supports_history_window=True,
-    # Its GB can only be GiB: the weights alone are 19.31 GB.
+    # The tutorial's GB must be GiB: the weights alone are 19.31 GB.
     memory_remarks={"float16": "the Qwen-VL tutorial states 18.74 GB (GiB)"},
 )

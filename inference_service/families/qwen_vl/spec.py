@@ -1,7 +1,7 @@
-"""Qwen-VL and Qwen-VL-Chat (2023): what their files say, and the tensors of their checkpoints.
+"""Qwen-VL and Qwen-VL-Chat (2023): reads their configuration and lists the tensors of their checkpoints.
 
 Source: configuration_qwen.py, modeling_qwen.py and visual.py of the release (arXiv 2308.12966). config.json shares
-name and model_type with Qwen, the language model of the same year; only `visual` tells them apart.
+name and model_type with Qwen, the language model of the same year; only `visual` distinguishes them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from inference_service.model_spec import (
 NAME = "qwen_vl"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-POSITION_TABLE_SIDE = 16  # whatever the size of images: the code writes 256
+POSITION_TABLE_SIDE = 16  # for images of any size: the original hard-codes 256
 POOL_HEAD_DIM = 128
 TAGS_BEFORE_IMG = 6  # ref, box and quad with their ends
 EXTRA_TOKENS = 205
@@ -65,7 +65,7 @@ class QwenVLVisionSpec:
 
     @property
     def pool_heads(self) -> int:
-        """Attention heads of the resampler: as many as are of at least POOL_HEAD_DIM elements each."""
+        """Number of attention heads of the resampler, each with POOL_HEAD_DIM elements or more."""
         return self.output_size // POOL_HEAD_DIM
 
 
@@ -74,7 +74,7 @@ def read(model_dir: Path, config: Section) -> ModelSpec:
     if "visual" not in config:
         raise SpecError(
             "config.json: this is Qwen, a language model without vision (`visual` is missing);"
-            " of that generation only Qwen-VL and Qwen-VL-Chat are supported"
+            " only Qwen-VL and Qwen-VL-Chat are supported"
         )
     decoder = _read_decoder(config)
     section = config.section("visual")
@@ -95,7 +95,7 @@ def read(model_dir: Path, config: Section) -> ModelSpec:
         vision_end_token_id=image_start + 1,
         max_position_embeddings=config.integer("max_position_embeddings"),
         checkpoint_dtype=read_dtype(config, config),
-        # The original stops at <|im_end|> and <|im_start|> by words beside its eos_token_id.
+        # The original also stops at the texts <|im_end|> and <|im_start|>, besides its eos_token_id.
         eos_token_ids=tuple(range(end_of_text, end_of_text + (3 if is_chat else 1))),
         is_chat=is_chat,
     )
@@ -157,7 +157,7 @@ def _read_vision(section: Section, decoder: DecoderSpec) -> QwenVLVisionSpec:
     if width % vision.num_heads:
         raise SpecError(f"{section.where}: width must be a multiple of heads")
     if math.isqrt(vision.num_queries) ** 2 != vision.num_queries:
-        raise SpecError(f"{section.where}: n_queries must be a square")
+        raise SpecError(f"{section.where}: n_queries must be a square number")
     if vision.pool_heads == 0 or vision.output_size % vision.pool_heads:
         raise SpecError(
             f"{section.where}: output_dim {vision.output_size} cannot be divided among"

@@ -1,4 +1,4 @@
-"""Text of Qwen-VL and Qwen-VL-Chat (2023): vocabulary, special tokens, and ChatML with numbered images.
+"""Text processing of Qwen-VL and Qwen-VL-Chat (2023): vocabulary, special tokens, ChatML with numbered images.
 
 Source: the original's tokenization_qwen.py and qwen_generation_utils.py (arXiv 2308.12966).
 """
@@ -30,7 +30,7 @@ PATTERN = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 BOX_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
-"""Part of what users and the model say of an image: read in messages, shown in answers."""
+"""Tags around boxes: special tokens that users may write in messages, and that answers show."""
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -52,10 +52,10 @@ def load_text(
 ) -> tuple[Tokenizer, ChatFormat]:
     """See `Family.load_text`."""
     if not (model_dir / VOCABULARY).is_file():
-        raise ValueError(f"{model_dir} has no {VOCABULARY}, the vocabulary of the release")
+        raise ValueError(f"{model_dir} has no {VOCABULARY}, the vocabulary file of Qwen-VL")
     tokenizer = load_tokenizer(model_dir)
     if tokenizer.special_tokens["<imgpad>"] != spec.image_token_id:
-        raise ValueError(f"{VOCABULARY} does not fit image_start_id of config.json")
+        raise ValueError(f"{VOCABULARY} does not match image_start_id of config.json")
     if spec.is_chat:
         return tokenizer, QwenVLChat(
             tokenizer,
@@ -63,7 +63,9 @@ def load_text(
             history_window=options.history_window,
         )
     if options.history_window is not None:
-        raise ValueError("--history-window: this is a base model, whose prompts have no turns")
+        raise ValueError(
+            "--history-window is not supported by this base model: it has no chat format; remove it"
+        )
     return tokenizer, QwenVLBase(tokenizer)
 
 
@@ -80,7 +82,7 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
 
 
 class QwenVLBase:
-    """The chat format of Qwen-VL, the base model: none, but raw prompts have images."""
+    """The chat format of Qwen-VL, the base model: no conversations, only text completions with images."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         special = tokenizer.special_tokens
@@ -88,25 +90,28 @@ class QwenVLBase:
         self._image = [special["<img>"], self._placeholder, special["</img>"]]
 
     def write(self, request: ChatRequest) -> WrittenChat:
-        """Refuses.
+        """Raises, as the base model cannot chat.
 
         Raises:
             UnsupportedParameterError: Always.
         """
         del request
         raise UnsupportedParameterError(
-            "This is a base model: it continues a prompt and cannot chat. Use completions.",
+            "This is a base model without a chat format; use text completions instead.",
             field="spec.messages",
         )
 
-    def raw_places(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
-        """See `ChatFormat.raw_places`: `<img>`, `</img>`, and between them anything, of old the name of a file."""
+    def with_placeholders(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
+        """See `ChatFormat.with_placeholders`: replaces `<img>...</img>`; the original puts a file name in between."""
         start, _, end = self._image
         placed: list[int] = []
         inside = False
         for token_id in token_ids:
             if inside and token_id == start:
-                raise InvalidArgumentError("An image begins within an image.", field=field)
+                raise InvalidArgumentError(
+                    "The prompt has an <img> inside another one; close it with </img> first.",
+                    field=field,
+                )
             if token_id == start:
                 placed += self._image
                 inside = True
@@ -114,7 +119,7 @@ class QwenVLBase:
                 placed.append(token_id)
             inside = inside and token_id != end
         if inside:
-            raise InvalidArgumentError("<img> has no </img>.", field=field)
+            raise InvalidArgumentError("The prompt has an <img> without </img>.", field=field)
         return placed
 
 
@@ -124,13 +129,13 @@ class QwenVLChat(QwenVLBase):
     def __init__(
         self, tokenizer: Tokenizer, *, image_tokens: int, history_window: int | None = None
     ) -> None:
-        """Takes what belongs to the model.
+        """Takes the parts of the model.
 
         Args:
-            tokenizer: The model's.
-            image_tokens: Tokens that an image takes between its tags, for `history_window`.
-            history_window: Earlier turns are left out, oldest first, so that system message and history stay below
-                this many tokens (`max_window_size` of the original); None = a prompt is what it is.
+            tokenizer: The model's tokenizer.
+            image_tokens: Tokens of an image between its tags, for `history_window`.
+            history_window: Earlier turns are dropped, oldest first, so that system message and history stay below
+                this many tokens (`max_window_size` of the original); None = no limit.
         """
         super().__init__(tokenizer)
         self._tokenizer = tokenizer
@@ -147,7 +152,8 @@ class QwenVLChat(QwenVLBase):
         texts = [p.text for m in messages for p in m.parts if isinstance(p, TextPart)]
         if sum(map(len, texts)) > MAX_CHARACTERS:
             raise ContextLengthError(
-                "The prompt does not fit the context window.", field="spec.messages"
+                f"The messages have more than {MAX_CHARACTERS} characters and fit no context window.",
+                field="spec.messages",
             )
         has_system = messages[0].role is Role.SYSTEM
         instructions = _plain(messages.pop(0)) if has_system else DEFAULT_SYSTEM
@@ -157,22 +163,22 @@ class QwenVLChat(QwenVLBase):
             turn.pop()
         if request.add_generation_prompt:
             turn += self._newline + self._head(Role.ASSISTANT)
-        kept = self._remembered(len(system), history)
+        kept = self._within_window(len(system), history)
         token_ids = [*system, *(i for past in kept for i in past), *turn]
-        forgotten = history[: len(history) - len(kept)]
+        dropped = history[: len(history) - len(kept)]
         return WrittenChat(
             token_ids=token_ids,
-            forgotten_images=sum(past.count(self._placeholder) for past in forgotten),
+            dropped_images=sum(past.count(self._placeholder) for past in dropped),
         )
 
     def _turns(self, messages: list[ChatMessage]) -> list[list[int]]:
-        """Token ids of every turn: what a user says, and what follows until a user speaks again; at least one."""
+        """Token ids of every turn, a user message and the messages until the next one; at least one turn."""
         turns: list[list[int]] = []
         images = 0
         previous: Role | None = None
         for message in messages:
             if message.role is Role.USER and previous is Role.USER:
-                turns[-1] += self._newline  # the original writes it behind a turn without an answer
+                turns[-1] += self._newline  # the original writes it after a turn without an answer
             if message.role is Role.USER or not turns:
                 turns.append([])
             content, images = self._content(message, images)
@@ -180,8 +186,8 @@ class QwenVLChat(QwenVLBase):
             previous = message.role
         return turns or [[]]
 
-    def _remembered(self, system_tokens: int, history: list[list[int]]) -> list[list[int]]:
-        """The newest turns of the history that the window has room for; the present turn does not count."""
+    def _within_window(self, system_tokens: int, history: list[list[int]]) -> list[list[int]]:
+        """The newest turns of the history that fit the window; the current turn does not count."""
         if self._history_window is None:
             return history
         total = system_tokens
@@ -193,11 +199,11 @@ class QwenVLChat(QwenVLBase):
         return history
 
     def _head(self, role: Role) -> list[int]:
-        # Role and content are encoded apart: no token reaches over the border.
+        # Role and content are encoded separately, so that no token spans both.
         return [self._start, *self._tokenizer.encode_plain(role.value), *self._newline]
 
     def _content(self, message: ChatMessage, images: int) -> tuple[list[int], int]:
-        """Token ids of a message, and the number of images so far: they are numbered over all turns."""
+        """Token ids of a message, and the number of images so far, counted over all turns."""
         token_ids: list[int] = []
         text = ""
         for part in message.parts:
@@ -210,8 +216,8 @@ class QwenVLChat(QwenVLBase):
         return token_ids + self._text(text), images
 
     def _text(self, text: str) -> list[int]:
-        """Token ids in which the tags around boxes are special, and nothing else is."""
-        # Normalised before it is split: a combining character may swallow the end of a tag.
+        """Token ids in which only the tags around boxes are special tokens."""
+        # Normalised before splitting: a combining character may merge with the end of a tag.
         pieces = _TAG.split(unicodedata.normalize("NFC", text))
         return [token_id for piece in pieces for token_id in self._piece(piece)]
 

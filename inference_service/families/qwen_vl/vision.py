@@ -1,4 +1,4 @@
-"""The vision tower of Qwen-VL (2023) and its resampler: a square of patches in, image tokens out.
+"""The vision tower and resampler of Qwen-VL (2023): encode a square of patches into image tokens.
 
 Source: visual.py of the release (arXiv 2308.12966).
 """
@@ -21,7 +21,7 @@ NORM_EPS = 1e-6
 
 
 def resized_positions(table: torch.Tensor, side: int) -> torch.Tensor:
-    """A square table of positions [s * s, D] for a square of another side: [side * side, D], bicubic in float32."""
+    """Resizes a square table of positions [s * s, D] to [side * side, D], bicubic in float32."""
     own_side = math.isqrt(table.shape[0])
     if own_side == side:
         return table
@@ -31,7 +31,7 @@ def resized_positions(table: torch.Tensor, side: int) -> torch.Tensor:
 
 
 class VisionAttention(nn.Module):
-    """Self-attention within each image; unlike elsewhere, queries, keys and values lie side by side per head."""
+    """Self-attention within each image; unlike in other towers, queries, keys and values are interleaved per head."""
 
     def __init__(self, vision: QwenVLVisionSpec) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class VisionAttention(nn.Module):
         self.out_proj = Linear(vision.width, vision.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[images, patches, width], in and out."""
+        """[images, patches, width] -> the same shape."""
         images, patches, width = x.shape
         mixed = self.in_proj(x).view(images, patches, self._heads, 3, width // self._heads)
         q, k, v = mixed.transpose(1, 2).unbind(3)
@@ -50,7 +50,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionMLP(nn.Module):
-    """Two linear maps with the exact GELU between."""
+    """Two linear maps with the exact GELU between them."""
 
     def __init__(self, vision: QwenVLVisionSpec) -> None:
         super().__init__()
@@ -58,13 +58,13 @@ class VisionMLP(nn.Module):
         self.c_proj = Linear(vision.intermediate_size, vision.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., width], in and out."""
+        """[..., width] -> the same shape."""
         out: torch.Tensor = self.c_proj(gelu(self.c_fc(x)))
         return out
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a layer norm."""
+    """Attention and MLP, each with a layer norm before it."""
 
     def __init__(self, vision: QwenVLVisionSpec) -> None:
         super().__init__()
@@ -74,16 +74,16 @@ class Block(nn.Module):
         self.mlp = VisionMLP(vision)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[images, patches, width], in and out."""
+        """[images, patches, width] -> the same shape."""
         x = x + self.attn(self.ln_1(x))
         out: torch.Tensor = x + self.mlp(self.ln_2(x))
         return out
 
 
 class PackedProjections(nn.Module):
-    """Projections of queries, keys and values in one tensor, each for an input of its own.
+    """Projections of queries, keys and values in one tensor, each with a separate input.
 
-    The parameters are plain: a `Linear` in another form cannot be taken apart into thirds.
+    The parameters are plain tensors: a `Linear` in another weight form cannot be split into thirds.
     """
 
     def __init__(self, size: int) -> None:
@@ -92,13 +92,13 @@ class PackedProjections(nn.Module):
         self.bias = parameter(3 * size)
 
     def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Three of [images, rows, size], in and out."""
+        """Three tensors [images, rows, size] -> three of the same shapes."""
         thirds = zip(inputs, self.weight.chunk(3), self.bias.chunk(3), strict=True)
         return [linear(*third) for third in thirds]
 
 
 class CrossAttention(nn.Module):
-    """Attention of learned queries to an image, as torch's MultiheadAttention names and packs it."""
+    """Attention of learned queries to an image; parameters packed as in torch's MultiheadAttention."""
 
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class CrossAttention(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Any number of patches becomes a fixed number of tokens."""
+    """Resamples any number of patches to a fixed number of tokens."""
 
     def __init__(self, vision: QwenVLVisionSpec) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Resampler(nn.Module):
         self.ln_kv = nn.LayerNorm(size, eps=NORM_EPS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[images, patches, width] -> [images, queries, size]; values have no positions."""
+        """[images, patches, width] -> [images, queries, size]; positions are added to keys and queries only."""
         values = self.ln_kv(self.kv_proj(x))
         keys = values + resized_positions(self.pos_embed, self._side)
         out: torch.Tensor = self.attn(self.ln_q(self.query) + self.pos_embed, keys, values)
@@ -140,10 +140,10 @@ class Resampler(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """From patches to image tokens."""
+    """Encodes images into image tokens."""
 
     def __init__(self, vision: QwenVLVisionSpec, ops: Ops = REFERENCE) -> None:
-        del ops  # none of the shared operations is in this tower
+        del ops  # this tower uses none of the shared operations
         super().__init__()
         self._side = vision.patches_per_side
         self.conv1 = Linear(vision.patch_values, vision.width, bias=False)

@@ -1,4 +1,4 @@
-"""From the engine's outputs for one answer to its events: text, log probabilities, and how it ended."""
+"""Turns the engine's outputs for one answer into events: text, log probabilities, finish reason."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _END_REASONS = {
 
 
 class Answer:
-    """One answer under way.
+    """One answer in progress.
 
     Attributes:
-        finished: No more outputs are wanted: the sequence ended, or a stop string was found.
+        finished: The answer is complete: the sequence ended, or a stop string was found.
         completion_tokens: Tokens of the answer so far, an end token included.
     """
 
@@ -46,14 +46,14 @@ class Answer:
         notation: BoxNotation = BoxNotation.NONE,
         images: tuple[ImageInfo, ...] = (),
     ) -> None:
-        """Begins an answer.
+        """Starts an answer.
 
         Args:
-            index: Which of the request's answers.
-            request: What was asked.
-            tokenizer: The model's.
-            notation: How the model writes boxes, which are read if the request asks for them.
-            images: Of the prompt, in order.
+            index: Index of the answer in the request.
+            request: The request.
+            tokenizer: The model's tokenizer.
+            notation: How the model writes boxes; they are read if the request asks for them.
+            images: Images of the prompt, in order.
         """
         self.finished = False
         self.completion_tokens = 0
@@ -96,7 +96,7 @@ class Answer:
         return Delta(choice_index=self._index, text=text, token_ids=ids, logprobs=entries)
 
     def _prompt_entries(self, output: ChoiceOutput) -> tuple[LogprobEntry, ...]:
-        """The engine begins at the second token; the first, which may be the only one, has no probability."""
+        """The entries of the prompt; the first token, which the engine leaves out, has no probability."""
         entries = self._entries(output.prompt_logprobs)
         if self._index == 0 and self._first_prompt_entry:
             self._first_prompt_entry = False

@@ -1,6 +1,6 @@
-"""Finds the boxes that a model wrote into its answer, and turns them to pixels of the image as decoded.
+"""Parses the bounding boxes in an answer and converts them to pixels of the decoded image.
 
-Whatever the text says, reading it ends and takes time in proportion to its length; what is no box is skipped.
+Parsing takes time proportional to the length of any text; text that is not a valid box is skipped.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _FOUR_INTEGERS = re.compile(
 _NUMBER = r"\s*(-?\d{1,9}(?:\.\d{1,20})?)\s*"
 _FOUR_NUMBERS = ",".join([_NUMBER] * 4)
 
-# The families' own objects are flat, so that what stands between two braces is one of them, even where the answer was
-# cut off, quoted in single quotes or wrapped in a markdown fence.
+# The families write flat objects, so that the text between two braces is one object, even if the answer is truncated,
+# uses single quotes or is wrapped in a markdown fence.
 _OBJECT = re.compile(r"\{([^{}]*)")
 _JSON_BOX = re.compile(rf"[\"']bbox(?:_2d)?[\"']\s*:\s*\[{_FOUR_NUMBERS}\]")
 _JSON_LABEL = re.compile(
@@ -38,8 +38,8 @@ class WrittenBox:
     """A box as the model wrote it.
 
     Attributes:
-        label: What it shows; may be empty.
-        corners: x and y of one corner, x and y of the opposite one, in the notation's own unit.
+        label: Its label; may be empty.
+        corners: x and y of one corner and of the opposite one, in the unit of the notation.
     """
 
     label: str
@@ -66,9 +66,9 @@ class _Tags:
 
 
 _TAGS = {
-    # Qwen-VL (2023): a label belongs to the one box behind it.
+    # Qwen-VL (2023): a label belongs to the one box after it.
     BoxNotation.REF_BOX: _Tags(("<ref>", "</ref>"), ("<box>", "</box>"), label_is_kept=False),
-    # Qwen2-VL: to all boxes that follow without a gap.
+    # Qwen2-VL: a label belongs to all boxes that follow it without a gap.
     BoxNotation.OBJECT_REF: _Tags(
         ("<|object_ref_start|>", "<|object_ref_end|>"),
         ("<|box_start|>", "<|box_end|>"),
@@ -82,7 +82,7 @@ class BoxReader:
     """The stage that reads the boxes of an answer once its text is complete; the text passes unchanged."""
 
     def __init__(self, notation: BoxNotation, images: Sequence[ImageInfo]) -> None:
-        """Begins an answer; arguments as `groundings`."""
+        """Starts an answer; arguments as `groundings`."""
         self._notation = notation
         self._images = images
         self._texts: list[str] = []
@@ -95,13 +95,13 @@ class BoxReader:
 
 
 def tag_tokens(notation: BoxNotation) -> tuple[str, ...]:
-    """The special tokens that the notation consists of; an answer's text must show them to be readable."""
+    """The special tokens of the notation, which must be kept in the text to parse it."""
     tags = _TAGS.get(notation)
     return (*tags.label, *tags.box) if tags else ()
 
 
 def read_boxes(text: str, notation: BoxNotation) -> Iterator[WrittenBox]:
-    """The boxes of an answer, in its order."""
+    """The boxes of an answer, in order."""
     if notation in _TAGS:
         yield from _read_tags(text, _PATTERNS[notation], _TAGS[notation].label_is_kept)
     elif notation in (BoxNotation.JSON_PIXELS, BoxNotation.JSON_PER_MILLE):
@@ -111,14 +111,14 @@ def read_boxes(text: str, notation: BoxNotation) -> Iterator[WrittenBox]:
 def groundings(
     text: str, notation: BoxNotation, images: Sequence[ImageInfo]
 ) -> tuple[Grounding, ...]:
-    """The boxes of an answer in pixels of the last image of the prompt, which is the one that models speak of.
+    """The boxes of an answer in pixels of the last image of the prompt, to which models refer.
 
-    Boxes are cut at the image's edges; what has no area is left out.
+    Boxes are clipped to the image; boxes without area are left out.
 
     Args:
-        text: The answer, with the tokens that `tag_tokens` names.
+        text: The answer, including the special tokens of `tag_tokens`.
         notation: How the model's family writes boxes.
-        images: Of the prompt, in order; without any there are no boxes.
+        images: Images of the prompt, in order; without images there are no boxes.
     """
     if not images:
         return ()

@@ -1,4 +1,4 @@
-"""From tokens to text: the bytes of an incomplete character wait for the rest of it."""
+"""Decodes tokens to text; the bytes of an incomplete character are held back until it is complete."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from inference_service.text.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """Decodes the tokens of one answer as they come: O(1) a token, whole characters only.
+    """Decodes the tokens of one answer incrementally, in O(1) per token, to whole characters.
 
-    However the tokens are cut into pieces, the texts together are `Tokenizer.decode` of all of them.
+    For any split of the tokens into pieces, the concatenated texts equal `Tokenizer.decode` of all tokens.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, *, skip_special_tokens: bool, shown: Iterable[str] = ()
     ) -> None:
-        """Begins an answer.
+        """Starts an answer.
 
         Args:
-            tokenizer: Whose tokens they are.
-            skip_special_tokens: Leave special tokens out of the text.
-            shown: Spellings of special tokens that are not left out.
+            tokenizer: The tokenizer of the tokens.
+            skip_special_tokens: Omit special tokens from the text.
+            shown: Special tokens that are kept nevertheless.
         """
         self._tokenizer = tokenizer
         self._skipped = tokenizer.hidden_ids if skip_special_tokens else frozenset()
@@ -31,7 +31,7 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
 
     def push(self, piece: Piece) -> None:
-        """Adds the text that is whole now; a character that stays incomplete is left out."""
+        """Sets the text of the piece; a character that stays incomplete is dropped."""
         token_bytes = self._tokenizer.token_bytes
         data = b"".join(token_bytes(i) for i in piece.token_ids if i not in self._skipped)
         piece.text = self._decoder.decode(data, final=piece.last)

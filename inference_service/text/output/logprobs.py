@@ -1,4 +1,4 @@
-"""The engine's log probabilities with the tokens spelled out."""
+"""Converts the engine's log probabilities to entries with the text of the tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stages of one answer, in their order."""
+"""The output pipeline of one answer: its stages in order."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from inference_service.text.tokenizer import Tokenizer
 
 
 class Pipeline:
-    """From the tokens of one answer to its text and what is read from it."""
+    """Turns the tokens of one answer into its text and the data parsed from it."""
 
     def __init__(self, stages: Sequence[Stage], *, token_by_token: bool) -> None:
-        """Takes new stages.
+        """Takes the stages.
 
         Args:
-            stages: The first one makes text of token ids; each takes what the one before gives.
-            token_by_token: A stage may end the answer: tokens are taken singly, since those behind the end were
-                never said.
+            stages: New stages in order; the first one decodes token ids to text.
+            token_by_token: A stage may end the answer, so tokens are processed one by one: those after the end are
+                not part of the answer.
         """
         self._stages = stages
         self._token_by_token = token_by_token
@@ -35,7 +35,7 @@ class Pipeline:
             last: No tokens follow.
 
         Returns:
-            What is certain now; its `token_ids` are those given, but none behind the token that ended the answer.
+            The completed text and data; its `token_ids` are those given, up to the token that ended the answer.
         """
         if not self._token_by_token or len(token_ids) < 2:
             return self._through(Piece(token_ids=token_ids, last=last))
@@ -56,7 +56,7 @@ class Pipeline:
 def build_pipeline(
     request: Request, tokenizer: Tokenizer, notation: BoxNotation, images: Sequence[ImageInfo]
 ) -> Pipeline:
-    """The stages that a request asks for, for one of its answers; arguments as `Answer`."""
+    """Builds the pipeline for one answer of a request; arguments as `Answer`."""
     stages: list[Stage] = [
         Detokenizer(
             tokenizer,

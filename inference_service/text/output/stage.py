@@ -1,4 +1,4 @@
-"""What the stages of the output pipeline pass on, and the one method that each of them has."""
+"""The interface of a stage of the output pipeline, and the piece that stages pass on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from inference_service.domain import Grounding, StopTrigger
 
 @dataclass(slots=True, kw_only=True)
 class Piece:
-    """A piece of one answer on its way through the pipeline; stages change it in place, for there is one a token.
+    """A piece of one answer in the pipeline; stages change it in place, as there is one per token.
 
     Attributes:
-        token_ids: The tokens that the piece was made from.
-        text: The text that the stages so far let through: whole characters only.
-        groundings: Boxes read from the answer, in its order.
-        trigger: What ended the answer, where a stage did and not the engine.
-        last: No piece follows: a stage gives all that it still holds back.
+        token_ids: The tokens of the piece.
+        text: The text after the stages so far, in whole characters.
+        groundings: Boxes parsed from the answer, in order.
+        trigger: The reason if a stage, not the engine, ended the answer.
+        last: No piece follows: stages release all text that they hold back.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -38,11 +38,11 @@ class Piece:
 class Stage(Protocol):
     """One step of the pipeline, with the state of one answer.
 
-    However an answer is cut into pieces, a stage's results together are the same.
+    The concatenated results do not depend on how an answer is split into pieces.
     """
 
     def push(self, piece: Piece) -> None:
-        """Changes a piece into what is certain now, and keeps the rest for the next one.
+        """Changes a piece to its completed part, and holds back the rest for the next one.
 
-        A stage may end the answer: it sets `trigger` and `last`. Nothing is pushed behind a last piece.
+        A stage may end the answer: it sets `trigger` and `last`. Nothing is pushed after a last piece.
         """

@@ -1,4 +1,4 @@
-"""Stop strings: text in which one may have begun is held back until it is certain."""
+"""Stop strings: holds back text that may be the start of one."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from inference_service.text.output.stage import Piece
 
 
 class StopStringFilter:
-    """Passes text on until a stop string is complete, which ends the answer.
+    """Passes on text until a stop string is complete, which ends the answer.
 
-    The stop string that is complete first counts, and of several that end together the longest: the result does not
-    depend on how the text was cut into pieces.
+    The stop string that is completed first applies, and the longest of several that end together: the result does not
+    depend on how the text is split into pieces.
     """
 
     def __init__(self, strings: Sequence[str], *, include: bool) -> None:
         """Takes the stop strings.
 
         Args:
-            strings: None of them empty; there may be none.
-            include: Pass on the stop string as well.
+            strings: The stop strings, not empty ones; may be no strings.
+            include: Keep the stop string in the text.
 
         Raises:
             ValueError: One is empty.
@@ -33,7 +33,7 @@ class StopStringFilter:
         self._held = ""
 
     def push(self, piece: Piece) -> None:
-        """Passes on the text that no stop string can begin in; a complete one makes the piece the last."""
+        """Passes on text that cannot be part of a stop string; a complete stop string ends the answer."""
         text = self._held + piece.text
         found = [
             (start + len(string), start, string)
@@ -51,7 +51,7 @@ class StopStringFilter:
         self._held = text[len(text) - kept :]
 
     def _possible_beginning(self, text: str) -> int:
-        """Length of the longest end of the text that a stop string begins with."""
+        """Length of the longest suffix of the text that is a prefix of a stop string."""
         for length in range(min(self._longest - 1, len(text)), 0, -1):
             if self._strings and any(s.startswith(text[-length:]) for s in self._strings):
                 return length

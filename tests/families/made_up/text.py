@@ -45,7 +45,7 @@ class PlayScript:
             token_ids.append(END)
         return WrittenChat(token_ids=token_ids)
 
-    def raw_places(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
-        """See `ChatFormat.raw_places`."""
+    def with_placeholders(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
+        """See `ChatFormat.with_placeholders`."""
         del field
         return token_ids
