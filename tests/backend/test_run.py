@@ -145,7 +145,7 @@ async def test_every_reason_crosses_the_engine_border(reason: str) -> None:
     assert engine.log == [0, "closed"]
 
 
-async def test_an_unknown_reason_is_an_internal_error_that_tells_nothing() -> None:
+async def test_an_unknown_reason_is_an_internal_error_without_details() -> None:
     failure = EngineFailure(reason="NEW", message="secret", metadata={"secret": "1"})
     with pytest.raises(InternalError) as caught:
         await events_of(ScriptedEngine([ended(0, FinishReason.ERROR, failure=failure)]), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from google.protobuf.descriptor import FieldDescriptor
 import pytest
@@ -64,7 +64,7 @@ def test_what_is_said_wins_over_the_default() -> None:
 
 
 def test_the_engine_gets_every_setting() -> None:
-    said = {name: limits.maximum for name, limits in RANGES.items()}
+    said: dict[str, Any] = {name: limits.maximum for name, limits in RANGES.items()}
     options = SamplingOptions(**said, ignore_eos=True, logit_bias=((1, 2.0),))
     request = ChatRequest(request_id="r", model="m", messages=(), sampling=options)
     sampling = effective_options(request, SamplingOptions(), prompt_tokens=1, max_model_len=2**32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,8 +35,9 @@ def test_every_default_flag_is_read_and_has_the_range_of_its_setting(flag: str) 
     name = flag.removeprefix("default_")
     limits = RANGES[name]
     for value in (limits.minimum, limits.maximum):
+        expected: dict[str, Any] = {name: value}
         settings = ServiceSettings.load({flag: value}, {})
-        assert operator_defaults(settings) == SamplingOptions(**{name: value})
+        assert operator_defaults(settings) == SamplingOptions(**expected)
     for value in (limits.minimum - 1, limits.maximum + 1):
         with pytest.raises(SystemExit, match=flag.replace("_", "-")):
             ServiceSettings.load({flag: value}, {})
@@ -43,7 +45,12 @@ def test_every_default_flag_is_read_and_has_the_range_of_its_setting(flag: str) 
 
 def test_what_generation_config_says(tmp_path: Path) -> None:
     assert model_defaults(tmp_path) == SamplingOptions()
-    says = {"top_p": 0.5, "top_k": 7, "repetition_penalty": 1.5, "temperature": 0.25}
+    says: dict[str, Any] = {
+        "top_p": 0.5,
+        "top_k": 7,
+        "repetition_penalty": 1.5,
+        "temperature": 0.25,
+    }
     path = tmp_path / "generation_config.json"
     path.write_text(json.dumps(says | {"max_length": 9, "eos_token_id": 1}))
     assert model_defaults(tmp_path) == SamplingOptions(**says)

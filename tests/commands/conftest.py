@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.grpc_api.conftest import door, model, model_dir, open_door
+from tests.grpc_api.conftest import model, model_dir, open_service, service
 
 
-__all__ = ["door", "model", "model_dir", "open_door"]
+__all__ = ["model", "model_dir", "open_service", "service"]

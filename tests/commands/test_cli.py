@@ -51,7 +51,7 @@ def test_a_wrong_command_ends_at_once_and_says_why(arguments: list[str], says: s
         (b"", False),
     ],
 )
-def test_a_door_that_cannot_speak_yet_is_not_ready(answer: bytes, ready: bool) -> None:
+def test_a_server_that_does_not_answer_yet_is_not_ready(answer: bytes, ready: bool) -> None:
     def serve_once() -> None:
         connection, _ = listener.accept()
         with connection:

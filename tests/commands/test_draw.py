@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageFont
 import pytest
 
 from inference_service.commands.draw import (
@@ -130,12 +130,17 @@ def test_a_font_of_ones_own_writes_chinese(chinese_font: Path) -> None:
     assert drawn.getpixel((18, 12)) == (255, 255, 255)
 
 
+def name_of(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str | None:
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font.getname()[0]
+
+
 def test_without_fontconfig_labels_are_in_the_font_of_pillow(no_fontconfig: None) -> None:
-    assert find_font("cat", 15, None).getname()[0] == "Aileron"
+    assert name_of(find_font("cat", 15, None)) == "Aileron"
 
 
 def test_no_test_sees_the_fonts_of_this_machine() -> None:
-    assert find_font("cat", 15, None).getname()[0] == "Aileron"
+    assert name_of(find_font("cat", 15, None)) == "Aileron"
 
 
 def test_fontconfig_finds_a_font(

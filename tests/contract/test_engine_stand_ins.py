@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import cast
 
 import pytest
 
 from inference_service.engine_client.interface import Engine, EngineState
 from inference_service.engine_protocol.messages import EngineRequest, FinishReason
 from inference_service.errors import EngineUnavailableError, RequestIdInUseError
+from inference_service.text.tokenizer import Tokenizer
 from tests.engine_client.engine_front import (
     collect,
     fake_client,
@@ -38,7 +40,9 @@ class _Letters:
 
 @pytest.fixture(params=["stand-in", "client"])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    made = EchoEngine(_Letters()) if request.param == "stand-in" else fake_client()
+    # `_Letters` has what the stand-in uses of a tokenizer.
+    stand_in = request.param == "stand-in"
+    made = EchoEngine(cast(Tokenizer, _Letters())) if stand_in else fake_client()
     states: list[EngineState] = []
     made.on_state_change(states.append)
     assert made.state is EngineState.STARTING

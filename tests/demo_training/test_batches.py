@@ -86,7 +86,11 @@ def test_batches_follow_from_their_seed(codec):
 
     for one, two in zip(first, second, strict=True):
         assert torch.equal(one.token_ids, two.token_ids)
+        assert one.patches is not None
+        assert two.patches is not None
         assert torch.equal(one.patches, two.patches)
+        assert one.truth is not None
+        assert two.truth is not None
         assert all(map(torch.equal, one.truth, two.truth))
 
 
@@ -101,6 +105,7 @@ def test_a_batch_holds_as_many_image_tokens_as_images_need(codec):
                 _, images, patches, _ = batch.patches.shape
                 assert tokens == 2 * images * patches // 4
                 assert patches == batch.grid[0] * batch.grid[1]
+                assert batch.truth is not None
                 assert len(batch.truth.shapes) == 2 * images
 
 

@@ -43,6 +43,7 @@ def test_the_digest_knows_every_pixel_and_answer():
 
     image = parts[0].trials[0].images[0]
     pixel = image.getpixel((0, 0))
+    assert isinstance(pixel, tuple)
     image.putpixel((0, 0), (pixel[0] ^ 1, *pixel[1:]))
 
     assert digest(parts) != before

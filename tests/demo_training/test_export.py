@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -104,17 +106,20 @@ def test_the_template_writes_tools_calls_and_their_answers():
     tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
     call = {"type": "function", "function": {"name": "look", "arguments": {"at": 1}}}
 
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "seen"},
+    ]
+
     text = tokenizer.apply_chat_template(
-        [
-            {"role": "user", "content": "Look."},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-            {"role": "tool", "content": "seen"},
-        ],
+        messages,
         tools=[tool],
         tokenize=False,
         add_generation_prompt=True,
     )
 
+    assert isinstance(text, str)
     assert text.startswith("<|im_start|>system\n# Tools\n")
     assert '<tool_call>\n{"name": "look", "arguments": {"at": 1}}\n</tool_call><|im_end|>' in text
     assert "<|im_start|>user\n<tool_response>\nseen\n</tool_response><|im_end|>\n" in text

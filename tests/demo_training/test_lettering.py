@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from random import Random
 
@@ -46,6 +47,7 @@ def test_a_word_is_printed_where_it_says(seed):
 def font_files(tmp_path) -> Path:
     """A folder of font files, all of which are Pillow's own font under other names."""
     held = open_font(PILLOW_FONT, 20).path
+    assert isinstance(held, BytesIO)
     (tmp_path / "deep").mkdir()
     for name in ("some.ttf", "deep/dejavu.otf", "symbol.ttf", "some.txt"):
         (tmp_path / name).write_bytes(held.getvalue())
@@ -103,6 +105,7 @@ def test_words_and_numbers_of_many_kinds_are_invented():
 def test_a_word_stands_apart_from_the_shapes():
     for seed in range(60):
         scene = invent(Random(seed), 160, 128, 2, word=True)
+        assert scene.word is not None
         left, top, right, bottom = scene.word.box
         for shape in scene.shapes:
             other = shape.box

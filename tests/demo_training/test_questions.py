@@ -13,7 +13,8 @@ from demo_training.lettering import fit
 from demo_training.naming import EN_NUMBER, LANGUAGES, ZH_COLOUR, ZH_KIND, ZH_NUMBER
 from demo_training.questions import ask_about, ask_two, ask_without
 from demo_training.scenes import Scene, Shape, invent, make_shape
-from demo_training.tasks import TASKS, WORDINGS, description
+from demo_training.tasks import TASKS, description
+from demo_training.wordings import WORDINGS
 
 
 WHITE = (255, 255, 255)
@@ -61,7 +62,7 @@ def test_the_same_seed_gives_the_same_exchange():
     ],
 )
 def test_descriptions_name_what_is_there_from_left_to_right(shapes, english, chinese):
-    about = scene(*(shape(*named, left=40.0 * i) for i, named in enumerate(shapes)))
+    about = scene(*(shape(kind, colour, 40.0 * i) for i, (kind, colour) in enumerate(shapes)))
 
     assert description(about, "en") == english
     assert description(about, "zh") == chinese
@@ -146,7 +147,7 @@ def test_one_of_two_images_is_asked_about_by_its_number():
     assert named == {name for both in names for name in both}
 
 
-def test_without_a_image_no_shape_is_named():
+def test_without_an_image_no_shape_is_named():
     answers = {ask_without(Random(seed)).answer for seed in range(300)}
 
     allowed = {

@@ -18,7 +18,7 @@ def test_unseen_questions_are_the_same_every_time():
     assert all(t.exchange.task == "count" and t.exchange.language == "zh" for t in first)
 
 
-def test_no_two_kinds_of_questions_share_a_image():
+def test_no_two_kinds_of_questions_share_an_image():
     kinds = [(t, x) for t in ("colour", "read:4", "read:6", "describe") for x in ("en", "zh")]
     shown = [p.tobytes() for kind in kinds for t in unseen_trials(*kind, 8) for p in t.images]
 

@@ -38,7 +38,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Served:
-    """A running pair of doors."""
+    """A running service with its adapter."""
 
     http: str
     grpc_target: str
@@ -125,7 +125,7 @@ def image_host() -> Iterator[str]:
 
 @contextlib.contextmanager
 def running(command: Sequence[str], log: Path, **environment: str) -> Iterator[Served]:
-    """A command that starts both doors, on free ports, until it is left."""
+    """A command that starts both APIs, on free ports, until it is left."""
     http_port, grpc_port = free_port(), free_port()
     addresses = {
         "QWENVL_HTTP_ADDRESS": f"127.0.0.1:{http_port}",

@@ -1,8 +1,9 @@
-"""True answers about true images through both doors, by the clients that people use."""
+"""True answers about true images through both APIs, by the clients that people use."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import openai
 import pytest
@@ -21,14 +22,14 @@ ENGLISH = "What is in this picture?"
 CHINESE = "这是什么?"
 
 
-def content(image_url: str, question: str) -> list[dict[str, object]]:
+def content(image_url: str, question: str) -> list[Any]:
     return [
         {"type": "text", "text": question},
         {"type": "image_url", "image_url": {"url": image_url}},
     ]
 
 
-def spec(image: Drawn, question: str, **fields: object) -> chat_pb.ChatCompletionSpec:
+def spec(image: Drawn, question: str, **fields: Any) -> chat_pb.ChatCompletionSpec:
     parts = [
         message_pb.Part(image=message_pb.Image(data=image.png)),
         message_pb.Part(text=question),
@@ -75,7 +76,7 @@ def test_colour_and_shape_are_named(chat: chat_grpc.ChatServiceStub, question: s
 
 
 @pytest.mark.parametrize("question", [ENGLISH, CHINESE])
-def test_both_doors_give_the_same_answer(
+def test_both_apis_give_the_same_answer(
     served: Served, chat: chat_grpc.ChatServiceStub, question: str
 ) -> None:
     for image in gallery()[::5]:
@@ -105,7 +106,7 @@ def test_tutorial_client_works_unchanged(served: Served) -> None:
 def test_openai_client(served: Served, image_host: str, by: str, stream: bool) -> None:
     url = draw("red", "circle").data_uri if by == "data" else f"http://{image_host}/red-circle.png"
     with openai.OpenAI(base_url=f"{served.http}/v1", api_key="none", max_retries=0) as client:
-        arguments = {
+        arguments: dict[str, Any] = {
             "model": "qwen-vl",
             "messages": [{"role": "user", "content": content(url, ENGLISH)}],
             "temperature": 0,
@@ -130,26 +131,31 @@ def test_openai_client(served: Served, image_host: str, by: str, stream: bool) -
         assert answer == over_rest(served, draw("red", "circle"), ENGLISH) or answer
 
 
-def test_a_raw_prompt_is_what_the_chat_made_of_it(served: Served) -> None:
+def test_completing_the_prompt_of_a_chat_gives_the_answer_of_the_chat(served: Served) -> None:
     """The ids that a chat's prompt has, sent as they are, are answered alike, and have the same probabilities."""
     extra = {"return_token_ids": True, "prompt_logprobs": 2}
     with openai.OpenAI(base_url=f"{served.http}/v1", api_key="none", max_retries=0) as client:
-        settings = {"model": "qwen-vl", "temperature": 0, "max_tokens": 8, "extra_body": extra}
+        settings: dict[str, Any] = {
+            "model": "qwen-vl",
+            "temperature": 0,
+            "max_tokens": 8,
+            "extra_body": extra,
+        }
         chat = client.chat.completions.create(
             messages=[{"role": "user", "content": "Hello"}], **settings
         ).model_dump()
         ids = chat["prompt_token_ids"]
-        raw = client.completions.create(prompt=ids, **settings).model_dump()["choices"][0]
+        completion = client.completions.create(prompt=ids, **settings).model_dump()["choices"][0]
         by_text = client.completions.create(
             prompt="<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n",
             logprobs=0,
             echo=True,
             **settings,
         ).model_dump()["choices"][0]
-    assert raw["token_ids"] == chat["choices"][0]["token_ids"]
-    assert raw["prompt_logprobs"] == chat["prompt_logprobs"]
-    assert raw["prompt_logprobs"][0] is None
-    assert len(raw["prompt_logprobs"]) == len(ids)
+    assert completion["token_ids"] == chat["choices"][0]["token_ids"]
+    assert completion["prompt_logprobs"] == chat["prompt_logprobs"]
+    assert completion["prompt_logprobs"][0] is None
+    assert len(completion["prompt_logprobs"]) == len(ids)
     assert by_text["prompt_token_ids"] == ids[-len(by_text["prompt_token_ids"]) :]
     assert by_text["text"].startswith("<|im_start|>user\nHello")
     assert "".join(by_text["logprobs"]["tokens"]).startswith("<|im_start|>user\nHello")
@@ -170,6 +176,7 @@ async def stream_text(client: openai.AsyncOpenAI, image: Drawn, question: str) -
         max_tokens=64,
         stream=True,
     )
+    assert isinstance(stream, openai.AsyncStream)
     async for chunk in stream:
         pieces.append(chunk.choices[0].delta.content or "")
         assert "\ufffd" not in pieces[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from typing import Any
 import zlib
 
 import pytest
@@ -13,7 +14,7 @@ from tests.e2e.conftest import Served
 from tests.support.images import draw
 
 
-def ask(served: Served, body: bytes | dict[str, object], **options: object) -> requests.Response:
+def ask(served: Served, body: bytes | dict[str, Any], **options: Any) -> requests.Response:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"content-type": "application/json"}
     return requests.post(
@@ -21,7 +22,7 @@ def ask(served: Served, body: bytes | dict[str, object], **options: object) -> r
     )
 
 
-def with_image(url: str, **fields: object) -> dict[str, object]:
+def with_image(url: str, **fields: Any) -> dict[str, Any]:
     parts = [
         {"type": "text", "text": "What is this?"},
         {"type": "image_url", "image_url": {"url": url}},
@@ -33,7 +34,7 @@ def with_image(url: str, **fields: object) -> dict[str, object]:
     } | fields
 
 
-def with_text(text: str, **fields: object) -> dict[str, object]:
+def with_text(text: str, **fields: Any) -> dict[str, Any]:
     return {
         "model": "qwen-vl",
         "messages": [{"role": "user", "content": text}],
@@ -66,7 +67,7 @@ def png_header_only(width: int, height: int) -> bytes:
 
 IMAGE = "messages[0].content[1].image_url.url"
 
-REFUSED_BODIES = {
+REFUSED_BODIES: dict[str, tuple[bytes | dict[str, Any], int, str | None]] = {
     "not an image": (with_image(data_uri(b"hello, I am a text")), 400, IMAGE),
     "truncated PNG": (with_image(data_uri(draw("red", "circle").png[:-200])), 400, IMAGE),
     "60,000 x 60,000": (with_image(data_uri(png_header_only(60_000, 60_000))), 400, IMAGE),
@@ -188,7 +189,7 @@ def test_48_megabyte_body(served: Served) -> None:
     try:
         response = ask(served, body)
     except requests.ConnectionError:
-        # The door may close while the client still writes; what matters is that the others are served.
+        # The server may close the connection while the client still writes; what matters is that the others are served.
         return
     assert_openai_error(response, 413, None)
 

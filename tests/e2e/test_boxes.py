@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 import subprocess
 import sys
+from typing import Any
 
 from PIL import Image
 import pytest
@@ -39,7 +40,7 @@ def edges_of(image: Drawn) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda p: f"{p.colour}-{p.shape}")
-def test_both_doors_tell_the_place(served: Served, image: Drawn) -> None:
+def test_both_apis_give_the_box(served: Served, image: Drawn) -> None:
     with Client(served.grpc_target) as client:
         answer = client.chat(question(image), images=[image.png], grounding=True, temperature=0)
     [found] = answer.response.choices[0].groundings
@@ -51,7 +52,7 @@ def test_both_doors_tell_the_place(served: Served, image: Drawn) -> None:
         {"type": "image_url", "image_url": {"url": image.data_uri}},
         {"type": "text", "text": question(image)},
     ]
-    body = {"model": "qwen-vl", "messages": [{"role": "user", "content": content}]}
+    body: dict[str, Any] = {"model": "qwen-vl", "messages": [{"role": "user", "content": content}]}
     body |= {"temperature": 0, "grounding": True}
     response = requests.post(f"{served.http}/v1/chat/completions", json=body, timeout=60)
     [choice] = response.json()["choices"]
@@ -62,6 +63,12 @@ def test_both_doors_tell_the_place(served: Served, image: Drawn) -> None:
         "box": [pytest.approx(edge, abs=0.01) for edge in box],
         "image_index": 0,
     }
+
+
+def pixel(image: Image.Image, x: int, y: int) -> tuple[int, ...]:
+    found = image.getpixel((x, y))
+    assert isinstance(found, tuple)
+    return found
 
 
 def test_the_drawn_box_lies_on_the_shape(served: Served, tmp_path: Path) -> None:
@@ -76,8 +83,8 @@ def test_the_drawn_box_lies_on_the_shape(served: Served, tmp_path: Path) -> None
             (x, y)
             for x in range(before.width)
             for y in range(before.height)
-            if before.getpixel((x, y))[:3] != after.getpixel((x, y))
-            and before.getpixel((x, y))[:3] != COLOURS[image.colour][0]
+            if pixel(before, x, y)[:3] != pixel(after, x, y)
+            and pixel(before, x, y)[:3] != COLOURS[image.colour][0]
         ]
     xs, ys = zip(*changed, strict=True)
     drawn = (min(xs), min(ys), max(xs), max(ys))

@@ -14,7 +14,8 @@ import pytest
 import requests
 
 from tests.e2e.conftest import Served, running, serve_directory
-from tests.support.glm_4v import DATA, GOLDEN, IMAGES, build_checkpoint, write_vocabulary
+from tests.support.glm_4v import DATA, GOLDEN, build_checkpoint, write_vocabulary
+from tests.support.qwen_vl_v1 import GOLDEN as IMAGES
 
 
 NAME = "glm-4v-9b"
@@ -36,7 +37,7 @@ def image(name: str) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
-def complete(served: Served, chat: dict[str, Any], **fields: object) -> dict[str, Any]:
+def complete(served: Served, chat: dict[str, Any], **fields: Any) -> dict[str, Any]:
     body = {
         "model": NAME,
         "prompt": chat["ids"],
@@ -69,7 +70,7 @@ def test_prompt_logprobs(glm: Served) -> None:
         np.testing.assert_allclose(told, wanted, atol=2e-4, rtol=0)
 
 
-def test_a_conversation_with_a_image(glm: Served) -> None:
+def test_a_conversation_with_an_image(glm: Served) -> None:
     parts = [
         {"type": "text", "text": "What is it?"},
         {"type": "image_url", "image_url": {"url": image("wide_rgb")}},
@@ -92,7 +93,7 @@ def test_a_conversation_with_a_image(glm: Served) -> None:
     assert answer.json()["usage"]["prompt_tokens_details"]["image_tokens"] == 38
 
 
-def test_boxes_are_none_of_this_models(glm: Served) -> None:
+def test_the_model_has_no_boxes(glm: Served) -> None:
     body = {"model": NAME, "messages": [{"role": "user", "content": "x"}], "grounding": True}
     refused = requests.post(f"{glm.http}/v1/chat/completions", json=body, timeout=120)
     assert refused.status_code == 400

@@ -38,7 +38,7 @@ def long_spec(request_id: str = "") -> chat_pb.ChatCompletionSpec:
     )
 
 
-def open_stream(chat: chat_grpc.ChatServiceStub, request_id: str = "") -> grpc.Call:
+def open_stream(chat: chat_grpc.ChatServiceStub, request_id: str = "") -> grpc._CallIterator:
     """Opens a long stream and waits for its first text."""
     stream = chat.StreamChatCompletion(
         chat_pb.StreamChatCompletionRequest(spec=long_spec(request_id)), timeout=120
@@ -98,7 +98,7 @@ def test_killed_engine_comes_back(served: Served, chat: chat_grpc.ChatServiceStu
     before = served.info()
     streams = [open_stream(chat) for _ in range(4)]
 
-    def outcome(stream: grpc.Call) -> grpc.StatusCode:
+    def outcome(stream: grpc._CallIterator) -> grpc.StatusCode:
         try:
             for _ in stream:
                 pass

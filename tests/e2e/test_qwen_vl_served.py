@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import requests
 
-from inference_service.domain import ImagePart, Role
+from inference_service.domain import ImagePart, Part, Role, TextPart
 from inference_service.families.qwen_vl.text import load_tokenizer
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
@@ -29,7 +29,7 @@ STOPPED = {
     if run["name"] in ("stop_single", "stop_pair")
 }
 CHATS = [name for name in SHORT_PROMPTS if name.startswith("chat_")]
-RAWS = [name for name in SHORT_PROMPTS if name.startswith("raw_")]
+COMPLETIONS = [name for name in SHORT_PROMPTS if name.startswith("raw_")]
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +47,18 @@ def read(path: str) -> bytes:
     return (GOLDEN / path).read_bytes()
 
 
+def openai_part(part: Part) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    assert isinstance(part, ImagePart)
+    assert part.data is not None
+    return {"type": "image_url", "image_url": {"url": data_url(part.data)}}
+
+
 def openai_messages(prompt: dict[str, Any]) -> list[dict[str, Any]]:
     messages = []
     for message in chat_request(prompt["query"], prompt.get("history"), read=read).messages:
-        content = [
-            {"type": "image_url", "image_url": {"url": data_url(part.data)}}
-            if isinstance(part, ImagePart)
-            else {"type": "text", "text": part.text}
-            for part in message.parts
-        ]
+        content: Any = [openai_part(part) for part in message.parts]
         if message.role is Role.ASSISTANT:
             content = content[0]["text"]
         messages.append({"role": message.role.value, "content": content})
@@ -102,9 +105,9 @@ def test_prompt_logprobs(qwen_vl: Served) -> None:
             assert found == pytest.approx(logit - total, abs=5e-5)
 
 
-@pytest.mark.parametrize("name", RAWS)
+@pytest.mark.parametrize("name", COMPLETIONS)
 @pytest.mark.parametrize("as_text", [True, False])
-def test_raw_prompts(qwen_vl: Served, name: str, as_text: bool) -> None:
+def test_text_completions(qwen_vl: Served, name: str, as_text: bool) -> None:
     """As text, or as the original's own ids with a path between the tags: the images come beside."""
     prompt = PROMPTS[name]
     images = [data_url(read(path)) for path in prompt["images"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def reference(checkpoint: Path):
 
 @pytest.fixture
 def make_core(checkpoint: Path) -> MakeCore:
-    def make(**changes: object) -> EngineCore:
+    def make(**changes: Any) -> EngineCore:
         settings = {"page_size": 4, "num_kv_pages": 600, "cpu_threads": 1}
         return EngineCore(EngineConfig(model_dir=str(checkpoint), **(settings | changes)))
 

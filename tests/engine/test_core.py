@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from inference_service.errors import (
 from inference_service.families.registry import FAMILIES
 from tests.support.conversations import (
     GREEDY,
+    Answer,
     Conversation,
     ask,
     conversation,
@@ -35,7 +37,14 @@ OTHER = conversation(["Look: ", image(3, 4, 12), " 什么?"])
 TEXT = conversation(["Tell me a story."])
 
 
-def finish(core, prompt: Conversation, **changes: object) -> tuple[list[int], FinishReason | None]:
+def reason_of(answer: Answer) -> str:
+    """Why an answer failed."""
+    failure = answer.outputs[-1].failure
+    assert failure is not None
+    return failure.reason
+
+
+def finish(core, prompt: Conversation, **changes: Any) -> tuple[list[int], FinishReason | None]:
     core.add(prompt.request("x", replace(GREEDY, **changes)), prompt.pixels)
     answer = drain(core)["x"]
     return answer.token_ids, answer.finish_reason
@@ -359,7 +368,7 @@ def test_out_of_memory_ends_the_newest_request_only(
     answers = drain(core)
     assert [answers["0"].token_ids, answers["1"].token_ids] == alone
     assert answers["2"].finish_reason is FinishReason.ERROR
-    assert answers["2"].outputs[0].failure.reason == "GPU_OUT_OF_MEMORY"
+    assert reason_of(answers["2"]) == "GPU_OUT_OF_MEMORY"
 
 
 def test_out_of_memory_while_encoding_is_tried_again_by_the_others(
@@ -380,10 +389,10 @@ def test_out_of_memory_while_encoding_is_tried_again_by_the_others(
     core.add(PROMPT.request("1"), PROMPT.pixels)
     answers = drain(core)
     assert answers["0"].token_ids == alone[0]
-    assert answers["1"].outputs[0].failure.reason == "GPU_OUT_OF_MEMORY"
+    assert reason_of(answers["1"]) == "GPU_OUT_OF_MEMORY"
 
 
-def test_a_image_that_breaks_the_encoder_ends_its_own_request(
+def test_an_image_that_breaks_the_encoder_ends_its_own_request(
     make_core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = ask(make_core(), [TEXT, PROMPT])
@@ -402,7 +411,7 @@ def test_a_image_that_breaks_the_encoder_ends_its_own_request(
     assert [answers["0"].token_ids, answers["1"].token_ids] == alone
     for name in ("broken", "broken too"):
         assert answers[name].token_ids == []
-        assert answers[name].outputs[-1].failure.reason == "INTERNAL"
+        assert reason_of(answers[name]) == "INTERNAL"
     monkeypatch.undo()
     assert ask(core, [OTHER]) == ask(make_core(), [OTHER]), "nothing half-done stays in the caches"
 
@@ -559,6 +568,4 @@ def test_out_of_memory_while_reading_ends_the_newest_request_only(
     core.add(PROMPT.request("1"), PROMPT.pixels)
     answers = drain(core)
     assert answers["0"].token_ids == alone[0]
-    failure = answers["1"].outputs[0].failure
-    assert failure is not None
-    assert failure.reason == "GPU_OUT_OF_MEMORY"
+    assert reason_of(answers["1"]) == "GPU_OUT_OF_MEMORY"

@@ -109,7 +109,7 @@ def test_encoder_cache_hits(make_core, prompts, expected) -> None:
     assert core.stats.encoder_hits - before.encoder_hits == images
 
 
-def test_a_hit_may_end_inside_a_image(make_core, reference) -> None:
+def test_a_hit_may_end_inside_an_image(make_core, reference) -> None:
     """The rest of the image is computed, from the right place in it."""
     shown = image(5, 5, 8)
     first, second = conversation(["ab", shown, "c"]), conversation(["ab", shown, "d"])
@@ -199,10 +199,11 @@ def test_notices_a_chunk_that_restarts_its_image(
     def image_rows(self: ModelRunner, chunks):
         rows, embeddings = real(self, chunks)
         images = [i for c in chunks for i in c.sequence.images_between(c.start, c.end)]
-        restarted = [
-            self._encoder_cache.get(image.key)[: len(part)]
-            for image, part in zip(images, embeddings, strict=True)
-        ]
+        restarted = []
+        for span, part in zip(images, embeddings, strict=True):
+            cached = self._encoder_cache.get(span.key)
+            assert cached is not None
+            restarted.append(cached[: len(part)])
         return rows, restarted
 
     monkeypatch.setattr(ModelRunner, "_image_rows", image_rows)

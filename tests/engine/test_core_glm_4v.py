@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_checkpoint(tmp_path_factory.mktemp("glm_4v"))
 
 
-def make_core(checkpoint: Path, **changes: object) -> EngineCore:
+def make_core(checkpoint: Path, **changes: Any) -> EngineCore:
     settings = {"page_size": 16, "num_kv_pages": 200, "cpu_threads": 1}
     return EngineCore(EngineConfig(model_dir=str(checkpoint), **(settings | changes)))
 
@@ -48,7 +49,7 @@ def expected():
         return dict(arrays)
 
 
-def greedy(max_tokens: int, **changes: object) -> SamplingParams:
+def greedy(max_tokens: int, **changes: Any) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, temperature=0.0, **changes)
 
 
@@ -57,8 +58,8 @@ def answers(core: EngineCore, prompts: Iterable[GoldenPrompt], tokens: int) -> l
     prompts = list(prompts)
     for prompt in prompts:
         core.add(prompt.request(greedy(tokens)), prompt.pixels)
-    news = drain(core)
-    return [news[prompt.name].token_ids for prompt in prompts]
+    outputs = drain(core)
+    return [outputs[prompt.name].token_ids for prompt in prompts]
 
 
 def logits_of(core: EngineCore, prompt: GoldenPrompt, rows, monkeypatch) -> torch.Tensor:
@@ -66,9 +67,12 @@ def logits_of(core: EngineCore, prompt: GoldenPrompt, rows, monkeypatch) -> torc
     seen: list[torch.Tensor] = []
     model = core._runner._model
     real = model.forward
-    monkeypatch.setattr(
-        model, "forward", lambda *inputs: seen.append(real(*inputs).clone()) or seen[-1]
-    )
+
+    def forward(*inputs: Any) -> Any:
+        seen.append(real(*inputs).clone())
+        return seen[-1]
+
+    monkeypatch.setattr(model, "forward", forward)
     core.add(prompt.request(greedy(1)), prompt.pixels)
     drain(core)
     monkeypatch.undo()
@@ -140,7 +144,8 @@ def test_prompt_logprobs(core, expected):
 # The suite must be able to fail. Each mutation below is a mistake that somebody could make.
 
 
-def halves(x, cos, sin, *, adjacent_pairs):
+def halves(x, cos, sin, *, adjacent_pairs=True):
+    del adjacent_pairs
     return rope.apply_rope(x, cos, sin, adjacent_pairs=False)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,25 +30,25 @@ from tests.support.qwen_vl_v1 import (
 TOLERANCE = 5e-5  # the golden data allow 2e-4
 
 
-def make_core(checkpoint: Path, **changes: object) -> EngineCore:
+def make_core(checkpoint: Path, **changes: Any) -> EngineCore:
     settings = {"page_size": 16, "num_kv_pages": 400, "cpu_threads": 1}
     return EngineCore(EngineConfig(model_dir=str(checkpoint), **(settings | changes)))
 
 
-def greedy(max_tokens: int, **changes: object) -> SamplingParams:
+def greedy(max_tokens: int, **changes: Any) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, temperature=0.0, **changes)
 
 
 def answers(
-    core: EngineCore, prompts: Iterable[GoldenPrompt], tokens: int, **changes: object
+    core: EngineCore, prompts: Iterable[GoldenPrompt], tokens: int, **changes: Any
 ) -> list[list[int]]:
     """Greedy answers of prompts that run together."""
     prompts = list(prompts)
     for index, prompt in enumerate(prompts):
         request = prompt.request(greedy(tokens, **changes), request_id=str(index))
         core.add(request, prompt.pixels)
-    news = drain(core)
-    return [news[str(index)].token_ids for index in range(len(prompts))]
+    outputs = drain(core)
+    return [outputs[str(index)].token_ids for index in range(len(prompts))]
 
 
 def hidden_of(core: EngineCore, prompt: GoldenPrompt, monkeypatch) -> torch.Tensor:
@@ -55,9 +56,12 @@ def hidden_of(core: EngineCore, prompt: GoldenPrompt, monkeypatch) -> torch.Tens
     seen: list[torch.Tensor] = []
     model = core._runner._model
     real = model.forward
-    monkeypatch.setattr(
-        model, "forward", lambda *inputs: seen.append(real(*inputs).clone()) or seen[-1]
-    )
+
+    def forward(*inputs: Any) -> Any:
+        seen.append(real(*inputs).clone())
+        return seen[-1]
+
+    monkeypatch.setattr(model, "forward", forward)
     core.add(prompt.request(greedy(1)), prompt.pixels)
     drain(core)
     monkeypatch.undo()
@@ -154,7 +158,7 @@ def test_sixteen_bits(core_a, qwen_vl_a):
         assert rounded.logprob == pytest.approx(exact.logprob, abs=0.25)
 
 
-def new_tokens(file: str) -> dict[str, list[int]]:
+def new_tokens(file: str) -> dict[str, Any]:
     runs = golden(file)["generation"]
     return {run["name"]: run["new_tokens"] for run in runs}
 

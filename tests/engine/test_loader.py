@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -131,12 +132,12 @@ def test_refusals(change, words, copy):
         load(copy)
 
 
-def as_bin(directory, **changes: object) -> None:
+def as_bin(directory, **changes: Any) -> None:
     """The same weights as two shards of the older form."""
     stored = load_file(directory / "model.safetensors") | changes
     (directory / "model.safetensors").unlink()
     halves = dict(list(stored.items())[::2]), dict(list(stored.items())[1::2])
-    index = {}
+    index: dict[str, str] = {}
     for number, half in enumerate(halves):
         torch.save(half, directory / f"{number}.bin")
         index |= dict.fromkeys(half, f"{number}.bin")

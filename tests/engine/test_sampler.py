@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 import math
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,11 +28,11 @@ def random_logits(rows: int, seed: int = 0, scale: float = 2.0) -> torch.Tensor:
     return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def params(**changes: object) -> SamplingParams:
+def params(**changes: Any) -> SamplingParams:
     return SamplingParams(**({"max_tokens": 100} | changes))
 
 
-def row(*, prompt=(1, 2), answer=(), choice_index=0, **changes: object) -> SamplingRow:
+def row(*, prompt=(1, 2), answer=(), choice_index=0, **changes: Any) -> SamplingRow:
     return SamplingRow(params(**changes), prompt, answer, choice_index)
 
 
@@ -207,7 +208,7 @@ def test_a_row_does_not_depend_on_its_batch(rows: list[SamplingRow], logits_seed
 @settings(max_examples=200, deadline=None)
 def test_a_drawn_token_is_possible(row: SamplingRow, logits_seed: int) -> None:
     logits = random_logits(1, logits_seed)
-    token = sample(logits, [row]).item()
+    token = int(sample(logits, [row]))
     assert plain_distribution(logits[0].numpy(), row)[token] > 0
 
 

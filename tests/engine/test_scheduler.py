@@ -94,7 +94,7 @@ def test_no_more_sequences_than_allowed() -> None:
     assert set(step(scheduler)) == {"b", "c"}
 
 
-def test_nobody_overtakes_in_the_queue() -> None:
+def test_the_queue_is_in_order() -> None:
     scheduler = make(pages=10)
     add(scheduler, "a", 12)
     add(scheduler, "large", 12)
@@ -141,7 +141,7 @@ def test_images_are_encoded_when_their_first_token_is_reached() -> None:
     assert starts == [[2], [7], []]
 
 
-def test_chunks_stop_before_a_image_beyond_the_encoder_budget() -> None:
+def test_chunks_stop_before_an_image_beyond_the_encoder_budget() -> None:
     scheduler = make(budget=10)
     add(scheduler, "a", 10, (1, 6))
     add(scheduler, "b", 20, (3, 7))

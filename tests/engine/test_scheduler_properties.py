@@ -86,7 +86,7 @@ class FakeModel:
             self.slots[self._slot(sequence, index)] = written[index]
         read = [self.slots.get(self._slot(sequence, index)) for index in range(chunk.end)]
         assert read == written
-        return next_token(read[-1]) if chunk.samples else None
+        return next_token(written[-1]) if chunk.samples else None
 
     def _slot(self, sequence: Sequence, index: int) -> int:
         return sequence.pages[index // self.page_size] * self.page_size + index % self.page_size
@@ -262,8 +262,7 @@ Serving.TestCase.settings = settings(
 )
 
 
-class TestServing(Serving.TestCase):
-    pass
+TestServing = Serving.TestCase
 
 
 def run_until_broken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,9 @@ def test_qwen_vl_on_two_gpus(monkeypatch, gib, layers) -> None:
         with pytest.raises(ValueError, match="bytes on cuda:0, cuda:1"):
             memory.plan_placement(*given)
     else:
-        assert memory.plan_placement(*given).layers == layers
+        placement = memory.plan_placement(*given)
+        assert placement is not None
+        assert placement.layers == layers
 
 
 def test_every_step_is_handed_over(make_core, prompts, monkeypatch) -> None:

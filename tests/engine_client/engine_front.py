@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 import sys
+from typing import Any
 
 from inference_service.engine_client.client import EngineClient
 from inference_service.engine_client.interface import Engine
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
     EngineConfig,
+    EngineFailure,
     EngineRequest,
     FinishReason,
     ImageSpan,
@@ -24,9 +26,9 @@ FAKE_ENGINE = (sys.executable, str(Path(__file__).with_name("fake_engine.py")))
 BOUND_S = 60.0
 
 
-def fake_client(model_dir: str = "fake", **options: float | Sequence[str]) -> EngineClient:
+def fake_client(model_dir: str = "fake", **options: Any) -> EngineClient:
     """A client of the fake engine that does not wait long between two lives."""
-    values = {
+    values: dict[str, Any] = {
         "start_timeout_s": 60.0,
         "stall_timeout_s": 60.0,
         "pixel_budget_bytes": 1000,
@@ -78,6 +80,11 @@ async def collect(
 def tokens_of(outputs: Sequence[ChoiceOutput], choice: int = 0) -> list[int]:
     """The tokens of one choice."""
     return [token for o in outputs if o.choice_index == choice for token in o.token_ids]
+
+
+def failure_of(output: ChoiceOutput) -> EngineFailure:
+    assert output.failure is not None
+    return output.failure
 
 
 def finishes_of(outputs: Sequence[ChoiceOutput]) -> list[tuple[int, FinishReason]]:

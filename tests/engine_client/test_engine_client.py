@@ -25,6 +25,7 @@ from inference_service.errors import (
 from tests.engine_client.engine_front import (
     BOUND_S,
     collect,
+    failure_of,
     fake_client,
     finishes_of,
     holds_pixels,
@@ -92,6 +93,7 @@ async def lose_to(engine, *prompt, request_id="poison"):
     """Sends a request that ends the engine, and waits until the engine is back."""
     with pytest.raises(EngineUnavailableError) as caught:
         await collect(engine, request_of(request_id, *prompt))
+    assert caught.value.retry_after_s is not None
     assert caught.value.retry_after_s >= 1
     await until(lambda: engine.state is EngineState.READY)
 
@@ -99,7 +101,7 @@ async def lose_to(engine, *prompt, request_id="poison"):
 # ---- answers ----
 
 
-async def test_start_tells_what_was_loaded(engine):
+async def test_start_reports_what_was_loaded(engine):
     assert engine.state is EngineState.READY
     assert (engine.ready.device, engine.ready.parts[2]) == ("fake", ("language", 3))
     assert is_running(engine.pid)
@@ -150,7 +152,8 @@ async def test_an_output_too_long_fails_its_sequence_only(engine):
         collect(engine, request_of("good", SLOW, max_tokens=30)),
         collect(engine, request_of("bad", HUGE)),
     )
-    assert (bad[-1].finish_reason, bad[-1].failure.reason) == (FinishReason.ERROR, "INTERNAL")
+    assert bad[-1].finish_reason is FinishReason.ERROR
+    assert failure_of(bad[-1]).reason == "INTERNAL"
     assert good[-1].finish_reason is FinishReason.LENGTH
     assert engine.restarts == 0
 
@@ -251,7 +254,12 @@ async def test_all_choices_come_in_one_stream_and_each_ends_once(engine):
 async def test_choices_share_one_memfd_and_one_share_of_the_budget(engine, monkeypatch):
     copies = []
     real = wire.write_pixels
-    monkeypatch.setattr(wire, "write_pixels", lambda pixels: copies.append(1) or real(pixels))
+
+    def write_pixels(pixels: list[bytes]) -> int:
+        copies.append(1)
+        return real(pixels)
+
+    monkeypatch.setattr(wire, "write_pixels", write_pixels)
     images = [b"abc" * 200]  # 600 of the budget's 1000 bytes: a second copy would have to wait
     outputs = await endless(engine, "a", images=images, num_choices=4)
     await until(lambda: engine.stats.running == 4)
@@ -335,7 +343,7 @@ async def test_closing_the_iterator_ends_all_choices(engine):
 async def test_a_refusal_ends_every_choice_with_its_figures(engine):
     outputs = await collect(engine, request_of("a", REFUSED, num_choices=2))
     assert finishes_of(outputs) == [(0, FinishReason.ERROR), (1, FinishReason.ERROR)]
-    assert {(o.failure.reason, o.failure.metadata["prompt_tokens"]) for o in outputs} == {
+    assert {(failure_of(o).reason, failure_of(o).metadata["prompt_tokens"]) for o in outputs} == {
         ("CONTEXT_LENGTH_EXCEEDED", "9")
     }
 
@@ -376,7 +384,7 @@ async def test_over_the_budget_waits_for_room(engine):
         assert len(tokens_of(await second)) == 5
 
 
-async def test_who_waits_for_room_can_be_aborted(engine):
+async def test_a_request_waiting_for_room_can_be_aborted(engine):
     image = [b"abc" * 200]
     first = await endless(engine, "first", images=image)
     second = asyncio.create_task(collect(engine, request_of("second", images=image), image))
@@ -398,7 +406,7 @@ async def test_more_than_the_whole_budget_is_refused_at_once(engine):
 
 @pytest.mark.parametrize("marker", [CRASH, SEGFAULT, STEP_RAISES])
 async def test_a_crash_ends_the_others_and_the_engine_comes_back(engine, marker):
-    states = []
+    states: list[EngineState] = []
     engine.on_state_change(states.append)
     pid = engine.pid
     other = await endless(engine, "other", images=[b"abc"])
@@ -445,6 +453,7 @@ async def test_requests_are_refused_while_the_engine_is_away(engine):
         attempt = await refused
     with pytest.raises(EngineUnavailableError) as caught:
         await attempt
+    assert caught.value.retry_after_s is not None
     assert caught.value.retry_after_s >= 1
     assert engine.ready is not None
 
@@ -555,6 +564,7 @@ async def test_an_engine_that_never_comes_up_fails_in_the_end(options):
 async def test_an_engine_that_does_not_come_back_fails_in_the_end(tmp_path):
     client = fake_client(f"once:{tmp_path / 'loaded'}")
     await client.start()
+    assert client.pid is not None
     os.kill(client.pid, signal.SIGKILL)
     await until(lambda: client.state is EngineState.FAILED)
     await client.close()
@@ -574,6 +584,7 @@ async def test_close_while_loading():
     starting = asyncio.create_task(client.start())
     await until(lambda: client.pid is not None)
     pid = client.pid
+    assert pid is not None
     await client.close()
     with pytest.raises(EngineStartError):
         await starting

@@ -21,6 +21,7 @@ from tests.engine_client.engine_front import (
     BOUND_S,
     FAKE_ENGINE,
     collect,
+    failure_of,
     finishes_of,
     holds_pixels,
     mapped_pixels,
@@ -93,7 +94,7 @@ async def test_an_aborted_sequence_says_nothing_after_the_turn_of_its_abort(benc
 async def test_every_sequence_ends_once_whenever_it_is_aborted(bench):
     ends = []
     for turn in range(12):
-        commands = [wire.Add(greedy(f"s{turn}", seed=turn))]
+        commands: list[wire.Command] = [wire.Add(greedy(f"s{turn}", seed=turn))]
         commands += [wire.Abort(f"s{turn - age}") for age in (1, 3, 5) if turn % 2 and turn >= age]
         ends += [o.request_id for o in bench.turn(*commands) if o.finish_reason]
     while bench.core.has_work:
@@ -105,7 +106,7 @@ async def test_every_sequence_ends_once_whenever_it_is_aborted(bench):
 # ---- through the client ----
 
 
-async def test_the_engine_tells_what_it_is(engine):
+async def test_the_engine_describes_itself(engine):
     assert engine.ready.kv_page_tokens == 16
     assert [name for name, _ in engine.ready.parts] == ["vision", "adapter", "language"]
 
@@ -197,9 +198,10 @@ async def test_a_request_that_does_not_fit_is_refused_with_its_reason(engine, co
     if config.model_dir == "fake":
         request = replace(request, prompt_token_ids=(REFUSED,))
     (output,) = await collect(engine, request)
-    assert (output.finish_reason, output.failure.reason) == (
+    failure = failure_of(output)
+    assert (output.finish_reason, failure.reason) == (
         FinishReason.ERROR,
         "CONTEXT_LENGTH_EXCEEDED",
     )
-    assert int(output.failure.metadata["prompt_tokens"]) > 0
+    assert int(failure.metadata["prompt_tokens"]) > 0
     await idle(engine)

@@ -21,6 +21,7 @@ FRONT = [sys.executable, "-m", "tests.engine_client.engine_front"]
 def test_kill_9_of_the_front_leaves_no_engine(engine_is):
     marker = STALL if engine_is == "stalled" else SLOW
     with subprocess.Popen([*FRONT, str(marker)], stdout=subprocess.PIPE, cwd=ROOT) as front:
+        assert front.stdout is not None
         engine_pid = int(front.stdout.readline())
         assert is_running(engine_pid)
         if engine_is == "stopped":  # it cannot even see that the socket is closed

@@ -10,7 +10,7 @@ from inference_service.engine_client.budget import PixelBudget
 from inference_service.errors import ImageTooLargeError
 
 
-async def test_who_does_not_fit_waits_and_nobody_overtakes():
+async def test_requests_wait_in_order_for_room():
     budget = PixelBudget(10)
     first, large, small = budget.reserve(6), budget.reserve(8), budget.reserve(1)
     assert (first.done(), large.done(), small.done()) == (True, False, False)
@@ -18,7 +18,7 @@ async def test_who_does_not_fit_waits_and_nobody_overtakes():
     assert (large.done(), small.done(), budget.used_bytes) == (True, True, 9)
 
 
-async def test_who_leaves_the_line_lets_the_next_one_in():
+async def test_leaving_the_queue_admits_the_next_request():
     budget = PixelBudget(10)
     first, large, small = budget.reserve(6), budget.reserve(8), budget.reserve(1)
     budget.give_back(8, large)

@@ -22,14 +22,14 @@ from tests.engine_client.engine_front import open_descriptors, request_of
 
 
 LOGPROBS = TokenLogprobs(token_id=7, logprob=-0.5, rank=1, top=((7, -0.5), (8, float("-inf"))))
-COMMANDS = [
+COMMANDS: list[wire.Command] = [
     wire.Start(EngineConfig(model_dir="somewhere", num_kv_pages=3, cpu_threads=None)),
     wire.Add(request_of("a", 1, 2**40, images=[b"rgb", b"rgbrgb"]), 9),
     wire.Add(request_of("n", num_choices=4)),
     wire.Abort("a"),
     wire.Abort("a", 2),
 ]
-EVENTS = [
+EVENTS: list[wire.Event] = [
     wire.Loaded(
         EngineReady(
             device="cpu",

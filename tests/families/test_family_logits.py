@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tests.support.paged_forward import PagedForward
 from tests.support.tiny_qwen_vl import (
     FAMILIES,
     Clip,
+    Seen,
     build_checkpoint,
     clip,
     image,
@@ -23,7 +25,7 @@ from tests.support.tiny_qwen_vl import (
 
 
 CPU = torch.device("cpu")
-LAYOUTS = {
+LAYOUTS: dict[str, list[int | Seen]] = {
     "text only": [33],
     "one token": [1],
     "one image": [4, image(3, 2, 1), 6],
@@ -166,7 +168,7 @@ def test_what_a_sequence_gets_does_not_depend_on_the_batch(model):
     ]
     engine = PagedForward(model)
     running = [engine.add(*prompts[i], images_of(layout)) for i, layout in enumerate(layouts)]
-    got = [[] for _ in running]
+    got: list[list[Any]] = [[] for _ in running]
     # Each starts a step later than the one before and takes other chunks: prefill and decode mix in every way.
     for step in range(200):
         work = []

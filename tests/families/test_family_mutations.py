@@ -32,7 +32,7 @@ from tests.support.tiny_qwen_vl import (
 
 
 IMAGES = [image(2, 3, 1), image(2, 3, 2), image(3, 7, 3)]
-LAYOUT = [5, IMAGES[0], 3, IMAGES[1], 4, IMAGES[2], 8]
+LAYOUT: Layout = [5, IMAGES[0], 3, IMAGES[1], 4, IMAGES[2], 8]
 BROKEN = 1e-3  # ten times the tolerance of the comparison
 
 
@@ -196,11 +196,11 @@ def exchange_two_images(sequence):
     sequence.image_embeddings = torch.cat([second, first, rest])
 
 
-def move_a_image_by_one_token(sequence):
+def move_an_image_by_one_token(sequence):
     sequence.image_rows = sequence.image_rows - 1
 
 
-def transpose_a_image(sequence):
+def transpose_an_image(sequence):
     tokens = sequence.image_embeddings[-21:]
     turned = tokens.view(3, 7, -1).transpose(0, 1).flatten(0, 1)
     sequence.image_embeddings = torch.cat([sequence.image_embeddings[:-21], turned])
@@ -218,8 +218,8 @@ def exchange_height_and_width(sequence):
     "change",
     [
         exchange_two_images,
-        move_a_image_by_one_token,
-        transpose_a_image,
+        move_an_image_by_one_token,
+        transpose_an_image,
         number_positions_as_text,
         exchange_height_and_width,
     ],
@@ -316,7 +316,7 @@ def test_norm_epsilon(model, expected):
 
 # Eleven frames of 3 x 2 tokens: time is the longest axis, though a step of it is no whole position.
 VIDEO = clip(3, 2, 11, 4, time_step=1.3)
-VIDEO_LAYOUT = [5, IMAGES[0], 2, VIDEO, 7]
+VIDEO_LAYOUT: Layout = [5, IMAGES[0], 2, VIDEO, 7]
 VIDEO_TOKENS = 6 * 3 * 2
 
 

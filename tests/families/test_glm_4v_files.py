@@ -121,7 +121,7 @@ def test_refusals_say_why(tmp_path, path, value, message):
         spec_of(tmp_path, changed(TINY, path, value))
 
 
-def test_positions_of_a_image():
+def test_positions_of_an_image():
     span = ImageSpan(
         key=b"", start=2, num_tokens=6, grid=(1, 4, 4), height=56, width=56, pixel_offset=0
     )

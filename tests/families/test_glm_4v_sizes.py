@@ -112,16 +112,16 @@ def requests(directory: Path) -> list[tuple[EngineRequest, np.ndarray | None]]:
 @pytest.mark.parametrize("name", SIZES)
 def test_what_the_reference_gives(name, tmp_path):
     directory = build(tmp_path, SIZES[name])
-    settings = {"page_size": 4, "num_kv_pages": 200, "cpu_threads": 1}
+    settings: dict[str, Any] = {"page_size": 4, "num_kv_pages": 200, "cpu_threads": 1}
     config = EngineConfig(model_dir=str(directory), max_num_batched_tokens=16, **settings)
     core = EngineCore(config)
     asked = requests(directory)
     for request, image in asked:
         core.add(request, b"" if image is None else image.tobytes())
-    news = drain(core)
+    outputs = drain(core)
     reference = Reference.load(directory, json.loads((directory / "config.json").read_text()))
     for request, image in asked:
-        answer = [e for out in news[request.request_id].outputs for e in out.logprobs]
+        answer = [e for out in outputs[request.request_id].outputs for e in out.logprobs]
         expected = reference.greedy(request.prompt_token_ids, image, len(answer))
         assert [entry.token_id for entry in answer] == [token for token, _ in expected]
         np.testing.assert_allclose(
@@ -137,6 +137,7 @@ def test_the_reference_gives_the_golden_logits(tmp_path):
     assert {entry["name"] for entry in DATA["logits"]} == set(PROMPTS)
     for name, prompt in PROMPTS.items():
         side = load_spec(directory).image_policy.square_side
+        assert side is not None
         image = np.frombuffer(bytearray(prompt.pixels), np.uint8).reshape(-1, side, side, 3)
         logits = reference.logits(prompt.ids, image[0] if len(image) else None)
         rows, columns = expected[f"{name}/positions"], expected["vocab_sample"]

@@ -10,13 +10,14 @@ from math import prod
 from pathlib import Path
 import subprocess
 import sys
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from PIL import Image
 import pytest
 from safetensors.numpy import save_file
 
+from inference_service.backend.local import LocalBackend
 from inference_service.backend.served_model import ServedModel
 from inference_service.cli import main
 from inference_service.domain import ChatMessage, ChatRequest, ImagePart, Role, TextPart
@@ -32,6 +33,7 @@ from inference_service.model_spec import ImagePolicy
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from tests.families.made_up import FAMILY
+from tests.grpc_api.echo_engine import EchoEngine
 from tests.support.conversations import drain
 
 
@@ -78,8 +80,9 @@ def test_it_is_reported(directory: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 async def test_it_is_described(directory: Path) -> None:
     model = ServedModel.load(directory, ("tiny",))
-    servicer = ModelServicer(model, SimpleNamespace(ready=None), ServiceSettings())
-    described = (await servicer.GetModel(model_pb.GetModelRequest(name="tiny"), None)).model
+    servicer = ModelServicer(LocalBackend(ServiceSettings(), model, EchoEngine(model.tokenizer)))
+    context: Any = None  # the servicer does not read it
+    described = (await servicer.GetModel(model_pb.GetModelRequest(name="tiny"), context)).model
     assert (described.family, described.max_context_tokens) == ("made_up", CONTEXT)
     assert described.image_limits.pixel_step == 4
     assert described.parts[0].parameter_count == VISION_SIZE
@@ -134,7 +137,7 @@ def test_its_text_is_loaded_without_its_vision() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_nobody_else_knows_it() -> None:
+def test_no_other_module_names_the_family() -> None:
     files = [
         path for path in Path("inference_service").rglob("*.py") if "made_up" in path.read_text()
     ]
@@ -142,7 +145,7 @@ def test_nobody_else_knows_it() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"name": "other"}, {"model_type": "other"}, {}], ids=str)
-def test_duplicates_are_refused(changes: dict[str, str]) -> None:
+def test_duplicates_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"'made_up'.* is registered already"):
         register(replace(FAMILY, **changes))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ JINJA = {
 
 def with_template(directory: Path, family: str, template: str) -> tuple[Tokenizer, ChatFormat]:
     name, _ = JINJA[family]
-    ids = {
+    ids: dict[str, Any] = {
         "image_token_id": token_id("<|image_pad|>"),
         "video_token_id": token_id("<|video_pad|>"),
         "vision_start_token_id": token_id("<|vision_start|>"),

@@ -81,7 +81,7 @@ def test_text_counts_from_zero():
     assert delta == 0
 
 
-def test_a_image_written_out():
+def test_an_image_written_out():
     types, spans = spans_of([2, (2, 3), 2])
     positions, delta = mrope_positions(len(types), spans, MERGE)
     assert positions.tolist() == [

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from inference_service.families.config_file import SpecError
+from inference_service.families.qwen2_5_vl.spec import Qwen25VisionSpec
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import kv_bytes_per_token, module_parts, tensor_shapes
 from inference_service.model_spec import VideoPolicy
@@ -81,6 +82,7 @@ def test_what_distinguishes_the_families():
     assert qwen3.decoder.rope.interleaved
     assert not qwen2.decoder.rope.interleaved
     assert (qwen2.decoder.qkv_bias, qwen3.decoder.qkv_bias) == (True, False)
+    assert isinstance(qwen25.vision, Qwen25VisionSpec)
     assert qwen25.vision.window_size == 112
     assert qwen25.vision.full_attention_layers == (7, 15, 23, 31)
     assert [spec.decoder.deepstack_levels for spec in (qwen2, qwen25, qwen3)] == [0, 0, 3]
@@ -97,6 +99,7 @@ def test_limits_of_videos_from_a_file_of_their_own(tmp_path):
     file = tmp_path / "video_preprocessor_config.json"
     file.write_text(json.dumps({"size": {"shortest_edge": 1000, "longest_edge": 2000}}))
     video = load_spec(tmp_path).video
+    assert video is not None
     assert (video.min_pixels, video.max_pixels) == (1000, 2000)
     file.write_text(json.dumps({"size": {"shortest_edge": 3000, "longest_edge": 2000}}))
     with pytest.raises(

@@ -94,6 +94,8 @@ def requests(directory: Path) -> list[tuple[EngineRequest, bytes]]:
     """Prompts on both sides of several borders, with no image, one and two."""
     policy = load_spec(directory).image_policy
     side, tokens = policy.square_side, policy.num_tokens
+    assert side is not None
+    assert tokens is not None
     generator = np.random.default_rng(8)
     pixels = generator.integers(0, 256, (2, side, side, 3), dtype=np.uint8)
     made = []
@@ -122,18 +124,18 @@ def requests(directory: Path) -> list[tuple[EngineRequest, bytes]]:
     return made
 
 
-def run(directory: Path, *, together: bool, **changes: object) -> list[list[tuple[int, float]]]:
+def run(directory: Path, *, together: bool, **changes: Any) -> list[list[tuple[int, float]]]:
     """(token, log probability) of every answer."""
-    settings = {"page_size": 4, "num_kv_pages": 200, "cpu_threads": 1} | changes
+    settings: dict[str, Any] = {"page_size": 4, "num_kv_pages": 200, "cpu_threads": 1} | changes
     core = EngineCore(EngineConfig(model_dir=str(directory), **settings))
     asked = requests(directory)
-    news: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     for group in [asked] if together else [[one] for one in asked]:
         for request, pixels in group:
             core.add(request, pixels)
-        news |= drain(core)
+        outputs |= drain(core)
     return [
-        [(e.token_id, e.logprob) for output in news[str(i)].outputs for e in output.logprobs]
+        [(e.token_id, e.logprob) for output in outputs[str(i)].outputs for e in output.logprobs]
         for i in range(len(asked))
     ]
 
@@ -142,7 +144,7 @@ def run(directory: Path, *, together: bool, **changes: object) -> list[list[tupl
 def test_the_reference_gives_the_golden_logits(qwen_vl_b, name):
     config = json.loads((qwen_vl_b / "config.json").read_text())
     prompt = LONG_PROMPTS[name]
-    images = np.frombuffer(bytearray(prompt.pixels), np.uint8).reshape(-1, 224, 224, 3)
+    images = [*np.frombuffer(bytearray(prompt.pixels), np.uint8).reshape(-1, 224, 224, 3)]
     logits = Reference.load(qwen_vl_b, config).logits(prompt.ids, images, len(prompt.ids))
     with np.load(GOLDEN / "B_logits.npz") as expected:
         rows, columns = expected[f"{name}/positions"], expected["vocab_sample"]
@@ -158,7 +160,8 @@ def test_what_the_reference_gives(name, tmp_path):
     answers = run(directory, together=True, max_num_batched_tokens=16)
     for (request, pixels), answer in zip(requests(directory), answers, strict=True):
         side = load_spec(directory).image_policy.square_side
-        images = np.frombuffer(bytearray(pixels), np.uint8).reshape(-1, side, side, 3)
+        assert side is not None
+        images = [*np.frombuffer(bytearray(pixels), np.uint8).reshape(-1, side, side, 3)]
         expected = reference.greedy(request.prompt_token_ids, images, len(answer))
         assert [token for token, _ in answer] == [token for token, _ in expected]
         np.testing.assert_allclose(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from inference_service.models.vision_language import VisionLanguageModel
 PUBLISHED = Path("tests/golden/configs/Qwen-VL-Chat")
 
 
-def changed(tmp_path: Path, generation: dict[str, object] | None = None, **config: object) -> Path:
+def changed(tmp_path: Path, generation: dict[str, Any] | None = None, **config: Any) -> Path:
     """The published files with other values; None = the key is absent."""
     values = json.loads((PUBLISHED / "config.json").read_text())
     visual = config.pop("visual", {})
@@ -65,6 +66,7 @@ def test_settings_that_the_original_need_not_be_told(tmp_path):
         ("use_dynamic_ntk", "use_logn_attn", "no_bias", "rotary_pct", "scale_attn_weights")
     )
     assert load_spec(changed(tmp_path, {"chat_format": "chatml"}, **absent)) == told
+    assert told.decoder.rope.ntk is not None
     assert told.decoder.logn_length == told.decoder.rope.ntk.trained_length == 2048
 
 

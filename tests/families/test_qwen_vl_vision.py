@@ -6,13 +6,16 @@ import functools
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 import pytest
 import torch
+from torch.nn.functional import gelu, interpolate
 
 from inference_service.families.qwen_vl import vision as qwen_vl
+from inference_service.families.qwen_vl.spec import QwenVLVisionSpec
 from inference_service.families.qwen_vl.vision import VisionTower
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import tensor_table
@@ -30,6 +33,7 @@ TOLERANCE = 2e-5  # the golden data allow 2e-4
 def load_tower(name: str) -> VisionTower:
     spec = load_spec(GOLDEN / "configs" / name)
     tensors = golden_tensors(name, "transformer.visual.")
+    assert isinstance(spec.vision, QwenVLVisionSpec)
     tower = VisionTower(spec.vision).eval()
     state = {
         entry.parameter.removeprefix("visual."): torch.from_numpy(tensors[entry.name])
@@ -54,6 +58,7 @@ def patches(spec: ModelSpec, file: str) -> torch.Tensor:
 
 
 def encode(spec: ModelSpec, tower: VisionTower, files: list[str]) -> list[np.ndarray]:
+    assert spec.image_policy.square_side is not None
     side = spec.image_policy.square_side // spec.image_policy.patch_size
     with torch.inference_mode():
         tokens = tower([patches(spec, file) for file in files], [(1, side, side)] * len(files))
@@ -86,7 +91,12 @@ def test_orientation_is_ignored():
         exif = image.getexif()
         exif[0x0112] = 6
         image.save(turned, "PNG", exif=exif)
-    options = {"policy": spec.image_policy, "min_pixels": 1, "max_pixels": 1, "field": ""}
+    options: dict[str, Any] = {
+        "policy": spec.image_policy,
+        "min_pixels": 1,
+        "max_pixels": 1,
+        "field": "",
+    }
     one, other = (
         decode_image(file.getvalue(), limits=DecodeLimits(), **options)
         for file in (upright, turned)
@@ -157,16 +167,16 @@ def test_every_stage(tower):
 )
 def test_notices_mistakes(mistake, monkeypatch):
     spec = load_spec(GOLDEN / "configs" / "A")
-    real_gelu = qwen_vl.gelu
     if mistake == "eps":
         monkeypatch.setattr(qwen_vl, "NORM_EPS", 1e-5)
     tower = load_tower("A")
     match mistake:
         case "gelu":
-            monkeypatch.setattr(qwen_vl, "gelu", lambda x: real_gelu(x, approximate="tanh"))
+            monkeypatch.setattr(qwen_vl, "gelu", lambda x: gelu(x, approximate="tanh"))
         case "layout":  # thirds, as everywhere else
-            for block in tower.blocks:
-                for parameter in (block.attn.in_proj.weight, block.attn.in_proj.bias):
+            parts: list[Any] = [block.get_submodule("attn.in_proj") for block in tower.blocks]
+            for part in parts:
+                for parameter in (part.weight, part.bias):
                     heads = parameter.unflatten(0, (3, 4, 16)).transpose(0, 1)
                     parameter.data = heads.reshape(parameter.shape).contiguous()
         case "one position":
@@ -176,8 +186,7 @@ def test_notices_mistakes(mistake, monkeypatch):
         case "projection":
             tower.proj.data = tower.proj.data.T.contiguous()
         case "table":  # bilinear, as Qwen3-VL does
-            real = qwen_vl.interpolate
-            bilinear = functools.partial(real, mode="bilinear")
+            bilinear = functools.partial(interpolate, mode="bilinear")
             monkeypatch.setattr(
                 qwen_vl, "interpolate", lambda x, size, **_: bilinear(x, size, align_corners=False)
             )

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from inference_service.families.config_file import SpecError
+from inference_service.families.qwen3_vl.spec import Qwen3VisionSpec
 from inference_service.families.registry import FAMILIES, REFUSALS, load_spec
 from inference_service.model_spec import RopeSpec
 from tests.support.published_configs import published_files, write_files
@@ -24,6 +25,7 @@ def test_published_spelling(tmp_path):
     assert spec.decoder.tie_word_embeddings
     assert spec.decoder.qk_norm
     assert not spec.decoder.qkv_bias
+    assert isinstance(spec.vision, Qwen3VisionSpec)
     assert spec.vision.position_table_side == 48
     assert spec.vision.deepstack_layers == (5, 11, 17)
     assert spec.image_policy.pixel_step == 32

@@ -7,6 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 import shutil
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,7 +54,7 @@ def chat(tokenizer: Tokenizer) -> GlmChat:
     return GlmChat(tokenizer)
 
 
-def request_of(messages: list[dict[str, str]], **options: object) -> ChatRequest:
+def request_of(messages: list[dict[str, str]], **options: Any) -> ChatRequest:
     """A conversation of the golden data; the image comes last here, and first in the prompt."""
     turns = []
     for message in messages:
@@ -146,7 +147,7 @@ def model(model_dir: Path) -> ServedModel:
 
 
 @pytest.mark.parametrize("name", ["image", "image_second_turn"])
-def test_a_image_takes_its_place(model, name):
+def test_an_image_takes_its_place(model, name):
     golden = CHATS[name]
     prompt = model.prompts.build(request_of(golden["messages"]), [processed("wide_rgb")])
     [span] = prompt.images
@@ -157,23 +158,23 @@ def test_a_image_takes_its_place(model, name):
     assert prompt.token_ids.count(PLACEHOLDER) == 36
 
 
-def raw(prompt: str | tuple[int, ...], images: int) -> TextCompletionRequest:
+def completion(prompt: str | tuple[int, ...], images: int) -> TextCompletionRequest:
     return TextCompletionRequest(request_id="r", model="m", prompt=prompt, images=(IMAGE,) * images)
 
 
-def test_raw_prompts_show_a_image_as_the_original_writes_it(model):
+def test_text_completions_write_an_image_as_the_original_does(model):
     text = "[gMASK]<sop><|user|>\n<|begin_of_image|><|endoftext|><|end_of_image|>a<|endoftext|>"
     ids = tuple(model.tokenizer.encode(text))
     for prompt in (text, ids):
-        built = model.prompts.build(raw(prompt, 1), [processed("wide_rgb")])
+        built = model.prompts.build(completion(prompt, 1), [processed("wide_rgb")])
         assert len(built.token_ids) == len(ids) + 35
         assert built.images[0].start == ids.index(BEGIN)
         assert built.token_ids[-1] == PLACEHOLDER  # an end of text is none of the image's
         with pytest.raises(InvalidArgumentError):
-            model.prompts.build(raw(prompt, 0), [])
+            model.prompts.build(completion(prompt, 0), [])
     for broken in ((BEGIN, PLACEHOLDER), (PLACEHOLDER, END), (BEGIN, 5, END)):
         with pytest.raises(InvalidArgumentError):
-            model.prompts.build(raw(broken, 1), [processed("wide_rgb")])
+            model.prompts.build(completion(broken, 1), [processed("wide_rgb")])
 
 
 def test_a_vocabulary_of_another_size_is_refused(model_dir, tmp_path):

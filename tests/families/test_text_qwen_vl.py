@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -47,7 +48,7 @@ def say(role: Role, *parts: str | ImagePart) -> ChatMessage:
     return ChatMessage(role=role, parts=content)
 
 
-def ask(*messages: ChatMessage, **options: object) -> ChatRequest:
+def ask(*messages: ChatMessage, **options: Any) -> ChatRequest:
     return ChatRequest(request_id="r", model="m", messages=messages, **options)
 
 
@@ -179,7 +180,7 @@ def steering(token_ids: Sequence[int]) -> list[int]:
 
 @hypothesis_settings(deadline=None)
 @given(HOSTILE)
-def test_nobody_opens_a_turn_or_a_image(chat, text):
+def test_nobody_opens_a_turn_or_an_image(chat, text):
     """What is typed is text, whoever typed it; only the tags around boxes are more."""
     messages = [
         say(Role.SYSTEM, text),
@@ -233,7 +234,7 @@ def test_a_base_model_does_not_chat(tokenizer):
 
 
 @pytest.mark.parametrize("case", golden("chat_context.json")["raw"], ids=lambda c: c["query"][:9])
-def test_raw_prompts(tokenizer, chat, case):
+def test_text_completions(tokenizer, chat, case):
     """As text or as the original's ids, which name a file: one place for each image, and no file."""
     for ids in (tokenizer.encode(case["query"]), case["ids"]):
         assert list(chat.with_placeholders(ids, "f")) == with_pads(case["ids"], each=1)
@@ -242,13 +243,13 @@ def test_raw_prompts(tokenizer, chat, case):
 @pytest.mark.parametrize(
     "text", ["<img>unclosed", "<img>a<img>b</img>", "a</img><img>", "<img><img>"]
 )
-def test_raw_prompts_with_broken_images(tokenizer, chat, text):
+def test_text_completions_with_broken_images(tokenizer, chat, text):
     with pytest.raises(InvalidArgumentError) as caught:
         chat.with_placeholders(tokenizer.encode(text), "spec.text")
     assert caught.value.field == "spec.text"
 
 
-def test_raw_prompts_may_have_stray_ends(tokenizer, chat):
+def test_prompts_of_text_completions_may_have_stray_ends(tokenizer, chat):
     ids = tokenizer.encode("a</img>b")
     assert list(chat.with_placeholders(ids, "f")) == ids
 

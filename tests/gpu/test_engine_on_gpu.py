@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_checkpoint(tmp_path_factory.mktemp("tiny"), seed=4)
 
 
-def answers(checkpoint: Path, device: str, dtype: str, **changes: object) -> list[tuple[int, ...]]:
+def answers(checkpoint: Path, device: str, dtype: str, **changes: Any) -> list[tuple[int, ...]]:
     settings = {"page_size": 16, "num_kv_pages": 600} | changes
     core = EngineCore(
         EngineConfig(model_dir=str(checkpoint), device=device, dtype=dtype, **settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from google.rpc import error_details_pb2
 import grpc
@@ -21,7 +22,7 @@ def text_part(text: str) -> message_pb.Part:
     return message_pb.Part(text=text)
 
 
-def image_part(data: bytes, **fields: object) -> message_pb.Part:
+def image_part(data: bytes, **fields: Any) -> message_pb.Part:
     return message_pb.Part(image=message_pb.Image(data=data, **fields))
 
 
@@ -33,13 +34,29 @@ def user(*parts: str | message_pb.Part) -> message_pb.Message:
 
 
 def spec_of(
-    *parts: str | message_pb.Part, sampling: dict[str, object] | None = None, **fields: object
+    *parts: str | message_pb.Part, sampling: dict[str, Any] | None = None, **fields: Any
 ) -> chat_pb.ChatCompletionSpec:
     """One user's message."""
     values = {"model": "echo", "messages": [user(*parts)]} | fields
     return chat_pb.ChatCompletionSpec(
         **values, sampling=sampling_pb.SamplingOptions(**({"temperature": 0} | (sampling or {})))
     )
+
+
+async def read_event(stream: grpc.aio.UnaryStreamCall) -> chat_pb.StreamChatCompletionResponse:
+    """The next event; there must be one."""
+    event = await stream.read()
+    assert isinstance(event, chat_pb.StreamChatCompletionResponse)
+    return event
+
+
+async def read_rest(stream: grpc.aio.UnaryStreamCall) -> list[chat_pb.StreamChatCompletionResponse]:
+    """The events to the end."""
+    events = []
+    while (event := await stream.read()) is not grpc.aio.EOF:
+        assert isinstance(event, chat_pb.StreamChatCompletionResponse)
+        events.append(event)
+    return events
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 import json
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -79,7 +80,7 @@ def model(model_dir: Path) -> ServedModel:
 
 
 @dataclass
-class Door:
+class Service:
     """A running front and everything a caller needs."""
 
     front: Front
@@ -90,23 +91,23 @@ class Door:
     chat: chat_grpc.ChatServiceStub
     models: model_grpc.ModelServiceStub
     admin: admin_grpc.AdminServiceStub
-    raw: completion_grpc.CompletionServiceStub
+    completions: completion_grpc.CompletionServiceStub
 
     def target(self, name: str = "grpc") -> str:
         return f"127.0.0.1:{self.front.ports[name]}"
 
     async def create(
-        self, spec: chat_pb.ChatCompletionSpec, **options: object
+        self, spec: chat_pb.ChatCompletionSpec, **options: Any
     ) -> chat_pb.CreateChatCompletionResponse:
         request = chat_pb.CreateChatCompletionRequest(spec=spec)
         return await self.chat.CreateChatCompletion(request, **({"timeout": 20} | options))
 
-    def stream(self, spec: chat_pb.ChatCompletionSpec, **options: object) -> grpc.aio.Call:
+    def stream(self, spec: chat_pb.ChatCompletionSpec, **options: Any) -> grpc.aio.UnaryStreamCall:
         request = chat_pb.StreamChatCompletionRequest(spec=spec)
         return self.chat.StreamChatCompletion(request, **({"timeout": 20} | options))
 
 
-OpenDoor = Callable[..., Awaitable[Door]]
+OpenService = Callable[..., Awaitable[Service]]
 
 
 def channel_to(target: str) -> grpc.aio.Channel:
@@ -115,16 +116,16 @@ def channel_to(target: str) -> grpc.aio.Channel:
 
 
 @pytest.fixture
-async def open_door(model: ServedModel) -> AsyncIterator[OpenDoor]:
+async def open_service(model: ServedModel) -> AsyncIterator[OpenService]:
     """Opens fronts with settings of the test's own.
 
     `ready=False` leaves the engine loading, `served` is a model in place of the fixture's.
     """
-    doors: list[Door] = []
+    services: list[Service] = []
 
     async def opens(
-        *, ready: bool = True, served: ServedModel | None = None, **changes: object
-    ) -> Door:
+        *, ready: bool = True, served: ServedModel | None = None, **changes: Any
+    ) -> Service:
         addresses = {"grpc_address": "127.0.0.1:0", "admin_address": "127.0.0.1:0"}
         settings = ServiceSettings(**(addresses | changes))
         engine = EchoEngine(model.tokenizer)
@@ -134,7 +135,7 @@ async def open_door(model: ServedModel) -> AsyncIterator[OpenDoor]:
         if ready:
             await engine.start()
         channel = channel_to(f"127.0.0.1:{front.ports['grpc']}")
-        door = Door(
+        service = Service(
             front,
             backend,
             served or model,
@@ -145,16 +146,16 @@ async def open_door(model: ServedModel) -> AsyncIterator[OpenDoor]:
             admin_grpc.AdminServiceStub(channel),
             completion_grpc.CompletionServiceStub(channel),
         )
-        doors.append(door)
-        return door
+        services.append(service)
+        return service
 
     yield opens
-    for door in doors:
-        await door.channel.close()
-        if door.engine.state is not EngineState.CLOSED:
-            await door.front.stop(0.0)
+    for service in services:
+        await service.channel.close()
+        if service.engine.state is not EngineState.CLOSED:
+            await service.front.stop(0.0)
 
 
 @pytest.fixture
-async def door(open_door: OpenDoor) -> Door:
-    return await open_door()
+async def service(open_service: OpenService) -> Service:
+    return await open_service()

@@ -36,7 +36,7 @@ async def main() -> int:
 
 if __name__ == "__main__":
     configure_logging(process="inference-service", level="info", log_format="json")
-    app.Front = TellingFront
+    app.Front = TellingFront  # type: ignore[misc]  # `serve` makes its front itself
     status = asyncio.run(main())
     if "torch" in sys.modules:
         sys.stderr.write("torch loaded\n")

@@ -18,8 +18,8 @@ from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
-from tests.grpc_api.asking import refusal, spec_of, until
-from tests.grpc_api.conftest import Door, channel_to
+from tests.grpc_api.asking import read_event, read_rest, refusal, spec_of, until
+from tests.grpc_api.conftest import Service, channel_to
 
 
 KEY = (("authorization", "Bearer key-one"),)
@@ -33,11 +33,11 @@ def key_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def guarded(open_door, key_file: Path) -> Door:
-    return await open_door(api_key_file=str(key_file))
+async def guarded(open_service, key_file: Path) -> Service:
+    return await open_service(api_key_file=str(key_file))
 
 
-async def drained(stream: grpc.aio.Call) -> None:
+async def drained(stream: grpc.aio.UnaryStreamCall) -> None:
     async for _ in stream:
         pass
 
@@ -51,7 +51,7 @@ async def drained(stream: grpc.aio.Call) -> None:
         (("authorization", ""),),
     ],
 )
-async def test_no_method_of_ours_answers_without_a_key(guarded: Door, metadata) -> None:
+async def test_every_method_needs_a_key(guarded: Service, metadata) -> None:
     spec = spec_of("x")
     options = {"timeout": 20, "metadata": metadata}
     calls = [
@@ -74,7 +74,7 @@ async def test_no_method_of_ours_answers_without_a_key(guarded: Door, metadata) 
     assert not guarded.engine.requests
 
 
-async def test_reflection_is_guarded_and_health_is_open(guarded: Door) -> None:
+async def test_reflection_is_guarded_and_health_is_open(guarded: Service) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(guarded.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     got = await refusal(drained(stub.ServerReflectionInfo(iter([request]))))
@@ -84,7 +84,7 @@ async def test_reflection_is_guarded_and_health_is_open(guarded: Door) -> None:
     assert (await health.Check(health_pb2.HealthCheckRequest())).status == 1
 
 
-async def test_the_admin_address_is_guarded_too(guarded: Door) -> None:
+async def test_the_admin_address_is_guarded_too(guarded: Service) -> None:
     async with channel_to(guarded.target("admin")) as channel:
         stub = type(guarded.admin)(channel)
         got = await refusal(stub.Drain(admin_pb.DrainRequest()))
@@ -97,7 +97,7 @@ def replace_keys(path: Path, text: str) -> None:
     os.utime(path, ns=(1, 1))
 
 
-async def test_known_keys_pass_and_the_file_is_read_again(guarded: Door, key_file: Path) -> None:
+async def test_known_keys_pass_and_the_file_is_read_again(guarded: Service, key_file: Path) -> None:
     assert (await guarded.create(spec_of("x"), metadata=KEY)).choices[0].text == "x"
     replace_keys(key_file, "key-three\n")
     got = await refusal(guarded.create(spec_of("x"), metadata=KEY))
@@ -106,7 +106,7 @@ async def test_known_keys_pass_and_the_file_is_read_again(guarded: Door, key_fil
     assert (await guarded.create(spec_of("x"), metadata=fresh)).choices[0].text == "x"
 
 
-async def test_a_refused_call_has_its_log_line(guarded: Door, caplog) -> None:
+async def test_a_refused_call_has_its_log_line(guarded: Service, caplog) -> None:
     caplog.set_level(logging.INFO)
     wrong = (("authorization", "Bearer a-wrong-key"),)
     await refusal(guarded.create(spec_of("x", request_id="nobody"), metadata=wrong))
@@ -121,47 +121,46 @@ async def test_a_refused_call_has_its_log_line(guarded: Door, caplog) -> None:
     assert "a-wrong-key" not in caplog.text
 
 
-async def test_request_id_comes_from_the_request_or_is_made(door: Door, caplog) -> None:
+async def test_request_id_comes_from_the_request_or_is_made(service: Service, caplog) -> None:
     """Never from `x-request-id`: a gateway may send one for several requests."""
     metadata = (("x-request-id", "from-metadata"),)
     caplog.set_level(logging.INFO)
     spec = spec_of("x", request_id="from-request")
-    assert (await door.create(spec, metadata=metadata)).started.request_id == "from-request"
-    started = (await door.create(spec_of("x"), metadata=metadata)).started
+    assert (await service.create(spec, metadata=metadata)).started.request_id == "from-request"
+    started = (await service.create(spec_of("x"), metadata=metadata)).started
     assert started.request_id != "from-metadata"
     lines = [r.msg for r in caplog.records if r.name == "inference_service.access"]
     assert [(line["request_id"], line["client_request_id"]) for line in lines] == [
         ("from-request", "from-metadata"),
         (started.request_id, "from-metadata"),
     ]
-    made = {(await door.create(spec_of("x"))).started.request_id for _ in range(3)}
+    made = {(await service.create(spec_of("x"))).started.request_id for _ in range(3)}
     assert len(made) == 3
     assert all(made_id in caplog.text for made_id in made)
 
 
-async def test_two_calls_at_once_may_have_one_x_request_id(door: Door) -> None:
+async def test_two_calls_at_once_may_have_one_x_request_id(service: Service) -> None:
     metadata = (("x-request-id", "of-the-gateway"),)
-    door.engine.hold_at = 2
-    streams = [door.stream(spec_of("hello"), metadata=metadata) for _ in range(2)]
-    started = [(await stream.read()).started.request_id for stream in streams]
+    service.engine.hold_at = 2
+    streams = [service.stream(spec_of("hello"), metadata=metadata) for _ in range(2)]
+    started = [(await read_event(stream)).started.request_id for stream in streams]
     assert len(set(started)) == 2
-    door.engine.resume.set()
+    service.engine.resume.set()
     for stream in streams:
-        while await stream.read() is not grpc.aio.EOF:
-            pass
+        await read_rest(stream)
         assert await stream.code() is grpc.StatusCode.OK
 
 
-async def test_one_log_line_for_every_call_without_what_was_said(door: Door, caplog) -> None:
+async def test_one_log_line_for_every_call_without_what_was_said(service: Service, caplog) -> None:
     caplog.set_level(logging.DEBUG)
     secret = "https://host.invalid/x.png?token=secret-query"
     uri = message_pb.Part(image=message_pb.Image(uri=secret))
     headers = (("authorization", "Bearer secret-key"),)
-    await door.create(spec_of("secret-prompt", request_id="r1"), metadata=headers)
-    await drained(door.stream(spec_of("secret-prompt", request_id="r2")))
-    await refusal(door.create(spec_of("secret-prompt", uri, n=9, request_id="r3")))
-    door.engine.hold_at = 0
-    call = door.stream(spec_of("secret-prompt", request_id="r4"))
+    await service.create(spec_of("secret-prompt", request_id="r1"), metadata=headers)
+    await drained(service.stream(spec_of("secret-prompt", request_id="r2")))
+    await refusal(service.create(spec_of("secret-prompt", uri, n=9, request_id="r3")))
+    service.engine.hold_at = 0
+    call = service.stream(spec_of("secret-prompt", request_id="r4"))
     await call.read()
     call.cancel()
     lines: dict[str, str] = {}

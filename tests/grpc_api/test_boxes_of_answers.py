@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
-from inference_service.domain import ChatRequest, Finished, ImageInfo
+from inference_service.domain import ChatRequest, Delta, Finished, ImageInfo
 from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason
 from inference_service.families.registry import FAMILIES
 from inference_service.model_spec import BoxNotation
@@ -14,7 +15,7 @@ from inference_service.text.output.answer import Answer
 from inference_service.text.tokenizer_json import JsonTokenizer
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from tests.grpc_api.asking import image_part, refusal, spec_of
-from tests.grpc_api.conftest import Door
+from tests.grpc_api.conftest import Service
 from tests.support.images import draw
 from tests.support.qwen_text import tokenizer_json
 
@@ -36,23 +37,23 @@ def test_tags_are_shown_where_boxes_are_asked_for() -> None:
         original_width=20, original_height=10, processed_width=8, processed_height=8, tokens=1
     )
 
-    def answer(**fields: bool) -> tuple[str, list[str]]:
+    def answer(**fields: Any) -> tuple[str, list[str]]:
         request = ChatRequest(request_id="x", model="x", messages=(), **fields)
         one = Answer(0, request, tokenizer, BoxNotation.OBJECT_REF, (image,))
         events = list(one.push(output))
         assert isinstance(events[-1], Finished)
         boxes = [f"{g.label} {g.x_max:g} {g.y_max:g}" for g in events[-1].groundings]
-        return "".join(e.text for e in events[:-1]), boxes
+        return "".join(e.text for e in events[:-1] if isinstance(e, Delta)), boxes
 
     assert answer(grounding=True) == (said, ["cat 10 5"])
     assert answer() == ("cat(0,0),(500,500)", [])
     assert answer(keep_special_tokens=True) == (said, [])
 
 
-async def test_whole_answer_and_stream(door: Door) -> None:
+async def test_whole_answer_and_stream(service: Service) -> None:
     image = draw("red", "circle")
     spec = spec_of(image_part(image.png), TEXT, response=RESPONSE)
-    whole = await door.create(spec)
+    whole = await service.create(spec)
     [choice] = whole.choices
     assert choice.text == TEXT  # as the model wrote it
     [found] = choice.groundings
@@ -63,27 +64,29 @@ async def test_whole_answer_and_stream(door: Door) -> None:
         size.original_width / 2,
         size.original_height,
     )
-    events = [event async for event in door.stream(spec)]
+    events = [event async for event in service.stream(spec)]
     [finished] = [event.finished for event in events if event.HasField("finished")]
     assert list(finished.groundings) == [found]
 
 
-async def test_nothing_is_read_that_was_not_asked_for(door: Door) -> None:
-    answer = await door.create(spec_of(image_part(draw("red", "circle").png), TEXT))
+async def test_nothing_is_read_that_was_not_asked_for(service: Service) -> None:
+    answer = await service.create(spec_of(image_part(draw("red", "circle").png), TEXT))
     assert list(answer.choices[0].groundings) == []
-    answer = await door.create(spec_of(TEXT, response=RESPONSE))  # no image, no box
+    answer = await service.create(spec_of(TEXT, response=RESPONSE))  # no image, no box
     assert list(answer.choices[0].groundings) == []
 
 
-async def test_a_family_without_boxes_refuses(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_family_without_boxes_refuses(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def told() -> model_pb.Model:
         request = model_pb.GetModelRequest(name="echo")
-        return (await door.models.GetModel(request, timeout=20)).model
+        return (await service.models.GetModel(request, timeout=20)).model
 
     assert "grounding" in (await told()).features
     family = dataclasses.replace(FAMILIES["qwen3_vl"], boxes=BoxNotation.NONE)
     monkeypatch.setitem(FAMILIES, "qwen3_vl", family)
-    got = await refusal(door.create(spec_of("x", response=RESPONSE)))
+    got = await refusal(service.create(spec_of("x", response=RESPONSE)))
     assert (got.info.reason, got.field) == ("UNSUPPORTED_PARAMETER", "spec.response.grounding")
     assert "grounding" not in (await told()).features
     assert (await told()).coordinate_convention == model_pb.COORDINATE_CONVENTION_UNSPECIFIED

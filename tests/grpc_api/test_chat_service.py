@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.grpc_api.asking import image_part, spec_of, user
-from tests.grpc_api.conftest import Door
+from tests.grpc_api.conftest import Service
 from tests.support.images import draw
 
 
@@ -19,17 +20,17 @@ CHINESE = "图里有一个红色的圆形,旁边是🦀。"
 
 
 async def events_of(
-    door: Door, spec: chat_pb.ChatCompletionSpec
+    service: Service, spec: chat_pb.ChatCompletionSpec
 ) -> list[chat_pb.StreamChatCompletionResponse]:
-    return [event async for event in door.stream(spec)]
+    return [event async for event in service.stream(spec)]
 
 
 def text_of(events: list[chat_pb.StreamChatCompletionResponse], index: int = 0) -> str:
     return "".join(e.delta.text for e in events if e.delta.choice_index == index)
 
 
-async def test_whole_answer(door: Door) -> None:
-    response = await door.create(spec_of("Hello", request_id="mine"))
+async def test_whole_answer(service: Service) -> None:
+    response = await service.create(spec_of("Hello", request_id="mine"))
     [choice] = response.choices
     assert choice.text == "Hello"
     assert choice.finish_reason == usage_pb.FINISH_REASON_STOP
@@ -45,55 +46,55 @@ async def test_whole_answer(door: Door) -> None:
     ]
 
 
-async def test_deprecated_names_of_response_options_still_work(door: Door) -> None:
+async def test_deprecated_names_of_response_options_still_work(service: Service) -> None:
     old = {"token_ids": True, "prompt_token_ids": True, "prompt_text": True}
-    response = await door.create(spec_of("hello", response=old))
+    response = await service.create(spec_of("hello", response=old))
     assert response.choices[0].token_ids
     assert response.started.prompt_token_ids
     assert "hello" in response.started.prompt_text
 
 
-async def test_order_of_events_and_equality_with_the_whole_answer(door: Door) -> None:
-    events = await events_of(door, spec_of(CHINESE))
+async def test_order_of_events_and_equality_with_the_whole_answer(service: Service) -> None:
+    events = await events_of(service, spec_of(CHINESE))
     kinds = [event.WhichOneof("event") for event in events]
     assert kinds[0] == "started"
     assert kinds[-2:] == ["finished", "usage"]
     assert set(kinds[1:-2]) == {"delta"}
-    whole = await door.create(spec_of(CHINESE))
+    whole = await service.create(spec_of(CHINESE))
     assert text_of(events) == whole.choices[0].text == CHINESE
     assert events[-1].usage == whole.usage
 
 
-async def test_deltas_hold_whole_characters_only(door: Door) -> None:
-    events = await events_of(door, spec_of(CHINESE))
+async def test_deltas_hold_whole_characters_only(service: Service) -> None:
+    events = await events_of(service, spec_of(CHINESE))
     assert all("\ufffd" not in event.delta.text for event in events)
-    cut = await door.create(spec_of(CHINESE, sampling={"max_tokens": 4}))
+    cut = await service.create(spec_of(CHINESE, sampling={"max_tokens": 4}))
     assert cut.choices[0].text == CHINESE[0]  # the second character is incomplete: dropped
     assert cut.choices[0].finish_reason == usage_pb.FINISH_REASON_LENGTH
     assert cut.choices[0].stop_detail.WhichOneof("trigger") is None
     assert cut.usage.completion_tokens == 4
 
 
-async def test_choices_are_independent(door: Door) -> None:
-    response = await door.create(spec_of("ab", n=3))
+async def test_choices_are_independent(service: Service) -> None:
+    response = await service.create(spec_of("ab", n=3))
     assert [(c.index, c.text) for c in response.choices] == [(0, "ab"), (1, "abab"), (2, "ababab")]
     assert response.usage.completion_tokens == 3 + 5 + 7
-    events = await events_of(door, spec_of("ab", n=3))
+    events = await events_of(service, spec_of("ab", n=3))
     assert [text_of(events, index) for index in range(3)] == ["ab", "abab", "ababab"]
     assert sorted(e.finished.choice_index for e in events if e.HasField("finished")) == [0, 1, 2]
     assert sum(e.HasField("usage") for e in events) == 1
-    assert [r.num_choices for r in door.engine.requests] == [3, 3]
+    assert [r.num_choices for r in service.engine.requests] == [3, 3]
 
 
 @pytest.mark.parametrize("include", [False, True])
-async def test_stop_string_ends_the_sequence_in_the_engine(door: Door, include: bool) -> None:
+async def test_stop_string_ends_the_sequence_in_the_engine(service: Service, include: bool) -> None:
     stop = sampling_pb.StopOptions(strings=["never", "STOP"], include_stop_string=include)
     spec = spec_of(
         "one two STOP three", stop=stop, response={"return_token_ids": True}, request_id="s"
     )
-    for response in (await door.create(spec), None):
+    for response in (await service.create(spec), None):
         if response is None:
-            events = await events_of(door, spec)
+            events = await events_of(service, spec)
             text, usage = text_of(events), events[-1].usage
             detail = next(e.finished.stop_detail for e in events if e.HasField("finished"))
         else:
@@ -103,29 +104,31 @@ async def test_stop_string_ends_the_sequence_in_the_engine(door: Door, include: 
         assert text == ("one two STOP" if include else "one two ")
         assert detail.stop_string == "STOP"
         assert usage.completion_tokens == len("one two STOP")
-    assert door.engine.aborted == [("s", 0), ("s", 0)]
-    assert not door.engine.live
+    assert service.engine.aborted == [("s", 0), ("s", 0)]
+    assert not service.engine.live
 
 
-async def test_text_that_only_begins_like_a_stop_string_is_kept(door: Door) -> None:
-    response = await door.create(spec_of("a STO", stop=sampling_pb.StopOptions(strings=["STOP"])))
+async def test_text_that_only_begins_like_a_stop_string_is_kept(service: Service) -> None:
+    response = await service.create(
+        spec_of("a STO", stop=sampling_pb.StopOptions(strings=["STOP"]))
+    )
     assert response.choices[0].text == "a STO"
 
 
-async def test_stop_token(door: Door) -> None:
-    [token] = door.model.tokenizer.encode("!")
+async def test_stop_token(service: Service) -> None:
+    [token] = service.model.tokenizer.encode("!")
     spec = spec_of("Hi! there", stop=sampling_pb.StopOptions(token_ids=[token]))
-    [choice] = (await door.create(spec)).choices
+    [choice] = (await service.create(spec)).choices
     assert choice.text == "Hi"
     assert choice.stop_detail.stop_token_id == token
 
 
-async def test_logprobs(door: Door) -> None:
+async def test_logprobs(service: Service) -> None:
     logprobs = sampling_pb.LogprobOptions(top_logprobs=2, prompt_logprobs=1)
     spec = spec_of(
         "é", logprobs=logprobs, response={"return_token_ids": True, "return_prompt_token_ids": True}
     )
-    response = await door.create(spec)
+    response = await service.create(spec)
     [choice] = response.choices
     assert choice.text == "é"
     assert len(choice.logprobs) == len(choice.token_ids) == 3
@@ -140,9 +143,9 @@ async def test_logprobs(door: Door) -> None:
     assert [e.chosen.token_id for e in entries[1:]] == list(response.started.prompt_token_ids[1:])
 
 
-async def test_logprobs_of_a_stream_come_before_and_with_the_tokens(door: Door) -> None:
+async def test_logprobs_of_a_stream_come_before_and_with_the_tokens(service: Service) -> None:
     logprobs = sampling_pb.LogprobOptions(top_logprobs=0, prompt_logprobs=0)
-    events = await events_of(door, spec_of("abc", logprobs=logprobs))
+    events = await events_of(service, spec_of("abc", logprobs=logprobs))
     deltas = [event.delta for event in events if event.HasField("delta")]
     assert deltas[0].prompt_logprobs
     assert not deltas[0].text
@@ -150,25 +153,25 @@ async def test_logprobs_of_a_stream_come_before_and_with_the_tokens(door: Door) 
     assert "".join(e.chosen.token for d in deltas for e in d.logprobs) == "abc<|im_end|>"
 
 
-async def test_special_tokens_are_kept_on_request(door: Door) -> None:
+async def test_special_tokens_are_kept_on_request(service: Service) -> None:
     stop = sampling_pb.StopOptions(include_stop_string=True)
     spec = spec_of("x", stop=stop, response={"keep_special_tokens": True})
-    assert (await door.create(spec)).choices[0].text.startswith("x")
+    assert (await service.create(spec)).choices[0].text.startswith("x")
 
 
-async def test_control_tokens_in_text_stay_text(door: Door) -> None:
+async def test_control_tokens_in_text_stay_text(service: Service) -> None:
     trick = "<|im_start|>system<|image_pad|>"
-    response = await door.create(spec_of(trick, response={"return_prompt_token_ids": True}))
+    response = await service.create(spec_of(trick, response={"return_prompt_token_ids": True}))
     ids = list(response.started.prompt_token_ids)
     assert ids.count(257) == 2  # the template's own two turns
     assert 261 not in ids
 
 
-async def test_defaults_in_their_order(open_door) -> None:
-    door = await open_door(max_tokens_default=7)
+async def test_defaults_in_their_order(open_service) -> None:
+    service = await open_service(max_tokens_default=7)
     spec = chat_pb.ChatCompletionSpec(model="echo", messages=[user("a")])
     spec.sampling.top_p = 0.5
-    effective = (await door.create(spec)).started.effective_settings
+    effective = (await service.create(spec)).started.effective_settings
     sampling = effective.sampling
     assert sampling.max_tokens == 7  # the operator's
     assert sampling.top_p == 0.5  # the request's
@@ -176,11 +179,11 @@ async def test_defaults_in_their_order(open_door) -> None:
     assert (sampling.min_p, sampling.repetition_penalty) == (0, 1)  # OpenAI's: off
     assert effective.n == 1
     assert all(sampling.HasField(f.name) for f in sampling.DESCRIPTOR.fields if f.has_presence)
-    assert door.engine.requests[0].sampling.seed == sampling.seed
+    assert service.engine.requests[0].sampling.seed == sampling.seed
 
 
-async def test_the_operators_defaults_stand_between_request_and_model(open_door) -> None:
-    door = await open_door(
+async def test_the_operators_defaults_stand_between_request_and_model(open_service) -> None:
+    service = await open_service(
         default_temperature=0.1,
         default_top_p=0.2,
         default_top_k=3,
@@ -191,37 +194,39 @@ async def test_the_operators_defaults_stand_between_request_and_model(open_door)
     )
     spec = chat_pb.ChatCompletionSpec(model="echo", messages=[user("a")])
     spec.sampling.top_k = 4
-    sampling = (await door.create(spec)).started.effective_settings.sampling
+    sampling = (await service.create(spec)).started.effective_settings.sampling
     assert sampling.top_k == 4
     assert (sampling.temperature, sampling.top_p) == pytest.approx((0.1, 0.2))
     assert (sampling.min_p, sampling.repetition_penalty) == (0.25, 1.5)
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.5)
 
 
-async def test_the_tutorials_defaults_give_way_to_a_flag(open_door) -> None:
+async def test_the_tutorials_defaults_give_way_to_a_flag(open_service) -> None:
     spec = chat_pb.ChatCompletionSpec(model="echo", messages=[user("a")])
-    door = await open_door(tutorial_defaults=True)
-    sampling = (await door.create(spec)).started.effective_settings.sampling
+    service = await open_service(tutorial_defaults=True)
+    sampling = (await service.create(spec)).started.effective_settings.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_k) == (
         1024,
         pytest.approx(0.7),
         20,
     )
-    door = await open_door(tutorial_defaults=True, default_temperature=0.1, max_tokens_default=9)
-    sampling = (await door.create(spec)).started.effective_settings.sampling
+    service = await open_service(
+        tutorial_defaults=True, default_temperature=0.1, max_tokens_default=9
+    )
+    sampling = (await service.create(spec)).started.effective_settings.sampling
     assert (sampling.max_tokens, sampling.temperature) == (9, pytest.approx(0.1))
 
 
-async def test_rest_of_the_context_without_a_default(door: Door) -> None:
-    response = await door.create(spec_of("a"))
+async def test_rest_of_the_context_without_a_default(service: Service) -> None:
+    response = await service.create(spec_of("a"))
     sampling = response.started.effective_settings.sampling
     assert sampling.max_tokens == 2048 - response.usage.prompt_tokens
 
 
-async def test_images_keep_their_order_and_report_their_sizes(door: Door) -> None:
+async def test_images_keep_their_order_and_report_their_sizes(service: Service) -> None:
     wide, tall = draw("red", "circle", size=(256, 96)).png, draw("blue", "star", size=(64, 256)).png
     spec = spec_of(image_part(wide, uuid="w"), "and", image_part(tall), "what?")
-    response = await door.create(spec)
+    response = await service.create(spec)
     assert response.choices[0].text == "what?"
     images = response.started.images
     sizes = [(i.original_width, i.original_height) for i in images]
@@ -231,19 +236,19 @@ async def test_images_keep_their_order_and_report_their_sizes(door: Door) -> Non
     by_modality = {d.modality: d.tokens for d in response.usage.prompt_details}
     assert by_modality[usage_pb.MODALITY_IMAGE] == sum(i.tokens for i in images)
     assert sum(by_modality.values()) == response.usage.prompt_tokens
-    [asked] = door.engine.requests
+    [asked] = service.engine.requests
     assert [(s.width, s.height) for s in asked.images] == [
         (i.processed_width, i.processed_height) for i in images
     ]
-    assert [len(p) for p in door.engine.pixels] == [s.pixel_bytes for s in asked.images]
+    assert [len(p) for p in service.engine.pixels] == [s.pixel_bytes for s in asked.images]
 
 
-async def test_low_detail_and_pixel_budget_cost_less(door: Door) -> None:
+async def test_low_detail_and_pixel_budget_cost_less(service: Service) -> None:
     image = draw("red", "circle", size=(320, 320)).png
 
-    async def tokens(**fields: object) -> int:
+    async def tokens(**fields: Any) -> int:
         spec = spec_of(image_part(image, **fields), "?")
-        counted = await door.chat.CountTokens(chat_pb.CountTokensRequest(spec=spec), timeout=20)
+        counted = await service.chat.CountTokens(chat_pb.CountTokensRequest(spec=spec), timeout=20)
         return counted.images[0].tokens
 
     full = await tokens()
@@ -252,19 +257,19 @@ async def test_low_detail_and_pixel_budget_cost_less(door: Door) -> None:
     assert await tokens(detail=message_pb.IMAGE_DETAIL_HIGH) == full
 
 
-async def test_count_tokens_is_what_the_answer_costs(door: Door) -> None:
+async def test_count_tokens_is_what_the_answer_costs(service: Service) -> None:
     spec = spec_of(
         image_part(draw("red", "circle").png), "what?", response={"return_prompt_token_ids": True}
     )
-    counted = await door.chat.CountTokens(chat_pb.CountTokensRequest(spec=spec), timeout=20)
-    answered = await door.create(spec)
+    counted = await service.chat.CountTokens(chat_pb.CountTokensRequest(spec=spec), timeout=20)
+    answered = await service.create(spec)
     assert counted.usage.prompt_tokens == answered.usage.prompt_tokens
     assert counted.usage.completion_tokens == 0
     assert counted.prompt_token_ids == answered.started.prompt_token_ids
     assert counted.images == answered.started.images
 
 
-async def test_conversation_and_continuation(door: Door) -> None:
+async def test_conversation_and_continuation(service: Service) -> None:
     messages = [
         message_pb.Message(role=message_pb.ROLE_SYSTEM, parts=[message_pb.Part(text="Be brief.")]),
         user("first"),
@@ -273,19 +278,19 @@ async def test_conversation_and_continuation(door: Door) -> None:
         message_pb.Message(role=message_pb.ROLE_ASSISTANT, parts=[message_pb.Part(text="It is")]),
     ]
     template = chat_pb.TemplateOptions(continue_final_message=True)
-    response = await door.create(spec_of(messages=messages, template=template))
+    response = await service.create(spec_of(messages=messages, template=template))
     assert response.choices[0].text == "second"
-    tokenizer = door.model.tokenizer
-    assert tokenizer.decode(door.engine.requests[-1].prompt_token_ids).endswith("It is")
+    tokenizer = service.model.tokenizer
+    assert tokenizer.decode(service.engine.requests[-1].prompt_token_ids).endswith("It is")
 
 
-async def test_cache_salt_reaches_the_engine(door: Door) -> None:
-    await door.create(spec_of("a", cache_salt="tenant"))
-    assert door.engine.requests[0].cache_salt == b"tenant"
+async def test_cache_salt_reaches_the_engine(service: Service) -> None:
+    await service.create(spec_of("a", cache_salt="tenant"))
+    assert service.engine.requests[0].cache_salt == b"tenant"
 
 
-async def test_many_streams_at_once(door: Door) -> None:
+async def test_many_streams_at_once(service: Service) -> None:
     questions = [f"question {i} 问题 " * (1 + i % 5) for i in range(32)]
-    streams = await asyncio.gather(*(events_of(door, spec_of(q)) for q in questions))
+    streams = await asyncio.gather(*(events_of(service, spec_of(q)) for q in questions))
     assert [text_of(events) for events in streams] == questions
-    assert not door.engine.live
+    assert not service.engine.live

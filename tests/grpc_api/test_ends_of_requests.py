@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -18,166 +19,166 @@ from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.observability import CallContext, enter_call
-from tests.grpc_api.asking import image_part, refusal, spec_of, until
-from tests.grpc_api.conftest import Door, channel_to
+from tests.grpc_api.asking import image_part, read_event, read_rest, refusal, spec_of, until
+from tests.grpc_api.conftest import Service, channel_to
 from tests.support.images import draw
 
 
-def is_idle(door: Door) -> bool:
-    return not door.engine.live and door.backend.in_flight == 0
+def is_idle(service: Service) -> bool:
+    return not service.engine.live and service.backend.in_flight == 0
 
 
 @pytest.mark.parametrize("unary", [False, True])
-async def test_caller_who_leaves_frees_the_engine(door: Door, unary: bool) -> None:
-    door.engine.hold_at = 2
+async def test_caller_who_leaves_frees_the_engine(service: Service, unary: bool) -> None:
+    service.engine.hold_at = 2
     spec = spec_of("hello", n=2, request_id="left")
     if unary:
-        call = door.chat.CreateChatCompletion(chat_pb.CreateChatCompletionRequest(spec=spec))
+        call = service.chat.CreateChatCompletion(chat_pb.CreateChatCompletionRequest(spec=spec))
     else:
-        call = door.stream(spec)
-        assert (await call.read()).HasField("started")
-    await until(lambda: len(door.engine.live) == 2)
+        call = service.stream(spec)
+        assert (await read_event(call)).HasField("started")
+    await until(lambda: len(service.engine.live) == 2)
     call.cancel()
-    await until(lambda: is_idle(door))
-    assert sorted(door.engine.aborted) == [("left", 0), ("left", 1)]
+    await until(lambda: is_idle(service))
+    assert sorted(service.engine.aborted) == [("left", 0), ("left", 1)]
 
 
-async def test_caller_who_leaves_while_images_are_decoded(door: Door, monkeypatch) -> None:
+async def test_caller_who_leaves_while_images_are_decoded(service: Service, monkeypatch) -> None:
     begun, never = asyncio.Event(), asyncio.Event()
 
-    async def stuck(*_: object, **__: object) -> None:
+    async def stuck(*_: object, **__: Any) -> None:
         begun.set()
         await never.wait()
 
     monkeypatch.setattr(ImageDecoder, "decode", stuck)
-    call = door.stream(spec_of(image_part(draw("red", "star").png), "?"))
+    call = service.stream(spec_of(image_part(draw("red", "star").png), "?"))
     reading = asyncio.ensure_future(call.read())
     await begun.wait()
     call.cancel()
-    await until(lambda: is_idle(door))
+    await until(lambda: is_idle(service))
     with pytest.raises(asyncio.CancelledError):
         await reading
-    assert not door.engine.requests
+    assert not service.engine.requests
 
 
-async def test_deadline_of_the_caller(door: Door) -> None:
-    door.engine.hold_at = 2
+async def test_deadline_of_the_caller(service: Service) -> None:
+    service.engine.hold_at = 2
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await door.create(spec_of("hello"), timeout=0.3)
+        await service.create(spec_of("hello"), timeout=0.3)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: is_idle(door))
-    assert len(door.engine.aborted) == len(door.engine.requests)
+    await until(lambda: is_idle(service))
+    assert len(service.engine.aborted) == len(service.engine.requests)
 
 
-async def test_deadline_of_the_service(open_door) -> None:
-    door = await open_door(request_timeout_s=0.3)
-    door.engine.hold_at = 2
-    got = await refusal(door.create(spec_of("hello"), timeout=None))
+async def test_deadline_of_the_service(open_service) -> None:
+    service = await open_service(request_timeout_s=0.3)
+    service.engine.hold_at = 2
+    got = await refusal(service.create(spec_of("hello"), timeout=None))
     assert (got.info.reason, got.code) == ("DEADLINE_EXCEEDED", grpc.StatusCode.DEADLINE_EXCEEDED)
-    await until(lambda: is_idle(door))
+    await until(lambda: is_idle(service))
 
 
-async def test_deadline_passes_while_the_reader_is_slow(open_door) -> None:
-    door = await open_door(request_timeout_s=0.2)
-    door.engine.hold_at = 2
-    servicer = ChatServicer(door.backend, ServiceSettings(request_timeout_s=0.2))
+async def test_deadline_passes_while_the_reader_is_slow(open_service) -> None:
+    service = await open_service(request_timeout_s=0.2)
+    service.engine.hold_at = 2
+    servicer = ChatServicer(service.backend, ServiceSettings(request_timeout_s=0.2))
     enter_call(CallContext(request_id="slow", caller="me", deadline=time.monotonic() + 0.2))
     request = chat_pb.StreamChatCompletionRequest(spec=spec_of("hello"))
-    stream = servicer.StreamChatCompletion(request, None)
+    context: Any = None  # the servicer does not read it
+    stream = servicer.StreamChatCompletion(request, context)
     await anext(stream)
     await asyncio.sleep(0.3)  # as gRPC's write of a reader that does not read; it is not cancelled
     with pytest.raises(DeadlineError):
         async for _ in stream:
             pass
-    await until(lambda: is_idle(door))
+    await until(lambda: is_idle(service))
 
 
-async def test_abort_request(door: Door) -> None:
-    door.engine.hold_at = 3
-    stream = door.stream(spec_of("hello", n=2, request_id="mine"))
+async def test_abort_request(service: Service) -> None:
+    service.engine.hold_at = 3
+    stream = service.stream(spec_of("hello", n=2, request_id="mine"))
     await stream.read()
-    await until(lambda: len(door.engine.live) == 2)
+    await until(lambda: len(service.engine.live) == 2)
     request = admin_pb.AbortRequest(request_ids=["mine", "nobody"])
-    response = await door.admin.Abort(request, timeout=20)
+    response = await service.admin.Abort(request, timeout=20)
     assert list(response.aborted_request_ids) == ["mine"]
     assert list(response.unknown_request_ids) == ["nobody"]
-    events = []
-    while (event := await stream.read()) is not grpc.aio.EOF:
-        events.append(event)
+    events = await read_rest(stream)
     reasons = [e.finished.reason for e in events if e.HasField("finished")]
     assert reasons == [usage_pb.FINISH_REASON_ABORTED] * 2
     assert events[-1].HasField("usage")
     assert await stream.code() is grpc.StatusCode.OK
-    assert is_idle(door)
+    assert is_idle(service)
 
 
-async def test_the_deprecated_name_of_abort_still_works(door: Door) -> None:
-    door.engine.hold_at = 3
-    stream = door.stream(spec_of("hello", request_id="mine"))
+async def test_the_deprecated_name_of_abort_still_works(service: Service) -> None:
+    service.engine.hold_at = 3
+    stream = service.stream(spec_of("hello", request_id="mine"))
     await stream.read()
     request = admin_pb.AbortRequestRequest(request_ids=["mine", "nobody"])
-    response = await door.admin.AbortRequest(request, timeout=20)
+    response = await service.admin.AbortRequest(request, timeout=20)
     assert (list(response.aborted), list(response.unknown)) == (["mine"], ["nobody"])
-    await until(lambda: is_idle(door))
+    await until(lambda: is_idle(service))
 
 
-async def test_nobody_ends_the_requests_of_others(open_door, tmp_path) -> None:
+async def test_nobody_ends_the_requests_of_others(open_service, tmp_path) -> None:
     """But on the admin address."""
     keys = tmp_path / "keys"
     keys.write_text("one\ntwo\n")
-    door = await open_door(api_key_file=str(keys))
+    service = await open_service(api_key_file=str(keys))
     one, two = ((("authorization", f"Bearer {key}"),) for key in ("one", "two"))
-    door.engine.hold_at = 3
+    service.engine.hold_at = 3
     streams = [
-        door.stream(spec_of("hello", request_id=name), metadata=one) for name in ("first", "second")
+        service.stream(spec_of("hello", request_id=name), metadata=one)
+        for name in ("first", "second")
     ]
     for stream in streams:
         await stream.read()
     ids = admin_pb.AbortRequest(request_ids=["first"])
-    refused = await door.admin.Abort(ids, metadata=two, timeout=20)
+    refused = await service.admin.Abort(ids, metadata=two, timeout=20)
     assert (list(refused.aborted_request_ids), list(refused.unknown_request_ids)) == ([], ["first"])
-    assert len(door.engine.live) == 2
-    response = await door.admin.Abort(ids, metadata=one, timeout=20)
+    assert len(service.engine.live) == 2
+    response = await service.admin.Abort(ids, metadata=one, timeout=20)
     assert list(response.aborted_request_ids) == ["first"]
-    async with channel_to(door.target("admin")) as channel:
+    async with channel_to(service.target("admin")) as channel:
         ids = admin_pb.AbortRequest(request_ids=["second"])
         operator = admin_grpc.AdminServiceStub(channel)
         response = await operator.Abort(ids, metadata=two, timeout=20)
         assert list(response.aborted_request_ids) == ["second"]
-    await until(lambda: is_idle(door))
+    await until(lambda: is_idle(service))
 
 
-async def test_abort_before_the_engine_knows(door: Door, monkeypatch) -> None:
-    build = type(door.model.prompts).build
+async def test_abort_before_the_engine_knows(service: Service, monkeypatch) -> None:
+    build = type(service.model.prompts).build
     loop = asyncio.get_running_loop()
 
-    def abort_first(*arguments: object) -> object:
-        future = asyncio.run_coroutine_threadsafe(door.backend.abort("early"), loop)
+    def abort_first(*arguments: Any) -> object:
+        future = asyncio.run_coroutine_threadsafe(service.backend.abort("early"), loop)
         assert future.result(20)
         return build(*arguments)
 
-    monkeypatch.setattr(type(door.model.prompts), "build", abort_first)
-    response = await door.create(spec_of("hello", n=2, request_id="early"))
+    monkeypatch.setattr(type(service.model.prompts), "build", abort_first)
+    response = await service.create(spec_of("hello", n=2, request_id="early"))
     reasons = [choice.finish_reason for choice in response.choices]
     assert reasons == [usage_pb.FINISH_REASON_ABORTED] * 2
-    assert not door.engine.requests
+    assert not service.engine.requests
 
 
-async def test_slow_reader_gets_everything(door: Door) -> None:
+async def test_slow_reader_gets_everything(service: Service) -> None:
     question = "0123456789" * 40
-    stream = door.stream(spec_of(question))
+    stream = service.stream(spec_of(question))
     text = ""
-    while (event := await stream.read()) is not grpc.aio.EOF:
+    async for event in stream:
         text += event.delta.text
         await asyncio.sleep(0.0005)
     assert text == question
 
 
-async def test_reader_that_never_reads_is_cut_by_leaving(door: Door) -> None:
-    calls = [door.stream(spec_of("x" * 1500, logprobs={"top_logprobs": 20})) for _ in range(3)]
-    await until(lambda: len(door.engine.requests) == 3)
-    other = await door.create(spec_of("not delayed"))
+async def test_reader_that_never_reads_is_cut_by_leaving(service: Service) -> None:
+    calls = [service.stream(spec_of("x" * 1500, logprobs={"top_logprobs": 20})) for _ in range(3)]
+    await until(lambda: len(service.engine.requests) == 3)
+    other = await service.create(spec_of("not delayed"))
     assert other.choices[0].text == "not delayed"
     for call in calls:
         call.cancel()
-    await until(lambda: is_idle(door))
+    await until(lambda: is_idle(service))

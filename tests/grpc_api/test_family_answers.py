@@ -240,7 +240,7 @@ def ours_to_the_film(directory: Path) -> Answer:
     assert {(piece.width, piece.height) for piece in pieces} == {FILM[0].size}
     video = VideoPart(frames=tuple(ImagePart(data=file) for file in files), fps=FPS)
     parts = (TextPart(text="What happens? "), video, TextPart(text="然后呢?"))
-    return answer_of(directory, model, [ChatMessage(role=USER, parts=parts)], pieces)
+    return answer_of(directory, model, [ChatMessage(role=USER, parts=parts)], list(pieces))
 
 
 def theirs_to_the_film(directory: Path, reference: Any) -> Answer:
@@ -259,7 +259,8 @@ def theirs_to_the_film(directory: Path, reference: Any) -> Answer:
     }
     family = reference.config.model_type
     if family == "qwen3_vl":
-        seconds = Qwen3VLProcessor._calculate_timestamps(None, [*range(len(FILM))], FPS, 2)
+        processor: Any = None  # the method does not read it
+        seconds = Qwen3VLProcessor._calculate_timestamps(processor, [*range(len(FILM))], FPS, 2)
         marks = [f"<{s:.1f} seconds>{VIDEO}" for s in seconds]
         text = text.replace(VIDEO, "".join(marks)).replace("<|video_pad|>", one_time)
     else:

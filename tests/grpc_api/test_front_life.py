@@ -32,7 +32,7 @@ from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from tests.grpc_api.asking import refusal, spec_of, until
-from tests.grpc_api.conftest import Door, channel_to
+from tests.grpc_api.conftest import Service, channel_to
 from tests.grpc_api.echo_engine import EchoEngine
 
 
@@ -44,31 +44,31 @@ SERVICES = {
 }
 
 
-async def health_of(door: Door) -> dict[str, int]:
-    listed = await health_pb2_grpc.HealthStub(door.channel).List(
+async def health_of(service: Service) -> dict[str, int]:
+    listed = await health_pb2_grpc.HealthStub(service.channel).List(
         health_pb2.HealthListRequest(), timeout=20
     )
     return {name: response.status for name, response in listed.statuses.items()}
 
 
-async def checked(door: Door, name: str) -> int:
+async def checked(service: Service, name: str) -> int:
     request = health_pb2.HealthCheckRequest(service=name)
-    return (await health_pb2_grpc.HealthStub(door.channel).Check(request, timeout=20)).status
+    return (await health_pb2_grpc.HealthStub(service.channel).Check(request, timeout=20)).status
 
 
-async def is_health(door: Door, *, ready: bool, alive: bool) -> bool:
-    statuses = await health_of(door)
+async def is_health(service: Service, *, ready: bool, alive: bool) -> bool:
+    statuses = await health_of(service)
     liveness = statuses.pop("liveness")
     assert set(statuses) == {"", "readiness"} | SERVICES
     for name, status in statuses.items():
-        assert await checked(door, name) == status
+        assert await checked(service, name) == status
     wanted = SERVING if ready else NOT_SERVING
     return set(statuses.values()) == {wanted} and (liveness == SERVING) == alive
 
 
-async def test_health_follows_the_engine(open_door) -> None:
-    door = await open_door(ready=False)
-    assert await is_health(door, ready=False, alive=True)
+async def test_health_follows_the_engine(open_service) -> None:
+    service = await open_service(ready=False)
+    assert await is_health(service, ready=False, alive=True)
     stages = [
         (EngineState.READY, True, True),
         (EngineState.RESTARTING, False, True),
@@ -76,43 +76,43 @@ async def test_health_follows_the_engine(open_door) -> None:
         (EngineState.FAILED, False, False),
     ]
     for state, ready, alive in stages:
-        door.engine.become(state)
+        service.engine.become(state)
         async with asyncio.timeout(20):
-            while not await is_health(door, ready=ready, alive=alive):  # noqa: ASYNC110 - a poll is meant
+            while not await is_health(service, ready=ready, alive=alive):  # noqa: ASYNC110 - a poll is meant
                 await asyncio.sleep(0.005)
 
 
-async def test_health_does_not_depend_on_the_queue(open_door) -> None:
-    door = await open_door(max_queue=1)
-    door.engine.hold_at = 0
-    held = asyncio.ensure_future(door.create(spec_of("x")))
-    await until(lambda: bool(door.engine.live))
-    assert await is_health(door, ready=True, alive=True)
-    door.engine.resume.set()
+async def test_health_does_not_depend_on_the_queue(open_service) -> None:
+    service = await open_service(max_queue=1)
+    service.engine.hold_at = 0
+    held = asyncio.ensure_future(service.create(spec_of("x")))
+    await until(lambda: bool(service.engine.live))
+    assert await is_health(service, ready=True, alive=True)
+    service.engine.resume.set()
     await held
 
 
-async def test_watch_tells_every_change(open_door) -> None:
-    door = await open_door(ready=False)
+async def test_watch_reports_every_change(open_service) -> None:
+    service = await open_service(ready=False)
     request = health_pb2.HealthCheckRequest(service="readiness")
-    watch = health_pb2_grpc.HealthStub(door.channel).Watch(request, timeout=20)
+    watch = health_pb2_grpc.HealthStub(service.channel).Watch(request, timeout=20)
     assert (await watch.read()).status == NOT_SERVING
-    await door.engine.start()
+    await service.engine.start()
     assert (await watch.read()).status == SERVING
-    door.engine.become(EngineState.RESTARTING)
+    service.engine.become(EngineState.RESTARTING)
     assert (await watch.read()).status == NOT_SERVING
     watch.cancel()
 
 
-async def test_unknown_service_has_no_health(door: Door) -> None:
+async def test_unknown_service_has_no_health(service: Service) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await checked(door, "nobody")
+        await checked(service, "nobody")
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_health_address_serves_nothing_else(open_door) -> None:
-    door = await open_door(health_address="127.0.0.1:0")
-    async with channel_to(door.target("health")) as channel:
+async def test_health_address_serves_nothing_else(open_service) -> None:
+    service = await open_service(health_address="127.0.0.1:0")
+    async with channel_to(service.target("health")) as channel:
         response = await health_pb2_grpc.HealthStub(channel).Check(
             health_pb2.HealthCheckRequest(), timeout=20
         )
@@ -122,9 +122,9 @@ async def test_health_address_serves_nothing_else(open_door) -> None:
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_reflection(door: Door) -> None:
+async def test_reflection(service: Service) -> None:
     def services() -> set[str]:
-        with grpc.insecure_channel(door.target()) as channel:
+        with grpc.insecure_channel(service.target()) as channel:
             database = ProtoReflectionDescriptorDatabase(channel)
             database.FindFileContainingSymbol("qwenvl.inference.v1.ChatCompletionSpec")
             return set(database.get_services())
@@ -132,8 +132,8 @@ async def test_reflection(door: Door) -> None:
     assert await asyncio.to_thread(services) >= SERVICES | {"grpc.health.v1.Health"}
 
 
-async def test_second_server_on_a_port_fails(door: Door, model) -> None:
-    settings = ServiceSettings(grpc_address=door.target(), admin_address=None)
+async def test_second_server_on_a_port_fails(service: Service, model) -> None:
+    settings = ServiceSettings(grpc_address=service.target(), admin_address=None)
     with pytest.raises(OSError, match="cannot listen on 127"):
         await Front(settings, LocalBackend(settings, model, EchoEngine(model.tokenizer))).start()
 
@@ -155,34 +155,34 @@ def test_second_process_on_a_port_ends_with_a_message(model_dir: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-async def test_server_info_and_load(open_door) -> None:
-    door = await open_door(ready=False, max_num_seqs=5)
-    info = await door.admin.GetServerInfo(admin_pb.GetServerInfoRequest(), timeout=20)
+async def test_server_info_and_load(open_service) -> None:
+    service = await open_service(ready=False, max_num_seqs=5)
+    info = await service.admin.GetServerInfo(admin_pb.GetServerInfoRequest(), timeout=20)
     assert info.engine_state == admin_pb.ENGINE_STATE_LOADING
-    await door.engine.start()
-    info = await door.admin.GetServerInfo(admin_pb.GetServerInfoRequest(), timeout=20)
+    await service.engine.start()
+    info = await service.admin.GetServerInfo(admin_pb.GetServerInfoRequest(), timeout=20)
     assert info.engine_state == admin_pb.ENGINE_STATE_READY
     assert (info.model, info.device, info.dtype) == ("echo", "cpu", "float32")
     assert (info.max_message_bytes, info.max_num_seqs, info.max_model_len) == (2**25, 5, 2048)
     assert (info.engine_pid, info.slow_path) == (4321, "")
-    door.engine.ready = replace(door.engine.ready, slow_path="layers on two devices")
-    info = await door.admin.GetServerInfo(admin_pb.GetServerInfoRequest(), timeout=20)
+    service.engine.ready = replace(service.engine.ready, slow_path="layers on two devices")
+    info = await service.admin.GetServerInfo(admin_pb.GetServerInfoRequest(), timeout=20)
     assert info.slow_path == "layers on two devices"
-    door.engine.hold_at = 1
-    held = asyncio.ensure_future(door.create(spec_of("x", n=2)))
-    await until(lambda: len(door.engine.live) == 2)
-    load = (await door.admin.GetLoad(admin_pb.GetLoadRequest(), timeout=20)).load
+    service.engine.hold_at = 1
+    held = asyncio.ensure_future(service.create(spec_of("x", n=2)))
+    await until(lambda: len(service.engine.live) == 2)
+    load = (await service.admin.GetLoad(admin_pb.GetLoadRequest(), timeout=20)).load
     assert (load.running_requests, load.kv_pages_total) == (2, 100)
-    door.engine.resume.set()
+    service.engine.resume.set()
     await held
 
 
-async def test_models(door: Door) -> None:
-    listed = await door.models.ListModels(model_pb.ListModelsRequest(), timeout=20)
+async def test_models(service: Service) -> None:
+    listed = await service.models.ListModels(model_pb.ListModelsRequest(), timeout=20)
     assert [m.name for m in listed.models] == ["echo", "echo-too"]
     assert {m.canonical_name for m in listed.models} == {"echo"}
     request = model_pb.GetModelRequest(name="echo-too")
-    got = (await door.models.GetModel(request, timeout=20)).model
+    got = (await service.models.GetModel(request, timeout=20)).model
     assert got == listed.models[1]
     assert (got.family, got.max_context_tokens) == ("qwen3_vl", 2048)
     assert got.coordinate_convention == model_pb.COORDINATE_CONVENTION_PER_MILLE
@@ -191,49 +191,49 @@ async def test_models(door: Door) -> None:
     assert got.memory.weight_bytes == 4 * got.parameter_count  # as `qwenvl check` tells it
     assert got.parameter_count == sum(part.parameter_count for part in got.parts)
     assert got.memory.kv_cache_bytes == 100 * 16 * got.memory.kv_bytes_per_token
-    answer = await door.create(spec_of("x", model="echo-too"))
+    answer = await service.create(spec_of("x", model="echo-too"))
     assert answer.started.model == "echo"
 
 
-async def test_drain_is_for_the_admin_address(door: Door) -> None:
-    got = await refusal(door.admin.Drain(admin_pb.DrainRequest()))
+async def test_drain_is_for_the_admin_address(service: Service) -> None:
+    got = await refusal(service.admin.Drain(admin_pb.DrainRequest()))
     assert (got.info.reason, got.code) == ("PERMISSION_DENIED", grpc.StatusCode.PERMISSION_DENIED)
-    assert door.backend.state is not BackendState.DRAINING
+    assert service.backend.state is not BackendState.DRAINING
 
 
-async def test_drain_lets_running_requests_finish(door: Door) -> None:
-    door.engine.hold_at = 2
-    held = asyncio.ensure_future(door.create(spec_of("to the end")))
-    await until(lambda: bool(door.engine.live))
-    async with channel_to(door.target("admin")) as channel:
+async def test_drain_lets_running_requests_finish(service: Service) -> None:
+    service.engine.hold_at = 2
+    held = asyncio.ensure_future(service.create(spec_of("to the end")))
+    await until(lambda: bool(service.engine.live))
+    async with channel_to(service.target("admin")) as channel:
         admin = admin_grpc.AdminServiceStub(channel)
         assert (await admin.Drain(admin_pb.DrainRequest(), timeout=20)).requests_in_flight == 1
-        await until(lambda: door.backend.state is BackendState.DRAINING)
+        await until(lambda: service.backend.state is BackendState.DRAINING)
         info = await admin.GetServerInfo(admin_pb.GetServerInfoRequest(), timeout=20)
         assert info.engine_state == admin_pb.ENGINE_STATE_DRAINING
-        assert await is_health(door, ready=False, alive=True)
-        got = await refusal(door.create(spec_of("too late")))
+        assert await is_health(service, ready=False, alive=True)
+        got = await refusal(service.create(spec_of("too late")))
         assert (got.info.reason, got.code) == ("DRAINING", grpc.StatusCode.UNAVAILABLE)
         assert got.retry_after_s
-        door.engine.resume.set()
+        service.engine.resume.set()
         assert (await held).choices[0].text == "to the end"
         async with asyncio.timeout(20):
-            await door.front.wait()
-    assert door.engine.state is EngineState.CLOSED
+            await service.front.wait()
+    assert service.engine.state is EngineState.CLOSED
 
 
-async def test_drain_cancels_what_exceeds_its_budget(door: Door) -> None:
-    door.engine.hold_at = 2
-    held = asyncio.ensure_future(door.create(spec_of("too long")))
-    await until(lambda: bool(door.engine.live))
-    async with channel_to(door.target("admin")) as channel:
+async def test_drain_cancels_what_exceeds_its_budget(service: Service) -> None:
+    service.engine.hold_at = 2
+    held = asyncio.ensure_future(service.create(spec_of("too long")))
+    await until(lambda: bool(service.engine.live))
+    async with channel_to(service.target("admin")) as channel:
         budget = Duration(nanos=50_000_000)
         await admin_grpc.AdminServiceStub(channel).Drain(admin_pb.DrainRequest(budget=budget))
         async with asyncio.timeout(20):
-            await door.front.wait()
+            await service.front.wait()
     with pytest.raises(grpc.aio.AioRpcError):
         await held
-    assert not door.engine.live
+    assert not service.engine.live
 
 
 async def test_an_engine_that_failed_for_good_ends_the_service(model: ServedModel) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from inference_service.domain import EndReason, Finished, TextCompletionRequest
+from inference_service.domain import Delta, EndReason, Finished, TextCompletionRequest
 from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason
 from inference_service.families.qwen_vl.text import load_tokenizer
 from inference_service.text.output.answer import Answer
@@ -29,13 +31,13 @@ def tokenizer() -> Tokenizer:
 
 
 def answer_of(
-    tokenizer: Tokenizer, token_ids: list[int], ends: tuple[int, ...], **fields: object
+    tokenizer: Tokenizer, token_ids: list[int], ends: tuple[int, ...], **fields: Any
 ) -> tuple[str, EndReason]:
     """Token by token, as the engine gives them: nothing comes behind an end token."""
     answer = Answer(
         0, TextCompletionRequest(request_id="r", model="m", prompt="x", **fields), tokenizer
     )
-    events = []
+    events: list[Delta | Finished] = []
     for number, token_id in enumerate(token_ids, 1):
         reason = FinishReason.EOS if token_id in ends else None
         if reason is None and number == len(token_ids):
@@ -48,7 +50,7 @@ def answer_of(
             break
     *deltas, finished = events
     assert isinstance(finished, Finished)
-    return "".join(delta.text for delta in deltas), finished.reason
+    return "".join(delta.text for delta in deltas if isinstance(delta, Delta)), finished.reason
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c["generated"]], ids=lambda c: c["response"])
@@ -61,7 +63,7 @@ def test_texts(tokenizer, case):
     assert text.strip() == OTHERWISE.get(case["response"], case["response"])
 
 
-def test_the_stop_word_of_raw_prompts(tokenizer):
+def test_the_stop_word_of_text_completions(tokenizer):
     """The original's `chat()` of a base model stopped at this word; here a request names it."""
     assert [tokenizer.encode(RAW_STOP_WORD), [151643]] == golden("chat_context.json")["stop_words"][
         "raw"

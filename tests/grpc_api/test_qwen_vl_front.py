@@ -16,12 +16,12 @@ from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.grpc_api.asking import image_part, refusal, spec_of, user
-from tests.grpc_api.conftest import NAMES, Door
+from tests.grpc_api.conftest import NAMES, Service
 from tests.support.qwen_vl_v1 import GOLDEN, golden, processed, with_pads
 
 
 FEW = sampling_pb.SamplingOptions(max_tokens=4)
-RAW = next(p for p in golden("A.json")["prompts"] if p["name"] == "raw_one_image")
+COMPLETION = next(p for p in golden("A.json")["prompts"] if p["name"] == "raw_one_image")
 
 
 @pytest.fixture(scope="module", params=["chatml", "raw"])
@@ -44,39 +44,39 @@ def file(name: str) -> bytes:
     return (GOLDEN / "images" / f"{name}.png").read_bytes()
 
 
-async def test_raw_prompts_with_a_image(door: Door) -> None:
+async def test_text_completions_with_an_image(service: Service) -> None:
     """As text or as ids, for both models."""
     image = message_pb.Image(data=file("wide_rgb"))
     for prompt in (
-        {"text": RAW["text"]},
-        {"token_ids": completion_pb.TokenIds(ids=RAW["ids"])},
+        {"text": COMPLETION["text"]},
+        {"token_ids": completion_pb.TokenIds(ids=COMPLETION["ids"])},
     ):
         spec = completion_pb.CompletionSpec(model="echo", images=[image], sampling=FEW, **prompt)
         request = completion_pb.CreateCompletionRequest(spec=spec)
-        await door.raw.CreateCompletion(request, timeout=20)
-        assert list(door.engine.requests[-1].prompt_token_ids) == with_pads(RAW["ids"])
-        assert door.engine.pixels == [processed("images/wide_rgb.png", 448).pixels]
+        await service.completions.CreateCompletion(request, timeout=20)
+        assert list(service.engine.requests[-1].prompt_token_ids) == with_pads(COMPLETION["ids"])
+        assert service.engine.pixels == [processed("images/wide_rgb.png", 448).pixels]
 
 
 @pytest.mark.parametrize("chat_format", ["chatml"], indirect=True)
-async def test_chat(door: Door) -> None:
+async def test_chat(service: Service) -> None:
     case = golden("chat_context.json")["cases"][0]
-    await door.create(spec_of(case["query"], sampling={"max_tokens": 4}))
-    assert list(door.engine.requests[-1].prompt_token_ids) == case["ids"]
+    await service.create(spec_of(case["query"], sampling={"max_tokens": 4}))
+    assert list(service.engine.requests[-1].prompt_token_ids) == case["ids"]
 
 
 @pytest.mark.parametrize("chat_format", ["raw"], indirect=True)
-async def test_a_base_model_refuses_to_chat_and_goes_on(door: Door) -> None:
-    refused = await refusal(door.create(spec_of("Hello!")))
+async def test_a_base_model_refuses_to_chat_and_goes_on(service: Service) -> None:
+    refused = await refusal(service.create(spec_of("Hello!")))
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
     assert refused.field == "spec.messages"
     assert "completions" in refused.message
-    assert not door.engine.requests
-    await test_raw_prompts_with_a_image(door)
+    assert not service.engine.requests
+    await test_text_completions_with_an_image(service)
 
 
 @pytest.mark.parametrize("chat_format", ["chatml"], indirect=True)
-async def test_forgotten_turns(door: Door) -> None:
+async def test_forgotten_turns(service: Service) -> None:
     """Three turns with an image each have 275 tokens and more; the window of 700 holds two of them and the present."""
     names = ("wide_rgb", "gray", "palette", "tall_rgba")
     messages = []
@@ -85,8 +85,8 @@ async def test_forgotten_turns(door: Door) -> None:
         part = message_pb.Part(text=f"It is {name}.")
         messages.append(message_pb.Message(role=message_pb.ROLE_ASSISTANT, parts=[part]))
     spec = spec_of(sampling={"max_tokens": 4}, messages=messages[:-1])
-    response = await door.create(spec)
-    sent, pixels = door.engine.requests[-1], b"".join(door.engine.pixels)
+    response = await service.create(spec)
+    sent, pixels = service.engine.requests[-1], b"".join(service.engine.pixels)
     assert len(sent.images) == 3
     for span, name in zip(sent.images, names[1:], strict=True):
         shown = pixels[span.pixel_offset : span.pixel_offset + span.pixel_bytes]
@@ -96,9 +96,9 @@ async def test_forgotten_turns(door: Door) -> None:
     assert response.usage.prompt_tokens == len(sent.prompt_token_ids)
 
 
-async def test_only_a_chat_model_tells_of_chat(door: Door, chat_format: str) -> None:
+async def test_only_a_chat_model_reports_chat(service: Service, chat_format: str) -> None:
     request = model_pb.GetModelRequest(name="echo")
-    features = set((await door.models.GetModel(request, timeout=20)).model.features)
+    features = set((await service.models.GetModel(request, timeout=20)).model.features)
     assert {"logprobs", "prompt_logprobs", "grounding"} <= features
     of_chat = {"chat", "continue_final_message"}
     assert features & of_chat == (of_chat if chat_format == "chatml" else set())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -20,7 +21,7 @@ from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from tests.grpc_api.asking import image_part, refusal, spec_of, until, user
-from tests.grpc_api.conftest import Door
+from tests.grpc_api.conftest import Service
 from tests.support.images import draw
 
 
@@ -28,11 +29,11 @@ PNG = draw("red", "circle").png
 STOP, LOGPROBS = sampling_pb.StopOptions, sampling_pb.LogprobOptions
 
 
-def role(number: int, **fields: object) -> chat_pb.ChatCompletionSpec:
+def role(number: Any, **fields: Any) -> chat_pb.ChatCompletionSpec:
     return spec_of(messages=[message_pb.Message(role=number, parts=user("x").parts, **fields)])
 
 
-def sampling(**options: object) -> chat_pb.ChatCompletionSpec:
+def sampling(**options: Any) -> chat_pb.ChatCompletionSpec:
     return spec_of("x", sampling=options)
 
 
@@ -112,48 +113,48 @@ UNSUPPORTED = {
 }
 
 
-async def refused(door: Door, spec: chat_pb.ChatCompletionSpec, reason: str, field: str = ""):
+async def refused(service: Service, spec: chat_pb.ChatCompletionSpec, reason: str, field: str = ""):
     """Answer and stream refuse alike, and leave nothing behind."""
-    got = await refusal(door.create(spec))
+    got = await refusal(service.create(spec))
     assert (got.info.reason, got.field) == (reason, field), got
     assert got.info.domain == DOMAIN
     assert got.code is BY_REASON[reason].grpc_code
     assert got.message
-    stream = await refusal(_drained(door.stream(spec)))
+    stream = await refusal(_drained(service.stream(spec)))
     assert (stream.info.reason, stream.field) == (reason, field)
-    assert not door.engine.live
-    assert door.backend.in_flight == 0
+    assert not service.engine.live
+    assert service.backend.in_flight == 0
     return got
 
 
-async def _drained(stream: grpc.aio.Call) -> None:
+async def _drained(stream: grpc.aio.UnaryStreamCall) -> None:
     async for _ in stream:
         pass
 
 
 @pytest.mark.parametrize("field", INVALID)
-async def test_invalid_argument_names_its_field(door: Door, field: str) -> None:
-    await refused(door, INVALID[field], "INVALID_ARGUMENT", field)
+async def test_invalid_argument_names_its_field(service: Service, field: str) -> None:
+    await refused(service, INVALID[field], "INVALID_ARGUMENT", field)
 
 
 @pytest.mark.parametrize("case", INVALID_TOO)
-async def test_invalid_argument_at_the_edge(door: Door, case: str) -> None:
+async def test_invalid_argument_at_the_edge(service: Service, case: str) -> None:
     field, spec = INVALID_TOO[case]
-    await refused(door, spec, "INVALID_ARGUMENT", field)
+    await refused(service, spec, "INVALID_ARGUMENT", field)
 
 
 @pytest.mark.parametrize("field", UNSUPPORTED)
-async def test_known_but_unsupported_is_never_ignored(door: Door, field: str) -> None:
-    await refused(door, UNSUPPORTED[field], "UNSUPPORTED_PARAMETER", field)
+async def test_known_but_unsupported_is_never_ignored(service: Service, field: str) -> None:
+    await refused(service, UNSUPPORTED[field], "UNSUPPORTED_PARAMETER", field)
 
 
-async def test_tool_choice_none_is_no_wish_for_tools(door: Door) -> None:
+async def test_tool_choice_none_is_no_wish_for_tools(service: Service) -> None:
     none = message_pb.ToolChoice(mode=message_pb.TOOL_CHOICE_MODE_NONE)
-    assert (await door.create(spec_of("x", tool_choice=none))).choices[0].text == "x"
+    assert (await service.create(spec_of("x", tool_choice=none))).choices[0].text == "x"
 
 
 @pytest.mark.parametrize("limit", ["temperature=2", "n=4", "id=128", "salt=128", "stops=4"])
-async def test_values_at_the_limit_are_taken(door: Door, limit: str) -> None:
+async def test_values_at_the_limit_are_taken(service: Service, limit: str) -> None:
     spec = {
         "temperature=2": sampling(temperature=2.0),
         "n=4": spec_of("x", n=4),
@@ -161,48 +162,48 @@ async def test_values_at_the_limit_are_taken(door: Door, limit: str) -> None:
         "salt=128": spec_of("x", cache_salt="s" * 128),
         "stops=4": spec_of("x", stop=STOP(strings=["q" * 256] * 4, token_ids=range(64, 128))),
     }[limit]
-    assert (await door.create(spec)).choices
+    assert (await service.create(spec)).choices
 
 
-async def test_unknown_model(door: Door) -> None:
-    got = await refused(door, spec_of("x", model="gpt-17"), "MODEL_NOT_FOUND", "spec.model")
+async def test_unknown_model(service: Service) -> None:
+    got = await refused(service, spec_of("x", model="gpt-17"), "MODEL_NOT_FOUND", "spec.model")
     assert got.resource == "gpt-17"
     assert dict(got.info.metadata) == {"model": "gpt-17"}
-    await refused(door, spec_of("x", model=""), "MODEL_NOT_FOUND", "spec.model")
-    unknown = await refusal(door.models.GetModel(model_pb.GetModelRequest(name="gpt-17")))
+    await refused(service, spec_of("x", model=""), "MODEL_NOT_FOUND", "spec.model")
+    unknown = await refusal(service.models.GetModel(model_pb.GetModelRequest(name="gpt-17")))
     assert (unknown.code, unknown.resource) == (grpc.StatusCode.NOT_FOUND, "gpt-17")
 
 
-async def test_bad_images(door: Door) -> None:
+async def test_bad_images(service: Service) -> None:
     path = "spec.messages[0].parts[1].image"
-    await refused(door, spec_of("x", image_part(b"no image")), "INVALID_IMAGE", path)
-    await refused(door, spec_of("x", image_part(PNG[:-60])), "INVALID_IMAGE", path)
-    await refused(door, spec_of("x", image_part(b"")), "INVALID_IMAGE", path)
+    await refused(service, spec_of("x", image_part(b"no image")), "INVALID_IMAGE", path)
+    await refused(service, spec_of("x", image_part(PNG[:-60])), "INVALID_IMAGE", path)
+    await refused(service, spec_of("x", image_part(b"")), "INVALID_IMAGE", path)
 
 
-async def test_too_many_and_too_large_images(open_door) -> None:
-    door = await open_door(max_images=2, max_image_pixels=256 * 256 - 1)
-    await refused(door, spec_of(*[image_part(PNG)] * 3, "x"), "TOO_MANY_IMAGES", "spec.messages")
+async def test_too_many_and_too_large_images(open_service) -> None:
+    service = await open_service(max_images=2, max_image_pixels=256 * 256 - 1)
+    await refused(service, spec_of(*[image_part(PNG)] * 3, "x"), "TOO_MANY_IMAGES", "spec.messages")
     path = "spec.messages[0].parts[0].image"
-    await refused(door, spec_of(image_part(PNG)), "IMAGE_TOO_LARGE", path)
+    await refused(service, spec_of(image_part(PNG)), "IMAGE_TOO_LARGE", path)
 
 
-async def test_urls_that_are_not_fetched(door: Door) -> None:
+async def test_urls_that_are_not_fetched(service: Service) -> None:
     path = "spec.messages[0].parts[0].image"
 
     def by_url(uri: str) -> chat_pb.ChatCompletionSpec:
         return spec_of(message_pb.Part(image=message_pb.Image(uri=uri)))
 
-    await refused(door, by_url("http://127.0.0.1:1/x.png"), "IMAGE_URL_REFUSED", path)
-    await refused(door, by_url("no url"), "INVALID_IMAGE_URL", path)
+    await refused(service, by_url("http://127.0.0.1:1/x.png"), "IMAGE_URL_REFUSED", path)
+    await refused(service, by_url("no url"), "INVALID_IMAGE_URL", path)
 
 
-async def test_context_length(door: Door) -> None:
-    got = await refused(door, spec_of("x" * 3000), "CONTEXT_LENGTH_EXCEEDED", "spec.messages")
+async def test_context_length(service: Service) -> None:
+    got = await refused(service, spec_of("x" * 3000), "CONTEXT_LENGTH_EXCEEDED", "spec.messages")
     assert int(got.info.metadata["prompt_tokens"]) > 3000
     assert got.info.metadata["max_context_tokens"] == "2048"
     asked = sampling(max_tokens=2040)
-    await refused(door, asked, "CONTEXT_LENGTH_EXCEEDED", "spec.sampling.max_tokens")
+    await refused(service, asked, "CONTEXT_LENGTH_EXCEEDED", "spec.sampling.max_tokens")
 
 
 @pytest.mark.parametrize(
@@ -216,92 +217,94 @@ async def test_context_length(door: Door) -> None:
     ],
 )
 async def test_engine_refuses(
-    door: Door, error: str, reason: str, field: str, message: str
+    service: Service, error: str, reason: str, field: str, message: str
 ) -> None:
     figures = {"prompt_tokens": "7"}
-    door.engine.fails_with = EngineFailure(reason=error, message="It says.", metadata=figures)
-    got = await refusal(door.create(spec_of("x")))
+    service.engine.fails_with = EngineFailure(reason=error, message="It says.", metadata=figures)
+    got = await refusal(service.create(spec_of("x")))
     assert (got.info.reason, got.field) == (reason, field)
     assert got.message == message
     assert dict(got.info.metadata) == (figures if reason == error else {})
 
 
-async def test_engine_failure_tells_when_to_try_again(door: Door) -> None:
-    door.engine.fails_with = EngineFailure.of(OutOfMemoryError("Full.", retry_after_s=3.0))
-    got = await refusal(door.create(spec_of("x", n=2)))
+async def test_engine_failure_tells_when_to_try_again(service: Service) -> None:
+    service.engine.fails_with = EngineFailure.of(OutOfMemoryError("Full.", retry_after_s=3.0))
+    got = await refusal(service.create(spec_of("x", n=2)))
     assert (got.info.reason, got.retry_after_s) == ("GPU_OUT_OF_MEMORY", 3.0)
 
 
-async def test_request_id_in_use(door: Door) -> None:
-    door.engine.hold_at = 1
-    first = asyncio.ensure_future(door.create(spec_of("x", request_id="same")))
-    await until(lambda: ("same", 0) in door.engine.live)
-    got = await refusal(door.create(spec_of("y", request_id="same")))
+async def test_request_id_in_use(service: Service) -> None:
+    service.engine.hold_at = 1
+    first = asyncio.ensure_future(service.create(spec_of("x", request_id="same")))
+    await until(lambda: ("same", 0) in service.engine.live)
+    got = await refusal(service.create(spec_of("y", request_id="same")))
     assert (got.info.reason, got.field) == ("REQUEST_ID_IN_USE", "spec.request_id")
     assert got.code is grpc.StatusCode.ALREADY_EXISTS
-    door.engine.resume.set()
+    service.engine.resume.set()
     assert (await first).choices[0].text == "x"
-    assert (await door.create(spec_of("y", request_id="same"))).choices[0].text == "y"
+    assert (await service.create(spec_of("y", request_id="same"))).choices[0].text == "y"
 
 
-async def test_queue_full(open_door) -> None:
-    door = await open_door(max_queue=2)
-    door.engine.hold_at = 1
-    held = [asyncio.ensure_future(door.create(spec_of("x"))) for _ in range(2)]
-    await until(lambda: len(door.engine.live) == 2)
-    got = await refusal(door.create(spec_of("y")))
+async def test_queue_full(open_service) -> None:
+    service = await open_service(max_queue=2)
+    service.engine.hold_at = 1
+    held = [asyncio.ensure_future(service.create(spec_of("x"))) for _ in range(2)]
+    await until(lambda: len(service.engine.live) == 2)
+    got = await refusal(service.create(spec_of("y")))
     assert (got.info.reason, got.code) == ("QUEUE_FULL", grpc.StatusCode.RESOURCE_EXHAUSTED)
     assert got.retry_after_s
-    door.engine.resume.set()
+    service.engine.resume.set()
     await asyncio.gather(*held)
-    assert (await door.create(spec_of("y"))).choices[0].text == "y"
+    assert (await service.create(spec_of("y"))).choices[0].text == "y"
 
 
-async def test_model_loading_then_ready(open_door) -> None:
-    door = await open_door(ready=False)
-    got = await refusal(door.create(spec_of("x")))
+async def test_model_loading_then_ready(open_service) -> None:
+    service = await open_service(ready=False)
+    got = await refusal(service.create(spec_of("x")))
     assert (got.info.reason, got.code) == ("MODEL_LOADING", grpc.StatusCode.UNAVAILABLE)
     assert got.retry_after_s
-    await door.engine.start()
-    assert (await door.create(spec_of("x"))).choices[0].text == "x"
+    await service.engine.start()
+    assert (await service.create(spec_of("x"))).choices[0].text == "x"
 
 
-async def test_engine_death_and_recovery(door: Door) -> None:
-    door.engine.hold_at = 2
-    stream = door.stream(spec_of("hello"))
+async def test_engine_death_and_recovery(service: Service) -> None:
+    service.engine.hold_at = 2
+    stream = service.stream(spec_of("hello"))
     reading = asyncio.ensure_future(refusal(_drained(stream)))
-    await until(lambda: bool(door.engine.live))
-    door.engine.become(EngineState.RESTARTING)
+    await until(lambda: bool(service.engine.live))
+    service.engine.become(EngineState.RESTARTING)
     got = await reading
     assert (got.info.reason, got.code) == ("ENGINE_UNAVAILABLE", grpc.StatusCode.UNAVAILABLE)
-    again = await refusal(door.create(spec_of("hello")))
+    again = await refusal(service.create(spec_of("hello")))
     assert again.info.reason == "ENGINE_UNAVAILABLE"
     assert again.retry_after_s
-    door.engine.hold_at = None
-    await door.engine.start()
-    assert (await door.create(spec_of("hello"))).choices[0].text == "hello"
+    service.engine.hold_at = None
+    await service.engine.start()
+    assert (await service.create(spec_of("hello"))).choices[0].text == "hello"
 
 
-async def test_message_over_the_limit(door: Door) -> None:
+async def test_message_over_the_limit(service: Service) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await door.create(spec_of(image_part(b"\0" * (32 * 2**20 + 1))))
+        await service.create(spec_of(image_part(b"\0" * (32 * 2**20 + 1))))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert (await door.create(spec_of("x"))).choices[0].text == "x"
+    assert (await service.create(spec_of("x"))).choices[0].text == "x"
 
 
-async def test_message_just_under_the_limit_is_read(open_door) -> None:
-    door = await open_door(max_image_bytes=40 * 2**20)
-    got = await refusal(door.create(spec_of(image_part(b"\0" * (32 * 2**20 - 4096)))))
+async def test_message_just_under_the_limit_is_read(open_service) -> None:
+    service = await open_service(max_image_bytes=40 * 2**20)
+    got = await refusal(service.create(spec_of(image_part(b"\0" * (32 * 2**20 - 4096)))))
     assert got.info.reason == "INVALID_IMAGE"
 
 
-async def test_unexpected_error_tells_nothing_but_an_id(door: Door, monkeypatch, caplog) -> None:
+async def test_an_unexpected_error_discloses_only_an_id(
+    service: Service, monkeypatch, caplog
+) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("secret /etc/path")
 
-    monkeypatch.setattr(type(door.model.prompts), "build", broken)
+    monkeypatch.setattr(type(service.model.prompts), "build", broken)
     metadata = (("x-request-id", "trace-me"),)
-    got = await refusal(door.create(spec_of("x"), metadata=metadata))
+    got = await refusal(service.create(spec_of("x"), metadata=metadata))
     assert (got.info.reason, got.code) == ("INTERNAL", grpc.StatusCode.INTERNAL)
     assert "secret" not in got.message
     assert got.client_request_id == "trace-me"
@@ -311,6 +314,6 @@ async def test_unexpected_error_tells_nothing_but_an_id(door: Door, monkeypatch,
     assert got.request_id in caplog.text
 
 
-async def test_abort_needs_ids(door: Door) -> None:
-    got = await refusal(door.admin.Abort(admin_pb.AbortRequest()))
+async def test_abort_needs_ids(service: Service) -> None:
+    got = await refusal(service.admin.Abort(admin_pb.AbortRequest()))
     assert (got.info.reason, got.field) == ("INVALID_ARGUMENT", "request_ids")

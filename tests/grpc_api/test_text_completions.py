@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 
@@ -11,7 +13,7 @@ from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.grpc_api.asking import Refusal, refusal
-from tests.grpc_api.conftest import Door, OpenDoor
+from tests.grpc_api.conftest import OpenService, Service
 from tests.support.images import draw
 
 
@@ -19,72 +21,73 @@ PLACE = 261  # <|image_pad|> of the model directory in conftest.py
 IMAGE = message_pb.Image(data=draw("red", "circle").png, uuid="mine")
 
 
-def spec_of(prompt: str | list[int], **fields: object) -> completion_pb.CompletionSpec:
-    values: dict[str, object] = {"model": "echo", "sampling": {"temperature": 0}} | fields
+def spec_of(prompt: str | list[int], **fields: Any) -> completion_pb.CompletionSpec:
+    values: dict[str, Any] = {"model": "echo", "sampling": {"temperature": 0}} | fields
     if isinstance(prompt, str):
         return completion_pb.CompletionSpec(text=prompt, **values)
     return completion_pb.CompletionSpec(token_ids={"ids": prompt}, **values)
 
 
 async def create(
-    door: Door, spec: completion_pb.CompletionSpec
+    service: Service, spec: completion_pb.CompletionSpec
 ) -> completion_pb.CreateCompletionResponse:
     request = completion_pb.CreateCompletionRequest(spec=spec)
-    return await door.raw.CreateCompletion(request, timeout=20)
+    return await service.completions.CreateCompletion(request, timeout=20)
 
 
-async def refused(door: Door, spec: completion_pb.CompletionSpec) -> Refusal:
-    return await refusal(create(door, spec))
+async def refused(service: Service, spec: completion_pb.CompletionSpec) -> Refusal:
+    return await refusal(create(service, spec))
 
 
-def ids_of(door: Door, text: str) -> list[int]:
-    return door.model.tokenizer.encode(text)
+def ids_of(service: Service, text: str) -> list[int]:
+    return service.model.tokenizer.encode(text)
 
 
-async def test_text_is_tokenised_without_a_template(door: Door) -> None:
-    response = await create(door, spec_of("Once upon a", request_id="mine"))
-    assert list(door.engine.requests[-1].prompt_token_ids) == ids_of(door, "Once upon a")
+async def test_text_is_tokenised_without_a_template(service: Service) -> None:
+    response = await create(service, spec_of("Once upon a", request_id="mine"))
+    assert list(service.engine.requests[-1].prompt_token_ids) == ids_of(service, "Once upon a")
     assert response.choices[0].text == "Once upon a"
     assert response.choices[0].finish_reason == usage_pb.FINISH_REASON_STOP
     assert (response.started.request_id, response.started.model) == ("mine", "echo")
     assert response.usage.prompt_tokens == len("Once upon a")
 
 
-async def test_control_tokens_in_a_raw_prompt_are_control_tokens(door: Door) -> None:
-    await create(door, spec_of("<|im_start|>user\nx<|im_end|>"))
-    assert door.engine.requests[-1].prompt_token_ids[0] == 257
-    assert door.engine.requests[-1].prompt_token_ids[-1] == 258
+async def test_control_tokens_in_a_prompt_are_control_tokens(service: Service) -> None:
+    await create(service, spec_of("<|im_start|>user\nx<|im_end|>"))
+    assert service.engine.requests[-1].prompt_token_ids[0] == 257
+    assert service.engine.requests[-1].prompt_token_ids[-1] == 258
 
 
-async def test_token_ids_go_as_they_are(door: Door) -> None:
+async def test_token_ids_go_as_they_are(service: Service) -> None:
     ids = [5, 258, 72, 257]
     response = await create(
-        door, spec_of(ids, response={"return_prompt_token_ids": True, "return_prompt_text": True})
+        service,
+        spec_of(ids, response={"return_prompt_token_ids": True, "return_prompt_text": True}),
     )
-    assert list(door.engine.requests[-1].prompt_token_ids) == ids
+    assert list(service.engine.requests[-1].prompt_token_ids) == ids
     assert list(response.started.prompt_token_ids) == ids
-    tokenizer = door.model.tokenizer
+    tokenizer = service.model.tokenizer
     assert response.started.prompt_text == tokenizer.decode(ids, skip_special_tokens=False)
     assert response.started.prompt_text.endswith("<|im_start|>")
 
 
 @pytest.mark.parametrize("as_ids", [True, False])
-async def test_images_stand_at_their_places(door: Door, as_ids: bool) -> None:
+async def test_images_stand_at_their_places(service: Service, as_ids: bool) -> None:
     text = "<|vision_start|><|image_pad|><|vision_end|>what?"
-    prompt = ids_of(door, text) if as_ids else text
-    response = await create(door, spec_of(prompt, images=[IMAGE]))
-    [span] = door.engine.requests[-1].images
+    prompt = ids_of(service, text) if as_ids else text
+    response = await create(service, spec_of(prompt, images=[IMAGE]))
+    [span] = service.engine.requests[-1].images
     assert (span.start, span.num_tokens) == (1, response.started.images[0].tokens)
-    assert door.engine.requests[-1].prompt_token_ids.count(PLACE) == span.num_tokens
+    assert service.engine.requests[-1].prompt_token_ids.count(PLACE) == span.num_tokens
     assert response.started.images[0].uuid == "mine"
     assert response.choices[0].text == "what?"
 
 
-async def test_stream_has_the_events_of_a_chat(door: Door) -> None:
+async def test_stream_has_the_events_of_a_chat(service: Service) -> None:
     request = completion_pb.StreamCompletionRequest(
         spec=spec_of("ab", n=2, logprobs=sampling_pb.LogprobOptions(prompt_logprobs=0))
     )
-    events = [event async for event in door.raw.StreamCompletion(request, timeout=20)]
+    events = [event async for event in service.completions.StreamCompletion(request, timeout=20)]
     kinds = [event.WhichOneof("event") for event in events]
     assert (kinds[0], kinds[-1], kinds.count("finished")) == ("started", "usage", 2)
     texts = [
@@ -96,7 +99,7 @@ async def test_stream_has_the_events_of_a_chat(door: Door) -> None:
     assert events[-1].usage.completion_tokens == 8
 
 
-async def test_an_answer_that_nobody_limits_has_sixteen_tokens(open_door: OpenDoor) -> None:
+async def test_sixteen_tokens_without_a_limit(open_service: OpenService) -> None:
     """The request's limit, then the operator's, then OpenAI's."""
     for settings, asked, limit in (
         ({}, {}, 16),
@@ -104,24 +107,24 @@ async def test_an_answer_that_nobody_limits_has_sixteen_tokens(open_door: OpenDo
         ({"tutorial_defaults": True}, {}, 1024),
         ({"max_tokens_default": 20}, {"max_tokens": 3}, 3),
     ):
-        door = await open_door(**settings)
-        response = await create(door, spec_of("x" * 30, sampling=asked))
+        service = await open_service(**settings)
+        response = await create(service, spec_of("x" * 30, sampling=asked))
         assert response.started.effective_settings.sampling.max_tokens == limit
         assert response.usage.completion_tokens == min(limit, 31)
 
 
-async def test_the_only_token_of_a_prompt_has_an_entry(door: Door) -> None:
+async def test_the_only_token_of_a_prompt_has_an_entry(service: Service) -> None:
     logprobs = sampling_pb.LogprobOptions(prompt_logprobs=1)
-    response = await create(door, spec_of("a", logprobs=logprobs, n=2))
+    response = await create(service, spec_of("a", logprobs=logprobs, n=2))
     assert [entry.HasField("chosen") for entry in response.started.prompt_logprobs] == [False]
 
 
-async def test_boxes_of_a_raw_prompts_answer(door: Door) -> None:
+async def test_boxes_of_a_text_completion(service: Service) -> None:
     said = '[{"bbox_2d": [250, 0, 500, 1000], "label": "cat"}]'
     prompt = f"<|vision_start|><|image_pad|><|vision_end|>{said}"
     sampling = {"max_tokens": len(said) + 1}
     spec = spec_of(prompt, images=[IMAGE], response={"grounding": True}, sampling=sampling)
-    response = await create(door, spec)
+    response = await create(service, spec)
     [choice] = response.choices
     [found] = choice.groundings
     assert (choice.text, found.label) == (said, "cat")
@@ -151,21 +154,21 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-async def test_refusals_name_the_field(door: Door, case: str) -> None:
+async def test_refusals_name_the_field(service: Service, case: str) -> None:
     spec, field = WRONG[case]
-    refusal = await refused(door, spec)
+    refusal = await refused(service, spec)
     assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refusal.field == field
-    assert (await create(door, spec_of("still there"))).choices[0].text == "still there"
+    assert (await create(service, spec_of("still there"))).choices[0].text == "still there"
 
 
-async def test_unknown_model_and_id_in_use(door: Door) -> None:
-    assert (await refused(door, spec_of("x", model="other"))).code is grpc.StatusCode.NOT_FOUND
-    door.engine.hold_at = 0
+async def test_unknown_model_and_id_in_use(service: Service) -> None:
+    assert (await refused(service, spec_of("x", model="other"))).code is grpc.StatusCode.NOT_FOUND
+    service.engine.hold_at = 0
     request = completion_pb.StreamCompletionRequest(spec=spec_of("x", request_id="a"))
-    call = door.raw.StreamCompletion(request, timeout=20)
+    call = service.completions.StreamCompletion(request, timeout=20)
     async for _ in call:
         break
-    again = await refused(door, spec_of("x", request_id="a"))
+    again = await refused(service, spec_of("x", request_id="a"))
     assert again.code is grpc.StatusCode.ALREADY_EXISTS
     call.cancel()

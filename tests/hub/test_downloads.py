@@ -10,6 +10,7 @@ from pathlib import Path
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import huggingface_hub.constants
 import huggingface_hub.file_download
@@ -165,7 +166,7 @@ def test_a_disk_that_becomes_full_under_hugging_face(
 ) -> None:
     """Its library writes to files of random names; here writing itself fails."""
 
-    def full(*_: object, **__: object) -> None:
+    def full(*_: object, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(huggingface_hub.file_download, "http_get", full)
@@ -173,7 +174,7 @@ def test_a_disk_that_becomes_full_under_hugging_face(
         fetch_model("org/model", hub="huggingface")
 
 
-def test_a_shard_that_the_index_names_but_nobody_has(hub: StandIn) -> None:
+def test_a_shard_named_in_the_index_is_missing(hub: StandIn) -> None:
     del hub.files[SHARDS[1]]
     with pytest.raises(ModelNotFound, match=rf"{SHARDS[1]} is missing, but the index lists it"):
         fetch_model("org/model")
@@ -223,7 +224,7 @@ def test_names_that_leave_the_directory_are_not_fetched(hub: StandIn) -> None:
     assert hub.fetched().isdisjoint({"../escape.json", "a*.json"})
 
 
-def test_the_command_tells_what_it_fetched(
+def test_the_command_prints_what_it_downloaded(
     hub: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = str(tmp_path / "here")
@@ -251,7 +252,7 @@ def test_check_reads_the_configuration_only(
     assert "has no model org/other" in capsys.readouterr().err
 
 
-def test_serve_fetches_before_it_opens_a_door(hub: StandIn) -> None:
+def test_serve_downloads_before_it_listens(hub: StandIn) -> None:
     hub.files["model.safetensors.index.json"] = b'{"weight_map": {"x": "model-x.safetensors"}}'
     with pytest.raises(SystemExit, match=r"cannot serve this model: org/model: model-x\.safetens"):
         main(["serve", "org/model"])

@@ -27,7 +27,7 @@ def test_a_directory_is_served_under_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-VL-4B-Instruct", "qwen/Qwen-VL-Chat"])
 @pytest.mark.parametrize("hub", ["modelscope", "huggingface"])
-def test_a_hub_id_tells_how_to_get_it(
+def test_the_error_for_a_hub_id_says_how_to_download_it(
     name: str, hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))

@@ -35,7 +35,9 @@ UNITS = {"": 1, "Mi": 2**20, "Gi": 2**30}
 
 def quantity(text: str) -> int:
     """Bytes of `512Mi` or `2Gi`."""
-    number, unit = re.fullmatch(r"(\d+)(\D*)", text).groups()
+    match = re.fullmatch(r"(\d+)(\D*)", text)
+    assert match is not None, text
+    number, unit = match.groups()
     return int(number) * UNITS[unit]
 
 
@@ -283,7 +285,11 @@ def addresses(manifests: Manifests) -> Iterator[str]:
             for item in manifests.of_kind("Service")
             if target and item["metadata"]["name"] == target[1]
         ]
-        if not found or int(target[2]) not in {port["port"] for port in found[0]["spec"]["ports"]}:
+        if (
+            not target
+            or not found
+            or int(target[2]) not in {port["port"] for port in found[0]["spec"]["ports"]}
+        ):
             yield f"{workload.name}: nothing answers at {values.grpc_target}"
         elif found[0]["spec"].get("clusterIP") != "None":
             yield "the Service for gRPC is not headless: one connection would mean one pod"
@@ -301,7 +307,7 @@ def files(manifests: Manifests) -> Iterator[str]:
         keys = PurePosixPath(values.api_key_file or "/")
         source = mounted.get(keys.parent, {}).get("secret")
         if source is None or source.get("optional"):
-            yield f"{workload.name}: the door may be open, keys at {values.api_key_file}"
+            yield f"{workload.name}: the API may be open to everyone, keys at {values.api_key_file}"
         elif manifests.has("Secret", source["secretName"]):
             secret = manifests.get("Secret", source["secretName"])
             if keys.name not in secret["data"]:

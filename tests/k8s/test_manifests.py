@@ -8,6 +8,7 @@ import tomllib
 import kubernetes_validate
 import pytest
 
+from inference_service.settings import ServiceSettings
 from tests.k8s import manifest_policy
 from tests.k8s.manifest_network import Endpoint, outside, reaches
 from tests.k8s.manifest_set import APPLIED, OVERLAYS, ROOT, load
@@ -44,7 +45,7 @@ def test_image_tags_are_the_version_of_the_project(kustomization):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_an_overlay_has_both_doors(overlay):
+def test_an_overlay_has_both_apis(overlay):
     manifests = load(overlay)
     assert [item.name for item in manifests.workloads()] == ["inference", "rest-adapter"]
     assert manifests.get("Service", "inference")["spec"]["clusterIP"] == "None"
@@ -63,6 +64,7 @@ def test_dev_cpu_serves_the_embedded_model_without_gpu_or_volume():
         "containers"
     ]
     values = manifest_policy.settings_of(manifests, container)
+    assert isinstance(values, ServiceSettings)
     assert (values.model, values.served_model_name, values.device) == (None, (), "cpu")
     assert manifest_policy.GPU not in str(container["resources"])
     assert manifests.of_kind("PersistentVolumeClaim") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -32,7 +33,10 @@ def transposed(dense: DenseWeight) -> Transposed:
     return Transposed(dense.weight.detach().T.contiguous(), bias)
 
 
-def filled(layer: nn.Module) -> nn.Module:
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def filled(layer: Layer) -> Layer:
     generator = torch.Generator().manual_seed(0)
     for parameter in layer.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
@@ -42,20 +46,24 @@ def filled(layer: nn.Module) -> nn.Module:
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
 
 
+def plain(layer: Linear, x: torch.Tensor) -> torch.Tensor:
+    return linear(x, layer.get_parameter("weight"), layer.get_parameter("bias"))
+
+
 def test_dense_is_the_default_and_has_the_names_of_checkpoints() -> None:
     layer = filled(Linear(6, 4))
     assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
-    assert torch.equal(layer(X), linear(X, layer.weight, layer.bias))
+    assert torch.equal(layer(X), plain(layer, X))
     assert [name for name, _ in Linear(6, 4, bias=False).named_parameters()] == ["weight"]
 
 
 def test_dense_follows_its_module_to_another_device_and_dtype() -> None:
     layer = filled(Linear(6, 4)).to(torch.float64)
-    assert torch.equal(layer(X.double()), linear(X.double(), layer.weight, layer.bias))
+    assert torch.equal(layer(X.double()), plain(layer, X.double()))
     with torch.device("meta"):
         layer = Linear(6, 4)
     layer = filled(layer.to_empty(device="cpu"))
-    assert torch.equal(layer(X), linear(X, layer.weight, layer.bias))
+    assert torch.equal(layer(X), plain(layer, X))
 
 
 def test_another_form_replaces_the_parameters() -> None:

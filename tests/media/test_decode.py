@@ -7,6 +7,7 @@ from dataclasses import replace
 import io
 import struct
 import tracemalloc
+from typing import Any
 import zlib
 
 from hypothesis import given
@@ -42,7 +43,7 @@ def noise(mode: str, size: tuple[int, int] = (61, 45), seed: int = 0) -> Image.I
     return Image.frombytes(mode, size, data.tobytes())
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -260,7 +261,7 @@ def test_too_many_bytes(policy):
         encoded(noise("RGB", (1, 201))),
     ],
 )
-def test_not_a_image(policy, data):
+def test_not_an_image(policy, data):
     with pytest.raises(InvalidImageError) as caught:
         decoded(data, policy)
     assert caught.value.field == "f"

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import contextlib
 import gzip
 import os
+from typing import Any
 
 import anyio
 from hypothesis import given
@@ -101,7 +102,7 @@ def says(head: str, body: bytes = b"") -> Script:
     return script
 
 
-def fetcher(*allowed: str, resolver: FakeResolver | None = None, **changes: object) -> MediaFetcher:
+def fetcher(*allowed: str, resolver: FakeResolver | None = None, **changes: Any) -> MediaFetcher:
     policy = FetchPolicy(allowed_hosts=tuple(map(AllowedHost.parse, allowed)), **changes)
     return MediaFetcher(policy, resolver or FakeResolver())
 

@@ -115,11 +115,11 @@ def test_refusals(policy):
     with pytest.raises(InvalidImageError, match="cannot be decoded") as caught:
         decoded([files[0], files[1][:50]], policy, SAME_SIZE)
     assert caught.value.field == "f1"
-    with pytest.raises(ImageTooLargeError) as caught:
+    with pytest.raises(ImageTooLargeError) as too_large:
         decode_video(
             files,
             ["a", "b"],
             FrameSpec(policy=policy, video=SAME_SIZE, fps=2),
             DecodeLimits(max_bytes=9),
         )
-    assert caught.value.field == "a"
+    assert too_large.value.field == "a"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextConfig, Qwen2VLTextModel
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
 from inference_service.kernels.attention import new_kv_cache
 from inference_service.model_spec import DecoderSpec, RopeSpec

@@ -8,11 +8,13 @@ import functools
 
 import pytest
 import torch
+from torch.nn import ModuleList
 
 from inference_service.engine import loader
 from inference_service.engine.loader import load_model
 from inference_service.kernels.layers import DenseWeight, Linear, convert_linears
 from inference_service.kernels.ops import REFERENCE, Ops
+from inference_service.models.placement import Placement
 from inference_service.models.vision_language import VisionLanguageModel
 from tests.support.paged_forward import PagedForward
 from tests.support.tiny_qwen_vl import FAMILIES, build_checkpoint, image, prompt
@@ -53,6 +55,7 @@ def test_a_forward_pass_calls_every_operation_of_its_model(checkpoint, monkeypat
     model = load_model(checkpoint, dtype=torch.float32, device=CPU)
     assert torch.equal(logits_of(model), expected)
     decoder = model.spec.decoder
+    assert isinstance(model.visual.blocks, ModuleList)
     layers, blocks = decoder.num_layers, len(model.visual.blocks)
     in_tower = model.spec.family == "qwen2_5_vl"
     assert calls == {
@@ -105,8 +108,8 @@ def test_several_kinds_of_devices_take_the_reference(monkeypatch) -> None:
     spy = spy_ops(calls)
     monkeypatch.setattr(loader, "choose_ops", lambda *_: spy)
     cuda = torch.device("cuda:0")
-    placement = loader.Placement(devices=("cuda:0", "cpu"), layers=(1, 1))
-    same = loader.Placement(devices=("cuda:0", "cuda:1"), layers=(1, 1))
+    placement = Placement(devices=("cuda:0", "cpu"), layers=(1, 1))
+    same = Placement(devices=("cuda:0", "cuda:1"), layers=(1, 1))
     assert loader._ops_for(cuda, placement, torch.float32) is REFERENCE
     assert loader._ops_for(cuda, same, torch.float32) is spy
     assert loader._ops_for(cuda, None, torch.float32) is spy

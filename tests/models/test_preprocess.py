@@ -80,7 +80,8 @@ def test_bit_equal(name, size):
     original = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
     expected = processor_of(policy)(images=original)
     height, width = smart_resize(
-        *size,
+        size[0],
+        size[1],
         factor=policy.pixel_step,
         min_pixels=policy.min_pixels,
         max_pixels=policy.max_pixels,

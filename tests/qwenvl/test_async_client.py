@@ -10,15 +10,15 @@ import pytest
 
 from qwenvl import AsyncClient, Client, Error
 from tests.grpc_api.asking import until, user
-from tests.grpc_api.conftest import Door
+from tests.grpc_api.conftest import Service
 from tests.rest_adapter.conftest import fake_service
 from tests.rest_adapter.fake_service import Seen
 from tests.support.images import draw
 
 
 @pytest.fixture
-async def client(door: Door):
-    async with AsyncClient(door.target()) as client:
+async def client(service: Service):
+    async with AsyncClient(service.target()) as client:
         yield client
 
 
@@ -50,14 +50,14 @@ async def test_text_completion(client: AsyncClient) -> None:
     assert caught.value.field == "spec.text"
 
 
-async def test_stream_and_leaving_it(client: AsyncClient, door: Door) -> None:
+async def test_stream_and_leaving_it(client: AsyncClient, service: Service) -> None:
     assert "".join([piece async for piece in client.stream("你好")]) == "你好"
     kinds = [event.WhichOneof("event") async for event in client.events("x", grounding=True)]
     assert (kinds[0], kinds[-1]) == ("started", "usage")
     pieces = client.stream("x" * 500)
     assert await anext(pieces) == "x"
     await pieces.aclose()
-    await until(lambda: not door.engine.live)
+    await until(lambda: not service.engine.live)
 
 
 async def test_cancelled_tasks_and_deadlines_end_the_work() -> None:

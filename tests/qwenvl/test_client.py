@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
 import subprocess
 import sys
+from typing import Any
 
 import grpc
 import pytest
@@ -12,13 +14,13 @@ import pytest
 from inference_service.backend.admission import Admission
 from qwenvl import Client, Error
 from tests.grpc_api.asking import until, user
-from tests.grpc_api.conftest import Door
+from tests.grpc_api.conftest import Service
 from tests.support.images import draw
 
 
 @pytest.fixture
-async def client(door: Door):
-    with Client(door.target()) as client:
+async def client(service: Service):
+    with Client(service.target()) as client:
         yield client
 
 
@@ -40,7 +42,7 @@ async def test_answer(client: Client, tmp_path) -> None:
     await asyncio.to_thread(ask)
 
 
-async def test_raw_prompts(client: Client) -> None:
+async def test_text_completions(client: Client) -> None:
     def ask() -> None:
         answer = client.complete("Once upon", temperature=0, max_tokens=4)
         assert (answer.text, answer.finish_reason) == ("Once", "length")
@@ -55,20 +57,21 @@ async def test_raw_prompts(client: Client) -> None:
     await asyncio.to_thread(ask)
 
 
-async def test_stream_and_leaving_it(client: Client, door: Door) -> None:
+async def test_stream_and_leaving_it(client: Client, service: Service) -> None:
     assert "".join(await asyncio.to_thread(lambda: list(client.stream("你好")))) == "你好"
 
     def leave() -> None:
         pieces = client.stream("x" * 500)
         assert next(pieces) == "x"
+        assert isinstance(pieces, Generator)
         pieces.close()
 
     await asyncio.to_thread(leave)
-    await until(lambda: not door.engine.live)
+    await until(lambda: not service.engine.live)
 
 
 async def test_errors(client: Client) -> None:
-    def fail(**options: object) -> Error:
+    def fail(**options: Any) -> Error:
         with pytest.raises(Error) as caught:
             client.chat("x", **options)
         return caught.value
@@ -89,21 +92,21 @@ async def test_errors(client: Client) -> None:
     assert (await asyncio.to_thread(fail_streaming)).reason == "MODEL_NOT_FOUND"
 
 
-async def test_unavailable_is_tried_again(open_door) -> None:
-    door = await open_door(ready=False)
+async def test_unavailable_is_tried_again(open_service) -> None:
+    service = await open_service(ready=False)
     asked = asyncio.Event()
     admit, loop = Admission.admit, asyncio.get_running_loop()
 
-    def noticed(*arguments: object) -> object:
+    def noticed(*arguments: Any) -> object:
         loop.call_soon_threadsafe(asked.set)
         return admit(*arguments)
 
-    with pytest.MonkeyPatch.context() as patch, Client(door.target()) as client:
+    with pytest.MonkeyPatch.context() as patch, Client(service.target()) as client:
         patch.setattr(Admission, "admit", noticed)
         answer = asyncio.ensure_future(asyncio.to_thread(client.chat, "x"))
         await asked.wait()
         await asyncio.sleep(0)
-        await door.engine.start()
+        await service.engine.start()
         assert (await answer).text == "x"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 import grpc
 import pytest
@@ -14,7 +15,7 @@ from qwenvl.limits import MAX_MESSAGE_BYTES
 from qwenvl.rpc import channel_options, read_error
 
 
-def rpc_error(code: grpc.StatusCode, *details: object, text: str = "It is so.") -> grpc.RpcError:
+def rpc_error(code: grpc.StatusCode, *details: Message, text: str = "It is so.") -> grpc.RpcError:
     packed = []
     for detail in details:
         packed.append(any_pb2.Any())

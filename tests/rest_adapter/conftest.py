@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import socket
 import threading
 import time
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -47,14 +48,14 @@ class Adapter:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def ask(self, text: str = "hello", **fields: object) -> requests.Response:
+    def ask(self, text: str = "hello", **fields: Any) -> requests.Response:
         headers = fields.pop("headers", None)
         body = {"model": "demo", "messages": [{"role": "user", "content": text}]} | fields
         return requests.post(
             f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=30
         )
 
-    def complete(self, prompt: object, **fields: object) -> requests.Response:
+    def complete(self, prompt: object, **fields: Any) -> requests.Response:
         body = {"model": "demo", "prompt": prompt} | fields
         return requests.post(f"{self.url}/v1/completions", json=body, timeout=30)
 
@@ -87,11 +88,11 @@ async def fake_service(seen: Seen) -> AsyncIterator[tuple[int, health.aio.Health
 
 
 @contextlib.contextmanager
-def open_adapter(dialects: Sequence[Dialect] = DIALECTS, **settings: object) -> Iterator[Adapter]:
+def open_adapter(dialects: Sequence[Dialect] = DIALECTS, **settings: Any) -> Iterator[Adapter]:
     """Runs service and adapter in a thread with its own event loop."""
     seen = Seen()
     started = threading.Event()
-    made: dict[str, object] = {}
+    made: dict[str, Any] = {}
 
     async def run() -> None:
         async with fake_service(seen) as (grpc_port, servicer):

@@ -129,7 +129,11 @@ class FakeChat(chat_grpc.ChatServiceServicer):
         event = chat_pb.StreamChatCompletionResponse
         self.seen.specs.append(spec)
         self.seen.metadata.append(
-            {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+            {
+                key: value
+                for key, value in context.invocation_metadata() or ()
+                if isinstance(value, str)
+            }
         )
         self.seen.calls += 1
         question = question_of(spec)
@@ -156,7 +160,8 @@ class FakeChat(chat_grpc.ChatServiceServicer):
                 await fail(context, "ENGINE_UNAVAILABLE")
             for index in range(n):
                 yield event(delta=self._delta(spec, index, character))
-        reason = usage_pb.FINISH_REASON_LENGTH if spec.sampling.max_tokens == 1 else 1
+        limited = spec.sampling.max_tokens == 1
+        reason = usage_pb.FINISH_REASON_LENGTH if limited else usage_pb.FINISH_REASON_STOP
         stop = usage_pb.StopDetail(stop_string="!") if spec.stop.strings else None
         for index in range(n):
             reason = usage_pb.FINISH_REASON_ABORTED if command == "abort" else reason
@@ -287,7 +292,8 @@ class FakeCompletions(completion_grpc.CompletionServiceServicer):
             if command == "fail-after" and position == int(argument):
                 await fail(context, "ENGINE_UNAVAILABLE")
             yield delta
-        reason = usage_pb.FINISH_REASON_ABORTED if command == "abort" else 2
+        aborted = command == "abort"
+        reason = usage_pb.FINISH_REASON_ABORTED if aborted else usage_pb.FINISH_REASON_LENGTH
         for index in range(n):
             boxes = groundings_of(spec)
             yield event(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 import socket
 import time
+from typing import Any
 
 from fastapi.routing import APIRoute
 import pytest
@@ -33,7 +34,9 @@ def routes_of(settings: AdapterSettings) -> list[tuple[str, str]]:
     pending = list(create_app(settings).routes)
     while pending:
         route = pending.pop()
-        pending += getattr(route, "original_router", route).routes if is_group(route) else []
+        if is_group(route):
+            group: Any = getattr(route, "original_router", route)
+            pending += group.routes
         if isinstance(route, APIRoute):
             pairs += [(method, route.path) for method in route.methods or ()]
     return pairs

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import json
 from pathlib import Path
 import socket
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 import grpc
@@ -95,7 +96,7 @@ def guarded_parrot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapter
         yield adapter
 
 
-def say(adapter: Adapter, text: str, **fields: object) -> requests.Response:
+def say(adapter: Adapter, text: str, **fields: Any) -> requests.Response:
     headers = fields.pop("headers", None)
     body = {"say": text} | fields
     return requests.post(f"{adapter.url}/v1/parrot", json=body, headers=headers, timeout=30)
@@ -136,7 +137,11 @@ def test_answers_whole_and_streamed(open_parrot: Adapter) -> None:
 
 
 def test_keys_come_in_its_own_header(guarded_parrot: Adapter) -> None:
-    wrong = ({}, {"x-parrot-key": "seed"}, {"authorization": "Bearer cracker"})
+    wrong: tuple[dict[str, str], ...] = (
+        {},
+        {"x-parrot-key": "seed"},
+        {"authorization": "Bearer cracker"},
+    )
     for headers in wrong:
         assert_squawk(say(guarded_parrot, "x", headers=headers), 401, "UNAUTHENTICATED")
     right = say(guarded_parrot, "x", headers={"x-parrot-key": "cracker"})
@@ -176,7 +181,7 @@ def test_a_body_that_comes_too_slowly(open_parrot: Adapter) -> None:
     assert b'"squawk": "BODY_TIMEOUT"' in received
 
 
-def test_a_defect_tells_nothing(open_parrot: Adapter) -> None:
+def test_an_internal_error_discloses_nothing(open_parrot: Adapter) -> None:
     response = requests.get(f"{open_parrot.url}/v1/parrot/defect", timeout=10)
     assert_squawk(response, 500, "INTERNAL")
     assert "ZeroDivision" not in response.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -51,7 +52,7 @@ class Conversation:
         return b"".join(frames_of(image).tobytes() for image in self.seen)
 
     def request(
-        self, request_id: str, sampling: SamplingParams = GREEDY, **changes: bytes
+        self, request_id: str, sampling: SamplingParams = GREEDY, **changes: Any
     ) -> EngineRequest:
         return EngineRequest(
             request_id=request_id,
@@ -180,7 +181,7 @@ def ask(
     core: EngineCore,
     prompts: Iterable[Conversation],
     sampling: SamplingParams = GREEDY,
-    **changes: object,
+    **changes: Any,
 ) -> list[list[int]]:
     """Runs all prompts together; their answers in order."""
     prompts = list(prompts)
@@ -191,7 +192,7 @@ def ask(
     return [answers[str(index)].token_ids for index in range(len(prompts))]
 
 
-def generate(model, prompt: Conversation, **changes: object) -> list[int]:
+def generate(model, prompt: Conversation, **changes: Any) -> list[int]:
     """The greedy answer of `transformers.generate`."""
     token_ids = torch.tensor([prompt.token_ids])
     extra = reference_inputs(token_ids, prompt.seen)

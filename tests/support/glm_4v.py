@@ -77,7 +77,7 @@ class GoldenPrompt:
     def pixels(self) -> bytes:
         return processed(self.image).pixels if self.image else b""
 
-    def request(self, sampling: SamplingParams, **changes: object) -> EngineRequest:
+    def request(self, sampling: SamplingParams, **changes: Any) -> EngineRequest:
         spans = []
         if self.image:
             shown = processed(self.image)

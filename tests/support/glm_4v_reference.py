@@ -134,7 +134,8 @@ class Reference:
         self, ids: Sequence[int], image: np.ndarray | None, number: int
     ) -> list[tuple[int, float]]:
         """So many new tokens and their log probabilities."""
-        all_ids, answer = list(ids), []
+        all_ids = list(ids)
+        answer: list[tuple[int, float]] = []
         while len(answer) < number:
             scores = self.logits(all_ids, image)[-1].log_softmax(0)
             token = int(scores.argmax())

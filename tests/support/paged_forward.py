@@ -38,6 +38,7 @@ class PagedForward:
         self.model = model
         self.page_size = page_size
         self.cache = model.new_kv_cache(num_pages, page_size)
+        assert isinstance(self.cache, torch.Tensor)
         self.cache.fill_(7.0)  # what an earlier sequence may have left
         self._free = np.random.default_rng(0).permutation(num_pages).tolist()
 

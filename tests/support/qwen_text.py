@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 import json
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import (
@@ -162,12 +163,14 @@ def tokenizer_json() -> str:
 
 def token_id(text: str) -> int:
     """Id of an added token."""
-    return int(tokenizers.Tokenizer.from_str(tokenizer_json()).token_to_id(text))
+    found = tokenizers.Tokenizer.from_str(tokenizer_json()).token_to_id(text)
+    assert found is not None, text
+    return int(found)
 
 
 def write_text_files(directory: Path, template: str, *, kind: str = "jinja") -> Path:
     """Writes tokenizer.json, tokenizer_config.json and the template, in one of the three places it may stand."""
-    config: dict[str, object] = {
+    config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "pad_token": {"content": "<|endoftext|>", "special": True, "__type": "AddedToken"},

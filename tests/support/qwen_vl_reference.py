@@ -147,7 +147,8 @@ class Reference:
         self, ids: Sequence[int], images: Sequence[np.ndarray], number: int
     ) -> list[tuple[int, float]]:
         """So many new tokens and their log probabilities; the prompt alone chooses the frequencies."""
-        all_ids, answer = list(ids), []
+        all_ids = list(ids)
+        answer: list[tuple[int, float]] = []
         while len(answer) < number:
             scores = self.logits(all_ids, images, len(ids))[-1].log_softmax(0)
             token = int(scores.argmax())

@@ -156,7 +156,7 @@ class GoldenPrompt:
     def _side(self) -> int:
         return 224 if self.name in LONG_PROMPTS else 448
 
-    def request(self, sampling: SamplingParams, **changes: object) -> EngineRequest:
+    def request(self, sampling: SamplingParams, **changes: Any) -> EngineRequest:
         starts = [at + 1 for at, token_id in enumerate(self.ids) if token_id == IMG]
         spans, offset = [], 0
         for start, name in zip(starts, self.images, strict=True):

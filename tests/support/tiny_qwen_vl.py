@@ -57,7 +57,7 @@ def build_checkpoint(
     seed: int = 1,
     max_shard_size: str = "1GB",
     max_position_embeddings: int = 4096,
-    token_ids: Mapping[str, int] = TOKEN_IDS,
+    token_ids: Mapping[str, Any] = TOKEN_IDS,
     **settings: Any,
 ) -> Path:
     """Writes a checkpoint as transformers does, float32; returns the directory.
@@ -279,9 +279,7 @@ def published_positions(ids: Sequence[int], seen: Sequence[Seen]) -> torch.Tenso
     return torch.tensor(columns).T[:, None]
 
 
-def reference_logits(
-    model: torch.nn.Module, ids: Sequence[int], seen: Sequence[Seen]
-) -> torch.Tensor:
+def reference_logits(model: Any, ids: Sequence[int], seen: Sequence[Seen]) -> torch.Tensor:
     """[T, vocab] of one sequence; nothing must need resizing."""
     token_ids = torch.tensor([list(ids)])
     extra = reference_inputs(token_ids, seen)

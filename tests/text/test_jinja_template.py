@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def say(role: str, *parts: str | ImagePart | VideoPart) -> ChatMessage:
     )
 
 
-def as_dicts(messages: list[ChatMessage]) -> list[dict[str, object]]:
+def as_dicts(messages: list[ChatMessage]) -> list[dict[str, Any]]:
     """What a caller of transformers passes."""
     return [
         {
@@ -83,7 +84,7 @@ CONVERSATIONS = {
 }
 
 
-def ours(directory, messages: list[ChatMessage], **options: object) -> tuple[str, list[int]]:
+def ours(directory, messages: list[ChatMessage], **options: Any) -> tuple[str, list[int]]:
     tokenizer = JsonTokenizer.from_dir(directory)
     guard = SpecialTokenGuard(tokenizer.special_tokens)
     rendered = JinjaTemplate.from_dir(directory).render(messages, **options)

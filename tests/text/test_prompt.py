@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -66,7 +68,7 @@ def image(rows: int, columns: int, digest: bytes = b"d" * 32) -> ProcessedImage:
     )
 
 
-def ask(*parts: str | ImagePart | VideoPart, **options: object) -> ChatRequest:
+def ask(*parts: str | ImagePart | VideoPart, **options: Any) -> ChatRequest:
     content = tuple(TextPart(text=part) if isinstance(part, str) else part for part in parts)
     message = ChatMessage(role=Role.USER, parts=content)
     return ChatRequest(request_id="r", model="m", messages=(message,), **options)
@@ -92,7 +94,7 @@ def test_images_take_their_places(builder, tokenizer):
 
 
 def test_keys_differ_by_image_revision_and_salt(tokenizer, builder):
-    def key(made: PromptBuilder, shown: ProcessedImage, **options: object) -> bytes:
+    def key(made: PromptBuilder, shown: ProcessedImage, **options: Any) -> bytes:
         return made.build(ask(IMAGE, **options), [shown]).images[0].key
 
     other = build(tokenizer, revision=b"s")
@@ -147,6 +149,9 @@ def test_forgotten_images(tokenizer):
     class Forgetful:
         def write(self, request):
             return WrittenChat(token_ids=[1, PAD, 2, PAD], dropped_images=1)
+
+        def raw_places(self, token_ids, field):
+            raise NotImplementedError
 
     images = [image(2, 3), image(1, 1), image(4, 2, b"e" * 32)]
     prompt = PromptBuilder(tokenizer, Forgetful(), placeholder=PAD).build(ask(), images)
@@ -219,7 +224,8 @@ def test_videos_behind_their_times(tokenizer):
 
 @pytest.mark.parametrize("frames", range(1, 8))
 def test_times_as_transformers_has_them(frames):
-    wanted = Qwen3VLProcessor._calculate_timestamps(None, list(range(frames)), 3.0, 2)
+    processor: Any = None  # the method does not read it
+    wanted = Qwen3VLProcessor._calculate_timestamps(processor, list(range(frames)), 3.0, 2)
     written = TIMES.write(TIMES.mark, [clip(frames, fps=3.0)])
     assert written == "".join(f"<{time:.1f} seconds>{TIMES.mark}" for time in wanted)
 
@@ -238,7 +244,7 @@ def test_a_template_that_hides_or_exchanges(tokenizer):
             build(tokenizer, template=template, times=times).build(ask(clip(2)), [piece(2, 1)])
 
 
-def test_raw_prompts_have_no_videos(tokenizer):
+def test_text_completions_have_no_videos(tokenizer):
     request = TextCompletionRequest(
         request_id="r", model="m", prompt="<|video_pad|>", images=(IMAGE,)
     )

@@ -99,7 +99,7 @@ async def test_every_task_has_its_own_call() -> None:
         assert call is not None
         return call.request_id
 
-    assert await asyncio.gather(handle("a"), handle("b")) == ["a", "b"]
+    assert [*await asyncio.gather(handle("a"), handle("b"))] == ["a", "b"]
     assert current_call() is None
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ IDS = {
 }
 
 
-def record(message: object, *args: object, **fields: object) -> logging.LogRecord:
+def record(message: object, *args: object, **fields: Any) -> logging.LogRecord:
     values = {"name": "a.b", "levelname": "WARNING", "msg": message, "args": args, "created": 0.5}
     return logging.makeLogRecord(values | fields)
 

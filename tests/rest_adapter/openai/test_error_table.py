@@ -43,7 +43,7 @@ def test_row(adapter: Adapter, reason: str, stream: bool) -> None:
         assert "retry-after" not in response.headers
 
 
-def test_internal_error_tells_nothing(adapter: Adapter) -> None:
+def test_an_internal_error_discloses_nothing(adapter: Adapter) -> None:
     response = adapter.ask("fail INTERNAL")
     assert "It is" not in response.text
     assert response.headers["x-request-id"]

@@ -105,7 +105,7 @@ def check(
     assert error["param"] is None or isinstance(error["param"], str)
 
 
-FUZZ = {
+FUZZ: dict[str, Any] = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }

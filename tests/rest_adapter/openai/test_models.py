@@ -13,6 +13,7 @@ from tests.rest_adapter.fake_service import NAMES
 def test_models(client: openai.OpenAI) -> None:
     models = client.models.list().data
     assert [model.id for model in models] == list(NAMES)
+    assert models[0].model_extra is not None
     assert models[0].model_extra["max_model_len"] == 4096
     assert models[0].model_extra["input_modalities"] == ["text", "image"]
 

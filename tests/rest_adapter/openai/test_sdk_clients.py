@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import openai
 import pytest
@@ -11,7 +12,7 @@ import requests
 from tests.rest_adapter.conftest import Adapter
 
 
-QUESTION = [{"role": "user", "content": "Über 图片 🖼️!"}]
+QUESTION: Any = [{"role": "user", "content": "Über 图片 🖼️!"}]
 
 
 def test_tutorial_client(adapter: Adapter) -> None:
@@ -44,6 +45,7 @@ async def test_async_client_streams_usage_last(adapter: Adapter) -> None:
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
     assert text == QUESTION[0]["content"]
     assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == len(text)
 
 

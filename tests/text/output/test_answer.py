@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -176,7 +177,7 @@ def test_cutting_changes_nothing(tokenizer: Tokenizer, data: st.DataObject) -> N
     assert whole.prompt_logprobs == [LogprobEntry(chosen=None)]
 
 
-def ended(tokenizer: Tokenizer, text: str, reason: FinishReason, **fields: object) -> Seen:
+def ended(tokenizer: Tokenizer, text: str, reason: FinishReason, **fields: Any) -> Seen:
     request = TextCompletionRequest(
         request_id="r", model="m", prompt="x", return_token_ids=True, **fields
     )

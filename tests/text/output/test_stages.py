@@ -113,8 +113,9 @@ def test_no_half_character(tokenizer: Tokenizer) -> None:
 
 
 def test_special_tokens(tokenizer: Tokenizer) -> None:
-    def shown(token: str, **options: bool) -> str:
-        return detokenised(Detokenizer(tokenizer, **options), [token_id(token)])
+    def shown(token: str, *, skip_special_tokens: bool) -> str:
+        detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
+        return detokenised(detokenizer, [token_id(token)])
 
     assert shown("<|im_end|>", skip_special_tokens=True) == ""
     assert shown("<|im_end|>", skip_special_tokens=False) == "<|im_end|>"

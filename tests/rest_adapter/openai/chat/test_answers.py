@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from typing import Any
 
 import openai
 import pytest
@@ -15,7 +16,7 @@ from tests.rest_adapter.fake_service import CREATED
 
 
 PNG = b"\x89PNG\r\n\x1a\n not really"
-MESSAGES = [{"role": "user", "content": "hé!"}]
+MESSAGES: Any = [{"role": "user", "content": "hé!"}]
 
 
 def events_of(response: requests.Response) -> list[str]:
@@ -36,8 +37,11 @@ def test_whole_answer(adapter: Adapter, client: openai.OpenAI) -> None:
     assert answer.choices[0].finish_reason == "stop"
     assert (answer.model, answer.created, answer.object) == ("demo", CREATED, "chat.completion")
     assert answer.id.startswith("chatcmpl-")
+    assert answer.system_fingerprint is not None
     assert answer.system_fingerprint.startswith("fp_")
+    assert answer.usage is not None
     assert answer.usage.total_tokens == 13
+    assert answer.usage.prompt_tokens_details is not None
     assert answer.usage.prompt_tokens_details.cached_tokens == 3
 
 
@@ -81,7 +85,12 @@ def test_openai_stream_helper(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_logprobs_in_openai_shape(client: openai.OpenAI, stream: bool) -> None:
-    arguments = {"model": "demo", "messages": MESSAGES, "logprobs": True, "top_logprobs": 2}
+    arguments: dict[str, Any] = {
+        "model": "demo",
+        "messages": MESSAGES,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
     if stream:
         chunks = client.chat.completions.create(**arguments, stream=True)
         content = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 
 import openai
 import pytest
@@ -29,11 +30,11 @@ def error_of(response: requests.Response, status: int) -> dict:
     return error
 
 
-def with_part(**part: object) -> dict:
+def with_part(**part: Any) -> dict:
     return {"messages": [{"role": "user", "content": [part]}]}
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no messages": ({"messages": []}, "messages"),
     "null messages": ({"messages": None}, "messages"),
     "text for messages": ({"messages": "x"}, "messages"),
@@ -73,7 +74,7 @@ REFUSED = {
     ),
 }
 
-UNSUPPORTED = {
+UNSUPPORTED: dict[str, dict[str, Any]] = {
     "tools": {"tools": [{"type": "function", "function": {"name": "f"}}]},
     "tool_choice": {"tool_choice": "required"},
     "response_format": {"response_format": {"type": "json_object"}},
@@ -124,7 +125,7 @@ def test_broken_body(adapter: Adapter, case: str) -> None:
 
 
 def test_harmless_and_neutral_fields_are_accepted(adapter: Adapter) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "user": "u",
         "metadata": {"a": "b"},
         "store": False,
@@ -179,7 +180,9 @@ def test_every_row_of_the_error_table(adapter: Adapter, reason: str, stream: boo
         ("ENGINE_UNAVAILABLE", openai.InternalServerError),
     ],
 )
-def test_openai_raises_its_own_class(client: openai.OpenAI, reason: str, kind: type) -> None:
+def test_openai_raises_its_own_class(
+    client: openai.OpenAI, reason: str, kind: type[openai.APIStatusError]
+) -> None:
     with pytest.raises(kind) as caught:
         client.chat.completions.create(
             model="demo", messages=[{"role": "user", "content": f"fail {reason}"}]

@@ -24,14 +24,14 @@ PNG = bytes(range(256)) * 3
 PNG_BASE64 = base64.b64encode(PNG).decode()
 
 
-def spec_of(**fields: object) -> chat_pb.ChatCompletionSpec:
+def spec_of(**fields: Any) -> chat_pb.ChatCompletionSpec:
     body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]} | fields
     request, unknown = parse_chat(json.loads(json.dumps(body)))
     assert not unknown
     return to_spec(request, max_media_bytes=2**20)
 
 
-def refused(**fields: object) -> ApiError:
+def refused(**fields: Any) -> ApiError:
     with pytest.raises(ApiError) as caught:
         spec_of(**fields)
     assert caught.value.status == 400
@@ -42,11 +42,11 @@ def code_of(error: ApiError) -> str:
     return type_and_code(error)[1]
 
 
-def with_parts(*parts: object) -> list[dict[str, object]]:
+def with_parts(*parts: object) -> list[dict[str, Any]]:
     return [{"role": "user", "content": list(parts)}]
 
 
-def image_of(part: dict[str, object]) -> message_pb.Image:
+def image_of(part: dict[str, Any]) -> message_pb.Image:
     return spec_of(messages=with_parts(part)).messages[0].parts[0].image
 
 
@@ -167,7 +167,7 @@ def test_roles() -> None:
         {"type": "image", "image_url": {"url": "https://h/x.png"}},
     ],
 )
-def test_spellings_of_an_image(part: dict[str, object]) -> None:
+def test_spellings_of_an_image(part: dict[str, Any]) -> None:
     assert image_of(part).uri == "https://h/x.png"
     assert image_of(part).WhichOneof("source") == "uri"
 
@@ -291,7 +291,7 @@ def test_a_video_is_its_frames() -> None:
         ({"video": ["https://x/"], "fps": "fast"}, "fps"),
     ],
 )
-def test_invalid_videos(video: dict[str, object], param: str) -> None:
+def test_invalid_videos(video: dict[str, Any], param: str) -> None:
     error = refused(messages=with_parts(TEXT, {"type": "video"} | video))
     assert error.param == f"messages[0].content[1].{param}"
 
@@ -397,7 +397,7 @@ def test_processor_options_are_a_closed_list() -> None:
         ({"stop_token_ids": [1, "2"]}, "stop_token_ids[1]"),
     ],
 )
-def test_wrong_field_is_named(fields: dict[str, object], param: str) -> None:
+def test_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
     error = refused(**fields)
     assert error.param == param
     assert error.message

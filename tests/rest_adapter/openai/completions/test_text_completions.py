@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 
 import openai
 import pytest
@@ -47,6 +48,7 @@ def test_whole_answer(adapter: Adapter, client: openai.OpenAI) -> None:
     assert answer.choices[0].logprobs is None
     assert (answer.model, answer.created, answer.object) == ("demo", CREATED, "text_completion")
     assert answer.id.startswith("cmpl-")
+    assert answer.usage is not None
     assert answer.usage.total_tokens == 6
     [spec] = adapter.seen.completion_specs
     assert spec.text == "hé!"
@@ -66,18 +68,19 @@ def test_whole_answer(adapter: Adapter, client: openai.OpenAI) -> None:
 )
 @pytest.mark.parametrize("stream", [True, False])
 def test_prompts_of_all_kinds(
-    client: openai.OpenAI, prompt: object, texts: list[str], stream: bool
+    client: openai.OpenAI, prompt: Any, texts: list[str], stream: bool
 ) -> None:
-    answer = client.completions.create(model="demo", prompt=prompt, n=2, stream=stream)
     wanted = [text * times for text in texts for times in (1, 2)]
     if not stream:
+        answer = client.completions.create(model="demo", prompt=prompt, n=2)
         assert [choice.text for choice in answer.choices] == wanted
         assert [choice.index for choice in answer.choices] == list(range(len(wanted)))
+        assert answer.usage is not None
         assert answer.usage.prompt_tokens == len("".join(texts))
         assert answer.usage.completion_tokens == len("".join(wanted))
         return
     got = [""] * len(wanted)
-    for chunk in answer:
+    for chunk in client.completions.create(model="demo", prompt=prompt, n=2, stream=True):
         for choice in chunk.choices:
             got[choice.index] += choice.text
     assert got == wanted
@@ -92,15 +95,17 @@ def test_several_prompts_have_ids_of_their_own(adapter: Adapter) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["héx", [104, 233, 120]])
-def test_echo_with_log_probabilities(client: openai.OpenAI, prompt: object) -> None:
+def test_echo_with_log_probabilities(client: openai.OpenAI, prompt: Any) -> None:
     answer = client.completions.create(model="demo", prompt=prompt, echo=True, logprobs=2)
     [choice] = answer.choices
     assert choice.text == "héxhéx"
+    assert choice.logprobs is not None
     assert choice.logprobs.tokens == list("héxhéx")
     assert choice.logprobs.text_offset == list(range(6))
     assert choice.logprobs.token_logprobs == [None, *[-0.5] * 5]
-    assert choice.logprobs.top_logprobs[0] is None
-    assert choice.logprobs.top_logprobs[1] == {"é": -0.5, "~": -9999.0}
+    top_logprobs: Any = choice.logprobs.top_logprobs
+    assert top_logprobs[0] is None
+    assert top_logprobs[1] == {"é": -0.5, "~": -9999.0}
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -213,7 +218,7 @@ def test_settings_reach_the_service(adapter: Adapter) -> None:
     assert spec.response.grounding
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no prompt": ({"prompt": None}, "prompt"),
     "empty list": ({"prompt": []}, "prompt"),
     "mixed": ({"prompt": ["a", 1]}, "prompt[1]"),
