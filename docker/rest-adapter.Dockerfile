@@ -1,4 +1,4 @@
-# The REST adapter, a small image without torch. Build from the root of the repository:
+# The REST adapter, a small image. Build from the root of the repository:
 #   docker build -f docker/rest-adapter.Dockerfile -t qwen-vl-serving/rest-adapter:0.3.0 .
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
