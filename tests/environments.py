@@ -30,7 +30,7 @@ NO_FONTS = ROOT / "tests" / "support" / "no_fonts.conf"
 PERSONAL = ("XDG_", "HF_", "HUGGINGFACE_", "MODELSCOPE_", "QWENVL_", "FONTCONFIG_", "OPENAI_")
 SELECTION = ("-m", "not full and not gpu")
 # Tests that neither compute with torch nor draw: the processor makes no difference to them.
-WITHOUT_NUMBERS = ("k8s", "proto", "rest_adapter", "text", "benchmarks")
+WITHOUT_NUMBERS = ("benchmarks", "docs", "hub", "k8s", "qwenvl", "rest_adapter", "text")
 
 
 def hidden_fonts() -> list[str]:
