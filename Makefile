@@ -39,10 +39,11 @@ lint: setup-dev
 test: lint
 	$(BIN)/pytest -m 'not full and not gpu'
 
-# Also the slow tests, and the tests in simulated environments of other machines.
+# Also the slow tests with the coverage of the packages, and the tests in simulated environments of other machines.
 test-full: lint
-	$(BIN)/pytest -m 'not gpu'
+	$(BIN)/pytest -m 'not gpu' --cov --cov-report=term
 	$(BIN)/python tests/environments.py
+	@echo "Coverage: $$($(BIN)/coverage report --format=total) %"
 
 # Generated code is checked in; a test regenerates and compares it.
 stubs: setup-dev
@@ -54,4 +55,4 @@ docs: setup-dev
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage*
