@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from inference_service.engine_protocol.messages import SamplingParams, PositionLogprobs
+from inference_service.engine_protocol.messages import PositionLogprobs, SamplingParams
 
 
 MIN_TEMPERATURE = 1e-5
