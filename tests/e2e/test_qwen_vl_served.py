@@ -145,7 +145,7 @@ def test_paths_open_nothing(qwen_vl: Served) -> None:
     for asked in (prompt["text"], prompt["ids"]):
         refused = post(qwen_vl, "completions", prompt=asked)
         assert refused.status_code == 400
-        assert "1 places for images" in refused.json()["error"]["message"]
+        assert "1 placeholders for images" in refused.json()["error"]["message"]
     typed = f"<img>{GOLDEN.resolve()}/images/gray.png</img>"
     answer = post(qwen_vl, "chat/completions", messages=[{"role": "user", "content": typed}])
     assert answer.json()["usage"]["prompt_tokens"] < 100  # text, not 256 tokens of an image

@@ -161,8 +161,8 @@ def test_a_bin_file_runs_nothing(copy, monkeypatch):
     monkeypatch.chdir(copy)
     (copy / "model.safetensors").unlink()
     for content, words in (
-        (Hostile(), "tensors alone"),
-        ({"a": Hostile()}, "tensors alone"),
+        (Hostile(), "tensors only"),
+        ({"a": Hostile()}, "tensors only"),
         ({"a": 1}, "not a mapping"),
         ([torch.ones(1)], "not a mapping"),
         ({}, "not a mapping"),
@@ -172,7 +172,7 @@ def test_a_bin_file_runs_nothing(copy, monkeypatch):
         with pytest.raises(LoadError, match=words):
             load(copy)
     (copy / "pytorch_model.bin").write_bytes(b"PK\x03\x04 and nothing more")
-    with pytest.raises(LoadError, match="tensors alone"):
+    with pytest.raises(LoadError, match="tensors only"):
         load(copy)
     assert not (copy / "touched").exists()
 
@@ -182,16 +182,16 @@ def test_bad_bin_shards_among_good_ones(copy, monkeypatch):
     as_bin(copy)
     tensors = torch.load(copy / "1.bin", weights_only=True)
     (copy / "1.bin").unlink()
-    with pytest.raises(LoadError, match=r"names 1\.bin, which is missing"):
+    with pytest.raises(LoadError, match=r"lists 1\.bin, which is missing"):
         load(copy)
     torch.save(tensors | {"a": Hostile()}, copy / "1.bin")
-    with pytest.raises(LoadError, match=r"1\.bin cannot be read as tensors alone"):
+    with pytest.raises(LoadError, match=r"1\.bin cannot be read as tensors only"):
         load(copy)
     save_file(tensors, copy / "1.bin")
-    with pytest.raises(LoadError, match=r"1\.bin cannot be read as tensors alone"):
+    with pytest.raises(LoadError, match=r"1\.bin cannot be read as tensors only"):
         load(copy)
     torch.save(tensors | torch.load(copy / "0.bin", weights_only=True), copy / "1.bin")
-    with pytest.raises(LoadError, match="there twice"):
+    with pytest.raises(LoadError, match="exists twice"):
         load(copy)
     assert not (copy / "touched").exists()
 
@@ -230,10 +230,10 @@ def test_truncated_file(copy):
 @pytest.mark.parametrize(
     ("index", "words"),
     [
-        ({"weight_map": {"a": "../secret.safetensors"}}, "not a file beside it"),
-        ({"weight_map": {"a": "/etc/secret.safetensors"}}, "not a file beside it"),
+        ({"weight_map": {"a": "../secret.safetensors"}}, "not a file name in the same directory"),
+        ({"weight_map": {"a": "/etc/secret.safetensors"}}, "not a file name in the same directory"),
         ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors, which is missing"),
-        ({"weight_map": {"a": "shard.bin"}}, "not a file beside it"),
+        ({"weight_map": {"a": "shard.bin"}}, "not a file name in the same directory"),
         ({"weight_map": {}}, "missing tensors"),
         ({}, "weight_map is missing"),
     ],
@@ -250,7 +250,7 @@ def test_a_tensor_in_two_shards(copy):
     shutil.copy(copy / "a.safetensors", copy / "b.safetensors")
     index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(LoadError, match="there twice"):
+    with pytest.raises(LoadError, match="exists twice"):
         load(copy)
 
 

@@ -37,7 +37,7 @@ def test_a_gpu_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch, name: str, count: int, missing: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    with pytest.raises(ValueError, match=f"no {missing}: torch sees {count} GPUs"):
+    with pytest.raises(ValueError, match=f"{missing} does not exist: torch finds {count} GPUs"):
         memory.resolve_devices(name)
 
 

@@ -18,7 +18,7 @@ from inference_service.domain import (
     StopTrigger,
     TextCompletionRequest,
 )
-from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason, TokenLogprobs
+from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason, PositionLogprobs
 from inference_service.model_spec import BoxNotation
 from inference_service.text.output.answer import Answer
 from inference_service.text.output.boxes import tag_tokens
@@ -78,7 +78,7 @@ def outputs_of(
     for number, part in enumerate(parts := [*cut(len(token_ids), lengths)], start=1):
         last = number == len(parts)
         ids = (*token_ids[part], *(end if last else ()))
-        logprobs = tuple(TokenLogprobs(token_id=i, logprob=-1.0, rank=1) for i in ids)
+        logprobs = tuple(PositionLogprobs(token_id=i, logprob=-1.0, rank=1) for i in ids)
         output = ChoiceOutput(
             request_id="r",
             choice_index=0,
