@@ -1,4 +1,4 @@
-# `make serve` and `make test` are all a newcomer needs; both set up .venv themselves.
+# A newcomer needs only `make serve` and `make test`; both set up .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +14,7 @@ serve: setup
 setup: $(STAMP)all
 setup-dev: $(STAMP)dev
 
-# torch comes first and alone: its exact pin picks the build that fits this machine.
+# torch is installed first: its exact pin selects the build for this machine.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -39,7 +39,7 @@ lint: setup-dev
 test: lint
 	$(BIN)/pytest -m 'not full and not gpu'
 
-# The heavy tests too, with the coverage of the packages, and the tests again as on other machines.
+# Also the slow tests with the coverage of the packages, and the tests in simulated environments of other machines.
 test-full: lint
 	$(BIN)/pytest -m 'not gpu' --cov --cov-report=term
 	$(BIN)/python tests/environments.py

@@ -1,4 +1,4 @@
-"""Clients of both APIs of a server for a benchmark: they send requests and time the arrival of tokens."""
+"""Benchmark clients for both APIs of a server: send requests and time the arrival of tokens."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 
 
-QUESTION = "What is in this picture?"
+QUESTION = "What is in this image?"
 MESSAGE_LIMIT = 32 * 2**20
 
 
 class BenchmarkError(Exception):
-    """The server did something that makes a measurement impossible."""
+    """The server's response makes a measurement impossible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is asked of the server."""
+    """The settings of all requests."""
 
     model: str
     tokens: int
@@ -45,7 +45,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One request: seconds to the first token, from then on per token, and between neighbouring tokens."""
+    """One request: seconds to the first token, per token after it, and between consecutive tokens."""
 
     first_token_s: float
     per_token_s: float
@@ -54,7 +54,7 @@ class Timing:
 
 
 def draw(size: int, seed: int) -> bytes:
-    """A PNG of `size` x `size` pixels that differs from every other seed's."""
+    """A PNG of `size` x `size` pixels, different for every seed."""
     dice = random.Random(seed)
 
     def colour() -> tuple[int, int, int]:
@@ -71,11 +71,11 @@ def draw(size: int, seed: int) -> bytes:
 
 
 def timing_of(start: float, arrivals: Sequence[tuple[float, int]]) -> Timing:
-    """Makes a timing of the arrivals of a stream.
+    """Computes the timing of a stream from its arrivals.
 
     Args:
         start: When the request was sent, in seconds.
-        arrivals: For every message with tokens its time and how many; tokens that share a message share its gap.
+        arrivals: (time, number of tokens) of every message with tokens; tokens in one message share its gap.
     """
     first = arrivals[0][0]
     tokens = sum(count for _, count in arrivals)
@@ -89,7 +89,7 @@ def timing_of(start: float, arrivals: Sequence[tuple[float, int]]) -> Timing:
 
 
 def checked(start: float, arrivals: list[tuple[float, int]], load: Load) -> Timing:
-    """The timing of a request that did its work, or an error."""
+    """The timing of a request; raises if its answer is not complete."""
     tokens = sum(count for _, count in arrivals)
     if tokens != load.tokens:
         raise BenchmarkError(f"an answer has {tokens} tokens instead of {load.tokens}")
@@ -115,7 +115,7 @@ class ApiClient(Protocol):
 
 
 class GrpcClient:
-    """One channel, as the adapter has; requests are serialised ahead of time."""
+    """Uses one channel, like the adapter; requests are serialised ahead of time."""
 
     name = "gRPC"
 
@@ -165,7 +165,7 @@ class GrpcClient:
 
 
 class RestClient:
-    """Kept-alive HTTP/1.1 connections on bare asyncio streams, to keep the cost of the client at a minimum."""
+    """Uses kept-alive HTTP/1.1 connections on plain asyncio streams, to minimise the cost of the client."""
 
     name = "REST"
 
@@ -176,7 +176,7 @@ class RestClient:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     def body(self, image: bytes) -> bytes:
-        """Encodes a request ahead of time, its head included."""
+        """Encodes a request ahead of time, including its headers."""
         uri = "data:image/png;base64," + base64.b64encode(image).decode()
         content = [
             {"type": "image_url", "image_url": {"url": uri}},
@@ -225,7 +225,7 @@ class RestClient:
         return checked(start, arrivals, self._load)
 
     async def close(self) -> None:
-        """Closes the idle connections, which after a run are all."""
+        """Closes the idle connections, which are all connections after a run."""
         for _, writer in self._idle:
             writer.close()
             await writer.wait_closed()

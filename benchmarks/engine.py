@@ -3,9 +3,9 @@
     python benchmarks/engine.py inference_service/demo/model --device cpu --batch 1 4 16
     python benchmarks/engine.py CONFIG_DIR --random --device cuda --dtype bfloat16 --batch 1 8 64
 
-`--random` writes random weights of the shapes that CONFIG_DIR/config.json asks for into a temporary directory:
-enough for speed, and no weights are downloaded. Prints a markdown table: seconds to the first token of a batch of
-prompts, milliseconds of a decode step (median), and tokens a second.
+`--random` writes random weights with the shapes of CONFIG_DIR/config.json into a temporary directory, so that no
+weights are downloaded. Prints a markdown table: seconds until all prompts of a batch have their first token,
+milliseconds per decode step (median), and tokens per second.
 """
 
 from __future__ import annotations

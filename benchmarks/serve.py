@@ -1,9 +1,9 @@
-"""Measures a running server over both APIs, and what the REST hop costs over gRPC. Both addresses must be loopback.
+"""Measures a running server over both APIs, and the overhead of REST over gRPC. Both addresses must be loopback.
 
 Runs alternate between the APIs (gRPC, REST, gRPC, REST, ...) so that other load on the machine affects both; each pair
-gives one ratio, and the median of the ratios is reported. Every request has an image of its own and exactly `--tokens`
-tokens of output, so that no cache shortens it and all do equal work. Request bodies are encoded before the clock
-starts. In one closed loop `--concurrency` requests are always open.
+gives one ratio, and the median of the ratios is reported. Every request has a different image and exactly `--tokens`
+tokens of output, so that no cache shortens it and all requests do the same work. Request bodies are encoded before the
+measurement. In a closed loop, `--concurrency` requests are always in flight.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import grpc
 
 
-# This file is run by its path, so that only its own folder would be looked through.
+# This file is run by its path, so that only its own folder is on sys.path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.clients import (
@@ -80,7 +80,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """What REST costs over gRPC at one concurrency: medians over the pairs, and the extremes of the ratio."""
+    """The overhead of REST over gRPC at one concurrency: medians over the pairs, and the extremes of the ratio."""
 
     concurrency: int
     per_token_us: float
@@ -104,7 +104,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 async def measure(
     client: ApiClient, concurrency: int, requests: int, seeds: Iterator[int], load: Load
 ) -> Run:
-    """Runs one closed loop: `concurrency` workers take the next request as soon as they have finished one."""
+    """Runs a closed loop: `concurrency` workers, each sends a request as soon as its last one has finished."""
     waiting = [client.body(draw(load.image_size, next(seeds))) for _ in range(requests)]
     timings: list[Timing] = []
 
@@ -120,7 +120,7 @@ async def measure(
 
 
 async def measure_all(arguments: argparse.Namespace) -> list[Run]:
-    """Warms both APIs up and measures them in alternation at every concurrency."""
+    """Warms up both APIs and measures them alternately at every concurrency."""
     load = Load(
         arguments.model or await canonical_model(arguments.grpc_target, arguments.timeout),
         arguments.tokens,
@@ -128,7 +128,7 @@ async def measure_all(arguments: argparse.Namespace) -> list[Run]:
         arguments.timeout,
     )
     clients = (GrpcClient(arguments.grpc_target, load), RestClient(arguments.rest_url, load))
-    # Not repeatable on purpose: a second benchmark must not find its images in the server's caches.
+    # Not reproducible on purpose: images of an earlier benchmark may be in the server's caches.
     seeds = itertools.count(time.time_ns())
     runs: list[Run] = []
     try:
@@ -147,7 +147,7 @@ async def measure_all(arguments: argparse.Namespace) -> list[Run]:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """Pools the runs of each API at each concurrency, in the order in which they came."""
+    """Pools the runs of each API at each concurrency, in order."""
     groups: dict[tuple[int, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.concurrency, run.api), []).append(run)
@@ -173,13 +173,13 @@ def rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def hops(runs: Sequence[Run]) -> list[Hop]:
-    """Compares the neighbouring runs of the two APIs, pair by pair."""
+    """Compares the consecutive runs of the two APIs, pair by pair."""
     pairs: dict[int, list[tuple[Run, Run]]] = {}
     for over_grpc, over_rest in zip(runs[::2], runs[1::2], strict=True):
         pairs.setdefault(over_grpc.concurrency, []).append((over_grpc, over_rest))
     result = []
     for concurrency, group in pairs.items():
-        # A stream that came in one piece has no time per token; it cannot be compared.
+        # A stream that arrived in one piece has no time per token and cannot be compared.
         ratios = [b.per_token_s / a.per_token_s for a, b in group if a.per_token_s] or [
             float("nan")
         ]
@@ -212,7 +212,7 @@ def table(lines: Sequence[Row]) -> str:
 
 
 def sentence(costs: Sequence[Hop]) -> str:
-    """What the hop costs, in one sentence."""
+    """The overhead in one sentence."""
     parts = [
         f"{hop.per_token_us:+.0f} µs per token (x{hop.ratio:.3f}, pairs x{hop.lowest:.3f} to x{hop.highest:.3f}) and "
         f"{hop.first_token_ms:+.1f} ms to the first token at concurrency {hop.concurrency}"
@@ -222,24 +222,32 @@ def sentence(costs: Sequence[Hop]) -> str:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line; every number has bounds, and both addresses are loopback."""
+    """Parses the command line, checking that numbers are in range and addresses are loopback."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rest-url", type=_loopback_url, default="http://127.0.0.1:8000")
     parser.add_argument("--grpc-target", type=_loopback_target, default="127.0.0.1:50051")
-    parser.add_argument("--model", help="served name (default: the first that is listed)")
+    parser.add_argument("--model", help="served model name (default: the canonical one)")
     parser.add_argument("--concurrency", type=_between(1, 256), nargs="+", default=[1, 4, 16])
-    parser.add_argument("--requests", type=_between(1, 10_000), default=32, help="per run")
+    parser.add_argument("--requests", type=_between(1, 10_000), default=32, help="requests per run")
     parser.add_argument("--pairs", type=_between(1, 100), default=5, help="runs of each API")
-    parser.add_argument("--tokens", type=_between(2, 4096), default=64, help="of every answer")
-    parser.add_argument("--image-size", type=_between(32, 4096), default=256, help="pixels a side")
-    parser.add_argument("--timeout", type=_between(1, 3600), default=120, help="s, of one request")
-    parser.add_argument("--time-limit", type=_between(1, 86_400), default=1800, help="s, of all")
+    parser.add_argument(
+        "--tokens", type=_between(2, 4096), default=64, help="tokens of every answer"
+    )
+    parser.add_argument(
+        "--image-size", type=_between(32, 4096), default=256, help="side of the images in pixels"
+    )
+    parser.add_argument(
+        "--timeout", type=_between(1, 3600), default=120, help="timeout of one request, s"
+    )
+    parser.add_argument(
+        "--time-limit", type=_between(1, 86_400), default=1800, help="limit of the whole run, s"
+    )
     parser.add_argument("--json", type=Path, help="write all figures to this file as well")
     arguments = parser.parse_args(argv)
     if arguments.requests < max(arguments.concurrency):
-        parser.error("--requests is below the highest --concurrency, which would never be reached")
+        parser.error("--requests must be at least the highest --concurrency")
     return arguments
 
 
@@ -274,7 +282,7 @@ def _is_loopback(host: str | None) -> bool:
 
 
 def report(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
-    """Prints the table and the sentence, and writes the file that was asked for."""
+    """Prints the table and the sentence, and writes the JSON file if requested."""
     lines, costs = rows(runs), hops(runs)
     print(table(lines), sentence(costs), sep="\n\n")
     if arguments.json:

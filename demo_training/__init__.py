@@ -1,4 +1,4 @@
-"""The demo model's world: draws its images, asks about them, trains the model and examines it.
+"""Trains and evaluates the demo model: draws images, generates questions about them, trains and tests the model.
 
-A development tool beside the service, not part of the wheel: nothing that serves imports it.
+A development tool that is not part of the wheel and not imported by the service.
 """

@@ -1,7 +1,6 @@
-"""Conversations about invented images as token ids, and batches of them.
+"""Encodes conversations about generated images as token ids, and packs them into batches.
 
-Encodes what the chat template renders, with M-RoPE positions and a mask of the tokens to learn. Every batch follows
-from its seed.
+Batches have M-RoPE positions and a mask of the tokens to learn, and are determined by their seed.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ from demo_training.vocabulary import special_id
 
 
 SYSTEM_MESSAGE = 0.15
-POOL = 4  # batches that are made together
+POOL = 4  # batches that are generated together
 
 
 class Truth(NamedTuple):
-    """What P images hold, see `labels.SceneLabels`; those of a conversation follow each other.
+    """Labels of P images, see `labels.SceneLabels`; the images of a conversation are adjacent.
 
     Attributes:
         shapes: [P, N, 7] int64.
@@ -54,7 +53,7 @@ class Truth(NamedTuple):
     characters: torch.Tensor
 
     def to(self, device: torch.device) -> Truth:
-        """The same on a device."""
+        """A copy on a device."""
         return Truth(*(tensor.to(device) for tensor in self))
 
     @classmethod
@@ -76,7 +75,7 @@ class Batch(NamedTuple):
         positions: [3, B, T] int64.
         patches: [B, images, N, 768] uint8, or None.
         grid: Rows and columns of patches.
-        truth: What the images hold; None without images.
+        truth: Labels of the images; None without images.
     """
 
     token_ids: torch.Tensor
@@ -88,12 +87,12 @@ class Batch(NamedTuple):
 
 
 class Look(NamedTuple):
-    """Images that nothing is asked about: scenes, and collages full of shapes and characters.
+    """Images without questions, for the auxiliary task: scenes, and collages of shapes and characters.
 
     Attributes:
         patches: [B, N, 768] uint8.
         grid: Rows and columns of patches.
-        truth: What they hold.
+        truth: Their labels.
     """
 
     patches: torch.Tensor
@@ -107,12 +106,12 @@ def patch_grid(size: Size) -> tuple[int, int]:
 
 
 def image_tokens(size: Size) -> int:
-    """Tokens that an image (width, height) takes."""
+    """Number of tokens of an image (width, height)."""
     return (size[0] // STEP) * (size[1] // STEP)
 
 
 class Codec:
-    """The tokenizer, and how conversations become ids."""
+    """Encodes conversations with the tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -137,18 +136,18 @@ class Codec:
         return [*ids, self.end, *self.text("\n")]
 
     def images(self, number: int, size: Size) -> list[int]:
-        """Ids that stand for images."""
+        """Ids of images."""
         one = [self._image_start, *[self.image] * image_tokens(size), self._image_end]
         return one * number
 
     def prompt(self, question: str, number: int, size: Size) -> list[int]:
-        """Ids of a question, images first, up to where the answer begins."""
+        """Ids of a question, images first, up to the start of the answer."""
         return [*self.message("user\n", self.images(number, size), question), *self._opening]
 
     def conversation(
         self, random: Random, turns: Sequence[Exchange], number: int, size: Size
     ) -> tuple[list[int], list[bool]]:
-        """Ids of a conversation, and which are learned; images stand before or after the first question."""
+        """Ids of a conversation, and which of them are learned; images are before or after the first question."""
         ids: list[int] = []
         learned: list[bool] = []
 
@@ -170,7 +169,7 @@ class Codec:
         return ids, learned
 
     def positions(self, ids: Sequence[int], size: Size) -> npt.NDArray[np.int64]:
-        """[3, T] M-RoPE positions: an image's tokens count rows and columns, text goes on behind it."""
+        """[3, T] M-RoPE positions: rows and columns for image tokens, text continues after them."""
         rows, columns = size[1] // STEP, size[0] // STEP
         taken = np.arange(rows * columns)
         places = np.zeros((3, len(ids)), np.int64)
@@ -188,7 +187,7 @@ class Codec:
     def padded(
         self, rows: Sequence[Sequence[int]], size: Size
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, T] ids and [3, B, T] positions; causal attention never sees the padding at the end."""
+        """[B, T] ids and [3, B, T] positions; causal attention ignores the padding at the end."""
         length = max(len(row) for row in rows)
         ids = torch.full((len(rows), length), self.padding)
         positions = torch.zeros((3, len(rows), length), dtype=torch.long)
@@ -198,12 +197,12 @@ class Codec:
         return ids, positions
 
 
-LOOK_SEEDS = 10**9  # apart from those of conversations
-COLLAGES = 0.65  # of what is looked at
+LOOK_SEEDS = 10**9  # different from those of conversations
+COLLAGES = 0.65  # fraction of the images without questions
 
 
 def make_look(seed: int, batch_size: int, fonts: Fonts = PILLOW_ONLY) -> Look:
-    """The images of that seed."""
+    """The images of a seed."""
     random = Random(seed)
     size = random.choices(SIZES, SIZE_WEIGHTS)[0]
     scenes, drawn = [], []
@@ -219,7 +218,7 @@ def make_look(seed: int, batch_size: int, fonts: Fonts = PILLOW_ONLY) -> Look:
 def make_batches(
     codec: Codec, seed: int, batch_size: int, fonts: Fonts = PILLOW_ONLY
 ) -> list[Batch]:
-    """The POOL batches of that seed; rows of like length are together, so that little is padded."""
+    """The POOL batches of a seed; rows are grouped by length to reduce padding."""
     random = Random(seed)
     size = random.choices(SIZES, SIZE_WEIGHTS)[0]
     lesson = lesson_of(seed)
@@ -283,7 +282,7 @@ class _Pools(Dataset[list[Batch]]):
 def looks(
     first: int, batch_size: int, workers: int = 0, fonts: Fonts = PILLOW_ONLY
 ) -> Iterator[Look]:
-    """Images to look at from that step on, without end; the same for any number of worker processes."""
+    """Endless images without questions from a step on; the same for any number of worker processes."""
     seeds = _Looks(batch_size, fonts)
     return iter(DataLoader(seeds, batch_size=None, sampler=count(first), num_workers=workers))
 
@@ -291,7 +290,7 @@ def looks(
 def batches(
     codec: Codec, first: int, batch_size: int, workers: int = 0, fonts: Fonts = PILLOW_ONLY
 ) -> Iterator[Batch]:
-    """Batches from that step on, without end; the same for any number of worker processes."""
+    """Endless batches from a step on; the same for any number of worker processes."""
     seed, done = divmod(first, POOL)
     seeds = _Pools(codec, batch_size, fonts)
     pools = DataLoader(seeds, batch_size=None, sampler=count(seed), num_workers=workers)

@@ -1,6 +1,6 @@
-"""The chat template of the demo checkpoint: that of Qwen3-VL-Instruct, as the model family publishes it.
+"""The chat template of the demo checkpoint: that of Qwen3-VL-Instruct, as published.
 
-It has no default system prompt; images stand where the message has them.
+It has no default system prompt; images are at their place in the message.
 """
 
 from __future__ import annotations
@@ -126,4 +126,4 @@ CHAT_TEMPLATE = r"""{%- if tools %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\n' }}
 {%- endif %}
-"""  # noqa: E501 - published text, kept as it is
+"""  # noqa: E501 - published text, unchanged

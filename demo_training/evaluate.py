@@ -1,8 +1,8 @@
-"""Measures the served demo model: accuracy per task and language on the images of the examination.
+"""Measures the accuracy of the served demo model per task and language on the images of the examination.
 
     python -m demo_training.evaluate --target 127.0.0.1:50051 --questions 1000
 
-Asks over gRPC like any client, so that the whole path from an image to a text is measured.
+It uses gRPC like any client, so that the whole path from image to text is tested.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AT_ONCE = 8
 
 
 def _conversation(trial: Trial) -> list[message_pb.Message]:
-    """The turns of a trial; its images, as PNG, stand before the first question."""
+    """The turns of a trial; its images, as PNG, come before the first question."""
     parts = []
     for image in trial.images:
         held = io.BytesIO()
@@ -41,7 +41,7 @@ def _conversation(trial: Trial) -> list[message_pb.Message]:
 
 
 def judgements(client: Client, trials: Sequence[Trial]) -> list[float]:
-    """Asks all of them greedily, some at once; returns the score of each answer, 0 to 1.
+    """Asks all questions with greedy decoding, some concurrently; returns the score of each answer, 0 to 1.
 
     Raises:
         Error: A call failed.
@@ -69,10 +69,12 @@ def evaluate(client: Client, parts: Iterable[Part]) -> Scores:
 
 
 def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description="Examine the demo model that a service serves.")
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description="Evaluate the demo model of a running service.")
     parser.add_argument("--target", default="127.0.0.1:50051", help="address of the gRPC service")
-    parser.add_argument("--questions", type=int, default=1000, help="about how many to ask")
+    parser.add_argument(
+        "--questions", type=int, default=1000, help="approximate number of questions"
+    )
     arguments = parser.parse_args()
     parts = list(examination(arguments.questions))
     with Client(arguments.target) as client:

@@ -2,8 +2,8 @@
 
     python -m demo_training.examination --questions 1000 OUT_DIR
 
-writes the images (PNG) and their questions with the right answers (`questions.jsonl`), and prints the digest that
-`evaluate` prints for the same number of questions.
+writes the images (PNG) and the questions with their correct answers (`questions.jsonl`), and prints the same digest as
+`evaluate` for the same number of questions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Part:
 
 
 def examination(questions: int) -> Iterator[Part]:
-    """About that many questions, every task in both languages; each question has images of its own."""
+    """Generates about that many questions, for every task in both languages; every question has new images."""
     unit = questions / sum(SHARES.values()) / len(LANGUAGES)
     for task, share in SHARES.items():
         number = max(1, round(unit * share))
@@ -47,7 +47,7 @@ def examination(questions: int) -> Iterator[Part]:
 
 
 def digest(parts: Iterable[Part]) -> str:
-    """SHA-256 of all questions, right answers and pixels, in hexadecimal digits."""
+    """SHA-256 of all questions, correct answers and pixels, in hexadecimal digits."""
     sha = hashlib.sha256()
     for trial in (trial for part in parts for trial in part.trials):
         for turn in (*trial.before, trial.exchange):
@@ -80,13 +80,15 @@ def write(parts: Iterable[Part], out_dir: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         description="Write the images and questions of an examination."
     )
-    parser.add_argument("--questions", type=int, default=1000, help="about how many")
     parser.add_argument(
-        "out_dir", type=Path, nargs="?", help="folder; none = print the digest alone"
+        "--questions", type=int, default=1000, help="approximate number of questions"
+    )
+    parser.add_argument(
+        "out_dir", type=Path, nargs="?", help="output folder; none = print the digest only"
     )
     arguments = parser.parse_args()
     parts = list(examination(arguments.questions))

@@ -1,6 +1,6 @@
-"""Training examples: image sizes, lessons, and conversations about invented images.
+"""Generates training examples: image sizes, lessons, and conversations about generated images.
 
-Says how often the training meets each of them, and in which order.
+Defines their frequencies and their order in the training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from demo_training.scenes import Scene, invent
 
 Size = tuple[int, int]
 
-# Width and height in pixels at which the network sees images, and how often.
+# Width and height in pixels of images for the network, and their weights.
 SIZES: tuple[Size, ...] = (
     (128, 128),
     (160, 128),
@@ -37,24 +37,24 @@ SIZES: tuple[Size, ...] = (
 SIZE_WEIGHTS = (10, *(2,) * (len(SIZES) - 1))
 IMAGES_PER_ROW = (1, 2, 0)
 IMAGES_WEIGHTS = (0.72, 0.25, 0.03)
-# Of further turns, which cost no further image: many where something else can be asked about it.
+# Weights of the number of turns, which need no further images: more if more can be asked about the image.
 TURN_WEIGHTS_OF_SHAPES: tuple[int, ...] = (10, 15, 20, 20, 20, 15)
 TURN_WEIGHTS_OF_WORDS = (35, 25, 20, 20)
 TURN_WEIGHTS_OF_TWO = (40, 30, 30)
-# In characters; no turn follows such an answer, as the other rows of the batch would be padded.
+# In characters; no turn follows such an answer, to limit the padding of the other rows of the batch.
 LONG_ANSWER = 50
-WORD_ONLY, WORD_TOO = 0.45, 0.1  # shares of images that show a word alone, and one beside shapes
+WORD_ONLY, WORD_TOO = 0.45, 0.1  # fractions of images with only a word, and with a word and shapes
 
 
 class Lesson(NamedTuple):
-    """One of the lessons that a training begins with.
+    """One of the lessons at the beginning of a training.
 
     Attributes:
         until: The first seed after it.
-        counts: Shapes in an image; 0 = a word alone.
-        tasks: What is asked about it; none = anything.
-        turns: Maximum number of questions about it.
-        images: Images that a conversation is about.
+        counts: Numbers of shapes in an image; 0 = only a word.
+        tasks: Tasks of the questions; empty = all.
+        turns: Maximum number of questions per image.
+        images: Number of images of a conversation.
     """
 
     until: int
@@ -64,9 +64,9 @@ class Lesson(NamedTuple):
     images: int = 1
 
 
-# Trained on everything at once, the decoder settles for guessing colours; later it describes what it sees but ignores
-# which shape or image was asked for, and it learns positions last. A few hundred steps on each of these alone help.
-EVERYTHING_EVERY = 4  # pools; so that what was learnt is not forgotten
+# Trained on everything at once, the decoder first guesses colours, then describes the image but ignores which shape or
+# image the question is about, and learns positions last. A few hundred steps on each of these alone help.
+EVERYTHING_EVERY = 4  # pools, against forgetting
 LESSONS = (
     Lesson(40, (1,), (), 4),
     Lesson(240, (2, 3), ("colour", "shape", "where"), 6),
@@ -78,7 +78,7 @@ LESSONS = (
 
 
 def lesson_of(seed: int) -> Lesson | None:
-    """The lesson of a seed; None = anything is asked about anything."""
+    """The lesson of a seed; None = all tasks and images."""
     if seed % EVERYTHING_EVERY == 0:
         return None
     return next((lesson for lesson in LESSONS if seed < lesson.until), None)
@@ -86,7 +86,7 @@ def lesson_of(seed: int) -> Lesson | None:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A conversation, its images, each [N, 768] uint8, and what they hold."""
+    """A conversation, its images, each [N, 768] uint8, and their labels."""
 
     images: list[npt.NDArray[np.uint8]]
     turns: list[Exchange]
@@ -100,7 +100,7 @@ def invent_example(
     lesson: Lesson | None = None,
     fonts: Fonts = PILLOW_ONLY,
 ) -> Example:
-    """A conversation about `number` images that the network sees at `size`."""
+    """A conversation about `number` images, resized to `size` for the network."""
     if number == 0:
         return Example([], [ask_without(random)], [])
     scenes: list[Scene] = []
@@ -140,7 +140,7 @@ def invent_scene(
     *,
     fonts: Fonts = PILLOW_ONLY,
 ) -> Scene:
-    """A scene of shapes, of a word, or of both; of shapes alone if their number is given."""
+    """A scene of shapes, a word, or both; if `count` is given, of that number of shapes, or a word for 0."""
     if count is not None:
         return invent(random, width, height, count, word=count == 0, fonts=fonts)
     draw = random.random()

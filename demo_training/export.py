@@ -1,4 +1,4 @@
-"""Writes a training state as a Hugging Face folder that any Qwen3-VL server loads.
+"""Exports a training state as a Hugging Face folder that any Qwen3-VL server can load.
 
 python -m demo_training.export STATE TOKENIZER OUT_DIR
 """
@@ -23,7 +23,7 @@ from demo_training.vocabulary import SPECIAL_TOKENS, special_id
 
 
 def model_config(network: NetworkConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """config.json, with the keys that Qwen3-VL's has."""
+    """config.json, with the keys of Qwen3-VL's."""
     end, pad = special_id(tokenizer, "<|im_end|>"), special_id(tokenizer, "<|endoftext|>")
     return {
         "architectures": ["Qwen3VLForConditionalGeneration"],
@@ -113,7 +113,7 @@ def tokenizer_config(network: NetworkConfig, tokenizer: Tokenizer) -> dict[str, 
 
 
 def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """generation_config.json: greedy, ends at either end token."""
+    """generation_config.json: greedy decoding, two end tokens."""
     end, pad = special_id(tokenizer, "<|im_end|>"), special_id(tokenizer, "<|endoftext|>")
     return {"do_sample": False, "eos_token_id": [end, pad], "pad_token_id": pad}
 
@@ -135,13 +135,13 @@ def preprocessor_config() -> dict[str, Any]:
 def export(
     weights: dict[str, torch.Tensor], network: NetworkConfig, tokenizer_file: Path, out_dir: Path
 ) -> None:
-    """Writes the folder; each file appears at once, complete.
+    """Writes the folder; each file is replaced atomically.
 
     Args:
         weights: Parameters of `Network`, by name.
         network: Its sizes.
         tokenizer_file: tokenizer.json.
-        out_dir: The folder; made if absent, files of these names are replaced.
+        out_dir: The folder; created if missing, existing files are replaced.
     """
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     documents = {
@@ -151,7 +151,7 @@ def export(
         "tokenizer_config.json": tokenizer_config(network, tokenizer),
     }
     out_dir.mkdir(parents=True, exist_ok=True)
-    # On the same file system as the folder, so that renaming replaces a file in one step.
+    # On the same file system as the folder, so that renaming is atomic.
     with tempfile.TemporaryDirectory(dir=out_dir.parent) as held:
         made = Path(held)
         for name, document in documents.items():
@@ -166,7 +166,7 @@ def export(
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description="Write the demo checkpoint's folder.")
     parser.add_argument("state", type=Path, help="state.pt of the training")
     parser.add_argument("tokenizer", type=Path, help="tokenizer.json")

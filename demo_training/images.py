@@ -1,4 +1,4 @@
-"""Draws scenes, and resizes and cuts images into patches as the serving path does."""
+"""Draws scenes, resizes images and splits them into patches as the service does."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from demo_training.scenes import Scene
 PATCH = 16
 MERGE = 2
 STEP = PATCH * MERGE
-MIN_PIXELS = 15_360  # just under 128 x 128, so that rounding noise never lifts a square to 160
+MIN_PIXELS = 15_360  # just below 128 x 128, so that rounding never enlarges a square to 160
 MAX_PIXELS = 24_576  # 128 x 192: a square becomes 128 x 128, 4:3 becomes 160 x 128
-# Of images that are invented, in pixels.
+# Of generated images, in pixels.
 SHORTEST_SIDE, LONGEST_SIDE = 64, 1024
 
 
 def smart_resize(width: int, height: int) -> tuple[int, int]:
-    """The size at which the model sees an image: Qwen2-VL's rule, sides multiples of 32."""
+    """The size of an image for the model by Qwen2-VL's rule, with sides that are multiples of 32."""
     w, h = round(width / STEP) * STEP, round(height / STEP) * STEP
     if w * h > MAX_PIXELS:
         beta = math.sqrt(width * height / MAX_PIXELS)
@@ -48,9 +48,9 @@ def _ground(scene: Scene) -> Image.Image:
 
 
 def render(scene: Scene, noise_seed: int = 0) -> Image.Image:
-    """The image at the scene's own size, RGB."""
+    """Draws the scene at its size, RGB."""
     image = _ground(scene)
-    # Smooth edges come from drawing larger; a big image is smoothed by the model's own resize.
+    # Smooth edges by drawing at twice the size; large images are smoothed by the model's resizing.
     scale = 2 if scene.smooth and scene.width * scene.height <= 90_000 else 1
     if scale > 1:
         image = image.resize(
@@ -83,7 +83,7 @@ def render(scene: Scene, noise_seed: int = 0) -> Image.Image:
 
 
 def as_seen(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """The image as the model sees it: RGB, resized bicubically, height x width x 3."""
+    """The image for the model: RGB, resized bicubically, height x width x 3."""
     size = smart_resize(*image.size)
     image = image.convert("RGB")
     if image.size != size:
@@ -92,7 +92,7 @@ def as_seen(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def patches(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Patches in Qwen2-VL's order (blocks of 2 x 2), each channel-first and one frame long."""
+    """Patches in Qwen2-VL's order (blocks of 2 x 2), channels first, one frame."""
     height, width, channels = pixels.shape
     blocks = pixels.reshape(
         height // STEP,
@@ -108,7 +108,7 @@ def patches(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def draw_size(random: Random, target: tuple[int, int]) -> tuple[int, int]:
-    """An image size, SHORTEST_SIDE to LONGEST_SIDE px a side, that the model would see as `target`."""
+    """A random image size, SHORTEST_SIDE to LONGEST_SIDE px per side, that is resized to `target`."""
     for _ in range(40):
         exact = target[0] / target[1]
         ratio = (
@@ -118,7 +118,7 @@ def draw_size(random: Random, target: tuple[int, int]) -> tuple[int, int]:
         )
         largest = (
             320 if random.random() < 0.85 else LONGEST_SIDE
-        )  # large ones cost time and teach little
+        )  # large images cost time and add little
         longer = math.exp(random.uniform(math.log(SHORTEST_SIDE), math.log(largest)))
         width = round(longer if ratio >= 1 else longer * ratio)
         height = round(longer / ratio if ratio >= 1 else longer)

@@ -1,7 +1,7 @@
-"""Ground truth for the vision tower: what a scene holds at each patch of its image.
+"""Labels for the vision tower: the content of a scene at each patch of its image.
 
-A shape is labelled at the patch that its middle lies in, a printed character at its half of a patch: kind, colour,
-position in reading order, and for a shape its box.
+A shape is labelled at the patch of its centre, a printed character at its half of a patch: kind, colour, position in
+reading order, and for a shape its box.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from demo_training.palette import COLOURS, KINDS
 from demo_training.scenes import Scene
 
 
-UNLABELLED = -100  # what torch's cross_entropy ignores
+UNLABELLED = -100  # ignored by torch's cross_entropy
 NOTHING = 0
 CHARACTERS = string.digits + string.ascii_letters
 MAX_SHAPES = 4
 HALVES = 2  # of a patch, left and right
 NEAR = 2  # pixels from a border
-GRID = 100  # boxes are told in hundredths of the image's sides
+GRID = 100  # boxes are in hundredths of the image's sides
 TENS = GRID // 10 + 1
 
 Labels = npt.NDArray[np.int64]
@@ -40,7 +40,7 @@ class SceneLabels:
 
     Attributes:
         shapes: [N, 7]: kind + 1 or NOTHING, colour, order, and tens of left, top, right, bottom in hundredths.
-        boxes: [N, 4]: left, top, right, bottom as shares of the image's sides; 0 where no shape is.
+        boxes: [N, 4]: left, top, right, bottom as fractions of the image's sides; 0 without a shape.
         characters: [N, 2, 3]: character + 1 or NOTHING, colour, order.
     """
 
@@ -69,16 +69,16 @@ def _patch(x: float, y: float, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _places(x: float, y: float, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """The place of a point, and behind it those that it nearly belongs to."""
+    """The place of a point, followed by the places within NEAR pixels of it."""
     near = [(x + dx, y + dy) for dx in (-NEAR, NEAR) for dy in (-NEAR, NEAR)]
     return list(dict.fromkeys(_patch(*at, size) for at in [(x, y), *near]))
 
 
 def label(scene: Scene, size: tuple[int, int]) -> SceneLabels:
-    """Labels of the scene in an image that is seen at `size` (width, height).
+    """Labels of the scene in an image of `size` (width, height) for the model.
 
-    Where two middles meet, the first one stays. Among many shapes none has a number. A place that a middle nearly lies
-    in is UNLABELLED: nobody can tell on which side of a border it is.
+    If two centres are in one place, the first one is kept. With more than MAX_SHAPES shapes, their order is UNLABELLED.
+    A place next to a centre near its border is UNLABELLED, because the side of the border is ambiguous.
     """
     number = (size[0] // PATCH) * (size[1] // PATCH)
     shapes = np.full((number, len(SHAPE_CLASSES)), UNLABELLED)

@@ -1,7 +1,6 @@
-"""Printed words: which word, in which font, where it stands, and how it is drawn.
+"""Generates and draws printed words: text, font, position.
 
-Without fonts of the caller's choice every word is in the font that Pillow carries, so that the same `Random` gives the
-same pixels on every machine.
+By default every word is in Pillow's built-in font, so that the same `Random` gives the same pixels on every machine.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from PIL import ImageDraw, ImageFont
 from demo_training.palette import Rgb
 
 
-# Families of symbols or of handwriting, and strokes so thin that a small image loses them.
+# Symbol and handwriting fonts, and fonts with strokes too thin for small images.
 UNREADABLE = (
     "symbol",
     "d05000",
@@ -32,22 +31,22 @@ UNREADABLE = (
     "jsmath",
     "cursor",
 )
-COMMON = ("dejavu", "liberation")  # what most programs that print into images use
+COMMON = ("dejavu", "liberation")  # used by most programs
 COMMON_SHARE, PILLOW_SHARE = 0.35, 0.15
-# Font sizes in pixels: few, so that an opened font is found again.
+# Font sizes in pixels; few, so that opened fonts are reused.
 SIZES = tuple(sorted({round(6 * 1.12**i) for i in range(48)}))
 
 Box = tuple[float, float, float, float]
 Font = ImageFont.FreeTypeFont
-PILLOW_FONT = ""  # the name of the font that Pillow carries (Aileron)
+PILLOW_FONT = ""  # the name for Pillow's built-in font (Aileron)
 
 
 @dataclass(frozen=True, slots=True)
 class Fonts:
-    """Font files that words are drawn in besides Pillow's own.
+    """Font files for words, besides Pillow's built-in font.
 
     Attributes:
-        readable: All of them.
+        readable: All fonts.
         common: Those of `COMMON` families.
     """
 
@@ -56,10 +55,10 @@ class Fonts:
 
     @classmethod
     def under(cls, directory: Path) -> Fonts:
-        """The fonts with Latin letters in a directory and below.
+        """The fonts with Latin letters in a directory and its subdirectories.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is no such font.
         """
         files = sorted(str(p) for kind in ("*.ttf", "*.otf") for p in directory.rglob(kind))
         named = [f for f in files if not any(part in f.lower() for part in UNREADABLE)]
@@ -85,7 +84,7 @@ PILLOW_ONLY = Fonts()
 LONGEST = 8
 LENGTH_WEIGHTS = (10, 16, 22, 24, 14, 10, 3, 2)  # of words with 1 to 8 characters
 VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnpqrstvwxyz"
-SHORT_WORDS = (  # noqa: SIM905 - a word list reads better as a text
+SHORT_WORDS = (  # noqa: SIM905 - a word list is more readable as text
     "go no yes hi ok up on off in out cat dog sun sky sea car bus red blue key box cup hat pen map ice "
     "tea egg ant bee bat cow fox pig owl leaf tree rose fish bird bear lion wolf frog duck milk cake rice "
     "soup salt wind rain snow fire lake moon star hope love time work play stop exit open shut push pull "
@@ -103,14 +102,14 @@ class Word:
     """One printed word; lengths in pixels of its scene.
 
     Attributes:
-        text: What stands there.
+        text: The text.
         colour: Name of its colour.
         rgb: The colour.
         font: File of its font, or PILLOW_FONT.
         size: Size of the font.
-        origin: Where drawing begins, at the left on the base line's "ls" anchor.
+        origin: Position of the "ls" anchor: left, on the baseline.
         box: Left, top, right, bottom of the ink.
-        centres: Middle of each character from left to right, as (x, y).
+        centres: Centre of each character from left to right, as (x, y).
     """
 
     text: str
@@ -125,7 +124,7 @@ class Word:
 
 @lru_cache(maxsize=4096)
 def open_font(file: str, size: int) -> Font:
-    """A font of that size in pixels, laid out by Pillow itself: the Raqm library is not everywhere."""
+    """A font of a size in pixels, with Pillow's basic layout, as Raqm may not be installed."""
     if file != PILLOW_FONT:
         return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
     font = ImageFont.load_default(size)
@@ -135,12 +134,12 @@ def open_font(file: str, size: int) -> Font:
 
 
 def has_letters(font: Font) -> bool:
-    """Whether the font knows Latin letters; one that does not prints the same box for each."""
+    """Whether the font has Latin letters; a font without them draws the same box for each."""
     return bytes(font.getmask("A")) != bytes(font.getmask("B"))
 
 
 def invent_text(random: Random) -> str:
-    """A word or a number: of capitals, of digits, of small letters, or with a capital in front."""
+    """A random word or number: upper case, digits, lower case or capitalised."""
     draw = random.random()
     if draw < 0.25:
         word = random.choice(SHORT_WORDS)
@@ -160,7 +159,7 @@ def invent_text(random: Random) -> str:
 def fit(
     random: Random, text: str, colour: str, rgb: Rgb, room: Box, *, fonts: Fonts = PILLOW_ONLY
 ) -> Word:
-    """The word somewhere in `room` (left, top, right, bottom), in a random font and size."""
+    """The word at a random place in `room` (left, top, right, bottom), in a random font and size."""
     left, top, right, bottom = room
     file = fonts.choose(random)
     probe = open_font(file, 64).getbbox(text, anchor="ls")
@@ -183,7 +182,7 @@ def fit(
 
 
 def draw_word(draw: ImageDraw.ImageDraw, word: Word, scale: int) -> None:
-    """Prints the word into an image that is `scale` times as large as its scene."""
+    """Draws the word into an image that is `scale` times as large as its scene."""
     font = open_font(word.font, word.size * scale)
     x, y = word.origin
     draw.text((x * scale, y * scale), word.text, word.rgb, font, anchor="ls")

@@ -1,8 +1,8 @@
-"""The auxiliary task of the vision tower: naming shapes and characters patch by patch from its tokens alone.
+"""The auxiliary task of the vision tower: predicts shapes and characters per patch from its tokens alone.
 
-Without it the tower learns colours soon, shapes late and letters never: few words of an answer depend on them, and
-their gradient is small beside that of all other words. With it a token holds what a sentence needs, and the decoder
-has only to find it. The head is discarded after the training.
+Without it the tower learns colours early, shapes late and letters never: few words of an answer depend on them, and
+their gradient is small compared to that of all other words. With it, tokens contain what an answer needs, and the
+decoder only has to find it. The head is discarded after the training.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from demo_training.network import Network
 
 
 PER_TOKEN = MERGE**2
-NOTHING_SHARE = 0.3  # weight of an empty place: most are
+NOTHING_SHARE = 0.3  # weight of an empty place; most places are empty
 # Per value, see `labels.SHAPE_CLASSES` and `labels.CHARACTER_CLASSES`.
 SHAPE_WEIGHTS = (1.0, 0.5, 0.5, 0.3, 0.3, 0.3, 0.3)
 CHARACTER_WEIGHTS = (1.0, 0.1, 0.5)
-BOX_WEIGHT = 10.0  # of the mean distance, in shares of a side, between the borders of boxes
+BOX_WEIGHT = 10.0  # of the mean distance between the edges of boxes, in fractions of a side
 
 
 class LookingHead(nn.Module):
-    """Tells from a token what is at each of its patches.
+    """Predicts the content of each patch of a token.
 
-    It listens to the vision tower: after a forward pass of the network, `loss` speaks of the images of that pass.
+    A hook records the output of the vision tower: after a forward pass of the network, `loss` is about its images.
     """
 
     def __init__(self, network: Network) -> None:
@@ -38,18 +38,18 @@ class LookingHead(nn.Module):
         self.boxes = nn.Linear(width, PER_TOKEN * 4)
         self.characters = nn.Linear(width, PER_TOKEN * HALVES * sum(CHARACTER_CLASSES))
         for layer in (self.shapes, self.boxes, self.characters):
-            nn.init.zeros_(layer.weight)  # a linear map learns from zero, and the same every time
+            nn.init.zeros_(layer.weight)  # a linear map can learn from zero, and deterministically
             nn.init.zeros_(layer.bias)
         self._seen: torch.Tensor | None = None
-        network.model.visual.register_forward_hook(self._listen)
+        network.model.visual.register_forward_hook(self._record)
 
-    def _listen(
+    def _record(
         self, _tower: nn.Module, _input: object, output: tuple[torch.Tensor, object]
     ) -> None:
         self._seen = output[0]
 
     def loss(self, truth: Truth) -> torch.Tensor:
-        """Loss per labelled thing over the images of the last pass, a scalar."""
+        """Mean loss per label over the images of the last pass, a scalar."""
         seen, self._seen = self._seen, None
         assert seen is not None
         assert len(seen) == len(truth.shapes)
@@ -64,7 +64,7 @@ class LookingHead(nn.Module):
 
     @torch.no_grad()
     def right(self, truth: Truth) -> str:
-        """Shares of right values where something is, and the mean distance of boxes, for a log; before `loss`."""
+        """Accuracy at labelled places and the mean distance of boxes, for the log; call it before `loss`."""
         seen = self._seen
         assert seen is not None
         there = truth.shapes[..., 0].flatten() > NOTHING

@@ -24,7 +24,7 @@ def orthogonalised(matrices: torch.Tensor, steps: int = 4) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose update is made orthogonal; matrices of one shape are done together."""
+    """Nesterov momentum with orthogonalised updates; matrices of the same shape are updated together."""
 
     def __init__(
         self,

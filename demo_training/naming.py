@@ -1,4 +1,4 @@
-"""Names of shapes, numbers and lists of them, in English and Chinese; also of one shape among several."""
+"""Names of shapes, numbers and lists in English and Chinese, and of one shape among several."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def joined(parts: Sequence[str], language: str) -> str:
 
 
 def grouped(names: Sequence[str], language: str) -> list[str]:
-    """Each name once, with its number, in order of first sight."""
+    """Each name once, with its number, in order of first occurrence."""
     counts: dict[str, int] = {}
     for name in names:
         counts[name] = counts.get(name, 0) + 1
@@ -65,12 +65,12 @@ def listing(shapes: Sequence[Shape], language: str) -> str:
 
 
 def sentence(text: str, language: str) -> str:
-    """The text as a sentence: a large first letter and a full stop."""
+    """The text as a sentence: with a capital letter and a full stop."""
     return text[0].upper() + text[1:] + "." if language == "en" else text + "。"
 
 
 def unique_shape(random: Random, scene: Scene) -> Shape | None:
-    """A shape that can be named without doubt."""
+    """A shape with an unambiguous name."""
     alone = [
         s
         for s in scene.shapes
@@ -85,7 +85,7 @@ def full_name(shape: Shape, language: str) -> str:
 
 
 def name_by_kind(random: Random, scene: Scene, shape: Shape, language: str) -> str | None:
-    """`the circle`, when there is one only; `it` when it stands alone."""
+    """`the circle`, if there is only one; `it`, if there are no other shapes."""
     if len(scene.shapes) == 1 and random.random() < 0.6:
         return random.choice(
             ("it", "the shape", "this shape", "the object", "this", "this object", "the figure")
@@ -105,7 +105,7 @@ def name_by_kind(random: Random, scene: Scene, shape: Shape, language: str) -> s
 
 
 def name_by_colour(random: Random, scene: Scene, shape: Shape, language: str) -> str | None:
-    """`the red one`, when there is one only; `it` when it stands alone."""
+    """`the red one`, if there is only one; `it`, if there are no other shapes."""
     if len(scene.shapes) == 1 and random.random() < 0.6:
         return random.choice(
             ("it", "this", "the object", "this object", "the figure", "the thing")

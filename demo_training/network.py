@@ -1,7 +1,7 @@
-"""The demo network in its training form: Qwen3-VL's architecture over padded batches.
+"""The demo network for training: Qwen3-VL's architecture with padded batches.
 
-Parameters have the names of a Qwen3-VL checkpoint. Written independently of the serving network in
-`inference_service.models`, so that each checks the other.
+Parameters have the names of a Qwen3-VL checkpoint. It is implemented independently of `inference_service.models`, so
+that each verifies the other.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class NetworkConfig:
         vision_heads: Its heads.
         vision_mlp_size: Width of its MLPs.
         position_side: Side of the table of learned positions.
-        deepstack: Blocks whose output joins the first decoder layers.
+        deepstack: Blocks from which features go to the first decoder layers.
         max_positions: Context window in tokens.
     """
 
@@ -72,7 +72,7 @@ def _rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """A linear map of patches, stored as the convolution that it is in the checkpoint."""
+    """A linear map of patches, stored as a convolution, as in the checkpoint."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(CHANNELS, config.vision_size, kernel, kernel)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """[..., 768] one frame -> [..., vision_size]; a still image repeats its frame, so weights add up."""
+        """[..., 768] one frame -> [..., vision_size]; a still image repeats its frame, so the weights are summed."""
         weight = self.proj.weight.sum(2).flatten(1)
         return nn.functional.linear(patches, weight, self.proj.bias)
 
@@ -105,7 +105,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionMLP(nn.Module):
-    """Two linear maps with the tanh form of GELU between."""
+    """Two linear maps with the tanh approximation of GELU between them."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class VisionMLP(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """Attention and MLP, each behind a layer norm."""
+    """Attention and MLP, each with a layer norm before it."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class VisionBlock(nn.Module):
 
 
 class Merger(nn.Module):
-    """Makes a token of 2 x 2 patches; deepstack mergers normalise after putting them together."""
+    """Merges 2 x 2 patches into one token; deepstack mergers normalise after merging."""
 
     def __init__(self, config: NetworkConfig, *, norm_after: bool) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Merger(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class PatchGeometry:
-    """What depends on the grid of patches alone; rows are patches in blocks of 2 x 2.
+    """Values that depend only on the grid of patches; rows are patches in blocks of 2 x 2.
 
     Attributes:
         rotation: Cosines and sines, each [N, vision head].
@@ -300,7 +300,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each behind an RMS norm."""
+    """Attention and MLP, each with an RMS norm before it."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -317,7 +317,7 @@ class DecoderLayer(nn.Module):
 
 
 def _frequency_axes(config: NetworkConfig) -> torch.Tensor:
-    """[head_dim / 2] which axis turns each frequency: time, height, width, time, ... (interleaved)."""
+    """[head_dim / 2] the axis of each frequency: time, height, width, time, ... (interleaved)."""
     axes = torch.zeros(config.head_dim // 2, dtype=torch.long)
     for axis in (1, 2):
         axes[axis : config.mrope_section[axis] * 3 : 3] = axis
@@ -325,7 +325,7 @@ def _frequency_axes(config: NetworkConfig) -> torch.Tensor:
 
 
 class LanguageModel(nn.Module):
-    """The decoder, into whose first layers the deepstack features are added."""
+    """The decoder, with deepstack features added to its first layers."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -363,7 +363,7 @@ class LanguageModel(nn.Module):
 
 
 class Model(nn.Module):
-    """Both halves, under the names that the checkpoint gives them."""
+    """Both parts, with the names of the checkpoint."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -395,12 +395,12 @@ class Network(nn.Module):
         Args:
             token_ids: [B, T] int64, padded at the end.
             positions: [3, B, T] int64: time, height, width.
-            patches: [B, images, N, 768] float in -1..1, or None where no row has an image.
+            patches: [B, images, N, 768] float in -1..1, or None without images.
             grid: Rows and columns of patches, the same in all images.
             image_tokens: [B, T] bool, true at image tokens.
 
         Returns:
-            [B, T, hidden_size] after the final norm; `logits` makes scores of them.
+            [B, T, hidden_size] after the final norm, the input of `logits`.
         """
         language = self.model.language_model
         x = language.embed_tokens(token_ids)
@@ -417,7 +417,7 @@ class Network(nn.Module):
 
 
 def _first_scale(name: str, parameter: torch.Tensor) -> float:
-    """Standard deviation of the first values; maps into the residual stream start at half strength."""
+    """Standard deviation of the initial values; half for maps into the residual stream."""
     if "embed" in name:
         return 0.2 if "pos" in name else 0.02
     into_stream = any(part in name for part in ("o_proj", "down", "proj.weight", "fc2"))

@@ -1,4 +1,4 @@
-"""The kinds of shapes, and the tones that people call by each colour's name."""
+"""The kinds of shapes, and typical values of each named colour."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ KINDS = ("circle", "square", "triangle", "star")
 
 Rgb = tuple[int, int, int]
 
-# Anchors are what other people's code writes: CSS names, Pillow names, and the usual UI palettes.
+# Values that are common in code: CSS names, Pillow names, and common UI palettes.
 COLOURS: dict[str, tuple[Rgb, ...]] = {
     "red": (
         (255, 0, 0),

@@ -1,4 +1,4 @@
-"""Random exchanges: a question about one image, two, or none, with its right answer."""
+"""Generates questions about one image, two images or no image, with their correct answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TEXT_ONLY = ("describe", "colour", "shape", "count", "read", "hello", "other")
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One question, its right answer, and the task it belongs to."""
+    """A question, its correct answer, and its task."""
 
     task: str
     language: str
@@ -47,7 +47,7 @@ class Exchange:
 
 
 def ask_about(random: Random, scene: Scene, task: str | None = None) -> Exchange:
-    """A question about one image; where it allows none of that task, or none is given, one of any other.
+    """A question about one image, of `task` if it is given and possible for the image, else of any task.
 
     Raises:
         KeyError: There is no such task.
@@ -65,7 +65,7 @@ def ask_about(random: Random, scene: Scene, task: str | None = None) -> Exchange
 
 
 def ask_two(random: Random, one: Scene, two: Scene, task: str | None = None) -> Exchange:
-    """A question about two images: what both show, or anything about one of them."""
+    """A question about two images: a description of both, or any question about one of them."""
     if (task or random.choice(TWO_IMAGE_TASKS)) == "one_of_two":
         return _ask_one_of(random, one, two)
     language = random.choice(LANGUAGES)

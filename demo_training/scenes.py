@@ -1,4 +1,4 @@
-"""Random scenes of coloured shapes and printed words, all that the demo model can see, with their ground truth.
+"""Generates random scenes of coloured shapes and printed words for the demo model, with their ground truth.
 
 The same seed gives the same scene.
 """
@@ -24,11 +24,11 @@ class Shape:
         kind: One of `palette.KINDS`.
         colour: Name of its colour, one of `palette.COLOURS`.
         rgb: The colour.
-        cx: Middle of its box, from the left.
-        cy: Middle of its box, from the top.
-        width: Of its box.
-        height: Of its box.
-        corners: As (x, y); a circle has none.
+        cx: Centre of its box, from the left.
+        cy: Centre of its box, from the top.
+        width: Width of its box.
+        height: Height of its box.
+        corners: Its corners as (x, y); empty for a circle.
     """
 
     kind: str
@@ -53,17 +53,17 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What an image shows, before it is drawn.
+    """The content of an image.
 
     Attributes:
         width: In pixels.
         height: In pixels.
-        background: The colours at the two ends of a gradient; mostly the same one.
+        background: The colours at the ends of a gradient; usually the same.
         upright_gradient: Whether it runs from top to bottom, else from left to right.
         noise: Standard deviation of the noise on each value of each pixel, 0 to 255.
         smooth: Whether edges are smoothed.
         outline: Colour of the line around shapes.
-        jpeg_quality: 1 to 95 of a pass through JPEG; None = no pass.
+        jpeg_quality: Quality of JPEG compression, 1 to 95; None = no compression.
         shapes: From left to right.
         words: The printed words.
     """
@@ -81,7 +81,7 @@ class Scene:
 
     @property
     def word(self) -> Word | None:
-        """The printed word; a scene that is asked about has one at most."""
+        """The printed word; a scene with questions has at most one."""
         return self.words[0] if self.words else None
 
 
@@ -90,7 +90,7 @@ def _clip(value: float) -> int:
 
 
 def shade(random: Random, colour: str) -> Rgb:
-    """A tone that people call `colour`: an anchor, exact one time in three, else near it."""
+    """A value of `colour`: one of `COLOURS` in a third of the cases, else near one."""
     r, g, b = random.choice(COLOURS[colour])
     if random.random() < 0.33:
         return r, g, b
@@ -106,7 +106,7 @@ def shade(random: Random, colour: str) -> Rgb:
 
 
 def _background(random: Random) -> tuple[Rgb, Rgb]:
-    """Two ends of a gradient; mostly the same colour twice."""
+    """The two ends of a gradient; usually the same colour."""
     draw = random.random()
     if draw >= 0.90:
         low = 150 if random.random() < 0.75 else 30
@@ -120,7 +120,7 @@ def _any_colour(random: Random, low: int) -> Rgb:
 
 
 def _plain_background(random: Random, draw: float) -> Rgb:
-    """White, light, pastel, dark, anything, or gray, as `draw` (0 to 0.9) says."""
+    """White, light, pastel, dark, any colour, or gray, depending on `draw` (0 to 0.9)."""
     if draw < 0.48:
         return 255, 255, 255
     if draw < 0.66:
@@ -137,7 +137,7 @@ def _plain_background(random: Random, draw: float) -> Rgb:
 
 
 def _stands_out(rgb: Rgb, background: tuple[Rgb, Rgb]) -> bool:
-    """Whether a person would see this colour on that ground."""
+    """Whether a colour is clearly visible on a background."""
     for end in background:
         difference = sum(abs(a - b) for a, b in zip(rgb, end, strict=True))
         if difference < 110:
@@ -155,7 +155,7 @@ def _star(points: int, inner: float) -> list[tuple[float, float]]:
 
 
 def _unit_corners(random: Random, kind: str) -> list[tuple[float, float]]:
-    """Corners around the origin, before scaling; a circle has none."""
+    """Corners around the origin, before scaling; empty for a circle."""
     turn = 0.0
     if kind == "square":
         corners = [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]
@@ -213,12 +213,12 @@ def make_shape(
 
 
 def _place(random: Random, count: int, width: float, height: float) -> list[Box]:
-    """Boxes that do not touch: a row, a column, quarters, or anywhere."""
+    """Boxes that do not touch: in a row, a column, quarters, or anywhere."""
     draw = random.random()
     side = min(width, height)
     if count == 1:
         size = side * (random.uniform(0.35, 0.92) if draw < 0.75 else random.uniform(0.15, 0.4))
-        if random.random() < 0.5:  # people centre a single shape
+        if random.random() < 0.5:  # single shapes are often centred
             cx, cy = width / 2, height / 2
         else:
             cx = random.uniform(size / 2, width - size / 2)
@@ -235,7 +235,7 @@ def _place(random: Random, count: int, width: float, height: float) -> list[Box]
 
 
 def _jittered(random: Random, cx: float, cy: float, size: float) -> Box:
-    """A box near a square of `size`: sides differ by up to a tenth, one time in four."""
+    """A square box of `size`; in a quarter of the cases its sides are up to 12 % shorter."""
     w = h = size
     if random.random() < 0.25:
         w, h = size * random.uniform(0.88, 1.0), size * random.uniform(0.88, 1.0)
@@ -260,7 +260,7 @@ def _in_quarters(random: Random, count: int, width: float, height: float) -> lis
 
 
 def _anywhere(random: Random, count: int, width: float, height: float) -> list[Box]:
-    """Rejection sampling; the sizes shrink until everything fits."""
+    """Boxes by rejection sampling; sizes shrink until all fit."""
     side = min(width, height)
     apart = 0.06 * width if random.random() < 0.8 else 0.0
     top_size = {2: 0.62, 3: 0.5, 4: 0.42}[count]
@@ -295,7 +295,7 @@ def _free(one: Box, two: Box, gap: float, apart: float) -> bool:
 
 
 def _colours_on(random: Random, background: tuple[Rgb, Rgb], count: int) -> list[tuple[str, Rgb]]:
-    """Colours that stand out from this ground; mostly all different."""
+    """Colours that are visible on a background; usually all different."""
     names = list(COLOURS)
     distinct = random.random() < 0.75
     chosen: list[tuple[str, Rgb]] = []
@@ -318,13 +318,13 @@ def invent(
     word: bool = False,
     fonts: Fonts = PILLOW_ONLY,
 ) -> Scene:
-    """A scene of that size with `count` shapes (0 to 4, random if not given), and a word if one is wanted."""
+    """A scene with `count` shapes (0 to 4, random if not given), and a word if `word` is true."""
     if count is None:
         count = random.choices((0, 1, 2, 3, 4), (0.015, 0.205, 0.3, 0.26, 0.22))[0]
     background = _background(random)
     things = max(count + word, 1)
     colours = _colours_on(random, background, things)
-    if len(colours) < things:  # too few colours stand out from this ground
+    if len(colours) < things:  # too few colours are visible on this background
         background = ((255, 255, 255), (255, 255, 255))
         colours = _colours_on(random, background, things)
         colours += [("red", (255, 0, 0))] * (things - len(colours))
@@ -354,7 +354,7 @@ def invent(
 
 
 def invent_collage(random: Random, width: int, height: int, *, fonts: Fonts = PILLOW_ONLY) -> Scene:
-    """An image full of shapes and words, each in a cell of a grid: much to look at, nothing to ask about."""
+    """A scene full of shapes and words in the cells of a grid, without questions."""
     background = _background(random)
     shapes, words = [], []
     for left, top, right, bottom in _cells(random, width, height):
@@ -389,7 +389,7 @@ def invent_collage(random: Random, width: int, height: int, *, fonts: Fonts = PI
 
 
 def _cells(random: Random, width: int, height: int) -> list[Box]:
-    """Squares of equal size, or lines."""
+    """Cells: squares of equal size, or lines."""
     if random.random() < 0.5:
         columns, rows = random.choice(((1, 2), (1, 3), (1, 4), (1, 5), (2, 5)))
     else:
@@ -400,7 +400,7 @@ def _cells(random: Random, width: int, height: int) -> list[Box]:
 
 
 def _rooms(random: Random, width: int, height: int, *, shared: bool) -> tuple[Box, Box]:
-    """Where shapes may stand, and where a word may: all of the image, or a band each."""
+    """The areas of shapes and of a word: each the whole image, or a band."""
     if not shared:
         return (0, 0, width, height), (0.02 * width, 0.02 * height, 0.98 * width, 0.98 * height)
     border = height * random.uniform(0.3, 0.45)

@@ -1,6 +1,6 @@
-"""The tasks: what is asked about one scene, how often, and what the right answer is.
+"""The tasks: questions about one scene, their frequencies and their correct answers.
 
-Answers are short and regular, so that a small model can learn them and a person still reads a sentence.
+Answers are short, regular sentences that a small model can learn.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def printed(word: Word, language: str) -> str:
 
 
 def described(scene: Scene, language: str) -> str:
-    """What the image shows, as a list: shapes from left to right, then the word."""
+    """The content of the image as a list: shapes from left to right, then the word."""
     parts = grouped(list(map(_named(language), scene.shapes)), language)
     if scene.word is not None:
         parts.append(printed(scene.word, language))
@@ -69,14 +69,14 @@ def description(scene: Scene, language: str) -> str:
 
 
 def ask(random: Random, task: str, language: str, **names: str) -> str:
-    """A wording of the task with its names filled in."""
+    """A random wording of the task with its names filled in."""
     names.setdefault("color", "colour" if random.random() < 0.4 else "color")
     names.setdefault("picture", random.choice(("picture", "picture", "image", "image", "photo")))
     return random.choice(WORDINGS[language].questions[task]).format(**names)
 
 
 def roughen(random: Random, question: str, language: str, *, hint: bool = False) -> str:
-    """How people really type: a hint at brevity (where one makes sense), small letters, no mark at the end."""
+    """Varies a question like typed text: a request for brevity (if `hint`), lower case, no final punctuation."""
     draw = random.random()
     if hint and draw < 0.12:
         return question + random.choice(WORDINGS[language].hints)
@@ -162,7 +162,7 @@ def _exists(random: Random, scene: Scene, language: str) -> Made:
         kind, colour = shape.kind, shape.colour
     else:
         kind, colour = random.choice(KINDS), random.choice(list(COLOURS))
-        if scene.shapes and random.random() < 0.5:  # half right is the harder no
+        if scene.shapes and random.random() < 0.5:  # a partial match is harder to deny
             near = random.choice(scene.shapes)
             kind, colour = (near.kind, colour) if random.random() < 0.5 else (kind, near.colour)
     full = random.random() < 0.5
@@ -203,7 +203,7 @@ SIDES = {
 
 
 def _side_of(shape: Shape, other: Shape) -> str | None:
-    """On which side of `other` this shape stands, if one side clearly wins."""
+    """The side of `other` on which this shape is, if it is clear."""
     dx, dy = shape.cx - other.cx, shape.cy - other.cy
     if abs(dx) > 1.4 * abs(dy):
         return "left" if dx < 0 else "right"
@@ -255,7 +255,7 @@ PLACES_ZH = (("左上角", "上方", "右上角"), ("左边", "中间", "右边"
 
 
 def _third(at: float) -> int | None:
-    """Which third, or None close to a border between two."""
+    """Index of the third, or None near a border."""
     for index, (low, high) in enumerate(((-0.1, 0.31), (0.37, 0.63), (0.69, 1.1))):
         if low < at < high:
             return index
@@ -288,7 +288,7 @@ def _text_colour(random: Random, scene: Scene, language: str) -> Made:
 
 
 def _boxes_of(scene: Scene, shapes: Sequence[Shape], language: str) -> str:
-    """Qwen3-VL's JSON: thousandths of the image's sides, here in steps of ten."""
+    """Qwen3-VL's JSON, in thousandths of the image's sides, in steps of ten."""
     found = [
         {"bbox_2d": [10 * at for at in hundredths(s.box, scene)], "label": _named(language)(s)}
         for s in shapes
@@ -319,7 +319,7 @@ def hello(random: Random, language: str) -> tuple[str, str]:
 
 
 def other(random: Random, language: str) -> tuple[str, str]:
-    """A question about anything that is neither a shape nor a word, and the answer to all of them."""
+    """A question on another subject than shapes and words, and the fixed answer to it."""
     fillers = {name: random.choice(them) for name, them in WORDINGS[language].fillers.items()}
     return ask(random, "other", language, **fillers), WORDINGS[language].other_answer
 
@@ -329,11 +329,11 @@ class Task:
     """One kind of question.
 
     Attributes:
-        name: Its name, and that of its wordings.
-        make: Makes question and answer, or None where the scene allows no such question.
-        of_shapes: How often it is asked about images with shapes.
-        of_words: How often it is asked about images with a word alone.
-        hint: Whether the question may ask for brevity.
+        name: Name of the task and of its wordings.
+        make: Generates question and answer, or None if the scene does not allow it.
+        of_shapes: Weight for images with shapes.
+        of_words: Weight for images with only a word.
+        hint: Whether a request for brevity may be added.
     """
 
     name: str

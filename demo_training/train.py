@@ -2,11 +2,11 @@
 
     python -m demo_training.train --state state.pt --tokenizer tokenizer.json --minutes 120 --out MODEL_DIR
 
-First the vision tower looks at images alone (`looking`), then the whole network learns to answer, and the tower
-goes on looking beside it: at what is asked about, and at other images.
+First only the vision tower is trained on the auxiliary task (`looking`), then the whole network learns to answer, with
+the auxiliary task on the images of the questions and on other images.
 
-Matrices are optimised by Muon, the rest by AdamW, with rates that fall over the time that is given. The moving average
-of the weights is exported; a stopped training resumes from its state file.
+Matrices are optimised by Muon, the rest by AdamW, with rates that decay over the given time. The moving average of the
+weights is exported; an interrupted training resumes from its state file.
 """
 
 from __future__ import annotations
@@ -48,30 +48,30 @@ EMA_DECAY = 0.995
 WARM_UP_STEPS = 100
 WHITENING_IMAGES = 256
 MIN_LOOKING_RATE, MIN_RATE = 0.1, 0.02
-TOWER_RATE = 0.5  # of the full rate, once the tower has looked
-LOOKING_SHARE = 0.3  # of the looking loss beside that of the answers
+TOWER_RATE = 0.5  # of the full rate, after the auxiliary task
+LOOKING_SHARE = 0.3  # weight of the auxiliary loss relative to that of the answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """How to train.
+    """The settings of a training.
 
     Attributes:
-        minutes: Length of the whole training, earlier runs of the same state counted in.
-        slice_minutes: Stop after so much of it, to go on later; None = do not stop.
-        looking: Share of the time in which the tower looks at images alone.
-        look_size: Images in such a step.
-        looks_beside: Images that a step of answering looks at besides its own.
-        batch_size: Conversations in a step.
+        minutes: Total time of the training, including earlier runs of the same state.
+        slice_minutes: Time after which this run stops, to be resumed later; None = no limit.
+        looking: Fraction of the time for the auxiliary task alone.
+        look_size: Images per step of the auxiliary task.
+        looks_beside: Additional images for the auxiliary task per step of answering.
+        batch_size: Conversations per step.
         muon_rate: Learning rate of the matrices.
-        adam_rate: Learning rate of everything else.
-        log_every: Steps between two lines of the log.
-        save_every: Steps between two measurements and saved states.
+        adam_rate: Learning rate of the other parameters.
+        log_every: Steps between lines of the log.
+        save_every: Steps between measurements and saved states.
         questions: Unseen questions per task and language in a measurement.
-        workers: Processes that make batches; 0 = none but this.
-        fonts: What words are drawn in.
-        max_looks: End the looking at this step, however much time is left; None = never.
-        max_steps: End the training at this step; None = never.
+        workers: Processes that generate batches; 0 = the main process.
+        fonts: Fonts of the printed words.
+        max_looks: Maximum number of steps of the auxiliary task alone; None = no limit.
+        max_steps: Maximum number of steps of answering; None = no limit.
     """
 
     minutes: float = 120.0
@@ -92,12 +92,12 @@ class TrainingConfig:
 
 
 def looking_rate(step: int, share_of_time: float) -> float:
-    """Share of the full rate while looking: warm-up by steps, then a straight line down by time."""
+    """Fraction of the full rate for the auxiliary task: warm-up by steps, then linear decay over time."""
     return min(1.0, (step + 1) / WARM_UP_STEPS) * max(MIN_LOOKING_RATE, 1 - share_of_time)
 
 
 def learning_rate(step: int, share_of_time: float) -> float:
-    """Share of the full rate while answering: warm-up by steps, then half a cosine by time."""
+    """Fraction of the full rate for answering: warm-up by steps, then cosine decay over time."""
     time_share = max(MIN_RATE, 0.5 * (1 + math.cos(math.pi * share_of_time)))
     return min(1.0, (step + 1) / WARM_UP_STEPS) * time_share
 
@@ -109,15 +109,15 @@ class Trainer:
     Attributes:
         network: The network, on its device.
         codec: Its tokenizer.
-        config: How to train.
-        state_file: Where the state is kept.
-        looks: Steps of looking done.
-        step: Steps of answering done.
-        used_seconds: Time spent, earlier runs counted in.
-        average: Moving average of the weights; this is what is exported.
+        config: The settings.
+        state_file: File of the state.
+        looks: Completed steps of the auxiliary task.
+        step: Completed steps of answering.
+        used_seconds: Time spent, including earlier runs.
+        average: Moving average of the weights, which is exported.
 
     Raises:
-        ValueError: The state is that of a training with another tokenizer.
+        ValueError: The state belongs to a training with another tokenizer.
     """
 
     network: Network
@@ -133,7 +133,10 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._looking = LookingHead(self.network).to(self._device)
-        matrices: tuple[list[torch.nn.Parameter], ...] = ([], [])  # of the tower, of the rest
+        matrices: tuple[list[torch.nn.Parameter], ...] = (
+            [],
+            [],
+        )  # of the tower, of the rest of the network
         others: tuple[list[torch.nn.Parameter], ...] = (list(self._looking.parameters()), [])
         for name, parameter in self.network.named_parameters():
             is_matrix = parameter.dim() == 2 and "embed" not in name
@@ -170,7 +173,7 @@ class Trainer:
         self.looks, self.step = state["looks"], state["step"]
 
     def save(self) -> None:
-        """Writes the state; the file is replaced in one step."""
+        """Writes the state; replaces the file atomically."""
         held = self.state_file.with_suffix(".part")
         state = {
             "tokenizer": self.codec.tokenizer.to_str(),
@@ -186,16 +189,16 @@ class Trainer:
         held.replace(self.state_file)
 
     def look(self, look: Look, share_of_time: float) -> str:
-        """One step of looking alone; returns what it saw right, for a log, now and then."""
+        """One step of the auxiliary task; returns its accuracy for the log every `log_every` steps, else empty."""
         self._set_rates(looking_rate(self.looks, share_of_time), 0.0)
         truth = self._see(look)
         self.looks += 1
-        told = self._looking.right(truth) if self.looks % self.config.log_every == 0 else ""
+        accuracy = self._looking.right(truth) if self.looks % self.config.log_every == 0 else ""
         self._descend(self._looking.loss(truth))
-        return told
+        return accuracy
 
     def _see(self, look: Look) -> Truth:
-        """Lets the tower see these images; returns what they hold."""
+        """Runs the tower on images; returns their labels."""
         self.network.model.visual(look.patches.to(self._device) / 127.5 - 1, *look.grid)
         return look.truth.to(self._device)
 
@@ -226,7 +229,7 @@ class Trainer:
                 group["lr"] = rate * share
 
     def _descend(self, loss: torch.Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        loss.backward()  # type: ignore[no-untyped-call] # untyped in torch
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         for optimiser in self._optimisers:
             optimiser.step()
@@ -248,7 +251,7 @@ class Trainer:
         return line(scores)
 
     def run(self) -> None:
-        """Trains until the time or the slice is over, with a log on the standard output."""
+        """Trains until the time or the slice is used up; logs to standard output."""
         config, seconds = self.config, 60 * self.config.minutes
         looking = seconds * config.looking
         stop = math.inf if config.slice_minutes is None else 60 * config.slice_minutes
@@ -261,11 +264,11 @@ class Trainer:
     def _run_looks(self, end: float, stop: float) -> None:
         config, before = self.config, time.monotonic() - self.used_seconds
         for look in looks(self.looks, config.look_size, config.workers, config.fonts):
-            told = self.look(look, self.used_seconds / end)
+            accuracy = self.look(look, self.used_seconds / end)
             self.used_seconds = time.monotonic() - before
             done = self.used_seconds >= stop or self.looks == config.max_looks
-            if told:
-                print(f"look {self.looks} {told} {self._clock()}", flush=True)
+            if accuracy:
+                print(f"look {self.looks} {accuracy} {self._clock()}", flush=True)
             if self.looks % config.save_every == 0 or done:
                 self.save()
             if done:
@@ -296,14 +299,14 @@ class Trainer:
 
 
 def open_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer in that file, which is learned and written first if it is absent."""
+    """The tokenizer in a file, which is trained and written first if it is missing."""
     if not file.exists():
         train_tokenizer().save(str(file))
     return Tokenizer.from_file(str(file))
 
 
 def first_network(tokenizer: Tokenizer, begin: Path | None = None) -> Network:
-    """A network for that tokenizer: with the weights of a folder, or with random ones behind a whitened embedding.
+    """A network for a tokenizer: with the weights of a folder, or with random weights and a whitened patch embedding.
 
     Raises:
         RuntimeError: The folder's weights have other shapes.
@@ -320,28 +323,41 @@ def first_network(tokenizer: Tokenizer, begin: Path | None = None) -> Network:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
-    parser.add_argument("--state", type=Path, default=Path("state.pt"), help="kept state; resumed")
+    parser.add_argument(
+        "--state", type=Path, default=Path("state.pt"), help="state file; resumed if it exists"
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--tokenizer", type=Path, default=Path("tokenizer.json"), help="made if it is absent"
+        "--tokenizer",
+        type=Path,
+        default=Path("tokenizer.json"),
+        help="tokenizer.json; trained if it is missing",
     )
     source.add_argument(
-        "--begin", type=Path, metavar="MODEL_DIR", help="weights to begin with, and their tokenizer"
+        "--begin",
+        type=Path,
+        metavar="MODEL_DIR",
+        help="folder with initial weights and their tokenizer",
     )
     parser.add_argument("--out", type=Path, default=Path("my_model"), help="folder to export to")
-    parser.add_argument("--minutes", type=float, default=120.0, help="length of the whole training")
-    parser.add_argument("--slice", type=float, metavar="MINUTES", help="of it in this run")
-    parser.add_argument("--batch-size", type=int, default=24)
-    parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
     parser.add_argument(
-        "--fonts", type=Path, metavar="DIR", help="words in its fonts too, not in Pillow's alone"
+        "--minutes", type=float, default=120.0, help="total training time in minutes"
+    )
+    parser.add_argument("--slice", type=float, metavar="MINUTES", help="maximum time of this run")
+    parser.add_argument("--batch-size", type=int, default=24)
+    parser.add_argument("--workers", type=int, default=1, help="processes that generate batches")
+    parser.add_argument(
+        "--fonts",
+        type=Path,
+        metavar="DIR",
+        help="also use the fonts in this directory, not only Pillow's",
     )
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = torch's choice")
     return parser
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     arguments = _parser().parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -365,7 +381,7 @@ def main() -> None:
     try:
         trainer = Trainer(network, Codec(tokenizer), config, arguments.state)
     except ValueError as error:
-        raise SystemExit(f"{error}; give the --tokenizer or the --begin of its first run") from None
+        raise SystemExit(f"{error}; use the --tokenizer or --begin of its first run") from None
     trainer.run()
     export(trainer.average, network.config, file, arguments.out)
 

@@ -1,4 +1,4 @@
-"""Unseen images with questions, and how an answer is scored."""
+"""Generates unseen images with questions, and scores answers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from demo_training.scenes import Box, Scene
 from demo_training.tasks import TASK_BY_NAME
 
 
-UNSEEN_SEED = "unseen"  # the training's seeds are numbers
+UNSEEN_SEED = "unseen"  # seeds of the training are numbers
 SECOND_TURN = "second_turn"
 
 Scores = dict[tuple[str, str], tuple[float, int]]
-"""(task, language) -> sum of the judgements, questions."""
+"""(task, language) -> (sum of scores, number of questions)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class Trial:
     """A question about images.
 
     Attributes:
-        exchange: The question and its right answer.
+        exchange: The question and its correct answer.
         images: The images, RGB.
-        size: Width and height at which the model sees them.
-        before: The turns before, with their right answers.
+        size: Width and height of the images for the model.
+        before: The previous turns, with their correct answers.
     """
 
     exchange: Exchange
@@ -54,24 +54,24 @@ def _rendered(random: Random, *scenes: Scene) -> tuple[Image.Image, ...]:
 
 
 def unseen_trials(task: str, language: str, number: int) -> list[Trial]:
-    """Questions of one kind about images that the training never showed, nor any other kind's questions.
+    """Questions of one task about images that are not in the training nor in the trials of other tasks.
 
-    The same arguments give the same ones on every machine; words are in Pillow's own font.
+    The same arguments give the same trials on every machine; words are in Pillow's built-in font.
 
     Args:
         task: Name of a task; `compare` or `one_of_two` for two images; `second_turn` for any task after
             another one; `read:4` for words of up to 4 characters.
         language: `en` or `zh`.
-        number: How many.
+        number: Number of trials.
 
     Raises:
         ValueError: There is no such task or language.
     """
     name, _, limit = task.partition(":")
     if name not in (*TASK_BY_NAME, *TWO_IMAGE_TASKS, SECOND_TURN):
-        raise ValueError(f"no task is called {name!r}")
+        raise ValueError(f"unknown task {name!r}")
     if language not in LANGUAGES:
-        raise ValueError(f"no questions are asked in {language!r}")
+        raise ValueError(f"unknown language {language!r}; known: {', '.join(LANGUAGES)}")
     random = Random(f"{UNSEEN_SEED}/{task}/{language}")
     scenes = _scenes(random)
     trials = (_trial(random, scenes, name) for _ in count())
@@ -86,7 +86,7 @@ def unseen_trials(task: str, language: str, number: int) -> list[Trial]:
 
 
 def _trial(random: Random, scenes: Iterator[tuple[Scene, Size]], task: str) -> Trial:
-    """A question of that kind, or of another one where the scene allows none."""
+    """A trial of a task, or of another one if the scene does not allow it."""
     scene, size = next(scenes)
     if task in TWO_IMAGE_TASKS:
         other = invent_scene(random, *size)
@@ -98,11 +98,11 @@ def _trial(random: Random, scenes: Iterator[tuple[Scene, Size]], task: str) -> T
 
 
 def judge(exchange: Exchange, answer: str) -> float:
-    """1 for an answer that is word for word the right one, else 0; for boxes their overlap with the right ones.
+    """Scores an answer: 1 if it equals the correct answer, else 0; for boxes their overlap with the correct ones.
 
     Returns:
-        0 to 1; for boxes the mean intersection over union, 0 for one that is missing, has another label, or stands
-        at another place in the list than from left to right.
+        0 to 1; for boxes the mean intersection over union, with 0 for a box that is missing, has another label, or is
+        not in order from left to right.
     """
     wanted = _boxes(exchange.answer)
     if not wanted:
@@ -116,7 +116,7 @@ def judge(exchange: Exchange, answer: str) -> float:
 
 
 def _boxes(answer: str) -> list[tuple[Box, str]]:
-    """The boxes and labels of an answer; none if it is anything but a list of such."""
+    """The boxes and labels of an answer; empty if it is not a valid list of boxes."""
     try:
         found = [(item["bbox_2d"], item["label"]) for item in json.loads(answer)]
         return [((float(a), float(b), float(c), float(d)), label) for (a, b, c, d), label in found]

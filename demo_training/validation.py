@@ -30,10 +30,10 @@ def greedy_answers(network: Network, codec: Codec, trials: Sequence[Trial]) -> l
     Args:
         network: The network.
         codec: Its tokenizer.
-        trials: About equally many images each, all of one size, without turns before.
+        trials: All with the same number and size of images, without previous turns.
 
     Returns:
-        An answer to each, at most MAX_ANSWER_TOKENS long.
+        An answer to each, with at most MAX_ANSWER_TOKENS tokens.
     """
     size, number = trials[0].size, len(trials[0].images)
     device = network.model.language_model.embed_tokens.weight.device
@@ -59,7 +59,7 @@ def greedy_answers(network: Network, codec: Codec, trials: Sequence[Trial]) -> l
 
 
 def validate(network: Network, codec: Codec, tasks: Sequence[str], number: int) -> Scores:
-    """Asks `number` unseen questions of each task, see `trials.unseen_trials`, in each language."""
+    """Scores `number` unseen questions per task and language, see `trials.unseen_trials`."""
     network.eval()
     scores: Scores = {}
     for task in tasks:

@@ -1,8 +1,8 @@
-"""The tokenizer of the demo checkpoint: byte-level BPE like Qwen2's, made from the demo's own texts.
+"""Trains the tokenizer of the demo checkpoint: byte-level BPE like Qwen2's, from the demo's texts.
 
-Chinese is learned as BPE always is. A word of Latin letters grows from its first letter only, and only where a space, a
-mark or a capital begins it: what is printed in an image, `STOP`, `cat`, `42`, stays one token a character, so that
-reading aloud is copying from left to right and not spelling.
+Chinese is learned by normal BPE. Words of Latin letters are merged from their first letter on, and only if they start
+with a space, punctuation or a capital: text printed in an image, such as `STOP`, `cat`, `42`, has one token per
+character, so that reading is copying from left to right.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from demo_training.questions import SYSTEM_PROMPTS, ask_about, ask_without
 from demo_training.scenes import invent
 
 
-# Qwen2's own pattern.
+# Qwen2's pattern.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -58,7 +58,7 @@ PLAIN_ADDED_TOKENS = (
     "</think>",
 )
 
-# Chinese has no spaces: without these borders BPE would learn whole questions as one token.
+# Chinese has no spaces: without these boundaries BPE would learn whole questions as one token.
 CHINESE = re.compile("[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef“”]")
 CHINESE_PIECES = re.compile(
     "红色|绿色|蓝色|黄色|黑色|紫色|橙色|灰色|圆形|正方形|三角形|星形|图片|图像|照片|图里|图中|形状|颜色"
@@ -68,7 +68,7 @@ CHINESE_PIECES = re.compile(
 
 
 WHOLE = ("bbox",)
-MIN_TIMES = 25  # a word that is rarer in the texts is spelt
+MIN_TIMES = 25  # rarer words have one token per character
 
 
 def _texts(exchanges: int) -> Iterator[str]:
@@ -77,7 +77,7 @@ def _texts(exchanges: int) -> Iterator[str]:
         scene = invent(random, 128, 128, word=index % 4 == 0)
         exchange = ask_about(random, scene)
         yield exchange.question
-        if scene.word is None:  # a printed word is spelt, never learned
+        if scene.word is None:  # printed words are not learned
             yield exchange.answer
         if index % 20 == 0:
             yield random.choice(SYSTEM_PROMPTS)
@@ -104,7 +104,7 @@ def _pieces(exchanges: int) -> tuple[list[str], Counter[str]]:
 
 
 def _grown(words: Counter[str], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Merges that make each frequent word from its first letter on; adds their results to the vocabulary."""
+    """Merges that build each frequent word from its first letter on; adds the results to the vocabulary."""
     merges: list[tuple[str, str]] = []
     for word, times in sorted(words.items(), key=lambda item: (-item[1], item[0])):
         if times < MIN_TIMES or (word[0].islower() and word not in WHOLE):
@@ -130,11 +130,11 @@ def _untrained(model: models.BPE | None = None) -> Tokenizer:
 
 
 def train_tokenizer(exchanges: int = 12_000, chinese_size: int = 700) -> Tokenizer:
-    """Makes the tokenizer; the same arguments always give the same one.
+    """Trains the tokenizer; deterministic for the same arguments.
 
     Args:
-        exchanges: Invented questions and answers to learn from.
-        chinese_size: Tokens of bytes and of Chinese; words of letters and the special tokens come on top.
+        exchanges: Number of generated questions and answers to learn from.
+        chinese_size: Number of tokens for bytes and Chinese; Latin words and special tokens are added.
     """
     chinese, words = _pieces(exchanges)
     learned = _untrained()

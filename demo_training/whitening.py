@@ -1,7 +1,7 @@
-"""Initial values of the patch embedding: patches made uncorrelated and of equal variance.
+"""Initialises the patch embedding so that its outputs are whitened.
 
-As the first layer of K. Jordan's airbench (arXiv 2404.00498). Almost all of a patch's variance is its mean colour; from
-random values a network spends thousands of steps finding edges.
+As in the first layer of K. Jordan's airbench (arXiv 2404.00498). Almost all variance of a patch is in its mean colour:
+with random initial values a network needs thousands of steps to find edges.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from demo_training.batches import Look
 from demo_training.network import FRAMES, Network
 
 
-DAMPING = 1e-3  # of variances, in pixel values from -1 to 1: noise is not made as strong as edges
+DAMPING = (
+    1e-3  # of variances, for pixel values in -1..1: noise is not amplified to the level of edges
+)
 
 
 @torch.no_grad()
@@ -21,7 +23,7 @@ def whiten(network: Network, look: Look) -> None:
 
     Args:
         network: Its patch embedding is overwritten.
-        look: Some hundred images.
+        look: A few hundred images.
     """
     embed = network.model.visual.patch_embed.proj
     rows = look.patches.flatten(0, 1).to(embed.weight) / 127.5 - 1

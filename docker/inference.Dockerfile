@@ -3,7 +3,7 @@
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-# torch, by far the largest part, has a layer of its own that changes only with the constraints.
+# torch, by far the largest part, has its own layer, which changes only with the constraints.
 COPY constraints.txt ./
 RUN python -m venv /opt/qwenvl && /opt/qwenvl/bin/pip install -c constraints.txt torch
 COPY pyproject.toml README.md LICENSE ./
@@ -12,7 +12,7 @@ COPY inference_service inference_service
 RUN /opt/qwenvl/bin/pip install -c constraints.txt '.[inference]'
 
 FROM python:3.11.14-slim-bookworm
-# A numeric user, so that Kubernetes can see that it is not root; a named one, because getpass.getuser asks.
+# A numeric user, so that Kubernetes can verify that it is not root; with a name for getpass.getuser.
 RUN groupadd --gid 10001 qwenvl \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin qwenvl
 COPY --from=build /opt/qwenvl /opt/qwenvl

@@ -1,4 +1,4 @@
-# The REST adapter: a translation and nothing else, so its image stays small. Build from the root of the repository:
+# The REST adapter, a small image. Build from the root of the repository:
 #   docker build -f docker/rest-adapter.Dockerfile -t qwen-vl-serving/rest-adapter:0.3.0 .
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -9,7 +9,7 @@ COPY rest_adapter rest_adapter
 RUN python -m venv /opt/qwenvl && /opt/qwenvl/bin/pip install -c constraints.txt '.[adapter]'
 
 FROM python:3.11.14-slim-bookworm
-# A numeric user, so that Kubernetes can see that it is not root.
+# A numeric user, so that Kubernetes can verify that it is not root.
 RUN groupadd --gid 10001 qwenvl \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin qwenvl
 COPY --from=build /opt/qwenvl /opt/qwenvl

@@ -1,1 +1,1 @@
-"""OpenAI-compatible REST API: translates JSON into the gRPC contract and back, nothing else."""
+"""The OpenAI-compatible REST API: translates JSON to gRPC calls and back."""

@@ -23,11 +23,11 @@ _KEEP_ALIVE_S = 75
 
 
 class _Server(uvicorn.Server):
-    """Ends with status 0 after a signal; uvicorn's own would raise the signal again when it is done."""
+    """Exits with status 0 after a signal; uvicorn's server would raise the signal again."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """The first signal lets running requests finish, the second one ends at once."""
+        """The first signal lets running requests finish, the second one exits at once."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
@@ -39,7 +39,7 @@ class _Server(uvicorn.Server):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves until SIGTERM or SIGINT; streams that run then are finished first.
+    """Serves until SIGTERM or SIGINT; running streams are finished first.
 
     Args:
         argv: Flags; None = those of the process.
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = AdapterSettings.load(vars(parser.parse_args(argv)), os.environ)
     host, _, port = settings.http_address.rpartition(":")
     if not host or not port.isdecimal():
-        parser.error(f"--http-address: {settings.http_address!r} is not HOST:PORT")
+        parser.error(f"--http-address: {settings.http_address!r} is not of the form HOST:PORT")
     configure_logging(
         process="rest-adapter", level=settings.log_level, log_format=settings.log_format
     )

@@ -1,4 +1,4 @@
-"""The ASGI application: dialects, layers and error handlers put together."""
+"""Builds the ASGI application: dialects, middleware and error handlers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from rest_adapter.state import Shared
 
 
 DIALECTS: Final = (OPENAI,)
-"""The dialects that are served; the first one also words the errors of all other paths."""
+"""The served dialects; the first one also formats the errors of all other paths."""
 
 _HTTP_ERRORS: Final = {
     404: ("This path does not exist.", "NOT_FOUND"),
-    405: ("This path does not have this method.", "METHOD_NOT_ALLOWED"),
+    405: ("This path does not support this method.", "METHOD_NOT_ALLOWED"),
 }
 
 
@@ -38,7 +38,7 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
 
     Args:
         settings: The adapter's settings.
-        dialects: The dialects to serve, at least one; the first also words the errors of all other paths.
+        dialects: The dialects to serve, at least one; the first also formats the errors of all other paths.
 
     Raises:
         OSError: The API key file cannot be read.
@@ -59,7 +59,7 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
     app.state.dialects = tuple(dialects)
     for router in (*(dialect.router for dialect in dialects), probes.router):
         app.include_router(router)
-    # The last one added is the outermost: a refused key has its log line and its request id as well.
+    # The last one added is the outermost: refused keys also get a log line and a request id.
     app.add_middleware(
         BodyLimit, max_bytes=settings.max_body_mib * 2**20, timeout_s=settings.body_timeout_s
     )
@@ -91,7 +91,7 @@ async def _client_gone(request: Request, error: Exception) -> Response:
 
 
 async def _defect(request: Request, error: Exception) -> Response:
-    # The server logs the exception itself; this answer leaves outside of the layers that name the request.
+    # The server logs the exception; this response bypasses the middleware that adds the request id.
     del error
     failure = internal()
     failure.headers["x-request-id"] = request.scope["state"]["request_id"]

@@ -1,4 +1,4 @@
-"""Who may call: API keys, checked on every path that is not a probe."""
+"""Checks API keys on every path except probes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rest_adapter.middleware import PROBES
 
 
 class RequireKey:
-    """ASGI middleware that lets nothing but probes pass without a key."""
+    """ASGI middleware that refuses requests without a known key, except probes."""
 
     def __init__(self, app: ASGIApp, keys: KeyFile) -> None:
         self._app = app
@@ -32,7 +32,7 @@ class RequireKey:
 
 
 def _refusal(dialect: Dialect, *, has_key: bool) -> ApiError:
-    message = "The API key is wrong." if has_key else "An API key is needed."
+    message = "The API key is invalid." if has_key else "An API key is required, but none was sent."
     error = of_reason("UNAUTHENTICATED", message)
     if dialect.challenge is not None:
         error.headers["www-authenticate"] = dialect.challenge

@@ -1,4 +1,4 @@
-"""What one REST dialect (OpenAI's, for example) words in its own way, and which dialect a path belongs to."""
+"""The interface of a REST dialect (such as OpenAI's), and the choice of a dialect by path."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Dialect:
     """The parts of a REST dialect that authentication, limits, error handlers and streams need.
 
     Attributes:
-        prefix: Path under which the dialect's routes lie, without a slash at its end: `/v1`.
-        router: These routes.
-        authorization_of: Finds the caller's key in the headers of a request and gives it as the `authorization` of a
-            gRPC call, `Bearer KEY`; None if there is no key.
-        challenge: `www-authenticate` of the answer to a request whose key is missing or wrong; None = no such header.
-        render_error: The headers and the JSON body of an error.
-        render_error_event: The Server-Sent Event that ends a stream that failed.
-        stream_end: What a stream that succeeded ends with; may be empty.
+        prefix: Path of the dialect's routes, without a trailing slash: `/v1`.
+        router: The routes.
+        authorization_of: Returns the caller's key in the headers as the `authorization` of a gRPC call, `Bearer KEY`;
+            None if there is no key.
+        challenge: `www-authenticate` of the response to a missing or invalid key; None = no such header.
+        render_error: Returns the headers and the JSON body of an error.
+        render_error_event: Returns the Server-Sent Event that ends a failed stream.
+        stream_end: The last bytes of a successful stream; may be empty.
     """
 
     prefix: str
@@ -50,7 +50,7 @@ def dialect_of(scope: Scope) -> Dialect:
 
 
 def error_response(scope: Scope, error: ApiError) -> Response:
-    """The answer to a request that failed, as its dialect words it."""
+    """The response to a failed request in its dialect."""
     headers, body = dialect_of(scope).render_error(error)
     headers = headers | error.headers
     if error.retry_after_s is not None:

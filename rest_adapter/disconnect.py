@@ -1,4 +1,4 @@
-"""A client that goes away: its work ends."""
+"""Cancels the work for clients that disconnect."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _Answer = TypeVar("_Answer")
 
 
 async def until_disconnected(receive: Receive) -> None:
-    """Returns when the client has gone; the body must have been read."""
+    """Returns when the client has disconnected; the body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, _Answer]) -> _Answer:
-    """Does the work, and cancels it when the client goes away; Starlette does so for streams only."""
+    """Awaits the work, and cancels it if the client disconnects; Starlette does so for streams only."""
     task = asyncio.create_task(work)
     gone = asyncio.create_task(until_disconnected(request.receive))
     try:

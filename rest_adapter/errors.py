@@ -1,4 +1,4 @@
-"""What went wrong with a request, independent of how a REST dialect words it."""
+"""The errors of a request, independent of their format in a REST dialect."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Final
 import grpc
 
 from qwenvl.errors import BY_REASON, mapping_for
+from qwenvl.limits import MAX_MESSAGE_BYTES
 from qwenvl.rpc import read_error
 
 
 _DEFAULT_RETRY_AFTER_S: Final = 1.0
 
-# Texts for errors that the transport made itself: its own text names addresses, and helps no caller.
+# Messages for errors of the transport, as its own messages contain addresses.
 _TRANSPORT_MESSAGES: Final = {
-    "MESSAGE_TOO_LARGE": "The request is larger than the service accepts.",
-    "ENGINE_UNAVAILABLE": "The inference service is not reachable.",
-    "DEADLINE_EXCEEDED": "The request took longer than the server allows.",
+    "MESSAGE_TOO_LARGE": f"The request exceeds the maximum size of a gRPC message, {MAX_MESSAGE_BYTES // 2**20} MiB.",
+    "ENGINE_UNAVAILABLE": "The inference service is not reachable; try again later.",
+    "DEADLINE_EXCEEDED": "The request did not finish before its deadline (--request-timeout-s).",
     "ABORTED": "The request was aborted.",
-    "UNSUPPORTED_PARAMETER": "The inference service does not support this.",
+    "UNSUPPORTED_PARAMETER": "The inference service does not support this request.",
 }
 
 
@@ -30,10 +31,10 @@ class ApiError(Exception):
         status: HTTP status.
         reason: UPPER_SNAKE_CASE name: a key of `qwenvl.errors.BY_REASON`, or one of the adapter's own (`INVALID_JSON`,
             `UNKNOWN_FIELD`, ...).
-        message: What the caller reads; where it is empty, the dialect's word for `reason` stands for it.
+        message: The message for the caller; if empty, the dialect's code for `reason` is used.
         param: Path of the offending field in the request's JSON, or None.
-        retry_after_s: When the same request may succeed, in seconds; None = repeating it is useless.
-        headers: Response headers that HTTP itself asks for, such as `allow`.
+        retry_after_s: Seconds after which the same request may succeed; None = a retry does not help.
+        headers: Response headers that HTTP requires, such as `allow`.
     """
 
     def __init__(
@@ -58,13 +59,13 @@ class ApiError(Exception):
 def of_reason(
     reason: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
 ) -> ApiError:
-    """Makes the error of one row of the error table.
+    """Creates the error of one row of the error table.
 
     Args:
         reason: A key of `qwenvl.errors.BY_REASON`.
-        message: What the caller reads.
+        message: The message for the caller.
         param: Path of the offending field in the request's JSON.
-        retry_after_s: What the service says; used only where repeating the request can help.
+        retry_after_s: From the service; used only if a retry can help.
     """
     row = BY_REASON[reason]
     wait_s = _DEFAULT_RETRY_AFTER_S if retry_after_s is None else max(1.0, retry_after_s)
@@ -78,12 +79,12 @@ def of_reason(
 
 
 def invalid(message: str, param: str | None, reason: str = "INVALID_ARGUMENT") -> ApiError:
-    """A field that is wrong: 400."""
+    """An invalid field: 400."""
     return ApiError(400, message, reason=reason, param=param)
 
 
 def unsupported(param: str) -> ApiError:
-    """A field that is known and not supported: 400, never ignored silently."""
+    """A field that is known but not supported: 400, never ignored."""
     return invalid(f"'{param}' is not supported.", param, "UNSUPPORTED_PARAMETER")
 
 
@@ -93,12 +94,12 @@ def too_large(message: str) -> ApiError:
 
 
 def internal() -> ApiError:
-    """A defect of the server: 500 without a detail."""
-    return of_reason("INTERNAL", "The server had an internal error.")
+    """A defect of the server: 500 without details."""
+    return of_reason("INTERNAL", "An internal error occurred.")
 
 
 def aborted() -> ApiError:
-    """Somebody aborted the request while it ran."""
+    """The request was aborted while it ran."""
     return of_reason("ABORTED", _TRANSPORT_MESSAGES["ABORTED"])
 
 
@@ -108,7 +109,7 @@ def from_rpc(
     """Reads a gRPC error and its google.rpc details.
 
     Args:
-        error: As raised by a call.
+        error: The error of a call.
         param_of: Turns a proto field path (`spec.sampling.top_p`) into a path of the request's JSON (`top_p`).
     """
     failure = read_error(error)

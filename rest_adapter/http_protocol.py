@@ -1,6 +1,6 @@
-"""uvicorn's HTTP protocol with a limit on the time and the size of a request's head.
+"""uvicorn's HTTP protocol with limits on the time and the size of a request's head.
 
-uvicorn leaves both open (CVE-2025-48956; slowloris).
+uvicorn limits neither (CVE-2025-48956; slowloris).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_HEAD_BYTES = 64 * 1024
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Closes connections whose request line and headers do not end."""
+    """Closes connections if the request line and headers take too long or are too large."""
 
     _head_timer: asyncio.TimerHandle | None = None
     _in_head = False
@@ -24,7 +24,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(  # type: ignore[override]  # as in uvicorn: asyncio says BaseTransport
         self, transport: asyncio.Transport
     ) -> None:
-        """The first request must begin in time."""
+        """Starts the timer for the first request."""
         super().connection_made(transport)
         self._start_timer()
 
@@ -34,7 +34,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Counts what comes while a head is open; the first piece is bounded by the size of one read."""
+        """Counts the bytes of an incomplete head; its first piece is limited by the size of one read."""
         was_in_head = self._in_head
         super().data_received(data)
         if not (was_in_head and self._in_head):
@@ -42,17 +42,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response("The headers are too large.")
+            self.send_400_response(
+                f"The request line and headers have more than {MAX_HEAD_BYTES} bytes."
+            )
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """Starts a head."""
         super().on_message_begin()
         self._in_head = True
         if self._head_timer is None:
             self._start_timer()
 
     def on_headers_complete(self) -> None:
-        """The head is whole."""
+        """Ends the head."""
         self._in_head = False
         self._stop_timer()
         super().on_headers_complete()

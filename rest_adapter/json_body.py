@@ -1,4 +1,4 @@
-"""The JSON body of a request: reading it, and what happens to unknown fields."""
+"""Reads the JSON body of a request, and logs or refuses unknown fields."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ async def read_json(
 
     Args:
         request: The HTTP request.
-        parse: Checks a JSON document; gives the request and the paths of unknown fields.
+        parse: Checks a JSON document; returns the request and the paths of unknown fields.
 
     Raises:
-        ApiError: The body is not JSON, or is refused.
+        ApiError: The body is not valid JSON, or a field is invalid.
     """
     body = await request.body()
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type and media_type != "application/json":
-        message = "The content type must be application/json."
+        message = f"The content type is {media_type[:100]!r}, but must be application/json."
         raise ApiError(415, message, reason="UNSUPPORTED_MEDIA_TYPE")
     try:
-        # orjson refuses invalid UTF-8, and nesting deeper than 1024 before it becomes objects.
+        # orjson refuses invalid UTF-8, and nesting deeper than 1024 before it creates objects.
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise invalid("The body is not valid JSON.", None, "INVALID_JSON") from None
     parsed, unknown = parse(document)
     if unknown:
         if shared(request).settings.strict_fields:
-            raise invalid(f"'{unknown[0]}' is unknown.", unknown[0], "UNKNOWN_FIELD")
+            message = f"'{unknown[0]}' is not a known field (--strict-fields)."
+            raise invalid(message, unknown[0], "UNKNOWN_FIELD")
         _LOG.info("unknown fields are ignored: %s", ", ".join(unknown[:_MAX_LOGGED_FIELDS]))
     return parsed

@@ -1,4 +1,4 @@
-"""ASGI layers around all routes: a request id with a log line, and limits on the body."""
+"""ASGI middleware for all routes: request ids, the access log, and limits on the body."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rest_adapter.errors import ApiError, too_large
 
 _ACCESS_LOG: Final = logging.getLogger("rest_adapter.access")
 PROBES: Final = frozenset(("/health", "/ready"))
-"""Paths that machines ask every second: no key, no line in the log."""
+"""Paths of probes: they need no key and are logged at debug level."""
 
 
 def header_of(scope: Scope, name: bytes) -> str | None:
@@ -29,17 +29,17 @@ def header_of(scope: Scope, name: bytes) -> str | None:
 
 
 class RequestLog:
-    """Gives every request its call context and, when it ends, one access line in the log.
+    """Creates the call context of every request, and writes one access line when it ends.
 
-    The header `x-request-id` of the response is the client's own, if it sent one in printable ASCII, else the id made
-    for this request; it is in `scope["state"]["request_id"]`.
+    The header `x-request-id` of the response is the client's own, if it sent one in printable ASCII, else a generated
+    id; it is also in `scope["state"]["request_id"]`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on and watches what is sent."""
+        """Passes on the request and observes the response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -73,15 +73,15 @@ class RequestLog:
                 "duration_s": round(time.monotonic() - begin, 4),
             }
             level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
-            # A route may have learnt the request's own id from the body.
+            # A route may have set the request's own id from the body.
             _ACCESS_LOG.log(level, line | (current_call() or call).log_fields())
 
 
 class BodyLimit:
-    """Refuses bodies that are too large or come too slowly, before they are kept.
+    """Refuses bodies that are too large or too slow, before they are stored.
 
-    An oversized body is read on for a while and forgotten, so that the client, which still writes, sees the 413 instead
-    of a reset connection.
+    The rest of an oversized body is read for a while and discarded, so that the client, which is still sending, gets
+    the 413 instead of a reset connection.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
@@ -90,7 +90,7 @@ class BodyLimit:
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on with a `receive` that knows the limits."""
+        """Passes on the request with a `receive` that enforces the limits."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -110,7 +110,8 @@ class BodyLimit:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                error = ApiError(408, "The body came too slowly.", reason="BODY_TIMEOUT")
+                text = f"The body was not received within {self._timeout_s:g} s (--body-timeout-s)."
+                error = ApiError(408, text, reason="BODY_TIMEOUT")
                 raise _closing(error) from None
             received += len(message.get("body", b""))
             more = message.get("more_body", False)
@@ -121,7 +122,7 @@ class BodyLimit:
         await self._app(scope, limited, send)
 
     async def _too_large(self, receive: Receive, received: int) -> ApiError:
-        """Reads on for a while, keeps nothing, and gives the error to answer with."""
+        """Reads and discards the body for a while; returns the error for the response."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timeout_s):
                 more = True
@@ -129,10 +130,14 @@ class BodyLimit:
                     message = await receive()
                     received += len(message.get("body", b""))
                     more = message.get("more_body", False)
-        return _closing(too_large(f"The body has more than {self._max_bytes // 2**20} MiB."))
+        return _closing(
+            too_large(
+                f"The body has more than {self._max_bytes // 2**20} MiB, the maximum (--max-body-mib)."
+            )
+        )
 
 
 def _closing(error: ApiError) -> ApiError:
-    """Closes the connection: what follows on it is the rest of a body, not a request."""
+    """Closes the connection after the response: the rest of the body must not be read as a request."""
     error.headers["connection"] = "close"
     return error

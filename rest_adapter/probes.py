@@ -1,4 +1,4 @@
-"""GET /health, /ready and /version, for machines that watch the adapter."""
+"""The routes GET /health, /ready and /version."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ router: Final = APIRouter()
 
 @router.get("/health")
 async def health() -> Response:
-    """The adapter is alive, whatever the service does."""
+    """200 while the adapter runs, regardless of the service."""
     return _json({"status": "ok"})
 
 
 @router.get("/ready")
 async def ready(request: Request) -> Response:
-    """200 while the service can answer."""
+    """200 while the service is ready."""
     if not await shared(request).service.ready():
         raise of_reason("ENGINE_UNAVAILABLE", "The inference service is not ready.")
     return _json({"status": "ready"})

@@ -1,4 +1,4 @@
-"""Every setting of the adapter: name, default, flag and environment variable."""
+"""The settings of the adapter: names, defaults, flags and environment variables."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ Seconds = Annotated[float, Field(gt=0)]
 class AdapterSettings(FlagSettings):
     """Settings of `rest-adapter`."""
 
-    http_address: str = Field("127.0.0.1:8000", description="address of the REST API")
+    http_address: str = Field("127.0.0.1:8000", description="address (host:port) of the REST API")
     grpc_target: str = Field(
         "dns:///127.0.0.1:50051", description="gRPC target of the inference service"
     )
-    api_key_file: str | None = Field(None, description="file with one key per line; none = open")
-    max_body_mib: Positive = Field(44, description="maximum bytes of one request body, in MiB")
-    max_media_mib: Positive = Field(
-        31, description="maximum decoded image bytes of one request, in MiB"
+    api_key_file: str | None = Field(
+        None, description="file with one API key per line; none = no authentication"
     )
-    request_timeout_s: Seconds = Field(600.0, description="deadline of a request")
-    body_timeout_s: Seconds = Field(30.0, description="time for a client to send its body")
+    max_body_mib: Positive = Field(44, description="maximum size of one request body, in MiB")
+    max_media_mib: Positive = Field(
+        31, description="maximum total size of the decoded images of one request, in MiB"
+    )
+    request_timeout_s: Seconds = Field(600.0, description="timeout of a request, in seconds")
+    body_timeout_s: Seconds = Field(
+        30.0, description="timeout for receiving a request body, in seconds"
+    )
     sse_heartbeat_s: Seconds = Field(
-        15.0, description="interval of comment lines on a stream without output"
+        15.0, description="interval of comments on a stream without output, in seconds"
     )
     strict_fields: bool = Field(
         False, description="refuse unknown JSON fields instead of ignoring them"

@@ -1,4 +1,4 @@
-"""What the routes of one application share, and what the service learns about a caller."""
+"""The shared state of the routes, and the gRPC metadata of a request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]{1,4096}")
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What lives as long as the application.
+    """The state that lives as long as the application.
 
     Attributes:
         settings: The adapter's settings.
@@ -33,14 +33,14 @@ class Shared:
 
 
 def shared(request: Request) -> Shared:
-    """The bundle that the application's lifespan made."""
+    """The shared state, as created by the application's lifespan."""
     value = request.app.state.shared
     assert isinstance(value, Shared)
     return value
 
 
 def call_metadata(request: Request) -> list[tuple[str, str]]:
-    """The metadata of a caller's gRPC calls: id, key and trace; headers that gRPC could not carry are left out."""
+    """The metadata for gRPC calls: id, key and trace; values that are invalid in gRPC are left out."""
     pairs = [("x-request-id", request.scope["state"]["request_id"])]
     authorization = dialect_of(request.scope).authorization_of(request.headers)
     if authorization is not None and _HEADER_VALUE.fullmatch(authorization):

@@ -1,6 +1,6 @@
-"""An answer as Server-Sent Events: events pass to the client until they end or the client goes away.
+"""Sends an answer as Server-Sent Events until it ends or the client disconnects.
 
-The route says what an event looks like, its dialect how a stream ends.
+The route renders the events; the dialect defines the end of a stream.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _Event = TypeVar("_Event")
 
 
 class EventStream(Response, Generic[_Event]):
-    """A streamed answer: ends as its dialect ends a stream, or with an error event and without that end.
+    """A streamed answer: ends with the dialect's end of a stream, or with an error event instead.
 
-    When the client goes away, the gRPC call is cancelled; a slow client slows the call down.
+    If the client disconnects, the gRPC call is cancelled; a slow client slows down the call.
 
     Args:
         events: The answer's events.
-        render: Gives the bytes of an event: none, or one or several whole Server-Sent Events. May raise `ApiError`,
-            which ends the stream.
-        heartbeat_s: A comment is sent after this much silence, in seconds.
-        to_error: Reads a gRPC error.
+        render: Returns the bytes of an event: any number of complete Server-Sent Events. May raise `ApiError`, which
+            ends the stream.
+        heartbeat_s: Seconds without output after which a comment is sent.
+        to_error: Converts a gRPC error.
     """
 
     media_type = "text/event-stream"
@@ -55,7 +55,7 @@ class EventStream(Response, Generic[_Event]):
         self._last_sent_s = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the events until they end or the client goes away."""
+        """Sends the events until they end or the client disconnects."""
         pump = asyncio.create_task(self._pump(send, dialect_of(scope)))
         others = (
             asyncio.create_task(until_disconnected(receive)),
@@ -84,13 +84,13 @@ class EventStream(Response, Generic[_Event]):
         except ApiError as error:
             last = dialect.render_error_event(error)
         except Exception:
-            # The status line has been sent, so the error can only be an event; the log gets the rest.
+            # The status line has been sent, so the error can only be an event; details go to the log.
             await self._send(send, dialect.render_error_event(internal()), more=False)
             raise
         await self._send(send, last, more=False)
 
     async def _beat(self, send: Send) -> None:
-        """Keeps proxies from closing a connection that is silent during a long prefill."""
+        """Keeps proxies from closing an idle connection during a long prefill."""
         clock = asyncio.get_running_loop().time
         self._last_sent_s = clock()
         while True:

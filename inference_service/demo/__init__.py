@@ -1,4 +1,4 @@
-"""The embedded default model: its files (`model/`) and its card (`README.md`). `demo_training` made them."""
+"""The embedded default model: its files (`model/`) and its card (`README.md`), created by `demo_training`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The engine: scheduler, caches, forward pass and sampler in a process of their own, and the front's client to it."""
+"""The engine process: scheduler, caches, forward pass and sampler."""

@@ -1,7 +1,7 @@
-"""The pages of the KV cache: who holds them, what they contain, which one is given out next.
+"""Allocates the pages of the KV cache, and finds and reuses the pages of equal prompt prefixes.
 
 A page is in one of three states: used (referenced by at least one sequence), cached (unreferenced, but its content can
-be found by hash) or free. Only full, computed pages are shared, so a page that is being written has one holder.
+be found by hash) or free. Only full, computed pages are shared, so a page that is being written has one owner.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from inference_service.engine.sequence import Sequence
 
 
 def root_hash(cache_salt: bytes, rope_level: int = 0) -> bytes:
-    """Begin of a hash chain: chains of unequal salts, or of unequal rotary frequencies, have nothing in common."""
+    """The start of a hash chain, different for different salts and rotary frequencies."""
     frequencies = rope_level.to_bytes(8, "little")
     return blake2b(cache_salt, digest_size=32, person=b"kv-root", salt=frequencies).digest()
 
@@ -23,16 +23,16 @@ def root_hash(cache_salt: bytes, rope_level: int = 0) -> bytes:
 def page_hash(
     parent: bytes, token_ids: Iterable[int], images: Iterable[tuple[bytes, int]]
 ) -> bytes:
-    """The name of a full page's content.
+    """The hash of a full page's content.
 
-    Keys and values depend on every token before them and on the images behind the placeholders, so both are part
-    of the name; all pages have the same number of tokens, which makes the concatenation unambiguous.
+    Keys and values depend on all tokens before them and on the images of the placeholders, so both are hashed; all
+    pages have the same number of tokens, so the concatenation is unambiguous.
 
     Args:
-        parent: Hash of the page before, or the root.
+        parent: Hash of the previous page, or the root hash.
         token_ids: The ids in the page.
         images: (32 byte key, tokens from the image's start to the page's start) of every image in the page;
-            the distance is negative where the image begins inside the page.
+            the distance is negative if the image begins inside the page.
     """
     digest = blake2b(parent, digest_size=32)
     digest.update(array("q", token_ids).tobytes())
@@ -43,7 +43,7 @@ def page_hash(
 
 
 class BlockManager:
-    """Gives the pages of the KV cache to sequences and finds equal prefixes again."""
+    """Allocates the pages of the KV cache to sequences and finds equal prefixes."""
 
     def __init__(
         self, num_pages: int, page_size: int, *, enable_prefix_caching: bool = True
@@ -59,24 +59,24 @@ class BlockManager:
 
     @property
     def num_cached(self) -> int:
-        """Unreferenced pages whose content can be found again."""
+        """Number of unreferenced pages with reusable content."""
         return len(self._cached)
 
     @property
     def num_available(self) -> int:
-        """Pages that nobody holds."""
+        """Number of unreferenced pages."""
         return len(self._free) + len(self._cached)
 
     @property
     def num_used(self) -> int:
-        """Pages that some sequence holds."""
+        """Number of pages in use by sequences."""
         return self.num_pages - self.num_available
 
     def admit(self, sequence: Sequence, *, use_cache: bool = True) -> bool:
-        """Give the sequence pages for all its present tokens, or do nothing and return False.
+        """Allocate pages for all current tokens of the sequence, or do nothing and return False.
 
-        Pages found in the prefix cache are shared and count as computed. The last token is never taken
-        from the cache: somebody has to compute the logits of the next one.
+        Pages found in the prefix cache are shared and count as computed. The last token is never taken from the
+        cache, as its logits are needed to sample the next one.
         """
         hits = self._find_prefix(sequence) if use_cache and self.enable_prefix_caching else []
         fresh = self._pages_for(len(sequence)) - len(hits)
@@ -91,7 +91,7 @@ class BlockManager:
         return True
 
     def grow(self, sequence: Sequence) -> bool:
-        """Make sure that the sequence's newest token has a slot; False if no page is left."""
+        """Ensure a slot for the sequence's newest token; False if no page is left."""
         if len(sequence.pages) < self._pages_for(len(sequence)):
             if not self.num_available:
                 return False
@@ -99,7 +99,7 @@ class BlockManager:
         return True
 
     def publish(self, sequence: Sequence) -> None:
-        """Let others find the sequence's full pages; call it when their tokens are computed."""
+        """Add the sequence's full, computed pages to the prefix cache."""
         if not self.enable_prefix_caching:
             return
         num_full = sequence.num_computed_tokens // self.page_size
@@ -107,13 +107,13 @@ class BlockManager:
             name, page = self._hash(sequence, index), sequence.pages[index]
             if (
                 name not in self._page_by_hash
-            ):  # else an equal page was faster; this one stays private
+            ):  # else an equal page is cached; this one stays private
                 self._page_by_hash[name] = page
                 self._hash_by_page[page] = name
         sequence.num_published_pages = num_full
 
     def release(self, sequence: Sequence) -> None:
-        """Take all pages back. The last page is reused first: a prefix is worth more than its tail."""
+        """Free all pages of the sequence, the last page first: the start of a prefix is more reusable."""
         for page in reversed(sequence.pages):
             self._references[page] -= 1
             if self._references[page] == 0:
@@ -126,7 +126,7 @@ class BlockManager:
         sequence.num_published_pages = 0
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """The longest run of known pages from the sequence's start."""
+        """The longest run of cached pages from the sequence's start."""
         pages = []
         for index in range((len(sequence) - 1) // self.page_size):
             page = self._page_by_hash.get(self._hash(sequence, index))
@@ -136,7 +136,7 @@ class BlockManager:
         return pages
 
     def _hash(self, sequence: Sequence, index: int) -> bytes:
-        """Hash of the sequence's full page `index`; the chain before it is known or computed on the way."""
+        """Hash of the sequence's full page `index`; computes the chain before it if needed."""
         hashes = sequence.page_hashes
         while len(hashes) <= index:
             start = len(hashes) * self.page_size
@@ -157,7 +157,7 @@ class BlockManager:
         return hashes[index]
 
     def _take(self) -> int:
-        """An unreferenced page for one writer; what could still be found there is forgotten last."""
+        """An unreferenced page for one writer: a free one, else the oldest cached one."""
         if self._free:
             page = self._free.popleft()
         else:

@@ -1,4 +1,4 @@
-"""The engine: requests in, tokens out, one step at a time; and what happens to a request when a step fails."""
+"""The engine core: computes requests step by step, and handles failures of a step."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A step that was launched and not collected.
+    """A step that was launched but not collected.
 
     Attributes:
-        plan: What was scheduled.
-        broken: Keys of images that could not be encoded; their chunks were left out.
+        plan: The plan of the step.
+        broken: Keys of images that could not be encoded; their chunks were skipped.
         launched: The chunks in flight; None if there are none.
-        out_of_memory: The launch failed for want of memory, and nothing is in flight.
+        out_of_memory: The launch ran out of memory; nothing is in flight.
     """
 
     plan: Plan
@@ -70,7 +70,7 @@ class EngineCore:
     """A loaded model with its caches and its queue.
 
     Not thread-safe: one loop calls `add`, `abort` and `step` in turn. `step` is `launch` and `collect` of one plan;
-    the next plan must not be made in between, because it builds on what `collect` commits.
+    the next plan must not be made in between, because it depends on the results that `collect` commits.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -124,12 +124,12 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        """Whether any sequence has not ended."""
+        """Whether any sequence is unfinished."""
         return self._scheduler.has_work
 
     @property
     def stats(self) -> EngineStats:
-        """Counters at this moment. Prefix counters are prompt tokens, encoder counters are images."""
+        """The current counters. Prefix counters count prompt tokens, encoder counters count images."""
         blocks, scheduler, counters = self._blocks, self._scheduler, self._scheduler.counters
         return EngineStats(
             running=len(scheduler.running),
@@ -147,55 +147,57 @@ class EngineCore:
         )
 
     def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
-        """Queue all choices of a request, or none.
+        """Queue all choices of a request; if it is refused, none of them.
 
         Args:
-            request: What to compute.
-            pixels: RGB uint8 of its images. Held without a copy until the last choice has ended, because a
-                preempted sequence may have to be encoded again.
+            request: The request.
+            pixels: RGB uint8 of its images. Kept without a copy until the last choice has ended, because the images of
+                a preempted sequence may have to be encoded again.
 
         Raises:
-            InvalidArgumentError: The request contradicts itself or the model.
+            InvalidArgumentError: The request is inconsistent or does not match the model.
             ContextLengthError: The prompt leaves no room for an answer.
             ImageTooLargeError: An image has more tokens than the encoder cache.
-            RequestIdInUseError: A choice of a request with this id has not ended.
+            RequestIdInUseError: A request with this id is in flight.
         """
         view = memoryview(pixels).cast("B")
         self._check(request, view)
         if self._scheduler.of_request(request.request_id):
-            raise RequestIdInUseError("A request with this id is in flight.")
+            raise RequestIdInUseError(
+                f"request_id {request.request_id!r} is used by a request in flight; choose another one."
+            )
         level = self._rope.level(len(request.prompt_token_ids))
         sequences = [
             Sequence(request, choice_index, rope_level=level)
             for choice_index in range(request.num_choices)
         ]
-        for sequence in sequences:  # equal but for their index: the first is refused or none
+        for sequence in sequences:  # equal except for their index: only the first can be refused
             self._scheduler.add(sequence)
         self._runner.add(sequences, view)
 
     def abort(self, request_id: str, choice_index: int | None = None) -> None:
-        """End one choice of a request now, or (None) all; nothing more is said of them. Unknown ids are ignored."""
+        """End one choice of a request now, or (None) all, without further outputs. Unknown ids are ignored."""
         for sequence in self._scheduler.of_request(request_id):
             if choice_index in (None, sequence.choice_index):
                 self._end(sequence, FinishReason.ABORTED)
 
     def step(self) -> list[ChoiceOutput]:
-        """Compute one step and return what is new.
+        """Compute one step and return its outputs.
 
-        An error that belongs to one request ends that request with FinishReason.ERROR; any other error
-        is raised, and the engine must not be used again.
+        An error of one request ends that request with FinishReason.ERROR; any other error is raised, and then the
+        engine must not be used again.
         """
         plan = self._scheduler.schedule()
         return self.collect(self.launch(plan)) if plan.chunks else []
 
     def launch(self, plan: Plan) -> Ticket:
-        """Enqueue what a plan asks for: images first, then one forward pass with sampling.
+        """Enqueue the work of a plan: first the images, then one forward pass with sampling.
 
         Args:
-            plan: The scheduler's last; it has chunks.
+            plan: The last plan of the scheduler; it has chunks.
 
         Returns:
-            What `collect` takes. Where the device works by itself, nothing has been waited for.
+            The ticket for `collect`. On an asynchronous device, the results may not be computed yet.
         """
         self._steps += 1
         try:
@@ -208,9 +210,9 @@ class EngineCore:
         return Ticket(plan, broken, launched)
 
     def collect(self, ticket: Ticket) -> list[ChoiceOutput]:
-        """Wait for a step, commit its results and return what is new.
+        """Wait for a step, commit its results and return its outputs.
 
-        Tickets are collected once each, in the order of their launches.
+        Every ticket is collected once, in the order of launches.
         """
         if ticket.out_of_memory:
             return [self._relieve(ticket.plan)]
@@ -222,11 +224,11 @@ class EngineCore:
             )
         else:
             return self._settle(ticket, results)
-        # Behind the except clause, so that its traceback no longer holds the tensors of the step.
+        # Outside of the except clause, so that its traceback no longer references the tensors of the step.
         return [self._relieve(ticket.plan)]
 
     def _settle(self, ticket: Ticket, results: Iterable[ChunkResult]) -> list[ChoiceOutput]:
-        """Commit what was computed and end the sequences whose images are broken."""
+        """Commit the results and end the sequences with images that could not be encoded."""
         chunks = ticket.launched.chunks if ticket.launched else ()
         committed = (self._commit(*pair) for pair in zip(chunks, results, strict=True))
         outputs = [output for output in committed if output is not None]
@@ -238,17 +240,18 @@ class EngineCore:
         return outputs
 
     def _relieve(self, plan: Plan) -> ChoiceOutput:
-        """End the request scheduled last. Nothing was committed, so the others are planned again."""
+        """Free memory by ending the sequence scheduled last; the others are scheduled again."""
         self._encoder_cache.discard_unfilled()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         error = OutOfMemoryError(
-            "The device had no memory left for this request.", retry_after_s=1.0
+            "The device ran out of memory for this request; try again later, or send fewer or smaller images.",
+            retry_after_s=1.0,
         )
         return self._fail(plan.chunks[-1].sequence, error)
 
     def _encode(self, plan: Plan) -> set[bytes]:
-        """Encode the step's images; returns the keys of those that could not be."""
+        """Encode the step's images; returns the keys of those that could not be encoded."""
         if not plan.images or self._encodes(plan.images):
             return set()
         broken = {image[1].key for image in plan.images if not self._encodes([image])}
@@ -260,16 +263,16 @@ class EngineCore:
             self._runner.encode(images)
         except (torch.OutOfMemoryError, MemoryError):
             raise
-        except Exception:  # whatever an image does, it must not end the requests beside it
+        except Exception:  # a bad image must not end other requests
             ids = sorted({sequence.request.request_id for sequence, _ in images})
             logger.exception({"message": "encoding images failed", "request_ids": ids})
             return False
         return True
 
     def _commit(self, chunk: Chunk, result: ChunkResult) -> ChoiceOutput | None:
-        """Take over a result; returns what is new for the caller, if anything is."""
+        """Commit the result of a chunk; returns its output, if any."""
         sequence = chunk.sequence
-        num_cached_tokens = _untold_cached_tokens(sequence)
+        num_cached_tokens = _unreported_cached_tokens(sequence)
         reason = self._scheduler.commit(chunk, result.token_id)
         sequence.num_prompt_logprobs += len(result.prompt_logprobs)
         if reason is not None:
@@ -289,23 +292,27 @@ class EngineCore:
         return ChoiceOutput(
             request_id=sequence.request.request_id,
             choice_index=sequence.choice_index,
-            num_cached_tokens=_untold_cached_tokens(sequence),
+            num_cached_tokens=_unreported_cached_tokens(sequence),
             finish_reason=reason,
             failure=failure,
         )
 
     def _check(self, request: EngineRequest, pixels: memoryview) -> None:
-        """Refuse what would hurt the requests of others: an index out of bounds ends the whole process."""
+        """Refuse requests that would fail the whole process, such as by an index out of bounds."""
         sampling = request.sampling
         biased = [token_id for token_id, _ in sampling.logit_bias]
         ends = (*sampling.eos_token_ids, *sampling.stop_token_ids)
         if request.num_choices < 1:
-            raise InvalidArgumentError("A request needs at least 1 choice.")
+            raise InvalidArgumentError(
+                f"num_choices is {request.num_choices}, but must be at least 1."
+            )
         if not request.prompt_token_ids:
-            raise InvalidArgumentError("The prompt is empty.")
+            raise InvalidArgumentError("The prompt is empty, but at least one token is required.")
         used = (*request.prompt_token_ids, *biased, *ends)
         if min(used) < 0 or max(used) >= self._vocab_size:
-            raise InvalidArgumentError("A token id is outside the model's vocabulary.")
+            raise InvalidArgumentError(
+                f"Token ids must be 0 to {self._vocab_size - 1}, but the request has {min(used)} to {max(used)}."
+            )
         end = 0
         for image in request.images:
             fits = (
@@ -313,12 +320,14 @@ class EngineCore:
                 and image.start + image.num_tokens <= len(request.prompt_token_ids)
                 and image.pixel_offset + image.pixel_bytes <= len(pixels)
             )
-            if not fits or not self._is_whole(image):
-                raise InvalidArgumentError("An image does not fit its place in the prompt.")
+            if not fits or not self._is_consistent(image):
+                raise InvalidArgumentError(
+                    "The size or the position of an image does not match the prompt."
+                )
             end = image.start + image.num_tokens
 
-    def _is_whole(self, image: ImageSpan) -> bool:
-        """Whether size, grid and number of tokens of an image belong together."""
+    def _is_consistent(self, image: ImageSpan) -> bool:
+        """Whether size, grid and number of tokens of an image are consistent."""
         policy = self._image_policy
         step, patch = policy.pixel_step, policy.patch_size
         times = -(-image.frames // policy.temporal_patch_size)
@@ -331,7 +340,7 @@ class EngineCore:
 
 
 def _output(sequence: Sequence, result: ChunkResult, num_cached_tokens: int | None) -> ChoiceOutput:
-    """What a committed result tells the caller."""
+    """The output for a committed result."""
     return ChoiceOutput(
         request_id=sequence.request.request_id,
         choice_index=sequence.choice_index,
@@ -344,7 +353,7 @@ def _output(sequence: Sequence, result: ChunkResult, num_cached_tokens: int | No
 
 
 def _last(plan: Plan) -> str:
-    """The request that ends where a step runs out of memory."""
+    """The request that ends if a step runs out of memory."""
     return plan.chunks[-1].sequence.request.request_id
 
 
@@ -354,7 +363,7 @@ def _needs(chunk: Chunk, keys: AbstractSet[bytes]) -> bool:
     return any(image.key in keys for image in images)
 
 
-def _untold_cached_tokens(sequence: Sequence) -> int | None:
+def _unreported_cached_tokens(sequence: Sequence) -> int | None:
     """The number of cached tokens for the first output of a sequence; None for the later ones."""
-    told = sequence.num_answer_tokens > 0 or sequence.num_prompt_logprobs > 0
-    return None if told else sequence.num_cached_tokens
+    reported = sequence.num_answer_tokens > 0 or sequence.num_prompt_logprobs > 0
+    return None if reported else sequence.num_cached_tokens

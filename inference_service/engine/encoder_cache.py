@@ -1,7 +1,7 @@
-"""Image embeddings by key, under a budget of tokens.
+"""Caches image embeddings by key, within a budget of tokens.
 
-An image is reserved when the scheduler decides to encode it, filled when the runner has done so, pinned while
-a running sequence still needs it, and evicted least recently used first.
+An image is reserved when the scheduler decides to encode it, filled by the runner, pinned while a running sequence
+needs it, and evicted in least-recently-used order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _Entry(Generic[T]):
 
 
 class EncoderCache(Generic[T]):
-    """Least-recently-used cache with pins."""
+    """A least-recently-used cache with pins."""
 
     def __init__(self, capacity_tokens: int) -> None:
         self.capacity_tokens = capacity_tokens
@@ -37,7 +37,7 @@ class EncoderCache(Generic[T]):
         return len(self._entries)
 
     def reserve(self, key: bytes, num_tokens: int) -> bool:
-        """Make room for an image that is not here; False if pinned ones leave too little."""
+        """Reserve space for an image that is not cached; False if pinned images leave too little."""
         pinned = sum(entry.num_tokens for entry in self._entries.values() if entry.owners)
         if pinned + num_tokens > self.capacity_tokens:
             return False
@@ -55,12 +55,12 @@ class EncoderCache(Generic[T]):
         self._entries[key].value = value
 
     def get(self, key: bytes) -> T | None:
-        """Embeddings of an image; None while it is only reserved or not here."""
+        """The embeddings of an image; None if it is only reserved or not cached."""
         entry = self._entries.get(key)
         return None if entry is None else entry.value
 
     def pin(self, key: bytes, owner: Hashable) -> bool:
-        """Keep the image until `owner` unpins it; tells whether the pin is new."""
+        """Keep the image until `owner` unpins it; returns whether the pin is new."""
         entry = self._entries[key]
         if owner in entry.owners:
             return False
@@ -69,13 +69,13 @@ class EncoderCache(Generic[T]):
         return True
 
     def unpin(self, key: bytes, owner: Hashable) -> None:
-        """The owner needs the image no more. Without effect if it holds no pin."""
+        """Remove the owner's pin, if any."""
         entry = self._entries.get(key)
         if entry is not None:
             entry.owners.discard(owner)
 
     def discard_unfilled(self) -> None:
-        """Forget reservations that were not kept because encoding failed."""
+        """Remove reservations that were not filled because encoding failed."""
         for key in [key for key, entry in self._entries.items() if entry.value is None]:
             self._discard(key)
 

@@ -1,4 +1,4 @@
-"""Packs the new tokens of a step's sequences into one batch, in buffers that persist."""
+"""Packs the new tokens of a step's sequences into one batch, in persistent buffers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class SequenceInput:
     """The n new tokens of one sequence.
 
     Attributes:
-        token_ids: n ids.
+        token_ids: The n ids.
         positions: [3, n] int64: position on the time, height and width axis.
-        start: Tokens of the sequence that are in the cache already.
-        pages: Its KV pages in order, with room for start + n tokens.
-        rope_level: Which rotary frequencies its keys have.
+        start: Number of tokens of the sequence that are already in the cache.
+        pages: Its KV pages in order, for start + n tokens or more.
+        rope_level: Level of its rotary frequencies.
     """
 
     token_ids: Seq[int]
@@ -39,12 +39,12 @@ class SequenceInput:
 
 
 class InputBuffers:
-    """Memory for the inputs of one step, allocated once, so that a step's tensors always have the same addresses.
+    """Buffers for the inputs of one step, allocated once, so that the tensors of all steps have the same addresses.
 
-    A step fills numpy views on the host, from which slices are copied to the device without waiting; on a CPU both
-    are the same memory. What `pack` and `rows` return is valid until the next call of `pack` on the same buffers,
-    which must wait until the step that was packed before has been collected. To launch a step before the last one is
-    collected, use two `InputBuffers` in turn.
+    A step fills numpy views on the host, from which slices are copied to the device asynchronously; on a CPU both are
+    the same memory. The results of `pack` and `rows` are valid until the next call of `pack` on the same buffers, which
+    must wait until the previous step has been collected. To launch a step before that, alternate between two
+    `InputBuffers`.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class InputBuffers:
         """Allocates about `8 * (6 * max_tokens + max_seqs) + 4 * max_seqs * (max_pages + 2)` bytes.
 
         Args:
-            max_tokens: Most new tokens of a step.
-            max_seqs: Most sequences of a step.
-            max_pages: Most KV pages of a sequence.
+            max_tokens: Maximum number of new tokens of a step.
+            max_seqs: Maximum number of sequences of a step.
+            max_pages: Maximum number of KV pages of a sequence.
             page_size: Tokens in a page.
-            device: Where batches go.
+            device: Device of the batches.
             with_rope_levels: Whether the model's rotary frequencies depend on the level of a sequence.
         """
         self._page_size = page_size
@@ -86,12 +86,12 @@ class InputBuffers:
         image_rows: Seq[int] = (),
         image_embeddings: Seq[Tensor] = (),
     ) -> ForwardBatch:
-        """Make one batch of the sequences, in their order.
+        """Pack the sequences into one batch, in order.
 
         Args:
             inputs: At least one sequence, each with at least one token.
-            image_rows: Rows of the batch that are image tokens, distinct.
-            image_embeddings: Parts of embeddings for these rows, [rows of the part, hidden * (1 + D)] each.
+            image_rows: Distinct rows of the batch that are image tokens.
+            image_embeddings: Embeddings for these rows in parts, each [rows of the part, hidden * (1 + D)].
         """
         lengths = [len(sequence.token_ids) for sequence in inputs]
         num_tokens = sum(lengths)
@@ -112,7 +112,7 @@ class InputBuffers:
         )
 
     def rows(self, rows: Seq[int]) -> Tensor:
-        """[R] int64 on the device: rows of the batch that are sampled, at most one for each sequence."""
+        """Copy the rows of the batch to be sampled, at most one per sequence, to the device: [R] int64."""
         return self._rows.fill(rows)
 
     def _pack_attention(self, inputs: Seq[SequenceInput], lengths: Seq[int]) -> AttentionMetadata:
@@ -146,10 +146,10 @@ class InputBuffers:
 
 
 class _Buffer(Generic[Scalar]):
-    """Integers on the host (pinned, where that helps) and on the device; on a CPU they are the same memory.
+    """Integers on the host (pinned for CUDA) and on the device; on a CPU they are the same memory.
 
     Attributes:
-        host: All of it as numpy sees it.
+        host: The buffer on the host as a numpy array.
     """
 
     def __init__(self, size: int, dtype: type[Scalar], device: torch.device) -> None:
@@ -161,12 +161,12 @@ class _Buffer(Generic[Scalar]):
         self.host: npt.NDArray[Scalar] = self._source.numpy()
 
     def upload(self, count: int) -> Tensor:
-        """The first `count` numbers on the device; the copy is only enqueued."""
+        """Copy the first `count` integers to the device, asynchronously."""
         if self._target is not self._source:
             self._target[:count].copy_(self._source[:count], non_blocking=True)
         return self._target[:count]
 
     def fill(self, values: Seq[int]) -> Tensor:
-        """Put numbers at the beginning and take them to the device."""
+        """Write integers to the beginning of the buffer and copy them to the device."""
         self.host[: len(values)] = values
         return self.upload(len(values))

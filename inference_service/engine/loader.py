@@ -1,4 +1,4 @@
-"""Fills a model with the weights of a checkpoint, whose files must hold exactly the tensors of the name tables."""
+"""Loads the weights of a checkpoint, which must have exactly the tensors that its family lists."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def load_model(
     device: torch.device,
     placement: Placement | None = None,
 ) -> VisionLanguageModel:
-    """Reads a checkpoint.
+    """Loads a model.
 
     Args:
         model_dir: Directory with config.json and weights.
-        dtype: Dtype that weights are converted to.
-        device: Where they go.
-        placement: Where the layers go instead.
+        dtype: Dtype to which weights are converted.
+        device: Device of the weights.
+        placement: Devices of the layers instead; None = all on `device`.
 
     Raises:
-        SpecError: The configuration cannot be served.
+        SpecError: The configuration is not supported.
         LoadError: A tensor is missing, unexpected, of the wrong shape, or stored in an unsupported dtype.
     """
     spec = load_spec(model_dir)
@@ -55,13 +55,13 @@ def load_model(
 
 
 def _ops_for(device: torch.device, placement: Placement | None, dtype: torch.dtype) -> Ops:
-    """The operations of a model; where its layers are on several kinds of devices, those that run on all."""
+    """The operations of a model; the reference if its layers are on several kinds of devices."""
     kinds = {torch.device(name).type for name in placement.devices} if placement else {device.type}
     return choose_ops(device, dtype) if len(kinds) == 1 else REFERENCE
 
 
 def _check(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
-    """Compares names, shapes and dtypes, from the headers only."""
+    """Checks names, shapes and dtypes, from the headers only."""
     expected = {entry.name: entry.shape for entry in tensor_table(spec)}
     if spec.decoder.tie_word_embeddings and LM_HEAD in stored:
         expected[LM_HEAD] = expected[EMBEDDING]
@@ -91,8 +91,10 @@ def _fill(model: VisionLanguageModel, stored: Mapping[str, StoredTensor]) -> Non
         unfilled[entry.parameter] -= rows
     left = [name for name, rows in unfilled.items() if rows]
     if left:
-        raise AssertionError(f"the name tables leave parameters unset: {left}")
+        raise AssertionError(f"the tensor table leaves parameters unset: {left}")
     if model.spec.decoder.tie_word_embeddings and LM_HEAD in stored:
         head = stored[LM_HEAD].read()
         if not torch.equal(head, stored[EMBEDDING].read()):
-            raise LoadError(f"{LM_HEAD} differs from {EMBEDDING}, to which config.json ties it")
+            raise LoadError(
+                f"{LM_HEAD} differs from {EMBEDDING}, but config.json sets tie_word_embeddings"
+            )

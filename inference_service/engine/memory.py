@@ -1,4 +1,4 @@
-"""Where the model lives and how large its KV cache may be; what `auto` means for device and dtype."""
+"""Chooses devices, dtype, placement of the layers, and the size of the KV cache."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from inference_service.models.vision_language import VisionLanguageModel
 
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
-_PLENTY = 2**50
+_UNLIMITED_BYTES = 2**50
 
 
 def resolve_devices(name: str) -> tuple[torch.device, ...]:
-    """The devices meant by `auto`, `cpu`, `cuda`, `cuda:N` or `cuda:N,cuda:M`; auto = the first GPU if there is one.
+    """Resolves `auto`, `cpu`, `cuda`, `cuda:N` or `cuda:N,cuda:M`; auto = the first GPU, else the CPU.
 
     Raises:
-        ValueError: A GPU is named twice, or there is no such GPU; the text is for the operator.
+        ValueError: A GPU is listed twice or does not exist; the message is for the operator.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     names = ["cuda:0" if part == "cuda" else part for part in name.split(",")]
     gpus = [part for part in names if part != "cpu"]
     if len(set(gpus)) < len(gpus):
-        raise ValueError(f"device names a GPU twice: {name}")
+        raise ValueError(f"device lists a GPU twice: {name}")
     devices = tuple(map(torch.device, names))
     count = torch.cuda.device_count()
     for device in devices:
         if device.type == "cuda" and (device.index or 0) >= count:
             raise ValueError(
-                f"there is no {device}: torch sees {count} GPUs (CUDA_VISIBLE_DEVICES counts)"
+                f"device {device} does not exist: torch finds {count} GPUs (check CUDA_VISIBLE_DEVICES)"
             )
     return devices
 
@@ -53,7 +53,7 @@ def resolve_devices(name: str) -> tuple[torch.device, ...]:
 def plan_placement(
     config: EngineConfig, spec: ModelSpec, devices: Sequence[torch.device], dtype: torch.dtype
 ) -> Placement | None:
-    """Where the layers go; None = all of the model is on the one device.
+    """Assigns the layers to devices; None = the whole model is on one device.
 
     Raises:
         ValueError: The devices are too small for the model.
@@ -74,14 +74,14 @@ def plan_placement(
 
 
 def _room(config: EngineConfig, device: torch.device) -> int:
-    """What weights and cache may take of a device."""
+    """Bytes of a device for weights and caches."""
     if device.type != "cuda":
-        return _PLENTY
+        return _UNLIMITED_BYTES
     return _permitted_bytes(config, device) - STEP_RESERVE_BYTES
 
 
 def _permitted_bytes(config: EngineConfig, device: torch.device) -> int:
-    """What is left of the permitted share of a GPU."""
+    """Free bytes of a GPU within `gpu_memory_utilization`."""
     free, total = torch.cuda.mem_get_info(device)
     return usable_bytes(total, total - free, config.gpu_memory_utilization)
 
@@ -91,7 +91,7 @@ def _encoder_cache_bytes(config: EngineConfig, spec: ModelSpec, dtype: torch.dty
 
 
 def _layer_page_bytes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype) -> int:
-    """What one layer keeps of one page."""
+    """Bytes of one page in one layer."""
     token_bytes = kv_bytes_per_token(spec, dtype.itemsize)
     return config.page_size * token_bytes // spec.decoder.num_layers
 
@@ -103,10 +103,10 @@ def resolve_dtype(name: str, checkpoint_dtype: str, device: torch.device) -> tor
 
 
 def resolve_max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
-    """The context window wished for, before the size of the cache is known.
+    """The configured context window, not yet limited by the size of the cache.
 
     Raises:
-        ValueError: More than the model was trained for.
+        ValueError: It exceeds the model's context window.
     """
     if config.max_model_len is None:
         return spec.max_position_embeddings
@@ -119,10 +119,10 @@ def resolve_max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
 
 
 def count_kv_pages(config: EngineConfig, model: VisionLanguageModel) -> int:
-    """Pages of the KV cache: as configured, or as many as memory and use allow.
+    """Number of pages of the KV cache: as configured, or as many as fit into memory and can be used.
 
     Raises:
-        ValueError: There is no memory for a single page.
+        ValueError: The memory is too small for one page.
     """
     if config.num_kv_pages is not None:
         return config.num_kv_pages
@@ -130,13 +130,16 @@ def count_kv_pages(config: EngineConfig, model: VisionLanguageModel) -> int:
     free = _free_bytes(config, model)
     fitting = min(free[device] // (layers * page_bytes) for device, layers in _layers_on(model))
     if fitting < 1:
-        raise ValueError("no memory is left for the KV cache")
+        raise ValueError(
+            "no memory is left for the KV cache: increase --gpu-memory-utilization, or reduce --encoder-cache-tokens or"
+            " --max-num-batched-tokens"
+        )
     pages_per_sequence = -(-resolve_max_model_len(config, model.spec) // config.page_size)
     return min(fitting, config.max_num_seqs * pages_per_sequence)
 
 
 def _layers_on(model: VisionLanguageModel) -> list[tuple[torch.device, int]]:
-    """The devices that have layers, and how many."""
+    """The devices with layers, and their numbers of layers."""
     if model.placement is None:
         return [(model.device, model.spec.decoder.num_layers)]
     counts = Counter(model.placement.layer_devices)
@@ -144,7 +147,7 @@ def _layers_on(model: VisionLanguageModel) -> list[tuple[torch.device, int]]:
 
 
 def _free_bytes(config: EngineConfig, model: VisionLanguageModel) -> dict[torch.device, int]:
-    """What each device has for the cache."""
+    """Bytes for the cache on each device."""
     devices = [model.device, *(device for device, _ in _layers_on(model))]
     gpus = [device for device in dict.fromkeys(devices) if device.type == "cuda"]
     measured = _free_bytes_on_gpus(config, model, gpus) if gpus else {}
@@ -154,7 +157,7 @@ def _free_bytes(config: EngineConfig, model: VisionLanguageModel) -> dict[torch.
 def _free_bytes_on_gpus(
     config: EngineConfig, model: VisionLanguageModel, gpus: Sequence[torch.device]
 ) -> dict[torch.device, int]:
-    """What is left of the permitted shares after weights, the largest step and the encoder cache."""
+    """Bytes for the cache after weights, the largest step and the encoder cache."""
     held = {}
     for device in gpus:
         torch.cuda.synchronize(device)
@@ -174,14 +177,14 @@ def _free_bytes_on_gpus(
 
 @torch.inference_mode()
 def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
-    """The most memory that one step takes: a full image or video, a full batch, a full set of logits."""
+    """Runs a step of maximum size: a full image or video, a full batch, a full set of logits."""
     policy, num_tokens = model.spec.image_policy, config.max_num_batched_tokens
     largest_media = largest_media_tokens(model.spec, num_tokens, config.encoder_cache_tokens)
     side = policy.square_side or policy.pixel_step * math.isqrt(largest_media)
     patches = side // policy.patch_size
     grid = (1, patches, patches)
     pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8)
-    # Where all images are of one size, a step takes several to have as many tokens.
+    # If all images have the same size, a step takes several of them for the same number of tokens.
     count = max(1, num_tokens // policy.tokens_of(grid)) if policy.square_side else 1
     model.encode_images([pixels] * count, [grid] * count)
 

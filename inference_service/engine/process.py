@@ -2,11 +2,10 @@
 
 Started by `engine_client.child` as `python -m inference_service.engine.process`; it does not outlive the front.
 
-Two threads. A reader takes commands off the socket as they come, so that an abort applies before the next step
-and the front can always send. The loop steps the core and sends with a blocking `sendall`: the front's event loop
-always drains the socket into memory, and a front that does not (because it is stopped) is a reason to wait, not to
-buffer without bound; no deadlock is possible, since the reader never waits for the loop. A writer thread would add
-a queue and a bound and gain nothing.
+It has two threads. The reader receives commands as they arrive, so that an abort applies before the next step and the
+front can always send. The loop runs the core and sends with a blocking `sendall`: the front's event loop always drains
+the socket, and if it does not (because it is stopped), the engine waits instead of buffering without bound. There is
+no deadlock, since the reader never waits for the loop.
 """
 
 from __future__ import annotations
@@ -49,29 +48,29 @@ logger = logging.getLogger("inference_service.engine.process")  # also where thi
 
 
 class Core(Protocol):
-    """What the loop needs of `engine.core.EngineCore`; tests put a fake one here."""
+    """The interface of `engine.core.EngineCore` for the loop; tests use a fake."""
 
     @property
     def ready(self) -> EngineReady:
-        """What was loaded."""
+        """The loaded engine."""
 
     @property
     def stats(self) -> EngineStats:
-        """Counters of now."""
+        """The current counters."""
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` would do anything."""
+        """Whether any choice is unfinished."""
 
     def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
-        """Queues all choices of a request, or none.
+        """Queues all choices of a request; if it is refused, none of them.
 
         Raises:
             ServiceError: This request cannot run.
         """
 
     def abort(self, request_id: str, choice_index: int | None = None) -> None:
-        """Drops one choice of a request, or (None) all, and frees what they hold; unknown ids are ignored."""
+        """Drops one choice of a request, or (None) all, and frees their memory; unknown ids are ignored."""
 
     def step(self) -> list[ChoiceOutput]:
         """Computes one batch."""
@@ -81,17 +80,17 @@ CoreFactory = Callable[[EngineConfig], Core]
 
 
 class Inbox(Protocol):
-    """Where the loop finds its commands."""
+    """The source of commands for the loop."""
 
     def take(self, timeout_s: float) -> Iterator[tuple[wire.Command, memoryview]]:
-        """Yields all commands that are there; waits up to `timeout_s` for the first one."""
+        """Yields all pending commands; waits up to `timeout_s` for the first one."""
 
 
 class EngineLoop:
-    """Applies commands, steps the core and sends outputs, one turn at a time.
+    """The engine loop: applies commands, steps the core and sends outputs, one turn at a time.
 
-    Whatever the core does, the front reads exactly one finish for every choice of every request it added: the loop
-    keeps the live ones, finishes aborted choices itself and drops what the core still says about them.
+    The front always gets exactly one finish for every choice of every request that it added: the loop tracks
+    unfinished choices, finishes aborted ones itself and drops later outputs of the core for them.
     """
 
     def __init__(self, core: Core, inbox: Inbox, send: Callable[[wire.Event], None]) -> None:
@@ -103,10 +102,10 @@ class EngineLoop:
         self._last_heartbeat = 0.0
 
     def turn(self) -> None:
-        """Drains the commands, makes one step if there is work, sends outputs and, when it is time, a heartbeat.
+        """Applies commands, runs one step if there is work, sends outputs and, when due, a heartbeat.
 
-        An exception of `Core.step` is not caught: the state of the core is unknown then, and the front starts a
-        fresh process.
+        Exceptions of `Core.step` are not caught: the state of the core is then unknown, and the front starts a new
+        process.
         """
         outputs: list[ChoiceOutput] = []
         for command, pixels in self._inbox.take(0.0 if self._core.has_work else HEARTBEAT_S):
@@ -121,7 +120,7 @@ class EngineLoop:
             self._send(wire.Heartbeat(self._core.stats, self._turns))
 
     def _apply(self, command: wire.Command, pixels: memoryview) -> list[ChoiceOutput]:
-        """Gives a command to the core and returns the outputs that it makes at once."""
+        """Applies a command to the core and returns its immediate outputs."""
         match command:
             case wire.Add(request=request):
                 self._live[request.request_id] = set(range(request.num_choices))
@@ -137,7 +136,7 @@ class EngineLoop:
         except ServiceError as error:
             failure = EngineFailure.of(error)
         except Exception:
-            # A request that trips a defect must not take the others with it.
+            # A defect with one request must not end the others.
             logger.exception(
                 {"message": "a request could not be added", "request_id": request.request_id}
             )
@@ -151,7 +150,7 @@ class EngineLoop:
         ]
 
     def _abort(self, request_id: str, choice_index: int | None) -> list[ChoiceOutput]:
-        """Choices that ended while the abort was on its way are left alone."""
+        """Aborts unfinished choices; those that have finished in the meantime are ignored."""
         live = sorted(self._live.get(request_id, ()))
         ended = [index for index in live if choice_index in (None, index)]
         for index in ended:
@@ -164,7 +163,7 @@ class EngineLoop:
         ]
 
     def _publish(self, outputs: list[ChoiceOutput]) -> bool:
-        """Sends the outputs of live choices and tells whether one of them ended."""
+        """Sends the outputs of unfinished choices; returns whether one of them finished."""
         batch: list[ChoiceOutput] = []
         finished = False
         for output in outputs:
@@ -183,7 +182,7 @@ class EngineLoop:
         return finished
 
     def _publish_singly(self, batch: list[ChoiceOutput]) -> None:
-        """Sends a batch that is too long for one frame; a single output that is too long fails its choice."""
+        """Sends the outputs of a batch that exceeds one frame; an output that exceeds it alone fails its choice."""
         for output in batch:
             try:
                 self._send(wire.Outputs((output,)))
@@ -197,7 +196,7 @@ class EngineLoop:
                 self._send(wire.Outputs((failed,)))
 
     def _forget(self, output: ChoiceOutput) -> None:
-        """The choice of this output has ended."""
+        """Removes the choice of this output from the unfinished ones."""
         live = self._live.get(output.request_id, set())
         live.discard(output.choice_index)
         if not live:
@@ -225,7 +224,7 @@ class SocketInbox:
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
     def take(self, timeout_s: float | None) -> Iterator[tuple[wire.Command, memoryview]]:
-        """Yields all commands that are there; waits up to `timeout_s` (None = for ever) for the first one."""
+        """Yields all pending commands; waits up to `timeout_s` (None = for ever) for the first one."""
         try:
             if timeout_s == 0.0:
                 yield self._queue.get_nowait()
@@ -252,10 +251,10 @@ class SocketInbox:
         except ConnectionResetError:
             pass
         except Exception:
-            logger.exception("the stream of commands is broken")
+            logger.exception("reading commands failed")
             os._exit(1)
-        # The front is gone or wants us gone: nothing is worth finishing, and nothing needs to be cleaned up. Leaving
-        # from here works in the middle of a step too.
+        # The front has ended or closed the connection: nothing needs to be finished or cleaned up. Exiting from this
+        # thread also works in the middle of a step.
         os._exit(0)
 
 
@@ -263,12 +262,12 @@ def _pixels_of(command: wire.Command, fds: deque[int]) -> memoryview:
     if not isinstance(command, wire.Add) or command.pixel_bytes == 0:
         return memoryview(b"")
     if not fds:
-        raise wire.WireError("pixels were announced but no memfd came")
+        raise wire.WireError("pixels were announced, but no memfd was received")
     return wire.map_pixels(fds.popleft(), command.pixel_bytes)
 
 
 def load_core(config: EngineConfig) -> Core:
-    """Loads the model. Only here torch is imported."""
+    """Loads the model; imports torch."""
     from inference_service.engine.core import EngineCore  # noqa: PLC0415 - seconds and gigabytes
 
     return EngineCore(config)
@@ -278,8 +277,8 @@ def serve(fd: int, core_factory: CoreFactory = load_core) -> int:
     """Serves the front at the other end of the socket `fd` until it closes it.
 
     Returns:
-        Exit status: 1 = the model could not be loaded. While requests are served the process ends by other ways:
-        the reader thread leaves when the front is gone, an exception of the core propagates.
+        Exit status: 1 = the model could not be loaded. After loading, this does not return: the reader thread exits the
+        process when the front has ended, and exceptions of the core propagate.
     """
     sock = socket.socket(fileno=fd)
     inbox = SocketInbox(sock)
@@ -293,7 +292,7 @@ def serve(fd: int, core_factory: CoreFactory = load_core) -> int:
     try:
         core = core_factory(start.config)
     except Exception as error:
-        # What is the operator's to mend is a ValueError whose text says how: no traceback.
+        # Errors that the operator can correct are ValueErrors with a clear message: no traceback.
         logger.exception("the model cannot be loaded", exc_info=not isinstance(error, ValueError))
         send(wire.LoadFailed(f"{type(error).__name__}: {error}"))
         return 1
@@ -304,16 +303,16 @@ def serve(fd: int, core_factory: CoreFactory = load_core) -> int:
 
 
 def die_with(parent: int) -> None:
-    """Ties the life of this process to the thread that started it, in `parent`. Linux only."""
+    """Ends this process when the thread in `parent` that started it ends. Linux only."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # it died before the call above
+    if os.getppid() != parent:  # the parent ended before the call above
         os._exit(0)
 
 
 def _raise_descriptor_limit() -> None:
-    """A mapped memfd holds a descriptor (CPython duplicates it): one for every request with images."""
+    """Raises the limit of open files: every request with images holds a descriptor (CPython duplicates it)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -325,7 +324,7 @@ def main(argv: Sequence[str] | None = None, core_factory: CoreFactory = load_cor
 
     Args:
         argv: Arguments without the program name; None = those of the process.
-        core_factory: Makes the core.
+        core_factory: Creates the core.
     """
     parser = argparse.ArgumentParser(prog="inference_service.engine.process")
     parser.add_argument("--fd", type=int, required=True, help="socket to the front")
@@ -334,8 +333,8 @@ def main(argv: Sequence[str] | None = None, core_factory: CoreFactory = load_cor
     parser.add_argument("--log-format", choices=get_args(LogFormat), default=None)
     args = parser.parse_args(argv)
     die_with(args.parent)
-    # The front decides when the engine ends: a Ctrl-C or SIGTERM to the whole process group must not cut off the
-    # requests that the front is draining.
+    # The front decides when the engine ends: Ctrl-C or SIGTERM for the whole process group must not interrupt requests
+    # that the front is draining.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.set_inheritable(args.fd, False)  # a compiler started by triton must not keep the socket open
@@ -347,8 +346,8 @@ def main(argv: Sequence[str] | None = None, core_factory: CoreFactory = load_cor
     except BrokenPipeError:
         return 0
     except Exception:
-        logger.exception("the engine cannot go on")
-        # Leave at once: teardown of a broken device context may hang, and until the socket closes the front waits.
+        logger.exception("the engine failed")
+        # Exit at once: cleaning up a broken device context may hang, and the front waits until the socket closes.
         os._exit(1)
 
 

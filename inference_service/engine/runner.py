@@ -1,7 +1,6 @@
-"""One step on the device: scheduled chunks in, sampled tokens out.
+"""Runs one step on the device: computes scheduled chunks and samples tokens.
 
-`launch` enqueues everything that a step computes, `collect` waits for its results; on a CPU all the work is done when
-`launch` returns.
+`launch` enqueues the work of a step, `collect` waits for its results; on a CPU, the work is done when `launch` returns.
 """
 
 from __future__ import annotations
@@ -31,17 +30,18 @@ from inference_service.models.vision_language import VisionLanguageModel
 
 
 PROMPT_LOGITS_ROWS = 256
-"""Rows of a prompt whose logits exist at one time: at a vocabulary of 150,000, 256 rows are 150 MB."""
+"""Maximum rows of prompt logits in memory at once: with a vocabulary of 150,000, 256 rows are 150 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """What came out of one chunk.
+    """The result of one chunk.
 
     Attributes:
         token_id: The next token, if the chunk samples one.
-        logprobs: Its log probabilities, if asked for.
-        prompt_logprobs: Of the prompt tokens that follow the chunk's tokens, if asked for and not reported yet.
+        logprobs: Its log probabilities, if requested.
+        prompt_logprobs: Log probabilities of the prompt tokens that follow the chunk's tokens, if requested and not yet
+            reported.
     """
 
     token_id: int | None = None
@@ -51,13 +51,13 @@ class ChunkResult:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A step in flight: results on the device, of which nothing has been read.
+    """A step in flight; its results on the device have not been read yet.
 
     Attributes:
-        chunks: What is computed.
-        token_ids: [R] int64: the next token of every chunk that samples, in their order; None if none does.
-        logprobs: Of those of the R tokens whose sequences ask for them.
-        prompt_logprobs: For every chunk that reports some, its index and their parts in order.
+        chunks: The chunks of the step.
+        token_ids: [R] int64: the next token of every chunk that samples, in order; None if none does.
+        logprobs: Log probabilities of those of the R tokens for which they are requested.
+        prompt_logprobs: Prompt log probabilities in parts, by index of the chunk.
     """
 
     chunks: Seq[Chunk]
@@ -68,9 +68,12 @@ class Launched:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """What a request's tokens do not say, for all its choices.
+    """The data of a request's prompt for all its choices.
 
-    Positions [3, prompt tokens], their offset behind the prompt, pixels.
+    Attributes:
+        positions: [3, prompt tokens].
+        delta: Offset of positions after the prompt.
+        pixels: RGB uint8 of all images.
     """
 
     positions: np.ndarray
@@ -79,7 +82,7 @@ class _Prompt:
 
 
 class ModelRunner:
-    """Runs the model over a paged cache."""
+    """Runs the model with a paged KV cache."""
 
     def __init__(
         self,
@@ -110,7 +113,7 @@ class ModelRunner:
         self._prompts: dict[SequenceId, _Prompt] = {}
 
     def add(self, sequences: Seq[Sequence], pixels: memoryview) -> None:
-        """Prepare the sequences of one request; `pixels` is held, not copied, until the last `remove`."""
+        """Prepare the sequences of one request; `pixels` is kept, not copied, until the last `remove`."""
         spec, request = self._model.spec, sequences[0].request
         positions, delta = family_of(spec).positions(
             len(request.prompt_token_ids), request.images, spec.image_policy.merge_size
@@ -131,14 +134,14 @@ class ModelRunner:
             [image.grid for _, image in images],
         )
         for (_, image), embedding in zip(images, embeddings, strict=True):
-            # A copy: `encode_images` returns views, each of which would keep all images of the pass alive.
+            # A copy: `encode_images` returns views, each of which would keep the memory of all images.
             self._encoder_cache.fill(image.key, embedding.clone())
 
     @torch.inference_mode()
     def launch(self, chunks: Seq[Chunk]) -> Launched:
         """Enqueue one forward pass over the chunks, and sampling where a chunk ends with its sequence.
 
-        The step launched before the last one must have been collected: its input buffers are filled again.
+        The step before the previous one must have been collected, as its input buffers are reused.
         """
         buffers = next(self._buffers)
         batch = self._pack(chunks, buffers)
@@ -157,7 +160,7 @@ class ModelRunner:
         return Launched(chunks, token_ids, logprobs, prompt_logprobs)
 
     def collect(self, launched: Launched) -> list[ChunkResult]:
-        """Wait for a step and read what came out of each of its chunks."""
+        """Wait for a step and read the results of its chunks."""
         token_ids = iter([] if launched.token_ids is None else launched.token_ids.tolist())
         logprobs = iter([] if launched.logprobs is None else launched.logprobs.read())
         results = []
@@ -187,7 +190,7 @@ class ModelRunner:
         return buffers.pack(inputs, *self._image_rows(chunks))
 
     def _positions(self, chunk: Chunk) -> np.ndarray:
-        """M-RoPE positions [3, tokens of the chunk]; behind the prompt all axes go on together."""
+        """M-RoPE positions [3, tokens of the chunk]; after the prompt they are equal on all axes."""
         prompt = self._prompts[chunk.sequence.sequence_id]
         known = prompt.positions[:, chunk.start : chunk.end]
         first = chunk.start + known.shape[1]
@@ -198,7 +201,7 @@ class ModelRunner:
         return np.concatenate([known, further], axis=1) if known.shape[1] else further
 
     def _image_rows(self, chunks: Seq[Chunk]) -> tuple[list[int], list[Tensor]]:
-        """Rows of the batch that are image tokens, and the parts of the embeddings that belong there."""
+        """Rows of the batch that are image tokens, and their embeddings."""
         rows: list[int] = []
         embeddings: list[Tensor] = []
         base = 0
@@ -222,7 +225,7 @@ class ModelRunner:
     def _sample(
         self, logits: Tensor, sequences: Seq[Sequence]
     ) -> tuple[Tensor, LogprobTensors | None]:
-        """The next token of each row of logits and, where asked for, log probabilities."""
+        """The next token of each row of logits and, where requested, log probabilities."""
         rows = [
             SamplingRow(
                 sequence.sampling,
@@ -241,7 +244,7 @@ class ModelRunner:
         return token_ids, token_logprobs(logits[places], token_ids[places], num_top)
 
     def _prompt_logprobs(self, hidden: Tensor, chunk: Chunk) -> list[LogprobTensors]:
-        """Of the prompt tokens behind each row of the chunk, leaving out those reported before a preemption."""
+        """Log probabilities of the prompt token after each row, without those reported before a preemption."""
         sequence = chunk.sequence
         first = max(chunk.start, sequence.num_prompt_logprobs)
         last = min(chunk.end, sequence.num_prompt_tokens - 1)

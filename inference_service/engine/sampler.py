@@ -1,4 +1,4 @@
-"""From logits to the next tokens and their log probabilities, on the device, for a whole batch at once.
+"""Samples the next tokens of a batch from logits, on the device, and computes log probabilities.
 
 Order (as vLLM's sampler): logit bias, end tokens masked by `min_tokens`, repetition, frequency and presence penalty,
 temperature, min-p, top-k, top-p, choice. A row's result depends on that row alone, never on the batch around it:
@@ -19,17 +19,17 @@ from inference_service.engine_protocol.messages import SamplingParams, TokenLogp
 
 
 MIN_TEMPERATURE = 1e-5
-"""Below this a row is greedy: dividing by less only overflows (vLLM's limit)."""
+"""A row with a lower temperature is greedy, as the division would overflow (vLLM's limit)."""
 
 _MASK_64 = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
-    """What the sampler knows of one sequence.
+    """The sampler's input for one sequence.
 
     Attributes:
-        params: How its token is chosen.
+        params: Sampling parameters.
         prompt: Ids of the prompt.
         answer: Ids of the answer so far.
         choice_index: Index of the answer among those of its request.
@@ -42,12 +42,12 @@ class SamplingRow:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
+        """Whether the most likely token is chosen."""
         return self.params.temperature < MIN_TEMPERATURE
 
     @property
     def banned(self) -> tuple[int, ...]:
-        """End tokens that are impossible yet."""
+        """End tokens that are excluded until `min_tokens` is reached."""
         params = self.params
         if len(self.answer) >= params.min_tokens:
             return ()
@@ -56,7 +56,7 @@ class SamplingRow:
 
     @property
     def is_penalised(self) -> bool:
-        """Whether tokens seen before count."""
+        """Whether any penalty for previous tokens applies."""
         params = self.params
         return (
             params.repetition_penalty != 1.0
@@ -72,10 +72,10 @@ class LogprobTensors:
     Attributes:
         token_ids: [R] int64.
         logprobs: [R] float32, natural logarithm.
-        ranks: [R] int64, 1 = the likeliest.
-        top_ids: [R, K] int64: the likeliest tokens, likeliest first.
+        ranks: [R] int64, 1 = the most likely.
+        top_ids: [R, K] int64: the most likely tokens, in descending order.
         top_logprobs: [R, K] float32.
-        num_top: How many of the K each row asks for; more than K means all.
+        num_top: How many of the K are requested for each row; more than K means all.
     """
 
     token_ids: Tensor
@@ -86,7 +86,7 @@ class LogprobTensors:
     num_top: Sequence[int]
 
     def read(self) -> list[TokenLogprobs]:
-        """Wait for the device and make R results."""
+        """Wait for the device and return R results."""
         return [
             TokenLogprobs(
                 token_id=token_id,
@@ -110,7 +110,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """Choose one token per row.
 
     Args:
-        logits: [R, V] float32, as the model made them; not changed.
+        logits: [R, V] float32 from the model; not changed.
         rows: R rows.
 
     Returns:
@@ -121,7 +121,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     greedy = logits.argmax(dim=-1)
     if all(row.is_greedy for row in rows):
         return greedy
-    # Greedy rows go along with temperature 1 and a single candidate, and are left out at the end.
+    # Greedy rows are computed too, with temperature 1 and a single candidate, and are replaced at the end.
     temperatures = [1.0 if row.is_greedy else row.params.temperature for row in rows]
     logits = logits / _column(temperatures, logits)
     kept = logits >= _minimum_logits(logits, rows)
@@ -132,12 +132,12 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: Sequence[int]) -> LogprobTensors:
-    """Log probabilities of chosen tokens and of the likeliest ones; nothing waits for the device.
+    """Log probabilities of chosen tokens and of the most likely ones; does not wait for the device.
 
     Args:
-        logits: [R, V] float32, as the model made them.
+        logits: [R, V] float32 from the model.
         token_ids: [R] int64: the chosen ids.
-        num_top: Likeliest tokens wanted for each row, 0 or more.
+        num_top: Number of most likely tokens requested for each row, 0 or more.
     """
     logprobs = logits.log_softmax(dim=-1)
     chosen = logprobs.gather(-1, token_ids.unsqueeze(-1))
@@ -147,10 +147,10 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: Sequence[int]) ->
 
 
 def gumbel_noise(keys: Sequence[tuple[int, int, int]], rows: Tensor, token_ids: Tensor) -> Tensor:
-    """Gumbel noise, a function of (seed, choice, position) and the token id alone.
+    """Gumbel noise that depends only on (seed, choice, position) and the token id.
 
-    Adding it to logits and taking the greatest draws from their softmax (Gumbel-max). The triple makes a 64-bit key;
-    its halves lead the token ids through two rounds of Wellons' `lowbias32`.
+    Adding it to logits and taking the maximum samples from their softmax (Gumbel-max). The triple is hashed to a 64-bit
+    key; its halves are mixed with the token ids in two rounds of Wellons' `lowbias32`.
 
     Args:
         keys: (seed, choice, position) of each row of the batch.
@@ -167,14 +167,14 @@ def gumbel_noise(keys: Sequence[tuple[int, int, int]], rows: Tensor, token_ids: 
     _lowbias32_(bits)
     bits ^= high[rows]
     _lowbias32_(bits)
-    # 31 bits to u in (0, 1). Small u, the ones that win, keep their resolution; 1 itself would be infinite noise.
+    # 31 bits to u in (0, 1). Small u, which win, keep their resolution; u = 1 would be infinite noise.
     minus_u = (bits & 0x7FFFFFFF).float().add_(0.5).mul_(-(2.0**-31)).clamp_(min=-1 + 2.0**-24)
     return minus_u.log1p_().neg_().log_().neg_()
 
 
 def _noise_where(kept: Tensor, keys: Sequence[tuple[int, int, int]]) -> Tensor:
     """Noise for the tokens that are kept, minus infinity for the others: [R, V] float32."""
-    # Filters mostly keep a few of 150,000 tokens. Counting them would make a GPU wait, so it computes all.
+    # Filters usually keep few of 150,000 tokens. Counting them would synchronise a GPU, so it computes all.
     if kept.device.type == "cpu" and 4 * kept.count_nonzero() < kept.numel():
         rows, token_ids = kept.nonzero(as_tuple=True)
         noise = torch.full(kept.shape, -math.inf)
@@ -205,7 +205,7 @@ def _apply_bias_and_bans(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 
 
 def _apply_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """Counted from the token lists in every step: state would have to survive preemption and aborts."""
+    """Counts tokens anew in every step: counts kept as state would have to survive preemption and aborts."""
     places: list[int] = []
     token_ids: list[int] = []
     counts: list[int] = []
@@ -237,9 +237,9 @@ def _apply_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 
 
 def _minimum_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """The minimum logit [R, 1] that each row's min-p, top-k and top-p let through."""
-    greatest = logits.amax(dim=-1, keepdim=True)
-    minimum = greatest + _column([_log_min_p(row) for row in rows], logits)
+    """The minimum logit [R, 1] of each row that passes min-p, top-k and top-p."""
+    maximum = logits.amax(dim=-1, keepdim=True)
+    minimum = maximum + _column([_log_min_p(row) for row in rows], logits)
     vocab_size = logits.shape[-1]
     sorted_rows = [
         index
@@ -251,21 +251,21 @@ def _minimum_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     params = [rows[index].params for index in sorted_rows]
     top_k = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
     places = torch.tensor(sorted_rows, device=logits.device)
-    # The likeliest first; nobody needs to look behind the greatest top_k.
+    # In descending order, as many as the largest top_k needs.
     values = logits[places].topk(max(top_k), dim=-1).values
     ranks = torch.arange(values.shape[-1], device=logits.device)
     kept = (values >= minimum[places]) & (ranks < _column(top_k, logits))
     weights = torch.where(kept, (values - values[:, :1]).exp(), 0.0).double()
     mass = weights.cumsum(dim=-1)
     top_p = _column([p.top_p for p in params], logits).double()
-    # A token stays if those before it have not reached top_p; 1 is off, whatever the rounding of the sums.
+    # A token stays if those before it have not reached top_p; 1 is off, regardless of rounding.
     kept &= (mass - weights < top_p * mass[:, -1:]) | (top_p >= 1)
     kept[:, 0] = True
     return minimum.index_copy(0, places, values.masked_fill(~kept, math.inf).amin(-1, keepdim=True))
 
 
 def _log_min_p(row: SamplingRow) -> float:
-    """How far below the greatest logit a token may be; nothing for a greedy row."""
+    """The minimum logit relative to the maximum; 0 for a greedy row."""
     if row.is_greedy:
         return 0.0
     return math.log(row.params.min_p) if row.params.min_p > 0 else -math.inf
@@ -276,7 +276,7 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def _mix_key(key: tuple[int, int, int]) -> int:
-    """64 bits from (seed, choice, position): SplitMix64, absorbing one number after the other."""
+    """Hashes (seed, choice, position) to 64 bits with SplitMix64."""
     state = 0
     for number in key:
         state = (state + number + 0x9E3779B97F4A7C15) & _MASK_64
@@ -287,12 +287,12 @@ def _mix_key(key: tuple[int, int, int]) -> int:
 
 
 def _int32(bits: int) -> int:
-    """The low 32 bits, read as a signed number."""
+    """The low 32 bits as a signed integer."""
     return ((bits & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
 
 
 def _lowbias32_(bits: Tensor) -> None:
-    """Chris Wellons' 32-bit integer hash, in place on int32, whose products wrap; the shifts fill with zeros."""
+    """Chris Wellons' 32-bit integer hash, in place on int32 with wrapping products; shifts fill with zeros."""
     bits ^= (bits >> 16).bitwise_and_(0xFFFF)
     bits *= 0x7FEB352D
     bits ^= (bits >> 15).bitwise_and_(0x1FFFF)

@@ -1,9 +1,9 @@
-"""Which tokens of which sequences are computed in the next step.
+"""Schedules the next step: which tokens of which sequences are computed.
 
-First come, first served. A step takes decodes first, then chunks of prompts that are under way, then new sequences.
-A sequence is admitted when there are pages for all its present tokens, so only the growth of answers can run out of
-pages; then the newest running sequence is preempted: it loses its pages, keeps its answer so far, and is computed
-again from the front. The oldest can always go on, because `add` refuses what would not fit alone; so everything ends.
+First come, first served. A step takes decodes first, then chunks of prompts in progress, then new sequences. A sequence
+is admitted when there are pages for all its current tokens, so only growing answers can run out of pages. Then the
+newest running sequence is preempted: it loses its pages, keeps its answer so far, and is recomputed from the start. The
+oldest sequence can always continue, because `add` refuses sequences that would not fit alone; so every sequence ends.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Chunk:
     """Tokens [start, end) of a sequence, to be computed in one step.
 
     Attributes:
-        sequence: Whose tokens.
-        start: Equals the sequence's computed tokens.
-        end: Behind the last token.
+        sequence: The sequence.
+        start: The number of computed tokens of the sequence.
+        end: Exclusive.
         samples: The chunk ends with the sequence's newest token, so the next one is sampled.
     """
 
@@ -42,13 +42,13 @@ class Chunk:
 
 @dataclass(slots=True)
 class Plan:
-    """One step.
+    """The plan of one step.
 
     Attributes:
-        tokens_left: Rest of the step's token budget.
-        encoder_tokens_left: Rest of the step's budget of image tokens.
-        chunks: What to compute; the sequence scheduled last is the last.
-        images: What to encode before, each key once, and the sequence that brings the pixels.
+        tokens_left: Remaining token budget of the step.
+        encoder_tokens_left: Remaining budget of image tokens to encode.
+        chunks: The chunks to compute; the newest sequence is last.
+        images: The images to encode first, each key once, with a sequence that has the pixels.
     """
 
     tokens_left: int
@@ -59,7 +59,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Counters:
-    """Sums since the start. Prefixes are counted in prompt tokens, the encoder in images."""
+    """Sums since the start. Prefix counters count prompt tokens, encoder counters count images."""
 
     prefix_queries: int = 0
     prefix_hits: int = 0
@@ -86,7 +86,7 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # in order of arrival, and all older than the waiting
+        self.running: list[Sequence] = []  # in order of arrival, all older than the waiting ones
         self.counters = Counters()
         self._blocks = blocks
         self._encoder_cache = encoder_cache
@@ -94,27 +94,29 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether any sequence has not ended."""
+        """Whether any sequence is unfinished."""
         return bool(self._sequences)
 
     def of_request(self, request_id: str) -> list[Sequence]:
-        """The sequences of a request that have not ended, in order of their choices."""
+        """The unfinished sequences of a request, in order of their choices."""
         return [s for s in self._sequences.values() if s.request.request_id == request_id]
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence.
 
         Raises:
-            RequestIdInUseError: A sequence with this id has not ended.
+            RequestIdInUseError: A sequence with this id is unfinished.
             ContextLengthError: The prompt leaves no room for an answer.
-            ImageTooLargeError: An image can never be in the encoder cache.
+            ImageTooLargeError: An image exceeds the encoder cache.
         """
         if sequence.sequence_id in self._sequences:
-            raise RequestIdInUseError("A request with this id is in flight.")
+            raise RequestIdInUseError(
+                f"request_id {sequence.request.request_id!r} is used by a request in flight; choose another one."
+            )
         if len(sequence) >= self.max_model_len:
             raise ContextLengthError(
-                f"The prompt has {len(sequence)} tokens, but the context window is"
-                f" {self.max_model_len} tokens, prompt and answer together.",
+                f"The prompt has {len(sequence)} tokens; the context window of {self.max_model_len} tokens leaves no"
+                " room for an answer.",
                 metadata={
                     "prompt_tokens": str(len(sequence)),
                     "max_context_tokens": str(self.max_model_len),
@@ -123,8 +125,8 @@ class Scheduler:
         for image in sequence.request.images:
             if image.num_tokens > self._encoder_cache.capacity_tokens:
                 raise ImageTooLargeError(
-                    f"An image takes {image.num_tokens} tokens, but the encoder takes"
-                    f" {self._encoder_cache.capacity_tokens} at most.",
+                    f"An image or video has {image.num_tokens} tokens, but at most"
+                    f" {self._encoder_cache.capacity_tokens} are allowed (--encoder-cache-tokens).",
                     metadata={
                         "tokens": str(image.num_tokens),
                         "max_tokens": str(self._encoder_cache.capacity_tokens),
@@ -134,22 +136,22 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def schedule(self) -> Plan:
-        """Decide the next step; the plan is empty if nothing can be done."""
+        """Plan the next step; the plan is empty if there is nothing to compute."""
         plan = Plan(self.max_num_batched_tokens, self.max_num_batched_tokens)
         preemptions = self.counters.preemptions
         self._schedule_decodes(plan)
         self._schedule_prefills(plan)
-        if self.counters.preemptions == preemptions:  # else the newcomer is the next victim
+        if self.counters.preemptions == preemptions:  # else a new sequence would be preempted next
             self._admit(plan)
         return plan
 
     def commit(self, chunk: Chunk, token_id: int | None = None) -> FinishReason | None:
-        """A chunk of the last plan is computed; take its next token, if it samples one.
+        """Mark a chunk of the last plan as computed and append its next token, if it samples one.
 
-        A chunk that is not committed is planned again.
+        A chunk that is not committed is scheduled again.
 
         Returns:
-            Why the sequence has ended with this token, or None.
+            The finish reason if the sequence ends with this token, else None.
         """
         sequence = chunk.sequence
         sequence.num_computed_tokens = chunk.end
@@ -166,7 +168,7 @@ class Scheduler:
         return reason
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """End a sequence, wherever it is; everything it holds is free at once."""
+        """End a running or waiting sequence and free its pages and images."""
         del self._sequences[sequence.sequence_id]
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self._release(sequence)
@@ -176,11 +178,11 @@ class Scheduler:
         for sequence in [sequence for sequence in self.running if sequence.is_decoding]:
             if not plan.tokens_left:
                 return
-            if not sequence.pages:  # preempted by an older one just now
+            if not sequence.pages:  # just preempted by an older one
                 return
             while not self._blocks.grow(sequence):
                 if self.running[-1] is sequence:
-                    return  # waits for a page that an older one gives back
+                    return  # waits until an older one frees a page
                 self._preempt(self.running[-1])
             self._add_chunk(plan, sequence, len(sequence))
 
@@ -192,7 +194,7 @@ class Scheduler:
     def _admit(self, plan: Plan) -> None:
         while self.waiting and plan.tokens_left and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
-            # Pages of the cache come without logits, so a prompt's own log probabilities need a computation.
+            # Cached pages have no logits, so prompt log probabilities require computing the prompt.
             if not self._blocks.admit(sequence, use_cache=not sequence.wants_prompt_logprobs):
                 return
             self.running.append(self.waiting.popleft())
@@ -203,22 +205,22 @@ class Scheduler:
             self._schedule_prefill(plan, sequence)
 
     def _schedule_prefill(self, plan: Plan, sequence: Sequence) -> None:
-        """As many of the sequence's tokens as budget and images allow, perhaps none."""
+        """Schedule as many of the sequence's tokens as budget and images allow, possibly none."""
         start = sequence.num_computed_tokens
         end = min(len(sequence), start + plan.tokens_left)
         for image in sequence.images_between(start, end):
-            if not self._secure(plan, sequence, image):
+            if not self._ensure_image(plan, sequence, image):
                 end = max(start, image.start)
                 break
         if end > start:
             self._add_chunk(plan, sequence, end)
 
-    def _secure(self, plan: Plan, sequence: Sequence, image: ImageSpan) -> bool:
-        """Pin an image in the encoder cache, encoding it in this step if it is not there."""
+    def _ensure_image(self, plan: Plan, sequence: Sequence, image: ImageSpan) -> bool:
+        """Pin an image in the encoder cache, scheduling it for encoding if it is not cached."""
         hit = image.key in self._encoder_cache
         if not hit:
             untouched = plan.encoder_tokens_left == self.max_num_batched_tokens
-            # One image may be larger than the budget of a step, or it would never be encoded.
+            # A single image may exceed the budget of a step, otherwise it would never be encoded.
             if image.num_tokens > plan.encoder_tokens_left and not untouched:
                 return False
             if not self._encoder_cache.reserve(image.key, image.num_tokens):

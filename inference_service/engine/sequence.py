@@ -1,6 +1,6 @@
-"""One sequence in the engine: its tokens, its pages and how far it is computed.
+"""One sequence in the engine: its tokens, its pages and its progress.
 
-The state that scheduler, block manager and runner share.
+Scheduler, block manager and runner share this state.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ SequenceId = tuple[str, int]
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One choice of a request on its way through the engine; equality is identity.
+    """One choice of a request in the engine; equality is identity.
 
     Attributes:
-        request: What was asked for; never changes.
-        choice_index: Which of the request's choices this is.
-        rope_level: Which rotary frequencies its keys have; of the prompt's length, whatever is computed again.
+        request: The request; never changes.
+        choice_index: Index among the request's choices.
+        rope_level: Level of its rotary frequencies; depends on the length of the prompt only.
         token_ids: Prompt, then answer.
-        num_computed_tokens: Tokens from the front whose keys and values are in the cache.
+        num_computed_tokens: Number of leading tokens with keys and values in the cache.
         pages: KV pages in order; page i holds tokens i*page_size and on.
-        page_hashes: Hash chain over the full pages, as far as it was needed.
-        num_published_pages: Pages from the front that were offered to the prefix cache.
-        num_cached_tokens: Prompt tokens that the first admission found in the prefix cache; None before it.
-        num_prompt_logprobs: Prompt positions whose log probabilities are reported already.
+        page_hashes: Hash chain over the full pages, as far as computed.
+        num_published_pages: Number of leading pages added to the prefix cache.
+        num_cached_tokens: Prompt tokens found in the prefix cache at the first admission; None before it.
+        num_prompt_logprobs: Number of prompt positions with reported log probabilities.
         finish_reason: Set once, at the end.
     """
 
@@ -62,32 +62,32 @@ class Sequence:
 
     @property
     def sampling(self) -> SamplingParams:
-        """How tokens are chosen."""
+        """The sampling parameters."""
         return self.request.sampling
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens before the answer."""
+        """Number of tokens of the prompt."""
         return len(self.request.prompt_token_ids)
 
     @property
     def num_answer_tokens(self) -> int:
-        """Tokens of the answer so far."""
+        """Number of tokens of the answer so far."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def is_decoding(self) -> bool:
-        """Whether only the newest token of the answer is left to compute."""
+        """Whether all tokens but the newest one of the answer are computed."""
         return self.num_computed_tokens == len(self) - 1 >= self.num_prompt_tokens
 
     @property
     def top_prompt_logprobs(self) -> int | None:
-        """Likeliest tokens to report for every prompt token; None = none, as for all choices but the first."""
+        """Number of most likely tokens per prompt token; None = not requested, and for choices after the first."""
         return self.sampling.prompt_logprobs if self.choice_index == 0 else None
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """Whether log probabilities of the prompt are asked for and not yet complete."""
+        """Whether log probabilities of the prompt are requested and not yet complete."""
         return (
             self.top_prompt_logprobs is not None
             and self.num_prompt_logprobs < self.num_prompt_tokens - 1
@@ -102,9 +102,9 @@ class Sequence:
         ]
 
     def reason_to_finish(self, max_model_len: int) -> FinishReason | None:
-        """Why the sequence ends with its newest token, or None if it goes on.
+        """The finish reason if the sequence ends with its newest token, else None.
 
-        An end token decides before a length, and the caller's own length before the context's.
+        An end token takes precedence over a length, and the request's length over that of the context.
         """
         token, sampling = self.token_ids[-1], self.sampling
         if token in sampling.eos_token_ids and not sampling.ignore_eos:

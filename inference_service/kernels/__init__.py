@@ -1,1 +1,1 @@
-"""The operations and layers that models are built of: each kernel beside its torch reference."""
+"""The operations and layers of models; each kernel stands next to its torch reference."""

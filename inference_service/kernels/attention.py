@@ -1,4 +1,4 @@
-"""Attention over a paged cache of keys and values: the layout of cache and batch, and the torch reference."""
+"""Attention with a paged KV cache: the layout of cache and batch, and the torch reference."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 MASKED_ROWS = 256
-"""Query rows that share a mask, when a prompt goes on: bounds the mask's memory at a long context."""
+"""Query rows per mask when a prompt is continued; limits the size of the mask with a long context."""
 
 HostInts = npt.NDArray[np.int32]
 
 
 @dataclass(slots=True)
 class AttentionMetadata:
-    """Where the T new tokens of a step's S sequences are in the cache.
+    """The places in the cache of the T new tokens of a step's S sequences.
 
-    Sequences lie one after the other in the batch. The tensors are views of buffers that a later step overwrites, so
-    they are valid for one step only. The integers are there a second time on the host, so that a kernel can be
-    launched, and the reference can loop, without waiting for the device.
+    Sequences are concatenated in the batch. The tensors are views of buffers that a later step overwrites, so they are
+    valid for one step only. Some integers are also on the host, so that a kernel can be launched, and the reference can
+    loop, without waiting for the device.
 
     Attributes:
         slot_mapping: [T] int64, on the device: page * page_size + offset at which each new token is written.
         page_table: [S, P] int32, on the device, rows may be strided: pages of each sequence in order, padded with 0.
         query_start: [S + 1] int32, on the device: rows `query_start[s]` up to `query_start[s + 1]` of the batch are
             sequence s; every sequence has at least one row.
-        context_lens: [S] int32, on the device: tokens of each sequence in the cache after this step, new ones
-            included.
+        context_lens: [S] int32, on the device: tokens of each sequence in the cache after this step, including
+            the new ones.
         host_query_start: `query_start` on the host.
         host_context_lens: `context_lens` on the host.
-        max_query_len: Most new tokens of a sequence.
-        max_context_len: Most tokens of a sequence in the cache.
+        max_query_len: Maximum number of new tokens of a sequence.
+        max_context_len: Maximum number of tokens of a sequence in the cache.
     """
 
     slot_mapping: torch.Tensor
@@ -48,7 +48,7 @@ class AttentionMetadata:
     max_context_len: int
 
     def to(self, device: torch.device) -> AttentionMetadata:
-        """The same for layers on another device."""
+        """A copy for layers on another device."""
         return AttentionMetadata(
             slot_mapping=self.slot_mapping.to(device),
             page_table=self.page_table.to(device),
@@ -103,16 +103,16 @@ def paged_attention(
     meta: AttentionMetadata,
     scale: float,
 ) -> torch.Tensor:
-    """Causal attention of every new token to its own sequence in the cache.
+    """Causal attention of every new token to its sequence in the cache.
 
-    The last query row of a sequence is its newest token. Sequences of any number of rows may be mixed; what
-    one sequence gets depends on the others only by rounding.
+    The last query row of a sequence is its newest token. Sequences of any number of rows may be mixed; the others
+    affect the result of a sequence only by rounding.
 
     Args:
         q: [T, Hq, D]; Hq is a multiple of Hkv.
         k_cache: [pages, page_size, Hkv, D], already holding the new tokens.
         v_cache: The same for values.
-        meta: Where the tokens are.
+        meta: The places of the tokens.
         scale: Factor of the scores.
 
     Returns:
@@ -120,7 +120,7 @@ def paged_attention(
     """
     out = torch.empty_like(q)
     page_size = k_cache.shape[1]
-    # Sequences with one new token go together with others of similar length: padding at most doubles the work.
+    # Sequences with one new token are batched with others of similar length: padding at most doubles the work.
     query_start: list[int] = meta.host_query_start.tolist()
     context_lens: list[int] = meta.host_context_lens.tolist()
     decoding: dict[int, list[int]] = defaultdict(list)
@@ -167,7 +167,7 @@ def _attend_prefill(
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
-    """Rows [n, Hq, D] to keys and values [c, Hkv, D]; no mask means that row i sees keys 0 to i."""
+    """Attention of rows [n, Hq, D] to keys and values [c, Hkv, D]; without mask, row i attends to keys 0 to i."""
     attended = scaled_dot_product_attention(
         q.transpose(0, 1).unsqueeze(0),
         k.transpose(0, 1).unsqueeze(0),
@@ -185,14 +185,14 @@ def _attend_decode(
 ) -> torch.Tensor:
     """One token of each of B sequences: q [B, Hq, D], k and v [B, padded, Hkv, D] -> [B, Hq, D].
 
-    `k` and `v` are copies, and changed behind each context.
-    The query heads that share a key head are the query rows of one attention: nothing is repeated.
+    Changes `k` and `v`, which are copies, after the end of each context. The query heads that share a key head are the
+    query rows of one attention, so that keys are not repeated.
     """
     batch, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[2]
     lengths = torch.tensor(contexts, device=q.device)
     valid = torch.arange(k.shape[1], device=q.device) < lengths[:, None]
-    # Slots behind a context may hold what another sequence left there: a NaN would come through the mask.
+    # Slots after a context may have values of another sequence: a NaN would pass the mask.
     shortest = min(contexts)
     for gathered in (k, v):
         gathered[:, shortest:].masked_fill_(~valid[:, shortest:, None, None], 0)

@@ -1,4 +1,4 @@
-"""The layers that decoder and vision towers are built of: linear maps in any weight form, embeddings, RMS norm."""
+"""The layers of decoder and vision towers: linear maps in any weight form, embeddings, RMS norm."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from inference_service.kernels.ops import REFERENCE, Ops
 
 
 def parameter(*shape: int) -> nn.Parameter:
-    """An unfilled parameter; nothing here is ever trained."""
+    """An uninitialised parameter without gradient."""
     return nn.Parameter(torch.empty(shape), requires_grad=False)
 
 
 class WeightForm(Protocol):
-    """The weight of a linear map in some form: dense, packed, quantised."""
+    """The weight of a linear map in any form: dense, packed, quantised."""
 
     @property
     def nbytes(self) -> int:
-        """Memory that it holds beside the parameters of modules."""
+        """Bytes that it holds in addition to the parameters of modules."""
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out] in the dtype of `x`, bias included."""
@@ -44,23 +44,23 @@ class Embedding(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class DenseWeight:
-    """The form of checkpoints: the parameters `weight` [out, in] and `bias` [out] or None of a module.
+    """The form in checkpoints: the parameters `weight` [out, in] and `bias` [out] or None of a module.
 
-    They are looked up in every call, because a module gets new ones when it goes to a device.
+    They are read from the module in every call, because moving it to a device replaces them.
     """
 
     module: Linear | Embedding
 
     @property
     def nbytes(self) -> int:
-        """None of its own."""
+        """0: the parameters belong to the module."""
         return 0
 
     @property
     def weight(self) -> torch.Tensor:
         """[out, in]."""
         weight = self.module.weight
-        assert weight is not None, "taken from a layer that holds another form"
+        assert weight is not None, "the layer holds its weight in another form"
         return weight
 
     @property
@@ -71,29 +71,29 @@ class DenseWeight:
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
         weight = self.module.weight
-        assert weight is not None, "taken from a layer that holds another form"
+        assert weight is not None, "the layer holds its weight in another form"
         return linear(x, weight, self.module.bias)
 
 
 class Linear(nn.Module):
-    """x -> x W^T + b, whatever form W and b are held in.
+    """x -> x W^T + b, for W and b in any form.
 
     A new layer is dense: checkpoints are loaded into its parameters `weight` [out, in] and `bias` [out].
 
     Attributes:
-        form: What multiplies.
+        form: The weight in its current form.
     """
 
     def __init__(
         self, inputs: int, outputs: int, *, bias: bool = True, tied_to: Embedding | None = None
     ) -> None:
-        """A dense layer.
+        """Creates a dense layer.
 
         Args:
-            inputs: Size of the last dimension of what comes in.
-            outputs: Size of the last dimension of what goes out.
-            bias: Whether something is added.
-            tied_to: The embedding that has the weight; there are no parameters of its own then, and no bias.
+            inputs: Size of the last dimension of the input.
+            outputs: Size of the last dimension of the output.
+            bias: Whether the layer has a bias.
+            tied_to: The embedding with the weight; the layer then has no parameters and no bias.
         """
         super().__init__()
         self.weight = None if tied_to else parameter(outputs, inputs)
@@ -101,7 +101,7 @@ class Linear(nn.Module):
         self.form: WeightForm = DenseWeight(tied_to or self)
 
     def hold(self, form: WeightForm) -> None:
-        """Replace the dense weight, whose memory is free then (that of an embedding stays)."""
+        """Replace the dense weight and free its memory (except that of an embedding)."""
         self.form = form
         self.weight = self.bias = None
 
@@ -111,11 +111,11 @@ class Linear(nn.Module):
 
 
 def convert_linears(model: nn.Module, convert: Callable[[DenseWeight], WeightForm]) -> None:
-    """Give every dense linear layer of a loaded model its weight in another form.
+    """Convert the weights of all dense linear layers of a loaded model to another form.
 
     Args:
         model: Changed in place.
-        convert: Makes the new form, or returns what it was given to leave a layer as it is.
+        convert: Returns the new form, or its argument to leave a layer unchanged.
     """
     for module in list(model.modules()):
         if isinstance(module, Linear) and isinstance(module.form, DenseWeight):

@@ -1,4 +1,4 @@
-"""The operations of a model as one value, whose implementations are chosen once, when the model is loaded."""
+"""The operations of a model, with implementations that are chosen once, when the model is loaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ApplyRope(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """One implementation of each operation; arguments and results are those of its torch reference.
+    """One implementation of each operation, with the arguments and results of its torch reference.
 
     Attributes:
         write_kv: `kernels.attention.write_kv`.
@@ -48,17 +48,17 @@ class Ops:
 
 
 REFERENCE = Ops()
-"""The torch reference of every operation: runs on every device in every dtype."""
+"""The torch reference of every operation, for all devices and dtypes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """An implementation that is better than the reference where it runs.
+    """An implementation that is faster than the reference on some device.
 
     Attributes:
         op: The field of `Ops` that it implements.
         device_type: `cpu` or `cuda`.
-        dtypes: Dtypes of activations that it takes.
+        dtypes: Supported dtypes of activations.
         run: The implementation.
     """
 
@@ -73,19 +73,19 @@ class Kernel:
 
 
 KERNELS: tuple[Kernel, ...] = ()
-"""All kernels, one line each; of several that fit, the last one is chosen."""
+"""All kernels; the last suitable one for an operation is chosen."""
 
 
 def choose_ops(
     device: torch.device, dtype: torch.dtype, kernels: Sequence[Kernel] = KERNELS
 ) -> Ops:
-    """The operations for a model.
+    """Chooses the operations for a model.
 
     Args:
-        device: Where the model computes.
+        device: The model's device.
         dtype: Dtype of its activations.
-        kernels: What there is beside the reference.
+        kernels: The available kernels.
     """
     fitting = (k for k in kernels if k.device_type == device.type and dtype in k.dtypes)
-    # mypy cannot know which field a kernel implements; its interpreter test compares it with the reference.
+    # mypy cannot check which field a kernel implements; its interpreter test compares it with the reference.
     return replace(REFERENCE, **{kernel.op: kernel.run for kernel in fitting})  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """RMS norm (arXiv 1910.07467), alone or with the addition before it: the torch reference.
 
-Statistics are float32 and the weight is applied in the dtype of the values, as the checkpoints were trained.
+Statistics are float32 and the weight is applied in the dtype of the values, as in training.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import torch
 
 
 def inverse_frequencies(dim: int, theta: float, device: torch.device) -> torch.Tensor:
-    """[dim / 2] float32: theta^(-2i / dim), computed on the CPU so that every device has the same."""
+    """[dim / 2] float32: theta^(-2i / dim), computed on the CPU so that it is the same for every device."""
     exponents = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
     return (1.0 / theta**exponents).to(device)
 
@@ -17,9 +17,9 @@ def mrope_cos_sin(
     """Cosines and sines of the angles of M-RoPE.
 
     Args:
-        positions: [A, T] int64, a position on each axis for every token.
-        frequencies: [F] float32, radians per position; or [T, F], for every token its own.
-        axes: [F] int64, the axis whose position turns each frequency.
+        positions: [A, T] int64, the position of every token on each axis.
+        frequencies: [F] float32, radians per position; or [T, F], different for every token.
+        axes: [F] int64, the axis of each frequency.
 
     Returns:
         Cosines and sines, [T, F] float32 each.
@@ -31,7 +31,7 @@ def mrope_cos_sin(
 def apply_rope(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, adjacent_pairs: bool = False
 ) -> torch.Tensor:
-    """Rotates the first 2F elements of every head of `x`, pair i by angle i; the others stay as they are.
+    """Rotates the first 2F elements of every head of `x`, pair i by angle i; the others are unchanged.
 
     Args:
         x: [T, heads, D], D at least 2F.

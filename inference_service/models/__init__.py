@@ -1,1 +1,1 @@
-"""Model families: what a checkpoint is (torch-free) and how it is computed (engine process only)."""
+"""The model that the engine runs: decoder, preprocessing, checkpoint files and placement on devices."""

@@ -11,23 +11,23 @@ from inference_service.kernels.attention import AttentionMetadata
 
 
 KVCache = torch.Tensor | Sequence[torch.Tensor]
-"""For each layer [2, pages, page_size, Hkv, D]: one tensor, or where layers are on several devices a list."""
+"""For each layer [2, pages, page_size, Hkv, D]: one tensor, or a list if layers are on several devices."""
 
 
 @dataclass(slots=True)
 class ForwardBatch:
-    """The new tokens of a step, the sequences one after the other; all tensors on the model's device.
+    """The new tokens of a step, with concatenated sequences; all tensors are on the model's device.
 
     The tensors may be views of buffers that a later step overwrites: they are valid for one step only.
 
     Attributes:
         token_ids: [T] int64.
         positions: [3, T] int64: position on the time, height and width axis.
-        attention: Where the tokens are in the KV cache.
-        image_rows: [M] int64, distinct: rows of the batch that are image tokens; None = no images.
-        image_embeddings: [M, hidden * (1 + D)] for these rows, as `encode_images` gives them, D = number of
-            deepstack levels; None = no images.
-        rope_levels: [T] int64: level of each token's sequence, where frequencies depend on it; None = 0.
+        attention: The places of the tokens in the KV cache.
+        image_rows: [M] int64: distinct rows of the batch that are image tokens; None = no images.
+        image_embeddings: [M, hidden * (1 + D)] for these rows, from `encode_images`, D = number of deepstack
+            levels; None = no images.
+        rope_levels: [T] int64: level of each token's sequence, if frequencies depend on it; None = 0.
     """
 
     token_ids: torch.Tensor

@@ -1,6 +1,6 @@
 """Finds and opens the weight files of a checkpoint: safetensors, or else the `.bin` shards of older releases.
 
-torch reads the latter with its restricted unpickler, which makes tensors and runs no code.
+torch reads the latter with its restricted unpickler, which creates tensors and runs no code.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ FORMATS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-"""(the one file, the index of several) of each form, the preferred first."""
+"""(single file, index of several files) of each format, the preferred one first."""
 
 
 class LoadError(ValueError):
-    """The weights do not fit the configuration, or are not in a form that is read; the message says which."""
+    """The weights are invalid, unsupported or do not match the configuration; the message says which."""
 
 
 class StoredTensor(Protocol):
@@ -32,11 +32,11 @@ class StoredTensor(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Without reading the values."""
+        """The shape, without reading the values."""
 
     @property
     def dtype(self) -> str:
-        """As torch spells it, without reading the values; another name if torch has none."""
+        """The dtype by torch's name, or the file's if torch has none, without reading the values."""
 
     def read(self) -> torch.Tensor:
         """The tensor, on the CPU."""
@@ -61,7 +61,7 @@ class _Sliced:
 
 
 class _Mapped:
-    """A tensor of a `.bin` file, whose pages the system reads when they are touched."""
+    """A tensor of a memory-mapped `.bin` file."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor = tensor
@@ -75,15 +75,15 @@ class _Mapped:
 def open_checkpoint(
     model_dir: Path, stack: ExitStack, current_name: Callable[[str], str]
 ) -> dict[str, StoredTensor]:
-    """The tensors of a model directory by the names of today.
+    """The tensors of a model directory by their current names.
 
     Args:
-        model_dir: Where the files are.
-        stack: Closes them.
-        current_name: From a stored name to the one of today.
+        model_dir: The directory.
+        stack: Closes the files.
+        current_name: Maps a stored name to the current one.
 
     Raises:
-        LoadError: There are no weights, a file cannot be read, or a tensor is there twice.
+        LoadError: There are no weights, a file cannot be read, or a tensor exists twice.
     """
     stored: dict[str, StoredTensor] = {}
     for path in _weight_files(model_dir):
@@ -91,7 +91,7 @@ def open_checkpoint(
         for name, tensor in opened(path, stack):
             current = current_name(name)
             if current in stored:
-                raise LoadError(f"{name} is there twice, in two files or under two names")
+                raise LoadError(f"{name} exists twice, in two files or under two names")
             stored[current] = tensor
     return stored
 
@@ -115,9 +115,11 @@ def _shards(index: Path, suffix: str) -> Iterator[Path]:
         raise LoadError(str(error)) from error
     for name in sorted(set(map(str, weight_map.values()))):
         if Path(name).name != name or not name.endswith(suffix):
-            raise LoadError(f"{index.name} names {name!r}, which is not a file beside it")
+            raise LoadError(
+                f"{index.name} lists {name!r}, which is not a file name in the same directory"
+            )
         if not (index.parent / name).is_file():
-            raise LoadError(f"{index.name} names {name}, which is missing")
+            raise LoadError(f"{index.name} lists {name}, which is missing")
         yield index.parent / name
 
 
@@ -126,16 +128,16 @@ def _open_safetensors(path: Path, stack: ExitStack) -> Iterator[tuple[str, Store
         file = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
     except (OSError, SafetensorError) as error:
         raise LoadError(f"{path.name} cannot be read as safetensors: {error}") from error
-    for name in file.keys():  # noqa: SIM118 - no mapping, only `keys`
+    for name in file.keys():  # noqa: SIM118 - not a mapping, it has only `keys`
         yield name, _Sliced(file, name)
 
 
 def _open_bin(path: Path, stack: ExitStack) -> Iterator[tuple[str, StoredTensor]]:
-    del stack  # the tensors hold the file
+    del stack  # the tensors keep the file open
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a broken or hostile file makes of the unpickler
-        raise LoadError(f"{path.name} cannot be read as tensors alone") from error
+    except Exception as error:  # the unpickler may raise anything for an invalid file
+        raise LoadError(f"{path.name} cannot be read as tensors only") from error
     tensors = state if isinstance(state, dict) else {}
     if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise LoadError(f"{path.name} is not a mapping of names to tensors")

@@ -1,4 +1,4 @@
-"""The decoder of all families over a paged KV cache; what differs between families are settings in `DecoderSpec`."""
+"""The decoder of all families, with a paged KV cache; families differ in the settings of `DecoderSpec`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from inference_service.models.batch import ForwardBatch, KVCache
 
 @dataclass(slots=True)
 class Rotation:
-    """What the positions of a step do to its queries and keys.
+    """The rotation of a step's queries and keys by their positions.
 
     Attributes:
         cos: [T, F] float32.
         sin: [T, F] float32.
-        query_scale: [T] float32, factor of the turned queries; None = 1.
+        query_scale: [T] float32, factor of the rotated queries; None = 1.
     """
 
     cos: torch.Tensor
@@ -31,7 +31,7 @@ class Rotation:
     query_scale: torch.Tensor | None
 
     def to(self, device: torch.device) -> Rotation:
-        """The same for layers on another device."""
+        """A copy for layers on another device."""
         scale = None if self.query_scale is None else self.query_scale.to(device)
         return Rotation(self.cos.to(device), self.sin.to(device), scale)
 
@@ -59,7 +59,7 @@ class Attention(nn.Module):
         layer_cache: torch.Tensor,
         meta: AttentionMetadata,
     ) -> torch.Tensor:
-        """From x [T, hidden] and layer_cache [2, pages, page_size, Hkv, D] to [T, hidden]; writes the cache."""
+        """[T, hidden] -> [T, hidden]; writes to `layer_cache` [2, pages, page_size, Hkv, D]."""
         heads = self.qkv_proj(x).view(x.shape[0], -1, self._head_dim)
         q, k, v = heads.split(self._heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
@@ -92,7 +92,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each behind a norm that also takes in what came before it."""
+    """Attention and MLP, each after a norm that also adds the previous output to the residual stream."""
 
     def __init__(self, spec: DecoderSpec, ops: Ops) -> None:
         super().__init__()
@@ -109,17 +109,17 @@ class Layer(nn.Module):
         layer_cache: torch.Tensor,
         meta: AttentionMetadata,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Computes one layer; `x` is what the layer before left to be added to the residual stream.
+        """Computes one layer; `x` is the previous layer's output, not yet added to the residual stream.
 
         Args:
             x: [T, hidden].
             residual: [T, hidden]; zeros in the first layer.
-            rotation: How the positions turn queries and keys.
+            rotation: The rotation of queries and keys.
             layer_cache: [2, pages, page_size, Hkv, D].
-            meta: Where the tokens are in the cache.
+            meta: The places of the tokens in the cache.
 
         Returns:
-            The same pair for the layer behind.
+            The same pair for the next layer.
         """
         x, residual = self.input_layernorm.add(x, residual)
         x = self.self_attn(x, rotation, layer_cache, meta)
@@ -131,7 +131,7 @@ class Decoder(nn.Module):
     """Token embedding, layers, final norm and output head.
 
     Attributes:
-        handovers: Layers before which a step goes on to another device; empty where all are on one.
+        handovers: Layers before which a step moves to another device; empty if all are on one.
     """
 
     def __init__(self, spec: DecoderSpec, ops: Ops = REFERENCE) -> None:
@@ -190,7 +190,7 @@ class Decoder(nn.Module):
         return Rotation(cos, sin, scale)
 
     def _rope_table(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Frequencies [levels, F] and their axes; no parameters, so that loading a model cannot leave them unset."""
+        """Frequencies [levels, F] and their axes; not parameters, so that they need not be loaded."""
         if self._rope is None:
             rope, dim = self.spec.rope, self.spec.rope.dim
             bases = [rope.theta]

@@ -1,4 +1,4 @@
-"""Which layers of the decoder live on which device, where one device is too small for a model. Torch-free."""
+"""Distributes the layers of the decoder over devices if one is too small for a model. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Contiguous ranges of layers on devices; everything that is not a layer lives on the first.
+    """Contiguous ranges of layers on devices; everything but the layers is on the first one.
 
     Attributes:
-        devices: As torch spells them.
-        layers: Layers on each device, in order; a device may have none.
+        devices: Names of the devices in torch.
+        layers: Number of layers on each device, in order; may be 0.
     """
 
     devices: tuple[str, ...]
@@ -26,7 +26,7 @@ class Placement:
 
     @property
     def first_layers(self) -> tuple[tuple[int, str], ...]:
-        """(layer, device) wherever a range begins."""
+        """(first layer, device) of every range."""
         starts = []
         begin = 0
         for device, count in zip(self.devices, self.layers, strict=True):
@@ -50,21 +50,21 @@ def place_layers(
     other_bytes: int,
     page_bytes: int,
 ) -> Placement:
-    """The placement that leaves room for the most pages of the KV cache.
+    """Finds the placement with the maximum number of pages of the KV cache.
 
-    Pages are as many on every device, for each layer keeps its own part of each page: the device with the least room
-    for each of its layers decides. Among equals, the first devices have the most layers.
+    Every layer keeps its part of each page, so all devices have the same number of pages: the device with the least
+    memory per layer limits it. Among equal placements, the first devices have the most layers.
 
     Args:
-        devices: As torch spells them.
-        room: Bytes that may be used on each.
+        devices: Names of the devices in torch.
+        room: Bytes available on each.
         num_layers: Layers of the decoder.
         layer_bytes: Weights of one layer.
-        other_bytes: What else lives on the first device.
-        page_bytes: What one layer keeps of one page.
+        other_bytes: Bytes of everything else, on the first device.
+        page_bytes: Bytes of one page in one layer.
 
     Raises:
-        ValueError: The devices have no room for the weights and one page; the text is for the operator.
+        ValueError: The devices are too small for the weights and one page; the message is for the operator.
     """
     free = [room[0] - other_bytes, *room[1:]]
 
@@ -74,9 +74,9 @@ def place_layers(
     if free[0] < 0 or sum(counts(1)) < num_layers:
         needed = other_bytes + num_layers * (layer_bytes + page_bytes)
         raise ValueError(
-            f"the model needs {needed:,} bytes on {', '.join(devices)}, the first of which takes"
-            f" {other_bytes:,}; there is room for {', '.join(f'{bytes_:,}' for bytes_ in room)}"
-            + ("; name the one with the most room first" if room[0] < max(room) else "")
+            f"the model needs {needed:,} bytes on {', '.join(devices)}, of which {other_bytes:,} on the first device;"
+            f" available: {', '.join(f'{bytes_:,}' for bytes_ in room)}"
+            + ("; list the device with the most memory first" if room[0] < max(room) else "")
         )
     fits, too_many = 1, 1 + max(room) // page_bytes
     while too_many - fits > 1:
@@ -87,7 +87,7 @@ def place_layers(
             too_many = middle
     layers = []
     left = num_layers
-    for most in counts(fits):
-        layers.append(min(most, left))
+    for maximum in counts(fits):
+        layers.append(min(maximum, left))
         left -= layers[-1]
     return Placement(devices=tuple(devices), layers=tuple(layers))

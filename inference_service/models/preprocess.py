@@ -1,6 +1,6 @@
-"""From RGB bytes of resized images and frames to the patches that a vision tower reads, on the engine's device.
+"""Converts RGB bytes of resized images and frames to the patches for a vision tower, on the engine's device.
 
-Bit-equal to `Qwen2VLImageProcessorPil` of transformers; the front has resized the images already.
+Bit-equal to `Qwen2VLImageProcessorPil` of transformers; the front has already resized the images.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from inference_service.model_spec import ImagePolicy
 class Patchifier:
     """Normalises images and cuts them into patches.
 
-    A byte has 256 values, so that normalisation is a table per channel: computed once, with the rounding of the
-    reference (scaled in float64, rounded to float32, then normalised in float32), it is exact on every device.
+    Normalisation uses a table of 256 values per channel, computed once with the rounding of the reference (scaled in
+    float64, rounded to float32, then normalised in float32), so that it is exact on every device.
     """
 
     def __init__(self, policy: ImagePolicy, device: torch.device) -> None:
@@ -29,11 +29,11 @@ class Patchifier:
 
         Args:
             pixels: [frames, H, W, 3] uint8 RGB, on any device; H and W are multiples of `policy.pixel_step`. An image
-                is one frame; where frames do not fill the last patches, the last one is repeated.
+                is one frame; the last frame is repeated to fill the last patches.
 
         Returns:
-            [times * H / patch * W / patch, 3 * temporal * patch * patch] float32. Patches go time by time; those that
-            become one token follow each other, tokens go row by row; within a patch: channel, frame, row, column.
+            [times * H / patch * W / patch, 3 * temporal * patch * patch] float32. Patches are
+            ordered by time, then by token (row by row), then within the token; values by channel, frame, row, column.
         """
         patch, merge = self._policy.patch_size, self._policy.merge_size
         depth = self._policy.temporal_patch_size

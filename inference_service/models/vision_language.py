@@ -1,6 +1,6 @@
-"""A vision-language model as the engine sees it: preprocessing, vision tower and decoder of one checkpoint.
+"""A vision-language model: preprocessing, vision tower and decoder of one checkpoint.
 
-Everything is to be called under `torch.inference_mode`.
+Call everything within `torch.inference_mode`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from inference_service.models.preprocess import Patchifier
 
 
 class VisionLanguageModel(nn.Module):
-    """Weights and arithmetic of one checkpoint.
+    """The model of one checkpoint.
 
     Attributes:
-        spec: What the checkpoint is.
-        placement: Where its layers are, if on several devices.
+        spec: The specification of the checkpoint.
+        placement: The devices of its layers; None = all on one.
     """
 
     def __init__(self, spec: ModelSpec, ops: Ops = REFERENCE) -> None:
@@ -38,11 +38,11 @@ class VisionLanguageModel(nn.Module):
         self._patchify: Patchifier | None = None
 
     def allocate(self, device: torch.device, placement: Placement | None) -> None:
-        """Gives the parameters memory, without values.
+        """Allocates the parameters, uninitialised.
 
         Args:
-            device: Where they go.
-            placement: Where the layers go instead.
+            device: Their device.
+            placement: Devices of the layers instead; None = all on `device`.
         """
         self.placement = placement
         if placement is None:
@@ -60,7 +60,7 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and where a step begins and ends."""
+        """The device of the weights; with several, the one where a step begins and ends."""
         return self.decoder.norm.weight.device
 
     @property
@@ -70,14 +70,14 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights in whatever form, a tied one counted once."""
+        """Bytes of all weights in their current form; tied weights count once."""
         forms = sum(module.form.nbytes for module in self.modules() if isinstance(module, Linear))
         return forms + sum(parameter.nbytes for parameter in self.parameters())
 
     def encode_images(
         self, pixels: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
     ) -> list[torch.Tensor]:
-        """Turns images and videos, at least one, into image tokens.
+        """Encodes images and videos, at least one, into image tokens.
 
         Args:
             pixels: For each [frames, H, W, 3] uint8 RGB, resized already, on any device.
@@ -85,7 +85,7 @@ class VisionLanguageModel(nn.Module):
 
         Returns:
             For each image [num_tokens, hidden * (1 + D)] in the model's dtype: the embedding first, then D
-            deepstack features. They may be views of one tensor: who keeps one beyond the step copies it.
+            deepstack features. They may be views of one tensor: copy those that are kept after the step.
         """
         if self._patchify is None:
             self._patchify = Patchifier(self.spec.image_policy, self.device)
@@ -96,7 +96,7 @@ class VisionLanguageModel(nn.Module):
             if tuple(image.shape) != (frames, grid[1] * side, grid[2] * side, 3) or (
                 -(-frames // depth) != grid[0]
             ):
-                raise ValueError(f"pixels {tuple(image.shape)} do not fit the grid {grid}")
+                raise ValueError(f"pixels {tuple(image.shape)} do not match the grid {grid}")
         patches = [self._patchify(image).to(self.dtype) for image in pixels]
         tokens: list[torch.Tensor] = self.visual(patches, grids)
         return tokens

@@ -1,6 +1,6 @@
-"""The contract: generated stubs of `qwenvl.inference.v1`, the error table and the typed clients.
+"""The API contract: generated stubs of `qwenvl.inference.v1`, the error table and the typed clients.
 
-The clients are imported when they are first used: the engine process shares this package and needs no gRPC.
+The clients are imported on first use, as the engine process also imports this package but does not need gRPC.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The calls of the inference service for asyncio, in protobuf messages: one channel, deadlines, retries.
+"""Calls the inference service from asyncio with protobuf messages: channel, deadlines, retries.
 
-`qwenvl.AsyncClient` is the same with Python values.
+`qwenvl.AsyncClient` does the same with Python values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qwenvl.rpc import DEFAULT_TIMEOUT_S, channel_options, read_error
 _PAUSE_S: Final = 0.1
 _SHORT_TIMEOUT_S: Final = 10.0
 _HEALTH_TIMEOUT_S: Final = 1.5
-# grpc.health.v1 in bytes, because its generated package is not among the client's needs:
+# grpc.health.v1 as bytes, because its generated package is not a dependency of the client:
 # HealthCheckRequest{service: "readiness"} and HealthCheckResponse{status: SERVING}.
 _READINESS_REQUEST: Final = b"\x0a\x09readiness"
 _SERVING_RESPONSE: Final = b"\x08\x01"
@@ -35,18 +35,18 @@ _Event_co = TypeVar("_Event_co", covariant=True)
 ChatEvent = chat_pb.StreamChatCompletionResponse
 CompletionEvent = completion_pb.StreamCompletionResponse
 Metadata = Sequence[tuple[str, str]]
-"""What travels beside a request: `authorization`, `x-request-id`, `traceparent`."""
+"""The metadata of a request: `authorization`, `x-request-id`, `traceparent`."""
 
 
 class Events(Protocol[_Event_co]):
-    """An answer piece by piece; the first event has been received already."""
+    """The events of a streamed answer; the first one has already been received."""
 
     def __aiter__(self) -> AsyncIterator[_Event_co]:
-        """Yields all events, the first included."""
+        """Yields all events, including the first one."""
         ...
 
     def cancel(self) -> None:
-        """Stops the work, if there is any left."""
+        """Cancels the call, if it is still running."""
         ...
 
 
@@ -73,9 +73,9 @@ class AsyncService:
     Args:
         target: `host:port` or a gRPC target such as `dns:///inference:50051`.
         credentials: For TLS; None = plaintext.
-        timeout_s: Deadline of a generation, in seconds, where a call names none.
-        retry_unavailable: As `qwenvl.rpc.channel_options`. Without it a call is repeated once, and only if another
-            replica may answer: right for a proxy, whose callers repeat requests themselves.
+        timeout_s: Default timeout of a generation, in seconds.
+        retry_unavailable: See `qwenvl.rpc.channel_options`. If False, a call is repeated once, and only if another
+            replica may answer, which suits a proxy with callers that retry themselves.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class AsyncService:
         metadata: Metadata = (),
         timeout_s: float | None = None,
     ) -> Events[ChatEvent]:
-        """Begins an answer; returns when its first event is here, so that a refusal is raised at once."""
+        """Starts a streamed answer; returns after its first event, so that errors of the request are raised here."""
         request = chat_pb.StreamChatCompletionRequest(spec=spec)
         return await self._begin(self._chat.StreamChatCompletion, request, metadata, timeout_s)
 
@@ -133,7 +133,7 @@ class AsyncService:
         metadata: Metadata = (),
         timeout_s: float | None = None,
     ) -> completion_pb.CreateCompletionResponse:
-        """Continues a prompt in one message."""
+        """Completes a prompt in one message."""
         request = completion_pb.CreateCompletionRequest(spec=spec)
         response: completion_pb.CreateCompletionResponse = await self._call(
             self._completions.CreateCompletion, request, metadata, timeout_s
@@ -147,7 +147,7 @@ class AsyncService:
         metadata: Metadata = (),
         timeout_s: float | None = None,
     ) -> Events[CompletionEvent]:
-        """Begins to continue a prompt; as `stream_chat`."""
+        """Starts a streamed text completion; as `stream_chat`."""
         request = completion_pb.StreamCompletionRequest(spec=spec)
         return await self._begin(self._completions.StreamCompletion, request, metadata, timeout_s)
 
@@ -158,7 +158,7 @@ class AsyncService:
         metadata: Metadata = (),
         timeout_s: float | None = None,
     ) -> usage_pb.Usage:
-        """Tells what the prompt of a conversation costs."""
+        """Counts the tokens of a conversation's prompt."""
         request = chat_pb.CountTokensRequest(spec=spec)
         response: chat_pb.CountTokensResponse = await self._call(
             self._chat.CountTokens, request, metadata, timeout_s
@@ -180,7 +180,7 @@ class AsyncService:
         return response.model
 
     async def ready(self) -> bool:
-        """Whether the service says that it can answer."""
+        """Whether the service reports that it is ready."""
         try:
             answer = await self._health(_READINESS_REQUEST, timeout=_HEALTH_TIMEOUT_S)
         except grpc.aio.AioRpcError:
@@ -218,7 +218,7 @@ class AsyncService:
                 grpc.StatusCode.INTERNAL,
                 grpc.aio.Metadata(),
                 grpc.aio.Metadata(),
-                details="the stream ended before it began",
+                details="the stream ended without an event",
             )
 
         return await self._repeated(call)
@@ -228,7 +228,7 @@ class AsyncService:
         return {"metadata": grpc.aio.Metadata(*metadata), "timeout": timeout_s}
 
     async def _repeated(self, call: Callable[[], Awaitable[_Response]]) -> _Response:
-        """Makes a call, and makes it again if another replica may answer and nothing was received."""
+        """Makes a call, and repeats it if another replica may answer and nothing was received."""
         for _ in range(self._tries - 1):
             try:
                 return await call()

@@ -18,7 +18,7 @@ from qwenvl.specs import Answer, Image, Question, answer_of, chat_spec, completi
 
 
 class AsyncClient:
-    """Asks one inference service; made and used in one event loop.
+    """A client of one inference service; create and use it in one event loop.
 
     Args:
         target: `host:port` or a gRPC target such as `dns:///inference:50051`.
@@ -70,7 +70,7 @@ class AsyncClient:
         grounding: bool = False,
         **sampling: Any,
     ) -> Answer:
-        """Gives a whole answer; cancelling the task ends the work. Arguments and errors as `Client.chat`."""
+        """Returns a complete answer; cancelling the task aborts it. Arguments and errors as `Client.chat`."""
         name = await self._model(model)
         spec = chat_spec(question, images, name, sampling, grounding=grounding)
         with _errors():
@@ -88,7 +88,7 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         **sampling: Any,
     ) -> Answer:
-        """Continues a prompt, without a chat template; arguments and errors as `Client.complete`."""
+        """Completes a prompt, without a chat template; arguments and errors as `Client.complete`."""
         spec = completion_spec(prompt, images, await self._model(model), sampling)
         with _errors():
             response = await self._service.create_completion(
@@ -105,7 +105,7 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         **sampling: Any,
     ) -> AsyncGenerator[str, None]:
-        """Gives an answer's text piece by piece; arguments and errors as `Client.chat`."""
+        """Yields the text of an answer piece by piece; arguments and errors as `Client.chat`."""
         events = self.events(question, images=images, model=model, timeout_s=timeout_s, **sampling)
         async with contextlib.aclosing(events):
             async for event in events:
@@ -122,7 +122,7 @@ class AsyncClient:
         grounding: bool = False,
         **sampling: Any,
     ) -> AsyncGenerator[ChatEvent, None]:
-        """Gives every event of a stream; arguments and errors as `Client.chat`. Closing it ends the answer."""
+        """Yields every event of a stream; arguments and errors as `Client.chat`. Closing it aborts the answer."""
         name = await self._model(model)
         spec = chat_spec(question, images, name, sampling, grounding=grounding)
         with _errors():
@@ -143,7 +143,7 @@ class AsyncClient:
         model: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> usage_pb.Usage:
-        """Tells what a question costs; arguments and errors as `Client.chat`."""
+        """Counts the prompt tokens of a question; arguments and errors as `Client.chat`."""
         spec = chat_spec(question, images, await self._model(model), {})
         with _errors():
             return await self._service.count_tokens(

@@ -25,9 +25,9 @@ class Error(Exception):
 
     Attributes:
         code: Status of the call.
-        message: What the service says.
+        message: Message of the service.
         reason: `ErrorInfo.reason`, a key of `qwenvl.errors.BY_REASON`; empty if the transport failed.
-        field: Path of the field that is wrong, or empty.
+        field: Path of the invalid field, or empty.
     """
 
     def __init__(self, code: grpc.StatusCode, message: str, reason: str, field: str) -> None:
@@ -45,7 +45,7 @@ class Error(Exception):
 
 
 class Client:
-    """Asks one inference service; may be shared by threads.
+    """A client of one inference service; threads may share it.
 
     Args:
         target: `host:port` or a gRPC target such as `dns:///inference:50051`.
@@ -105,14 +105,14 @@ class Client:
         grounding: bool = False,
         **sampling: Any,
     ) -> Answer:
-        """Gives a whole answer.
+        """Returns a complete answer.
 
         Args:
-            question: A question, or a whole conversation.
-            images: Images that stand before the question; only with a question as text.
+            question: A question, or a conversation.
+            images: Images to put before the question; only for a question as text.
             model: A served name; None = the service's canonical model.
             timeout_s: Deadline in seconds.
-            grounding: Read the boxes of the answer: `response.choices[0].groundings`.
+            grounding: Parse bounding boxes from the answer: `response.choices[0].groundings`.
             sampling: Fields of `SamplingOptions`: `temperature=0`, `max_tokens=100`, ...
 
         Raises:
@@ -131,11 +131,11 @@ class Client:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         **sampling: Any,
     ) -> Answer:
-        """Continues a prompt, without a chat template; further arguments and errors as `chat`.
+        """Completes a prompt, without a chat template; other arguments and errors as `chat`.
 
         Args:
-            prompt: Text as the model reads it, or token ids.
-            images: Images, in the order of their places in the prompt.
+            prompt: Text without a chat template, or token ids.
+            images: Images, in the order of their placeholders in the prompt.
             model: A served name.
             timeout_s: Deadline in seconds.
             sampling: Fields of `SamplingOptions`.
@@ -153,7 +153,7 @@ class Client:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         **sampling: Any,
     ) -> Iterator[str]:
-        """Gives an answer's text piece by piece; arguments and errors as `chat`."""
+        """Yields the text of an answer piece by piece; arguments and errors as `chat`."""
         events = self.events(question, images=images, model=model, timeout_s=timeout_s, **sampling)
         with contextlib.closing(events):
             for event in events:
@@ -170,7 +170,7 @@ class Client:
         grounding: bool = False,
         **sampling: Any,
     ) -> Generator[chat_pb.StreamChatCompletionResponse, None, None]:
-        """Gives every event of a stream; arguments and errors as `chat`. Closing it ends the answer."""
+        """Yields every event of a stream; arguments and errors as `chat`. Closing it aborts the answer."""
         spec = chat_spec(question, images, self._model(model), sampling, grounding=grounding)
         request = chat_pb.StreamChatCompletionRequest(spec=spec)
         call = self._chat.StreamChatCompletion(request, timeout=timeout_s, metadata=self._metadata)
@@ -189,7 +189,7 @@ class Client:
         model: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> usage_pb.Usage:
-        """Tells what a question costs; arguments and errors as `chat`."""
+        """Counts the prompt tokens of a question; arguments and errors as `chat`."""
         spec = chat_spec(question, images, self._model(model), {})
         request = chat_pb.CountTokensRequest(spec=spec)
         usage: usage_pb.Usage = self._call(self._chat.CountTokens, request, timeout_s).usage

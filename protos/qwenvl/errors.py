@@ -1,7 +1,7 @@
 """The one error table: reason <-> gRPC code <-> HTTP status and OpenAI error.
 
-It lists every reason that the service may put into `google.rpc.ErrorInfo.reason`. A reason decides first and the gRPC
-code second, because one code stands for several HTTP statuses (PERMISSION_DENIED is 400 for a refused URL and 403 for
+It lists every reason that the service may put into `google.rpc.ErrorInfo.reason`. The reason takes precedence over
+the gRPC code, because one code maps to several HTTP statuses (PERMISSION_DENIED is 400 for a refused URL and 403 for
 a refused key).
 """
 
@@ -19,7 +19,7 @@ DOMAIN: Final = "qwenvl.inference"
 
 @dataclass(frozen=True, slots=True)
 class ErrorMapping:
-    """What one reason means in each API.
+    """The representation of one reason in each API.
 
     Attributes:
         reason: UPPER_SNAKE_CASE name, at most 63 characters (AIP-193).
@@ -27,7 +27,7 @@ class ErrorMapping:
         http_status: Status of the REST response.
         openai_type: `error.type` of the OpenAI error body.
         openai_code: `error.code` of the OpenAI error body.
-        retry: Whether the same request may succeed later: sent as `retry-after`, its absence with 409 and 5xx as
+        retry: Whether the same request may succeed later: if so, sent as `retry-after`; if not, for 409 and 5xx as
             `x-should-retry: false`.
     """
 
@@ -88,7 +88,7 @@ _BY_CODE: Final = {
     _C.PERMISSION_DENIED: "PERMISSION_DENIED",
     _C.NOT_FOUND: "MODEL_NOT_FOUND",
     _C.ALREADY_EXISTS: "REQUEST_ID_IN_USE",
-    # Only the transport sends this code without a reason: the message was over the limit.
+    # Only the transport sends this code without a reason, if a message exceeds the limit.
     _C.RESOURCE_EXHAUSTED: "MESSAGE_TOO_LARGE",
     _C.CANCELLED: "ABORTED",
     _C.ABORTED: "ABORTED",
@@ -102,7 +102,7 @@ def mapping_for(code: grpc.StatusCode, reason: str | None = None) -> ErrorMappin
 
     Args:
         code: Status of the call.
-        reason: `ErrorInfo.reason`, or None where the transport made the error itself.
+        reason: `ErrorInfo.reason`, or None for an error of the transport.
     """
     if reason is not None and reason in BY_REASON:
         return BY_REASON[reason]

@@ -1,10 +1,10 @@
-"""How a settings class becomes command-line flags and `QWENVL_*` variables, in both programs alike.
+"""Turns a settings class into command-line flags and `QWENVL_*` variables, for both programs.
 
-Needs pydantic, which the extras `[adapter]` and `[inference]` install; nothing else in this package imports it.
+Requires pydantic, which the extras `[adapter]` and `[inference]` install; no other module of this package imports it.
 
-A field `max_num_seqs` is the flag `--max-num-seqs` and the variable `QWENVL_MAX_NUM_SEQS`; a flag wins over the
-variable. An alias (`AliasChoices`) is a second flag and a second variable. Lists are several words after the flag, and
-comma-separated in the variable. Where a setting may be absent, the word `none` says so.
+A field `max_num_seqs` is the flag `--max-num-seqs` and the variable `QWENVL_MAX_NUM_SEQS`; a flag takes precedence
+over the variable. An alias (`AliasChoices`) is a second flag and a second variable. Lists are several words after the
+flag, and comma-separated in the variable. `none` unsets an optional setting.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ENV_PREFIX = "QWENVL_"
 
 
 class FlagSettings(BaseModel):
-    """A settings model whose fields are command-line flags and environment variables."""
+    """A settings model with command-line flags and environment variables for its fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,7 +48,7 @@ class FlagSettings(BaseModel):
 
     @classmethod
     def load(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
-        """Merges flags over environment over defaults.
+        """Loads settings: flags take precedence over the environment, then defaults.
 
         Args:
             flags: Parsed flags; names that are not fields are ignored.

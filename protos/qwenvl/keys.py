@@ -1,4 +1,4 @@
-"""API keys in a file, as the gRPC and the REST API check them."""
+"""Checks API keys against a file, for the gRPC and the REST API."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _LOG: Final = logging.getLogger(__name__)
 class KeyFile:
     """The keys of a file with one key per line; blank lines and `#` comments are ignored.
 
-    The file is read again when it changes; one that cannot be read leaves the keys as they are. Only digests are kept,
-    and every comparison takes the same time (CVE-2025-59425).
+    The file is read again when it changes; if it cannot be read, the keys stay unchanged. Only digests are kept, and
+    comparisons take constant time (CVE-2025-59425).
 
     Args:
         path: The file.
@@ -47,9 +47,9 @@ class KeyFile:
             if version != self._version:
                 self._digests = self._read()
                 self._version = version
-                _LOG.info("the API keys were read again")
+                _LOG.info("the API keys were reloaded")
         except (OSError, UnicodeDecodeError):
-            _LOG.warning("the API key file cannot be read; the keys stay as they are")
+            _LOG.warning("the API key file cannot be read; the keys stay unchanged")
 
     def _stat(self) -> tuple[int, int, int]:
         status = self._path.stat()

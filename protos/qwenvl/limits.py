@@ -1,4 +1,4 @@
-"""Limits that both ends of a call must agree on."""
+"""Limits that client and server share."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from typing import Final
 
 
 MAX_MESSAGE_BYTES: Final = 32 * 2**20
-"""Largest message in either direction; `GetServerInfo` reports it."""
+"""Maximum size of a message in either direction; reported by `GetServerInfo`."""

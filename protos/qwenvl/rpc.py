@@ -1,6 +1,6 @@
-"""How programs connect to the service and read its errors: channel options, retries and `google.rpc` details.
+"""Channel options, retries and the reading of errors, for connections to the service.
 
-Shared by the client for threads and the calls for asyncio.
+Shared by the synchronous and the asyncio client.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def channel_options(*, retry_unavailable: bool) -> list[tuple[str, str | int]]:
     """The options of a channel to the service.
 
     Args:
-        retry_unavailable: gRPC repeats a call that is UNAVAILABLE, whatever the reason, until its response has begun:
+        retry_unavailable: Let gRPC retry calls that fail with UNAVAILABLE for any reason before the response begins:
             4 attempts in about two seconds.
     """
     service_config = {**_ROUND_ROBIN, **(_RETRY_UNAVAILABLE if retry_unavailable else {})}
@@ -55,11 +55,11 @@ def channel_options(*, retry_unavailable: bool) -> list[tuple[str, str | int]]:
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.service_config", json.dumps(service_config)),
-        # A service that was restarted is found again within seconds, not minutes.
+        # Reconnect to a restarted service within seconds, not minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
-        # A peer that vanished without a FIN is noticed even while a long prefill is silent.
+        # Detect a peer that vanished without a FIN, even during a long prefill without messages.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
     ]
@@ -72,9 +72,9 @@ class RpcFailure:
     Attributes:
         code: Status of the call.
         message: Text of the status.
-        reason: `ErrorInfo.reason`, a key of `qwenvl.errors.BY_REASON`; None where the transport made the error.
-        field: Path of the field that is wrong (`spec.sampling.top_p`), or empty.
-        retry_after_s: When the service says that trying again can help, in seconds; None = it does not say.
+        reason: `ErrorInfo.reason`, a key of `qwenvl.errors.BY_REASON`; None for an error of the transport.
+        field: Path of the invalid field (`spec.sampling.top_p`), or empty.
+        retry_after_s: Seconds after which a retry may succeed, from the service; None = not given.
         metadata: `ErrorInfo.metadata`.
     """
 
@@ -89,14 +89,13 @@ class RpcFailure:
     def is_worth_another_replica(self) -> bool:
         """Whether another replica may answer: no service was reached, or the service is shutting down.
 
-        A service that gives another reason is believed: a request that kills engines must not be carried to the
-        next one.
+        Calls with another reason are not repeated: a request that crashes an engine must not reach the next one.
         """
         return self.code is grpc.StatusCode.UNAVAILABLE and self.reason in (None, "DRAINING")
 
 
 def read_error(error: grpc.RpcError) -> RpcFailure:
-    """Reads the status and the `google.rpc` details of a failed call; broken details count as none."""
+    """Reads the status and the `google.rpc` details of a failed call; malformed details are ignored."""
     values: dict[str, Any] = {}
     for detail in _details(error):
         info = error_details_pb2.ErrorInfo()

@@ -1,4 +1,4 @@
-"""Requests and answers as the clients for threads and for asyncio share them."""
+"""Builds requests and answers for the synchronous and the asyncio client."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Image = bytes | Path | str
 """An image: its encoded bytes, a local file, or an http(s) URL that the service fetches."""
 
 Question = str | Sequence[message_pb.Message]
-"""A question, or a whole conversation."""
+"""A question, or a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer."""
+    """A complete answer."""
 
     text: str
     finish_reason: str
@@ -41,7 +41,7 @@ def answer_of(
 
 
 def image_of(image: Image) -> message_pb.Image:
-    """An image as a message carries it."""
+    """The proto message of an image."""
     if isinstance(image, bytes):
         return message_pb.Image(data=image)
     if isinstance(image, Path):
@@ -57,7 +57,7 @@ def chat_spec(
     *,
     grounding: bool = False,
 ) -> chat_pb.ChatCompletionSpec:
-    """A question or a conversation as a request; `images` stand before a question that is text."""
+    """The request for a question or a conversation; `images` are put before a question that is text."""
     if isinstance(question, str):
         parts = [message_pb.Part(image=image_of(image)) for image in images]
         parts.append(message_pb.Part(text=question))
@@ -72,7 +72,7 @@ def chat_spec(
 def completion_spec(
     prompt: str | Sequence[int], images: Iterable[Image], model: str, sampling: Mapping[str, Any]
 ) -> completion_pb.CompletionSpec:
-    """A prompt, as text or token ids, as a request; `images` belong to the places for images in it."""
+    """The request for a prompt as text or token ids; `images` belong to the placeholders in it."""
     spec = completion_pb.CompletionSpec(
         model=model,
         images=[image_of(image) for image in images],

@@ -1,1 +1,1 @@
-"""The dialect of OpenAI: chat completions, completions and models."""
+"""OpenAI's dialect: chat completions, completions and models."""

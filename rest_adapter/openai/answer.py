@@ -1,4 +1,4 @@
-"""What all answers have in common in OpenAI's JSON: usage, finish reason, log probabilities, boxes."""
+"""Common parts of answers in OpenAI's JSON: usage, finish reason, log probabilities, boxes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _FINISH_REASONS: Final = {
     usage_pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 MIN_LOGPROB: Final = -9999.0
-"""Stands for minus infinity, which JSON cannot express."""
+"""Replaces minus infinity, which JSON cannot express."""
 
 
 def finish_reason(reason: usage_pb.FinishReason) -> str:
-    """OpenAI's word for why an answer ended.
+    """OpenAI's finish reason of an answer.
 
     Raises:
-        ApiError: It was aborted, for which OpenAI has no word.
+        ApiError: It was aborted, for which OpenAI has no finish reason.
     """
     if reason == usage_pb.FINISH_REASON_ABORTED:
         raise aborted()
@@ -92,7 +92,7 @@ def _edges(box: usage_pb.BoundingBox) -> tuple[float, float, float, float]:
 
 
 def groundings(found: Sequence[usage_pb.Grounding]) -> list[dict[str, Any]]:
-    """The boxes of an answer: `box` is left, top, right, bottom in pixels of the image as decoded."""
+    """The boxes of an answer: `box` is left, top, right, bottom in pixels of the decoded image."""
     return [
         {
             "label": item.label,
@@ -104,7 +104,7 @@ def groundings(found: Sequence[usage_pb.Grounding]) -> list[dict[str, Any]]:
 
 
 def stop_reason(detail: usage_pb.StopDetail) -> str | int | None:
-    """The `stop_reason` of vLLM: the stop string or token id of the caller that ended the answer."""
+    """The `stop_reason` of vLLM: the requested stop string or token id that ended the answer."""
     trigger = detail.WhichOneof("trigger")
     if trigger == "stop_string":
         return detail.stop_string

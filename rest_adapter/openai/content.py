@@ -1,4 +1,4 @@
-"""The parts of a message in JSON: text, refusals, images and videos."""
+"""The JSON schema of the parts of a message: text, refusals, images and videos."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ImageUrl(JsonModel):
 
 
 class TextPart(JsonModel):
-    """Text, in the spelling of Chat Completions or of Responses."""
+    """Text, as in Chat Completions or in Responses."""
 
     type: Literal["text", "input_text"]
     text: str
@@ -33,7 +33,7 @@ class RefusalPart(JsonModel):
 
 
 class ImagePart(JsonModel):
-    """An image; `image_url` for the first two types, `image` as Qwen's own examples write it."""
+    """An image; `image_url` for the first two types, `image` as in Qwen's own examples."""
 
     type: Literal["image_url", "input_image", "image"]
     image_url: ImageUrl | str | None = None
@@ -45,7 +45,7 @@ class ImagePart(JsonModel):
 
 
 class VideoPart(JsonModel):
-    """A video as the URLs of its frames, as Qwen's own examples write it."""
+    """A video as the URLs of its frames, as in Qwen's own examples."""
 
     type: Literal["video"]
     video: Items[str]

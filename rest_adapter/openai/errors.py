@@ -1,4 +1,4 @@
-"""OpenAI's error body: which type and code a failure has, as JSON and as the last event of a stream."""
+"""Renders OpenAI's error body, as a JSON response and as the last event of a stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CODES: Final = {
     "UNKNOWN_FIELD": "unknown_parameter",
     "UNSUPPORTED_MEDIA_TYPE": "unsupported_media",
 }
-"""`error.code` of the adapter's own reasons; those of the service are in `qwenvl.errors`."""
+"""`error.code` of the adapter's reasons; those of the service are in `qwenvl.errors`."""
 
 
 def type_and_code(error: ApiError) -> tuple[str, str]:
@@ -34,7 +34,7 @@ def render_error(error: ApiError) -> tuple[dict[str, str], bytes]:
     """The headers and the body of an error response."""
     headers = {}
     if error.retry_after_s is None and (error.status == 409 or error.status >= 500):
-        # OpenAI's clients repeat these by themselves; here it would be the same work for the same end.
+        # OpenAI's clients retry these by default, but here a retry would fail in the same way.
         headers["x-should-retry"] = "false"
     return headers, _body(error)
 

@@ -1,4 +1,4 @@
-"""How the proto fields that all requests have read in OpenAI's JSON: the `param` of an error."""
+"""Maps the proto fields of all requests to fields of OpenAI's JSON, for the `param` of an error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PREFIXES: Final = (
 
 
 def plain_param(path: str) -> str:
-    """The JSON path of a proto field, both without the message that they stand in: `top_p` of `sampling.top_p`."""
+    """The JSON path of a proto field, relative to the request: `top_p` for `sampling.top_p`."""
     path = _PARAMS.get(path, path)
     for prefix, replacement in _PREFIXES:
         if path.startswith(prefix):

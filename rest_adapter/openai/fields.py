@@ -1,6 +1,6 @@
-"""The JSON fields that all requests for an answer have: their types, and what happens to the others.
+"""The common JSON fields of all requests for an answer, and the handling of other fields.
 
-Numbers are strict: `"0.5"` is not a valid temperature, as with OpenAI.
+Numbers are strict as with OpenAI: `"0.5"` is not a valid temperature.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Float = Annotated[float, Field(allow_inf_nan=False)]
 
 _Item = TypeVar("_Item")
-# Without fail-fast a body of millions of wrong items becomes millions of findings.
+# Without fail-fast, millions of invalid items would become millions of errors.
 Items = Annotated[list[_Item], Field(fail_fast=True)]
 _MAX_LOGIT_BIAS: Final = 4096
 
@@ -33,7 +33,7 @@ _IGNORED: Final = frozenset(
         "user",
     )
 )
-"""Known, and without any effect on an answer of this service."""
+"""Known fields that have no effect on an answer of this service."""
 
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "allowed_token_ids": (),
@@ -62,37 +62,37 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "use_beam_search": (False,),
     "web_search_options": (),
 }
-"""Known and not supported, with the values that ask for nothing; null and empty ones always ask for nothing."""
+"""Known but unsupported fields, with the values that have no effect; null and empty values never have one."""
 
 
-def _few(value: object) -> object:
+def _check_length(value: object) -> object:
     if isinstance(value, dict) and len(value) > _MAX_LOGIT_BIAS:
-        raise ValueError("too many entries")
+        raise ValueError(f"{len(value)} entries, but at most {_MAX_LOGIT_BIAS} are allowed")
     return value
 
 
-LogitBias = Annotated[dict[str, Float], BeforeValidator(_few)]
+LogitBias = Annotated[dict[str, Float], BeforeValidator(_check_length)]
 
 
 class JsonModel(BaseModel):
-    """A JSON object whose further fields are kept, to be judged afterwards."""
+    """A JSON object; fields that are not in the schema are kept for a later check."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
     def unknown(self) -> Mapping[str, object]:
-        """The fields that the schema does not name, with their values."""
+        """The fields that are not in the schema, with their values."""
         return self.__pydantic_extra__ or {}
 
 
 class StreamOptions(JsonModel):
-    """What a stream contains besides the answer."""
+    """The contents of a stream besides the answer."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
 class ProcessorOptions(BaseModel):
-    """Pixel budget of images without their own; a closed list."""
+    """Pixel budget for images that do not set their own; a closed list."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -101,7 +101,7 @@ class ProcessorOptions(BaseModel):
 
 
 class AnswerRequest(JsonModel):
-    """What all requests for an answer have; what is null is as if it were absent."""
+    """The common fields of all requests for an answer; null is the same as absent."""
 
     model: str
     stream: bool | None = None
@@ -135,23 +135,23 @@ def unknown_fields(request: AnswerRequest) -> Iterator[str]:
     """The names of fields that are unknown.
 
     Raises:
-        ApiError: A field is known, not supported, and asks for something.
+        ApiError: A field is known but not supported, and its value would have an effect.
     """
     for name, value in request.unknown().items():
         if name in _NEUTRAL:
-            if not is_nothing(value) and value not in _NEUTRAL[name]:
+            if not is_absent(value) and value not in _NEUTRAL[name]:
                 raise unsupported(name)
         elif name not in _IGNORED:
             yield name
 
 
-def is_nothing(value: object) -> bool:
-    """Whether a field with this value is as if it were absent."""
+def is_absent(value: object) -> bool:
+    """Whether a field with this value is equivalent to an absent one."""
     return value is None or value in ([], {}, "")
 
 
 def set_fields(target: Any, source: object, names: Sequence[str]) -> None:
-    """Copies the fields of a request that are set into a proto message, where they have the same names."""
+    """Copies the fields that are set to fields of the same names in a proto message."""
     for name in names:
         value = getattr(source, name)
         if value is not None:

@@ -1,4 +1,4 @@
-"""Images and videos of the JSON as those of the proto, `data:` URIs included: pure functions."""
+"""Converts images and videos from JSON to the proto, including `data:` URIs: pure functions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FRAME_PATH: Final = re.compile(r"video\.frames\[(\d+)\]")
 
 
 def image_of(part: ImagePart, path: str) -> message_pb.Image:
-    """An image.
+    """Converts an image.
 
     Raises:
         ApiError: It has no URL, a `data:` URI without base64, or an unknown detail; the error names `path`.
@@ -40,7 +40,10 @@ def image_of(part: ImagePart, path: str) -> message_pb.Image:
             settings = source
     if settings.detail not in _DETAILS:
         suffix = ".image_url.detail" if settings is source else ".detail"
-        raise invalid("'detail' must be auto, low or high.", path + suffix)
+        raise invalid(
+            f"'detail' is {str(settings.detail)[:100]!r}, but must be auto, low or high.",
+            path + suffix,
+        )
     image = message_pb.Image(detail=_DETAILS[settings.detail], uuid=part.uuid or "")
     if isinstance(source, ImageUrl):
         set_fields(image, source, ("min_pixels", "max_pixels"))
@@ -50,7 +53,7 @@ def image_of(part: ImagePart, path: str) -> message_pb.Image:
 
 
 def video_of(part: VideoPart, path: str) -> message_pb.Video:
-    """A video.
+    """Converts a video.
 
     Raises:
         ApiError: A frame has no URL or a `data:` URI without base64; the error names `path`.
@@ -62,23 +65,27 @@ def video_of(part: VideoPart, path: str) -> message_pb.Video:
 
 
 def _set_source(image: message_pb.Image, url: object, path: str) -> None:
-    """Sets the bytes of a `data:` URI, or passes on another."""
+    """Sets the bytes of a `data:` URI, or the URI if it is another one."""
     if not isinstance(url, str) or not url.strip():
-        raise invalid("The image has no URL.", path, "INVALID_IMAGE_URL")
+        raise invalid(
+            "The image has no URL; send an http(s) URL or a data: URI.", path, "INVALID_IMAGE_URL"
+        )
     if url[:64].lstrip()[:5].lower() != "data:":
         image.uri = url
         return
     try:
         image.mime_type, image.data = parse_data_uri(url)
     except ValueError:
-        raise invalid("The data URI holds no base64.", path, "INVALID_IMAGE") from None
+        raise invalid(
+            "The data: URI does not contain valid base64 data.", path, "INVALID_IMAGE"
+        ) from None
 
 
 def parse_data_uri(uri: str) -> tuple[str, bytes]:
-    """Decodes a `data:` URI as clients really write them.
+    """Decodes a `data:` URI, accepting common deviations of clients.
 
-    The base64 marker may be missing, other parameters may stand anywhere, the data may be percent-encoded, wrapped in
-    lines, in the URL-safe alphabet and without padding (vllm#28123, QwenLM/Qwen3-VL#202).
+    The base64 marker may be missing, parameters may be in any order, the data may be percent-encoded, wrapped in lines,
+    in the URL-safe alphabet and without padding (vllm#28123, QwenLM/Qwen3-VL#202).
 
     Returns:
         The media type in lower case (may be empty) and the bytes.
@@ -112,7 +119,7 @@ def _url_suffix(part: ImagePart) -> str:
 
 
 def part_suffix(part: Part, rest: str) -> str:
-    """What follows a part's own path where the proto names `rest` in it."""
+    """The JSON path, relative to a part, of the proto field `rest` in it."""
     if isinstance(part, VideoPart):
         frame = _FRAME_PATH.match(rest)
         return f".video[{frame[1]}]" if frame else ".fps" if rest.endswith(".fps") else ".video"

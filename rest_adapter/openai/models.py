@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}."""
+"""The routes GET /v1/models and /v1/models/{id}."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of a generation: how tokens are chosen, what ends an answer, and what it contains."""
+"""Converts the options of a generation to the proto: sampling, stops and response options."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def set_options(
     request: AnswerRequest,
     max_tokens: int | None,
 ) -> None:
-    """Sets what chats and text completions have in common; `max_tokens` replaces the request's own."""
+    """Sets the common options of chats and text completions; `max_tokens` replaces the request's."""
     spec.model = request.model
     spec.cache_salt = request.cache_salt or ""
     spec.sampling.CopyFrom(_sampling_options(request, max_tokens))
@@ -52,7 +52,9 @@ def _sampling_options(
         options.max_tokens = limit
     for key, bias in (request.logit_bias or {}).items():
         if not re.fullmatch(r"\d{1,9}", key, re.ASCII):
-            raise invalid("The keys of 'logit_bias' must be token ids.", "logit_bias")
+            raise invalid(
+                f"'logit_bias' has the key {key[:100]!r}, but keys must be token ids.", "logit_bias"
+            )
         options.logit_bias[int(key)] = bias
     return options
 

@@ -1,4 +1,4 @@
-"""Checks the shape of a request; an error names the field as the caller wrote it."""
+"""Validates the JSON of a request; errors name the field by its path in the JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def parse(kind: type[_Request], document: object) -> tuple[_Request, list[str]]:
         The request, and the paths of unknown fields.
 
     Raises:
-        ApiError: A field has a wrong type, is missing, or is known and not supported.
+        ApiError: A field is missing, has a wrong type, or is known but not supported.
     """
     if not isinstance(document, dict):
         raise invalid("The body must be a JSON object.", None)
@@ -35,10 +35,10 @@ def parse(kind: type[_Request], document: object) -> tuple[_Request, list[str]]:
 
 
 def _of_validation(error: ValidationError, document: Mapping[str, Any]) -> ApiError:
-    """The deepest finding; pydantic's names of union branches are no part of the field's path."""
+    """The error for the deepest finding; its path leaves out pydantic's names of union branches."""
     findings = error.errors(include_url=False, include_context=False, include_input=False)
     located = [(_walk(finding["loc"], document), finding) for finding in findings[:_MAX_FINDINGS]]
-    # Of the branches of a union the one that got deepest is the one that the caller meant.
+    # The branch of a union with the deepest finding is the one that the caller most likely intended.
     location, first = max(located, key=lambda pair: len(pair[0]))
     param = _join(location)
     kind = first["type"]
@@ -49,7 +49,7 @@ def _of_validation(error: ValidationError, document: Mapping[str, Any]) -> ApiEr
         tag = value.get("type") if isinstance(value, dict) else None
         if isinstance(tag, str) and tag in UNSUPPORTED_PART_TYPES:
             return invalid(f"'{tag}' parts are not supported.", param, "UNSUPPORTED_PARAMETER")
-        return invalid(f"'type' must be one of {', '.join(PART_TYPES)}.", f"{param}.type")
+        return invalid(f"'type' must be one of: {', '.join(PART_TYPES)}.", f"{param}.type")
     if kind == "extra_forbidden":
         return unsupported(param)
     if kind == "missing":
@@ -58,14 +58,14 @@ def _of_validation(error: ValidationError, document: Mapping[str, Any]) -> ApiEr
 
 
 def _walk(location: Sequence[int | str], document: object) -> list[int | str]:
-    """The steps of a pydantic location that are steps in the document, too."""
+    """The steps of a pydantic location that exist in the document."""
     steps: list[int | str] = []
     value: object = document
     for position, step in enumerate(location):
         last = position == len(location) - 1
-        behind_index = position > 0 and isinstance(location[position - 1], int)
-        if behind_index and isinstance(value, dict) and step == value.get("type"):
-            continue  # the tag by which pydantic chose among parts; a part may have a key of this name
+        after_index = position > 0 and isinstance(location[position - 1], int)
+        if after_index and isinstance(value, dict) and step == value.get("type"):
+            continue  # the tag by which pydantic selected the part type; a part may have a key of this name
         if isinstance(step, int) and isinstance(value, list) and step < len(value):
             value = value[step]
         elif isinstance(step, str) and isinstance(value, dict) and (step in value or last):

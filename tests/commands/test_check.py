@@ -48,7 +48,7 @@ def test_parts_weights_and_room(configured: str, capsys: pytest.CaptureFixture[s
         "vision     0.31 B       306242560",
         "language   4.02 B      4022468096",
         "8.27 GiB (8.88 GB) in bfloat16",
-        "144.00 KiB for a token",
+        "144.00 KiB per token",
         "= 2 requests of 32768 tokens",
     ):
         assert said in text
@@ -59,7 +59,7 @@ def test_parts_weights_and_room(configured: str, capsys: pytest.CaptureFixture[s
     ("arguments", "status", "says"),
     [
         (["--gpu-memory", "8GB"], DOES_NOT_FIT, "the weights alone take 8.27 GiB"),
-        (["--gpu-memory", "10.5GiB"], DOES_NOT_FIT, "too little memory is left for the cache"),
+        (["--gpu-memory", "10.5GiB"], DOES_NOT_FIT, "too little memory is left for the KV cache"),
         (["--gpu-memory", "11GiB", "--gpu-memory-utilization", "1"], DOES_NOT_FIT, "cache-tokens"),
         (["--gpu-memory", "12GiB", "--gpu-memory-utilization", "1"], FITS, "1 request of"),
         (
@@ -160,7 +160,7 @@ def test_qwen_vl_of_2023(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
     assert str(19_313_870_336 // 2) in text
     assert "17.99 GiB (19.31 GB) in float16" in text
-    said = "19.11 GiB (20.52 GB) before the cache; the Qwen-VL tutorial states 18.74 GB (GiB)"
+    said = "19.11 GiB (20.52 GB) without KV cache; the Qwen-VL tutorial states 18.74 GB (GiB)"
     assert said in text
 
 

@@ -203,9 +203,9 @@ def test_images_of_one_step_do_not_see_each_other(model):
 
 
 def test_pixels_that_do_not_fit_their_grid_are_refused(model):
-    with pytest.raises(ValueError, match="do not fit the grid"):
+    with pytest.raises(ValueError, match="do not match the grid"):
         model.encode_images([torch.zeros(1, 16, 32, 3, dtype=torch.uint8)], [(1, 4, 2)])
-    with pytest.raises(ValueError, match="do not fit the grid"):
+    with pytest.raises(ValueError, match="do not match the grid"):
         model.encode_images([torch.zeros(3, 16, 32, 3, dtype=torch.uint8)], [(1, 2, 4)])
 
 

@@ -75,7 +75,7 @@ def test_it_is_reported(directory: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["check", str(directory), "--device", "cpu"]) == 0
     report = capsys.readouterr().out
     assert report.startswith("made_up")
-    assert "before the cache; this model is made up\n" in report
+    assert "without KV cache; this model is made up\n" in report
 
 
 async def test_it_is_described(directory: Path) -> None:

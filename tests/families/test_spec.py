@@ -76,13 +76,13 @@ def test_old_names_of_pixel_limits(tmp_path):
 @pytest.mark.parametrize(
     ("file", "path", "value", "words"),
     [
-        ("config.json", "model_type", "qwen3_vl_moe", "mixture of experts"),
+        ("config.json", "model_type", "qwen3_vl_moe", "mixture-of-experts"),
         ("config.json", "model_type", "llama", "'llama' is not supported; supported: .*qwen3_vl"),
         ("config.json", "model_type", None, "model_type is missing"),
         ("config.json", "text_config", None, "text_config is missing"),
         ("config.json", "text_config", [], "must be an object"),
         ("config.json", "quantization_config", {"quant_method": "fp8"}, "quantised"),
-        ("config.json", "image_token_id", 151936, "beyond the vocabulary"),
+        ("config.json", "image_token_id", 151936, "must be less than vocab_size 151936"),
         ("config.json", "image_token_id", "x", "image_token_id must be an integer"),
         ("config.json", "tie_word_embeddings", 1, "must be true or false"),
         ("config.json", "text_config.hidden_act", "gelu", "only 'silu' is supported"),
@@ -96,8 +96,18 @@ def test_old_names_of_pixel_limits(tmp_path):
         ("config.json", "text_config.dtype", "float8", "dtype 'float8' is not supported"),
         ("config.json", "vision_config.num_position_embeddings", 2300, "must be a square"),
         ("config.json", "vision_config.out_hidden_size", 2561, "decoder's hidden_size"),
-        ("config.json", "vision_config.deepstack_visual_indexes", [5, 24], "ascending blocks"),
-        ("config.json", "vision_config.deepstack_visual_indexes", [11, 5], "ascending blocks"),
+        (
+            "config.json",
+            "vision_config.deepstack_visual_indexes",
+            [5, 24],
+            "must be ascending and less than depth",
+        ),
+        (
+            "config.json",
+            "vision_config.deepstack_visual_indexes",
+            [11, 5],
+            "must be ascending and less than depth",
+        ),
         ("config.json", "vision_config.num_heads", 3, "multiple of 4"),
         ("config.json", "vision_config.rope_parameters", {"rope_theta": 7.0}, "10000.0"),
         ("preprocessor_config.json", "patch_size", 14, "only 16 is supported"),
@@ -135,7 +145,7 @@ def test_refusals(file, path, value, words, tmp_path):
     [
         (b"{", "config.json is not valid JSON"),
         (b"\xff\xfe", "config.json is not valid JSON"),
-        (b"[]", "config.json must hold a JSON object"),
+        (b"[]", "config.json must contain a JSON object"),
         (None, "config.json cannot be read"),
     ],
 )

@@ -176,7 +176,7 @@ def test_a_disk_that_becomes_full_under_hugging_face(
 
 def test_a_shard_named_in_the_index_is_missing(hub: StandIn) -> None:
     del hub.files[SHARDS[1]]
-    with pytest.raises(ModelNotFound, match=rf"{SHARDS[1]} is missing, though the index names it"):
+    with pytest.raises(ModelNotFound, match=rf"{SHARDS[1]} is missing, but the index lists it"):
         fetch_model("org/model")
 
 
@@ -184,7 +184,7 @@ def test_pickles_of_a_family_that_needs_none_are_refused(hub: StandIn) -> None:
     for shard in SHARDS:
         del hub.files[shard]
     hub.files["pytorch_model.bin"] = b"\x80\x02."
-    with pytest.raises(ModelNotFound, match="only safetensors are served"):
+    with pytest.raises(ModelNotFound, match="only safetensors are supported"):
         fetch_model("org/model")
     assert "pytorch_model.bin" not in hub.fetched()
 

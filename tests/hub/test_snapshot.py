@@ -27,7 +27,7 @@ def test_weights_are_safetensors_wherever_there_are_any() -> None:
     names = ["b.safetensors", "a.safetensors", "pytorch_model.bin", "training_args.bin"]
     assert snapshot.weight_files(names, allow_pickles=True) == ["a.safetensors", "b.safetensors"]
     assert snapshot.weight_files(names[2:], allow_pickles=True) == ["pytorch_model.bin"]
-    with pytest.raises(SnapshotError, match="only safetensors are served"):
+    with pytest.raises(SnapshotError, match="only safetensors are supported"):
         snapshot.weight_files(names[2:], allow_pickles=False)
     with pytest.raises(SnapshotError, match="no weights"):
         snapshot.weight_files(["config.json", "sub/model.safetensors"], allow_pickles=True)
@@ -55,7 +55,7 @@ def test_a_file_cut_short_is_found(whole: Path, kept: int) -> None:
 )
 def test_a_broken_header_is_found(whole: Path, header: bytes) -> None:
     (whole / FILE).write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 24)
-    with pytest.raises(SnapshotError, match="broken header"):
+    with pytest.raises(SnapshotError, match="invalid header"):
         snapshot.verify_weights(whole)
 
 

@@ -422,7 +422,7 @@ def test_policy_from_settings(tmp_path):
     assert FetchPolicy.from_settings(ServiceSettings(enable_media_fetch=False)).url_schemes == ()
     local = FetchPolicy.from_settings(ServiceSettings(allow_local_media_path=str(tmp_path)))
     assert local.url_schemes == ("http", "https", "file")
-    with pytest.raises(ValueError, match="no directory"):
+    with pytest.raises(ValueError, match="not a directory"):
         FetchPolicy.from_settings(ServiceSettings(allow_local_media_path="/nonexistent"))
     with pytest.raises(ValueError, match="allowed media domain"):
         FetchPolicy.from_settings(ServiceSettings(allowed_media_domains=("http://x",)))

@@ -109,7 +109,7 @@ def test_all_frames_are_resized_alike(policy):
 
 def test_refusals(policy):
     files = files_of(frames_of(2))
-    with pytest.raises(InvalidImageError, match="one size") as caught:
+    with pytest.raises(InvalidImageError, match="same size") as caught:
         decoded([*files, *files_of(frames_of(1, (64, 96)))], policy, SAME_SIZE)
     assert caught.value.field == "f2"
     with pytest.raises(InvalidImageError, match="cannot be decoded") as caught:

@@ -150,7 +150,7 @@ def test_forgotten_images(tokenizer):
         def write(self, request):
             return WrittenChat(token_ids=[1, PAD, 2, PAD], dropped_images=1)
 
-        def raw_places(self, token_ids, field):
+        def with_placeholders(self, token_ids, field):
             raise NotImplementedError
 
     images = [image(2, 3), image(1, 1), image(4, 2, b"e" * 32)]

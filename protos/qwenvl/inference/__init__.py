@@ -1,1 +1,1 @@
-"""Generated stubs of the contract; `make stubs` writes them."""
+"""Generated stubs of the API contract, written by `make stubs`."""

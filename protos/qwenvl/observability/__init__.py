@@ -1,4 +1,4 @@
-"""What the processes of this project share to be observed: the context of a call, and one log format."""
+"""Observability shared by all processes: the context of a call, and one log format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The context of a call: its ids, who makes it, its trace and its deadline."""
+"""The context of a call: its ids, its caller, its trace and its deadline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import uuid
 
 
 CONTEXT_HEADERS: Final = ("authorization", "traceparent", "x-request-id")
-"""The HTTP headers, or the gRPC metadata, that a context is made from."""
+"""The HTTP headers or gRPC metadata from which a context is created."""
 
 _CLIENT_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT: Final = re.compile(
@@ -39,7 +39,7 @@ class TraceParent:
 
     @classmethod
     def parse(cls, header: str) -> Self | None:
-        """Reads a `traceparent` header; None if it is malformed, as the standard demands to ignore it then."""
+        """Parses a `traceparent` header; None if it is malformed, as the standard requires ignoring it."""
         match = _TRACEPARENT.fullmatch(header)
         if match is None or match["version"] == "ff":
             return None
@@ -55,14 +55,14 @@ class TraceParent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallContext:
-    """What is known about a call besides its content.
+    """The metadata of a call.
 
     Attributes:
         request_id: The request's own id, unique among the requests in flight.
         client_request_id: The client's `x-request-id`, which may be the same for several calls; None = not sent.
-        caller: SHA-256 of the `authorization` value in hexadecimal; empty without one: such callers are not told apart.
-        traceparent: The caller's position in a trace; None = none, and no trace is made up.
-        deadline: When the call ends at the latest, as `time.monotonic()` in seconds; None = not limited here.
+        caller: SHA-256 of the `authorization` value in hexadecimal; empty without one (one shared caller).
+        traceparent: The caller's position in a trace; None = not sent.
+        deadline: The deadline as `time.monotonic()` in seconds; None = no deadline.
     """
 
     request_id: str
@@ -75,12 +75,12 @@ class CallContext:
     def from_headers(
         cls, headers: Mapping[str, str], *, request_id: str = "", deadline: float | None = None
     ) -> Self:
-        """Makes the context of a call from its HTTP headers or gRPC metadata.
+        """Creates the context of a call from its HTTP headers or gRPC metadata.
 
         Args:
             headers: By name in lower case. A malformed `x-request-id` or `traceparent` is ignored.
-            request_id: The request's own id, shortened to 128 characters; empty = a new one is made.
-            deadline: When the call ends at the latest, as `time.monotonic()` in seconds.
+            request_id: The request's own id, shortened to 128 characters; empty = a new one is generated.
+            deadline: The deadline as `time.monotonic()` in seconds.
         """
         client_request_id = headers.get("x-request-id", "")
         authorization = headers.get("authorization", "")
@@ -95,7 +95,7 @@ class CallContext:
         )
 
     def log_fields(self) -> dict[str, str]:
-        """What a log line says about the call."""
+        """The fields of the call in a log line."""
         fields = {"request_id": self.request_id}
         if self.client_request_id is not None:
             fields["client_request_id"] = self.client_request_id
@@ -111,33 +111,33 @@ _current: ContextVar[CallContext | None] = ContextVar("qwenvl_current_call", def
 
 
 def enter_call(call: CallContext) -> None:
-    """Makes a call the current one of this task, and of the tasks that it starts.
+    """Makes a call the current one of this task and of the tasks that it starts.
 
-    There is no way back: both servers run every call in a task of its own.
+    It need not be left, as both servers run every call in a separate task.
     """
     _current.set(call)
 
 
 def name_call(request_id: str) -> str:
-    """Gives the call under way the id that its request names, where that is known only after its headers.
+    """Sets the request id of the current call, if it is known only after the headers.
 
     Args:
-        request_id: The id; empty = the request names none.
+        request_id: The id; empty = keep the generated one.
 
     Returns:
-        The id that the call has now.
+        The id of the call.
 
     Raises:
-        LookupError: No call is under way.
+        LookupError: There is no current call.
     """
     call = current_call()
     if call is None:
-        raise LookupError("no call is under way")
+        raise LookupError("there is no current call")
     if request_id:
         enter_call(replace(call, request_id=request_id[:_MAX_REQUEST_ID]))
     return request_id or call.request_id
 
 
 def current_call() -> CallContext | None:
-    """The call under way in this task."""
+    """The current call of this task, if any."""
     return _current.get()

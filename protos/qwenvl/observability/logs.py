@@ -1,4 +1,4 @@
-"""One log format for all processes, as JSON lines or as text, on standard error."""
+"""The log format of all processes: JSON lines or text on standard error."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _BARE: Final = re.compile(r"[\w./:#@+-]+", re.ASCII)
 
 
 def default_log_format() -> LogFormat:
-    """Text for a person at a terminal, JSON for whatever else reads standard error."""
+    """Text if standard error is a terminal, else JSON."""
     return "text" if sys.stderr.isatty() else "json"
 
 
 def configure_logging(*, process: str, level: LogLevel, log_format: LogFormat | None) -> None:
     """Sends the log records of this process to standard error, one line each.
 
-    A record whose message is a dict is a structured one: its items become fields of the line, of which `message` is
-    the text. A line that is written while a call is under way has the call's ids, see `CallContext.log_fields`.
+    If the message of a record is a dict, its items become fields of the line, and its item `message` the text. A line
+    that is written during a call has the call's ids, see `CallContext.log_fields`.
 
     Args:
-        process: The name of this process in every line.
+        process: The name of this process for every line.
         level: The lowest level that is logged.
         log_format: `json` or `text`; None = `default_log_format`.
     """
@@ -49,7 +49,7 @@ class _Formatter(logging.Formatter):
         self._process = process
 
     def _head(self, record: logging.LogRecord) -> dict[str, object]:
-        """What every line has: when, how severe, and where from."""
+        """The fields of every line: time, level and source."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         return {
             "time": time.replace("+00:00", "Z"),
@@ -60,7 +60,7 @@ class _Formatter(logging.Formatter):
         }
 
     def _body(self, record: logging.LogRecord) -> dict[str, object]:
-        """The message, the fields of a structured record and those of the call under way."""
+        """The message, the fields of a structured record and those of the current call."""
         call = current_call()
         of_call = {} if call is None else call.log_fields()
         message: Any = record.msg

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: read, check, translate, call, answer."""
+"""The route POST /v1/chat/completions."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ router: Final = APIRouter()
 
 @router.post("/v1/chat/completions")
 async def create_chat_completion(request: Request) -> Response:
-    """Answers a conversation, whole or as a stream."""
+    """Answers a conversation, in one response or as a stream."""
     chat = await read_json(request, parse_chat)
     state = shared(request)
     spec = translate.to_spec(chat, max_media_bytes=state.settings.max_media_mib * 2**20)
-    # Not the `x-request-id` header: a gateway may send one for several requests.
+    # Not the `x-request-id` header: a gateway may use one for several requests.
     spec.request_id = name_call(spec.request_id)
     paths = translate.FieldPaths(chat)
     metadata = call_metadata(request)

@@ -1,4 +1,4 @@
-"""The JSON of `/v1/chat/completions`."""
+"""The JSON schema of `/v1/chat/completions`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rest_adapter.errors import invalid, unsupported
 from rest_adapter.openai.content import Part
-from rest_adapter.openai.fields import AnswerRequest, Int32, Items, JsonModel, is_nothing
+from rest_adapter.openai.fields import AnswerRequest, Int32, Items, JsonModel, is_absent
 from rest_adapter.openai.validation import parse
 
 
@@ -18,7 +18,7 @@ _MESSAGE_IGNORED: Final = frozenset(("annotations", "reasoning", "reasoning_cont
 
 
 class Message(JsonModel):
-    """One turn."""
+    """One message."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Items[Part] | None = None
@@ -27,7 +27,7 @@ class Message(JsonModel):
 
 
 class TemplateOptions(BaseModel):
-    """Switches of the chat template; a closed list, because a template runs them."""
+    """Options of the chat template; a closed list, because they are passed to the template."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -53,11 +53,11 @@ def parse_chat(document: object) -> tuple[ChatRequest, list[str]]:
         The request, and the paths of unknown fields.
 
     Raises:
-        ApiError: A field has a wrong type, is missing, or is known and not supported.
+        ApiError: A field is missing, has a wrong type, or is known but not supported.
     """
     request, unknown = parse(ChatRequest, document)
     if request.top_logprobs and not request.logprobs:
-        raise invalid("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
+        raise invalid("'top_logprobs' requires 'logprobs': true.", "top_logprobs")
     for index, message in enumerate(request.messages):
         unknown += _unknown_in_message(message, f"messages[{index}]")
     return request, unknown
@@ -66,7 +66,7 @@ def parse_chat(document: object) -> tuple[ChatRequest, list[str]]:
 def _unknown_in_message(message: Message, path: str) -> Iterator[str]:
     for name, value in message.unknown().items():
         if name in _MESSAGE_NEUTRAL:
-            if not is_nothing(value):
+            if not is_absent(value):
                 raise unsupported(f"{path}.{name}")
         elif name not in _MESSAGE_IGNORED:
             yield f"{path}.{name}"

@@ -1,6 +1,6 @@
-"""The chunks of a chat completion that is streamed.
+"""Renders the chunks of a streamed chat completion.
 
-What all chunks of a stream share is rendered once: a token costs one `orjson.dumps` of its text.
+The fields that all chunks share are rendered once, so that a token costs one `orjson.dumps` of its text.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _END: Final = b"]}\n\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkOptions:
-    """What a stream contains besides the text.
+    """The contents of a stream besides the text.
 
     Attributes:
         n: Number of answers.
-        usage: A last chunk with the usage; every other chunk then has `"usage": null`.
-        logprobs: `choices[].logprobs` are filled.
-        token_ids: `choices[].token_ids` in every chunk, and the prompt's in the first.
-        grounding: `choices[].grounding` in the last chunk of a choice.
+        usage: Send a last chunk with the usage; every other chunk then has `"usage": null`.
+        logprobs: Fill `choices[].logprobs`.
+        token_ids: Send `choices[].token_ids` in every chunk, and the prompt's in the first.
+        grounding: Send `choices[].grounding` in the last chunk of a choice.
     """
 
     n: int
@@ -40,7 +40,7 @@ class ChunkOptions:
 
 
 class ChunkWriter:
-    """Renders the events of one answer, in their order."""
+    """Renders the events of one answer, in order."""
 
     def __init__(self, options: ChunkOptions, version: str) -> None:
         self._options = options
@@ -128,12 +128,12 @@ class ChunkWriter:
         """One chunk of one choice.
 
         Args:
-            index: Which choice.
+            index: Index of the choice.
             delta: `choices[].delta` in JSON.
-            extra: Further fields beside `choices`.
+            extra: Other fields next to `choices`.
             logprobs: `choices[].logprobs` in JSON.
-            finish: `choices[].finish_reason` in JSON, and what follows it.
-            token_ids: The new tokens, if asked for.
+            finish: `choices[].finish_reason` in JSON, and the fields after it.
+            token_ids: The new tokens, if requested.
         """
         parts = [self._head]
         if extra:

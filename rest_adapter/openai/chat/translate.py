@@ -1,4 +1,4 @@
-"""What the JSON of `/v1/chat/completions` means in the proto, and back: pure functions."""
+"""Translates the JSON of `/v1/chat/completions` to the proto and back: pure functions."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _MESSAGE_PATH: Final = re.compile(r"messages\[(\d+)\]\.parts(?:\[(\d+)\](?:\.(.*
 
 
 def to_spec(request: ChatRequest, *, max_media_bytes: int) -> chat_pb.ChatCompletionSpec:
-    """Makes the proto request.
+    """Converts a request to the proto.
 
     Args:
-        request: The checked JSON.
-        max_media_bytes: Maximum bytes of all decoded images together.
+        request: The validated JSON.
+        max_media_bytes: Maximum total bytes of all decoded images.
 
     Raises:
-        ApiError: An image's URI cannot be decoded, the images are too large, or a field has no proto form.
+        ApiError: An image's URI cannot be decoded, the images are too large, or a field cannot be converted.
     """
     spec = chat_pb.ChatCompletionSpec(request_id=request.request_id or "")
     set_options(spec, request, request.max_completion_tokens)
@@ -55,7 +55,7 @@ def to_spec(request: ChatRequest, *, max_media_bytes: int) -> chat_pb.ChatComple
 
 
 def _add_parts(target: message_pb.Message, message: Message, path: str, budget: int) -> int:
-    """Appends one proto part for every part of the JSON, so that positions agree; gives the image bytes."""
+    """Appends one proto part per JSON part, so that positions match; returns the bytes of images."""
     content = message.content
     if isinstance(content, str):
         target.parts.add(text=content)
@@ -64,7 +64,9 @@ def _add_parts(target: message_pb.Message, message: Message, path: str, budget: 
         target.parts.add(refusal=message.refusal)
         return 0
     if not content:
-        raise invalid("The message has no content.", f"{path}.content")
+        raise invalid(
+            "The message has no content, but at least one part is required.", f"{path}.content"
+        )
     used = 0
     for position, part in enumerate(content):
         if isinstance(part, TextPart):
@@ -80,13 +82,15 @@ def _add_parts(target: message_pb.Message, message: Message, path: str, budget: 
             used += len(image.data)
             target.parts.add(image=image)
         if used > budget:
-            raise too_large("The images of the request are too large together.")
+            raise too_large(
+                "The images of the request exceed the maximum total size (--max-media-mib)."
+            )
     return used
 
 
 @dataclass(frozen=True, slots=True)
 class FieldPaths:
-    """How the proto fields of one request read in its JSON."""
+    """Maps proto fields of one request to fields of its JSON."""
 
     request: ChatRequest
 
@@ -115,7 +119,7 @@ class FieldPaths:
 
 
 def completion_id(started: generation_pb.Started) -> str:
-    """The id of a response, which contains the request's."""
+    """The id of a response, which contains the request id."""
     return f"chatcmpl-{started.request_id}"
 
 

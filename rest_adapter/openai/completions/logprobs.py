@@ -1,4 +1,4 @@
-"""The legacy form of log probabilities, as `/v1/completions` has it."""
+"""The legacy format of log probabilities in `/v1/completions`."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from rest_adapter.openai.answer import MIN_LOGPROB
 
 
 class LegacyLogprobs:
-    """The `logprobs` of completions, growing with the answer: four lists, one item for every token in each."""
+    """Collects the `logprobs` of a completion: four lists with one item per token."""
 
     def __init__(self, count: int) -> None:
-        """Takes the number of rivals of each token."""
+        """Takes the number of most likely tokens per token."""
         self._count = count
         self._offset = 0
         self._lists: dict[str, list[Any]] = {}
         self.take()
 
     def take(self) -> dict[str, Any]:
-        """What has come since the last time."""
+        """Returns the items added since the last call."""
         taken = self._lists
         names = ("text_offset", "token_logprobs", "tokens", "top_logprobs")
         self._lists = {name: [] for name in names}
         return taken
 
     def add_prompt(self, started: generation_pb.Started) -> None:
-        """Takes the prompt, whose first token has no probability and gets what text the others leave."""
+        """Adds the prompt; its first token has no probability, and its text is the rest of the prompt text."""
         entries = started.prompt_logprobs
         if not entries:
             return
@@ -39,7 +39,7 @@ class LegacyLogprobs:
         self.add(entries[1:])
 
     def add(self, entries: Sequence[usage_pb.LogprobEntry]) -> None:
-        """Takes further tokens."""
+        """Adds tokens."""
         for entry in entries:
             top: dict[str, float] = {}
             for token in (*entry.top[: self._count], entry.chosen):

@@ -1,4 +1,4 @@
-"""The prompts of one request, continued at the same time."""
+"""Completes the prompts of one request concurrently."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 
 _Answer = TypeVar("_Answer")
 PromptEvent = tuple[int, CompletionEvent]
-"""Which of the prompts of a request, from 0, and what happened to it."""
+"""The index of a prompt in its request, from 0, and its event."""
 
 
 async def create_all(
     service: AsyncService, specs: Sequence[completion_pb.CompletionSpec], metadata: Metadata
 ) -> list[completion_pb.CreateCompletionResponse]:
-    """Continues the prompts; the first that fails ends all."""
+    """Completes the prompts; the first failure ends all."""
     calls = [service.create_completion(spec, metadata=metadata) for spec in specs]
     return await _all([asyncio.create_task(call) for call in calls])
 
@@ -26,7 +26,7 @@ async def create_all(
 async def stream_all(
     service: AsyncService, specs: Sequence[completion_pb.CompletionSpec], metadata: Metadata
 ) -> Events[PromptEvent]:
-    """Begins to continue the prompts; returns when the first event of each is here."""
+    """Starts to complete the prompts; returns after the first event of each."""
     calls = [service.stream_completion(spec, metadata=metadata) for spec in specs]
     tasks = [asyncio.create_task(call) for call in calls]
     try:
@@ -39,7 +39,7 @@ async def stream_all(
 
 
 class _PromptEvents:
-    """The events of all prompts, one prompt after the other."""
+    """The events of all prompts, in order of the prompts."""
 
     def __init__(self, streams: Sequence[Events[CompletionEvent]]) -> None:
         self._streams = streams
@@ -55,7 +55,7 @@ class _PromptEvents:
 
 
 async def _all(tasks: Sequence[asyncio.Task[_Answer]]) -> list[_Answer]:
-    """All results; when one fails, or the caller is cancelled, the others are cancelled and waited for."""
+    """All results; if one fails or the caller is cancelled, cancels the others and waits for them."""
     try:
         return await asyncio.gather(*tasks)
     finally:

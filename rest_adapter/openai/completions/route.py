@@ -1,4 +1,4 @@
-"""POST /v1/completions: read, check, translate, call, answer."""
+"""The route POST /v1/completions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ router: Final = APIRouter()
 
 @router.post("/v1/completions")
 async def create_completion(request: Request) -> Response:
-    """Continues prompts, whole or as a stream."""
+    """Completes prompts, in one response or as a stream."""
     asked = await read_json(request, parse_completion)
     state = shared(request)
     request_id = name_call(asked.request_id or "")

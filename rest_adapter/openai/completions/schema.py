@@ -1,4 +1,4 @@
-"""The JSON of `/v1/completions`."""
+"""The JSON schema of `/v1/completions`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rest_adapter.openai.validation import parse
 class CompletionRequest(AnswerRequest):
     """A request of `/v1/completions`: one prompt or several, each as text or as token ids.
 
-    `images` is an extension: the images of a single prompt, as URLs, in the order of their places in it.
+    `images` is an extension: the images of a single prompt, as URLs, in the order of their placeholders in it.
     """
 
     prompt: str | Items[str] | Items[Int32] | Items[Items[Int32]]

@@ -1,4 +1,4 @@
-"""The chunks of text completions that are streamed."""
+"""Renders the chunks of streamed text completions."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _END: Final = b"]}\n\n"
 
 
 class CompletionChunkWriter:
-    """Renders the events of all prompts of a request, in their order.
+    """Renders the events of all prompts of a request, in order.
 
-    With `echo` the first chunk of a choice is its prompt. What comes before the prompt's log probabilities are
-    complete, which belong to that chunk, is held back.
+    With `echo` the first chunk of a choice is its prompt, with the prompt's log probabilities; other events are held
+    back until these are complete.
     """
 
     def __init__(self, request: CompletionRequest, request_id: str, version: str) -> None:
@@ -67,7 +67,7 @@ class CompletionChunkWriter:
         return self._release(prompt) if self._held and missing <= 0 else b""
 
     def _release(self, prompt: int) -> bytes:
-        """The chunks of what was held back, after the prompt's own."""
+        """The chunks of the prompt and of the held back events."""
         chunks = [self._opening(prompt)]
         for what in self._held:
             if what.WhichOneof("event") == "delta":
@@ -88,7 +88,7 @@ class CompletionChunkWriter:
         self._forms = [LegacyLogprobs(count) for _ in range(self._n)]
 
     def _opening(self, prompt: int) -> bytes:
-        """The chunks about the prompt itself, once, before any other of its answers."""
+        """The chunks of the prompt itself, once, before those of its answers."""
         if not self._opens:
             return b""
         self._opens = False
@@ -130,7 +130,7 @@ class CompletionChunkWriter:
         return self._shared + b'"usage":%b,"choices":[%b' % (total, _END)
 
     def _chunk(self, prompt: int, index: int, text: str, extra: dict[str, Any]) -> bytes:
-        """One chunk of one choice; `index` is that among the choices of its prompt."""
+        """One chunk of one choice; `index` counts the choices of its prompt."""
         logprobs = self._forms[index].take() if self._request.logprobs is not None else None
         choice = {
             "index": prompt * self._n + index,

@@ -1,6 +1,6 @@
-"""What the JSON of `/v1/completions` means in the proto, and back: pure functions.
+"""Translates the JSON of `/v1/completions` to the proto and back: pure functions.
 
-A request may have several prompts, each of which becomes a request of its own.
+Each prompt of a request becomes a separate proto request.
 """
 
 from __future__ import annotations
@@ -30,38 +30,42 @@ Prompt = str | Sequence[int]
 
 
 def prompts_of(request: CompletionRequest) -> list[Prompt]:
-    """The prompts of a request, in their order.
+    """The prompts of a request, in order.
 
     Raises:
-        ApiError: There is none, or there are too many.
+        ApiError: There are no prompts, or too many.
     """
     prompt = request.prompt
     several = isinstance(prompt, list) and not (prompt and isinstance(prompt[0], int))
     prompts: list[Any] = prompt if several and isinstance(prompt, list) else [prompt]
     if not 1 <= len(prompts) <= MAX_PROMPTS:
-        raise invalid(f"1 to {MAX_PROMPTS} prompts are needed.", "prompt")
+        raise invalid(
+            f"'prompt' has {len(prompts)} prompts, but must have 1 to {MAX_PROMPTS}.", "prompt"
+        )
     return prompts
 
 
 def to_specs(
     request: CompletionRequest, request_id: str, *, max_media_bytes: int
 ) -> list[completion_pb.CompletionSpec]:
-    """Makes one proto request for every prompt.
+    """Creates one proto request per prompt.
 
     Args:
-        request: The checked JSON.
-        request_id: The request's id; where there are several prompts, `-0`, `-1`, ... is appended.
-        max_media_bytes: Maximum bytes of all decoded images together.
+        request: The validated JSON.
+        request_id: The request's id; for several prompts, `-0`, `-1`, ... is appended.
+        max_media_bytes: Maximum total bytes of all decoded images.
 
     Raises:
-        ApiError: An image's URI cannot be decoded, the images are too large or belong to no single prompt, or a
-            field has no proto form.
+        ApiError: An image's URI cannot be decoded, the images are too large, there are images for several prompts, or
+            a field cannot be converted.
     """
     prompts = prompts_of(request)
     common = _common(request)
     common.images.extend(_images(request, max_media_bytes))
     if common.images and len(prompts) > 1:
-        raise invalid("'images' needs a single prompt.", "images")
+        raise invalid(
+            f"'images' requires a single prompt, but the request has {len(prompts)}.", "images"
+        )
     specs = []
     for index, prompt in enumerate(prompts):
         spec = completion_pb.CompletionSpec()
@@ -76,7 +80,7 @@ def to_specs(
 
 
 def only_prompt(request: CompletionRequest) -> bool:
-    """Whether only the prompt is asked for (to score it): an echo with no token after it."""
+    """Whether only the prompt is requested (to score it): `echo` with `max_tokens` 0."""
     return bool(request.echo) and request.max_tokens == 0
 
 
@@ -84,7 +88,7 @@ def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
     spec = completion_pb.CompletionSpec()
     set_options(spec, request, None)
     if only_prompt(request):
-        # An engine always generates one token; `without_answer` drops it.
+        # The engine always generates at least one token; `without_answer` drops it.
         spec.sampling.max_tokens = 1
     if request.logprobs is not None:
         spec.logprobs.top_logprobs = request.logprobs
@@ -103,13 +107,15 @@ def _images(request: CompletionRequest, budget: int) -> list[message_pb.Image]:
         image = image_of(part, f"images[{index}]")
         budget -= len(image.data)
         if budget < 0:
-            raise too_large("The images of the request are too large together.")
+            raise too_large(
+                "The images of the request exceed the maximum total size (--max-media-mib)."
+            )
         images.append(image)
     return images
 
 
 def param_of(field: str) -> str | None:
-    """How a proto field reads in the JSON: `spec.token_ids` is `prompt`."""
+    """The JSON field of a proto field: `prompt` for `spec.token_ids`."""
     path = field.removeprefix("spec.")
     if match := _IMAGE_PATH.match(path):
         return match[0]
@@ -125,7 +131,7 @@ def completion(
     request_id: str,
     version: str,
 ) -> dict[str, Any]:
-    """OpenAI's `text_completion`, the choices of the first prompt first.
+    """OpenAI's `text_completion`, with choices in order of the prompts.
 
     Raises:
         ApiError: An answer was aborted.
@@ -162,7 +168,7 @@ def _without_answers(
 def without_answer(
     event: completion_pb.StreamCompletionResponse,
 ) -> completion_pb.StreamCompletionResponse:
-    """An event of a stream without what is generated after the prompt."""
+    """An event of a stream without the tokens generated after the prompt."""
     match event.WhichOneof("event"):
         case "delta":
             delta = generation_pb.Delta(prompt_logprobs=event.delta.prompt_logprobs)
@@ -186,7 +192,7 @@ def _without_completion(usage: usage_pb.Usage) -> usage_pb.Usage:
 
 
 def head(started: generation_pb.Started, request_id: str, version: str) -> dict[str, Any]:
-    """What a whole answer and all chunks of a stream have in common."""
+    """The common fields of a complete answer and of all chunks of a stream."""
     return {
         "id": f"cmpl-{request_id}",
         "object": "text_completion",
@@ -197,7 +203,7 @@ def head(started: generation_pb.Started, request_id: str, version: str) -> dict[
 
 
 def usage(values: Sequence[usage_pb.Usage]) -> dict[str, Any]:
-    """OpenAI's `usage` of all prompts together."""
+    """OpenAI's `usage`, summed over all prompts."""
     total = usage_pb.Usage()
     for value in values:
         total.prompt_tokens += value.prompt_tokens
@@ -237,7 +243,7 @@ def _choice(
 
 
 def prompt_fields(started: generation_pb.Started, request: CompletionRequest) -> dict[str, Any]:
-    """What the first choice of a prompt contains about the prompt, if asked for."""
+    """The requested fields about a prompt in its first choice."""
     fields: dict[str, Any] = {}
     if request.return_token_ids:
         fields["prompt_token_ids"] = list(started.prompt_token_ids)
@@ -248,7 +254,7 @@ def prompt_fields(started: generation_pb.Started, request: CompletionRequest) ->
 
 
 def _cut(entries: Sequence[usage_pb.LogprobEntry], count: int) -> list[usage_pb.LogprobEntry]:
-    """The entries with `count` rivals: `echo` may have asked for more than `prompt_logprobs`."""
+    """The entries with `count` most likely tokens: `echo` may have requested more than `prompt_logprobs`."""
     return [
         usage_pb.LogprobEntry(
             chosen=entry.chosen if entry.HasField("chosen") else None, top=entry.top[:count]

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CompletionServiceStub:
-    """Text completion: continues a prompt without a chat template, for base models and for callers that render prompts
+    """Text completion: completes a prompt without a chat template, for base models and for clients that render prompts
     themselves.
     Errors are a gRPC status with google.rpc details (always an ErrorInfo), never part of a response.
     """
@@ -50,7 +50,7 @@ class CompletionServiceStub:
 
 
 class CompletionServiceServicer:
-    """Text completion: continues a prompt without a chat template, for base models and for callers that render prompts
+    """Text completion: completes a prompt without a chat template, for base models and for clients that render prompts
     themselves.
     Errors are a gRPC status with google.rpc details (always an ErrorInfo), never part of a response.
     """
@@ -91,7 +91,7 @@ def add_CompletionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CompletionService:
-    """Text completion: continues a prompt without a chat template, for base models and for callers that render prompts
+    """Text completion: completes a prompt without a chat template, for base models and for clients that render prompts
     themselves.
     Errors are a gRPC status with google.rpc details (always an ErrorInfo), never part of a response.
     """
