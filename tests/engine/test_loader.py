@@ -87,7 +87,7 @@ def test_dtype_and_size(dtype, checkpoint):
     assert (cache.dtype, tuple(cache.shape)) == (dtype, (3, 2, 5, 4, 2, 16))
 
 
-def test_shards(checkpoint, tmp_path):
+def test_shards_load_as_one_file(checkpoint, tmp_path):
     build_checkpoint(tmp_path, seed=4, max_shard_size="300KB")  # as the fixture `checkpoint`
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     for (name, one), (_, other) in zip(
@@ -144,7 +144,7 @@ def as_bin(directory, **changes: Any) -> None:
     (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
 
 
-def test_bin_shards(copy):
+def test_bin_shards_load_as_safetensors(copy):
     expected = load(copy).state_dict()
     as_bin(copy)
     found = load(copy).state_dict()
