@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qwenvl.keys import KeyFile
+from qwenvl.keys import KeyFile, key_of
 from rest_adapter.dialect import Dialect, dialect_of, error_response
 from rest_adapter.errors import ApiError, of_reason
 from rest_adapter.middleware import PROBES
@@ -24,8 +24,7 @@ class RequireKey:
             dialect = dialect_of(scope)
             authorization = dialect.authorization_of(Headers(scope=scope))
             if not self._keys.accepts(authorization):
-                has_key = bool((authorization or "").partition(" ")[2])
-                error = _refusal(dialect, has_key=has_key)
+                error = _refusal(dialect, has_key=bool(key_of(authorization)))
                 await error_response(scope, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -41,7 +41,7 @@ OF_THE_HEADERS = {
     "client_request_id": "of-the-gateway",
     "trace_id": TRACE,
     "span_id": SPAN,
-    "caller": hashlib.sha256(b"Bearer secret-key").hexdigest()[:12],
+    "caller": hashlib.sha256(b"secret-key").hexdigest()[:12],
 }
 
 

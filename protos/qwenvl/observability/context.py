@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-import hashlib
 import re
 from typing import Final, Self
 import uuid
+
+from qwenvl.keys import digest_of, key_of
 
 
 CONTEXT_HEADERS: Final = ("authorization", "traceparent", "x-request-id")
@@ -60,7 +61,7 @@ class CallContext:
     Attributes:
         request_id: The request's own id, unique among the requests in flight.
         client_request_id: The client's `x-request-id`, which may be the same for several calls; None = not sent.
-        caller: SHA-256 of the `authorization` value in hexadecimal; empty without one (one shared caller).
+        caller: SHA-256 of the API key in hexadecimal; empty without a key (one shared caller).
         traceparent: The caller's position in a trace; None = not sent.
         deadline: The deadline as `time.monotonic()` in seconds; None = no deadline.
     """
@@ -83,13 +84,13 @@ class CallContext:
             deadline: The deadline as `time.monotonic()` in seconds.
         """
         client_request_id = headers.get("x-request-id", "")
-        authorization = headers.get("authorization", "")
+        key = key_of(headers.get("authorization"))
         return cls(
             request_id=request_id[:_MAX_REQUEST_ID] or f"req-{uuid.uuid4().hex}",
             client_request_id=(
                 client_request_id if _CLIENT_REQUEST_ID.fullmatch(client_request_id) else None
             ),
-            caller=hashlib.sha256(authorization.encode()).hexdigest() if authorization else "",
+            caller=digest_of(key).hex() if key else "",
             traceparent=TraceParent.parse(headers.get("traceparent", "")),
             deadline=deadline,
         )

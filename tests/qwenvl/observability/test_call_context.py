@@ -45,7 +45,10 @@ def test_callers_are_told_apart_by_their_keys() -> None:
         return CallContext.from_headers({"authorization": authorization}).caller
 
     assert caller("Bearer a") == caller("Bearer a") != caller("Bearer b")
-    assert CallContext.from_headers({}).caller == caller("") == ""
+    assert caller("bearer a") == caller("BEARER   a ") == caller("Bearer a")
+    assert (
+        CallContext.from_headers({}).caller == caller("") == caller("Bearer ") == caller("a") == ""
+    )
     assert "caller" not in CallContext.from_headers({}).log_fields()
 
 
