@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import hashlib
 import json
 from pathlib import Path
 import socket
@@ -154,6 +155,37 @@ def test_keys_come_in_its_own_header(guarded_parrot: Adapter) -> None:
     assert guarded_parrot.ask(headers={"authorization": "Bearer cracker"}).status_code == 200
 
 
+def test_callers_are_logged_whatever_header_has_the_key(
+    guarded_parrot: Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rest_adapter.access")
+    cracker, unknown = (hashlib.sha256(key).hexdigest()[:12] for key in (b"cracker", b"seed"))
+    say(guarded_parrot, "x", headers={"x-parrot-key": "cracker"})
+    guarded_parrot.ask(headers={"authorization": "bearer cracker"})
+    say(guarded_parrot, "x", headers={"x-parrot-key": "seed", "authorization": "Bearer cracker"})
+    say(guarded_parrot, "x", headers={"authorization": "Bearer cracker"})
+
+    def lines() -> list[Any]:
+        return [record.msg for record in caplog.records if record.name == "rest_adapter.access"]
+
+    wait_until(lambda: len(lines()) == 4)
+    seen = [(line["path"], line["status"], line.get("caller")) for line in lines()]
+    assert seen == [
+        ("/v1/parrot", 200, cracker),
+        ("/v1/chat/completions", 200, cracker),
+        ("/v1/parrot", 401, unknown),
+        ("/v1/parrot", 401, None),
+    ]
+    assert "cracker" not in caplog.text
+
+
+def test_a_dialect_that_names_no_request_passes_on_its_id(open_parrot: Adapter) -> None:
+    answer = say(open_parrot, "x")
+    seen = open_parrot.seen.metadata[-1]
+    assert seen["qwenvl-request-id"] == answer.headers["x-request-id"]
+    assert not {"x-request-id", "authorization"} & seen.keys()
+
+
 def test_errors_before_the_route(open_parrot: Adapter) -> None:
     url = f"{open_parrot.url}/v1/parrot"
     assert_squawk(requests.get(f"{url}/nothing", timeout=10), 404, "NOT_FOUND")
@@ -203,6 +235,8 @@ def test_errors_of_the_service(open_parrot: Adapter, stream: bool) -> None:
     full = say(open_parrot, "fail QUEUE_FULL", stream=stream)
     assert_squawk(full, 429, "QUEUE_FULL")
     assert full.headers["retry-after"] == "3"
+    refused = say(open_parrot, "fail UNAUTHENTICATED", stream=stream)
+    assert_squawk(refused, 401, "UNAUTHENTICATED")
     unknown = say(open_parrot, "x", model="nobody", stream=stream)
     assert_squawk(unknown, 404, "MODEL_NOT_FOUND")
 
