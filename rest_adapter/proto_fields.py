@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -26,14 +26,15 @@ def set_fields(target: Any, source: object, names: Sequence[str]) -> None:
             setattr(target, name, value)
 
 
-def require_fields(model: type[BaseModel], names: Iterable[str]) -> None:
-    """Checks at start-up that a model has fields of these names.
+def require_sampling_fields(model: type[BaseModel]) -> None:
+    """Checks at start-up that a model has every sampling setting of the proto, under the same name.
 
     Raises:
-        TypeError: A field is missing.
+        TypeError: A setting is missing.
     """
-    missing = [name for name in names if name not in model.model_fields]
+    fields = sampling_pb.SamplingOptions.DESCRIPTOR.fields
+    missing = [field.name for field in fields if field.name not in model.model_fields]
     if missing:
         raise TypeError(
-            f"{model.__module__}.{model.__qualname__} has no field {', '.join(missing)}, but the proto has"
+            f"{model.__module__}.{model.__qualname__} lacks the sampling settings of the proto: {', '.join(missing)}"
         )

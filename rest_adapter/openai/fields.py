@@ -16,7 +16,7 @@ from rest_adapter.json_model import (
     JsonModel,
     unknown_fields,
 )
-from rest_adapter.proto_fields import SAMPLING_SCALARS, require_fields
+from rest_adapter.proto_fields import require_sampling_fields
 
 
 _MAX_LOGIT_BIAS: Final = 4096
@@ -118,7 +118,7 @@ class AnswerRequest(JsonModel):
     request_id: str | None = None
 
 
-require_fields(AnswerRequest, (*SAMPLING_SCALARS, "logit_bias"))
+require_sampling_fields(AnswerRequest)
 
 
 def unknown_answer_fields(request: AnswerRequest) -> Iterator[str]:
