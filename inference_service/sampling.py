@@ -1,7 +1,8 @@
 """The sampling settings, each with its range and OpenAI's default.
 
-A new scalar is a field of the proto's `SamplingOptions`, a field of both classes below, and its use in the sampler of
-the engine. Validation, defaults, the engine's parameters and the effective settings follow from these.
+A new scalar is a field of the proto's `SamplingOptions`, of both classes below and of `AnswerRequest` in
+`rest_adapter/openai/fields.py`, and its use in the sampler of the engine. Validation, defaults, the engine's parameters
+and the effective settings follow from these. The adapter does not start, and tests fail, if one of them lacks a field.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from rest_adapter import probes
 from rest_adapter.auth import RequireKey
 from rest_adapter.dialect import Dialect, error_response
 from rest_adapter.errors import ApiError, aborted, internal
-from rest_adapter.middleware import BodyLimit, RequestLog
+from rest_adapter.middleware import BodyLimit, RequestLog, response_request_id
 from rest_adapter.openai.dialect import OPENAI
 from rest_adapter.settings import AdapterSettings
 from rest_adapter.state import Shared
@@ -94,5 +94,5 @@ async def _defect(request: Request, error: Exception) -> Response:
     # The server logs the exception; this response bypasses the middleware that adds the request id.
     del error
     failure = internal()
-    failure.headers["x-request-id"] = request.scope["state"]["request_id"]
+    failure.headers["x-request-id"] = response_request_id()
     return error_response(request.scope, failure)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qwenvl.keys import KeyFile
-from rest_adapter.dialect import Dialect, dialect_of, error_response
+from qwenvl.keys import KeyFile, key_of
+from rest_adapter.dialect import dialect_of, error_response
 from rest_adapter.errors import ApiError, of_reason
 from rest_adapter.middleware import PROBES
 
@@ -21,19 +21,14 @@ class RequireKey:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or refuses it with 401."""
         if scope["type"] == "http" and scope["path"] not in PROBES:
-            dialect = dialect_of(scope)
-            authorization = dialect.authorization_of(Headers(scope=scope))
+            authorization = dialect_of(scope).authorization_of(Headers(scope=scope))
             if not self._keys.accepts(authorization):
-                has_key = bool((authorization or "").partition(" ")[2])
-                error = _refusal(dialect, has_key=has_key)
+                error = _refusal(has_key=bool(key_of(authorization)))
                 await error_response(scope, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _refusal(dialect: Dialect, *, has_key: bool) -> ApiError:
+def _refusal(*, has_key: bool) -> ApiError:
     message = "The API key is invalid." if has_key else "An API key is required, but none was sent."
-    error = of_reason("UNAUTHENTICATED", message)
-    if dialect.challenge is not None:
-        error.headers["www-authenticate"] = dialect.challenge
-    return error
+    return of_reason("UNAUTHENTICATED", message)

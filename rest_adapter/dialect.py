@@ -9,6 +9,7 @@ import math
 from fastapi import APIRouter
 from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.status import HTTP_401_UNAUTHORIZED
 from starlette.types import Scope
 
 from rest_adapter.errors import ApiError
@@ -23,7 +24,7 @@ class Dialect:
         router: The routes.
         authorization_of: Returns the caller's key in the headers as the `authorization` of a gRPC call, `Bearer KEY`;
             None if there is no key.
-        challenge: `www-authenticate` of the response to a missing or invalid key; None = no such header.
+        challenge: `www-authenticate` of every 401 (RFC 9110, 11.6.1), also of the service's; None = no such header.
         render_error: Returns the headers and the JSON body of an error.
         render_error_event: Returns the Server-Sent Event that ends a failed stream.
         stream_end: The last bytes of a successful stream; may be empty.
@@ -51,8 +52,11 @@ def dialect_of(scope: Scope) -> Dialect:
 
 def error_response(scope: Scope, error: ApiError) -> Response:
     """The response to a failed request in its dialect."""
-    headers, body = dialect_of(scope).render_error(error)
+    dialect = dialect_of(scope)
+    headers, body = dialect.render_error(error)
     headers = headers | error.headers
+    if error.status == HTTP_401_UNAUTHORIZED and dialect.challenge is not None:
+        headers["www-authenticate"] = dialect.challenge
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     return Response(body, error.status, headers=headers, media_type="application/json")

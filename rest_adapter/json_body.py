@@ -15,6 +15,7 @@ from rest_adapter.state import shared
 
 _LOG: Final = logging.getLogger(__name__)
 _MAX_LOGGED_FIELDS: Final = 20
+_MAX_LOGGED_CHARS: Final = 100
 _Parsed = TypeVar("_Parsed")
 
 
@@ -45,5 +46,6 @@ async def read_json(
         if shared(request).settings.strict_fields:
             message = f"'{unknown[0]}' is not a known field (--strict-fields)."
             raise invalid(message, unknown[0], "UNKNOWN_FIELD")
-        _LOG.info("unknown fields are ignored: %s", ", ".join(unknown[:_MAX_LOGGED_FIELDS]))
+        names = [name[:_MAX_LOGGED_CHARS] for name in unknown[:_MAX_LOGGED_FIELDS]]
+        _LOG.info({"message": "unknown fields are ignored", "fields": ", ".join(names)})
     return parsed

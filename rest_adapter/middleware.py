@@ -8,10 +8,11 @@ import logging
 import time
 from typing import Final
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qwenvl.observability import CONTEXT_HEADERS, CallContext, current_call, enter_call
-from rest_adapter.dialect import error_response
+from qwenvl.observability import CallContext, current_call, enter_call
+from rest_adapter.dialect import dialect_of, error_response
 from rest_adapter.errors import ApiError, too_large
 
 
@@ -20,20 +21,15 @@ PROBES: Final = frozenset(("/health", "/ready"))
 """Paths of probes: they need no key and are logged at debug level."""
 
 
-def header_of(scope: Scope, name: bytes) -> str | None:
-    """A header of a request by its name in lower case."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return str(value, "latin-1")
-    return None
+def response_request_id() -> str:
+    """`x-request-id` of the current response: the client's own id, else the request's id."""
+    call = current_call()
+    assert call is not None
+    return call.client_request_id or call.request_id
 
 
 class RequestLog:
-    """Creates the call context of every request, and writes one access line when it ends.
-
-    The header `x-request-id` of the response is the client's own, if it sent one in printable ASCII, else a generated
-    id; it is also in `scope["state"]["request_id"]`.
-    """
+    """Creates the call context of every request, adds `x-request-id`, and writes one access line when it ends."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -43,19 +39,17 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        call = CallContext.from_headers(
-            {name: header_of(scope, name.encode()) or "" for name in CONTEXT_HEADERS}
-        )
+        headers = Headers(scope=scope)
+        authorization = dialect_of(scope).authorization_of(headers)
+        call = CallContext.from_headers(dict(headers) | {"authorization": authorization or ""})
         enter_call(call)
-        client_request_id = call.client_request_id or call.request_id
-        scope.setdefault("state", {})["request_id"] = client_request_id
         status, sent, begin = 500, 0, time.monotonic()
 
         async def watched(message: Message) -> None:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                id_header = (b"x-request-id", client_request_id.encode())
+                id_header = (b"x-request-id", response_request_id().encode())
                 message = {**message, "headers": [*message["headers"], id_header]}
             else:
                 sent += len(message.get("body", b""))
@@ -94,7 +88,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        length = header_of(scope, b"content-length") or "0"
+        length = Headers(scope=scope).get("content-length", "0")
         if length.isdecimal() and int(length) > self._max_bytes:
             refusal = error_response(scope, await self._too_large(receive, 0))
             await refusal(scope, receive, send)

@@ -9,7 +9,7 @@ from typing import Final
 from fastapi import Request
 
 from qwenvl.aio import AsyncService
-from qwenvl.observability import current_call
+from qwenvl.observability import REQUEST_ID_ENTRY, current_call
 from rest_adapter.dialect import dialect_of
 from rest_adapter.settings import AdapterSettings
 
@@ -40,12 +40,19 @@ def shared(request: Request) -> Shared:
 
 
 def call_metadata(request: Request) -> list[tuple[str, str]]:
-    """The metadata for gRPC calls: id, key and trace; values that are invalid in gRPC are left out."""
-    pairs = [("x-request-id", request.scope["state"]["request_id"])]
+    """The metadata of gRPC calls: ids, key and trace; values that are invalid in gRPC are left out.
+
+    Without a `spec.request_id` the service uses the request's own id. A route that makes several generations at once
+    must therefore name them.
+    """
+    call = current_call()
+    assert call is not None
+    pairs = [(REQUEST_ID_ENTRY, call.request_id)]
+    if call.client_request_id is not None:
+        pairs.append(("x-request-id", call.client_request_id))
+    if call.traceparent is not None:
+        pairs.append(("traceparent", str(call.traceparent)))
     authorization = dialect_of(request.scope).authorization_of(request.headers)
     if authorization is not None and _HEADER_VALUE.fullmatch(authorization):
         pairs.append(("authorization", authorization))
-    call = current_call()
-    if call is not None and call.traceparent is not None:
-        pairs.append(("traceparent", str(call.traceparent)))
     return pairs

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc.aio
 
-from qwenvl.observability import CallContext, current_call
+from qwenvl.observability import REQUEST_ID_ENTRY, CallContext, current_call
 
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -17,7 +17,7 @@ def call_context(request: Any, context: Context, request_timeout_s: float) -> Ca
     """Reads the context of a call.
 
     Args:
-        request: The message; its `spec.request_id`, if it has one, is the request's id.
+        request: The message; the request's id is its `spec.request_id`, else the metadata's `REQUEST_ID_ENTRY`.
         context: The call.
         request_timeout_s: Timeout of a call without a deadline, in seconds.
     """
@@ -25,9 +25,10 @@ def call_context(request: Any, context: Context, request_timeout_s: float) -> Ca
     metadata = {
         key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
     }
+    of_message = getattr(getattr(request, "spec", None), "request_id", "")
     return CallContext.from_headers(
         metadata,
-        request_id=getattr(getattr(request, "spec", None), "request_id", ""),
+        request_id=of_message or metadata.get(REQUEST_ID_ENTRY, ""),
         deadline=time.monotonic() + (request_timeout_s if remaining_s is None else remaining_s),
     )
 

@@ -12,6 +12,24 @@ from typing import Final
 _LOG: Final = logging.getLogger(__name__)
 
 
+def key_of(authorization: str | None) -> str:
+    """The key in `Bearer KEY`, the value of an `authorization` header or metadata entry (RFC 6750).
+
+    Args:
+        authorization: The value, with a scheme in any case and any spaces around the key; None = not sent.
+
+    Returns:
+        The key; empty if there is none or the scheme is another one.
+    """
+    scheme, _, key = (authorization or "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def digest_of(key: str) -> bytes:
+    """The SHA-256 digest of a key, by which keys are compared and callers are told apart."""
+    return hashlib.sha256(key.encode()).digest()
+
+
 class KeyFile:
     """The keys of a file with one key per line; blank lines and `#` comments are ignored.
 
@@ -32,14 +50,13 @@ class KeyFile:
         self._digests = self._read()
 
     def accepts(self, authorization: str | None) -> bool:
-        """Whether the value of an `authorization` header or metadata entry carries a known key (RFC 6750)."""
+        """Whether the value of an `authorization` header or metadata entry has a known key, see `key_of`."""
         self._reload_if_changed()
-        scheme, _, key = (authorization or "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode()).digest()
+        digest = digest_of(key_of(authorization))
         found = False
         for known in self._digests:
             found |= hmac.compare_digest(digest, known)
-        return found and scheme.lower() == "bearer"
+        return found
 
     def _reload_if_changed(self) -> None:
         try:
@@ -57,8 +74,4 @@ class KeyFile:
 
     def _read(self) -> tuple[bytes, ...]:
         lines = (line.strip() for line in self._path.read_text(encoding="utf-8").splitlines())
-        return tuple(
-            hashlib.sha256(line.encode()).digest()
-            for line in lines
-            if line and not line.startswith("#")
-        )
+        return tuple(digest_of(line) for line in lines if line and not line.startswith("#"))

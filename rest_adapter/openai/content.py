@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from rest_adapter.openai.fields import Float, Int64, Items, JsonModel
+from rest_adapter.json_model import Float, Int64, Items, JsonModel
 
 
 class ImageUrl(JsonModel):

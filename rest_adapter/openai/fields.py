@@ -1,25 +1,24 @@
-"""The common JSON fields of all requests for an answer, and the handling of other fields.
-
-Numbers are strict as with OpenAI: `"0.5"` is not a valid temperature.
-"""
+"""The common JSON fields of all requests for an answer, and the handling of other fields."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Final, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator
 
-from rest_adapter.errors import unsupported
+from rest_adapter.json_model import (
+    ClosedModel,
+    Float,
+    Int32,
+    Int64,
+    Items,
+    JsonModel,
+    unknown_fields,
+)
+from rest_adapter.proto_fields import require_sampling_fields
 
 
-Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Float = Annotated[float, Field(allow_inf_nan=False)]
-
-_Item = TypeVar("_Item")
-# Without fail-fast, millions of invalid items would become millions of errors.
-Items = Annotated[list[_Item], Field(fail_fast=True)]
 _MAX_LOGIT_BIAS: Final = 4096
 
 _IGNORED: Final = frozenset(
@@ -74,16 +73,6 @@ def _check_length(value: object) -> object:
 LogitBias = Annotated[dict[str, Float], BeforeValidator(_check_length)]
 
 
-class JsonModel(BaseModel):
-    """A JSON object; fields that are not in the schema are kept for a later check."""
-
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-
-    def unknown(self) -> Mapping[str, object]:
-        """The fields that are not in the schema, with their values."""
-        return self.__pydantic_extra__ or {}
-
-
 class StreamOptions(JsonModel):
     """The contents of a stream besides the answer."""
 
@@ -91,10 +80,8 @@ class StreamOptions(JsonModel):
     include_obfuscation: bool | None = None
 
 
-class ProcessorOptions(BaseModel):
-    """Pixel budget for images that do not set their own; a closed list."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+class ProcessorOptions(ClosedModel):
+    """Pixel budget for images that do not set their own."""
 
     min_pixels: Int64 | None = None
     max_pixels: Int64 | None = None
@@ -131,28 +118,13 @@ class AnswerRequest(JsonModel):
     request_id: str | None = None
 
 
-def unknown_fields(request: AnswerRequest) -> Iterator[str]:
+require_sampling_fields(AnswerRequest)
+
+
+def unknown_answer_fields(request: AnswerRequest) -> Iterator[str]:
     """The names of fields that are unknown.
 
     Raises:
         ApiError: A field is known but not supported, and its value would have an effect.
     """
-    for name, value in request.unknown().items():
-        if name in _NEUTRAL:
-            if not is_absent(value) and value not in _NEUTRAL[name]:
-                raise unsupported(name)
-        elif name not in _IGNORED:
-            yield name
-
-
-def is_absent(value: object) -> bool:
-    """Whether a field with this value is equivalent to an absent one."""
-    return value is None or value in ([], {}, "")
-
-
-def set_fields(target: Any, source: object, names: Sequence[str]) -> None:
-    """Copies the fields that are set to fields of the same names in a proto message."""
-    for name in names:
-        value = getattr(source, name)
-        if value is not None:
-            setattr(target, name, value)
+    return unknown_fields(request, unsupported_unless=_NEUTRAL, ignored=_IGNORED)

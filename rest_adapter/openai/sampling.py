@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Final
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from rest_adapter.errors import invalid
-from rest_adapter.openai.fields import AnswerRequest, set_fields
-
-
-# A scalar has the same name in JSON and in the proto.
-_SCALARS: Final = tuple(
-    field.name
-    for field in sampling_pb.SamplingOptions.DESCRIPTOR.fields
-    if field.name not in ("logit_bias", "max_tokens")
-)
+from rest_adapter.openai.fields import AnswerRequest
+from rest_adapter.proto_fields import SAMPLING_SCALARS, set_fields
 
 
 def set_options(
@@ -46,10 +38,9 @@ def _sampling_options(
     request: AnswerRequest, max_tokens: int | None
 ) -> sampling_pb.SamplingOptions:
     options = sampling_pb.SamplingOptions()
-    set_fields(options, request, _SCALARS)
-    limit = request.max_tokens if max_tokens is None else max_tokens
-    if limit is not None:
-        options.max_tokens = limit
+    set_fields(options, request, SAMPLING_SCALARS)
+    if max_tokens is not None:
+        options.max_tokens = max_tokens
     for key, bias in (request.logit_bias or {}).items():
         if not re.fullmatch(r"\d{1,9}", key, re.ASCII):
             raise invalid(

@@ -41,7 +41,7 @@ OF_THE_HEADERS = {
     "client_request_id": "of-the-gateway",
     "trace_id": TRACE,
     "span_id": SPAN,
-    "caller": hashlib.sha256(b"Bearer secret-key").hexdigest()[:12],
+    "caller": hashlib.sha256(b"secret-key").hexdigest()[:12],
 }
 
 
@@ -122,6 +122,18 @@ def test_a_rest_call_is_found_in_both_logs(
     assert of_service["code"] == "OK"
     for program, _ in (service, adapter):
         assert "secret" not in program.log.read_text()
+
+
+def test_a_call_without_ids_of_the_client_is_found_in_both_logs(
+    service: tuple[Program, str], adapter: tuple[Program, str]
+) -> None:
+    """Also one whose message has no request id; the client's id is logged only if there is one."""
+    answer = requests.get(f"{adapter[1]}/v1/models", timeout=BOUND_S)
+    assert answer.status_code == 200, answer.text
+    for program, _ in (service, adapter):
+        line = program.access_line()
+        assert line["request_id"] == answer.headers["x-request-id"]
+        assert not {"client_request_id", "caller", "trace_id", "span_id"} & line.keys()
 
 
 def test_a_grpc_call_is_found_in_the_log(service: tuple[Program, str]) -> None:

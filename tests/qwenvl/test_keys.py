@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl.keys import KeyFile
+from qwenvl.keys import KeyFile, key_of
+from qwenvl.observability import CallContext
 
 
 @pytest.fixture
@@ -48,3 +49,29 @@ def test_empty_lines_are_no_keys(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         KeyFile(tmp_path / "keys")
+
+
+@pytest.mark.parametrize(
+    ("authorization", "key"),
+    [
+        ("Bearer k", "k"),
+        ("bearer k", "k"),
+        ("BEARER  a key ", "a key"),
+        ("Bearer", ""),
+        ("Bearer ", ""),
+        ("Basic k", ""),
+        ("k", ""),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_the_key_of_an_authorization(authorization: str | None, key: str) -> None:
+    assert key_of(authorization) == key
+
+
+def test_every_accepted_form_of_one_key_is_one_caller(key_file: Path) -> None:
+    keys, callers = KeyFile(key_file), set()
+    for authorization in ("Bearer key-one", "bearer key-one", "BEARER key-one", "Bearer  key-one "):
+        assert keys.accepts(authorization)
+        callers.add(CallContext.from_headers({"authorization": authorization}).caller)
+    assert len(callers) == 1

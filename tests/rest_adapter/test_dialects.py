@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import hashlib
 import json
 from pathlib import Path
 import socket
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-import grpc
 import pytest
 import requests
 
@@ -17,46 +17,60 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.app import DIALECTS
 from rest_adapter.dialect import Dialect, choose
-from rest_adapter.disconnect import while_connected
-from rest_adapter.errors import ApiError, from_rpc
 from rest_adapter.json_body import read_json
+from rest_adapter.json_model import Float, JsonModel, unknown_fields
+from rest_adapter.media import ImageSources
+from rest_adapter.proto_fields import set_fields
+from rest_adapter.reply import json_reply, stream_reply
 from rest_adapter.state import call_metadata, shared
-from rest_adapter.stream import EventStream
+from rest_adapter.validation import validate
 from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
 
 
 router = APIRouter()
 
 
-def parse(document: object) -> tuple[dict, list[str]]:
-    if not isinstance(document, dict) or "say" not in document:
-        raise ApiError(400, "Nothing to say.", reason="MISSING_FIELD", param="say")
-    return document, sorted(document.keys() - {"say", "stream", "model"})
+class Saying(JsonModel):
+    say: str
+    stream: bool = False
+    model: str = "demo"
+    image: str | None = None
+    temperature: Float | None = None
+
+
+def parse(document: object) -> tuple[Saying, list[str]]:
+    asked = validate(Saying, document)
+    return asked, [*unknown_fields(asked, ignored=("feathers",))]
 
 
 @router.post("/v1/parrot")
 async def repeat(request: Request) -> Response:
     asked = await read_json(request, parse)
-    part = message_pb.Part(text=asked["say"])
+    parts = [message_pb.Part(text=asked.say)]
+    if asked.image is not None:
+        parts.append(message_pb.Part())
+        ImageSources(1000).set(parts[-1].image, asked.image, "image")
     spec = chat_pb.ChatCompletionSpec(
-        model=asked.get("model", "demo"),
-        messages=[message_pb.Message(role=message_pb.ROLE_USER, parts=[part])],
+        model=asked.model,
+        messages=[message_pb.Message(role=message_pb.ROLE_USER, parts=parts)],
     )
+    set_fields(spec.sampling, asked, ("temperature",))
     service, metadata = shared(request).service, call_metadata(request)
-    try:
-        if not asked.get("stream"):
-            work = service.create_chat(spec, metadata=metadata)
-            answer = await while_connected(request, work)
-            return Response(json.dumps({"said": answer.choices[0].text}))
-        events = await while_connected(request, service.stream_chat(spec, metadata=metadata))
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc(error, lambda path: path.rpartition(".")[2]) from error
-    return EventStream(
-        events,
+    if not asked.stream:
+        work = service.create_chat(spec, metadata=metadata)
+        return await json_reply(
+            request, work, lambda answer: {"said": answer.choices[0].text}, last_name
+        )
+    return await stream_reply(
+        request,
+        service.stream_chat(spec, metadata=metadata),
         lambda event: event.delta.text.encode() + b"\n\n" if event.delta.text else b"",
-        heartbeat_s=60,
-        to_error=from_rpc,
+        last_name,
     )
+
+
+def last_name(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 @router.get("/v1/parrot/defect")
@@ -136,6 +150,16 @@ def test_answers_whole_and_streamed(open_parrot: Adapter) -> None:
     assert streamed.headers["content-type"].startswith("text/event-stream")
 
 
+def test_fields_and_images_are_converted(open_parrot: Adapter) -> None:
+    assert say(open_parrot, "x", temperature=0.5, image="data:,YWI=", feathers=3).status_code == 200
+    assert open_parrot.spec.sampling.temperature == 0.5
+    assert open_parrot.spec.messages[0].parts[1].image.data == b"ab"
+    for fields in ({"image": "data:,?"}, {"temperature": "0.5"}):
+        refused = say(open_parrot, "x", **fields)
+        assert refused.status_code == 400
+        assert [refused.json()["at"]] == [*fields]
+
+
 def test_keys_come_in_its_own_header(guarded_parrot: Adapter) -> None:
     wrong: tuple[dict[str, str], ...] = (
         {},
@@ -152,6 +176,35 @@ def test_keys_come_in_its_own_header(guarded_parrot: Adapter) -> None:
     assert other.headers["www-authenticate"] == "Bearer"
     assert other.json()["error"]["code"] == "invalid_api_key"
     assert guarded_parrot.ask(headers={"authorization": "Bearer cracker"}).status_code == 200
+
+
+def test_callers_are_logged_whatever_header_has_the_key(
+    guarded_parrot: Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rest_adapter.access")
+    cracker, unknown = (hashlib.sha256(key).hexdigest()[:12] for key in (b"cracker", b"seed"))
+    by_parrot, by_bearer = {"x-parrot-key": "cracker"}, {"authorization": "bearer cracker"}
+    say(guarded_parrot, "x", headers={"x-request-id": "a"} | by_parrot)
+    guarded_parrot.ask(headers={"x-request-id": "b"} | by_bearer)
+    say(guarded_parrot, "x", headers={"x-request-id": "c", "x-parrot-key": "seed"} | by_bearer)
+    say(guarded_parrot, "x", headers={"x-request-id": "d"} | by_bearer)
+
+    def lines() -> dict[str, Any]:
+        lines: list[Any] = [r.msg for r in caplog.records if r.name == "rest_adapter.access"]
+        return {line.get("client_request_id"): line for line in lines}
+
+    wait_until(lambda: lines().keys() >= {*"abcd"})
+    seen = {name: (line["status"], line.get("caller")) for name, line in lines().items()}
+    assert seen | {"a": (200, cracker), "b": (200, cracker)} == seen
+    assert seen | {"c": (401, unknown), "d": (401, None)} == seen
+    assert "cracker" not in caplog.text
+
+
+def test_a_dialect_that_names_no_request_passes_on_its_id(open_parrot: Adapter) -> None:
+    answer = say(open_parrot, "x")
+    seen = open_parrot.seen.metadata[-1]
+    assert seen["qwenvl-request-id"] == answer.headers["x-request-id"]
+    assert not {"x-request-id", "authorization"} & seen.keys()
 
 
 def test_errors_before_the_route(open_parrot: Adapter) -> None:
@@ -203,6 +256,8 @@ def test_errors_of_the_service(open_parrot: Adapter, stream: bool) -> None:
     full = say(open_parrot, "fail QUEUE_FULL", stream=stream)
     assert_squawk(full, 429, "QUEUE_FULL")
     assert full.headers["retry-after"] == "3"
+    refused = say(open_parrot, "fail UNAUTHENTICATED", stream=stream)
+    assert_squawk(refused, 401, "UNAUTHENTICATED")
     unknown = say(open_parrot, "x", model="nobody", stream=stream)
     assert_squawk(unknown, 404, "MODEL_NOT_FOUND")
 

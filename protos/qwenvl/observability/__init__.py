@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qwenvl.observability.context import (
-    CONTEXT_HEADERS,
+    REQUEST_ID_ENTRY,
     CallContext,
     TraceParent,
     current_call,
@@ -14,7 +14,7 @@ from qwenvl.observability.logs import LogFormat, LogLevel, configure_logging, de
 
 
 __all__ = [
-    "CONTEXT_HEADERS",
+    "REQUEST_ID_ENTRY",
     "CallContext",
     "LogFormat",
     "LogLevel",

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-import hashlib
 import re
 from typing import Final, Self
 import uuid
 
+from qwenvl.keys import digest_of, key_of
 
-CONTEXT_HEADERS: Final = ("authorization", "traceparent", "x-request-id")
-"""The HTTP headers or gRPC metadata from which a context is created."""
 
-_CLIENT_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+REQUEST_ID_ENTRY: Final = "qwenvl-request-id"
+"""gRPC metadata: the request id for a call whose message has none; the adapter sends its own."""
+
+_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT: Final = re.compile(
     r"(?P<version>[0-9a-f]{2})-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})"
     r"(?P<more>-.*)?"
 )
-_MAX_REQUEST_ID: Final = 128
 _SHOWN_DIGITS: Final = 12
 
 
@@ -60,7 +60,7 @@ class CallContext:
     Attributes:
         request_id: The request's own id, unique among the requests in flight.
         client_request_id: The client's `x-request-id`, which may be the same for several calls; None = not sent.
-        caller: SHA-256 of the `authorization` value in hexadecimal; empty without one (one shared caller).
+        caller: SHA-256 of the API key in hexadecimal; empty without a key (one shared caller).
         traceparent: The caller's position in a trace; None = not sent.
         deadline: The deadline as `time.monotonic()` in seconds; None = no deadline.
     """
@@ -79,17 +79,14 @@ class CallContext:
 
         Args:
             headers: By name in lower case. A malformed `x-request-id` or `traceparent` is ignored.
-            request_id: The request's own id, shortened to 128 characters; empty = a new one is generated.
+            request_id: The request's own id; empty or malformed = a new one is generated.
             deadline: The deadline as `time.monotonic()` in seconds.
         """
-        client_request_id = headers.get("x-request-id", "")
-        authorization = headers.get("authorization", "")
+        key = key_of(headers.get("authorization"))
         return cls(
-            request_id=request_id[:_MAX_REQUEST_ID] or f"req-{uuid.uuid4().hex}",
-            client_request_id=(
-                client_request_id if _CLIENT_REQUEST_ID.fullmatch(client_request_id) else None
-            ),
-            caller=hashlib.sha256(authorization.encode()).hexdigest() if authorization else "",
+            request_id=_valid(request_id) or f"req-{uuid.uuid4().hex}",
+            client_request_id=_valid(headers.get("x-request-id", "")),
+            caller=digest_of(key).hex() if key else "",
             traceparent=TraceParent.parse(headers.get("traceparent", "")),
             deadline=deadline,
         )
@@ -107,6 +104,10 @@ class CallContext:
         return fields
 
 
+def _valid(request_id: str) -> str | None:
+    return request_id if _REQUEST_ID.fullmatch(request_id) else None
+
+
 _current: ContextVar[CallContext | None] = ContextVar("qwenvl_current_call", default=None)
 
 
@@ -122,10 +123,10 @@ def name_call(request_id: str) -> str:
     """Sets the request id of the current call, if it is known only after the headers.
 
     Args:
-        request_id: The id; empty = keep the generated one.
+        request_id: The id; empty or malformed = keep the generated one.
 
     Returns:
-        The id of the call.
+        The id as given, which the service refuses if it is malformed; the generated one if it is empty.
 
     Raises:
         LookupError: There is no current call.
@@ -133,8 +134,8 @@ def name_call(request_id: str) -> str:
     call = current_call()
     if call is None:
         raise LookupError("there is no current call")
-    if request_id:
-        enter_call(replace(call, request_id=request_id[:_MAX_REQUEST_ID]))
+    if _valid(request_id):
+        enter_call(replace(call, request_id=request_id))
     return request_id or call.request_id
 
 

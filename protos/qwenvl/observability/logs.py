@@ -17,6 +17,7 @@ LogFormat = Literal["json", "text"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LIKE_FIELDS: Final = re.compile(r"[=\"]")
 _BARE: Final = re.compile(r"[\w./:#@+-]+", re.ASCII)
 
 
@@ -83,23 +84,32 @@ class JsonFormatter(_Formatter):
 
 
 class TextFormatter(_Formatter):
-    """One line of text per record, followed by the traceback of its exception."""
+    """One line of text per record, followed by the lines of its exception, each after `  | `.
+
+    No value can forge a line or a field: control characters are escaped, and a message that may be mistaken for fields
+    is quoted, as values are.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Renders a record; control characters are escaped, so that no value can forge a line."""
+        """Renders a record."""
         head, fields = self._head(record), self._body(record)
-        message = _UNPRINTABLE.sub(_escape, str(fields.pop("message")))
+        text = str(fields.pop("message"))
         words = [
             f"{head['time']} {record.levelname} {self._process}[{head['pid']}] {record.name}:",
-            *([message] if message else []),
+            *([_message(text)] if text else []),
             *(f"{name}={_quoted(value)}" for name, value in fields.items()),
         ]
         exception = self._exception(record)
-        return " ".join(words) + (f"\n{exception}" if exception else "")
+        lines = exception.split("\n") if exception else []
+        return "\n".join([" ".join(words), *(f"  | {_escaped(line)}" for line in lines)])
 
 
-def _escape(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode()
+def _message(text: str) -> str:
+    return json.dumps(text) if _LIKE_FIELDS.search(text) else _escaped(text)
+
+
+def _escaped(text: str) -> str:
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def _quoted(value: object) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from rest_adapter.errors import invalid, unsupported
+from rest_adapter.errors import invalid
+from rest_adapter.json_model import ClosedModel, Int32, Items, JsonModel, unknown_fields
 from rest_adapter.openai.content import Part
-from rest_adapter.openai.fields import AnswerRequest, Int32, Items, JsonModel, is_absent
+from rest_adapter.openai.fields import AnswerRequest
 from rest_adapter.openai.validation import parse
 
 
-_MESSAGE_NEUTRAL: Final = frozenset(("audio", "function_call", "tool_calls"))
+_MESSAGE_NEUTRAL: Final = {"audio": (), "function_call": (), "tool_calls": ()}
 _MESSAGE_IGNORED: Final = frozenset(("annotations", "reasoning", "reasoning_content"))
 
 
@@ -26,10 +27,8 @@ class Message(JsonModel):
     refusal: str | None = None
 
 
-class TemplateOptions(BaseModel):
+class TemplateOptions(ClosedModel):
     """Options of the chat template; a closed list, because they are passed to the template."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     enable_thinking: bool | None = None
 
@@ -64,12 +63,9 @@ def parse_chat(document: object) -> tuple[ChatRequest, list[str]]:
 
 
 def _unknown_in_message(message: Message, path: str) -> Iterator[str]:
-    for name, value in message.unknown().items():
-        if name in _MESSAGE_NEUTRAL:
-            if not is_absent(value):
-                raise unsupported(f"{path}.{name}")
-        elif name not in _MESSAGE_IGNORED:
-            yield f"{path}.{name}"
+    yield from unknown_fields(
+        message, unsupported_unless=_MESSAGE_NEUTRAL, ignored=_MESSAGE_IGNORED, path=path
+    )
     if isinstance(message.content, list):
         for position, part in enumerate(message.content):
-            yield from (f"{path}.content[{position}].{name}" for name in part.unknown())
+            yield from unknown_fields(part, path=f"{path}.content[{position}]")

@@ -9,14 +9,15 @@ from typing import Any, Final
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
-from rest_adapter.errors import invalid, too_large
+from rest_adapter.errors import invalid
+from rest_adapter.media import ImageSources
 from rest_adapter.openai import answer
 from rest_adapter.openai.chat.schema import ChatRequest, Message
 from rest_adapter.openai.content import RefusalPart, TextPart, VideoPart
 from rest_adapter.openai.field_paths import plain_param
-from rest_adapter.openai.fields import set_fields
 from rest_adapter.openai.media import image_of, part_suffix, video_of
 from rest_adapter.openai.sampling import set_options
+from rest_adapter.proto_fields import set_fields
 
 
 _ROLES: Final = {
@@ -40,10 +41,10 @@ def to_spec(request: ChatRequest, *, max_media_bytes: int) -> chat_pb.ChatComple
     """
     spec = chat_pb.ChatCompletionSpec(request_id=request.request_id or "")
     set_options(spec, request, request.max_completion_tokens)
-    budget = max_media_bytes
+    sources = ImageSources(max_media_bytes)
     for index, message in enumerate(request.messages):
         target = spec.messages.add(role=_ROLES[message.role], name=message.name or "")
-        budget -= _add_parts(target, message, f"messages[{index}]", budget)
+        _add_parts(target, message, f"messages[{index}]", sources)
     if request.logprobs:
         spec.logprobs.top_logprobs = request.top_logprobs or 0
     if request.prompt_logprobs is not None:
@@ -54,38 +55,31 @@ def to_spec(request: ChatRequest, *, max_media_bytes: int) -> chat_pb.ChatComple
     return spec
 
 
-def _add_parts(target: message_pb.Message, message: Message, path: str, budget: int) -> int:
-    """Appends one proto part per JSON part, so that positions match; returns the bytes of images."""
+def _add_parts(
+    target: message_pb.Message, message: Message, path: str, sources: ImageSources
+) -> None:
+    """Appends one proto part per JSON part, so that positions match."""
     content = message.content
     if isinstance(content, str):
         target.parts.add(text=content)
-        return 0
+        return
     if message.refusal is not None and not content:
         target.parts.add(refusal=message.refusal)
-        return 0
+        return
     if not content:
         raise invalid(
             "The message has no content, but at least one part is required.", f"{path}.content"
         )
-    used = 0
     for position, part in enumerate(content):
+        part_path = f"{path}.content[{position}]"
         if isinstance(part, TextPart):
             target.parts.add(text=part.text)
         elif isinstance(part, RefusalPart):
             target.parts.add(refusal=part.refusal)
         elif isinstance(part, VideoPart):
-            video = video_of(part, f"{path}.content[{position}]")
-            used += sum(len(frame.data) for frame in video.frames)
-            target.parts.add(video=video)
+            target.parts.add(video=video_of(part, part_path, sources))
         else:
-            image = image_of(part, f"{path}.content[{position}]")
-            used += len(image.data)
-            target.parts.add(image=image)
-        if used > budget:
-            raise too_large(
-                "The images of the request exceed the maximum total size (--max-media-mib)."
-            )
-    return used
+            target.parts.add(image=image_of(part, part_path, sources))
 
 
 @dataclass(frozen=True, slots=True)

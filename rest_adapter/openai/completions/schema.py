@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from rest_adapter.json_model import Int32, Items
 from rest_adapter.openai.content import ImageUrl
-from rest_adapter.openai.fields import AnswerRequest, Int32, Items
+from rest_adapter.openai.fields import AnswerRequest
 from rest_adapter.openai.validation import parse
 
 

@@ -13,7 +13,8 @@ from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
-from rest_adapter.errors import invalid, too_large
+from rest_adapter.errors import invalid
+from rest_adapter.media import ImageSources
 from rest_adapter.openai import answer
 from rest_adapter.openai.completions.logprobs import LegacyLogprobs
 from rest_adapter.openai.completions.schema import CompletionRequest
@@ -61,7 +62,7 @@ def to_specs(
     """
     prompts = prompts_of(request)
     common = _common(request)
-    common.images.extend(_images(request, max_media_bytes))
+    common.images.extend(_images(request, ImageSources(max_media_bytes)))
     if common.images and len(prompts) > 1:
         raise invalid(
             f"'images' requires a single prompt, but the request has {len(prompts)}.", "images"
@@ -100,18 +101,9 @@ def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
     return spec
 
 
-def _images(request: CompletionRequest, budget: int) -> list[message_pb.Image]:
-    images = []
-    for index, url in enumerate(request.images or ()):
-        part = ImagePart(type="image_url", image_url=url)
-        image = image_of(part, f"images[{index}]")
-        budget -= len(image.data)
-        if budget < 0:
-            raise too_large(
-                "The images of the request exceed the maximum total size (--max-media-mib)."
-            )
-        images.append(image)
-    return images
+def _images(request: CompletionRequest, sources: ImageSources) -> list[message_pb.Image]:
+    parts = [ImagePart(type="image_url", image_url=url) for url in request.images or ()]
+    return [image_of(part, f"images[{index}]", sources) for index, part in enumerate(parts)]
 
 
 def param_of(field: str) -> str | None:

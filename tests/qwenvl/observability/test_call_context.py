@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import copy_context
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,13 +46,25 @@ def test_callers_are_told_apart_by_their_keys() -> None:
         return CallContext.from_headers({"authorization": authorization}).caller
 
     assert caller("Bearer a") == caller("Bearer a") != caller("Bearer b")
-    assert CallContext.from_headers({}).caller == caller("") == ""
+    assert caller("bearer a") == caller("BEARER   a ") == caller("Bearer a")
+    assert (
+        CallContext.from_headers({}).caller == caller("") == caller("Bearer ") == caller("a") == ""
+    )
     assert "caller" not in CallContext.from_headers({}).log_fields()
 
 
 @pytest.mark.parametrize("value", ["", "a b", "é", "x\n", "x" * 129])
-def test_a_malformed_client_id_is_ignored(value: str) -> None:
+def test_a_malformed_id_is_ignored(value: str) -> None:
     assert CallContext.from_headers({"x-request-id": value}).client_request_id is None
+    call = CallContext.from_headers({}, request_id=value)
+    assert call.request_id.startswith("req-")
+
+    def name() -> CallContext | None:
+        enter_call(call)
+        assert name_call(value) == (value or call.request_id)
+        return current_call()
+
+    assert copy_context().run(name) == call
 
 
 def test_a_traceparent_is_read_and_rendered() -> None:

@@ -8,10 +8,13 @@ from datetime import datetime
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
 import pytest
 
 from qwenvl.observability import CallContext, TraceParent, enter_call
@@ -88,12 +91,59 @@ def test_a_text_line_can_be_read() -> None:
     )
 
 
-@pytest.mark.parametrize("form", [JsonFormatter, TextFormatter])
-def test_no_value_can_forge_a_line(form: type[logging.Formatter]) -> None:
-    for message in ("a\nb\x1b[2J\u2028c", {"message": "a\nb", "path": "c\nd\x1b\u2028"}):
-        line = form("x").format(record(message))
-        assert len(line.splitlines()) == 1
-        assert "\x1b" not in line
+FORGED = TextFormatter("front").format(record({"message": "call", "request_id": "forged"}))
+FORGED_JSON = JsonFormatter("front").format(record({"message": "call", "request_id": "forged"}))
+TEXT_LINE = re.compile(r"\S+Z [A-Z]+ \w+\[\d+\] [\w.]+:")
+TEXT_FIELD = re.compile(r' ([\w-]+)=("(?:[^"\\]|\\.)*"|[^"=\s]+)(?= |$)')
+BREAKS = ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\x1b[2J"]
+VALUES = st.lists(
+    st.text() | st.sampled_from([*BREAKS, FORGED, FORGED_JSON, " request_id=forged", '"', "\\"])
+).map("".join)
+
+
+def failed_with(text: str) -> BaseException:
+    error, cause = KeyError(text), ValueError(text)
+    cause.add_note(text)
+    error.__cause__ = cause
+    return error
+
+
+def is_record(line: str) -> bool:
+    """Whether a reader of the log may take the line for a record, even after removing white space."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return TEXT_LINE.match(line.strip()) is not None
+
+
+def test_a_forged_record_would_be_noticed() -> None:
+    assert is_record(FORGED)
+    assert is_record(FORGED_JSON)
+    assert dict(TEXT_FIELD.findall(FORGED)) == {"request_id": "forged"}
+
+
+@given(message=VALUES, value=VALUES, failure=VALUES, is_structured=st.booleans())
+def test_no_value_can_forge_a_line_or_a_field(
+    message: str, value: str, failure: str, is_structured: bool
+) -> None:
+    error = failed_with(failure)
+    about = {"exc_info": (type(error), error, error.__traceback__)}
+    made = (
+        record({"message": message, "path": value}, **about)
+        if is_structured
+        else record("%s", message, **about)
+    )
+    [only] = JsonFormatter("x").format(made).splitlines()
+    assert json.loads(only)["message"] == message
+    assert json.loads(only).keys() >= {"exception", *(["path"] if is_structured else [])}
+    first, *rest = in_a_call(lambda: TextFormatter("x").format(made)).splitlines()
+    assert is_record(first)
+    assert not any(map(is_record, rest))
+    assert all(line.startswith("  | ") for line in rest)
+    assert "\x1b" not in first + "".join(rest)
+    fields = TEXT_FIELD.findall(re.sub(r'^(\S+ ){3}\S+:( "([^"\\]|\\.)*")?', "", first))
+    assert [name for name, _ in fields] == [*IDS, *(["path"] if is_structured else [])]
+    assert dict(fields) | IDS == dict(fields)
 
 
 @pytest.mark.parametrize("form", [JsonFormatter, TextFormatter])
@@ -102,6 +152,26 @@ def test_an_exception_is_rendered_once(form: type[logging.Formatter]) -> None:
     assert line.count("ValueError: invalid") == 1
     assert line.count("Traceback") == 1
     assert len(line.splitlines()) == 1 or form is TextFormatter
+
+
+def test_the_lines_of_an_exception_stay_readable() -> None:
+    first, second, *_, last = TextFormatter("front").format(failed()).splitlines()
+    assert first.endswith(" a.b: it failed")
+    assert second == "  | Traceback (most recent call last):"
+    assert last == "  | ValueError: invalid literal for int() with base 10: 'no number'"
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("the model is loaded: 3 s (fast)", "the model is loaded: 3 s (fast)"),
+        ("ignored: x request_id=mine", '"ignored: x request_id=mine"'),
+        ('the file "a"', '"the file \\"a\\""'),
+        ("图\n", "图\\n"),
+    ],
+)
+def test_a_message_is_quoted_if_it_may_be_mistaken_for_fields(message: str, shown: str) -> None:
+    assert TextFormatter("front").format(record(message)).endswith(f" a.b: {shown}")
 
 
 @pytest.mark.parametrize(("log_format", "is_json"), [("json", True), ("text", False), (None, True)])

@@ -34,6 +34,8 @@ def test_every_reason_has_its_status_and_error_body(
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["type"], error["code"]) == (row.openai_type, row.openai_code)
+    challenge = response.headers.get("www-authenticate")
+    assert challenge == ("Bearer" if row.http_status == 401 else None)
     if row.http_status != 500:
         assert error["message"] == f"It is {reason}."
         assert error["param"] == "temperature"

@@ -151,6 +151,7 @@ def test_metadata_goes_along(adapter: Adapter) -> None:
     headers = {"authorization": "Bearer k", "x-request-id": "mine", "traceparent": trace}
     assert adapter.ask(headers=headers).headers["x-request-id"] == "mine"
     seen = adapter.seen.metadata[-1]
+    assert seen["qwenvl-request-id"] == adapter.spec.request_id
     assert (seen["authorization"], seen["x-request-id"], seen["traceparent"]) == (
         "Bearer k",
         "mine",
@@ -162,8 +163,16 @@ def test_headers_that_grpc_cannot_carry_are_left_out(adapter: Adapter) -> None:
     headers = {"authorization": "Bearer \xe9", "x-request-id": "a b", "traceparent": "x"}
     answer = adapter.ask(headers=headers)
     assert answer.status_code == 200
-    assert answer.headers["x-request-id"] != "a b"
-    assert not {"authorization", "traceparent"} & adapter.seen.metadata[-1].keys()
+    assert answer.headers["x-request-id"] == adapter.spec.request_id
+    assert not {"authorization", "traceparent", "x-request-id"} & adapter.seen.metadata[-1].keys()
+
+
+def test_without_an_id_of_the_client_the_response_has_that_of_the_request(adapter: Adapter) -> None:
+    for body, stream in (({}, False), ({}, True), ({"request_id": "named"}, False)):
+        answer = adapter.ask(stream=stream, **body)
+        assert answer.headers["x-request-id"] == adapter.spec.request_id
+        assert "x-request-id" not in adapter.seen.metadata[-1]
+    assert adapter.spec.request_id == "named"
 
 
 async def test_32_streams_at_once(adapter: Adapter) -> None:

@@ -1,0 +1,89 @@
+"""Sets the images of a proto message from URLs, including `data:` URIs, within the limit of one request."""
+
+from __future__ import annotations
+
+from binascii import Error as BinasciiError
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+import pybase64
+
+from qwenvl.inference.v1 import message_pb2 as message_pb
+from rest_adapter.errors import invalid, too_large
+
+
+_WHITESPACE: Final = b" \t\r\n\f\v"
+
+
+class ImageSources:
+    """Sets the sources of the images of one request.
+
+    Args:
+        max_bytes: Maximum total bytes of all decoded images.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
+
+    def set(self, image: message_pb.Image, url: object, path: str) -> None:
+        """Sets the bytes of a `data:` URI, or the URI if it is another one.
+
+        Args:
+            image: The image.
+            url: The URL, as in the JSON.
+            path: Path of the URL in the JSON, for errors.
+
+        Raises:
+            ApiError: There is no URL, a `data:` URI without base64, or the images of the request are too large.
+        """
+        if not isinstance(url, str) or not url.strip():
+            raise invalid(
+                "The image has no URL; send an http(s) URL or a data: URI.",
+                path,
+                "INVALID_IMAGE_URL",
+            )
+        if url[:64].lstrip()[:5].lower() != "data:":
+            image.uri = url
+            return
+        try:
+            image.mime_type, image.data = parse_data_uri(url)
+        except ValueError:
+            raise invalid(
+                "The data: URI does not contain valid base64 data.", path, "INVALID_IMAGE"
+            ) from None
+        self._left -= len(image.data)
+        if self._left < 0:
+            raise too_large(
+                "The images of the request exceed the maximum total size (--max-media-mib)."
+            )
+
+
+def parse_data_uri(uri: str) -> tuple[str, bytes]:
+    """Decodes a `data:` URI, accepting common deviations of clients.
+
+    The base64 marker may be missing, parameters may be in any order, the data may be percent-encoded, wrapped in lines,
+    in the URL-safe alphabet and without padding (vllm#28123, QwenLM/Qwen3-VL#202).
+
+    Returns:
+        The media type in lower case (may be empty) and the bytes.
+
+    Raises:
+        ValueError: There is no comma, no data, or something that is not base64.
+    """
+    head, comma, text = uri.partition(",")
+    if not comma:
+        raise ValueError("no comma")
+    mime_type = head.strip()[5:].partition(";")[0].strip().lower()
+    data = text.encode("ascii")
+    if b"%" in data:
+        data = unquote_to_bytes(data)
+    data = data.translate(None, _WHITESPACE).rstrip(b"=")
+    if not data:
+        raise ValueError("no data")
+    if b"-" in data or b"_" in data:
+        data = data.replace(b"-", b"+").replace(b"_", b"/")
+    padded = data + b"=" * (-len(data) % 4)
+    try:
+        return mime_type, pybase64.b64decode(padded, validate=True)
+    except BinasciiError as error:
+        raise ValueError("not base64") from error
