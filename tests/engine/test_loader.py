@@ -161,8 +161,8 @@ def test_a_bin_file_runs_nothing(copy, monkeypatch):
     monkeypatch.chdir(copy)
     (copy / "model.safetensors").unlink()
     for content, words in (
-        (Hostile(), "tensors alone"),
-        ({"a": Hostile()}, "tensors alone"),
+        (Hostile(), "tensors only"),
+        ({"a": Hostile()}, "tensors only"),
         ({"a": 1}, "not a mapping"),
         ([torch.ones(1)], "not a mapping"),
         ({}, "not a mapping"),
@@ -172,7 +172,7 @@ def test_a_bin_file_runs_nothing(copy, monkeypatch):
         with pytest.raises(LoadError, match=words):
             load(copy)
     (copy / "pytorch_model.bin").write_bytes(b"PK\x03\x04 and nothing more")
-    with pytest.raises(LoadError, match="tensors alone"):
+    with pytest.raises(LoadError, match="tensors only"):
         load(copy)
     assert not (copy / "touched").exists()
 

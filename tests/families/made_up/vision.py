@@ -7,14 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from inference_service.kernels.ops import Ops
 from tests.families.made_up.spec import MadeUpVisionSpec
 
 
 class VisionTower(nn.Module):
     """A linear map."""
 
-    def __init__(self, vision: MadeUpVisionSpec) -> None:
+    def __init__(self, vision: MadeUpVisionSpec, ops: Ops) -> None:
         super().__init__()
+        del ops
         self.eye = nn.Linear(vision.patch_values, vision.output_size, bias=False)
 
     def forward(
