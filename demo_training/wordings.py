@@ -13,10 +13,10 @@ class Wordings:
 
     Attributes:
         questions: For each task its questions, with names in braces.
-        fillers: For each name in the questions about anything else what may stand there.
-        hints: Requests for brevity, put behind a question.
+        fillers: Possible values of each name in the questions on other subjects.
+        hints: Requests for brevity, appended to a question.
         hello_answer: The answer to a greeting.
-        other_answer: The answer to what the model does not know.
+        other_answer: The answer to questions on other subjects.
         no_image_answer: The answer to a question about an image that was not sent.
     """
 

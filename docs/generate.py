@@ -1,6 +1,6 @@
-"""Writes the generated tables of docs/*.md: flags from the settings classes, errors from `qwenvl.errors`.
+"""Generates the tables of docs/*.md: flags from the settings classes, errors from `qwenvl.errors`.
 
-A table stands between `<!-- generated: NAME -->` and `<!-- end generated -->`. Run it with `make docs`; `--check`
+A table is between `<!-- generated: NAME -->` and `<!-- end generated -->`. Run it with `make docs`; `--check`
 changes nothing and ends with status 1 if a table is out of date.
 """
 

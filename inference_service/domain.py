@@ -256,8 +256,8 @@ class Started:
         n: Number of answers.
         usage: Tokens of the prompt.
         images: In order of appearance.
-        prompt_token_ids: The prompt, if asked for.
-        prompt_text: Its text, if asked for.
+        prompt_token_ids: The prompt, if requested.
+        prompt_text: Its text, if requested.
     """
 
     request_id: str

@@ -57,8 +57,8 @@ class ImagePolicy:
         std: Per channel, of values in 0..1.
         exif_transpose: Apply the EXIF orientation when decoding.
         white_background: Transparent images are put on white; else the alpha channel is dropped.
-        square_side: Every image becomes a square of this side in pixels, whatever its shape; None = the area is limited
-            and the shape kept.
+        square_side: Every image is resized to a square of this side in pixels; None = the aspect ratio is kept and the
+            area limited.
         num_tokens: Tokens of every image; None = its patches / merge_size^2.
         max_images: Maximum images of one request; None = the family has no limit.
     """
@@ -228,8 +228,8 @@ class ModelSpec:
         image_policy: How images are prepared.
         image_token_id: Placeholder of an image token.
         video_token_id: Placeholder of a video token; None = videos are not supported.
-        vision_start_token_id: Stands before the placeholders.
-        vision_end_token_id: Stands after them.
+        vision_start_token_id: The token before the placeholders.
+        vision_end_token_id: The token after them.
         max_position_embeddings: Context window in tokens.
         checkpoint_dtype: A key of `DTYPE_BYTES`.
         eos_token_ids: Tokens that end an answer; generation_config.json takes precedence over config.json.

@@ -39,7 +39,7 @@ class Dialect:
 
 
 def choose(dialects: Sequence[Dialect], path: str) -> Dialect:
-    """The dialect with the longest prefix of `path`; the first dialect if there is none."""
+    """The dialect with the longest prefix of `path`; the first dialect if none matches."""
     found = [d for d in dialects if path == d.prefix or path.startswith(f"{d.prefix}/")]
     return max(found, key=lambda dialect: len(dialect.prefix), default=dialects[0])
 

@@ -99,7 +99,7 @@ def find_font(text: str, size: int, file: Path | None) -> Font:
     """Finds a font that has all characters of a text.
 
     Raises:
-        DrawError: There is none, or the file is not a font.
+        DrawError: There is no such font, or the file is not a font.
     """
     if file is None:
         file = _fontconfig_file(text)

@@ -23,7 +23,7 @@ from inference_service.engine.sampler import (
 )
 from inference_service.engine.scheduler import Chunk
 from inference_service.engine.sequence import Sequence, SequenceId
-from inference_service.engine_protocol.messages import ImageSpan, TokenLogprobs
+from inference_service.engine_protocol.messages import ImageSpan, PositionLogprobs
 from inference_service.families.registry import family_of
 from inference_service.models.batch import ForwardBatch, KVCache
 from inference_service.models.vision_language import VisionLanguageModel
@@ -45,8 +45,8 @@ class ChunkResult:
     """
 
     token_id: int | None = None
-    logprobs: TokenLogprobs | None = None
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    logprobs: PositionLogprobs | None = None
+    prompt_logprobs: tuple[PositionLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from inference_service.engine_protocol.messages import SamplingParams, TokenLogprobs
+from inference_service.engine_protocol.messages import PositionLogprobs, SamplingParams
 
 
 MIN_TEMPERATURE = 1e-5
@@ -85,10 +85,10 @@ class LogprobTensors:
     top_logprobs: Tensor
     num_top: Sequence[int]
 
-    def read(self) -> list[TokenLogprobs]:
+    def read(self) -> list[PositionLogprobs]:
         """Wait for the device and return R results."""
         return [
-            TokenLogprobs(
+            PositionLogprobs(
                 token_id=token_id,
                 logprob=logprob,
                 rank=rank,

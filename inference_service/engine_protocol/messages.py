@@ -80,7 +80,7 @@ class EngineRequest:
 
     Attributes:
         request_id: Unique among the requests in flight.
-        prompt_token_ids: At least one id; placeholder ids where images stand.
+        prompt_token_ids: At least one id, with placeholder ids for images.
         images: Images in order of `start`; the spans do not overlap.
         sampling: How tokens are sampled, the same for all choices.
         num_choices: Answers to compute, at least 1; they differ by their sampling noise.
@@ -96,7 +96,7 @@ class EngineRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenLogprobs:
+class PositionLogprobs:
     """Log probabilities at one position (natural logarithm, before temperature and filters).
 
     Attributes:
@@ -147,8 +147,8 @@ class ChoiceOutput:
         request_id: The request.
         choice_index: Which of its choices.
         token_ids: New tokens, in order; an end token is included.
-        logprobs: One entry for every new token, if asked for.
-        prompt_logprobs: Entries for further prompt tokens, if asked for; they begin at the second token
+        logprobs: One entry for every new token, if requested.
+        prompt_logprobs: Entries for further prompt tokens, if requested; they begin at the second token
             of the prompt and are complete before the first new token.
         num_cached_tokens: Prompt tokens found in the prefix cache; set on the choice's first output only.
         finish_reason: Set on the choice's last output.
@@ -158,8 +158,8 @@ class ChoiceOutput:
     request_id: str
     choice_index: int
     token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    logprobs: tuple[PositionLogprobs, ...] = ()
+    prompt_logprobs: tuple[PositionLogprobs, ...] = ()
     num_cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
     failure: EngineFailure | None = None

@@ -48,7 +48,7 @@ class Hub(Protocol):
         """
 
     def find(self, model: str, revision: str | None) -> Path | None:
-        """The directory of an earlier `fetch` into the cache, without network access; None = there is none."""
+        """The directory of an earlier `fetch` into the cache, without network access; None = not found."""
 
 
 class ModelScope:

@@ -43,7 +43,7 @@ def weight_files(names: Iterable[str], *, allow_pickles: bool) -> list[str]:
     """The shards of the weights: safetensors if there are any, else pickles if they are allowed.
 
     Raises:
-        SnapshotError: There are none, or only pickles that are not allowed.
+        SnapshotError: There are no weights, or only pickles that are not allowed.
     """
     plain = [name for name in names if _NAME.fullmatch(name)]
     safe = sorted(name for name in plain if name.endswith(".safetensors"))

@@ -33,7 +33,7 @@ def test_the_proto_the_domain_and_json_have_the_same_settings() -> None:
     assert {*AnswerRequest.model_fields} >= ALL
 
 
-def test_types_agree() -> None:
+def test_types_of_settings_agree() -> None:
     resolved, optional = get_type_hints(Sampling), get_type_hints(SamplingOptions)
     for name, kind in resolved.items():
         assert optional[name] == kind | None

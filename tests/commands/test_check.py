@@ -73,7 +73,7 @@ def test_parts_weights_and_room(configured: str, capsys: pytest.CaptureFixture[s
         (["--gpu-memory", "80GiB", "--max-model-len", "262144"], FITS, "1 request of 262144"),
     ],
 )
-def test_verdicts(
+def test_the_exit_status_says_whether_the_model_fits(
     configured: str,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],

@@ -15,7 +15,7 @@ from tests.support.hub_stand_in import StandIn, serving
 from tests.support.images import draw
 
 
-def test_one_command(tmp_path: Path) -> None:
+def test_one_command_downloads_serves_and_answers(tmp_path: Path) -> None:
     files = {path.name: path.read_bytes() for path in MODEL_DIR.iterdir() if path.is_file()}
     http_address, grpc_address = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "inference_service.cli", "serve", "org/model"]

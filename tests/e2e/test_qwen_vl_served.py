@@ -79,7 +79,7 @@ def check(served: Served, path: str, name: str, **body: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_chat(qwen_vl: Served, name: str) -> None:
+def test_chat_answers_equal_the_original(qwen_vl: Served, name: str) -> None:
     answer = check(qwen_vl, "chat/completions", name, messages=openai_messages(PROMPTS[name]))
     assert answer["prompt_token_ids"] == list(SHORT_PROMPTS[name].ids)
     details = answer["usage"]["prompt_tokens_details"]
@@ -107,7 +107,7 @@ def test_prompt_logprobs(qwen_vl: Served) -> None:
 
 @pytest.mark.parametrize("name", COMPLETIONS)
 @pytest.mark.parametrize("as_text", [True, False])
-def test_text_completions(qwen_vl: Served, name: str, as_text: bool) -> None:
+def test_text_completions_equal_the_original(qwen_vl: Served, name: str, as_text: bool) -> None:
     """As text, or as the original's own ids with a path between the tags: the images come beside."""
     prompt = PROMPTS[name]
     images = [data_url(read(path)) for path in prompt["images"]]
@@ -145,7 +145,7 @@ def test_paths_open_nothing(qwen_vl: Served) -> None:
     for asked in (prompt["text"], prompt["ids"]):
         refused = post(qwen_vl, "completions", prompt=asked)
         assert refused.status_code == 400
-        assert "1 places for images" in refused.json()["error"]["message"]
+        assert "1 placeholders for images" in refused.json()["error"]["message"]
     typed = f"<img>{GOLDEN.resolve()}/images/gray.png</img>"
     answer = post(qwen_vl, "chat/completions", messages=[{"role": "user", "content": typed}])
     assert answer.json()["usage"]["prompt_tokens"] < 100  # text, not 256 tokens of an image

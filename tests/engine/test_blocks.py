@@ -150,7 +150,7 @@ def test_refused_admission_changes_nothing() -> None:
     assert blocks.num_available == 2
 
 
-def test_growth() -> None:
+def test_a_sequence_takes_a_page_when_its_last_is_full() -> None:
     blocks = BlockManager(2, 2)
     growing = sequence(1, 2)
     blocks.admit(growing)

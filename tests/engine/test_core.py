@@ -53,12 +53,12 @@ def finish(core, prompt: Conversation, **changes: Any) -> tuple[list[int], Finis
 # How sequences end
 
 
-def test_length(make_core) -> None:
+def test_max_tokens_ends_an_answer(make_core) -> None:
     tokens, reason = finish(make_core(), TEXT, max_tokens=3)
     assert (len(tokens), reason) == (3, FinishReason.LENGTH)
 
 
-def test_end_tokens(make_core) -> None:
+def test_an_end_token_ends_an_answer(make_core) -> None:
     core = make_core()
     answer, _ = finish(core, TEXT)
     third = answer[2]
@@ -485,7 +485,7 @@ def test_overlapping_images_are_refused(make_core) -> None:
 # Start
 
 
-def test_ready(make_core) -> None:
+def test_ready_reports_the_loaded_model(make_core) -> None:
     ready = make_core().ready
     assert (ready.device, ready.dtype) == ("cpu", "float32")
     assert (ready.kv_pages_total, ready.kv_page_tokens) == (600, 4)
@@ -511,7 +511,7 @@ def test_settings_that_the_model_cannot_follow(make_core) -> None:
         make_core(dtype="int3")
 
 
-def test_bfloat16(make_core) -> None:
+def test_bfloat16_is_served(make_core) -> None:
     core = make_core(dtype="bfloat16")
     assert core.ready.dtype == "bfloat16"
     assert len(ask(core, [PROMPT])[0]) == GREEDY.max_tokens

@@ -51,7 +51,7 @@ def test_the_prompts_tell_apart(prompts, expected) -> None:
     assert all(one != other for one, other in combinations(expected, 2))
 
 
-def test_alone(make_core, prompts, expected) -> None:
+def test_requests_alone_answer_as_transformers(make_core, prompts, expected) -> None:
     core = make_core(enable_prefix_caching=False)
     assert [ask(core, [prompt])[0] for prompt in prompts] == expected
     assert core.stats.preemptions == core.stats.prefix_hits == 0

@@ -96,13 +96,13 @@ def check_logits(core: EngineCore, name: str, expected, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_logits(core, name, expected, monkeypatch):
+def test_logits_equal_the_original(core, name, expected, monkeypatch):
     lengths = {entry["name"]: entry["embedded_length"] for entry in DATA["logits"]}
     assert len(PROMPTS[name].ids) == lengths[name]
     check_logits(core, name, expected, monkeypatch)
 
 
-def test_tower(core, expected):
+def test_image_embeddings_equal_the_original(core, expected):
     shown = processed("wide_rgb")
     pixels = torch.frombuffer(bytearray(shown.pixels), dtype=torch.uint8)
     with torch.inference_mode():
@@ -112,7 +112,7 @@ def test_tower(core, expected):
     np.testing.assert_allclose(tokens, expected["vision/output"], atol=TOLERANCE, rtol=0)
 
 
-def test_greedy_answers(core):
+def test_greedy_answers_equal_the_original(core):
     """Text and images in one batch, prompts in chunks."""
     assert answers(core, PROMPTS.values(), 16) == [ANSWERS[name] for name in PROMPTS]
 
@@ -127,7 +127,7 @@ def test_greedy_answers_from_cached_pages(checkpoint):
     assert core.stats.encoder_hits > 0
 
 
-def test_prompt_logprobs(core, expected):
+def test_prompt_logprobs_equal_the_original(core, expected):
     prompt = PROMPTS["image_second_turn"]
     core.add(prompt.request(greedy(1, prompt_logprobs=5, logprobs=5)), prompt.pixels)
     outputs = drain(core)[prompt.name].outputs
@@ -166,7 +166,7 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_notices(checkpoint, mutation, expected, monkeypatch):
+def test_the_comparison_notices_mutations(checkpoint, mutation, expected, monkeypatch):
     target, name, value = MUTATIONS[mutation]
     with monkeypatch.context() as patch:
         setter = patch.setitem if isinstance(target, dict) else patch.setattr

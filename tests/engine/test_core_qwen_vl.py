@@ -113,7 +113,7 @@ def test_logits_beyond_the_trained_length(core_b, name, monkeypatch):
 @pytest.mark.parametrize(
     ("ntk", "logn"), [(True, True), (True, False), (False, True), (False, False)]
 )
-def test_flags(qwen_vl_b, tmp_path, ntk, logn, monkeypatch):
+def test_ntk_and_logn_follow_the_configuration(qwen_vl_b, tmp_path, ntk, logn, monkeypatch):
     for path in qwen_vl_b.iterdir():
         (tmp_path / path.name).symlink_to(path)
     config = json.loads((qwen_vl_b / "config.json").read_text())
@@ -127,7 +127,7 @@ def test_flags(qwen_vl_b, tmp_path, ntk, logn, monkeypatch):
     check_logits(core, LONG_PROMPTS["len_1300"], expected, prefix, monkeypatch)
 
 
-def test_prompt_logprobs(core_a):
+def test_prompt_logprobs_equal_the_original(core_a):
     prompt = SHORT_PROMPTS["chat_one_image"]
     core_a.add(prompt.request(greedy(1, prompt_logprobs=5, logprobs=5)), prompt.pixels)
     answer = drain(core_a)[prompt.name]
@@ -144,7 +144,7 @@ def test_prompt_logprobs(core_a):
         np.testing.assert_allclose(values, top[row] - total[row], atol=TOLERANCE, rtol=0)
 
 
-def test_sixteen_bits(core_a, qwen_vl_a):
+def test_sixteen_bit_logits_are_near_the_original(core_a, qwen_vl_a):
     """Half the bits, nearly the same: the likeliest next token, and log probabilities to a few hundredths."""
     half = make_core(qwen_vl_a, dtype="bfloat16")
     for name in ("raw_en", "chat_one_image"):
@@ -167,7 +167,7 @@ SHORT_ANSWERS = new_tokens("A.json")
 LONG_ANSWERS = new_tokens("B.json")
 
 
-def test_greedy_answers(core_a):
+def test_greedy_answers_equal_the_original(core_a):
     expected = [SHORT_ANSWERS[name] for name in SHORT_PROMPTS]
     assert answers(core_a, SHORT_PROMPTS.values(), 32) == expected
 

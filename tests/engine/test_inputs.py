@@ -104,7 +104,7 @@ def test_every_step_uses_the_same_memory() -> None:
     assert len(addresses) == 1
 
 
-def test_images() -> None:
+def test_image_rows_and_embeddings_are_packed() -> None:
     batch = new_buffers().pack(
         [sequence_of(6)], [1, 2, 4], [torch.ones(2, 8), torch.full((1, 8), 2.0)]
     )
@@ -116,7 +116,7 @@ def test_images() -> None:
     assert batch.image_rows is batch.image_embeddings is batch.rope_levels is None
 
 
-def test_full_buffers() -> None:
+def test_buffers_can_be_full() -> None:
     batch = new_buffers().pack([sequence_of(8, 28)] * MAX_SEQS)
     assert batch.token_ids.shape == (MAX_TOKENS,)
     assert batch.attention.page_table.shape == (MAX_SEQS, MAX_PAGES)

@@ -16,7 +16,9 @@ from inference_service.settings import ServiceSettings
 
 
 @pytest.mark.parametrize(("available", "device"), [(True, "cuda:0"), (False, "cpu")])
-def test_device(monkeypatch: pytest.MonkeyPatch, available: bool, device: str) -> None:
+def test_devices_are_resolved_by_name(
+    monkeypatch: pytest.MonkeyPatch, available: bool, device: str
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert memory.resolve_devices("auto") == (torch.device(device),)
@@ -37,11 +39,11 @@ def test_a_gpu_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch, name: str, count: int, missing: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    with pytest.raises(ValueError, match=f"no {missing}: torch sees {count} GPUs"):
+    with pytest.raises(ValueError, match=f"{missing} does not exist: torch finds {count} GPUs"):
         memory.resolve_devices(name)
 
 
-def test_dtype() -> None:
+def test_the_dtype_follows_flag_checkpoint_and_device() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
     assert memory.resolve_dtype("auto", "bfloat16", cpu) is torch.float32
     assert memory.resolve_dtype("auto", "bfloat16", gpu) is torch.bfloat16

@@ -212,7 +212,7 @@ def test_a_drawn_token_is_possible(row: SamplingRow, logits_seed: int) -> None:
     assert plain_distribution(logits[0].numpy(), row)[token] > 0
 
 
-def test_keys_matter() -> None:
+def test_seed_choice_and_position_change_the_draw() -> None:
     logits = torch.zeros(1, VOCAB).expand(60, -1).contiguous()
     seeds = sample(logits, [row(seed=n) for n in range(60)])
     choices = sample(logits, [row(choice_index=n) for n in range(60)])

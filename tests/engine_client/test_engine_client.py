@@ -504,7 +504,7 @@ def test_suspicion_ends_with_time():
     assert quarantine.holds(request)
 
 
-async def test_a_request_there_at_two_deaths_is_refused(engine):
+async def test_a_request_running_at_two_crashes_is_refused(engine):
     for _ in range(2):
         await lose_to(engine, 4, CRASH)
     with pytest.raises(InternalError):
@@ -513,7 +513,7 @@ async def test_a_request_there_at_two_deaths_is_refused(engine):
     assert tokens_of(await collect(engine, request_of("another", 4)))
 
 
-async def test_finishing_takes_the_suspicion_away(engine):
+async def test_a_request_that_finishes_is_no_longer_suspected(engine):
     for poison in (4, 5):
         bystander = await endless(engine, "bystander")
         await lose_to(engine, poison, CRASH)

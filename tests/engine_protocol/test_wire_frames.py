@@ -16,12 +16,12 @@ from inference_service.engine_protocol.messages import (
     EngineReady,
     EngineStats,
     FinishReason,
-    TokenLogprobs,
+    PositionLogprobs,
 )
 from tests.engine_client.engine_front import open_descriptors, request_of
 
 
-LOGPROBS = TokenLogprobs(token_id=7, logprob=-0.5, rank=1, top=((7, -0.5), (8, float("-inf"))))
+LOGPROBS = PositionLogprobs(token_id=7, logprob=-0.5, rank=1, top=((7, -0.5), (8, float("-inf"))))
 COMMANDS: list[wire.Command] = [
     wire.Start(EngineConfig(model_dir="somewhere", num_kv_pages=3, cpu_threads=None)),
     wire.Add(request_of("a", 1, 2**40, images=[b"rgb", b"rgbrgb"]), 9),

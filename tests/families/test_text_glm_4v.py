@@ -71,7 +71,7 @@ def test_special_ids(tokenizer):
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_structure(chat, tokenizer, name):
+def test_the_prompt_has_the_structure_of_the_original(chat, tokenizer, name):
     golden = CHATS[name]
     ids = list(chat.write(request_of(golden["messages"])).token_ids)
     special = [token_id for token_id in golden["ids"] if token_id >= RANKS]

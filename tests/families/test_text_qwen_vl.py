@@ -180,7 +180,7 @@ def steering(token_ids: Sequence[int]) -> list[int]:
 
 @hypothesis_settings(deadline=None)
 @given(HOSTILE)
-def test_nobody_opens_a_turn_or_an_image(chat, text):
+def test_user_text_opens_no_turn_and_no_image(chat, text):
     """What is typed is text, whoever typed it; only the tags around boxes are more."""
     messages = [
         say(Role.SYSTEM, text),

@@ -18,7 +18,7 @@ from inference_service.engine_protocol.messages import (
     EngineRequest,
     EngineStats,
     FinishReason,
-    TokenLogprobs,
+    PositionLogprobs,
 )
 from inference_service.errors import EngineUnavailableError, RequestIdInUseError
 from inference_service.text.tokenizer import Tokenizer
@@ -195,7 +195,7 @@ class EchoEngine:
         return tuple(self._tokenizer.encode_plain(question.rpartition("<|vision_end|>")[2]))
 
 
-def _logprobs(token: int, count: int) -> TokenLogprobs:
+def _logprobs(token: int, count: int) -> PositionLogprobs:
     """The chosen token is always the likeliest, then come its successors."""
     top = tuple(((token + k) % 256, -0.5 - k) for k in range(count))
-    return TokenLogprobs(token_id=token, logprob=-0.5, rank=1, top=top)
+    return PositionLogprobs(token_id=token, logprob=-0.5, rank=1, top=top)

@@ -3,51 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 
-from inference_service.domain import ChatRequest, Delta, Finished, ImageInfo
-from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason
 from inference_service.families.registry import FAMILIES
 from inference_service.model_spec import BoxNotation
-from inference_service.text.output.answer import Answer
-from inference_service.text.tokenizer_json import JsonTokenizer
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from tests.grpc_api.asking import image_part, refusal, spec_of
 from tests.grpc_api.conftest import Service
 from tests.support.images import draw
-from tests.support.qwen_text import tokenizer_json
 
 
 TEXT = '[{"bbox_2d": [250, 0, 500, 1000], "label": "圆"}]'
 RESPONSE = {"grounding": True}
-
-
-def test_tags_are_shown_where_boxes_are_asked_for() -> None:
-    tokenizer = JsonTokenizer(tokenizer_json())
-    said = "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(0,0),(500,500)<|box_end|>"
-    output = ChoiceOutput(
-        request_id="x",
-        choice_index=0,
-        token_ids=(*tokenizer.encode(said + "<|im_end|>"),),
-        finish_reason=FinishReason.EOS,
-    )
-    image = ImageInfo(
-        original_width=20, original_height=10, processed_width=8, processed_height=8, tokens=1
-    )
-
-    def answer(**fields: Any) -> tuple[str, list[str]]:
-        request = ChatRequest(request_id="x", model="x", messages=(), **fields)
-        one = Answer(0, request, tokenizer, BoxNotation.OBJECT_REF, (image,))
-        events = list(one.push(output))
-        assert isinstance(events[-1], Finished)
-        boxes = [f"{g.label} {g.x_max:g} {g.y_max:g}" for g in events[-1].groundings]
-        return "".join(e.text for e in events[:-1] if isinstance(e, Delta)), boxes
-
-    assert answer(grounding=True) == (said, ["cat 10 5"])
-    assert answer() == ("cat(0,0),(500,500)", [])
-    assert answer(keep_special_tokens=True) == (said, [])
 
 
 async def test_whole_answer_and_stream(service: Service) -> None:

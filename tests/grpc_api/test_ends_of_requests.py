@@ -121,7 +121,7 @@ async def test_the_deprecated_name_of_abort_still_works(service: Service) -> Non
     await until(lambda: is_idle(service))
 
 
-async def test_nobody_ends_the_requests_of_others(open_service, tmp_path) -> None:
+async def test_a_caller_cannot_abort_the_requests_of_others(open_service, tmp_path) -> None:
     """But on the admin address."""
     keys = tmp_path / "keys"
     keys.write_text("one\ntwo\n")

@@ -59,7 +59,7 @@ async def test_text_completions_with_an_image(service: Service) -> None:
 
 
 @pytest.mark.parametrize("chat_format", ["chatml"], indirect=True)
-async def test_chat(service: Service) -> None:
+async def test_the_prompt_of_a_chat_equals_the_original(service: Service) -> None:
     case = golden("chat_context.json")["cases"][0]
     await service.create(spec_of(case["query"], sampling={"max_tokens": 4}))
     assert list(service.engine.requests[-1].prompt_token_ids) == case["ids"]

@@ -35,7 +35,7 @@ def test_a_misspelt_field_does_not_fit():
 
 @pytest.mark.parametrize("rule", manifest_policy.RULES)
 @pytest.mark.parametrize("kustomization", APPLIED)
-def test_rule(kustomization, rule):
+def test_every_rule_holds(kustomization, rule):
     assert list(manifest_policy.RULES[rule](load(kustomization))) == []
 
 

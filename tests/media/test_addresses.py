@@ -24,7 +24,7 @@ from inference_service.media.addresses import is_public
         *["2001:4860:4860::8888%1", "", "x", "127.1", "0x7f000001"],
     ],
 )
-def test_not_public(address):
+def test_addresses_that_are_not_public(address):
     assert not is_public(address)
 
 
@@ -35,12 +35,12 @@ def test_not_public(address):
         *["::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"],
     ],
 )
-def test_public(address):
+def test_public_addresses(address):
     assert is_public(address)
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_an_address_is_judged_alike_in_every_dress(number):
+def test_an_address_is_judged_alike_in_every_notation(number):
     plain = is_public(str(IPv4Address(number)))
     nat64 = IPv6Address((0x64FF9B << 96) | number)
     assert is_public(f"::ffff:{IPv4Address(number)}") == plain

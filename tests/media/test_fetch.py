@@ -184,7 +184,7 @@ async def test_refused_without_a_connection(dialled, uri, kind):
     assert dialled == []
 
 
-async def test_switched_off(dialled):
+async def test_nothing_is_fetched_when_fetching_is_off(dialled):
     service = fetcher(enabled=False)
     for uri in ("http://example.com/", "file:///etc/passwd", "x"):
         await refused(service, uri, ImageUrlRefusedError)
@@ -263,7 +263,7 @@ async def test_number_of_redirects(dialled, hops, arrives):
         (says("HTTP/1.1 200 OK\n" + "X: " + "y" * 200_000), ImageFetchError),
     ],
 )
-async def test_unhelpful_hosts(script, kind):
+async def test_hosts_that_answer_wrongly_are_refused(script, kind):
     async with server(script) as port:
         service = fetcher(f"127.0.0.1:{port}", max_bytes=1000)
         await refused(service, f"http://127.0.0.1:{port}/", kind)
@@ -390,7 +390,7 @@ def test_no_url_reaches_an_address_that_is_not_public():
     assert PUBLIC in seen
 
 
-async def test_local_files(tmp_path):
+async def test_files_are_read_below_the_allowed_folder_only(tmp_path):
     root, outside = tmp_path / "in", tmp_path / "out"
     root.mkdir()
     outside.mkdir()
@@ -428,7 +428,7 @@ def test_policy_from_settings(tmp_path):
         FetchPolicy.from_settings(ServiceSettings(allowed_media_domains=("http://x",)))
 
 
-async def test_system_resolver():
+async def test_the_systems_resolver_is_used():
     assert await SystemResolver()("127.0.0.1", 80) == ["127.0.0.1"]
     with pytest.raises(OSError, match="not known"):
         await SystemResolver()("-", 80)

@@ -82,7 +82,7 @@ def test_low_detail_is_a_quarter(policy):
         (Detail.AUTO, (1, None), (1, 16777216)),
     ],
 )
-def test_budget(policy, detail, said, wanted):
+def test_the_pixel_budget_follows_detail_and_limits(policy, detail, said, wanted):
     assert pixel_budget(policy, detail, *said) == wanted
 
 

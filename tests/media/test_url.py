@@ -63,7 +63,7 @@ from inference_service.media.url import AllowedHost, ImageUrl, UrlError, parse_u
         "http://①②⑦.0.0.1\u00ad:x/",
     ],
 )
-def test_refused(text):
+def test_invalid_urls_are_refused(text):
     with pytest.raises(UrlError):
         parse_url(text)
 
@@ -87,11 +87,11 @@ def test_refused(text):
         ('http://e.com/a@b:c"<>', ImageUrl("http", "e.com", 80, "/a@b:c%22%3C%3E")),
     ],
 )
-def test_parsed(text, wanted):
+def test_valid_urls_are_parsed(text, wanted):
     assert parse_url(text) == wanted
 
 
-def test_host_header():
+def test_the_host_header_has_the_port_if_it_is_unusual():
     assert parse_url("http://e.com/").host_header == "e.com"
     assert parse_url("https://e.com:80/").host_header == "e.com:80"
     assert parse_url("https://[2606::1]:444/").host_header == "[2606::1]:444"

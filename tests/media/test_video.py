@@ -72,7 +72,7 @@ def decoded(files: list[bytes], policy, video: VideoPolicy, fps: float = 2.0):
 SAME_SIZE = VideoPolicy(min_pixels=1, max_pixels=10**9)
 
 
-def test_one_piece(policy):
+def test_frames_of_equal_size_are_one_piece(policy):
     frames = frames_of(5)
     video = replace(SAME_SIZE, tokens_per_second=2.0)
     [piece] = decoded(files_of(frames), policy, video, fps=8.0)

@@ -54,7 +54,7 @@ def test_too_small_devices_are_refused_with_the_numbers(room: list[int]) -> None
 
 
 def test_the_order_of_devices_matters() -> None:
-    with pytest.raises(ValueError, match="name the one with the most room first"):
+    with pytest.raises(ValueError, match="list the device with the most memory first"):
         place([3 * GIB, 48 * GIB])
     assert place([48 * GIB, 3 * GIB]).layers == (38, 2)
 

@@ -74,7 +74,7 @@ def processor_of(policy: ImagePolicy) -> Qwen2VLImageProcessorPil:
 
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_bit_equal(name, size):
+def test_patches_equal_transformers_to_the_bit(name, size):
     policy = POLICIES[name]
     rng = np.random.default_rng(size[0] * 1000 + size[1])
     original = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))

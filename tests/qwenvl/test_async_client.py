@@ -22,7 +22,7 @@ async def client(service: Service):
         yield client
 
 
-async def test_answer(client: AsyncClient, tmp_path) -> None:
+async def test_chat_answers_and_counts_tokens(client: AsyncClient, tmp_path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(draw("red", "circle").png)
     answer = await client.chat("what?", images=[path, path.read_bytes()], temperature=0)
@@ -78,7 +78,7 @@ async def test_cancelled_tasks_and_deadlines_end_the_work() -> None:
         await until(lambda: seen.running == 0)
 
 
-async def test_errors(client: AsyncClient) -> None:
+async def test_errors_carry_code_reason_and_field(client: AsyncClient) -> None:
     with pytest.raises(Error) as caught:
         await client.chat("x", temperature=9)
     error = caught.value

@@ -24,7 +24,7 @@ async def client(service: Service):
         yield client
 
 
-async def test_answer(client: Client, tmp_path) -> None:
+async def test_chat_answers_and_counts_tokens(client: Client, tmp_path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(draw("red", "circle").png)
 
@@ -70,7 +70,7 @@ async def test_stream_and_leaving_it(client: Client, service: Service) -> None:
     await until(lambda: not service.engine.live)
 
 
-async def test_errors(client: Client) -> None:
+async def test_errors_carry_code_reason_and_field(client: Client) -> None:
     def fail(**options: Any) -> Error:
         with pytest.raises(Error) as caught:
             client.chat("x", **options)

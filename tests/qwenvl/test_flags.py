@@ -87,7 +87,7 @@ def test_a_media_setting_that_cannot_be_kept_ends_the_start(flag: str, value: st
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:3", "cuda:0,cuda:1,cuda:5"])
-def test_devices(device: str) -> None:
+def test_names_of_devices_are_accepted(device: str) -> None:
     assert load(ServiceSettings, ["--device", device], {}).model_dump()["device"] == device
 
 

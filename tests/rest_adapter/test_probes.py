@@ -19,5 +19,5 @@ def test_ready_follows_the_service(adapter: Adapter) -> None:
     assert status("/ready") == 200
 
 
-def test_version(adapter: Adapter) -> None:
+def test_version_is_reported(adapter: Adapter) -> None:
     assert requests.get(f"{adapter.url}/version", timeout=10).json()["version"]

@@ -174,7 +174,7 @@ def read_qwen2_decoder(config: Section) -> DecoderSpec:
 
 
 def _read_rope(text: Section, head_dim: int, *, interleaved: bool) -> RopeSpec:
-    """Reads both spellings: `rope_parameters` (transformers 5), or `rope_scaling` beside `rope_theta` (4.x)."""
+    """Reads both spellings: `rope_parameters` (transformers 5), or `rope_scaling` and `rope_theta` (4.x)."""
     if "rope_parameters" in text:
         rope = text.section("rope_parameters")
         theta = rope.number("rope_theta")

@@ -13,7 +13,7 @@ from inference_service.domain import (
     Request,
     StopTrigger,
 )
-from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason, TokenLogprobs
+from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason, PositionLogprobs
 from inference_service.model_spec import BoxNotation
 from inference_service.text.output.logprobs import logprob_entry
 from inference_service.text.output.pipeline import build_pipeline
@@ -103,7 +103,7 @@ class Answer:
             return (LogprobEntry(chosen=None), *entries)
         return entries
 
-    def _entries(self, logprobs: Sequence[TokenLogprobs]) -> tuple[LogprobEntry, ...]:
+    def _entries(self, logprobs: Sequence[PositionLogprobs]) -> tuple[LogprobEntry, ...]:
         return tuple(logprob_entry(self._tokenizer, one) for one in logprobs)
 
 

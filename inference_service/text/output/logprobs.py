@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from inference_service.domain import LogprobEntry, TokenLogprob
-from inference_service.engine_protocol.messages import TokenLogprobs
+from inference_service.engine_protocol.messages import PositionLogprobs
 from inference_service.text.tokenizer import Tokenizer
 
 
-def logprob_entry(tokenizer: Tokenizer, logprobs: TokenLogprobs) -> LogprobEntry:
+def logprob_entry(tokenizer: Tokenizer, logprobs: PositionLogprobs) -> LogprobEntry:
     """The log probabilities at one position."""
     top = tuple(
         _token(tokenizer, token_id, logprob, rank)

@@ -15,8 +15,8 @@ class VisionTower(nn.Module):
     """A linear map."""
 
     def __init__(self, vision: MadeUpVisionSpec, ops: Ops) -> None:
+        del ops  # its only operation is a matrix product
         super().__init__()
-        del ops
         self.eye = nn.Linear(vision.patch_values, vision.output_size, bias=False)
 
     def forward(

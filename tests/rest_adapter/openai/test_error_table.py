@@ -24,7 +24,9 @@ def rpc_error(
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("reason", BY_REASON)
-def test_row(adapter: Adapter, reason: str, stream: bool) -> None:
+def test_every_reason_has_its_status_and_error_body(
+    adapter: Adapter, reason: str, stream: bool
+) -> None:
     row = BY_REASON[reason]
     response = adapter.ask(f"fail {reason}", stream=stream)
     assert response.status_code == row.http_status

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inference_service.domain import (
+    ChatRequest,
     Delta,
     EndReason,
     Finished,
@@ -18,7 +19,7 @@ from inference_service.domain import (
     StopTrigger,
     TextCompletionRequest,
 )
-from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason, TokenLogprobs
+from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason, PositionLogprobs
 from inference_service.model_spec import BoxNotation
 from inference_service.text.output.answer import Answer
 from inference_service.text.output.boxes import tag_tokens
@@ -78,7 +79,7 @@ def outputs_of(
     for number, part in enumerate(parts := [*cut(len(token_ids), lengths)], start=1):
         last = number == len(parts)
         ids = (*token_ids[part], *(end if last else ()))
-        logprobs = tuple(TokenLogprobs(token_id=i, logprob=-1.0, rank=1) for i in ids)
+        logprobs = tuple(PositionLogprobs(token_id=i, logprob=-1.0, rank=1) for i in ids)
         output = ChoiceOutput(
             request_id="r",
             choice_index=0,
@@ -212,3 +213,28 @@ def test_boxes_are_read_from_the_text_before_the_stop_string(tokenizer: Tokenize
     assert got.end is not None
     assert [box.label for box in got.end.groundings] == ["圆"]
     assert got.text == TAGGED
+
+
+def test_tags_are_shown_where_boxes_are_asked_for(tokenizer: Tokenizer) -> None:
+    said = "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(0,0),(500,500)<|box_end|>"
+    output = ChoiceOutput(
+        request_id="x",
+        choice_index=0,
+        token_ids=(*tokenizer.encode(said + "<|im_end|>"),),
+        finish_reason=FinishReason.EOS,
+    )
+    image = ImageInfo(
+        original_width=20, original_height=10, processed_width=8, processed_height=8, tokens=1
+    )
+
+    def answer(**fields: Any) -> tuple[str, list[str]]:
+        request = ChatRequest(request_id="x", model="x", messages=(), **fields)
+        one = Answer(0, request, tokenizer, BoxNotation.OBJECT_REF, (image,))
+        events = list(one.push(output))
+        assert isinstance(events[-1], Finished)
+        boxes = [f"{g.label} {g.x_max:g} {g.y_max:g}" for g in events[-1].groundings]
+        return "".join(e.text for e in events[:-1] if isinstance(e, Delta)), boxes
+
+    assert answer(grounding=True) == (said, ["cat 10 5"])
+    assert answer() == ("cat(0,0),(500,500)", [])
+    assert answer(keep_special_tokens=True) == (said, [])

@@ -99,7 +99,7 @@ def test_logit_bias() -> None:
         assert refused(logit_bias={key: 1}).param == "logit_bias"
 
 
-def test_stop() -> None:
+def test_stop_strings_and_token_ids() -> None:
     assert list(spec_of(stop="a").stop.strings) == ["a"]
     stop = spec_of(stop=["a", "b"], stop_token_ids=[3], include_stop_str_in_output=True).stop
     assert (list(stop.strings), list(stop.token_ids), stop.include_stop_string) == (
@@ -142,7 +142,7 @@ def test_other_extensions() -> None:
     assert (spec.cache_salt, spec.request_id) == ("salt", "mine")
 
 
-def test_roles() -> None:
+def test_roles_are_translated() -> None:
     messages = [
         {"role": "system", "content": "a"},
         {"role": "developer", "content": "b"},

@@ -54,7 +54,7 @@ def answer_of(
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c["generated"]], ids=lambda c: c["response"])
-def test_texts(tokenizer, case):
+def test_answers_have_the_text_of_the_original(tokenizer, case):
     """But for white space around them, which is the model's own here."""
     ends = END_TOKENS[case["format"]]
     text, reason = answer_of(tokenizer, case["generated"], ends)
