@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from inference_service.families.family import EMBEDDING, LM_HEAD
 from inference_service.families.registry import family_of, load_spec
 from inference_service.families.tables import tensor_table
 from inference_service.kernels.ops import REFERENCE, Ops, choose_ops
@@ -63,8 +63,9 @@ def _ops_for(device: torch.device, placement: Placement | None, dtype: torch.dty
 def _check(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
     """Checks names, shapes and dtypes, from the headers only."""
     expected = {entry.name: entry.shape for entry in tensor_table(spec)}
-    if spec.decoder.tie_word_embeddings and LM_HEAD in stored:
-        expected[LM_HEAD] = expected[EMBEDDING]
+    if tied := _tied_head(spec, stored):
+        head, embedding = tied
+        expected[head] = expected[embedding]
     for what, names in (
         ("missing", expected.keys() - stored.keys()),
         ("unexpected", stored.keys() - expected.keys() - family_of(spec).rebuilt),
@@ -92,9 +93,19 @@ def _fill(model: VisionLanguageModel, stored: Mapping[str, StoredTensor]) -> Non
     left = [name for name, rows in unfilled.items() if rows]
     if left:
         raise AssertionError(f"the tensor table leaves parameters unset: {left}")
-    if model.spec.decoder.tie_word_embeddings and LM_HEAD in stored:
-        head = stored[LM_HEAD].read()
-        if not torch.equal(head, stored[EMBEDDING].read()):
+    if tied := _tied_head(model.spec, stored):
+        head, embedding = tied
+        if not torch.equal(stored[head].read(), stored[embedding].read()):
             raise LoadError(
-                f"{LM_HEAD} differs from {EMBEDDING}, but config.json sets tie_word_embeddings"
+                f"{head} differs from {embedding}, but config.json sets tie_word_embeddings"
             )
+
+
+def _tied_head(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> tuple[str, str] | None:
+    """The names of output head and embedding if a checkpoint stores both although they are tied."""
+    if not spec.decoder.tie_word_embeddings:
+        return None
+    untied = replace(spec, decoder=replace(spec.decoder, tie_word_embeddings=False))
+    names = {entry.parameter: entry.name for entry in tensor_table(untied)}
+    head = names["decoder.lm_head.weight"]
+    return (head, names["decoder.embed_tokens.weight"]) if head in stored else None

@@ -1,4 +1,7 @@
-"""Typed access to JSON configuration files, with errors that name file, key and expected value."""
+"""Typed access to JSON configuration files, with errors that name file, key and expected value.
+
+Below it, the settings that checkpoints of several families store alike.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from dataclasses import dataclass
 import json
 from pathlib import Path
 from typing import Any
+
+from inference_service.model_spec import DTYPE_BYTES
 
 
 class SpecError(ValueError):
@@ -110,3 +115,38 @@ def read_config(path: Path) -> Section:
     if not isinstance(values, dict):
         raise SpecError(f"{path.name} must contain a JSON object")
     return Section(path.name, values)
+
+
+def read_dtype(config: Section, text: Section) -> str:
+    """The dtype of the stored weights; old and new versions use two keys in two places."""
+    for section in (config, text):
+        for key in ("dtype", "torch_dtype"):
+            if key in section:
+                dtype = section.text(key)
+                if dtype not in DTYPE_BYTES:
+                    raise SpecError(f"{section.where}: dtype {dtype!r} is not supported")
+                return dtype
+    return "float32"  # the default if the key is missing
+
+
+def read_eos(model_dir: Path, config: Section, text: Section) -> tuple[int, ...]:
+    """The tokens that end an answer, from generation_config.json, else from config.json."""
+    sections = [config, text]
+    if (model_dir / "generation_config.json").is_file():
+        sections.insert(0, read_config(model_dir / "generation_config.json"))
+    for section in sections:
+        if "eos_token_id" in section:
+            return section.integers("eos_token_id")
+    raise SpecError("neither generation_config.json nor config.json has eos_token_id")
+
+
+def check_key_heads(section: Section, num_heads: int, num_kv_heads: int) -> None:
+    """Raises unless every key head serves the same number of attention heads.
+
+    Raises:
+        SpecError: `num_heads` is not a multiple of `num_kv_heads`.
+    """
+    if num_heads % num_kv_heads:
+        raise SpecError(
+            f"{section.where}: {num_heads} attention heads cannot share {num_kv_heads} key heads"
+        )

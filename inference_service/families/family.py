@@ -1,13 +1,14 @@
 """The interface of a family of models to the code that serves all families.
 
-A family is a package with the modules `spec`, `text` and `vision`; its `__init__` holds the `Family`. `text` and
-`vision` are imported when used: the front loads only `text`, the engine only `vision`, which alone needs torch.
+A family is a package with the modules `spec`, `text` and `vision`; its `__init__` holds the `Family` and imports
+`spec`. `text` and `vision` are imported when used: the front loads `text`, the engine loads `vision`, which alone needs
+torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from inference_service.kernels.ops import Ops
     from inference_service.text.prompt import ChatFormat
     from inference_service.text.tokenizer import Tokenizer
-
-
-LM_HEAD = "lm_head.weight"
-EMBEDDING = "model.language_model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +41,16 @@ class TensorEntry:
     parameter: str
     part: str
     row: int = 0
+
+    def with_bias(self) -> tuple[TensorEntry, TensorEntry]:
+        """This weight, and the bias of `shape[0]` values beside it: `bias` in place of `weight` in both names."""
+        bias = replace(
+            self,
+            name=f"{self.name.removesuffix('weight')}bias",
+            shape=self.shape[:1],
+            parameter=f"{self.parameter.removesuffix('weight')}bias",
+        )
+        return self, bias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +103,7 @@ class Family:
         pickled_weights: It was released as `.bin` shards only; they are fetched, and read with `weights_only`.
         supports_history_window: Old turns can be dropped from a prompt.
         memory_remarks: Remarks on the total memory in reports, by dtype.
+        refused_relatives: Messages for related models that are not supported, by `model_type`.
     """
 
     name: str
@@ -110,6 +118,7 @@ class Family:
     pickled_weights: bool = False
     supports_history_window: bool = False
     memory_remarks: Mapping[str, str] = field(default_factory=dict)
+    refused_relatives: Mapping[str, str] = field(default_factory=dict)
 
     def load_text(
         self, model_dir: Path, spec: ModelSpec, options: TextOptions | None = None

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
-from inference_service.families import glm_4v, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen_vl
 from inference_service.families.config_file import SpecError, read_config
 from inference_service.families.family import Family
 from inference_service.model_spec import ModelSpec
 
 
+FOLDERS = (
+    "qwen_vl",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "glm_4v",
+)
+"""The folders of the families beside this module; the `FAMILY` of each is registered."""
+
 FAMILIES: dict[str, Family] = {}
 """The registered families by name; filled by `register`."""
-
-REFUSALS = {
-    "qwen3_vl_moe": "Qwen3-VL mixture-of-experts models are not supported, only dense models are",
-}
-"""Messages for related models that are not supported, by `model_type`."""
 
 
 def register(family: Family) -> None:
@@ -34,11 +38,8 @@ def register(family: Family) -> None:
     FAMILIES[family.name] = family
 
 
-register(qwen_vl.FAMILY)
-register(qwen2_vl.FAMILY)
-register(qwen2_5_vl.FAMILY)
-register(qwen3_vl.FAMILY)
-register(glm_4v.FAMILY)
+for _folder in FOLDERS:
+    register(import_module(f"{__package__}.{_folder}").FAMILY)
 
 
 def family_of(spec: ModelSpec) -> Family:
@@ -56,7 +57,8 @@ def load_spec(model_dir: Path) -> ModelSpec:
     model_type = config.text("model_type")
     family = next((f for f in FAMILIES.values() if f.model_type == model_type), None)
     if family is None:
-        why = REFUSALS.get(model_type, f"model_type {model_type!r} is not supported")
+        refused = {k: why for f in FAMILIES.values() for k, why in f.refused_relatives.items()}
+        why = refused.get(model_type, f"model_type {model_type!r} is not supported")
         supported = ", ".join(sorted(f.model_type for f in FAMILIES.values()))
         raise SpecError(f"config.json: {why}; supported: {supported}")
     if "quantization_config" in config:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import hashlib
 from typing import Protocol
 
-from inference_service.domain import ChatMessage, ChatRequest, Request, Role, TextCompletionRequest
+from inference_service.domain import (
+    ChatMessage,
+    ChatRequest,
+    Request,
+    Role,
+    TextCompletionRequest,
+    TextPart,
+)
 from inference_service.engine_protocol.messages import ImageSpan
 from inference_service.errors import (
     ContextLengthError,
@@ -87,6 +94,23 @@ def refuse_names(messages: Sequence[ChatMessage], *, rendered: Container[Role] =
                 " leave it out, or write the name into the message's text.",
                 field=f"spec.messages[{index}].name",
             )
+
+
+def refuse_too_long(messages: Sequence[ChatMessage]) -> None:
+    """Refuses a conversation whose text is too long for any context window, before it is tokenised.
+
+    Args:
+        messages: The conversation.
+
+    Raises:
+        ContextLengthError: Its text has more than `MAX_CHARACTERS` characters.
+    """
+    parts = (part for message in messages for part in message.parts)
+    if sum(len(part.text) for part in parts if isinstance(part, TextPart)) > MAX_CHARACTERS:
+        raise ContextLengthError(
+            f"The messages have more than {MAX_CHARACTERS} characters and fit no context window.",
+            field="spec.messages",
+        )
 
 
 class PromptBuilder:

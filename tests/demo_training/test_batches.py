@@ -20,7 +20,7 @@ from demo_training.examples import LESSONS, SIZES, invent_example, lesson_of
 from demo_training.images import smart_resize
 from demo_training.questions import Exchange
 from inference_service.engine_protocol.messages import ImageSpan
-from inference_service.families.positions import mrope_positions
+from inference_service.families.qwen_common.positions import mrope_positions
 
 
 def test_a_conversation_reads_as_the_template_writes_it(codec):

@@ -75,3 +75,15 @@ def test_named_paths_exist(document: Path) -> None:
 def test_quoted_code_is_in_its_file(document: Path) -> None:
     for file, code in QUOTE.findall(document.read_text(encoding="utf-8")):
         assert code in (ROOT / file).read_text(encoding="utf-8"), file
+
+
+def test_the_patterns_find_references() -> None:
+    """The tests above loop over matches: a pattern that matches nothing would check nothing."""
+    texts = [document.read_text(encoding="utf-8") for document in DOCUMENTS]
+    links = [link for text in texts for link in LINK.findall(FENCED.sub("", text))]
+    local = [link for link in links if not link.startswith(("https://", "http://"))]
+    assert len(local) >= 30
+    assert sum("#" in link for link in local) >= 3
+    assert sum(len(NAMED_PATH.findall(text)) for text in texts) >= 40
+    quotes = sum(len(QUOTE.findall(text)) for text in texts)
+    assert quotes == sum(text.count("<!-- from: ") for text in texts) >= 3

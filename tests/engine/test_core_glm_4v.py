@@ -14,8 +14,8 @@ import torch
 from inference_service.engine import loader
 from inference_service.engine.core import EngineCore
 from inference_service.engine_protocol.messages import EngineConfig, SamplingParams
-from inference_service.families import positions
 from inference_service.families.glm_4v import vision as glm_4v
+from inference_service.families.qwen_vl.positions import sequential_positions
 from inference_service.families.registry import FAMILIES
 from inference_service.kernels import rope
 from inference_service.kernels.ops import REFERENCE
@@ -158,7 +158,7 @@ MUTATIONS = {
     "patches count like text": (
         FAMILIES,
         "glm_4v",
-        replace(FAMILIES["glm_4v"], positions=positions.sequential_positions),
+        replace(FAMILIES["glm_4v"], positions=sequential_positions),
     ),
     "another norm in the adapter": (glm_4v, "ADAPTER_NORM_EPS", 0.1),
     "sigmoid for the gate": (glm_4v, "silu", torch.sigmoid),

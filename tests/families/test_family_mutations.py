@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.nn.functional import gelu
 
-from inference_service.families.positions import mrope_positions
 from inference_service.families.qwen2_5_vl import vision as qwen2_5_vl
 from inference_service.families.qwen2_vl import vision as qwen2_vl
 from inference_service.families.qwen3_vl import vision as qwen3_vl
 from inference_service.families.qwen_common import vision as vision_parts
+from inference_service.families.qwen_common.positions import mrope_positions
 from inference_service.models.preprocess import Patchifier
 from tests.support.paged_forward import PagedForward
 from tests.support.tiny_qwen_vl import (

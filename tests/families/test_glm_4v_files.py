@@ -13,7 +13,7 @@ import torch
 
 from inference_service.engine_protocol.messages import ImageSpan
 from inference_service.families.config_file import SpecError
-from inference_service.families.positions import one_for_all_patches
+from inference_service.families.glm_4v.positions import one_for_all_patches
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import kv_bytes_per_token, module_parts, tensor_shapes
 from inference_service.kernels.rope import apply_rope

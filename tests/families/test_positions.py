@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from inference_service.engine_protocol.messages import ImageSpan
-from inference_service.families.positions import mrope_positions
+from inference_service.families.qwen_common.positions import mrope_positions
 from tests.support.tiny_qwen_vl import (
     FAMILIES,
     IMAGE_TOKEN,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from inference_service.engine_protocol.messages import ImageSpan
-from inference_service.families.positions import mrope_positions
+from inference_service.families.qwen_common.positions import mrope_positions
 from inference_service.models.batch import ForwardBatch
 from inference_service.models.vision_language import VisionLanguageModel
 from tests.support.attention_metadata import attention_metadata

@@ -20,8 +20,9 @@ from inference_service.domain import (
     VideoPart,
 )
 from inference_service.errors import InternalError, InvalidArgumentError
+from inference_service.families.qwen_common.frame_times import FrameTimes
 from inference_service.media.decode import ProcessedImage
-from inference_service.text.jinja_chat import FrameTimes, JinjaChat
+from inference_service.text.jinja_chat import JinjaChat
 from inference_service.text.jinja_template import JinjaTemplate
 from inference_service.text.prompt import PromptBuilder, WrittenChat
 from tests.support.qwen_text import ORDINARY, QWEN3_VL, SPECIAL, TEMPLATES, token_id
@@ -49,7 +50,8 @@ def build(
     pad: int = PAD,
     times: FrameTimes | None = None,
 ):
-    chat = JinjaChat(tokenizer, JinjaTemplate(template), placeholder=pad, frame_times=times)
+    write_videos = times.write if times else None
+    chat = JinjaChat(tokenizer, JinjaTemplate(template), placeholder=pad, write_videos=write_videos)
     return PromptBuilder(
         tokenizer, chat, placeholder=pad, video_placeholder=VIDEO_PAD, revision=revision
     )

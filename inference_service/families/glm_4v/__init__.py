@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from inference_service.families.family import Family
+from inference_service.families.glm_4v.positions import one_for_all_patches
 from inference_service.families.glm_4v.spec import NAME, read, tensors
-from inference_service.families.positions import one_for_all_patches
 
 
 FAMILY = Family(

@@ -10,15 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference_service.families.config_file import Section, SpecError
+from inference_service.families.clip import clip_image_policy
+from inference_service.families.config_file import (
+    Section,
+    SpecError,
+    check_key_heads,
+    read_dtype,
+    read_eos,
+)
 from inference_service.families.family import TensorEntry
-from inference_service.families.qwen_common.config import read_dtype, read_eos
-from inference_service.model_spec import DecoderSpec, ImagePolicy, ModelSpec, RopeSpec
+from inference_service.model_spec import DecoderSpec, ModelSpec, RopeSpec
 
 
 NAME = "glm_4v"
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 ROPE_THETA = 10_000.0
 POOL_SIDE = 2  # patches per side that the convolution after the blocks merges into one token
 TOKENS_BEFORE_IMAGE = 10  # ids from <|endoftext|>, the placeholder of an image, to boi_token_id
@@ -79,7 +83,12 @@ def read(model_dir: Path, config: Section) -> ModelSpec:
         family=NAME,
         decoder=decoder,
         vision=vision,
-        image_policy=_image_policy(vision),
+        image_policy=clip_image_policy(
+            patch_size=vision.patch_size,
+            patches_per_side=vision.patches_per_side,
+            num_tokens=vision.num_tokens,
+            max_images=1,
+        ),
         image_token_id=begin - TOKENS_BEFORE_IMAGE,
         video_token_id=None,
         vision_start_token_id=begin,
@@ -102,10 +111,7 @@ def _read_decoder(config: Section) -> DecoderSpec:
     config.expect("multi_query_attention", wanted=True)
     num_heads, head_dim = config.integer("num_attention_heads"), config.integer("kv_channels")
     num_kv_heads = config.integer("multi_query_group_num")
-    if num_heads % num_kv_heads:
-        raise SpecError(
-            f"config.json: {num_heads} attention heads cannot share {num_kv_heads} key heads"
-        )
+    check_key_heads(config, num_heads, num_kv_heads)
     if head_dim % 4:
         raise SpecError("config.json: kv_channels must be a multiple of 4")
     return DecoderSpec(
@@ -157,24 +163,6 @@ def _read_vision(section: Section, decoder: DecoderSpec) -> GlmVisionSpec:
     return vision
 
 
-def _image_policy(vision: GlmVisionSpec) -> ImagePolicy:
-    side = vision.patches_per_side * vision.patch_size
-    return ImagePolicy(
-        patch_size=vision.patch_size,
-        merge_size=1,
-        temporal_patch_size=1,
-        min_pixels=side**2,
-        max_pixels=side**2,
-        mean=CLIP_MEAN,
-        std=CLIP_STD,
-        exif_transpose=False,
-        white_background=False,
-        square_side=side,
-        num_tokens=vision.num_tokens,
-        max_images=1,
-    )
-
-
 def tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
     """See `Family.tensors`."""
     if not isinstance(spec.vision, GlmVisionSpec):
@@ -223,29 +211,24 @@ def _vision_entries(vision: GlmVisionSpec) -> Iterator[TensorEntry]:
         "mlp.fc2": (width, inner),
     }
     yield _entry("patch_embedding.cls_embedding", (1, width), "vision")
-    yield from _with_bias("patch_embedding.proj", (width, 3, side, side), "vision")
+    yield from _entry("patch_embedding.proj.weight", (width, 3, side, side), "vision").with_bias()
     positions = (vision.patches_per_side**2 + 1, width)
     yield _entry("patch_embedding.position_embedding.weight", positions, "vision")
     for i in range(vision.num_layers):
         for name, shape in block.items():
-            yield from _with_bias(f"transformer.layers.{i}.{name}", shape, "vision")
+            yield from _entry(f"transformer.layers.{i}.{name}.weight", shape, "vision").with_bias()
 
 
 def _adapter_entries(vision: GlmVisionSpec) -> Iterator[TensorEntry]:
     width, out, inner = vision.hidden_size, vision.output_size, vision.adapter_size
-    yield from _with_bias("conv", (out, width, POOL_SIDE, POOL_SIDE), "adapter")
+    yield from _entry("conv.weight", (out, width, POOL_SIDE, POOL_SIDE), "adapter").with_bias()
     yield _entry("linear_proj.linear_proj.weight", (out, out), "adapter")
-    yield from _with_bias("linear_proj.norm1", (out,), "adapter")
+    yield from _entry("linear_proj.norm1.weight", (out,), "adapter").with_bias()
     yield _entry("linear_proj.dense_h_to_4h.weight", (inner, out), "adapter")
     yield _entry("linear_proj.gate_proj.weight", (inner, out), "adapter")
     yield _entry("linear_proj.dense_4h_to_h.weight", (out, inner), "adapter")
     yield _entry("boi", (1, 1, out), "adapter")
     yield _entry("eoi", (1, 1, out), "adapter")
-
-
-def _with_bias(name: str, shape: tuple[int, ...], part: str) -> Iterator[TensorEntry]:
-    yield _entry(f"{name}.weight", shape, part)
-    yield _entry(f"{name}.bias", shape[:1], part)
 
 
 def _entry(name: str, shape: tuple[int, ...], part: str) -> TensorEntry:

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inference_service.domain import ChatMessage, ChatRequest, ImagePart, TextPart
-from inference_service.errors import ContextLengthError
 from inference_service.families.family import TextOptions
 from inference_service.model_spec import ModelSpec
-from inference_service.text.jinja_template import MAX_CHARACTERS
-from inference_service.text.prompt import ChatFormat, WrittenChat, refuse_names
+from inference_service.text.prompt import ChatFormat, WrittenChat, refuse_names, refuse_too_long
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_tiktoken import TiktokenTokenizer, read_ranks
 
@@ -82,12 +80,7 @@ class GlmChat:
     def write(self, request: ChatRequest) -> WrittenChat:
         """See `ChatFormat.write`."""
         refuse_names(request.messages)
-        texts = [p.text for m in request.messages for p in m.parts if isinstance(p, TextPart)]
-        if sum(map(len, texts)) > MAX_CHARACTERS:
-            raise ContextLengthError(
-                f"The messages have more than {MAX_CHARACTERS} characters and fit no context window.",
-                field="spec.messages",
-            )
+        refuse_too_long(request.messages)
         token_ids = list(self._opening)
         for message in request.messages:
             token_ids += self._message(message)

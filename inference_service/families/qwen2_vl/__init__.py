@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from inference_service.families.family import Family
-from inference_service.families.positions import mrope_positions
 from inference_service.families.qwen2_vl.spec import NAME, read, tensors
+from inference_service.families.qwen_common.positions import mrope_positions
 from inference_service.families.qwen_common.tensors import current_name
 from inference_service.model_spec import BoxNotation
 

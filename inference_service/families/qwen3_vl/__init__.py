@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from inference_service.families.family import Family
-from inference_service.families.positions import mrope_positions
 from inference_service.families.qwen3_vl.spec import NAME, read, tensors
+from inference_service.families.qwen_common.positions import mrope_positions
 from inference_service.model_spec import BoxNotation
 
 
@@ -16,4 +16,7 @@ FAMILY = Family(
     tensors=tensors,
     positions=mrope_positions,
     boxes=BoxNotation.JSON_PER_MILLE,
+    refused_relatives={
+        "qwen3_vl_moe": "Qwen3-VL mixture-of-experts models are not supported, only dense models are"
+    },
 )

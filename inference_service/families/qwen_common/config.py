@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inference_service.families.config_file import Section, SpecError, read_config
+from inference_service.families.config_file import (
+    Section,
+    SpecError,
+    check_key_heads,
+    read_config,
+    read_dtype,
+    read_eos,
+)
 from inference_service.model_spec import (
-    DTYPE_BYTES,
     DecoderSpec,
     ImagePolicy,
     ModelSpec,
@@ -136,10 +142,7 @@ def read_decoder(
     num_kv_heads = text.integer("num_key_value_heads", num_heads)
     hidden_size = text.integer("hidden_size")
     head_dim = text.integer("head_dim", max(1, hidden_size // num_heads))
-    if num_heads % num_kv_heads:
-        raise SpecError(
-            f"{text.where}: {num_heads} attention heads cannot share {num_kv_heads} key heads"
-        )
+    check_key_heads(text, num_heads, num_kv_heads)
     return DecoderSpec(
         vocab_size=text.integer("vocab_size"),
         hidden_size=hidden_size,
@@ -242,29 +245,6 @@ def _read_preprocessor(model_dir: Path) -> Section:
     if not (model_dir / "preprocessor_config.json").is_file() and nested.is_file():
         return read_config(nested).section("image_processor")
     return read_config(model_dir / "preprocessor_config.json")
-
-
-def read_dtype(config: Section, text: Section) -> str:
-    """The dtype of the stored weights; old and new versions use two keys in two places."""
-    for section in (config, text):
-        for key in ("dtype", "torch_dtype"):
-            if key in section:
-                dtype = section.text(key)
-                if dtype not in DTYPE_BYTES:
-                    raise SpecError(f"{section.where}: dtype {dtype!r} is not supported")
-                return dtype
-    return "float32"  # the default if the key is missing
-
-
-def read_eos(model_dir: Path, config: Section, text: Section) -> tuple[int, ...]:
-    """The tokens that end an answer, from generation_config.json, else from config.json."""
-    sections = [config, text]
-    if (model_dir / "generation_config.json").is_file():
-        sections.insert(0, read_config(model_dir / "generation_config.json"))
-    for section in sections:
-        if "eos_token_id" in section:
-            return section.integers("eos_token_id")
-    raise SpecError("neither generation_config.json nor config.json has eos_token_id")
 
 
 def _token_id(config: Section, key: str, decoder: DecoderSpec) -> int:

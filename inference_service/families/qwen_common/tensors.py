@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inference_service.families.family import EMBEDDING, LM_HEAD, TensorEntry
+from inference_service.families.family import TensorEntry
 from inference_service.families.qwen_common.config import QwenVisionSpec
 from inference_service.model_spec import DecoderSpec
 
@@ -41,9 +41,8 @@ def with_bias(
     row: int = 0,
 ) -> Iterator[TensorEntry]:
     """A weight of the vision tower and its bias of `shape[0]` values."""
-    ours = ours or name
-    yield vision_entry(f"{name}.weight", shape, part, ours=f"{ours}.weight", row=row)
-    yield vision_entry(f"{name}.bias", shape[:1], part, ours=f"{ours}.bias", row=row)
+    weight = vision_entry(f"{name}.weight", shape, part, ours=f"{ours or name}.weight", row=row)
+    yield from weight.with_bias()
 
 
 def patch_embed_entry(vision: QwenVisionSpec) -> TensorEntry:
@@ -63,7 +62,12 @@ def language_entries(decoder: DecoderSpec) -> Iterator[TensorEntry]:
     """The tensors of the language model, under their current names."""
     hidden = decoder.hidden_size
     embedding = (decoder.vocab_size, hidden)
-    yield TensorEntry(EMBEDDING, embedding, "decoder.embed_tokens.weight", "language")
+    yield TensorEntry(
+        "model.language_model.embed_tokens.weight",
+        embedding,
+        "decoder.embed_tokens.weight",
+        "language",
+    )
     for i in range(decoder.num_layers):
         yield from _layer_entries(
             decoder, f"model.language_model.layers.{i}", f"decoder.layers.{i}"
@@ -71,7 +75,7 @@ def language_entries(decoder: DecoderSpec) -> Iterator[TensorEntry]:
     norm = "model.language_model.norm.weight"
     yield TensorEntry(norm, (hidden,), "decoder.norm.weight", "language")
     if not decoder.tie_word_embeddings:
-        yield TensorEntry(LM_HEAD, embedding, "decoder.lm_head.weight", "language")
+        yield TensorEntry("lm_head.weight", embedding, "decoder.lm_head.weight", "language")
 
 
 def _layer_entries(decoder: DecoderSpec, theirs: str, ours: str) -> Iterator[TensorEntry]:

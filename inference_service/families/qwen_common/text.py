@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from inference_service.families.family import TextOptions
+from inference_service.families.qwen_common.frame_times import FrameTimes
 from inference_service.model_spec import ModelSpec
-from inference_service.text.jinja_chat import FrameTimes, JinjaChat
+from inference_service.text.jinja_chat import JinjaChat
 from inference_service.text.jinja_template import JinjaTemplate
 from inference_service.text.prompt import ChatFormat
 from inference_service.text.tokenizer import Tokenizer
@@ -22,5 +23,8 @@ def load_text(
     template = JinjaTemplate.from_dir(model_dir)
     times = FrameTimes.of(tokenizer, spec)
     return tokenizer, JinjaChat(
-        tokenizer, template, placeholder=spec.image_token_id, frame_times=times
+        tokenizer,
+        template,
+        placeholder=spec.image_token_id,
+        write_videos=times.write if times else None,
     )

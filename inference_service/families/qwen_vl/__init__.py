@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inference_service.families.family import Family
-from inference_service.families.positions import sequential_positions
+from inference_service.families.qwen_vl.positions import sequential_positions
 from inference_service.families.qwen_vl.spec import NAME, read, tensors
 from inference_service.model_spec import BoxNotation
 

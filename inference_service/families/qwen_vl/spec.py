@@ -11,21 +11,18 @@ from dataclasses import dataclass
 import math
 from pathlib import Path
 
-from inference_service.families.config_file import Section, SpecError, read_config
+from inference_service.families.clip import clip_image_policy
+from inference_service.families.config_file import Section, SpecError, read_config, read_dtype
 from inference_service.families.family import TensorEntry
-from inference_service.families.qwen_common.config import read_dtype
 from inference_service.model_spec import (
     DecoderSpec,
     DynamicNtk,
-    ImagePolicy,
     ModelSpec,
     RopeSpec,
 )
 
 
 NAME = "qwen_vl"
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 POSITION_TABLE_SIDE = 16  # for images of any size: the original hard-codes 256
 POOL_HEAD_DIM = 128
 TAGS_BEFORE_IMG = 6  # ref, box and quad with their ends
@@ -88,7 +85,11 @@ def read(model_dir: Path, config: Section) -> ModelSpec:
         family=NAME,
         decoder=decoder,
         vision=vision,
-        image_policy=_image_policy(vision),
+        image_policy=clip_image_policy(
+            patch_size=vision.patch_size,
+            patches_per_side=vision.patches_per_side,
+            num_tokens=vision.num_queries,
+        ),
         image_token_id=image_start + 2,
         video_token_id=None,
         vision_start_token_id=image_start,
@@ -168,23 +169,6 @@ def _read_vision(section: Section, decoder: DecoderSpec) -> QwenVLVisionSpec:
     return vision
 
 
-def _image_policy(vision: QwenVLVisionSpec) -> ImagePolicy:
-    side = vision.patches_per_side * vision.patch_size
-    return ImagePolicy(
-        patch_size=vision.patch_size,
-        merge_size=1,
-        temporal_patch_size=1,
-        min_pixels=side**2,
-        max_pixels=side**2,
-        mean=CLIP_MEAN,
-        std=CLIP_STD,
-        exif_transpose=False,
-        white_background=False,
-        square_side=side,
-        num_tokens=vision.num_queries,
-    )
-
-
 def _read_is_chat(model_dir: Path) -> bool:
     """Whether the model was trained for conversations: `chat_format` of generation_config.json."""
     path = model_dir / "generation_config.json"
@@ -248,11 +232,13 @@ def _vision_entries(vision: QwenVLVisionSpec) -> Iterator[TensorEntry]:
     }
     yield _entry("conv1.weight", (width, 3, side, side), "vision")
     yield _entry("positional_embedding", (vision.position_table_side**2, width), "vision")
-    yield from _with_bias("ln_pre", (width,), "vision")
+    yield from _entry("ln_pre.weight", (width,), "vision").with_bias()
     for i in range(vision.num_layers):
         for name, shape in block.items():
-            yield from _with_bias(f"transformer.resblocks.{i}.{name}", shape, "vision")
-    yield from _with_bias("ln_post", (out,), "vision")
+            yield from _entry(
+                f"transformer.resblocks.{i}.{name}.weight", shape, "vision"
+            ).with_bias()
+    yield from _entry("ln_post.weight", (out,), "vision").with_bias()
     yield _entry("proj", (out, out), "vision")
 
 
@@ -264,14 +250,9 @@ def _resampler_entries(vision: QwenVLVisionSpec) -> Iterator[TensorEntry]:
         yield _entry("attn_pool.kv_proj.weight", (out, width), "adapter")
     yield _entry("attn_pool.attn.in_proj_weight", (3 * out, out), "adapter")
     yield _entry("attn_pool.attn.in_proj_bias", (3 * out,), "adapter")
-    yield from _with_bias("attn_pool.attn.out_proj", (out, out), "adapter")
-    yield from _with_bias("attn_pool.ln_q", (out,), "adapter")
-    yield from _with_bias("attn_pool.ln_kv", (out,), "adapter")
-
-
-def _with_bias(name: str, shape: tuple[int, ...], part: str) -> Iterator[TensorEntry]:
-    yield _entry(f"{name}.weight", shape, part)
-    yield _entry(f"{name}.bias", shape[:1], part)
+    yield from _entry("attn_pool.attn.out_proj.weight", (out, out), "adapter").with_bias()
+    yield from _entry("attn_pool.ln_q.weight", (out,), "adapter").with_bias()
+    yield from _entry("attn_pool.ln_kv.weight", (out,), "adapter").with_bias()
 
 
 def _entry(name: str, shape: tuple[int, ...], part: str) -> TensorEntry:

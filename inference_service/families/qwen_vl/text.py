@@ -12,14 +12,12 @@ import unicodedata
 
 from inference_service.domain import ChatMessage, ChatRequest, Role, TextPart
 from inference_service.errors import (
-    ContextLengthError,
     InvalidArgumentError,
     UnsupportedParameterError,
 )
 from inference_service.families.family import TextOptions
 from inference_service.model_spec import ModelSpec
-from inference_service.text.jinja_template import MAX_CHARACTERS
-from inference_service.text.prompt import ChatFormat, WrittenChat, refuse_names
+from inference_service.text.prompt import ChatFormat, WrittenChat, refuse_names, refuse_too_long
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_tiktoken import TiktokenTokenizer, read_ranks
 
@@ -148,13 +146,8 @@ class QwenVLChat(QwenVLBase):
     def write(self, request: ChatRequest) -> WrittenChat:
         """See `ChatFormat.write`."""
         refuse_names(request.messages)
+        refuse_too_long(request.messages)
         messages = list(request.messages)
-        texts = [p.text for m in messages for p in m.parts if isinstance(p, TextPart)]
-        if sum(map(len, texts)) > MAX_CHARACTERS:
-            raise ContextLengthError(
-                f"The messages have more than {MAX_CHARACTERS} characters and fit no context window.",
-                field="spec.messages",
-            )
         has_system = messages[0].role is Role.SYSTEM
         instructions = _plain(messages.pop(0)) if has_system else DEFAULT_SYSTEM
         system = [*self._head(Role.SYSTEM), *self._text(instructions), self._end]

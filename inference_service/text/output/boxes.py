@@ -81,6 +81,8 @@ _PATTERNS = {notation: tags.pattern() for notation, tags in _TAGS.items()}
 class BoxReader:
     """The stage that reads the boxes of an answer once its text is complete; the text passes unchanged."""
 
+    may_end = False
+
     def __init__(self, notation: BoxNotation, images: Sequence[ImageInfo]) -> None:
         """Starts an answer; arguments as `groundings`."""
         self._notation = notation

@@ -15,6 +15,8 @@ class Detokenizer:
     For any split of the tokens into pieces, the concatenated texts equal `Tokenizer.decode` of all tokens.
     """
 
+    may_end = False
+
     def __init__(
         self, tokenizer: Tokenizer, *, skip_special_tokens: bool, shown: Iterable[str] = ()
     ) -> None:

@@ -16,16 +16,10 @@ from inference_service.text.tokenizer import Tokenizer
 class Pipeline:
     """Turns the tokens of one answer into its text and the data parsed from it."""
 
-    def __init__(self, stages: Sequence[Stage], *, token_by_token: bool) -> None:
-        """Takes the stages.
-
-        Args:
-            stages: New stages in order; the first one decodes token ids to text.
-            token_by_token: A stage may end the answer, so tokens are processed one by one: those after the end are
-                not part of the answer.
-        """
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        """Takes new stages in order; the first one decodes token ids to text."""
         self._stages = stages
-        self._token_by_token = token_by_token
+        self._token_by_token = any(stage.may_end for stage in stages)
 
     def push(self, token_ids: tuple[int, ...], *, last: bool) -> Piece:
         """Takes the tokens of one engine output.
@@ -68,4 +62,4 @@ def build_pipeline(
         stages.append(StopStringFilter(request.stop_strings, include=request.include_stop_string))
     if request.grounding:
         stages.append(BoxReader(notation, images))
-    return Pipeline(stages, token_by_token=bool(request.stop_strings))
+    return Pipeline(stages)

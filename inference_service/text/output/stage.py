@@ -41,8 +41,12 @@ class Stage(Protocol):
     The concatenated results do not depend on how an answer is split into pieces.
     """
 
+    @property
+    def may_end(self) -> bool:
+        """The stage may end the answer. Its pieces have one token each: tokens after the end are not in the answer."""
+
     def push(self, piece: Piece) -> None:
         """Changes a piece to its completed part, and holds back the rest for the next one.
 
-        A stage may end the answer: it sets `trigger` and `last`. Nothing is pushed after a last piece.
+        To end the answer, a stage sets `trigger` and `last`. Nothing is pushed after a last piece.
         """

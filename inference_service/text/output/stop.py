@@ -15,6 +15,8 @@ class StopStringFilter:
     depend on how the text is split into pieces.
     """
 
+    may_end = True
+
     def __init__(self, strings: Sequence[str], *, include: bool) -> None:
         """Takes the stop strings.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from inference_service.families.family import Family
-from inference_service.families.positions import sequential_positions
-from tests.families.made_up.spec import NAME, read, tensors
+from tests.families.made_up.spec import NAME, positions, read, tensors
 
 
 FAMILY = Family(
@@ -13,6 +12,6 @@ FAMILY = Family(
     package=__name__,
     read=read,
     tensors=tensors,
-    positions=sequential_positions,
+    positions=positions,
     memory_remarks={"float32": "this model is made up"},
 )

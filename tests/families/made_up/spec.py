@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from inference_service.engine_protocol.messages import ImageSpan
 from inference_service.families.config_file import Section
 from inference_service.families.family import TensorEntry
 from inference_service.families.qwen_common.tensors import language_entries
 from inference_service.model_spec import DecoderSpec, ImagePolicy, ModelSpec, RopeSpec
+
+
+if TYPE_CHECKING:
+    from inference_service.families.positions import Positions
 
 
 NAME = "made_up"
@@ -78,3 +86,9 @@ def tensors(spec: ModelSpec) -> Iterator[TensorEntry]:
     shape = (spec.vision.output_size, spec.vision.patch_values)
     yield TensorEntry("eye.weight", shape, "visual.eye.weight", "vision")
     yield from language_entries(spec.decoder)
+
+
+def positions(num_tokens: int, images: Sequence[ImageSpan], merge_size: int) -> Positions:
+    """See `Family.positions`: images are counted like text."""
+    del images, merge_size
+    return np.tile(np.arange(num_tokens), (3, 1)), 0

@@ -13,6 +13,7 @@ from inference_service.domain import Grounding, ImageInfo, StopTrigger
 from inference_service.model_spec import BoxNotation
 from inference_service.text.output.boxes import BoxReader, groundings
 from inference_service.text.output.detokenize import Detokenizer
+from inference_service.text.output.pipeline import Pipeline
 from inference_service.text.output.stage import Piece, Stage
 from inference_service.text.output.stop import StopStringFilter
 from inference_service.text.tokenizer import Tokenizer
@@ -73,6 +74,36 @@ def test_cutting_changes_nothing(
     several = pushed(STAGES[name](tokenizer), whole, lengths)
     assert (several.text, several.trigger) == (once.text, once.trigger)
     assert (several.groundings, several.last) == (once.groundings, True)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_only_stages_that_may_end_an_answer_end_it(tokenizer: Tokenizer, name: str) -> None:
+    stage = STAGES[name](tokenizer)
+    piece = after(stage, Piece(token_ids=tuple(tokenizer.encode_plain(BOX)), text=BOX))
+    assert (piece.last, piece.trigger is not None) == (stage.may_end, stage.may_end)
+
+
+class _TokenLimit:
+    """Ends an answer after some tokens."""
+
+    may_end = True
+
+    def __init__(self, tokens: int) -> None:
+        self._left = tokens
+
+    def push(self, piece: Piece) -> None:
+        self._left -= len(piece.token_ids)
+        if self._left <= 0:
+            piece.trigger, piece.last = StopTrigger(), True
+
+
+def test_tokens_after_the_end_are_not_in_the_answer(tokenizer: Tokenizer) -> None:
+    ids = tuple(tokenizer.encode_plain("a, b, c, d"))
+    assert len(ids) > 3
+    pipeline = Pipeline([Detokenizer(tokenizer, skip_special_tokens=True), _TokenLimit(3)])
+    piece = pipeline.push(ids, last=False)
+    assert (piece.token_ids, piece.last, piece.trigger) == (ids[:3], True, StopTrigger())
+    assert piece.text == tokenizer.decode(ids[:3], skip_special_tokens=True)
 
 
 def detokenised(detokenizer: Detokenizer, ids: Sequence[int], *, last: bool = False) -> str:
