@@ -57,7 +57,7 @@ class Ticket:
         plan: The plan of the step.
         broken: Keys of images that could not be encoded; their chunks were skipped.
         launched: The chunks in flight; None if there are none.
-        out_of_memory: The launch ran out of memory; nothing is in flight.
+        out_of_memory: The launch ran out of memory and has no results; work queued before that may still be running.
     """
 
     plan: Plan
@@ -210,7 +210,7 @@ class EngineCore:
         return Ticket(plan, broken, launched)
 
     def collect(self, ticket: Ticket) -> list[ChoiceOutput]:
-        """Wait for a step, commit its results and return its outputs.
+        """Commit the results of a step, waiting for those that are read, and return its outputs.
 
         Every ticket is collected once, in the order of launches.
         """
