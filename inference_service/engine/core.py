@@ -39,7 +39,6 @@ from inference_service.errors import (
     InternalError,
     InvalidArgumentError,
     OutOfMemoryError,
-    RequestIdInUseError,
     ServiceError,
 )
 from inference_service.families.registry import load_spec
@@ -147,7 +146,7 @@ class EngineCore:
         )
 
     def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
-        """Queue all choices of a request; if it is refused, none of them.
+        """Queue all choices of a request; if this raises, none of them.
 
         Args:
             request: The request.
@@ -162,18 +161,19 @@ class EngineCore:
         """
         view = memoryview(pixels).cast("B")
         self._check(request, view)
-        if self._scheduler.of_request(request.request_id):
-            raise RequestIdInUseError(
-                f"request_id {request.request_id!r} is used by a request in flight; choose another one."
-            )
         level = self._rope.level(len(request.prompt_token_ids))
         sequences = [
             Sequence(request, choice_index, rope_level=level)
             for choice_index in range(request.num_choices)
         ]
-        for sequence in sequences:  # equal except for their index: only the first can be refused
-            self._scheduler.add(sequence)
-        self._runner.add(sequences, view)
+        self._scheduler.add(sequences)
+        try:
+            self._runner.add(sequences, view)
+        except BaseException:
+            # Sequences that the runner does not know would end every later step.
+            for sequence in sequences:
+                self._scheduler.finish(sequence, FinishReason.ERROR)
+            raise
 
     def abort(self, request_id: str, choice_index: int | None = None) -> None:
         """End one choice of a request now, or (None) all, without further outputs. Unknown ids are ignored."""

@@ -43,7 +43,8 @@ class Fence:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._event = torch.cuda.Event() if device.type == "cuda" else None
+        # torch does not annotate its constructor.
+        self._event = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def record(self) -> None:
         """Moves the fence to the end of the work that is queued now."""

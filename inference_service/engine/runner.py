@@ -114,7 +114,10 @@ class ModelRunner:
         self._prompts: dict[SequenceId, _Prompt] = {}
 
     def add(self, sequences: Seq[Sequence], pixels: memoryview) -> None:
-        """Prepare the sequences of one request; `pixels` is kept, not copied, until the last `remove`."""
+        """Prepare the sequences of one request, all or (if this raises) none.
+
+        `pixels` is kept, not copied, until the last `remove`.
+        """
         spec, request = self._model.spec, sequences[0].request
         positions, delta = family_of(spec).positions(
             len(request.prompt_token_ids), request.images, spec.image_policy.merge_size
