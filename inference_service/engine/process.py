@@ -155,12 +155,7 @@ class EngineLoop:
         ended = [index for index in live if choice_index in (None, index)]
         for index in ended:
             self._core.abort(request_id, index)
-        return [
-            ChoiceOutput(
-                request_id=request_id, choice_index=index, finish_reason=FinishReason.ABORTED
-            )
-            for index in ended
-        ]
+        return [ChoiceOutput.aborted(request_id, index) for index in ended]
 
     def _publish(self, outputs: list[ChoiceOutput]) -> bool:
         """Sends the outputs of unfinished choices; returns whether one of them finished."""
