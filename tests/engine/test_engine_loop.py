@@ -186,7 +186,7 @@ def test_a_heartbeat_follows_a_finish_and_knows_of_it(bench):
 
 
 def test_heartbeats_come_without_work(bench, monkeypatch):
-    monkeypatch.setattr("inference_service.engine.process.HEARTBEAT_S", 0.0)
+    monkeypatch.setattr("inference_service.engine.loop.HEARTBEAT_S", 0.0)
     for _ in range(3):
         bench.turn()
         assert len(bench.heartbeats) == 1
