@@ -13,7 +13,6 @@ from inference_service.engine_protocol.messages import (
     ChoiceOutput,
     EngineFailure,
     EngineRequest,
-    FinishReason,
 )
 from inference_service.errors import (
     ERRORS_BY_REASON,
@@ -75,11 +74,7 @@ async def run_aborted(
 ) -> AsyncGenerator[Delta | Finished | TokenUsage, None]:
     """Yields the events of a request that was aborted before it was sent to the engine."""
     for choice_index, answer in enumerate(answers):
-        aborted = ChoiceOutput(
-            request_id=engine_request.request_id,
-            choice_index=choice_index,
-            finish_reason=FinishReason.ABORTED,
-        )
+        aborted = ChoiceOutput.aborted(engine_request.request_id, choice_index)
         for event in answer.push(aborted):
             yield event
     yield prepared.usage

@@ -1,1 +1,1 @@
-"""The engine process: scheduler, caches, forward pass and sampler."""
+"""The engine: its process and loop, the core with scheduler and caches, loading and running the model, sampling."""

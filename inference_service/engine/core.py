@@ -25,6 +25,7 @@ from inference_service.engine.memory import (
 from inference_service.engine.runner import ChunkResult, Launched, ModelRunner
 from inference_service.engine.scheduler import Chunk, Plan, Scheduler
 from inference_service.engine.sequence import Sequence
+from inference_service.engine.validation import check_request
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
     EngineConfig,
@@ -35,13 +36,7 @@ from inference_service.engine_protocol.messages import (
     FinishReason,
     ImageSpan,
 )
-from inference_service.errors import (
-    InternalError,
-    InvalidArgumentError,
-    OutOfMemoryError,
-    RequestIdInUseError,
-    ServiceError,
-)
+from inference_service.errors import InternalError, OutOfMemoryError, ServiceError
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import kv_bytes_per_token, module_parts
 
@@ -57,7 +52,7 @@ class Ticket:
         plan: The plan of the step.
         broken: Keys of images that could not be encoded; their chunks were skipped.
         launched: The chunks in flight; None if there are none.
-        out_of_memory: The launch ran out of memory; nothing is in flight.
+        out_of_memory: The launch ran out of memory and has no results; work queued before that may still be running.
     """
 
     plan: Plan
@@ -147,7 +142,7 @@ class EngineCore:
         )
 
     def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
-        """Queue all choices of a request; if it is refused, none of them.
+        """Queue all choices of a request; if this raises, none of them.
 
         Args:
             request: The request.
@@ -161,19 +156,20 @@ class EngineCore:
             RequestIdInUseError: A request with this id is in flight.
         """
         view = memoryview(pixels).cast("B")
-        self._check(request, view)
-        if self._scheduler.of_request(request.request_id):
-            raise RequestIdInUseError(
-                f"request_id {request.request_id!r} is used by a request in flight; choose another one."
-            )
+        check_request(request, len(view), vocab_size=self._vocab_size, policy=self._image_policy)
         level = self._rope.level(len(request.prompt_token_ids))
         sequences = [
             Sequence(request, choice_index, rope_level=level)
             for choice_index in range(request.num_choices)
         ]
-        for sequence in sequences:  # equal except for their index: only the first can be refused
-            self._scheduler.add(sequence)
-        self._runner.add(sequences, view)
+        self._scheduler.add(sequences)
+        try:
+            self._runner.add(sequences, view)
+        except BaseException:
+            # Sequences that the runner does not know would end every later step.
+            for sequence in sequences:
+                self._scheduler.finish(sequence, FinishReason.ERROR)
+            raise
 
     def abort(self, request_id: str, choice_index: int | None = None) -> None:
         """End one choice of a request now, or (None) all, without further outputs. Unknown ids are ignored."""
@@ -210,7 +206,7 @@ class EngineCore:
         return Ticket(plan, broken, launched)
 
     def collect(self, ticket: Ticket) -> list[ChoiceOutput]:
-        """Wait for a step, commit its results and return its outputs.
+        """Commit the results of a step, waiting for those that are read, and return its outputs.
 
         Every ticket is collected once, in the order of launches.
         """
@@ -295,47 +291,6 @@ class EngineCore:
             num_cached_tokens=_unreported_cached_tokens(sequence),
             finish_reason=reason,
             failure=failure,
-        )
-
-    def _check(self, request: EngineRequest, pixels: memoryview) -> None:
-        """Refuse requests that would fail the whole process, such as by an index out of bounds."""
-        sampling = request.sampling
-        biased = [token_id for token_id, _ in sampling.logit_bias]
-        ends = (*sampling.eos_token_ids, *sampling.stop_token_ids)
-        if request.num_choices < 1:
-            raise InvalidArgumentError(
-                f"num_choices is {request.num_choices}, but must be at least 1."
-            )
-        if not request.prompt_token_ids:
-            raise InvalidArgumentError("The prompt is empty, but at least one token is required.")
-        used = (*request.prompt_token_ids, *biased, *ends)
-        if min(used) < 0 or max(used) >= self._vocab_size:
-            raise InvalidArgumentError(
-                f"Token ids must be 0 to {self._vocab_size - 1}, but the request has {min(used)} to {max(used)}."
-            )
-        end = 0
-        for image in request.images:
-            fits = (
-                image.start >= end
-                and image.start + image.num_tokens <= len(request.prompt_token_ids)
-                and image.pixel_offset + image.pixel_bytes <= len(pixels)
-            )
-            if not fits or not self._is_consistent(image):
-                raise InvalidArgumentError(
-                    "The size or the position of an image does not match the prompt."
-                )
-            end = image.start + image.num_tokens
-
-    def _is_consistent(self, image: ImageSpan) -> bool:
-        """Whether size, grid and number of tokens of an image are consistent."""
-        policy = self._image_policy
-        step, patch = policy.pixel_step, policy.patch_size
-        times = -(-image.frames // policy.temporal_patch_size)
-        return (
-            image.height % step == image.width % step == 0
-            and image.grid == (times, image.height // patch, image.width // patch)
-            and image.num_tokens == policy.tokens_of(image.grid)
-            and image.num_tokens > 0
         )
 
 

@@ -38,13 +38,32 @@ class SequenceInput:
     rope_level: int = 0
 
 
+class Fence:
+    """A point in the work queued on a device, for which the host can wait; on a CPU nothing is queued."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # torch does not annotate its constructor.
+        self._event = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def record(self) -> None:
+        """Moves the fence to the end of the work that is queued now."""
+        if self._event is not None:
+            self._event.record(torch.cuda.current_stream(self._device))
+
+    def wait(self) -> None:
+        """Blocks until the work before the fence is complete; returns at once if it was never recorded."""
+        if self._event is not None:
+            self._event.synchronize()
+
+
 class InputBuffers:
     """Buffers for the inputs of one step, allocated once, so that the tensors of all steps have the same addresses.
 
     A step fills numpy views on the host, from which slices are copied to the device asynchronously; on a CPU both are
-    the same memory. The results of `pack` and `rows` are valid until the next call of `pack` on the same buffers, which
-    must wait until the previous step has been collected. To launch a step before that, alternate between two
-    `InputBuffers`.
+    the same memory. The results of `pack` and `rows` are valid until the next call of `pack` on the same buffers, for
+    work that was queued on the device before it. `pack` waits for the copies of its previous call, but not for what
+    reads them: alternate between two `InputBuffers` to pack a step while the device computes the previous one.
     """
 
     def __init__(
@@ -70,6 +89,7 @@ class InputBuffers:
         self._page_size = page_size
         self._max_pages = max_pages
         self._with_rope_levels = with_rope_levels
+        self._uploaded = Fence(device)
         self._token_ids = _Buffer(max_tokens, np.int64, device)
         self._positions = _Buffer(3 * max_tokens, np.int64, device)
         self._rope_levels = _Buffer(max_tokens, np.int64, device)
@@ -86,13 +106,16 @@ class InputBuffers:
         image_rows: Seq[int] = (),
         image_embeddings: Seq[Tensor] = (),
     ) -> ForwardBatch:
-        """Pack the sequences into one batch, in order.
+        """Pack the sequences into one batch, in order, once the copies of the previous batch are complete.
 
         Args:
             inputs: At least one sequence, each with at least one token.
             image_rows: Distinct rows of the batch that are image tokens.
             image_embeddings: Embeddings for these rows in parts, each [rows of the part, hidden * (1 + D)].
         """
+        self._uploaded.wait()
+        # Before the copies are queued, as it may run out of memory, and the fence is recorded after them.
+        embeddings = torch.cat(list(image_embeddings)) if image_embeddings else None
         lengths = [len(sequence.token_ids) for sequence in inputs]
         num_tokens = sum(lengths)
         token_ids = [token_id for sequence in inputs for token_id in sequence.token_ids]
@@ -102,18 +125,22 @@ class InputBuffers:
         if self._with_rope_levels:
             levels = [sequence.rope_level for sequence in inputs]
             self._rope_levels.host[:num_tokens] = np.repeat(levels, lengths)
-        return ForwardBatch(
+        batch = ForwardBatch(
             token_ids=self._token_ids.upload(num_tokens),
             positions=self._positions.upload(3 * num_tokens).view(3, num_tokens),
             attention=self._pack_attention(inputs, lengths),
             image_rows=self._image_rows.fill(image_rows) if image_rows else None,
-            image_embeddings=torch.cat(list(image_embeddings)) if image_embeddings else None,
+            image_embeddings=embeddings,
             rope_levels=self._rope_levels.upload(num_tokens) if self._with_rope_levels else None,
         )
+        self._uploaded.record()
+        return batch
 
     def rows(self, rows: Seq[int]) -> Tensor:
         """Copy the rows of the batch to be sampled, at most one per sequence, to the device: [R] int64."""
-        return self._rows.fill(rows)
+        uploaded = self._rows.fill(rows)
+        self._uploaded.record()
+        return uploaded
 
     def _pack_attention(self, inputs: Seq[SequenceInput], lengths: Seq[int]) -> AttentionMetadata:
         num_seqs, num_tokens = len(inputs), sum(lengths)

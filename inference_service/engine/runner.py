@@ -1,6 +1,7 @@
 """Runs one step on the device: computes scheduled chunks and samples tokens.
 
-`launch` enqueues the work of a step, `collect` waits for its results; on a CPU, the work is done when `launch` returns.
+`launch` enqueues the work of a step, `collect` waits for its results, if there are any: a step that only computes
+chunks of prompts may still be running afterwards. On a CPU, the work is done when `launch` returns.
 """
 
 from __future__ import annotations
@@ -113,7 +114,10 @@ class ModelRunner:
         self._prompts: dict[SequenceId, _Prompt] = {}
 
     def add(self, sequences: Seq[Sequence], pixels: memoryview) -> None:
-        """Prepare the sequences of one request; `pixels` is kept, not copied, until the last `remove`."""
+        """Prepare the sequences of one request, all or (if this raises) none.
+
+        `pixels` is kept, not copied, until the last `remove`.
+        """
         spec, request = self._model.spec, sequences[0].request
         positions, delta = family_of(spec).positions(
             len(request.prompt_token_ids), request.images, spec.image_policy.merge_size
@@ -141,7 +145,7 @@ class ModelRunner:
     def launch(self, chunks: Seq[Chunk]) -> Launched:
         """Enqueue one forward pass over the chunks, and sampling where a chunk ends with its sequence.
 
-        The step before the previous one must have been collected, as its input buffers are reused.
+        Waits until the inputs of the step before the previous one are on the device, as their buffers are reused.
         """
         buffers = next(self._buffers)
         batch = self._pack(chunks, buffers)
@@ -160,7 +164,7 @@ class ModelRunner:
         return Launched(chunks, token_ids, logprobs, prompt_logprobs)
 
     def collect(self, launched: Launched) -> list[ChunkResult]:
-        """Wait for a step and read the results of its chunks."""
+        """Wait for the next tokens and log probabilities of a step, if there are any, and return its results."""
         token_ids = iter([] if launched.token_ids is None else launched.token_ids.tolist())
         logprobs = iter([] if launched.logprobs is None else launched.logprobs.read())
         results = []

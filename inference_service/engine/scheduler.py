@@ -9,13 +9,14 @@ oldest sequence can always continue, because `add` refuses sequences that would 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
 
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.sequence import Sequence, SequenceId
-from inference_service.engine_protocol.messages import FinishReason, ImageSpan
+from inference_service.engine_protocol.messages import EngineRequest, FinishReason, ImageSpan
 from inference_service.errors import (
     ContextLengthError,
     ImageTooLargeError,
@@ -101,39 +102,17 @@ class Scheduler:
         """The unfinished sequences of a request, in order of their choices."""
         return [s for s in self._sequences.values() if s.request.request_id == request_id]
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence.
+    def add(self, sequences: Seq[Sequence]) -> None:
+        """Queue the sequences of one request; if it is refused, none of them.
 
         Raises:
-            RequestIdInUseError: A sequence with this id is unfinished.
+            RequestIdInUseError: A sequence of a request with this id is unfinished.
             ContextLengthError: The prompt leaves no room for an answer.
             ImageTooLargeError: An image exceeds the encoder cache.
         """
-        if sequence.sequence_id in self._sequences:
-            raise RequestIdInUseError(
-                f"request_id {sequence.request.request_id!r} is used by a request in flight; choose another one."
-            )
-        if len(sequence) >= self.max_model_len:
-            raise ContextLengthError(
-                f"The prompt has {len(sequence)} tokens; the context window of {self.max_model_len} tokens leaves no"
-                " room for an answer.",
-                metadata={
-                    "prompt_tokens": str(len(sequence)),
-                    "max_context_tokens": str(self.max_model_len),
-                },
-            )
-        for image in sequence.request.images:
-            if image.num_tokens > self._encoder_cache.capacity_tokens:
-                raise ImageTooLargeError(
-                    f"An image or video has {image.num_tokens} tokens, but at most"
-                    f" {self._encoder_cache.capacity_tokens} are allowed (--encoder-cache-tokens).",
-                    metadata={
-                        "tokens": str(image.num_tokens),
-                        "max_tokens": str(self._encoder_cache.capacity_tokens),
-                    },
-                )
-        self._sequences[sequence.sequence_id] = sequence
-        self.waiting.append(sequence)
+        self._check(sequences[0].request)
+        self._sequences.update({sequence.sequence_id: sequence for sequence in sequences})
+        self.waiting.extend(sequences)
 
     def schedule(self) -> Plan:
         """Plan the next step; the plan is empty if there is nothing to compute."""
@@ -173,6 +152,28 @@ class Scheduler:
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self._release(sequence)
         sequence.finish_reason = reason
+
+    def _check(self, request: EngineRequest) -> None:
+        """Refuse a request that could never be scheduled, or that cannot be told from another one."""
+        if self.of_request(request.request_id):
+            raise RequestIdInUseError(
+                f"request_id {request.request_id!r} is used by a request in flight; choose another one."
+            )
+        num_tokens, max_tokens = len(request.prompt_token_ids), self.max_model_len
+        if num_tokens >= max_tokens:
+            raise ContextLengthError(
+                f"The prompt has {num_tokens} tokens; the context window of {max_tokens} tokens leaves no room for an"
+                " answer.",
+                metadata={"prompt_tokens": str(num_tokens), "max_context_tokens": str(max_tokens)},
+            )
+        capacity = self._encoder_cache.capacity_tokens
+        for image in request.images:
+            if image.num_tokens > capacity:
+                raise ImageTooLargeError(
+                    f"An image or video has {image.num_tokens} tokens, but at most {capacity} are allowed"
+                    " (--encoder-cache-tokens).",
+                    metadata={"tokens": str(image.num_tokens), "max_tokens": str(capacity)},
+                )
 
     def _schedule_decodes(self, plan: Plan) -> None:
         for sequence in [sequence for sequence in self.running if sequence.is_decoding]:

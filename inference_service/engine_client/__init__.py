@@ -1,1 +1,1 @@
-"""The front's side of the engine: its process, the requests in flight and the pixel budget."""
+"""The front's side of the engine: its process, the requests in flight, the pixel budget and the quarantine."""

@@ -12,8 +12,9 @@ from typing import Final
 
 from inference_service.engine_client.budget import PixelBudget
 from inference_service.engine_client.child import DEFAULT_COMMAND, EngineChild
-from inference_service.engine_client.inflight import Quarantine, RequestInFlight, aborted
+from inference_service.engine_client.inflight import RequestInFlight
 from inference_service.engine_client.interface import EngineStartError, EngineState
+from inference_service.engine_client.quarantine import Quarantine
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
@@ -84,11 +85,6 @@ class EngineClient:
         return None if self._child is None else self._child.pid
 
     @property
-    def last_heartbeat_age_s(self) -> float:
-        """See `Engine`."""
-        return float("inf") if self._child is None else time.monotonic() - self._child.last_event
-
-    @property
     def pixel_bytes_in_flight(self) -> int:
         """See `Engine`."""
         return self._budget.used_bytes
@@ -135,7 +131,7 @@ class EngineClient:
         """See `Engine`."""
         if not await self._wait_for_id(request.request_id):
             for choice_index in range(request.num_choices):
-                yield aborted(request.request_id, choice_index)
+                yield ChoiceOutput.aborted(request.request_id, choice_index)
             return
         flight = self._admit(request, sum(memoryview(image).nbytes for image in pixels))
         try:
@@ -242,7 +238,7 @@ class EngineClient:
         flight.push(output)
         if flight.over.is_set():
             self._forget(flight)
-            if flight.answered:
+            if not flight.unanswered_choices:
                 self._quarantine.clear(flight.request)
 
     # ---- supervision of the process ----

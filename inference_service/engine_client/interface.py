@@ -52,10 +52,6 @@ class Engine(Protocol):
         """Process id, if there is a process."""
 
     @property
-    def last_heartbeat_age_s(self) -> float:
-        """Seconds since the engine's last message (or start); infinite without a process."""
-
-    @property
     def pixel_bytes_in_flight(self) -> int:
         """Bytes of pixels in flight to the engine."""
 

@@ -164,6 +164,13 @@ class ChoiceOutput:
     finish_reason: FinishReason | None = None
     failure: EngineFailure | None = None
 
+    @classmethod
+    def aborted(cls, request_id: str, choice_index: int) -> ChoiceOutput:
+        """The last output of an aborted choice."""
+        return cls(
+            request_id=request_id, choice_index=choice_index, finish_reason=FinishReason.ABORTED
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:

@@ -1,1 +1,1 @@
-"""The model that the engine runs: decoder, preprocessing, checkpoint files and placement on devices."""
+"""The models that the engine runs: decoder, vision-language model, image patches, checkpoint files, placement."""

@@ -4,6 +4,7 @@ from itertools import permutations
 
 import pytest
 
+from inference_service.engine.runner import ModelRunner
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
@@ -21,6 +22,9 @@ from tests.engine_client.fake_engine import (
     fake_token,
 )
 from tests.engine_client.loop_bench import LoopBench
+
+
+BROKEN = 9
 
 
 @pytest.fixture
@@ -83,6 +87,32 @@ def test_a_request_that_cannot_be_added_fails_alone(bench, marker, reason):
         "bad": (FinishReason.ERROR, reason),
     }
     assert bench.core.stats.kv_pages_used == 0
+
+
+def test_a_request_that_breaks_the_runner_fails_alone_in_the_real_core(make_core, monkeypatch):
+    real = ModelRunner.add
+
+    def add_or_break(self, sequences, pixels):
+        if BROKEN in sequences[0].request.prompt_token_ids:
+            raise RuntimeError("a defect")
+        real(self, sequences, pixels)
+
+    monkeypatch.setattr(ModelRunner, "add", add_or_break)
+    bench = LoopBench(make_core())
+    outputs = bench.turn(add("good", 5, max_tokens=3))
+    outputs += bench.turn(add("bad", BROKEN, num_choices=2), add("late", 6, max_tokens=3))
+    while bench.core.has_work:
+        outputs += bench.turn()
+    ends = [(o.request_id, o.choice_index, o.finish_reason) for o in outputs if o.finish_reason]
+    assert sorted(ends, key=lambda end: end[:2]) == [
+        ("bad", 0, FinishReason.ERROR),
+        ("bad", 1, FinishReason.ERROR),
+        ("good", 0, FinishReason.LENGTH),
+        ("late", 0, FinishReason.LENGTH),
+    ]
+    assert bench.core.stats.kv_pages_used == bench.core.stats.waiting == 0
+    (output,) = bench.turn(add("bad", 7, max_tokens=1))
+    assert output.finish_reason is FinishReason.LENGTH, "the id is free again"
 
 
 def test_a_refusal_crosses_with_its_figures_for_every_choice(bench):
@@ -156,7 +186,7 @@ def test_a_heartbeat_follows_a_finish_and_knows_of_it(bench):
 
 
 def test_heartbeats_come_without_work(bench, monkeypatch):
-    monkeypatch.setattr("inference_service.engine.process.HEARTBEAT_S", 0.0)
+    monkeypatch.setattr("inference_service.engine.loop.HEARTBEAT_S", 0.0)
     for _ in range(3):
         bench.turn()
         assert len(bench.heartbeats) == 1

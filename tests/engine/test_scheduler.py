@@ -50,7 +50,7 @@ def add(scheduler: Scheduler, name: str, length: int, *spans: tuple[int, int]) -
             sampling=SamplingParams(max_tokens=50),
         )
     )
-    scheduler.add(sequence)
+    scheduler.add([sequence])
     return sequence
 
 

@@ -173,7 +173,7 @@ class Serving(RuleBasedStateMachine):
         too_long = len(sequence) >= self.max_model_len
         too_large = any(i.num_tokens > self.encoder_cache.capacity_tokens for i in images)
         try:
-            self.scheduler.add(sequence)
+            self.scheduler.add([sequence])
         except ContextLengthError:
             assert too_long
         except ImageTooLargeError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inference_service.engine.process import Core, EngineLoop
+from inference_service.engine.loop import Core, EngineLoop
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import ChoiceOutput
 

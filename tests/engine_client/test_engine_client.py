@@ -12,7 +12,6 @@ import uvloop
 
 from inference_service.engine_client import client as client_module
 from inference_service.engine_client.client import EngineClient
-from inference_service.engine_client.inflight import Quarantine
 from inference_service.engine_client.interface import EngineStartError, EngineState
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import FinishReason
@@ -105,7 +104,6 @@ async def test_start_reports_what_was_loaded(engine):
     assert engine.state is EngineState.READY
     assert (engine.ready.device, engine.ready.parts[2]) == ("fake", ("language", 3))
     assert is_running(engine.pid)
-    assert engine.last_heartbeat_age_s < BOUND_S
 
 
 async def test_text_is_answered(engine):
@@ -488,22 +486,6 @@ async def test_an_abort_reaches_the_request_that_waits_for_an_abandoned_id(engin
     assert tokens_of(await collect(engine, request_of("a")))
 
 
-def test_suspicion_ends_with_time():
-    now = [0.0]
-    quarantine = Quarantine(lambda: now[0])
-    request = request_of("a")
-    for now[0] in (0.0, Quarantine.FORGIVEN_AFTER_S - 1):
-        assert not quarantine.holds(request)
-        quarantine.blame([request])
-    assert quarantine.holds(request)
-    now[0] += Quarantine.FORGIVEN_AFTER_S
-    assert not quarantine.holds(request)
-    quarantine.blame([request])
-    assert not quarantine.holds(request)
-    quarantine.blame([request])
-    assert quarantine.holds(request)
-
-
 async def test_a_request_running_at_two_crashes_is_refused(engine):
     for _ in range(2):
         await lose_to(engine, 4, CRASH)
@@ -520,6 +502,38 @@ async def test_a_request_that_finishes_is_no_longer_suspected(engine):
         with pytest.raises(EngineUnavailableError):
             await anext(bystander)
         assert tokens_of(await collect(engine, request_of("bystander", SLOW)))
+
+
+async def lose_bystander(engine, poison):
+    """Lets the engine die while the bystander is in flight."""
+    bystander = await endless(engine, "bystander")
+    await lose_to(engine, poison, CRASH)
+    with pytest.raises(EngineUnavailableError):
+        await anext(bystander)
+
+
+async def test_an_answer_that_ends_with_a_stop_string_takes_the_suspicion_away(engine):
+    """The consumer has its answer and leaves, which aborts the rest in the engine."""
+    for poison in (4, 5):
+        await lose_bystander(engine, poison)
+        answered = await endless(engine, "bystander")
+        await answered.aclose()
+        assert tokens_of(await collect(engine, request_of("bystander", 6))), "the abort is over"
+    assert tokens_of(await collect(engine, request_of("bystander", SLOW)))
+
+
+async def test_a_request_cancelled_without_an_answer_stays_suspicious(engine):
+    await lose_bystander(engine, 4)
+    os.kill(engine.pid, signal.SIGSTOP)
+    cancelled = asyncio.create_task(collect(engine, request_of("bystander", SLOW)))
+    await asyncio.sleep(0.05)
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    os.kill(engine.pid, signal.SIGCONT)
+    assert tokens_of(await collect(engine, request_of("bystander", 6))), "the abort is over"
+    await lose_bystander(engine, 5)
+    with pytest.raises(InternalError):
+        await collect(engine, request_of("bystander", SLOW))
 
 
 # ---- starting and closing ----
@@ -598,7 +612,6 @@ async def test_close_ends_what_is_running(engine):
     with pytest.raises(EngineUnavailableError):
         _ = [output async for output in outputs]
     assert not is_running(pid)
-    assert engine.last_heartbeat_age_s == float("inf")
 
 
 async def test_close_kills_an_engine_that_does_not_leave(monkeypatch):

@@ -35,7 +35,6 @@ class EchoEngine:
         self.ready: EngineReady | None = None
         self.restarts = 0
         self.pid: int | None = None
-        self.last_heartbeat_age_s = 0.0
         self.pixel_bytes_in_flight = 0
         self.hold_at: int | None = None
         self.resume = asyncio.Event()

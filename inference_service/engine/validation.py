@@ -1,0 +1,67 @@
+"""Refuses requests that would fail the whole engine process, such as by an index out of bounds."""
+
+from __future__ import annotations
+
+from inference_service.engine_protocol.messages import EngineRequest, ImageSpan
+from inference_service.errors import InvalidArgumentError
+from inference_service.model_spec import ImagePolicy
+
+
+def check_request(
+    request: EngineRequest, num_pixel_bytes: int, *, vocab_size: int, policy: ImagePolicy
+) -> None:
+    """Checks a request against itself and the model.
+
+    Args:
+        request: The request.
+        num_pixel_bytes: Size of its pixel buffer.
+        vocab_size: Number of token ids of the model.
+        policy: How the model cuts images into tokens.
+
+    Raises:
+        InvalidArgumentError: The request is inconsistent or does not match the model.
+    """
+    if request.num_choices < 1:
+        raise InvalidArgumentError(f"num_choices is {request.num_choices}, but must be at least 1.")
+    _check_token_ids(request, vocab_size)
+    _check_images(request, num_pixel_bytes, policy)
+
+
+def _check_token_ids(request: EngineRequest, vocab_size: int) -> None:
+    if not request.prompt_token_ids:
+        raise InvalidArgumentError("The prompt is empty, but at least one token is required.")
+    sampling = request.sampling
+    biased = [token_id for token_id, _ in sampling.logit_bias]
+    ends = (*sampling.eos_token_ids, *sampling.stop_token_ids)
+    used = (*request.prompt_token_ids, *biased, *ends)
+    if min(used) < 0 or max(used) >= vocab_size:
+        raise InvalidArgumentError(
+            f"Token ids must be 0 to {vocab_size - 1}, but the request has {min(used)} to {max(used)}."
+        )
+
+
+def _check_images(request: EngineRequest, num_pixel_bytes: int, policy: ImagePolicy) -> None:
+    end = 0
+    for image in request.images:
+        fits = (
+            image.start >= end
+            and image.start + image.num_tokens <= len(request.prompt_token_ids)
+            and image.pixel_offset + image.pixel_bytes <= num_pixel_bytes
+        )
+        if not fits or not _is_consistent(image, policy):
+            raise InvalidArgumentError(
+                "The size or the position of an image does not match the prompt."
+            )
+        end = image.start + image.num_tokens
+
+
+def _is_consistent(image: ImageSpan, policy: ImagePolicy) -> bool:
+    """Whether size, grid and number of tokens of an image are consistent."""
+    step, patch = policy.pixel_step, policy.patch_size
+    times = -(-image.frames // policy.temporal_patch_size)
+    return (
+        image.height % step == image.width % step == 0
+        and image.grid == (times, image.height // patch, image.width // patch)
+        and image.num_tokens == policy.tokens_of(image.grid)
+        and image.num_tokens > 0
+    )
