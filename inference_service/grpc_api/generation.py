@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 import contextlib
+import time
 from typing import Any
 
 from inference_service.backend.base import Backend, TokenCount
@@ -54,15 +55,31 @@ class Generation:
 
     async def _events(self, request: Request) -> AsyncGenerator[Event, None]:
         call = this_call()
-        generation = self._backend.generate(request, call.caller)
-        async with contextlib.aclosing(generation) as events:
+        events = self._backend.generate(request, call.caller)
+        in_use = asyncio.Lock()
+        closing = asyncio.create_task(_close_at(call.deadline, events, in_use))
+        try:
             while True:
                 # Not across the yield: a timeout there cancels gRPC's task and ends the call without a status.
-                async with _until(call.deadline):
+                async with in_use, _until(call.deadline):
                     event = await anext(events, None)
                 if event is None:
                     return
                 yield event
+        finally:
+            async with in_use:
+                closing.cancel()
+                await events.aclose()
+
+
+async def _close_at(
+    deadline: float | None, events: AsyncGenerator[Event, None], in_use: asyncio.Lock
+) -> None:
+    """Ends a generation at its deadline, even while gRPC waits for a client that does not read."""
+    if deadline is not None:
+        await asyncio.sleep(deadline - time.monotonic())
+        async with in_use:
+            await events.aclose()
 
 
 @contextlib.asynccontextmanager
@@ -70,12 +87,18 @@ async def _until(deadline: float | None) -> AsyncIterator[None]:
     """Cancels the body at a moment of `time.monotonic()`, the loop's clock.
 
     Raises:
-        DeadlineError: The moment has passed.
+        DeadlineError: The moment has passed, before the body or during it.
     """
+    if deadline is not None and time.monotonic() >= deadline:
+        raise _deadline_error()
     try:
         async with asyncio.timeout_at(deadline):
             yield
     except TimeoutError:
-        raise DeadlineError(
-            "The request did not finish before its deadline (the client's, else --request-timeout-s)."
-        ) from None
+        raise _deadline_error() from None
+
+
+def _deadline_error() -> DeadlineError:
+    return DeadlineError(
+        "The request did not finish before its deadline (the client's, else --request-timeout-s)."
+    )
