@@ -109,11 +109,12 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
         del context
         if self._drain is None:
             raise PermissionDeniedError("Drain is served on --admin-address only.")
-        asked = request.budget.seconds if request.HasField("budget") else None
+        budget_s = self._settings.drain_timeout_s
+        if request.HasField("budget"):
+            budget_s = max(0.0, request.budget.seconds + request.budget.nanos / 1e9)
         in_flight = self._backend.in_flight
         if self._draining is None:
-            budget = self._settings.drain_timeout_s if asked is None else float(max(0, asked))
-            self._draining = asyncio.create_task(self._drain(budget))
+            self._draining = asyncio.create_task(self._drain(budget_s))
         return admin_pb.DrainResponse(requests_in_flight=in_flight)
 
 
