@@ -17,6 +17,7 @@ from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.observability import CallContext, enter_call
 from tests.grpc_api.asking import image_part, read_event, read_rest, refusal, spec_of, until
@@ -112,13 +113,16 @@ async def test_deadline_frees_the_engine_while_the_reader_does_not_read(open_ser
 
 async def test_client_without_deadline_that_does_not_read_is_ended(open_service) -> None:
     service = await open_service(request_timeout_s=0.7)
-    spec = spec_of("x" * 1500, logprobs={"top_logprobs": 20})  # more than flow control lets through
-    stream = service.stream(spec, timeout=None)
-    await until(lambda: len(service.engine.requests) == 1)
-    await until(lambda: is_idle(service))
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await read_rest(stream)
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16)]  # a fixed window
+    async with grpc.aio.insecure_channel(service.target(), options=options) as channel:
+        spec = spec_of("x" * 500, n=4, logprobs={"top_logprobs": 20})  # much more than the window
+        request = chat_pb.StreamChatCompletionRequest(spec=spec)
+        stream = chat_grpc.ChatServiceStub(channel).StreamChatCompletion(request)
+        await until(lambda: len(service.engine.live) == 4)
+        await until(lambda: is_idle(service))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read_rest(stream)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_abort_request(service: Service) -> None:
