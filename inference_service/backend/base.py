@@ -213,7 +213,7 @@ class Backend(Protocol):
         """
 
     async def abort(self, request_id: str, caller: str | None = None) -> bool:
-        """Aborts a request in flight; its answers finish as aborted.
+        """Aborts a request in flight: its answers finish as aborted, or without answers it ends with AbortedError.
 
         Args:
             request_id: The request.

@@ -195,6 +195,46 @@ async def test_abort_before_the_engine_knows(service: Service, monkeypatch) -> N
     assert not service.engine.requests
 
 
+@pytest.mark.parametrize("counting", [False, True])
+async def test_abort_ends_the_preparation_of_images(
+    service: Service, monkeypatch: pytest.MonkeyPatch, counting: bool
+) -> None:
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    async def stuck(*_: object, **__: Any) -> None:
+        begun.set()
+        await never.wait()
+
+    monkeypatch.setattr(ImageDecoder, "decode", stuck)
+    spec = spec_of(image_part(draw("red", "star").png), "?", request_id="mine")
+    if counting:
+        count = chat_pb.CountTokensRequest(spec=spec)
+        call = asyncio.ensure_future(refusal(service.chat.CountTokens(count, timeout=20)))
+    else:
+        call = asyncio.ensure_future(refusal(service.create(spec)))
+    await begun.wait()
+    for _ in range(2):
+        assert await service.backend.abort("mine")
+    assert (await call).info.reason == "ABORTED"
+    assert is_idle(service)
+    assert not service.engine.requests
+
+
+async def test_abort_of_a_count_ends_it_with_an_error(service: Service, monkeypatch) -> None:
+    build = type(service.model.prompts).build
+    loop = asyncio.get_running_loop()
+
+    def abort_first(*arguments: Any) -> object:
+        future = asyncio.run_coroutine_threadsafe(service.backend.abort("early"), loop)
+        assert future.result(20)
+        return build(*arguments)
+
+    monkeypatch.setattr(type(service.model.prompts), "build", abort_first)
+    count = chat_pb.CountTokensRequest(spec=spec_of("hello", request_id="early"))
+    got = await refusal(service.chat.CountTokens(count, timeout=20))
+    assert (got.info.reason, got.code) == ("ABORTED", grpc.StatusCode.CANCELLED)
+
+
 async def test_slow_reader_gets_everything(service: Service) -> None:
     question = "0123456789" * 40
     stream = service.stream(spec_of(question))
