@@ -6,20 +6,23 @@ from typing import Any, Final
 
 import grpc.aio
 
-from inference_service.backend.base import Backend, ImageLimits, Modality, ModelDescription
+from inference_service.backend.base import (
+    Backend,
+    CoordinateConvention,
+    ImageLimits,
+    Modality,
+    ModelDescription,
+)
 from inference_service.errors import ModelNotFoundError
-from inference_service.model_spec import BoxNotation
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 
 
 _CONVENTIONS: Final = {
-    BoxNotation.NONE: model_pb.COORDINATE_CONVENTION_UNSPECIFIED,
-    BoxNotation.REF_BOX: model_pb.COORDINATE_CONVENTION_PER_MILLE,
-    BoxNotation.OBJECT_REF: model_pb.COORDINATE_CONVENTION_PER_MILLE,
-    BoxNotation.JSON_PIXELS: model_pb.COORDINATE_CONVENTION_PROCESSED_PIXELS,
-    BoxNotation.JSON_PER_MILLE: model_pb.COORDINATE_CONVENTION_PER_MILLE,
+    CoordinateConvention.NONE: model_pb.COORDINATE_CONVENTION_UNSPECIFIED,
+    CoordinateConvention.PER_MILLE: model_pb.COORDINATE_CONVENTION_PER_MILLE,
+    CoordinateConvention.PROCESSED_PIXELS: model_pb.COORDINATE_CONVENTION_PROCESSED_PIXELS,
 }
 _MODALITIES: Final = {
     Modality.TEXT: usage_pb.MODALITY_TEXT,
@@ -71,7 +74,7 @@ def _model_message(name: str, description: ModelDescription) -> model_pb.Model:
         input_modalities=[_MODALITIES[modality] for modality in description.modalities],
         max_context_tokens=description.max_context_tokens,
         image_limits=_image_limits_message(description.image_limits),
-        coordinate_convention=_CONVENTIONS[description.box_notation],
+        coordinate_convention=_CONVENTIONS[description.coordinate_convention],
         url_schemes=description.url_schemes,
         features=description.features,
         parts=[
