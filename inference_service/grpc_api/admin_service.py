@@ -7,11 +7,9 @@ from collections.abc import Callable, Coroutine
 from importlib.metadata import version
 from typing import Any
 
-import grpc.aio
-
 from inference_service.backend.base import Backend, BackendState, Load
 from inference_service.errors import InvalidArgumentError, PermissionDeniedError
-from inference_service.grpc_api.call_context import this_call
+from inference_service.grpc_api.call_context import Context, this_call
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
@@ -27,7 +25,6 @@ _STATES = {
     BackendState.FAILED: admin_pb.ENGINE_STATE_FAILED,
 }
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Drain = Callable[[float], Coroutine[Any, Any, None]]
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from inference_service.backend.base import Backend, TokenCount
 from inference_service.domain import Event, Request
-from inference_service.errors import DeadlineError, ModelNotFoundError
+from inference_service.errors import DeadlineError
 from inference_service.grpc_api.call_context import this_call
-from inference_service.grpc_api.responses import gather, stream_fields
+from inference_service.grpc_api.model_names import canonical_name
+from inference_service.grpc_api.responses import event_fields, gather
 
 
 class Generation:
@@ -22,19 +23,8 @@ class Generation:
         self._backend = backend
 
     def canonical_name(self, name: str) -> str:
-        """The canonical name of a served model.
-
-        Raises:
-            ModelNotFoundError: No model of this name is served.
-        """
-        names = self._backend.names
-        if name not in names:
-            raise ModelNotFoundError(
-                f"The model {name[:100]!r} is not served here; served: {', '.join(names)}.",
-                field="spec.model",
-                metadata={"model": name[:100]},
-            )
-        return names[0]
+        """See `model_names`."""
+        return canonical_name(name, self._backend.names, field="spec.model")
 
     async def unary_fields(self, request: Request) -> dict[str, Any]:
         """The fields of a unary response: all events of a request in one message."""
@@ -45,7 +35,7 @@ class Generation:
         """The fields of every message of a stream, one message for each event."""
         async with contextlib.aclosing(self._events(request)) as events:
             async for event in events:
-                yield stream_fields(event, request.model)
+                yield event_fields(event, request.model)
 
     async def count(self, request: Request) -> TokenCount:
         """Counts the tokens of a request's prompt."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
-
-import grpc.aio
+from typing import Final
 
 from inference_service.backend.base import (
     Backend,
@@ -13,7 +11,8 @@ from inference_service.backend.base import (
     Modality,
     ModelDescription,
 )
-from inference_service.errors import ModelNotFoundError
+from inference_service.grpc_api.call_context import Context
+from inference_service.grpc_api.model_names import canonical_name
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
@@ -29,8 +28,6 @@ _MODALITIES: Final = {
     Modality.IMAGE: usage_pb.MODALITY_IMAGE,
     Modality.VIDEO: usage_pb.MODALITY_VIDEO,
 }
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ModelServicer(model_grpc.ModelServiceServicer):
@@ -53,13 +50,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
     ) -> model_pb.GetModelResponse:
         """One served name."""
         del context
-        if request.name not in self._backend.names:
-            raise ModelNotFoundError(
-                f"The model {request.name[:100]!r} is not served here; served: "
-                f"{', '.join(self._backend.names)}.",
-                field="name",
-                metadata={"model": request.name[:100]},
-            )
+        canonical_name(request.name, self._backend.names, field="name")
         model = _model_message(request.name, self._backend.describe())
         return model_pb.GetModelResponse(model=model)
 
