@@ -78,7 +78,7 @@ async def test_what_no_encoder_holds(open_service: OpenService, model: ServedMod
             str(pair - 1),
         )
         assert got.field == f"spec.messages[0].parts[0].{path}"
-        assert f"The {'video' if path == 'video' else 'image'} takes" in got.message
+        assert f"The {'video' if path == 'video' else 'image'} has" in got.message
     assert not service.engine.requests
 
 
