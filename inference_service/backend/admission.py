@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from inference_service.errors import DrainingError, QueueFullError, RequestIdInUseError
+from inference_service.errors import (
+    AbortedError,
+    DrainingError,
+    QueueFullError,
+    RequestIdInUseError,
+)
 
 
 @dataclass(slots=True)
@@ -21,6 +26,35 @@ class AdmittedRequest:
 
     caller: str
     aborted: bool = False
+    _abortable: asyncio.Timeout | None = field(default=None, init=False)
+
+    def abort(self) -> None:
+        """Marks it as aborted and ends an open `abortable` block."""
+        if not self.aborted:
+            self.aborted = True
+            if self._abortable is not None:
+                self._abortable.reschedule(asyncio.get_running_loop().time())
+
+    def raise_if_aborted(self) -> None:
+        """Raises AbortedError if it was aborted."""
+        if self.aborted:
+            raise AbortedError("The request was aborted.")
+
+    @contextlib.asynccontextmanager
+    async def abortable(self) -> AsyncIterator[None]:
+        """Cancels the body when the request is aborted; one block at a time.
+
+        Raises:
+            AbortedError: The body was cancelled.
+        """
+        try:
+            async with asyncio.timeout(None) as self._abortable:
+                yield
+        except TimeoutError:
+            self.raise_if_aborted()
+            raise
+        finally:
+            self._abortable = None
 
 
 class Admission:
@@ -88,5 +122,5 @@ class Admission:
         admitted = self._admitted.get(request_id)
         if admitted is None or caller not in (None, admitted.caller):
             return False
-        admitted.aborted = True
+        admitted.abort()
         return True

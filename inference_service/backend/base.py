@@ -12,7 +12,6 @@ from enum import Enum
 from typing import Protocol
 
 from inference_service.domain import Event, ImageInfo, Request, TokenUsage
-from inference_service.model_spec import BoxNotation
 
 
 class BackendState(Enum):
@@ -43,6 +42,20 @@ class Modality(Enum):
     TEXT = "text"
     IMAGE = "image"
     VIDEO = "video"
+
+
+class CoordinateConvention(Enum):
+    """The coordinates of bounding boxes in a model's text.
+
+    Attributes:
+        NONE: The model writes no boxes.
+        PER_MILLE: 0 to 1000, as a fraction of the image's width or height.
+        PROCESSED_PIXELS: Pixels of the resized image.
+    """
+
+    NONE = "none"
+    PER_MILLE = "per_mille"
+    PROCESSED_PIXELS = "processed_pixels"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +99,7 @@ class ModelDescription:
         modalities: Kinds of content that a prompt may have.
         max_context_tokens: Maximum tokens of prompt and answer together.
         image_limits: Limits on its images.
-        box_notation: How its answers write bounding boxes.
+        coordinate_convention: The coordinates of bounding boxes in its text.
         url_schemes: Schemes of image URLs that are fetched.
         features: Supported features besides text completion.
         parts: (name, parameter count) of its modules; empty = unknown.
@@ -100,7 +113,7 @@ class ModelDescription:
     modalities: tuple[Modality, ...]
     max_context_tokens: int
     image_limits: ImageLimits
-    box_notation: BoxNotation = BoxNotation.NONE
+    coordinate_convention: CoordinateConvention = CoordinateConvention.NONE
     url_schemes: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     parts: tuple[tuple[str, int], ...] = ()
@@ -124,7 +137,7 @@ class Load:
         encoder_queries: Images looked up in the encoder cache.
         encoder_hits: Images found there.
         preemptions: Answers that were preempted and recomputed.
-        pixel_bytes_in_flight: Bytes of processed images of the requests being computed.
+        pixel_bytes_in_flight: Bytes of processed images of the requests that the engine has or is being sent.
     """
 
     running: int = 0
@@ -213,7 +226,7 @@ class Backend(Protocol):
         """
 
     async def abort(self, request_id: str, caller: str | None = None) -> bool:
-        """Aborts a request in flight; its answers finish as aborted.
+        """Aborts a request in flight: its answers finish as aborted, or without answers it ends with AbortedError.
 
         Args:
             request_id: The request.

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from inference_service.backend.base import ImageLimits, MemoryNeed, Modality, ModelDescription
+from typing import Final
+
+from inference_service.backend.base import (
+    CoordinateConvention,
+    ImageLimits,
+    MemoryNeed,
+    Modality,
+    ModelDescription,
+)
 from inference_service.backend.served_model import ServedModel
 from inference_service.engine_protocol.messages import EngineReady
 from inference_service.families.footprint import footprint
 from inference_service.media.fetch import FetchPolicy
 from inference_service.model_spec import BoxNotation, ModelSpec
 from inference_service.settings import ServiceSettings
+
+
+_CONVENTIONS: Final = {
+    BoxNotation.NONE: CoordinateConvention.NONE,
+    BoxNotation.REF_BOX: CoordinateConvention.PER_MILLE,
+    BoxNotation.OBJECT_REF: CoordinateConvention.PER_MILLE,
+    BoxNotation.JSON_PIXELS: CoordinateConvention.PROCESSED_PIXELS,
+    BoxNotation.JSON_PER_MILLE: CoordinateConvention.PER_MILLE,
+}
 
 
 def describe(
@@ -33,7 +50,7 @@ def describe(
         modalities=(Modality.TEXT, Modality.IMAGE, *video),
         max_context_tokens=window or size.window_tokens,
         image_limits=_image_limits(spec, settings),
-        box_notation=model.box_notation,
+        coordinate_convention=_CONVENTIONS[model.box_notation],
         url_schemes=tuple(FetchPolicy.from_settings(settings).url_schemes),
         features=_features(spec, model.box_notation),
         parts=size.parts,

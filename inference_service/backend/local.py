@@ -8,7 +8,7 @@ import contextlib
 import time
 from typing import Final
 
-from inference_service.backend.admission import Admission
+from inference_service.backend.admission import Admission, AdmittedRequest
 from inference_service.backend.base import (
     BackendInfo,
     BackendStartError,
@@ -149,8 +149,9 @@ class LocalBackend:
 
     async def count(self, request: Request, caller: str) -> TokenCount:
         """See `Backend`. A count occupies a place in the queue, as a generation does."""
-        with self._admission.admit(request.request_id, caller):
-            prepared = await self._prepare(request)
+        with self._admission.admit(request.request_id, caller) as admitted:
+            prepared = await self._prepare(request, admitted)
+            admitted.raise_if_aborted()
         return TokenCount(
             usage=prepared.usage,
             images=prepared.infos,
@@ -163,7 +164,7 @@ class LocalBackend:
             check_token_ids(request, self._model.spec.decoder.vocab_size)
             self._check_grounding(request)
             context_tokens = self._context_tokens()
-            prepared = await self._prepare(request)
+            prepared = await self._prepare(request, admitted)
             options = effective_options(
                 request,
                 self._defaults,
@@ -184,8 +185,11 @@ class LocalBackend:
 
     # ---- steps of a request ----
 
-    async def _prepare(self, request: Request) -> PreparedPrompt:
-        return await prepare_prompt(request, self._media, self._model.prompts)
+    async def _prepare(self, request: Request, admitted: AdmittedRequest) -> PreparedPrompt:
+        """Prepares media and prompt; an abort ends only the preparation of media, which may take long."""
+        async with admitted.abortable():
+            media = await self._media.prepare(request)
+        return await prepare_prompt(request, media, self._model.prompts)
 
     def _check_grounding(self, request: Request) -> None:
         if request.grounding and self._model.box_notation is BoxNotation.NONE:

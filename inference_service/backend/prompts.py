@@ -1,4 +1,4 @@
-"""Turns a request into the prompt for the engine: prepares its media, renders and tokenises its text."""
+"""Turns a request and its prepared media into the prompt for the engine: renders and tokenises its text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from inference_service.domain import ImageInfo, Request, TokenUsage
-from inference_service.media.prepare import MediaPreparer
+from inference_service.media.prepare import PreparedMedia
 from inference_service.text.prompt import Prompt, PromptBuilder
 
 
@@ -28,14 +28,13 @@ class PreparedPrompt:
 
 
 async def prepare_prompt(
-    request: Request, media_preparer: MediaPreparer, builder: PromptBuilder
+    request: Request, media: PreparedMedia, builder: PromptBuilder
 ) -> PreparedPrompt:
-    """Prepares media and prompt.
+    """Builds the prompt of a request.
 
     Raises:
-        ServiceError: An image or the prompt is invalid; the error names the field.
+        ServiceError: The prompt is invalid; the error names the field.
     """
-    media = await media_preparer.prepare(request)
     # Rendering and tokenising a long prompt takes milliseconds and must not block the event loop (CVE-2025-62426).
     prompt = await asyncio.to_thread(builder.build, request, media.images)
     media_tokens = sum(image.num_tokens for image in prompt.images)

@@ -10,13 +10,11 @@ import time
 from inference_service.backend.defaults import model_defaults
 from inference_service.families.family import TextOptions
 from inference_service.families.registry import family_of, load_spec
+from inference_service.hub.snapshot import model_files
 from inference_service.model_spec import BoxNotation, ModelSpec
 from inference_service.sampling import SamplingOptions
 from inference_service.text.prompt import PromptBuilder
 from inference_service.text.tokenizer import Tokenizer
-
-
-_REVISION_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.tiktoken", "tokenizer.model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +93,7 @@ class ServedModel:
 def _revision(directory: Path) -> str:
     """A digest over names, sizes and times of the files; gigabytes of weights are not read."""
     digest = hashlib.sha256()
-    for pattern in _REVISION_FILES:
-        for path in sorted(directory.glob(pattern)):
-            status = path.stat()
-            digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    for name in model_files(path.name for path in directory.iterdir() if path.is_file()):
+        status = (directory / name).stat()
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()

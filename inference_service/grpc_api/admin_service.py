@@ -7,11 +7,9 @@ from collections.abc import Callable, Coroutine
 from importlib.metadata import version
 from typing import Any
 
-import grpc.aio
-
 from inference_service.backend.base import Backend, BackendState, Load
 from inference_service.errors import InvalidArgumentError, PermissionDeniedError
-from inference_service.grpc_api.call_context import this_call
+from inference_service.grpc_api.call_context import Context, this_call
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
@@ -27,7 +25,6 @@ _STATES = {
     BackendState.FAILED: admin_pb.ENGINE_STATE_FAILED,
 }
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Drain = Callable[[float], Coroutine[Any, Any, None]]
 
 
@@ -109,11 +106,12 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
         del context
         if self._drain is None:
             raise PermissionDeniedError("Drain is served on --admin-address only.")
-        asked = request.budget.seconds if request.HasField("budget") else None
+        budget_s = self._settings.drain_timeout_s
+        if request.HasField("budget"):
+            budget_s = max(0.0, request.budget.seconds + request.budget.nanos / 1e9)
         in_flight = self._backend.in_flight
         if self._draining is None:
-            budget = self._settings.drain_timeout_s if asked is None else float(max(0, asked))
-            self._draining = asyncio.create_task(self._drain(budget))
+            self._draining = asyncio.create_task(self._drain(budget_s))
         return admin_pb.DrainResponse(requests_in_flight=in_flight)
 
 

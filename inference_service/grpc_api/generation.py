@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 import contextlib
+import time
 from typing import Any
 
 from inference_service.backend.base import Backend, TokenCount
 from inference_service.domain import Event, Request
-from inference_service.errors import DeadlineError, ModelNotFoundError
+from inference_service.errors import DeadlineError
 from inference_service.grpc_api.call_context import this_call
-from inference_service.grpc_api.responses import gather, stream_fields
+from inference_service.grpc_api.model_names import canonical_name
+from inference_service.grpc_api.responses import event_fields, gather
 
 
 class Generation:
@@ -21,19 +23,8 @@ class Generation:
         self._backend = backend
 
     def canonical_name(self, name: str) -> str:
-        """The canonical name of a served model.
-
-        Raises:
-            ModelNotFoundError: No model of this name is served.
-        """
-        names = self._backend.names
-        if name not in names:
-            raise ModelNotFoundError(
-                f"The model {name[:100]!r} is not served here; served: {', '.join(names)}.",
-                field="spec.model",
-                metadata={"model": name[:100]},
-            )
-        return names[0]
+        """See `model_names`."""
+        return canonical_name(name, self._backend.names, field="spec.model")
 
     async def unary_fields(self, request: Request) -> dict[str, Any]:
         """The fields of a unary response: all events of a request in one message."""
@@ -44,7 +35,7 @@ class Generation:
         """The fields of every message of a stream, one message for each event."""
         async with contextlib.aclosing(self._events(request)) as events:
             async for event in events:
-                yield stream_fields(event, request.model)
+                yield event_fields(event, request.model)
 
     async def count(self, request: Request) -> TokenCount:
         """Counts the tokens of a request's prompt."""
@@ -54,15 +45,31 @@ class Generation:
 
     async def _events(self, request: Request) -> AsyncGenerator[Event, None]:
         call = this_call()
-        generation = self._backend.generate(request, call.caller)
-        async with contextlib.aclosing(generation) as events:
+        events = self._backend.generate(request, call.caller)
+        in_use = asyncio.Lock()
+        closing = asyncio.create_task(_close_at(call.deadline, events, in_use))
+        try:
             while True:
                 # Not across the yield: a timeout there cancels gRPC's task and ends the call without a status.
-                async with _until(call.deadline):
+                async with in_use, _until(call.deadline):
                     event = await anext(events, None)
                 if event is None:
                     return
                 yield event
+        finally:
+            async with in_use:
+                closing.cancel()
+                await events.aclose()
+
+
+async def _close_at(
+    deadline: float | None, events: AsyncGenerator[Event, None], in_use: asyncio.Lock
+) -> None:
+    """Ends a generation at its deadline, even while gRPC waits for a client that does not read."""
+    if deadline is not None:
+        await asyncio.sleep(deadline - time.monotonic())
+        async with in_use:
+            await events.aclose()
 
 
 @contextlib.asynccontextmanager
@@ -70,12 +77,18 @@ async def _until(deadline: float | None) -> AsyncIterator[None]:
     """Cancels the body at a moment of `time.monotonic()`, the loop's clock.
 
     Raises:
-        DeadlineError: The moment has passed.
+        DeadlineError: The moment has passed, before the body or during it.
     """
+    if deadline is not None and time.monotonic() >= deadline:
+        raise _deadline_error()
     try:
         async with asyncio.timeout_at(deadline):
             yield
     except TimeoutError:
-        raise DeadlineError(
-            "The request did not finish before its deadline (the client's, else --request-timeout-s)."
-        ) from None
+        raise _deadline_error() from None
+
+
+def _deadline_error() -> DeadlineError:
+    return DeadlineError(
+        "The request did not finish before its deadline (the client's, else --request-timeout-s)."
+    )

@@ -8,13 +8,12 @@ resort.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-import grpc.aio
 from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer as AsyncHealthServicer
 
 from inference_service.backend.base import BackendState
+from inference_service.grpc_api.call_context import Context
 
 
 READINESS = "readiness"
@@ -29,7 +28,7 @@ class HealthServicer(AsyncHealthServicer):  # type: ignore[misc]  # grpcio-healt
     """Check and Watch of grpcio-health-checking, and the List that its aio servicer lacks (gRPC A90)."""
 
     async def List(  # noqa: N802 - the proto's name
-        self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext[Any, Any]
+        self, request: health_pb2.HealthListRequest, context: Context
     ) -> health_pb2.HealthListResponse:
         """The status of every service."""
         del request, context

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-import grpc.aio
-
-from inference_service.backend.base import Backend, ImageLimits, Modality, ModelDescription
-from inference_service.errors import ModelNotFoundError
-from inference_service.model_spec import BoxNotation
+from inference_service.backend.base import (
+    Backend,
+    CoordinateConvention,
+    ImageLimits,
+    Modality,
+    ModelDescription,
+)
+from inference_service.grpc_api.call_context import Context
+from inference_service.grpc_api.model_names import canonical_name
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 
 
 _CONVENTIONS: Final = {
-    BoxNotation.NONE: model_pb.COORDINATE_CONVENTION_UNSPECIFIED,
-    BoxNotation.REF_BOX: model_pb.COORDINATE_CONVENTION_PER_MILLE,
-    BoxNotation.OBJECT_REF: model_pb.COORDINATE_CONVENTION_PER_MILLE,
-    BoxNotation.JSON_PIXELS: model_pb.COORDINATE_CONVENTION_PROCESSED_PIXELS,
-    BoxNotation.JSON_PER_MILLE: model_pb.COORDINATE_CONVENTION_PER_MILLE,
+    CoordinateConvention.NONE: model_pb.COORDINATE_CONVENTION_UNSPECIFIED,
+    CoordinateConvention.PER_MILLE: model_pb.COORDINATE_CONVENTION_PER_MILLE,
+    CoordinateConvention.PROCESSED_PIXELS: model_pb.COORDINATE_CONVENTION_PROCESSED_PIXELS,
 }
 _MODALITIES: Final = {
     Modality.TEXT: usage_pb.MODALITY_TEXT,
     Modality.IMAGE: usage_pb.MODALITY_IMAGE,
     Modality.VIDEO: usage_pb.MODALITY_VIDEO,
 }
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ModelServicer(model_grpc.ModelServiceServicer):
@@ -50,13 +50,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
     ) -> model_pb.GetModelResponse:
         """One served name."""
         del context
-        if request.name not in self._backend.names:
-            raise ModelNotFoundError(
-                f"The model {request.name[:100]!r} is not served here; served: "
-                f"{', '.join(self._backend.names)}.",
-                field="name",
-                metadata={"model": request.name[:100]},
-            )
+        canonical_name(request.name, self._backend.names, field="name")
         model = _model_message(request.name, self._backend.describe())
         return model_pb.GetModelResponse(model=model)
 
@@ -71,7 +65,7 @@ def _model_message(name: str, description: ModelDescription) -> model_pb.Model:
         input_modalities=[_MODALITIES[modality] for modality in description.modalities],
         max_context_tokens=description.max_context_tokens,
         image_limits=_image_limits_message(description.image_limits),
-        coordinate_convention=_CONVENTIONS[description.box_notation],
+        coordinate_convention=_CONVENTIONS[description.coordinate_convention],
         url_schemes=description.url_schemes,
         features=description.features,
         parts=[

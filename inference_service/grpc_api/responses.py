@@ -78,7 +78,7 @@ def _gather(choice: generation_pb.Choice, started: generation_pb.Started, delta:
     started.prompt_logprobs.extend(map(_logprob_entry, delta.prompt_logprobs))
 
 
-def stream_fields(event: Event, model: str) -> dict[str, Any]:
+def event_fields(event: Event, model: str) -> dict[str, Any]:
     """The fields of one message of StreamChatCompletion or StreamCompletion; `model` is the canonical name."""
     match event:
         case Started():

@@ -88,6 +88,11 @@ class Front:
         if settings.health_address:
             await self._open("health", settings.health_address, self._add_health, drain=None)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the service is ending."""
+        return self._stopping
+
     async def wait(self) -> None:
         """Returns when the service has ended."""
         await self._ended.wait()
@@ -179,7 +184,7 @@ async def serve(settings: ServiceSettings, backend: Backend) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     await front.start()
-    if stops:
+    if stops or front.stopping:
         await front.wait()
         return 0
     starting = asyncio.ensure_future(backend.start())
@@ -193,9 +198,10 @@ async def serve(settings: ServiceSettings, backend: Backend) -> int:
         await ending
         await asyncio.gather(starting, return_exceptions=True)
         return 1 if failed.done() else 0
+    interrupted = front.stopping  # by a signal or Drain while the model was loading
     await front.stop(0.0)
     await ending
     if not isinstance(problem, BackendStartError):
         raise problem
-    logger.error("%s", problem)
-    return 0 if stops else 1
+    logger.log(logging.INFO if interrupted else logging.ERROR, "%s", problem)
+    return 0 if interrupted else 1

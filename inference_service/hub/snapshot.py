@@ -19,6 +19,8 @@ import struct
 _NOTE = ".qwenvl-verified"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 _CONFIGURATION = (".json", ".jinja", ".tiktoken", ".txt", ".model")
+_SAFETENSORS = ".safetensors"
+_PICKLE = re.compile(r"pytorch_model.*\.bin")
 _MAX_HEADER_BYTES = 100 * 2**20  # what the safetensors library itself permits
 
 
@@ -39,6 +41,17 @@ def configuration_files(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if _NAME.fullmatch(name) and name.endswith(_CONFIGURATION))
 
 
+def model_files(names: Iterable[str]) -> list[str]:
+    """All files of a model: configuration and weights in either form."""
+    names = tuple(names)
+    weights = [
+        name
+        for name in names
+        if _NAME.fullmatch(name) and (name.endswith(_SAFETENSORS) or _PICKLE.fullmatch(name))
+    ]
+    return sorted([*configuration_files(names), *weights])
+
+
 def weight_files(names: Iterable[str], *, allow_pickles: bool) -> list[str]:
     """The shards of the weights: safetensors if there are any, else pickles if they are allowed.
 
@@ -46,10 +59,10 @@ def weight_files(names: Iterable[str], *, allow_pickles: bool) -> list[str]:
         SnapshotError: There are no weights, or only pickles that are not allowed.
     """
     plain = [name for name in names if _NAME.fullmatch(name)]
-    safe = sorted(name for name in plain if name.endswith(".safetensors"))
+    safe = sorted(name for name in plain if name.endswith(_SAFETENSORS))
     if safe:
         return safe
-    pickled = sorted(name for name in plain if re.fullmatch(r"pytorch_model.*\.bin", name))
+    pickled = sorted(name for name in plain if _PICKLE.fullmatch(name))
     if not pickled:
         raise SnapshotError("the repository has no weights (*.safetensors)")
     if not allow_pickles:

@@ -6,8 +6,13 @@ import asyncio
 
 import pytest
 
-from inference_service.backend.admission import Admission
-from inference_service.errors import DrainingError, QueueFullError, RequestIdInUseError
+from inference_service.backend.admission import Admission, AdmittedRequest
+from inference_service.errors import (
+    AbortedError,
+    DrainingError,
+    QueueFullError,
+    RequestIdInUseError,
+)
 
 
 def test_an_id_is_free_again_when_its_request_has_ended() -> None:
@@ -57,3 +62,34 @@ async def test_closed_admission_lets_the_last_request_end() -> None:
         assert not waiting.done()
     async with asyncio.timeout(10):
         await waiting
+
+
+async def test_an_abort_ends_an_abortable_block_and_nothing_after_it() -> None:
+    admission = Admission(1)
+    with admission.admit("a", "me") as admitted:
+        waiting = asyncio.ensure_future(_wait_abortably(admitted))
+        await asyncio.sleep(0)
+        assert admission.abort("a", "me")
+        assert admission.abort("a", "me")
+        async with asyncio.timeout(10):
+            with pytest.raises(AbortedError):
+                await waiting
+    with admission.admit("a", "me") as admitted:
+        async with admitted.abortable():
+            pass
+        assert admission.abort("a", "me")
+        await asyncio.sleep(0)  # a cancellation would be raised here
+        with pytest.raises(AbortedError):
+            admitted.raise_if_aborted()
+
+
+async def test_a_timeout_in_an_abortable_block_is_no_abort() -> None:
+    admitted = AdmittedRequest("me")
+    with pytest.raises(TimeoutError):
+        async with admitted.abortable(), asyncio.timeout(0):
+            await asyncio.sleep(10)
+
+
+async def _wait_abortably(admitted: AdmittedRequest) -> None:
+    async with admitted.abortable():
+        await asyncio.Event().wait()

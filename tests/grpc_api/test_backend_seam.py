@@ -237,3 +237,42 @@ async def test_a_backend_that_does_not_start_ends_the_service(
     async with asyncio.timeout(20):
         assert await serve(SETTINGS, ShoutingBackend(starts=False)) == 1
     assert "nobody is there" in caplog.text
+
+
+class LoadingBackend(ShoutingBackend):
+    """Loads until it is closed, which ends the loading with an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._closing = asyncio.Event()
+
+    async def start(self) -> None:
+        await self._closing.wait()
+        raise BackendStartError("closed while loading")
+
+    async def close(self) -> None:
+        await super().close()
+        self._closing.set()
+
+
+async def test_drain_while_the_model_loads_ends_the_service_without_an_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fronts: list[Front] = []
+    start = Front.start
+
+    async def remembered(front: Front) -> None:
+        await start(front)
+        fronts.append(front)
+
+    monkeypatch.setattr(Front, "start", remembered)
+    settings = ServiceSettings(grpc_address="127.0.0.1:0", admin_address="127.0.0.1:0")
+    backend = LoadingBackend()
+    running = asyncio.ensure_future(serve(settings, backend))
+    await until(lambda: bool(fronts))
+    async with channel_to(f"127.0.0.1:{fronts[0].ports['admin']}") as channel:
+        await admin_grpc.AdminServiceStub(channel).Drain(admin_pb.DrainRequest(), timeout=20)
+        async with asyncio.timeout(20):
+            assert await running == 0
+    assert backend.closed
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

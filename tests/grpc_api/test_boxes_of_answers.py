@@ -58,3 +58,17 @@ async def test_a_family_without_boxes_refuses(
     assert (got.info.reason, got.field) == ("UNSUPPORTED_PARAMETER", "spec.response.grounding")
     assert "grounding" not in (await told()).features
     assert (await told()).coordinate_convention == model_pb.COORDINATE_CONVENTION_UNSPECIFIED
+
+
+@pytest.mark.parametrize("notation", list(BoxNotation))
+async def test_every_notation_has_a_coordinate_convention(
+    service: Service, monkeypatch: pytest.MonkeyPatch, notation: BoxNotation
+) -> None:
+    family = dataclasses.replace(FAMILIES["qwen3_vl"], boxes=notation)
+    monkeypatch.setitem(FAMILIES, "qwen3_vl", family)
+    told = await service.models.GetModel(model_pb.GetModelRequest(name="echo"), timeout=20)
+    expected = {
+        BoxNotation.NONE: model_pb.COORDINATE_CONVENTION_UNSPECIFIED,
+        BoxNotation.JSON_PIXELS: model_pb.COORDINATE_CONVENTION_PROCESSED_PIXELS,
+    }.get(notation, model_pb.COORDINATE_CONVENTION_PER_MILLE)
+    assert told.model.coordinate_convention == expected

@@ -17,6 +17,7 @@ from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.observability import CallContext, enter_call
 from tests.grpc_api.asking import image_part, read_event, read_rest, refusal, spec_of, until
@@ -94,6 +95,36 @@ async def test_deadline_passes_while_the_reader_is_slow(open_service) -> None:
     await until(lambda: is_idle(service))
 
 
+async def test_deadline_frees_the_engine_while_the_reader_does_not_read(open_service) -> None:
+    service = await open_service(request_timeout_s=0.2)
+    servicer = ChatServicer(service.backend, ServiceSettings())
+    enter_call(CallContext(request_id="idle", caller="me", deadline=time.monotonic() + 0.2))
+    request = chat_pb.StreamChatCompletionRequest(spec=spec_of("hello", n=2))
+    context: Any = None  # the servicer does not read it
+    stream = servicer.StreamChatCompletion(request, context)
+    await anext(stream)
+    await anext(stream)
+    assert not is_idle(service)
+    await until(lambda: is_idle(service))
+    assert sorted(service.engine.aborted) == [("idle", 0), ("idle", 1)]
+    with pytest.raises(DeadlineError):
+        await anext(stream)
+
+
+async def test_client_without_deadline_that_does_not_read_is_ended(open_service) -> None:
+    service = await open_service(request_timeout_s=0.7)
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16)]  # a fixed window
+    async with grpc.aio.insecure_channel(service.target(), options=options) as channel:
+        spec = spec_of("x" * 500, n=4, logprobs={"top_logprobs": 20})  # much more than the window
+        request = chat_pb.StreamChatCompletionRequest(spec=spec)
+        stream = chat_grpc.ChatServiceStub(channel).StreamChatCompletion(request)
+        await until(lambda: len(service.engine.live) == 4)
+        await until(lambda: is_idle(service))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read_rest(stream)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 async def test_abort_request(service: Service) -> None:
     service.engine.hold_at = 3
     stream = service.stream(spec_of("hello", n=2, request_id="mine"))
@@ -163,6 +194,46 @@ async def test_abort_before_the_engine_knows(service: Service, monkeypatch) -> N
     reasons = [choice.finish_reason for choice in response.choices]
     assert reasons == [usage_pb.FINISH_REASON_ABORTED] * 2
     assert not service.engine.requests
+
+
+@pytest.mark.parametrize("counting", [False, True])
+async def test_abort_ends_the_preparation_of_images(
+    service: Service, monkeypatch: pytest.MonkeyPatch, counting: bool
+) -> None:
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    async def stuck(*_: object, **__: Any) -> None:
+        begun.set()
+        await never.wait()
+
+    monkeypatch.setattr(ImageDecoder, "decode", stuck)
+    spec = spec_of(image_part(draw("red", "star").png), "?", request_id="mine")
+    if counting:
+        count = chat_pb.CountTokensRequest(spec=spec)
+        call = asyncio.ensure_future(refusal(service.chat.CountTokens(count, timeout=20)))
+    else:
+        call = asyncio.ensure_future(refusal(service.create(spec)))
+    await begun.wait()
+    for _ in range(2):
+        assert await service.backend.abort("mine")
+    assert (await call).info.reason == "ABORTED"
+    assert is_idle(service)
+    assert not service.engine.requests
+
+
+async def test_abort_of_a_count_ends_it_with_an_error(service: Service, monkeypatch) -> None:
+    build = type(service.model.prompts).build
+    loop = asyncio.get_running_loop()
+
+    def abort_first(*arguments: Any) -> object:
+        future = asyncio.run_coroutine_threadsafe(service.backend.abort("early"), loop)
+        assert future.result(20)
+        return build(*arguments)
+
+    monkeypatch.setattr(type(service.model.prompts), "build", abort_first)
+    count = chat_pb.CountTokensRequest(spec=spec_of("hello", request_id="early"))
+    got = await refusal(service.chat.CountTokens(count, timeout=20))
+    assert (got.info.reason, got.code) == ("ABORTED", grpc.StatusCode.CANCELLED)
 
 
 async def test_slow_reader_gets_everything(service: Service) -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 import grpc
@@ -25,6 +26,7 @@ from inference_service.backend.base import BackendState
 from inference_service.backend.local import LocalBackend
 from inference_service.backend.served_model import ServedModel
 from inference_service.engine_client.interface import EngineState
+from inference_service.grpc_api.admin_service import AdminServicer
 from inference_service.grpc_api.server import Front, serve
 from inference_service.settings import ServiceSettings
 from qwenvl import Client
@@ -234,6 +236,25 @@ async def test_drain_cancels_what_exceeds_its_budget(service: Service) -> None:
     with pytest.raises(grpc.aio.AioRpcError):
         await held
     assert not service.engine.live
+
+
+@pytest.mark.parametrize(
+    ("budget", "seconds"),
+    [
+        (None, 7.0),
+        (Duration(), 0.0),
+        (Duration(seconds=1, nanos=500_000_000), 1.5),
+        (Duration(seconds=-2, nanos=-1), 0.0),
+    ],
+)
+async def test_budget_of_a_drain(service: Service, budget: Duration | None, seconds: float) -> None:
+    budgets: asyncio.Queue[float] = asyncio.Queue()
+    settings = ServiceSettings(drain_timeout_s=7.0)
+    servicer = AdminServicer(service.backend, settings, budgets.put)
+    context: Any = None  # the servicer does not read it
+    await servicer.Drain(admin_pb.DrainRequest(budget=budget), context)
+    async with asyncio.timeout(20):
+        assert await budgets.get() == seconds
 
 
 async def test_an_engine_that_failed_for_good_ends_the_service(model: ServedModel) -> None:

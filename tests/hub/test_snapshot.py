@@ -38,6 +38,19 @@ def test_configuration_is_never_code() -> None:
     assert snapshot.configuration_files(names) == ["config.json", "qwen.tiktoken"]
 
 
+def test_files_of_a_model_are_configuration_and_weights_in_either_form() -> None:
+    weights = ["model.safetensors", "pytorch_model-1.bin"]
+    others = ["training_args.bin", "modeling.py", ".qwenvl-verified", "README.md"]
+    names = [*weights, *others, "tokenizer.model", "merges.txt", "config.json"]
+    assert snapshot.model_files(iter(names)) == [
+        "config.json",
+        "merges.txt",
+        "model.safetensors",
+        "pytorch_model-1.bin",
+        "tokenizer.model",
+    ]
+
+
 def test_a_whole_file_passes(whole: Path) -> None:
     snapshot.verify_weights(whole)
 

@@ -1,0 +1,91 @@
+"""Reads and checks single fields of proto messages; errors name the field, its value and the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import Any, Final
+
+from google.protobuf.message import Message as ProtoMessage
+
+from inference_service.errors import InvalidArgumentError
+from inference_service.sampling import Range
+
+
+PIXELS: Final = Range(1, 2**40)
+"""Allowed areas of an image."""
+
+TOKEN_ID: Final = Range(0, 2**31 - 1)
+"""Allowed token ids."""
+
+
+def optional_integer(message: ProtoMessage, name: str, limits: Range, path: str) -> int | None:
+    """The value of an integer field with presence, or None.
+
+    Raises:
+        InvalidArgumentError: The value is out of range.
+    """
+    value: int | None = optional(message, name)
+    check_range(value, limits, f"{path}.{name}")
+    return value
+
+
+def optional(message: ProtoMessage, name: str) -> Any:
+    """The value of a field with presence, or None."""
+    return getattr(message, name) if message.HasField(name) else None
+
+
+def check_range(value: float | None, limits: Range, field: str, *, setting: str = "") -> None:
+    """Checks that a value, if there is one, is allowed.
+
+    Args:
+        value: The value.
+        limits: The allowed values.
+        field: Path of the field.
+        setting: The flag that sets the limits, if any.
+
+    Raises:
+        InvalidArgumentError: It is not.
+    """
+    if value is not None and value not in limits:
+        minimum, maximum = _plain(limits.minimum), _plain(limits.maximum)
+        origin = setting and f" ({setting})"
+        raise InvalidArgumentError(
+            f"{_name(field)} is {_plain(value)}, but must be between {minimum} and {maximum}{origin}.",
+            field=field,
+        )
+
+
+def check_count(items: Sized, maximum: int, field: str) -> None:
+    """Checks that there are not too many items.
+
+    Raises:
+        InvalidArgumentError: There are more than `maximum`.
+    """
+    if len(items) > maximum:
+        raise InvalidArgumentError(
+            f"{_name(field)} has {len(items)} entries, but at most {maximum} are allowed.",
+            field=field,
+        )
+
+
+def check_bytes(text: str, maximum: int, field: str) -> None:
+    """Checks that a text is not too long in UTF-8.
+
+    Raises:
+        InvalidArgumentError: It has more than `maximum` bytes.
+    """
+    size = len(text.encode())
+    if size > maximum:
+        raise InvalidArgumentError(
+            f"{_name(field)} has {size} bytes, but at most {maximum} are allowed.", field=field
+        )
+
+
+def _name(field: str) -> str:
+    """The last component of a path; with its parent in `stop`, where it alone is ambiguous."""
+    parent, _, name = field.rpartition(".")
+    return f"{parent.rpartition('.')[2]}.{name}" if parent.endswith(".stop") else name
+
+
+def _plain(number: float) -> str:
+    return repr(number).removesuffix(".0")

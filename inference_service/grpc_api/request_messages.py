@@ -1,0 +1,146 @@
+"""Validates messages, their parts and images, and converts them to the domain's."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from inference_service.domain import ChatMessage, Detail, ImagePart, Part, Role, TextPart, VideoPart
+from inference_service.errors import InvalidArgumentError, UnsupportedParameterError
+from inference_service.grpc_api.field_checks import (
+    PIXELS,
+    check_bytes,
+    check_range,
+    optional_integer,
+)
+from inference_service.sampling import Range
+from qwenvl.inference.v1 import message_pb2 as message_pb
+
+
+_ROLES: Final = {
+    message_pb.ROLE_SYSTEM: Role.SYSTEM,
+    message_pb.ROLE_USER: Role.USER,
+    message_pb.ROLE_ASSISTANT: Role.ASSISTANT,
+}
+_DETAILS: Final = {
+    message_pb.IMAGE_DETAIL_UNSPECIFIED: Detail.AUTO,
+    message_pb.IMAGE_DETAIL_AUTO: Detail.AUTO,
+    message_pb.IMAGE_DETAIL_LOW: Detail.LOW,
+    message_pb.IMAGE_DETAIL_HIGH: Detail.HIGH,
+}
+
+_DEFAULT_FPS: Final = 2.0
+_FPS: Final = Range(1e-3, 1000)
+_MAX_NAME_BYTES: Final = 64
+_MAX_UUID_BYTES: Final = 256
+
+
+def chat_message(message: message_pb.Message, path: str) -> ChatMessage:
+    """Validates a message.
+
+    Raises:
+        InvalidArgumentError: A field is invalid; `field` is its path, which begins with `path`.
+        UnsupportedParameterError: A field is known but not supported.
+    """
+    of_tools = {
+        "role": message.role == message_pb.ROLE_TOOL,
+        "tool_calls": bool(message.tool_calls),
+        "tool_call_id": bool(message.tool_call_id),
+    }
+    for name, used in of_tools.items():
+        if used:
+            raise UnsupportedParameterError(
+                "Tools are not supported by this service yet.", field=f"{path}.{name}"
+            )
+    role = _ROLES.get(message.role)
+    if role is None:
+        raise InvalidArgumentError(
+            f"role is {message.role}, but must be ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT.",
+            field=f"{path}.role",
+        )
+    if not message.parts:
+        raise InvalidArgumentError(
+            "The message has no parts, but at least one is required.", field=f"{path}.parts"
+        )
+    check_bytes(message.name, _MAX_NAME_BYTES, f"{path}.name")
+    parts = tuple(
+        _part(part, role, f"{path}.parts[{index}]") for index, part in enumerate(message.parts)
+    )
+    return ChatMessage(role=role, parts=parts, name=message.name)
+
+
+def _part(part: message_pb.Part, role: Role, path: str) -> Part:
+    match part.WhichOneof("kind"):
+        case "text":
+            return TextPart(text=part.text)
+        case "refusal":
+            return TextPart(text=part.refusal)
+        case "image":
+            if role is Role.SYSTEM:
+                raise InvalidArgumentError(
+                    "Images are not allowed in a system message; send them in a user message.",
+                    field=f"{path}.image",
+                )
+            return image_part(part.image, f"{path}.image")
+        case "video":
+            if role is Role.SYSTEM:
+                raise InvalidArgumentError(
+                    "Videos are not allowed in a system message; send them in a user message.",
+                    field=f"{path}.video",
+                )
+            return _video_part(part.video, f"{path}.video")
+        case None:
+            raise InvalidArgumentError(
+                "The part is empty: set text, refusal, image or video.", field=path
+            )
+        case kind:
+            raise UnsupportedParameterError(
+                f"{kind} is not supported by this service yet.", field=f"{path}.{kind}"
+            )
+
+
+def _video_part(video: message_pb.Video, path: str) -> VideoPart:
+    if not video.frames:
+        raise InvalidArgumentError(
+            "The video has no frames, but at least one is required.", field=f"{path}.frames"
+        )
+    fps = video.fps if video.HasField("fps") else _DEFAULT_FPS
+    check_range(fps, _FPS, f"{path}.fps")
+    frames = tuple(
+        image_part(frame, f"{path}.frames[{index}]") for index, frame in enumerate(video.frames)
+    )
+    for frame in frames:
+        if frame.min_pixels or frame.max_pixels or frame.detail is not Detail.AUTO:
+            raise UnsupportedParameterError(
+                "detail, min_pixels and max_pixels cannot be set for the frames of a video.",
+                field=frame.field,
+            )
+    return VideoPart(frames=frames, fps=fps, field=path)
+
+
+def image_part(image: message_pb.Image, path: str) -> ImagePart:
+    """Validates an image.
+
+    Raises:
+        InvalidArgumentError: A field is invalid; `field` is its path, which begins with `path`.
+    """
+    source = image.WhichOneof("source")
+    if source is None:
+        raise InvalidArgumentError(
+            "The image has neither data nor uri; set one of them.", field=path
+        )
+    check_bytes(image.uuid, _MAX_UUID_BYTES, f"{path}.uuid")
+    detail = _DETAILS.get(image.detail)
+    if detail is None:
+        raise InvalidArgumentError(
+            f"detail is {image.detail}, but must be IMAGE_DETAIL_AUTO, IMAGE_DETAIL_LOW or IMAGE_DETAIL_HIGH.",
+            field=f"{path}.detail",
+        )
+    return ImagePart(
+        data=image.data if source == "data" else None,
+        uri=image.uri if source == "uri" else None,
+        detail=detail,
+        min_pixels=optional_integer(image, "min_pixels", PIXELS, path),
+        max_pixels=optional_integer(image, "max_pixels", PIXELS, path),
+        uuid=image.uuid,
+        field=path,
+    )

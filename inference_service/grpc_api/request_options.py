@@ -1,0 +1,125 @@
+"""Validates the options that chats and text completions share: sampling, stop, log probabilities, response, ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+import dataclasses
+from functools import partial
+import re
+from typing import Final
+
+from inference_service.domain import GenerationOptions
+from inference_service.errors import InvalidArgumentError
+from inference_service.grpc_api.field_checks import (
+    PIXELS,
+    TOKEN_ID,
+    check_bytes,
+    check_count,
+    check_range,
+    optional,
+    optional_integer,
+)
+from inference_service.sampling import RANGES, Range, SamplingOptions
+from inference_service.settings import ServiceSettings
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
+
+
+_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+
+_LOGPROBS: Final = Range(0, 20)
+_BIAS: Final = Range(-100, 100)
+_MAX_STOP_STRINGS: Final = 4
+_MAX_STOP_BYTES: Final = 256
+_MAX_STOP_TOKENS: Final = 64
+_MAX_LOGIT_BIAS: Final = 300
+_MAX_SALT_BYTES: Final = 128
+
+
+def generation_options(
+    spec: chat_pb.ChatCompletionSpec | completion_pb.CompletionSpec,
+    model: str,
+    fallback_id: str,
+    settings: ServiceSettings,
+) -> GenerationOptions:
+    """Validates the options that both kinds of requests share; arguments and errors as `requests.chat_request`."""
+    n = spec.n if spec.HasField("n") else 1
+    check_range(n, Range(1, settings.max_n), "spec.n", setting="--max-n")
+    # Each option that is named like the field it asks for is the deprecated spelling of the other.
+    return GenerationOptions(
+        request_id=_request_id(spec.request_id or fallback_id),
+        model=model,
+        sampling=_sampling(spec.sampling),
+        stop_strings=_stop_strings(spec.stop.strings),
+        stop_token_ids=_stop_tokens(spec.stop.token_ids),
+        include_stop_string=spec.stop.include_stop_string,
+        top_logprobs=optional_integer(spec.logprobs, "top_logprobs", _LOGPROBS, "spec.logprobs"),
+        prompt_logprobs=optional_integer(
+            spec.logprobs, "prompt_logprobs", _LOGPROBS, "spec.logprobs"
+        ),
+        n=n,
+        return_token_ids=spec.response.return_token_ids or spec.response.token_ids,
+        return_prompt_token_ids=(
+            spec.response.return_prompt_token_ids or spec.response.prompt_token_ids
+        ),
+        return_prompt_text=spec.response.return_prompt_text or spec.response.prompt_text,
+        keep_special_tokens=spec.response.keep_special_tokens,
+        grounding=spec.response.grounding,
+        min_pixels=optional_integer(spec.media, "min_pixels", PIXELS, "spec.media"),
+        max_pixels=optional_integer(spec.media, "max_pixels", PIXELS, "spec.media"),
+        cache_salt=_cache_salt(spec.cache_salt),
+    )
+
+
+def _sampling(options: sampling_pb.SamplingOptions) -> SamplingOptions:
+    sampling = SamplingOptions.read(partial(optional, options))
+    for name, limits in RANGES.items():
+        check_range(optional(options, name), limits, f"spec.sampling.{name}")
+    low, high = sampling.min_tokens, sampling.max_tokens
+    if low is not None and high is not None and low > high:
+        raise InvalidArgumentError(
+            f"min_tokens is {low}, but must not exceed max_tokens, which is {high}.",
+            field="spec.sampling.min_tokens",
+        )
+    path = "spec.sampling.logit_bias"
+    check_count(options.logit_bias, _MAX_LOGIT_BIAS, path)
+    for token_id, bias in options.logit_bias.items():
+        check_range(token_id, TOKEN_ID, path)
+        check_range(bias, _BIAS, path)
+    return dataclasses.replace(sampling, logit_bias=tuple(sorted(options.logit_bias.items())))
+
+
+def _stop_strings(strings: Iterable[str]) -> tuple[str, ...]:
+    kept, path = tuple(strings), "spec.stop.strings"
+    check_count(kept, _MAX_STOP_STRINGS, path)
+    for index, string in enumerate(kept):
+        size = len(string.encode())
+        if not 1 <= size <= _MAX_STOP_BYTES:
+            raise InvalidArgumentError(
+                f"stop.strings[{index}] has {size} bytes, but must have 1 to {_MAX_STOP_BYTES}.",
+                field=path,
+            )
+    return kept
+
+
+def _stop_tokens(token_ids: Iterable[int]) -> tuple[int, ...]:
+    kept, path = tuple(token_ids), "spec.stop.token_ids"
+    check_count(kept, _MAX_STOP_TOKENS, path)
+    for token_id in kept:
+        check_range(token_id, TOKEN_ID, path)
+    return kept
+
+
+def _request_id(text: str) -> str:
+    if not _REQUEST_ID.fullmatch(text):
+        raise InvalidArgumentError(
+            "request_id must have 1 to 128 printable ASCII characters and no spaces.",
+            field="spec.request_id",
+        )
+    return text
+
+
+def _cache_salt(text: str) -> bytes:
+    check_bytes(text, _MAX_SALT_BYTES, "spec.cache_salt")
+    return text.encode()
