@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+import contextvars
 from importlib.metadata import version
 from typing import Any
 
@@ -111,7 +112,10 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
             budget_s = max(0.0, request.budget.seconds + request.budget.nanos / 1e9)
         in_flight = self._backend.in_flight
         if self._draining is None:
-            self._draining = asyncio.create_task(self._drain(budget_s))
+            # In a context of its own: what ends from now on has nothing to do with this call's ids.
+            self._draining = asyncio.create_task(
+                self._drain(budget_s), context=contextvars.Context()
+            )
         return admin_pb.DrainResponse(requests_in_flight=in_flight)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
 from typing import Any, Final
 
 from google.protobuf.message import Message as ProtoMessage
@@ -14,8 +14,7 @@ from inference_service.sampling import Range
 PIXELS: Final = Range(1, 2**40)
 """Allowed areas of an image."""
 
-TOKEN_ID: Final = Range(0, 2**31 - 1)
-"""Allowed token ids."""
+_MAX_TOKEN_ID: Final = 2**31 - 1
 
 
 def optional_integer(message: ProtoMessage, name: str, limits: Range, path: str) -> int | None:
@@ -53,6 +52,20 @@ def check_range(value: float | None, limits: Range, field: str, *, setting: str 
             f"{_name(field)} is {_plain(value)}, but must be between {minimum} and {maximum}{origin}.",
             field=field,
         )
+
+
+def check_token_ids(token_ids: Iterable[int], field: str) -> None:
+    """Checks token ids against every vocabulary; the backend knows the model's.
+
+    Raises:
+        InvalidArgumentError: One cannot be a token id.
+    """
+    for token_id in token_ids:
+        if not 0 <= token_id <= _MAX_TOKEN_ID:
+            raise InvalidArgumentError(
+                f"{_name(field)} contains {token_id}; token ids are between 0 and {_MAX_TOKEN_ID}.",
+                field=field,
+            )
 
 
 def check_count(items: Sized, maximum: int, field: str) -> None:

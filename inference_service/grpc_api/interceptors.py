@@ -21,6 +21,8 @@ from qwenvl.observability import CallContext, enter_call
 
 OWN_PREFIX = "/qwenvl.inference.v1."
 _OPEN_PREFIX = "/grpc.health.v1."  # probes of a kubelet carry no key
+_DEADLINE_SLACK_S = 0.1
+"""How much earlier than here a deadline may pass at the caller, whose clock and network are its own."""
 
 access_logger = logging.getLogger("inference_service.access")
 logger = logging.getLogger(__name__)
@@ -115,10 +117,9 @@ async def _answering(
         internal = InternalError("An internal error occurred.")
         code = code_of(internal)
         await _abort(context, internal, call)
-    except (
-        asyncio.CancelledError
-    ):  # by gRPC: the caller has disconnected, or its deadline has passed
-        if call.deadline is not None and time.monotonic() >= call.deadline:
+    except asyncio.CancelledError:
+        # By gRPC: the caller has disconnected, or its deadline has passed by its own clock.
+        if call.deadline is not None and time.monotonic() >= call.deadline - _DEADLINE_SLACK_S:
             code = grpc.StatusCode.DEADLINE_EXCEEDED
         raise
     finally:

@@ -12,10 +12,10 @@ from inference_service.domain import GenerationOptions
 from inference_service.errors import InvalidArgumentError
 from inference_service.grpc_api.field_checks import (
     PIXELS,
-    TOKEN_ID,
     check_bytes,
     check_count,
     check_range,
+    check_token_ids,
     optional,
     optional_integer,
 )
@@ -84,8 +84,8 @@ def _sampling(options: sampling_pb.SamplingOptions) -> SamplingOptions:
         )
     path = "spec.sampling.logit_bias"
     check_count(options.logit_bias, _MAX_LOGIT_BIAS, path)
-    for token_id, bias in options.logit_bias.items():
-        check_range(token_id, TOKEN_ID, path)
+    check_token_ids(options.logit_bias, path)
+    for bias in options.logit_bias.values():
         check_range(bias, _BIAS, path)
     return dataclasses.replace(sampling, logit_bias=tuple(sorted(options.logit_bias.items())))
 
@@ -106,8 +106,7 @@ def _stop_strings(strings: Iterable[str]) -> tuple[str, ...]:
 def _stop_tokens(token_ids: Iterable[int]) -> tuple[int, ...]:
     kept, path = tuple(token_ids), "spec.stop.token_ids"
     check_count(kept, _MAX_STOP_TOKENS, path)
-    for token_id in kept:
-        check_range(token_id, TOKEN_ID, path)
+    check_token_ids(kept, path)
     return kept
 
 

@@ -20,7 +20,7 @@ from inference_service.errors import (
     TooManyImagesError,
     UnsupportedParameterError,
 )
-from inference_service.grpc_api.field_checks import TOKEN_ID, check_range, optional
+from inference_service.grpc_api.field_checks import check_token_ids, optional
 from inference_service.grpc_api.request_messages import chat_message, image_part
 from inference_service.grpc_api.request_options import generation_options
 from inference_service.settings import ServiceSettings
@@ -81,7 +81,7 @@ def text_completion_request(
             f"{kind} is empty, but a prompt of at least one token is required.", field=field
         )
     if not isinstance(prompt, str):
-        check_range(min(prompt), TOKEN_ID, field)
+        check_token_ids((min(prompt),), field)  # int32 bounds the others
     images = tuple(
         image_part(image, f"spec.images[{index}]") for index, image in enumerate(spec.images)
     )
