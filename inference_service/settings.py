@@ -30,18 +30,20 @@ def _check_device(text: str) -> str:
     return text
 
 
-def _sampling_default(name: str, otherwise: str = "") -> Any:
+def _sampling_default(name: str, otherwise: str = "", *, also: str | None = None) -> Any:
     """A flag for the default of a sampling setting, with that setting's range.
 
     Args:
         name: Name of the setting; the field is called `default_<name>`.
         otherwise: The default without the flag; empty = OpenAI's.
+        also: A second name of the field.
     """
     limits = RANGES[name]
     return Field(
         None,
         ge=limits.minimum,
         le=limits.maximum,
+        validation_alias=None if also is None else AliasChoices(f"default_{name}", also),
         description=f"{name} of requests that do not set it"
         + (otherwise and f"; none = {otherwise}"),
     )
@@ -124,10 +126,10 @@ class ServiceSettings(FlagSettings):
     max_queue: Positive = Field(
         256, description="maximum number of requests in flight, including waiting requests"
     )
-    max_tokens_default: Positive | None = Field(
-        None,
-        validation_alias=AliasChoices("max_tokens_default", "default_max_tokens"),
-        description="max_tokens of requests that do not set it; none = rest of the context, 16 for a text completion",
+    default_max_tokens: int | None = _sampling_default(
+        "max_tokens",
+        "rest of the context, 16 for a text completion",
+        also="max_tokens_default",
     )
     default_temperature: float | None = _sampling_default("temperature", "the model's")
     default_top_p: float | None = _sampling_default("top_p", "the model's")

@@ -208,7 +208,7 @@ class Backend(Protocol):
         """Number of requests that are being answered or counted."""
 
     def generate(self, request: Request, caller: str) -> AsyncGenerator[Event, None]:
-        """Yields the events of a request; closing the iterator aborts the request.
+        """Yields the events of a request; closing the iterator, in whichever task, aborts the request.
 
         Args:
             request: The request.

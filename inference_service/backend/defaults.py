@@ -32,5 +32,4 @@ def model_defaults(directory: Path) -> SamplingOptions:
 def operator_defaults(settings: ServiceSettings) -> SamplingOptions:
     """Reads the operator's `--default-<name>` flags."""
     options = SamplingOptions.read(lambda name: getattr(settings, f"default_{name}", None))
-    options = dataclasses.replace(options, max_tokens=settings.max_tokens_default)
     return options.over(TUTORIAL_DEFAULTS) if settings.tutorial_defaults else options

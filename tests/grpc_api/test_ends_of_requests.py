@@ -113,7 +113,7 @@ async def test_deadline_frees_the_engine_while_the_reader_does_not_read(open_ser
 
 async def test_client_without_deadline_that_does_not_read_is_ended(open_service) -> None:
     service = await open_service(request_timeout_s=0.7)
-    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16)]  # a fixed window
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**12)]  # a fixed window
     async with grpc.aio.insecure_channel(service.target(), options=options) as channel:
         spec = spec_of("x" * 500, n=4, logprobs={"top_logprobs": 20})  # much more than the window
         request = chat_pb.StreamChatCompletionRequest(spec=spec)

@@ -45,7 +45,7 @@ def test_an_alias_is_the_same_setting() -> None:
     one = load(ServiceSettings, ["--max-tokens-default", "7"], {})
     assert one == load(ServiceSettings, ["--default-max-tokens", "7"], {})
     assert one == load(ServiceSettings, [], {"QWENVL_DEFAULT_MAX_TOKENS": "7"})
-    assert one.model_dump()["max_tokens_default"] == 7
+    assert one.model_dump()["default_max_tokens"] == 7
 
 
 def test_a_card_is_named_by_its_number() -> None:
