@@ -152,12 +152,12 @@ class InputBuffers:
         ends = list(accumulate(lengths))
         contexts = [sequence.start + n for sequence, n in zip(inputs, lengths, strict=True)]
         # Index of each new token in its sequence: its row in the batch and what lies before the sequence's first row.
-        before = np.subtract(contexts, ends)
-        index = np.arange(num_tokens) + np.repeat(before, lengths)
-        pages = table[np.repeat(np.arange(num_seqs), lengths), index // self._page_size]
+        owners = np.repeat(np.arange(num_seqs), np.array(lengths))
+        before = np.array(contexts) - np.array(ends)
+        page, offset = np.divmod(np.arange(num_tokens) + before[owners], self._page_size)
         slots = self._slot_mapping.host[:num_tokens]
-        np.multiply(pages, self._page_size, out=slots, dtype=np.int64)
-        slots += index % self._page_size
+        np.multiply(table[owners, page], self._page_size, out=slots, dtype=np.int64)
+        slots += offset
         return AttentionMetadata(
             slot_mapping=self._slot_mapping.upload(num_tokens),
             page_table=self._page_table.upload(num_seqs * self._max_pages).view(num_seqs, -1)[
@@ -186,12 +186,18 @@ class _Buffer(Generic[Scalar]):
             self._source if device.type == "cpu" else torch.zeros(size, dtype=kind, device=device)
         )
         self.host: npt.NDArray[Scalar] = self._source.numpy()
+        # The last slices: successive decode steps have equal sizes, and slicing a tensor takes microseconds.
+        self._count = 0
+        self._sent, self._received = self._source[:0], self._target[:0]
 
     def upload(self, count: int) -> Tensor:
         """Copy the first `count` integers to the device, asynchronously."""
+        if count != self._count:
+            self._count = count
+            self._sent, self._received = self._source[:count], self._target[:count]
         if self._target is not self._source:
-            self._target[:count].copy_(self._source[:count], non_blocking=True)
-        return self._target[:count]
+            self._received.copy_(self._sent, non_blocking=True)
+        return self._received
 
     def fill(self, values: Seq[int]) -> Tensor:
         """Write integers to the beginning of the buffer and copy them to the device."""

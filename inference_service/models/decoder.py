@@ -62,8 +62,9 @@ class Attention(nn.Module):
         """[T, hidden] -> [T, hidden]; writes to `layer_cache` [2, pages, page_size, Hkv, D]."""
         heads = self.qkv_proj(x).view(x.shape[0], -1, self._head_dim)
         q, k, v = heads.split(self._heads, dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if q_norm is not None and k_norm is not None:
+            q, k = q_norm(q), k_norm(k)
         ops, cos, sin, pairs = self._ops, rotation.cos, rotation.sin, self._adjacent_pairs
         q = ops.apply_rope(q, cos, sin, adjacent_pairs=pairs)
         k = ops.apply_rope(k, cos, sin, adjacent_pairs=pairs)
