@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,25 @@ MASKED_ROWS = 256
 """Query rows per mask when a prompt is continued; limits the size of the mask with a long context."""
 
 HostInts = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeGroup:
+    """B sequences with one new token each and contexts of similar length, which the torch reference computes together.
+
+    Attributes:
+        rows: [B] int64: their rows in the batch.
+        pages: [B * P] int32: their pages, padded with page 0.
+        context_len: The longest context; at most P * page_size.
+        valid: [B, context_len]: which slots a sequence has; None if all contexts are equal.
+        shortest: The shortest context.
+    """
+
+    rows: torch.Tensor
+    pages: torch.Tensor
+    context_len: int
+    valid: torch.Tensor | None
+    shortest: int
 
 
 @dataclass(slots=True)
@@ -36,6 +56,7 @@ class AttentionMetadata:
         host_context_lens: `context_lens` on the host.
         max_query_len: Maximum number of new tokens of a sequence.
         max_context_len: Maximum number of tokens of a sequence in the cache.
+        decode_groups: Computed by the torch reference in the first layer, for the others.
     """
 
     slot_mapping: torch.Tensor
@@ -46,6 +67,7 @@ class AttentionMetadata:
     host_context_lens: HostInts
     max_query_len: int
     max_context_len: int
+    decode_groups: Sequence[DecodeGroup] | None = None
 
     def to(self, device: torch.device) -> AttentionMetadata:
         """A copy for layers on another device."""
@@ -118,34 +140,68 @@ def paged_attention(
     Returns:
         [T, Hq, D], of the dtype of `q`.
     """
+    if meta.decode_groups is None:
+        meta.decode_groups = _decode_groups(meta, k_cache.shape[1])
+    if meta.max_query_len == 1 and len(meta.decode_groups) == 1:
+        return _attend_decode(q, k_cache, v_cache, meta.decode_groups[0], scale)
     out = torch.empty_like(q)
-    page_size = k_cache.shape[1]
-    # Sequences with one new token are batched with others of similar length: padding at most doubles the work.
-    query_start: list[int] = meta.host_query_start.tolist()
-    context_lens: list[int] = meta.host_context_lens.tolist()
-    decoding: dict[int, list[int]] = defaultdict(list)
-    for s, context in enumerate(context_lens):
-        start, end = query_start[s], query_start[s + 1]
-        if end - start == 1:
-            decoding[(-(-context // page_size)).bit_length()].append(s)
-        else:
-            pages = meta.page_table[s : s + 1, : -(-context // page_size)]
-            k, v = (_gather(cache, pages)[0, :context] for cache in (k_cache, v_cache))
-            out[start:end] = _attend_prefill(q[start:end], k, v, scale)
-    for members in decoding.values():
-        rows = torch.tensor([query_start[s] for s in members], device=q.device)
-        contexts = [context_lens[s] for s in members]
-        pages = meta.page_table[members, : -(-max(contexts) // page_size)]
-        k, v = _gather(k_cache, pages), _gather(v_cache, pages)
-        out[rows] = _attend_decode(q[rows], k, v, contexts, scale)
+    for group in meta.decode_groups:
+        out[group.rows] = _attend_decode(q[group.rows], k_cache, v_cache, group, scale)
+    if meta.max_query_len > 1:
+        _prefill(q, k_cache, v_cache, meta, scale, out=out)
     return out
 
 
-def _gather(cache: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
-    """The slots of pages [S, P] in order: [S, P * page_size, Hkv, D]."""
+def _decode_groups(meta: AttentionMetadata, page_size: int) -> list[DecodeGroup]:
+    """Groups the sequences with one new token: padding at most doubles the work of a group."""
+    lengths = np.diff(meta.host_query_start)
+    members: dict[int, list[int]] = defaultdict(list)
+    for s in np.flatnonzero(lengths == 1).tolist():
+        members[(-(-int(meta.host_context_lens[s]) // page_size)).bit_length()].append(s)
+    return [_decode_group(meta, group, page_size) for group in members.values()]
+
+
+def _decode_group(meta: AttentionMetadata, members: list[int], page_size: int) -> DecodeGroup:
+    contexts = meta.host_context_lens[members]
+    longest, shortest = int(contexts.max()), int(contexts.min())
+    device = meta.page_table.device
+    valid = None
+    if shortest < longest:
+        lengths = torch.from_numpy(contexts).to(device)
+        valid = torch.arange(longest, device=device) < lengths[:, None]
+    return DecodeGroup(
+        rows=torch.from_numpy(meta.host_query_start[members].astype(np.int64)).to(device),
+        pages=meta.page_table[members, : -(-longest // page_size)].flatten(),
+        context_len=longest,
+        valid=valid,
+        shortest=shortest,
+    )
+
+
+def _prefill(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    meta: AttentionMetadata,
+    scale: float,
+    *,
+    out: torch.Tensor,
+) -> None:
+    """Computes the rows of `out` that belong to sequences with several new tokens, one sequence after the other."""
+    starts = meta.host_query_start.tolist()
+    for s, context in enumerate(meta.host_context_lens.tolist()):
+        rows = slice(starts[s], starts[s + 1])
+        if rows.stop - rows.start == 1:
+            continue
+        pages = meta.page_table[s, : -(-context // k_cache.shape[1])]
+        k, v = (_gather(cache, pages, 1)[0, :context] for cache in (k_cache, v_cache))
+        out[rows] = _attend_prefill(q[rows], k, v, scale)
+
+
+def _gather(cache: torch.Tensor, pages: torch.Tensor, num_seqs: int) -> torch.Tensor:
+    """The slots of pages [S * P] in order: [S, P * page_size, Hkv, D]."""
     # index_select copies whole pages; indexing with a tensor was ten times slower on a CPU (torch 2.13).
-    picked = cache.index_select(0, pages.flatten())
-    return picked.view(pages.shape[0], -1, *cache.shape[2:])
+    return cache.index_select(0, pages).view(num_seqs, -1, *cache.shape[2:])
 
 
 def _attend_prefill(
@@ -181,26 +237,30 @@ def _attend(
 
 
 def _attend_decode(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, contexts: list[int], scale: float
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    group: DecodeGroup,
+    scale: float,
 ) -> torch.Tensor:
-    """One token of each of B sequences: q [B, Hq, D], k and v [B, padded, Hkv, D] -> [B, Hq, D].
+    """One token of each of the B sequences of a group: q [B, Hq, D] -> [B, Hq, D].
 
-    Changes `k` and `v`, which are copies, after the end of each context. The query heads that share a key head are the
-    query rows of one attention, so that keys are not repeated.
+    The query heads that share a key head are the query rows of one attention, so that keys are not repeated.
     """
     batch, num_heads, head_dim = q.shape
-    num_kv_heads = k.shape[2]
-    lengths = torch.tensor(contexts, device=q.device)
-    valid = torch.arange(k.shape[1], device=q.device) < lengths[:, None]
-    # Slots after a context may have values of another sequence: a NaN would pass the mask.
-    shortest = min(contexts)
-    for gathered in (k, v):
-        gathered[:, shortest:].masked_fill_(~valid[:, shortest:, None, None], 0)
+    k, v = (
+        _gather(cache, group.pages, batch)[:, : group.context_len] for cache in (k_cache, v_cache)
+    )
+    if group.valid is not None:
+        # Slots after a context may have values of another sequence: a NaN would pass the mask.
+        stale = ~group.valid[:, group.shortest :, None, None]
+        for gathered in (k, v):
+            gathered[:, group.shortest :].masked_fill_(stale, 0)
     attended = scaled_dot_product_attention(
-        q.view(batch, num_kv_heads, num_heads // num_kv_heads, head_dim),
+        q.view(batch, k.shape[2], -1, head_dim),
         k.transpose(1, 2),
         v.transpose(1, 2),
-        attn_mask=valid[:, None, None, :],
+        attn_mask=None if group.valid is None else group.valid[:, None, None, :],
         scale=scale,
     )
     return attended.reshape(batch, num_heads, head_dim)
