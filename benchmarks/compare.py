@@ -1,9 +1,10 @@
-"""Compares two running servers, such as two versions of this project on one machine, with `serve.py` in turns.
+"""Compares running servers, such as those of two versions of this project on one machine, with `serve.py` in turns.
 
-Rounds alternate between the servers so that other load on the machine affects both; every round gives one ratio per
-API and concurrency, and the median of the ratios is reported. A server of version 0.2 needs the client of that
-version, which works with later servers too: `--client OLD_CHECKOUT/benchmarks/serve.py`. Arguments after `--` are
-passed to the client.
+Every round measures all servers in random order, so that other load on the machine affects each of them; it gives one
+ratio per API and concurrency, and the median of the ratios is reported. `--old` and `--new` may be given several times:
+two processes of one version differ too, and their ratio, the control, is what the machine adds. A server of version 0.2
+needs the client of that version, which works with later servers too: `--client OLD_CHECKOUT/benchmarks/serve.py`.
+Arguments after `--` are passed to the client.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import json
+import os
 from pathlib import Path
+import random
 import statistics
 import subprocess
 import sys
@@ -27,8 +30,9 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Tokens per second of the new server over those of the old one, over all rounds."""
+    """A ratio of tokens per second over all rounds: of new to old servers or, for the control, of old to old ones."""
 
+    what: str
     concurrency: int
     api: str
     median: float
@@ -48,7 +52,15 @@ def measure(client: Path, server: Sequence[str], arguments: Sequence[str]) -> di
         path = Path(folder) / "figures.json"
         addresses = ["--rest-url", server[0], "--grpc-target", server[1]]
         command = [sys.executable, str(client), *addresses, "--pairs", "1", "--json", str(path)]
-        subprocess.run([*command, *arguments], check=True, stdout=subprocess.DEVNULL)
+        # The client's own checkout, not the installed version.
+        checkout = client.resolve().parent.parent
+        path_of = os.pathsep.join([str(checkout), str(checkout / "protos")])
+        subprocess.run(
+            [*command, *arguments],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path_of},
+        )
         rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
     # The column was called `door` in version 0.2.
     return {
@@ -56,43 +68,63 @@ def measure(client: Path, server: Sequence[str], arguments: Sequence[str]) -> di
     }
 
 
-def ratios(rounds: Sequence[tuple[Mapping[Key, float], Mapping[Key, float]]]) -> list[Ratio]:
+Figures = Sequence[Mapping[Key, float]]
+"""One mapping for each server of a version."""
+
+
+def ratios(rounds: Sequence[tuple[Figures, Figures]]) -> list[Ratio]:
     """The ratios of (old, new) figures, per concurrency and API, in the order of the first round."""
+    pairs: dict[str, list[tuple[Mapping[Key, float], Mapping[Key, float]]]]
+    pairs = {"new / old": [(_mean(old), _mean(new)) for old, new in rounds]}
+    for number in range(1, len(rounds[0][0])):
+        name = "old / old" if number == 1 else f"old {number + 1} / old"
+        pairs[name] = [(old[0], old[number]) for old, _ in rounds]
     result = []
-    for key in rounds[0][0]:
-        values = [new[key] / old[key] for old, new in rounds]
-        result.append(Ratio(*key, statistics.median(values), min(values), max(values)))
+    for what, figures in pairs.items():
+        for key in figures[0][0]:
+            values = [after[key] / before[key] for before, after in figures]
+            result.append(Ratio(what, *key, statistics.median(values), min(values), max(values)))
     return result
+
+
+def _mean(figures: Figures) -> dict[Key, float]:
+    return {key: statistics.fmean(one[key] for one in figures) for key in figures[0]}
 
 
 def table(lines: Sequence[Ratio]) -> str:
     """The ratios as a markdown table."""
-    head = "| concurrency | API | tokens/s, new / old: median | lowest | highest |\n|---|---|---|---|---|"
+    head = "| tokens/s | concurrency | API | median | lowest | highest |\n|---|---|---|---|---|---|"
     body = [
-        f"| {line.concurrency} | {line.api} | {line.median:.3f} | {line.lowest:.3f} | {line.highest:.3f} |"
+        f"| {line.what} | {line.concurrency} | {line.api} "
+        f"| {line.median:.3f} | {line.lowest:.3f} | {line.highest:.3f} |"
         for line in lines
     ]
     return "\n".join([head, *body])
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures both servers in turns and prints the table."""
+    """Measures the servers in turns and prints the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     for name in ("--old", "--new"):
-        parser.add_argument(name, nargs=2, metavar=("REST_URL", "GRPC_TARGET"), required=True)
+        parser.add_argument(
+            name, nargs=2, metavar=("REST_URL", "GRPC_TARGET"), action="append", required=True
+        )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--client", type=Path, default=CLIENT, help="the serve.py to run")
     parser.add_argument("arguments", nargs="*", help="arguments of the client, after --")
     options = parser.parse_args(argv)
+    servers = [*options.old, *options.new]
+    shuffled = random.Random(0)
     rounds = []
     for number in range(options.rounds):
-        servers = [options.old, options.new]
-        order = servers if number % 2 == 0 else servers[::-1]
-        figures = [measure(options.client, server, options.arguments) for server in order]
-        old, new = figures if number % 2 == 0 else figures[::-1]
-        rounds.append((old, new))
+        order = shuffled.sample(range(len(servers)), len(servers))
+        measured = {
+            index: measure(options.client, servers[index], options.arguments) for index in order
+        }
+        figures = [measured[index] for index in range(len(servers))]
+        rounds.append((figures[: len(options.old)], figures[len(options.old) :]))
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     print(table(ratios(rounds)))
     return 0

@@ -9,14 +9,29 @@ import pytest
 from benchmarks.compare import Ratio, main, ratios
 
 
+KEY = (4, "gRPC")
+
+
+def figures(*values: float) -> list[dict[tuple[int, str], float]]:
+    return [{KEY: value} for value in values]
+
+
 def test_the_median_is_of_the_ratios_of_each_round() -> None:
-    key = (4, "gRPC")
-    rounds = [({key: 100.0}, {key: 90.0}), ({key: 50.0}, {key: 55.0}), ({key: 10.0}, {key: 10.0})]
-    assert ratios(rounds) == [Ratio(4, "gRPC", 1.0, 0.9, 1.1)]
+    pairs = ((100.0, 90.0), (50.0, 55.0), (10.0, 10.0))
+    rounds = [(figures(old), figures(new)) for old, new in pairs]
+    assert ratios(rounds) == [Ratio("new / old", *KEY, 1.0, 0.9, 1.1)]
+
+
+def test_several_servers_of_a_version_count_by_their_mean_and_give_a_control() -> None:
+    rounds = [(figures(100.0, 80.0), figures(90.0, 108.0))]
+    assert ratios(rounds) == [
+        Ratio("new / old", *KEY, 1.1, 1.1, 1.1),
+        Ratio("old / old", *KEY, 0.8, 0.8, 0.8),
+    ]
 
 
 @pytest.mark.parametrize("column", ["api", "door"])
-def test_servers_take_turns_and_both_are_told_apart(
+def test_every_round_measures_each_server_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str
 ) -> None:
     log = tmp_path / "calls"
@@ -30,7 +45,7 @@ def test_servers_take_turns_and_both_are_told_apart(
     )
     addresses = ["--old", "old", "a", "--new", "new", "b"]
     assert main([*addresses, "--rounds", "2", "--client", str(client), "--", "--tokens=8"]) == 0
-    assert "| 1 | REST | 1.200 | 1.200 | 1.200 |" in capsys.readouterr().out
-    assert log.read_text().split() == [
-        word for url in ("old", "new", "new", "old") for word in (url, "--tokens=8")
-    ]
+    assert "| new / old | 1 | REST | 1.200 | 1.200 | 1.200 |" in capsys.readouterr().out
+    calls = log.read_text().splitlines()
+    for turns in (calls[:2], calls[2:]):
+        assert sorted(turns) == ["new --tokens=8", "old --tokens=8"]
