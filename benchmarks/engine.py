@@ -3,8 +3,8 @@
     python benchmarks/engine.py inference_service/demo/model --device cpu --batch 1 4 16
     python benchmarks/engine.py CONFIG_DIR --random --device cuda --dtype bfloat16 --batch 1 8 64
 
-`--random` writes random weights with the shapes of CONFIG_DIR/config.json into a temporary directory, so that no
-weights are downloaded. Prints a markdown table: seconds until all prompts of a batch have their first token,
+`--random` fills a model of the shapes in CONFIG_DIR/config.json with random weights on the device, so that none are
+downloaded or read. Prints a markdown table: seconds until all prompts of a batch have their first token,
 milliseconds per decode step (median), and tokens per second.
 """
 
@@ -14,18 +14,15 @@ import argparse
 from collections.abc import Sequence
 import json
 from pathlib import Path
-import shutil
 import statistics
-import tempfile
 import time
 
-import safetensors.torch
 import torch
 
+from benchmarks.random_model import random_model
 from inference_service.engine.core import EngineCore
+from inference_service.engine.loader import load_model
 from inference_service.engine_protocol.messages import EngineConfig, EngineRequest, SamplingParams
-from inference_service.families.registry import load_spec
-from inference_service.families.tables import tensor_shapes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,25 +39,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as scratch:
-        model = (
-            _with_random_weights(options.model, Path(scratch)) if options.random else options.model
-        )
-        core = EngineCore(
-            EngineConfig(
-                model_dir=str(model),
-                device=options.device,
-                dtype=options.dtype,
-                max_num_seqs=max(options.batch),
-                max_num_batched_tokens=4096,
-                enable_prefix_caching=False,
-            )
-        )
-        _measure(core, options.batch[0], options.prompt, 4, seed=0)  # warm-up
-        rows = [
-            _measure(core, batch, options.prompt, options.tokens, seed=batch)
-            for batch in options.batch
-        ]
+    core = EngineCore(
+        EngineConfig(
+            model_dir=str(options.model),
+            device=options.device,
+            dtype=options.dtype,
+            max_num_seqs=max(options.batch),
+            max_num_batched_tokens=4096,
+            enable_prefix_caching=False,
+        ),
+        load=random_model if options.random else load_model,
+    )
+    _measure(core, options.batch[0], options.prompt, 4, seed=0)  # warm-up
+    rows = [
+        _measure(core, batch, options.prompt, options.tokens, seed=batch) for batch in options.batch
+    ]
     print(
         f"{core.ready.device}, {core.ready.dtype}, torch {torch.__version__}, prompts of {options.prompt}"
     )
@@ -69,20 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("| {batch} | {first_s:.3f} | {step_ms:.2f} | {tokens_s:.0f} |".format(**row))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-def _with_random_weights(source: Path, target: Path) -> Path:
-    for path in source.glob("*.json"):
-        shutil.copy(path, target)
-    spec = load_spec(source)
-    dtype = getattr(torch, spec.checkpoint_dtype)
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        name: (torch.randn(shape, generator=generator) * 0.02).to(dtype)
-        for name, shape in tensor_shapes(spec).items()
-    }
-    safetensors.torch.save_file(weights, target / "model.safetensors")
-    return target
 
 
 def _measure(

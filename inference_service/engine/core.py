@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 import logging
@@ -39,6 +39,7 @@ from inference_service.engine_protocol.messages import (
 from inference_service.errors import InternalError, OutOfMemoryError, ServiceError
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import kv_bytes_per_token, module_parts
+from inference_service.models.vision_language import VisionLanguageModel
 
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,15 @@ class EngineCore:
     the next plan must not be made in between, because it depends on the results that `collect` commits.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(
+        self, config: EngineConfig, load: Callable[..., VisionLanguageModel] = load_model
+    ) -> None:
+        """Loads the model and allocates its caches.
+
+        Args:
+            config: The configuration.
+            load: As `load_model`; benchmarks fill a model with random weights instead.
+        """
         started = time.monotonic()
         model_dir = Path(config.model_dir)
         spec = load_spec(model_dir)
@@ -77,7 +86,7 @@ class EngineCore:
         if config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads)
         placement = plan_placement(config, spec, devices, dtype)
-        model = load_model(model_dir, dtype=dtype, device=devices[0], placement=placement)
+        model = load(model_dir, dtype=dtype, device=devices[0], placement=placement)
         num_pages = count_kv_pages(config, model)
         max_model_len = min(resolve_max_model_len(config, spec), num_pages * config.page_size)
         self._vocab_size = spec.decoder.vocab_size

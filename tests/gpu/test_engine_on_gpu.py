@@ -1,4 +1,4 @@
-"""The engine on a CUDA device against the same engine on the CPU: the references are proven there."""
+"""The engine on a CUDA device against the same engine on the CPU and against the golden answers."""
 
 from __future__ import annotations
 
@@ -10,30 +10,63 @@ import torch
 
 from inference_service.engine import memory
 from inference_service.engine.core import EngineCore
-from inference_service.engine_protocol.messages import EngineConfig
-from tests.support.conversations import ask, conversations
-from tests.support.tiny_qwen_vl import build_checkpoint
+from inference_service.engine_protocol.messages import EngineConfig, SamplingParams
+from tests.support import glm_4v, qwen_vl_v1
+from tests.support.conversations import ask, conversations, drain
+from tests.support.tiny_qwen_vl import FAMILIES, build_checkpoint
 
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_checkpoint(tmp_path_factory.mktemp("tiny"), seed=4)
+@pytest.fixture(autouse=True)
+def exact_float32() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_checkpoint(tmp_path_factory.mktemp("tiny"), family=request.param, seed=4)
+
+
+def make_core(checkpoint: Path, device: str, dtype: str, **changes: Any) -> EngineCore:
+    settings = {"page_size": 16, "num_kv_pages": 600} | changes
+    return EngineCore(
+        EngineConfig(model_dir=str(checkpoint), device=device, dtype=dtype, **settings)
+    )
 
 
 def answers(checkpoint: Path, device: str, dtype: str, **changes: Any) -> list[tuple[int, ...]]:
-    settings = {"page_size": 16, "num_kv_pages": 600} | changes
-    core = EngineCore(
-        EngineConfig(model_dir=str(checkpoint), device=device, dtype=dtype, **settings)
-    )
+    core = make_core(checkpoint, device, dtype, **changes)
     return [tuple(answer) for answer in ask(core, conversations())]
 
 
-def test_float32_answers_equal_the_cpu(checkpoint: Path) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = False
-    assert answers(checkpoint, "cuda", "float32") == answers(checkpoint, "cpu", "float32")
+def greedy_answer(core: EngineCore, prompt: Any, count: int) -> list[int]:
+    sampling = SamplingParams(max_tokens=count, temperature=0.0)
+    core.add(prompt.request(sampling, request_id=prompt.name), prompt.pixels)
+    return list(drain(core)[prompt.name].token_ids)
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_float32_answers_equal_the_cpu(checkpoint: Path, prefix_caching: bool) -> None:
+    changes = {"enable_prefix_caching": prefix_caching}
+    expected = answers(checkpoint, "cpu", "float32", **changes)
+    assert answers(checkpoint, "cuda", "float32", **changes) == expected
+
+
+def test_qwen_vl_v1_answers_as_the_original(qwen_vl_a: Path) -> None:
+    core = make_core(qwen_vl_a, "cuda", "float32")
+    expected = {run["name"]: run["new_tokens"] for run in qwen_vl_v1.golden("A.json")["generation"]}
+    for name, prompt in qwen_vl_v1.SHORT_PROMPTS.items():
+        assert greedy_answer(core, prompt, 32) == expected[name], name
+
+
+def test_glm_4v_answers_as_the_original(tmp_path: Path) -> None:
+    core = make_core(glm_4v.build_checkpoint(tmp_path), "cuda", "float32")
+    expected = {run["name"]: run["new_tokens"] for run in glm_4v.DATA["generation"]}
+    for name, prompt in glm_4v.PROMPTS.items():
+        assert greedy_answer(core, prompt, 16) == expected[name], name
 
 
 @pytest.mark.parametrize("devices", ["cuda:0,cpu", "cpu,cuda:0", "cpu,cuda:0,cpu"])
@@ -41,7 +74,6 @@ def test_layers_on_two_kinds_of_devices(
     checkpoint: Path, devices: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tensor left behind on the device before would be an error."""
-    torch.backends.cuda.matmul.allow_tf32 = False
     monkeypatch.setattr(memory, "_room", lambda *_: 2**40)
     assert answers(checkpoint, devices, "float32") == answers(checkpoint, "cpu", "float32")
 

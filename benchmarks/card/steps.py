@@ -1,0 +1,194 @@
+"""Steps of the engine core with models of real shapes and random weights: decode, first token, profile."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.card.setting import Setting, release
+from inference_service.engine.core import EngineCore
+from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
+from inference_service.families.registry import load_spec
+
+
+GREEDY: dict[str, Any] = {"temperature": 0.0}
+PENALISED: dict[str, Any] = {
+    "temperature": 0.7,
+    "top_p": 0.8,
+    "top_k": 20,
+    "repetition_penalty": 1.05,
+}
+
+
+def decode(setting: Setting) -> dict[str, Any]:
+    """Milliseconds of a decode step, and the bytes that it has to read."""
+    prompt, tokens = (32, 8) if setting.tiny else (1024, 32)
+    rows = []
+    for name, model_dir in setting.shapes.items():
+        core = setting.core(model_dir, max_num_seqs=64)
+        _decode_steps(core, 1, 16, 4, GREEDY)
+        for batch in (1, 4) if setting.tiny else (1, 8, 64):
+            for sampling, label in ((GREEDY, "greedy"), (PENALISED, "penalised")):
+                times = _decode_steps(core, batch, prompt, tokens, sampling)
+                read = core.ready.weight_bytes + batch * prompt * core.ready.kv_bytes_per_token
+                step_s = statistics.median(times)
+                rows.append(
+                    {
+                        "model": name,
+                        "batch": batch,
+                        "sampling": label,
+                        "step_ms": step_s * 1e3,
+                        "slowest_ms": max(times) * 1e3,
+                        "tokens_per_s": batch / step_s,
+                        # Of the read rate of the same run, when compared with phase `rates`.
+                        "bytes_per_s": read / step_s,
+                    }
+                )
+        del core
+        release(setting)
+    return {"prompt": prompt, "rows": rows}
+
+
+def first_token(setting: Setting) -> dict[str, Any]:
+    """Milliseconds from a request to its first token: with an image, and as many tokens of text instead."""
+    name, model_dir = list(setting.shapes.items())[-1]
+    core = setting.core(model_dir, max_num_seqs=4, encoder_cache_tokens=4096)
+    rows = []
+    for side in (64, 128) if setting.tiny else (448, 1024):
+        image = _image(model_dir, side)
+        with_image = [_first_token_s(core, image, seed) for seed in range(6)][1:]
+        as_text = [_first_token_s(core, None, seed, image.num_tokens + 32) for seed in range(6)][1:]
+        rows.append(
+            {
+                "model": name,
+                "side": side,
+                "image_tokens": image.num_tokens,
+                "first_token_ms": statistics.median(with_image) * 1e3,
+                "text_only_ms": statistics.median(as_text) * 1e3,
+            }
+        )
+    return {"rows": rows}
+
+
+def profiled(setting: Setting) -> dict[str, Any]:
+    """Where 20 decode steps spend their time, and how long the card is idle between kernels."""
+    name, model_dir = list(setting.shapes.items())[-1 if setting.tiny else 1]
+    core = setting.core(model_dir, max_num_seqs=64)
+    result: dict[str, Any] = {"model": name}
+    activities = [ProfilerActivity.CPU]
+    if setting.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    for batch in (1, 4) if setting.tiny else (1, 64):
+        _add(core, batch, 32 if setting.tiny else 1024, 40, GREEDY)
+        while len(core.step()) < batch:
+            pass
+        setting.wait()
+        with profile(activities=activities) as trace:
+            begin = time.perf_counter()
+            for _ in range(20):
+                core.step()
+            setting.wait()
+            wall_s = time.perf_counter() - begin
+        averages = trace.key_averages()
+        busy_s = sum(row.self_device_time_total for row in averages) / 1e6
+        result[f"batch {batch}"] = {
+            "wall_ms": wall_s / 20 * 1e3,
+            "device_idle": 1 - busy_s / wall_s if setting.device.type == "cuda" else None,
+            "table": averages.table(sort_by="self_cpu_time_total", row_limit=25).splitlines(),
+            "device_table": averages.table(
+                sort_by="self_device_time_total", row_limit=25
+            ).splitlines()
+            if setting.device.type == "cuda"
+            else None,
+        }
+        _finish(core)
+    return result
+
+
+def _add(core: EngineCore, batch: int, prompt: int, tokens: int, sampling: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(batch)
+    for index in range(batch):
+        ids = torch.randint(0, 256, (prompt,), generator=generator).tolist()
+        core.add(
+            EngineRequest(
+                request_id=str(index),
+                prompt_token_ids=tuple(ids),
+                sampling=SamplingParams(max_tokens=tokens, **sampling),
+            ),
+            b"",
+        )
+
+
+def _decode_steps(
+    core: EngineCore, batch: int, prompt: int, tokens: int, sampling: dict[str, Any]
+) -> list[float]:
+    """Seconds of every step in which all sequences decode; a step ends when its tokens are on the host."""
+    _add(core, batch, prompt, tokens, sampling)
+    times = []
+    while core.has_work:
+        begin = time.perf_counter()
+        outputs = core.step()
+        if len(outputs) == batch:
+            times.append(time.perf_counter() - begin)
+    return times[1:]  # the first one may have computed the end of a prompt
+
+
+def _finish(core: EngineCore) -> None:
+    while core.has_work:
+        core.step()
+
+
+def _image(model_dir: Any, side: int) -> ImageSpan:
+    """A square image after 16 tokens of text."""
+    policy = load_spec(model_dir).image_policy
+    step = policy.pixel_step
+    side = max(step, side // step * step)
+    grid = (1, side // policy.patch_size, side // policy.patch_size)
+    return ImageSpan(
+        key=b"",
+        start=16,
+        num_tokens=policy.tokens_of(grid),
+        grid=grid,
+        height=side,
+        width=side,
+        pixel_offset=0,
+    )
+
+
+def _first_token_s(
+    core: EngineCore, image: ImageSpan | None, seed: int, num_text_tokens: int = 32
+) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 256, (num_text_tokens,), generator=generator).tolist()
+    images: tuple[ImageSpan, ...] = ()
+    pixels = b""
+    if image is not None:
+        ids[16:16] = [0] * image.num_tokens
+        key = seed.to_bytes(2, "big") + image.height.to_bytes(30, "big")
+        images = (
+            ImageSpan(
+                key=key,
+                start=16,
+                num_tokens=image.num_tokens,
+                grid=image.grid,
+                height=image.height,
+                width=image.width,
+                pixel_offset=0,
+            ),
+        )
+        pixels = bytes([seed]) * image.pixel_bytes
+    request = EngineRequest(
+        request_id=str(seed),
+        prompt_token_ids=tuple(ids),
+        images=images,
+        sampling=SamplingParams(max_tokens=1, **GREEDY),
+    )
+    begin = time.perf_counter()
+    core.add(request, pixels)
+    while not any(output.token_ids for output in core.step()):
+        pass
+    return time.perf_counter() - begin
