@@ -26,7 +26,6 @@ $(STAMP)all: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(STAMP)dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -q -c constraints.txt torch
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
-	$(BIN)/python tests/k8s/install_kubectl.py
 	touch $@ $(STAMP)all
 
 lint: setup-dev

@@ -18,6 +18,9 @@ RUN groupadd --gid 10001 qwenvl \
 COPY --from=build /opt/qwenvl /opt/qwenvl
 ENV PATH=/opt/qwenvl/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     QWENVL_GRPC_ADDRESS=0.0.0.0:50051
+# Where nodes mount the driver without a runtime hook (GKE), and what a runtime hook shall mount. Which GPUs are
+# visible is set by whoever assigns them: the device plugin or `docker run --gpus`.
+ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64 NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
 EXPOSE 50051
 ENTRYPOINT ["inference-service"]

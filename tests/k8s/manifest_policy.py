@@ -228,7 +228,7 @@ def startup(manifests: Manifests) -> Iterator[str]:
                 yield f"{workload.name}: killed after {budget_s} s of loading"
         else:
             asked = [probe.get("httpGet", {}).get("path") for probe in probes]
-            if asked != ["/health", "/ready", "/health"]:
+            if asked != ["/health"] * 3:  # not /ready, the state of the service behind it
                 yield f"{workload.name}: the probes ask for {asked}"
         if workload.spec.get("progressDeadlineSeconds", 600) <= budget_s:
             yield f"{workload.name}: the rollout is given up before the pod is"

@@ -94,7 +94,7 @@ def render(kustomization: str) -> str:
     """Renders a folder below k8s/ into YAML text."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     kubectl = shutil.which("kubectl", path=path)
-    assert kubectl is not None, "no kubectl: python tests/k8s/install_kubectl.py installs one"
+    assert kubectl is not None, "no kubectl: make setup-dev installs one"
     done = subprocess.run(
         [kubectl, "kustomize", str(ROOT / "k8s" / kustomization)],
         capture_output=True,

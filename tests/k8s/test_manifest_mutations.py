@@ -72,6 +72,7 @@ BROKEN = [
     ("startup", inference(f"{BOX}/startupProbe/failureThreshold", 15)),
     ("startup", inference(f"{BOX}/livenessProbe/grpc/service", "readiness")),
     ("startup", inference("spec/progressDeadlineSeconds", 600)),
+    ("startup", adapter(f"{BOX}/readinessProbe/httpGet/path", "/ready")),
     ("security", inference(f"{BOX}/securityContext/capabilities/drop", [])),
     ("security", adapter(f"{POD}/securityContext/runAsNonRoot", None)),
     ("security", adapter(f"{BOX}/securityContext/readOnlyRootFilesystem", False)),

@@ -91,26 +91,33 @@ DNS = Endpoint(
     namespace="kube-system",
     namespace_labels={"kubernetes.io/metadata.name": "kube-system"},
 )
+OPENSHIFT_DNS = Endpoint(
+    {"dns.operator.openshift.io/daemonset-dns": "default"},
+    namespace="openshift-dns",
+    namespace_labels={"kubernetes.io/metadata.name": "openshift-dns"},
+)
 NAMES = {
     "inference": INFERENCE,
     "adapter": ADAPTER,
     "stranger": STRANGER,
     "caller": CALLER,
     "dns": DNS,
+    "node_dns": outside("169.254.20.10"),
+    "openshift_dns": OPENSHIFT_DNS,
     "public": outside("93.184.215.14"),
     "public6": outside("2606:2800:21f::1"),
     "lan": outside("192.168.1.1"),
 }
-PORTS = (53, 80, 443, 8000, 50051, 50052)
+PORTS = (53, 80, 443, 5353, 8000, 50051, 50052)
 ALWAYS = {
     ("adapter", "inference", 50051),
     ("caller", "inference", 50051),
+    *((name, "adapter", 8000) for name in NAMES.keys() - {"adapter", "inference"}),
     *(
-        (name, "adapter", 8000)
-        for name in ("stranger", "caller", "dns", "public", "public6", "lan")
+        (name, server, port)
+        for name in ("adapter", "inference")
+        for server, port in (("dns", 53), ("node_dns", 53), ("openshift_dns", 5353))
     ),
-    ("adapter", "dns", 53),
-    ("inference", "dns", 53),
 }
 WITH_MEDIA = {("inference", name, port) for name in ("public", "public6") for port in (80, 443)}
 
