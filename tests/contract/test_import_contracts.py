@@ -164,6 +164,8 @@ NETWORK = ("ftplib", "http", "imaplib", "poplib", "smtplib", "socket", "socketse
 HARMLESS = ("http.HTTPStatus", "urllib.parse")
 PERMITTED = {
     "inference_service/media/fetch.py": {"socket"},  # media of callers, guarded
+    "inference_service/media/failures.py": {"socket"},
+    "inference_service/media/resolve.py": {"socket"},
     "inference_service/commands/serve.py": {"http.client"},  # probes its own services
     "inference_service/engine_client/child.py": {"socket"},  # the socket to the engine
     "inference_service/engine/process.py": {"socket"},

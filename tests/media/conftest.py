@@ -1,7 +1,11 @@
-"""The image policy of Qwen3-VL."""
+"""The image policy of Qwen3-VL, and a watch over dialled addresses."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import anyio
+import anyio.abc
 import pytest
 
 from inference_service.model_spec import ImagePolicy
@@ -18,3 +22,22 @@ def policy() -> ImagePolicy:
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     )
+
+
+@pytest.fixture
+def dialled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Every address that is dialled; anything but loopback fails at once without traffic."""
+    seen: list[tuple[str, int]] = []
+    real = anyio.connect_tcp
+
+    async def watched(
+        remote_host: str, remote_port: int, *args: Any, **kwargs: Any
+    ) -> anyio.abc.SocketStream:
+        seen.append((str(remote_host), remote_port))
+        if remote_host not in {"127.0.0.1", "::1"}:
+            raise OSError("no traffic in tests")
+        stream: anyio.abc.SocketStream = await real(remote_host, remote_port, *args, **kwargs)
+        return stream
+
+    monkeypatch.setattr(anyio, "connect_tcp", watched)
+    return seen

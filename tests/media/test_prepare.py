@@ -28,6 +28,7 @@ from inference_service.errors import (
 from inference_service.families.registry import load_spec
 from inference_service.media.decode import FrameSpec, ImageDecoder, ProcessedImage
 from inference_service.media.fetch import MediaFetcher
+from inference_service.media.file_budget import FetchedFiles, FileBudget
 from inference_service.media.prepare import MediaPreparer
 from inference_service.model_spec import ModelSpec
 from tests.support.published_configs import published_files, write_files
@@ -38,11 +39,17 @@ class CountingFetcher:
 
     def __init__(self) -> None:
         self.at_once = self.most_at_once = 0
+        self.callers: set[str] = set()
 
-    async def fetch(self, url: str, *, field: str) -> bytes:
+    async def fetch(
+        self, url: str, *, field: str, caller: str = "", files: FetchedFiles | None = None
+    ) -> bytes:
+        self.callers.add(caller)
+        if files is not None:
+            files.add(3)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(3600 if url == "hangs" else 0.001)
         self.at_once -= 1
         if url == "bad":
             raise ImageFetchError("It is not there.", field=field)
@@ -55,13 +62,18 @@ class NamingDecoder:
     def __init__(self, tokens: int = 4) -> None:
         self.tokens = tokens
         self.cancelled = 0
+        self.at_once = self.most_at_once = 0
 
     async def decode(self, data: bytes, **_: object) -> ProcessedImage:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             await asyncio.sleep(3600 if data == b"slow" else 0.001)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+        finally:
+            self.at_once -= 1
         return image_of(data, self.tokens)
 
     async def decode_video(
@@ -101,7 +113,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
 
 
 def preparer(
-    spec: ModelSpec, *, tokens: int = 4, max_tokens: int = 4, max_files: int = 2
+    spec: ModelSpec, *, tokens: int = 4, max_tokens: int = 4, max_decodes: int = 2
 ) -> tuple[MediaPreparer, CountingFetcher, NamingDecoder]:
     fetcher, decoder = CountingFetcher(), NamingDecoder(tokens)
     made = MediaPreparer(
@@ -109,7 +121,8 @@ def preparer(
         cast("ImageDecoder", decoder),
         spec,
         max_tokens=max_tokens,
-        max_files=max_files,
+        max_decodes=max_decodes,
+        files=FileBudget(2**20, wait_s=10),
     )
     return made, fetcher, decoder
 
@@ -128,15 +141,42 @@ async def test_images_and_videos_keep_their_order_and_only_images_are_told_of(
     assert media.video_tokens == 8
 
 
-async def test_only_so_many_files_are_in_memory_at_a_time(spec: ModelSpec) -> None:
-    made, fetcher, _ = preparer(spec, max_files=3)
+async def test_only_so_many_images_are_decoded_at_a_time(spec: ModelSpec) -> None:
+    made, _, decoder = preparer(spec, max_decodes=3)
     requests = [request_of(*(url(f"{r}.{i}") for i in range(5))) for r in range(4)]
     await asyncio.gather(*map(made.prepare, requests))
-    assert fetcher.most_at_once == 3
+    assert decoder.most_at_once == 3
+
+
+async def test_fetches_are_counted_for_the_caller_and_its_request(spec: ModelSpec) -> None:
+    made, fetcher, decoder = preparer(spec)
+    task = asyncio.ensure_future(made.prepare(request_of(url("slow"), url("1")), "key"))
+    for _ in range(2000):
+        if decoder.at_once and not fetcher.at_once:
+            break
+        await asyncio.sleep(0.01)
+    assert made._files.used_bytes == 6
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert made._files.used_bytes == 0
+    assert fetcher.callers == {"key"}
+
+
+async def test_urls_that_hang_do_not_delay_images_sent_as_bytes(spec: ModelSpec) -> None:
+    made, fetcher, _ = preparer(spec, max_decodes=2)
+    hung = [asyncio.ensure_future(made.prepare(request_of(url("hangs")))) for _ in range(50)]
+    async with asyncio.timeout(20):
+        await asyncio.sleep(0.01)
+        assert fetcher.at_once == len(hung)
+        media = await made.prepare(request_of(ImagePart(data=b"x"), url("1")))
+    assert [image.digest for image in media.images] == [b"x", b"1"]
+    for task in hung:
+        task.cancel()
+    await asyncio.gather(*hung, return_exceptions=True)
 
 
 async def test_one_that_fails_gives_up_the_others(spec: ModelSpec) -> None:
-    made, _, decoder = preparer(spec, max_files=4)
+    made, _, decoder = preparer(spec, max_decodes=4)
     async with asyncio.timeout(20):
         with pytest.raises(ImageFetchError) as caught:
             await made.prepare(request_of(url("slow"), url("bad"), ImagePart(data=b"slow")))
