@@ -13,9 +13,10 @@ from inference_service.errors import (
     TooManyImagesError,
     UnsupportedParameterError,
 )
-from inference_service.media.decode import DecodeLimits, FrameSpec, ImageDecoder, ProcessedImage
+from inference_service.media.decoder import ImageDecoder
 from inference_service.media.fetch import FetchPolicy, MediaFetcher
 from inference_service.media.geometry import pixel_budget
+from inference_service.media.images import DecodeLimits, FrameSpec, ProcessedImage
 from inference_service.model_spec import ModelSpec
 from inference_service.settings import ServiceSettings
 
@@ -76,7 +77,12 @@ class MediaPreparer:
         """A preparer with the operator's limits."""
         return cls(
             MediaFetcher(FetchPolicy.from_settings(settings)),
-            ImageDecoder(DecodeLimits.from_settings(settings), workers=settings.media_workers),
+            ImageDecoder(
+                DecodeLimits(
+                    max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
+                ),
+                workers=settings.media_workers,
+            ),
             spec,
             max_tokens=settings.encoder_cache_tokens,
             max_files=settings.media_workers * _FETCHES_PER_WORKER,

@@ -26,8 +26,9 @@ from inference_service.errors import (
     UnsupportedParameterError,
 )
 from inference_service.families.registry import load_spec
-from inference_service.media.decode import FrameSpec, ImageDecoder, ProcessedImage
+from inference_service.media.decoder import ImageDecoder
 from inference_service.media.fetch import MediaFetcher
+from inference_service.media.images import FrameSpec, ProcessedImage
 from inference_service.media.prepare import MediaPreparer
 from inference_service.model_spec import ModelSpec
 from tests.support.published_configs import published_files, write_files
