@@ -11,12 +11,20 @@ import io
 from typing import Final
 import warnings
 
-from PIL import Image, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
-from inference_service.errors import ImageTooLargeError, InvalidImageError, ServiceError
+from inference_service.errors import InvalidImageError, ServiceError
 from inference_service.media import containers
+from inference_service.media.checks import check_pixels, recognise, refusals, too_many_pixels
 from inference_service.media.containers.base import (
-    ContainerError,
     CutOffError,
     DamagedError,
     Header,
@@ -24,7 +32,6 @@ from inference_service.media.containers.base import (
     TooComplexError,
 )
 from inference_service.media.containers.jpeg import continuation
-from inference_service.media.formats import READABLE, READABLE_TEXT, sniff
 from inference_service.media.geometry import processed_size, video_size
 from inference_service.media.images import (
     DecodeLimits,
@@ -41,6 +48,16 @@ MAX_PASSES: Final = 8
 """Maximum scans of an image of the maximum size; smaller images may have more. Encoders write 5 to 6, weighted."""
 
 _BAND_ROWS: Final = 256
+
+_PLUGINS: Final = (
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+"""Imported here, as Pillow would otherwise import the plugins of all formats."""
 
 # Pillow's own limit (89 million pixels) also applies, as an error.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -134,43 +151,6 @@ def _check_same_size(size: Size, first: Size, field: str) -> None:
         )
 
 
-def inspect(data: bytes, limits: DecodeLimits, field: str) -> Header:
-    """Reads what a file declares, in few steps and without decoding anything.
-
-    Raises:
-        InvalidImageError: It is of no format that is read, or its header cannot be read.
-        ImageTooLargeError: It has more bytes or pixels than allowed.
-    """
-    kind, data = _known(data, limits, field)
-    try:
-        declared = containers.header(data, kind)
-        _check_pixels(declared, limits)
-    except ContainerError as error:
-        raise _refusal(error, kind, field) from None
-    except ServiceError as error:
-        raise type(error)(error.message, field=field, metadata=error.metadata) from None
-    return declared
-
-
-def _known(data: bytes, limits: DecodeLimits, field: str) -> tuple[str, bytes]:
-    """The format of a file and the file from its magic bytes on."""
-    if len(data) > limits.max_bytes:
-        raise ImageTooLargeError(
-            f"The image has {len(data)} bytes, but at most {limits.max_bytes} are allowed (--max-image-bytes).",
-            field=field,
-            metadata={"max_bytes": str(limits.max_bytes)},
-        )
-    kind, start = sniff(data)
-    if kind not in READABLE:
-        what = "empty" if not data else f"{kind}" if kind else "of an unknown format"
-        raise InvalidImageError(
-            f"The image is {what}; it must be a {READABLE_TEXT} file.",
-            field=field,
-            metadata={"format": kind} if kind else {},
-        )
-    return kind, data[start:] if start else data
-
-
 def _resized(
     data: bytes,
     policy: ImagePolicy,
@@ -179,35 +159,28 @@ def _resized(
     size_of: Callable[[int, int], Size],
 ) -> tuple[bytes, Size, Size]:
     """The resized pixels of a file, its original (height, width) and the new one."""
-    kind, data = _known(data, limits, field)
-    try:
+    kind, data = recognise(data, limits, field)
+    with refusals(kind, field):
         rgb = _decode_rgb(data, kind, limits, policy)
         original = (rgb.height, rgb.width)
         height, width = size_of(*original)
         pixels = rgb.resize((width, height), Image.Resampling.BICUBIC).tobytes()
-    except ContainerError as error:
-        raise _refusal(error, kind, field) from None
-    except ServiceError as error:
-        raise type(error)(error.message, field=field, metadata=error.metadata) from None
     return pixels, original, (height, width)
 
 
 def _decode_rgb(data: bytes, kind: str, limits: DecodeLimits, policy: ImagePolicy) -> Image.Image:
-    _check_pixels(containers.header(data, kind), limits)
     stripped = containers.strip(data, kind)
-    _check_pixels(stripped.header, limits)
+    check_pixels(stripped.header, limits)
     passes = stripped.header.passes
     if passes * stripped.header.width * stripped.header.height > MAX_PASSES * limits.max_pixels:
         raise TooComplexError(f"it visits each of its pixels {passes:.0f} times")
     try:
         image = _loaded(stripped.data, kind, limits)
         whole = not stripped.unmarked_end or _is_whole(image, stripped, limits)
-    except ServiceError:
+    except (ServiceError, MemoryError):
         raise
-    except MemoryError:
-        raise TooComplexError("decoding it takes more memory than allowed") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_many_pixels(limits) from None
+        raise too_many_pixels(limits) from None
     except Exception:  # noqa: BLE001 - parsers of untrusted bytes may raise anything; their text is not passed on
         if stripped.complete:
             raise DamagedError("its data is damaged, or of a variant that is not read") from None
@@ -219,7 +192,7 @@ def _decode_rgb(data: bytes, kind: str, limits: DecodeLimits, policy: ImagePolic
 
 def _loaded(data: bytes, kind: str, limits: DecodeLimits) -> Image.Image:
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:
-        _check_pixels(Header(width=image.width, height=image.height), limits)
+        check_pixels(Header(width=image.width, height=image.height), limits)
         image.load()
         if isinstance(image, WebPImagePlugin.WebPImageFile):
             image._decoder = None  # noqa: SLF001 - it holds two canvases more
@@ -236,40 +209,9 @@ def _is_whole(image: Image.Image, stripped: Stripped, limits: DecodeLimits) -> b
 
 
 def _are_equal(one: Image.Image, other: Image.Image) -> bool:
-    for top in range(
-        0, one.height, _BAND_ROWS
-    ):  # a copy of all pixels would need as much memory again
+    """Compares in bands: a copy of all pixels would need as much memory again."""
+    for top in range(0, one.height, _BAND_ROWS):
         box = (0, top, one.width, min(top + _BAND_ROWS, one.height))
         if one.crop(box).tobytes() != other.crop(box).tobytes():
             return False
     return True
-
-
-def _check_pixels(declared: Header, limits: DecodeLimits) -> None:
-    if declared.width * declared.height > limits.max_pixels:
-        raise _too_many_pixels(limits)
-
-
-def _too_many_pixels(limits: DecodeLimits) -> ImageTooLargeError:
-    return ImageTooLargeError(
-        f"The image has more than {limits.max_pixels} pixels, the maximum (--max-image-pixels); send a smaller one.",
-        metadata={"max_pixels": str(limits.max_pixels)},
-    )
-
-
-def _refusal(error: ContainerError, kind: str, field: str) -> ServiceError:
-    """The refusal of a file of a known format."""
-    metadata = {"format": READABLE[kind]}
-    file = f"The {READABLE[kind]} file"
-    match error:
-        case CutOffError():
-            message = f"{file} is cut off: {error}; send the whole file."
-        case TooComplexError():
-            return ImageTooLargeError(
-                f"{file} costs too much to decode: {error}; save it anew.",
-                field=field,
-                metadata=metadata,
-            )
-        case _:
-            message = f"{file} cannot be decoded: {error}."
-    return InvalidImageError(message, field=field, metadata=metadata)

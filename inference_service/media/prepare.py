@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from inference_service.domain import ImageInfo, ImagePart, Media, Request, VideoPart
@@ -13,10 +13,10 @@ from inference_service.errors import (
     TooManyImagesError,
     UnsupportedParameterError,
 )
-from inference_service.media.decoder import ImageDecoder
+from inference_service.media.decoder import Allowance, ImageDecoder
 from inference_service.media.fetch import FetchPolicy, MediaFetcher
 from inference_service.media.geometry import pixel_budget
-from inference_service.media.images import DecodeLimits, FrameSpec, ProcessedImage
+from inference_service.media.images import FrameSpec, ProcessedImage
 from inference_service.model_spec import ModelSpec
 from inference_service.settings import ServiceSettings
 
@@ -43,6 +43,23 @@ class PreparedMedia:
     def video_tokens(self) -> int:
         """Placeholder tokens of the videos."""
         return sum(image.num_tokens for image in self.images if image.is_video)
+
+
+@dataclass(frozen=True, slots=True)
+class _RequestMedia:
+    """The media of one request while they are prepared.
+
+    Attributes:
+        request: The request.
+        allowance: What decoding may still cost.
+        decoding: The decoding of each file to an area within limits.
+    """
+
+    request: Request
+    allowance: Allowance
+    decoding: dict[tuple[bytes, tuple[int, int]], asyncio.Future[ProcessedImage]] = field(
+        default_factory=dict
+    )
 
 
 class MediaPreparer:
@@ -77,19 +94,18 @@ class MediaPreparer:
         """A preparer with the operator's limits."""
         return cls(
             MediaFetcher(FetchPolicy.from_settings(settings)),
-            ImageDecoder(
-                DecodeLimits(
-                    max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
-                ),
-                workers=settings.media_workers,
-            ),
+            ImageDecoder.from_settings(settings),
             spec,
             max_tokens=settings.encoder_cache_tokens,
             max_files=settings.media_workers * _FETCHES_PER_WORKER,
         )
 
+    def start(self) -> None:
+        """Starts the decode workers; call it in the event loop's thread."""
+        self._decoder.start()
+
     def close(self) -> None:
-        """Ends the worker threads."""
+        """Kills the decode workers."""
         self._decoder.close()
 
     async def prepare(self, request: Request) -> PreparedMedia:
@@ -105,12 +121,15 @@ class MediaPreparer:
                 f"The request has {len(media)} images, but this model supports at most {max_images}.",
                 field=request.prompt_field,
             )
-        tasks = [asyncio.ensure_future(self._processed(part, request)) for part in media]
+        work = _RequestMedia(request, self._decoder.allowance())
+        tasks = [asyncio.ensure_future(self._processed(part, work)) for part in media]
         try:
             processed = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
+            for decoding in work.decoding.values():
+                decoding.cancel()
         for images, part in zip(processed, media, strict=True):
             self._check_tokens(images, part)
         return PreparedMedia(
@@ -122,29 +141,47 @@ class MediaPreparer:
             ),
         )
 
-    async def _processed(self, part: Media, request: Request) -> tuple[ProcessedImage, ...]:
+    async def _processed(self, part: Media, work: _RequestMedia) -> tuple[ProcessedImage, ...]:
         if isinstance(part, VideoPart):
-            return await self._video(part)
-        return (await self._image(part, request),)
+            return await self._video(part, work)
+        return (await self._image(part, work),)
 
-    async def _image(self, part: ImagePart, request: Request) -> ProcessedImage:
-        policy = self._spec.image_policy
-        min_pixels, max_pixels = pixel_budget(
-            policy,
+    async def _image(self, part: ImagePart, work: _RequestMedia) -> ProcessedImage:
+        request = work.request
+        budget = pixel_budget(
+            self._spec.image_policy,
             part.detail,
             request.min_pixels if part.min_pixels is None else part.min_pixels,
             request.max_pixels if part.max_pixels is None else part.max_pixels,
             field=part.field,
         )
+        if part.data is not None:  # in memory already: waits for no other request's URL
+            return await self._decoded(part.data, part.field, budget, work)
         async with self._files:
-            data = part.data
-            if data is None:
-                data = await self._fetcher.fetch(part.uri or "", field=part.field)
-            return await self._decoder.decode(
-                data, policy=policy, min_pixels=min_pixels, max_pixels=max_pixels, field=part.field
-            )
+            data = await self._fetcher.fetch(part.uri or "", field=part.field)
+            return await self._decoded(data, part.field, budget, work)
 
-    async def _video(self, part: VideoPart) -> tuple[ProcessedImage, ...]:
+    async def _decoded(
+        self, data: bytes, field: str, budget: tuple[int, int], work: _RequestMedia
+    ) -> ProcessedImage:
+        """Decodes a file, once for all equal ones of the request."""
+        key = (data, budget)
+        if key not in work.decoding:
+            decode = self._decoder.decode(
+                data,
+                work.allowance,
+                policy=self._spec.image_policy,
+                min_pixels=budget[0],
+                max_pixels=budget[1],
+                field=field,
+            )
+            work.decoding[key] = asyncio.ensure_future(decode)
+            work.decoding[key].add_done_callback(
+                _retrieve
+            )  # the request may end with another error
+        return await asyncio.shield(work.decoding[key])
+
+    async def _video(self, part: VideoPart, work: _RequestMedia) -> tuple[ProcessedImage, ...]:
         spec = self._spec
         if spec.video is None:
             raise UnsupportedParameterError(
@@ -163,8 +200,9 @@ class MediaPreparer:
                 )
         fields = [frame.field for frame in part.frames]
         frame_spec = FrameSpec(policy=spec.image_policy, video=spec.video, fps=part.fps)
-        async with self._files:
-            return await self._decoder.decode_video(files, fields, frame_spec)
+        return await self._decoder.decode_video(
+            files, fields, frame_spec, work.allowance, field=part.field
+        )
 
     async def _frame_file(self, part: ImagePart) -> bytes:
         """The file of one frame."""
@@ -195,3 +233,8 @@ def _info(image: ProcessedImage, part: ImagePart) -> ImageInfo:
         tokens=image.num_tokens,
         uuid=part.uuid,
     )
+
+
+def _retrieve(decoding: asyncio.Future[ProcessedImage]) -> None:
+    if not decoding.cancelled():
+        decoding.exception()

@@ -59,6 +59,10 @@ def chunk(kind: bytes, body: bytes, *, crc: int | None = None) -> bytes:
     return struct.pack(">I", len(body)) + checked + struct.pack(">I", checksum)
 
 
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+
+
 def png(width: int, height: int, *, body: bytes = b"", depth: int = 8, colour: int = 0) -> bytes:
     """A PNG whose header says anything."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)

@@ -19,7 +19,6 @@ from transformers import Qwen2VLImageProcessorPil
 
 from inference_service.errors import ImageTooLargeError, InvalidImageError
 from inference_service.media.decode import decode_image
-from inference_service.media.decoder import ImageDecoder
 from inference_service.media.images import DecodeLimits, ProcessedImage
 from tests.media.files import LIMITS, decoded, encoded, noise, pixels_of, png
 
@@ -277,13 +276,3 @@ def test_a_caller_who_asks_for_more_gets_the_models_maximum(policy):
         field="f",
     )
     assert got.height * got.width <= 2**20
-
-
-async def test_decoder_in_threads(policy):
-    decoder = ImageDecoder(LIMITS, workers=2)
-    limits = {"min_pixels": policy.min_pixels, "max_pixels": policy.max_pixels}
-    got = await decoder.decode(FILES["jpeg"], policy=policy, field="f", **limits)
-    assert got == decoded(FILES["jpeg"], policy)
-    with pytest.raises(InvalidImageError):
-        await decoder.decode(b"x", policy=policy, field="f", **limits)
-    decoder.close()

@@ -12,10 +12,10 @@ from PIL import Image
 import pytest
 
 from inference_service.errors import ImageTooLargeError, InvalidImageError
-from inference_service.media.decode import inspect
+from inference_service.media.checks import inspect
 from inference_service.media.formats import READABLE, sniff
 from inference_service.model_spec import ImagePolicy
-from tests.media.files import LIMITS, chunk, decoded, encoded, noise, png
+from tests.media.files import LIMITS, chunk, decoded, encoded, noise, png, segment
 
 
 PNG = encoded(noise("RGB"))
@@ -45,10 +45,6 @@ def split_data(*between: bytes) -> bytes:
     parts = [chunk(b"IDAT", data[i : i + length // 3 + 1]) for i in (0, length // 3 + 1)]
     parts.append(chunk(b"IDAT", data[2 * (length // 3 + 1) :]))
     return PNG[:start] + b"".join(between).join(parts) + PNG[-12:]
-
-
-def segment(marker: int, body: bytes) -> bytes:
-    return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
 
 
 def after_start(*segments: bytes, file: bytes = JPEG) -> bytes:

@@ -26,7 +26,7 @@ from inference_service.errors import (
     UnsupportedParameterError,
 )
 from inference_service.families.registry import load_spec
-from inference_service.media.decoder import ImageDecoder
+from inference_service.media.decoder import Allowance, ImageDecoder
 from inference_service.media.fetch import MediaFetcher
 from inference_service.media.images import FrameSpec, ProcessedImage
 from inference_service.media.prepare import MediaPreparer
@@ -56,8 +56,13 @@ class NamingDecoder:
     def __init__(self, tokens: int = 4) -> None:
         self.tokens = tokens
         self.cancelled = 0
+        self.decoded: list[bytes] = []
 
-    async def decode(self, data: bytes, **_: object) -> ProcessedImage:
+    def allowance(self) -> Allowance:
+        return Allowance(pixels=1, seconds=1.0)
+
+    async def decode(self, data: bytes, _: Allowance, **__: object) -> ProcessedImage:
+        self.decoded.append(data)
         try:
             await asyncio.sleep(3600 if data == b"slow" else 0.001)
         except asyncio.CancelledError:
@@ -66,9 +71,16 @@ class NamingDecoder:
         return image_of(data, self.tokens)
 
     async def decode_video(
-        self, files: Sequence[bytes], fields: Sequence[str], spec: FrameSpec
+        self,
+        files: Sequence[bytes],
+        fields: Sequence[str],
+        spec: FrameSpec,
+        _: Allowance,
+        *,
+        field: str,
     ) -> tuple[ProcessedImage, ...]:
         assert len(files) == len(fields)
+        assert field == "video"
         assert spec.fps > 0
         return tuple(replace(image_of(file, self.tokens), is_video=True) for file in files[::2])
 
@@ -147,6 +159,32 @@ async def test_one_that_fails_gives_up_the_others(spec: ModelSpec) -> None:
         assert decoder.cancelled >= 1  # the one with data; the other may not have been decoded yet
         # The places of those that were given up are free again.
         await asyncio.gather(*(made.prepare(request_of(url(str(n)))) for n in range(8)))
+
+
+async def test_equal_images_of_a_request_are_decoded_once(spec: ModelSpec) -> None:
+    made, _, decoder = preparer(spec)
+    same = [ImagePart(data=b"same", uuid=str(n), field=f"{n}") for n in range(5)]
+    smaller = ImagePart(data=b"same", max_pixels=10_000)
+    media = await made.prepare(request_of(*same, ImagePart(data=b"other"), smaller))
+    assert sorted(decoder.decoded) == [b"other", b"same", b"same"]
+    assert [image.digest for image in media.images] == [b"same"] * 5 + [b"other", b"same"]
+    assert [info.uuid for info in media.infos[:5]] == list("01234")
+
+
+async def test_bytes_do_not_wait_for_the_urls_of_others(spec: ModelSpec) -> None:
+    made, fetcher, _ = preparer(spec, max_files=1)
+    never = asyncio.Event()
+
+    async def hung(url: str, *, field: str) -> bytes:
+        await never.wait()
+        return b""
+
+    fetcher.fetch = hung  # type: ignore[method-assign]
+    stuck = asyncio.ensure_future(made.prepare(request_of(url("hung"))))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        assert (await made.prepare(request_of(ImagePart(data=b"here")))).images
+    stuck.cancel()
 
 
 async def test_what_the_encoder_cannot_hold_names_its_field_and_figures(spec: ModelSpec) -> None:

@@ -10,11 +10,13 @@ from inference_service.media.containers.base import CutOffError, Header, Strippe
 
 _OS2_HEADER: Final = 12
 _UNCOMPRESSED: Final = frozenset({0, 3})  # also with bit fields
+_RUNS_PASSES: Final = 8.0  # Pillow decodes run lengths in Python
 
 
 def header(data: bytes) -> Header:
     """See `containers.header`."""
-    return sized(*map(abs, _sides(data)))
+    width, height = map(abs, _sides(data))
+    return sized(width, height, 1.0 if _compression(data) in _UNCOMPRESSED else _RUNS_PASSES)
 
 
 def strip(data: bytes) -> Stripped:
@@ -22,21 +24,22 @@ def strip(data: bytes) -> Stripped:
     declared = header(data)
     complete = True
     (offset,) = struct.unpack_from("<I", data, 10)
-    (information,) = struct.unpack_from("<I", data, 14)
-    if information == _OS2_HEADER:
-        (bits,), compression = struct.unpack_from("<H", data, 24), 0
-    elif len(data) >= 34:
-        bits, compression = struct.unpack_from("<HI", data, 28)
-    else:
-        bits, compression = 0, 0
-    if compression in _UNCOMPRESSED:
+    if _compression(data) in _UNCOMPRESSED:
+        is_os2 = struct.unpack_from("<I", data, 14) == (_OS2_HEADER,)
+        (bits,) = struct.unpack_from("<H", data, 24 if is_os2 else 28)
         row = (declared.width * bits + 31) // 32 * 4
         complete = len(data) >= offset + row * declared.height
     return Stripped(header=declared, data=data, complete=complete)
 
 
+def _compression(data: bytes) -> int:
+    if struct.unpack_from("<I", data, 14) == (_OS2_HEADER,):
+        return 0
+    return int.from_bytes(data[30:34], "little")
+
+
 def _sides(data: bytes) -> tuple[int, int]:
-    if len(data) < 26:
+    if len(data) < 30:
         raise CutOffError("it ends within its header")
     (information,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if information == _OS2_HEADER else "<ii", data, 18)
