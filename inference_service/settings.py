@@ -203,8 +203,22 @@ class ServiceSettings(FlagSettings):
     max_image_pixels: Positive = Field(
         50_000_000, description="maximum number of pixels of one image before resizing"
     )
+    max_request_pixels: Positive = Field(
+        400_000_000,
+        description="maximum number of pixels of all images and frames of one request before resizing; equal frames"
+        " of a video count once",
+    )
     media_workers: Positive = Field(
-        2, description="number of threads that decode and resize images"
+        2, description="number of processes that decode and resize images"
+    )
+    decode_memory_mib: Positive = Field(
+        1024, description="maximum memory of one of these processes, in MiB"
+    )
+    decode_timeout_s: Seconds = Field(
+        20.0, description="maximum time to decode one image, in seconds"
+    )
+    request_decode_timeout_s: Seconds = Field(
+        60.0, description="maximum time to decode all images of one request, in seconds"
     )
     pixel_budget_mib: Positive = Field(
         512, description="maximum size of the decoded pixels in transit to the engine, in MiB"

@@ -122,6 +122,7 @@ class LocalBackend:
 
     async def start(self) -> None:
         """See `Backend`."""
+        self._media.start()
         try:
             await self._engine.start()
         except EngineStartError as error:

@@ -12,7 +12,7 @@ import pytest
 
 from inference_service.errors import DeadlineError
 from inference_service.grpc_api.chat_service import ChatServicer
-from inference_service.media.decode import ImageDecoder
+from inference_service.media.decoder import ImageDecoder
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
