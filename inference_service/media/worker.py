@@ -122,7 +122,14 @@ def _limit_cpu(seconds: float) -> None:
 
 
 def _confine(memory_bytes: int) -> None:
-    """Limits the process to what decoding needs: memory beyond what it has now, no core files, no new privileges."""
+    """Limits the process to what decoding needs: memory beyond what it has now, no core files, no new privileges.
+
+    Nor does it print: libraries write what is odd about an image to standard error, which would forge lines of the log.
+    """
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    os.close(silence)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
