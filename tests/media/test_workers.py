@@ -264,6 +264,41 @@ def test_a_worker_imports_only_what_decoding_needs() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
+def test_the_sandbox_refuses_connections_programs_and_processes() -> None:
+    """Everything else goes on as before: the other tests decode in it."""
+    code = """
+import os, socket, sys
+from inference_service.media.sandbox import enter_sandbox
+if not enter_sandbox():
+    raise SystemExit(77)
+attempts = {
+    "socket": lambda: socket.socket(),
+    "fork": os.fork,
+    "exec": lambda: os.execv(sys.executable, [sys.executable, "-c", "print(1)"]),
+    "spawn": lambda: os.posix_spawn(sys.executable, [sys.executable, "-c", "print(1)"], {}),
+}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+    except PermissionError:
+        continue
+    raise SystemExit(name)
+open(os.devnull).close()
+print("refused")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    if done.returncode == 77:
+        pytest.skip("this kernel has no seccomp filters")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "refused\n", "")
+
+
 def test_a_worker_runs_no_code_of_the_current_directory(tmp_path: Path) -> None:
     for name in ("PIL", "msgspec", "zlib", "struct", "inference_service"):
         (tmp_path / f"{name}.py").write_text("open('ran', 'w')")
