@@ -209,7 +209,9 @@ class ServiceSettings(FlagSettings):
         " of a video count once",
     )
     media_workers: Positive = Field(
-        2, description="number of processes that decode and resize images"
+        2,
+        description="number of processes that decode and resize images; of two or more, half decode only images that"
+        " cost little",
     )
     decode_memory_mib: Positive = Field(
         1024, description="maximum memory of one of these processes, in MiB"

@@ -371,13 +371,15 @@ class WorkerPool:
         if running.done() and running.exception() is None:
             self._give(worker)
         else:
-            self._lose(worker, "nobody waits for its job")
+            self._lose(worker, "nobody waits for its job", level=logging.INFO)
 
-    def _lose(self, worker: Worker, reason: str, *, replace: bool = True) -> None:
+    def _lose(
+        self, worker: Worker, reason: str, *, replace: bool = True, level: int = logging.WARNING
+    ) -> None:
         """Kills a worker and starts another."""
         if self._closed:
             return
-        logger.warning("decode worker %d was lost: %s", worker.process.pid, reason)
+        logger.log(level, "decode worker %d was lost: %s", worker.process.pid, reason)
         self._busy.discard(worker)
         worker.kill()
         self._ended.append(worker.process)

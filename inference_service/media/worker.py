@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 import contextlib
-import ctypes
 import fcntl
 import math
 import os
@@ -24,6 +23,7 @@ from inference_service.child import die_with
 from inference_service.errors import ServiceError
 from inference_service.media.decode import decode_image, decode_video
 from inference_service.media.images import ProcessedImage
+from inference_service.media.sandbox import enter_sandbox
 from inference_service.media.worker_protocol import (
     JOBS,
     LENGTH,
@@ -38,7 +38,6 @@ from inference_service.media.worker_protocol import (
 )
 
 
-_PR_SET_NO_NEW_PRIVS: Final = 38
 _OOM_SCORE: Final = (
     "900"  # of 1000: the kernel ends a worker before it ends the front or the engine
 )
@@ -122,7 +121,14 @@ def _limit_cpu(seconds: float) -> None:
 
 
 def _confine(memory_bytes: int) -> None:
-    """Limits the process to what decoding needs: memory beyond what it has now, no core files, no new privileges."""
+    """Limits the process to what decoding needs: memory beyond what it has now, no core files, and the sandbox.
+
+    Nor does it print: libraries write what is odd about an image to standard error, which would forge lines of the log.
+    """
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    os.close(silence)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -130,7 +136,7 @@ def _confine(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_DESCRIPTORS, _MAX_DESCRIPTORS))
     with contextlib.suppress(OSError):  # read-only in some containers
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
-    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    enter_sandbox()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,8 @@
-"""The image policy of Qwen3-VL, and a watch over dialled addresses."""
+"""The image policy of Qwen3-VL, a watch over dialled addresses, and decoders whose workers end with the test."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
@@ -9,6 +10,7 @@ import anyio.abc
 import pytest
 
 from inference_service.model_spec import ImagePolicy
+from tests.media.decoding import Decoding
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +43,16 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     monkeypatch.setattr(anyio, "connect_tcp", watched)
     return seen
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[Callable[..., Decoding]]:
+    made: list[Decoding] = []
+
+    def decoding(*args: Any, **options: Any) -> Decoding:
+        made.append(Decoding(*args, **options))
+        return made[-1]
+
+    yield decoding
+    for one in made:
+        one.decoder.close()

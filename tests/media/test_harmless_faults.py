@@ -15,7 +15,7 @@ from inference_service.errors import ImageTooLargeError, InvalidImageError
 from inference_service.media.checks import inspect
 from inference_service.media.formats import READABLE, sniff
 from inference_service.model_spec import ImagePolicy
-from tests.media.files import LIMITS, chunk, decoded, encoded, noise, png, segment
+from tests.media.files import LIMITS, chunk, decoded, encoded, noise, png, segment, tiff_of
 
 
 PNG = encoded(noise("RGB"))
@@ -332,6 +332,9 @@ COSTLY = {
     "chunks": after_header(chunk(b"tEXt", b"") * 200_000),
     "webp chunks": riff(riff_chunk(b"abcd", b"") * 100_000, PICTURE),
     "gif blocks": GIF[:781] + b"\x21\xfe" + b"\1x" * 10**6 + b"\0" + GIF[781:],
+    "tiff pieces": tiff_of(np.zeros((8, 8), np.uint8)).replace(
+        struct.pack("<HHI", 273, 4, 1), struct.pack("<HHI", 273, 4, 2**31)
+    ),
     "tags": b"II*\0" + struct.pack("<IH", 8, 65535) + bytes(12 * 65535 + 4),
 }
 

@@ -18,6 +18,9 @@ from inference_service.media.containers.base import (
 
 MAX_TAGS: Final = 4096
 MAX_DIRECTORIES: Final = 64
+MAX_PIECES: Final = 200_000
+"""Strips or tiles; 50 megapixels in tiles of 16 x 16."""
+
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 254, 256, 257, 258, 262
 _OFFSETS: Final = {
@@ -94,11 +97,10 @@ class _Directory:
 def header(data: bytes) -> Header:
     """See `containers.header`."""
     layout, first = _first_directory(data)
-    width = _values(data, layout, first, _WIDTH)
-    height = _values(data, layout, first, _HEIGHT)
-    if not width or not height:
+    sides = [_values(data, layout, first, tag, at_most=1) for tag in (_WIDTH, _HEIGHT)]
+    if not all(sides):
         raise DamagedError("its header declares no size")
-    return sized(width[0], height[0])
+    return sized(*(side for (side,) in sides))
 
 
 def strip(data: bytes) -> Stripped:
@@ -113,7 +115,7 @@ def strip(data: bytes) -> Stripped:
     _check_complete(data, layout, first)
     kept = [first.entries[tag] for tag in sorted(first.entries) if tag in _NEEDED]
     position = len(data) + len(data) % 2
-    photometric = _values(data, layout, first, _PHOTOMETRIC)
+    photometric = _values(data, layout, first, _PHOTOMETRIC, at_most=1)
     bits = max(_values(data, layout, first, _BITS), default=1)
     return Stripped(
         header=declared,
@@ -162,17 +164,24 @@ def _directory(data: bytes, layout: _Layout, offset: int) -> _Directory:
     return _Directory(entries, following)
 
 
-def _values(data: bytes, layout: _Layout, directory: _Directory, tag: int) -> tuple[int, ...]:
-    """The numbers of a tag; none if it is absent or of another type."""
+def _values(
+    data: bytes, layout: _Layout, directory: _Directory, tag: int, *, at_most: int | None = None
+) -> tuple[int, ...]:
+    """The numbers of a tag, or the first of them; none if it is absent or of another type."""
     entry = directory.entries.get(tag)
     if entry is None:
         return ()
     _, kind, count = layout.entry.unpack_from(entry)
-    if kind not in _FORMATS or count > len(data):
+    if kind not in _FORMATS:
         return ()
+    size = count * struct.calcsize("=" + _FORMATS[kind])
+    if at_most is not None:
+        count = min(count, at_most)
+    if count > MAX_PIECES:
+        raise TooComplexError(f"it has more than {MAX_PIECES} pieces")
     values = struct.Struct(f"{layout.order}{count}{_FORMATS[kind]}")
     inline = layout.entry_bytes - layout.offset.size
-    if values.size <= layout.offset.size:
+    if size <= layout.offset.size:
         return values.unpack_from(entry, inline)
     (offset,) = layout.offset.unpack_from(entry, inline)
     if offset + values.size > len(data):
@@ -186,7 +195,7 @@ def _count_pages(data: bytes, layout: _Layout, first: _Directory) -> int:
     seen: set[int] = set()
     directory = first
     while True:
-        kind = _values(data, layout, directory, _SUBFILE)
+        kind = _values(data, layout, directory, _SUBFILE, at_most=1)
         pages += not (kind and kind[0] & _REDUCED)
         offset = directory.next
         if not offset or offset in seen or len(seen) == MAX_DIRECTORIES:
