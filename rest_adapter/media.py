@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 import pybase64
 
 from qwenvl.inference.v1 import message_pb2 as message_pb
-from rest_adapter.errors import invalid, too_large
+from rest_adapter.errors import ApiError, invalid, too_large
 
 
 _WHITESPACE: Final = b" \t\r\n\f\v"
@@ -42,16 +42,14 @@ class ImageSources:
             ApiError: There is no URL, a `data:` URI without base64, or the images of the request are too large.
         """
         if not isinstance(url, str) or not url.strip():
-            raise invalid(
-                "The image has no URL; send an http(s) URL or a data: URI.",
-                path,
-                "INVALID_IMAGE_URL",
-            )
+            raise no_image(path)
         if url[:64].lstrip()[:5].lower() == "data:":
             try:
                 mime_type, data = parse_data_uri(url)
             except ValueError as error:
-                raise invalid(f"The data: URI {error}.", path, "INVALID_IMAGE") from None
+                raise invalid(
+                    f"The data: URI in '{path}' {error}.", path, "INVALID_IMAGE"
+                ) from None
             self._set_data(image, mime_type, data)
         elif _looks_like_base64(url):
             self.set_base64(image, url, "", path)
@@ -76,7 +74,7 @@ class ImageSources:
         try:
             data = _decode(text)
         except ValueError as error:
-            raise invalid(f"The base64 text {error}.", path, "INVALID_IMAGE") from None
+            raise invalid(f"The base64 text in '{path}' {error}.", path, "INVALID_IMAGE") from None
         self._set_data(image, mime_type.lower(), data)
 
     def _set_data(self, image: message_pb.Image, mime_type: str, data: bytes) -> None:
@@ -87,6 +85,15 @@ class ImageSources:
                 f"The decoded images of the request have more than {self._max_bytes / _MIB:g} MiB in total,"
                 " the maximum (--max-media-mib)."
             )
+
+
+def no_image(path: str) -> ApiError:
+    """The error for an image without a source, which is expected at `path`."""
+    return invalid(
+        f"'{path}' has no URL of an image; send an http(s) URL or a data: URI.",
+        path,
+        "INVALID_IMAGE_URL",
+    )
 
 
 def _looks_like_base64(url: str) -> bool:

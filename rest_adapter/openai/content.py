@@ -157,7 +157,7 @@ def _kind_of(part: Fields) -> str:
         if len(names) != 1:
             part.refuse(_UNSUPPORTED, "it is not served")
             raise invalid(
-                f"The part has no 'type'; it must be one of: {', '.join(_KINDS)}.",
+                f"'{part.path_of('type')}' is missing; it must be one of: {', '.join(_KINDS)}.",
                 part.path_of("type"),
             )
         kind = names[0]

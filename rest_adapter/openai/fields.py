@@ -42,6 +42,7 @@ _IGNORED: Final = frozenset(
 
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "allowed_token_ids": (),
+    "attachments": (),
     "audio": (),
     "bad_words": (),
     "best_of": (1,),
@@ -50,6 +51,7 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "ebnf": (),
     "echo": (),
     "enable_search": (),
+    "files": (),
     "function_call": ("none", "auto"),
     "functions": (),
     "grammar": (),
@@ -58,6 +60,8 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
+    "image": (),
+    "images": (),
     "json_schema": (),
     "length_penalty": (1,),
     "logits_processors": (),
@@ -73,6 +77,7 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "tools": (),
     "truncate_prompt_tokens": (),
     "use_beam_search": (),
+    "videos": (),
     "vl_high_resolution_images": (),
     "web_search": (),
     "web_search_options": (),

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import invalid, unsupported
-from rest_adapter.media import ImageSources
+from rest_adapter.media import ImageSources, no_image
 from rest_adapter.openai.part_fields import Fields
 from rest_adapter.validation import wrong
 
@@ -95,7 +95,7 @@ def read_image(part: Fields) -> tuple[Image, list[str]]:
     names = [name for name in SOURCES if part.has(name)]
     if len(names) > 1:
         raise invalid(
-            f"The part has several images, in {' and '.join(repr(name) for name in names)}: send one part for each.",
+            f"'{part.path}' has several images, in {' and '.join(names)}: send one part for each.",
             part.path_of(names[1]),
         )
     if not names:
@@ -129,9 +129,7 @@ def _no_source(part: Fields) -> Exception:
     path = part.path_of(name)
     if isinstance(part.values.get(name), dict):
         path += ".url"
-    return invalid(
-        "The image has no URL; send an http(s) URL or a data: URI.", path, "INVALID_IMAGE_URL"
-    )
+    return no_image(path)
 
 
 def _flat_source(part: Fields, name: str) -> _Source:

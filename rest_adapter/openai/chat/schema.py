@@ -8,8 +8,17 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
-from rest_adapter.errors import invalid
-from rest_adapter.json_model import ClosedModel, Count, Int32, Items, JsonModel, unknown_fields
+from rest_adapter.errors import invalid, unsupported
+from rest_adapter.json_model import (
+    ClosedModel,
+    Count,
+    Int32,
+    Items,
+    JsonModel,
+    asks_for_nothing,
+    unknown_fields,
+)
+from rest_adapter.json_text import shown
 from rest_adapter.openai.content import Content, Text, read_content
 from rest_adapter.openai.fields import AnswerRequest
 from rest_adapter.openai.thinking import ThinkingOptions
@@ -17,6 +26,16 @@ from rest_adapter.openai.validation import parse
 
 
 _MESSAGE_NEUTRAL: Final = {"audio": (), "function_call": (), "tool_call_id": (), "tool_calls": ()}
+_CONTENT_NEUTRAL: Final = (
+    "attachments",
+    "files",
+    "image",
+    "image_url",
+    "images",
+    "parts",
+    "videos",
+)
+"""Fields of messages that hold content in other APIs, where it would be lost here."""
 _MESSAGE_IGNORED: Final = frozenset(
     (
         "annotations",
@@ -110,12 +129,19 @@ def _content(message: Message, path: str) -> tuple[list[Content], list[str]]:
         return [Text(message.refusal, f"{path}.refusal", is_refusal=True)], unknown
     if not parts and not is_answer:
         raise invalid(
-            "The message has no content, but at least one part is required.", f"{path}.content"
+            f"'{path}.content' is {shown(message.content)}, but a {message.role} message needs text or parts.",
+            f"{path}.content",
         )
     return parts or [Text("", f"{path}.content")], unknown
 
 
 def _unknown_in_message(message: Message, path: str) -> Iterator[str]:
+    for name, value in (message.__pydantic_extra__ or {}).items():
+        if name in _CONTENT_NEUTRAL and not asks_for_nothing(value):
+            raise unsupported(f"{path}.{name}", value, "send it as a part of 'content'")
     yield from unknown_fields(
-        message, unsupported_unless=_MESSAGE_NEUTRAL, ignored=_MESSAGE_IGNORED, path=path
+        message,
+        unsupported_unless=_MESSAGE_NEUTRAL,
+        ignored=(*_MESSAGE_IGNORED, *_CONTENT_NEUTRAL),
+        path=path,
     )

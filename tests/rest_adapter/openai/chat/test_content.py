@@ -288,3 +288,11 @@ def check_error(error: ApiError, body: dict[str, Any]) -> None:
     assert error.message
     assert not re.search(r"Input should|pydantic|1e-|e\+|\.str\b|None|True|False", error.message)
     assert error.param is None or exists(error.param, body), (error.param, error.message)
+
+
+@pytest.mark.parametrize("name", ["images", "image_url", "attachments", "parts"])
+def test_content_beside_the_content_is_refused(name: str) -> None:
+    error = refused("x", **{name: [BASE64]})
+    assert error.param == f"messages[0].{name}"
+    assert "as a part of 'content'" in error.message
+    assert message_of("x", **{name: []})[1] == []
