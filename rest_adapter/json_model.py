@@ -118,7 +118,6 @@ def unknown_fields(
                 raise unsupported(where, value)
         elif name not in ignored:
             yield where
-    for name in type(model).model_fields:
-        inner = getattr(model, name)
+    for name, inner in model:
         if isinstance(inner, JsonModel):
             yield from unknown_fields(inner, path=f"{path}.{name}" if path else name)

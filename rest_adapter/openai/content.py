@@ -45,6 +45,10 @@ _CONTENT: Final = frozenset(
     (*_KINDS_WITHOUT_TYPE, "video_url", "audio", "audio_url", "input_audio", "file", "base64")
 )
 """Fields that hold content: a part of another kind must not have them, as they would be lost."""
+_FOREIGN: Final = {
+    "image": _CONTENT - {"image", "image_url", "base64"},
+    **{kind: _CONTENT - {kind} for kind in ("text", "refusal", "video")},
+}
 _OF_VIDEO_FILES: Final = frozenset(
     (
         *("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"),
@@ -169,12 +173,11 @@ def _kind_of(part: Fields) -> str:
 
 
 def _read_part(part: Fields, kind: str) -> tuple[Content, list[str]]:
+    part.refuse(_FOREIGN[kind], "send it as a part of its own")
     if kind == "image":
-        part.refuse(_CONTENT - {"image", "image_url", "base64"}, "send it as a part of its own")
         if part.has("file_id"):
             raise unsupported(part.path_of("file_id"), advice="send the image itself or its URL")
         return read_image(part)
-    part.refuse(_CONTENT - {kind}, "send it as a part of its own")
     if kind == "video":
         return _read_video(part)
     value = part.values.get(kind)

@@ -24,6 +24,8 @@ _RESIZED: Final = ("resized_height", "resized_width")
 _HINTS: Final = ("detail", "min_pixels", "max_pixels", "uuid")
 SOURCES: Final = ("image_url", "image", "url", "path", "base64", "data", "source")
 """The fields of a part that may hold its image."""
+_OF_PART: Final = frozenset((*_HINTS, *_RESIZED, *SOURCES))
+_OF_OBJECT: Final = frozenset((*_HINTS, *_RESIZED, "url", "data"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def read_image(part: Fields) -> tuple[Image, list[str]]:
     Raises:
         ApiError: It has no source or several, or a field is invalid or not supported.
     """
-    names = [name for name in SOURCES if part.has(name)]
+    names = [name for name in part.values if name in SOURCES and part.has(name)]
     if len(names) > 1:
         raise invalid(
             f"'{part.path}' has several images, in {' and '.join(names)}: send one part for each.",
@@ -104,12 +106,9 @@ def read_image(part: Fields) -> tuple[Image, list[str]]:
     value = part.values[name]
     if isinstance(value, dict):
         inner = Fields(value, part.path_of(name))
-        source, known = _nested_source(inner)
-        unknown = [*inner.unknown((*_HINTS, *_RESIZED, *known))]
-        holders: tuple[Fields, ...] = (part, inner)
-    else:
-        source, unknown, holders = _flat_source(part, name), [], (part,)
-    return _with_hints(source, holders), [*part.unknown((*_HINTS, *_RESIZED, *SOURCES)), *unknown]
+        image = _with_hints(_nested_source(inner), (part, inner))
+        return image, [*part.unknown(_OF_PART), *inner.unknown(_OF_OBJECT)]
+    return _with_hints(_flat_source(part, name), (part,)), [*part.unknown(_OF_PART)]
 
 
 def read_image_url(value: object, path: str) -> tuple[Image, list[str]]:
@@ -117,8 +116,7 @@ def read_image_url(value: object, path: str) -> tuple[Image, list[str]]:
     if not isinstance(value, dict):
         return _with_hints(_Source(value, path), ()), []
     inner = Fields(value, path)
-    source, known = _nested_source(inner)
-    return _with_hints(source, (inner,)), [*inner.unknown((*_HINTS, *_RESIZED, *known))]
+    return _with_hints(_nested_source(inner), (inner,)), [*inner.unknown(_OF_OBJECT)]
 
 
 def _no_source(part: Fields) -> Exception:
@@ -147,15 +145,15 @@ def _flat_source(part: Fields, name: str) -> _Source:
     return _Source(text, path)
 
 
-def _nested_source(inner: Fields) -> tuple[_Source, tuple[str, ...]]:
-    """The source in an object such as `image_url`, or Anthropic's `source`; and the names of the fields it uses."""
+def _nested_source(inner: Fields) -> _Source:
+    """The source in an object such as `image_url`, or Anthropic's `source`."""
     if inner.has("file_id"):
         raise unsupported(inner.path_of("file_id"), advice="send the image itself or its URL")
     if inner.values.get("type") == "base64" or (inner.has("data") and not inner.has("url")):
         mime_type = inner.text("media_type") or inner.text("mime_type") or ""
         path = inner.path_of("data")
-        return _Source(inner.text("data") or "", path, True, mime_type), ("data",)
-    return _Source(inner.text("url") or "", inner.path_of("url")), ("url",)
+        return _Source(inner.text("data") or "", path, is_base64=True, mime_type=mime_type)
+    return _Source(inner.text("url") or "", inner.path_of("url"))
 
 
 def _with_hints(source: _Source, holders: tuple[Fields, ...]) -> Image:
@@ -164,8 +162,8 @@ def _with_hints(source: _Source, holders: tuple[Fields, ...]) -> Image:
     paths: dict[str, str] = {}
     for holder in holders:
         holder.refuse(_RESIZED, "set 'min_pixels' and 'max_pixels', which keep the aspect ratio")
-        for name in _HINTS:
-            if name in hints or not holder.has(name):
+        for name in holder.values:
+            if name not in _HINTS or name in hints or not holder.has(name):
                 continue
             read = holder.integer if name.endswith("pixels") else holder.text
             hints[name], paths[name] = read(name), holder.path_of(name)

@@ -292,7 +292,7 @@ def check_error(error: ApiError, body: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["images", "image_url", "attachments", "parts"])
 def test_content_beside_the_content_is_refused(name: str) -> None:
-    error = refused("x", **{name: [BASE64]})
+    error = refused("x", **{name: [BASE64]})  # type: ignore[arg-type]
     assert error.param == f"messages[0].{name}"
     assert "as a part of 'content'" in error.message
-    assert message_of("x", **{name: []})[1] == []
+    assert message_of("x", **{name: []})[1] == []  # type: ignore[arg-type]
