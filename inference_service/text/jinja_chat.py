@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+from functools import partial
 import logging
 from typing import Final
 
@@ -61,7 +62,7 @@ class JinjaChat:
         check = self._check
         check_thinking(request, switch=check.thinking_switch, thinks=check.always_thinks)
         rendered = self._template.render(
-            [self._protected(message) for message in self._complete(request.messages)],
+            [self._protected(message) for message in self._complete(request)],
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
             enable_thinking=request.enable_thinking,
@@ -77,18 +78,21 @@ class JinjaChat:
         del field
         return token_ids
 
-    def _complete(self, messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
+    def _complete(self, request: ChatRequest) -> Sequence[ChatMessage]:
         """The messages in an arrangement that the template renders completely.
 
         Raises:
             ServiceError: It would leave something out, also with all system messages as one at the beginning.
         """
-        problem = self._check.left_out(messages)
+        left_out = partial(
+            self._check.left_out, add_generation_prompt=request.add_generation_prompt
+        )
+        problem = left_out(request.messages)
         if problem is None:
-            return messages
-        indexed = with_one_system_message(messages)
+            return request.messages
+        indexed = with_one_system_message(request.messages)
         merged = tuple(message for message, _ in indexed)
-        problem = self._check.left_out(merged)
+        problem = left_out(merged)
         if problem is not None:
             raise problem.error(merged, indexed[problem.message][1])
         if not self._told_of_merging:

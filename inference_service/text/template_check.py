@@ -87,13 +87,15 @@ class TemplateCheck:
         self.thinking_switch, self.always_thinks = self._thinking()
         self._find = lru_cache(_SHAPES_KEPT)(self._first_left_out)
 
-    def left_out(self, messages: Sequence[ChatMessage]) -> LeftOut | None:
+    def left_out(
+        self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True
+    ) -> LeftOut | None:
         """The first thing in a conversation that the template leaves out; None = it renders everything."""
-        return self._find(_shape(messages))
+        return self._find(_shape(messages), add_generation_prompt)
 
-    def _first_left_out(self, shape: tuple[ChatMessage, ...]) -> LeftOut | None:
+    def _first_left_out(self, shape: tuple[ChatMessage, ...], opens: bool) -> LeftOut | None:
         try:
-            rendered = self._render(shape)
+            rendered = self._render(shape, opens)
         except InvalidArgumentError as error:
             return LeftOut("refusal", reason=_MARK.sub("...", error.message))
         marks = set(_MARK.findall(rendered))
@@ -103,18 +105,19 @@ class TemplateCheck:
         wanted = [isinstance(part, VideoPart) for message in shape for part in _media(message)]
         if self._kinds(rendered) == wanted:
             return None
-        return self._first_left_out_media(shape, len(self._kinds(rendered)))
+        return self._first_left_out_media(shape, opens, len(self._kinds(rendered)))
 
-    def _first_left_out_media(self, shape: tuple[ChatMessage, ...], shown: int) -> LeftOut:
+    def _first_left_out_media(
+        self, shape: tuple[ChatMessage, ...], opens: bool, shown: int
+    ) -> LeftOut:
         """The first image or video of the first message that loses some."""
         holders = [index for index, message in enumerate(shape) if _media(message)]
         for index in holders:
             texts = tuple(part for part in shape[index].parts if isinstance(part, TextPart))
             without = replace(shape[index], parts=texts or _ANY_TEXT)
+            others = (*shape[:index], without, *shape[index + 1 :])
             try:
-                rest = len(
-                    self._kinds(self._render((*shape[:index], without, *shape[index + 1 :])))
-                )
+                rest = len(self._kinds(self._render(others, opens)))
             except InvalidArgumentError:
                 continue
             if shown - rest != len(_media(shape[index])):
@@ -129,8 +132,10 @@ class TemplateCheck:
         """Whether each placeholder is that of a video."""
         return [found != self._image for found in self._placeholder.findall(rendered)]
 
-    def _render(self, shape: Sequence[ChatMessage]) -> str:
-        return self._template.render(shape, in_parts=self.in_parts, quote_refusal=True)
+    def _render(self, shape: Sequence[ChatMessage], opens: bool) -> str:
+        return self._template.render(
+            shape, add_generation_prompt=opens, in_parts=self.in_parts, quote_refusal=True
+        )
 
     def _roles_in_parts(self) -> frozenset[Role]:
         """The roles whose text the template renders only as a list of parts."""

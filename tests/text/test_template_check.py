@@ -168,6 +168,26 @@ def test_a_refusal_quotes_the_template_but_not_the_messages(chats: dict[str, Jin
     assert "secret" not in error.message
 
 
+def test_a_conversation_is_checked_as_it_is_rendered(tokenizer: JsonTokenizer) -> None:
+    """A template may refuse to open an answer behind an answer, and still continue that answer."""
+    template = EACH % "{{ m.role }}:{{ m.content }}\\n" + (
+        "{% if add_generation_prompt and messages[-1].role == 'assistant' %}"
+        "{{ raise_exception('The last message must be of the user') }}{% endif %}"
+    )
+    chat = JinjaChat(tokenizer, JinjaTemplate(template), placeholder=token_id("<|image_pad|>"))
+    messages = (say("user", "x"), say("assistant", "It is"))
+    request = ChatRequest(
+        request_id="r",
+        model="m",
+        messages=messages,
+        add_generation_prompt=False,
+        continue_final_message=True,
+    )
+    text = tokenizer.decode(chat.write(request).token_ids, skip_special_tokens=False)
+    assert text.endswith("assistant:It is")
+    assert "it says 'The last message" in refused(chat, *messages).message
+
+
 NAMED = {
     EACH % "{{ m.role }}{{ m.name }}{{ m.content }}": "system user assistant",
     EACH % "{{ m.content }}{% if m.role == 'user' %}{{ m.name }}{% endif %}": "user",
