@@ -35,6 +35,7 @@ _UNSUPPORTED: Final = {
     "video_url": "send a part of type 'video' with the URLs of the video's frames",
     "input_video": "send a part of type 'video' with the URLs of the video's frames",
     **dict.fromkeys(("audio", "audio_url", "input_audio"), "this service has no audio"),
+    "image_file": "send the image itself or its URL",
     **dict.fromkeys(("file", "input_file", "document"), "send the text, or images of the pages"),
     **dict.fromkeys(("tool_use", "tool_result", "tool_call"), "tools are not supported yet"),
 }

@@ -132,9 +132,11 @@ def _no_source(part: Fields) -> Exception:
 
 def _flat_source(part: Fields, name: str) -> _Source:
     """The source in a field of the part that is not an object."""
-    text, path = part.text(name), part.path_of(name)
-    assert text is not None
-    if name in ("base64", "data"):
+    text, path = part.values[name], part.path_of(name)
+    is_base64 = name in ("base64", "data")
+    if not isinstance(text, str):
+        raise wrong(path, text, "base64" if is_base64 else "a URL or an object with one")
+    if is_base64:
         mime_type = part.text("mime_type") or part.text("media_type") or ""
         return _Source(text, path, is_base64=True, mime_type=mime_type)
     if name == "path" and "://" not in text:
