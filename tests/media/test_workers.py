@@ -212,6 +212,44 @@ async def test_close_does_not_wait_for_a_running_decode(make, policy: ImagePolic
         await one.image(JPEG, policy)
 
 
+async def test_close_while_a_worker_starts(make, policy: ImagePolicy) -> None:
+    one = make(1, command=(sys.executable, "-c", "import time; time.sleep(60)"))
+    jobs = [asyncio.ensure_future(one.image(JPEG, policy)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    one.decoder.close()
+    async with asyncio.timeout(20):
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [InternalError] * 3
+
+
+async def test_a_worker_goes_past_jobs_that_were_just_given_up(make, policy: ImagePolicy) -> None:
+    one = make(1)
+    pool = one.pool
+    worker = await pool._take(expensive=False)
+    gone, waiting = (asyncio.ensure_future(pool._take(expensive=False)) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    pool._give(worker)  # before the job that was given up had its turn
+    assert await waiting is worker
+    assert gone.cancelled() or (await asyncio.wait([gone]) and gone.cancelled())
+    pool._give(worker)
+    assert await one.image(JPEG, policy) == decoded(JPEG, policy)
+
+
+async def test_an_idle_worker_holds_no_pixels(make, policy: ImagePolicy) -> None:
+    one = make(1)
+    before = mapped_pixels()
+    image = await one.image(JPEG, policy)
+    assert mapped_pixels() == before + 1
+    del image
+    assert mapped_pixels() == before
+    assert [worker.running for worker in one.pool._idle] == [None]
+
+
+def mapped_pixels() -> int:
+    return Path("/proc/self/maps").read_text().count("memfd:decoded")
+
+
 @pytest.mark.parametrize("how", ["exits", "nonsense", "silent"])
 async def test_a_worker_that_does_not_start(
     make, policy: ImagePolicy, monkeypatch, how: str
