@@ -246,6 +246,18 @@ def test_orientation_is_read_wherever_pillow_reads_it(policy: ImagePolicy) -> No
         assert (image.original_width, image.original_height) == (45, 61)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("kind", "letter"), [(1, "B"), (3, "H"), (4, "I")])
+def test_orientation_of_every_byte_order_and_type(
+    policy: ImagePolicy, order: str, kind: int, letter: str
+) -> None:
+    entry = struct.pack(order + "HHI" + letter, 0x0112, kind, 1, 8).ljust(12, b"\0")
+    other = struct.pack(order + "HHII", 0x010E, 2, 2**31, 2**31)  # a text that is not there
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, 2)
+    data = after_start(segment(0xE1, b"Exif\0\0" + start + other + entry))
+    assert (decoded(data, policy).original_width, decoded(PNG, policy).original_width) == (45, 61)
+
+
 def test_a_tiff_without_what_is_odd(policy: ImagePolicy) -> None:
     """Directories of Exif and GPS, a profile and texts that are junk; big-endian and big files; smaller versions."""
     odd = {34665: 2**31, 34853: 7, 34675: b"junk", 270: "x" * 2**20, 700: b"<x"}
