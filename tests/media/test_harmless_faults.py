@@ -271,6 +271,12 @@ def test_a_tiff_without_what_is_odd(policy: ImagePolicy) -> None:
     assert decoded(pyramid, policy).pixels == plain.pixels
 
 
+def test_tiles_count_as_they_are_decoded(policy: ImagePolicy) -> None:
+    data = tiff_of(np.zeros((8, 8), np.uint8), t322=2**15, t323=2**15, t324=8, t325=64)
+    with pytest.raises(ImageTooLargeError, match="--max-image-pixels"):
+        decoded(data, policy)
+
+
 def test_pages_are_not_dropped_silently(policy: ImagePolicy) -> None:
     pages = encoded(noise("L"), "TIFF", save_all=True, append_images=[noise("L"), noise("L")])
     with pytest.raises(InvalidImageError, match="3 pages"):

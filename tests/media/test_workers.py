@@ -195,6 +195,23 @@ async def test_cheap_images_do_not_wait_for_expensive_ones(make, policy: ImagePo
     await asyncio.wait(slow)
 
 
+async def test_what_is_enlarged_is_expensive_too(make, policy: ImagePolicy, monkeypatch) -> None:
+    one = make(2)
+    asked: list[bool] = []
+    run = WorkerPool.run
+
+    async def noted(self: WorkerPool, *args: Any, **options: Any) -> Any:
+        asked.append(options["expensive"])
+        return await run(self, *args, **options)
+
+    monkeypatch.setattr(WorkerPool, "run", noted)
+    for changed in (policy, replace(policy, min_pixels=policy.max_pixels)):
+        await one.image(encoded(noise("RGB", (8, 8))), changed)
+    await one.image(encoded(Image.new("1", (5000, 5000))), policy)
+    await one.video([JPEG, JPEG], policy)
+    assert asked == [False, True, True, False]
+
+
 async def test_close_does_not_wait_for_a_running_decode(make, policy: ImagePolicy) -> None:
     one = make(2)
     jobs = [asyncio.ensure_future(one.image(slow_bitmap(3000), policy)) for _ in range(4)]
