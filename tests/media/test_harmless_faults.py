@@ -15,6 +15,7 @@ from inference_service.errors import ImageTooLargeError, InvalidImageError
 from inference_service.media.checks import inspect
 from inference_service.media.formats import READABLE, sniff
 from inference_service.model_spec import ImagePolicy
+from tests.media.decoding import slow_bitmap
 from tests.media.files import LIMITS, chunk, decoded, encoded, noise, png, segment, tiff_of
 
 
@@ -361,6 +362,25 @@ COSTLY = {
 def test_what_costs_too_much_is_refused(policy: ImagePolicy, name: str) -> None:
     with pytest.raises(ImageTooLargeError, match="costs too much to decode: it has more than"):
         decoded(COSTLY[name], policy)
+
+
+@pytest.mark.parametrize(("side", "words"), [(2001, "visits each"), (9, "more runs than pixels")])
+def test_run_lengths_are_limited(policy: ImagePolicy, side: int, words: str) -> None:
+    data = slow_bitmap(side) + b"\1\7" * (5000 if side == 9 else 0)
+    with pytest.raises(ImageTooLargeError, match=words):
+        decoded(data, policy)
+
+
+def test_a_bitmap_of_run_lengths(policy: ImagePolicy) -> None:
+    row = b"\x05\x01" + b"\x04\x02" + b"\0\0"  # five pixels of one colour and four of another
+    runs = slow_bitmap(9)
+    start = int.from_bytes(runs[10:14], "little")
+    got = np.frombuffer(decoded(runs[:start] + row * 9 + b"\0\1", policy).pixels, np.uint8)
+    with pytest.raises(InvalidImageError, match="cut off"):
+        decoded(runs[:start] + row * 5, policy)
+    colours = np.array([[0, 254, 1]] * 5 + [[0, 253, 2]] * 4, np.uint8)
+    plain = encoded(Image.fromarray(np.broadcast_to(colours, (9, 9, 3)).copy()))
+    assert np.array_equal(got, np.frombuffer(decoded(plain, policy).pixels, np.uint8))
 
 
 def test_many_scans_of_a_large_image_are_refused(policy: ImagePolicy) -> None:

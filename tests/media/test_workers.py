@@ -27,7 +27,7 @@ from inference_service.media.images import FrameSpec
 from inference_service.media.pool import WorkerPool
 from inference_service.model_spec import ImagePolicy
 from tests.engine_client.engine_front import is_running, until
-from tests.media.decoding import JPEG, SLOW, VIDEO, cpu_s, peak_mib, slow_bitmap
+from tests.media.decoding import JPEG, SLOW, VIDEO, cpu_s, peak_mib
 from tests.media.files import LIMITS, decoded, encoded, noise, png
 
 
@@ -138,7 +138,7 @@ async def test_cpu_time_is_limited_by_the_kernel(make, policy: ImagePolicy, monk
     monkeypatch.setattr(WorkerPool, "run", patient)
     async with asyncio.timeout(60):
         with pytest.raises(ImageTooLargeError, match="too long"):
-            await one.image(slow_bitmap(3000), policy)
+            await one.image(SLOW, policy)
 
 
 async def test_memory_is_limited(make, policy: ImagePolicy) -> None:
@@ -184,7 +184,7 @@ async def test_equal_frames_are_decoded_once(make, policy: ImagePolicy) -> None:
 
 async def test_cheap_images_do_not_wait_for_expensive_ones(make, policy: ImagePolicy) -> None:
     one = make(2)
-    slow = [asyncio.ensure_future(one.image(slow_bitmap(2500), policy)) for _ in range(4)]
+    slow = [asyncio.ensure_future(one.image(SLOW, policy)) for _ in range(4)]
     await one.busy_pid()
     async with asyncio.timeout(60):
         for _ in range(5):
@@ -214,7 +214,7 @@ async def test_what_is_enlarged_is_expensive_too(make, policy: ImagePolicy, monk
 
 async def test_close_does_not_wait_for_a_running_decode(make, policy: ImagePolicy) -> None:
     one = make(2)
-    jobs = [asyncio.ensure_future(one.image(slow_bitmap(3000), policy)) for _ in range(4)]
+    jobs = [asyncio.ensure_future(one.image(SLOW, policy)) for _ in range(4)]
     pid = await one.busy_pid()
     pids = one.pool.pids
     begun = time.monotonic()
