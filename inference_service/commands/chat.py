@@ -12,12 +12,13 @@ import sys
 
 import grpc
 
-from inference_service.commands import INTERRUPTED
 from inference_service.commands.draw import DrawError, draw_boxes, open_image
 from qwenvl import Client, Error
-from qwenvl.flags import ENV_PREFIX
+from qwenvl.environment import ENV_PREFIX
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from qwenvl.interrupts import INTERRUPTED
+from qwenvl.keys import KeyFileError, read_keys
 from qwenvl.specs import image_of
 
 
@@ -215,7 +216,10 @@ def _is_url(image: str) -> bool:
 def _api_key(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(ENV_PREFIX + "API_KEY") or None
-    return file.read_text().strip().partition("\n")[0]
+    keys = read_keys(file)
+    if not keys:
+        raise KeyFileError("contains no API key")
+    return keys[0]
 
 
 def _printable(text: str) -> str:

@@ -12,6 +12,8 @@ import subprocess
 
 _QUERY = ("--query-gpu=name,memory.total,memory.used", "--format=csv,noheader,nounits")
 _TIMEOUT_S = 20.0
+# Device files of drivers that have no nvidia-smi: of NVIDIA's small boards, of WSL, of AMD.
+_OTHER_DRIVERS = ("nvidiactl", "nvmap", "dxg", "kfd")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -45,6 +47,15 @@ def find_device(wanted: str, environ: Mapping[str, str]) -> Device | None:
         is_gpu=True,
         total_bytes=sum(gpu.total_bytes for gpu in found),
         used_bytes=sum(gpu.used_bytes for gpu in found),
+    )
+
+
+def may_exist(wanted: str) -> bool:
+    """Whether the engine may find a GPU that `find_device` does not: there is a driver without nvidia-smi."""
+    if wanted in ("auto", "cpu"):
+        return True
+    return shutil.which("nvidia-smi") is None and any(
+        Path("/dev", name).exists() for name in _OTHER_DRIVERS
     )
 
 

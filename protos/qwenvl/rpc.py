@@ -54,6 +54,8 @@ def channel_options(*, retry_unavailable: bool) -> list[tuple[str, str | int]]:
     return [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # `http_proxy` and the like are for the web: a service inside the network is called directly.
+        ("grpc.enable_http_proxy", 0),
         ("grpc.service_config", json.dumps(service_config)),
         # Reconnect to a restarted service within seconds, not minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),

@@ -276,7 +276,7 @@ async def test_an_engine_that_failed_for_good_ends_the_service(model: ServedMode
 
 def test_front_loads_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, inference_service.__main__\n"
+        "import sys, inference_service.front\n"
         "heavy = {'torch', 'transformers', 'triton', 'modelscope'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
