@@ -122,28 +122,32 @@ class Pair:
 
     def _stop(self) -> int:
         """Stops both at once; the service refuses new requests, and answers those that the adapter waits for."""
-        started = self._signals
-        for child in self._children.values():
-            child.terminate()
-        begin = time.monotonic()
+        self._terminate(_ADAPTER, _SERVICE)
+        begin, signals, told = time.monotonic(), self._signals, False
         end = begin + self._drain_s + _STOP_GRACE_S
-        told = False
-        while any(child.poll() is None for child in self._children.values()):
+        while self._running():
             now = time.monotonic()
-            if self._signals > started:  # a second signal
-                started = self._signals
-                end = min(end, now + _LAST_GRACE_S)
-                for child in self._children.values():
-                    child.terminate()
+            if self._signals > signals:
+                self._terminate(
+                    _SERVICE
+                )  # a second signal ends its streams, which the adapter passes on
+                signals, end = self._signals, min(end, now + _LAST_GRACE_S)
             if now >= end:
-                for child in self._children.values():
+                for child in self._running():
                     child.kill()
             if not told and now - begin > _SILENT_STOP_S:
                 told = True
-                self._console.say(
-                    f"stopping: running requests have up to {self._drain_s:g} s; Ctrl-C again ends them"
-                )
+                text = f"stopping: running requests have up to {self._drain_s:g} s; Ctrl-C again ends them"
+                self._console.say(text)
             self._pause(_POLL_S / 4)
+        self._console.say("stopped")
         # A process that had not installed its handlers yet ends by the signal itself.
-        statuses = [child.returncode for child in self._children.values()]
-        return next((status for status in statuses if status not in (0, -signal.SIGTERM)), 0)
+        statuses = {child.returncode for child in self._children.values()}
+        return max(statuses - {0, -signal.SIGTERM, -signal.SIGKILL}, default=0)
+
+    def _terminate(self, *modules: str) -> None:
+        for module in modules:
+            self._children[module].terminate()
+
+    def _running(self) -> list[subprocess.Popen[bytes]]:
+        return [child for child in self._children.values() if child.poll() is None]
