@@ -22,6 +22,7 @@ from inference_service.hub.resolve import (
     resolve_model,
 )
 from inference_service.settings import ServiceSettings
+from qwenvl.interrupts import ending_at_once
 
 
 FITS, DOES_NOT_FIT, USAGE = 0, 1, 2
@@ -74,6 +75,11 @@ def parse_size(text: str) -> int:
 
 def run(flags: Mapping[str, object]) -> int:
     """Runs the command; returns the exit status."""
+    with ending_at_once():
+        return _run(flags)
+
+
+def _run(flags: Mapping[str, object]) -> int:
     try:
         settings = ServiceSettings.load(flags, os.environ)
     except SystemExit as error:

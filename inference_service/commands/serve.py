@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 import os
+from pathlib import Path
 import subprocess
 
 from inference_service.commands.banner import Banner
@@ -18,7 +19,13 @@ from inference_service.commands.pair import Pair, child_command
 from inference_service.commands.ports import PortProblem, reserve
 from inference_service.commands.report import report
 from inference_service.families.registry import load_spec
-from inference_service.hub.resolve import ModelNotFound, fetch_model, is_hub_id, resolve_model
+from inference_service.hub.resolve import (
+    ModelNotFound,
+    hub_names,
+    is_hub_id,
+    obtain_model,
+    resolve_model,
+)
 from inference_service.hub.snapshot import SnapshotError, verify_weights
 from inference_service.media.fetch import FetchPolicy
 from inference_service.model_spec import ModelSpec
@@ -107,7 +114,14 @@ def _plan(flags: Mapping[str, object]) -> _Plan:
     addresses = _reserve(settings, http_address)
     environment = _environment(explicit, addresses)
     _check_adapter(environment)
-    _report(_checked_spec(settings), settings, console)
+    directory, spec = _complete_model(settings, console)
+    if settings.model is not None and is_hub_id(settings.model):
+        # The service finds it by its place, under the names that it would give it by its id.
+        environment[ENV_PREFIX + "MODEL"] = str(directory)
+        environment.setdefault(
+            ENV_PREFIX + "SERVED_MODEL_NAME", ",".join(hub_names(settings.model))
+        )
+    _report(spec, settings, console)
     return _Plan(settings, console, environment, addresses)
 
 
@@ -198,18 +212,16 @@ def _check_adapter(environment: Mapping[str, str]) -> None:
         raise SystemExit(result.stderr.strip())
 
 
-def _checked_spec(settings: ServiceSettings) -> ModelSpec:
-    """The configuration of the model, whose files are complete; a hub id that is not on this machine is fetched."""
+def _complete_model(settings: ServiceSettings, console: Console) -> tuple[Path, ModelSpec]:
+    """The directory and configuration of the model; a hub id that is not on this machine is fetched."""
     model, hub, revision = settings.model, settings.hub, settings.revision
     try:
-        try:
-            directory = resolve_model(model, hub=hub, revision=revision).directory
-        except ModelNotFound:
-            if model is None or not is_hub_id(model):
-                raise
-            directory = fetch_model(model, hub=hub, revision=revision)
+        if model is not None and is_hub_id(model):
+            directory = obtain_model(model, hub=hub, revision=revision, tell=console.say)
+        else:
+            directory = resolve_model(model).directory
         verify_weights(directory)
-        return load_spec(directory)
+        return directory, load_spec(directory)
     except (ModelNotFound, SnapshotError, ValueError, OSError) as error:
         raise SystemExit(f"cannot serve this model: {error}") from None
 
