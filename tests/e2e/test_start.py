@@ -276,8 +276,16 @@ def test_a_taken_port_is_refused_for_every_address(tmp_path: Path) -> None:
 SERVE = ("serve", "--port", "0", "--grpc-address", "127.0.0.1:0", "--cpu-threads", "1")
 
 
-@pytest.mark.parametrize("command", ["qwenvl", "inference-service", "rest-adapter"])
-@pytest.mark.parametrize("imported", ["qwenvl.interrupts", "pydantic_core", "qwenvl.flags"])
+@pytest.mark.parametrize(
+    ("command", "imported"),
+    [
+        ("qwenvl", "qwenvl.interrupts"),
+        ("qwenvl", "pydantic_core"),
+        ("qwenvl", "qwenvl.flags"),
+        ("inference-service", "qwenvl.flags"),
+        ("rest-adapter", "pydantic_core"),
+    ],
+)
 def test_ctrl_c_while_importing(tmp_path: Path, command: str, imported: str) -> None:
     """Libraries lose a KeyboardInterrupt or wrap it; the end must not depend on them."""
     arguments = SERVE if command == "qwenvl" else ()
@@ -300,8 +308,14 @@ def test_ctrl_c_while_starting_and_serving(tmp_path: Path, moment: str) -> None:
         assert it.said()[-1] in ("stopped", "interrupted")
 
 
-@pytest.mark.parametrize("command", ["download", "serve"])
-@pytest.mark.parametrize("hub", ["modelscope", "huggingface"])
+@pytest.mark.parametrize(
+    ("command", "hub"),
+    [
+        ("download", "modelscope"),
+        ("download", "huggingface"),
+        pytest.param("serve", "modelscope", marks=pytest.mark.full),
+    ],
+)
 def test_ctrl_c_while_downloading(tmp_path: Path, command: str, hub: str) -> None:
     never = threading.Event()
     with serving(StandIn(stall=never)) as running:
