@@ -12,9 +12,9 @@ import logging
 import os
 from pathlib import Path
 import re
-import sys
 from typing import Any, Protocol
 
+from inference_service.hub.progress import has_bars
 from inference_service.hub.snapshot import RemoteFile
 
 
@@ -105,7 +105,7 @@ class HuggingFace:
 
     def files(self, model: str, revision: str | None) -> dict[str, RemoteFile]:
         """See `Hub.files`."""
-        _slow_down_bars()
+        _leave_out_bars()
         from huggingface_hub import HfApi
 
         with _huggingface_errors(model, revision):
@@ -119,7 +119,7 @@ class HuggingFace:
         self, model: str, revision: str | None, names: Sequence[str], directory: Path | None
     ) -> Path:
         """See `Hub.fetch`."""
-        _slow_down_bars()
+        _leave_out_bars()
         from huggingface_hub import snapshot_download
 
         with _huggingface_errors(model, revision):
@@ -143,7 +143,7 @@ class HuggingFace:
 
 def _modelscope() -> Any:
     """The library of ModelScope, which logs as everything else does."""
-    _slow_down_bars()
+    _leave_out_bars()
     library_logger = logging.getLogger("modelscope_hub")
     # Else it adds a handler with a format of its own.
     library_logger.handlers[:] = [logging.NullHandler()]
@@ -154,10 +154,11 @@ def _modelscope() -> Any:
     return library
 
 
-def _slow_down_bars() -> None:
-    """Lets progress bars not fill a log file; has an effect before their library is imported."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "10")
+def _leave_out_bars() -> None:
+    """Keeps progress bars out of log files; has an effect before their library is imported."""
+    if not has_bars():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 HUBS: Mapping[str, Hub] = {"modelscope": ModelScope(), "huggingface": HuggingFace()}

@@ -13,7 +13,7 @@ import shutil
 from inference_service.demo import MODEL_DIR
 from inference_service.families.config_file import SpecError
 from inference_service.families.registry import family_of, load_spec
-from inference_service.hub import snapshot
+from inference_service.hub import progress, snapshot
 from inference_service.hub.clients import HUBS, Hub, HubError
 from inference_service.hub.snapshot import RemoteFile, SnapshotError
 
@@ -179,7 +179,10 @@ def fetch_model(
         missing = _require_room(path, wanted)
         if missing:
             tell(f"fetching {missing / 2**30:.2f} GiB from {TITLES[hub]} to {path}")
-        path = source.fetch(model, revision, names, directory)
+        # In the cache of Hugging Face, the files of a snapshot are links to blobs beside it.
+        root = path.parent.parent if directory is None and hub == "huggingface" else path
+        with progress.told(root, missing, tell):
+            path = source.fetch(model, revision, names, directory)
         snapshot.verify_files(path, wanted)
         snapshot.verify_weights(path)
         snapshot.write_note(path, names)
