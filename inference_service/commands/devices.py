@@ -19,12 +19,13 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device and its memory in bytes; `used_bytes` is in use by other processes."""
+    """A device, or several GPUs as one, and its memory in bytes; `used_bytes` is in use by other processes."""
 
     name: str
     is_gpu: bool
     total_bytes: int
     used_bytes: int = 0
+    count: int = 1
 
 
 def find_device(wanted: str, environ: Mapping[str, str]) -> Device | None:
@@ -47,6 +48,7 @@ def find_device(wanted: str, environ: Mapping[str, str]) -> Device | None:
         is_gpu=True,
         total_bytes=sum(gpu.total_bytes for gpu in found),
         used_bytes=sum(gpu.used_bytes for gpu in found),
+        count=len(found),
     )
 
 

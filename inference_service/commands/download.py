@@ -9,7 +9,7 @@ from pathlib import Path
 import sys
 
 from inference_service.commands.devices import find_device
-from inference_service.commands.report import report
+from inference_service.commands.report import assess
 from inference_service.families.registry import load_spec
 from inference_service.hub.resolve import ModelNotFound, fetch_model, is_hub_id
 from inference_service.settings import ServiceSettings
@@ -60,6 +60,6 @@ def _run(flags: Mapping[str, object]) -> int:
         return 1
     device = find_device("auto", os.environ)
     assert device is not None  # auto ends at the CPU
-    print(*report(load_spec(path), device, settings).lines, sep="\n")
+    print(*assess(load_spec(path), device, settings).lines, sep="\n")
     print(f"directory   {path}")
     return 0

@@ -17,7 +17,7 @@ from inference_service.commands.console import Console
 from inference_service.commands.devices import find_device, may_exist
 from inference_service.commands.pair import Pair, child_command
 from inference_service.commands.ports import PortProblem, reserve
-from inference_service.commands.report import report
+from inference_service.commands.report import assess
 from inference_service.families.registry import load_spec
 from inference_service.hub.resolve import (
     ModelNotFound,
@@ -234,4 +234,4 @@ def _report(spec: ModelSpec, settings: ServiceSettings, console: Console) -> Non
         raise SystemExit(settings.problem("max_model_len", wanted, text))
     device = find_device(settings.device, os.environ)
     if device is not None:
-        console.say(*report(spec, device, settings).lines)
+        console.say(*assess(spec, device, settings).lines)
