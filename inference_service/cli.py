@@ -1,21 +1,28 @@
-"""The command line `qwenvl` and its subcommands."""
+"""The command line `qwenvl` and its subcommands.
+
+Only what handles Ctrl-C is imported with this module: all other imports take a second, in which it may come.
+"""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from qwenvl.command_line import CommandParser, add_version
-from qwenvl.environment import check_variables
 from qwenvl.interrupts import INTERRUPTED, ending_at_once
+
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     try:
         with ending_at_once():
+            from qwenvl.environment import check_variables  # noqa: PLC0415
+
             flags = vars(build_parser().parse_args(argv))
             for warning in check_variables(os.environ):
                 sys.stderr.write(f"{warning}\n")
@@ -29,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; its namespace has the command's function as `run`."""
-    # After the line above that handles Ctrl-C: these imports take a second.
+    from qwenvl.command_line import CommandParser, add_version  # noqa: PLC0415
+
     try:
         from inference_service.commands import chat, check, download, serve  # noqa: PLC0415
     except ModuleNotFoundError as error:

@@ -1,4 +1,7 @@
-"""The command `rest-adapter`: flags and settings; see `rest_adapter.server`."""
+"""The command `rest-adapter`: flags and settings; see `rest_adapter.server`.
+
+Only what handles Ctrl-C is imported with this module: all other imports take a second, in which it may come.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ from collections.abc import Sequence
 import os
 import sys
 
-from qwenvl.command_line import CommandParser, add_version
-from qwenvl.environment import check_variables
 from qwenvl.interrupts import ending_at_once
 
 
@@ -21,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     with ending_at_once():
-        # After the line above: these imports take a second.
+        from qwenvl.command_line import CommandParser, add_version  # noqa: PLC0415
+        from qwenvl.environment import check_variables  # noqa: PLC0415
+
         try:
             import uvicorn  # noqa: F401, PLC0415
 

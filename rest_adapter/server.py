@@ -36,9 +36,8 @@ class _Server(uvicorn.Server):
 
     def _on_signal(self) -> None:
         self.force_exit = self.should_exit
-        if (
-            self.force_exit
-        ):  # uvicorn would log every request that it drops as an error of the application
+        if self.force_exit:
+            # It would log every request that it drops as an error of the application.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self.should_exit = True
 

@@ -128,9 +128,8 @@ class Pair:
         while self._running():
             now = time.monotonic()
             if self._signals > signals:
-                self._terminate(
-                    _SERVICE
-                )  # a second signal ends its streams, which the adapter passes on
+                # A second signal ends the streams of the service, which the adapter passes on.
+                self._terminate(_SERVICE)
                 signals, end = self._signals, min(end, now + _LAST_GRACE_S)
             if now >= end:
                 for child in self._running():

@@ -117,10 +117,9 @@ def _plan(flags: Mapping[str, object]) -> _Plan:
     directory, spec = _complete_model(settings, console)
     if settings.model is not None and is_hub_id(settings.model):
         # The service finds it by its place, under the names that it would give it by its id.
+        names = settings.served_model_name or hub_names(settings.model)
         environment[ENV_PREFIX + "MODEL"] = str(directory)
-        environment.setdefault(
-            ENV_PREFIX + "SERVED_MODEL_NAME", ",".join(hub_names(settings.model))
-        )
+        environment[ENV_PREFIX + "SERVED_MODEL_NAME"] = ",".join(names)
     _report(spec, settings, console)
     return _Plan(settings, console, environment, addresses)
 
@@ -149,10 +148,14 @@ def _http_address(explicit: Mapping[str, object]) -> Address:
 
 
 def _check_media(settings: ServiceSettings) -> None:
-    try:
-        FetchPolicy.from_settings(settings)
-    except ValueError as error:
-        raise SystemExit(f"invalid settings: {error}") from None
+    """Checks each setting of media alone, so that the message names it."""
+    for name in ServiceSettings.model_fields:
+        if "media" in name:
+            value = getattr(settings, name)
+            try:
+                FetchPolicy.from_settings(ServiceSettings.model_validate({name: value}))
+            except ValueError as error:
+                raise SystemExit(settings.problem(name, value, str(error))) from None
 
 
 def _check_device(settings: ServiceSettings) -> None:
@@ -186,8 +189,8 @@ def _environment(
     for name, text in settings.items():
         if name not in ("host", "port"):
             environment[ENV_PREFIX + name.upper()] = text
-    target = f"dns:///{addresses['grpc_address'].local()}"
-    environment.setdefault(ENV_PREFIX + "GRPC_TARGET", target)
+    if not environment.get(ENV_PREFIX + "GRPC_TARGET"):
+        environment[ENV_PREFIX + "GRPC_TARGET"] = f"dns:///{addresses['grpc_address'].local()}"
     # The C core writes to standard error in a format of its own; what it tells is in the errors of the calls.
     environment.setdefault("GRPC_VERBOSITY", "NONE")
     return environment

@@ -17,13 +17,13 @@ _HOST: Final = re.compile(r"[\w.-]+", re.ASCII)
 _NUMBER: Final = re.compile(r"[+-]?\d+", re.ASCII)
 _TARGET: Final = re.compile(r"(?:dns:(?://[^/]*/)?)?(?P<address>[^/]*:[^:/]*)", re.ASCII)
 _ALL_IPV4: Final = "0.0.0.0"  # noqa: S104 - compared with, not chosen
-_ALL: Final = ("", "::")
+_ALL: Final = "::"
 _MISSING: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A host, without brackets, and a port; an empty host or `::` = every address, IPv4 and IPv6."""
+    """A host, without brackets, and a port; `::` = every address, IPv4 and IPv6."""
 
     host: str
     port: int
@@ -34,12 +34,12 @@ class Address:
 
     def local(self) -> Address:
         """The address at which a program on this machine reaches one that listens here."""
-        everywhere = self.host in (*_ALL, _ALL_IPV4)
+        everywhere = self.host in (_ALL, _ALL_IPV4)
         return Address("127.0.0.1" if everywhere else self.host, self.port)
 
 
 def parse_address(text: str) -> Address:
-    """Reads `HOST:PORT`; an IPv6 address is in brackets.
+    """Reads `HOST:PORT`; an IPv6 address is in brackets, and no host is `::`.
 
     Raises:
         ValueError: It is not of that form, or the port is not between 0 and 65535; the message says which.
@@ -53,7 +53,7 @@ def parse_address(text: str) -> Address:
         raise ValueError("must be HOST:PORT, with a port between 0 and 65535")
     if not 0 <= int(port) <= MAX_PORT:
         raise ValueError(f"has port {port}, but a port is between 0 and {MAX_PORT}")
-    return Address(_parse_host(host), int(port))
+    return Address(_parse_host(host) or _ALL, int(port))
 
 
 def _parse_host(host: str) -> str:
@@ -91,7 +91,7 @@ def listen(address: Address) -> list[socket.socket]:
     Raises:
         OSError: It cannot be listened on; `socket.gaierror` if the host has no address.
     """
-    if address.host in _ALL:
+    if address.host == _ALL:
         return [_listen_everywhere(address.port)]
     found = socket.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

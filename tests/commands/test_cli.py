@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+import re
 import socket
 import subprocess
 import sys
@@ -88,6 +89,19 @@ def test_help_lists_the_fixed_flags() -> None:
         "--allow-local-media-path",
     ):
         assert flag in text
+
+
+def test_help_is_in_groups_with_choices_and_examples() -> None:
+    text = qwenvl("serve", "--help").stdout
+    titles = re.findall(r"^(\w[^\n]*):$", text, re.MULTILINE)
+    for title in ("REST API", "model", "addresses", "device and memory", "requests", "media"):
+        assert title in titles
+    assert "--dtype {auto,float32,float16,bfloat16}" in text
+    assert "--hub {modelscope,huggingface}" in text
+    assert "--max-model-len N " in text
+    assert re.search(r"^examples:\n  qwenvl serve  +the embedded demo", text, re.MULTILINE)
+    for command in ("chat", "check"):
+        assert f"examples:\n  qwenvl {command} " in qwenvl(command, "--help").stdout
 
 
 def test_the_command_loads_no_torch() -> None:

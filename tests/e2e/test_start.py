@@ -236,8 +236,16 @@ def second_server_says_which_port(
             {},
             "--api-key-file=/no/such (QWENVL_API_KEY_FILE): cannot",
         ),
-        (["--allowed-media-domains", "not a host"], {}, "not a host"),
-        (["--allow-local-media-path", "/no/such"], {}, "/no/such"),
+        (
+            ["--allowed-media-domains", "not a host"],
+            {},
+            "--allowed-media-domains=not a host (QWENVL_A",
+        ),
+        (
+            ["--allow-local-media-path", "/x/y"],
+            {},
+            "--allow-local-media-path=/x/y (QWENVL_ALLOW_LO",
+        ),
         ([], {"QWENVL_MAX_BODY_MIB": "0"}, "--max-body-mib=0 (QWENVL_MAX_BODY_MIB): must be"),
         ([], {"QWENVL_GRPC_TARGET": "http://x"}, "--grpc-target=http://x (QWENVL_GRPC_TARGET)"),
         ([], {"QWENVL_MAX_NUM_SEQ": "3"}, "did you mean QWENVL_MAX_NUM_SEQS?"),
@@ -279,7 +287,7 @@ SERVE = ("serve", "--port", "0", "--grpc-address", "127.0.0.1:0", "--cpu-threads
 @pytest.mark.parametrize(
     ("command", "imported"),
     [
-        ("qwenvl", "qwenvl.interrupts"),
+        ("qwenvl", "qwenvl.setting_names"),
         ("qwenvl", "pydantic_core"),
         ("qwenvl", "qwenvl.flags"),
         ("inference-service", "qwenvl.flags"),

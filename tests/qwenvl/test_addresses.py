@@ -17,7 +17,7 @@ from qwenvl.addresses import Address, check_target, listen, parse_address
         ("0.0.0.0:65535", Address("0.0.0.0", 65535), "127.0.0.1:65535"),
         ("[::1]:80", Address("::1", 80), "[::1]:80"),
         ("[::]:80", Address("::", 80), "127.0.0.1:80"),
-        (":80", Address("", 80), "127.0.0.1:80"),
+        (":80", Address("::", 80), "127.0.0.1:80"),
         ("my-host.example_1:080", Address("my-host.example_1", 80), "my-host.example_1:80"),
     ],
 )
@@ -59,9 +59,8 @@ def reaches(host: str, port: int) -> bool:
         return client.connect_ex((host, port)) == 0
 
 
-@pytest.mark.parametrize("host", ["::", ""])
-def test_all_addresses_means_ipv4_too(host: str) -> None:
-    [one] = listen(Address(host, 0))
+def test_all_addresses_means_ipv4_too() -> None:
+    [one] = listen(Address("::", 0))
     with one:
         port = one.getsockname()[1]
         assert reaches("127.0.0.1", port)
@@ -88,7 +87,7 @@ def test_every_address_of_a_name_is_listened_on_with_one_port(
 def test_a_taken_port_is_refused_whatever_the_host() -> None:
     [taken] = listen(Address("127.0.0.1", 0))
     with taken:
-        for host in ("127.0.0.1", "0.0.0.0", "::", "", "localhost"):
+        for host in ("127.0.0.1", "0.0.0.0", "::", "localhost"):
             with pytest.raises(OSError, match="in use"):
                 listen(Address(host, taken.getsockname()[1]))
 
