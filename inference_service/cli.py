@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from qwenvl.interrupts import INTERRUPTED, ending_at_once
+from qwenvl.safe_path import leave_out_working_directory
 
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
+    leave_out_working_directory()
     try:
         with ending_at_once():
             from qwenvl.environment import check_variables  # noqa: PLC0415

@@ -10,6 +10,7 @@ import os
 import sys
 
 from qwenvl.interrupts import ending_at_once
+from qwenvl.safe_path import leave_out_working_directory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    leave_out_working_directory()
     with ending_at_once():
         from qwenvl.command_line import CommandParser, add_version  # noqa: PLC0415
         from qwenvl.environment import check_variables  # noqa: PLC0415

@@ -32,8 +32,9 @@ from inference_service.model_spec import ModelSpec
 from inference_service.settings import ServiceSettings
 from qwenvl.addresses import Address, parse_address
 from qwenvl.command_line import EXAMPLES
-from qwenvl.environment import ENV_PREFIX, child_environment, unknown_variables
+from qwenvl.environment import ENV_PREFIX, unknown_variables
 from qwenvl.interrupts import ending_at_once
+from qwenvl.safe_path import child_environment
 
 
 _DEFAULT_HTTP_ADDRESS = "127.0.0.1:8000"

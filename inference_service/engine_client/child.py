@@ -14,7 +14,7 @@ import time
 from typing import Final
 
 from inference_service.engine_protocol import wire
-from qwenvl.environment import child_environment
+from qwenvl.safe_path import child_environment
 
 
 DEFAULT_COMMAND: Final = (sys.executable, "-P", "-m", "inference_service.engine.process")

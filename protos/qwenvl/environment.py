@@ -1,11 +1,9 @@
-"""The environment of the programs: misspelt `QWENVL_*` variables, and what child processes inherit."""
+"""The `QWENVL_*` variables of the programs, and what was probably meant by misspelt ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 import difflib
-import os
-from pathlib import Path
 import re
 from typing import Final
 
@@ -71,20 +69,6 @@ def check_variables(environ: Mapping[str, str]) -> list[str]:
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The known name that was probably meant."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)), None)
-
-
-def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a child process: no module is imported from the working directory.
-
-    The working directory may be a model's, with a `torch.py` in it. `PYTHONSAFEPATH` keeps it out of the path of
-    grandchildren too; an empty or relative entry of `PYTHONPATH`, which means the working directory, is left out.
-    """
-    environment = {**environ, "PYTHONSAFEPATH": "1"}
-    if "PYTHONPATH" in environment:
-        entries = environment.pop("PYTHONPATH").split(os.pathsep)
-        if kept := [entry for entry in entries if Path(entry).is_absolute()]:
-            environment["PYTHONPATH"] = os.pathsep.join(kept)
-    return environment
 
 
 def _is_service_link(variable: str, value: str) -> bool:

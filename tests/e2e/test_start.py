@@ -189,6 +189,30 @@ def test_a_models_directory_brings_no_code_and_no_proxy_is_asked(
     assert [path.name for path in tmp_path.glob("ran-*")] == []
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        [QWENVL, "check"],
+        [sys.executable, "-m", "inference_service.cli", "check"],
+        [sys.executable, "-m", "inference_service", "--model", "/no/such"],
+        [sys.executable, "-m", "rest_adapter", "--check-settings"],
+    ],
+)
+@pytest.mark.parametrize("entry", ["", "."])
+def test_a_careless_python_path_brings_no_code_either(
+    hostile: Path, tmp_path: Path, command: list[str | Path], entry: str
+) -> None:
+    """`python -m` and an empty entry of PYTHONPATH put the working directory first."""
+    for name in ("inference_service", "rest_adapter", "qwenvl", "sitecustomize", "usercustomize"):
+        shutil.rmtree(hostile / name)  # what Python itself imports first
+        (hostile / f"{name}.py").unlink()
+    path = os.pathsep.join([entry, own_environment()["PYTHONPATH"]])
+    with program(*command, cwd=hostile, PYTHONPATH=path) as it:
+        it.end()
+        assert "hostile" not in "\n".join(it.lines)
+    assert [path.name for path in tmp_path.glob("ran-*")] == []
+
+
 def second_server_says_which_port(
     cwd: Path, addresses: list[str], http_port: int, parent: int
 ) -> None:

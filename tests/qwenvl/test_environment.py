@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from qwenvl.environment import check_variables, child_environment
+from qwenvl.environment import check_variables
+from qwenvl.safe_path import child_environment
 
 
 @pytest.mark.parametrize(
