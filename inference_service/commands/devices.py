@@ -52,9 +52,9 @@ def find_device(wanted: str, environ: Mapping[str, str]) -> Device | None:
     )
 
 
-def may_exist(wanted: str) -> bool:
-    """Whether the engine may find a GPU that `find_device` does not: there is a driver without nvidia-smi."""
-    if wanted in ("auto", "cpu"):
+def may_exist(wanted: str, environ: Mapping[str, str]) -> bool:
+    """Whether the engine may find a GPU that `find_device` does not: a part of one, or one without nvidia-smi."""
+    if wanted in ("auto", "cpu") or "MIG-" in environ.get("CUDA_VISIBLE_DEVICES", ""):
         return True
     return shutil.which("nvidia-smi") is None and any(
         Path("/dev", name).exists() for name in _OTHER_DRIVERS

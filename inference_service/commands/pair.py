@@ -78,6 +78,7 @@ class Pair:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads here
             )
+        self._console.say("loading the model")
         announced = False
         while not self._signals:
             for name, child in self._children.items():
@@ -85,7 +86,7 @@ class Pair:
                     self._console.complain(f"{name} ended with status {child.returncode}")
                     self._stop()
                     return 1
-            if not announced and self.is_ready():
+            if not announced and self.is_ready() and not self._signals:
                 announced = True
                 self._console.say(*self._banner())
             self._pause(_POLL_S)

@@ -160,7 +160,9 @@ def _check_media(settings: ServiceSettings) -> None:
 
 
 def _check_device(settings: ServiceSettings) -> None:
-    if find_device(settings.device, os.environ) is None and not may_exist(settings.device):
+    if find_device(settings.device, os.environ) is None and not may_exist(
+        settings.device, os.environ
+    ):
         text = "there is no such GPU on this machine; --device cpu serves without one"
         raise SystemExit(settings.problem("device", settings.device, text))
 

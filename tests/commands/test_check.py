@@ -12,7 +12,7 @@ import pytest
 from inference_service.cli import build_parser, main
 from inference_service.commands.cards import parse_card
 from inference_service.commands.check import DOES_NOT_FIT, FITS, USAGE, parse_size
-from inference_service.commands.devices import find_device
+from inference_service.commands.devices import find_device, may_exist
 from tests.support.published_configs import published_files, write_files
 
 
@@ -307,6 +307,13 @@ def test_the_gpu_of_this_machine(
     assert main(["check", configured]) == FITS
     assert "cuda:0 NVIDIA X: 20.60 GiB usable of 24.00 GiB" in capsys.readouterr().out
     assert main(["check", configured, "--device", "cuda:1"]) == DOES_NOT_FIT
+
+
+def test_a_gpu_that_nvidia_smi_does_not_list_may_be_there(two_gpus: None) -> None:
+    assert not may_exist("cuda:7", {})
+    assert not may_exist("cuda", {"CUDA_VISIBLE_DEVICES": ""})
+    assert may_exist("cuda", {"CUDA_VISIBLE_DEVICES": "MIG-5c89"})
+    assert may_exist("cpu", {})
 
 
 def test_visible_devices_are_counted_as_the_engine_counts_them(two_gpus: None) -> None:
