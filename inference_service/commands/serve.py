@@ -27,7 +27,7 @@ from inference_service.hub.resolve import (
     resolve_model,
 )
 from inference_service.hub.snapshot import SnapshotError, verify_weights
-from inference_service.media.fetch import FetchPolicy
+from inference_service.media.policy import FetchPolicy
 from inference_service.model_spec import ModelSpec
 from inference_service.settings import ServiceSettings
 from qwenvl.addresses import Address, parse_address
@@ -149,14 +149,17 @@ def _http_address(explicit: Mapping[str, object]) -> Address:
 
 
 def _check_media(settings: ServiceSettings) -> None:
-    """Checks each setting of media alone, so that the message names it."""
-    for name in ServiceSettings.model_fields:
-        if "media" in name:
+    """Checks the media policy; the message names the setting that is wrong by itself."""
+    try:
+        FetchPolicy.from_settings(settings)
+    except ValueError as problem:
+        for name in ServiceSettings.model_fields:
             value = getattr(settings, name)
             try:
                 FetchPolicy.from_settings(ServiceSettings.model_validate({name: value}))
             except ValueError as error:
                 raise SystemExit(settings.problem(name, value, str(error))) from None
+        raise SystemExit(f"invalid settings: {problem}") from None
 
 
 def _check_device(settings: ServiceSettings) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+import re
 import types
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
@@ -48,6 +49,7 @@ def next_address(address: str) -> str:
     return f"127.0.0.1:{port and (port + 1 if port < MAX_PORT else port - 1)}"
 
 
+_USER_INFO = re.compile(r"://[^/@\s]+@")
 Address = Annotated[str, AfterValidator(_check_address)]
 """HOST:PORT of an API."""
 Target = Annotated[str, AfterValidator(_check_target)]
@@ -130,6 +132,7 @@ class FlagSettings(BaseModel):
         names = next((found for n, i in fields if name in (found := _names(n, i))), [name])
         flag = "--" + names[0].replace("_", "-")
         shown = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+        shown = _USER_INFO.sub("://***@", shown)
         return f"{flag}={shown} ({ENV_PREFIX}{names[0].upper()}): {text}"
 
     def check_files(self) -> None:

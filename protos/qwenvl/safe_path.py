@@ -14,16 +14,17 @@ _PROGRAMS = ("inference_service", "rest_adapter")
 
 
 def leave_out_working_directory() -> None:
-    """Removes the working directory from this process's search path, before anything else is imported.
+    """Removes the working directory from the search path of this process and its children, before further imports.
 
     It is there as an empty or relative entry of `PYTHONPATH` (`PYTHONPATH=$PYTHONPATH:/x` makes one), or because a
     program of this distribution was started with `python -m` without `-P`.
     """
-    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if os.environ.get("PYTHONPATH"):
-        named = set(filter(os.path.isabs, entries))
-        unnamed = {os.path.abspath(entry) for entry in entries} - named  # noqa: PTH100
+    if path := os.environ.get("PYTHONPATH"):
+        entries = path.split(os.pathsep)
+        named = [*filter(os.path.isabs, entries)]
+        unnamed = {os.path.abspath(entry) for entry in entries} - {*named}  # noqa: PTH100
         sys.path[:] = [entry for entry in sys.path if entry not in unnamed]
+        os.environ["PYTHONPATH"] = os.pathsep.join(named)
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     started_as_module = spec is not None and spec.name.partition(".")[0] in _PROGRAMS
     if started_as_module and not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:  # noqa: PTH109

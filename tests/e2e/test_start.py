@@ -23,7 +23,7 @@ import requests
 from inference_service.demo import MODEL_DIR
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
-from tests.e2e.conftest import free_port
+from tests.e2e.conftest import ROOT, free_port
 from tests.support.hub_stand_in import StandIn, serving
 
 
@@ -177,6 +177,9 @@ def test_a_models_directory_brings_no_code_and_no_proxy_is_asked(
         answered = run(*words[1:], cwd=hostile, **PROXIES)
         assert (answered.returncode, answered.stderr) == (0, "")
         assert len(answered.stdout) > 3
+        shape = ("--image", str(ROOT / "docs" / "shape.png"), "What is in this picture?")
+        seen = run(*words[1:-1], *shape, "--temperature", "0", cwd=hostile, **PROXIES)
+        assert (seen.stdout, seen.stderr) == ("A purple star.\n", "")
         url = f"http://127.0.0.1:{http_port}/v1/models"
         assert requests.get(url, timeout=20, proxies={"http": ""}).json()["data"][0]["id"]
         with grpc.insecure_channel(f"127.0.0.1:{grpc_port + 1}") as channel:

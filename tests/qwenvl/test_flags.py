@@ -123,6 +123,11 @@ def test_one_line_names_flag_value_variable_and_limit(flags: list[str], says: st
     assert "\n" not in str(refused.value)
 
 
+def test_a_password_is_not_shown() -> None:
+    text = ServiceSettings.problem("media_proxy", "http://me:secret@proxy:99999", "is wrong")
+    assert text == "--media-proxy=http://***@proxy:99999 (QWENVL_MEDIA_PROXY): is wrong"
+
+
 @pytest.mark.parametrize(
     ("grpc", "admin"),
     [
