@@ -171,6 +171,7 @@ class LocalBackend:
                 self._defaults,
                 prompt_tokens=prepared.usage.prompt_tokens,
                 max_model_len=context_tokens,
+                strict_max_tokens=self._settings.strict_max_tokens,
             )
             yield self._started(request, prepared, options)
             engine_request = self._engine_request(request, prepared, options)

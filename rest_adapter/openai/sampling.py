@@ -30,6 +30,7 @@ def set_options(
         spec.response.grounding = True
     if request.skip_special_tokens is not None:
         spec.response.keep_special_tokens = not request.skip_special_tokens
+    set_fields(spec.media, request, ("min_pixels", "max_pixels"))
     if request.mm_processor_kwargs is not None:
         set_fields(spec.media, request.mm_processor_kwargs, ("min_pixels", "max_pixels"))
 
@@ -44,14 +45,15 @@ def _sampling_options(
     for key, bias in (request.logit_bias or {}).items():
         if not re.fullmatch(r"\d{1,9}", key, re.ASCII):
             raise invalid(
-                f"'logit_bias' has the key {key[:100]!r}, but keys must be token ids.", "logit_bias"
+                f"'logit_bias' has the key {key[:80]!r}, but keys must be token ids.", "logit_bias"
             )
         options.logit_bias[int(key)] = bias
     return options
 
 
 def _stop_options(request: AnswerRequest) -> sampling_pb.StopOptions:
-    strings = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    given = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    strings = [string for string in given if string]
     options = sampling_pb.StopOptions(strings=strings, token_ids=request.stop_token_ids or [])
     if request.include_stop_str_in_output is not None:
         options.include_stop_string = request.include_stop_str_in_output
