@@ -30,6 +30,7 @@ SERVICE: Final = (
     "max_queue",
     "default_max_tokens",
     "max_tokens_default",
+    "strict_max_tokens",
     "default_temperature",
     "default_top_p",
     "default_top_k",

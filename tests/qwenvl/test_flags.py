@@ -187,5 +187,10 @@ def test_none_says_that_a_setting_is_absent(settings: list[str]) -> None:
     assert load(ServiceSettings, settings, environ).model_dump()["admin_address"] is None
 
 
+def test_every_group_of_the_help_begins_at_a_setting() -> None:
+    assert set(ServiceSettings.GROUPS.values()) <= set(ServiceSettings.model_fields)
+    assert next(iter(ServiceSettings.model_fields)) in ServiceSettings.GROUPS.values()
+
+
 def test_every_hub_can_be_chosen() -> None:
     assert set(get_args(ServiceSettings.model_fields["hub"].annotation)) == HUBS.keys()
