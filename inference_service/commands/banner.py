@@ -55,7 +55,9 @@ class Banner:
         for name, address in self._addresses.items():
             title = _TITLES.get(name, name)
             scheme, path = ("http://", "/v1") if name == "http_address" else ("", "")
-            yield f"{title:<9}{scheme}{address}{path}"
+            near = address.local()
+            everywhere = "" if near == address else f", and on all addresses ({address})"
+            yield f"{title:<9}{scheme}{near}{path}{everywhere}"
         yield f"{'try':<9}{self._example()}"
 
     def _ask(self) -> tuple[admin_pb.GetServerInfoResponse, list[model_pb.Model]]:
