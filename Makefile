@@ -37,15 +37,16 @@ $(VENV)/bin/python:
 	  echo 'The environment $(VENV) cannot be made. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 
 # torch is installed first: its exact pin selects the build for this machine.
-$(STAMP)all: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(STAMP)all: pyproject.toml protos/pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo 'Installing into $(VENV), once: about 1 GB, several GB with a CUDA build of torch.'
 	$(PIP) install -q -c constraints.txt torch
-	$(PIP) install -q -c constraints.txt -e '.[all,examples]'
+	$(PIP) install -q -c constraints.txt -e ./protos -e '.[all,examples]'
 	touch $@
 
-$(STAMP)dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(STAMP)dev: pyproject.toml protos/pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -q -c constraints.txt torch
-	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(PIP) install -q -c constraints.txt -e ./protos -e '.[dev]'
+	$(BIN)/python tests/contract/install_generators.py
 	touch $@ $(STAMP)all
 
 lint: setup-dev
@@ -74,4 +75,4 @@ docs: setup-dev
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage*
+	rm -rf $(VENV) build *.egg-info protos/build protos/*.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage*

@@ -17,6 +17,8 @@ from qwenvl.safe_path import leave_out_working_directory
 if TYPE_CHECKING:
     import argparse
 
+_UNUSABLE = 2
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
@@ -43,9 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     try:
         from inference_service.commands import chat, check, download, serve  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise SystemExit(
-            f"{error.name} is not installed; qwenvl needs: pip install 'qwen-vl-serving[all]'"
-        ) from None
+        sys.stderr.write(
+            f"{error.name} is not installed; qwenvl needs: pip install 'qwen-vl-serving[all]'\n"
+        )
+        raise SystemExit(_UNUSABLE) from None
     parser = CommandParser(
         prog="qwenvl",
         description="Download, check, serve and query vision-language models of the Qwen-VL family.",

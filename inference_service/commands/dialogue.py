@@ -13,11 +13,11 @@ from typing import Any
 from inference_service.commands.draw import DrawError, draw_boxes, image_size, open_image
 from inference_service.commands.image_words import Image
 from qwenvl import Client
+from qwenvl.images import image as image_of
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.interrupts import INTERRUPTED
-from qwenvl.specs import image_of
 
 
 @dataclass(slots=True)

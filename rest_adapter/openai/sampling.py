@@ -7,7 +7,7 @@ import re
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
-from rest_adapter.errors import invalid
+from rest_adapter.errors import invalid, of_reason
 from rest_adapter.openai.fields import AnswerRequest
 from rest_adapter.proto_fields import SAMPLING_SCALARS, set_fields
 
@@ -17,7 +17,14 @@ def set_options(
     request: AnswerRequest,
     max_tokens: int | None,
 ) -> None:
-    """Sets the common options of chats and text completions; `max_tokens` replaces the request's."""
+    """Sets the common options of chats and text completions; `max_tokens` replaces the request's.
+
+    Raises:
+        ApiError: An option is invalid.
+    """
+    if not request.model:  # over gRPC that is the canonical model, in OpenAI's API an unknown name
+        message = "model is empty; GET /v1/models lists the names of the models."
+        raise of_reason("MODEL_NOT_FOUND", message, param="model")
     spec.model = request.model
     spec.cache_salt = request.cache_salt or ""
     spec.sampling.CopyFrom(_sampling_options(request, max_tokens))

@@ -16,6 +16,7 @@ from inference_service.errors import OutOfMemoryError
 from qwenvl.errors import BY_REASON, DOMAIN
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
@@ -169,9 +170,18 @@ async def test_unknown_model(service: Service) -> None:
     got = await refused(service, spec_of("x", model="gpt-17"), "MODEL_NOT_FOUND", "spec.model")
     assert got.resource == "gpt-17"
     assert dict(got.info.metadata) == {"model": "gpt-17"}
-    await refused(service, spec_of("x", model=""), "MODEL_NOT_FOUND", "spec.model")
     unknown = await refusal(service.models.GetModel(model_pb.GetModelRequest(name="gpt-17")))
     assert (unknown.code, unknown.resource) == (grpc.StatusCode.NOT_FOUND, "gpt-17")
+
+
+async def test_an_empty_name_is_the_canonical_model(service: Service) -> None:
+    assert (await service.create(spec_of("x", model=""))).started.model == "echo"
+    completed = await service.completions.CreateCompletion(
+        completion_pb.CreateCompletionRequest(spec=completion_pb.CompletionSpec(text="x"))
+    )
+    assert completed.started.model == "echo"
+    got = await service.models.GetModel(model_pb.GetModelRequest())
+    assert (got.model.name, got.model.canonical_name) == ("echo", "echo")
 
 
 async def test_bad_images(service: Service) -> None:

@@ -193,6 +193,10 @@ def test_openai_raises_its_own_class(
 
 def test_unknown_model(adapter: Adapter) -> None:
     assert error_of(adapter.ask(model="gpt-17"), 404)["code"] == "model_not_found"
+    # Over gRPC an empty name is the canonical model.
+    for response in (adapter.ask(model=""), adapter.complete("x", model="")):
+        error = error_of(response, 404)
+        assert (error["code"], error["param"]) == ("model_not_found", "model")
 
 
 @pytest.mark.parametrize("stream", [True, False])
