@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from qwenvl.flags import FlagSettings
+from qwenvl.flags import Address, FlagSettings, Target
 from qwenvl.observability import LogFormat, LogLevel
 
 
@@ -17,8 +17,10 @@ Seconds = Annotated[float, Field(gt=0)]
 class AdapterSettings(FlagSettings):
     """Settings of `rest-adapter`."""
 
-    http_address: str = Field("127.0.0.1:8000", description="address (host:port) of the REST API")
-    grpc_target: str = Field(
+    http_address: Address = Field(
+        "127.0.0.1:8000", description="address (host:port) of the REST API"
+    )
+    grpc_target: Target = Field(
         "dns:///127.0.0.1:50051", description="gRPC target of the inference service"
     )
     api_key_file: str | None = Field(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+import logging
+import math
 from pathlib import Path
+import time
 
 import torch
 
+from inference_service.families.family import TensorEntry
 from inference_service.families.registry import family_of, load_spec
 from inference_service.families.tables import tensor_table
 from inference_service.kernels.ops import REFERENCE, Ops, choose_ops
@@ -19,6 +23,10 @@ from inference_service.models.vision_language import VisionLanguageModel
 
 
 __all__ = ["LoadError", "load_model"]
+
+_PROGRESS_S = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(
@@ -84,7 +92,7 @@ def _check(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
 def _fill(model: VisionLanguageModel, stored: Mapping[str, StoredTensor]) -> None:
     parameters = dict(model.named_parameters())
     unfilled = {name: parameter.shape[0] for name, parameter in parameters.items()}
-    for entry in tensor_table(model.spec):
+    for entry in _told(tensor_table(model.spec), stored):
         parameter = parameters[entry.parameter]
         tensor = stored[entry.name].read()
         rows = tensor.shape[0]
@@ -99,6 +107,28 @@ def _fill(model: VisionLanguageModel, stored: Mapping[str, StoredTensor]) -> Non
             raise LoadError(
                 f"{head} differs from {embedding}, but config.json sets tie_word_embeddings"
             )
+
+
+def _told(
+    table: Sequence[TensorEntry], stored: Mapping[str, StoredTensor]
+) -> Iterator[TensorEntry]:
+    """The entries of a table, whose loading is logged every few seconds, with the size read so far."""
+    sizes = {
+        entry.name: math.prod(stored[entry.name].shape) * DTYPE_BYTES[stored[entry.name].dtype]
+        for entry in table
+    }
+    whole, done, next_time = sum(sizes.values()), 0, time.monotonic()
+    for entry in table:
+        if time.monotonic() >= next_time:
+            next_time = time.monotonic() + _PROGRESS_S
+            logger.info(
+                "loading weights: %d %%, %.2f of %.2f GiB",
+                100 * done // max(1, whole),
+                done / 2**30,
+                whole / 2**30,
+            )
+        yield entry
+        done += sizes[entry.name]
 
 
 def _tied_head(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> tuple[str, str] | None:

@@ -1,6 +1,6 @@
 """The engine process: receives commands, runs the engine loop, sends outputs.
 
-Started by `engine_client.child` as `python -m inference_service.engine.process`; it does not outlive the front.
+Started by `engine_client.child` as `python -P -m inference_service.engine.process`; it does not outlive the front.
 
 It has two threads. The reader receives commands as they arrive, so that an abort applies before the next step and the
 front can always send. The loop runs the core and sends with a blocking `sendall`: the front's event loop always drains

@@ -8,6 +8,7 @@ no other form (`Family.pickled_weights`), and are read with `weights_only`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+import contextlib
 from dataclasses import dataclass
 import hashlib
 import json
@@ -115,20 +116,42 @@ def verify_weights(directory: Path) -> None:
 
 
 def write_note(directory: Path, names: Iterable[str]) -> None:
-    """Records that these files were verified."""
+    """Records that these files were verified; no names = that a download has begun."""
     note = {name: _fingerprint(directory / name) for name in sorted(names)}
-    (directory / _NOTE).write_text(json.dumps(note))
+    with contextlib.suppress(OSError):  # a cache may be read-only; it is verified again next time
+        (directory / _NOTE).write_text(json.dumps(note))
 
 
-def is_verified(directory: Path) -> bool:
-    """Whether the files were verified and have not changed since; does not read them."""
+def is_verified(directory: Path, *, times: bool = True) -> bool:
+    """Whether the files were verified and have not changed since; does not read them.
+
+    Args:
+        directory: The directory.
+        times: Also compare the times of the files, which a copy may not have.
+    """
+    compared = slice(None if times else 1)
     try:
         note = json.loads((directory / _NOTE).read_text())
         return bool(note) and all(
-            _fingerprint(directory / name) == seen for name, seen in note.items()
+            _fingerprint(directory / name)[compared] == seen[compared]
+            for name, seen in note.items()
         )
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return False
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether a directory that another tool has filled has a whole model, as far as its own files tell.
+
+    A directory with a note was filled here: without verified files in it, its download was interrupted.
+    """
+    if not (directory / "config.json").is_file() or (directory / _NOTE).exists():
+        return False
+    try:
+        verify_weights(directory)
+    except (SnapshotError, OSError):
+        return False
+    return True
 
 
 def _fingerprint(path: Path) -> list[int]:

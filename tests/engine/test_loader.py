@@ -258,3 +258,14 @@ def test_configuration_errors_come_first(copy):
     (copy / "config.json").unlink()
     with pytest.raises(SpecError, match=r"config\.json cannot be read"):
         load(copy)
+
+
+def test_progress_is_logged_while_weights_load(copy, monkeypatch, caplog):
+    monkeypatch.setattr("inference_service.engine.loader._PROGRESS_S", 0.0)
+    caplog.set_level("INFO", logger="inference_service.engine.loader")
+    load(copy)
+    done = [record.args[0] for record in caplog.records]
+    assert done == sorted(done)
+    assert done[0] == 0
+    assert 50 < done[-1] < 100
+    assert caplog.messages[-1].startswith(f"loading weights: {done[-1]} %, 0.0")

@@ -33,6 +33,7 @@ from qwenvl import Client
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from tests.grpc_api.asking import refusal, spec_of, until
 from tests.grpc_api.conftest import Service, channel_to
 from tests.grpc_api.echo_engine import EchoEngine
@@ -132,6 +133,14 @@ async def test_reflection(service: Service) -> None:
             return set(database.get_services())
 
     assert await asyncio.to_thread(services) >= SERVICES | {"grpc.health.v1.Health"}
+
+
+@pytest.mark.parametrize("address", ["[::]:0", ":0", "0.0.0.0:0"])
+async def test_every_address_of_the_machine_means_ipv4_too(open_service, address: str) -> None:
+    service = await open_service(grpc_address=address)
+    async with channel_to(f"127.0.0.1:{service.front.ports['grpc']}") as channel:
+        models = model_grpc.ModelServiceStub(channel)
+        assert (await models.ListModels(model_pb.ListModelsRequest(), timeout=20)).models
 
 
 async def test_second_server_on_a_port_fails(service: Service, model) -> None:
@@ -276,7 +285,7 @@ async def test_an_engine_that_failed_for_good_ends_the_service(model: ServedMode
 
 def test_front_loads_neither_torch_nor_transformers_nor_pillow() -> None:
     code = (
-        "import sys, inference_service.__main__\n"
+        "import sys, inference_service.front\n"
         "heavy = {'torch', 'transformers', 'triton', 'modelscope', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -7,9 +7,11 @@ import errno
 import json
 import os
 from pathlib import Path
+import re
 import shutil
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import huggingface_hub.constants
@@ -267,3 +269,23 @@ def test_modelscopes_own_command_finds_the_same_snapshot(hub: StandIn, tmp_path:
         program, capture_output=True, text=True, timeout=120, check=True, env=os.environ
     )
     assert Path(result.stdout.strip().splitlines()[-1]) == fetch_model("org/model")
+
+
+@pytest.mark.parametrize("name", HUBS)
+def test_a_long_download_is_told_in_lines(
+    hub: StandIn, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where standard error is no terminal, and progress bars would fill a log."""
+    monkeypatch.setattr("inference_service.hub.progress.INTERVAL_S", 0.02)
+    hub.stall = threading.Event()
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if line.startswith("fetched") and hub.stall is not None:
+            hub.stall.set()
+
+    fetch_model("org/model", hub=name, tell=tell)
+    assert told[0].startswith("asking ")
+    assert told[1].startswith("fetching 0.00 GiB from ")
+    assert re.fullmatch(r"fetched 0\.00 of 0\.00 GiB \(\d+ %\)", told[-1])

@@ -10,6 +10,8 @@ import signal
 import socket
 import sys
 
+import pytest
+
 from tests.rest_adapter.conftest import fake_service, wait_until
 from tests.rest_adapter.fake_service import Seen
 
@@ -21,7 +23,9 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def running_adapter() -> AsyncIterator[tuple[asyncio.subprocess.Process, int, Seen]]:
+async def running_adapter(
+    host: str = "127.0.0.1",
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, int, Seen]]:
     seen, port = Seen(), free_port()
     async with fake_service(seen) as (grpc_port, _):
         process = await asyncio.create_subprocess_exec(
@@ -29,7 +33,7 @@ async def running_adapter() -> AsyncIterator[tuple[asyncio.subprocess.Process, i
             "-m",
             "rest_adapter",
             "--http-address",
-            f"127.0.0.1:{port}",
+            f"{host}:{port}",
             "--grpc-target",
             f"dns:///127.0.0.1:{grpc_port}",
             "--log-level",
@@ -75,6 +79,26 @@ async def test_sigterm_finishes_streams_and_ends_with_zero() -> None:
             assert b"[DONE]" in await reader.read()
             writer.close()
         assert await process.wait() == 0
+
+
+@pytest.mark.parametrize("host", ["[::]", "", "0.0.0.0", "localhost"])
+async def test_every_address_of_the_machine_means_ipv4_too(host: str) -> None:
+    async with running_adapter(host) as (process, _, _):
+        assert process.returncode is None  # it listens on 127.0.0.1
+
+
+async def test_a_taken_port_is_refused_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "rest_adapter", "--http-address", address),
+            *("--log-level", "error"),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert errors.decode().startswith(f"--http-address={address} (QWENVL_HTTP_ADDRESS): ")
+    assert errors.count(b"\n") == 1
 
 
 async def test_second_signal_ends_at_once() -> None:
