@@ -62,7 +62,11 @@ def change(directory: Path, name: str, **values: Any) -> None:
 
 
 def remove(*names: str) -> Callable[[Path], None]:
-    return lambda directory: [(directory / name).unlink() for name in names] and None
+    def change(directory: Path) -> None:
+        for name in names:
+            (directory / name).unlink()
+
+    return change
 
 
 def adapter(directory: Path) -> None:
@@ -180,6 +184,11 @@ def no_text_files_but_an_origin(directory: Path) -> None:
     change(directory, "config.json", _name_or_path=ORIGIN)
 
 
+def only_stale_index(directory: Path) -> None:
+    stale_index(directory)
+    (directory / "model.safetensors").unlink()
+
+
 def steps(directory: Path) -> None:
     whole = directory / "checkpoint-500"
     whole.mkdir()
@@ -212,7 +221,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "steps": (steps, r"no config\.json; models in it: checkpoint-500"),
     "no weights": (remove("model.safetensors"), "there are no weights"),
     "no weights but a stale index": (
-        lambda directory: (remove("model.safetensors")(directory), stale_index(directory))[1],
+        only_stale_index,
         "lists model-00001-of-00004.safetensors, which is missing",
     ),
 }
