@@ -19,6 +19,8 @@ PUBLISHED: Mapping[str, str] = {
     "qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct",
     "qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct",
     "qwen3_vl": "Qwen/Qwen3-VL-8B-Instruct",
+    "qwen_vl": "Qwen/Qwen-VL-Chat",
+    "glm_4v": "THUDM/glm-4v-9b",
 }
 """A published model of each family, for messages."""
 
@@ -40,9 +42,22 @@ def missing_files(model_dir: Path, family: str) -> str:
         lacking += ["tokenizer.json", "tokenizer_config.json"]
     if find_chat_template(model_dir) is None:
         lacking.append("chat_template.jinja (or chat_template.json)")
-    source = base_model(model_dir)
-    origin = source or f"the model from which this one was trained, such as {PUBLISHED[family]}"
-    return f"{model_dir} lacks {', '.join(lacking)}: copy from {origin}"
+    return f"{model_dir} lacks {', '.join(lacking)}: copy from {_origin(model_dir, family)}"
+
+
+def require_vocabulary(model_dir: Path, name: str, family: str) -> None:
+    """Raises unless there is a vocabulary file.
+
+    Raises:
+        ValueError: There is no such file; the message says where to copy it from.
+    """
+    if not (model_dir / name).is_file():
+        raise ValueError(f"{model_dir} lacks {name}: copy from {_origin(model_dir, family)}")
+
+
+def _origin(model_dir: Path, family: str) -> str:
+    published = f"the model from which this one was trained, such as {PUBLISHED[family]}"
+    return base_model(model_dir) or published
 
 
 def base_model(model_dir: Path) -> str | None:
