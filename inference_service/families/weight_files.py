@@ -172,6 +172,8 @@ def _complete_set(single: str, names: Collection[str]) -> tuple[str, ...]:
 def _no_weights(names: Collection[str]) -> str:
     if "adapter_model.safetensors" in names or "adapter_model.bin" in names:
         return "there are no weights, only a LoRA adapter: merge it into its base model"
+    if "zero_to_fp32.py" in names:
+        return "there are no weights, only states of DeepSpeed: convert them with zero_to_fp32.py"
     listed = sorted(
         name for name in names if name.endswith(".safetensors") or _SHARD.fullmatch(name)
     )

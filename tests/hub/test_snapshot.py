@@ -64,6 +64,7 @@ def test_the_files_with_the_weights(
         ([], None, "no weights: neither model.safetensors nor"),
         (["config.json", "sub/model.safetensors"], None, "no weights"),
         (["adapter_model.safetensors"], None, "only a LoRA adapter"),
+        (["zero_to_fp32.py", "latest"], None, r"convert them with zero_to_fp32\.py"),
         (["consolidated.safetensors"], None, "consolidated.safetensors is neither"),
         ([SHARD.format(1, 2)], None, "no complete weights"),
         ([SHARD.format(1, 1), SHARD.format(1, 2), SHARD.format(2, 2)], None, "no complete weights"),
