@@ -81,14 +81,19 @@ def _settle_head(spec: ModelSpec, stored: dict[str, StoredTensor]) -> ModelSpec:
     if not spec.decoder.tie_word_embeddings:
         return spec
     untied = replace(spec, decoder=replace(spec.decoder, tie_word_embeddings=False))
-    names = {entry.parameter: entry.name for entry in tensor_table(untied)}
-    head, embedding = names["decoder.lm_head.weight"], names["decoder.embed_tokens.weight"]
+    head, embedding = (_name_of(untied, part) for part in ("lm_head", "embed_tokens"))
     if head not in stored:
         return spec
     if embedding not in stored or _equal(stored[head], stored[embedding]):
         stored[embedding] = stored.pop(head)
         return spec
     return untied
+
+
+def _name_of(spec: ModelSpec, part: str) -> str:
+    """The name in the checkpoint of the weight of a part of the decoder; empty if it has no such weight."""
+    wanted = f"decoder.{part}.weight"
+    return next((entry.name for entry in tensor_table(spec) if entry.parameter == wanted), "")
 
 
 def _equal(one: StoredTensor, other: StoredTensor) -> bool:
@@ -111,7 +116,11 @@ def _check(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
     for what, names in (("missing", expected.keys() - stored.keys()), ("unexpected", unexpected)):
         if names:
             some = ", ".join(sorted(names)[:5])
-            raise LoadError(f"{len(names)} {what} tensors in the checkpoint: {some}")
+            hint = "; if it is the token embedding, set tie_word_embeddings to true in config.json"
+            is_head = what == "missing" and set(names) == {_name_of(spec, "lm_head")}
+            raise LoadError(
+                f"{len(names)} {what} tensors in the checkpoint: {some}{hint if is_head else ''}"
+            )
     for name, shape in expected.items():
         tensor = stored[name]
         if tensor.shape != shape:

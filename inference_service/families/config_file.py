@@ -38,10 +38,6 @@ class Section:
         """The object with values for keys that it lacks; a key that is null stays null."""
         return Section(self.where, {**defaults, **self.values})
 
-    def is_null(self, key: str) -> bool:
-        """Whether `key` is there and null."""
-        return key in self.values and self.values[key] is None
-
     def section(self, key: str, default: Mapping[str, Any] | None = None) -> Section:
         """The object at `key`."""
         value = self._require(key, default)
