@@ -25,6 +25,16 @@ from inference_service.models.vision_language import VisionLanguageModel
 __all__ = ["LoadError", "load_model"]
 
 _PROGRESS_S = 5.0
+_RECOMPUTED = ".inv_freq"  # rotary frequencies, which some savers store
+_QUANTISED = "quantised weights are not supported, serve the model from which they were made"
+_FORMS: Mapping[str, str] = {
+    ".lora_": "LoRA matrices are not merged, merge them first (PeftModel.merge_and_unload)",
+    ".qweight": _QUANTISED,
+    ".weight_packed": _QUANTISED,
+    ".weight_scale": _QUANTISED,
+    ".absmax": _QUANTISED,
+}
+"""What tensors with such names show."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +61,7 @@ def load_model(
     spec = load_spec(model_dir)
     with ExitStack() as stack:
         stored = open_checkpoint(model_dir, stack, family_of(spec).current_name)
+        spec = _settle_head(spec, stored)
         _check(spec, stored)
         with torch.device("meta"):
             model = VisionLanguageModel(spec, _ops_for(device, placement, dtype))
@@ -68,19 +79,55 @@ def _ops_for(device: torch.device, placement: Placement | None, dtype: torch.dty
     return choose_ops(device, dtype) if len(kinds) == 1 else REFERENCE
 
 
+def _settle_head(spec: ModelSpec, stored: dict[str, StoredTensor]) -> ModelSpec:
+    """The specification, tied or not as the tensors are; transformers decides likewise.
+
+    Fine-tuning may train the head of a tied model and leave the flag: a head that differs from the embedding is kept.
+    If only the head of a tied model is stored, it is the embedding.
+    """
+    if not spec.decoder.tie_word_embeddings:
+        return spec
+    untied = replace(spec, decoder=replace(spec.decoder, tie_word_embeddings=False))
+    head, embedding = (_name_of(untied, part) for part in ("lm_head", "embed_tokens"))
+    if head not in stored:
+        return spec
+    if embedding not in stored or _equal(stored[head], stored[embedding]):
+        stored[embedding] = stored.pop(head)
+        return spec
+    return untied
+
+
+def _name_of(spec: ModelSpec, part: str) -> str:
+    """The name in the checkpoint of the weight of a part of the decoder; empty if it has no such weight."""
+    wanted = f"decoder.{part}.weight"
+    return next((entry.name for entry in tensor_table(spec) if entry.parameter == wanted), "")
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return torch.equal(one.read(), other.read())
+
+
 def _check(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
     """Checks names, shapes and dtypes, from the headers only."""
     expected = {entry.name: entry.shape for entry in tensor_table(spec)}
-    if tied := _tied_head(spec, stored):
-        head, embedding = tied
-        expected[head] = expected[embedding]
-    for what, names in (
-        ("missing", expected.keys() - stored.keys()),
-        ("unexpected", stored.keys() - expected.keys() - family_of(spec).rebuilt),
-    ):
+    unexpected = {
+        name
+        for name in stored.keys() - expected.keys() - family_of(spec).rebuilt
+        if not name.endswith(_RECOMPUTED)
+    }
+    for suffix, what in _FORMS.items():
+        if found := next((name for name in sorted(unexpected) if suffix in name), None):
+            raise LoadError(f"{what}: the checkpoint has {found}")
+    for what, names in (("missing", expected.keys() - stored.keys()), ("unexpected", unexpected)):
         if names:
             some = ", ".join(sorted(names)[:5])
-            raise LoadError(f"{len(names)} {what} tensors in the checkpoint: {some}")
+            hint = "; if it is the token embedding, set tie_word_embeddings to true in config.json"
+            is_head = what == "missing" and set(names) == {_name_of(spec, "lm_head")}
+            raise LoadError(
+                f"{len(names)} {what} tensors in the checkpoint: {some}{hint if is_head else ''}"
+            )
     for name, shape in expected.items():
         tensor = stored[name]
         if tensor.shape != shape:
@@ -101,12 +148,6 @@ def _fill(model: VisionLanguageModel, stored: Mapping[str, StoredTensor]) -> Non
     left = [name for name, rows in unfilled.items() if rows]
     if left:
         raise AssertionError(f"the tensor table leaves parameters unset: {left}")
-    if tied := _tied_head(model.spec, stored):
-        head, embedding = tied
-        if not torch.equal(stored[head].read(), stored[embedding].read()):
-            raise LoadError(
-                f"{head} differs from {embedding}, but config.json sets tie_word_embeddings"
-            )
 
 
 def _told(
@@ -129,13 +170,3 @@ def _told(
             )
         yield entry
         done += sizes[entry.name]
-
-
-def _tied_head(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> tuple[str, str] | None:
-    """The names of output head and embedding if a checkpoint stores both although they are tied."""
-    if not spec.decoder.tie_word_embeddings:
-        return None
-    untied = replace(spec, decoder=replace(spec.decoder, tie_word_embeddings=False))
-    names = {entry.parameter: entry.name for entry in tensor_table(untied)}
-    head = names["decoder.lm_head.weight"]
-    return (head, names["decoder.embed_tokens.weight"]) if head in stored else None

@@ -12,6 +12,7 @@ import shutil
 
 from inference_service.demo import MODEL_DIR
 from inference_service.families.config_file import SpecError
+from inference_service.families.copied_files import ADAPTER_FILE, refuse_adapter
 from inference_service.families.registry import family_of, load_spec
 from inference_service.hub import progress, snapshot
 from inference_service.hub.clients import HUBS, Hub, HubError
@@ -76,7 +77,7 @@ def resolve_model(
     if (directory / "config.json").is_file():
         return ResolvedModel(directory, served_names or (directory.resolve().name,))
     if directory.is_dir():
-        raise ModelNotFound(f"{model} is not a model directory: it has no config.json")
+        raise ModelNotFound(_without_configuration(directory))
     if not is_hub_id(model):
         raise ModelNotFound(f"{model} is neither a directory nor a hub id")
     found = HUBS[hub].find(model, revision)
@@ -173,7 +174,7 @@ def fetch_model(
         family = family_of(load_spec(path))
         names = [
             *snapshot.configuration_files(listed),
-            *snapshot.weight_files(listed, allow_pickles=family.pickled_weights),
+            *snapshot.weight_files(listed, path, allow_pickles=family.pickled_weights),
         ]
         wanted = {name: listed[name] for name in names}
         missing = _require_room(path, wanted)
@@ -206,8 +207,19 @@ def fetch_configuration(
         return _fetch_configuration(
             source, model, revision, source.files(model, revision), directory
         )
-    except (HubError, SnapshotError, OSError) as error:
+    except (HubError, SnapshotError, SpecError, OSError) as error:
         raise ModelNotFound(f"{model}: {error}") from error
+
+
+def _without_configuration(directory: Path) -> str:
+    """Why a directory is no model: trainers write adapters, and checkpoints of several steps side by side."""
+    try:
+        refuse_adapter(directory)
+    except SpecError as error:
+        return str(error)
+    text = f"{directory} is not a model directory: it has no config.json"
+    inside = sorted(path.parent.name for path in directory.glob("*/config.json"))
+    return f"{text}; models in it: {', '.join(inside[:10])}" if inside else text
 
 
 def _fetch_configuration(
@@ -218,6 +230,8 @@ def _fetch_configuration(
     directory: Path | None,
 ) -> Path:
     names = snapshot.configuration_files(listed)
+    if ADAPTER_FILE in names:
+        refuse_adapter(source.fetch(model, revision, [ADAPTER_FILE], directory))
     if "config.json" not in names:
         raise SnapshotError("the repository has no config.json, so it contains no supported model")
     path = source.fetch(model, revision, names, directory)
