@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from qwenvl.flags import FlagSettings
 from qwenvl.observability import LogFormat, LogLevel
+from rest_adapter.origins import compile_origins
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -24,13 +25,31 @@ class AdapterSettings(FlagSettings):
     api_key_file: str | None = Field(
         None, description="file with one API key per line; none = no authentication"
     )
-    max_body_mib: Positive = Field(44, description="maximum size of one request body, in MiB")
+    allowed_origins: tuple[str, ...] = Field(
+        ("local",),
+        description="web pages that may call the API, as origins (https://app.example, * inside a name matches "
+        "anything); local = pages and applications of this machine, * = all, none = no page",
+    )
+    max_body_mib: Positive = Field(
+        44, description="maximum size of one request body, also when decompressed, in MiB"
+    )
+    max_text_mib: Positive = Field(
+        8, description="maximum size of one request body without its images, in MiB"
+    )
+    body_budget_mib: Positive = Field(
+        256, description="maximum size of all request bodies in memory, in MiB"
+    )
     max_media_mib: Positive = Field(
         31, description="maximum total size of the decoded images of one request, in MiB"
     )
     request_timeout_s: Seconds = Field(600.0, description="timeout of a request, in seconds")
     body_timeout_s: Seconds = Field(
-        30.0, description="timeout for receiving a request body, in seconds"
+        30.0,
+        description="maximum time without a byte of a request body, in seconds; also the time a body may take beyond "
+        "the minimum rate",
+    )
+    min_body_kib_per_s: Positive = Field(
+        16, description="minimum mean rate at which a request body must arrive, in KiB/s"
     )
     sse_heartbeat_s: Seconds = Field(
         15.0, description="interval of comments on a stream without output, in seconds"
@@ -42,3 +61,19 @@ class AdapterSettings(FlagSettings):
     log_format: LogFormat | None = Field(
         None, description="json or text; none = text on a terminal, JSON otherwise"
     )
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        compile_origins(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Self:
+        # A quarter of the budget is for small bodies.
+        if self.body_budget_mib * 3 < self.max_body_mib * 4:
+            raise ValueError(
+                f"body_budget_mib is {self.body_budget_mib}, but must be at least 4/3 of max_body_mib, "
+                f"which is {self.max_body_mib}"
+            )
+        return self

@@ -23,7 +23,7 @@ OPEN = {"/health", "/ready"}
 def assert_openai_error(response: requests.Response, status: int, code: str | None = None) -> None:
     assert response.status_code == status, response.text
     error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
     assert error["code"] is None or isinstance(error["code"], str)
     if code is not None:
         assert error["code"] == code
