@@ -48,7 +48,8 @@ class BodyBudget:
         large = held + count > _SMALL_BODY_BYTES
         limit = self._max_bytes * (_SHARE_OF_LARGE_BODIES if large else 1)
         if self._used_bytes + count > limit:
-            text = f"The bodies of all requests exceed {self._max_bytes // 2**20} MiB (--body-budget-mib); try again."
+            maximum = self._max_bytes // 2**20
+            text = f"All request bodies together exceed {maximum} MiB (--body-budget-mib); try again later."
             raise of_reason("QUEUE_FULL", text, retry_after_s=_RETRY_AFTER_S)
         self._used_bytes += count
 

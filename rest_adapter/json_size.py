@@ -52,9 +52,9 @@ def check_size(data: bytearray, *, max_text_bytes: int) -> int:
     values = containers + outside.count(b",") + 1
     _check(values, MAX_VALUES, "values")
     media = sum(len(each) for each in pieces[1::2] if len(each) > _LONG_BYTES and _is_media(each))
-    if len(text) - media > max_text_bytes:
+    if len(data) - media > max_text_bytes:
         raise too_large(
-            f"The body has {(len(text) - media) / 2**20:.1f} MiB without its images, but at most "
+            f"The body has {(len(data) - media) / 2**20:.1f} MiB without its images, but at most "
             f"{max_text_bytes / 2**20:g} MiB are allowed (--max-text-mib)."
         )
     return (strings + containers) * _BYTES_PER_OBJECT + values * _BYTES_PER_VALUE

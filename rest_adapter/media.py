@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from binascii import Error as BinasciiError
+import re
 from typing import Final
 
 import pybase64
@@ -13,10 +14,13 @@ from rest_adapter.errors import invalid, too_large
 
 _WHITESPACE: Final = b" \t\r\n\f\v"
 # What an encoder of URLs escapes in base64; it leaves letters and digits as they are.
-_ESCAPES: Final = tuple(
-    (f"%{ord(character):{form}}".encode(), character.encode())
+_ESCAPES: Final = {
+    f"%{ord(character):{form}}".encode(): character.encode()
     for character in "+/=-_ \t\r\n"
     for form in ("02X", "02x")
+}
+_OTHER_ESCAPE: Final = re.compile(
+    b"%(?!" + b"|".join(escape.removeprefix(b"%") for escape in _ESCAPES) + b")"
 )
 
 
@@ -91,7 +95,9 @@ def _decode_loosely(text: str) -> bytes:
     data = text.encode("ascii")
     if b"%" in data:
         # Not `urllib.parse.unquote`, which makes an object of 50 bytes of every percent sign.
-        for escape, character in _ESCAPES:
+        if _OTHER_ESCAPE.search(data):
+            raise ValueError("not base64")
+        for escape, character in _ESCAPES.items():
             data = data.replace(escape, character)
     data = data.translate(None, _WHITESPACE).rstrip(b"=")
     if not data:
