@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from fastapi import FastAPI, Request, Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -117,11 +118,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         failure = endpoints.explain_path(request.method, request.url.path)
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("allow", "")
+        allowed = Headers(error.headers).get("allow", "").replace("GET", "GET, HEAD")
         failure = endpoints.explain_method(request.method, request.url.path, allowed)
     else:
         failure = ApiError(error.status_code, str(error.detail), reason="INVALID_REQUEST")
-    failure.headers |= error.headers or {}
     return error_response(request.scope, failure)
 
 

@@ -17,8 +17,8 @@ from rest_adapter.content_encoding import Decoder, decoder_of
 from rest_adapter.errors import ApiError, of_reason, too_large
 
 
-LINGER_S: Final = 5.0
-LINGER_SILENCE_S: Final = 1.0
+LINGER_S: Final = 10.0
+LINGER_SILENCE_S: Final = 2.0
 """After an early answer the rest of a body is discarded for so long, because many clients read only after writing."""
 
 _SMALL_BODY_BYTES: Final = 2**20

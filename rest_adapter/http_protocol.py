@@ -28,7 +28,6 @@ LINGER_S: Final = 1.0
 """Time after a refusal for the client to read it; closing at once would reset the connection."""
 
 _MAX_LINGER_BYTES: Final = 2**20
-_SLICE_BYTES: Final = 16 * 1024
 # h11 spends some 20 us on a chunk, whatever its size: 43,000 chunks of one byte fit into one read of a socket.
 _FREE_CHUNKS: Final = 1000
 _MIN_MEAN_CHUNK_BYTES: Final = 256
@@ -100,11 +99,11 @@ class BoundedHttpProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parses the data in slices, so that the bounds do not depend on how much one read of the socket returns."""
-        for start in range(0, len(data), _SLICE_BYTES):
+        for start in range(0, len(data), MAX_HEAD_BYTES):
             if self._lingering:
                 self._ignore(len(data) - start)
                 return
-            super().data_received(data[start : start + _SLICE_BYTES])
+            super().data_received(data[start : start + MAX_HEAD_BYTES])
 
     def handle_events(self) -> None:
         """Handles all complete events; starts the timer of a head that is not complete."""

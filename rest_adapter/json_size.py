@@ -45,19 +45,33 @@ def check_size(data: bytearray, *, max_text_bytes: int) -> int:
     text = data.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in data else data
     strings = text.count(b'"') // 2
     _check(strings, MAX_STRINGS, "strings")
-    pieces = text.split(b'"')
-    outside = b"".join(pieces[::2])
+    outside, media = _without_strings(text)
     containers = outside.count(b"[") + outside.count(b"{")
     _check(containers, MAX_CONTAINERS, "objects and lists")
     values = containers + outside.count(b",") + 1
     _check(values, MAX_VALUES, "values")
-    media = sum(len(each) for each in pieces[1::2] if len(each) > _LONG_BYTES and _is_media(each))
     if len(data) - media > max_text_bytes:
         raise too_large(
             f"The body has {(len(data) - media) / 2**20:.1f} MiB without its images, but at most "
             f"{max_text_bytes / 2**20:g} MiB are allowed (--max-text-mib)."
         )
     return (strings + containers) * _BYTES_PER_OBJECT + values * _BYTES_PER_VALUE
+
+
+def _without_strings(text: bytearray) -> tuple[bytes, int]:
+    """What is outside of all strings, and the bytes of those strings that are images."""
+    outside, media, end = [], 0, 0
+    # Not `split`, which copies the images.
+    while (begin := text.find(b'"', end)) >= 0:
+        outside.append(text[end:begin])
+        end = text.find(b'"', begin + 1)
+        if end < 0:
+            return b"".join(outside), media
+        length = end - begin - 1
+        if length > _LONG_BYTES and _is_media(text[begin + 1 : begin + _LONG_BYTES]):
+            media += length
+        end += 1
+    return b"".join([*outside, text[end:]]), media
 
 
 def _check(count: int, maximum: int, what: str) -> None:
@@ -69,7 +83,7 @@ def _check(count: int, maximum: int, what: str) -> None:
         )
 
 
-def _is_media(string: bytearray) -> bool:
-    """Whether a long string is an image: a `data:` URI or plain base64."""
-    begin = bytes(string[:512]).lstrip()
+def _is_media(begin: bytearray) -> bool:
+    """Whether a string that begins like this is an image: a `data:` URI or plain base64."""
+    begin = begin.lstrip()
     return begin[:5].lower() == b"data:" or _BASE64.match(begin) is not None

@@ -19,6 +19,7 @@ _ESCAPES: Final = {
     for character in "+/=-_ \t\r\n"
     for form in ("02X", "02x")
 }
+_SLICE_CHARS: Final = 4 * 2**18
 _OTHER_ESCAPE: Final = re.compile(
     b"%(?!" + b"|".join(escape.removeprefix(b"%") for escape in _ESCAPES) + b")"
 )
@@ -79,16 +80,24 @@ def parse_data_uri(uri: str) -> tuple[str, bytes]:
     Raises:
         ValueError: There is no comma, no data, or something that is not base64.
     """
-    head, comma, text = uri.partition(",")
-    if not comma:
+    comma = uri.find(",")
+    if comma < 0:
         raise ValueError("no comma")
-    mime_type = head.strip()[5:].partition(";")[0].strip().lower()
-    if not text:
+    mime_type = uri[:comma].strip()[5:].partition(";")[0].strip().lower()
+    if comma + 1 == len(uri):
         raise ValueError("no data")
     try:
-        return mime_type, pybase64.b64decode(text, validate=True)
+        return mime_type, _decode_strictly(uri, comma + 1)
     except (BinasciiError, ValueError):
-        return mime_type, _decode_loosely(text)
+        return mime_type, _decode_loosely(uri[comma + 1 :])
+
+
+def _decode_strictly(text: str, begin: int) -> bytes:
+    """Decodes in slices, between which other threads can run."""
+    slices = range(begin, len(text), _SLICE_CHARS)
+    return b"".join(
+        pybase64.b64decode(text[start : start + _SLICE_CHARS], validate=True) for start in slices
+    )
 
 
 def _decode_loosely(text: str) -> bytes:

@@ -86,7 +86,7 @@ class Endpoints:
         if other_api_of(path):
             return self.explain_path(method, path)
         text = f"{path[:_MAX_SHOWN]} does not support {method}, but {allowed}."
-        return ApiError(405, text, reason="METHOD_NOT_ALLOWED")
+        return ApiError(405, text, reason="METHOD_NOT_ALLOWED", headers={"allow": allowed})
 
     def _right_path(self, path: str) -> str | None:
         """The served path that a client meant, if it left out the prefix or put something before it."""
