@@ -21,7 +21,7 @@ from rest_adapter.auth import RequireKey
 from rest_adapter.body import Bodies, BodyBudget, BodyLimits
 from rest_adapter.dialect import Dialect, error_response
 from rest_adapter.errors import ApiError, aborted
-from rest_adapter.framing import RefuseAmbiguousFraming
+from rest_adapter.framing import RefuseUnclearFraming
 from rest_adapter.middleware import Failures, RequestLog
 from rest_adapter.openai.dialect import OPENAI
 from rest_adapter.origins import RefuseForeignPages, compile_origins
@@ -83,7 +83,7 @@ def _add_middleware(app: FastAPI, settings: AdapterSettings) -> None:
         app.add_middleware(RequireKey, keys=keys)
     else:
         app.add_middleware(RefuseForeignPages, origins=origins)
-    app.add_middleware(RefuseAmbiguousFraming)
+    app.add_middleware(RefuseUnclearFraming)
     app.add_middleware(Failures)
     # Outside of the check of keys: a browser sends its question (OPTIONS) without one.
     app.add_middleware(

@@ -132,15 +132,15 @@ def from_rpc(
     failure = read_error(error)
     row = mapping_for(failure.code, failure.reason)
     if row.http_status == 500:
-        # The service has logged the traceback under the same request id. The text of an exception that it did not
-        # catch may contain a prompt.
-        detail = failure.message if failure.reason is not None else ""
+        # Without a reason the text is that of an exception, which may contain a prompt.
+        is_known = failure.reason is not None
         _LOG.error(
             {
                 "message": "the inference service failed",
                 "code": failure.code.name,
-                "detail": detail,
-            }
+                "detail": failure.message if is_known else "",
+            },
+            exc_info=error if is_known else None,
         )
         return internal()
     message = failure.message

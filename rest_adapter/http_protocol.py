@@ -28,6 +28,8 @@ LINGER_S: Final = 1.0
 """Time after a refusal for the client to read it; closing at once would reset the connection."""
 
 _MAX_LINGER_BYTES: Final = 2**20
+_HEAD_SLICE_BYTES: Final = 4 * 1024
+_BODY_SLICE_BYTES: Final = 32 * 1024
 # h11 spends some 20 us on a chunk, whatever its size: 43,000 chunks of one byte fit into one read of a socket.
 _FREE_CHUNKS: Final = 1000
 _MIN_MEAN_CHUNK_BYTES: Final = 256
@@ -99,19 +101,25 @@ class BoundedHttpProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parses the data in slices, so that the bounds do not depend on how much one read of the socket returns."""
-        for start in range(0, len(data), MAX_HEAD_BYTES):
+        start = 0
+        while start < len(data):
             if self._lingering:
                 self._ignore(len(data) - start)
                 return
-            super().data_received(data[start : start + MAX_HEAD_BYTES])
+            in_body = self.conn.their_state is h11.SEND_BODY
+            end = start + (_BODY_SLICE_BYTES if in_body else _HEAD_SLICE_BYTES)
+            super().data_received(data[start:end])
+            start = end
 
     def handle_events(self) -> None:
         """Handles all complete events; starts the timer of a head that is not complete."""
         super().handle_events()
         if self.conn.their_state is not h11.IDLE:
             self._stop_head_timer()
-        elif self._head_timer is None and self.timeout_keep_alive_task is None:
-            self._start_head_timer()
+        elif self._head_timer is None:
+            is_idle = self.timeout_keep_alive_task is not None and not self.conn.trailing_data[0]
+            if not is_idle:
+                self._start_head_timer()
 
     def send_400_response(self, msg: str) -> None:
         """Refuses malformed input, while it is being handled as an exception."""

@@ -42,8 +42,10 @@ async def read_json(
     """
     body = body_of(request)
     settings = shared(request).settings
+    media_type = _media_type(request)
     data = await body.read()
-    _check_media_type(request, data)
+    if media_type == _FORM_TYPE and not data.lstrip().startswith(b"{"):
+        raise _wrong_type(media_type)
     extra = await off_loop(
         len(data), check_size, data, max_text_bytes=settings.max_text_mib * 2**20
     )
@@ -58,15 +60,19 @@ async def read_json(
     return parsed
 
 
-def _check_media_type(request: Request, data: bytearray) -> None:
+def _media_type(request: Request) -> str:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    is_json = media_type in ("", "application/json") or (
+    is_json = media_type in ("", "application/json", _FORM_TYPE) or (
         media_type.startswith("application/") and media_type.endswith("+json")
     )
-    is_curl = media_type == _FORM_TYPE and data.lstrip().startswith(b"{")
-    if not (is_json or is_curl):
-        message = f"The content type is {media_type[:100]!r}, but must be application/json."
-        raise ApiError(415, message, reason="UNSUPPORTED_MEDIA_TYPE")
+    if not is_json:
+        raise _wrong_type(media_type)
+    return media_type
+
+
+def _wrong_type(media_type: str) -> ApiError:
+    message = f"The content type is {media_type[:100]!r}, but must be application/json."
+    return ApiError(415, message, reason="UNSUPPORTED_MEDIA_TYPE")
 
 
 def _parse(

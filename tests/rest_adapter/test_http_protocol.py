@@ -260,8 +260,13 @@ def test_a_client_that_writes_before_it_reads_gets_the_early_answer(guarded: Ada
 def test_a_line_break_does_not_keep_a_connection_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.3)
     with open_adapter() as adapter, connect(adapter) as connection:
-        connection.sendall(head("GET", "/version") + b"\r\n")
-        assert read_to_end(connection).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(head("GET", "/version"))
+        received = connection.recv(4096)
+        time.sleep(0.3)
+        connection.sendall(b"\r\n")
+        started = time.monotonic()
+        assert (received + read_to_end(connection)).startswith(b"HTTP/1.1 200 ")
+        assert time.monotonic() - started < 4  # before an idle connection would be closed
 
 
 def test_a_second_request_that_is_malformed(adapter: Adapter) -> None:
@@ -272,11 +277,43 @@ def test_a_second_request_that_is_malformed(adapter: Adapter) -> None:
     assert (second.status, second.error["code"]) == (400, "malformed_request")
 
 
+NOT_HTTP = {
+    "TLS": bytes.fromhex("16030100a5010000a1030374") + bytes(160),
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/0.9": b"GET /version\r\n\r\n",
+    "words": b"hello there\r\n\r\n",
+    "control": b"GET /version HTTP/1.1\r\nhost: x\x00\r\n\r\n",
+    "future": b"GET /version HTTP/3.0\r\nhost: x\r\n\r\n",
+    "no name": b"GET /version HTTP/1.1\r\nhost: x\r\n: a\r\n\r\n",
+    "target": b"GET /vers ion HTTP/1.1\r\nhost: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", NOT_HTTP)
+def test_what_is_not_http(adapter: Adapter, case: str) -> None:
+    with connect(adapter) as connection:
+        connection.sendall(NOT_HTTP[case])
+        (answer,) = answers_of(read_to_end(connection), ["GET"])
+    status = 505 if case in ("HTTP/2", "future") else 400
+    assert (answer.status, answer.error["code"]) == (status, "malformed_request")
+    assert adapter.ask().status_code == 200
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "TRACE", "PROPFIND", "OPTIONS"])
+def test_other_methods(adapter: Adapter, method: str) -> None:
+    target = {"CONNECT": "example.org:443", "OPTIONS": "*"}.get(method, "/version")
+    answer, last = ask_raw(adapter, head(method, target), methods=[method])
+    assert answer.status in (404, 405)
+    assert last.status == 200
+
+
 def test_a_slow_second_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.3)
     with open_adapter() as adapter, connect(adapter) as connection:
         connection.sendall(with_length(chat_body("slow 0.6")) + b"GET /version HT")
+        started = time.monotonic()
         assert b"HTTP/1.1 200 " in read_to_end(connection)
+        assert time.monotonic() - started < 4  # before an idle connection would be closed
 
 
 def test_an_idle_connection_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,13 +115,14 @@ def test_a_real_form_is_refused(adapter: Adapter) -> None:
 def test_long_names_are_shortened(adapter: Adapter, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "rest_adapter")
     name = "x" * (2 * MIB)
-    assert adapter.ask(**{name: 1}).status_code == 200
+    unknown: dict[str, Any] = {name: 1}
+    assert adapter.ask(**unknown).status_code == 200
     refused = adapter.ask(chat_template_kwargs={name: 1})
     assert refused.status_code == 400
     assert len(refused.text) < 3000
     requests.get(f"{adapter.url}/{'y' * 20_000}", timeout=10)
     with open_adapter(strict_fields=True) as strict:
-        refused = strict.ask(**{name: 1})
+        refused = strict.ask(**unknown)
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unknown_parameter")
         assert len(refused.text) < 3000
     assert caplog.records

@@ -126,3 +126,4 @@ def test_a_failure_of_the_service_is_logged(
     wait_until(lambda: caplog.records != [])
     line: Any = caplog.records[0].msg
     assert (line["code"], line["detail"]) == ("INTERNAL", "It is INTERNAL.")
+    assert caplog.records[0].exc_info is not None
