@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
 import contextlib
 from dataclasses import dataclass
 import math
@@ -24,6 +25,7 @@ LINGER_SILENCE_S: Final = 2.0
 _SMALL_BODY_BYTES: Final = 2**20
 _SHARE_OF_LARGE_BODIES: Final = 0.75
 _RETRY_AFTER_S: Final = 2.0
+_DISCARDED_BYTES_PER_S: Final = 64 * 2**20
 
 
 class BodyBudget:
@@ -38,6 +40,7 @@ class BodyBudget:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._used_bytes = 0
+        self._discarding = 0
 
     def take(self, count: int, held: int) -> None:
         """Takes bytes for a body that already holds `held` bytes.
@@ -56,6 +59,19 @@ class BodyBudget:
     def give_back(self, count: int) -> None:
         """Gives bytes back."""
         self._used_bytes -= count
+
+    @contextlib.contextmanager
+    def discarding(self) -> Iterator[Callable[[int], float]]:
+        """While a body is being discarded; all of them share one rate, so that a flood does not take all the time.
+
+        Yields:
+            A function that returns how many seconds to wait after so many bytes.
+        """
+        self._discarding += 1
+        try:
+            yield lambda count: count * self._discarding / _DISCARDED_BYTES_PER_S
+        finally:
+            self._discarding -= 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,11 +158,12 @@ class RequestBody:
     async def discard(self) -> None:
         """Receives and discards the rest for a short time."""
         last = self._received + 2 * self._limits.max_bytes
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError), self._limits.budget.discarding() as pause_s:
             async with asyncio.timeout(LINGER_S):
                 while not self.is_complete and self._received < last:
                     async with asyncio.timeout(LINGER_SILENCE_S):
-                        await self.receive()
+                        message = await self.receive()
+                    await asyncio.sleep(pause_s(len(message.get("body", b""))))
 
     async def _read_into(self, data: bytearray, decoder: Decoder | None) -> None:
         begin = asyncio.get_running_loop().time()

@@ -24,6 +24,9 @@ HEAD_TIMEOUT_S = 30.0
 MAX_HEAD_BYTES: Final = 32 * 1024
 """Maximum size of a request line with its headers, of the line of a chunk, and of the trailers."""
 
+MAX_HEADERS: Final = 128
+"""Maximum number of headers, and of trailers: every one takes some 10 us until the application has seen it."""
+
 LINGER_S: Final = 1.0
 """Time after a refusal for the client to read it; closing at once would reset the connection."""
 
@@ -31,17 +34,18 @@ _MAX_LINGER_BYTES: Final = 2**20
 _HEAD_SLICE_BYTES: Final = 4 * 1024
 _BODY_SLICE_BYTES: Final = 32 * 1024
 # h11 spends some 20 us on a chunk, whatever its size: 43,000 chunks of one byte fit into one read of a socket.
-_FREE_CHUNKS: Final = 1000
+_FREE_CHUNKS: Final = 256
 _MIN_MEAN_CHUNK_BYTES: Final = 256
 _LOG: Final = logging.getLogger(__name__)
 
 
 class _BoundedConnection(h11.Connection):
-    """Refuses bodies in many tiny chunks."""
+    """Refuses bodies in many tiny chunks, and too many headers or trailers before they are parsed."""
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, MAX_HEAD_BYTES)
         self._chunks = 0
+        self._is_chunked = False
         self._body_bytes = 0
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
@@ -57,9 +61,13 @@ class _BoundedConnection(h11.Connection):
                 return h11.NEED_DATA
             if begin == b"\r\n":
                 self._receive_buffer.maybe_extract_next_line()
+            self._count_lines()
+        elif getattr(self._reader, "_reading_trailer", False):
+            self._count_lines()
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._chunks = self._body_bytes = 0
+            self._is_chunked = any(name == b"transfer-encoding" for name, _ in event.headers)
         elif isinstance(event, h11.Data):
             self._chunks += event.chunk_start
             self._body_bytes += len(event.data)
@@ -69,6 +77,20 @@ class _BoundedConnection(h11.Connection):
                     f"beyond {_FREE_CHUNKS} chunks the average must be {_MIN_MEAN_CHUNK_BYTES} bytes."
                 )
         return event
+
+    @property
+    def slice_bytes(self) -> int:
+        """How much may be parsed at once, so that a bound is checked before more than this has passed it."""
+        in_plain_body = self.their_state is h11.SEND_BODY and not self._is_chunked
+        return _BODY_SLICE_BYTES if in_plain_body else _HEAD_SLICE_BYTES
+
+    def _count_lines(self) -> None:
+        lines, _, _ = bytes(self._receive_buffer).partition(b"\r\n\r\n")
+        if lines.count(b"\n") > MAX_HEADERS:
+            raise h11.RemoteProtocolError(
+                f"The request has more than {MAX_HEADERS} headers or trailers.",
+                error_status_hint=431,
+            )
 
 
 class BoundedHttpProtocol(H11Protocol):
@@ -82,7 +104,7 @@ class BoundedHttpProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.conn = _BoundedConnection()
+        self.conn: _BoundedConnection = _BoundedConnection()
         self._head_timer: asyncio.TimerHandle | None = None
         self._lingering = False
         self._ignored_bytes = 0
@@ -106,8 +128,7 @@ class BoundedHttpProtocol(H11Protocol):
             if self._lingering:
                 self._ignore(len(data) - start)
                 return
-            in_body = self.conn.their_state is h11.SEND_BODY
-            end = start + (_BODY_SLICE_BYTES if in_body else _HEAD_SLICE_BYTES)
+            end = start + self.conn.slice_bytes
             super().data_received(data[start:end])
             start = end
 
@@ -127,7 +148,7 @@ class BoundedHttpProtocol(H11Protocol):
         status, text = 400, msg
         if isinstance(reason, h11.RemoteProtocolError):
             status, text = reason.error_status_hint, str(reason)
-        if status == 431:
+        if text == "Receive buffer too long":
             text = f"The request line and headers have more than {MAX_HEAD_BYTES // 1024} KiB."
         if self.cycle is not None:
             self.cycle.disconnected = True

@@ -210,25 +210,28 @@ def test_what_is_beside_a_body_is_bounded(guarded: Adapter, what: str, target: s
     assert time.monotonic() - started < 20
 
 
-@pytest.mark.parametrize("what", ["a header", "headers", "target"])
+@pytest.mark.parametrize("what", ["a header", "headers", "target", "trailers"])
 def test_a_large_head_is_refused_in_json(adapter: Adapter, what: str) -> None:
     raw = {
         "a header": head("GET", "/version", "x-a: " + "a" * 60 * KIB),
-        "headers": head("GET", "/version", *(f"x-{n}: {n}" for n in range(6000))),
+        "headers": head("GET", "/version", *(f"x-{n}: {n}" for n in range(200))),
+        "trailers": head("POST", CHAT, "transfer-encoding: chunked")
+        + b"0\r\n"
+        + b"x: y\r\n" * 2000,
         "target": head("GET", "/" + "a" * 60 * KIB),
     }[what]
     with connect(adapter) as connection:
         connection.sendall(raw)
         (answer,) = answers_of(read_to_end(connection), ["GET"])
     assert answer.status == 431
-    assert "32 KiB" in answer.error["message"]
+    assert ("128" if "ers" in what else "32 KiB") in answer.error["message"]
     assert adapter.ask().status_code == 200
 
 
 def test_usual_extensions_trailers_and_chunks_are_fine(adapter: Adapter) -> None:
     body = chat_body("x" * 3000)
-    pieces = b"".join(b"%x;name=value\r\n%b\r\n" % (1, body[i : i + 1]) for i in range(900))
-    rest = chunked([body[900:]], trailers=b"x-checksum: abc\r\nx-other: d\r\n")
+    pieces = b"".join(b"%x;name=value\r\n%b\r\n" % (1, body[i : i + 1]) for i in range(200))
+    rest = chunked([body[200:]], trailers=b"x-checksum: abc\r\nx-other: d\r\n")
     raw = head("POST", CHAT, "transfer-encoding: chunked") + pieces + rest
     first, _ = ask_raw(adapter, raw)
     assert first.text == "x" * 3000
