@@ -238,18 +238,23 @@ class Bodies:
         body = RequestBody(Headers(scope=scope), receive, self._limits)
         scope.setdefault("state", {})["body"] = body
 
-        async def send_first(message: Message) -> None:
-            if message["type"] == "http.response.start" and not body.is_complete:
-                headers = [pair for pair in message["headers"] if pair[0].lower() != b"connection"]
-                message = {**message, "headers": [*headers, (b"connection", b"close")]}
-            elif not body.is_complete and not message.get("more_body", False):
-                await send({**message, "more_body": True})
-                body.release()
-                await body.discard()
-                message = {"type": "http.response.body", "body": b"", "more_body": False}
+        is_held_open = False
+
+        async def send_early(message: Message) -> None:
+            nonlocal is_held_open
+            if not body.is_complete:
+                if message["type"] == "http.response.start":
+                    kept = [pair for pair in message["headers"] if pair[0].lower() != b"connection"]
+                    message = {**message, "headers": [*kept, (b"connection", b"close")]}
+                elif not message.get("more_body", False):
+                    is_held_open = True
+                    message = {**message, "more_body": True}
             await send(message)
 
         try:
-            await self._app(scope, body.receive, send_first)
+            await self._app(scope, body.receive, send_early)
         finally:
             body.release()
+        if is_held_open:
+            await body.discard()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})

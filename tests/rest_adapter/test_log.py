@@ -11,9 +11,11 @@ import requests
 
 from qwenvl.observability.logs import JsonFormatter
 from rest_adapter.app import DIALECTS
+from rest_adapter.body import LINGER_SILENCE_S
 from rest_adapter.dialect import Dialect
 from rest_adapter.openai.errors import render_error, render_error_event
 from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
+from tests.rest_adapter.raw_http import connect, head, read_to_end
 
 
 def access_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
@@ -54,6 +56,18 @@ def test_the_access_line_has_reason_and_field(
     assert line["client_request_id"] == "of-the-client"
     if status != 200:
         assert response.json()["error"]["request_id"] == "of-the-client"
+
+
+def test_the_access_line_does_not_wait_for_an_unread_body(
+    adapter: Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rest_adapter")
+    with connect(adapter) as connection:
+        connection.sendall(head("POST", "/nothing", "content-length: 1000"))
+        read_to_end(connection)
+    (line,) = access_lines(caplog)
+    assert (line["status"], line["reason"]) == (404, "NOT_FOUND")
+    assert line["duration_s"] < LINGER_SILENCE_S
 
 
 def test_a_request_that_succeeds_has_no_reason(
