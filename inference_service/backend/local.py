@@ -122,6 +122,7 @@ class LocalBackend:
 
     async def start(self) -> None:
         """See `Backend`."""
+        self._media.start()
         try:
             await self._engine.start()
         except EngineStartError as error:
@@ -138,7 +139,7 @@ class LocalBackend:
     async def close(self) -> None:
         """See `Backend`."""
         await self._engine.close()
-        self._media.close()
+        await self._media.close()
 
     async def abort(self, request_id: str, caller: str | None = None) -> bool:
         """See `Backend`."""
@@ -170,6 +171,7 @@ class LocalBackend:
                 self._defaults,
                 prompt_tokens=prepared.usage.prompt_tokens,
                 max_model_len=context_tokens,
+                strict_max_tokens=self._settings.strict_max_tokens,
             )
             yield self._started(request, prepared, options)
             engine_request = self._engine_request(request, prepared, options)
@@ -188,7 +190,7 @@ class LocalBackend:
     async def _prepare(self, request: Request, admitted: AdmittedRequest) -> PreparedPrompt:
         """Prepares media and prompt; an abort ends only the preparation of media, which may take long."""
         async with admitted.abortable():
-            media = await self._media.prepare(request)
+            media = await self._media.prepare(request, admitted.caller)
         return await prepare_prompt(request, media, self._model.prompts)
 
     def _check_grounding(self, request: Request) -> None:

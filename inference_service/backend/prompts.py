@@ -22,7 +22,7 @@ class PreparedPrompt:
     """
 
     prompt: Prompt
-    pixels: tuple[bytes, ...]
+    pixels: tuple[bytes | memoryview, ...]
     infos: tuple[ImageInfo, ...]
     usage: TokenUsage
 

@@ -87,6 +87,8 @@ def test_channel_options() -> None:
         assert options["grpc.max_send_message_length"] == MAX_MESSAGE_BYTES
         config = json.loads(str(options["grpc.service_config"]))
         assert config["loadBalancingConfig"] == [{"round_robin": {}}]
-        policies = [method["retryPolicy"] for method in config.get("methodConfig", [])]
+        methods = config.get("methodConfig", [])
+        policies = [method["retryPolicy"] for method in methods if "retryPolicy" in method]
         codes = [policy["retryableStatusCodes"] for policy in policies]
         assert codes == ([["UNAVAILABLE"]] if retry else [])
+        assert options["grpc.enable_http_proxy"] == 0
