@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from qwenvl.flags import FlagSettings
 from qwenvl.observability import LogFormat, LogLevel
@@ -37,7 +37,9 @@ class AdapterSettings(FlagSettings):
         8, description="maximum size of one request body without its images, in MiB"
     )
     body_budget_mib: Positive = Field(
-        256, description="maximum size of all request bodies in memory, in MiB"
+        256,
+        validate_default=True,
+        description="maximum size of all request bodies in memory, in MiB",
     )
     max_media_mib: Positive = Field(
         31, description="maximum total size of the decoded images of one request, in MiB"
@@ -68,12 +70,13 @@ class AdapterSettings(FlagSettings):
         compile_origins(value)
         return value
 
-    @model_validator(mode="after")
-    def _check_budget(self) -> Self:
+    @field_validator("body_budget_mib")
+    @classmethod
+    def _check_budget(cls, value: int, info: ValidationInfo) -> int:
         # A quarter of the budget is for small bodies.
-        if self.body_budget_mib * 3 < self.max_body_mib * 4:
+        max_body_mib = info.data.get("max_body_mib", 0)
+        if value * 3 < max_body_mib * 4:
             raise ValueError(
-                f"body_budget_mib is {self.body_budget_mib}, but must be at least 4/3 of max_body_mib, "
-                f"which is {self.max_body_mib}"
+                f"it is {value}, but must be at least 4/3 of --max-body-mib, which is {max_body_mib}"
             )
-        return self
+        return value
