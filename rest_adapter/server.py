@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 # Longer than the idle time of common client pools, so that the client closes first.
 _KEEP_ALIVE_S = 75
+_LAST_WORDS_S = 1.0
 
 
 class _Server(uvicorn.Server):
@@ -28,18 +29,24 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """The first signal lets running requests finish, the second one exits at once."""
+        """The first signal lets running requests finish; the second one ends them, each with an error."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
         yield
 
     def _on_signal(self) -> None:
-        self.force_exit = self.should_exit
-        if self.force_exit:
-            # It would log every request that it drops as an error of the application.
-            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        self.should_exit = True
+        if not self.should_exit:
+            self.should_exit = True
+            return
+        for task in self.server_state.tasks:
+            task.cancel()
+        asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._exit_at_once)
+
+    def _exit_at_once(self) -> None:
+        # It would log every request that it drops as an error of the application.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        self.force_exit = True
 
 
 def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:

@@ -119,7 +119,7 @@ def assert_openai_error(response: requests.Response, status: int, param: str | N
     assert response.status_code == status, response.text
     assert set(response.json()) == {"error"}
     error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
     assert error["message"]
     assert error["code"] is None or isinstance(error["code"], str)
     assert error["param"] == param, error

@@ -103,13 +103,46 @@ async def test_a_taken_port_is_refused_in_one_line() -> None:
 
 async def test_second_signal_ends_at_once() -> None:
     async with running_adapter() as (process, port, seen), asyncio.timeout(60):
-        _, writer = await open_stream(port, "hang")
+        reader, writer = await open_stream(port, "hang")
         process.send_signal(signal.SIGTERM)
         await until(lambda: not is_listening(port))
         assert process.returncode is None
         process.send_signal(signal.SIGTERM)
-        await process.wait()
+        rest = await reader.read()
+        assert b'"code":"overloaded"' in rest
+        assert b"[DONE]" not in rest
+        assert rest.endswith(b"0\r\n\r\n")
+        assert await process.wait() == 0
         await until(lambda: seen.running == 0)
+        writer.close()
+
+
+async def test_second_signal_answers_whoever_still_waits() -> None:
+    async with running_adapter() as (process, port, seen), asyncio.timeout(60):
+        messages = [{"role": "user", "content": "hang"}]
+        body = json.dumps({"model": "demo", "messages": messages}).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")
+        writer.write(b"content-length: %d\r\n\r\n" % len(body) + body)
+        await until(lambda: seen.running == 1)
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            await until(lambda: not is_listening(port))
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after" in answer
+        assert await process.wait() == 0
+        writer.close()
+
+
+async def test_second_signal_does_not_wait_for_a_client_that_does_not_read() -> None:
+    async with running_adapter() as (process, port, _), asyncio.timeout(60):
+        _, writer = await open_stream(port, "z" * 60_000)
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            await until(lambda: not is_listening(port))
+        async with asyncio.timeout(20):
+            await process.wait()
         writer.close()
 
 
