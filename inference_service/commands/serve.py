@@ -71,6 +71,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     rest.add_argument("--host", help="host of --http-address alone")
     rest.add_argument("--port", metavar="N", help="port of --http-address alone")
+    rest.add_argument(
+        "--allowed-origins",
+        nargs="+",
+        metavar="ORIGIN",
+        help="web pages that may call the REST API (default: those of this machine); * = all",
+    )
     ServiceSettings.add_flags(parser, skip={"model"})
     parser.set_defaults(run=run)
 
