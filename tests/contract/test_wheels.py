@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from email.parser import Parser
 import importlib.util
+import os
 from pathlib import Path
 import re
 import shutil
@@ -125,15 +126,20 @@ def test_the_server_contains_nothing_of_the_client(server_wheel: Path) -> None:
     assert "inference_service/py.typed" in names_in(server_wheel)
 
 
+def install(wheel: Path, python: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+    command = [*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)]
+    # A search path to this checkout would make pip find the distributions as installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, check=True, timeout=120, capture_output=True, env=environment)
+
+
 @pytest.fixture(scope="module")
 def bare(client_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of an environment with the client, grpcio and protobuf, and nothing else."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, symlinks=True)
-    python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
-    install = [*pip, "install", "-q", "--no-deps", "--no-index", str(client_wheel)]
-    subprocess.run(install, check=True, timeout=120, capture_output=True)
+    install(client_wheel, folder / "bin" / "python")
     [packages] = folder.glob("lib/python*/site-packages")
     (packages / "google").mkdir()
     for name in ("grpc", "google.protobuf", "google._upb", "typing_extensions"):
@@ -174,16 +180,7 @@ def test_the_command_is_that_of_the_server_where_it_is_installed(
 ) -> None:
     copy = tmp_path / "both"
     shutil.copytree(bare.parent, copy, symlinks=True)
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "--python",
-        str(copy / "bin/python"),
-    ]
-    install = [*pip, "install", "-q", "--no-deps", "--no-index", str(server_wheel)]
-    subprocess.run(install, check=True, timeout=120, capture_output=True)
+    install(server_wheel, copy / "bin" / "python")
     script = (copy / "bin" / "qwenvl").read_text()
     assert "from qwenvl.cli import main" in script
     # Without the libraries of the server the command says so; with them, its own tests run it.
