@@ -16,6 +16,7 @@ from inference_service.errors import (
 from inference_service.media.decode import DecodeLimits, FrameSpec, ImageDecoder, ProcessedImage
 from inference_service.media.fetch import FetchPolicy, MediaFetcher
 from inference_service.media.geometry import pixel_budget
+from inference_service.media.turn import my_turn
 from inference_service.model_spec import ModelSpec
 from inference_service.settings import ServiceSettings
 
@@ -86,6 +87,15 @@ class MediaPreparer:
         """Ends the worker threads."""
         self._decoder.close()
 
+    def max_pixel_bytes(self, request: Request) -> int:
+        """Maximum bytes of the processed pixels of a request: of larger images it is refused."""
+        policy = self._spec.image_policy
+        if policy.square_side is not None:
+            return 3 * policy.square_side**2 * len(request.media)
+        of_tokens = self._max_tokens * policy.pixel_step**2
+        image, video = min(policy.max_pixels, of_tokens), of_tokens * policy.temporal_patch_size
+        return 3 * sum(image if isinstance(part, ImagePart) else video for part in request.media)
+
     async def prepare(self, request: Request) -> PreparedMedia:
         """Fetches, decodes and resizes all images and videos of a request.
 
@@ -134,9 +144,14 @@ class MediaPreparer:
             data = part.data
             if data is None:
                 data = await self._fetcher.fetch(part.uri or "", field=part.field)
-            return await self._decoder.decode(
-                data, policy=policy, min_pixels=min_pixels, max_pixels=max_pixels, field=part.field
-            )
+            async with my_turn():
+                return await self._decoder.decode(
+                    data,
+                    policy=policy,
+                    min_pixels=min_pixels,
+                    max_pixels=max_pixels,
+                    field=part.field,
+                )
 
     async def _video(self, part: VideoPart) -> tuple[ProcessedImage, ...]:
         spec = self._spec
@@ -157,7 +172,7 @@ class MediaPreparer:
                 )
         fields = [frame.field for frame in part.frames]
         frame_spec = FrameSpec(policy=spec.image_policy, video=spec.video, fps=part.fps)
-        async with self._files:
+        async with my_turn(), self._files:
             return await self._decoder.decode_video(files, fields, frame_spec)
 
     async def _frame_file(self, part: ImagePart) -> bytes:
