@@ -101,7 +101,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         enter_call(call)
         endless = is_open and bool(handler.response_streaming)  # a watch
         limits = self._open_limits if is_open else self._limits
-        caller = call.caller or context.peer()
+        # A name that nobody has checked is none: it could be another one for every message.
+        caller = call.caller if self._keys is not None and not is_open else context.peer()
         wire = Wire(context, caller, limits, None if endless else call.deadline)
         enter_wire(wire)
         try:
@@ -213,9 +214,7 @@ async def _answering(method: str, wire: Wire) -> AsyncIterator[None]:
         raise
     except (GeneratorExit, KeyboardInterrupt, SystemExit):
         raise
-    except (
-        BaseException
-    ):  # a defect, or a panic of a library in Rust, which is no Exception: only the log has details
+    except BaseException:  # a defect, or a panic of a library in Rust; only the log has its details
         logger.exception({"message": "the call failed", **this_call().log_fields()})
         internal = InternalError("An internal error occurred.")
         code = code_of(internal)

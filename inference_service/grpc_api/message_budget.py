@@ -2,8 +2,8 @@
 
 gRPC tells neither the size of a message before it is complete nor how much of it has arrived. So a message counts as
 large as possible until it is complete, then with its size, until the request needs it no longer. When there is no room,
-unfinished messages that have taken long are cut, those of the caller with the most first; small messages arrive in
-milliseconds and are not affected.
+unfinished messages that have taken long are cut, those of the caller with the most first, and one that is its caller's
+only one later; small messages arrive in milliseconds and are not affected.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class MessageBudget:
         max_waiting: Maximum messages that wait for room.
         wait_s: Maximum time that a message waits for room.
         patience_s: Time that a message may take to arrive while others wait.
+        patience_alone_s: The same for the only unfinished message of its caller.
         setting: The flag that sets the limit, for errors; empty = none.
     """
 
@@ -64,6 +65,7 @@ class MessageBudget:
         max_waiting: int,
         wait_s: float,
         patience_s: float = 1.0,
+        patience_alone_s: float = 1.0,
         setting: str = "",
     ) -> None:
         self.limit_bytes = max(limit_bytes, max_message_bytes)
@@ -71,6 +73,7 @@ class MessageBudget:
         self._max_waiting = max_waiting
         self._wait_s = wait_s
         self._patience_s = patience_s
+        self._patience_alone_s = patience_alone_s
         self._setting = setting
         self._claims: set[Claim] = set()
         self._waiting: list[tuple[Claim, asyncio.Future[None]]] = []

@@ -51,6 +51,7 @@ _SMALL_MESSAGE_BYTES = 2**20
 _OPEN_BUDGET_MESSAGES = 4
 _OPEN_TIMEOUT_S = 5.0
 _WAIT_FOR_ROOM_S = 10.0
+_PATIENCE_S = 1.0
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # A second server on the port must fail, not share it.
@@ -197,6 +198,9 @@ def _interceptor(settings: ServiceSettings, backend: Backend) -> CallInterceptor
         max_message_bytes=MAX_MESSAGE_BYTES,
         max_waiting=settings.max_queue,
         wait_s=_WAIT_FOR_ROOM_S,
+        # Without keys, a caller is a connection, of which anyone may have many.
+        patience_alone_s=_PATIENCE_S if path is None else _WAIT_FOR_ROOM_S / 2,
+        patience_s=_PATIENCE_S,
         setting="--message-budget-mib",
     )
     open_messages = MessageBudget(
@@ -205,6 +209,7 @@ def _interceptor(settings: ServiceSettings, backend: Backend) -> CallInterceptor
         max_waiting=64,
         wait_s=_OPEN_TIMEOUT_S,
         patience_s=0.1,
+        patience_alone_s=0.1,
     )
     limits = WireLimits(
         messages=messages,

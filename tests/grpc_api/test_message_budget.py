@@ -18,6 +18,7 @@ def budget(messages: int = 2, **changes: float) -> MessageBudget:
         max_waiting=int(values["max_waiting"]),
         wait_s=values["wait_s"],
         patience_s=values["patience_s"],
+        patience_alone_s=values.get("patience_alone_s", values["patience_s"]),
         setting="--the-setting",
     )
 
@@ -133,3 +134,13 @@ async def test_a_message_that_takes_too_long_ends_without_a_cut() -> None:
     claim = await room.reserve("a")
     with pytest.raises(TimeoutError):
         await room.receive(claim, never, 0.02)
+
+
+async def test_the_only_message_of_a_caller_may_take_longer() -> None:
+    room = budget(2, patience_s=0.05, patience_alone_s=60, wait_s=0.5)
+    tasks = [(await begin(room, caller))[1] for caller in "ab"]
+    with pytest.raises(QueueFullError):
+        await room.reserve("c")
+    assert not any(task.done() for task in tasks)
+    for task in tasks:
+        task.cancel()
