@@ -15,7 +15,7 @@ from inference_service.engine_client.client import EngineClient
 from inference_service.engine_protocol.messages import EngineConfig
 from inference_service.grpc_api.server import serve
 from inference_service.hub.resolve import ModelNotFound, resolve_model
-from inference_service.media.fetch import FetchPolicy
+from inference_service.media.policy import FetchPolicy
 from inference_service.settings import ServiceSettings
 from qwenvl.observability import configure_logging, default_log_format
 

@@ -188,8 +188,8 @@ class ServiceSettings(FlagSettings):
     # media
     allowed_media_domains: tuple[str, ...] = Field(
         (),
-        description="fetch media from these hosts only; host:port also allows a host that is not public;"
-        " empty = any public host",
+        description="fetch media from these hosts only: host, .domain (with its subdomains), *.domain (its subdomains"
+        " only), public (any public host); with a port (host:port) also hosts that are not public; empty = public",
     )
     allow_local_media_path: str | None = Field(
         None, description="directory from which file:// URLs may be read; none = file:// is refused"
@@ -197,11 +197,33 @@ class ServiceSettings(FlagSettings):
     enable_media_fetch: bool = Field(
         True, description="fetch media from URLs; off = requests with URLs are refused"
     )
+    media_proxy: str | None = Field(
+        None,
+        description="HTTP proxy (http://[user:password@]host:port) that all media are fetched through; none = direct",
+    )
+    media_ca_file: str | None = Field(
+        None,
+        description="PEM file of more certificate authorities for the hosts that --allowed-media-domains names, and for"
+        " all hosts behind --media-proxy",
+    )
     media_connect_timeout_s: Seconds = Field(
         2.0, description="timeout for connecting to a media host, in seconds"
     )
-    media_total_timeout_s: Seconds = Field(
-        10.0, description="timeout for fetching one image, including redirects, in seconds"
+    media_timeout_s: Seconds = Field(
+        10.0,
+        validation_alias=AliasChoices("media_timeout_s", "media_total_timeout_s"),
+        description="time until a host must have begun to send an image, including redirects, and over which its rate"
+        " is measured then, in seconds",
+    )
+    media_min_kib_per_s: float = Field(
+        8.0, ge=0, description="lowest rate at which a media host may send, in KiB per second"
+    )
+    media_buffer_mib: Positive = Field(
+        512, description="maximum size of the fetched files in memory, in MiB"
+    )
+    max_media_fetches: Positive = Field(
+        256,
+        description="maximum number of images that are fetched at a time; one host and one caller have half of them",
     )
     max_image_bytes: Positive = Field(
         20 * 2**20, description="maximum size of one encoded image, in bytes"
@@ -209,8 +231,24 @@ class ServiceSettings(FlagSettings):
     max_image_pixels: Positive = Field(
         50_000_000, description="maximum number of pixels of one image before resizing"
     )
+    max_request_pixels: Positive = Field(
+        400_000_000,
+        description="maximum number of pixels of all images and frames of one request before resizing; equal frames"
+        " of a video count once",
+    )
     media_workers: Positive = Field(
-        2, description="number of threads that decode and resize images"
+        2,
+        description="number of processes that decode and resize images; of two or more, half decode only images that"
+        " cost little",
+    )
+    decode_memory_mib: Positive = Field(
+        1024, description="maximum memory of one of these processes, in MiB"
+    )
+    decode_timeout_s: Seconds = Field(
+        20.0, description="maximum time to decode one image, in seconds"
+    )
+    request_decode_timeout_s: Seconds = Field(
+        60.0, description="maximum time to decode all images of one request, in seconds"
     )
     pixel_budget_mib: Positive = Field(
         512, description="maximum size of the decoded pixels in transit to the engine, in MiB"

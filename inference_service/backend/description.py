@@ -14,7 +14,7 @@ from inference_service.backend.base import (
 from inference_service.backend.served_model import ServedModel
 from inference_service.engine_protocol.messages import EngineReady
 from inference_service.families.footprint import footprint
-from inference_service.media.fetch import FetchPolicy
+from inference_service.media.policy import FetchPolicy
 from inference_service.model_spec import BoxNotation, ModelSpec
 from inference_service.settings import ServiceSettings
 

@@ -45,10 +45,12 @@ class Line:
 
     Args:
         places: Number of places.
+        spare: So many of them a single caller never has, so that the next caller need not wait.
     """
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, *, spare: int = 0) -> None:
         self.places = places
+        self._spare = spare
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
         self._seen: dict[
@@ -125,7 +127,8 @@ class Line:
         if not self._waiting or self._held.total() >= self.places:
             return None
         present = self._present()
-        share = self.places if present == 1 else self.places // min(present, _MIN_SHARE)
+        alone = self.places - self._spare
+        share = alone if present == 1 else min(alone, self.places // min(present, _MIN_SHARE))
         turns = {caller: index for index, caller in enumerate(self._seen)}
         ranks = {
             caller: (self._held[caller], turns.get(caller, -1))

@@ -73,7 +73,7 @@ class LocalBackend:
             # A few more than the batch holds, so that the engine never waits for the front; workers the same.
             batch=Line(settings.max_num_seqs + max(2, settings.max_num_seqs // 8)),
             tokens=Line(1),  # as many as the loaded engine has
-            decoders=Line(2 * settings.media_workers),
+            decoders=Line(4 * settings.media_workers, spare=settings.media_workers),
             pixels=PixelBudget(settings.pixel_budget_mib * 2**20),
         )
         self._callbacks: list[Callable[[BackendState], None]] = []
@@ -142,6 +142,7 @@ class LocalBackend:
 
     async def start(self) -> None:
         """See `Backend`."""
+        self._media.start()
         try:
             await self._engine.start()
         except EngineStartError as error:
@@ -161,7 +162,7 @@ class LocalBackend:
         self._admission.close()
         self._admission.cut()
         await self._engine.close()
-        self._media.close()
+        await self._media.close()
         self._prompts.close()
 
     async def abort(self, request_id: str, caller: str | None = None) -> bool:
@@ -285,7 +286,7 @@ class LocalBackend:
             await self._prompts.refuse_too_long(request, state.max_model_len)
         set_turn(turn.decoding)
         async with admitted.abortable():
-            media = await self._media.prepare(request)
+            media = await self._media.prepare(request, admitted.caller)
             await turn.arrive()
         turn.decoded(sum(len(image.pixels) for image in media.images))
         forget_files(request)

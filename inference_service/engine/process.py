@@ -14,18 +14,17 @@ from __future__ import annotations
 import argparse
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-import ctypes
 import faulthandler
 import logging
 import os
 import queue
 import resource
-import signal
 import socket
 import sys
 import threading
 from typing import Final, get_args
 
+from inference_service.child import die_with
 from inference_service.engine.loop import Core, EngineLoop
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import EngineConfig
@@ -33,7 +32,6 @@ from inference_service.progress import progress
 from qwenvl.observability import LogFormat, LogLevel, configure_logging
 
 
-_PR_SET_PDEATHSIG: Final = 1
 _MAX_DESCRIPTORS: Final = 65536
 PULSE_S: Final = 1.0
 
@@ -145,15 +143,6 @@ def _beat(send: Callable[[wire.Event], None]) -> None:
         return  # the reader ends the process
 
 
-def die_with(parent: int) -> None:
-    """Ends this process when the thread in `parent` that started it ends. Linux only."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # the parent ended before the call above
-        os._exit(0)
-
-
 def _raise_descriptor_limit() -> None:
     """Raises the limit of open files: every request with images holds a descriptor (CPython duplicates it)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -176,10 +165,6 @@ def main(argv: Sequence[str] | None = None, core_factory: CoreFactory = load_cor
     parser.add_argument("--log-format", choices=get_args(LogFormat), default=None)
     args = parser.parse_args(argv)
     die_with(args.parent)
-    # The front decides when the engine ends: Ctrl-C or SIGTERM for the whole process group must not interrupt requests
-    # that the front is draining.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.set_inheritable(args.fd, False)  # a compiler started by triton must not keep the socket open
     _raise_descriptor_limit()
     faulthandler.enable()

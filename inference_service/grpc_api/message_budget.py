@@ -184,7 +184,11 @@ class MessageBudget:
         counts = Counter(claim.caller for claim in receiving)
         now = time.monotonic()
         slow = [
-            claim for claim in receiving if claim.since and now - claim.since > self._patience_s
+            claim
+            for claim in receiving
+            if claim.since
+            and now - claim.since
+            > (self._patience_s if counts[claim.caller] > 1 else self._patience_alone_s)
         ]
         if slow:
             victim = max(slow, key=lambda claim: (counts[claim.caller], -claim.since))

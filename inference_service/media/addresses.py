@@ -1,4 +1,4 @@
-"""Decides whether a network address is public."""
+"""Decides whether a network address or a host's name is public."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ _DENIED_V4 = tuple(
 _UNICAST_V6 = ip_network("2000::/3")
 _DENIED_V6 = (ip_network("3fff::/20"),)  # documentation, RFC 9637
 _NAT64 = ip_network("64:ff9b::/96")  # RFC 6052; the last 32 bits are an IPv4 address
+# Top-level domains of private networks: RFC 6761, 6762, 8375, ICANN's `internal`, and others in common use.
+_PRIVATE_DOMAINS = frozenset(
+    [
+        "arpa",
+        "corp",
+        "home",
+        "internal",
+        "intranet",
+        "invalid",
+        "lan",
+        "local",
+        "localdomain",
+        "localhost",
+        "private",
+        "svc",
+    ]
+)
 
 
 def is_public(text: str) -> bool:
@@ -45,6 +62,16 @@ def is_public(text: str) -> bool:
         and address in _UNICAST_V6
         and not any(address in network for network in _DENIED_V6)
     )
+
+
+def is_public_name(host: str) -> bool:
+    """Whether a name may belong to the public internet: it has a domain, and not one of private networks.
+
+    Args:
+        host: A name in lower case, without a dot at its end.
+    """
+    _, dot, top = host.rpartition(".")
+    return bool(dot) and top not in _PRIVATE_DOMAINS
 
 
 def _is_public_v4(address: IPv4Address) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+import functools
 from typing import Final
 
 from inference_service.domain import ImageInfo, ImagePart, Media, Request, VideoPart
@@ -13,15 +14,17 @@ from inference_service.errors import (
     TooManyImagesError,
     UnsupportedParameterError,
 )
-from inference_service.media.decode import DecodeLimits, FrameSpec, ImageDecoder, ProcessedImage
-from inference_service.media.fetch import FetchPolicy, MediaFetcher
+from inference_service.media.decoder import Allowance, ImageDecoder
+from inference_service.media.fetch import MediaFetcher
+from inference_service.media.file_budget import FileBudget
 from inference_service.media.geometry import pixel_budget
+from inference_service.media.images import FrameSpec, ProcessedImage
+from inference_service.media.policy import FetchPolicy
 from inference_service.media.turn import my_turn
 from inference_service.model_spec import ModelSpec
 from inference_service.settings import ServiceSettings
 
 
-_FETCHES_PER_WORKER: Final = 8
 _FRAMES_AT_ONCE: Final = 8
 _MAX_VIDEO_BYTES: Final = 64 * 2**20
 """Maximum total size of a video's files, which are all in memory before the first is decoded."""
@@ -45,6 +48,25 @@ class PreparedMedia:
         return sum(image.num_tokens for image in self.images if image.is_video)
 
 
+@dataclass(frozen=True, slots=True)
+class _RequestMedia:
+    """The media of one request while they are prepared.
+
+    Attributes:
+        request: The request.
+        allowance: What decoding may still cost.
+        fetch: Fetches a URL for it.
+        decoding: The decoding of each file to an area within limits.
+    """
+
+    request: Request
+    allowance: Allowance
+    fetch: Callable[..., Awaitable[bytes]]
+    decoding: dict[tuple[bytes, tuple[int, int]], asyncio.Future[ProcessedImage]] = field(
+        default_factory=dict
+    )
+
+
 class MediaPreparer:
     """Prepares the media of requests, a bounded number of files at a time."""
 
@@ -55,7 +77,7 @@ class MediaPreparer:
         spec: ModelSpec,
         *,
         max_tokens: int,
-        max_files: int,
+        files: FileBudget,
     ) -> None:
         """Takes the parts and the limits.
 
@@ -64,28 +86,33 @@ class MediaPreparer:
             decoder: Decodes and resizes images.
             spec: The model, with its image policy.
             max_tokens: Maximum tokens of one image or video: the size of the engine's encoder cache.
-            max_files: Maximum number of fetched files in memory that are not decoded yet.
+            files: Bounds the fetched files in memory.
         """
         self._fetcher = fetcher
         self._decoder = decoder
         self._spec = spec
         self._max_tokens = max_tokens
-        self._files = asyncio.Semaphore(max_files)
+        self._files = files
 
     @classmethod
     def from_settings(cls, settings: ServiceSettings, spec: ModelSpec) -> MediaPreparer:
         """A preparer with the operator's limits."""
         return cls(
             MediaFetcher(FetchPolicy.from_settings(settings)),
-            ImageDecoder(DecodeLimits.from_settings(settings), workers=settings.media_workers),
+            ImageDecoder.from_settings(settings),
             spec,
             max_tokens=settings.encoder_cache_tokens,
-            max_files=settings.media_workers * _FETCHES_PER_WORKER,
+            files=FileBudget(settings.media_buffer_mib * 2**20, wait_s=settings.media_timeout_s),
         )
 
-    def close(self) -> None:
-        """Ends the worker threads."""
+    def start(self) -> None:
+        """Starts the decode workers; call it in the event loop's thread."""
+        self._decoder.start()
+
+    async def close(self) -> None:
+        """Kills the decode workers, and ends the lookups of names."""
         self._decoder.close()
+        await self._fetcher.close()
 
     def max_pixel_bytes(self, request: Request) -> int:
         """Maximum bytes of the processed pixels of a request: of larger images it is refused."""
@@ -96,8 +123,12 @@ class MediaPreparer:
         image, video = min(policy.max_pixels, of_tokens), of_tokens * policy.temporal_patch_size
         return 3 * sum(image if isinstance(part, ImagePart) else video for part in request.media)
 
-    async def prepare(self, request: Request) -> PreparedMedia:
+    async def prepare(self, request: Request, caller: str = "") -> PreparedMedia:
         """Fetches, decodes and resizes all images and videos of a request.
+
+        Args:
+            request: The request.
+            caller: Who sent it; empty = unknown.
 
         Raises:
             ServiceError: One of them is invalid; the error names the field.
@@ -109,12 +140,17 @@ class MediaPreparer:
                 f"The request has {len(media)} images, but this model supports at most {max_images}.",
                 field=request.prompt_field,
             )
-        tasks = [asyncio.ensure_future(self._processed(part, request)) for part in media]
-        try:
-            processed = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        with self._files.of_request() as files:
+            fetch = functools.partial(self._fetcher.fetch, caller=caller, files=files)
+            work = _RequestMedia(request, self._decoder.allowance(), fetch)
+            tasks = [asyncio.ensure_future(self._processed(part, work)) for part in media]
+            try:
+                processed = await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                for decoding in work.decoding.values():
+                    decoding.cancel()
         for images, part in zip(processed, media, strict=True):
             self._check_tokens(images, part)
         return PreparedMedia(
@@ -126,34 +162,47 @@ class MediaPreparer:
             ),
         )
 
-    async def _processed(self, part: Media, request: Request) -> tuple[ProcessedImage, ...]:
+    async def _processed(self, part: Media, work: _RequestMedia) -> tuple[ProcessedImage, ...]:
         if isinstance(part, VideoPart):
-            return await self._video(part)
-        return (await self._image(part, request),)
+            return await self._video(part, work)
+        return (await self._image(part, work),)
 
-    async def _image(self, part: ImagePart, request: Request) -> ProcessedImage:
-        policy = self._spec.image_policy
-        min_pixels, max_pixels = pixel_budget(
-            policy,
+    async def _image(self, part: ImagePart, work: _RequestMedia) -> ProcessedImage:
+        request = work.request
+        budget = pixel_budget(
+            self._spec.image_policy,
             part.detail,
             request.min_pixels if part.min_pixels is None else part.min_pixels,
             request.max_pixels if part.max_pixels is None else part.max_pixels,
             field=part.field,
         )
-        async with self._files:
-            data = part.data
-            if data is None:
-                data = await self._fetcher.fetch(part.uri or "", field=part.field)
-            async with my_turn():
-                return await self._decoder.decode(
-                    data,
-                    policy=policy,
-                    min_pixels=min_pixels,
-                    max_pixels=max_pixels,
-                    field=part.field,
-                )
+        return await self._decoded(await _file(part, work), part.field, budget, work)
 
-    async def _video(self, part: VideoPart) -> tuple[ProcessedImage, ...]:
+    async def _decoded(
+        self, data: bytes, field: str, budget: tuple[int, int], work: _RequestMedia
+    ) -> ProcessedImage:
+        """Decodes a file, once for all equal ones of the request."""
+        key = (data, budget)
+        if key not in work.decoding:
+            decoding = asyncio.ensure_future(self._decode(data, field, budget, work.allowance))
+            decoding.add_done_callback(_retrieve)  # the request may end with another error
+            work.decoding[key] = decoding
+        return await asyncio.shield(work.decoding[key])
+
+    async def _decode(
+        self, data: bytes, field: str, budget: tuple[int, int], allowance: Allowance
+    ) -> ProcessedImage:
+        async with my_turn():
+            return await self._decoder.decode(
+                data,
+                allowance,
+                policy=self._spec.image_policy,
+                min_pixels=budget[0],
+                max_pixels=budget[1],
+                field=field,
+            )
+
+    async def _video(self, part: VideoPart, work: _RequestMedia) -> tuple[ProcessedImage, ...]:
         spec = self._spec
         if spec.video is None:
             raise UnsupportedParameterError(
@@ -162,7 +211,7 @@ class MediaPreparer:
         files: list[bytes] = []
         for start in range(0, len(part.frames), _FRAMES_AT_ONCE):
             some = part.frames[start : start + _FRAMES_AT_ONCE]
-            files += await asyncio.gather(*map(self._frame_file, some))
+            files += await asyncio.gather(*(_file(frame, work) for frame in some))
             if sum(map(len, files)) > _MAX_VIDEO_BYTES:
                 raise ImageTooLargeError(
                     f"The frames of the video have more than {_MAX_VIDEO_BYTES} bytes in total, the maximum;"
@@ -172,15 +221,10 @@ class MediaPreparer:
                 )
         fields = [frame.field for frame in part.frames]
         frame_spec = FrameSpec(policy=spec.image_policy, video=spec.video, fps=part.fps)
-        async with my_turn(), self._files:
-            return await self._decoder.decode_video(files, fields, frame_spec)
-
-    async def _frame_file(self, part: ImagePart) -> bytes:
-        """The file of one frame."""
-        if part.data is not None:
-            return part.data
-        async with self._files:
-            return await self._fetcher.fetch(part.uri or "", field=part.field)
+        async with my_turn():
+            return await self._decoder.decode_video(
+                files, fields, frame_spec, work.allowance, field=part.field
+            )
 
     def _check_tokens(self, images: Sequence[ProcessedImage], part: Media) -> None:
         """Refuses media that exceed the encoder cache before the engine computes anything; names the field."""
@@ -195,6 +239,10 @@ class MediaPreparer:
             )
 
 
+async def _file(part: ImagePart, work: _RequestMedia) -> bytes:
+    return await work.fetch(part.uri or "", field=part.field) if part.data is None else part.data
+
+
 def _info(image: ProcessedImage, part: ImagePart) -> ImageInfo:
     return ImageInfo(
         original_width=image.original_width,
@@ -204,3 +252,8 @@ def _info(image: ProcessedImage, part: ImagePart) -> ImageInfo:
         tokens=image.num_tokens,
         uuid=part.uuid,
     )
+
+
+def _retrieve(decoding: asyncio.Future[ProcessedImage]) -> None:
+    if not decoding.cancelled():
+        decoding.exception()

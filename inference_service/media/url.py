@@ -1,4 +1,4 @@
-"""Parses the URLs of images strictly, and the entries of the operator's allow-list.
+"""Parses the URLs of images strictly.
 
 Requests are made from the parsed parts only: a validator and an HTTP client that each parse the text may disagree
 (CVE-2026-24779).
@@ -10,15 +10,26 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 import re
 import unicodedata
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin
 
 import idna
 
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 MAX_URL_LENGTH = 8192
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,15}(?=:)")
+_PARTS = re.compile(r"[A-Za-z]+://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?", re.DOTALL)
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_MAX_HOST_LENGTH = 1024  # as written; encoded, 253
+# White space, and the marks that editors and browsers copy with a text (byte order, zero width, direction).
+_INVISIBLE = (
+    " \t\n\v\f\r\x85\xa0\xad\u061c\u1680\u180e"
+    "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200b\u200c\u200d\u200e\u200f"
+    "\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u202f\u205f\u2060\u2066\u2067\u2068\u2069\u3000\ufeff"
+)
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]")  # controls, surrogates, backslash
+_NAMES = {"\\": "a backslash", "\n": "a line break", "\r": "a line break", "\t": "a tab"}
 _URL_CHARACTERS = "/?:@!$&'()*+,;=%-._~[]"  # left as they are; everything else is percent-encoded
 
 
@@ -48,102 +59,81 @@ class ImageUrl:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the host is an address, not a name."""
+        return is_address(self.host)
+
     def resolve(self, location: str) -> ImageUrl:
         """The URL that a redirect from here leads to.
 
         Raises:
             UrlError: It is not a URL that can be fetched.
         """
-        reject_odd_characters(location)
-        return parse_url(urljoin(f"{self.scheme}://{self.host_header}{self.target}", location))
-
-
-@dataclass(frozen=True, slots=True)
-class AllowedHost:
-    """An entry of the operator's allow-list: `host`, `host:port` or `[address]:port`.
-
-    Attributes:
-        host: As in ImageUrl.
-        port: None = the default ports of the schemes.
-    """
-
-    host: str
-    port: int | None
-
-    @classmethod
-    def parse(cls, text: str) -> AllowedHost:
-        """Reads an entry.
-
-        Raises:
-            ValueError: It is not a host, with or without a port.
-        """
+        base = f"{self.scheme}://{self.host_header}{self.target}"
         try:
-            return cls._parse(text)
+            return parse_url(urljoin(base, clean_url(location)))
+        except UrlError:
+            raise
         except ValueError as error:
-            raise ValueError(
-                f"allowed media domain {text!r} is not of the form host or host:port"
-            ) from error
-
-    @classmethod
-    def _parse(cls, text: str) -> AllowedHost:
-        if text.count(":") > 1 and not text.startswith("["):
-            return cls(encode_host(f"[{text}]"), None)  # an IPv6 address without brackets
-        reject_odd_characters(text)
-        parts = urlsplit(f"//{text}")
-        if parts.netloc != text or "@" in text:
-            raise UrlError("The host is malformed.")
-        host, port = _split_port(text)
-        return cls(encode_host(host), port)
-
-    def permits(self, url: ImageUrl) -> bool:
-        """Whether the entry matches the URL's host and port."""
-        port_matches = (
-            url.port in DEFAULT_PORTS.values() if self.port is None else url.port == self.port
-        )
-        return port_matches and url.host == self.host
+            raise UrlError("The URL is malformed.") from error
 
 
 def parse_url(text: str) -> ImageUrl:
-    """Parses an http or https URL.
+    """Parses an http or https URL. White space around it is dropped, in path and query it is percent-encoded.
 
     Raises:
         UrlError: The text is not such a URL, or parsers may disagree on it.
     """
-    reject_odd_characters(text)
-    try:
-        parts = urlsplit(text)
-    except ValueError as error:
-        raise UrlError("The URL is malformed.") from error
-    if parts.scheme not in DEFAULT_PORTS:
-        raise UrlError("The URL's scheme must be http or https.")
-    if not parts.netloc:
-        raise UrlError("The URL has no host.")
-    if "@" in parts.netloc:
-        raise UrlError("The URL must not contain a user name or password.")
-    host, port = _split_port(parts.netloc)
-    query = f"?{parts.query}" if parts.query else ""
+    text = clean_url(text)
+    scheme = scheme_of(text)
+    if scheme not in DEFAULT_PORTS:
+        found = f", not {scheme}" if scheme else ""
+        raise UrlError(f"The URL's scheme must be http or https{found}.")
+    parts = _PARTS.fullmatch(text)
+    if parts is None or not parts[1]:
+        raise UrlError("The URL has no host; it must have the form https://host/path.")
+    authority, path, query = parts[1], parts[2], parts[3] or ""
+    if "@" in authority:
+        raise UrlError(
+            "The URL must not contain a user name or password before the host;"
+            " use a presigned URL, or send the bytes instead."
+        )
+    host, port = split_port(authority)
     return ImageUrl(
-        scheme=parts.scheme,
+        scheme=scheme,
         host=encode_host(host),
-        port=DEFAULT_PORTS[parts.scheme] if port is None else port,
-        target=quote((parts.path or "/") + query, safe=_URL_CHARACTERS),
+        port=DEFAULT_PORTS[scheme] if port is None else port,
+        target=quote((path or "/") + (query if len(query) > 1 else ""), safe=_URL_CHARACTERS),
     )
 
 
-def reject_odd_characters(text: str) -> None:
-    r"""Refuses control characters, white space and `\`, which parsers treat differently.
+def scheme_of(text: str) -> str:
+    """The scheme of a URL in lower case; empty if it has none."""
+    match = _SCHEME.match(text)
+    return match[0].lower() if match else ""
+
+
+def clean_url(text: str) -> str:
+    r"""Drops white space and invisible characters around a URL, as people copy and files end with them.
+
+    Inside it, control characters and `\` are refused: parsers drop them or take them for something else.
 
     Raises:
-        UrlError: The text contains one or is too long.
+        UrlError: The text contains such a character, or is too long.
     """
-    if len(text) > MAX_URL_LENGTH:
+    if len(text) > MAX_URL_LENGTH:  # first: everything else takes time for every character
         raise UrlError(
             f"The URL has {len(text)} characters, but at most {MAX_URL_LENGTH} are allowed."
         )
-    if "\\" in text or any(unicodedata.category(character)[0] in "CZ" for character in text):
+    text = text.strip(_INVISIBLE)
+    found = _FORBIDDEN.search(text)
+    if found:
+        what = _NAMES.get(found[0], f"the character U+{ord(found[0]):04X}")
         raise UrlError(
-            "The URL contains white space, a backslash or another character that is not allowed."
+            f"The URL contains {what} at position {found.start()}, which must be percent-encoded."
         )
+    return text
 
 
 def encode_host(host: str) -> str:
@@ -154,6 +144,10 @@ def encode_host(host: str) -> str:
     """
     if host.startswith("["):
         return _encode_v6(host)
+    if len(host) > _MAX_HOST_LENGTH:
+        raise UrlError("The URL's host is malformed.")
+    if any(unicodedata.category(character)[0] in "CZ" for character in host):
+        raise UrlError("The URL's host contains white space or an invisible character.")
     try:
         encoded = host if host.isascii() else idna.encode(host, uts46=True).decode("ascii")
     except (idna.IDNAError, UnicodeError) as error:
@@ -171,6 +165,29 @@ def encode_host(host: str) -> str:
     return encoded
 
 
+def is_address(host: str) -> bool:
+    """Whether an encoded host is an address, not a name."""
+    return ":" in host or host.rpartition(".")[2].isdigit()
+
+
+def split_port(authority: str) -> tuple[str, int | None]:
+    """Splits `host:port`; the port is None if it is missing or empty.
+
+    Raises:
+        UrlError: The port is malformed.
+    """
+    host, colon, digits = authority.rpartition(":")
+    if not colon or "]" in digits:
+        return authority, None
+    if not digits:
+        return host, None
+    if not (digits.isascii() and digits.isdigit() and 1 <= len(digits) <= 5):
+        raise UrlError("The URL's port is malformed; it must be 1 to 65535.")
+    if not 1 <= int(digits) <= 65535:
+        raise UrlError("The URL's port is malformed; it must be 1 to 65535.")
+    return host, int(digits)
+
+
 def _encode_v6(host: str) -> str:
     try:
         address = IPv6Address(host[1:-1])
@@ -179,16 +196,3 @@ def _encode_v6(host: str) -> str:
     if not host.endswith("]") or address.scope_id is not None:
         raise UrlError("The URL's host is malformed.")
     return str(address)
-
-
-def _split_port(netloc: str) -> tuple[str, int | None]:
-    host, colon, digits = netloc.rpartition(":")
-    if not colon or "]" in digits:
-        return netloc, None
-    if not digits:
-        return host, None
-    if not (digits.isascii() and digits.isdigit() and 1 <= len(digits) <= 5):
-        raise UrlError("The URL's port is malformed; it must be 1 to 65535.")
-    if not 1 <= int(digits) <= 65535:
-        raise UrlError("The URL's port is malformed; it must be 1 to 65535.")
-    return host, int(digits)

@@ -22,7 +22,7 @@ from inference_service.errors import (
     InvalidArgumentError,
     UnsupportedParameterError,
 )
-from inference_service.media.decode import ProcessedImage
+from inference_service.media.images import ProcessedImage
 from inference_service.text.jinja_template import MAX_CHARACTERS
 from inference_service.text.tokenizer import Tokenizer
 

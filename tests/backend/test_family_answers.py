@@ -28,13 +28,8 @@ from inference_service.domain import (
 )
 from inference_service.engine.core import EngineCore
 from inference_service.engine_protocol.messages import EngineConfig, EngineRequest, SamplingParams
-from inference_service.media.decode import (
-    DecodeLimits,
-    FrameSpec,
-    ProcessedImage,
-    decode_image,
-    decode_video,
-)
+from inference_service.media.decode import decode_image, decode_video
+from inference_service.media.images import DecodeLimits, FrameSpec, ProcessedImage
 from tests.support.conversations import drain
 from tests.support.qwen_text import TEMPLATES, token_id, write_text_files
 from tests.support.tiny_qwen_vl import (

@@ -51,6 +51,15 @@ async def test_one_caller_alone_has_all_places() -> None:
     assert asking.line.waiting == 0
 
 
+async def test_a_spare_place_is_free_for_the_next_caller() -> None:
+    asking = Asking(Line(8, spare=2))
+    await asking.ask(*"aaaaaaaa")
+    assert asking.order == [*"aaaaaa"]
+    await asking.ask("b")
+    assert asking.order[-1] == "b"
+    await asking.finish()
+
+
 async def test_callers_take_turns_however_many_requests_one_has() -> None:
     asking = Asking(Line(1))
     await asking.ask("greedy", "greedy", "greedy", "greedy", "b", "c")

@@ -22,7 +22,8 @@ TORCH = "torch only in the engine, its models and kernels, and the vision module
 TORCH_MODULES = "only the engine process loads the modules that load torch"
 SERVICES = "the gRPC services use only the interface of the backend"
 FAMILIES = "the families do not import each other"
-PILLOW = "Pillow only in media and commands"
+PILLOW = "Pillow only in decoding, which the front leaves to its workers, and in commands"
+PILLOW_MODULES = "only decode workers load the modules that load Pillow"
 GRPC = "protobuf and gRPC only in grpc_api and commands"
 HTTP = "HTTP clients only in media (hosts named by callers), hub (hosts named by operators) and the probe of serve"
 PYDANTIC = "pydantic only in the adapter, in settings and in qwenvl.flags"
@@ -66,6 +67,9 @@ VIOLATIONS = [
     (f"{SERVICE}/families/qwen_common/text.py", f"import {SERVICE}.families.glm_4v", FAMILIES),
     (f"{SERVICE}/families/tables.py", f"import {SERVICE}.families.qwen_vl.spec", FAMILIES),
     (f"{SERVICE}/domain.py", "import PIL", PILLOW),
+    (f"{SERVICE}/media/checks.py", "import PIL", PILLOW),
+    (f"{SERVICE}/media/prepare.py", f"import {SERVICE}.media.decode", PILLOW_MODULES),
+    (f"{SERVICE}/media/pool.py", f"from {SERVICE}.media import worker", PILLOW_MODULES),
     (f"{SERVICE}/engine/runner.py", "from PIL import Image", PILLOW),
     (f"{SERVICE}/domain.py", "import grpc", GRPC),
     (f"{SERVICE}/__main__.py", "import google.protobuf", GRPC),
@@ -164,6 +168,10 @@ NETWORK = ("ftplib", "http", "imaplib", "poplib", "smtplib", "socket", "socketse
 HARMLESS = ("http.HTTPStatus", "urllib.parse")
 PERMITTED = {
     "inference_service/media/fetch.py": {"socket"},  # media of callers, guarded
+    "inference_service/media/failures.py": {"socket"},
+    "inference_service/media/resolve.py": {"socket"},
+    "inference_service/media/pool.py": {"socket"},  # the sockets to the decode workers
+    "inference_service/media/worker.py": {"socket"},
     "inference_service/commands/serve.py": {"http.client"},  # probes its own services
     "inference_service/engine_client/child.py": {"socket"},  # the socket to the engine
     "inference_service/engine/process.py": {"socket"},

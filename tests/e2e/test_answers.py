@@ -101,10 +101,10 @@ def test_tutorial_client_works_unchanged(served: Served) -> None:
     assert answer
 
 
-@pytest.mark.parametrize("by", ["data", "url"])
+@pytest.mark.parametrize("by", ["data", "http://{}/red-circle.png", "\n http://{}/red-circle.png "])
 @pytest.mark.parametrize("stream", [False, True])
 def test_openai_client(served: Served, image_host: str, by: str, stream: bool) -> None:
-    url = draw("red", "circle").data_uri if by == "data" else f"http://{image_host}/red-circle.png"
+    url = draw("red", "circle").data_uri if by == "data" else by.format(image_host)
     with openai.OpenAI(base_url=f"{served.http}/v1", api_key="none", max_retries=0) as client:
         arguments: dict[str, Any] = {
             "model": "qwen-vl",

@@ -31,9 +31,7 @@ def test_kill_9_of_the_front_leaves_no_engine(engine_is):
 
 
 def test_an_engine_whose_parent_is_gone_does_not_start():
-    program = (
-        "from inference_service.engine.process import die_with; die_with(1 << 30); print('on')"
-    )
+    program = "from inference_service.child import die_with; die_with(1 << 30); print('on')"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, check=True, cwd=ROOT, timeout=60
     )

@@ -28,7 +28,8 @@ from inference_service.families.footprint import footprint
 from inference_service.families.registry import FAMILIES, load_spec, register
 from inference_service.families.tables import module_parts, tensor_shapes
 from inference_service.grpc_api.model_service import ModelServicer
-from inference_service.media.decode import DecodeLimits, ProcessedImage, decode_image
+from inference_service.media.decode import decode_image
+from inference_service.media.images import DecodeLimits, ProcessedImage
 from inference_service.model_spec import ImagePolicy
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import model_service_pb2 as model_pb

@@ -19,7 +19,8 @@ from inference_service.families.qwen_vl.spec import QwenVLVisionSpec
 from inference_service.families.qwen_vl.vision import VisionTower
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import tensor_table
-from inference_service.media.decode import DecodeLimits, decode_image
+from inference_service.media.decode import decode_image
+from inference_service.media.images import DecodeLimits
 from inference_service.model_spec import ModelSpec
 from inference_service.models.preprocess import Patchifier
 from tests.support.qwen_vl_v1 import GOLDEN, golden, golden_tensors, processed

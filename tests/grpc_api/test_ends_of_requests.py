@@ -12,7 +12,7 @@ import pytest
 
 from inference_service.errors import DeadlineError
 from inference_service.grpc_api.chat_service import ChatServicer
-from inference_service.media.decode import ImageDecoder
+from inference_service.media.decoder import ImageDecoder
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
@@ -20,8 +20,10 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.observability import CallContext, enter_call
+from tests.engine_client.engine_front import is_running
 from tests.grpc_api.asking import image_part, read_event, read_rest, refusal, spec_of, until
 from tests.grpc_api.conftest import Service, channel_to
+from tests.media.decoding import SLOW, cpu_s
 from tests.support.images import draw
 
 
@@ -60,6 +62,20 @@ async def test_caller_who_leaves_while_images_are_decoded(service: Service, monk
     with pytest.raises(asyncio.CancelledError):
         await reading
     assert not service.engine.requests
+
+
+async def test_caller_who_leaves_ends_the_process_that_decodes(service: Service) -> None:
+    call = service.stream(spec_of(image_part(SLOW), "?"))
+    reading = asyncio.ensure_future(call.read())
+    pool = service.backend._media._decoder._pool
+    await until(lambda: any(cpu_s(pid) > 0.5 for pid in pool.pids))
+    [pid] = [pid for pid in pool.pids if cpu_s(pid) > 0.5]
+    call.cancel()
+    await until(lambda: not is_running(pid))
+    await until(lambda: is_idle(service))
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert await service.create(spec_of(image_part(draw("red", "star").png), "?"))
 
 
 async def test_deadline_of_the_caller(service: Service) -> None:

@@ -323,10 +323,10 @@ async def test_a_connection_ends_at_its_age(open_service) -> None:
 # ---- the process ----
 
 
-def test_front_loads_neither_torch_nor_transformers() -> None:
+def test_front_loads_neither_torch_nor_transformers_nor_pillow() -> None:
     code = (
         "import sys, inference_service.__main__\n"
-        "heavy = {'torch', 'transformers', 'triton', 'modelscope'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'triton', 'modelscope', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from inference_service.media.addresses import is_public
+from inference_service.media.addresses import is_public, is_public_name
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,21 @@ def test_an_address_is_judged_alike_in_every_notation(number):
     assert is_public(str(nat64)) == plain
     assert is_public(str(IPv6Address((0x2002 << 112) | (number << 80) | 1))) == plain
     assert not is_public(str(IPv6Address(number)))
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        *[
+            ("example.com", True),
+            ("a.b.co.uk", True),
+            ("pics.example", True),
+            ("xn--0ca.com", True),
+        ],
+        *[("localhost", False), ("minio", False), ("a.localhost", False), ("printer.local", False)],
+        *[("metadata.google.internal", False), ("db.prod.svc.cluster.local", False)],
+        *[("nas.home.arpa", False), ("router.lan", False), ("x.corp", False)],
+    ],
+)
+def test_names_that_may_be_public(name, public):
+    assert is_public_name(name) == public

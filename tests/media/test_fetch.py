@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-import contextlib
-import gzip
+from collections.abc import Sequence
 import os
-from typing import Any
 
 import anyio
 from hypothesis import given
@@ -24,96 +21,19 @@ from inference_service.errors import (
     ServiceError,
 )
 from inference_service.media.addresses import is_public
-from inference_service.media.fetch import FetchPolicy, MediaFetcher, SystemResolver
-from inference_service.media.url import AllowedHost
-from inference_service.settings import ServiceSettings
+from inference_service.media.fetch import MediaFetcher
+from inference_service.media.policy import FetchPolicy
+from tests.support.media_hosts import (
+    PUBLIC,
+    FakeResolver,
+    fetcher,
+    refused,
+    says,
+    server,
+)
 
 
-PUBLIC = "93.184.216.34"
-Script = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
-
-
-class FakeResolver:
-    """Answers from a table; a list of answers is used up one by one, as a rebinding name server does."""
-
-    def __init__(self, table: dict[str, list[list[str]]] | None = None) -> None:
-        self.table = table or {}
-        self.asked: list[str] = []
-
-    async def __call__(self, host: str, port: int) -> Sequence[str]:
-        self.asked.append(host)
-        answers = self.table.get(host)
-        if answers is None:
-            return [host] if ":" in host or host.replace(".", "").isdigit() else []
-        return answers.pop(0) if len(answers) > 1 else answers[0]
-
-
-@pytest.fixture(autouse=True)
-def dialled(monkeypatch) -> list[tuple[str, int]]:
-    """Every address that is dialled; anything but loopback fails at once without traffic."""
-    seen: list[tuple[str, int]] = []
-    real = anyio.connect_tcp
-
-    async def watched(remote_host: str, remote_port: int, *args, **kwargs):
-        seen.append((str(remote_host), remote_port))
-        if remote_host != "127.0.0.1":
-            raise OSError("no traffic in tests")
-        return await real(remote_host, remote_port, *args, **kwargs)
-
-    monkeypatch.setattr(anyio, "connect_tcp", watched)
-    return seen
-
-
-@contextlib.asynccontextmanager
-async def server(script: Script) -> AsyncIterator[int]:
-    """A loopback server that reads a request and then does as told; gives its port."""
-
-    answering: set[asyncio.Task[None]] = set()
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await script(await reader.readuntil(b"\r\n\r\n"), writer)
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # the client has gone
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answering.add(asyncio.get_running_loop().create_task(answer(reader, writer)))
-
-    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
-    try:
-        yield listener.sockets[0].getsockname()[1]
-    finally:
-        listener.close()
-        await asyncio.sleep(0)
-        for task in answering:
-            task.cancel()
-        await asyncio.gather(*answering, return_exceptions=True)
-
-
-def says(head: str, body: bytes = b"") -> Script:
-    async def script(request: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
-        await writer.drain()
-
-    return script
-
-
-def fetcher(*allowed: str, resolver: FakeResolver | None = None, **changes: Any) -> MediaFetcher:
-    policy = FetchPolicy(allowed_hosts=tuple(map(AllowedHost.parse, allowed)), **changes)
-    return MediaFetcher(policy, resolver or FakeResolver())
-
-
-async def refused(what: MediaFetcher, uri: str, kind: type[ServiceError]) -> ServiceError:
-    with pytest.raises(kind) as caught:
-        await what.fetch(uri, field="f")
-    assert caught.value.field == "f"
-    for hidden in ("127.", "169.", "10.", "::", "secret"):
-        assert hidden not in caught.value.message
-    return caught.value
+pytestmark = pytest.mark.usefixtures("dialled")
 
 
 async def test_request_as_sent():
@@ -135,6 +55,9 @@ async def test_request_as_sent():
     assert "accept-encoding: identity" in lines
     assert any(line.startswith("user-agent: qwen-vl-serving/") for line in lines)
     assert not any(line.startswith(("cookie", "authorization", "referer")) for line in lines)
+    [accept] = [line for line in lines if line.startswith("accept:")]
+    assert "image/jpeg" in accept
+    assert not any(word in accept for word in ("avif", "heic", "svg", "*"))
 
 
 @pytest.mark.parametrize(
@@ -256,10 +179,6 @@ async def test_number_of_redirects(dialled, hops, arrives):
         (says("HTTP/1.1 200 OK\nContent-Length: 1000000"), ImageTooLargeError),
         (says("HTTP/1.1 200 OK\nContent-Length: 9" + "9" * 5000), ImageFetchError),
         (says("HTTP/1.1 200 OK", b"x" * 2000), ImageTooLargeError),
-        (
-            says("HTTP/1.1 200 OK\nContent-Encoding: gzip", gzip.compress(b"0" * 10)),
-            ImageFetchError,
-        ),
         (says("HTTP/1.1 200 OK\n" + "X: " + "y" * 200_000), ImageFetchError),
     ],
 )
@@ -291,7 +210,7 @@ async def test_drip_fed_body_or_head_ends_in_time(head):
             await asyncio.sleep(0.02)
 
     async with server(script) as port:
-        service = fetcher(f"127.0.0.1:{port}", total_timeout_s=0.2)
+        service = fetcher(f"127.0.0.1:{port}", timeout_s=0.2)
         async with asyncio.timeout(10):
             await refused(service, f"http://127.0.0.1:{port}/", ImageFetchTimeoutError)
 
@@ -301,7 +220,7 @@ async def test_slow_resolver_ends_in_time():
         await asyncio.sleep(3600)
         return []
 
-    service = MediaFetcher(FetchPolicy(total_timeout_s=0.05), never)
+    service = MediaFetcher(FetchPolicy(timeout_s=0.05), never)
     async with asyncio.timeout(10):
         await refused(service, "http://example.com/", ImageFetchTimeoutError)
 
@@ -402,6 +321,7 @@ async def test_files_are_read_below_the_allowed_folder_only(tmp_path):
     service = fetcher(local_root=root.resolve(), max_bytes=1000)
     assert await service.fetch(f"file://{root}/a%20b.png", field="f") == b"abc"
     assert await service.fetch(f"file://localhost{root}/a%20b.png", field="f") == b"abc"
+    assert await service.fetch(f" file://{root}/a b.png\n", field="f") == b"abc"
     for path in ("link.png", "../out/x.png", "%2e%2e/out/x.png", "pipe", "."):
         with pytest.raises((ImageUrlRefusedError, ImageFetchError)):
             await service.fetch(f"file://{root}/{path}", field="f")
@@ -414,21 +334,3 @@ async def test_files_are_read_below_the_allowed_folder_only(tmp_path):
     for uri in (f"file://host{root}/a.png", "file:a.png", f"file://{root}/%00", "file:///%ff"):
         with pytest.raises((InvalidImageUrlError, ImageFetchError)):
             await service.fetch(uri, field="f")
-
-
-def test_policy_from_settings(tmp_path):
-    policy = FetchPolicy.from_settings(ServiceSettings())
-    assert policy.url_schemes == ("http", "https")
-    assert FetchPolicy.from_settings(ServiceSettings(enable_media_fetch=False)).url_schemes == ()
-    local = FetchPolicy.from_settings(ServiceSettings(allow_local_media_path=str(tmp_path)))
-    assert local.url_schemes == ("http", "https", "file")
-    with pytest.raises(ValueError, match="not a directory"):
-        FetchPolicy.from_settings(ServiceSettings(allow_local_media_path="/nonexistent"))
-    with pytest.raises(ValueError, match="allowed media domain"):
-        FetchPolicy.from_settings(ServiceSettings(allowed_media_domains=("http://x",)))
-
-
-async def test_the_systems_resolver_is_used():
-    assert await SystemResolver()("127.0.0.1", 80) == ["127.0.0.1"]
-    with pytest.raises(OSError, match="not known"):
-        await SystemResolver()("-", 80)

@@ -26,8 +26,10 @@ from inference_service.errors import (
     UnsupportedParameterError,
 )
 from inference_service.families.registry import load_spec
-from inference_service.media.decode import FrameSpec, ImageDecoder, ProcessedImage
+from inference_service.media.decoder import Allowance, ImageDecoder
 from inference_service.media.fetch import MediaFetcher
+from inference_service.media.file_budget import FetchedFiles, FileBudget
+from inference_service.media.images import FrameSpec, ProcessedImage
 from inference_service.media.prepare import MediaPreparer
 from inference_service.model_spec import ModelSpec
 from tests.support.published_configs import published_files, write_files
@@ -38,11 +40,17 @@ class CountingFetcher:
 
     def __init__(self) -> None:
         self.at_once = self.most_at_once = 0
+        self.callers: set[str] = set()
 
-    async def fetch(self, url: str, *, field: str) -> bytes:
+    async def fetch(
+        self, url: str, *, field: str, caller: str = "", files: FetchedFiles | None = None
+    ) -> bytes:
+        self.callers.add(caller)
+        if files is not None:
+            files.add(3)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(3600 if url == "hangs" else 0.001)
         self.at_once -= 1
         if url == "bad":
             raise ImageFetchError("It is not there.", field=field)
@@ -55,19 +63,35 @@ class NamingDecoder:
     def __init__(self, tokens: int = 4) -> None:
         self.tokens = tokens
         self.cancelled = 0
+        self.decoded: list[bytes] = []
+        self.at_once = 0
 
-    async def decode(self, data: bytes, **_: object) -> ProcessedImage:
+    def allowance(self) -> Allowance:
+        return Allowance(pixels=1, seconds=1.0)
+
+    async def decode(self, data: bytes, _: Allowance, **__: object) -> ProcessedImage:
+        self.decoded.append(data)
+        self.at_once += 1
         try:
             await asyncio.sleep(3600 if data == b"slow" else 0.001)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+        finally:
+            self.at_once -= 1
         return image_of(data, self.tokens)
 
     async def decode_video(
-        self, files: Sequence[bytes], fields: Sequence[str], spec: FrameSpec
+        self,
+        files: Sequence[bytes],
+        fields: Sequence[str],
+        spec: FrameSpec,
+        _: Allowance,
+        *,
+        field: str,
     ) -> tuple[ProcessedImage, ...]:
         assert len(files) == len(fields)
+        assert field == "video"
         assert spec.fps > 0
         return tuple(replace(image_of(file, self.tokens), is_video=True) for file in files[::2])
 
@@ -101,7 +125,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
 
 
 def preparer(
-    spec: ModelSpec, *, tokens: int = 4, max_tokens: int = 4, max_files: int = 2
+    spec: ModelSpec, *, tokens: int = 4, max_tokens: int = 4
 ) -> tuple[MediaPreparer, CountingFetcher, NamingDecoder]:
     fetcher, decoder = CountingFetcher(), NamingDecoder(tokens)
     made = MediaPreparer(
@@ -109,7 +133,7 @@ def preparer(
         cast("ImageDecoder", decoder),
         spec,
         max_tokens=max_tokens,
-        max_files=max_files,
+        files=FileBudget(2**20, wait_s=10),
     )
     return made, fetcher, decoder
 
@@ -128,15 +152,35 @@ async def test_images_and_videos_keep_their_order_and_only_images_are_told_of(
     assert media.video_tokens == 8
 
 
-async def test_only_so_many_files_are_in_memory_at_a_time(spec: ModelSpec) -> None:
-    made, fetcher, _ = preparer(spec, max_files=3)
-    requests = [request_of(*(url(f"{r}.{i}") for i in range(5))) for r in range(4)]
-    await asyncio.gather(*map(made.prepare, requests))
-    assert fetcher.most_at_once == 3
+async def test_fetches_are_counted_for_the_caller_and_its_request(spec: ModelSpec) -> None:
+    made, fetcher, decoder = preparer(spec)
+    task = asyncio.ensure_future(made.prepare(request_of(url("slow"), url("1")), "key"))
+    for _ in range(2000):
+        if decoder.at_once and not fetcher.at_once:
+            break
+        await asyncio.sleep(0.01)
+    assert made._files.used_bytes == 6
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert made._files.used_bytes == 0
+    assert fetcher.callers == {"key"}
+
+
+async def test_urls_that_hang_do_not_delay_images_sent_as_bytes(spec: ModelSpec) -> None:
+    made, fetcher, _ = preparer(spec)
+    hung = [asyncio.ensure_future(made.prepare(request_of(url("hangs")))) for _ in range(50)]
+    async with asyncio.timeout(20):
+        await asyncio.sleep(0.01)
+        assert fetcher.at_once == len(hung)
+        media = await made.prepare(request_of(ImagePart(data=b"x"), url("1")))
+    assert [image.digest for image in media.images] == [b"x", b"1"]
+    for task in hung:
+        task.cancel()
+    await asyncio.gather(*hung, return_exceptions=True)
 
 
 async def test_one_that_fails_gives_up_the_others(spec: ModelSpec) -> None:
-    made, _, decoder = preparer(spec, max_files=4)
+    made, _, decoder = preparer(spec)
     async with asyncio.timeout(20):
         with pytest.raises(ImageFetchError) as caught:
             await made.prepare(request_of(url("slow"), url("bad"), ImagePart(data=b"slow")))
@@ -146,6 +190,16 @@ async def test_one_that_fails_gives_up_the_others(spec: ModelSpec) -> None:
         assert decoder.cancelled >= 1  # the one with data; the other may not have been decoded yet
         # The places of those that were given up are free again.
         await asyncio.gather(*(made.prepare(request_of(url(str(n)))) for n in range(8)))
+
+
+async def test_equal_images_of_a_request_are_decoded_once(spec: ModelSpec) -> None:
+    made, _, decoder = preparer(spec)
+    same = [ImagePart(data=b"same", uuid=str(n), field=f"{n}") for n in range(5)]
+    smaller = ImagePart(data=b"same", max_pixels=10_000)
+    media = await made.prepare(request_of(*same, ImagePart(data=b"other"), smaller))
+    assert sorted(decoder.decoded) == [b"other", b"same", b"same"]
+    assert [image.digest for image in media.images] == [b"same"] * 5 + [b"other", b"same"]
+    assert [info.uuid for info in media.infos[:5]] == list("01234")
 
 
 async def test_what_the_encoder_cannot_hold_names_its_field_and_figures(spec: ModelSpec) -> None:

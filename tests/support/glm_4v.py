@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
 from inference_service.families.registry import load_spec
-from inference_service.media.decode import DecodeLimits, ProcessedImage, decode_image
+from inference_service.media.decode import decode_image
+from inference_service.media.images import DecodeLimits, ProcessedImage
 from tests.support.qwen_vl_v1 import GOLDEN as IMAGES
 from tests.support.qwen_vl_v1 import random_tensor
 
@@ -75,7 +76,7 @@ class GoldenPrompt:
 
     @property
     def pixels(self) -> bytes:
-        return processed(self.image).pixels if self.image else b""
+        return bytes(processed(self.image).pixels) if self.image else b""
 
     def request(self, sampling: SamplingParams, **changes: Any) -> EngineRequest:
         spans = []

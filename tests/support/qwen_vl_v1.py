@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 from inference_service.domain import ChatMessage, ChatRequest, ImagePart, Part, Role, TextPart
 from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
 from inference_service.families.registry import load_spec
-from inference_service.media.decode import DecodeLimits, ProcessedImage, decode_image
+from inference_service.media.decode import decode_image
+from inference_service.media.images import DecodeLimits, ProcessedImage
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "qwen_vl_v1"

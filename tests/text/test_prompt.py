@@ -21,7 +21,7 @@ from inference_service.domain import (
 )
 from inference_service.errors import InternalError, InvalidArgumentError
 from inference_service.families.qwen_common.frame_times import FrameTimes
-from inference_service.media.decode import ProcessedImage
+from inference_service.media.images import ProcessedImage
 from inference_service.text.jinja_chat import JinjaChat
 from inference_service.text.jinja_template import JinjaTemplate
 from inference_service.text.prompt import PromptBuilder, WrittenChat

@@ -1,0 +1,46 @@
+"""BMP (Windows and OS/2 bitmaps): a file header, an information header, then rows of pixels."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from inference_service.media.containers.base import CutOffError, Header, Stripped, sized
+
+
+_OS2_HEADER: Final = 12
+_UNCOMPRESSED: Final = frozenset({0, 3})  # also with bit fields
+_RUNS_PASSES: Final = 8.0  # Pillow decodes run lengths in Python
+
+
+def header(data: bytes) -> Header:
+    """See `containers.header`."""
+    width, height = map(abs, _sides(data))
+    return sized(width, height, 1.0 if _compression(data) in _UNCOMPRESSED else _RUNS_PASSES)
+
+
+def strip(data: bytes) -> Stripped:
+    """See `containers.strip`. A bitmap has nothing to strip."""
+    declared = header(data)
+    complete = True
+    (offset,) = struct.unpack_from("<I", data, 10)
+    if _compression(data) in _UNCOMPRESSED:
+        is_os2 = struct.unpack_from("<I", data, 14) == (_OS2_HEADER,)
+        (bits,) = struct.unpack_from("<H", data, 24 if is_os2 else 28)
+        row = (declared.width * bits + 31) // 32 * 4
+        complete = len(data) >= offset + row * declared.height
+    return Stripped(header=declared, data=data, complete=complete)
+
+
+def _compression(data: bytes) -> int:
+    if struct.unpack_from("<I", data, 14) == (_OS2_HEADER,):
+        return 0
+    return int.from_bytes(data[30:34], "little")
+
+
+def _sides(data: bytes) -> tuple[int, int]:
+    if len(data) < 30:
+        raise CutOffError("it ends within its header")
+    (information,) = struct.unpack_from("<I", data, 14)
+    width, height = struct.unpack_from("<HH" if information == _OS2_HEADER else "<ii", data, 18)
+    return width, height

@@ -1,0 +1,108 @@
+"""GIF89a: a screen, then blocks of sub-blocks. Only the first frame is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import struct
+from typing import Final
+
+from inference_service.media.containers.base import (
+    CutOffError,
+    DamagedError,
+    Header,
+    Stripped,
+    TooComplexError,
+    sized,
+)
+
+
+MAX_BLOCKS: Final = 20_000
+"""Sub-blocks before the first frame: comments of 5 MB."""
+
+_EXTENSION, _IMAGE = 0x21, 0x2C
+_CONTROL: Final = 0xF9
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """The first frame.
+
+    Attributes:
+        screen_end: Where the global colour table ends.
+        control: The graphic control extension that belongs to the frame, or empty.
+        start: Where its descriptor begins.
+        size: Of screen and frame together.
+    """
+
+    screen_end: int
+    control: bytes
+    start: int
+    size: Header
+
+
+def header(data: bytes) -> Header:
+    """See `containers.header`."""
+    return _first_frame(data).size
+
+
+def strip(data: bytes) -> Stripped:
+    """See `containers.strip`."""
+    frame = _first_frame(data)
+    end, complete = _end_of_frame(data, frame.start)
+    return Stripped(
+        header=frame.size,
+        data=b"".join(
+            (data[: frame.screen_end], frame.control, data[frame.start : end], b"\0" * complete)
+        )
+        + b";" * complete,
+        complete=complete,
+    )
+
+
+def _first_frame(data: bytes) -> _Frame:
+    if len(data) < 13:
+        raise CutOffError("it ends within its header")
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    screen_end = position = 13 + _table_bytes(flags)
+    control = b""
+    blocks = 0
+    while position < len(data):
+        start, kind = position, data[position]
+        if kind == _IMAGE:
+            if position + 10 > len(data):
+                break
+            left, top, columns, rows = struct.unpack_from("<HHHH", data, position + 1)
+            size = sized(max(width, left + columns), max(height, top + rows))
+            return _Frame(screen_end, control, start, size)
+        if kind == 0x3B:
+            raise DamagedError("it has no image data")
+        position += 1
+        if kind != _EXTENSION:
+            continue  # as decoders do
+        position += 1
+        while position < len(data) and data[position]:
+            position += 1 + data[position]
+            blocks += 1
+        position += 1
+        blocks += 1
+        if blocks > MAX_BLOCKS:
+            raise TooComplexError(f"it has more than {MAX_BLOCKS} blocks before its first frame")
+        if data[start + 1 : start + 2] == bytes((_CONTROL,)):
+            control = data[start:position]
+    raise CutOffError("it ends before its image data")
+
+
+def _end_of_frame(data: bytes, start: int) -> tuple[int, bool]:
+    """Where the frame's sub-blocks end, before their terminator, and whether they are all there."""
+    position = start + 10
+    position += _table_bytes(data[start + 9]) + 1
+    while position < len(data):
+        if not data[position]:
+            return position, True
+        position += 1 + data[position]
+    return len(data), False
+
+
+def _table_bytes(flags: int) -> int:
+    """Size of the colour table that the flags of a screen or frame announce."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0

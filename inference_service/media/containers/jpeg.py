@@ -1,0 +1,223 @@
+"""JPEG (ITU T.81): marker segments, then scans of entropy-coded data.
+
+Within entropy-coded data a byte 0xFF is followed by 0 or is a marker, so that markers are found without decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+import hashlib
+import re
+from typing import Final
+
+from inference_service.media.containers.base import (
+    CutOffError,
+    DamagedError,
+    Header,
+    Stripped,
+    TooComplexError,
+    sized,
+)
+
+
+MAX_SEGMENTS: Final = 2048
+"""Before the first scan. Profiles and XMP in pieces of 64 KiB need 320 for a file of 20 MiB."""
+
+MAX_SCANS: Final = 256
+"""Encoders write about 10; a scan costs time for every pixel, however few bytes it has."""
+
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
+_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE: Final = frozenset({0xC2, 0xCA})
+_BY_COEFFICIENTS: Final = _PROGRESSIVE | {0xC0, 0xC1, 0xC9}  # Huffman and arithmetic, not lossless
+_TABLES: Final = frozenset({0xC4, 0xCC, 0xDB, 0xDD})  # DHT, DAC, DQT, DRI
+_MARKER: Final = re.compile(rb"\xff([\x01-\xfe])")
+_SCAN_MARKER: Final = re.compile(
+    rb"\xff([\x01-\xcf\xd8-\xfe])"
+)  # all but restarts and stuffed bytes
+_RESTART: Final = re.compile(rb"\xff[\xd0-\xd7]")
+_XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
+
+
+def header(data: bytes) -> Header:
+    """See `containers.header`."""
+    for marker, start, end in _segments(data):
+        if marker in _FRAMES:
+            frame = _Frame.parse(marker, data[start:end])
+            # As many scans as there are such markers; those of a second image behind the first are counted too.
+            scans = data.count(b"\xff\xda", end) if marker in _PROGRESSIVE else 1
+            return sized(frame.width, frame.height, max(1.0, float(scans)))
+        if marker == _SOS:
+            break
+    raise DamagedError("its image data begins without a header")
+
+
+def strip(data: bytes) -> Stripped:
+    """See `containers.strip`."""
+    parts = [b"\xff\xd8"]
+    frame: _Frame | None = None
+    exif = xmp = b""
+    for marker, start, end in _segments(data):
+        body = data[start:end]
+        if marker in _FRAMES:
+            frame = _Frame.parse(marker, body)
+        if marker == _APP1:
+            if body.startswith(b"Exif\0\0"):
+                exif = exif or body
+            elif body.startswith(_XMP):
+                xmp = xmp or body[len(_XMP) :]
+        if _is_needed(marker, body):
+            parts += [bytes((0xFF, marker)), (len(body) + 2).to_bytes(2, "big"), body]
+        if marker == _SOS:
+            first_scan = end
+    if frame is None:
+        raise DamagedError("its image data begins without a header")
+    frame.add_scan(body)
+    end, marked = _end_of_scans(data, first_scan, frame)
+    if not marked and not frame.is_covered:
+        raise CutOffError("it ends before its last scan")
+    parts += [data[first_scan:end] if marked else data[first_scan:end].rstrip(b"\xff"), b"\xff\xd9"]
+    return Stripped(
+        header=sized(frame.width, frame.height, max(1.0, frame.passes)),
+        data=b"".join(parts),
+        complete=marked,
+        unmarked_end=not marked,
+        exif=exif,
+        xmp=xmp,
+    )
+
+
+def continuation(data: bytes, seed: int) -> bytes:
+    """Entropy-coded noise as a last scan would go on with, also in its next two restart intervals."""
+    restarts = _RESTART.findall(data, data.rfind(b"\xff\xda"))
+    turn = restarts[-1][1] + 1 if restarts else 0xD0
+    noise = hashlib.shake_128(bytes((seed,))).digest(512).replace(b"\xff", b"\x5a")
+    return b"".join(
+        (
+            b"\xb7",
+            noise,
+            bytes((0xFF, 0xD0 | turn & 7)),
+            noise,
+            bytes((0xFF, 0xD0 | turn + 1 & 7)),
+            noise,
+        )
+    )
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of the data of each segment up to the first scan's; bytes between segments are skipped."""
+    position = 2
+    for _ in range(MAX_SEGMENTS):
+        found = _MARKER.search(data, position)
+        if found is None:
+            raise CutOffError("it ends before its image data")
+        marker, position = found[1][0], found.end()
+        if marker == _EOI:
+            raise DamagedError("it has no image data")
+        if marker == 0x01 or 0xD0 <= marker <= _SOI:
+            continue  # stands alone
+        length = int.from_bytes(data[position : position + 2], "big")
+        if length < 2 and position + 2 <= len(data):
+            continue  # no segment has such a length
+        if position + max(2, length) > len(data):
+            raise CutOffError("it ends before its image data")
+        yield marker, position + 2, position + length
+        position += length
+        if marker == _SOS:
+            return
+    raise TooComplexError(f"it has more than {MAX_SEGMENTS} segments before its image data")
+
+
+def _is_needed(marker: int, body: bytes) -> bool:
+    """Tables, frame and scan, and the two application segments that say which colour space it is."""
+    if marker == _APP0:
+        return body.startswith(b"JFIF\0")
+    if marker == _APP14:
+        return body.startswith(b"Adobe")
+    return marker in _FRAMES or marker in _TABLES or marker == _SOS
+
+
+@dataclass(slots=True)
+class _Frame:
+    """The frame header and the scans seen so far.
+
+    Attributes:
+        marker: Kind of frame.
+        width: Pixels.
+        height: Pixels.
+        samples: Samples per block of each component, by its id.
+        missing_bits: Bits of each coefficient of each component that no scan has brought yet; None = all.
+        scans: Number of scans.
+        passes: Scans, each weighted with its share of the samples.
+    """
+
+    marker: int
+    width: int
+    height: int
+    samples: dict[int, int]
+    missing_bits: dict[int, list[int | None]] = field(default_factory=dict)
+    scans: int = 0
+    passes: float = 0.0
+
+    @classmethod
+    def parse(cls, marker: int, body: bytes) -> _Frame:
+        if len(body) < 6 or len(body) < 6 + 3 * body[5]:
+            raise DamagedError("its header is too short")
+        if body[0] != 8:
+            raise DamagedError(f"it has {body[0]} bits per sample, but only 8 are read")
+        if not int.from_bytes(body[1:3], "big"):
+            raise DamagedError("it declares its height behind its image data, which is not read")
+        components = [body[6 + 3 * i : 9 + 3 * i] for i in range(body[5])]
+        samples = {c[0]: max(1, (c[1] >> 4) * (c[1] & 15)) for c in components}
+        return cls(
+            marker=marker,
+            width=int.from_bytes(body[3:5], "big"),
+            height=int.from_bytes(body[1:3], "big"),
+            samples=samples,
+            missing_bits={component: [None] * 64 for component in samples},
+        )
+
+    @property
+    def is_covered(self) -> bool:
+        """Every bit of every coefficient has been brought by a scan."""
+        if self.marker not in _BY_COEFFICIENTS:
+            return True
+        return all(bits == 0 for missing in self.missing_bits.values() for bits in missing)
+
+    def add_scan(self, body: bytes) -> None:
+        """Takes the data of a scan header."""
+        self.scans += 1
+        if self.scans > MAX_SCANS:
+            raise TooComplexError(f"it has more than {MAX_SCANS} scans")
+        count = body[0] if body else 0
+        if not 1 <= count <= 4 or len(body) < 4 + 2 * count:
+            raise DamagedError("the header of a scan is malformed")
+        components = [c for c in body[1 : 1 + 2 * count : 2] if c in self.samples]
+        self.passes += sum(self.samples[c] for c in components) / sum(self.samples.values())
+        first, last, bits = body[-3], body[-2], body[-1] & 15
+        if self.marker not in _PROGRESSIVE:
+            first, last, bits = 0, 63, 0
+        for component in components:
+            for index in range(first, min(last, 63) + 1):
+                self.missing_bits[component][index] = bits
+
+
+def _end_of_scans(data: bytes, position: int, frame: _Frame) -> tuple[int, bool]:
+    """Where the last scan ends, and whether an end marker stands there."""
+    while found := _SCAN_MARKER.search(data, position):
+        marker, position = found[1][0], found.end()
+        if marker == _EOI:
+            return found.start(), True
+        if marker == _SOI:
+            return found.start(), False  # the next of several images
+        if not 0xC0 <= marker <= 0xFE:
+            continue
+        length = int.from_bytes(data[position : position + 2], "big")
+        if position + max(2, length) > len(data):
+            raise CutOffError("it ends between two scans")
+        if marker == _SOS:
+            frame.add_scan(data[position + 2 : position + length])
+        position += length
+    return len(data), False

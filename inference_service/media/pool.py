@@ -1,0 +1,408 @@
+"""A pool of decode workers: processes that are killed at a deadline or when nobody waits for them, and replaced.
+
+Jobs that are cheap by their header never wait behind expensive ones: with two workers or more, half of them take only
+cheap jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+import contextlib
+from dataclasses import dataclass
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Final
+
+import msgspec
+
+from inference_service.engine_protocol import wire
+from inference_service.errors import InternalError
+from inference_service.media.worker_protocol import (
+    LENGTH,
+    MAX_REPLY_BYTES,
+    REPLIES,
+    Done,
+    Failed,
+    Job,
+    Ready,
+    Reply,
+    encode,
+)
+
+
+DEFAULT_COMMAND: Final = (sys.executable, "-P", "-m", "inference_service.media.worker")
+START_TIMEOUT_S: Final = 60.0
+GRACE_S: Final = 0.25
+"""A job whose caller has left may finish within this time: to kill a worker costs more than most jobs."""
+
+_READ_BYTES: Final = 65536
+_REAP_POLL_S: Final = 0.02
+_CLOSE_S: Final = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerLostError(Exception):
+    """The worker ended, or sent nonsense, while it worked on a job."""
+
+
+class JobTimeoutError(Exception):
+    """The job was not done in time; its worker was killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a worker answered.
+
+    Attributes:
+        reply: The reply.
+        pixels: The pixels of `Done`.
+        seconds: Time on the worker.
+    """
+
+    reply: Reply
+    pixels: memoryview
+    seconds: float
+
+
+class Worker:
+    """A worker process: the constructor starts it. It does one job at a time."""
+
+    def __init__(self, command: Sequence[str], *, any_cost: bool) -> None:
+        """Starts the process, by exec and in the event loop's thread, with which it dies.
+
+        Args:
+            command: Program and arguments; `--fd N --parent PID` is appended.
+            any_cost: It takes expensive jobs too.
+
+        Raises:
+            OSError: The program cannot be started.
+        """
+        self.any_cost = any_cost
+        self.ready = False
+        self.running: asyncio.Future[Outcome] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray()
+        self._fds: list[int] = []
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            arguments = ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
+            try:
+                self.process = subprocess.Popen(  # noqa: S603 - this package's own module
+                    [*command, *arguments], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                )
+            except OSError:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        self._socket = ours
+
+    async def wait_ready(self) -> None:
+        """Returns when the process has imported everything.
+
+        Raises:
+            WorkerLostError: It ended, or did not start in time.
+        """
+        if self.ready:
+            return
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                self.ready = isinstance(await self._receive(), Ready)
+        except TimeoutError:
+            raise WorkerLostError("it did not start in time") from None
+        if not self.ready:
+            raise WorkerLostError("it did not say that it is ready")
+
+    async def run(self, job: Job, files: Sequence[bytes]) -> Outcome:
+        """Does a job.
+
+        Raises:
+            WorkerLostError: The process ended or sent nonsense; it is of no use any more.
+        """
+        started = time.monotonic()
+        try:
+            await self._loop.sock_sendall(self._socket, encode(job))
+            for data in files:
+                await self._loop.sock_sendall(self._socket, data)
+        except OSError as error:
+            raise WorkerLostError(f"writing to it failed: {error.strerror}") from error
+        reply = await self._receive()
+        pixels = memoryview(b"")
+        if isinstance(reply, Done):
+            pixels = self._pixels(sum(image.pixel_bytes for image in reply.images))
+        return Outcome(reply, pixels, time.monotonic() - started)
+
+    def kill(self) -> None:
+        """Kills the process, cancels its job and forgets what it sent."""
+        if self.running is not None:
+            self.running.cancel()
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        self.process.kill()
+
+    def _pixels(self, size: int) -> memoryview:
+        if len(self._fds) != 1:
+            raise WorkerLostError("it sent no memfd with its pixels")
+        fd = self._fds.pop()
+        try:
+            if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+                os.close(fd)
+                raise WorkerLostError("its memfd is not sealed")
+            return wire.map_pixels(fd, size)
+        except (OSError, ValueError, wire.WireError) as error:
+            raise WorkerLostError(f"its memfd cannot be read: {error}") from error
+
+    async def _receive(self) -> Reply:
+        while True:
+            if len(self._buffer) >= LENGTH.size:
+                (size,) = LENGTH.unpack_from(self._buffer)
+                if size > MAX_REPLY_BYTES:
+                    raise WorkerLostError(f"it sent a reply of {size} bytes")
+                end = LENGTH.size + size
+                if len(self._buffer) >= end:
+                    payload = bytes(self._buffer[LENGTH.size : end])
+                    del self._buffer[:end]
+                    return _decoded(payload)
+            await self._read()
+
+    async def _read(self) -> None:
+        readable = self._loop.create_future()
+        self._loop.add_reader(self._socket, _set, readable)
+        try:
+            await readable
+        finally:
+            if self._socket.fileno() >= 0:
+                self._loop.remove_reader(self._socket)
+        try:
+            data, fds, _, _ = socket.recv_fds(self._socket, _READ_BYTES, 4, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise WorkerLostError(f"reading from it failed: {error.strerror}") from error
+        self._fds += fds
+        if not data:
+            raise WorkerLostError("it ended")
+        self._buffer += data
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _decoded(payload: bytes) -> Reply:
+    try:
+        return REPLIES.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise WorkerLostError("it sent an invalid reply") from error
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    """A job that waits for a worker."""
+
+    expensive: bool
+    worker: asyncio.Future[Worker]
+
+
+class WorkerPool:
+    """Workers for the jobs of one event loop."""
+
+    def __init__(self, size: int, *, memory_mib: int, command: Sequence[str] | None = None) -> None:
+        """Does not start the workers yet; `start` or the first job does.
+
+        Args:
+            size: Number of workers, at least 1.
+            memory_mib: Maximum memory of a worker beyond what it has when it starts.
+            command: Program and arguments of a worker.
+        """
+        self._command = (*(command or DEFAULT_COMMAND), "--memory-mib", str(memory_mib))
+        self._missing = [
+            index >= size // 2 for index in range(size)
+        ]  # `any_cost` of those to start
+        self._idle: list[Worker] = []
+        self._busy: set[Worker] = set()
+        self._waiters: list[_Waiter] = []
+        self._ended: list[subprocess.Popen[bytes]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the running workers."""
+        return tuple(worker.process.pid for worker in (*self._idle, *self._busy))
+
+    def start(self) -> None:
+        """Starts all workers that are missing; call it in the event loop's thread."""
+        for worker in [worker for worker in self._idle if worker.process.poll() is not None]:
+            self._idle.remove(worker)
+            self._lose(worker, "it ended while it had nothing to do", replace=False)
+        while self._missing and not self._closed:
+            any_cost = self._missing.pop()
+            try:
+                worker = Worker(self._command, any_cost=any_cost)
+            except OSError as error:
+                self._missing.append(any_cost)
+                logger.error("a decode worker cannot be started: %s", error.strerror)  # noqa: TRY400
+                return
+            self._give(worker)
+
+    async def run(
+        self, job: Job, files: Sequence[bytes], *, expensive: bool, timeout_s: float
+    ) -> Outcome:
+        """Does a job on the next worker that is free; if the caller is cancelled, the worker soon is free again.
+
+        Args:
+            job: The job.
+            files: The files that belong to it.
+            expensive: It may take long.
+            timeout_s: Maximum time on the worker.
+
+        Raises:
+            JobTimeoutError: It took longer.
+            WorkerLostError: The worker ended on this job.
+            InternalError: No worker can be started.
+        """
+        worker = await self._take(expensive=expensive)
+        try:
+            await worker.wait_ready()
+        except WorkerLostError as error:
+            self._lose(worker, f"while it started: {error}", replace=False)
+            raise InternalError("The images cannot be decoded: no decode worker starts.") from None
+        except asyncio.CancelledError:
+            self._give(worker)
+            raise
+        worker.running = running = asyncio.ensure_future(worker.run(job, files))
+        try:
+            await asyncio.wait([running], timeout=timeout_s)
+        except asyncio.CancelledError:
+            self._spawn(self._finish(worker, running))
+            raise
+        if not running.done():
+            self._lose(worker, f"a job took more than {timeout_s:g} s")
+            raise JobTimeoutError
+        return await self._settle(worker, running)
+
+    def close(self) -> None:
+        """Kills all workers, whatever they do; jobs end with an error."""
+        self._closed = True
+        workers = [*self._idle, *self._busy]
+        for worker in workers:
+            worker.kill()
+        self._idle.clear()
+        self._busy.clear()
+        for waiter in self._waiters:
+            waiter.worker.cancel()
+        for task in self._tasks:
+            task.cancel()
+        for process in (*self._ended, *(worker.process for worker in workers)):
+            with contextlib.suppress(subprocess.TimeoutExpired):  # killed: this takes milliseconds
+                process.wait(_CLOSE_S)
+
+    # ---- who works ----
+
+    async def _take(self, *, expensive: bool) -> Worker:
+        if self._closed:
+            raise InternalError("The images cannot be decoded: the service is ending.")
+        self.start()
+        able = [worker for worker in self._idle if worker.any_cost or not expensive]
+        if able:
+            worker = min(able, key=lambda worker: worker.any_cost)  # keep those of any cost free
+            self._idle.remove(worker)
+        elif self._missing and not self._busy:
+            raise InternalError("The images cannot be decoded: no decode worker starts.")
+        else:
+            waiter = _Waiter(expensive, asyncio.get_running_loop().create_future())
+            self._waiters.append(waiter)
+            try:
+                worker = await waiter.worker
+            except asyncio.CancelledError:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+                elif not waiter.worker.cancelled():
+                    self._give(waiter.worker.result())
+                raise
+        self._busy.add(worker)
+        return worker
+
+    def _give(self, worker: Worker) -> None:
+        """Gives a worker to the first job that waits for one like it."""
+        self._busy.discard(worker)
+        for waiter in self._waiters:
+            if worker.any_cost or not waiter.expensive:
+                self._waiters.remove(waiter)
+                waiter.worker.set_result(worker)
+                self._busy.add(worker)
+                return
+        self._idle.append(worker)
+
+    async def _settle(self, worker: Worker, running: asyncio.Future[Outcome]) -> Outcome:
+        if running.cancelled():
+            raise WorkerLostError("the pool was closed")
+        try:
+            outcome = running.result()
+        except WorkerLostError as error:
+            timed_out = await _status(worker.process) == -signal.SIGXCPU
+            self._lose(worker, str(error))
+            if timed_out:
+                raise JobTimeoutError from None
+            raise
+        self._give(worker)
+        if isinstance(outcome.reply, Failed):
+            logger.error("a decode worker failed: %s", outcome.reply.traceback)
+        return outcome
+
+    async def _finish(self, worker: Worker, running: asyncio.Future[Outcome]) -> None:
+        """Lets a job whose caller has left go on for a moment, and then kills its worker."""
+        await asyncio.wait([running], timeout=GRACE_S)
+        if running.cancelled():
+            return  # the pool was closed
+        if running.done() and running.exception() is None:
+            self._give(worker)
+        else:
+            self._lose(worker, "nobody waits for its job", level=logging.INFO)
+
+    def _lose(
+        self, worker: Worker, reason: str, *, replace: bool = True, level: int = logging.WARNING
+    ) -> None:
+        """Kills a worker and starts another."""
+        if self._closed:
+            return
+        logger.log(level, "decode worker %d was lost: %s", worker.process.pid, reason)
+        self._busy.discard(worker)
+        worker.kill()
+        self._ended.append(worker.process)
+        self._missing.append(worker.any_cost)
+        self._spawn(self._reap())
+        if replace or self._waiters:
+            self.start()
+
+    async def _reap(self) -> None:
+        while self._ended:
+            self._ended = [process for process in self._ended if process.poll() is None]
+            await asyncio.sleep(_REAP_POLL_S)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _status(process: subprocess.Popen[bytes]) -> int | None:
+    """The status of a process that has closed its socket, which ends at once or not at all."""
+    for _ in range(25):
+        if process.poll() is not None:
+            break
+        await asyncio.sleep(_REAP_POLL_S)
+    return process.returncode

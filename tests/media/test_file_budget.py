@@ -1,0 +1,81 @@
+"""The memory for fetched files: bounded, and never a reason for requests to wait for each other."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+import pytest
+
+from inference_service.errors import QueueFullError
+from inference_service.media.file_budget import FileBudget
+
+
+@hypothesis_settings(deadline=None)
+@given(
+    st.integers(1, 20),
+    st.lists(st.lists(st.lists(st.integers(1, 9), max_size=5), max_size=4), max_size=8),
+)
+def test_all_requests_end_and_only_the_oldest_exceeds_the_limit(
+    limit: int, requests: list[list[list[int]]]
+) -> None:
+    budget = FileBudget(limit, wait_s=3600)
+    held: dict[int, int] = {}  # in the order of their first bytes
+
+    async def request(number: int, files: list[list[int]]) -> None:
+        with budget.of_request() as fetched:
+
+            async def fetch(chunks: list[int]) -> None:
+                for size in chunks:
+                    await asyncio.sleep(0)
+                    if not fetched.has_room(size):
+                        held.setdefault(number, 0)
+                        await fetched.wait_for_room(size, "f")
+                    fetched.add(size)
+                    held[number] = held.get(number, 0) + size
+                    others = sum(held.values()) - held[next(iter(held))]
+                    assert others <= limit
+
+            await asyncio.gather(*map(fetch, files))
+            held.pop(number, None)
+
+    async def main() -> None:
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(request(n, files) for n, files in enumerate(requests)))
+
+    asyncio.run(main())
+    assert budget.used_bytes == 0
+
+
+async def test_a_file_that_waits_too_long_is_refused_with_a_retry() -> None:
+    budget = FileBudget(2**20, wait_s=0.01)
+    with budget.of_request() as first, budget.of_request() as second:
+        assert first.has_room(2**20)
+        first.add(2**20)
+        assert not second.has_room(1)
+        with pytest.raises(QueueFullError, match="1 MiB") as caught:
+            await second.wait_for_room(1, "spec.messages[0]")
+    assert caught.value.retry_after_s
+    assert caught.value.field == "spec.messages[0]"
+
+
+async def test_room_is_given_back_when_a_request_is_cancelled() -> None:
+    budget = FileBudget(10, wait_s=3600)
+
+    async def hold() -> None:
+        with budget.of_request() as files:
+            files.add(10)
+            await asyncio.sleep(3600)
+
+    with budget.of_request() as oldest:
+        oldest.has_room(0)
+        task = asyncio.ensure_future(hold())
+        await asyncio.sleep(0)
+        with budget.of_request() as waiting:
+            assert not waiting.has_room(5)
+            task.cancel()
+            async with asyncio.timeout(20):
+                await waiting.wait_for_room(5, "f")
+    await asyncio.gather(task, return_exceptions=True)

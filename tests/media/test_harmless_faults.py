@@ -1,0 +1,371 @@
+"""Faults beside the pixels do no harm, and refusals name the format and the cause."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+import zlib
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from inference_service.errors import ImageTooLargeError, InvalidImageError
+from inference_service.media.checks import inspect
+from inference_service.media.formats import READABLE, sniff
+from inference_service.model_spec import ImagePolicy
+from tests.media.files import LIMITS, chunk, decoded, encoded, noise, png, segment, tiff_of
+
+
+PNG = encoded(noise("RGB"))
+GREY_ALPHA = encoded(noise("LA"))
+JPEG = encoded(noise("RGB"), "JPEG")
+PROGRESSIVE = encoded(noise("RGB"), "JPEG", progressive=True)
+WEBP = encoded(noise("RGB"), "WEBP")
+ALPHA_WEBP = encoded(noise("RGBA"), "WEBP", quality=80)
+GIF = encoded(noise("RGB"), "GIF")
+TIFF = encoded(noise("RGB"), "TIFF")
+BMP = encoded(noise("RGB"), "BMP")
+
+
+def after_header(*chunks: bytes, file: bytes = PNG) -> bytes:
+    return file[:33] + b"".join(chunks) + file[33:]
+
+
+def before_end(*chunks: bytes) -> bytes:
+    return PNG[:-12] + b"".join(chunks) + PNG[-12:]
+
+
+def split_data(*between: bytes) -> bytes:
+    """The image data in three chunks, with others between them."""
+    start = PNG.index(b"IDAT") - 4
+    length = int.from_bytes(PNG[start : start + 4], "big")
+    data = PNG[start + 8 : start + 8 + length]
+    parts = [chunk(b"IDAT", data[i : i + length // 3 + 1]) for i in (0, length // 3 + 1)]
+    parts.append(chunk(b"IDAT", data[2 * (length // 3 + 1) :]))
+    return PNG[:start] + b"".join(between).join(parts) + PNG[-12:]
+
+
+def after_start(*segments: bytes, file: bytes = JPEG) -> bytes:
+    return file[:2] + b"".join(segments) + file[2:]
+
+
+def riff(*chunks: bytes, size: int | None = None) -> bytes:
+    content = b"WEBP" + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(content) if size is None else size) + content
+
+
+def riff_chunk(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) & 1)
+
+
+PICTURE = WEBP[12:]
+COMMENT = b"\x21\xfe" + b"".join(bytes((255,)) + b"x" * 255 for _ in range(5000)) + b"\0"
+THUMBNAIL = encoded(noise("RGB", (16, 16)), "JPEG")
+
+PNG_FAULTS = {
+    "text of 2 MB": after_header(chunk(b"tEXt", b"parameters\0" + b"x" * 2**21)),
+    "compressed text of 200 MB": after_header(
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * (200 * 2**20), 1))
+    ),
+    "international text that is a bomb": after_header(
+        chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(b"x" * (50 * 2**20), 1))
+    ),
+    "text of 2 MB behind the data": before_end(chunk(b"tEXt", b"k\0" + b"y" * 2**21)),
+    "text of an unknown compression": after_header(chunk(b"zTXt", b"a\0\x07nonsense")),
+    "text without a name": after_header(
+        chunk(b"tEXt", b""), chunk(b"iTXt", b""), chunk(b"zTXt", b"")
+    ),
+    "text with a wrong checksum": after_header(chunk(b"tEXt", b"a\0b", crc=1)),
+    "colour profile that is junk": after_header(chunk(b"iCCP", b"name\0\0junk")),
+    "colour profile that is a bomb": after_header(
+        chunk(b"iCCP", b"n\0\0" + zlib.compress(b"\0" * (50 * 2**20), 1))
+    ),
+    "colour profile of an unknown compression": after_header(chunk(b"iCCP", b"n\0\x09x")),
+    "colour profile without an end": after_header(chunk(b"iCCP", b"n")),
+    "short gamma": after_header(chunk(b"gAMA", b"\0")),
+    "short chromaticities": after_header(chunk(b"cHRM", b"\0" * 8)),
+    "short resolution": after_header(chunk(b"pHYs", b"\0")),
+    "empty intent": after_header(chunk(b"sRGB", b"")),
+    "short transparency": after_header(chunk(b"tRNS", b"\0")),
+    "animation control that is short": after_header(chunk(b"acTL", b"\0")),
+    "animation control without frames": after_header(chunk(b"acTL", b"\0" * 8)),
+    "frame control out of sequence": after_header(
+        chunk(b"acTL", struct.pack(">II", 2, 0)), chunk(b"fcTL", struct.pack(">I", 7) + b"\0" * 22)
+    ),
+    "short frame data": before_end(chunk(b"fdAT", b"\0")),
+    "private chunk": after_header(chunk(b"prVt", b"\0" * 999), chunk(b"QQQQ", b"?")),
+    "Exif that is junk": after_header(chunk(b"eXIf", b"junk")),
+    "Exif that is empty": after_header(chunk(b"eXIf", b"")),
+    "Exif as text that is junk": after_header(
+        chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 9\nzz")
+    ),
+    "chunks between the data": split_data(chunk(b"tEXt", b"a\0b"), chunk(b"tIME", b"")),
+    "empty data chunks": split_data(chunk(b"IDAT", b""), chunk(b"IDAT", b"")),
+    "data checksum that is wrong": PNG[:-16] + b"\0\0\0\0" + PNG[-12:],
+    "bytes behind the end": PNG + b"\0" * 5000 + b"<html>",
+    "another file behind the end": PNG + JPEG,
+    "no end mark": PNG[:-12],
+    "end mark without a checksum": PNG[:-4],
+    "bytes in place of the end mark": PNG[:-12] + b"\r\n\r\n" * 9,
+    "a line before the file": b"\r\n" + PNG,
+    "a byte order mark before the file": b"\xef\xbb\xbf" + PNG,
+}
+
+JPEG_FAULTS = {
+    "no end mark": JPEG[:-2],
+    "half an end mark": JPEG[:-1],
+    "a line in place of the end mark": JPEG[:-2] + b"\r\n",
+    "zeros in place of the end mark": JPEG[:-2] + b"\0" * 4096,
+    "another image in place of the end mark": JPEG[:-2] + THUMBNAIL,
+    "bytes behind the end": JPEG + b"\xff\x00junk\xff\xd8\xff" * 50,
+    "a video behind the end": JPEG + b"\0\0\0\x18ftypmp42" + bytes(3000),
+    "another image behind the end": JPEG + THUMBNAIL,
+    "bytes before the first marker": JPEG[:2] + b"junk" + JPEG[2:],
+    "fill bytes before the first marker": JPEG[:2] + b"\xff" * 200 + JPEG[2:],
+    "zeros between segments": after_start(segment(0xFE, b"text") + b"\0" * 64),
+    "stray restart markers": after_start(b"\xff\xd0\xff\xd7\xff\x01"),
+    "a segment without a length": after_start(b"\xff\xe5\0\0"),
+    "Exif that is junk": after_start(segment(0xE1, b"Exif\0\0junk")),
+    "Exif that is empty": after_start(segment(0xE1, b"Exif\0\0")),
+    "Exif that points outside": after_start(
+        segment(0xE1, b"Exif\0\0II*\0" + struct.pack("<IH", 8, 9) + b"\xff" * 30)
+    ),
+    "Exif with a thumbnail": after_start(segment(0xE1, b"Exif\0\0II*\0" + THUMBNAIL)),
+    "Exif twice": after_start(segment(0xE1, b"Exif\0\0MM\0*"), segment(0xE1, b"Exif\0\0II*\0")),
+    "a preview index of nothing": after_start(segment(0xE2, b"MPF\0II*\0\x08\0\0\0")),
+    "a colour profile in missing pieces": after_start(segment(0xE2, b"ICC_PROFILE\0\x03\x09junk")),
+    "a colour profile without a number": after_start(segment(0xE2, b"ICC_PROFILE\0")),
+    "Photoshop data that ends early": after_start(segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x03")),
+    "a short JFIF segment": JPEG[:2] + segment(0xE0, b"JFIF") + JPEG[20:],
+    "a thousand comments": after_start(*[segment(0xFE, b"x" * 3)] * 1000),
+    "comments of 10 MB": after_start(*[segment(0xFE, b"x" * 65000)] * 160),
+    "Exif of 10 MB": after_start(*[segment(0xE1, b"Exif\0\0II*\0" + b"\0" * 65000)] * 160),
+    "a space before the file": b" " + JPEG,
+}
+
+WEBP_FAULTS = {
+    "a file size that is too small": riff(PICTURE, size=4),
+    "a file size that is too large": riff(PICTURE, size=2**31),
+    "an odd file size": riff(PICTURE, size=len(WEBP) - 9),
+    "an unknown chunk behind": riff(PICTURE, riff_chunk(b"abcd", b"123")),
+    "a chunk behind that is cut off": WEBP + b"EXIF\xff\xff\0\0II*",
+    "bytes behind": WEBP + b"\0\0\0" * 33,
+    "another file behind": WEBP + JPEG,
+    "an unknown chunk before": riff(riff_chunk(b"abcd", b"1"), PICTURE),
+    "a colour profile that is not announced": riff(riff_chunk(b"ICCP", b"junk"), PICTURE),
+    "Exif that is junk": riff(PICTURE, riff_chunk(b"EXIF", b"junk")),
+    "Exif announced and not there": riff(
+        riff_chunk(b"VP8X", b"\x3c\0\0\0" + struct.pack("<I", 60)[:3] + struct.pack("<I", 44)[:3]),
+        PICTURE,
+    ),
+    "a canvas of another size": riff(
+        riff_chunk(b"VP8X", b"\0\0\0\0" + struct.pack("<I", 99)[:3] * 2), PICTURE
+    ),
+}
+
+GIF_FAULTS = {
+    "no end mark": GIF[:-1],
+    "bytes behind": GIF + b"junk" * 100,
+    "a comment of a megabyte": GIF[:781] + COMMENT + GIF[781:],
+    "an unknown extension": GIF[:781] + b"\x21\x77\x03abc\0" + GIF[781:],
+    "a further frame that is cut off": GIF[:-1] + b"\x2c" + b"\0" * 5,
+}
+
+FAULTS = {
+    **{f"png: {name}": (PNG, data) for name, data in PNG_FAULTS.items()},
+    **{f"jpeg: {name}": (JPEG, data) for name, data in JPEG_FAULTS.items()},
+    **{f"webp: {name}": (WEBP, data) for name, data in WEBP_FAULTS.items()},
+    **{f"gif: {name}": (GIF, data) for name, data in GIF_FAULTS.items()},
+    "png with alpha: text": (
+        GREY_ALPHA,
+        after_header(chunk(b"tEXt", b"k\0" + b"x" * 2**21), file=GREY_ALPHA),
+    ),
+    "progressive jpeg: no end mark": (PROGRESSIVE, PROGRESSIVE[:-2]),
+    "webp with alpha: bytes behind": (ALPHA_WEBP, ALPHA_WEBP + b"junk"),
+    "bmp: bytes behind": (BMP, BMP + b"junk"),
+    "bmp: a wrong file size": (BMP, BMP[:2] + b"\xff" * 4 + BMP[6:]),
+    "tiff: bytes behind": (TIFF, TIFF + b"junk!"),
+}
+
+
+def test_the_comment_goes_between_screen_and_frame() -> None:
+    assert GIF[781:782] in {b"!", b","}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_pixels_are_those_of_the_file_without_fault(policy: ImagePolicy, name: str) -> None:
+    plain, faulty = FAULTS[name]
+    assert plain != faulty
+    assert decoded(faulty, policy) == decoded(plain, policy)
+    assert inspect(faulty, LIMITS, "f").width == 61
+
+
+SIZES = ((1, 1), (8, 8), (17, 9), (61, 45), (160, 120))
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"progressive": True},
+    {"optimize": True, "quality": 95},
+    {"subsampling": 0, "quality": 100},
+    {"restart_marker_blocks": 1},
+    {"restart_marker_rows": 1, "quality": 20},
+)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_without_end_mark_is_whole(
+    policy: ImagePolicy, size: tuple[int, int], options: dict[str, object], mode: str
+) -> None:
+    data = encoded(noise(mode, size), "JPEG", **options)
+    assert decoded(data[:-2], policy) == decoded(data, policy)
+
+
+def test_orientation_is_read_wherever_pillow_reads_it(policy: ImagePolicy) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    block = exif.tobytes()
+    xmp = b'<x:xmpmeta tiff:Orientation="6"></x:xmpmeta>'
+    text = b"\nexif\n%8d\n%s\n" % (len(block), block.hex().encode())
+    files = [
+        after_start(segment(0xE1, block)),
+        after_start(segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp)),
+        after_header(chunk(b"eXIf", block[6:])),
+        before_end(chunk(b"eXIf", block[6:])),
+        after_header(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)),
+        after_header(chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp))),
+        after_header(chunk(b"tEXt", b"Raw profile type exif\0" + text)),
+        after_header(chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))),
+        encoded(noise("RGB"), "WEBP", exif=block),
+        encoded(noise("RGB"), "TIFF", tiffinfo={274: 6}),
+    ]
+    for data in files:
+        image = decoded(data, policy)
+        assert (image.original_width, image.original_height) == (45, 61)
+
+
+def test_a_tiff_without_what_is_odd(policy: ImagePolicy) -> None:
+    """Directories of Exif and GPS, a profile and texts that are junk; big-endian and big files; smaller versions."""
+    odd = {34665: 2**31, 34853: 7, 34675: b"junk", 270: "x" * 2**20, 700: b"<x"}
+    data = encoded(noise("RGB"), "TIFF", tiffinfo=odd, compression="tiff_lzw")
+    plain = decoded(TIFF, policy)
+    assert decoded(data, policy).pixels == plain.pixels
+    assert decoded(encoded(noise("RGB"), "TIFF", big_tiff=True), policy).pixels == plain.pixels
+    reduced = noise("RGB", (9, 7))
+    reduced.encoderinfo = {"tiffinfo": {254: 1}}
+    pyramid = encoded(noise("RGB"), "TIFF", save_all=True, append_images=[reduced])
+    assert decoded(pyramid, policy).pixels == plain.pixels
+
+
+def test_pages_are_not_dropped_silently(policy: ImagePolicy) -> None:
+    pages = encoded(noise("L"), "TIFF", save_all=True, append_images=[noise("L"), noise("L")])
+    with pytest.raises(InvalidImageError, match="3 pages"):
+        decoded(pages, policy)
+
+
+@pytest.mark.parametrize("kind", ["group3", "group4", "jpeg", "packbits", "tiff_deflate", "raw"])
+def test_compressions_of_tiff(policy: ImagePolicy, kind: str) -> None:
+    image = noise("1" if kind.startswith("group") else "RGB")
+    data = encoded(image, "TIFF", compression=kind)
+    got = np.frombuffer(decoded(data, policy).pixels, np.uint8).astype(int)
+    wanted = np.frombuffer(decoded(encoded(image), policy).pixels, np.uint8)
+    assert np.abs(got - wanted).mean() <= (60 if kind == "jpeg" else 0)
+
+
+def encoded_text(data: bytes) -> bytes:
+    import base64
+
+    return base64.b64encode(data)
+
+
+NAMED = {
+    "AVIF": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf",
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "MP4 video": b"\0\0\0\x18ftypisom\0\0\2\0isomiso2",
+    "QuickTime video": b"\0\0\0\x14ftypqt  \0\0\0\0qt  ",
+    "SVG": b'<?xml version="1.0"?>\n<!-- made by -->\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "PDF": encoded(noise("RGB"), "PDF"),
+    "JPEG 2000": encoded(noise("RGB"), "JPEG2000"),
+    "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n",
+    "ICO": encoded(noise("RGB"), "ICO"),
+    "PNM": encoded(noise("RGB"), "PPM"),
+    "HTML": b"<!DOCTYPE html><html><body>404</body></html>",
+    "XML": b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+    "JSON": b'{"error": "not found"}',
+    "PostScript": encoded(noise("RGB"), "EPS"),
+    "DDS": encoded(noise("RGB"), "DDS"),
+    "WebM or Matroska video": b"\x1aE\xdf\xa3\x01\0\0\0",
+    "AVI video": b"RIFF\x10\0\0\0AVI LIST",
+    "ZIP (or Office document)": b"PK\3\4\x14\0",
+    "gzip": b"\x1f\x8b\x08\0",
+    "base64 text": encoded_text(PNG),
+    "data: URI": b"data:image/png;base64," + encoded_text(PNG),
+    "URL": b"https://example.com/a.png",
+    "text": "这是什么".encode(),
+    "empty": b"",
+    "of an unknown format": b"\x00\x01\x02\x03\xfe\xff",
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_refusals_name_what_was_sent(policy: ImagePolicy, name: str) -> None:
+    for refuse in (lambda: decoded(NAMED[name], policy), lambda: inspect(NAMED[name], LIMITS, "f")):
+        with pytest.raises(InvalidImageError) as caught:
+            refuse()
+        assert f" {name}; it must be a JPEG, PNG, WebP" in caught.value.message
+        assert caught.value.field == "f"
+
+
+def test_names_are_found_in_linear_time() -> None:
+    for data in (b"<!---->" * 200, b"<" * 2000, b"\xff" * 10**6, b" " * 10**6, b"\0" * 10**6):
+        assert sniff(data)[0] not in READABLE
+
+
+COSTLY = {
+    "scans": JPEG[:2]
+    + PROGRESSIVE[2:-2]
+    + b"".join(segment(0xDA, b"\1\1\0\1\x05\0") for _ in range(5000))
+    + b"\xff\xd9",
+    "segments": after_start(segment(0xE1, b"Exif\0\0") * 100_000),
+    "chunks": after_header(chunk(b"tEXt", b"") * 200_000),
+    "webp chunks": riff(riff_chunk(b"abcd", b"") * 100_000, PICTURE),
+    "gif blocks": GIF[:781] + b"\x21\xfe" + b"\1x" * 10**6 + b"\0" + GIF[781:],
+    "tiff pieces": tiff_of(np.zeros((8, 8), np.uint8)).replace(
+        struct.pack("<HHI", 273, 4, 1), struct.pack("<HHI", 273, 4, 2**31)
+    ),
+    "tags": b"II*\0" + struct.pack("<IH", 8, 65535) + bytes(12 * 65535 + 4),
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_what_costs_too_much_is_refused(policy: ImagePolicy, name: str) -> None:
+    with pytest.raises(ImageTooLargeError, match="costs too much to decode: it has more than"):
+        decoded(COSTLY[name], policy)
+
+
+def test_many_scans_of_a_large_image_are_refused(policy: ImagePolicy) -> None:
+    large = encoded(Image.new("RGB", (5000, 5000)), "JPEG", progressive=True)
+    scan = segment(0xDA, b"\1\1\0\1\x05\0")
+    with pytest.raises(ImageTooLargeError, match="visits each of its pixels"):
+        decoded(large[:-2] + scan * 200 + b"\xff\xd9", policy)
+    assert decoded(large, policy)
+
+
+def test_what_cannot_be_read_is_not_called_cut_off(policy: ImagePolicy) -> None:
+    twelve = bytearray(JPEG)
+    twelve[JPEG.index(b"\xff\xc0") + 4] = 12
+    damaged = bytearray(PNG)
+    damaged[16:20] = b"\0\0\0\x50"
+    cases = [
+        (bytes(twelve), "12 bits per sample"),
+        (bytes(damaged), "wrong checksum"),
+        (png(10, 10, body=b"nonsense"), "damaged"),
+        (PNG[:8] + chunk(b"CgBI", b"\0\0\0\0") + PNG[8:], "CgBI"),
+    ]
+    for data, words in cases:
+        with pytest.raises(InvalidImageError, match=words) as caught:
+            decoded(data, policy)
+        assert "cut off" not in caught.value.message
+        assert io.BytesIO(data).read(4)

@@ -1,0 +1,341 @@
+"""Decode workers: what they answer, how they end, and what they may cost."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+import os
+from pathlib import Path
+import resource
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from PIL import Image
+import pytest
+
+from inference_service.errors import (
+    ImageTooLargeError,
+    InternalError,
+    InvalidImageError,
+)
+from inference_service.media import pool as pool_module
+from inference_service.media.decode import decode_video
+from inference_service.media.images import FrameSpec
+from inference_service.media.pool import WorkerPool
+from inference_service.model_spec import ImagePolicy
+from tests.engine_client.engine_front import is_running, until
+from tests.media.decoding import JPEG, SLOW, VIDEO, cpu_s, peak_mib, slow_bitmap
+from tests.media.files import LIMITS, decoded, encoded, noise, png
+
+
+ROOT = Path(__file__).parents[2]
+
+
+async def test_same_images_as_in_this_process(make, policy: ImagePolicy) -> None:
+    one = make()
+    assert await one.image(JPEG, policy) == decoded(JPEG, policy)
+    files = [encoded(noise("RGB", (96, 64), seed)) for seed in (1, 2, 1, 1, 3)]
+    spec = FrameSpec(policy=policy, video=VIDEO, fps=2.0)
+    assert await one.video(files, policy) == decode_video(files, [""] * 5, spec, LIMITS)
+
+
+async def test_refusals_arrive_whole(make, policy: ImagePolicy) -> None:
+    one = make(1)
+    for data, kind, words in (
+        (JPEG[:-40], InvalidImageError, "cut off"),
+        (encoded(noise("RGB", (1, 201))), InvalidImageError, "200 times"),
+        (b"%PDF-1.7", InvalidImageError, "is PDF"),
+        (png(8000, 8000), ImageTooLargeError, "--max-image-pixels"),
+    ):
+        with pytest.raises(kind, match=words) as caught:
+            await one.image(data, policy)
+        assert caught.value.field == "f"
+    with pytest.raises(InvalidImageError, match="same size") as caught:
+        await one.video([JPEG, JPEG, encoded(noise("RGB", (9, 7)))], policy)
+    assert caught.value.field == "f2"
+    assert len(one.pool.pids) == 1
+    assert await one.image(JPEG, policy)
+
+
+async def test_a_worker_that_crashes_is_that_images_error_alone(make, policy: ImagePolicy) -> None:
+    one = make(1)
+    hit = asyncio.ensure_future(one.image(SLOW, policy))
+    pid = await one.busy_pid()
+    waiting = asyncio.ensure_future(one.image(JPEG, policy))
+    os.kill(pid, signal.SIGSEGV)
+    with pytest.raises(InvalidImageError, match="decoder failed") as caught:
+        await hit
+    assert caught.value.field == "f"
+    assert await waiting == decoded(JPEG, policy)
+    assert pid not in one.pool.pids
+
+
+async def test_a_worker_that_is_killed_while_idle_harms_nobody(make, policy: ImagePolicy) -> None:
+    one = make(1)
+    await one.image(JPEG, policy)
+    [pid] = one.pool.pids
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: not is_running(pid))
+    assert await one.image(JPEG, policy) == decoded(JPEG, policy)
+
+
+async def test_the_caller_who_leaves_ends_the_worker(make, policy: ImagePolicy) -> None:
+    one = make(1)
+    leaving = asyncio.ensure_future(one.image(SLOW, policy))
+    pid = await one.busy_pid()
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    await until(lambda: not is_running(pid))
+    assert await one.image(JPEG, policy) == decoded(JPEG, policy)
+
+
+async def test_a_short_job_whose_caller_leaves_keeps_its_worker(make, policy: ImagePolicy) -> None:
+    one = make(1)
+    await one.image(JPEG, policy)
+    pids = one.pool.pids
+    for _ in range(20):
+        leaving = asyncio.ensure_future(one.image(JPEG, policy))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+    # All at once, also those that still wait for the worker.
+    many = [asyncio.ensure_future(one.image(JPEG, policy)) for _ in range(20)]
+    await asyncio.sleep(0.01)
+    for leaving in many:
+        leaving.cancel()
+    await asyncio.wait(many)
+    assert await one.image(JPEG, policy)
+    assert one.pool.pids == pids
+
+
+async def test_deadline_of_an_image_and_of_a_request(make, policy: ImagePolicy) -> None:
+    one = make(1, image_timeout_s=0.5)
+    with pytest.raises(ImageTooLargeError, match="--decode-timeout-s") as caught:
+        await one.image(SLOW, policy)
+    assert caught.value.field == "f"
+    assert await one.image(JPEG, policy)
+    hurried = make(1, request_timeout_s=0.5)
+    allowance = hurried.decoder.allowance()
+    with pytest.raises(ImageTooLargeError, match="--request-decode-timeout-s"):
+        await hurried.image(SLOW, policy, allowance)
+    allowance.seconds = 0.0
+    with pytest.raises(ImageTooLargeError):
+        await hurried.image(JPEG, policy, allowance)
+
+
+async def test_cpu_time_is_limited_by_the_kernel(make, policy: ImagePolicy, monkeypatch) -> None:
+    """Also where the front cannot: here it believes that there is an hour."""
+    one = make(1, image_timeout_s=1.0)
+    run = WorkerPool.run
+
+    async def patient(self: WorkerPool, *args: Any, **options: Any) -> Any:
+        return await run(self, *args, **options | {"timeout_s": 3600.0})
+
+    monkeypatch.setattr(WorkerPool, "run", patient)
+    async with asyncio.timeout(60):
+        with pytest.raises(ImageTooLargeError, match="too long"):
+            await one.image(slow_bitmap(3000), policy)
+
+
+async def test_memory_is_limited(make, policy: ImagePolicy) -> None:
+    large = encoded(Image.new("RGB", (6000, 6000)), "JPEG", quality=10)
+    small = make(1, memory_mib=64)
+    for data in (large, encoded(Image.new("L", (7000, 7000)), "WEBP", lossless=True)):
+        with pytest.raises((ImageTooLargeError, InvalidImageError)):
+            await small.image(data, policy)
+    assert await small.image(JPEG, policy) == decoded(JPEG, policy)
+    assert peak_mib(small.pool.pids[0]) < 64 + 100
+
+
+async def test_pixels_of_a_request_are_limited_before_any_is_decoded(
+    make, policy: ImagePolicy
+) -> None:
+    one = make(1, max_request_pixels=200_000_000)
+    # 128 different files of 50 megapixels in their headers, and nothing behind.
+    files = [png(7000, 7000, body=bytes((i,))) for i in range(128)]
+    with pytest.raises(ImageTooLargeError, match="--max-request-pixels") as caught:
+        await one.video(files, policy)
+    assert caught.value.field == "f4"
+    assert not one.pool.pids
+    allowance = one.decoder.allowance()
+    small = encoded(Image.new("RGB", (1000, 1000)))
+    await one.video([small] * 128, policy, allowance)
+    assert allowance.pixels == 199_000_000  # decoded once
+
+
+async def test_equal_frames_are_decoded_once(make, policy: ImagePolicy) -> None:
+    one = make(1)
+    still = encoded(noise("RGB", (512, 512)))
+    await one.image(still, policy)
+    [pid] = one.pool.pids
+    begun = cpu_s(pid)
+    await one.image(encoded(Image.new("RGB", (3000, 3000))), policy)
+    single = cpu_s(pid) - begun
+    video = replace(policy, max_pixels=2**20)
+    begun = cpu_s(pid)
+    pieces = await one.video([encoded(Image.new("RGB", (3000, 3000)))] * 8, video)
+    assert len(pieces) == 4
+    assert cpu_s(pid) - begun < 8 * single + 1
+
+
+async def test_cheap_images_do_not_wait_for_expensive_ones(make, policy: ImagePolicy) -> None:
+    one = make(2)
+    slow = [asyncio.ensure_future(one.image(slow_bitmap(2500), policy)) for _ in range(4)]
+    await one.busy_pid()
+    async with asyncio.timeout(60):
+        for _ in range(5):
+            assert await one.image(JPEG, policy) == decoded(JPEG, policy)
+    assert not any(job.done() for job in slow)
+    for job in slow:
+        job.cancel()
+    await asyncio.wait(slow)
+
+
+async def test_close_does_not_wait_for_a_running_decode(make, policy: ImagePolicy) -> None:
+    one = make(2)
+    jobs = [asyncio.ensure_future(one.image(slow_bitmap(3000), policy)) for _ in range(4)]
+    pid = await one.busy_pid()
+    pids = one.pool.pids
+    begun = time.monotonic()
+    one.decoder.close()
+    assert time.monotonic() - begun < 2
+    assert pid in pids
+    assert not any(map(is_running, pids))
+    async with asyncio.timeout(20):
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+    assert all(isinstance(outcome, BaseException) for outcome in outcomes)
+    with pytest.raises(InternalError):
+        await one.image(JPEG, policy)
+
+
+@pytest.mark.parametrize("how", ["exits", "nonsense", "silent"])
+async def test_a_worker_that_does_not_start(
+    make, policy: ImagePolicy, monkeypatch, how: str
+) -> None:
+    monkeypatch.setattr(pool_module, "START_TIMEOUT_S", 2.0)
+    code = {
+        "exits": "raise SystemExit(3)",
+        "nonsense": "import os, sys; os.write(int(sys.argv[2]), b'\\xff' * 99); sys.stdin.read()",
+        "silent": "import time; time.sleep(60)",
+    }[how]
+    one = make(1, command=(sys.executable, "-c", code))
+    with pytest.raises(InternalError, match="no decode worker starts"):
+        await one.image(JPEG, policy)
+    missing = make(1, command=("/nonexistent",))
+    with pytest.raises(InternalError, match="no decode worker starts"):
+        await missing.image(JPEG, policy)
+
+
+def test_kill_9_of_the_front_leaves_no_worker() -> None:
+    program = """
+import asyncio
+from tests.media.decoding import Decoding, SLOW
+from inference_service.model_spec import ImagePolicy
+policy = ImagePolicy(patch_size=16, merge_size=2, temporal_patch_size=2, min_pixels=65536,
+    max_pixels=2**24, mean=(0.5,) * 3, std=(0.5,) * 3)
+async def main():
+    one = Decoding(2)
+    job = asyncio.ensure_future(one.image(SLOW, policy))
+    await one.busy_pid()
+    print(*one.pool.pids, flush=True)
+    await job
+asyncio.run(main())
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT
+    ) as front:
+        assert front.stdout is not None
+        pids = [int(pid) for pid in front.stdout.readline().split()]
+        assert len(pids) == 2
+        front.kill()
+    asyncio.run(until(lambda: not any(map(is_running, pids))))
+
+
+def test_a_worker_imports_only_what_decoding_needs() -> None:
+    code = (
+        "import sys, inference_service.media.worker\n"
+        "names = 'torch numpy grpc google pydantic httpx tokenizers ssl asyncio pickle'.split()\n"
+        "assert not set(names) & set(sys.modules), set(names) & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_the_sandbox_refuses_connections_programs_and_processes() -> None:
+    """Everything else goes on as before: the other tests decode in it."""
+    code = """
+import os, socket, sys
+from inference_service.media.sandbox import enter_sandbox
+if not enter_sandbox():
+    raise SystemExit(77)
+attempts = {
+    "socket": lambda: socket.socket(),
+    "fork": os.fork,
+    "exec": lambda: os.execv(sys.executable, [sys.executable, "-c", "print(1)"]),
+    "spawn": lambda: os.posix_spawn(sys.executable, [sys.executable, "-c", "print(1)"], {}),
+}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+    except PermissionError:
+        continue
+    raise SystemExit(name)
+open(os.devnull).close()
+print("refused")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    if done.returncode == 77:
+        pytest.skip("this kernel has no seccomp filters")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "refused\n", "")
+
+
+def test_a_worker_runs_no_code_of_the_current_directory(tmp_path: Path) -> None:
+    for name in ("PIL", "msgspec", "zlib", "struct", "inference_service"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w')")
+    program = """
+import asyncio
+from tests.media.decoding import Decoding, JPEG
+from inference_service.model_spec import ImagePolicy
+policy = ImagePolicy(patch_size=16, merge_size=2, temporal_patch_size=2, min_pixels=65536,
+    max_pixels=2**24, mean=(0.5,) * 3, std=(0.5,) * 3)
+async def main():
+    one = Decoding(1)
+    await one.image(JPEG, policy)
+    one.decoder.close()
+asyncio.run(main())
+"""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "protos")])
+    subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        check=True,
+        timeout=60,
+    )
+    assert not (tmp_path / "ran").exists()
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_no_descriptor_or_process_stays(make, policy: ImagePolicy) -> None:
+    one = make(2)
+    await asyncio.gather(*(one.image(JPEG, policy) for _ in range(4)))
+    before = descriptors()
+    for _ in range(50):
+        await one.image(JPEG, policy)
+    assert descriptors() <= before + 1
+    one.decoder.close()
+    assert descriptors() <= before
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
