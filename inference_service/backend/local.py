@@ -285,11 +285,13 @@ class LocalBackend:
         if state is not None:
             await self._prompts.refuse_too_long(request, state.max_model_len)
         set_turn(turn.decoding)
-        async with admitted.abortable():
-            media = await self._media.prepare(request, admitted.caller)
-            await turn.arrive()
+        try:
+            async with admitted.abortable():
+                media = await self._media.prepare(request, admitted.caller)
+                await turn.arrive()
+        finally:
+            forget_files(request)
         turn.decoded(sum(len(image.pixels) for image in media.images))
-        forget_files(request)
         return await self._prompts.prepare(request, media)
 
     def _check_grounding(self, request: Request) -> None:

@@ -12,6 +12,7 @@ import contextlib
 from functools import partial
 import logging
 import time
+import traceback
 from typing import Any, Final, TypeAlias
 
 from google.protobuf.descriptor import Descriptor
@@ -204,6 +205,8 @@ async def _answering(method: str, wire: Wire) -> AsyncIterator[None]:
         code = grpc.StatusCode.OK
     except ServiceError as error:
         code = code_of(error)
+        # gRPC keeps the exception that ends a call, and that one refers to this: its frames hold the request.
+        traceback.clear_frames(error.__traceback__)
         await _abort(wire, error)
     except grpc.aio.AbortError:  # the method has ended the call itself
         raise
@@ -214,8 +217,11 @@ async def _answering(method: str, wire: Wire) -> AsyncIterator[None]:
         raise
     except (GeneratorExit, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # a defect, or a panic of a library in Rust; only the log has its details
+    except (
+        BaseException
+    ) as error:  # a defect, or a panic of a library in Rust; only the log has its details
         logger.exception({"message": "the call failed", **this_call().log_fields()})
+        traceback.clear_frames(error.__traceback__)
         internal = InternalError("An internal error occurred.")
         code = code_of(internal)
         await _abort(wire, internal)

@@ -151,6 +151,9 @@ class MediaPreparer:
                     task.cancel()
                 for decoding in work.decoding.values():
                     decoding.cancel()
+                # An error refers to these frames, and they to it: its files would stay until the next collection.
+                tasks.clear()
+                work.decoding.clear()
         for images, part in zip(processed, media, strict=True):
             self._check_tokens(images, part)
         return PreparedMedia(

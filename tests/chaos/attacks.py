@@ -163,6 +163,14 @@ def growing_image(number: int) -> chat_pb.ChatCompletionSpec:
     return spec_of(*[part] * 8, "?", model=MODEL, sampling={"max_tokens": 1})
 
 
+def costly_images(count: int) -> list[chat_pb.ChatCompletionSpec]:
+    """A large noisy photograph, which takes a worker half a second, many times over."""
+    buffer = io.BytesIO()
+    Image.effect_noise((3000, 3000), 90).save(buffer, "JPEG", quality=50, progressive=True)
+    part = message_pb.Part(image=message_pb.Image(data=buffer.getvalue()))
+    return [spec_of(part, f"{i}?", model=MODEL, sampling={"max_tokens": 1}) for i in range(count)]
+
+
 def large_message(number: int) -> chat_pb.ChatCompletionSpec:
     """30 MiB that are no image."""
     del number
@@ -215,6 +223,7 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     "polite": lambda a: a.flood(8, short),
     "large messages": lambda a: a.once([large_message(i) for i in range(48)]),
     "images that grow": lambda a: a.once([growing_image(i) for i in range(60)]),
+    "costly images": lambda a: a.once(costly_images(40)),
     "many frames": lambda a: a.once([many_frames()]),
     "many parts": lambda a: a.once([many_parts(b"\x12\x00", 8 * MIB)]),
     "long chats": lambda a: a.once([long_chat(8 * MIB - 100)] * 6),

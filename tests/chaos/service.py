@@ -17,7 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
-from tests.grpc_api.asking import spec_of
+from qwenvl.inference.v1 import message_pb2 as message_pb
+from tests.grpc_api.asking import image_part, spec_of
+from tests.support.images import draw
 
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +125,7 @@ class Figures:
 
 
 class Neighbour:
-    """A client that asks short questions one after the other, and for the service's health."""
+    """A client that asks short questions one after the other, half of them with an image, and for health."""
 
     def __init__(self, service: Service, key: str = "") -> None:
         self._service = service
@@ -148,7 +150,10 @@ class Neighbour:
         check: health_pb2_grpc.HealthStub,
         figures: Figures,
     ) -> None:
-        spec = spec_of("What is this?", model=MODEL, sampling={"max_tokens": 8})
+        parts: list[str | message_pb.Part] = ["What is this?"]
+        if len(figures.answers) % 2:
+            parts.insert(0, image_part(draw("red", "circle").png))
+        spec = spec_of(*parts, model=MODEL, sampling={"max_tokens": 8})
         request = chat_pb.CreateChatCompletionRequest(spec=spec)
         try:
             begin = time.monotonic()

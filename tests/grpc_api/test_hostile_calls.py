@@ -6,6 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 import time
+import tracemalloc
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import pytest
 
 from inference_service.engine_client.interface import EngineState
+from inference_service.engine_protocol.messages import EngineFailure
 from inference_service.grpc_api.wire_fields import MAX_FIELDS
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
@@ -22,6 +24,7 @@ from qwenvl.inference.v1 import message_pb2 as message_pb
 from tests.chaos.http2 import Connection, message
 from tests.grpc_api.asking import read_event, refusal, spec_of, text_part, until, user
 from tests.grpc_api.conftest import Service, channel_to
+from tests.support.images import draw
 
 
 MIB = 2**20
@@ -420,3 +423,27 @@ async def test_a_line_that_needs_the_cache_many_times_over_is_full(
     assert "KV cache of 16000 tokens" in got.message
     service.engine.resume.set()
     await asyncio.gather(*calls)
+
+
+@pytest.mark.parametrize("kind", ["no image", "an engine's refusal", "a defect"])
+async def test_nothing_is_kept_of_a_request_that_failed(
+    service: Service, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """gRPC keeps the exception that ended a call, which refers to the frames that held its images."""
+    spec = spec_of(message_pb.Part(image=message_pb.Image(data=bytes(4 * MIB))), "?")
+    if kind != "no image":
+        padded = draw("red", "circle").png + bytes(4 * MIB)
+        spec = spec_of(message_pb.Part(image=message_pb.Image(data=padded)), "?")
+    if kind == "an engine's refusal":
+        service.engine.fails_with = EngineFailure(reason="IMAGE_TOO_LARGE", message="It says.")
+    if kind == "a defect":
+        monkeypatch.setattr(type(service.model.prompts), "build", lambda *_: 1 / 0)
+    request = chat_pb.CreateChatCompletionRequest(spec=spec)
+    await refusal(service.chat.CreateChatCompletion(request, timeout=30))
+    tracemalloc.start()
+    try:
+        for _ in range(8):
+            await refusal(service.chat.CreateChatCompletion(request, timeout=30))
+        assert tracemalloc.get_traced_memory()[0] < 8 * MIB
+    finally:
+        tracemalloc.stop()
