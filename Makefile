@@ -18,14 +18,15 @@ setup-dev: $(STAMP)dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(STAMP)all: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(STAMP)all: pyproject.toml protos/pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -q -c constraints.txt torch
-	$(PIP) install -q -c constraints.txt -e '.[all]'
+	$(PIP) install -q -c constraints.txt -e ./protos -e '.[all]'
 	touch $@
 
-$(STAMP)dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(STAMP)dev: pyproject.toml protos/pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -q -c constraints.txt torch
-	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(PIP) install -q -c constraints.txt -e ./protos -e '.[dev]'
+	$(BIN)/python tests/contract/install_generators.py
 	touch $@ $(STAMP)all
 
 lint: setup-dev
@@ -54,4 +55,4 @@ docs: setup-dev
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage*
+	rm -rf $(VENV) build *.egg-info protos/build protos/*.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage*

@@ -34,7 +34,7 @@ class Sampling:
 
     Attributes:
         temperature: 0 = greedy.
-        top_p: 1 = off.
+        top_p: 1 = off; 0 = only the most likely token.
         top_k: 0 or -1 = off.
         min_p: 0 = off.
         repetition_penalty: 1 = off; counts prompt and answer (arXiv 1909.05858).
@@ -48,7 +48,7 @@ class Sampling:
     """
 
     temperature: Annotated[float, Range(0, 2)] = 1.0
-    top_p: Annotated[float, Range(1e-9, 1)] = 1.0
+    top_p: Annotated[float, Range(0, 1)] = 1.0
     top_k: Annotated[int, Range(-1, _MAX_INT32)] = 0
     min_p: Annotated[float, Range(0, 1)] = 0.0
     repetition_penalty: Annotated[float, Range(1e-3, 10)] = 1.0

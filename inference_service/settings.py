@@ -146,6 +146,10 @@ class ServiceSettings(FlagSettings):
         "rest of the context, 16 for a text completion",
         also="max_tokens_default",
     )
+    strict_max_tokens: bool = Field(
+        False,
+        description="refuse a request whose max_tokens exceeds the rest of the context window; off = lower it to that",
+    )
     default_temperature: float | None = _sampling_default("temperature", "the model's")
     default_top_p: float | None = _sampling_default("top_p", "the model's")
     default_top_k: int | None = _sampling_default("top_k", "the model's")

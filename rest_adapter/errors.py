@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import re
 from typing import Final
 
 import grpc
@@ -10,6 +11,7 @@ import grpc
 from qwenvl.errors import BY_REASON, mapping_for
 from qwenvl.limits import MAX_MESSAGE_BYTES
 from qwenvl.rpc import read_error
+from rest_adapter.json_text import shown
 
 
 _DEFAULT_RETRY_AFTER_S: Final = 1.0
@@ -83,9 +85,16 @@ def invalid(message: str, param: str | None, reason: str = "INVALID_ARGUMENT") -
     return ApiError(400, message, reason=reason, param=param)
 
 
-def unsupported(param: str) -> ApiError:
-    """A field that is known but not supported: 400, never ignored."""
-    return invalid(f"'{param}' is not supported.", param, "UNSUPPORTED_PARAMETER")
+def unsupported(param: str, value: object = None, advice: str = "leave it out") -> ApiError:
+    """A field that is known but not supported: 400, never ignored.
+
+    Args:
+        param: Path of the field in the request's JSON.
+        value: Its value; None = it is not told.
+        advice: What to do instead.
+    """
+    told = "" if value is None else f" (its value is {shown(value)})"
+    return invalid(f"'{param}' is not supported{told}: {advice}.", param, "UNSUPPORTED_PARAMETER")
 
 
 def too_large(message: str) -> ApiError:
@@ -122,4 +131,21 @@ def from_rpc(
     param = param_of(failure.field) if failure.field else None
     if param is None and row.reason == "MODEL_NOT_FOUND":
         param = "model"
+    if param is not None:
+        message = _in_words_of_the_request(message, failure.field, param)
+    message += "".join(
+        f" ({name}: {value})" for name, value in failure.metadata.items() if value not in message
+    )
     return of_reason(row.reason, message, param=param, retry_after_s=failure.retry_after_s)
+
+
+def _in_words_of_the_request(message: str, field: str, param: str) -> str:
+    """A message that begins with the name of a proto field, with that of the JSON field instead.
+
+    The service writes the last component of the field's path, or the last two: `stop.strings` for `spec.stop.strings`.
+    """
+    last = re.sub(r"\[\d+\]", "", field).split(".")[-2:]
+    for name in (".".join(last), last[-1]):
+        if re.match(rf"{re.escape(name)}(?![\w.])", message):
+            return param + message[len(name) :]
+    return message

@@ -1,20 +1,50 @@
 """Strict models of JSON objects, and their unknown fields: for the schemas of all dialects.
 
-Numbers are strict as with OpenAI: `"0.5"` is not a valid temperature.
+Numbers are strict as with OpenAI: `"0.5"` is not a valid temperature. A whole number may be written as `512.0`, as
+clients in languages with one kind of number do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Final, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from rest_adapter.errors import unsupported
 
 
-Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+MAX_INT32: Final = 2**31 - 1
+
+
+def whole_number(value: object) -> object:
+    """The integer of a number without a fraction; any other value as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int32 = Annotated[int, BeforeValidator(whole_number), Field(ge=-(2**31), le=MAX_INT32)]
+Int64 = Annotated[int, BeforeValidator(whole_number), Field(ge=-(2**63), le=2**63 - 1)]
+Count = Annotated[
+    int,
+    BeforeValidator(whole_number),
+    Field(ge=-(2**31)),
+    AfterValidator(lambda value: min(value, MAX_INT32)),
+]
+"""An int32 for which every larger number means the same as the largest."""
+Seed = Annotated[
+    int,
+    BeforeValidator(whole_number),
+    Field(ge=-(2**63), le=2**64 - 1),
+    AfterValidator(lambda value: value if value < 2**63 else value - 2**64),
+]
+"""64 bits, signed or unsigned, as the signed number of the same bits."""
 Float = Annotated[float, Field(allow_inf_nan=False)]
 
 _Item = TypeVar("_Item")
@@ -22,16 +52,40 @@ _Item = TypeVar("_Item")
 Items = Annotated[list[_Item], Field(fail_fast=True)]
 
 
+def asks_for_nothing(value: object) -> bool:
+    """Whether a field with this value is equivalent to an absent one: null, `false`, or empty."""
+    return value is None or value is False or value in ([], {}, "")
+
+
 class JsonModel(BaseModel):
-    """A JSON object; fields that are not in the schema are kept for `unknown_fields`."""
+    """A JSON object; fields that are not in the schema are kept for `unknown_fields`.
+
+    Optional fields that ask for nothing count as absent, whatever their type: form-like clients send every field, the
+    unused ones as `false` or empty.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral_values(cls, document: object) -> object:
+        if not isinstance(document, dict):
+            return document
+        return {name: value for name, value in document.items() if not cls._is_neutral(name, value)}
 
-class ClosedModel(BaseModel):
-    """A JSON object whose unknown fields are refused."""
+    @classmethod
+    def _is_neutral(cls, name: str, value: object) -> bool:
+        info = cls.model_fields.get(name)
+        if info is None or info.is_required() or info.annotation is Any:
+            return False
+        # `false` is a choice where true is one.
+        return asks_for_nothing(value) and not (
+            value is False and bool in get_args(info.annotation)
+        )
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+class ClosedModel(JsonModel):
+    """A JSON object whose unknown fields are refused by `unknown_fields`, unless they ask for nothing."""
 
 
 def unknown_fields(
@@ -41,28 +95,29 @@ def unknown_fields(
     ignored: Collection[str] = (),
     path: str = "",
 ) -> Iterator[str]:
-    """The paths of the fields of one object that are unknown.
+    """The paths of the fields of an object, and of the objects in it, that are unknown.
 
     Args:
         model: The object.
-        unsupported_unless: Known but unsupported fields, with the values that have no effect; null and empty values
-            never have one.
+        unsupported_unless: Known but unsupported fields, with the values that have no effect; those that ask for
+            nothing never have one.
         ignored: Known fields that have no effect, whatever their value.
         path: The path of the object.
 
     Raises:
-        ApiError: A field is known but not supported, and its value would have an effect.
+        ApiError: A field is known but not supported, or unknown in a closed object, and its value would have an effect.
     """
     neutral = unsupported_unless or {}
     for name, value in (model.__pydantic_extra__ or {}).items():
         where = f"{path}.{name}" if path else name
         if name in neutral:
-            if not _is_absent(value) and value not in neutral[name]:
-                raise unsupported(where)
+            if not asks_for_nothing(value) and value not in neutral[name]:
+                raise unsupported(where, value)
+        elif isinstance(model, ClosedModel):
+            if not asks_for_nothing(value):
+                raise unsupported(where, value)
         elif name not in ignored:
             yield where
-
-
-def _is_absent(value: object) -> bool:
-    """Whether a field with this value is equivalent to an absent one."""
-    return value is None or value in ([], {}, "")
+    for name, inner in model:
+        if isinstance(inner, JsonModel):
+            yield from unknown_fields(inner, path=f"{path}.{name}" if path else name)

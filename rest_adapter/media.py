@@ -1,4 +1,4 @@
-"""Sets the images of a proto message from URLs, including `data:` URIs, within the limit of one request."""
+"""Sets the images of a proto message from URLs and base64, within the limit of one request."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from urllib.parse import unquote_to_bytes
 import pybase64
 
 from qwenvl.inference.v1 import message_pb2 as message_pb
-from rest_adapter.errors import invalid, too_large
+from rest_adapter.errors import ApiError, invalid, too_large
 
 
 _WHITESPACE: Final = b" \t\r\n\f\v"
+_MIB: Final = 2**20
+# How the base64 of JPEG, PNG, GIF, WebP (RIFF), BMP and TIFF begins.
+_BASE64_OF_IMAGES: Final = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
+_MINIMUM_BASE64: Final = 64
 
 
 class ImageSources:
@@ -23,10 +27,11 @@ class ImageSources:
     """
 
     def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._left = max_bytes
 
     def set(self, image: message_pb.Image, url: object, path: str) -> None:
-        """Sets the bytes of a `data:` URI, or the URI if it is another one.
+        """Sets the bytes of a `data:` URI or of an image's bare base64, or the URI if it is another one.
 
         Args:
             image: The image.
@@ -37,25 +42,67 @@ class ImageSources:
             ApiError: There is no URL, a `data:` URI without base64, or the images of the request are too large.
         """
         if not isinstance(url, str) or not url.strip():
-            raise invalid(
-                "The image has no URL; send an http(s) URL or a data: URI.",
-                path,
-                "INVALID_IMAGE_URL",
-            )
-        if url[:64].lstrip()[:5].lower() != "data:":
+            raise no_image(path)
+        if url[:64].lstrip()[:5].lower() == "data:":
+            try:
+                mime_type, data = parse_data_uri(url)
+            except ValueError as error:
+                raise invalid(
+                    f"The data: URI in '{path}' {error}.", path, "INVALID_IMAGE"
+                ) from None
+            self._set_data(image, mime_type, data)
+        elif _looks_like_base64(url):
+            self.set_base64(image, url, "", path)
+        else:
             image.uri = url
+
+    def set_base64(self, image: message_pb.Image, text: str, mime_type: str, path: str) -> None:
+        """Sets the bytes of an image that is sent as base64, or as a `data:` URI where base64 is expected.
+
+        Args:
+            image: The image.
+            text: The base64, as in the JSON.
+            mime_type: The media type according to the client; may be empty.
+            path: Path of the text in the JSON, for errors.
+
+        Raises:
+            ApiError: It is not base64, or the images of the request are too large.
+        """
+        if text[:64].lstrip()[:5].lower() == "data:":
+            self.set(image, text, path)
             return
         try:
-            image.mime_type, image.data = parse_data_uri(url)
-        except ValueError:
-            raise invalid(
-                "The data: URI does not contain valid base64 data.", path, "INVALID_IMAGE"
-            ) from None
-        self._left -= len(image.data)
+            data = _decode(text)
+        except ValueError as error:
+            raise invalid(f"The base64 text in '{path}' {error}.", path, "INVALID_IMAGE") from None
+        self._set_data(image, mime_type.lower(), data)
+
+    def _set_data(self, image: message_pb.Image, mime_type: str, data: bytes) -> None:
+        image.mime_type, image.data = mime_type, data
+        self._left -= len(data)
         if self._left < 0:
             raise too_large(
-                "The images of the request exceed the maximum total size (--max-media-mib)."
+                f"The decoded images of the request have more than {self._max_bytes / _MIB:g} MiB in total,"
+                " the maximum (--max-media-mib)."
             )
+
+
+def no_image(path: str) -> ApiError:
+    """The error for an image without a source, which is expected at `path`."""
+    return invalid(
+        f"'{path}' has no URL of an image; send an http(s) URL or a data: URI.",
+        path,
+        "INVALID_IMAGE_URL",
+    )
+
+
+def _looks_like_base64(url: str) -> bool:
+    """Whether a text is the base64 of an image instead of a URL."""
+    return (
+        len(url) >= _MINIMUM_BASE64
+        and url.startswith(_BASE64_OF_IMAGES)
+        and ":" not in url[:_MINIMUM_BASE64]
+    )
 
 
 def parse_data_uri(uri: str) -> tuple[str, bytes]:
@@ -68,22 +115,32 @@ def parse_data_uri(uri: str) -> tuple[str, bytes]:
         The media type in lower case (may be empty) and the bytes.
 
     Raises:
-        ValueError: There is no comma, no data, or something that is not base64.
+        ValueError: There is no comma, no data, or something that is not base64; the text completes "the URI ...".
     """
     head, comma, text = uri.partition(",")
     if not comma:
-        raise ValueError("no comma")
-    mime_type = head.strip()[5:].partition(";")[0].strip().lower()
+        raise ValueError("has no comma between its media type and its data")
+    return head.strip()[5:].partition(";")[0].strip().lower(), _decode(text)
+
+
+def _decode(text: str) -> bytes:
+    """Decodes base64 in any of the spellings above.
+
+    Raises:
+        ValueError: It is empty or not base64.
+    """
+    if not text.isascii():
+        raise ValueError("has characters that are not in base64")
     data = text.encode("ascii")
     if b"%" in data:
         data = unquote_to_bytes(data)
     data = data.translate(None, _WHITESPACE).rstrip(b"=")
     if not data:
-        raise ValueError("no data")
+        raise ValueError("has no data")
     if b"-" in data or b"_" in data:
         data = data.replace(b"-", b"+").replace(b"_", b"/")
     padded = data + b"=" * (-len(data) % 4)
     try:
-        return mime_type, pybase64.b64decode(padded, validate=True)
-    except BinasciiError as error:
-        raise ValueError("not base64") from error
+        return pybase64.b64decode(padded, validate=True)
+    except BinasciiError:
+        raise ValueError("does not contain valid base64 data") from None

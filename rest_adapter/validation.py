@@ -1,4 +1,4 @@
-"""Validates the JSON of a request; errors name the field by its path in the JSON."""
+"""Validates the JSON of a request; errors name the field by its path in the JSON, its value and what is expected."""
 
 from __future__ import annotations
 
@@ -7,29 +7,42 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from rest_adapter.errors import ApiError, invalid, unsupported
+from rest_adapter.errors import ApiError, invalid
+from rest_adapter.json_text import shown
 
 
 _MAX_FINDINGS: Final = 64
+_EXPECTED: Final = {
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "int_from_float": "an integer",
+    "int_type": "an integer",
+    "list_type": "a list",
+    "model_type": "an object",
+    "string_type": "text",
+}
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A finding of pydantic.
+    """What is wrong with a field.
 
     Attributes:
         kind: Pydantic's type of the error, such as `literal_error`.
         path: Path of the field in the JSON, such as `messages[0].role`.
-        value: The value of the field.
-        message: Pydantic's message.
+        value: The value of the field; None if it is missing.
+        expected: What it must be, to complete `must be ...`.
     """
 
     kind: str
     path: str
     value: Any
-    message: str
+    expected: str
 
 
 def validate(
@@ -45,10 +58,10 @@ def validate(
         explain: Returns the dialect's own error for a finding; None = a general one.
 
     Raises:
-        ApiError: A field is missing or has a wrong type, or a closed object has an unknown one.
+        ApiError: A field is missing or has a wrong type.
     """
     if not isinstance(document, dict):
-        raise invalid("The body must be a JSON object.", None)
+        raise invalid(f"The body must be a JSON object, but is {shown(document)}.", None)
     try:
         return kind.model_validate(document)
     except ValidationError as error:
@@ -56,40 +69,59 @@ def validate(
         raise explain(finding) or _general(finding) from None
 
 
+def wrong(path: str, value: object, expected: str) -> ApiError:
+    """The error for a field with a wrong value."""
+    return invalid(f"'{path}' is {shown(value)}, but must be {expected}.", path)
+
+
 def _deepest(error: ValidationError, document: Mapping[str, Any]) -> Finding:
     """The deepest finding; its path leaves out pydantic's names of union branches."""
-    findings = error.errors(include_url=False, include_context=False, include_input=False)
-    located = [(_walk(finding["loc"], document), finding) for finding in findings[:_MAX_FINDINGS]]
+    findings = error.errors(include_url=False, include_input=False)[:_MAX_FINDINGS]
+    located = [(_walk(finding, document), finding) for finding in findings]
     # The branch of a union with the deepest finding is the one that the caller most likely intended.
     location, first = max(located, key=lambda pair: len(pair[0]))
+    same = [finding for steps, finding in located if steps == location]
     return Finding(
         kind=first["type"],
         path=_join(location),
         value=_value_at(location, document),
-        message=first["msg"],
+        expected=" or ".join(dict.fromkeys(map(_expected, same))),
     )
 
 
+def _expected(finding: ErrorDetails) -> str:
+    """What a finding asks for, in the words of JSON."""
+    kind, context = finding["type"], finding.get("ctx", {})
+    if kind in _EXPECTED:
+        return _EXPECTED[kind]
+    if kind == "literal_error":
+        return str(context["expected"]).replace("'", "")
+    if kind in ("greater_than_equal", "less_than_equal"):
+        limit = context.get("ge", context.get("le"))
+        return f"{limit} or {'more' if kind.startswith('greater') else 'less'}"
+    if kind == "too_short":
+        return f"a list with at least {context['min_length']} entry"
+    if kind == "value_error":
+        return str(context["error"])
+    return finding["msg"][:1].lower() + finding["msg"][1:]
+
+
 def _general(finding: Finding) -> ApiError:
-    if finding.kind == "extra_forbidden":
-        return unsupported(finding.path)
     if finding.kind == "missing":
         return invalid(f"'{finding.path}' is missing.", finding.path, "MISSING_FIELD")
-    return invalid(f"'{finding.path}': {finding.message}.", finding.path)
+    return wrong(finding.path, finding.value, finding.expected)
 
 
-def _walk(location: Sequence[int | str], document: object) -> list[int | str]:
-    """The steps of a pydantic location that exist in the document."""
+def _walk(finding: ErrorDetails, document: object) -> list[int | str]:
+    """The steps of a finding's location that exist in the document, and the name of a missing field."""
     steps: list[int | str] = []
     value: object = document
+    location = finding["loc"]
     for position, step in enumerate(location):
-        last = position == len(location) - 1
-        after_index = position > 0 and isinstance(location[position - 1], int)
-        if after_index and isinstance(value, dict) and step == value.get("type"):
-            continue  # the tag by which pydantic selected the part type; a part may have a key of this name
+        missing = finding["type"] == "missing" and position == len(location) - 1
         if isinstance(step, int) and isinstance(value, list) and step < len(value):
             value = value[step]
-        elif isinstance(step, str) and isinstance(value, dict) and (step in value or last):
+        elif isinstance(step, str) and isinstance(value, dict) and (step in value or missing):
             value = value.get(step)
         else:
             continue

@@ -225,6 +225,7 @@ class LocalBackend:
             self._defaults,
             prompt_tokens=prepared.usage.prompt_tokens,
             max_model_len=context_tokens,
+            strict_max_tokens=self._settings.strict_max_tokens,
         )
         if not admitted.aborted:
             async with admitted.abortable():

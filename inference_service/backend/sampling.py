@@ -21,6 +21,7 @@ def effective_options(
     *,
     prompt_tokens: int,
     max_model_len: int,
+    strict_max_tokens: bool = False,
 ) -> Sampling:
     """The effective settings of a request.
 
@@ -29,14 +30,18 @@ def effective_options(
         defaults: Settings of the operator and the model; `max_tokens` is capped by the context window.
         prompt_tokens: Length of the prompt.
         max_model_len: The context window in tokens.
+        strict_max_tokens: Refuse a `max_tokens` for which the context window has no room, instead of lowering it.
 
     Raises:
-        ContextLengthError: Prompt and answer do not fit the context window.
+        ContextLengthError: The prompt fills the context window; or, if strict, `max_tokens` exceeds the rest of it.
     """
     options = request.sampling.over(defaults)
     max_tokens = _answer_room(
         request, prompt_tokens, max_model_len, default=_answer_tokens(request, defaults)
     )
+    asked = request.sampling.max_tokens
+    if asked is not None and asked > max_tokens and strict_max_tokens:
+        raise _too_many_tokens(asked, prompt_tokens, max_model_len)
     seed = secrets.randbits(63) if options.seed is None else options.seed
     top_k = max(0, options.top_k or 0)  # -1 and 0 both mean off
     return dataclasses.replace(options, max_tokens=max_tokens, seed=seed, top_k=top_k).resolved()
@@ -73,26 +78,37 @@ def _answer_tokens(request: Request, defaults: SamplingOptions) -> int | None:
 def _answer_room(
     request: Request, prompt_tokens: int, max_model_len: int, *, default: int | None
 ) -> int:
-    asked = request.sampling.max_tokens
+    """Maximum tokens of the answer: what is asked for, else the default, within the rest of the context window."""
     room = max_model_len - prompt_tokens
-    metadata = {"prompt_tokens": str(prompt_tokens), "max_context_tokens": str(max_model_len)}
     if room < 1:
+        what = "prompt" if isinstance(request, TextCompletionRequest) else "messages"
         raise ContextLengthError(
-            f"The prompt has {prompt_tokens} tokens; the context window of {max_model_len} tokens leaves no room "
-            "for an answer.",
+            f"{_window(max_model_len)} However, your {what} resulted in {prompt_tokens} tokens, which leaves no room"
+            f" for an answer. Please reduce the length of the {what}.",
             field=request.prompt_field,
-            metadata=metadata,
+            metadata=_figures(prompt_tokens, max_model_len),
         )
-    if asked is None:
-        return min(room, default or room)
-    if asked > room:
-        raise ContextLengthError(
-            f"max_tokens is {asked}, but after a prompt of {prompt_tokens} tokens the context window of "
-            f"{max_model_len} tokens has room for only {room}.",
-            field="spec.sampling.max_tokens",
-            metadata=metadata | {"max_tokens": str(asked)},
-        )
-    return asked
+    asked = request.sampling.max_tokens
+    return min(room, (default or room) if asked is None else asked)
+
+
+def _too_many_tokens(asked: int, prompt_tokens: int, max_model_len: int) -> ContextLengthError:
+    return ContextLengthError(
+        f"{_window(max_model_len)} However, you requested {prompt_tokens + asked} tokens: {prompt_tokens} in the prompt"
+        f" and max_tokens {asked}. Please reduce max_tokens to at most {max_model_len - prompt_tokens}, or let the"
+        " operator switch off --strict-max-tokens.",
+        field="spec.sampling.max_tokens",
+        metadata=_figures(prompt_tokens, max_model_len) | {"max_tokens": str(asked)},
+    )
+
+
+def _window(max_model_len: int) -> str:
+    # Clients (LiteLLM, LangChain) recognise an overflow, and start their fallbacks, by these words of OpenAI's.
+    return f"This model's maximum context length is {max_model_len} tokens (--max-model-len)."
+
+
+def _figures(prompt_tokens: int, max_model_len: int) -> dict[str, str]:
+    return {"prompt_tokens": str(prompt_tokens), "max_context_tokens": str(max_model_len)}
 
 
 def engine_params(

@@ -16,9 +16,9 @@ from inference_service.commands import INTERRUPTED
 from inference_service.commands.draw import DrawError, draw_boxes, open_image
 from qwenvl import Client, Error
 from qwenvl.flags import ENV_PREFIX
+from qwenvl.images import image as image_of
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
-from qwenvl.specs import image_of
 
 
 _DEFAULT_TARGET = "127.0.0.1:50051"

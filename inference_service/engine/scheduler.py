@@ -162,8 +162,8 @@ class Scheduler:
         num_tokens, max_tokens = len(request.prompt_token_ids), self.max_model_len
         if num_tokens >= max_tokens:
             raise ContextLengthError(
-                f"The prompt has {num_tokens} tokens; the context window of {max_tokens} tokens leaves no room for an"
-                " answer.",
+                f"This model's maximum context length is {max_tokens} tokens (--max-model-len). However, the prompt has"
+                f" {num_tokens} tokens, which leaves no room for an answer.",
                 metadata={"prompt_tokens": str(num_tokens), "max_context_tokens": str(max_tokens)},
             )
         capacity = self._encoder_cache.capacity_tokens

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sized
+from decimal import Decimal
+import math
 from typing import Any, Final
 
 from google.protobuf.message import Message as ProtoMessage
@@ -15,6 +17,13 @@ PIXELS: Final = Range(1, 2**40)
 """Allowed areas of an image."""
 
 _MAX_TOKEN_ID: Final = 2**31 - 1
+_MANY_ZEROS: Final = 1e21
+_MAX_QUOTED: Final = 80
+
+
+def quoted(text: str) -> str:
+    """A caller's text for a message, shortened."""
+    return repr(text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}...")
 
 
 def optional_integer(message: ProtoMessage, name: str, limits: Range, path: str) -> int | None:
@@ -33,14 +42,24 @@ def optional(message: ProtoMessage, name: str) -> Any:
     return getattr(message, name) if message.HasField(name) else None
 
 
-def check_range(value: float | None, limits: Range, field: str, *, setting: str = "") -> None:
+def check_range(
+    value: float | None,
+    limits: Range,
+    field: str,
+    *,
+    name: str = "",
+    setting: str = "",
+    advice: str = "",
+) -> None:
     """Checks that a value, if there is one, is allowed.
 
     Args:
         value: The value.
         limits: The allowed values.
         field: Path of the field.
+        name: The value's name for the message; empty = that of the field.
         setting: The flag that sets the limits, if any.
+        advice: How to ask for what the value may mean, if there is a way.
 
     Raises:
         InvalidArgumentError: It is not.
@@ -49,7 +68,8 @@ def check_range(value: float | None, limits: Range, field: str, *, setting: str 
         minimum, maximum = _plain(limits.minimum), _plain(limits.maximum)
         origin = setting and f" ({setting})"
         raise InvalidArgumentError(
-            f"{_name(field)} is {_plain(value)}, but must be between {minimum} and {maximum}{origin}.",
+            f"{name or _name(field)} is {_plain(value)}, but must be between {minimum} and {maximum}{origin}"
+            + (f"; {advice}." if advice else "."),
             field=field,
         )
 
@@ -101,4 +121,8 @@ def _name(field: str) -> str:
 
 
 def _plain(number: float) -> str:
-    return repr(number).removesuffix(".0")
+    """A number without an exponent, unless it would have many zeros."""
+    if not math.isfinite(number) or abs(number) >= _MANY_ZEROS:
+        return repr(number)
+    text = f"{Decimal(repr(number)):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -16,7 +16,6 @@ import traceback
 from typing import Any, Final, TypeAlias
 
 from google.protobuf.descriptor import Descriptor
-from google.protobuf.descriptor_pool import Default
 from google.protobuf.message import DecodeError
 import grpc
 import grpc.aio
@@ -173,7 +172,8 @@ async def _parsed(handler: Handler, method: str, max_bytes: int | None, message:
         raise InvalidArgumentError(
             f"The request has {len(message)} bytes, but at most {max_bytes} are allowed without an API key."
         )
-    descriptor = _request_type(method)
+    # The class whose `FromString` it is.
+    descriptor: Descriptor = handler.request_deserializer.__self__.DESCRIPTOR
 
     def parse() -> Any:
         try:
@@ -189,11 +189,6 @@ async def _parsed(handler: Handler, method: str, max_bytes: int | None, message:
     if method.startswith(OWN_PREFIX) and spec is not None:
         name_call(spec.request_id)
     return request
-
-
-def _request_type(method: str) -> Descriptor:
-    service, _, name = method.removeprefix("/").partition("/")
-    return Default().FindServiceByName(service).methods_by_name[name].input_type
 
 
 @contextlib.asynccontextmanager

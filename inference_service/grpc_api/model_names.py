@@ -11,14 +11,14 @@ def canonical_name(name: str, served: Sequence[str], *, field: str) -> str:
     """The canonical name of a served model.
 
     Args:
-        name: The name in the request.
+        name: The name in the request; empty = the canonical one.
         served: The served names, the canonical one first.
         field: Path of the name in the request, for errors.
 
     Raises:
         ModelNotFoundError: No model of this name is served.
     """
-    if name not in served:
+    if name and name not in served:
         raise ModelNotFoundError(
             f"The model {name[:100]!r} is not served here; served: {', '.join(served)}.",
             field=field,

@@ -50,8 +50,8 @@ class ModelServicer(model_grpc.ModelServiceServicer):
     ) -> model_pb.GetModelResponse:
         """One served name."""
         del context
-        canonical_name(request.name, self._backend.names, field="name")
-        model = _model_message(request.name, self._backend.describe())
+        canonical = canonical_name(request.name, self._backend.names, field="name")
+        model = _model_message(request.name or canonical, self._backend.describe())
         return model_pb.GetModelResponse(model=model)
 
 

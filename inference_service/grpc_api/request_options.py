@@ -18,6 +18,7 @@ from inference_service.grpc_api.field_checks import (
     check_token_ids,
     optional,
     optional_integer,
+    quoted,
 )
 from inference_service.sampling import RANGES, Range, SamplingOptions
 from inference_service.settings import ServiceSettings
@@ -30,11 +31,15 @@ _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 
 _LOGPROBS: Final = Range(0, 20)
 _BIAS: Final = Range(-100, 100)
-_MAX_STOP_STRINGS: Final = 4
+_MAX_STOP_STRINGS: Final = 64
 _MAX_STOP_BYTES: Final = 256
 _MAX_STOP_TOKENS: Final = 64
 _MAX_LOGIT_BIAS: Final = 300
 _MAX_SALT_BYTES: Final = 128
+_ADVICE: Final = {
+    "max_tokens": "leave it out for no limit but the rest of the context window (--default-max-tokens)"
+}
+"""What a value out of range may mean, and how to say it."""
 
 
 def generation_options(
@@ -75,7 +80,9 @@ def generation_options(
 def _sampling(options: sampling_pb.SamplingOptions) -> SamplingOptions:
     sampling = SamplingOptions.read(partial(optional, options))
     for name, limits in RANGES.items():
-        check_range(optional(options, name), limits, f"spec.sampling.{name}")
+        check_range(
+            optional(options, name), limits, f"spec.sampling.{name}", advice=_ADVICE.get(name, "")
+        )
     low, high = sampling.min_tokens, sampling.max_tokens
     if low is not None and high is not None and low > high:
         raise InvalidArgumentError(
@@ -85,8 +92,8 @@ def _sampling(options: sampling_pb.SamplingOptions) -> SamplingOptions:
     path = "spec.sampling.logit_bias"
     check_count(options.logit_bias, _MAX_LOGIT_BIAS, path)
     check_token_ids(options.logit_bias, path)
-    for bias in options.logit_bias.values():
-        check_range(bias, _BIAS, path)
+    for token_id, bias in options.logit_bias.items():
+        check_range(bias, _BIAS, path, name=f"logit_bias[{token_id}]")
     return dataclasses.replace(sampling, logit_bias=tuple(sorted(options.logit_bias.items())))
 
 
@@ -97,7 +104,7 @@ def _stop_strings(strings: Iterable[str]) -> tuple[str, ...]:
         size = len(string.encode())
         if not 1 <= size <= _MAX_STOP_BYTES:
             raise InvalidArgumentError(
-                f"stop.strings[{index}] has {size} bytes, but must have 1 to {_MAX_STOP_BYTES}.",
+                f"stop.strings[{index}] is {quoted(string)} with {size} bytes, but must have 1 to {_MAX_STOP_BYTES}.",
                 field=path,
             )
     return kept
@@ -113,7 +120,7 @@ def _stop_tokens(token_ids: Iterable[int]) -> tuple[int, ...]:
 def _request_id(text: str) -> str:
     if not _REQUEST_ID.fullmatch(text):
         raise InvalidArgumentError(
-            "request_id must have 1 to 128 printable ASCII characters and no spaces.",
+            f"request_id is {quoted(text)}, but must have 1 to 128 printable ASCII characters and no spaces.",
             field="spec.request_id",
         )
     return text

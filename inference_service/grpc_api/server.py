@@ -11,7 +11,6 @@ import signal
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from inference_service.backend.base import Backend, BackendStartError, BackendState
 from inference_service.grpc_api.admin_service import AdminServicer, Drain
@@ -21,6 +20,7 @@ from inference_service.grpc_api.health import Health
 from inference_service.grpc_api.interceptors import CallInterceptor
 from inference_service.grpc_api.message_budget import MessageBudget
 from inference_service.grpc_api.model_service import ModelServicer
+from inference_service.grpc_api.reflection import add_reflection
 from inference_service.grpc_api.wire import WireLimits
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import (
@@ -182,8 +182,9 @@ class Front:
         admin = AdminServicer(self._backend, self._settings, drain)
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
         self._add_health(server, drain)
-        names = (*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+        add_reflection(
+            (*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server
+        )
 
     def _add_health(self, server: grpc.aio.Server, drain: Drain | None) -> None:
         del drain

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+from functools import partial
+import logging
+from typing import Final
 
 from inference_service.domain import ChatMessage, ChatRequest, TextPart, VideoPart
+from inference_service.text.conversation import check_thinking, with_one_system_message
 from inference_service.text.guard import SpecialTokenGuard
 from inference_service.text.jinja_template import JinjaTemplate
-from inference_service.text.prompt import WrittenChat, refuse_names
+from inference_service.text.prompt import WrittenChat
+from inference_service.text.template_check import TemplateCheck
 from inference_service.text.tokenizer import Tokenizer
+
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 class JinjaChat:
@@ -21,6 +29,7 @@ class JinjaChat:
         template: JinjaTemplate,
         *,
         placeholder: int,
+        video_placeholder: int | None = None,
         write_videos: Callable[[str, Sequence[VideoPart]], str] | None = None,
     ) -> None:
         """Takes the parts of the model.
@@ -29,6 +38,7 @@ class JinjaChat:
             tokenizer: The model's tokenizer.
             template: The model's template.
             placeholder: Id of the template's placeholder for an image.
+            video_placeholder: The same for a video; None = the model has no videos.
             write_videos: Completes the videos of a rendered conversation, given in order; None = complete as rendered.
 
         Raises:
@@ -40,16 +50,23 @@ class JinjaChat:
         self._template = template
         self._write_videos = write_videos
         self._guard = SpecialTokenGuard(tokenizer.special_tokens)
-        self._roles_with_names = template.roles_with_names()
+        self._check = TemplateCheck(
+            template,
+            image=tokenizer.token_text(placeholder),
+            video=None if video_placeholder is None else tokenizer.token_text(video_placeholder),
+        )
+        self._told_of_merging = False
 
     def write(self, request: ChatRequest) -> WrittenChat:
         """See `ChatFormat.write`."""
-        refuse_names(request.messages, rendered=self._roles_with_names)
+        check = self._check
+        check_thinking(request, switch=check.thinking_switch, thinks=check.always_thinks)
         rendered = self._template.render(
-            [self._protected(message) for message in request.messages],
+            [self._protected(message) for message in self._complete(request)],
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
             enable_thinking=request.enable_thinking,
+            in_parts=check.in_parts,
         )
         if self._write_videos is not None:
             videos = [part for part in request.media if isinstance(part, VideoPart)]
@@ -60,6 +77,30 @@ class JinjaChat:
         """See `ChatFormat.with_placeholders`: such prompts already have placeholders."""
         del field
         return token_ids
+
+    def _complete(self, request: ChatRequest) -> Sequence[ChatMessage]:
+        """The messages in an arrangement that the template renders completely.
+
+        Raises:
+            ServiceError: It would leave something out, also with all system messages as one at the beginning.
+        """
+        left_out = partial(
+            self._check.left_out, add_generation_prompt=request.add_generation_prompt
+        )
+        problem = left_out(request.messages)
+        if problem is None:
+            return request.messages
+        indexed = with_one_system_message(request.messages)
+        merged = tuple(message for message, _ in indexed)
+        problem = left_out(merged)
+        if problem is not None:
+            raise problem.error(merged, indexed[problem.message][1])
+        if not self._told_of_merging:
+            self._told_of_merging = True
+            _LOG.info(
+                "the chat template renders one system message, at the beginning: others are moved into it"
+            )
+        return merged
 
     def _protected(self, message: ChatMessage) -> ChatMessage:
         parts = tuple(

@@ -6,8 +6,7 @@ callers run it outside the event loop (CVE-2025-62426).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Container, Mapping, Sequence
 import datetime as dt
 import json
 from pathlib import Path
@@ -18,12 +17,10 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from inference_service.domain import ChatMessage, ImagePart, Part, Role, TextPart
-from inference_service.errors import ContextLengthError, InvalidArgumentError
+from inference_service.errors import InvalidArgumentError
 from inference_service.text.guard import CONTINUE_TAG
+from inference_service.text.limits import MAX_CHARACTERS, too_many_characters
 
-
-MAX_CHARACTERS = 2**23
-"""Longer prompts fit no context window; also stops templates in endless loops."""
 
 _NAMED_TOKENS = (
     "bos_token",
@@ -35,12 +32,7 @@ _NAMED_TOKENS = (
     "mask_token",
 )
 _Variable = str | list[dict[str, str]]
-_PROBES = {
-    Role.SYSTEM: (Role.SYSTEM, Role.USER),
-    Role.USER: (Role.USER, Role.ASSISTANT, Role.USER),
-    Role.ASSISTANT: (Role.USER, Role.ASSISTANT, Role.USER),
-}
-"""Conversations that test whether a template renders the names of a role's messages."""
+_MAX_QUOTED = 200
 
 
 class JinjaTemplate:
@@ -95,6 +87,8 @@ class JinjaTemplate:
         continue_final_message: bool = False,
         enable_thinking: bool | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
+        in_parts: Container[Role] = (),
+        quote_refusal: bool = False,
     ) -> str:
         """The prompt as text, one placeholder for every image.
 
@@ -104,13 +98,15 @@ class JinjaTemplate:
             continue_final_message: End the prompt inside the last message, which the model continues.
             enable_thinking: For templates that support it; None = the template's default.
             tools: Functions that the model may call, as OpenAI's JSON describes them.
+            in_parts: Roles whose text is passed as a list of parts, also where it is text alone.
+            quote_refusal: The error of a refusal quotes the template, which may quote the messages.
 
         Raises:
             InvalidArgumentError: The template refuses the conversation, or there is nothing to continue.
             ContextLengthError: The prompt has more than `MAX_CHARACTERS` characters.
         """
         variables: list[dict[str, _Variable]] = [
-            {"role": message.role.value, "content": _content(message)}
+            {"role": message.role.value, "content": _content(message, message.role in in_parts)}
             | ({"name": message.name} if message.name else {})
             for message in messages
         ]
@@ -123,6 +119,7 @@ class JinjaTemplate:
             _tag_final_text(variables)
         extra = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         rendered = self._run(
+            quote_refusal,
             messages=variables,
             tools=list(tools) or None,
             documents=None,
@@ -132,31 +129,7 @@ class JinjaTemplate:
         )
         return _cut_at_tag(rendered) if continue_final_message else rendered
 
-    def roles_with_names(self) -> frozenset[Role]:
-        """The roles for which the template renders `name`, found by rendering test conversations."""
-        return frozenset(role for role in _PROBES if self._renders_names(role))
-
-    def _renders_names(self, role: Role) -> bool:
-        text = TextPart(text="x")
-        forms: list[tuple[Part, ...]] = [(text,)]
-        if role is not Role.SYSTEM:
-            forms.append((ImagePart(), text))  # templates may handle content in parts differently
-        shown = [self._shows_names(role, parts) for parts in forms]
-        return True in shown and False not in shown
-
-    def _shows_names(self, role: Role, parts: tuple[Part, ...]) -> bool | None:
-        """Whether every name appears, and only if given; None = the template refuses the conversation."""
-        turns = _PROBES[role]
-        names = [f"speaker{index}" if turn is role else "" for index, turn in enumerate(turns)]
-        plain = [ChatMessage(role=turn, parts=parts) for turn in turns]
-        named = [replace(turn, name=name) for turn, name in zip(plain, names, strict=True)]
-        try:
-            without, with_names = self.render(plain), self.render(named)
-        except InvalidArgumentError:
-            return None
-        return all(name in with_names and name not in without for name in filter(None, names))
-
-    def _run(self, **variables: Any) -> str:
+    def _run(self, quote_refusal: bool, **variables: Any) -> str:
         pieces: list[str] = []
         length = 0
         try:
@@ -164,17 +137,27 @@ class JinjaTemplate:
                 pieces.append(piece)
                 length += len(piece)
                 if length > MAX_CHARACTERS:
-                    raise ContextLengthError(
-                        f"The prompt has more than {MAX_CHARACTERS} characters and fits no context window.",
-                        field="spec.messages",
-                    )
+                    raise too_many_characters("prompt", "spec.messages")
+        except _RefusedError as error:
+            reason = "check the roles and their order"
+            if quote_refusal:
+                reason = f"it says {' '.join(str(error).split())[:_MAX_QUOTED]!r}"
+            raise _unsuitable(reason) from None
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError):
-            # The template's `raise_exception`, or an operation on a missing or unsuitable value.
-            raise InvalidArgumentError(
-                "The model's chat template does not support this conversation; check the roles and their order.",
-                field="spec.messages",
-            ) from None
+            # An operation on a missing or unsuitable value.
+            raise _unsuitable("check the roles and their order") from None
         return "".join(pieces)
+
+
+class _RefusedError(jinja2.TemplateError):
+    """The template's own `raise_exception`."""
+
+
+def _unsuitable(reason: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"The model's chat template does not support this conversation; {reason}.",
+        field="spec.messages",
+    )
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -227,17 +210,17 @@ def _to_json(
 
 
 def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+    raise _RefusedError(message)
 
 
 def _strftime_now(pattern: str) -> str:
     return dt.datetime.now().astimezone().strftime(pattern)
 
 
-def _content(message: ChatMessage) -> _Variable:
-    """Text alone as a string, which every template supports; else the parts in order."""
+def _content(message: ChatMessage, in_parts: bool) -> _Variable:
+    """Text alone as a string, unless in parts; else the parts in order."""
     texts = [part.text for part in message.parts if isinstance(part, TextPart)]
-    if len(texts) == len(message.parts):
+    if len(texts) == len(message.parts) and not in_parts:
         return "".join(texts)
     return [_part(part) for part in message.parts]
 

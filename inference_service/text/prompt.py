@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 import hashlib
 from typing import Protocol
 
-from inference_service.domain import (
-    ChatMessage,
-    ChatRequest,
-    Request,
-    Role,
-    TextCompletionRequest,
-    TextPart,
-)
+from inference_service.domain import ChatRequest, Request, TextCompletionRequest
 from inference_service.engine_protocol.messages import ImageSpan
-from inference_service.errors import (
-    ContextLengthError,
-    InternalError,
-    InvalidArgumentError,
-    UnsupportedParameterError,
-)
+from inference_service.errors import InternalError, InvalidArgumentError
 from inference_service.media.images import ProcessedImage
-from inference_service.text.jinja_template import MAX_CHARACTERS
+from inference_service.text.limits import MAX_CHARACTERS, too_many_characters
 from inference_service.text.tokenizer import Tokenizer
 
 
@@ -61,7 +49,8 @@ class ChatFormat(Protocol):
 
         Raises:
             InvalidArgumentError: The format does not support this conversation.
-            UnsupportedParameterError: A message has a name that the format does not render.
+            UnsupportedParameterError: The format would leave out a part of the conversation, or has no switch
+                for thinking.
             ContextLengthError: The prompt has more than `MAX_CHARACTERS` characters.
         """
 
@@ -75,42 +64,6 @@ class ChatFormat(Protocol):
         Raises:
             InvalidArgumentError: The notation of an image is malformed.
         """
-
-
-def refuse_names(messages: Sequence[ChatMessage], *, rendered: Container[Role] = ()) -> None:
-    """Refuses author names that the prompt would not contain.
-
-    Args:
-        messages: The conversation.
-        rendered: The roles for which the format renders the name.
-
-    Raises:
-        UnsupportedParameterError: A message of another role has a name.
-    """
-    for index, message in enumerate(messages):
-        if message.name and message.role not in rendered:
-            raise UnsupportedParameterError(
-                f"The chat format of this model does not render the name of {message.role.value} messages:"
-                " leave it out, or write the name into the message's text.",
-                field=f"spec.messages[{index}].name",
-            )
-
-
-def refuse_too_long(messages: Sequence[ChatMessage]) -> None:
-    """Refuses a conversation whose text is too long for any context window, before it is tokenised.
-
-    Args:
-        messages: The conversation.
-
-    Raises:
-        ContextLengthError: Its text has more than `MAX_CHARACTERS` characters.
-    """
-    parts = (part for message in messages for part in message.parts)
-    if sum(len(part.text) for part in parts if isinstance(part, TextPart)) > MAX_CHARACTERS:
-        raise ContextLengthError(
-            f"The messages have more than {MAX_CHARACTERS} characters and fit no context window.",
-            field="spec.messages",
-        )
 
 
 class PromptBuilder:
@@ -177,10 +130,7 @@ class PromptBuilder:
         """The prompt of a text completion; unlike in a chat, special tokens in its text are special tokens."""
         prompt = request.prompt
         if isinstance(prompt, str) and len(prompt) > MAX_CHARACTERS:
-            raise ContextLengthError(
-                f"The prompt has {len(prompt)} characters and fits no context window.",
-                field=request.prompt_field,
-            )
+            raise too_many_characters("prompt", request.prompt_field)
         token_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         written = WrittenChat(
             token_ids=self._chat.with_placeholders(token_ids, request.prompt_field)

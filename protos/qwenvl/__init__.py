@@ -10,14 +10,68 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from qwenvl.answers import Answer, AnswerStream, AsyncAnswerStream
     from qwenvl.async_client import AsyncClient
-    from qwenvl.client import Client, Error
-    from qwenvl.specs import Answer
+    from qwenvl.client import Client
+    from qwenvl.conversation import AsyncConversation, Conversation
+    from qwenvl.exceptions import (
+        AbortedError,
+        AuthenticationError,
+        ConflictError,
+        ContextLengthError,
+        DeadlineExceededError,
+        Error,
+        ImageError,
+        InternalError,
+        InvalidRequestError,
+        ModelNotFoundError,
+        PermissionDeniedError,
+        RateLimitError,
+        RequestTooLargeError,
+        UnavailableError,
+    )
+    from qwenvl.images import image, video
+    from qwenvl.messages import assistant, system, user
 
 
-__all__ = ["Answer", "AsyncClient", "Client", "Error"]
+__all__ = [
+    "AbortedError",
+    "Answer",
+    "AnswerStream",
+    "AsyncAnswerStream",
+    "AsyncClient",
+    "AsyncConversation",
+    "AuthenticationError",
+    "Client",
+    "ConflictError",
+    "ContextLengthError",
+    "Conversation",
+    "DeadlineExceededError",
+    "Error",
+    "ImageError",
+    "InternalError",
+    "InvalidRequestError",
+    "ModelNotFoundError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "RequestTooLargeError",
+    "UnavailableError",
+    "assistant",
+    "image",
+    "system",
+    "user",
+    "video",
+]
 
-_MODULES = {"Answer": "specs", "AsyncClient": "async_client", "Client": "client", "Error": "client"}
+_MODULES = {
+    **dict.fromkeys(("Answer", "AnswerStream", "AsyncAnswerStream"), "answers"),
+    **dict.fromkeys(("AsyncConversation", "Conversation"), "conversation"),
+    **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "exceptions"),
+    **dict.fromkeys(("assistant", "system", "user"), "messages"),
+    **dict.fromkeys(("image", "video"), "images"),
+    "AsyncClient": "async_client",
+    "Client": "client",
+}
 
 
 def __getattr__(name: str) -> Any:

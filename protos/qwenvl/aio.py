@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import time
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import grpc
 
+from qwenvl.answers import ChatEvent, CompletionEvent
+from qwenvl.connection import HEALTH_CHECK, READINESS_REQUEST, SERVING_RESPONSE
+from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
+from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
@@ -24,16 +29,10 @@ from qwenvl.rpc import DEFAULT_TIMEOUT_S, channel_options, read_error
 _PAUSE_S: Final = 0.1
 _SHORT_TIMEOUT_S: Final = 10.0
 _HEALTH_TIMEOUT_S: Final = 1.5
-# grpc.health.v1 as bytes, because its generated package is not a dependency of the client:
-# HealthCheckRequest{service: "readiness"} and HealthCheckResponse{status: SERVING}.
-_READINESS_REQUEST: Final = b"\x0a\x09readiness"
-_SERVING_RESPONSE: Final = b"\x08\x01"
 
 _Response = TypeVar("_Response")
 _Event = TypeVar("_Event")
 _Event_co = TypeVar("_Event_co", covariant=True)
-ChatEvent = chat_pb.StreamChatCompletionResponse
-CompletionEvent = completion_pb.StreamCompletionResponse
 Metadata = Sequence[tuple[str, str]]
 """The metadata of a request: `authorization`, `x-request-id`, `traceparent`."""
 
@@ -73,7 +72,7 @@ class AsyncService:
     Args:
         target: `host:port` or a gRPC target such as `dns:///inference:50051`.
         credentials: For TLS; None = plaintext.
-        timeout_s: Default timeout of a generation, in seconds.
+        timeout_s: Default timeout of a call, in seconds, connecting and repetitions included; None = none.
         retry_unavailable: See `qwenvl.rpc.channel_options`. If False, a call is repeated once, and only if another
             replica may answer, which suits a proxy with callers that retry themselves.
     """
@@ -83,7 +82,7 @@ class AsyncService:
         target: str,
         *,
         credentials: grpc.ChannelCredentials | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
         retry_unavailable: bool = False,
     ) -> None:
         options = channel_options(retry_unavailable=retry_unavailable)
@@ -97,8 +96,9 @@ class AsyncService:
         self._chat = chat_grpc.ChatServiceStub(self._channel)
         self._completions = completion_grpc.CompletionServiceStub(self._channel)
         self._models = model_grpc.ModelServiceStub(self._channel)
+        self._admin = admin_grpc.AdminServiceStub(self._channel)
         self._health: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
-            "/grpc.health.v1.Health/Check"
+            HEALTH_CHECK
         )
 
     async def create_chat(
@@ -165,27 +165,48 @@ class AsyncService:
         )
         return response.usage
 
-    async def list_models(self, *, metadata: Metadata = ()) -> list[model_pb.Model]:
+    async def list_models(
+        self, *, metadata: Metadata = (), timeout_s: float | None = _SHORT_TIMEOUT_S
+    ) -> list[model_pb.Model]:
         """All served names, the canonical one first."""
         response: model_pb.ListModelsResponse = await self._call(
-            self._models.ListModels, model_pb.ListModelsRequest(), metadata, _SHORT_TIMEOUT_S
+            self._models.ListModels, model_pb.ListModelsRequest(), metadata, timeout_s
         )
         return list(response.models)
 
-    async def get_model(self, name: str, *, metadata: Metadata = ()) -> model_pb.Model:
+    async def get_model(
+        self, name: str, *, metadata: Metadata = (), timeout_s: float | None = _SHORT_TIMEOUT_S
+    ) -> model_pb.Model:
         """One served name."""
         response: model_pb.GetModelResponse = await self._call(
-            self._models.GetModel, model_pb.GetModelRequest(name=name), metadata, _SHORT_TIMEOUT_S
+            self._models.GetModel, model_pb.GetModelRequest(name=name), metadata, timeout_s
         )
         return response.model
+
+    async def abort(
+        self,
+        request_ids: Sequence[str],
+        *,
+        metadata: Metadata = (),
+        timeout_s: float | None = _SHORT_TIMEOUT_S,
+    ) -> list[str]:
+        """Ends requests in flight; returns the ids of those that were."""
+        request = admin_pb.AbortRequest(request_ids=request_ids)
+        response: admin_pb.AbortResponse = await self._call(
+            self._admin.Abort, request, metadata, timeout_s
+        )
+        return list(response.aborted_request_ids)
 
     async def ready(self) -> bool:
         """Whether the service reports that it is ready."""
         try:
-            answer = await self._health(_READINESS_REQUEST, timeout=_HEALTH_TIMEOUT_S)
+            return await self.check_readiness(_HEALTH_TIMEOUT_S) == SERVING_RESPONSE
         except grpc.aio.AioRpcError:
             return False
-        return bool(answer == _SERVING_RESPONSE)
+
+    async def check_readiness(self, timeout_s: float) -> bytes:
+        """The serialised `HealthCheckResponse` of `readiness`."""
+        return await self._health(READINESS_REQUEST, timeout=timeout_s)
 
     async def close(self) -> None:
         """Closes the channel."""
@@ -198,10 +219,10 @@ class AsyncService:
         metadata: Metadata,
         timeout_s: float | None,
     ) -> _Response:
-        async def call() -> _Response:
-            return await method(request, **self._options(metadata, timeout_s))
+        async def call(left_s: float | None) -> _Response:
+            return await method(request, metadata=grpc.aio.Metadata(*metadata), timeout=left_s)
 
-        return await self._repeated(call)
+        return await self._repeated(call, timeout_s)
 
     async def _begin(
         self,
@@ -210,8 +231,8 @@ class AsyncService:
         metadata: Metadata,
         timeout_s: float | None,
     ) -> Events[_Event]:
-        async def call() -> Events[_Event]:
-            stream = method(request, **self._options(metadata, timeout_s))
+        async def call(left_s: float | None) -> Events[_Event]:
+            stream = method(request, metadata=grpc.aio.Metadata(*metadata), timeout=left_s)
             async for first in stream:
                 return _ReceivedEvents(stream, first)
             raise grpc.aio.AioRpcError(
@@ -221,19 +242,24 @@ class AsyncService:
                 details="the stream ended without an event",
             )
 
-        return await self._repeated(call)
+        return await self._repeated(call, timeout_s)
 
-    def _options(self, metadata: Metadata, timeout_s: float | None) -> dict[str, Any]:
+    async def _repeated(
+        self, call: Callable[[float | None], Awaitable[_Response]], timeout_s: float | None
+    ) -> _Response:
+        """Makes a call, and repeats it if another replica may answer and nothing was received.
+
+        Args:
+            call: Makes the call with a timeout in seconds.
+            timeout_s: Timeout of all tries together; None = the default.
+        """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        return {"metadata": grpc.aio.Metadata(*metadata), "timeout": timeout_s}
-
-    async def _repeated(self, call: Callable[[], Awaitable[_Response]]) -> _Response:
-        """Makes a call, and repeats it if another replica may answer and nothing was received."""
+        begin = time.monotonic()
         for _ in range(self._tries - 1):
             try:
-                return await call()
+                return await call(timeout_s)
             except grpc.aio.AioRpcError as error:
                 if not read_error(error).is_worth_another_replica:
                     raise
             await asyncio.sleep(_PAUSE_S)
-        return await call()
+        return await call(timeout_s and timeout_s - (time.monotonic() - begin))

@@ -2,39 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 import contextlib
+import functools
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypedDict, TypeVar, Unpack
 
 import grpc
 
-from qwenvl.aio import AsyncService, ChatEvent
-from qwenvl.client import Error
+from qwenvl.aio import AsyncService, Events, Metadata
+from qwenvl.answers import Answer, AsyncAnswerStream, ChatEvent, CompletionEvent, answer_of
+from qwenvl.connection import PAUSE_S, ReadinessWait, metadata_of, target_of
+from qwenvl.conversation import AsyncConversation
+from qwenvl.exceptions import Error
+from qwenvl.images import Images
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
-from qwenvl.rpc import DEFAULT_TIMEOUT_S
-from qwenvl.specs import Answer, Image, Question, answer_of, chat_spec, completion_spec
+from qwenvl.messages import Question
+from qwenvl.options import ChatOptions, CompletionOptions
+from qwenvl.rpc import DEFAULT_TIMEOUT_S, call_timeout
+from qwenvl.specs import Prompt, chat_spec, completion_spec
+
+
+_Event = TypeVar("_Event")
+
+
+class _CallOptions(TypedDict):
+    metadata: Metadata
+    timeout_s: float | None
 
 
 class AsyncClient:
-    """A client of one inference service; create and use it in one event loop.
+    """A client of one inference service; create it anywhere, and use it in one event loop.
+
+    Arguments and errors are those of `qwenvl.Client`. Cancelling a task aborts the answer it waits for.
 
     Args:
-        target: `host:port` or a gRPC target such as `dns:///inference:50051`.
-        api_key: Sent as `authorization: Bearer ...`.
+        target: `host:port` or a gRPC target such as `dns:///inference:50051`; None = that of the environment
+            (`QWENVL_GRPC_TARGET`), or `127.0.0.1:50051`.
+        api_key: Sent as `authorization: Bearer ...`; None = that of the environment (`QWENVL_API_KEY`), empty = none.
         credentials: For TLS; None = plaintext.
+
+    Raises:
+        ValueError: The key cannot be sent.
     """
 
     def __init__(
         self,
-        target: str,
+        target: str | None = None,
         *,
         api_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        self._service = AsyncService(target, credentials=credentials, retry_unavailable=True)
-        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._metadata = metadata_of(api_key)
+        self._target = target_of(target)
+        self._credentials = credentials
+
+    @functools.cached_property
+    def _service(self) -> AsyncService:
+        """The connection, opened by the first call, because it belongs to the event loop that runs then."""
+        return AsyncService(
+            self._target, credentials=self._credentials, timeout_s=None, retry_unavailable=True
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -51,107 +83,138 @@ class AsyncClient:
         """Closes the connection."""
         await self._service.close()
 
-    async def models(self) -> list[model_pb.Model]:
-        """All served names, the canonical one first.
+    async def wait_until_ready(self, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
+        """Returns when the service is reached and has loaded its model; errors as `Client.wait_until_ready`."""
+        wait = ReadinessWait(self._target, timeout_s)
+        while True:
+            try:
+                if wait.is_over(await self._service.check_readiness(wait.next_attempt_s())):
+                    return
+            except grpc.aio.AioRpcError as error:
+                wait.failed(error)
+            await asyncio.sleep(PAUSE_S)
 
-        Raises:
-            Error: The call failed.
-        """
+    async def models(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> list[model_pb.Model]:
+        """All served names, the canonical one first."""
+        options = self._call_options(timeout_s)
         with _errors():
-            return await self._service.list_models(metadata=self._metadata)
+            return await self._service.list_models(**options)
+
+    async def model(
+        self, name: str = "", *, timeout_s: float | None = DEFAULT_TIMEOUT_S
+    ) -> model_pb.Model:
+        """One served name; empty = the canonical one."""
+        options = self._call_options(timeout_s)
+        with _errors():
+            return await self._service.get_model(name, **options)
 
     async def chat(
         self,
         question: Question,
         *,
-        images: Iterable[Image] = (),
-        model: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        grounding: bool = False,
-        **sampling: Any,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[ChatOptions],
     ) -> Answer:
         """Returns a complete answer; cancelling the task aborts it. Arguments and errors as `Client.chat`."""
-        name = await self._model(model)
-        spec = chat_spec(question, images, name, sampling, grounding=grounding)
+        spec = chat_spec(question, images, options)
+        call_options = self._call_options(timeout_s)
         with _errors():
-            response = await self._service.create_chat(
-                spec, metadata=self._metadata, timeout_s=timeout_s
-            )
-        return answer_of(response)
+            return answer_of(await self._service.create_chat(spec, **call_options))
+
+    def stream(
+        self,
+        question: Question,
+        *,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[ChatOptions],
+    ) -> AsyncAnswerStream[ChatEvent]:
+        """Yields the text of an answer piece by piece; arguments and errors as `Client.stream`."""
+        events = self.events(question, images=images, timeout_s=timeout_s, **options)
+        return AsyncAnswerStream(events, chat_pb.CreateChatCompletionResponse())
+
+    def events(
+        self,
+        question: Question,
+        *,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[ChatOptions],
+    ) -> AsyncGenerator[ChatEvent, None]:
+        """Yields every event of a stream; arguments and errors as `Client.chat`. Closing it aborts the answer."""
+        spec = chat_spec(question, images, options)
+        call_options = self._call_options(timeout_s)
+        return _events(lambda: self._service.stream_chat(spec, **call_options))
 
     async def complete(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         *,
-        images: Iterable[Image] = (),
-        model: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        **sampling: Any,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[CompletionOptions],
     ) -> Answer:
         """Completes a prompt, without a chat template; arguments and errors as `Client.complete`."""
-        spec = completion_spec(prompt, images, await self._model(model), sampling)
+        spec = completion_spec(prompt, images, options)
+        call_options = self._call_options(timeout_s)
         with _errors():
-            response = await self._service.create_completion(
-                spec, metadata=self._metadata, timeout_s=timeout_s
-            )
-        return answer_of(response)
+            return answer_of(await self._service.create_completion(spec, **call_options))
 
-    async def stream(
+    def stream_complete(
         self,
-        question: Question,
+        prompt: Prompt,
         *,
-        images: Iterable[Image] = (),
-        model: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        **sampling: Any,
-    ) -> AsyncGenerator[str, None]:
-        """Yields the text of an answer piece by piece; arguments and errors as `Client.chat`."""
-        events = self.events(question, images=images, model=model, timeout_s=timeout_s, **sampling)
-        async with contextlib.aclosing(events):
-            async for event in events:
-                if event.delta.text:
-                    yield event.delta.text
-
-    async def events(
-        self,
-        question: Question,
-        *,
-        images: Iterable[Image] = (),
-        model: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        grounding: bool = False,
-        **sampling: Any,
-    ) -> AsyncGenerator[ChatEvent, None]:
-        """Yields every event of a stream; arguments and errors as `Client.chat`. Closing it aborts the answer."""
-        name = await self._model(model)
-        spec = chat_spec(question, images, name, sampling, grounding=grounding)
-        with _errors():
-            events = await self._service.stream_chat(
-                spec, metadata=self._metadata, timeout_s=timeout_s
-            )
-            try:
-                async for event in events:
-                    yield event
-            finally:
-                events.cancel()
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[CompletionOptions],
+    ) -> AsyncAnswerStream[CompletionEvent]:
+        """Yields the completion of a prompt piece by piece; arguments and errors as `Client.complete`."""
+        spec = completion_spec(prompt, images, options)
+        call_options = self._call_options(timeout_s)
+        events = _events(lambda: self._service.stream_completion(spec, **call_options))
+        return AsyncAnswerStream(events, completion_pb.CreateCompletionResponse())
 
     async def count_tokens(
         self,
         question: Question,
         *,
-        images: Iterable[Image] = (),
-        model: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[ChatOptions],
     ) -> usage_pb.Usage:
         """Counts the prompt tokens of a question; arguments and errors as `Client.chat`."""
-        spec = chat_spec(question, images, await self._model(model), {})
+        spec = chat_spec(question, images, options)
+        call_options = self._call_options(timeout_s)
         with _errors():
-            return await self._service.count_tokens(
-                spec, metadata=self._metadata, timeout_s=timeout_s
-            )
+            return await self._service.count_tokens(spec, **call_options)
 
-    async def _model(self, name: str | None) -> str:
-        return name or (await self.models())[0].name
+    def conversation(self, **options: Unpack[ChatOptions]) -> AsyncConversation:
+        """A conversation that remembers its history; arguments as `Client.conversation`."""
+        return AsyncConversation(self, options)
+
+    async def abort(
+        self, *request_ids: str, timeout_s: float | None = DEFAULT_TIMEOUT_S
+    ) -> list[str]:
+        """Ends requests in flight with these ids; returns the ids of those that were."""
+        options = self._call_options(timeout_s)
+        with _errors():
+            return await self._service.abort(request_ids, **options)
+
+    def _call_options(self, timeout_s: float | None) -> _CallOptions:
+        return {"metadata": self._metadata, "timeout_s": call_timeout(timeout_s)}
+
+
+async def _events(
+    begin: Callable[[], Awaitable[Events[_Event]]],
+) -> AsyncGenerator[_Event, None]:
+    with _errors():
+        events = await begin()
+        try:
+            async for event in events:
+                yield event
+        finally:
+            events.cancel()
 
 
 @contextlib.contextmanager

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
-import contextlib
+from collections.abc import Generator
+import threading
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import grpc
 
+from qwenvl.answers import Answer, AnswerStream, ChatEvent, CompletionEvent, answer_of
+from qwenvl.connection import (
+    HEALTH_CHECK,
+    PAUSE_S,
+    READINESS_REQUEST,
+    ReadinessWait,
+    metadata_of,
+    target_of,
+)
+from qwenvl.conversation import Conversation
+from qwenvl.exceptions import Error
+from qwenvl.images import Images
+from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
+from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
@@ -16,60 +30,50 @@ from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
-from qwenvl.rpc import DEFAULT_TIMEOUT_S, channel_options, read_error
-from qwenvl.specs import Answer, Image, Question, answer_of, chat_spec, completion_spec
-
-
-class Error(Exception):
-    """A call failed.
-
-    Attributes:
-        code: Status of the call.
-        message: Message of the service.
-        reason: `ErrorInfo.reason`, a key of `qwenvl.errors.BY_REASON`; empty if the transport failed.
-        field: Path of the invalid field, or empty.
-    """
-
-    def __init__(self, code: grpc.StatusCode, message: str, reason: str, field: str) -> None:
-        super().__init__(f"{code.name}: {message}")
-        self.code = code
-        self.message = message
-        self.reason = reason
-        self.field = field
-
-    @classmethod
-    def from_rpc(cls, error: grpc.RpcError) -> Self:
-        """Reads status and details of a failed call."""
-        failure = read_error(error)
-        return cls(failure.code, failure.message, failure.reason or "", failure.field)
+from qwenvl.messages import Question
+from qwenvl.options import ChatOptions, CompletionOptions
+from qwenvl.rpc import DEFAULT_TIMEOUT_S, call_timeout, channel_options
+from qwenvl.specs import Prompt, chat_spec, completion_spec
 
 
 class Client:
     """A client of one inference service; threads may share it.
 
+    Every method but `close` raises `qwenvl.Error`, or a subclass of it, if the call fails. `timeout_s` is the deadline
+    of everything: connecting, retries and the answer; None = none but the service's own.
+
     Args:
-        target: `host:port` or a gRPC target such as `dns:///inference:50051`.
-        api_key: Sent as `authorization: Bearer ...`.
+        target: `host:port` or a gRPC target such as `dns:///inference:50051`; None = that of the environment
+            (`QWENVL_GRPC_TARGET`), or `127.0.0.1:50051`.
+        api_key: Sent as `authorization: Bearer ...`; None = that of the environment (`QWENVL_API_KEY`), empty = none.
         credentials: For TLS; None = plaintext.
+
+    Raises:
+        ValueError: The key cannot be sent.
     """
 
     def __init__(
         self,
-        target: str,
+        target: str | None = None,
         *,
         api_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
+        self._metadata = metadata_of(api_key)
+        self._target = target_of(target)
         options = channel_options(retry_unavailable=True)
         self._channel = (
-            grpc.secure_channel(target, credentials, options=options)
+            grpc.secure_channel(self._target, credentials, options=options)
             if credentials
-            else grpc.insecure_channel(target, options=options)
+            else grpc.insecure_channel(self._target, options=options)
         )
         self._chat = chat_grpc.ChatServiceStub(self._channel)
         self._completions = completion_grpc.CompletionServiceStub(self._channel)
         self._models = model_grpc.ModelServiceStub(self._channel)
-        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._admin = admin_grpc.AdminServiceStub(self._channel)
+        self._health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+            HEALTH_CHECK
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -86,120 +90,163 @@ class Client:
         """Closes the connection."""
         self._channel.close()
 
-    def models(self) -> list[model_pb.Model]:
-        """All served names, the canonical one first.
+    def wait_until_ready(self, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
+        """Returns when the service is reached and has loaded its model.
 
         Raises:
-            Error: The call failed.
+            DeadlineExceededError: It is not ready in time; the message says why.
         """
+        wait = ReadinessWait(self._target, timeout_s)
+        pause = threading.Event()
+        while True:
+            try:
+                if wait.is_over(self._health(READINESS_REQUEST, timeout=wait.next_attempt_s())):
+                    return
+            except grpc.RpcError as error:
+                wait.failed(error)
+            pause.wait(PAUSE_S)
+
+    def models(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> list[model_pb.Model]:
+        """All served names, the canonical one first."""
         request = model_pb.ListModelsRequest()
-        return list(self._call(self._models.ListModels, request, DEFAULT_TIMEOUT_S).models)
+        return list(self._call(self._models.ListModels, request, timeout_s).models)
+
+    def model(
+        self, name: str = "", *, timeout_s: float | None = DEFAULT_TIMEOUT_S
+    ) -> model_pb.Model:
+        """One served name; empty = the canonical one."""
+        request = model_pb.GetModelRequest(name=name)
+        model: model_pb.Model = self._call(self._models.GetModel, request, timeout_s).model
+        return model
 
     def chat(
         self,
         question: Question,
         *,
-        images: Iterable[Image] = (),
-        model: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        grounding: bool = False,
-        **sampling: Any,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[ChatOptions],
     ) -> Answer:
         """Returns a complete answer.
 
         Args:
-            question: A question, or a conversation.
-            images: Images to put before the question; only for a question as text.
-            model: A served name; None = the service's canonical model.
+            question: A question, or a conversation: `[system("..."), user("...", image(x))]`.
+            images: Images to put before the question, or before the text of the conversation's last user message.
             timeout_s: Deadline in seconds.
-            grounding: Parse bounding boxes from the answer: `response.choices[0].groundings`.
-            sampling: Fields of `SamplingOptions`: `temperature=0`, `max_tokens=100`, ...
+            options: See `qwenvl.options.ChatOptions`.
 
         Raises:
             Error: The call failed.
+            TypeError: An argument has another type, or an option is unknown.
+            ValueError: An image or a number is invalid.
+            OSError: An image cannot be read.
         """
-        spec = chat_spec(question, images, self._model(model), sampling, grounding=grounding)
+        spec = chat_spec(question, images, options)
         request = chat_pb.CreateChatCompletionRequest(spec=spec)
         return answer_of(self._call(self._chat.CreateChatCompletion, request, timeout_s))
 
+    def stream(
+        self,
+        question: Question,
+        *,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[ChatOptions],
+    ) -> AnswerStream[ChatEvent]:
+        """Yields the text of an answer piece by piece; arguments and errors as `chat`.
+
+        The call begins when the first piece is asked for. At the end the stream has the complete `answer`.
+        """
+        events = self.events(question, images=images, timeout_s=timeout_s, **options)
+        return AnswerStream(events, chat_pb.CreateChatCompletionResponse())
+
+    def events(
+        self,
+        question: Question,
+        *,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[ChatOptions],
+    ) -> Generator[ChatEvent, None, None]:
+        """Yields every event of a stream; arguments and errors as `chat`. Closing it aborts the answer."""
+        spec = chat_spec(question, images, options)
+        request = chat_pb.StreamChatCompletionRequest(spec=spec)
+        return self._events(self._chat.StreamChatCompletion, request, call_timeout(timeout_s))
+
     def complete(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         *,
-        images: Iterable[Image] = (),
-        model: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        **sampling: Any,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[CompletionOptions],
     ) -> Answer:
         """Completes a prompt, without a chat template; other arguments and errors as `chat`.
 
         Args:
             prompt: Text without a chat template, or token ids.
             images: Images, in the order of their placeholders in the prompt.
-            model: A served name.
             timeout_s: Deadline in seconds.
-            sampling: Fields of `SamplingOptions`.
+            options: See `qwenvl.options.CompletionOptions`.
         """
-        spec = completion_spec(prompt, images, self._model(model), sampling)
+        spec = completion_spec(prompt, images, options)
         request = completion_pb.CreateCompletionRequest(spec=spec)
         return answer_of(self._call(self._completions.CreateCompletion, request, timeout_s))
 
-    def stream(
+    def stream_complete(
         self,
-        question: Question,
+        prompt: Prompt,
         *,
-        images: Iterable[Image] = (),
-        model: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        **sampling: Any,
-    ) -> Iterator[str]:
-        """Yields the text of an answer piece by piece; arguments and errors as `chat`."""
-        events = self.events(question, images=images, model=model, timeout_s=timeout_s, **sampling)
-        with contextlib.closing(events):
-            for event in events:
-                if event.delta.text:
-                    yield event.delta.text
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[CompletionOptions],
+    ) -> AnswerStream[CompletionEvent]:
+        """Yields the completion of a prompt piece by piece, as `stream`; arguments as `complete`."""
+        spec = completion_spec(prompt, images, options)
+        request = completion_pb.StreamCompletionRequest(spec=spec)
+        timeout_s = call_timeout(timeout_s)
+        events = self._events(self._completions.StreamCompletion, request, timeout_s)
+        return AnswerStream(events, completion_pb.CreateCompletionResponse())
 
-    def events(
+    def count_tokens(
         self,
         question: Question,
         *,
-        images: Iterable[Image] = (),
-        model: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        grounding: bool = False,
-        **sampling: Any,
-    ) -> Generator[chat_pb.StreamChatCompletionResponse, None, None]:
-        """Yields every event of a stream; arguments and errors as `chat`. Closing it aborts the answer."""
-        spec = chat_spec(question, images, self._model(model), sampling, grounding=grounding)
-        request = chat_pb.StreamChatCompletionRequest(spec=spec)
-        call = self._chat.StreamChatCompletion(request, timeout=timeout_s, metadata=self._metadata)
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[ChatOptions],
+    ) -> usage_pb.Usage:
+        """Counts the prompt tokens of a question; arguments and errors as `chat`."""
+        request = chat_pb.CountTokensRequest(spec=chat_spec(question, images, options))
+        usage: usage_pb.Usage = self._call(self._chat.CountTokens, request, timeout_s).usage
+        return usage
+
+    def conversation(self, **options: Unpack[ChatOptions]) -> Conversation:
+        """A conversation that remembers its history.
+
+        Args:
+            options: For every question of it, see `qwenvl.options.ChatOptions`.
+        """
+        return Conversation(self, options)
+
+    def abort(self, *request_ids: str, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> list[str]:
+        """Ends requests in flight with these ids; returns the ids of those that were."""
+        request = admin_pb.AbortRequest(request_ids=request_ids)
+        return list(self._call(self._admin.Abort, request, timeout_s).aborted_request_ids)
+
+    def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        try:
+            return method(request, timeout=call_timeout(timeout_s), metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise Error.from_rpc(error) from None
+
+    def _events(
+        self, method: Any, request: Any, timeout_s: float | None
+    ) -> Generator[Any, None, None]:
+        call = method(request, timeout=timeout_s, metadata=self._metadata)
         try:
             yield from call
         except grpc.RpcError as error:
             raise Error.from_rpc(error) from None
         finally:
             call.cancel()
-
-    def count_tokens(
-        self,
-        question: Question,
-        *,
-        images: Iterable[Image] = (),
-        model: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-    ) -> usage_pb.Usage:
-        """Counts the prompt tokens of a question; arguments and errors as `chat`."""
-        spec = chat_spec(question, images, self._model(model), {})
-        request = chat_pb.CountTokensRequest(spec=spec)
-        usage: usage_pb.Usage = self._call(self._chat.CountTokens, request, timeout_s).usage
-        return usage
-
-    def _model(self, name: str | None) -> str:
-        return name or self.models()[0].name
-
-    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
-        try:
-            return method(request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise Error.from_rpc(error) from None

@@ -9,28 +9,27 @@ from collections.abc import Mapping
 import dataclasses
 from dataclasses import dataclass
 import json
+import math
 from typing import Any, Final
 
-from google.protobuf import any_pb2
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2
 import grpc
-from grpc_status import rpc_status
 
 from qwenvl.limits import MAX_MESSAGE_BYTES
+from qwenvl.status_details import TRAILER, read_details
 
 
 DEFAULT_TIMEOUT_S: Final = 600.0
 
+_FRAMING_BYTES: Final = 2**20
+"""More than the metadata and the frames of a request take beside its message."""
+
 _ROUND_ROBIN: Final[Mapping[str, Any]] = {"loadBalancingConfig": [{"round_robin": {}}]}
-# gRPC itself stops retrying once a response has begun (gRPC A6).
+# For every method but health checks, whose callers want to know. gRPC itself stops retrying once a response has begun
+# (gRPC A6), and at the call's deadline.
 _RETRY_UNAVAILABLE: Final[Mapping[str, Any]] = {
     "methodConfig": [
         {
-            "name": [
-                {"service": "qwenvl.inference.v1.ChatService"},
-                {"service": "qwenvl.inference.v1.CompletionService"},
-            ],
+            "name": [{}],
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.2s",
@@ -38,7 +37,8 @@ _RETRY_UNAVAILABLE: Final[Mapping[str, Any]] = {
                 "backoffMultiplier": 2,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
-        }
+        },
+        {"name": [{"service": "grpc.health.v1.Health"}]},
     ]
 }
 
@@ -55,6 +55,10 @@ def channel_options(*, retry_unavailable: bool) -> list[tuple[str, str | int]]:
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.service_config", json.dumps(service_config)),
+        # gRPC keeps a request for its retries, by default only up to 256 KiB, which is less than most images.
+        ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES + _FRAMING_BYTES),
+        # `http_proxy` is set for traffic to the internet; the service is on this machine or in this cluster.
+        ("grpc.enable_http_proxy", 0),
         # Reconnect to a restarted service within seconds, not minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1_000),
@@ -64,6 +68,19 @@ def channel_options(*, retry_unavailable: bool) -> list[tuple[str, str | int]]:
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.ping_timeout_ms", 10_000),  # the longer one of the two counts
     ]
+
+
+def call_timeout(timeout_s: float | None) -> float | None:
+    """The timeout that gRPC takes; None = no deadline.
+
+    Raises:
+        ValueError: It is not a positive number.
+    """
+    if timeout_s is None or timeout_s == math.inf:
+        return None
+    if not timeout_s > 0:
+        raise ValueError(f"timeout_s is {timeout_s}, but must be above 0 (None = no deadline)")
+    return timeout_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +93,9 @@ class RpcFailure:
         reason: `ErrorInfo.reason`, a key of `qwenvl.errors.BY_REASON`; None for an error of the transport.
         field: Path of the invalid field (`spec.sampling.top_p`), or empty.
         retry_after_s: Seconds after which a retry may succeed, from the service; None = not given.
+        request_id: The request's id in the logs of the service; empty for an error of the transport.
         metadata: `ErrorInfo.metadata`.
+        status: The serialised `google.rpc.Status` with all details; empty for an error of the transport.
     """
 
     code: grpc.StatusCode
@@ -84,7 +103,9 @@ class RpcFailure:
     reason: str | None = None
     field: str = ""
     retry_after_s: float | None = None
+    request_id: str = ""
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    status: bytes = b""
 
     @property
     def is_worth_another_replica(self) -> bool:
@@ -97,23 +118,17 @@ class RpcFailure:
 
 def read_error(error: grpc.RpcError) -> RpcFailure:
     """Reads the status and the `google.rpc` details of a failed call; malformed details are ignored."""
-    values: dict[str, Any] = {}
-    for detail in _details(error):
-        info = error_details_pb2.ErrorInfo()
-        request = error_details_pb2.BadRequest()
-        retry = error_details_pb2.RetryInfo()
-        if detail.Unpack(info):
-            values |= {"reason": info.reason, "metadata": dict(info.metadata)}
-        elif detail.Unpack(request) and request.field_violations:
-            values["field"] = request.field_violations[0].field
-        elif detail.Unpack(retry):
-            values["retry_after_s"] = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
-    return RpcFailure(code=error.code(), message=error.details() or "", **values)
-
-
-def _details(error: grpc.RpcError) -> list[any_pb2.Any]:
-    try:
-        status = rpc_status.from_call(error)
-    except (ValueError, DecodeError):
-        return []
-    return [] if status is None else list(status.details)
+    trailers: Any = error.trailing_metadata() or ()  # pairs; the stubs of grpc do not say so
+    status: str | bytes = next((value for key, value in trailers if key == TRAILER), b"")
+    status = status.encode() if isinstance(status, str) else status
+    details = read_details(status)
+    return RpcFailure(
+        code=error.code(),
+        message=error.details() or "",
+        reason=details.reason,
+        field=details.field,
+        retry_after_s=details.retry_after_s,
+        request_id=details.request_id,
+        metadata=details.metadata,
+        status=status,
+    )

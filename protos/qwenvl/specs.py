@@ -1,85 +1,57 @@
-"""Builds requests and answers for the synchronous and the asyncio client."""
+"""Builds the requests of the synchronous and the asyncio client."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
+from qwenvl.images import Images, images_of
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
-from qwenvl.inference.v1 import message_pb2 as message_pb
-from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
-from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from qwenvl.messages import Question, messages_of
+from qwenvl.options import ChatOptions, CompletionOptions, built, chat_fields, completion_fields
 
 
-Image = bytes | Path | str
-"""An image: its encoded bytes, a local file, or an http(s) URL that the service fetches."""
-
-Question = str | Sequence[message_pb.Message]
-"""A question, or a conversation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A complete answer."""
-
-    text: str
-    finish_reason: str
-    usage: usage_pb.Usage
-    response: chat_pb.CreateChatCompletionResponse | completion_pb.CreateCompletionResponse
-
-
-def answer_of(
-    response: chat_pb.CreateChatCompletionResponse | completion_pb.CreateCompletionResponse,
-) -> Answer:
-    """The first choice of a response as an answer."""
-    choice = response.choices[0]
-    reason = usage_pb.FinishReason.Name(choice.finish_reason).removeprefix("FINISH_REASON_")
-    return Answer(choice.text, reason.lower(), response.usage, response)
-
-
-def image_of(image: Image) -> message_pb.Image:
-    """The proto message of an image."""
-    if isinstance(image, bytes):
-        return message_pb.Image(data=image)
-    if isinstance(image, Path):
-        return message_pb.Image(data=image.read_bytes())
-    return message_pb.Image(uri=image)
+Prompt = str | Sequence[int]
+"""A raw prompt: text, or token ids."""
 
 
 def chat_spec(
-    question: Question,
-    images: Iterable[Image],
-    model: str,
-    sampling: Mapping[str, Any],
-    *,
-    grounding: bool = False,
+    question: Question, images: Images | None, options: ChatOptions
 ) -> chat_pb.ChatCompletionSpec:
-    """The request for a question or a conversation; `images` are put before a question that is text."""
-    if isinstance(question, str):
-        parts = [message_pb.Part(image=image_of(image)) for image in images]
-        parts.append(message_pb.Part(text=question))
-        question = [message_pb.Message(role=message_pb.ROLE_USER, parts=parts)]
-    spec = chat_pb.ChatCompletionSpec(
-        model=model, messages=question, sampling=sampling_pb.SamplingOptions(**sampling)
-    )
-    spec.response.grounding = grounding
+    """The request for a question or a conversation.
+
+    Args:
+        question: A question, or a conversation.
+        images: Images for the question, or for the last user message of the conversation.
+        options: The options.
+
+    Raises:
+        TypeError: The conversation, an image or an option has another type.
+        ValueError: An image or the conversation is invalid, or a number does not fit its field.
+        OSError: An image cannot be read.
+    """
+    messages = messages_of(question, images, options.get("system"))
+    spec = built(chat_pb.ChatCompletionSpec, chat_fields(options))
+    spec.messages.extend(messages)
     return spec
 
 
 def completion_spec(
-    prompt: str | Sequence[int], images: Iterable[Image], model: str, sampling: Mapping[str, Any]
+    prompt: Prompt, images: Images | None, options: CompletionOptions
 ) -> completion_pb.CompletionSpec:
-    """The request for a prompt as text or token ids; `images` belong to the placeholders in it."""
-    spec = completion_pb.CompletionSpec(
-        model=model,
-        images=[image_of(image) for image in images],
-        sampling=sampling_pb.SamplingOptions(**sampling),
-    )
+    """The request for a raw prompt; errors as `chat_spec`.
+
+    Args:
+        prompt: Text without a chat template, or token ids.
+        images: Images, in the order of their placeholders in the prompt.
+        options: The options.
+    """
+    spec = built(completion_pb.CompletionSpec, completion_fields(options))
+    spec.images.extend(images_of(images))
     if isinstance(prompt, str):
         spec.text = prompt
+    elif isinstance(prompt, (bytes, bytearray, memoryview)):
+        raise TypeError(f"a prompt is text or token ids, not {type(prompt).__name__}")
     else:
         spec.token_ids.ids.extend(prompt)
     return spec

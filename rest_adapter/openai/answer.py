@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import hashlib
 from typing import Any, Final
 
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from rest_adapter.errors import aborted
 
@@ -34,6 +35,11 @@ def finish_reason(reason: usage_pb.FinishReason) -> str:
 def fingerprint(model: str, version: str) -> str:
     """`system_fingerprint`: changes with the model and with this software."""
     return "fp_" + hashlib.sha256(f"{model}\0{version}".encode()).hexdigest()[:12]
+
+
+def max_tokens(started: generation_pb.Started) -> int:
+    """The `max_tokens` in effect: the default, or the requested one unless the context window has less room."""
+    return started.effective_settings.sampling.max_tokens
 
 
 def usage(value: usage_pb.Usage) -> dict[str, Any]:

@@ -46,8 +46,12 @@ def render_error_event(error: ApiError) -> bytes:
 
 def _body(error: ApiError) -> bytes:
     kind, code = type_and_code(error)
+    message = error.message or code
+    if error.reason == "CONTEXT_LENGTH_EXCEEDED" and code not in message:
+        # LangChain looks for the code in the text of the exception, which openai 3 makes of the message alone.
+        message += f" ({code})"
     document = {
-        "message": error.message or code,
+        "message": message,
         "type": kind,
         "param": error.param,
         "code": code,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+
+if TYPE_CHECKING:
+    from rest_adapter.openai.fields import AnswerRequest
 
 
 _PARAMS: Final = {
@@ -26,9 +30,25 @@ _PREFIXES: Final = (
 )
 
 
+def pixels_param(request: AnswerRequest, path: str) -> str | None:
+    """The field in which the caller set the request's pixel budget: at top level or in `mm_processor_kwargs`.
+
+    Args:
+        request: The request.
+        path: The proto field: of the request, or of an image that has no budget of its own.
+    """
+    name = path.rpartition(".")[2]
+    if name not in ("min_pixels", "max_pixels"):
+        return None
+    nested = request.mm_processor_kwargs
+    if nested is not None and getattr(nested, name) is not None:
+        return f"mm_processor_kwargs.{name}"
+    return name if getattr(request, name) is not None else None
+
+
 def plain_param(path: str) -> str:
     """The JSON path of a proto field, relative to the request: `top_p` for `sampling.top_p`."""
-    path = _PARAMS.get(path, path)
+    path = _PARAMS.get(path.partition("[")[0], path)
     for prefix, replacement in _PREFIXES:
         if path.startswith(prefix):
             path = replacement + path.removeprefix(prefix)

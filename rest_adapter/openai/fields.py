@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Final
 
+import orjson
 from pydantic import BeforeValidator
 
+from rest_adapter.errors import unsupported
 from rest_adapter.json_model import (
     ClosedModel,
+    Count,
     Float,
     Int32,
     Int64,
     Items,
     JsonModel,
+    Seed,
     unknown_fields,
 )
 from rest_adapter.proto_fields import require_sampling_fields
@@ -26,51 +30,74 @@ _IGNORED: Final = frozenset(
         "metadata",
         "parallel_tool_calls",
         "prompt_cache_key",
+        "prompt_cache_options",
         "prompt_cache_retention",
         "safety_identifier",
         "service_tier",
         "user",
+        "verbosity",
     )
 )
 """Known fields that have no effect on an answer of this service."""
 
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "allowed_token_ids": (),
+    "attachments": (),
     "audio": (),
     "bad_words": (),
     "best_of": (1,),
     "chat_template": (),
     "documents": (),
-    "echo": (False,),
+    "ebnf": (),
+    "echo": (),
+    "enable_search": (),
+    "files": (),
     "function_call": ("none", "auto"),
     "functions": (),
+    "grammar": (),
     "guided_choice": (),
     "guided_decoding_backend": (),
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
+    "image": (),
+    "images": (),
+    "json_schema": (),
     "length_penalty": (1,),
+    "logits_processors": (),
     "modalities": (["text"],),
     "prediction": (),
-    "response_format": ({"type": "text"},),
-    "store": (False,),
+    "regex": (),
+    "response_format": ({"type": "text"}, "text"),
+    "store": (),
+    "structural_tag": (),
     "structured_outputs": (),
     "suffix": (),
-    "tool_choice": ("none", "auto"),
+    "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),
     "tools": (),
-    "use_beam_search": (False,),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (),
+    "videos": (),
+    "vl_high_resolution_images": (),
+    "web_search": (),
     "web_search_options": (),
 }
-"""Known but unsupported fields, with the values that have no effect; null and empty values never have one."""
+"""Known but unsupported fields, with the values that have no effect; null, `false` and empty values never have one."""
 
 
-def _check_length(value: object) -> object:
+def _read_bias(value: object) -> object:
+    """The object; some clients send it as the text of one."""
+    if isinstance(value, str):
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            raise ValueError("an object, or the JSON text of one") from None
     if isinstance(value, dict) and len(value) > _MAX_LOGIT_BIAS:
-        raise ValueError(f"{len(value)} entries, but at most {_MAX_LOGIT_BIAS} are allowed")
+        raise ValueError(f"an object with at most {_MAX_LOGIT_BIAS} entries")
     return value
 
 
-LogitBias = Annotated[dict[str, Float], BeforeValidator(_check_length)]
+LogitBias = Annotated[dict[str, Float], BeforeValidator(_read_bias)]
 
 
 class StreamOptions(JsonModel):
@@ -78,6 +105,7 @@ class StreamOptions(JsonModel):
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class ProcessorOptions(ClosedModel):
@@ -101,9 +129,9 @@ class AnswerRequest(JsonModel):
     repetition_penalty: Float | None = None
     presence_penalty: Float | None = None
     frequency_penalty: Float | None = None
-    seed: Int64 | None = None
-    max_tokens: Int32 | None = None
-    min_tokens: Int32 | None = None
+    seed: Seed | None = None
+    max_tokens: Count | None = None
+    min_tokens: Count | None = None
     ignore_eos: bool | None = None
     logit_bias: LogitBias | None = None
     stop: str | Items[str] | None = None
@@ -114,6 +142,8 @@ class AnswerRequest(JsonModel):
     skip_special_tokens: bool | None = None
     grounding: bool | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
+    min_pixels: Int64 | None = None
+    max_pixels: Int64 | None = None
     cache_salt: str | None = None
     request_id: str | None = None
 
@@ -127,4 +157,7 @@ def unknown_answer_fields(request: AnswerRequest) -> Iterator[str]:
     Raises:
         ApiError: A field is known but not supported, and its value would have an effect.
     """
+    options = request.stream_options
+    if options is not None and options.continuous_usage_stats:
+        raise unsupported("stream_options.continuous_usage_stats", True, "set 'include_usage'")
     return unknown_fields(request, unsupported_unless=_NEUTRAL, ignored=_IGNORED)

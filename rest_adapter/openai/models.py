@@ -11,7 +11,7 @@ import orjson
 
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
-from rest_adapter.errors import from_rpc
+from rest_adapter.errors import from_rpc, of_reason
 from rest_adapter.state import call_metadata, shared
 
 
@@ -33,6 +33,9 @@ async def list_models(request: Request) -> Response:
 @router.get("/v1/models/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
     """One served name, which may contain slashes."""
+    if not name:  # over gRPC that is the canonical model
+        message = "The path names no model; GET /v1/models lists them."
+        raise of_reason("MODEL_NOT_FOUND", message, param="model")
     try:
         model = await shared(request).service.get_model(name, metadata=call_metadata(request))
     except grpc.aio.AioRpcError as error:

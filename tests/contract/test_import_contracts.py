@@ -85,6 +85,8 @@ VIOLATIONS = [
     ("rest_adapter/state.py", f"import {SERVICE}.domain", APART),
     ("demo_training/network.py", f"import {SERVICE}.domain", APART),
     ("protos/qwenvl/limits.py", "import rest_adapter", QWENVL),
+    ("protos/qwenvl/rpc.py", "from grpc_status import rpc_status", QWENVL),
+    ("protos/qwenvl/images.py", "import numpy", QWENVL),
     ("rest_adapter/state.py", "import PIL", ADAPTER),
     ("rest_adapter/state.py", "import rest_adapter.openai.fields", DIALECTS),
     (f"{SERVICE}/text/guard.py", "import transformers", PICKLE),

@@ -46,13 +46,28 @@ def unserved_fields() -> set[str]:
     }
 
 
+def fields_of_parts() -> set[str]:
+    """The types and fields of the parts of messages, which are read without a model."""
+    tables = (
+        *("IGNORED", "SOURCES", "_HINTS", "_KINDS"),
+        *("_OF_VIDEO_FILES", "_RESIZED", "_THINKING", "_UNSUPPORTED"),
+    )
+    return {
+        str(name)
+        for module in MODULES
+        for constant, names in vars(module).items()
+        if constant in tables
+        for name in names
+    }
+
+
 def named_in(document: str) -> set[str]:
-    return set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`([^`\n]+)`", document))))
+    return set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`([^`\n]+)`", document))))
 
 
 def test_every_request_field_is_described() -> None:
     assert rest_adapter.app in MODULES
-    fields = served_fields() | unserved_fields()
+    fields = served_fields() | unserved_fields() | fields_of_parts()
     assert {"temperature", "messages", "image_url", "tools", "metadata"} <= fields
     assert fields - named_in(DOCUMENT) == set()
 

@@ -85,10 +85,10 @@ REFUSED_BODIES: dict[str, tuple[bytes | dict[str, Any], int, str | None]] = {
     ),
     "unknown model": (with_text("x", model="gpt-17"), 404, "model"),
     "prompt too long": (with_text("red circle " * 5000), 400, "messages"),
-    "answer too long": (with_text("x", max_tokens=1_000_000), 400, "max_tokens"),
+    "answer without limit": (with_text("x", max_tokens=-1), 400, "max_tokens"),
     "temperature": (with_text("x", temperature=9), 400, "temperature"),
     "temperature type": (with_text("x", temperature="hot"), 400, "temperature"),
-    "top_p": (with_text("x", top_p=0), 400, "top_p"),
+    "top_p": (with_text("x", top_p=1.5), 400, "top_p"),
     "n": (with_text("x", n=1000), 400, "n"),
     "tools": (
         with_text("x", tools=[{"type": "function", "function": {"name": "f"}}]),

@@ -24,7 +24,7 @@ from inference_service.domain import (
 )
 from inference_service.errors import ContextLengthError, InvalidArgumentError
 from inference_service.families.glm_4v.text import SPECIAL_TOKENS, GlmChat, load_tokenizer
-from inference_service.text.jinja_template import MAX_CHARACTERS
+from inference_service.text.limits import MAX_CHARACTERS
 from inference_service.text.tokenizer import Tokenizer
 from tests.support.glm_4v import BEGIN, DATA, END, GOLDEN, PLACEHOLDER, processed, write_vocabulary
 
@@ -134,6 +134,19 @@ def test_continuing_an_answer_opens_no_turn(chat, tokenizer):
         chat.write(request_of(messages, **options)).token_ids, skip_special_tokens=False
     )
     assert text == "[gMASK]<sop><|user|>\na<|assistant|>\nIt is"
+
+
+def test_continuing_an_empty_answer_opens_its_turn(chat, tokenizer):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]
+    request = request_of(messages, add_generation_prompt=False, continue_final_message=True)
+    text = tokenizer.decode(chat.write(request).token_ids, skip_special_tokens=False)
+    assert text == "[gMASK]<sop><|user|>\na<|assistant|>\n"
+
+
+def test_a_late_system_message_is_rendered_where_it_stands(chat, tokenizer):
+    messages = [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]
+    text = tokenizer.decode(chat.write(request_of(messages)).token_ids, skip_special_tokens=False)
+    assert text == "[gMASK]<sop><|user|>\na<|system|>\nb<|assistant|>"
 
 
 def test_absurd_length(chat):

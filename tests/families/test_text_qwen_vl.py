@@ -23,7 +23,7 @@ from inference_service.families.qwen_vl.text import (
     QwenVLChat,
     load_tokenizer,
 )
-from inference_service.text.jinja_template import MAX_CHARACTERS
+from inference_service.text.limits import MAX_CHARACTERS
 from inference_service.text.tokenizer import Tokenizer
 from tests.support.qwen_vl_v1 import GOLDEN, IMG, IMG_END, PAD, chat_request, golden, with_pads
 
@@ -261,3 +261,22 @@ def test_broken_vocabularies(tmp_path, content):
     (tmp_path / "qwen.tiktoken").write_bytes(content)
     with pytest.raises(ValueError, match=r"qwen\.tiktoken"):
         load_tokenizer(tmp_path)
+
+
+def test_system_messages_are_one_at_the_beginning_and_never_forgotten(chat, tokenizer):
+    turns = [say(Role.USER, "a"), say(Role.ASSISTANT, "b"), say(Role.USER, "c")]
+    wanted = chat.write(ask(say(Role.SYSTEM, "S\n\nT"), *turns)).token_ids
+    first, second = say(Role.SYSTEM, "S"), say(Role.SYSTEM, "T")
+    for messages in ((first, second, *turns), (*turns, first, second), (first, *turns, second)):
+        assert chat.write(ask(*messages)).token_ids == wanted
+    narrow = QwenVLChat(tokenizer, image_tokens=256, history_window=1)
+    text = tokenizer.decode(narrow.write(ask(*turns[:2], second, turns[2])).token_ids)
+    assert "T" in text
+    assert "a" not in text.replace("assistant", "")
+
+
+def test_thinking_is_not_promised(chat):
+    assert chat.write(ask(say(Role.USER, "a"), enable_thinking=False)).token_ids
+    with pytest.raises(UnsupportedParameterError) as caught:
+        chat.write(ask(say(Role.USER, "a"), enable_thinking=True))
+    assert caught.value.field == "spec.template.enable_thinking"

@@ -18,12 +18,13 @@ from inference_service.settings import ServiceSettings
 from qwenvl.errors import BY_REASON, DOMAIN
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from tests.grpc_api.asking import image_part, refusal, spec_of, until, user
-from tests.grpc_api.conftest import Service
+from tests.grpc_api.conftest import OpenService, Service
 from tests.support.images import draw
 
 
@@ -60,7 +61,7 @@ INVALID = {
     ),
     "spec.messages[0].name": role(message_pb.ROLE_USER, name="n" * 65),
     "spec.sampling.temperature": sampling(temperature=2.01),
-    "spec.sampling.top_p": sampling(top_p=0),
+    "spec.sampling.top_p": sampling(top_p=-0.1),
     "spec.sampling.top_k": sampling(top_k=-2),
     "spec.sampling.min_p": sampling(min_p=math.nan),
     "spec.sampling.repetition_penalty": sampling(repetition_penalty=0),
@@ -69,7 +70,7 @@ INVALID = {
     "spec.sampling.max_tokens": sampling(max_tokens=0),
     "spec.sampling.min_tokens": sampling(min_tokens=5, max_tokens=4),
     "spec.sampling.logit_bias": sampling(logit_bias={1: 101}),
-    "spec.stop.strings": spec_of("x", stop=STOP(strings=["a"] * 5)),
+    "spec.stop.strings": spec_of("x", stop=STOP(strings=["a"] * 65)),
     "spec.stop.token_ids": spec_of("x", stop=STOP(token_ids=[-1])),
     "spec.logprobs.top_logprobs": spec_of("x", logprobs=LOGPROBS(top_logprobs=21)),
     "spec.logprobs.prompt_logprobs": spec_of("x", logprobs=LOGPROBS(prompt_logprobs=-1)),
@@ -171,9 +172,18 @@ async def test_unknown_model(service: Service) -> None:
     got = await refused(service, spec_of("x", model="gpt-17"), "MODEL_NOT_FOUND", "spec.model")
     assert got.resource == "gpt-17"
     assert dict(got.info.metadata) == {"model": "gpt-17"}
-    await refused(service, spec_of("x", model=""), "MODEL_NOT_FOUND", "spec.model")
     unknown = await refusal(service.models.GetModel(model_pb.GetModelRequest(name="gpt-17")))
     assert (unknown.code, unknown.resource) == (grpc.StatusCode.NOT_FOUND, "gpt-17")
+
+
+async def test_an_empty_name_is_the_canonical_model(service: Service) -> None:
+    assert (await service.create(spec_of("x", model=""))).started.model == "echo"
+    completed = await service.completions.CreateCompletion(
+        completion_pb.CreateCompletionRequest(spec=completion_pb.CompletionSpec(text="x"))
+    )
+    assert completed.started.model == "echo"
+    got = await service.models.GetModel(model_pb.GetModelRequest())
+    assert (got.model.name, got.model.canonical_name) == ("echo", "echo")
 
 
 async def test_bad_images(service: Service) -> None:
@@ -204,8 +214,60 @@ async def test_context_length(service: Service) -> None:
     got = await refused(service, spec_of("x" * 3000), "CONTEXT_LENGTH_EXCEEDED", "spec.messages")
     assert int(got.info.metadata["prompt_tokens"]) > 3000
     assert got.info.metadata["max_context_tokens"] == "2048"
-    asked = sampling(max_tokens=2040)
-    await refused(service, asked, "CONTEXT_LENGTH_EXCEEDED", "spec.sampling.max_tokens")
+    # The words by which LiteLLM, LangChain and others recognise an overflow.
+    assert got.message.startswith("This model's maximum context length is 2048 tokens")
+    assert "Please reduce the length of the messages" in got.message
+
+
+async def test_max_tokens_above_the_room_is_lowered_and_told(service: Service) -> None:
+    answer = await service.create(sampling(max_tokens=2**31 - 1))
+    prompt = answer.started.prompt_usage.prompt_tokens
+    assert answer.started.effective_settings.sampling.max_tokens == 2048 - prompt
+
+
+async def test_max_tokens_above_the_room_is_refused_if_strict(open_service: OpenService) -> None:
+    strict = await open_service(strict_max_tokens=True)
+    path = "spec.sampling.max_tokens"
+    got = await refused(strict, sampling(max_tokens=2040), "CONTEXT_LENGTH_EXCEEDED", path)
+    assert got.message.startswith("This model's maximum context length is 2048 tokens")
+    assert "--strict-max-tokens" in got.message
+    assert got.info.metadata["max_tokens"] == "2040"
+    room = 2048 - int(got.info.metadata["prompt_tokens"])
+    assert f"at most {room}" in got.message
+    assert (await strict.create(sampling(max_tokens=room))).choices
+
+
+MESSAGES = {
+    "top_p is 1.5, but must be between 0 and 1.": sampling(top_p=1.5),
+    "repetition_penalty is 0, but must be between 0.001 and 10.": sampling(repetition_penalty=0),
+    "min_p is -0.00001, but must be between 0 and 1.": sampling(min_p=-1e-5),
+    "top_k is -2, but must be between -1 and 2147483647.": sampling(top_k=-2),
+    "stop.strings[0] is '' with 0 bytes, but must have 1 to 256.": spec_of(
+        "x", stop=STOP(strings=[""])
+    ),
+    "stop.strings has 65 entries, but at most 64 are allowed.": spec_of(
+        "x", stop=STOP(strings=["a"] * 65)
+    ),
+    "request_id is 'a b', but must have 1 to 128 printable ASCII characters and no spaces.": spec_of(
+        "x", request_id="a b"
+    ),
+    "max_tokens is -1, but must be between 1 and 2147483647; leave it out for no limit but the rest of the"
+    " context window (--default-max-tokens).": sampling(max_tokens=-1),
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+async def test_a_message_names_field_value_and_limit(service: Service, message: str) -> None:
+    got = await refusal(service.create(MESSAGES[message]))
+    assert got.message == message
+
+
+async def test_thinking_without_a_switch(service: Service) -> None:
+    spec = spec_of("x")
+    spec.template.enable_thinking = False
+    assert (await service.create(spec)).choices
+    spec.template.enable_thinking = True
+    await refused(service, spec, "UNSUPPORTED_PARAMETER", "spec.template.enable_thinking")
 
 
 @pytest.mark.parametrize(

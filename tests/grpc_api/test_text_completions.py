@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from inference_service.text.jinja_template import MAX_CHARACTERS
+from inference_service.text.limits import MAX_CHARACTERS
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb

@@ -13,7 +13,7 @@ from inference_service.text import jinja_template as template_module
 from inference_service.text.guard import SpecialTokenGuard
 from inference_service.text.jinja_template import JinjaTemplate
 from inference_service.text.tokenizer_json import JsonTokenizer
-from tests.support.qwen_text import QWEN2_VL, QWEN3_VL, TEMPLATES, write_text_files
+from tests.support.qwen_text import QWEN3_VL, TEMPLATES, write_text_files
 
 
 IMAGE = ImagePart(data=b"x")
@@ -212,29 +212,3 @@ def test_what_templates_may_use():
         "{{ strftime_now('%Y') | length }}{{ dict(a=1) | tojson(indent=None, sort_keys=True) }}"
     )
     assert JinjaTemplate(source).render([]) == '[1, "<é>"]014{"a": 1}'
-
-
-EACH = "{%% for m in messages %%}%s{%% endfor %%}"
-
-
-@pytest.mark.parametrize(
-    ("template", "roles"),
-    [
-        (EACH % "{{ m.role }}{{ m.name }}", "system user assistant"),
-        (EACH % "{% if m.role == 'user' %}{{ m.name }}{% endif %}", "user"),
-        ("{{ messages[0].name }}", "system"),  # only of the first message
-        (
-            EACH % "{% if m.content is string %}{{ m.name }}{% endif %}",
-            "system",
-        ),  # not beside images
-        (EACH % "{{ m.content + (m.name or '') }}", "system user assistant"),  # takes no images
-        (EACH % "{% if m.name %}named{% endif %}", ""),
-        ("speaker0 speaker1 speaker2", ""),
-        ("{{ raise_exception('no') }}", ""),
-        (QWEN2_VL, ""),
-        (QWEN3_VL, ""),
-    ],
-)
-def test_roles_whose_names_are_rendered(template: str, roles: str) -> None:
-    found = JinjaTemplate(template).roles_with_names()
-    assert found == frozenset(map(Role, roles.split()))

@@ -19,7 +19,10 @@ from inference_service.domain import (
     TextPart,
     VideoPart,
 )
-from inference_service.errors import InternalError, InvalidArgumentError
+from inference_service.errors import (
+    InvalidArgumentError,
+    UnsupportedParameterError,
+)
 from inference_service.families.qwen_common.frame_times import FrameTimes
 from inference_service.media.images import ProcessedImage
 from inference_service.text.jinja_chat import JinjaChat
@@ -51,7 +54,13 @@ def build(
     times: FrameTimes | None = None,
 ):
     write_videos = times.write if times else None
-    chat = JinjaChat(tokenizer, JinjaTemplate(template), placeholder=pad, write_videos=write_videos)
+    chat = JinjaChat(
+        tokenizer,
+        JinjaTemplate(template),
+        placeholder=pad,
+        video_placeholder=VIDEO_PAD,
+        write_videos=write_videos,
+    )
     return PromptBuilder(
         tokenizer, chat, placeholder=pad, video_placeholder=VIDEO_PAD, revision=revision
     )
@@ -138,10 +147,10 @@ def test_users_write_no_special_token(builder, tokenizer, texts):
 
 def test_template_that_hides_images(tokenizer):
     blind = build(tokenizer, template="{% for m in messages %}{{ m.role }}{% endfor %}")
-    with pytest.raises(InternalError):
+    with pytest.raises(UnsupportedParameterError, match="images in user messages"):
         blind.build(ask(IMAGE), [image(1, 1)])
     twice = build(tokenizer, template="<|image_pad|><|image_pad|>")
-    with pytest.raises(InternalError):
+    with pytest.raises(UnsupportedParameterError):
         twice.build(ask(IMAGE), [image(1, 1)])
 
 
@@ -242,7 +251,7 @@ def test_users_write_no_videos(tokenizer):
 def test_a_template_that_hides_or_exchanges(tokenizer):
     blind = "{% for m in messages %}{{ m.role }}{% endfor %}"
     for template, times in ((blind, None), (blind, TIMES), ("<|image_pad|>", None)):
-        with pytest.raises(InternalError):
+        with pytest.raises(UnsupportedParameterError):
             build(tokenizer, template=template, times=times).build(ask(clip(2)), [piece(2, 1)])
 
 

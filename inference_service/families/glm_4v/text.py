@@ -11,7 +11,8 @@ from pathlib import Path
 from inference_service.domain import ChatMessage, ChatRequest, ImagePart, TextPart
 from inference_service.families.family import TextOptions
 from inference_service.model_spec import ModelSpec
-from inference_service.text.prompt import ChatFormat, WrittenChat, refuse_names, refuse_too_long
+from inference_service.text.conversation import check_thinking, refuse_names, refuse_too_long
+from inference_service.text.prompt import ChatFormat, WrittenChat
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_tiktoken import TiktokenTokenizer, read_ranks
 
@@ -81,9 +82,13 @@ class GlmChat:
         """See `ChatFormat.write`."""
         refuse_names(request.messages)
         refuse_too_long(request.messages)
+        check_thinking(request)
         token_ids = list(self._opening)
         for message in request.messages:
             token_ids += self._message(message)
+        last = request.messages[-1]
+        if request.continue_final_message and not self._message(last):
+            token_ids += [self._role(last.role.value), *self._newline]
         if request.add_generation_prompt:
             token_ids.append(self._role("assistant"))
         return WrittenChat(token_ids=token_ids)

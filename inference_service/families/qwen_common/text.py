@@ -26,5 +26,6 @@ def load_text(
         tokenizer,
         template,
         placeholder=spec.image_token_id,
+        video_placeholder=None if spec.video is None else spec.video_token_id,
         write_videos=times.write if times else None,
     )

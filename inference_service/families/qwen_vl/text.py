@@ -17,7 +17,13 @@ from inference_service.errors import (
 )
 from inference_service.families.family import TextOptions
 from inference_service.model_spec import ModelSpec
-from inference_service.text.prompt import ChatFormat, WrittenChat, refuse_names, refuse_too_long
+from inference_service.text.conversation import (
+    check_thinking,
+    refuse_names,
+    refuse_too_long,
+    with_one_system_message,
+)
+from inference_service.text.prompt import ChatFormat, WrittenChat
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_tiktoken import TiktokenTokenizer, read_ranks
 
@@ -147,7 +153,9 @@ class QwenVLChat(QwenVLBase):
         """See `ChatFormat.write`."""
         refuse_names(request.messages)
         refuse_too_long(request.messages)
-        messages = list(request.messages)
+        check_thinking(request)
+        # The model was trained with one system message; a later one could be dropped with its turn.
+        messages = [message for message, _ in with_one_system_message(request.messages)]
         has_system = messages[0].role is Role.SYSTEM
         instructions = _plain(messages.pop(0)) if has_system else DEFAULT_SYSTEM
         system = [*self._head(Role.SYSTEM), *self._text(instructions), self._end]

@@ -21,12 +21,13 @@ router: Final = APIRouter()
 @router.post("/v1/chat/completions")
 async def create_chat_completion(request: Request) -> Response:
     """Answers a conversation, in one response or as a stream."""
-    chat = await read_json(request, parse_chat)
+    asked = await read_json(request, parse_chat)
+    chat = asked.request
     state = shared(request)
-    spec = translate.to_spec(chat, max_media_bytes=state.settings.max_media_mib * 2**20)
+    spec = translate.to_spec(asked, max_media_bytes=state.settings.max_media_mib * 2**20)
     # Not the `x-request-id` header: a gateway may use one for several requests.
     spec.request_id = name_call(spec.request_id)
-    param_of = translate.FieldPaths(chat).param_of
+    param_of = translate.FieldPaths(asked).param_of
     metadata = call_metadata(request)
     if not chat.stream:
         return await json_reply(

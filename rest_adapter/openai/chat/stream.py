@@ -79,7 +79,7 @@ class ChunkWriter:
         }
         self._shared = b"data: " + orjson.dumps(shared)[:-1] + b","
         self._head = self._shared + (b'"usage":null,' if self._options.usage else b"")
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = {"effective_max_tokens": answer.max_tokens(started)}
         if self._options.token_ids:
             extra["prompt_token_ids"] = list(started.prompt_token_ids)
         chunks = []

@@ -12,11 +12,10 @@ from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import invalid
 from rest_adapter.media import ImageSources
 from rest_adapter.openai import answer
-from rest_adapter.openai.chat.schema import ChatRequest, Message
-from rest_adapter.openai.content import RefusalPart, TextPart, VideoPart
-from rest_adapter.openai.field_paths import plain_param
-from rest_adapter.openai.media import image_of, part_suffix, video_of
+from rest_adapter.openai.chat.schema import Chat, ChatRequest
+from rest_adapter.openai.field_paths import pixels_param, plain_param
 from rest_adapter.openai.sampling import set_options
+from rest_adapter.openai.thinking import thinking_switch
 from rest_adapter.proto_fields import set_fields
 
 
@@ -26,90 +25,100 @@ _ROLES: Final = {
     "user": message_pb.ROLE_USER,
     "assistant": message_pb.ROLE_ASSISTANT,
 }
-_MESSAGE_PATH: Final = re.compile(r"messages\[(\d+)\]\.parts(?:\[(\d+)\](?:\.(.*))?)?$")
+_PART_PATH: Final = re.compile(r"messages\[(\d+)\](?:\.parts(?:\[(\d+)\](?:\.(.*))?)?)?$")
 
 
-def to_spec(request: ChatRequest, *, max_media_bytes: int) -> chat_pb.ChatCompletionSpec:
+def to_spec(chat: Chat, *, max_media_bytes: int) -> chat_pb.ChatCompletionSpec:
     """Converts a request to the proto.
 
     Args:
-        request: The validated JSON.
+        chat: The validated JSON.
         max_media_bytes: Maximum total bytes of all decoded images.
 
     Raises:
         ApiError: An image's URI cannot be decoded, the images are too large, or a field cannot be converted.
     """
+    request = chat.request
     spec = chat_pb.ChatCompletionSpec(request_id=request.request_id or "")
     set_options(spec, request, request.max_completion_tokens)
     sources = ImageSources(max_media_bytes)
-    for index, message in enumerate(request.messages):
+    for message, parts in zip(request.messages, chat.contents, strict=True):
         target = spec.messages.add(role=_ROLES[message.role], name=message.name or "")
-        _add_parts(target, message, f"messages[{index}]", sources)
+        for part in parts:
+            part.add_to(target, sources)
     if request.logprobs:
         spec.logprobs.top_logprobs = request.top_logprobs or 0
     if request.prompt_logprobs is not None:
         spec.logprobs.prompt_logprobs = request.prompt_logprobs
     set_fields(spec.template, request, ("add_generation_prompt", "continue_final_message"))
-    if request.chat_template_kwargs is not None:
-        set_fields(spec.template, request.chat_template_kwargs, ("enable_thinking",))
+    if partial_message(request) is not None:
+        spec.template.continue_final_message = True
+    if (switch := thinking_switch(request)) is not None:
+        spec.template.enable_thinking = switch[0]
     return spec
 
 
-def _add_parts(
-    target: message_pb.Message, message: Message, path: str, sources: ImageSources
-) -> None:
-    """Appends one proto part per JSON part, so that positions match."""
-    content = message.content
-    if isinstance(content, str):
-        target.parts.add(text=content)
-        return
-    if message.refusal is not None and not content:
-        target.parts.add(refusal=message.refusal)
-        return
-    if not content:
-        raise invalid(
-            "The message has no content, but at least one part is required.", f"{path}.content"
-        )
-    for position, part in enumerate(content):
-        part_path = f"{path}.content[{position}]"
-        if isinstance(part, TextPart):
-            target.parts.add(text=part.text)
-        elif isinstance(part, RefusalPart):
-            target.parts.add(refusal=part.refusal)
-        elif isinstance(part, VideoPart):
-            target.parts.add(video=video_of(part, part_path, sources))
-        else:
-            target.parts.add(image=image_of(part, part_path, sources))
+def partial_message(request: ChatRequest) -> str | None:
+    """The path of `partial` or `prefix` of the last message, which the answer is to continue; None = neither is set.
+
+    Raises:
+        ApiError: It is set on another message, or contradicts `continue_final_message`.
+    """
+    last = len(request.messages) - 1
+    for index, message in enumerate(request.messages):
+        for name in ("partial", "prefix"):
+            if not getattr(message, name):
+                continue
+            path = f"messages[{index}].{name}"
+            if index != last or message.role != "assistant":
+                raise invalid(
+                    f"'{path}' is true, but only the last message, of the role assistant, can be.",
+                    path,
+                )
+            if request.continue_final_message is False:
+                raise invalid(f"'{path}' is true, but 'continue_final_message' is false.", path)
+            return path
+    return None
 
 
 @dataclass(frozen=True, slots=True)
 class FieldPaths:
     """Maps proto fields of one request to fields of its JSON."""
 
-    request: ChatRequest
+    chat: Chat
 
     def param_of(self, field: str) -> str | None:
         """Turns `spec.messages[0].parts[1].image` into `messages[0].content[1].image_url.url`."""
         path = field.removeprefix("spec.")
         if not path:
             return None
-        if match := _MESSAGE_PATH.match(path):
-            return self._message_param(int(match[1]), match[2], match[3] or "")
+        if match := _PART_PATH.match(path):
+            return self._message_param(match)
         if path.startswith("messages"):
             return path
-        path = plain_param(path)
-        if path == "max_tokens" and self.request.max_completion_tokens is not None:
-            return "max_completion_tokens"
-        return path
+        return self._spelling(path) or plain_param(path)
 
-    def _message_param(self, index: int, position: str | None, rest: str) -> str:
+    def _spelling(self, path: str) -> str | None:
+        """The field by which the caller set one that has several spellings."""
+        request = self.chat.request
+        if path == "template.enable_thinking" and (switch := thinking_switch(request)) is not None:
+            return switch[1]
+        if path == "template.continue_final_message":
+            return partial_message(request)
+        if path == "sampling.max_tokens" and request.max_completion_tokens is not None:
+            return "max_completion_tokens"
+        return pixels_param(request, path)
+
+    def _message_param(self, match: re.Match[str]) -> str:
+        index, position, rest = int(match[1]), match[2], match[3] or ""
         path = f"messages[{index}]"
-        if not 0 <= index < len(self.request.messages):
+        if ".parts" not in match[0] or not 0 <= index < len(self.chat.contents):
             return path
-        content = self.request.messages[index].content
-        if position is None or not isinstance(content, list) or int(position) >= len(content):
+        parts = self.chat.contents[index]
+        if position is None or int(position) >= len(parts):
             return f"{path}.content"
-        return f"{path}.content[{position}]{part_suffix(content[int(position)], rest)}"
+        own = parts[int(position)].param(rest)
+        return own or pixels_param(self.chat.request, rest) or parts[int(position)].param("")
 
 
 def completion_id(started: generation_pb.Started) -> str:
@@ -134,6 +143,7 @@ def completion(
         "choices": [_choice(choice, request) for choice in response.choices],
         "usage": answer.usage(response.usage),
         "system_fingerprint": answer.fingerprint(started.model, version),
+        "effective_max_tokens": answer.max_tokens(started),
     }
     if request.return_token_ids:
         document["prompt_token_ids"] = list(started.prompt_token_ids)

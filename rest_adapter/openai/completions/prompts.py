@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import TypeVar
 
-from qwenvl.aio import AsyncService, CompletionEvent, Events, Metadata
+from qwenvl.aio import AsyncService, Events, Metadata
+from qwenvl.answers import CompletionEvent
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 
 

@@ -28,16 +28,17 @@ async def create_completion(request: Request) -> Response:
         asked, request_id, max_media_bytes=state.settings.max_media_mib * 2**20
     )
     metadata = call_metadata(request)
+    param_of = translate.FieldPaths(asked).param_of
     if not asked.stream:
         return await json_reply(
             request,
             prompts.create_all(state.service, specs, metadata),
             lambda responses: translate.completion(responses, asked, request_id, state.version),
-            translate.param_of,
+            param_of,
         )
     return await stream_reply(
         request,
         prompts.stream_all(state.service, specs, metadata),
         CompletionChunkWriter(asked, request_id, state.version).render,
-        translate.param_of,
+        param_of,
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rest_adapter.json_model import Int32, Items
-from rest_adapter.openai.content import ImageUrl
 from rest_adapter.openai.fields import AnswerRequest
+from rest_adapter.openai.image_parts import read_image_url
 from rest_adapter.openai.validation import parse
 
 
@@ -15,11 +17,14 @@ class CompletionRequest(AnswerRequest):
     """
 
     prompt: str | Items[str] | Items[Int32] | Items[Items[Int32]]
-    images: Items[ImageUrl | str] | None = None
+    images: Items[Any] | None = None
     echo: bool | None = None
     logprobs: Int32 | None = None
 
 
 def parse_completion(document: object) -> tuple[CompletionRequest, list[str]]:
     """Checks a parsed JSON document; as `parse_chat`."""
-    return parse(CompletionRequest, document)
+    request, unknown = parse(CompletionRequest, document)
+    for index, value in enumerate(request.images or ()):
+        unknown += read_image_url(value, f"images[{index}]")[1]
+    return request, unknown

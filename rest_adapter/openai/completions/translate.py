@@ -6,6 +6,7 @@ Each prompt of a request becomes a separate proto request.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 import re
 from typing import Any, Final
 
@@ -18,14 +19,13 @@ from rest_adapter.media import ImageSources
 from rest_adapter.openai import answer
 from rest_adapter.openai.completions.logprobs import LegacyLogprobs
 from rest_adapter.openai.completions.schema import CompletionRequest
-from rest_adapter.openai.content import ImagePart
-from rest_adapter.openai.field_paths import plain_param
-from rest_adapter.openai.media import image_of
+from rest_adapter.openai.field_paths import pixels_param, plain_param
+from rest_adapter.openai.image_parts import read_image_url
 from rest_adapter.openai.sampling import set_options
 
 
 MAX_PROMPTS: Final = 64
-_IMAGE_PATH: Final = re.compile(r"images\[\d+\]")
+_IMAGE_PATH: Final = re.compile(r"images\[(\d+)\](?:\.(.*))?$")
 
 Prompt = str | Sequence[int]
 
@@ -102,19 +102,34 @@ def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
 
 
 def _images(request: CompletionRequest, sources: ImageSources) -> list[message_pb.Image]:
-    parts = [ImagePart(type="image_url", image_url=url) for url in request.images or ()]
-    return [image_of(part, f"images[{index}]", sources) for index, part in enumerate(parts)]
+    return [
+        read_image_url(value, f"images[{index}]")[0].message(sources)
+        for index, value in enumerate(request.images or ())
+    ]
 
 
-def param_of(field: str) -> str | None:
-    """The JSON field of a proto field: `prompt` for `spec.token_ids`."""
-    path = field.removeprefix("spec.")
-    if match := _IMAGE_PATH.match(path):
-        return match[0]
-    if path in ("text", "token_ids"):
-        return "prompt"
-    path = plain_param(path)
-    return "logprobs" if path == "top_logprobs" else path or None
+@dataclass(frozen=True, slots=True)
+class FieldPaths:
+    """Maps proto fields of one request to fields of its JSON."""
+
+    request: CompletionRequest
+
+    def param_of(self, field: str) -> str | None:
+        """The JSON field of a proto field: `prompt` for `spec.token_ids`."""
+        path = field.removeprefix("spec.")
+        if match := _IMAGE_PATH.match(path):
+            return self._image_param(int(match[1]), match[2] or "")
+        if path in ("text", "token_ids"):
+            return "prompt"
+        path = pixels_param(self.request, path) or plain_param(path)
+        return "logprobs" if path == "top_logprobs" else path or None
+
+    def _image_param(self, index: int, rest: str) -> str:
+        images = self.request.images or []
+        if not 0 <= index < len(images):
+            return "images"
+        image, _ = read_image_url(images[index], f"images[{index}]")
+        return image.param(rest) or pixels_param(self.request, rest) or image.param("")
 
 
 def completion(
@@ -231,6 +246,7 @@ def _choice(
         document["grounding"] = answer.groundings(choice.groundings)
     if choice.index == 0:
         document |= prompt_fields(started, request)
+        document["effective_max_tokens"] = answer.max_tokens(started)
     return document
 
 

@@ -37,7 +37,8 @@ def test_every_reason_has_its_status_and_error_body(
     challenge = response.headers.get("www-authenticate")
     assert challenge == ("Bearer" if row.http_status == 401 else None)
     if row.http_status != 500:
-        assert error["message"] == f"It is {reason}."
+        hint = " (context_length_exceeded)" if reason == "CONTEXT_LENGTH_EXCEEDED" else ""
+        assert error["message"] == f"It is {reason}.{hint}"
         assert error["param"] == "temperature"
     if row.retry:
         assert response.headers["retry-after"] == "3"

@@ -47,8 +47,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "temperature": ({"temperature": "hot"}, "temperature"),
     "text for a number": ({"top_p": "0.5"}, "top_p"),
     "boolean for a number": ({"max_tokens": True}, "max_tokens"),
-    "beyond int32": ({"max_tokens": 2**31}, "max_tokens"),
-    "beyond int64": ({"seed": 2**63}, "seed"),
+    "beyond int32": ({"top_k": 2**31}, "top_k"),
+    "beyond 64 bits": ({"seed": 1.8446744073709552e19}, "seed"),
     "stop": ({"stop": ["a", 1]}, "stop[1]"),
     "stop_token_ids": ({"stop_token_ids": ["a"]}, "stop_token_ids[0]"),
     "logit_bias key": ({"logit_bias": {"x": 1}}, "logit_bias"),
@@ -56,7 +56,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "template switch": ({"chat_template_kwargs": {"tools": 1}}, "chat_template_kwargs.tools"),
     "processor switch": ({"mm_processor_kwargs": {"fps": 1}}, "mm_processor_kwargs.fps"),
     "part type": (with_part(type="hologram"), "messages[0].content[0].type"),
-    "part without type": (with_part(text="x"), "messages[0].content[0].type"),
+    "part without type": (with_part(note="x"), "messages[0].content[0].type"),
     "image without url": (with_part(type="image_url", image_url={}), URL),
     "empty url": (with_part(type="image_url", image_url={"url": ""}), URL),
     "broken base64": (
@@ -163,7 +163,8 @@ def test_every_row_of_the_error_table(adapter: Adapter, reason: str, stream: boo
     assert response.headers.get("x-should-retry") == ("false" if useless else None)
     if reason != "INTERNAL":
         assert error["param"] == "temperature"
-        assert error["message"] == f"It is {reason}."
+        hint = " (context_length_exceeded)" if reason == "CONTEXT_LENGTH_EXCEEDED" else ""
+        assert error["message"] == f"It is {reason}.{hint}"
     else:
         assert reason not in error["message"]
 
@@ -192,6 +193,10 @@ def test_openai_raises_its_own_class(
 
 def test_unknown_model(adapter: Adapter) -> None:
     assert error_of(adapter.ask(model="gpt-17"), 404)["code"] == "model_not_found"
+    # Over gRPC an empty name is the canonical model.
+    for response in (adapter.ask(model=""), adapter.complete("x", model="")):
+        error = error_of(response, 404)
+        assert (error["code"], error["param"]) == ("model_not_found", "model")
 
 
 @pytest.mark.parametrize("stream", [True, False])

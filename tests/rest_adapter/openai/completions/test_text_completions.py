@@ -34,7 +34,8 @@ def merged(chunks: list[dict], index: int) -> dict:
             lists[name] = lists.get(name, []) + items
         if "token_ids" in choice:
             whole["token_ids"] = whole.get("token_ids", []) + choice["token_ids"]
-        names = ("prompt_token_ids", "prompt_logprobs", "stop_reason", "grounding")
+        of_prompt = ("prompt_token_ids", "prompt_logprobs", "effective_max_tokens")
+        names = (*of_prompt, "stop_reason", "grounding")
         whole |= {name: choice[name] for name in names if name in choice}
         if choice["finish_reason"]:
             whole["finish_reason"] = choice["finish_reason"]
@@ -228,7 +229,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "best_of": ({"best_of": 2}, "best_of"),
     "boolean logprobs": ({"logprobs": True}, "logprobs"),
     "images of two prompts": ({"prompt": ["a", "b"], "images": ["http://x/"]}, "images"),
-    "broken image": ({"images": ["data:,"]}, "images[0].image_url"),
+    "broken image": ({"images": ["data:,"]}, "images[0]"),
     "unsupported": ({"tools": [{"type": "function"}]}, "tools"),
 }
 

@@ -1,0 +1,171 @@
+"""The options of a request, typed for keyword arguments: the same words for every method of both clients.
+
+An option that is not given, or is None, has the service's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+import difflib
+from typing import Any, Final, TypedDict, TypeVar
+
+from google.protobuf.message import Message
+
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
+from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
+
+
+_Message = TypeVar("_Message", bound=Message)
+
+
+class Sampling(TypedDict, total=False):
+    """How tokens are sampled: the fields of `SamplingOptions`, which document ranges and defaults."""
+
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None
+    max_tokens: int | None
+    min_tokens: int | None
+    ignore_eos: bool | None
+    logit_bias: Mapping[int, float] | None
+
+
+class CompletionOptions(Sampling, total=False):
+    """The options of a text completion.
+
+    Attributes:
+        model: A served name; the service's canonical model by default.
+        stop: A string, or several, that end the answer.
+        stop_token_ids: Token ids that end the answer.
+        include_stop_string: Include the stop string at the end of the answer.
+        n: Number of independent answers: `Answer.choices`.
+        logprobs: Log probabilities of the tokens of the answer and of this many most likely ones; True = 0.
+        prompt_logprobs: The same for the tokens of the prompt.
+        return_token_ids: Return the token ids of the answers.
+        return_prompt_token_ids: Return the token ids of the prompt.
+        return_prompt_text: Return the text of the prompt, special tokens included.
+        keep_special_tokens: Keep the model's special tokens in the text.
+        grounding: Parse bounding boxes from the answer: `Answer.groundings`.
+        min_pixels: Minimum number of pixels of each image that does not set its own.
+        max_pixels: Maximum number of pixels of each image that does not set its own.
+        request_id: Identifies the request for Abort and in the logs of the service.
+        cache_salt: Only requests with the same salt share cached prefixes.
+    """
+
+    model: str | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    include_stop_string: bool | None
+    n: int | None
+    logprobs: bool | int | None
+    prompt_logprobs: int | None
+    return_token_ids: bool | None
+    return_prompt_token_ids: bool | None
+    return_prompt_text: bool | None
+    keep_special_tokens: bool | None
+    grounding: bool | None
+    min_pixels: int | None
+    max_pixels: int | None
+    request_id: str | None
+    cache_salt: str | None
+
+
+class ChatOptions(CompletionOptions, total=False):
+    """The options of a chat: those of a text completion, and of the chat template.
+
+    Attributes:
+        system: A system message to put before the conversation.
+        add_generation_prompt: Open an assistant turn after the last message.
+        continue_final_message: Continue the last message, which must be the assistant's.
+        enable_thinking: Enable reasoning, for models that support it.
+    """
+
+    system: str | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    enable_thinking: bool | None
+
+
+_SAMPLING: Final = frozenset(Sampling.__annotations__)
+_COMPLETION: Final = frozenset(CompletionOptions.__annotations__)
+_CHAT: Final = frozenset(ChatOptions.__annotations__)
+_STOP: Final = {"stop_token_ids": "token_ids", "include_stop_string": "include_stop_string"}
+_RESPONSE: Final = (
+    *("return_token_ids", "return_prompt_token_ids", "return_prompt_text"),
+    *("keep_special_tokens", "grounding"),
+)
+_TEMPLATE: Final = ("add_generation_prompt", "continue_final_message", "enable_thinking")
+
+
+def chat_fields(options: ChatOptions) -> dict[str, Any]:
+    """The fields of a `ChatCompletionSpec`, but its messages.
+
+    Raises:
+        TypeError: An option is unknown, or has a value of another type.
+        ValueError: A number does not fit its field.
+    """
+    _refuse_unknown(options, _CHAT)
+    template = _given(options, _TEMPLATE)
+    return _shared_fields(options) | {"template": built(chat_pb.TemplateOptions, template)}
+
+
+def completion_fields(options: CompletionOptions) -> dict[str, Any]:
+    """The fields of a `CompletionSpec`, but its prompt and images; errors as `chat_fields`."""
+    _refuse_unknown(options, _COMPLETION)
+    return _shared_fields(options)
+
+
+def _shared_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that both kinds of specs have under the same names."""
+    logprobs = options.get("logprobs")
+    if isinstance(logprobs, bool):
+        logprobs = 0 if logprobs else None
+    stop = options.get("stop")
+    stop_fields = {_STOP[name]: value for name, value in _given(options, _STOP).items()}
+    if stop is not None:
+        stop_fields["strings"] = [stop] if isinstance(stop, str) else stop
+    counts = {"top_logprobs": logprobs, "prompt_logprobs": options.get("prompt_logprobs")}
+    pixels = _given(options, ("min_pixels", "max_pixels"))
+    return {
+        "sampling": built(sampling_pb.SamplingOptions, _given(options, _SAMPLING)),
+        "stop": built(sampling_pb.StopOptions, stop_fields),
+        "logprobs": built(sampling_pb.LogprobOptions, counts),
+        "response": built(generation_pb.ResponseOptions, _given(options, _RESPONSE)),
+        "media": built(generation_pb.MediaOptions, pixels),
+        **_given(options, ("model", "n", "request_id", "cache_salt")),
+    }
+
+
+def built(kind: type[_Message], fields: Mapping[str, Any]) -> _Message:
+    """A message with these fields; protobuf's own errors do not name the field.
+
+    Raises:
+        TypeError: A value has another type than its field.
+        ValueError: A number does not fit its field.
+    """
+    message = kind()
+    for name, value in fields.items():
+        try:
+            message.MergeFrom(kind(**{name: value}))
+        except (TypeError, ValueError) as error:
+            wrong = TypeError if isinstance(error, TypeError) else ValueError
+            raise wrong(f"{name} is {value!r}: {error}") from None
+    return message
+
+
+def _given(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name in names if (value := options.get(name)) is not None}
+
+
+def _refuse_unknown(options: Mapping[str, object], known: Collection[str]) -> None:
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"unknown option {name!r}{hint}")

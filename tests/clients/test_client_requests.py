@@ -1,0 +1,209 @@
+"""Requests in the shapes that real clients send, against the running product with the demo model.
+
+Each file in `requests/` has the requests of one client, and what it may expect: see `README.md` there.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+import json
+from pathlib import Path
+import sys
+from typing import Any
+
+import openai
+import pytest
+import requests
+
+from tests.e2e.conftest import Served, image_host, running
+from tests.support.images import draw
+
+
+__all__ = ["image_host"]
+
+FILES = sorted((Path(__file__).parent / "requests").glob("*.json"))
+PNG = draw("red", "circle").png
+CASES = [
+    pytest.param(request, id=f"{path.stem}: {request['name']}")
+    for path in FILES
+    for request in json.loads(path.read_text())["requests"]
+]
+STRICT = [case for case in CASES if "strict" in case.values[0]["expect"]]  # type: ignore[index]
+
+
+def command(*flags: str) -> list[str]:
+    serve = [sys.executable, "-m", "inference_service.cli", "serve", "--cpu-threads", "1"]
+    return [*serve, *flags]
+
+
+@pytest.fixture(scope="module")
+def product(image_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    log = tmp_path_factory.mktemp("clients") / "log.txt"
+    with running(command(), log, QWENVL_ALLOWED_MEDIA_DOMAINS=image_host) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def strict_product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    log = tmp_path_factory.mktemp("strict") / "log.txt"
+    with running(command("--strict-max-tokens"), log, QWENVL_STRICT_FIELDS="true") as served:
+        yield served
+
+
+def filled(value: Any, url: str) -> Any:
+    """The value with the images and the long text in place of their names."""
+    if isinstance(value, dict):
+        return {name: filled(inner, url) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [filled(inner, url) for inner in value]
+    encoded = base64.b64encode(PNG).decode()
+    named = {
+        "$DATA_URI": f"data:image/png;base64,{encoded}",
+        "$BASE64": encoded,
+        "$URL": url,
+        "$LONG": "word " * 9000,
+    }
+    return named.get(value, value) if isinstance(value, str) else value
+
+
+class Answer:
+    """A response: its text, usage and other fields, from one document or from a stream."""
+
+    def __init__(self, response: requests.Response, *, streamed: bool) -> None:
+        assert response.status_code == 200, response.text
+        if not streamed:
+            self.chunks = [response.json()]
+            choices = self.chunks[0]["choices"]
+            self.finish_reasons = [choice["finish_reason"] for choice in choices]
+            self.text = "".join(
+                c["text"] if "text" in c else c["message"]["content"] for c in choices
+            )
+            return
+        lines = [line for line in response.text.split("\n\n") if line.startswith("data: ")]
+        assert lines[-1] == "data: [DONE]"
+        self.chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+        choices = [choice for chunk in self.chunks for choice in chunk["choices"]]
+        self.finish_reasons = [c["finish_reason"] for c in choices if c["finish_reason"]]
+        self.text = "".join(
+            (c["text"] if "text" in c else c["delta"].get("content")) or "" for c in choices
+        )
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        usage = self.chunks[-1].get("usage")
+        assert usage is None or isinstance(usage, dict)
+        return usage
+
+    def field(self, name: str) -> Any:
+        return next(chunk[name] for chunk in self.chunks if name in chunk)
+
+
+def send(served: Served, case: dict[str, Any], body: dict[str, Any]) -> requests.Response:
+    return requests.post(
+        f"{served.http}{case.get('path', '/v1/chat/completions')}", json=body, timeout=120
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_request(product: Served, image_host: str, case: dict[str, Any]) -> None:
+    url = f"http://{image_host}/red-circle.png"
+    body, expected = filled(case["body"], url), case["expect"]
+    response = send(product, case, body)
+    if expected["status"] != 200:
+        assert response.status_code == expected["status"], response.text
+        check_error(response.json()["error"], expected)
+        return
+    answer = Answer(response, streamed=bool(body.get("stream")))
+    assert answer.finish_reasons
+    assert set(answer.finish_reasons) <= {"stop", "length"}
+    check_answer(answer, expected, streamed=bool(body.get("stream")))
+    if "same_prompt" in expected:
+        other = body | {"messages": expected["same_prompt"]} | expected.get("same_options", {})
+        assert prompt_ids(product, case, body) == prompt_ids(product, case, other)
+
+
+def check_error(error: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert error["param"] == expected["param"], error
+    assert error["type"] == "invalid_request_error"
+    assert error["code"] == expected.get("code", error["code"])
+    assert expected.get("message", "") in error["message"]
+    if "code" not in expected:
+        name = expected["param"].rpartition(".")[2].partition("[")[0]
+        assert name in error["message"] or error["code"].startswith(("invalid_image", "image_"))
+    for internal in ("Input should", "1e-", "e+", ".str", "pydantic", "spec."):
+        assert internal not in error["message"]
+
+
+def check_answer(answer: Answer, expected: dict[str, Any], *, streamed: bool) -> None:
+    assert expected.get("answer", "") in answer.text.lower()
+    if streamed and "stream_usage" in expected:
+        assert (answer.usage is not None) == expected["stream_usage"]
+    if "images" in expected and answer.usage is not None:
+        tokens = answer.usage["prompt_tokens_details"]["image_tokens"]
+        assert tokens >= expected["images"]
+    if expected.get("clamped"):
+        used = answer.usage
+        assert used is not None
+        assert answer.field("effective_max_tokens") + used["prompt_tokens"] == 4096
+
+
+def prompt_ids(served: Served, case: dict[str, Any], body: dict[str, Any]) -> list[int]:
+    asked = body | {"return_token_ids": True, "max_tokens": 1, "stream": False}
+    response = send(served, case, asked)
+    assert response.status_code == 200, response.text
+    ids = response.json()["prompt_token_ids"]
+    assert isinstance(ids, list)
+    assert ids
+    return ids
+
+
+@pytest.mark.parametrize("case", STRICT)
+def test_strict_fields(strict_product: Served, case: dict[str, Any]) -> None:
+    """What is only ignored with a log line is refused with --strict-fields."""
+    response = send(strict_product, case, filled(case["body"], ""))
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert (error["param"], error["code"]) == (case["expect"]["strict"], "unknown_parameter")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_overflow_starts_the_fallbacks_of_clients(product: Served, stream: bool) -> None:
+    """By the class, the code or the words that LiteLLM, LangChain, CrewAI and OpenHands look for."""
+    with (
+        openai.OpenAI(base_url=f"{product.http}/v1", api_key="none") as client,
+        pytest.raises(openai.BadRequestError) as caught,
+    ):
+        client.chat.completions.create(
+            model="qwen-vl", messages=[{"role": "user", "content": "word " * 9000}], stream=stream
+        )
+    assert caught.value.code == "context_length_exceeded"
+    text = str(caught.value)
+    assert "context_length_exceeded" in text  # LangChain
+    for words in ("this model's maximum context length is", "maximum context length"):
+        assert words in text.lower()  # LiteLLM; CrewAI and others
+
+
+def test_the_python_sdk_converses_about_an_image(product: Served) -> None:
+    """Answer, history as the SDK dumps it, and a stream with its helper."""
+    content: Any = filled([{"type": "image_url", "image_url": {"url": "$DATA_URI"}}], "")
+    history: list[Any] = [{"role": "user", "content": ["What is in the picture?", *content]}]
+    with openai.OpenAI(base_url=f"{product.http}/v1", api_key="none") as client:
+        first = client.chat.completions.create(model="qwen-vl", messages=history, temperature=0)
+        assert "red circle" in (first.choices[0].message.content or "").lower()
+        history += [first.choices[0].message.model_dump(), {"role": "user", "content": "Thanks."}]
+        with client.chat.completions.stream(
+            model="qwen-vl", messages=history, temperature=0
+        ) as stream:
+            final = stream.get_final_completion()
+    assert final.choices[0].message.content
+    assert final.choices[0].finish_reason in ("stop", "length")
+
+
+def test_strict_max_tokens(strict_product: Served) -> None:
+    body = {"model": "qwen-vl", "messages": [{"role": "user", "content": "x"}], "max_tokens": 10**6}
+    response = send(strict_product, {}, body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], error["code"]) == ("max_tokens", "context_length_exceeded")
+    assert "--strict-max-tokens" in error["message"]

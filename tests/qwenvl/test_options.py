@@ -1,0 +1,146 @@
+"""Options: every field of the API has one, and none is dropped or misread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.options import ChatOptions, CompletionOptions
+from qwenvl.specs import chat_spec, completion_spec
+
+
+EVERY: ChatOptions = {
+    "model": "m",
+    "temperature": 0.5,
+    "top_p": 0.25,
+    "top_k": 7,
+    "min_p": 0.125,
+    "repetition_penalty": 1.5,
+    "presence_penalty": 0.75,
+    "frequency_penalty": -0.5,
+    "seed": 11,
+    "max_tokens": 12,
+    "min_tokens": 3,
+    "ignore_eos": True,
+    "logit_bias": {5: -1.0},
+    "stop": ["a", "b"],
+    "stop_token_ids": [9],
+    "include_stop_string": True,
+    "n": 2,
+    "logprobs": 4,
+    "prompt_logprobs": 1,
+    "return_token_ids": True,
+    "return_prompt_token_ids": True,
+    "return_prompt_text": True,
+    "keep_special_tokens": True,
+    "grounding": True,
+    "min_pixels": 100,
+    "max_pixels": 200,
+    "request_id": "r",
+    "cache_salt": "s",
+    "add_generation_prompt": True,
+    "continue_final_message": True,
+    "enable_thinking": False,
+}
+TEMPLATE = {"add_generation_prompt", "continue_final_message", "enable_thinking"}
+# The service does not support them yet, and refuses them.
+UNSUPPORTED = {"constraint", "tools", "tool_choice"}
+CONTENT = {"messages", "text", "token_ids", "images"}
+
+
+def fields(kind: Any, path: str = "") -> Iterator[str]:
+    """The paths of all fields that are not deprecated, but those of `UNSUPPORTED` and `CONTENT`."""
+    for field in kind.fields:
+        if field.GetOptions().deprecated or (field.name in UNSUPPORTED | CONTENT and not path):
+            continue
+        inner = field.message_type
+        if inner is None or inner.GetOptions().map_entry:
+            yield path + field.name
+        else:
+            yield from fields(inner, f"{path}{field.name}.")
+
+
+def set_fields(message: Any, path: str = "") -> Iterator[str]:
+    for field, value in message.ListFields():
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            yield path + field.name
+        else:
+            yield from set_fields(value, f"{path}{field.name}.")
+
+
+def test_every_field_of_the_api_has_an_option() -> None:
+    spec = chat_spec("x", None, EVERY)
+    spec.ClearField("messages")
+    assert set(set_fields(spec)) == set(fields(chat_pb.ChatCompletionSpec.DESCRIPTOR))
+    completion: CompletionOptions = {k: v for k, v in EVERY.items() if k not in TEMPLATE}  # type: ignore[assignment]
+    raw = completion_spec("x", None, completion)
+    raw.ClearField("text")
+    assert set(set_fields(raw)) == set(fields(completion_pb.CompletionSpec.DESCRIPTOR))
+
+
+def test_values_arrive() -> None:
+    spec = chat_spec("x", None, EVERY)
+    assert (spec.model, spec.n, spec.request_id, spec.cache_salt) == ("m", 2, "r", "s")
+    assert (spec.sampling.temperature, spec.sampling.logit_bias[5]) == (0.5, -1.0)
+    assert (list(spec.stop.strings), list(spec.stop.token_ids)) == (["a", "b"], [9])
+    assert (spec.logprobs.top_logprobs, spec.logprobs.prompt_logprobs) == (4, 1)
+    assert (spec.media.min_pixels, spec.media.max_pixels) == (100, 200)
+    assert spec.template.HasField("enable_thinking")
+
+
+def test_what_is_not_given_or_none_is_not_set() -> None:
+    nothing: Any = dict.fromkeys(EVERY)
+    empty: Any = {}
+    for options in (empty, nothing):
+        spec = chat_spec("x", None, options)
+        spec.ClearField("messages")
+        assert list(set_fields(spec)) == []
+
+
+def test_zero_and_false_are_values() -> None:
+    spec = chat_spec("x", None, {"temperature": 0, "seed": 0, "n": 0, "ignore_eos": False})
+    assert spec.HasField("n")
+    assert all(spec.sampling.HasField(name) for name in ("temperature", "seed", "ignore_eos"))
+
+
+def test_one_stop_string_is_not_taken_apart() -> None:
+    assert chat_spec("x", None, {"stop": "END"}).stop.strings == ["END"]
+    assert chat_spec("x", None, {"stop": ""}).stop.strings == [""]  # for the service to refuse
+
+
+@pytest.mark.parametrize(("given", "top"), [(True, 0), (0, 0), (5, 5), (False, None), (None, None)])
+def test_logprobs(given: Any, top: int | None) -> None:
+    options = chat_spec("x", None, {"logprobs": given}).logprobs
+    assert (options.top_logprobs if options.HasField("top_logprobs") else None) == top
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temprature": 1}, "temprature.*did you mean 'temperature'"),
+        ({"zzz": 1}, "unknown option 'zzz'"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"n": "2"}, "n"),
+    ],
+)
+def test_a_wrong_option_is_a_type_error(options: Any, message: str) -> None:
+    for build in (chat_spec, completion_spec):
+        with pytest.raises(TypeError, match=message):
+            build("x", None, options)
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATE | {"system"}))
+def test_a_raw_prompt_has_no_template(name: str) -> None:
+    with pytest.raises(TypeError, match="unknown option"):
+        completion_spec("x", None, {name: None})  # type: ignore[misc]
+
+
+def test_prompts() -> None:
+    assert completion_spec("x", None, {}).text == "x"
+    assert completion_spec([1, 2], None, {}).token_ids.ids == [1, 2]
+    with pytest.raises(TypeError, match="bytes"):
+        completion_spec(b"x", None, {})
