@@ -17,7 +17,7 @@ from tests.chaos.service import MIB, Figures, Neighbour, Service, running
 
 
 SAMPLE = ("unfinished health checks", "closed window", "many parts")
-SECONDS = 4.0
+SECONDS = 3.0
 MAX_RSS = 1024 * MIB
 """The front has about 80 MiB; its budgets for messages add up to 384, of which parsing needs a copy."""
 SLACK_S = 2.0

@@ -129,6 +129,7 @@ async def test_a_health_check_has_no_long_name(service: Service, name: str) -> N
         (f"{HEALTH}/Check", "HealthCheckRequest"),
         (f"{HEALTH}/Watch", "HealthCheckRequest"),
         (REFLECTION, "ServerReflectionRequest"),
+        (REFLECTION.replace("v1alpha", "v1"), "ServerReflectionRequest"),
     ],
 )
 @pytest.mark.parametrize("data", [b"\xff" * 9, b"\x0a\x05abc", b"\x0a\x01\xff", b"\x0b" * 4000])
@@ -322,12 +323,10 @@ async def test_unknown_names_are_not_watched_and_watches_are_bounded(
 
 async def test_ids_of_others_are_not_told(guarded: Service) -> None:
     guarded.engine.hold_at = 2
-    streams = [
-        guarded.stream(spec_of("hello", request_id="same"), metadata=with_key(key))
-        for key in ("one", "two")
-    ]
-    for stream in streams:
-        assert (await read_event(stream)).started.request_id == "same"
+    streams = []
+    for key in ("one", "two"):
+        streams.append(guarded.stream(spec_of("hello", request_id="same"), metadata=with_key(key)))
+        assert (await read_event(streams[-1])).started.request_id == "same"
     got = await refusal(guarded.create(spec_of("x", request_id="same"), metadata=with_key("one")))
     assert got.code is grpc.StatusCode.ALREADY_EXISTS
     await until(lambda: len(guarded.engine.live) == 2)
