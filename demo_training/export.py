@@ -132,6 +132,16 @@ def preprocessor_config() -> dict[str, Any]:
     }
 
 
+def video_preprocessor_config() -> dict[str, Any]:
+    """video_preprocessor_config.json: Qwen3-VL's."""
+    images = preprocessor_config()
+    del images["image_processor_type"]
+    return images | {
+        "size": {"shortest_edge": 4096, "longest_edge": 25165824},
+        "video_processor_type": "Qwen3VLVideoProcessor",
+    }
+
+
 def export(
     weights: dict[str, torch.Tensor], network: NetworkConfig, tokenizer_file: Path, out_dir: Path
 ) -> None:
@@ -149,6 +159,7 @@ def export(
         "generation_config.json": generation_config(tokenizer),
         "preprocessor_config.json": preprocessor_config(),
         "tokenizer_config.json": tokenizer_config(network, tokenizer),
+        "video_preprocessor_config.json": video_preprocessor_config(),
     }
     out_dir.mkdir(parents=True, exist_ok=True)
     # On the same file system as the folder, so that renaming is atomic.

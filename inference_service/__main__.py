@@ -1,98 +1,20 @@
-"""The command `inference-service`: starts the gRPC front and its engine process."""
+"""The command `inference-service`; see `inference_service.front`."""
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 from collections.abc import Sequence
-import logging
-import os
 
-from inference_service.backend.local import LocalBackend
-from inference_service.backend.served_model import ServedModel
-from inference_service.engine_client.child import DEFAULT_COMMAND
-from inference_service.engine_client.client import EngineClient
-from inference_service.engine_protocol.messages import EngineConfig
-from inference_service.grpc_api.server import serve
-from inference_service.hub.resolve import ModelNotFound, resolve_model
-from inference_service.media.policy import FetchPolicy
-from inference_service.settings import ServiceSettings
-from qwenvl.observability import configure_logging, default_log_format
+from qwenvl.interrupts import ending_at_once
+from qwenvl.safe_path import leave_out_working_directory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the service until it is stopped; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="inference-service", description="Serve a Qwen-VL model over gRPC."
-    )
-    ServiceSettings.add_flags(parser)
-    settings = ServiceSettings.load(vars(parser.parse_args(argv)), os.environ)
-    configure_logging(
-        process="inference-service", level=settings.log_level, log_format=settings.log_format
-    )
-    # These loggers write URLs and headers, which may contain credentials.
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        FetchPolicy.from_settings(settings)
-    except ValueError as error:
-        raise SystemExit(f"invalid settings:\n  {error}") from None
-    try:
-        resolved = resolve_model(
-            settings.model,
-            settings.served_model_name,
-            hub=settings.hub,
-            revision=settings.revision,
-        )
-        model = ServedModel.load(
-            resolved.directory, resolved.served_names, history_window=settings.history_window
-        )
-    except (ModelNotFound, ValueError, OSError) as error:
-        raise SystemExit(f"cannot serve this model: {error}") from None
-    try:
-        return asyncio.run(_run(settings, model))
-    except OSError as error:
-        raise SystemExit(str(error)) from None
+    leave_out_working_directory()
+    with ending_at_once():
+        from inference_service.front import main as run  # noqa: PLC0415 - imports for a second
 
-
-async def _run(settings: ServiceSettings, model: ServedModel) -> int:
-    engine = EngineClient(
-        engine_config(settings, model),
-        start_timeout_s=settings.engine_start_timeout_s,
-        stall_timeout_s=settings.engine_stall_timeout_s,
-        pixel_budget_bytes=settings.pixel_budget_mib * 2**20,
-        command=engine_command(settings),
-    )
-    return await serve(settings, LocalBackend(settings, model, engine))
-
-
-def engine_command(settings: ServiceSettings) -> tuple[str, ...]:
-    """The engine's command line, with the log level and format of this process."""
-    log_format = settings.log_format or default_log_format()
-    return (
-        *DEFAULT_COMMAND,
-        f"--log-level={settings.log_level}",
-        f"--log-format={log_format}",
-    )
-
-
-def engine_config(settings: ServiceSettings, model: ServedModel) -> EngineConfig:
-    """The configuration that the engine process is started with."""
-    return EngineConfig(
-        model_dir=str(model.directory),
-        dtype=settings.dtype,
-        device=settings.device,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        page_size=settings.kv_page_size,
-        num_kv_pages=settings.num_kv_pages,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
-        cpu_kv_cache_bytes=settings.cpu_kv_cache_mib * 2**20,
-        encoder_cache_tokens=settings.encoder_cache_tokens,
-        enable_prefix_caching=settings.enable_prefix_caching,
-        cpu_threads=settings.cpu_threads,
-    )
+        return run(argv)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, AliasChoices, Field
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from inference_service.sampling import RANGES
-from qwenvl.flags import FlagSettings
+from qwenvl.flags import Address, FlagSettings, next_address
 from qwenvl.observability import LogFormat, LogLevel
 
 
@@ -49,11 +50,29 @@ def _sampling_default(name: str, otherwise: str = "", *, also: str | None = None
     )
 
 
+def _after_grpc(address: Any, info: ValidationInfo) -> Any:
+    """The admin address for `auto`; an invalid gRPC address has an error of its own."""
+    grpc_address = info.data.get("grpc_address")
+    if address != "auto" or grpc_address is None:
+        return None if address == "auto" else address
+    return next_address(grpc_address)
+
+
 DeviceName = Annotated[str, AfterValidator(_check_device)]
+AdminAddress = Annotated[Address | None, BeforeValidator(_after_grpc)]
 
 
 class ServiceSettings(FlagSettings):
     """Settings of `inference-service`."""
+
+    GROUPS: ClassVar[Mapping[str, str]] = {
+        "model": "model",
+        "addresses": "grpc_address",
+        "device and memory": "dtype",
+        "requests": "max_queue",
+        "media": "allowed_media_domains",
+        "access, shutdown and logs": "api_key_file",
+    }
 
     model: str | None = Field(
         None, description="model directory or hub id; none = the embedded demo model"
@@ -70,17 +89,19 @@ class ServiceSettings(FlagSettings):
         description="names under which the model is served, the canonical name first; empty = derived from the model"
         " (demo model: qwen-vl-demo qwen-vl)",
     )
-    # addresses
-    grpc_address: str = Field("127.0.0.1:50051", description="address (host:port) of the gRPC API")
-    admin_address: str | None = Field(
-        "127.0.0.1:50052",
-        description="address (host:port) of the complete AdminService; none = not served",
+    grpc_address: Address = Field(
+        "127.0.0.1:50051", description="address (host:port) of the gRPC API"
     )
-    health_address: str | None = Field(
+    admin_address: AdminAddress = Field(
+        "auto",
+        validate_default=True,
+        description="address (host:port) of the complete AdminService; auto = the port after that of the gRPC API,"
+        " on 127.0.0.1; none = not served",
+    )
+    health_address: Address | None = Field(
         None,
         description="additional plaintext address (host:port) that serves grpc.health.v1 only; none = not served",
     )
-    # engine
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto",
         description="dtype of weights and KV cache; auto = the checkpoint's on a GPU, float32 on a CPU",
@@ -122,7 +143,6 @@ class ServiceSettings(FlagSettings):
         60.0,
         description="time without progress, even within a step, after which the engine is restarted, in seconds",
     )
-    # admission and defaults
     max_queue: Positive = Field(
         256, description="maximum number of requests in flight, including waiting requests"
     )
@@ -189,7 +209,6 @@ class ServiceSettings(FlagSettings):
         description="drop the oldest turns beyond this many tokens of history (Qwen-VL-Chat of 2023 only);"
         " none = prompts that are too long are refused",
     )
-    # media
     allowed_media_domains: tuple[str, ...] = Field(
         (),
         description="fetch media from these hosts only: host, .domain (with its subdomains), *.domain (its subdomains"
@@ -257,7 +276,6 @@ class ServiceSettings(FlagSettings):
     pixel_budget_mib: Positive = Field(
         512, description="maximum size of the decoded pixels in transit to the engine, in MiB"
     )
-    # access and shutdown
     api_key_file: str | None = Field(
         None, description="file with one API key per line; none = no authentication"
     )

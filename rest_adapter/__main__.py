@@ -1,41 +1,16 @@
-"""The command `rest-adapter`: settings, logs, and the HTTP server."""
+"""The command `rest-adapter`: flags and settings; see `rest_adapter.server`.
+
+Only what handles Ctrl-C is imported with this module: all other imports take a second, in which it may come.
+"""
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-from collections.abc import Generator, Sequence
-import contextlib
+from collections.abc import Sequence
 import os
-import signal
 import sys
 
-import uvicorn
-
-from qwenvl.observability import configure_logging
-from rest_adapter.app import create_app
-from rest_adapter.http_protocol import BoundedHttpProtocol
-from rest_adapter.settings import AdapterSettings
-
-
-# Longer than the idle time of common client pools, so that the client closes first.
-_KEEP_ALIVE_S = 75
-
-
-class _Server(uvicorn.Server):
-    """Exits with status 0 after a signal; uvicorn's server would raise the signal again."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """The first signal lets running requests finish, the second one exits at once."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal)
-        yield
-
-    def _on_signal(self) -> None:
-        self.force_exit = self.should_exit
-        self.should_exit = True
+from qwenvl.interrupts import ending_at_once
+from qwenvl.safe_path import leave_out_working_directory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,38 +22,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(
-        prog="rest-adapter", description="OpenAI-compatible REST API of an inference-service."
-    )
-    AdapterSettings.add_flags(parser)
-    settings = AdapterSettings.load(vars(parser.parse_args(argv)), os.environ)
-    host, _, port = settings.http_address.rpartition(":")
-    if not host or not port.isdecimal():
-        parser.error(f"--http-address: {settings.http_address!r} is not of the form HOST:PORT")
-    configure_logging(
-        process="rest-adapter", level=settings.log_level, log_format=settings.log_format
-    )
-    try:
-        app = create_app(settings)
-    except OSError as error:
-        parser.error(f"--api-key-file: {error.strerror}")
-    server = _Server(
-        uvicorn.Config(
-            app,
-            host=host.strip("[]"),
-            port=int(port),
-            loop="uvloop",
-            http=BoundedHttpProtocol,
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=int(settings.request_timeout_s),
+    leave_out_working_directory()
+    with ending_at_once():
+        from qwenvl.command_line import CommandParser, add_version  # noqa: PLC0415
+        from qwenvl.environment import check_variables  # noqa: PLC0415
+
+        try:
+            import uvicorn  # noqa: F401, PLC0415
+
+            from rest_adapter.settings import AdapterSettings  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise SystemExit(
+                f"{error.name} is not installed; rest-adapter needs: pip install 'qwen-vl-serving[adapter]'"
+            ) from None
+        parser = CommandParser(
+            prog="rest-adapter", description="OpenAI-compatible REST API of an inference-service."
         )
-    )
-    server.run()
-    return 0 if server.started else 1
+        add_version(parser)
+        parser.add_argument(
+            "--check-settings", action="store_true", help="check the settings and end"
+        )
+        AdapterSettings.add_flags(parser)
+        flags = vars(parser.parse_args(argv))
+        warnings = check_variables(os.environ)
+        settings = AdapterSettings.load(flags, os.environ)
+        settings.check_files()
+        if flags["check_settings"]:
+            return 0
+
+        from rest_adapter.server import serve  # noqa: PLC0415
+
+        return serve(settings, warnings)
 
 
 if __name__ == "__main__":

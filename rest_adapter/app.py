@@ -9,17 +9,23 @@ from pathlib import Path
 from typing import Final
 
 from fastapi import FastAPI, Request, Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from qwenvl.aio import AsyncService
 from qwenvl.keys import KeyFile
 from rest_adapter import probes
 from rest_adapter.auth import RequireKey
+from rest_adapter.body import Bodies, BodyBudget, BodyLimits
 from rest_adapter.dialect import Dialect, error_response
-from rest_adapter.errors import ApiError, aborted, internal
-from rest_adapter.middleware import BodyLimit, RequestLog, response_request_id
+from rest_adapter.errors import ApiError, aborted
+from rest_adapter.framing import RefuseUnclearFraming
+from rest_adapter.middleware import Failures, RequestLog
 from rest_adapter.openai.dialect import OPENAI
+from rest_adapter.origins import RefuseForeignPages, compile_origins
+from rest_adapter.paths import Endpoints, HeadAsGet, TidyPaths
 from rest_adapter.settings import AdapterSettings
 from rest_adapter.state import Shared
 
@@ -27,10 +33,7 @@ from rest_adapter.state import Shared
 DIALECTS: Final = (OPENAI,)
 """The served dialects; the first one also formats the errors of all other paths."""
 
-_HTTP_ERRORS: Final = {
-    404: ("This path does not exist.", "NOT_FOUND"),
-    405: ("This path does not support this method.", "METHOD_NOT_ALLOWED"),
-}
+_EXPOSED_HEADERS: Final = ("retry-after", "x-request-id", "x-should-retry")
 
 
 def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS) -> FastAPI:
@@ -57,20 +60,51 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.dialects = tuple(dialects)
-    for router in (*(dialect.router for dialect in dialects), probes.router):
+    routers = (*(dialect.router for dialect in dialects), probes.router)
+    for router in routers:
         app.include_router(router)
-    # The last one added is the outermost: refused keys also get a log line and a request id.
-    app.add_middleware(
-        BodyLimit, max_bytes=settings.max_body_mib * 2**20, timeout_s=settings.body_timeout_s
+    app.state.endpoints = Endpoints(
+        (dialect.prefix for dialect in dialects),
+        (route for router in routers for route in router.routes),
     )
-    if settings.api_key_file is not None:
-        app.add_middleware(RequireKey, keys=KeyFile(Path(settings.api_key_file)))
-    app.add_middleware(RequestLog)
+    _add_middleware(app, settings)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
-    app.add_exception_handler(Exception, _defect)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: AdapterSettings) -> None:
+    """Adds the middleware from the inside out."""
+    keys = None if settings.api_key_file is None else KeyFile(Path(settings.api_key_file))
+    origins = compile_origins(settings.allowed_origins)
+    app.add_middleware(HeadAsGet)
+    if keys is not None:
+        app.add_middleware(RequireKey, keys=keys)
+    else:
+        app.add_middleware(RefuseForeignPages, origins=origins)
+    app.add_middleware(RefuseUnclearFraming)
+    app.add_middleware(Failures)
+    # Outside of the check of keys: a browser sends its question (OPTIONS) without one.
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origin_regex=origins.pattern,
+        allow_methods=("GET", "HEAD", "OPTIONS", "POST"),
+        allow_headers=("*",),
+        allow_private_network=True,
+        expose_headers=_EXPOSED_HEADERS,
+    )
+    app.add_middleware(RequestLog, keys=keys)
+    app.add_middleware(TidyPaths)
+    app.add_middleware(
+        Bodies,
+        limits=BodyLimits(
+            max_bytes=settings.max_body_mib * 2**20,
+            silence_s=settings.body_timeout_s,
+            min_bytes_per_s=settings.min_body_kib_per_s * 1024,
+            budget=BodyBudget(settings.body_budget_mib * 2**20),
+        ),
+    )
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
@@ -80,19 +114,17 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message, reason = _HTTP_ERRORS.get(error.status_code, (str(error.detail), "INVALID_REQUEST"))
-    failure = ApiError(error.status_code, message, reason=reason, headers=error.headers)
+    endpoints: Endpoints = request.app.state.endpoints
+    if error.status_code == 404:
+        failure = endpoints.explain_path(request.method, request.url.path)
+    elif error.status_code == 405:
+        allowed = Headers(error.headers).get("allow", "").replace("GET", "GET, HEAD")
+        failure = endpoints.explain_method(request.method, request.url.path, allowed)
+    else:
+        failure = ApiError(error.status_code, str(error.detail), reason="INVALID_REQUEST")
     return error_response(request.scope, failure)
 
 
 async def _client_gone(request: Request, error: Exception) -> Response:
     del error
     return error_response(request.scope, aborted())
-
-
-async def _defect(request: Request, error: Exception) -> Response:
-    # The server logs the exception; this response bypasses the middleware that adds the request id.
-    del error
-    failure = internal()
-    failure.headers["x-request-id"] = response_request_id()
-    return error_response(request.scope, failure)

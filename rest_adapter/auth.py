@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwenvl.keys import KeyFile, key_of
-from rest_adapter.dialect import dialect_of, error_response
+from rest_adapter.dialect import error_response
 from rest_adapter.errors import ApiError, of_reason
 from rest_adapter.middleware import PROBES
 
@@ -21,7 +20,7 @@ class RequireKey:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or refuses it with 401."""
         if scope["type"] == "http" and scope["path"] not in PROBES:
-            authorization = dialect_of(scope).authorization_of(Headers(scope=scope))
+            authorization = scope["state"]["authorization"]
             if not self._keys.accepts(authorization):
                 error = _refusal(has_key=bool(key_of(authorization)))
                 await error_response(scope, error)(scope, receive, send)

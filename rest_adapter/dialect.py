@@ -12,6 +12,8 @@ from starlette.responses import Response
 from starlette.status import HTTP_401_UNAUTHORIZED
 from starlette.types import Scope
 
+from qwenvl.keys import KeyFile
+from qwenvl.observability import current_call
 from rest_adapter.errors import ApiError
 
 
@@ -22,8 +24,8 @@ class Dialect:
     Attributes:
         prefix: Path of the dialect's routes, without a trailing slash: `/v1`.
         router: The routes.
-        authorization_of: Returns the caller's key in the headers as the `authorization` of a gRPC call, `Bearer KEY`;
-            None if there is no key.
+        authorizations_of: Returns the caller's keys in the headers, each as the `authorization` of a gRPC call,
+            `Bearer KEY`; a client may send several headers, of which not all have a real key.
         challenge: `www-authenticate` of every 401 (RFC 9110, 11.6.1), also of the service's; None = no such header.
         render_error: Returns the headers and the JSON body of an error.
         render_error_event: Returns the Server-Sent Event that ends a failed stream.
@@ -32,7 +34,7 @@ class Dialect:
 
     prefix: str
     router: APIRouter
-    authorization_of: Callable[[Headers], str | None]
+    authorizations_of: Callable[[Headers], Sequence[str]]
     challenge: str | None
     render_error: Callable[[ApiError], tuple[dict[str, str], bytes]]
     render_error_event: Callable[[ApiError], bytes]
@@ -50,8 +52,29 @@ def dialect_of(scope: Scope) -> Dialect:
     return choose(scope["app"].state.dialects, scope["path"])
 
 
+def authorization_of(scope: Scope, keys: KeyFile | None) -> str | None:
+    """The `Bearer KEY` of a request: the first one that is known, else the first one; None = the request has no key."""
+    candidates = dialect_of(scope).authorizations_of(Headers(scope=scope))
+    known = (each for each in candidates if keys is not None and keys.accepts(each))
+    return next(known, None) or next(iter(candidates), None)
+
+
+def response_request_id() -> str:
+    """`x-request-id` of the current response: the client's own id, else the request's id."""
+    call = current_call()
+    assert call is not None
+    return call.client_request_id or call.request_id
+
+
+def note_error(scope: Scope, error: ApiError) -> None:
+    """Gives an error the id of the request, and the access log the reason."""
+    error.request_id = response_request_id()
+    scope["state"]["error"] = error
+
+
 def error_response(scope: Scope, error: ApiError) -> Response:
     """The response to a failed request in its dialect."""
+    note_error(scope, error)
     dialect = dialect_of(scope)
     headers, body = dialect.render_error(error)
     headers = headers | error.headers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import logging
 import re
 from typing import Final
 
@@ -15,6 +16,9 @@ from rest_adapter.json_text import shown
 
 
 _DEFAULT_RETRY_AFTER_S: Final = 1.0
+_MAX_MESSAGE_CHARS: Final = 2000
+_MAX_PARAM_CHARS: Final = 200
+_LOG: Final = logging.getLogger(__name__)
 
 # Messages for errors of the transport, as its own messages contain addresses.
 _TRANSPORT_MESSAGES: Final = {
@@ -33,10 +37,11 @@ class ApiError(Exception):
         status: HTTP status.
         reason: UPPER_SNAKE_CASE name: a key of `qwenvl.errors.BY_REASON`, or one of the adapter's own (`INVALID_JSON`,
             `UNKNOWN_FIELD`, ...).
-        message: The message for the caller; if empty, the dialect's code for `reason` is used.
-        param: Path of the offending field in the request's JSON, or None.
+        message: The message for the caller, at most 2,000 characters; if empty, the dialect's code is used.
+        param: Path of the offending field in the request's JSON, at most 200 characters, or None.
         retry_after_s: Seconds after which the same request may succeed; None = a retry does not help.
         headers: Response headers that HTTP requires, such as `allow`.
+        request_id: The `x-request-id` of the response; None = there is no response with one.
     """
 
     def __init__(
@@ -49,13 +54,20 @@ class ApiError(Exception):
         retry_after_s: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        message = _shortened(message, _MAX_MESSAGE_CHARS)
         super().__init__(message)
         self.status = status
         self.reason = reason
         self.message = message
-        self.param = param
+        # A caller chooses names of fields.
+        self.param = None if param is None else _shortened(param, _MAX_PARAM_CHARS)
         self.retry_after_s = retry_after_s
         self.headers = dict(headers or {})
+        self.request_id: str | None = None
+
+
+def _shortened(text: str, maximum: int) -> str:
+    return text if len(text) <= maximum else text[: maximum - 3] + "..."
 
 
 def of_reason(
@@ -107,6 +119,11 @@ def internal() -> ApiError:
     return of_reason("INTERNAL", "An internal error occurred.")
 
 
+def stopping() -> ApiError:
+    """The adapter stops and cannot wait for the request any longer."""
+    return of_reason("DRAINING", "The server is stopping; try again later.")
+
+
 def aborted() -> ApiError:
     """The request was aborted while it ran."""
     return of_reason("ABORTED", _TRANSPORT_MESSAGES["ABORTED"])
@@ -124,6 +141,16 @@ def from_rpc(
     failure = read_error(error)
     row = mapping_for(failure.code, failure.reason)
     if row.http_status == 500:
+        # Without a reason the text is that of an exception, which may contain a prompt.
+        is_known = failure.reason is not None
+        _LOG.error(
+            {
+                "message": "the inference service failed",
+                "code": failure.code.name,
+                "detail": failure.message if is_known else "",
+            },
+            exc_info=error if is_known else None,
+        )
         return internal()
     message = failure.message
     if failure.reason is None:

@@ -9,13 +9,20 @@ from typing import Final, TypeVar
 from fastapi import Request
 import orjson
 
+from rest_adapter.body import body_of
 from rest_adapter.errors import ApiError, invalid
+from rest_adapter.json_errors import explain_json_error
+from rest_adapter.json_size import check_size
+from rest_adapter.off_loop import off_loop
 from rest_adapter.state import shared
 
 
 _LOG: Final = logging.getLogger(__name__)
 _MAX_LOGGED_FIELDS: Final = 20
 _MAX_LOGGED_CHARS: Final = 100
+# `curl -d` sends this type, whatever the data. A web page can send it too, but then with its origin.
+_FORM_TYPE: Final = "application/x-www-form-urlencoded"
+_BOM: Final = b"\xef\xbb\xbf"
 _Parsed = TypeVar("_Parsed")
 
 
@@ -24,28 +31,59 @@ async def read_json(
 ) -> _Parsed:
     """Reads and checks the body; unknown fields are logged, or refused if the settings say so.
 
+    If a field occurs twice, the last one counts. A byte order mark before the JSON is ignored.
+
     Args:
         request: The HTTP request.
         parse: Checks a JSON document; returns the request and the paths of unknown fields.
 
     Raises:
-        ApiError: The body is not valid JSON, or a field is invalid.
+        ApiError: The body is not valid JSON or has too many values, or a field is invalid.
     """
-    body = await request.body()
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type and media_type != "application/json":
-        message = f"The content type is {media_type[:100]!r}, but must be application/json."
-        raise ApiError(415, message, reason="UNSUPPORTED_MEDIA_TYPE")
-    try:
-        # orjson refuses invalid UTF-8, and nesting deeper than 1024 before it creates objects.
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise invalid("The body is not valid JSON.", None, "INVALID_JSON") from None
-    parsed, unknown = parse(document)
+    body = body_of(request)
+    settings = shared(request).settings
+    media_type = _media_type(request)
+    data = await body.read()
+    if media_type == _FORM_TYPE and not data.lstrip().startswith(b"{"):
+        raise _wrong_type(media_type)
+    extra = await off_loop(
+        len(data), check_size, data, max_text_bytes=settings.max_text_mib * 2**20
+    )
+    body.take(extra)
+    parsed, unknown = await off_loop(len(data), _parse, data, parse)
     if unknown:
-        if shared(request).settings.strict_fields:
-            message = f"'{unknown[0]}' is not a known field (--strict-fields)."
+        if settings.strict_fields:
+            message = f"'{unknown[0][:_MAX_LOGGED_CHARS]}' is not a known field (--strict-fields)."
             raise invalid(message, unknown[0], "UNKNOWN_FIELD")
         names = [name[:_MAX_LOGGED_CHARS] for name in unknown[:_MAX_LOGGED_FIELDS]]
         _LOG.info({"message": "unknown fields are ignored", "fields": ", ".join(names)})
     return parsed
+
+
+def _media_type(request: Request) -> str:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = media_type in ("", "application/json", _FORM_TYPE) or (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    )
+    if not is_json:
+        raise _wrong_type(media_type)
+    return media_type
+
+
+def _wrong_type(media_type: str) -> ApiError:
+    message = f"The content type is {media_type[:100]!r}, but must be application/json."
+    return ApiError(415, message, reason="UNSUPPORTED_MEDIA_TYPE")
+
+
+def _parse(
+    data: bytearray, parse: Callable[[object], tuple[_Parsed, list[str]]]
+) -> tuple[_Parsed, list[str]]:
+    if data.startswith(_BOM):
+        del data[: len(_BOM)]
+    try:
+        # orjson refuses invalid UTF-8, and nesting deeper than 1024 before it creates objects.
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise explain_json_error(data, error) from None
+    data.clear()
+    return parse(document)

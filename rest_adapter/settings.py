@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from qwenvl.flags import FlagSettings
+from qwenvl.flags import Address, FlagSettings, Target
 from qwenvl.observability import LogFormat, LogLevel
+from rest_adapter.origins import compile_origins
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -17,20 +18,42 @@ Seconds = Annotated[float, Field(gt=0)]
 class AdapterSettings(FlagSettings):
     """Settings of `rest-adapter`."""
 
-    http_address: str = Field("127.0.0.1:8000", description="address (host:port) of the REST API")
-    grpc_target: str = Field(
+    http_address: Address = Field(
+        "127.0.0.1:8000", description="address (host:port) of the REST API"
+    )
+    grpc_target: Target = Field(
         "dns:///127.0.0.1:50051", description="gRPC target of the inference service"
     )
     api_key_file: str | None = Field(
         None, description="file with one API key per line; none = no authentication"
     )
-    max_body_mib: Positive = Field(44, description="maximum size of one request body, in MiB")
+    allowed_origins: tuple[str, ...] = Field(
+        ("local",),
+        description="web pages that may call the API, as origins (https://app.example, * inside a name matches "
+        "anything); local = pages and applications of this machine, * = all, none = no page",
+    )
+    max_body_mib: Positive = Field(
+        44, description="maximum size of one request body, also when decompressed, in MiB"
+    )
+    max_text_mib: Positive = Field(
+        8, description="maximum size of one request body without its images, in MiB"
+    )
+    body_budget_mib: Positive = Field(
+        256,
+        validate_default=True,
+        description="maximum size of all request bodies in memory, in MiB",
+    )
     max_media_mib: Positive = Field(
         31, description="maximum total size of the decoded images of one request, in MiB"
     )
     request_timeout_s: Seconds = Field(600.0, description="timeout of a request, in seconds")
     body_timeout_s: Seconds = Field(
-        30.0, description="timeout for receiving a request body, in seconds"
+        30.0,
+        description="maximum time without a byte of a request body, in seconds; also the time a body may take beyond "
+        "the minimum rate",
+    )
+    min_body_kib_per_s: Positive = Field(
+        16, description="minimum mean rate at which a request body must arrive, in KiB/s"
     )
     sse_heartbeat_s: Seconds = Field(
         15.0, description="interval of comments on a stream without output, in seconds"
@@ -42,3 +65,20 @@ class AdapterSettings(FlagSettings):
     log_format: LogFormat | None = Field(
         None, description="json or text; none = text on a terminal, JSON otherwise"
     )
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        compile_origins(value)
+        return value
+
+    @field_validator("body_budget_mib")
+    @classmethod
+    def _check_budget(cls, value: int, info: ValidationInfo) -> int:
+        # A quarter of the budget is for small bodies.
+        max_body_mib = info.data.get("max_body_mib", 0)
+        if value * 3 < max_body_mib * 4:
+            raise ValueError(
+                f"it is {value}, but must be at least 4/3 of --max-body-mib, which is {max_body_mib}"
+            )
+        return value

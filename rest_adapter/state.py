@@ -10,7 +10,6 @@ from fastapi import Request
 
 from qwenvl.aio import AsyncService
 from qwenvl.observability import REQUEST_ID_ENTRY, current_call
-from rest_adapter.dialect import dialect_of
 from rest_adapter.settings import AdapterSettings
 
 
@@ -52,7 +51,7 @@ def call_metadata(request: Request) -> list[tuple[str, str]]:
         pairs.append(("x-request-id", call.client_request_id))
     if call.traceparent is not None:
         pairs.append(("traceparent", str(call.traceparent)))
-    authorization = dialect_of(request.scope).authorization_of(request.headers)
+    authorization = request.state.authorization
     if authorization is not None and _HEADER_VALUE.fullmatch(authorization):
         pairs.append(("authorization", authorization))
     return pairs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+import contextlib
 from typing import Final, Generic, TypeVar
 
 import grpc
@@ -14,12 +15,18 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from qwenvl.aio import Events
-from rest_adapter.dialect import Dialect, dialect_of
+from rest_adapter.dialect import dialect_of, note_error
 from rest_adapter.disconnect import until_disconnected
-from rest_adapter.errors import ApiError, internal
+from rest_adapter.errors import ApiError, internal, stopping
 
 
 HEARTBEAT: Final = b": still here\n\n"
+_LAST_EVENT_TIMEOUT_S: Final = 0.5
+# At these, too, clients with `str.splitlines` split a line in two; orjson escapes all other separators.
+_SEPARATORS: Final = tuple(
+    (character.encode(), f"\\u{ord(character):04x}".encode())
+    for character in ("\x85", "\u2028", "\u2029")
+)
 _Event = TypeVar("_Event")
 
 
@@ -30,8 +37,8 @@ class EventStream(Response, Generic[_Event]):
 
     Args:
         events: The answer's events.
-        render: Returns the bytes of an event: any number of complete Server-Sent Events. May raise `ApiError`, which
-            ends the stream.
+        render: Returns the bytes of an event: any number of complete Server-Sent Events, with JSON as data. May raise
+            `ApiError`, which ends the stream.
         heartbeat_s: Seconds without output after which a comment is sent.
         to_error: Converts a gRPC error.
     """
@@ -53,10 +60,11 @@ class EventStream(Response, Generic[_Event]):
         self._heartbeat_s = heartbeat_s
         self._to_error = to_error
         self._last_sent_s = 0.0
+        self._is_open = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the events until they end or the client disconnects."""
-        pump = asyncio.create_task(self._pump(send, dialect_of(scope)))
+        """Sends the events until they end, the client disconnects, or the server cancels the request."""
+        pump = asyncio.create_task(self._pump(scope, send))
         others = (
             asyncio.create_task(until_disconnected(receive)),
             asyncio.create_task(self._beat(send)),
@@ -65,29 +73,39 @@ class EventStream(Response, Generic[_Event]):
             await asyncio.wait((pump, *others), return_when=asyncio.FIRST_COMPLETED)
             if pump.done():
                 pump.result()
+        except asyncio.CancelledError:
+            await _end(pump, *others)
+            if self._is_open:
+                with contextlib.suppress(TimeoutError):  # the client may not read
+                    async with asyncio.timeout(_LAST_EVENT_TIMEOUT_S):
+                        await self._fail(scope, send, stopping())
+            raise
         finally:
             self._events.cancel()
-            for task in (pump, *others):
-                task.cancel()
-            await asyncio.gather(pump, *others, return_exceptions=True)
+            await _end(pump, *others)
 
-    async def _pump(self, send: Send, dialect: Dialect) -> None:
+    async def _pump(self, scope: Scope, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
-        last = dialect.stream_end
+        self._is_open = True
         try:
             async for event in self._events:
                 if chunk := self._render(event):
                     await self._send(send, chunk)
         except grpc.aio.AioRpcError as error:
-            last = dialect.render_error_event(self._to_error(error))
+            await self._fail(scope, send, self._to_error(error))
         except ApiError as error:
-            last = dialect.render_error_event(error)
+            await self._fail(scope, send, error)
         except Exception:
             # The status line has been sent, so the error can only be an event; details go to the log.
-            await self._send(send, dialect.render_error_event(internal()), more=False)
+            await self._fail(scope, send, internal())
             raise
-        await self._send(send, last, more=False)
+        else:
+            await self._send(send, dialect_of(scope).stream_end, more=False)
+
+    async def _fail(self, scope: Scope, send: Send, error: ApiError) -> None:
+        note_error(scope, error)
+        await self._send(send, dialect_of(scope).render_error_event(error), more=False)
 
     async def _beat(self, send: Send) -> None:
         """Keeps proxies from closing an idle connection during a long prefill."""
@@ -100,4 +118,13 @@ class EventStream(Response, Generic[_Event]):
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         self._last_sent_s = asyncio.get_running_loop().time()
+        for separator, escaped in _SEPARATORS:
+            body = body.replace(separator, escaped)
+        self._is_open = more
         await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, Final
 
+from inference_service.families.config_file import read_config
 from inference_service.sampling import SamplingOptions
 from inference_service.settings import ServiceSettings
 
@@ -20,7 +21,7 @@ _MODEL_SETTINGS: Final = ("temperature", "top_p", "top_k", "repetition_penalty")
 def model_defaults(directory: Path) -> SamplingOptions:
     """Reads generation_config.json; `do_sample: false` means greedy."""
     path = directory / "generation_config.json"
-    values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    values: Mapping[str, Any] = read_config(path).values if path.is_file() else {}
     options = SamplingOptions.read(
         lambda name: values.get(name) if name in _MODEL_SETTINGS else None
     )

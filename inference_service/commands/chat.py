@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-import contextlib
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 import os
 from pathlib import Path
 import sys
 
 import grpc
 
-from inference_service.commands import INTERRUPTED
-from inference_service.commands.draw import DrawError, draw_boxes, open_image
+from inference_service.commands.converse import HELP, converse
+from inference_service.commands.dialogue import Dialogue
+from inference_service.commands.draw import DrawError
+from inference_service.commands.image_words import ImageWordError, read_image_word
 from qwenvl import Client, Error
-from qwenvl.flags import ENV_PREFIX
-from qwenvl.images import image as image_of
-from qwenvl.inference.v1 import message_pb2 as message_pb
-from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from qwenvl.addresses import check_target
+from qwenvl.command_line import EXAMPLES
+from qwenvl.environment import ENV_PREFIX
+from qwenvl.keys import KeyFileError, read_keys
 
 
 _DEFAULT_TARGET = "127.0.0.1:50051"
-_HELP = (
-    "/image FILE attaches an image to the next question, /new starts a new conversation,"
-    " Ctrl-C stops an answer, Ctrl-D exits."
+_EXAMPLES = (
+    EXAMPLES
+    + """\
+  qwenvl chat                                       a conversation; /help lists its commands
+  qwenvl chat --image cat.jpg "What is in this image?"
+  qwenvl chat --image street.jpg --draw found.png "Find all cars."
+  qwenvl chat --grpc-target inference:50051 --api-key-file key.txt"""
 )
 
 
@@ -33,8 +37,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "chat",
         help="ask a running service about images",
-        description="Ask a running service about images. Without a question, start an interactive conversation: "
-        + _HELP,
+        description="Ask a running service about images. Without a question, start a conversation: "
+        + HELP,
+        epilog=_EXAMPLES,
     )
     parser.add_argument(
         "question", nargs="?", help="question to ask; omit it for an interactive conversation"
@@ -56,7 +61,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help="file with the API key in its first line (default: the key in QWENVL_API_KEY, if set)",
+        help="file whose first key is used (default: the key in QWENVL_API_KEY, if set)",
     )
     parser.add_argument("--model", help="served model name (default: the service's canonical name)")
     parser.add_argument("--system", metavar="TEXT", help="system message")
@@ -78,152 +83,78 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run)
 
 
-@dataclass(slots=True)
-class _Dialogue:
-    """A conversation in progress.
-
-    Attributes:
-        client: Connection to the service.
-        flags: The parsed command line.
-        messages: The history, oldest message first.
-        image: The last image in `messages` if it is a local file, else None.
-    """
-
-    client: Client
-    flags: argparse.Namespace
-    messages: list[message_pb.Message] = field(default_factory=list)
-    image: Path | None = None
-
-    def begin(self) -> None:
-        """Starts a new conversation."""
-        system = self.flags.system
-        self.messages = [_message(message_pb.ROLE_SYSTEM, system)] if system else []
-        self.image = None
-
-    def ask(self, question: str, images: Sequence[str]) -> int:
-        """Asks a question and prints the answer as it arrives; returns the exit status.
-
-        Raises:
-            Error: The service refuses or is unreachable; the question is not kept in the history.
-            OSError: An image cannot be read.
-            DrawError: The boxes cannot be drawn.
-        """
-        message = _message(message_pb.ROLE_USER, question, images)
-        answer = ""
-        found: list[usage_pb.Grounding] = []
-        sampling = {
-            name: value
-            for name in ("temperature", "max_tokens")
-            if (value := getattr(self.flags, name)) is not None
-        }
-        events = self.client.events(
-            [*self.messages, message],
-            model=self.flags.model,
-            grounding=self.flags.draw is not None,
-            **sampling,
-        )
-        interrupted = False
-        with contextlib.closing(events):
-            try:
-                for event in events:
-                    answer += event.delta.text
-                    print(_printable(event.delta.text), end="", flush=True)
-                    found.extend(event.finished.groundings)
-            except KeyboardInterrupt:
-                interrupted = True
-        print()
-        self.messages += [message, _message(message_pb.ROLE_ASSISTANT, answer)]
-        if images:
-            self.image = None if _is_url(images[-1]) else Path(images[-1])
-        if interrupted:
-            return INTERRUPTED
-        return self._draw(found) if self.flags.draw else 0
-
-    def _draw(self, found: Sequence[usage_pb.Grounding]) -> int:
-        out: Path = self.flags.draw
-        if self.image is None:
-            raise DrawError("--draw needs a local image file as the last image")
-        if not found:
-            print("The answer contains no boxes; nothing was drawn.", file=sys.stderr)
-            return 1
-        limits = self.client.models()[0].image_limits
-        image = open_image(self.image, exif_transposed=limits.exif_transposed)
-        try:
-            draw_boxes(image, found, self.flags.font).save(out)
-        except (OSError, ValueError) as error:
-            raise DrawError(f"{out}: cannot be written as an image") from error
-        print(f"{out}: {len(found)} {'box' if len(found) == 1 else 'boxes'} drawn", file=sys.stderr)
-        return 0
-
-
 def run(flags: Mapping[str, object]) -> int:
     """Runs the command; returns the exit status."""
     options = argparse.Namespace(**flags)
+    _accept_any_text()
     try:
+        _check_target(options.grpc_target)
         with Client(options.grpc_target, api_key=_api_key(options.api_key_file)) as client:
-            dialogue = _Dialogue(client, options)
-            dialogue.begin()
-            if options.question is not None:
-                return dialogue.ask(options.question, options.image)
-            return _converse(dialogue, list(options.image))
-    except (Error, DrawError, OSError) as error:
-        print(_reason(error, options.grpc_target), file=sys.stderr)
+            dialogue = _dialogue(client, options)
+            images = [image for word in options.image for image in read_image_word(word)]
+            if options.question is None:
+                return converse(dialogue, images, lambda error: reason(error, options.grpc_target))
+            for image in images:
+                dialogue.attach(image)
+            return dialogue.ask(_decodable(options.question))
+    except (Error, DrawError, ImageWordError, KeyFileError, OSError) as error:
+        print(reason(error, options.grpc_target), file=sys.stderr)
         return 1
 
 
-def _converse(dialogue: _Dialogue, images: list[str]) -> int:
-    """Reads questions until the end of input; an error discards the question and its images, not the conversation."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401, PLC0415 - gives `input` a history; not on every platform
-    print(_HELP, file=sys.stderr)
-    while True:
-        try:
-            line = input("> ").strip()
-        except EOFError:
-            print()
-            return 0
-        except KeyboardInterrupt:
-            print()
-            continue
-        word, _, rest = line.partition(" ")
-        if word == "/new":
-            dialogue.begin()
-            images = []
-        elif word == "/image":
-            images.append(rest.strip())
-        elif line:
-            # Cleared even on failure: an unreadable image would make every further question fail.
-            asked, images = images, []
-            try:
-                dialogue.ask(line, asked)
-            except (Error, DrawError, OSError) as error:
-                print(_reason(error, dialogue.flags.grpc_target), file=sys.stderr)
+def _dialogue(client: Client, options: argparse.Namespace) -> Dialogue:
+    sampling = {
+        name: value
+        for name in ("temperature", "max_tokens")
+        if (value := getattr(options, name)) is not None
+    }
+    return Dialogue(
+        client=client,
+        model=options.model,
+        system=None if options.system is None else _decodable(options.system),
+        sampling=sampling,
+        draw=options.draw,
+        font=options.font,
+    )
 
 
-def _message(role: message_pb.Role, text: str, images: Sequence[str] = ()) -> message_pb.Message:
-    parts = [
-        message_pb.Part(image=image_of(image if _is_url(image) else Path(image)))
-        for image in images
-    ]
-    return message_pb.Message(role=role, parts=[*parts, message_pb.Part(text=text)])
+def _accept_any_text() -> None:
+    """Bytes that are no text, and characters that the terminal does not have, are replaced instead of raised."""
+    for stream, errors in (
+        (sys.stdin, "replace"),
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+    ):
+        if hasattr(stream, "reconfigure"):  # not where a test has replaced it
+            stream.reconfigure(errors=errors)
 
 
-def _is_url(image: str) -> bool:
-    return image.startswith(("http://", "https://"))
+def _decodable(argument: str) -> str:
+    """An argument of the command line, whose undecodable bytes Python keeps as surrogates, as valid text."""
+    return os.fsencode(argument).decode("utf-8", "replace")
+
+
+def _check_target(target: str) -> None:
+    try:
+        check_target(target)
+    except ValueError as error:
+        raise SystemExit(f"--grpc-target={target} (QWENVL_GRPC_TARGET): {error}") from None
 
 
 def _api_key(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(ENV_PREFIX + "API_KEY") or None
-    return file.read_text().strip().partition("\n")[0]
+    try:
+        keys = read_keys(file)
+    except KeyFileError as error:
+        raise KeyFileError(f"--api-key-file={file}: {error}") from None
+    if not keys:
+        raise KeyFileError(f"--api-key-file={file}: contains no API key")
+    return keys[0]
 
 
-def _printable(text: str) -> str:
-    """Removes control characters: model output must not control the terminal."""
-    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
-
-
-def _reason(error: Exception, target: str) -> str:
+def reason(error: Exception, target: str) -> str:
+    """One line about a failed question."""
     if isinstance(error, Error):
         if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
             return f"no service is reachable at {target}; start one with: qwenvl serve"

@@ -1,4 +1,4 @@
-"""`qwenvl check`: describe a model and whether it fits a device, from its configuration files alone.
+"""`qwenvl check`: describe a model, whether it fits a device, and how to serve it, from its configuration files alone.
 
 Exit status: 0 = it fits, 1 = it does not fit, 2 = invalid usage.
 """
@@ -6,14 +6,18 @@ Exit status: 0 = it fits, 1 = it does not fit, 2 = invalid usage.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+import json
 import os
 from pathlib import Path
 import re
+import shlex
 import sys
 
+from inference_service.commands.cards import parse_card
 from inference_service.commands.devices import Device, find_device
-from inference_service.commands.report import UNITS, report
+from inference_service.commands.report import UNITS, Assessment, assess
 from inference_service.families.registry import load_spec
 from inference_service.hub.resolve import (
     ModelNotFound,
@@ -22,9 +26,20 @@ from inference_service.hub.resolve import (
     resolve_model,
 )
 from inference_service.settings import ServiceSettings
+from qwenvl.command_line import EXAMPLES
+from qwenvl.interrupts import ending_at_once
 
 
 FITS, DOES_NOT_FIT, USAGE = 0, 1, 2
+
+_MAX_GPUS = 8
+_EXAMPLES = (
+    EXAMPLES
+    + """\
+  qwenvl check Qwen/Qwen3-VL-4B-Instruct             on this machine's device
+  qwenvl check Qwen/Qwen2.5-VL-72B-Instruct --gpu h100
+  qwenvl check ./my-model --gpu-memory 24GiB --max-model-len 32768 --json"""
+)
 
 _SETTINGS = {
     "hub",
@@ -44,17 +59,30 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "check",
         help="describe a model and whether it fits the device",
         description="Print a model's family, parts and memory requirements, read from its configuration files, and "
-        "whether it fits the device. Exit status: 0 = it fits, 1 = it does not fit, 2 = invalid usage.",
+        "whether it fits the device. If it fits one or several such GPUs, the last line is the command that serves it: "
+        "on the smallest number of GPUs, with the longest context that fits. Exit status: 0 = it fits, 1 = it does not "
+        "fit the given device, 2 = invalid usage.",
+        epilog=_EXAMPLES,
     )
     parser.add_argument(
         "model", nargs="?", help="model directory or hub id (default: the embedded demo model)"
     )
-    parser.add_argument(
+    assumed = parser.add_mutually_exclusive_group()
+    assumed.add_argument(
+        "--gpu",
+        type=parse_card,
+        metavar="NAME",
+        help="assume a GPU with this name, for example h100, a100-40gb or rtx-4090; as --gpu-memory",
+    )
+    assumed.add_argument(
         "--gpu-memory",
         type=parse_size,
         metavar="SIZE",
         help="assume a GPU with this much memory, for example 24GiB, instead of this machine's device;"
         " if --device lists several GPUs, each has this much",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, with sizes in bytes"
     )
     ServiceSettings.add_flags(parser, skip=ServiceSettings.model_fields.keys() - _SETTINGS)
     parser.set_defaults(run=run)
@@ -74,6 +102,11 @@ def parse_size(text: str) -> int:
 
 def run(flags: Mapping[str, object]) -> int:
     """Runs the command; returns the exit status."""
+    with ending_at_once():
+        return _run(flags)
+
+
+def _run(flags: Mapping[str, object]) -> int:
     try:
         settings = ServiceSettings.load(flags, os.environ)
     except SystemExit as error:
@@ -85,14 +118,96 @@ def run(flags: Mapping[str, object]) -> int:
     window = spec.max_position_embeddings
     if settings.max_model_len is not None and settings.max_model_len > window:
         return _usage(
-            f"--max-model-len: {settings.max_model_len} exceeds the model's context window of {window} tokens"
+            settings.problem(
+                "max_model_len",
+                settings.max_model_len,
+                f"exceeds the model's context window of {window} tokens",
+            )
         )
-    device = _device(flags.get("gpu_memory"), settings)
+    devices = _Devices.of(flags, settings)
+    device = devices.asked
     if device is None:
-        return _usage(f"--device: {settings.device} was not found on this machine")
-    result = report(spec, device, settings)
-    print(*result.lines, sep="\n")
-    return FITS if result.fits else DOES_NOT_FIT
+        return _usage(settings.problem("device", settings.device, "was not found on this machine"))
+    asked = assess(spec, device, settings)
+    fitting = (found for other in devices if (found := assess(spec, other, settings)).fits)
+    best = asked if asked.fits and devices.fixed else next(fitting, None)
+    command = None if best is None else _command(best, settings, flags)
+    if flags["json"]:
+        print(json.dumps(asked.as_json() | {"command": command}))
+    else:
+        print(*asked.lines, sep="\n")
+        if best is not None and command is not None:
+            if not asked.fits:
+                print(f"it fits on {best.device.count} such GPUs:")
+            print(command)
+    return FITS if asked.fits else DOES_NOT_FIT
+
+
+def _command(best: Assessment, settings: ServiceSettings, flags: Mapping[str, object]) -> str:
+    """The command that serves the model."""
+    words = ["qwenvl", "serve", *([settings.model] if settings.model else [])]
+    room, window = best.room, best.model.window_tokens
+    length = room.context_tokens
+    if settings.max_model_len is None and length < window:
+        length -= length % settings.kv_page_size  # a page that is not whole holds nothing
+    device = "cpu"
+    if best.device.is_gpu:
+        one_by_name = settings.device not in ("auto", "cuda")
+        numbers = range(best.device.count)
+        device = settings.device if one_by_name else ",".join(f"cuda:{n}" for n in numbers)
+    words += ["--device", device, "--dtype", best.model.dtype, "--max-model-len", str(length)]
+    for name in sorted(_SETTINGS - {"device", "dtype", "max_model_len"}):
+        if name in flags:
+            words += ["--" + name.replace("_", "-"), str(flags[name])]
+    return shlex.join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Devices:
+    """The devices on which the model may be served, from one GPU to several.
+
+    Attributes:
+        asked: The device that was asked about; None = it is not there.
+        fixed: Only this one: it was named, or there is no GPU.
+        more: The device with so many GPUs; None = there are not so many.
+    """
+
+    asked: Device | None
+    fixed: bool
+    more: Callable[[int], Device | None]
+
+    @classmethod
+    def of(cls, flags: Mapping[str, object], settings: ServiceSettings) -> _Devices:
+        """The devices of this machine, or those to assume."""
+        named = settings.device not in ("auto", "cuda")
+        card, size = flags["gpu"], flags["gpu_memory"]
+        if isinstance(card, tuple):
+            name, size = card
+        else:
+            name = "GPU"
+        if isinstance(size, int):
+            count = len(settings.device.split(","))
+
+            def assumed(count: int) -> Device:
+                several = name if count == 1 else f"{count} {name}s"
+                return Device(name=several, is_gpu=True, total_bytes=count * size, count=count)
+
+            return cls(assumed(count), named, assumed)
+
+        def present(count: int) -> Device | None:
+            return find_device(",".join(f"cuda:{n}" for n in range(count)), os.environ)
+
+        asked = find_device(settings.device, os.environ)
+        return cls(asked, named or asked is None or not asked.is_gpu, present)
+
+    def __iter__(self) -> Iterator[Device]:
+        if self.asked is not None and self.fixed:
+            yield self.asked
+            return
+        for count in range(1, _MAX_GPUS + 1):
+            if (device := self.more(count)) is None:
+                return
+            yield device
 
 
 def _directory(settings: ServiceSettings) -> Path:
@@ -104,14 +219,6 @@ def _directory(settings: ServiceSettings) -> Path:
         if model is None or not is_hub_id(model):
             raise
         return fetch_configuration(model, hub=hub, revision=revision)
-
-
-def _device(gpu_memory: object, settings: ServiceSettings) -> Device | None:
-    if isinstance(gpu_memory, int):
-        count = len(settings.device.split(","))
-        name = "GPU" if count == 1 else f"{count} GPUs"
-        return Device(name=name, is_gpu=True, total_bytes=count * gpu_memory)
-    return find_device(settings.device, os.environ)
 
 
 def _usage(message: str) -> int:

@@ -12,17 +12,20 @@ import subprocess
 
 _QUERY = ("--query-gpu=name,memory.total,memory.used", "--format=csv,noheader,nounits")
 _TIMEOUT_S = 20.0
+# Device files of drivers that have no nvidia-smi: of NVIDIA's small boards, of WSL, of AMD.
+_OTHER_DRIVERS = ("nvidiactl", "nvmap", "dxg", "kfd")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device and its memory in bytes; `used_bytes` is in use by other processes."""
+    """A device, or several GPUs as one, and its memory in bytes; `used_bytes` is in use by other processes."""
 
     name: str
     is_gpu: bool
     total_bytes: int
     used_bytes: int = 0
+    count: int = 1
 
 
 def find_device(wanted: str, environ: Mapping[str, str]) -> Device | None:
@@ -45,6 +48,16 @@ def find_device(wanted: str, environ: Mapping[str, str]) -> Device | None:
         is_gpu=True,
         total_bytes=sum(gpu.total_bytes for gpu in found),
         used_bytes=sum(gpu.used_bytes for gpu in found),
+        count=len(found),
+    )
+
+
+def may_exist(wanted: str, environ: Mapping[str, str]) -> bool:
+    """Whether the engine may find a GPU that `find_device` does not: a part of one, or one without nvidia-smi."""
+    if wanted in ("auto", "cpu") or "MIG-" in environ.get("CUDA_VISIBLE_DEVICES", ""):
+        return True
+    return shutil.which("nvidia-smi") is None and any(
+        Path("/dev", name).exists() for name in _OTHER_DRIVERS
     )
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import sys
 
 from inference_service.commands.devices import find_device
-from inference_service.commands.report import report
+from inference_service.commands.report import assess
 from inference_service.families.registry import load_spec
 from inference_service.hub.resolve import ModelNotFound, fetch_model, is_hub_id
 from inference_service.settings import ServiceSettings
+from qwenvl.interrupts import ending_at_once
 
 
 _SETTINGS = {"hub", "revision"}
@@ -36,6 +37,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(flags: Mapping[str, object]) -> int:
     """Runs the command; returns the exit status."""
+    with ending_at_once():
+        return _run(flags)
+
+
+def _run(flags: Mapping[str, object]) -> int:
     settings = ServiceSettings.load(flags, os.environ)
     model, directory = str(flags["model"]), flags["local_dir"]
     if not is_hub_id(model):
@@ -47,12 +53,13 @@ def run(flags: Mapping[str, object]) -> int:
             hub=settings.hub,
             revision=settings.revision,
             directory=directory if isinstance(directory, Path) else None,
+            tell=lambda line: print(line, file=sys.stderr, flush=True),
         )
     except ModelNotFound as error:
         print(error, file=sys.stderr)
         return 1
     device = find_device("auto", os.environ)
     assert device is not None  # auto ends at the CPU
-    print(*report(load_spec(path), device, settings).lines, sep="\n")
+    print(*assess(load_spec(path), device, settings).lines, sep="\n")
     print(f"directory   {path}")
     return 0

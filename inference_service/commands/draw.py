@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import math
 from pathlib import Path
 import shutil
+import string
 import subprocess
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -67,53 +68,72 @@ def open_image(path: Path, *, exif_transposed: bool) -> Image.Image:
         raise DrawError(f"{path}: cannot be read as an image") from error
 
 
+def image_size(path: Path) -> tuple[int, int] | None:
+    """Width and height of an image file in pixels, from its header; None = Pillow cannot read it."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, Image.DecompressionBombError):
+        return None
+
+
 def draw_boxes(
     image: Image.Image, found: Sequence[usage_pb.Grounding], font_file: Path | None
-) -> Image.Image:
-    """A copy of the image with boxes and labels.
+) -> tuple[Image.Image, dict[str, str]]:
+    """A copy of the image with boxes and labels; a label that the font lacks is drawn as a number.
 
     Args:
         image: RGB image.
         found: Boxes in pixels of `image`.
         font_file: Font for the labels; None = one that fontconfig finds, else Pillow's built-in font.
 
+    Returns:
+        The image, and the label of each number.
+
     Raises:
-        DrawError: No font has all characters of the labels.
+        DrawError: The file is not a font.
     """
     canvas = image.copy()
     marks = plan(found, *image.size)
     brush = ImageDraw.Draw(canvas)
-    text = "".join(mark.label for mark in marks)
-    font = find_font(text, marks[0].font_size, font_file) if text else None
+    labels = list(dict.fromkeys(mark.label for mark in marks if mark.label))
+    fonts = Fonts.load("".join(labels), marks[0].font_size, font_file)
+    numbers = {label: str(n) for n, label in enumerate(filter(fonts.lacks, labels), 1)}
     colours: dict[str, str] = {}
     for index, mark in enumerate(marks):
         colour = colours.setdefault(mark.label, _COLOURS[index % len(_COLOURS)])
         brush.rectangle(mark.edges, outline=colour, width=round(mark.line_width))
     for mark in marks:
-        if font is not None and mark.label:
-            _write(brush, mark, colours[mark.label], font, image.size)
-    return canvas
+        if mark.label:
+            number = numbers.get(mark.label)
+            text, font = (mark.label, fonts.letters) if number is None else (number, fonts.digits)
+            _write(brush, mark.edges[:2], text, colours[mark.label], font)
+    return canvas, {number: label for label, number in numbers.items()}
 
 
-def find_font(text: str, size: int, file: Path | None) -> Font:
-    """Finds a font that has all characters of a text.
+@dataclass(frozen=True, slots=True)
+class Fonts:
+    """The font of the labels, and one that has digits for those that it lacks."""
 
-    Raises:
-        DrawError: There is no such font, or the file is not a font.
-    """
-    if file is None:
-        file = _fontconfig_file(text)
-    try:
-        font = ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
-    except OSError as error:
-        raise DrawError(f"{file}: not a usable font at size {size}") from error
-    missing = _missing_characters(font, text)
-    if missing:
-        name = "Pillow's built-in font" if file is None else str(file)
-        raise DrawError(
-            f"{name}: missing the characters {missing}; choose another font with --font FILE"
-        )
-    return font
+    letters: Font
+    digits: Font
+
+    @classmethod
+    def load(cls, text: str, size: int, file: Path | None) -> Fonts:
+        """The font of a file, or one that fontconfig finds for a text, or else Pillow's own."""
+        builtin = ImageFont.load_default(size)
+        found = _fontconfig_file(text) if file is None and text else file
+        try:
+            letters: Font = builtin if found is None else ImageFont.truetype(found, size)
+        except OSError as error:
+            if file is not None:
+                raise DrawError(f"{file}: not a usable font at size {size}") from error
+            letters = builtin
+        return cls(letters, builtin if _missing_characters(letters, string.digits) else letters)
+
+    def lacks(self, label: str) -> bool:
+        """Whether the font of the labels cannot write one."""
+        return bool(_missing_characters(self.letters, label))
 
 
 def _fontconfig_file(text: str) -> Path | None:
@@ -150,11 +170,12 @@ def _shape(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
 
 
 def _write(
-    brush: ImageDraw.ImageDraw, mark: Mark, colour: str, font: Font, size: tuple[int, int]
+    brush: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, colour: str, font: Font
 ) -> None:
-    """Writes a label into the upper left corner of its box, shifted to stay inside the image."""
-    left, top, right, bottom = brush.textbbox((0, 0), mark.label, font=font)
-    x = max(0, min(mark.edges[0], size[0] - math.ceil(right)))
-    y = max(0, min(mark.edges[1], size[1] - math.ceil(bottom)))
+    """Writes a text at the upper left corner of a box, shifted to stay inside the image."""
+    left, top, right, bottom = brush.textbbox((0, 0), text, font=font)
+    width, height = brush.im.size
+    x = max(0, min(corner[0], width - math.ceil(right)))
+    y = max(0, min(corner[1], height - math.ceil(bottom)))
     brush.rectangle((x + left, y + top, x + right, y + bottom), fill=colour)
-    brush.text((x, y), mark.label, fill="white", font=font)
+    brush.text((x, y), text, fill="white", font=font)

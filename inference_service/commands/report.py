@@ -30,16 +30,70 @@ _VALUES_PER_IMAGE_TOKEN = 4 * 17 * 1280
 four patches, and the widest tower has 1280."""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The lines of a report, and whether the model fits the device."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """Whether a model fits a device, and why.
 
-    lines: tuple[str, ...]
-    fits: bool
+    Attributes:
+        model: What the model needs.
+        other_bytes: Memory that is neither weights nor KV cache.
+        device: The device.
+        usable_bytes: Memory of the device that may be used.
+        room: What the KV cache holds.
+    """
+
+    model: Footprint
+    other_bytes: int
+    device: Device
+    usable_bytes: int
+    room: Capacity
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits."""
+        return self.room.fits
+
+    @property
+    def verdict(self) -> str:
+        """`fits`, or why not."""
+        if self.fits:
+            return "fits"
+        if self.usable_bytes < self.model.weight_bytes:
+            return f"does not fit: the weights alone take {show_size(self.model.weight_bytes)}"
+        return "does not fit: too little memory is left for the KV cache; reduce --encoder-cache-tokens"
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The report for people."""
+        return (*_describe(self.model, self.other_bytes), *_describe_room(self), self.verdict)
+
+    def as_json(self) -> dict[str, object]:
+        """The report for programs; sizes in bytes."""
+        model, room = self.model, self.room
+        return {
+            "family": model.family,
+            "parameters": dict(model.parts) | {"total": model.parameter_count},
+            "dtype": model.dtype,
+            "weight_bytes": model.weight_bytes,
+            "other_bytes": self.other_bytes,
+            "kv_bytes_per_token": model.kv_bytes_per_token,
+            "window_tokens": model.window_tokens,
+            "device": {
+                "name": self.device.name,
+                "gpus": self.device.count if self.device.is_gpu else 0,
+                "total_bytes": self.device.total_bytes,
+                "usable_bytes": self.usable_bytes,
+            },
+            "cache_tokens": room.cache_tokens,
+            "max_model_len": room.context_tokens,
+            "full_requests": room.full_requests,
+            "fits": self.fits,
+            "verdict": self.verdict,
+        }
 
 
-def report(spec: ModelSpec, device: Device, settings: ServiceSettings) -> Report:
-    """Reports whether a model fits a device.
+def assess(spec: ModelSpec, device: Device, settings: ServiceSettings) -> Assessment:
+    """Assesses whether a model fits a device.
 
     Args:
         spec: The model.
@@ -50,13 +104,13 @@ def report(spec: ModelSpec, device: Device, settings: ServiceSettings) -> Report
     model = footprint(spec, dtype)
     share = settings.gpu_memory_utilization if device.is_gpu else 1.0
     usable = max(0, usable_bytes(device.total_bytes, device.used_bytes, share))
-    other = _other_bytes(model, spec, settings)
+    # Every further GPU has activations of its own.
+    other = _other_bytes(model, spec, settings) + (device.count - 1) * STEP_RESERVE_BYTES
     cache_bytes = usable - model.weight_bytes - other
     if not device.is_gpu:
         cache_bytes = min(cache_bytes, settings.cpu_kv_cache_mib * 2**20)
     room = capacity(model, cache_bytes, settings.max_model_len)
-    lines = (*_describe(model, other), *_describe_room(model, device, usable, room))
-    return Report(lines, room.fits)
+    return Assessment(model=model, other_bytes=other, device=device, usable_bytes=usable, room=room)
 
 
 def _other_bytes(model: Footprint, spec: ModelSpec, settings: ServiceSettings) -> int:
@@ -96,20 +150,16 @@ def _both_units(num_bytes: int) -> str:
     return f"{show_size(num_bytes)} ({num_bytes / UNITS['GB']:.2f} GB)"
 
 
-def _describe_room(model: Footprint, device: Device, usable: int, room: Capacity) -> Iterator[str]:
-    yield f"device      {device.name}: {show_size(usable)} usable of {show_size(device.total_bytes)}"
+def _describe_room(found: Assessment) -> Iterator[str]:
+    room, device = found.room, found.device
+    usable = show_size(found.usable_bytes)
+    yield f"device      {device.name}: {usable} usable of {show_size(device.total_bytes)}"
     if room.context_tokens:
         requests = "request" if room.full_requests == 1 else "requests"
         yield (
             f"capacity    {room.cache_tokens} tokens of KV cache = {room.full_requests} {requests}"
             f" of {room.context_tokens} tokens"
         )
-    if room.fits:
-        yield "fits"
-    elif usable < model.weight_bytes:
-        yield f"does not fit: the weights alone take {show_size(model.weight_bytes)}"
-    else:
-        yield "does not fit: too little memory is left for the KV cache; reduce --encoder-cache-tokens"
 
 
 def _count(parameters: int) -> str:

@@ -1,173 +1,252 @@
 """`qwenvl serve [MODEL]`: run the inference service and the REST adapter on one machine.
 
-They run as two child processes and receive their settings as `QWENVL_*` variables.
+Everything that can be checked is checked first, so that no API opens for a command that cannot work.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-import ctypes
-import http.client
+from dataclasses import dataclass
 import os
 from pathlib import Path
-import signal
 import subprocess
-import sys
-import time
-from types import FrameType
 
-from inference_service.commands.devices import find_device
-from inference_service.commands.report import report
+from inference_service.commands.banner import Banner
+from inference_service.commands.console import Console
+from inference_service.commands.devices import find_device, may_exist
+from inference_service.commands.pair import Pair, child_command
+from inference_service.commands.ports import PortProblem, reserve
+from inference_service.commands.report import assess
 from inference_service.families.registry import load_spec
-from inference_service.hub.resolve import ModelNotFound, fetch_model, is_hub_id, resolve_model
+from inference_service.hub.resolve import (
+    ModelNotFound,
+    hub_names,
+    is_hub_id,
+    obtain_model,
+    resolve_model,
+)
 from inference_service.hub.snapshot import SnapshotError, verify_weights
+from inference_service.media.policy import FetchPolicy
 from inference_service.model_spec import ModelSpec
 from inference_service.settings import ServiceSettings
-from qwenvl.flags import ENV_PREFIX
+from qwenvl.addresses import Address, parse_address
+from qwenvl.command_line import EXAMPLES
+from qwenvl.environment import ENV_PREFIX, unknown_variables
+from qwenvl.interrupts import ending_at_once
+from qwenvl.safe_path import child_environment
 
 
 _DEFAULT_HTTP_ADDRESS = "127.0.0.1:8000"
-_POLL_S = 0.2
-_STOP_GRACE_S = 15.0
-_PR_SET_PDEATHSIG = 1
+_EXAMPLES = (
+    EXAMPLES
+    + """\
+  qwenvl serve                                     the embedded demo model, on the CPU
+  qwenvl serve Qwen/Qwen3-VL-4B-Instruct           from ModelScope; --hub huggingface for Hugging Face
+  qwenvl serve ./my-model --device cuda:0 --max-model-len 32768
+  qwenvl serve --port 8010 --grpc-address 127.0.0.1:50061   beside another server
+  qwenvl serve --host 0.0.0.0 --api-key-file keys.txt       for other machines"""
+)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "serve",
+        usage="%(prog)s [MODEL] [flags]",
         help="serve a model over gRPC and REST",
-        description="Serve a model over gRPC and an OpenAI-compatible REST API. Settings of the REST adapter that have "
-        "no flag here are read from QWENVL_* variables (see `rest-adapter --help`).",
+        description="Serve a model over gRPC and an OpenAI-compatible REST API. Every flag is also a variable: "
+        "--max-num-seqs is QWENVL_MAX_NUM_SEQS. Settings of the REST adapter that have no flag here are read from "
+        "their variables (see `rest-adapter --help`).",
+        epilog=_EXAMPLES,
     )
     parser.add_argument(
         "model", nargs="?", help="model directory or hub id (default: the embedded demo model)"
     )
-    parser.add_argument(
+    rest = parser.add_argument_group("REST API")
+    rest.add_argument(
         "--http-address",
+        metavar="HOST:PORT",
         help=f"address (host:port) of the REST API (default: {_DEFAULT_HTTP_ADDRESS})",
+    )
+    rest.add_argument("--host", help="host of --http-address alone")
+    rest.add_argument("--port", metavar="N", help="port of --http-address alone")
+    rest.add_argument(
+        "--allowed-origins",
+        nargs="+",
+        metavar="ORIGIN",
+        help="web pages that may call the REST API (default: those of this machine); * = all",
     )
     ServiceSettings.add_flags(parser, skip={"model"})
     parser.set_defaults(run=run)
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What will be served, after all checks."""
+
+    settings: ServiceSettings
+    console: Console
+    environment: dict[str, str]
+    addresses: dict[str, Address]
+
+
 def run(flags: Mapping[str, object]) -> int:
     """Runs the command; returns the exit status."""
+    with ending_at_once():
+        plan = _plan(flags)
+    banner = Banner(plan.addresses, api_key_file=plan.settings.api_key_file)
+    return Pair(
+        plan.environment,
+        plan.addresses,
+        drain_s=plan.settings.drain_timeout_s,
+        console=plan.console,
+        banner=banner.lines,
+    ).run()
+
+
+def _plan(flags: Mapping[str, object]) -> _Plan:
+    """Checks everything that can be checked before a process starts.
+
+    Raises:
+        SystemExit: Something is wrong; the message names flag, value and variable.
+    """
     explicit = {name: value for name, value in flags.items() if value is not None}
+    http_address = _http_address(explicit)
     settings = ServiceSettings.load(explicit, os.environ)
-    environment = dict(os.environ) | {
-        ENV_PREFIX + name.upper(): _as_text(value) for name, value in explicit.items()
-    }
-    http_address = environment.setdefault(ENV_PREFIX + "HTTP_ADDRESS", _DEFAULT_HTTP_ADDRESS)
-    if not http_address.rpartition(":")[2].isdecimal():
-        raise SystemExit(f"--http-address: {http_address!r} is not of the form HOST:PORT")
+    console = Console(settings.log_level, settings.log_format)
+    settings.check_files()
+    _check_media(settings)
+    _check_device(settings)
+    addresses = _reserve(settings, http_address)
+    environment = _environment(explicit, addresses)
+    _check_adapter(environment)
+    directory, spec = _complete_model(settings, console)
+    if settings.model is not None and is_hub_id(settings.model):
+        # The service finds it by its place, under the names that it would give it by its id.
+        names = settings.served_model_name or hub_names(settings.model)
+        environment[ENV_PREFIX + "MODEL"] = str(directory)
+        environment[ENV_PREFIX + "SERVED_MODEL_NAME"] = ",".join(names)
+    _report(spec, settings, console)
+    return _Plan(settings, console, environment, addresses)
+
+
+def _http_address(explicit: Mapping[str, object]) -> Address:
+    """The address of the REST API, from `--http-address` or from `--host` and `--port`."""
+    flag = explicit.get("http_address")
+    text = str(flag or os.environ.get(ENV_PREFIX + "HTTP_ADDRESS") or _DEFAULT_HTTP_ADDRESS)
+    host, port = explicit.get("host"), explicit.get("port")
+    if flag and (host or port):
+        raise SystemExit(
+            "--http-address already has a host and a port; leave out --host and --port"
+        )
     try:
-        directory = _directory(settings)
-        verify_weights(directory)
-        _print_report(load_spec(directory), settings)
-    except (ModelNotFound, SnapshotError, ValueError, OSError) as error:
-        raise SystemExit(f"cannot serve this model: {error}") from None
-    environment.setdefault(ENV_PREFIX + "GRPC_TARGET", _dial_target(settings.grpc_address))
-    return _Pair(environment, http_address, settings.drain_timeout_s).run()
-
-
-def _directory(settings: ServiceSettings) -> Path:
-    """The model's directory; a hub id that is not on this machine is fetched before either process starts."""
-    model, hub, revision = settings.model, settings.hub, settings.revision
+        address = parse_address(text)
+    except ValueError as error:
+        raise SystemExit(f"--http-address={text} (QWENVL_HTTP_ADDRESS): {error}") from None
+    shown = str(host or address.host)
+    if ":" in shown and not shown.startswith("["):
+        shown = f"[{shown}]"
     try:
-        return resolve_model(model, hub=hub, revision=revision).directory
-    except ModelNotFound:
-        if model is None or not is_hub_id(model):
-            raise
-        return fetch_model(model, hub=hub, revision=revision)
+        return parse_address(f"{shown}:{address.port if port is None else port}")
+    except ValueError as error:
+        name, value = ("port", port) if host is None else ("host", host)
+        raise SystemExit(f"--{name}={value} (QWENVL_HTTP_ADDRESS): {error}") from None
 
 
-def _print_report(spec: ModelSpec, settings: ServiceSettings) -> None:
-    """Prints the report of `qwenvl check`; only the engine measures what really fits."""
-    device = find_device(settings.device, os.environ)
-    if device is not None:
-        print(*report(spec, device, settings).lines, sep="\n", file=sys.stderr, flush=True)
+def _check_media(settings: ServiceSettings) -> None:
+    """Checks the media policy; the message names the setting that is wrong by itself."""
+    try:
+        FetchPolicy.from_settings(settings)
+    except ValueError as problem:
+        for name in ServiceSettings.model_fields:
+            value = getattr(settings, name)
+            try:
+                FetchPolicy.from_settings(ServiceSettings.model_validate({name: value}))
+            except ValueError as error:
+                raise SystemExit(settings.problem(name, value, str(error))) from None
+        raise SystemExit(f"invalid settings: {problem}") from None
+
+
+def _check_device(settings: ServiceSettings) -> None:
+    if find_device(settings.device, os.environ) is None and not may_exist(
+        settings.device, os.environ
+    ):
+        text = "there is no such GPU on this machine; --device cpu serves without one"
+        raise SystemExit(settings.problem("device", settings.device, text))
+
+
+def _reserve(settings: ServiceSettings, http_address: Address) -> dict[str, Address]:
+    """All addresses of both processes, with free ports."""
+    addresses = {"http_address": http_address}
+    for name in ServiceSettings.model_fields:
+        if name.endswith("_address") and (text := getattr(settings, name)) is not None:
+            addresses[name] = parse_address(text)
+    try:
+        return reserve(addresses)
+    except PortProblem as problem:
+        shown = str(problem.address)
+        raise SystemExit(ServiceSettings.problem(problem.name, shown, str(problem))) from None
+
+
+def _environment(
+    explicit: Mapping[str, object], addresses: Mapping[str, Address]
+) -> dict[str, str]:
+    """The environment of both processes: their settings as `QWENVL_*` variables."""
+    unknown = unknown_variables(os.environ)
+    known = {name: value for name, value in os.environ.items() if name not in unknown}
+    environment = child_environment(known)
+    settings = {name: _as_text(value) for name, value in explicit.items()}
+    settings |= {name: str(address) for name, address in addresses.items()}
+    for name, text in settings.items():
+        if name not in ("host", "port"):
+            environment[ENV_PREFIX + name.upper()] = text
+    if not environment.get(ENV_PREFIX + "GRPC_TARGET"):
+        environment[ENV_PREFIX + "GRPC_TARGET"] = f"dns:///{addresses['grpc_address'].local()}"
+    # The C core writes to standard error in a format of its own; what it tells is in the errors of the calls.
+    environment.setdefault("GRPC_VERBOSITY", "NONE")
+    return environment
 
 
 def _as_text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _dial_target(address: str) -> str:
-    host, _, port = address.rpartition(":")
-    return f"dns:///{'127.0.0.1' if host in ('', '0.0.0.0', '[::]') else host}:{port}"  # noqa: S104
+def _check_adapter(environment: Mapping[str, str]) -> None:
+    """Lets the adapter check its own settings; this program knows only those it has as flags."""
+    command = [*child_command("rest_adapter"), "--check-settings"]
+    result = subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        raise SystemExit(result.stderr.strip())
 
 
-def _die_with_parent() -> None:
-    """In the child, before exec: killing `qwenvl serve` leaves no orphan."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _complete_model(settings: ServiceSettings, console: Console) -> tuple[Path, ModelSpec]:
+    """The directory and configuration of the model; a hub id that is not on this machine is fetched."""
+    model, hub, revision = settings.model, settings.hub, settings.revision
+    try:
+        if model is not None and is_hub_id(model):
+            directory = obtain_model(model, hub=hub, revision=revision, tell=console.say)
+        else:
+            directory = resolve_model(model).directory
+        verify_weights(directory)
+        return directory, load_spec(directory)
+    except (ModelNotFound, SnapshotError, ValueError, OSError) as error:
+        raise SystemExit(f"cannot serve this model: {error}") from None
 
 
-class _Pair:
-    """The two processes, which start and stop together."""
-
-    def __init__(self, environment: Mapping[str, str], http_address: str, drain_s: float) -> None:
-        self._environment = environment
-        self._http_address = http_address
-        self._drain_s = drain_s
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._stopping = False
-
-    def run(self) -> int:
-        """Runs until a signal arrives or one of the processes exits; returns the exit status."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-        for module in ("inference_service", "rest_adapter"):
-            self._children[module] = subprocess.Popen(
-                [sys.executable, "-m", module],
-                env=self._environment,
-                # Ctrl-C in a terminal must reach this process only, which then stops both in order.
-                start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads here
-            )
-        announced = False
-        while not self._stopping:
-            for name, child in self._children.items():
-                if child.poll() is not None:
-                    print(f"{name} exited with status {child.returncode}", file=sys.stderr)
-                    self._stop()
-                    return 1
-            if not announced and self._is_ready():
-                announced = True
-                print(f"ready: http://{self._http_address}/v1", file=sys.stderr, flush=True)
-            time.sleep(_POLL_S)
-        return self._stop()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self._stopping = True
-
-    def _is_ready(self) -> bool:
-        host, _, port = self._http_address.rpartition(":")
-        connection = http.client.HTTPConnection(
-            "127.0.0.1" if host in ("", "0.0.0.0") else host,  # noqa: S104
-            int(port),
-            timeout=2,
-        )
-        try:
-            connection.request("GET", "/ready")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):  # not listening yet, or not yet responding
-            return False
-        finally:
-            connection.close()
-
-    def _stop(self) -> int:
-        """Stops the REST adapter first, so that its streams finish while the service still answers."""
-        status = 0
-        for name in ("rest_adapter", "inference_service"):
-            child = self._children[name]
-            if child.poll() is None:
-                child.terminate()
-            try:
-                status = child.wait(self._drain_s + _STOP_GRACE_S) or status
-            except subprocess.TimeoutExpired:
-                child.kill()
-                status = child.wait() or status
-        return status
+def _report(spec: ModelSpec, settings: ServiceSettings, console: Console) -> None:
+    """Prints the report of `qwenvl check`; only the engine measures what really fits."""
+    wanted, window = settings.max_model_len, spec.max_position_embeddings
+    if wanted is not None and wanted > window:
+        text = f"exceeds the model's context window of {window} tokens"
+        raise SystemExit(settings.problem("max_model_len", wanted, text))
+    device = find_device(settings.device, os.environ)
+    if device is not None:
+        console.say(*assess(spec, device, settings).lines)

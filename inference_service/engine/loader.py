@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+import logging
+import math
 from pathlib import Path
+import time
 
 import torch
 
+from inference_service.families.family import TensorEntry
 from inference_service.families.registry import family_of, load_spec
 from inference_service.families.tables import tensor_table
 from inference_service.kernels.ops import REFERENCE, Ops, choose_ops
@@ -19,6 +23,20 @@ from inference_service.models.vision_language import VisionLanguageModel
 
 
 __all__ = ["LoadError", "load_model"]
+
+_PROGRESS_S = 5.0
+_RECOMPUTED = ".inv_freq"  # rotary frequencies, which some savers store
+_QUANTISED = "quantised weights are not supported, serve the model from which they were made"
+_FORMS: Mapping[str, str] = {
+    ".lora_": "LoRA matrices are not merged, merge them first (PeftModel.merge_and_unload)",
+    ".qweight": _QUANTISED,
+    ".weight_packed": _QUANTISED,
+    ".weight_scale": _QUANTISED,
+    ".absmax": _QUANTISED,
+}
+"""What tensors with such names show."""
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(
@@ -43,6 +61,7 @@ def load_model(
     spec = load_spec(model_dir)
     with ExitStack() as stack:
         stored = open_checkpoint(model_dir, stack, family_of(spec).current_name)
+        spec = _settle_head(spec, stored)
         _check(spec, stored)
         with torch.device("meta"):
             model = VisionLanguageModel(spec, _ops_for(device, placement, dtype))
@@ -60,19 +79,55 @@ def _ops_for(device: torch.device, placement: Placement | None, dtype: torch.dty
     return choose_ops(device, dtype) if len(kinds) == 1 else REFERENCE
 
 
+def _settle_head(spec: ModelSpec, stored: dict[str, StoredTensor]) -> ModelSpec:
+    """The specification, tied or not as the tensors are; transformers decides likewise.
+
+    Fine-tuning may train the head of a tied model and leave the flag: a head that differs from the embedding is kept.
+    If only the head of a tied model is stored, it is the embedding.
+    """
+    if not spec.decoder.tie_word_embeddings:
+        return spec
+    untied = replace(spec, decoder=replace(spec.decoder, tie_word_embeddings=False))
+    head, embedding = (_name_of(untied, part) for part in ("lm_head", "embed_tokens"))
+    if head not in stored:
+        return spec
+    if embedding not in stored or _equal(stored[head], stored[embedding]):
+        stored[embedding] = stored.pop(head)
+        return spec
+    return untied
+
+
+def _name_of(spec: ModelSpec, part: str) -> str:
+    """The name in the checkpoint of the weight of a part of the decoder; empty if it has no such weight."""
+    wanted = f"decoder.{part}.weight"
+    return next((entry.name for entry in tensor_table(spec) if entry.parameter == wanted), "")
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return torch.equal(one.read(), other.read())
+
+
 def _check(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
     """Checks names, shapes and dtypes, from the headers only."""
     expected = {entry.name: entry.shape for entry in tensor_table(spec)}
-    if tied := _tied_head(spec, stored):
-        head, embedding = tied
-        expected[head] = expected[embedding]
-    for what, names in (
-        ("missing", expected.keys() - stored.keys()),
-        ("unexpected", stored.keys() - expected.keys() - family_of(spec).rebuilt),
-    ):
+    unexpected = {
+        name
+        for name in stored.keys() - expected.keys() - family_of(spec).rebuilt
+        if not name.endswith(_RECOMPUTED)
+    }
+    for suffix, what in _FORMS.items():
+        if found := next((name for name in sorted(unexpected) if suffix in name), None):
+            raise LoadError(f"{what}: the checkpoint has {found}")
+    for what, names in (("missing", expected.keys() - stored.keys()), ("unexpected", unexpected)):
         if names:
             some = ", ".join(sorted(names)[:5])
-            raise LoadError(f"{len(names)} {what} tensors in the checkpoint: {some}")
+            hint = "; if it is the token embedding, set tie_word_embeddings to true in config.json"
+            is_head = what == "missing" and set(names) == {_name_of(spec, "lm_head")}
+            raise LoadError(
+                f"{len(names)} {what} tensors in the checkpoint: {some}{hint if is_head else ''}"
+            )
     for name, shape in expected.items():
         tensor = stored[name]
         if tensor.shape != shape:
@@ -84,7 +139,7 @@ def _check(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
 def _fill(model: VisionLanguageModel, stored: Mapping[str, StoredTensor]) -> None:
     parameters = dict(model.named_parameters())
     unfilled = {name: parameter.shape[0] for name, parameter in parameters.items()}
-    for entry in tensor_table(model.spec):
+    for entry in _told(tensor_table(model.spec), stored):
         parameter = parameters[entry.parameter]
         tensor = stored[entry.name].read()
         rows = tensor.shape[0]
@@ -93,19 +148,25 @@ def _fill(model: VisionLanguageModel, stored: Mapping[str, StoredTensor]) -> Non
     left = [name for name, rows in unfilled.items() if rows]
     if left:
         raise AssertionError(f"the tensor table leaves parameters unset: {left}")
-    if tied := _tied_head(model.spec, stored):
-        head, embedding = tied
-        if not torch.equal(stored[head].read(), stored[embedding].read()):
-            raise LoadError(
-                f"{head} differs from {embedding}, but config.json sets tie_word_embeddings"
+
+
+def _told(
+    table: Sequence[TensorEntry], stored: Mapping[str, StoredTensor]
+) -> Iterator[TensorEntry]:
+    """The entries of a table, whose loading is logged every few seconds, with the size read so far."""
+    sizes = {
+        entry.name: math.prod(stored[entry.name].shape) * DTYPE_BYTES[stored[entry.name].dtype]
+        for entry in table
+    }
+    whole, done, next_time = sum(sizes.values()), 0, time.monotonic()
+    for entry in table:
+        if time.monotonic() >= next_time:
+            next_time = time.monotonic() + _PROGRESS_S
+            logger.info(
+                "loading weights: %d %%, %.2f of %.2f GiB",
+                100 * done // max(1, whole),
+                done / 2**30,
+                whole / 2**30,
             )
-
-
-def _tied_head(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> tuple[str, str] | None:
-    """The names of output head and embedding if a checkpoint stores both although they are tied."""
-    if not spec.decoder.tie_word_embeddings:
-        return None
-    untied = replace(spec, decoder=replace(spec.decoder, tie_word_embeddings=False))
-    names = {entry.parameter: entry.name for entry in tensor_table(untied)}
-    head = names["decoder.lm_head.weight"]
-    return (head, names["decoder.embed_tokens.weight"]) if head in stored else None
+        yield entry
+        done += sizes[entry.name]

@@ -1,6 +1,6 @@
 """The engine process: receives commands, runs the engine loop, sends outputs.
 
-Started by `engine_client.child` as `python -m inference_service.engine.process`; it does not outlive the front.
+Started by `engine_client.child` as `python -P -m inference_service.engine.process`; it does not outlive the front.
 
 It has three threads. The reader receives commands as they arrive, so that an abort applies before the next step and
 the front can always send. The pulse tells the front every second that the process is alive and how far it has come, so

@@ -14,9 +14,10 @@ import time
 from typing import Final
 
 from inference_service.engine_protocol import wire
+from qwenvl.safe_path import child_environment
 
 
-DEFAULT_COMMAND: Final = (sys.executable, "-m", "inference_service.engine.process")
+DEFAULT_COMMAND: Final = (sys.executable, "-P", "-m", "inference_service.engine.process")
 _REAP_POLL_S: Final = 0.02
 
 
@@ -52,7 +53,10 @@ class EngineChild:
             arguments = ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - this package's own module
-                    [*command, *arguments], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                    [*command, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env=child_environment(os.environ),
                 )
             except OSError:
                 ours.close()

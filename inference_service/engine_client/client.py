@@ -322,7 +322,8 @@ class EngineClient:
             self._child = None
             closing = self.state is EngineState.CLOSED
             status = await child.reap(CLOSE_GRACE_S if closing else 0.0)
-            logger.info("engine process %d ended with status %d", child.pid, status)
+            level = logging.DEBUG if closing and status == 0 else logging.INFO
+            logger.log(level, "engine process %d ended with status %d", child.pid, status)
         return lifetime_s, reason if self._load_error is None else self._load_error
 
     async def _watch(self, child: EngineChild) -> tuple[float, str]:

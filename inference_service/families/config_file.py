@@ -5,7 +5,8 @@ Below it, the settings that checkpoints of several families store alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 import json
 from pathlib import Path
@@ -33,9 +34,13 @@ class Section:
     def __contains__(self, key: str) -> bool:
         return self.values.get(key) is not None
 
-    def section(self, key: str) -> Section:
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Section:
+        """The object with values for keys that it lacks; a key that is null stays null."""
+        return Section(self.where, {**defaults, **self.values})
+
+    def section(self, key: str, default: Mapping[str, Any] | None = None) -> Section:
         """The object at `key`."""
-        value = self._require(key)
+        value = self._require(key, default)
         if not isinstance(value, dict):
             raise SpecError(f"{self.where}: {key} must be an object, not {value!r}")
         return Section(f"{self.where}: {key}", value)
@@ -117,16 +122,26 @@ def read_config(path: Path) -> Section:
     return Section(path.name, values)
 
 
-def read_dtype(config: Section, text: Section) -> str:
-    """The dtype of the stored weights; old and new versions use two keys in two places."""
+def read_dtype(config: Section, text: Section, stored: Iterable[str] = ()) -> str:
+    """The dtype of the weights; old and new versions use two keys in two places.
+
+    Args:
+        config: config.json.
+        text: The language model's settings in it.
+        stored: Dtypes of the stored tensors; the most frequent one applies without such a key.
+
+    Raises:
+        SpecError: The dtype is not supported.
+    """
     for section in (config, text):
         for key in ("dtype", "torch_dtype"):
             if key in section:
-                dtype = section.text(key)
+                dtype = section.text(key).removeprefix("torch.")
                 if dtype not in DTYPE_BYTES:
                     raise SpecError(f"{section.where}: dtype {dtype!r} is not supported")
                 return dtype
-    return "float32"  # the default if the key is missing
+    counts = Counter(dtype for dtype in stored if dtype in DTYPE_BYTES)
+    return counts.most_common(1)[0][0] if counts else "float32"
 
 
 def read_eos(model_dir: Path, config: Section, text: Section) -> tuple[int, ...]:

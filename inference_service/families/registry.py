@@ -5,8 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from inference_service.families.config_file import SpecError, read_config
+from inference_service.families.config_file import Section, SpecError, read_config
+from inference_service.families.copied_files import refuse_adapter
 from inference_service.families.family import Family
+from inference_service.families.weight_files import stored_headers
 from inference_service.model_spec import ModelSpec
 
 
@@ -53,6 +55,7 @@ def load_spec(model_dir: Path) -> ModelSpec:
     Raises:
         SpecError: A file is missing or invalid, or the family or a setting is not supported.
     """
+    refuse_adapter(model_dir)
     config = read_config(model_dir / "config.json")
     model_type = config.text("model_type")
     family = next((f for f in FAMILIES.values() if f.model_type == model_type), None)
@@ -61,6 +64,20 @@ def load_spec(model_dir: Path) -> ModelSpec:
         why = refused.get(model_type, f"model_type {model_type!r} is not supported")
         supported = ", ".join(sorted(f.model_type for f in FAMILIES.values()))
         raise SpecError(f"config.json: {why}; supported: {supported}")
-    if "quantization_config" in config:
-        raise SpecError("config.json: quantised checkpoints are not supported")
+    _refuse_quantised(model_dir, config)
     return family.read(model_dir, config)
+
+
+def _refuse_quantised(model_dir: Path, config: Section) -> None:
+    """Raises for quantised weights; fine-tuners also leave the setting beside weights that are merged and plain."""
+    if "quantization_config" not in config:
+        return
+    stored = stored_headers(model_dir)
+    if stored and all(tensor.is_plain for tensor in stored.values()):
+        return
+    settings = config.section("quantization_config")
+    method = settings.values.get("quant_method") or "unknown"
+    raise SpecError(
+        f"{settings.where}: the checkpoint is quantised (quant_method {method}); quantised checkpoints are not"
+        " supported: serve the model in bfloat16 or float16 from which it was made"
+    )

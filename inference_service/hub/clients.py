@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import errno
+import logging
+import os
 from pathlib import Path
 import re
 from typing import Any, Protocol
 
+from inference_service.hub.progress import has_bars
 from inference_service.hub.snapshot import RemoteFile
 
 
@@ -80,22 +83,21 @@ class ModelScope:
 
     def find(self, model: str, revision: str | None) -> Path | None:
         """See `Hub.find`."""
-        from modelscope_hub import CacheNotFound, HubApi, HubConfig
-
-        api = HubApi(HubConfig())
+        library = _modelscope()
         try:
+            api = library.HubApi(library.HubConfig())
             return Path(api.download_repo(model, "model", revision=revision, local_files_only=True))
-        except CacheNotFound:
+        # OSError: the library also creates its cache, where that may be impossible.
+        except (library.CacheNotFound, OSError):
             return None
 
     @staticmethod
     def _api(model: str) -> Any:
         """A client of the site that has the model: the Chinese one, else the international one."""
-        from modelscope_hub import HubApi, HubConfig
-
+        library = _modelscope()
         # A new configuration: the library creates its default once and ignores later changes of the environment.
-        endpoint = HubApi(HubConfig()).resolve_endpoint_for_read(model)
-        return HubApi(HubConfig(endpoint=endpoint))
+        endpoint = library.HubApi(library.HubConfig()).resolve_endpoint_for_read(model)
+        return library.HubApi(library.HubConfig(endpoint=endpoint))
 
 
 class HuggingFace:
@@ -103,6 +105,7 @@ class HuggingFace:
 
     def files(self, model: str, revision: str | None) -> dict[str, RemoteFile]:
         """See `Hub.files`."""
+        _leave_out_bars()
         from huggingface_hub import HfApi
 
         with _huggingface_errors(model, revision):
@@ -116,6 +119,7 @@ class HuggingFace:
         self, model: str, revision: str | None, names: Sequence[str], directory: Path | None
     ) -> Path:
         """See `Hub.fetch`."""
+        _leave_out_bars()
         from huggingface_hub import snapshot_download
 
         with _huggingface_errors(model, revision):
@@ -137,13 +141,32 @@ class HuggingFace:
         return Path(path)
 
 
+def _modelscope() -> Any:
+    """The library of ModelScope, which logs as everything else does."""
+    _leave_out_bars()
+    library_logger = logging.getLogger("modelscope_hub")
+    # Else it adds a handler with a format of its own.
+    library_logger.handlers[:] = [logging.NullHandler()]
+    library_logger.propagate = True
+    import modelscope_hub as library
+
+    library_logger.setLevel(logging.WARNING)  # the import has set another one
+    return library
+
+
+def _leave_out_bars() -> None:
+    """Keeps progress bars out of log files; has an effect before their library is imported."""
+    if not has_bars():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 HUBS: Mapping[str, Hub] = {"modelscope": ModelScope(), "huggingface": HuggingFace()}
 
 
 @contextlib.contextmanager
 def _modelscope_errors(model: str, revision: str | None) -> Iterator[None]:
-    import modelscope_hub as library
-
+    library = _modelscope()
     try:
         yield
     except library.FileDownloadError as error:
@@ -162,8 +185,7 @@ def _modelscope_errors(model: str, revision: str | None) -> Iterator[None]:
 
 
 def _modelscope_cause(error: BaseException) -> str:
-    import modelscope_hub as library
-
+    library = _modelscope()
     if isinstance(error, library.FileSizeMismatchError):
         return "its size differs from the size listed by the hub"
     if isinstance(error, library.FileIntegrityError):
@@ -194,6 +216,11 @@ def _huggingface_errors(model: str, revision: str | None) -> Iterator[None]:
         raise HubError("Hugging Face is unreachable; run the command again to resume") from error
     except (OSError, httpx2.HTTPError) as error:
         raise HubError(f"Hugging Face: {_system_cause(error)}") from error
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
+        # Raised when the client is made: a SOCKS proxy without its library, a proxy or endpoint that is no URL.
+        raise HubError(
+            f"Hugging Face cannot be called with the proxy or endpoint in the environment: {_system_cause(error)}"
+        ) from error
 
 
 def _unknown(hub: str, model: str, revision: str | None) -> str:

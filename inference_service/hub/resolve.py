@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+import contextlib
 from dataclasses import dataclass
 import os
 from pathlib import Path
@@ -11,14 +12,16 @@ import shutil
 
 from inference_service.demo import MODEL_DIR
 from inference_service.families.config_file import SpecError
+from inference_service.families.copied_files import ADAPTER_FILE, refuse_adapter
 from inference_service.families.registry import family_of, load_spec
-from inference_service.hub import snapshot
+from inference_service.hub import progress, snapshot
 from inference_service.hub.clients import HUBS, Hub, HubError
 from inference_service.hub.snapshot import RemoteFile, SnapshotError
 
 
 DEMO_NAMES = ("qwen-vl-demo", "qwen-vl")
 DEFAULT_HUB = "modelscope"
+TITLES = {"modelscope": "ModelScope", "huggingface": "Hugging Face"}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SPARE_BYTES = 64 * 2**20
@@ -26,6 +29,14 @@ _SPARE_BYTES = 64 * 2**20
 
 class ModelNotFound(Exception):  # noqa: N818 - names the condition
     """MODEL cannot be found or fetched; the message says what to do."""
+
+
+class FetchFailed(ModelNotFound):
+    """The hub cannot be asked, or a file cannot be written; a copy on this machine may do."""
+
+
+def _silent(line: str) -> None:
+    del line
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +77,65 @@ def resolve_model(
     if (directory / "config.json").is_file():
         return ResolvedModel(directory, served_names or (directory.resolve().name,))
     if directory.is_dir():
-        raise ModelNotFound(f"{model} is not a model directory: it has no config.json")
+        raise ModelNotFound(_without_configuration(directory))
     if not is_hub_id(model):
         raise ModelNotFound(f"{model} is neither a directory nor a hub id")
     found = HUBS[hub].find(model, revision)
-    if found is None or not snapshot.is_verified(found):
-        raise ModelNotFound(
-            f"{model} is not on this machine; fetch it with: qwenvl download {model}"
-        )
-    return ResolvedModel(found, served_names or (model, model.rpartition("/")[2]))
+    if found is None or not (snapshot.is_verified(found) or snapshot.is_complete(found)):
+        raise ModelNotFound(_not_here(model, hub, revision))
+    return ResolvedModel(found, served_names or hub_names(model))
+
+
+def hub_names(model: str) -> tuple[str, ...]:
+    """The names under which a model of a hub is served: its id and the last part of it."""
+    return (model, model.rpartition("/")[2])
+
+
+def _not_here(model: str, hub: str, revision: str | None) -> str:
+    """What to do about a model that is not on this machine, with the hub that is meant."""
+    flags = f" --hub {hub}" + (f" --revision {revision}" if revision else "")
+    fetch = f"fetch it with: qwenvl download {model}{flags}"
+    return f"{model} is not in the cache of {TITLES[hub]}; {fetch}{_elsewhere(model, hub)}"
+
+
+def _elsewhere(model: str, hub: str) -> str:
+    """A remark about the cache of another hub that has the model, or nothing."""
+    for other, source in HUBS.items():
+        if other != hub and source.find(model, None) is not None:
+            return f"; it is in the cache of {TITLES[other]}: use it with --hub {other}"
+    return ""
+
+
+def obtain_model(
+    model: str,
+    *,
+    hub: str = DEFAULT_HUB,
+    revision: str | None = None,
+    tell: Callable[[str], None],
+) -> Path:
+    """Finds a model of a hub on this machine, or fetches it.
+
+    A copy whose files have another time than when they were verified is used with a remark if the hub cannot be asked.
+
+    Args:
+        model: A hub id.
+        hub: A key of `HUBS`.
+        revision: Branch, tag or commit; None = the hub's default.
+        tell: Called with lines about what is fetched.
+
+    Raises:
+        ModelNotFound: It is not here, and cannot be fetched.
+    """
+    with contextlib.suppress(ModelNotFound):
+        return resolve_model(model, hub=hub, revision=revision).directory
+    try:
+        return fetch_model(model, hub=hub, revision=revision, tell=tell)
+    except FetchFailed as error:
+        found = HUBS[hub].find(model, revision)
+        if found is None or not snapshot.is_verified(found, times=False):
+            raise ModelNotFound(f"{error}{_elsewhere(model, hub)}") from error
+        tell(f"{error}; using the copy in {found}, whose files have the sizes of the verified ones")
+        return found
 
 
 def fetch_model(
@@ -83,6 +144,7 @@ def fetch_model(
     hub: str = DEFAULT_HUB,
     revision: str | None = None,
     directory: Path | None = None,
+    tell: Callable[[str], None] = _silent,
 ) -> Path:
     """Fetches a model and verifies it; files that are already complete are not fetched again.
 
@@ -93,29 +155,41 @@ def fetch_model(
         hub: A key of `HUBS`.
         revision: Branch, tag or commit; None = the hub's default.
         directory: Target directory; None = the hub's cache.
+        tell: Called with lines about what is fetched; the client libraries show its progress on standard error.
 
     Returns:
         The directory of the snapshot.
 
     Raises:
+        FetchFailed: The hub cannot be asked, or a file cannot be written.
         ModelNotFound: The model does not exist, is not supported, or could not be fetched completely.
     """
     try:
         source = HUBS[hub]
+        tell(f"asking {TITLES[hub]} for {model}")
         listed = source.files(model, revision)
         path = _fetch_configuration(source, model, revision, listed, directory)
+        if not snapshot.is_verified(path):
+            snapshot.write_note(path, ())
         family = family_of(load_spec(path))
         names = [
             *snapshot.configuration_files(listed),
-            *snapshot.weight_files(listed, allow_pickles=family.pickled_weights),
+            *snapshot.weight_files(listed, path, allow_pickles=family.pickled_weights),
         ]
         wanted = {name: listed[name] for name in names}
-        _require_room(path, wanted)
-        path = source.fetch(model, revision, names, directory)
+        missing = _require_room(path, wanted)
+        if missing:
+            tell(f"fetching {missing / 2**30:.2f} GiB from {TITLES[hub]} to {path}")
+        # In the cache of Hugging Face, the files of a snapshot are links to blobs beside it.
+        root = path.parent.parent if directory is None and hub == "huggingface" else path
+        with progress.told(root, missing, tell):
+            path = source.fetch(model, revision, names, directory)
         snapshot.verify_files(path, wanted)
         snapshot.verify_weights(path)
         snapshot.write_note(path, names)
-    except (HubError, SnapshotError, SpecError, OSError) as error:
+    except (HubError, OSError) as error:
+        raise FetchFailed(f"{model}: {error}") from error
+    except (SnapshotError, SpecError) as error:
         raise ModelNotFound(f"{model}: {error}") from error
     return path
 
@@ -133,8 +207,19 @@ def fetch_configuration(
         return _fetch_configuration(
             source, model, revision, source.files(model, revision), directory
         )
-    except (HubError, SnapshotError, OSError) as error:
+    except (HubError, SnapshotError, SpecError, OSError) as error:
         raise ModelNotFound(f"{model}: {error}") from error
+
+
+def _without_configuration(directory: Path) -> str:
+    """Why a directory is no model: trainers write adapters, and checkpoints of several steps side by side."""
+    try:
+        refuse_adapter(directory)
+    except SpecError as error:
+        return str(error)
+    text = f"{directory} is not a model directory: it has no config.json"
+    inside = sorted(path.parent.name for path in directory.glob("*/config.json"))
+    return f"{text}; models in it: {', '.join(inside[:10])}" if inside else text
 
 
 def _fetch_configuration(
@@ -145,6 +230,8 @@ def _fetch_configuration(
     directory: Path | None,
 ) -> Path:
     names = snapshot.configuration_files(listed)
+    if ADAPTER_FILE in names:
+        refuse_adapter(source.fetch(model, revision, [ADAPTER_FILE], directory))
     if "config.json" not in names:
         raise SnapshotError("the repository has no config.json, so it contains no supported model")
     path = source.fetch(model, revision, names, directory)
@@ -152,8 +239,8 @@ def _fetch_configuration(
     return path
 
 
-def _require_room(directory: Path, files: Mapping[str, RemoteFile]) -> None:
-    """Checks the free disk space before a download.
+def _require_room(directory: Path, files: Mapping[str, RemoteFile]) -> int:
+    """The bytes that remain to be fetched, for which there is room.
 
     Raises:
         SnapshotError: The disk has less free space than the remaining files need.
@@ -165,6 +252,7 @@ def _require_room(directory: Path, files: Mapping[str, RemoteFile]) -> None:
             f"not enough disk space: {missing / 2**30:.2f} GiB remain to be fetched to {os.fspath(directory)}, "
             f"{free / 2**30:.2f} GiB are free"
         )
+    return missing
 
 
 def _still_to_fetch(directory: Path, files: Mapping[str, RemoteFile]) -> Iterable[int]:

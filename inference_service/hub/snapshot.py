@@ -8,12 +8,15 @@ no other form (`Family.pickled_weights`), and are read with `weights_only`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+import contextlib
 from dataclasses import dataclass
 import hashlib
 import json
 from pathlib import Path
 import re
-import struct
+
+from inference_service.families import weight_files as stored
+from inference_service.families.weight_files import WeightFileError, read_header, read_shards
 
 
 _NOTE = ".qwenvl-verified"
@@ -21,7 +24,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 _CONFIGURATION = (".json", ".jinja", ".tiktoken", ".txt", ".model")
 _SAFETENSORS = ".safetensors"
 _PICKLE = re.compile(r"pytorch_model.*\.bin")
-_MAX_HEADER_BYTES = 100 * 2**20  # what the safetensors library itself permits
 
 
 class SnapshotError(Exception):
@@ -52,25 +54,28 @@ def model_files(names: Iterable[str]) -> list[str]:
     return sorted([*configuration_files(names), *weights])
 
 
-def weight_files(names: Iterable[str], *, allow_pickles: bool) -> list[str]:
-    """The shards of the weights: safetensors if there are any, else pickles if they are allowed.
+def weight_files(names: Iterable[str], directory: Path, *, allow_pickles: bool) -> tuple[str, ...]:
+    """The files with the weights: what else a repository holds, adapters or copies in other forms, is not fetched.
+
+    Args:
+        names: All files of the repository.
+        directory: Where its configuration files are, an index among them.
+        allow_pickles: The family was released as `.bin` shards.
 
     Raises:
-        SnapshotError: There are no weights, or only pickles that are not allowed.
+        SnapshotError: There are no complete weights, or only pickles that are not allowed.
     """
-    plain = [name for name in names if _NAME.fullmatch(name)]
-    safe = sorted(name for name in plain if name.endswith(_SAFETENSORS))
-    if safe:
-        return safe
-    pickled = sorted(name for name in plain if _PICKLE.fullmatch(name))
-    if not pickled:
-        raise SnapshotError("the repository has no weights (*.safetensors)")
-    if not allow_pickles:
+    plain = {name for name in names if _NAME.fullmatch(name)}
+    try:
+        chosen = stored.choose_weight_files(plain, lambda index: read_shards(directory / index))
+    except WeightFileError as error:
+        raise SnapshotError(str(error)) from error
+    if not allow_pickles and not chosen[0].endswith(_SAFETENSORS):
         raise SnapshotError(
-            f"the repository has its weights as pickles only ({pickled[0]}); reading them may run code, "
+            f"the repository has its weights as pickles only ({chosen[0]}); reading them may run code, "
             "so only safetensors are supported"
         )
-    return pickled
+    return chosen
 
 
 def verify_files(directory: Path, files: Mapping[str, RemoteFile]) -> None:
@@ -93,79 +98,63 @@ def verify_files(directory: Path, files: Mapping[str, RemoteFile]) -> None:
 
 
 def verify_weights(directory: Path) -> None:
-    """Checks that every shard in an index exists, and that no safetensors file is truncated.
+    """Checks that the weights are complete, and that no safetensors file is truncated.
 
     Reads headers only.
 
     Raises:
         SnapshotError: A shard is missing or truncated, or there are no weights.
     """
-    wanted = {path.name for path in directory.glob("*.safetensors")}
-    wanted |= _shards_of(directory / "model.safetensors.index.json")
-    if not wanted:
-        wanted = {path.name for path in directory.glob("pytorch_model*.bin")}
-        wanted |= _shards_of(directory / "pytorch_model.bin.index.json")
-    if not wanted:
-        raise SnapshotError("there are no weights (*.safetensors)")
-    for name in sorted(wanted):
-        if not (directory / name).is_file():
-            raise SnapshotError(f"{name} is missing, but the index lists it")
-        if name.endswith(".safetensors"):
-            _verify_length(directory / name)
+    try:
+        for path in stored.weight_files(directory):
+            if path.suffix == _SAFETENSORS:
+                read_header(path)
+    except WeightFileError as error:
+        raise SnapshotError(str(error)) from error
 
 
 def write_note(directory: Path, names: Iterable[str]) -> None:
-    """Records that these files were verified."""
+    """Records that these files were verified; no names = that a download has begun."""
     note = {name: _fingerprint(directory / name) for name in sorted(names)}
-    (directory / _NOTE).write_text(json.dumps(note))
+    with contextlib.suppress(OSError):  # a cache may be read-only; it is verified again next time
+        (directory / _NOTE).write_text(json.dumps(note))
 
 
-def is_verified(directory: Path) -> bool:
-    """Whether the files were verified and have not changed since; does not read them."""
+def is_verified(directory: Path, *, times: bool = True) -> bool:
+    """Whether the files were verified and have not changed since; does not read them.
+
+    Args:
+        directory: The directory.
+        times: Also compare the times of the files, which a copy may not have.
+    """
+    compared = slice(None if times else 1)
     try:
         note = json.loads((directory / _NOTE).read_text())
         return bool(note) and all(
-            _fingerprint(directory / name) == seen for name, seen in note.items()
+            _fingerprint(directory / name)[compared] == seen[compared]
+            for name, seen in note.items()
         )
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return False
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether a directory that another tool has filled has a whole model, as far as its own files tell.
+
+    A directory with a note was filled here: without verified files in it, its download was interrupted.
+    """
+    if not (directory / "config.json").is_file() or (directory / _NOTE).exists():
+        return False
+    try:
+        verify_weights(directory)
+    except (SnapshotError, OSError):
+        return False
+    return True
 
 
 def _fingerprint(path: Path) -> list[int]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def _shards_of(index: Path) -> set[str]:
-    if not index.is_file():
-        return set()
-    try:
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise SnapshotError(f"{index.name} is not a valid index of shards") from None
-    for shard in shards:
-        if not isinstance(shard, str) or not _NAME.fullmatch(shard):
-            raise SnapshotError(
-                f"{index.name} lists {shard!r}, which is not a file name in the same directory"
-            )
-    return shards
-
-
-def _verify_length(path: Path) -> None:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES
-        if length >= min(size, _MAX_HEADER_BYTES):
-            raise SnapshotError(f"{path.name} is truncated or not a safetensors file")
-        try:
-            header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
-            whole = 8 + length + max(ends, default=0)
-        except (ValueError, KeyError, IndexError, AttributeError, TypeError):
-            raise SnapshotError(f"{path.name} has an invalid header") from None
-    if size != whole:
-        raise SnapshotError(f"{path.name} has {size} bytes, but its header requires {whole}")
 
 
 def _sha256(path: Path) -> str:

@@ -25,6 +25,7 @@ from inference_service.errors import InvalidImageError, ServiceError
 from inference_service.media import containers
 from inference_service.media.checks import check_pixels, recognise, refusals, too_many_pixels
 from inference_service.media.containers.base import (
+    ContainerError,
     CutOffError,
     DamagedError,
     Header,
@@ -169,6 +170,7 @@ def _resized(
 
 
 def _decode_rgb(data: bytes, kind: str, limits: DecodeLimits, policy: ImagePolicy) -> Image.Image:
+    check_pixels(containers.header(data, kind), limits)
     stripped = containers.strip(data, kind)
     check_pixels(stripped.header, limits)
     passes = stripped.header.passes
@@ -176,18 +178,17 @@ def _decode_rgb(data: bytes, kind: str, limits: DecodeLimits, policy: ImagePolic
         raise TooComplexError(f"it visits each of its pixels {passes:.0f} times")
     try:
         image = _loaded(stripped.data, kind, limits)
-        whole = not stripped.unmarked_end or _is_whole(image, stripped, limits)
-    except (ServiceError, MemoryError):
+        if stripped.unmarked_end:
+            _check_whole(image, stripped, limits)
+        return to_rgb(image, stripped, policy)
+    except (ContainerError, ServiceError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise too_many_pixels(limits) from None
     except Exception:  # noqa: BLE001 - parsers of untrusted bytes may raise anything; their text is not passed on
         if stripped.complete:
             raise DamagedError("its data is damaged, or of a variant that is not read") from None
-        whole = False
-    if not whole:
-        raise CutOffError("it ends within its image data")
-    return to_rgb(image, stripped, policy)
+        raise CutOffError("it ends within its image data") from None
 
 
 def _loaded(data: bytes, kind: str, limits: DecodeLimits) -> Image.Image:
@@ -199,13 +200,13 @@ def _loaded(data: bytes, kind: str, limits: DecodeLimits) -> Image.Image:
         return image
 
 
-def _is_whole(image: Image.Image, stripped: Stripped, limits: DecodeLimits) -> bool:
-    """Whether a JPEG without end mark lacks only that: more data in its last scan then changes nothing."""
+def _check_whole(image: Image.Image, stripped: Stripped, limits: DecodeLimits) -> None:
+    """A JPEG without end mark must lack only that: more data in its last scan then changes nothing."""
     data, end = stripped.data[:-2], stripped.data[-2:]
-    return all(
-        _are_equal(image, _loaded(data + continuation(data, seed) + end, "JPEG", limits))
-        for seed in range(2)
-    )
+    for seed in range(2):
+        longer = _loaded(data + continuation(data, seed) + end, "JPEG", limits)
+        if not _are_equal(image, longer):
+            raise CutOffError("it ends within its image data")
 
 
 def _are_equal(one: Image.Image, other: Image.Image) -> bool:

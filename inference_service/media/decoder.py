@@ -105,7 +105,7 @@ class ImageDecoder:
             ImageTooLargeError: As `decode_image`; or it, or the request, takes too much time or memory.
             InternalError: No worker can be started, or it has a defect.
         """
-        cost = self._inspect(data, allowance, field)
+        cost = self._inspect(data, allowance, field) + min_pixels  # enlarging costs as much
         work = ImageWork(policy, min_pixels, max_pixels, field)
         [image] = await self._run(work, [data], allowance, cost=cost, field=field)
         return image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from typing import Final
 
 from PIL import Image, ImageChops, ImageCms
@@ -15,6 +16,7 @@ from inference_service.model_spec import ImagePolicy
 _BAND_ROWS: Final = 256
 _ORIENTATION: Final = 0x0112  # EXIF 2.32; 1 and unknown values mean upright
 _XMP_ORIENTATION: Final = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_NUMBERS: Final = {1: "B", 3: "H", 4: "I"}  # types of EXIF values
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -115,13 +117,25 @@ def _upright(image: Image.Image, stripped: Stripped) -> Image.Image:
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
     """The orientation in EXIF data or, as in Pillow, else in XMP; 1 if there is none that can be read."""
-    found = Image.Exif()
     try:
-        found.load(exif)
-        value = found.get(_ORIENTATION)
-    except Exception:  # noqa: BLE001 - parsers of untrusted bytes may raise anything; the image is whole without them
+        value = _exif_orientation(exif.removeprefix(b"Exif\0\0"))
+    except struct.error:  # the data ends early
         value = None
     if value is None:
         match = _XMP_ORIENTATION.search(xmp)
         return int(match[1]) if match else 1
-    return value if isinstance(value, int) else 1
+    return value
+
+
+def _exif_orientation(block: bytes) -> int | None:
+    """The orientation in the first directory of EXIF data, which begins as a TIFF file does."""
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None:
+        return None
+    (start,) = struct.unpack_from(order + "I", block, 4)
+    (count,) = struct.unpack_from(order + "H", block, start)
+    for position in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(order + "HH", block, position)
+        if tag == _ORIENTATION and kind in _NUMBERS:
+            return int(struct.unpack_from(order + _NUMBERS[kind], block, position + 8)[0])
+    return None

@@ -91,6 +91,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
         self._fds: list[int] = []
+        self._readable: asyncio.Future[None] | None = None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             arguments = ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
@@ -143,6 +144,8 @@ class Worker:
         """Kills the process, cancels its job and forgets what it sent."""
         if self.running is not None:
             self.running.cancel()
+        if self._readable is not None:
+            _set(self._readable)
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._socket.close()
@@ -177,10 +180,10 @@ class Worker:
             await self._read()
 
     async def _read(self) -> None:
-        readable = self._loop.create_future()
-        self._loop.add_reader(self._socket, _set, readable)
+        self._readable = self._loop.create_future()
+        self._loop.add_reader(self._socket, _set, self._readable)
         try:
-            await readable
+            await self._readable
         finally:
             if self._socket.fileno() >= 0:
                 self._loop.remove_reader(self._socket)
@@ -228,9 +231,8 @@ class WorkerPool:
             command: Program and arguments of a worker.
         """
         self._command = (*(command or DEFAULT_COMMAND), "--memory-mib", str(memory_mib))
-        self._missing = [
-            index >= size // 2 for index in range(size)
-        ]  # `any_cost` of those to start
+        # `any_cost` of the workers to start
+        self._missing = [index >= size // 2 for index in range(size)]
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
         self._waiters: list[_Waiter] = []
@@ -279,7 +281,7 @@ class WorkerPool:
             await worker.wait_ready()
         except WorkerLostError as error:
             self._lose(worker, f"while it started: {error}", replace=False)
-            raise InternalError("The images cannot be decoded: no decode worker starts.") from None
+            raise _not_starting() from None
         except asyncio.CancelledError:
             self._give(worker)
             raise
@@ -303,7 +305,8 @@ class WorkerPool:
         self._idle.clear()
         self._busy.clear()
         for waiter in self._waiters:
-            waiter.worker.cancel()
+            if not waiter.worker.done():
+                waiter.worker.set_exception(_ending())
         for task in self._tasks:
             task.cancel()
         for process in (*self._ended, *(worker.process for worker in workers)):
@@ -314,14 +317,14 @@ class WorkerPool:
 
     async def _take(self, *, expensive: bool) -> Worker:
         if self._closed:
-            raise InternalError("The images cannot be decoded: the service is ending.")
+            raise _ending()
         self.start()
         able = [worker for worker in self._idle if worker.any_cost or not expensive]
         if able:
             worker = min(able, key=lambda worker: worker.any_cost)  # keep those of any cost free
             self._idle.remove(worker)
         elif self._missing and not self._busy:
-            raise InternalError("The images cannot be decoded: no decode worker starts.")
+            raise _not_starting()
         else:
             waiter = _Waiter(expensive, asyncio.get_running_loop().create_future())
             self._waiters.append(waiter)
@@ -339,8 +342,9 @@ class WorkerPool:
     def _give(self, worker: Worker) -> None:
         """Gives a worker to the first job that waits for one like it."""
         self._busy.discard(worker)
+        worker.running = None  # its outcome holds the pixels
         for waiter in self._waiters:
-            if worker.any_cost or not waiter.expensive:
+            if not waiter.worker.done() and (worker.any_cost or not waiter.expensive):
                 self._waiters.remove(waiter)
                 waiter.worker.set_result(worker)
                 self._busy.add(worker)
@@ -397,6 +401,14 @@ class WorkerPool:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _ending() -> InternalError:
+    return InternalError("The images cannot be decoded: the service is ending.")
+
+
+def _not_starting() -> InternalError:
+    return InternalError("The images cannot be decoded: no decode worker starts.")
 
 
 async def _status(process: subprocess.Popen[bytes]) -> int | None:

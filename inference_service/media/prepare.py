@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, field
 import functools
 from typing import Final
@@ -56,15 +56,43 @@ class _RequestMedia:
         request: The request.
         allowance: What decoding may still cost.
         fetch: Fetches a URL for it.
-        decoding: The decoding of each file to an area within limits.
+        decoding: The decoding of each image and video, by its files and limits.
     """
 
     request: Request
     allowance: Allowance
     fetch: Callable[..., Awaitable[bytes]]
-    decoding: dict[tuple[bytes, tuple[int, int]], asyncio.Future[ProcessedImage]] = field(
+    decoding: dict[Hashable, asyncio.Future[tuple[ProcessedImage, ...]]] = field(
         default_factory=dict
     )
+
+    async def once(
+        self, key: Hashable, decode: Callable[[], Coroutine[None, None, tuple[ProcessedImage, ...]]]
+    ) -> tuple[ProcessedImage, ...]:
+        """The result of decoding, which is begun only for the first of equal keys."""
+        if key not in self.decoding:
+            self.decoding[key] = asyncio.ensure_future(_in_turn(decode))
+            self.decoding[key].add_done_callback(_retrieve)
+        return await asyncio.shield(self.decoding[key])
+
+    def cancel(self) -> None:
+        """Gives up whatever is not decoded yet."""
+        for decoding in self.decoding.values():
+            decoding.cancel()
+        self.decoding.clear()
+
+
+async def _in_turn(
+    decode: Callable[[], Coroutine[None, None, tuple[ProcessedImage, ...]]],
+) -> tuple[ProcessedImage, ...]:
+    async with my_turn():
+        return await decode()
+
+
+def _retrieve(decoding: asyncio.Future[tuple[ProcessedImage, ...]]) -> None:
+    """Takes note of an error: the request may have ended with another one."""
+    if not decoding.cancelled():
+        decoding.exception()
 
 
 class MediaPreparer:
@@ -149,11 +177,9 @@ class MediaPreparer:
             finally:
                 for task in tasks:
                     task.cancel()
-                for decoding in work.decoding.values():
-                    decoding.cancel()
                 # An error refers to these frames, and they to it: its files would stay until the next collection.
                 tasks.clear()
-                work.decoding.clear()
+                work.cancel()
         for images, part in zip(processed, media, strict=True):
             self._check_tokens(images, part)
         return PreparedMedia(
@@ -168,9 +194,9 @@ class MediaPreparer:
     async def _processed(self, part: Media, work: _RequestMedia) -> tuple[ProcessedImage, ...]:
         if isinstance(part, VideoPart):
             return await self._video(part, work)
-        return (await self._image(part, work),)
+        return await self._image(part, work)
 
-    async def _image(self, part: ImagePart, work: _RequestMedia) -> ProcessedImage:
+    async def _image(self, part: ImagePart, work: _RequestMedia) -> tuple[ProcessedImage, ...]:
         request = work.request
         budget = pixel_budget(
             self._spec.image_policy,
@@ -183,27 +209,19 @@ class MediaPreparer:
 
     async def _decoded(
         self, data: bytes, field: str, budget: tuple[int, int], work: _RequestMedia
-    ) -> ProcessedImage:
-        """Decodes a file, once for all equal ones of the request."""
-        key = (data, budget)
-        if key not in work.decoding:
-            decoding = asyncio.ensure_future(self._decode(data, field, budget, work.allowance))
-            decoding.add_done_callback(_retrieve)  # the request may end with another error
-            work.decoding[key] = decoding
-        return await asyncio.shield(work.decoding[key])
-
-    async def _decode(
-        self, data: bytes, field: str, budget: tuple[int, int], allowance: Allowance
-    ) -> ProcessedImage:
-        async with my_turn():
-            return await self._decoder.decode(
+    ) -> tuple[ProcessedImage, ...]:
+        async def decode() -> tuple[ProcessedImage, ...]:
+            image = await self._decoder.decode(
                 data,
-                allowance,
+                work.allowance,
                 policy=self._spec.image_policy,
                 min_pixels=budget[0],
                 max_pixels=budget[1],
                 field=field,
             )
+            return (image,)
+
+        return await work.once((data, budget), decode)
 
     async def _video(self, part: VideoPart, work: _RequestMedia) -> tuple[ProcessedImage, ...]:
         spec = self._spec
@@ -224,10 +242,13 @@ class MediaPreparer:
                 )
         fields = [frame.field for frame in part.frames]
         frame_spec = FrameSpec(policy=spec.image_policy, video=spec.video, fps=part.fps)
-        async with my_turn():
+
+        async def decode() -> tuple[ProcessedImage, ...]:
             return await self._decoder.decode_video(
                 files, fields, frame_spec, work.allowance, field=part.field
             )
+
+        return await work.once((tuple(files), part.fps), decode)
 
     def _check_tokens(self, images: Sequence[ProcessedImage], part: Media) -> None:
         """Refuses media that exceed the encoder cache before the engine computes anything; names the field."""
@@ -255,8 +276,3 @@ def _info(image: ProcessedImage, part: ImagePart) -> ImageInfo:
         tokens=image.num_tokens,
         uuid=part.uuid,
     )
-
-
-def _retrieve(decoding: asyncio.Future[ProcessedImage]) -> None:
-    if not decoding.cancelled():
-        decoding.exception()

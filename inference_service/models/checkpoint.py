@@ -1,4 +1,4 @@
-"""Finds and opens the weight files of a checkpoint: safetensors, or else the `.bin` shards of older releases.
+"""Opens the weight files of a checkpoint: safetensors, or else the `.bin` shards of older releases.
 
 torch reads the latter with its restricted unpickler, which creates tensors and runs no code.
 """
@@ -13,14 +13,7 @@ from typing import Any, Protocol
 from safetensors import SafetensorError, safe_open
 import torch
 
-from inference_service.families.config_file import SpecError, read_config
-
-
-FORMATS = (
-    ("model.safetensors", "model.safetensors.index.json"),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-)
-"""(single file, index of several files) of each format, the preferred one first."""
+from inference_service.families.weight_files import WeightFileError, weight_files
 
 
 class LoadError(ValueError):
@@ -85,8 +78,12 @@ def open_checkpoint(
     Raises:
         LoadError: There are no weights, a file cannot be read, or a tensor exists twice.
     """
+    try:
+        paths = weight_files(model_dir)
+    except WeightFileError as error:
+        raise LoadError(str(error)) from error
     stored: dict[str, StoredTensor] = {}
-    for path in _weight_files(model_dir):
+    for path in paths:
         opened = _open_safetensors if path.suffix == ".safetensors" else _open_bin
         for name, tensor in opened(path, stack):
             current = current_name(name)
@@ -94,33 +91,6 @@ def open_checkpoint(
                 raise LoadError(f"{name} exists twice, in two files or under two names")
             stored[current] = tensor
     return stored
-
-
-def _weight_files(model_dir: Path) -> Iterator[Path]:
-    for single, index in FORMATS:
-        if (model_dir / single).is_file():
-            yield model_dir / single
-            return
-        if (model_dir / index).is_file():
-            yield from _shards(model_dir / index, Path(single).suffix)
-            return
-    names = " nor ".join(name for pair in FORMATS for name in pair)
-    raise LoadError(f"{model_dir} has no weights: neither {names}")
-
-
-def _shards(index: Path, suffix: str) -> Iterator[Path]:
-    try:
-        weight_map = read_config(index).section("weight_map").values
-    except SpecError as error:
-        raise LoadError(str(error)) from error
-    for name in sorted(set(map(str, weight_map.values()))):
-        if Path(name).name != name or not name.endswith(suffix):
-            raise LoadError(
-                f"{index.name} lists {name!r}, which is not a file name in the same directory"
-            )
-        if not (index.parent / name).is_file():
-            raise LoadError(f"{index.name} lists {name}, which is missing")
-        yield index.parent / name
 
 
 def _open_safetensors(path: Path, stack: ExitStack) -> Iterator[tuple[str, StoredTensor]]:

@@ -20,6 +20,7 @@ from inference_service.domain import ChatMessage, ImagePart, Part, Role, TextPar
 from inference_service.errors import InvalidArgumentError
 from inference_service.text.guard import CONTINUE_TAG
 from inference_service.text.limits import MAX_CHARACTERS, too_many_characters
+from inference_service.text.model_files import find_chat_template, read_json
 
 
 _NAMED_TOKENS = (
@@ -56,27 +57,21 @@ class JinjaTemplate:
 
     @classmethod
     def from_dir(cls, model_dir: Path) -> JinjaTemplate:
-        """Reads chat_template.jinja, chat_template.json or tokenizer_config.json, in this order.
+        """Reads the template of a model's directory.
 
         Raises:
             ValueError: None of them has a template, or it is malformed.
             OSError: A file cannot be read.
         """
-        config = _read_json(model_dir / "tokenizer_config.json")
+        config = read_json(model_dir / "tokenizer_config.json")
         named = {
             name: text
             for name in _NAMED_TOKENS
             if (text := _token_text(config.get(name))) is not None
         }
-        jinja = model_dir / "chat_template.jinja"
-        if jinja.is_file():
-            return cls(jinja.read_text(encoding="utf-8"), named)
-        template = _read_json(model_dir / "chat_template.json").get("chat_template")
-        template = config.get("chat_template") if template is None else template
-        if isinstance(template, list):  # several templates, each with a name
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        if not isinstance(template, str):
-            raise ValueError(f"{model_dir} has no chat template")  # noqa: TRY004 - about a file, not a type
+        template = find_chat_template(model_dir)
+        if template is None:
+            raise ValueError(f"{model_dir} has no chat template")
         return cls(template, named)
 
     def render(
@@ -253,16 +248,6 @@ def _cut_at_tag(rendered: str) -> str:
         )
     before = rendered[:end]
     return before if rendered.startswith(CONTINUE_TAG, end) else before.rstrip()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path.name} is malformed") from error
-    return value if isinstance(value, dict) else {}
 
 
 def _token_text(value: Any) -> str | None:

@@ -1,15 +1,32 @@
-"""Byte-level BPE tokenizers from tokenizer.json, with the `tokenizers` library."""
+"""Byte-level BPE tokenizers with the `tokenizers` library, from tokenizer.json, or from vocabulary and merges."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+import json
 from pathlib import Path
 import re
 from typing import Final
 
 import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from inference_service.text.model_files import (
+    MERGES_FILE,
+    TOKENIZER_FILE,
+    VOCABULARY_FILE,
+    AddedToken,
+    read_added_tokens,
+    read_text,
+)
 from inference_service.text.tokenizer import Tokenizer
+
+
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Splits text into words where only vocabulary and merges are stored: that of Qwen2 and its successors."""
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -38,38 +55,48 @@ _PROBE: Final = (
 class JsonTokenizer(Tokenizer):
     """A byte-level BPE tokenizer."""
 
-    def __init__(self, definition: str) -> None:
-        """Takes the text of a tokenizer.json.
+    def __init__(self, definition: str, added: Sequence[AddedToken] = ()) -> None:
+        """Takes a tokenizer.
+
+        Args:
+            definition: The text of a tokenizer.json.
+            added: Added tokens that it may lack, or may define otherwise, in the order of their ids.
 
         Raises:
-            ValueError: It is malformed, or not byte-level BPE.
+            ValueError: It is malformed, or not byte-level BPE, or an added token would have another id.
         """
-        self._all = _load(definition)
-        self._plain = _load(definition)
+        self._all = _load(definition, added)
+        self._plain = _load(definition, added)
         self._plain.encode_special_tokens = True  # special tokens in the text are ordinary text
         if not isinstance(self._all.decoder, tokenizers.decoders.ByteLevel):
             raise ValueError("tokenizer.json: only byte-level BPE is supported")  # noqa: TRY004 - about a file, not a type
-        added = self._all.get_added_tokens_decoder()
-        self._slice_characters = _SLICE_CHARACTERS if self._can_be_cut(added) else None
+        known = self._all.get_added_tokens_decoder()
+        self._slice_characters = _SLICE_CHARACTERS if self._can_be_cut(known) else None
         vocabulary = self._all.get_vocab(with_added_tokens=True)
         token_bytes = [b""] * (max(vocabulary.values()) + 1)
         for token, token_id in vocabulary.items():
-            is_added = token_id in added
+            is_added = token_id in known
             token_bytes[token_id] = token.encode() if is_added else _bytes_of(token)
         super().__init__(
             token_bytes,
-            {token.content: token_id for token_id, token in added.items() if token.special},
+            {token.content: token_id for token_id, token in known.items() if token.special},
         )
 
     @classmethod
     def from_dir(cls, model_dir: Path) -> JsonTokenizer:
-        """Reads tokenizer.json.
+        """Reads tokenizer.json, or else vocab.json and merges.txt, and the added tokens of other files.
 
         Raises:
-            OSError: It is missing.
-            ValueError: It is malformed, or not byte-level BPE.
+            OSError: A file is missing.
+            ValueError: A file is malformed, or not byte-level BPE.
         """
-        return cls((model_dir / "tokenizer.json").read_text(encoding="utf-8"))
+        if (model_dir / TOKENIZER_FILE).is_file():
+            definition = read_text(model_dir / TOKENIZER_FILE)
+        else:
+            definition = _definition(
+                read_text(model_dir / VOCABULARY_FILE), read_text(model_dir / MERGES_FILE)
+            )
+        return cls(definition, read_added_tokens(model_dir))
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
@@ -86,7 +113,7 @@ class JsonTokenizer(Tokenizer):
             for token_id in _encoded(tokenizer, piece)
         ]
 
-    def _can_be_cut(self, added: dict[int, tokenizers.AddedToken]) -> bool:
+    def _can_be_cut(self, added: Mapping[int, tokenizers.AddedToken]) -> bool:
         """Whether a text has the same tokens as its slices together."""
         if any(_CUT.search(token.content) for token in added.values()):
             return False
@@ -115,14 +142,45 @@ def _encoded(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
     return list(encoding.ids)
 
 
-def _load(definition: str) -> tokenizers.Tokenizer:
+def _load(definition: str, added: Sequence[AddedToken]) -> tokenizers.Tokenizer:
     try:
         loaded = tokenizers.Tokenizer.from_str(definition)
     except Exception as error:  # the library raises no narrower exception
         raise ValueError("tokenizer.json is malformed") from error
     loaded.no_truncation()
     loaded.no_padding()
+    known = loaded.get_added_tokens_decoder()
+    for token in added:
+        wanted = tokenizers.AddedToken(token.text, special=token.special, **token.options)
+        if repr(known.get(token.token_id)) != repr(wanted):
+            add = loaded.add_special_tokens if token.special else loaded.add_tokens
+            add([wanted])
+        if loaded.token_to_id(token.text) != token.token_id:
+            raise ValueError(
+                f"the added token {token.text!r} has the id {token.token_id}, but {loaded.token_to_id(token.text)}"
+                " in tokenizer.json: the files belong to different models"
+            )
     return loaded
+
+
+def _definition(vocabulary: str, merges: str) -> str:
+    """The tokenizer.json of Qwen2's vocabulary and merges, as `Qwen2Tokenizer` of transformers builds it."""
+    lines = [line for line in merges.splitlines() if line and not line.startswith("#version")]
+    try:
+        pairs = [(first, second) for first, second in (line.split(" ") for line in lines)]
+        model = models.BPE(vocab=json.loads(vocabulary), merges=pairs)
+    except Exception as error:  # the library raises no narrower exception
+        raise ValueError(f"{VOCABULARY_FILE} or {MERGES_FILE} is malformed") from error
+    built = tokenizers.Tokenizer(model)
+    built.normalizer = normalizers.NFC()
+    built.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(QWEN2_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    built.decoder = decoders.ByteLevel()
+    return str(built.to_str())
 
 
 def _bytes_of(token: str) -> bytes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.metadata import entry_points, version
+from collections.abc import Callable, Sequence
 import sys
 from typing import Final
+
+from qwenvl.interrupts import ending_at_once
+from qwenvl.safe_path import leave_out_working_directory
 
 
 _GROUP: Final = "qwenvl.cli"
@@ -22,22 +24,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Without the program's name; None = those of the process.
     """
+    leave_out_working_directory()
     arguments = sys.argv[1:] if arguments is None else arguments
-    missing = "qwen-vl-serving"
-    for entry in entry_points(group=_GROUP):
-        try:
-            command_line = entry.load()
-        except ModuleNotFoundError as error:
-            missing = error.name or missing
-        else:
-            status: int = command_line(arguments)
-            return status
+    with ending_at_once():
+        found = _command_line()
+    if callable(found):
+        return found(arguments)
+    from importlib.metadata import version  # noqa: PLC0415
+
     own = f"qwenvl-client {version('qwenvl-client')}"
     if "--version" in arguments:
         print(own)  # noqa: T201 - a command prints
         return 0
-    print(_HELP.format(own=own, missing=missing), file=sys.stderr)  # noqa: T201
+    print(_HELP.format(own=own, missing=found), file=sys.stderr)  # noqa: T201
     return _UNUSABLE
+
+
+def _command_line() -> Callable[[Sequence[str]], int] | str:
+    """The command line of the server's distribution, or the name of the package that is missing."""
+    # Not before Ctrl-C is handled: this import takes a while.
+    from importlib.metadata import entry_points  # noqa: PLC0415
+
+    missing = "qwen-vl-serving"
+    for entry in entry_points(group=_GROUP):
+        try:
+            command_line: Callable[[Sequence[str]], int] = entry.load()
+        except ModuleNotFoundError as error:
+            missing = error.name or missing
+        else:
+            return command_line
+    return missing
 
 
 if __name__ == "__main__":

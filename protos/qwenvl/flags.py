@@ -10,41 +10,85 @@ flag, and comma-separated in the variable. `none` unsets an optional setting.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+import re
 import types
-from typing import Any, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from qwenvl.addresses import MAX_PORT, check_target, parse_address
+from qwenvl.environment import ENV_PREFIX
+from qwenvl.keys import KeyFileError, read_keys
 
 
-ENV_PREFIX = "QWENVL_"
+__all__ = ["ENV_PREFIX", "Address", "FlagSettings", "Target", "next_address"]
+
+
+def _check_address(text: str) -> str:
+    try:
+        return str(parse_address(text))
+    except ValueError as error:
+        raise PydanticCustomError("address", "{text}", {"text": str(error)}) from None
+
+
+def _check_target(text: str) -> str:
+    try:
+        check_target(text)
+    except ValueError as error:
+        raise PydanticCustomError("target", "{text}", {"text": str(error)}) from None
+    return text
+
+
+def next_address(address: str) -> str:
+    """The port after that of an address, on 127.0.0.1; port 0 stays 0."""
+    port = parse_address(address).port
+    return f"127.0.0.1:{port and (port + 1 if port < MAX_PORT else port - 1)}"
+
+
+_USER_INFO = re.compile(r"://[^/@\s]+@")
+Address = Annotated[str, AfterValidator(_check_address)]
+"""HOST:PORT of an API."""
+Target = Annotated[str, AfterValidator(_check_target)]
+"""A gRPC target: HOST:PORT, or one with a scheme."""
 
 
 class FlagSettings(BaseModel):
-    """A settings model with command-line flags and environment variables for its fields."""
+    """A settings model with command-line flags and environment variables for its fields.
+
+    Attributes:
+        GROUPS: Titles of the groups of flags in the help, each with the first field of its group.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    GROUPS: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def add_flags(cls, parser: argparse.ArgumentParser, *, skip: Collection[str] = ()) -> None:
         """Adds one flag for every field not in `skip`; flags that are not given do not appear in the namespace."""
+        titles = {first: title for title, first in cls.GROUPS.items()}
+        title, groups = "settings", dict[str, Any]()
         for name, info in cls.model_fields.items():
+            title = titles.get(name, title)
             if name in skip:
                 continue
-            flags = ["--" + alias.replace("_", "-") for alias in _names(name, info)]
-            annotation = info.annotation
+            if title not in groups:
+                groups[title] = parser.add_argument_group(title)
             options: dict[str, Any] = {
                 "default": argparse.SUPPRESS,
                 "dest": name,
                 "help": f"{info.description} (default: {_show_default(info.default)})",
             }
-            if annotation is bool:
-                parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
-            elif _is_tuple(annotation):
-                parser.add_argument(*flags, nargs="+", metavar=name.upper(), **options)
+            if info.annotation is bool:
+                options["action"] = argparse.BooleanOptionalAction
             else:
-                parser.add_argument(*flags, metavar=name.upper(), **options)
+                options["metavar"] = _metavar(name, info.annotation)
+                options["nargs"] = "+" if _is_tuple(info.annotation) else None
+            groups[title].add_argument(*_flags(name, info), **options)
 
     @classmethod
     def load(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
@@ -55,7 +99,7 @@ class FlagSettings(BaseModel):
             environ: The process environment.
 
         Raises:
-            SystemExit: A value is invalid; the message names the setting.
+            SystemExit: A value is invalid; the message has a line for each, see `problem`.
         """
         values: dict[str, Any] = {}
         for name, info in cls.model_fields.items():
@@ -67,14 +111,87 @@ class FlagSettings(BaseModel):
                 values[name] = _words(text) if _is_tuple(info.annotation) else text
             if values.get(name) == "none" and type(None) in get_args(info.annotation):
                 values[name] = None
+        empty = [cls.problem(name, "", "is empty") for name, value in values.items() if value == ""]
+        if empty:
+            raise SystemExit("\n".join(empty))
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            lines = [
-                f"--{str(item['loc'][0]).replace('_', '-')}: {item['msg']}"
-                for item in error.errors()
-            ]
-            raise SystemExit("invalid settings:\n  " + "\n  ".join(lines)) from None
+            raise SystemExit("\n".join(cls._problems(error))) from None
+
+    @classmethod
+    def _problems(cls, error: ValidationError) -> Iterator[str]:
+        for item in error.errors():
+            text = item["msg"].replace("Input should be", "must be", 1)
+            yield cls.problem(str(item["loc"][0]), item["input"], text)
+
+    @classmethod
+    def problem(cls, name: str, value: object, text: str) -> str:
+        """One line about an invalid setting: its flag, value and variable, and what is wrong."""
+        fields = cls.model_fields.items()
+        names = next((found for n, i in fields if name in (found := _names(n, i))), [name])
+        flag = "--" + names[0].replace("_", "-")
+        shown = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+        shown = _USER_INFO.sub("://***@", shown)
+        return f"{flag}={shown} ({ENV_PREFIX}{names[0].upper()}): {text}"
+
+    def check_files(self) -> None:
+        """Checks that every file in the settings can be read, and that a key file has keys.
+
+        Raises:
+            SystemExit: One cannot be read; the message has a line for each, see `problem`.
+        """
+        problems = [
+            self.problem(name, path, text)
+            for name in type(self).model_fields
+            if name.endswith("_file")
+            and (path := getattr(self, name)) is not None
+            and (text := _file_problem(name, Path(path)))
+        ]
+        if problems:
+            raise SystemExit("\n".join(problems))
+
+
+def _file_problem(name: str, path: Path) -> str:
+    """Why a file cannot be used; empty = it can."""
+    try:
+        if name == "api_key_file":
+            return "" if read_keys(path) else "contains no API key"
+        with path.open("rb"):
+            return ""
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except KeyFileError as error:
+        return str(error)
+
+
+def _metavar(name: str, annotation: Any) -> str:
+    """The placeholder of a flag's value: the choices, or what kind of value it is."""
+    if choices := _choices(annotation):
+        return "{" + ",".join(choices) + "}"
+    endings = {"_address": "HOST:PORT", "_target": "TARGET", "_file": "FILE", "_path": "DIR"}
+    endings |= {"_s": "SECONDS", "_mib": "MIB", "_bytes": "BYTES"}
+    for ending, word in endings.items():
+        if name.endswith(ending):
+            return word
+    types_in = set(_plain_types(annotation))
+    return "N" if int in types_in else "X" if float in types_in else name.rpartition("_")[2].upper()
+
+
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for part in get_args(annotation):
+        yield from _plain_types(part)
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(filter(None, map(_choices, get_args(annotation))), ())
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def _flags(name: str, info: FieldInfo) -> list[str]:
+    return ["--" + alias.replace("_", "-") for alias in _names(name, info)]
 
 
 def _names(name: str, info: FieldInfo) -> list[str]:

@@ -1,7 +1,8 @@
-"""Checks API keys against a file, for the gRPC and the REST API."""
+"""Reads files of API keys, and checks keys against them, for the gRPC API, the REST API and the clients."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import hmac
 import logging
@@ -10,6 +11,51 @@ from typing import Final
 
 
 _LOG: Final = logging.getLogger(__name__)
+# UTF-32 comes first: its mark begins with that of UTF-16.
+_MARKS: Final = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+class KeyFileError(ValueError):
+    """A file is not a file of API keys; the message says why, and has no key in it."""
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """The keys of a file with one key per line; blank lines, `#` comments and the space around a key are ignored.
+
+    Text editors may have saved it: a byte order mark (UTF-8, UTF-16, UTF-32) and any line ends are accepted.
+
+    Raises:
+        OSError: It cannot be read.
+        KeyFileError: It is not text, or a line has a character that cannot be part of a key.
+    """
+    data = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        # Bytes that are not UTF-8 do no harm in a comment, and are refused below in a key.
+        text = data.decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
+    except UnicodeDecodeError:
+        raise KeyFileError(f"is not text, although it begins as {encoding.upper()}") from None
+    if "\0" in text:
+        raise KeyFileError("is not text in UTF-8, or in UTF-16 with a byte order mark")
+    keys = []
+    for number, line in enumerate(text.splitlines(), 1):
+        key = line.strip()
+        if not key or key.startswith("#"):
+            continue
+        if not key.isascii() or not key.isprintable():
+            wrong = next(c for c in key if not c.isascii() or not c.isprintable())
+            raise KeyFileError(
+                f"line {number} has a character that a key cannot have (U+{ord(wrong):04X}):"
+                " keys are of printable ASCII"
+            )
+        keys.append(key)
+    return tuple(keys)
 
 
 def key_of(authorization: str | None) -> str:
@@ -31,7 +77,7 @@ def digest_of(key: str) -> bytes:
 
 
 class KeyFile:
-    """The keys of a file with one key per line; blank lines and `#` comments are ignored.
+    """The keys of a file, see `read_keys`.
 
     The file is read again when it changes; if it cannot be read, the keys stay unchanged. Only digests are kept, and
     comparisons take constant time (CVE-2025-59425).
@@ -41,7 +87,7 @@ class KeyFile:
 
     Raises:
         OSError: It cannot be read.
-        UnicodeDecodeError: It is not UTF-8.
+        KeyFileError: It is not a file of API keys.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,13 +111,13 @@ class KeyFile:
                 self._digests = self._read()
                 self._version = version
                 _LOG.info("the API keys were reloaded")
-        except (OSError, UnicodeDecodeError):
-            _LOG.warning("the API key file cannot be read; the keys stay unchanged")
+        except (OSError, KeyFileError) as error:
+            problem = error.strerror if isinstance(error, OSError) else error
+            _LOG.warning("the API key file cannot be read; the keys stay unchanged: %s", problem)
 
     def _stat(self) -> tuple[int, int, int]:
         status = self._path.stat()
         return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _read(self) -> tuple[bytes, ...]:
-        lines = (line.strip() for line in self._path.read_text(encoding="utf-8").splitlines())
-        return tuple(digest_of(line) for line in lines if line and not line.startswith("#"))
+        return tuple(map(digest_of, read_keys(self._path)))

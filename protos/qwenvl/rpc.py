@@ -54,6 +54,8 @@ def channel_options(*, retry_unavailable: bool) -> list[tuple[str, str | int]]:
     return [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # `http_proxy` and the like are for the web: a service inside the network is called directly.
+        ("grpc.enable_http_proxy", 0),
         ("grpc.service_config", json.dumps(service_config)),
         # gRPC keeps a request for its retries, by default only up to 256 KiB, which is less than most images.
         ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES + _FRAMING_BYTES),

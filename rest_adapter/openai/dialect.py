@@ -1,4 +1,4 @@
-"""OpenAI's dialect: bearer keys, its error body, and streams that end with `[DONE]`."""
+"""OpenAI's dialect: where keys are, its error body, and streams that end with `[DONE]`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Final
 from fastapi import APIRouter
 from starlette.datastructures import Headers
 
+from qwenvl.keys import key_of
 from rest_adapter.dialect import Dialect
 from rest_adapter.openai import models
 from rest_adapter.openai.chat import route as chat
@@ -14,21 +15,23 @@ from rest_adapter.openai.completions import route as completions
 from rest_adapter.openai.errors import render_error, render_error_event
 
 
-def _authorization_of(headers: Headers) -> str | None:
-    return headers.get("authorization")
+# Those of other APIs: OpenAI's clients insist on a key of their own, so that users put any word there.
+_KEY_HEADERS: Final = ("x-api-key", "api-key")
 
 
-def _router() -> APIRouter:
-    router = APIRouter()
-    for group in (chat, completions, models):
-        router.include_router(group.router)
-    return router
+def _authorizations_of(headers: Headers) -> list[str]:
+    found = [value for value in headers.getlist("authorization") if key_of(value)]
+    return found + [
+        f"Bearer {headers[name].strip()}" for name in _KEY_HEADERS if headers.get(name, "").strip()
+    ]
 
 
 OPENAI: Final = Dialect(
     prefix="/v1",
-    router=_router(),
-    authorization_of=_authorization_of,
+    router=APIRouter(
+        routes=[route for group in (chat, completions, models) for route in group.router.routes]
+    ),
+    authorizations_of=_authorizations_of,
     challenge="Bearer",
     render_error=render_error,
     render_error_event=render_error_event,

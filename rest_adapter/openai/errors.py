@@ -13,11 +13,14 @@ from rest_adapter.errors import ApiError
 _TYPE: Final = "invalid_request_error"
 _CODES: Final = {
     "BODY_TIMEOUT": "timeout",
+    "INVALID_ENCODING": "invalid_encoding",
     "INVALID_JSON": "invalid_json",
+    "MALFORMED_REQUEST": "malformed_request",
     "METHOD_NOT_ALLOWED": "method_not_allowed",
     "MISSING_FIELD": "missing_required_parameter",
     "NOT_FOUND": "not_found",
     "UNKNOWN_FIELD": "unknown_parameter",
+    "UNSUPPORTED_API": "unsupported_api",
     "UNSUPPORTED_MEDIA_TYPE": "unsupported_media",
 }
 """`error.code` of the adapter's reasons; those of the service are in `qwenvl.errors`."""
@@ -56,4 +59,6 @@ def _body(error: ApiError) -> bytes:
         "param": error.param,
         "code": code,
     }
+    if error.request_id is not None:
+        document["request_id"] = error.request_id
     return orjson.dumps({"error": document})

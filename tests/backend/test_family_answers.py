@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     torch.set_num_threads(1)
     made = tmp_path_factory.mktemp(request.param)
     build_checkpoint(made, family=request.param, seed=3, token_ids=TOKEN_IDS)
+    limits = {"size": {"shortest_edge": 1024, "longest_edge": 2**24}}
+    (made / "video_preprocessor_config.json").write_text(json.dumps(limits))
     return write_text_files(made, TEMPLATES.get(request.param, TEMPLATES["qwen2_vl"]))
 
 

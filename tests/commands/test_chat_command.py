@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+import re
 import signal
 import sys
+from urllib.parse import quote
 
 from PIL import Image
 import pytest
 
 from inference_service.cli import main
+from inference_service.commands.converse import _completions
 from tests.grpc_api.asking import until
 from tests.grpc_api.conftest import OpenService, Service
 from tests.support.images import draw
@@ -39,7 +42,9 @@ async def chat(service: Service, *arguments: str) -> int:
     return await asyncio.to_thread(main, ["chat", "--grpc-target", service.target(), *arguments])
 
 
-async def started(service: Service, *arguments: str) -> asyncio.subprocess.Process:
+async def started(
+    service: Service, *arguments: str, **environment: str
+) -> asyncio.subprocess.Process:
     """The command as a process that can be interrupted, even where these tests run as a job in the background."""
     command = [sys.executable, "-c", INTERRUPTIBLE, "chat"]
     pipe = asyncio.subprocess.PIPE
@@ -49,7 +54,9 @@ async def started(service: Service, *arguments: str) -> asyncio.subprocess.Proce
         stdin=pipe,
         stdout=pipe,
         stderr=pipe,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUTF8": "1"}
+        | environment,
     )
 
 
@@ -102,6 +109,8 @@ async def test_boxes_are_drawn_on_the_image(
         (("--model", "other", "x"), "'other' is not served here"),
         (("--temperature", "9", "x"), "temperature is 9, but must be between 0 and 2"),
         (("--api-key-file", "{tmp}/no-key", "x"), "no-key"),
+        (("--api-key-file", "{image}", "x"), "cat.png: is not text"),
+        (("--image", "file://other/cat.png", "x"), "is a file of another machine, other"),
         (
             ("--image", "{image}", "--draw", "{tmp}/out.png", "--font", "{image}", BOX),
             "not a usable font",
@@ -144,14 +153,162 @@ async def test_the_key_comes_from_a_file_or_the_environment(
     assert await chat(service, "x") == 0
 
 
+async def talk(service: Service, *lines: bytes | str, **environment: str) -> tuple[str, str]:
+    """What a conversation answers and what it says besides."""
+    process = await started(service, **environment)
+    text = b"".join((line.encode() if isinstance(line, str) else line) + b"\n" for line in lines)
+    out, err = await asyncio.wait_for(process.communicate(text), 60)
+    assert process.returncode == 0, err.decode()
+    return out.decode().replace("> ", "").replace(". ", ""), err.decode()
+
+
+async def test_questions_of_several_lines(service: Service) -> None:
+    out, _ = await talk(service, '"""one', "", 'two"""', "three \\", "four", '"""five', "six")
+    assert out == "one\n\ntwo\nthree \nfour\nfive\nsix\n\n"
+
+
+async def test_bytes_that_are_no_text_end_nothing(service: Service) -> None:
+    out, err = await talk(service, b"\xff\xfe caf\xe9", b"\x00\x1b", "\u732b", LC_ALL="C.UTF-8")
+    assert out.startswith("\ufffd\ufffd caf\ufffd\n")
+    assert "\u732b\n" in out
+    assert "Traceback" not in err
+
+
+async def test_a_terminal_without_the_characters_ends_nothing(service: Service) -> None:
+    out, err = await talk(service, "\u732b caf\u00e9", "next", PYTHONIOENCODING="ascii")
+    assert "next\n" in out
+    assert "Traceback" not in err
+
+
+async def test_an_argument_that_is_no_text(service: Service) -> None:
+    process = await started(service, os.fsdecode(b"caf\xe9 \xff"), LC_ALL="C.UTF-8")
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, err) == (0, b"")
+    assert out.decode() == "caf\ufffd \ufffd\n"
+
+
+async def test_commands(service: Service, image: str) -> None:
+    _, err = await talk(service, "/help", "/model", "/model no", "/model echo-too", "/set", "/fly")
+    for said in (
+        "/image FILE...",
+        "/exit",
+        "* echo\n",
+        "no is not served here; served: echo echo-too",
+    ):
+        assert said in err
+    assert "* echo-too\n" in err
+    assert "temperature none\n" in err
+    assert "unknown command /fly; /help lists the commands" in err
+    assert "tokens/s" not in err
+    assert service.engine.requests == []
+
+
+@pytest.mark.parametrize("word", ["/exit", "/quit", "/bye"])
+async def test_the_end(service: Service, word: str) -> None:
+    out, _ = await talk(service, "one", word, "two")
+    assert out.split() == ["one"]
+
+
+async def test_what_only_looks_like_a_command_is_a_question(service: Service) -> None:
+    out, _ = await talk(service, "/etc/hosts is what?", "/ is what?")
+    assert out == "/etc/hosts is what?\n/ is what?\n\n"
+
+
+async def test_settings(service: Service) -> None:
+    _, err = await talk(
+        service,
+        *("/set temperature 0", "/set max-tokens=7", "/set seed 3", "/set ignore_eos off"),
+        *("/set top_k many", "/set colour red", "/set top_p", "/set system Be kind.", "one"),
+        *("/set temperature none", "/new", "two"),
+    )
+    first, second = service.engine.requests
+    assert (first.sampling.temperature, first.sampling.max_tokens, first.sampling.seed) == (0, 7, 3)
+    assert second.sampling.temperature > 0
+    assert "Be kind." in prompt_of(service, 0)
+    assert "top_k cannot be many" in err
+    assert "unknown setting colour; there are: temperature" in err
+    assert "name a value: /set top_p VALUE" in err
+
+
+async def test_the_end_of_an_answer_tells_its_speed(service: Service) -> None:
+    _, err = await talk(service, "a question of some length")
+    [line] = [line for line in err.splitlines() if line.startswith("[")]
+    assert re.fullmatch(r"\[\d+ tokens, [\d.]+ tokens/s, first after [\d.]+ s\]", line)
+
+
+async def test_images_however_they_are_written(service: Service, tmp_path: Path) -> None:
+    directory = tmp_path / "a b"
+    directory.mkdir()
+    name = "it's \u732b \u00e9.png"
+    path = directory / name
+    path.write_bytes(draw("red", "circle").png)
+    words = [
+        str(path),
+        f'"{path}"',
+        str(path).replace(" ", "\\ ").replace("'", "\\'"),
+        path.as_uri(),
+        f"file://localhost{quote(str(path))}",
+        f"~/a\\ b/{name}".replace("it's ", "it\\'s\\ ").replace("\u732b ", "\u732b\\ "),
+        f"'{directory}/it'\\''s \u732b \u00e9.png'",
+    ]
+    _, err = await talk(
+        service, *(f"/image {word}" for word in words), "/image", "q", HOME=str(tmp_path)
+    )
+    told = [line for line in err.splitlines() if line.startswith("image ")]
+    assert len(told) == len(words)
+    for number, line in enumerate(told, 1):
+        assert re.fullmatch(rf"image {number}: .*\.png, 256 x 256 pixels, \d+ tokens", line), line
+    assert "name a file or a URL: /image FILE" in err
+    assert len(service.engine.requests[-1].images) == len(words)
+
+
+async def test_an_image_that_the_service_refuses_is_not_attached(
+    service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    _, err = await talk(service, f"/image {tmp_path / 'broken.png'}", "question")
+    assert "not attached: " in err
+    assert [len(asked.images) for asked in service.engine.requests] == [0]
+
+
+async def test_labels_that_no_font_has_are_numbered_in_a_legend(
+    service: Service, image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.png"
+    box = BOX.replace('"x"', '"\u732b"')
+    assert await chat(service, "--image", image, "--draw", str(out), box) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"{out}: 1 box drawn",
+        "labels that the font lacks (--font FILE names another one):",
+        "1 = \u732b",
+    ]
+
+
+def test_tab_completes_commands_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cat one.png").touch()
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "dog[1].png").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert _completions("/im") == ["/image "]
+    assert _completions("/") == ["/image ", "/new ", "/model ", "/set ", "/help ", "/exit "]
+    assert _completions("ca") == []
+    assert _completions("") == []
+    assert _completions("/image c") == ["/image cat one.png", "/image cats/"]
+    assert _completions("/image ~/dog[") == [f"/image {tmp_path}/dog[1].png"]
+    assert _completions("/set t") == []
+
+
 async def test_a_dialogue_remembers(service: Service, image: str) -> None:
     process = await started(service, "--image", image)
     lines = f"one\n\n/image {image}.no\ntwo\n/new\n/image {image}\nthree\nfour\n"
     out, err = await asyncio.wait_for(process.communicate(lines.encode()), 60)
     assert process.returncode == 0
-    assert out.decode().replace("> ", "").split() == ["one", "three", "four"]
-    assert "cat.png.no" in err.decode()  # the question about it is forgotten
-    assert [len(asked.images) for asked in service.engine.requests] == [1, 1, 1]
+    assert out.decode().replace("> ", "").split() == ["one", "two", "three", "four"]
+    assert "not attached: " in err.decode()
+    assert "cat.png.no" in err.decode()
+    # Those of a conversation are sent again with each of its questions.
+    assert [len(asked.images) for asked in service.engine.requests] == [1, 1, 1, 1]
     assert prompt_of(service).count("three") == 2  # asked and answered
     assert "one" not in prompt_of(service)
 
@@ -164,7 +321,7 @@ async def test_an_image_belongs_to_one_question_whatever_becomes_of_it(
     _, errors = await asyncio.wait_for(process.communicate(said.encode()), 60)
     assert b"none.png" in errors
     assert b"cannot be written" in errors
-    assert [len(request.images) for request in service.engine.requests] == [1, 1]
+    assert [len(request.images) for request in service.engine.requests] == [0, 1, 1]
     assert "third" in prompt_of(service)
 
 

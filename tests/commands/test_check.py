@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 import re
+import shlex
 
 import pytest
 
-from inference_service.cli import main
+from inference_service.cli import build_parser, main
+from inference_service.commands.cards import parse_card
 from inference_service.commands.check import DOES_NOT_FIT, FITS, USAGE, parse_size
-from inference_service.commands.devices import find_device
+from inference_service.commands.devices import find_device, may_exist
 from tests.support.published_configs import published_files, write_files
 
 
@@ -52,7 +54,11 @@ def test_parts_weights_and_room(configured: str, capsys: pytest.CaptureFixture[s
         "= 2 requests of 32768 tokens",
     ):
         assert said in text
-    assert text.endswith("\nfits\n")
+    *_, verdict, command = text.splitlines()
+    assert verdict == "fits"
+    assert command == (
+        f"qwenvl serve {configured} --device cuda:0 --dtype bfloat16 --max-model-len 32768"
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,7 +96,7 @@ def test_the_exit_status_says_whether_the_model_fits(
         (["--max-model-len", "262145"], "exceeds the model's context window of 262144 tokens"),
         (["--max-model-len", "0"], "--max-model-len"),
         (["--dtype", "int3"], "--dtype"),
-        (["--device", "cuda:7"], "cuda:7 was not found"),
+        (["--device", "cuda:7"], "--device=cuda:7 (QWENVL_DEVICE): was not found"),
     ],
 )
 def test_wrong_usage(
@@ -102,6 +108,116 @@ def test_wrong_usage(
 ) -> None:
     assert main(["check", configured, *arguments]) == USAGE
     assert says in capsys.readouterr().err
+
+
+def last_command(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return shlex.split(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "devices", "length"),
+    [
+        (["--gpu", "h100"], "cuda:0", 262144),
+        (["--gpu", "NVIDIA L4"], "cuda:0", None),
+        (["--gpu-memory", "8GiB"], "cuda:0,cuda:1", None),
+        (["--gpu-memory", "24GiB", "--max-model-len", "262144"], "cuda:0,cuda:1,cuda:2", 262144),
+        (["--gpu-memory", "24GiB", "--device", "cuda:3"], "cuda:3", None),
+    ],
+)
+def test_the_last_line_serves_on_the_fewest_gpus_with_the_longest_context(
+    configured: str,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    devices: str,
+    length: int | None,
+) -> None:
+    main(["check", configured, *arguments])
+    words = last_command(capsys)
+    assert words[:3] == ["qwenvl", "serve", configured]
+    flags = vars(build_parser().parse_args(words[1:]))
+    assert flags["device"] == devices
+    longest = int(flags["max_model_len"])
+    assert length in (None, longest)
+    card = arguments[:2]
+
+    def status(max_model_len: int, gpus: str) -> int:
+        asked = ["--device", gpus, "--max-model-len", str(max_model_len)]
+        return main(["check", configured, *card, *asked])
+
+    assert status(longest, devices) == FITS
+    if length is None:
+        assert status(longest + 16, devices) == DOES_NOT_FIT
+    fewer = devices.rpartition(",")[0]
+    if fewer:
+        assert status(length or 2048, fewer) == DOES_NOT_FIT
+
+
+def test_the_command_repeats_the_flags_that_matter(
+    configured: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--gpu-memory-utilization", "0.5", "--encoder-cache-tokens", "2048"]
+    main(["check", configured, "--gpu", "a100-80gb", *flags, "--dtype", "float16"])
+    text = " ".join(last_command(capsys))
+    assert "--gpu-memory-utilization 0.5" in text
+    assert "--encoder-cache-tokens 2048" in text
+    assert "--dtype float16" in text
+
+
+def test_this_machines_gpus_are_counted(
+    configured: str, two_gpus: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", configured, "--max-model-len", "100000"]) == DOES_NOT_FIT
+    assert "--device cuda:0,cuda:1" in " ".join(last_command(capsys))
+    assert main(["check", configured, "--max-model-len", "262144"]) == DOES_NOT_FIT
+    assert capsys.readouterr().out.splitlines()[-1].startswith("does not fit")  # on both neither
+
+
+def test_programs_get_json(configured: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", configured, "--gpu", "l4", "--json"]) == FITS
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"]["total"] == 4_437_815_808
+    assert found["device"] == {
+        "name": "l4",
+        "gpus": 1,
+        "total_bytes": 23034 * 2**20,
+        "usable_bytes": int(23034 * 2**20 * 0.9),
+    }
+    assert (found["fits"], found["verdict"]) == (True, "fits")
+    assert found["command"].startswith("qwenvl serve ")
+    assert main(["check", configured, "--gpu-memory", "8GiB", "--json"]) == DOES_NOT_FIT
+    assert json.loads(capsys.readouterr().out)["command"] is not None  # on several
+    large = str(GOLDEN / "configs" / "Qwen2.5-VL-72B-Instruct")
+    assert main(["check", large, "--gpu-memory", "8GiB", "--json"]) == DOES_NOT_FIT
+    assert json.loads(capsys.readouterr().out)["command"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [
+        ("h100", 79),
+        ("H100-80GB", 79),
+        ("NVIDIA H100 80GB HBM3", 79),
+        ("a100", 80),
+        ("A100-SXM4-40GB", 40),
+        ("rtx 4090", 23),
+        ("4090", 23),
+        ("NVIDIA GeForce RTX 3090", 24),
+        ("Tesla T4", 15),
+        ("L40S", 44),
+    ],
+)
+def test_cards_have_many_names(name: str, gib: int) -> None:
+    assert parse_card(name)[1] >> 30 == gib
+
+
+@pytest.mark.parametrize("words", [["--gpu", "h1000"], ["--gpu", "h100", "--gpu-memory", "8GiB"]])
+def test_a_wrong_card_is_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["check", *words])
+    assert ended.value.code == USAGE
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "did you mean h100?" in message or "not allowed with" in message
 
 
 def test_a_directory_without_a_model_is_wrong_usage(
@@ -178,7 +294,11 @@ def test_sizes() -> None:
 
 def test_the_demo_model_fits_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--device", "cpu"]) == FITS
-    assert "in float32" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "in float32" in text
+    assert text.splitlines()[-1] == (
+        "qwenvl serve --device cpu --dtype float32 --max-model-len 4096"
+    )
 
 
 def test_the_gpu_of_this_machine(
@@ -187,6 +307,13 @@ def test_the_gpu_of_this_machine(
     assert main(["check", configured]) == FITS
     assert "cuda:0 NVIDIA X: 20.60 GiB usable of 24.00 GiB" in capsys.readouterr().out
     assert main(["check", configured, "--device", "cuda:1"]) == DOES_NOT_FIT
+
+
+def test_a_gpu_that_nvidia_smi_does_not_list_may_be_there(two_gpus: None) -> None:
+    assert not may_exist("cuda:7", {})
+    assert not may_exist("cuda", {"CUDA_VISIBLE_DEVICES": ""})
+    assert may_exist("cuda", {"CUDA_VISIBLE_DEVICES": "MIG-5c89"})
+    assert may_exist("cpu", {})
 
 
 def test_visible_devices_are_counted_as_the_engine_counts_them(two_gpus: None) -> None:

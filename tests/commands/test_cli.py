@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+import re
 import socket
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import threading
 
 import pytest
 
-from inference_service.commands.serve import _Pair
+from inference_service.commands.console import Console
+from inference_service.commands.pair import Pair
+from qwenvl.addresses import Address
 
 
 COMMAND = Path(sys.executable).with_name("qwenvl")
@@ -29,7 +32,7 @@ def qwenvl(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["serve", "--max-num-seqs", "none"], "--max-num-seqs"),
         (
             ["serve", "--http-address", "8000x"],
-            "--http-address: '8000x' is not of the form HOST:PORT",
+            "--http-address=8000x (QWENVL_HTTP_ADDRESS): must be HOST:PORT",
         ),
         (["fly"], "invalid choice"),
         ([], "required"),
@@ -59,12 +62,15 @@ def test_a_server_that_does_not_answer_yet_is_not_ready(answer: bytes, ready: bo
             connection.sendall(answer)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        pair = _Pair({}, f"127.0.0.1:{listener.getsockname()[1]}", drain_s=0)
+        address = Address("127.0.0.1", listener.getsockname()[1])
+        addresses = {"http_address": address, "grpc_address": address}
+        console = Console("info", "text")
+        pair = Pair({}, addresses, drain_s=0, console=console, banner=list)
         thread = threading.Thread(target=serve_once)
         thread.start()
-        assert pair._is_ready() is ready
+        assert pair.is_ready() is ready
         thread.join()
-    assert not pair._is_ready()
+    assert not pair.is_ready()
 
 
 def test_help_lists_the_fixed_flags() -> None:
@@ -83,6 +89,19 @@ def test_help_lists_the_fixed_flags() -> None:
         "--allow-local-media-path",
     ):
         assert flag in text
+
+
+def test_help_is_in_groups_with_choices_and_examples() -> None:
+    text = qwenvl("serve", "--help").stdout
+    titles = re.findall(r"^(\w[^\n]*):$", text, re.MULTILINE)
+    for title in ("REST API", "model", "addresses", "device and memory", "requests", "media"):
+        assert title in titles
+    assert "--dtype {auto,float32,float16,bfloat16}" in text
+    assert "--hub {modelscope,huggingface}" in text
+    assert "--max-model-len N " in text
+    assert re.search(r"^examples:\n  qwenvl serve  +the embedded demo", text, re.MULTILINE)
+    for command in ("chat", "check"):
+        assert f"examples:\n  qwenvl {command} " in qwenvl(command, "--help").stdout
 
 
 def test_the_command_loads_no_torch() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from inference_service.commands.draw import (
     DrawError,
+    Fonts,
     draw_boxes,
-    find_font,
     open_image,
     plan,
 )
@@ -107,7 +107,7 @@ def test_labels_grow_with_the_image() -> None:
 
 def test_edges_are_drawn_and_the_rest_is_left(no_fontconfig: None) -> None:
     image = Image.new("RGB", (100, 80), "white")
-    drawn = draw_boxes(image, boxes(("cat", (20, 10, 90, 70)), ("", (0, 0, 10, 75))), None)
+    drawn, legend = draw_boxes(image, boxes(("cat", (20, 10, 90, 70)), ("", (0, 0, 10, 75))), None)
     assert image.getpixel((20, 40)) == (255, 255, 255)  # a copy was drawn on
     for edge in ((20, 40), (90, 40), (55, 10), (55, 70), (0, 40)):
         assert drawn.getpixel(edge) != (255, 255, 255)
@@ -116,18 +116,21 @@ def test_edges_are_drawn_and_the_rest_is_left(no_fontconfig: None) -> None:
     label = drawn.crop((24, 14, 45, 24)).getcolors()
     assert label is not None
     assert len(label) > 1  # letters on a ground
+    assert legend == {}
 
 
 def test_a_label_stays_on_the_image(chinese_font: Path) -> None:
     image = Image.new("RGB", (60, 40), "black")
-    drawn = draw_boxes(image, boxes((CIRCLE, (55, 35, 59, 39))), chinese_font)
+    drawn, legend = draw_boxes(image, boxes((CIRCLE, (55, 35, 59, 39))), chinese_font)
     assert drawn.getpixel((46, 26)) == (255, 255, 255)
+    assert legend == {}
 
 
 def test_a_font_of_ones_own_writes_chinese(chinese_font: Path) -> None:
     image = Image.new("RGB", (60, 40), "black")
-    drawn = draw_boxes(image, boxes((CIRCLE, (10, 5, 50, 35))), chinese_font)
+    drawn, legend = draw_boxes(image, boxes((CIRCLE, (10, 5, 50, 35))), chinese_font)
     assert drawn.getpixel((18, 12)) == (255, 255, 255)
+    assert legend == {}
 
 
 def name_of(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str | None:
@@ -136,11 +139,11 @@ def name_of(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str | None:
 
 
 def test_without_fontconfig_labels_are_in_the_font_of_pillow(no_fontconfig: None) -> None:
-    assert name_of(find_font("cat", 15, None)) == "Aileron"
+    assert name_of(Fonts.load("cat", 15, None).letters) == "Aileron"
 
 
 def test_no_test_sees_the_fonts_of_this_machine() -> None:
-    assert name_of(find_font("cat", 15, None)) == "Aileron"
+    assert name_of(Fonts.load("cat", 15, None).letters) == "Aileron"
 
 
 def test_fontconfig_finds_a_font(
@@ -150,21 +153,39 @@ def test_fontconfig_finds_a_font(
     program.write_text(f'#!/bin/sh\n[ "$2" = ":charset=5706" ] && printf {chinese_font}\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_font(CIRCLE * 2, 15, None).getbbox(CIRCLE) == (0, 0, 15, 15)
+    assert Fonts.load(CIRCLE * 2, 15, None).letters.getbbox(CIRCLE) == (0, 0, 15, 15)
 
 
-def test_characters_that_no_font_has_are_named(
+def test_labels_that_a_font_lacks_are_numbered(
     chinese_font: Path, no_fontconfig: None, tmp_path: Path
 ) -> None:
-    image = Image.new("RGB", (60, 40))
-    with pytest.raises(
-        DrawError, match=f"Pillow's built-in font: missing the characters {CIRCLE}; .*--font FILE"
-    ):
-        draw_boxes(image, boxes((f"a {CIRCLE}", (1, 1, 9, 9))), None)
-    with pytest.raises(DrawError, match=r"circle\.bdf: missing the characters 猫"):
-        draw_boxes(image, boxes((f"猫{CIRCLE}", (1, 1, 9, 9))), chinese_font)
+    image = Image.new("RGB", (120, 80), "white")
+    found = boxes(
+        ("cat", (1, 1, 40, 40)),
+        (f"a {CIRCLE}", (50, 1, 90, 40)),
+        ("猫", (1, 50, 40, 79)),
+        (f"a {CIRCLE}", (60, 50, 110, 79)),
+    )
+    drawn, legend = draw_boxes(image, found, None)
+    assert legend == {"1": f"a {CIRCLE}", "2": "猫"}
+    for left, top in ((50, 1), (1, 50), (60, 50)):  # a number on a ground at each
+        colours = drawn.crop((left + 5, top + 5, left + 12, top + 15)).getcolors()
+        assert colours is not None
+        assert len(colours) > 1
+    _, legend = draw_boxes(image, found, chinese_font)  # it has neither letters nor digits
+    assert legend == {"1": "cat", "2": f"a {CIRCLE}", "3": "猫"}
     with pytest.raises(DrawError, match="not a usable font"):
         draw_boxes(image, boxes(("x", (1, 1, 9, 9))), tmp_path / "none.ttf")
+
+
+def test_a_font_of_fontconfig_that_is_none_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "fc-match"
+    program.write_text(f"#!/bin/sh\nprintf {program}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert name_of(Fonts.load("cat", 15, None).letters) == "Aileron"
 
 
 def test_the_image_is_turned_as_the_service_turns_it(tmp_path: Path) -> None:

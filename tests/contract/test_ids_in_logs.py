@@ -20,7 +20,7 @@ import grpc
 import pytest
 import requests
 
-from inference_service.__main__ import engine_command
+from inference_service.front import engine_command
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
@@ -94,7 +94,7 @@ def adapter(service: tuple[Program, str], tmp_path: Path) -> Iterator[tuple[Prog
     flags = ("--http-address", f"127.0.0.1:{port}", "--grpc-target", service[1])
     command = (sys.executable, "-m", "rest_adapter", *flags, "--log-format", "json")
     with running(tmp_path / "adapter.log", *command) as program:
-        program.wait_for("Uvicorn running")
+        program.wait_for("REST listens")
         yield program, f"http://127.0.0.1:{port}"
 
 

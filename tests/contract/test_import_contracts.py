@@ -170,11 +170,13 @@ NETWORK = ("ftplib", "http", "imaplib", "poplib", "smtplib", "socket", "socketse
 HARMLESS = ("http.HTTPStatus", "urllib.parse")
 PERMITTED = {
     "inference_service/media/fetch.py": {"socket"},  # media of callers, guarded
+    "inference_service/commands/pair.py": {"http.client"},  # probes its own services
+    "inference_service/commands/ports.py": {"socket"},  # only names its errors
+    "protos/qwenvl/addresses.py": {"socket"},  # listens
     "inference_service/media/failures.py": {"socket"},
     "inference_service/media/resolve.py": {"socket"},
     "inference_service/media/pool.py": {"socket"},  # the sockets to the decode workers
     "inference_service/media/worker.py": {"socket"},
-    "inference_service/commands/serve.py": {"http.client"},  # probes its own services
     "inference_service/engine_client/child.py": {"socket"},  # the socket to the engine
     "inference_service/engine/process.py": {"socket"},
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from typing import Any
 import zlib
 
+import numpy as np
+from PIL import Image
 import pytest
 import requests
 
@@ -116,7 +119,7 @@ def assert_openai_error(response: requests.Response, status: int, param: str | N
     assert response.status_code == status, response.text
     assert set(response.json()) == {"error"}
     error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
     assert error["message"]
     assert error["code"] is None or isinstance(error["code"], str)
     assert error["param"] == param, error
@@ -132,6 +135,40 @@ def next_request_is_served(served: Served):
 def test_refused_body(served: Served, case: str) -> None:
     body, status, param = REFUSED_BODIES[case]
     assert_openai_error(ask(served, body), status, param)
+
+
+@pytest.mark.parametrize("kind", ["16-bit PNG", "BMP", "TIFF", "GIF", "JPEG without end mark"])
+def test_images_of_every_kind_are_seen(served: Served, kind: str) -> None:
+    """The demo model tells the same of a shape in whatever file it is."""
+    plain = draw("red", "circle").png
+    image = Image.open(io.BytesIO(plain)).convert("RGB")
+    saved = io.BytesIO()
+    if kind == "16-bit PNG":
+        wide = np.asarray(image.convert("L")).astype(np.uint16) * 257
+        Image.fromarray(wide).save(saved, "PNG")
+        narrow = io.BytesIO()
+        image.convert("L").save(narrow, "PNG")
+        plain = narrow.getvalue()
+    else:
+        image.save(saved, kind.split(maxsplit=1)[0], quality=95)
+    data = saved.getvalue()[: -2 if "without" in kind else None]
+    told = [ask(served, with_image(data_uri(file), temperature=0)).json() for file in (data, plain)]
+    assert told[0]["choices"][0]["message"] == told[1]["choices"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", "AVIF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (draw("red", "circle").png[:-200], "is cut off"),
+    ],
+)
+def test_refusals_of_images_say_what_was_sent(served: Served, data: bytes, words: str) -> None:
+    answer = ask(served, with_image(data_uri(data)))
+    assert_openai_error(answer, 400, IMAGE)
+    assert words in answer.json()["error"]["message"]
 
 
 def test_unknown_model_has_its_code(served: Served) -> None:

@@ -6,6 +6,7 @@ The line before a block says how it is tested: `run`, `run with: ARGUMENTS`, `pa
 from __future__ import annotations
 
 import argparse
+import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 import os
@@ -14,6 +15,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -115,6 +117,25 @@ def test_arguments_are_valid(block: Block) -> None:
         program, *arguments = shlex.split(line)
         # Ends the test with a message if an argument is unknown.
         parsers[program.removeprefix(".venv/bin/")].parse_args(arguments)
+
+
+def test_the_readmes_examples_need_only_what_make_serve_installs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    makefile = (ROOT / "Makefile").read_text()
+    rule = makefile.partition("$(STAMP)all: pyproject.toml")[2].partition("\n\n")[0]
+    extras = re.findall(r"-e '\.\[([\w,]+)\]'", rule)[0].split(",")
+    assert extras == ["all", "examples"]
+    needed = [*project["dependencies"]]
+    for extra in ("adapter", "inference", "examples"):
+        needed += project["optional-dependencies"][extra]
+    installed = {re.split(r"\W", need.replace("-", "_"))[0] for need in needed} | {"qwenvl"}
+    for block in blocks():
+        if block.document == "README.md" and block.language == "python":
+            for node in ast.walk(ast.parse(block.code)):
+                names = [alias.name for alias in getattr(node, "names", [])]
+                for name in [getattr(node, "module", None)] if hasattr(node, "module") else names:
+                    module = str(name).partition(".")[0]
+                    assert module in installed | sys.stdlib_module_names, module
 
 
 def test_the_two_commands_exist() -> None:

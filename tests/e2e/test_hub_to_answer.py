@@ -48,4 +48,5 @@ def test_one_command_downloads_serves_and_answers(tmp_path: Path) -> None:
     assert names == ["org/model", "model"]
     assert "red circle" in answer.lower()
     assert hub.fetched() >= {"config.json", "model.safetensors", "tokenizer.json"}
-    assert "\nfits\n" in log.read_text()  # the words of `qwenvl check`
+    assert '"message": "fits"' in log.read_text()  # the words of `qwenvl check`
+    assert [line for line in log.read_text().splitlines() if not line.startswith("{")] == []

@@ -13,8 +13,10 @@ import torch
 
 from inference_service.engine.loader import LoadError, load_model
 from inference_service.families.config_file import SpecError
+from inference_service.families.registry import FAMILIES as FAMILY_OF
+from inference_service.families.registry import load_spec
 from inference_service.families.tables import module_parts
-from tests.support.tiny_qwen_vl import build_checkpoint
+from tests.support.tiny_qwen_vl import build_checkpoint, reference_model
 
 
 CPU = torch.device("cpu")
@@ -102,20 +104,142 @@ def test_tied_head_is_one_tensor(tmp_path):
     assert model.decoder.lm_head.form.weight is model.decoder.embed_tokens.weight
 
 
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+FLAGS = [
+    {},
+    {"root": True},
+    {"text": True},
+    {"root": False, "text": True},
+    {"root": True, "text": False},
+    {"root": True, "text": True},
+]
+
+
+def set_flags(directory, root=None, text=None):
+    """`tie_word_embeddings` at either place; None = absent."""
+    config = json.loads((directory / "config.json").read_text())
+    for section, value in ((config, root), (config["text_config"], text)):
+        section.pop("tie_word_embeddings", None)
+        if value is not None:
+            section["tie_word_embeddings"] = value
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_that_is_not_stored_is_the_embedding(family, flags, tmp_path):
+    """Versions of transformers write the flag to one place, the other, both, or neither."""
+    before = load(build_checkpoint(tmp_path, family=family, tied=True)).state_dict()
+    set_flags(tmp_path, **flags)
+    model = load(tmp_path)
+    assert model.spec == load_spec(tmp_path)  # the front expects the same
+    assert model.decoder.lm_head.form.weight is model.decoder.embed_tokens.weight
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("flags", [*FLAGS, {"root": False}, {"text": False}], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_that_differs_is_kept_whatever_the_flag(family, flags, tmp_path):
+    """transformers 5 does not tie these either; fine-tuning trained the head."""
+    build_checkpoint(tmp_path, family=family)
+    set_flags(tmp_path, **flags)
+    model, stored = load(tmp_path), load_file(tmp_path / "model.safetensors")
+    assert torch.equal(model.decoder.lm_head.form.weight, stored[HEAD])
+    reference = dict(reference_model(tmp_path).named_parameters())
+    assert torch.equal(reference[HEAD], stored[HEAD])
+
+
+@pytest.mark.parametrize(
+    "flags", [{"root": False}, {"text": False}, {"root": False, "text": False}]
+)
+def test_a_head_that_is_lost_is_missed(flags, copy):
+    rewrite(copy, lambda tensors: tensors.pop(HEAD))
+    set_flags(copy, **flags)
+    with pytest.raises(LoadError, match=r"1 missing .*lm_head\.weight; .*set tie_word_emb"):
+        load(copy)
+
+
 def test_tied_checkpoint_may_repeat_its_head(tmp_path):
     build_checkpoint(tmp_path, tied=True)
+    once = load(tmp_path).state_dict()
     rewrite(tmp_path, lambda tensors: tensors.update({HEAD: tensors[EMBEDDING].clone()}))
-    load(tmp_path)
-    rewrite(tmp_path, lambda tensors: tensors[HEAD].add_(1))
-    with pytest.raises(LoadError, match="differs from"):
-        load(tmp_path)
+    both = load(tmp_path)
+    assert both.weight_bytes == sum(tensor.nbytes for tensor in once.values())
+    rewrite(tmp_path, lambda tensors: tensors.pop(EMBEDDING))
+    head = load(tmp_path).state_dict()
+    assert all(torch.equal(once[name], head[name]) for name in once)
+
+
+def test_the_dtype_is_that_of_the_tensors_where_nothing_says_it(copy):
+    def to_bfloat16(tensors):
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.bfloat16()
+
+    config = json.loads((copy / "config.json").read_text())
+    for section in (config, config["text_config"]):
+        section.pop("dtype", None)
+    (copy / "config.json").write_text(json.dumps(config))
+    assert load_spec(copy).checkpoint_dtype == "float32"
+    rewrite(copy, to_bfloat16)
+    assert load_spec(copy).checkpoint_dtype == "bfloat16"
+
+
+WRAPPED = {
+    "data parallel": lambda name: f"module.{name}",
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "PEFT, merged": lambda name: f"base_model.model.{name}",
+    "of vLLM": lambda name: (
+        name.replace("model.language_model.", "language_model.model.")
+        .replace("model.visual.", "visual.")
+        .replace("lm_head", "language_model.lm_head")
+    ),
+    "first names": lambda name: name.replace("model.language_model.", "model.").replace(
+        "model.visual.", "visual."
+    ),
+    "without model.": lambda name: name.removeprefix("model."),
+}
+
+
+@pytest.mark.parametrize("rename", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_of_other_versions_and_libraries(family, rename, tmp_path):
+    expected = load(build_checkpoint(tmp_path, family=family)).state_dict()
+    current = FAMILY_OF[family].current_name
+
+    def change(tensors):
+        for name in list(tensors):
+            tensors[rename(current(name))] = tensors.pop(name)
+        tensors["model.visual.rotary_pos_emb.inv_freq"] = torch.ones(2)  # recomputed
+
+    rewrite(tmp_path, change)
+    found = load(tmp_path).state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (
+            "model.language_model.layers.0.self_attn.q_proj.lora_A.default.weight",
+            "merge them first",
+        ),
+        ("model.language_model.layers.0.mlp.up_proj.qweight", "quantised weights"),
+        ("model.language_model.layers.0.mlp.up_proj.weight_scale_inv", "quantised weights"),
+        ("model.language_model.layers.0.mlp.up_proj.weight.absmax", "quantised weights"),
+        ("v_head.summary.weight", "1 unexpected .*v_head"),
+    ],
+)
+def test_tensors_that_show_another_form_of_weights(extra, words, copy):
+    rewrite(copy, lambda tensors: tensors.update({extra: torch.zeros(1)}))
+    with pytest.raises(LoadError, match=words):
+        load(copy)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda t: t.pop("model.visual.merger.norm.bias"), "1 missing .*visual.merger.norm.bias"),
-        (lambda t: t.pop(HEAD), "1 missing .*lm_head.weight"),
+        (lambda t: t.pop(HEAD), "1 missing .*lm_head.weight"),  # the flag is false
         (lambda t: t.update(extra=torch.zeros(1)), "1 unexpected .*: extra"),
         (
             lambda t: t.update({HEAD: t[HEAD][:-1].clone()}),
@@ -209,7 +333,7 @@ def test_safetensors_are_preferred(copy):
 
 def test_no_weights(copy):
     (copy / "model.safetensors").unlink()
-    with pytest.raises(LoadError, match="has no weights"):
+    with pytest.raises(LoadError, match="there are no weights"):
         load(copy)
 
 
@@ -234,7 +358,7 @@ def test_truncated_file(copy):
         ({"weight_map": {"a": "/etc/secret.safetensors"}}, "not a file name in the same directory"),
         ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors, which is missing"),
         ({"weight_map": {"a": "shard.bin"}}, "not a file name in the same directory"),
-        ({"weight_map": {}}, "missing tensors"),
+        ({"weight_map": {}}, "lists no files"),
         ({}, "weight_map is missing"),
     ],
 )
@@ -258,3 +382,14 @@ def test_configuration_errors_come_first(copy):
     (copy / "config.json").unlink()
     with pytest.raises(SpecError, match=r"config\.json cannot be read"):
         load(copy)
+
+
+def test_progress_is_logged_while_weights_load(copy, monkeypatch, caplog):
+    monkeypatch.setattr("inference_service.engine.loader._PROGRESS_S", 0.0)
+    caplog.set_level("INFO", logger="inference_service.engine.loader")
+    load(copy)
+    done = [record.args[0] for record in caplog.records]
+    assert done == sorted(done)
+    assert done[0] == 0
+    assert 50 < done[-1] < 100
+    assert caplog.messages[-1].startswith(f"loading weights: {done[-1]} %, 0.0")

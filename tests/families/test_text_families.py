@@ -63,7 +63,7 @@ def test_the_history_window_is_the_originals(spec):
 
 
 def test_a_vocabulary_that_does_not_fit(spec, tmp_path):
-    with pytest.raises(ValueError, match=r"has no qwen\.tiktoken"):
+    with pytest.raises(ValueError, match=r"lacks qwen\.tiktoken: copy from"):
         load_text(tmp_path, spec)
     lines = (GOLDEN / "qwen.tiktoken").read_text().splitlines(keepends=True)
     (tmp_path / "qwen.tiktoken").write_text("".join(lines[:-1]))

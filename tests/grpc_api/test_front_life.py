@@ -36,6 +36,7 @@ from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from tests.chaos.http2 import Connection
 from tests.chaos.service import free_port
 from tests.grpc_api.asking import read_rest, refusal, spec_of, until
@@ -137,6 +138,14 @@ async def test_reflection(service: Service) -> None:
             return set(database.get_services())
 
     assert await asyncio.to_thread(services) >= SERVICES | {"grpc.health.v1.Health"}
+
+
+@pytest.mark.parametrize("address", ["[::]:0", ":0", "0.0.0.0:0"])
+async def test_every_address_of_the_machine_means_ipv4_too(open_service, address: str) -> None:
+    service = await open_service(grpc_address=address)
+    async with channel_to(f"127.0.0.1:{service.front.ports['grpc']}") as channel:
+        models = model_grpc.ModelServiceStub(channel)
+        assert (await models.ListModels(model_pb.ListModelsRequest(), timeout=20)).models
 
 
 async def test_second_server_on_a_port_fails(service: Service, model) -> None:
@@ -325,7 +334,7 @@ async def test_a_connection_ends_at_its_age(open_service) -> None:
 
 def test_front_loads_neither_torch_nor_transformers_nor_pillow() -> None:
     code = (
-        "import sys, inference_service.__main__\n"
+        "import sys, inference_service.front\n"
         "heavy = {'torch', 'transformers', 'triton', 'modelscope', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -7,9 +7,11 @@ import errno
 import json
 import os
 from pathlib import Path
+import re
 import shutil
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import huggingface_hub.constants
@@ -176,8 +178,9 @@ def test_a_disk_that_becomes_full_under_hugging_face(
 
 def test_a_shard_named_in_the_index_is_missing(hub: StandIn) -> None:
     del hub.files[SHARDS[1]]
-    with pytest.raises(ModelNotFound, match=rf"{SHARDS[1]} is missing, but the index lists it"):
+    with pytest.raises(ModelNotFound, match=rf"index\.json lists {SHARDS[1]}, which is missing"):
         fetch_model("org/model")
+    assert hub.fetched().isdisjoint(SHARDS)
 
 
 def test_pickles_of_a_family_that_needs_none_are_refused(hub: StandIn) -> None:
@@ -253,10 +256,38 @@ def test_check_reads_the_configuration_only(
 
 
 def test_serve_downloads_before_it_listens(hub: StandIn) -> None:
-    hub.files["model.safetensors.index.json"] = b'{"weight_map": {"x": "model-x.safetensors"}}'
-    with pytest.raises(SystemExit, match=r"cannot serve this model: org/model: model-x\.safetens"):
+    hub.files[SHARDS[1]] = hub.files[SHARDS[1]][:-100]
+    with pytest.raises(
+        SystemExit, match=rf"cannot serve this model: org/model: {SHARDS[1]} has \d+ bytes"
+    ):
         main(["serve", "org/model"])
     assert set(SHARDS) <= hub.fetched()
+
+
+def test_only_the_weights_of_the_model_are_fetched(hub: StandIn) -> None:
+    """Not an adapter, another form of the weights, or shards of which the index knows nothing."""
+    extra = {"adapter_model.safetensors", "consolidated.safetensors", "pytorch_model.bin"}
+    extra |= {"model-00003-of-00003.safetensors", "optimizer.pt", "training_args.bin"}
+    hub.files |= dict.fromkeys(extra, b"other")
+    fetch_model("org/model")
+    assert hub.fetched().isdisjoint(extra)
+    assert set(SHARDS) <= hub.fetched()
+
+
+def test_an_adapter_is_refused_before_its_weights_are_fetched(hub: StandIn) -> None:
+    base = {"base_model_name_or_path": "Qwen/Qwen3-VL-4B-Instruct"}
+    hub.files["adapter_config.json"] = json.dumps(base).encode()
+    hub.files["adapter_model.safetensors"] = b"adapter"
+    with pytest.raises(
+        ModelNotFound, match=r"LoRA adapter.* merge it into Qwen/Qwen3-VL-4B-Instruct"
+    ):
+        fetch_model("org/model")
+    del hub.files["config.json"]
+    with pytest.raises(
+        ModelNotFound, match=r"LoRA adapter.* merge it into Qwen/Qwen3-VL-4B-Instruct"
+    ):
+        fetch_model("org/model")
+    assert hub.fetched().isdisjoint({*SHARDS, "adapter_model.safetensors"})
 
 
 def test_modelscopes_own_command_finds_the_same_snapshot(hub: StandIn, tmp_path: Path) -> None:
@@ -267,3 +298,23 @@ def test_modelscopes_own_command_finds_the_same_snapshot(hub: StandIn, tmp_path:
         program, capture_output=True, text=True, timeout=120, check=True, env=os.environ
     )
     assert Path(result.stdout.strip().splitlines()[-1]) == fetch_model("org/model")
+
+
+@pytest.mark.parametrize("name", HUBS)
+def test_a_long_download_is_told_in_lines(
+    hub: StandIn, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where standard error is no terminal, and progress bars would fill a log."""
+    monkeypatch.setattr("inference_service.hub.progress.INTERVAL_S", 0.02)
+    hub.stall = threading.Event()
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if line.startswith("fetched") and hub.stall is not None:
+            hub.stall.set()
+
+    fetch_model("org/model", hub=name, tell=tell)
+    assert told[0].startswith("asking ")
+    assert told[1].startswith("fetching 0.00 GiB from ")
+    assert re.fullmatch(r"fetched 0\.00 of 0\.00 GiB \(\d+ %\)", told[-1])

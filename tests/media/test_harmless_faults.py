@@ -15,6 +15,7 @@ from inference_service.errors import ImageTooLargeError, InvalidImageError
 from inference_service.media.checks import inspect
 from inference_service.media.formats import READABLE, sniff
 from inference_service.model_spec import ImagePolicy
+from tests.media.decoding import slow_bitmap
 from tests.media.files import LIMITS, chunk, decoded, encoded, noise, png, segment, tiff_of
 
 
@@ -246,6 +247,18 @@ def test_orientation_is_read_wherever_pillow_reads_it(policy: ImagePolicy) -> No
         assert (image.original_width, image.original_height) == (45, 61)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("kind", "letter"), [(1, "B"), (3, "H"), (4, "I")])
+def test_orientation_of_every_byte_order_and_type(
+    policy: ImagePolicy, order: str, kind: int, letter: str
+) -> None:
+    entry = struct.pack(order + "HHI" + letter, 0x0112, kind, 1, 8).ljust(12, b"\0")
+    other = struct.pack(order + "HHII", 0x010E, 2, 2**31, 2**31)  # a text that is not there
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, 2)
+    data = after_start(segment(0xE1, b"Exif\0\0" + start + other + entry))
+    assert (decoded(data, policy).original_width, decoded(PNG, policy).original_width) == (45, 61)
+
+
 def test_a_tiff_without_what_is_odd(policy: ImagePolicy) -> None:
     """Directories of Exif and GPS, a profile and texts that are junk; big-endian and big files; smaller versions."""
     odd = {34665: 2**31, 34853: 7, 34675: b"junk", 270: "x" * 2**20, 700: b"<x"}
@@ -257,6 +270,12 @@ def test_a_tiff_without_what_is_odd(policy: ImagePolicy) -> None:
     reduced.encoderinfo = {"tiffinfo": {254: 1}}
     pyramid = encoded(noise("RGB"), "TIFF", save_all=True, append_images=[reduced])
     assert decoded(pyramid, policy).pixels == plain.pixels
+
+
+def test_tiles_count_as_they_are_decoded(policy: ImagePolicy) -> None:
+    data = tiff_of(np.zeros((8, 8), np.uint8), t322=2**15, t323=2**15, t324=8, t325=64)
+    with pytest.raises(ImageTooLargeError, match="--max-image-pixels"):
+        decoded(data, policy)
 
 
 def test_pages_are_not_dropped_silently(policy: ImagePolicy) -> None:
@@ -343,6 +362,25 @@ COSTLY = {
 def test_what_costs_too_much_is_refused(policy: ImagePolicy, name: str) -> None:
     with pytest.raises(ImageTooLargeError, match="costs too much to decode: it has more than"):
         decoded(COSTLY[name], policy)
+
+
+@pytest.mark.parametrize(("side", "words"), [(2001, "visits each"), (9, "more runs than pixels")])
+def test_run_lengths_are_limited(policy: ImagePolicy, side: int, words: str) -> None:
+    data = slow_bitmap(side) + b"\1\7" * (5000 if side == 9 else 0)
+    with pytest.raises(ImageTooLargeError, match=words):
+        decoded(data, policy)
+
+
+def test_a_bitmap_of_run_lengths(policy: ImagePolicy) -> None:
+    row = b"\x05\x01" + b"\x04\x02" + b"\0\0"  # five pixels of one colour and four of another
+    runs = slow_bitmap(9)
+    start = int.from_bytes(runs[10:14], "little")
+    got = np.frombuffer(decoded(runs[:start] + row * 9 + b"\0\1", policy).pixels, np.uint8)
+    with pytest.raises(InvalidImageError, match="cut off"):
+        decoded(runs[:start] + row * 5, policy)
+    colours = np.array([[0, 254, 1]] * 5 + [[0, 253, 2]] * 4, np.uint8)
+    plain = encoded(Image.fromarray(np.broadcast_to(colours, (9, 9, 3)).copy()))
+    assert np.array_equal(got, np.frombuffer(decoded(plain, policy).pixels, np.uint8))
 
 
 def test_many_scans_of_a_large_image_are_refused(policy: ImagePolicy) -> None:

@@ -65,6 +65,7 @@ class NamingDecoder:
         self.cancelled = 0
         self.decoded: list[bytes] = []
         self.at_once = 0
+        self.videos = 0
 
     def allowance(self) -> Allowance:
         return Allowance(pixels=1, seconds=1.0)
@@ -92,6 +93,7 @@ class NamingDecoder:
     ) -> tuple[ProcessedImage, ...]:
         assert len(files) == len(fields)
         assert field == "video"
+        self.videos += 1
         assert spec.fps > 0
         return tuple(replace(image_of(file, self.tokens), is_video=True) for file in files[::2])
 
@@ -200,6 +202,15 @@ async def test_equal_images_of_a_request_are_decoded_once(spec: ModelSpec) -> No
     assert sorted(decoder.decoded) == [b"other", b"same", b"same"]
     assert [image.digest for image in media.images] == [b"same"] * 5 + [b"other", b"same"]
     assert [info.uuid for info in media.infos[:5]] == list("01234")
+
+
+async def test_equal_videos_of_a_request_are_decoded_once(spec: ModelSpec) -> None:
+    made, _, decoder = preparer(spec)
+    frames = tuple(ImagePart(data=data) for data in (b"a", b"b", b"a"))
+    videos = [VideoPart(frames=frames, field="video", fps=fps) for fps in (2.0, 2.0, 1.0, 2.0)]
+    media = await made.prepare(request_of(*videos))
+    assert [image.digest for image in media.images] == [b"a", b"a"] * 4
+    assert decoder.videos == 2
 
 
 async def test_what_the_encoder_cannot_hold_names_its_field_and_figures(spec: ModelSpec) -> None:

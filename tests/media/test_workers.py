@@ -27,7 +27,7 @@ from inference_service.media.images import FrameSpec
 from inference_service.media.pool import WorkerPool
 from inference_service.model_spec import ImagePolicy
 from tests.engine_client.engine_front import is_running, until
-from tests.media.decoding import JPEG, SLOW, VIDEO, cpu_s, peak_mib, slow_bitmap
+from tests.media.decoding import JPEG, SLOW, VIDEO, cpu_s, peak_mib
 from tests.media.files import LIMITS, decoded, encoded, noise, png
 
 
@@ -138,7 +138,7 @@ async def test_cpu_time_is_limited_by_the_kernel(make, policy: ImagePolicy, monk
     monkeypatch.setattr(WorkerPool, "run", patient)
     async with asyncio.timeout(60):
         with pytest.raises(ImageTooLargeError, match="too long"):
-            await one.image(slow_bitmap(3000), policy)
+            await one.image(SLOW, policy)
 
 
 async def test_memory_is_limited(make, policy: ImagePolicy) -> None:
@@ -184,7 +184,7 @@ async def test_equal_frames_are_decoded_once(make, policy: ImagePolicy) -> None:
 
 async def test_cheap_images_do_not_wait_for_expensive_ones(make, policy: ImagePolicy) -> None:
     one = make(2)
-    slow = [asyncio.ensure_future(one.image(slow_bitmap(2500), policy)) for _ in range(4)]
+    slow = [asyncio.ensure_future(one.image(SLOW, policy)) for _ in range(4)]
     await one.busy_pid()
     async with asyncio.timeout(60):
         for _ in range(5):
@@ -195,9 +195,26 @@ async def test_cheap_images_do_not_wait_for_expensive_ones(make, policy: ImagePo
     await asyncio.wait(slow)
 
 
+async def test_what_is_enlarged_is_expensive_too(make, policy: ImagePolicy, monkeypatch) -> None:
+    one = make(2)
+    asked: list[bool] = []
+    run = WorkerPool.run
+
+    async def noted(self: WorkerPool, *args: Any, **options: Any) -> Any:
+        asked.append(options["expensive"])
+        return await run(self, *args, **options)
+
+    monkeypatch.setattr(WorkerPool, "run", noted)
+    for changed in (policy, replace(policy, min_pixels=policy.max_pixels)):
+        await one.image(encoded(noise("RGB", (8, 8))), changed)
+    await one.image(encoded(Image.new("1", (5000, 5000))), policy)
+    await one.video([JPEG, JPEG], policy)
+    assert asked == [False, True, True, False]
+
+
 async def test_close_does_not_wait_for_a_running_decode(make, policy: ImagePolicy) -> None:
     one = make(2)
-    jobs = [asyncio.ensure_future(one.image(slow_bitmap(3000), policy)) for _ in range(4)]
+    jobs = [asyncio.ensure_future(one.image(SLOW, policy)) for _ in range(4)]
     pid = await one.busy_pid()
     pids = one.pool.pids
     begun = time.monotonic()
@@ -210,6 +227,44 @@ async def test_close_does_not_wait_for_a_running_decode(make, policy: ImagePolic
     assert all(isinstance(outcome, BaseException) for outcome in outcomes)
     with pytest.raises(InternalError):
         await one.image(JPEG, policy)
+
+
+async def test_close_while_a_worker_starts(make, policy: ImagePolicy) -> None:
+    one = make(1, command=(sys.executable, "-c", "import time; time.sleep(60)"))
+    jobs = [asyncio.ensure_future(one.image(JPEG, policy)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    one.decoder.close()
+    async with asyncio.timeout(20):
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [InternalError] * 3
+
+
+async def test_a_worker_goes_past_jobs_that_were_just_given_up(make, policy: ImagePolicy) -> None:
+    one = make(1)
+    pool = one.pool
+    worker = await pool._take(expensive=False)
+    gone, waiting = (asyncio.ensure_future(pool._take(expensive=False)) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    pool._give(worker)  # before the job that was given up had its turn
+    assert await waiting is worker
+    assert gone.cancelled() or (await asyncio.wait([gone]) and gone.cancelled())
+    pool._give(worker)
+    assert await one.image(JPEG, policy) == decoded(JPEG, policy)
+
+
+async def test_an_idle_worker_holds_no_pixels(make, policy: ImagePolicy) -> None:
+    one = make(1)
+    before = mapped_pixels()
+    image = await one.image(JPEG, policy)
+    assert mapped_pixels() == before + 1
+    del image
+    assert mapped_pixels() == before
+    assert [worker.running for worker in one.pool._idle] == [None]
+
+
+def mapped_pixels() -> int:
+    return Path("/proc/self/maps").read_text().count("memfd:decoded")
 
 
 @pytest.mark.parametrize("how", ["exits", "nonsense", "silent"])

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from typing import get_args
+from pathlib import Path
+from typing import TypeVar, get_args
 
 import pytest
 
-from inference_service.__main__ import main
+from inference_service.front import main
 from inference_service.hub.clients import HUBS
 from inference_service.settings import ServiceSettings
 from qwenvl.flags import ENV_PREFIX, FlagSettings
 from rest_adapter.settings import AdapterSettings
 
 
-def load(settings: type[FlagSettings], argv: list[str], environ: dict[str, str]) -> FlagSettings:
+_Settings = TypeVar("_Settings", bound=FlagSettings)
+
+
+def load(settings: type[_Settings], argv: list[str], environ: dict[str, str]) -> _Settings:
     parser = argparse.ArgumentParser()
     settings.add_flags(parser)
     return settings.load(vars(parser.parse_args(argv)), environ)
@@ -62,11 +66,14 @@ def test_booleans_have_two_flags_and_a_variable() -> None:
     ("environ", "named"),
     [
         ({"QWENVL_MAX_NUM_SEQS": "0"}, "--max-num-seqs"),
-        ({"QWENVL_DEVICE": "toaster"}, "--device: must be auto, cpu"),
-        ({"QWENVL_DEVICE": "cuda:0,cpu"}, "--device: must be .* several GPUs such as"),
+        ({"QWENVL_DEVICE": "toaster"}, "--device=toaster .QWENVL_DEVICE.: must be auto, cpu"),
+        (
+            {"QWENVL_DEVICE": "cuda:0,cpu"},
+            "--device=cuda:0,cpu .*: must be .* several GPUs such as",
+        ),
         ({"QWENVL_DEVICE": "cpu,cpu"}, "--device"),
         ({"QWENVL_DEVICE": "cuda:0,"}, "--device"),
-        ({"QWENVL_DEVICE": "cuda:0,cuda:1,cuda:0"}, "--device: names the same GPU twice"),
+        ({"QWENVL_DEVICE": "cuda:0,cuda:1,cuda:0"}, "--device=.*: names the same GPU twice"),
         ({"QWENVL_DTYPE": "int3"}, "--dtype"),
         ({"QWENVL_DEFAULT_TEMPERATURE": "2.5"}, "--default-temperature"),
         ({"QWENVL_GPU_MEMORY_UTILIZATION": "1.5"}, "--gpu-memory-utilization"),
@@ -84,6 +91,79 @@ def test_an_invalid_value_names_its_setting(environ: dict[str, str], named: str)
 def test_a_media_setting_that_cannot_be_kept_ends_the_start(flag: str, value: str) -> None:
     with pytest.raises(SystemExit, match="invalid settings"):
         main([flag, value])
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            ["--max-num-seqs", "0"],
+            "--max-num-seqs=0 (QWENVL_MAX_NUM_SEQS): must be greater than or equal to 1",
+        ),
+        (
+            ["--dtype", "int3"],
+            "--dtype=int3 (QWENVL_DTYPE): must be 'auto', 'float32', 'float16' or 'bfloat16'",
+        ),
+        (
+            ["--max-tokens-default", "x"],
+            "--default-max-tokens=x (QWENVL_DEFAULT_MAX_TOKENS): must be a valid integer",
+        ),
+        (["--api-key-file", ""], "--api-key-file= (QWENVL_API_KEY_FILE): is empty"),
+        (
+            ["--grpc-address", "127.0.0.1:65536"],
+            "--grpc-address=127.0.0.1:65536 (QWENVL_GRPC_ADDRESS): has port 65536, but a port is between 0 and 65535",
+        ),
+        (["--health-address", "127.0.0.1:-1"], "has port -1, but a port is between"),
+    ],
+)
+def test_one_line_names_flag_value_variable_and_limit(flags: list[str], says: str) -> None:
+    with pytest.raises(SystemExit) as refused:
+        load(ServiceSettings, flags, {})
+    assert str(refused.value).startswith(says) or says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_password_is_not_shown() -> None:
+    text = ServiceSettings.problem("media_proxy", "http://me:secret@proxy:99999", "is wrong")
+    assert text == "--media-proxy=http://***@proxy:99999 (QWENVL_MEDIA_PROXY): is wrong"
+
+
+@pytest.mark.parametrize(
+    ("grpc", "admin"),
+    [
+        ("127.0.0.1:50051", "127.0.0.1:50052"),
+        ("0.0.0.0:7000", "127.0.0.1:7001"),
+        ("[::]:7000", "127.0.0.1:7001"),
+        ("127.0.0.1:65535", "127.0.0.1:65534"),
+        ("127.0.0.1:0", "127.0.0.1:0"),
+    ],
+)
+def test_the_admin_port_moves_with_the_grpc_port(grpc: str, admin: str) -> None:
+    assert load(ServiceSettings, ["--grpc-address", grpc], {}).admin_address == admin
+    both = ["--grpc-address", grpc, "--admin-address", "127.0.0.1:9999"]
+    assert load(ServiceSettings, both, {}).admin_address == "127.0.0.1:9999"
+
+
+@pytest.mark.parametrize("settings", [ServiceSettings, AdapterSettings])
+def test_a_file_that_cannot_be_read_is_refused_by_name(
+    settings: type[FlagSettings], tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.write_text("# nobody\n")
+    wide = tmp_path / "wide"
+    wide.write_bytes(b"k\0e\0y\0")
+    for file, says in (
+        (tmp_path / "none", "cannot be read: No such file or directory"),
+        (tmp_path, "cannot be read: Is a directory"),
+        (empty, "contains no API key"),
+        (wide, "is not text"),
+    ):
+        loaded = load(settings, ["--api-key-file", str(file)], {})
+        with pytest.raises(SystemExit) as refused:
+            loaded.check_files()
+        assert f"--api-key-file={file} (QWENVL_API_KEY_FILE): {says}" in str(refused.value)
+    (tmp_path / "keys").write_text("key")
+    load(settings, ["--api-key-file", str(tmp_path / "keys")], {}).check_files()
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:3", "cuda:0,cuda:1,cuda:5"])
@@ -105,6 +185,11 @@ def test_every_setting_is_described(settings: type[FlagSettings]) -> None:
 def test_none_says_that_a_setting_is_absent(settings: list[str]) -> None:
     environ = {} if settings else {"QWENVL_ADMIN_ADDRESS": "none"}
     assert load(ServiceSettings, settings, environ).model_dump()["admin_address"] is None
+
+
+def test_every_group_of_the_help_begins_at_a_setting() -> None:
+    assert set(ServiceSettings.GROUPS.values()) <= set(ServiceSettings.model_fields)
+    assert next(iter(ServiceSettings.model_fields)) in ServiceSettings.GROUPS.values()
 
 
 def test_every_hub_can_be_chosen() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl.keys import KeyFile, key_of
+from qwenvl.keys import KeyFile, KeyFileError, key_of, read_keys
 from qwenvl.observability import CallContext
 
 
@@ -35,7 +35,7 @@ def test_comments_are_no_keys(tmp_path: Path) -> None:
         False,
         True,
     ]
-    path.write_bytes(b"\xff\xfe")  # no text: the keys stay
+    path.write_bytes(b"\xff\0")  # no text: the keys stay
     assert keys.accepts("Bearer key one")
 
 
@@ -44,6 +44,56 @@ def test_empty_lines_are_no_keys(tmp_path: Path) -> None:
     path.write_text("\n\n  \n")
     assert not KeyFile(path).accepts("Bearer ")
     assert not KeyFile(path).accepts(None)
+
+
+TEXT = "\r\n# team clé\r\n  key-one \t\r\n\r\nkey two\xa0\r\n"
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        TEXT.encode("utf-8"),
+        TEXT.encode("utf-8-sig"),
+        TEXT.encode("utf-16"),
+        b"\xfe\xff" + TEXT.encode("utf-16-be"),
+        TEXT.encode("utf-32"),
+        b"# team cl\xe9\nkey-one\nkey two",
+        TEXT.replace("\r\n", "\r").encode(),
+        TEXT.replace("\r\n", "\n").encode(),
+    ],
+)
+def test_whatever_an_editor_made_of_the_file(tmp_path: Path, encoded: bytes) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(encoded)
+    assert read_keys(path) == ("key-one", "key two")
+    keys = KeyFile(path)
+    assert keys.accepts("Bearer key-one")
+    assert keys.accepts("Bearer key two")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"key\n\xe2\x80\x9csmart\xe2\x80\x9d", r"line 2 .*U\+201C"),
+        (b"a\xe2\x80\x8bb", r"line 1 .*U\+200B"),
+        (b"cl\xe9", "line 1 has a character"),
+        (b"k\0e\0y\0", "is not text"),
+        (b"a\x07b", r"U\+0007"),
+        (b"\xff\xfea", "is not text"),
+    ],
+)
+def test_what_no_header_can_carry_is_refused_without_showing_it(
+    tmp_path: Path, content: bytes, says: str
+) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(content)
+    with pytest.raises(KeyFileError, match=says) as refused:
+        read_keys(path)
+    assert "smart" not in str(refused.value)
+    path.write_text("key")
+    keys = KeyFile(path)
+    path.write_bytes(content)
+    assert keys.accepts("Bearer key")  # what was there before
 
 
 def test_a_file_that_is_not_there_at_the_start(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 import socket
@@ -14,7 +15,7 @@ import requests
 
 from rest_adapter.app import create_app
 from rest_adapter.settings import AdapterSettings
-from tests.rest_adapter.conftest import Adapter, open_adapter
+from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
 
 
 OPEN = {"/health", "/ready"}
@@ -23,7 +24,7 @@ OPEN = {"/health", "/ready"}
 def assert_openai_error(response: requests.Response, status: int, code: str | None = None) -> None:
     assert response.status_code == status, response.text
     error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
     assert error["code"] is None or isinstance(error["code"], str)
     if code is not None:
         assert error["code"] == code
@@ -101,6 +102,38 @@ def test_right_keys_are_forwarded(guarded: tuple[Adapter, Path], authorization: 
     assert models_with(adapter, authorization).status_code == 200
     assert adapter.ask(headers={"authorization": authorization}).status_code == 200
     assert adapter.seen.metadata[-1]["authorization"] == authorization
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-api-key": "first-key"},
+        {"api-key": "first-key"},
+        {"X-API-Key": "first-key"},
+        {"authorization": "Bearer EMPTY", "x-api-key": "first-key"},
+        {"authorization": "Bearer first-key", "x-api-key": "of the gateway"},
+        {"authorization": "Basic Zm9v", "api-key": "first-key"},
+        {"x-api-key": "wrong", "api-key": "first-key"},
+    ],
+)
+def test_keys_in_the_headers_of_other_apis(
+    guarded: tuple[Adapter, Path], headers: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rest_adapter.access")
+    adapter, _ = guarded
+    assert adapter.ask(headers=headers).status_code == 200
+    assert adapter.seen.metadata[-1]["authorization"] == "Bearer first-key"
+    caller = hashlib.sha256(b"first-key").hexdigest()[:12]
+    wait_until(lambda: any(caller in str(record.msg) for record in caplog.records))
+
+
+@pytest.mark.parametrize("name", ["x-api-key", "api-key"])
+@pytest.mark.parametrize("key", ["", "wrong", "first-key2", "Bearer first-key"])
+def test_wrong_keys_in_the_headers_of_other_apis(
+    guarded: tuple[Adapter, Path], name: str, key: str
+) -> None:
+    response = guarded[0].ask(headers={name: key})
+    assert_openai_error(response, 401, "invalid_api_key")
 
 
 def test_keys_are_read_again(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import signal
 import socket
 import sys
 
+import pytest
+
 from tests.rest_adapter.conftest import fake_service, wait_until
 from tests.rest_adapter.fake_service import Seen
 
@@ -21,7 +23,9 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def running_adapter() -> AsyncIterator[tuple[asyncio.subprocess.Process, int, Seen]]:
+async def running_adapter(
+    host: str = "127.0.0.1",
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, int, Seen]]:
     seen, port = Seen(), free_port()
     async with fake_service(seen) as (grpc_port, _):
         process = await asyncio.create_subprocess_exec(
@@ -29,7 +33,7 @@ async def running_adapter() -> AsyncIterator[tuple[asyncio.subprocess.Process, i
             "-m",
             "rest_adapter",
             "--http-address",
-            f"127.0.0.1:{port}",
+            f"{host}:{port}",
             "--grpc-target",
             f"dns:///127.0.0.1:{grpc_port}",
             "--log-level",
@@ -77,15 +81,68 @@ async def test_sigterm_finishes_streams_and_ends_with_zero() -> None:
         assert await process.wait() == 0
 
 
+@pytest.mark.parametrize("host", ["[::]", "", "0.0.0.0", "localhost"])
+async def test_every_address_of_the_machine_means_ipv4_too(host: str) -> None:
+    async with running_adapter(host) as (process, _, _):
+        assert process.returncode is None  # it listens on 127.0.0.1
+
+
+async def test_a_taken_port_is_refused_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "rest_adapter", "--http-address", address),
+            *("--log-level", "error"),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert errors.decode().startswith(f"--http-address={address} (QWENVL_HTTP_ADDRESS): ")
+    assert errors.count(b"\n") == 1
+
+
 async def test_second_signal_ends_at_once() -> None:
     async with running_adapter() as (process, port, seen), asyncio.timeout(60):
-        _, writer = await open_stream(port, "hang")
+        reader, writer = await open_stream(port, "hang")
         process.send_signal(signal.SIGTERM)
         await until(lambda: not is_listening(port))
         assert process.returncode is None
         process.send_signal(signal.SIGTERM)
-        await process.wait()
+        rest = await reader.read()
+        assert b'"code":"overloaded"' in rest
+        assert b"[DONE]" not in rest
+        assert rest.endswith(b"0\r\n\r\n")
+        assert await process.wait() == 0
         await until(lambda: seen.running == 0)
+        writer.close()
+
+
+async def test_second_signal_answers_whoever_still_waits() -> None:
+    async with running_adapter() as (process, port, seen), asyncio.timeout(60):
+        messages = [{"role": "user", "content": "hang"}]
+        body = json.dumps({"model": "demo", "messages": messages}).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")
+        writer.write(b"content-length: %d\r\n\r\n" % len(body) + body)
+        await until(lambda: seen.running == 1)
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            await until(lambda: not is_listening(port))
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after" in answer
+        assert await process.wait() == 0
+        writer.close()
+
+
+async def test_second_signal_does_not_wait_for_a_client_that_does_not_read() -> None:
+    async with running_adapter() as (process, port, _), asyncio.timeout(60):
+        _, writer = await open_stream(port, "z" * 60_000)
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            await until(lambda: not is_listening(port))
+        async with asyncio.timeout(20):
+            await process.wait()
         writer.close()
 
 

@@ -81,9 +81,7 @@ async def defect() -> Response:
 PARROT = Dialect(
     prefix="/v1/parrot",
     router=router,
-    authorization_of=lambda headers: (
-        f"Bearer {headers['x-parrot-key']}" if "x-parrot-key" in headers else None
-    ),
+    authorizations_of=lambda headers: [f"Bearer {key}" for key in headers.getlist("x-parrot-key")],
     challenge=None,
     render_error=lambda error: (
         {"x-parrot": "sad"},

@@ -35,3 +35,17 @@ def test_an_error_names_the_path(url: object) -> None:
     with pytest.raises(ApiError) as caught:
         ImageSources(4).set(message_pb.Image(), url, "images[1]")
     assert (caught.value.status, caught.value.param) == (400, "images[1]")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["%2B%2f8%3D", "%2b%2F8%3d", "-_8", "%2D%5F8", "+/\n8=", "%2B%2F%0D%0A8%3D%20", "+/8"],
+)
+def test_base64_as_it_comes_out_of_urls(text: str) -> None:
+    assert parse_data_uri(f"data:image/png;base64,{text}") == ("image/png", b"\xfb\xff")
+
+
+@pytest.mark.parametrize("text", ["%", "%%", "%4", "%41%41%41%41", "YWI%", "YWI%zz", "%3C", "é"])
+def test_other_escapes_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"base64|ascii"):
+        parse_data_uri(f"data:image/png;base64,{text}")

@@ -47,6 +47,7 @@ class StandIn:
         files: What it holds; the listing is made from `listed` where a test wants a lie.
         break_after: The connection breaks after so many bytes of a file, each time it is asked for until the list is
             empty.
+        stall: If set, half of every shard is sent, and the rest when this event is.
         ranges: (file, `Range` header or "") of every request for a file.
     """
 
@@ -54,6 +55,7 @@ class StandIn:
     listed: dict[str, bytes] = field(default_factory=dict)
     break_after: dict[str, list[int]] = field(default_factory=dict)
     denied: bool = False
+    stall: threading.Event | None = None
     ranges: list[tuple[str, str]] = field(default_factory=list)
     endpoint: str = ""
 
@@ -139,6 +141,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if cuts:
             self.wfile.write(body[: cuts.pop(0)])
             self.close_connection = True
+            return
+        if self.hub.stall is not None and name.endswith(".safetensors"):
+            half = len(body) // 2
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(body[:half])
+                self.hub.stall.wait(60)
+                self.wfile.write(body[half:])
             return
         self.wfile.write(body)
 

@@ -92,7 +92,7 @@ def test_unsuitable_files(tmp_path):
     for text in ("", "{}", json.dumps(other)):
         with pytest.raises(ValueError, match=r"tokenizer\.json"):
             JsonTokenizer(text)
-    with pytest.raises(OSError, match=r"tokenizer\.json"):
+    with pytest.raises(OSError, match=r"vocab\.json"):
         JsonTokenizer.from_dir(tmp_path)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inference_service.domain import ChatMessage, ChatRequest, ImagePart, TextPart
+from inference_service.families.copied_files import require_vocabulary
 from inference_service.families.family import TextOptions
 from inference_service.model_spec import ModelSpec
 from inference_service.text.conversation import check_thinking, refuse_names, refuse_too_long
@@ -48,6 +49,7 @@ def load_text(
 ) -> tuple[Tokenizer, ChatFormat]:
     """See `Family.load_text`."""
     del options
+    require_vocabulary(model_dir, VOCABULARY, spec.family)
     tokenizer = load_tokenizer(model_dir)
     ids = [tokenizer.special_tokens[token] for token in IMAGE]
     if ids != [spec.vision_start_token_id, spec.image_token_id, spec.vision_end_token_id]:

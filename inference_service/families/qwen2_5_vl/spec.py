@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from inference_service.families.config_file import Section, SpecError
 from inference_service.families.family import TensorEntry
 from inference_service.families.qwen_common.config import (
-    QWEN2_VIDEO,
     QwenVisionSpec,
     expect_rgb_and_axial_rope,
     read_model,
-    read_qwen2_decoder,
+    vision_section,
 )
+from inference_service.families.qwen_common.decoder import (
+    QWEN2_TEXT,
+    read_qwen2_decoder,
+    text_section,
+)
+from inference_service.families.qwen_common.processors import QWEN2_VIDEO
 from inference_service.families.qwen_common.tensors import (
     language_entries,
     merger_entries,
     patch_embed_entry,
+    stored_tensors,
     vision_entry,
     with_bias,
 )
@@ -26,6 +34,23 @@ from inference_service.model_spec import ModelSpec
 
 
 NAME = "qwen2_5_vl"
+VISION: Mapping[str, Any] = MappingProxyType(
+    {
+        "depth": 32,
+        "hidden_size": 3584,
+        "hidden_act": "silu",
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "tokens_per_second": 4,
+        "window_size": 112,
+        "out_hidden_size": 3584,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    }
+)
+"""The defaults of the vision tower."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +68,21 @@ class Qwen25VisionSpec(QwenVisionSpec):
 
 def read(model_dir: Path, config: Section) -> ModelSpec:
     """See `Family.read`."""
-    section = config.section("vision_config")
-    vision = _read_vision(section)
-    video = replace(QWEN2_VIDEO, tokens_per_second=section.number("tokens_per_second", 4))
-    decoder = read_qwen2_decoder(config)
-    return read_model(model_dir, config, family=NAME, decoder=decoder, vision=vision, video=video)
+    section, text = vision_section(config, VISION), text_section(config, QWEN2_TEXT)
+    tokens_per_second = section.number("tokens_per_second")
+    stored = stored_tensors(model_dir)
+    return read_model(
+        model_dir,
+        config,
+        text,
+        family=NAME,
+        decoder=read_qwen2_decoder(config, text, stored),
+        vision=_read_vision(section),
+        video=replace(
+            QWEN2_VIDEO, policy=replace(QWEN2_VIDEO.policy, tokens_per_second=tokens_per_second)
+        ),
+        stored=stored,
+    )
 
 
 def _read_vision(section: Section) -> Qwen25VisionSpec:

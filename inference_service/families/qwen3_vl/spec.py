@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 import math
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from inference_service.families.config_file import Section, SpecError
 from inference_service.families.family import TensorEntry
 from inference_service.families.qwen_common.config import (
     QwenVisionSpec,
     expect_rgb_and_axial_rope,
-    read_decoder,
     read_model,
+    vision_section,
 )
+from inference_service.families.qwen_common.decoder import read_decoder, read_rope, text_section
+from inference_service.families.qwen_common.processors import VideoDefaults
 from inference_service.families.qwen_common.tensors import (
     language_entries,
     patch_embed_entry,
+    stored_tensors,
     vision_entry,
     with_bias,
 )
@@ -25,7 +30,46 @@ from inference_service.model_spec import ModelSpec, VideoPolicy
 
 
 NAME = "qwen3_vl"
-VIDEO = VideoPolicy(min_pixels=4096, max_pixels=25165824, timestamps=True)  # as published
+VIDEO = VideoDefaults(
+    policy=VideoPolicy(min_pixels=128 * 32 * 32, max_pixels=768 * 32 * 32, timestamps=True),
+    root_limits=False,
+)
+"""As transformers' `Qwen3VLVideoProcessor`."""
+VISION: Mapping[str, Any] = MappingProxyType(
+    {
+        "depth": 27,
+        "hidden_size": 1152,
+        "hidden_act": "gelu_pytorch_tanh",
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 3584,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [8, 16, 24],
+    }
+)
+"""The defaults of the vision tower."""
+TEXT: Mapping[str, Any] = MappingProxyType(
+    {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "max_position_embeddings": 128000,
+        "rms_norm_eps": 1e-6,
+        "attention_bias": False,
+        "rope_theta": 5_000_000.0,
+    }
+)
+"""The defaults of the language model."""
+SECTIONS = (24, 20, 20)
+"""The default of `mrope_section`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,19 +87,35 @@ class Qwen3VisionSpec(QwenVisionSpec):
 
 def read(model_dir: Path, config: Section) -> ModelSpec:
     """See `Family.read`."""
-    vision = _read_vision(config.section("vision_config"))
-    bias = config.section("text_config").flag("attention_bias", default=False)
+    vision = _read_vision(vision_section(config, VISION))
+    config.section(
+        "text_config"
+    )  # required: these models were never stored with their settings at top level
+    text = text_section(config, TEXT)
+    bias = text.flag("attention_bias", default=False)
+    stored = stored_tensors(model_dir)
     decoder = read_decoder(
         config,
+        text,
+        stored,
         qkv_bias=bias,
         output_bias=bias,
         qk_norm=True,
-        mrope_interleaved=True,
+        rope=read_rope(text, SECTIONS, interleaved=True),
         deepstack_levels=len(vision.deepstack_layers),
     )
     if decoder.deepstack_levels > decoder.num_layers:
         raise SpecError("config.json: more deepstack levels than decoder layers")
-    return read_model(model_dir, config, family=NAME, decoder=decoder, vision=vision, video=VIDEO)
+    return read_model(
+        model_dir,
+        config,
+        text,
+        family=NAME,
+        decoder=decoder,
+        vision=vision,
+        video=VIDEO,
+        stored=stored,
+    )
 
 
 def _read_vision(section: Section) -> Qwen3VisionSpec:

@@ -1,34 +1,36 @@
-"""Reads the common configuration of Qwen2-VL and its successors."""
+"""Reads the common configuration of Qwen2-VL and its successors.
+
+transformers 4 wrote only the settings that differ from the defaults of its classes, so the families list these.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-from inference_service.families.config_file import (
-    Section,
-    SpecError,
-    check_key_heads,
-    read_config,
-    read_dtype,
-    read_eos,
+from inference_service.families.config_file import Section, SpecError, read_dtype, read_eos
+from inference_service.families.qwen_common.processors import (
+    VideoDefaults,
+    read_image_policy,
+    read_video_policy,
 )
-from inference_service.model_spec import (
-    DecoderSpec,
-    ImagePolicy,
-    ModelSpec,
-    RopeSpec,
-    VideoPolicy,
-)
+from inference_service.families.weight_files import StoredHeader
+from inference_service.model_spec import DecoderSpec, ModelSpec
 
 
 VISION_ROPE_THETA = 10_000.0
-QWEN2_VIDEO = VideoPolicy(
-    min_pixels=128 * 28 * 28, max_pixels=768 * 28 * 28, total_pixels=16384 * 28 * 28
+TOKEN_IDS: Mapping[str, Any] = MappingProxyType(
+    {
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+    }
 )
-"""As in transformers' `Qwen2VLVideoProcessor` with `cap_pixels_per_frame`."""
-
-BICUBIC = 3  # PIL.Image.Resampling.BICUBIC in preprocessor_config.json
+"""The defaults of all families."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +75,6 @@ class QwenVisionSpec:
         return self.hidden_size * self.merge_size**2
 
 
-def text_section(config: Section) -> Section:
-    """The language model's settings: in `text_config`, or (transformers 4, Qwen2) at top level."""
-    return config.section("text_config") if "text_config" in config else config
-
-
 def expect_rgb_and_axial_rope(section: Section) -> None:
     """Raises for a vision tower with other input than RGB or other rotary positions."""
     section.expect("in_channels", 3)
@@ -87,164 +84,63 @@ def expect_rgb_and_axial_rope(section: Section) -> None:
         section.section("rope_parameters").expect("rope_theta", VISION_ROPE_THETA)
 
 
+def vision_section(config: Section, defaults: Mapping[str, Any]) -> Section:
+    """The settings of the vision tower."""
+    return config.section("vision_config", {}).with_defaults(defaults)
+
+
 def read_model(
     model_dir: Path,
     config: Section,
+    text: Section,
     *,
     family: str,
     decoder: DecoderSpec,
     vision: QwenVisionSpec,
-    video: VideoPolicy,
+    video: VideoDefaults,
+    stored: Mapping[str, StoredHeader] | None,
 ) -> ModelSpec:
     """Reads the rest of the specification, given decoder and vision tower.
+
+    Args:
+        model_dir: The model's directory.
+        config: config.json.
+        text: The language model's settings in it.
+        family: Name of the family.
+        decoder: The language model.
+        vision: The vision tower.
+        video: How the family prepares videos.
+        stored: The tensors of the checkpoint; None = unknown.
 
     Raises:
         SpecError: A file is missing or invalid, or decoder and tower do not match.
     """
-    text, section = text_section(config), config.section("vision_config")
+    where = f"{config.where}: vision_config"
     if vision.hidden_size % vision.num_heads or vision.head_dim % 4:
-        raise SpecError(f"{section.where}: hidden_size / num_heads must be a multiple of 4")
+        raise SpecError(f"{where}: hidden_size / num_heads must be a multiple of 4")
     if vision.output_size != decoder.hidden_size:
-        raise SpecError(f"{section.where}: out_hidden_size must be the decoder's hidden_size")
+        raise SpecError(f"{where}: out_hidden_size must be the decoder's hidden_size")
+    patches = {
+        "patch_size": vision.patch_size,
+        "merge_size": vision.merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
+    images = read_image_policy(model_dir, patches, family)
+    ids = config.with_defaults(TOKEN_IDS)
     return ModelSpec(
         family=family,
         decoder=decoder,
         vision=vision,
-        image_policy=_read_image_policy(model_dir, vision),
-        image_token_id=_token_id(config, "image_token_id", decoder),
-        video_token_id=_token_id(config, "video_token_id", decoder),
-        vision_start_token_id=_token_id(config, "vision_start_token_id", decoder),
-        vision_end_token_id=_token_id(config, "vision_end_token_id", decoder),
+        image_policy=images,
+        image_token_id=_token_id(ids, "image_token_id", decoder),
+        video_token_id=_token_id(ids, "video_token_id", decoder),
+        vision_start_token_id=_token_id(ids, "vision_start_token_id", decoder),
+        vision_end_token_id=_token_id(ids, "vision_end_token_id", decoder),
         max_position_embeddings=text.integer("max_position_embeddings"),
-        checkpoint_dtype=read_dtype(config, text),
+        checkpoint_dtype=read_dtype(config, text, [one.dtype for one in (stored or {}).values()]),
         eos_token_ids=read_eos(model_dir, config, text),
-        video=_read_video_policy(model_dir, video),
+        video=read_video_policy(model_dir, images, patches, video),
     )
-
-
-def read_decoder(
-    config: Section,
-    *,
-    qkv_bias: bool,
-    output_bias: bool,
-    qk_norm: bool,
-    mrope_interleaved: bool,
-    deepstack_levels: int = 0,
-) -> DecoderSpec:
-    """Reads the language model's settings; the arguments are fixed by the family.
-
-    Raises:
-        SpecError: A setting is missing, invalid or not supported.
-    """
-    text = text_section(config)
-    text.expect("hidden_act", "silu")
-    num_heads = text.integer("num_attention_heads")
-    num_kv_heads = text.integer("num_key_value_heads", num_heads)
-    hidden_size = text.integer("hidden_size")
-    head_dim = text.integer("head_dim", max(1, hidden_size // num_heads))
-    check_key_heads(text, num_heads, num_kv_heads)
-    return DecoderSpec(
-        vocab_size=text.integer("vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=text.integer("intermediate_size"),
-        num_layers=text.integer("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        rms_norm_eps=text.number("rms_norm_eps", 1e-6),
-        qkv_bias=qkv_bias,
-        output_bias=output_bias,
-        qk_norm=qk_norm,
-        rope=_read_rope(text, head_dim, interleaved=mrope_interleaved),
-        tie_word_embeddings=config.flag("tie_word_embeddings", default=False),
-        deepstack_levels=deepstack_levels,
-    )
-
-
-def read_qwen2_decoder(config: Section) -> DecoderSpec:
-    """The language model of Qwen2-VL and Qwen2.5-VL.
-
-    Raises:
-        SpecError: A setting is missing, invalid or not supported.
-    """
-    text_section(config).expect("use_sliding_window", wanted=False)
-    return read_decoder(
-        config, qkv_bias=True, output_bias=False, qk_norm=False, mrope_interleaved=False
-    )
-
-
-def _read_rope(text: Section, head_dim: int, *, interleaved: bool) -> RopeSpec:
-    """Reads both spellings: `rope_parameters` (transformers 5), or `rope_scaling` and `rope_theta` (4.x)."""
-    if "rope_parameters" in text:
-        rope = text.section("rope_parameters")
-        theta = rope.number("rope_theta")
-    else:
-        rope = text.section("rope_scaling")
-        theta = text.number("rope_theta")
-    kind = rope.text("rope_type", rope.text("type", "default"))
-    if kind not in {"default", "mrope"}:
-        raise SpecError(f"{rope.where}: rope_type {kind!r} is not supported")
-    sections = rope.integers("mrope_section")
-    if len(sections) != 3 or 2 * sum(sections) != head_dim:
-        raise SpecError(
-            f"{rope.where}: mrope_section must be three integers with the sum {head_dim // 2}"
-        )
-    time, height, width = sections
-    return RopeSpec(theta=theta, sections=(time, height, width), interleaved=interleaved)
-
-
-def _read_image_policy(model_dir: Path, vision: QwenVisionSpec) -> ImagePolicy:
-    section = _read_preprocessor(model_dir)
-    for step in ("do_resize", "do_rescale", "do_normalize"):
-        section.expect(step, wanted=True)
-    section.expect("resample", BICUBIC)
-    section.expect("rescale_factor", 1 / 255)
-    section.expect("patch_size", vision.patch_size)
-    section.expect("merge_size", vision.merge_size)
-    section.expect("temporal_patch_size", vision.temporal_patch_size)
-    size = section.section("size") if "size" in section else section
-    min_key, max_key = (
-        ("shortest_edge", "longest_edge")
-        if "shortest_edge" in size
-        else ("min_pixels", "max_pixels")
-    )
-    policy = ImagePolicy(
-        patch_size=vision.patch_size,
-        merge_size=vision.merge_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        min_pixels=size.integer(min_key),
-        max_pixels=size.integer(max_key),
-        mean=section.three_numbers("image_mean"),
-        std=section.three_numbers("image_std"),
-    )
-    if policy.min_pixels > policy.max_pixels:
-        raise SpecError(f"{size.where}: {min_key} is above {max_key}")
-    if 0.0 in policy.std:
-        raise SpecError(f"{section.where}: image_std must not contain 0")
-    return policy
-
-
-def _read_video_policy(model_dir: Path, default: VideoPolicy) -> VideoPolicy:
-    """Reads the limits in video_preprocessor_config.json; older models were published without it."""
-    if not (model_dir / "video_preprocessor_config.json").is_file():
-        return default
-    section = read_config(model_dir / "video_preprocessor_config.json").section("size")
-    policy = replace(
-        default,
-        min_pixels=section.integer("shortest_edge"),
-        max_pixels=section.integer("longest_edge"),
-    )
-    if policy.min_pixels > policy.max_pixels:
-        raise SpecError(f"{section.where}: shortest_edge is above longest_edge")
-    return policy
-
-
-def _read_preprocessor(model_dir: Path) -> Section:
-    """Reads the image processor, saved in its own file or as an object in its processor's file."""
-    nested = model_dir / "processor_config.json"
-    if not (model_dir / "preprocessor_config.json").is_file() and nested.is_file():
-        return read_config(nested).section("image_processor")
-    return read_config(model_dir / "preprocessor_config.json")
 
 
 def _token_id(config: Section, key: str, decoder: DecoderSpec) -> int:

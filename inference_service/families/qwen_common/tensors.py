@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from inference_service.families.family import TensorEntry
 from inference_service.families.qwen_common.config import QwenVisionSpec
+from inference_service.families.weight_files import StoredHeader, stored_headers
 from inference_service.model_spec import DecoderSpec
 
 
+HEAD = "lm_head.weight"
+EMBEDDING = "model.language_model.embed_tokens.weight"
+
+_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
+"""Prefixes of training libraries: data parallel, torch.compile, and PEFT."""
+_PREFIXES = (
+    ("model.language_model.lm_head.", "lm_head."),
+    ("model.lm_head.", "lm_head."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.visual.", "model.visual."),
+    ("model.language_model.", "model.language_model."),
+    ("language_model.model.", "model.language_model."),
+    ("language_model.", "model.language_model."),
+    ("visual.", "model.visual."),
+    ("model.", "model.language_model."),
+)
+"""(stored, current) beginnings of names; the first that matches applies."""
+
+
 def current_name(name: str) -> str:
-    """The current name of a tensor in a checkpoint of Qwen2-VL or Qwen2.5-VL as published."""
-    if name.startswith("visual."):
-        return f"model.{name}"
-    if name.startswith("model.") and not name.startswith(
-        ("model.visual.", "model.language_model.")
-    ):
-        return f"model.language_model.{name.removeprefix('model.')}"
+    """The current name of a tensor in a checkpoint as published, or as older versions and other libraries wrote it."""
+    while wrapper := next((prefix for prefix in _WRAPPERS if name.startswith(prefix)), None):
+        name = name.removeprefix(wrapper)
+    for stored, current in _PREFIXES:
+        if name.startswith(stored):
+            return current + name.removeprefix(stored)
     return name
+
+
+def stored_tensors(model_dir: Path) -> dict[str, StoredHeader] | None:
+    """The tensors of a directory by their current names; None = unknown, see `stored_headers`."""
+    stored = stored_headers(model_dir)
+    return None if stored is None else {current_name(name): one for name, one in stored.items()}
 
 
 def vision_entry(
@@ -63,7 +89,7 @@ def language_entries(decoder: DecoderSpec) -> Iterator[TensorEntry]:
     hidden = decoder.hidden_size
     embedding = (decoder.vocab_size, hidden)
     yield TensorEntry(
-        "model.language_model.embed_tokens.weight",
+        EMBEDDING,
         embedding,
         "decoder.embed_tokens.weight",
         "language",
@@ -75,7 +101,7 @@ def language_entries(decoder: DecoderSpec) -> Iterator[TensorEntry]:
     norm = "model.language_model.norm.weight"
     yield TensorEntry(norm, (hidden,), "decoder.norm.weight", "language")
     if not decoder.tie_word_embeddings:
-        yield TensorEntry("lm_head.weight", embedding, "decoder.lm_head.weight", "language")
+        yield TensorEntry(HEAD, embedding, "decoder.lm_head.weight", "language")
 
 
 def _layer_entries(decoder: DecoderSpec, theirs: str, ours: str) -> Iterator[TensorEntry]:

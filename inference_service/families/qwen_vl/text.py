@@ -15,6 +15,7 @@ from inference_service.errors import (
     InvalidArgumentError,
     UnsupportedParameterError,
 )
+from inference_service.families.copied_files import require_vocabulary
 from inference_service.families.family import TextOptions
 from inference_service.model_spec import ModelSpec
 from inference_service.text.conversation import (
@@ -55,8 +56,7 @@ def load_text(
     model_dir: Path, spec: ModelSpec, options: TextOptions
 ) -> tuple[Tokenizer, ChatFormat]:
     """See `Family.load_text`."""
-    if not (model_dir / VOCABULARY).is_file():
-        raise ValueError(f"{model_dir} has no {VOCABULARY}, the vocabulary file of Qwen-VL")
+    require_vocabulary(model_dir, VOCABULARY, spec.family)
     tokenizer = load_tokenizer(model_dir)
     if tokenizer.special_tokens["<imgpad>"] != spec.image_token_id:
         raise ValueError(f"{VOCABULARY} does not match image_start_id of config.json")

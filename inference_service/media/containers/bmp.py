@@ -5,12 +5,20 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from inference_service.media.containers.base import CutOffError, Header, Stripped, sized
+from inference_service.media.containers.base import (
+    CutOffError,
+    Header,
+    Stripped,
+    TooComplexError,
+    sized,
+)
 
 
 _OS2_HEADER: Final = 12
 _UNCOMPRESSED: Final = frozenset({0, 3})  # also with bit fields
-_RUNS_PASSES: Final = 8.0  # Pillow decodes run lengths in Python
+_RUNS_PASSES: Final = 100.0  # Pillow decodes run lengths in Python
+_END_OF_RUNS: Final = b"\0\1"
+_MAX_TRAILER: Final = 1024
 
 
 def header(data: bytes) -> Header:
@@ -20,7 +28,7 @@ def header(data: bytes) -> Header:
 
 
 def strip(data: bytes) -> Stripped:
-    """See `containers.strip`. A bitmap has nothing to strip."""
+    """See `containers.strip`. A bitmap has nothing to strip, but may have more run lengths than it needs."""
     declared = header(data)
     complete = True
     (offset,) = struct.unpack_from("<I", data, 10)
@@ -29,6 +37,10 @@ def strip(data: bytes) -> Stripped:
         (bits,) = struct.unpack_from("<H", data, 24 if is_os2 else 28)
         row = (declared.width * bits + 31) // 32 * 4
         complete = len(data) >= offset + row * declared.height
+    elif len(data) - offset > 2 * (declared.width + 1) * declared.height + _MAX_TRAILER:
+        raise TooComplexError("it has more runs than pixels")
+    else:
+        complete = _END_OF_RUNS in data[offset:][-_MAX_TRAILER:]
     return Stripped(header=declared, data=data, complete=complete)
 
 

@@ -23,6 +23,7 @@ MAX_PIECES: Final = 200_000
 
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 254, 256, 257, 258, 262
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _OFFSETS: Final = {
     273: 279,
     324: 325,
@@ -97,10 +98,14 @@ class _Directory:
 def header(data: bytes) -> Header:
     """See `containers.header`."""
     layout, first = _first_directory(data)
-    sides = [_values(data, layout, first, tag, at_most=1) for tag in (_WIDTH, _HEIGHT)]
-    if not all(sides):
-        raise DamagedError("its header declares no size")
-    return sized(*(side for (side,) in sides))
+    sides = []
+    for tag, tile_tag in ((_WIDTH, _TILE_WIDTH), (_HEIGHT, _TILE_HEIGHT)):
+        side = _values(data, layout, first, tag, at_most=1)
+        if not side:
+            raise DamagedError("its header declares no size")
+        # A decoder computes whole tiles, however small the image is.
+        sides.append(max(side + _values(data, layout, first, tile_tag, at_most=1)))
+    return sized(*sides)
 
 
 def strip(data: bytes) -> Stripped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from inference_service.domain import ImageInfo, Request
+from inference_service.domain import ChatRequest, ImageInfo, Request, TextPart
 from inference_service.model_spec import BoxNotation
 from inference_service.text.output.boxes import BoxReader, tag_tokens
 from inference_service.text.output.detokenize import Detokenizer
@@ -61,5 +61,12 @@ def build_pipeline(
     if request.stop_strings:
         stages.append(StopStringFilter(request.stop_strings, include=request.include_stop_string))
     if request.grounding:
-        stages.append(BoxReader(notation, images))
+        stages.append(BoxReader(notation, images, _beginning(request)))
     return Pipeline(stages)
+
+
+def _beginning(request: Request) -> str:
+    """The text of the message that the answer continues; empty if it is a new message."""
+    if not isinstance(request, ChatRequest) or not request.continue_final_message:
+        return ""
+    return "".join(part.text for part in request.messages[-1].parts if isinstance(part, TextPart))

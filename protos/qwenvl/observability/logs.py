@@ -16,6 +16,7 @@ from qwenvl.observability.context import current_call
 LogFormat = Literal["json", "text"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
+_OWN_LOGGERS: Final = ("inference_service", "rest_adapter", "qwenvl", "__main__")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LIKE_FIELDS: Final = re.compile(r"[=\"]")
 _BARE: Final = re.compile(r"[\w./:#@+-]+", re.ASCII)
@@ -34,13 +35,17 @@ def configure_logging(*, process: str, level: LogLevel, log_format: LogFormat | 
 
     Args:
         process: The name of this process for every line.
-        level: The lowest level that is logged.
+        level: The lowest level that is logged. Libraries log warnings and errors only: below that they are of no use
+            here, and some write URLs and headers, which may contain credentials.
         log_format: `json` or `text`; None = `default_log_format`.
     """
     handler = logging.StreamHandler()
     formatters = {"json": JsonFormatter, "text": TextFormatter}
     handler.setFormatter(formatters[log_format or default_log_format()](process))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+    wanted = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=max(wanted, logging.WARNING), handlers=[handler])
+    for name in _OWN_LOGGERS:
+        logging.getLogger(name).setLevel(wanted)
     logging.captureWarnings(capture=True)
 
 

@@ -7,7 +7,9 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from qwenvl.observability import name_call
+from rest_adapter.body import body_of
 from rest_adapter.json_body import read_json
+from rest_adapter.off_loop import off_loop
 from rest_adapter.openai.chat import translate
 from rest_adapter.openai.chat.schema import parse_chat
 from rest_adapter.openai.chat.stream import ChunkOptions, ChunkWriter
@@ -24,7 +26,12 @@ async def create_chat_completion(request: Request) -> Response:
     asked = await read_json(request, parse_chat)
     chat = asked.request
     state = shared(request)
-    spec = translate.to_spec(asked, max_media_bytes=state.settings.max_media_mib * 2**20)
+    spec = await off_loop(
+        body_of(request).size,
+        translate.to_spec,
+        asked,
+        max_media_bytes=state.settings.max_media_mib * 2**20,
+    )
     # Not the `x-request-id` header: a gateway may use one for several requests.
     spec.request_id = name_call(spec.request_id)
     param_of = translate.FieldPaths(asked).param_of

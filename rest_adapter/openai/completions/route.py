@@ -7,7 +7,9 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from qwenvl.observability import name_call
+from rest_adapter.body import body_of
 from rest_adapter.json_body import read_json
+from rest_adapter.off_loop import off_loop
 from rest_adapter.openai.completions import prompts, translate
 from rest_adapter.openai.completions.schema import parse_completion
 from rest_adapter.openai.completions.stream import CompletionChunkWriter
@@ -24,8 +26,12 @@ async def create_completion(request: Request) -> Response:
     asked = await read_json(request, parse_completion)
     state = shared(request)
     request_id = name_call(asked.request_id or "")
-    specs = translate.to_specs(
-        asked, request_id, max_media_bytes=state.settings.max_media_mib * 2**20
+    specs = await off_loop(
+        body_of(request).size,
+        translate.to_specs,
+        asked,
+        request_id,
+        max_media_bytes=state.settings.max_media_mib * 2**20,
     )
     metadata = call_metadata(request)
     param_of = translate.FieldPaths(asked).param_of

@@ -191,3 +191,21 @@ def test_a_process_logs_as_it_is_told(log_format: str | None, is_json: bool) -> 
     assert shown.startswith("{") == is_json
     assert "shown" in shown
     assert "DeprecationWarning: old" in warned
+
+
+def test_libraries_do_not_fill_the_log_at_any_level() -> None:
+    code = (
+        "import logging, qwenvl.observability as o\n"
+        "o.configure_logging(process='p', level='debug', log_format='text')\n"
+        "for name in ('asyncio', 'httpx', 'uvicorn.error', 'PIL.PngImagePlugin', 'modelscope_hub'):\n"
+        "    logging.getLogger(name).info('noise')\n"
+        "    logging.getLogger(name).warning('of %s', name)\n"
+        "for name in ('inference_service.engine.core', 'rest_adapter.access', 'qwenvl.keys'):\n"
+        "    logging.getLogger(name).debug('own')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "noise" not in done.stderr
+    assert done.stderr.count(" WARNING p[") == 5
+    assert done.stderr.count(" DEBUG p[") == 3

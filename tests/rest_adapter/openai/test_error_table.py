@@ -32,7 +32,7 @@ def test_every_reason_has_its_status_and_error_body(
     assert response.status_code == row.http_status
     assert set(response.json()) == {"error"}
     error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
     assert (error["type"], error["code"]) == (row.openai_type, row.openai_code)
     challenge = response.headers.get("www-authenticate")
     assert challenge == ("Bearer" if row.http_status == 401 else None)

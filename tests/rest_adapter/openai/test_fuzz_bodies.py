@@ -101,7 +101,7 @@ def check(
         return
     assert response.status_code in (400, 404, 413), (body, response.text)
     error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
     assert error["message"]
     assert error["code"] is None or isinstance(error["code"], str)
     assert error["param"] is None or isinstance(error["param"], str)

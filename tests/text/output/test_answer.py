@@ -10,14 +10,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inference_service.domain import (
+    ChatMessage,
     ChatRequest,
     Delta,
     EndReason,
     Finished,
     ImageInfo,
+    ImagePart,
     LogprobEntry,
+    Role,
     StopTrigger,
     TextCompletionRequest,
+    TextPart,
 )
 from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason, PositionLogprobs
 from inference_service.model_spec import BoxNotation
@@ -238,3 +242,27 @@ def test_tags_are_shown_where_boxes_are_asked_for(tokenizer: Tokenizer) -> None:
     assert answer(grounding=True) == (said, ["cat 10 5"])
     assert answer() == ("cat(0,0),(500,500)", [])
     assert answer(keep_special_tokens=True) == (said, [])
+
+
+def test_an_answer_that_continues_a_message_has_the_box_begun_there(tokenizer: Tokenizer) -> None:
+    beginning, said = '[{"bbox_2d": [100, 50', '0, 200, 750], "label": "cat"}]'
+    parts = (TextPart(text=beginning[:7]), ImagePart(), TextPart(text=beginning[7:]))
+    messages = (ChatMessage(role=Role.ASSISTANT, parts=parts),)
+    output = ChoiceOutput(
+        request_id="x",
+        choice_index=0,
+        token_ids=(*tokenizer.encode(said + "<|im_end|>"),),
+        finish_reason=FinishReason.EOS,
+    )
+
+    def boxes(**fields: Any) -> list[tuple[str, float, float]]:
+        request = ChatRequest(
+            request_id="x", model="x", messages=messages, grounding=True, **fields
+        )
+        answer = Answer(0, request, tokenizer, BoxNotation.JSON_PER_MILLE, (IMAGE,))
+        end = seen(answer, [output]).end
+        assert end is not None
+        return [(box.label, box.x_min, box.y_max) for box in end.groundings]
+
+    assert boxes(continue_final_message=True, add_generation_prompt=False) == [("cat", 10.0, 150.0)]
+    assert boxes() == []

@@ -24,7 +24,7 @@ def error_of(response: requests.Response, status: int) -> dict:
     assert response.headers["x-request-id"]
     assert set(response.json()) == {"error"}
     error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
     assert error["message"]
     assert error["code"] is None or isinstance(error["code"], str)
     return error

@@ -1,0 +1,89 @@
+"""Runs the HTTP server of the adapter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Sequence
+import contextlib
+import logging
+import signal
+
+import uvicorn
+
+from qwenvl.addresses import listen, parse_address
+from qwenvl.observability import configure_logging
+from rest_adapter.app import create_app
+from rest_adapter.http_protocol import BoundedHttpProtocol
+from rest_adapter.settings import AdapterSettings
+
+
+logger = logging.getLogger(__name__)
+
+# Longer than the idle time of common client pools, so that the client closes first.
+_KEEP_ALIVE_S = 75
+_LAST_WORDS_S = 1.0
+
+
+class _Server(uvicorn.Server):
+    """Exits with status 0 after a signal; uvicorn's server would raise the signal again."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """The first signal lets running requests finish; the second one ends them, each with an error."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        yield
+
+    def _on_signal(self) -> None:
+        if not self.should_exit:
+            self.should_exit = True
+            return
+        for task in self.server_state.tasks:
+            task.cancel()
+        asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._exit_at_once)
+
+    def _exit_at_once(self) -> None:
+        # It would log every request that it drops as an error of the application.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        self.force_exit = True
+
+
+def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
+    """Serves until SIGTERM or SIGINT; running streams are finished first.
+
+    Args:
+        settings: The adapter's settings.
+        warnings: What to log first.
+
+    Returns:
+        The exit status.
+    """
+    configure_logging(
+        process="rest-adapter", level=settings.log_level, log_format=settings.log_format
+    )
+    for warning in warnings:
+        logger.warning(warning)
+    app = create_app(settings)
+    try:
+        # With sockets of its own, `[::]` would leave out IPv4.
+        sockets = listen(parse_address(settings.http_address))
+    except OSError as error:
+        problem = settings.problem("http_address", settings.http_address, str(error.strerror))
+        raise SystemExit(problem) from None
+    server = _Server(
+        uvicorn.Config(
+            app,
+            loop="uvloop",
+            http=BoundedHttpProtocol,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(settings.request_timeout_s),
+        )
+    )
+    logger.info("REST listens on %s", settings.http_address)
+    server.run(sockets)
+    return 0 if server.started else 1
