@@ -12,7 +12,6 @@ import contextlib
 from functools import partial
 import logging
 import time
-import traceback
 from typing import Any, Final, TypeAlias
 
 from google.protobuf.descriptor import Descriptor
@@ -105,14 +104,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         caller = call.caller if self._keys is not None and not is_open else context.peer()
         wire = Wire(context, caller, limits, None if endless else call.deadline)
         enter_wire(wire)
+
+        async def serve() -> None:
+            if not is_open:
+                self._check_key(context)
+            if method.startswith(_GENERATION_PREFIXES):
+                await self._check_admission(call.caller, caller)
+            max_bytes = _MAX_OPEN_BYTES if is_open else None
+            await _serve(handler, context, wire, partial(_parsed, handler, method, max_bytes))
+
         try:
-            async with _answering(method, wire):
-                if not is_open:
-                    self._check_key(context)
-                if method.startswith(_GENERATION_PREFIXES):
-                    await self._check_admission(call.caller, caller)
-                max_bytes = _MAX_OPEN_BYTES if is_open else None
-                await _serve(handler, context, wire, partial(_parsed, handler, method, max_bytes))
+            await _answer(method, wire, serve)
         finally:
             wire.release()
 
@@ -191,17 +193,15 @@ async def _parsed(handler: Handler, method: str, max_bytes: int | None, message:
     return request
 
 
-@contextlib.asynccontextmanager
-async def _answering(method: str, wire: Wire) -> AsyncIterator[None]:
+async def _answer(method: str, wire: Wire, serve: Callable[[], Awaitable[None]]) -> None:
     """Ends a failed call with a status, and writes the access line of this project's methods."""
     code, begin, deadline = grpc.StatusCode.CANCELLED, time.monotonic(), this_call().deadline
     try:
-        yield
+        await serve()
         code = grpc.StatusCode.OK
     except ServiceError as error:
         code = code_of(error)
-        # gRPC keeps the exception that ends a call, and that one refers to this: its frames hold the request.
-        traceback.clear_frames(error.__traceback__)
+        _forget_frames(error)
         await _abort(wire, error)
     except grpc.aio.AbortError:  # the method has ended the call itself
         raise
@@ -216,7 +216,7 @@ async def _answering(method: str, wire: Wire) -> AsyncIterator[None]:
         BaseException
     ) as error:  # a defect, or a panic of a library in Rust; only the log has its details
         logger.exception({"message": "the call failed", **this_call().log_fields()})
-        traceback.clear_frames(error.__traceback__)
+        _forget_frames(error)
         internal = InternalError("An internal error occurred.")
         code = code_of(internal)
         await _abort(wire, internal)
@@ -229,6 +229,16 @@ async def _answering(method: str, wire: Wire) -> AsyncIterator[None]:
                 "seconds": round(time.monotonic() - begin, 4),
             }
             access_logger.info(line | this_call().log_fields())
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Lets go of the request: gRPC keeps the exception that ends a call, which refers to this one and its frames."""
+    seen: list[BaseException] = []
+    pending: BaseException | None = error
+    while pending is not None and pending not in seen:
+        pending.__traceback__ = None
+        seen.append(pending)
+        pending = pending.__cause__ or pending.__context__
 
 
 async def _abort(wire: Wire, error: ServiceError) -> None:
