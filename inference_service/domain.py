@@ -170,6 +170,14 @@ class TextCompletionRequest(GenerationOptions):
 Request = ChatRequest | TextCompletionRequest
 
 
+def forget_files(request: Request) -> None:
+    """Drops the image files that a request was sent with: they are decoded and need no memory any more."""
+    for part in request.media:
+        for image in part.frames if isinstance(part, VideoPart) else (part,):
+            if image.data is not None:
+                object.__setattr__(image, "data", b"")
+
+
 class EndReason(Enum):
     """Why an answer ended."""
 

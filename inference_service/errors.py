@@ -16,6 +16,7 @@ ServiceError
 ├── ModelNotFoundError
 ├── RequestIdInUseError
 ├── QueueFullError
+├── RateLimitError
 ├── AbortedError
 ├── EngineUnavailableError      the engine process failed or is starting
 ├── ModelLoadingError
@@ -148,6 +149,12 @@ class QueueFullError(ServiceError):
     """The maximum number of requests is in flight."""
 
     reason = "QUEUE_FULL"
+
+
+class RateLimitError(ServiceError):
+    """The caller has used up what it may use in a minute."""
+
+    reason = "RATE_LIMIT_EXCEEDED"
 
 
 class AbortedError(ServiceError):

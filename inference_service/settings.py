@@ -141,10 +141,25 @@ class ServiceSettings(FlagSettings):
     )
     engine_stall_timeout_s: Seconds = Field(
         60.0,
-        description="time without a heartbeat after which the engine is killed and restarted, in seconds",
+        description="time without progress, even within a step, after which the engine is restarted, in seconds",
     )
     max_queue: Positive = Field(
         256, description="maximum number of requests in flight, including waiting requests"
+    )
+    max_requests_per_minute: Positive | None = Field(
+        None, description="maximum number of requests of one API key in a minute; none = unlimited"
+    )
+    max_tokens_per_minute: Positive | None = Field(
+        None,
+        description="maximum number of tokens, of prompts and answers, of one API key in a minute; none = unlimited",
+    )
+    max_image_bytes_per_minute: Positive | None = Field(
+        None,
+        description="maximum size of the processed pixels of one API key in a minute, in bytes; none = unlimited",
+    )
+    cache_per_key: bool = Field(
+        True,
+        description="share cached prompts and images only among requests with the same API key; off = among all",
     )
     default_max_tokens: int | None = _sampling_default(
         "max_tokens",
@@ -174,7 +189,20 @@ class ServiceSettings(FlagSettings):
     max_video_frames: Positive = Field(128, description="maximum number of frames in one video")
     max_n: Positive = Field(4, description="maximum number of choices (n) in one request")
     request_timeout_s: Seconds = Field(
-        600.0, description="deadline for requests without one, in seconds"
+        600.0,
+        description="maximum time of a request, in seconds; a client's deadline can only be earlier",
+    )
+    send_timeout_s: Seconds = Field(
+        30.0,
+        description="time for a client to take the next message of its answer, in seconds; then its request ends",
+    )
+    max_connection_age_s: Seconds = Field(
+        3600.0,
+        description="age at which a gRPC connection takes no new calls, in seconds; clients connect again",
+    )
+    message_budget_mib: Positive = Field(
+        256,
+        description="maximum size of the request messages in memory, in MiB; an incomplete one counts 32",
     )
     history_window: Positive | None = Field(
         None,

@@ -1,37 +1,62 @@
-"""Admits requests up to a maximum in flight, knows who may abort them, and waits until none is left."""
+"""Admits requests up to a maximum in flight, knows who may abort them, and waits until none is left.
+
+When the maximum is reached, a caller below its fair share takes the place of a request that has not begun, the newest
+of the caller with the most; so one caller cannot fill the queue for the others.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 import contextlib
 from dataclasses import dataclass, field
+import time
+from typing import Final
 
 from inference_service.errors import (
     AbortedError,
     DrainingError,
     QueueFullError,
     RequestIdInUseError,
+    ServiceError,
 )
 
 
-@dataclass(slots=True)
+_RATE_SAMPLES: Final = 64
+_MIN_RETRY_S: Final = 1.0
+_MAX_RETRY_S: Final = 60.0
+
+
+@dataclass(slots=True, eq=False)
 class AdmittedRequest:
     """A request in flight.
 
     Attributes:
+        request_id: The caller's name for it.
         caller: The caller that may abort it; opaque.
+        engine_id: Its name in the engine, where ids are shared by all callers.
         aborted: It was aborted.
+        begun: It has a place in the batch and keeps it.
     """
 
+    request_id: str
     caller: str
+    engine_id: str
     aborted: bool = False
+    begun: bool = False
+    _error: ServiceError | None = field(default=None, init=False)
     _abortable: asyncio.Timeout | None = field(default=None, init=False)
 
     def abort(self) -> None:
         """Marks it as aborted and ends an open `abortable` block."""
-        if not self.aborted:
-            self.aborted = True
+        self.aborted = True
+        self.end(AbortedError("The request was aborted."))
+
+    def end(self, error: ServiceError) -> None:
+        """Ends an open or later `abortable` block with an error; the first error counts."""
+        if self._error is None:
+            self._error = error
             if self._abortable is not None:
                 self._abortable.reschedule(asyncio.get_running_loop().time())
 
@@ -42,16 +67,19 @@ class AdmittedRequest:
 
     @contextlib.asynccontextmanager
     async def abortable(self) -> AsyncIterator[None]:
-        """Cancels the body when the request is aborted; one block at a time.
+        """Cancels the body when the request is aborted or ended; one block at a time.
 
         Raises:
-            AbortedError: The body was cancelled.
+            ServiceError: The body was cancelled, or the request had been ended (not: aborted) before.
         """
+        if self._error is not None and not self.aborted:
+            raise self._error
         try:
             async with asyncio.timeout(None) as self._abortable:
                 yield
         except TimeoutError:
-            self.raise_if_aborted()
+            if self._error is not None:
+                raise self._error from None
             raise
         finally:
             self._abortable = None
@@ -62,7 +90,10 @@ class Admission:
 
     def __init__(self, max_in_flight: int) -> None:
         self._max_in_flight = max_in_flight
-        self._admitted: dict[str, AdmittedRequest] = {}
+        self._admitted: dict[tuple[str, str], AdmittedRequest] = {}  # in order of arrival
+        self._of_caller: Counter[str] = Counter()
+        self._engine_ids: set[str] = set()
+        self._ends: deque[float] = deque(maxlen=_RATE_SAMPLES)
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
@@ -81,9 +112,26 @@ class Admission:
         """Stops admitting requests."""
         self._closed = True
 
+    def cut(self) -> None:
+        """Ends all requests that wait or are being prepared."""
+        for admitted in self._admitted.values():
+            admitted.end(draining())
+
     async def wait_idle(self) -> None:
         """Returns when no request is in flight."""
         await self._idle.wait()
+
+    def check(self, caller: str) -> None:
+        """Tells a caller before it sends a request that it would be refused.
+
+        Raises:
+            DrainingError: Admission is closed.
+            QueueFullError: The maximum is in flight, and the caller has its share of it.
+        """
+        if self._closed:
+            raise draining()
+        if self.in_flight >= self._max_in_flight and self._replaceable(caller) is None:
+            raise self._queue_full(caller)
 
     @contextlib.contextmanager
     def admit(self, request_id: str, caller: str) -> Iterator[AdmittedRequest]:
@@ -91,36 +139,96 @@ class Admission:
 
         Raises:
             DrainingError: Admission is closed.
-            RequestIdInUseError: A request with this id is in flight.
-            QueueFullError: The maximum number of requests is in flight.
+            RequestIdInUseError: A request of this caller with this id is in flight.
+            QueueFullError: The maximum is in flight, and the caller has its share of it.
         """
-        if self._closed:
-            raise DrainingError(
-                "The service is shutting down and accepts no new requests.", retry_after_s=5.0
-            )
-        if request_id in self._admitted:
+        key = caller, request_id
+        if not self._closed and key in self._admitted:
             raise RequestIdInUseError(
                 f"request_id {request_id!r} is used by a request in flight; choose another one.",
                 field="spec.request_id",
             )
-        if len(self._admitted) >= self._max_in_flight:
-            raise QueueFullError(
-                f"{len(self._admitted)} requests are in flight, the maximum (--max-queue); try again later.",
-                retry_after_s=1.0,
-            )
-        admitted = self._admitted[request_id] = AdmittedRequest(caller)
+        self.check(caller)
+        if self.in_flight >= self._max_in_flight and (victim := self._replaceable(caller)):
+            victim.end(self._queue_full(victim.caller))
+        admitted = self._admitted[key] = AdmittedRequest(
+            request_id, caller, self._engine_id(request_id)
+        )
+        self._of_caller[caller] += 1
         self._idle.clear()
         try:
             yield admitted
         finally:
-            del self._admitted[request_id]
-            if not self._admitted:
-                self._idle.set()
+            self._remove(key, admitted)
 
-    def abort(self, request_id: str, caller: str | None) -> bool:
-        """Marks a request as aborted; False if the caller (None = an operator) has no such request in flight."""
-        admitted = self._admitted.get(request_id)
-        if admitted is None or caller not in (None, admitted.caller):
-            return False
-        admitted.abort()
-        return True
+    def abort(self, request_id: str, caller: str | None) -> list[str]:
+        """Marks requests as aborted.
+
+        Args:
+            request_id: The id.
+            caller: Who asks; None = an operator, who means every caller's request of that id.
+
+        Returns:
+            Their ids in the engine; none if the caller has no such request in flight.
+        """
+        found = [
+            admitted
+            for admitted in self._admitted.values()
+            if admitted.request_id == request_id and caller in (None, admitted.caller)
+        ]
+        for admitted in found:
+            admitted.abort()
+        return [admitted.engine_id for admitted in found]
+
+    def _remove(self, key: tuple[str, str], admitted: AdmittedRequest) -> None:
+        del self._admitted[key]
+        self._engine_ids.discard(admitted.engine_id)
+        self._of_caller[admitted.caller] -= 1
+        if not self._of_caller[admitted.caller]:
+            del self._of_caller[admitted.caller]
+        if admitted.begun:
+            self._ends.append(time.monotonic())
+        if not self._admitted:
+            self._idle.set()
+
+    def _engine_id(self, request_id: str) -> str:
+        """The id itself, unless another caller uses it."""
+        engine_id, number = request_id, 1
+        while engine_id in self._engine_ids:
+            number += 1
+            engine_id = f"{request_id}~{number}"
+        self._engine_ids.add(engine_id)
+        return engine_id
+
+    def _replaceable(self, caller: str) -> AdmittedRequest | None:
+        """A request that this caller may replace: the newest waiting one of the caller with the most."""
+        share = self._max_in_flight / len({*self._of_caller, caller})
+        if self._of_caller[caller] + 1 > share:
+            return None
+        greedy, count = max(self._of_caller.items(), key=lambda item: item[1])
+        if count <= share:
+            return None
+        waiting = (a for a in reversed(self._admitted.values()) if a.caller == greedy)
+        return next((a for a in waiting if not a.begun and a._error is None), None)  # noqa: SLF001
+
+    def _queue_full(self, caller: str) -> QueueFullError:
+        own = self._of_caller[caller]
+        return QueueFullError(
+            f"{self.in_flight} requests are in flight, {own} of them yours; the maximum is {self._max_in_flight}"
+            " (--max-queue), shared among callers. Try again later.",
+            retry_after_s=self._retry_after_s(),
+        )
+
+    def _retry_after_s(self) -> float:
+        """The time in which as many requests as are in flight have lately been answered."""
+        if len(self._ends) < 2:
+            return _MIN_RETRY_S
+        rate = len(self._ends) / max(time.monotonic() - self._ends[0], 1e-3)
+        return float(round(min(max(self.in_flight / rate, _MIN_RETRY_S), _MAX_RETRY_S)))
+
+
+def draining() -> DrainingError:
+    """The error of requests that meet the end of the service."""
+    return DrainingError(
+        "The service is shutting down and accepts no new requests.", retry_after_s=5.0
+    )

@@ -207,6 +207,13 @@ class Backend(Protocol):
     def in_flight(self) -> int:
         """Number of requests that are being answered or counted."""
 
+    def check_admission(self, caller: str) -> None:
+        """Refuses a caller before its request is read; `generate` and `count` check again.
+
+        Raises:
+            ServiceError: A request of this caller would not be admitted now.
+        """
+
     def generate(self, request: Request, caller: str) -> AsyncGenerator[Event, None]:
         """Yields the events of a request; closing the iterator, in whichever task, aborts the request.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 import contextlib
+import dataclasses
+import hashlib
 import time
 from typing import Final
 
-from inference_service.backend.admission import Admission, AdmittedRequest
+from inference_service.backend.admission import Admission, AdmittedRequest, draining
 from inference_service.backend.base import (
     BackendInfo,
     BackendStartError,
@@ -19,11 +21,15 @@ from inference_service.backend.base import (
 )
 from inference_service.backend.defaults import operator_defaults
 from inference_service.backend.description import describe
-from inference_service.backend.prompts import PreparedPrompt, prepare_prompt
+from inference_service.backend.line import Line
+from inference_service.backend.prompts import PreparedPrompt, PromptWorkers
+from inference_service.backend.rates import Amounts, RateLimits
 from inference_service.backend.run import run, run_aborted
 from inference_service.backend.sampling import check_token_ids, effective_options, engine_params
 from inference_service.backend.served_model import ServedModel
-from inference_service.domain import Event, Request, Started
+from inference_service.backend.turn import Shared, Turn
+from inference_service.domain import Event, Request, Started, TokenUsage, forget_files
+from inference_service.engine_client.budget import PixelBudget
 from inference_service.engine_client.interface import Engine, EngineStartError, EngineState
 from inference_service.engine_protocol.messages import EngineRequest
 from inference_service.errors import (
@@ -32,6 +38,7 @@ from inference_service.errors import (
     UnsupportedParameterError,
 )
 from inference_service.media.prepare import MediaPreparer
+from inference_service.media.turn import set_turn
 from inference_service.model_spec import BoxNotation
 from inference_service.sampling import Sampling
 from inference_service.settings import ServiceSettings
@@ -41,6 +48,7 @@ from inference_service.text.output.answer import Answer
 _STATES: Final = {
     EngineState.STARTING: BackendState.LOADING,
     EngineState.READY: BackendState.READY,
+    EngineState.SILENT: BackendState.RESTARTING,
     EngineState.RESTARTING: BackendState.RESTARTING,
     EngineState.FAILED: BackendState.FAILED,
     EngineState.CLOSED: BackendState.FAILED,
@@ -56,8 +64,20 @@ class LocalBackend:
         self._engine = engine
         self._defaults = operator_defaults(settings).over(model.defaults)
         self._media = MediaPreparer.from_settings(settings, model.spec)
+        # With a window of history, turns beyond it are dropped instead of refused.
+        tokenizer = None if settings.history_window else model.tokenizer
+        self._prompts = PromptWorkers(model.prompts, tokenizer)
         self._admission = Admission(settings.max_queue)
+        self._rates = RateLimits.from_settings(settings)
+        self._shared = Shared(
+            # A few more than the batch holds, so that the engine never waits for the front; workers the same.
+            batch=Line(settings.max_num_seqs + max(2, settings.max_num_seqs // 8)),
+            tokens=Line(1),  # as many as the loaded engine has
+            decoders=Line(4 * settings.media_workers, spare=settings.media_workers),
+            pixels=PixelBudget(settings.pixel_budget_mib * 2**20),
+        )
         self._callbacks: list[Callable[[BackendState], None]] = []
+        self._closing = False
         engine.on_state_change(lambda _: self._notify_state())
 
     # ---- the interface of Backend, documented there ----
@@ -103,7 +123,7 @@ class LocalBackend:
         stats = self._engine.stats
         return Load(
             running=stats.running,
-            waiting=stats.waiting,
+            waiting=stats.waiting + self._shared.batch.waiting,
             kv_pages_total=stats.kv_pages_total,
             kv_pages_used=stats.kv_pages_used,
             kv_pages_cached=stats.kv_pages_cached,
@@ -138,20 +158,32 @@ class LocalBackend:
 
     async def close(self) -> None:
         """See `Backend`."""
+        self._closing = True
+        self._admission.close()
+        self._admission.cut()
         await self._engine.close()
         await self._media.close()
+        self._prompts.close()
 
     async def abort(self, request_id: str, caller: str | None = None) -> bool:
         """See `Backend`."""
-        known = self._admission.abort(request_id, caller)
-        if known:
-            await self._engine.abort(request_id)
-        return known
+        engine_ids = self._admission.abort(request_id, caller)
+        for engine_id in engine_ids:
+            await self._engine.abort(engine_id)
+        return bool(engine_ids)
+
+    def check_admission(self, caller: str) -> None:
+        """See `Backend`."""
+        self._admission.check(caller)
+        self._rates.check(caller)
 
     async def count(self, request: Request, caller: str) -> TokenCount:
         """See `Backend`. A count occupies a place in the queue, as a generation does."""
+        self._rates.check(caller)
         with self._admission.admit(request.request_id, caller) as admitted:
-            prepared = await self._prepare(request, admitted)
+            self._rates.take(caller, Amounts(requests=1))
+            with self._turn(request, admitted) as turn:
+                prepared = await self._prepare(request, admitted, turn)
             admitted.raise_if_aborted()
         return TokenCount(
             usage=prepared.usage,
@@ -161,37 +193,107 @@ class LocalBackend:
 
     async def generate(self, request: Request, caller: str) -> AsyncGenerator[Event, None]:
         """See `Backend`."""
+        self._rates.check(caller)
         with self._admission.admit(request.request_id, caller) as admitted:
+            self._rates.take(caller, Amounts(requests=1))
             check_token_ids(request, self._model.spec.decoder.vocab_size)
             self._check_grounding(request)
-            context_tokens = self._context_tokens()
-            prepared = await self._prepare(request, admitted)
-            options = effective_options(
-                request,
-                self._defaults,
-                prompt_tokens=prepared.usage.prompt_tokens,
-                max_model_len=context_tokens,
-                strict_max_tokens=self._settings.strict_max_tokens,
-            )
-            yield self._started(request, prepared, options)
-            engine_request = self._engine_request(request, prepared, options)
-            answers = self._answers(request, prepared)
-            if admitted.aborted:
-                events = run_aborted(engine_request, prepared, answers)
-            else:
-                field = request.prompt_field
-                events = run(self._engine, engine_request, prepared, answers, field)
-            async with contextlib.aclosing(events):
-                async for event in events:
-                    yield event
+            with self._turn(request, admitted) as turn:
+                events = self._generate(self._salted(request, caller), admitted, turn)
+                async with contextlib.aclosing(events):
+                    try:
+                        async for event in events:
+                            self._count_use(caller, event)
+                            yield event
+                    except EngineUnavailableError:
+                        if self._closing:
+                            raise draining() from None
+                        raise
 
     # ---- steps of a request ----
 
-    async def _prepare(self, request: Request, admitted: AdmittedRequest) -> PreparedPrompt:
-        """Prepares media and prompt; an abort ends only the preparation of media, which may take long."""
-        async with admitted.abortable():
-            media = await self._media.prepare(request, admitted.caller)
-        return await prepare_prompt(request, media, self._model.prompts)
+    async def _generate(
+        self, request: Request, admitted: AdmittedRequest, turn: Turn
+    ) -> AsyncGenerator[Event, None]:
+        context_tokens = self._context_tokens()
+        prepared = await self._prepare(request, admitted, turn)
+        self._rates.take(
+            admitted.caller, Amounts(image_bytes=sum(memoryview(p).nbytes for p in prepared.pixels))
+        )
+        options = effective_options(
+            request,
+            self._defaults,
+            prompt_tokens=prepared.usage.prompt_tokens,
+            max_model_len=context_tokens,
+            strict_max_tokens=self._settings.strict_max_tokens,
+        )
+        if not admitted.aborted:
+            async with admitted.abortable():
+                await turn.reserve_tokens(prepared.usage.prompt_tokens, options.max_tokens)
+        engine_request = self._engine_request(request, admitted.engine_id, prepared, options)
+        answers = self._answers(request, prepared)
+        if admitted.aborted:
+            events = run_aborted(engine_request, prepared, answers)
+        else:
+            field = request.prompt_field
+            events = run(
+                self._engine,
+                engine_request,
+                prepared,
+                answers,
+                field,
+                begun=turn.free_pixels,
+                computed=turn.leave,
+            )
+        async with contextlib.aclosing(events):
+            # The engine begins now, whether the client reads or not: it would keep its place in the batch for nothing.
+            first = asyncio.ensure_future(anext(events, None))
+            try:
+                yield self._started(request, prepared, options)
+                event = await first
+            finally:
+                first.cancel()
+                await asyncio.gather(first, return_exceptions=True)
+            while event is not None:
+                yield event
+                event = await anext(events, None)
+
+    def _turn(self, request: Request, admitted: AdmittedRequest) -> Turn:
+        return Turn(
+            admitted,
+            size=request.n,
+            pixel_bytes=self._media.max_pixel_bytes(request),
+            shared=self._shared,
+        )
+
+    def _salted(self, request: Request, caller: str) -> Request:
+        """The request with a cache salt that no other API key can choose; cached tokens would tell its prompts."""
+        if not caller or not self._settings.cache_per_key:
+            return request
+        salt = hashlib.sha256(caller.encode() + b"\0" + request.cache_salt).digest()
+        return dataclasses.replace(request, cache_salt=salt)
+
+    def _count_use(self, caller: str, event: Event) -> None:
+        if isinstance(event, TokenUsage):
+            tokens = event.prompt_tokens + event.completion_tokens
+            self._rates.take(caller, Amounts(tokens=tokens))
+
+    async def _prepare(
+        self, request: Request, admitted: AdmittedRequest, turn: Turn
+    ) -> PreparedPrompt:
+        """Prepares media and prompt; an abort ends only what may take long: the wait for the turn, and the media."""
+        state = self._engine.ready
+        if state is not None:
+            await self._prompts.refuse_too_long(request, state.max_model_len)
+        set_turn(turn.decoding)
+        try:
+            async with admitted.abortable():
+                media = await self._media.prepare(request, admitted.caller)
+                await turn.arrive()
+        finally:
+            forget_files(request)
+        turn.decoded(sum(len(image.pixels) for image in media.images))
+        return await self._prompts.prepare(request, media)
 
     def _check_grounding(self, request: Request) -> None:
         if request.grounding and self._model.box_notation is BoxNotation.NONE:
@@ -204,10 +306,11 @@ class LocalBackend:
         """The context window of the engine in tokens; smaller than the model's if memory is short."""
         state, ready = self._engine.state, self._engine.ready
         if state is EngineState.READY and ready is not None:
+            self._shared.tokens.places = max(1, ready.kv_pages_total * ready.kv_page_tokens)
             return ready.max_model_len
         if state is EngineState.STARTING:
             raise ModelLoadingError("The model is loading; try again later.", retry_after_s=5.0)
-        if state is EngineState.RESTARTING:
+        if state in (EngineState.RESTARTING, EngineState.SILENT):
             raise EngineUnavailableError(
                 "The engine is restarting; try again later.", retry_after_s=2.0
             )
@@ -233,10 +336,10 @@ class LocalBackend:
         )
 
     def _engine_request(
-        self, request: Request, prepared: PreparedPrompt, options: Sampling
+        self, request: Request, engine_id: str, prepared: PreparedPrompt, options: Sampling
     ) -> EngineRequest:
         return EngineRequest(
-            request_id=request.request_id,
+            request_id=engine_id,
             prompt_token_ids=prepared.prompt.token_ids,
             images=prepared.prompt.images,
             num_choices=request.n,

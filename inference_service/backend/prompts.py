@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Final, TypeVar
 
-from inference_service.domain import ImageInfo, Request, TokenUsage
+from inference_service.domain import (
+    ChatRequest,
+    ImageInfo,
+    Request,
+    TextCompletionRequest,
+    TextPart,
+    TokenUsage,
+)
+from inference_service.errors import ContextLengthError
 from inference_service.media.prepare import PreparedMedia
+from inference_service.process_memory import return_free_memory
+from inference_service.text.bounds import TokenBound
 from inference_service.text.prompt import Prompt, PromptBuilder
+from inference_service.text.tokenizer import Tokenizer
+
+
+_LONG_CHARACTERS: Final = 2**15
+_CHARACTERS_PER_TOKEN: Final = 4
+"""A text with fewer is tokenised, so that its refusal tells how long it is."""
+_TRIM_CHARACTERS: Final = 2**20
+"""After tokenising as many, freed memory is returned to the system, which malloc would keep."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,35 +39,96 @@ class PreparedPrompt:
 
     Attributes:
         prompt: Token ids and the positions of images.
-        pixels: RGB uint8 of the images, in order.
+        pixels: RGB uint8 of the images, in order; empty once the engine has them.
         infos: Sizes and token count of each image, in order.
         usage: Tokens of the prompt.
     """
 
     prompt: Prompt
-    pixels: tuple[bytes | memoryview, ...]
+    pixels: list[bytes | memoryview]
     infos: tuple[ImageInfo, ...]
     usage: TokenUsage
 
 
-async def prepare_prompt(
-    request: Request, media: PreparedMedia, builder: PromptBuilder
-) -> PreparedPrompt:
-    """Builds the prompt of a request.
+class PromptWorkers:
+    """Builds prompts in threads: those of short texts do not wait for those of long ones.
 
-    Raises:
-        ServiceError: The prompt is invalid; the error names the field.
+    Args:
+        builder: Builds the prompts.
+        tokenizer: The model's, to bound the tokens of a text; None = no text is refused before it is tokenised.
     """
-    # Rendering and tokenising a long prompt takes milliseconds and must not block the event loop (CVE-2025-62426).
-    prompt = await asyncio.to_thread(builder.build, request, media.images)
-    media_tokens = sum(image.num_tokens for image in prompt.images)
-    return PreparedPrompt(
-        prompt=prompt,
-        pixels=tuple(image.pixels for image in media.images),
-        infos=media.infos,
-        usage=TokenUsage(
-            prompt_tokens=len(prompt.token_ids),
-            image_tokens=media_tokens - media.video_tokens,
-            video_tokens=media.video_tokens,
-        ),
-    )
+
+    def __init__(self, builder: PromptBuilder, tokenizer: Tokenizer | None) -> None:
+        self._builder = builder
+        # What users write in a chat has no special tokens; the text of a completion has.
+        self._bounds: dict[type[Request], TokenBound] = {}
+        if tokenizer is not None:
+            self._bounds[ChatRequest] = TokenBound(tokenizer.texts(special=False))
+            self._bounds[TextCompletionRequest] = TokenBound(tokenizer.texts(special=True))
+        self._short = ThreadPoolExecutor(max_workers=2, thread_name_prefix="short-prompts")
+        self._long = ThreadPoolExecutor(max_workers=1, thread_name_prefix="long-prompts")
+
+    def close(self) -> None:
+        """Ends the threads; prompts that wait are dropped."""
+        for threads in (self._short, self._long):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    async def refuse_too_long(self, request: Request, max_tokens: int) -> None:
+        """Refuses a request whose text cannot fit the context window, before anything of it is computed.
+
+        Raises:
+            ContextLengthError: It cannot.
+        """
+        text, token_ids = _text_of(request)
+        min_tokens = len(token_ids)
+        bound = self._bounds.get(type(request))
+        if bound is not None and len(text) > _CHARACTERS_PER_TOKEN * max_tokens:
+            min_tokens = await self._run(len(text), lambda: bound.min_tokens(text))
+        if min_tokens >= max_tokens:
+            raise ContextLengthError(
+                f"This model's maximum context length is {max_tokens} tokens. However, your messages have at least"
+                f" {min_tokens} tokens. Please reduce the length of the messages.",
+                field=request.prompt_field,
+                metadata={
+                    "min_prompt_tokens": str(min_tokens),
+                    "max_context_tokens": str(max_tokens),
+                },
+            )
+
+    async def prepare(self, request: Request, media: PreparedMedia) -> PreparedPrompt:
+        """Builds the prompt of a request.
+
+        Raises:
+            ServiceError: The prompt is invalid; the error names the field.
+        """
+        # Rendering and tokenising a long prompt must not block the event loop (CVE-2025-62426).
+        length = len(_text_of(request)[0])
+        prompt = await self._run(length, lambda: self._builder.build(request, media.images))
+        media_tokens = sum(image.num_tokens for image in prompt.images)
+        return PreparedPrompt(
+            prompt=prompt,
+            pixels=[image.pixels for image in media.images],
+            infos=media.infos,
+            usage=TokenUsage(
+                prompt_tokens=len(prompt.token_ids),
+                image_tokens=media_tokens - media.video_tokens,
+                video_tokens=media.video_tokens,
+            ),
+        )
+
+    async def _run(self, characters: int, work: Callable[[], T]) -> T:
+        threads = self._short if characters <= _LONG_CHARACTERS else self._long
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, work)
+        finally:
+            if characters >= _TRIM_CHARACTERS:
+                threads.submit(return_free_memory)
+
+
+def _text_of(request: Request) -> tuple[str, tuple[int, ...]]:
+    """The text of a request, or its token ids."""
+    if not isinstance(request, ChatRequest):
+        prompt = request.prompt
+        return (prompt, ()) if isinstance(prompt, str) else ("", prompt)
+    parts = (part for message in request.messages for part in message.parts)
+    return "".join(part.text for part in parts if isinstance(part, TextPart)), ()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 import contextlib
 import dataclasses
 
 from inference_service.backend.prompts import PreparedPrompt
 from inference_service.domain import Delta, Finished, TokenUsage
-from inference_service.engine_client.interface import Engine
+from inference_service.engine_client.interface import Engine, nothing
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
     EngineFailure,
@@ -29,6 +29,9 @@ async def run(
     prepared: PreparedPrompt,
     answers: Sequence[Answer],
     prompt_field: str,
+    *,
+    begun: Callable[[], None] = nothing,
+    computed: Callable[[], None] = nothing,
 ) -> AsyncGenerator[Delta | Finished | TokenUsage, None]:
     """Runs a request on the engine and yields the events of its answers; closing the iterator aborts it.
 
@@ -38,14 +41,18 @@ async def run(
         prepared: Its pixels and its prompt usage; the final usage adds the tokens of the answers.
         answers: One for every choice.
         prompt_field: The field that errors about the prompt name.
+        begun: Called when the engine has the request and its pixels.
+        computed: Called when the engine computes the request no more.
 
     Raises:
         ServiceError: The engine refused the request or failed on it.
     """
     cached_tokens = 0
     open_choices = set(range(len(answers)))
-    async with contextlib.aclosing(engine.generate(engine_request, prepared.pixels)) as outputs:
+    outputs = engine.generate(engine_request, prepared.pixels, computed=computed)
+    async with contextlib.aclosing(outputs):
         async for output in outputs:
+            begun()
             if output.choice_index not in open_choices:
                 continue  # computed before the abort for a stop string reached the engine
             if output.failure is not None:

@@ -40,6 +40,7 @@ from inference_service.errors import InternalError, OutOfMemoryError, ServiceErr
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import kv_bytes_per_token, module_parts
 from inference_service.models.vision_language import VisionLanguageModel
+from inference_service.progress import advance
 
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,8 @@ class EngineCore:
             max_num_seqs=config.max_num_seqs,
             max_model_len=max_model_len,
         )
+        if devices[0].type == "cpu":  # on a GPU a step takes less than a second
+            _note_progress(model)
         self._steps = 0
         self.ready = EngineReady(
             device=",".join(map(str, devices)),
@@ -301,6 +304,13 @@ class EngineCore:
             finish_reason=reason,
             failure=failure,
         )
+
+
+def _note_progress(model: torch.nn.Module) -> None:
+    """Lets every layer note that it has been computed."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    for layer in (layer for layers in lists for layer in layers):
+        layer.register_forward_hook(advance)
 
 
 def _output(sequence: Sequence, result: ChunkResult, num_cached_tokens: int | None) -> ChoiceOutput:

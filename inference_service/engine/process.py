@@ -2,10 +2,11 @@
 
 Started by `engine_client.child` as `python -P -m inference_service.engine.process`; it does not outlive the front.
 
-It has two threads. The reader receives commands as they arrive, so that an abort applies before the next step and the
-front can always send. The loop runs the core and sends with a blocking `sendall`: the front's event loop always drains
-the socket, and if it does not (because it is stopped), the engine waits instead of buffering without bound. There is
-no deadlock, since the reader never waits for the loop.
+It has three threads. The reader receives commands as they arrive, so that an abort applies before the next step and
+the front can always send. The pulse tells the front every second that the process is alive and how far it has come, so
+that a long step is not taken for one that hangs. The loop runs the core and sends with a blocking `sendall`: the
+front's event loop always drains the socket, and if it does not (because it is stopped), the engine waits instead of
+buffering without bound. There is no deadlock, since the reader never waits for the others.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from inference_service.child import die_with
 from inference_service.engine.loop import Core, EngineLoop
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import EngineConfig
+from inference_service.progress import progress
 from qwenvl.observability import LogFormat, LogLevel, configure_logging
 
 
 _MAX_DESCRIPTORS: Final = 65536
+PULSE_S: Final = 1.0
 
 logger = logging.getLogger("inference_service.engine.process")  # also where this is `__main__`
 
@@ -106,8 +109,12 @@ def serve(fd: int, core_factory: CoreFactory = load_core) -> int:
     sock = socket.socket(fileno=fd)
     inbox = SocketInbox(sock)
 
+    sending = threading.Lock()
+
     def send(event: wire.Event) -> None:
-        sock.sendall(wire.encode(event))
+        frame = wire.encode(event)
+        with sending:
+            sock.sendall(frame)
 
     start, _ = next(inbox.take(None))
     if not isinstance(start, wire.Start):
@@ -120,9 +127,20 @@ def serve(fd: int, core_factory: CoreFactory = load_core) -> int:
         send(wire.LoadFailed(f"{type(error).__name__}: {error}"))
         return 1
     send(wire.Loaded(core.ready))
+    threading.Thread(target=_beat, args=(send,), name="pulse", daemon=True).start()
     loop = EngineLoop(core, inbox, send)
     while True:
         loop.turn()
+
+
+def _beat(send: Callable[[wire.Event], None]) -> None:
+    """Sends a pulse every second, until the front has ended."""
+    never = threading.Event()
+    try:
+        while not never.wait(PULSE_S):
+            send(wire.Pulse(progress()))
+    except OSError:
+        return  # the reader ends the process
 
 
 def _raise_descriptor_limit() -> None:

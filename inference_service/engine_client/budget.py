@@ -46,6 +46,11 @@ class PixelBudget:
             self.used_bytes -= num_bytes
             self._grant()
 
+    def shrink(self, num_bytes: int) -> None:
+        """Gives back a part of a granted reservation."""
+        self.used_bytes -= num_bytes
+        self._grant()
+
     def _grant(self) -> None:
         while self._queue:
             num_bytes, granted = self._queue[0]

@@ -13,8 +13,8 @@ from typing import Final
 from inference_service.engine_client.budget import PixelBudget
 from inference_service.engine_client.child import DEFAULT_COMMAND, EngineChild
 from inference_service.engine_client.inflight import RequestInFlight
-from inference_service.engine_client.interface import EngineStartError, EngineState
-from inference_service.engine_client.quarantine import Quarantine
+from inference_service.engine_client.interface import EngineStartError, EngineState, nothing
+from inference_service.engine_client.quarantine import Quarantine, Verdict
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
@@ -23,13 +23,19 @@ from inference_service.engine_protocol.messages import (
     EngineRequest,
     EngineStats,
 )
-from inference_service.errors import EngineUnavailableError, InternalError, RequestIdInUseError
+from inference_service.errors import (
+    EngineUnavailableError,
+    InternalError,
+    RequestIdInUseError,
+)
 
 
 MAX_RESTART_DELAY_S: Final = 30.0
 HEALTHY_AFTER_S: Final = 60.0
 MAX_FAILED_LOADS: Final = 5
 CLOSE_GRACE_S: Final = 5.0
+SILENT_AFTER_S: Final = 3.0
+"""An engine process sends something every second, whatever it computes."""
 _WATCH_S: Final = 0.25
 
 logger = logging.getLogger(__name__)
@@ -53,7 +59,7 @@ class EngineClient:
         Args:
             config: Configuration of every engine process.
             start_timeout_s: Maximum time to load the model.
-            stall_timeout_s: An engine without a heartbeat for this long is killed.
+            stall_timeout_s: An engine that makes no progress for this long, not even within a step, is killed.
             pixel_budget_bytes: Maximum bytes of pixels in flight; requests over it wait in a queue.
             command: Program and arguments of the engine process.
             restart_delay_s: First delay of the exponential backoff.
@@ -74,6 +80,8 @@ class EngineClient:
         self._child: EngineChild | None = None
         self._loaded = False
         self._load_error: str | None = None
+        self._progress = 0
+        self._advanced = 0.0
         self._supervisor: asyncio.Task[None] | None = None
         self._first_load: asyncio.Future[None] | None = None
 
@@ -126,7 +134,11 @@ class EngineClient:
                 self._forget(flight)
 
     async def generate(
-        self, request: EngineRequest, pixels: Sequence[bytes | memoryview]
+        self,
+        request: EngineRequest,
+        pixels: list[bytes | memoryview],
+        *,
+        computed: Callable[[], None] = nothing,
     ) -> AsyncGenerator[ChoiceOutput, None]:
         """See `Engine`."""
         if not await self._wait_for_id(request.request_id):
@@ -134,12 +146,14 @@ class EngineClient:
                 yield ChoiceOutput.aborted(request.request_id, choice_index)
             return
         flight = self._admit(request, sum(memoryview(image).nbytes for image in pixels))
+        flight.computed = computed
         try:
             # An abort or an engine failure cancels the reservation; `wait` then returns instead of raising.
             await asyncio.wait([flight.reservation])
             pixel_fd = None
             if flight.pixel_bytes and not flight.over.is_set():
-                pixel_fd = await _pixel_fd(pixels)
+                pixel_fd = await _pixel_fd(tuple(pixels))
+            pixels.clear()
             self._submit(flight, pixel_fd)
             unfinished = request.num_choices
             while unfinished:
@@ -170,16 +184,26 @@ class EngineClient:
             raise RequestIdInUseError(
                 f"request_id {request.request_id!r} is used by a request in flight; choose another one."
             )
-        if self._quarantine.holds(request):
-            raise InternalError(
-                f"This request was in flight at {Quarantine.MAX_DEATHS} failures of the engine and is refused for "
-                f"{Quarantine.FORGIVEN_AFTER_S:.0f} s after the last one."
-            )
         if any(span.pixel_offset + span.pixel_bytes > pixel_bytes for span in request.images):
             raise ValueError("an image span lies outside of the given pixels")
+        self._check_quarantine(request)
         flight = RequestInFlight(request, pixel_bytes, self._budget.reserve(pixel_bytes))
         self._requests[request.request_id] = flight
         return flight
+
+    def _check_quarantine(self, request: EngineRequest) -> None:
+        match self._quarantine.admit(request):
+            case Verdict.REFUSED:
+                raise InternalError(
+                    f"This request was in flight at {Quarantine.MAX_DEATHS} failures of the engine and is refused for "
+                    f"{Quarantine.FORGIVEN_AFTER_S:.0f} s after the last one."
+                )
+            case Verdict.WAITS:
+                raise EngineUnavailableError(
+                    "This request was in flight when the engine failed; it is computed again as soon as another such"
+                    " request has been answered.",
+                    retry_after_s=1.0,
+                )
 
     def _submit(self, flight: RequestInFlight, pixel_fd: int | None) -> None:
         """Sends the request, unless it ended while it waited."""
@@ -204,9 +228,11 @@ class EngineClient:
         else:
             self._forget(flight)
 
-    def _forget(self, flight: RequestInFlight) -> None:
+    def _forget(self, flight: RequestInFlight, *, answered: bool = False) -> None:
         del self._requests[flight.request.request_id]
         self._budget.give_back(flight.pixel_bytes, flight.reservation)
+        self._quarantine.leave(flight.request, answered=answered)
+        flight.computed()
 
     def _send(self, command: wire.Command) -> None:
         if self._child is not None:
@@ -217,6 +243,7 @@ class EngineClient:
     def _on_event(self, event: wire.Event) -> None:
         if self.state is EngineState.CLOSED:
             return
+        self._note_progress(event)
         match event:
             case wire.Outputs(outputs=outputs):
                 for output in outputs:
@@ -231,15 +258,23 @@ class EngineClient:
             case wire.LoadFailed(reason=reason):
                 self._load_error = reason
 
+    def _note_progress(self, event: wire.Event) -> None:
+        """Notes that the engine is alive, and unless the event is a pulse without progress, when it last advanced."""
+        if self.state is EngineState.SILENT:
+            self._set_state(EngineState.READY)
+        if isinstance(event, wire.Pulse):
+            if event.progress == self._progress:
+                return
+            self._progress = event.progress
+        self._advanced = time.monotonic()
+
     def _on_output(self, output: ChoiceOutput) -> None:
         flight = self._requests.get(output.request_id)
         if flight is None:
             return
         flight.push(output)
         if flight.over.is_set():
-            self._forget(flight)
-            if not flight.unanswered_choices:
-                self._quarantine.clear(flight.request)
+            self._forget(flight, answered=not flight.unanswered_choices)
 
     # ---- supervision of the process ----
 
@@ -292,13 +327,13 @@ class EngineClient:
         return lifetime_s, reason if self._load_error is None else self._load_error
 
     async def _watch(self, child: EngineChild) -> tuple[float, str]:
-        """Waits until the engine ends, or misses its heartbeats in two checks in a row.
+        """Waits until the engine ends, or makes no progress in two checks in a row.
 
         One check is not enough: if this process itself was stopped, the heartbeats are still in the socket.
         """
         started = time.monotonic()
         loaded_at: float | None = None
-        strikes = 0
+        strikes = quiet = 0
         while strikes < 2:
             await asyncio.wait([child.lost], timeout=_WATCH_S)
             now = time.monotonic()
@@ -309,12 +344,16 @@ class EngineClient:
                 return up_s, child.lost.result()
             if child.has_exited():
                 return up_s, "its process ended"
-            silent_s = now - (child.last_event if self._loaded else started)
+            quiet = quiet + 1 if now - child.last_event > SILENT_AFTER_S else 0
+            if quiet >= 2 and self.state is EngineState.READY:
+                logger.error("the engine is silent; no request is accepted until it answers")
+                self._set_state(EngineState.SILENT)
+            stuck_s = now - (self._advanced if self._loaded else started)
             allowed_s = self._stall_timeout_s if self._loaded else self._start_timeout_s
-            strikes = strikes + 1 if silent_s > allowed_s else 0
+            strikes = strikes + 1 if stuck_s > allowed_s else 0
         if loaded_at is None:
             return up_s, f"the model was not loaded within {self._start_timeout_s:.0f} s"
-        return up_s, f"it sent no heartbeat for {self._stall_timeout_s:.0f} s"
+        return up_s, f"it made no progress for {self._stall_timeout_s:.0f} s"
 
     def _on_supervisor_done(self, supervisor: asyncio.Task[None]) -> None:
         """Logs a defect of the supervisor and ends all requests, which would wait for ever."""

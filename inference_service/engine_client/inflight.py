@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from inference_service.engine_client.interface import nothing
 from inference_service.engine_protocol.messages import ChoiceOutput, EngineRequest, FinishReason
-from inference_service.errors import EngineUnavailableError
+from inference_service.errors import ServiceError
 
 
 _MERGE_AT: Final = 64
@@ -26,6 +27,7 @@ class RequestInFlight:
         open_choices: Choices that have not finished.
         unanswered_choices: Choices that neither got a token while there was a consumer nor finished by themselves. A
             request without any is answered, even if its consumer left at a stop string, which is an abort here.
+        computed: Called once, when it is forgotten.
         over: Set at the last output of its last choice, or at its failure.
     """
 
@@ -40,10 +42,11 @@ class RequestInFlight:
         self.next_aborted = False
         self.open_choices = set(range(request.num_choices))
         self.unanswered_choices = set(self.open_choices)
+        self.computed: Callable[[], None] = nothing
         self.over = asyncio.Event()
         # By choice, the one waiting longest first.
         self._buffered: dict[int, list[ChoiceOutput]] = {}
-        self._error: EngineUnavailableError | None = None
+        self._error: ServiceError | None = None
         self._wake = asyncio.Event()
 
     def push(self, output: ChoiceOutput) -> None:
@@ -68,7 +71,7 @@ class RequestInFlight:
             if choice_index in (None, index):
                 self.push(ChoiceOutput.aborted(self.request.request_id, index))
 
-    def fail(self, error: EngineUnavailableError) -> None:
+    def fail(self, error: ServiceError) -> None:
         """Ends the request with an error, at once: buffered outputs are dropped."""
         self.over.set()
         self._error = error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from enum import Enum
 from typing import Protocol
 
@@ -14,11 +14,16 @@ from inference_service.engine_protocol.messages import (
 )
 
 
+def nothing() -> None:
+    """Does nothing."""
+
+
 class EngineState(Enum):
-    """The state of the engine. FAILED and CLOSED are final."""
+    """The state of the engine. FAILED and CLOSED are final; a SILENT one runs, but has sent nothing for seconds."""
 
     STARTING = "starting"
     READY = "ready"
+    SILENT = "silent"
     RESTARTING = "restarting"
     FAILED = "failed"
     CLOSED = "closed"
@@ -56,7 +61,11 @@ class Engine(Protocol):
         """Bytes of pixels in flight to the engine."""
 
     def generate(
-        self, request: EngineRequest, pixels: Sequence[bytes | memoryview]
+        self,
+        request: EngineRequest,
+        pixels: list[bytes | memoryview],
+        *,
+        computed: Callable[[], None] = nothing,
     ) -> AsyncGenerator[ChoiceOutput, None]:
         """Computes all choices of a request; ends after each has yielded an output with a finish reason.
 
@@ -66,7 +75,9 @@ class Engine(Protocol):
 
         Args:
             request: The request.
-            pixels: RGB uint8 images; concatenated, they are the buffer that `ImageSpan.pixel_offset` refers to.
+            pixels: RGB uint8 images; concatenated, they are the buffer that `ImageSpan.pixel_offset` refers to. The
+                list is emptied when they are copied.
+            computed: Called when the engine computes the request no more, though outputs may wait for the consumer.
 
         Raises:
             EngineUnavailableError: The engine is not ready, or failed before the request ended.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from enum import Enum
 import hashlib
 import time
 from typing import Final, NamedTuple
@@ -18,40 +19,87 @@ class _Failures(NamedTuple):
     latest: float
 
 
-class Quarantine:
-    """Remembers which requests were in flight when the engine failed.
+class Verdict(Enum):
+    """What becomes of a request."""
 
-    A request that was in flight at two failures, and was not answered in between, is assumed to be the cause and is
-    refused: clients retry, and one bad image must not keep the engine down. Other requests in flight at the same time
-    cannot be distinguished from it and are refused too, so the suspicion expires: then a harmless request is answered,
-    and a harmful one causes at most one failure per period.
+    ADMITTED = "admitted"
+    WAITS = "waits"
+    REFUSED = "refused"
+
+
+class Quarantine:
+    """Finds the request that makes the engine fail, and refuses it.
+
+    Clients retry, and one bad image must not keep the engine down. A request that was in flight at `MAX_DEATHS`
+    failures, and was not answered in between, is suspected. If it is the only one, it is the cause. Otherwise the
+    others may be harmless, such as a prompt that many send: suspects are admitted one at a time. One that is answered
+    is cleared, one during which the engine fails twice more is the cause, and only the cause is refused. Everything
+    expires, so that a harmful request causes a few failures per period at most.
     """
 
     MAX_DEATHS: Final = 2
+    MAX_ALONE: Final = MAX_DEATHS + 2
     MAX_SUSPECTS: Final = 256
     FORGIVEN_AFTER_S: Final = 600.0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._failures: OrderedDict[bytes, _Failures] = OrderedDict()
+        self._causes: dict[bytes, float] = {}
+        self._trial: bytes | None = None
 
     def blame(self, requests: Sequence[EngineRequest]) -> None:
-        """Counts one failure for every distinct request."""
-        for key in {_fingerprint(request) for request in requests}:
+        """Counts one failure for every distinct request in flight; if a suspect was on trial, for that alone."""
+        keys = {fingerprint(request) for request in requests}
+        trial, self._trial = self._trial, None
+        blamed = keys if trial is None else keys & {trial}
+        for key in blamed:
             known = self._known(key)
             self._failures[key] = _Failures(1 if known is None else known.number + 1, self._clock())
             self._failures.move_to_end(key)
+        suspects = [key for key in blamed if self._is_suspect(key)]
+        if len(suspects) == 1 and (
+            trial is None or self._failures[suspects[0]].number >= self.MAX_ALONE
+        ):
+            self._convict(suspects[0])
         while len(self._failures) > self.MAX_SUSPECTS:
             self._failures.popitem(last=False)
 
-    def clear(self, request: EngineRequest) -> None:
-        """Forgets the failures of a request that was answered."""
-        if self._failures:
-            self._failures.pop(_fingerprint(request), None)
+    def admit(self, request: EngineRequest) -> Verdict:
+        """Decides about a request; an admitted one is ended by `leave`."""
+        if not self._failures and not self._causes:
+            return Verdict.ADMITTED
+        key = fingerprint(request)
+        since = self._causes.get(key)
+        if since is not None:
+            if self._clock() - since < self.FORGIVEN_AFTER_S:
+                return Verdict.REFUSED
+            del self._causes[key]
+        if not self._is_suspect(key):
+            return Verdict.ADMITTED
+        if self._trial is not None:
+            return Verdict.WAITS
+        self._trial = key
+        return Verdict.ADMITTED
 
-    def holds(self, request: EngineRequest) -> bool:
-        """Whether the request is to be refused."""
-        known = self._known(_fingerprint(request)) if self._failures else None
+    def leave(self, request: EngineRequest, *, answered: bool) -> None:
+        """Ends an admitted request; one that was answered is no suspect any more."""
+        if not self._failures and self._trial is None:
+            return
+        key = fingerprint(request)
+        if answered:
+            self._failures.pop(key, None)
+        if key == self._trial:
+            self._trial = None
+
+    def _convict(self, key: bytes) -> None:
+        self._failures.pop(key, None)
+        self._causes[key] = self._clock()
+        while len(self._causes) > self.MAX_SUSPECTS:
+            del self._causes[next(iter(self._causes))]
+
+    def _is_suspect(self, key: bytes) -> bool:
+        known = self._known(key)
         return known is not None and known.number >= self.MAX_DEATHS
 
     def _known(self, key: bytes) -> _Failures | None:
@@ -63,7 +111,8 @@ class Quarantine:
         return None
 
 
-def _fingerprint(request: EngineRequest) -> bytes:
+def fingerprint(request: EngineRequest) -> bytes:
+    """A digest of what a request asks of the engine; equal for retries."""
     digest = hashlib.sha256(repr(request.prompt_token_ids).encode())
     for image in request.images:
         digest.update(image.key)

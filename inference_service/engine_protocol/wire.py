@@ -86,8 +86,14 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     turn: int
 
 
+class Pulse(msgspec.Struct, frozen=True, tag="pulse"):
+    """Engine to front: the process is alive, whatever its loop does; `progress` grows within a step, too."""
+
+    progress: int
+
+
 Command = Start | Add | Abort
-Event = Loaded | LoadFailed | Outputs | Heartbeat
+Event = Loaded | LoadFailed | Outputs | Heartbeat | Pulse
 _MessageT = TypeVar("_MessageT")
 
 

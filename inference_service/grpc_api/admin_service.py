@@ -86,7 +86,7 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
             device=info.device,
             slow_path=info.slow_path,
             dtype=info.dtype,
-            load=_load_message(self._backend.load()),
+            load=self._load(),
             max_num_seqs=info.max_num_seqs,
             max_num_batched_tokens=info.max_num_batched_tokens,
             max_model_len=info.max_context_tokens,
@@ -98,7 +98,12 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
     ) -> admin_pb.GetLoadResponse:
         """The current load."""
         del request, context
-        return admin_pb.GetLoadResponse(load=_load_message(self._backend.load()))
+        return admin_pb.GetLoadResponse(load=self._load())
+
+    def _load(self) -> admin_pb.Load:
+        """The load; with API keys, the counters of all callers together are for the operator."""
+        is_operator = self._drain is not None or self._settings.api_key_file is None
+        return _load_message(self._backend.load(), is_operator=is_operator)
 
     async def Drain(  # noqa: N802
         self, request: admin_pb.DrainRequest, context: Context
@@ -119,14 +124,23 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
         return admin_pb.DrainResponse(requests_in_flight=in_flight)
 
 
-def _load_message(load: Load) -> admin_pb.Load:
-    return admin_pb.Load(
+def _load_message(load: Load, *, is_operator: bool) -> admin_pb.Load:
+    message = admin_pb.Load(
         running_requests=load.running,
         waiting_requests=load.waiting,
         kv_pages_total=load.kv_pages_total,
         kv_pages_used=load.kv_pages_used,
-        kv_pages_cached=load.kv_pages_cached,
         kv_page_tokens=load.kv_page_tokens,
+    )
+    if is_operator:
+        message.MergeFrom(_counters(load))
+    return message
+
+
+def _counters(load: Load) -> admin_pb.Load:
+    """Counters that would tell one caller what others do: how long their prompts are, and what they repeat."""
+    return admin_pb.Load(
+        kv_pages_cached=load.kv_pages_cached,
         prefix_cache_queries=load.prefix_queries,
         prefix_cache_hits=load.prefix_hits,
         encoder_cache_queries=load.encoder_queries,

@@ -1,4 +1,4 @@
-"""Builds the context of a gRPC call from its metadata, its request and its deadline."""
+"""Builds the context of a gRPC call from its metadata and its deadline."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from qwenvl.observability import REQUEST_ID_ENTRY, CallContext, current_call
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def call_context(request: Any, context: Context, request_timeout_s: float) -> CallContext:
-    """Reads the context of a call.
+def call_context(context: Context, request_timeout_s: float) -> CallContext:
+    """Reads the context of a call, before its message is read.
 
     Args:
-        request: The message; the request's id is its `spec.request_id`, else the metadata's `REQUEST_ID_ENTRY`.
-        context: The call.
-        request_timeout_s: Timeout of a call without a deadline, in seconds.
+        context: The call; the request's id is the metadata's `REQUEST_ID_ENTRY` until its message names another.
+        request_timeout_s: Maximum time of a call in seconds; a caller's deadline can only be earlier.
     """
     remaining_s = context.time_remaining()
     metadata = {
         key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
     }
-    of_message = getattr(getattr(request, "spec", None), "request_id", "")
+    timeout_s = request_timeout_s if remaining_s is None else min(remaining_s, request_timeout_s)
     return CallContext.from_headers(
         metadata,
-        request_id=of_message or metadata.get(REQUEST_ID_ENTRY, ""),
-        deadline=time.monotonic() + (request_timeout_s if remaining_s is None else remaining_s),
+        request_id=metadata.get(REQUEST_ID_ENTRY, ""),
+        deadline=time.monotonic() + timeout_s,
     )
 
 
 def this_call() -> CallContext:
-    """The current call, as entered by the interceptors."""
+    """The current call, as entered by the interceptor."""
     call = current_call()
     assert call is not None
     return call

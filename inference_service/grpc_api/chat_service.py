@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 import contextlib
+from functools import partial
 
 from inference_service.backend.base import Backend
 from inference_service.domain import ChatRequest
+from inference_service.grpc_api import work
 from inference_service.grpc_api.call_context import Context, this_call
 from inference_service.grpc_api.generation import Generation
 from inference_service.grpc_api.requests import chat_request
@@ -28,7 +30,8 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
     ) -> chat_pb.CreateChatCompletionResponse:
         """Answers in one message."""
         del context
-        asked = self._domain_request(request.spec)
+        asked = await self._domain_request(request.spec)
+        del request
         fields = await self._generation.unary_fields(asked)
         return chat_pb.CreateChatCompletionResponse(**fields)
 
@@ -37,7 +40,8 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
     ) -> AsyncIterator[chat_pb.StreamChatCompletionResponse]:
         """Streams every event of the answer."""
         del context
-        asked = self._domain_request(request.spec)
+        asked = await self._domain_request(request.spec)
+        del request
         async with contextlib.aclosing(self._generation.stream_fields(asked)) as stream:
             async for fields in stream:
                 yield chat_pb.StreamChatCompletionResponse(**fields)
@@ -47,7 +51,8 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
     ) -> chat_pb.CountTokensResponse:
         """Counts the tokens of the prompt without generating an answer."""
         del context
-        asked = self._domain_request(request.spec)
+        asked = await self._domain_request(request.spec)
+        del request
         count = await self._generation.count(asked)
         return chat_pb.CountTokensResponse(
             usage=usage_message(count.usage),
@@ -55,6 +60,7 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
             prompt_token_ids=count.prompt_token_ids if asked.return_prompt_token_ids else (),
         )
 
-    def _domain_request(self, spec: chat_pb.ChatCompletionSpec) -> ChatRequest:
+    async def _domain_request(self, spec: chat_pb.ChatCompletionSpec) -> ChatRequest:
         model = self._generation.canonical_name(spec.model)
-        return chat_request(spec, model, this_call().request_id, self._settings)
+        convert = partial(chat_request, spec, model, this_call().request_id, self._settings)
+        return await work.for_size(spec.ByteSize(), convert)

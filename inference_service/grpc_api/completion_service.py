@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 import contextlib
+from functools import partial
 
 from inference_service.backend.base import Backend
 from inference_service.domain import TextCompletionRequest
+from inference_service.grpc_api import work
 from inference_service.grpc_api.call_context import Context, this_call
 from inference_service.grpc_api.generation import Generation
 from inference_service.grpc_api.requests import text_completion_request
@@ -27,7 +29,8 @@ class CompletionServicer(completion_grpc.CompletionServiceServicer):
     ) -> completion_pb.CreateCompletionResponse:
         """Answers in one message."""
         del context
-        asked = self._domain_request(request.spec)
+        asked = await self._domain_request(request.spec)
+        del request
         fields = await self._generation.unary_fields(asked)
         return completion_pb.CreateCompletionResponse(**fields)
 
@@ -36,11 +39,14 @@ class CompletionServicer(completion_grpc.CompletionServiceServicer):
     ) -> AsyncIterator[completion_pb.StreamCompletionResponse]:
         """Streams every event of the answer."""
         del context
-        asked = self._domain_request(request.spec)
+        asked = await self._domain_request(request.spec)
+        del request
         async with contextlib.aclosing(self._generation.stream_fields(asked)) as stream:
             async for fields in stream:
                 yield completion_pb.StreamCompletionResponse(**fields)
 
-    def _domain_request(self, spec: completion_pb.CompletionSpec) -> TextCompletionRequest:
+    async def _domain_request(self, spec: completion_pb.CompletionSpec) -> TextCompletionRequest:
         model = self._generation.canonical_name(spec.model)
-        return text_completion_request(spec, model, this_call().request_id, self._settings)
+        call_id = this_call().request_id
+        convert = partial(text_completion_request, spec, model, call_id, self._settings)
+        return await work.for_size(spec.ByteSize(), convert)

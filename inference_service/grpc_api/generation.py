@@ -9,11 +9,12 @@ import time
 from typing import Any
 
 from inference_service.backend.base import Backend, TokenCount
-from inference_service.domain import Event, Request
+from inference_service.domain import Event, Request, Started
 from inference_service.errors import DeadlineError
 from inference_service.grpc_api.call_context import this_call
 from inference_service.grpc_api.model_names import canonical_name
 from inference_service.grpc_api.responses import event_fields, gather
+from inference_service.grpc_api.wire import release_message
 
 
 class Generation:
@@ -45,31 +46,16 @@ class Generation:
 
     async def _events(self, request: Request) -> AsyncGenerator[Event, None]:
         call = this_call()
-        events = self._backend.generate(request, call.caller)
-        in_use = asyncio.Lock()
-        closing = asyncio.create_task(_close_at(call.deadline, events, in_use))
-        try:
+        async with contextlib.aclosing(self._backend.generate(request, call.caller)) as events:
             while True:
-                # Not across the yield: a timeout there cancels gRPC's task and ends the call without a status.
-                async with in_use, _until(call.deadline):
+                # Not across the yield: the time that the client takes to read has a limit of its own, see `wire`.
+                async with _until(call.deadline):
                     event = await anext(events, None)
                 if event is None:
                     return
+                if isinstance(event, Started):  # its images are decoded and its text is tokenised
+                    release_message()
                 yield event
-        finally:
-            async with in_use:
-                closing.cancel()
-                await events.aclose()
-
-
-async def _close_at(
-    deadline: float | None, events: AsyncGenerator[Event, None], in_use: asyncio.Lock
-) -> None:
-    """Ends a generation at its deadline, even while gRPC waits for a client that does not read."""
-    if deadline is not None:
-        await asyncio.sleep(deadline - time.monotonic())
-        async with in_use:
-            await events.aclose()
 
 
 @contextlib.asynccontextmanager

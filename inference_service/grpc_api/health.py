@@ -3,78 +3,92 @@
 `""`, every service and `readiness` are SERVING while the backend is ready. `liveness` is SERVING as long as the
 backend can recover: only FAILED ends it, so that a restart of the pod, which loads the model again, is the last
 resort.
+
+Written here because the servicer of grpcio-health-checking lacks List (gRPC A90), keeps whatever name a watcher sends,
+and writes to watchers under the lock of its statuses, so that one that does not read would stop all changes.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
 
-from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer as AsyncHealthServicer
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inference_service.backend.base import BackendState
 from inference_service.grpc_api.call_context import Context
 
 
-READINESS = "readiness"
-LIVENESS = "liveness"
-_MAX_LISTED = 100
+READINESS: Final = "readiness"
+LIVENESS: Final = "liveness"
+MAX_WATCHES: Final = 256
+"""Maximum open watches, which need no key and have no deadline."""
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class HealthServicer(AsyncHealthServicer):  # type: ignore[misc]  # grpcio-health-checking is untyped
-    """Check and Watch of grpcio-health-checking, and the List that its aio servicer lacks (gRPC A90)."""
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-health-checking is untyped
+    """Serves the statuses and keeps them in step with the backend's state."""
 
-    async def List(  # noqa: N802 - the proto's name
+    def __init__(self, service_names: tuple[str, ...]) -> None:
+        self._ready_names = ("", READINESS, *service_names)
+        self._statuses: dict[str, int] = {}
+        self._changed = asyncio.Event()
+        self._watches = 0
+        self.on_state(BackendState.LOADING)
+
+    def on_state(self, state: BackendState) -> None:
+        """Publishes the backend's new state."""
+        ready = _SERVING if state is BackendState.READY else _NOT_SERVING
+        alive = _NOT_SERVING if state is BackendState.FAILED else _SERVING
+        self._statuses = dict.fromkeys(self._ready_names, ready) | {LIVENESS: alive}
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def Check(  # noqa: N802 - the proto's name
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        """The status of one service."""
+        await self._refuse_unknown(request.service, context)
+        return health_pb2.HealthCheckResponse(status=self._statuses[request.service])
+
+    async def List(  # noqa: N802
         self, request: health_pb2.HealthListRequest, context: Context
     ) -> health_pb2.HealthListResponse:
         """The status of every service."""
         del request, context
-        statuses = dict(list(self._server_status.items())[:_MAX_LISTED])
         return health_pb2.HealthListResponse(
             statuses={
                 name: health_pb2.HealthCheckResponse(status=status)
-                for name, status in statuses.items()
+                for name, status in self._statuses.items()
             }
         )
 
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """The status of one service, now and after every change; names that are never served are refused."""
+        await self._refuse_unknown(request.service, context)
+        if self._watches >= MAX_WATCHES:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{MAX_WATCHES} watches are open, the maximum; use Check.",
+            )
+        self._watches += 1
+        try:
+            last = None
+            while True:
+                changed, status = self._changed, self._statuses[request.service]
+                if status != last:
+                    yield health_pb2.HealthCheckResponse(status=status)
+                    last = status
+                await changed.wait()
+        finally:
+            self._watches -= 1
 
-class Health:
-    """Keeps the statuses in step with the backend's state."""
-
-    def __init__(self, service_names: tuple[str, ...]) -> None:
-        self.servicer = HealthServicer()
-        self._ready_names = ("", READINESS, *service_names)
-        self._state = BackendState.LOADING
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def start(self) -> None:
-        """Publishes every name as not serving."""
-        await self._publish()
-
-    def on_state(self, state: BackendState) -> None:
-        """Publishes the backend's new state."""
-        self._state = state
-        task = asyncio.get_running_loop().create_task(self._publish())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def settle(self) -> None:
-        """Waits until the state is published to all watchers."""
-        await asyncio.gather(*self._tasks)
-
-    async def _publish(self) -> None:
-        # Read again for every name: the state may change in between.
-        for name in self._ready_names:
-            await self.servicer.set(name, _SERVING if self._is_ready else _NOT_SERVING)
-        await self.servicer.set(LIVENESS, _SERVING if self._is_alive else _NOT_SERVING)
-
-    @property
-    def _is_ready(self) -> bool:
-        return self._state is BackendState.READY
-
-    @property
-    def _is_alive(self) -> bool:
-        return self._state is not BackendState.FAILED
+    async def _refuse_unknown(self, name: str, context: Context) -> None:
+        if name not in self._statuses:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "The service has no such name.")

@@ -1,167 +1,245 @@
-"""Interceptors for every call: its context, API keys, error status and access log."""
+"""The interceptor of every call: who may call, what is read and written, its status and its log line.
+
+It replaces every method by one that handles bytes. So a call is refused before anything of its message is read, a
+message is read only when there is room for it, and every read and write has a bound (see `wire`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 import contextlib
+from functools import partial
 import logging
 import time
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import DecodeError
 import grpc
 import grpc.aio
 
-from inference_service.errors import InternalError, ServiceError, UnauthenticatedError
-from inference_service.grpc_api.call_context import Context, call_context
-from inference_service.grpc_api.status import DETAILS_KEY, code_of, details_of
+from inference_service.errors import (
+    InternalError,
+    InvalidArgumentError,
+    ServiceError,
+    UnauthenticatedError,
+)
+from inference_service.grpc_api import work
+from inference_service.grpc_api.call_context import Context, call_context, this_call
+from inference_service.grpc_api.pacing import RefusalPacing
+from inference_service.grpc_api.status import code_of, details_of
+from inference_service.grpc_api.wire import Wire, WireLimits, enter_wire
+from inference_service.grpc_api.wire_fields import check_fields
 from qwenvl.keys import KeyFile
-from qwenvl.observability import CallContext, enter_call
+from qwenvl.observability import enter_call, name_call
 
 
-OWN_PREFIX = "/qwenvl.inference.v1."
-_OPEN_PREFIX = "/grpc.health.v1."  # probes of a kubelet carry no key
-_DEADLINE_SLACK_S = 0.1
+OWN_PREFIX: Final = "/qwenvl.inference.v1."
+_GENERATION_PREFIXES: Final = (f"{OWN_PREFIX}ChatService/", f"{OWN_PREFIX}CompletionService/")
+OPEN_PREFIX: Final = "/grpc.health.v1."
+"""Probes of a kubelet carry no key."""
+
+_MAX_OPEN_BYTES: Final = 4 * 2**10
+"""Maximum size of a message of a caller without a key."""
+_DEADLINE_SLACK_S: Final = 0.1
 """How much earlier than here a deadline may pass at the caller, whose clock and network are its own."""
 
 access_logger = logging.getLogger("inference_service.access")
 logger = logging.getLogger(__name__)
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not subscriptable at run time
+Handler: TypeAlias = Any
+"""A `grpc.RpcMethodHandler`; its types know synchronous methods only."""
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 
-class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls without a known key, health checks excepted.
-
-    Args:
-        keys: The known keys.
-        request_timeout_s: See `call_context`.
-    """
-
-    def __init__(self, keys: KeyFile, request_timeout_s: float) -> None:
-        self._keys = keys
-        self._request_timeout_s = request_timeout_s
-
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Any:
-        """Continues the call, or answers UNAUTHENTICATED."""
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or method.startswith(_OPEN_PREFIX):
-            return handler
-        metadata = dict(handler_call_details.invocation_metadata or ())
-        authorization = metadata.get("authorization")
-        if self._keys.accepts(authorization if isinstance(authorization, str) else None):
-            return handler
-
-        async def refuse(request: object, context: Context) -> None:
-            async with _answering(method, request, context, self._request_timeout_s):
-                raise UnauthenticatedError(
-                    "The API key is missing or unknown: send `authorization: Bearer KEY`."
-                )
-
-        return _same_shape(handler, refuse, _as_stream(refuse))
-
-
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Adds context, error status and access log to every call of this project's services.
+    """Runs every call within the limits.
 
     Args:
-        request_timeout_s: See `call_context`.
+        keys: The known keys; None = no authentication. Health checks need none.
+        admit: Refuses a caller whose request could not be admitted now, before it is read.
+        limits: Limits on the messages of callers with a key, or of all without authentication.
+        open_limits: Limits on the messages of health checks.
+        request_timeout_s: Maximum time of a call.
     """
 
-    def __init__(self, request_timeout_s: float) -> None:
+    def __init__(
+        self,
+        keys: KeyFile | None,
+        admit: Callable[[str], None],
+        limits: WireLimits,
+        open_limits: WireLimits,
+        request_timeout_s: float,
+    ) -> None:
+        self._keys = keys
+        self._admit = admit
+        self._pacing = RefusalPacing()
+        self._limits = limits
+        self._open_limits = open_limits
         self._request_timeout_s = request_timeout_s
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
-        """Wraps the methods of this project's services."""
+        """The method in a form that handles bytes; the decision falls before a message is read."""
         handler = await continuation(handler_call_details)
+        if handler is None:  # gRPC answers UNIMPLEMENTED
+            return None
         method = handler_call_details.method
-        if handler is None or not method.startswith(OWN_PREFIX):
-            return handler
 
-        async def unary(request: Any, context: Context) -> Any:
-            async with _answering(method, request, context, self._request_timeout_s):
-                return await handler.unary_unary(request, context)
+        async def run(requests: object, context: Context) -> None:
+            del requests  # `context.read` is used instead
+            await self._run(method, handler, context)
 
-        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with _answering(method, request, context, self._request_timeout_s):
-                responses = handler.unary_stream(request, context)
-                async with contextlib.aclosing(responses):
-                    async for response in responses:
-                        yield response
+        return grpc.stream_stream_rpc_method_handler(run)
 
-        return _same_shape(handler, unary, stream)
+    async def _run(self, method: str, handler: Handler, context: Context) -> None:
+        is_open = method.startswith(OPEN_PREFIX)
+        call = call_context(context, self._request_timeout_s)
+        enter_call(call)
+        endless = is_open and bool(handler.response_streaming)  # a watch
+        limits = self._open_limits if is_open else self._limits
+        # A name that nobody has checked is none: it could be another one for every message.
+        caller = call.caller if self._keys is not None and not is_open else context.peer()
+        wire = Wire(context, caller, limits, None if endless else call.deadline)
+        enter_wire(wire)
+
+        async def serve() -> None:
+            if not is_open:
+                self._check_key(context)
+            if method.startswith(_GENERATION_PREFIXES):
+                await self._check_admission(call.caller, caller)
+            max_bytes = _MAX_OPEN_BYTES if is_open else None
+            await _serve(handler, context, wire, partial(_parsed, handler, method, max_bytes))
+
+        try:
+            await _answer(method, wire, serve)
+        finally:
+            wire.release()
+
+    async def _check_admission(self, caller: str, peer: str) -> None:
+        """Refuses a request before it is read, if it could not be admitted."""
+        try:
+            self._admit(caller)
+        except ServiceError:
+            await self._pacing.wait(peer)
+            raise
+
+    def _check_key(self, context: Context) -> None:
+        if self._keys is None:
+            return
+        entries = dict(context.invocation_metadata() or ())
+        authorization = entries.get("authorization")
+        if not self._keys.accepts(authorization if isinstance(authorization, str) else None):
+            raise UnauthenticatedError(
+                "The API key is missing or unknown: send `authorization: Bearer KEY`."
+            )
 
 
-@contextlib.asynccontextmanager
-async def _answering(
-    method: str, request: Any, context: Context, request_timeout_s: float
-) -> AsyncIterator[None]:
-    """Enters a call's context, ends a failed call with a status, and writes the access line."""
-    call = call_context(request, context, request_timeout_s)
-    enter_call(call)
-    code, begin = grpc.StatusCode.CANCELLED, time.monotonic()
+async def _serve(
+    handler: Handler, context: Context, wire: Wire, parse: Callable[[bytes], Awaitable[Any]]
+) -> None:
+    """Reads the request or the requests, calls the method and writes what it answers."""
+
+    async def requests() -> AsyncIterator[Any]:
+        while (message := await wire.read()) is not None:
+            yield await parse(message)
+
+    if handler.request_streaming:
+        arguments = [requests()]
+    else:
+        message = await wire.read()
+        if message is None:
+            raise InvalidArgumentError("The call ended without a request.")
+        arguments = [await parse(message)]
+        del message
+    kinds = [
+        "stream" if many else "unary"
+        for many in (handler.request_streaming, handler.response_streaming)
+    ]
+    # `pop`, so that this frame does not keep the images of a request that the method has let go.
+    answer = getattr(handler, "_".join(kinds))(arguments.pop(), context)
+    if not handler.response_streaming:
+        await wire.write(handler.response_serializer(await answer))
+        return
+    async with contextlib.aclosing(answer):
+        async for response in answer:
+            await wire.write(handler.response_serializer(response))
+
+
+async def _parsed(handler: Handler, method: str, max_bytes: int | None, message: bytes) -> Any:
+    """The request as a protobuf message; large ones are parsed off the event loop."""
+    if max_bytes is not None and len(message) > max_bytes:
+        raise InvalidArgumentError(
+            f"The request has {len(message)} bytes, but at most {max_bytes} are allowed without an API key."
+        )
+    # The class whose `FromString` it is.
+    descriptor: Descriptor = handler.request_deserializer.__self__.DESCRIPTOR
+
+    def parse() -> Any:
+        try:
+            check_fields(message, descriptor)
+            return handler.request_deserializer(message)
+        except (DecodeError, UnicodeDecodeError):
+            raise InvalidArgumentError(
+                f"The request is not a valid {descriptor.full_name}: its bytes are not what protobuf writes."
+            ) from None
+
+    request = await work.for_size(len(message), parse)
+    spec = getattr(request, "spec", None)
+    if method.startswith(OWN_PREFIX) and spec is not None:
+        name_call(spec.request_id)
+    return request
+
+
+async def _answer(method: str, wire: Wire, serve: Callable[[], Awaitable[None]]) -> None:
+    """Ends a failed call with a status, and writes the access line of this project's methods."""
+    code, begin, deadline = grpc.StatusCode.CANCELLED, time.monotonic(), this_call().deadline
     try:
-        yield
+        await serve()
         code = grpc.StatusCode.OK
     except ServiceError as error:
         code = code_of(error)
-        await _abort(context, error, call)
-    except Exception:  # a defect: its details go to the log only
-        logger.exception({"message": "the call failed", **call.log_fields()})
-        internal = InternalError("An internal error occurred.")
-        code = code_of(internal)
-        await _abort(context, internal, call)
+        _forget_frames(error)
+        await _abort(wire, error)
+    except grpc.aio.AbortError:  # the method has ended the call itself
+        raise
     except asyncio.CancelledError:
         # By gRPC: the caller has disconnected, or its deadline has passed by its own clock.
-        if call.deadline is not None and time.monotonic() >= call.deadline - _DEADLINE_SLACK_S:
+        if deadline is not None and time.monotonic() >= deadline - _DEADLINE_SLACK_S:
             code = grpc.StatusCode.DEADLINE_EXCEEDED
         raise
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+        raise
+    except (
+        BaseException
+    ) as error:  # a defect, or a panic of a library in Rust; only the log has its details
+        logger.exception({"message": "the call failed", **this_call().log_fields()})
+        _forget_frames(error)
+        internal = InternalError("An internal error occurred.")
+        code = code_of(internal)
+        await _abort(wire, internal)
     finally:
-        # The ids are passed explicitly: a stream closed by the garbage collector ends outside of its context.
-        line = {
-            "message": "call",
-            "method": method,
-            "code": code.name,
-            "seconds": round(time.monotonic() - begin, 4),
-        }
-        access_logger.info(line | call.log_fields())
+        if method.startswith(OWN_PREFIX):
+            line = {
+                "message": "call",
+                "method": method,
+                "code": code.name,
+                "seconds": round(time.monotonic() - begin, 4),
+            }
+            access_logger.info(line | this_call().log_fields())
 
 
-async def _abort(context: Context, error: ServiceError, call: CallContext) -> None:
-    await context.abort(code_of(error), error.message, ((DETAILS_KEY, details_of(error, call)),))
+def _forget_frames(error: BaseException) -> None:
+    """Lets go of the request: gRPC keeps the exception that ends a call, which refers to this one and its frames."""
+    seen: list[BaseException] = []
+    pending: BaseException | None = error
+    while pending is not None and pending not in seen:
+        pending.__traceback__ = None
+        seen.append(pending)
+        pending = pending.__cause__ or pending.__context__
 
 
-def _as_stream(
-    unary: Callable[[Any, Context], Awaitable[Any]],
-) -> Callable[[Any, Context], AsyncIterator[Any]]:
-    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-        yield await unary(request, context)
-
-    return stream
-
-
-def _same_shape(
-    handler: Handler,
-    unary: Callable[[Any, Context], Awaitable[Any]],
-    stream: Callable[[Any, Context], AsyncIterator[Any]],
-) -> Handler:
-    """A handler with the (de)serialisers of another one."""
-    kinds = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }
-    make = kinds[bool(handler.request_streaming), bool(handler.response_streaming)]
-    behaviour = stream if handler.response_streaming else unary
-    return make(
-        behaviour,
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
-    )
+async def _abort(wire: Wire, error: ServiceError) -> None:
+    await wire.abort(code_of(error), error.message, details_of(error, this_call()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import logging
 from pathlib import Path
 import signal
@@ -17,9 +17,11 @@ from inference_service.grpc_api.admin_service import AdminServicer, Drain
 from inference_service.grpc_api.chat_service import ChatServicer
 from inference_service.grpc_api.completion_service import CompletionServicer
 from inference_service.grpc_api.health import Health
-from inference_service.grpc_api.interceptors import AccessInterceptor, CallInterceptor
+from inference_service.grpc_api.interceptors import CallInterceptor
+from inference_service.grpc_api.message_budget import MessageBudget
 from inference_service.grpc_api.model_service import ModelServicer
 from inference_service.grpc_api.reflection import add_reflection
+from inference_service.grpc_api.wire import WireLimits
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import (
     admin_service_pb2,
@@ -44,8 +46,13 @@ _SERVICES = tuple(
         (admin_service_pb2, "AdminService"),
     )
 )
+_SMALL_MESSAGE_BYTES = 2**20
+"""Limit of the admin and the health address; the largest request there names 256 ids."""
+_OPEN_BUDGET_MESSAGES = 4
+_OPEN_TIMEOUT_S = 5.0
+_WAIT_FOR_ROOM_S = 10.0
+_PATIENCE_S = 1.0
 _OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # A second server on the port must fail, not share it.
     ("grpc.so_reuseport", 0),
@@ -53,6 +60,21 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_ping_strikes", 0),
+    # A message that nobody reads yet takes one window, not the megabytes of an estimated bandwidth; the window of a
+    # message that is read grows with it.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 2**16),
+    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.max_allowed_incoming_connections", 2048),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    # Ends connections whose peer vanished without a FIN.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    (
+        "grpc.http2.ping_timeout_ms",
+        20_000,
+    ),  # the longer one of the two counts, and is a minute by default
 )
 
 AddServices = Callable[[grpc.aio.Server, Drain | None], None]
@@ -71,6 +93,7 @@ class Front:
         self._servers: list[grpc.aio.Server] = []
         self._hurry = asyncio.Event()
         self._ended = asyncio.Event()
+        self._interceptor = _interceptor(settings, backend)
         self.ports: dict[str, int] = {}
 
     async def start(self) -> None:
@@ -80,7 +103,6 @@ class Front:
             OSError: An address cannot be bound.
         """
         settings = self._settings
-        await self._health.start()
         self._backend.on_state_change(self._health.on_state)
         await self._open("grpc", settings.grpc_address, self._add_all, drain=None)
         if settings.admin_address:
@@ -110,10 +132,11 @@ class Front:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
-        await self._health.settle()
-        # The answers are complete; the transport may still have to send them.
+        await (
+            self._backend.close()
+        )  # what is still running ends with an error, not with a cut connection
+        # The transport may still have to send answers and errors.
         await asyncio.gather(*(server.stop(grace=1.0) for server in self._servers))
-        await self._backend.close()
         self._ended.set()
 
     def hurry(self) -> None:
@@ -123,7 +146,7 @@ class Front:
     async def _open(
         self, name: str, address: str, add: AddServices, *, drain: Drain | None
     ) -> None:
-        server = grpc.aio.server(interceptors=self._interceptors(), options=_OPTIONS)
+        server = grpc.aio.server(interceptors=(self._interceptor,), options=self._options(name))
         add(server, drain)
         try:
             self.ports[name] = server.add_insecure_port(address)
@@ -133,11 +156,18 @@ class Front:
         self._servers.append(server)
         logger.info("%s listens on %s", name, address)
 
-    def _interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
-        path = self._settings.api_key_file
-        timeout_s = self._settings.request_timeout_s
-        access = [AccessInterceptor(KeyFile(Path(path)), timeout_s)] if path else []
-        return [*access, CallInterceptor(timeout_s)]
+    def _options(self, name: str) -> list[tuple[str, int]]:
+        """The options of one server; they limit every connection, whether its client has a key or not."""
+        settings = self._settings
+        max_bytes = MAX_MESSAGE_BYTES if name == "grpc" else _SMALL_MESSAGE_BYTES
+        # After its age a connection takes no new calls; those that are running may take their full time.
+        grace_s = settings.request_timeout_s + settings.send_timeout_s
+        return [
+            *_OPTIONS,
+            ("grpc.max_receive_message_length", max_bytes),
+            ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_s)),
+            ("grpc.max_connection_age_grace_ms", _milliseconds(grace_s)),
+        ]
 
     def _add_all(self, server: grpc.aio.Server, drain: Drain | None) -> None:
         chat = ChatServicer(self._backend, self._settings)
@@ -158,7 +188,51 @@ class Front:
 
     def _add_health(self, server: grpc.aio.Server, drain: Drain | None) -> None:
         del drain
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+
+
+def _interceptor(settings: ServiceSettings, backend: Backend) -> CallInterceptor:
+    """One for all servers of the process: they share the room for messages."""
+    path = settings.api_key_file
+    messages = MessageBudget(
+        settings.message_budget_mib * 2**20,
+        max_message_bytes=MAX_MESSAGE_BYTES,
+        max_waiting=settings.max_queue,
+        wait_s=_WAIT_FOR_ROOM_S,
+        # Without keys, a caller is a connection, of which anyone may have many.
+        patience_alone_s=_PATIENCE_S if path is None else _WAIT_FOR_ROOM_S / 2,
+        patience_s=_PATIENCE_S,
+        setting="--message-budget-mib",
+    )
+    open_messages = MessageBudget(
+        _OPEN_BUDGET_MESSAGES * MAX_MESSAGE_BYTES,
+        max_message_bytes=MAX_MESSAGE_BYTES,
+        max_waiting=64,
+        wait_s=_OPEN_TIMEOUT_S,
+        patience_s=0.1,
+        patience_alone_s=0.1,
+    )
+    limits = WireLimits(
+        messages=messages,
+        receive_timeout_s=settings.request_timeout_s,
+        send_timeout_s=settings.send_timeout_s,
+    )
+    open_limits = WireLimits(
+        messages=open_messages,
+        receive_timeout_s=_OPEN_TIMEOUT_S,
+        send_timeout_s=settings.send_timeout_s,
+    )
+    return CallInterceptor(
+        KeyFile(Path(path)) if path else None,
+        backend.check_admission,
+        limits,
+        open_limits,
+        settings.request_timeout_s,
+    )
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(int(seconds * 1000), 2**31 - 1)
 
 
 async def serve(settings: ServiceSettings, backend: Backend) -> int:

@@ -20,6 +20,7 @@ from inference_service.media.file_budget import FileBudget
 from inference_service.media.geometry import pixel_budget
 from inference_service.media.images import FrameSpec, ProcessedImage
 from inference_service.media.policy import FetchPolicy
+from inference_service.media.turn import my_turn
 from inference_service.model_spec import ModelSpec
 from inference_service.settings import ServiceSettings
 
@@ -70,7 +71,7 @@ class _RequestMedia:
     ) -> tuple[ProcessedImage, ...]:
         """The result of decoding, which is begun only for the first of equal keys."""
         if key not in self.decoding:
-            self.decoding[key] = asyncio.ensure_future(decode())
+            self.decoding[key] = asyncio.ensure_future(_in_turn(decode))
             self.decoding[key].add_done_callback(_retrieve)
         return await asyncio.shield(self.decoding[key])
 
@@ -78,6 +79,14 @@ class _RequestMedia:
         """Gives up whatever is not decoded yet."""
         for decoding in self.decoding.values():
             decoding.cancel()
+        self.decoding.clear()
+
+
+async def _in_turn(
+    decode: Callable[[], Coroutine[None, None, tuple[ProcessedImage, ...]]],
+) -> tuple[ProcessedImage, ...]:
+    async with my_turn():
+        return await decode()
 
 
 def _retrieve(decoding: asyncio.Future[tuple[ProcessedImage, ...]]) -> None:
@@ -133,6 +142,15 @@ class MediaPreparer:
         self._decoder.close()
         await self._fetcher.close()
 
+    def max_pixel_bytes(self, request: Request) -> int:
+        """Maximum bytes of the processed pixels of a request: of larger images it is refused."""
+        policy = self._spec.image_policy
+        if policy.square_side is not None:
+            return 3 * policy.square_side**2 * len(request.media)
+        of_tokens = self._max_tokens * policy.pixel_step**2
+        image, video = min(policy.max_pixels, of_tokens), of_tokens * policy.temporal_patch_size
+        return 3 * sum(image if isinstance(part, ImagePart) else video for part in request.media)
+
     async def prepare(self, request: Request, caller: str = "") -> PreparedMedia:
         """Fetches, decodes and resizes all images and videos of a request.
 
@@ -159,6 +177,8 @@ class MediaPreparer:
             finally:
                 for task in tasks:
                     task.cancel()
+                # An error refers to these frames, and they to it: its files would stay until the next collection.
+                tasks.clear()
                 work.cancel()
         for images, part in zip(processed, media, strict=True):
             self._check_tokens(images, part)

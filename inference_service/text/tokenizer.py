@@ -39,6 +39,11 @@ class Tokenizer(ABC):
         self.special_ids = frozenset(self.special_tokens.values())
         self.hidden_ids = self.special_ids - {self.special_tokens[token] for token in shown}
 
+    def texts(self, *, special: bool) -> list[bytes]:
+        """The bytes of all tokens, with or without the special ones."""
+        omitted = frozenset() if special else self.special_ids
+        return [text for i, text in enumerate(self._token_bytes) if i not in omitted]
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Encodes text, recognising special tokens; not for user text in a chat."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import json
 from pathlib import Path
+import re
+from typing import Final
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -38,6 +40,17 @@ def _byte_of_character() -> dict[str, int]:
 
 _BYTES = _byte_of_character()
 
+_SLICE_CHARACTERS: Final = 2**16
+"""A longer text is encoded in slices: the library needs hundreds of bytes for every character."""
+_CUT: Final = re.compile(
+    "(?<=[A-Za-z])(?=[ \n][A-Za-z])|(?<=[\u4e00-\u9fff])(?=[\uff0c\u3002\n][\u4e00-\u9fff])"
+)
+"""A place between words, where no token of the tokenizers in use spans; `_can_be_cut` tries it."""
+_PROBE: Final = (
+    "Words, and more words\nand lines with 12 numbers\nIt's  spaced out  and\ttabs. "
+    "\u4e2d\u6587\uff0c\u8fd8\u6709\u3002\u66f4\u591a\n\u6587\u5b57 e\u0301 and the end"
+)
+
 
 class JsonTokenizer(Tokenizer):
     """A byte-level BPE tokenizer."""
@@ -58,6 +71,7 @@ class JsonTokenizer(Tokenizer):
         if not isinstance(self._all.decoder, tokenizers.decoders.ByteLevel):
             raise ValueError("tokenizer.json: only byte-level BPE is supported")  # noqa: TRY004 - about a file, not a type
         known = self._all.get_added_tokens_decoder()
+        self._slice_characters = _SLICE_CHARACTERS if self._can_be_cut(known) else None
         vocabulary = self._all.get_vocab(with_added_tokens=True)
         token_bytes = [b""] * (max(vocabulary.values()) + 1)
         for token, token_id in vocabulary.items():
@@ -86,11 +100,46 @@ class JsonTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
-        return list(self._all.encode(text, add_special_tokens=False).ids)
+        return self._encode(self._all, text)
 
     def encode_plain(self, text: str) -> list[int]:
         """See `Tokenizer.encode_plain`."""
-        return list(self._plain.encode(text, add_special_tokens=False).ids)
+        return self._encode(self._plain, text)
+
+    def _encode(self, tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+        return [
+            token_id
+            for piece in _slices(text, self._slice_characters)
+            for token_id in _encoded(tokenizer, piece)
+        ]
+
+    def _can_be_cut(self, added: Mapping[int, tokenizers.AddedToken]) -> bool:
+        """Whether a text has the same tokens as its slices together."""
+        if any(_CUT.search(token.content) for token in added.values()):
+            return False
+        return all(
+            [i for piece in _slices(_PROBE, 1) for i in _encoded(tokenizer, piece)]
+            == list(_encoded(tokenizer, _PROBE))
+            for tokenizer in (self._all, self._plain)
+        )
+
+
+def _slices(text: str, characters: int | None) -> Iterator[str]:
+    """Pieces of about so many characters that end between words; None = the whole text."""
+    start = 0
+    while characters is not None and len(text) - start > characters:
+        cut = _CUT.search(text, start + characters)
+        if cut is None:
+            break
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+def _encoded(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    # Unlike `encode`, which keeps the interpreter's lock, and with less memory, as it notes no offsets.
+    (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    return list(encoding.ids)
 
 
 def _load(definition: str, added: Sequence[AddedToken]) -> tokenizers.Tokenizer:

@@ -65,6 +65,14 @@ _TABLE: Final = (
     ErrorMapping(
         "QUEUE_FULL", _C.RESOURCE_EXHAUSTED, 429, "rate_limit_error", "rate_limit_exceeded", True
     ),
+    ErrorMapping(
+        "RATE_LIMIT_EXCEEDED",
+        _C.RESOURCE_EXHAUSTED,
+        429,
+        "rate_limit_error",
+        "rate_limit_exceeded",
+        True,
+    ),
     ErrorMapping("ABORTED", _C.CANCELLED, 499, _INVALID, "request_aborted"),
     ErrorMapping("INTERNAL", _C.INTERNAL, 500, "server_error", "internal_error"),
     ErrorMapping("ENGINE_UNAVAILABLE", _C.UNAVAILABLE, 503, "server_error", "overloaded", True),

@@ -68,6 +68,7 @@ def channel_options(*, retry_unavailable: bool) -> list[tuple[str, str | int]]:
         # Detect a peer that vanished without a FIN, even during a long prefill without messages.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),  # the longer one of the two counts
     ]
 
 

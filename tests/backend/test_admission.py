@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 
 import pytest
 
@@ -18,7 +20,7 @@ from inference_service.errors import (
 def test_an_id_is_free_again_when_its_request_has_ended() -> None:
     admission = Admission(2)
     with admission.admit("a", "me"):
-        with pytest.raises(RequestIdInUseError) as caught, admission.admit("a", "you"):
+        with pytest.raises(RequestIdInUseError) as caught, admission.admit("a", "me"):
             pass
         assert caught.value.field == "spec.request_id"
         assert admission.in_flight == 1
@@ -45,8 +47,8 @@ def test_only_the_caller_or_an_operator_aborts() -> None:
     with admission.admit("a", "me") as mine, admission.admit("b", "me") as other:
         assert not admission.abort("a", "you")
         assert not mine.aborted
-        assert admission.abort("a", "me")
-        assert admission.abort("b", None)
+        assert admission.abort("a", "me") == ["a"]
+        assert admission.abort("b", None) == ["b"]
         assert [mine.aborted, other.aborted] == [True, True]
     assert not admission.abort("a", "me")
 
@@ -84,7 +86,7 @@ async def test_an_abort_ends_an_abortable_block_and_nothing_after_it() -> None:
 
 
 async def test_a_timeout_in_an_abortable_block_is_no_abort() -> None:
-    admitted = AdmittedRequest("me")
+    admitted = AdmittedRequest("a", "me", "a")
     with pytest.raises(TimeoutError):
         async with admitted.abortable(), asyncio.timeout(0):
             await asyncio.sleep(10)
@@ -93,3 +95,84 @@ async def test_a_timeout_in_an_abortable_block_is_no_abort() -> None:
 async def _wait_abortably(admitted: AdmittedRequest) -> None:
     async with admitted.abortable():
         await asyncio.Event().wait()
+
+
+def test_callers_do_not_learn_of_each_others_ids() -> None:
+    admission = Admission(4)
+    with admission.admit("same", "me") as mine, admission.admit("same", "you") as yours:
+        assert mine.engine_id == "same"
+        assert yours.engine_id != "same"
+        assert admission.abort("same", "you") == [yours.engine_id]
+        assert not mine.aborted
+        with pytest.raises(RequestIdInUseError), admission.admit("same", "you"):
+            pass
+        assert sorted(admission.abort("same", None)) == sorted([mine.engine_id, yours.engine_id])
+    with admission.admit("same", "you") as again:
+        assert again.engine_id == "same"
+
+
+async def test_a_caller_below_its_share_replaces_the_newest_waiting_request_of_the_greediest() -> (
+    None
+):
+    admission = Admission(4)
+    with contextlib.ExitStack() as stack:
+        greedy = [stack.enter_context(admission.admit(f"g{i}", "greedy")) for i in range(4)]
+        greedy[3].begun = True  # the newest has a place and keeps it
+        waiting = asyncio.ensure_future(_wait_abortably(greedy[2]))
+        await asyncio.sleep(0)
+        admission.check("small")
+        with pytest.raises(QueueFullError):
+            admission.check("greedy")
+        stack.enter_context(admission.admit("s", "small"))
+        with pytest.raises(QueueFullError) as caught:
+            await waiting
+        assert "--max-queue" in caught.value.message
+        assert not greedy[2].aborted
+
+
+def test_no_caller_takes_more_than_its_share_by_replacing() -> None:
+    admission = Admission(4)
+    with contextlib.ExitStack() as stack:
+        for index in range(4):
+            stack.enter_context(admission.admit(f"g{index}", "greedy"))
+        admitted = 0
+        with contextlib.suppress(QueueFullError):
+            for index in range(4):
+                stack.enter_context(admission.admit(f"s{index}", "small"))
+                admitted += 1
+        assert admitted == 2
+
+
+def test_everything_that_has_begun_is_kept() -> None:
+    admission = Admission(2)
+    with admission.admit("a", "greedy") as first, admission.admit("b", "greedy") as second:
+        first.begun = second.begun = True
+        with pytest.raises(QueueFullError), admission.admit("s", "small"):
+            pass
+
+
+def test_retry_after_is_the_time_in_which_the_queue_was_lately_answered(monkeypatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    admission = Admission(4)
+    for index in range(6):
+        with admission.admit(f"{index}", "me") as admitted:
+            admitted.begun = True
+            now[0] += 2.0  # one answer in two seconds
+    with contextlib.ExitStack() as stack:
+        for index in range(4):
+            stack.enter_context(admission.admit(f"{index}", "me"))
+        with pytest.raises(QueueFullError) as caught:
+            admission.check("me")
+    assert caught.value.retry_after_s == pytest.approx(4 * 2.0, abs=2)
+
+
+async def test_a_cut_ends_what_waits_and_what_begins_to_wait() -> None:
+    admission = Admission(2)
+    with admission.admit("a", "me") as waits, admission.admit("b", "me") as later:
+        waiting = asyncio.ensure_future(_wait_abortably(waits))
+        await asyncio.sleep(0)
+        admission.cut()
+        for ended in (waiting, _wait_abortably(later)):
+            with pytest.raises(DrainingError):
+                await ended

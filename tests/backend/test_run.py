@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any, cast
 
 import pytest
@@ -25,7 +25,7 @@ from inference_service.text.prompt import Prompt
 
 PREPARED = PreparedPrompt(
     prompt=Prompt(token_ids=(1, 2), images=()),
-    pixels=(b"abc",),
+    pixels=[b"abc"],
     infos=(),
     usage=TokenUsage(prompt_tokens=2, image_tokens=0),
 )
@@ -40,7 +40,7 @@ class ScriptedEngine:
         self.log: list[object] = []
 
     async def generate(
-        self, request: EngineRequest, pixels: Sequence[bytes]
+        self, request: EngineRequest, pixels: list[bytes], *, computed: Callable[[], None]
     ) -> AsyncGenerator[ChoiceOutput, None]:
         assert (request.request_id, pixels) == ("r", PREPARED.pixels)
         try:

@@ -73,7 +73,7 @@ async def collect(
     engine: Engine, request: EngineRequest, images: Sequence[bytes] = ()
 ) -> list[ChoiceOutput]:
     """All outputs of a request."""
-    async with asyncio.timeout(BOUND_S), aclosing(engine.generate(request, images)) as outputs:
+    async with asyncio.timeout(BOUND_S), aclosing(engine.generate(request, [*images])) as outputs:
         return [output async for output in outputs]
 
 

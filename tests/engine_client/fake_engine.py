@@ -23,9 +23,11 @@ from inference_service.engine_protocol.messages import (
     FinishReason,
 )
 from inference_service.errors import ContextLengthError
+from inference_service.progress import advance
 
 
-CRASH, SEGFAULT, STALL, STEP_RAISES, ADD_RAISES, REFUSED, SLOW, HUGE = range(900_001, 900_009)
+CRASH, SEGFAULT, STALL, STEP_RAISES, ADD_RAISES, REFUSED, SLOW, HUGE, LONG = range(900_001, 900_010)
+LONG_STEP_S = 4.0
 SLOW_STEP_S = 0.005
 
 
@@ -111,6 +113,10 @@ class FakeCore:
         self._steps += 1
         for sequence in self._running.values():
             _misbehave(sequence)
+        if any(sequence.has(LONG) for sequence in self._running.values()):
+            for _ in range(40):
+                time.sleep(LONG_STEP_S / 40)
+                advance()
         if any(sequence.has(SLOW) for sequence in self._running.values()):
             time.sleep(SLOW_STEP_S)
         return [self._advance(sequence) for sequence in tuple(self._running.values())]

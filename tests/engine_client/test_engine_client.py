@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import time
 
 import pytest
 import uvloop
@@ -38,6 +39,7 @@ from tests.engine_client.engine_front import (
 from tests.engine_client.fake_engine import (
     CRASH,
     HUGE,
+    LONG,
     REFUSED,
     SEGFAULT,
     SLOW,
@@ -83,7 +85,7 @@ async def endless(engine, request_id, *, images=(), num_choices=1):
     request = request_of(
         request_id, SLOW, max_tokens=ENDLESS, images=images, num_choices=num_choices
     )
-    outputs = engine.generate(request, images)
+    outputs = engine.generate(request, [*images])
     await anext(outputs)
     return outputs
 
@@ -462,6 +464,27 @@ async def test_a_stalled_engine_is_killed():
         await lose_to(engine, STALL)
         assert not is_running(pid)
         assert engine.restarts == 1
+
+
+async def test_a_long_step_that_makes_progress_is_no_stall():
+    async with running(fake_client(stall_timeout_s=2.5)) as engine:
+        pid = engine.pid
+        assert tokens_of(await collect(engine, request_of("a", LONG, max_tokens=1)))
+        assert engine.pid == pid
+
+
+async def test_a_stopped_engine_is_silent_within_seconds_and_may_come_back(engine):
+    pid = engine.pid
+    os.kill(pid, signal.SIGSTOP)
+    begin = time.monotonic()
+    await until(lambda: engine.state is EngineState.SILENT)
+    assert time.monotonic() - begin < 5
+    with pytest.raises(EngineUnavailableError):
+        await collect(engine, request_of("a"))
+    os.kill(pid, signal.SIGCONT)
+    await until(lambda: engine.state is EngineState.READY)
+    assert engine.pid == pid
+    assert tokens_of(await collect(engine, request_of("a")))
 
 
 async def test_sigterm_and_sigint_are_not_for_the_engine(engine):

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from inference_service.engine_client.inflight import RequestInFlight
-from inference_service.engine_client.quarantine import Quarantine
+from inference_service.engine_client.quarantine import Quarantine, Verdict
 from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason
 from tests.engine_client.engine_front import request_of
 
@@ -17,15 +17,44 @@ def test_suspicion_ends_with_time() -> None:
     quarantine = Quarantine(lambda: now[0])
     request = request_of("a")
     for now[0] in (0.0, Quarantine.FORGIVEN_AFTER_S - 1):
-        assert not quarantine.holds(request)
+        assert quarantine.admit(request) is Verdict.ADMITTED
         quarantine.blame([request])
-    assert quarantine.holds(request)
+    assert quarantine.admit(request) is Verdict.REFUSED
     now[0] += Quarantine.FORGIVEN_AFTER_S
-    assert not quarantine.holds(request)
+    assert quarantine.admit(request) is Verdict.ADMITTED
     quarantine.blame([request])
-    assert not quarantine.holds(request)
+    assert quarantine.admit(request) is Verdict.ADMITTED
     quarantine.blame([request])
-    assert quarantine.holds(request)
+    assert quarantine.admit(request) is Verdict.REFUSED
+
+
+def test_bystanders_of_two_failures_are_answered_again() -> None:
+    """A prompt that many send is in flight at every failure."""
+    quarantine = Quarantine()
+    common, poison = request_of("common", 1), request_of("poison", 2)
+    for _ in range(2):
+        quarantine.blame([common, poison])
+    assert quarantine.admit(common) is Verdict.ADMITTED
+    assert quarantine.admit(poison) is Verdict.WAITS
+    assert quarantine.admit(common) is Verdict.WAITS
+    quarantine.leave(common, answered=True)
+    for _ in range(2):
+        assert quarantine.admit(common) is Verdict.ADMITTED
+        assert quarantine.admit(poison) is Verdict.ADMITTED
+        quarantine.blame([common, poison])
+    assert quarantine.admit(poison) is Verdict.REFUSED
+    assert quarantine.admit(common) is Verdict.ADMITTED
+
+
+def test_a_suspect_that_leaves_without_an_answer_stays_suspected() -> None:
+    quarantine = Quarantine()
+    requests = [request_of(name, index) for index, name in enumerate("ab")]
+    for _ in range(2):
+        quarantine.blame(requests)
+    assert quarantine.admit(requests[0]) is Verdict.ADMITTED
+    quarantine.leave(requests[0], answered=False)
+    assert quarantine.admit(requests[1]) is Verdict.ADMITTED
+    assert quarantine.admit(requests[0]) is Verdict.WAITS
 
 
 def token(choice_index: int) -> ChoiceOutput:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from inference_service.engine_client.interface import EngineState
+from inference_service.engine_client.interface import EngineState, nothing
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
     EngineFailure,
@@ -49,7 +49,7 @@ class EchoEngine:
 
     @property
     def stats(self) -> EngineStats:
-        return EngineStats(running=len(self.live), kv_pages_total=100, kv_page_tokens=16)
+        return EngineStats(running=len(self.live), kv_pages_total=1000, kv_page_tokens=16)
 
     def on_state_change(self, callback: Callable[[EngineState], None]) -> None:
         self._callbacks.append(callback)
@@ -60,7 +60,7 @@ class EchoEngine:
             device="cpu",
             dtype="float32",
             max_model_len=self._max_model_len,
-            kv_pages_total=100,
+            kv_pages_total=1000,
             kv_page_tokens=16,
             kv_bytes_per_token=64,
             weight_bytes=1000,
@@ -87,13 +87,18 @@ class EchoEngine:
                 over.set()
 
     async def generate(
-        self, request: EngineRequest, pixels: Sequence[bytes | memoryview]
+        self,
+        request: EngineRequest,
+        pixels: list[bytes | memoryview],
+        *,
+        computed: Callable[[], None] = nothing,
     ) -> AsyncGenerator[ChoiceOutput, None]:
         self._require_ready()
         if any(request_id == request.request_id for request_id, _ in self.live):
             raise RequestIdInUseError("a request with this id is in flight")
         self.requests.append(request)
         self.pixels = [bytes(image) for image in pixels]
+        pixels.clear()
         overs = {
             (request.request_id, choice): asyncio.Event() for choice in range(request.num_choices)
         }
@@ -126,6 +131,7 @@ class EchoEngine:
                 del self.live[key]
                 if not over.is_set():
                     self.aborted.append(key)
+            computed()
 
     def _require_ready(self) -> None:
         if self.state is not EngineState.READY:

@@ -18,6 +18,7 @@ from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from qwenvl.observability import REQUEST_ID_ENTRY
 from tests.grpc_api.asking import read_event, read_rest, refusal, spec_of, until
 from tests.grpc_api.conftest import Service, channel_to
 
@@ -108,8 +109,9 @@ async def test_known_keys_pass_and_the_file_is_read_again(guarded: Service, key_
 
 async def test_a_refused_call_has_its_log_line(guarded: Service, caplog) -> None:
     caplog.set_level(logging.INFO)
-    wrong = (("authorization", "Bearer a-wrong-key"),)
-    await refusal(guarded.create(spec_of("x", request_id="nobody"), metadata=wrong))
+    # The message, which may have an id as well, is not read.
+    wrong = (("authorization", "Bearer a-wrong-key"), (REQUEST_ID_ENTRY, "nobody"))
+    await refusal(guarded.create(spec_of("x"), metadata=wrong))
 
     def lines() -> list[dict[str, str]]:
         return [r.msg for r in caplog.records if r.name == "inference_service.access"]

@@ -63,6 +63,9 @@ class ShoutingBackend:
         self._starts = starts
         self._callbacks: list[Callable[[BackendState], None]] = []
 
+    def check_admission(self, caller: str) -> None:
+        del caller
+
     async def generate(self, request: Request, caller: str) -> AsyncGenerator[Event, None]:
         self.callers.append(caller)
         yield Started(

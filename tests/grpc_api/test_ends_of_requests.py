@@ -111,22 +111,6 @@ async def test_deadline_passes_while_the_reader_is_slow(open_service) -> None:
     await until(lambda: is_idle(service))
 
 
-async def test_deadline_frees_the_engine_while_the_reader_does_not_read(open_service) -> None:
-    service = await open_service(request_timeout_s=0.2)
-    servicer = ChatServicer(service.backend, ServiceSettings())
-    enter_call(CallContext(request_id="idle", caller="me", deadline=time.monotonic() + 0.2))
-    request = chat_pb.StreamChatCompletionRequest(spec=spec_of("hello", n=2))
-    context: Any = None  # the servicer does not read it
-    stream = servicer.StreamChatCompletion(request, context)
-    await anext(stream)
-    await anext(stream)
-    assert not is_idle(service)
-    await until(lambda: is_idle(service))
-    assert sorted(service.engine.aborted) == [("idle", 0), ("idle", 1)]
-    with pytest.raises(DeadlineError):
-        await anext(stream)
-
-
 async def test_client_without_deadline_that_does_not_read_is_ended(open_service) -> None:
     service = await open_service(request_timeout_s=0.7)
     options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**12)]  # a fixed window

@@ -26,15 +26,20 @@ from inference_service.backend.base import BackendState
 from inference_service.backend.local import LocalBackend
 from inference_service.backend.served_model import ServedModel
 from inference_service.engine_client.interface import EngineState
+from inference_service.grpc_api import server
 from inference_service.grpc_api.admin_service import AdminServicer
 from inference_service.grpc_api.server import Front, serve
 from inference_service.settings import ServiceSettings
 from qwenvl import Client
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
-from tests.grpc_api.asking import refusal, spec_of, until
+from tests.chaos.http2 import Connection
+from tests.chaos.service import free_port
+from tests.grpc_api.asking import read_rest, refusal, spec_of, until
 from tests.grpc_api.conftest import Service, channel_to
 from tests.grpc_api.echo_engine import EchoEngine
 
@@ -183,7 +188,7 @@ async def test_server_info_and_load(open_service) -> None:
     held = asyncio.ensure_future(service.create(spec_of("x", n=2)))
     await until(lambda: len(service.engine.live) == 2)
     load = (await service.admin.GetLoad(admin_pb.GetLoadRequest(), timeout=20)).load
-    assert (load.running_requests, load.kv_pages_total) == (2, 100)
+    assert (load.running_requests, load.kv_pages_total) == (2, 1000)
     service.engine.resume.set()
     await held
 
@@ -201,7 +206,7 @@ async def test_models(service: Service) -> None:
     assert list(got.url_schemes) == ["http", "https"]
     assert got.memory.weight_bytes == 4 * got.parameter_count  # as `qwenvl check` tells it
     assert got.parameter_count == sum(part.parameter_count for part in got.parts)
-    assert got.memory.kv_cache_bytes == 100 * 16 * got.memory.kv_bytes_per_token
+    assert got.memory.kv_cache_bytes == 1000 * 16 * got.memory.kv_bytes_per_token
     answer = await service.create(spec_of("x", model="echo-too"))
     assert answer.started.model == "echo"
 
@@ -278,6 +283,50 @@ async def test_an_engine_that_failed_for_good_ends_the_service(model: ServedMode
     engine.become(EngineState.FAILED)
     async with asyncio.timeout(20):
         assert await running == 1
+
+
+async def test_a_second_signal_ends_requests_with_an_error_at_once(model: ServedModel) -> None:
+    port = free_port()
+    settings = ServiceSettings(grpc_address=f"127.0.0.1:{port}", admin_address=None)
+    engine = EchoEngine(model.tokenizer)
+    backend = LocalBackend(settings, model, engine)
+    running = asyncio.ensure_future(serve(settings, backend))
+    await until(lambda: engine.state is EngineState.READY)
+    engine.hold_at = 2
+    async with channel_to(f"127.0.0.1:{port}") as channel:
+        stream = chat_grpc.ChatServiceStub(channel).StreamChatCompletion(
+            chat_pb.StreamChatCompletionRequest(spec=spec_of("hello")), timeout=60
+        )
+        await until(lambda: bool(engine.live))
+        os.kill(os.getpid(), signal.SIGTERM)
+        await until(lambda: backend.state is BackendState.DRAINING)
+        await asyncio.sleep(0.1)
+        assert not running.done()
+        os.kill(os.getpid(), signal.SIGTERM)
+        got = await refusal(read_rest(stream))
+        assert (got.info.reason, got.code) == ("DRAINING", grpc.StatusCode.UNAVAILABLE)
+        async with asyncio.timeout(20):
+            assert await running == 0
+
+
+async def test_a_connection_whose_peer_answers_no_ping_is_closed(
+    open_service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
+    options = dict(server._OPTIONS)
+    assert [options[name] for name in names] == [60_000, 20_000, 20_000]
+    monkeypatch.setattr(server, "_OPTIONS", tuple((options | dict.fromkeys(names, 200)).items()))
+    service = await open_service()
+    async with Connection.open(service.front.ports["grpc"], answers_pings=False) as connection:
+        await connection.call("/grpc.health.v1.Health/Watch")
+        await until(lambda: connection.closed)
+
+
+async def test_a_connection_ends_at_its_age(open_service) -> None:
+    service = await open_service(max_connection_age_s=0.2)
+    async with Connection.open(service.front.ports["grpc"]) as connection:
+        await until(lambda: connection.going_away)
+    assert (await service.create(spec_of("again"))).choices[0].text == "again"
 
 
 # ---- the process ----

@@ -12,7 +12,9 @@ import pytest
 
 from inference_service.engine_client.interface import EngineState
 from inference_service.engine_protocol.messages import EngineFailure
-from inference_service.errors import OutOfMemoryError
+from inference_service.errors import InvalidArgumentError, OutOfMemoryError
+from inference_service.grpc_api.request_options import generation_options
+from inference_service.settings import ServiceSettings
 from qwenvl.errors import BY_REASON, DOMAIN
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
@@ -379,3 +381,14 @@ async def test_an_unexpected_error_discloses_only_an_id(
 async def test_abort_needs_ids(service: Service) -> None:
     got = await refusal(service.admin.Abort(admin_pb.AbortRequest()))
     assert (got.info.reason, got.field) == ("INVALID_ARGUMENT", "request_ids")
+
+
+def test_at_most_300_biases_are_allowed() -> None:
+    """Whatever the vocabulary is: the one of the service above has fewer tokens."""
+    settings = ServiceSettings()
+    options = generation_options(
+        sampling(logit_bias=dict.fromkeys(range(300), 1.0)), "m", "id", settings
+    )
+    assert len(options.sampling.logit_bias or ()) == 300
+    with pytest.raises(InvalidArgumentError, match="301 entries, but at most 300"):
+        generation_options(sampling(logit_bias=dict.fromkeys(range(301), 1.0)), "m", "id", settings)

@@ -91,4 +91,8 @@ def test_channel_options() -> None:
         policies = [method["retryPolicy"] for method in methods if "retryPolicy" in method]
         codes = [policy["retryableStatusCodes"] for policy in policies]
         assert codes == ([["UNAVAILABLE"]] if retry else [])
+        # Tried with a peer that vanishes in tests/chaos/test_replicas.py, which takes longer.
+        assert 10_000 <= int(options["grpc.keepalive_time_ms"]) <= 60_000
+        for name in ("grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"):
+            assert 1_000 <= int(options[name]) <= 20_000
         assert options["grpc.enable_http_proxy"] == 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from inference_service.text.tokenizer_json import JsonTokenizer
+from inference_service.text.tokenizer_json import JsonTokenizer, _slices
 from tests.support.qwen_text import ORDINARY, SPECIAL, token_id, tokenizer_json, write_text_files
 
 
@@ -94,3 +94,29 @@ def test_unsuitable_files(tmp_path):
             JsonTokenizer(text)
     with pytest.raises(OSError, match=r"vocab\.json"):
         JsonTokenizer.from_dir(tmp_path)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["words", " in", "\n", "Line", "中文", "，", "。", "12", "e\u0301", "'s", " "]
+        )
+    )
+)
+def test_a_long_text_is_encoded_in_slices_with_the_same_tokens(tokenizer, parts):
+    text = "".join(parts) * 3
+    whole = tokenizer.encode_plain(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "_slice_characters", 1)
+        assert tokenizer.encode_plain(text) == whole
+        assert tokenizer.encode(text) == whole
+
+
+def test_a_text_is_cut_between_words_only(tokenizer):
+    assert tokenizer._slice_characters
+    text = "some words and\nlines. " * 10
+    pieces = list(_slices(text, 20))
+    assert "".join(pieces) == text
+    assert len(pieces) > 5
+    assert all(20 <= len(piece) < 40 for piece in pieces[:-1])
+    assert list(_slices("x" * 100, 20)) == ["x" * 100]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import nn
@@ -13,12 +14,16 @@ from inference_service.families.qwen_common.config import VISION_ROPE_THETA, Qwe
 from inference_service.kernels.layers import Linear
 from inference_service.kernels.ops import Ops
 from inference_service.kernels.rope import inverse_frequencies, mrope_cos_sin
+from inference_service.progress import advance
 
 
 NORM_EPS = 1e-6
 
 Grid = tuple[int, int, int]
 """(frames / temporal_patch_size, rows, columns) in patches."""
+
+_PIECE_ROWS: Final = 4096
+"""Patches whose attention is computed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +120,19 @@ class VisionAttention(nn.Module):
         out = torch.empty_like(q)
         for rows in segments:
             queries, keys, values = (t[rows].transpose(1, 2) for t in (q, k, v))
-            attended = scaled_dot_product_attention(queries, keys, values)
+            attended = _attend(queries, keys, values)
             out[rows] = attended.transpose(1, 2)
         projected: torch.Tensor = self.proj(out.flatten(1))
         return projected
+
+
+def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Attention of rows [..., n, D]; of a large image in pieces, each of which a CPU computes in seconds."""
+    pieces = []
+    for piece in torch.split(queries, _PIECE_ROWS, dim=-2):
+        pieces.append(scaled_dot_product_attention(piece, keys, values))
+        advance()
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
 
 
 class Block(nn.Module):

@@ -1,0 +1,145 @@
+"""The line for something that callers share fairly: places in the engine's batch, its KV cache, workers.
+
+The engine computes first come, first served. So no more requests are given to it than it can compute at once and a few
+more, and the next one is of the caller that has the fewest places, those that have waited longest first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+import contextlib
+from dataclasses import dataclass
+import time
+from typing import Final
+
+
+_MIN_SHARE: Final = 4
+"""One caller may have the `_MIN_SHARE`th part of the places, however many others there are."""
+_LATELY_S: Final = 10.0
+"""Callers count as present for so long after their last request: they need not wait for the long answers of others."""
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """Places of one request, from `Line.enter` to `leave`.
+
+    Attributes:
+        caller: Who has them.
+        size: Their number: the request's answers.
+    """
+
+    caller: str
+    size: int
+    _line: Line | None
+
+    def leave(self) -> None:
+        """Frees the places; doing so twice does no harm."""
+        if self._line is not None:
+            self._line._leave(self)  # noqa: SLF001 - one unit
+            self._line = None
+
+
+class Line:
+    """Gives places to callers in turn. Belongs to one event loop.
+
+    Args:
+        places: Number of places.
+        spare: So many of them a single caller never has, so that the next caller need not wait.
+    """
+
+    def __init__(self, places: int, *, spare: int = 0) -> None:
+        self.places = places
+        self._spare = spare
+        self._held: Counter[str] = Counter()
+        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
+        self._seen: dict[
+            str, float
+        ] = {}  # when callers were here last, in order of their last turns
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return sum(map(len, self._waiting.values()))
+
+    @property
+    def waiting_size(self) -> int:
+        """Places that they wait for."""
+        return sum(size for queue in self._waiting.values() for size, _ in queue)
+
+    async def enter(self, caller: str, size: int) -> Place:
+        """Waits for places.
+
+        Args:
+            caller: Who asks.
+            size: Number of places; a request that is larger than the batch takes all of it.
+        """
+        size = min(size, self.places)
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (size, granted)
+        self._waiting.setdefault(caller, deque()).append(entry)
+        self._grant()
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if granted.cancelled():
+                self._remove(caller, entry)
+            else:
+                self._free(caller, size)
+            self._grant()
+            raise
+        return Place(caller, size, self)
+
+    def _leave(self, place: Place) -> None:
+        self._free(place.caller, place.size)
+        self._grant()
+
+    def _free(self, caller: str, size: int) -> None:
+        self._seen[caller] = time.monotonic()
+        self._held[caller] -= size
+        if not self._held[caller]:
+            del self._held[caller]
+
+    def _remove(self, caller: str, entry: tuple[int, asyncio.Future[None]]) -> None:
+        queue = self._waiting.get(caller)
+        if queue is not None:
+            with contextlib.suppress(ValueError):
+                queue.remove(entry)
+            if not queue:
+                del self._waiting[caller]
+
+    def _grant(self) -> None:
+        """Gives free places to those whose turn it is; a large request is waited for, not overtaken for ever."""
+        while (caller := self._next()) is not None:
+            size, granted = self._waiting[caller][0]
+            free = self.places - self._held.total()
+            if not granted.cancelled() and size > free:
+                return
+            self._remove(caller, (size, granted))
+            if not granted.cancelled():
+                self._seen.pop(caller, None)
+                self._seen[caller] = time.monotonic()
+                self._held[caller] += size
+                granted.set_result(None)
+
+    def _next(self) -> str | None:
+        """The caller with the fewest places and then the oldest turn, of those that leave the others their shares."""
+        if not self._waiting or self._held.total() >= self.places:
+            return None
+        present = self._present()
+        alone = self.places - self._spare
+        share = alone if present == 1 else min(alone, self.places // min(present, _MIN_SHARE))
+        turns = {caller: index for index, caller in enumerate(self._seen)}
+        ranks = {
+            caller: (self._held[caller], turns.get(caller, -1))
+            for caller, queue in self._waiting.items()
+            if not self._held[caller] or self._held[caller] + queue[0][0] <= share
+        }
+        return min(ranks, key=lambda caller: ranks[caller], default=None)
+
+    def _present(self) -> int:
+        """Number of callers that are or lately were here."""
+        oldest = time.monotonic() - _LATELY_S
+        self._seen = {w: t for w, t in self._seen.items() if t > oldest or w in self._waiting}
+        lately = {who for who, when in self._seen.items() if when > oldest}
+        return len({*lately, *self._held, *self._waiting})

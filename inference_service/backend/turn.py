@@ -1,0 +1,133 @@
+"""The turn of one request: its place in the batch, the room for its pixels, and its part of the KV cache."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+import contextlib
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from inference_service.backend.admission import AdmittedRequest
+from inference_service.backend.line import Line, Place
+from inference_service.engine_client.budget import PixelBudget
+from inference_service.errors import QueueFullError
+
+
+_ANSWER_TOKENS: Final = 64
+"""Longer answers find room in the cache or are computed again, as the scheduler decides."""
+_MAX_WAITING_CACHES: Final = 16
+_RETRY_AFTER_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What requests share.
+
+    Attributes:
+        batch: The line for places in the engine's batch.
+        decoders: The line for workers that decode images.
+        tokens: The line for room in the KV cache.
+        pixels: The room for pixels that are being decoded or on their way to the engine.
+    """
+
+    batch: Line
+    tokens: Line
+    decoders: Line
+    pixels: PixelBudget
+
+
+class Turn:
+    """The turn of one request; a context that gives everything back at its end.
+
+    Args:
+        admitted: The request.
+        size: Number of its answers.
+        pixel_bytes: Maximum bytes of its pixels.
+        shared: What it shares with others.
+    """
+
+    def __init__(
+        self, admitted: AdmittedRequest, *, size: int, pixel_bytes: int, shared: Shared
+    ) -> None:
+        self._admitted = admitted
+        self._size = size
+        self._pixel_bytes = min(pixel_bytes, shared.pixels.limit_bytes)
+        self._batch = shared.batch
+        self._tokens = shared.tokens
+        self._decoders = shared.decoders
+        self._pixels = shared.pixels
+        self._places: list[Place] = []
+        self._room: asyncio.Future[None] | None = None
+        self._arriving: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._arriving is not None:
+            self._arriving.cancel()
+        self.free_pixels()
+        self.leave()
+
+    async def arrive(self) -> None:
+        """Waits until the request may use memory and compute; its images, which wait together, take one turn."""
+        if self._arriving is None:
+            self._arriving = asyncio.create_task(self._arrive())
+        await asyncio.shield(self._arriving)
+
+    @contextlib.asynccontextmanager
+    async def decoding(self) -> AsyncIterator[None]:
+        """A worker's time for one image, once the request has its turn: callers take their turns by images."""
+        await self.arrive()
+        worker = await self._decoders.enter(self._admitted.caller, 1)
+        try:
+            yield
+        finally:
+            worker.leave()
+
+    def decoded(self, pixel_bytes: int) -> None:
+        """Gives back the room that the pixels did not need."""
+        if self._room is not None and pixel_bytes < self._pixel_bytes:
+            self._pixels.shrink(self._pixel_bytes - pixel_bytes)
+            self._pixel_bytes = pixel_bytes
+
+    async def reserve_tokens(self, prompt_tokens: int, max_tokens: int) -> None:
+        """Waits for room in the KV cache: for the prompt and the beginning of every answer.
+
+        Raises:
+            QueueFullError: Those that wait need the whole cache many times over.
+        """
+        line = self._tokens
+        if line.waiting_size > _MAX_WAITING_CACHES * line.places:
+            raise QueueFullError(
+                f"Requests with {line.waiting_size} tokens wait for the KV cache of {line.places} tokens, the maximum;"
+                " try again later.",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        tokens = prompt_tokens + self._size * min(max_tokens, _ANSWER_TOKENS)
+        self._places.append(await line.enter(self._admitted.caller, tokens))
+
+    def free_pixels(self) -> None:
+        """Gives back the room of the pixels: the engine has them."""
+        if self._room is not None:
+            self._pixels.give_back(self._pixel_bytes, self._room)
+            self._room = None
+
+    def leave(self) -> None:
+        """Gives back its places: the engine computes the request no more."""
+        while self._places:
+            self._places.pop().leave()
+
+    async def _arrive(self) -> None:
+        self._places.append(await self._batch.enter(self._admitted.caller, self._size))
+        self._admitted.begun = True
+        if self._pixel_bytes:
+            self._room = self._pixels.reserve(self._pixel_bytes)
+            await asyncio.wait([self._room])

@@ -1,0 +1,208 @@
+"""Bounds the memory of request messages: those that are being received, and those that wait.
+
+gRPC tells neither the size of a message before it is complete nor how much of it has arrived. So a message counts as
+large as possible until it is complete, then with its size, until the request needs it no longer. When there is no room,
+unfinished messages that have taken long are cut, those of the caller with the most first, and one that is its caller's
+only one later; small messages arrive in milliseconds and are not affected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+import contextlib
+from dataclasses import dataclass, field
+import time
+from typing import Any, Final
+
+from inference_service.errors import QueueFullError
+
+
+_POLL_S: Final = 0.05
+_RETRY_AFTER_S: Final = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """A place for one message.
+
+    Attributes:
+        caller: The caller that sends it.
+        num_bytes: The bytes that it counts.
+        since: `time.monotonic()` when it began to be received.
+        receiving: It is not complete.
+        cut: Done when it has to make room for others.
+    """
+
+    caller: str
+    num_bytes: int
+    since: float = 0.0
+    receiving: bool = True
+    cut: asyncio.Future[None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class MessageBudget:
+    """The bytes of request messages in memory. Belongs to one event loop.
+
+    Args:
+        limit_bytes: Maximum of all messages together.
+        max_message_bytes: Maximum of one message.
+        max_waiting: Maximum messages that wait for room.
+        wait_s: Maximum time that a message waits for room.
+        patience_s: Time that a message may take to arrive while others wait.
+        patience_alone_s: The same for the only unfinished message of its caller.
+        setting: The flag that sets the limit, for errors; empty = none.
+    """
+
+    def __init__(
+        self,
+        limit_bytes: int,
+        *,
+        max_message_bytes: int,
+        max_waiting: int,
+        wait_s: float,
+        patience_s: float = 1.0,
+        patience_alone_s: float = 1.0,
+        setting: str = "",
+    ) -> None:
+        self.limit_bytes = max(limit_bytes, max_message_bytes)
+        self._max_message_bytes = max_message_bytes
+        self._max_waiting = max_waiting
+        self._wait_s = wait_s
+        self._patience_s = patience_s
+        self._patience_alone_s = patience_alone_s
+        self._setting = setting
+        self._claims: set[Claim] = set()
+        self._waiting: list[tuple[Claim, asyncio.Future[None]]] = []
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that are claimed."""
+        return sum(claim.num_bytes for claim in self._claims)
+
+    async def receive(
+        self, claim: Claim, read: Callable[[], Awaitable[bytes | None]], timeout_s: float
+    ) -> bytes | None:
+        """Receives a message for a claim that `reserve` granted.
+
+        Args:
+            claim: The claim; from now on it counts the size of the message.
+            read: Reads the message; None = there is none. It is never cancelled, since gRPC writes to its memory; it
+                ends when the call does.
+            timeout_s: Maximum time.
+
+        Raises:
+            TimeoutError: The message is not complete.
+            QueueFullError: It was cut to make room for others.
+        """
+        claim.since = time.monotonic()
+        reading = asyncio.ensure_future(read())
+        events: list[asyncio.Future[Any]] = [reading, claim.cut]
+        await asyncio.wait(events, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            reading.add_done_callback(_retrieve)
+            if claim.cut.done():
+                raise self._full("the message took too long to arrive while others waited")
+            raise TimeoutError
+        message = reading.result()
+        claim.receiving = False
+        claim.num_bytes = len(message or b"")
+        self._grant()
+        return message
+
+    async def reserve(self, caller: str) -> Claim:
+        """Claims room for one message of a caller; `release` ends the claim.
+
+        Raises:
+            QueueFullError: There is no room, and none became free in time.
+        """
+        claim = Claim(caller, self._max_message_bytes)
+        if not self._waiting and self._fits(claim):
+            self._claims.add(claim)
+            return claim
+        if len(self._waiting) >= self._max_waiting:
+            raise self._full("too many messages wait for room")
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((claim, granted))
+        try:
+            await self._wait(granted)
+        except BaseException:
+            if granted.done() and not granted.cancelled():
+                self.release(claim)
+            raise
+        finally:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove((claim, granted))
+        return claim
+
+    def release(self, claim: Claim) -> None:
+        """Ends a claim; ending it twice does no harm."""
+        self._claims.discard(claim)
+        self._grant()
+
+    async def _wait(self, granted: asyncio.Future[None]) -> None:
+        """Waits for room, and makes some where possible."""
+        until = time.monotonic() + self._wait_s
+        while not granted.done():
+            self._cut_one()
+            await asyncio.wait({granted}, timeout=_POLL_S)
+            if not granted.done() and time.monotonic() >= until:
+                raise self._full(f"no room became free within {self._wait_s:g} s")
+
+    def _fits(self, claim: Claim) -> bool:
+        return self.used_bytes + claim.num_bytes <= self.limit_bytes
+
+    def _grant(self) -> None:
+        """Grants room to the caller that has least, in order of arrival."""
+        while self._waiting:
+            held = self._held()
+            entry = min(self._waiting, key=lambda entry: held[entry[0].caller])
+            claim, granted = entry
+            if granted.cancelled():
+                self._waiting.remove(entry)
+                continue
+            if not self._fits(claim):
+                return
+            self._waiting.remove(entry)
+            self._claims.add(claim)
+            granted.set_result(None)
+
+    def _held(self) -> Counter[str]:
+        held: Counter[str] = Counter()
+        for claim in self._claims:
+            held[claim.caller] += claim.num_bytes
+        return held
+
+    def _cut_one(self) -> None:
+        """Cuts the oldest unfinished message of the caller with the most, unless all are recent."""
+        receiving = [claim for claim in self._claims if claim.receiving]
+        if any(claim.cut.done() for claim in receiving):
+            return  # its room is about to become free
+        counts = Counter(claim.caller for claim in receiving)
+        now = time.monotonic()
+        slow = [
+            claim
+            for claim in receiving
+            if claim.since
+            and now - claim.since
+            > (self._patience_s if counts[claim.caller] > 1 else self._patience_alone_s)
+        ]
+        if slow:
+            victim = max(slow, key=lambda claim: (counts[claim.caller], -claim.since))
+            victim.cut.set_result(None)
+
+    def _full(self, why: str) -> QueueFullError:
+        return QueueFullError(
+            f"The service has no room for this message: {why}; at most {self.limit_bytes} bytes of request messages"
+            f" are held in memory{self._setting and f' ({self._setting})'}; try again later.",
+            retry_after_s=_RETRY_AFTER_S,
+        )
+
+
+def _retrieve(reading: asyncio.Future[bytes | None]) -> None:
+    """Marks the result of an abandoned read as seen."""
+    if not reading.cancelled():
+        reading.exception()

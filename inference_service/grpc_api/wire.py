@@ -1,0 +1,135 @@
+"""One call on the wire: reads and writes its messages as bytes, each within bounds of time and memory."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from dataclasses import dataclass
+import time
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from inference_service.errors import DeadlineError
+from inference_service.grpc_api import work
+from inference_service.grpc_api.call_context import Context
+from inference_service.grpc_api.message_budget import Claim, MessageBudget
+from inference_service.grpc_api.status import DETAILS_KEY
+
+
+_CLOSE_S: Final = 1.0
+"""Maximum time to send a status to a client that may not be reading."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireLimits:
+    """Limits on the messages of a call.
+
+    Attributes:
+        messages: The room for messages.
+        receive_timeout_s: Maximum time to receive a message.
+        send_timeout_s: Maximum time until the client takes a message.
+    """
+
+    messages: MessageBudget
+    receive_timeout_s: float
+    send_timeout_s: float
+
+
+class Wire:
+    """The messages of one call.
+
+    Args:
+        context: The call.
+        caller: Who calls, for a fair share of the room for messages.
+        limits: Limits on each message.
+        deadline: End of the call as `time.monotonic()`; None = only its messages are limited in time.
+    """
+
+    def __init__(
+        self, context: Context, caller: str, limits: WireLimits, deadline: float | None
+    ) -> None:
+        self._context = context
+        self._caller = caller
+        self._limits = limits
+        self._deadline = deadline
+        self._claim: Claim | None = None
+
+    async def read(self) -> bytes | None:
+        """The next message; None = the client sends no more.
+
+        Raises:
+            DeadlineError: It was not complete in time.
+            QueueFullError: There is no room for it.
+        """
+        self.release()
+        limits = self._limits
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                self._claim = await limits.messages.reserve(self._caller)
+            timeout_s = self._at_most(limits.receive_timeout_s)
+            return await limits.messages.receive(self._claim, self._receive, timeout_s)
+        except TimeoutError:
+            raise DeadlineError(
+                "The request was not complete before its deadline (the client's, else --request-timeout-s)."
+            ) from None
+
+    async def write(self, message: bytes) -> None:
+        """Sends a message and waits until the client has taken it or has room for it.
+
+        Raises:
+            DeadlineError: It did not in time.
+        """
+        try:
+            async with asyncio.timeout(self._at_most(self._limits.send_timeout_s)):
+                await self._context.write(message)
+        except (
+            grpc.aio.InternalError
+        ):  # the connection is lost, which gRPC tells by a cancellation a little later
+            raise asyncio.CancelledError from None
+        except TimeoutError:
+            raise DeadlineError(
+                f"The client did not read its answer for {self._limits.send_timeout_s:g} s (--send-timeout-s), or not"
+                " before its deadline."
+            ) from None
+
+    async def abort(self, code: grpc.StatusCode, message: str, details: bytes | None) -> None:
+        """Ends the call with a status; raises what gRPC expects of an ended call."""
+        trailers = () if details is None else ((DETAILS_KEY, details),)
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self._context.abort(code, message, trailers)
+        except (TimeoutError, grpc.aio.InternalError):
+            # The client is gone, or does not read what comes before the status; the connection's age ends that.
+            raise asyncio.CancelledError from None
+
+    def release(self) -> None:
+        """Frees the room of the last message, of which nothing is in memory any more."""
+        if self._claim is not None:
+            self._limits.messages.release(self._claim)
+            work.freed(self._claim.num_bytes)
+            self._claim = None
+
+    async def _receive(self) -> bytes | None:
+        message = await self._context.read()
+        return None if message is grpc.aio.EOF else message
+
+    def _at_most(self, limit_s: float) -> float:
+        remaining_s = limit_s if self._deadline is None else self._deadline - time.monotonic()
+        return max(0.0, min(limit_s, remaining_s))
+
+
+_current: ContextVar[Wire | None] = ContextVar("qwenvl_current_wire", default=None)
+
+
+def enter_wire(wire: Wire) -> None:
+    """Makes a call the current one of this task."""
+    _current.set(wire)
+
+
+def release_message() -> None:
+    """Frees the room of the current call's message; does nothing outside of a call."""
+    wire = _current.get()
+    if wire is not None:
+        wire.release()

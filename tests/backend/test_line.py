@@ -1,0 +1,138 @@
+"""The line for places in the batch."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from inference_service.backend.line import Line, Place
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+class Asking:
+    """Requests in the line, and the order in which they got places."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.order: list[str] = []
+        self.places: list[Place] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def ask(self, *callers: str, size: int = 1) -> None:
+        self.tasks += [asyncio.create_task(self._ask(caller, size)) for caller in callers]
+        await settle()
+
+    async def _ask(self, caller: str, size: int) -> None:
+        place = await self.line.enter(caller, size)
+        self.order.append(caller)
+        self.places.append(place)
+
+    async def leave(self, index: int = 0) -> None:
+        self.places.pop(index).leave()
+        await settle()
+
+    async def finish(self) -> None:
+        while self.places:
+            await self.leave()
+        await asyncio.gather(*self.tasks)
+
+
+async def test_one_caller_alone_has_all_places() -> None:
+    asking = Asking(Line(8))
+    await asking.ask(*"aaaaaaaaaa")
+    assert len(asking.order) == 8
+    assert asking.line.waiting == 2
+    await asking.finish()
+    assert asking.line.waiting == 0
+
+
+async def test_a_spare_place_is_free_for_the_next_caller() -> None:
+    asking = Asking(Line(8, spare=2))
+    await asking.ask(*"aaaaaaaa")
+    assert asking.order == [*"aaaaaa"]
+    await asking.ask("b")
+    assert asking.order[-1] == "b"
+    await asking.finish()
+
+
+async def test_callers_take_turns_however_many_requests_one_has() -> None:
+    asking = Asking(Line(1))
+    await asking.ask("greedy", "greedy", "greedy", "greedy", "b", "c")
+    for _ in range(5):
+        await asking.leave()
+    assert asking.order == ["greedy", "b", "c", "greedy", "greedy", "greedy"]
+    await asking.finish()
+
+
+async def test_a_caller_with_more_places_waits_for_those_with_fewer() -> None:
+    asking = Asking(Line(4))
+    await asking.ask(*"aaaa")
+    await asking.ask(*"aabb")
+    await asking.leave()
+    await asking.leave()
+    assert asking.order[4:] == ["b", "b"]
+    await asking.finish()
+
+
+async def test_others_leave_room_for_the_next_request_of_a_caller_who_was_here_lately() -> None:
+    asking = Asking(Line(8))
+    await asking.ask("b")
+    await asking.leave()
+    await asking.ask(*"aaaaaaaa")
+    assert asking.order == ["b", *"aaaa"]
+    await asking.ask("b")
+    assert asking.order[-1] == "b"  # at once
+    await asking.finish()
+
+
+async def test_room_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference_service.backend.line._LATELY_S", 0.0)
+    asking = Asking(Line(8))
+    await asking.ask("b")
+    await asking.leave()
+    await asking.ask(*"aaaaaaaa")
+    assert asking.order == ["b", *"aaaaaaaa"]
+    await asking.finish()
+
+
+async def test_a_large_request_is_not_overtaken_for_ever() -> None:
+    asking = Asking(Line(4))
+    await asking.ask(*"aaa")
+    await asking.ask("b", size=4)
+    await asking.ask("c")
+    assert asking.order == [*"aaa"]
+    for _ in range(3):
+        await asking.leave()
+    assert asking.order[3:] == ["b"]
+    await asking.finish()
+
+
+async def test_a_request_larger_than_the_batch_takes_all_of_it() -> None:
+    asking = Asking(Line(2))
+    await asking.ask("a", size=5)
+    await asking.ask("b")
+    assert asking.order == ["a"]
+    await asking.leave()
+    assert asking.order == ["a", "b"]
+    await asking.finish()
+
+
+@pytest.mark.parametrize("granted", [False, True])
+async def test_who_leaves_the_line_takes_nothing_along(granted: bool) -> None:
+    line = Line(1)
+    first = await line.enter("a", 1)
+    waiting = asyncio.create_task(line.enter("b", 1))
+    await settle()
+    if granted:
+        first.leave()  # the place is given, and the task has not yet learnt of it
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    first.leave()
+    first.leave()
+    async with asyncio.timeout(5):
+        await line.enter("c", 1)

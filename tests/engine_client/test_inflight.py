@@ -1,0 +1,43 @@
+"""The outputs that wait for a slow consumer."""
+
+from __future__ import annotations
+
+import asyncio
+
+from inference_service.engine_client.inflight import RequestInFlight
+from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason
+from tests.engine_client.engine_front import request_of
+
+
+def flight(num_choices: int) -> RequestInFlight:
+    reservation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    return RequestInFlight(request_of("a", num_choices=num_choices), 0, reservation)
+
+
+def output(choice: int, token: int, reason: FinishReason | None = None) -> ChoiceOutput:
+    return ChoiceOutput(
+        request_id="a", choice_index=choice, token_ids=(token,), finish_reason=reason
+    )
+
+
+async def test_outputs_that_wait_are_merged_and_nothing_is_lost() -> None:
+    slow = flight(2)
+    for token in range(5000):
+        for choice in range(2):
+            slow.push(output(choice, token))
+        assert sum(map(len, slow._buffered.values())) <= 2 * 64
+    for choice in range(2):
+        merged = await slow.next()
+        assert merged.choice_index == choice
+        assert merged.token_ids == tuple(range(5000))
+
+
+async def test_the_choice_that_waits_longest_is_next() -> None:
+    busy = flight(3)
+    for choice in range(3):
+        busy.push(output(choice, choice))
+    order = []
+    for _ in range(6):
+        order.append((await busy.next()).choice_index)
+        busy.push(output(order[-1], 9))  # the one just taken has more already
+    assert order == [0, 1, 2, 0, 1, 2]

@@ -1,0 +1,146 @@
+"""The room for request messages."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from inference_service.errors import QueueFullError
+from inference_service.grpc_api.message_budget import Claim, MessageBudget
+
+
+def budget(messages: int = 2, **changes: float) -> MessageBudget:
+    values = {"max_waiting": 10, "wait_s": 5.0, "patience_s": 0.05} | changes
+    return MessageBudget(
+        100 * messages,
+        max_message_bytes=100,
+        max_waiting=int(values["max_waiting"]),
+        wait_s=values["wait_s"],
+        patience_s=values["patience_s"],
+        patience_alone_s=values.get("patience_alone_s", values["patience_s"]),
+        setting="--the-setting",
+    )
+
+
+async def never() -> bytes:
+    await asyncio.Event().wait()
+    return b""
+
+
+async def of(size: int) -> bytes:
+    return bytes(size)
+
+
+async def begin(room: MessageBudget, caller: str) -> tuple[Claim, asyncio.Task[bytes | None]]:
+    """A message that never ends."""
+    claim = await room.reserve(caller)
+    task = asyncio.create_task(room.receive(claim, never, 60))
+    await asyncio.sleep(0)
+    return claim, task
+
+
+async def test_a_complete_message_counts_its_size() -> None:
+    room = budget()
+    claims = []
+    for _ in range(10):
+        claim = await room.reserve("a")
+        assert await room.receive(claim, lambda: of(10), 1) == bytes(10)
+        claims.append(claim)
+    assert room.used_bytes == 100
+    for claim in [*claims, *claims]:
+        room.release(claim)
+    assert room.used_bytes == 0
+
+
+async def test_a_message_waits_for_room_and_never_exceeds_it() -> None:
+    room = budget(patience_s=60)
+    first = await room.reserve("a")
+    await room.reserve("a")
+    waiting = asyncio.ensure_future(room.reserve("b"))
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    assert room.used_bytes == 200
+    room.release(first)
+    async with asyncio.timeout(5):
+        await waiting
+    assert room.used_bytes == 200
+
+
+async def test_a_slow_message_of_the_caller_with_the_most_makes_room() -> None:
+    room = budget(3)
+    _, honest = await begin(room, "honest")
+    oldest, cut = await begin(room, "greedy")
+    _, other = await begin(room, "greedy")
+    waiting = asyncio.ensure_future(room.reserve("new"))
+    with pytest.raises(QueueFullError, match="--the-setting"):
+        await cut
+    room.release(oldest)
+    async with asyncio.timeout(5):
+        await waiting
+    assert not honest.done()
+    assert not other.done()
+    for task in (honest, other):
+        task.cancel()
+
+
+async def test_room_goes_to_the_caller_that_has_least() -> None:
+    room = budget(2, patience_s=60)
+    greedy = [await room.reserve("greedy") for _ in range(2)]
+    order: list[str] = []
+
+    async def wait(caller: str) -> None:
+        await room.reserve(caller)
+        order.append(caller)
+
+    tasks = [asyncio.create_task(wait(caller)) for caller in ("greedy", "small")]
+    await asyncio.sleep(0)
+    for claim in greedy:
+        room.release(claim)
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*tasks)
+    assert order == ["small", "greedy"]
+
+
+async def test_the_line_is_bounded_in_number_and_time() -> None:
+    room = budget(1, max_waiting=1, wait_s=0.1, patience_s=60)
+    await room.reserve("a")
+    waiting = asyncio.ensure_future(room.reserve("a"))
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError) as caught:
+        await room.reserve("a")
+    assert caught.value.retry_after_s
+    with pytest.raises(QueueFullError):
+        await waiting
+
+
+@pytest.mark.parametrize("granted", [False, True])
+async def test_who_leaves_takes_no_room_along(granted: bool) -> None:
+    room = budget(1, patience_s=60)
+    first = await room.reserve("a")
+    waiting = asyncio.ensure_future(room.reserve("b"))
+    await asyncio.sleep(0.01)
+    if granted:
+        room.release(first)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    room.release(first)
+    assert room.used_bytes == 0
+
+
+async def test_a_message_that_takes_too_long_ends_without_a_cut() -> None:
+    room = budget()
+    claim = await room.reserve("a")
+    with pytest.raises(TimeoutError):
+        await room.receive(claim, never, 0.02)
+
+
+async def test_the_only_message_of_a_caller_may_take_longer() -> None:
+    room = budget(2, patience_s=0.05, patience_alone_s=60, wait_s=0.5)
+    tasks = [(await begin(room, caller))[1] for caller in "ab"]
+    with pytest.raises(QueueFullError):
+        await room.reserve("c")
+    assert not any(task.done() for task in tasks)
+    for task in tasks:
+        task.cancel()
