@@ -15,9 +15,14 @@ from collections.abc import Sequence
 import json
 from pathlib import Path
 import statistics
+import sys
 import time
 
 import torch
+
+
+# This file is run by its path, so that only its own folder is on sys.path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.random_model import random_model
 from inference_service.engine.core import EngineCore

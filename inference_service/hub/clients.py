@@ -105,11 +105,8 @@ class HuggingFace:
 
     def files(self, model: str, revision: str | None) -> dict[str, RemoteFile]:
         """See `Hub.files`."""
-        _leave_out_bars()
-        from huggingface_hub import HfApi
-
         with _huggingface_errors(model, revision):
-            info = HfApi().model_info(model, revision=revision, files_metadata=True)
+            info = _huggingface().HfApi().model_info(model, revision=revision, files_metadata=True)
         return {
             file.rfilename: RemoteFile(file.size, file.lfs.sha256 if file.lfs else None)
             for file in info.siblings or ()
@@ -119,21 +116,16 @@ class HuggingFace:
         self, model: str, revision: str | None, names: Sequence[str], directory: Path | None
     ) -> Path:
         """See `Hub.fetch`."""
-        _leave_out_bars()
-        from huggingface_hub import snapshot_download
-
         with _huggingface_errors(model, revision):
-            path = snapshot_download(
+            path = _huggingface().snapshot_download(
                 model, revision=revision, local_dir=directory, allow_patterns=list(names)
             )
         return Path(path)
 
     def find(self, model: str, revision: str | None) -> Path | None:
         """See `Hub.find`."""
-        from huggingface_hub import snapshot_download
-
         try:
-            path = snapshot_download(
+            path = _huggingface().snapshot_download(
                 model, revision=revision, local_files_only=True, allow_patterns="config.json"
             )
         except OSError:  # covers everything that is missing from the cache
@@ -151,6 +143,14 @@ def _modelscope() -> Any:
     import modelscope_hub as library
 
     library_logger.setLevel(logging.WARNING)  # the import has set another one
+    return library
+
+
+def _huggingface() -> Any:
+    """The library of Hugging Face."""
+    _leave_out_bars()
+    import huggingface_hub as library
+
     return library
 
 

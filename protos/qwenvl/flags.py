@@ -122,7 +122,10 @@ class FlagSettings(BaseModel):
     @classmethod
     def _problems(cls, error: ValidationError) -> Iterator[str]:
         for item in error.errors():
-            text = item["msg"].replace("Input should be", "must be", 1)
+            # pydantic's own words; a validator's error has its text behind a prefix.
+            text = (
+                item["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+            )
             yield cls.problem(str(item["loc"][0]), item["input"], text)
 
     @classmethod

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("PORT", "MODEL")}
+    # Nothing of the `make` that runs the tests.
+    ours = ("PORT", "MODEL", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
     return subprocess.run(
         ["make", *arguments],
         cwd=ROOT,

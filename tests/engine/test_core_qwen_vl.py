@@ -144,8 +144,20 @@ def test_prompt_logprobs_equal_the_original(core_a):
         np.testing.assert_allclose(values, top[row] - total[row], atol=TOLERANCE, rtol=0)
 
 
+def bfloat16_attention_problem() -> str:
+    """torch 2.13 on a processor with AMX, told by ATEN_CPU_CAPABILITY to use no AVX-512, fails in its attention."""
+    x = torch.zeros(1, 1, 64, 64, dtype=torch.bfloat16)
+    try:
+        torch.nn.functional.scaled_dot_product_attention(x, x, x)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
 def test_sixteen_bit_logits_are_near_the_original(core_a, qwen_vl_a):
     """Half the bits, nearly the same: the likeliest next token, and log probabilities to a few hundredths."""
+    if "pack_vnni2" in (problem := bfloat16_attention_problem()):
+        pytest.skip(f"torch cannot compute this here: {problem}")
     half = make_core(qwen_vl_a, dtype="bfloat16")
     for name in ("raw_en", "chat_one_image"):
         entries = []

@@ -214,11 +214,13 @@ def test_more_bytes_than_the_budget_are_never_held() -> None:
 
 @pytest.mark.parametrize("flags", [{"body_budget_mib": "50"}, {"max_body_mib": "200"}])
 def test_the_budget_must_hold_a_body(flags: dict[str, str]) -> None:
-    expected = r"--body-budget-mib: .* must be at least 4/3 of --max-body-mib, which is"
+    expected = r"--body-budget-mib=\d+ \(QWENVL_BODY_BUDGET_MIB\): .* must be at least 4/3 of --max-body-mib, which is"
     with pytest.raises(SystemExit, match=expected):
         AdapterSettings.load(flags, {})
 
 
 def test_origins_are_checked_at_the_start() -> None:
-    with pytest.raises(SystemExit, match=r"--allowed-origins: .* is not an origin"):
+    with pytest.raises(
+        SystemExit, match=r"--allowed-origins=local,chat.example .*: 'chat.example' is not an"
+    ):
         AdapterSettings.load({}, {"QWENVL_ALLOWED_ORIGINS": "local,chat.example"})
