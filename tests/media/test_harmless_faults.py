@@ -324,6 +324,8 @@ NAMED = {
     "XML": b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
     "JSON": b'{"error": "not found"}',
     "PostScript": encoded(noise("RGB"), "EPS"),
+    "TGA": encoded(noise("RGB"), "TGA"),
+    "CUR": b"\0\0\2\0\1\0\x20\x20\0\0",
     "DDS": encoded(noise("RGB"), "DDS"),
     "WebM or Matroska video": b"\x1aE\xdf\xa3\x01\0\0\0",
     "AVI video": b"RIFF\x10\0\0\0AVI LIST",
