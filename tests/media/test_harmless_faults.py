@@ -14,6 +14,7 @@ import pytest
 from inference_service.errors import ImageTooLargeError, InvalidImageError
 from inference_service.media.checks import inspect
 from inference_service.media.formats import READABLE, sniff
+from inference_service.media.images import DecodeLimits
 from inference_service.model_spec import ImagePolicy
 from tests.media.decoding import slow_bitmap
 from tests.media.files import (
@@ -552,3 +553,14 @@ def test_palettes(policy: ImagePolicy) -> None:
             decoded(before + broken + behind, policy)
     suggested = after_header(chunk(b"PLTE", colours, crc=0))
     assert decoded(suggested, policy) == decoded(PNG, policy)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_too_many_pixels_are_told_with_the_limit(policy: ImagePolicy, kind: str) -> None:
+    data = encoded(noise("RGB").convert("P") if kind == "GIF" else noise("RGB"), kind)
+    limits = DecodeLimits(max_pixels=61 * 45 - 1)
+    for refuse in (lambda: decoded(data, policy, limits), lambda: inspect(data, limits, "f")):
+        with pytest.raises(ImageTooLargeError) as caught:
+            refuse()
+        for words in ("61 x 45 pixels", "2744 pixels", "--max-image-pixels"):
+            assert words in caught.value.message

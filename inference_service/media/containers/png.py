@@ -150,7 +150,8 @@ def walk(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 8 + length
         before_pixels = before_pixels and kind != b"IDAT"
-        if before_pixels and kind != b"IHDR" and not _is_followed(data, kind, end):
+        is_doubtful = before_pixels and kind not in {b"IHDR", b"IEND"}
+        if is_doubtful and not _is_followed(data, kind, end):
             following = _next_sound(data, position + 8)
             resumed += 1
             if following is None or resumed > MAX_RESUMED:
