@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import time
 from typing import Any
 import zlib
 
@@ -564,3 +566,26 @@ def test_too_many_pixels_are_told_with_the_limit(policy: ImagePolicy, kind: str)
             refuse()
         for words in ("61 x 45 pixels", "2744 pixels", "--max-image-pixels"):
             assert words in caught.value.message
+
+
+MANY_WRONG_LENGTHS = {
+    "jpeg": JPEG[:2] + b"\xff\xe5\x00\x09" + b"\xff\xe5\x00\x08ABC" * 2_000_000 + JPEG[2:],
+    "png": PNG[:33] + b"\0\0\0\1eXIf?\0\0\0\0" * 1_000_000 + PNG[33:],
+    "png, sound ones between": PNG[:33]
+    + (chunk(b"tRNS", b"\0") + b"\0\0\0\1aaaa") * 200_000
+    + PNG[33:],
+    "png, large candidates": PNG[:33] + b"\0\0\0\0" + b"\0\x0f\xff\xffIDAT" * 200_000 + PNG[33:],
+    "webp": riff(b"abcd\3\0\0\0" + b"VP8 " * 4_000_000, PICTURE),
+}
+
+
+@pytest.mark.parametrize("name", MANY_WRONG_LENGTHS)
+def test_looking_behind_wrong_lengths_is_bounded(policy: ImagePolicy, name: str) -> None:
+    data = MANY_WRONG_LENGTHS[name]
+    started = time.process_time()
+    with pytest.raises((InvalidImageError, ImageTooLargeError)):
+        decoded(data, policy)
+    if "png" not in name:  # of PNG, only the size is read before a worker has the file
+        with contextlib.suppress(InvalidImageError, ImageTooLargeError):
+            inspect(data, LIMITS, "f")
+    assert time.process_time() - started < 5

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 import hashlib
+import itertools
 import re
 from typing import Final
 
@@ -35,6 +36,7 @@ _BY_COEFFICIENTS: Final = _PROGRESSIVE | {0xC0, 0xC1, 0xC9}  # Huffman and arith
 _TABLES: Final = frozenset({0xC4, 0xCC, 0xDB, 0xDD})  # DHT, DAC, DQT, DRI
 _MAX_LENGTH: Final = 2**16
 _MAX_REPAIRS: Final = 8
+_MAX_TRIED: Final = 256
 _BESIDE: Final = frozenset((*range(0xE0, 0xF0), 0xFE))  # application data and comments
 _NEXT_SEGMENT: Final = re.compile(rb"\xff[\xc0-\xc2\xc4\xdb\xdd\xe0-\xef\xfe]")
 _MARKER: Final = re.compile(rb"\xff([\x01-\xfe])")
@@ -146,7 +148,8 @@ def _real_length(data: bytes, position: int, length: int) -> int:
     """
     if data.find(b"\xff\xd8", position, position + length) >= 0:
         return length
-    for found in _NEXT_SEGMENT.finditer(data, position + 2, position + 2 * _MAX_LENGTH):
+    markers = _NEXT_SEGMENT.finditer(data, position + 2, position + 2 * _MAX_LENGTH)
+    for found in itertools.islice(markers, _MAX_TRIED):
         start = found.end()
         size = int.from_bytes(data[start : start + 2], "big")
         if size >= 2 and data[start + size : start + size + 1] == b"\xff":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+import itertools
 import re
 import struct
 from typing import Final
@@ -25,6 +26,7 @@ MAX_CHUNKS: Final = 100_000
 MAX_RESUMED: Final = 16
 """Chunks of a wrong length; looking for the next sound one may cost a checksum of the whole file."""
 
+_MAX_TRIED: Final = 4096
 _RESUMED: Final = re.compile(rb"PLTE|tRNS|eXIf|IDAT")
 """Chunks with which reading goes on behind one of a wrong length."""
 
@@ -192,9 +194,9 @@ def is_sound(data: bytes, position: int, end: int) -> bool:
 
 
 def _next_sound(data: bytes, start: int) -> int | None:
-    """Where the next sound chunk of a known type begins; None = nowhere, in steps for each byte of the file."""
+    """Where the next sound chunk of a known type begins; None = nowhere, or it takes too many steps."""
     left = len(data)
-    for found in _RESUMED.finditer(data, start + 4):
+    for found in itertools.islice(_RESUMED.finditer(data, start + 4), _MAX_TRIED):
         position = found.start() - 4
         end = position + 8 + int.from_bytes(data[position : position + 4], "big")
         if end + 4 > len(data):

@@ -27,6 +27,7 @@ _TYPE: Final = re.compile(rb"[A-Za-z0-9 ]{4}")
 _PIXELS_BEGIN: Final = re.compile(
     rb"VP8 ....[\x00-\xff]{3}\x9d\x01\x2a|VP8L....\x2f|ALPH....[\x00-\x3f]|ANMF....", re.DOTALL
 )
+_MAX_SEARCH: Final = 2**18
 _ANIMATION, _ALPHA = 0x02, 0x10  # flags of VP8X
 
 
@@ -97,7 +98,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
             position = end  # the padding was forgotten
         before_pixels = before_pixels and kind not in _PIXELS
         if before_pixels and not _TYPE.match(data, position):
-            pixels = _PIXELS_BEGIN.search(data, start)
+            pixels = _PIXELS_BEGIN.search(data, start, start + _MAX_SEARCH)
             if pixels is None:
                 before_pixels = False  # there are none to look for again
             else:
