@@ -57,6 +57,21 @@ def asks_for_nothing(value: object) -> bool:
     return value is None or value is False or value in ([], {}, "")
 
 
+def without_neutral_values(value: object, depth: int = 8) -> object:
+    """An object without its fields that ask for nothing; any other value as it is.
+
+    Clients that dump their classes send each field that is not set, also within fields that are not supported here.
+
+    Args:
+        value: The value of a field.
+        depth: How deep in it objects are looked at.
+    """
+    if not isinstance(value, dict) or not depth:
+        return value
+    kept = {name: without_neutral_values(inner, depth - 1) for name, inner in value.items()}
+    return {name: inner for name, inner in kept.items() if not asks_for_nothing(inner)}
+
+
 class JsonModel(BaseModel):
     """A JSON object; fields that are not in the schema are kept for `unknown_fields`.
 
@@ -111,10 +126,11 @@ def unknown_fields(
     for name, value in (model.__pydantic_extra__ or {}).items():
         where = f"{path}.{name}" if path else name
         if name in neutral:
-            if not asks_for_nothing(value) and value not in neutral[name]:
+            asked = without_neutral_values(value)
+            if not asks_for_nothing(asked) and asked not in neutral[name]:
                 raise unsupported(where, value)
         elif isinstance(model, ClosedModel):
-            if not asks_for_nothing(value):
+            if not asks_for_nothing(without_neutral_values(value)):
                 raise unsupported(where, value)
         elif name not in ignored:
             yield where

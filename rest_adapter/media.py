@@ -5,13 +5,26 @@ from __future__ import annotations
 from binascii import Error as BinasciiError
 import re
 from typing import Final
+from urllib.parse import unquote, unquote_to_bytes
 
 import pybase64
 
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import ApiError, invalid, too_large
+from rest_adapter.json_text import shown
 
 
+# Around a URL, text editors and browsers leave white space and invisible marks.
+_AROUND: Final = " \t\n\v\f\r\xa0\xad\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u2060\u3000\ufeff"
+_MAX_HEAD_CHARS: Final = 1024
+_DATA_URI: Final = re.compile(
+    r"data(?::|%3a)|(?:[\w.+-]{1,64}/[\w.+*-]{1,64}\s*;\s*)?base64(?:,|://)", re.IGNORECASE
+)
+"""How a `data:` URI begins, also if it is percent-encoded or lacks its scheme."""
+_BASE64_MARK: Final = re.compile(r"(?:[;:]|%3b|^)\s*base64\s*(?:,|%2c|://)", re.IGNORECASE)
+_DATA_SCHEME: Final = re.compile(r"(?:data(?::|%3a)(?://)?\s*)+", re.IGNORECASE)
+_COMMA: Final = re.compile(r",|%2c", re.IGNORECASE)
+_NOT_BASE64: Final = re.compile(rb"[^A-Za-z0-9+/]")
 _WHITESPACE: Final = b" \t\r\n\f\v"
 _MIB: Final = 2**20
 # How the base64 of JPEG, PNG, GIF, WebP (RIFF), BMP and TIFF begins.
@@ -51,9 +64,12 @@ class ImageSources:
         Raises:
             ApiError: There is no URL, a `data:` URI without base64, or the images of the request are too large.
         """
-        if not isinstance(url, str) or not url.strip():
+        if not isinstance(url, str):
             raise no_image(path)
-        if url[:64].lstrip()[:5].lower() == "data:":
+        url = url.strip(_AROUND)
+        if not url:
+            raise no_image(path)
+        if _DATA_URI.match(url):
             try:
                 mime_type, data = parse_data_uri(url)
             except ValueError as error:
@@ -78,7 +94,8 @@ class ImageSources:
         Raises:
             ApiError: It is not base64, or the images of the request are too large.
         """
-        if text[:64].lstrip()[:5].lower() == "data:":
+        text = text.strip(_AROUND)
+        if _DATA_URI.match(text):
             self.set(image, text, path)
             return
         try:
@@ -118,8 +135,9 @@ def _looks_like_base64(url: str) -> bool:
 def parse_data_uri(uri: str) -> tuple[str, bytes]:
     """Decodes a `data:` URI, accepting common deviations of clients.
 
-    The base64 marker may be missing, parameters may be in any order, the data may be percent-encoded, wrapped in lines,
-    in the URL-safe alphabet and without padding (vllm#28123, QwenLM/Qwen3-VL#202).
+    The base64 marker may be missing, parameters may be in any order and contain commas, and the URI may stand in
+    another one. The data may be percent-encoded, wrapped in lines, in the URL-safe alphabet and without padding
+    (vllm#28123, QwenLM/Qwen3-VL#202). Without a marker, what is not base64 is percent-encoded bytes (RFC 2397).
 
     Returns:
         The media type in lower case (may be empty) and the bytes.
@@ -127,10 +145,31 @@ def parse_data_uri(uri: str) -> tuple[str, bytes]:
     Raises:
         ValueError: There is no comma, no data, or something that is not base64; the text completes "the URI ...".
     """
-    comma = uri.find(",")
-    if comma < 0:
+    marks = [*_BASE64_MARK.finditer(uri, 0, _MAX_HEAD_CHARS)]
+    found = marks[-1] if marks else _COMMA.search(uri)
+    if found is None:
         raise ValueError("has no comma between its media type and its data")
-    return uri[:comma].strip()[5:].partition(";")[0].strip().lower(), _decode(uri, comma + 1)
+    head = _DATA_SCHEME.sub("", uri[: found.start()])
+    mime_type = unquote(head[:_MAX_HEAD_CHARS]).partition(";")[0].strip().lower()
+    try:
+        return mime_type, _decode(uri, found.end())
+    except ValueError:
+        if marks or found.end() == len(uri):
+            raise
+        return mime_type, _percent_decoded(uri[found.end() :].encode())
+
+
+def _percent_decoded(data: bytes) -> bytes:
+    """The bytes of percent-encoded data; in slices, as decoding makes an object of 50 bytes of every percent sign."""
+    pieces = []
+    start = 0
+    while start < len(data):
+        end = start + _SLICE_CHARS
+        if b"%" in data[end - 2 : end]:
+            end = data.rindex(b"%", start, end)  # an escape is not divided
+        pieces.append(unquote_to_bytes(data[start:end]))
+        start = end
+    return b"".join(pieces)
 
 
 def _decode(text: str, begin: int = 0) -> bytes:
@@ -165,6 +204,9 @@ def _decode_loosely(data: bytes) -> bytes:
             raise ValueError("has characters that are not in base64")
         for escape, character in _ESCAPES.items():
             data = data.replace(escape, character)
+    data = data.strip(_WHITESPACE)
+    if b" " in data and not any(other in data for other in b"+-\n"):
+        data = data.replace(b" ", b"+")  # as decoders of forms leave it
     data = data.translate(None, _WHITESPACE).rstrip(b"=")
     if not data:
         raise ValueError("has no data")
@@ -173,4 +215,12 @@ def _decode_loosely(data: bytes) -> bytes:
     try:
         return pybase64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except BinasciiError:
-        raise ValueError("does not contain valid base64 data") from None
+        raise ValueError(f"does not contain valid base64 data: {_fault_of(data)}") from None
+
+
+def _fault_of(data: bytes) -> str:
+    """Why something is not base64."""
+    found = _NOT_BASE64.search(data)
+    if found is None:
+        return f"it has {len(data)} characters, which is not a possible number"
+    return f"character {found.start() + 1} is {shown(found[0].decode())}"

@@ -57,7 +57,7 @@ def chat_message(message: message_pb.Message, path: str) -> ChatMessage:
             f"role is {message.role}, but must be ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT.",
             field=f"{path}.role",
         )
-    if not message.parts:
+    if not message.parts and role is not Role.ASSISTANT:
         raise InvalidArgumentError(
             "The message has no parts, but at least one is required.", field=f"{path}.parts"
         )
@@ -65,7 +65,8 @@ def chat_message(message: message_pb.Message, path: str) -> ChatMessage:
     parts = tuple(
         _part(part, role, f"{path}.parts[{index}]") for index, part in enumerate(message.parts)
     )
-    return ChatMessage(role=role, parts=parts, name=message.name)
+    # An empty answer, as if it were the empty text.
+    return ChatMessage(role=role, parts=parts or (TextPart(text=""),), name=message.name)
 
 
 def _part(part: message_pb.Part, role: Role, path: str) -> Part:

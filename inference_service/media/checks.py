@@ -53,13 +53,15 @@ def recognise(data: bytes, limits: DecodeLimits, field: str) -> tuple[str, bytes
 def check_pixels(declared: Header, limits: DecodeLimits) -> None:
     """Raises ImageTooLargeError if an image has more pixels than allowed."""
     if declared.width * declared.height > limits.max_pixels:
-        raise too_many_pixels(limits)
+        raise too_many_pixels(limits, declared)
 
 
-def too_many_pixels(limits: DecodeLimits) -> ImageTooLargeError:
-    """The refusal of an image with more pixels than allowed."""
+def too_many_pixels(limits: DecodeLimits, declared: Header | None = None) -> ImageTooLargeError:
+    """The refusal of an image with more pixels than allowed; `declared` is its size, if known."""
+    size = "" if declared is None else f"{declared.width} x {declared.height} pixels, which is "
     return ImageTooLargeError(
-        f"The image has more than {limits.max_pixels} pixels, the maximum (--max-image-pixels); send a smaller one.",
+        f"The image has {size}more than {limits.max_pixels} pixels, the maximum (--max-image-pixels);"
+        " send a smaller one.",
         metadata={"max_pixels": str(limits.max_pixels)},
     )
 

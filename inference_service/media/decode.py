@@ -24,6 +24,7 @@ from PIL import (
 from inference_service.errors import InvalidImageError, ServiceError
 from inference_service.media import containers
 from inference_service.media.checks import check_pixels, recognise, refusals, too_many_pixels
+from inference_service.media.containers import png_data
 from inference_service.media.containers.base import (
     ContainerError,
     CutOffError,
@@ -177,7 +178,7 @@ def _decode_rgb(data: bytes, kind: str, limits: DecodeLimits, policy: ImagePolic
     if passes * stripped.header.width * stripped.header.height > MAX_PASSES * limits.max_pixels:
         raise TooComplexError(f"it visits each of its pixels {passes:.0f} times")
     try:
-        image = _loaded(stripped.data, kind, limits)
+        image = _loaded_whole(stripped, data, kind, limits)
         if stripped.unmarked_end:
             _check_whole(image, stripped, limits)
         return to_rgb(image, stripped, policy)
@@ -198,6 +199,32 @@ def _loaded(data: bytes, kind: str, limits: DecodeLimits) -> Image.Image:
         if isinstance(image, WebPImagePlugin.WebPImageFile):
             image._decoder = None  # noqa: SLF001 - it holds two canvases more
         return image
+
+
+def _loaded_whole(
+    stripped: Stripped, original: bytes, kind: str, limits: DecodeLimits
+) -> Image.Image:
+    """A decoded file with all its rows, except for JPEG."""
+    if kind == "PNG":
+        return _loaded_png(stripped.data, original, limits)
+    return _loaded(stripped.data, kind, limits)
+
+
+def _loaded_png(stripped: bytes, original: bytes, limits: DecodeLimits) -> Image.Image:
+    """A PNG file with all its rows; the checksum of its compressed data may be wrong."""
+    try:
+        image = _loaded(stripped, "PNG", limits)
+    except (OSError, SyntaxError, ValueError):
+        unchecked = png_data.without_checksum(stripped, original)
+        if unchecked is None:
+            raise
+        return _loaded(unchecked, "PNG", limits)
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    # Rows that the data does not have are black, without an error.
+    might_lack_rows = png_data.is_interlaced(stripped) or last.getbbox() is None
+    if might_lack_rows and not png_data.has_all_rows(stripped):
+        raise CutOffError("it ends within its image data")
+    return image
 
 
 def _check_whole(image: Image.Image, stripped: Stripped, limits: DecodeLimits) -> None:

@@ -35,6 +35,7 @@ _MAGIC: Final = (
     (b"\0\0\0\x0cJXL \r\n", "JPEG XL"),
     (b"\xff\x0a", "JPEG XL"),
     (b"II\xbc", "JPEG XR"),
+    *((b"\0\0" + kind + b"\0" * 5, "TGA") for kind in (b"\2", b"\3", b"\x0a", b"\x0b")),
     (b"\0\0\1\0", "ICO"),
     (b"\0\0\2\0", "CUR"),
     (b"8BPS", "PSD (Photoshop)"),

@@ -17,6 +17,7 @@ import idna
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 MAX_URL_LENGTH = 8192
+_MAX_SHOWN = 64
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,15}(?=:)")
 _PARTS = re.compile(r"[A-Za-z]+://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?", re.DOTALL)
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
@@ -88,8 +89,10 @@ def parse_url(text: str) -> ImageUrl:
     text = clean_url(text)
     scheme = scheme_of(text)
     if scheme not in DEFAULT_PORTS:
-        found = f", not {scheme}" if scheme else ""
-        raise UrlError(f"The URL's scheme must be http or https{found}.")
+        if scheme:
+            raise UrlError(f"The URL's scheme must be http or https, not {scheme}.")
+        shown = text[:_MAX_SHOWN] + ("..." if len(text) > _MAX_SHOWN else "")
+        raise UrlError(f"{shown!r} is not a URL: its scheme is missing, and must be http or https.")
     parts = _PARTS.fullmatch(text)
     if parts is None or not parts[1]:
         raise UrlError("The URL has no host; it must have the form https://host/path.")
@@ -145,23 +148,23 @@ def encode_host(host: str) -> str:
     if host.startswith("["):
         return _encode_v6(host)
     if len(host) > _MAX_HOST_LENGTH:
-        raise UrlError("The URL's host is malformed.")
+        raise _malformed(host)
     if any(unicodedata.category(character)[0] in "CZ" for character in host):
         raise UrlError("The URL's host contains white space or an invisible character.")
     try:
         encoded = host if host.isascii() else idna.encode(host, uts46=True).decode("ascii")
     except (idna.IDNAError, UnicodeError) as error:
-        raise UrlError("The URL's host is malformed.") from error
+        raise _malformed(host) from error
     encoded = encoded.lower().removesuffix(".")
     labels = encoded.split(".")
     if len(encoded) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise UrlError("The URL's host is malformed.")
+        raise _malformed(host)
     if _NUMBER.fullmatch(labels[-1]):
         # Some resolvers read `2130706433`, `0x7f.1` and `127.1` as 127.0.0.1; only four decimal numbers are accepted.
         try:
             return str(IPv4Address(encoded))
         except ValueError as error:
-            raise UrlError("The URL's host is malformed.") from error
+            raise _malformed(host) from error
     return encoded
 
 
@@ -192,7 +195,15 @@ def _encode_v6(host: str) -> str:
     try:
         address = IPv6Address(host[1:-1])
     except ValueError as error:
-        raise UrlError("The URL's host is malformed.") from error
+        raise _malformed(host) from error
     if not host.endswith("]") or address.scope_id is not None:
-        raise UrlError("The URL's host is malformed.")
+        raise _malformed(host)
     return str(address)
+
+
+def _malformed(host: str) -> UrlError:
+    shown = host[:_MAX_SHOWN] + ("..." if len(host) > _MAX_SHOWN else "")
+    return UrlError(
+        f"The URL's host {shown!r} is malformed;"
+        " it must be a name, four decimal numbers, or an IPv6 address in brackets."
+    )

@@ -182,7 +182,7 @@ def _read_part(part: Fields, kind: str) -> tuple[Content, list[str]]:
     if kind == "video":
         return _read_video(part)
     value = part.values.get(kind)
-    if value is None:
+    if kind not in part.values:
         raise invalid(f"'{part.path_of(kind)}' is missing.", part.path_of(kind), "MISSING_FIELD")
     if not isinstance(value, str):
         raise wrong(part.path_of(kind), value, "text")

@@ -18,6 +18,7 @@ from rest_adapter.json_model import (
     Items,
     JsonModel,
     Seed,
+    asks_for_nothing,
     unknown_fields,
 )
 from rest_adapter.proto_fields import require_sampling_fields
@@ -61,6 +62,8 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "guided_json": (),
     "guided_regex": (),
     "image": (),
+    "image_url": (),
+    "image_urls": (),
     "images": (),
     "json_schema": (),
     "length_penalty": (1,),
@@ -83,6 +86,15 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "web_search_options": (),
 }
 """Known but unsupported fields, with the values that have no effect; null, `false` and empty values never have one."""
+
+_CONTENT: Final = {
+    **dict.fromkeys(("input", "prompt"), "send it in 'messages'"),
+    **dict.fromkeys(
+        ("instructions", "system", "system_prompt"), "send it in 'messages', with the role system"
+    ),
+    "messages": "send them to /v1/chat/completions",
+}
+"""Fields that hold content in other APIs, where it would be lost here, with what to do instead."""
 
 
 def _read_bias(value: object) -> object:
@@ -160,4 +172,7 @@ def unknown_answer_fields(request: AnswerRequest) -> Iterator[str]:
     options = request.stream_options
     if options is not None and options.continuous_usage_stats:
         raise unsupported("stream_options.continuous_usage_stats", True, "set 'include_usage'")
-    return unknown_fields(request, unsupported_unless=_NEUTRAL, ignored=_IGNORED)
+    for name, value in (request.__pydantic_extra__ or {}).items():
+        if name in _CONTENT and not asks_for_nothing(value):
+            raise unsupported(name, value, _CONTENT[name])
+    return unknown_fields(request, unsupported_unless=_NEUTRAL, ignored=(*_IGNORED, *_CONTENT))

@@ -113,6 +113,8 @@ def read_image(part: Fields) -> tuple[Image, list[str]]:
 
 def read_image_url(value: object, path: str) -> tuple[Image, list[str]]:
     """Reads an image that is a URL or an object with one, outside of a message; otherwise as `read_image`."""
+    if value is not None and not isinstance(value, str | dict):
+        raise wrong(path, value, "a URL or an object with one")
     if not isinstance(value, dict):
         return _with_hints(_Source(value, path), ()), []
     inner = Fields(value, path)
@@ -151,6 +153,11 @@ def _nested_source(inner: Fields) -> _Source:
     """The source in an object such as `image_url`, or Anthropic's `source`."""
     if inner.has("file_id"):
         raise unsupported(inner.path_of("file_id"), advice="send the image itself or its URL")
+    if inner.has("data") and inner.has("url"):
+        raise invalid(
+            f"'{inner.path}' has several images, in data and url: send one part for each.",
+            inner.path_of("url"),
+        )
     if inner.values.get("type") == "base64" or (inner.has("data") and not inner.has("url")):
         mime_type = inner.text("media_type") or inner.text("mime_type") or ""
         path = inner.path_of("data")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rest_adapter.errors import unsupported
-from rest_adapter.json_model import asks_for_nothing, whole_number
+from rest_adapter.json_model import asks_for_nothing, whole_number, without_neutral_values
 from rest_adapter.validation import wrong
 
 
@@ -50,7 +50,7 @@ class Fields:
 
     def has(self, name: str) -> bool:
         """Whether a field asks for something."""
-        return not asks_for_nothing(self.values.get(name))
+        return not asks_for_nothing(without_neutral_values(self.values.get(name)))
 
     def text(self, name: str) -> str | None:
         """A text; None if the field asks for nothing.

@@ -45,4 +45,18 @@ def thinking_switch(request: ChatRequest) -> tuple[bool, str] | None:
             raise wrong("thinking.type", switch.type, f"one of: {', '.join(_TYPES)}")
         wanted = _TYPES[switch.type]
         return None if wanted is None else (wanted, "thinking.type")
-    return (False, "reasoning_effort") if request.reasoning_effort == "none" else None
+    return _of_effort(request.reasoning_effort, request.reasoning)
+
+
+def _of_effort(effort: str | None, reasoning: object) -> tuple[bool, str] | None:
+    """The switch in `reasoning_effort`, or in the `reasoning` of OpenRouter's clients and OpenAI's Responses."""
+    if effort == "none":
+        return False, "reasoning_effort"
+    if reasoning is False:
+        return False, "reasoning"
+    if isinstance(reasoning, dict):
+        if reasoning.get("enabled") is False:
+            return False, "reasoning.enabled"
+        if reasoning.get("effort") == "none":
+            return False, "reasoning.effort"
+    return None

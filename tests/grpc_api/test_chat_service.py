@@ -284,6 +284,17 @@ async def test_conversation_and_continuation(service: Service) -> None:
     assert tokenizer.decode(service.engine.requests[-1].prompt_token_ids).endswith("It is")
 
 
+async def test_an_answer_without_parts_is_an_empty_text(service: Service) -> None:
+    def spec(*parts: message_pb.Part) -> chat_pb.ChatCompletionSpec:
+        answer = message_pb.Message(role=message_pb.ROLE_ASSISTANT, parts=parts)
+        return spec_of(messages=[user("first"), answer, user("second")])
+
+    await service.create(spec())
+    await service.create(spec(message_pb.Part(text="")))
+    absent, empty = (request.prompt_token_ids for request in service.engine.requests)
+    assert absent == empty
+
+
 async def test_cache_salt_reaches_the_engine(service: Service) -> None:
     await service.create(spec_of("a", cache_salt="tenant"))
     assert service.engine.requests[0].cache_salt == b"tenant"

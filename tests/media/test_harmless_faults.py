@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import time
 from typing import Any
 import zlib
 
@@ -14,9 +16,20 @@ import pytest
 from inference_service.errors import ImageTooLargeError, InvalidImageError
 from inference_service.media.checks import inspect
 from inference_service.media.formats import READABLE, sniff
+from inference_service.media.images import DecodeLimits
 from inference_service.model_spec import ImagePolicy
 from tests.media.decoding import slow_bitmap
-from tests.media.files import LIMITS, chunk, decoded, encoded, noise, png, segment, tiff_of
+from tests.media.files import (
+    LIMITS,
+    chunk,
+    decoded,
+    encoded,
+    noise,
+    png,
+    png_of,
+    segment,
+    tiff_of,
+)
 
 
 PNG = encoded(noise("RGB"))
@@ -314,6 +327,8 @@ NAMED = {
     "XML": b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
     "JSON": b'{"error": "not found"}',
     "PostScript": encoded(noise("RGB"), "EPS"),
+    "TGA": encoded(noise("RGB"), "TGA"),
+    "CUR": b"\0\0\2\0\1\0\x20\x20\0\0",
     "DDS": encoded(noise("RGB"), "DDS"),
     "WebM or Matroska video": b"\x1aE\xdf\xa3\x01\0\0\0",
     "AVI video": b"RIFF\x10\0\0\0AVI LIST",
@@ -407,3 +422,170 @@ def test_what_cannot_be_read_is_not_called_cut_off(policy: ImagePolicy) -> None:
             decoded(data, policy)
         assert "cut off" not in caught.value.message
         assert io.BytesIO(data).read(4)
+
+
+def of_length(kind: bytes, body: bytes, length: int) -> bytes:
+    """A PNG chunk that declares another length than it has."""
+    return struct.pack(">I", length) + chunk(kind, body)[4:]
+
+
+def jpeg_of_length(marker: int, body: bytes, length: int) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", length) + body
+
+
+def riff_of_length(kind: bytes, body: bytes, length: int) -> bytes:
+    return kind + struct.pack("<I", length) + riff_chunk(kind, body)[8:]
+
+
+WRONG_LENGTHS = (0, 1, 3, 8, 9, 40, 300, 65535, 2**24, 2**31, 2**32 - 1)
+PALETTED = encoded(noise("RGB").quantize(64))
+LOSSLESS_WEBP = encoded(noise("RGBA"), "WEBP", lossless=True)
+
+
+@pytest.mark.parametrize("length", WRONG_LENGTHS)
+def test_a_wrong_length_beside_the_pixels_does_no_harm(policy: ImagePolicy, length: int) -> None:
+    short = length & 0xFFFF
+    text = b"key\0a text of some words"
+    files = [
+        *((f, after_header(of_length(b"tEXt", text, length), file=f)) for f in (PNG, PALETTED)),
+        (PNG, after_header(of_length(b"zzZz", text * 99, length))),
+        (PNG, before_end(of_length(b"tEXt", text, length))),
+        (JPEG, after_start(jpeg_of_length(0xE5, text, short))),
+        (JPEG, JPEG[:20] + jpeg_of_length(0xFE, text, short) + JPEG[20:]),
+        (PROGRESSIVE, after_start(jpeg_of_length(0xED, text * 9, short), file=PROGRESSIVE)),
+        (WEBP, riff(riff_of_length(b"ICCP", text, length), PICTURE)),
+        (WEBP, riff(PICTURE, riff_of_length(b"EXIF", text, length))),
+        (LOSSLESS_WEBP, riff(riff_of_length(b"ICCP", text, length), LOSSLESS_WEBP[12:])),
+    ]
+    for plain, faulty in files:
+        assert decoded(faulty, policy) == decoded(plain, policy)
+
+
+def test_a_thumbnail_in_a_segment_of_a_wrong_length_is_not_the_image(policy: ImagePolicy) -> None:
+    for length in (len(THUMBNAIL) + 13, len(THUMBNAIL) + 40, 65535):
+        exif = jpeg_of_length(0xE1, b"Exif\0\0II*\0" + THUMBNAIL, length)
+        try:
+            image = decoded(after_start(exif), policy)
+        except InvalidImageError:
+            continue
+        assert (image.original_width, image.original_height) == (61, 45)
+
+
+def png_with(data: bytes, *, file: bytes = PNG, crc: int | None = None) -> bytes:
+    """The file with other compressed image data."""
+    start = file.index(b"IDAT") - 4
+    return file[:start] + chunk(b"IDAT", data, crc=crc) + file[-12:]
+
+
+def compressed(file: bytes = PNG) -> bytes:
+    start = file.index(b"IDAT") + 4
+    return file[start : start + int.from_bytes(file[start - 8 : start - 4], "big")]
+
+
+def test_a_wrong_checksum_within_the_image_data_does_no_harm(policy: ImagePolicy) -> None:
+    data = compressed()
+    for changed in (
+        data[:-4] + b"\0\0\0\0",
+        data[:-4],
+        data[:-4] + b"\0\0\0\0" + b"bytes behind",
+        b"\x78\0" + data[2:],
+        b"\x08\x1d" + data[2:],
+    ):
+        assert decoded(png_with(changed), policy) == decoded(PNG, policy)
+
+
+def test_damage_that_two_checksums_tell_of_is_refused(policy: ImagePolicy) -> None:
+    data = compressed()
+    middle = len(data) // 2
+    # Rows of noise are stored, so that another byte is no error of the compression.
+    damaged = data[:middle] + bytes((data[middle] ^ 0x55,)) + data[middle + 1 :]
+    with pytest.raises(InvalidImageError, match="damaged"):
+        decoded(png_with(damaged, crc=1), policy)
+
+
+@pytest.mark.parametrize("depth", [1, 8, 16])
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.98])
+def test_missing_rows_are_not_made_up(policy: ImagePolicy, depth: int, kept: float) -> None:
+    samples = np.full((45, 64 if depth > 1 else 8), 0xFFFF if depth == 16 else 255)
+    file = png_of(samples.astype(np.uint16 if depth == 16 else np.uint8), depth, 0)
+    rows = zlib.decompress(compressed(file))
+    size = len(rows) // 45
+    some = rows[: int(45 * kept) * size]
+    with pytest.raises(InvalidImageError, match="cut off"):
+        decoded(png_with(zlib.compress(some), file=file), policy)
+    black = png_with(zlib.compress(b"\0" * len(rows)), file=file)
+    assert not any(decoded(black, policy).pixels)
+
+
+def test_missing_passes_are_not_made_up(policy: ImagePolicy) -> None:
+    header = struct.pack(">IIBBBBB", 9, 11, 8, 2, 0, 0, 1)
+    sizes = (
+        (2, 2),
+        (1, 2),
+        (3, 1),
+        (2, 3),
+        (5, 3),
+        (4, 6),
+        (9, 5),
+    )  # columns and rows of the seven passes
+    rows = [b"\0" + b"\xff" * 3 * columns for columns, count in sizes for _ in range(count)]
+    for last, whole in (
+        (len(rows), True),
+        (len(rows) - 1, False),
+        (len(rows) - 5, False),
+        (9, False),
+    ):
+        data = zlib.compress(b"".join(rows[:last]))
+        file = PNG[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", data) + PNG[-12:]
+        if whole:
+            assert set(decoded(file, policy).pixels) == {255}
+            continue
+        with pytest.raises(InvalidImageError):
+            decoded(file, policy)
+
+
+def test_palettes(policy: ImagePolicy) -> None:
+    start, end = PALETTED.index(b"PLTE") - 4, PALETTED.index(b"IDAT") - 4
+    colours = PALETTED[start + 8 : end - 4]
+    before, behind = PALETTED[:start], PALETTED[end:]
+    longer = (colours + b"\7" * 900)[:900]
+    assert decoded(before + chunk(b"PLTE", longer) + behind, policy) == decoded(PALETTED, policy)
+    for broken in (b"", chunk(b"PLTE", b""), chunk(b"PLTE", colours, crc=0)):
+        with pytest.raises(InvalidImageError, match="palette"):
+            decoded(before + broken + behind, policy)
+    suggested = after_header(chunk(b"PLTE", colours, crc=0))
+    assert decoded(suggested, policy) == decoded(PNG, policy)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_too_many_pixels_are_told_with_the_limit(policy: ImagePolicy, kind: str) -> None:
+    data = encoded(noise("RGB").convert("P") if kind == "GIF" else noise("RGB"), kind)
+    limits = DecodeLimits(max_pixels=61 * 45 - 1)
+    for refuse in (lambda: decoded(data, policy, limits), lambda: inspect(data, limits, "f")):
+        with pytest.raises(ImageTooLargeError) as caught:
+            refuse()
+        for words in ("61 x 45 pixels", "2744 pixels", "--max-image-pixels"):
+            assert words in caught.value.message
+
+
+MANY_WRONG_LENGTHS = {
+    "jpeg": JPEG[:2] + b"\xff\xe5\x00\x09" + b"\xff\xe5\x00\x08ABC" * 2_000_000 + JPEG[2:],
+    "png": PNG[:33] + b"\0\0\0\1eXIf?\0\0\0\0" * 1_000_000 + PNG[33:],
+    "png, sound ones between": PNG[:33]
+    + (chunk(b"tRNS", b"\0") + b"\0\0\0\1aaaa") * 200_000
+    + PNG[33:],
+    "png, large candidates": PNG[:33] + b"\0\0\0\0" + b"\0\x0f\xff\xffIDAT" * 200_000 + PNG[33:],
+    "webp": riff(b"abcd\3\0\0\0" + b"VP8 " * 4_000_000, PICTURE),
+}
+
+
+@pytest.mark.parametrize("name", MANY_WRONG_LENGTHS)
+def test_looking_behind_wrong_lengths_is_bounded(policy: ImagePolicy, name: str) -> None:
+    data = MANY_WRONG_LENGTHS[name]
+    started = time.process_time()
+    with pytest.raises((InvalidImageError, ImageTooLargeError)):
+        decoded(data, policy)
+    if "png" not in name:  # of PNG, only the size is read before a worker has the file
+        with contextlib.suppress(InvalidImageError, ImageTooLargeError):
+            inspect(data, LIMITS, "f")
+    assert time.process_time() - started < 5

@@ -132,7 +132,10 @@ def test_white_space_around_a_url_is_dropped(before, after):
     ("text", "words"),
     [
         ("s3://bucket/x.png", "http or https, not s3"),
-        ("www.example.com/x.png", "must be http or https"),
+        ("www.example.com/x.png", "'www.example.com/x.png' is not a URL: its scheme is missing"),
+        ("/data/" + "x" * 500, "/xxxxxxxxxx"),
+        ("http://127.1/x.png", "host '127.1' is malformed"),
+        ("http://[::1%25eth0]/x.png", "host '[::1%25eth0]' is malformed"),
         ("http://u:secret@e.com/", "user name or password"),
         ("http://e.com/a\nb", "a line break at position 14"),
         ("http://e.com/a\x07b", "U+0007 at position 14"),

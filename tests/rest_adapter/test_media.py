@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import string
+import textwrap
+from urllib.parse import quote
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +14,7 @@ import pytest
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import ApiError
 from rest_adapter.media import ImageSources, parse_data_uri
+from tests.support.images import draw
 
 
 @given(st.binary(min_size=1, max_size=300), st.booleans(), st.booleans())
@@ -30,7 +34,7 @@ def test_the_images_of_a_request_share_one_limit() -> None:
     assert caught.value.status == 413
 
 
-@pytest.mark.parametrize("url", [None, "", " ", "data:,", "data:x", "data:,%"])
+@pytest.mark.parametrize("url", [None, "", " ", "data:,", "data:x", "data:;base64,%"])
 def test_an_error_names_the_path(url: object) -> None:
     with pytest.raises(ApiError) as caught:
         ImageSources(4).set(message_pb.Image(), url, "images[1]")
@@ -43,6 +47,71 @@ def test_an_error_names_the_path(url: object) -> None:
 )
 def test_base64_as_it_comes_out_of_urls(text: str) -> None:
     assert parse_data_uri(f"data:image/png;base64,{text}") == ("image/png", b"\xfb\xff")
+
+
+PNG = draw("red", "circle").png
+TEXT = base64.b64encode(PNG).decode()
+assert "+" in TEXT
+PLAIN = "data:image/png;base64,"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        'data:image/png;name="a,b.png";base64,' + TEXT,
+        "data:image/png;filename=a,b.png;base64," + TEXT,
+        "data:image/png ; charset=utf-8 ; BASE64 ," + TEXT,
+        "data:image/png;base64;charset=utf-8," + TEXT,
+        "\ufeffdata:image/png;base64," + TEXT,
+        "\u200b\n" + PLAIN + TEXT + "\u200b ",
+        "data:image/png;base64%2C" + TEXT,
+        "DATA%3Aimage%2Fpng%3Bbase64%2C" + quote(TEXT, safe=""),
+        PLAIN + PLAIN + TEXT,
+        "data:image/jpeg;base64," + PLAIN + TEXT,
+        PLAIN + TEXT.replace("+", " "),
+        PLAIN + " " + TEXT.replace("+", " ") + "\t",
+        PLAIN + "\n".join(textwrap.wrap(TEXT, 76)),
+        PLAIN + " ".join(textwrap.wrap(TEXT, 76)),
+        "data:image/png," + quote(PNG),
+        "data:image/png," + quote(PNG, safe=string.printable[:94].replace("%", "")),
+        "data:," + TEXT,
+        "data://image/png;base64," + TEXT,
+        "image/png;base64," + TEXT,
+        "base64," + TEXT,
+        "base64://" + TEXT,
+        "  " + TEXT,
+        "\ufeff" + TEXT + "\r\n",
+    ],
+)
+def test_the_same_image_in_many_spellings(url: str) -> None:
+    image = message_pb.Image()
+    ImageSources(len(PNG)).set(image, url, "a")
+    assert image.data == PNG
+    assert image.mime_type in ("", "image/png", "image/jpeg")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (f"{PLAIN}b'{TEXT}'", 'valid base64 data: character 2 is "\'"'),
+        (PLAIN + TEXT[:40] + "=" + TEXT, 'valid base64 data: character 41 is "="'),
+        (PLAIN + "AAAAA", "it has 5 characters, which is not a possible number"),
+        (PLAIN + "  ", "has no data"),
+        ("data:image/png;base64;" + TEXT, "has no comma"),
+    ],
+)
+def test_what_is_not_base64_is_told(url: str, message: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        ImageSources(len(PNG)).set(message_pb.Image(), url, "images[1]")
+    assert message in caught.value.message
+    assert (caught.value.status, caught.value.param) == (400, "images[1]")
+
+
+@pytest.mark.parametrize("data", [b"!\xff\0%" * 9, b"!" * 50 + b"\xff", b"%" * 40, b"\xff!" * 20])
+def test_escapes_are_not_divided(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in range(3, 20):
+        monkeypatch.setattr("rest_adapter.media._SLICE_CHARS", size)
+        assert parse_data_uri("data:x," + quote(data)) == ("x", data)
 
 
 @pytest.mark.parametrize("text", ["%", "%%", "%4", "%41%41%41%41", "YWI%", "YWI%zz", "%3C", "é"])

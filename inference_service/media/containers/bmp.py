@@ -15,6 +15,7 @@ from inference_service.media.containers.base import (
 
 
 _OS2_HEADER: Final = 12
+_WINDOWS_HEADER: Final = 40
 _UNCOMPRESSED: Final = frozenset({0, 3})  # also with bit fields
 _RUNS_PASSES: Final = 100.0  # Pillow decodes run lengths in Python
 _END_OF_RUNS: Final = b"\0\1"
@@ -45,7 +46,8 @@ def strip(data: bytes) -> Stripped:
 
 
 def _compression(data: bytes) -> int:
-    if struct.unpack_from("<I", data, 14) == (_OS2_HEADER,):
+    (information,) = struct.unpack_from("<I", data, 14)
+    if information < _WINDOWS_HEADER:
         return 0
     return int.from_bytes(data[30:34], "little")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 import hashlib
+import itertools
 import re
 from typing import Final
 
@@ -33,6 +34,11 @@ _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE: Final = frozenset({0xC2, 0xCA})
 _BY_COEFFICIENTS: Final = _PROGRESSIVE | {0xC0, 0xC1, 0xC9}  # Huffman and arithmetic, not lossless
 _TABLES: Final = frozenset({0xC4, 0xCC, 0xDB, 0xDD})  # DHT, DAC, DQT, DRI
+_MAX_LENGTH: Final = 2**16
+_MAX_REPAIRS: Final = 8
+_MAX_TRIED: Final = 256
+_BESIDE: Final = frozenset((*range(0xE0, 0xF0), 0xFE))  # application data and comments
+_NEXT_SEGMENT: Final = re.compile(rb"\xff[\xc0-\xc2\xc4\xdb\xdd\xe0-\xef\xfe]")
 _MARKER: Final = re.compile(rb"\xff([\x01-\xfe])")
 _SCAN_MARKER: Final = re.compile(
     rb"\xff([\x01-\xcf\xd8-\xfe])"
@@ -109,6 +115,7 @@ def continuation(data: bytes, seed: int) -> bytes:
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, start, end) of the data of each segment up to the first scan's; bytes between segments are skipped."""
     position = 2
+    repairs = 0
     for _ in range(MAX_SEGMENTS):
         found = _MARKER.search(data, position)
         if found is None:
@@ -121,6 +128,10 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         length = int.from_bytes(data[position : position + 2], "big")
         if length < 2 and position + 2 <= len(data):
             continue  # no segment has such a length
+        is_followed = data[position + length : position + length + 1] == b"\xff"
+        if marker in _BESIDE and not is_followed and repairs < _MAX_REPAIRS:
+            length = _real_length(data, position, length)
+            repairs += 1
         if position + max(2, length) > len(data):
             raise CutOffError("it ends before its image data")
         yield marker, position + 2, position + length
@@ -128,6 +139,22 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         if marker == _SOS:
             return
     raise TooComplexError(f"it has more than {MAX_SEGMENTS} segments before its image data")
+
+
+def _real_length(data: bytes, position: int, length: int) -> int:
+    """The length of a segment beside the pixels behind which no marker stands: up to the next segment.
+
+    It stays as it is if the segment contains another image, such as a thumbnail.
+    """
+    if data.find(b"\xff\xd8", position, position + length) >= 0:
+        return length
+    markers = _NEXT_SEGMENT.finditer(data, position + 2, position + 2 * _MAX_LENGTH)
+    for found in itertools.islice(markers, _MAX_TRIED):
+        start = found.end()
+        size = int.from_bytes(data[start : start + 2], "big")
+        if size >= 2 and data[start + size : start + size + 1] == b"\xff":
+            return found.start() - position
+    return length
 
 
 def _is_needed(marker: int, body: bytes) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+import itertools
+import re
 import struct
 from typing import Final
 import zlib
@@ -21,8 +23,16 @@ from inference_service.media.containers.base import (
 MAX_CHUNKS: Final = 100_000
 """Encoders that write a chunk per row need tens of thousands."""
 
+MAX_RESUMED: Final = 16
+"""Chunks of a wrong length; looking for the next sound one may cost a checksum of the whole file."""
+
+_MAX_TRIED: Final = 4096
+_RESUMED: Final = re.compile(rb"PLTE|tRNS|eXIf|IDAT")
+"""Chunks with which reading goes on behind one of a wrong length."""
+
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _MAX_METADATA: Final = 2**20
+_MAX_PALETTE: Final = 3 * 256
 _GREY, _RGB, _PALETTE = 0, 2, 3  # colour types that may have a transparent colour
 _RAW_EXIF: Final = (
     b"Raw profile type exif"  # ImageMagick's text chunk: a name, a length and hexadecimal digits
@@ -51,19 +61,21 @@ def strip(data: bytes) -> Stripped:
             complete = True
             break
         found.take(kind, body, sound=sound)
-    parts = [_SIGNATURE, _chunk(b"IHDR", found.ihdr)]
+    if not found.ihdr:
+        raise DamagedError("its header has a wrong length")
+    parts = [_SIGNATURE, chunk(b"IHDR", found.ihdr)]
     depth, colour = found.ihdr[8], found.ihdr[9]
     if colour == _PALETTE:
-        parts.append(_chunk(b"PLTE", found.palette))
+        parts.append(chunk(b"PLTE", found.needed_palette()))
     if transparent := _transparency(found.transparency, depth, colour):
-        parts.append(_chunk(b"tRNS", transparent))
+        parts.append(chunk(b"tRNS", transparent))
     if not found.pixels:
         raise (
             DamagedError("it has no image data")
             if complete
             else CutOffError("it ends before its image data")
         )
-    parts += [_chunk(b"IDAT", b"".join(found.pixels)), _chunk(b"IEND", b"")]
+    parts += [chunk(b"IDAT", b"".join(found.pixels)), chunk(b"IEND", b"")]
     return Stripped(
         header=declared,
         data=b"".join(parts),
@@ -79,6 +91,7 @@ class _Chunks:
 
     ihdr: bytes = b""
     palette: bytes = b""
+    has_sound_palette: bool = True
     transparency: bytes = b""
     pixels: list[bytes] = field(default_factory=list)
     exif: bytes = b""
@@ -91,9 +104,7 @@ class _Chunks:
                     raise DamagedError("its header has a wrong checksum")
                 self.ihdr = self.ihdr or body
             case b"PLTE":
-                if not sound:
-                    raise DamagedError("its palette has a wrong checksum")
-                self.palette = body
+                self.palette, self.has_sound_palette = body, sound
             case b"tRNS" if sound:
                 self.transparency = body
             case b"IDAT":
@@ -102,6 +113,18 @@ class _Chunks:
                 self.exif = self.exif or body
             case b"tEXt" | b"zTXt" | b"iTXt":
                 self._take_text(kind, body)
+
+    def needed_palette(self) -> bytes:
+        """The palette of an image that has one, of at most 256 colours.
+
+        Raises:
+            DamagedError: It is missing, or its checksum is wrong.
+        """
+        if not self.has_sound_palette:
+            raise DamagedError("its palette has a wrong checksum")
+        if len(self.palette) < 3:
+            raise DamagedError("it has no palette")
+        return self.palette[:_MAX_PALETTE]
 
     def _take_text(self, kind: bytes, body: bytes) -> None:
         name = body[:80].partition(b"\0")[0]
@@ -115,29 +138,79 @@ class _Chunks:
                 return
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """(type, data, whether the checksum is right) of each chunk; the last may be cut off."""
+def walk(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(type, where it begins, where its data ends) of each chunk; the last may be cut off.
+
+    A chunk before the image data that no chunk follows has a wrong length, or is none: the next sound one is next.
+    """
     position = 8
+    before_pixels = True
+    resumed = 0
     for _ in range(MAX_CHUNKS):
         if position + 8 > len(data):
             return
         length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        before_pixels = before_pixels and kind != b"IDAT"
+        is_doubtful = before_pixels and kind not in {b"IHDR", b"IEND"}
+        if is_doubtful and not _is_followed(data, kind, end):
+            following = _next_sound(data, position + 8)
+            resumed += 1
+            if following is None or resumed > MAX_RESUMED:
+                return
+            position = following
+            continue
         if not kind.isalpha():
             return  # trailing bytes that are no chunk; decoding tells whether image data is missing
-        end = position + 8 + length
-        body = data[position + 8 : end]
-        checked = end + 4 <= len(data)
-        if kind in {b"IHDR", b"PLTE", b"tRNS"}:
-            checked = (
-                checked
-                and zlib.crc32(body, zlib.crc32(kind)) == struct.unpack_from(">I", data, end)[0]
-            )
-        yield kind, body, checked
+        yield kind, position, end
         position = end + 4
     raise TooComplexError(f"it has more than {MAX_CHUNKS} chunks")
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
+    """(type, data, whether it is sound, for those for which that matters) of each chunk."""
+    for kind, position, end in walk(data):
+        matters = kind in {b"IHDR", b"PLTE", b"tRNS"}
+        yield kind, data[position + 8 : end], not matters or is_sound(data, position, end)
+
+
+def _is_followed(data: bytes, kind: bytes, end: int) -> bool:
+    """Whether a chunk and the next one have types of letters."""
+    return kind.isalpha() and data[end + 8 : end + 12].isalpha()
+
+
+def is_sound(data: bytes, position: int, end: int) -> bool:
+    """Whether a chunk has the right checksum.
+
+    Args:
+        data: The file.
+        position: Where the chunk begins.
+        end: Where its data ends.
+    """
+    if end + 4 > len(data):
+        return False
+    (checksum,) = struct.unpack_from(">I", data, end)
+    return zlib.crc32(memoryview(data)[position + 4 : end]) == int(checksum)
+
+
+def _next_sound(data: bytes, start: int) -> int | None:
+    """Where the next sound chunk of a known type begins; None = nowhere, or it takes too many steps."""
+    left = len(data)
+    for found in itertools.islice(_RESUMED.finditer(data, start + 4), _MAX_TRIED):
+        position = found.start() - 4
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        if end + 4 > len(data):
+            continue
+        left -= end - position
+        if left < 0:
+            return None
+        if is_sound(data, position, end):
+            return position
+    return None
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """A chunk with its length and checksum."""
     checksum = zlib.crc32(body, zlib.crc32(kind))
     return b"".join((struct.pack(">I", len(body)), kind, body, struct.pack(">I", checksum)))
 

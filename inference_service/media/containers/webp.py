@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import re
 import struct
 from typing import Final
 
@@ -22,6 +23,11 @@ _KNOWN: Final = frozenset(
     (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP ")
 )
 _PIXELS: Final = frozenset((b"VP8 ", b"VP8L", b"ANMF"))
+_TYPE: Final = re.compile(rb"[A-Za-z0-9 ]{4}")
+_PIXELS_BEGIN: Final = re.compile(
+    rb"VP8 ....[\x00-\xff]{3}\x9d\x01\x2a|VP8L....\x2f|ALPH....[\x00-\x3f]|ANMF....", re.DOTALL
+)
+_MAX_SEARCH: Final = 2**18
 _ANIMATION, _ALPHA = 0x02, 0x10  # flags of VP8X
 
 
@@ -55,6 +61,8 @@ def strip(data: bytes) -> Stripped:
         raise CutOffError("it ends before its image data")
     chunks = [_chunk(still, found[still])]
     if still == b"ANMF":
+        if b"VP8X" not in found:
+            raise DamagedError("its image data has no header")
         flags = _ANIMATION | found[b"VP8X"][0] & _ALPHA
         chunks = [
             _extended(flags, declared),
@@ -73,18 +81,30 @@ def strip(data: bytes) -> Stripped:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """(type, body, whether it is whole) of each chunk, whatever size the file itself declares."""
+    """(type, body, whether it is whole) of each chunk, whatever size the file itself declares.
+
+    A chunk before the pixels that no other follows may have a wrong length: the pixels are looked for.
+    """
     position = 12
+    before_pixels = True
     for _ in range(MAX_CHUNKS):
         if position + 8 > len(data):
             return
         kind, size = struct.unpack_from("<4sI", data, position)
         start = position + 8
         end = start + size
-        yield kind, data[start:end], end <= len(data)
         position = end + (size & 1)
         if data[position : position + 4] not in _KNOWN and data[end : end + 4] in _KNOWN:
             position = end  # the padding was forgotten
+        before_pixels = before_pixels and kind not in _PIXELS
+        if before_pixels and not _TYPE.match(data, position):
+            pixels = _PIXELS_BEGIN.search(data, start, start + _MAX_SEARCH)
+            if pixels is None:
+                before_pixels = False  # there are none to look for again
+            else:
+                position = pixels.start()
+                end = min(end, position)
+        yield kind, data[start:end], end <= len(data)
     raise TooComplexError(f"it has more than {MAX_CHUNKS} chunks")
 
 

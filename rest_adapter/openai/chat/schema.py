@@ -28,11 +28,15 @@ from rest_adapter.openai.validation import parse
 _MESSAGE_NEUTRAL: Final = {"audio": (), "function_call": (), "tool_call_id": (), "tool_calls": ()}
 _CONTENT_NEUTRAL: Final = (
     "attachments",
+    "experimental_attachments",
+    "file",
     "files",
     "image",
     "image_url",
+    "image_urls",
     "images",
     "parts",
+    "video",
     "videos",
 )
 """Fields of messages that hold content in other APIs, where it would be lost here."""
@@ -86,6 +90,7 @@ class ChatRequest(AnswerRequest):
     enable_thinking: bool | None = None
     thinking: bool | ThinkingOptions | None = None
     reasoning_effort: str | None = None
+    reasoning: Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,6 +181,33 @@ def test_a_refusal_names_the_field(part: dict[str, Any], param: str) -> None:
     assert refused(part).param == f"messages[0].content.{param}"
 
 
+@pytest.mark.parametrize("nothing", [None, "", {}, {"url": None}, {"url": "", "detail": None}])
+def test_objects_that_hold_nothing_are_nothing(nothing: object) -> None:
+    text = {"type": "text", "text": "x", "image_url": nothing, "file": nothing}
+    image = {"type": "image_url", "image_url": {"url": WEB}, "video_url": nothing}
+    target, unknown = message_of([text, image])
+    assert [part.WhichOneof("kind") for part in target.parts] == ["text", "image"]
+    assert not unknown
+
+
+def test_a_second_image_in_an_object_is_not_dropped() -> None:
+    for kind in ("base64", "url"):
+        source = {"type": kind, "url": WEB, "data": "AAAA"}
+        error = refused([{"type": "image", "source": source}])
+        assert error.param == "messages[0].content[0].source.url"
+
+
+def test_null_is_not_called_missing() -> None:
+    assert "is null, but must be text" in refused([{"type": "text", "text": None}]).message
+    assert "is missing" in refused([{"type": "text"}]).message
+
+
+@pytest.mark.parametrize("field", ["experimental_attachments", "image_urls", "video", "file"])
+def test_content_beside_the_content_is_not_dropped(field: str) -> None:
+    assert refused("x", "user", **{field: [WEB]}).param == f"messages[0].{field}"
+    message_of("x", "user", **{field: []})
+
+
 def test_unknown_keys_are_found_at_every_depth() -> None:
     part = {
         "type": "image_url",

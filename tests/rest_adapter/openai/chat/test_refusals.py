@@ -67,7 +67,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         with_part(type="input_image", image_url="data:,"),
         "messages[0].content[0].image_url",
     ),
-    "broken Qwen style": (with_part(type="image", image="data:,!"), "messages[0].content[0].image"),
+    "broken Qwen style": (
+        with_part(type="image", image="data:;base64,!"),
+        "messages[0].content[0].image",
+    ),
     "detail": (
         with_part(type="image_url", image_url={"url": "http://x/", "detail": "ultra"}),
         "messages[0].content[0].image_url.detail",

@@ -463,3 +463,68 @@ def test_path_in_the_proto_as_the_caller_wrote_it(field: str, param: str | None)
 def test_any_path_is_survived(field: str) -> None:
     FieldPaths(REQUEST).param_of(field)
     FieldPaths(REQUEST).param_of(f"spec.messages[{field}].parts[9999999].image.{field}")
+
+
+def chat_of(**fields: Any) -> Any:
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}]} | fields
+    return parse_chat(json.loads(json.dumps(body)))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("response_format", {"type": "text", "json_schema": None}),
+        ("response_format", {"type": "text", "schema": {"name": None, "strict": False}}),
+        ("response_format", {"type": None}),
+        ("structured_outputs", {"json": None, "regex": None, "choice": [], "grammar": ""}),
+        ("tool_choice", {"type": "auto", "disable_parallel_tool_use": False}),
+        ("web_search_options", {"user_location": {"approximate": {"city": None}}}),
+        ("mm_processor_kwargs", {"fps": None, "size": {"shortest_edge": None}}),
+        ("chat_template_kwargs", {"documents": [], "custom": {"a": None}}),
+    ],
+)
+def test_objects_whose_fields_ask_for_nothing_have_no_effect(name: str, value: object) -> None:
+    assert to_spec(chat_of(**{name: value}), max_media_bytes=1) == to_spec(
+        chat_of(), max_media_bytes=1
+    )
+
+
+def test_an_effect_deep_in_an_object_is_refused() -> None:
+    deep: object = "x"
+    for _ in range(600):
+        deep = {"a": deep}
+    for value in ({"type": "text", "schema": {"a": {"b": 0}}}, deep):
+        with pytest.raises(ApiError) as caught:
+            chat_of(response_format=value)
+        assert caught.value.param == "response_format"
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        (False, "reasoning"),
+        ({"enabled": False}, "reasoning.enabled"),
+        ({"effort": "none", "summary": "auto"}, "reasoning.effort"),
+        ({"effort": "low"}, None),
+        ({"enabled": True, "exclude": True}, None),
+        ({}, None),
+        (None, None),
+        ("high", None),
+        (True, None),
+    ],
+)
+def test_reasoning_can_switch_thinking_off(value: object, path: str | None) -> None:
+    chat = chat_of(reasoning=value)
+    template = to_spec(chat, max_media_bytes=1).template
+    assert template.HasField("enable_thinking") == (path is not None)
+    assert not template.enable_thinking
+    if path is not None:
+        assert FieldPaths(chat).param_of("spec.template.enable_thinking") == path
+
+
+@pytest.mark.parametrize("name", ["system", "instructions", "input", "prompt", "image_urls"])
+def test_content_beside_the_messages_is_not_dropped(name: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        chat_of(**{name: "You are a pirate."})
+    assert caught.value.param == name
+    chat_of(**{name: ""})
