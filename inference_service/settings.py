@@ -165,7 +165,7 @@ class ServiceSettings(FlagSettings):
         None,
         description="maximum number of tokens, of prompts and answers, of one API key in a minute; none = unlimited",
     )
-    max_image_bytes_per_minute: Positive | None = Field(
+    max_image_bytes_per_minute: Annotated[int, Field(ge=1, le=2**53)] | None = Field(
         None,
         description="maximum size of the processed pixels of one API key in a minute, in bytes; none = unlimited",
     )

@@ -174,6 +174,8 @@ def _file_problem(name: str, path: Path) -> str:
     try:
         if name == "api_key_file":
             return "" if read_keys(path) else "contains no API key"
+        if path.is_fifo():
+            return "is not a regular file"
         with path.open("rb"):
             return ""
     except OSError as error:

@@ -81,14 +81,18 @@ def call_timeout(timeout_s: float | None) -> float | None:
     """
     if timeout_s is None:
         return None
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, numbers.Real):
-        kind = type(timeout_s).__name__
-        raise TypeError(f"timeout_s is a number of seconds or None, not {kind}")
+    _check_number(timeout_s)
     if timeout_s > _NO_DEADLINE_S:
         return None
     if not timeout_s > 0:
         raise ValueError(f"timeout_s is {timeout_s}, but must be above 0 (None = no deadline)")
     return float(timeout_s)
+
+
+def _check_number(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        kind = type(value).__name__
+        raise TypeError(f"timeout_s is a number of seconds or None, not {kind}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

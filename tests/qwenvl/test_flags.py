@@ -222,7 +222,7 @@ def test_any_value_is_taken_or_refused_in_one_printable_line(
         except SystemExit as refused:
             text = str(refused)
             assert text.isprintable()
-            assert len(text) < 400
+            assert len(text) < 500
             assert f"({ENV_PREFIX}{name.upper()}): " in text
         else:
             value_of = getattr(loaded, name)

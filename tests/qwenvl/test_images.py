@@ -198,14 +198,14 @@ def test_every_mode_of_pillow_is_sent_or_refused_clearly(name: str) -> None:
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda: image(b"x", min_pixels="a"), TypeError, "min_pixels is 'a'"),
+        (lambda: image(b"x", min_pixels="a"), TypeError, "min_pixels is 'a'"),  # type: ignore[arg-type]  # on purpose
         (lambda: image(b"x", max_pixels=10**30), ValueError, "max_pixels is 1"),
-        (lambda: image(b"x", uuid=5), TypeError, "uuid is 5"),
+        (lambda: image(b"x", uuid=5), TypeError, "uuid is 5"),  # type: ignore[arg-type]  # on purpose
         (lambda: image(" "), ValueError, "text is empty"),
         (lambda: image("~no-such-user/x.png"), FileNotFoundError, "~no-such-user/x.png"),
-        (lambda: video([b"x"], fps="fast"), TypeError, "fps is 'fast'"),
-        (lambda: video(None), TypeError, "frames is an image or a list of images, not NoneType"),
-        (lambda: images_of(5), TypeError, "images is an image or a list of images, not int"),
+        (lambda: video([b"x"], fps="fast"), TypeError, "fps is 'fast'"),  # type: ignore[arg-type]  # on purpose
+        (lambda: video(None), TypeError, "frames is an image or a list of images, not NoneType"),  # type: ignore[arg-type]  # on purpose
+        (lambda: images_of(5), TypeError, "images is an image or a list of images, not int"),  # type: ignore[arg-type]  # on purpose
         (
             lambda: images_of({"a": 1}),
             TypeError,
