@@ -123,7 +123,7 @@ def _type_of(annotation: Any, metadata: Iterable[object] = ()) -> str:
     if origin is tuple:
         return "list"
     limits = [
-        f"{_BOUNDS[type(bound)][0]} {getattr(bound, _BOUNDS[type(bound)][1]):g}"
+        f"{_BOUNDS[type(bound)][0]} {getattr(bound, _BOUNDS[type(bound)][1]):.16g}"
         for bound in metadata
         if type(bound) in _BOUNDS
     ]

@@ -10,12 +10,11 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, Valid
 from pydantic_core import PydanticCustomError
 
 from inference_service.sampling import RANGES
-from qwenvl.flags import Address, FlagSettings, next_address
+from qwenvl.flags import Address, FlagSettings, Positive, Seconds, next_address
 from qwenvl.observability import LogFormat, LogLevel
 
 
-Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
+_MAX_NAME_CHARACTERS = 256
 
 
 def _check_device(text: str) -> str:
@@ -58,6 +57,19 @@ def _after_grpc(address: Any, info: ValidationInfo) -> Any:
     return next_address(grpc_address)
 
 
+def _check_model_name(text: str) -> str:
+    if not text.isprintable() or len(text) > _MAX_NAME_CHARACTERS:
+        raise PydanticCustomError(
+            "model_name",
+            "a name must be printable text of at most {limit} characters",
+            {"limit": _MAX_NAME_CHARACTERS},
+        )
+    return text
+
+
+Parallel = Annotated[int, Field(ge=1, le=1024)]
+"""A number of threads or processes, all of which are started."""
+ModelName = Annotated[str, AfterValidator(_check_model_name)]
 DeviceName = Annotated[str, AfterValidator(_check_device)]
 AdminAddress = Annotated[Address | None, BeforeValidator(_after_grpc)]
 
@@ -84,7 +96,7 @@ class ServiceSettings(FlagSettings):
         None,
         description="branch, tag or commit of the model's repository on the hub; none = its default branch",
     )
-    served_model_name: tuple[str, ...] = Field(
+    served_model_name: tuple[ModelName, ...] = Field(
         (),
         description="names under which the model is served, the canonical name first; empty = derived from the model"
         " (demo model: qwen-vl-demo qwen-vl)",
@@ -133,7 +145,7 @@ class ServiceSettings(FlagSettings):
     enable_prefix_caching: bool = Field(
         True, description="reuse the KV pages of identical prompt prefixes"
     )
-    cpu_threads: Positive | None = Field(
+    cpu_threads: Parallel | None = Field(
         None, description="number of torch threads on a CPU; none = all cores"
     )
     engine_start_timeout_s: Seconds = Field(
@@ -153,7 +165,7 @@ class ServiceSettings(FlagSettings):
         None,
         description="maximum number of tokens, of prompts and answers, of one API key in a minute; none = unlimited",
     )
-    max_image_bytes_per_minute: Positive | None = Field(
+    max_image_bytes_per_minute: Annotated[int, Field(ge=1, le=2**53)] | None = Field(
         None,
         description="maximum size of the processed pixels of one API key in a minute, in bytes; none = unlimited",
     )
@@ -259,7 +271,7 @@ class ServiceSettings(FlagSettings):
         description="maximum number of pixels of all images and frames of one request before resizing; equal frames"
         " of a video count once",
     )
-    media_workers: Positive = Field(
+    media_workers: Parallel = Field(
         2,
         description="number of processes that decode and resize images; of two or more, half decode only images that"
         " cost little",

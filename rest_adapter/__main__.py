@@ -11,6 +11,7 @@ import sys
 
 from qwenvl.interrupts import ending_at_once
 from qwenvl.safe_path import leave_out_working_directory
+from qwenvl.standard_streams import complete_standard_streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     leave_out_working_directory()
+    complete_standard_streams()
     with ending_at_once():
         from qwenvl.command_line import CommandParser, add_version  # noqa: PLC0415
         from qwenvl.environment import check_variables  # noqa: PLC0415

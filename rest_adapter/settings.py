@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field, ValidationInfo, field_validator
 
-from qwenvl.flags import Address, FlagSettings, Target
+from qwenvl.flags import Address, FlagSettings, Positive, Seconds, Target
 from qwenvl.observability import LogFormat, LogLevel
 from rest_adapter.origins import compile_origins
-
-
-Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
 
 
 class AdapterSettings(FlagSettings):

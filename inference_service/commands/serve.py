@@ -134,6 +134,9 @@ def _plan(flags: Mapping[str, object]) -> _Plan:
 def _http_address(explicit: Mapping[str, object]) -> Address:
     """The address of the REST API, from `--http-address` or from `--host` and `--port`."""
     flag = explicit.get("http_address")
+    for name in ("http_address", "host", "port"):
+        if not str(explicit.get(name, "?")).strip():
+            raise SystemExit(f"--{name.replace('_', '-')}= (QWENVL_HTTP_ADDRESS): is empty")
     text = str(flag or os.environ.get(ENV_PREFIX + "HTTP_ADDRESS") or _DEFAULT_HTTP_ADDRESS)
     host, port = explicit.get("host"), explicit.get("port")
     if flag and (host or port):
@@ -144,11 +147,11 @@ def _http_address(explicit: Mapping[str, object]) -> Address:
         address = parse_address(text)
     except ValueError as error:
         raise SystemExit(f"--http-address={text} (QWENVL_HTTP_ADDRESS): {error}") from None
-    shown = str(host or address.host)
+    shown = str(host or address.host).strip()
     if ":" in shown and not shown.startswith("["):
         shown = f"[{shown}]"
     try:
-        return parse_address(f"{shown}:{address.port if port is None else port}")
+        return parse_address(f"{shown}:{address.port if port is None else str(port).strip()}")
     except ValueError as error:
         name, value = ("port", port) if host is None else ("host", host)
         raise SystemExit(f"--{name}={value} (QWENVL_HTTP_ADDRESS): {error}") from None

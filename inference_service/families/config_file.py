@@ -15,6 +15,12 @@ from typing import Any
 from inference_service.model_spec import DTYPE_BYTES
 
 
+_LAYERS = ("num_hidden_layers", "num_layers", "depth", "layers")
+_MAX_LAYERS = 1024
+"""Each layer is counted and built."""
+_MAX_INTEGER = 2**31 - 1
+
+
 class SpecError(ValueError):
     """A model's configuration is invalid or not supported; the message names file and key."""
 
@@ -57,6 +63,9 @@ class Section:
         value = self._require(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise SpecError(f"{self.where}: {key} must be an integer >= {minimum}, not {value!r}")
+        maximum = _MAX_LAYERS if key in _LAYERS else _MAX_INTEGER
+        if value > maximum:
+            raise SpecError(f"{self.where}: {key} must be an integer <= {maximum}, not {value!r}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -115,7 +124,7 @@ def read_config(path: Path) -> Section:
         values = json.loads(path.read_bytes())
     except OSError as error:
         raise SpecError(f"{path.name} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # broken JSON, or bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # broken JSON, or bytes that are not UTF-8
         raise SpecError(f"{path.name} is not valid JSON") from error
     if not isinstance(values, dict):
         raise SpecError(f"{path.name} must contain a JSON object")

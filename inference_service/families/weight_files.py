@@ -131,7 +131,7 @@ def read_header(path: Path) -> dict[str, StoredHeader]:
             if name != "__metadata__"
         }
         whole = 8 + length + max((tensor.end for tensor in tensors.values()), default=0)
-    except (ValueError, KeyError, IndexError, AttributeError, TypeError):
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError, RecursionError):
         raise WeightFileError(f"{path.name} has an invalid header") from None
     if size != whole:
         raise WeightFileError(f"{path.name} has {size} bytes, but its header requires {whole}")

@@ -134,7 +134,7 @@ def is_verified(directory: Path, *, times: bool = True) -> bool:
             _fingerprint(directory / name)[compared] == seen[compared]
             for name, seen in note.items()
         )
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return False
 
 

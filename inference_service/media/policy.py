@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 import functools
+import os
 from pathlib import Path
 import ssl
 from typing import Final
@@ -138,8 +139,8 @@ class FetchPolicy:
                 certificates.
         """
         root = settings.allow_local_media_path
-        if root is not None and not Path(root).is_dir():
-            raise ValueError(f"allow_local_media_path {root!r} is not a directory")
+        if root is not None and not os.path.isdir(root):  # noqa: PTH112 - Path raises for names that cannot be
+            raise ValueError("allow_local_media_path is not a directory")
         policy = cls(
             enabled=settings.enable_media_fetch,
             allowed_hosts=tuple(map(AllowedHost.parse, settings.allowed_media_domains)),

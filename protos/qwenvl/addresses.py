@@ -14,8 +14,17 @@ from typing import Final
 MAX_PORT: Final = 65535
 
 _HOST: Final = re.compile(r"[\w.-]+", re.ASCII)
-_NUMBER: Final = re.compile(r"[+-]?\d+", re.ASCII)
-_TARGET: Final = re.compile(r"(?:dns:(?://[^/]*/)?)?(?P<address>[^/]*:[^:/]*)", re.ASCII)
+_NUMBER: Final = re.compile(r"[+-]?\d{1,30}", re.ASCII)
+_TARGET: Final = re.compile(r"(?:dns:(?://[^/]*/)?)?(?P<address>[^/]*)", re.ASCII)
+_OTHER_SCHEMES: Final = (
+    "unix:",
+    "unix-abstract:",
+    "xds:",
+    "ipv4:",
+    "ipv6:",
+    "google-c2p:",
+    "vsock:",
+)
 _ALL_IPV4: Final = "0.0.0.0"  # noqa: S104 - compared with, not chosen
 _ALL: Final = "::"
 _MISSING: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -45,7 +54,7 @@ def parse_address(text: str) -> Address:
         ValueError: It is not of that form, or the port is not between 0 and 65535; the message says which.
     """
     host, colon, port = text.strip().rpartition(":")
-    if not colon and _NUMBER.fullmatch(port):
+    if not colon and port.isascii() and port.isdigit() and len(port) <= len(str(MAX_PORT)):
         raise ValueError(f"must be HOST:PORT, such as 127.0.0.1:{port}")
     if "//" in text or "/" in text:
         raise ValueError("must be HOST:PORT, without a scheme or a path")
@@ -62,11 +71,22 @@ def _parse_host(host: str) -> str:
             ipaddress.IPv6Address(host[1:-1])
         except ValueError:
             raise ValueError(f"has {host}, which is not an IPv6 address") from None
-        return host[1:-1]
+        return _unicast(host[1:-1])
     if ":" in host:
         raise ValueError(f"must have its IPv6 address in brackets, such as [{host}]:PORT")
     if host and not _HOST.fullmatch(host):
         raise ValueError(f"has {host!r}, which is not the name or address of a host")
+    return _unicast(host)
+
+
+def _unicast(host: str) -> str:
+    """A host, unless it is a group of machines: a socket there listens, but nothing can connect to it."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # a name
+        return host
+    if address.is_multicast or str(address) == "255.255.255.255":
+        raise ValueError(f"has {host}, which is not the address of one machine")
     return host
 
 
@@ -78,11 +98,16 @@ def check_target(target: str) -> None:
     """
     if target.startswith(("http:", "https:", "grpc:", "grpcs:")):
         raise ValueError("must be HOST:PORT or dns:///HOST:PORT, not a URL")
+    if target.startswith(_OTHER_SCHEMES):
+        return
     match = _TARGET.fullmatch(target)
-    if match is not None and not target.startswith(("unix:", "unix-abstract:", "xds:")):
-        address = match["address"]
-        if not target.startswith(("ipv4:", "ipv6:")):
-            parse_address(address)
+    if match is None:
+        raise ValueError("must be HOST:PORT or dns:///HOST:PORT")
+    address = match["address"]
+    if _HOST.fullmatch(address):
+        return  # gRPC's own port, 443: where TLS ends before the service
+    if not parse_address(address).port or address.startswith(":"):
+        raise ValueError("must have a host, and a port between 1 and 65535, to call")
 
 
 def listen(address: Address) -> list[socket.socket]:

@@ -97,13 +97,14 @@ class AnswerCollector:
         self, response: Response, on_answer: Callable[[Answer], None] | None = None
     ) -> None:
         self._response = response
+        self._texts: list[list[str]] = []  # joined once: appending to a field copies all of it
         self._on_answer = on_answer
         self._answer: Answer | None = None
 
     @property
     def text(self) -> str:
         """The text so far, of the first choice."""
-        return self._choice(0).text
+        return "".join(self._texts[0]) if self._texts else ""
 
     @property
     def answer(self) -> Answer:
@@ -124,7 +125,7 @@ class AnswerCollector:
             case "delta":
                 delta = event.delta
                 choice = self._choice(delta.choice_index)
-                choice.text += delta.text
+                self._texts[delta.choice_index].append(delta.text)
                 choice.reasoning += delta.reasoning
                 _add_calls(choice, delta.tool_calls)
                 choice.token_ids.extend(delta.token_ids)
@@ -141,7 +142,9 @@ class AnswerCollector:
         return ""
 
     def end(self) -> None:
-        """Notes that the stream has ended."""
+        """Notes that the stream has ended, and completes the response."""
+        for choice, pieces in zip(self._response.choices, self._texts, strict=True):
+            choice.text = "".join(pieces)
         if self._answer is None and self._response.HasField("usage"):
             self._answer = answer_of(self._response)
             if self._on_answer:
@@ -151,6 +154,7 @@ class AnswerCollector:
         choices = self._response.choices
         while len(choices) <= index:
             choices.add(index=len(choices))
+            self._texts.append([])
         return choices[index]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 import contextlib
-import functools
 from types import TracebackType
 from typing import Self, TypedDict, TypeVar, Unpack
 
@@ -36,7 +35,7 @@ class _CallOptions(TypedDict):
 
 
 class AsyncClient:
-    """A client of one inference service; create it anywhere, and use it in one event loop.
+    """A client of one inference service; create it anywhere, and use it in one event loop at a time.
 
     Arguments and errors are those of `qwenvl.Client`. Cancelling a task aborts the answer it waits for.
 
@@ -47,7 +46,8 @@ class AsyncClient:
         credentials: For TLS; None = plaintext.
 
     Raises:
-        ValueError: The key cannot be sent.
+        TypeError: Target or key is not a text.
+        ValueError: The target has no port or a wrong one, or the key cannot be sent.
     """
 
     def __init__(
@@ -60,13 +60,30 @@ class AsyncClient:
         self._metadata = metadata_of(api_key)
         self._target = target_of(target)
         self._credentials = credentials
+        self._opened: tuple[asyncio.AbstractEventLoop, AsyncService] | None = None
 
-    @functools.cached_property
+    @property
     def _service(self) -> AsyncService:
-        """The connection, opened by the first call, because it belongs to the event loop that runs then."""
-        return AsyncService(
-            self._target, credentials=self._credentials, timeout_s=None, retry_unavailable=True
-        )
+        """The connection, opened by the first call, because it belongs to the event loop that runs then.
+
+        A program that calls `asyncio.run` several times has another loop each time.
+
+        Raises:
+            RuntimeError: It belongs to another loop, which has not ended.
+        """
+        loop = asyncio.get_running_loop()
+        if self._opened is not None and self._opened[0] is not loop:
+            if not self._opened[0].is_closed():
+                raise RuntimeError(
+                    "this AsyncClient is in use in another event loop: create one for each"
+                )
+            self._opened = None
+        if self._opened is None:
+            service = AsyncService(
+                self._target, credentials=self._credentials, timeout_s=None, retry_unavailable=True
+            )
+            self._opened = loop, service
+        return self._opened[1]
 
     async def __aenter__(self) -> Self:
         return self

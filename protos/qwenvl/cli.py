@@ -8,6 +8,7 @@ from typing import Final
 
 from qwenvl.interrupts import ending_at_once
 from qwenvl.safe_path import leave_out_working_directory
+from qwenvl.standard_streams import complete_standard_streams
 
 
 _GROUP: Final = "qwenvl.cli"
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None = those of the process.
     """
     leave_out_working_directory()
+    complete_standard_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     with ending_at_once():
         found = _command_line()

@@ -49,7 +49,8 @@ class Client:
         credentials: For TLS; None = plaintext.
 
     Raises:
-        ValueError: The key cannot be sent.
+        TypeError: Target or key is not a text.
+        ValueError: The target has no port or a wrong one, or the key cannot be sent.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from typing import Final
 
 import grpc
 
+from qwenvl.addresses import check_target
 from qwenvl.exceptions import DeadlineExceededError, Error
 from qwenvl.rpc import call_timeout
 
@@ -33,8 +34,22 @@ _WORTH_WAITING: Final = frozenset(
 
 
 def target_of(target: str | None) -> str:
-    """The target of a client: as given, or of the environment (`QWENVL_GRPC_TARGET`), or the service's default."""
-    return target or os.environ.get("QWENVL_GRPC_TARGET", "").strip() or DEFAULT_TARGET
+    """The target of a client: as given, or of the environment (`QWENVL_GRPC_TARGET`), or the service's default.
+
+    Raises:
+        TypeError: It is not a text.
+        ValueError: gRPC would call another port, or none.
+    """
+    if not isinstance(target, str | None):
+        raise TypeError(f"target is a text such as {DEFAULT_TARGET!r}, not {type(target).__name__}")
+    name, chosen = "target", (target or "").strip()
+    if not chosen:
+        name, chosen = "QWENVL_GRPC_TARGET", os.environ.get("QWENVL_GRPC_TARGET", "").strip()
+    try:
+        check_target(chosen or DEFAULT_TARGET)
+    except ValueError as error:
+        raise ValueError(f"{name} is {chosen!r}, but {error}") from None
+    return chosen or DEFAULT_TARGET
 
 
 def metadata_of(api_key: str | None) -> tuple[tuple[str, str], ...]:
@@ -44,8 +59,11 @@ def metadata_of(api_key: str | None) -> tuple[tuple[str, str], ...]:
         api_key: The key; None = that of the environment (`QWENVL_API_KEY`), empty = none.
 
     Raises:
+        TypeError: The key is not a text.
         ValueError: The key cannot be sent.
     """
+    if not isinstance(api_key, str | None):
+        raise TypeError(f"api_key is a text or None, not {type(api_key).__name__}")
     key = (os.environ.get("QWENVL_API_KEY", "") if api_key is None else api_key).strip()
     if not (key.isascii() and key.isprintable()):
         raise ValueError("the API key contains characters other than printable ASCII")

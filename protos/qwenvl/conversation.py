@@ -8,7 +8,7 @@ from qwenvl.answers import Answer, AnswerStream, AsyncAnswerStream, ChatEvent
 from qwenvl.images import Images
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
-from qwenvl.messages import Content, messages_of, system, user
+from qwenvl.messages import Content, messages_of, user
 from qwenvl.options import ChatOptions
 from qwenvl.rpc import DEFAULT_TIMEOUT_S
 
@@ -28,9 +28,7 @@ class _History:
     def __init__(self, options: ChatOptions) -> None:
         self._options = options.copy()
         instructions = self._options.pop("system", None)
-        self.messages: list[message_pb.Message] = []
-        if instructions is not None:
-            self.messages.append(system(instructions))
+        self.messages: list[message_pb.Message] = messages_of((), None, instructions)
 
     def _with(self, parts: tuple[Content, ...], images: Images | None) -> list[message_pb.Message]:
         """The history with one more question."""

@@ -60,6 +60,17 @@ class Reply:
 Answering = str | Reply | Callable[[Spec], str | Reply] | None
 
 
+def check_reply(answer: object, name: str) -> None:
+    """Checks what a test wants to be answered.
+
+    Raises:
+        TypeError: It cannot be answered.
+    """
+    if not isinstance(answer, str | Reply | None):
+        kind = type(answer).__name__
+        raise TypeError(f"{name} is a text, a Reply or None, not {kind}")
+
+
 class Refused(Exception):  # noqa: N818 - what the service answers, not a fault
     """The service answers with an error.
 
@@ -113,7 +124,10 @@ class FakeModel:
         self.canonical_name(spec.model, "spec.model")
         _check(spec)
         self.closed.wait(self.delay_s)
-        answer = self._answer(spec) if callable(self._answer) else self._answer
+        answer = self._answer
+        if callable(answer):
+            answer = answer(spec)
+            check_reply(answer, "what the answer function returned")
         if answer is None:
             answer = _last_text(spec)
         return Reply(answer) if isinstance(answer, str) else answer
@@ -153,6 +167,7 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
         collector = AnswerCollector(response := chat_pb.CreateChatCompletionResponse())
         for event in self.StreamChatCompletion(request, context):
             collector.add(event)
+        collector.end()
         return response
 
     def StreamChatCompletion(  # noqa: N802
@@ -181,6 +196,7 @@ class CompletionServicer(completion_grpc.CompletionServiceServicer):
         collector = AnswerCollector(response := completion_pb.CreateCompletionResponse())
         for event in self.StreamCompletion(request, context):
             collector.add(event)
+        collector.end()
         return response
 
     def StreamCompletion(  # noqa: N802

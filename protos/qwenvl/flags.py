@@ -4,7 +4,7 @@ Requires pydantic, which the extras `[adapter]` and `[inference]` install; no ot
 
 A field `max_num_seqs` is the flag `--max-num-seqs` and the variable `QWENVL_MAX_NUM_SEQS`; a flag takes precedence
 over the variable. An alias (`AliasChoices`) is a second flag and a second variable. Lists are several words after the
-flag, and comma-separated in the variable. `none` unsets an optional setting.
+flag, or comma-separated, as in the variable. `none` unsets an optional setting.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 import types
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -25,7 +25,7 @@ from qwenvl.environment import ENV_PREFIX
 from qwenvl.keys import KeyFileError, read_keys
 
 
-__all__ = ["ENV_PREFIX", "Address", "FlagSettings", "Target", "next_address"]
+__all__ = ["ENV_PREFIX", "Address", "FlagSettings", "Positive", "Seconds", "Target", "next_address"]
 
 
 def _check_address(text: str) -> str:
@@ -49,6 +49,11 @@ def next_address(address: str) -> str:
     return f"127.0.0.1:{port and (port + 1 if port < MAX_PORT else port - 1)}"
 
 
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""A count or a size."""
+Seconds = Annotated[float, Field(ge=0.001, le=1_000_000)]
+"""A duration: longer ones overflow in timers."""
+_SHOWN_CHARACTERS = 100
 _USER_INFO = re.compile(r"://[^/@\s]+@")
 Address = Annotated[str, AfterValidator(_check_address)]
 """HOST:PORT of an API."""
@@ -107,6 +112,8 @@ class FlagSettings(BaseModel):
             text = next(filter(None, texts), None)
             if name in flags:
                 values[name] = flags[name]
+                if isinstance(values[name], list | tuple):
+                    values[name] = _words(",".join(map(str, values[name]))) or ""
             elif text:
                 values[name] = _words(text) if _is_tuple(info.annotation) else text
             if values.get(name) == "none" and type(None) in get_args(info.annotation):
@@ -123,9 +130,8 @@ class FlagSettings(BaseModel):
     def _problems(cls, error: ValidationError) -> Iterator[str]:
         for item in error.errors():
             # pydantic's own words; a validator's error has its text behind a prefix.
-            text = (
-                item["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
-            )
+            text = item["msg"].removeprefix("Value error, ").partition(", unable to")[0]
+            text = text.replace("Input should be", "must be", 1)
             yield cls.problem(str(item["loc"][0]), item["input"], text)
 
     @classmethod
@@ -135,7 +141,8 @@ class FlagSettings(BaseModel):
         names = next((found for n, i in fields if name in (found := _names(n, i))), [name])
         flag = "--" + names[0].replace("_", "-")
         shown = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-        shown = _USER_INFO.sub("://***@", shown)
+        shown = _in_one_line(_USER_INFO.sub("://***@", shown), _SHOWN_CHARACTERS)
+        text = _in_one_line(text, 3 * _SHOWN_CHARACTERS)
         return f"{flag}={shown} ({ENV_PREFIX}{names[0].upper()}): {text}"
 
     def check_files(self) -> None:
@@ -155,11 +162,20 @@ class FlagSettings(BaseModel):
             raise SystemExit("\n".join(problems))
 
 
+def _in_one_line(text: str, limit: int) -> str:
+    """A text without line ends and other control characters, and not too long."""
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def _file_problem(name: str, path: Path) -> str:
     """Why a file cannot be used; empty = it can."""
     try:
         if name == "api_key_file":
             return "" if read_keys(path) else "contains no API key"
+        if path.is_fifo():
+            return "is not a regular file"
         with path.open("rb"):
             return ""
     except OSError as error:

@@ -6,14 +6,15 @@ Pillow images and numpy arrays are recognised by their attributes: neither libra
 from __future__ import annotations
 
 import binascii
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import io
 import os
 from pathlib import Path
 import re
-from typing import IO, Any, Final, Literal, Protocol, TypeGuard, cast, runtime_checkable
+from typing import IO, Any, Final, Literal, Protocol, TypeGuard, runtime_checkable
 from urllib.parse import unquote_to_bytes
 
+from qwenvl.fields import built
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.png import png_of
 
@@ -30,7 +31,9 @@ _ORIENTATION: Final = 0x0112  # the EXIF tag
 _PNG_MODES: Final = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 _CONVERTIBLE_MODES: Final = {
     **dict.fromkeys(("CMYK", "YCbCr", "HSV", "LAB", "RGBX"), "RGB"),
-    **dict.fromkeys(("PA", "La", "RGBa"), "RGBA"),
+    **dict.fromkeys(("PA", "RGBa"), "RGBA"),
+    "La": "LA",
+    **dict.fromkeys(("I;16B", "I;16L", "I;16N"), "I;16"),
 }
 
 
@@ -124,16 +127,15 @@ def image(
         ValueError: The image is empty, the URL is malformed, or the pixel format is ambiguous.
     """
     made = _image_of(source)
-    if detail is not None:
-        if detail not in _DETAILS:
-            raise ValueError(f"detail is {detail!r}, but must be one of {', '.join(_DETAILS)}")
-        made.detail = _DETAILS[detail]
-    if min_pixels is not None:
-        made.min_pixels = min_pixels
-    if max_pixels is not None:
-        made.max_pixels = max_pixels
-    if uuid is not None:
-        made.uuid = uuid
+    if detail is not None and detail not in _DETAILS:
+        raise ValueError(f"detail is {detail!r}, but must be one of {', '.join(_DETAILS)}")
+    fields = {
+        "detail": None if detail is None else _DETAILS[detail],
+        "min_pixels": min_pixels,
+        "max_pixels": max_pixels,
+        "uuid": uuid,
+    }
+    made.MergeFrom(built(message_pb.Image, fields))
     return made
 
 
@@ -151,9 +153,8 @@ def video(frames: Iterable[ImageSource], *, fps: float | None = None) -> message
     """
     if is_image(frames):
         raise TypeError("frames is a single image or file; pass a list of images, one per frame")
-    made = message_pb.Video(frames=[image(frame) for frame in frames])
-    if fps is not None:
-        made.fps = fps
+    made = message_pb.Video(frames=_images("frames", frames))
+    made.MergeFrom(built(message_pb.Video, {"fps": fps}))
     return made
 
 
@@ -163,7 +164,13 @@ def images_of(images: Images | None) -> list[message_pb.Image]:
         return []
     if is_image(images):
         return [image(images)]
-    return [image(source) for source in cast("Iterable[ImageSource]", images)]
+    return _images("images", images)
+
+
+def _images(name: str, several: object) -> list[message_pb.Image]:
+    if not isinstance(several, Iterable) or isinstance(several, (Mapping, set, frozenset)):
+        raise TypeError(f"{name} is an image or a list of images, not {type(several).__name__}")
+    return [image(source) for source in several]
 
 
 def is_image(value: object) -> TypeGuard[ImageSource]:
@@ -212,7 +219,13 @@ def _image_of_text(text: str) -> message_pb.Image:
         return _image_of_data_url(url)
     if _SCHEME.match(url):
         return message_pb.Image(uri=url)
-    return _image_of(Path(text).expanduser())
+    if not url:
+        raise ValueError("an image is a path or a URL, but this text is empty")
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:  # no such user: a name that begins with ~
+        path = Path(text)
+    return _image_of(path)
 
 
 def _image_of_data_url(url: str) -> message_pb.Image:
@@ -239,9 +252,12 @@ def _encoded(picture: PillowImage) -> bytes:
     if mode not in _PNG_MODES:
         if mode not in _CONVERTIBLE_MODES:
             raise ValueError(
-                f"the range of Pillow's mode {mode!r} is not defined; convert the image to 'RGB' first"
+                f"the range of Pillow's mode {mode!r} is not defined; scale the image to 0 to 255 and convert it to"
+                " 'L' first (convert() alone cuts off)"
             )
         exif = picture.getexif()
+        if mode.startswith("I;16"):  # Pillow orders their bytes in two steps only
+            picture = picture.convert("I")
         picture = picture.convert(_CONVERTIBLE_MODES[mode])
     else:
         exif = picture.getexif()

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import logging
 from pathlib import Path
+import stat
 from typing import Final
 
 
@@ -21,6 +22,11 @@ _MARKS: Final = (
 )
 
 
+_MAX_FILE_BYTES: Final = 2**20
+_MAX_KEY_CHARACTERS: Final = 4096
+"""HTTP servers and gRPC take headers of 8 to 16 KiB in all."""
+
+
 class KeyFileError(ValueError):
     """A file is not a file of API keys; the message says why, and has no key in it."""
 
@@ -32,8 +38,17 @@ def read_keys(path: Path) -> tuple[str, ...]:
 
     Raises:
         OSError: It cannot be read.
-        KeyFileError: It is not text, or a line has a character that cannot be part of a key.
+        KeyFileError: It is no regular file or too large, it is not text, or a line cannot be a key.
     """
+    status = path.stat()
+    if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(
+        status.st_mode
+    ):  # never ends, or can be read once only
+        raise KeyFileError(
+            "is not a regular file: it is read by each process, and again when it changes"
+        )
+    if status.st_size > _MAX_FILE_BYTES:
+        raise KeyFileError(f"has {status.st_size} bytes, but at most {_MAX_FILE_BYTES} are read")
     data = path.read_bytes()
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
@@ -49,10 +64,16 @@ def read_keys(path: Path) -> tuple[str, ...]:
         if not key or key.startswith("#"):
             continue
         if not key.isascii() or not key.isprintable():
-            wrong = next(c for c in key if not c.isascii() or not c.isprintable())
+            wrong = ord(next(c for c in key if not c.isascii() or not c.isprintable()))
+            is_byte = 0xDC80 <= wrong <= 0xDCFF  # as `surrogateescape` keeps it
+            name = f"byte {wrong - 0xDC00:#04x}, not UTF-8" if is_byte else f"U+{wrong:04X}"
             raise KeyFileError(
-                f"line {number} has a character that a key cannot have (U+{ord(wrong):04X}):"
+                f"line {number} has a character that a key cannot have ({name}):"
                 " keys are of printable ASCII"
+            )
+        if len(key) > _MAX_KEY_CHARACTERS:
+            raise KeyFileError(
+                f"line {number} has {len(key)} characters, but a key has at most {_MAX_KEY_CHARACTERS}"
             )
         keys.append(key)
     return tuple(keys)

@@ -59,6 +59,8 @@ def messages_of(
     if shown := images_of(images):
         _put_before(messages, shown)
     if instructions is not None:
+        if not isinstance(instructions, str):
+            raise TypeError(f"system is a text, not {type(instructions).__name__}")
         if messages and messages[0].role == message_pb.ROLE_SYSTEM:
             raise ValueError(
                 "system is given beside a conversation that begins with a system message"

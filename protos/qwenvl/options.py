@@ -7,16 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 import difflib
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, Final, TypedDict
 
-from google.protobuf.message import Message
-
+from qwenvl.fields import built
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
-
-
-_Message = TypeVar("_Message", bound=Message)
 
 
 class Sampling(TypedDict, total=False):
@@ -95,7 +91,9 @@ class ChatOptions(CompletionOptions, total=False):
 _SAMPLING: Final = frozenset(Sampling.__annotations__)
 _COMPLETION: Final = frozenset(CompletionOptions.__annotations__)
 _CHAT: Final = frozenset(ChatOptions.__annotations__)
-_STOP: Final = {"stop_token_ids": "token_ids", "include_stop_string": "include_stop_string"}
+_STOP: Final = ("stop", "stop_token_ids", "include_stop_string")
+_STOP_FIELDS: Final = {"stop": "strings", "stop_token_ids": "token_ids"}
+_LOGPROB_FIELDS: Final = {"logprobs": "top_logprobs"}
 _RESPONSE: Final = (
     *("return_token_ids", "return_prompt_token_ids", "return_prompt_text"),
     *("keep_special_tokens", "grounding"),
@@ -123,40 +121,21 @@ def completion_fields(options: CompletionOptions) -> dict[str, Any]:
 
 def _shared_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that both kinds of specs have under the same names."""
-    logprobs = options.get("logprobs")
-    if isinstance(logprobs, bool):
-        logprobs = 0 if logprobs else None
-    stop = options.get("stop")
-    stop_fields = {_STOP[name]: value for name, value in _given(options, _STOP).items()}
-    if stop is not None:
-        stop_fields["strings"] = [stop] if isinstance(stop, str) else stop
-    counts = {"top_logprobs": logprobs, "prompt_logprobs": options.get("prompt_logprobs")}
+    counts = _given(options, ("logprobs", "prompt_logprobs"))
+    if isinstance(counts.get("logprobs"), bool):
+        counts["logprobs"] = 0 if counts["logprobs"] else None
+    stop = _given(options, _STOP)
+    if isinstance(stop.get("stop"), str):
+        stop["stop"] = [stop["stop"]]
     pixels = _given(options, ("min_pixels", "max_pixels"))
     return {
         "sampling": built(sampling_pb.SamplingOptions, _given(options, _SAMPLING)),
-        "stop": built(sampling_pb.StopOptions, stop_fields),
-        "logprobs": built(sampling_pb.LogprobOptions, counts),
+        "stop": built(sampling_pb.StopOptions, stop, _STOP_FIELDS),
+        "logprobs": built(sampling_pb.LogprobOptions, counts, _LOGPROB_FIELDS),
         "response": built(generation_pb.ResponseOptions, _given(options, _RESPONSE)),
         "media": built(generation_pb.MediaOptions, pixels),
         **_given(options, ("model", "n", "request_id", "cache_salt")),
     }
-
-
-def built(kind: type[_Message], fields: Mapping[str, Any]) -> _Message:
-    """A message with these fields; protobuf's own errors do not name the field.
-
-    Raises:
-        TypeError: A value has another type than its field.
-        ValueError: A number does not fit its field.
-    """
-    message = kind()
-    for name, value in fields.items():
-        try:
-            message.MergeFrom(kind(**{name: value}))
-        except (TypeError, ValueError) as error:
-            wrong = TypeError if isinstance(error, TypeError) else ValueError
-            raise wrong(f"{name} is {value!r}: {error}") from None
-    return message
 
 
 def _given(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import dataclasses
 from dataclasses import dataclass
 import json
-import math
+import numbers
 from typing import Any, Final
 
 import grpc
@@ -20,6 +20,8 @@ from qwenvl.status_details import TRAILER, read_details
 
 DEFAULT_TIMEOUT_S: Final = 600.0
 
+_NO_DEADLINE_S: Final = 100_000_000.0
+"""Three years. gRPC counts nanoseconds: a call with a deadline far beyond this one ends at once."""
 _FRAMING_BYTES: Final = 2**20
 """More than the metadata and the frames of a request take beside its message."""
 
@@ -54,8 +56,6 @@ def channel_options(*, retry_unavailable: bool) -> list[tuple[str, str | int]]:
     return [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        # `http_proxy` and the like are for the web: a service inside the network is called directly.
-        ("grpc.enable_http_proxy", 0),
         ("grpc.service_config", json.dumps(service_config)),
         # gRPC keeps a request for its retries, by default only up to 256 KiB, which is less than most images.
         ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES + _FRAMING_BYTES),
@@ -76,13 +76,23 @@ def call_timeout(timeout_s: float | None) -> float | None:
     """The timeout that gRPC takes; None = no deadline.
 
     Raises:
+        TypeError: It is not a number.
         ValueError: It is not a positive number.
     """
-    if timeout_s is None or timeout_s == math.inf:
+    if timeout_s is None:
+        return None
+    _check_number(timeout_s)
+    if timeout_s > _NO_DEADLINE_S:
         return None
     if not timeout_s > 0:
         raise ValueError(f"timeout_s is {timeout_s}, but must be above 0 (None = no deadline)")
-    return timeout_s
+    return float(timeout_s)
+
+
+def _check_number(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        kind = type(value).__name__
+        raise TypeError(f"timeout_s is a number of seconds or None, not {kind}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qwenvl.fields import built
 from qwenvl.images import Images, images_of
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.messages import Question, messages_of
-from qwenvl.options import ChatOptions, CompletionOptions, built, chat_fields, completion_fields
+from qwenvl.options import ChatOptions, CompletionOptions, chat_fields, completion_fields
 
 
 Prompt = str | Sequence[int]

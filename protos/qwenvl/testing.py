@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+import math
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -28,6 +29,7 @@ from qwenvl.fake_service import (
     Refused,
     Reply,
     Spec,
+    check_reply,
 )
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
@@ -51,18 +53,31 @@ class FakeServer:
 
     Args:
         answer: Every answer, or a function of the request that returns it; None = the text of the last message.
-        models: The served names, the canonical one first.
+        models: The served name, or several, the canonical one first.
         api_key: If not empty, calls with another key are refused.
 
     Attributes:
         target: The address for `qwenvl.Client`.
         is_ready: What the service reports of itself.
+
+    Raises:
+        TypeError: The answer is neither of them.
+        ValueError: There is no served name.
     """
 
     def __init__(
-        self, answer: Answering = None, *, models: Sequence[str] = ("fake",), api_key: str = ""
+        self,
+        answer: Answering = None,
+        *,
+        models: str | Sequence[str] = ("fake",),
+        api_key: str = "",
     ) -> None:
-        self._model = FakeModel(answer, models, api_key)
+        names = (models,) if isinstance(models, str) else tuple(models)
+        if not names:
+            raise ValueError("models is empty: a service has a name")
+        if not callable(answer):
+            check_reply(answer, "answer")
+        self._model = FakeModel(answer, names, api_key)
         self._pool = ThreadPoolExecutor(_THREADS)
         size = ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)
         self._server = grpc.server(self._pool, options=[size, ("grpc.so_reuseport", 0)])
@@ -112,7 +127,14 @@ class FakeServer:
         self._pool.shutdown()
 
     def delay(self, seconds: float) -> None:
-        """Lets every following request wait this long for its answer."""
+        """Lets every following request wait this long for its answer.
+
+        Raises:
+            TypeError: It is not a number.
+            ValueError: It is not a positive number, or 0.
+        """
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"seconds is {seconds}, but must be a number from 0")
         self._model.delay_s = seconds
 
     def fail(
@@ -136,8 +158,12 @@ class FakeServer:
             times: Number of requests.
 
         Raises:
-            ValueError: The reason is unknown.
+            ValueError: The reason is unknown, or a number is negative or infinite.
         """
+        if times < 0 or (retry_after is not None and not 0 <= retry_after < math.inf):
+            raise ValueError(
+                f"times is {times} and retry_after {retry_after}, but neither is below 0"
+            )
         if reason not in BY_REASON:
             raise ValueError(f"{reason!r} is not one of the reasons of qwenvl.errors")
         self._model.failures.extend([Refused(reason, message, field, retry_after)] * times)

@@ -123,6 +123,9 @@ def test_old_names_of_pixel_limits(tmp_path):
         ),
         ("preprocessor_config.json", "size", {"shortest_edge": 9}, "longest_edge is missing"),
         ("generation_config.json", "eos_token_id", "</s>", "eos_token_id must be integers"),
+        ("config.json", "text_config.num_hidden_layers", 10**9, "must be an integer <= 1024"),
+        ("config.json", "vision_config.depth", 10**9, "must be an integer <= 1024"),
+        ("config.json", "text_config.vocab_size", 10**30, "must be an integer <= 2147483647"),
     ],
 )
 def test_refusals(file, path, value, words, tmp_path):
@@ -146,6 +149,7 @@ def test_refusals(file, path, value, words, tmp_path):
         (b"{", "config.json is not valid JSON"),
         (b"\xff\xfe", "config.json is not valid JSON"),
         (b"[]", "config.json must contain a JSON object"),
+        (b"[" * 100_000, "config.json is not valid JSON"),
         (None, "config.json cannot be read"),
     ],
 )

@@ -120,8 +120,24 @@ def test_targets(target: str) -> None:
         "http://127.0.0.1:50051",
         "https://127.0.0.1",
         "grpc://127.0.0.1:50051",
+        "127.0.0.1:",
+        "127.0.0.1:0",
+        ":50051",
+        "::1:50051",
+        "a b:50051",
+        "tcp://inference:50051",
+        "dns:///",
+        " ",
+        f"inference:{'9' * 5000}",
     ],
 )
 def test_targets_that_call_something_else_are_refused(target: str) -> None:
-    with pytest.raises(ValueError, match=r"must be|has"):
+    with pytest.raises(ValueError, match=r"must|has"):
         check_target(target)
+
+
+@pytest.mark.parametrize("host", ["224.0.0.1", "255.255.255.255", "[ff02::1]"])
+def test_addresses_of_many_machines_are_refused(host: str) -> None:
+    """A socket listens there, and nothing ever connects."""
+    with pytest.raises(ValueError, match="not the address of one machine"):
+        parse_address(f"{host}:8000")

@@ -21,7 +21,7 @@ from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.testing import FakeServer
 from tests.grpc_api.asking import until
 from tests.grpc_api.conftest import OpenService, Service
-from tests.qwenvl.both import CLIENTS, EitherClient, call, close, first, pieces
+from tests.qwenvl.both import CLIENTS, EitherClient, call, close, first, in_thread, pieces
 from tests.rest_adapter.conftest import fake_service
 from tests.rest_adapter.fake_service import Seen
 from tests.support.images import draw
@@ -338,3 +338,24 @@ def test_both_clients_have_the_same_words(one: type, other: type) -> None:
 
     assert public(one) == public(other)
     assert list(inspect.signature(one).parameters) == list(inspect.signature(other).parameters)
+
+
+def test_an_async_client_outlives_its_event_loop() -> None:
+    """Programs call `asyncio.run` for every question."""
+    with FakeServer("Yes.") as server:
+        client = AsyncClient(server.target)
+        assert [asyncio.run(client.chat("?")).text for _ in range(3)] == ["Yes."] * 3
+
+
+async def test_an_async_client_in_two_loops_at_once_says_so() -> None:
+    with FakeServer("Yes.") as server:
+        async with AsyncClient(server.target) as client:
+            await client.chat("?")
+            with pytest.raises(RuntimeError, match="in use in another event loop"):
+                await in_thread(lambda: asyncio.run(client.models()))
+
+
+def test_a_long_answer_costs_what_its_length_costs() -> None:
+    """500,000 pieces: minutes, if each copied the text before it."""
+    with FakeServer("word" * 500_000) as server, Client(server.target) as client:
+        assert len(client.chat("?", timeout_s=120).text) == 2_000_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+import re
 import socket
 import time
 from typing import Any
@@ -192,3 +193,38 @@ async def test_a_proxy_for_the_internet_is_not_asked(
         client = kind(server.target)
         assert (await call(client.chat, "x", timeout_s=PATIENCE_S)).text == "x"
         await call(client.close)
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+@pytest.mark.parametrize(
+    "target", ["127.0.0.1:99999", "127.0.0.1:-1", "http://x:1", "::1:50051", ":1"]
+)
+def test_a_target_that_calls_something_else_is_refused(
+    kind: Any, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=f"^target is {re.escape(repr(target))}, but "):
+        kind(target)
+    monkeypatch.setenv("QWENVL_GRPC_TARGET", target)
+    with pytest.raises(ValueError, match=r"^QWENVL_GRPC_TARGET is "):
+        kind()
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_target_and_key_are_texts(kind: Any) -> None:
+    with pytest.raises(TypeError, match=r"^target is a text"):
+        kind(50051)
+    with pytest.raises(TypeError, match=r"^api_key is a text"):
+        kind(api_key=b"key")
+
+
+@pytest.mark.parametrize("timeout_s", [1e9, 1e10, 1e300, 10**400, float("inf"), None])
+async def test_a_deadline_that_never_comes(timeout_s: float | None) -> None:
+    with FakeServer("Yes.") as server, Client(server.target) as client:
+        assert (await call(client.chat, "?", timeout_s=timeout_s)).text == "Yes."
+        await call(client.wait_until_ready, timeout_s)
+
+
+@pytest.mark.parametrize("timeout_s", ["1", b"1", [1], True])
+def test_a_timeout_is_a_number(timeout_s: Any) -> None:
+    with pytest.raises(TypeError, match=r"^timeout_s is a number of seconds or None, not "):
+        call_timeout(timeout_s)

@@ -174,3 +174,22 @@ def test_it_has_a_key_a_state_and_a_delay() -> None:
                 client.chat("x", timeout_s=0.3)
             begin = time.monotonic()
     assert time.monotonic() - begin < 20  # the block does not wait for the delay
+
+
+def test_a_mistake_of_the_test_is_told_at_once() -> None:
+    for answer in (5, b"yes", ["yes"]):
+        with pytest.raises(TypeError, match=r"^answer is a text, a Reply or None, not "):
+            FakeServer(answer)  # type: ignore[arg-type]  # on purpose
+    with pytest.raises(ValueError, match="models is empty"):
+        FakeServer(models=())
+    with FakeServer(lambda _: 5, models="one") as server, Client(server.target) as client:  # type: ignore[arg-type,return-value]
+        assert [model.name for model in client.models()] == ["one"]
+        with pytest.raises(
+            Error, match=r"what the answer function returned is a text, a Reply or None, not int"
+        ):
+            client.chat("?")
+        for seconds in (-1, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=r"^seconds is "):
+                server.delay(seconds)
+            with pytest.raises(ValueError, match="neither is below 0"):
+                server.fail("INTERNAL", retry_after=seconds)

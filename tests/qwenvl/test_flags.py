@@ -194,3 +194,58 @@ def test_every_group_of_the_help_begins_at_a_setting() -> None:
 
 def test_every_hub_can_be_chosen() -> None:
     assert set(get_args(ServiceSettings.model_fields["hub"].annotation)) == HUBS.keys()
+
+
+ODD = (
+    "9" * 5000,
+    "1e400",
+    "nan",
+    "-1",
+    " ",
+    "a\nb",
+    "\x1b[31m",
+    "\udcff",
+    "😀",
+    "１２",
+    "99999999999999999999999",
+)
+
+
+@pytest.mark.parametrize("settings", [ServiceSettings, AdapterSettings])
+@pytest.mark.parametrize("value", ODD)
+def test_any_value_is_taken_or_refused_in_one_printable_line(
+    settings: type[FlagSettings], value: str
+) -> None:
+    for name in settings.model_fields:
+        try:
+            loaded = settings.load({}, {ENV_PREFIX + name.upper(): value})
+        except SystemExit as refused:
+            text = str(refused)
+            assert text.isprintable()
+            assert len(text) < 500
+            assert f"({ENV_PREFIX}{name.upper()}): " in text
+        else:
+            value_of = getattr(loaded, name)
+            assert not isinstance(value_of, int) or value_of < 2**31
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--max-num-seqs", "99999999999999999999"], "must be less than or equal to 2147483647"),
+        (["--media-workers", "2000000000"], "must be less than or equal to 1024"),
+        (["--cpu-threads", "2000000000"], "must be less than or equal to 1024"),
+        (["--drain-timeout-s", "inf"], "must be less than or equal to 1000000"),
+        (["--served-model-name", ""], "is empty"),
+        (["--served-model-name", "a\tb"], "must be printable text of at most 256 characters"),
+    ],
+)
+def test_numbers_and_names_have_limits(flags: list[str], says: str) -> None:
+    with pytest.raises(SystemExit, match=says):
+        load(ServiceSettings, flags, {})
+
+
+def test_commas_separate_after_the_flag_too() -> None:
+    for flags in (["a,b", "c"], ["a", "b", "c"], ["a, b,,c"]):
+        loaded = load(ServiceSettings, ["--served-model-name", *flags], {})
+        assert loaded.served_model_name == ("a", "b", "c")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+import re
 import subprocess
 import sys
 from typing import Any
@@ -176,3 +177,42 @@ def test_neither_pillow_nor_numpy_is_imported() -> None:
         "assert not {'PIL', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N"])
+def test_pillow_images_in_16_bits_of_any_byte_order(mode: str) -> None:
+    sent = Image.open(io.BytesIO(image(Image.new(mode, (2, 1), 40_000)).data))
+    assert sent.getpixel((0, 0)) == 40_000
+
+
+@pytest.mark.parametrize(
+    "name", sorted(Image.MODES) if hasattr(Image, "MODES") else ["L", "La", "RGBa"]
+)
+def test_every_mode_of_pillow_is_sent_or_refused_clearly(name: str) -> None:
+    try:
+        assert image(Image.new(name, (4, 3))).data
+    except ValueError as error:
+        assert "is not defined; scale the image" in str(error)  # noqa: PT017 - either outcome is right
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: image(b"x", min_pixels="a"), TypeError, "min_pixels is 'a'"),  # type: ignore[arg-type]  # on purpose
+        (lambda: image(b"x", max_pixels=10**30), ValueError, "max_pixels is 1"),
+        (lambda: image(b"x", uuid=5), TypeError, "uuid is 5"),  # type: ignore[arg-type]  # on purpose
+        (lambda: image(" "), ValueError, "text is empty"),
+        (lambda: image("~no-such-user/x.png"), FileNotFoundError, "~no-such-user/x.png"),
+        (lambda: video([b"x"], fps="fast"), TypeError, "fps is 'fast'"),  # type: ignore[arg-type]  # on purpose
+        (lambda: video(None), TypeError, "frames is an image or a list of images, not NoneType"),  # type: ignore[arg-type]  # on purpose
+        (lambda: images_of(5), TypeError, "images is an image or a list of images, not int"),  # type: ignore[arg-type]  # on purpose
+        (
+            lambda: images_of({"a": 1}),
+            TypeError,
+            "images is an image or a list of images, not dict",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(call: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=re.escape(message)):
+        call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,32 @@ def test_every_accepted_form_of_one_key_is_one_caller(key_file: Path) -> None:
         assert keys.accepts(authorization)
         callers.add(CallContext.from_headers({"authorization": authorization}).caller)
     assert len(callers) == 1
+
+
+def test_what_never_ends_is_no_file_of_keys(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(KeyFileError, match="is not a regular file"):
+            read_keys(path)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "pipe")
+    with pytest.raises(KeyFileError, match="is not a regular file"):
+        read_keys(link)
+
+
+def test_a_key_and_its_file_have_a_size(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# k\n" + "k" * 5000)
+    with pytest.raises(
+        KeyFileError, match="line 2 has 5000 characters, but a key has at most 4096"
+    ):
+        read_keys(path)
+    path.write_bytes(b"k\n" * 2**20)
+    with pytest.raises(KeyFileError, match="has 2097152 bytes, but at most 1048576 are read"):
+        read_keys(path)
+
+
+def test_a_byte_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes("schlüssel".encode("latin-1"))
+    with pytest.raises(KeyFileError, match="byte 0xfc, not UTF-8"):
+        read_keys(tmp_path / "keys")

@@ -144,3 +144,23 @@ def test_prompts() -> None:
     assert completion_spec([1, 2], None, {}).token_ids.ids == [1, 2]
     with pytest.raises(TypeError, match="bytes"):
         completion_spec(b"x", None, {})
+
+
+@pytest.mark.parametrize("option", sorted(ChatOptions.__annotations__))
+def test_an_option_of_any_wrong_type_is_named(option: str) -> None:
+    """Whatever a program passes, the error is a TypeError or ValueError that begins with the option."""
+    said = []
+    for value in (b"x", 10**30, object(), [object()], {"a": "b"}, range(-1, 1)):
+        try:
+            chat_spec("question", None, {option: value})  # type: ignore[misc]  # on purpose
+        except (TypeError, ValueError) as error:
+            said.append(str(error))
+    assert len(said) >= 4
+    assert {text.partition(" is ")[0] for text in said} == {option}
+    assert max(map(len, said)) < 200
+
+
+def test_bytes_are_no_text_and_no_numbers() -> None:
+    for options in ({"stop_token_ids": b"ab"}, {"request_id": b"x"}, {"system": b"x"}):
+        with pytest.raises(TypeError, match=f"^{next(iter(options))} is "):
+            chat_spec("question", None, options)  # type: ignore[arg-type]  # on purpose
