@@ -19,6 +19,7 @@ from qwenvl.keys import KeyFile
 from rest_adapter import probes
 from rest_adapter.auth import RequireKey
 from rest_adapter.body import Bodies, BodyBudget, BodyLimits
+from rest_adapter.connections import MAX_CONNECTIONS, Connections
 from rest_adapter.dialect import Dialect, error_response
 from rest_adapter.errors import ApiError, aborted
 from rest_adapter.framing import RefuseUnclearFraming
@@ -28,6 +29,7 @@ from rest_adapter.origins import RefuseForeignPages, compile_origins
 from rest_adapter.paths import Endpoints, HeadAsGet, TidyPaths
 from rest_adapter.settings import AdapterSettings
 from rest_adapter.state import Shared
+from rest_adapter.turns import Turns
 
 
 DIALECTS: Final = (OPENAI,)
@@ -60,6 +62,8 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.dialects = tuple(dialects)
+    app.state.turns = Turns()
+    app.state.connections = Connections(MAX_CONNECTIONS)
     routers = (*(dialect.router for dialect in dialects), probes.router)
     for router in routers:
         app.include_router(router)

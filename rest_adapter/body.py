@@ -129,7 +129,7 @@ class RequestBody:
             ApiError: It is too large, too slow, or has an unknown or malformed encoding; or the budget is used up.
             ClientDisconnect: The client has disconnected.
         """
-        decoder = decoder_of(self._headers.get("content-encoding", ""))
+        decoder = decoder_of(", ".join(self._headers.getlist("content-encoding")))
         length = self._headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._limits.max_bytes:
             raise self._too_large()

@@ -2,22 +2,27 @@
 
 h11 is chosen over httptools because it reads the body of a request that offers an upgrade, answers HTTP/1.0 clients
 without chunks, and bounds trailers and the lines of chunks. uvicorn itself bounds neither the time of a head
-(slowloris) nor the number of chunks.
+(slowloris) nor the number of chunks; it handles all that one read of a socket returns at once, and waits for ever for
+clients that do not read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 from typing import Any, Final
 
 import h11
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from uvicorn.server import ServerState
 
+from rest_adapter.connections import Connections
 from rest_adapter.errors import ApiError
+from rest_adapter.turns import Turns
 
 
 HEAD_TIMEOUT_S = 30.0
@@ -30,12 +35,18 @@ MAX_HEADERS: Final = 128
 LINGER_S: Final = 1.0
 """Time after a refusal for the client to read it; closing at once would reset the connection."""
 
+WRITE_TIMEOUT_S: Final = 60.0
+"""Maximum time for a client to take what asyncio buffers of the responses, some 64 KiB."""
+
 _MAX_LINGER_BYTES: Final = 2**20
+_MAX_PIPELINED_BYTES: Final = 64 * 1024
 _HEAD_SLICE_BYTES: Final = 4 * 1024
 _BODY_SLICE_BYTES: Final = 32 * 1024
 # h11 spends some 20 us on a chunk, whatever its size: 43,000 chunks of one byte fit into one read of a socket.
 _FREE_CHUNKS: Final = 256
 _MIN_MEAN_CHUNK_BYTES: Final = 256
+_END_OF_LINES: Final = re.compile(rb"\n\r?\n")
+_BYTEARRAY: Final = re.compile(r"""bytearray\(b(['"].*?['"])\)""", re.DOTALL)
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -56,7 +67,7 @@ class _BoundedConnection(h11.Connection):
         """
         if self.their_state is h11.IDLE:
             # Some clients send a line break after a body, which is to be ignored (RFC 9112, 2.2).
-            begin = bytes(self._receive_buffer)[:2]
+            begin = self.peek(2)
             if begin == b"\r":
                 return h11.NEED_DATA
             if begin == b"\r\n":
@@ -84,13 +95,49 @@ class _BoundedConnection(h11.Connection):
         in_plain_body = self.their_state is h11.SEND_BODY and not self._is_chunked
         return _BODY_SLICE_BYTES if in_plain_body else _HEAD_SLICE_BYTES
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How much has been received, but not yet parsed."""
+        return len(self._receive_buffer)
+
+    def peek(self, count: int) -> bytes:
+        """The first bytes that are not yet parsed. Does not copy the rest, as `trailing_data` does."""
+        return bytes(memoryview(self._receive_buffer._data)[:count])  # noqa: SLF001 - `bytes` of it copies all
+
     def _count_lines(self) -> None:
-        lines, _, _ = bytes(self._receive_buffer).partition(b"\r\n\r\n")
-        if lines.count(b"\n") > MAX_HEADERS:
+        begin = self.peek(MAX_HEAD_BYTES)
+        end = _END_OF_LINES.search(begin)
+        if begin.count(b"\n", 0, None if end is None else end.start()) > MAX_HEADERS:
             raise h11.RemoteProtocolError(
                 f"The request has more than {MAX_HEADERS} headers or trailers.",
                 error_status_hint=431,
             )
+
+
+class _Flow(FlowControl):
+    """Reads from the socket only while neither uvicorn nor a backlog forbids it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self._is_behind = False
+        self._is_held = False
+
+    def pause_reading(self) -> None:
+        self._is_held = True
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        self._is_held = False
+        if not self._is_behind:
+            super().resume_reading()
+
+    def set_behind(self, value: bool) -> None:
+        """Says whether something that has been read waits to be parsed."""
+        self._is_behind = value
+        if value:
+            super().pause_reading()
+        elif not self._is_held:
+            super().resume_reading()
 
 
 class BoundedHttpProtocol(H11Protocol):
@@ -105,7 +152,14 @@ class BoundedHttpProtocol(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.conn: _BoundedConnection = _BoundedConnection()
+        self.flow: _Flow
+        self._turns: Turns = config.app.state.turns  # type: ignore[union-attr]
+        self._connections: Connections = config.app.state.connections  # type: ignore[union-attr]
+        self._backlog = bytearray()
+        self._waits = False
+        self._completing = False
         self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
         self._lingering = False
         self._ignored_bytes = 0
 
@@ -114,40 +168,84 @@ class BoundedHttpProtocol(H11Protocol):
     ) -> None:
         """Starts the timer for the first head."""
         super().connection_made(transport)
+        self.flow = _Flow(transport)
         self._start_head_timer()
+        if not self._connections.add(self, transport.abort):
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the timer."""
+        """Stops the timers."""
+        self._connections.remove(self)
         self._stop_head_timer()
+        self._stop_write_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parses the data in slices, so that the bounds do not depend on how much one read of the socket returns."""
-        start = 0
-        while start < len(data):
-            if self._lingering:
-                self._ignore(len(data) - start)
-                return
-            end = start + self.conn.slice_bytes
-            super().data_received(data[start:end])
-            start = end
+        """Parses the data: at once if they are few, else in slices and in turn with other connections.
+
+        The bounds therefore do not depend on how much one read of the socket returns.
+        """
+        if self._lingering:
+            self._ignore(len(data))
+        elif not self._waits and len(data) <= self.conn.slice_bytes:
+            super().data_received(data)
+        else:
+            self._backlog += data
+            self.flow.set_behind(True)
+            self._wait()
 
     def handle_events(self) -> None:
         """Handles all complete events; starts the timer of a head that is not complete."""
+        if self._completing:
+            # A pipelined request, which is parsed in turn.
+            if self.conn.waiting_bytes:
+                self._wait()
+            return
         super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._connections.set_busy(self)
+        if self.conn.their_state is h11.DONE and self.conn.waiting_bytes < _MAX_PIPELINED_BYTES:
+            # uvicorn stops reading when bytes follow a request, and would not see that the client leaves.
+            self.flow.resume_reading()
         if self.conn.their_state is not h11.IDLE:
             self._stop_head_timer()
         elif self._head_timer is None:
-            is_idle = self.timeout_keep_alive_task is not None and not self.conn.trailing_data[0]
+            is_idle = self.timeout_keep_alive_task is not None and not self.conn.waiting_bytes
             if not is_idle:
                 self._start_head_timer()
+
+    def on_response_complete(self) -> None:
+        """Goes on with the next request, if it is already there, in turn with other connections."""
+        self._completing = True
+        try:
+            super().on_response_complete()
+        finally:
+            self._completing = False
+        self._connections.set_idle(self)
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self._start_write_timer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes an idle connection."""
+        super().timeout_keep_alive_handler()
+        self._start_write_timer()
+
+    def pause_writing(self) -> None:
+        """Starts the timer of a client that does not read."""
+        super().pause_writing()
+        self._start_write_timer()
+
+    def resume_writing(self) -> None:
+        """Stops the timer."""
+        super().resume_writing()
+        self._stop_write_timer()
 
     def send_400_response(self, msg: str) -> None:
         """Refuses malformed input, while it is being handled as an exception."""
         reason = sys.exception()
         status, text = 400, msg
         if isinstance(reason, h11.RemoteProtocolError):
-            status, text = reason.error_status_hint, str(reason)
+            status, text = reason.error_status_hint, _BYTEARRAY.sub(r"\1", str(reason))
         if text == "Receive buffer too long":
             text = f"The request line and headers have more than {MAX_HEAD_BYTES // 1024} KiB."
         if self.cycle is not None:
@@ -186,14 +284,51 @@ class BoundedHttpProtocol(H11Protocol):
     def _linger(self) -> None:
         """Ends the output, and closes the connection when the client does or after a short time."""
         self._lingering = True
+        self._backlog.clear()
+        self.flow.set_behind(False)
+        self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.loop.call_later(LINGER_S, self.transport.close)
+        self.loop.call_later(LINGER_S, self.transport.abort)
 
     def _ignore(self, count: int) -> None:
         self._ignored_bytes += count
         if self._ignored_bytes > _MAX_LINGER_BYTES:
             self.transport.close()
+
+    def _wait(self) -> None:
+        if not self._waits:
+            self._waits = True
+            self._turns.wait(self._parse_slice)
+
+    def _parse_slice(self) -> bool:
+        """Parses the next slice; returns whether that has begun a request."""
+        self._waits = False
+        if self._lingering or self.transport.is_closing():
+            self._backlog.clear()
+            return False
+        cycle = self.cycle
+        if self._backlog:
+            size = self.conn.slice_bytes
+            data = bytes(self._backlog[:size])
+            del self._backlog[:size]
+            super().data_received(data)
+        else:
+            self.handle_events()
+        if self._backlog:
+            self._wait()
+        elif not self._lingering:
+            self.flow.set_behind(False)
+        return self.cycle is not cycle
+
+    def _start_write_timer(self) -> None:
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self.transport.abort)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)

@@ -24,6 +24,7 @@ _BYTES_PER_OBJECT: Final = 250
 _BYTES_PER_VALUE: Final = 40
 _CHECKED_BYTES: Final = 16 * 1024
 _LONG_BYTES: Final = 4096
+_SLICE_BYTES: Final = 2**18
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/_=-]{256}")
 
 
@@ -42,7 +43,7 @@ def check_size(data: bytearray, *, max_text_bytes: int) -> int:
     """
     if len(data) <= _CHECKED_BYTES:
         return 0
-    text = data.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in data else data
+    text = _without_escapes(data) if b"\\" in data else data
     strings = text.count(b'"') // 2
     _check(strings, MAX_STRINGS, "strings")
     outside, media = _without_strings(text)
@@ -56,6 +57,21 @@ def check_size(data: bytearray, *, max_text_bytes: int) -> int:
             f"{max_text_bytes / 2**20:g} MiB are allowed (--max-text-mib)."
         )
     return (strings + containers) * _BYTES_PER_OBJECT + values * _BYTES_PER_VALUE
+
+
+def _without_escapes(data: bytearray) -> bytearray:
+    """The body without escaped backslashes and quotation marks; in slices, between which other threads can run."""
+    text, start = bytearray(), 0
+    while start < len(data):
+        piece = data[start : start + _SLICE_BYTES]
+        backslashes = len(piece) - len(piece.rstrip(b"\\"))
+        if backslashes % 2:
+            piece += data[
+                start + len(piece) : start + len(piece) + 1
+            ]  # the other half of an escape
+        start += len(piece)
+        text += piece.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return text
 
 
 def _without_strings(text: bytearray) -> tuple[bytes, int]:

@@ -199,11 +199,7 @@ def _decode(text: str, begin: int = 0) -> bytes:
 
 def _decode_loosely(data: bytes) -> bytes:
     if b"%" in data:
-        # Not `urllib.parse.unquote`, which makes an object of 50 bytes of every percent sign.
-        if _OTHER_ESCAPE.search(data):
-            raise ValueError("has characters that are not in base64")
-        for escape, character in _ESCAPES.items():
-            data = data.replace(escape, character)
+        data = _without_escapes(data)
     data = data.strip(_WHITESPACE)
     if b" " in data and not any(other in data for other in b"+-\n"):
         data = data.replace(b" ", b"+")  # as decoders of forms leave it
@@ -212,10 +208,34 @@ def _decode_loosely(data: bytes) -> bytes:
         raise ValueError("has no data")
     if b"-" in data or b"_" in data:
         data = data.replace(b"-", b"+").replace(b"_", b"/")
+    data += b"=" * (-len(data) % 4)
+    slices = range(0, len(data), _SLICE_CHARS)
     try:
-        return pybase64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+        return b"".join(
+            pybase64.b64decode(data[start : start + _SLICE_CHARS], validate=True)
+            for start in slices
+        )
     except BinasciiError:
+        data = data.rstrip(b"=")
         raise ValueError(f"does not contain valid base64 data: {_fault_of(data)}") from None
+
+
+def _without_escapes(data: bytes) -> bytes:
+    # Not `urllib.parse.unquote`, which makes an object of 50 bytes of every percent sign.
+    text, start = bytearray(), 0
+    while start < len(data):
+        end = start + _SLICE_CHARS
+        escape = data.find(b"%", end - 2, end)
+        if escape >= 0:
+            end = escape + 3  # not within an escape
+        piece = data[start:end]
+        if _OTHER_ESCAPE.search(piece):
+            raise ValueError("has characters that are not in base64")
+        for sequence, character in _ESCAPES.items():
+            piece = piece.replace(sequence, character)
+        text += piece
+        start = end
+    return bytes(text)
 
 
 def _fault_of(data: bytes) -> str:

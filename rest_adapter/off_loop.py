@@ -15,8 +15,10 @@ _MAX_BYTES_ON_LOOP: Final = 16 * 1024
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
-# Few threads, as they share the interpreter: large requests wait for each other, small ones for none of them.
-_THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="large-body")
+_MAX_COMMON_BYTES: Final = 2 * 2**20
+# Few threads, as they share the interpreter: the largest requests wait for each other, and no photograph for them.
+_COMMON: Final = ThreadPoolExecutor(2, thread_name_prefix="body")
+_LARGEST: Final = ThreadPoolExecutor(1, thread_name_prefix="largest-body")
 
 
 async def off_loop(
@@ -36,4 +38,6 @@ async def off_loop(
     if size <= _MAX_BYTES_ON_LOOP:
         return work(*args, **kwargs)
     call = functools.partial(contextvars.copy_context().run, work, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, call)
+    return await asyncio.get_running_loop().run_in_executor(
+        _COMMON if size <= _MAX_COMMON_BYTES else _LARGEST, call
+    )

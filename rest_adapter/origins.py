@@ -42,11 +42,13 @@ def compile_origins(entries: Sequence[str]) -> re.Pattern[str]:
             patterns.append(".*")
         elif origin == "local":
             patterns += _LOCAL
+        elif origin == "null":
+            patterns.append(origin)
         elif _ENTRY.fullmatch(origin):
             patterns.append(re.escape(origin).replace(r"\*", "[^/]*"))
         elif origin != "none":
             raise ValueError(
-                f"{entry!r} is not an origin such as https://app.example:3000, nor local, * or none"
+                f"{entry!r} is not an origin such as https://app.example:3000, nor local, null, * or none"
             )
     return re.compile("|".join(patterns) or "(?!)", re.IGNORECASE)
 
@@ -67,7 +69,8 @@ class RefuseForeignPages:
             headers = Headers(scope=scope)
             origin = headers.get("origin")
             if origin is not None and not self._is_allowed(origin, headers.get("host", "")):
-                text = f"Pages of {origin[:200]!r} may not call this API (--allowed-origins)."
+                whose = "that are files" if origin == "null" else f"of {origin[:200]!r}"
+                text = f"Pages {whose} may not call this API (--allowed-origins)."
                 error = of_reason("PERMISSION_DENIED", text)
                 await error_response(scope, error)(scope, receive, send)
                 return

@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import Generator, Sequence
 import contextlib
 import logging
+import resource
 import signal
+import sys
 
 import uvicorn
 
 from qwenvl.addresses import listen, parse_address
 from qwenvl.observability import configure_logging
 from rest_adapter.app import create_app
+from rest_adapter.connections import MAX_CONNECTIONS
 from rest_adapter.http_protocol import BoundedHttpProtocol
 from rest_adapter.settings import AdapterSettings
 
@@ -22,6 +25,11 @@ logger = logging.getLogger(__name__)
 # Longer than the idle time of common client pools, so that the client closes first.
 _KEEP_ALIVE_S = 75
 _LAST_WORDS_S = 1.0
+# How long a thread that works on a large body keeps the interpreter from the event loop, each time that the loop needs
+# it. Python's default is ten times as long, and an answer needs it many times.
+_SWITCH_INTERVAL_S = 0.0005
+_MAX_DESCRIPTORS = 65536
+_OTHER_DESCRIPTORS = 64
 
 
 class _Server(uvicorn.Server):
@@ -49,6 +57,15 @@ class _Server(uvicorn.Server):
         self.force_exit = True
 
 
+def _raise_descriptor_limit() -> int:
+    """Raises the limit of open files, of which every connection is one; returns it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
 def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
     """Serves until SIGTERM or SIGINT; running streams are finished first.
 
@@ -64,7 +81,11 @@ def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
     )
     for warning in warnings:
         logger.warning(warning)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     app = create_app(settings)
+    app.state.connections.maximum = min(
+        MAX_CONNECTIONS, max(1, _raise_descriptor_limit() - _OTHER_DESCRIPTORS)
+    )
     try:
         # With sockets of its own, `[::]` would leave out IPv4.
         sockets = listen(parse_address(settings.http_address))

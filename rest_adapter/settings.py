@@ -24,7 +24,8 @@ class AdapterSettings(FlagSettings):
     allowed_origins: tuple[str, ...] = Field(
         ("local",),
         description="web pages that may call the API, as origins (https://app.example, * inside a name matches "
-        "anything); local = pages and applications of this machine, * = all, none = no page",
+        "anything); local = pages and applications of this machine, null = pages that are files, * = all, none = no "
+        "page",
     )
     max_body_mib: Positive = Field(
         44, description="maximum size of one request body, also when decompressed, in MiB"

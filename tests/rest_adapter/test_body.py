@@ -20,7 +20,15 @@ from rest_adapter.content_encoding import Decoder, decoder_of
 from rest_adapter.errors import ApiError
 from rest_adapter.settings import AdapterSettings
 from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
-from tests.rest_adapter.raw_http import CHAT, answers_of, chat_body, connect, head, read_to_end
+from tests.rest_adapter.raw_http import (
+    CHAT,
+    answers_of,
+    chat_body,
+    connect,
+    head,
+    read_to_end,
+    with_length,
+)
 
 
 MIB = 2**20
@@ -61,6 +69,23 @@ def test_a_small_body_that_becomes_large_is_refused(adapter: Adapter, case: str)
     assert "--max-body-mib" in response.json()["error"]["message"]
 
 
+def test_members_of_gzip_are_one_body(adapter: Adapter) -> None:
+    """Programs that compress in parallel write several."""
+    body = chat_body("members")
+    data = gzip.compress(body[:20]) + gzip.compress(b"") + gzip.compress(body[20:])
+    assert post_encoded(adapter, "gzip", data).status_code == 200
+    assert adapter.spec.messages[0].parts[0].text == "members"
+
+
+def test_all_lines_of_the_encoding_count(adapter: Adapter) -> None:
+    lines = ("content-encoding: gzip", "content-encoding: gzip")
+    with connect(adapter) as connection:
+        connection.sendall(with_length(gzip.compress(gzip.compress(chat_body())), *lines))
+        (answer,) = answers_of(read_to_end(connection), ["POST"])
+    assert answer.status == 415
+    assert "gzip, gzip" in answer.error["message"]
+
+
 @pytest.mark.parametrize("name", ["br", "zstd", "compress", "gzip, gzip", "nonsense"])
 def test_an_unknown_encoding_is_refused_by_name(adapter: Adapter, name: str) -> None:
     response = post_encoded(adapter, name, b"anything")
@@ -76,7 +101,9 @@ def test_an_unknown_encoding_is_refused_by_name(adapter: Adapter, name: str) -> 
     [
         (gzip.compress(chat_body())[:-9], "cut off"),
         (gzip.compress(chat_body()) + b"more", "goes on"),
-        (gzip.compress(chat_body()) * 2, "goes on"),
+        (gzip.compress(chat_body()) + bytes(9), "goes on"),
+        (gzip.compress(chat_body()) + gzip.compress(b" ")[:9], "cut off"),
+        (gzip.compress(chat_body()) + gzip.compress(b"") * 1000, "256 members"),
         (chat_body(), "malformed"),
         (gzip.compress(chat_body())[:-8] + b"12345678", "malformed"),
     ],

@@ -332,3 +332,23 @@ def test_an_idle_connection_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
         connection.settimeout(10)
         connection.sendall(head("GET", "/version", "connection: close"))
         assert read_to_end(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_lines_of_a_body_are_no_headers(adapter: Adapter) -> None:
+    """The end of a head may be two line feeds (RFC 9112, 2.2)."""
+    body = chat_body("lines").replace(b", ", b"," + b"\n" * 500)
+    raw = with_length(body)
+    cut = raw.index(b"\r\n\r\n") + 4
+    first, last = ask_raw(adapter, raw[:cut].replace(b"\r\n", b"\n") + raw[cut:])
+    assert (first.status, last.status) == (200, 200)
+
+
+@pytest.mark.parametrize(
+    "line", ["GET /a b HTTP/1.1", "GET /\xe9 HTTP/1.1", "nonsense", "\x16\x03"]
+)
+def test_a_refusal_quotes_the_line_as_text(adapter: Adapter, line: str) -> None:
+    with connect(adapter) as connection:
+        connection.sendall(line.encode("latin-1") + b"\r\nhost: x\r\n\r\n")
+        (answer,) = answers_of(read_to_end(connection), ["GET"])
+    assert "bytearray" not in answer.error["message"]
+    assert "'" in answer.error["message"]

@@ -9,9 +9,12 @@ import time
 from typing import Any
 
 import httpx
+from hypothesis import given
+from hypothesis import strategies as st
 import pytest
 import requests
 
+from rest_adapter import json_size
 from rest_adapter.errors import ApiError
 from rest_adapter.json_size import MAX_CONTAINERS, MAX_STRINGS, MAX_VALUES, check_size
 from tests.rest_adapter.conftest import Adapter, open_adapter
@@ -206,6 +209,16 @@ async def test_no_body_takes_much_memory_or_stops_the_others() -> None:
 
 def counted(data: bytes, limit: int = MIB) -> int:
     return check_size(bytearray(data), max_text_bytes=limit)
+
+
+@given(st.lists(st.text('ab\\"\n'), max_size=40), st.integers(1, 9))
+def test_escapes_may_lie_anywhere(texts: list[str], size: int) -> None:
+    data = bytearray(json.dumps(texts).encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_size, "_SLICE_BYTES", size)
+        text = json_size._without_escapes(data)
+    assert text.count(b'"') == 2 * len(texts)
+    assert text == data.replace(b"\\\\", b"").replace(b'\\"', b"")
 
 
 def filled(value: Any, count: int) -> bytes:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import pytest
 
 from qwenvl.inference.v1 import message_pb2 as message_pb
+from rest_adapter import media
 from rest_adapter.errors import ApiError
 from rest_adapter.media import ImageSources, parse_data_uri
 from tests.support.images import draw
@@ -23,6 +24,15 @@ def test_any_bytes_come_back(data: bytes, url_safe: bool, padded: bool) -> None:
     text = encode(data).decode()
     uri = f"data:image/jpeg;base64,{text if padded else text.rstrip('=')}"
     assert parse_data_uri(uri) == ("image/jpeg", data)
+
+
+@given(st.binary(min_size=30, max_size=300), st.sampled_from([4, 8, 12]), st.integers(1, 80))
+def test_slices_do_not_matter(data: bytes, size: int, width: int) -> None:
+    lines = textwrap.wrap(base64.b64encode(data).decode(), width)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(media, "_SLICE_CHARS", size)
+        for text in ("\n".join(lines), quote("\n".join(lines), safe="")):
+            assert parse_data_uri(f"data:,{text}") == ("", data)
 
 
 def test_the_images_of_a_request_share_one_limit() -> None:

@@ -154,6 +154,7 @@ def test_origins_can_be_chosen() -> None:
         (("local", "https://a.example/"), ["http://localhost:1", "https://a.example"], FOREIGN),
         (("HTTPS://A.Example",), ["https://a.example"], ["https://a.example.evil"]),
         (("https://*.a.example",), ["https://b.a.example"], ["https://evil/.a.example"]),
+        (("null", "local"), ["null", "http://localhost"], ["https://any.example", ""]),
         (("tauri://localhost",), ["tauri://localhost"], ["http://localhost"]),
     ],
 )

@@ -1,0 +1,241 @@
+"""No connection keeps the event loop, the descriptors or the memory from the others, whatever it sends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+import contextlib
+import functools
+import socket
+import threading
+import time
+
+import h11
+import pytest
+import requests
+
+from rest_adapter import http_protocol
+from rest_adapter.connections import IDLE_S, Connections
+from rest_adapter.turns import Turns
+from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
+from tests.rest_adapter.raw_http import (
+    CHAT,
+    answers_of,
+    chat_body,
+    chunked,
+    connect,
+    head,
+    read_to_end,
+    with_length,
+)
+
+
+class Load:
+    """Counts the events of HTTP, and the requests among them, in each iteration of the event loop."""
+
+    def __init__(self) -> None:
+        self.events = self.requests = 0
+        self.all_events = self.max_events = self.max_requests = 0
+
+    def count(self, event: object) -> None:
+        if self.events == 0:
+            asyncio.get_running_loop().call_soon(self._end)
+        self.events += 1
+        self.requests += isinstance(event, h11.Request)
+
+    def _end(self) -> None:
+        self.all_events += self.events
+        self.max_events = max(self.max_events, self.events)
+        self.max_requests = max(self.max_requests, self.requests)
+        self.events = self.requests = 0
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Load:
+    load = Load()
+    next_event = http_protocol._BoundedConnection.next_event
+
+    def counted(connection: http_protocol._BoundedConnection) -> object:
+        event = next_event(connection)
+        load.count(event)
+        return event
+
+    monkeypatch.setattr(http_protocol._BoundedConnection, "next_event", counted)
+    return load
+
+
+CHUNKS = head("POST", CHAT, "transfer-encoding: chunked") + chunked([b" " * 257] * 3000)
+EXTENSIONS = (
+    head("POST", CHAT, "transfer-encoding: chunked")
+    + (b"101;%b\r\n%b\r\n" % (b"a" * 40, b" " * 257)) * 3000
+    + b"0\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("flood", [CHUNKS, EXTENSIONS], ids=["chunks", "extensions"])
+def test_what_is_dear_to_parse_is_parsed_in_slices(load: Load, flood: bytes) -> None:
+    with open_adapter() as adapter:
+        connections = [connect(adapter) for _ in range(4)]
+        threads = [threading.Thread(target=each.sendall, args=(flood,)) for each in connections]
+        for thread in threads:
+            thread.start()
+        for thread, connection in zip(threads, connections, strict=True):
+            thread.join()
+            assert connection.recv(100).startswith(b"HTTP/1.1 400 ")  # white space is not JSON
+            connection.close()
+        assert adapter.ask().status_code == 200
+    assert load.all_events > 12_000
+    # Of one read of a socket alone, 1,000 chunks would be handled at once.
+    assert load.max_events < 600
+
+
+def test_pipelined_requests_are_begun_one_by_one(load: Load) -> None:
+    count = 300
+    with open_adapter() as adapter:
+        with contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(connect(adapter)) for _ in range(4)]
+            for connection in connections:
+                last = head("GET", "/version", "connection: close")
+                connection.sendall(head("GET", "/health") * count + last)
+            for connection in connections:
+                answers = answers_of(read_to_end(connection), ["GET"] * (count + 1))
+                assert {answer.status for answer in answers} == {200}
+        assert adapter.ask().status_code == 200
+    assert load.max_requests <= 6
+
+
+def test_turns_share_the_time() -> None:
+    """Slow work ends an iteration, a begun request too; all get their turn in order."""
+
+    async def run() -> list[str]:
+        loop, turns, order = asyncio.get_running_loop(), Turns(), []
+
+        def work(name: str, seconds: float, begins: bool) -> bool:
+            order.append(name)
+            time.sleep(seconds)
+            return begins
+
+        turns.wait(lambda: work("slow", 0.01, False))
+        turns.wait(lambda: work("request", 0, True))
+        turns.wait(lambda: work("a", 0, False))
+        turns.wait(lambda: work("b", 0, False))
+        for _ in range(4):
+            loop.call_soon(order.append, "|")
+            await asyncio.sleep(0)
+        return order
+
+    assert "".join(asyncio.run(run())).startswith("slow|request|ab|")
+
+
+def test_a_failure_in_a_turn_does_not_stop_the_others() -> None:
+    async def run() -> list[str]:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        turns = Turns()
+        done: list[str] = []
+
+        def note(name: str) -> bool:
+            done.append(name)
+            return False
+
+        turns.wait(lambda: bool(1 / 0))
+        turns.wait(functools.partial(note, "next"))
+        await asyncio.sleep(0.05)
+        return done
+
+    assert asyncio.run(run()) == ["next"]
+
+
+@pytest.mark.parametrize("extra", [b"\r\n", b"\r\n\r\n", head("GET", "/health") * 3], ids=repr)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_is_noticed_behind_what_follows(
+    adapter: Adapter, extra: bytes, stream: bool
+) -> None:
+    """Old clients send a line break after a body; reading must not stop there."""
+    with connect(adapter) as connection:
+        connection.sendall(with_length(chat_body("hang", stream=stream)))
+        wait_until(lambda: adapter.seen.running == 1)
+        connection.sendall(extra)
+        time.sleep(0.2)
+    wait_until(lambda: adapter.seen.running == 0)
+    assert adapter.seen.cancelled == 1
+
+
+@contextlib.contextmanager
+def not_reading(adapter: Adapter) -> Iterator[socket.socket]:
+    """A connection with a small window."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", adapter.port))
+        yield connection
+
+
+def test_a_client_that_never_reads_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "WRITE_TIMEOUT_S", 0.5)
+    with open_adapter() as adapter, not_reading(adapter) as connection:
+        connection.sendall(with_length(chat_body("z" * 60_000, stream=True), "connection: close"))
+        wait_until(lambda: adapter.seen.running == 1)
+        wait_until(lambda: adapter.seen.running == 0, timeout_s=30)  # gRPC takes all events
+        time.sleep(2)
+        assert b"[DONE]" not in read_to_end(connection)
+
+
+def test_answers_that_nobody_reads_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "WRITE_TIMEOUT_S", 0.5)
+    with (
+        open_adapter() as adapter,
+        not_reading(adapter) as connection,
+        pytest.raises(ConnectionError),
+    ):
+        connection.sendall(head("GET", "/nothing") * 300_000)
+
+
+def test_a_slow_reader_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "WRITE_TIMEOUT_S", 2.0)
+    with open_adapter() as adapter, not_reading(adapter) as connection:
+        connection.sendall(with_length(chat_body("z" * 6000, stream=True), "connection: close"))
+        received = b""
+        while data := connection.recv(16 * 1024):
+            received += data
+            time.sleep(0.005)
+    assert received.count(b"data: ") > 6000
+    assert b"[DONE]" in received
+
+
+def test_idle_connections_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rest_adapter.app.MAX_CONNECTIONS", 8)
+    with (
+        open_adapter() as adapter,
+        contextlib.ExitStack() as stack,
+        requests.Session() as neighbour,
+    ):
+        assert neighbour.get(f"{adapter.url}/health", timeout=20).status_code == 200
+        stream = stack.enter_context(connect(adapter))
+        stream.sendall(with_length(chat_body("slow 2", stream=True), "connection: close"))
+        wait_until(lambda: adapter.seen.running == 1)
+        idle = [stack.enter_context(connect(adapter)) for _ in range(40)]
+        wait_until(lambda: idle[0].recv(1) == b"")
+        assert requests.get(f"{adapter.url}/health", timeout=20).status_code == 200
+        assert neighbour.get(f"{adapter.url}/health", timeout=20).status_code == 200
+        assert b"[DONE]" in read_to_end(stream)
+
+
+def test_connections_in_use_are_not_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("rest_adapter.connections.time.monotonic", lambda: now)
+    closed: list[str] = []
+    connections = Connections(2)
+    for name in ("busy", "idle"):
+        assert connections.add(name, functools.partial(closed.append, name))
+        connections.set_busy(name)
+    assert not connections.add("new", lambda: None)
+    connections.set_idle("idle")
+    now = IDLE_S - 1
+    assert not connections.add("new", lambda: None)
+    now = IDLE_S
+    assert connections.add("new", lambda: closed.append("new"))
+    assert connections.add("newer", lambda: None)
+    assert closed == ["idle", "new"]
+    connections.remove("newer")
+    assert connections.add("last", lambda: None)
+    assert closed == ["idle", "new"]
