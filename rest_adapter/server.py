@@ -12,8 +12,10 @@ import uvicorn
 
 from qwenvl.addresses import listen, parse_address
 from qwenvl.observability import configure_logging
+from qwenvl.observability.metrics_server import MetricsServer
 from rest_adapter.app import create_app
 from rest_adapter.http_protocol import BoundedHttpProtocol
+from rest_adapter.metrics import REGISTRY
 from rest_adapter.settings import AdapterSettings
 
 
@@ -49,6 +51,18 @@ class _Server(uvicorn.Server):
         self.force_exit = True
 
 
+def _open_metrics(settings: AdapterSettings) -> MetricsServer | None:
+    """Serves the metrics at an address of their own, if there is one."""
+    address = settings.http_metrics_address
+    if address is None:
+        return None
+    try:
+        return MetricsServer(REGISTRY, address)
+    except OSError as error:
+        problem = settings.problem("http_metrics_address", address, str(error.strerror))
+        raise SystemExit(problem) from None
+
+
 def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
     """Serves until SIGTERM or SIGINT; running streams are finished first.
 
@@ -71,6 +85,7 @@ def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
     except OSError as error:
         problem = settings.problem("http_address", settings.http_address, str(error.strerror))
         raise SystemExit(problem) from None
+    metrics_server = _open_metrics(settings)
     server = _Server(
         uvicorn.Config(
             app,
@@ -86,4 +101,6 @@ def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
     )
     logger.info("REST listens on %s", settings.http_address)
     server.run(sockets)
+    if metrics_server is not None:
+        metrics_server.close()
     return 0 if server.started else 1
