@@ -17,7 +17,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from inference_service.backend.base import Backend, BackendState, Load
+from inference_service.backend.base import Backend, BackendInfo, BackendState, Load
 from inference_service.measures import DURATION_BOUNDS_S, DeviceMemory, Durations
 from inference_service.metrics.exposition import exposed
 from inference_service.settings import ServiceSettings
@@ -56,21 +56,28 @@ class BackendMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
-        load, info, state = self._backend.load(), self._backend.info, self._backend.state
+        backend = self._backend
         yield InfoMetricFamily("qwenvl_build", "Versions.", value=self._build)
-        yield _gauge("qwenvl_ready", "1 if requests are answered.", state is BackendState.READY)
-        yield _gauge(
-            "qwenvl_draining", "1 if no new requests are accepted.", state is BackendState.DRAINING
-        )
-        yield _gauge("qwenvl_model_load_seconds", "Time to load the model.", info.load_seconds)
-        yield _counter("qwenvl_engine_restarts", "Restarts of the engine process.", info.restarts)
-        yield _gauge(
-            "qwenvl_requests_in_flight",
-            "Requests that are fetched, decoded, waiting or computed.",
-            self._backend.in_flight,
-        )
-        yield from _of_load(load)
-        yield from _of_engine(load)
+        yield from of_backend(backend.state, backend.info, backend.load(), backend.in_flight)
+
+
+def of_backend(
+    state: BackendState, info: BackendInfo, load: Load, in_flight: int
+) -> Iterator[Metric]:
+    """The families of a backend; unknown values have none."""
+    yield _gauge("qwenvl_ready", "1 if requests are answered.", state is BackendState.READY)
+    yield _gauge(
+        "qwenvl_draining", "1 if no new requests are accepted.", state is BackendState.DRAINING
+    )
+    yield _gauge("qwenvl_model_load_seconds", "Time to load the model.", info.load_seconds)
+    yield _counter("qwenvl_engine_restarts", "Restarts of the engine process.", info.restarts)
+    yield _gauge(
+        "qwenvl_requests_in_flight",
+        "Requests that are fetched, decoded, waiting or computed.",
+        in_flight,
+    )
+    yield from _of_load(load)
+    yield from _of_engine(load)
 
 
 def _of_load(load: Load) -> Iterable[Metric]:
