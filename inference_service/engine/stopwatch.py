@@ -20,22 +20,23 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._is_cuda = device.type == "cuda"
+        self._device = device
         self._counter = DurationCounter()
         self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Measures the work of the body; work that raises is not counted."""
-        if not self._is_cuda:
+        if self._device.type != "cuda":
             begin_s = time.monotonic()
             yield
             self._counter.add(time.monotonic() - begin_s)
             return
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record()
+        stream = torch.cuda.current_stream(self._device)
+        begin.record(stream)
         yield
-        end.record()
+        end.record(stream)
         self._pending.append((begin, end))
 
     @property

@@ -312,7 +312,7 @@ def test_nothing_that_callers_send_becomes_a_label(watched: Watched) -> None:
         assert all(400 <= status < 500 for status in pool.map(send, requested[100:]))
     with watched.product.channel() as channel:
         for index in range(20):
-            call = channel.unary_unary(f"/qwenvl.inference.v1.ChatService/Secret{index}")
+            call: Any = channel.unary_unary(f"/qwenvl.inference.v1.ChatService/Secret{index}")
             with pytest.raises(grpc.RpcError):
                 call(b"", timeout=10)
     for before, address in zip(first, (watched.service, watched.adapter), strict=True):

@@ -48,8 +48,9 @@ def port_of(address: str) -> int:
 
 def metrics_address_of(values: AdapterSettings | ServiceSettings) -> str | None:
     """Where a program serves its metrics without a key."""
-    is_service = isinstance(values, ServiceSettings)
-    return values.metrics_address if is_service else values.http_metrics_address
+    if isinstance(values, ServiceSettings):
+        return values.metrics_address
+    return values.http_metrics_address
 
 
 def settings_of(manifests: Manifests, container: Object) -> AdapterSettings | ServiceSettings:
