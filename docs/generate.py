@@ -16,6 +16,8 @@ import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
+from prometheus_client import Metric
+from prometheus_client.metrics import MetricWrapperBase
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
@@ -24,12 +26,18 @@ DOCS = Path(__file__).resolve().parent
 NAMES = DOCS.parent / "protos" / "qwenvl" / "setting_names.py"
 sys.path[:0] = [str(DOCS.parent), str(DOCS.parent / "protos")]
 
+from inference_service.backend.base import BackendInfo, BackendState, Load  # noqa: E402
 from inference_service.cli import build_parser  # noqa: E402 - found by the path above
 from inference_service.families.registry import FAMILIES, load_spec  # noqa: E402
 from inference_service.families.tables import kv_bytes_per_token, module_parts  # noqa: E402
+from inference_service.grpc_api.backend_metrics import of_backend  # noqa: E402
+from inference_service.measures import DeviceMemory  # noqa: E402
+from inference_service.metrics import families  # noqa: E402
+from inference_service.metrics.exposition import VLLM_NAMES  # noqa: E402
 from inference_service.settings import ServiceSettings  # noqa: E402
 from qwenvl.errors import BY_REASON  # noqa: E402
 from qwenvl.flags import ENV_PREFIX, FlagSettings  # noqa: E402
+from rest_adapter import metrics as adapter_metrics  # noqa: E402
 from rest_adapter.settings import AdapterSettings  # noqa: E402
 
 
@@ -40,6 +48,7 @@ _BOUNDS: dict[type, tuple[str, str]] = {
     Lt: ("<", "lt"),
 }
 _TYPES = {bool: "switch", int: "integer", float: "number", str: "text"}
+_SUFFIXES = {"counter": "_total", "info": "_info"}
 _REGION = re.compile(r"(<!-- generated: ([\w -]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
 
@@ -198,6 +207,44 @@ def _error_table() -> str:
     return _table(titles, rows)
 
 
+def _declared(module: types.ModuleType) -> Iterator[tuple[Metric, tuple[str, ...]]]:
+    """The families that a module declares, with their labels."""
+    for family in vars(module).values():
+        if isinstance(family, MetricWrapperBase):
+            # prometheus_client has no public way to the labels.
+            yield next(iter(family.describe())), tuple(family._labelnames)
+
+
+def _of_backend() -> Iterator[tuple[Metric, tuple[str, ...]]]:
+    """The families that the service reads from its backend, with their labels."""
+    load = Load(last_step_s=0.0, device_memory=DeviceMemory(allocated=0, reserved=0, total=0))
+    for family in of_backend(BackendState.READY, BackendInfo(), load, 0):
+        labels = {name: None for sample in family.samples for name in sample.labels}
+        yield family, tuple(name for name in labels if name != "le")
+
+
+def _metric_table(found: Iterable[tuple[Metric, tuple[str, ...]]]) -> str:
+    rows = (
+        (
+            f"`{family.name}{_SUFFIXES.get(family.type, '')}`",
+            family.type,
+            ", ".join(f"`{label}`" for label in labels),
+            _cell(family.documentation),
+        )
+        for family, labels in found
+    )
+    return _table(("name", "type", "labels", "meaning"), rows)
+
+
+def _vllm_table() -> str:
+    kinds = {family.name: family.type for family, _ in (*_declared(families), *_of_backend())}
+    rows = (
+        tuple(f"`{name}{_SUFFIXES.get(kinds[own], '')}`" for name in (vllm, own))
+        for own, vllm in VLLM_NAMES.items()
+    )
+    return _table(("name", "same as"), rows)
+
+
 def _size_table() -> str:
     """Parameters and 16-bit sizes of published models, from their configuration files in the tests."""
     configs = DOCS.parent / "tests" / "golden" / "configs"
@@ -234,6 +281,9 @@ _TABLES: dict[str, Callable[[], str]] = {
     "inference-service": lambda: _settings_table(ServiceSettings),
     "rest-adapter": lambda: _settings_table(AdapterSettings),
     "errors": _error_table,
+    "service metrics": lambda: _metric_table([*_declared(families), *_of_backend()]),
+    "adapter metrics": lambda: _metric_table(_declared(adapter_metrics)),
+    "vllm names": _vllm_table,
     "sizes": _size_table,
     **{
         f"qwenvl {name}": lambda name=name: _command_table(name)  # type: ignore[misc]

@@ -114,6 +114,14 @@ class ServiceSettings(FlagSettings):
         None,
         description="additional plaintext address (host:port) that serves grpc.health.v1 only; none = not served",
     )
+    metrics_address: Address | None = Field(
+        None,
+        description="address (host:port) that serves GET /metrics for Prometheus, without a key; none = not served",
+    )
+    vllm_metric_names: bool = Field(
+        False,
+        description="also expose metrics under the names of vLLM, for gateways and autoscalers that read those",
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto",
         description="dtype of weights and KV cache; auto = the checkpoint's on a GPU, float32 on a CPU",

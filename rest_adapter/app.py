@@ -16,9 +16,10 @@ from starlette.requests import ClientDisconnect
 
 from qwenvl.aio import AsyncService
 from qwenvl.keys import KeyFile
-from rest_adapter import probes
+from rest_adapter import metrics, probes
 from rest_adapter.auth import RequireKey
 from rest_adapter.body import Bodies, BodyBudget, BodyLimits
+from rest_adapter.call_metrics import call_metrics
 from rest_adapter.connections import MAX_CONNECTIONS, Connections
 from rest_adapter.dialect import Dialect, error_response
 from rest_adapter.errors import ApiError, aborted
@@ -51,7 +52,11 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = AsyncService(settings.grpc_target, timeout_s=settings.request_timeout_s)
+        service = AsyncService(
+            settings.grpc_target,
+            timeout_s=settings.request_timeout_s,
+            interceptors=call_metrics(),
+        )
         app.state.shared = Shared(settings, service, version("qwen-vl-serving"))
         try:
             yield
@@ -64,7 +69,7 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
     app.state.dialects = tuple(dialects)
     app.state.turns = Turns()
     app.state.connections = Connections(MAX_CONNECTIONS)
-    routers = (*(dialect.router for dialect in dialects), probes.router)
+    routers = (*(dialect.router for dialect in dialects), probes.router, metrics.router)
     for router in routers:
         app.include_router(router)
     app.state.endpoints = Endpoints(
@@ -131,4 +136,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _client_gone(request: Request, error: Exception) -> Response:
     del error
+    metrics.CLIENT_DISCONNECTS.labels("body").inc()
     return error_response(request.scope, aborted())

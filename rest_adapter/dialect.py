@@ -9,12 +9,13 @@ import math
 from fastapi import APIRouter
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.status import HTTP_401_UNAUTHORIZED
+from starlette.status import HTTP_401_UNAUTHORIZED, HTTP_429_TOO_MANY_REQUESTS
 from starlette.types import Scope
 
 from qwenvl.keys import KeyFile
 from qwenvl.observability import current_call
 from rest_adapter.errors import ApiError
+from rest_adapter.metrics import ERRORS, RATE_LIMITED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +68,12 @@ def response_request_id() -> str:
 
 
 def note_error(scope: Scope, error: ApiError) -> None:
-    """Gives an error the id of the request, and the access log the reason."""
+    """Gives an error the id of the request, and the access log the reason; counts it."""
     error.request_id = response_request_id()
     scope["state"]["error"] = error
+    ERRORS.labels(error.reason).inc()
+    if error.status == HTTP_429_TOO_MANY_REQUESTS:
+        RATE_LIMITED.labels(error.reason).inc()
 
 
 def error_response(scope: Scope, error: ApiError) -> Response:

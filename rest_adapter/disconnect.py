@@ -10,6 +10,7 @@ from fastapi import Request
 from starlette.types import Receive
 
 from rest_adapter.errors import aborted
+from rest_adapter.metrics import CLIENT_DISCONNECTS
 
 
 _Answer = TypeVar("_Answer")
@@ -28,6 +29,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, _Answer]) 
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
+            CLIENT_DISCONNECTS.labels("waiting").inc()
             raise aborted()
         return task.result()
     finally:

@@ -13,6 +13,7 @@ from rest_adapter.body import body_of
 from rest_adapter.errors import ApiError, invalid
 from rest_adapter.json_errors import explain_json_error
 from rest_adapter.json_size import check_size
+from rest_adapter.metrics import IGNORED_FIELDS
 from rest_adapter.off_loop import off_loop
 from rest_adapter.state import shared
 
@@ -55,6 +56,7 @@ async def read_json(
         if settings.strict_fields:
             message = f"'{unknown[0][:_MAX_LOGGED_CHARS]}' is not a known field (--strict-fields)."
             raise invalid(message, unknown[0], "UNKNOWN_FIELD")
+        IGNORED_FIELDS.inc(len(unknown))
         names = [name[:_MAX_LOGGED_CHARS] for name in unknown[:_MAX_LOGGED_FIELDS]]
         _LOG.info({"message": "unknown fields are ignored", "fields": ", ".join(names)})
     return parsed

@@ -14,6 +14,7 @@ from qwenvl.keys import KeyFile
 from qwenvl.observability import CallContext, current_call, enter_call
 from rest_adapter.dialect import authorization_of, error_response, response_request_id
 from rest_adapter.errors import ApiError, internal, stopping
+from rest_adapter.metrics import PENDING_REQUESTS, REQUEST_DURATION, known_method
 
 
 _LOG: Final = logging.getLogger(__name__)
@@ -21,6 +22,8 @@ _ACCESS_LOG: Final = logging.getLogger("rest_adapter.access")
 _MAX_LOGGED_CHARS: Final = 200
 PROBES: Final = frozenset(("/health", "/ready"))
 """Paths of probes: they need no key and are logged at debug level."""
+NO_API: Final = PROBES | {"/version", "/metrics"}
+"""Paths that are no API: they answer at once, whatever the service does."""
 
 
 class RequestLog:
@@ -46,6 +49,9 @@ class RequestLog:
         call = CallContext.from_headers(headers)
         enter_call(call)
         status, sent, begin = 500, 0, time.monotonic()
+        route = scope["app"].state.endpoints.template_of(scope["path"])
+        is_api = bool(route) and route not in NO_API
+        PENDING_REQUESTS.inc(is_api)
 
         async def watched(message: Message) -> None:
             nonlocal status, sent
@@ -60,15 +66,19 @@ class RequestLog:
         try:
             await self._app(scope, receive, watched)
         finally:
+            seconds = time.monotonic() - begin
+            PENDING_REQUESTS.dec(is_api)
+            method = known_method(scope["method"])
+            REQUEST_DURATION.labels(route, method, str(status)).observe(seconds)
             line = {
                 "message": "call",
                 "method": scope["method"],
                 "path": scope["path"][:_MAX_LOGGED_CHARS],
                 "status": status,
                 "bytes": sent,
-                "duration_s": round(time.monotonic() - begin, 4),
+                "duration_s": round(seconds, 4),
             }
-            level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
+            level = logging.DEBUG if scope["path"] in NO_API else logging.INFO
             # A route may have set the request's own id from the body.
             call = current_call() or call
             _ACCESS_LOG.log(level, line | _reason_of(scope) | call.log_fields())

@@ -88,6 +88,11 @@ class Endpoints:
         text = f"{path[:_MAX_SHOWN]} does not support {method}, but {allowed}."
         return ApiError(405, text, reason="METHOD_NOT_ALLOWED", headers={"allow": allowed})
 
+    def template_of(self, path: str) -> str:
+        """The template of the served path, such as `/v1/models/{name}`; empty = it is not served."""
+        found = (route.path_format for route in self._routes if route.path_regex.match(path))
+        return next(found, "")
+
     def _right_path(self, path: str) -> str | None:
         """The served path that a client meant, if it left out the prefix or put something before it."""
         parts = path.strip("/").split("/")

@@ -14,9 +14,11 @@ import uvicorn
 
 from qwenvl.addresses import listen, parse_address
 from qwenvl.observability import configure_logging
+from qwenvl.observability.metrics_server import MetricsServer
 from rest_adapter.app import create_app
 from rest_adapter.connections import MAX_CONNECTIONS
 from rest_adapter.http_protocol import BoundedHttpProtocol
+from rest_adapter.metrics import REGISTRY
 from rest_adapter.settings import AdapterSettings
 
 
@@ -66,6 +68,18 @@ def _raise_descriptor_limit() -> int:
     return wanted
 
 
+def _open_metrics(settings: AdapterSettings) -> MetricsServer | None:
+    """Serves the metrics at an address of their own, if there is one."""
+    address = settings.http_metrics_address
+    if address is None:
+        return None
+    try:
+        return MetricsServer(REGISTRY, address)
+    except OSError as error:
+        problem = settings.problem("http_metrics_address", address, str(error.strerror))
+        raise SystemExit(problem) from None
+
+
 def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
     """Serves until SIGTERM or SIGINT; running streams are finished first.
 
@@ -92,6 +106,7 @@ def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
     except OSError as error:
         problem = settings.problem("http_address", settings.http_address, str(error.strerror))
         raise SystemExit(problem) from None
+    metrics_server = _open_metrics(settings)
     server = _Server(
         uvicorn.Config(
             app,
@@ -107,4 +122,6 @@ def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
     )
     logger.info("REST listens on %s", settings.http_address)
     server.run(sockets)
+    if metrics_server is not None:
+        metrics_server.close()
     return 0 if server.started else 1

@@ -15,6 +15,11 @@ class AdapterSettings(FlagSettings):
     http_address: Address = Field(
         "127.0.0.1:8000", description="address (host:port) of the REST API"
     )
+    http_metrics_address: Address | None = Field(
+        None,
+        description="additional address (host:port) that serves GET /metrics for Prometheus, without a key; none ="
+        " only the REST API serves it, to callers with a key",
+    )
     grpc_target: Target = Field(
         "dns:///127.0.0.1:50051", description="gRPC target of the inference service"
     )

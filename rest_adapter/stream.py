@@ -18,6 +18,7 @@ from qwenvl.aio import Events
 from rest_adapter.dialect import dialect_of, note_error
 from rest_adapter.disconnect import until_disconnected
 from rest_adapter.errors import ApiError, internal, stopping
+from rest_adapter.metrics import CLIENT_DISCONNECTS, STREAMS_OPEN
 
 
 HEARTBEAT: Final = b": still here\n\n"
@@ -64,6 +65,10 @@ class EventStream(Response, Generic[_Event]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events until they end, the client disconnects, or the server cancels the request."""
+        with STREAMS_OPEN.track_inprogress():
+            await self._run(scope, receive, send)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         pump = asyncio.create_task(self._pump(scope, send))
         others = (
             asyncio.create_task(until_disconnected(receive)),
@@ -73,6 +78,8 @@ class EventStream(Response, Generic[_Event]):
             await asyncio.wait((pump, *others), return_when=asyncio.FIRST_COMPLETED)
             if pump.done():
                 pump.result()
+            elif others[0].done():
+                CLIENT_DISCONNECTS.labels("stream").inc()
         except asyncio.CancelledError:
             await _end(pump, *others)
             if self._is_open:

@@ -7,11 +7,12 @@ are computed: by this project's engine, by another library in a process, or by a
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
 from inference_service.domain import Event, ImageInfo, Request, TokenUsage
+from inference_service.measures import DeviceMemory, Durations
 
 
 class BackendState(Enum):
@@ -138,6 +139,11 @@ class Load:
         encoder_hits: Images found there.
         preemptions: Answers that were preempted and recomputed.
         pixel_bytes_in_flight: Bytes of processed images of the requests that the engine has or is being sent.
+        step_durations: Durations of the steps of the engine.
+        encode_durations: Durations of passes of the vision tower.
+        device_memory: Memory of the GPU; None = there is none.
+        last_step_s: When the engine last reported a step, or that it has none to compute, as `time.monotonic()`; None =
+            it has not yet.
     """
 
     running: int = 0
@@ -152,6 +158,10 @@ class Load:
     encoder_hits: int = 0
     preemptions: int = 0
     pixel_bytes_in_flight: int = 0
+    step_durations: Durations = field(default_factory=Durations)
+    encode_durations: Durations = field(default_factory=Durations)
+    device_memory: DeviceMemory | None = None
+    last_step_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +177,7 @@ class BackendInfo:
         max_num_seqs: Maximum answers in one batch.
         max_num_batched_tokens: Maximum tokens of one step.
         max_context_tokens: Context window in use.
+        load_seconds: Time in which the model was loaded.
     """
 
     device: str = ""
@@ -177,6 +188,7 @@ class BackendInfo:
     max_num_seqs: int = 0
     max_num_batched_tokens: int = 0
     max_context_tokens: int = 0
+    load_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +201,10 @@ class TokenCount:
 
 
 class Backend(Protocol):
-    """Answers requests about one model. Belongs to one event loop."""
+    """Answers requests about one model. Belongs to one event loop.
+
+    Metrics read `state`, `info`, `in_flight` and `load` in another thread, too.
+    """
 
     @property
     def state(self) -> BackendState:

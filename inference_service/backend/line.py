@@ -59,8 +59,8 @@ class Line:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait."""
-        return sum(map(len, self._waiting.values()))
+        """Requests that wait; may be read in any thread."""
+        return sum(map(len, tuple(self._waiting.values())))
 
     @property
     def waiting_size(self) -> int:

@@ -107,6 +107,7 @@ class LocalBackend:
             max_num_seqs=self._settings.max_num_seqs,
             max_num_batched_tokens=self._settings.max_num_batched_tokens,
             max_context_tokens=ready.max_model_len if ready else 0,
+            load_seconds=ready.load_seconds if ready else 0.0,
         )
 
     @property
@@ -134,6 +135,10 @@ class LocalBackend:
             encoder_hits=stats.encoder_hits,
             preemptions=stats.preemptions,
             pixel_bytes_in_flight=self._engine.pixel_bytes_in_flight,
+            step_durations=stats.step_durations,
+            encode_durations=stats.encode_durations,
+            device_memory=stats.device_memory,
+            last_step_s=self._engine.last_step_s,
         )
 
     def on_state_change(self, callback: Callable[[BackendState], None]) -> None:

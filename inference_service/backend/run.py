@@ -20,6 +20,7 @@ from inference_service.errors import (
     InvalidArgumentError,
     ServiceError,
 )
+from inference_service.metrics.requests import current_request
 from inference_service.text.output.answer import Answer
 
 
@@ -48,11 +49,13 @@ async def run(
         ServiceError: The engine refused the request or failed on it.
     """
     cached_tokens = 0
+    record = current_request()
     open_choices = set(range(len(answers)))
     outputs = engine.generate(engine_request, prepared.pixels, computed=computed)
     async with contextlib.aclosing(outputs):
         async for output in outputs:
             begun()
+            record.take(output.choice_index, len(output.token_ids), output.timings)
             if output.choice_index not in open_choices:
                 continue  # computed before the abort for a stop string reached the engine
             if output.failure is not None:

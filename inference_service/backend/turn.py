@@ -13,6 +13,7 @@ from inference_service.backend.admission import AdmittedRequest
 from inference_service.backend.line import Line, Place
 from inference_service.engine_client.budget import PixelBudget
 from inference_service.errors import QueueFullError
+from inference_service.metrics.requests import current_request
 
 
 _ANSWER_TOKENS: Final = 64
@@ -112,7 +113,8 @@ class Turn:
                 retry_after_s=_RETRY_AFTER_S,
             )
         tokens = prompt_tokens + self._size * min(max_tokens, _ANSWER_TOKENS)
-        self._places.append(await line.enter(self._admitted.caller, tokens))
+        with current_request().waiting():
+            self._places.append(await line.enter(self._admitted.caller, tokens))
 
     def free_pixels(self) -> None:
         """Gives back the room of the pixels: the engine has them."""
@@ -126,8 +128,9 @@ class Turn:
             self._places.pop().leave()
 
     async def _arrive(self) -> None:
-        self._places.append(await self._batch.enter(self._admitted.caller, self._size))
-        self._admitted.begun = True
-        if self._pixel_bytes:
-            self._room = self._pixels.reserve(self._pixel_bytes)
-            await asyncio.wait([self._room])
+        with current_request().waiting():
+            self._places.append(await self._batch.enter(self._admitted.caller, self._size))
+            self._admitted.begun = True
+            if self._pixel_bytes:
+                self._room = self._pixels.reserve(self._pixel_bytes)
+                await asyncio.wait([self._room])

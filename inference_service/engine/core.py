@@ -25,6 +25,7 @@ from inference_service.engine.memory import (
 from inference_service.engine.runner import ChunkResult, Launched, ModelRunner
 from inference_service.engine.scheduler import Chunk, Plan, Scheduler
 from inference_service.engine.sequence import Sequence
+from inference_service.engine.stopwatch import Stopwatch
 from inference_service.engine.validation import check_request
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
@@ -39,6 +40,7 @@ from inference_service.engine_protocol.messages import (
 from inference_service.errors import InternalError, OutOfMemoryError, ServiceError
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import kv_bytes_per_token, module_parts
+from inference_service.measures import ChoiceTimings, DeviceMemory, DurationCounter
 from inference_service.models.vision_language import VisionLanguageModel
 from inference_service.progress import advance
 
@@ -116,6 +118,9 @@ class EngineCore:
         if devices[0].type == "cpu":  # on a GPU a step takes less than a second
             _note_progress(model)
         self._steps = 0
+        self._device = devices[0]
+        self._step_durations = DurationCounter()
+        self._encoding = Stopwatch(devices[0])
         self.ready = EngineReady(
             device=",".join(map(str, devices)),
             slow_path="" if placement is None else f"{placement}, one after the other",
@@ -151,6 +156,9 @@ class EngineCore:
             encoder_hits=counters.encoder_hits,
             preemptions=counters.preemptions,
             steps=self._steps,
+            step_durations=self._step_durations.total,
+            encode_durations=self._encoding.total,
+            device_memory=_memory_of(self._device),
         )
 
     def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
@@ -195,8 +203,13 @@ class EngineCore:
         An error of one request ends that request with FinishReason.ERROR; any other error is raised, and then the
         engine must not be used again.
         """
+        begin_s = time.monotonic()
         plan = self._scheduler.schedule()
-        return self.collect(self.launch(plan)) if plan.chunks else []
+        if not plan.chunks:
+            return []
+        outputs = self.collect(self.launch(plan))
+        self._step_durations.add(time.monotonic() - begin_s)
+        return outputs
 
     def launch(self, plan: Plan) -> Ticket:
         """Enqueue the work of a plan: first the images, then one forward pass with sampling.
@@ -268,7 +281,8 @@ class EngineCore:
 
     def _encodes(self, images: list[tuple[Sequence, ImageSpan]]) -> bool:
         try:
-            self._runner.encode(images)
+            with self._encoding.running():
+                self._runner.encode(images)
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception:  # a bad image must not end other requests
@@ -287,7 +301,9 @@ class EngineCore:
             self._runner.remove(sequence.sequence_id)
         if result.token_id is None and not result.prompt_logprobs:
             return None
-        return _output(sequence, result, num_cached_tokens)
+        is_first = result.token_id is not None and sequence.num_answer_tokens == 1
+        timings = self._scheduler.timings(sequence) if is_first else None
+        return _output(sequence, result, num_cached_tokens, timings)
 
     def _fail(self, sequence: Sequence, error: ServiceError) -> ChoiceOutput:
         return self._end(sequence, FinishReason.ERROR, EngineFailure.of(error))
@@ -313,7 +329,23 @@ def _note_progress(model: torch.nn.Module) -> None:
         layer.register_forward_hook(advance)
 
 
-def _output(sequence: Sequence, result: ChunkResult, num_cached_tokens: int | None) -> ChoiceOutput:
+def _memory_of(device: torch.device) -> DeviceMemory | None:
+    """The memory of a GPU; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    return DeviceMemory(
+        allocated=torch.cuda.memory_allocated(device),
+        reserved=torch.cuda.memory_reserved(device),
+        total=torch.cuda.get_device_properties(device).total_memory,
+    )
+
+
+def _output(
+    sequence: Sequence,
+    result: ChunkResult,
+    num_cached_tokens: int | None,
+    timings: ChoiceTimings | None,
+) -> ChoiceOutput:
     """The output for a committed result."""
     return ChoiceOutput(
         request_id=sequence.request.request_id,
@@ -322,6 +354,7 @@ def _output(sequence: Sequence, result: ChunkResult, num_cached_tokens: int | No
         logprobs=() if result.logprobs is None else (result.logprobs,),
         prompt_logprobs=result.prompt_logprobs,
         num_cached_tokens=num_cached_tokens,
+        timings=timings,
         finish_reason=sequence.finish_reason,
     )
 

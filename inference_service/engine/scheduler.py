@@ -9,8 +9,10 @@ oldest sequence can always continue, because `add` refuses sequences that would 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+import time
 from typing import Any
 
 from inference_service.engine.blocks import BlockManager
@@ -22,6 +24,7 @@ from inference_service.errors import (
     ImageTooLargeError,
     RequestIdInUseError,
 )
+from inference_service.measures import ChoiceTimings
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class Scheduler:
         max_model_len: int,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if max_model_len > blocks.num_pages * blocks.page_size:
             raise ValueError("the KV cache is smaller than the context window")
@@ -89,6 +93,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival, all older than the waiting ones
         self.counters = Counters()
+        self._clock = clock
         self._blocks = blocks
         self._encoder_cache = encoder_cache
         self._sequences: dict[SequenceId, Sequence] = {}
@@ -113,6 +118,9 @@ class Scheduler:
         self._check(sequences[0].request)
         self._sequences.update({sequence.sequence_id: sequence for sequence in sequences})
         self.waiting.extend(sequences)
+        now_s = self._clock()
+        for sequence in sequences:
+            sequence.arrived_s = now_s
 
     def schedule(self) -> Plan:
         """Plan the next step; the plan is empty if there is nothing to compute."""
@@ -152,6 +160,13 @@ class Scheduler:
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self._release(sequence)
         sequence.finish_reason = reason
+
+    def timings(self, sequence: Sequence) -> ChoiceTimings:
+        """How long a sequence waited and was computed, if its first token was read now."""
+        return ChoiceTimings(
+            queue_s=sequence.admitted_s - sequence.arrived_s,
+            prefill_s=self._clock() - sequence.admitted_s,
+        )
 
     def _check(self, request: EngineRequest) -> None:
         """Refuse a request that could never be scheduled, or that cannot be told from another one."""
@@ -201,6 +216,7 @@ class Scheduler:
             self.running.append(self.waiting.popleft())
             if sequence.num_cached_tokens is None:
                 sequence.num_cached_tokens = sequence.num_computed_tokens
+                sequence.admitted_s = self._clock()
                 self.counters.prefix_queries += sequence.num_prompt_tokens
                 self.counters.prefix_hits += sequence.num_cached_tokens
             self._schedule_prefill(plan, sequence)

@@ -32,6 +32,8 @@ class Sequence:
         pages: KV pages in order; page i holds tokens i*page_size and on.
         page_hashes: Hash chain over the full pages, as far as computed.
         num_published_pages: Number of leading pages added to the prefix cache.
+        arrived_s: When it was queued, by the scheduler's clock.
+        admitted_s: When it was first admitted to the batch.
         num_cached_tokens: Prompt tokens found in the prefix cache at the first admission; None before it.
         num_prompt_logprobs: Number of prompt positions with reported log probabilities.
         finish_reason: Set once, at the end.
@@ -45,6 +47,8 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     page_hashes: list[bytes] = field(default_factory=list)
     num_published_pages: int = 0
+    arrived_s: float = 0.0
+    admitted_s: float = 0.0
     num_cached_tokens: int | None = None
     num_prompt_logprobs: int = 0
     finish_reason: FinishReason | None = None

@@ -68,6 +68,7 @@ class EngineClient:
         self.ready: EngineReady | None = None
         self.stats = EngineStats()
         self.restarts = 0
+        self.last_step_s: float | None = None
         self._config = config
         self._command = DEFAULT_COMMAND if command is None else command
         self._start_timeout_s = start_timeout_s
@@ -250,6 +251,7 @@ class EngineClient:
                     self._on_output(output)
             case wire.Heartbeat(stats=stats):
                 self.stats = stats
+                self.last_step_s = time.monotonic()
             case wire.Loaded(ready=ready):
                 self.ready = ready
                 self._loaded = True

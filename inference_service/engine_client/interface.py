@@ -53,6 +53,10 @@ class Engine(Protocol):
         """Number of restarts of the process."""
 
     @property
+    def last_step_s(self) -> float | None:
+        """When the last heartbeat came, as `time.monotonic()`: the engine sends them between its steps."""
+
+    @property
     def pid(self) -> int | None:
         """Process id, if there is a process."""
 

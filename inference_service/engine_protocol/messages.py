@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from inference_service.errors import ServiceError
+from inference_service.measures import ChoiceTimings, DeviceMemory, Durations
 from inference_service.sampling import Sampling
 
 
@@ -151,6 +152,7 @@ class ChoiceOutput:
         prompt_logprobs: Entries for further prompt tokens, if requested; they begin at the second token
             of the prompt and are complete before the first new token.
         num_cached_tokens: Prompt tokens found in the prefix cache; set on the choice's first output only.
+        timings: Set on the output with the choice's first token.
         finish_reason: Set on the choice's last output.
         failure: Set when `finish_reason` is ERROR.
     """
@@ -161,6 +163,7 @@ class ChoiceOutput:
     logprobs: tuple[PositionLogprobs, ...] = ()
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
     num_cached_tokens: int | None = None
+    timings: ChoiceTimings | None = None
     finish_reason: FinishReason | None = None
     failure: EngineFailure | None = None
 
@@ -174,7 +177,7 @@ class ChoiceOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """Counters of the engine; sums count from its start."""
+    """Counters of the engine; sums count from its start, `device_memory` is None without a GPU."""
 
     running: int = 0
     waiting: int = 0
@@ -188,6 +191,9 @@ class EngineStats:
     encoder_hits: int = 0
     preemptions: int = 0
     steps: int = 0
+    step_durations: Durations = field(default_factory=Durations)
+    encode_durations: Durations = field(default_factory=Durations)
+    device_memory: DeviceMemory | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

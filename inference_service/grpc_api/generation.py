@@ -15,6 +15,7 @@ from inference_service.grpc_api.call_context import this_call
 from inference_service.grpc_api.model_names import canonical_name
 from inference_service.grpc_api.responses import event_fields, gather
 from inference_service.grpc_api.wire import release_message
+from inference_service.metrics.requests import current_request
 
 
 class Generation:
@@ -55,6 +56,7 @@ class Generation:
                     return
                 if isinstance(event, Started):  # its images are decoded and its text is tokenised
                     release_message()
+                current_request().observe(event)
                 yield event
 
 

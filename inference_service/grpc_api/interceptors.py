@@ -31,6 +31,7 @@ from inference_service.grpc_api.pacing import RefusalPacing
 from inference_service.grpc_api.status import code_of, details_of
 from inference_service.grpc_api.wire import Wire, WireLimits, enter_wire
 from inference_service.grpc_api.wire_fields import check_fields
+from inference_service.metrics.requests import current_request
 from qwenvl.keys import KeyFile
 from qwenvl.observability import enter_call, name_call
 
@@ -242,4 +243,5 @@ def _forget_frames(error: BaseException) -> None:
 
 
 async def _abort(wire: Wire, error: ServiceError) -> None:
+    current_request().failed(error)
     await wire.abort(code_of(error), error.message, details_of(error, this_call()))

@@ -14,6 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inference_service.backend.base import Backend, BackendStartError, BackendState
 from inference_service.grpc_api.admin_service import AdminServicer, Drain
+from inference_service.grpc_api.backend_metrics import open_metrics
+from inference_service.grpc_api.call_metrics import MetricsInterceptor
 from inference_service.grpc_api.chat_service import ChatServicer
 from inference_service.grpc_api.completion_service import CompletionServicer
 from inference_service.grpc_api.health import Health
@@ -35,6 +37,7 @@ from qwenvl.inference.v1 import (
 )
 from qwenvl.keys import KeyFile
 from qwenvl.limits import MAX_MESSAGE_BYTES
+from qwenvl.observability.metrics_server import MetricsServer
 
 
 _SERVICES = tuple(
@@ -94,6 +97,7 @@ class Front:
         self._hurry = asyncio.Event()
         self._ended = asyncio.Event()
         self._interceptor = _interceptor(settings, backend)
+        self._metrics: MetricsServer | None = None
         self.ports: dict[str, int] = {}
 
     async def start(self) -> None:
@@ -103,6 +107,9 @@ class Front:
             OSError: An address cannot be bound.
         """
         settings = self._settings
+        if settings.metrics_address:
+            self._metrics = open_metrics(settings, self._backend)
+            self.ports["metrics"] = self._metrics.port
         self._backend.on_state_change(self._health.on_state)
         await self._open("grpc", settings.grpc_address, self._add_all, drain=None)
         if settings.admin_address:
@@ -137,6 +144,8 @@ class Front:
         )  # what is still running ends with an error, not with a cut connection
         # The transport may still have to send answers and errors.
         await asyncio.gather(*(server.stop(grace=1.0) for server in self._servers))
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
         self._ended.set()
 
     def hurry(self) -> None:
@@ -146,7 +155,9 @@ class Front:
     async def _open(
         self, name: str, address: str, add: AddServices, *, drain: Drain | None
     ) -> None:
-        server = grpc.aio.server(interceptors=(self._interceptor,), options=self._options(name))
+        server = grpc.aio.server(
+            interceptors=(MetricsInterceptor(), self._interceptor), options=self._options(name)
+        )
         add(server, drain)
         try:
             self.ports[name] = server.add_insecure_port(address)

@@ -15,6 +15,7 @@ from inference_service.errors import (
 )
 from inference_service.media.checks import inspect
 from inference_service.media.images import DecodeLimits, FrameSpec, ProcessedImage
+from inference_service.media.measuring import count_image, measured_decoding
 from inference_service.media.pool import JobTimeoutError, Outcome, WorkerLostError, WorkerPool
 from inference_service.media.worker_protocol import Done, ImageWork, Job, Refused, VideoWork
 from inference_service.model_spec import ImagePolicy
@@ -133,6 +134,7 @@ class ImageDecoder:
     def _inspect(self, data: bytes, allowance: Allowance, field: str) -> float:
         """Checks a file's header and the request's pixels before anything is decoded; the pixels to compute."""
         declared = inspect(data, self._limits, field)
+        count_image(data)
         pixels = declared.width * declared.height
         allowance.pixels -= pixels
         if allowance.pixels < 0:
@@ -159,9 +161,10 @@ class ImageDecoder:
             raise self._too_slow(field)
         job = Job(work, self._limits, tuple(map(len, files)), cpu_s=timeout_s)
         try:
-            outcome = await self._pool.run(
-                job, files, expensive=cost > CHEAP_PIXELS, timeout_s=timeout_s
-            )
+            with measured_decoding():
+                outcome = await self._pool.run(
+                    job, files, expensive=cost > CHEAP_PIXELS, timeout_s=timeout_s
+                )
         except JobTimeoutError:
             raise self._too_slow(field) from None
         except WorkerLostError:

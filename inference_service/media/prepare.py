@@ -19,6 +19,7 @@ from inference_service.media.fetch import MediaFetcher
 from inference_service.media.file_budget import FileBudget
 from inference_service.media.geometry import pixel_budget
 from inference_service.media.images import FrameSpec, ProcessedImage
+from inference_service.media.measuring import measured_fetch
 from inference_service.media.policy import FetchPolicy
 from inference_service.media.turn import my_turn
 from inference_service.model_spec import ModelSpec
@@ -264,7 +265,9 @@ class MediaPreparer:
 
 
 async def _file(part: ImagePart, work: _RequestMedia) -> bytes:
-    return await work.fetch(part.uri or "", field=part.field) if part.data is None else part.data
+    if part.data is not None:
+        return part.data
+    return await measured_fetch(work.fetch(part.uri or "", field=part.field))
 
 
 def _info(image: ProcessedImage, part: ImagePart) -> ImageInfo:

@@ -75,6 +75,7 @@ class AsyncService:
         timeout_s: Default timeout of a call, in seconds, connecting and repetitions included; None = none.
         retry_unavailable: See `qwenvl.rpc.channel_options`. If False, a call is repeated once, and only if another
             replica may answer, which suits a proxy with callers that retry themselves.
+        interceptors: Interceptors of all calls.
     """
 
     def __init__(
@@ -84,14 +85,15 @@ class AsyncService:
         credentials: grpc.ChannelCredentials | None = None,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
         retry_unavailable: bool = False,
+        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     ) -> None:
         options = channel_options(retry_unavailable=retry_unavailable)
         self._timeout_s = timeout_s
         self._tries = 1 if retry_unavailable else 2
         self._channel = (
-            grpc.aio.secure_channel(target, credentials, options=options)
+            grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
             if credentials
-            else grpc.aio.insecure_channel(target, options=options)
+            else grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
         )
         self._chat = chat_grpc.ChatServiceStub(self._channel)
         self._completions = completion_grpc.CompletionServiceStub(self._channel)

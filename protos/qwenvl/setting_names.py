@@ -13,6 +13,8 @@ SERVICE: Final = (
     "grpc_address",
     "admin_address",
     "health_address",
+    "metrics_address",
+    "vllm_metric_names",
     "dtype",
     "device",
     "max_model_len",
@@ -77,6 +79,7 @@ SERVICE: Final = (
 )
 ADAPTER: Final = (
     "http_address",
+    "http_metrics_address",
     "grpc_target",
     "api_key_file",
     "allowed_origins",

@@ -27,6 +27,9 @@ PILLOW_MODULES = "only decode workers load the modules that load Pillow"
 GRPC = "protobuf and gRPC only in grpc_api and commands"
 HTTP = "HTTP clients only in media (hosts named by callers), hub (hosts named by operators) and the probe of serve"
 PYDANTIC = "pydantic only in the adapter, in settings and in qwenvl.flags"
+PROMETHEUS = (
+    "prometheus_client only where metrics are declared, read and served, and not in the client"
+)
 APART = "service, adapter and demo trainer are independent of each other"
 QWENVL = "the package qwenvl imports neither service nor adapter"
 ADAPTER = "the adapter imports neither torch, transformers, Pillow nor HTTP clients"
@@ -82,6 +85,9 @@ VIOLATIONS = [
     (f"{SERVICE}/commands/chat.py", "import http.client", HTTP),
     (f"{SERVICE}/domain.py", "import pydantic", PYDANTIC),
     ("protos/qwenvl/limits.py", "import pydantic", PYDANTIC),
+    (f"{SERVICE}/media/pool.py", "import prometheus_client", PROMETHEUS),
+    ("rest_adapter/stream.py", "from prometheus_client import Counter", PROMETHEUS),
+    ("protos/qwenvl/client.py", "import prometheus_client", PROMETHEUS),
     ("rest_adapter/state.py", f"import {SERVICE}.domain", APART),
     ("demo_training/network.py", f"import {SERVICE}.domain", APART),
     ("protos/qwenvl/limits.py", "import rest_adapter", QWENVL),
@@ -173,6 +179,7 @@ PERMITTED = {
     "inference_service/commands/pair.py": {"http.client"},  # probes its own services
     "inference_service/commands/ports.py": {"socket"},  # only names its errors
     "protos/qwenvl/addresses.py": {"socket"},  # listens
+    "protos/qwenvl/observability/metrics_server.py": {"socket", "socketserver"},  # listens
     "inference_service/media/failures.py": {"socket"},
     "inference_service/media/resolve.py": {"socket"},
     "inference_service/media/pool.py": {"socket"},  # the sockets to the decode workers

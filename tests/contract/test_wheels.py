@@ -22,14 +22,14 @@ CLIENT = ROOT / "protos"
 MAX_CLIENT_BYTES = 500_000
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "*.pyc")
 
-# Every module, but those for the programs of the server, which have pydantic.
+# Every module, but those for the programs of the server, which have these libraries.
 IMPORT_ALL = """
 import importlib, pkgutil, sys, qwenvl
 for module in pkgutil.walk_packages(qwenvl.__path__, "qwenvl."):
     try:
         importlib.import_module(module.name)
     except ModuleNotFoundError as error:
-        if error.name != "pydantic":
+        if error.name not in ("pydantic", "prometheus_client"):
             raise
 for name in qwenvl.__all__:
     getattr(qwenvl, name)

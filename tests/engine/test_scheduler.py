@@ -14,6 +14,7 @@ from inference_service.engine_protocol.messages import (
     ImageSpan,
     SamplingParams,
 )
+from inference_service.measures import ChoiceTimings
 
 
 def make(
@@ -195,3 +196,26 @@ def test_a_cache_smaller_than_the_context_is_refused() -> None:
             max_num_seqs=1,
             max_num_batched_tokens=1,
         )
+
+
+def test_it_tells_how_long_a_sequence_waited_and_was_computed():
+    now_s = 10.0
+    scheduler = Scheduler(
+        BlockManager(100, 2),
+        EncoderCache(100),
+        max_model_len=200,
+        max_num_seqs=1,
+        max_num_batched_tokens=100,
+        clock=lambda: now_s,
+    )
+    first, second = (add(scheduler, name, 4) for name in "ab")
+    now_s = 11.0
+    (chunk,) = scheduler.schedule().chunks
+    now_s = 15.0
+    scheduler.commit(chunk, 1)
+    assert scheduler.timings(first) == ChoiceTimings(queue_s=1.0, prefill_s=4.0)
+    scheduler.finish(first, FinishReason.EOS)
+    (chunk,) = scheduler.schedule().chunks
+    now_s = 15.5
+    scheduler.commit(chunk, 1)
+    assert scheduler.timings(second) == ChoiceTimings(queue_s=5.0, prefill_s=0.5)

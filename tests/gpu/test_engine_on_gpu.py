@@ -85,3 +85,15 @@ def test_16_bit_answers_do_not_depend_on_chunks(checkpoint: Path, dtype: str) ->
     chunked = answers(checkpoint, "cuda", dtype, max_num_batched_tokens=64)
     agreement = sum(a == b for a, b in zip(whole, chunked, strict=True)) / len(whole)
     assert agreement >= 0.5
+
+
+def test_it_measures_the_vision_tower_and_the_memory_of_the_device(checkpoint: Path) -> None:
+    core = make_core(checkpoint, "cuda", "float32")
+    ask(core, conversations())
+    torch.cuda.synchronize()
+    stats = core.stats
+    assert sum(stats.encode_durations.counts) > 0
+    assert 0 < stats.encode_durations.sum_s < stats.step_durations.sum_s
+    assert stats.device_memory is not None
+    assert 0 < stats.device_memory.allocated <= stats.device_memory.reserved
+    assert stats.device_memory.reserved < stats.device_memory.total

@@ -34,6 +34,7 @@ class EchoEngine:
         self.state = EngineState.STARTING
         self.ready: EngineReady | None = None
         self.restarts = 0
+        self.last_step_s: float | None = None
         self.pid: int | None = None
         self.pixel_bytes_in_flight = 0
         self.hold_at: int | None = None

@@ -46,6 +46,13 @@ def port_of(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
+def metrics_address_of(values: AdapterSettings | ServiceSettings) -> str | None:
+    """Where a program serves its metrics without a key."""
+    if isinstance(values, ServiceSettings):
+        return values.metrics_address
+    return values.http_metrics_address
+
+
 def settings_of(manifests: Manifests, container: Object) -> AdapterSettings | ServiceSettings:
     """The settings that the program in this container would run with."""
     return SETTINGS[container["name"]].load({}, manifests.environment(container))
@@ -272,7 +279,9 @@ def addresses(manifests: Manifests) -> Iterator[str]:
         values = settings_of(manifests, container)
         served = values.grpc_address if isinstance(values, ServiceSettings) else values.http_address
         listed = {port["containerPort"] for port in container["ports"]}
-        if listed != {port_of(served)} or not served.startswith("0.0.0.0:"):
+        metrics = metrics_address_of(values)
+        wanted = {port_of(address) for address in (served, metrics) if address}
+        if listed != wanted or not served.startswith("0.0.0.0:"):
             yield f"{workload.name}: listens on {served}, the container names {sorted(listed)}"
         if isinstance(values, ServiceSettings):
             admin = (values.admin_address or "").rpartition(":")[0]
@@ -339,6 +348,32 @@ def network(manifests: Manifests) -> Iterator[str]:
                 yield f"{workload.name}: media fetch {fetches}, but the policy for {address} differs"
 
 
+def monitors(manifests: Manifests) -> Iterator[str]:
+    """Metrics are read where they are served: by Prometheus alone, from every program that serves them."""
+    prometheus = Endpoint(
+        {"any": "pod"}, namespace="any", namespace_labels={"qwen-vl-serving/prometheus": "true"}
+    )
+    stranger = Endpoint({"any": "pod"}, namespace="any")
+    for workload, container in programs(manifests):
+        address = metrics_address_of(settings_of(manifests, container))
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        endpoints = [
+            endpoint
+            for item in manifests.of_kind("PodMonitor")
+            if matches(item["spec"]["selector"], workload.labels)
+            for endpoint in item["spec"]["podMetricsEndpoints"]
+        ]
+        read = [(ports.get(one["port"]), one.get("path", "/metrics")) for one in endpoints]
+        if read != ([(port_of(address), "/metrics")] if address else []):
+            yield f"{workload.name}: metrics at {address} are read at {read}"
+        if address:
+            pod, port = Endpoint(workload.labels), port_of(address)
+            if not reaches(manifests, prometheus, pod, port):
+                yield f"{workload.name}: Prometheus cannot connect to port {port}"
+            if reaches(manifests, stranger, pod, port):
+                yield f"{workload.name}: port {port} is open to all"
+
+
 def token_accounts(manifests: Manifests) -> Iterator[str]:
     """Service accounts give no token either."""
     for item in manifests.of_kind("ServiceAccount"):
@@ -374,6 +409,7 @@ RULES: dict[str, Rule] = {
         addresses,
         files,
         network,
+        monitors,
         token_accounts,
         unique,
     )

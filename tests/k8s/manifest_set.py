@@ -24,6 +24,7 @@ APPLIED = {
     "base": ("base",),
     "single-gpu": ("overlays/single-gpu",),
     "dev-cpu": ("overlays/dev-cpu",),
+    "monitored": ("../tests/k8s/monitored",),
     "model-download": ("overlays/single-gpu", "model-download"),
 }
 """The kustomizations below k8s/ that are in the cluster together, by the name of the last one applied."""

@@ -90,6 +90,13 @@ BROKEN = [
     ("network", _setting("QWENVL_ENABLE_MEDIA_FETCH", "false")),
     ("network", _without("NetworkPolicy", "media-egress")),
     ("network", _without("NetworkPolicy", "default")),
+    ("monitors", _setting("QWENVL_METRICS_ADDRESS", "0.0.0.0:9091")),
+    ("monitors", _setting("QWENVL_METRICS_ADDRESS", None)),
+    ("monitors", _set("PodMonitor", "inference", "spec/podMetricsEndpoints/0/port", "grpc")),
+    ("monitors", _set("PodMonitor", "inference", "spec/podMetricsEndpoints/0/path", "/")),
+    ("monitors", _set("PodMonitor", "rest-adapter", "spec/selector/matchLabels", {"a": "b"})),
+    ("monitors", _set("NetworkPolicy", "inference-metrics", "spec/ingress/0/from", None)),
+    ("monitors", _without("NetworkPolicy", "rest-adapter-metrics")),
     ("token_accounts", _set("ServiceAccount", "inference", "automountServiceAccountToken", None)),
     ("unique", _set("Service", "rest-adapter", "metadata/namespace", "default")),
 ]
@@ -97,7 +104,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("rule", "mutate"), BROKEN)
 def test_a_broken_manifest_is_refused(rule, mutate):
-    manifests = load("single-gpu")
+    manifests = load("monitored")
     mutate(manifests)
     assert list(manifest_policy.RULES[rule](manifests))
 

@@ -19,7 +19,12 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 
 @pytest.mark.parametrize("release", ["1.32", "1.34", "1.37"])
 def test_every_object_fits_the_strict_schema(release):
-    objects = {json.dumps(item, sort_keys=True) for name in APPLIED for item in load(name).objects}
+    objects = {
+        json.dumps(item, sort_keys=True)
+        for name in APPLIED
+        for item in load(name).objects
+        if item["kind"] != "PodMonitor"  # see test_monitoring.py
+    }
     assert len(objects) > 15
     for text in objects:
         # An unknown kind raises as well: nothing passes for lack of a schema.

@@ -39,6 +39,13 @@ def test_the_key_of_the_developers_overlay_is_the_one_told() -> None:
     assert f"Authorization: Bearer {key}'" in README
 
 
+def test_the_label_that_opens_metrics_is_the_one_of_the_policies() -> None:
+    for name in ("inference-metrics", "rest-adapter-metrics"):
+        (rule,) = load("monitored").get("NetworkPolicy", name)["spec"]["ingress"]
+        ((label, value),) = rule["from"][0]["namespaceSelector"]["matchLabels"].items()
+        assert f"`{label}={value}`" in README
+
+
 def test_the_label_that_opens_grpc_is_the_one_of_the_policy() -> None:
     rule = load("base").get("NetworkPolicy", "inference")["spec"]["ingress"][0]
     ((label, value),) = rule["from"][1]["namespaceSelector"]["matchLabels"].items()

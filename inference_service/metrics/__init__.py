@@ -1,0 +1,1 @@
+"""The metrics of the service: all families, what is measured about one request, and their exposition."""

@@ -1,0 +1,95 @@
+"""The server of metrics: formats, paths, and clients that are slow, many or gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import socket
+import time
+
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+import pytest
+import requests
+
+from qwenvl.observability import metrics_server
+from qwenvl.observability.metrics_server import MetricsServer
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetricsServer]:
+    monkeypatch.setattr(metrics_server, "_MAX_CONNECTION_S", 2.0)
+    registry = CollectorRegistry()
+    Counter("cakes_total", "Cakes.", registry=registry).inc(3)
+    server = MetricsServer(registry, "127.0.0.1:0")
+    yield server
+    server.close()
+
+
+def get(server: MetricsServer, path: str = "/metrics", **headers: str) -> requests.Response:
+    return requests.get(f"http://127.0.0.1:{server.port}{path}", headers=headers, timeout=20)
+
+
+@pytest.mark.parametrize("accept", ["", "*/*", "text/plain;version=x", "application/json", "\xff"])
+def test_the_text_format_is_the_default(server: MetricsServer, accept: str) -> None:
+    response = get(server, accept=accept)
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "\ncakes_total 3.0\n" in response.text
+
+
+@pytest.mark.parametrize("version", ["1.0.0", "99", "abc", ""])
+def test_open_metrics_is_served_if_accepted(server: MetricsServer, version: str) -> None:
+    response = get(server, accept=f"application/openmetrics-text; version={version}")
+    (family,) = text_string_to_metric_families(response.text)
+    assert family.name == "cakes"
+    assert family.samples[0].value == 3
+
+
+def test_other_paths_and_methods_are_refused(server: MetricsServer) -> None:
+    assert get(server, "/").status_code == 404
+    assert get(server, "/metrics/../x").status_code == 404
+    assert get(server, "/metrics?name[]=nothing").status_code == 200
+    url = f"http://127.0.0.1:{server.port}/metrics"
+    assert requests.post(url, data=b"x", timeout=20).status_code == 405
+
+
+def test_clients_that_only_connect_are_cut_off(server: MetricsServer) -> None:
+    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(40)]
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert get(server).status_code == 200
+                break
+            except requests.ConnectionError:  # no room yet
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        for one in idle:
+            one.settimeout(20)
+            with contextlib.suppress(ConnectionResetError):
+                assert one.recv(1) == b""
+    finally:
+        for one in idle:
+            one.close()
+
+
+def test_a_client_that_sends_one_byte_after_the_other_is_cut_off(server: MetricsServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as slow:
+        deadline = time.monotonic() + 30
+        with contextlib.suppress(OSError):
+            while time.monotonic() < deadline:
+                slow.send(b"G")
+                time.sleep(0.1)
+    assert time.monotonic() < deadline
+    assert get(server).status_code == 200
+
+
+def test_an_address_in_use_is_an_error(server: MetricsServer) -> None:
+    with pytest.raises(OSError, match="in use"):
+        MetricsServer(CollectorRegistry(), f"127.0.0.1:{server.port}")
+
+
+def test_a_closed_server_frees_its_port(server: MetricsServer) -> None:
+    second = MetricsServer(CollectorRegistry(), "localhost:0")
+    second.close()
+    MetricsServer(CollectorRegistry(), f"localhost:{second.port}").close()
