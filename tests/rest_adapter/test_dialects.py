@@ -152,7 +152,7 @@ def test_fields_and_images_are_converted(open_parrot: Adapter) -> None:
     assert say(open_parrot, "x", temperature=0.5, image="data:,YWI=", feathers=3).status_code == 200
     assert open_parrot.spec.sampling.temperature == 0.5
     assert open_parrot.spec.messages[0].parts[1].image.data == b"ab"
-    for fields in ({"image": "data:,?"}, {"temperature": "0.5"}):
+    for fields in ({"image": "data:;base64,?"}, {"temperature": "0.5"}):
         refused = say(open_parrot, "x", **fields)
         assert refused.status_code == 400
         assert [refused.json()["at"]] == [*fields]
