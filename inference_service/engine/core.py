@@ -121,16 +121,12 @@ class EngineCore:
         self._device = devices[0]
         self._step_durations = DurationCounter()
         self._encoding = Stopwatch(devices[0])
-        self.ready = EngineReady(
-            device=",".join(map(str, devices)),
-            slow_path="" if placement is None else f"{placement}, one after the other",
-            dtype=str(dtype).removeprefix("torch."),
+        self.ready = _ready(
+            model,
+            devices,
             max_model_len=max_model_len,
-            kv_pages_total=num_pages,
-            kv_page_tokens=config.page_size,
-            kv_bytes_per_token=kv_bytes_per_token(spec, dtype.itemsize),
-            weight_bytes=model.weight_bytes,
-            parts=module_parts(spec),
+            num_pages=num_pages,
+            page_size=config.page_size,
             load_seconds=time.monotonic() - started,
         )
 
@@ -356,6 +352,30 @@ def _output(
         num_cached_tokens=num_cached_tokens,
         timings=timings,
         finish_reason=sequence.finish_reason,
+    )
+
+
+def _ready(
+    model: VisionLanguageModel,
+    devices: Iterable[torch.device],
+    *,
+    max_model_len: int,
+    num_pages: int,
+    page_size: int,
+    load_seconds: float,
+) -> EngineReady:
+    """What the front is told about the loaded model and its cache."""
+    return EngineReady(
+        device=",".join(map(str, devices)),
+        slow_path="" if model.placement is None else f"{model.placement}, one after the other",
+        dtype=str(model.dtype).removeprefix("torch."),
+        max_model_len=max_model_len,
+        kv_pages_total=num_pages,
+        kv_page_tokens=page_size,
+        kv_bytes_per_token=kv_bytes_per_token(model.spec, model.dtype.itemsize),
+        weight_bytes=model.weight_bytes,
+        parts=module_parts(model.spec),
+        load_seconds=load_seconds,
     )
 
 
