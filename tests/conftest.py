@@ -6,6 +6,7 @@ The checkpoints are built once and deleted with the session.
 from __future__ import annotations
 
 from collections.abc import Iterator
+import faulthandler
 import os
 from pathlib import Path
 import shutil
@@ -13,9 +14,17 @@ import shutil
 import pytest
 
 
+_EXIT_S = 60
+
+
 def pytest_configure() -> None:
     """Hides the fonts of this machine from the commands under test, which ask fontconfig."""
     os.environ["FONTCONFIG_FILE"] = str(Path(__file__).parent / "support" / "no_fonts.conf")
+
+
+def pytest_unconfigure() -> None:
+    """Ends the process also if a thread that a test has left behind does not, and shows every thread."""
+    faulthandler.dump_traceback_later(_EXIT_S, exit=True)
 
 
 @pytest.fixture(scope="session")

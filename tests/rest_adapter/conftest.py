@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 import contextlib
 from dataclasses import dataclass
+import io
 import socket
+import sys
 import threading
 import time
+import traceback
 from typing import Any
 
 import grpc
@@ -87,6 +90,21 @@ async def fake_service(seen: Seen) -> AsyncIterator[tuple[int, health.aio.Health
         await server.stop(0)
 
 
+def _what_holds(
+    loop: asyncio.AbstractEventLoop, server: uvicorn.Server, thread: threading.Thread
+) -> str:
+    """Says what a server waits for that does not stop: its connections, its tasks, its thread."""
+    text = io.StringIO()
+    for connection in list(server.server_state.connections):
+        assert isinstance(connection, BoundedHttpProtocol)
+        text.write(f"connection {vars(connection)}\nh11 {vars(connection.conn)}\n")
+    for task in asyncio.all_tasks(loop):
+        task.print_stack(file=text)
+    frame = sys._current_frames().get(thread.ident or 0)
+    text.writelines(traceback.format_stack(frame))
+    return f"The adapter does not stop.\n{text.getvalue()}"
+
+
 @contextlib.contextmanager
 def open_adapter(dialects: Sequence[Dialect] = DIALECTS, **settings: Any) -> Iterator[Adapter]:
     """Runs service and adapter in a thread with its own event loop."""
@@ -103,7 +121,7 @@ def open_adapter(dialects: Sequence[Dialect] = DIALECTS, **settings: Any) -> Ite
             )
             server = uvicorn.Server(config)
             listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-            loop = asyncio.get_running_loop()
+            loop = made["loop"] = asyncio.get_running_loop()
 
             def set_ready(ready: bool) -> None:
                 status = health_pb2.HealthCheckResponse.ServingStatus
@@ -118,7 +136,8 @@ def open_adapter(dialects: Sequence[Dialect] = DIALECTS, **settings: Any) -> Ite
             loop.call_soon(started.set)
             await server.serve(sockets=[listener])
 
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    # A daemon, because an adapter that does not stop fails its test and must not keep the whole run from its end.
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
     assert started.wait(20)
     adapter = made["adapter"]
@@ -131,7 +150,7 @@ def open_adapter(dialects: Sequence[Dialect] = DIALECTS, **settings: Any) -> Ite
     finally:
         server.should_exit = True
         thread.join(30)
-        assert not thread.is_alive()
+        assert not thread.is_alive(), _what_holds(made["loop"], server, thread)
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,18 @@ import functools
 import socket
 import threading
 import time
+from unittest import mock
 
 import h11
 import pytest
 import requests
+import uvicorn
+from uvicorn.server import ServerState
 
 from rest_adapter import http_protocol
+from rest_adapter.app import create_app
 from rest_adapter.connections import IDLE_S, Connections
+from rest_adapter.settings import AdapterSettings
 from rest_adapter.turns import Turns
 from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
 from tests.rest_adapter.raw_http import (
@@ -188,6 +193,23 @@ def test_answers_that_nobody_reads_are_not_kept(monkeypatch: pytest.MonkeyPatch)
         pytest.raises(ConnectionError),
     ):
         connection.sendall(head("GET", "/nothing") * 300_000)
+
+
+async def test_stopping_does_not_wait_for_a_client_that_never_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_protocol, "WRITE_TIMEOUT_S", 0.01)
+    config = uvicorn.Config(create_app(AdapterSettings()), log_config=None)
+    config.load()
+    protocol = http_protocol.BoundedHttpProtocol(config, ServerState(), {})
+    # Fewer bytes than asyncio says anything about.
+    transport = mock.Mock(spec=asyncio.Transport, **{"get_write_buffer_size.return_value": 1000})
+    transport.get_extra_info.return_value = None
+    protocol.connection_made(transport)
+    protocol.shutdown()
+    await asyncio.sleep(0.05)
+    transport.close.assert_called_once_with()
+    transport.abort.assert_called_once_with()
 
 
 def test_a_slow_reader_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:
