@@ -261,6 +261,8 @@ class BoundedHttpProtocol(H11Protocol):
             self.transport.close()
         else:
             super().shutdown()
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self._start_write_timer()
 
     def _should_upgrade(self) -> bool:
         # No other protocol is served, and a server may ignore the offer (RFC 9110, 7.8).
