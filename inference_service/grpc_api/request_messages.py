@@ -26,6 +26,7 @@ _DETAILS: Final = {
     message_pb.IMAGE_DETAIL_AUTO: Detail.AUTO,
     message_pb.IMAGE_DETAIL_LOW: Detail.LOW,
     message_pb.IMAGE_DETAIL_HIGH: Detail.HIGH,
+    message_pb.IMAGE_DETAIL_ORIGINAL: Detail.HIGH,  # the model's own maximum is the service's
 }
 
 _DEFAULT_FPS: Final = 2.0
@@ -45,11 +46,13 @@ def chat_message(message: message_pb.Message, path: str) -> ChatMessage:
         "role": message.role == message_pb.ROLE_TOOL,
         "tool_calls": bool(message.tool_calls),
         "tool_call_id": bool(message.tool_call_id),
+        "reasoning": bool(message.reasoning),
     }
     for name, used in of_tools.items():
         if used:
             raise UnsupportedParameterError(
-                "Tools are not supported by this service yet.", field=f"{path}.{name}"
+                "Tools and reasoning are not supported by this service yet.",
+                field=f"{path}.{name}",
             )
     role = _ROLES.get(message.role)
     if role is None:
@@ -133,7 +136,8 @@ def image_part(image: message_pb.Image, path: str) -> ImagePart:
     detail = _DETAILS.get(image.detail)
     if detail is None:
         raise InvalidArgumentError(
-            f"detail is {image.detail}, but must be IMAGE_DETAIL_AUTO, IMAGE_DETAIL_LOW or IMAGE_DETAIL_HIGH.",
+            f"detail is {image.detail}, but must be IMAGE_DETAIL_AUTO, IMAGE_DETAIL_LOW, IMAGE_DETAIL_HIGH "
+            "or IMAGE_DETAIL_ORIGINAL.",
             field=f"{path}.detail",
         )
     return ImagePart(

@@ -27,7 +27,7 @@ from qwenvl.inference.v1 import sampling_pb2 as qwenvl_dot_inference_dot_v1_dot_
 from qwenvl.inference.v1 import usage_pb2 as qwenvl_dot_inference_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$qwenvl/inference/v1/generation.proto\x12\x13qwenvl.inference.v1\x1a!qwenvl/inference/v1/message.proto\x1a\"qwenvl/inference/v1/sampling.proto\x1a\x1fqwenvl/inference/v1/usage.proto\"\x83\x02\n\x0fResponseOptions\x12\x15\n\ttoken_ids\x18\x01 \x01(\x08\x42\x02\x18\x01\x12\x1c\n\x10prompt_token_ids\x18\x02 \x01(\x08\x42\x02\x18\x01\x12\x11\n\tgrounding\x18\x03 \x01(\x08\x12 \n\x13keep_special_tokens\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\x0bprompt_text\x18\x05 \x01(\x08\x42\x02\x18\x01\x12\x18\n\x10return_token_ids\x18\x06 \x01(\x08\x12\x1f\n\x17return_prompt_token_ids\x18\x07 \x01(\x08\x12\x1a\n\x12return_prompt_text\x18\x08 \x01(\x08\x42\x16\n\x14_keep_special_tokens\"^\n\x0cMediaOptions\x12\x17\n\nmin_pixels\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nmax_pixels\x18\x02 \x01(\x03H\x01\x88\x01\x01\x42\r\n\x0b_min_pixelsB\r\n\x0b_max_pixels\"\xd3\x02\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12\x42\n\x12\x65\x66\x66\x65\x63tive_settings\x18\x04 \x01(\x0b\x32&.qwenvl.inference.v1.EffectiveSettings\x12\x30\n\x0cprompt_usage\x18\x05 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\x12\x33\n\x06images\x18\x06 \x03(\x0b\x32#.qwenvl.inference.v1.ProcessedImage\x12\x18\n\x10prompt_token_ids\x18\x07 \x03(\x05\x12:\n\x0fprompt_logprobs\x18\x08 \x03(\x0b\x32!.qwenvl.inference.v1.LogprobEntry\x12\x13\n\x0bprompt_text\x18\t \x01(\t\"\x86\x01\n\x11\x45\x66\x66\x65\x63tiveSettings\x12\x36\n\x08sampling\x18\x01 \x01(\x0b\x32$.qwenvl.inference.v1.SamplingOptions\x12.\n\x04stop\x18\x02 \x01(\x0b\x32 .qwenvl.inference.v1.StopOptions\x12\t\n\x01n\x18\x03 \x01(\x05\"\xfa\x01\n\x05\x44\x65lta\x12\x14\n\x0c\x63hoice_index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\treasoning\x18\x03 \x01(\t\x12\x36\n\ntool_calls\x18\x04 \x03(\x0b\x32\".qwenvl.inference.v1.ToolCallDelta\x12\x33\n\x08logprobs\x18\x05 \x03(\x0b\x32!.qwenvl.inference.v1.LogprobEntry\x12\x11\n\ttoken_ids\x18\x06 \x03(\x05\x12:\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32!.qwenvl.inference.v1.LogprobEntry\"P\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\"\xbd\x01\n\x08\x46inished\x12\x14\n\x0c\x63hoice_index\x18\x01 \x01(\x05\x12\x31\n\x06reason\x18\x02 \x01(\x0e\x32!.qwenvl.inference.v1.FinishReason\x12\x34\n\x0bstop_detail\x18\x03 \x01(\x0b\x32\x1f.qwenvl.inference.v1.StopDetail\x12\x32\n\ngroundings\x18\x04 \x03(\x0b\x32\x1e.qwenvl.inference.v1.Grounding\"\xd7\x02\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\treasoning\x18\x03 \x01(\t\x12\x31\n\ntool_calls\x18\x04 \x03(\x0b\x32\x1d.qwenvl.inference.v1.ToolCall\x12\x38\n\rfinish_reason\x18\x05 \x01(\x0e\x32!.qwenvl.inference.v1.FinishReason\x12\x34\n\x0bstop_detail\x18\x06 \x01(\x0b\x32\x1f.qwenvl.inference.v1.StopDetail\x12\x33\n\x08logprobs\x18\x07 \x03(\x0b\x32!.qwenvl.inference.v1.LogprobEntry\x12\x11\n\ttoken_ids\x18\x08 \x03(\x05\x12\x32\n\ngroundings\x18\t \x03(\x0b\x32\x1e.qwenvl.inference.v1.GroundingBb\n\x17\x63om.qwenvl.inference.v1P\x01Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\xaa\x02\x13QwenVL.Inference.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$qwenvl/inference/v1/generation.proto\x12\x13qwenvl.inference.v1\x1a!qwenvl/inference/v1/message.proto\x1a\"qwenvl/inference/v1/sampling.proto\x1a\x1fqwenvl/inference/v1/usage.proto\"\x83\x02\n\x0fResponseOptions\x12\x15\n\ttoken_ids\x18\x01 \x01(\x08\x42\x02\x18\x01\x12\x1c\n\x10prompt_token_ids\x18\x02 \x01(\x08\x42\x02\x18\x01\x12\x11\n\tgrounding\x18\x03 \x01(\x08\x12 \n\x13keep_special_tokens\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\x0bprompt_text\x18\x05 \x01(\x08\x42\x02\x18\x01\x12\x18\n\x10return_token_ids\x18\x06 \x01(\x08\x12\x1f\n\x17return_prompt_token_ids\x18\x07 \x01(\x08\x12\x1a\n\x12return_prompt_text\x18\x08 \x01(\x08\x42\x16\n\x14_keep_special_tokens\"\x96\x01\n\x0cMediaOptions\x12\x17\n\nmin_pixels\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nmax_pixels\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x36\n\toversized\x18\x03 \x01(\x0e\x32#.qwenvl.inference.v1.OversizedImageB\r\n\x0b_min_pixelsB\r\n\x0b_max_pixels\"\xd3\x02\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12\x42\n\x12\x65\x66\x66\x65\x63tive_settings\x18\x04 \x01(\x0b\x32&.qwenvl.inference.v1.EffectiveSettings\x12\x30\n\x0cprompt_usage\x18\x05 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\x12\x33\n\x06images\x18\x06 \x03(\x0b\x32#.qwenvl.inference.v1.ProcessedImage\x12\x18\n\x10prompt_token_ids\x18\x07 \x03(\x05\x12:\n\x0fprompt_logprobs\x18\x08 \x03(\x0b\x32!.qwenvl.inference.v1.LogprobEntry\x12\x13\n\x0bprompt_text\x18\t \x01(\t\"\x86\x01\n\x11\x45\x66\x66\x65\x63tiveSettings\x12\x36\n\x08sampling\x18\x01 \x01(\x0b\x32$.qwenvl.inference.v1.SamplingOptions\x12.\n\x04stop\x18\x02 \x01(\x0b\x32 .qwenvl.inference.v1.StopOptions\x12\t\n\x01n\x18\x03 \x01(\x05\"\xfa\x01\n\x05\x44\x65lta\x12\x14\n\x0c\x63hoice_index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\treasoning\x18\x03 \x01(\t\x12\x36\n\ntool_calls\x18\x04 \x03(\x0b\x32\".qwenvl.inference.v1.ToolCallDelta\x12\x33\n\x08logprobs\x18\x05 \x03(\x0b\x32!.qwenvl.inference.v1.LogprobEntry\x12\x11\n\ttoken_ids\x18\x06 \x03(\x05\x12:\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32!.qwenvl.inference.v1.LogprobEntry\"P\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\"\xbd\x01\n\x08\x46inished\x12\x14\n\x0c\x63hoice_index\x18\x01 \x01(\x05\x12\x31\n\x06reason\x18\x02 \x01(\x0e\x32!.qwenvl.inference.v1.FinishReason\x12\x34\n\x0bstop_detail\x18\x03 \x01(\x0b\x32\x1f.qwenvl.inference.v1.StopDetail\x12\x32\n\ngroundings\x18\x04 \x03(\x0b\x32\x1e.qwenvl.inference.v1.Grounding\"\xd7\x02\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\treasoning\x18\x03 \x01(\t\x12\x31\n\ntool_calls\x18\x04 \x03(\x0b\x32\x1d.qwenvl.inference.v1.ToolCall\x12\x38\n\rfinish_reason\x18\x05 \x01(\x0e\x32!.qwenvl.inference.v1.FinishReason\x12\x34\n\x0bstop_detail\x18\x06 \x01(\x0b\x32\x1f.qwenvl.inference.v1.StopDetail\x12\x33\n\x08logprobs\x18\x07 \x03(\x0b\x32!.qwenvl.inference.v1.LogprobEntry\x12\x11\n\ttoken_ids\x18\x08 \x03(\x05\x12\x32\n\ngroundings\x18\t \x03(\x0b\x32\x1e.qwenvl.inference.v1.Grounding*k\n\x0eOversizedImage\x12\x1f\n\x1bOVERSIZED_IMAGE_UNSPECIFIED\x10\x00\x12\x1c\n\x18OVERSIZED_IMAGE_DOWNSIZE\x10\x01\x12\x1a\n\x16OVERSIZED_IMAGE_REJECT\x10\x02\x42\x62\n\x17\x63om.qwenvl.inference.v1P\x01Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\xaa\x02\x13QwenVL.Inference.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,20 +41,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESPONSEOPTIONS'].fields_by_name['prompt_token_ids']._serialized_options = b'\030\001'
   _globals['_RESPONSEOPTIONS'].fields_by_name['prompt_text']._loaded_options = None
   _globals['_RESPONSEOPTIONS'].fields_by_name['prompt_text']._serialized_options = b'\030\001'
+  _globals['_OVERSIZEDIMAGE']._serialized_start=1932
+  _globals['_OVERSIZEDIMAGE']._serialized_end=2039
   _globals['_RESPONSEOPTIONS']._serialized_start=166
   _globals['_RESPONSEOPTIONS']._serialized_end=425
-  _globals['_MEDIAOPTIONS']._serialized_start=427
-  _globals['_MEDIAOPTIONS']._serialized_end=521
-  _globals['_STARTED']._serialized_start=524
-  _globals['_STARTED']._serialized_end=863
-  _globals['_EFFECTIVESETTINGS']._serialized_start=866
-  _globals['_EFFECTIVESETTINGS']._serialized_end=1000
-  _globals['_DELTA']._serialized_start=1003
-  _globals['_DELTA']._serialized_end=1253
-  _globals['_TOOLCALLDELTA']._serialized_start=1255
-  _globals['_TOOLCALLDELTA']._serialized_end=1335
-  _globals['_FINISHED']._serialized_start=1338
-  _globals['_FINISHED']._serialized_end=1527
-  _globals['_CHOICE']._serialized_start=1530
-  _globals['_CHOICE']._serialized_end=1873
+  _globals['_MEDIAOPTIONS']._serialized_start=428
+  _globals['_MEDIAOPTIONS']._serialized_end=578
+  _globals['_STARTED']._serialized_start=581
+  _globals['_STARTED']._serialized_end=920
+  _globals['_EFFECTIVESETTINGS']._serialized_start=923
+  _globals['_EFFECTIVESETTINGS']._serialized_end=1057
+  _globals['_DELTA']._serialized_start=1060
+  _globals['_DELTA']._serialized_end=1310
+  _globals['_TOOLCALLDELTA']._serialized_start=1312
+  _globals['_TOOLCALLDELTA']._serialized_end=1392
+  _globals['_FINISHED']._serialized_start=1395
+  _globals['_FINISHED']._serialized_end=1584
+  _globals['_CHOICE']._serialized_start=1587
+  _globals['_CHOICE']._serialized_end=1930
 # @@protoc_insertion_point(module_scope)
