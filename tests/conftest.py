@@ -10,6 +10,7 @@ import faulthandler
 import os
 from pathlib import Path
 import shutil
+import signal
 
 import pytest
 
@@ -18,8 +19,16 @@ _EXIT_S = 60
 
 
 def pytest_configure() -> None:
-    """Hides the fonts of this machine from the commands under test, which ask fontconfig."""
+    """Prepares what the commands under test inherit.
+
+    They ask fontconfig, and find no fonts of this machine. They are interrupted, also where a shell has started the
+    tests in the background, and so with SIGINT ignored. A fork does not stop gRPC's threads, which it would fail to
+    start again.
+    """
     os.environ["FONTCONFIG_FILE"] = str(Path(__file__).parent / "support" / "no_fonts.conf")
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure() -> None:

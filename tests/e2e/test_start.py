@@ -48,10 +48,6 @@ PROXIES = {
 } | {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9", "no_proxy": ""}
 
 
-def _hear_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 class Program:
     """A running command and what it has said so far."""
 
@@ -65,8 +61,6 @@ class Program:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            # A shell starts its background jobs with SIGINT ignored, and their children inherit that.
-            preexec_fn=_hear_interrupts,  # noqa: PLW1509 - it takes no lock
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-import ctypes
 import os
 from pathlib import Path
 import shutil
@@ -17,7 +16,13 @@ from tests.support.hub_stand_in import SHARDS, StandIn, serving
 
 
 HUBS = ("modelscope", "huggingface")
-_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE = 24, 1
+# Also as root: drops CAP_DAC_OVERRIDE, which takes effect with the next program.
+OBEY_PERMISSIONS = """
+import ctypes, os, sys
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
+ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 RESOLVE = """
 import sys
 from inference_service.hub.resolve import obtain_model, resolve_model, ModelNotFound
@@ -30,11 +35,6 @@ try:
 except ModelNotFound as error:
     sys.exit(f"refused: {error}")
 """
-
-
-def _obey_permissions() -> None:
-    """Also as root."""
-    ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, 0, 0, 0)
 
 
 class Cache:
@@ -55,13 +55,12 @@ class Cache:
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }
         return subprocess.run(
-            [sys.executable, "-c", RESOLVE, step, name],
+            [sys.executable, "-c", OBEY_PERMISSIONS, "-c", RESOLVE, step, name],
             env=os.environ | environment,
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
-            preexec_fn=_obey_permissions,
         )
 
     def fill(self, name: str) -> Path:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -129,7 +130,7 @@ async def test_deadline_of_an_image_and_of_a_request(make, policy: ImagePolicy) 
 
 async def test_cpu_time_is_limited_by_the_kernel(make, policy: ImagePolicy, monkeypatch) -> None:
     """Also where the front cannot: here it believes that there is an hour."""
-    one = make(1, image_timeout_s=1.0)
+    one = make(1, image_timeout_s=0.1)
     run = WorkerPool.run
 
     async def patient(self: WorkerPool, *args: Any, **options: Any) -> Any:
@@ -138,7 +139,8 @@ async def test_cpu_time_is_limited_by_the_kernel(make, policy: ImagePolicy, monk
     monkeypatch.setattr(WorkerPool, "run", patient)
     async with asyncio.timeout(60):
         with pytest.raises(ImageTooLargeError, match="too long"):
-            await one.image(SLOW, policy)
+            # Several seconds also on a fast machine: the kernel counts whole ones.
+            await one.video([SLOW[:60] + bytes((i,)) + SLOW[61:] for i in range(16)], policy)
 
 
 async def test_memory_is_limited(make, policy: ImagePolicy) -> None:
@@ -283,6 +285,37 @@ async def test_a_worker_that_does_not_start(
     missing = make(1, command=("/nonexistent",))
     with pytest.raises(InternalError, match="no decode worker starts"):
         await missing.image(JPEG, policy)
+
+
+async def test_jobs_that_no_worker_can_do_do_not_wait(make, policy: ImagePolicy) -> None:
+    one = make(1)
+    await one.image(JPEG, policy)
+    one.pool._command = ("/nonexistent",)  # as if the machine had no process left
+    [pid] = one.pool.pids
+    jobs = [asyncio.ensure_future(one.image(SLOW, policy)) for _ in range(3)]
+    assert await one.busy_pid() == pid
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        first, *others = await asyncio.gather(*jobs, return_exceptions=True)
+    assert isinstance(first, InvalidImageError)
+    assert [type(other) for other in others] == [InternalError] * 2
+
+
+async def test_a_caller_who_leaves_while_a_worker_ends_takes_none_along(
+    make, policy: ImagePolicy
+) -> None:
+    one = make(1)
+    leaving = asyncio.ensure_future(one.image(SLOW, policy))
+    pid = await one.busy_pid()
+    [worker] = one.pool._busy
+    os.kill(pid, signal.SIGSTOP)
+    worker._socket.shutdown(socket.SHUT_RD)  # as an ending process does before it has a status
+    await asyncio.sleep(0.05)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert await one.image(JPEG, policy) == decoded(JPEG, policy)
+    assert pid not in one.pool.pids
 
 
 def test_kill_9_of_the_front_leaves_no_worker() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+import tracemalloc
 
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -16,6 +17,7 @@ from inference_service.errors import ServiceError, UnsupportedParameterError
 from inference_service.families.registry import load_spec
 from inference_service.text.jinja_chat import JinjaChat
 from inference_service.text.jinja_template import JinjaTemplate
+from inference_service.text.template_check import TemplateCheck
 from inference_service.text.tokenizer_json import JsonTokenizer
 from tests.support.qwen_text import QWEN2_VL, QWEN3_VL, token_id, tokenizer_json
 
@@ -253,3 +255,20 @@ def test_thinking_that_the_template_cannot_switch_is_refused(
 def test_the_demo_model_has_the_template_of_its_family() -> None:
     """The template above is the one that is served."""
     assert load_spec(DEMO).family == "qwen3_vl"
+
+
+def test_what_is_kept_of_conversations_needs_little_memory(tokenizer: JsonTokenizer) -> None:
+    """Not the white space of texts, and nothing of conversations with thousands of messages."""
+    template = JinjaTemplate(TEMPLATES["everything"])
+    check = TemplateCheck(template, image="<|image_pad|>", video=None)
+    tracemalloc.start()
+    try:
+        for size in range(200):
+            assert check.left_out([say("user", "x", " " * (100_000 + size))]) is None
+        for size in range(20):
+            many = [say("user", "x")] * (5000 + size)
+            assert check.left_out(many) is None
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2**21
