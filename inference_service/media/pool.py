@@ -257,6 +257,7 @@ class WorkerPool:
             except OSError as error:
                 self._missing.append(any_cost)
                 logger.error("a decode worker cannot be started: %s", error.strerror)  # noqa: TRY400
+                self._refuse_hopeless()
                 return
             self._give(worker)
 
@@ -323,7 +324,7 @@ class WorkerPool:
         if able:
             worker = min(able, key=lambda worker: worker.any_cost)  # keep those of any cost free
             self._idle.remove(worker)
-        elif self._missing and not self._busy:
+        elif self._is_hopeless(expensive=expensive):
             raise _not_starting()
         else:
             waiter = _Waiter(expensive, asyncio.get_running_loop().create_future())
@@ -333,11 +334,23 @@ class WorkerPool:
             except asyncio.CancelledError:
                 if waiter in self._waiters:
                     self._waiters.remove(waiter)
-                elif not waiter.worker.cancelled():
+                elif not waiter.worker.cancelled() and waiter.worker.exception() is None:
                     self._give(waiter.worker.result())
                 raise
         self._busy.add(worker)
         return worker
+
+    def _is_hopeless(self, *, expensive: bool) -> bool:
+        """Whether there is no worker, free or not, for such a job."""
+        workers = (*self._idle, *self._busy)
+        return not any(worker.any_cost or not expensive for worker in workers)
+
+    def _refuse_hopeless(self) -> None:
+        """Ends the waiting of jobs for which no worker can be started."""
+        for waiter in tuple(self._waiters):
+            if self._is_hopeless(expensive=waiter.expensive) and not waiter.worker.done():
+                self._waiters.remove(waiter)
+                waiter.worker.set_exception(_not_starting())
 
     def _give(self, worker: Worker) -> None:
         """Gives a worker to the first job that waits for one like it."""
@@ -357,8 +370,10 @@ class WorkerPool:
         try:
             outcome = running.result()
         except WorkerLostError as error:
-            timed_out = await _status(worker.process) == -signal.SIGXCPU
-            self._lose(worker, str(error))
+            try:
+                timed_out = await _status(worker.process) == -signal.SIGXCPU
+            finally:  # also if the caller leaves meanwhile
+                self._lose(worker, str(error))
             if timed_out:
                 raise JobTimeoutError from None
             raise

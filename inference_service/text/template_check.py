@@ -22,6 +22,8 @@ from inference_service.text.jinja_template import JinjaTemplate
 # Digits pass unchanged through the filters of templates: trim, upper, tojson.
 _MARK: Final = re.compile(r"730(\d{9})037")
 _SHAPES_KEPT: Final = 256
+_MAX_PARTS_KEPT: Final = 256
+"""The result of a longer conversation is computed anew, so that what is kept needs little memory."""
 _ANY_TEXT: Final = (TextPart(text="x"),)
 
 
@@ -91,7 +93,9 @@ class TemplateCheck:
         self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True
     ) -> LeftOut | None:
         """The first thing in a conversation that the template leaves out; None = it renders everything."""
-        return self._find(_shape(messages), add_generation_prompt)
+        parts = sum(max(1, len(message.parts)) for message in messages)
+        find = self._find if parts <= _MAX_PARTS_KEPT else self._first_left_out
+        return find(_shape(messages), add_generation_prompt)
 
     def _first_left_out(self, shape: tuple[ChatMessage, ...], opens: bool) -> LeftOut | None:
         try:
@@ -177,11 +181,11 @@ class TemplateCheck:
 
 
 def _shape(messages: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
-    """The conversation with a mark in place of every text and name; white space stays."""
+    """The conversation with a mark in place of every text and name; of white space the first character stays."""
     numbers = iter(range(10**9))
 
     def mark(text: str) -> str:
-        return f"730{next(numbers):09d}037" if text.strip() else text
+        return f"730{next(numbers):09d}037" if text.strip() else text[:1]
 
     def shape(part: Part) -> Part:
         if isinstance(part, TextPart):
