@@ -78,7 +78,9 @@ def _message(error: ApiError) -> str:
 
 
 def _details(error: ApiError) -> dict[str, Any] | None:
-    """What a client needs to make an image smaller, as its class of this error expects it."""
+    """What a client needs in order to do without a thread, or to make an image smaller, in the form that it reads."""
+    if (error.reason, error.param) == ("UNSUPPORTED_PARAMETER", "thread"):
+        return {"error_code": "thread_unsupported_request"}
     sides = [error.metadata.get(name, "") for name in ("max_width", "max_height")]
     if error.param is None or not all(side.isdecimal() for side in sides):
         return None

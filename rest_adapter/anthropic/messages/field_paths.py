@@ -17,7 +17,6 @@ _PARAMS: Final = {
     "request_id": None,
     "stop.strings": "stop_sequences",
     "template.enable_thinking": "thinking.type",
-    "template.reasoning_effort": "output_config.effort",
     "tool_choice.function_name": "tool_choice.name",
     "tool_choice.mode": "tool_choice.type",
     "tool_choice.parallel": "tool_choice.disable_parallel_tool_use",
@@ -53,6 +52,9 @@ class FieldPaths:
         if path.startswith("constraint"):
             own = self.request.output_format is None
             return "output_config.format.schema" if own else "output_format.schema"
+        if path == "template.reasoning_effort":
+            config = self.request.output_config
+            return "output_config.effort" if config and config.effort else "thinking.type"
         if path == "template.continue_final_message":
             return f"messages[{len(self.request.messages) - 1}]"
         path = path.removeprefix("sampling.")

@@ -39,8 +39,10 @@ _IGNORED: Final = frozenset(
     (
         "anthropic_beta",
         "anthropic_version",
+        "billing_policy",
         "cache_control",
         "diagnostics",
+        "fallback_credit_token",
         "inference_geo",
         "metadata",
         "service_tier",
@@ -52,8 +54,8 @@ _IGNORED: Final = frozenset(
 """Known fields that have no effect on an answer of this service."""
 
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+    "compaction": (),
     "container": (),
-    "context_management": (),
     "fallbacks": (),
     "mcp_servers": (),
     "n": (1,),
@@ -66,8 +68,9 @@ _ELSEWHERE: Final = {
     "reasoning_effort": "send it as 'output_config.effort'",
     "response_format": "send the schema in 'output_config.format'",
     "stop": "send it as 'stop_sequences'",
+    "thread": "send the whole conversation in 'messages'",
 }
-"""Fields of other APIs that would be lost here, with what to do instead."""
+"""Fields that would be lost here, of other APIs or with a state at the server, with what to do instead."""
 
 _IGNORED_OF_TOOLS: Final = frozenset(
     (
@@ -93,6 +96,7 @@ _IGNORED_OF_MESSAGES: Final = frozenset(
 )
 """Fields of an answer, which some clients send back whole, and `cache_control`."""
 
+_CLEAR_THINKING: Final = "clear_thinking_"
 _TYPE_OF_TOOL: Final = re.compile(r"tools\[\d+\]\.type")
 _TYPE_OF_BLOCK: Final = re.compile(r".*\.type")
 
@@ -117,6 +121,18 @@ class OutputConfig(ClosedModel):
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     format: OutputFormat | None = None
+
+
+class ContextEdit(JsonModel):
+    """Something that the service shall take out of the conversation."""
+
+    type: str
+
+
+class ContextManagement(ClosedModel):
+    """What to take out of the conversation: only reasoning, about which the chat format decides anyway."""
+
+    edits: Items[ContextEdit] | None = None
 
 
 class Tool(JsonModel):
@@ -152,6 +168,7 @@ class MessagesRequest(JsonModel):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
+    context_management: ContextManagement | None = None
     tools: Items[Tool] | None = None
     tool_choice: ToolChoice | None = None
 
@@ -176,6 +193,7 @@ def parse_count(document: object) -> tuple[MessagesRequest, list[str]]:
     request = validate(MessagesRequest, document, _explain)
     _check_thinking(request)
     _check_tool_choice(request)
+    _check_edits(request.context_management)
     if request.output_format is not None and _format_of(request.output_config) is not None:
         raise invalid(
             "'output_format' and 'output_config.format' are the same: send one of them.",
@@ -231,6 +249,15 @@ def _check_tool_choice(request: MessagesRequest) -> None:
             raise invalid("'tool_choice.name' is missing.", "tool_choice.name", "MISSING_FIELD")
         if choice.name not in names:
             raise wrong("tool_choice.name", choice.name, "the name of one of the 'tools'")
+
+
+def _check_edits(management: ContextManagement | None) -> None:
+    for index, edit in enumerate((management and management.edits) or ()):
+        if not edit.type.startswith(_CLEAR_THINKING):
+            path = f"context_management.edits[{index}].type"
+            raise unsupported(
+                path, edit.type, "leave out of 'messages' what the model need not see"
+            )
 
 
 def _format_of(config: OutputConfig | None) -> OutputFormat | None:

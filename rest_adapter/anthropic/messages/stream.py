@@ -16,7 +16,7 @@ from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from rest_adapter.anthropic.messages import answer
 
 
-_THINKING: Final = "thinking"
+_REASONING: Final = "thinking"
 _TEXT: Final = "text"
 _DELTA: Final = (
     b"event: content_block_delta\n"
@@ -70,7 +70,7 @@ class EventWriter:
     def _delta(self, delta: generation_pb.Delta) -> bytes:
         out = b""
         if delta.reasoning:
-            out += self._switch(_THINKING, answer.thinking_block("", ""))
+            out += self._switch(_REASONING, answer.thinking_block("", ""))
             if not self._omits_thinking:
                 out += self._piece(b"thinking_delta", b"thinking", delta.reasoning)
         if delta.text:
@@ -107,7 +107,7 @@ class EventWriter:
         if self._open is None:
             return b""
         signed = b""
-        if self._open == _THINKING:
+        if self._open == _REASONING:
             signed = self._piece(b"signature_delta", b"signature", answer.SIGNATURE)
         self._open = None
         return signed + _event("content_block_stop", {"index": self._index})

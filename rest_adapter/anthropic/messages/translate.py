@@ -20,8 +20,9 @@ _MODES: Final = {
     "any": message_pb.TOOL_CHOICE_MODE_REQUIRED,
     "none": message_pb.TOOL_CHOICE_MODE_NONE,
 }
-_THINKS: Final = {"enabled": True, "adaptive": True, "between_tools": False, "disabled": False}
+_THINKS: Final = {"enabled": True, "between_tools": False, "disabled": False}
 """With `between_tools` the model does not think, and only reports of its progress would come as thinking."""
+_DEFAULT_EFFORT: Final = "high"
 
 
 def to_spec(
@@ -47,15 +48,23 @@ def to_spec(
     set_fields(spec.sampling, request, ("max_tokens", "temperature", "top_p", "top_k"))
     spec.stop.strings.extend(filter(None, request.stop_sequences or ()))
     _set_tools(spec, request)
-    if request.thinking is not None:
-        spec.template.enable_thinking = _THINKS[request.thinking.type]
-    form = request.output_format
-    if request.output_config is not None:
-        spec.template.reasoning_effort = request.output_config.effort or ""
-        form = form or request.output_config.format
+    _set_thinking(spec.template, request)
+    form = request.output_format or (request.output_config and request.output_config.format)
     if form is not None:
         spec.constraint.json_schema = orjson.dumps(form.json_schema).decode()
     return spec, places
+
+
+def _set_thinking(target: chat_pb.TemplateOptions, request: MessagesRequest) -> None:
+    kind = request.thinking and request.thinking.type
+    effort = request.output_config and request.output_config.effort
+    if kind in _THINKS:
+        target.enable_thinking = _THINKS[kind]
+    elif kind is not None and effort is None:
+        # The model decides. An effort, unlike the switch, has no effect on a model that does not think.
+        effort = _DEFAULT_EFFORT
+    if effort is not None:
+        target.reasoning_effort = effort
 
 
 def _set_tools(spec: chat_pb.ChatCompletionSpec, request: MessagesRequest) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import anthropic
 from anthropic import Anthropic
 from anthropic.types import Message
+from pydantic import BaseModel
 import pytest
 
 from tests.rest_adapter.anthropic.conftest import post, strict
@@ -216,3 +217,59 @@ def test_older_clients_sample(adapter: Adapter) -> None:
     assert post(adapter, temperature=0.5, top_p=0.9, top_k=5).status_code == 200
     sampling = adapter.spec.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 5)
+
+
+def test_the_client_for_beta_features(claude: Anthropic, adapter: Adapter) -> None:
+    message = claude.beta.messages.create(
+        model="demo",
+        max_tokens=9,
+        messages=[{"role": "user", "content": "some text"}],
+        betas=["context-management-2025-06-27"],
+        context_management={"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    )
+    assert [block.text for block in message.content if block.type == "text"] == ["some text"]
+    counted = claude.beta.messages.count_tokens(
+        model="demo", messages=[{"role": "user", "content": "some text"}]
+    )
+    assert counted.input_tokens == 10
+
+
+class Weather(BaseModel):
+    city: str
+    degrees: int
+
+
+def test_answers_as_objects(claude: Anthropic, adapter: Adapter) -> None:
+    message = claude.messages.parse(
+        model="demo",
+        max_tokens=64,
+        messages=[{"role": "user", "content": '{"city": "Ulm", "degrees": 9}'}],
+        output_format=Weather,
+    )
+    assert message.parsed_output == Weather(city="Ulm", degrees=9)
+    assert '"degrees"' in adapter.spec.constraint.json_schema
+
+
+def test_the_runner_of_tools(claude: Anthropic, adapter: Adapter) -> None:
+    """The package calls a function, and sends its result in the next request, without a thread at the server."""
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """Tells the weather.
+
+        Args:
+            city: The city.
+        """
+        return f"Rain in {city}."
+
+    asked = script(call(0, '{"city":"Ulm"}', "call_1", "weather"), reason="TOOL_CALLS")
+    runner = claude.beta.messages.tool_runner(
+        model="demo", max_tokens=64, tools=[weather], messages=[{"role": "user", "content": asked}]
+    )
+    messages = [*runner]
+    assert [message.stop_reason for message in messages] == ["tool_use", "end_turn"]
+    assert [block.text for block in messages[-1].content if block.type == "text"] == [
+        "Rain in Ulm."
+    ]
+    assert adapter.spec.messages[-1].tool_call_id == "call_1"
+    assert adapter.spec.tools[0].name == "weather"

@@ -182,7 +182,6 @@ def test_results_without_a_call(call_id: str) -> None:
         ({}, None),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, True),
         ({"thinking": {"type": "enabled"}}, True),
-        ({"thinking": {"type": "adaptive"}}, True),
         ({"thinking": {"type": "between_tools"}}, False),
         ({"thinking": {"type": "disabled"}}, False),
     ],
@@ -192,11 +191,21 @@ def test_thinking(fields: dict[str, Any], expected: bool | None) -> None:
     assert (template.enable_thinking if template.HasField("enable_thinking") else None) == expected
 
 
+def test_a_model_that_decides_itself_may_be_one_that_never_thinks() -> None:
+    spec, paths = translated("q", thinking={"type": "adaptive"})
+    assert not spec.template.HasField("enable_thinking")
+    assert spec.template.reasoning_effort == "high"
+    assert paths.param_of("spec.template.reasoning_effort") == "thinking.type"
+    adaptive: Any = {"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}
+    assert translated("q", **adaptive)[0].template.reasoning_effort == "low"
+
+
 def test_effort_and_form() -> None:
     schema = {"type": "object", "properties": {"b": {}, "a": {}}}
     form = {"type": "json_schema", "schema": schema}
     spec, paths = translated("q", output_config={"effort": "xhigh", "format": form})
     assert spec.template.reasoning_effort == "xhigh"
+    assert paths.param_of("spec.template.reasoning_effort") == "output_config.effort"
     assert spec.constraint.json_schema == '{"type":"object","properties":{"b":{},"a":{}}}'
     assert paths.param_of("spec.constraint") == "output_config.format.schema"
     spec, paths = translated("q", output_format=form)
@@ -314,7 +323,6 @@ PARAMS = {
     "spec.tool_choice.mode": "tool_choice.type",
     "spec.tool_choice.parallel": "tool_choice.disable_parallel_tool_use",
     "spec.template.enable_thinking": "thinking.type",
-    "spec.template.reasoning_effort": "output_config.effort",
     "spec.constraint": "output_config.format.schema",
     "spec.request_id": None,
     "spec.": None,
