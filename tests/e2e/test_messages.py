@@ -107,6 +107,24 @@ def test_a_stop_sequence_is_told(served: Served) -> None:
     assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", "circle")
 
 
+def test_a_billing_header_does_not_keep_prompts_apart(served: Served) -> None:
+    """It has a digest of the request, and comes first."""
+    used = []
+    for digest in ("0a1b2", "3c4d5"):
+        header = f"x-anthropic-billing-header: cc_version=2.1; cch={digest};"
+        texts = (header, "You describe images in few words. " * 20)
+        body = {
+            "model": "qwen-vl",
+            "max_tokens": 4,
+            "system": [{"type": "text", "text": text} for text in texts],
+            "messages": asked(encoded(CIRCLE.png)),
+        }
+        answer = requests.post(f"{served.http}/v1/messages", json=body, timeout=60).json()
+        used.append(strict(Message, answer).usage)
+    assert used[0].input_tokens > used[1].input_tokens
+    assert used[1].cache_read_input_tokens > 0
+
+
 @pytest.mark.parametrize("shape", [(2, 1), (1, 3), (1, 1)])
 def test_an_oversized_image_is_refused_with_the_size_that_fits(
     served: Served, claude: anthropic.Anthropic, max_pixels: int, shape: tuple[int, int]

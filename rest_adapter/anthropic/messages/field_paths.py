@@ -53,8 +53,7 @@ class FieldPaths:
             own = self.request.output_format is None
             return "output_config.format.schema" if own else "output_format.schema"
         if path == "template.reasoning_effort":
-            config = self.request.output_config
-            return "output_config.effort" if config and config.effort else "thinking.type"
+            return "output_config.effort" if self.request.effort else "thinking.type"
         if path == "template.continue_final_message":
             return f"messages[{len(self.request.messages) - 1}]"
         path = path.removeprefix("sampling.")

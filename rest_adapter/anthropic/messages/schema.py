@@ -172,6 +172,16 @@ class MessagesRequest(JsonModel):
     tools: Items[Tool] | None = None
     tool_choice: ToolChoice | None = None
 
+    @property
+    def effort(self) -> str | None:
+        """How much effort the answer gets; None = the default."""
+        return None if self.output_config is None else self.output_config.effort
+
+    @property
+    def form(self) -> OutputFormat | None:
+        """The form that the answer must have; None = any."""
+        return self.output_format or _format_of(self.output_config)
+
 
 def parse_messages(document: object) -> tuple[MessagesRequest, list[str]]:
     """Checks a parsed JSON document as a request of `/v1/messages`.

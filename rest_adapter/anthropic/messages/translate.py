@@ -49,22 +49,21 @@ def to_spec(
     spec.stop.strings.extend(filter(None, request.stop_sequences or ()))
     _set_tools(spec, request)
     _set_thinking(spec.template, request)
-    form = request.output_format or (request.output_config and request.output_config.format)
-    if form is not None:
-        spec.constraint.json_schema = orjson.dumps(form.json_schema).decode()
+    if request.form is not None:
+        spec.constraint.json_schema = orjson.dumps(request.form.json_schema).decode()
     return spec, places
 
 
 def _set_thinking(target: chat_pb.TemplateOptions, request: MessagesRequest) -> None:
-    kind = request.thinking and request.thinking.type
-    effort = request.output_config and request.output_config.effort
-    if kind in _THINKS:
-        target.enable_thinking = _THINKS[kind]
-    elif kind is not None and effort is None:
+    thinking = request.thinking
+    target.reasoning_effort = request.effort or ""
+    if thinking is None:
+        return
+    if thinking.type in _THINKS:
+        target.enable_thinking = _THINKS[thinking.type]
+    elif request.effort is None:
         # The model decides. An effort, unlike the switch, has no effect on a model that does not think.
-        effort = _DEFAULT_EFFORT
-    if effort is not None:
-        target.reasoning_effort = effort
+        target.reasoning_effort = _DEFAULT_EFFORT
 
 
 def _set_tools(spec: chat_pb.ChatCompletionSpec, request: MessagesRequest) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import anthropic
 from anthropic import Anthropic
-from anthropic.types import Message
+from anthropic.types import Message, MessageTokensCount
 from pydantic import BaseModel
 import pytest
 
@@ -157,12 +157,12 @@ def test_tokens_are_counted(claude: Anthropic, adapter: Adapter) -> None:
     counted = claude.messages.count_tokens(
         model="demo", messages=[{"role": "user", "content": content}], tools=[TOOL]
     )
-    assert type(counted) is anthropic.types.MessageTokensCount
     seen = adapter.spec
     used = ask(claude, content, tools=[TOOL]).usage
     assert counted.input_tokens == used.input_tokens + used.cache_read_input_tokens
     assert seen.messages == adapter.spec.messages
     assert seen.tools == adapter.spec.tools
+    strict(MessageTokensCount, post(adapter, path="/v1/messages/count_tokens").json())
 
 
 @pytest.mark.parametrize(
