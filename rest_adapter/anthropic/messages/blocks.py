@@ -16,15 +16,19 @@ UNSUPPORTED: Final = {
     "browser_state": "send its text or an image",
     "container_upload": "this service has no containers",
     "document": "send its text, or images of its pages",
+    "fallback": "leave it out",
     "file": "send the image itself or its URL",
-    "mid_conv_system": "send a message with the role system",
     "search_result": "send its text",
-    "tool_reference": "define the tool in 'tools'",
+    **dict.fromkeys(
+        ("tool_addition", "tool_reference", "tool_removal"), "send the tools in 'tools'"
+    ),
     **dict.fromkeys(
         (
+            "advisor_tool_result",
             "bash_code_execution_tool_result",
             "code_execution_tool_result",
             "compaction",
+            "mcp_tool_listing",
             "mcp_tool_result",
             "mcp_tool_use",
             "server_tool_use",
