@@ -36,13 +36,14 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePart:
-    """An image as sent: exactly one of `data` and `uri` is set."""
+    """An image as sent: exactly one of `data` and `uri` is set; options that are None are those of the request."""
 
     data: bytes | None = None
     uri: str | None = None
     detail: Detail = Detail.AUTO
     min_pixels: int | None = None
     max_pixels: int | None = None
+    rejects_oversized: bool | None = None
     uuid: str = ""
     field: str = ""
 
@@ -90,6 +91,7 @@ class GenerationOptions:
         grounding: Parse bounding boxes from the answers.
         min_pixels: Minimum area of images that do not set their own.
         max_pixels: Maximum area of images that do not set their own.
+        rejects_oversized: Refuse images with more pixels than their maximum, instead of resizing them.
         cache_salt: Cached prefixes and images are shared only among requests with equal salts.
     """
 
@@ -109,6 +111,7 @@ class GenerationOptions:
     grounding: bool = False
     min_pixels: int | None = None
     max_pixels: int | None = None
+    rejects_oversized: bool = False
     cache_salt: bytes = b""
 
 

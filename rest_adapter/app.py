@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from qwenvl.aio import AsyncService
 from qwenvl.keys import KeyFile
 from rest_adapter import metrics, probes
+from rest_adapter.anthropic.dialect import ANTHROPIC
 from rest_adapter.auth import RequireKey
 from rest_adapter.body import Bodies, BodyBudget, BodyLimits
 from rest_adapter.call_metrics import call_metrics
@@ -33,7 +34,7 @@ from rest_adapter.state import Shared
 from rest_adapter.turns import Turns
 
 
-DIALECTS: Final = (OPENAI,)
+DIALECTS: Final = (OPENAI, ANTHROPIC)
 """The served dialects; the first one also formats the errors of all other paths."""
 
 _EXPOSED_HEADERS: Final = ("retry-after", "x-request-id", "x-should-retry")
@@ -76,14 +77,14 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
         (dialect.prefix for dialect in dialects),
         (route for router in routers for route in router.routes),
     )
-    _add_middleware(app, settings)
+    _add_middleware(app, settings, dialects)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
     return app
 
 
-def _add_middleware(app: FastAPI, settings: AdapterSettings) -> None:
+def _add_middleware(app: FastAPI, settings: AdapterSettings, dialects: Sequence[Dialect]) -> None:
     """Adds the middleware from the inside out."""
     keys = None if settings.api_key_file is None else KeyFile(Path(settings.api_key_file))
     origins = compile_origins(settings.allowed_origins)
@@ -101,7 +102,7 @@ def _add_middleware(app: FastAPI, settings: AdapterSettings) -> None:
         allow_methods=("GET", "HEAD", "OPTIONS", "POST"),
         allow_headers=("*",),
         allow_private_network=True,
-        expose_headers=_EXPOSED_HEADERS,
+        expose_headers=(*_EXPOSED_HEADERS, *filter(None, (d.request_id_header for d in dialects))),
     )
     app.add_middleware(RequestLog, keys=keys)
     app.add_middleware(TidyPaths)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import math
+from typing import Final
 
 from fastapi import APIRouter
 from starlette.datastructures import Headers
@@ -18,19 +19,31 @@ from rest_adapter.errors import ApiError
 from rest_adapter.metrics import ERRORS, RATE_LIMITED
 
 
+COMMENT: Final = b": still here\n\n"
+"""A comment in a stream of events, which clients skip."""
+
+
+def _own_status(error: ApiError) -> int:
+    return error.status
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
     """The parts of a REST dialect that authentication, limits, error handlers and streams need.
 
     Attributes:
-        prefix: Path of the dialect's routes, without a trailing slash: `/v1`.
+        prefix: Path of the dialect's routes, without a trailing slash: `/v1`. Of several dialects the one with the
+            longest prefix of a path serves it, so that one can have a path below another's.
         router: The routes.
         authorizations_of: Returns the caller's keys in the headers, each as the `authorization` of a gRPC call,
             `Bearer KEY`; a client may send several headers, of which not all have a real key.
         challenge: `www-authenticate` of every 401 (RFC 9110, 11.6.1), also of the service's; None = no such header.
         render_error: Returns the headers and the JSON body of an error.
+        status_of: Returns the HTTP status of an error, if it differs from the error's own.
         render_error_event: Returns the Server-Sent Event that ends a failed stream.
         stream_end: The last bytes of a successful stream; may be empty.
+        heartbeat: What a stream without output sends from time to time.
+        request_id_header: A header of every response with the same value as `x-request-id`; None = no such header.
     """
 
     prefix: str
@@ -40,6 +53,9 @@ class Dialect:
     render_error: Callable[[ApiError], tuple[dict[str, str], bytes]]
     render_error_event: Callable[[ApiError], bytes]
     stream_end: bytes
+    status_of: Callable[[ApiError], int] = _own_status
+    heartbeat: bytes = COMMENT
+    request_id_header: str | None = None
 
 
 def choose(dialects: Sequence[Dialect], path: str) -> Dialect:
@@ -86,4 +102,12 @@ def error_response(scope: Scope, error: ApiError) -> Response:
         headers["www-authenticate"] = dialect.challenge
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
-    return Response(body, error.status, headers=headers, media_type="application/json")
+    status = dialect.status_of(error)
+    return Response(body, status, headers=headers, media_type="application/json")
+
+
+def retry_headers(error: ApiError) -> dict[str, str]:
+    """`x-should-retry: false` for errors that generated clients retry by default, but that a retry does not help."""
+    if error.retry_after_s is None and (error.status == 409 or error.status >= 500):
+        return {"x-should-retry": "false"}
+    return {}

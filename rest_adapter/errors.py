@@ -41,6 +41,7 @@ class ApiError(Exception):
         param: Path of the offending field in the request's JSON, at most 200 characters, or None.
         retry_after_s: Seconds after which the same request may succeed; None = a retry does not help.
         headers: Response headers that HTTP requires, such as `allow`.
+        metadata: The values in the message, machine-readable, from the service.
         request_id: The `x-request-id` of the response; None = there is no response with one.
     """
 
@@ -53,6 +54,7 @@ class ApiError(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
         headers: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         message = _shortened(message, _MAX_MESSAGE_CHARS)
         super().__init__(message)
@@ -63,6 +65,7 @@ class ApiError(Exception):
         self.param = None if param is None else _shortened(param, _MAX_PARAM_CHARS)
         self.retry_after_s = retry_after_s
         self.headers = dict(headers or {})
+        self.metadata = dict(metadata or {})
         self.request_id: str | None = None
 
 
@@ -71,7 +74,12 @@ def _shortened(text: str, maximum: int) -> str:
 
 
 def of_reason(
-    reason: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    reason: str,
+    message: str,
+    *,
+    param: str | None = None,
+    retry_after_s: float | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> ApiError:
     """Creates the error of one row of the error table.
 
@@ -80,6 +88,7 @@ def of_reason(
         message: The message for the caller.
         param: Path of the offending field in the request's JSON.
         retry_after_s: From the service; used only if a retry can help.
+        metadata: From the service.
     """
     row = BY_REASON[reason]
     wait_s = _DEFAULT_RETRY_AFTER_S if retry_after_s is None else max(1.0, retry_after_s)
@@ -89,6 +98,7 @@ def of_reason(
         reason=reason,
         param=param,
         retry_after_s=wait_s if row.retry else None,
+        metadata=metadata,
     )
 
 
@@ -163,7 +173,13 @@ def from_rpc(
     message += "".join(
         f" ({name}: {value})" for name, value in failure.metadata.items() if value not in message
     )
-    return of_reason(row.reason, message, param=param, retry_after_s=failure.retry_after_s)
+    return of_reason(
+        row.reason,
+        message,
+        param=param,
+        retry_after_s=failure.retry_after_s,
+        metadata=failure.metadata,
+    )
 
 
 def _in_words_of_the_request(message: str, field: str, param: str) -> str:

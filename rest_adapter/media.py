@@ -42,6 +42,13 @@ _OTHER_ESCAPE: Final = re.compile(
 )
 
 
+OVERSIZED: Final = {
+    "downsize": message_pb.OVERSIZED_IMAGE_DOWNSIZE,
+    "error": message_pb.OVERSIZED_IMAGE_REJECT,
+}
+"""The values of `oversized_image`."""
+
+
 class ImageSources:
     """Sets the sources of the images of one request.
 

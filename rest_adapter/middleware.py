@@ -12,7 +12,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwenvl.keys import KeyFile
 from qwenvl.observability import CallContext, current_call, enter_call
-from rest_adapter.dialect import authorization_of, error_response, response_request_id
+from rest_adapter.dialect import (
+    authorization_of,
+    dialect_of,
+    error_response,
+    response_request_id,
+)
 from rest_adapter.errors import ApiError, internal, stopping
 from rest_adapter.metrics import PENDING_REQUESTS, REQUEST_DURATION, known_method
 
@@ -27,7 +32,7 @@ NO_API: Final = PROBES | {"/version", "/metrics"}
 
 
 class RequestLog:
-    """Creates the call context of every request, adds `x-request-id`, and writes one access line when it ends.
+    """Creates the call context of every request, adds its id to the response, and writes one access line when it ends.
 
     Args:
         app: The application.
@@ -52,13 +57,16 @@ class RequestLog:
         route = scope["app"].state.endpoints.template_of(scope["path"])
         is_api = bool(route) and route not in NO_API
         PENDING_REQUESTS.inc(is_api)
+        own_header = dialect_of(scope).request_id_header
+        id_headers = ("x-request-id", *([own_header] if own_header else []))
 
         async def watched(message: Message) -> None:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                id_header = (b"x-request-id", response_request_id().encode())
-                message = {**message, "headers": [*message["headers"], id_header]}
+                value = response_request_id().encode()
+                ids = [(name.encode(), value) for name in id_headers]
+                message = {**message, "headers": [*message["headers"], *ids]}
             else:
                 sent += len(message.get("body", b""))
             await send(message)

@@ -10,7 +10,7 @@ from typing import Final
 
 _V1: Final = {
     "OpenAI Responses API": ("responses", "conversations"),
-    "Anthropic Messages API": ("messages", "complete"),
+    "Anthropic Text Completions API": ("complete",),
     "embeddings API": ("embeddings",),
     "reranking and scoring API": ("rerank", "score", "classify", "pooling"),
     "tokenizer API": ("tokenize", "detokenize"),
@@ -84,7 +84,12 @@ _ELSEWHERE: Final = {
 
 _V1_NAMES: Final = {part: name for name, parts in _V1.items() for part in parts}
 _PREFIXES: Final = tuple((path, name) for name, paths in _ELSEWHERE.items() for path in paths)
-_BELOW_COMPLETIONS: Final = ("/v1/chat/completions/", "/v1/completions/")
+_BELOW: Final = {
+    "/v1/chat/completions/": "API of stored or rendered completions",
+    "/v1/completions/": "API of stored or rendered completions",
+    "/v1/messages/batches": "Anthropic Message Batches API",
+}
+"""What may be below a path that is served."""
 _GEMINI_VERBS: Final = (":generateContent", ":streamGenerateContent", ":countTokens")
 
 
@@ -99,7 +104,8 @@ def other_api_of(path: str) -> str | None:
             return name
     if path.endswith(_GEMINI_VERBS):
         return "Gemini API"
-    if path.startswith(_BELOW_COMPLETIONS):
-        return "API of stored or rendered completions"
+    for prefix, name in _BELOW.items():
+        if path.startswith(prefix):
+            return name
     first = path.rpartition("/v1/")[2].removeprefix("/").partition("/")[0]
     return _V1_NAMES.get(first)

@@ -21,7 +21,6 @@ from rest_adapter.errors import ApiError, internal, stopping
 from rest_adapter.metrics import CLIENT_DISCONNECTS, STREAMS_OPEN
 
 
-HEARTBEAT: Final = b": still here\n\n"
 _LAST_EVENT_TIMEOUT_S: Final = 0.5
 # At these, too, clients with `str.splitlines` split a line in two; orjson escapes all other separators.
 _SEPARATORS: Final = tuple(
@@ -40,7 +39,7 @@ class EventStream(Response, Generic[_Event]):
         events: The answer's events.
         render: Returns the bytes of an event: any number of complete Server-Sent Events, with JSON as data. May raise
             `ApiError`, which ends the stream.
-        heartbeat_s: Seconds without output after which a comment is sent.
+        heartbeat_s: Seconds without output after which the dialect's heartbeat is sent.
         to_error: Converts a gRPC error.
     """
 
@@ -72,7 +71,7 @@ class EventStream(Response, Generic[_Event]):
         pump = asyncio.create_task(self._pump(scope, send))
         others = (
             asyncio.create_task(until_disconnected(receive)),
-            asyncio.create_task(self._beat(send)),
+            asyncio.create_task(self._beat(scope, send)),
         )
         try:
             await asyncio.wait((pump, *others), return_when=asyncio.FIRST_COMPLETED)
@@ -114,14 +113,14 @@ class EventStream(Response, Generic[_Event]):
         note_error(scope, error)
         await self._send(send, dialect_of(scope).render_error_event(error), more=False)
 
-    async def _beat(self, send: Send) -> None:
+    async def _beat(self, scope: Scope, send: Send) -> None:
         """Keeps proxies from closing an idle connection during a long prefill."""
         clock = asyncio.get_running_loop().time
         self._last_sent_s = clock()
         while True:
             await asyncio.sleep(max(0.0, self._last_sent_s + self._heartbeat_s - clock()))
             if clock() - self._last_sent_s >= self._heartbeat_s:
-                await self._send(send, HEARTBEAT)
+                await self._send(send, dialect_of(scope).heartbeat)
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         self._last_sent_s = asyncio.get_running_loop().time()

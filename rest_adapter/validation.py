@@ -22,9 +22,12 @@ _EXPECTED: Final = {
     "int_from_float": "an integer",
     "int_type": "an integer",
     "list_type": "a list",
+    "model_attributes_type": "an object",
     "model_type": "an object",
     "string_type": "text",
 }
+_TAG_MISSING: Final = "union_tag_not_found"
+_TAG_WRONG: Final = "union_tag_invalid"
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -94,8 +97,9 @@ def _expected(finding: ErrorDetails) -> str:
     kind, context = finding["type"], finding.get("ctx", {})
     if kind in _EXPECTED:
         return _EXPECTED[kind]
-    if kind == "literal_error":
-        return str(context["expected"]).replace("'", "")
+    if kind in ("literal_error", _TAG_WRONG):
+        choices = str(context.get("expected") or f"one of: {context['expected_tags']}")
+        return choices.replace("'", "")
     if kind in ("greater_than_equal", "less_than_equal"):
         limit = context.get("ge", context.get("le"))
         return f"{limit} or {'more' if kind.startswith('greater') else 'less'}"
@@ -107,7 +111,7 @@ def _expected(finding: ErrorDetails) -> str:
 
 
 def _general(finding: Finding) -> ApiError:
-    if finding.kind == "missing":
+    if finding.kind in ("missing", _TAG_MISSING):
         return invalid(f"'{finding.path}' is missing.", finding.path, "MISSING_FIELD")
     return wrong(finding.path, finding.value, finding.expected)
 
@@ -117,8 +121,11 @@ def _walk(finding: ErrorDetails, document: object) -> list[int | str]:
     steps: list[int | str] = []
     value: object = document
     location = finding["loc"]
+    if finding["type"] in (_TAG_MISSING, _TAG_WRONG):
+        # Pydantic names the object, not the field in it by which the branches of a union differ.
+        location += (finding["ctx"]["discriminator"].strip("'"),)
     for position, step in enumerate(location):
-        missing = finding["type"] == "missing" and position == len(location) - 1
+        missing = finding["type"] in ("missing", _TAG_MISSING) and position == len(location) - 1
         if isinstance(step, int) and isinstance(value, list) and step < len(value):
             value = value[step]
         elif isinstance(step, str) and isinstance(value, dict) and (step in value or missing):

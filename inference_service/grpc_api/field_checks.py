@@ -11,6 +11,7 @@ from google.protobuf.message import Message as ProtoMessage
 
 from inference_service.errors import InvalidArgumentError
 from inference_service.sampling import Range
+from qwenvl.inference.v1 import message_pb2 as message_pb
 
 
 PIXELS: Final = Range(1, 2**40)
@@ -19,6 +20,11 @@ PIXELS: Final = Range(1, 2**40)
 _MAX_TOKEN_ID: Final = 2**31 - 1
 _MANY_ZEROS: Final = 1e21
 _MAX_QUOTED: Final = 80
+_REJECTS: Final = {
+    message_pb.OVERSIZED_IMAGE_UNSPECIFIED: None,
+    message_pb.OVERSIZED_IMAGE_DOWNSIZE: False,
+    message_pb.OVERSIZED_IMAGE_REJECT: True,
+}
 
 
 def quoted(text: str) -> str:
@@ -112,6 +118,20 @@ def check_bytes(text: str, maximum: int, field: str) -> None:
         raise InvalidArgumentError(
             f"{_name(field)} has {size} bytes, but at most {maximum} are allowed.", field=field
         )
+
+
+def rejects_oversized(value: message_pb.OversizedImage, path: str) -> bool | None:
+    """Whether an image with more pixels than its maximum is refused; None = unset.
+
+    Raises:
+        InvalidArgumentError: The value is unknown to this version.
+    """
+    if value not in _REJECTS:
+        raise InvalidArgumentError(
+            f"oversized is {value}, but must be OVERSIZED_IMAGE_DOWNSIZE or OVERSIZED_IMAGE_REJECT.",
+            field=f"{path}.oversized",
+        )
+    return _REJECTS[value]
 
 
 def _name(field: str) -> str:

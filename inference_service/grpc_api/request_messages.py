@@ -11,6 +11,7 @@ from inference_service.grpc_api.field_checks import (
     check_bytes,
     check_range,
     optional_integer,
+    rejects_oversized,
 )
 from inference_service.sampling import Range
 from qwenvl.inference.v1 import message_pb2 as message_pb
@@ -113,9 +114,10 @@ def _video_part(video: message_pb.Video, path: str) -> VideoPart:
         image_part(frame, f"{path}.frames[{index}]") for index, frame in enumerate(video.frames)
     )
     for frame in frames:
-        if frame.min_pixels or frame.max_pixels or frame.detail is not Detail.AUTO:
+        has_budget = frame.min_pixels or frame.max_pixels or frame.detail is not Detail.AUTO
+        if has_budget or frame.rejects_oversized is not None:
             raise UnsupportedParameterError(
-                "detail, min_pixels and max_pixels cannot be set for the frames of a video.",
+                "detail, min_pixels, max_pixels and oversized cannot be set for the frames of a video.",
                 field=frame.field,
             )
     return VideoPart(frames=frames, fps=fps, field=path)
@@ -146,6 +148,7 @@ def image_part(image: message_pb.Image, path: str) -> ImagePart:
         detail=detail,
         min_pixels=optional_integer(image, "min_pixels", PIXELS, path),
         max_pixels=optional_integer(image, "max_pixels", PIXELS, path),
+        rejects_oversized=rejects_oversized(image.oversized, path),
         uuid=image.uuid,
         field=path,
     )

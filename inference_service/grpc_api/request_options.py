@@ -19,6 +19,7 @@ from inference_service.grpc_api.field_checks import (
     optional,
     optional_integer,
     quoted,
+    rejects_oversized,
 )
 from inference_service.sampling import RANGES, Range, SamplingOptions
 from inference_service.settings import ServiceSettings
@@ -73,6 +74,7 @@ def generation_options(
         grounding=spec.response.grounding,
         min_pixels=optional_integer(spec.media, "min_pixels", PIXELS, "spec.media"),
         max_pixels=optional_integer(spec.media, "max_pixels", PIXELS, "spec.media"),
+        rejects_oversized=bool(rejects_oversized(spec.media.oversized, "spec.media")),
         cache_salt=_cache_salt(spec.cache_salt),
     )
 

@@ -26,7 +26,6 @@ from inference_service.grpc_api.request_options import generation_options
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
-from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 
 
@@ -118,7 +117,6 @@ def _refuse_unsupported(spec: chat_pb.ChatCompletionSpec) -> None:
         "spec.tools": bool(spec.tools),
         "spec.tool_choice": spec.tool_choice.WhichOneof("choice") == "function_name"
         or spec.tool_choice.mode == message_pb.TOOL_CHOICE_MODE_REQUIRED,
-        "spec.media.oversized": spec.media.oversized == generation_pb.OVERSIZED_IMAGE_REJECT,
         "spec.template.reasoning_effort": bool(spec.template.reasoning_effort),
     }
     for field, asked in refused.items():

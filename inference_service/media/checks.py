@@ -14,6 +14,7 @@ from inference_service.media.containers.base import (
     TooComplexError,
 )
 from inference_service.media.formats import READABLE, READABLE_TEXT, sniff
+from inference_service.media.geometry import largest_size
 from inference_service.media.images import DecodeLimits
 
 
@@ -63,6 +64,26 @@ def too_many_pixels(limits: DecodeLimits, declared: Header | None = None) -> Ima
         f"The image has {size}more than {limits.max_pixels} pixels, the maximum (--max-image-pixels);"
         " send a smaller one.",
         metadata={"max_pixels": str(limits.max_pixels)},
+    )
+
+
+def check_fits(declared: Header, max_pixels: int, field: str) -> None:
+    """Raises ImageTooLargeError if an image has more pixels than its maximum after resizing; tells what would fit."""
+    height, width = declared.height, declared.width
+    if height * width <= max_pixels:
+        return
+    max_height, max_width = largest_size(height, width, max_pixels)
+    raise ImageTooLargeError(
+        f"The image has {width} x {height} pixels, which is more than {max_pixels}, its maximum, and may not be"
+        f" resized; the largest size that fits is {max_width} x {max_height}.",
+        field=field,
+        metadata={
+            "width": str(width),
+            "height": str(height),
+            "max_width": str(max_width),
+            "max_height": str(max_height),
+            "max_pixels": str(max_pixels),
+        },
     )
 
 

@@ -13,7 +13,8 @@ from inference_service.errors import (
     InternalError,
     InvalidImageError,
 )
-from inference_service.media.checks import inspect
+from inference_service.media.checks import check_fits, inspect
+from inference_service.media.containers.base import Header
 from inference_service.media.images import DecodeLimits, FrameSpec, ProcessedImage
 from inference_service.media.measuring import count_image, measured_decoding
 from inference_service.media.pool import JobTimeoutError, Outcome, WorkerLostError, WorkerPool
@@ -98,15 +99,29 @@ class ImageDecoder:
         min_pixels: int,
         max_pixels: int,
         field: str,
+        rejects_oversized: bool = False,
     ) -> ProcessedImage:
         """`decode_image` in a worker process.
 
+        Args:
+            data: As `decode_image`.
+            allowance: What decoding may still cost.
+            policy: As `decode_image`.
+            min_pixels: As `decode_image`.
+            max_pixels: As `decode_image`.
+            field: As `decode_image`.
+            rejects_oversized: Refuse an image with more than `max_pixels`.
+
         Raises:
             InvalidImageError: As `decode_image`; or a decoder crashed on it.
-            ImageTooLargeError: As `decode_image`; or it, or the request, takes too much time or memory.
+            ImageTooLargeError: As `decode_image`; or it, or the request, takes too much time or memory; or it may not
+                be resized.
             InternalError: No worker can be started, or it has a defect.
         """
-        cost = self._inspect(data, allowance, field) + min_pixels  # enlarging costs as much
+        declared = self._inspect(data, allowance, field)
+        if rejects_oversized:
+            check_fits(declared, max_pixels, field)
+        cost = _cost(declared) + min_pixels  # enlarging costs as much
         work = ImageWork(policy, min_pixels, max_pixels, field)
         [image] = await self._run(work, [data], allowance, cost=cost, field=field)
         return image
@@ -126,17 +141,16 @@ class ImageDecoder:
         for data, path in zip(files, fields, strict=True):
             if data not in unique:
                 unique[data] = len(unique)
-                cost += self._inspect(data, allowance, path)
+                cost += _cost(self._inspect(data, allowance, path))
                 await asyncio.sleep(0)  # hundreds of headers take milliseconds
         work = VideoWork(spec, tuple(unique[data] for data in files), tuple(fields))
         return await self._run(work, list(unique), allowance, cost=cost, field=field)
 
-    def _inspect(self, data: bytes, allowance: Allowance, field: str) -> float:
-        """Checks a file's header and the request's pixels before anything is decoded; the pixels to compute."""
+    def _inspect(self, data: bytes, allowance: Allowance, field: str) -> Header:
+        """Checks a file's header and the request's pixels before anything is decoded."""
         declared = inspect(data, self._limits, field)
         count_image(data)
-        pixels = declared.width * declared.height
-        allowance.pixels -= pixels
+        allowance.pixels -= declared.width * declared.height
         if allowance.pixels < 0:
             maximum = self._max_request_pixels
             raise ImageTooLargeError(
@@ -145,7 +159,7 @@ class ImageDecoder:
                 field=field,
                 metadata={"max_pixels": str(maximum)},
             )
-        return pixels * declared.passes
+        return declared
 
     async def _run(
         self,
@@ -182,6 +196,11 @@ class ImageDecoder:
             field=field,
             metadata={"max_seconds": f"{image_s:g}"},
         )
+
+
+def _cost(declared: Header) -> float:
+    """The pixels to compute."""
+    return declared.width * declared.height * declared.passes
 
 
 def _images(outcome: Outcome) -> tuple[ProcessedImage, ...]:

@@ -141,6 +141,25 @@ def _rounded_down(
     )
 
 
+def largest_size(height: int, width: int, max_pixels: int) -> tuple[int, int]:
+    """The largest size of an image's aspect ratio with at most `max_pixels`; both sides rounded down, but not below 1.
+
+    Args:
+        height: Pixels, at least 1.
+        width: Pixels, at least 1.
+        max_pixels: Maximum area, at least 1.
+
+    Returns:
+        (height, width) in pixels.
+    """
+    if height * width <= max_pixels:
+        return height, width
+    # In integers, as floating-point roots may be rounded up.
+    rows = math.isqrt(max_pixels * height // width)
+    columns = math.isqrt(max_pixels * width // height)
+    return min(max(rows, 1), max_pixels), min(max(columns, 1), max_pixels)
+
+
 def image_grid(height: int, width: int, policy: ImagePolicy) -> tuple[int, int, int]:
     """(1, rows, columns) in patches of an image with sides that are multiples of `policy.pixel_step`."""
     return 1, height // policy.patch_size, width // policy.patch_size

@@ -206,11 +206,11 @@ class MediaPreparer:
             request.max_pixels if part.max_pixels is None else part.max_pixels,
             field=part.field,
         )
-        return await self._decoded(await _file(part, work), part.field, budget, work)
+        rejects = (
+            request.rejects_oversized if part.rejects_oversized is None else part.rejects_oversized
+        )
+        data = await _file(part, work)
 
-    async def _decoded(
-        self, data: bytes, field: str, budget: tuple[int, int], work: _RequestMedia
-    ) -> tuple[ProcessedImage, ...]:
         async def decode() -> tuple[ProcessedImage, ...]:
             image = await self._decoder.decode(
                 data,
@@ -218,11 +218,12 @@ class MediaPreparer:
                 policy=self._spec.image_policy,
                 min_pixels=budget[0],
                 max_pixels=budget[1],
-                field=field,
+                field=part.field,
+                rejects_oversized=rejects,
             )
             return (image,)
 
-        return await work.once((data, budget), decode)
+        return await work.once((data, budget, rejects), decode)
 
     async def _video(self, part: VideoPart, work: _RequestMedia) -> tuple[ProcessedImage, ...]:
         spec = self._spec

@@ -20,11 +20,17 @@ from qwenvl.png import png_of
 
 
 Detail = Literal["auto", "low", "high"]
+Oversized = Literal["downsize", "reject"]
+"""What happens to an image with more pixels than its maximum."""
 
 _DETAILS: Final = {
     "auto": message_pb.IMAGE_DETAIL_AUTO,
     "low": message_pb.IMAGE_DETAIL_LOW,
     "high": message_pb.IMAGE_DETAIL_HIGH,
+}
+_OVERSIZED: Final = {
+    "downsize": message_pb.OVERSIZED_IMAGE_DOWNSIZE,
+    "reject": message_pb.OVERSIZED_IMAGE_REJECT,
 }
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _ORIENTATION: Final = 0x0112  # the EXIF tag
@@ -109,6 +115,7 @@ def image(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     uuid: str | None = None,
+    oversized: Oversized | None = None,
 ) -> message_pb.Image:
     """An image of a message.
 
@@ -120,6 +127,8 @@ def image(
         min_pixels: Minimum number of pixels after resizing; None = the model's own.
         max_pixels: Maximum number of pixels after resizing; None = the model's own.
         uuid: The program's own name for the image, returned in `started.images`.
+        oversized: `reject` = refuse the image if it has more pixels than its maximum, with the largest size that fits
+            in the error's metadata; None = as the request says, by default `downsize`.
 
     Raises:
         OSError: The file cannot be read.
@@ -127,16 +136,28 @@ def image(
         ValueError: The image is empty, the URL is malformed, or the pixel format is ambiguous.
     """
     made = _image_of(source)
-    if detail is not None and detail not in _DETAILS:
+    if detail is not None and detail not in (*_DETAILS,):
         raise ValueError(f"detail is {detail!r}, but must be one of {', '.join(_DETAILS)}")
     fields = {
         "detail": None if detail is None else _DETAILS[detail],
         "min_pixels": min_pixels,
         "max_pixels": max_pixels,
         "uuid": uuid,
+        "oversized": oversized_value(oversized),
     }
     made.MergeFrom(built(message_pb.Image, fields))
     return made
+
+
+def oversized_value(oversized: Oversized | None) -> message_pb.OversizedImage | None:
+    """The value of the field `oversized`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if oversized is not None and oversized not in (*_OVERSIZED,):
+        raise ValueError(f"oversized is {oversized!r}, but must be one of {', '.join(_OVERSIZED)}")
+    return None if oversized is None else _OVERSIZED[oversized]
 
 
 def video(frames: Iterable[ImageSource], *, fps: float | None = None) -> message_pb.Video:

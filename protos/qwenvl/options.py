@@ -10,6 +10,7 @@ import difflib
 from typing import Any, Final, TypedDict
 
 from qwenvl.fields import built
+from qwenvl.images import Oversized, oversized_value
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
@@ -50,6 +51,7 @@ class CompletionOptions(Sampling, total=False):
         grounding: Parse bounding boxes from the answer: `Answer.groundings`.
         min_pixels: Minimum number of pixels of each image that does not set its own.
         max_pixels: Maximum number of pixels of each image that does not set its own.
+        oversized: What happens to an image with more pixels than its maximum: `downsize`, the default, or `reject`.
         request_id: Identifies the request for Abort and in the logs of the service.
         cache_salt: Only requests with the same salt share cached prefixes.
     """
@@ -68,6 +70,7 @@ class CompletionOptions(Sampling, total=False):
     grounding: bool | None
     min_pixels: int | None
     max_pixels: int | None
+    oversized: Oversized | None
     request_id: str | None
     cache_salt: str | None
 
@@ -128,6 +131,7 @@ def _shared_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(stop.get("stop"), str):
         stop["stop"] = [stop["stop"]]
     pixels = _given(options, ("min_pixels", "max_pixels"))
+    pixels["oversized"] = oversized_value(options.get("oversized"))
     return {
         "sampling": built(sampling_pb.SamplingOptions, _given(options, _SAMPLING)),
         "stop": built(sampling_pb.StopOptions, stop, _STOP_FIELDS),

@@ -7,6 +7,7 @@ from typing import Final
 import orjson
 
 from qwenvl.errors import BY_REASON
+from rest_adapter.dialect import retry_headers
 from rest_adapter.errors import ApiError
 
 
@@ -35,11 +36,7 @@ def type_and_code(error: ApiError) -> tuple[str, str]:
 
 def render_error(error: ApiError) -> tuple[dict[str, str], bytes]:
     """The headers and the body of an error response."""
-    headers = {}
-    if error.retry_after_s is None and (error.status == 409 or error.status >= 500):
-        # OpenAI's clients retry these by default, but here a retry would fail in the same way.
-        headers["x-should-retry"] = "false"
-    return headers, _body(error)
+    return retry_headers(error), _body(error)
 
 
 def render_error_event(error: ApiError) -> bytes:

@@ -20,6 +20,7 @@ _PARAMS: Final = {
     "template.enable_thinking": "chat_template_kwargs.enable_thinking",
     "media.min_pixels": "mm_processor_kwargs.min_pixels",
     "media.max_pixels": "mm_processor_kwargs.max_pixels",
+    "media.oversized": "mm_processor_kwargs.oversized_image",
     "name": "model",
 }
 _PREFIXES: Final = (

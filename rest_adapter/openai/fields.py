@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import orjson
 from pydantic import BeforeValidator
@@ -121,10 +121,11 @@ class StreamOptions(JsonModel):
 
 
 class ProcessorOptions(ClosedModel):
-    """Pixel budget for images that do not set their own."""
+    """Pixel budget for images that do not set their own, and what happens to those that exceed it."""
 
     min_pixels: Int64 | None = None
     max_pixels: Int64 | None = None
+    oversized_image: Literal["downsize", "error"] | None = None
 
 
 class AnswerRequest(JsonModel):

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import invalid, unsupported
-from rest_adapter.media import ImageSources, no_image
+from rest_adapter.media import OVERSIZED, ImageSources, no_image
 from rest_adapter.openai.part_fields import Fields
 from rest_adapter.validation import wrong
 
@@ -24,8 +24,8 @@ _RESIZED: Final = ("resized_height", "resized_width")
 _HINTS: Final = ("detail", "min_pixels", "max_pixels", "uuid")
 SOURCES: Final = ("image_url", "image", "url", "path", "base64", "data", "source")
 """The fields of a part that may hold its image."""
-_OF_PART: Final = frozenset((*_HINTS, *_RESIZED, *SOURCES))
-_OF_OBJECT: Final = frozenset((*_HINTS, *_RESIZED, "url", "data"))
+_OF_OBJECT: Final = frozenset((*_HINTS, *_RESIZED, "transformations", "url", "data"))
+_OF_PART: Final = _OF_OBJECT | frozenset(SOURCES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Image:
     Attributes:
         source: Where it comes from.
         detail: How much of the pixel budget it gets.
-        hints: `min_pixels`, `max_pixels` and `uuid`, if given.
+        hints: `min_pixels`, `max_pixels`, `uuid` and `oversized`, if given.
         paths: The paths of the hints in the JSON.
     """
 
@@ -165,10 +165,27 @@ def _nested_source(inner: Fields) -> _Source:
     return _Source(inner.text("url") or "", inner.path_of("url"))
 
 
+def _transformations(holders: tuple[Fields, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What an image says about its own size, as in Anthropic's `transformations`, and the path of it."""
+    part = next((holder for holder in holders if holder.has("transformations")), None)
+    if part is None:
+        return {}, {}
+    values = part.values["transformations"]
+    if not isinstance(values, dict):
+        raise wrong(part.path_of("transformations"), values, "an object")
+    inner = Fields(values, part.path_of("transformations"))
+    inner.refuse(values.keys() - {"oversized_image"}, "leave it out")
+    oversized, path = inner.text("oversized_image"), inner.path_of("oversized_image")
+    if oversized is None:
+        return {}, {}
+    if oversized not in OVERSIZED:
+        raise wrong(path, oversized, " or ".join(OVERSIZED))
+    return {"oversized": OVERSIZED[oversized]}, {"oversized": path}
+
+
 def _with_hints(source: _Source, holders: tuple[Fields, ...]) -> Image:
     """An image whose hints are in the first object that has them."""
-    hints: dict[str, Any] = {}
-    paths: dict[str, str] = {}
+    hints, paths = _transformations(holders)
     for holder in holders:
         holder.refuse(_RESIZED, "set 'min_pixels' and 'max_pixels', which keep the aspect ratio")
         for name in holder.values:

@@ -8,6 +8,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from rest_adapter.errors import invalid, of_reason
+from rest_adapter.media import OVERSIZED
 from rest_adapter.openai.fields import AnswerRequest
 from rest_adapter.proto_fields import SAMPLING_SCALARS, set_fields
 
@@ -40,6 +41,8 @@ def set_options(
     set_fields(spec.media, request, ("min_pixels", "max_pixels"))
     if request.mm_processor_kwargs is not None:
         set_fields(spec.media, request.mm_processor_kwargs, ("min_pixels", "max_pixels"))
+        if (oversized := request.mm_processor_kwargs.oversized_image) is not None:
+            spec.media.oversized = OVERSIZED[oversized]
 
 
 def _sampling_options(

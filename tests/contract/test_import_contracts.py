@@ -34,6 +34,7 @@ APART = "service, adapter and demo trainer are independent of each other"
 QWENVL = "the package qwenvl imports neither service nor adapter"
 ADAPTER = "the adapter imports neither torch, transformers, Pillow nor HTTP clients"
 DIALECTS = "only the application imports the REST dialects"
+DIALECTS_APART = "the REST dialects do not import each other"
 PICKLE = "no transformers when serving, and no pickle anywhere"
 CIRCLES = "no circles: neither between packages nor between the modules of one"
 
@@ -95,6 +96,8 @@ VIOLATIONS = [
     ("protos/qwenvl/images.py", "import numpy", QWENVL),
     ("rest_adapter/state.py", "import PIL", ADAPTER),
     ("rest_adapter/state.py", "import rest_adapter.openai.fields", DIALECTS),
+    ("rest_adapter/stream.py", "import rest_adapter.anthropic.errors", DIALECTS),
+    ("rest_adapter/anthropic/errors.py", "import rest_adapter.openai.errors", DIALECTS_APART),
     (f"{SERVICE}/text/guard.py", "import transformers", PICKLE),
     (f"{SERVICE}/errors.py", "import pickle", PICKLE),
     (f"{SERVICE}/media/url.py", f"import {SERVICE}.media.prepare", CIRCLES),

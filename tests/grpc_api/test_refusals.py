@@ -50,6 +50,7 @@ INVALID = {
     "spec.messages[0].parts[0].image.detail": spec_of(image_part(PNG, detail=9)),
     "spec.messages[0].parts[0].image.min_pixels": spec_of(image_part(PNG, min_pixels=0)),
     "spec.messages[0].parts[0].image.max_pixels": spec_of(image_part(PNG, max_pixels=-5)),
+    "spec.messages[0].parts[0].image.oversized": spec_of(image_part(PNG, oversized=9)),
     "spec.messages[0].parts[0].video.frames": spec_of(message_pb.Part(video=message_pb.Video())),
     "spec.messages[0].parts[0].video.fps": spec_of(
         message_pb.Part(video=message_pb.Video(frames=[message_pb.Image(data=b"x")], fps=0))
@@ -78,6 +79,7 @@ INVALID = {
     "spec.request_id": spec_of("x", request_id="not\nprintable"),
     "spec.cache_salt": spec_of("x", cache_salt="s" * 129),
     "spec.media.max_pixels": spec_of("x", media=generation_pb.MediaOptions(max_pixels=0)),
+    "spec.media.oversized": spec_of("x", media={"oversized": 9}),
     "spec.template.continue_final_message": spec_of(
         "x", template=chat_pb.TemplateOptions(continue_final_message=True)
     ),
@@ -109,6 +111,16 @@ UNSUPPORTED = {
     ),
     "spec.messages[0].parts[0].video.frames[0]": spec_of(
         message_pb.Part(video=message_pb.Video(frames=[message_pb.Image(data=b"x", max_pixels=9)]))
+    ),
+    "spec.messages[0].parts[0].video.frames[1]": spec_of(
+        message_pb.Part(
+            video=message_pb.Video(
+                frames=[
+                    message_pb.Image(data=b"x"),
+                    message_pb.Image(data=b"x", oversized=message_pb.OVERSIZED_IMAGE_DOWNSIZE),
+                ]
+            )
+        )
     ),
     "spec.messages[0].parts[0].tool_result": spec_of(
         message_pb.Part(tool_result=message_pb.ToolResult(content="4"))
@@ -198,6 +210,49 @@ async def test_too_many_and_too_large_images(open_service) -> None:
     await refused(service, spec_of(*[image_part(PNG)] * 3, "x"), "TOO_MANY_IMAGES", "spec.messages")
     path = "spec.messages[0].parts[0].image"
     await refused(service, spec_of(image_part(PNG)), "IMAGE_TOO_LARGE", path)
+
+
+REJECT = message_pb.OVERSIZED_IMAGE_REJECT
+DOWNSIZE = message_pb.OVERSIZED_IMAGE_DOWNSIZE
+
+
+@pytest.mark.parametrize(
+    ("of_request", "of_image", "is_refused"),
+    [
+        (None, None, False),
+        (None, REJECT, True),
+        (REJECT, None, True),
+        (REJECT, REJECT, True),
+        (REJECT, DOWNSIZE, False),
+        (DOWNSIZE, REJECT, True),
+        (DOWNSIZE, None, False),
+    ],
+)
+async def test_oversized_images(
+    service: Service, of_request: Any, of_image: Any, is_refused: bool
+) -> None:
+    media = generation_pb.MediaOptions(oversized=of_request)
+    spec = spec_of(image_part(PNG, max_pixels=40_000, oversized=of_image), "x", media=media)
+    if not is_refused:
+        assert (await service.create(spec)).choices
+        return
+    path = "spec.messages[0].parts[0].image"
+    got = await refused(service, spec, "IMAGE_TOO_LARGE", path)
+    assert got.code is grpc.StatusCode.INVALID_ARGUMENT
+    told = {"width": "256", "height": "256", "max_width": "200", "max_height": "200"}
+    assert dict(got.info.metadata) == told | {"max_pixels": "40000"}
+    fits = spec_of(image_part(PNG, max_pixels=256 * 256, oversized=of_image), "x", media=media)
+    assert (await service.create(fits)).choices
+
+
+async def test_oversized_images_of_a_raw_prompt(service: Service) -> None:
+    media = generation_pb.MediaOptions(max_pixels=40_000, oversized=REJECT)
+    spec = completion_pb.CompletionSpec(
+        text="x", images=[message_pb.Image(data=PNG)], media=media, model="echo"
+    )
+    request = completion_pb.CreateCompletionRequest(spec=spec)
+    got = await refusal(service.completions.CreateCompletion(request))
+    assert (got.info.reason, got.field) == ("IMAGE_TOO_LARGE", "spec.images[0]")
 
 
 async def test_urls_that_are_not_fetched(service: Service) -> None:

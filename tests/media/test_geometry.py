@@ -13,6 +13,7 @@ from inference_service.domain import Detail
 from inference_service.errors import InvalidArgumentError, InvalidImageError
 from inference_service.media.geometry import (
     image_grid,
+    largest_size,
     pixel_budget,
     processed_size,
     smart_resize,
@@ -63,6 +64,21 @@ def test_a_family_may_see_all_images_as_squares(policy):
     limits = {"min_pixels": policy.min_pixels, "max_pixels": policy.max_pixels}
     assert processed_size(10, 9000, squares, **limits) == (448, 448)
     assert squares.tokens_of(image_grid(448, 448, squares)) == 256
+
+
+@given(side, side, st.integers(1, 2**24))
+@example(3000, 4000, 10**6)
+@example(1, 20000, 7)
+def test_the_largest_size_fits_and_nearly_keeps_the_aspect_ratio(height, width, maximum):
+    rows, columns = largest_size(height, width, maximum)
+    assert 1 <= rows <= height
+    assert 1 <= columns <= width
+    assert rows * columns <= maximum
+    if height * width <= maximum:
+        assert (rows, columns) == (height, width)
+    elif min(rows, columns) > 1:
+        assert (rows + 1) * (columns + 1) > maximum
+        assert abs(rows * width - columns * height) <= max(height, width)
 
 
 def test_low_detail_is_a_quarter(policy):

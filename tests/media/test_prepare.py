@@ -66,12 +66,14 @@ class NamingDecoder:
         self.decoded: list[bytes] = []
         self.at_once = 0
         self.videos = 0
+        self.rejects: list[object] = []
 
     def allowance(self) -> Allowance:
         return Allowance(pixels=1, seconds=1.0)
 
-    async def decode(self, data: bytes, _: Allowance, **__: object) -> ProcessedImage:
+    async def decode(self, data: bytes, _: Allowance, **options: object) -> ProcessedImage:
         self.decoded.append(data)
+        self.rejects.append(options["rejects_oversized"])
         self.at_once += 1
         try:
             await asyncio.sleep(3600 if data == b"slow" else 0.001)
@@ -202,6 +204,13 @@ async def test_equal_images_of_a_request_are_decoded_once(spec: ModelSpec) -> No
     assert sorted(decoder.decoded) == [b"other", b"same", b"same"]
     assert [image.digest for image in media.images] == [b"same"] * 5 + [b"other", b"same"]
     assert [info.uuid for info in media.infos[:5]] == list("01234")
+
+
+async def test_equal_images_are_decoded_by_the_policy_of_each(spec: ModelSpec) -> None:
+    made, _, decoder = preparer(spec)
+    images = [ImagePart(data=b"same", rejects_oversized=policy) for policy in (None, False, True)]
+    await made.prepare(request_of(*images))
+    assert decoder.rejects == [False, True]
 
 
 async def test_equal_videos_of_a_request_are_decoded_once(spec: ModelSpec) -> None:

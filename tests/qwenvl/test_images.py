@@ -142,9 +142,10 @@ def test_a_missing_file_is_named() -> None:
 
 
 def test_options_of_an_image() -> None:
-    made = image(PNG, detail="low", min_pixels=16, max_pixels=99, uuid="a")
+    made = image(PNG, detail="low", min_pixels=16, max_pixels=99, uuid="a", oversized="reject")
     wanted = message_pb.Image(data=PNG, min_pixels=16, max_pixels=99, uuid="a")
     wanted.detail = message_pb.IMAGE_DETAIL_LOW
+    wanted.oversized = message_pb.OVERSIZED_IMAGE_REJECT
     assert made == wanted
     assert image(made, uuid="b").max_pixels == 99
     assert made.uuid == "a"

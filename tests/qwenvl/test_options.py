@@ -9,6 +9,7 @@ import pytest
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.options import ChatOptions, CompletionOptions
 from qwenvl.specs import chat_spec, completion_spec
 
@@ -40,6 +41,7 @@ EVERY: ChatOptions = {
     "grounding": True,
     "min_pixels": 100,
     "max_pixels": 200,
+    "oversized": "reject",
     "request_id": "r",
     "cache_salt": "s",
     "add_generation_prompt": True,
@@ -89,6 +91,7 @@ def test_values_arrive() -> None:
     assert (list(spec.stop.strings), list(spec.stop.token_ids)) == (["a", "b"], [9])
     assert (spec.logprobs.top_logprobs, spec.logprobs.prompt_logprobs) == (4, 1)
     assert (spec.media.min_pixels, spec.media.max_pixels) == (100, 200)
+    assert spec.media.oversized == message_pb.OVERSIZED_IMAGE_REJECT
     assert spec.template.HasField("enable_thinking")
 
 

@@ -1,7 +1,8 @@
 """A deterministic inference service on a real gRPC server, for tests of the adapter.
 
 It answers with the text of the last message, one character for each token. Texts that begin with a command do what
-the command says: `hang`, `abort`, `fail REASON`, `fail-after N`, `unreachable N`, `slow SECONDS`.
+the command says: `hang`, `abort`, `fail REASON`, `fail-after N`, `unreachable N`, `slow SECONDS`, and `script` of
+`scripted_answers`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from qwenvl.inference.v1 import (
 from qwenvl.inference.v1 import (
     usage_pb2 as usage_pb,
 )
+from tests.rest_adapter.scripted_answers import add_reasoning_and_calls, scripted_events
 
 
 CREATED = 1_700_000_000
@@ -147,10 +149,15 @@ class FakeChat(chat_grpc.ChatServiceServicer):
             created=CREATED,
             prompt_token_ids=ids,
             prompt_logprobs=prompt_entries(spec),
+            prompt_usage=usage_of(spec, 0),
         )
         yield event(started=started)
         if entries := prompt_entries(spec):
             yield event(delta=generation_pb.Delta(prompt_logprobs=entries))
+        if command == "script":
+            for scripted in scripted_events(argument):
+                yield scripted
+            return
         if command == "hang":
             await asyncio.sleep(600)
         if command == "slow":
@@ -229,6 +236,7 @@ class FakeChat(chat_grpc.ChatServiceServicer):
                         choice.text += delta.text
                         choice.token_ids.extend(delta.token_ids)
                         choice.logprobs.extend(delta.logprobs)
+                        add_reasoning_and_calls(choice, delta)
                     case "finished":
                         index = event.finished.choice_index
                         choice = choices.setdefault(index, generation_pb.Choice(index=index))
@@ -242,6 +250,13 @@ class FakeChat(chat_grpc.ChatServiceServicer):
             self.seen.running -= 1
         response.choices.extend(choices.values())
         return response
+
+    async def CountTokens(self, request, context):  # noqa: N802 - gRPC's name
+        self.seen.specs.append(request.spec)
+        self.seen.calls += 1
+        command, _, argument = question_of(request.spec).partition(" ")
+        await self._refuse(request.spec, context, command, argument)
+        return chat_pb.CountTokensResponse(usage=usage_of(request.spec, 0))
 
 
 class FakeCompletions(completion_grpc.CompletionServiceServicer):

@@ -134,10 +134,14 @@ def assert_squawk(response: requests.Response, status: int, reason: str) -> dict
         ("/v1", "openai"),
         ("/parrot", "openai"),
         ("/", "openai"),
+        ("/v1/messages", "anthropic"),
+        ("/v1/messages/count_tokens", "anthropic"),
+        ("/v1/messages/nothing", "anthropic"),
+        ("/v1/message", "openai"),
     ],
 )
 def test_the_path_decides(path: str, name: str) -> None:
-    expected = PARROT if name == "parrot" else DIALECTS[0]
+    expected = {"openai": DIALECTS[0], "anthropic": DIALECTS[1], "parrot": PARROT}[name]
     assert choose((*DIALECTS, PARROT), path) is expected
 
 

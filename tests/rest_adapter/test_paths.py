@@ -62,6 +62,8 @@ def test_head_wherever_get_is(adapter: Adapter, path: str) -> None:
         ("/compatible-mode/v1/chat/completions", CHAT),
         ("/v1/chat/completions/chat/completions", None),
         ("/openai/chat/completions/", CHAT),
+        ("/anthropic/v1/messages", "/v1/messages"),
+        ("/messages/count_tokens", "/v1/messages/count_tokens"),
     ],
 )
 def test_the_right_path_is_named(adapter: Adapter, path: str, right: str | None) -> None:
@@ -78,9 +80,7 @@ def test_the_right_path_is_named(adapter: Adapter, path: str, right: str | None)
         ("/v1/responses/resp_1/cancel", "Responses"),
         ("/responses", "Responses"),
         ("/openai/v1/responses", "Responses"),
-        ("/v1/messages", "Anthropic"),
-        ("/v1/messages/count_tokens", "Anthropic"),
-        ("/anthropic/v1/messages", "Anthropic"),
+        ("/v1/complete", "Anthropic Text"),
         ("/v1/embeddings", "embeddings"),
         ("/v1/images/generations", "image"),
         ("/v1/audio/transcriptions", "audio"),

@@ -2,22 +2,12 @@ from qwenvl.inference.v1 import message_pb2 as _message_pb2
 from qwenvl.inference.v1 import sampling_pb2 as _sampling_pb2
 from qwenvl.inference.v1 import usage_pb2 as _usage_pb2
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class OversizedImage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    OVERSIZED_IMAGE_UNSPECIFIED: _ClassVar[OversizedImage]
-    OVERSIZED_IMAGE_DOWNSIZE: _ClassVar[OversizedImage]
-    OVERSIZED_IMAGE_REJECT: _ClassVar[OversizedImage]
-OVERSIZED_IMAGE_UNSPECIFIED: OversizedImage
-OVERSIZED_IMAGE_DOWNSIZE: OversizedImage
-OVERSIZED_IMAGE_REJECT: OversizedImage
 
 class ResponseOptions(_message.Message):
     __slots__ = ("token_ids", "prompt_token_ids", "grounding", "keep_special_tokens", "prompt_text", "return_token_ids", "return_prompt_token_ids", "return_prompt_text")
@@ -46,8 +36,8 @@ class MediaOptions(_message.Message):
     OVERSIZED_FIELD_NUMBER: _ClassVar[int]
     min_pixels: int
     max_pixels: int
-    oversized: OversizedImage
-    def __init__(self, min_pixels: _Optional[int] = ..., max_pixels: _Optional[int] = ..., oversized: _Optional[_Union[OversizedImage, str]] = ...) -> None: ...
+    oversized: _message_pb2.OversizedImage
+    def __init__(self, min_pixels: _Optional[int] = ..., max_pixels: _Optional[int] = ..., oversized: _Optional[_Union[_message_pb2.OversizedImage, str]] = ...) -> None: ...
 
 class Started(_message.Message):
     __slots__ = ("request_id", "model", "created", "effective_settings", "prompt_usage", "images", "prompt_token_ids", "prompt_logprobs", "prompt_text")

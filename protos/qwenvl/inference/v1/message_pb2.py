@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!qwenvl/inference/v1/message.proto\x12\x13qwenvl.inference.v1\"\xc6\x01\n\x07Message\x12\'\n\x04role\x18\x01 \x01(\x0e\x32\x19.qwenvl.inference.v1.Role\x12(\n\x05parts\x18\x02 \x03(\x0b\x32\x19.qwenvl.inference.v1.Part\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x31\n\ntool_calls\x18\x05 \x03(\x0b\x32\x1d.qwenvl.inference.v1.ToolCall\x12\x11\n\treasoning\x18\x06 \x01(\t\"\xc3\x01\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\x05image\x18\x02 \x01(\x0b\x32\x1a.qwenvl.inference.v1.ImageH\x00\x12+\n\x05video\x18\x03 \x01(\x0b\x32\x1a.qwenvl.inference.v1.VideoH\x00\x12\x11\n\x07refusal\x18\x04 \x01(\tH\x00\x12\x36\n\x0btool_result\x18\x05 \x01(\x0b\x32\x1f.qwenvl.inference.v1.ToolResultH\x00\x42\x06\n\x04kind\"\xd3\x01\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\r\n\x03uri\x18\x02 \x01(\tH\x00\x12\x11\n\tmime_type\x18\x03 \x01(\t\x12\x30\n\x06\x64\x65tail\x18\x04 \x01(\x0e\x32 .qwenvl.inference.v1.ImageDetail\x12\x17\n\nmin_pixels\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x17\n\nmax_pixels\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x0c\n\x04uuid\x18\x07 \x01(\tB\x08\n\x06sourceB\r\n\x0b_min_pixelsB\r\n\x0b_max_pixels\"M\n\x05Video\x12*\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x1a.qwenvl.inference.v1.Image\x12\x10\n\x03\x66ps\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x06\n\x04_fps\"\x1d\n\nToolResult\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"i\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x03 \x01(\t\x12\x13\n\x06strict\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\t\n\x07_strict\"\x9f\x01\n\nToolChoice\x12\x33\n\x04mode\x18\x01 \x01(\x0e\x32#.qwenvl.inference.v1.ToolChoiceModeH\x00\x12\x17\n\rfunction_name\x18\x02 \x01(\tH\x00\x12\x15\n\rallowed_names\x18\x03 \x03(\t\x12\x15\n\x08parallel\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06\x63hoiceB\x0b\n\t_parallel*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\x8a\x01\n\x0bImageDetail\x12\x1c\n\x18IMAGE_DETAIL_UNSPECIFIED\x10\x00\x12\x15\n\x11IMAGE_DETAIL_AUTO\x10\x01\x12\x14\n\x10IMAGE_DETAIL_LOW\x10\x02\x12\x15\n\x11IMAGE_DETAIL_HIGH\x10\x03\x12\x19\n\x15IMAGE_DETAIL_ORIGINAL\x10\x04*\x87\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x42\x62\n\x17\x63om.qwenvl.inference.v1P\x01Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\xaa\x02\x13QwenVL.Inference.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!qwenvl/inference/v1/message.proto\x12\x13qwenvl.inference.v1\"\xc6\x01\n\x07Message\x12\'\n\x04role\x18\x01 \x01(\x0e\x32\x19.qwenvl.inference.v1.Role\x12(\n\x05parts\x18\x02 \x03(\x0b\x32\x19.qwenvl.inference.v1.Part\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x31\n\ntool_calls\x18\x05 \x03(\x0b\x32\x1d.qwenvl.inference.v1.ToolCall\x12\x11\n\treasoning\x18\x06 \x01(\t\"\xc3\x01\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\x05image\x18\x02 \x01(\x0b\x32\x1a.qwenvl.inference.v1.ImageH\x00\x12+\n\x05video\x18\x03 \x01(\x0b\x32\x1a.qwenvl.inference.v1.VideoH\x00\x12\x11\n\x07refusal\x18\x04 \x01(\tH\x00\x12\x36\n\x0btool_result\x18\x05 \x01(\x0b\x32\x1f.qwenvl.inference.v1.ToolResultH\x00\x42\x06\n\x04kind\"\x8b\x02\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\r\n\x03uri\x18\x02 \x01(\tH\x00\x12\x11\n\tmime_type\x18\x03 \x01(\t\x12\x30\n\x06\x64\x65tail\x18\x04 \x01(\x0e\x32 .qwenvl.inference.v1.ImageDetail\x12\x17\n\nmin_pixels\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x17\n\nmax_pixels\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x0c\n\x04uuid\x18\x07 \x01(\t\x12\x36\n\toversized\x18\x08 \x01(\x0e\x32#.qwenvl.inference.v1.OversizedImageB\x08\n\x06sourceB\r\n\x0b_min_pixelsB\r\n\x0b_max_pixels\"M\n\x05Video\x12*\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x1a.qwenvl.inference.v1.Image\x12\x10\n\x03\x66ps\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x06\n\x04_fps\"\x1d\n\nToolResult\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"i\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x03 \x01(\t\x12\x13\n\x06strict\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\t\n\x07_strict\"\x9f\x01\n\nToolChoice\x12\x33\n\x04mode\x18\x01 \x01(\x0e\x32#.qwenvl.inference.v1.ToolChoiceModeH\x00\x12\x17\n\rfunction_name\x18\x02 \x01(\tH\x00\x12\x15\n\rallowed_names\x18\x03 \x03(\t\x12\x15\n\x08parallel\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06\x63hoiceB\x0b\n\t_parallel*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\x8a\x01\n\x0bImageDetail\x12\x1c\n\x18IMAGE_DETAIL_UNSPECIFIED\x10\x00\x12\x15\n\x11IMAGE_DETAIL_AUTO\x10\x01\x12\x14\n\x10IMAGE_DETAIL_LOW\x10\x02\x12\x15\n\x11IMAGE_DETAIL_HIGH\x10\x03\x12\x19\n\x15IMAGE_DETAIL_ORIGINAL\x10\x04*k\n\x0eOversizedImage\x12\x1f\n\x1bOVERSIZED_IMAGE_UNSPECIFIED\x10\x00\x12\x1c\n\x18OVERSIZED_IMAGE_DOWNSIZE\x10\x01\x12\x1a\n\x16OVERSIZED_IMAGE_REJECT\x10\x02*\x87\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x42\x62\n\x17\x63om.qwenvl.inference.v1P\x01Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\xaa\x02\x13QwenVL.Inference.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,26 +32,28 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'qwenvl.inference.v1.message
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\027com.qwenvl.inference.v1P\001Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\252\002\023QwenVL.Inference.V1'
-  _globals['_ROLE']._serialized_start=1112
-  _globals['_ROLE']._serialized_end=1207
-  _globals['_IMAGEDETAIL']._serialized_start=1210
-  _globals['_IMAGEDETAIL']._serialized_end=1348
-  _globals['_TOOLCHOICEMODE']._serialized_start=1351
-  _globals['_TOOLCHOICEMODE']._serialized_end=1486
+  _globals['_ROLE']._serialized_start=1168
+  _globals['_ROLE']._serialized_end=1263
+  _globals['_IMAGEDETAIL']._serialized_start=1266
+  _globals['_IMAGEDETAIL']._serialized_end=1404
+  _globals['_OVERSIZEDIMAGE']._serialized_start=1406
+  _globals['_OVERSIZEDIMAGE']._serialized_end=1513
+  _globals['_TOOLCHOICEMODE']._serialized_start=1516
+  _globals['_TOOLCHOICEMODE']._serialized_end=1651
   _globals['_MESSAGE']._serialized_start=59
   _globals['_MESSAGE']._serialized_end=257
   _globals['_PART']._serialized_start=260
   _globals['_PART']._serialized_end=455
   _globals['_IMAGE']._serialized_start=458
-  _globals['_IMAGE']._serialized_end=669
-  _globals['_VIDEO']._serialized_start=671
-  _globals['_VIDEO']._serialized_end=748
-  _globals['_TOOLRESULT']._serialized_start=750
-  _globals['_TOOLRESULT']._serialized_end=779
-  _globals['_TOOLCALL']._serialized_start=781
-  _globals['_TOOLCALL']._serialized_end=841
-  _globals['_TOOL']._serialized_start=843
-  _globals['_TOOL']._serialized_end=948
-  _globals['_TOOLCHOICE']._serialized_start=951
-  _globals['_TOOLCHOICE']._serialized_end=1110
+  _globals['_IMAGE']._serialized_end=725
+  _globals['_VIDEO']._serialized_start=727
+  _globals['_VIDEO']._serialized_end=804
+  _globals['_TOOLRESULT']._serialized_start=806
+  _globals['_TOOLRESULT']._serialized_end=835
+  _globals['_TOOLCALL']._serialized_start=837
+  _globals['_TOOLCALL']._serialized_end=897
+  _globals['_TOOL']._serialized_start=899
+  _globals['_TOOL']._serialized_end=1004
+  _globals['_TOOLCHOICE']._serialized_start=1007
+  _globals['_TOOLCHOICE']._serialized_end=1166
 # @@protoc_insertion_point(module_scope)

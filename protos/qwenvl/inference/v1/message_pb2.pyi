@@ -23,6 +23,12 @@ class ImageDetail(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     IMAGE_DETAIL_HIGH: _ClassVar[ImageDetail]
     IMAGE_DETAIL_ORIGINAL: _ClassVar[ImageDetail]
 
+class OversizedImage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OVERSIZED_IMAGE_UNSPECIFIED: _ClassVar[OversizedImage]
+    OVERSIZED_IMAGE_DOWNSIZE: _ClassVar[OversizedImage]
+    OVERSIZED_IMAGE_REJECT: _ClassVar[OversizedImage]
+
 class ToolChoiceMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TOOL_CHOICE_MODE_UNSPECIFIED: _ClassVar[ToolChoiceMode]
@@ -39,6 +45,9 @@ IMAGE_DETAIL_AUTO: ImageDetail
 IMAGE_DETAIL_LOW: ImageDetail
 IMAGE_DETAIL_HIGH: ImageDetail
 IMAGE_DETAIL_ORIGINAL: ImageDetail
+OVERSIZED_IMAGE_UNSPECIFIED: OversizedImage
+OVERSIZED_IMAGE_DOWNSIZE: OversizedImage
+OVERSIZED_IMAGE_REJECT: OversizedImage
 TOOL_CHOICE_MODE_UNSPECIFIED: ToolChoiceMode
 TOOL_CHOICE_MODE_AUTO: ToolChoiceMode
 TOOL_CHOICE_MODE_NONE: ToolChoiceMode
@@ -75,7 +84,7 @@ class Part(_message.Message):
     def __init__(self, text: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., video: _Optional[_Union[Video, _Mapping]] = ..., refusal: _Optional[str] = ..., tool_result: _Optional[_Union[ToolResult, _Mapping]] = ...) -> None: ...
 
 class Image(_message.Message):
-    __slots__ = ("data", "uri", "mime_type", "detail", "min_pixels", "max_pixels", "uuid")
+    __slots__ = ("data", "uri", "mime_type", "detail", "min_pixels", "max_pixels", "uuid", "oversized")
     DATA_FIELD_NUMBER: _ClassVar[int]
     URI_FIELD_NUMBER: _ClassVar[int]
     MIME_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +92,7 @@ class Image(_message.Message):
     MIN_PIXELS_FIELD_NUMBER: _ClassVar[int]
     MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
+    OVERSIZED_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     uri: str
     mime_type: str
@@ -90,7 +100,8 @@ class Image(_message.Message):
     min_pixels: int
     max_pixels: int
     uuid: str
-    def __init__(self, data: _Optional[bytes] = ..., uri: _Optional[str] = ..., mime_type: _Optional[str] = ..., detail: _Optional[_Union[ImageDetail, str]] = ..., min_pixels: _Optional[int] = ..., max_pixels: _Optional[int] = ..., uuid: _Optional[str] = ...) -> None: ...
+    oversized: OversizedImage
+    def __init__(self, data: _Optional[bytes] = ..., uri: _Optional[str] = ..., mime_type: _Optional[str] = ..., detail: _Optional[_Union[ImageDetail, str]] = ..., min_pixels: _Optional[int] = ..., max_pixels: _Optional[int] = ..., uuid: _Optional[str] = ..., oversized: _Optional[_Union[OversizedImage, str]] = ...) -> None: ...
 
 class Video(_message.Message):
     __slots__ = ("frames", "fps")

@@ -323,3 +323,48 @@ def test_content_beside_the_content_is_refused(name: str) -> None:
     assert error.param == f"messages[0].{name}"
     assert "as a part of 'content'" in error.message
     assert message_of("x", **{name: []})[1] == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ({"image_url": {"url": WEB}}, 0),
+        ({"image_url": {"url": WEB}, "transformations": {"oversized_image": "error"}}, 2),
+        ({"image_url": {"url": WEB, "transformations": {"oversized_image": "error"}}}, 2),
+        ({"image": WEB, "transformations": {"oversized_image": "downsize"}}, 1),
+        ({"image": WEB, "transformations": {}}, 0),
+        ({"image": WEB, "transformations": {"oversized_image": None}}, 0),
+    ],
+)
+def test_what_happens_to_an_oversized_image(part: dict[str, Any], expected: int) -> None:
+    message, unknown = message_of([part])
+    assert message.parts[0].image.oversized == expected
+    assert not unknown
+
+
+@pytest.mark.parametrize(
+    ("transformations", "path"),
+    [
+        ("error", ""),
+        ({"oversized_image": "crop"}, ".oversized_image"),
+        ({"oversized_image": 3}, ".oversized_image"),
+        ({"rotate": 90}, ".rotate"),
+    ],
+)
+def test_other_transformations_are_refused(transformations: object, path: str) -> None:
+    error = refused([{"image": WEB, "transformations": transformations}])
+    assert error.param == f"messages[0].content[0].transformations{path}"
+
+
+def test_what_happens_to_all_oversized_images() -> None:
+    body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    for value, expected in (("error", 2), ("downsize", 1), (None, 0)):
+        chat, unknown = parse_chat(body | {"mm_processor_kwargs": {"oversized_image": value}})
+        assert to_spec(chat, max_media_bytes=9).media.oversized == expected
+        assert not unknown
+    assert FieldPaths(chat).param_of("spec.media.oversized") == (
+        "mm_processor_kwargs.oversized_image"
+    )
+    with pytest.raises(ApiError) as caught:
+        parse_chat(body | {"mm_processor_kwargs": {"oversized_image": "crop"}})
+    assert caught.value.param == "mm_processor_kwargs.oversized_image"
