@@ -350,6 +350,8 @@ class LocalBackend:
             num_choices=request.n,
             cache_salt=request.cache_salt,
             sampling=engine_params(options, request, eos_token_ids=self._model.spec.eos_token_ids),
+            constraint=request.constraint,
+            constraint_after=request.constraint_after,
         )
 
     def _answers(self, request: Request, prepared: PreparedPrompt) -> list[Answer]:

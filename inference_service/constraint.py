@@ -1,0 +1,31 @@
+"""The form that an answer must have: what the request, the front and the engine call a constraint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class ConstraintKind(Enum):
+    """What a constraint consists of."""
+
+    JSON_OBJECT = "json_object"
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICES = "choices"
+    LARK = "lark"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """The form that an answer must have.
+
+    Attributes:
+        kind: Which of the two fields below is set, and how it is read.
+        text: A JSON schema, a regular expression or a grammar in Lark notation.
+        values: The permitted answers of `CHOICES`.
+    """
+
+    kind: ConstraintKind
+    text: str = ""
+    values: tuple[str, ...] = ()
