@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+import hashlib
 
 
 class ConstraintKind(Enum):
@@ -29,3 +30,11 @@ class Constraint:
     kind: ConstraintKind
     text: str = ""
     values: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes that equal constraints have in common, and others do not."""
+        parts = (self.kind.value, self.text, *self.values)
+        encoded = [part.encode("utf-8", errors="surrogatepass") for part in parts]
+        lengths = ",".join(str(len(part)) for part in encoded)
+        return hashlib.sha256(b"\0".join([lengths.encode(), *encoded])).digest()

@@ -1,0 +1,99 @@
+"""Turns a constraint into a matcher of llguidance. Torch-free.
+
+A compiled grammar is lazy: what is too complex may show only when masks are computed, so that errors are looked for
+after every step.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from inference_service.constraint import Constraint, ConstraintKind
+
+
+JSON_STYLE: Final = {
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "whitespace_flexible": False,
+    "coerce_one_of": False,
+    "lenient": False,
+}
+"""JSON on one line, as models are trained to write it: with free white space, they may write blanks for ever.
+
+Passed as overrides, which a schema cannot change.
+"""
+
+_LIMITS: Final = LLParserLimits(verbose_errors=False)
+_SILENT: Final = 0
+_META: Final = re.compile(r"[\\.+*?()|\[\]{}^$]")
+_MAX_REASON: Final = 200
+_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]+")
+_PLACE: Final = re.compile(r"^at \d+\(\d+\): ")
+
+
+class GrammarError(Exception):
+    """The constraint cannot be compiled, or is too complex; the text is one line about the caller's own text."""
+
+
+def new_matcher(vocabulary: LLTokenizer, constraint: Constraint) -> LLMatcher:
+    """A matcher at the beginning of an answer.
+
+    Raises:
+        GrammarError: The constraint cannot be compiled.
+    """
+    try:
+        grammar = _grammar(constraint)
+    except ValueError as error:
+        raise GrammarError(_one_line(str(error))) from None
+    matcher = LLMatcher(vocabulary, grammar, log_level=_SILENT, limits=_LIMITS)
+    raise_error(matcher)
+    return matcher
+
+
+def raise_error(matcher: LLMatcher) -> None:
+    """Checks a matcher; after an error, its masks permit only end tokens.
+
+    Raises:
+        GrammarError: It has failed.
+    """
+    if matcher.is_error():
+        raise GrammarError(_one_line(matcher.get_error()))
+
+
+def try_out(vocabulary: LLTokenizer, constraint: Constraint) -> None:
+    """Compiles a constraint and computes the first mask.
+
+    Raises:
+        GrammarError: One of the two failed.
+    """
+    matcher = new_matcher(vocabulary, constraint)
+    matcher.compute_bitmask()
+    raise_error(matcher)
+
+
+def _grammar(constraint: Constraint) -> str:
+    match constraint.kind:
+        case ConstraintKind.JSON_OBJECT:
+            return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=JSON_STYLE)
+        case ConstraintKind.JSON_SCHEMA:
+            return LLMatcher.grammar_from_json_schema(constraint.text, overrides=JSON_STYLE)
+        case ConstraintKind.REGEX:
+            return LLMatcher.grammar_from_regex(constraint.text)
+        case ConstraintKind.CHOICES:
+            # One regular expression: thousands of alternatives of a grammar exceed its limits.
+            literals = (_META.sub(r"\\\g<0>", value) for value in constraint.values)
+            return LLMatcher.grammar_from_regex("|".join(literals))
+        case ConstraintKind.LARK:
+            return LLMatcher.grammar_from_lark(constraint.text)
+
+
+def _one_line(text: str) -> str:
+    """What an error says, without the places in texts that callers did not write."""
+    lines = [line.removeprefix("error: ") for line in text.splitlines() if line[:6] == "error:"]
+    line = (lines or text.splitlines() or [""])[0]
+    line = _PLACE.sub("", _ADDRESS.sub("", line))
+    line = "".join(character if character.isprintable() else " " for character in line)
+    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}..."
