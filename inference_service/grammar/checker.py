@@ -11,7 +11,7 @@ from pathlib import Path
 import socket
 import subprocess
 import sys
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -131,7 +131,7 @@ class _TrialProcess:
     def __init__(self, command: Sequence[str]) -> None:
         self.lost = False
         self._loop = asyncio.get_running_loop()
-        self._ready = self._loop.create_future()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[int, asyncio.Future[Verdict]] = {}
         self._count = 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -157,7 +157,8 @@ class _TrialProcess:
         """
         self._count += 1
         number = self._count
-        verdict = self._waiting[number] = self._loop.create_future()
+        verdict: asyncio.Future[Verdict] = self._loop.create_future()
+        self._waiting[number] = verdict
         try:
             async with asyncio.timeout(_START_S):
                 await asyncio.shield(self._ready)
@@ -206,7 +207,8 @@ class _TrialProcess:
         self._loop.remove_reader(self._socket)
         self._socket.close()
         self._process.kill()
-        for future in (self._ready, *self._waiting.values()):
+        futures: list[asyncio.Future[Any]] = [self._ready, *self._waiting.values()]
+        for future in futures:
             if not future.done():
                 future.set_exception(_unavailable())
                 future.exception()  # nobody may wait for it

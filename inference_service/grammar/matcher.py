@@ -6,15 +6,21 @@ after every step.
 
 from __future__ import annotations
 
+import json
+import random
 import re
-from typing import Final
+import time
+from typing import TYPE_CHECKING, Final
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from inference_service.constraint import Constraint, ConstraintKind
 
 
-JSON_STYLE: Final = {
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+JSON_STYLE: Final[JsonCompileOptions] = {
     "item_separator": ", ",
     "key_separator": ": ",
     "whitespace_flexible": False,
@@ -23,11 +29,14 @@ JSON_STYLE: Final = {
 }
 """JSON on one line, as models are trained to write it: with free white space, they may write blanks for ever.
 
-Passed as overrides, which a schema cannot change.
+Overrides of what a schema asks for in `x-guidance`, which `_without_options` removes besides: it has more options.
 """
 
 _LIMITS: Final = LLParserLimits(verbose_errors=False)
 _SILENT: Final = 0
+_TRIAL_TOKENS: Final = 32
+_TRIAL_S: Final = 0.25
+"""CPU time after which a trial has seen enough."""
 _META: Final = re.compile(r"[\\.+*?()|\[\]{}^$]")
 _MAX_REASON: Final = 200
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]+")
@@ -64,14 +73,28 @@ def raise_error(matcher: LLMatcher) -> None:
 
 
 def try_out(vocabulary: LLTokenizer, constraint: Constraint) -> None:
-    """Compiles a constraint and computes the first mask.
+    """Compiles a constraint and begins an answer: what is too complex may show only after some tokens.
 
     Raises:
-        GrammarError: One of the two failed.
+        GrammarError: It cannot be compiled, or a mask cannot be computed.
     """
     matcher = new_matcher(vocabulary, constraint)
-    matcher.compute_bitmask()
-    raise_error(matcher)
+    chance = random.Random(0)  # noqa: S311 - not for secrets
+    until = time.process_time() + _TRIAL_S
+    for _ in range(_TRIAL_TOKENS):
+        mask = matcher.compute_bitmask()
+        raise_error(matcher)
+        token_id = _permitted(mask, chance.randrange(len(mask)))
+        if token_id in vocabulary.eos_tokens or time.process_time() > until:
+            return
+        matcher.consume_token(token_id)
+        raise_error(matcher)
+
+
+def _permitted(mask: bytes, start: int) -> int:
+    """A permitted token: the first one in the bytes from `start` on, or else from the beginning."""
+    index = next(i % len(mask) for i in range(start, start + len(mask)) if mask[i % len(mask)])
+    return 8 * index + (mask[index] & -mask[index]).bit_length() - 1
 
 
 def _grammar(constraint: Constraint) -> str:
@@ -79,7 +102,8 @@ def _grammar(constraint: Constraint) -> str:
         case ConstraintKind.JSON_OBJECT:
             return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=JSON_STYLE)
         case ConstraintKind.JSON_SCHEMA:
-            return LLMatcher.grammar_from_json_schema(constraint.text, overrides=JSON_STYLE)
+            schema = _without_options(constraint.text)
+            return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_STYLE)
         case ConstraintKind.REGEX:
             return LLMatcher.grammar_from_regex(constraint.text)
         case ConstraintKind.CHOICES:
@@ -88,6 +112,13 @@ def _grammar(constraint: Constraint) -> str:
             return LLMatcher.grammar_from_regex("|".join(literals))
         case ConstraintKind.LARK:
             return LLMatcher.grammar_from_lark(constraint.text)
+
+
+def _without_options(text: str) -> str:
+    schema = json.loads(text)
+    if isinstance(schema, dict) and schema.pop("x-guidance", None) is not None:
+        return json.dumps(schema, ensure_ascii=False)
+    return text
 
 
 def _one_line(text: str) -> str:

@@ -17,7 +17,7 @@ import select
 import signal
 import socket
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from inference_service.child import die_with
 from inference_service.grammar.matcher import GrammarError, try_out
@@ -33,6 +33,9 @@ from inference_service.grammar.vocabulary import load_vocabulary
 from inference_service.media.sandbox import enter_sandbox
 
 
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
 CPU_S: Final = 1.0
 """CPU time of one trial."""
 MEMORY_MIB: Final = 512
@@ -45,7 +48,7 @@ _OOM_SCORE: Final = "900"  # of 1000: the kernel ends it before it ends the fron
 class Trials:
     """Forks a child for each trial, and reports those that did not report themselves."""
 
-    def __init__(self, sock: socket.socket, vocabulary: object) -> None:
+    def __init__(self, sock: socket.socket, vocabulary: LLTokenizer) -> None:
         self._socket = sock
         self._vocabulary = vocabulary
         self._running: dict[int, int] = {}  # process id -> number of the trial
@@ -57,11 +60,11 @@ class Trials:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         self._socket.send(encode(Ready()))
         while True:
-            readable, _, _ = select.select([self._socket, ended], [], [])
+            readable, _, _ = select.select([self._socket.fileno(), ended], [], [])
             if ended in readable:
                 os.read(ended, 4096)
                 self._reap()
-            if self._socket in readable:
+            if self._socket.fileno() in readable:
                 packet = self._socket.recv(MAX_PACKET_BYTES)
                 if not packet:
                     return
