@@ -494,7 +494,7 @@ def test_an_effect_deep_in_an_object_is_refused() -> None:
         deep = {"a": deep}
     for value in ({"type": "text", "schema": {"a": {"b": 0}}}, deep):
         with pytest.raises(ApiError) as caught:
-            chat_of(response_format=value)
+            to_spec(chat_of(response_format=value), max_media_bytes=1)
         assert caught.value.param == "response_format"
 
 
