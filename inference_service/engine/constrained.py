@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import logging
 import threading
 from typing import Final
@@ -134,6 +134,8 @@ class HeldRequests:
 
     def hold(self, sequences: list[Sequence], constraint: Constraint, pixels: memoryview) -> None:
         """Holds the choices of a request until its constraint is compiled."""
+        if sequences[0].request.constraint_after is not None:
+            constraint = replace(constraint, after_break=True)
         matcher = self._grammars.compiled(constraint)
         request_id = sequences[0].request.request_id
         self._requests[request_id] = HeldRequest(sequences, pixels, matcher)

@@ -61,7 +61,7 @@ class ConstraintChecker:
         self._process: _TrialProcess | None = None
         self._slots = asyncio.Semaphore(_TRIALS)
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
-        self._trials: dict[bytes, asyncio.Task[Verdict]] = {}
+        self._pending: dict[bytes, _Pending] = {}
         self._closed = False
 
     async def check(self, constraint: Constraint, *, field: str = "") -> None:
@@ -96,29 +96,51 @@ class ConstraintChecker:
             self._process.close()
 
     async def _tried(self, constraint: Constraint) -> Verdict:
-        """The verdict of a trial; the trial goes on if the caller leaves, so that callers cannot start many."""
+        """The verdict of a trial. One that has begun goes on if its callers leave, so that they cannot begin many."""
         key = constraint.digest
-        task = self._trials.get(key)
-        if task is None:
-            task = self._trials[key] = asyncio.create_task(self._try(constraint))
-            task.add_done_callback(lambda done: self._finish(key, done))
-        return await asyncio.shield(task)
+        pending = self._pending.get(key)
+        if pending is None:
+            pending = self._pending[key] = _Pending()
+            pending.task = asyncio.create_task(self._try(constraint, pending))
+            pending.task.add_done_callback(lambda done: self._finish(key, done))
+        pending.callers += 1
+        try:
+            return await asyncio.shield(pending.task)
+        finally:
+            pending.callers -= 1
 
-    async def _try(self, constraint: Constraint) -> Verdict:
+    async def _try(self, constraint: Constraint, pending: _Pending) -> Verdict:
         async with self._slots:
-            if self._closed:
+            if self._closed or not pending.callers:
                 raise _unavailable()
             if self._process is None or self._process.lost:
                 self._process = _TrialProcess((*self._command, "--model-dir", str(self._model_dir)))
-            return await self._process.run(constraint)
+            verdict = await self._process.run(constraint)
+            if verdict.lost:
+                raise _unavailable()
+            return verdict
 
     def _finish(self, key: bytes, task: asyncio.Task[Verdict]) -> None:
-        del self._trials[key]
+        del self._pending[key]
         if task.cancelled() or task.exception() is not None:
             return
         self._verdicts[key] = task.result()
         if len(self._verdicts) > _REMEMBERED:
             self._verdicts.popitem(last=False)
+
+
+class _Pending:
+    """A trial that waits or runs.
+
+    Attributes:
+        callers: How many wait for it.
+        task: Ends with the verdict.
+    """
+
+    task: asyncio.Task[Verdict]
+
+    def __init__(self) -> None:
+        self.callers = 0
 
 
 class _TrialProcess:

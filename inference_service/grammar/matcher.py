@@ -10,7 +10,7 @@ import json
 import random
 import re
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
@@ -37,6 +37,7 @@ _SILENT: Final = 0
 _TRIAL_TOKENS: Final = 32
 _TRIAL_S: Final = 0.25
 """CPU time after which a trial has seen enough."""
+_AFTER_BREAK: Final = 'start: break? form\nbreak: "\\n" | "\\n\\n"\n'
 _META: Final = re.compile(r"[\\.+*?()|\[\]{}^$]")
 _MAX_REASON: Final = 200
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]+")
@@ -98,27 +99,33 @@ def _permitted(mask: bytes, start: int) -> int:
 
 
 def _grammar(constraint: Constraint) -> str:
-    match constraint.kind:
-        case ConstraintKind.JSON_OBJECT:
-            return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=JSON_STYLE)
-        case ConstraintKind.JSON_SCHEMA:
-            schema = _without_options(constraint.text)
-            return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_STYLE)
-        case ConstraintKind.REGEX:
-            return LLMatcher.grammar_from_regex(constraint.text)
-        case ConstraintKind.CHOICES:
-            # One regular expression: thousands of alternatives of a grammar exceed its limits.
-            literals = (_META.sub(r"\\\g<0>", value) for value in constraint.values)
-            return LLMatcher.grammar_from_regex("|".join(literals))
-        case ConstraintKind.LARK:
-            return LLMatcher.grammar_from_lark(constraint.text)
+    if constraint.kind is ConstraintKind.LARK:
+        return LLMatcher.grammar_from_lark(constraint.text)
+    if constraint.kind in (ConstraintKind.JSON_OBJECT, ConstraintKind.JSON_SCHEMA):
+        schema = _without_options(constraint.text or '{"type": "object"}')
+        if constraint.after_break:
+            styled = json.dumps(schema | {"x-guidance": JSON_STYLE})
+            return LLMatcher.grammar_from_lark(f"{_AFTER_BREAK}form: %json {styled}")
+        # As text: an object loses long integers.
+        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_STYLE)
+    pattern = constraint.text
+    if constraint.kind is ConstraintKind.CHOICES:
+        # One regular expression: thousands of alternatives of a grammar exceed its limits.
+        pattern = "|".join(_META.sub(r"\\\g<0>", value) for value in constraint.values)
+    grammar = LLMatcher.grammar_from_regex(pattern)
+    if constraint.after_break:
+        (parts,) = json.loads(grammar)["grammars"]
+        literal = parts["lark_grammar"].removeprefix("start: ")
+        return LLMatcher.grammar_from_lark(f"{_AFTER_BREAK}form: {literal}")
+    return grammar
 
 
-def _without_options(text: str) -> str:
+def _without_options(text: str) -> dict[str, Any]:
     schema = json.loads(text)
-    if isinstance(schema, dict) and schema.pop("x-guidance", None) is not None:
-        return json.dumps(schema, ensure_ascii=False)
-    return text
+    if not isinstance(schema, dict):
+        raise ValueError("the schema must be an object")  # noqa: TRY004 - about the caller's text
+    schema.pop("x-guidance", None)
+    return schema
 
 
 def _one_line(text: str) -> str:

@@ -42,6 +42,8 @@ MEMORY_MIB: Final = 512
 """Memory of one trial beyond the vocabulary's."""
 _WALL_S: Final = 30
 """Time after which the kernel ends a trial that waits for something; there is nothing to wait for."""
+_OTHERS_SIGNALS: Final = frozenset((signal.SIGKILL, signal.SIGALRM))
+"""What ends a trial without a fault of its own: a kernel short of memory, and the time above."""
 _OOM_SCORE: Final = "900"  # of 1000: the kernel ends it before it ends the front or the engine
 
 
@@ -100,7 +102,8 @@ class Trials:
                 return
             number = self._running.pop(child)
             if status:
-                self._socket.send(encode(Verdict(number, exhausted=True)))
+                lost = os.WIFSIGNALED(status) and os.WTERMSIG(status) in _OTHERS_SIGNALS
+                self._socket.send(encode(Verdict(number, exhausted=not lost, lost=lost)))
 
 
 def _confine() -> None:

@@ -30,12 +30,14 @@ class Verdict(msgspec.Struct, frozen=True, tag="verdict"):
     Attributes:
         number: The trial.
         error: Why the constraint cannot be compiled; empty = it can.
-        exhausted: The trial reached its limit of CPU time or memory, and was ended.
+        exhausted: The trial reached its limit of CPU time or memory, or crashed the compiler.
+        lost: The trial was ended by something else, and says nothing about the constraint.
     """
 
     number: int
     error: str = ""
     exhausted: bool = False
+    lost: bool = False
 
 
 Reply = Ready | Verdict

@@ -18,6 +18,8 @@ MAX_SCHEMA_BYTES: Final = 64 * 2**10
 MAX_DEPTH: Final = 64
 MAX_ALTERNATIVES: Final = 5000
 MAX_REPEATS: Final = 1000
+MAX_INTEGER: Final = 2**53 - 1
+MAX_DIGITS: Final = 15
 
 FORMATS: Final = (
     *("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"),
@@ -32,6 +34,12 @@ _UNSUPPORTED: Final = frozenset(
     )
 )
 """Keywords that change what is valid and cannot be enforced."""
+_NUMBERS: Final = frozenset(
+    (
+        *("const", "enum", "exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum"),
+        *("multipleOf",),
+    )
+)
 _LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
 _MAPS: Final = ("$defs", "definitions", "patternProperties", "properties")
 _SINGLES: Final = ("additionalItems", "additionalProperties", "items")
@@ -62,7 +70,8 @@ def checked_schema(text: str, field: str) -> str:
         if _is_deeper(schema, MAX_DEPTH):
             _refuse(f"is nested more than {MAX_DEPTH} levels deep.", field)
         _Schemas(field).check(schema, "")
-        return json.dumps(schema, ensure_ascii=False, allow_nan=False)
+        # Escaped: half of a surrogate pair could not be sent on.
+        return json.dumps(schema, allow_nan=False)
     except (ValueError, RecursionError):
         raise InvalidArgumentError(
             f"{_name(field)} is not valid JSON; it must be the JSON text of an object.", field=field
@@ -128,6 +137,11 @@ class _Schemas:
                 f"has {len(value)} entries in {_shown(path)}, but at most {MAX_ALTERNATIVES}"
                 " are allowed."
             )
+        if keyword in _NUMBERS and not _is_exact(value):
+            self._refuse(
+                f"has a number in {_shown(path)} that cannot be enforced exactly: integers are between -{MAX_INTEGER}"
+                f" and {MAX_INTEGER}, and other numbers have at most {MAX_DIGITS} digits."
+            )
         if keyword == "pattern" and isinstance(value, str):
             check_repeats(value, self._field, path)
         if keyword == "patternProperties" and isinstance(value, dict):
@@ -168,6 +182,16 @@ def _is_deeper(value: Any, levels: int) -> bool:
         return False
     inner = value.values() if isinstance(value, dict) else value
     return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner)
+
+
+def _is_exact(value: Any) -> bool:
+    """Whether all numbers in a value keep their value in the compiler, which calculates with float64."""
+    if isinstance(value, (dict, list)):
+        return all(map(_is_exact, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, float):
+        digits = repr(value).partition("e")[0].replace(".", "").strip("-0")
+        return len(digits) <= MAX_DIGITS
+    return not isinstance(value, int) or abs(value) <= MAX_INTEGER
 
 
 def _no_number(text: str) -> NoReturn:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 import json
 import os
+from pathlib import Path
 import signal
 import sys
 
@@ -15,6 +16,7 @@ from inference_service.constraint import Constraint, ConstraintKind
 from inference_service.errors import EngineUnavailableError, InvalidArgumentError
 from inference_service.grammar.checker import ConstraintChecker
 from tests.grammar.conftest import DEMO
+from tests.grpc_api.asking import until
 
 
 BOUND_S = 60
@@ -44,6 +46,10 @@ async def checker() -> AsyncIterator[ConstraintChecker]:
 def process_of(checker: ConstraintChecker) -> int:
     assert checker._process is not None
     return checker._process._process.pid
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def refused(checker: ConstraintChecker, constraint: Constraint, **options: str):
@@ -102,15 +108,55 @@ async def test_a_trial_goes_on_without_its_caller_and_is_not_repeated(
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await checker.check(EXPLODING)
-    assert len(checker._trials) == 1
+    assert len(checker._pending) == 1
     await refused(checker, EXPLODING)
-    assert not checker._trials
+    assert not checker._pending
     known = checker._process
     assert known is not None
     count = known._count
     await refused(checker, EXPLODING)
     await checker.check(GOOD)
     assert known._count == count
+
+
+async def test_a_constraint_that_crashes_the_compiler_is_refused(
+    checker: ConstraintChecker,
+) -> None:
+    """llguidance 1.9.1 ends with a segmentation fault on this number, which `grpc_api` refuses before."""
+    await checker.check(GOOD)
+    process = checker._process
+    assert "too complex" in (await refused(checker, schema({"const": -(2**63)}))).message
+    await checker.check(regex("e"))
+    assert checker._process is process
+
+
+async def test_trials_that_nobody_waits_for_do_not_begin(checker: ConstraintChecker) -> None:
+    await checker.check(GOOD)
+    process = checker._process
+    assert process is not None
+    begun = process._count
+    exploding = [schema({"type": "integer", "multipleOf": 99999989 + n}) for n in range(2)]
+    running = [asyncio.create_task(refused(checker, constraint)) for constraint in exploding]
+    await asyncio.sleep(0.01)
+    for number in range(50):  # behind the two that run
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await checker.check(regex(f"left{number}"))
+    await asyncio.gather(*running)
+    await checker.check(regex("last"))
+    assert process._count == begun + 3
+    assert not checker._pending
+
+
+async def test_a_trial_that_somebody_else_ends_says_nothing(checker: ConstraintChecker) -> None:
+    await checker.check(GOOD)
+    await until(lambda: not children_of(process_of(checker)))
+    trial = asyncio.create_task(checker.check(EXPLODING))
+    await until(lambda: bool(children_of(process_of(checker))))
+    os.kill(children_of(process_of(checker))[0], signal.SIGKILL)
+    with pytest.raises(EngineUnavailableError):
+        await trial
+    assert "too complex" in (await refused(checker, EXPLODING)).message
 
 
 async def test_a_lost_process_is_replaced(checker: ConstraintChecker) -> None:

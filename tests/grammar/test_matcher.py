@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -124,6 +125,17 @@ def test_a_grammar_of_several_rules(write: Write) -> None:
         assert set(answer) <= set("0123456789+-()")
 
 
+def test_properties_come_in_the_order_of_the_schema(write: Write) -> None:
+    values = {"z": 1, "a": 2**53 - 1, "é": "\u4e2d", "b": 1.5}
+    schema = {"properties": {name: {"const": value} for name, value in values.items()}}
+    schema |= {"required": list(values), "additionalProperties": False, "type": "object"}  # type: ignore[dict-item]
+    for after_break in (False, True):
+        constraint = dataclasses.replace(json_schema(schema), after_break=after_break)
+        answer = json.loads(write(constraint))
+        assert list(answer) == list(values)
+        assert answer == values
+
+
 def test_a_schema_cannot_ask_for_free_white_space(write: Write) -> None:
     options = {"whitespace_flexible": True, "whitespace_pattern": "[ \\n]+", "lenient": True}
     schema: dict[str, Any] = {
@@ -132,6 +144,31 @@ def test_a_schema_cannot_ask_for_free_white_space(write: Write) -> None:
     }
     schema |= {"required": ["a", "b"], "additionalProperties": False, "x-guidance": options}
     assert {write(json_schema(schema), seed) for seed in range(5)} == {'{"a": 1, "b": 2}'}
+
+
+@pytest.mark.parametrize(
+    ("constraint", "form"),
+    [
+        (json_schema({"const": "</a>"}), '"</a>"'),
+        (Constraint(kind=ConstraintKind.JSON_OBJECT), None),
+        (regex("a/b"), "a/b"),
+        (choices('x"/\\', "y"), None),
+        (choices(""), ""),
+    ],
+)
+def test_line_breaks_after_the_reasoning(
+    write: Write, constraint: Constraint, form: str | None
+) -> None:
+    constraint = dataclasses.replace(constraint, after_break=True)
+    answers = [write(constraint, seed, 40) for seed in range(60)]
+    begun = {answer[: len(answer) - len(answer.lstrip("\n"))] for answer in answers}
+    assert begun <= {"", "\n", "\n\n"}
+    assert len(begun) > 1
+    rest = {answer.lstrip("\n") for answer in answers}
+    if constraint.kind is ConstraintKind.JSON_OBJECT:
+        assert all(answer.startswith("{") for answer in rest)
+    else:
+        assert rest == ({form} if form is not None else set(constraint.values))
 
 
 REFUSED = {
