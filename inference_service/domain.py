@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from inference_service.constraint import Constraint
 from inference_service.sampling import Sampling, SamplingOptions
 
 
@@ -83,6 +84,9 @@ class GenerationOptions:
         include_stop_string: Keep the stop string in the text.
         top_logprobs: Number of most likely tokens to return for every answer token; None = no log probabilities.
         prompt_logprobs: The same for the prompt.
+        constraint: The form that every answer must have.
+        constraint_after: The constraint begins after the first token with this id, such as the end of the model's
+            reasoning; None = with the first token.
         n: Number of answers.
         return_token_ids: Return the ids of the answers.
         return_prompt_token_ids: Return the ids of the prompt.
@@ -103,6 +107,8 @@ class GenerationOptions:
     include_stop_string: bool = False
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
+    constraint_after: int | None = None
     n: int = 1
     return_token_ids: bool = False
     return_prompt_token_ids: bool = False

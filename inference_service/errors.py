@@ -10,6 +10,7 @@ ServiceError
 │   ├── ImageFetchError         the remote side failed
 │   ├── ImageFetchTimeoutError
 │   ├── ContextLengthError      prompt and answer do not fit the context
+│   ├── ConstraintFailedError   the form of an answer cannot be followed any further
 │   └── UnsupportedParameterError
 ├── UnauthenticatedError
 ├── PermissionDeniedError
@@ -25,7 +26,8 @@ ServiceError
 ├── DeadlineError
 └── InternalError
 
-Messages never include the text of a parser, which may leak addresses (CVE-2026-22778).
+Messages never include the text of a parser, which may leak addresses (CVE-2026-22778); but what the compiler of
+grammars says about a caller's own constraint is told, without addresses.
 """
 
 from __future__ import annotations
@@ -113,6 +115,12 @@ class ContextLengthError(InvalidArgumentError):
     """Prompt and answer do not fit the context window."""
 
     reason = "CONTEXT_LENGTH_EXCEEDED"
+
+
+class ConstraintFailedError(InvalidArgumentError):
+    """The answer cannot be continued in the form that the constraint asks for."""
+
+    reason = "CONSTRAINT_FAILED"
 
 
 class UnsupportedParameterError(InvalidArgumentError):

@@ -79,4 +79,5 @@ def _features(spec: ModelSpec, boxes: BoxNotation) -> tuple[str, ...]:
     """Supported features besides text completion."""
     chat = ("chat", "continue_final_message") if spec.is_chat else ()
     grounding = ("grounding",) if boxes is not BoxNotation.NONE else ()
-    return ("logprobs", "prompt_logprobs", *chat, *grounding)
+    constraints = ("json_object", "json_schema", "regex", "choices", "grammar")
+    return ("logprobs", "prompt_logprobs", *constraints, *chat, *grounding)

@@ -37,6 +37,7 @@ from inference_service.errors import (
     ModelLoadingError,
     UnsupportedParameterError,
 )
+from inference_service.grammar.checker import ConstraintChecker
 from inference_service.media.prepare import MediaPreparer
 from inference_service.media.turn import set_turn
 from inference_service.model_spec import BoxNotation
@@ -67,6 +68,7 @@ class LocalBackend:
         # With a window of history, turns beyond it are dropped instead of refused.
         tokenizer = None if settings.history_window else model.tokenizer
         self._prompts = PromptWorkers(model.prompts, tokenizer)
+        self._constraints = ConstraintChecker(model.directory)
         self._admission = Admission(settings.max_queue)
         self._rates = RateLimits.from_settings(settings)
         self._shared = Shared(
@@ -169,6 +171,7 @@ class LocalBackend:
         await self._engine.close()
         await self._media.close()
         self._prompts.close()
+        self._constraints.close()
 
     async def abort(self, request_id: str, caller: str | None = None) -> bool:
         """See `Backend`."""
@@ -221,6 +224,9 @@ class LocalBackend:
         self, request: Request, admitted: AdmittedRequest, turn: Turn
     ) -> AsyncGenerator[Event, None]:
         context_tokens = self._context_tokens()
+        if request.constraint is not None:
+            async with admitted.abortable():
+                await self._constraints.check(request.constraint)
         prepared = await self._prepare(request, admitted, turn)
         self._rates.take(
             admitted.caller, Amounts(image_bytes=sum(memoryview(p).nbytes for p in prepared.pixels))
@@ -350,6 +356,8 @@ class LocalBackend:
             num_choices=request.n,
             cache_salt=request.cache_salt,
             sampling=engine_params(options, request, eos_token_ids=self._model.spec.eos_token_ids),
+            constraint=request.constraint,
+            constraint_after=request.constraint_after,
         )
 
     def _answers(self, request: Request, prepared: PreparedPrompt) -> list[Answer]:

@@ -16,6 +16,7 @@ from inference_service.engine_protocol.messages import (
 )
 from inference_service.errors import (
     ERRORS_BY_REASON,
+    ConstraintFailedError,
     InternalError,
     InvalidArgumentError,
     ServiceError,
@@ -91,13 +92,14 @@ async def run_aborted(
 
 
 def _error_of(failure: EngineFailure, prompt_field: str) -> ServiceError:
-    """The error that the engine raised; an invalid argument always concerns the prompt."""
+    """The error that the engine raised; but for the constraint, an invalid argument always concerns the prompt."""
     kind = ERRORS_BY_REASON.get(failure.reason)
     if kind is None:
         return InternalError("The engine failed on this request.")
+    field = "spec.constraint" if kind is ConstraintFailedError else prompt_field
     return kind(
         failure.message,
-        field=prompt_field if issubclass(kind, InvalidArgumentError) else "",
+        field=field if issubclass(kind, InvalidArgumentError) else "",
         metadata=failure.metadata,
         retry_after_s=failure.retry_after_s,
     )

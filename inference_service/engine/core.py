@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
 import logging
 from pathlib import Path
 import time
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from inference_service.engine.blocks import BlockManager
+from inference_service.engine.constrained import Grammars, HeldRequest, HeldRequests
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.loader import load_model
 from inference_service.engine.memory import (
@@ -22,6 +24,7 @@ from inference_service.engine.memory import (
     resolve_dtype,
     resolve_max_model_len,
 )
+from inference_service.engine.outputs import ended_output, token_output, unreported_cached_tokens
 from inference_service.engine.runner import ChunkResult, Launched, ModelRunner
 from inference_service.engine.scheduler import Chunk, Plan, Scheduler
 from inference_service.engine.sequence import Sequence
@@ -37,13 +40,23 @@ from inference_service.engine_protocol.messages import (
     FinishReason,
     ImageSpan,
 )
-from inference_service.errors import InternalError, OutOfMemoryError, ServiceError
+from inference_service.errors import (
+    ConstraintFailedError,
+    InternalError,
+    OutOfMemoryError,
+    RequestIdInUseError,
+    ServiceError,
+)
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import kv_bytes_per_token, module_parts
-from inference_service.measures import ChoiceTimings, DeviceMemory, DurationCounter
+from inference_service.grammar.matcher import GrammarError
+from inference_service.grammar.vocabulary import load_vocabulary
+from inference_service.measures import DeviceMemory, DurationCounter
 from inference_service.models.vision_language import VisionLanguageModel
 from inference_service.progress import advance
 
+
+_COMPILE_POLL_S = 0.01
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +128,7 @@ class EngineCore:
             max_num_seqs=config.max_num_seqs,
             max_model_len=max_model_len,
         )
+        self._held = HeldRequests(Grammars(partial(load_vocabulary, model_dir)))
         if devices[0].type == "cpu":  # on a GPU a step takes less than a second
             _note_progress(model)
         self._steps = 0
@@ -133,7 +147,7 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether any sequence is unfinished."""
-        return self._scheduler.has_work
+        return self._scheduler.has_work or self._held.num_sequences > 0
 
     @property
     def stats(self) -> EngineStats:
@@ -141,7 +155,7 @@ class EngineCore:
         blocks, scheduler, counters = self._blocks, self._scheduler, self._scheduler.counters
         return EngineStats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=len(scheduler.waiting) + self._held.num_sequences,
             kv_pages_total=blocks.num_pages,
             kv_pages_used=blocks.num_used,
             kv_pages_cached=blocks.num_cached,
@@ -178,9 +192,18 @@ class EngineCore:
             Sequence(request, choice_index, rope_level=level)
             for choice_index in range(request.num_choices)
         ]
+        if request.constraint is None:
+            self._enqueue(sequences, view)
+            return
+        self._scheduler.check(request)
+        if request.request_id in self._held:
+            raise RequestIdInUseError(f"request_id {request.request_id!r} is used already.")
+        self._held.hold(sequences, request.constraint, view)
+
+    def _enqueue(self, sequences: list[Sequence], pixels: memoryview) -> None:
         self._scheduler.add(sequences)
         try:
-            self._runner.add(sequences, view)
+            self._runner.add(sequences, pixels)
         except BaseException:
             # Sequences that the runner does not know would end every later step.
             for sequence in sequences:
@@ -189,6 +212,7 @@ class EngineCore:
 
     def abort(self, request_id: str, choice_index: int | None = None) -> None:
         """End one choice of a request now, or (None) all, without further outputs. Unknown ids are ignored."""
+        self._held.drop(request_id, choice_index)
         for sequence in self._scheduler.of_request(request_id):
             if choice_index in (None, sequence.choice_index):
                 self._end(sequence, FinishReason.ABORTED)
@@ -200,12 +224,30 @@ class EngineCore:
         engine must not be used again.
         """
         begin_s = time.monotonic()
+        outputs = [output for held in self._held.take_ready() for output in self._begin(held)]
         plan = self._scheduler.schedule()
         if not plan.chunks:
-            return []
-        outputs = self.collect(self.launch(plan))
+            if not outputs and self._held.num_sequences:
+                self._held.wait(_COMPILE_POLL_S)
+            return outputs
+        outputs += self.collect(self.launch(plan))
         self._step_durations.add(time.monotonic() - begin_s)
         return outputs
+
+    def _begin(self, held: HeldRequest) -> list[ChoiceOutput]:
+        """Queue a request whose constraint is compiled; returns the outputs of one that is refused."""
+        try:
+            held.constrain()
+            self._enqueue(held.sequences, held.pixels)
+        except ServiceError as error:
+            failure = EngineFailure.of(error)
+        except Exception:  # a defect with one request must not end the others
+            request_id = held.sequences[0].request.request_id
+            logger.exception({"message": "a request could not be added", "request_id": request_id})
+            failure = EngineFailure.of(InternalError("The engine failed on this request."))
+        else:
+            return []
+        return [ended_output(one, FinishReason.ERROR, failure) for one in held.sequences]
 
     def launch(self, plan: Plan) -> Ticket:
         """Enqueue the work of a plan: first the images, then one forward pass with sampling.
@@ -290,7 +332,12 @@ class EngineCore:
     def _commit(self, chunk: Chunk, result: ChunkResult) -> ChoiceOutput | None:
         """Commit the result of a chunk; returns its output, if any."""
         sequence = chunk.sequence
-        num_cached_tokens = _unreported_cached_tokens(sequence)
+        if sequence.constraint is not None and result.token_id is not None:
+            try:
+                sequence.constraint.take(result.token_id)
+            except GrammarError as error:
+                return self._fail(sequence, _constraint_failed(sequence, error))
+        num_cached_tokens = unreported_cached_tokens(sequence)
         reason = self._scheduler.commit(chunk, result.token_id)
         sequence.num_prompt_logprobs += len(result.prompt_logprobs)
         if reason is not None:
@@ -299,7 +346,7 @@ class EngineCore:
             return None
         is_first = result.token_id is not None and sequence.num_answer_tokens == 1
         timings = self._scheduler.timings(sequence) if is_first else None
-        return _output(sequence, result, num_cached_tokens, timings)
+        return token_output(sequence, result, num_cached_tokens, timings)
 
     def _fail(self, sequence: Sequence, error: ServiceError) -> ChoiceOutput:
         return self._end(sequence, FinishReason.ERROR, EngineFailure.of(error))
@@ -309,13 +356,7 @@ class EngineCore:
     ) -> ChoiceOutput:
         self._scheduler.finish(sequence, reason)
         self._runner.remove(sequence.sequence_id)
-        return ChoiceOutput(
-            request_id=sequence.request.request_id,
-            choice_index=sequence.choice_index,
-            num_cached_tokens=_unreported_cached_tokens(sequence),
-            finish_reason=reason,
-            failure=failure,
-        )
+        return ended_output(sequence, reason, failure)
 
 
 def _note_progress(model: torch.nn.Module) -> None:
@@ -336,22 +377,16 @@ def _memory_of(device: torch.device) -> DeviceMemory | None:
     )
 
 
-def _output(
-    sequence: Sequence,
-    result: ChunkResult,
-    num_cached_tokens: int | None,
-    timings: ChoiceTimings | None,
-) -> ChoiceOutput:
-    """The output for a committed result."""
-    return ChoiceOutput(
-        request_id=sequence.request.request_id,
-        choice_index=sequence.choice_index,
-        token_ids=() if result.token_id is None else (result.token_id,),
-        logprobs=() if result.logprobs is None else (result.logprobs,),
-        prompt_logprobs=result.prompt_logprobs,
-        num_cached_tokens=num_cached_tokens,
-        timings=timings,
-        finish_reason=sequence.finish_reason,
+def _constraint_failed(sequence: Sequence, error: GrammarError) -> ConstraintFailedError:
+    logger.warning(
+        {
+            "message": f"a constraint failed: {error}",
+            "request_id": sequence.request.request_id,
+        }
+    )
+    return ConstraintFailedError(
+        "The answer cannot be continued in the form that the constraint asks for: the constraint is too complex, or no"
+        " token of the model fits it."
     )
 
 
@@ -388,9 +423,3 @@ def _needs(chunk: Chunk, keys: AbstractSet[bytes]) -> bool:
     """Whether one of these images has a token in the chunk."""
     images = chunk.sequence.images_between(chunk.start, chunk.end) if keys else ()
     return any(image.key in keys for image in images)
-
-
-def _unreported_cached_tokens(sequence: Sequence) -> int | None:
-    """The number of cached tokens for the first output of a sequence; None for the later ones."""
-    reported = sequence.num_answer_tokens > 0 or sequence.num_prompt_logprobs > 0
-    return None if reported else sequence.num_cached_tokens

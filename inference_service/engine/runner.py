@@ -16,6 +16,7 @@ from torch import Tensor
 
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.inputs import InputBuffers, SequenceInput
+from inference_service.engine.masks import MaskBuffers
 from inference_service.engine.sampler import (
     LogprobTensors,
     SamplingRow,
@@ -111,6 +112,7 @@ class ModelRunner:
             )
             for _ in range(2)
         )
+        self._masks = MaskBuffers(max_num_seqs)
         self._prompts: dict[SequenceId, _Prompt] = {}
 
     def add(self, sequences: Seq[Sequence], pixels: memoryview) -> None:
@@ -236,10 +238,14 @@ class ModelRunner:
                 sequence.request.prompt_token_ids,
                 sequence.token_ids[sequence.num_prompt_tokens :],
                 sequence.choice_index,
+                is_masked=sequence.constraint is not None and sequence.constraint.active,
+                awaits_mask=sequence.constraint is not None and not sequence.constraint.active,
             )
             for sequence in sequences
         ]
-        token_ids = sample(logits, rows)
+        # A GPU computes the forward pass meanwhile.
+        mask = self._masks.fill(sequences, logits.shape[-1], logits.device)
+        token_ids = sample(logits, rows, mask)
         wanted = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
         if not wanted:
             return token_ids, None

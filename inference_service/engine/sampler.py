@@ -1,8 +1,9 @@
 """Samples the next tokens of a batch from logits, on the device, and computes log probabilities.
 
 Order (as vLLM's sampler): logit bias, end tokens masked by `min_tokens`, repetition, frequency and presence penalty,
-temperature, min-p, top-k, top-p, choice. A row's result depends on that row alone, never on the batch around it:
-filters are minimum logits (ties stay together), and noise is a hash of (seed, choice, position, token id).
+the mask of a constraint, temperature, min-p, top-k, top-p, choice. A row's result depends on that row alone, never on
+the batch around it: filters are minimum logits (ties stay together), and noise is a hash of (seed, choice, position,
+token id).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from inference_service.engine.masks import TokenMask
 from inference_service.engine_protocol.messages import PositionLogprobs, SamplingParams
 
 
@@ -33,12 +35,16 @@ class SamplingRow:
         prompt: Ids of the prompt.
         answer: Ids of the answer so far.
         choice_index: Index of the answer among those of its request.
+        is_masked: A constraint applies to the next token.
+        awaits_mask: A constraint applies later, so that the answer must not end before.
     """
 
     params: SamplingParams
     prompt: Sequence[int]
     answer: Sequence[int]
     choice_index: int = 0
+    is_masked: bool = False
+    awaits_mask: bool = False
 
     @property
     def is_greedy(self) -> bool:
@@ -47,12 +53,12 @@ class SamplingRow:
 
     @property
     def banned(self) -> tuple[int, ...]:
-        """End tokens that are excluded until `min_tokens` is reached."""
+        """End tokens that are excluded: until `min_tokens` is reached, and where a constrained answer must go on."""
         params = self.params
-        if len(self.answer) >= params.min_tokens:
-            return ()
-        own = () if params.ignore_eos else params.eos_token_ids
-        return own + params.stop_token_ids
+        is_early = len(self.answer) < params.min_tokens
+        goes_on = self.is_masked if params.ignore_eos else is_early
+        own = params.eos_token_ids if goes_on or self.awaits_mask else ()
+        return own + params.stop_token_ids if is_early else own
 
     @property
     def is_penalised(self) -> bool:
@@ -106,18 +112,22 @@ class LogprobTensors:
         ]
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+def sample(logits: Tensor, rows: Sequence[SamplingRow], mask: TokenMask | None = None) -> Tensor:
     """Choose one token per row.
 
     Args:
         logits: [R, V] float32 from the model; not changed.
         rows: R rows.
+        mask: The permitted tokens of the rows that are masked; None if none is.
 
     Returns:
         [R] int64 on the device of `logits`.
     """
+    unbanned = logits
     logits = _apply_bias_and_bans(logits, rows)
     logits = _apply_penalties(logits, rows)
+    if mask is not None:
+        logits = mask.apply(logits, unbanned)
     greedy = logits.argmax(dim=-1)
     if all(row.is_greedy for row in rows):
         return greedy

@@ -115,7 +115,7 @@ class Scheduler:
             ContextLengthError: The prompt leaves no room for an answer.
             ImageTooLargeError: An image exceeds the encoder cache.
         """
-        self._check(sequences[0].request)
+        self.check(sequences[0].request)
         self._sequences.update({sequence.sequence_id: sequence for sequence in sequences})
         self.waiting.extend(sequences)
         now_s = self._clock()
@@ -168,8 +168,8 @@ class Scheduler:
             prefill_s=self._clock() - sequence.admitted_s,
         )
 
-    def _check(self, request: EngineRequest) -> None:
-        """Refuse a request that could never be scheduled, or that cannot be told from another one."""
+    def check(self, request: EngineRequest) -> None:
+        """Refuse a request that could never be scheduled, or that cannot be told from another one; raises as `add`."""
         if self.of_request(request.request_id):
             raise RequestIdInUseError(
                 f"request_id {request.request_id!r} is used by a request in flight; choose another one."

@@ -6,6 +6,7 @@ Scheduler, block manager and runner share this state.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from inference_service.engine_protocol.messages import (
     EngineRequest,
@@ -14,6 +15,9 @@ from inference_service.engine_protocol.messages import (
     SamplingParams,
 )
 
+
+if TYPE_CHECKING:
+    from inference_service.engine.constrained import ConstraintState
 
 SequenceId = tuple[str, int]
 """Request id and choice index."""
@@ -37,6 +41,7 @@ class Sequence:
         num_cached_tokens: Prompt tokens found in the prefix cache at the first admission; None before it.
         num_prompt_logprobs: Number of prompt positions with reported log probabilities.
         finish_reason: Set once, at the end.
+        constraint: Where the answer is in the request's constraint, if it has one.
     """
 
     request: EngineRequest
@@ -52,6 +57,7 @@ class Sequence:
     num_cached_tokens: int | None = None
     num_prompt_logprobs: int = 0
     finish_reason: FinishReason | None = None
+    constraint: ConstraintState | None = None
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
@@ -108,10 +114,12 @@ class Sequence:
     def reason_to_finish(self, max_model_len: int) -> FinishReason | None:
         """The finish reason if the sequence ends with its newest token, else None.
 
-        An end token takes precedence over a length, and the request's length over that of the context.
+        An end token takes precedence over a length, and the request's length over that of the context. A complete
+        constrained answer ends even if end tokens are to be ignored: nothing else is permitted then.
         """
         token, sampling = self.token_ids[-1], self.sampling
-        if token in sampling.eos_token_ids and not sampling.ignore_eos:
+        ends = self.constraint is not None or not sampling.ignore_eos
+        if token in sampling.eos_token_ids and ends:
             return FinishReason.EOS
         if token in sampling.stop_token_ids:
             return FinishReason.STOP_TOKEN

@@ -33,7 +33,8 @@ def _check_token_ids(request: EngineRequest, vocab_size: int) -> None:
     sampling = request.sampling
     biased = [token_id for token_id, _ in sampling.logit_bias]
     ends = (*sampling.eos_token_ids, *sampling.stop_token_ids)
-    used = (*request.prompt_token_ids, *biased, *ends)
+    begins = () if request.constraint_after is None else (request.constraint_after,)
+    used = (*request.prompt_token_ids, *biased, *ends, *begins)
     if min(used) < 0 or max(used) >= vocab_size:
         raise InvalidArgumentError(
             f"Token ids must be 0 to {vocab_size - 1}, but the request has {min(used)} to {max(used)}."

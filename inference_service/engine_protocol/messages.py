@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from inference_service.constraint import Constraint
 from inference_service.errors import ServiceError
 from inference_service.measures import ChoiceTimings, DeviceMemory, Durations
 from inference_service.sampling import Sampling
@@ -86,6 +87,8 @@ class EngineRequest:
         sampling: How tokens are sampled, the same for all choices.
         num_choices: Answers to compute, at least 1; they differ by their sampling noise.
         cache_salt: Prefix pages are shared only among equal salts.
+        constraint: The form that every answer must have.
+        constraint_after: The constraint begins after the first token of the answer with this id; None = at once.
     """
 
     request_id: str
@@ -94,6 +97,8 @@ class EngineRequest:
     num_choices: int = 1
     images: tuple[ImageSpan, ...] = ()
     cache_salt: bytes = b""
+    constraint: Constraint | None = None
+    constraint_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

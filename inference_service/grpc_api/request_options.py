@@ -10,6 +10,7 @@ from typing import Final
 
 from inference_service.domain import GenerationOptions
 from inference_service.errors import InvalidArgumentError
+from inference_service.grpc_api.constraints import constraint_of
 from inference_service.grpc_api.field_checks import (
     PIXELS,
     check_bytes,
@@ -64,6 +65,7 @@ def generation_options(
         prompt_logprobs=optional_integer(
             spec.logprobs, "prompt_logprobs", _LOGPROBS, "spec.logprobs"
         ),
+        constraint=constraint_of(spec),
         n=n,
         return_token_ids=spec.response.return_token_ids or spec.response.token_ids,
         return_prompt_token_ids=(

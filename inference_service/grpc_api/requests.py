@@ -113,7 +113,6 @@ def _check_images(media: Sequence[Media], field: str, settings: ServiceSettings)
 
 def _refuse_unsupported(spec: chat_pb.ChatCompletionSpec) -> None:
     refused = {
-        "spec.constraint": spec.HasField("constraint"),
         "spec.tools": bool(spec.tools),
         "spec.tool_choice": spec.tool_choice.WhichOneof("choice") == "function_name"
         or spec.tool_choice.mode == message_pb.TOOL_CHOICE_MODE_REQUIRED,

@@ -18,6 +18,8 @@ class Tokenizer(ABC):
         special_tokens: Ids of the special tokens by their text.
         special_ids: Their ids.
         hidden_ids: The special ids that are omitted from an answer's text by default.
+        added_tokens: Ids of all tokens that were added to the vocabulary, by their text: the special ones, and others
+            that stand for themselves, such as `<think>`.
     """
 
     def __init__(
@@ -25,6 +27,7 @@ class Tokenizer(ABC):
         token_bytes: Sequence[bytes],
         special_tokens: Mapping[str, int],
         shown: Iterable[str] = (),
+        added_tokens: Mapping[str, int] | None = None,
     ) -> None:
         """Takes the vocabulary.
 
@@ -32,11 +35,13 @@ class Tokenizer(ABC):
             token_bytes: The bytes of each id; empty = no text.
             special_tokens: Ids of the special tokens by their text.
             shown: Special tokens that are kept in an answer's text, such as the tags around boxes.
+            added_tokens: Ids of further added tokens by their text; may have the special ones too.
         """
         self._token_bytes = token_bytes
         self.vocab_size = len(token_bytes)
         self.special_tokens = dict(special_tokens)
         self.special_ids = frozenset(self.special_tokens.values())
+        self.added_tokens = self.special_tokens | dict(added_tokens or {})
         self.hidden_ids = self.special_ids - {self.special_tokens[token] for token in shown}
 
     def texts(self, *, special: bool) -> list[bytes]:

@@ -80,6 +80,7 @@ class JsonTokenizer(Tokenizer):
         super().__init__(
             token_bytes,
             {token.content: token_id for token_id, token in known.items() if token.special},
+            added_tokens={token.content: token_id for token_id, token in known.items()},
         )
 
     @classmethod

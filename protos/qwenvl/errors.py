@@ -57,6 +57,7 @@ _TABLE: Final = (
     ErrorMapping(
         "UNSUPPORTED_PARAMETER", _C.FAILED_PRECONDITION, 400, _INVALID, "unsupported_parameter"
     ),
+    ErrorMapping("CONSTRAINT_FAILED", _C.INVALID_ARGUMENT, 422, _INVALID, "constraint_failed"),
     ErrorMapping("UNAUTHENTICATED", _C.UNAUTHENTICATED, 401, _INVALID, "invalid_api_key"),
     ErrorMapping("PERMISSION_DENIED", _C.PERMISSION_DENIED, 403, _INVALID, "permission_denied"),
     ErrorMapping("MODEL_NOT_FOUND", _C.NOT_FOUND, 404, _INVALID, "model_not_found"),

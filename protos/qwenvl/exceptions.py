@@ -150,6 +150,7 @@ _BY_HTTP_STATUS: Final[Mapping[int, type[Error]]] = {
     404: ModelNotFoundError,
     409: ConflictError,
     413: RequestTooLargeError,
+    422: InvalidRequestError,
     429: RateLimitError,
     499: AbortedError,
     500: InternalError,

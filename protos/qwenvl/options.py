@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 import difflib
+import json
+import reprlib
 from typing import Any, Final, TypedDict
 
 from qwenvl.fields import built
@@ -54,6 +56,11 @@ class CompletionOptions(Sampling, total=False):
         oversized: What happens to an image with more pixels than its maximum: `downsize`, the default, or `reject`.
         request_id: Identifies the request for Abort and in the logs of the service.
         cache_salt: Only requests with the same salt share cached prefixes.
+        json_object: The answer is a JSON object. At most one of this and the next four options.
+        json_schema: The answer is JSON that matches this schema: an object, or its JSON text.
+        regex: The answer matches this regular expression as a whole.
+        choices: The answer is one of these.
+        grammar: The answer matches this grammar in Lark notation.
     """
 
     model: str | None
@@ -73,6 +80,11 @@ class CompletionOptions(Sampling, total=False):
     oversized: Oversized | None
     request_id: str | None
     cache_salt: str | None
+    json_object: bool | None
+    json_schema: Mapping[str, Any] | str | None
+    regex: str | None
+    choices: Sequence[str] | None
+    grammar: str | None
 
 
 class ChatOptions(CompletionOptions, total=False):
@@ -101,6 +113,7 @@ _RESPONSE: Final = (
     *("return_token_ids", "return_prompt_token_ids", "return_prompt_text"),
     *("keep_special_tokens", "grounding"),
 )
+_CONSTRAINTS: Final = ("json_object", "json_schema", "regex", "choices", "grammar")
 _TEMPLATE: Final = ("add_generation_prompt", "continue_final_message", "enable_thinking")
 
 
@@ -109,7 +122,7 @@ def chat_fields(options: ChatOptions) -> dict[str, Any]:
 
     Raises:
         TypeError: An option is unknown, or has a value of another type.
-        ValueError: A number does not fit its field.
+        ValueError: A number does not fit its field, or options contradict each other.
     """
     _refuse_unknown(options, _CHAT)
     template = _given(options, _TEMPLATE)
@@ -139,7 +152,32 @@ def _shared_fields(options: Mapping[str, Any]) -> dict[str, Any]:
         "response": built(generation_pb.ResponseOptions, _given(options, _RESPONSE)),
         "media": built(generation_pb.MediaOptions, pixels),
         **_given(options, ("model", "n", "request_id", "cache_salt")),
+        "constraint": _constraint(options),
     }
+
+
+def _constraint(options: Mapping[str, Any]) -> sampling_pb.Constraint | None:
+    """The form that the options ask for; None if they do not."""
+    given = _given(options, _CONSTRAINTS)
+    if given.get("json_object") is False:
+        del given["json_object"]
+    if not given:
+        return None
+    if len(given) > 1:
+        first, second, *_ = given
+        raise ValueError(f"{second} is given, as {first} is: an answer can have one form only")
+    if isinstance(schema := given.get("json_schema"), Mapping):
+        try:
+            given["json_schema"] = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"json_schema is {reprlib.repr(schema)}: {error}") from None
+    if "choices" in given:
+        if isinstance(given["choices"], (str, bytes, bytearray, Mapping)):
+            raise TypeError(
+                f"choices is {reprlib.repr(given['choices'])}: expected a list of texts"
+            )
+        given = {"choices": built(sampling_pb.Choices, given, {"choices": "values"})}
+    return built(sampling_pb.Constraint, given)
 
 
 def _given(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -27,7 +27,6 @@ _PREFIXES: Final = (
     ("sampling.", ""),
     ("logprobs.", ""),
     ("template.", ""),
-    ("constraint", "response_format"),
 )
 
 

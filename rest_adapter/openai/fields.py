@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import orjson
 from pydantic import BeforeValidator
@@ -28,6 +28,7 @@ _MAX_LOGIT_BIAS: Final = 4096
 
 _IGNORED: Final = frozenset(
     (
+        "guided_decoding_backend",
         "metadata",
         "parallel_tool_calls",
         "prompt_cache_key",
@@ -56,11 +57,7 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "function_call": ("none", "auto"),
     "functions": (),
     "grammar": (),
-    "guided_choice": (),
-    "guided_decoding_backend": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
+    "guided_whitespace_pattern": (),
     "image": (),
     "image_url": (),
     "image_urls": (),
@@ -70,11 +67,8 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "logits_processors": (),
     "modalities": (["text"],),
     "prediction": (),
-    "regex": (),
-    "response_format": ({"type": "text"}, "text"),
     "store": (),
     "structural_tag": (),
-    "structured_outputs": (),
     "suffix": (),
     "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),
     "tools": (),
@@ -159,6 +153,13 @@ class AnswerRequest(JsonModel):
     max_pixels: Int64 | None = None
     cache_salt: str | None = None
     request_id: str | None = None
+    response_format: Any = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    regex: Any = None
 
 
 require_sampling_fields(AnswerRequest)

@@ -9,6 +9,7 @@ from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from rest_adapter.errors import invalid, of_reason
 from rest_adapter.media import OVERSIZED
+from rest_adapter.openai.constraints import asked_form
 from rest_adapter.openai.fields import AnswerRequest
 from rest_adapter.proto_fields import SAMPLING_SCALARS, set_fields
 
@@ -30,6 +31,8 @@ def set_options(
     spec.cache_salt = request.cache_salt or ""
     spec.sampling.CopyFrom(_sampling_options(request, max_tokens))
     spec.stop.CopyFrom(_stop_options(request))
+    if (form := asked_form(request)) is not None:
+        spec.constraint.CopyFrom(form.constraint)
     if request.n is not None:
         spec.n = request.n
     if request.return_token_ids:

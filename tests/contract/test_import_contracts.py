@@ -24,6 +24,8 @@ SERVICES = "the gRPC services use only the interface of the backend"
 FAMILIES = "the families do not import each other"
 PILLOW = "Pillow only in decoding, which the front leaves to its workers, and in commands"
 PILLOW_MODULES = "only decode workers load the modules that load Pillow"
+LLGUIDANCE = "llguidance only in grammar and engine"
+LLGUIDANCE_MODULES = "only the engine and the trial process load the modules that load llguidance"
 GRPC = "protobuf and gRPC only in grpc_api and commands"
 HTTP = "HTTP clients only in media (hosts named by callers), hub (hosts named by operators) and the probe of serve"
 PYDANTIC = "pydantic only in the adapter, in settings and in qwenvl.flags"
@@ -75,6 +77,10 @@ VIOLATIONS = [
     (f"{SERVICE}/media/prepare.py", f"import {SERVICE}.media.decode", PILLOW_MODULES),
     (f"{SERVICE}/media/pool.py", f"from {SERVICE}.media import worker", PILLOW_MODULES),
     (f"{SERVICE}/engine/runner.py", "from PIL import Image", PILLOW),
+    (f"{SERVICE}/backend/local.py", "import llguidance", LLGUIDANCE),
+    (f"{SERVICE}/grammar/checker.py", "from llguidance import LLMatcher", LLGUIDANCE),
+    (f"{SERVICE}/grammar/checker.py", f"import {SERVICE}.grammar.matcher", LLGUIDANCE_MODULES),
+    (f"{SERVICE}/backend/local.py", f"import {SERVICE}.grammar.vocabulary", LLGUIDANCE_MODULES),
     (f"{SERVICE}/domain.py", "import grpc", GRPC),
     (f"{SERVICE}/__main__.py", "import google.protobuf", GRPC),
     (f"{SERVICE}/engine_client/child.py", "from qwenvl.client import Client", GRPC),
@@ -187,6 +193,8 @@ PERMITTED = {
     "inference_service/media/resolve.py": {"socket"},
     "inference_service/media/pool.py": {"socket"},  # the sockets to the decode workers
     "inference_service/media/worker.py": {"socket"},
+    "inference_service/grammar/checker.py": {"socket"},  # the socket to the trial process
+    "inference_service/grammar/trial.py": {"socket"},
     "inference_service/engine_client/child.py": {"socket"},  # the socket to the engine
     "inference_service/engine/process.py": {"socket"},
 }

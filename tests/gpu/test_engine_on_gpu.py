@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from inference_service.constraint import Constraint, ConstraintKind
 from inference_service.engine import memory
 from inference_service.engine.core import EngineCore
-from inference_service.engine_protocol.messages import EngineConfig, SamplingParams
+from inference_service.engine_protocol.messages import EngineConfig, EngineRequest, SamplingParams
 from tests.support import glm_4v, qwen_vl_v1
 from tests.support.conversations import ask, conversations, drain
 from tests.support.tiny_qwen_vl import FAMILIES, build_checkpoint
@@ -97,3 +98,22 @@ def test_it_measures_the_vision_tower_and_the_memory_of_the_device(checkpoint: P
     assert stats.device_memory is not None
     assert 0 < stats.device_memory.allocated <= stats.device_memory.reserved
     assert stats.device_memory.reserved < stats.device_memory.total
+
+
+def test_constrained_answers_equal_the_cpu() -> None:
+    """Masks are copied while the forward pass runs; rows without one are not touched."""
+    digits = Constraint(kind=ConstraintKind.REGEX, text="[0-9]{3}(-[a-f]{2}){4}")
+    sampling = SamplingParams(max_tokens=24, temperature=0.0, eos_token_ids=(1232, 1230))
+    found = []
+    for device in ("cpu", "cuda"):
+        core = make_core(Path("inference_service/demo/model"), device, "float32")
+        for index in range(12):
+            request = EngineRequest(
+                request_id=str(index),
+                prompt_token_ids=(1231, 100 + index, 1232),
+                sampling=sampling,
+                constraint=digits if index % 3 else None,
+            )
+            core.add(request, b"")
+        found.append({name: answer.token_ids for name, answer in drain(core).items()})
+    assert found[0] == found[1]

@@ -101,7 +101,6 @@ INVALID_TOO = {
     "future role": ("spec.messages[0].role", role(99)),
 }
 UNSUPPORTED = {
-    "spec.constraint": spec_of("x", constraint=sampling_pb.Constraint(json_object=True)),
     "spec.tools": spec_of("x", tools=[message_pb.Tool(name="f")]),
     "spec.tool_choice": spec_of("x", tool_choice=message_pb.ToolChoice(function_name="f")),
     "spec.messages[0].role": role(message_pb.ROLE_TOOL),

@@ -54,7 +54,7 @@ def test_every_reason_has_a_class(reason: str) -> None:
     status = write_details(row.grpc_code.value[0], "It is so.", details)
     error = Error.from_rpc(failed(row.grpc_code, status))
     assert type(error) is not Error
-    assert isinstance(error, InvalidRequestError) == (row.http_status in {400, 413})
+    assert isinstance(error, InvalidRequestError) == (row.http_status in {400, 413, 422})
     assert type(error).__name__ == CLASSES.get(reason, type(error).__name__)
     for same in (error, pickle.loads(pickle.dumps(error))):
         assert type(same) is type(error)

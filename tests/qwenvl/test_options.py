@@ -10,6 +10,7 @@ import pytest
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
+from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.options import ChatOptions, CompletionOptions
 from qwenvl.specs import chat_spec, completion_spec
 
@@ -44,13 +45,18 @@ EVERY: ChatOptions = {
     "oversized": "reject",
     "request_id": "r",
     "cache_salt": "s",
+    "json_schema": {"type": "object"},
     "add_generation_prompt": True,
     "continue_final_message": True,
     "enable_thinking": False,
 }
 TEMPLATE = {"add_generation_prompt", "continue_final_message", "enable_thinking"}
 # The service does not support them yet, and refuses them.
-UNSUPPORTED = {"constraint", "tools", "tool_choice"}
+UNSUPPORTED = {"tools", "tool_choice"}
+# At most one of these is set.
+OTHER_FORMS = {
+    f"constraint.{name}" for name in ("json_object", "regex", "choices.values", "grammar")
+}
 CONTENT = {"messages", "text", "token_ids", "images"}
 
 
@@ -77,11 +83,12 @@ def set_fields(message: Any, path: str = "") -> Iterator[str]:
 def test_every_field_of_the_api_has_an_option() -> None:
     spec = chat_spec("x", None, EVERY)
     spec.ClearField("messages")
-    assert set(set_fields(spec)) == set(fields(chat_pb.ChatCompletionSpec.DESCRIPTOR))
+    assert set(set_fields(spec)) == set(fields(chat_pb.ChatCompletionSpec.DESCRIPTOR)) - OTHER_FORMS
     completion: CompletionOptions = {k: v for k, v in EVERY.items() if k not in TEMPLATE}  # type: ignore[assignment]
     raw = completion_spec("x", None, completion)
     raw.ClearField("text")
-    assert set(set_fields(raw)) == set(fields(completion_pb.CompletionSpec.DESCRIPTOR))
+    every = set(fields(completion_pb.CompletionSpec.DESCRIPTOR))
+    assert set(set_fields(raw)) == every - OTHER_FORMS
 
 
 def test_values_arrive() -> None:
@@ -102,6 +109,32 @@ def test_what_is_not_given_or_none_is_not_set() -> None:
         spec = chat_spec("x", None, options)
         spec.ClearField("messages")
         assert list(set_fields(spec)) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "constraint"),
+    [
+        ({"json_object": True}, sampling_pb.Constraint(json_object=True)),
+        (
+            {"json_schema": {"b": 1, "a": "é"}},
+            sampling_pb.Constraint(json_schema='{"b": 1, "a": "é"}'),
+        ),
+        ({"json_schema": "{}"}, sampling_pb.Constraint(json_schema="{}")),
+        ({"regex": "a+"}, sampling_pb.Constraint(regex="a+")),
+        ({"choices": ("a", "b")}, sampling_pb.Constraint(choices={"values": ["a", "b"]})),
+        ({"grammar": "start: /a/"}, sampling_pb.Constraint(grammar="start: /a/")),
+        ({"json_object": False, "regex": "a"}, sampling_pb.Constraint(regex="a")),
+    ],
+)
+def test_the_form_of_an_answer(options: Any, constraint: sampling_pb.Constraint) -> None:
+    assert chat_spec("x", None, options).constraint == constraint
+    assert completion_spec("x", None, options).constraint == constraint
+
+
+def test_an_answer_has_one_form() -> None:
+    with pytest.raises(ValueError, match="choices is given, as regex is"):
+        chat_spec("x", None, {"choices": ["a"], "regex": "a"})
+    assert not chat_spec("x", None, {"json_object": False}).HasField("constraint")
 
 
 def test_zero_and_false_are_values() -> None:

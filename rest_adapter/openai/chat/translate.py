@@ -13,6 +13,7 @@ from rest_adapter.errors import invalid
 from rest_adapter.media import ImageSources
 from rest_adapter.openai import answer
 from rest_adapter.openai.chat.schema import Chat, ChatRequest
+from rest_adapter.openai.constraints import form_param
 from rest_adapter.openai.field_paths import pixels_param, plain_param
 from rest_adapter.openai.sampling import set_options
 from rest_adapter.openai.thinking import thinking_switch
@@ -107,7 +108,7 @@ class FieldPaths:
             return partial_message(request)
         if path == "sampling.max_tokens" and request.max_completion_tokens is not None:
             return "max_completion_tokens"
-        return pixels_param(request, path)
+        return form_param(request, path) or pixels_param(request, path)
 
     def _message_param(self, match: re.Match[str]) -> str:
         index, position, rest = int(match[1]), match[2], match[3] or ""

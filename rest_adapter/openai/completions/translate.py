@@ -19,6 +19,7 @@ from rest_adapter.media import ImageSources
 from rest_adapter.openai import answer
 from rest_adapter.openai.completions.logprobs import LegacyLogprobs
 from rest_adapter.openai.completions.schema import CompletionRequest
+from rest_adapter.openai.constraints import form_param
 from rest_adapter.openai.field_paths import pixels_param, plain_param
 from rest_adapter.openai.image_parts import read_image_url
 from rest_adapter.openai.sampling import set_options
@@ -121,7 +122,8 @@ class FieldPaths:
             return self._image_param(int(match[1]), match[2] or "")
         if path in ("text", "token_ids"):
             return "prompt"
-        path = pixels_param(self.request, path) or plain_param(path)
+        asked = form_param(self.request, path) or pixels_param(self.request, path)
+        path = asked or plain_param(path)
         return "logprobs" if path == "top_logprobs" else path or None
 
     def _image_param(self, index: int, rest: str) -> str:

@@ -19,7 +19,6 @@ NAMES = [
     *sorted(ChatRequest.model_fields),
     "tools",
     "tool_choice",
-    "response_format",
     "modalities",
     "audio",
     "store",

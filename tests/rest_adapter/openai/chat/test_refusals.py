@@ -80,14 +80,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 UNSUPPORTED: dict[str, dict[str, Any]] = {
     "tools": {"tools": [{"type": "function", "function": {"name": "f"}}]},
     "tool_choice": {"tool_choice": "required"},
-    "response_format": {"response_format": {"type": "json_object"}},
+    "response_format": {"response_format": {"type": "text", "json_schema": {"a": 1}}},
     "modalities": {"modalities": ["text", "audio"]},
     "audio": {"audio": {"voice": "a"}},
     "prediction": {"prediction": {"type": "content"}},
     "web_search_options": {"web_search_options": {"a": 1}},
     "functions": {"functions": [{}]},
-    "structured_outputs": {"structured_outputs": {"regex": "a"}},
-    "guided_json": {"guided_json": "{}"},
+    "structured_outputs.structural_tag": {"structured_outputs": {"structural_tag": "{}"}},
+    "ebnf": {"ebnf": "root ::= x"},
     "store": {"store": True},
     "messages[0].role": {"messages": [{"role": "tool", "content": "x"}]},
     "messages[0].tool_calls": {

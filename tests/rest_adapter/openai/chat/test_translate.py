@@ -244,13 +244,12 @@ UNSUPPORTED = {
     "functions": [{"name": "f"}],
     "tool_choice": "required",
     "function_call": {"name": "f"},
-    "response_format": {"type": "json_object"},
     "audio": {"voice": "alloy", "format": "wav"},
     "modalities": ["text", "audio"],
     "prediction": {"type": "content", "content": "x"},
     "web_search_options": {"search_context_size": "low"},
-    "structured_outputs": {"regex": "a"},
-    "guided_json": {"type": "object"},
+    "structural_tag": "{}",
+    "ebnf": "root ::= x",
     "store": True,
     "bad_words": ["x"],
 }
@@ -495,7 +494,7 @@ def test_an_effect_deep_in_an_object_is_refused() -> None:
         deep = {"a": deep}
     for value in ({"type": "text", "schema": {"a": {"b": 0}}}, deep):
         with pytest.raises(ApiError) as caught:
-            chat_of(response_format=value)
+            to_spec(chat_of(response_format=value), max_media_bytes=1)
         assert caught.value.param == "response_format"
 
 

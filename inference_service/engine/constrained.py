@@ -1,0 +1,167 @@
+"""Constrained answers in the engine: compiles constraints beside the loop, and follows each answer in its own."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+import logging
+import threading
+from typing import Final
+
+from llguidance import LLMatcher, LLTokenizer
+
+from inference_service.constraint import Constraint
+from inference_service.engine.sequence import Sequence
+from inference_service.errors import ConstraintFailedError
+from inference_service.grammar.matcher import GrammarError, new_matcher, raise_error
+
+
+_THREADS: Final = 2
+_COMPILED: Final = 32
+"""Compiled constraints to keep; requests of one application mostly have the same."""
+
+logger = logging.getLogger(__name__)
+
+
+class ConstraintState:
+    """Where one answer is in its constraint.
+
+    Attributes:
+        matcher: The matcher; it has taken all tokens of the answer to which the constraint applies.
+        active: Whether the next token is one of the constraint's.
+    """
+
+    def __init__(self, matcher: LLMatcher, after: int | None) -> None:
+        self.matcher = matcher
+        self.active = after is None
+        self._after = after
+
+    def take(self, token_id: int) -> None:
+        """Takes the next token of the answer.
+
+        Raises:
+            GrammarError: The last mask could not be computed, or did not permit the token.
+        """
+        if not self.active:
+            self.active = token_id == self._after
+            return
+        raise_error(
+            self.matcher
+        )  # its mask would permit only end tokens, as if the answer were complete
+        if not self.matcher.consume_token(token_id):
+            raise_error(self.matcher)
+            raise GrammarError("the token is not permitted")
+
+
+class Grammars:
+    """Compiles constraints in threads; the loop would stand still meanwhile."""
+
+    def __init__(self, load_vocabulary: Callable[[], LLTokenizer]) -> None:
+        """Loads nothing yet: the vocabulary takes a second, and most services never need it."""
+        self._load_vocabulary = load_vocabulary
+        self._vocabulary: LLTokenizer | None = None
+        self._loading = threading.Lock()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="grammars")
+        self._compiled: OrderedDict[bytes, Future[LLMatcher]] = OrderedDict()
+
+    def compiled(self, constraint: Constraint) -> Future[LLMatcher]:
+        """A matcher at the beginning, to be copied for each answer; the future may raise what compiling raises."""
+        key = constraint.digest
+        future = self._compiled.pop(key, None)
+        if future is None or (future.done() and future.exception() is not None):
+            future = self._threads.submit(self._compile, constraint)
+        self._compiled[key] = future
+        if len(self._compiled) > _COMPILED:
+            self._compiled.popitem(last=False)
+        return future
+
+    def _compile(self, constraint: Constraint) -> LLMatcher:
+        with self._loading:
+            if self._vocabulary is None:
+                self._vocabulary = self._load_vocabulary()
+        return new_matcher(self._vocabulary, constraint)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRequest:
+    """A request whose constraint is being compiled.
+
+    Attributes:
+        sequences: Its choices; those that are aborted meanwhile are removed.
+        pixels: RGB uint8 of its images.
+        matcher: The compiled constraint.
+    """
+
+    sequences: list[Sequence]
+    pixels: memoryview
+    matcher: Future[LLMatcher]
+
+    def constrain(self) -> None:
+        """Gives every choice a matcher of its own.
+
+        Raises:
+            ConstraintFailedError: The constraint could not be compiled.
+        """
+        request = self.sequences[0].request
+        try:
+            matcher = self.matcher.result()
+        except Exception as error:  # also a vocabulary that cannot be read
+            logger.exception(
+                {"message": "a constraint cannot be compiled", "request_id": request.request_id}
+            )
+            raise ConstraintFailedError("The constraint cannot be compiled.") from error
+        for sequence in self.sequences:
+            sequence.constraint = ConstraintState(matcher.deep_copy(), request.constraint_after)
+
+
+class HeldRequests:
+    """The requests that wait for their constraint, in order of arrival."""
+
+    def __init__(self, grammars: Grammars) -> None:
+        self._grammars = grammars
+        self._requests: dict[str, HeldRequest] = {}
+
+    def __contains__(self, request_id: str) -> bool:
+        """Whether this request is held."""
+        return request_id in self._requests
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of choices that wait."""
+        return sum(len(held.sequences) for held in self._requests.values())
+
+    def hold(self, sequences: list[Sequence], constraint: Constraint, pixels: memoryview) -> None:
+        """Holds the choices of a request until its constraint is compiled."""
+        if sequences[0].request.constraint_after is not None:
+            constraint = replace(constraint, after_break=True)
+        matcher = self._grammars.compiled(constraint)
+        request_id = sequences[0].request.request_id
+        self._requests[request_id] = HeldRequest(sequences, pixels, matcher)
+
+    def drop(self, request_id: str, choice_index: int | None) -> None:
+        """Forgets one choice of a request, or (None) all."""
+        held = self._requests.get(request_id)
+        if held is None:
+            return
+        held.sequences[:] = [
+            sequence
+            for sequence in held.sequences
+            if choice_index not in (None, sequence.choice_index)
+        ]
+        if not held.sequences:
+            del self._requests[request_id]
+
+    def take_ready(self) -> list[HeldRequest]:
+        """The requests whose constraint is compiled; they are not held any more."""
+        ready = [name for name, held in self._requests.items() if held.matcher.done()]
+        return [self._requests.pop(name) for name in ready]
+
+    def wait(self, timeout_s: float) -> None:
+        """Waits until one of them is ready."""
+        wait(
+            [held.matcher for held in self._requests.values()],
+            timeout=timeout_s,
+            return_when=FIRST_COMPLETED,
+        )

@@ -1,0 +1,129 @@
+"""Masks the tokens that constraints do not permit: computed on the host, applied on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from itertools import cycle
+import math
+import os
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from inference_service.engine.inputs import Fence
+from inference_service.engine.sequence import Sequence
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llguidance import LLExecutor
+
+_MAX_THREADS: Final = 4
+_WORD: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMask:
+    """The permitted tokens of some rows of a batch.
+
+    Attributes:
+        rows: C rows of the batch.
+        bits: [C, ceil(V / 32)] int32 on the device; bit i of word w is token 32 * w + i.
+    """
+
+    rows: Seq[int]
+    bits: Tensor
+
+    def apply(self, logits: Tensor, unbanned: Tensor) -> Tensor:
+        """Masks the rows; the others are not changed.
+
+        Args:
+            logits: [R, V] float32.
+            unbanned: The same before any token was excluded: its values apply in a row in which every permitted token
+                has been excluded, so that one of them is chosen all the same.
+
+        Returns:
+            [R, V] float32.
+        """
+        places = torch.tensor(self.rows, device=logits.device)
+        shifts = torch.arange(_WORD, dtype=torch.int32, device=logits.device)
+        bits = (self.bits.unsqueeze(-1) >> shifts) & 1
+        forbidden = bits.flatten(1)[:, : logits.shape[-1]] == 0
+        masked = logits[places].masked_fill(forbidden, -math.inf)
+        is_empty = masked.amax(dim=-1, keepdim=True) == -math.inf
+        fallback = unbanned[places].masked_fill(forbidden, -math.inf)
+        return logits.index_copy(0, places, torch.where(is_empty, fallback, masked))
+
+
+class MaskBuffers:
+    """Computes the masks of a step while the device computes its forward pass; allocated with the first mask."""
+
+    def __init__(self, max_seqs: int) -> None:
+        self._max_seqs = max_seqs
+        self._buffers: Iterator[_Buffer] | None = None
+        self._executor: LLExecutor | None = None
+
+    def fill(
+        self, sequences: Seq[Sequence], vocab_size: int, device: torch.device
+    ) -> TokenMask | None:
+        """The mask of the sequences whose next token is constrained; None if there is none.
+
+        A matcher that fails meanwhile tells so when it takes the token, see `ConstraintState.take`.
+
+        Args:
+            sequences: The sequences that sample, in the order of their rows.
+            vocab_size: Width of the logits.
+            device: Their device.
+        """
+        rows = [
+            row
+            for row, sequence in enumerate(sequences)
+            if sequence.constraint is not None and sequence.constraint.active
+        ]
+        if not rows:
+            return None
+        if self._buffers is None:
+            made = [_Buffer(self._max_seqs, -(-vocab_size // _WORD), device) for _ in range(2)]
+            self._buffers = cycle(made)
+        buffer = next(self._buffers)
+        buffer.wait()
+        self._compute([sequences[row] for row in rows], buffer.host)
+        return TokenMask(rows, buffer.upload(len(rows)))
+
+    def _compute(self, sequences: Seq[Sequence], host: Tensor) -> None:
+        # Here and not above: only constrained answers need the library.
+        from llguidance import LLExecutor  # noqa: PLC0415
+        from llguidance.numpy import fill_next_token_bitmask_par  # noqa: PLC0415
+
+        if self._executor is None:
+            self._executor = LLExecutor(min(_MAX_THREADS, os.cpu_count() or 1))
+        matchers = [
+            (sequence.constraint.matcher, row)
+            for row, sequence in enumerate(sequences)
+            if sequence.constraint is not None
+        ]
+        fill_next_token_bitmask_par(self._executor, matchers, host.numpy())
+
+
+class _Buffer:
+    """Words of masks on the host (pinned for CUDA) and on the device; on a CPU they are the same memory."""
+
+    def __init__(self, max_seqs: int, words: int, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        self.host = torch.zeros(max_seqs, words, dtype=torch.int32, pin_memory=on_gpu)
+        self._target = torch.zeros_like(self.host, device=device) if on_gpu else self.host
+        self._uploaded = Fence(device)
+
+    def wait(self) -> None:
+        """Blocks until the last upload is complete."""
+        self._uploaded.wait()
+
+    def upload(self, rows: int) -> Tensor:
+        """Copies the first rows to the device, asynchronously."""
+        if self._target is not self.host:
+            self._target[:rows].copy_(self.host[:rows], non_blocking=True)
+            self._uploaded.record()
+        return self._target[:rows]

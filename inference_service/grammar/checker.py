@@ -1,0 +1,242 @@
+"""The front's side of the trial process: tells whether a constraint can be compiled, before the engine has to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+import logging
+import os
+from pathlib import Path
+import socket
+import subprocess
+import sys
+from typing import Any, Final
+
+import msgspec
+
+from inference_service.constraint import Constraint, ConstraintKind
+from inference_service.errors import EngineUnavailableError, InvalidArgumentError
+from inference_service.grammar.trial_protocol import (
+    MAX_PACKET_BYTES,
+    REPLIES,
+    Ready,
+    Trial,
+    Verdict,
+    encode,
+)
+
+
+_COMMAND: Final = (sys.executable, "-P", "-m", "inference_service.grammar.trial")
+_START_S: Final = 120.0
+_TRIAL_S: Final = 40.0
+"""A trial is limited by its CPU time; this is how long it may take on a machine with much else to do."""
+_TRIALS: Final = 2
+"""Trials at the same time."""
+_REMEMBERED: Final = 512
+
+_PARTS: Final = {
+    ConstraintKind.JSON_OBJECT: "json_object",
+    ConstraintKind.JSON_SCHEMA: "json_schema",
+    ConstraintKind.REGEX: "regex",
+    ConstraintKind.CHOICES: "choices",
+    ConstraintKind.LARK: "grammar",
+}
+
+logger = logging.getLogger(__name__)
+
+
+class ConstraintChecker:
+    """Tries constraints, each once; the process starts with the first."""
+
+    def __init__(self, model_dir: Path, *, command: Sequence[str] = _COMMAND) -> None:
+        """Starts nothing yet.
+
+        Args:
+            model_dir: The directory of the model, whose vocabulary the trials use.
+            command: Program and arguments of the trial process; `--fd N --parent PID --model-dir DIR` is appended.
+        """
+        self._model_dir = model_dir
+        self._command = tuple(command)
+        self._process: _TrialProcess | None = None
+        self._slots = asyncio.Semaphore(_TRIALS)
+        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._pending: dict[bytes, _Pending] = {}
+        self._closed = False
+
+    async def check(self, constraint: Constraint, *, field: str = "") -> None:
+        """Returns if the constraint can be compiled.
+
+        Args:
+            constraint: The constraint, within the limits of `grpc_api`.
+            field: Path of its field in the request; empty = that of its kind in `spec.constraint`.
+
+        Raises:
+            InvalidArgumentError: It cannot, or it takes too much time or memory.
+            EngineUnavailableError: It cannot be tried now.
+        """
+        if constraint.kind is ConstraintKind.JSON_OBJECT:
+            return
+        verdict = self._verdicts.get(constraint.digest) or await self._tried(constraint)
+        part = _PARTS[constraint.kind]
+        if verdict.exhausted:
+            raise InvalidArgumentError(
+                f"{part} is too complex: compiling it takes more than a second or too much memory.",
+                field=field or f"spec.constraint.{part}",
+            )
+        if verdict.error:
+            raise InvalidArgumentError(
+                f"{part} cannot be used: {verdict.error}", field=field or f"spec.constraint.{part}"
+            )
+
+    def close(self) -> None:
+        """Ends the process; trials end with an error."""
+        self._closed = True
+        if self._process is not None:
+            self._process.close()
+
+    async def _tried(self, constraint: Constraint) -> Verdict:
+        """The verdict of a trial. One that has begun goes on if its callers leave, so that they cannot begin many."""
+        key = constraint.digest
+        pending = self._pending.get(key)
+        if pending is None:
+            pending = self._pending[key] = _Pending()
+            pending.task = asyncio.create_task(self._try(constraint, pending))
+            pending.task.add_done_callback(lambda done: self._finish(key, done))
+        pending.callers += 1
+        try:
+            return await asyncio.shield(pending.task)
+        finally:
+            pending.callers -= 1
+
+    async def _try(self, constraint: Constraint, pending: _Pending) -> Verdict:
+        async with self._slots:
+            if self._closed or not pending.callers:
+                raise _unavailable()
+            if self._process is None or self._process.lost:
+                self._process = _TrialProcess((*self._command, "--model-dir", str(self._model_dir)))
+            verdict = await self._process.run(constraint)
+            if verdict.lost:
+                raise _unavailable()
+            return verdict
+
+    def _finish(self, key: bytes, task: asyncio.Task[Verdict]) -> None:
+        del self._pending[key]
+        if task.cancelled() or task.exception() is not None:
+            return
+        self._verdicts[key] = task.result()
+        if len(self._verdicts) > _REMEMBERED:
+            self._verdicts.popitem(last=False)
+
+
+class _Pending:
+    """A trial that waits or runs.
+
+    Attributes:
+        callers: How many wait for it.
+        task: Ends with the verdict.
+    """
+
+    task: asyncio.Task[Verdict]
+
+    def __init__(self) -> None:
+        self.callers = 0
+
+
+class _TrialProcess:
+    """A trial process: the constructor starts it.
+
+    Attributes:
+        lost: The process has ended; it is of no use any more.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.lost = False
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._waiting: dict[int, asyncio.Future[Verdict]] = {}
+        self._count = 0
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            arguments = ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - this package's own module
+                    [*command, *arguments], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                )
+            except OSError as error:
+                ours.close()
+                logger.error("the trial process cannot be started: %s", error.strerror)  # noqa: TRY400
+                raise _unavailable() from None
+        ours.setblocking(False)
+        self._socket = ours
+        self._loop.add_reader(ours, self._receive)
+
+    async def run(self, constraint: Constraint) -> Verdict:
+        """The verdict of a trial.
+
+        Raises:
+            EngineUnavailableError: The process ended, or does not answer in time.
+        """
+        self._count += 1
+        number = self._count
+        verdict: asyncio.Future[Verdict] = self._loop.create_future()
+        self._waiting[number] = verdict
+        try:
+            async with asyncio.timeout(_START_S):
+                await asyncio.shield(self._ready)
+            async with asyncio.timeout(_TRIAL_S):
+                await self._loop.sock_sendall(self._socket, encode(Trial(number, constraint)))
+                return await verdict
+        except (TimeoutError, OSError):
+            self._lose("it does not answer")
+            raise _unavailable() from None
+        finally:
+            self._waiting.pop(number, None)
+
+    def close(self) -> None:
+        """Kills the process and waits for its end, which takes milliseconds."""
+        if not self.lost:
+            self._give_up()
+        self._process.wait()
+
+    def _receive(self) -> None:
+        try:
+            packet = self._socket.recv(MAX_PACKET_BYTES)
+            reply = REPLIES.decode(packet) if packet else None
+        except BlockingIOError:
+            return
+        except (OSError, msgspec.MsgspecError):
+            reply = None
+        match reply:
+            case Ready() if not self._ready.done():
+                self._ready.set_result(None)
+            case Verdict(number=number) if number in self._waiting:
+                future = self._waiting[number]
+                if not future.done():
+                    future.set_result(reply)
+            case None:
+                self._lose("it ended")
+
+    def _lose(self, reason: str) -> None:
+        if self.lost:
+            return
+        logger.warning("the trial process %d was lost: %s", self._process.pid, reason)
+        self._give_up()
+        self._loop.run_in_executor(None, self._process.wait)
+
+    def _give_up(self) -> None:
+        self.lost = True
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+        self._process.kill()
+        futures: list[asyncio.Future[Any]] = [self._ready, *self._waiting.values()]
+        for future in futures:
+            if not future.done():
+                future.set_exception(_unavailable())
+                future.exception()  # nobody may wait for it
+
+
+def _unavailable() -> EngineUnavailableError:
+    return EngineUnavailableError(
+        "The constraint cannot be checked at the moment; try again later.", retry_after_s=1.0
+    )

@@ -1,0 +1,73 @@
+"""Masks of constraints against plain loops."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+import torch
+
+from inference_service.engine.masks import TokenMask
+from inference_service.engine.sampler import SamplingRow, sample
+from inference_service.engine_protocol.messages import SamplingParams
+
+
+def packed(rows: list[set[int]], vocab_size: int) -> torch.Tensor:
+    words = torch.zeros(len(rows), -(-vocab_size // 32), dtype=torch.int64)
+    for row, tokens in enumerate(rows):
+        for token in tokens:
+            words[row, token // 32] |= 1 << (token % 32)
+    return (words & 0xFFFFFFFF).to(torch.int32)
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> tuple[int, list[int], list[set[int]]]:
+    vocab_size = draw(st.sampled_from([5, 31, 32, 33, 64, 70]))
+    rows = draw(st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True))
+    tokens = st.sets(st.integers(0, vocab_size - 1), min_size=1)
+    return vocab_size, rows, [draw(tokens) for _ in rows]
+
+
+@given(masks(), st.integers(0, 1000))
+def test_only_permitted_tokens_of_masked_rows_keep_their_logits(case, seed: int) -> None:
+    vocab_size, rows, permitted = case
+    logits = torch.randn(5, vocab_size, generator=torch.Generator().manual_seed(seed))
+    expected = logits.clone()
+    for row, tokens in zip(rows, permitted, strict=True):
+        for token in set(range(vocab_size)) - tokens:
+            expected[row, token] = -math.inf
+    mask = TokenMask(rows, packed(permitted, vocab_size))
+    assert torch.equal(mask.apply(logits, logits), expected)
+
+
+def row(**options) -> SamplingRow:
+    flags = {name: options.pop(name) for name in ("is_masked", "awaits_mask") if name in options}
+    params = SamplingParams(max_tokens=9, eos_token_ids=(3,), stop_token_ids=(4,), **options)
+    return SamplingRow(params, (1,), (), **flags)
+
+
+def test_a_row_whose_permitted_tokens_are_all_excluded_takes_one_of_them() -> None:
+    logits = torch.tensor([[5.0, 4.0, 3.0, 1.0, 2.0]]).repeat(3, 1)
+    only_ends = packed([{3, 4}] * 3, 5)
+    for temperature in (0.0, 1.0):
+        rows = [
+            row(temperature=temperature, min_tokens=5, seed=s, is_masked=True) for s in (1, 2, 3)
+        ]
+        tokens = sample(logits, rows, TokenMask([0, 1, 2], only_ends)).tolist()
+        assert set(tokens) <= {3, 4}
+
+
+@given(st.integers(0, 10_000), st.booleans())
+def test_end_tokens_before_and_within_a_constraint(seed: int, ignore_eos: bool) -> None:
+    logits = torch.zeros(3, 5)
+    mask = TokenMask([1], packed([{2, 3}], 5))
+    rows = [
+        row(seed=seed, ignore_eos=ignore_eos, awaits_mask=True),
+        row(seed=seed, ignore_eos=ignore_eos, is_masked=True),
+        row(seed=seed, ignore_eos=ignore_eos),
+    ]
+    waiting, masked, plain = sample(logits, rows, mask).tolist()
+    assert waiting != 3
+    assert masked in ({2} if ignore_eos else {2, 3})
+    assert plain == sample(logits[2:], [rows[2]]).item()
