@@ -126,6 +126,23 @@ def test_the_server_contains_nothing_of_the_client(server_wheel: Path) -> None:
     assert "inference_service/py.typed" in names_in(server_wheel)
 
 
+def test_the_server_contains_the_whole_playground_with_its_licences(server_wheel: Path) -> None:
+    folder = ROOT / "rest_adapter" / "playground"
+    sources = {
+        str(path.relative_to(ROOT))
+        for part in ("page", "vendor")
+        for path in (folder / part).rglob("*")
+        if path.is_file()
+    }
+    assert {name for name in names_in(server_wheel) if "/playground/page/" in name} | {
+        name
+        for name in names_in(server_wheel)
+        if name.startswith("rest_adapter/playground/vendor/")
+    } == sources
+    licences = [name for name in names_in(server_wheel) if ".dist-info/licenses/" in name]
+    assert len(licences) == 5
+
+
 def install(wheel: Path, python: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
     command = [*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)]
