@@ -35,13 +35,16 @@ function useModels(key) {
   const [models, setModels] = useState([]);
   const [failure, setFailure] = useState(null);
   const load = useCallback(async () => {
+    let found = [];
+    let problem = null;
     try {
-      setModels(await listModels(key));
-      setFailure(null);
+      found = await listModels(key);
     } catch (error) {
-      setModels([]);
-      setFailure(error.plain ? error.plain() : { message: String(error) });
+      problem = error.plain ? error.plain() : { message: String(error) };
     }
+    setModels(found);
+    setFailure(problem);
+    return found;
   }, [key]);
   useEffect(() => void load(), [load]);
   return { models, failure, load };
@@ -136,11 +139,13 @@ function App() {
   const { history, isKept, save, remove, removeAll } = useHistory();
   const [conversation, setConversation] = useState(newConversation);
   const [draft, setDraft] = useState(NO_DRAFT);
-  const [running, setRunning] = useState(null); // {index, controller}
+  const [running, setRunning] = useState(null); // the index of the turn that is being answered
+  const controller = useRef(null); // set before the page shows it
   const [dialog, setDialog] = useState(null);
   const [isSideOpen, openSide] = useState(false);
   const t = TEXTS[settings.language];
-  const model = models.find((each) => each.id === settings.model) ?? models[0];
+  const chosenOf = (list) => list.find((each) => each.id === settings.model) ?? list[0];
+  const model = chosenOf(models);
   const limits = model?.image_limits;
   const { thread, onScroll } = useFollowing(conversation.turns);
 
@@ -157,39 +162,42 @@ function App() {
   };
   const isOver = useFiles(addFiles);
 
-  const stop = () => running?.controller.abort();
+  const stop = () => controller.current?.abort();
   useEffect(() => {
     const onKeyDown = (event) => event.key === "Escape" && !document.querySelector("dialog[open]") && stop();
     addEventListener("keydown", onKeyDown);
     return () => removeEventListener("keydown", onKeyDown);
-  });
+  }, []);
 
   // Asks the last of `turns`, which replace those of the conversation.
   const run = async (turns) => {
     const index = turns.length - 1;
-    const controller = new AbortController();
+    controller.current = new AbortController();
+    const { signal } = controller.current;
     const base = { ...conversation, turns, updated: Date.now() };
     base.title ||= (turns[0].text || turns[0].images[0]?.name || "").slice(0, TITLE_CHARS);
     const withAnswer = (answer) => ({ ...base, turns: turns.with(index, { ...turns[index], answer }) });
     const show = (answer) => setConversation((shown) => (shown.id === base.id ? withAnswer(answer) : shown));
-    setRunning({ index, controller });
+    setRunning(index);
     show(emptyAnswer());
     await save(withAnswer(emptyAnswer()));
-    const answer = await ask(turnsUpTo(turns, index), settings, model, key, controller.signal, show);
+    const asked = model ?? chosenOf(await load()); // the page may still be loading
+    const answer = await ask(turnsUpTo(turns, index), settings, asked, key, signal, show);
     show(answer);
+    controller.current = null;
     setRunning(null);
     await save({ ...withAnswer(answer), updated: Date.now() });
     if (answer.error?.status === 401) load();
   };
   const send = (text = draft.text.trim(), images = draft.images) => {
-    if (running || (!text && !images.length)) return;
+    if (controller.current || (!text && !images.length)) return;
     const earlier = draft.turn === null ? conversation.turns : conversation.turns.slice(0, draft.turn);
     setDraft(cleared);
     run([...earlier, { id: newId(), text, images, maxPixels: settings.maxPixels, answer: null }]);
   };
   const again = (index) => {
     const turn = { ...conversation.turns[index], maxPixels: settings.maxPixels, answer: null };
-    if (!running) run([...conversation.turns.slice(0, index), turn]);
+    if (!controller.current) run([...conversation.turns.slice(0, index), turn]);
   };
   const open = (found) => {
     stop();
@@ -263,7 +271,7 @@ function App() {
                 key=${turn.id}
                 turn=${turn}
                 images=${imagesOf(turnsUpTo(conversation.turns, index))}
-                isRunning=${running?.index === index}
+                isRunning=${running === index}
                 isBusy=${running !== null}
                 limits=${limits}
                 actions=${actionsOf(index)}

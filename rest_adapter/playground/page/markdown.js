@@ -3,7 +3,17 @@ import DOMPurify from "./vendor/purify.mjs";
 import { Marked } from "./vendor/marked.mjs";
 import { html, useLayoutEffect, useRef } from "./view.js";
 
+const SIGNS = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
+const escaped = (text) => text.replace(/[&<>"']/g, (sign) => SIGNS[sign]);
+
 const marked = new Marked({ gfm: true, breaks: true });
+marked.use({
+  renderer: {
+    // HTML and images stay what the model wrote.
+    html: ({ raw }) => (/^<br\s*\/?>$/i.test(raw) ? "<br>" : escaped(raw)),
+    image: ({ raw }) => escaped(raw),
+  },
+});
 const ALLOWED = {
   ALLOWED_TAGS: (
     "a b blockquote br code del em h1 h2 h3 h4 h5 h6 hr i li ol p pre s strong sub sup table tbody td th thead tr ul"

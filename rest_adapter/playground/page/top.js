@@ -14,7 +14,7 @@ export function Bar({ models, model, settings, change, isSideOpen, onSide, onNew
     ${models.length > 0 &&
     html`<label class="model">
       <span>${t.model}</span>
-      <select value=${model?.id} onChange=${(event) => change({ model: event.target.value })}>
+      <select aria-label=${t.model} value=${model?.id} onChange=${(event) => change({ model: event.target.value })}>
         ${models.map(({ id }) => html`<option key=${id} value=${id} selected=${id === model?.id}>${id}</option>`)}
       </select>
     </label>`}
