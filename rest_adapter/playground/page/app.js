@@ -164,7 +164,11 @@ function App() {
 
   const stop = () => controller.current?.abort();
   useEffect(() => {
-    const onKeyDown = (event) => event.key === "Escape" && !document.querySelector("dialog[open]") && stop();
+    const onKeyDown = (event) => {
+      if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+      stop();
+      openSide(false);
+    };
     addEventListener("keydown", onKeyDown);
     return () => removeEventListener("keydown", onKeyDown);
   }, []);

@@ -22,7 +22,7 @@ export function Composer({ draft, setDraft, onFiles, onSend, onStop, onCancel, i
   const text = useRef(null);
   useEffect(() => {
     // On a phone that would open the keyboard over the page.
-    if (draft.focus || matchMedia("(pointer: fine)").matches) text.current.focus();
+    if (matchMedia("(pointer: fine)").matches) text.current.focus();
   }, [draft.focus]);
   const chosen = (event) => {
     onFiles([...event.target.files]);

@@ -32,7 +32,7 @@ const en = {
   question: "Question",
   placeholder: "Ask about images. Drop, paste or choose them.",
   addImages: "Add images",
-  camera: "Take a photograph",
+  camera: "Photo",
   send: "Send",
   stop: "Stop",
   sendKeys: "Enter sends, Shift+Enter begins a line, Esc stops.",
