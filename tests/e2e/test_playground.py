@@ -138,6 +138,26 @@ def test_the_same_request_as_programs(browser: Browser, served: Served) -> None:
         assert done.stderr == ""
 
 
+def test_decisions_are_bars_of_probability(browser: Browser, served: Served) -> None:
+    models = requests.get(f"{served.http}/v1/models", timeout=30).json()["data"]
+    with visit(browser, served.http) as found:
+        page = found.page
+        expect(page.locator("select")).to_be_visible()
+        if "decisions" not in models[0]["features"]:
+            expect(page.get_by_role("button", name="Decisions")).to_have_count(0)
+            return
+        page.get_by_role("button", name="Decisions").click()
+        for name in ("circle.png", "square.png"):
+            drop(page, name, (EXAMPLES / name).read_bytes())
+        expect(page.locator(".decide .thumbnail")).to_have_count(2)
+        page.get_by_label("Question").fill("What color is the shape?")
+        page.get_by_label("Classes").fill("orange\nblue\n")
+        page.get_by_role("button", name="Decide", exact=True).click()
+        most = page.locator(".bars .most .what")
+        expect(most).to_have_text(["orange", "blue"])
+        assert found.complaints == []
+
+
 def ask(served: Served, example: dict[str, Any], language: str) -> dict[str, Any]:
     parts: list[dict[str, Any]] = []
     for name in example["images"]:

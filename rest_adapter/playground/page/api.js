@@ -43,18 +43,19 @@ export async function listModels(key) {
   return (await (await call("v1/models", key)).json()).data;
 }
 
-export async function version(key) {
-  return (await (await call("version", key)).json()).version;
+const asJson = (body) => ({
+  method: "POST",
+  headers: { "content-type": "application/json" },
+  body: JSON.stringify(body),
+});
+
+export async function decide(body, key) {
+  return (await call("v1/decisions", key, asJson(body))).json();
 }
 
 // Yields the chunks of a streamed chat completion; an error in the stream is thrown.
 export async function* streamChat(body, key, signal) {
-  const response = await call("v1/chat/completions", key, {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    body: JSON.stringify(body),
-    signal,
-  });
+  const response = await call("v1/chat/completions", key, { ...asJson(body), signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
   for (;;) {

@@ -2,6 +2,7 @@
 import { listModels } from "./api.js";
 import { ask, emptyAnswer } from "./answer.js";
 import { Composer } from "./composer.js";
+import { Decisions } from "./decisions.js";
 import { CodeDialog, CropDialog } from "./dialogs.js";
 import { Welcome } from "./examples.js";
 import { fromFile, newId } from "./images.js";
@@ -9,7 +10,7 @@ import { imagesOf, turnsUpTo } from "./request.js";
 import { Side } from "./side.js";
 import * as store from "./store.js";
 import { TEXTS, preferredLanguage } from "./texts.js";
-import { Bar, KeyForm } from "./top.js";
+import { Bar, KeyForm, Tabs } from "./top.js";
 import { Failure, Turn } from "./turn.js";
 import { html, render, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./view.js";
 
@@ -143,10 +144,13 @@ function App() {
   const controller = useRef(null); // set before the page shows it
   const [dialog, setDialog] = useState(null);
   const [isSideOpen, openSide] = useState(false);
+  const [tab, setTab] = useState("chat");
   const t = TEXTS[settings.language];
   const chosenOf = (list) => list.find((each) => each.id === settings.model) ?? list[0];
   const model = chosenOf(models);
   const limits = model?.image_limits;
+  const canDecide = model?.features?.includes("decisions");
+  const isDeciding = canDecide && tab === "decisions";
   const { thread, onScroll } = useFollowing(conversation.turns);
 
   const addFiles = async (files) => {
@@ -208,6 +212,7 @@ function App() {
     setConversation(found);
     setDraft(cleared);
     openSide(false);
+    setTab("chat");
   };
   const actionsOf = (index) => ({
     edit: () => {
@@ -249,7 +254,10 @@ function App() {
         actions=${historyActions}
       />
       <main>
-        <div class="thread" ref=${thread} onScroll=${onScroll} tabindex="0" role="log" aria-label=${t.title}>
+        ${canDecide && html`<${Tabs} tab=${tab} onChange=${setTab} t=${t} />`}
+        ${isDeciding &&
+        html`<${Decisions} ...${{ draft, setDraft, settings, model, t }} onFiles=${addFiles} secret=${key} />`}
+        <div class="thread" hidden=${isDeciding} ref=${thread} onScroll=${onScroll} tabindex="0" role="log" aria-label=${t.title}>
           ${(failure?.status === 401 || key) &&
           html`<${KeyForm}
             value=${key}
@@ -283,7 +291,8 @@ function App() {
               />`,
           )}
         </div>
-        <${Composer}
+        ${!isDeciding &&
+        html`<${Composer}
           ...${{ draft, setDraft, limits, t }}
           maxPixels=${settings.maxPixels}
           isBusy=${running !== null}
@@ -291,7 +300,7 @@ function App() {
           onSend=${() => send()}
           onStop=${stop}
           onCancel=${() => setDraft(cleared)}
-        />
+        />`}
       </main>
     </div>
     ${isOver && html`<div class="drop" aria-hidden="true">${t.dropHere}</div>`}

@@ -16,18 +16,36 @@ export function Thumbnail({ image, limits, maxPixels, onRemove, t }) {
   </li>`;
 }
 
-export function Composer({ draft, setDraft, onFiles, onSend, onStop, onCancel, isBusy, limits, maxPixels, t }) {
+export function Thumbnails({ draft, setDraft, limits, maxPixels, t }) {
+  if (!draft.images.length) return null;
+  const remove = (image) => setDraft((old) => ({ ...old, images: old.images.filter((each) => each !== image) }));
+  return html`<ul class="thumbnails">
+    ${draft.images.map(
+      (image) =>
+        html`<${Thumbnail} key=${image.id} ...${{ image, limits, maxPixels, t }} onRemove=${() => remove(image)} />`,
+    )}
+  </ul>`;
+}
+
+export function Pickers({ onFiles, t }) {
   const files = useRef(null);
   const camera = useRef(null);
+  const chosen = (event) => {
+    onFiles([...event.target.files]);
+    event.target.value = "";
+  };
+  return html`<input ref=${files} type="file" accept="image/*" multiple hidden onChange=${chosen} />
+    <input ref=${camera} type="file" accept="image/*" capture="environment" hidden onChange=${chosen} />
+    <button type="button" onClick=${() => files.current.click()}>${t.addImages}</button>
+    <button type="button" class="camera" onClick=${() => camera.current.click()}>${t.camera}</button>`;
+}
+
+export function Composer({ draft, setDraft, onFiles, onSend, onStop, onCancel, isBusy, limits, maxPixels, t }) {
   const text = useRef(null);
   useEffect(() => {
     // On a phone that would open the keyboard over the page.
     if (matchMedia("(pointer: fine)").matches) text.current.focus();
   }, [draft.focus]);
-  const chosen = (event) => {
-    onFiles([...event.target.files]);
-    event.target.value = "";
-  };
   const onKeyDown = (event) => {
     // While Chinese is being composed, Enter chooses a word.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
@@ -44,20 +62,7 @@ export function Composer({ draft, setDraft, onFiles, onSend, onStop, onCancel, i
     ${draft.turn !== null &&
     html`<p class="note">${t.editing} <button type="button" onClick=${onCancel}>${t.cancel}</button></p>`}
     ${draft.notice && html`<p class="notice" role="alert">${draft.notice}</p>`}
-    ${draft.images.length > 0 &&
-    html`<ul class="thumbnails">
-      ${draft.images.map(
-        (image) =>
-          html`<${Thumbnail}
-            key=${image.id}
-            image=${image}
-            limits=${limits}
-            maxPixels=${maxPixels}
-            t=${t}
-            onRemove=${() => setDraft((d) => ({ ...d, images: d.images.filter((each) => each !== image) }))}
-          />`,
-      )}
-    </ul>`}
+    <${Thumbnails} ...${{ draft, setDraft, limits, maxPixels, t }} />
     <textarea
       ref=${text}
       rows="2"
@@ -69,10 +74,7 @@ export function Composer({ draft, setDraft, onFiles, onSend, onStop, onCancel, i
       onKeyDown=${onKeyDown}
     ></textarea>
     <div class="composer-bar">
-      <input ref=${files} type="file" accept="image/*" multiple hidden onChange=${chosen} />
-      <input ref=${camera} type="file" accept="image/*" capture="environment" hidden onChange=${chosen} />
-      <button type="button" onClick=${() => files.current.click()}>${t.addImages}</button>
-      <button type="button" class="camera" onClick=${() => camera.current.click()}>${t.camera}</button>
+      <${Pickers} onFiles=${onFiles} t=${t} />
       <span id="send-keys" class="keys">${t.sendKeys}</span>
       ${isBusy
         ? html`<button type="button" class="primary" onClick=${onStop}>${t.stop}</button>`

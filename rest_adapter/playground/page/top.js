@@ -41,6 +41,17 @@ export function Bar({ models, model, settings, change, isSideOpen, onSide, onNew
   </header>`;
 }
 
+export function Tabs({ tab, onChange, t }) {
+  return html`<nav class="tabs" aria-label=${t.tabs}>
+    ${["chat", "decisions"].map(
+      (name) =>
+        html`<button type="button" key=${name} aria-pressed=${tab === name} onClick=${() => onChange(name)}>
+          ${t[name]}
+        </button>`,
+    )}
+  </nav>`;
+}
+
 export function KeyForm({ value, isRefused, onChange, t }) {
   const [text, setText] = useState(value);
   return html`<form
