@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 import pytest
 import requests
 
 from tests.e2e.conftest import ROOT, Served
-from tests.support.browser import TIMEOUT_MS, open_browser, visit
+from tests.support.browser import TIMEOUT_MS, assert_accessible, hand_over, open_browser, visit
 from tests.support.images import COLOURS, Placed, draw_scene
 
 
@@ -38,20 +38,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield browser
 
 
-def drop(page: Page, name: str, body: bytes) -> None:
-    """Drops a file on the page, as a hand does."""
-    page.evaluate(
-        """([name, text]) => {
-            const bytes = Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0));
-            const dataTransfer = new DataTransfer();
-            dataTransfer.items.add(new File([bytes], name, { type: "image/png" }));
-            for (const type of ["dragover", "drop"])
-                document.body.dispatchEvent(new DragEvent(type, { dataTransfer, bubbles: true, cancelable: true }));
-        }""",
-        [name, base64.b64encode(body).decode()],
-    )
-
-
 def colour_in(image: Image.Image, box: tuple[float, float, float, float], rgb: Any) -> float:
     """The share of pixels within a box that have about this colour."""
     left, top, right, bottom = map(round, box)
@@ -64,7 +50,7 @@ def test_an_image_is_dropped_and_the_boxes_lie_on_its_shapes(
 ) -> None:
     with visit(browser, served.http) as found:
         page = found.page
-        drop(page, "shapes.png", draw_scene(SHAPES, SIDE))
+        hand_over(page, "drop", "shapes.png", draw_scene(SHAPES, SIDE))
         expect(page.locator(".composer .thumbnail")).to_contain_text("256 × 256")
         expect(page.locator(".composer .thumbnail")).to_contain_text("≈ 16 tokens")
         page.get_by_label("Question").fill("Locate all shapes.")
@@ -72,6 +58,7 @@ def test_an_image_is_dropped_and_the_boxes_lie_on_its_shapes(
         expect(page.locator(".usage")).to_contain_text("image 16")
         boxes = page.locator(".box")
         expect(boxes).to_have_count(len(SHAPES))
+        assert_accessible(page)
 
         page.get_by_label("Labels").uncheck()
         expect(page.locator(".box .label")).to_have_count(0)
@@ -94,6 +81,7 @@ def test_an_image_is_dropped_and_the_boxes_lie_on_its_shapes(
 
         page.get_by_label("Cut out: blue square").click()
         expect(page.locator("dialog img.crop")).to_be_visible()
+        assert_accessible(page)
         page.get_by_role("button", name="Ask about it").click()
         expect(page.locator(".composer .thumbnail")).to_contain_text("blue square.png")
 
@@ -148,13 +136,14 @@ def test_decisions_are_bars_of_probability(browser: Browser, served: Served) -> 
             return
         page.get_by_role("button", name="Decisions").click()
         for name in ("circle.png", "square.png"):
-            drop(page, name, (EXAMPLES / name).read_bytes())
+            hand_over(page, "drop", name, (EXAMPLES / name).read_bytes())
         expect(page.locator(".decide .thumbnail")).to_have_count(2)
         page.get_by_label("Question").fill("What color is the shape?")
         page.get_by_label("Classes").fill("orange\nblue\n")
         page.get_by_role("button", name="Decide", exact=True).click()
         most = page.locator(".bars .most .what")
         expect(most).to_have_text(["orange", "blue"])
+        assert_accessible(page)
         assert found.complaints == []
 
 

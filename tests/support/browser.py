@@ -5,14 +5,17 @@ The font is the one that Pillow carries, so that nothing depends on the fonts of
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 import contextlib
 from dataclasses import dataclass, field
 import os
 from pathlib import Path
 import shutil
+import subprocess
 from typing import Any
 
+from axe_playwright_python.sync_playwright import Axe
 from PIL import ImageFont
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 import pytest
@@ -47,6 +50,16 @@ def _fonts(folder: Path) -> Path:
     return configuration
 
 
+def _program() -> str | None:
+    """The path of a Chromium that runs; Ubuntu has a program of this name that only recommends to install it."""
+    for name in NAMES:
+        if path := shutil.which(name):
+            command = [path, "--version"]
+            if not subprocess.run(command, capture_output=True, check=False, timeout=60).returncode:
+                return path
+    return None
+
+
 @contextlib.contextmanager
 def open_browser(folder: Path) -> Iterator[Browser]:
     """Chromium until it is left; skips the test where there is none.
@@ -56,7 +69,7 @@ def open_browser(folder: Path) -> Iterator[Browser]:
     Args:
         folder: An empty folder for what it writes.
     """
-    program = next(filter(None, map(shutil.which, NAMES)), None)
+    program = _program()
     if program is None:
         pytest.skip("There is no Chromium (Debian: apt-get install chromium).")
     environment: dict[str, Any] = os.environ | {
@@ -110,3 +123,29 @@ def visit(browser: Browser, address: str, **options: Any) -> Iterator[Visit]:
         yield found
     finally:
         context.close()
+
+
+def hand_over(page: Page, how: str, name: str, png: bytes) -> None:
+    """Drops a file on the page, or pastes it (`how`: `drop`, `paste`)."""
+    page.evaluate(
+        """([how, name, text]) => {
+            const bytes = Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0));
+            const data = new DataTransfer();
+            data.items.add(new File([bytes], name, { type: "image/png" }));
+            const options = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
+            const events = how === "drop"
+                ? [new DragEvent("dragover", options), new DragEvent("drop", options)]
+                : [new ClipboardEvent("paste", options)];
+            for (const event of events) document.body.dispatchEvent(event);
+        }""",
+        [how, name, base64.b64encode(png).decode()],
+    )
+
+
+def assert_accessible(page: Page) -> None:
+    """Nothing that axe calls serious or critical, the contrast of WCAG AA included."""
+    found = Axe().run(page).response["violations"]
+    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+    assert serious == [], [
+        (each["id"], [node["html"] for node in each["nodes"]]) for each in serious
+    ]

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, FilePayload, Page, expect
 import pytest
 
 from tests.rest_adapter.conftest import Adapter, open_adapter
-from tests.support.browser import TIMEOUT_MS, Visit, open_browser, visit
+from tests.support.browser import (
+    TIMEOUT_MS,
+    Visit,
+    assert_accessible,
+    hand_over,
+    open_browser,
+    visit,
+)
 from tests.support.images import draw
 
 
@@ -47,6 +53,13 @@ def ask(page: Page, text: str, *, number: int = 0) -> None:
     page.get_by_label("Question").fill(text)
     page.keyboard.press("Enter")
     expect(page.locator(".usage")).to_have_count(number + 1)
+
+
+def choose(page: Page, body: bytes, *names: str, media_type: str = "image/png") -> None:
+    """Chooses files in the dialog of the browser."""
+    page.locator("input[type=file]").first.set_input_files(
+        [FilePayload(name=name, mimeType=media_type, buffer=body) for name in names]
+    )
 
 
 def answers(page: Page) -> list[str]:
@@ -94,21 +107,20 @@ def test_an_answer_can_be_stopped(visited: Visit, adapter: Adapter) -> None:
 def test_images_are_chosen_pasted_shown_and_sent(visited: Visit, adapter: Adapter) -> None:
     page = visited.page
     red = draw("red", "circle").png
-    page.locator("input[type=file]").first.set_input_files(
-        [{"name": f"{name}.png", "mimeType": "image/png", "buffer": red} for name in ("one", "two")]
-    )
+    choose(page, red, "one.png", "two.png")
     thumbnails = page.locator(".composer .thumbnail")
     expect(thumbnails).to_have_count(2)
     expect(thumbnails.first).to_contain_text("256 × 256")
     page.get_by_role("button", name="Remove one.png").click()
     expect(thumbnails).to_have_count(1)
-    page.locator("input[type=file]").first.set_input_files(
-        [{"name": "text.png", "mimeType": "text/plain", "buffer": b"no image"}]
-    )
+    choose(page, b"no image", "text.png", media_type="text/plain")
     expect(page.get_by_role("alert")).to_contain_text("text.png is not an image")
+    blue = draw("blue", "square").png
+    hand_over(page, "paste", "pasted.png", blue)
+    expect(thumbnails).to_have_count(2)
     ask(page, "what")
     (message,) = adapter.spec.messages
-    assert [part.image.data for part in message.parts if part.HasField("image")] == [red]
+    assert [part.image.data for part in message.parts if part.HasField("image")] == [red, blue]
 
 
 def test_what_is_set_is_sent(visited: Visit, adapter: Adapter) -> None:
@@ -145,10 +157,7 @@ def test_answers_and_file_names_cannot_do_anything(visited: Visit) -> None:
     page = visited.page
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    png = draw("red", "circle").png
-    page.locator("input[type=file]").first.set_input_files(
-        [{"name": ATTACKS[0] + ".png", "mimeType": "image/png", "buffer": png}]
-    )
+    choose(page, draw("red", "circle").png, ATTACKS[0] + ".png")
     expect(page.locator(".composer .thumbnail")).to_contain_text(ATTACKS[0])
     for number, attack in enumerate(ATTACKS):
         ask(page, attack, number=number)
@@ -208,12 +217,3 @@ def test_everybody_can_use_it(
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= size["width"]
         assert found.complaints == []
-
-
-def assert_accessible(page: Page) -> None:
-    """Nothing that axe calls serious or critical, the contrast of WCAG AA included."""
-    found = Axe().run(page).response["violations"]
-    serious = [each for each in found if each["impact"] in ("serious", "critical")]
-    assert serious == [], [
-        (each["id"], [node["html"] for node in each["nodes"]]) for each in serious
-    ]
