@@ -29,6 +29,7 @@ from rest_adapter.middleware import Failures, RequestLog
 from rest_adapter.openai.dialect import OPENAI
 from rest_adapter.origins import RefuseForeignPages, compile_origins
 from rest_adapter.paths import Endpoints, HeadAsGet, TidyPaths
+from rest_adapter.playground.route import make_router
 from rest_adapter.settings import AdapterSettings
 from rest_adapter.state import Shared
 from rest_adapter.turns import Turns
@@ -70,7 +71,9 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
     app.state.dialects = tuple(dialects)
     app.state.turns = Turns()
     app.state.connections = Connections(MAX_CONNECTIONS)
-    routers = (*(dialect.router for dialect in dialects), probes.router, metrics.router)
+    routers = [*(dialect.router for dialect in dialects), probes.router, metrics.router]
+    if settings.playground:
+        routers.append(make_router())
     for router in routers:
         app.include_router(router)
     app.state.endpoints = Endpoints(

@@ -1,4 +1,4 @@
-"""Checks API keys on every path except probes."""
+"""Checks API keys on every path except probes and the files of the playground."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from qwenvl.keys import KeyFile, key_of
 from rest_adapter.dialect import error_response
 from rest_adapter.errors import ApiError, of_reason
-from rest_adapter.middleware import PROBES
+from rest_adapter.middleware import PAGES, PROBES
 
 
 class RequireKey:
-    """ASGI middleware that refuses requests without a known key, except probes."""
+    """ASGI middleware that refuses requests without a known key, except probes and pages."""
 
     def __init__(self, app: ASGIApp, keys: KeyFile) -> None:
         self._app = app
@@ -19,13 +19,18 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or refuses it with 401."""
-        if scope["type"] == "http" and scope["path"] not in PROBES:
+        if scope["type"] == "http" and not _is_open(scope):
             authorization = scope["state"]["authorization"]
             if not self._keys.accepts(authorization):
                 error = _refusal(has_key=bool(key_of(authorization)))
                 await error_response(scope, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _is_open(scope: Scope) -> bool:
+    route = scope["app"].state.endpoints.template_of(scope["path"])
+    return route in PROBES or route in PAGES
 
 
 def _refusal(*, has_key: bool) -> ApiError:

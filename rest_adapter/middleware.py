@@ -26,9 +26,11 @@ _LOG: Final = logging.getLogger(__name__)
 _ACCESS_LOG: Final = logging.getLogger("rest_adapter.access")
 _MAX_LOGGED_CHARS: Final = 200
 PROBES: Final = frozenset(("/health", "/ready"))
-"""Paths of probes: they need no key and are logged at debug level."""
-NO_API: Final = PROBES | {"/version", "/metrics"}
-"""Paths that are no API: they answer at once, whatever the service does."""
+"""Paths of probes: they need no key."""
+PAGES: Final = frozenset(("/", "/playground/{name}"))
+"""Routes of the playground's files, which need no key."""
+NO_API: Final = PROBES | PAGES | {"/version", "/metrics"}
+"""Routes that are no API: they answer at once, whatever the service does; they are logged at debug level."""
 
 
 class RequestLog:
@@ -86,7 +88,7 @@ class RequestLog:
                 "bytes": sent,
                 "duration_s": round(seconds, 4),
             }
-            level = logging.DEBUG if scope["path"] in NO_API else logging.INFO
+            level = logging.DEBUG if route in NO_API else logging.INFO
             # A route may have set the request's own id from the body.
             call = current_call() or call
             _ACCESS_LOG.log(level, line | _reason_of(scope) | call.log_fields())

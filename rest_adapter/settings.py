@@ -58,6 +58,9 @@ class AdapterSettings(FlagSettings):
     sse_heartbeat_s: Seconds = Field(
         15.0, description="interval of comments on a stream without output, in seconds"
     )
+    playground: bool = Field(
+        True, description="serve a web page at / that asks the API; the page itself needs no key"
+    )
     strict_fields: bool = Field(
         False, description="refuse unknown JSON fields instead of ignoring them"
     )

@@ -91,6 +91,7 @@ ADAPTER: Final = (
     "body_timeout_s",
     "min_body_kib_per_s",
     "sse_heartbeat_s",
+    "playground",
     "strict_fields",
     "log_level",
     "log_format",

@@ -44,7 +44,8 @@ async def get_model(request: Request, name: str) -> Response:
 
 
 def _document(value: model_pb.Model) -> Mapping[str, Any]:
-    """OpenAI's `model`, with vLLM's `max_model_len` and the kinds of input."""
+    """OpenAI's `model`, with vLLM's `max_model_len`, the kinds of input, limits of images and features."""
+    limits = value.image_limits
     return {
         "id": value.name,
         "object": "model",
@@ -55,4 +56,11 @@ def _document(value: model_pb.Model) -> Mapping[str, Any]:
         "input_modalities": [
             _MODALITIES[modality] for modality in value.input_modalities if modality in _MODALITIES
         ],
+        "image_limits": {
+            "max_images": limits.max_images,
+            "pixel_step": limits.pixel_step,
+            "min_pixels": limits.min_pixels,
+            "max_pixels": limits.max_pixels,
+        },
+        "features": list(value.features),
     }

@@ -126,6 +126,18 @@ def test_the_server_contains_nothing_of_the_client(server_wheel: Path) -> None:
     assert "inference_service/py.typed" in names_in(server_wheel)
 
 
+def test_the_server_contains_the_whole_playground_with_its_licences(server_wheel: Path) -> None:
+    folders = ("rest_adapter/playground/page/", "rest_adapter/playground/vendor/")
+    sources = {
+        str(path.relative_to(ROOT))
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+    }
+    assert "rest_adapter/playground/vendor/LICENSE.preact.txt" in sources
+    assert {name for name in names_in(server_wheel) if name.startswith(folders)} == sources
+
+
 def install(wheel: Path, python: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
     command = [*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)]

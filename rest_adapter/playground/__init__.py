@@ -1,0 +1,1 @@
+"""The playground: a web page at `/` that asks the API of its own origin."""

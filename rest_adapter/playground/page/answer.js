@@ -1,0 +1,44 @@
+// Asks one turn and tells what has arrived.
+import { ApiFailure, streamChat } from "./api.js";
+import { bodyOf } from "./request.js";
+
+export const emptyAnswer = () => ({
+  text: "",
+  boxes: [],
+  usage: null,
+  finish: null,
+  ttft: null, // seconds until the first text
+  seconds: null, // from the first text to the last
+  isStopped: false,
+  error: null,
+});
+
+// Calls `onChange(answer)` whenever something has arrived; returns the whole answer and never throws.
+export async function ask(turns, settings, model, key, signal, onChange) {
+  const answer = emptyAnswer();
+  const begin = performance.now();
+  let first = null;
+  try {
+    const body = await bodyOf(turns, settings, model);
+    for await (const chunk of streamChat(body, key, signal)) {
+      if (chunk.usage) answer.usage = chunk.usage;
+      for (const choice of chunk.choices ?? []) {
+        const text = choice.delta?.content;
+        if (text) {
+          answer.text += text;
+          first ??= performance.now();
+          answer.ttft = (first - begin) / 1000;
+          answer.seconds = (performance.now() - first) / 1000;
+        }
+        if (choice.finish_reason) answer.finish = choice.finish_reason;
+        if (choice.grounding) answer.boxes = choice.grounding;
+      }
+      onChange({ ...answer });
+    }
+  } catch (error) {
+    if (error.name === "AbortError") answer.isStopped = true;
+    else if (error instanceof ApiFailure) answer.error = error.plain();
+    else answer.error = { message: String(error), status: 0 };
+  }
+  return answer;
+}

@@ -1,0 +1,145 @@
+// The request of a conversation: its JSON, and the same request as programs.
+import { dataUri } from "./images.js";
+
+const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
+
+// What is sent to ask a turn: it, and the earlier ones that were answered.
+export const turnsUpTo = (turns, index) =>
+  turns.slice(0, index + 1).filter((turn, each) => each === index || turn.answer?.text);
+
+// Their images, in the order of `image_index`.
+export const imagesOf = (turns) => turns.flatMap((turn) => turn.images);
+
+function sampling(settings) {
+  const found = {};
+  for (const name of NUMBERS) {
+    if (settings[name] !== "") found[name] = Number(settings[name]);
+  }
+  return found;
+}
+
+// `source` makes the URL of an image.
+async function messagesOf(turns, settings, source) {
+  const messages = settings.system.trim() ? [{ role: "system", content: settings.system }] : [];
+  for (const [index, turn] of turns.entries()) {
+    const parts = await Promise.all(
+      turn.images.map(async (image) => ({ type: "image_url", image_url: { url: await source(image) } })),
+    );
+    if (turn.text) parts.push({ type: "text", text: turn.text });
+    messages.push({ role: "user", content: turn.images.length ? parts : turn.text });
+    if (index < turns.length - 1) messages.push({ role: "assistant", content: turn.answer.text });
+  }
+  return messages;
+}
+
+export async function bodyOf(turns, settings, model, source = dataUri) {
+  const body = {
+    model: model?.id ?? settings.model,
+    messages: await messagesOf(turns, settings, source),
+    stream: true,
+    stream_options: { include_usage: true },
+    ...sampling(settings),
+  };
+  if (settings.boxes && model?.features?.includes("grounding")) body.grounding = true;
+  if (settings.maxPixels) body.mm_processor_kwargs = { max_pixels: settings.maxPixels };
+  return body;
+}
+
+export async function asCurl(turns, settings, model, hasKey) {
+  const body = await bodyOf(turns, settings, model);
+  const key = hasKey ? " -H \"authorization: Bearer $API_KEY\"" : "";
+  const address = new URL("v1/chat/completions", document.baseURI);
+  return (
+    `curl -sN '${address}' -H 'content-type: application/json'${key} --data-binary @- <<'JSON'\n` +
+    `${JSON.stringify(body)}\nJSON\n`
+  );
+}
+
+// JSON as a Python expression.
+function python(value, indent = "") {
+  const inner = indent + "    ";
+  if (value === null) return "None";
+  if (value === true) return "True";
+  if (value === false) return "False";
+  if (value instanceof Code) return value.text;
+  if (typeof value !== "object") return JSON.stringify(value);
+  const isList = Array.isArray(value);
+  const items = isList
+    ? value.map((item) => python(item, inner))
+    : Object.entries(value).map(([name, item]) => `${JSON.stringify(name)}: ${python(item, inner)}`);
+  const [open, close] = isList ? "[]" : "{}";
+  return items.length ? `${open}\n${items.map((item) => `${inner}${item},\n`).join("")}${indent}${close}` : open + close;
+}
+
+class Code {
+  constructor(text) {
+    this.text = text;
+  }
+}
+
+// Large images are read from files; small ones are within the program.
+const EMBEDDED_BYTES = 50_000;
+
+async function pythonImages(images) {
+  const lines = [];
+  for (const [index, image] of images.entries()) {
+    lines.push(
+      image.blob.size > EMBEDDED_BYTES
+        ? `image_${index + 1} = pathlib.Path(${JSON.stringify(image.name)}).read_bytes()`
+        : `image_${index + 1} = base64.b64decode(${JSON.stringify((await dataUri(image)).split(",")[1])})`,
+    );
+  }
+  return lines.length ? `${lines.join("\n")}\n` : "";
+}
+
+const SDK_FIELDS = new Set(["grounding", "mm_processor_kwargs"]);
+
+export async function asOpenAi(turns, settings, model, hasKey) {
+  const images = imagesOf(turns);
+  const source = (image) => new Code(`data_uri(image_${images.indexOf(image) + 1}, ${JSON.stringify(image.type)})`);
+  const body = await bodyOf(turns, settings, model, source);
+  const extra = {};
+  const options = [];
+  for (const [name, value] of Object.entries(body)) {
+    if (SDK_FIELDS.has(name)) extra[name] = value;
+    else options.push(`    ${name}=${python(value, "    ")},\n`);
+  }
+  if (Object.keys(extra).length) options.push(`    extra_body=${python(extra, "    ")},\n`);
+  return (
+    `import base64\nimport os\nimport pathlib\n\nfrom openai import OpenAI\n\n\n` +
+    `def data_uri(image: bytes, media_type: str) -> str:\n` +
+    `    return f"data:{media_type};base64,{base64.b64encode(image).decode()}"\n\n\n` +
+    (await pythonImages(images)) +
+    `client = OpenAI(base_url=${JSON.stringify(new URL("v1", document.baseURI).href)}, ` +
+    `api_key=${hasKey ? 'os.environ["API_KEY"]' : '"none"'})\n` +
+    `stream = client.chat.completions.create(\n${options.join("")})\n` +
+    `for chunk in stream:\n    for choice in chunk.choices:\n` +
+    `        print(choice.delta.content or "", end="", flush=True)\n` +
+    `        if boxes := (choice.model_extra or {}).get("grounding"):\n            print("", boxes, sep="\\n")\nprint()\n`
+  );
+}
+
+export async function asGrpc(turns, settings, model, hasKey) {
+  const images = imagesOf(turns);
+  const lines = settings.system.trim() ? [`    system(${JSON.stringify(settings.system)}),\n`] : [];
+  for (const [index, turn] of turns.entries()) {
+    const parts = turn.images.map((each) => `image(image_${images.indexOf(each) + 1})`);
+    if (turn.text) parts.push(JSON.stringify(turn.text));
+    lines.push(`    user(${parts.join(", ")}),\n`);
+    if (index < turns.length - 1) lines.push(`    assistant(${JSON.stringify(turn.answer.text)}),\n`);
+  }
+  const options = { model: model?.id ?? settings.model, ...sampling(settings) };
+  if (settings.boxes && model?.features?.includes("grounding")) options.grounding = true;
+  if (settings.maxPixels) options.max_pixels = settings.maxPixels;
+  const given = Object.entries(options).map(([name, value]) => `, ${name}=${python(value)}`);
+  return (
+    `import base64\nimport os\nimport pathlib\n\nfrom qwenvl import Client, assistant, image, system, user\n\n` +
+    (await pythonImages(images)) +
+    `messages = [\n${lines.join("")}]\n` +
+    `# The gRPC address of the service, which may be another than that of this page.\n` +
+    `with Client("${location.hostname}:50051"${hasKey ? ', api_key=os.environ["API_KEY"]' : ""}) as client:\n` +
+    `    stream = client.stream(messages${given.join("")})\n` +
+    `    for text in stream:\n        print(text, end="", flush=True)\n` +
+    `    print()\n    for found in stream.answer.groundings:\n        print(found.label, found.box)\n`
+  );
+}
