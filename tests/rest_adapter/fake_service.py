@@ -42,6 +42,7 @@ from qwenvl.inference.v1 import (
     usage_pb2 as usage_pb,
 )
 from tests.rest_adapter.scripted_answers import add_reasoning_and_calls, scripted_events
+from tests.rest_adapter.fake_outputs import effective_settings
 
 
 CREATED = 1_700_000_000
@@ -150,6 +151,7 @@ class FakeChat(chat_grpc.ChatServiceServicer):
             prompt_token_ids=ids,
             prompt_logprobs=prompt_entries(spec),
             prompt_usage=usage_of(spec, 0),
+            effective_settings=effective_settings(spec),
         )
         yield event(started=started)
         if entries := prompt_entries(spec):
