@@ -13,7 +13,8 @@ import zlib
 
 import orjson
 
-from rest_adapter.errors import ApiError, invalid, unsupported
+from rest_adapter.body import RequestBody
+from rest_adapter.errors import ApiError, invalid, too_large, unsupported
 from rest_adapter.json_text import shown
 from rest_adapter.off_loop import off_loop
 from rest_adapter.openai.responses import resource as states
@@ -27,7 +28,9 @@ from rest_adapter.settings import IN_MEMORY, AdapterSettings
 
 _RECENT: Final = StoreLimits(max_entries=1024, max_bytes=16 * 2**20, max_age_s=3600.0)
 _CONTINUABLE: Final = (states.COMPLETED, states.INCOMPLETE)
+_MAX_REFERENCES: Final = 512
 _FAST: Final = 1  # zlib's level
+_Document = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,7 @@ class Record:
         items: The items of its input.
         resource: The response.
         frames: The frames of its stream.
+        size: Size of the request in bytes.
     """
 
     caller: str
@@ -47,6 +51,7 @@ class Record:
     items: tuple[AnyItem, ...]
     resource: Mapping[str, Any]
     frames: list[bytes]
+    size: int
 
 
 class Records:
@@ -87,16 +92,25 @@ class Records:
             self.store("store", value=True)
         return self._store is not None and request.store is not False
 
-    async def earlier(self, caller: str, request: ResponsesRequest) -> list[dict[str, Any]]:
-        """The items, input and output, of the responses that a request continues, oldest first.
+    async def earlier(self, caller: str, response_id: str, body: RequestBody) -> list[_Document]:
+        """The items, input and output, of a response and of those that it continues, oldest first.
+
+        Args:
+            caller: Who made the request.
+            response_id: The response, which the request continues.
+            body: The body of the request, which the items count as a part of.
 
         Raises:
-            ApiError: There is no store, or one of the responses is not there or did not end well.
+            ApiError: There is no store, one of the responses is not there or did not end well, or they are too large.
         """
-        param, response_id = "previous_response_id", request.previous_response_id
-        if response_id is None:
-            return []
-        chain = await self.store(param, response_id).chain(caller, response_id)
+        param = "previous_response_id"
+        store = self.store(param, response_id)
+        try:
+            chain = await store.chain(caller, response_id, body.max_bytes)
+        except OverflowError:
+            maximum = body.max_bytes // 2**20
+            message = f"The conversation has more than {maximum} MiB, the maximum (--max-body-mib)."
+            raise too_large(message) from None
         if chain is None:
             message = f"There is no response {shown(response_id)} with all that it continues, or no longer."
             raise invalid(message, param, "PREVIOUS_RESPONSE_NOT_FOUND")
@@ -105,32 +119,45 @@ class Records:
                 f"Response {shown(response_id)} is {chain[-1].status} and cannot be continued."
             )
             raise invalid(message, param)
-        items: list[dict[str, Any]] = []
-        for response in chain:
-            items += orjson.loads(response.input_items)
-            items += orjson.loads(response.resource)["output"]
-        return items
+        size = sum(response.size for response in chain)
+        body.take(size)
+        return await off_loop(size, _items_of, chain)
 
-    async def found(self, caller: str, items: Iterable[AnyItem]) -> dict[str, dict[str, Any]]:
-        """The items that references among `items` point at, by id; those that are not there are left out."""
+    async def found(
+        self, caller: str, items: Iterable[AnyItem], body: RequestBody
+    ) -> dict[str, _Document]:
+        """The items that references among `items` point at, by id; those that are not there are left out.
+
+        Args:
+            caller: Who made the request.
+            items: The items of the request.
+            body: The body of the request, which the found items count as a part of.
+
+        Raises:
+            ApiError: There are too many references, or what they point at is too large.
+        """
         wanted = {item.target for item in items if isinstance(item, ReferenceItem)}
-        found: dict[str, dict[str, Any]] = {}
+        if len(wanted) > _MAX_REFERENCES:
+            message = (
+                f"'input' has {len(wanted)} references to items, but at most {_MAX_REFERENCES}."
+            )
+            raise invalid(message, "input")
+        found: dict[str, _Document] = {}
         for item_id in wanted:
             if item_id in found:
                 continue
             holder = await (self._store or self._recent).holder_of(caller, item_id)
             if holder is not None:
-                known = [
-                    *orjson.loads(holder.input_items),
-                    *orjson.loads(holder.resource)["output"],
-                ]
+                body.take(holder.size)
+                known = await off_loop(holder.size, _items_of, [holder])
                 found |= {item["id"]: item for item in known if item["id"] in wanted}
         return found
 
     async def keep(self, record: Record) -> None:
         """Keeps a response as its request wants, see `will_store`."""
         if self.will_store(record.request):
-            stored = await off_loop(sum(map(len, record.frames)), _packed, record)
+            size = record.size + sum(map(len, record.frames))
+            stored = await off_loop(size, _packed, record)
             await self.store("store").put(record.caller, stored)
         elif record.request.store is None:
             output = record.resource["output"]
@@ -143,6 +170,15 @@ class Records:
                     item_ids=tuple(item["id"] for item in output),
                 ),
             )
+
+
+def _items_of(responses: Iterable[StoredResponse]) -> list[_Document]:
+    """All items, input and output."""
+    items: list[_Document] = []
+    for response in responses:
+        items += orjson.loads(response.input_items)
+        items += orjson.loads(response.resource)["output"]
+    return items
 
 
 def _packed(record: Record) -> StoredResponse:

@@ -71,10 +71,11 @@ async def prepare(
     asked = await read_json(request, parse)
     records, caller = records_of(request), caller_of_request()
     records.will_store(asked.request)
-    earlier = await records.earlier(caller, asked.request)
-    found = await records.found(caller, asked.items)
+    previous_id, body = asked.request.previous_response_id, body_of(request)
+    earlier = [] if previous_id is None else await records.earlier(caller, previous_id, body)
+    found = await records.found(caller, asked.items, body)
     # Stored items can be as large as a body.
-    size = body_of(request).size if not (earlier or found) else 2**20
+    size = body.size if not (earlier or found) else 2**20
     maximum = shared(request).settings.max_media_mib * 2**20
 
     def translate() -> Prepared:

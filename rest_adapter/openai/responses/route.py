@@ -10,6 +10,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
+from rest_adapter.body import body_of
 from rest_adapter.errors import internal
 from rest_adapter.openai.responses.listing import new_id
 from rest_adapter.openai.responses.records import Record, open_records
@@ -105,7 +106,7 @@ def _writer(request: Request, prepared: Prepared, started: generation_pb.Started
         stored=records_of(request).will_store(asked.request),
         started=started,
     )
-    return ResponseWriter(beginning)
+    return ResponseWriter(beginning, is_streamed=bool(asked.request.stream))
 
 
 async def _keep(request: Request, prepared: Prepared, writer: ResponseWriter) -> None:
@@ -115,5 +116,6 @@ async def _keep(request: Request, prepared: Prepared, writer: ResponseWriter) ->
         items=prepared.conversation.items,
         resource=writer.resource,
         frames=writer.frames,
+        size=body_of(request).size,
     )
     await records_of(request).keep(record)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import logging
 import os
 import sqlite3
@@ -129,9 +129,23 @@ class ResponseStore:
         """A response of a caller; None = it does not exist, or no longer."""
         return await self._run(self._get, caller, response_id)
 
-    async def chain(self, caller: str, response_id: str) -> list[StoredResponse] | None:
-        """A response and those that it continues, the first one first; None = one of them is not there."""
-        return await self._run(self._chain, caller, response_id)
+    async def chain(
+        self, caller: str, response_id: str, max_bytes: int
+    ) -> list[StoredResponse] | None:
+        """A response and those that it continues, without their frames, the first one first.
+
+        Args:
+            caller: Who made the request.
+            response_id: The last response.
+            max_bytes: Maximum size of all of them together.
+
+        Returns:
+            The responses; None = one of them is not there.
+
+        Raises:
+            OverflowError: They are larger.
+        """
+        return await self._run(self._chain, caller, response_id, max_bytes)
 
     async def holder_of(self, caller: str, item_id: str) -> StoredResponse | None:
         """The response of a caller that has an item; None = none has it."""
@@ -214,14 +228,19 @@ class ResponseStore:
         with self._transaction() as database:
             return self._used(database, caller, response_id)
 
-    def _chain(self, caller: str, response_id: str) -> list[StoredResponse] | None:
+    def _chain(self, caller: str, response_id: str, max_bytes: int) -> list[StoredResponse] | None:
         found: list[StoredResponse] = []
+        size = 0
         next_id: str | None = response_id
         with self._transaction() as database:
             while next_id is not None:
                 response = self._used(database, caller, next_id)
                 if response is None:
                     return None
+                response = replace(response, frames=b"")
+                size += response.size
+                if size > max_bytes:
+                    raise OverflowError(size)
                 found.append(response)
                 next_id = response.previous_id
         return found[::-1]

@@ -40,13 +40,14 @@ class ResponseWriter:
     Attributes:
         resource: The response as it is now.
         is_ended: Whether it has ended.
-        frames: All frames of its stream so far, in the order of their sequence numbers.
+        frames: All frames of its stream so far, in the order of their sequence numbers, if it is to be stored.
 
     Args:
         beginning: What is known before the first piece of the answer.
+        is_streamed: Whether frames are wanted even if they are not stored.
     """
 
-    def __init__(self, beginning: Beginning) -> None:
+    def __init__(self, beginning: Beginning, *, is_streamed: bool) -> None:
         asked = beginning.asked
         options = OutputOptions(
             logprobs=asked.includes_logprobs,
@@ -57,6 +58,9 @@ class ResponseWriter:
         self.is_ended = False
         self.frames: list[bytes] = []
         self._output = Output(options)
+        self._is_stored = beginning.stored
+        self._has_frames = beginning.stored or is_streamed
+        self._count = 0
         self._reason = usage_pb.FINISH_REASON_UNSPECIFIED
 
     def begin(self) -> bytes:
@@ -110,10 +114,14 @@ class ResponseWriter:
         return frames + self._write([{"type": _LAST_EVENTS[status], "response": self.resource}])
 
     def _write(self, events: Iterable[Event]) -> bytes:
-        begin = len(self.frames)
+        written = []
         for event in events:
-            self.frames.append(_frame(event, len(self.frames)))
-        return b"".join(self.frames[begin:])
+            if self._has_frames:
+                written.append(_frame(event, self._count))
+            self._count += 1
+        if self._is_stored:
+            self.frames += written
+        return b"".join(written)
 
 
 def _frame(event: Event, number: int) -> bytes:

@@ -76,7 +76,7 @@ async def test_callers_are_apart(path: Path | None) -> None:
         await store.put("k", response("a"))
         assert await store.get("other", "a") is None
         assert await store.holder_of("other", "msg_a") is None
-        assert await store.chain("other", "a") is None
+        assert await store.chain("other", "a", 1000) is None
         assert not await store.delete("other", "a")
         assert await store.get("k", "a") is not None
 
@@ -120,13 +120,22 @@ async def test_a_chain_is_used_as_a_whole(path: Path | None) -> None:
         await store.put("", response("a"))
         await store.put("", response("b", "a"))
         clock.now_s += 50
-        chain = await store.chain("", "b")
+        chain = await store.chain("", "b", 1000)
         assert chain is not None
         assert [each.id for each in chain] == ["a", "b"]
         clock.now_s += 50
         assert await kept(store) == {"a", "b"}
         assert await store.delete("", "a")
-        assert await store.chain("", "b") is None
+        assert await store.chain("", "b", 1000) is None
+
+
+async def test_a_chain_is_bounded(path: Path | None) -> None:
+    async with opened(path) as store:
+        await store.put("", response("a", size=200))
+        await store.put("", response("b", "a", size=200))
+        assert await store.chain("", "b", 400) is not None
+        with pytest.raises(OverflowError):
+            await store.chain("", "b", 399)
 
 
 async def test_deleting_deletes_the_items_as_well(path: Path | None) -> None:
@@ -144,7 +153,7 @@ async def test_a_file_survives_a_restart(tmp_path: Path) -> None:
         await store.put("k", response("a"))
         await store.put("k", response("b", "a"))
     async with opened(file, clock=clock) as store:
-        chain = await store.chain("k", "b")
+        chain = await store.chain("k", "b", 1000)
         assert chain is not None
         assert [each.id for each in chain] == ["a", "b"]
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
