@@ -269,7 +269,9 @@ class ResponseStore:
                 "DELETE FROM responses WHERE caller = ? AND id = ? AND used >= ?",
                 (caller, response_id, self._oldest_use()),
             )
-            return deleted.rowcount > 0
+            count = deleted.rowcount
+        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log has the content as well
+        return count > 0
 
 
 def _check_version(database: sqlite3.Connection) -> None:

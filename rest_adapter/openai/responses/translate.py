@@ -57,11 +57,13 @@ def conversation_of(
         found: The items that its references point at, in JSON, by id.
 
     Raises:
-        ApiError: A reference points at nothing, or an output is of no call.
+        ApiError: A reference points at nothing, an output is of no call, or there is no message.
     """
     items = tuple(resolved(item, found) for item in asked.items)
     history = tuple(read_item(document, PREVIOUS)[0] for document in earlier)
     turns = turns_of([*history, *items])
+    if not turns:
+        raise invalid("'input' has reasoning alone, but needs a message.", "input")
     if asked.request.instructions:
         turns.insert(0, Turn.of_instructions(asked.request.instructions))
     return Conversation(asked, items, history, turns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from typing import Any
+from urllib.parse import quote
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,7 +139,7 @@ def test_odd_ids_and_queries(
     rest: str,
 ) -> None:
     adapter, session = own_adapter
-    name = requests.utils.quote(response_id, safe="")
+    name = quote(response_id, safe="")
     url = f"{adapter.url}/v1/responses/{name}{rest}"
     method = "POST" if rest == "/cancel" else "GET"
     answer = session.request(method, url, params=query, timeout=30)

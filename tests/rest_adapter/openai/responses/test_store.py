@@ -10,6 +10,7 @@ import stat
 import pytest
 
 from rest_adapter.openai.responses.store import ResponseStore, StoredResponse, StoreLimits
+from rest_adapter.settings import AdapterSettings
 
 
 LIMITS = StoreLimits(max_entries=3, max_bytes=1000, max_age_s=60)
@@ -173,8 +174,9 @@ async def test_deleted_content_is_not_left_in_the_file(tmp_path: Path) -> None:
     async with opened(file) as store:
         secret = b"a very secret text"
         await store.put("", StoredResponse(id="a", status="completed", resource=secret))
+        assert secret in content_of(tmp_path)
         assert await store.delete("", "a")
-    assert secret not in content_of(tmp_path)
+        assert secret not in content_of(tmp_path)
 
 
 async def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -184,3 +186,24 @@ async def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="version 99"):
         async with opened(file):
             pass
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("", "is a directory"),
+        ("none/store.sqlite", "is not a directory"),
+        ("text", "is not an SQLite database"),
+    ],
+)
+def test_a_path_that_cannot_be_a_store(tmp_path: Path, name: str, problem: str) -> None:
+    (tmp_path / "text").write_text("not a database, but a text")
+    settings = AdapterSettings(response_store=str(tmp_path / name))
+    with pytest.raises(SystemExit, match=problem):
+        settings.check_files()
+
+
+@pytest.mark.parametrize("name", [None, "memory", "new.sqlite"])
+def test_a_path_that_can_be_a_store(tmp_path: Path, name: str | None) -> None:
+    store = str(tmp_path / name) if name == "new.sqlite" else name
+    AdapterSettings(response_store=store).check_files()

@@ -167,7 +167,12 @@ def test_tool_choice() -> None:
 
 
 def test_without_tools_there_is_no_choice() -> None:
-    for fields in ({"tools": []}, {"tool_choice": "auto"}, {"parallel_tool_calls": True}):
+    cases: list[dict[str, Any]] = [
+        {"tools": []},
+        {"tool_choice": "auto"},
+        {"parallel_tool_calls": True},
+    ]
+    for fields in cases:
         assert not spec_of(**fields).HasField("tool_choice")
 
 
@@ -220,6 +225,7 @@ def test_what_asks_for_nothing(fields: dict[str, Any]) -> None:
         ({"input": None}, "input"),
         ({"input": []}, "input"),
         ({"input": 5}, "input"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
         ({"input": ["x"]}, "input[0]"),
         ({"input": [{"type": "web_search_call"}]}, "input[0].type"),
         ({"input": [{}]}, "input[0].type"),
