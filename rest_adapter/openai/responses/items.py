@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-
 from rest_adapter.errors import ApiError, invalid, unsupported
 from rest_adapter.json_text import shown
 from rest_adapter.openai.content import Content, Text, read_content
 from rest_adapter.openai.part_fields import Fields
 from rest_adapter.openai.responses.blobs import unpack
+from rest_adapter.openai.responses.json_values import text_of
 from rest_adapter.validation import wrong
 
 
@@ -177,7 +176,7 @@ def _read_message(fields: Fields) -> _Read:
 def _read_call(fields: Fields) -> _Read:
     arguments = fields.values.get("arguments")
     if isinstance(arguments, dict):
-        arguments = orjson.dumps(arguments).decode()
+        arguments = text_of(arguments, fields.path_of("arguments"))
     elif arguments is not None and not isinstance(arguments, str):
         raise wrong(fields.path_of("arguments"), arguments, "the text of a JSON object")
     item = CallItem(

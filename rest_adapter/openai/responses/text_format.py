@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import re
 from typing import Any, Final
 
-import orjson
-
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from rest_adapter.errors import invalid
 from rest_adapter.json_model import asks_for_nothing
 from rest_adapter.openai.part_fields import Fields
+from rest_adapter.openai.responses.json_values import text_of
 from rest_adapter.validation import wrong
 
 
@@ -82,6 +81,6 @@ def _read_schema(fields: Fields) -> tuple[TextFormat, list[str]]:
         "schema": schema,
         "strict": bool(strict),
     }
-    constraint = sampling_pb.Constraint(json_schema=orjson.dumps(schema).decode())
+    constraint = sampling_pb.Constraint(json_schema=text_of(schema, fields.path_of("schema")))
     unknown = [*fields.unknown(("name", "description", "schema", "strict"))]
     return TextFormat(document, constraint, fields.path_of("schema")), unknown

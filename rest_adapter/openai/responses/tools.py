@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import invalid, unsupported
 from rest_adapter.json_model import asks_for_nothing
 from rest_adapter.json_text import shown
 from rest_adapter.openai.part_fields import Fields
+from rest_adapter.openai.responses.json_values import text_of
 from rest_adapter.validation import wrong
 
 
@@ -35,12 +34,14 @@ class Function:
         name: Its name.
         description: For the model; None = none.
         parameters: The JSON schema of the arguments; None = any object.
+        schema: The text of `parameters`; empty = any object.
         strict: Whether the arguments must match; None = the service's default.
     """
 
     name: str
     description: str | None
     parameters: Mapping[str, Any] | None
+    schema: str
     strict: bool | None
 
     def document(self) -> dict[str, Any]:
@@ -55,9 +56,11 @@ class Function:
 
     def add_to(self, spec: chat_pb.ChatCompletionSpec) -> None:
         """Adds the function to a request."""
-        tool = spec.tools.add(name=self.name, description=self.description or "")
-        if self.parameters is not None:
-            tool.parameters_json_schema = orjson.dumps(self.parameters).decode()
+        tool = spec.tools.add(
+            name=self.name,
+            description=self.description or "",
+            parameters_json_schema=self.schema,
+        )
         if self.strict is not None:
             tool.strict = self.strict
 
@@ -160,7 +163,8 @@ def _read_function(document: object, path: str) -> tuple[Function, list[str]]:
     if strict is not None and not isinstance(strict, bool):
         raise wrong(fields.path_of("strict"), strict, "true or false")
     unknown = fields.unknown(("name", "description", "parameters", "strict", *_OF_TOOLS_IGNORED))
-    return Function(name, fields.text("description"), parameters, strict), [*unknown]
+    schema = "" if parameters is None else text_of(parameters, fields.path_of("parameters"))
+    return Function(name, fields.text("description"), parameters, schema, strict), [*unknown]
 
 
 def _read_choice(choice: object, names: set[str]) -> Choice:

@@ -23,7 +23,6 @@ _TOOL_FIELDS: Final = {"parameters_json_schema": "parameters"}
 _PARAMS: Final = {
     "messages": "input",
     "sampling.max_tokens": "max_output_tokens",
-    "template.reasoning_effort": "reasoning.effort",
     "tool_choice.parallel": "parallel_tool_calls",
 }
 PREVIOUS: Final = "previous_response_id"
@@ -93,11 +92,21 @@ def to_spec(conversation: Conversation, *, max_media_bytes: int) -> chat_pb.Chat
         if spec.HasField("constraint"):  # by an extension that all requests have
             raise invalid("'text.format' is set beside another form of the answer.", "text.format")
         spec.constraint.CopyFrom(asked.form.constraint)
-    if request.reasoning is not None and request.reasoning.effort is not None:
-        spec.template.reasoning_effort = request.reasoning.effort
+    if (effort := _effort(request)) is not None:
+        spec.template.reasoning_effort = effort[0]
     if (switch := _thinking_switch(request)) is not None:
         spec.template.enable_thinking = switch[0]
     return spec
+
+
+def _effort(request: ResponsesRequest) -> tuple[str, str] | None:
+    """How much to reason, and the path of it; None = the template's default."""
+    # An option of chat templates only where these have one.
+    effort: str | None = getattr(request.chat_template_kwargs, "reasoning_effort", None)
+    if effort is not None:
+        return effort, "chat_template_kwargs.reasoning_effort"
+    options = request.reasoning
+    return (options.effort, "reasoning.effort") if options and options.effort else None
 
 
 def _thinking_switch(request: ResponsesRequest) -> tuple[bool, str] | None:
@@ -136,9 +145,10 @@ class FieldPaths:
             return param
         if path.startswith("tool_choice"):
             return "tool_choice"
-        if path == "template.enable_thinking":
-            switch = _thinking_switch(request)
-            return "reasoning.effort" if switch is None else switch[1]
+        if path == "template.reasoning_effort" and (effort := _effort(request)):
+            return effort[1]
+        if path == "template.enable_thinking" and (switch := _thinking_switch(request)):
+            return switch[1]
         return pixels_param(request, path) or plain_param(path)
 
     def _message_param(self, index: int, rest: str) -> str:

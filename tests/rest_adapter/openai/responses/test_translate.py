@@ -185,7 +185,7 @@ def test_options() -> None:
         stop=["a"],
         presence_penalty=1,
         top_logprobs=4,
-        reasoning={"effort": "low"},
+        reasoning={"effort": "low", "summary": "auto"},
         chat_template_kwargs={"enable_thinking": False},
         cache_salt="s",
         mm_processor_kwargs={"max_pixels": 99},
@@ -288,6 +288,21 @@ def test_refusals(fields: dict[str, Any], param: str) -> None:
     assert caught.value.status == (404 if param == "model" else 400)
 
 
+def nested(depth: int) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for _ in range(depth):
+        document = {"a": document}
+    return document
+
+
+@pytest.mark.parametrize("value", [nested(300), nested(250), {"a": 2**64}])
+def test_what_cannot_be_written_again(value: dict[str, Any]) -> None:
+    form = {"type": "json_schema", "name": "n", "schema": value}
+    assert refused(tools=[LOOK | {"parameters": value}]).param == "tools[0].parameters"
+    assert refused(text={"format": form}).param == "text.format.schema"
+    assert refused(input=[CALL | {"arguments": value}]).param == "input[0].arguments"
+
+
 def test_unsupported_fields_say_what_to_do() -> None:
     error = refused(max_tokens=5)
     assert type_and_code(error)[1] == "unsupported_parameter"
@@ -355,6 +370,7 @@ def test_paths_of_fields(field: str, param: str | None) -> None:
         ],
         tools=[LOOK],
         chat_template_kwargs={"enable_thinking": True},
+        reasoning={"effort": "high"},
         mm_processor_kwargs={"max_pixels": 99},
         text={"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}},
     )
