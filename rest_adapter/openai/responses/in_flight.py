@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+import contextlib
+from typing import Any, Final
 
 from rest_adapter.openai.responses.writer import ResponseWriter
+
+
+_END_TIMEOUT_S: Final = 5.0
 
 
 class Run:
@@ -35,10 +39,12 @@ class Run:
         return self._writer.resource
 
     async def cancel(self) -> None:
-        """Stops the generation, and waits for its end."""
+        """Stops the generation, and waits for its end, but not long: its client may not read the last events."""
         self.is_cancelled = True
         self._stop()
-        await self._left.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_TIMEOUT_S):
+                await self._left.wait()
 
     def leave(self) -> None:
         """Says that it has ended."""

@@ -60,9 +60,9 @@ async def cancel_response(request: Request, response_id: str) -> Response:
     run = records.in_flight.find(caller, response_id)
     if run is not None:
         await run.cancel()
-        if run.resource["status"] == states.CANCELLED:
-            return _json(run.resource)
         status = run.resource["status"]
+        if status in (states.CANCELLED, states.IN_PROGRESS):
+            return _json(run.resource)
     else:
         stored = await records.store("response_id").get(caller, response_id)
         if stored is None:
