@@ -194,6 +194,15 @@ def test_separators_within_a_text_do_not_split_a_line(storing_adapter: Adapter) 
     assert replayed.content == answer.content
 
 
+def test_pages_of_this_machine_may_delete(storing_adapter: Adapter) -> None:
+    response_id = post(storing_adapter).json()["id"]
+    headers = {"origin": "http://localhost:3000", "access-control-request-method": "DELETE"}
+    url = f"{storing_adapter.url}/v1/responses/{response_id}"
+    assert requests.options(url, headers=headers, timeout=10).status_code == 200
+    foreign = {"origin": "https://evil.example", "authorization": "Bearer none"}
+    assert requests.delete(url, headers=foreign, timeout=10).status_code == 403
+
+
 def test_a_conversation_is_as_bounded_as_a_body() -> None:
     limits: dict[str, Any] = {"max_body_mib": 1, "max_text_mib": 1, "body_budget_mib": 4}
     with open_adapter(response_store="memory", **limits) as adapter:
