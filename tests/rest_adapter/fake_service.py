@@ -41,8 +41,8 @@ from qwenvl.inference.v1 import (
 from qwenvl.inference.v1 import (
     usage_pb2 as usage_pb,
 )
-from tests.rest_adapter.scripted_answers import add_reasoning_and_calls, scripted_events
 from tests.rest_adapter.fake_outputs import effective_settings
+from tests.rest_adapter.scripted_answers import add_reasoning_and_calls, scripted_events
 
 
 CREATED = 1_700_000_000
