@@ -7,6 +7,7 @@ from typing import Any, Final
 import uuid
 
 from qwenvl.inference.v1 import message_pb2 as message_pb
+from rest_adapter.media import OVERSIZED
 from rest_adapter.openai.content import Content, Text, Video
 from rest_adapter.openai.image_parts import Image
 from rest_adapter.openai.responses.items import (
@@ -24,6 +25,7 @@ _DETAILS: Final = {
     message_pb.IMAGE_DETAIL_HIGH: "high",
     message_pb.IMAGE_DETAIL_ORIGINAL: "original",
 }
+_OVERSIZED: Final = {value: name for name, value in OVERSIZED.items()}
 
 
 def new_id(prefix: str) -> str:
@@ -85,5 +87,8 @@ def _image(image: Image) -> dict[str, Any]:
     url = source.text
     if source.is_base64 and not str(url).lstrip().lower().startswith("data:"):
         url = f"data:{source.mime_type};base64,{url}"
+    hints = dict(image.hints)
+    if (oversized := hints.pop("oversized", None)) is not None:
+        hints["transformations"] = {"oversized_image": _OVERSIZED[oversized]}
     detail = _DETAILS.get(image.detail, "auto")
-    return {"type": "input_image", "detail": detail, "image_url": url} | dict(image.hints)
+    return {"type": "input_image", "detail": detail, "image_url": url} | hints

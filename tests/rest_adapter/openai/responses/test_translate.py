@@ -12,6 +12,7 @@ from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import ApiError
 from rest_adapter.openai.errors import type_and_code
 from rest_adapter.openai.responses.blobs import pack, unpack
+from rest_adapter.openai.responses.listing import documents_of
 from rest_adapter.openai.responses.schema import parse_responses
 from rest_adapter.openai.responses.translate import (
     Conversation,
@@ -375,6 +376,50 @@ def test_paths_of_fields(field: str, param: str | None) -> None:
         text={"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}},
     )
     assert FieldPaths(made).param_of(field) == param
+
+
+IMAGES: list[dict[str, Any]] = [
+    {"image_url": "https://example.com/a.png"},
+    {"image_url": "data:image/png;base64,AAEC", "detail": "high"},
+    {"image_url": {"url": "https://example.com/a.png", "detail": "low"}},
+    {"image_url": "https://example.com/a.png", "min_pixels": 5, "max_pixels": 9, "uuid": "u"},
+    {"base64": "AAEC", "mime_type": "image/png"},
+    {"source": {"type": "base64", "media_type": "image/webp", "data": "AAEC"}},
+    {
+        "image_url": "https://example.com/a.png",
+        "transformations": {"oversized_image": "error"},
+    },
+]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text",
+        [{"type": "input_text", "text": "a"}, {"type": "text", "text": ""}],
+        *([{"type": "input_image"} | image] for image in IMAGES),
+        [{"type": "video", "video": ["https://example.com/a.png"], "fps": 3}],
+    ],
+)
+def test_listed_items_are_read_as_they_were_sent(content: Any) -> None:
+    items = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+        {"type": "reasoning", "id": "rs", "summary": [{"type": "summary_text", "text": "hm"}]},
+        CALL,
+        OUTPUT | {"output": content},
+        {"type": "compaction", "encrypted_content": pack("compaction", "all")},
+    ]
+    sent = conversation(input=items)
+    listed = documents_of(sent.items)
+    assert len({document["id"] for document in listed}) == len(items)
+    again = conversation(listed, input="next")
+    expected = to_spec(sent, max_media_bytes=2**20)
+    for part in (part for message in expected.messages for part in message.parts):
+        if part.HasField("image") and not part.image.detail:
+            part.image.detail = message_pb.IMAGE_DETAIL_AUTO  # which is the same
+    expected.messages.add(role=message_pb.ROLE_USER).parts.add(text="next")
+    assert to_spec(again, max_media_bytes=2**20).messages == expected.messages
 
 
 def test_blobs() -> None:
