@@ -6,13 +6,14 @@ from collections.abc import Iterator
 import json
 from pathlib import Path
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import openai
+from pydantic import BaseModel
 import pytest
 
 from tests.e2e.conftest import Served, running
-from tests.support.images import Drawn, draw
+from tests.support.images import Drawn, draw, gallery
 
 
 QUESTION = "What is in this picture?"
@@ -103,6 +104,27 @@ def test_a_conversation_about_an_image(client: openai.OpenAI) -> None:
     assert sent.usage is not None
     assert stored.usage.input_tokens == sent.usage.input_tokens
     assert client.responses.retrieve(stored.id).output_text == stored.output_text
+
+
+class Seen(BaseModel):
+    """What `.parse()` returns."""
+
+    colour: Literal["red", "green", "blue", "yellow"]
+    shape: Literal["circle", "square", "triangle", "star"]
+
+
+def test_the_text_is_parsed(client: openai.OpenAI) -> None:
+    for image in gallery()[:3]:
+        answer = client.responses.parse(
+            model="qwen-vl", input=asked_of(image), text_format=Seen, max_output_tokens=100
+        )
+        assert answer.status == "completed"
+        assert isinstance(answer.output_parsed, Seen)
+    schema = {"type": "object", "not": {}}
+    form: Any = {"format": {"type": "json_schema", "name": "n", "schema": schema}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model="qwen-vl", input="x", text=form)
+    assert caught.value.param == "text.format.schema"
 
 
 def test_the_settings_in_effect_are_told(client: openai.OpenAI) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from rest_adapter.errors import invalid
 from rest_adapter.media import ImageSources
+from rest_adapter.openai.constraints import asked_form, form_param
 from rest_adapter.openai.field_paths import pixels_param, plain_param
 from rest_adapter.openai.responses.items import AnyItem, read_item, resolved
 from rest_adapter.openai.responses.schema import Asked, ResponsesRequest
@@ -89,8 +90,9 @@ def to_spec(conversation: Conversation, *, max_media_bytes: int) -> chat_pb.Chat
         spec.logprobs.top_logprobs = request.top_logprobs or 0
     asked.tools.add_to(spec)
     if asked.form.constraint is not None:
-        if spec.HasField("constraint"):  # by an extension that all requests have
-            raise invalid("'text.format' is set beside another form of the answer.", "text.format")
+        if (other := asked_form(request)) is not None:
+            text = f"'{other.path}' asks for a form of the answer, as 'text.format' does: send one of them."
+            raise invalid(text, other.path)
         spec.constraint.CopyFrom(asked.form.constraint)
     if (effort := _effort(request)) is not None:
         spec.template.reasoning_effort = effort[0]
@@ -135,8 +137,9 @@ class FieldPaths:
             name = _TOOL_FIELDS.get(match[2] or "", match[2])
             return f"tools[{match[1]}]" + (f".{name}" if name else "")
         if path.startswith("constraint"):
-            form = self.conversation.asked.form
-            return "structured_outputs" if form.constraint is None else form.path
+            asked = self.conversation.asked
+            own = asked.form.path if asked.form.constraint is not None else None
+            return own or form_param(asked.request, path)
         return self._option_param(path) or None
 
     def _option_param(self, path: str) -> str:

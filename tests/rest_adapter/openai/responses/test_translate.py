@@ -204,6 +204,16 @@ def test_options() -> None:
     assert spec_of(text={"format": {"type": "json_object"}}).constraint.json_object
 
 
+def test_forms_of_other_servers() -> None:
+    assert spec_of(structured_outputs={"regex": "a+"}).constraint.regex == "a+"
+    assert list(spec_of(guided_choice=["a", "b"]).constraint.choices.values) == ["a", "b"]
+    made = conversation(structured_outputs={"regex": "a+"})
+    assert FieldPaths(made).param_of("spec.constraint.regex") == "structured_outputs.regex"
+    own = {"format": {"type": "json_object"}}
+    error = refused(structured_outputs={"regex": "a+"}, text=own)
+    assert error.param == "structured_outputs.regex"
+
+
 @pytest.mark.parametrize(
     "fields",
     [
