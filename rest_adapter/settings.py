@@ -81,8 +81,8 @@ class AdapterSettings(FlagSettings):
     response_store_mib: Positive = Field(
         256, description="maximum total size of the stored responses, in MiB"
     )
-    response_store_age_s: Seconds = Field(
-        86_400.0,
+    response_store_age_s: Positive = Field(
+        86_400,
         description="time for which a response is stored after its last use, in seconds; continuing it is a use",
     )
     strict_fields: bool = Field(
