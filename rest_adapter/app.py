@@ -60,10 +60,12 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
             interceptors=call_metrics(),
         )
         app.state.shared = Shared(settings, service, version("qwen-vl-serving"))
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(service.close)
+            for dialect in dialects:
+                if dialect.lifespan is not None:
+                    await stack.enter_async_context(dialect.lifespan(app))
             yield
-        finally:
-            await service.close()
 
     app = FastAPI(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
@@ -102,7 +104,7 @@ def _add_middleware(app: FastAPI, settings: AdapterSettings, dialects: Sequence[
     app.add_middleware(
         CORSMiddleware,
         allow_origin_regex=origins.pattern,
-        allow_methods=("GET", "HEAD", "OPTIONS", "POST"),
+        allow_methods=("DELETE", "GET", "HEAD", "OPTIONS", "POST"),
         allow_headers=("*",),
         allow_private_network=True,
         expose_headers=(*_EXPOSED_HEADERS, *filter(None, (d.request_id_header for d in dialects))),

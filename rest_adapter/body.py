@@ -97,6 +97,7 @@ class RequestBody:
     Attributes:
         is_complete: Whether all of it has been received.
         size: Bytes that `read` has received and decoded.
+        max_bytes: Its maximum size.
 
     Args:
         headers: The headers of the request.
@@ -113,6 +114,7 @@ class RequestBody:
         framed = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
         self.is_complete = not framed
         self.size = 0
+        self.max_bytes = limits.max_bytes
 
     async def receive(self) -> Message:
         """The ASGI function, which also notes the end of the body."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 import math
 from typing import Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.status import HTTP_401_UNAUTHORIZED, HTTP_429_TOO_MANY_REQUESTS
@@ -44,6 +45,8 @@ class Dialect:
         stream_end: The last bytes of a successful stream; may be empty.
         heartbeat: What a stream without output sends from time to time.
         request_id_header: A header of every response with the same value as `x-request-id`; None = no such header.
+        lifespan: Opens what the routes need, after `app.state.shared`, and closes it when the application stops; None =
+            nothing.
     """
 
     prefix: str
@@ -56,6 +59,7 @@ class Dialect:
     status_of: Callable[[ApiError], int] = _own_status
     heartbeat: bytes = COMMENT
     request_id_header: str | None = None
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
 
 
 def choose(dialects: Sequence[Dialect], path: str) -> Dialect:

@@ -9,7 +9,7 @@ from typing import Final
 
 
 _V1: Final = {
-    "OpenAI Responses API": ("responses", "conversations"),
+    "OpenAI Conversations API": ("conversations",),
     "Anthropic Text Completions API": ("complete",),
     "embeddings API": ("embeddings",),
     "reranking and scoring API": ("rerank", "score", "classify", "pooling"),

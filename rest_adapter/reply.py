@@ -37,7 +37,7 @@ async def json_reply(
     Raises:
         ApiError: The call failed.
     """
-    result = await _result(request, work, param_of)
+    result = await result_of(request, work, param_of)
     return Response(orjson.dumps(document_of(result)), media_type="application/json")
 
 
@@ -49,16 +49,17 @@ async def stream_reply(
 ) -> Response:
     """Awaits the first event of a call, and answers with its events; see `json_reply` and `EventStream`."""
     return EventStream(
-        await _result(request, beginning, param_of),
+        await result_of(request, beginning, param_of),
         render,
         heartbeat_s=shared(request).settings.sse_heartbeat_s,
         to_error=lambda error: from_rpc(error, param_of),
     )
 
 
-async def _result(
+async def result_of(
     request: Request, work: Coroutine[Any, Any, _Result], param_of: Callable[[str], str | None]
 ) -> _Result:
+    """The result of a call; arguments and errors as for `json_reply`."""
     try:
         return await while_connected(request, work)
     except grpc.aio.AioRpcError as error:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Final
+
 from pydantic import Field, ValidationInfo, field_validator
 
 from qwenvl.flags import Address, FlagSettings, Positive, Seconds, Target
 from qwenvl.observability import LogFormat, LogLevel
 from rest_adapter.origins import compile_origins
+
+
+IN_MEMORY: Final = "memory"
+"""The value of `response_store` for a store in memory."""
+_SQLITE_BEGINNING: Final = b"SQLite format 3\0"
 
 
 class AdapterSettings(FlagSettings):
@@ -61,6 +70,21 @@ class AdapterSettings(FlagSettings):
     playground: bool = Field(
         True, description="serve a web page at / that asks the API; the page itself needs no key"
     )
+    response_store: str | None = Field(
+        None,
+        description="where /v1/responses keeps responses for previous_response_id and retrieval: memory, or the path of"
+        " an SQLite file; none = nowhere, and requests that need it are refused",
+    )
+    response_store_entries: Positive = Field(
+        10_000, description="maximum number of stored responses; those unused for longest give way"
+    )
+    response_store_mib: Positive = Field(
+        256, description="maximum total size of the stored responses, in MiB"
+    )
+    response_store_age_s: Positive = Field(
+        86_400,
+        description="time for which a response is stored after its last use, in seconds; continuing it is a use",
+    )
     strict_fields: bool = Field(
         False, description="refuse unknown JSON fields instead of ignoring them"
     )
@@ -85,3 +109,26 @@ class AdapterSettings(FlagSettings):
                 f"it is {value}, but must be at least 4/3 of --max-body-mib, which is {max_body_mib}"
             )
         return value
+
+    def check_files(self) -> None:
+        """Checks the files in the settings, see `FlagSettings`, and that of the store of responses."""
+        super().check_files()
+        path = self.response_store
+        if path not in (None, IN_MEMORY) and (problem := _store_problem(Path(path or ""))):
+            raise SystemExit(self.problem("response_store", path, problem))
+
+
+def _store_problem(file: Path) -> str:
+    """Why a file cannot be a store of responses; empty = it can, as far as can be seen without opening it."""
+    if file.is_dir():
+        return "is a directory, not a file"
+    if not file.parent.is_dir():
+        return f"cannot be created: {file.parent} is not a directory"
+    exists = file.exists()
+    if not os.access(file if exists else file.parent, os.W_OK):
+        return "cannot be written"
+    if exists and file.stat().st_size:
+        with file.open("rb") as content:
+            if content.read(len(_SQLITE_BEGINNING)) != _SQLITE_BEGINNING:
+                return "is not an SQLite database"
+    return ""

@@ -21,6 +21,7 @@ from rest_adapter.errors import ApiError, internal, stopping
 from rest_adapter.metrics import CLIENT_DISCONNECTS, STREAMS_OPEN
 
 
+STREAM_HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 _LAST_EVENT_TIMEOUT_S: Final = 0.5
 # At these, too, clients with `str.splitlines` split a line in two; orjson escapes all other separators.
 _SEPARATORS: Final = tuple(
@@ -28,6 +29,13 @@ _SEPARATORS: Final = tuple(
     for character in ("\x85", "\u2028", "\u2029")
 )
 _Event = TypeVar("_Event")
+
+
+def on_one_line(events: bytes) -> bytes:
+    """Server-Sent Events with JSON as data, of which no client splits a line."""
+    for separator, escaped in _SEPARATORS:
+        events = events.replace(separator, escaped)
+    return events
 
 
 class EventStream(Response, Generic[_Event]):
@@ -41,6 +49,7 @@ class EventStream(Response, Generic[_Event]):
             `ApiError`, which ends the stream.
         heartbeat_s: Seconds without output after which the dialect's heartbeat is sent.
         to_error: Converts a gRPC error.
+        render_error: Returns the last Server-Sent Events of a stream that fails; None = those of the dialect.
     """
 
     media_type = "text/event-stream"
@@ -52,13 +61,15 @@ class EventStream(Response, Generic[_Event]):
         *,
         heartbeat_s: float,
         to_error: Callable[[grpc.RpcError], ApiError],
+        render_error: Callable[[ApiError], bytes] | None = None,
     ) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(headers=STREAM_HEADERS)
         del self.headers["content-length"]
         self._events = events
         self._render = render
         self._heartbeat_s = heartbeat_s
         self._to_error = to_error
+        self._render_error = render_error
         self._last_sent_s = 0.0
         self._is_open = False
 
@@ -111,7 +122,8 @@ class EventStream(Response, Generic[_Event]):
 
     async def _fail(self, scope: Scope, send: Send, error: ApiError) -> None:
         note_error(scope, error)
-        await self._send(send, dialect_of(scope).render_error_event(error), more=False)
+        render_error = self._render_error or dialect_of(scope).render_error_event
+        await self._send(send, render_error(error), more=False)
 
     async def _beat(self, scope: Scope, send: Send) -> None:
         """Keeps proxies from closing an idle connection during a long prefill."""
@@ -124,10 +136,8 @@ class EventStream(Response, Generic[_Event]):
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         self._last_sent_s = asyncio.get_running_loop().time()
-        for separator, escaped in _SEPARATORS:
-            body = body.replace(separator, escaped)
         self._is_open = more
-        await send({"type": "http.response.body", "body": body, "more_body": more})
+        await send({"type": "http.response.body", "body": on_one_line(body), "more_body": more})
 
 
 async def _end(*tasks: asyncio.Task[None]) -> None:

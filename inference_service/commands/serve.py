@@ -77,6 +77,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="ORIGIN",
         help="web pages that may call the REST API (default: those of this machine); * = all",
     )
+    rest.add_argument(
+        "--response-store",
+        metavar="STORE",
+        help="where /v1/responses keeps responses: memory, or the path of an SQLite file (default: none)",
+    )
     ServiceSettings.add_flags(parser, skip={"model"})
     parser.set_defaults(run=run)
 

@@ -13,6 +13,9 @@ from rest_adapter.openai import models
 from rest_adapter.openai.chat import route as chat
 from rest_adapter.openai.completions import route as completions
 from rest_adapter.openai.errors import render_error, render_error_event
+from rest_adapter.openai.responses import compact_route as compaction
+from rest_adapter.openai.responses import route as responses
+from rest_adapter.openai.responses import stored_route as stored_responses
 
 
 # Those of other APIs: OpenAI's clients insist on a key of their own, so that users put any word there.
@@ -29,11 +32,16 @@ def _authorizations_of(headers: Headers) -> list[str]:
 OPENAI: Final = Dialect(
     prefix="/v1",
     router=APIRouter(
-        routes=[route for group in (chat, completions, models) for route in group.router.routes]
+        routes=[
+            route
+            for group in (chat, completions, responses, compaction, stored_responses, models)
+            for route in group.router.routes
+        ]
     ),
     authorizations_of=_authorizations_of,
     challenge="Bearer",
     render_error=render_error,
     render_error_event=render_error_event,
     stream_end=b"data: [DONE]\n\n",
+    lifespan=responses.lifespan,
 )

@@ -20,6 +20,7 @@ _CODES: Final = {
     "METHOD_NOT_ALLOWED": "method_not_allowed",
     "MISSING_FIELD": "missing_required_parameter",
     "NOT_FOUND": "not_found",
+    "PREVIOUS_RESPONSE_NOT_FOUND": "previous_response_not_found",
     "UNKNOWN_FIELD": "unknown_parameter",
     "UNSUPPORTED_API": "unsupported_api",
     "UNSUPPORTED_MEDIA_TYPE": "unsupported_media",

@@ -41,6 +41,7 @@ from qwenvl.inference.v1 import (
 from qwenvl.inference.v1 import (
     usage_pb2 as usage_pb,
 )
+from tests.rest_adapter.fake_outputs import effective_settings
 from tests.rest_adapter.scripted_answers import add_reasoning_and_calls, scripted_events
 
 
@@ -150,6 +151,7 @@ class FakeChat(chat_grpc.ChatServiceServicer):
             prompt_token_ids=ids,
             prompt_logprobs=prompt_entries(spec),
             prompt_usage=usage_of(spec, 0),
+            effective_settings=effective_settings(spec),
         )
         yield event(started=started)
         if entries := prompt_entries(spec):

@@ -80,7 +80,7 @@ def test_a_request_that_succeeds_has_no_reason(
 
 
 @pytest.mark.parametrize(
-    ("path", "status"), [("/v1/nothing", 404), ("/v1/responses", 400), ("/v1/models/none", 404)]
+    ("path", "status"), [("/v1/nothing", 404), ("/v1/conversations", 400), ("/v1/models/none", 404)]
 )
 def test_error_bodies_have_the_request_id(adapter: Adapter, path: str, status: int) -> None:
     response = requests.get(adapter.url + path, timeout=10)

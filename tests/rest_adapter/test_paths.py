@@ -55,6 +55,8 @@ def test_head_wherever_get_is(adapter: Adapter, path: str) -> None:
     [
         ("/chat/completions", CHAT),
         ("/completions", "/v1/completions"),
+        ("/openai/v1/responses", "/v1/responses"),
+        ("/responses/resp_1/cancel", "/v1/responses/resp_1/cancel"),
         ("/models", "/v1/models"),
         ("/v1/v1/chat/completions", CHAT),
         ("/api/v1/chat/completions", CHAT),
@@ -76,10 +78,10 @@ def test_the_right_path_is_named(adapter: Adapter, path: str, right: str | None)
 @pytest.mark.parametrize(
     ("path", "name"),
     [
-        ("/v1/responses", "Responses"),
-        ("/v1/responses/resp_1/cancel", "Responses"),
-        ("/responses", "Responses"),
-        ("/openai/v1/responses", "Responses"),
+        ("/v1/conversations", "Conversations"),
+        ("/v1/conversations/conv_1/items", "Conversations"),
+        ("/conversations", "Conversations"),
+        ("/openai/v1/conversations", "Conversations"),
         ("/v1/complete", "Anthropic Text"),
         ("/v1/embeddings", "embeddings"),
         ("/v1/images/generations", "image"),

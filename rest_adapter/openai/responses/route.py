@@ -1,0 +1,121 @@
+"""The routes that answer: POST /v1/responses, and POST /v1/responses/input_tokens, which only counts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+import contextlib
+from typing import Any, Final
+
+from fastapi import APIRouter, FastAPI, Request, Response
+
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
+from rest_adapter.body import body_of
+from rest_adapter.errors import internal
+from rest_adapter.openai.responses.listing import new_id
+from rest_adapter.openai.responses.records import Record, open_records
+from rest_adapter.openai.responses.requests import (
+    Prepared,
+    caller_of_request,
+    prepare,
+    records_of,
+)
+from rest_adapter.openai.responses.resource import Beginning
+from rest_adapter.openai.responses.stream import ResponseEvents
+from rest_adapter.openai.responses.writer import ResponseWriter
+from rest_adapter.reply import json_reply, result_of
+from rest_adapter.state import call_metadata, shared
+from rest_adapter.stream import EventStream
+
+
+router: Final = APIRouter()
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Opens what is kept of responses, for `records_of`, and closes it."""
+    async with open_records(app.state.shared.settings) as records:
+        app.state.responses = records
+        yield
+
+
+@router.post("/v1/responses")
+async def create_response(request: Request) -> Response:
+    """Answers a conversation, in one response or as a stream."""
+    prepared = await prepare(request)
+    if not prepared.conversation.asked.request.stream:
+        work = _whole(request, prepared)
+        return await json_reply(request, work, lambda document: document, prepared.param_of)
+    events = await result_of(request, _begun(request, prepared), prepared.param_of)
+    return EventStream(
+        events,
+        lambda frames: frames,
+        heartbeat_s=shared(request).settings.sse_heartbeat_s,
+        to_error=lambda _: internal(),  # `events` converts them
+        render_error=events.render_error,
+    )
+
+
+@router.post("/v1/responses/input_tokens")
+async def count_input_tokens(request: Request) -> Response:
+    """Counts the tokens of the input as generation would."""
+    prepared = await prepare(request)
+    service, metadata = shared(request).service, call_metadata(request)
+    return await json_reply(
+        request,
+        service.count_tokens(prepared.spec, metadata=metadata),
+        lambda usage: {"object": "response.input_tokens", "input_tokens": usage.prompt_tokens},
+        prepared.param_of,
+    )
+
+
+async def _whole(request: Request, prepared: Prepared) -> dict[str, Any]:
+    """The response in JSON, after it was kept."""
+    metadata = call_metadata(request)
+    answer = await shared(request).service.create_chat(prepared.spec, metadata=metadata)
+    writer = _writer(request, prepared, answer.started)
+    writer.begin()
+    writer.add_choice(answer.choices[0], answer.usage)
+    await _keep(request, prepared, writer)
+    return writer.resource
+
+
+async def _begun(request: Request, prepared: Prepared) -> ResponseEvents:
+    """The response as a stream, after the service has begun it."""
+    metadata = call_metadata(request)
+    events = await shared(request).service.stream_chat(prepared.spec, metadata=metadata)
+    rest = aiter(events)
+    first: chat_pb.StreamChatCompletionResponse = await anext(rest)
+    writer = _writer(request, prepared, first.started)
+    return ResponseEvents(
+        events,
+        rest,
+        writer,
+        caller=caller_of_request(),
+        in_flight=records_of(request).in_flight,
+        keep=lambda: _keep(request, prepared, writer),
+        param_of=prepared.param_of,
+    )
+
+
+def _writer(request: Request, prepared: Prepared, started: generation_pb.Started) -> ResponseWriter:
+    asked = prepared.conversation.asked
+    beginning = Beginning(
+        asked=asked,
+        response_id=new_id("resp"),
+        stored=records_of(request).will_store(asked.request),
+        started=started,
+    )
+    return ResponseWriter(beginning, is_streamed=bool(asked.request.stream))
+
+
+async def _keep(request: Request, prepared: Prepared, writer: ResponseWriter) -> None:
+    record = Record(
+        caller=caller_of_request(),
+        request=prepared.conversation.asked.request,
+        items=prepared.conversation.items,
+        resource=writer.resource,
+        frames=writer.frames,
+        size=body_of(request).size,
+    )
+    await records_of(request).keep(record)

@@ -1,0 +1,280 @@
+"""Keeps responses for `previous_response_id`, `item_reference` and retrieval, within bounds, in SQLite.
+
+The database is a file, or in memory; either way one thread of its own works on it, so that it does not hold up the
+event loop. A response belongs to the caller whose key created it: its id alone is no permission to read it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+import contextlib
+from dataclasses import dataclass, replace
+import logging
+import os
+import sqlite3
+import time
+from typing import Final, TypeVar
+
+
+_LOG: Final = logging.getLogger(__name__)
+_VERSION: Final = 1
+_LOCK_TIMEOUT_S: Final = 10.0
+_SCHEMA: Final = f"""
+CREATE TABLE IF NOT EXISTS responses (
+  caller TEXT NOT NULL, id TEXT NOT NULL, previous_id TEXT, status TEXT NOT NULL, used REAL NOT NULL,
+  size INTEGER NOT NULL, resource BLOB NOT NULL,
+  input_items BLOB NOT NULL, frames BLOB NOT NULL,
+  PRIMARY KEY (caller, id));
+CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used, size);
+CREATE TABLE IF NOT EXISTS items (
+  caller TEXT NOT NULL, id TEXT NOT NULL, response_id TEXT NOT NULL,
+  PRIMARY KEY (caller, id),
+  FOREIGN KEY (caller, response_id) REFERENCES responses (caller, id) ON DELETE CASCADE) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS items_by_response ON items (caller, response_id);
+PRAGMA user_version = {_VERSION};
+"""
+_COLUMNS: Final = "id, previous_id, status, resource, input_items, frames"
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredResponse:
+    """A response as it is kept.
+
+    Attributes:
+        id: Its id.
+        previous_id: The id of the response that it continues; None = it begins a conversation.
+        status: Its status, such as `completed`.
+        resource: The response in JSON.
+        input_items: The list of its own input items in JSON.
+        frames: The events of its stream, as the caller of this module packs them.
+        item_ids: The ids of its items, input and output. Not read back.
+    """
+
+    id: str
+    previous_id: str | None = None
+    status: str
+    resource: bytes
+    input_items: bytes = b"[]"
+    frames: bytes = b""
+    item_ids: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return sum(map(len, (self.resource, self.input_items, self.frames)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreLimits:
+    """The bounds of a store; the responses that were not used for longest give way.
+
+    Attributes:
+        max_entries: Maximum number of responses.
+        max_bytes: Maximum total size in bytes.
+        max_age_s: Seconds after its last use for which a response is kept. Whatever continues it, uses it.
+    """
+
+    max_entries: int
+    max_bytes: int
+    max_age_s: float
+
+
+class ResponseStore:
+    """Responses by caller and id.
+
+    All methods may raise `sqlite3.Error` if the file cannot be read or written.
+
+    Args:
+        path: The file; None = in memory.
+        limits: The bounds.
+        clock: Returns the time in seconds, on which all processes with the same file agree.
+    """
+
+    def __init__(
+        self, path: str | None, limits: StoreLimits, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._path = path
+        self._limits = limits
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="response-store")
+        self._database: sqlite3.Connection
+
+    async def open(self) -> None:
+        """Opens the database and creates its tables; to be called once, before all other methods.
+
+        Raises:
+            sqlite3.Error: The file cannot be opened or is no database.
+            ValueError: It was written by another version of this software.
+        """
+        await self._run(self._open)
+
+    async def close(self) -> None:
+        """Closes the database."""
+        await self._run(self._database.close)
+        self._thread.shutdown()
+
+    async def put(self, caller: str, response: StoredResponse) -> None:
+        """Keeps a response, replacing one with the same id, and removes what is beyond the bounds.
+
+        Args:
+            caller: Who made the request; empty = a caller without a key.
+            response: The response. If it alone is larger than the store, it is not kept.
+        """
+        await self._run(self._put, caller, response)
+
+    async def get(self, caller: str, response_id: str) -> StoredResponse | None:
+        """A response of a caller; None = it does not exist, or no longer."""
+        return await self._run(self._get, caller, response_id)
+
+    async def chain(
+        self, caller: str, response_id: str, max_bytes: int
+    ) -> list[StoredResponse] | None:
+        """A response and those that it continues, without their frames, the first one first.
+
+        Args:
+            caller: Who made the request.
+            response_id: The last response.
+            max_bytes: Maximum size of all of them together.
+
+        Returns:
+            The responses; None = one of them is not there.
+
+        Raises:
+            OverflowError: They are larger.
+        """
+        return await self._run(self._chain, caller, response_id, max_bytes)
+
+    async def holder_of(self, caller: str, item_id: str) -> StoredResponse | None:
+        """The response of a caller that has an item; None = none has it."""
+        return await self._run(self._holder_of, caller, item_id)
+
+    async def delete(self, caller: str, response_id: str) -> bool:
+        """Removes a response of a caller; returns whether it was there."""
+        return await self._run(self._delete, caller, response_id)
+
+    async def _run(self, work: Callable[..., _Result], *args: object) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+
+    def _open(self) -> None:
+        if self._path is not None:
+            # The content of conversations is nobody else's business.
+            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+        database = sqlite3.connect(
+            self._path or ":memory:", timeout=_LOCK_TIMEOUT_S, isolation_level=None
+        )
+        try:
+            _check_version(database)
+            for setting in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
+                database.execute(f"PRAGMA {setting}")
+            database.execute("PRAGMA foreign_keys = ON")
+            database.executescript(_SCHEMA)
+        except BaseException:
+            database.close()
+            raise
+        self._database = database
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._database
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+    def _put(self, caller: str, response: StoredResponse) -> None:
+        if response.size > self._limits.max_bytes:
+            _LOG.warning(
+                "a response of %d bytes is larger than the store and is not kept", response.size
+            )
+            return
+        row = (
+            *(caller, response.id, response.previous_id, response.status, self._clock()),
+            *(response.size, response.resource, response.input_items, response.frames),
+        )
+        with self._transaction() as database:
+            database.execute(
+                f"INSERT OR REPLACE INTO responses VALUES ({', '.join('?' * len(row))})",  # noqa: S608
+                row,
+            )
+            database.executemany(
+                "INSERT OR REPLACE INTO items VALUES (?, ?, ?)",
+                [(caller, item_id, response.id) for item_id in response.item_ids],
+            )
+            self._evict(database)
+
+    def _evict(self, database: sqlite3.Connection) -> None:
+        database.execute("DELETE FROM responses WHERE used < ?", (self._oldest_use(),))
+        count, size = database.execute(
+            "SELECT count(*), coalesce(sum(size), 0) FROM responses"
+        ).fetchone()
+        oldest = database.execute("SELECT rowid, size FROM responses ORDER BY used, rowid")
+        victims = []
+        while count > self._limits.max_entries or size > self._limits.max_bytes:
+            rowid, freed = oldest.fetchone()
+            victims.append((rowid,))
+            count, size = count - 1, size - freed
+        oldest.close()
+        database.executemany("DELETE FROM responses WHERE rowid = ?", victims)
+
+    def _oldest_use(self) -> float:
+        return self._clock() - self._limits.max_age_s
+
+    def _get(self, caller: str, response_id: str) -> StoredResponse | None:
+        with self._transaction() as database:
+            return self._used(database, caller, response_id)
+
+    def _chain(self, caller: str, response_id: str, max_bytes: int) -> list[StoredResponse] | None:
+        found: list[StoredResponse] = []
+        size = 0
+        next_id: str | None = response_id
+        with self._transaction() as database:
+            while next_id is not None:
+                response = self._used(database, caller, next_id)
+                if response is None:
+                    return None
+                response = replace(response, frames=b"")
+                size += response.size
+                if size > max_bytes:
+                    raise OverflowError(size)
+                found.append(response)
+                next_id = response.previous_id
+        return found[::-1]
+
+    def _holder_of(self, caller: str, item_id: str) -> StoredResponse | None:
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT response_id FROM items WHERE caller = ? AND id = ?", (caller, item_id)
+            ).fetchone()
+            return None if row is None else self._used(database, caller, row[0])
+
+    def _used(
+        self, database: sqlite3.Connection, caller: str, response_id: str
+    ) -> StoredResponse | None:
+        """A response that is now in use, and therefore kept."""
+        rows = database.execute(
+            f"UPDATE responses SET used = ? WHERE caller = ? AND id = ? AND used >= ? RETURNING {_COLUMNS}",  # noqa: S608
+            (self._clock(), caller, response_id, self._oldest_use()),
+        ).fetchall()
+        names = _COLUMNS.split(", ")
+        return StoredResponse(**dict(zip(names, rows[0], strict=True))) if rows else None
+
+    def _delete(self, caller: str, response_id: str) -> bool:
+        with self._transaction() as database:
+            deleted = database.execute(
+                "DELETE FROM responses WHERE caller = ? AND id = ? AND used >= ?",
+                (caller, response_id, self._oldest_use()),
+            )
+            count = deleted.rowcount
+        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log has the content as well
+        return count > 0
+
+
+def _check_version(database: sqlite3.Connection) -> None:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version not in (0, _VERSION):
+        raise ValueError(f"its format is version {version}, but this software has {_VERSION}")

@@ -1,0 +1,141 @@
+"""The routes of single responses: GET, DELETE, cancel, input items."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+import orjson
+
+from rest_adapter.dialect import dialect_of
+from rest_adapter.errors import invalid
+from rest_adapter.openai.responses import resource as states
+from rest_adapter.openai.responses.records import frames_after, unknown_response
+from rest_adapter.openai.responses.requests import caller_of_request, records_of
+from rest_adapter.openai.responses.store import StoredResponse
+from rest_adapter.stream import STREAM_HEADERS, on_one_line
+from rest_adapter.validation import wrong
+
+
+router: Final = APIRouter()
+_PATH: Final = "/v1/responses/{response_id}"
+_MAX_PAGE: Final = 100
+_DEFAULT_PAGE: Final = 20
+_BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False, "": False}
+
+
+@router.get(_PATH)
+async def get_response(request: Request, response_id: str) -> Response:
+    """A response as it is now; with `?stream=true` the events of its stream, after `starting_after`."""
+    is_stream = _boolean(request, "stream")
+    after = _integer(request, "starting_after", -1, minimum=-1)
+    store, caller = records_of(request).store("response_id"), caller_of_request()
+    run = records_of(request).in_flight.find(caller, response_id)
+    if run is not None:
+        if is_stream:
+            raise invalid(
+                f"Response '{response_id}' is in progress; its events can be had again after its end.",
+                "stream",
+            )
+        return _json(run.resource)
+    stored = await store.get(caller, response_id)
+    if stored is None:
+        raise unknown_response(response_id)
+    return _replay(request, stored, after) if is_stream else _raw_json(stored.resource)
+
+
+@router.delete(_PATH)
+async def delete_response(request: Request, response_id: str) -> Response:
+    """Deletes a response; those that continue it cannot be continued any more."""
+    store = records_of(request).store("response_id")
+    if not await store.delete(caller_of_request(), response_id):
+        raise unknown_response(response_id)
+    return _json({"id": response_id, "object": "response", "deleted": True})
+
+
+@router.post(_PATH + "/cancel")
+async def cancel_response(request: Request, response_id: str) -> Response:
+    """Cancels a response that is being streamed."""
+    records, caller = records_of(request), caller_of_request()
+    run = records.in_flight.find(caller, response_id)
+    if run is not None:
+        await run.cancel()
+        status = run.resource["status"]
+        if status in (states.CANCELLED, states.IN_PROGRESS):
+            return _json(run.resource)
+    else:
+        stored = await records.store("response_id").get(caller, response_id)
+        if stored is None:
+            raise unknown_response(response_id)
+        status = stored.status
+    message = f"Response '{response_id}' is {status}; only one in progress can be cancelled."
+    raise invalid(message, "response_id")
+
+
+@router.get(_PATH + "/input_items")
+async def list_input_items(request: Request, response_id: str) -> Response:
+    """A page of the items that a response was created from, without those of the responses that it continues."""
+    order = request.query_params.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise wrong("order", order, "asc or desc")
+    limit = _integer(request, "limit", _DEFAULT_PAGE, minimum=1, maximum=_MAX_PAGE)
+    store = records_of(request).store("response_id")
+    stored = await store.get(caller_of_request(), response_id)
+    if stored is None:
+        raise unknown_response(response_id)
+    items: list[dict[str, Any]] = orjson.loads(stored.input_items)
+    if order == "desc":
+        items.reverse()
+    begin = _begin(request, items)
+    page = items[begin : begin + limit]
+    document = {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else "",
+        "last_id": page[-1]["id"] if page else "",
+        "has_more": begin + limit < len(items),
+    }
+    return _json(document)
+
+
+def _begin(request: Request, items: list[dict[str, Any]]) -> int:
+    """Where a page begins: after the item that `after` names."""
+    after = request.query_params.get("after")
+    if not after:
+        return 0
+    ids = [item["id"] for item in items]
+    if after not in ids:
+        raise wrong("after", after, "the id of one of the items")
+    return ids.index(after) + 1
+
+
+def _replay(request: Request, stored: StoredResponse, after: int) -> Response:
+    end = b"" if stored.status == states.FAILED else dialect_of(request.scope).stream_end
+    content = on_one_line(b"".join(frames_after(stored, after))) + end
+    return Response(content, headers=STREAM_HEADERS, media_type="text/event-stream")
+
+
+def _json(document: object) -> Response:
+    return _raw_json(orjson.dumps(document))
+
+
+def _raw_json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
+
+
+def _boolean(request: Request, name: str) -> bool:
+    text = request.query_params.get(name, "").lower()
+    if text not in _BOOLEANS:
+        raise wrong(name, text, "true or false")
+    return _BOOLEANS[text]
+
+
+def _integer(
+    request: Request, name: str, default: int, *, minimum: int, maximum: int = 2**31 - 1
+) -> int:
+    text = request.query_params.get(name, "")
+    if not text:
+        return default
+    if not text.removeprefix("-").isdecimal() or not minimum <= int(text[:12]) <= maximum:
+        raise wrong(name, text, f"an integer from {minimum} to {maximum}")
+    return int(text)
