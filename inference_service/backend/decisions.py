@@ -223,8 +223,7 @@ async def decide(
     jobs = [_Job(tally) for tally in tallies]
     size = 1
     while jobs:
-        batch = _first_of_a_kind(jobs, size)
-        jobs = jobs[len(batch) :]
+        batch, jobs = _first_of_a_kind(jobs, size)
         first = batch[0].tally.prompt
         results = await ask(
             first.whole or prompts.evidence,
@@ -239,13 +238,13 @@ async def decide(
     )
 
 
-def _first_of_a_kind(jobs: Sequence[_Job], size: int) -> list[_Job]:
-    """The first jobs that share a prompt: those about the input, or those of one question with its own."""
+def _first_of_a_kind(jobs: Sequence[_Job], size: int) -> tuple[list[_Job], list[_Job]]:
+    """The first jobs that share a prompt, those about the input or those of one question with its own; and the rest."""
     first = jobs[0].tally.prompt
     batch: list[_Job] = []
-    for job in jobs[:size]:
+    rest: list[_Job] = []
+    for job in jobs:
         prompt = job.tally.prompt
-        if prompt is not first and (prompt.whole or first.whole):
-            break
-        batch.append(job)
-    return batch
+        fits = prompt is first or (prompt.whole is None and first.whole is None)
+        (batch if fits and len(batch) < size else rest).append(job)
+    return batch, rest
