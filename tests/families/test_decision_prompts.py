@@ -239,3 +239,16 @@ def test_an_unknown_format_is_told(tmp_path: Path, value: str) -> None:
     path.write_text(f'{{"decision_prompt_format": {value}}}')
     with pytest.raises(ValueError, match="decision_prompt_format"):
         decision_prompt_format(tmp_path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_label_begins_with_another(models: dict[str, Model], name: str) -> None:
+    labels = models[name].labels
+    texts = [["1", "one"], ["10"], ["red"], ["red circle", "Red"], ["10"], ["red."]]
+    sequences = labels.sequences(texts)
+    for ids in sequences:
+        assert not any(other != ids and other[: len(ids)] == ids for other in sequences)
+    assert {index for indices in sequences.values() for index in indices} == set(range(6))
+    assert sequences[labels.token_ids("10")] == [1, 4]
+    assert sequences[labels.token_ids("red.")] == [5]
+    assert (*labels.token_ids("1"), models[name].end) in sequences
