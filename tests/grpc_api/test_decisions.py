@@ -21,6 +21,7 @@ from qwenvl.inference.v1 import message_pb2 as message_pb
 from tests.grpc_api.asking import image_part, refusal, text_part, until, user
 from tests.grpc_api.conftest import OpenService, Service
 from tests.support.images import draw
+from tests.support.scrape import scrape
 
 
 PNG = draw("red", "circle").png
@@ -256,6 +257,14 @@ async def test_a_plain_question(service: Service) -> None:
     assert prompt.endswith("Parcel 7\nWhich?<|im_end|>\n<|im_start|>assistant\n")
 
 
+async def test_long_options_are_not_answered_in_their_own_words(service: Service) -> None:
+    question = choice("red", "very " * 13 + "long")
+    refused = await refusal(decide(service, spec_of(question, prompt_format=2)))
+    assert (refused.info.reason, refused.field) == ("INVALID_ARGUMENT", "spec.questions[0]")
+    assert "at most 64" in refused.message
+    assert len((await decide(service, spec_of(question))).answers) == 1
+
+
 INVALID = {
     "spec.messages": spec_of(predicate("x"), messages=[]),
     "spec.messages[0].role": spec_of(
@@ -407,3 +416,22 @@ async def test_salts_and_keys_separate_the_cache(service: Service) -> None:
 
 async def test_the_model_announces_decisions(service: Service) -> None:
     assert "decisions" in service.backend.describe().features
+
+
+async def test_a_request_is_measured(open_service: OpenService) -> None:
+    service = await open_service(metrics_address="127.0.0.1:0")
+
+    async def total(name: str, **labels: str) -> float:
+        found = await asyncio.to_thread(scrape, service.target("metrics"))
+        return sum(
+            value
+            for (series, pairs), value in found.series.items()
+            if series == name and labels.items() <= dict(pairs).items()
+        )
+
+    duration, tokens = "gen_ai_server_request_duration_seconds_count", "qwenvl_prompt_tokens_total"
+    before = await total(duration, gen_ai_operation_name="decisions"), await total(tokens)
+    response = await decide(service, spec_of(choice("a", "b"), choice("a", "b")))
+    await until(lambda: service.backend.in_flight == 0)
+    assert await total(duration, gen_ai_operation_name="decisions") == before[0] + 1
+    assert await total(tokens) == before[1] + response.usage.prompt_tokens

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 from dataclasses import dataclass
 from typing import Final
 
-from inference_service.decisions import DecisionRequest
+from inference_service.decisions import DecisionRequest, Question
 from inference_service.domain import ChatMessage, ChatRequest, Part, Role, TextPart
+from inference_service.errors import InvalidArgumentError
 from inference_service.media.images import ProcessedImage
 from inference_service.text.decisions.labels import Labels
 from inference_service.text.decisions.wording import PROMPT_FORMATS
@@ -18,6 +19,8 @@ from inference_service.text.tokenizer import Tokenizer
 
 _MARK: Final = "Decision 0123456789"
 """A text in place of a question, to find where questions stand in the prompt; it begins like one, with a letter."""
+MAX_LABEL_TOKENS: Final = 64
+"""Each token of a possible answer may take a step of the engine."""
 _BETWEEN: Final = {1: "\n\n", 2: "\n"}
 """By format, what stands between a text at the end of the input and a question."""
 
@@ -88,6 +91,7 @@ class DecisionPromptBuilder:
             images: The images of `request.with_all_images`, decoded.
 
         Raises:
+            InvalidArgumentError: An option has more than `MAX_LABEL_TOKENS` tokens and would itself be the answer.
             ServiceError: As `PromptBuilder.build`.
         """
         number = request.prompt_format or self._prompt_format
@@ -103,6 +107,7 @@ class DecisionPromptBuilder:
             own, rest = rest[: len(question.images)], rest[len(question.images) :]
             written = PROMPT_FORMATS[number](question, self._labels.codes)
             labels = self._labels.sequences(written.labels)
+            _check_labels(labels, question)
             if own or not begin or any(t in written.text for t in self._tokenizer.special_tokens):
                 parts: tuple[Part, ...] = (*question.images, TextPart(text=written.text))
                 asked = _asked(request.evidence, parts, _BETWEEN[number])
@@ -144,6 +149,16 @@ class DecisionPromptBuilder:
             labels=labels,
             whole=dataclasses.replace(whole, token_ids=token_ids),
             pixels=tuple(image.pixels for image in images),
+        )
+
+
+def _check_labels(labels: Iterable[tuple[int, ...]], question: Question) -> None:
+    longest = max(map(len, labels))
+    if longest > MAX_LABEL_TOKENS:
+        raise InvalidArgumentError(
+            f"An option has {longest} tokens, but at most {MAX_LABEL_TOKENS} are allowed where options are answered in"
+            " their own words; use prompt_format 1, or shorter options.",
+            field=question.field,
         )
 
 
