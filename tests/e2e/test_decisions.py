@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 import io
 import math
+import os
 import re
 from typing import Any
 
@@ -67,11 +68,11 @@ def evidence(png: bytes, text: str = "") -> Any:
     return [{"role": "user", "content": parts}]
 
 
-def scene(seed: int) -> bytes:
-    """An image that no other test has sent."""
+def scene() -> bytes:
+    """An image that nobody has sent before: a few pixels differ, which nobody sees."""
     held = io.BytesIO()
     with Image.open(io.BytesIO(draw_scene(SCENE))) as image:
-        image.putpixel((seed, 0), (200, 200, 200))
+        image.paste(Image.frombytes("RGB", (8, 1), os.urandom(24)))
         image.save(held, "PNG")
     return held.getvalue()
 
@@ -118,7 +119,7 @@ def test_it_decides_as_often_rightly_as_the_card_tells(client: openai.OpenAI) ->
 
 
 def test_every_kind_of_question(client: openai.OpenAI) -> None:
-    there, colour, statement, chinese, count, truth, kind = decide(client, scene(0), MANY).answers
+    there, colour, statement, chinese, count, truth, kind = decide(client, scene(), MANY).answers
     assert there.type == statement.type == chinese.type == "predicate"
     assert min(there.probability, statement.probability, chinese.probability) > 0.5
     assert (colour.type, colour.choice) == ("choice", "blue")
@@ -134,13 +135,13 @@ def test_what_it_does_not_know_is_refused(client: openai.OpenAI) -> None:
         {"type": "predicate", "name": "sky", "instructions": "Is the sky falling?"},
         *QUESTIONS,
     ]
-    sky, there, _ = decide(client, scene(1), questions).answers
+    sky, there, _ = decide(client, scene(), questions).answers
     assert (sky.type, sky.name) == ("refusal", "sky")
     assert there.type == "predicate"
 
 
 def test_the_answer_is_strictly_that_of_the_types(served: Served) -> None:
-    body = {"model": "qwen-vl", "input": evidence(scene(2)), "questions": MANY}
+    body = {"model": "qwen-vl", "input": evidence(scene()), "questions": MANY}
     document = requests.post(f"{served.http}/v1/decisions", json=body, timeout=60).json()
     decision = Decision.model_validate(document, strict=True)
     assert not decision.model_extra
@@ -158,7 +159,7 @@ def test_the_answer_is_strictly_that_of_the_types(served: Served) -> None:
 
 def test_one_image_is_encoded_once_for_all_questions(served: Served, client: openai.OpenAI) -> None:
     before = served.wait_idle().load
-    decide(client, scene(3), MANY * 10, text="Parcel 7, camera B")
+    decide(client, scene(), MANY * 10, text="Parcel 7, camera B")
     after = served.wait_idle().load
     encoded = after.encoder_cache_queries - after.encoder_cache_hits
     assert encoded - (before.encoder_cache_queries - before.encoder_cache_hits) == 1
@@ -166,7 +167,7 @@ def test_one_image_is_encoded_once_for_all_questions(served: Served, client: ope
 
 def test_the_company_of_a_question_does_not_matter(client: openai.OpenAI) -> None:
     """In float32; that of other questions, and of other requests at the same time."""
-    png = scene(4)
+    png = scene()
     alone = [decide(client, png, [question]).answers[0] for question in MANY]
     with ThreadPoolExecutor(4) as pool:
         crowd = list(pool.map(lambda index: decide(client, png, MANY[index:] * 3), range(4)))
@@ -176,10 +177,12 @@ def test_the_company_of_a_question_does_not_matter(client: openai.OpenAI) -> Non
 
 
 def test_the_input_of_an_earlier_request_is_cached(client: openai.OpenAI) -> None:
+    shown = evidence(scene(), "Parcel 7, camera B")
+
     def cached(key: str) -> int:
         decision = client.decisions.create(
             model="qwen-vl",
-            input=evidence(scene(5), "Parcel 7, camera B"),
+            input=shown,
             questions=QUESTIONS,
             prompt_cache_key=key,
         )
@@ -187,3 +190,31 @@ def test_the_input_of_an_earlier_request_is_cached(client: openai.OpenAI) -> Non
 
     assert [cached("a"), cached("b")] == [0, 0]
     assert cached("a") > 0
+
+
+def test_probabilities_are_those_of_the_chat(client: openai.OpenAI) -> None:
+    """The demo's questions are written as in a chat, whose first token has the same distribution."""
+    png = scene()
+    uri = evidence(png)[0]["content"][0]["image_url"]
+    content: Any = [
+        {"type": "image_url", "image_url": {"url": uri}},
+        {"type": "text", "text": PREDICATE},
+    ]
+    chat = client.chat.completions.create(
+        model="qwen-vl",
+        messages=[{"role": "user", "content": content}],
+        temperature=0,
+        max_tokens=1,
+        logprobs=True,
+        top_logprobs=20,
+    )
+    logprobs = chat.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    [entry] = logprobs.content
+    masses = {top.token: math.exp(top.logprob) for top in entry.top_logprobs}
+    [answer] = decide(client, png, QUESTIONS[:1]).answers
+    assert answer.type == "predicate"
+    assert masses["Yes"] > 0.5
+    wanted = masses["Yes"] / (masses["Yes"] + masses["No"])
+    assert answer.probability == pytest.approx(wanted, abs=1e-2)
