@@ -22,8 +22,8 @@ from qwenvl.messages import Content, Question, messages_of, part_of
 
 Instructions = str | Sequence[Content]
 """What is asked: a text, or texts and images in their order."""
-Options = Sequence[str | bool] | Mapping[str, str] | Mapping[bool, str] | Mapping[str | bool, str]
-"""Values, or values with what they mean."""
+Options = Sequence[str | bool] | Mapping[Any, str]
+"""Texts or truth values, or such values with what they mean."""
 
 
 class DecisionOptions(TypedDict, total=False):
@@ -261,7 +261,7 @@ def _question(instructions: Instructions, name: str | None) -> decision_pb.Decis
 def _options(options: Options) -> Iterator[decision_pb.DecisionOption]:
     if isinstance(options, str):
         raise TypeError("options are a list of texts or truth values, not one text")
-    meanings: Mapping[Any, str] = options if isinstance(options, Mapping) else {}
+    meanings = options if isinstance(options, Mapping) else {}
     for value in options:
         description = meanings.get(value, "")
         if isinstance(value, bool):

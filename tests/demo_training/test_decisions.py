@@ -27,7 +27,8 @@ def test_trials_are_the_same_each_time_and_balanced() -> None:
 )
 def test_verdicts(probabilities: tuple[float, ...], truth: int, right: bool, brier: float) -> None:
     verdict = Verdict.of(probabilities, truth)
-    assert (verdict.right, verdict.brier) == (right, pytest.approx(brier))
+    assert verdict.right == right
+    assert verdict.brier == pytest.approx(brier)
 
 
 def test_the_table() -> None:

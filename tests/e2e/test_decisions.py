@@ -122,12 +122,11 @@ def test_every_kind_of_question(client: openai.OpenAI) -> None:
     there, colour, statement, chinese, count, truth, kind = decide(client, scene(), MANY).answers
     assert there.type == statement.type == chinese.type == "predicate"
     assert min(there.probability, statement.probability, chinese.probability) > 0.5
-    assert (colour.type, colour.choice) == ("choice", "blue")
+    assert colour.type == truth.type == kind.type == "choice"
+    assert (colour.choice, truth.choice, kind.choice) == ("blue", True, "circle")
     assert count.type == "score"
     assert round(count.score) == 2
     assert [entry.label for entry in count.probabilities][2] == "two"
-    assert (truth.type, truth.choice) == ("choice", True)
-    assert (kind.type, kind.choice) == ("choice", "circle")
 
 
 def test_what_it_does_not_know_is_refused(client: openai.OpenAI) -> None:

@@ -29,10 +29,10 @@ from rest_adapter.app import DIALECTS, create_app
 from rest_adapter.dialect import Dialect
 from rest_adapter.http_protocol import BoundedHttpProtocol
 from rest_adapter.settings import AdapterSettings
+from tests.rest_adapter.fake_decisions import FakeDecisions
 from tests.rest_adapter.fake_service import (
     FakeChat,
     FakeCompletions,
-    FakeDecisions,
     FakeModels,
     Seen,
 )
