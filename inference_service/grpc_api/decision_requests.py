@@ -7,14 +7,13 @@ from typing import Final
 
 from inference_service.decisions import DecisionRequest, Option, Question, QuestionKind
 from inference_service.domain import ChatRequest, ImagePart, TextPart
-from inference_service.errors import InvalidArgumentError, UnsupportedParameterError
+from inference_service.errors import InvalidArgumentError
 from inference_service.grpc_api.field_checks import optional, quoted
 from inference_service.grpc_api.request_messages import chat_message, image_part
 from inference_service.grpc_api.request_options import decision_options
 from inference_service.grpc_api.requests import check_images, option_fields
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
-from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 
 
@@ -28,10 +27,6 @@ def decision_request(
     spec: decision_pb.DecisionSpec, model: str, fallback_id: str, settings: ServiceSettings
 ) -> DecisionRequest:
     """Validates a request; arguments and errors as `requests.chat_request`."""
-    if spec.media.oversized == generation_pb.OVERSIZED_IMAGE_REJECT:
-        raise UnsupportedParameterError(
-            "oversized is not supported by this service yet.", field="spec.media.oversized"
-        )
     if not spec.messages:
         raise InvalidArgumentError(
             "messages is empty, but at least one message is required.", field="spec.messages"

@@ -91,6 +91,7 @@ def decision_options(
         model=model,
         min_pixels=optional_integer(spec.media, "min_pixels", PIXELS, "spec.media"),
         max_pixels=optional_integer(spec.media, "max_pixels", PIXELS, "spec.media"),
+        rejects_oversized=bool(rejects_oversized(spec.media.oversized, "spec.media")),
         cache_salt=_cache_salt(spec.cache_salt),
     )
 

@@ -12,7 +12,7 @@ import difflib
 from typing import Any, Final, TypedDict, overload
 
 from qwenvl.fields import built
-from qwenvl.images import Images
+from qwenvl.images import Images, Oversized, oversized_value
 from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
@@ -36,6 +36,7 @@ class DecisionOptions(TypedDict, total=False):
         prompt_format: How questions are written; see `DecisionSpec.prompt_format`.
         min_pixels: Minimum number of pixels of each image that does not set its own.
         max_pixels: Maximum number of pixels of each image that does not set its own.
+        oversized: What happens to an image with more pixels than its maximum: `downsize`, the default, or `reject`.
         request_id: Identifies the request for Abort and in the logs of the service.
         cache_salt: Only requests with the same salt share cached prefixes.
     """
@@ -46,6 +47,7 @@ class DecisionOptions(TypedDict, total=False):
     prompt_format: int | None
     min_pixels: int | None
     max_pixels: int | None
+    oversized: Oversized | None
     request_id: str | None
     cache_salt: str | None
 
@@ -239,8 +241,9 @@ def decision_spec(
         _check_question(question)
     given: Mapping[str, Any] = options
     spec = built(decision_pb.DecisionSpec, {name: given.get(name) for name in _OF_SPEC})
-    pixels = {name: given.get(name) for name in _OF_MEDIA}
-    spec.media.CopyFrom(built(generation_pb.MediaOptions, pixels))
+    media = {name: given.get(name) for name in _OF_MEDIA}
+    media["oversized"] = oversized_value(options.get("oversized"))
+    spec.media.CopyFrom(built(generation_pb.MediaOptions, media))
     spec.messages.extend(messages_of(evidence, images, options.get("system")))
     spec.questions.extend(questions)
     return spec

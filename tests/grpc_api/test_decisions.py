@@ -308,6 +308,17 @@ async def test_invalid_fields(service: Service, field: str) -> None:
     assert not service.engine.requests
 
 
+async def test_an_oversized_image_is_refused_on_request(service: Service) -> None:
+    media = generation_pb.MediaOptions(
+        max_pixels=64 * 64, oversized=message_pb.OVERSIZED_IMAGE_REJECT
+    )
+    asked = choice("a", "b")
+    asked.instructions.append(image_part(PNG))
+    refused = await refusal(decide(service, spec_of(asked, media=media)))
+    assert refused.info.reason == "IMAGE_TOO_LARGE"
+    assert refused.field == "spec.questions[0].instructions[1].image"
+
+
 async def test_no_question_is_invalid(service: Service) -> None:
     refused = await refusal(decide(service, spec_of()))
     assert refused.field == "spec.questions"

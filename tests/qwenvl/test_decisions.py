@@ -8,6 +8,7 @@ import pytest
 
 from qwenvl import AsyncClient, Client, Error, choice, image, predicate, score, user
 from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
+from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.testing import FakeServer
 from tests.grpc_api.conftest import OpenService
 from tests.qwenvl.both import CLIENTS, EitherClient, call, close, in_thread
@@ -42,6 +43,7 @@ async def test_answers(kind: type[Client | AsyncClient]) -> None:
             prompt_format=2,
             cache_salt="s",
             max_pixels=4096,
+            oversized="reject",
         )
         await close(client)
     torn, colour, dent, unclear = answers
@@ -61,6 +63,7 @@ async def test_answers(kind: type[Client | AsyncClient]) -> None:
     assert [part.WhichOneof("kind") for part in spec.messages[1].parts] == ["image", "text"]
     assert (spec.diagnostics, spec.prompt_format, spec.cache_salt) == (True, 2, "s")
     assert spec.media.max_pixels == 4096
+    assert spec.media.oversized == message_pb.OVERSIZED_IMAGE_REJECT
     option = spec.questions[1].choice.options[1]
     assert (option.text, option.description) == ("blue", "any blue")
     assert [part.text for part in spec.questions[2].instructions] == ["How ", "", " dented?"]

@@ -11,7 +11,7 @@ from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from rest_adapter.errors import of_reason
-from rest_adapter.media import ImageSources
+from rest_adapter.media import OVERSIZED, ImageSources
 from rest_adapter.openai.content import Content
 from rest_adapter.openai.decisions.questions import Option, Question
 from rest_adapter.openai.decisions.schema import Decisions
@@ -22,7 +22,11 @@ _PATH: Final = re.compile(
     r"(?P<list>messages|questions)\[(?P<index>\d+)\](?:\.(?P<field>parts|instructions|\w+\.(?:options|levels))"
     r"(?:\[(?P<place>\d+)\](?:\.(?P<rest>.*))?)?)?"
 )
-_PARAMS: Final = {"messages": "input", "cache_salt": "prompt_cache_key"}
+_PARAMS: Final = {
+    "messages": "input",
+    "cache_salt": "prompt_cache_key",
+    "media.oversized": "mm_processor_kwargs.oversized_image",
+}
 _PIXELS: Final = ("min_pixels", "max_pixels")
 
 
@@ -50,6 +54,8 @@ def to_spec(asked: Decisions, *, max_media_bytes: int) -> decision_pb.DecisionSp
     set_fields(spec.media, request, _PIXELS)
     if request.mm_processor_kwargs is not None:
         set_fields(spec.media, request.mm_processor_kwargs, _PIXELS)
+        if (oversized := request.mm_processor_kwargs.oversized_image) is not None:
+            spec.media.oversized = OVERSIZED[oversized]
     sources = ImageSources(max_media_bytes)
     for item in asked.evidence:
         target = spec.messages.add(role=item.role)

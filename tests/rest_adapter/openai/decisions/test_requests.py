@@ -40,6 +40,13 @@ def test_a_text_is_a_message(adapter: Adapter) -> None:
     assert question.HasField("predicate")
 
 
+def test_pixel_budgets(adapter: Adapter) -> None:
+    options = {"max_pixels": 4096, "oversized_image": "error"}
+    spec = received(adapter, mm_processor_kwargs=options)
+    assert spec.media.max_pixels == 4096
+    assert spec.media.oversized == message_pb.OVERSIZED_IMAGE_REJECT
+
+
 def test_messages_and_parts(adapter: Adapter) -> None:
     content = [
         {"type": "input_image", "image_url": URI, "detail": "low"},
@@ -312,6 +319,7 @@ FIELDS = {
     "spec.model": "model",
     "spec.cache_salt": "prompt_cache_key",
     "spec.media.max_pixels": "max_pixels",
+    "spec.media.oversized": "mm_processor_kwargs.oversized_image",
     "spec.prompt_format": "prompt_format",
 }
 
