@@ -23,7 +23,7 @@ from inference_service.engine_protocol.messages import (
     ProbeResult,
     SamplingParams,
 )
-from inference_service.errors import ContextLengthError
+from inference_service.errors import ContextLengthError, InternalError
 from inference_service.media.prepare import PreparedMedia
 from inference_service.text.decisions.prompts import DecisionPrompts, QuestionPrompt
 from inference_service.text.prompt import Prompt
@@ -96,7 +96,13 @@ class _Job:
         )
 
     def take(self, result: ProbeResult) -> list[_Job]:
-        """Notes a result; returns what is to be judged next."""
+        """Notes a result; returns what is to be judged next.
+
+        Raises:
+            InternalError: The model's output is not a distribution.
+        """
+        if any(map(math.isnan, result.logprobs)):
+            raise InternalError("The model's output is not a number.")
         tally = self.tally
         candidates = tally.candidates(self.begun)
         if not self.begun:

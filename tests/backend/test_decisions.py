@@ -12,6 +12,7 @@ import pytest
 from inference_service.backend.decisions import decide
 from inference_service.decisions import Decision, Option, Question, QuestionKind
 from inference_service.engine_protocol.messages import Probe, ProbeResult
+from inference_service.errors import InternalError
 from inference_service.text.decisions.prompts import DecisionPrompts, QuestionPrompt
 from inference_service.text.prompt import Prompt
 
@@ -105,6 +106,17 @@ async def test_nothing_but_noise_is_a_refusal() -> None:
     assert decision.refused
     assert (decision.label_mass, decision.top_is_label) == (0, False)
     assert decision.probabilities == (0.25,) * 4
+
+
+async def test_what_is_no_number_is_an_error() -> None:
+    async def broken(
+        prompt: Prompt, pixels: Sequence[bytes | memoryview], probes: Sequence[Probe]
+    ) -> list[ProbeResult]:
+        del prompt, pixels
+        return [ProbeResult(logprobs=(math.nan,) * 2, top_id=0) for _ in probes]
+
+    with pytest.raises(InternalError):
+        await decide([choice_of(2)], prompts_of({(50,): [0], (51,): [1]}), broken, 1)
 
 
 def decision_of(kind: QuestionKind, *probabilities: float) -> Decision:
