@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from inference_service.domain import (
@@ -62,6 +61,10 @@ class Question:
         texts = (part.text.strip() for part in self.instructions if isinstance(part, TextPart))
         return "\n".join(filter(None, texts))
 
+    def rotated(self, shift: int) -> Question:
+        """The question with its options in another order: the one at `shift` is the first."""
+        return replace(self, options=self.options[shift:] + self.options[:shift])
+
     @property
     def images(self) -> tuple[ImagePart, ...]:
         """The images of its instructions."""
@@ -77,12 +80,14 @@ class DecisionRequest:
         questions: At least one question.
         diagnostics: Tell the mass of the labels with each answer.
         prompt_format: How questions are written; None = as the model was taught.
+        rotations: Maximum orders of the options of a choice to average over.
     """
 
     evidence: ChatRequest
     questions: tuple[Question, ...]
     diagnostics: bool = False
     prompt_format: int | None = None
+    rotations: int = 1
 
     @property
     def num_characters(self) -> int:
@@ -100,7 +105,7 @@ class DecisionRequest:
         if not images:
             return self.evidence
         shown = ChatMessage(role=Role.USER, parts=images)
-        return dataclasses.replace(self.evidence, messages=(*self.evidence.messages, shown))
+        return replace(self.evidence, messages=(*self.evidence.messages, shown))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

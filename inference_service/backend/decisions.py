@@ -44,7 +44,7 @@ Ask = Callable[
 
 @dataclass(slots=True)
 class _Tally:
-    """What is known about one question.
+    """What is known about one question with its options in one order.
 
     Attributes:
         prompt: The question in the prompt.
@@ -62,22 +62,29 @@ class _Tally:
         longer = (ids for ids in self.prompt.labels if len(ids) > length and ids[:length] == begun)
         return tuple(sorted({ids[length] for ids in longer}))
 
-    def decision(self, question: Question) -> Decision:
-        """The answer, once all labels are judged."""
-        masses = [0.0] * (len(question.options) or 2)
+    def masses(self, count: int) -> list[float]:
+        """The probability of each of so many options, once all labels are judged."""
+        masses = [0.0] * count
         for ids, indices in self.prompt.labels.items():
             for index in indices:
                 masses[index] += math.exp(self.logprobs.get(ids, -math.inf)) / len(indices)
-        total = math.fsum(masses)
-        even = [1 / len(masses)] * len(masses)
-        return Decision(
-            kind=question.kind,
-            name=question.name,
-            probabilities=tuple(mass / total for mass in masses) if total else tuple(even),
-            label_mass=min(1.0, total),
-            top_is_label=self.top_is_label,
-            refused=total < MIN_LABEL_MASS,
-        )
+        return masses
+
+
+def _decision(question: Question, tallies: Sequence[_Tally]) -> Decision:
+    """The answer to a question: the mean over the orders of its options."""
+    count = len(question.options) or 2
+    columns = zip(*(tally.masses(count) for tally in tallies), strict=True)
+    masses = [math.fsum(column) / len(tallies) for column in columns]
+    total = math.fsum(masses)
+    return Decision(
+        kind=question.kind,
+        name=question.name,
+        probabilities=tuple(mass / total if total else 1 / count for mass in masses),
+        label_mass=min(1.0, total),
+        top_is_label=all(tally.top_is_label for tally in tallies),
+        refused=total < MIN_LABEL_MASS,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,8 @@ def check_lengths(
         ContextLengthError: The input fills it, or a question does together with the input.
     """
     shared = len(prompts.evidence.token_ids)
-    for question, prompt in zip(questions, prompts.questions, strict=True):
+    for prompt in prompts.questions:
+        question = questions[prompt.index]
         own = len(prompt.token_ids) + max(map(len, prompt.labels))
         if shared + own > max_model_len:
             raise ContextLengthError(
@@ -239,9 +247,10 @@ async def decide(
         for job, result in zip(batch, results, strict=True):
             jobs += job.take(result)
         size = at_once
-    return tuple(
-        tally.decision(question) for tally, question in zip(tallies, questions, strict=True)
-    )
+    of_questions: list[list[_Tally]] = [[] for _ in questions]
+    for tally in tallies:
+        of_questions[tally.prompt.index].append(tally)
+    return tuple(map(_decision, questions, of_questions))
 
 
 def _first_of_a_kind(jobs: Sequence[_Job], size: int) -> tuple[list[_Job], list[_Job]]:

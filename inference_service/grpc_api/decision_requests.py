@@ -8,10 +8,11 @@ from typing import Final
 from inference_service.decisions import DecisionRequest, Option, Question, QuestionKind
 from inference_service.domain import ChatRequest, ImagePart, TextPart
 from inference_service.errors import InvalidArgumentError
-from inference_service.grpc_api.field_checks import optional, quoted
+from inference_service.grpc_api.field_checks import optional, optional_integer, quoted
 from inference_service.grpc_api.request_messages import chat_message, image_part
 from inference_service.grpc_api.request_options import decision_options
 from inference_service.grpc_api.requests import check_images, option_fields
+from inference_service.sampling import Range
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
@@ -21,6 +22,7 @@ MAX_QUESTIONS: Final = 400
 MAX_OPTIONS: Final = 255
 _MIN_CHOICES: Final = 2
 _PROMPT_FORMATS: Final = (1, 2)
+_ROTATIONS: Final = Range(1, 8)
 
 
 def decision_request(
@@ -50,6 +52,7 @@ def decision_request(
         ),
         diagnostics=spec.diagnostics,
         prompt_format=_prompt_format(spec),
+        rotations=optional_integer(spec, "rotations", _ROTATIONS, "spec") or 1,
     )
     check_images(request.with_all_images.media, "spec.messages", settings)
     return request

@@ -34,6 +34,7 @@ class DecisionOptions(TypedDict, total=False):
         system: A system message to put before the input.
         diagnostics: Return `label_mass` and `top_is_label` with every answer.
         prompt_format: How questions are written; see `DecisionSpec.prompt_format`.
+        rotations: Orders of the options of each choice to average over.
         min_pixels: Minimum number of pixels of each image that does not set its own.
         max_pixels: Maximum number of pixels of each image that does not set its own.
         oversized: What happens to an image with more pixels than its maximum: `downsize`, the default, or `reject`.
@@ -45,6 +46,7 @@ class DecisionOptions(TypedDict, total=False):
     system: str | None
     diagnostics: bool | None
     prompt_format: int | None
+    rotations: int | None
     min_pixels: int | None
     max_pixels: int | None
     oversized: Oversized | None
@@ -53,7 +55,9 @@ class DecisionOptions(TypedDict, total=False):
 
 
 _KNOWN: Final = frozenset(DecisionOptions.__annotations__)
-_OF_SPEC: Final = ("model", "diagnostics", "prompt_format", "request_id", "cache_salt")
+_OF_SPEC: Final = (
+    *("model", "diagnostics", "prompt_format", "rotations", "request_id", "cache_salt"),
+)
 _OF_MEDIA: Final = ("min_pixels", "max_pixels")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 import math
 
 from hypothesis import given, settings
@@ -50,7 +51,8 @@ def choice_of(count: int) -> Question:
 
 def prompts_of(*labels: Labels, first: int = 10) -> DecisionPrompts:
     questions = [
-        QuestionPrompt(token_ids=(first + index,), labels=one) for index, one in enumerate(labels)
+        QuestionPrompt(token_ids=(first + index,), index=index, labels=one)
+        for index, one in enumerate(labels)
     ]
     return DecisionPrompts(
         evidence=EVIDENCE, pixels=(), questions=tuple(questions), prompt_format=1
@@ -88,6 +90,16 @@ async def test_options_with_the_same_text_share_its_probability() -> None:
     [decision] = await decide([choice_of(3)], prompts_of({(50,): [0, 2], (51,): [1]}), judge, 8)
     assert decision.probabilities == pytest.approx([1 / 3] * 3)
     assert decision.best == 0
+
+
+async def test_the_orders_of_a_question_are_averaged() -> None:
+    prompts = prompts_of({(50,): [0], (51,): [1]}, {(50,): [1], (51,): [0]})
+    orders = tuple(replace(question, index=0) for question in prompts.questions)
+    judge = Judge({(10,): {50: 0.5, 51: 0.25}, (11,): {50: 0.125, 51: 0.125, 9: 0.75}})
+    [decision] = await decide([choice_of(2)], replace(prompts, questions=orders), judge, 8)
+    assert decision.label_mass == pytest.approx(0.5)
+    assert decision.probabilities == pytest.approx([0.625, 0.375])
+    assert not decision.top_is_label
 
 
 async def test_the_first_question_goes_alone_and_the_others_in_batches() -> None:

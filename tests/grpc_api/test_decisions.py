@@ -237,6 +237,21 @@ async def test_more_options_than_letters(service: Service) -> None:
     assert answer.choice.option_index == 26 + 3  # AA to AZ, then BA to BD
 
 
+async def test_orders_of_the_options_are_averaged(service: Service) -> None:
+    """The engine always prefers the first letter: with as many orders as options no option is better."""
+    service.engine.judges = by_text(service, lambda _, text: 0.8 if text == "A" else 0.1)
+    spec = spec_of(choice("red", "blue", "green"), score("a", "b"), predicate("x"), rotations=8)
+    colour, dent, _ = (await decide(service, spec)).answers
+    assert list(colour.choice.probabilities) == pytest.approx([1 / 3] * 3)
+    assert list(dent.score.probabilities) == pytest.approx([8 / 9, 1 / 9])
+    prompts = [text_of(service, r, p) for r in service.engine.requests for p in r.probes]
+    lines = [prompt.partition("A: ")[2].partition("\n")[0] for prompt in prompts]
+    assert lines.count("red") == lines.count("blue") == lines.count("green") == 1
+    assert lines.count("a") == 1
+    two = (await decide(service, spec_of(choice("a", "b", "c"), rotations=2))).answers[0]
+    assert list(two.choice.probabilities) == pytest.approx([0.45, 0.45, 0.1])
+
+
 async def test_one_level_is_certain(service: Service) -> None:
     [answer] = (await decide(service, spec_of(score("only")))).answers
     assert (answer.score.score, answer.score.confidence) == (0, 1)
@@ -278,6 +293,7 @@ INVALID = {
     ),
     "spec.request_id": spec_of(predicate("x"), request_id="a b"),
     "spec.cache_salt": spec_of(predicate("x"), cache_salt="s" * 129),
+    "spec.rotations": spec_of(predicate("x"), rotations=9),
     "spec.prompt_format": spec_of(predicate("x"), prompt_format=3),
     "spec.questions": spec_of(*[predicate("x")] * 401),
     "spec.questions[1]": spec_of(predicate("x"), Question(instructions=[text_part("x")])),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from inference_service.decisions import DecisionRequest, Question
+from inference_service.decisions import DecisionRequest, Question, QuestionKind
 from inference_service.domain import ChatMessage, ChatRequest, Part, Role, TextPart
 from inference_service.errors import InvalidArgumentError
 from inference_service.media.images import ProcessedImage
@@ -27,10 +27,11 @@ _BETWEEN: Final = {1: "\n\n", 2: "\n"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionPrompt:
-    """One question in the prompt.
+    """One question in the prompt, with its options in one order.
 
     Attributes:
         token_ids: What follows the input, up to the answer.
+        index: Index of the question.
         labels: The sequences of token ids that answer it, each with the indices of its options.
         whole: The complete prompt, for a question that has images of its own or that the chat format writes otherwise
             than its text alone; then `token_ids` is the part behind the input. None = the input, then `token_ids`.
@@ -38,7 +39,8 @@ class QuestionPrompt:
     """
 
     token_ids: tuple[int, ...]
-    labels: dict[tuple[int, ...], list[int]]
+    index: int = 0
+    labels: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
     whole: Prompt | None = None
     pixels: tuple[bytes | memoryview, ...] = ()
 
@@ -50,7 +52,7 @@ class DecisionPrompts:
     Attributes:
         evidence: The input, as all prompts begin.
         pixels: The pixels of its images.
-        questions: In their order.
+        questions: In their order, each in all orders of its options.
         prompt_format: How they were written.
     """
 
@@ -102,27 +104,53 @@ class DecisionPromptBuilder:
         )
         begin, tail = self._split(marked.token_ids)
         evidence = Prompt(token_ids=marked.token_ids[:begin], images=marked.images if begin else ())
-        questions = []
-        for question in request.questions:
+        questions: list[QuestionPrompt] = []
+        for index, question in enumerate(request.questions):
             own, rest = rest[: len(question.images)], rest[len(question.images) :]
-            written = PROMPT_FORMATS[number](question, self._labels.codes)
-            labels = self._labels.sequences(written.labels)
-            _check_labels(labels, question)
-            if own or not begin or any(t in written.text for t in self._tokenizer.special_tokens):
-                parts: tuple[Part, ...] = (*question.images, TextPart(text=written.text))
-                asked = _asked(request.evidence, parts, _BETWEEN[number])
-                whole = self._builder.build(asked, [*shown, *own])
-                prompt = self._whole(whole, evidence, labels, [*shown, *own])
-            else:
-                text = self._tokenizer.encode_plain(written.text)
-                prompt = QuestionPrompt(token_ids=(*text, *tail), labels=labels)
-            questions.append(prompt)
+            for shift in self._shifts(question, number, request.rotations):
+                written, labels = self._written(question, number, shift)
+                if own or not begin or self._has_special_token(written):
+                    parts: tuple[Part, ...] = (*question.images, TextPart(text=written))
+                    asked = _asked(request.evidence, parts, _BETWEEN[number])
+                    whole = self._builder.build(asked, [*shown, *own])
+                    prompt = self._whole(whole, evidence, [*shown, *own])
+                else:
+                    text = self._tokenizer.encode_plain(written)
+                    prompt = QuestionPrompt(token_ids=(*text, *tail))
+                questions.append(dataclasses.replace(prompt, index=index, labels=labels))
         return DecisionPrompts(
             evidence=evidence,
             pixels=tuple(image.pixels for image in shown),
             questions=tuple(questions),
             prompt_format=number,
         )
+
+    def _shifts(self, question: Question, number: int, rotations: int) -> list[int]:
+        """The orders in which a question is asked, each by the index of the option that is the first."""
+        if rotations == 1 or question.kind is not QuestionKind.CHOICE:
+            return [0]
+        if not PROMPT_FORMATS[number](question, self._labels.codes).lists_options:
+            return [0]
+        options = len(question.options)
+        orders = min(rotations, options)
+        return [order * options // orders for order in range(orders)]
+
+    def _written(
+        self, question: Question, number: int, shift: int
+    ) -> tuple[str, dict[tuple[int, ...], list[int]]]:
+        """A question in one order, and the sequences of its labels with the indices of its options as they came."""
+        written = PROMPT_FORMATS[number](question.rotated(shift), self._labels.codes)
+        count = len(written.labels)
+        labels = {
+            ids: [(index + shift) % count for index in indices]
+            for ids, indices in self._labels.sequences(written.labels).items()
+        }
+        _check_labels(labels, question)
+        return written.text, labels
+
+    def _has_special_token(self, text: str) -> bool:
+        """Whether a text has the text of a special token, which some chat formats treat in their own way."""
+        return any(token in text for token in self._tokenizer.special_tokens)
 
     def _split(self, token_ids: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
         """Where a question begins in a prompt with the mark, and what follows it up to the answer.
@@ -137,16 +165,11 @@ class DecisionPromptBuilder:
         return 0, ()
 
     def _whole(
-        self,
-        whole: Prompt,
-        evidence: Prompt,
-        labels: dict[tuple[int, ...], list[int]],
-        images: Sequence[ProcessedImage],
+        self, whole: Prompt, evidence: Prompt, images: Sequence[ProcessedImage]
     ) -> QuestionPrompt:
         token_ids = (*whole.token_ids, *self._labels.opening)
         return QuestionPrompt(
             token_ids=token_ids[len(evidence.token_ids) :],
-            labels=labels,
             whole=dataclasses.replace(whole, token_ids=token_ids),
             pixels=tuple(image.pixels for image in images),
         )

@@ -23,10 +23,12 @@ class WrittenQuestion:
     Attributes:
         text: Follows the input in the user's turn; neither begins nor ends with white space.
         labels: For each option, in order, the texts that the model may answer for it.
+        lists_options: The text has the options, in their order.
     """
 
     text: str
     labels: tuple[tuple[str, ...], ...]
+    lists_options: bool = False
 
 
 _YES_NO: Final = (("Yes", "yes"), ("No", "no"))
@@ -66,6 +68,7 @@ def lettered(question: Question, codes: Callable[[int], Sequence[str]]) -> Writt
     return WrittenQuestion(
         text=_joined(question.text, (head, *listed, "", last)),
         labels=tuple((label,) for label in labels),
+        lists_options=True,
     )
 
 
@@ -79,6 +82,7 @@ def plain(question: Question, codes: Callable[[int], Sequence[str]]) -> WrittenQ
     return WrittenQuestion(
         text=_joined(question.text, listed if described else ()),
         labels=_spellings(question.options),
+        lists_options=described,
     )
 
 

@@ -58,6 +58,7 @@ class DecisionsRequest(JsonModel):
     safety_identifier: Annotated[str, Field(max_length=128)] | None = None
     diagnostics: bool | None = None
     prompt_format: Int32 | None = None
+    rotations: Int32 | None = None
     min_pixels: Int64 | None = None
     max_pixels: Int64 | None = None
     mm_processor_kwargs: ProcessorOptions | None = None

@@ -50,6 +50,7 @@ def to_spec(asked: Decisions, *, max_media_bytes: int) -> decision_pb.DecisionSp
         cache_salt=request.prompt_cache_key or "",
         diagnostics=bool(request.diagnostics),
         prompt_format=request.prompt_format,
+        rotations=request.rotations,
     )
     set_fields(spec.media, request, _PIXELS)
     if request.mm_processor_kwargs is not None:

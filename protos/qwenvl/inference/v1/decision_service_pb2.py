@@ -27,7 +27,7 @@ from qwenvl.inference.v1 import message_pb2 as qwenvl_dot_inference_dot_v1_dot_m
 from qwenvl.inference.v1 import usage_pb2 as qwenvl_dot_inference_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*qwenvl/inference/v1/decision_service.proto\x12\x13qwenvl.inference.v1\x1a$qwenvl/inference/v1/generation.proto\x1a!qwenvl/inference/v1/message.proto\x1a\x1fqwenvl/inference/v1/usage.proto\"I\n\x16\x43reateDecisionsRequest\x12/\n\x04spec\x18\x01 \x01(\x0b\x32!.qwenvl.inference.v1.DecisionSpec\"\xa4\x02\n\x0c\x44\x65\x63isionSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x08messages\x18\x02 \x03(\x0b\x32\x1c.qwenvl.inference.v1.Message\x12\x38\n\tquestions\x18\x03 \x03(\x0b\x32%.qwenvl.inference.v1.DecisionQuestion\x12\x30\n\x05media\x18\x04 \x01(\x0b\x32!.qwenvl.inference.v1.MediaOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x12\n\ncache_salt\x18\x06 \x01(\t\x12\x13\n\x0b\x64iagnostics\x18\x07 \x01(\x08\x12\x1a\n\rprompt_format\x18\x08 \x01(\x05H\x00\x88\x01\x01\x42\x10\n\x0e_prompt_format\"\x90\x02\n\x10\x44\x65\x63isionQuestion\x12\x11\n\x04name\x18\x01 \x01(\tH\x01\x88\x01\x01\x12/\n\x0cinstructions\x18\x02 \x03(\x0b\x32\x19.qwenvl.inference.v1.Part\x12;\n\tpredicate\x18\x03 \x01(\x0b\x32&.qwenvl.inference.v1.PredicateQuestionH\x00\x12\x35\n\x06\x63hoice\x18\x04 \x01(\x0b\x32#.qwenvl.inference.v1.ChoiceQuestionH\x00\x12\x33\n\x05score\x18\x05 \x01(\x0b\x32\".qwenvl.inference.v1.ScoreQuestionH\x00\x42\x06\n\x04kindB\x07\n\x05_name\"\x13\n\x11PredicateQuestion\"N\n\x0e\x44\x65\x63isionOption\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0e\n\x04\x66lag\x18\x02 \x01(\x08H\x00\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x07\n\x05value\"F\n\x0e\x43hoiceQuestion\x12\x34\n\x07options\x18\x01 \x03(\x0b\x32#.qwenvl.inference.v1.DecisionOption\"D\n\rScoreQuestion\x12\x33\n\x06levels\x18\x01 \x03(\x0b\x32#.qwenvl.inference.v1.DecisionOption\"\xfa\x01\n\x17\x43reateDecisionsResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12\x34\n\x07\x61nswers\x18\x04 \x03(\x0b\x32#.qwenvl.inference.v1.DecisionAnswer\x12)\n\x05usage\x18\x05 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\x12\x33\n\x06images\x18\x06 \x03(\x0b\x32#.qwenvl.inference.v1.ProcessedImage\x12\x15\n\rprompt_format\x18\x07 \x01(\x05\"\xe2\x02\n\x0e\x44\x65\x63isionAnswer\x12\x11\n\x04name\x18\x01 \x01(\tH\x01\x88\x01\x01\x12\x39\n\tpredicate\x18\x02 \x01(\x0b\x32$.qwenvl.inference.v1.PredicateAnswerH\x00\x12\x33\n\x06\x63hoice\x18\x03 \x01(\x0b\x32!.qwenvl.inference.v1.ChoiceAnswerH\x00\x12\x31\n\x05score\x18\x04 \x01(\x0b\x32 .qwenvl.inference.v1.ScoreAnswerH\x00\x12\x35\n\x07refused\x18\x05 \x01(\x0b\x32\".qwenvl.inference.v1.RefusedAnswerH\x00\x12\x17\n\nlabel_mass\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0ctop_is_label\x18\x07 \x01(\x08H\x03\x88\x01\x01\x42\x06\n\x04kindB\x07\n\x05_nameB\r\n\x0b_label_massB\x0f\n\r_top_is_label\"\x0f\n\rRefusedAnswer\"&\n\x0fPredicateAnswer\x12\x13\n\x0bprobability\x18\x01 \x01(\x01\"O\n\x0c\x43hoiceAnswer\x12\x14\n\x0coption_index\x18\x01 \x01(\x05\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12\x15\n\rprobabilities\x18\x03 \x03(\x01\"G\n\x0bScoreAnswer\x12\r\n\x05score\x18\x01 \x01(\x01\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12\x15\n\rprobabilities\x18\x03 \x03(\x01\x32\x7f\n\x0f\x44\x65\x63isionService\x12l\n\x0f\x43reateDecisions\x12+.qwenvl.inference.v1.CreateDecisionsRequest\x1a,.qwenvl.inference.v1.CreateDecisionsResponseBb\n\x17\x63om.qwenvl.inference.v1P\x01Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\xaa\x02\x13QwenVL.Inference.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*qwenvl/inference/v1/decision_service.proto\x12\x13qwenvl.inference.v1\x1a$qwenvl/inference/v1/generation.proto\x1a!qwenvl/inference/v1/message.proto\x1a\x1fqwenvl/inference/v1/usage.proto\"I\n\x16\x43reateDecisionsRequest\x12/\n\x04spec\x18\x01 \x01(\x0b\x32!.qwenvl.inference.v1.DecisionSpec\"\xca\x02\n\x0c\x44\x65\x63isionSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x08messages\x18\x02 \x03(\x0b\x32\x1c.qwenvl.inference.v1.Message\x12\x38\n\tquestions\x18\x03 \x03(\x0b\x32%.qwenvl.inference.v1.DecisionQuestion\x12\x30\n\x05media\x18\x04 \x01(\x0b\x32!.qwenvl.inference.v1.MediaOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x12\n\ncache_salt\x18\x06 \x01(\t\x12\x13\n\x0b\x64iagnostics\x18\x07 \x01(\x08\x12\x1a\n\rprompt_format\x18\x08 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\trotations\x18\t \x01(\x05H\x01\x88\x01\x01\x42\x10\n\x0e_prompt_formatB\x0c\n\n_rotations\"\x90\x02\n\x10\x44\x65\x63isionQuestion\x12\x11\n\x04name\x18\x01 \x01(\tH\x01\x88\x01\x01\x12/\n\x0cinstructions\x18\x02 \x03(\x0b\x32\x19.qwenvl.inference.v1.Part\x12;\n\tpredicate\x18\x03 \x01(\x0b\x32&.qwenvl.inference.v1.PredicateQuestionH\x00\x12\x35\n\x06\x63hoice\x18\x04 \x01(\x0b\x32#.qwenvl.inference.v1.ChoiceQuestionH\x00\x12\x33\n\x05score\x18\x05 \x01(\x0b\x32\".qwenvl.inference.v1.ScoreQuestionH\x00\x42\x06\n\x04kindB\x07\n\x05_name\"\x13\n\x11PredicateQuestion\"N\n\x0e\x44\x65\x63isionOption\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0e\n\x04\x66lag\x18\x02 \x01(\x08H\x00\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x07\n\x05value\"F\n\x0e\x43hoiceQuestion\x12\x34\n\x07options\x18\x01 \x03(\x0b\x32#.qwenvl.inference.v1.DecisionOption\"D\n\rScoreQuestion\x12\x33\n\x06levels\x18\x01 \x03(\x0b\x32#.qwenvl.inference.v1.DecisionOption\"\xfa\x01\n\x17\x43reateDecisionsResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12\x34\n\x07\x61nswers\x18\x04 \x03(\x0b\x32#.qwenvl.inference.v1.DecisionAnswer\x12)\n\x05usage\x18\x05 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\x12\x33\n\x06images\x18\x06 \x03(\x0b\x32#.qwenvl.inference.v1.ProcessedImage\x12\x15\n\rprompt_format\x18\x07 \x01(\x05\"\xe2\x02\n\x0e\x44\x65\x63isionAnswer\x12\x11\n\x04name\x18\x01 \x01(\tH\x01\x88\x01\x01\x12\x39\n\tpredicate\x18\x02 \x01(\x0b\x32$.qwenvl.inference.v1.PredicateAnswerH\x00\x12\x33\n\x06\x63hoice\x18\x03 \x01(\x0b\x32!.qwenvl.inference.v1.ChoiceAnswerH\x00\x12\x31\n\x05score\x18\x04 \x01(\x0b\x32 .qwenvl.inference.v1.ScoreAnswerH\x00\x12\x35\n\x07refused\x18\x05 \x01(\x0b\x32\".qwenvl.inference.v1.RefusedAnswerH\x00\x12\x17\n\nlabel_mass\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0ctop_is_label\x18\x07 \x01(\x08H\x03\x88\x01\x01\x42\x06\n\x04kindB\x07\n\x05_nameB\r\n\x0b_label_massB\x0f\n\r_top_is_label\"\x0f\n\rRefusedAnswer\"&\n\x0fPredicateAnswer\x12\x13\n\x0bprobability\x18\x01 \x01(\x01\"O\n\x0c\x43hoiceAnswer\x12\x14\n\x0coption_index\x18\x01 \x01(\x05\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12\x15\n\rprobabilities\x18\x03 \x03(\x01\"G\n\x0bScoreAnswer\x12\r\n\x05score\x18\x01 \x01(\x01\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12\x15\n\rprobabilities\x18\x03 \x03(\x01\x32\x7f\n\x0f\x44\x65\x63isionService\x12l\n\x0f\x43reateDecisions\x12+.qwenvl.inference.v1.CreateDecisionsRequest\x1a,.qwenvl.inference.v1.CreateDecisionsResponseBb\n\x17\x63om.qwenvl.inference.v1P\x01Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\xaa\x02\x13QwenVL.Inference.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,29 +38,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEDECISIONSREQUEST']._serialized_start=173
   _globals['_CREATEDECISIONSREQUEST']._serialized_end=246
   _globals['_DECISIONSPEC']._serialized_start=249
-  _globals['_DECISIONSPEC']._serialized_end=541
-  _globals['_DECISIONQUESTION']._serialized_start=544
-  _globals['_DECISIONQUESTION']._serialized_end=816
-  _globals['_PREDICATEQUESTION']._serialized_start=818
-  _globals['_PREDICATEQUESTION']._serialized_end=837
-  _globals['_DECISIONOPTION']._serialized_start=839
-  _globals['_DECISIONOPTION']._serialized_end=917
-  _globals['_CHOICEQUESTION']._serialized_start=919
-  _globals['_CHOICEQUESTION']._serialized_end=989
-  _globals['_SCOREQUESTION']._serialized_start=991
-  _globals['_SCOREQUESTION']._serialized_end=1059
-  _globals['_CREATEDECISIONSRESPONSE']._serialized_start=1062
-  _globals['_CREATEDECISIONSRESPONSE']._serialized_end=1312
-  _globals['_DECISIONANSWER']._serialized_start=1315
-  _globals['_DECISIONANSWER']._serialized_end=1669
-  _globals['_REFUSEDANSWER']._serialized_start=1671
-  _globals['_REFUSEDANSWER']._serialized_end=1686
-  _globals['_PREDICATEANSWER']._serialized_start=1688
-  _globals['_PREDICATEANSWER']._serialized_end=1726
-  _globals['_CHOICEANSWER']._serialized_start=1728
-  _globals['_CHOICEANSWER']._serialized_end=1807
-  _globals['_SCOREANSWER']._serialized_start=1809
-  _globals['_SCOREANSWER']._serialized_end=1880
-  _globals['_DECISIONSERVICE']._serialized_start=1882
-  _globals['_DECISIONSERVICE']._serialized_end=2009
+  _globals['_DECISIONSPEC']._serialized_end=579
+  _globals['_DECISIONQUESTION']._serialized_start=582
+  _globals['_DECISIONQUESTION']._serialized_end=854
+  _globals['_PREDICATEQUESTION']._serialized_start=856
+  _globals['_PREDICATEQUESTION']._serialized_end=875
+  _globals['_DECISIONOPTION']._serialized_start=877
+  _globals['_DECISIONOPTION']._serialized_end=955
+  _globals['_CHOICEQUESTION']._serialized_start=957
+  _globals['_CHOICEQUESTION']._serialized_end=1027
+  _globals['_SCOREQUESTION']._serialized_start=1029
+  _globals['_SCOREQUESTION']._serialized_end=1097
+  _globals['_CREATEDECISIONSRESPONSE']._serialized_start=1100
+  _globals['_CREATEDECISIONSRESPONSE']._serialized_end=1350
+  _globals['_DECISIONANSWER']._serialized_start=1353
+  _globals['_DECISIONANSWER']._serialized_end=1707
+  _globals['_REFUSEDANSWER']._serialized_start=1709
+  _globals['_REFUSEDANSWER']._serialized_end=1724
+  _globals['_PREDICATEANSWER']._serialized_start=1726
+  _globals['_PREDICATEANSWER']._serialized_end=1764
+  _globals['_CHOICEANSWER']._serialized_start=1766
+  _globals['_CHOICEANSWER']._serialized_end=1845
+  _globals['_SCOREANSWER']._serialized_start=1847
+  _globals['_SCOREANSWER']._serialized_end=1918
+  _globals['_DECISIONSERVICE']._serialized_start=1920
+  _globals['_DECISIONSERVICE']._serialized_end=2047
 # @@protoc_insertion_point(module_scope)

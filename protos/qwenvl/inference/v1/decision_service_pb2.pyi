@@ -16,7 +16,7 @@ class CreateDecisionsRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[DecisionSpec, _Mapping]] = ...) -> None: ...
 
 class DecisionSpec(_message.Message):
-    __slots__ = ("model", "messages", "questions", "media", "request_id", "cache_salt", "diagnostics", "prompt_format")
+    __slots__ = ("model", "messages", "questions", "media", "request_id", "cache_salt", "diagnostics", "prompt_format", "rotations")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     QUESTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class DecisionSpec(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     DIAGNOSTICS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    ROTATIONS_FIELD_NUMBER: _ClassVar[int]
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]
     questions: _containers.RepeatedCompositeFieldContainer[DecisionQuestion]
@@ -33,7 +34,8 @@ class DecisionSpec(_message.Message):
     cache_salt: str
     diagnostics: bool
     prompt_format: int
-    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[_message_pb2.Message, _Mapping]]] = ..., questions: _Optional[_Iterable[_Union[DecisionQuestion, _Mapping]]] = ..., media: _Optional[_Union[_generation_pb2.MediaOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., cache_salt: _Optional[str] = ..., diagnostics: _Optional[bool] = ..., prompt_format: _Optional[int] = ...) -> None: ...
+    rotations: int
+    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[_message_pb2.Message, _Mapping]]] = ..., questions: _Optional[_Iterable[_Union[DecisionQuestion, _Mapping]]] = ..., media: _Optional[_Union[_generation_pb2.MediaOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., cache_salt: _Optional[str] = ..., diagnostics: _Optional[bool] = ..., prompt_format: _Optional[int] = ..., rotations: _Optional[int] = ...) -> None: ...
 
 class DecisionQuestion(_message.Message):
     __slots__ = ("name", "instructions", "predicate", "choice", "score")

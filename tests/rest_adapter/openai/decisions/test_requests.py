@@ -30,10 +30,13 @@ def texts_of(message: message_pb.Message) -> list[str]:
 
 
 def test_a_text_is_a_message(adapter: Adapter) -> None:
-    spec = received(adapter, prompt_cache_key="k", safety_identifier="s", prompt_format=1)
+    spec = received(
+        adapter, prompt_cache_key="k", safety_identifier="s", prompt_format=1, rotations=3
+    )
     [message] = spec.messages
     assert (message.role, texts_of(message)) == (message_pb.ROLE_USER, ["Parcel 7"])
     assert (spec.cache_salt, spec.prompt_format, spec.diagnostics) == ("k", 1, False)
+    assert spec.rotations == 3
     assert spec.request_id
     [question] = spec.questions
     assert not question.HasField("name")
