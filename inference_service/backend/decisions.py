@@ -171,10 +171,10 @@ def usage_of(prompts: DecisionPrompts, video_tokens: int, *, cached_tokens: int)
 async def run_decisions(
     engine: Engine,
     request: DecisionRequest,
-    *,
     prompts: DecisionPrompts,
     media: PreparedMedia,
     admitted: AdmittedRequest,
+    *,
     at_once: int,
 ) -> Decisions:
     """Decides the questions of a request; cancelling it aborts the request in the engine.

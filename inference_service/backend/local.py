@@ -252,7 +252,7 @@ class LocalBackend:
             salted = dataclasses.replace(request, evidence=self._salted(evidence, caller))
             with self._turn(request.with_all_images, admitted, size=at_once) as turn:
                 try:
-                    decided = await self._decide(salted, admitted, turn, prepared, at_once)
+                    decided = await self._decide(salted, admitted, turn, prepared)
                 except EngineUnavailableError:
                     if self._closing:
                         raise draining() from None
@@ -268,7 +268,6 @@ class LocalBackend:
         admitted: AdmittedRequest,
         turn: Turn,
         prepared: Callable[[], None],
-        at_once: int,
     ) -> Decisions:
         builder = self._model.decision_prompts()
         context_tokens = self._context_tokens()
@@ -282,14 +281,9 @@ class LocalBackend:
         )
         check_lengths(request.questions, prompts, context_tokens)
         async with admitted.abortable():
-            await turn.reserve_tokens(prompts.max_tokens(at_once), 0)
+            await turn.reserve_tokens(prompts.max_tokens(turn.size), 0)
         return await run_decisions(
-            self._engine,
-            request,
-            prompts=prompts,
-            media=media,
-            admitted=admitted,
-            at_once=at_once,
+            self._engine, request, prompts, media, admitted, at_once=turn.size
         )
 
     async def _generate(
