@@ -113,9 +113,14 @@ def tokenizer_config(network: NetworkConfig, tokenizer: Tokenizer) -> dict[str, 
 
 
 def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """generation_config.json: greedy decoding, two end tokens."""
+    """generation_config.json: greedy decoding, two end tokens, and decisions by the plain questions it was taught."""
     end, pad = special_id(tokenizer, "<|im_end|>"), special_id(tokenizer, "<|endoftext|>")
-    return {"do_sample": False, "eos_token_id": [end, pad], "pad_token_id": pad}
+    return {
+        "decision_prompt_format": 2,
+        "do_sample": False,
+        "eos_token_id": [end, pad],
+        "pad_token_id": pad,
+    }
 
 
 def preprocessor_config() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from inference_service.decisions import DecisionRequest, Decisions
 from inference_service.domain import Event, ImageInfo, Request, TokenUsage
 from inference_service.measures import DeviceMemory, Durations
 
@@ -242,6 +243,20 @@ class Backend(Protocol):
 
     async def count(self, request: Request, caller: str) -> TokenCount:
         """Counts the tokens of a prompt without answering it.
+
+        Raises:
+            ServiceError: The request ended with an error.
+        """
+
+    async def decide(
+        self, request: DecisionRequest, caller: str, *, prepared: Callable[[], None]
+    ) -> Decisions:
+        """Decides questions about one input; cancelling it aborts the request.
+
+        Args:
+            request: The request.
+            caller: The caller that sent it; see `abort`.
+            prepared: Called when images are decoded and text is tokenised.
 
         Raises:
             ServiceError: The request ended with an error.

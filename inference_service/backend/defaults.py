@@ -10,6 +10,7 @@ from typing import Any, Final
 from inference_service.families.config_file import read_config
 from inference_service.sampling import SamplingOptions
 from inference_service.settings import ServiceSettings
+from inference_service.text.decisions.wording import PROMPT_FORMATS
 
 
 TUTORIAL_DEFAULTS: Final = SamplingOptions(temperature=0.7, max_tokens=1024)
@@ -28,6 +29,23 @@ def model_defaults(directory: Path) -> SamplingOptions:
     if values.get("do_sample") is False:
         return dataclasses.replace(options, temperature=0.0)
     return options
+
+
+def decision_prompt_format(directory: Path) -> int:
+    """How the model was taught to decide: `decision_prompt_format` of generation_config.json, or 1.
+
+    Raises:
+        ValueError: It is not a known format.
+    """
+    path = directory / "generation_config.json"
+    found = read_config(path).values.get("decision_prompt_format") if path.is_file() else None
+    number = 1 if found is None else found
+    if isinstance(number, bool) or number not in PROMPT_FORMATS:
+        raise ValueError(
+            f"generation_config.json: decision_prompt_format is {number!r}, but must be one of"
+            f" {', '.join(map(str, PROMPT_FORMATS))}"
+        )
+    return int(number)
 
 
 def operator_defaults(settings: ServiceSettings) -> SamplingOptions:

@@ -52,7 +52,7 @@ def describe(
         image_limits=_image_limits(spec, settings),
         coordinate_convention=_CONVENTIONS[model.box_notation],
         url_schemes=tuple(FetchPolicy.from_settings(settings).url_schemes),
-        features=_features(spec, model.box_notation),
+        features=_features(model),
         parts=size.parts,
         memory=MemoryNeed(
             weight_bytes=size.weight_bytes,
@@ -75,9 +75,11 @@ def _image_limits(spec: ModelSpec, settings: ServiceSettings) -> ImageLimits:
     )
 
 
-def _features(spec: ModelSpec, boxes: BoxNotation) -> tuple[str, ...]:
+def _features(model: ServedModel) -> tuple[str, ...]:
     """Supported features besides text completion."""
+    spec, boxes = model.spec, model.box_notation
     chat = ("chat", "continue_final_message") if spec.is_chat else ()
     grounding = ("grounding",) if boxes is not BoxNotation.NONE else ()
     constraints = ("json_object", "json_schema", "regex", "choices", "grammar")
-    return ("logprobs", "prompt_logprobs", *constraints, *chat, *grounding)
+    decisions = () if model.decisions is None else ("decisions",)
+    return ("logprobs", "prompt_logprobs", *constraints, *chat, *grounding, *decisions)

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from typing import Final
+from typing import Final, TypeVar
 
 from inference_service.backend.admission import Admission, AdmittedRequest, draining
 from inference_service.backend.base import (
@@ -19,6 +19,7 @@ from inference_service.backend.base import (
     ModelDescription,
     TokenCount,
 )
+from inference_service.backend.decisions import check_lengths, run_decisions
 from inference_service.backend.defaults import operator_defaults
 from inference_service.backend.description import describe
 from inference_service.backend.line import Line
@@ -28,9 +29,22 @@ from inference_service.backend.run import run, run_aborted
 from inference_service.backend.sampling import check_token_ids, effective_options, engine_params
 from inference_service.backend.served_model import ServedModel
 from inference_service.backend.turn import Shared, Turn
-from inference_service.domain import Event, Request, Started, TokenUsage, forget_files
+from inference_service.decisions import DecisionRequest, Decisions
+from inference_service.domain import (
+    Event,
+    GenerationOptions,
+    Request,
+    Started,
+    TokenUsage,
+    forget_files,
+)
 from inference_service.engine_client.budget import PixelBudget
-from inference_service.engine_client.interface import Engine, EngineStartError, EngineState
+from inference_service.engine_client.interface import (
+    Engine,
+    EngineStartError,
+    EngineState,
+    nothing,
+)
 from inference_service.engine_protocol.messages import EngineRequest
 from inference_service.errors import (
     EngineUnavailableError,
@@ -38,7 +52,7 @@ from inference_service.errors import (
     UnsupportedParameterError,
 )
 from inference_service.grammar.checker import ConstraintChecker
-from inference_service.media.prepare import MediaPreparer
+from inference_service.media.prepare import MediaPreparer, PreparedMedia
 from inference_service.media.turn import set_turn
 from inference_service.model_spec import BoxNotation
 from inference_service.sampling import Sampling
@@ -54,6 +68,9 @@ _STATES: Final = {
     EngineState.FAILED: BackendState.FAILED,
     EngineState.CLOSED: BackendState.FAILED,
 }
+
+
+_Options = TypeVar("_Options", bound=GenerationOptions)
 
 
 class LocalBackend:
@@ -218,7 +235,56 @@ class LocalBackend:
                             raise draining() from None
                         raise
 
+    async def decide(
+        self,
+        request: DecisionRequest,
+        caller: str,
+        *,
+        prepared: Callable[[], None] = nothing,
+    ) -> Decisions:
+        """See `Backend`. A part of the batch is left to others, however many questions there are."""
+        evidence = request.evidence
+        self._rates.check(caller)
+        with self._admission.admit(evidence.request_id, caller) as admitted:
+            self._rates.take(caller, Amounts(requests=1))
+            self._model.decision_prompts()
+            at_once = min(len(request.questions), max(1, self._settings.max_num_seqs // 4))
+            salted = dataclasses.replace(request, evidence=self._salted(evidence, caller))
+            with self._turn(request.with_all_images, admitted, size=at_once) as turn:
+                try:
+                    decided = await self._decide(salted, admitted, turn, prepared)
+                except EngineUnavailableError:
+                    if self._closing:
+                        raise draining() from None
+                    raise
+            self._count_use(caller, decided.usage)
+            return decided
+
     # ---- steps of a request ----
+
+    async def _decide(
+        self,
+        request: DecisionRequest,
+        admitted: AdmittedRequest,
+        turn: Turn,
+        prepared: Callable[[], None],
+    ) -> Decisions:
+        builder = self._model.decision_prompts()
+        context_tokens = self._context_tokens()
+        media = await self._prepare_media(request.with_all_images, admitted, turn)
+        prompts = await self._prompts.run(
+            request.num_characters, lambda: builder.build(request, media.images)
+        )
+        prepared()
+        self._rates.take(
+            admitted.caller, Amounts(image_bytes=sum(len(image.pixels) for image in media.images))
+        )
+        check_lengths(request.questions, prompts, context_tokens)
+        async with admitted.abortable():
+            await turn.reserve_tokens(prompts.max_tokens(turn.size), 0)
+        return await run_decisions(
+            self._engine, request, prompts, media, admitted, at_once=turn.size
+        )
 
     async def _generate(
         self, request: Request, admitted: AdmittedRequest, turn: Turn
@@ -269,15 +335,15 @@ class LocalBackend:
                 yield event
                 event = await anext(events, None)
 
-    def _turn(self, request: Request, admitted: AdmittedRequest) -> Turn:
+    def _turn(self, request: Request, admitted: AdmittedRequest, size: int | None = None) -> Turn:
         return Turn(
             admitted,
-            size=request.n,
+            size=request.n if size is None else size,
             pixel_bytes=self._media.max_pixel_bytes(request),
             shared=self._shared,
         )
 
-    def _salted(self, request: Request, caller: str) -> Request:
+    def _salted(self, request: _Options, caller: str) -> _Options:
         """The request with a cache salt that no other API key can choose; cached tokens would tell its prompts."""
         if not caller or not self._settings.cache_per_key:
             return request
@@ -292,7 +358,13 @@ class LocalBackend:
     async def _prepare(
         self, request: Request, admitted: AdmittedRequest, turn: Turn
     ) -> PreparedPrompt:
-        """Prepares media and prompt; an abort ends only what may take long: the wait for the turn, and the media."""
+        media = await self._prepare_media(request, admitted, turn)
+        return await self._prompts.prepare(request, media)
+
+    async def _prepare_media(
+        self, request: Request, admitted: AdmittedRequest, turn: Turn
+    ) -> PreparedMedia:
+        """Prepares media; an abort ends only what may take long: the wait for the turn, and the media."""
         state = self._engine.ready
         if state is not None:
             await self._prompts.refuse_too_long(request, state.max_model_len)
@@ -304,7 +376,7 @@ class LocalBackend:
         finally:
             forget_files(request)
         turn.decoded(sum(len(image.pixels) for image in media.images))
-        return await self._prompts.prepare(request, media)
+        return media
 
     def _check_grounding(self, request: Request) -> None:
         if request.grounding and self._model.box_notation is BoxNotation.NONE:

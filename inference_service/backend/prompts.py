@@ -83,7 +83,7 @@ class PromptWorkers:
         min_tokens = len(token_ids)
         bound = self._bounds.get(type(request))
         if bound is not None and len(text) > _CHARACTERS_PER_TOKEN * max_tokens:
-            min_tokens = await self._run(len(text), lambda: bound.min_tokens(text))
+            min_tokens = await self.run(len(text), lambda: bound.min_tokens(text))
         if min_tokens >= max_tokens:
             raise ContextLengthError(
                 f"This model's maximum context length is {max_tokens} tokens. However, your messages have at least"
@@ -103,7 +103,7 @@ class PromptWorkers:
         """
         # Rendering and tokenising a long prompt must not block the event loop (CVE-2025-62426).
         length = len(_text_of(request)[0])
-        prompt = await self._run(length, lambda: self._builder.build(request, media.images))
+        prompt = await self.run(length, lambda: self._builder.build(request, media.images))
         media_tokens = sum(image.num_tokens for image in prompt.images)
         return PreparedPrompt(
             prompt=prompt,
@@ -116,7 +116,8 @@ class PromptWorkers:
             ),
         )
 
-    async def _run(self, characters: int, work: Callable[[], T]) -> T:
+    async def run(self, characters: int, work: Callable[[], T]) -> T:
+        """Runs work on so many characters of text in a thread."""
         threads = self._short if characters <= _LONG_CHARACTERS else self._long
         try:
             return await asyncio.get_running_loop().run_in_executor(threads, work)

@@ -13,9 +13,11 @@ from inference_service.engine_protocol.messages import (
     ChoiceOutput,
     EngineFailure,
     EngineRequest,
+    ProbeResult,
 )
 from inference_service.errors import (
     ERRORS_BY_REASON,
+    AbortedError,
     ConstraintFailedError,
     InternalError,
     InvalidArgumentError,
@@ -60,7 +62,7 @@ async def run(
             if output.choice_index not in open_choices:
                 continue  # computed before the abort for a stop string reached the engine
             if output.failure is not None:
-                raise _error_of(output.failure, prompt_field)
+                raise error_of(output.failure, prompt_field)
             if output.choice_index == 0 and output.num_cached_tokens is not None:
                 cached_tokens = output.num_cached_tokens
             answer = answers[output.choice_index]
@@ -91,7 +93,47 @@ async def run_aborted(
     yield prepared.usage
 
 
-def _error_of(failure: EngineFailure, prompt_field: str) -> ServiceError:
+async def run_probes(
+    engine: Engine,
+    engine_request: EngineRequest,
+    pixels: Sequence[bytes | memoryview],
+    prompt_field: str,
+    *,
+    is_first: bool,
+) -> tuple[list[ProbeResult], int]:
+    """Runs the probes of a request on the engine; cancelling it aborts them.
+
+    Args:
+        engine: The engine.
+        engine_request: The request.
+        pixels: The pixels of its images.
+        prompt_field: The field that errors about the prompt name.
+        is_first: It is the first engine request for a caller's one, whose timings are measured.
+
+    Returns:
+        The results in the order of the probes, and the number of tokens of the first one found in the prefix cache.
+
+    Raises:
+        AbortedError: The request was aborted.
+        ServiceError: The engine refused the request or failed on it.
+    """
+    record = current_request()
+    results: dict[int, ProbeResult] = {}
+    cached_tokens = 0
+    async with contextlib.aclosing(engine.generate(engine_request, list(pixels))) as outputs:
+        async for output in outputs:
+            if output.failure is not None:
+                raise error_of(output.failure, prompt_field)
+            if output.probe is None:
+                raise AbortedError("The request was aborted.")
+            record.take(output.choice_index, 0, output.timings if is_first else None)
+            results[output.choice_index] = output.probe
+            if output.choice_index == 0:
+                cached_tokens = output.num_cached_tokens or 0
+    return [results[index] for index in range(len(engine_request.probes))], cached_tokens
+
+
+def error_of(failure: EngineFailure, prompt_field: str) -> ServiceError:
     """The error that the engine raised; but for the constraint, an invalid argument always concerns the prompt."""
     kind = ERRORS_BY_REASON.get(failure.reason)
     if kind is None:

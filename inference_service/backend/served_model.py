@@ -7,12 +7,15 @@ import hashlib
 from pathlib import Path
 import time
 
-from inference_service.backend.defaults import model_defaults
+from inference_service.backend.defaults import decision_prompt_format, model_defaults
+from inference_service.errors import ServiceError, UnsupportedParameterError
 from inference_service.families.family import TextOptions
 from inference_service.families.registry import family_of, load_spec
 from inference_service.hub.snapshot import model_files
 from inference_service.model_spec import BoxNotation, ModelSpec
 from inference_service.sampling import SamplingOptions
+from inference_service.text.decisions.labels import Labels
+from inference_service.text.decisions.prompts import DecisionPromptBuilder
 from inference_service.text.prompt import PromptBuilder
 from inference_service.text.tokenizer import Tokenizer
 
@@ -26,6 +29,7 @@ class ServedModel:
         directory: The directory of its files.
         revision: 64 hexadecimal digits that change with the files; part of every image's cache key.
         created: Unix time in seconds at which the front loaded it.
+        decisions: Builds the prompts of decisions; None = the model cannot decide, for the reason `no_decisions`.
     """
 
     names: tuple[str, ...]
@@ -36,6 +40,8 @@ class ServedModel:
     defaults: SamplingOptions
     revision: str
     created: int
+    decisions: DecisionPromptBuilder | None = None
+    no_decisions: str = ""
 
     @property
     def name(self) -> str:
@@ -46,6 +52,19 @@ class ServedModel:
     def box_notation(self) -> BoxNotation:
         """How the model's answers write bounding boxes."""
         return family_of(self.spec).boxes
+
+    def decision_prompts(self) -> DecisionPromptBuilder:
+        """What builds the prompts of decisions.
+
+        Raises:
+            UnsupportedParameterError: The model cannot decide.
+        """
+        if self.decisions is None:
+            raise UnsupportedParameterError(
+                f"Decisions are not supported by this model: {self.no_decisions}",
+                field="spec.model",
+            )
+        return self.decisions
 
     @classmethod
     def load(
@@ -78,6 +97,7 @@ class ServedModel:
             video_placeholder=None if spec.video is None else spec.video_token_id,
             revision=bytes.fromhex(revision),
         )
+        decisions, no_decisions = _decisions(builder, tokenizer, spec, directory)
         return cls(
             names=names,
             directory=directory,
@@ -87,7 +107,21 @@ class ServedModel:
             defaults=model_defaults(directory),
             revision=revision,
             created=int(time.time()),
+            decisions=decisions,
+            no_decisions=no_decisions,
         )
+
+
+def _decisions(
+    builder: PromptBuilder, tokenizer: Tokenizer, spec: ModelSpec, directory: Path
+) -> tuple[DecisionPromptBuilder | None, str]:
+    """What builds the prompts of decisions, or why the model cannot decide."""
+    prompt_format = decision_prompt_format(directory)
+    try:
+        labels = Labels(builder, tokenizer, spec.eos_token_ids)
+    except ServiceError as error:
+        return None, error.message
+    return DecisionPromptBuilder(builder, tokenizer, labels, prompt_format), ""
 
 
 def _revision(directory: Path) -> str:

@@ -42,6 +42,9 @@ class Shared:
 class Turn:
     """The turn of one request; a context that gives everything back at its end.
 
+    Attributes:
+        size: Number of its answers, or of its probes at a time.
+
     Args:
         admitted: The request.
         size: Number of its answers.
@@ -53,7 +56,7 @@ class Turn:
         self, admitted: AdmittedRequest, *, size: int, pixel_bytes: int, shared: Shared
     ) -> None:
         self._admitted = admitted
-        self._size = size
+        self.size = size
         self._pixel_bytes = min(pixel_bytes, shared.pixels.limit_bytes)
         self._batch = shared.batch
         self._tokens = shared.tokens
@@ -112,7 +115,7 @@ class Turn:
                 " try again later.",
                 retry_after_s=_RETRY_AFTER_S,
             )
-        tokens = prompt_tokens + self._size * min(max_tokens, _ANSWER_TOKENS)
+        tokens = prompt_tokens + self.size * min(max_tokens, _ANSWER_TOKENS)
         with current_request().waiting():
             self._places.append(await line.enter(self._admitted.caller, tokens))
 
@@ -129,7 +132,7 @@ class Turn:
 
     async def _arrive(self) -> None:
         with current_request().waiting():
-            self._places.append(await self._batch.enter(self._admitted.caller, self._size))
+            self._places.append(await self._batch.enter(self._admitted.caller, self.size))
             self._admitted.begun = True
             if self._pixel_bytes:
                 self._room = self._pixels.reserve(self._pixel_bytes)

@@ -187,15 +187,13 @@ class EngineCore:
         """
         view = memoryview(pixels).cast("B")
         check_request(request, len(view), vocab_size=self._vocab_size, policy=self._image_policy)
-        level = self._rope.level(len(request.prompt_token_ids))
-        sequences = [
-            Sequence(request, choice_index, rope_level=level)
-            for choice_index in range(request.num_choices)
-        ]
+        sequences = [Sequence(request, choice_index) for choice_index in range(request.num_choices)]
+        for sequence in sequences:
+            sequence.rope_level = self._rope.level(sequence.num_prompt_tokens)
         if request.constraint is None:
             self._enqueue(sequences, view)
             return
-        self._scheduler.check(request)
+        self._scheduler.check(sequences)
         if request.request_id in self._held:
             raise RequestIdInUseError(f"request_id {request.request_id!r} is used already.")
         self._held.hold(sequences, request.constraint, view)
@@ -342,9 +340,11 @@ class EngineCore:
         sequence.num_prompt_logprobs += len(result.prompt_logprobs)
         if reason is not None:
             self._runner.remove(sequence.sequence_id)
-        if result.token_id is None and not result.prompt_logprobs:
+        if result.token_id is None and result.probe is None and not result.prompt_logprobs:
             return None
-        is_first = result.token_id is not None and sequence.num_answer_tokens == 1
+        is_first = result.probe is not None or (
+            result.token_id is not None and sequence.num_answer_tokens == 1
+        )
         timings = self._scheduler.timings(sequence) if is_first else None
         return token_output(sequence, result, num_cached_tokens, timings)
 

@@ -23,6 +23,7 @@ def token_output(
         prompt_logprobs=result.prompt_logprobs,
         num_cached_tokens=num_cached_tokens,
         timings=timings,
+        probe=result.probe,
         finish_reason=sequence.finish_reason,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ from inference_service.engine.masks import MaskBuffers
 from inference_service.engine.sampler import (
     LogprobTensors,
     SamplingRow,
+    candidate_logprobs,
     sample,
     token_logprobs,
 )
 from inference_service.engine.scheduler import Chunk
 from inference_service.engine.sequence import Sequence, SequenceId
-from inference_service.engine_protocol.messages import ImageSpan, PositionLogprobs
+from inference_service.engine_protocol.messages import ImageSpan, PositionLogprobs, ProbeResult
 from inference_service.families.registry import family_of
 from inference_service.models.batch import ForwardBatch, KVCache
 from inference_service.models.vision_language import VisionLanguageModel
@@ -41,12 +42,14 @@ class ChunkResult:
 
     Attributes:
         token_id: The next token, if the chunk samples one.
+        probe: The result of a probe, if the chunk ends with it.
         logprobs: Its log probabilities, if requested.
         prompt_logprobs: Log probabilities of the prompt tokens that follow the chunk's tokens, if requested and not yet
             reported.
     """
 
     token_id: int | None = None
+    probe: ProbeResult | None = None
     logprobs: PositionLogprobs | None = None
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
 
@@ -57,13 +60,16 @@ class Launched:
 
     Attributes:
         chunks: The chunks of the step.
-        token_ids: [R] int64: the next token of every chunk that samples, in order; None if none does.
+        token_ids: [R] int64: the next token of every chunk that samples, in order; None if none does. For a probe it is
+            the most likely one.
+        candidates: [N] float32: log probabilities of the candidates of all probes, in order; None without probes.
         logprobs: Log probabilities of those of the R tokens for which they are requested.
         prompt_logprobs: Prompt log probabilities in parts, by index of the chunk.
     """
 
     chunks: Seq[Chunk]
     token_ids: Tensor | None
+    candidates: Tensor | None
     logprobs: LogprobTensors | None
     prompt_logprobs: dict[int, list[LogprobTensors]]
 
@@ -154,23 +160,31 @@ class ModelRunner:
         hidden = self._model.forward(batch, self._kv_cache)
         starts: list[int] = batch.attention.host_query_start.tolist()
         samples = [index for index, chunk in enumerate(chunks) if chunk.samples]
-        token_ids, logprobs = None, None
+        token_ids, candidates, logprobs = None, None, None
         if samples:
             logits = self._model.logits(hidden[buffers.rows([starts[i + 1] - 1 for i in samples])])
-            token_ids, logprobs = self._sample(logits, [chunks[i].sequence for i in samples])
+            sampled = [chunks[i].sequence for i in samples]
+            token_ids, logprobs = self._sample(logits, sampled)
+            candidates = self._judge(logits, sampled)
         prompt_logprobs = {
             index: self._prompt_logprobs(hidden[starts[index] : starts[index + 1]], chunk)
             for index, chunk in enumerate(chunks)
             if chunk.sequence.top_prompt_logprobs is not None
         }
-        return Launched(chunks, token_ids, logprobs, prompt_logprobs)
+        return Launched(chunks, token_ids, candidates, logprobs, prompt_logprobs)
 
     def collect(self, launched: Launched) -> list[ChunkResult]:
         """Wait for the next tokens and log probabilities of a step, if there are any, and return its results."""
         token_ids = iter([] if launched.token_ids is None else launched.token_ids.tolist())
+        candidates = iter([] if launched.candidates is None else launched.candidates.tolist())
         logprobs = iter([] if launched.logprobs is None else launched.logprobs.read())
         results = []
         for index, chunk in enumerate(launched.chunks):
+            if chunk.samples and (probe := chunk.sequence.probe) is not None:
+                values = tuple(islice(candidates, len(probe.candidate_ids)))
+                result = ProbeResult(logprobs=values, top_id=next(token_ids))
+                results.append(ChunkResult(probe=result))
+                continue
             wants_logprobs = chunk.samples and chunk.sequence.sampling.logprobs is not None
             parts = launched.prompt_logprobs.get(index, [])
             results.append(
@@ -252,6 +266,15 @@ class ModelRunner:
         places = torch.tensor(wanted, device=logits.device)
         num_top = [rows[index].params.logprobs or 0 for index in wanted]
         return token_ids, token_logprobs(logits[places], token_ids[places], num_top)
+
+    def _judge(self, logits: Tensor, sequences: Seq[Sequence]) -> Tensor | None:
+        """Log probabilities of the candidates of those that are probes."""
+        candidates = [
+            (row, sequence.probe.candidate_ids)
+            for row, sequence in enumerate(sequences)
+            if sequence.probe is not None
+        ]
+        return candidate_logprobs(logits, candidates) if candidates else None
 
     def _prompt_logprobs(self, hidden: Tensor, chunk: Chunk) -> list[LogprobTensors]:
         """Log probabilities of the prompt token after each row, without those reported before a preemption."""

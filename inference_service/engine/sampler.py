@@ -156,6 +156,25 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: Sequence[int]) ->
     return LogprobTensors(token_ids, chosen.squeeze(-1), ranks, top_ids, top_values, num_top)
 
 
+def candidate_logprobs(logits: Tensor, candidates: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
+    """Log probabilities of given tokens; does not wait for the device.
+
+    Args:
+        logits: [R, V] float32 from the model.
+        candidates: (row, token ids) pairs, with at least one token in total.
+
+    Returns:
+        [N] float32: those of all tokens, in order.
+    """
+    places = torch.tensor([row for row, _ in candidates], device=logits.device)
+    counts = torch.tensor([len(token_ids) for _, token_ids in candidates], device=logits.device)
+    flat = [token_id for _, token_ids in candidates for token_id in token_ids]
+    norms = logits[places].logsumexp(dim=-1)
+    rows = places.repeat_interleave(counts, output_size=len(flat))
+    chosen = logits[rows, torch.tensor(flat, device=logits.device)]
+    return chosen - norms.repeat_interleave(counts, output_size=len(flat))
+
+
 def gumbel_noise(keys: Sequence[tuple[int, int, int]], rows: Tensor, token_ids: Tensor) -> Tensor:
     """Gumbel noise that depends only on (seed, choice, position) and the token id.
 

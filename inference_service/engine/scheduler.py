@@ -18,7 +18,7 @@ from typing import Any
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.sequence import Sequence, SequenceId
-from inference_service.engine_protocol.messages import EngineRequest, FinishReason, ImageSpan
+from inference_service.engine_protocol.messages import FinishReason, ImageSpan
 from inference_service.errors import (
     ContextLengthError,
     ImageTooLargeError,
@@ -35,7 +35,7 @@ class Chunk:
         sequence: The sequence.
         start: The number of computed tokens of the sequence.
         end: Exclusive.
-        samples: The chunk ends with the sequence's newest token, so the next one is sampled.
+        samples: The chunk ends with the sequence's newest token, so the next one is sampled, or judged for a probe.
     """
 
     sequence: Sequence
@@ -115,7 +115,7 @@ class Scheduler:
             ContextLengthError: The prompt leaves no room for an answer.
             ImageTooLargeError: An image exceeds the encoder cache.
         """
-        self.check(sequences[0].request)
+        self.check(sequences)
         self._sequences.update({sequence.sequence_id: sequence for sequence in sequences})
         self.waiting.extend(sequences)
         now_s = self._clock()
@@ -135,7 +135,7 @@ class Scheduler:
     def commit(self, chunk: Chunk, token_id: int | None = None) -> FinishReason | None:
         """Mark a chunk of the last plan as computed and append its next token, if it samples one.
 
-        A chunk that is not committed is scheduled again.
+        A chunk that is not committed is scheduled again. A probe ends with its last chunk.
 
         Returns:
             The finish reason if the sequence ends with this token, else None.
@@ -146,10 +146,14 @@ class Scheduler:
         for image in sequence.images_between(chunk.start, chunk.end):
             if image.start + image.num_tokens <= chunk.end:
                 self._unpin(sequence, image)
-        if token_id is None:
+        reason: FinishReason | None
+        if chunk.samples and sequence.probe is not None:
+            reason = FinishReason.LENGTH
+        elif token_id is None:
             return None
-        sequence.token_ids.append(token_id)
-        reason = sequence.reason_to_finish(self.max_model_len)
+        else:
+            sequence.token_ids.append(token_id)
+            reason = sequence.reason_to_finish(self.max_model_len)
         if reason is not None:
             self.finish(sequence, reason)
         return reason
@@ -168,13 +172,15 @@ class Scheduler:
             prefill_s=self._clock() - sequence.admitted_s,
         )
 
-    def check(self, request: EngineRequest) -> None:
+    def check(self, sequences: Seq[Sequence]) -> None:
         """Refuse a request that could never be scheduled, or that cannot be told from another one; raises as `add`."""
+        request = sequences[0].request
         if self.of_request(request.request_id):
             raise RequestIdInUseError(
                 f"request_id {request.request_id!r} is used by a request in flight; choose another one."
             )
-        num_tokens, max_tokens = len(request.prompt_token_ids), self.max_model_len
+        num_tokens = max(sequence.num_prompt_tokens for sequence in sequences)
+        max_tokens = self.max_model_len
         if num_tokens >= max_tokens:
             raise ContextLengthError(
                 f"This model's maximum context length is {max_tokens} tokens (--max-model-len). However, the prompt has"

@@ -12,6 +12,7 @@ from inference_service.engine_protocol.messages import (
     EngineRequest,
     FinishReason,
     ImageSpan,
+    Probe,
     SamplingParams,
 )
 
@@ -31,7 +32,8 @@ class Sequence:
         request: The request; never changes.
         choice_index: Index among the request's choices.
         rope_level: Level of its rotary frequencies; depends on the length of the prompt only.
-        token_ids: Prompt, then answer.
+        token_ids: Prompt with the text of its probe, then answer.
+        num_prompt_tokens: Number of tokens of the prompt, with those of its probe.
         num_computed_tokens: Number of leading tokens with keys and values in the cache.
         pages: KV pages in order; page i holds tokens i*page_size and on.
         page_hashes: Hash chain over the full pages, as far as computed.
@@ -48,6 +50,7 @@ class Sequence:
     choice_index: int = 0
     rope_level: int = 0
     token_ids: list[int] = field(init=False)
+    num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
     pages: list[int] = field(default_factory=list)
     page_hashes: list[bytes] = field(default_factory=list)
@@ -60,7 +63,9 @@ class Sequence:
     constraint: ConstraintState | None = None
 
     def __post_init__(self) -> None:
-        self.token_ids = list(self.request.prompt_token_ids)
+        probe = self.probe
+        self.token_ids = [*self.request.prompt_token_ids, *(probe.token_ids if probe else ())]
+        self.num_prompt_tokens = len(self.token_ids)
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -76,9 +81,10 @@ class Sequence:
         return self.request.sampling
 
     @property
-    def num_prompt_tokens(self) -> int:
-        """Number of tokens of the prompt."""
-        return len(self.request.prompt_token_ids)
+    def probe(self) -> Probe | None:
+        """The probe that this sequence is; None = it generates an answer."""
+        probes = self.request.probes
+        return probes[self.choice_index] if probes else None
 
     @property
     def num_answer_tokens(self) -> int:

@@ -23,8 +23,18 @@ def check_request(
     """
     if request.num_choices < 1:
         raise InvalidArgumentError(f"num_choices is {request.num_choices}, but must be at least 1.")
+    _check_probes(request)
     _check_token_ids(request, vocab_size)
     _check_images(request, num_pixel_bytes, policy)
+
+
+def _check_probes(request: EngineRequest) -> None:
+    if request.probes and len(request.probes) != request.num_choices:
+        raise InvalidArgumentError(
+            f"num_choices is {request.num_choices}, but must be the number of probes, {len(request.probes)}."
+        )
+    if not all(probe.candidate_ids for probe in request.probes):
+        raise InvalidArgumentError("A probe has no candidates, but at least one is required.")
 
 
 def _check_token_ids(request: EngineRequest, vocab_size: int) -> None:
@@ -34,7 +44,8 @@ def _check_token_ids(request: EngineRequest, vocab_size: int) -> None:
     biased = [token_id for token_id, _ in sampling.logit_bias]
     ends = (*sampling.eos_token_ids, *sampling.stop_token_ids)
     begins = () if request.constraint_after is None else (request.constraint_after,)
-    used = (*request.prompt_token_ids, *biased, *ends, *begins)
+    judged = [i for p in request.probes for i in (*p.token_ids, *p.candidate_ids)]
+    used = (*request.prompt_token_ids, *biased, *ends, *begins, *judged)
     if min(used) < 0 or max(used) >= vocab_size:
         raise InvalidArgumentError(
             f"Token ids must be 0 to {vocab_size - 1}, but the request has {min(used)} to {max(used)}."

@@ -113,7 +113,10 @@ class Quarantine:
 
 def fingerprint(request: EngineRequest) -> bytes:
     """A digest of what a request asks of the engine; equal for retries."""
-    digest = hashlib.sha256(repr(request.prompt_token_ids).encode())
+    asked = (
+        (request.prompt_token_ids, request.probes) if request.probes else request.prompt_token_ids
+    )
+    digest = hashlib.sha256(repr(asked).encode())
     for image in request.images:
         digest.update(image.key)
     return digest.digest()

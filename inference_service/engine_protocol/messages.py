@@ -77,6 +77,33 @@ class ImageSpan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A continuation of a request's prompt; the token after it is not sampled, but judged.
+
+    Attributes:
+        token_ids: Ids of text to append to the prompt; may be empty.
+        candidate_ids: The ids whose log probabilities to return, at least one.
+    """
+
+    token_ids: tuple[int, ...]
+    candidate_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
+    """The result of a probe.
+
+    Attributes:
+        logprobs: Natural logarithms of the probabilities of the candidates, in their order: a log-softmax in float32
+            over the whole vocabulary, before any bias, penalty or filter.
+        top_id: The most likely token.
+    """
+
+    logprobs: tuple[float, ...]
+    top_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
     """A prompt and the number of answers (choices) to compute for it.
 
@@ -89,6 +116,7 @@ class EngineRequest:
         cache_salt: Prefix pages are shared only among equal salts.
         constraint: The form that every answer must have.
         constraint_after: The constraint begins after the first token of the answer with this id; None = at once.
+        probes: If there are any, nothing is generated: choice i is probe i, and `num_choices` is their number.
     """
 
     request_id: str
@@ -99,6 +127,7 @@ class EngineRequest:
     cache_salt: bytes = b""
     constraint: Constraint | None = None
     constraint_after: int | None = None
+    probes: tuple[Probe, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +186,8 @@ class ChoiceOutput:
         prompt_logprobs: Entries for further prompt tokens, if requested; they begin at the second token
             of the prompt and are complete before the first new token.
         num_cached_tokens: Prompt tokens found in the prefix cache; set on the choice's first output only.
-        timings: Set on the output with the choice's first token.
+        timings: Set on the output with the choice's first token, or with the result of its probe.
+        probe: The result of a probe; set on its only output, which finishes it as LENGTH.
         finish_reason: Set on the choice's last output.
         failure: Set when `finish_reason` is ERROR.
     """
@@ -169,6 +199,7 @@ class ChoiceOutput:
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
     num_cached_tokens: int | None = None
     timings: ChoiceTimings | None = None
+    probe: ProbeResult | None = None
     finish_reason: FinishReason | None = None
     failure: EngineFailure | None = None
 

@@ -21,6 +21,7 @@ _OPERATIONS: Final = {
     "qwenvl.inference.v1.ChatService/StreamChatCompletion": "chat",
     "qwenvl.inference.v1.CompletionService/CreateCompletion": "text_completion",
     "qwenvl.inference.v1.CompletionService/StreamCompletion": "text_completion",
+    "qwenvl.inference.v1.DecisionService/CreateDecisions": "decisions",
 }
 """The methods that answer requests, and what OpenTelemetry calls their operation."""
 

@@ -1,4 +1,4 @@
-"""Runs the requests of ChatService and CompletionService: model name, deadline, events as messages."""
+"""Runs the requests of all services on the backend: model name, deadline, events as messages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from inference_service.backend.base import Backend, TokenCount
+from inference_service.decisions import DecisionRequest, Decisions
 from inference_service.domain import Event, Request, Started
 from inference_service.errors import DeadlineError
 from inference_service.grpc_api.call_context import this_call
@@ -19,7 +20,7 @@ from inference_service.metrics.requests import current_request
 
 
 class Generation:
-    """Runs requests of either service on the backend."""
+    """Runs requests of each service on the backend."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -44,6 +45,14 @@ class Generation:
         call = this_call()
         async with _until(call.deadline):
             return await self._backend.count(request, call.caller)
+
+    async def decide(self, request: DecisionRequest) -> Decisions:
+        """Decides the questions of a request."""
+        call = this_call()
+        async with _until(call.deadline):
+            decisions = await self._backend.decide(request, call.caller, prepared=release_message)
+        current_request().decided(decisions.usage)
+        return decisions
 
     async def _events(self, request: Request) -> AsyncGenerator[Event, None]:
         call = this_call()

@@ -1,4 +1,4 @@
-"""Validates the options that chats and text completions share: sampling, stop, log probabilities, response, ids."""
+"""Validates the options that several services share: sampling, stop, log probabilities, response, ids."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from inference_service.sampling import RANGES, Range, SamplingOptions
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 
 
@@ -74,6 +75,20 @@ def generation_options(
         return_prompt_text=spec.response.return_prompt_text or spec.response.prompt_text,
         keep_special_tokens=spec.response.keep_special_tokens,
         grounding=spec.response.grounding,
+        min_pixels=optional_integer(spec.media, "min_pixels", PIXELS, "spec.media"),
+        max_pixels=optional_integer(spec.media, "max_pixels", PIXELS, "spec.media"),
+        rejects_oversized=bool(rejects_oversized(spec.media.oversized, "spec.media")),
+        cache_salt=_cache_salt(spec.cache_salt),
+    )
+
+
+def decision_options(
+    spec: decision_pb.DecisionSpec, model: str, fallback_id: str
+) -> GenerationOptions:
+    """Validates the options of a decision request; arguments and errors as `requests.chat_request`."""
+    return GenerationOptions(
+        request_id=_request_id(spec.request_id or fallback_id),
+        model=model,
         min_pixels=optional_integer(spec.media, "min_pixels", PIXELS, "spec.media"),
         max_pixels=optional_integer(spec.media, "max_pixels", PIXELS, "spec.media"),
         rejects_oversized=bool(rejects_oversized(spec.media.oversized, "spec.media")),

@@ -59,9 +59,9 @@ def chat_request(
         add_generation_prompt=opens,
         continue_final_message=continues,
         enable_thinking=optional(spec.template, "enable_thinking"),
-        **_fields(generation_options(spec, model, fallback_id, settings)),
+        **option_fields(generation_options(spec, model, fallback_id, settings)),
     )
-    _check_images(request.media, "spec.messages", settings)
+    check_images(request.media, "spec.messages", settings)
     return request
 
 
@@ -85,17 +85,22 @@ def text_completion_request(
     images = tuple(
         image_part(image, f"spec.images[{index}]") for index, image in enumerate(spec.images)
     )
-    _check_images(images, "spec.images", settings)
+    check_images(images, "spec.images", settings)
     options = generation_options(spec, model, fallback_id, settings)
-    return TextCompletionRequest(prompt=prompt, images=images, **_fields(options))
+    return TextCompletionRequest(prompt=prompt, images=images, **option_fields(options))
 
 
-def _fields(options: GenerationOptions) -> dict[str, Any]:
+def option_fields(options: GenerationOptions) -> dict[str, Any]:
     """The fields as arguments for the constructor of a subclass."""
     return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
 
 
-def _check_images(media: Sequence[Media], field: str, settings: ServiceSettings) -> None:
+def check_images(media: Sequence[Media], field: str, settings: ServiceSettings) -> None:
+    """Checks the number of images and of the frames of each video.
+
+    Raises:
+        TooManyImagesError: There are too many.
+    """
     if len(media) > settings.max_images:
         raise TooManyImagesError(
             f"The request has {len(media)} images and videos, but at most {settings.max_images} are allowed"

@@ -18,6 +18,7 @@ from inference_service.grpc_api.backend_metrics import open_metrics
 from inference_service.grpc_api.call_metrics import MetricsInterceptor
 from inference_service.grpc_api.chat_service import ChatServicer
 from inference_service.grpc_api.completion_service import CompletionServicer
+from inference_service.grpc_api.decision_service import DecisionServicer
 from inference_service.grpc_api.health import Health
 from inference_service.grpc_api.interceptors import CallInterceptor
 from inference_service.grpc_api.message_budget import MessageBudget
@@ -32,6 +33,8 @@ from qwenvl.inference.v1 import (
     chat_service_pb2_grpc,
     completion_service_pb2,
     completion_service_pb2_grpc,
+    decision_service_pb2,
+    decision_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
 )
@@ -45,6 +48,7 @@ _SERVICES = tuple(
     for file, name in (
         (chat_service_pb2, "ChatService"),
         (completion_service_pb2, "CompletionService"),
+        (decision_service_pb2, "DecisionService"),
         (model_service_pb2, "ModelService"),
         (admin_service_pb2, "AdminService"),
     )
@@ -185,6 +189,8 @@ class Front:
         chat_service_pb2_grpc.add_ChatServiceServicer_to_server(chat, server)
         completion = CompletionServicer(self._backend, self._settings)
         completion_service_pb2_grpc.add_CompletionServiceServicer_to_server(completion, server)
+        decisions = DecisionServicer(self._backend, self._settings)
+        decision_service_pb2_grpc.add_DecisionServiceServicer_to_server(decisions, server)
         models = ModelServicer(self._backend)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
         self._add_admin(server, drain)

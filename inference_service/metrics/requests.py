@@ -119,6 +119,13 @@ class RequestRecord:
                 tokens.labels(self._operation, "input").observe(event.prompt_tokens)
                 tokens.labels(self._operation, "output").observe(event.completion_tokens)
 
+    def decided(self, usage: TokenUsage) -> None:
+        """Measures the decisions of a request, for which no token was generated."""
+        families.PROMPT_TOKENS.inc(usage.prompt_tokens)
+        families.IMAGE_TOKENS.inc(usage.image_tokens)
+        families.VIDEO_TOKENS.inc(usage.video_tokens)
+        self.observe(usage)
+
     def failed(self, error: ServiceError) -> None:
         """Notes the error that the call ends with."""
         self._error = error.reason

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qwenvl.async_client import AsyncClient
     from qwenvl.client import Client
     from qwenvl.conversation import AsyncConversation, Conversation
+    from qwenvl.decisions import Decision, Decisions, choice, predicate, score
     from qwenvl.exceptions import (
         AbortedError,
         AuthenticationError,
@@ -47,6 +48,8 @@ __all__ = [
     "ContextLengthError",
     "Conversation",
     "DeadlineExceededError",
+    "Decision",
+    "Decisions",
     "Error",
     "ImageError",
     "InternalError",
@@ -57,7 +60,10 @@ __all__ = [
     "RequestTooLargeError",
     "UnavailableError",
     "assistant",
+    "choice",
     "image",
+    "predicate",
+    "score",
     "system",
     "user",
     "video",
@@ -66,6 +72,7 @@ __all__ = [
 _MODULES = {
     **dict.fromkeys(("Answer", "AnswerStream", "AsyncAnswerStream"), "answers"),
     **dict.fromkeys(("AsyncConversation", "Conversation"), "conversation"),
+    **dict.fromkeys(("Decision", "Decisions", "choice", "predicate", "score"), "decisions"),
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "exceptions"),
     **dict.fromkeys(("assistant", "system", "user"), "messages"),
     **dict.fromkeys(("image", "video"), "images"),

@@ -20,6 +20,8 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
+from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
+from qwenvl.inference.v1 import decision_service_pb2_grpc as decision_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
@@ -97,6 +99,7 @@ class AsyncService:
         )
         self._chat = chat_grpc.ChatServiceStub(self._channel)
         self._completions = completion_grpc.CompletionServiceStub(self._channel)
+        self._decisions = decision_grpc.DecisionServiceStub(self._channel)
         self._models = model_grpc.ModelServiceStub(self._channel)
         self._admin = admin_grpc.AdminServiceStub(self._channel)
         self._health: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
@@ -152,6 +155,20 @@ class AsyncService:
         """Starts a streamed text completion; as `stream_chat`."""
         request = completion_pb.StreamCompletionRequest(spec=spec)
         return await self._begin(self._completions.StreamCompletion, request, metadata, timeout_s)
+
+    async def create_decisions(
+        self,
+        spec: decision_pb.DecisionSpec,
+        *,
+        metadata: Metadata = (),
+        timeout_s: float | None = None,
+    ) -> decision_pb.CreateDecisionsResponse:
+        """Decides questions about one input."""
+        request = decision_pb.CreateDecisionsRequest(spec=spec)
+        response: decision_pb.CreateDecisionsResponse = await self._call(
+            self._decisions.CreateDecisions, request, metadata, timeout_s
+        )
+        return response
 
     async def count_tokens(
         self,

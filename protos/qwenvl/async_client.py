@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 import contextlib
 from types import TracebackType
 from typing import Self, TypedDict, TypeVar, Unpack
@@ -14,10 +14,12 @@ from qwenvl.aio import AsyncService, Events, Metadata
 from qwenvl.answers import Answer, AsyncAnswerStream, ChatEvent, CompletionEvent, answer_of
 from qwenvl.connection import PAUSE_S, ReadinessWait, metadata_of, target_of
 from qwenvl.conversation import AsyncConversation
+from qwenvl.decisions import DecisionOptions, Decisions, decision_spec, decisions_of
 from qwenvl.exceptions import Error
 from qwenvl.images import Images
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.messages import Question
@@ -191,6 +193,22 @@ class AsyncClient:
         call_options = self._call_options(timeout_s)
         events = _events(lambda: self._service.stream_completion(spec, **call_options))
         return AsyncAnswerStream(events, completion_pb.CreateCompletionResponse())
+
+    async def decide(
+        self,
+        evidence: Question,
+        questions: Sequence[decision_pb.DecisionQuestion],
+        *,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[DecisionOptions],
+    ) -> Decisions:
+        """Decides questions about one input; cancelling the task aborts it. Arguments and errors as `Client.decide`."""
+        spec = decision_spec(evidence, questions, images, options)
+        call_options = self._call_options(timeout_s)
+        with _errors():
+            response = await self._service.create_decisions(spec, **call_options)
+        return decisions_of(spec, response)
 
     async def count_tokens(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 import threading
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -19,6 +19,7 @@ from qwenvl.connection import (
     target_of,
 )
 from qwenvl.conversation import Conversation
+from qwenvl.decisions import DecisionOptions, Decisions, decision_spec, decisions_of
 from qwenvl.exceptions import Error
 from qwenvl.images import Images
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
@@ -27,6 +28,8 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
+from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
+from qwenvl.inference.v1 import decision_service_pb2_grpc as decision_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
@@ -70,6 +73,7 @@ class Client:
         )
         self._chat = chat_grpc.ChatServiceStub(self._channel)
         self._completions = completion_grpc.CompletionServiceStub(self._channel)
+        self._decisions = decision_grpc.DecisionServiceStub(self._channel)
         self._models = model_grpc.ModelServiceStub(self._channel)
         self._admin = admin_grpc.AdminServiceStub(self._channel)
         self._health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
@@ -208,6 +212,34 @@ class Client:
         timeout_s = call_timeout(timeout_s)
         events = self._events(self._completions.StreamCompletion, request, timeout_s)
         return AnswerStream(events, completion_pb.CreateCompletionResponse())
+
+    def decide(
+        self,
+        evidence: Question,
+        questions: Sequence[decision_pb.DecisionQuestion],
+        *,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[DecisionOptions],
+    ) -> Decisions:
+        """Decides questions about one input by the model's probabilities; nothing is generated.
+
+        Args:
+            evidence: The input: a text, or a conversation.
+            questions: `qwenvl.predicate(...)`, `qwenvl.choice(...)` or `qwenvl.score(...)`.
+            images: Images to put before the text, or before that of the conversation's last user message.
+            timeout_s: Deadline in seconds.
+            options: See `qwenvl.decisions.DecisionOptions`.
+
+        Raises:
+            Error: The call failed.
+            TypeError: An argument has another type, or an option is unknown.
+            ValueError: An image or a number is invalid.
+            OSError: An image cannot be read.
+        """
+        spec = decision_spec(evidence, questions, images, options)
+        request = decision_pb.CreateDecisionsRequest(spec=spec)
+        return decisions_of(spec, self._call(self._decisions.CreateDecisions, request, timeout_s))
 
     def count_tokens(
         self,

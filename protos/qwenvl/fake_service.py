@@ -20,6 +20,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
+from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
@@ -31,9 +32,9 @@ from qwenvl.status_details import TRAILER, Details, write_details
 Spec = chat_pb.ChatCompletionSpec | completion_pb.CompletionSpec
 """What the service receives."""
 
-_REQUEST_ID: Final = "fake"
+REQUEST_ID: Final = "fake"
 _IMAGE_TOKENS: Final = 64
-_CREATED: Final = 1_700_000_000
+CREATED: Final = 1_700_000_000
 _PIECE: Final = 4
 """Characters of a delta."""
 _RANGES: Final = {
@@ -102,7 +103,7 @@ class FakeModel:
 
     def __init__(self, answer: Answering, names: Sequence[str], api_key: str) -> None:
         self.names = tuple(names)
-        self.requests: list[Spec] = []
+        self.requests: list[Spec | decision_pb.DecisionSpec] = []
         self.failures: list[Refused] = []
         self.delay_s = 0.0
         self.closed = threading.Event()
@@ -110,11 +111,11 @@ class FakeModel:
         self._api_key = api_key
         self._lock = threading.Lock()
 
-    def receive(self, spec: Spec) -> Reply:
-        """What to answer to a request.
+    def accept(self, spec: Spec | decision_pb.DecisionSpec) -> None:
+        """Takes a request.
 
         Raises:
-            Refused: The request is invalid, or was to fail.
+            Refused: The model is not served, or the request was to fail.
         """
         with self._lock:
             self.requests.append(spec)
@@ -122,8 +123,20 @@ class FakeModel:
         if failure:
             raise failure
         self.canonical_name(spec.model, "spec.model")
-        _check(spec)
+
+    def wait(self) -> None:
+        """Waits as long as answers are to take."""
         self.closed.wait(self.delay_s)
+
+    def receive(self, spec: Spec) -> Reply:
+        """What to answer to a request.
+
+        Raises:
+            Refused: The request is invalid, or was to fail.
+        """
+        self.accept(spec)
+        _check(spec)
+        self.wait()
         answer = self._answer
         if callable(answer):
             answer = answer(spec)
@@ -174,13 +187,13 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
         self, request: Any, context: grpc.ServicerContext
     ) -> Iterator[ChatEvent]:
         """Streams every event of the answer."""
-        with _Refusing(self._model, context, request.spec.request_id):
+        with Refusing(self._model, context, request.spec.request_id):
             for fields in _events(self._model, request.spec):
                 yield ChatEvent(**fields)
 
     def CountTokens(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Counts the tokens of the prompt."""
-        with _Refusing(self._model, context, request.spec.request_id):
+        with Refusing(self._model, context, request.spec.request_id):
             self._model.receive(request.spec)
         return chat_pb.CountTokensResponse(usage=_usage(request.spec, 0))
 
@@ -203,7 +216,7 @@ class CompletionServicer(completion_grpc.CompletionServiceServicer):
         self, request: Any, context: grpc.ServicerContext
     ) -> Iterator[CompletionEvent]:
         """Streams every event of the answer."""
-        with _Refusing(self._model, context, request.spec.request_id):
+        with Refusing(self._model, context, request.spec.request_id):
             for fields in _events(self._model, request.spec):
                 yield CompletionEvent(**fields)
 
@@ -217,13 +230,13 @@ class ModelServicer(model_grpc.ModelServiceServicer):
     def ListModels(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """All served names."""
         del request
-        with _Refusing(self._model, context):
+        with Refusing(self._model, context):
             models = [self._message(name) for name in self._model.names]
         return model_pb.ListModelsResponse(models=models)
 
     def GetModel(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """One served name."""
-        with _Refusing(self._model, context):
+        with Refusing(self._model, context):
             name = request.name or self._model.names[0]
             self._model.canonical_name(name, "name")
         return model_pb.GetModelResponse(model=self._message(name))
@@ -232,7 +245,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         return model_pb.Model(
             name=name,
             canonical_name=self._model.names[0],
-            created=_CREATED,
+            created=CREATED,
             input_modalities=[usage_pb.MODALITY_TEXT, usage_pb.MODALITY_IMAGE],
             max_context_tokens=32_768,
         )
@@ -246,11 +259,11 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
 
     def Abort(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """All ids are unknown."""
-        with _Refusing(self._model, context):
+        with Refusing(self._model, context):
             return admin_pb.AbortResponse(unknown_request_ids=request.request_ids)
 
 
-class _Refusing:
+class Refusing:
     """Checks the key of a call, and answers with a status where the body refuses it."""
 
     def __init__(
@@ -258,7 +271,7 @@ class _Refusing:
     ) -> None:
         self._model = model
         self._context = context
-        self._request_id = request_id or _REQUEST_ID
+        self._request_id = request_id or REQUEST_ID
 
     def __enter__(self) -> None:
         try:
@@ -312,9 +325,9 @@ def _started(spec: Spec, model: str, n: int) -> generation_pb.Started:
     settings = generation_pb.EffectiveSettings(sampling=spec.sampling, stop=spec.stop, n=n)
     response, prompt = spec.response, _last_text(spec)
     return generation_pb.Started(
-        request_id=spec.request_id or _REQUEST_ID,
+        request_id=spec.request_id or REQUEST_ID,
         model=model,
-        created=_CREATED,
+        created=CREATED,
         effective_settings=settings,
         prompt_usage=_usage(spec, 0),
         images=[usage_pb.ProcessedImage(tokens=_IMAGE_TOKENS, uuid=i.uuid) for i in _images(spec)],
@@ -388,7 +401,7 @@ def _check(spec: Spec) -> None:
         Refused: The request is invalid.
     """
     if isinstance(spec, chat_pb.ChatCompletionSpec):
-        _check_messages(spec)
+        check_messages(spec.messages)
     elif not (spec.text or spec.token_ids.ids):
         field = spec.WhichOneof("prompt") or "text"
         raise Refused("INVALID_ARGUMENT", "The request has no prompt.", f"spec.{field}")
@@ -405,10 +418,15 @@ def _check(spec: Spec) -> None:
         raise Refused("INVALID_ARGUMENT", f"n is {spec.n}, but must be between 1 and 4.", "spec.n")
 
 
-def _check_messages(spec: chat_pb.ChatCompletionSpec) -> None:
-    if not spec.messages:
+def check_messages(messages: Sequence[message_pb.Message]) -> None:
+    """Refuses messages that every inference service refuses.
+
+    Raises:
+        Refused: They are invalid.
+    """
+    if not messages:
         raise Refused("INVALID_ARGUMENT", "messages is empty.", "spec.messages")
-    for index, message in enumerate(spec.messages):
+    for index, message in enumerate(messages):
         field = f"spec.messages[{index}]"
         if message.role == message_pb.ROLE_UNSPECIFIED:
             raise Refused("INVALID_ARGUMENT", "role is required.", f"{field}.role")

@@ -19,6 +19,7 @@ import grpc
 
 from qwenvl.connection import READINESS_REQUEST, SERVING_RESPONSE
 from qwenvl.errors import BY_REASON
+from qwenvl.fake_decisions import Deciding, DecisionServicer, first
 from qwenvl.fake_service import (
     AdminServicer,
     Answering,
@@ -36,6 +37,8 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
+from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
+from qwenvl.inference.v1 import decision_service_pb2_grpc as decision_grpc
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.limits import MAX_MESSAGE_BYTES
 
@@ -55,6 +58,8 @@ class FakeServer:
         answer: Every answer, or a function of the request that returns it; None = the text of the last message.
         models: The served name, or several, the canonical one first.
         api_key: If not empty, calls with another key are refused.
+        deciding: Returns for each question of `decide` the probabilities of its options or levels, or of yes and no;
+            None = a refusal. By default the first one is certain.
 
     Attributes:
         target: The address for `qwenvl.Client`.
@@ -71,6 +76,7 @@ class FakeServer:
         *,
         models: str | Sequence[str] = ("fake",),
         api_key: str = "",
+        deciding: Deciding = first,
     ) -> None:
         names = (models,) if isinstance(models, str) else tuple(models)
         if not names:
@@ -84,6 +90,8 @@ class FakeServer:
         chat_grpc.add_ChatServiceServicer_to_server(ChatServicer(self._model), self._server)
         completions = CompletionServicer(self._model)
         completion_grpc.add_CompletionServiceServicer_to_server(completions, self._server)
+        decisions = DecisionServicer(self._model, deciding)
+        decision_grpc.add_DecisionServiceServicer_to_server(decisions, self._server)
         model_grpc.add_ModelServiceServicer_to_server(ModelServicer(self._model), self._server)
         admin_grpc.add_AdminServiceServicer_to_server(AdminServicer(self._model), self._server)
         check: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -119,6 +127,11 @@ class FakeServer:
         return [
             spec for spec in self._model.requests if isinstance(spec, completion_pb.CompletionSpec)
         ]
+
+    @property
+    def decision_requests(self) -> list[decision_pb.DecisionSpec]:
+        """The specs that DecisionService has received, oldest first."""
+        return [spec for spec in self._model.requests if isinstance(spec, decision_pb.DecisionSpec)]
 
     def close(self) -> None:
         """Ends the service and its calls."""

@@ -136,6 +136,11 @@ def read_content(
     raise wrong(path, content, "text or a list of parts")
 
 
+def read_item(item: object, path: str) -> tuple[list[Content], list[str]]:
+    """Reads one entry of a list of parts; otherwise as `read_content`."""
+    return _read_all([(item, path)], is_answer=False)
+
+
 def _read_all(items: list[tuple[object, str]], is_answer: bool) -> tuple[list[Content], list[str]]:
     parts: list[Content] = []
     unknown: list[str] = []

@@ -12,6 +12,7 @@ from rest_adapter.dialect import Dialect
 from rest_adapter.openai import models
 from rest_adapter.openai.chat import route as chat
 from rest_adapter.openai.completions import route as completions
+from rest_adapter.openai.decisions import route as decisions
 from rest_adapter.openai.errors import render_error, render_error_event
 from rest_adapter.openai.responses import compact_route as compaction
 from rest_adapter.openai.responses import route as responses
@@ -34,7 +35,15 @@ OPENAI: Final = Dialect(
     router=APIRouter(
         routes=[
             route
-            for group in (chat, completions, responses, compaction, stored_responses, models)
+            for group in (
+                chat,
+                completions,
+                decisions,
+                responses,
+                compaction,
+                stored_responses,
+                models,
+            )
             for route in group.router.routes
         ]
     ),

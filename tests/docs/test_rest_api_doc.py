@@ -72,6 +72,8 @@ def test_every_request_field_is_described() -> None:
     assert fields - named_in(DOCUMENT) == set()
 
 
-@pytest.mark.parametrize("field", ["/v1/chat/completions", "/v1/completions", "/v1/models/{id}"])
+@pytest.mark.parametrize(
+    "field", ["/v1/chat/completions", "/v1/completions", "/v1/decisions", "/v1/models/{id}"]
+)
 def test_endpoints_are_listed(field: str) -> None:
     assert field in DOCUMENT

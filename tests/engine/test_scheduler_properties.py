@@ -23,6 +23,7 @@ from inference_service.engine_protocol.messages import (
     EngineRequest,
     FinishReason,
     ImageSpan,
+    Probe,
     SamplingParams,
 )
 from inference_service.errors import ContextLengthError, ImageTooLargeError
@@ -54,6 +55,8 @@ def next_token(history: bytes) -> int:
 
 def expected_answer(request: EngineRequest, max_model_len: int) -> tuple[list[int], FinishReason]:
     sequence = Sequence(request)
+    if sequence.probe is not None:
+        return sequence.token_ids, FinishReason.LENGTH
     while True:
         sequence.token_ids.append(next_token(histories(request, sequence.token_ids)[-1]))
         reason = sequence.reason_to_finish(max_model_len)
@@ -116,6 +119,8 @@ def requests(draw: st.DrawFn, request_id: str) -> EngineRequest:
             )
             token_ids += [PLACEHOLDER] * num_tokens
     wants_prompt_logprobs = draw(st.integers(0, 9)) == 0
+    text = draw(st.none() | st.none() | st.lists(st.integers(1, VOCAB - 1), max_size=5))
+    probes = () if text is None else (Probe(token_ids=tuple(text), candidate_ids=(1,)),)
     return EngineRequest(
         request_id=request_id,
         prompt_token_ids=tuple(token_ids),
@@ -124,8 +129,9 @@ def requests(draw: st.DrawFn, request_id: str) -> EngineRequest:
             max_tokens=draw(st.integers(1, 12)),
             eos_token_ids=(EOS,),
             ignore_eos=draw(st.booleans()),
-            prompt_logprobs=0 if wants_prompt_logprobs else None,
+            prompt_logprobs=0 if wants_prompt_logprobs and not probes else None,
         ),
+        probes=probes,
         cache_salt=draw(st.sampled_from([b"", b"", b"other"])),
     )
 

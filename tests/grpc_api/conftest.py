@@ -22,6 +22,7 @@ from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
+from qwenvl.inference.v1 import decision_service_pb2_grpc as decision_grpc
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from tests.grpc_api.echo_engine import EchoEngine
 from tests.support.published_configs import published_files, write_files
@@ -92,6 +93,7 @@ class Service:
     models: model_grpc.ModelServiceStub
     admin: admin_grpc.AdminServiceStub
     completions: completion_grpc.CompletionServiceStub
+    decisions: decision_grpc.DecisionServiceStub
 
     def target(self, name: str = "grpc") -> str:
         return f"127.0.0.1:{self.front.ports[name]}"
@@ -145,6 +147,7 @@ async def open_service(model: ServedModel) -> AsyncIterator[OpenService]:
             model_grpc.ModelServiceStub(channel),
             admin_grpc.AdminServiceStub(channel),
             completion_grpc.CompletionServiceStub(channel),
+            decision_grpc.DecisionServiceStub(channel),
         )
         services.append(service)
         return service

@@ -1,14 +1,16 @@
 """An engine without a model that answers with the question: what a test asks is what it gets.
 
-Choice i of a request is the question i + 1 times over. Tokens come one by one. `hold_at` makes every choice wait
-after so many tokens until `resume` is set, so that tests can look at requests under way. `live` and `aborted` name
-choices as (request id, choice index).
+Choice i of a request is the question i + 1 times over. Tokens come one by one. The candidates of a probe have the
+probabilities 1/2, 1/4, 1/8, ... in ascending order of their ids, unless `judges` says otherwise. `hold_at` makes every
+choice wait after so many tokens until `resume` is set, so that tests can look at requests under way. `live` and
+`aborted` name choices as (request id, choice index).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+import math
 
 from inference_service.engine_client.interface import EngineState, nothing
 from inference_service.engine_protocol.messages import (
@@ -19,6 +21,8 @@ from inference_service.engine_protocol.messages import (
     EngineStats,
     FinishReason,
     PositionLogprobs,
+    Probe,
+    ProbeResult,
 )
 from inference_service.errors import EngineUnavailableError, RequestIdInUseError
 from inference_service.text.tokenizer import Tokenizer
@@ -40,6 +44,7 @@ class EchoEngine:
         self.hold_at: int | None = None
         self.resume = asyncio.Event()
         self.fails_with: EngineFailure | None = None
+        self.judges: Callable[[EngineRequest, Probe], Sequence[float]] | None = None
         self.requests: list[EngineRequest] = []
         self.pixels: list[bytes] = []
         self.aborted: list[tuple[str, int]] = []
@@ -163,6 +168,8 @@ class EchoEngine:
                     failure=self.fails_with,
                 )
             ]
+        if request.probes:
+            return [self._judged(request, choice)]
         sampling = request.sampling
         tokens = (*self._question(request) * (choice + 1), EOS)
         outputs = []
@@ -193,6 +200,23 @@ class EchoEngine:
             if reason is not None:
                 break
         return outputs
+
+    def _judged(self, request: EngineRequest, choice: int) -> ChoiceOutput:
+        probe = request.probes[choice]
+        count = len(probe.candidate_ids)
+        values = [2.0 ** -(index + 1) for index in range(count)]
+        if self.judges is not None:
+            values = list(self.judges(request, probe))
+        assert len(values) == count
+        return ChoiceOutput(
+            request_id=request.request_id,
+            choice_index=choice,
+            probe=ProbeResult(
+                logprobs=tuple(math.log(value) for value in values), top_id=probe.candidate_ids[0]
+            ),
+            num_cached_tokens=3,
+            finish_reason=FinishReason.LENGTH,
+        )
 
     def _question(self, request: EngineRequest) -> tuple[int, ...]:
         """The ids of the last user's text: what stands between the last `user` line or image and its end."""

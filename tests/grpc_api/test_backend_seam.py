@@ -19,6 +19,7 @@ from inference_service.backend.base import (
     ModelDescription,
     TokenCount,
 )
+from inference_service.decisions import Decision, DecisionRequest, Decisions
 from inference_service.domain import (
     ChatRequest,
     Delta,
@@ -87,6 +88,24 @@ class ShoutingBackend:
     async def count(self, request: Request, caller: str) -> TokenCount:
         self.callers.append(caller)
         return TokenCount(usage=USAGE, images=(), prompt_token_ids=(7, 8, 9)[: request.n + 2])
+
+    async def decide(
+        self, request: DecisionRequest, caller: str, *, prepared: Callable[[], None]
+    ) -> Decisions:
+        self.callers.append(caller)
+        prepared()
+        answers = tuple(
+            Decision(
+                kind=question.kind,
+                name=question.name,
+                probabilities=(0.75, 0.25),
+                label_mass=0.5,
+                top_is_label=True,
+                refused=question.text == "refuse",
+            )
+            for question in request.questions
+        )
+        return Decisions(created=1, answers=answers, usage=USAGE, images=(), prompt_format=1)
 
     async def abort(self, request_id: str, caller: str | None = None) -> bool:
         self.aborted.append((request_id, caller))

@@ -48,7 +48,8 @@ ROOT = Path(__file__).parents[2]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICES = {
-    f"qwenvl.inference.v1.{name}Service" for name in ("Chat", "Completion", "Model", "Admin")
+    f"qwenvl.inference.v1.{name}Service"
+    for name in ("Chat", "Completion", "Decision", "Model", "Admin")
 }
 
 

@@ -23,12 +23,19 @@ import uvicorn
 
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
+from qwenvl.inference.v1 import decision_service_pb2_grpc as decision_grpc
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from rest_adapter.app import DIALECTS, create_app
 from rest_adapter.dialect import Dialect
 from rest_adapter.http_protocol import BoundedHttpProtocol
 from rest_adapter.settings import AdapterSettings
-from tests.rest_adapter.fake_service import FakeChat, FakeCompletions, FakeModels, Seen
+from tests.rest_adapter.fake_decisions import FakeDecisions
+from tests.rest_adapter.fake_service import (
+    FakeChat,
+    FakeCompletions,
+    FakeModels,
+    Seen,
+)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
@@ -62,6 +69,11 @@ class Adapter:
         body = {"model": "demo", "prompt": prompt} | fields
         return requests.post(f"{self.url}/v1/completions", json=body, timeout=30)
 
+    def decide(self, **fields: Any) -> requests.Response:
+        question = {"type": "predicate", "instructions": "It is torn."}
+        body = {"model": "demo", "input": "Parcel 7", "questions": [question]} | fields
+        return requests.post(f"{self.url}/v1/decisions", json=body, timeout=30)
+
     def post(self, body: bytes) -> requests.Response:
         headers = {"content-type": "application/json"}
         return requests.post(
@@ -79,6 +91,7 @@ async def fake_service(seen: Seen) -> AsyncIterator[tuple[int, health.aio.Health
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 32 * 2**20)])
     chat_grpc.add_ChatServiceServicer_to_server(FakeChat(seen), server)
     completion_grpc.add_CompletionServiceServicer_to_server(FakeCompletions(seen), server)
+    decision_grpc.add_DecisionServiceServicer_to_server(FakeDecisions(seen), server)
     model_grpc.add_ModelServiceServicer_to_server(FakeModels(), server)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

@@ -30,6 +30,9 @@ from qwenvl.inference.v1 import (
     completion_service_pb2_grpc as completion_grpc,
 )
 from qwenvl.inference.v1 import (
+    decision_service_pb2 as decision_pb,
+)
+from qwenvl.inference.v1 import (
     generation_pb2 as generation_pb,
 )
 from qwenvl.inference.v1 import (
@@ -56,6 +59,7 @@ class Seen:
 
     specs: list[chat_pb.ChatCompletionSpec] = field(default_factory=list)
     completion_specs: list[completion_pb.CompletionSpec] = field(default_factory=list)
+    decision_specs: list[decision_pb.DecisionSpec] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     calls: int = 0
     running: int = 0
@@ -94,12 +98,12 @@ def groundings_of(
     )
 
 
-def details_of(reason: str) -> list[any_pb2.Any]:
+def details_of(reason: str, field: str = FAILED_FIELD) -> list[any_pb2.Any]:
     mapping = BY_REASON[reason]
     messages = [
         error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN),
         error_details_pb2.BadRequest(
-            field_violations=[error_details_pb2.BadRequest.FieldViolation(field=FAILED_FIELD)]
+            field_violations=[error_details_pb2.BadRequest.FieldViolation(field=field)]
         ),
     ]
     if mapping.retry:
@@ -112,10 +116,12 @@ def details_of(reason: str) -> list[any_pb2.Any]:
     return packed
 
 
-async def fail(context: grpc.aio.ServicerContext, reason: str) -> None:
+async def fail(context: grpc.aio.ServicerContext, reason: str, field: str = FAILED_FIELD) -> None:
     mapping = BY_REASON[reason]
     status = status_pb2.Status(
-        code=mapping.grpc_code.value[0], message=f"It is {reason}.", details=details_of(reason)
+        code=mapping.grpc_code.value[0],
+        message=f"It is {reason}.",
+        details=details_of(reason, field),
     )
     rich = rpc_status.to_status(status)
     context.set_trailing_metadata(rich.trailing_metadata)

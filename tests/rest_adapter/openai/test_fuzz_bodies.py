@@ -12,6 +12,7 @@ import requests
 
 from rest_adapter.openai.chat.schema import ChatRequest
 from rest_adapter.openai.completions.schema import CompletionRequest
+from rest_adapter.openai.decisions.schema import DecisionsRequest
 from tests.rest_adapter.conftest import Adapter, open_adapter
 
 
@@ -82,6 +83,58 @@ COMPLETION_BODIES = st.builds(
         st.sampled_from([*sorted(CompletionRequest.model_fields), "suffix"]), JSON, max_size=3
     ),
 )
+DECISION_PARTS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["input_text", "input_image", "input_json", "text"]) | JSON},
+    optional={"text": JSON, "image_url": JSON, "data": JSON, "detail": JSON},
+)
+CONTENT = st.text(max_size=5) | st.lists(DECISION_PARTS, max_size=2) | JSON
+INPUTS = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(
+            ["message", "function_call", "function_call_output", "custom_tool_call_output"]
+        )
+        | JSON
+    },
+    optional={
+        "role": st.sampled_from(["user", "assistant", "developer"]) | JSON,
+        "content": CONTENT,
+        "call_id": st.just("c") | JSON,
+        "name": st.text(max_size=3) | JSON,
+        "arguments": st.text(max_size=3) | JSON,
+        "output": CONTENT,
+    },
+)
+OPTIONS = st.lists(
+    st.fixed_dictionaries(
+        {}, optional={"value": JSON, "label": st.text(max_size=3) | JSON, "description": JSON}
+    ),
+    max_size=3,
+)
+QUESTIONS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["predicate", "choice", "score"]) | JSON},
+    optional={
+        "instructions": CONTENT,
+        "choices": OPTIONS | JSON,
+        "levels": OPTIONS | JSON,
+        "name": JSON,
+        "id": JSON,
+    },
+)
+DECISION_BODIES = st.builds(
+    lambda body, more: body | more,
+    st.fixed_dictionaries(
+        {
+            "model": st.just("demo"),
+            "input": st.text(max_size=5) | st.lists(INPUTS, max_size=3) | JSON,
+            "questions": st.lists(QUESTIONS, max_size=3) | JSON,
+        }
+    ),
+    st.dictionaries(
+        st.sampled_from([*sorted(DecisionsRequest.model_fields), "stream", "temperature"]),
+        JSON,
+        max_size=3,
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +179,14 @@ def test_bodies_like_completion_requests(
     own_adapter: tuple[Adapter, requests.Session], body: dict[str, Any]
 ) -> None:
     check(own_adapter, json.dumps(body).encode(), "completions")
+
+
+@given(body=DECISION_BODIES)
+@settings(max_examples=250, **FUZZ)
+def test_bodies_like_decision_requests(
+    own_adapter: tuple[Adapter, requests.Session], body: dict[str, Any]
+) -> None:
+    check(own_adapter, json.dumps(body).encode(), "decisions")
 
 
 @given(body=JSON)
