@@ -280,9 +280,12 @@ def addresses(manifests: Manifests) -> Iterator[str]:
         served = values.grpc_address if isinstance(values, ServiceSettings) else values.http_address
         listed = {port["containerPort"] for port in container["ports"]}
         metrics = metrics_address_of(values)
-        wanted = {port_of(address) for address in (served, metrics) if address}
-        if listed != wanted or not served.startswith("0.0.0.0:"):
-            yield f"{workload.name}: listens on {served}, the container names {sorted(listed)}"
+        opened = [address for address in (served, metrics) if address]
+        # The probes and Prometheus may come by IPv4 or IPv6.
+        if listed != {port_of(address) for address in opened} or not all(
+            address.startswith("[::]:") for address in opened
+        ):
+            yield f"{workload.name}: listens on {opened}, the container names {sorted(listed)}"
         if isinstance(values, ServiceSettings):
             admin = (values.admin_address or "").rpartition(":")[0]
             if admin and not ipaddress.ip_address(admin).is_loopback:
@@ -304,8 +307,16 @@ def addresses(manifests: Manifests) -> Iterator[str]:
             yield "the Service for gRPC is not headless: one connection would mean one pod"
 
 
+def rebalancing(manifests: Manifests) -> Iterator[str]:
+    """Connections end soon enough that a new pod gets calls; see gRPC A9 (`MAX_CONNECTION_AGE`)."""
+    for workload, container in programs(manifests):
+        age_s = getattr(settings_of(manifests, container), "max_connection_age_s", 0.0)
+        if age_s > 600:
+            yield f"{workload.name}: a new pod may wait {age_s} s for connections"
+
+
 def files(manifests: Manifests) -> Iterator[str]:
-    """The keys come from the Secret and are required; the model lies on the model volume or in the image."""
+    """The keys come from the Secret and are required."""
     for workload, container in programs(manifests):
         values = settings_of(manifests, container)
         volumes = {volume["name"]: volume for volume in workload.pod["volumes"]}
@@ -321,31 +332,37 @@ def files(manifests: Manifests) -> Iterator[str]:
             secret = manifests.get("Secret", source["secretName"])
             if keys.name not in secret["data"]:
                 yield f"{workload.name}: the Secret has no {keys.name}"
-        model = getattr(values, "model", None)
-        if model and "persistentVolumeClaim" not in mounted.get(PurePosixPath(model).parent, {}):
-            yield f"{workload.name}: {model} is on no volume"
 
 
 def images(manifests: Manifests, version: str) -> Iterator[str]:
-    """Every image carries the version of this project as its tag."""
+    """Every image of this project carries its version as the tag, every other one a digest."""
     for workload in manifests.workloads():
+        for volume in workload.pod.get("volumes", []):
+            reference = volume.get("image", {}).get("reference", "")
+            if "image" in volume and not re.fullmatch(r"[\w./:-]+@sha256:[0-9a-f]{64}", reference):
+                yield f"{workload.name}: the image volume {reference} has no digest"
         for container in workload.containers:
             if container["image"].rpartition(":")[2] != version:
                 yield f"{workload.name}: image {container['image']} is not of version {version}"
 
 
 def network(manifests: Manifests) -> Iterator[str]:
-    """Nothing is open by default, and the service may leave the cluster exactly if its settings say so."""
+    """Nothing is open by default, and a pod may leave the cluster exactly if it fetches media or the model."""
     unnamed, public = Endpoint({"any": "pod"}), outside("93.184.215.14")
     if reaches(manifests, unnamed, public, 443) or reaches(manifests, public, unnamed, 443):
         yield "a pod that no policy names is open"
-    for workload, container in programs(manifests):
-        values = settings_of(manifests, container)
-        fetches = isinstance(values, ServiceSettings) and values.enable_media_fetch
+    for workload in manifests.workloads():
+        fetches = any(
+            getattr(settings_of(manifests, container), "enable_media_fetch", False)
+            for owner, container in programs(manifests)
+            if owner.name == workload.name
+        )
+        downloads = any(box["name"] == "model-download" for box in workload.containers)
         pod = Endpoint(workload.labels)
-        for address in ("93.184.215.14", "2606:2800:21f::1"):
-            if reaches(manifests, pod, outside(address), 443) != fetches:
-                yield f"{workload.name}: media fetch {fetches}, but the policy for {address} differs"
+        for port, wanted in ((80, fetches), (443, fetches or downloads)):
+            for address in ("93.184.215.14", "2606:2800:21f::1"):
+                if reaches(manifests, pod, outside(address), port) != wanted:
+                    yield f"{workload.name}: port {port} of {address} must be open: {wanted}"
 
 
 def monitors(manifests: Manifests) -> Iterator[str]:
@@ -407,6 +424,7 @@ RULES: dict[str, Rule] = {
         security,
         settings,
         addresses,
+        rebalancing,
         files,
         network,
         monitors,

@@ -10,6 +10,7 @@ import pytest
 
 from tests.k8s import manifest_policy
 from tests.k8s.manifest_set import Manifests, load
+from tests.k8s.rules import RULES
 
 
 def _set(kind: str, name: str, path: str, value: Any) -> Callable[[Manifests], None]:
@@ -80,17 +81,30 @@ BROKEN = [
     ("security", inference(f"{POD}/hostNetwork", True)),
     ("settings", _setting("QWENVL_MAX_SEQS", "64")),
     ("settings", _setting("QWENVL_DEVICE", "gpu")),
-    ("addresses", _setting("QWENVL_GRPC_ADDRESS", "0.0.0.0:50061")),
+    ("addresses", _setting("QWENVL_GRPC_ADDRESS", "[::]:50061")),
     ("addresses", _setting("QWENVL_GRPC_ADDRESS", None)),
+    ("addresses", _setting("QWENVL_GRPC_ADDRESS", "0.0.0.0:50051")),
+    ("addresses", _setting("QWENVL_METRICS_ADDRESS", "0.0.0.0:9090")),
+    ("rebalancing", _setting("QWENVL_MAX_CONNECTION_AGE_S", None)),
     ("addresses", _setting("QWENVL_ADMIN_ADDRESS", "0.0.0.0:50052")),
     ("addresses", _set("Service", "inference", "metadata/name", "qwen")),
     ("addresses", _set("Service", "inference", "spec/clusterIP", None)),
     ("files", _setting("QWENVL_API_KEY_FILE", None)),
-    ("files", _setting("QWENVL_MODEL", "/model/Qwen3-VL-4B-Instruct")),
+    ("model_volume", _setting("QWENVL_MODEL", "/model/Qwen3-VL-4B-Instruct")),
+    ("model_volume", _setting("HF_HOME", "/tmp/huggingface")),
+    ("model_volume", inference(f"{BOX}/volumeMounts/0/readOnly", False)),
+    ("model_volume", inference(f"{POD}/initContainers", [])),
+    ("model_revision", _setting("QWENVL_REVISION", "main")),
+    ("model_revision", _setting("QWENVL_REVISION", None)),
+    ("model_download", inference(f"{POD}/initContainers/0/command", ["hf", "download"])),
+    ("model_download", inference(f"{POD}/initContainers/0/envFrom", [])),
+    ("model_download", inference(f"{POD}/initContainers/0/volumeMounts/0/readOnly", True)),
+    ("shared_volume", inference("spec/replicas", 2)),
     ("network", _setting("QWENVL_ENABLE_MEDIA_FETCH", "false")),
     ("network", _without("NetworkPolicy", "media-egress")),
+    ("model_volume", inference(f"{POD}/initContainers/0/name", "other")),
     ("network", _without("NetworkPolicy", "default")),
-    ("monitors", _setting("QWENVL_METRICS_ADDRESS", "0.0.0.0:9091")),
+    ("monitors", _setting("QWENVL_METRICS_ADDRESS", "[::]:9091")),
     ("monitors", _setting("QWENVL_METRICS_ADDRESS", None)),
     ("monitors", _set("PodMonitor", "inference", "spec/podMetricsEndpoints/0/port", "grpc")),
     ("monitors", _set("PodMonitor", "inference", "spec/podMetricsEndpoints/0/path", "/")),
@@ -106,7 +120,7 @@ BROKEN = [
 def test_a_broken_manifest_is_refused(rule, mutate):
     manifests = load("monitored")
     mutate(manifests)
-    assert list(manifest_policy.RULES[rule](manifests))
+    assert list(RULES[rule](manifests))
 
 
 @pytest.mark.parametrize("tag", ["latest", "0.0.9"])
@@ -117,4 +131,4 @@ def test_a_wrong_image_tag_is_refused(tag):
 
 
 def test_every_rule_has_a_broken_manifest():
-    assert {rule for rule, _ in BROKEN} == set(manifest_policy.RULES)
+    assert {rule for rule, _ in BROKEN} == set(RULES)
