@@ -85,7 +85,9 @@ def test_every_alert_has_a_unit_test_in_which_it_fires() -> None:
 
 
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
-    sections = dict(re.findall(r"^### (Qwenvl\w+)\n\n(.+?)(?=\n#|\Z)", OPERATIONS, re.MULTILINE | re.DOTALL))
+    sections = dict(
+        re.findall(r"^### (Qwenvl\w+)\n\n(.+?)(?=\n#|\Z)", OPERATIONS, re.MULTILINE | re.DOTALL)
+    )
     assert set(sections) == {rule["alert"] for rule in rules()}
     for rule in rules():
         link = f"docs/operations.md#{rule['alert'].lower()}"
