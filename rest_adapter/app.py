@@ -14,13 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from qwenvl.aio import AsyncService
 from qwenvl.keys import KeyFile
 from rest_adapter import metrics, probes
 from rest_adapter.anthropic.dialect import ANTHROPIC
 from rest_adapter.auth import RequireKey
 from rest_adapter.body import Bodies, BodyBudget, BodyLimits
-from rest_adapter.call_metrics import call_metrics
+from rest_adapter.connection import Connection
 from rest_adapter.connections import MAX_CONNECTIONS, Connections
 from rest_adapter.dialect import Dialect, error_response
 from rest_adapter.errors import ApiError, aborted
@@ -49,19 +48,16 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
         dialects: The dialects to serve, at least one; the first also formats the errors of all other paths.
 
     Raises:
-        OSError: The API key file cannot be read.
+        OSError: The API key file cannot be read, or the certificates cannot be used.
     """
+    connection = Connection(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = AsyncService(
-            settings.grpc_target,
-            timeout_s=settings.request_timeout_s,
-            interceptors=call_metrics(),
-        )
-        app.state.shared = Shared(settings, service, version("qwen-vl-serving"))
+        connection.open()
+        app.state.shared = Shared(settings, connection, version("qwen-vl-serving"))
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(service.close)
+            stack.push_async_callback(connection.close)
             for dialect in dialects:
                 if dialect.lifespan is not None:
                     await stack.enter_async_context(dialect.lifespan(app))

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 import json
 import os
 from pathlib import Path
+import random
 import signal
+import socket
 import sys
 import time
 from typing import Any
@@ -37,6 +39,15 @@ LONG = "x" * 150
 """The question, and the answer: 15 seconds at ten tokens a second."""
 
 
+def lasting_port() -> int:
+    """A free port that no outgoing connection takes while its service is down, as it may with ephemeral ones."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port below the ephemeral ones")
+
+
 async def poll(is_met: Callable[[], Awaitable[bool]]) -> None:
     """Asks another process again and again."""
     while True:
@@ -51,7 +62,7 @@ class Pod:
     def __init__(
         self, container: Mapping[str, Any], variables: Mapping[str, str], model: Path
     ) -> None:
-        self.port = free_port()
+        self.port = lasting_port()
         self.began: set[str] = set()
         self.process: asyncio.subprocess.Process | None = None
         self._container = container
@@ -68,7 +79,12 @@ class Pod:
         self._reading = asyncio.create_task(self._read())
         probe = self._container["startupProbe"]
         async with asyncio.timeout(probe["periodSeconds"] * probe["failureThreshold"]):
-            await poll(lambda: self.probe("startupProbe"))
+            await poll(self._has_started)
+
+    async def _has_started(self) -> bool:
+        assert self.process is not None
+        assert self.process.returncode is None, "it ended; see standard error"
+        return await self.probe("startupProbe")
 
     async def _read(self) -> None:
         assert self.process is not None

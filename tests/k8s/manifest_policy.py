@@ -146,7 +146,10 @@ def references(manifests: Manifests) -> Iterator[str]:
     """Whatever a pod names exists, here or among what the operator makes by hand."""
     for workload in manifests.workloads():
         for kind, name in _named(workload):
-            if not manifests.has(kind, name) and (kind, name) not in EXTERNAL:
+            made = kind == "Secret" and any(
+                item["spec"]["secretName"] == name for item in manifests.of_kind("Certificate")
+            )
+            if not made and not manifests.has(kind, name) and (kind, name) not in EXTERNAL:
                 yield f"{workload.name}: there is no {kind} {name}"
 
 
@@ -239,7 +242,8 @@ def addresses(manifests: Manifests) -> Iterator[str]:
         served = values.grpc_address if isinstance(values, ServiceSettings) else values.http_address
         listed = {port["containerPort"] for port in container["ports"]}
         metrics = metrics_address_of(values)
-        opened = [address for address in (served, metrics) if address]
+        health = getattr(values, "health_address", None)
+        opened = [address for address in (served, metrics, health) if address]
         # The probes and Prometheus may come by IPv4 or IPv6.
         if listed != {port_of(address) for address in opened} or not all(
             address.startswith("[::]:") for address in opened

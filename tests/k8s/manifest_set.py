@@ -27,6 +27,7 @@ APPLIED = {
     "dev-cpu": ("overlays/dev-cpu", ()),
     "prod": ("overlays/prod", ()),
     "pool": ("overlays/prod", ("inference-pool", "kueue")),
+    "mutual-tls": ("overlays/single-gpu", ("monitoring", "mutual-tls")),
     "to-zero": ("base", ("gpu-dra", "model-image", "monitoring", "keda")),
     "slice": ("overlays/single-gpu", ("gpu-mig",)),
     "monitored": ("overlays/single-gpu", ("monitoring",)),

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from tests.k8s import manifest_policy, model_policy, pod_policy, routing_policy, scaling_policy
+from tests.k8s import (
+    manifest_policy,
+    model_policy,
+    pod_policy,
+    routing_policy,
+    scaling_policy,
+    tls_policy,
+)
 from tests.k8s.manifest_set import Manifests
 
 
@@ -13,6 +20,7 @@ RULES: dict[str, manifest_policy.Rule] = manifest_policy.RULES | {
         *model_policy.RULES,
         *scaling_policy.RULES,
         *routing_policy.RULES,
+        *tls_policy.RULES,
     )
 }
 

@@ -22,12 +22,20 @@ EXTRAS: tuple[tuple[str, ...], ...] = (
     ("high-availability",),
     ("gateway",),
     ("kueue",),
+    ("mutual-tls",),
     ("gateway", "inference-pool"),
     ("media-egress", "high-availability", "gateway", "inference-pool", "kueue"),
 )
 OVERLAYS: dict[str, tuple[tuple[str, ...], ...]] = {
     "overlays/dev-cpu": ((), ("monitoring",), ("gateway",), ("monitoring", "gateway")),
-    "overlays/single-gpu": ((), ("monitoring",), ("gateway",), ("gpu-mig",), ("kueue", "gateway")),
+    "overlays/single-gpu": (
+        (),
+        ("monitoring",),
+        ("gateway",),
+        ("gpu-mig",),
+        ("mutual-tls",),
+        ("kueue", "gateway"),
+    ),
     "overlays/prod": (
         (),
         ("inference-pool",),

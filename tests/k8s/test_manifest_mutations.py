@@ -227,7 +227,32 @@ BROKEN_TO_ZERO = [
     ("gpu", inference(f"{BOX}/resources/limits/nvidia.com~1gpu", "1")),
     ("model_volume", inference(f"{POD}/volumes/0", {"name": "model-cache", "emptyDir": {}})),
 ]
+certificate = partial(_set, "Certificate", "inference-tls")
+
+
+def _without_adapter_tls(manifests: Manifests) -> None:
+    for item in manifests.of_kind("ConfigMap"):
+        for name in ("CA", "CLIENT_CERT", "CLIENT_KEY"):
+            item.get("data", {}).pop(f"QWENVL_GRPC_{name}_FILE", None)
+
+
+BROKEN_TLS = [
+    ("tls_ends", _setting("QWENVL_GRPC_TLS_CLIENT_CA_FILE", None)),
+    ("tls_ends", _without_adapter_tls),
+    ("tls_ends", _setting("QWENVL_GRPC_TLS_KEY_FILE", None)),
+    ("tls_probes", inference(f"{BOX}/livenessProbe/grpc/port", 50051)),
+    ("tls_probes", _setting("QWENVL_HEALTH_ADDRESS", None)),
+    ("addresses", _setting("QWENVL_HEALTH_ADDRESS", "0.0.0.0:50053")),
+    ("tls_files", _setting("QWENVL_GRPC_TLS_KEY_FILE", "/etc/qwenvl/tls/key.pem")),
+    ("tls_files", inference(f"{POD}/volumes/0/secret/secretName", "other")),
+    ("tls_files", certificate("spec/usages", ["client auth"])),
+    ("tls_files", certificate("spec/dnsNames", ["qwen"])),
+    ("certificate_times", certificate("spec/renewBefore", "24h")),
+    ("certificate_times", certificate("spec/issuerRef/name", "letsencrypt")),
+    ("references", certificate("spec/secretName", "other")),
+]
 ALL_BROKEN = [
+    *(("mutual-tls", *broken) for broken in BROKEN_TLS),
     *(("monitored", *broken) for broken in BROKEN),
     *(("pool", *broken) for broken in BROKEN_POOL),
     *(("to-zero", *broken) for broken in BROKEN_TO_ZERO),
