@@ -67,7 +67,7 @@ def model_download(manifests: Manifests) -> Iterator[str]:
 
 
 def shared_volume(manifests: Manifests) -> Iterator[str]:
-    """A volume of one node is used by one pod at a time; several pods share one that is ReadWriteMany."""
+    """A volume of one node is used by one pod; several pods, as that of a Job, share one that is ReadWriteMany."""
     claims = {
         item["metadata"]["name"]: set(item["spec"]["accessModes"])
         for item in manifests.of_kind("PersistentVolumeClaim")
@@ -81,9 +81,8 @@ def shared_volume(manifests: Manifests) -> Iterator[str]:
         ]
         pods = sum(max(1, workload.spec.get("replicas", 1)) for workload in users)
         scaled = {item["spec"]["scaleTargetRef"]["name"] for item in _scalers(manifests)}
-        if modes == {"ReadWriteOnce"} and (
-            pods > 1 or any(workload.name in scaled for workload in users)
-        ):
+        several = pods > 1 or any(workload.name in scaled for workload in users)
+        if modes != {"ReadWriteMany" if several else "ReadWriteOnce"}:
             yield f"{name}: {modes} for more than one pod"
 
 

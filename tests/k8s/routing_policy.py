@@ -28,6 +28,12 @@ SERVICES = {
 }
 """What callers from outside may call: not the AdminService."""
 
+PICKERS = ("inference.networking.k8s.io", "llm-d.ai")
+"""Whose label tells an endpoint picker which names of metrics to read."""
+
+GROUPS = {"Service": "", "InferencePool": "inference.networking.k8s.io"}
+"""The API group of what is behind a route."""
+
 GATEWAY = Endpoint(
     {"any": "pod"}, namespace="gateways", namespace_labels={"qwen-vl-serving/gateway": "true"}
 )
@@ -54,6 +60,8 @@ def routes(manifests: Manifests) -> Iterator[str]:
         for rule in item["spec"]["rules"]:
             for backend in rule["backendRefs"]:
                 kind = backend.get("kind", "Service")
+                if backend.get("group", "") != GROUPS[kind]:
+                    yield f"{name}: {kind} is not of the group {backend.get('group')}"
                 ports = {
                     port["port"]
                     for found in manifests.of_kind(kind)
@@ -128,7 +136,8 @@ def pools(manifests: Manifests) -> Iterator[str]:
         for workload, container in programs(manifests):
             if not matches(item["spec"]["selector"], workload.labels):
                 continue
-            if "llm-d.ai/engine-type" not in workload.labels:
+            types = [workload.labels.get(f"{group}/engine-type") for group in PICKERS]
+            if types != ["vllm"] * len(PICKERS):
                 yield f"{name}: the picker cannot tell the names of the metrics"
             values = settings_of(manifests, container)
             if isinstance(values, ServiceSettings):
@@ -138,6 +147,12 @@ def pools(manifests: Manifests) -> Iterator[str]:
                 offered = {port["containerPort"] for box in beside for port in box["ports"]}
                 if not ports <= offered:
                     yield f"{name}: no adapter listens on {sorted(ports)}"
+                called = {
+                    manifests.environment(box).get("QWENVL_GRPC_TARGET", "").rpartition(":")[0]
+                    for box in beside
+                }
+                if called != {"127.0.0.1"}:
+                    yield f"{name}: the adapter calls {called}, not the service that was picked"
                 if any(box.get("restartPolicy") != "Always" for box in beside):
                     yield f"{name}: the adapter is no sidecar: the pod would not start"
 

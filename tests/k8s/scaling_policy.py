@@ -14,6 +14,7 @@ from tests.k8s.manifest_set import Manifests, Object
 from tests.support.metric_names import exposed_names, used_names
 
 
+TOPOLOGIES = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
 HIGHEST = 1_000_000_000
 """Priorities above are the system's."""
 
@@ -72,6 +73,35 @@ def scaling_thresholds(manifests: Manifests) -> Iterator[str]:
                 yield f"{name}: there is no CPU request to compare with"
 
 
+def scaler_fields(manifests: Manifests) -> Iterator[str]:
+    """An autoscaler's words have a meaning: its target, kinds of values, policies; and its limits are sane."""
+    values = {"AverageValue": "averageValue", "Utilization": "averageUtilization", "Value": "value"}
+    for item, _, high in _scalers(manifests):
+        name = f"{item['kind']} {item['metadata']['name']}"
+        target = item["spec"]["scaleTargetRef"]
+        if (target.get("apiVersion"), target.get("kind")) != ("apps/v1", "Deployment"):
+            yield f"{name}: scales {target}"
+        if high > 100:
+            yield f"{name}: up to {high} replicas"
+        for metric in item["spec"].get("metrics", []):
+            source = metric[metric["type"].lower()]
+            goal = source["target"]
+            if values.get(goal["type"]) not in goal or source.get("name", "cpu") != "cpu":
+                yield f"{name}: {source}"
+            if not 50 <= goal.get("averageUtilization", 50) <= 200:
+                yield f"{name}: {goal}"
+        yield from _behavior(name, item)
+
+
+def _behavior(name: str, item: Object) -> Iterator[str]:
+    for direction in item["spec"].get("behavior", {}).values():
+        if direction.get("stabilizationWindowSeconds", 0) > 3600:
+            yield f"{name}: waits longer than an hour"
+        for policy in direction.get("policies", []):
+            if policy["type"] not in ("Pods", "Percent") or not 0 < policy["value"] <= 400:
+                yield f"{name}: {policy}"
+
+
 def slow_scale_down(manifests: Manifests) -> Iterator[str]:
     """A replica that takes minutes to start is not taken away for a short lull; its drain fits in between."""
     for item in manifests.of_kind("HorizontalPodAutoscaler"):
@@ -81,8 +111,15 @@ def slow_scale_down(manifests: Manifests) -> Iterator[str]:
         if wait_s < floor_s:
             yield f"HorizontalPodAutoscaler {item['metadata']['name']}: scales down after {wait_s} s"
     for item in manifests.of_kind("ScaledObject"):
-        if item["spec"].get("cooldownPeriod", 300) < 600:
-            yield f"ScaledObject {item['metadata']['name']}: scales to zero too soon"
+        if not 5 <= item["spec"].get("pollingInterval", 30) <= 60:
+            yield f"ScaledObject {item['metadata']['name']}: asks too rarely, or too often"
+        fallback = item["spec"].get("fallback", {"failureThreshold": 3, "replicas": 1})
+        if not 1 <= fallback["replicas"] <= item["spec"]["maxReplicaCount"] or not (
+            1 <= fallback["failureThreshold"] <= 10
+        ):
+            yield f"ScaledObject {item['metadata']['name']}: falls back to {fallback}"
+        if not 600 <= item["spec"].get("cooldownPeriod", 300) <= 7200:
+            yield f"ScaledObject {item['metadata']['name']}: scales to zero too soon, or too late"
         for trigger in item["spec"]["triggers"]:
             if trigger["metadata"].get("ignoreNullValues") != "false":
                 yield f"ScaledObject {item['metadata']['name']}: no metrics count as no callers"
@@ -112,6 +149,8 @@ def spreading(manifests: Manifests) -> Iterator[str]:
         if manifests.of_kind("PodDisruptionBudget") and "kubernetes.io/hostname" not in keys:
             yield f"{workload.name}: all replicas may be on one node"
         for item in spreads:
+            if item["maxSkew"] != 1 or item["topologyKey"] not in TOPOLOGIES:
+                yield f"{workload.name}: spreads by {item['topologyKey']}, {item['maxSkew']}"
             if item["whenUnsatisfiable"] != "ScheduleAnyway":
                 yield f"{workload.name}: waits when {item['topologyKey']} cannot be kept"
 
@@ -156,6 +195,7 @@ RULES = (
     scalers,
     scaling_metrics,
     scaling_thresholds,
+    scaler_fields,
     slow_scale_down,
     disruption,
     spreading,

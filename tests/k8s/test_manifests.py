@@ -10,6 +10,7 @@ import pytest
 
 from inference_service.settings import ServiceSettings
 from tests.k8s import crd_schemas, manifest_policy, pod_policy
+from tests.k8s.edge_policy import PRIVATE
 from tests.k8s.manifest_network import Endpoint, outside, reaches
 from tests.k8s.manifest_set import APPLIED, OVERLAYS, ROOT, Object, load
 from tests.k8s.rules import broken_rules
@@ -175,29 +176,7 @@ def test_who_reaches_whom(kustomization, wanted):
     assert seen == wanted
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "0.0.0.0",
-        "10.1.2.3",
-        "100.64.0.1",
-        "127.0.0.1",
-        "168.63.129.16",
-        "169.254.169.254",
-        "172.31.0.1",
-        "192.0.0.192",
-        "192.168.0.1",
-        "198.18.0.1",
-        "224.0.0.1",
-        "255.255.255.255",
-        "::1",
-        "64:ff9b::a9fe:a9fe",
-        "2002:7f00:1::",
-        "fd00:ec2::254",
-        "fe80::1",
-        "ff02::1",
-    ],
-)
+@pytest.mark.parametrize("address", PRIVATE)
 @pytest.mark.parametrize("kustomization", [*OVERLAYS, "shared"])
 def test_no_pod_reaches_an_address_that_is_not_public(kustomization, address):
     manifests = load(kustomization)

@@ -94,6 +94,20 @@ def certificate_times(manifests: Manifests) -> Iterator[str]:
             yield f"Certificate {name}: there is no Issuer {spec['issuerRef']['name']}"
 
 
+def certificate_authority(manifests: Manifests) -> Iterator[str]:
+    """The issuer signs with the key of a certificate that may sign; the certificates of the programs may not."""
+    issuers = manifests.of_kind("Issuer")
+    signing = {item["spec"]["ca"]["secretName"] for item in issuers if "ca" in item["spec"]}
+    for item in manifests.of_kind("Certificate"):
+        is_authority = item["spec"]["secretName"] in signing
+        if bool(item["spec"].get("isCA")) != is_authority or is_authority == (
+            "dnsNames" in item["spec"]
+        ):
+            yield f"Certificate {item['metadata']['name']}: authority {not is_authority}"
+    if signing - {item["spec"]["secretName"] for item in manifests.of_kind("Certificate")}:
+        yield f"nothing fills {sorted(signing)}"
+
+
 def _files(values: ServiceSettings | AdapterSettings) -> tuple[str | None, ...]:
     if isinstance(values, ServiceSettings):
         return (
@@ -114,4 +128,4 @@ def _secret_of(workload: Workload, container: Object, path: str) -> str | None:
     return None
 
 
-RULES = (tls_ends, tls_probes, tls_files, certificate_times)
+RULES = (tls_ends, tls_probes, tls_files, certificate_times, certificate_authority)
