@@ -19,7 +19,6 @@ from rest_adapter import metrics, probes
 from rest_adapter.anthropic.dialect import ANTHROPIC
 from rest_adapter.auth import RequireKey
 from rest_adapter.body import Bodies, BodyBudget, BodyLimits
-from rest_adapter.connection import Connection
 from rest_adapter.connections import MAX_CONNECTIONS, Connections
 from rest_adapter.dialect import Dialect, error_response
 from rest_adapter.errors import ApiError, aborted
@@ -29,6 +28,7 @@ from rest_adapter.openai.dialect import OPENAI
 from rest_adapter.origins import RefuseForeignPages, compile_origins
 from rest_adapter.paths import Endpoints, HeadAsGet, TidyPaths
 from rest_adapter.playground.route import make_router
+from rest_adapter.service_connection import ServiceConnection
 from rest_adapter.settings import AdapterSettings
 from rest_adapter.state import Shared
 from rest_adapter.turns import Turns
@@ -50,7 +50,7 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
     Raises:
         OSError: The API key file cannot be read, or the certificates cannot be used.
     """
-    connection = Connection(settings)
+    connection = ServiceConnection(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -10,7 +10,7 @@ from fastapi import Request
 
 from qwenvl.aio import AsyncService
 from qwenvl.observability import REQUEST_ID_ENTRY, current_call
-from rest_adapter.connection import Connection
+from rest_adapter.service_connection import ServiceConnection
 from rest_adapter.settings import AdapterSettings
 
 
@@ -28,7 +28,7 @@ class Shared:
     """
 
     settings: AdapterSettings
-    connection: Connection
+    connection: ServiceConnection
     version: str
 
     @property

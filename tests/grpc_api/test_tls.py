@@ -22,7 +22,7 @@ from qwenvl.certificates import (
     WatchedCertificates,
     channel_credentials,
 )
-from rest_adapter.connection import Connection
+from rest_adapter.service_connection import ServiceConnection
 from rest_adapter.settings import AdapterSettings
 from tests.grpc_api.asking import spec_of, until
 from tests.grpc_api.conftest import Service
@@ -172,7 +172,7 @@ async def test_the_adapter_follows_renewed_certificates(
     open_service, server, client, tmp_path: Path
 ) -> None:
     service = await open_service(**server.of_service())
-    connection = Connection(client.of_adapter(target_of(service)))
+    connection = ServiceConnection(client.of_adapter(target_of(service)))
     connection.open()
     assert (await connection.service.create_chat(spec_of("one"))).choices[0].text == "one"
     service.engine.hold_at = 2
@@ -193,9 +193,9 @@ async def test_the_adapter_follows_renewed_certificates(
 async def test_the_adapter_notices_new_files_by_itself(
     open_service, server, client, authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rest_adapter.connection._POLL_S", 0.05)
+    monkeypatch.setattr("rest_adapter.service_connection._POLL_S", 0.05)
     service = await open_service(**server.of_service())
-    connection = Connection(client.of_adapter(target_of(service)))
+    connection = ServiceConnection(client.of_adapter(target_of(service)))
     connection.open()
     before = connection.service
     client.put(authority, "adapter")

@@ -21,7 +21,7 @@ from rest_adapter.settings import AdapterSettings
 _POLL_S: Final = 10.0
 
 
-class Connection:
+class ServiceConnection:
     """Has the current `AsyncService`. A channel keeps its certificates, so that new ones mean a new channel.
 
     Args:
