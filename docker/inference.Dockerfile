@@ -17,7 +17,7 @@ RUN groupadd --gid 10001 qwenvl \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin qwenvl
 COPY --from=build /opt/qwenvl /opt/qwenvl
 ENV PATH=/opt/qwenvl/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    QWENVL_GRPC_ADDRESS=0.0.0.0:50051
+    QWENVL_GRPC_ADDRESS=[::]:50051
 # Where nodes mount the driver without a runtime hook (GKE), and what a runtime hook shall mount. Which GPUs are
 # visible is set by whoever assigns them: the device plugin or `docker run --gpus`.
 ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64 NVIDIA_DRIVER_CAPABILITIES=compute,utility

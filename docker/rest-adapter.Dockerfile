@@ -14,7 +14,7 @@ RUN groupadd --gid 10001 qwenvl \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin qwenvl
 COPY --from=build /opt/qwenvl /opt/qwenvl
 ENV PATH=/opt/qwenvl/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    QWENVL_HTTP_ADDRESS=0.0.0.0:8000
+    QWENVL_HTTP_ADDRESS=[::]:8000
 USER 10001:10001
 EXPOSE 8000
 ENTRYPOINT ["rest-adapter"]

@@ -28,6 +28,9 @@ sys.path[:0] = [str(DOCS.parent), str(DOCS.parent / "protos")]
 
 from inference_service.backend.base import BackendInfo, BackendState, Load  # noqa: E402
 from inference_service.cli import build_parser  # noqa: E402 - found by the path above
+from inference_service.commands.cards import parse_card  # noqa: E402
+from inference_service.commands.devices import Device  # noqa: E402
+from inference_service.commands.report import assess  # noqa: E402
 from inference_service.families.registry import FAMILIES, load_spec  # noqa: E402
 from inference_service.families.tables import kv_bytes_per_token, module_parts  # noqa: E402
 from inference_service.grpc_api.backend_metrics import of_backend  # noqa: E402
@@ -49,6 +52,8 @@ _BOUNDS: dict[type, tuple[str, str]] = {
 }
 _TYPES = {bool: "switch", int: "integer", float: "number", str: "text"}
 _SUFFIXES = {"counter": "_total", "info": "_info"}
+_SIZING_TOKENS = (2048, 8192, 32768)
+_SIZING_REQUESTS = 100
 _REGION = re.compile(r"(<!-- generated: ([\w -]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
 
@@ -268,6 +273,28 @@ def _size_table() -> str:
     return _table((*titles, "context window"), rows)
 
 
+def _sizing_table() -> str:
+    """What `qwenvl check` says of the current models on some cards, as replicas."""
+    configs = DOCS.parent / "tests" / "golden" / "configs"
+    settings = ServiceSettings()
+    specs = [(path.name, load_spec(path)) for path in configs.glob("Qwen3-VL-*")]
+    specs.sort(key=lambda item: sum(count for _, count in module_parts(item[1])))
+    rows = []
+    for name, spec in specs:
+        for card in ("l4", "l40s", "a100", "h100", "h200"):
+            size = parse_card(card)[1]
+            found = assess(spec, Device(name=card, is_gpu=True, total_bytes=size), settings)
+            tokens = found.room.cache_tokens
+            if not found.fits:
+                rows.append((name, card, "does not fit", *[""] * 4))
+                continue
+            atonce = [min(settings.max_num_seqs, tokens // each) for each in _SIZING_TOKENS]
+            replicas = [str(-(-_SIZING_REQUESTS // count)) if count else "-" for count in atonce]
+            rows.append((name, card, f"{tokens}", f"{found.room.context_tokens}", *replicas))
+    sizes = (f"for {_SIZING_REQUESTS} requests of {each} tokens" for each in _SIZING_TOKENS)
+    return _table(("model", "card", "KV cache, tokens", "longest request", *sizes), rows)
+
+
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -285,6 +312,7 @@ _TABLES: dict[str, Callable[[], str]] = {
     "adapter metrics": lambda: _metric_table(_declared(adapter_metrics)),
     "vllm names": _vllm_table,
     "sizes": _size_table,
+    "sizing": _sizing_table,
     **{
         f"qwenvl {name}": lambda name=name: _command_table(name)  # type: ignore[misc]
         for name in ("serve", "chat", "download", "check")

@@ -85,6 +85,11 @@ class ServiceSettings(FlagSettings):
         "media": "allowed_media_domains",
         "access, shutdown and logs": "api_key_file",
     }
+    NEEDS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "grpc_tls_cert_file": ("grpc_tls_key_file",),
+        "grpc_tls_key_file": ("grpc_tls_cert_file",),
+        "grpc_tls_client_ca_file": ("grpc_tls_cert_file", "grpc_tls_key_file"),
+    }
 
     model: str | None = Field(
         None, description="model directory or hub id; none = the embedded demo model"
@@ -298,6 +303,18 @@ class ServiceSettings(FlagSettings):
     )
     api_key_file: str | None = Field(
         None, description="file with one API key per line; none = no authentication"
+    )
+    grpc_tls_cert_file: str | None = Field(
+        None,
+        description="certificate of the gRPC API, in PEM, with those between it and its authority's; read again when it"
+        " changes; none = plaintext",
+    )
+    grpc_tls_key_file: str | None = Field(
+        None, description="private key of --grpc-tls-cert-file, in PEM"
+    )
+    grpc_tls_client_ca_file: str | None = Field(
+        None,
+        description="certificates of the authorities that sign those of clients, in PEM; none = clients need none",
     )
     drain_timeout_s: Seconds = Field(
         90.0, description="time for running requests to finish after SIGTERM, in seconds"

@@ -14,13 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from qwenvl.aio import AsyncService
 from qwenvl.keys import KeyFile
 from rest_adapter import metrics, probes
 from rest_adapter.anthropic.dialect import ANTHROPIC
 from rest_adapter.auth import RequireKey
 from rest_adapter.body import Bodies, BodyBudget, BodyLimits
-from rest_adapter.call_metrics import call_metrics
 from rest_adapter.connections import MAX_CONNECTIONS, Connections
 from rest_adapter.dialect import Dialect, error_response
 from rest_adapter.errors import ApiError, aborted
@@ -30,6 +28,7 @@ from rest_adapter.openai.dialect import OPENAI
 from rest_adapter.origins import RefuseForeignPages, compile_origins
 from rest_adapter.paths import Endpoints, HeadAsGet, TidyPaths
 from rest_adapter.playground.route import make_router
+from rest_adapter.service_connection import ServiceConnection
 from rest_adapter.settings import AdapterSettings
 from rest_adapter.state import Shared
 from rest_adapter.turns import Turns
@@ -49,19 +48,16 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
         dialects: The dialects to serve, at least one; the first also formats the errors of all other paths.
 
     Raises:
-        OSError: The API key file cannot be read.
+        OSError: The API key file cannot be read, or the certificates cannot be used.
     """
+    connection = ServiceConnection(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = AsyncService(
-            settings.grpc_target,
-            timeout_s=settings.request_timeout_s,
-            interceptors=call_metrics(),
-        )
-        app.state.shared = Shared(settings, service, version("qwen-vl-serving"))
+        connection.open()
+        app.state.shared = Shared(settings, connection, version("qwen-vl-serving"))
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(service.close)
+            stack.push_async_callback(connection.close)
             for dialect in dialects:
                 if dialect.lifespan is not None:
                     await stack.enter_async_context(dialect.lifespan(app))

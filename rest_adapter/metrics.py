@@ -80,6 +80,8 @@ ATTEMPTS_STARTED: Final = Counter(
 )
 for _phase in ("body", "waiting", "stream"):  # so that rates are right from the start
     CLIENT_DISCONNECTS.labels(_phase)
+for _reason in ("ENGINE_UNAVAILABLE", "MODEL_LOADING"):  # an autoscaler acts on the first one
+    ERRORS.labels(_reason)
 _BUILD: Final = Info("qwenvl_adapter_build", "Versions.", registry=REGISTRY)
 _BUILD.info({"version": version("qwen-vl-serving")})
 

@@ -13,6 +13,7 @@ import sys
 import uvicorn
 
 from qwenvl.addresses import listen, parse_address
+from qwenvl.certificates import CertificateError
 from qwenvl.observability import configure_logging
 from qwenvl.observability.metrics_server import MetricsServer
 from rest_adapter.app import create_app
@@ -96,7 +97,10 @@ def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
     for warning in warnings:
         logger.warning(warning)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except CertificateError as error:
+        raise SystemExit(str(error)) from None
     app.state.connections.maximum = min(
         MAX_CONNECTIONS, max(1, _raise_descriptor_limit() - _OTHER_DESCRIPTORS)
     )

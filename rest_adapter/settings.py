@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import os
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -21,6 +22,11 @@ _SQLITE_BEGINNING: Final = b"SQLite format 3\0"
 class AdapterSettings(FlagSettings):
     """Settings of `rest-adapter`."""
 
+    NEEDS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "grpc_client_cert_file": ("grpc_client_key_file", "grpc_ca_file"),
+        "grpc_client_key_file": ("grpc_client_cert_file", "grpc_ca_file"),
+    }
+
     http_address: Address = Field(
         "127.0.0.1:8000", description="address (host:port) of the REST API"
     )
@@ -31,6 +37,17 @@ class AdapterSettings(FlagSettings):
     )
     grpc_target: Target = Field(
         "dns:///127.0.0.1:50051", description="gRPC target of the inference service"
+    )
+    grpc_ca_file: str | None = Field(
+        None,
+        description="certificates of the authorities that sign that of the inference service, in PEM; read again when"
+        " it changes; none = plaintext",
+    )
+    grpc_client_cert_file: str | None = Field(
+        None, description="certificate that is shown to the inference service, in PEM"
+    )
+    grpc_client_key_file: str | None = Field(
+        None, description="private key of --grpc-client-cert-file, in PEM"
     )
     api_key_file: str | None = Field(
         None, description="file with one API key per line; none = no authentication"

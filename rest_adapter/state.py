@@ -10,6 +10,7 @@ from fastapi import Request
 
 from qwenvl.aio import AsyncService
 from qwenvl.observability import REQUEST_ID_ENTRY, current_call
+from rest_adapter.service_connection import ServiceConnection
 from rest_adapter.settings import AdapterSettings
 
 
@@ -22,13 +23,18 @@ class Shared:
 
     Attributes:
         settings: The adapter's settings.
-        service: The inference service.
+        connection: The connection to the inference service.
         version: Version of this software.
     """
 
     settings: AdapterSettings
-    service: AsyncService
+    connection: ServiceConnection
     version: str
+
+    @property
+    def service(self) -> AsyncService:
+        """The inference service."""
+        return self.connection.service
 
 
 def shared(request: Request) -> Shared:

@@ -1,4 +1,4 @@
-"""`qwenvl download MODEL`: fetch and verify a published model."""
+"""`qwenvl download [MODEL]`: fetch and verify a published model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from inference_service.commands.devices import find_device
 from inference_service.commands.report import assess
 from inference_service.families.registry import load_spec
-from inference_service.hub.resolve import ModelNotFound, fetch_model, is_hub_id
+from inference_service.hub.resolve import ModelNotFound, fetch_model, is_hub_id, obtain_model
 from inference_service.settings import ServiceSettings
 from qwenvl.interrupts import ending_at_once
 
@@ -27,9 +27,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Fetch a model from ModelScope or Hugging Face: weights, configuration and vocabulary, but no "
         "code. Sizes and hashes are verified; an interrupted download resumes where it stopped.",
     )
-    parser.add_argument("model", help="hub id, for example Qwen/Qwen3-VL-4B-Instruct")
     parser.add_argument(
+        "model",
+        nargs="?",
+        help="hub id, for example Qwen/Qwen3-VL-4B-Instruct (default: QWENVL_MODEL)",
+    )
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument(
         "--local-dir", type=Path, metavar="DIR", help="target directory (default: the hub's cache)"
+    )
+    target.add_argument(
+        "--if-absent",
+        action="store_true",
+        help="do not ask the hub if the hub's cache has this revision complete: a pod starts without the hub",
     )
     ServiceSettings.add_flags(parser, skip=ServiceSettings.model_fields.keys() - _SETTINGS)
     parser.set_defaults(run=run)
@@ -42,19 +52,18 @@ def run(flags: Mapping[str, object]) -> int:
 
 
 def _run(flags: Mapping[str, object]) -> int:
-    settings = ServiceSettings.load(flags, os.environ)
-    model, directory = str(flags["model"]), flags["local_dir"]
+    # Without a MODEL, the variable counts.
+    given = {name: value for name, value in flags.items() if name != "model" or value is not None}
+    settings = ServiceSettings.load(given, os.environ)
+    model = settings.model
+    if model is None:
+        print("no model: name one, or set QWENVL_MODEL", file=sys.stderr)
+        return 2
     if not is_hub_id(model):
         print(f"{model} is not a hub id such as Qwen/Qwen3-VL-4B-Instruct", file=sys.stderr)
         return 2
     try:
-        path = fetch_model(
-            model,
-            hub=settings.hub,
-            revision=settings.revision,
-            directory=directory if isinstance(directory, Path) else None,
-            tell=lambda line: print(line, file=sys.stderr, flush=True),
-        )
+        path = _fetch(model, settings, flags)
     except ModelNotFound as error:
         print(error, file=sys.stderr)
         return 1
@@ -63,3 +72,21 @@ def _run(flags: Mapping[str, object]) -> int:
     print(*assess(load_spec(path), device, settings).lines, sep="\n")
     print(f"directory   {path}")
     return 0
+
+
+def _fetch(model: str, settings: ServiceSettings, flags: Mapping[str, object]) -> Path:
+    """The directory of the model; raises ModelNotFound."""
+    directory = flags["local_dir"]
+    if flags["if_absent"]:
+        return obtain_model(model, hub=settings.hub, revision=settings.revision, tell=_tell)
+    return fetch_model(
+        model,
+        hub=settings.hub,
+        revision=settings.revision,
+        directory=directory if isinstance(directory, Path) else None,
+        tell=_tell,
+    )
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -121,6 +121,7 @@ def _plan(flags: Mapping[str, object]) -> _Plan:
     settings = ServiceSettings.load(explicit, os.environ)
     console = Console(settings.log_level, settings.log_format)
     settings.check_files()
+    _check_plaintext(settings)
     _check_media(settings)
     _check_device(settings)
     addresses = _reserve(settings, http_address)
@@ -160,6 +161,15 @@ def _http_address(explicit: Mapping[str, object]) -> Address:
     except ValueError as error:
         name, value = ("port", port) if host is None else ("host", host)
         raise SystemExit(f"--{name}={value} (QWENVL_HTTP_ADDRESS): {error}") from None
+
+
+def _check_plaintext(settings: ServiceSettings) -> None:
+    """Both processes are on this machine, so that TLS between them would protect nothing."""
+    text = "is for inference-service and rest-adapter as programs of their own"
+    if settings.grpc_tls_cert_file is not None:
+        raise SystemExit(settings.problem("grpc_tls_cert_file", settings.grpc_tls_cert_file, text))
+    if path := os.environ.get(ENV_PREFIX + "GRPC_CA_FILE"):
+        raise SystemExit(f"{ENV_PREFIX}GRPC_CA_FILE={path} {text}")
 
 
 def _check_media(settings: ServiceSettings) -> None:

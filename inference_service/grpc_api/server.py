@@ -26,6 +26,7 @@ from inference_service.grpc_api.model_service import ModelServicer
 from inference_service.grpc_api.reflection import add_reflection
 from inference_service.grpc_api.wire import WireLimits
 from inference_service.settings import ServiceSettings
+from qwenvl.certificates import CertificateFiles, server_credentials
 from qwenvl.inference.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
@@ -163,8 +164,13 @@ class Front:
             interceptors=(MetricsInterceptor(), self._interceptor), options=self._options(name)
         )
         add(server, drain)
+        credentials = _credentials(self._settings) if name == "grpc" else None
         try:
-            self.ports[name] = server.add_insecure_port(address)
+            self.ports[name] = (
+                server.add_insecure_port(address)
+                if credentials is None
+                else server.add_secure_port(address, credentials)
+            )
         except RuntimeError:
             raise OSError(f"cannot listen on {address}") from None
         await server.start()
@@ -206,6 +212,20 @@ class Front:
     def _add_health(self, server: grpc.aio.Server, drain: Drain | None) -> None:
         del drain
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+
+
+def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
+    """TLS of the gRPC API; None = plaintext. The other addresses are for this machine and its probes."""
+    if settings.grpc_tls_cert_file is None or settings.grpc_tls_key_file is None:
+        return None
+    authority = settings.grpc_tls_client_ca_file
+    return server_credentials(
+        CertificateFiles(
+            certificate=Path(settings.grpc_tls_cert_file),
+            key=Path(settings.grpc_tls_key_file),
+            authority=None if authority is None else Path(authority),
+        )
+    )
 
 
 def _interceptor(settings: ServiceSettings, backend: Backend) -> CallInterceptor:

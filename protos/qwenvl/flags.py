@@ -66,11 +66,13 @@ class FlagSettings(BaseModel):
 
     Attributes:
         GROUPS: Titles of the groups of flags in the help, each with the first field of its group.
+        NEEDS: Settings that have no meaning without others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     GROUPS: ClassVar[Mapping[str, str]] = {}
+    NEEDS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @classmethod
     def add_flags(cls, parser: argparse.ArgumentParser, *, skip: Collection[str] = ()) -> None:
@@ -146,7 +148,7 @@ class FlagSettings(BaseModel):
         return f"{flag}={shown} ({ENV_PREFIX}{names[0].upper()}): {text}"
 
     def check_files(self) -> None:
-        """Checks that every file in the settings can be read, and that a key file has keys.
+        """Checks that every file in the settings can be read, that a key file has keys, and that none lacks another.
 
         Raises:
             SystemExit: One cannot be read; the message has a line for each, see `problem`.
@@ -157,6 +159,12 @@ class FlagSettings(BaseModel):
             if name.endswith("_file")
             and (path := getattr(self, name)) is not None
             and (text := _file_problem(name, Path(path)))
+        ]
+        problems += [
+            self.problem(name, getattr(self, name), f"needs --{other.replace('_', '-')}")
+            for name, others in self.NEEDS.items()
+            for other in others
+            if getattr(self, name) is not None and getattr(self, other) is None
         ]
         if problems:
             raise SystemExit("\n".join(problems))

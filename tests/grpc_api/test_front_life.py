@@ -42,6 +42,7 @@ from tests.chaos.service import free_port
 from tests.grpc_api.asking import read_rest, refusal, spec_of, until
 from tests.grpc_api.conftest import Service, channel_to
 from tests.grpc_api.echo_engine import EchoEngine
+from tests.support.scrape import scrape
 
 
 ROOT = Path(__file__).parents[2]
@@ -328,6 +329,31 @@ async def test_a_connection_ends_at_its_age(open_service) -> None:
     async with Connection.open(service.front.ports["grpc"]) as connection:
         await until(lambda: connection.going_away)
     assert (await service.create(spec_of("again"))).choices[0].text == "again"
+
+
+async def test_a_stream_outlives_the_age_of_its_connection(open_service) -> None:
+    service = await open_service(max_connection_age_s=0.2)
+    service.engine.hold_at = 2
+    stream = service.stream(spec_of("longer"))
+    await until(lambda: bool(service.engine.live))
+    await asyncio.sleep(1)
+    service.engine.resume.set()
+    assert await read_rest(stream)  # an error if it is cut
+    assert await stream.code() is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_probes_reach_it_by_both_families(open_service, host: str) -> None:
+    if host == "[::1]" and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 on this machine")
+    service = await open_service(grpc_address="[::]:0", metrics_address="[::]:0")
+    async with grpc.aio.insecure_channel(f"{host}:{service.front.ports['grpc']}") as channel:
+        for name in ("readiness", "liveness"):
+            request = health_pb2.HealthCheckRequest(service=name)
+            answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=20)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    metrics = await asyncio.to_thread(scrape, f"{host}:{service.front.ports['metrics']}")
+    assert metrics.value("qwenvl_ready") == 1
 
 
 # ---- the process ----

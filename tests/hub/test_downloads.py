@@ -240,6 +240,26 @@ def test_the_command_prints_what_it_downloaded(
     assert main(["download", "/no/hub/id"]) == 2
 
 
+@pytest.mark.parametrize("name", HUBS)
+def test_a_pod_starts_without_the_hub_once_it_has_the_model(
+    hub: StandIn, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable, value in (("MODEL", "org/model"), ("REVISION", "v1"), ("HUB", name)):
+        monkeypatch.setenv(f"QWENVL_{variable}", value)
+    assert main(["download", "--if-absent"]) == 0
+    first = capsys.readouterr().out
+    hub.denied = True
+    assert main(["download", "--if-absent"]) == 0
+    assert capsys.readouterr().out == first
+    monkeypatch.setenv("QWENVL_REVISION", "main")  # another one is asked for
+    assert main(["download", "--if-absent"]) == 1
+
+
+def test_a_download_needs_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["download"]) == 2
+    assert "name one, or set QWENVL_MODEL" in capsys.readouterr().err
+
+
 def test_check_reads_the_configuration_only(
     hub: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,10 +16,10 @@ from inference_service.settings import ServiceSettings
 from rest_adapter.settings import AdapterSettings
 from tests.k8s.manifest_network import Endpoint, matches, outside, reaches
 from tests.k8s.manifest_set import Manifests, Object, Workload
-from tests.k8s.pod_security import PROBES, restricted
+from tests.k8s.pod_security import PROBES
 
 
-GPU = "nvidia.com/gpu"
+CLUSTER_SCOPED = frozenset({"Namespace", "PriorityClass"})
 PREFIX = "QWENVL_"
 SETTINGS: dict[str, type[AdapterSettings | ServiceSettings]] = {
     "inference": ServiceSettings,
@@ -27,18 +27,11 @@ SETTINGS: dict[str, type[AdapterSettings | ServiceSettings]] = {
 }
 """Whose settings the variables of a container are, by the container's name."""
 
+SELECTING = ("Service", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor", "InferencePool")
+"""Kinds that select pods."""
+
 EXTERNAL = frozenset({("Secret", "api-keys")})
 """What the operator makes by hand, as k8s/README.md says."""
-
-UNITS = {"": 1, "Mi": 2**20, "Gi": 2**30}
-
-
-def quantity(text: str) -> int:
-    """Bytes of `512Mi` or `2Gi`."""
-    match = re.fullmatch(r"(\d+)(\D*)", text)
-    assert match is not None, text
-    number, unit = match.groups()
-    return int(number) * UNITS[unit]
 
 
 def port_of(address: str) -> int:
@@ -67,16 +60,19 @@ def programs(manifests: Manifests) -> Iterator[tuple[Workload, Object]]:
 
 
 def selectors(manifests: Manifests) -> Iterator[str]:
-    """A Deployment selects its own pods; a Service or policy with a selector selects exactly one workload."""
+    """A Deployment selects its own pods; all else that selects pods selects those of exactly one workload."""
     workloads = list(manifests.workloads())
     for workload in workloads:
         if not matches(workload.spec.get("selector", {}), workload.labels):
             yield f"{workload.name}: selector and pod labels differ"
-    for item in [*manifests.of_kind("Service"), *manifests.of_kind("NetworkPolicy")]:
+        for spread in workload.pod.get("topologySpreadConstraints", []):
+            if not matches(spread["labelSelector"], workload.labels):
+                yield f"{workload.name}: counts other pods when it spreads its own"
+    for item in [found for kind in SELECTING for found in manifests.of_kind(kind)]:
         spec = item["spec"]
-        selector = (
-            spec["podSelector"] if "podSelector" in spec else {"matchLabels": spec["selector"]}
-        )
+        selector = spec.get("podSelector", spec.get("selector"))
+        if item["kind"] == "Service":
+            selector = {"matchLabels": selector}
         hits = sum(matches(selector, workload.labels) for workload in workloads)
         if selector and hits != 1:
             yield f"{item['kind']} {item['metadata']['name']} selects {hits} workloads"
@@ -150,7 +146,10 @@ def references(manifests: Manifests) -> Iterator[str]:
     """Whatever a pod names exists, here or among what the operator makes by hand."""
     for workload in manifests.workloads():
         for kind, name in _named(workload):
-            if not manifests.has(kind, name) and (kind, name) not in EXTERNAL:
+            made = kind == "Secret" and any(
+                item["spec"]["secretName"] == name for item in manifests.of_kind("Certificate")
+            )
+            if not made and not manifests.has(kind, name) and (kind, name) not in EXTERNAL:
                 yield f"{workload.name}: there is no {kind} {name}"
 
 
@@ -168,38 +167,19 @@ def _named(workload: Workload) -> Iterator[tuple[str, str]]:
         for source in container.get("envFrom", []):
             if "configMapRef" in source:
                 yield "ConfigMap", source["configMapRef"]["name"]
+    yield from _claimed(workload)
 
 
-def gpu(manifests: Manifests) -> Iterator[str]:
-    """A GPU is requested as it is limited, whole, and never by more pods than there are GPUs during a rollout."""
-    for workload in manifests.workloads():
-        for container in workload.containers:
-            asked, limit = (container["resources"][key].get(GPU) for key in ("requests", "limits"))
-            if asked != limit:
-                yield f"{container['name']}: requests {asked} GPUs and limits {limit}"
-            if limit is None:
-                continue
-            if not str(limit).isdigit() or int(limit) < 1:
-                yield f"{container['name']}: {limit} GPUs"
-            strategy = workload.spec.get("strategy", {})
-            surge = strategy.get("rollingUpdate", {}).get("maxSurge")
-            if workload.kind == "Deployment" and strategy.get("type") != "Recreate" and surge != 0:
-                yield f"{workload.name}: a rollout would wait for a second GPU"
-
-
-def memory(manifests: Manifests) -> Iterator[str]:
-    """Memory is requested and limited, and volumes in memory have a size that leaves room for the program."""
-    for workload in manifests.workloads():
-        volumes = [volume["emptyDir"] for volume in workload.pod["volumes"] if "emptyDir" in volume]
-        in_memory = [volume for volume in volumes if volume.get("medium") == "Memory"]
-        if any("sizeLimit" not in volume for volume in in_memory):
-            yield f"{workload.name}: a volume in memory has no limit"
-        shared = sum(quantity(volume.get("sizeLimit", "0")) for volume in in_memory)
-        for container in workload.containers:
-            asked = quantity(container["resources"]["requests"].get("memory", "0"))
-            limit = quantity(container["resources"]["limits"].get("memory", "0"))
-            if not 0 < asked <= limit or limit < 2 * shared:
-                yield f"{container['name']}: memory {asked} to {limit} with {shared} in volumes"
+def _claimed(workload: Workload) -> Iterator[tuple[str, str]]:
+    if "priorityClassName" in workload.pod:
+        yield "PriorityClass", workload.pod["priorityClassName"]
+    claims = {item["name"]: item for item in workload.pod.get("resourceClaims", [])}
+    for claim in claims.values():
+        yield "ResourceClaimTemplate", claim["resourceClaimTemplateName"]
+    for container in workload.containers:
+        for claim in container["resources"].get("claims", []):
+            if claim["name"] not in claims:
+                yield "resource claim", claim["name"]
 
 
 def drain(manifests: Manifests) -> Iterator[str]:
@@ -241,24 +221,6 @@ def startup(manifests: Manifests) -> Iterator[str]:
             yield f"{workload.name}: the rollout is given up before the pod is"
 
 
-def security(manifests: Manifests) -> Iterator[str]:
-    """Pod Security `restricted`, enforced by the namespace; no API token; no variables of other Services."""
-    for item in manifests.of_kind("Namespace"):
-        labels = item["metadata"].get("labels", {})
-        if labels.get("pod-security.kubernetes.io/enforce") != "restricted":
-            yield "the namespace does not enforce `restricted`"
-    for workload in manifests.workloads():
-        yield from (f"{workload.name}: {text}" for text in restricted(workload.pod))
-        if workload.pod.get("automountServiceAccountToken") is not False:
-            yield f"{workload.name}: mounts an API token"
-        if workload.pod.get("enableServiceLinks") is not False:
-            yield f"{workload.name}: Services would add variables"
-        for container in workload.containers:
-            writable = container["securityContext"].get("readOnlyRootFilesystem") is not True
-            if writable and GPU not in container["resources"]["limits"]:
-                yield f"{container['name']}: writable root without a GPU"
-
-
 def settings(manifests: Manifests) -> Iterator[str]:
     """Every variable is a setting of the program in the container, and its value is accepted."""
     for workload, container in programs(manifests):
@@ -280,14 +242,25 @@ def addresses(manifests: Manifests) -> Iterator[str]:
         served = values.grpc_address if isinstance(values, ServiceSettings) else values.http_address
         listed = {port["containerPort"] for port in container["ports"]}
         metrics = metrics_address_of(values)
-        wanted = {port_of(address) for address in (served, metrics) if address}
-        if listed != wanted or not served.startswith("0.0.0.0:"):
-            yield f"{workload.name}: listens on {served}, the container names {sorted(listed)}"
+        health = getattr(values, "health_address", None)
+        opened = [address for address in (served, metrics, health) if address]
+        # The probes and Prometheus may come by IPv4 or IPv6.
+        if listed != {port_of(address) for address in opened} or not all(
+            address.startswith("[::]:") for address in opened
+        ):
+            yield f"{workload.name}: listens on {opened}, the container names {sorted(listed)}"
         if isinstance(values, ServiceSettings):
             admin = (values.admin_address or "").rpartition(":")[0]
             if admin and not ipaddress.ip_address(admin).is_loopback:
                 yield f"{workload.name}: the admin address {values.admin_address} is open"
             continue
+        if values.grpc_target in {
+            f"127.0.0.1:{port['containerPort']}"
+            for box in workload.containers
+            if box is not container
+            for port in box.get("ports", [])
+        }:
+            continue  # a sidecar
         target = re.fullmatch(r"dns:///([a-z-]+):(\d+)", values.grpc_target)
         found = [
             item
@@ -304,8 +277,16 @@ def addresses(manifests: Manifests) -> Iterator[str]:
             yield "the Service for gRPC is not headless: one connection would mean one pod"
 
 
+def rebalancing(manifests: Manifests) -> Iterator[str]:
+    """Connections end soon enough that a new pod gets calls; see gRPC A9 (`MAX_CONNECTION_AGE`)."""
+    for workload, container in programs(manifests):
+        age_s = getattr(settings_of(manifests, container), "max_connection_age_s", 0.0)
+        if age_s > 600:
+            yield f"{workload.name}: a new pod may wait {age_s} s for connections"
+
+
 def files(manifests: Manifests) -> Iterator[str]:
-    """The keys come from the Secret and are required; the model lies on the model volume or in the image."""
+    """The keys come from the Secret and are required."""
     for workload, container in programs(manifests):
         values = settings_of(manifests, container)
         volumes = {volume["name"]: volume for volume in workload.pod["volumes"]}
@@ -321,31 +302,37 @@ def files(manifests: Manifests) -> Iterator[str]:
             secret = manifests.get("Secret", source["secretName"])
             if keys.name not in secret["data"]:
                 yield f"{workload.name}: the Secret has no {keys.name}"
-        model = getattr(values, "model", None)
-        if model and "persistentVolumeClaim" not in mounted.get(PurePosixPath(model).parent, {}):
-            yield f"{workload.name}: {model} is on no volume"
 
 
 def images(manifests: Manifests, version: str) -> Iterator[str]:
-    """Every image carries the version of this project as its tag."""
+    """Every image of this project carries its version as the tag, every other one a digest."""
     for workload in manifests.workloads():
+        for volume in workload.pod.get("volumes", []):
+            reference = volume.get("image", {}).get("reference", "")
+            if "image" in volume and not re.fullmatch(r"[\w./:-]+@sha256:[0-9a-f]{64}", reference):
+                yield f"{workload.name}: the image volume {reference} has no digest"
         for container in workload.containers:
             if container["image"].rpartition(":")[2] != version:
                 yield f"{workload.name}: image {container['image']} is not of version {version}"
 
 
 def network(manifests: Manifests) -> Iterator[str]:
-    """Nothing is open by default, and the service may leave the cluster exactly if its settings say so."""
+    """Nothing is open by default, and a pod may leave the cluster exactly if it fetches media or the model."""
     unnamed, public = Endpoint({"any": "pod"}), outside("93.184.215.14")
     if reaches(manifests, unnamed, public, 443) or reaches(manifests, public, unnamed, 443):
         yield "a pod that no policy names is open"
-    for workload, container in programs(manifests):
-        values = settings_of(manifests, container)
-        fetches = isinstance(values, ServiceSettings) and values.enable_media_fetch
+    for workload in manifests.workloads():
+        fetches = any(
+            getattr(settings_of(manifests, container), "enable_media_fetch", False)
+            for owner, container in programs(manifests)
+            if owner.name == workload.name
+        )
+        downloads = any(box["name"] == "model-download" for box in workload.containers)
         pod = Endpoint(workload.labels)
-        for address in ("93.184.215.14", "2606:2800:21f::1"):
-            if reaches(manifests, pod, outside(address), 443) != fetches:
-                yield f"{workload.name}: media fetch {fetches}, but the policy for {address} differs"
+        for port, wanted in ((80, fetches), (443, fetches or downloads)):
+            for address in ("93.184.215.14", "2606:2800:21f::1"):
+                if reaches(manifests, pod, outside(address), port) != wanted:
+                    yield f"{workload.name}: port {port} of {address} must be open: {wanted}"
 
 
 def monitors(manifests: Manifests) -> Iterator[str]:
@@ -362,6 +349,7 @@ def monitors(manifests: Manifests) -> Iterator[str]:
             for item in manifests.of_kind("PodMonitor")
             if matches(item["spec"]["selector"], workload.labels)
             for endpoint in item["spec"]["podMetricsEndpoints"]
+            if endpoint["port"] in ports  # else it is of another container
         ]
         read = [(ports.get(one["port"]), one.get("path", "/metrics")) for one in endpoints]
         if read != ([(port_of(address), "/metrics")] if address else []):
@@ -374,20 +362,14 @@ def monitors(manifests: Manifests) -> Iterator[str]:
                 yield f"{workload.name}: port {port} is open to all"
 
 
-def token_accounts(manifests: Manifests) -> Iterator[str]:
-    """Service accounts give no token either."""
-    for item in manifests.of_kind("ServiceAccount"):
-        if item.get("automountServiceAccountToken") is not False:
-            yield f"ServiceAccount {item['metadata']['name']} mounts its token"
-
-
 def unique(manifests: Manifests) -> Iterator[str]:
     """Nothing is there twice, and everything lives in the one namespace."""
     seen = Counter((item["kind"], item["metadata"]["name"]) for item in manifests.objects)
     yield from (f"{kind} {name} is there {n} times" for (kind, name), n in seen.items() if n > 1)
     for item in manifests.objects:
-        if item["kind"] != "Namespace" and item["metadata"].get("namespace") != "qwen-vl-serving":
-            yield f"{item['kind']} {item['metadata']['name']} has no namespace"
+        wanted = None if item["kind"] in CLUSTER_SCOPED else "qwen-vl-serving"
+        if item["metadata"].get("namespace") != wanted:
+            yield f"{item['kind']} {item['metadata']['name']} is not in the namespace {wanted}"
 
 
 Rule = Callable[[Manifests], Iterator[str]]
@@ -400,17 +382,14 @@ RULES: dict[str, Rule] = {
         policy_ports,
         mounts,
         references,
-        gpu,
-        memory,
         drain,
         startup,
-        security,
         settings,
         addresses,
+        rebalancing,
         files,
         network,
         monitors,
-        token_accounts,
         unique,
     )
 }

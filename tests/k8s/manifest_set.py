@@ -13,21 +13,29 @@ from pathlib import Path
 import shutil
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import yaml
 
 
 ROOT = Path(__file__).resolve().parents[2]
-OVERLAYS = ("single-gpu", "dev-cpu")
+OVERLAYS = ("single-gpu", "dev-cpu", "prod")
 APPLIED = {
-    "base": ("base",),
-    "single-gpu": ("overlays/single-gpu",),
-    "dev-cpu": ("overlays/dev-cpu",),
-    "monitored": ("../tests/k8s/monitored",),
-    "model-download": ("overlays/single-gpu", "model-download"),
+    "base": ("base", ()),
+    "single-gpu": ("overlays/single-gpu", ()),
+    "dev-cpu": ("overlays/dev-cpu", ()),
+    "dev-cpu-monitored": ("overlays/dev-cpu", ("monitoring",)),
+    "prod": ("overlays/prod", ()),
+    "pool": ("overlays/prod", ("inference-pool", "kueue")),
+    "mutual-tls": ("overlays/single-gpu", ("monitoring", "mutual-tls")),
+    "to-zero": ("base", ("gpu-dra", "model-image", "monitoring", "keda")),
+    "slice": ("overlays/single-gpu", ("gpu-mig",)),
+    "monitored": ("overlays/single-gpu", ("monitoring",)),
+    "shared": ("base", ("gpu-node", "model-shared", "media-egress", "monitoring")),
+    "image": ("base", ("gpu-node", "model-image")),
 }
-"""The kustomizations below k8s/ that are in the cluster together, by the name of the last one applied."""
+"""What tests look at, by name: a folder below k8s/, and components beside those that it has itself."""
 
 Object = dict[str, Any]
 
@@ -91,17 +99,28 @@ class Manifests:
 
 
 @functools.cache
-def render(kustomization: str) -> str:
-    """Renders a folder below k8s/ into YAML text."""
+def render(resource: str, components: tuple[str, ...] = ()) -> str:
+    """The YAML of a folder below k8s/ with components of k8s/components, as an operator's own overlay has them."""
+    with tempfile.TemporaryDirectory() as folder:
+        # As in a kustomization of an operator, paths are relative.
+        here = Path(os.path.relpath(ROOT / "k8s", Path(folder).resolve()))
+        kustomization = {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "namespace": "qwen-vl-serving",
+            "resources": [str(here / resource)],
+            "components": [str(here / "components" / name) for name in components],
+        }
+        Path(folder, "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        return _kustomize(folder if components else str(ROOT / "k8s" / resource))
+
+
+def _kustomize(folder: str) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     kubectl = shutil.which("kubectl", path=path)
     assert kubectl is not None, "no kubectl: make setup-dev installs one"
     done = subprocess.run(
-        [kubectl, "kustomize", str(ROOT / "k8s" / kustomization)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        [kubectl, "kustomize", folder], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
     # A warning is a deprecated field or a patch that hit nothing.
@@ -109,7 +128,12 @@ def render(kustomization: str) -> str:
     return done.stdout
 
 
+def parse(text: str) -> Manifests:
+    """Fresh objects, which a test may change."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where it is
+    return Manifests(list(yaml.load_all(text, Loader=loader)))
+
+
 def load(name: str) -> Manifests:
-    """Renders and parses one entry of APPLIED; every call gives fresh objects that a test may change."""
-    texts = [render(kustomization) for kustomization in APPLIED[name]]
-    return Manifests([item for text in texts for item in yaml.safe_load_all(text)])
+    """Renders and parses one entry of APPLIED."""
+    return parse(render(*APPLIED[name]))

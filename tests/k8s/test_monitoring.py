@@ -2,49 +2,13 @@
 
 from __future__ import annotations
 
-import jsonschema
 import pytest
 
+from tests.k8s import crd_schemas
 from tests.k8s.manifest_set import ROOT, load
 from tests.support.metric_names import exposed_names, used_names
 
 
-# The fields of monitoring.coreos.com/v1 that are used here; all others are refused.
-POD_MONITOR = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["apiVersion", "kind", "metadata", "spec"],
-    "properties": {
-        "apiVersion": {"const": "monitoring.coreos.com/v1"},
-        "kind": {"const": "PodMonitor"},
-        "metadata": {"type": "object"},
-        "spec": {
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["selector", "podMetricsEndpoints"],
-            "properties": {
-                "selector": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "properties": {"matchLabels": {"additionalProperties": {"type": "string"}}},
-                },
-                "podMetricsEndpoints": {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "additionalProperties": False,
-                        "properties": {
-                            "port": {"type": "string"},
-                            "path": {"type": "string"},
-                            "interval": {"type": "string", "pattern": r"^\d+s$"},
-                            "scrapeTimeout": {"type": "string", "pattern": r"^\d+s$"},
-                        },
-                    },
-                },
-            },
-        },
-    },
-}
 TEXTS = sorted(
     path
     for folder in ("k8s", "docs")
@@ -57,13 +21,13 @@ def test_pod_monitors_fit_their_schema():
     monitors = load("monitored").of_kind("PodMonitor")
     assert [item["metadata"]["name"] for item in monitors] == ["inference", "rest-adapter"]
     for item in monitors:
-        jsonschema.validate(item, POD_MONITOR)
+        crd_schemas.validate(item)
         (endpoint,) = item["spec"]["podMetricsEndpoints"]
         assert int(endpoint["scrapeTimeout"][:-1]) < int(endpoint["interval"][:-1])
 
 
 def test_overlays_do_without_the_operator():
-    assert load("single-gpu").of_kind("PodMonitor") == []
+    assert {item["kind"] for item in load("single-gpu").objects} & crd_schemas.KINDS == set()
 
 
 def test_every_metric_that_manifests_and_documents_use_is_exposed():

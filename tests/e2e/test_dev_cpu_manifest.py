@@ -1,0 +1,138 @@
+"""The overlay `dev-cpu` with monitoring, started here: its images' programs with its variables, but other ports."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+import json
+import os
+from pathlib import Path
+import re
+import signal
+import subprocess
+import sys
+from typing import IO
+
+import pytest
+import requests
+
+from tests.e2e.conftest import ROOT, free_port
+from tests.k8s.manifest_set import Manifests, load
+from tests.support.scrape import Scrape, scrape, until
+
+
+pytestmark = pytest.mark.full
+
+MODULES = {"inference": "inference_service", "rest-adapter": "rest_adapter"}
+"""What the entry point of each image runs."""
+
+
+class Cluster:
+    """Both containers as processes; ports are replaced by free ones, and the Secret by a file."""
+
+    def __init__(self, manifests: Manifests, folder: Path) -> None:
+        self.key = base64.b64decode(manifests.of_kind("Secret")[0]["data"]["api-keys"]).decode()
+        self.folder = folder
+        (folder / "api-keys").write_text(self.key)
+        self.ports = {port: free_port() for port in (8000, 9090, 9091, 50051, 50052)}
+        self.processes = [self._start(manifests, name) for name in MODULES]
+
+    def _start(self, manifests: Manifests, name: str) -> subprocess.Popen[bytes]:
+        pod = manifests.get("Deployment", name)["spec"]["template"]["spec"]
+        variables = manifests.environment(pod["containers"][0])
+        for variable, value in variables.items():
+            found = re.fullmatch(r"(.+):(\d+)", value)
+            if found is not None:
+                # Both pods have a port 9090 of their own; here the adapter's is 9091.
+                other = found[2] == "9090" and name == "rest-adapter"
+                port = self.ports[int(found[2]) + other]
+                host = found[1].replace("dns:///inference", "dns:///127.0.0.1")
+                variables[variable] = f"{host}:{port}"
+        assert "QWENVL_API_KEY_FILE" in variables
+        variables["QWENVL_API_KEY_FILE"] = str(self.folder / "api-keys")
+        variables |= {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        output: IO[bytes]
+        with self.log(name).open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", MODULES[name]], env=variables, cwd=ROOT, stderr=output
+            )
+
+    def log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def lines(self, name: str) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.log(name).read_text().splitlines()]
+
+    def metrics(self, name: str) -> str:
+        return f"127.0.0.1:{self.ports[9090 + (name == 'rest-adapter')]}"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.ports[8000]}"
+
+    def close(self) -> list[int]:
+        for process in self.processes:
+            process.send_signal(signal.SIGTERM)
+        return [process.wait(60) for process in self.processes]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(load("dev-cpu-monitored"), tmp_path)
+    yield made
+    for process in made.processes:
+        process.kill()
+        process.wait()
+
+
+def ready(seen: Scrape) -> bool:
+    return seen.value("qwenvl_ready") == 1
+
+
+def test_it_answers_the_question_of_the_readme_and_tells_of_it(cluster: Cluster) -> None:
+    wait_for(cluster)
+    image = base64.b64encode((ROOT / "docs" / "shape.png").read_bytes()).decode()
+    content = [
+        {"type": "text", "text": "What is in this picture?"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
+    ]
+    body = {
+        "model": "qwen-vl",
+        "temperature": 0,
+        "messages": [{"role": "user", "content": content}],
+    }
+    url = cluster.url + "/v1/chat/completions"
+    assert requests.post(url, json=body, timeout=20).status_code == 401
+    headers = {"authorization": f"Bearer {cluster.key}", "x-request-id": "a-drill"}
+    response = requests.post(url, json=body, headers=headers, timeout=60)
+    assert response.json()["choices"][0]["message"]["content"] == "A purple star."
+    service = until(cluster.metrics("inference"), is_counted)
+    assert service.value("qwenvl_images_total") == 1
+    adapter = scrape(cluster.metrics("rest-adapter"))
+    name = "http_server_request_duration_seconds_count"
+    assert adapter.value(name, http_response_status_code="200", http_request_method="POST") == 1
+    assert cluster.close() == [0, 0]
+    for program in MODULES:
+        told = [line for line in cluster.lines(program) if "a-drill" in json.dumps(line)]
+        assert told
+        assert "purple" not in cluster.log(program).read_text()
+
+
+def is_counted(seen: Scrape) -> bool:
+    return seen.value("qwenvl_requests_finished_total", finish_reason="stop") == 1
+
+
+def wait_for(cluster: Cluster) -> None:
+    """Until both pods are ready."""
+    address = cluster.metrics("inference")
+    until_listening(address)
+    until(address, ready, timeout_s=120)
+    until_listening(cluster.metrics("rest-adapter"))
+
+
+def until_listening(address: str) -> None:
+    session = requests.Session()
+    retry = requests.adapters.Retry(total=None, connect=120, backoff_factor=0.2, backoff_max=1)
+    session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retry))
+    assert session.get(f"http://{address}/metrics", timeout=20).status_code == 200

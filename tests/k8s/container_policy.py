@@ -1,0 +1,169 @@
+"""What every container needs to run, and to be run well: what a schema cannot see.
+
+Owns the rules about images, users, scratch space, keys, probes' times, rollouts and GPU nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import re
+import tomllib
+
+from tests.k8s.manifest_policy import images, programs
+from tests.k8s.manifest_set import ROOT, Manifests, Object, Workload
+from tests.k8s.pod_policy import gpus_of, quantity
+from tests.k8s.pod_security import PROBES
+
+
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def complete(manifests: Manifests) -> Iterator[str]:
+    """Both programs are there, each in the Deployment of its name."""
+    found = {(workload.name, container["name"]) for workload, container in programs(manifests)}
+    for name in ("inference", "rest-adapter"):
+        if (name, name) not in found:
+            yield f"there is no {name}"
+
+
+def image_versions(manifests: Manifests) -> Iterator[str]:
+    """Images are of this version, pulled when a node lacks them; a container that ends says why."""
+    yield from images(manifests, VERSION)
+    for workload in manifests.workloads():
+        for container in workload.containers:
+            name = f"{workload.name}/{container['name']}"
+            if container.get("imagePullPolicy") not in ("IfNotPresent", "Always"):
+                yield f"{name}: imagePullPolicy {container.get('imagePullPolicy')}"
+            if container.get("terminationMessagePolicy") != "FallbackToLogsOnError":
+                yield f"{name}: its last words are lost"
+
+
+def users(manifests: Manifests) -> Iterator[str]:
+    """All pods run as one user, whose group may read the volumes."""
+    seen = {
+        workload.name: [
+            workload.pod.get("securityContext", {}).get(name)
+            for name in ("runAsUser", "runAsGroup", "fsGroup")
+        ]
+        for workload in manifests.workloads()
+    }
+    numbers = {str(number) for part in seen.values() for number in part}
+    dockerfile = (ROOT / "docker" / "inference.Dockerfile").read_text(encoding="utf-8")
+    if numbers != set(re.findall(r"^USER (\d+):\d+$", dockerfile, re.MULTILINE)):
+        yield f"not the user of the images: {seen}"
+
+
+def scratch(manifests: Manifests) -> Iterator[str]:
+    """HOME is a volume that may be written and has a limit, within the limit of the container; CPU is requested."""
+    for workload in manifests.workloads():
+        volumes = {volume["name"]: volume for volume in workload.pod["volumes"]}
+        for container in workload.containers:
+            name = f"{workload.name}/{container['name']}"
+            home = manifests.environment(container).get("HOME", "/")
+            mounted = [mount for mount in container["volumeMounts"] if mount["mountPath"] == home]
+            size = [
+                volumes[mount["name"]].get("emptyDir", {}).get("sizeLimit") for mount in mounted
+            ]
+            limit = container["resources"]["limits"].get("ephemeral-storage")
+            asked = container["resources"]["requests"].get("ephemeral-storage")
+            try:
+                # The volume is shared by all containers of the pod.
+                largest = max(
+                    quantity(box["resources"]["limits"]["ephemeral-storage"])
+                    for box in workload.containers
+                )
+                if quantity(size[0]) > largest or quantity(asked) > quantity(limit):
+                    yield f"{name}: HOME may have {size}, the container {asked} to {limit}"
+            except (AssertionError, IndexError, KeyError, TypeError):
+                yield f"{name}: HOME is {home}, with {size} of {limit}"
+            cpu = re.fullmatch(r"(\d+)(m?)", str(container["resources"]["requests"].get("cpu")))
+            if cpu is None or not 0 < int(cpu[1]) / (1000 if cpu[2] else 1) <= 16:
+                yield f"{name}: requests {cpu} of CPU"
+
+
+def key_files(manifests: Manifests) -> Iterator[str]:
+    """Secrets are read only, by the group alone; the service has shared memory for pixels."""
+    for workload, container in programs(manifests):
+        volumes = {volume["name"]: volume for volume in workload.pod["volumes"]}
+        for mount in container["volumeMounts"]:
+            secret = volumes[mount["name"]].get("secret")
+            if secret and (mount.get("readOnly") is not True or secret.get("defaultMode") != 0o440):
+                yield f"{workload.name}: {mount['mountPath']} can be written, or read by all"
+        shared = [mount for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"]
+        memory = [volumes[mount["name"]].get("emptyDir", {}).get("medium") for mount in shared]
+        if container["name"] == "inference" and memory != ["Memory"]:
+            yield f"{workload.name}: /dev/shm is {memory}"
+
+
+def probe_times(manifests: Manifests) -> Iterator[str]:
+    """Callers leave a pod that is not ready within seconds; a restart takes a minute of silence; an end is bounded."""
+    for workload, container in programs(manifests):
+        name = f"{workload.name}/{container['name']}"
+        budget = {
+            probe: container.get(probe, {}).get("periodSeconds", 10)
+            * container.get(probe, {}).get("failureThreshold", 3)
+            for probe in PROBES
+        }
+        if budget["readinessProbe"] > 10:
+            yield f"{name}: gets calls for {budget['readinessProbe']} s after it fails"
+        if not 30 <= budget["livenessProbe"] <= 120:
+            yield f"{name}: is restarted after {budget['livenessProbe']} s"
+        for probe in PROBES:
+            if not 2 <= container.get(probe, {}).get("timeoutSeconds", 1) <= 5:
+                yield f"{name}: the {probe} waits {container.get(probe, {}).get('timeoutSeconds')} s"
+        if workload.pod.get("terminationGracePeriodSeconds", 30) > 900:
+            yield f"{workload.name}: holds its node for too long when it ends"
+
+
+def rollout(manifests: Manifests) -> Iterator[str]:
+    """The adapter is replaced without a gap, the service one by one; neither waits for ever; Jobs neither."""
+    for workload in manifests.workloads():
+        strategy = workload.spec.get("strategy", {})
+        rolling = strategy.get("rollingUpdate", {})
+        numbers = (rolling.get("maxSurge"), rolling.get("maxUnavailable"))
+        if workload.kind == "Job":
+            yield from _job(workload)
+            continue
+        if workload.spec.get("replicas", 1) > 100:
+            yield f"{workload.name}: {workload.spec['replicas']} replicas"
+        wanted = (0, 1) if workload.name == "inference" else (1, 0)
+        kind = strategy.get("type")
+        recreated = kind == "Recreate" and workload.name == "inference" and not rolling
+        if not recreated and (kind != "RollingUpdate" or numbers != wanted):
+            yield f"{workload.name}: {strategy}"
+        if workload.spec.get("progressDeadlineSeconds", 600) > 7200:
+            yield f"{workload.name}: nobody is told for hours that a rollout hangs"
+
+
+def _job(workload: Workload) -> Iterator[str]:
+    if workload.pod.get("restartPolicy") not in ("OnFailure", "Never"):
+        yield f"{workload.name}: restartPolicy {workload.pod.get('restartPolicy')}"
+    if workload.spec.get("backoffLimit", 6) > 10:
+        yield f"{workload.name}: tries {workload.spec['backoffLimit']} times"
+    if workload.spec.get("ttlSecondsAfterFinished", 10**9) > 86_400:
+        yield f"{workload.name}: stands in the way of the next one"
+
+
+def gpu_nodes(manifests: Manifests) -> Iterator[str]:
+    """A pod with a GPU may go to nodes that keep others away, and selects them by the label of NVIDIA's discovery."""
+    wanted: Object = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    for workload, container in programs(manifests):
+        if not gpus_of(container):
+            continue
+        if workload.pod.get("tolerations") != [wanted]:
+            yield f"{workload.name}: tolerates {workload.pod.get('tolerations')}"
+        selector = workload.pod.get("nodeSelector", {})
+        if selector and selector.get("nvidia.com/gpu.present") != "true":
+            yield f"{workload.name}: selects nodes by {selector}"
+
+
+RULES = (
+    complete,
+    image_versions,
+    users,
+    scratch,
+    key_files,
+    probe_times,
+    rollout,
+    gpu_nodes,
+)

@@ -1,0 +1,195 @@
+"""How calls come in from outside the cluster: what a schema cannot see.
+
+Owns the rules about Gateway API and inference pools. The contract is the measure of what gRPC routes may name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import re
+
+from grpc_health.v1 import health_pb2
+
+from inference_service.settings import ServiceSettings
+from qwenvl.inference.v1 import (
+    chat_service_pb2,
+    completion_service_pb2,
+    model_service_pb2,
+)
+from tests.k8s.manifest_network import Endpoint, matches, reaches
+from tests.k8s.manifest_policy import programs, settings_of
+from tests.k8s.manifest_set import Manifests, Object, Workload
+
+
+SERVICES = {
+    service.full_name
+    for file in (chat_service_pb2, completion_service_pb2, model_service_pb2, health_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+}
+"""What callers from outside may call: not the AdminService."""
+
+PICKERS = ("inference.networking.k8s.io", "llm-d.ai")
+"""Whose label tells an endpoint picker which names of metrics to read."""
+
+GROUPS = {"Service": "", "InferencePool": "inference.networking.k8s.io"}
+"""The API group of what is behind a route."""
+
+GATEWAY = Endpoint(
+    {"any": "pod"}, namespace="gateways", namespace_labels={"qwen-vl-serving/gateway": "true"}
+)
+STRANGER = Endpoint({"any": "pod"}, namespace="any")
+SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def routes(manifests: Manifests) -> Iterator[str]:
+    """A route hangs on a listener that is there and has its name, and leads to a port of a Service or to a pool."""
+    for item in _routes(manifests):
+        name = f"{item['kind']} {item['metadata']['name']}"
+        for parent in item["spec"]["parentRefs"]:
+            listeners = {
+                listener["name"]: listener
+                for gateway in manifests.of_kind("Gateway")
+                if gateway["metadata"]["name"] == parent["name"]
+                for listener in gateway["spec"]["listeners"]
+            }
+            listener = listeners.get(parent.get("sectionName", ""))
+            if listener is None:
+                yield f"{name}: there is no listener {parent}"
+            elif [listener["hostname"]] != item["spec"].get("hostnames"):
+                yield f"{name}: its names are not those of the listener"
+        for rule in item["spec"]["rules"]:
+            for backend in rule["backendRefs"]:
+                kind = backend.get("kind", "Service")
+                if backend.get("group", "") != GROUPS[kind]:
+                    yield f"{name}: {kind} is not of the group {backend.get('group')}"
+                ports = {
+                    port["port"]
+                    for found in manifests.of_kind(kind)
+                    if found["metadata"]["name"] == backend["name"]
+                    for port in found["spec"].get("ports", [{"port": None}])
+                }
+                if backend.get("port") not in ports:
+                    yield f"{name}: nothing is behind {backend}"
+
+
+def routed_services(manifests: Manifests) -> Iterator[str]:
+    """gRPC routes name services of the contract, each of those for callers, and never the AdminService."""
+    for item in manifests.of_kind("GRPCRoute"):
+        named = {
+            match["method"]["service"]
+            for rule in item["spec"]["rules"]
+            for match in rule.get("matches", [{"method": {"service": "any"}}])
+        }
+        if named != SERVICES:
+            yield f"GRPCRoute {item['metadata']['name']}: {sorted(named ^ SERVICES)}"
+
+
+def routed_paths(manifests: Manifests) -> Iterator[str]:
+    """REST routes name the paths for callers: not the metrics; and wait longer than the service does."""
+    limit_s = max(
+        (
+            values.request_timeout_s
+            for _, container in programs(manifests)
+            if isinstance(values := settings_of(manifests, container), ServiceSettings)
+        ),
+        default=0.0,
+    )
+    for item in manifests.of_kind("HTTPRoute"):
+        for rule in item["spec"]["rules"]:
+            paths = {match.get("path", {}).get("value", "/") for match in rule.get("matches", [{}])}
+            if not paths or paths & {"/", "/metrics"}:
+                yield f"HTTPRoute {item['metadata']['name']}: opens {sorted(paths)}"
+            text = rule.get("timeouts", {}).get("request", "0s")
+            found = re.fullmatch(r"(\d+)(ms|s|m|h)", text)
+            if found is None or not int(found[1]) * SECONDS[found[2]] > limit_s:
+                yield f"HTTPRoute {item['metadata']['name']}: cuts requests after {text}"
+
+
+def gateway_tls(manifests: Manifests) -> Iterator[str]:
+    """What leaves the cluster is encrypted."""
+    for item in manifests.of_kind("Gateway"):
+        for listener in item["spec"]["listeners"]:
+            tls = listener.get("tls", {})
+            if listener["protocol"] not in ("HTTPS", "TLS") or not tls.get("certificateRefs"):
+                yield f"Gateway {item['metadata']['name']}: {listener['name']} is not encrypted"
+
+
+def gateway_access(manifests: Manifests) -> Iterator[str]:
+    """The gateway's pods reach what its routes lead to, and nobody else gets further by it."""
+    for workload, port in _behind_routes(manifests):
+        pod = Endpoint(workload.labels)
+        if not reaches(manifests, GATEWAY, pod, port):
+            yield f"{workload.name}: the gateway cannot connect to port {port}"
+    for workload, container in programs(manifests):
+        pod = Endpoint(workload.labels)
+        if container["name"] == "inference" and any(
+            reaches(manifests, STRANGER, pod, port) for port in (8000, 9090, 50051, 50052)
+        ):
+            yield f"{workload.name}: is open to everyone"
+
+
+def pools(manifests: Manifests) -> Iterator[str]:
+    """An inference pool leads to the adapter beside a service whose metrics its picker can read."""
+    for item in manifests.of_kind("InferencePool"):
+        name = f"InferencePool {item['metadata']['name']}"
+        ports = {target["number"] for target in item["spec"]["targetPorts"]}
+        for workload, container in programs(manifests):
+            if not matches(item["spec"]["selector"], workload.labels):
+                continue
+            types = [workload.labels.get(f"{group}/engine-type") for group in PICKERS]
+            if types != ["vllm"] * len(PICKERS):
+                yield f"{name}: the picker cannot tell the names of the metrics"
+            values = settings_of(manifests, container)
+            if isinstance(values, ServiceSettings):
+                if not values.vllm_metric_names or not values.metrics_address:
+                    yield f"{name}: the picker finds no metrics"
+                beside = [box for box in workload.containers if box["name"] == "rest-adapter"]
+                offered = {port["containerPort"] for box in beside for port in box["ports"]}
+                if not ports <= offered:
+                    yield f"{name}: no adapter listens on {sorted(ports)}"
+                called = {
+                    manifests.environment(box).get("QWENVL_GRPC_TARGET", "").rpartition(":")[0]
+                    for box in beside
+                }
+                if called != {"127.0.0.1"}:
+                    yield f"{name}: the adapter calls {called}, not the service that was picked"
+                if any(box.get("restartPolicy") != "Always" for box in beside):
+                    yield f"{name}: the adapter is no sidecar: the pod would not start"
+
+
+def _routes(manifests: Manifests) -> Iterator[Object]:
+    yield from manifests.of_kind("HTTPRoute")
+    yield from manifests.of_kind("GRPCRoute")
+
+
+def _behind_routes(manifests: Manifests) -> Iterator[tuple[Workload, int]]:
+    """Workloads and ports to which routes lead."""
+    for item in _routes(manifests):
+        for rule in item["spec"]["rules"]:
+            for backend in rule["backendRefs"]:
+                yield from _behind(manifests, backend)
+
+
+def _behind(manifests: Manifests, backend: Object) -> Iterator[tuple[Workload, int]]:
+    for found in manifests.of_kind(backend.get("kind", "Service")):
+        if found["metadata"]["name"] != backend["name"]:
+            continue
+        spec = found["spec"]
+        selector = spec["selector"]
+        ports = [target["number"] for target in spec.get("targetPorts", [])] or [backend["port"]]
+        for workload in manifests.workloads():
+            if matches(
+                selector if "matchLabels" in selector else {"matchLabels": selector},
+                workload.labels,
+            ):
+                yield from ((workload, port) for port in ports)
+
+
+RULES = (
+    routes,
+    routed_services,
+    routed_paths,
+    gateway_tls,
+    gateway_access,
+    pools,
+)
