@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import os
 from pathlib import Path
 import sys
+from typing import Any
 
 import grpc
 
@@ -14,6 +15,7 @@ from inference_service.commands.converse import HELP, converse
 from inference_service.commands.dialogue import Dialogue
 from inference_service.commands.draw import DrawError
 from inference_service.commands.image_words import ImageWordError, read_image_word
+from inference_service.commands.sampling_words import read_sampling
 from qwenvl import Client, Error
 from qwenvl.addresses import check_target
 from qwenvl.command_line import EXAMPLES
@@ -66,10 +68,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--model", help="served model name (default: the service's canonical name)")
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument(
-        "--temperature", type=float, help="sampling temperature (default: the service's)"
+        "--temperature",
+        type=_sampling("temperature"),
+        metavar="X",
+        help="sampling temperature (default: the service's)",
     )
     parser.add_argument(
-        "--max-tokens", type=int, help="maximum tokens per answer (default: the service's)"
+        "--max-tokens",
+        type=_sampling("max_tokens"),
+        metavar="N",
+        help="maximum tokens per answer (default: the service's)",
     )
     parser.add_argument(
         "--draw",
@@ -81,6 +89,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--font", type=Path, metavar="FILE", help="font file for the labels of --draw"
     )
     parser.set_defaults(run=run)
+
+
+def _sampling(name: str) -> Callable[[str], Any]:
+    """Reads a sampling setting from the command line."""
+
+    def read(text: str) -> Any:
+        try:
+            return read_sampling(name, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def run(flags: Mapping[str, object]) -> int:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-import os
 from pathlib import Path
 import shutil
 import subprocess
+
+from inference_service.process_memory import machine_bytes
 
 
 _QUERY = ("--query-gpu=name,memory.total,memory.used", "--format=csv,noheader,nounits")
 _TIMEOUT_S = 20.0
 # Device files of drivers that have no nvidia-smi: of NVIDIA's small boards, of WSL, of AMD.
 _OTHER_DRIVERS = ("nvidiactl", "nvmap", "dxg", "kfd")
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +87,4 @@ def _gpu(index: int, visible: str | None) -> Device | None:
 
 
 def _cpu() -> Device:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
-    if limit.isdigit():
-        total = min(total, int(limit))
-    return Device(name="cpu", is_gpu=False, total_bytes=total)
+    return Device(name="cpu", is_gpu=False, total_bytes=machine_bytes())

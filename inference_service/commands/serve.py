@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 import os
 from pathlib import Path
 import subprocess
@@ -19,6 +19,7 @@ from inference_service.commands.pair import Pair, child_command
 from inference_service.commands.ports import PortProblem, reserve
 from inference_service.commands.report import assess
 from inference_service.families.registry import load_spec
+from inference_service.families.size_limits import SizeError, Sizes, check_sizes
 from inference_service.hub.resolve import (
     ModelNotFound,
     hub_names,
@@ -233,14 +234,17 @@ def _as_text(value: object) -> str:
 def _check_adapter(environment: Mapping[str, str]) -> None:
     """Lets the adapter check its own settings; this program knows only those it has as flags."""
     command = [*child_command("rest_adapter"), "--check-settings"]
-    result = subprocess.run(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        result = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise SystemExit(f"cannot start a process ({command[0]}): {error.strerror}") from None
     if result.returncode:
         raise SystemExit(result.stderr.strip())
 
@@ -266,5 +270,19 @@ def _report(spec: ModelSpec, settings: ServiceSettings, console: Console) -> Non
         text = f"exceeds the model's context window of {window} tokens"
         raise SystemExit(settings.problem("max_model_len", wanted, text))
     device = find_device(settings.device, os.environ)
-    if device is not None:
-        console.say(*assess(spec, device, settings).lines)
+    if device is None:
+        return
+    found = assess(spec, device, settings)
+    try:
+        check_sizes(
+            spec,
+            found.model.dtype,
+            Sizes(**{field.name: getattr(settings, field.name) for field in fields(Sizes)}),
+            device=device.name,
+            device_bytes=found.usable_bytes,
+            on_gpu=device.is_gpu,
+        )
+    except SizeError as error:
+        problem = settings.problem(error.setting, error.value, error.text)
+        raise SystemExit(problem) from None
+    console.say(*found.lines)

@@ -218,8 +218,12 @@ def _without_configuration(directory: Path) -> str:
     except SpecError as error:
         return str(error)
     text = f"{directory} is not a model directory: it has no config.json"
-    inside = sorted(path.parent.name for path in directory.glob("*/config.json"))
-    return f"{text}; models in it: {', '.join(inside[:10])}" if inside else text
+    for name, what in (("config.json", "models"), (ADAPTER_FILE, "LoRA adapters")):
+        # Trainers nest them: v0-20250101/checkpoint-500.
+        found = (*directory.glob(f"*/{name}"), *directory.glob(f"*/*/{name}"))
+        if inside := sorted(str(path.parent.relative_to(directory)) for path in found):
+            return f"{text}; {what} in it: {', '.join(inside[:10])}"
+    return text
 
 
 def _fetch_configuration(

@@ -107,7 +107,6 @@ async def test_boxes_are_drawn_on_the_image(
         (("--image", "{tmp}/no.png", "x"), "no.png"),
         (("--image", "{tmp}", "x"), "Is a directory"),
         (("--model", "other", "x"), "'other' is not served here"),
-        (("--temperature", "9", "x"), "temperature is 9, but must be between 0 and 2"),
         (("--api-key-file", "{tmp}/no-key", "x"), "no-key"),
         (("--api-key-file", "{image}", "x"), "cat.png: is not text"),
         (("--image", "file://other/cat.png", "x"), "is a file of another machine, other"),
@@ -218,14 +217,17 @@ async def test_settings(service: Service) -> None:
     _, err = await talk(
         service,
         *("/set temperature 0", "/set max-tokens=7", "/set seed 3", "/set ignore_eos off"),
-        *("/set top_k many", "/set colour red", "/set top_p", "/set system Be kind.", "one"),
+        *("/set top_k many", "/set colour red", "/set top_p", "/set system Be kind."),
+        *("/set temperature nan", "/set min_p 7", "one"),
         *("/set temperature none", "/new", "two"),
     )
     first, second = service.engine.requests
     assert (first.sampling.temperature, first.sampling.max_tokens, first.sampling.seed) == (0, 7, 3)
     assert second.sampling.temperature > 0
     assert "Be kind." in prompt_of(service, 0)
-    assert "top_k cannot be many" in err
+    assert "top_k cannot be many: it is an integer from -1 to" in err
+    assert "temperature cannot be nan: it is a number from 0 to 2" in err
+    assert "min_p cannot be 7: it is a number from 0 to 1" in err
     assert "unknown setting colour; there are: temperature" in err
     assert "name a value: /set top_p VALUE" in err
 
