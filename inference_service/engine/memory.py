@@ -18,10 +18,10 @@ from inference_service.families.footprint import (
     largest_media_tokens,
     usable_bytes,
 )
+from inference_service.families.placement import Placement, place_layers
 from inference_service.families.size_limits import Sizes, check_sizes
 from inference_service.families.tables import kv_bytes_per_token, layer_parameters, module_parts
 from inference_service.model_spec import DTYPE_BYTES, ModelSpec, resolve_dtype_name
-from inference_service.models.placement import Placement, place_layers
 from inference_service.models.vision_language import VisionLanguageModel
 from inference_service.process_memory import machine_bytes
 

@@ -48,8 +48,8 @@ class ResolvedModel:
 
 
 def is_hub_id(model: str | None) -> bool:
-    """Whether MODEL is the id of a hub repository; an existing directory of that name takes precedence."""
-    return model is not None and not Path(model).is_dir() and bool(_HUB_ID.fullmatch(model))
+    """Whether MODEL is the id of a hub repository; an existing path of that name takes precedence."""
+    return model is not None and not Path(model).exists() and bool(_HUB_ID.fullmatch(model))
 
 
 def resolve_model(
@@ -78,6 +78,8 @@ def resolve_model(
         return ResolvedModel(directory, served_names or (directory.resolve().name,))
     if directory.is_dir():
         raise ModelNotFound(_without_configuration(directory))
+    if directory.is_file():
+        raise ModelNotFound(f"{model} is a file; name the directory of the model")
     if not is_hub_id(model):
         raise ModelNotFound(f"{model} is neither a directory nor a hub id")
     found = HUBS[hub].find(model, revision)
