@@ -16,7 +16,7 @@ from inference_service.commands.banner import Banner
 from inference_service.commands.console import Console
 from inference_service.commands.devices import find_device, may_exist
 from inference_service.commands.pair import Pair, child_command
-from inference_service.commands.ports import PortProblem, reserve
+from inference_service.commands.ports import PortProblem, claimed, reserve
 from inference_service.commands.report import assess
 from inference_service.families.registry import load_spec
 from inference_service.families.size_limits import SizeError, Sizes, check_sizes
@@ -102,13 +102,18 @@ def run(flags: Mapping[str, object]) -> int:
     with ending_at_once():
         plan = _plan(flags)
     banner = Banner(plan.addresses, api_key_file=plan.settings.api_key_file)
-    return Pair(
+    pair = Pair(
         plan.environment,
         plan.addresses,
         drain_s=plan.settings.drain_timeout_s,
         console=plan.console,
         banner=banner.lines,
-    ).run()
+    )
+    try:
+        with claimed(plan.addresses):
+            return pair.run()
+    except PortProblem as problem:
+        raise SystemExit(_problem(problem)) from None
 
 
 def _plan(flags: Mapping[str, object]) -> _Plan:
@@ -204,8 +209,11 @@ def _reserve(settings: ServiceSettings, http_address: Address) -> dict[str, Addr
     try:
         return reserve(addresses)
     except PortProblem as problem:
-        shown = str(problem.address)
-        raise SystemExit(ServiceSettings.problem(problem.name, shown, str(problem))) from None
+        raise SystemExit(_problem(problem)) from None
+
+
+def _problem(problem: PortProblem) -> str:
+    return ServiceSettings.problem(problem.name, str(problem.address), str(problem))
 
 
 def _environment(
@@ -222,8 +230,6 @@ def _environment(
             environment[ENV_PREFIX + name.upper()] = text
     if not environment.get(ENV_PREFIX + "GRPC_TARGET"):
         environment[ENV_PREFIX + "GRPC_TARGET"] = f"dns:///{addresses['grpc_address'].local()}"
-    # The C core writes to standard error in a format of its own; what it tells is in the errors of the calls.
-    environment.setdefault("GRPC_VERBOSITY", "NONE")
     return environment
 
 
