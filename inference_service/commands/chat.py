@@ -13,7 +13,7 @@ import grpc
 
 from inference_service.commands.converse import HELP, converse
 from inference_service.commands.dialogue import Dialogue
-from inference_service.commands.draw import DrawError
+from inference_service.commands.draw import DrawError, check_drawing, require_local_image
 from inference_service.commands.image_words import ImageWordError, read_image_word
 from inference_service.commands.sampling_words import read_sampling
 from qwenvl import Client, Error
@@ -110,10 +110,13 @@ def run(flags: Mapping[str, object]) -> int:
     try:
         _check_target(options.grpc_target)
         with Client(options.grpc_target, api_key=_api_key(options.api_key_file)) as client:
+            check_drawing(draw=options.draw, font=options.font)
             dialogue = _dialogue(client, options)
             images = [image for word in options.image for image in read_image_word(word)]
             if options.question is None:
                 return converse(dialogue, images, lambda error: reason(error, options.grpc_target))
+            if options.draw is not None:
+                require_local_image(images)
             for image in images:
                 dialogue.attach(image)
             return dialogue.ask(_decodable(options.question))
@@ -179,4 +182,6 @@ def reason(error: Exception, target: str) -> str:
         if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
             return f"no service is reachable at {target}; start one with: qwenvl serve"
         return error.message or str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     return str(error)

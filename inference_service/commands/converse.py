@@ -10,7 +10,7 @@ import re
 import sys
 
 from inference_service.commands.dialogue import Dialogue
-from inference_service.commands.draw import DrawError
+from inference_service.commands.draw import DrawError, check_drawing
 from inference_service.commands.image_words import Image, ImageWordError, read_image_words
 from inference_service.commands.sampling_words import NAMES, read_sampling
 from qwenvl import Error
@@ -104,7 +104,7 @@ class _Conversation:
         """Attaches an image and says so, or why not."""
         try:
             _say(self._dialogue.attach_checked(image))
-        except (Error, OSError) as error:
+        except (Error, ImageWordError, OSError) as error:
             _say(f"not attached: {self._reason(error)}")
 
     def _image(self, rest: str) -> None:
@@ -142,7 +142,10 @@ class _Conversation:
         dialogue = self._dialogue
         if name in _OTHER_SETTINGS:
             is_file = value is not None and name != "system"
-            setattr(dialogue, name, Path(str(value)).expanduser() if is_file else value)
+            chosen = Path(str(value)).expanduser() if is_file else value
+            if isinstance(chosen, Path):
+                check_drawing(**{name: chosen})
+            setattr(dialogue, name, chosen)
             if name == "system":
                 _say("the system message holds from the next conversation on: /new starts one")
         elif value is None:

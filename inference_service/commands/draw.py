@@ -73,6 +73,39 @@ def plan(found: Sequence[usage_pb.Grounding], width: int, height: int) -> list[M
     ]
 
 
+def check_drawing(draw: Path | None = None, font: Path | None = None) -> None:
+    """Checks the files of a drawing before there is an answer to draw.
+
+    Args:
+        draw: The file to write.
+        font: The font of the labels.
+
+    Raises:
+        DrawError: One cannot be used; the message says why.
+    """
+    if font is not None:
+        Fonts.load("", _MIN_FONT_SIZE, font)
+    if draw is None:
+        return
+    if Image.registered_extensions().get(draw.suffix.lower()) not in Image.SAVE:
+        raise DrawError(f"{draw}: name a file that ends with .png, .jpg or .webp")
+    if draw.is_dir() or not draw.parent.is_dir():
+        what = "is a directory" if draw.is_dir() else f"there is no directory {draw.parent}"
+        raise DrawError(f"{draw}: {what}")
+
+
+def require_local_image(images: Sequence[object]) -> Path:
+    """The image to draw on, the last one.
+
+    Raises:
+        DrawError: There is none, or it is a URL.
+    """
+    last = images[-1] if images else None
+    if not isinstance(last, Path):
+        raise DrawError("--draw needs a local image file as the last image")
+    return last
+
+
 def _edges(box: usage_pb.BoundingBox, width: int, height: int) -> tuple[int, int, int, int]:
     corners = (box.x_min, box.y_min, box.x_max, box.y_max)
     if not all(map(math.isfinite, corners)):

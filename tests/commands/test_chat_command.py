@@ -102,10 +102,16 @@ async def test_boxes_are_drawn_on_the_image(
     ("arguments", "says"),
     [
         (("--image", "{image}", "--draw", "{tmp}/out.png", "no box"), "contains no boxes"),
-        (("--image", "{image}", "--draw", "{tmp}/out.no", BOX), "cannot be written"),
+        (("--image", "{image}", "--draw", "{tmp}/out.no", BOX), "that ends with .png, .jpg or"),
+        (("--image", "{image}", "--draw", "{tmp}/no/x.png", BOX), "/x.png: there is no directory"),
+        (("--image", "http://h/x.png", "--draw", "{tmp}/out.png", BOX), "needs a local image file"),
+        (("--image", "", "x"), "the name of an image is empty"),
+        (("--image", "/dev/null", "x"), "/dev/null: the image is empty"),
+        (("--image", "/dev/zero", "x"), "/dev/zero has more than 32 MiB, the maximum size"),
+        (("--image", "data:image/png;base64,@", "x"), "data:image/png;base64,@: the base64 data"),
         (("--draw", "{tmp}/out.png", "a question"), "needs a local image file as the last image"),
         (("--image", "{tmp}/no.png", "x"), "no.png"),
-        (("--image", "{tmp}", "x"), "Is a directory"),
+        (("--image", "{tmp}", "x"), ": Is a directory\n"),
         (("--model", "other", "x"), "'other' is not served here"),
         (("--api-key-file", "{tmp}/no-key", "x"), "no-key"),
         (("--api-key-file", "{image}", "x"), "cat.png: is not text"),
@@ -232,6 +238,21 @@ async def test_settings(service: Service) -> None:
     assert "name a value: /set top_p VALUE" in err
 
 
+async def test_files_of_a_drawing_are_checked_when_they_are_set(
+    service: Service, tmp_path: Path
+) -> None:
+    _, err = await talk(
+        service,
+        *(f"/set draw {tmp_path}/x.no", f"/set draw {tmp_path}/no/x.png", "/set font /etc/passwd"),
+        *("/image /dev/null", "/set"),
+    )
+    assert "x.no: name a file that ends with .png" in err
+    assert "x.png: there is no directory" in err
+    assert "/etc/passwd: not a usable font" in err
+    assert "not attached: /dev/null: the image is empty" in err
+    assert "draw none\nfont none\n" in err
+
+
 async def test_the_end_of_an_answer_tells_its_speed(service: Service) -> None:
     _, err = await talk(service, "a question of some length")
     [line] = [line for line in err.splitlines() if line.startswith("[")]
@@ -318,7 +339,9 @@ async def test_a_dialogue_remembers(service: Service, image: str) -> None:
 async def test_an_image_belongs_to_one_question_whatever_becomes_of_it(
     service: Service, image: str, tmp_path: Path
 ) -> None:
-    process = await started(service, "--draw", str(tmp_path / "out.unknown"))
+    out = tmp_path / "out.png"
+    out.symlink_to(tmp_path / "no" / "out.png")  # looks usable until it is written
+    process = await started(service, "--draw", str(out))
     said = f"/image {tmp_path / 'none.png'}\nfirst\n/image {image}\n{BOX}\nthird\n"
     _, errors = await asyncio.wait_for(process.communicate(said.encode()), 60)
     assert b"none.png" in errors
