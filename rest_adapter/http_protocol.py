@@ -94,12 +94,12 @@ class _BoundedConnection(h11.Connection):
                 )
         return event
 
-    def send(self, event: h11.Event) -> bytes | None:
-        """Encodes an event, as h11 does, and notes whether the response is a stream of events."""
+    def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
+        """Encodes an event, as h11 does for `send`, and notes whether the response is a stream of events."""
         if isinstance(event, h11.Response):
             kind = dict(event.headers).get(b"content-type", b"")
             self.sends_events = kind.startswith(b"text/event-stream")
-        return super().send(event)
+        return super().send_with_data_passthrough(event)
 
     @property
     def slice_bytes(self) -> int:

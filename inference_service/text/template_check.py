@@ -62,10 +62,10 @@ class LeftOut:
         part = message.parts[self.part]
         what = "videos" if isinstance(part, VideoPart) else "images"
         advice = "" if message.role is Role.USER else f": send {what} in a user message"
+        place = f"spec.messages[{index}].parts[{self.part}].{what.removesuffix('s')}"
         return UnsupportedParameterError(
             f"The chat template of this model leaves out {what} in {role} messages{advice}.",
-            field=part.field
-            or f"spec.messages[{index}].parts[{self.part}].{what.removesuffix('s')}",
+            field=(not isinstance(part, TextPart) and part.field) or place,
         )
 
 
