@@ -205,7 +205,10 @@ def only(*names: str) -> Callable[[Path], None]:
 
 
 def content(name: str, data: bytes) -> Callable[[Path], None]:
-    return lambda directory: (directory / name).write_bytes(data) and None
+    def change(directory: Path) -> None:
+        (directory / name).write_bytes(data)
+
+    return change
 
 
 def moved_cache(directory: Path) -> None:

@@ -77,9 +77,10 @@ def test_the_ranges_are_those_of_the_service() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", RANGES)
 def test_what_is_no_value_is_refused(name: str, value: float) -> None:
+    options: Any = {name: value}
     with FakeServer("x") as server, Client(server.target) as client:
         with pytest.raises((Error, ValueError, TypeError)) as caught:
-            client.chat("x", **{name: value})
+            client.chat("x", **options)
         assert name in str(caught.value)
 
 
