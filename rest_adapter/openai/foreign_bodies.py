@@ -34,7 +34,7 @@ _FORMATS: Final = (
         "send 'input.messages' as 'messages', and the fields of 'parameters' beside it",
         lambda value: isinstance(value, dict),
     ),
-    _Format("the OpenAI Responses API", "input", "send 'messages'"),
+    _Format("the OpenAI Responses API", "input", "send 'messages', or send it to /v1/responses"),
     _Format(
         "the Gemini API",
         "contents",

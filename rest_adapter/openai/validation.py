@@ -23,14 +23,14 @@ def parse(kind: type[_Request], document: object) -> tuple[_Request, list[str]]:
     Raises:
         ApiError: A field is missing, has a wrong type, or is known but not supported.
     """
-    main = "messages" if "messages" in kind.model_fields else "prompt"
+    main = next((name for name in ("messages", "prompt") if name in kind.model_fields), None)
     request = validate(kind, document, partial(_explain, document, main))
     return request, [*unknown_answer_fields(request)]
 
 
-def _explain(document: object, main: str, finding: Finding) -> ApiError | None:
+def _explain(document: object, main: str | None, finding: Finding) -> ApiError | None:
     is_missing = finding.kind == "missing" and finding.path in ("model", main)
-    if is_missing and isinstance(document, dict) and main not in document:
+    if main and is_missing and isinstance(document, dict) and main not in document:
         other = foreign_format(document, main)
         if other is not None:
             return invalid(f"'{main}' is missing: {other}.", main, "MISSING_FIELD")

@@ -9,6 +9,7 @@ import pytest
 from rest_adapter.errors import ApiError
 from rest_adapter.openai.chat.schema import parse_chat
 from rest_adapter.openai.completions.schema import parse_completion
+from rest_adapter.openai.responses.schema import parse_responses
 
 
 MESSAGES = [{"role": "user", "content": [{"image": "https://h/x.png"}, {"text": "What is it?"}]}]
@@ -19,7 +20,11 @@ BODIES: dict[str, tuple[dict[str, Any], str, str]] = {
         "send 'input.messages' as 'messages'",
     ),
     "DashScope, text": ({"input": {"prompt": "Hi"}}, "DashScope's own API", "'parameters'"),
-    "Responses, text": ({"input": "Hi", "instructions": "x"}, "OpenAI Responses API", "'messages'"),
+    "Responses, text": (
+        {"input": "Hi", "instructions": "x"},
+        "OpenAI Responses API",
+        "/v1/responses",
+    ),
     "Responses": ({"input": [{"role": "user", "content": "Hi"}]}, "OpenAI Responses API", "send"),
     "Gemini": ({"contents": [{"parts": [{"text": "Hi"}]}]}, "Gemini API", "'generationConfig'"),
     "TGI": ({"inputs": "Hi", "parameters": {}}, "text-generation-inference", "'parameters'"),
@@ -68,3 +73,8 @@ def test_a_conversation_for_text_completions() -> None:
 def test_a_field_that_is_simply_missing(extra: dict[str, Any]) -> None:
     assert refused(parse_chat, {"model": "demo"} | extra).message == "'messages' is missing."
     assert refused(parse_chat, {"messages": MESSAGES} | extra).message == "'model' is missing."
+
+
+def test_a_response_without_a_model() -> None:
+    for body in ({"input": "Hi"}, {"input": {"messages": MESSAGES}}, {}):
+        assert refused(parse_responses, body).message == "'model' is missing."
