@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-import socket
+from socket import SO_ERROR, SOL_SOCKET
 from typing import Final
 
 
@@ -51,5 +51,5 @@ class HalfClosed:
 
     def _is_reset(self) -> bool:
         # Reading would tell nothing: behind the end of the input, there is always the end of the input.
-        connection: socket.socket = self._transport.get_extra_info("socket")
-        return connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+        connection = self._transport.get_extra_info("socket")
+        return bool(connection.getsockopt(SOL_SOCKET, SO_ERROR))
