@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from inference_service.families.placement import Placement
 from inference_service.families.registry import load_spec
 from inference_service.kernels.ops import choose_ops
-from inference_service.models.placement import Placement
 from inference_service.models.vision_language import VisionLanguageModel
 
 

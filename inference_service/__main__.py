@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from qwenvl.interrupts import ending_at_once
 from qwenvl.safe_path import leave_out_working_directory
-from qwenvl.standard_streams import complete_standard_streams
+from qwenvl.standard_streams import complete_standard_streams, silence_grpc
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the service until it is stopped; returns the exit status."""
     leave_out_working_directory()
     complete_standard_streams()
+    silence_grpc()
     with ending_at_once():
         from inference_service.front import main as run  # noqa: PLC0415 - imports for a second
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qwenvl.interrupts import INTERRUPTED, ending_at_once
 from qwenvl.safe_path import leave_out_working_directory
-from qwenvl.standard_streams import complete_standard_streams
+from qwenvl.standard_streams import complete_standard_streams, silence_grpc
 
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     leave_out_working_directory()
     complete_standard_streams()
+    silence_grpc()
     try:
         with ending_at_once():
             from qwenvl.environment import check_variables  # noqa: PLC0415

@@ -1,8 +1,20 @@
-"""Returns freed memory to the system."""
+"""The memory of this machine, and memory of this process that can be returned to it."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+from pathlib import Path
+
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def machine_bytes() -> int:
+    """The memory that processes here may use: that of the machine, or of the container."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
+    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def return_free_memory() -> None:

@@ -11,7 +11,7 @@ import sys
 
 from qwenvl.interrupts import ending_at_once
 from qwenvl.safe_path import leave_out_working_directory
-from qwenvl.standard_streams import complete_standard_streams
+from qwenvl.standard_streams import complete_standard_streams, silence_grpc
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     leave_out_working_directory()
     complete_standard_streams()
+    silence_grpc()
     with ending_at_once():
         from qwenvl.command_line import CommandParser, add_version  # noqa: PLC0415
         from qwenvl.environment import check_variables  # noqa: PLC0415

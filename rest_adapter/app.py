@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 from fastapi import FastAPI, Request, Response
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -26,7 +25,7 @@ from rest_adapter.framing import RefuseUnclearFraming
 from rest_adapter.middleware import Failures, RequestLog
 from rest_adapter.openai.dialect import OPENAI
 from rest_adapter.origins import RefuseForeignPages, compile_origins
-from rest_adapter.paths import Endpoints, HeadAsGet, TidyPaths
+from rest_adapter.paths import AnswerOptions, Endpoints, HeadAsGet, TidyPaths
 from rest_adapter.playground.route import make_router
 from rest_adapter.service_connection import ServiceConnection
 from rest_adapter.settings import AdapterSettings
@@ -96,6 +95,7 @@ def _add_middleware(app: FastAPI, settings: AdapterSettings, dialects: Sequence[
         app.add_middleware(RefuseForeignPages, origins=origins)
     app.add_middleware(RefuseUnclearFraming)
     app.add_middleware(Failures)
+    app.add_middleware(AnswerOptions, endpoints=app.state.endpoints)
     # Outside of the check of keys: a browser sends its question (OPTIONS) without one.
     app.add_middleware(
         CORSMiddleware,
@@ -129,8 +129,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         failure = endpoints.explain_path(request.method, request.url.path)
     elif error.status_code == 405:
-        allowed = Headers(error.headers).get("allow", "").replace("GET", "GET, HEAD")
-        failure = endpoints.explain_method(request.method, request.url.path, allowed)
+        failure = endpoints.explain_method(request.method, request.url.path)
     else:
         failure = ApiError(error.status_code, str(error.detail), reason="INVALID_REQUEST")
     return error_response(request.scope, failure)

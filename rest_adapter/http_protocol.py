@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 
 from rest_adapter.connections import Connections
 from rest_adapter.errors import ApiError
+from rest_adapter.half_closed import HalfClosed
 from rest_adapter.turns import Turns
 
 
@@ -31,6 +32,9 @@ MAX_HEAD_BYTES: Final = 32 * 1024
 
 MAX_HEADERS: Final = 128
 """Maximum number of headers, and of trailers: every one takes some 10 us until the application has seen it."""
+
+MAX_EMPTY_LINES: Final = 16
+"""Maximum number of empty lines before a request line."""
 
 LINGER_S: Final = 1.0
 """Time after a refusal for the client to read it; closing at once would reset the connection."""
@@ -58,6 +62,9 @@ class _BoundedConnection(h11.Connection):
         self._chunks = 0
         self._is_chunked = False
         self._body_bytes = 0
+        self._content_length = ""
+        self._empty_lines = 0
+        self.sends_events = False
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
         """Returns the next event, as h11 does.
@@ -66,19 +73,17 @@ class _BoundedConnection(h11.Connection):
             h11.RemoteProtocolError: The input is malformed or exceeds a bound; `error_status_hint` is the status.
         """
         if self.their_state is h11.IDLE:
-            # Some clients send a line break after a body, which is to be ignored (RFC 9112, 2.2).
-            begin = self.peek(2)
-            if begin == b"\r":
+            if self._skip_empty_lines() == b"\r":
                 return h11.NEED_DATA
-            if begin == b"\r\n":
-                self._receive_buffer.maybe_extract_next_line()
             self._count_lines()
         elif getattr(self._reader, "_reading_trailer", False):
             self._count_lines()
         event = super().next_event()
         if isinstance(event, h11.Request):
-            self._chunks = self._body_bytes = 0
-            self._is_chunked = any(name == b"transfer-encoding" for name, _ in event.headers)
+            self._chunks = self._body_bytes = self._empty_lines = 0
+            headers = dict(event.headers)
+            self._is_chunked = b"transfer-encoding" in headers
+            self._content_length = headers.get(b"content-length", b"").decode()
         elif isinstance(event, h11.Data):
             self._chunks += event.chunk_start
             self._body_bytes += len(event.data)
@@ -88,6 +93,13 @@ class _BoundedConnection(h11.Connection):
                     f"beyond {_FREE_CHUNKS} chunks the average must be {_MIN_MEAN_CHUNK_BYTES} bytes."
                 )
         return event
+
+    def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
+        """Encodes an event, as h11 does for `send`, and notes whether the response is a stream of events."""
+        if isinstance(event, h11.Response):
+            kind = dict(event.headers).get(b"content-type", b"")
+            self.sends_events = kind.startswith(b"text/event-stream")
+        return super().send_with_data_passthrough(event)
 
     @property
     def slice_bytes(self) -> int:
@@ -103,6 +115,29 @@ class _BoundedConnection(h11.Connection):
     def peek(self, count: int) -> bytes:
         """The first bytes that are not yet parsed. Does not copy the rest, as `trailing_data` does."""
         return bytes(memoryview(self._receive_buffer._data)[:count])  # noqa: SLF001 - `bytes` of it copies all
+
+    def missing(self) -> str:
+        """What is missing of the request if the input ends here; empty = nothing."""
+        if self.their_state is h11.IDLE and self.waiting_bytes:
+            return "The connection ended within the head of the request: no empty line follows its headers."
+        if self.their_state is not h11.SEND_BODY:
+            return ""
+        wanted = "the last chunk is missing" if self._is_chunked else ""
+        return (
+            f"The connection ended within the body of the request, after {self._body_bytes} bytes: "
+            f"{wanted or f'content-length is {self._content_length}'}."
+        )
+
+    def _skip_empty_lines(self) -> bytes:
+        """Skips what some clients send after a body (RFC 9112, 2.2); returns the first two bytes behind it."""
+        while (begin := self.peek(2)) == b"\r\n" or begin[:1] == b"\n":
+            self._empty_lines += 1
+            if self._empty_lines > MAX_EMPTY_LINES:
+                raise h11.RemoteProtocolError(
+                    f"The request line is preceded by more than {MAX_EMPTY_LINES} empty lines."
+                )
+            self._receive_buffer._extract(2 if begin == b"\r\n" else 1)  # noqa: SLF001
+        return begin
 
     def _count_lines(self) -> None:
         begin = self.peek(MAX_HEAD_BYTES)
@@ -162,6 +197,8 @@ class BoundedHttpProtocol(H11Protocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._lingering = False
         self._ignored_bytes = 0
+        self._ended = False
+        self._half_closed: HalfClosed | None = None
 
     def connection_made(  # type: ignore[override]  # as in uvicorn: asyncio says BaseTransport
         self, transport: asyncio.Transport
@@ -178,7 +215,14 @@ class BoundedHttpProtocol(H11Protocol):
         self._connections.remove(self)
         self._stop_head_timer()
         self._stop_write_timer()
+        if self._half_closed is not None:
+            self._half_closed.stop()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio; uvicorn always closes
+        """Answers requests that have been received before the client ended its side of the connection."""
+        self._ended = True
+        return self._waits or self._stays_open()
 
     def data_received(self, data: bytes) -> None:
         """Parses the data: at once if they are few, else in slices and in turn with other connections.
@@ -222,6 +266,8 @@ class BoundedHttpProtocol(H11Protocol):
         finally:
             self._completing = False
         self._connections.set_idle(self)
+        if self._ended and not self._waits:
+            self.transport.close()
         if self.transport.is_closing() and self.transport.get_write_buffer_size():
             self._start_write_timer()
 
@@ -248,6 +294,10 @@ class BoundedHttpProtocol(H11Protocol):
             status, text = reason.error_status_hint, _BYTEARRAY.sub(r"\1", str(reason))
         if text == "Receive buffer too long":
             text = f"The request line and headers have more than {MAX_HEAD_BYTES // 1024} KiB."
+        self._refuse(status, text)
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Answers malformed input, if there is no answer yet, and reads no more."""
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -298,6 +348,33 @@ class BoundedHttpProtocol(H11Protocol):
         if self._ignored_bytes > _MAX_LINGER_BYTES:
             self.transport.close()
 
+    def _stays_open(self) -> bool:
+        """Whether the connection, whose input has ended and been parsed, has an answer to send."""
+        if self._lingering:
+            return False
+        if missing := self.conn.missing():
+            self._refuse(400, missing)
+            return False
+        if self.cycle is None or self.cycle.response_complete:
+            return False
+        if self._half_closed is None:
+            self._half_closed = HalfClosed(self.transport, self._probe)
+        return True
+
+    def _probe(self) -> None:
+        """Sends what clients ignore: an interim response (RFC 9110, 15.2; RFC 2518, 10.1), or a comment among events.
+
+        A client of HTTP/1.0 that waits for a response must not be sent anything.
+        """
+        probe: h11.Event
+        if self.conn.our_state is h11.SEND_RESPONSE and self.scope["http_version"] == "1.1":
+            probe = h11.InformationalResponse(status_code=102, headers=[], reason=b"Processing")
+        elif self.conn.our_state is h11.SEND_BODY and self.conn.sends_events:
+            probe = h11.Data(data=b":\n\n")
+        else:
+            return
+        self.transport.write(self.conn.send(probe) or b"")
+
     def _wait(self) -> None:
         if not self._waits:
             self._waits = True
@@ -321,6 +398,8 @@ class BoundedHttpProtocol(H11Protocol):
             self._wait()
         elif not self._lingering:
             self.flow.set_behind(False)
+        if self._ended and not (self._waits or self._stays_open()):
+            self.transport.close()
         return self.cycle is not cycle
 
     def _start_write_timer(self) -> None:

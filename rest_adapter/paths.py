@@ -7,6 +7,7 @@ import re
 from typing import Final
 
 from fastapi.routing import APIRoute
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -53,6 +54,23 @@ class HeadAsGet:
         await self._app(scope, receive, send)
 
 
+class AnswerOptions:
+    """ASGI middleware that answers OPTIONS with the methods of a path, or of all for `*` (RFC 9110, 9.3.7)."""
+
+    def __init__(self, app: ASGIApp, endpoints: Endpoints) -> None:
+        self._app = app
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers the request, or passes it on."""
+        if scope["type"] == "http" and scope["method"] == "OPTIONS":
+            methods = self._endpoints.methods_of(scope["path"])
+            if methods:
+                await Response(status_code=204, headers={"allow": methods})(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 class Endpoints:
     """What is served, for explanations.
 
@@ -81,12 +99,23 @@ class Endpoints:
             text = f"{shown} does not exist. Served are: {self._text}."
         return ApiError(404, text, reason="NOT_FOUND")
 
-    def explain_method(self, method: str, path: str, allowed: str) -> ApiError:
+    def explain_method(self, method: str, path: str) -> ApiError:
         """The error for a path that is served, but not with this method."""
         if other_api_of(path):
             return self.explain_path(method, path)
-        text = f"{path[:_MAX_SHOWN]} does not support {method}, but {allowed}."
+        allowed = self.methods_of(path)
+        useful = allowed.replace("OPTIONS, ", "").replace(", OPTIONS", "")
+        text = f"{path[:_MAX_SHOWN]} does not support {method}, but {useful}."
         return ApiError(405, text, reason="METHOD_NOT_ALLOWED", headers={"allow": allowed})
+
+    def methods_of(self, path: str) -> str:
+        """The methods of a served path for `allow`, or of all of them for `*`; empty = it is not served."""
+        routes = (r for r in self._routes if path == "*" or r.path_regex.match(path))
+        methods = {method for route in routes for method in route.methods or ()}
+        if not methods:
+            return ""
+        also = {"HEAD", "OPTIONS"} if "GET" in methods else {"OPTIONS"}
+        return ", ".join(sorted(methods | also))
 
     def template_of(self, path: str) -> str:
         """The template of the served path, such as `/v1/models/{name}`; empty = it is not served."""

@@ -12,7 +12,7 @@ import sys
 
 import uvicorn
 
-from qwenvl.addresses import listen, parse_address
+from qwenvl.addresses import listen, parse_address, why_not
 from qwenvl.certificates import CertificateError
 from qwenvl.observability import configure_logging
 from qwenvl.observability.metrics_server import MetricsServer
@@ -77,7 +77,7 @@ def _open_metrics(settings: AdapterSettings) -> MetricsServer | None:
     try:
         return MetricsServer(REGISTRY, address)
     except OSError as error:
-        problem = settings.problem("http_metrics_address", address, str(error.strerror))
+        problem = settings.problem("http_metrics_address", address, why_not(error))
         raise SystemExit(problem) from None
 
 
@@ -108,7 +108,7 @@ def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
         # With sockets of its own, `[::]` would leave out IPv4.
         sockets = listen(parse_address(settings.http_address))
     except OSError as error:
-        problem = settings.problem("http_address", settings.http_address, str(error.strerror))
+        problem = settings.problem("http_address", settings.http_address, why_not(error))
         raise SystemExit(problem) from None
     metrics_server = _open_metrics(settings)
     server = _Server(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import dataclasses
 from pathlib import Path
 from typing import Any, Final
 
-from inference_service.families.config_file import read_config
-from inference_service.sampling import SamplingOptions
+from inference_service.families.config_file import Section, SpecError, read_config
+from inference_service.sampling import RANGES, SamplingOptions
 from inference_service.settings import ServiceSettings
 from inference_service.text.decisions.wording import PROMPT_FORMATS
 
@@ -20,13 +19,17 @@ _MODEL_SETTINGS: Final = ("temperature", "top_p", "top_k", "repetition_penalty")
 
 
 def model_defaults(directory: Path) -> SamplingOptions:
-    """Reads generation_config.json; `do_sample: false` means greedy."""
+    """Reads generation_config.json; `do_sample: false` means greedy.
+
+    Raises:
+        SpecError: A setting has a value with which no request could be answered.
+    """
     path = directory / "generation_config.json"
-    values: Mapping[str, Any] = read_config(path).values if path.is_file() else {}
+    config = read_config(path) if path.is_file() else Section(path.name, {})
     options = SamplingOptions.read(
-        lambda name: values.get(name) if name in _MODEL_SETTINGS else None
+        lambda name: _setting(config, name) if name in _MODEL_SETTINGS else None
     )
-    if values.get("do_sample") is False:
+    if config.values.get("do_sample") is False:
         return dataclasses.replace(options, temperature=0.0)
     return options
 
@@ -46,6 +49,17 @@ def decision_prompt_format(directory: Path) -> int:
             f" {', '.join(map(str, PROMPT_FORMATS))}"
         )
     return int(number)
+
+
+def _setting(config: Section, name: str) -> Any:
+    value, limits = config.values.get(name), RANGES[name]
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or value not in limits:
+        expected = f"a number from {limits.minimum:g} to {limits.maximum:g}"
+        raise SpecError(f"{config.where}: {name} must be {expected}, not {value!r}")
+    return int(value) if name == "top_k" else value
 
 
 def operator_defaults(settings: ServiceSettings) -> SamplingOptions:

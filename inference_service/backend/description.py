@@ -53,9 +53,10 @@ def describe(
         coordinate_convention=_CONVENTIONS[model.box_notation],
         url_schemes=tuple(FetchPolicy.from_settings(settings).url_schemes),
         features=_features(model),
-        parts=size.parts,
+        # A fine-tuned head makes a model larger than its configuration says.
+        parts=ready.parts if ready else size.parts,
         memory=MemoryNeed(
-            weight_bytes=size.weight_bytes,
+            weight_bytes=ready.weight_bytes if ready else size.weight_bytes,
             kv_bytes_per_token=size.kv_bytes_per_token,
             kv_cache_bytes=cache_tokens * size.kv_bytes_per_token,
         ),

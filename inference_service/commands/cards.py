@@ -38,7 +38,14 @@ _MIB = {
     "rtx-6000-ada": 49140,
     "rtx-pro-6000": 97887,
 }
-"""`memory.total` of nvidia-smi in MiB."""
+"""`memory.total` of nvidia-smi in MiB, as drivers since 470 report it; CUDA has some hundred MiB less.
+
+Compared with published output of nvidia-smi: T4, L4, A10, L40S, A100 and H100 in github.com/modal-labs/modal-client,
+pull request 2797; A800 in github.com/vllm-project/vllm, issue 41519; RTX 4090 in github.com/RLinf/RLinf, issue 255; RTX
+5090 in github.com/noonghunna/club-3090, issue 1261; RTX 3060 in github.com/geerlingguy/raspberry-pi-pcie-devices, issue
+790; the others in logs in public repositories. Data-centre cards have ECC on, which takes a part of GDDR memory; RTX
+A6000 and RTX 6000 Ada have it off, and 46068 MiB with it. The RTX 3080 is the one with 10 GB.
+"""
 _NOISE = re.compile(r"nvidia|geforce|tesla|sxm\d?|pcie|hbm\d?e?|[\s_-]+")
 _NAMES = {_NOISE.sub("", name): name for name in _MIB} | {
     # Names with the size that the plain name already means.

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import os
 from pathlib import Path
 import sys
+from typing import Any
 
 import grpc
 
 from inference_service.commands.converse import HELP, converse
 from inference_service.commands.dialogue import Dialogue
-from inference_service.commands.draw import DrawError
+from inference_service.commands.draw import DrawError, check_drawing, require_local_image
 from inference_service.commands.image_words import ImageWordError, read_image_word
+from inference_service.commands.sampling_words import read_sampling
 from qwenvl import Client, Error
 from qwenvl.addresses import check_target
 from qwenvl.command_line import EXAMPLES
@@ -66,10 +68,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--model", help="served model name (default: the service's canonical name)")
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument(
-        "--temperature", type=float, help="sampling temperature (default: the service's)"
+        "--temperature",
+        type=_sampling("temperature"),
+        metavar="X",
+        help="sampling temperature (default: the service's)",
     )
     parser.add_argument(
-        "--max-tokens", type=int, help="maximum tokens per answer (default: the service's)"
+        "--max-tokens",
+        type=_sampling("max_tokens"),
+        metavar="N",
+        help="maximum tokens per answer (default: the service's)",
     )
     parser.add_argument(
         "--draw",
@@ -83,6 +91,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run)
 
 
+def _sampling(name: str) -> Callable[[str], Any]:
+    """Reads a sampling setting from the command line."""
+
+    def read(text: str) -> Any:
+        try:
+            return read_sampling(name, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
 def run(flags: Mapping[str, object]) -> int:
     """Runs the command; returns the exit status."""
     options = argparse.Namespace(**flags)
@@ -90,10 +110,13 @@ def run(flags: Mapping[str, object]) -> int:
     try:
         _check_target(options.grpc_target)
         with Client(options.grpc_target, api_key=_api_key(options.api_key_file)) as client:
+            check_drawing(draw=options.draw, font=options.font)
             dialogue = _dialogue(client, options)
             images = [image for word in options.image for image in read_image_word(word)]
             if options.question is None:
                 return converse(dialogue, images, lambda error: reason(error, options.grpc_target))
+            if options.draw is not None:
+                require_local_image(images)
             for image in images:
                 dialogue.attach(image)
             return dialogue.ask(_decodable(options.question))
@@ -159,4 +182,6 @@ def reason(error: Exception, target: str) -> str:
         if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
             return f"no service is reachable at {target}; start one with: qwenvl serve"
         return error.message or str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -124,6 +124,10 @@ def _run(flags: Mapping[str, object]) -> int:
                 f"exceeds the model's context window of {window} tokens",
             )
         )
+    is_assumed = bool(flags["gpu"] or flags["gpu_memory"])
+    if settings.device == "cpu" and is_assumed:
+        text = "is no GPU, but --gpu or --gpu-memory assumes one; leave one of them out"
+        return _usage(settings.problem("device", "cpu", text))
     devices = _Devices.of(flags, settings)
     device = devices.asked
     if device is None:
@@ -136,6 +140,8 @@ def _run(flags: Mapping[str, object]) -> int:
         print(json.dumps(asked.as_json() | {"command": command}))
     else:
         print(*asked.lines, sep="\n")
+        if best is None and is_assumed and not devices.fixed:
+            print(f"nor does it fit on {_MAX_GPUS} such GPUs")
         if best is not None and command is not None:
             if not asked.fits:
                 print(f"it fits on {best.device.count} such GPUs:")
@@ -189,8 +195,8 @@ class _Devices:
             count = len(settings.device.split(","))
 
             def assumed(count: int) -> Device:
-                several = name if count == 1 else f"{count} {name}s"
-                return Device(name=several, is_gpu=True, total_bytes=count * size, count=count)
+                one = Device(name=name, is_gpu=True, total_bytes=size)
+                return Device.together([one] * count, f"{count} {name}s")
 
             return cls(assumed(count), named, assumed)
 

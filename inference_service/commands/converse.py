@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import glob
 import os
 from pathlib import Path
 import re
 import sys
-from typing import Any, get_type_hints
 
 from inference_service.commands.dialogue import Dialogue
-from inference_service.commands.draw import DrawError
+from inference_service.commands.draw import DrawError, check_drawing
 from inference_service.commands.image_words import Image, ImageWordError, read_image_words
-from inference_service.sampling import Sampling
+from inference_service.commands.sampling_words import NAMES, read_sampling
 from qwenvl import Error
 
 
@@ -33,15 +32,6 @@ _COMMANDS = {
 }
 _WORD = re.compile(r"/[a-z]+")
 _BLOCK = '"""'
-_SWITCH = {"true": True, "on": True, "false": False, "off": False}
-_PARSERS: Mapping[Any, Callable[[str], Any]] = {
-    int: int,
-    float: float,
-    bool: _SWITCH.__getitem__,
-}
-_SAMPLING = {
-    name: _PARSERS[kind] for name, kind in get_type_hints(Sampling).items() if kind in _PARSERS
-}
 _OTHER_SETTINGS = ("system", "draw", "font")
 
 Reason = Callable[[Exception], str]
@@ -114,7 +104,7 @@ class _Conversation:
         """Attaches an image and says so, or why not."""
         try:
             _say(self._dialogue.attach_checked(image))
-        except (Error, OSError) as error:
+        except (Error, ImageWordError, OSError) as error:
             _say(f"not attached: {self._reason(error)}")
 
     def _image(self, rest: str) -> None:
@@ -141,8 +131,8 @@ class _Conversation:
         name = name.lstrip("-").replace("-", "_").lower()
         if not name:
             self._show_settings()
-        elif name not in (*_SAMPLING, *_OTHER_SETTINGS):
-            _say(f"unknown setting {name}; there are: {' '.join((*_SAMPLING, *_OTHER_SETTINGS))}")
+        elif name not in (*NAMES, *_OTHER_SETTINGS):
+            _say(f"unknown setting {name}; there are: {' '.join((*NAMES, *_OTHER_SETTINGS))}")
         elif not value:
             _say(f"name a value: /set {name} VALUE, or none")
         else:
@@ -152,21 +142,24 @@ class _Conversation:
         dialogue = self._dialogue
         if name in _OTHER_SETTINGS:
             is_file = value is not None and name != "system"
-            setattr(dialogue, name, Path(str(value)).expanduser() if is_file else value)
+            chosen = Path(str(value)).expanduser() if is_file else value
+            if isinstance(chosen, Path):
+                check_drawing(**{name: chosen})
+            setattr(dialogue, name, chosen)
             if name == "system":
                 _say("the system message holds from the next conversation on: /new starts one")
         elif value is None:
             dialogue.sampling.pop(name, None)
         else:
             try:
-                dialogue.sampling[name] = _SAMPLING[name](value)
-            except (ValueError, KeyError):
-                _say(f"{name} cannot be {value}")
+                dialogue.sampling[name] = read_sampling(name, value)
+            except ValueError as error:
+                _say(str(error))
                 return
         _say(f"{name} {'none' if value is None else value}")
 
     def _show_settings(self) -> None:
-        for name in (*_SAMPLING, *_OTHER_SETTINGS):
+        for name in (*NAMES, *_OTHER_SETTINGS):
             value = getattr(self._dialogue, name, None) if name in _OTHER_SETTINGS else None
             value = self._dialogue.sampling.get(name, value)
             _say(f"{name} {'none' if value is None else value}")

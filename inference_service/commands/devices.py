@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-import os
 from pathlib import Path
 import shutil
 import subprocess
+
+from inference_service.process_memory import machine_bytes
 
 
 _QUERY = ("--query-gpu=name,memory.total,memory.used", "--format=csv,noheader,nounits")
 _TIMEOUT_S = 20.0
 # Device files of drivers that have no nvidia-smi: of NVIDIA's small boards, of WSL, of AMD.
 _OTHER_DRIVERS = ("nvidiactl", "nvmap", "dxg", "kfd")
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device, or several GPUs as one, and its memory in bytes; `used_bytes` is in use by other processes."""
+    """A device and its memory in bytes; `used_bytes` is in use by other processes.
+
+    Several GPUs are one device, with their memory together; `gpus` has each of them.
+    """
 
     name: str
     is_gpu: bool
     total_bytes: int
     used_bytes: int = 0
-    count: int = 1
+    gpus: tuple[Device, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """The number of GPUs that it is; 1 for a CPU."""
+        return max(1, len(self.gpus))
+
+    @classmethod
+    def together(cls, gpus: Sequence[Device], name: str | None = None) -> Device:
+        """Several GPUs as one device, or one as itself."""
+        if len(gpus) == 1:
+            return gpus[0]
+        return cls(
+            name=name or " + ".join(gpu.name for gpu in gpus),
+            is_gpu=True,
+            total_bytes=sum(gpu.total_bytes for gpu in gpus),
+            used_bytes=sum(gpu.used_bytes for gpu in gpus),
+            gpus=tuple(gpus),
+        )
 
 
 def find_device(wanted: str, environ: Mapping[str, str]) -> Device | None:
@@ -43,13 +64,7 @@ def find_device(wanted: str, environ: Mapping[str, str]) -> Device | None:
     found = [gpu for gpu in gpus if gpu is not None]
     if len(found) < len(gpus):
         return _cpu() if wanted == "auto" else None
-    return Device(
-        name=" + ".join(gpu.name for gpu in found),
-        is_gpu=True,
-        total_bytes=sum(gpu.total_bytes for gpu in found),
-        used_bytes=sum(gpu.used_bytes for gpu in found),
-        count=len(found),
-    )
+    return Device.together(found)
 
 
 def may_exist(wanted: str, environ: Mapping[str, str]) -> bool:
@@ -87,8 +102,4 @@ def _gpu(index: int, visible: str | None) -> Device | None:
 
 
 def _cpu() -> Device:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
-    if limit.isdigit():
-        total = min(total, int(limit))
-    return Device(name="cpu", is_gpu=False, total_bytes=total)
+    return Device(name="cpu", is_gpu=False, total_bytes=machine_bytes())

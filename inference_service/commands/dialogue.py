@@ -10,14 +10,23 @@ import sys
 import time
 from typing import Any
 
-from inference_service.commands.draw import DrawError, draw_boxes, image_size, open_image
-from inference_service.commands.image_words import Image
+from inference_service.commands.draw import (
+    DrawError,
+    draw_boxes,
+    image_size,
+    open_image,
+    require_local_image,
+)
+from inference_service.commands.image_words import Image, ImageWordError
 from qwenvl import Client
 from qwenvl.images import image as image_of
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.interrupts import INTERRUPTED
+
+
+_SHOWN_CHARACTERS = 80
 
 
 @dataclass(slots=True)
@@ -89,9 +98,14 @@ class Dialogue:
         """Adds an image to the next question.
 
         Raises:
+            ImageWordError: The file is empty or too large, or the URL is malformed.
             OSError: The file cannot be read.
         """
-        attached = _Attached(image, message_pb.Part(image=image_of(image)))
+        try:
+            part = message_pb.Part(image=image_of(image))
+        except ValueError as error:
+            raise ImageWordError(f"{str(image)[:_SHOWN_CHARACTERS]}: {error}") from None
+        attached = _Attached(image, part)
         self._attached.append(attached)
         return attached
 
@@ -103,6 +117,7 @@ class Dialogue:
 
         Raises:
             Error: The service refuses the image, or is unreachable.
+            ImageWordError: As `attach`.
             OSError: The file cannot be read.
         """
         attached = self.attach(image)
@@ -178,13 +193,12 @@ class Dialogue:
         return status, answer, found
 
     def _draw(self, out: Path, found: Sequence[usage_pb.Grounding]) -> int:
-        if not isinstance(self._shown, Path):
-            raise DrawError("--draw needs a local image file as the last image")
+        shown = require_local_image([self._shown])
         if not found:
             print("The answer contains no boxes; nothing was drawn.", file=sys.stderr)
             return 1
         limits = self.client.models()[0].image_limits
-        image = open_image(self._shown, exif_transposed=limits.exif_transposed)
+        image = open_image(shown, exif_transposed=limits.exif_transposed)
         drawn, legend = draw_boxes(image, found, self.font)
         try:
             drawn.save(out)

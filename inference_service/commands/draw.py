@@ -6,15 +6,19 @@ Runs Pillow in the process of the command: the images are the user's own files.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import math
 from pathlib import Path
 import shutil
 import string
 import subprocess
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
+from inference_service.errors import ServiceError
+from inference_service.media.decode import decode_rgb
+from inference_service.media.images import DecodeLimits
+from inference_service.model_spec import ImagePolicy
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 
 
@@ -24,6 +28,17 @@ _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#
 _MIN_FONT_SIZE = 15
 _NO_CHARACTER = "\U0010fffe"
 _TIMEOUT_S = 20.0
+_LIMITS = DecodeLimits(max_bytes=2**30, max_pixels=Image.MAX_IMAGE_PIXELS or 2**26)
+_POLICY = ImagePolicy(
+    patch_size=1,
+    merge_size=1,
+    temporal_patch_size=1,
+    min_pixels=1,
+    max_pixels=1,
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+)
+"""The model's rules for sizes do not matter here."""
 
 
 class DrawError(Exception):
@@ -41,12 +56,16 @@ class Mark:
 
 
 def plan(found: Sequence[usage_pb.Grounding], width: int, height: int) -> list[Mark]:
-    """The marks for these boxes on an image of this size in pixels."""
+    """The marks for these boxes on an image of this size in pixels; what is outside of it is drawn at its edge.
+
+    Raises:
+        DrawError: A coordinate is not a number.
+    """
     font_size = max(math.isqrt(width * height) // 30, _MIN_FONT_SIZE)
     return [
         Mark(
-            edges=(int(g.box.x_min), int(g.box.y_min), int(g.box.x_max), int(g.box.y_max)),
-            label=g.label,
+            edges=_edges(g.box, width, height),
+            label=_printed(g.label),
             font_size=font_size,
             line_width=max(font_size / 4, 1.0),
         )
@@ -54,18 +73,72 @@ def plan(found: Sequence[usage_pb.Grounding], width: int, height: int) -> list[M
     ]
 
 
+def check_drawing(draw: Path | None = None, font: Path | None = None) -> None:
+    """Checks the files of a drawing before there is an answer to draw.
+
+    Args:
+        draw: The file to write.
+        font: The font of the labels.
+
+    Raises:
+        DrawError: One cannot be used; the message says why.
+    """
+    if font is not None:
+        Fonts.load("", _MIN_FONT_SIZE, font)
+    if draw is None:
+        return
+    if Image.registered_extensions().get(draw.suffix.lower()) not in Image.SAVE:
+        raise DrawError(f"{draw}: name a file that ends with .png, .jpg or .webp")
+    if draw.is_dir() or not draw.parent.is_dir():
+        what = "is a directory" if draw.is_dir() else f"there is no directory {draw.parent}"
+        raise DrawError(f"{draw}: {what}")
+
+
+def require_local_image(images: Sequence[object]) -> Path:
+    """The image to draw on, the last one.
+
+    Raises:
+        DrawError: There is none, or it is a URL.
+    """
+    last = images[-1] if images else None
+    if not isinstance(last, Path):
+        raise DrawError("--draw needs a local image file as the last image")
+    return last
+
+
+def _edges(box: usage_pb.BoundingBox, width: int, height: int) -> tuple[int, int, int, int]:
+    corners = (box.x_min, box.y_min, box.x_max, box.y_max)
+    if not all(map(math.isfinite, corners)):
+        raise DrawError(f"the service sent a box without coordinates: {corners}")
+    left, top, right, bottom = (
+        int(min(max(value, 0), limit))
+        for value, limit in zip(corners, (width, height, width, height), strict=True)
+    )
+    return min(left, right), min(top, bottom), max(left, right), max(top, bottom)
+
+
+def _printed(label: str) -> str:
+    """A label in one line, without control characters."""
+    return "".join(c for c in " ".join(label.split()) if c.isprintable())
+
+
 def open_image(path: Path, *, exif_transposed: bool) -> Image.Image:
-    """Opens an image as RGB with the orientation that the service uses.
+    """Opens an image as the service does: RGB, with its orientation, and with all values scaled.
+
+    Args:
+        path: The file.
+        exif_transposed: The family applies the orientation in EXIF data; those that do put transparent images on white.
 
     Raises:
         DrawError: It cannot be read.
     """
+    policy = replace(_POLICY, exif_transpose=exif_transposed, white_background=exif_transposed)
     try:
-        with Image.open(path) as image:
-            turned = ImageOps.exif_transpose(image) if exif_transposed else image
-            return turned.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DrawError(f"{path}: cannot be read as an image") from error
+        return decode_rgb(path.read_bytes(), policy=policy, limits=_LIMITS, field="")
+    except OSError as error:
+        raise DrawError(f"{path}: {error.strerror}") from error
+    except ServiceError as error:
+        raise DrawError(f"{path}: {error.message}") from error
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
@@ -73,7 +146,7 @@ def image_size(path: Path) -> tuple[int, int] | None:
     try:
         with Image.open(path) as image:
             return image.size
-    except (OSError, Image.DecompressionBombError):
+    except Exception:  # noqa: BLE001 - parsers may raise anything; what the file is, the service tells
         return None
 
 
@@ -95,6 +168,8 @@ def draw_boxes(
     """
     canvas = image.copy()
     marks = plan(found, *image.size)
+    if not marks:
+        return canvas, {}
     brush = ImageDraw.Draw(canvas)
     labels = list(dict.fromkeys(mark.label for mark in marks if mark.label))
     fonts = Fonts.load("".join(labels), marks[0].font_size, font_file)

@@ -19,8 +19,10 @@ def read_image_word(word: str) -> list[Image]:
     """The image that one argument of a command line names.
 
     Raises:
-        ImageWordError: It is a `file://` URL of another machine.
+        ImageWordError: It is empty, or a `file://` URL of another machine.
     """
+    if not word.strip():
+        raise ImageWordError("the name of an image is empty")
     return [_image(word)]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 import errno
+import os
 from pathlib import Path
 import re
 import socket
@@ -54,6 +55,32 @@ def reserve(addresses: Mapping[str, Address]) -> dict[str, Address]:
             taken[port] = name
             reserved[name] = Address(address.host, port)
     return reserved
+
+
+@contextmanager
+def claimed(addresses: Mapping[str, Address]) -> Iterator[None]:
+    """Keeps every other `qwenvl serve` of this user from the same addresses. Linux only.
+
+    Seconds pass between the check of the ports and their opening: of two programs that start together, each would get
+    some of them, and both would end.
+
+    Args:
+        addresses: The address of each setting, with its port.
+
+    Raises:
+        PortProblem: Another one has claimed an address.
+    """
+    with ExitStack() as stack:
+        for name, address in addresses.items():
+            claim = stack.enter_context(socket.socket(socket.AF_UNIX))
+            try:
+                # In the abstract namespace: nothing is left behind, whatever becomes of this process.
+                claim.bind(f"\0qwenvl-serve/{os.getuid()}/{address}")
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    text = f"another `qwenvl serve` is starting on port {address.port}; choose another port"
+                    raise PortProblem(name, address, text) from None
+        yield
 
 
 def _reason(error: OSError, port: int, other: str | None) -> str:

@@ -16,7 +16,9 @@ from inference_service.families.footprint import (
     largest_media_tokens,
     usable_bytes,
 )
+from inference_service.families.placement import place_layers
 from inference_service.families.registry import FAMILIES
+from inference_service.families.tables import layer_parameters
 from inference_service.model_spec import DTYPE_BYTES, ModelSpec, resolve_dtype_name
 from inference_service.settings import ServiceSettings
 
@@ -40,6 +42,7 @@ class Assessment:
         device: The device.
         usable_bytes: Memory of the device that may be used.
         room: What the KV cache holds.
+        by_setting: The operator has set the size of the cache.
     """
 
     model: Footprint
@@ -47,6 +50,7 @@ class Assessment:
     device: Device
     usable_bytes: int
     room: Capacity
+    by_setting: bool = False
 
     @property
     def fits(self) -> bool:
@@ -60,6 +64,8 @@ class Assessment:
             return "fits"
         if self.usable_bytes < self.model.weight_bytes:
             return f"does not fit: the weights alone take {show_size(self.model.weight_bytes)}"
+        if self.by_setting:
+            return f"does not fit: --num-kv-pages holds {self.room.cache_tokens} tokens"
         return "does not fit: too little memory is left for the KV cache; reduce --encoder-cache-tokens"
 
     @property
@@ -109,8 +115,46 @@ def assess(spec: ModelSpec, device: Device, settings: ServiceSettings) -> Assess
     cache_bytes = usable - model.weight_bytes - other
     if not device.is_gpu:
         cache_bytes = min(cache_bytes, settings.cpu_kv_cache_mib * 2**20)
+    elif device.count > 1:
+        cache_bytes = min(cache_bytes, _placed_cache_bytes(model, spec, device, settings))
+    if settings.num_kv_pages is not None:
+        cache_bytes = settings.num_kv_pages * settings.kv_page_size * model.kv_bytes_per_token
     room = capacity(model, cache_bytes, settings.max_model_len)
-    return Assessment(model=model, other_bytes=other, device=device, usable_bytes=usable, room=room)
+    return Assessment(
+        model=model,
+        other_bytes=other,
+        device=device,
+        usable_bytes=usable,
+        room=room,
+        by_setting=settings.num_kv_pages is not None,
+    )
+
+
+def _placed_cache_bytes(
+    model: Footprint, spec: ModelSpec, device: Device, settings: ServiceSettings
+) -> int:
+    """Bytes of the KV cache on several GPUs: each has whole layers, and the one with least room limits the pages."""
+    value_bytes = DTYPE_BYTES[model.dtype]
+    layers, layer_bytes = spec.decoder.num_layers, layer_parameters(spec) * value_bytes
+    page_bytes = settings.kv_page_size * model.kv_bytes_per_token
+    try:
+        placement = place_layers(
+            [gpu.name for gpu in device.gpus],
+            [
+                usable_bytes(gpu.total_bytes, gpu.used_bytes, settings.gpu_memory_utilization)
+                - STEP_RESERVE_BYTES
+                for gpu in device.gpus
+            ],
+            num_layers=layers,
+            layer_bytes=layer_bytes,
+            other_bytes=model.weight_bytes
+            - layers * layer_bytes
+            + encoder_cache_bytes(spec, settings.encoder_cache_tokens, value_bytes),
+            page_bytes=page_bytes // layers,
+        )
+    except ValueError:
+        return 0
+    return placement.pages * page_bytes
 
 
 def _other_bytes(model: Footprint, spec: ModelSpec, settings: ServiceSettings) -> int:

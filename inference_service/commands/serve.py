@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 import os
 from pathlib import Path
 import subprocess
@@ -16,9 +16,10 @@ from inference_service.commands.banner import Banner
 from inference_service.commands.console import Console
 from inference_service.commands.devices import find_device, may_exist
 from inference_service.commands.pair import Pair, child_command
-from inference_service.commands.ports import PortProblem, reserve
+from inference_service.commands.ports import PortProblem, claimed, reserve
 from inference_service.commands.report import assess
 from inference_service.families.registry import load_spec
+from inference_service.families.size_limits import SizeError, Sizes, check_sizes
 from inference_service.hub.resolve import (
     ModelNotFound,
     hub_names,
@@ -101,13 +102,18 @@ def run(flags: Mapping[str, object]) -> int:
     with ending_at_once():
         plan = _plan(flags)
     banner = Banner(plan.addresses, api_key_file=plan.settings.api_key_file)
-    return Pair(
+    pair = Pair(
         plan.environment,
         plan.addresses,
         drain_s=plan.settings.drain_timeout_s,
         console=plan.console,
         banner=banner.lines,
-    ).run()
+    )
+    try:
+        with claimed(plan.addresses):
+            return pair.run()
+    except PortProblem as problem:
+        raise SystemExit(_problem(problem)) from None
 
 
 def _plan(flags: Mapping[str, object]) -> _Plan:
@@ -203,8 +209,11 @@ def _reserve(settings: ServiceSettings, http_address: Address) -> dict[str, Addr
     try:
         return reserve(addresses)
     except PortProblem as problem:
-        shown = str(problem.address)
-        raise SystemExit(ServiceSettings.problem(problem.name, shown, str(problem))) from None
+        raise SystemExit(_problem(problem)) from None
+
+
+def _problem(problem: PortProblem) -> str:
+    return ServiceSettings.problem(problem.name, str(problem.address), str(problem))
 
 
 def _environment(
@@ -221,8 +230,6 @@ def _environment(
             environment[ENV_PREFIX + name.upper()] = text
     if not environment.get(ENV_PREFIX + "GRPC_TARGET"):
         environment[ENV_PREFIX + "GRPC_TARGET"] = f"dns:///{addresses['grpc_address'].local()}"
-    # The C core writes to standard error in a format of its own; what it tells is in the errors of the calls.
-    environment.setdefault("GRPC_VERBOSITY", "NONE")
     return environment
 
 
@@ -233,14 +240,17 @@ def _as_text(value: object) -> str:
 def _check_adapter(environment: Mapping[str, str]) -> None:
     """Lets the adapter check its own settings; this program knows only those it has as flags."""
     command = [*child_command("rest_adapter"), "--check-settings"]
-    result = subprocess.run(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        result = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise SystemExit(f"cannot start a process ({command[0]}): {error.strerror}") from None
     if result.returncode:
         raise SystemExit(result.stderr.strip())
 
@@ -266,5 +276,19 @@ def _report(spec: ModelSpec, settings: ServiceSettings, console: Console) -> Non
         text = f"exceeds the model's context window of {window} tokens"
         raise SystemExit(settings.problem("max_model_len", wanted, text))
     device = find_device(settings.device, os.environ)
-    if device is not None:
-        console.say(*assess(spec, device, settings).lines)
+    if device is None:
+        return
+    found = assess(spec, device, settings)
+    try:
+        check_sizes(
+            spec,
+            found.model.dtype,
+            Sizes(**{field.name: getattr(settings, field.name) for field in fields(Sizes)}),
+            device=device.name,
+            device_bytes=found.usable_bytes,
+            on_gpu=device.is_gpu,
+        )
+    except SizeError as error:
+        problem = settings.problem(error.setting, error.value, error.text)
+        raise SystemExit(problem) from None
+    console.say(*found.lines)

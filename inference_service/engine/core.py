@@ -20,6 +20,7 @@ from inference_service.engine.loader import load_model
 from inference_service.engine.memory import (
     count_kv_pages,
     plan_placement,
+    refuse_impossible_sizes,
     resolve_devices,
     resolve_dtype,
     resolve_max_model_len,
@@ -101,6 +102,7 @@ class EngineCore:
         dtype = resolve_dtype(config.dtype, spec.checkpoint_dtype, devices[0])
         if config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads)
+        refuse_impossible_sizes(config, spec, devices, dtype)
         placement = plan_placement(config, spec, devices, dtype)
         model = load(model_dir, dtype=dtype, device=devices[0], placement=placement)
         num_pages = count_kv_pages(config, model)

@@ -13,12 +13,12 @@ import time
 import torch
 
 from inference_service.families.family import TensorEntry
+from inference_service.families.placement import Placement
 from inference_service.families.registry import family_of, load_spec
 from inference_service.families.tables import tensor_table
 from inference_service.kernels.ops import REFERENCE, Ops, choose_ops
 from inference_service.model_spec import DTYPE_BYTES, ModelSpec
 from inference_service.models.checkpoint import LoadError, StoredTensor, open_checkpoint
-from inference_service.models.placement import Placement
 from inference_service.models.vision_language import VisionLanguageModel
 
 

@@ -18,10 +18,12 @@ from inference_service.families.footprint import (
     largest_media_tokens,
     usable_bytes,
 )
+from inference_service.families.placement import Placement, place_layers
+from inference_service.families.size_limits import Sizes, check_sizes
 from inference_service.families.tables import kv_bytes_per_token, layer_parameters, module_parts
 from inference_service.model_spec import DTYPE_BYTES, ModelSpec, resolve_dtype_name
-from inference_service.models.placement import Placement, place_layers
 from inference_service.models.vision_language import VisionLanguageModel
+from inference_service.process_memory import machine_bytes
 
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
@@ -48,6 +50,38 @@ def resolve_devices(name: str) -> tuple[torch.device, ...]:
                 f"device {device} does not exist: torch finds {count} GPUs (check CUDA_VISIBLE_DEVICES)"
             )
     return devices
+
+
+def refuse_impossible_sizes(
+    config: EngineConfig, spec: ModelSpec, devices: Sequence[torch.device], dtype: torch.dtype
+) -> None:
+    """Refuses sizes that the memory of the devices cannot hold; see `check_sizes`.
+
+    Raises:
+        SizeError: One is too large.
+    """
+    on_gpu = all(device.type == "cuda" for device in devices)
+    sizes = Sizes(
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        kv_page_size=config.page_size,
+        num_kv_pages=config.num_kv_pages,
+        cpu_kv_cache_mib=config.cpu_kv_cache_bytes // 2**20,
+        encoder_cache_tokens=config.encoder_cache_tokens,
+    )
+    check_sizes(
+        spec,
+        str(dtype).removeprefix("torch."),
+        sizes,
+        device=",".join(map(str, devices)),
+        device_bytes=(
+            sum(_permitted_bytes(config, device) for device in devices)
+            if on_gpu
+            else machine_bytes()
+        ),
+        on_gpu=on_gpu,
+    )
 
 
 def plan_placement(

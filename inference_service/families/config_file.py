@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_service.model_spec import DTYPE_BYTES
+from inference_service.text.broken_files import what_is_wrong
 
 
 _LAYERS = ("num_hidden_layers", "num_layers", "depth", "layers")
@@ -125,7 +126,7 @@ def read_config(path: Path) -> Section:
     except OSError as error:
         raise SpecError(f"{path.name} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # broken JSON, or bytes that are not UTF-8
-        raise SpecError(f"{path.name} is not valid JSON") from error
+        raise SpecError(what_is_wrong(path, "valid JSON", error)) from error
     if not isinstance(values, dict):
         raise SpecError(f"{path.name} must contain a JSON object")
     return Section(path.name, values)

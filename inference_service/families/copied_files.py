@@ -72,6 +72,15 @@ def base_model(model_dir: Path) -> str | None:
     return None
 
 
+def _named_base(model_dir: Path) -> str:
+    """The directory that an adapter names as its base model; empty = none."""
+    try:
+        value = read_config(model_dir / ADAPTER_FILE).values.get("base_model_name_or_path")
+    except SpecError:
+        return ""
+    return value if isinstance(value, str) and value.isprintable() else ""
+
+
 def refuse_adapter(model_dir: Path) -> None:
     """Raises for a LoRA adapter, alone or beside weights to which it may or may not have been added.
 
@@ -80,7 +89,7 @@ def refuse_adapter(model_dir: Path) -> None:
     """
     if not (model_dir / ADAPTER_FILE).is_file():
         return
-    base = base_model(model_dir) or "its base model"
+    base = base_model(model_dir) or _named_base(model_dir) or "its base model"
     advice = f"merge it into {base} (PeftModel.merge_and_unload, then save_pretrained) and serve the result"
     if (model_dir / "config.json").is_file():
         advice += f"; if the weights here are merged already, remove {ADAPTER_FILE}"

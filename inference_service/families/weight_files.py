@@ -6,7 +6,7 @@ choice serves a directory and the listing of a hub's repository.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 import json
 from pathlib import Path
@@ -15,6 +15,7 @@ import struct
 
 from inference_service.families.config_file import SpecError, read_config
 from inference_service.model_spec import DTYPE_BYTES
+from inference_service.text.broken_files import what_is_wrong
 
 
 FORMATS = (
@@ -24,6 +25,24 @@ FORMATS = (
 """(single file, index of several files) of each format, the preferred one first; the single file takes precedence."""
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
+_FSDP = "pytorch_model_fsdp"
+"""Beginning of the name of a file or directory."""
+_WITHOUT_WEIGHTS: Sequence[tuple[Callable[[str], bool], str]] = (
+    (
+        lambda name: name in ("adapter_model.safetensors", "adapter_model.bin"),
+        "a LoRA adapter ({}): merge it into its base model",
+    ),
+    (lambda name: name == "zero_to_fp32.py", "states of DeepSpeed: convert them with {}"),
+    (
+        lambda name: name.endswith(".distcp") or name.startswith(_FSDP),
+        "states of FSDP ({}): convert them with `accelerate merge-weights`",
+    ),
+    (
+        lambda name: name.lower().endswith(".gguf"),
+        "GGUF ({}), which is not supported: serve the safetensors from which it was made",
+    ),
+)
+"""What directories without weights have instead, by names of files, and what to do."""
 _MAX_HEADER_BYTES = 100 * 2**20  # what the safetensors library itself permits
 _DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -84,7 +103,14 @@ def choose_weight_files(
 
 def weight_files(model_dir: Path) -> tuple[Path, ...]:
     """The files that contain the weights of a directory; raises as `choose_weight_files` and `read_shards`."""
-    names = {path.name for path in model_dir.iterdir() if path.is_file()}
+    paths = sorted(model_dir.iterdir())
+    for path in paths:
+        if path.is_symlink() and not path.exists() and path.suffix in (".safetensors", ".bin"):
+            raise WeightFileError(
+                f"{path.name} is a link to {path.readlink()}, which does not exist: the cache was cleared, or the"
+                " directory was moved"
+            )
+    names = {path.name for path in paths if path.is_file() or path.name.startswith(_FSDP)}
     chosen = choose_weight_files(names, lambda index: read_shards(model_dir / index))
     return tuple(model_dir / name for name in chosen)
 
@@ -120,7 +146,7 @@ def read_header(path: Path) -> dict[str, StoredHeader]:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES
         if length >= min(size, _MAX_HEADER_BYTES):
-            raise WeightFileError(f"{path.name} is truncated or not a safetensors file")
+            raise WeightFileError(what_is_wrong(path, "a whole safetensors file"))
         text = file.read(length)
     try:
         tensors = {
@@ -170,10 +196,9 @@ def _complete_set(single: str, names: Collection[str]) -> tuple[str, ...]:
 
 
 def _no_weights(names: Collection[str]) -> str:
-    if "adapter_model.safetensors" in names or "adapter_model.bin" in names:
-        return "there are no weights, only a LoRA adapter: merge it into its base model"
-    if "zero_to_fp32.py" in names:
-        return "there are no weights, only states of DeepSpeed: convert them with zero_to_fp32.py"
+    for is_there, why in _WITHOUT_WEIGHTS:
+        if found := next(filter(is_there, sorted(names)), None):
+            return f"there are no weights, only {why.format(found)}"
     listed = sorted(
         name for name in names if name.endswith(".safetensors") or _SHARD.fullmatch(name)
     )

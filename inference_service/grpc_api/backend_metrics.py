@@ -21,6 +21,7 @@ from inference_service.backend.base import Backend, BackendInfo, BackendState, L
 from inference_service.measures import DURATION_BOUNDS_S, DeviceMemory, Durations
 from inference_service.metrics.exposition import exposed
 from inference_service.settings import ServiceSettings
+from qwenvl.addresses import why_not
 from qwenvl.observability.metrics_server import MetricsServer
 
 
@@ -39,8 +40,9 @@ def open_metrics(settings: ServiceSettings, backend: Backend) -> MetricsServer:
     registry = exposed(BackendMetrics(backend), name, vllm_names=settings.vllm_metric_names)
     try:
         return MetricsServer(registry, address)
-    except OSError:
-        raise OSError(f"cannot listen on {address}") from None
+    except OSError as error:
+        problem = settings.problem("metrics_address", address, why_not(error))
+        raise OSError(problem) from None
 
 
 class BackendMetrics(Collector):

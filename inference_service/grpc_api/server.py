@@ -26,6 +26,7 @@ from inference_service.grpc_api.model_service import ModelServicer
 from inference_service.grpc_api.reflection import add_reflection
 from inference_service.grpc_api.wire import WireLimits
 from inference_service.settings import ServiceSettings
+from qwenvl.addresses import listen, parse_address, why_not
 from qwenvl.certificates import CertificateFiles, server_credentials
 from qwenvl.inference.v1 import (
     admin_service_pb2,
@@ -116,11 +117,15 @@ class Front:
             self._metrics = open_metrics(settings, self._backend)
             self.ports["metrics"] = self._metrics.port
         self._backend.on_state_change(self._health.on_state)
-        await self._open("grpc", settings.grpc_address, self._add_all, drain=None)
-        if settings.admin_address:
-            await self._open("admin", settings.admin_address, self._add_admin, drain=self.stop)
-        if settings.health_address:
-            await self._open("health", settings.health_address, self._add_health, drain=None)
+        try:
+            await self._open("grpc", settings.grpc_address, self._add_all, drain=None)
+            if settings.admin_address:
+                await self._open("admin", settings.admin_address, self._add_admin, drain=self.stop)
+            if settings.health_address:
+                await self._open("health", settings.health_address, self._add_health, drain=None)
+        except OSError:
+            await self._close_servers(grace_s=0.0)
+            raise
 
     @property
     def stopping(self) -> bool:
@@ -148,10 +153,13 @@ class Front:
             self._backend.close()
         )  # what is still running ends with an error, not with a cut connection
         # The transport may still have to send answers and errors.
-        await asyncio.gather(*(server.stop(grace=1.0) for server in self._servers))
+        await self._close_servers(grace_s=1.0)
+        self._ended.set()
+
+    async def _close_servers(self, grace_s: float) -> None:
+        await asyncio.gather(*(server.stop(grace=grace_s) for server in self._servers))
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
-        self._ended.set()
 
     def hurry(self) -> None:
         """Lets a running `stop` no longer wait for requests."""
@@ -163,6 +171,7 @@ class Front:
         server = grpc.aio.server(
             interceptors=(MetricsInterceptor(), self._interceptor), options=self._options(name)
         )
+        self._servers.append(server)
         add(server, drain)
         credentials = _credentials(self._settings) if name == "grpc" else None
         try:
@@ -172,9 +181,9 @@ class Front:
                 else server.add_secure_port(address, credentials)
             )
         except RuntimeError:
-            raise OSError(f"cannot listen on {address}") from None
+            setting = f"{name}_address"
+            raise OSError(self._settings.problem(setting, address, _refused(address))) from None
         await server.start()
-        self._servers.append(server)
         logger.info("%s listens on %s", name, address)
 
     def _options(self, name: str) -> list[tuple[str, int]]:
@@ -266,6 +275,16 @@ def _interceptor(settings: ServiceSettings, backend: Backend) -> CallInterceptor
         open_limits,
         settings.request_timeout_s,
     )
+
+
+def _refused(address: str) -> str:
+    """Why an address cannot be listened on; gRPC does not tell."""
+    try:
+        for one in listen(parse_address(address)):
+            one.close()
+    except OSError as error:
+        return why_not(error)
+    return "cannot be listened on"
 
 
 def _milliseconds(seconds: float) -> int:

@@ -48,8 +48,8 @@ class ResolvedModel:
 
 
 def is_hub_id(model: str | None) -> bool:
-    """Whether MODEL is the id of a hub repository; an existing directory of that name takes precedence."""
-    return model is not None and not Path(model).is_dir() and bool(_HUB_ID.fullmatch(model))
+    """Whether MODEL is the id of a hub repository; an existing path of that name takes precedence."""
+    return model is not None and not Path(model).exists() and bool(_HUB_ID.fullmatch(model))
 
 
 def resolve_model(
@@ -78,6 +78,8 @@ def resolve_model(
         return ResolvedModel(directory, served_names or (directory.resolve().name,))
     if directory.is_dir():
         raise ModelNotFound(_without_configuration(directory))
+    if directory.is_file():
+        raise ModelNotFound(f"{model} is a file; name the directory of the model")
     if not is_hub_id(model):
         raise ModelNotFound(f"{model} is neither a directory nor a hub id")
     found = HUBS[hub].find(model, revision)
@@ -218,8 +220,12 @@ def _without_configuration(directory: Path) -> str:
     except SpecError as error:
         return str(error)
     text = f"{directory} is not a model directory: it has no config.json"
-    inside = sorted(path.parent.name for path in directory.glob("*/config.json"))
-    return f"{text}; models in it: {', '.join(inside[:10])}" if inside else text
+    for name, what in (("config.json", "models"), (ADAPTER_FILE, "LoRA adapters")):
+        # Trainers nest them: v0-20250101/checkpoint-500.
+        found = (*directory.glob(f"*/{name}"), *directory.glob(f"*/*/{name}"))
+        if inside := sorted(str(path.parent.relative_to(directory)) for path in found):
+            return f"{text}; {what} in it: {', '.join(inside[:10])}"
+    return text
 
 
 def _fetch_configuration(

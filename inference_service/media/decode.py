@@ -96,6 +96,15 @@ def decode_image(
     return processed_image([pixels], original, size, policy)
 
 
+def decode_rgb(
+    data: bytes, *, policy: ImagePolicy, limits: DecodeLimits, field: str
+) -> Image.Image:
+    """The pixels of an image before they are resized; arguments and errors as `decode_image`."""
+    kind, data = recognise(data, limits, field)
+    with refusals(kind, field):
+        return _decode_rgb(data, kind, limits, policy)
+
+
 def decode_video(
     files: Sequence[bytes], fields: Sequence[str], spec: FrameSpec, limits: DecodeLimits
 ) -> tuple[ProcessedImage, ...]:

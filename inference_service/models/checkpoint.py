@@ -107,7 +107,10 @@ def _open_bin(path: Path, stack: ExitStack) -> Iterator[tuple[str, StoredTensor]
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the unpickler may raise anything for an invalid file
-        raise LoadError(f"{path.name} cannot be read as tensors only") from error
+        raise LoadError(
+            f"{path.name} cannot be read as tensors only: it is damaged, or has objects that could run code; save the"
+            " model as safetensors"
+        ) from error
     tensors = state if isinstance(state, dict) else {}
     if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise LoadError(f"{path.name} is not a mapping of names to tensors")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from inference_service.families.placement import Placement
 from inference_service.families.registry import family_of
 from inference_service.kernels.attention import new_kv_cache
 from inference_service.kernels.layers import Linear
@@ -17,7 +18,6 @@ from inference_service.kernels.ops import REFERENCE, Ops
 from inference_service.model_spec import ModelSpec
 from inference_service.models.batch import ForwardBatch, KVCache
 from inference_service.models.decoder import Decoder
-from inference_service.models.placement import Placement
 from inference_service.models.preprocess import Patchifier
 
 

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from inference_service.domain import ChatMessage, ChatRequest, Role, TextPart
 from inference_service.errors import UnsupportedParameterError
 from inference_service.text.limits import MAX_CHARACTERS, too_many_characters
 
 
-def refuse_names(messages: Sequence[ChatMessage]) -> None:
-    """Refuses author names, for a format that has none.
+def with_names_as_text(messages: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
+    """The messages without author names, for a format that has none.
 
-    Raises:
-        UnsupportedParameterError: A message has a name.
+    OpenAI's `name` tells apart participants that share a role. A name that all messages of a role share, or that only
+    repeats the role, tells nothing and is left out; otherwise it is written before the message, as `NAME: `.
     """
-    for index, message in enumerate(messages):
-        if message.name:
-            raise name_error(message.role, index)
-
-
-def name_error(role: Role, index: int) -> UnsupportedParameterError:
-    """The error for a name that the prompt would not contain; `index` is that of its message."""
-    return UnsupportedParameterError(
-        f"The chat format of this model does not render the name of {role.value} messages:"
-        " leave it out, or write the name into the message's text.",
-        field=f"spec.messages[{index}].name",
+    names = defaultdict[Role, set[str]](set)
+    for message in messages:
+        names[message.role].add(_own_name(message))
+    return tuple(
+        _with_name_as_text(message)
+        if len(names[message.role]) > 1 and _own_name(message)
+        else replace(message, name="")
+        for message in messages
     )
+
+
+def _own_name(message: ChatMessage) -> str:
+    """The name of the author, if it says more than the role."""
+    name = message.name.strip()
+    return "" if name.lower() == message.role.value else name
+
+
+def _with_name_as_text(message: ChatMessage) -> ChatMessage:
+    name = TextPart(text=f"{_own_name(message)}: ")
+    first, *rest = message.parts or (TextPart(text=""),)
+    if isinstance(first, TextPart):
+        first = TextPart(text=name.text + first.text)
+        return replace(message, parts=(first, *rest), name="")
+    return replace(message, parts=(name, *message.parts), name="")
 
 
 def refuse_too_long(messages: Sequence[ChatMessage]) -> None:
@@ -68,25 +82,22 @@ def with_one_system_message(messages: Sequence[ChatMessage]) -> tuple[tuple[Chat
 
     Returns:
         The messages, each with its index in `messages`; the first system message's for all of them.
-
-    Raises:
-        UnsupportedParameterError: They have different names, so that one would be lost.
     """
     indexed = [(message, index) for index, message in enumerate(messages)]
     system = [(message, index) for message, index in indexed if message.role is Role.SYSTEM]
     if not system:
         return tuple(indexed)
     first, index = system[0]
-    for message, place in system:
-        if message.name != first.name:
-            raise name_error(Role.SYSTEM, place if message.name else index)
+    parts = [message for message, _ in system]
+    shared = first.name if len({message.name for message in parts}) == 1 else ""
     texts = (
-        "".join(part.text for part in m.parts if isinstance(part, TextPart)) for m, _ in system
+        "".join(part.text for part in m.parts if isinstance(part, TextPart))
+        for m in (parts if shared else with_names_as_text(parts))
     )
     merged = ChatMessage(
         role=Role.SYSTEM,
         parts=(TextPart(text="\n\n".join(filter(None, texts))),),
-        name=first.name,
+        name=shared,
     )
     rest = [(message, place) for message, place in indexed if message.role is not Role.SYSTEM]
     return ((merged, index), *rest)

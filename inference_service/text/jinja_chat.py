@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
-from functools import partial
 import logging
 from typing import Final
 
-from inference_service.domain import ChatMessage, ChatRequest, TextPart, VideoPart
-from inference_service.text.conversation import check_thinking, with_one_system_message
+from inference_service.domain import (
+    ChatMessage,
+    ChatRequest,
+    ImagePart,
+    Part,
+    Role,
+    TextPart,
+    VideoPart,
+)
+from inference_service.text.conversation import (
+    check_thinking,
+    with_names_as_text,
+    with_one_system_message,
+)
 from inference_service.text.guard import SpecialTokenGuard
 from inference_service.text.jinja_template import JinjaTemplate
 from inference_service.text.prompt import WrittenChat
-from inference_service.text.template_check import TemplateCheck
+from inference_service.text.template_check import LeftOut, TemplateCheck
 from inference_service.text.tokenizer import Tokenizer
 
 
@@ -73,6 +84,34 @@ class JinjaChat:
             rendered = self._write_videos(rendered, videos)
         return WrittenChat(token_ids=self._encode(rendered))
 
+    def check(self) -> None:
+        """Tries the template, and warns if it has no images.
+
+        Raises:
+            ValueError: It renders no message of a user, so that every request would fail.
+        """
+        turns = ((Role.USER,), (Role.SYSTEM, Role.USER))
+
+        def problems(*parts: Part) -> list[LeftOut | None]:
+            others = (TextPart(text="x"),)
+            return [
+                self._check.left_out(
+                    [ChatMessage(role=r, parts=parts if r is Role.USER else others) for r in roles]
+                )
+                for roles in turns
+            ]
+
+        found = problems(TextPart(text="x"))
+        if all(found):
+            said = next((problem.reason for problem in found if problem and problem.reason), "")
+            raise ValueError(
+                f"the chat template renders no message of a user{said and f': {said}'}"
+            )
+        if all(problems(ImagePart(), TextPart(text="x"))):
+            _LOG.warning(
+                "the chat template renders no images: requests with images will be refused"
+            )
+
     def with_placeholders(self, token_ids: Sequence[int], field: str) -> Sequence[int]:
         """See `ChatFormat.with_placeholders`: such prompts already have placeholders."""
         del field
@@ -81,26 +120,38 @@ class JinjaChat:
     def _complete(self, request: ChatRequest) -> Sequence[ChatMessage]:
         """The messages in an arrangement that the template renders completely.
 
+        Names that it does not render are written into the texts, and system messages that it leaves out are moved into
+        one at the beginning.
+
         Raises:
-            ServiceError: It would leave something out, also with all system messages as one at the beginning.
+            ServiceError: It would leave something out nevertheless.
         """
-        left_out = partial(
-            self._check.left_out, add_generation_prompt=request.add_generation_prompt
-        )
-        problem = left_out(request.messages)
-        if problem is None:
-            return request.messages
-        indexed = with_one_system_message(request.messages)
-        merged = tuple(message for message, _ in indexed)
-        problem = left_out(merged)
-        if problem is not None:
-            raise problem.error(merged, indexed[problem.message][1])
+        messages: Sequence[ChatMessage] = request.messages
+        places: Sequence[int] = range(len(messages))
+        names_are_text = is_merged = False
+        while problem := self._check.left_out(
+            messages, add_generation_prompt=request.add_generation_prompt
+        ):
+            if problem.kind == "name" and not names_are_text:
+                names_are_text = True
+                messages = with_names_as_text(messages)
+            elif not is_merged:
+                is_merged = True
+                merged = with_one_system_message(messages)
+                messages = [message for message, _ in merged]
+                places = [places[place] for _, place in merged]
+            else:
+                raise problem.error(messages, places[problem.message])
+        if is_merged:
+            self._tell_of_merging()
+        return messages
+
+    def _tell_of_merging(self) -> None:
         if not self._told_of_merging:
             self._told_of_merging = True
             _LOG.info(
                 "the chat template renders one system message, at the beginning: others are moved into it"
             )
-        return merged
 
     def _protected(self, message: ChatMessage) -> ChatMessage:
         parts = tuple(

@@ -52,7 +52,9 @@ class JinjaTemplate:
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise ValueError("the chat template is malformed") from error
+            raise ValueError(
+                f"the chat template is malformed in line {error.lineno}: {error.message}"
+            ) from error
         self._named_tokens = named_tokens or {}
 
     @classmethod
@@ -94,7 +96,7 @@ class JinjaTemplate:
             enable_thinking: For templates that support it; None = the template's default.
             tools: Functions that the model may call, as OpenAI's JSON describes them.
             in_parts: Roles whose text is passed as a list of parts, also where it is text alone.
-            quote_refusal: The error of a refusal quotes the template, which may quote the messages.
+            quote_refusal: The error quotes the template's refusal or failure, which may quote the messages.
 
         Raises:
             InvalidArgumentError: The template refuses the conversation, or there is nothing to continue.
@@ -138,9 +140,15 @@ class JinjaTemplate:
             if quote_refusal:
                 reason = f"it says {' '.join(str(error).split())[:_MAX_QUOTED]!r}"
             raise _unsuitable(reason) from None
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError):
-            # An operation on a missing or unsuitable value.
-            raise _unsuitable("check the roles and their order") from None
+        except (
+            *(jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError),
+            RecursionError,
+        ) as error:
+            # An operation on a missing or unsuitable value, or a macro that calls itself.
+            reason = "check the roles and their order"
+            if quote_refusal:
+                reason = f"it fails with {' '.join(str(error).split())[:_MAX_QUOTED]!r}"
+            raise _unsuitable(reason) from None
         return "".join(pieces)
 
 

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from inference_service.text.broken_files import other_kind, what_is_wrong
+
 
 TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
@@ -35,12 +37,14 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is not UTF-8.
+        ValueError: It is not UTF-8, or not the file itself but what a clone or a download left in its place.
     """
+    if kind := other_kind(path):
+        raise ValueError(f"{path.name} {kind}")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is not UTF-8") from error
+        raise ValueError(what_is_wrong(path, "text in UTF-8")) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -55,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path.name} is malformed") from error
+        raise ValueError(what_is_wrong(path, "valid JSON", error)) from error
     return value if isinstance(value, dict) else {}
 
 

@@ -15,7 +15,6 @@ from typing import Final
 
 from inference_service.domain import ChatMessage, ImagePart, Media, Part, Role, TextPart, VideoPart
 from inference_service.errors import InvalidArgumentError, ServiceError, UnsupportedParameterError
-from inference_service.text.conversation import name_error
 from inference_service.text.jinja_template import JinjaTemplate
 
 
@@ -44,7 +43,7 @@ class LeftOut:
     reason: str = ""
 
     def error(self, messages: Sequence[ChatMessage], index: int) -> ServiceError:
-        """The error for the caller.
+        """The error for the caller; names are never refused, but written into the texts.
 
         Args:
             messages: The conversation that was checked.
@@ -54,8 +53,6 @@ class LeftOut:
             return InvalidArgumentError(self.reason, field="spec.messages")
         message = messages[self.message]
         role = message.role.value
-        if self.kind == "name":
-            return name_error(message.role, index)
         if self.kind == "text":
             advice = "" if message.role is Role.USER else ": write it into a user message"
             return UnsupportedParameterError(
@@ -65,9 +62,10 @@ class LeftOut:
         part = message.parts[self.part]
         what = "videos" if isinstance(part, VideoPart) else "images"
         advice = "" if message.role is Role.USER else f": send {what} in a user message"
+        place = f"spec.messages[{index}].parts[{self.part}].{what.removesuffix('s')}"
         return UnsupportedParameterError(
             f"The chat template of this model leaves out {what} in {role} messages{advice}.",
-            field=f"spec.messages[{index}].parts[{self.part}].{what.removesuffix('s')}",
+            field=(not isinstance(part, TextPart) and part.field) or place,
         )
 
 

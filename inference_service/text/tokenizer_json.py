@@ -147,7 +147,7 @@ def _load(definition: str, added: Sequence[AddedToken]) -> tokenizers.Tokenizer:
     try:
         loaded = tokenizers.Tokenizer.from_str(definition)
     except Exception as error:  # the library raises no narrower exception
-        raise ValueError("tokenizer.json is malformed") from error
+        raise ValueError(f"tokenizer.json is not a definition of a tokenizer: {error}") from error
     loaded.no_truncation()
     loaded.no_padding()
     known = loaded.get_added_tokens_decoder()

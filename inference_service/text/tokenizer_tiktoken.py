@@ -11,6 +11,7 @@ import unicodedata
 
 import tiktoken
 
+from inference_service.text.broken_files import what_is_wrong
 from inference_service.text.tokenizer import Tokenizer
 
 
@@ -95,7 +96,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
                 token, rank = line.split()
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
     except (ValueError, binascii.Error) as error:
-        raise ValueError(f"{path.name} is not a tiktoken vocabulary") from error
+        raise ValueError(what_is_wrong(path, "a tiktoken vocabulary")) from error
     if any(bytes([value]) not in ranks for value in range(256)):
         raise ValueError(f"{path.name} is not a tiktoken vocabulary: bytes are missing")
     if sorted(ranks.values()) != list(range(len(ranks))):

@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import dataclass
 import errno
 import ipaddress
+import os
 import re
 import socket
 from typing import Final
@@ -140,6 +141,15 @@ def listen(address: Address) -> list[socket.socket]:
             raise missing
         stack.pop_all()
     return opened
+
+
+def why_not(error: OSError) -> str:
+    """Why `listen` failed, without what the libraries add to it."""
+    if isinstance(error, socket.gaierror):
+        return f"the host cannot be resolved: {error.strerror}"
+    if error.errno == errno.EADDRINUSE:
+        return "the port is in use; choose another one"
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def _listen_everywhere(port: int) -> socket.socket:

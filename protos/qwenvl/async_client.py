@@ -12,10 +12,17 @@ import grpc
 
 from qwenvl.aio import AsyncService, Events, Metadata
 from qwenvl.answers import Answer, AsyncAnswerStream, ChatEvent, CompletionEvent, answer_of
-from qwenvl.connection import PAUSE_S, ReadinessWait, metadata_of, target_of
+from qwenvl.connection import (
+    PAUSE_S,
+    ReadinessWait,
+    closed_error,
+    ended_by_close,
+    metadata_of,
+    target_of,
+)
 from qwenvl.conversation import AsyncConversation
 from qwenvl.decisions import DecisionOptions, Decisions, decision_spec, decisions_of
-from qwenvl.exceptions import Error
+from qwenvl.exceptions import AbortedError, Error
 from qwenvl.images import Images
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
@@ -63,6 +70,7 @@ class AsyncClient:
         self._target = target_of(target)
         self._credentials = credentials
         self._opened: tuple[asyncio.AbstractEventLoop, AsyncService] | None = None
+        self._closed = False
 
     @property
     def _service(self) -> AsyncService:
@@ -71,8 +79,10 @@ class AsyncClient:
         A program that calls `asyncio.run` several times has another loop each time.
 
         Raises:
-            RuntimeError: It belongs to another loop, which has not ended.
+            RuntimeError: It is closed, or belongs to another loop, which has not ended.
         """
+        if self._closed:
+            raise closed_error(self)
         loop = asyncio.get_running_loop()
         if self._opened is not None and self._opened[0] is not loop:
             if not self._opened[0].is_closed():
@@ -99,24 +109,29 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection."""
-        await self._service.close()
+        """Closes the connection; calls that are running end with `AbortedError`."""
+        if self._closed:
+            return
+        service = self._service
+        self._closed = True
+        await service.close()
 
     async def wait_until_ready(self, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
         """Returns when the service is reached and has loaded its model; errors as `Client.wait_until_ready`."""
         wait = ReadinessWait(self._target, timeout_s)
         while True:
-            try:
-                if wait.is_over(await self._service.check_readiness(wait.next_attempt_s())):
-                    return
-            except grpc.aio.AioRpcError as error:
-                wait.failed(error)
+            with self._errors():
+                try:
+                    if wait.is_over(await self._service.check_readiness(wait.next_attempt_s())):
+                        return
+                except grpc.aio.AioRpcError as error:
+                    wait.failed(error)
             await asyncio.sleep(PAUSE_S)
 
     async def models(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> list[model_pb.Model]:
         """All served names, the canonical one first."""
         options = self._call_options(timeout_s)
-        with _errors():
+        with self._errors():
             return await self._service.list_models(**options)
 
     async def model(
@@ -124,7 +139,7 @@ class AsyncClient:
     ) -> model_pb.Model:
         """One served name; empty = the canonical one."""
         options = self._call_options(timeout_s)
-        with _errors():
+        with self._errors():
             return await self._service.get_model(name, **options)
 
     async def chat(
@@ -138,7 +153,7 @@ class AsyncClient:
         """Returns a complete answer; cancelling the task aborts it. Arguments and errors as `Client.chat`."""
         spec = chat_spec(question, images, options)
         call_options = self._call_options(timeout_s)
-        with _errors():
+        with self._errors():
             return answer_of(await self._service.create_chat(spec, **call_options))
 
     def stream(
@@ -164,7 +179,7 @@ class AsyncClient:
         """Yields every event of a stream; arguments and errors as `Client.chat`. Closing it aborts the answer."""
         spec = chat_spec(question, images, options)
         call_options = self._call_options(timeout_s)
-        return _events(lambda: self._service.stream_chat(spec, **call_options))
+        return self._events(lambda: self._service.stream_chat(spec, **call_options))
 
     async def complete(
         self,
@@ -177,7 +192,7 @@ class AsyncClient:
         """Completes a prompt, without a chat template; arguments and errors as `Client.complete`."""
         spec = completion_spec(prompt, images, options)
         call_options = self._call_options(timeout_s)
-        with _errors():
+        with self._errors():
             return answer_of(await self._service.create_completion(spec, **call_options))
 
     def stream_complete(
@@ -191,7 +206,7 @@ class AsyncClient:
         """Yields the completion of a prompt piece by piece; arguments and errors as `Client.complete`."""
         spec = completion_spec(prompt, images, options)
         call_options = self._call_options(timeout_s)
-        events = _events(lambda: self._service.stream_completion(spec, **call_options))
+        events = self._events(lambda: self._service.stream_completion(spec, **call_options))
         return AsyncAnswerStream(events, completion_pb.CreateCompletionResponse())
 
     async def decide(
@@ -206,7 +221,7 @@ class AsyncClient:
         """Decides questions about one input; cancelling the task aborts it. Arguments and errors as `Client.decide`."""
         spec = decision_spec(evidence, questions, images, options)
         call_options = self._call_options(timeout_s)
-        with _errors():
+        with self._errors():
             response = await self._service.create_decisions(spec, **call_options)
         return decisions_of(spec, response)
 
@@ -221,7 +236,7 @@ class AsyncClient:
         """Counts the prompt tokens of a question; arguments and errors as `Client.chat`."""
         spec = chat_spec(question, images, options)
         call_options = self._call_options(timeout_s)
-        with _errors():
+        with self._errors():
             return await self._service.count_tokens(spec, **call_options)
 
     def conversation(self, **options: Unpack[ChatOptions]) -> AsyncConversation:
@@ -233,28 +248,34 @@ class AsyncClient:
     ) -> list[str]:
         """Ends requests in flight with these ids; returns the ids of those that were."""
         options = self._call_options(timeout_s)
-        with _errors():
+        with self._errors():
             return await self._service.abort(request_ids, **options)
 
     def _call_options(self, timeout_s: float | None) -> _CallOptions:
         return {"metadata": self._metadata, "timeout_s": call_timeout(timeout_s)}
 
+    async def _events(
+        self, begin: Callable[[], Awaitable[Events[_Event]]]
+    ) -> AsyncGenerator[_Event, None]:
+        with self._errors():
+            events = await begin()
+            try:
+                async for event in events:
+                    yield event
+            finally:
+                events.cancel()
 
-async def _events(
-    begin: Callable[[], Awaitable[Events[_Event]]],
-) -> AsyncGenerator[_Event, None]:
-    with _errors():
-        events = await begin()
+    @contextlib.contextmanager
+    def _errors(self) -> Generator[None, None, None]:
+        """Raises the errors of a call as this client's own."""
         try:
-            async for event in events:
-                yield event
-        finally:
-            events.cancel()
-
-
-@contextlib.contextmanager
-def _errors() -> Generator[None, None, None]:
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise Error.from_rpc(error) from None
+            yield
+        except grpc.aio.AioRpcError as error:
+            problem = Error.from_rpc(error)
+            raise ended_by_close(problem) if self._closed else problem from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._closed or task is None or task.cancelling():
+                raise
+            # gRPC's way to say that the channel was closed; nobody has cancelled the task.
+            raise ended_by_close(AbortedError(grpc.StatusCode.CANCELLED, "")) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+import contextlib
 import threading
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -15,6 +16,8 @@ from qwenvl.connection import (
     PAUSE_S,
     READINESS_REQUEST,
     ReadinessWait,
+    closed_error,
+    ended_by_close,
     metadata_of,
     target_of,
 )
@@ -42,8 +45,9 @@ from qwenvl.specs import Prompt, chat_spec, completion_spec
 class Client:
     """A client of one inference service; threads may share it.
 
-    Every method but `close` raises `qwenvl.Error`, or a subclass of it, if the call fails. `timeout_s` is the deadline
-    of everything: connecting, retries and the answer; None = none but the service's own.
+    Every method but `close` raises `qwenvl.Error`, or a subclass of it, if the call fails, and `RuntimeError` if the
+    client is closed. `timeout_s` is the deadline of everything: connecting, retries and the answer; None = none but the
+    service's own.
 
     Args:
         target: `host:port` or a gRPC target such as `dns:///inference:50051`; None = that of the environment
@@ -65,6 +69,7 @@ class Client:
     ) -> None:
         self._metadata = metadata_of(api_key)
         self._target = target_of(target)
+        self._closed = False
         options = channel_options(retry_unavailable=True)
         self._channel = (
             grpc.secure_channel(self._target, credentials, options=options)
@@ -92,7 +97,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connection; calls that are running end with `AbortedError`."""
+        self._closed = True
         self._channel.close()
 
     def wait_until_ready(self, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
@@ -104,11 +110,12 @@ class Client:
         wait = ReadinessWait(self._target, timeout_s)
         pause = threading.Event()
         while True:
-            try:
-                if wait.is_over(self._health(READINESS_REQUEST, timeout=wait.next_attempt_s())):
-                    return
-            except grpc.RpcError as error:
-                wait.failed(error)
+            with self._errors():
+                try:
+                    if wait.is_over(self._health(READINESS_REQUEST, timeout=wait.next_attempt_s())):
+                        return
+                except grpc.RpcError as error:
+                    wait.failed(error)
             pause.wait(PAUSE_S)
 
     def models(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> list[model_pb.Model]:
@@ -268,18 +275,30 @@ class Client:
         return list(self._call(self._admin.Abort, request, timeout_s).aborted_request_ids)
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
-        try:
+        with self._errors():
             return method(request, timeout=call_timeout(timeout_s), metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise Error.from_rpc(error) from None
 
     def _events(
         self, method: Any, request: Any, timeout_s: float | None
     ) -> Generator[Any, None, None]:
-        call = method(request, timeout=timeout_s, metadata=self._metadata)
+        with self._errors():
+            call = method(request, timeout=timeout_s, metadata=self._metadata)
+            try:
+                yield from call
+            finally:
+                call.cancel()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Generator[None, None, None]:
+        """Raises the errors of a call as this client's own."""
+        if self._closed:
+            raise closed_error(self)
         try:
-            yield from call
+            yield
         except grpc.RpcError as error:
-            raise Error.from_rpc(error) from None
-        finally:
-            call.cancel()
+            problem = Error.from_rpc(error)
+            raise ended_by_close(problem) if self._closed else problem from None
+        except ValueError:
+            if self._closed:  # by another thread, since the check
+                raise closed_error(self) from None
+            raise

@@ -9,7 +9,7 @@ from typing import Final
 import grpc
 
 from qwenvl.addresses import check_target
-from qwenvl.exceptions import DeadlineExceededError, Error
+from qwenvl.exceptions import AbortedError, DeadlineExceededError, Error
 from qwenvl.rpc import call_timeout
 
 
@@ -68,6 +68,18 @@ def metadata_of(api_key: str | None) -> tuple[tuple[str, str], ...]:
     if not (key.isascii() and key.isprintable()):
         raise ValueError("the API key contains characters other than printable ASCII")
     return (("authorization", f"Bearer {key}"),) if key else ()
+
+
+def closed_error(client: object) -> RuntimeError:
+    """The error for the use of a client that is closed."""
+    return RuntimeError(f"this {type(client).__name__} is closed: create another one")
+
+
+def ended_by_close(problem: Error) -> Error:
+    """The error of a call that failed while its client was closed."""
+    if problem.code is not grpc.StatusCode.CANCELLED:
+        return problem
+    return AbortedError(problem.code, "the client was closed while this call was running")
 
 
 class ReadinessWait:

@@ -37,12 +37,18 @@ _IMAGE_TOKENS: Final = 64
 CREATED: Final = 1_700_000_000
 _PIECE: Final = 4
 """Characters of a delta."""
-_RANGES: Final = {
+RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "temperature": (0, 2),
+    "top_p": (0, 1),
+    "top_k": (-1, 2**31 - 1),
     "min_p": (0, 1),
+    "repetition_penalty": (0.001, 10),
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
+    "max_tokens": (1, 2**31 - 1),
+    "min_tokens": (0, 2**31 - 1),
 }
+"""Minimum and maximum of sampling settings, as in every inference service; NaN is never allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,15 +411,11 @@ def _check(spec: Spec) -> None:
     elif not (spec.text or spec.token_ids.ids):
         field = spec.WhichOneof("prompt") or "text"
         raise Refused("INVALID_ARGUMENT", "The request has no prompt.", f"spec.{field}")
-    for name, (minimum, maximum) in _RANGES.items():
+    for name, (minimum, maximum) in RANGES.items():
         value = getattr(spec.sampling, name)
-        if not minimum <= value <= maximum:
-            message = f"{name} is {value:g}, but must be between {minimum} and {maximum}."
+        if spec.sampling.HasField(name) and not minimum <= value <= maximum:
+            message = f"{name} is {value}, but must be between {minimum} and {maximum}."
             raise Refused("INVALID_ARGUMENT", message, f"spec.sampling.{name}")
-    limit = spec.sampling.max_tokens
-    if spec.sampling.HasField("max_tokens") and limit < 1:
-        message = f"max_tokens is {limit}, but must be at least 1."
-        raise Refused("INVALID_ARGUMENT", message, "spec.sampling.max_tokens")
     if spec.HasField("n") and not 1 <= spec.n <= 4:
         raise Refused("INVALID_ARGUMENT", f"n is {spec.n}, but must be between 1 and 4.", "spec.n")
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 
 from qwenvl.fields import built
 from qwenvl.inference.v1 import message_pb2 as message_pb
+from qwenvl.limits import MAX_MESSAGE_BYTES
 from qwenvl.png import png_of
 
 
@@ -213,7 +214,7 @@ def _image_of(source: ImageSource) -> message_pb.Image:
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
     elif isinstance(source, os.PathLike):
-        data = Path(source).read_bytes()
+        data = _read(Path(source))
     elif isinstance(source, PillowImage):
         data = _encoded(source)
     elif isinstance(source, Array):
@@ -232,6 +233,16 @@ def _image_of(source: ImageSource) -> message_pb.Image:
             "the image is empty (a file object is read from its position: seek(0) first)"
         )
     return message_pb.Image(data=data)
+
+
+def _read(path: Path) -> bytes:
+    """A file, or what a pipe has; not more than a message can, as a device may never end."""
+    with path.open("rb") as file:
+        data = file.read(MAX_MESSAGE_BYTES + 1)
+    if len(data) > MAX_MESSAGE_BYTES:
+        maximum = MAX_MESSAGE_BYTES // 2**20
+        raise ValueError(f"{path} has more than {maximum} MiB, the maximum size of a message")
+    return data
 
 
 def _image_of_text(text: str) -> message_pb.Image:

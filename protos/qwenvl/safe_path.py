@@ -19,16 +19,26 @@ def leave_out_working_directory() -> None:
     It is there as an empty or relative entry of `PYTHONPATH` (`PYTHONPATH=$PYTHONPATH:/x` makes one), or because a
     program of this distribution was started with `python -m` without `-P`.
     """
+    here = _working_directory()
     if path := os.environ.get("PYTHONPATH"):
         entries = path.split(os.pathsep)
         named = [*filter(os.path.isabs, entries)]
-        unnamed = {os.path.abspath(entry) for entry in entries} - {*named}  # noqa: PTH100
+        unnamed = {os.path.normpath(os.path.join(here, entry)) for entry in entries} - {*named}  # noqa: PTH118
         sys.path[:] = [entry for entry in sys.path if entry not in unnamed]
         os.environ["PYTHONPATH"] = os.pathsep.join(named)
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     started_as_module = spec is not None and spec.name.partition(".")[0] in _PROGRAMS
-    if started_as_module and not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:  # noqa: PTH109
+    if started_as_module and not sys.flags.safe_path and sys.path[:1] == [here]:
         del sys.path[0]
+
+
+def _working_directory() -> str:
+    """The working directory; empty if it was removed: then the root takes its place, as libraries fail without any."""
+    try:
+        return os.getcwd()  # noqa: PTH109
+    except OSError:
+        os.chdir("/")
+        return ""
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:

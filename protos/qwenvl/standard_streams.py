@@ -1,4 +1,4 @@
-"""Completes the standard streams of a process that was started without some of them, as by `2>&-`.
+"""The standard streams of a process: completes those that it was started without, as by `2>&-`, and keeps them clean.
 
 Imports nothing but what Python has loaded itself.
 """
@@ -26,3 +26,11 @@ def complete_standard_streams() -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def silence_grpc() -> None:
+    """Keeps gRPC's C core from standard error, before gRPC is imported; `GRPC_VERBOSITY` lets it speak.
+
+    Its lines have a format of their own, and what they tell is in the errors of calls and servers.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")

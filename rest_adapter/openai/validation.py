@@ -1,11 +1,13 @@
-"""Validates OpenAI's JSON: explains unsupported roles, and finds unknown fields."""
+"""Validates OpenAI's JSON: explains unsupported roles and bodies of other APIs, and finds unknown fields."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeVar
 
-from rest_adapter.errors import ApiError, unsupported
+from rest_adapter.errors import ApiError, invalid, unsupported
 from rest_adapter.openai.fields import AnswerRequest, unknown_answer_fields
+from rest_adapter.openai.foreign_bodies import foreign_format
 from rest_adapter.validation import Finding, validate
 
 
@@ -21,11 +23,17 @@ def parse(kind: type[_Request], document: object) -> tuple[_Request, list[str]]:
     Raises:
         ApiError: A field is missing, has a wrong type, or is known but not supported.
     """
-    request = validate(kind, document, _explain)
+    main = next((name for name in ("messages", "prompt") if name in kind.model_fields), None)
+    request = validate(kind, document, partial(_explain, document, main))
     return request, [*unknown_answer_fields(request)]
 
 
-def _explain(finding: Finding) -> ApiError | None:
+def _explain(document: object, main: str | None, finding: Finding) -> ApiError | None:
+    is_missing = finding.kind == "missing" and finding.path in ("model", main)
+    if main and is_missing and isinstance(document, dict) and main not in document:
+        other = foreign_format(document, main)
+        if other is not None:
+            return invalid(f"'{main}' is missing: {other}.", main, "MISSING_FIELD")
     is_role = finding.kind == "literal_error" and finding.path.rpartition(".")[2] == "role"
     if is_role and finding.value in ("tool", "function"):
         return unsupported(finding.path, finding.value, "tools are not supported yet")

@@ -102,12 +102,17 @@ async def test_boxes_are_drawn_on_the_image(
     ("arguments", "says"),
     [
         (("--image", "{image}", "--draw", "{tmp}/out.png", "no box"), "contains no boxes"),
-        (("--image", "{image}", "--draw", "{tmp}/out.no", BOX), "cannot be written"),
+        (("--image", "{image}", "--draw", "{tmp}/out.no", BOX), "that ends with .png, .jpg or"),
+        (("--image", "{image}", "--draw", "{tmp}/no/x.png", BOX), "/x.png: there is no directory"),
+        (("--image", "http://h/x.png", "--draw", "{tmp}/out.png", BOX), "needs a local image file"),
+        (("--image", "", "x"), "the name of an image is empty"),
+        (("--image", "/dev/null", "x"), "/dev/null: the image is empty"),
+        (("--image", "/dev/zero", "x"), "/dev/zero has more than 32 MiB, the maximum size"),
+        (("--image", "data:image/png;base64,@", "x"), "data:image/png;base64,@: the base64 data"),
         (("--draw", "{tmp}/out.png", "a question"), "needs a local image file as the last image"),
         (("--image", "{tmp}/no.png", "x"), "no.png"),
-        (("--image", "{tmp}", "x"), "Is a directory"),
+        (("--image", "{tmp}", "x"), ": Is a directory\n"),
         (("--model", "other", "x"), "'other' is not served here"),
-        (("--temperature", "9", "x"), "temperature is 9, but must be between 0 and 2"),
         (("--api-key-file", "{tmp}/no-key", "x"), "no-key"),
         (("--api-key-file", "{image}", "x"), "cat.png: is not text"),
         (("--image", "file://other/cat.png", "x"), "is a file of another machine, other"),
@@ -218,16 +223,34 @@ async def test_settings(service: Service) -> None:
     _, err = await talk(
         service,
         *("/set temperature 0", "/set max-tokens=7", "/set seed 3", "/set ignore_eos off"),
-        *("/set top_k many", "/set colour red", "/set top_p", "/set system Be kind.", "one"),
+        *("/set top_k many", "/set colour red", "/set top_p", "/set system Be kind."),
+        *("/set temperature nan", "/set min_p 7", "one"),
         *("/set temperature none", "/new", "two"),
     )
     first, second = service.engine.requests
     assert (first.sampling.temperature, first.sampling.max_tokens, first.sampling.seed) == (0, 7, 3)
     assert second.sampling.temperature > 0
     assert "Be kind." in prompt_of(service, 0)
-    assert "top_k cannot be many" in err
+    assert "top_k cannot be many: it is an integer from -1 to" in err
+    assert "temperature cannot be nan: it is a number from 0 to 2" in err
+    assert "min_p cannot be 7: it is a number from 0 to 1" in err
     assert "unknown setting colour; there are: temperature" in err
     assert "name a value: /set top_p VALUE" in err
+
+
+async def test_files_of_a_drawing_are_checked_when_they_are_set(
+    service: Service, tmp_path: Path
+) -> None:
+    _, err = await talk(
+        service,
+        *(f"/set draw {tmp_path}/x.no", f"/set draw {tmp_path}/no/x.png", "/set font /etc/passwd"),
+        *("/image /dev/null", "/set"),
+    )
+    assert "x.no: name a file that ends with .png" in err
+    assert "x.png: there is no directory" in err
+    assert "/etc/passwd: not a usable font" in err
+    assert "not attached: /dev/null: the image is empty" in err
+    assert "draw none\nfont none\n" in err
 
 
 async def test_the_end_of_an_answer_tells_its_speed(service: Service) -> None:
@@ -316,7 +339,9 @@ async def test_a_dialogue_remembers(service: Service, image: str) -> None:
 async def test_an_image_belongs_to_one_question_whatever_becomes_of_it(
     service: Service, image: str, tmp_path: Path
 ) -> None:
-    process = await started(service, "--draw", str(tmp_path / "out.unknown"))
+    out = tmp_path / "out.png"
+    out.symlink_to(tmp_path / "no" / "out.png")  # looks usable until it is written
+    process = await started(service, "--draw", str(out))
     said = f"/image {tmp_path / 'none.png'}\nfirst\n/image {image}\n{BOX}\nthird\n"
     _, errors = await asyncio.wait_for(process.communicate(said.encode()), 60)
     assert b"none.png" in errors

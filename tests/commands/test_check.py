@@ -13,6 +13,10 @@ from inference_service.cli import build_parser, main
 from inference_service.commands.cards import parse_card
 from inference_service.commands.check import DOES_NOT_FIT, FITS, USAGE, parse_size
 from inference_service.commands.devices import find_device, may_exist
+from inference_service.families.footprint import STEP_RESERVE_BYTES, encoder_cache_bytes, footprint
+from inference_service.families.placement import place_layers
+from inference_service.families.registry import load_spec
+from inference_service.families.tables import layer_parameters
 from tests.support.published_configs import published_files, write_files
 
 
@@ -329,3 +333,70 @@ def test_visible_devices_are_counted_as_the_engine_counts_them(two_gpus: None) -
     hidden = find_device("auto", {"CUDA_VISIBLE_DEVICES": ""})
     assert hidden is not None
     assert not hidden.is_gpu
+
+
+CARDS = ("t4", "l4", "v100-32gb", "a100", "h20", "rtx-3060", "rtx-5090")
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-VL-32B-Instruct", "Qwen2.5-VL-72B-Instruct"])
+@pytest.mark.parametrize("card", CARDS)
+def test_the_command_for_several_gpus_fits_whole_layers(
+    name: str, card: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each GPU has whole layers, so that some of its memory stays empty."""
+    directory = GOLDEN / "configs" / name
+    main(["check", str(directory), "--gpu", card])
+    words = last_command(capsys) if card not in ("t4", "rtx-3060") or "32B" in name else []
+    if not words:
+        assert capsys.readouterr().out.endswith("nor does it fit on 8 such GPUs\n")
+        return
+    flags = vars(build_parser().parse_args(words[1:]))
+    count = len(flags["device"].split(","))
+    spec = load_spec(directory)
+    layers, layer_bytes = spec.decoder.num_layers, layer_parameters(spec) * 2
+    size = footprint(spec, flags["dtype"])
+    beside = size.weight_bytes - layers * layer_bytes + encoder_cache_bytes(spec, 16384, 2)
+    room = [int(parse_card(card)[1] * 0.9) - STEP_RESERVE_BYTES] * count
+    if count == 1:
+        return
+    placement = place_layers(
+        [str(number) for number in range(count)],
+        room,
+        num_layers=layers,
+        layer_bytes=layer_bytes,
+        other_bytes=beside,
+        page_bytes=16 * size.kv_bytes_per_token // layers,
+    )
+    assert placement.pages * 16 >= int(flags["max_model_len"])
+
+
+@pytest.mark.parametrize("assumed", [["--gpu", "h100"], ["--gpu-memory", "80GiB"]])
+def test_a_cpu_is_no_gpu(
+    configured: str, capsys: pytest.CaptureFixture[str], assumed: list[str]
+) -> None:
+    assert main(["check", configured, "--device", "cpu", *assumed]) == USAGE
+    assert "--device=cpu (QWENVL_DEVICE): is no GPU, but --gpu or" in capsys.readouterr().err
+
+
+def test_a_size_of_the_cache_that_is_set_counts(
+    configured: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QWENVL_NUM_KV_PAGES", "100")
+    assert main(["check", configured, "--gpu", "h100"]) == DOES_NOT_FIT
+    assert "does not fit: --num-kv-pages holds 1600 tokens" in capsys.readouterr().out
+    monkeypatch.setenv("QWENVL_NUM_KV_PAGES", "1000")
+    assert main(["check", configured, "--gpu", "h100"]) == FITS
+    assert "16000 tokens of KV cache = 1 request of 16000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["config.json", "x/model.safetensors"])
+def test_a_file_is_no_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Also where it looks like the id of a repository."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"{}")
+    assert main(["check", name]) == USAGE
+    assert f"{name} is a file; name the directory of the model" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from PIL import Image, ImageFont
@@ -12,6 +13,7 @@ from inference_service.commands.draw import (
     DrawError,
     Fonts,
     draw_boxes,
+    image_size,
     open_image,
     plan,
 )
@@ -195,6 +197,75 @@ def test_the_image_is_turned_as_the_service_turns_it(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20)).save(path, exif=exif)
     assert open_image(path, exif_transposed=True).size == (20, 30)
     assert open_image(path, exif_transposed=False).size == (30, 20)
-    path.write_bytes(b"no image")
-    with pytest.raises(DrawError, match="cannot be read as an image"):
+
+
+@pytest.mark.parametrize("exif_transposed", [True, False])
+def test_the_image_has_the_pixels_that_the_service_sees(
+    tmp_path: Path, exif_transposed: bool
+) -> None:
+    """Pillow itself makes a 16-bit image white."""
+    path = tmp_path / "x.png"
+    Image.new("I;16", (30, 20), 0x8000).save(path)
+    assert open_image(path, exif_transposed=exif_transposed).getpixel((0, 0)) == (128,) * 3
+    Image.new("RGBA", (30, 20), (255, 0, 0, 0)).save(path)
+    shown = (255, 255, 255) if exif_transposed else (255, 0, 0)
+    assert open_image(path, exif_transposed=exif_transposed).getpixel((0, 0)) == shown
+    path.write_bytes(path.read_bytes()[:-12])  # without the end mark
+    assert open_image(path, exif_transposed=exif_transposed).size == (30, 20)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"no image", "x.png: The image is text; it must be a JPEG"),
+        (b"", "x.png: The image is empty"),
+        (b"<svg></svg>", "x.png: The image is SVG"),
+        (None, "x.png: No such file"),
+    ],
+)
+def test_what_is_no_image_is_told(tmp_path: Path, data: bytes | None, words: str) -> None:
+    path = tmp_path / "x.png"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(DrawError, match=words):
         open_image(path, exif_transposed=True)
+    assert image_size(path) is None
+
+
+EDGES = [
+    ((50, 60, 10, 20), (10, 20, 50, 60)),
+    ((-5, -1e30, 1e30, 500), (0, 0, 100, 80)),
+    ((300, 300, 400, 400), (100, 80, 100, 80)),
+    ((0.6, 0.4, 1.9, 1), (0, 0, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("box", "edges"), EDGES)
+def test_a_box_is_drawn_within_the_image(
+    box: tuple[float, float, float, float], edges: tuple[int, ...], no_fontconfig: None
+) -> None:
+    assert plan(boxes(("", box)), 100, 80)[0].edges == edges
+    draw_boxes(Image.new("RGB", (100, 80)), boxes(("cat", box)), None)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_box_without_coordinates_is_refused(value: float) -> None:
+    with pytest.raises(DrawError, match="a box without coordinates"):
+        plan(boxes(("", (0, 0, value, 1))), 100, 80)
+
+
+@pytest.mark.parametrize(
+    ("label", "printed"),
+    [("a\r\n\r\nb", "a b"), ("\r\n", ""), ("\x1b[31mred\0", "[31mred"), ("a\u202eb", "ab")],
+)
+def test_a_label_is_one_line_without_control_characters(
+    label: str, printed: str, no_fontconfig: None
+) -> None:
+    found = boxes((label, (0, 0, 9, 9)))
+    assert plan(found, 100, 80)[0].label == printed
+    draw_boxes(Image.new("RGB", (100, 80)), found, None)
+
+
+def test_an_image_without_boxes_stays_as_it_is(no_fontconfig: None) -> None:
+    image = Image.new("RGB", (9, 9), "red")
+    assert draw_boxes(image, [], None)[0].tobytes() == image.tobytes()

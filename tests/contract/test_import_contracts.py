@@ -189,6 +189,10 @@ PERMITTED = {
     "inference_service/commands/ports.py": {"socket"},  # only names its errors
     "protos/qwenvl/addresses.py": {"socket"},  # listens
     "protos/qwenvl/observability/metrics_server.py": {"socket", "socketserver"},  # listens
+    "rest_adapter/half_closed.py": {
+        "socket.SOL_SOCKET",
+        "socket.SO_ERROR",
+    },  # only asks a connection for its state
     "inference_service/media/failures.py": {"socket"},
     "inference_service/media/resolve.py": {"socket"},
     "inference_service/media/pool.py": {"socket"},  # the sockets to the decode workers

@@ -29,6 +29,7 @@ IDS = {
     "vision_end_token_id": token_id("<|vision_end|>"),
 }
 BOM = b"\xef\xbb\xbf"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123456789\n"
 ORIGIN = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
@@ -189,6 +190,58 @@ def only_stale_index(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
 
 
+def only(*names: str) -> Callable[[Path], None]:
+    """No weights, but these files in their place."""
+
+    def change(directory: Path) -> None:
+        (directory / "model.safetensors").unlink()
+        for name in names:
+            if name.endswith("_0"):
+                (directory / name).mkdir()
+            else:
+                (directory / name).write_bytes(b"x")
+
+    return change
+
+
+def content(name: str, data: bytes) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        (directory / name).write_bytes(data)
+
+    return change
+
+
+def moved_cache(directory: Path) -> None:
+    weights = directory / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to("../../blobs/abc")
+
+
+def adapters_of_steps(directory: Path) -> None:
+    only_adapter(directory)
+    steps(directory)
+
+
+def adapter_of_a_directory(directory: Path) -> None:
+    only_adapter(directory)
+    change(directory, "adapter_config.json", base_model_name_or_path="/models/base")
+
+
+def template(source: str) -> Callable[[Path], None]:
+    return content("chat_template.jinja", source.encode())
+
+
+def generation(text: str) -> Callable[[Path], None]:
+    return content("generation_config.json", text.encode())
+
+
+def runs(directory: Path) -> None:
+    """ms-swift: a folder for each run, and in it one for each step."""
+    steps(directory)
+    (directory / "v0-20250101").mkdir()
+    (directory / "checkpoint-500").rename(directory / "v0-20250101" / "checkpoint-500")
+
+
 def steps(directory: Path) -> None:
     whole = directory / "checkpoint-500"
     whole.mkdir()
@@ -219,7 +272,61 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "GPTQ": (quantised, r"quantised \(quant_method gptq\).* not supported: serve the model in"),
     "GPTQ without a word": (quantised_without_a_word, "quantised weights are not supported"),
     "steps": (steps, r"no config\.json; models in it: checkpoint-500"),
+    "runs": (runs, r"no config\.json; models in it: v0-20250101/checkpoint-500$"),
+    "adapters of steps": (
+        adapters_of_steps,
+        r"no config\.json; LoRA adapters in it: checkpoint-500$",
+    ),
+    "an adapter of a directory": (adapter_of_a_directory, r": merge it into /models/base \("),
     "no weights": (remove("model.safetensors"), "there are no weights"),
+    "DeepSpeed": (only("zero_to_fp32.py"), "only states of DeepSpeed: convert them with zero_to"),
+    "FSDP": (only("pytorch_model_fsdp_0"), r"only states of FSDP \(pytorch_model_fsdp_0\)"),
+    "FSDP, one file": (only("pytorch_model_fsdp.bin"), r"only states of FSDP"),
+    "GGUF": (only("model-q4.gguf"), r"only GGUF \(model-q4\.gguf\), which is not supported"),
+    "an adapter as weights": (only("adapter_model.bin"), r"only a LoRA adapter \(adapter_model"),
+    "pickles with objects": (
+        only("pytorch_model.bin"),
+        "cannot be read as tensors only: it is damaged, or",
+    ),
+    "a moved cache": (moved_cache, "model.safetensors is a link to .*abc, which does not exist"),
+    **{
+        f"{what} in {name}": (content(name, data), rf"{name.replace('.', '.')} {words}")
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
+        for what, data, words in (
+            ("LFS", LFS, "is only a pointer of Git LFS: run `git lfs pull`"),
+            ("a page", b"\n<!DOCTYPE html><html>404</html>", "is a web page, perhaps an error"),
+            ("nothing", b"", "is empty: download it again"),
+        )
+    },
+    "JSON cut off": (
+        content("config.json", b'{\n"a": 1,'),
+        r"config\.json is not valid JSON: .* in line 2, column 8$",
+    ),
+    "no tokenizer in it": (
+        content("tokenizer.json", b"[]"),
+        r"tokenizer\.json is not a definition of a tokenizer: invalid type: sequence",
+    ),
+    "an open block": (template("{% for m in messages %}"), r"malformed in line 1: Unexpected end"),
+    "an unknown filter": (template("\n{{ x | foo }}"), r"malformed in line 2: No filter named"),
+    "a template of no messages": (template("hello"), "renders no message of a user$"),
+    "a template that refuses": (template("{{ raise_exception('no') }}"), "of a user: .* says 'no'"),
+    "a template that fails": (template("{{ a.b.c }}"), "it fails with .*'a' is undefined"),
+    "a template without end": (
+        template("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"),
+        "it fails with 'maximum recursion depth",
+    ),
+    "no temperature": (
+        generation('{"eos_token_id": 1, "temperature": NaN}'),
+        r"generation_config\.json: temperature must be a number from 0 to 2, not nan",
+    ),
+    "a temperature in words": (
+        generation('{"eos_token_id": 1, "temperature": "hot"}'),
+        "temperature must be a number from 0 to 2, not 'hot'",
+    ),
+    "a probability of 7": (
+        generation('{"eos_token_id": 1, "top_p": 7}'),
+        "top_p must be a number from 0 to 1, not 7",
+    ),
     "no weights but a stale index": (
         only_stale_index,
         "lists model-00001-of-00004.safetensors, which is missing",

@@ -69,7 +69,7 @@ class EchoEngine:
             kv_pages_total=1000,
             kv_page_tokens=16,
             kv_bytes_per_token=64,
-            weight_bytes=1000,
+            weight_bytes=24,
             parts=(("vision", 1), ("adapter", 2), ("language", 3)),
         )
         self.become(EngineState.READY)

@@ -104,7 +104,6 @@ UNSUPPORTED = {
     "spec.tools": spec_of("x", tools=[message_pb.Tool(name="f")]),
     "spec.tool_choice": spec_of("x", tool_choice=message_pb.ToolChoice(function_name="f")),
     "spec.messages[0].role": role(message_pb.ROLE_TOOL),
-    "spec.messages[0].name": role(message_pb.ROLE_USER, name="Ann"),
     "spec.messages[0].tool_calls": role(
         message_pb.ROLE_ASSISTANT, tool_calls=[message_pb.ToolCall(id="1", name="f")]
     ),

@@ -12,9 +12,9 @@ from torch.nn import ModuleList
 
 from inference_service.engine import loader
 from inference_service.engine.loader import load_model
+from inference_service.families.placement import Placement
 from inference_service.kernels.layers import DenseWeight, Linear, convert_linears
 from inference_service.kernels.ops import REFERENCE, Ops
-from inference_service.models.placement import Placement
 from inference_service.models.vision_language import VisionLanguageModel
 from tests.support.paged_forward import PagedForward
 from tests.support.tiny_qwen_vl import FAMILIES, build_checkpoint, image, prompt

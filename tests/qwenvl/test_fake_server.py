@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 import pytest
 
+from inference_service.sampling import RANGES as SERVICE_RANGES
 import qwenvl
 from qwenvl import AsyncClient, Client, Error, assistant, image, system, user
 from qwenvl.errors import BY_REASON
+from qwenvl.fake_service import RANGES
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.testing import FakeServer, Reply
@@ -46,6 +49,11 @@ REQUESTS: dict[str, Any] = {
     "raw several": ("complete", "Once", {"n": 2}),
     "unknown name": ("chat", "hello", {"model": "nobody"}),
     "too hot": ("chat", "hello", {"temperature": 3}),
+    "no number": ("chat", "hello", {"top_p": math.nan}),
+    "too probable": ("chat", "hello", {"top_p": 1.5}),
+    "too few likely": ("chat", "hello", {"top_k": -2}),
+    "no repetition": ("chat", "hello", {"repetition_penalty": math.nan}),
+    "fewer than no tokens": ("complete", "hello", {"min_tokens": -1}),
     "min_p": ("chat", "hello", {"min_p": 2}),
     "presence": ("chat", "hello", {"presence_penalty": -3}),
     "frequency": ("complete", "hello", {"frequency_penalty": 3}),
@@ -59,6 +67,21 @@ REQUESTS: dict[str, Any] = {
     "no prompt": ("complete", "", {}),
     "no prompt ids": ("complete", [], {}),
 }
+
+
+def test_the_ranges_are_those_of_the_service() -> None:
+    service = {name: (limits.minimum, limits.maximum) for name, limits in SERVICE_RANGES.items()}
+    assert {"seed": service["seed"], **RANGES} == service
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", RANGES)
+def test_what_is_no_value_is_refused(name: str, value: float) -> None:
+    options: Any = {name: value}
+    with FakeServer("x") as server, Client(server.target) as client:
+        with pytest.raises((Error, ValueError, TypeError)) as caught:
+            client.chat("x", **options)
+        assert name in str(caught.value)
 
 
 def outcome(client: Client, method: str, question: Any, options: dict[str, Any]) -> Any:

@@ -217,3 +217,8 @@ def test_every_mode_of_pillow_is_sent_or_refused_clearly(name: str) -> None:
 def test_what_is_wrong_is_named(call: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=re.escape(message)):
         call()
+
+
+def test_a_file_without_end_is_not_read_for_ever() -> None:
+    with pytest.raises(ValueError, match="/dev/zero has more than 32 MiB, the maximum size"):
+        image("/dev/zero")

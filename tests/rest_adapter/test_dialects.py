@@ -214,7 +214,7 @@ def test_errors_before_the_route(open_parrot: Adapter) -> None:
     assert_squawk(requests.get(f"{url}/nothing", timeout=10), 404, "NOT_FOUND")
     method = requests.get(url, timeout=10)
     assert_squawk(method, 405, "METHOD_NOT_ALLOWED")
-    assert method.headers["allow"] == "POST"
+    assert method.headers["allow"] == "OPTIONS, POST"
     large = requests.post(url, data=b" " * 2**21, timeout=10)
     assert_squawk(large, 413, "MESSAGE_TOO_LARGE")
     assert large.headers["connection"] == "close"

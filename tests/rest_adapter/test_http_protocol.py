@@ -302,12 +302,40 @@ def test_what_is_not_http(adapter: Adapter, case: str) -> None:
     assert adapter.ask().status_code == 200
 
 
-@pytest.mark.parametrize("method", ["CONNECT", "TRACE", "PROPFIND", "OPTIONS"])
+@pytest.mark.parametrize("method", ["CONNECT", "TRACE", "PROPFIND"])
 def test_other_methods(adapter: Adapter, method: str) -> None:
-    target = {"CONNECT": "example.org:443", "OPTIONS": "*"}.get(method, "/version")
+    target = {"CONNECT": "example.org:443"}.get(method, "/version")
     answer, last = ask_raw(adapter, head(method, target), methods=[method])
     assert answer.status in (404, 405)
     assert last.status == 200
+
+
+def test_the_methods_of_the_server(adapter: Adapter) -> None:
+    answer, last = ask_raw(adapter, head("OPTIONS", "*"), methods=["OPTIONS"])
+    assert (answer.status, answer.headers["allow"]) == (204, "DELETE, GET, HEAD, OPTIONS, POST")
+    assert last.status == 200
+
+
+@pytest.mark.parametrize(
+    "lines", [b"\r\n", b"\n", b"\r\n" * 2, b"\n\r\n\n", b"\r\n" * http_protocol.MAX_EMPTY_LINES]
+)
+def test_empty_lines_before_a_request_are_ignored(adapter: Adapter, lines: bytes) -> None:
+    """RFC 9112, 2.2; some clients send one behind each body."""
+    raw = lines + with_length(chat_body("one")) + lines + head("GET", "/version") + lines
+    for size in (len(raw), 1):
+        segments = [raw[start : start + size] for start in range(0, len(raw), size)]
+        answers = ask_raw(adapter, *segments, methods=["POST", "GET"])
+        assert [answer.status for answer in answers] == [200] * 3
+        assert answers[0].text == "one"
+
+
+@pytest.mark.parametrize("line", [b"\r\n", b"\n"])
+def test_endless_empty_lines_are_refused(adapter: Adapter, line: bytes) -> None:
+    with connect(adapter) as connection:
+        connection.sendall(line * (http_protocol.MAX_EMPTY_LINES + 1) + head("GET", "/version"))
+        (answer,) = answers_of(read_to_end(connection), ["GET"])
+    assert (answer.status, answer.error["code"]) == (400, "malformed_request")
+    assert "preceded by more than 16 empty lines" in answer.error["message"]
 
 
 def test_a_slow_second_head(monkeypatch: pytest.MonkeyPatch) -> None:

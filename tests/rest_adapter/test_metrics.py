@@ -46,7 +46,7 @@ def test_they_need_a_key_as_all_other_paths(tmp_path: Path) -> None:
         ("BREW", "/health", ("/health", "_OTHER", "405")),
         ("GET", "/no/such/path", ("", "GET", "404")),
         ("POST", CHAT, (CHAT, "POST", "400")),
-        ("OPTIONS", CHAT, (CHAT, "OPTIONS", "405")),
+        ("OPTIONS", CHAT, (CHAT, "OPTIONS", "204")),
     ],
 )
 def test_a_request_has_the_label_of_its_route(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 import requests
 
 from rest_adapter.paths import tidy
-from tests.rest_adapter.conftest import Adapter
+from tests.rest_adapter.conftest import Adapter, open_adapter
 from tests.rest_adapter.raw_http import CHAT, answers_of, chat_body, connect, head, read_to_end
 
 
@@ -126,18 +128,49 @@ def test_unknown_paths(adapter: Adapter, path: str) -> None:
         assert f"POST {CHAT}" in error["message"]
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD", "OPTIONS"])
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD"])
 def test_wrong_methods_name_the_right_one(adapter: Adapter, method: str) -> None:
     response = requests.request(method, adapter.url + CHAT, timeout=10)
     assert response.status_code == 405
-    assert response.headers["allow"] == "POST"
+    assert response.headers["allow"] == "OPTIONS, POST"
     if method != "HEAD":
         assert f"does not support {method}, but POST" in response.json()["error"]["message"]
 
 
 def test_a_wrong_method_of_what_can_be_got(adapter: Adapter) -> None:
     response = requests.post(f"{adapter.url}/v1/models", timeout=10)
-    assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD")
+    assert (response.status_code, response.headers["allow"]) == (
+        405,
+        "GET, HEAD, OPTIONS",
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        (CHAT, "OPTIONS, POST"),
+        ("//v1/models/", "GET, HEAD, OPTIONS"),
+        ("/v1/models/org/model", "GET, HEAD, OPTIONS"),
+        ("/health", "GET, HEAD, OPTIONS"),
+    ],
+)
+def test_options_tell_the_methods_of_a_path(adapter: Adapter, path: str, methods: str) -> None:
+    response = requests.options(adapter.url + path, timeout=10)
+    assert (response.status_code, response.headers["allow"]) == (204, methods)
+    assert response.content == b""
+
+
+def test_options_of_what_is_not_served(adapter: Adapter) -> None:
+    response = requests.options(adapter.url + "/v1/nothing", timeout=10)
+    assert response.status_code == 404
+
+
+def test_options_need_no_key(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    with open_adapter(api_key_file=str(keys)) as adapter:
+        assert requests.options(adapter.url + CHAT, timeout=10).status_code == 204
+        assert requests.options(adapter.url + "/v1/nothing", timeout=10).status_code == 401
 
 
 def test_a_path_of_many_parts_is_answered_quickly(adapter: Adapter) -> None:

@@ -173,7 +173,7 @@ def test_unsuitable_templates(tmp_path):
     with pytest.raises(ValueError, match="no chat template"):
         JinjaTemplate.from_dir(tmp_path)
     (tmp_path / "chat_template.json").write_text("{")
-    with pytest.raises(ValueError, match="malformed"):
+    with pytest.raises(ValueError, match=r"not valid JSON: .* line 1, column 2"):
         JinjaTemplate.from_dir(tmp_path)
     with pytest.raises(ValueError, match="malformed"):
         JinjaTemplate("{% if %}")

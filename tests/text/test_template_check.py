@@ -199,31 +199,66 @@ NAMED = {
 }
 
 
+def turns_of(role: str, *named: tuple[str, str]) -> list[ChatMessage]:
+    """A conversation with named messages of a role, as (name, text), and one without a name of the other roles."""
+    messages = [say(role, text, name=name) for name, text in named]
+    if role == "user":
+        return messages
+    answered = [turn for message in messages for turn in (message, say("user", "next"))]
+    return answered if role == "system" else [say("user", "first"), *answered]
+
+
 @pytest.mark.parametrize(("template", "roles"), NAMED.items())
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
-def test_a_name_that_the_template_drops_is_refused(
+def test_names_that_tell_participants_apart_are_rendered(
     tokenizer: JsonTokenizer, template: str, roles: str, role: str
 ) -> None:
+    """AutoGen names every message; a name that all share, or that repeats the role, tells nothing."""
     chat = JinjaChat(tokenizer, JinjaTemplate(template), placeholder=token_id("<|image_pad|>"))
-    turns = {
-        "system": (say("system", "x", name="Ann"), say("user", "y")),
-        "user": (say("user", "x", name="Ann"),),
-        "assistant": (say("user", "y"), say("assistant", "x", name="Ann"), say("user", "z")),
-    }[role]
-    if role in roles.split():
-        assert "Ann" in written(chat, tokenizer, *turns)
-        return
-    error = refused(chat, *turns)
-    assert isinstance(error, UnsupportedParameterError)
-    assert error.field == f"spec.messages[{int(role == 'assistant')}].name"
+    by_template = role in roles.split()
+
+    def prompt(*named: tuple[str, str]) -> str:
+        return written(chat, tokenizer, *turns_of(role, *named))
+
+    two = prompt(("Ann", "I am one."), ("Bob", "I am two."))
+    assert "Ann" in two
+    assert "Bob" in two
+    one = prompt(("Ann", "I am one."), ("Ann", "I am two."))
+    assert ("Ann" in one) is by_template
+    assert "I am two." in one
+    if not by_template:
+        assert "Ann: I am one." in two
+        assert "Bob: I am two." in two
+        assert one == prompt(("", "I am one."), (role, "I am two."))
+        assert "Ann: I am two." in prompt(("", "I am one."), ("Ann", "I am two."))
 
 
-def test_system_messages_with_different_names_are_not_merged(tokenizer: JsonTokenizer) -> None:
+def test_a_name_stands_before_the_image_of_its_message(tokenizer: JsonTokenizer) -> None:
+    chat = JinjaChat(tokenizer, JinjaTemplate(QWEN2_VL), placeholder=token_id("<|image_pad|>"))
+    messages = [say("user", ImagePart(), name="Ann"), say("user", ImagePart(), "x", name="Bob")]
+    prompt = written(chat, tokenizer, *messages)
+    assert "Ann: <|vision_start|><|image_pad|>" in prompt
+    assert "Bob: <|vision_start|><|image_pad|><|vision_end|>x" in prompt
+
+
+def test_an_error_names_the_part_of_a_message_with_a_name(tokenizer: JsonTokenizer) -> None:
+    texts = "{% for p in m.content if p.text %}{{ p.text }}{% endfor %}"
+    source = (
+        EACH
+        % f"{{% if m.role == 'user' or m.content is string %}}{ANY}{{% else %}}{texts}{{% endif %}}"
+    )
+    chat = JinjaChat(tokenizer, JinjaTemplate(source), placeholder=token_id("<|image_pad|>"))
+    image = ImagePart(field="spec.messages[1].parts[0].image")
+    messages = [say("user", "x"), say("assistant", image, name="Ann"), say("assistant", "y")]
+    assert refused(chat, *messages).field == image.field
+
+
+def test_system_messages_with_different_names_are_merged(tokenizer: JsonTokenizer) -> None:
     template = "{{ messages[0].name }}{{ messages[0].content }}{% for m in messages[1:] if m.role == 'user' %}"
     template += "{{ m.content }}{% endfor %}"
     chat = JinjaChat(tokenizer, JinjaTemplate(template), placeholder=token_id("<|image_pad|>"))
     messages = [say("system", "a", name="Ann"), say("user", "x"), say("system", "b", name="Bob")]
-    assert refused(chat, *messages).field == "spec.messages[2].name"
+    assert written(chat, tokenizer, *messages) == "Ann: a\n\nBob: bx"
 
 
 @pytest.mark.parametrize(

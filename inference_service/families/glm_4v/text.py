@@ -12,7 +12,7 @@ from inference_service.domain import ChatMessage, ChatRequest, ImagePart, TextPa
 from inference_service.families.copied_files import require_vocabulary
 from inference_service.families.family import TextOptions
 from inference_service.model_spec import ModelSpec
-from inference_service.text.conversation import check_thinking, refuse_names, refuse_too_long
+from inference_service.text.conversation import check_thinking, refuse_too_long, with_names_as_text
 from inference_service.text.prompt import ChatFormat, WrittenChat
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_tiktoken import TiktokenTokenizer, read_ranks
@@ -82,13 +82,13 @@ class GlmChat:
 
     def write(self, request: ChatRequest) -> WrittenChat:
         """See `ChatFormat.write`."""
-        refuse_names(request.messages)
         refuse_too_long(request.messages)
         check_thinking(request)
         token_ids = list(self._opening)
-        for message in request.messages:
+        messages = with_names_as_text(request.messages)
+        for message in messages:
             token_ids += self._message(message)
-        last = request.messages[-1]
+        last = messages[-1]
         if request.continue_final_message and not self._message(last):
             token_ids += [self._role(last.role.value), *self._newline]
         if request.add_generation_prompt:

@@ -26,10 +26,12 @@ def load_text(
     tokenizer = JsonTokenizer.from_dir(model_dir)
     template = JinjaTemplate.from_dir(model_dir)
     times = FrameTimes.of(tokenizer, spec)
-    return tokenizer, JinjaChat(
+    chat = JinjaChat(
         tokenizer,
         template,
         placeholder=spec.image_token_id,
         video_placeholder=None if spec.video is None else spec.video_token_id,
         write_videos=times.write if times else None,
     )
+    chat.check()
+    return tokenizer, chat

@@ -20,8 +20,8 @@ from inference_service.families.family import TextOptions
 from inference_service.model_spec import ModelSpec
 from inference_service.text.conversation import (
     check_thinking,
-    refuse_names,
     refuse_too_long,
+    with_names_as_text,
     with_one_system_message,
 )
 from inference_service.text.prompt import ChatFormat, WrittenChat
@@ -151,11 +151,11 @@ class QwenVLChat(QwenVLBase):
 
     def write(self, request: ChatRequest) -> WrittenChat:
         """See `ChatFormat.write`."""
-        refuse_names(request.messages)
         refuse_too_long(request.messages)
         check_thinking(request)
+        named = with_names_as_text(request.messages)
         # The model was trained with one system message; a later one could be dropped with its turn.
-        messages = [message for message, _ in with_one_system_message(request.messages)]
+        messages = [message for message, _ in with_one_system_message(named)]
         has_system = messages[0].role is Role.SYSTEM
         instructions = _plain(messages.pop(0)) if has_system else DEFAULT_SYSTEM
         system = [*self._head(Role.SYSTEM), *self._text(instructions), self._end]

@@ -72,7 +72,7 @@ def test_errors_before_the_route(small: Adapter) -> None:
     assert "loudly" in assert_error(unknown, 400, "invalid_request_error")
     method = requests.get(url, timeout=10)
     assert "does not support GET, but POST" in assert_error(method, 405, "invalid_request_error")
-    assert method.headers["allow"] == "POST"
+    assert method.headers["allow"] == "OPTIONS, POST"
     missing = requests.get(f"{url}/nothing", timeout=10)
     assert f"POST {COUNT}" in assert_error(missing, 404, "not_found_error")
     batches = requests.post(f"{url}/batches", json={}, timeout=10)

@@ -130,7 +130,7 @@ def test_the_page_needs_no_key_and_the_api_does(guarded: Adapter) -> None:
 def test_nothing_can_be_sent_to_the_page(adapter: Adapter) -> None:
     for path in ("/", "/playground/app.js"):
         response = requests.post(adapter.url + path, data=b"{}", timeout=10)
-        assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD")
+        assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
 
 
 def test_it_can_be_switched_off() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-from inference_service.models.placement import Placement, place_layers
+from inference_service.families.placement import Placement, place_layers
 
 
 GIB = 2**30

@@ -13,10 +13,12 @@ class Placement:
     Attributes:
         devices: Names of the devices in torch.
         layers: Number of layers on each device, in order; may be 0.
+        pages: Pages of the KV cache for which there is room.
     """
 
     devices: tuple[str, ...]
     layers: tuple[int, ...]
+    pages: int = 0
 
     @property
     def layer_devices(self) -> tuple[str, ...]:
@@ -90,4 +92,4 @@ def place_layers(
     for maximum in counts(fits):
         layers.append(min(maximum, left))
         left -= layers[-1]
-    return Placement(devices=tuple(devices), layers=tuple(layers))
+    return Placement(devices=tuple(devices), layers=tuple(layers), pages=fits)
