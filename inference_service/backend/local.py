@@ -58,6 +58,7 @@ from inference_service.model_spec import BoxNotation
 from inference_service.sampling import Sampling
 from inference_service.settings import ServiceSettings
 from inference_service.text.output.answer import Answer
+from inference_service.text.output.tool_calls import forbidden_tokens
 
 
 _STATES: Final = {
@@ -427,7 +428,12 @@ class LocalBackend:
             images=prepared.prompt.images,
             num_choices=request.n,
             cache_salt=request.cache_salt,
-            sampling=engine_params(options, request, eos_token_ids=self._model.spec.eos_token_ids),
+            sampling=engine_params(
+                options,
+                request,
+                eos_token_ids=self._model.spec.eos_token_ids,
+                banned=forbidden_tokens(request, self._model.tokenizer),
+            ),
             constraint=request.constraint,
             constraint_after=request.constraint_after,
         )
@@ -435,7 +441,15 @@ class LocalBackend:
     def _answers(self, request: Request, prepared: PreparedPrompt) -> list[Answer]:
         model = self._model
         return [
-            Answer(index, request, model.tokenizer, model.box_notation, prepared.infos)
+            Answer(
+                index,
+                request,
+                model.tokenizer,
+                model.box_notation,
+                prepared.infos,
+                tools=model.prompts.abilities.tools,
+                reasoning=prepared.prompt.reasoning,
+            )
             for index in range(request.n)
         ]
 

@@ -79,6 +79,7 @@ async def run(
         prepared.usage,
         cached_tokens=cached_tokens,
         completion_tokens=sum(answer.completion_tokens for answer in answers),
+        reasoning_tokens=sum(answer.reasoning_tokens for answer in answers),
     )
 
 

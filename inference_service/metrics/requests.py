@@ -46,6 +46,7 @@ ERROR_KINDS: Final = {
 
 _FINISH_REASONS: Final = {
     EndReason.STOP: "stop",
+    EndReason.TOOL_CALLS: "stop",
     EndReason.LENGTH: "length",
     EndReason.CONTEXT_LENGTH: "length",
     EndReason.ABORTED: "cancelled",
