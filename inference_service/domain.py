@@ -99,12 +99,14 @@ class Tool:
         description: What it does; may be empty.
         parameters: The JSON schema of its arguments, as JSON text; empty = any object.
         strict: Every call must match the schema.
+        enforced: The schema where a grammar can enforce it; empty = it cannot, or need not.
     """
 
     name: str
     description: str = ""
     parameters: str = ""
     strict: bool = False
+    enforced: str = ""
 
 
 class ToolMode(Enum):

@@ -31,6 +31,7 @@ from inference_service.backend.served_model import ServedModel
 from inference_service.backend.turn import Shared, Turn
 from inference_service.decisions import DecisionRequest, Decisions
 from inference_service.domain import (
+    ChatRequest,
     Event,
     GenerationOptions,
     Request,
@@ -58,7 +59,9 @@ from inference_service.model_spec import BoxNotation
 from inference_service.sampling import Sampling
 from inference_service.settings import ServiceSettings
 from inference_service.text.output.answer import Answer
+from inference_service.text.output.reasoning import CLOSE_TAG, ReasoningStart
 from inference_service.text.output.tool_calls import forbidden_tokens
+from inference_service.text.tool_grammar import tool_constraint
 
 
 _STATES: Final = {
@@ -291,9 +294,7 @@ class LocalBackend:
         self, request: Request, admitted: AdmittedRequest, turn: Turn
     ) -> AsyncGenerator[Event, None]:
         context_tokens = self._context_tokens()
-        if request.constraint is not None:
-            async with admitted.abortable():
-                await self._constraints.check(request.constraint)
+        request = await self._with_form(request, admitted)
         prepared = await self._prepare(request, admitted, turn)
         self._rates.take(
             admitted.caller, Amounts(image_bytes=sum(memoryview(p).nbytes for p in prepared.pixels))
@@ -335,6 +336,21 @@ class LocalBackend:
             while event is not None:
                 yield event
                 event = await anext(events, None)
+
+    async def _with_form(self, request: Request, admitted: AdmittedRequest) -> Request:
+        """The request with the form that its answers must have, also that of its tools."""
+        form, field = request.constraint, ""
+        if isinstance(request, ChatRequest):
+            of_tools = tool_constraint(
+                request, self._model.prompts.abilities, self._model.tokenizer
+            )
+            if of_tools is not None:
+                form, field = of_tools, "spec.tools"
+        if form is None:
+            return request
+        async with admitted.abortable():
+            await self._constraints.check(form, field=field)
+        return dataclasses.replace(request, constraint=form)
 
     def _turn(self, request: Request, admitted: AdmittedRequest, size: int | None = None) -> Turn:
         return Turn(
@@ -435,8 +451,24 @@ class LocalBackend:
                 banned=forbidden_tokens(request, self._model.tokenizer),
             ),
             constraint=request.constraint,
-            constraint_after=request.constraint_after,
+            constraint_after=self._constraint_after(request, prepared),
         )
+
+    def _constraint_after(self, request: Request, prepared: PreparedPrompt) -> int | None:
+        """The token after which the answer has its form: the end of the reasoning, if the prompt opens it.
+
+        Raises:
+            UnsupportedParameterError: The reasoning has no such token.
+        """
+        if request.constraint is None or prepared.prompt.reasoning is not ReasoningStart.OPEN:
+            return request.constraint_after
+        token_id = self._model.tokenizer.added_tokens.get(CLOSE_TAG)
+        if token_id is None:
+            raise UnsupportedParameterError(
+                "The form of an answer cannot be given while the model reasons: disable reasoning.",
+                field="spec.constraint",
+            )
+        return token_id
 
     def _answers(self, request: Request, prepared: PreparedPrompt) -> list[Answer]:
         model = self._model

@@ -8,8 +8,9 @@ import re
 from typing import Any, Final
 
 from inference_service.domain import EFFORTS, Tool, ToolCall, ToolChoice, ToolMode
-from inference_service.errors import InvalidArgumentError, UnsupportedParameterError
+from inference_service.errors import InvalidArgumentError
 from inference_service.grpc_api.field_checks import check_bytes, check_count, quoted
+from inference_service.grpc_api.json_schema import checked_schema
 from qwenvl.inference.v1 import message_pb2 as message_pb
 
 
@@ -58,9 +59,22 @@ def tools_of(tools: Sequence[message_pb.Tool]) -> tuple[Tool, ...]:
             description=tool.description,
             parameters=tool.parameters_json_schema.strip(),
             strict=tool.strict,
+            enforced=_enforced(tool, f"spec.tools[{index}].parameters_json_schema"),
         )
-        for tool in tools
+        for index, tool in enumerate(tools)
     )
+
+
+def _enforced(tool: message_pb.Tool, field: str) -> str:
+    """The schema if a grammar can enforce it, which that of a strict tool must be."""
+    if not tool.parameters_json_schema.strip():
+        return ""
+    try:
+        return checked_schema(tool.parameters_json_schema, field)
+    except InvalidArgumentError:
+        if tool.strict:
+            raise
+        return ""
 
 
 def tool_choice(choice: message_pb.ToolChoice, tools: Sequence[Tool]) -> ToolChoice:
@@ -72,7 +86,6 @@ def tool_choice(choice: message_pb.ToolChoice, tools: Sequence[Tool]) -> ToolCho
 
     Raises:
         InvalidArgumentError: It names a tool that is not in `tools`, or requires one where there is none.
-        UnsupportedParameterError: It needs what is not supported yet.
     """
     mode = _MODES.get(choice.mode)
     if mode is None:
@@ -92,7 +105,7 @@ def tool_choice(choice: message_pb.ToolChoice, tools: Sequence[Tool]) -> ToolCho
             raise InvalidArgumentError(
                 f"function_name is {quoted(name)}, which is not one of allowed_names.", field=field
             )
-        mode, allowed = ToolMode.REQUIRED, (name,)
+        return ToolChoice(mode=ToolMode.REQUIRED, names=(name,), parallel=False)
     if mode is ToolMode.REQUIRED and not tools:
         raise InvalidArgumentError(
             "mode is TOOL_CHOICE_MODE_REQUIRED, but the request has no tools.",
@@ -100,26 +113,6 @@ def tool_choice(choice: message_pb.ToolChoice, tools: Sequence[Tool]) -> ToolCho
         )
     parallel = choice.parallel if choice.HasField("parallel") else True
     return ToolChoice(mode=mode, names=allowed, parallel=parallel)
-
-
-def refuse_forced(choice: message_pb.ToolChoice, tools: Sequence[Tool]) -> None:
-    """Refuses what needs a grammar.
-
-    Raises:
-        UnsupportedParameterError: A call is required, or its form or name is restricted.
-    """
-    asked = {
-        "spec.tool_choice.function_name": choice.WhichOneof("choice") == "function_name",
-        "spec.tool_choice.mode": choice.mode == message_pb.TOOL_CHOICE_MODE_REQUIRED,
-        "spec.tool_choice.allowed_names": bool(choice.allowed_names),
-    }
-    for index, tool in enumerate(tools):
-        asked[f"spec.tools[{index}].strict"] = tool.strict
-    for field, is_set in asked.items():
-        if is_set:
-            raise UnsupportedParameterError(
-                f"{field.rpartition('.')[2]} is not supported by this service yet.", field=field
-            )
 
 
 def tool_call(call: message_pb.ToolCall, path: str) -> ToolCall:

@@ -24,7 +24,6 @@ from inference_service.grpc_api.request_messages import chat_message, image_part
 from inference_service.grpc_api.request_options import generation_options
 from inference_service.grpc_api.request_tools import (
     reasoning_effort,
-    refuse_forced,
     tool_choice,
     tools_of,
 )
@@ -59,7 +58,6 @@ def chat_request(
     opens, continues = _final_turn(spec.template, messages)
     tools = tools_of(spec.tools)
     choice = tool_choice(spec.tool_choice, tools)
-    refuse_forced(spec.tool_choice, tools)
     request = ChatRequest(
         messages=messages,
         add_generation_prompt=opens,

@@ -57,11 +57,6 @@ class Tokenizer(ABC):
     def encode_plain(self, text: str) -> list[int]:
         """Encodes text without special tokens."""
 
-    def single_token(self, text: str) -> int | None:
-        """The id of an added token by its text; None = the text has several tokens."""
-        token_ids = self.encode(text)
-        return token_ids[0] if len(token_ids) == 1 else None
-
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of tokens; bytes that are not valid UTF-8 are omitted."""
         skipped = self.hidden_ids if skip_special_tokens else frozenset()

@@ -152,6 +152,19 @@ INVALID_TOOLS = {
         with_tools(mode="TOOL_CHOICE_MODE_REQUIRED"),
     ),
     "a future mode": ("spec.tool_choice.mode", with_tools(TOOL, mode=99)),
+    "a strict schema that cannot be enforced": (
+        "spec.tools[0].parameters_json_schema",
+        with_tools(message_pb.Tool(name="f", parameters_json_schema='{"not": {}}', strict=True)),
+    ),
+    "a form beside a required call": (
+        "spec.constraint",
+        spec_of(
+            "x",
+            tools=[TOOL],
+            tool_choice=message_pb.ToolChoice(mode="TOOL_CHOICE_MODE_REQUIRED"),
+            constraint=sampling_pb.Constraint(json_object=True),
+        ),
+    ),
     "a call of the user": (
         "spec.messages[0].tool_calls",
         role(message_pb.ROLE_USER, tool_calls=[CALL]),
@@ -192,16 +205,6 @@ INVALID_TOOLS = {
     ),
 }
 UNSUPPORTED = {
-    "spec.tool_choice.function_name": spec_of(
-        "x", tools=[TOOL], tool_choice=message_pb.ToolChoice(function_name="f")
-    ),
-    "spec.tool_choice.mode": spec_of(
-        "x", tools=[TOOL], tool_choice=message_pb.ToolChoice(mode="TOOL_CHOICE_MODE_REQUIRED")
-    ),
-    "spec.tool_choice.allowed_names": spec_of(
-        "x", tools=[TOOL], tool_choice=message_pb.ToolChoice(allowed_names=["f"])
-    ),
-    "spec.tools[0].strict": spec_of("x", tools=[message_pb.Tool(name="f", strict=True)]),
     "spec.messages[0].parts[0].video.frames[0]": spec_of(
         message_pb.Part(video=message_pb.Video(frames=[message_pb.Image(data=b"x", max_pixels=9)]))
     ),

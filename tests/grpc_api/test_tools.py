@@ -110,7 +110,7 @@ async def test_no_call_is_read_or_sampled_if_none_is_wanted(
     assert "The weather." in await prompt(service, spec_of("x", tools=TOOLS, tool_choice=none))
     other = await open_service(served=thinking_model)
     response = await other.create(spec_of("x", tools=TOOLS, tool_choice=none))
-    banned = thinking_model.tokenizer.single_token("<tool_call>")
+    banned = thinking_model.tokenizer.added_tokens.get("<tool_call>")
     assert other.engine.requests[0].sampling.logit_bias == ((banned, float("-inf")),)
     assert not response.started.effective_settings.sampling.logit_bias
     await other.create(spec_of("x", tools=TOOLS))
@@ -247,3 +247,31 @@ async def test_a_template_s_refusal_is_the_caller_s_error(
         await service.create(
             chat_pb.ChatCompletionSpec(messages=[message_pb.Message(role="ROLE_TOOL")])
         )
+
+
+@pytest.mark.parametrize("reasons", [False, True])
+async def test_required_calls_are_a_form_of_the_answer(
+    open_service: OpenService, thinking_model: ServedModel, model: ServedModel, reasons: bool
+) -> None:
+    service = await open_service(served=thinking_model if reasons else model)
+    choice = message_pb.ToolChoice(function_name="now")
+    spec = spec_of("x", tools=TOOLS, tool_choice=choice)
+    await service.create(spec)
+    [request] = service.engine.requests
+    assert request.constraint is not None
+    assert '\\"now\\"' in request.constraint.text
+    assert "weather" not in request.constraint.text
+    assert ("<tool_call>" in service.model.tokenizer.added_tokens) is reasons
+    close_id = service.model.tokenizer.added_tokens.get("</think>")
+    assert request.constraint_after == close_id
+    await service.create(spec_of("x", tools=TOOLS))
+    assert service.engine.requests[1].constraint is None
+
+
+async def test_a_schema_that_cannot_be_enforced_is_none_for_the_grammar(service: Service) -> None:
+    tool = message_pb.Tool(name="f", parameters_json_schema='{"not": {"required": ["x"]}}')
+    choice = message_pb.ToolChoice(mode=message_pb.TOOL_CHOICE_MODE_REQUIRED)
+    await service.create(spec_of("x", tools=[tool], tool_choice=choice))
+    constraint = service.engine.requests[0].constraint
+    assert constraint is not None
+    assert '"not"' not in constraint.text

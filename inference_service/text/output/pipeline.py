@@ -66,7 +66,7 @@ def build_pipeline(
     """Builds the pipeline for one answer of a request; arguments as `Answer`."""
     parsed = _parsed_tools(request) if tools is not ToolNotation.NONE else ()
     reasons = reasoning is not ReasoningStart.TEXT
-    close_id = tokenizer.single_token(CLOSE_TAG) if reasons else None
+    close_id = tokenizer.added_tokens.get(CLOSE_TAG) if reasons else None
     shown = (
         *((OPEN_TAG, CLOSE_TAG) if reasons else ()),
         *(TAG_TOKENS if parsed else ()),

@@ -165,7 +165,7 @@ def forbidden_tokens(request: Request, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens that an answer must not have, because the request has tools but forbids calls."""
     if not isinstance(request, ChatRequest) or not request.tools:
         return ()
-    token_id = tokenizer.single_token(hermes.OPEN_TAG)
+    token_id = tokenizer.added_tokens.get(hermes.OPEN_TAG)
     return () if token_id is None or request.tool_choice.mode is not ToolMode.NONE else (token_id,)
 
 

@@ -90,7 +90,7 @@ def tokens_of(tokenizer: Tokenizer, answer: Sequence[str]) -> list[tuple[int, ..
 def test_the_token_ends_the_reasoning_and_not_its_spelling(
     tokenizer: Tokenizer, stops: tuple[str, ...]
 ) -> None:
-    close_id = tokenizer.single_token("</think>")
+    close_id = tokenizer.added_tokens.get("</think>")
     assert close_id is not None
     reasoning = tokens_of(tokenizer, ["I write ", "'</think>'", " first.", "\n", "</think>"])
     text = tokens_of(tokenizer, ["\n\n", "Yes ", "'</think>'"])
