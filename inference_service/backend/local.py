@@ -294,7 +294,8 @@ class LocalBackend:
         self, request: Request, admitted: AdmittedRequest, turn: Turn
     ) -> AsyncGenerator[Event, None]:
         context_tokens = self._context_tokens()
-        request = await self._with_form(request, admitted)
+        form_field = "spec.tools" if request.constraint is None else "spec.constraint"
+        request = await self._with_form(request, admitted, form_field)
         prepared = await self._prepare(request, admitted, turn)
         self._rates.take(
             admitted.caller, Amounts(image_bytes=sum(memoryview(p).nbytes for p in prepared.pixels))
@@ -321,6 +322,7 @@ class LocalBackend:
                 prepared,
                 answers,
                 field,
+                form_field=form_field,
                 begun=turn.free_pixels,
                 computed=turn.leave,
             )
@@ -337,19 +339,17 @@ class LocalBackend:
                 yield event
                 event = await anext(events, None)
 
-    async def _with_form(self, request: Request, admitted: AdmittedRequest) -> Request:
-        """The request with the form that its answers must have, also that of its tools."""
-        form, field = request.constraint, ""
+    async def _with_form(self, request: Request, admitted: AdmittedRequest, field: str) -> Request:
+        """The request with the form that its answers must have, also that of its tools; `field` is for errors."""
+        form = of_tools = None
         if isinstance(request, ChatRequest):
-            of_tools = tool_constraint(
-                request, self._model.prompts.abilities, self._model.tokenizer
-            )
-            if of_tools is not None:
-                form, field = of_tools, "spec.tools"
+            abilities = self._model.prompts.abilities
+            form = of_tools = tool_constraint(request, abilities, self._model.tokenizer)
+        form = form or request.constraint
         if form is None:
             return request
         async with admitted.abortable():
-            await self._constraints.check(form, field=field)
+            await self._constraints.check(form, field=field if of_tools else "")
         return dataclasses.replace(request, constraint=form)
 
     def _turn(self, request: Request, admitted: AdmittedRequest, size: int | None = None) -> Turn:

@@ -6,7 +6,7 @@ trained to write it, with the name before the arguments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import json
 from typing import Any, Final
 
@@ -17,14 +17,10 @@ from inference_service.model_spec import ToolNotation
 from inference_service.text.output import hermes
 from inference_service.text.prompt import ChatAbilities
 from inference_service.text.tokenizer import Tokenizer
+from inference_service.text.xml_grammar import json_rule, xml_tool
 
 
 MAX_GRAMMAR_BYTES: Final = 128 * 2**10
-_JSON_STYLE: Final[Mapping[str, Any]] = {
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "whitespace_flexible": False,
-}
 
 
 def tool_constraint(
@@ -53,12 +49,10 @@ def tool_constraint(
     if not is_required and not is_restricted and request.constraint is None:
         return None
     tells_calls = is_required or request.constraint is not None
-    if abilities.tools is not ToolNotation.HERMES or not (
-        tells_calls or hermes.OPEN_TAG in tokenizer.added_tokens
-    ):
+    if not tells_calls and hermes.OPEN_TAG not in tokenizer.added_tokens:
         raise UnsupportedParameterError(
-            "Calls that are required or restricted, and tools beside another form of the answer, are not supported with"
-            " this model: leave tool_choice, strict and constraint out.",
+            "Allowed functions and strict tools are supported with this model only where calls are required: its"
+            " vocabulary has no token by which a call is told from text.",
             field="spec.tool_choice",
         )
     if is_required and request.constraint is not None:
@@ -76,7 +70,7 @@ def tool_constraint(
     space = "break? " if abilities.reasoning else ""
     lines = [f"start: {space}({start})", 'break: "\\n" | "\\n\\n"']
     lines += _form(request.constraint) if request.constraint is not None else []
-    lines += _hermes_calls(tools, tokenizer)
+    lines += _calls(tools, abilities.tools, tokenizer)
     text = "\n".join(lines)
     if len(text.encode()) > MAX_GRAMMAR_BYTES:
         raise InvalidArgumentError(
@@ -87,7 +81,7 @@ def tool_constraint(
     return Constraint(kind=ConstraintKind.LARK, text=text)
 
 
-def _hermes_calls(tools: Sequence[Tool], tokenizer: Tokenizer) -> list[str]:
+def _calls(tools: Sequence[Tool], notation: ToolNotation, tokenizer: Tokenizer) -> list[str]:
     opens, closes = (
         tag if tag in tokenizer.added_tokens else json.dumps(tag)
         for tag in (hermes.OPEN_TAG, hermes.CLOSE_TAG)
@@ -95,31 +89,28 @@ def _hermes_calls(tools: Sequence[Tool], tokenizer: Tokenizer) -> list[str]:
     names = " | ".join(f"t{index}" for index in range(len(tools)))
     # In a grammar, text never has added tokens.
     lines = ["text: /(?s:.+)/", f'call: {opens} "\\n" ({names}) "\\n" {closes}']
+    write = xml_tool if notation is ToolNotation.XML else _hermes_tool
     for index, tool in enumerate(tools):
-        head = json.dumps(f'{{"name": "{tool.name}", "arguments": ')
-        lines.append(f't{index}: {head} a{index} "}}"')
-        lines.append(f"a{index}: {_json(_arguments(tool))}")
+        lines += write(tool, index)
     return lines
 
 
-def _arguments(tool: Tool) -> dict[str, Any]:
-    """The schema of a tool's arguments, as far as it can be enforced; always that of an object."""
+def _hermes_tool(tool: Tool, index: int) -> list[str]:
+    head = json.dumps(f'{{"name": "{tool.name}", "arguments": ')
     schema: dict[str, Any] = json.loads(tool.enforced) if tool.enforced else {}
-    return schema | {"type": "object"}
-
-
-def _json(schema: Mapping[str, Any]) -> str:
-    """JSON of a schema as a rule."""
-    return f"%json {json.dumps({**schema, 'x-guidance': _JSON_STYLE}, ensure_ascii=False)}"
+    return [
+        f't{index}: {head} a{index} "}}"',
+        f"a{index}: {json_rule(schema | {'type': 'object'})}",
+    ]
 
 
 def _form(constraint: Constraint) -> list[str]:
     """The rule of a form that the request has itself."""
     match constraint.kind:
         case ConstraintKind.JSON_OBJECT:
-            return [f"form: {_json({'type': 'object'})}"]
+            return [f"form: {json_rule({'type': 'object'})}"]
         case ConstraintKind.JSON_SCHEMA:
-            return [f"form: {_json(json.loads(constraint.text))}"]
+            return [f"form: {json_rule(json.loads(constraint.text))}"]
         case ConstraintKind.CHOICES:
             values = " | ".join(
                 json.dumps(value, ensure_ascii=False) for value in constraint.values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 from llguidance import LLTokenizer
@@ -22,6 +23,8 @@ from inference_service.errors import InvalidArgumentError, ServiceError, Unsuppo
 from inference_service.grammar.matcher import new_matcher
 from inference_service.grammar.vocabulary import vocabulary_of
 from inference_service.model_spec import ToolNotation
+from inference_service.text.output.stage import Piece
+from inference_service.text.output.tool_calls import ToolCallSplitter
 from inference_service.text.prompt import ChatAbilities
 from inference_service.text.tokenizer_json import JsonTokenizer
 from inference_service.text.tool_grammar import tool_constraint
@@ -182,8 +185,108 @@ def test_what_cannot_be_both_is_refused(tokenizer: JsonTokenizer) -> None:
     error = refused(tokenizer, request_of(NOW, constraint=lark), HERMES)
     assert isinstance(error, UnsupportedParameterError)
     assert error.field == "spec.constraint"
-    xml = ChatAbilities(tools=ToolNotation.XML)
-    error = refused(tokenizer, request_of(NOW, tool_choice=ToolChoice(mode=REQUIRED)), xml)
-    assert error.field == "spec.tool_choice"
     large = Tool(name="f", enforced=json.dumps({"description": "x" * 2**17}), strict=True)
     assert refused(tokenizer, request_of(large), HERMES).field == "spec.tools"
+
+
+def xml(name: str, **parameters: str) -> str:
+    elements = (f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in parameters.items())
+    return f"<tool_call>\n<function={name}>\n{''.join(elements)}</function>\n</tool_call>"
+
+
+XML = ChatAbilities(tools=ToolNotation.XML)
+TRIP = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"type": "integer"},
+        "kind": {"enum": ["a", "b c"]},
+        "box": {"$ref": "#/$defs/box"},
+    },
+    "required": ["city"],
+    "$defs": {"box": {"type": "array", "items": {"type": "integer"}}},
+}
+PLAN = Tool(name="plan", enforced=json.dumps(TRIP), strict=True)
+CLOSED = Tool(name="off", enforced='{"properties": {}, "additionalProperties": false}')
+
+
+@pytest.mark.parametrize(
+    ("answer", "permitted"),
+    [
+        (xml("plan", city="Paris"), True),
+        (xml("plan", city="a\nb </parameter> c", days="3", kind="b c", box="[1, 2]"), True),
+        (xml("plan", days="3"), False),
+        (xml("plan", city="x", days="many"), False),
+        (xml("plan", city="x", kind="d"), False),
+        (xml("plan", city="x", box='["y"]'), False),
+        (xml("plan", city="x", colour="y"), False),
+        (xml("now"), True),
+        (xml("now", any="\ntext\n", other="1"), True),
+        (xml("off"), True),
+        (xml("off", any="1"), False),
+        (xml("shell"), False),
+        (f"{xml('now')}\n{xml('plan', city='x')}", True),
+        (f"Yes.\n{xml('now')}", False),
+    ],
+)
+def test_calls_in_xml(tokenizer: JsonTokenizer, answer: str, permitted: bool) -> None:
+    must = request_of(PLAN, NOW, CLOSED, tool_choice=ToolChoice(mode=REQUIRED))
+    assert permits(tokenizer, must, answer, XML) is permitted
+    may = request_of(PLAN, NOW, CLOSED)
+    assert permits(tokenizer, may, f"Yes.\n{answer}", XML) is (permitted or answer[:3] == "Yes")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"anyOf": [{"required": ["a"]}]},
+        {"properties": {"a": {"type": "string", "pattern": "x+"}}},
+    ],
+)
+def test_a_strict_tool_that_xml_cannot_enforce(tokenizer: JsonTokenizer, schema: Any) -> None:
+    tool = Tool(name="f", enforced=json.dumps(schema), strict=True)
+    assert refused(tokenizer, request_of(tool), XML).field == "spec.tools"
+    lenient = Tool(name="f", enforced=json.dumps(schema))
+    must = request_of(lenient, tool_choice=ToolChoice(mode=REQUIRED))
+    assert tool_constraint(must, XML, tokenizer) is not None
+
+
+@pytest.mark.parametrize("chat", [HERMES, XML])
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_permitted_is_read_as_calls(
+    tokenizer: JsonTokenizer, chat: ChatAbilities, seed: int
+) -> None:
+    """A random walk through the grammar ends in calls whose arguments match the schema."""
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["a", "b c"]}, "exact": {"type": "boolean"}},
+        "required": ["kind", "exact"],
+        "additionalProperties": False,
+    }
+    tools = (Tool(name="plan", parameters=json.dumps(schema), enforced=json.dumps(schema)), CLOSED)
+    choice = ToolChoice(mode=REQUIRED, parallel=seed % 2 > 0)
+    constraint = tool_constraint(request_of(*tools, tool_choice=choice), chat, tokenizer)
+    assert constraint is not None
+    words = vocabulary(tokenizer)
+    matcher = new_matcher(words, constraint)
+    chance, token_ids = random.Random(seed), list[int]()
+    while len(token_ids) < 4000:
+        mask = matcher.compute_bitmask()
+        permitted = [i for i in range(tokenizer.vocab_size) if mask[i // 8] >> (i % 8) & 1]
+        token_id = chance.choice(permitted)
+        if token_id in words.eos_tokens:
+            break
+        assert matcher.consume_token(token_id)
+        token_ids.append(token_id)
+    splitter = ToolCallSplitter(chat.tools, tools)
+    piece = Piece(text=tokenizer.decode(token_ids, skip_special_tokens=False), last=True)
+    splitter.push(piece)
+    assert piece.text == ""
+    assert piece.calls_tools
+    for call in piece.tool_calls:
+        arguments = json.loads(call.arguments)
+        if call.name == "plan":
+            assert arguments["kind"] in ("a", "b c")
+            assert isinstance(arguments["exact"], bool)
+        else:
+            assert arguments == {}

@@ -138,7 +138,7 @@ def converted(text: str, schema: Mapping[str, Any], key: str) -> object:
     """A written value in a type that a schema of arguments declares for a key; the text itself if it has none."""
     properties = schema.get("properties")
     declared = properties.get(key) if isinstance(properties, Mapping) else None
-    types = _types(declared, schema)
+    types = declared_types(declared, schema)
     for name in _TYPES:
         if (
             name in types
@@ -149,7 +149,7 @@ def converted(text: str, schema: Mapping[str, Any], key: str) -> object:
     return text
 
 
-def _types(schema: object, root: Mapping[str, Any], depth: int = 0) -> set[str]:
+def declared_types(schema: object, root: Mapping[str, Any], depth: int = 0) -> set[str]:
     """The types that a schema allows, also in its alternatives and behind references to `root`."""
     if not isinstance(schema, Mapping) or depth > _MAX_NESTED:
         return set()
@@ -165,7 +165,7 @@ def _types(schema: object, root: Mapping[str, Any], depth: int = 0) -> set[str]:
     if isinstance(reference := schema.get("$ref"), str):
         inner.append(_at_pointer(root, reference))
     for one in inner:
-        found |= _types(one, root, depth + 1)
+        found |= declared_types(one, root, depth + 1)
     return found
 
 
