@@ -108,7 +108,7 @@ def tool_choice(choice: message_pb.ToolChoice, tools: Sequence[Tool]) -> ToolCho
         return ToolChoice(mode=ToolMode.REQUIRED, names=(name,), parallel=False)
     if mode is ToolMode.REQUIRED and not tools:
         raise InvalidArgumentError(
-            "mode is TOOL_CHOICE_MODE_REQUIRED, but the request has no tools.",
+            "mode requires a call, but the request has no tools.",
             field="spec.tool_choice.mode",
         )
     parallel = choice.parallel if choice.HasField("parallel") else True
@@ -155,7 +155,7 @@ def _check_name(name: str, field: str) -> None:
 def _check_declared(name: str, tools: Sequence[Tool], field: str) -> None:
     if name not in {tool.name for tool in tools}:
         raise InvalidArgumentError(
-            f"{field.rpartition('.')[2]} has {quoted(name)}, but spec.tools has no tool of this name.",
+            f"{field.rpartition('.')[2]} has {quoted(name)}, but tools has no function of this name.",
             field=field,
         )
 
