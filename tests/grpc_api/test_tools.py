@@ -17,7 +17,7 @@ from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
-from tests.grpc_api.asking import image_part, read_rest, spec_of, user
+from tests.grpc_api.asking import image_part, read_rest, refusal, spec_of, user
 from tests.grpc_api.conftest import NAMES, OpenService, Service
 from tests.support.images import draw
 from tests.support.tool_templates import QWEN3_5, THINKING
@@ -275,3 +275,19 @@ async def test_a_schema_that_cannot_be_enforced_is_none_for_the_grammar(service:
     constraint = service.engine.requests[0].constraint
     assert constraint is not None
     assert '"not"' not in constraint.text
+
+
+async def test_the_form_of_an_answer_begins_behind_the_reasoning(
+    open_service: OpenService, thinking_model: ServedModel, model_dir: Path, tmp_path: Path
+) -> None:
+    form = sampling_pb.Constraint(json_object=True)
+    service = await open_service(served=thinking_model)
+    await service.create(spec_of("x", constraint=form))
+    close_id = thinking_model.tokenizer.added_tokens["</think>"]
+    assert service.engine.requests[0].constraint_after == close_id
+    # Without a token for the end of the reasoning nobody could tell where the form begins.
+    shutil.copytree(model_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text(THINKING)
+    other = await open_service(served=ServedModel.load(tmp_path, NAMES))
+    got = await refusal(other.create(spec_of("x", constraint=form)))
+    assert (got.info.reason, got.field) == ("UNSUPPORTED_PARAMETER", "spec.constraint")
