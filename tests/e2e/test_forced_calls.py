@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import json
 from typing import Any
 
+import anthropic
 import openai
 from openai.types.chat import ChatCompletionToolParam
 import pytest
@@ -89,6 +90,25 @@ def test_calls_of_any_function_are_required(client: openai.OpenAI) -> None:
     assert answer.choices[0].finish_reason == "tool_calls"
     check(call.function.arguments) if call.function.name == "report" else None
     assert call.function.name in ("report", "now")
+
+
+def test_the_same_over_the_api_of_anthropic(served: Served) -> None:
+    tool: Any = {"name": "report", "input_schema": SEEN["function"]["parameters"]}
+    asked: list[Any] = [{"role": "user", "content": "What is this?"}]
+    fields: dict[str, Any] = {"model": "qwen-vl", "max_tokens": 400, "tools": [tool]}
+    fields |= {"messages": asked, "tool_choice": {"type": "tool", "name": "report"}}
+    with anthropic.Anthropic(base_url=served.http, api_key="none", max_retries=0) as client:
+        answer = client.messages.create(**fields)
+        [call] = answer.content
+        assert call.type == "tool_use"
+        assert answer.stop_reason == "tool_use"
+        check(json.dumps(call.input))
+        asked.append({"role": "assistant", "content": [call.model_dump()]})
+        result = {"type": "tool_result", "tool_use_id": call.id, "content": "Thanks."}
+        asked.append({"role": "user", "content": [result]})
+        fields["tool_choice"] = {"type": "none"}
+        again = client.messages.create(**fields | {"max_tokens": 8})
+        assert [block.type for block in again.content] == ["text"]
 
 
 def test_the_same_over_grpc(chat: chat_grpc.ChatServiceStub) -> None:
