@@ -22,6 +22,12 @@ from inference_service.backend.base import (
 from inference_service.backend.decisions import check_lengths, run_decisions
 from inference_service.backend.defaults import operator_defaults
 from inference_service.backend.description import describe
+from inference_service.backend.forms import (
+    form_begins_after,
+    form_field,
+    new_answers,
+    with_form,
+)
 from inference_service.backend.line import Line
 from inference_service.backend.prompts import PreparedPrompt, PromptWorkers
 from inference_service.backend.rates import Amounts, RateLimits
@@ -31,7 +37,6 @@ from inference_service.backend.served_model import ServedModel
 from inference_service.backend.turn import Shared, Turn
 from inference_service.decisions import DecisionRequest, Decisions
 from inference_service.domain import (
-    ChatRequest,
     Event,
     GenerationOptions,
     Request,
@@ -58,10 +63,7 @@ from inference_service.media.turn import set_turn
 from inference_service.model_spec import BoxNotation
 from inference_service.sampling import Sampling
 from inference_service.settings import ServiceSettings
-from inference_service.text.output.answer import Answer
-from inference_service.text.output.reasoning import CLOSE_TAG, ReasoningStart
 from inference_service.text.output.tool_calls import forbidden_tokens
-from inference_service.text.tool_grammar import tool_constraint
 
 
 _STATES: Final = {
@@ -294,8 +296,9 @@ class LocalBackend:
         self, request: Request, admitted: AdmittedRequest, turn: Turn
     ) -> AsyncGenerator[Event, None]:
         context_tokens = self._context_tokens()
-        form_field = "spec.tools" if request.constraint is None else "spec.constraint"
-        request = await self._with_form(request, admitted, form_field)
+        asked_in = form_field(request)
+        async with admitted.abortable():
+            request = await with_form(request, self._model, self._constraints)
         prepared = await self._prepare(request, admitted, turn)
         self._rates.take(
             admitted.caller, Amounts(image_bytes=sum(memoryview(p).nbytes for p in prepared.pixels))
@@ -311,7 +314,7 @@ class LocalBackend:
             async with admitted.abortable():
                 await turn.reserve_tokens(prepared.usage.prompt_tokens, options.max_tokens)
         engine_request = self._engine_request(request, admitted.engine_id, prepared, options)
-        answers = self._answers(request, prepared)
+        answers = new_answers(request, prepared, self._model, prepared.infos)
         if admitted.aborted:
             events = run_aborted(engine_request, prepared, answers)
         else:
@@ -322,7 +325,7 @@ class LocalBackend:
                 prepared,
                 answers,
                 field,
-                form_field=form_field,
+                form_field=asked_in,
                 begun=turn.free_pixels,
                 computed=turn.leave,
             )
@@ -338,19 +341,6 @@ class LocalBackend:
             while event is not None:
                 yield event
                 event = await anext(events, None)
-
-    async def _with_form(self, request: Request, admitted: AdmittedRequest, field: str) -> Request:
-        """The request with the form that its answers must have, also that of its tools; `field` is for errors."""
-        form = of_tools = None
-        if isinstance(request, ChatRequest):
-            abilities = self._model.prompts.abilities
-            form = of_tools = tool_constraint(request, abilities, self._model.tokenizer)
-        form = form or request.constraint
-        if form is None:
-            return request
-        async with admitted.abortable():
-            await self._constraints.check(form, field=field if of_tools else "")
-        return dataclasses.replace(request, constraint=form)
 
     def _turn(self, request: Request, admitted: AdmittedRequest, size: int | None = None) -> Turn:
         return Turn(
@@ -451,39 +441,8 @@ class LocalBackend:
                 banned=forbidden_tokens(request, self._model.tokenizer),
             ),
             constraint=request.constraint,
-            constraint_after=self._constraint_after(request, prepared),
+            constraint_after=form_begins_after(request, prepared, self._model.tokenizer),
         )
-
-    def _constraint_after(self, request: Request, prepared: PreparedPrompt) -> int | None:
-        """The token after which the answer has its form: the end of the reasoning, if the prompt opens it.
-
-        Raises:
-            UnsupportedParameterError: The reasoning has no such token.
-        """
-        if request.constraint is None or prepared.prompt.reasoning is not ReasoningStart.OPEN:
-            return request.constraint_after
-        token_id = self._model.tokenizer.added_tokens.get(CLOSE_TAG)
-        if token_id is None:
-            raise UnsupportedParameterError(
-                "The form of an answer cannot be given while the model reasons: disable reasoning.",
-                field="spec.constraint",
-            )
-        return token_id
-
-    def _answers(self, request: Request, prepared: PreparedPrompt) -> list[Answer]:
-        model = self._model
-        return [
-            Answer(
-                index,
-                request,
-                model.tokenizer,
-                model.box_notation,
-                prepared.infos,
-                tools=model.prompts.abilities.tools,
-                reasoning=prepared.prompt.reasoning,
-            )
-            for index in range(request.n)
-        ]
 
     def _notify_state(self) -> None:
         state = self.state

@@ -1,7 +1,4 @@
-"""The gRPC services of `qwenvl.testing.FakeServer`: what the real service does, without a model.
-
-Each character of an answer is one token.
-"""
+"""The gRPC services of `qwenvl.testing.FakeServer`, without a model: each character of an answer is one token."""
 
 from __future__ import annotations
 
@@ -59,8 +56,8 @@ class Reply:
     Attributes:
         text: What the model says, before `stop` and `max_tokens` are applied.
         groundings: The boxes, for requests that ask for them.
-        reasoning: What it thinks before, each character a token.
-        tool_calls: Its calls behind the text, if the text is not cut; each character of the arguments is a token.
+        reasoning: What it thinks before.
+        tool_calls: Its calls behind the text, if that is not cut.
     """
 
     text: str = ""
@@ -321,8 +318,8 @@ def _events(model: FakeModel, spec: Spec) -> Iterator[dict[str, Any]]:
     text, finished = _cut(reply.text, spec)
     choices = range(spec.n if spec.HasField("n") else 1)
     yield {"started": _started(spec, model.names[0], len(choices))}
-    for index in choices if reply.reasoning else ():
-        yield {"delta": generation_pb.Delta(choice_index=index, reasoning=reply.reasoning)}
+    for index in choices if (thought := reply.reasoning) else ():
+        yield {"delta": generation_pb.Delta(choice_index=index, reasoning=thought)}
     for start in range(0, len(text), _PIECE):
         for index in choices:
             yield {"delta": _delta(spec, index, text[start : start + _PIECE])}
@@ -335,10 +332,8 @@ def _events(model: FakeModel, spec: Spec) -> Iterator[dict[str, Any]]:
     for index in choices:
         finished.choice_index = index
         yield {"finished": finished}
-    tokens = len(text) + len(reply.reasoning) + sum(len(call.arguments_json) for call in calls)
-    usage = _usage(spec, tokens * len(choices))
-    usage.reasoning_tokens = len(reply.reasoning) * len(choices)
-    yield {"usage": usage}
+    tokens = (len(text) + sum(len(call.arguments_json) for call in calls)) * len(choices)
+    yield {"usage": _usage(spec, tokens, len(thought) * len(choices))}
 
 
 def _started(spec: Spec, model: str, n: int) -> generation_pb.Started:
@@ -385,13 +380,14 @@ def _cut(text: str, spec: Spec) -> tuple[str, generation_pb.Finished]:
     return text, generation_pb.Finished(reason=reason, stop_detail=detail)
 
 
-def _usage(spec: Spec, completion_tokens: int) -> usage_pb.Usage:
+def _usage(spec: Spec, spoken_tokens: int, reasoning_tokens: int = 0) -> usage_pb.Usage:
     text, images = len(_last_text(spec)) + 1, len(_images(spec)) * _IMAGE_TOKENS
     counts = ((usage_pb.MODALITY_TEXT, text), (usage_pb.MODALITY_IMAGE, images))
     return usage_pb.Usage(
         prompt_tokens=text + images,
-        completion_tokens=completion_tokens,
-        total_tokens=text + images + completion_tokens,
+        completion_tokens=spoken_tokens + reasoning_tokens,
+        reasoning_tokens=reasoning_tokens,
+        total_tokens=text + images + spoken_tokens + reasoning_tokens,
         prompt_details=[
             usage_pb.ModalityTokenCount(modality=modality, tokens=tokens)
             for modality, tokens in counts
