@@ -18,6 +18,7 @@ class Role(Enum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+    TOOL = "tool"
 
 
 class Detail(Enum):
@@ -63,12 +64,82 @@ Part = TextPart | Media
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call of a tool in an earlier answer; `arguments` is the JSON text of an object, or empty."""
+
+    name: str
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatMessage:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: The author's role.
+        parts: The content.
+        name: The author's name.
+        tool_calls: The calls of an answer, after its content.
+        reasoning: The reasoning of an answer, before its content.
+    """
 
     role: Role
     parts: tuple[Part, ...]
     name: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the model may call.
+
+    Attributes:
+        name: Its name.
+        description: What it does; may be empty.
+        parameters: The JSON schema of its arguments, as JSON text; empty = any object.
+        strict: Every call must match the schema.
+        enforced: The schema where a grammar can enforce it; empty = it cannot, or need not.
+    """
+
+    name: str
+    description: str = ""
+    parameters: str = ""
+    strict: bool = False
+    enforced: str = ""
+
+
+class ToolMode(Enum):
+    """Whether the model calls tools.
+
+    Attributes:
+        AUTO: It decides.
+        NONE: It does not.
+        REQUIRED: It calls at least one.
+    """
+
+    AUTO = "auto"
+    NONE = "none"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolChoice:
+    """Which tools the model may or must call.
+
+    Attributes:
+        mode: Whether it calls tools.
+        names: The tools that it may call; the others are in the prompt all the same.
+        parallel: One answer may have several calls.
+    """
+
+    mode: ToolMode = ToolMode.AUTO
+    names: tuple[str, ...] = ()
+    parallel: bool = True
+
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+"""The reasoning efforts, in ascending order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +201,18 @@ class ChatRequest(GenerationOptions):
         add_generation_prompt: Open an assistant turn after the last message.
         continue_final_message: Continue the last message instead.
         enable_thinking: For templates that support it; None = the template's default.
+        reasoning_effort: One of `EFFORTS`; empty = the template's default.
+        tools: Functions that the model may call.
+        tool_choice: Which of them it may or must call.
     """
 
     messages: tuple[ChatMessage, ...]
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     enable_thinking: bool | None = None
+    reasoning_effort: str = ""
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -191,6 +268,7 @@ class EndReason(Enum):
     """Why an answer ended."""
 
     STOP = "stop"
+    TOOL_CALLS = "tool_calls"
     LENGTH = "length"
     CONTEXT_LENGTH = "context_length"
     ABORTED = "aborted"
@@ -250,13 +328,17 @@ class Grounding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenUsage:
-    """Tokens of a request; `prompt_tokens` includes the image, video and cached tokens."""
+    """Tokens of a request.
+
+    `prompt_tokens` includes the image, video and cached tokens, `completion_tokens` those of the reasoning.
+    """
 
     prompt_tokens: int
     image_tokens: int
     video_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,11 +373,33 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """A piece of a tool call.
+
+    Attributes:
+        index: Index of the call in the answer.
+        id: Its id; only in its first piece.
+        name: The function's name; only in its first piece.
+        arguments: The next piece of the arguments' JSON text.
+    """
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """A piece of an answer; its text never ends inside a character."""
+    """A piece of an answer; its text never ends inside a character.
+
+    Of its pieces the reasoning comes first, then the text, then the calls.
+    """
 
     choice_index: int
     text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[LogprobEntry, ...] = ()
     prompt_logprobs: tuple[LogprobEntry, ...] = ()

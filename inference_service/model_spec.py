@@ -43,6 +43,20 @@ class BoxNotation(Enum):
     JSON_PER_MILLE = "json_per_mille"
 
 
+class ToolNotation(Enum):
+    """How a family writes calls of tools into its answers.
+
+    Attributes:
+        NONE: It calls no tools.
+        HERMES: `<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>`.
+        XML: `<tool_call><function=f><parameter=x>1</parameter></function></tool_call>`.
+    """
+
+    NONE = "none"
+    HERMES = "hermes"
+    XML = "xml"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePolicy:
     """How images are preprocessed, from preprocessor_config.json and the family's own rules.

@@ -15,7 +15,7 @@ from inference_service.backend.served_model import ServedModel
 from inference_service.engine_protocol.messages import EngineReady
 from inference_service.families.footprint import footprint
 from inference_service.media.policy import FetchPolicy
-from inference_service.model_spec import BoxNotation, ModelSpec
+from inference_service.model_spec import BoxNotation, ModelSpec, ToolNotation
 from inference_service.settings import ServiceSettings
 
 
@@ -78,9 +78,14 @@ def _image_limits(spec: ModelSpec, settings: ServiceSettings) -> ImageLimits:
 
 def _features(model: ServedModel) -> tuple[str, ...]:
     """Supported features besides text completion."""
-    spec, boxes = model.spec, model.box_notation
-    chat = ("chat", "continue_final_message") if spec.is_chat else ()
-    grounding = ("grounding",) if boxes is not BoxNotation.NONE else ()
-    constraints = ("json_object", "json_schema", "regex", "choices", "grammar")
-    decisions = () if model.decisions is None else ("decisions",)
-    return ("logprobs", "prompt_logprobs", *constraints, *chat, *grounding, *decisions)
+    chat = model.prompts.abilities
+    return (
+        "logprobs",
+        "prompt_logprobs",
+        *("json_object", "json_schema", "regex", "choices", "grammar"),
+        *(("chat", "continue_final_message") if model.spec.is_chat else ()),
+        *(("tools",) if chat.tools is not ToolNotation.NONE else ()),
+        *(("reasoning",) if chat.reasoning else ()),
+        *(("grounding",) if model.box_notation is not BoxNotation.NONE else ()),
+        *(("decisions",) if model.decisions is not None else ()),
+    )

@@ -22,6 +22,12 @@ from inference_service.backend.base import (
 from inference_service.backend.decisions import check_lengths, run_decisions
 from inference_service.backend.defaults import operator_defaults
 from inference_service.backend.description import describe
+from inference_service.backend.forms import (
+    form_begins_after,
+    form_field,
+    new_answers,
+    with_form,
+)
 from inference_service.backend.line import Line
 from inference_service.backend.prompts import PreparedPrompt, PromptWorkers
 from inference_service.backend.rates import Amounts, RateLimits
@@ -57,7 +63,7 @@ from inference_service.media.turn import set_turn
 from inference_service.model_spec import BoxNotation
 from inference_service.sampling import Sampling
 from inference_service.settings import ServiceSettings
-from inference_service.text.output.answer import Answer
+from inference_service.text.output.tool_calls import forbidden_tokens
 
 
 _STATES: Final = {
@@ -290,9 +296,9 @@ class LocalBackend:
         self, request: Request, admitted: AdmittedRequest, turn: Turn
     ) -> AsyncGenerator[Event, None]:
         context_tokens = self._context_tokens()
-        if request.constraint is not None:
-            async with admitted.abortable():
-                await self._constraints.check(request.constraint)
+        asked_in = form_field(request)
+        async with admitted.abortable():
+            request = await with_form(request, self._model, self._constraints)
         prepared = await self._prepare(request, admitted, turn)
         self._rates.take(
             admitted.caller, Amounts(image_bytes=sum(memoryview(p).nbytes for p in prepared.pixels))
@@ -308,7 +314,7 @@ class LocalBackend:
             async with admitted.abortable():
                 await turn.reserve_tokens(prepared.usage.prompt_tokens, options.max_tokens)
         engine_request = self._engine_request(request, admitted.engine_id, prepared, options)
-        answers = self._answers(request, prepared)
+        answers = new_answers(request, prepared, self._model, prepared.infos)
         if admitted.aborted:
             events = run_aborted(engine_request, prepared, answers)
         else:
@@ -319,6 +325,7 @@ class LocalBackend:
                 prepared,
                 answers,
                 field,
+                form_field=asked_in,
                 begun=turn.free_pixels,
                 computed=turn.leave,
             )
@@ -427,17 +434,15 @@ class LocalBackend:
             images=prepared.prompt.images,
             num_choices=request.n,
             cache_salt=request.cache_salt,
-            sampling=engine_params(options, request, eos_token_ids=self._model.spec.eos_token_ids),
+            sampling=engine_params(
+                options,
+                request,
+                eos_token_ids=self._model.spec.eos_token_ids,
+                banned=forbidden_tokens(request, self._model.tokenizer),
+            ),
             constraint=request.constraint,
-            constraint_after=request.constraint_after,
+            constraint_after=form_begins_after(request, prepared, self._model.tokenizer),
         )
-
-    def _answers(self, request: Request, prepared: PreparedPrompt) -> list[Answer]:
-        model = self._model
-        return [
-            Answer(index, request, model.tokenizer, model.box_notation, prepared.infos)
-            for index in range(request.n)
-        ]
 
     def _notify_state(self) -> None:
         state = self.state

@@ -102,7 +102,7 @@ class PromptWorkers:
             ServiceError: The prompt is invalid; the error names the field.
         """
         # Rendering and tokenising a long prompt must not block the event loop (CVE-2025-62426).
-        length = len(_text_of(request)[0])
+        length = len(_text_of(request)[0]) + _length_of_tools(request)
         prompt = await self.run(length, lambda: self._builder.build(request, media.images))
         media_tokens = sum(image.num_tokens for image in prompt.images)
         return PreparedPrompt(
@@ -127,9 +127,18 @@ class PromptWorkers:
 
 
 def _text_of(request: Request) -> tuple[str, tuple[int, ...]]:
-    """The text of a request, or its token ids."""
+    """The text of a request that its prompt contains as it is, or its token ids."""
     if not isinstance(request, ChatRequest):
         prompt = request.prompt
         return (prompt, ()) if isinstance(prompt, str) else ("", prompt)
     parts = (part for message in request.messages for part in message.parts)
     return "".join(part.text for part in parts if isinstance(part, TextPart)), ()
+
+
+def _length_of_tools(request: Request) -> int:
+    """Characters of tools, calls and reasoning, of which the prompt may contain fewer."""
+    if not isinstance(request, ChatRequest):
+        return 0
+    tools = sum(len(tool.description) + len(tool.parameters) for tool in request.tools)
+    calls = sum(len(call.arguments) for message in request.messages for call in message.tool_calls)
+    return tools + calls + sum(len(message.reasoning) for message in request.messages)

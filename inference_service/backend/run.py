@@ -34,6 +34,7 @@ async def run(
     answers: Sequence[Answer],
     prompt_field: str,
     *,
+    form_field: str = "spec.constraint",
     begun: Callable[[], None] = nothing,
     computed: Callable[[], None] = nothing,
 ) -> AsyncGenerator[Delta | Finished | TokenUsage, None]:
@@ -45,6 +46,7 @@ async def run(
         prepared: Its pixels and its prompt usage; the final usage adds the tokens of the answers.
         answers: One for every choice.
         prompt_field: The field that errors about the prompt name.
+        form_field: The field that errors about the form of the answers name.
         begun: Called when the engine has the request and its pixels.
         computed: Called when the engine computes the request no more.
 
@@ -62,7 +64,7 @@ async def run(
             if output.choice_index not in open_choices:
                 continue  # computed before the abort for a stop string reached the engine
             if output.failure is not None:
-                raise error_of(output.failure, prompt_field)
+                raise error_of(output.failure, prompt_field, form_field)
             if output.choice_index == 0 and output.num_cached_tokens is not None:
                 cached_tokens = output.num_cached_tokens
             answer = answers[output.choice_index]
@@ -79,6 +81,7 @@ async def run(
         prepared.usage,
         cached_tokens=cached_tokens,
         completion_tokens=sum(answer.completion_tokens for answer in answers),
+        reasoning_tokens=sum(answer.reasoning_tokens for answer in answers),
     )
 
 
@@ -133,12 +136,14 @@ async def run_probes(
     return [results[index] for index in range(len(engine_request.probes))], cached_tokens
 
 
-def error_of(failure: EngineFailure, prompt_field: str) -> ServiceError:
+def error_of(
+    failure: EngineFailure, prompt_field: str, form_field: str = "spec.constraint"
+) -> ServiceError:
     """The error that the engine raised; but for the constraint, an invalid argument always concerns the prompt."""
     kind = ERRORS_BY_REASON.get(failure.reason)
     if kind is None:
         return InternalError("The engine failed on this request.")
-    field = "spec.constraint" if kind is ConstraintFailedError else prompt_field
+    field = form_field if kind is ConstraintFailedError else prompt_field
     return kind(
         failure.message,
         field=field if issubclass(kind, InvalidArgumentError) else "",

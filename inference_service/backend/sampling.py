@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import math
 import secrets
 
 from inference_service.domain import Request, TextCompletionRequest
@@ -116,6 +117,7 @@ def engine_params(
     request: Request,
     *,
     eos_token_ids: tuple[int, ...],
+    banned: tuple[int, ...] = (),
 ) -> SamplingParams:
     """Builds the engine's sampling parameters.
 
@@ -123,9 +125,11 @@ def engine_params(
         options: The effective settings.
         request: Has the stop tokens and the log probabilities to return.
         eos_token_ids: The model's end tokens.
+        banned: Tokens that are never sampled.
     """
+    bias = (*options.logit_bias, *((token_id, -math.inf) for token_id in banned))
     return SamplingParams(
-        **dataclasses.asdict(options),
+        **dataclasses.asdict(options) | {"logit_bias": bias},
         logprobs=request.top_logprobs,
         prompt_logprobs=request.prompt_logprobs,
         eos_token_ids=eos_token_ids,

@@ -169,8 +169,8 @@ class Dialogue:
     def _stream(
         self, messages: Sequence[message_pb.Message]
     ) -> tuple[int, str, list[usage_pb.Grounding]]:
-        """Prints an answer as it arrives; returns status, text and boxes."""
-        answer, status = "", 0
+        """Prints an answer as it arrives, its reasoning as what is no answer; returns status, text and boxes."""
+        answer, thought, status = "", "", 0
         found: list[usage_pb.Grounding] = []
         clock = _Clock(time.monotonic())
         events = self.client.events(
@@ -179,8 +179,12 @@ class Dialogue:
         with contextlib.closing(events):
             try:
                 for event in events:
-                    if event.delta.text and clock.began is None:
+                    if (event.delta.text or event.delta.reasoning) and clock.began is None:
                         clock.began = time.monotonic()
+                    thought += event.delta.reasoning
+                    print(printable(event.delta.reasoning), end="", file=sys.stderr, flush=True)
+                    if thought and event.delta.text and not answer:
+                        print(file=sys.stderr, flush=True)
                     answer += event.delta.text
                     print(printable(event.delta.text), end="", flush=True)
                     found.extend(event.finished.groundings)

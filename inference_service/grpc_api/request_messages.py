@@ -9,10 +9,12 @@ from inference_service.errors import InvalidArgumentError, UnsupportedParameterE
 from inference_service.grpc_api.field_checks import (
     PIXELS,
     check_bytes,
+    check_count,
     check_range,
     optional_integer,
     rejects_oversized,
 )
+from inference_service.grpc_api.request_tools import tool_call
 from inference_service.sampling import Range
 from qwenvl.inference.v1 import message_pb2 as message_pb
 
@@ -21,6 +23,7 @@ _ROLES: Final = {
     message_pb.ROLE_SYSTEM: Role.SYSTEM,
     message_pb.ROLE_USER: Role.USER,
     message_pb.ROLE_ASSISTANT: Role.ASSISTANT,
+    message_pb.ROLE_TOOL: Role.TOOL,
 }
 _DETAILS: Final = {
     message_pb.IMAGE_DETAIL_UNSPECIFIED: Detail.AUTO,
@@ -34,6 +37,8 @@ _DEFAULT_FPS: Final = 2.0
 _FPS: Final = Range(1e-3, 1000)
 _MAX_NAME_BYTES: Final = 64
 _MAX_UUID_BYTES: Final = 256
+_MAX_CALL_ID_BYTES: Final = 256
+_MAX_CALLS: Final = 128
 
 
 def chat_message(message: message_pb.Message, path: str) -> ChatMessage:
@@ -43,25 +48,14 @@ def chat_message(message: message_pb.Message, path: str) -> ChatMessage:
         InvalidArgumentError: A field is invalid; `field` is its path, which begins with `path`.
         UnsupportedParameterError: A field is known but not supported.
     """
-    of_tools = {
-        "role": message.role == message_pb.ROLE_TOOL,
-        "tool_calls": bool(message.tool_calls),
-        "tool_call_id": bool(message.tool_call_id),
-        "reasoning": bool(message.reasoning),
-    }
-    for name, used in of_tools.items():
-        if used:
-            raise UnsupportedParameterError(
-                "Tools and reasoning are not supported by this service yet.",
-                field=f"{path}.{name}",
-            )
     role = _ROLES.get(message.role)
     if role is None:
         raise InvalidArgumentError(
-            f"role is {message.role}, but must be ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT.",
+            f"role is {message.role}, but must be ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT or ROLE_TOOL.",
             field=f"{path}.role",
         )
-    if not message.parts and role is not Role.ASSISTANT:
+    _check_role_fields(message, role, path)
+    if not message.parts and role not in (Role.ASSISTANT, Role.TOOL):
         raise InvalidArgumentError(
             "The message has no parts, but at least one is required.", field=f"{path}.parts"
         )
@@ -69,8 +63,35 @@ def chat_message(message: message_pb.Message, path: str) -> ChatMessage:
     parts = tuple(
         _part(part, role, f"{path}.parts[{index}]") for index, part in enumerate(message.parts)
     )
-    # An empty answer, as if it were the empty text.
-    return ChatMessage(role=role, parts=parts or (TextPart(text=""),), name=message.name)
+    calls = tuple(
+        tool_call(call, f"{path}.tool_calls[{index}]")
+        for index, call in enumerate(message.tool_calls)
+    )
+    # An empty answer or result, as if it were the empty text.
+    return ChatMessage(
+        role=role,
+        parts=parts or (TextPart(text=""),),
+        name=message.name,
+        tool_calls=calls,
+        reasoning=message.reasoning,
+    )
+
+
+def _check_role_fields(message: message_pb.Message, role: Role, path: str) -> None:
+    """Refuses fields that only messages of another role have."""
+    fields = {
+        "tool_calls": (bool(message.tool_calls), Role.ASSISTANT),
+        "reasoning": (bool(message.reasoning), Role.ASSISTANT),
+        "tool_call_id": (bool(message.tool_call_id), Role.TOOL),
+    }
+    for name, (is_set, wanted) in fields.items():
+        if is_set and role is not wanted:
+            raise InvalidArgumentError(
+                f"{name} is set in a message of ROLE_{role.name}, but only messages of ROLE_{wanted.name} have one.",
+                field=f"{path}.{name}",
+            )
+    check_bytes(message.tool_call_id, _MAX_CALL_ID_BYTES, f"{path}.tool_call_id")
+    check_count(message.tool_calls, _MAX_CALLS, f"{path}.tool_calls")
 
 
 def _part(part: message_pb.Part, role: Role, path: str) -> Part:
@@ -79,6 +100,12 @@ def _part(part: message_pb.Part, role: Role, path: str) -> Part:
             return TextPart(text=part.text)
         case "refusal":
             return TextPart(text=part.refusal)
+        case "tool_result":
+            if role is not Role.TOOL:
+                raise InvalidArgumentError(
+                    "Only messages of ROLE_TOOL have a tool_result.", field=f"{path}.tool_result"
+                )
+            return TextPart(text=part.tool_result.content)
         case "image":
             if role is Role.SYSTEM:
                 raise InvalidArgumentError(
@@ -95,7 +122,7 @@ def _part(part: message_pb.Part, role: Role, path: str) -> Part:
             return _video_part(part.video, f"{path}.video")
         case None:
             raise InvalidArgumentError(
-                "The part is empty: set text, refusal, image or video.", field=path
+                "The part is empty: set text, refusal, image, video or tool_result.", field=path
             )
         case kind:
             raise UnsupportedParameterError(

@@ -18,15 +18,18 @@ from inference_service.domain import (
 from inference_service.errors import (
     InvalidArgumentError,
     TooManyImagesError,
-    UnsupportedParameterError,
 )
 from inference_service.grpc_api.field_checks import check_token_ids, optional
 from inference_service.grpc_api.request_messages import chat_message, image_part
 from inference_service.grpc_api.request_options import generation_options
+from inference_service.grpc_api.request_tools import (
+    reasoning_effort,
+    tool_choice,
+    tools_of,
+)
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
-from qwenvl.inference.v1 import message_pb2 as message_pb
 
 
 def chat_request(
@@ -44,7 +47,6 @@ def chat_request(
         InvalidArgumentError: A field is invalid; `field` is its path, beginning with `spec`.
         UnsupportedParameterError: A field is known but not supported.
     """
-    _refuse_unsupported(spec)
     messages = tuple(
         chat_message(message, f"spec.messages[{index}]")
         for index, message in enumerate(spec.messages)
@@ -54,11 +56,16 @@ def chat_request(
             "messages is empty, but at least one message is required.", field="spec.messages"
         )
     opens, continues = _final_turn(spec.template, messages)
+    tools = tools_of(spec.tools)
+    choice = tool_choice(spec.tool_choice, tools)
     request = ChatRequest(
         messages=messages,
         add_generation_prompt=opens,
         continue_final_message=continues,
         enable_thinking=optional(spec.template, "enable_thinking"),
+        reasoning_effort=reasoning_effort(spec.template.reasoning_effort),
+        tools=tools,
+        tool_choice=choice,
         **option_fields(generation_options(spec, model, fallback_id, settings)),
     )
     check_images(request.media, "spec.messages", settings)
@@ -116,21 +123,6 @@ def check_images(media: Sequence[Media], field: str, settings: ServiceSettings) 
             )
 
 
-def _refuse_unsupported(spec: chat_pb.ChatCompletionSpec) -> None:
-    refused = {
-        "spec.tools": bool(spec.tools),
-        "spec.tool_choice": spec.tool_choice.WhichOneof("choice") == "function_name"
-        or spec.tool_choice.mode == message_pb.TOOL_CHOICE_MODE_REQUIRED,
-        "spec.template.reasoning_effort": bool(spec.template.reasoning_effort),
-    }
-    for field, asked in refused.items():
-        if asked:
-            name = field.rpartition(".")[2]
-            raise UnsupportedParameterError(
-                f"{name} is not supported by this service yet.", field=field
-            )
-
-
 def _final_turn(
     template: chat_pb.TemplateOptions, messages: tuple[ChatMessage, ...]
 ) -> tuple[bool, bool]:
@@ -142,6 +134,11 @@ def _final_turn(
     if messages[-1].role is not Role.ASSISTANT:
         raise InvalidArgumentError(
             "continue_final_message requires that the last message has the role assistant.",
+            field=field,
+        )
+    if messages[-1].tool_calls:
+        raise InvalidArgumentError(
+            "continue_final_message is set, but the last message has tool calls, behind which no text follows.",
             field=field,
         )
     if opens:

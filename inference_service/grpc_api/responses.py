@@ -18,6 +18,7 @@ from inference_service.domain import (
     StopTrigger,
     TokenLogprob,
     TokenUsage,
+    ToolCallDelta,
 )
 from inference_service.sampling import SCALARS, Sampling
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
@@ -27,6 +28,7 @@ from qwenvl.inference.v1 import usage_pb2 as usage_pb
 
 _REASONS = {
     EndReason.STOP: usage_pb.FINISH_REASON_STOP,
+    EndReason.TOOL_CALLS: usage_pb.FINISH_REASON_TOOL_CALLS,
     EndReason.LENGTH: usage_pb.FINISH_REASON_LENGTH,
     EndReason.CONTEXT_LENGTH: usage_pb.FINISH_REASON_CONTEXT_LENGTH,
     EndReason.ABORTED: usage_pb.FINISH_REASON_ABORTED,
@@ -73,6 +75,11 @@ async def gather(events: AsyncIterable[Event], model: str) -> UnaryFields:
 
 def _gather(choice: generation_pb.Choice, started: generation_pb.Started, delta: Delta) -> None:
     choice.text += delta.text
+    choice.reasoning += delta.reasoning
+    for call in delta.tool_calls:
+        if call.index == len(choice.tool_calls):
+            choice.tool_calls.add(id=call.id, name=call.name)
+        choice.tool_calls[call.index].arguments_json += call.arguments
     choice.token_ids.extend(delta.token_ids)
     choice.logprobs.extend(map(_logprob_entry, delta.logprobs))
     started.prompt_logprobs.extend(map(_logprob_entry, delta.prompt_logprobs))
@@ -87,6 +94,8 @@ def event_fields(event: Event, model: str) -> dict[str, Any]:
             delta = generation_pb.Delta(
                 choice_index=event.choice_index,
                 text=event.text,
+                reasoning=event.reasoning,
+                tool_calls=map(_call_delta, event.tool_calls),
                 token_ids=event.token_ids,
                 logprobs=map(_logprob_entry, event.logprobs),
                 prompt_logprobs=map(_logprob_entry, event.prompt_logprobs),
@@ -102,6 +111,12 @@ def event_fields(event: Event, model: str) -> dict[str, Any]:
             return {"finished": finished}
         case TokenUsage():
             return {"usage": usage_message(event)}
+
+
+def _call_delta(delta: ToolCallDelta) -> generation_pb.ToolCallDelta:
+    return generation_pb.ToolCallDelta(
+        index=delta.index, id=delta.id, name=delta.name, arguments_json=delta.arguments
+    )
 
 
 def _started(event: Started, model: str) -> generation_pb.Started:
@@ -145,6 +160,7 @@ def usage_message(usage: TokenUsage) -> usage_pb.Usage:
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
         prompt_details=[
             usage_pb.ModalityTokenCount(modality=modality, tokens=tokens)
             for modality, tokens in counts.items()

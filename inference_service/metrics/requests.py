@@ -29,6 +29,7 @@ ERROR_KINDS: Final = {
     "DEADLINE_EXCEEDED": ("finished", "deadline"),
     "INTERNAL": ("finished", "error"),
     "GPU_OUT_OF_MEMORY": ("finished", "error"),
+    "CONSTRAINT_FAILED": ("finished", "error"),
     **dict.fromkeys(
         ("MESSAGE_TOO_LARGE", "IMAGE_TOO_LARGE", "TOO_MANY_IMAGES", "CONTEXT_LENGTH_EXCEEDED"),
         ("rejected", "too_large"),
@@ -46,6 +47,7 @@ ERROR_KINDS: Final = {
 
 _FINISH_REASONS: Final = {
     EndReason.STOP: "stop",
+    EndReason.TOOL_CALLS: "stop",
     EndReason.LENGTH: "length",
     EndReason.CONTEXT_LENGTH: "length",
     EndReason.ABORTED: "cancelled",

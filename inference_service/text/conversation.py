@@ -9,6 +9,7 @@ from dataclasses import replace
 from inference_service.domain import ChatMessage, ChatRequest, Role, TextPart
 from inference_service.errors import UnsupportedParameterError
 from inference_service.text.limits import MAX_CHARACTERS, too_many_characters
+from inference_service.text.tool_text import texts_of
 
 
 def with_names_as_text(messages: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
@@ -43,6 +44,29 @@ def _with_name_as_text(message: ChatMessage) -> ChatMessage:
     return replace(message, parts=(name, *message.parts), name="")
 
 
+def refuse_tools(request: ChatRequest) -> None:
+    """Refuses tools, calls and results, for a format that has none.
+
+    Raises:
+        UnsupportedParameterError: The request has some.
+    """
+    if request.tools:
+        raise tools_error("tools", "spec.tools")
+    for index, message in enumerate(request.messages):
+        if message.role is Role.TOOL:
+            raise tools_error("results of tools", f"spec.messages[{index}].role")
+        if message.tool_calls:
+            raise tools_error("tool calls", f"spec.messages[{index}].tool_calls")
+
+
+def tools_error(what: str, field: str) -> UnsupportedParameterError:
+    """The error for tools, or calls or results of tools, that the prompt would not contain."""
+    return UnsupportedParameterError(
+        f"The chat format of this model has no {what}: leave them out, or write them into a message's text.",
+        field=field,
+    )
+
+
 def refuse_too_long(messages: Sequence[ChatMessage]) -> None:
     """Refuses a conversation whose text is too long for any context window, before it is tokenised.
 
@@ -52,8 +76,7 @@ def refuse_too_long(messages: Sequence[ChatMessage]) -> None:
     Raises:
         ContextLengthError: Its text has more than `MAX_CHARACTERS` characters.
     """
-    parts = (part for message in messages for part in message.parts)
-    if sum(len(part.text) for part in parts if isinstance(part, TextPart)) > MAX_CHARACTERS:
+    if sum(len(text) for message in messages for text in texts_of(message)) > MAX_CHARACTERS:
         raise too_many_characters("conversation", "spec.messages")
 
 

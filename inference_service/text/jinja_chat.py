@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import dataclasses
 import logging
 from typing import Final
 
 from inference_service.domain import (
+    EFFORTS,
     ChatMessage,
     ChatRequest,
     ImagePart,
@@ -16,16 +16,26 @@ from inference_service.domain import (
     TextPart,
     VideoPart,
 )
+from inference_service.errors import UnsupportedParameterError
+from inference_service.model_spec import ToolNotation
 from inference_service.text.conversation import (
     check_thinking,
+    refuse_tools,
     with_names_as_text,
     with_one_system_message,
 )
 from inference_service.text.guard import SpecialTokenGuard
 from inference_service.text.jinja_template import JinjaTemplate
-from inference_service.text.prompt import WrittenChat
+from inference_service.text.output.reasoning import CLOSE_TAG, OPEN_TAG, ReasoningStart
+from inference_service.text.prompt import ChatAbilities, WrittenChat
 from inference_service.text.template_check import LeftOut, TemplateCheck
 from inference_service.text.tokenizer import Tokenizer
+from inference_service.text.tool_text import (
+    has_tools,
+    tool_with_changed_text,
+    with_changed_text,
+    with_tools_as_text,
+)
 
 
 _LOG: Final = logging.getLogger(__name__)
@@ -42,6 +52,7 @@ class JinjaChat:
         placeholder: int,
         video_placeholder: int | None = None,
         write_videos: Callable[[str, Sequence[VideoPart]], str] | None = None,
+        tools: ToolNotation = ToolNotation.NONE,
     ) -> None:
         """Takes the parts of the model.
 
@@ -51,6 +62,7 @@ class JinjaChat:
             placeholder: Id of the template's placeholder for an image.
             video_placeholder: The same for a video; None = the model has no videos.
             write_videos: Completes the videos of a rendered conversation, given in order; None = complete as rendered.
+            tools: How the model writes tool calls. If that is HERMES, the template need not know tools.
 
         Raises:
             ValueError: The placeholder is not a special token of the tokenizer, so that users could write it.
@@ -67,22 +79,32 @@ class JinjaChat:
             video=None if video_placeholder is None else tokenizer.token_text(video_placeholder),
         )
         self._told_of_merging = False
+        if tools is not ToolNotation.HERMES and not self._check.has_tools:
+            tools = ToolNotation.NONE
+        thinks = self._check.thinking_switch or self._check.always_thinks
+        self.abilities = ChatAbilities(tools=tools, reasoning=thinks)
 
     def write(self, request: ChatRequest) -> WrittenChat:
         """See `ChatFormat.write`."""
         check = self._check
         check_thinking(request, switch=check.thinking_switch, thinks=check.always_thinks)
+        protect = self._guard.protect
+        messages = self._complete(request)
+        tools = request.tools if check.has_tools else ()
         rendered = self._template.render(
-            [self._protected(message) for message in self._complete(request)],
+            [with_changed_text(message, protect) for message in messages],
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
-            enable_thinking=request.enable_thinking,
+            enable_thinking=self._thinking(request),
+            reasoning_effort=self._effort(request.reasoning_effort),
+            tools=[tool_with_changed_text(tool, protect) for tool in tools],
             in_parts=check.in_parts,
         )
+        start = self._reasoning_start(request, rendered)
         if self._write_videos is not None:
             videos = [part for part in request.media if isinstance(part, VideoPart)]
             rendered = self._write_videos(rendered, videos)
-        return WrittenChat(token_ids=self._encode(rendered))
+        return WrittenChat(token_ids=self._encode(rendered), reasoning=start)
 
     def check(self) -> None:
         """Tries the template, and warns if it has no images.
@@ -126,11 +148,18 @@ class JinjaChat:
         Raises:
             ServiceError: It would leave something out nevertheless.
         """
+        if self.abilities.tools is ToolNotation.NONE:
+            refuse_tools(request)
         messages: Sequence[ChatMessage] = request.messages
         places: Sequence[int] = range(len(messages))
+        if not self._check.has_tools and (request.tools or has_tools(messages)):
+            written = with_tools_as_text(messages, request.tools)
+            messages, places = [one for one, _ in written], [place for _, place in written]
         names_are_text = is_merged = False
         while problem := self._check.left_out(
-            messages, add_generation_prompt=request.add_generation_prompt
+            messages,
+            add_generation_prompt=request.add_generation_prompt,
+            with_tools=bool(request.tools) and self._check.has_tools,
         ):
             if problem.kind == "name" and not names_are_text:
                 names_are_text = True
@@ -153,12 +182,47 @@ class JinjaChat:
                 "the chat template renders one system message, at the beginning: others are moved into it"
             )
 
-    def _protected(self, message: ChatMessage) -> ChatMessage:
-        parts = tuple(
-            TextPart(text=self._guard.protect(part.text)) if isinstance(part, TextPart) else part
-            for part in message.parts
-        )
-        return dataclasses.replace(message, parts=parts, name=self._guard.protect(message.name))
+    def _thinking(self, request: ChatRequest) -> bool | None:
+        """The value of the template's switch for thinking, also as a reasoning effort sets it.
+
+        Raises:
+            UnsupportedParameterError: There is to be no reasoning, but the template always opens it.
+        """
+        effort = request.reasoning_effort
+        if request.enable_thinking is not None or not effort:
+            return request.enable_thinking
+        if self._check.thinking_switch:
+            return effort != EFFORTS[0]
+        if effort == EFFORTS[0] and self._check.always_thinks:
+            raise UnsupportedParameterError(
+                f"reasoning_effort is {effort}, but this model always reasons; leave it out.",
+                field="spec.template.reasoning_effort",
+            )
+        return None
+
+    def _effort(self, effort: str) -> str:
+        """The nearest reasoning effort that the template knows, of two the lower one; empty = none."""
+        known = self._check.efforts
+        if effort in ("", EFFORTS[0]) or not known:
+            return ""
+        return min(known, key=lambda one: abs(EFFORTS.index(one) - EFFORTS.index(effort)))
+
+    def _reasoning_start(self, request: ChatRequest, rendered: str) -> ReasoningStart:
+        """What the answer to a prompt begins with."""
+        if request.add_generation_prompt:
+            prompt = rendered.rstrip()
+            if prompt.endswith(OPEN_TAG):
+                return ReasoningStart.OPEN
+            if prompt.endswith(CLOSE_TAG):
+                return ReasoningStart.CLOSED
+            return ReasoningStart.OPTIONAL if self.abilities.reasoning else ReasoningStart.TEXT
+        if not (request.continue_final_message and self.abilities.reasoning):
+            return ReasoningStart.TEXT
+        parts = request.messages[-1].parts
+        text = "".join(part.text for part in parts if isinstance(part, TextPart))
+        if OPEN_TAG in text and CLOSE_TAG not in text:
+            return ReasoningStart.OPEN
+        return ReasoningStart.TEXT if text.strip() else ReasoningStart.OPTIONAL
 
     def _encode(self, rendered: str) -> list[int]:
         token_ids: list[int] = []

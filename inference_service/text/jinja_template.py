@@ -6,7 +6,7 @@ callers run it outside the event loop (CVE-2025-62426).
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 import datetime as dt
 import json
 from pathlib import Path
@@ -16,11 +16,12 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from inference_service.domain import ChatMessage, ImagePart, Part, Role, TextPart
+from inference_service.domain import ChatMessage, ImagePart, Part, Role, TextPart, Tool
 from inference_service.errors import InvalidArgumentError
 from inference_service.text.guard import CONTINUE_TAG
 from inference_service.text.limits import MAX_CHARACTERS, too_many_characters
 from inference_service.text.model_files import find_chat_template, read_json
+from inference_service.text.tool_text import openai_call, openai_tool
 
 
 _NAMED_TOKENS = (
@@ -32,7 +33,7 @@ _NAMED_TOKENS = (
     "cls_token",
     "mask_token",
 )
-_Variable = str | list[dict[str, str]]
+_Content = str | list[dict[str, str]]
 _MAX_QUOTED = 200
 
 
@@ -83,7 +84,8 @@ class JinjaTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         enable_thinking: bool | None = None,
-        tools: Sequence[Mapping[str, Any]] = (),
+        reasoning_effort: str = "",
+        tools: Sequence[Tool] = (),
         in_parts: Container[Role] = (),
         quote_refusal: bool = False,
     ) -> str:
@@ -94,7 +96,8 @@ class JinjaTemplate:
             add_generation_prompt: End the prompt where the answer begins.
             continue_final_message: End the prompt inside the last message, which the model continues.
             enable_thinking: For templates that support it; None = the template's default.
-            tools: Functions that the model may call, as OpenAI's JSON describes them.
+            reasoning_effort: The same.
+            tools: Functions that the model may call.
             in_parts: Roles whose text is passed as a list of parts, also where it is text alone.
             quote_refusal: The error quotes the template's refusal or failure, which may quote the messages.
 
@@ -102,11 +105,7 @@ class JinjaTemplate:
             InvalidArgumentError: The template refuses the conversation, or there is nothing to continue.
             ContextLengthError: The prompt has more than `MAX_CHARACTERS` characters.
         """
-        variables: list[dict[str, _Variable]] = [
-            {"role": message.role.value, "content": _content(message, message.role in in_parts)}
-            | ({"name": message.name} if message.name else {})
-            for message in messages
-        ]
+        variables = [_variables(message, message.role in in_parts) for message in messages]
         if continue_final_message:
             if add_generation_prompt:
                 raise InvalidArgumentError(
@@ -114,11 +113,15 @@ class JinjaTemplate:
                     field="spec.template",
                 )
             _tag_final_text(variables)
-        extra = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        extra: dict[str, Any] = {}
+        if enable_thinking is not None:
+            extra["enable_thinking"] = enable_thinking
+        if reasoning_effort:
+            extra["reasoning_effort"] = reasoning_effort
         rendered = self._run(
             quote_refusal,
             messages=variables,
-            tools=list(tools) or None,
+            tools=list(map(openai_tool, tools)) or None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **self._named_tokens,
@@ -220,7 +223,21 @@ def _strftime_now(pattern: str) -> str:
     return dt.datetime.now().astimezone().strftime(pattern)
 
 
-def _content(message: ChatMessage, in_parts: bool) -> _Variable:
+def _variables(message: ChatMessage, in_parts: bool) -> dict[str, Any]:
+    variables: dict[str, Any] = {
+        "role": message.role.value,
+        "content": _content(message, in_parts),
+    }
+    if message.name:
+        variables["name"] = message.name
+    if message.reasoning:
+        variables["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        variables["tool_calls"] = list(map(openai_call, message.tool_calls))
+    return variables
+
+
+def _content(message: ChatMessage, in_parts: bool) -> _Content:
     """Text alone as a string, unless in parts; else the parts in order."""
     texts = [part.text for part in message.parts if isinstance(part, TextPart)]
     if len(texts) == len(message.parts) and not in_parts:
@@ -234,7 +251,7 @@ def _part(part: Part) -> dict[str, str]:
     return {"type": "image"} if isinstance(part, ImagePart) else {"type": "video"}
 
 
-def _tag_final_text(variables: list[dict[str, _Variable]]) -> None:
+def _tag_final_text(variables: list[dict[str, Any]]) -> None:
     """Marks the end of the last text of the last message."""
     content = variables[-1]["content"] if variables else []
     if isinstance(content, str):

@@ -11,7 +11,9 @@ from inference_service.domain import ChatRequest, Request, TextCompletionRequest
 from inference_service.engine_protocol.messages import ImageSpan
 from inference_service.errors import InternalError, InvalidArgumentError
 from inference_service.media.images import ProcessedImage
+from inference_service.model_spec import ToolNotation
 from inference_service.text.limits import MAX_CHARACTERS, too_many_characters
+from inference_service.text.output.reasoning import ReasoningStart
 from inference_service.text.tokenizer import Tokenizer
 
 
@@ -22,10 +24,12 @@ class Prompt:
     Attributes:
         token_ids: Token ids, with a placeholder for every token of an image.
         images: Images in order.
+        reasoning: Whether the answer begins with reasoning.
     """
 
     token_ids: tuple[int, ...]
     images: tuple[ImageSpan, ...]
+    reasoning: ReasoningStart = ReasoningStart.TEXT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +39,33 @@ class WrittenChat:
     Attributes:
         token_ids: Token ids, with one placeholder for every image.
         dropped_images: Number of images in dropped turns; they are the first images.
+        reasoning: Whether the answer begins with reasoning.
     """
 
     token_ids: Sequence[int]
     dropped_images: int = 0
+    reasoning: ReasoningStart = ReasoningStart.TEXT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAbilities:
+    """What a chat format has besides text and images.
+
+    Attributes:
+        tools: How calls of tools are written; NONE = it has no tools.
+        reasoning: Answers may begin with reasoning.
+    """
+
+    tools: ToolNotation = ToolNotation.NONE
+    reasoning: bool = False
 
 
 class ChatFormat(Protocol):
     """The chat format of a family."""
+
+    @property
+    def abilities(self) -> ChatAbilities:
+        """What it has besides text and images."""
 
     def write(self, request: ChatRequest) -> WrittenChat:
         """The conversation as token ids. Takes milliseconds, so it must not run on the event loop.
@@ -96,6 +119,11 @@ class PromptBuilder:
         self._video_placeholder = video_placeholder
         self._mark = [placeholder] if ends is None else [ends[0], placeholder, ends[1]]
         self._revision = revision
+
+    @property
+    def abilities(self) -> ChatAbilities:
+        """Those of the model's chat format."""
+        return self._chat.abilities
 
     def build(self, request: Request, images: Sequence[ProcessedImage]) -> Prompt:
         """Builds a prompt. Takes milliseconds, so it must not run on the event loop.
@@ -188,7 +216,7 @@ class PromptBuilder:
             spans.append(span)
             offset += span.pixel_bytes
             expanded += [token_id] * (image.num_tokens - ends)
-        return Prompt(token_ids=tuple(expanded), images=tuple(spans))
+        return Prompt(token_ids=tuple(expanded), images=tuple(spans), reasoning=written.reasoning)
 
     def _key(self, image: ProcessedImage, cache_salt: bytes) -> bytes:
         # Digests have a fixed length and the revision's length is included: different inputs give different bytes.

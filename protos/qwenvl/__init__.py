@@ -32,7 +32,8 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from qwenvl.images import image, video
-    from qwenvl.messages import assistant, system, user
+    from qwenvl.messages import assistant, system, tool_result, user
+    from qwenvl.tools import arguments_of, tool
 
 
 __all__ = [
@@ -59,12 +60,15 @@ __all__ = [
     "RateLimitError",
     "RequestTooLargeError",
     "UnavailableError",
+    "arguments_of",
     "assistant",
     "choice",
     "image",
     "predicate",
     "score",
     "system",
+    "tool",
+    "tool_result",
     "user",
     "video",
 ]
@@ -74,7 +78,8 @@ _MODULES = {
     **dict.fromkeys(("AsyncConversation", "Conversation"), "conversation"),
     **dict.fromkeys(("Decision", "Decisions", "choice", "predicate", "score"), "decisions"),
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "exceptions"),
-    **dict.fromkeys(("assistant", "system", "user"), "messages"),
+    **dict.fromkeys(("assistant", "system", "tool_result", "user"), "messages"),
+    **dict.fromkeys(("arguments_of", "tool"), "tools"),
     **dict.fromkeys(("image", "video"), "images"),
     "AsyncClient": "async_client",
     "Client": "client",

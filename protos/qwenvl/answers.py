@@ -60,6 +60,16 @@ class Answer:
         return self.response.choices[0].groundings
 
     @property
+    def reasoning(self) -> str:
+        """The reasoning of the first choice."""
+        return self.response.choices[0].reasoning
+
+    @property
+    def tool_calls(self) -> Sequence[message_pb.ToolCall]:
+        """The tool calls of the first choice; see `qwenvl.arguments_of`."""
+        return self.response.choices[0].tool_calls
+
+    @property
     def request_id(self) -> str:
         """The request's id, as in the logs of the service."""
         return self.response.started.request_id
@@ -72,7 +82,8 @@ class Answer:
     @property
     def message(self) -> message_pb.Message:
         """The first choice as a message, to continue the conversation with."""
-        return assistant(self.text)
+        parts = (self.text,) if self.text or not self.tool_calls else ()
+        return assistant(*parts, reasoning=self.reasoning, tool_calls=self.tool_calls)
 
 
 def answer_of(response: Response) -> Answer:

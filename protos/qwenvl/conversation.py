@@ -76,6 +76,18 @@ class Conversation(_History):
         self._keep(asked, answer)
         return answer
 
+    def send(
+        self,
+        *messages: message_pb.Message,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[ChatOptions],
+    ) -> Answer:
+        """Sends messages, such as `tool_result(...)` for every call of the last answer; otherwise as `ask`."""
+        asked = [*self.messages, *messages]
+        answer = self._client.chat(asked, timeout_s=timeout_s, **self._merged(options))
+        self._keep(asked, answer)
+        return answer
+
     def stream(
         self,
         *parts: Content,
@@ -106,6 +118,18 @@ class AsyncConversation(_History):
     ) -> Answer:
         """Asks a question and returns the complete answer; arguments and errors as `Conversation.ask`."""
         asked = self._with(parts, images)
+        answer = await self._client.chat(asked, timeout_s=timeout_s, **self._merged(options))
+        self._keep(asked, answer)
+        return answer
+
+    async def send(
+        self,
+        *messages: message_pb.Message,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[ChatOptions],
+    ) -> Answer:
+        """Sends messages; arguments and errors as `Conversation.send`."""
+        asked = [*self.messages, *messages]
         answer = await self._client.chat(asked, timeout_s=timeout_s, **self._merged(options))
         self._keep(asked, answer)
         return answer

@@ -1,7 +1,4 @@
-"""The gRPC services of `qwenvl.testing.FakeServer`: what the real service does, without a model.
-
-Each character of an answer is one token.
-"""
+"""The gRPC services of `qwenvl.testing.FakeServer`, without a model: each character of an answer is one token."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ import grpc
 
 from qwenvl.answers import AnswerCollector, ChatEvent, CompletionEvent
 from qwenvl.errors import BY_REASON, DOMAIN
+from qwenvl.fake_tools import call_pieces, problem_of
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
@@ -58,10 +56,14 @@ class Reply:
     Attributes:
         text: What the model says, before `stop` and `max_tokens` are applied.
         groundings: The boxes, for requests that ask for them.
+        reasoning: What it thinks before.
+        tool_calls: Its calls behind the text, if that is not cut.
     """
 
-    text: str
+    text: str = ""
     groundings: Sequence[usage_pb.Grounding] = ()
+    reasoning: str = ""
+    tool_calls: Sequence[message_pb.ToolCall] = ()
 
 
 Answering = str | Reply | Callable[[Spec], str | Reply] | None
@@ -316,15 +318,22 @@ def _events(model: FakeModel, spec: Spec) -> Iterator[dict[str, Any]]:
     text, finished = _cut(reply.text, spec)
     choices = range(spec.n if spec.HasField("n") else 1)
     yield {"started": _started(spec, model.names[0], len(choices))}
+    for index in choices if (thought := reply.reasoning) else ():
+        yield {"delta": generation_pb.Delta(choice_index=index, reasoning=thought)}
     for start in range(0, len(text), _PIECE):
         for index in choices:
             yield {"delta": _delta(spec, index, text[start : start + _PIECE])}
+    calls = () if finished.reason != usage_pb.FINISH_REASON_STOP else reply.tool_calls
+    for index in choices if calls else ():
+        finished.reason = usage_pb.FINISH_REASON_TOOL_CALLS
+        yield {"delta": generation_pb.Delta(choice_index=index, tool_calls=call_pieces(calls))}
     if spec.response.grounding:
         finished.groundings.extend(reply.groundings)
     for index in choices:
         finished.choice_index = index
         yield {"finished": finished}
-    yield {"usage": _usage(spec, len(text) * len(choices))}
+    tokens = (len(text) + sum(len(call.arguments_json) for call in calls)) * len(choices)
+    yield {"usage": _usage(spec, tokens, len(thought) * len(choices))}
 
 
 def _started(spec: Spec, model: str, n: int) -> generation_pb.Started:
@@ -371,13 +380,14 @@ def _cut(text: str, spec: Spec) -> tuple[str, generation_pb.Finished]:
     return text, generation_pb.Finished(reason=reason, stop_detail=detail)
 
 
-def _usage(spec: Spec, completion_tokens: int) -> usage_pb.Usage:
+def _usage(spec: Spec, spoken_tokens: int, reasoning_tokens: int = 0) -> usage_pb.Usage:
     text, images = len(_last_text(spec)) + 1, len(_images(spec)) * _IMAGE_TOKENS
     counts = ((usage_pb.MODALITY_TEXT, text), (usage_pb.MODALITY_IMAGE, images))
     return usage_pb.Usage(
         prompt_tokens=text + images,
-        completion_tokens=completion_tokens,
-        total_tokens=text + images + completion_tokens,
+        completion_tokens=spoken_tokens + reasoning_tokens,
+        reasoning_tokens=reasoning_tokens,
+        total_tokens=text + images + spoken_tokens + reasoning_tokens,
         prompt_details=[
             usage_pb.ModalityTokenCount(modality=modality, tokens=tokens)
             for modality, tokens in counts
@@ -408,6 +418,8 @@ def _check(spec: Spec) -> None:
     """
     if isinstance(spec, chat_pb.ChatCompletionSpec):
         check_messages(spec.messages)
+        if problem := problem_of(spec):
+            raise Refused("INVALID_ARGUMENT", *problem)
     elif not (spec.text or spec.token_ids.ids):
         field = spec.WhichOneof("prompt") or "text"
         raise Refused("INVALID_ARGUMENT", "The request has no prompt.", f"spec.{field}")

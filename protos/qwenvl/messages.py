@@ -35,9 +35,36 @@ def system(*parts: Content) -> message_pb.Message:
     return _message(message_pb.ROLE_SYSTEM, parts)
 
 
-def assistant(*parts: Content, name: str = "") -> message_pb.Message:
-    """An earlier answer of the model; arguments and errors as `user`."""
-    return _message(message_pb.ROLE_ASSISTANT, parts, name)
+def assistant(
+    *parts: Content,
+    name: str = "",
+    reasoning: str = "",
+    tool_calls: Iterable[message_pb.ToolCall] = (),
+) -> message_pb.Message:
+    """An earlier answer of the model; other arguments and errors as `user`.
+
+    Args:
+        parts: Its content.
+        name: Optional name of the author.
+        reasoning: Its reasoning.
+        tool_calls: Its calls of tools.
+    """
+    message = _message(message_pb.ROLE_ASSISTANT, parts, name)
+    message.reasoning = reasoning
+    message.tool_calls.extend(tool_calls)
+    return message
+
+
+def tool_result(call: message_pb.ToolCall | str, *parts: Content) -> message_pb.Message:
+    """The result of a call of a tool.
+
+    Args:
+        call: The call, or its id.
+        parts: Texts and images of the result, as of `user`; errors likewise.
+    """
+    message = _message(message_pb.ROLE_TOOL, parts)
+    message.tool_call_id = call if isinstance(call, str) else call.id
+    return message
 
 
 def messages_of(

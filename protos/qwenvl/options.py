@@ -15,7 +15,9 @@ from qwenvl.fields import built
 from qwenvl.images import Oversized, oversized_value
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
+from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
+from qwenvl.tools import check_tools, tool_choice
 
 
 class Sampling(TypedDict, total=False):
@@ -95,12 +97,22 @@ class ChatOptions(CompletionOptions, total=False):
         add_generation_prompt: Open an assistant turn after the last message.
         continue_final_message: Continue the last message, which must be the assistant's.
         enable_thinking: Enable reasoning, for models that support it.
+        reasoning_effort: How much to reason: `none`, `minimal`, `low`, `medium`, `high`, `xhigh` or `max`.
+        tools: Functions that the model may call: `qwenvl.tool(...)`. Calls are in `Answer.tool_calls`.
+        tool_choice: `auto`, `none`, `required`, or the name of the function that must be called.
+        allowed_tools: The names of the functions that may be called; by default all.
+        parallel_tool_calls: One answer may have several calls.
     """
 
     system: str | None
     add_generation_prompt: bool | None
     continue_final_message: bool | None
     enable_thinking: bool | None
+    reasoning_effort: str | None
+    tools: Sequence[message_pb.Tool] | None
+    tool_choice: str | None
+    allowed_tools: Sequence[str] | None
+    parallel_tool_calls: bool | None
 
 
 _SAMPLING: Final = frozenset(Sampling.__annotations__)
@@ -114,7 +126,10 @@ _RESPONSE: Final = (
     *("keep_special_tokens", "grounding"),
 )
 _CONSTRAINTS: Final = ("json_object", "json_schema", "regex", "choices", "grammar")
-_TEMPLATE: Final = ("add_generation_prompt", "continue_final_message", "enable_thinking")
+_TEMPLATE: Final = (
+    *("add_generation_prompt", "continue_final_message", "enable_thinking", "reasoning_effort"),
+)
+_TOOL_CHOICE: Final = ("tool_choice", "allowed_tools", "parallel_tool_calls")
 
 
 def chat_fields(options: ChatOptions) -> dict[str, Any]:
@@ -126,7 +141,16 @@ def chat_fields(options: ChatOptions) -> dict[str, Any]:
     """
     _refuse_unknown(options, _CHAT)
     template = _given(options, _TEMPLATE)
-    return _shared_fields(options) | {"template": built(chat_pb.TemplateOptions, template)}
+    fields = _shared_fields(options) | {"template": built(chat_pb.TemplateOptions, template)}
+    if (tools := options.get("tools")) is not None:
+        fields["tools"] = check_tools(tools)
+    if _given(options, _TOOL_CHOICE):
+        fields["tool_choice"] = tool_choice(
+            options.get("tool_choice"),
+            options.get("allowed_tools"),
+            options.get("parallel_tool_calls"),
+        )
+    return fields
 
 
 def completion_fields(options: CompletionOptions) -> dict[str, Any]:

@@ -21,14 +21,20 @@ MIN_LOGPROB: Final = -9999.0
 """Replaces minus infinity, which JSON cannot express."""
 
 
-def finish_reason(reason: usage_pb.FinishReason) -> str:
+def finish_reason(reason: usage_pb.FinishReason, *, named: bool = False) -> str:
     """OpenAI's finish reason of an answer.
+
+    Args:
+        reason: The reason.
+        named: The request named the function to call; then OpenAI's reason is `stop`.
 
     Raises:
         ApiError: It was aborted, for which OpenAI has no finish reason.
     """
     if reason == usage_pb.FINISH_REASON_ABORTED:
         raise aborted()
+    if named and reason == usage_pb.FINISH_REASON_TOOL_CALLS:
+        return "stop"
     return _FINISH_REASONS.get(reason, "stop")
 
 
@@ -56,6 +62,7 @@ def usage(value: usage_pb.Usage) -> dict[str, Any]:
         "completion_tokens": value.completion_tokens,
         "total_tokens": value.total_tokens,
         "prompt_tokens_details": details,
+        "completion_tokens_details": {"reasoning_tokens": value.reasoning_tokens},
     }
 
 

@@ -37,7 +37,10 @@ _UNSUPPORTED: Final = {
     **dict.fromkeys(("audio", "audio_url", "input_audio"), "this service has no audio"),
     "image_file": "send the image itself or its URL",
     **dict.fromkeys(("file", "input_file", "document"), "send the text, or images of the pages"),
-    **dict.fromkeys(("tool_use", "tool_result", "tool_call"), "tools are not supported yet"),
+    **dict.fromkeys(
+        ("tool_use", "tool_result", "tool_call"),
+        "send calls in 'tool_calls', and results as messages with the role tool",
+    ),
 }
 """Known types of parts that are not served, with what to do instead."""
 _THINKING: Final = frozenset(("thinking", "redacted_thinking", "reasoning"))

@@ -1,10 +1,10 @@
-"""The spellings of the switch for thinking: of Qwen, vLLM, Anthropic-like and OpenAI-like clients."""
+"""The spellings of the switch for thinking and of its effort: of Qwen, vLLM, Anthropic-like and OpenAI-like clients."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from rest_adapter.json_model import Int64, JsonModel
+from rest_adapter.json_model import Int64, JsonModel, asks_for_nothing
 from rest_adapter.validation import wrong
 
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rest_adapter.openai.chat.schema import ChatRequest
 
 
+_DEFAULT_EFFORTS: Final = ("auto", "default")
 _TYPES: Final = {"enabled": True, "adaptive": True, "auto": None, "disabled": False}
 
 
@@ -25,38 +26,52 @@ class ThinkingOptions(JsonModel):
 def thinking_switch(request: ChatRequest) -> tuple[bool, str] | None:
     """The requested switch and its path in the JSON; None = the template's default.
 
-    The most specific spelling wins. A reasoning effort has no effect, except for `none`.
+    The most specific spelling wins.
 
     Raises:
         ApiError: `thinking.type` is unknown.
     """
     options = request.chat_template_kwargs
-    if options is not None and options.enable_thinking is not None:
-        return options.enable_thinking, "chat_template_kwargs.enable_thinking"
-    if options is not None and options.thinking is not None:
-        return options.thinking, "chat_template_kwargs.thinking"
-    if request.enable_thinking is not None:
-        return request.enable_thinking, "enable_thinking"
-    switch = request.thinking
-    if isinstance(switch, bool):
-        return switch, "thinking"
-    if switch is not None and switch.type is not None:
-        if switch.type not in _TYPES:
-            raise wrong("thinking.type", switch.type, f"one of: {', '.join(_TYPES)}")
-        wanted = _TYPES[switch.type]
+    switches = {
+        "chat_template_kwargs.enable_thinking": options and options.enable_thinking,
+        "chat_template_kwargs.thinking": options and options.thinking,
+        "enable_thinking": request.enable_thinking,
+        "thinking": request.thinking,
+    }
+    for path, value in switches.items():
+        if isinstance(value, bool):
+            return value, path
+    kind = request.thinking.type if isinstance(request.thinking, ThinkingOptions) else None
+    if kind is not None:
+        if kind not in _TYPES:
+            raise wrong("thinking.type", kind, f"one of: {', '.join(_TYPES)}")
+        wanted = _TYPES[kind]
         return None if wanted is None else (wanted, "thinking.type")
-    return _of_effort(request.reasoning_effort, request.reasoning)
-
-
-def _of_effort(effort: str | None, reasoning: object) -> tuple[bool, str] | None:
-    """The switch in `reasoning_effort`, or in the `reasoning` of OpenRouter's clients and OpenAI's Responses."""
-    if effort == "none":
-        return False, "reasoning_effort"
+    reasoning = request.reasoning
     if reasoning is False:
         return False, "reasoning"
-    if isinstance(reasoning, dict):
-        if reasoning.get("enabled") is False:
-            return False, "reasoning.enabled"
-        if reasoning.get("effort") == "none":
-            return False, "reasoning.effort"
+    if isinstance(reasoning, dict) and reasoning.get("enabled") is False:
+        return False, "reasoning.enabled"
+    return None
+
+
+def reasoning_effort(request: ChatRequest) -> tuple[str, str] | None:
+    """The requested reasoning effort and its path in the JSON; None = the template's default.
+
+    Raises:
+        ApiError: It is no text.
+    """
+    options, reasoning = request.chat_template_kwargs, request.reasoning
+    found = {
+        "chat_template_kwargs.reasoning_effort": options and options.reasoning_effort,
+        "reasoning_effort": request.reasoning_effort,
+        # Of OpenRouter's clients, and of OpenAI's Responses.
+        "reasoning.effort": reasoning.get("effort") if isinstance(reasoning, dict) else None,
+    }
+    for path, value in found.items():
+        if asks_for_nothing(value):
+            continue
+        if not isinstance(value, str):
+            raise wrong(path, value, "text")
+        return None if value in _DEFAULT_EFFORTS else (value, path)
     return None

@@ -1,11 +1,11 @@
-"""Validates OpenAI's JSON: explains unsupported roles and bodies of other APIs, and finds unknown fields."""
+"""Validates OpenAI's JSON: explains bodies of other APIs, and finds unknown fields."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TypeVar
 
-from rest_adapter.errors import ApiError, invalid, unsupported
+from rest_adapter.errors import ApiError, invalid
 from rest_adapter.openai.fields import AnswerRequest, unknown_answer_fields
 from rest_adapter.openai.foreign_bodies import foreign_format
 from rest_adapter.validation import Finding, validate
@@ -34,7 +34,4 @@ def _explain(document: object, main: str | None, finding: Finding) -> ApiError |
         other = foreign_format(document, main)
         if other is not None:
             return invalid(f"'{main}' is missing: {other}.", main, "MISSING_FIELD")
-    is_role = finding.kind == "literal_error" and finding.path.rpartition(".")[2] == "role"
-    if is_role and finding.value in ("tool", "function"):
-        return unsupported(finding.path, finding.value, "tools are not supported yet")
     return None

@@ -61,6 +61,7 @@ class CountingAnswer:
         self.index = index
         self.finished = False
         self.completion_tokens = 0
+        self.reasoning_tokens = 0
 
     def push(self, output: ChoiceOutput) -> Iterator[Delta | Finished]:
         assert not self.finished

@@ -77,8 +77,13 @@ class Answer:
             choices = self.chunks[0]["choices"]
             self.finish_reasons = [choice["finish_reason"] for choice in choices]
             self.text = "".join(
-                c["text"] if "text" in c else c["message"]["content"] for c in choices
+                (c["text"] if "text" in c else c["message"]["content"]) or "" for c in choices
             )
+            self.calls = [
+                call["function"]["name"]
+                for choice in choices
+                for call in choice.get("message", {}).get("tool_calls", ())
+            ]
             return
         lines = [line for line in response.text.split("\n\n") if line.startswith("data: ")]
         assert lines[-1] == "data: [DONE]"
@@ -88,6 +93,12 @@ class Answer:
         self.text = "".join(
             (c["text"] if "text" in c else c["delta"].get("content")) or "" for c in choices
         )
+        self.calls = [
+            call["function"]["name"]
+            for choice in choices
+            for call in choice.get("delta", {}).get("tool_calls", ())
+            if "id" in call
+        ]
 
     @property
     def usage(self) -> dict[str, Any] | None:
@@ -116,7 +127,7 @@ def test_request(product: Served, image_host: str, case: dict[str, Any]) -> None
         return
     answer = Answer(response, streamed=bool(body.get("stream")))
     assert answer.finish_reasons
-    assert set(answer.finish_reasons) <= {"stop", "length"}
+    assert set(answer.finish_reasons) <= {"stop", "length", "tool_calls"}
     check_answer(answer, expected, streamed=bool(body.get("stream")))
     if "same_prompt" in expected:
         other = body | {"messages": expected["same_prompt"]} | expected.get("same_options", {})
@@ -137,6 +148,7 @@ def check_error(error: dict[str, Any], expected: dict[str, Any]) -> None:
 
 def check_answer(answer: Answer, expected: dict[str, Any], *, streamed: bool) -> None:
     assert expected.get("answer", "") in answer.text.lower()
+    assert answer.calls == expected.get("calls", answer.calls)
     if streamed and "stream_usage" in expected:
         assert (answer.usage is not None) == expected["stream_usage"]
     if "images" in expected and answer.usage is not None:

@@ -15,6 +15,7 @@ import pytest
 
 from inference_service.cli import main
 from inference_service.commands.converse import _completions
+from qwenvl.testing import FakeServer, Reply
 from tests.grpc_api.asking import until
 from tests.grpc_api.conftest import OpenService, Service
 from tests.support.images import draw
@@ -82,6 +83,14 @@ async def test_what_a_model_says_does_not_steer_the_terminal(
 ) -> None:
     assert await chat(service, "a\x1b[2J\x07b\x9bc\td") == 0
     assert capsys.readouterr().out == "a[2Jbc\td\n"
+
+
+def test_reasoning_is_no_part_of_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer(Reply("Yes.", reasoning="Hm.")) as server:
+        assert main(["chat", "--grpc-target", server.target, "Well?"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "Yes.\n"
+    assert captured.err.startswith("Hm.\n")
 
 
 async def test_boxes_are_drawn_on_the_image(

@@ -130,7 +130,7 @@ async def open_service(model: ServedModel) -> AsyncIterator[OpenService]:
     ) -> Service:
         addresses = {"grpc_address": "127.0.0.1:0", "admin_address": "127.0.0.1:0"}
         settings = ServiceSettings(**(addresses | changes))
-        engine = EchoEngine(model.tokenizer)
+        engine = EchoEngine((served or model).tokenizer)
         backend = LocalBackend(settings, served or model, engine)
         front = Front(settings, backend)
         await front.start()

@@ -30,6 +30,7 @@ from tests.support.images import draw
 
 PNG = draw("red", "circle").png
 STOP, LOGPROBS = sampling_pb.StopOptions, sampling_pb.LogprobOptions
+TOOL = message_pb.Tool(name="f")
 
 
 def role(number: Any, **fields: Any) -> chat_pb.ChatCompletionSpec:
@@ -100,13 +101,110 @@ INVALID_TOO = {
     "long request id": ("spec.request_id", spec_of("x", request_id="i" * 129)),
     "future role": ("spec.messages[0].role", role(99)),
 }
-UNSUPPORTED = {
-    "spec.tools": spec_of("x", tools=[message_pb.Tool(name="f")]),
-    "spec.tool_choice": spec_of("x", tool_choice=message_pb.ToolChoice(function_name="f")),
-    "spec.messages[0].role": role(message_pb.ROLE_TOOL),
-    "spec.messages[0].tool_calls": role(
-        message_pb.ROLE_ASSISTANT, tool_calls=[message_pb.ToolCall(id="1", name="f")]
+
+
+def with_tools(*tools: message_pb.Tool, **choice: Any) -> chat_pb.ChatCompletionSpec:
+    return spec_of("x", tools=tools, tool_choice=message_pb.ToolChoice(**choice))
+
+
+CALL = message_pb.ToolCall(id="1", name="f")
+DEEP = f'{{"a": {"[" * 65 + "]" * 65}}}'
+INVALID_TOOLS = {
+    "no name": ("spec.tools[0].name", with_tools(message_pb.Tool())),
+    "a name with a space": ("spec.tools[1].name", with_tools(TOOL, message_pb.Tool(name="a b"))),
+    "a long name": ("spec.tools[0].name", with_tools(message_pb.Tool(name="n" * 65))),
+    "one name twice": ("spec.tools[1].name", with_tools(TOOL, TOOL)),
+    "257 tools": ("spec.tools", with_tools(*[message_pb.Tool(name=f"f{i}") for i in range(257)])),
+    "a schema that is no JSON": (
+        "spec.tools[0].parameters_json_schema",
+        with_tools(message_pb.Tool(name="f", parameters_json_schema="{")),
     ),
+    "a schema that is no object": (
+        "spec.tools[0].parameters_json_schema",
+        with_tools(message_pb.Tool(name="f", parameters_json_schema="[]")),
+    ),
+    "a deep schema": (
+        "spec.tools[0].parameters_json_schema",
+        with_tools(message_pb.Tool(name="f", parameters_json_schema=DEEP)),
+    ),
+    "a long schema": (
+        "spec.tools[0].parameters_json_schema",
+        with_tools(message_pb.Tool(name="f", parameters_json_schema=" " * (2**16 + 1))),
+    ),
+    "long descriptions": (
+        "spec.tools",
+        with_tools(message_pb.Tool(name="f", description="x" * (2**20 + 1))),
+    ),
+    "an unknown function": (
+        "spec.tool_choice.function_name",
+        with_tools(TOOL, function_name="g"),
+    ),
+    "an unknown function among the allowed": (
+        "spec.tool_choice.allowed_names",
+        with_tools(TOOL, allowed_names=["f", "g"]),
+    ),
+    "a function that is not allowed": (
+        "spec.tool_choice.function_name",
+        with_tools(TOOL, message_pb.Tool(name="g"), function_name="g", allowed_names=["f"]),
+    ),
+    "required without tools": (
+        "spec.tool_choice.mode",
+        with_tools(mode="TOOL_CHOICE_MODE_REQUIRED"),
+    ),
+    "a future mode": ("spec.tool_choice.mode", with_tools(TOOL, mode=99)),
+    "a strict schema that cannot be enforced": (
+        "spec.tools[0].parameters_json_schema",
+        with_tools(message_pb.Tool(name="f", parameters_json_schema='{"not": {}}', strict=True)),
+    ),
+    "a form beside a required call": (
+        "spec.constraint",
+        spec_of(
+            "x",
+            tools=[TOOL],
+            tool_choice=message_pb.ToolChoice(mode="TOOL_CHOICE_MODE_REQUIRED"),
+            constraint=sampling_pb.Constraint(json_object=True),
+        ),
+    ),
+    "a call of the user": (
+        "spec.messages[0].tool_calls",
+        role(message_pb.ROLE_USER, tool_calls=[CALL]),
+    ),
+    "reasoning of the user": (
+        "spec.messages[0].reasoning",
+        role(message_pb.ROLE_USER, reasoning="hm"),
+    ),
+    "a call id of the user": (
+        "spec.messages[0].tool_call_id",
+        role(message_pb.ROLE_USER, tool_call_id="1"),
+    ),
+    "a result of the user": (
+        "spec.messages[0].parts[0].tool_result",
+        spec_of(message_pb.Part(tool_result=message_pb.ToolResult(content="4"))),
+    ),
+    "a call without a name": (
+        "spec.messages[0].tool_calls[0].name",
+        role(message_pb.ROLE_ASSISTANT, tool_calls=[message_pb.ToolCall(id="1")]),
+    ),
+    "deep arguments": (
+        "spec.messages[0].tool_calls[0].arguments_json",
+        role(
+            message_pb.ROLE_ASSISTANT,
+            tool_calls=[message_pb.ToolCall(name="f", arguments_json=DEEP)],
+        ),
+    ),
+    "an unknown effort": (
+        "spec.template.reasoning_effort",
+        spec_of("x", template=chat_pb.TemplateOptions(reasoning_effort="huge")),
+    ),
+    "a call that is continued": (
+        "spec.template.continue_final_message",
+        chat_pb.ChatCompletionSpec(
+            messages=[message_pb.Message(role=message_pb.ROLE_ASSISTANT, tool_calls=[CALL])],
+            template=chat_pb.TemplateOptions(continue_final_message=True),
+        ),
+    ),
+}
+UNSUPPORTED = {
     "spec.messages[0].parts[0].video.frames[0]": spec_of(
         message_pb.Part(video=message_pb.Video(frames=[message_pb.Image(data=b"x", max_pixels=9)]))
     ),
@@ -119,9 +217,6 @@ UNSUPPORTED = {
                 ]
             )
         )
-    ),
-    "spec.messages[0].parts[0].tool_result": spec_of(
-        message_pb.Part(tool_result=message_pb.ToolResult(content="4"))
     ),
 }
 
@@ -153,6 +248,12 @@ async def test_invalid_argument_names_its_field(service: Service, field: str) ->
 @pytest.mark.parametrize("case", INVALID_TOO)
 async def test_invalid_argument_at_the_edge(service: Service, case: str) -> None:
     field, spec = INVALID_TOO[case]
+    await refused(service, spec, "INVALID_ARGUMENT", field)
+
+
+@pytest.mark.parametrize("case", INVALID_TOOLS)
+async def test_invalid_tools_are_named(service: Service, case: str) -> None:
+    field, spec = INVALID_TOOLS[case]
     await refused(service, spec, "INVALID_ARGUMENT", field)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from inference_service.sampling import RANGES as SERVICE_RANGES
 import qwenvl
-from qwenvl import AsyncClient, Client, Error, assistant, image, system, user
+from qwenvl import AsyncClient, Client, Error, assistant, image, system, tool, tool_result, user
 from qwenvl.errors import BY_REASON
 from qwenvl.fake_service import RANGES
 from qwenvl.inference.v1 import message_pb2 as message_pb
@@ -23,6 +23,7 @@ from tests.support.images import draw
 
 PNG = draw("red", "circle").png
 BOX = '{"bbox_2d": [250, 250, 750, 750], "label": "x"}'
+NOW = tool("now", "The time.")
 GROUNDING = usage_pb.Grounding(
     label="x", box=usage_pb.BoundingBox(x_min=64, y_min=64, x_max=192, y_max=192)
 )
@@ -64,6 +65,10 @@ REQUESTS: dict[str, Any] = {
     "no messages": ("chat", [], {}),
     "no role": ("chat", [message_pb.Message(parts=[message_pb.Part(text="x")])], {}),
     "no kind": ("chat", [user(message_pb.Part())], {}),
+    "unknown tool": ("chat", "hello", {"tools": [NOW], "tool_choice": "later"}),
+    "unknown tool allowed": ("chat", "hello", {"tools": [NOW], "allowed_tools": ["later"]}),
+    "required without tools": ("chat", "hello", {"tool_choice": "required"}),
+    "tools that are not called": ("chat", "hello", {"tools": [NOW], "tool_choice": "auto"}),
     "no prompt": ("complete", "", {}),
     "no prompt ids": ("complete", [], {}),
 }
@@ -216,3 +221,46 @@ def test_a_mistake_of_the_test_is_told_at_once() -> None:
                 server.delay(seconds)
             with pytest.raises(ValueError, match="neither is below 0"):
                 server.fail("INTERNAL", retry_after=seconds)
+
+
+async def test_calls_reasoning_and_results() -> None:
+    call = message_pb.ToolCall(id="call_1", name="now", arguments_json='{"zone": "UTC"}')
+    replies = [
+        Reply("I look.", reasoning="Hm.", tool_calls=[call]),
+        Reply(tool_calls=[call]),
+        Reply("Noon."),
+    ] * 2
+    with FakeServer(lambda _: replies.pop(0)) as server:
+        with Client(server.target) as client:
+            dialogue = client.conversation(tools=[NOW])
+            first = dialogue.ask("What time is it?")
+            assert (first.text, first.reasoning, first.finish_reason) == (
+                "I look.",
+                "Hm.",
+                "tool_calls",
+            )
+            assert list(first.tool_calls) == [call]
+            assert first.usage.reasoning_tokens == 3
+            second = dialogue.send(tool_result(first.tool_calls[0], "12:00", image(PNG)))
+            assert (second.text, list(second.tool_calls)) == ("", [call])
+            assert dialogue.send(tool_result("call_1", "12:01")).text == "Noon."
+            roles = [message.role for message in dialogue.messages]
+            assert roles == [2, 3, 4, 3, 4, 3]
+            answer, result = dialogue.messages[1:3]
+            assert (answer.reasoning, list(answer.tool_calls)) == ("Hm.", [call])
+            assert (result.tool_call_id, len(result.parts)) == ("call_1", 2)
+            assert not dialogue.messages[3].parts
+        async with AsyncClient(server.target) as client:
+            other = client.conversation(tools=[NOW])
+            stream = other.stream("What time is it?")
+            assert [piece async for piece in stream] == ["I lo", "ok."]
+            assert list(stream.answer.tool_calls) == [call]
+            await other.send(tool_result(call, "12:00"))
+            assert (await other.send(tool_result(call, "12:01"))).text == "Noon."
+    assert all(spec.tools[0].name == "now" for spec in server.chat_requests)
+
+
+def test_a_text_that_is_cut_has_no_calls() -> None:
+    call = message_pb.ToolCall(id="call_1", name="now")
+    with FakeServer(Reply("I look.", tool_calls=[call])) as server, Client(server.target) as client:
+        assert not client.chat("x", max_tokens=2).tool_calls

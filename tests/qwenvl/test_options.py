@@ -13,6 +13,7 @@ from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.options import ChatOptions, CompletionOptions
 from qwenvl.specs import chat_spec, completion_spec
+from qwenvl.tools import arguments_of, tool
 
 
 EVERY: ChatOptions = {
@@ -49,21 +50,28 @@ EVERY: ChatOptions = {
     "add_generation_prompt": True,
     "continue_final_message": True,
     "enable_thinking": False,
+    "reasoning_effort": "low",
+    "tools": [tool("f", "Does it.", {"type": "object"}, strict=True)],
+    "tool_choice": "required",
+    "allowed_tools": ["f"],
+    "parallel_tool_calls": False,
 }
-TEMPLATE = {"add_generation_prompt", "continue_final_message", "enable_thinking"}
-# The service does not support them yet, and refuses them.
-UNSUPPORTED = {"tools", "tool_choice"}
+OF_CHAT = {
+    *("add_generation_prompt", "continue_final_message", "enable_thinking", "reasoning_effort"),
+    *("tools", "tool_choice", "allowed_tools", "parallel_tool_calls"),
+}
 # At most one of these is set.
 OTHER_FORMS = {
-    f"constraint.{name}" for name in ("json_object", "regex", "choices.values", "grammar")
+    *(f"constraint.{name}" for name in ("json_object", "regex", "choices.values", "grammar")),
+    "tool_choice.function_name",
 }
 CONTENT = {"messages", "text", "token_ids", "images"}
 
 
 def fields(kind: Any, path: str = "") -> Iterator[str]:
-    """The paths of all fields that are not deprecated, but those of `UNSUPPORTED` and `CONTENT`."""
+    """The paths of all fields that are not deprecated, but those of `CONTENT`."""
     for field in kind.fields:
-        if field.GetOptions().deprecated or (field.name in UNSUPPORTED | CONTENT and not path):
+        if field.GetOptions().deprecated or (field.name in CONTENT and not path):
             continue
         inner = field.message_type
         if inner is None or inner.GetOptions().map_entry:
@@ -77,14 +85,15 @@ def set_fields(message: Any, path: str = "") -> Iterator[str]:
         if field.message_type is None or field.message_type.GetOptions().map_entry:
             yield path + field.name
         else:
-            yield from set_fields(value, f"{path}{field.name}.")
+            one = value[0] if field.name == "tools" else value
+            yield from set_fields(one, f"{path}{field.name}.")
 
 
 def test_every_field_of_the_api_has_an_option() -> None:
     spec = chat_spec("x", None, EVERY)
     spec.ClearField("messages")
     assert set(set_fields(spec)) == set(fields(chat_pb.ChatCompletionSpec.DESCRIPTOR)) - OTHER_FORMS
-    completion: CompletionOptions = {k: v for k, v in EVERY.items() if k not in TEMPLATE}  # type: ignore[assignment]
+    completion: CompletionOptions = {k: v for k, v in EVERY.items() if k not in OF_CHAT}  # type: ignore[assignment]
     raw = completion_spec("x", None, completion)
     raw.ClearField("text")
     every = set(fields(completion_pb.CompletionSpec.DESCRIPTOR))
@@ -169,7 +178,7 @@ def test_a_wrong_option_is_a_type_error(options: Any, message: str) -> None:
             build("x", None, options)
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATE | {"system"}))
+@pytest.mark.parametrize("name", sorted(OF_CHAT | {"system"}))
 def test_a_raw_prompt_has_no_template(name: str) -> None:
     with pytest.raises(TypeError, match="unknown option"):
         completion_spec("x", None, {name: None})  # type: ignore[misc]
@@ -200,3 +209,43 @@ def test_bytes_are_no_text_and_no_numbers() -> None:
     for options in ({"stop_token_ids": b"ab"}, {"request_id": b"x"}, {"system": b"x"}):
         with pytest.raises(TypeError, match=f"^{next(iter(options))} is "):
             chat_spec("question", None, options)  # type: ignore[arg-type]  # on purpose
+
+
+def test_tools_and_the_choice_among_them() -> None:
+    now = tool("now")
+    weather = tool("weather", parameters='{"type": "object"}')
+    spec = chat_spec("x", None, {"tools": (now, weather), "tool_choice": "now"})
+    assert list(spec.tools) == [now, weather]
+    assert spec.tool_choice == message_pb.ToolChoice(function_name="now")
+    modes = {"auto": 1, "none": 2, "required": 3}
+    for name, mode in modes.items():
+        assert chat_spec("x", None, {"tool_choice": name}).tool_choice.mode == mode
+    allowed = chat_spec("x", None, {"allowed_tools": ["now"], "parallel_tool_calls": False})
+    assert allowed.tool_choice == message_pb.ToolChoice(allowed_names=["now"], parallel=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tools": [{"name": "f"}]},
+        {"tools": tool("f")},
+        {"tools": "f"},
+        {"allowed_tools": "f"},
+        {"tool_choice": 5},
+        {"parallel_tool_calls": "no"},
+    ],
+)
+def test_wrong_tools_are_type_errors(options: Any) -> None:
+    [name] = options
+    with pytest.raises(TypeError, match=name):
+        chat_spec("x", None, options)
+    with pytest.raises(TypeError, match="parameters"):
+        tool("f", parameters={"a": object()})
+
+
+def test_arguments_of_a_call() -> None:
+    assert arguments_of(message_pb.ToolCall(arguments_json='{"a": [1]}')) == {"a": [1]}
+    assert arguments_of(message_pb.ToolCall()) == {}
+    for broken in ('{"a": ', "[1]"):
+        with pytest.raises(ValueError, match=r"."):
+            arguments_of(message_pb.ToolCall(arguments_json=broken))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import pytest
 
-from inference_service.domain import ChatMessage, ImagePart, Role, TextPart, VideoPart
+from inference_service.domain import ChatMessage, ImagePart, Role, TextPart, Tool, VideoPart
 from inference_service.errors import ContextLengthError, InvalidArgumentError
 from inference_service.text import jinja_template as template_module
 from inference_service.text.guard import SpecialTokenGuard
@@ -109,7 +110,7 @@ def test_as_transformers(text_dir, reference, name):
         assert ids == reference.encode(wanted, add_special_tokens=False)
 
 
-TOOLS = [
+TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
         "function": {
@@ -135,7 +136,15 @@ def test_tools_as_transformers(text_dir, reference, name, number):
     wanted = reference.apply_chat_template(
         as_dicts(messages), tools=TOOLS[:number], tokenize=False, add_generation_prompt=True
     )
-    rendered, ids = ours(text_dir, messages, tools=TOOLS[:number])
+    tools = [
+        Tool(
+            name=tool["function"]["name"],
+            description=tool["function"].get("description", ""),
+            parameters=json.dumps(tool["function"]["parameters"]),
+        )
+        for tool in TOOLS[:number]
+    ]
+    rendered, ids = ours(text_dir, messages, tools=tools)
     assert rendered == wanted
     assert ids == reference.encode(wanted, add_special_tokens=False)
 

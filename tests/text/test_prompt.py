@@ -27,7 +27,7 @@ from inference_service.families.qwen_common.frame_times import FrameTimes
 from inference_service.media.images import ProcessedImage
 from inference_service.text.jinja_chat import JinjaChat
 from inference_service.text.jinja_template import JinjaTemplate
-from inference_service.text.prompt import PromptBuilder, WrittenChat
+from inference_service.text.prompt import ChatAbilities, PromptBuilder, WrittenChat
 from tests.support.qwen_text import ORDINARY, QWEN3_VL, SPECIAL, TEMPLATES, token_id
 
 
@@ -158,6 +158,8 @@ def test_forgotten_images(tokenizer):
     """Pixels are passed on whole: the spans of the others point behind the forgotten one's."""
 
     class Forgetful:
+        abilities = ChatAbilities()
+
         def write(self, request):
             return WrittenChat(token_ids=[1, PAD, 2, PAD], dropped_images=1)
 

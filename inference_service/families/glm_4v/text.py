@@ -12,8 +12,13 @@ from inference_service.domain import ChatMessage, ChatRequest, ImagePart, TextPa
 from inference_service.families.copied_files import require_vocabulary
 from inference_service.families.family import TextOptions
 from inference_service.model_spec import ModelSpec
-from inference_service.text.conversation import check_thinking, refuse_too_long, with_names_as_text
-from inference_service.text.prompt import ChatFormat, WrittenChat
+from inference_service.text.conversation import (
+    check_thinking,
+    refuse_too_long,
+    refuse_tools,
+    with_names_as_text,
+)
+from inference_service.text.prompt import ChatAbilities, ChatFormat, WrittenChat
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_tiktoken import TiktokenTokenizer, read_ranks
 
@@ -72,6 +77,8 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
 class GlmChat:
     """The chat format of GLM-4V-9B: a turn is ended by the next role token only."""
 
+    abilities = ChatAbilities()
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Takes the model's tokenizer."""
         self._tokenizer = tokenizer
@@ -82,6 +89,7 @@ class GlmChat:
 
     def write(self, request: ChatRequest) -> WrittenChat:
         """See `ChatFormat.write`."""
+        refuse_tools(request)
         refuse_too_long(request.messages)
         check_thinking(request)
         token_ids = list(self._opening)

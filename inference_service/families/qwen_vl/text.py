@@ -21,10 +21,11 @@ from inference_service.model_spec import ModelSpec
 from inference_service.text.conversation import (
     check_thinking,
     refuse_too_long,
+    refuse_tools,
     with_names_as_text,
     with_one_system_message,
 )
-from inference_service.text.prompt import ChatFormat, WrittenChat
+from inference_service.text.prompt import ChatAbilities, ChatFormat, WrittenChat
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_tiktoken import TiktokenTokenizer, read_ranks
 
@@ -87,6 +88,8 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
 
 class QwenVLBase:
     """The chat format of Qwen-VL, the base model: no conversations, only text completions with images."""
+
+    abilities = ChatAbilities()
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         special = tokenizer.special_tokens
@@ -151,6 +154,7 @@ class QwenVLChat(QwenVLBase):
 
     def write(self, request: ChatRequest) -> WrittenChat:
         """See `ChatFormat.write`."""
+        refuse_tools(request)
         refuse_too_long(request.messages)
         check_thinking(request)
         named = with_names_as_text(request.messages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+import dataclasses
 
 from inference_service.domain import (
     Delta,
@@ -12,11 +13,13 @@ from inference_service.domain import (
     LogprobEntry,
     Request,
     StopTrigger,
+    ToolCallDelta,
 )
 from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason, PositionLogprobs
-from inference_service.model_spec import BoxNotation
+from inference_service.model_spec import BoxNotation, ToolNotation
 from inference_service.text.output.logprobs import logprob_entry
 from inference_service.text.output.pipeline import build_pipeline
+from inference_service.text.output.reasoning import ReasoningStart
 from inference_service.text.output.stage import Piece
 from inference_service.text.tokenizer import Tokenizer
 
@@ -36,6 +39,7 @@ class Answer:
     Attributes:
         finished: The answer is complete: the sequence ended, or a stop string was found.
         completion_tokens: Tokens of the answer so far, an end token included.
+        reasoning_tokens: Those of its reasoning.
     """
 
     def __init__(
@@ -45,6 +49,9 @@ class Answer:
         tokenizer: Tokenizer,
         notation: BoxNotation = BoxNotation.NONE,
         images: tuple[ImageInfo, ...] = (),
+        *,
+        tools: ToolNotation = ToolNotation.NONE,
+        reasoning: ReasoningStart = ReasoningStart.TEXT,
     ) -> None:
         """Starts an answer.
 
@@ -54,13 +61,17 @@ class Answer:
             tokenizer: The model's tokenizer.
             notation: How the model writes boxes; they are read if the request asks for them.
             images: Images of the prompt, in order.
+            tools: How the model writes tool calls; they are read if the request has tools.
+            reasoning: Whether the answer begins with reasoning.
         """
         self.finished = False
-        self.completion_tokens = 0
+        self.completion_tokens = self.reasoning_tokens = 0
         self._index = index
         self._request = request
         self._tokenizer = tokenizer
-        self._pipeline = build_pipeline(request, tokenizer, notation, images)
+        self._pipeline = build_pipeline(
+            request, tokenizer, notation, images, tools=tools, reasoning=reasoning
+        )
         self._first_prompt_entry = request.prompt_logprobs is not None
 
     def push(self, output: ChoiceOutput) -> Iterator[Delta | Finished]:
@@ -72,7 +83,8 @@ class Answer:
         piece = self._pipeline.push(text_ids, last=output.finish_reason is not None)
         taken = len(output.token_ids if piece.trigger is None else piece.token_ids)
         self.completion_tokens += taken
-        if delta := self._delta(piece.text, output, taken):
+        self.reasoning_tokens = piece.reasoning_tokens
+        if delta := self._delta(piece, output, taken):
             yield delta
         if piece.trigger is not None:
             yield self._finish(EndReason.STOP, piece.trigger, piece)
@@ -81,6 +93,8 @@ class Answer:
 
     def _finish(self, reason: EndReason, trigger: StopTrigger, piece: Piece) -> Finished:
         self.finished = True
+        if reason is EndReason.STOP and piece.calls_tools:
+            reason = EndReason.TOOL_CALLS
         return Finished(
             choice_index=self._index,
             reason=reason,
@@ -88,12 +102,20 @@ class Answer:
             groundings=piece.groundings,
         )
 
-    def _delta(self, text: str, output: ChoiceOutput, taken: int) -> Delta | None:
+    def _delta(self, piece: Piece, output: ChoiceOutput, taken: int) -> Delta | None:
         ids = output.token_ids[:taken] if self._request.return_token_ids else ()
         entries = self._entries(output.logprobs[:taken])
-        if not (text or ids or entries):
+        calls = _joined(piece.tool_calls)
+        if not (piece.text or piece.reasoning or calls or ids or entries):
             return None
-        return Delta(choice_index=self._index, text=text, token_ids=ids, logprobs=entries)
+        return Delta(
+            choice_index=self._index,
+            text=piece.text,
+            reasoning=piece.reasoning,
+            tool_calls=calls,
+            token_ids=ids,
+            logprobs=entries,
+        )
 
     def _prompt_entries(self, output: ChoiceOutput) -> tuple[LogprobEntry, ...]:
         """The entries of the prompt; the first token, which the engine leaves out, has no probability."""
@@ -105,6 +127,18 @@ class Answer:
 
     def _entries(self, logprobs: Sequence[PositionLogprobs]) -> tuple[LogprobEntry, ...]:
         return tuple(logprob_entry(self._tokenizer, one) for one in logprobs)
+
+
+def _joined(deltas: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
+    """The pieces of calls, with neighbouring ones of the same call as one."""
+    joined: list[ToolCallDelta] = []
+    for delta in deltas:
+        if joined and joined[-1].index == delta.index:
+            arguments = joined[-1].arguments + delta.arguments
+            joined[-1] = dataclasses.replace(joined[-1], arguments=arguments)
+        else:
+            joined.append(delta)
+    return tuple(joined)
 
 
 def _trigger(output: ChoiceOutput) -> StopTrigger:

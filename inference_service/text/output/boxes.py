@@ -22,6 +22,7 @@ class BoxReader:
     """The stage that reads the boxes of an answer once its text is complete; the text passes unchanged."""
 
     may_end = False
+    counts_tokens = False
 
     def __init__(
         self, notation: BoxNotation, images: Sequence[ImageInfo], prefix: str = ""

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from inference_service.domain import ChatRequest, ImageInfo, Request, TextPart
-from inference_service.model_spec import BoxNotation
+from inference_service.domain import ChatRequest, ImageInfo, Request, TextPart, Tool, ToolMode
+from inference_service.model_spec import BoxNotation, ToolNotation
 from inference_service.text.output.boxes import BoxReader, tag_tokens
 from inference_service.text.output.detokenize import Detokenizer
+from inference_service.text.output.reasoning import (
+    CLOSE_TAG,
+    OPEN_TAG,
+    ReasoningSplitter,
+    ReasoningStart,
+)
 from inference_service.text.output.stage import Piece, Stage
 from inference_service.text.output.stop import StopStringFilter
+from inference_service.text.output.tool_calls import TAG_TOKENS, ToolCallSplitter, call_beginnings
 from inference_service.text.tokenizer import Tokenizer
 
 
@@ -19,7 +26,7 @@ class Pipeline:
     def __init__(self, stages: Sequence[Stage]) -> None:
         """Takes new stages in order; the first one decodes token ids to text."""
         self._stages = stages
-        self._token_by_token = any(stage.may_end for stage in stages)
+        self._token_by_token = any(stage.may_end or stage.counts_tokens for stage in stages)
 
     def push(self, token_ids: tuple[int, ...], *, last: bool) -> Piece:
         """Takes the tokens of one engine output.
@@ -48,21 +55,51 @@ class Pipeline:
 
 
 def build_pipeline(
-    request: Request, tokenizer: Tokenizer, notation: BoxNotation, images: Sequence[ImageInfo]
+    request: Request,
+    tokenizer: Tokenizer,
+    notation: BoxNotation,
+    images: Sequence[ImageInfo],
+    *,
+    tools: ToolNotation = ToolNotation.NONE,
+    reasoning: ReasoningStart = ReasoningStart.TEXT,
 ) -> Pipeline:
     """Builds the pipeline for one answer of a request; arguments as `Answer`."""
+    parsed = _parsed_tools(request) if tools is not ToolNotation.NONE else ()
+    reasons = reasoning is not ReasoningStart.TEXT
+    close_id = tokenizer.added_tokens.get(CLOSE_TAG) if reasons else None
+    shown = (
+        *((OPEN_TAG, CLOSE_TAG) if reasons else ()),
+        *(TAG_TOKENS if parsed else ()),
+        *(tag_tokens(notation) if request.grounding else ()),
+    )
     stages: list[Stage] = [
         Detokenizer(
             tokenizer,
             skip_special_tokens=not request.keep_special_tokens,
-            shown=tag_tokens(notation) if request.grounding else (),
+            shown=shown,
+            marked=close_id,
         )
     ]
     if request.stop_strings:
         stages.append(StopStringFilter(request.stop_strings, include=request.include_stop_string))
+    if reasons:
+        stages.append(ReasoningSplitter(reasoning, close_id, call_beginnings(tools, parsed)))
+    if parsed:
+        stages.append(ToolCallSplitter(tools, parsed, only_one=not _may_call_again(request)))
     if request.grounding:
         stages.append(BoxReader(notation, images, _beginning(request)))
     return Pipeline(stages)
+
+
+def _parsed_tools(request: Request) -> tuple[Tool, ...]:
+    """The tools whose calls are read from the answer."""
+    if not isinstance(request, ChatRequest) or request.tool_choice.mode is ToolMode.NONE:
+        return ()
+    return request.tools
+
+
+def _may_call_again(request: Request) -> bool:
+    return not isinstance(request, ChatRequest) or request.tool_choice.parallel
 
 
 def _beginning(request: Request) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from inference_service.domain import Grounding, StopTrigger
+from inference_service.domain import Grounding, StopTrigger, ToolCallDelta
 
 
 @dataclass(slots=True, kw_only=True)
@@ -15,6 +15,11 @@ class Piece:
     Attributes:
         token_ids: The tokens of the piece.
         text: The text after the stages so far, in whole characters.
+        marks: Where in `text` the token stands that ends the reasoning: its text alone may be a quotation.
+        reasoning: The reasoning, which is no longer part of `text`.
+        reasoning_tokens: Tokens of the reasoning in all pieces so far.
+        tool_calls: Pieces of tool calls, which are no longer part of `text`.
+        calls_tools: The answer so far has tool calls, and each is complete.
         groundings: Boxes parsed from the answer, in order.
         trigger: The reason if a stage, not the engine, ended the answer.
         last: No piece follows: stages release all text that they hold back.
@@ -22,6 +27,11 @@ class Piece:
 
     token_ids: tuple[int, ...] = ()
     text: str = ""
+    marks: tuple[int, ...] = ()
+    reasoning: str = ""
+    reasoning_tokens: int = 0
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    calls_tools: bool = False
     groundings: tuple[Grounding, ...] = ()
     trigger: StopTrigger | None = None
     last: bool = False
@@ -29,7 +39,12 @@ class Piece:
     def extend(self, later: Piece) -> None:
         """Appends the next piece."""
         self.token_ids += later.token_ids
+        self.marks += tuple(len(self.text) + index for index in later.marks)
         self.text += later.text
+        self.reasoning += later.reasoning
+        self.reasoning_tokens = later.reasoning_tokens
+        self.tool_calls += later.tool_calls
+        self.calls_tools = later.calls_tools
         self.groundings += later.groundings
         self.trigger = later.trigger
         self.last = later.last
@@ -44,6 +59,10 @@ class Stage(Protocol):
     @property
     def may_end(self) -> bool:
         """The stage may end the answer. Its pieces have one token each: tokens after the end are not in the answer."""
+
+    @property
+    def counts_tokens(self) -> bool:
+        """The stage counts the tokens of a part of the text. Its pieces have one token each."""
 
     def push(self, piece: Piece) -> None:
         """Changes a piece to its completed part, and holds back the rest for the next one.

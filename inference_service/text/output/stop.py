@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from inference_service.domain import StopTrigger
+from inference_service.text.output.held import possible_beginning
 from inference_service.text.output.stage import Piece
 
 
@@ -16,6 +17,7 @@ class StopStringFilter:
     """
 
     may_end = True
+    counts_tokens = False
 
     def __init__(self, strings: Sequence[str], *, include: bool) -> None:
         """Takes the stop strings.
@@ -30,13 +32,14 @@ class StopStringFilter:
         if not all(strings):
             raise ValueError("a stop string is empty")
         self._strings = tuple(strings)
-        self._longest = max(map(len, strings), default=0)
         self._include = include
         self._held = ""
+        self._marks: tuple[int, ...] = ()
 
     def push(self, piece: Piece) -> None:
         """Passes on text that cannot be part of a stop string; a complete stop string ends the answer."""
         text = self._held + piece.text
+        marks = (*self._marks, *(len(self._held) + index for index in piece.marks))
         found = [
             (start + len(string), start, string)
             for string in self._strings
@@ -44,17 +47,15 @@ class StopStringFilter:
         ]
         if found:
             end, start, string = min(found)
-            piece.text = text[: end if self._include else start]
+            self._pass(piece, text, marks, end if self._include else start)
             piece.trigger = StopTrigger(stop_string=string)
             piece.last = True
             return
-        kept = 0 if piece.last else self._possible_beginning(text)
-        piece.text = text[: len(text) - kept]
-        self._held = text[len(text) - kept :]
+        kept = 0 if piece.last else possible_beginning(text, self._strings)
+        self._pass(piece, text, marks, len(text) - kept)
 
-    def _possible_beginning(self, text: str) -> int:
-        """Length of the longest suffix of the text that is a prefix of a stop string."""
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            if self._strings and any(s.startswith(text[-length:]) for s in self._strings):
-                return length
-        return 0
+    def _pass(self, piece: Piece, text: str, marks: tuple[int, ...], end: int) -> None:
+        """Passes the text up to an index on, and holds back the rest."""
+        piece.text, self._held = text[:end], text[end:]
+        piece.marks = tuple(index for index in marks if index < end)
+        self._marks = tuple(index - end for index in marks if index >= end)

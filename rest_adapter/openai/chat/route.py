@@ -40,7 +40,7 @@ async def create_chat_completion(request: Request) -> Response:
         return await json_reply(
             request,
             state.service.create_chat(spec, metadata=metadata),
-            lambda response: translate.completion(response, chat, state.version),
+            lambda response: translate.completion(response, asked, state.version),
             param_of,
         )
     options = ChunkOptions(
@@ -49,6 +49,7 @@ async def create_chat_completion(request: Request) -> Response:
         logprobs=bool(chat.logprobs),
         token_ids=bool(chat.return_token_ids),
         grounding=bool(chat.grounding),
+        named=asked.tools.named,
     )
     return await stream_reply(
         request,

@@ -19,13 +19,16 @@ from rest_adapter.json_model import (
     unknown_fields,
 )
 from rest_adapter.json_text import shown
+from rest_adapter.openai.chat.tools import Call, Tools, read_calls, read_tools
 from rest_adapter.openai.content import Content, Text, read_content
 from rest_adapter.openai.fields import AnswerRequest
 from rest_adapter.openai.thinking import ThinkingOptions
 from rest_adapter.openai.validation import parse
+from rest_adapter.validation import wrong
 
 
-_MESSAGE_NEUTRAL: Final = {"audio": (), "function_call": (), "tool_call_id": (), "tool_calls": ()}
+_MESSAGE_NEUTRAL: Final = {"audio": ()}
+_OF_TOOLS: Final = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 _CONTENT_NEUTRAL: Final = (
     "attachments",
     "experimental_attachments",
@@ -47,8 +50,6 @@ _MESSAGE_IGNORED: Final = frozenset(
         "extra_content",
         "id",
         "provider_specific_fields",
-        "reasoning",
-        "reasoning_content",
         "reasoning_details",
         "thinking_blocks",
     )
@@ -62,10 +63,15 @@ _Logprobs = Annotated[bool, BeforeValidator(lambda value: False if value == 0 el
 class Message(JsonModel):
     """One message; `content` is read by `read_content`."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Any = None
     name: str | None = None
     refusal: str | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    tool_call_id: str | None = None
     partial: bool | None = None
     prefix: bool | None = None
 
@@ -75,6 +81,7 @@ class TemplateOptions(ClosedModel):
 
     enable_thinking: bool | None = None
     thinking: bool | None = None
+    reasoning_effort: str | None = None
 
 
 class ChatRequest(AnswerRequest):
@@ -91,14 +98,37 @@ class ChatRequest(AnswerRequest):
     thinking: bool | ThinkingOptions | None = None
     reasoning_effort: str | None = None
     reasoning: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    functions: Any = None
+    function_call: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What is in a message.
+
+    Attributes:
+        content: Its parts.
+        calls: The calls of an answer.
+        reasoning: The reasoning of an answer.
+        reasoning_path: The path of the reasoning in the JSON.
+    """
+
+    content: tuple[Content, ...]
+    calls: tuple[Call, ...] = ()
+    reasoning: str = ""
+    reasoning_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A checked request, and the content of each of its messages."""
+    """A checked request, the content of each of its messages, and its tools."""
 
     request: ChatRequest
-    contents: tuple[tuple[Content, ...], ...]
+    turns: tuple[Turn, ...]
+    tools: Tools
 
 
 def parse_chat(document: object) -> tuple[Chat, list[str]]:
@@ -116,23 +146,50 @@ def parse_chat(document: object) -> tuple[Chat, list[str]]:
             f"'top_logprobs' is {request.top_logprobs}, which requires 'logprobs': true.",
             "top_logprobs",
         )
-    contents = []
+    turns = []
     for index, message in enumerate(request.messages):
         path = f"messages[{index}]"
         unknown += _unknown_in_message(message, path)
-        parts, names = _content(message, path)
-        contents.append(tuple(parts))
+        turn, names = _turn(message, path)
+        turns.append(turn)
         unknown += names
-    return Chat(request, tuple(contents)), unknown
+    tools, names = read_tools({name: getattr(request, name) for name in _OF_TOOLS})
+    return Chat(request, tuple(turns), tools), [*unknown, *names]
+
+
+def _turn(message: Message, path: str) -> tuple[Turn, list[str]]:
+    parts, unknown = _content(message, path)
+    is_answer = message.role == "assistant"
+    calls, names = read_calls(message.tool_calls, message.function_call, path)
+    if calls and not is_answer:
+        raise invalid(
+            f"'{calls[0].path}' is in a {message.role} message, but only assistant messages have calls.",
+            calls[0].path,
+        )
+    reasoning, where = _reasoning(message, path) if is_answer else ("", "")
+    return Turn(tuple(parts), tuple(calls), reasoning, where), [*unknown, *names]
+
+
+def _reasoning(message: Message, path: str) -> tuple[str, str]:
+    """The reasoning of an answer, as a field of one of two names or as parts of its content, and its path."""
+    for name in ("reasoning_content", "reasoning"):
+        value = getattr(message, name)
+        if isinstance(value, str) and value:
+            return value, f"{path}.{name}"
+        if not isinstance(value, str | dict | list) and not asks_for_nothing(value):
+            raise wrong(f"{path}.{name}", value, "text")
+    parts = message.content if isinstance(message.content, list) else ()
+    texts = [part.get("thinking") for part in parts if isinstance(part, dict)]
+    return "".join(text for text in texts if isinstance(text, str)), f"{path}.content"
 
 
 def _content(message: Message, path: str) -> tuple[list[Content], list[str]]:
-    """The parts of a message; an answer may be empty, as if it were the empty text."""
+    """The parts of a message; an answer or a result may be empty, as if it were the empty text."""
     is_answer = message.role == "assistant"
     parts, unknown = read_content(message.content, f"{path}.content", is_answer=is_answer)
     if message.refusal and not any(not isinstance(p, Text) or p.text for p in parts):
         return [Text(message.refusal, f"{path}.refusal", is_refusal=True)], unknown
-    if not parts and not is_answer:
+    if not parts and message.role not in ("assistant", "tool", "function"):
         raise invalid(
             f"'{path}.content' is {shown(message.content)}, but a {message.role} message needs text or parts.",
             f"{path}.content",

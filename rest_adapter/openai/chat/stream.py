@@ -30,6 +30,7 @@ class ChunkOptions:
         logprobs: Fill `choices[].logprobs`.
         token_ids: Send `choices[].token_ids` in every chunk, and the prompt's in the first.
         grounding: Send `choices[].grounding` in the last chunk of a choice.
+        named: The request named the function to call.
     """
 
     n: int
@@ -37,6 +38,7 @@ class ChunkOptions:
     logprobs: bool
     token_ids: bool
     grounding: bool = False
+    named: bool = False
 
 
 class ChunkWriter:
@@ -91,11 +93,17 @@ class ChunkWriter:
     def _delta(self, delta: generation_pb.Delta) -> bytes:
         entries = self._options.logprobs and delta.logprobs
         ids = self._options.token_ids and delta.token_ids
-        if not (delta.text or delta.reasoning or entries or ids or delta.prompt_logprobs):
-            return b""
-        content = b'{"content":' + orjson.dumps(delta.text)
+        fields = []
         if delta.reasoning:
-            content += b',"reasoning_content":' + orjson.dumps(delta.reasoning)
+            fields.append(b'"reasoning_content":' + orjson.dumps(delta.reasoning))
+        if delta.text:
+            fields.append(b'"content":' + orjson.dumps(delta.text))
+        if delta.tool_calls:
+            calls = [_call(call) for call in delta.tool_calls]
+            fields.append(b'"tool_calls":' + orjson.dumps(calls))
+        if not (fields or entries or ids or delta.prompt_logprobs):
+            return b""
+        content = b"{" + (b",".join(fields) or b'"content":""')
         extra = {}
         if delta.prompt_logprobs:
             extra["prompt_logprobs"] = answer.prompt_logprobs(delta.prompt_logprobs)
@@ -109,7 +117,7 @@ class ChunkWriter:
 
     def _finished(self, finished: generation_pb.Finished) -> bytes:
         stop = orjson.dumps(answer.stop_reason(finished.stop_detail))
-        reason = orjson.dumps(answer.finish_reason(finished.reason))
+        reason = orjson.dumps(answer.finish_reason(finished.reason, named=self._options.named))
         finish = reason + b',"stop_reason":' + stop
         if self._options.grounding:
             finish += b',"grounding":' + orjson.dumps(answer.groundings(finished.groundings))
@@ -144,3 +152,16 @@ class ChunkWriter:
             parts += (b',"token_ids":', orjson.dumps(token_ids))
         parts += (b"}", _END)
         return b"".join(parts)
+
+
+def _call(call: generation_pb.ToolCallDelta) -> dict[str, Any]:
+    """A piece of a call; id and name only in its first piece."""
+    function = {"arguments": call.arguments_json}
+    if not call.id:
+        return {"index": call.index, "function": function}
+    return {
+        "index": call.index,
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name} | function,
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 from inference_service.domain import ChatRequest, TextPart
 from inference_service.families.family import TextOptions
 from inference_service.model_spec import ModelSpec
-from inference_service.text.prompt import ChatFormat, WrittenChat
+from inference_service.text.prompt import ChatAbilities, ChatFormat, WrittenChat
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_tiktoken import TiktokenTokenizer
 from tests.families.made_up.spec import END, IMAGE, IMAGE_BEGIN, IMAGE_END
@@ -27,6 +27,8 @@ def load_text(
 
 class PlayScript:
     """`user (Ann): What is this?`, a line for each message; names are written."""
+
+    abilities = ChatAbilities()
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -87,6 +87,7 @@ class _TokenLimit:
     """Ends an answer after some tokens."""
 
     may_end = True
+    counts_tokens = False
 
     def __init__(self, tokens: int) -> None:
         self._left = tokens

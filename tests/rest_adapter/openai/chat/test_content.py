@@ -58,7 +58,7 @@ def test_text(content: object, texts: list[str]) -> None:
     assert not unknown
 
 
-@pytest.mark.parametrize("content", [None, "", [], [{"type": "thinking", "thinking": "hm"}]])
+@pytest.mark.parametrize("content", [None, "", [], [{"type": "thinking", "thinking": ""}]])
 def test_an_empty_answer_is_empty_text(content: object) -> None:
     message, _ = message_of(content, "assistant")
     assert message == message_pb.Message(

@@ -78,8 +78,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 UNSUPPORTED: dict[str, dict[str, Any]] = {
-    "tools": {"tools": [{"type": "function", "function": {"name": "f"}}]},
-    "tool_choice": {"tool_choice": "required"},
+    "tools[0].type": {"tools": [{"type": "web_search"}]},
+    "tool_choice.type": {"tool_choice": {"type": "custom", "name": "f"}},
     "response_format": {"response_format": {"type": "text", "json_schema": {"a": 1}}},
     "modalities": {"modalities": ["text", "audio"]},
     "audio": {"audio": {"voice": "a"}},
@@ -89,9 +89,8 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
     "structured_outputs.structural_tag": {"structured_outputs": {"structural_tag": "{}"}},
     "ebnf": {"ebnf": "root ::= x"},
     "store": {"store": True},
-    "messages[0].role": {"messages": [{"role": "tool", "content": "x"}]},
-    "messages[0].tool_calls": {
-        "messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]
+    "messages[0].tool_calls[0].type": {
+        "messages": [{"role": "assistant", "tool_calls": [{"type": "custom"}]}]
     },
     "messages[0].content[0]": with_part(type="input_audio", input_audio={}),
 }

@@ -1,0 +1,73 @@
+"""The form that answers must have: that of the request itself, and that of its tools."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from inference_service.backend.prompts import PreparedPrompt
+from inference_service.backend.served_model import ServedModel
+from inference_service.domain import ChatRequest, ImageInfo, Request
+from inference_service.errors import UnsupportedParameterError
+from inference_service.grammar.checker import ConstraintChecker
+from inference_service.text.output.answer import Answer
+from inference_service.text.output.reasoning import CLOSE_TAG, ReasoningStart
+from inference_service.text.tokenizer import Tokenizer
+from inference_service.text.tool_grammar import tool_constraint
+
+
+def form_field(request: Request) -> str:
+    """The field that errors about the form name."""
+    return "spec.tools" if request.constraint is None else "spec.constraint"
+
+
+async def with_form(request: Request, model: ServedModel, checker: ConstraintChecker) -> Request:
+    """The request with the form that its answers must have, once that has been tried.
+
+    Raises:
+        ServiceError: It cannot be used.
+    """
+    form = of_tools = None
+    if isinstance(request, ChatRequest):
+        form = of_tools = tool_constraint(request, model.prompts.abilities, model.tokenizer)
+    form = form or request.constraint
+    if form is None:
+        return request
+    await checker.check(form, field=form_field(request) if of_tools else "")
+    return dataclasses.replace(request, constraint=form)
+
+
+def form_begins_after(
+    request: Request, prepared: PreparedPrompt, tokenizer: Tokenizer
+) -> int | None:
+    """The token after which the answer has its form: the end of the reasoning, if the prompt opens it.
+
+    Raises:
+        UnsupportedParameterError: The reasoning has no such token.
+    """
+    if request.constraint is None or prepared.prompt.reasoning is not ReasoningStart.OPEN:
+        return request.constraint_after
+    token_id = tokenizer.added_tokens.get(CLOSE_TAG)
+    if token_id is None:
+        raise UnsupportedParameterError(
+            "The form of an answer cannot be given while the model reasons: disable reasoning.",
+            field="spec.constraint",
+        )
+    return token_id
+
+
+def new_answers(
+    request: Request, prepared: PreparedPrompt, model: ServedModel, images: tuple[ImageInfo, ...]
+) -> list[Answer]:
+    """The answers of a request, one for every choice."""
+    return [
+        Answer(
+            index,
+            request,
+            model.tokenizer,
+            model.box_notation,
+            images,
+            tools=model.prompts.abilities.tools,
+            reasoning=prepared.prompt.reasoning,
+        )
+        for index in range(request.n)
+    ]

@@ -1,0 +1,124 @@
+"""Writes the grammar of an answer whose tool calls are required, or restricted in names or arguments.
+
+Lark notation, as llguidance reads it: a token of the vocabulary is written without quotes. JSON is spaced as models are
+trained to write it, with the name before the arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import json
+from typing import Any, Final
+
+from inference_service.constraint import Constraint, ConstraintKind
+from inference_service.domain import ChatRequest, Tool, ToolMode
+from inference_service.errors import InvalidArgumentError, UnsupportedParameterError
+from inference_service.model_spec import ToolNotation
+from inference_service.text.output import hermes
+from inference_service.text.prompt import ChatAbilities
+from inference_service.text.tokenizer import Tokenizer
+from inference_service.text.xml_grammar import json_rule, xml_tool
+
+
+MAX_GRAMMAR_BYTES: Final = 128 * 2**10
+
+
+def tool_constraint(
+    request: ChatRequest, abilities: ChatAbilities, tokenizer: Tokenizer
+) -> Constraint | None:
+    """The form of an answer that the tools of a request ask for, together with a form that it has itself.
+
+    Args:
+        request: The request.
+        abilities: Those of the model's chat format.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        The constraint; None = the tools ask for none.
+
+    Raises:
+        InvalidArgumentError: The tools are too large for a grammar, or contradict the request's own form.
+        UnsupportedParameterError: Such calls are not supported by the model's notation.
+    """
+    choice = request.tool_choice
+    if not request.tools or choice.mode is ToolMode.NONE or abilities.tools is ToolNotation.NONE:
+        return None
+    tools = [tool for tool in request.tools if not choice.names or tool.name in choice.names]
+    is_required = choice.mode is ToolMode.REQUIRED
+    is_restricted = bool(choice.names) or any(tool.strict for tool in tools)
+    if not is_required and not is_restricted and request.constraint is None:
+        return None
+    tells_calls = is_required or request.constraint is not None
+    if not tells_calls and hermes.OPEN_TAG not in tokenizer.added_tokens:
+        raise UnsupportedParameterError(
+            "Allowed functions and strict tools are supported with this model only where calls are required: its"
+            " vocabulary has no token by which a call is told from text.",
+            field="spec.tool_choice",
+        )
+    if is_required and request.constraint is not None:
+        raise InvalidArgumentError(
+            "constraint asks for a form of the answer, but tool_choice requires a call: send one of them.",
+            field="spec.constraint",
+        )
+    calls = 'call ("\\n" call)*' if choice.parallel else "call"
+    if is_required:
+        start = calls
+    elif request.constraint is None:
+        start = "text? (call text?)*" if choice.parallel else "text? call?"
+    else:
+        start = f"form | {calls}"
+    space = "break? " if abilities.reasoning else ""
+    lines = [f"start: {space}({start})", 'break: "\\n" | "\\n\\n"']
+    lines += _form(request.constraint) if request.constraint is not None else []
+    lines += _calls(tools, abilities.tools, tokenizer)
+    text = "\n".join(lines)
+    if len(text.encode()) > MAX_GRAMMAR_BYTES:
+        raise InvalidArgumentError(
+            f"tools have {len(text.encode())} bytes as a grammar, but at most {MAX_GRAMMAR_BYTES} are allowed where"
+            " calls are required or restricted.",
+            field="spec.tools",
+        )
+    return Constraint(kind=ConstraintKind.LARK, text=text)
+
+
+def _calls(tools: Sequence[Tool], notation: ToolNotation, tokenizer: Tokenizer) -> list[str]:
+    opens, closes = (
+        tag if tag in tokenizer.added_tokens else json.dumps(tag)
+        for tag in (hermes.OPEN_TAG, hermes.CLOSE_TAG)
+    )
+    names = " | ".join(f"t{index}" for index in range(len(tools)))
+    # In a grammar, text never has added tokens.
+    lines = ["text: /(?s:.+)/", f'call: {opens} "\\n" ({names}) "\\n" {closes}']
+    write = xml_tool if notation is ToolNotation.XML else _hermes_tool
+    for index, tool in enumerate(tools):
+        lines += write(tool, index)
+    return lines
+
+
+def _hermes_tool(tool: Tool, index: int) -> list[str]:
+    head = json.dumps(f'{{"name": "{tool.name}", "arguments": ')
+    schema: dict[str, Any] = json.loads(tool.enforced) if tool.enforced else {}
+    return [
+        f't{index}: {head} a{index} "}}"',
+        f"a{index}: {json_rule(schema | {'type': 'object'})}",
+    ]
+
+
+def _form(constraint: Constraint) -> list[str]:
+    """The rule of a form that the request has itself."""
+    match constraint.kind:
+        case ConstraintKind.JSON_OBJECT:
+            return [f"form: {json_rule({'type': 'object'})}"]
+        case ConstraintKind.JSON_SCHEMA:
+            return [f"form: {json_rule(json.loads(constraint.text))}"]
+        case ConstraintKind.CHOICES:
+            values = " | ".join(
+                json.dumps(value, ensure_ascii=False) for value in constraint.values
+            )
+            return [f"form: {values}"]
+        case ConstraintKind.REGEX | ConstraintKind.LARK:
+            raise UnsupportedParameterError(
+                f"constraint has the kind {constraint.kind.value}, which is not supported beside tools: leave the tools"
+                " out, or set tool_choice to none.",
+                field="spec.constraint",
+            )
