@@ -109,8 +109,12 @@ def program(*command: str | Path, cwd: Path, **environment: str) -> Iterator[Pro
 
 
 def own_environment() -> dict[str, str]:
-    """Without this machine's proxies and settings, and with the tested sources."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("QWENVL_")}
+    """Without this machine's proxies and settings, and with the tested sources.
+
+    Nor with a measurement of coverage, whose imports would come before the program's own.
+    """
+    foreign = ("QWENVL_", "COVERAGE_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"}
 
 
