@@ -123,13 +123,14 @@ class HermesReader:
         return False
 
     def _call(self, item: Any) -> ReadCall | None:
-        if not isinstance(item, dict) or item.get("name") not in self._names:
+        name = item.get("name") if isinstance(item, dict) else None
+        if not isinstance(name, str) or name not in self._names:
             return None
         arguments = item.get("arguments", item.get("parameters"))
         if isinstance(arguments, str) and arguments.strip():
             arguments = json.loads(arguments)
         arguments = arguments or {}
-        return ReadCall(item["name"], to_json(arguments)) if isinstance(arguments, dict) else None
+        return ReadCall(name, to_json(arguments)) if isinstance(arguments, dict) else None
 
     def _close(self, text: str, reading: Reading, *, last: bool) -> None:
         """Looks for the closing tag, which may be missing."""

@@ -25,7 +25,6 @@ _TYPES: Final = ("null", "integer", "number", "boolean", "object", "array", "str
 """In the order in which a value is tried."""
 _INTEGER: Final = re.compile(r"[+-]?\d{1,400}", re.ASCII)
 _COMBINATIONS: Final = ("anyOf", "oneOf", "allOf")
-_MAX_NESTED: Final = 16
 
 
 class XmlReader:
@@ -149,10 +148,21 @@ def converted(text: str, schema: Mapping[str, Any], key: str) -> object:
     return text
 
 
-def declared_types(schema: object, root: Mapping[str, Any], depth: int = 0) -> set[str]:
+def declared_types(schema: object, root: Mapping[str, Any]) -> set[str]:
     """The types that a schema allows, also in its alternatives and behind references to `root`."""
-    if not isinstance(schema, Mapping) or depth > _MAX_NESTED:
-        return set()
+    found: set[str] = set()
+    seen: set[int] = set()  # schemas refer to themselves, and many times to each other
+    waiting = [schema]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Mapping) and id(one) not in seen:
+            seen.add(id(one))
+            found |= _own_types(one)
+            waiting += _alternatives(one, root)
+    return found
+
+
+def _own_types(schema: Mapping[str, Any]) -> set[str]:
     declared = schema.get("type")
     found = {declared} if isinstance(declared, str) else set[str]()
     if isinstance(declared, list):
@@ -160,13 +170,15 @@ def declared_types(schema: object, root: Mapping[str, Any], depth: int = 0) -> s
     if not found:
         values = schema.get("enum", [schema["const"]] if "const" in schema else [])
         found |= set(map(_type_of, values)) if isinstance(values, list) else set()
+    return found
+
+
+def _alternatives(schema: Mapping[str, Any], root: Mapping[str, Any]) -> list[object]:
     branches = [schema.get(keyword) for keyword in _COMBINATIONS]
     inner = [one for branch in branches if isinstance(branch, list) for one in branch]
     if isinstance(reference := schema.get("$ref"), str):
         inner.append(_at_pointer(root, reference))
-    for one in inner:
-        found |= declared_types(one, root, depth + 1)
-    return found
+    return inner
 
 
 def _type_of(value: object) -> str:

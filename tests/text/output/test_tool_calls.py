@@ -223,6 +223,7 @@ BAD = {
     "prose": (HERMES, "I would write <tool_call> here.\n"),
     "not declared": (HERMES, hermes("shell", PARIS)),
     "not JSON": (HERMES, "<tool_call>\n{'name': 'now', 'arguments': {}}\n</tool_call>"),
+    "the name is no text": (HERMES, '<tool_call>{"arguments": {}, "name": [{}]}</tool_call>'),
     "no name": (HERMES, '<tool_call>{"arguments": {}}</tool_call>'),
     "a list with one that is not declared": (
         HERMES,
@@ -389,6 +390,7 @@ def _begins_with_json(text: str) -> bool:
         ({"$ref": "#/$defs/a~1b"}, "3", 3),
         ({"$ref": "#/properties/x"}, "3", "3"),
         ({"$ref": "https://example.org/x"}, "3", "3"),
+        ({"anyOf": [{"$ref": "#/properties/x"}] * 50}, "3", "3"),  # 50 ways, each with 50 more
         ({}, "3", "3"),
         (True, "3", "3"),
         ({"type": 5, "anyOf": 5, "enum": 5}, "3", "3"),
