@@ -82,7 +82,7 @@ REFUSED_BODIES: dict[str, tuple[bytes | dict[str, Any], int, str | None]] = {
         "messages[0].role",
     ),
     "name of a speaker": (
-        {"model": "qwen-vl", "messages": [{"role": "user", "content": "x", "name": "Ann"}]},
+        {"model": "qwen-vl", "messages": [{"role": "user", "content": "x", "name": "Ann" * 99}]},
         400,
         "messages[0].name",
     ),
@@ -93,10 +93,20 @@ REFUSED_BODIES: dict[str, tuple[bytes | dict[str, Any], int, str | None]] = {
     "temperature type": (with_text("x", temperature="hot"), 400, "temperature"),
     "top_p": (with_text("x", top_p=1.5), 400, "top_p"),
     "n": (with_text("x", n=1000), 400, "n"),
-    "tools": (
-        with_text("x", tools=[{"type": "function", "function": {"name": "f"}}]),
+    "tools of the service": (
+        with_text("x", tools=[{"type": "web_search"}]),
         400,
-        "tools",
+        "tools[0].type",
+    ),
+    "name of a function": (
+        with_text("x", tools=[{"type": "function", "function": {"name": "f g"}}]),
+        400,
+        "tools[0].function.name",
+    ),
+    "form of the answer": (
+        with_text("x", response_format={"type": "json_schema"}),
+        400,
+        "response_format",
     ),
     "audio": (with_text("x", modalities=["audio"]), 400, "modalities"),
     "no JSON": (b"{", 400, None),
