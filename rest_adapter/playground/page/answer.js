@@ -2,6 +2,8 @@
 import { ApiFailure, streamChat } from "./api.js";
 import { bodyOf } from "./request.js";
 
+const SHOW_MS = 100;
+
 export const emptyAnswer = () => ({
   text: "",
   boxes: [],
@@ -13,11 +15,18 @@ export const emptyAnswer = () => ({
   error: null,
 });
 
-// Calls `onChange(answer)` whenever something has arrived; returns the whole answer and never throws.
+// Calls `onChange(answer)` soon after something has arrived; returns the whole answer and never throws.
 export async function ask(turns, settings, model, key, signal, onChange) {
   const answer = emptyAnswer();
   const begin = performance.now();
   let first = null;
+  let timer = null; // to show an answer takes longer the longer it is: not for every piece
+  const showSoon = () => {
+    timer ??= setTimeout(() => {
+      timer = null;
+      onChange({ ...answer });
+    }, SHOW_MS);
+  };
   try {
     const body = await bodyOf(turns, settings, model);
     for await (const chunk of streamChat(body, key, signal)) {
@@ -33,12 +42,13 @@ export async function ask(turns, settings, model, key, signal, onChange) {
         if (choice.finish_reason) answer.finish = choice.finish_reason;
         if (choice.grounding) answer.boxes = choice.grounding;
       }
-      onChange({ ...answer });
+      showSoon();
     }
   } catch (error) {
     if (error.name === "AbortError") answer.isStopped = true;
     else if (error instanceof ApiFailure) answer.error = error.plain();
     else answer.error = { message: String(error), status: 0 };
   }
+  clearTimeout(timer);
   return answer;
 }

@@ -177,6 +177,12 @@ function App() {
     return () => removeEventListener("keydown", onKeyDown);
   }, []);
 
+  // What was deleted while its answer was on the way is not saved again.
+  const deleted = useRef(new Set());
+  const keep = async (changed) => {
+    if (!deleted.current.has(changed.id)) await save(changed);
+  };
+
   // Asks the last of `turns`, which replace those of the conversation.
   const run = async (turns) => {
     const index = turns.length - 1;
@@ -188,14 +194,14 @@ function App() {
     const show = (answer) => setConversation((shown) => (shown.id === base.id ? withAnswer(answer) : shown));
     setRunning(index);
     show(emptyAnswer());
-    await save(withAnswer(emptyAnswer()));
+    await keep(withAnswer(emptyAnswer()));
     const asked = model ?? chosenOf(await load()); // the page may still be loading
     const answer = await ask(turnsUpTo(turns, index), settings, asked, key, signal, show);
     show(answer);
     controller.current = null;
     setRunning(null);
-    await save({ ...withAnswer(answer), updated: Date.now() });
-    if (answer.error?.status === 401) load();
+    await keep({ ...withAnswer(answer), updated: Date.now() });
+    if ([0, 401, 404].includes(answer.error?.status)) load();
   };
   const send = (text = draft.text.trim(), images = draft.images) => {
     if (controller.current || (!text && !images.length)) return;
@@ -226,10 +232,12 @@ function App() {
   const historyActions = {
     open,
     remove: (id) => {
+      deleted.current.add(id);
       remove(id);
       if (id === conversation.id) open(newConversation());
     },
     removeAll: () => {
+      deleted.current.add(conversation.id);
       removeAll();
       open(newConversation());
     },

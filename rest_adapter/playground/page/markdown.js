@@ -37,7 +37,11 @@ const asCode = (text) => (/^\s*[[{]\s*["{[]/.test(text) ? "```json\n" + text + "
 export function Markdown({ text }) {
   const target = useRef(null);
   useLayoutEffect(() => {
-    target.current.replaceChildren(DOMPurify.sanitize(marked.parse(asCode(text)), ALLOWED));
+    try {
+      target.current.replaceChildren(DOMPurify.sanitize(marked.parse(asCode(text)), ALLOWED));
+    } catch {
+      target.current.textContent = text; // nested deeper than the parser can follow
+    }
     for (const block of target.current.querySelectorAll("pre")) block.tabIndex = 0; // to scroll by keyboard
   }, [text]);
   return html`<div class="markdown" ref=${target}></div>`;

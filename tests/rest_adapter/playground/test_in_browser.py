@@ -104,6 +104,24 @@ def test_an_answer_can_be_stopped(visited: Visit, adapter: Adapter) -> None:
     expect(page.locator(".note")).to_have_count(2)
 
 
+def test_what_is_deleted_while_it_is_answered_stays_deleted(visited: Visit) -> None:
+    page = visited.page
+    page.get_by_label("Question").fill("hang")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.get_by_role("button", name="Delete “hang”").click()
+    expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+    ask(page, "next")
+    page.reload()
+    expect(page.locator(".history li")).to_have_count(1)
+    expect(page.get_by_role("button", name="next", exact=True)).to_be_visible()
+
+
+def test_an_answer_nested_too_deeply_is_shown_as_text(visited: Visit) -> None:
+    ask(visited.page, "> " * 6000 + "deep")
+    assert "deep" in answers(visited.page)[0]
+
+
 def test_images_are_chosen_pasted_shown_and_sent(visited: Visit, adapter: Adapter) -> None:
     page = visited.page
     red = draw("red", "circle").png
