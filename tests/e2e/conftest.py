@@ -150,7 +150,12 @@ def running(command: Sequence[str], log: Path, **environment: str) -> Iterator[S
         raise AssertionError(f"{error}\n{log.read_text()[-4000:]}") from None
     yield product
     os.killpg(process.pid, signal.SIGTERM)
-    process.wait(60)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+        raise AssertionError(f"it does not stop\n{log.read_text()[-8000:]}") from None
 
 
 def serve_directory(directory: Path, name: str) -> list[str]:
