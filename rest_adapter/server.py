@@ -16,6 +16,7 @@ from qwenvl.addresses import listen, parse_address, why_not
 from qwenvl.certificates import CertificateError
 from qwenvl.observability import configure_logging
 from qwenvl.observability.metrics_server import MetricsServer
+from qwenvl.stop_signals import StopSignals
 from rest_adapter.app import create_app
 from rest_adapter.connections import MAX_CONNECTIONS
 from rest_adapter.http_protocol import BoundedHttpProtocol
@@ -42,13 +43,15 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """The first signal lets running requests finish; the second one ends them, each with an error."""
         loop = asyncio.get_running_loop()
+        signals = StopSignals()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal)
+            loop.add_signal_handler(number, self._on_signal, signals)
         yield
 
-    def _on_signal(self) -> None:
-        if not self.should_exit:
-            self.should_exit = True
+    def _on_signal(self, signals: StopSignals) -> None:
+        signals.arrived()
+        self.should_exit = True
+        if not signals.insisted:
             return
         for task in self.server_state.tasks:
             task.cancel()

@@ -8,13 +8,13 @@ import http.client
 import signal
 import subprocess
 import sys
-import threading
 import time
 from types import FrameType
 
 from inference_service.commands.console import Console
 from inference_service.commands.ports import listeners
 from qwenvl.addresses import Address
+from qwenvl.stop_signals import StopSignals
 
 
 _POLL_S = 0.2
@@ -63,8 +63,7 @@ class Pair:
         self._console = console
         self._banner = banner
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._signals = 0
-        self._wake = threading.Event()
+        self._signals = StopSignals(_SILENT_STOP_S)
 
     def run(self) -> int:
         """Runs until a signal arrives or one of the processes exits; returns the exit status."""
@@ -80,27 +79,21 @@ class Pair:
             )
         self._console.say("loading the model")
         announced = False
-        while not self._signals:
+        while not self._signals.stopping:
             for name, child in self._children.items():
                 if child.poll() is not None:
                     self._console.complain(f"{name} ended with status {child.returncode}")
                     self._stop()
                     return 1
-            if not announced and self.is_ready() and not self._signals:
+            if not announced and self.is_ready() and not self._signals.stopping:
                 announced = True
                 self._console.say(*self._banner())
-            self._pause(_POLL_S)
+            time.sleep(_POLL_S)
         return self._stop()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        self._signals += 1
-        self._wake.set()
-
-    def _pause(self, seconds: float) -> None:
-        """Waits, at most until a signal arrives."""
-        self._wake.wait(seconds)
-        self._wake.clear()
+        self._signals.arrived()
 
     def is_ready(self) -> bool:
         """Whether both APIs are ready, and those of our own processes: another server may have taken a port."""
@@ -124,14 +117,14 @@ class Pair:
     def _stop(self) -> int:
         """Stops both at once; the service refuses new requests, and answers those that the adapter waits for."""
         self._terminate(_ADAPTER, _SERVICE)
-        begin, signals, told = time.monotonic(), self._signals, False
+        begin, told, hurried = time.monotonic(), False, False
         end = begin + self._drain_s + _STOP_GRACE_S
         while self._running():
             now = time.monotonic()
-            if self._signals > signals:
+            if self._signals.insisted and not hurried:
                 # A second signal ends the streams of the service, which the adapter passes on.
                 self._terminate(_SERVICE)
-                signals, end = self._signals, min(end, now + _LAST_GRACE_S)
+                hurried, end = True, min(end, now + _LAST_GRACE_S)
             if now >= end:
                 for child in self._running():
                     child.kill()
@@ -139,7 +132,7 @@ class Pair:
                 told = True
                 text = f"stopping: running requests have up to {self._drain_s:g} s; Ctrl-C again ends them"
                 self._console.say(text)
-            self._pause(_POLL_S / 4)
+            time.sleep(_POLL_S / 4)
         self._console.say("stopped")
         # A process that had not installed its handlers yet ends by the signal itself.
         statuses = {child.returncode for child in self._children.values()}

@@ -43,6 +43,7 @@ from qwenvl.inference.v1 import (
 from qwenvl.keys import KeyFile
 from qwenvl.limits import MAX_MESSAGE_BYTES
 from qwenvl.observability.metrics_server import MetricsServer
+from qwenvl.stop_signals import StopSignals
 
 
 _SERVICES = tuple(
@@ -301,9 +302,11 @@ async def serve(settings: ServiceSettings, backend: Backend) -> int:
     loop = asyncio.get_running_loop()
     failed = loop.create_future()
     stops: list[asyncio.Task[None]] = []
+    signals = StopSignals()
 
     def on_signal() -> None:
-        if stops:  # a second signal: do not wait for requests
+        signals.arrived()
+        if signals.insisted:  # do not wait for requests
             front.hurry()
         stops.append(loop.create_task(front.stop(settings.drain_timeout_s)))
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -107,3 +109,33 @@ def test_help_is_in_groups_with_choices_and_examples() -> None:
 def test_the_command_loads_no_torch() -> None:
     code = "import sys, inference_service.cli; assert not {'torch', 'transformers', 'rest_adapter'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+PAIR = """
+import sys
+from inference_service.commands import pair
+from inference_service.commands.console import Console
+from qwenvl.addresses import Address
+pair.child_command = lambda module: [sys.executable, "-c", "import time; time.sleep(600)"]
+nowhere = Address("127.0.0.1", 9)
+addresses = {"http_address": nowhere, "grpc_address": nowhere}
+sys.exit(pair.Pair({}, addresses, drain_s=5, console=Console("info", "text"), banner=list).run())
+"""
+
+
+def test_a_burst_of_signals_stops_both_processes() -> None:
+    """`make` and systemd signal the whole group, and a parent passes on what it gets."""
+    for _ in range(6):
+        with subprocess.Popen([sys.executable, "-c", PAIR], stderr=subprocess.PIPE) as process:
+            assert process.stderr
+            assert b"loading" in process.stderr.readline()
+            for _ in range(20):
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.00002)
+            try:
+                assert process.wait(20) in (
+                    0,
+                    -signal.SIGTERM,
+                )  # the last ones may find no handler any more
+            finally:
+                process.kill()

@@ -37,6 +37,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+from qwenvl.stop_signals import ECHO_S
 from tests.chaos.http2 import Connection
 from tests.chaos.service import free_port
 from tests.grpc_api.asking import read_rest, refusal, spec_of, until
@@ -317,7 +318,8 @@ async def test_a_second_signal_ends_requests_with_an_error_at_once(model: Served
         await until(lambda: bool(engine.live))
         os.kill(os.getpid(), signal.SIGTERM)
         await until(lambda: backend.state is BackendState.DRAINING)
-        await asyncio.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)  # an echo, as from a parent that passes it on
+        await asyncio.sleep(ECHO_S)
         assert not running.done()
         os.kill(os.getpid(), signal.SIGTERM)
         got = await refusal(read_rest(stream))

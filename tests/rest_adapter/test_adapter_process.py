@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from qwenvl.stop_signals import ECHO_S
 from tests.rest_adapter.conftest import fake_service, wait_until
 from tests.rest_adapter.fake_service import Seen
 
@@ -81,6 +82,18 @@ async def test_sigterm_finishes_streams_and_ends_with_zero() -> None:
         assert await process.wait() == 0
 
 
+async def test_one_wish_to_stop_that_arrives_several_times_cuts_no_stream() -> None:
+    """As with systemd and `kill -- -GROUP`, where a parent passes on what its child has got already."""
+    async with running_adapter() as (process, port, _), asyncio.timeout(60):
+        reader, writer = await open_stream(port, "slow 1.5")
+        for _ in range(5):
+            process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.01)
+        assert b"[DONE]" in await reader.read()
+        writer.close()
+        assert await process.wait() == 0
+
+
 @pytest.mark.parametrize("host", ["[::]", "", "0.0.0.0", "localhost"])
 async def test_every_address_of_the_machine_means_ipv4_too(host: str) -> None:
     async with running_adapter(host) as (process, _, _):
@@ -106,6 +119,7 @@ async def test_second_signal_ends_at_once() -> None:
         reader, writer = await open_stream(port, "hang")
         process.send_signal(signal.SIGTERM)
         await until(lambda: not is_listening(port))
+        await asyncio.sleep(ECHO_S)
         assert process.returncode is None
         process.send_signal(signal.SIGTERM)
         rest = await reader.read()
@@ -128,6 +142,7 @@ async def test_second_signal_answers_whoever_still_waits() -> None:
         for _ in range(2):
             process.send_signal(signal.SIGTERM)
             await until(lambda: not is_listening(port))
+            await asyncio.sleep(ECHO_S)
         answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after" in answer
@@ -141,6 +156,7 @@ async def test_second_signal_does_not_wait_for_a_client_that_does_not_read() -> 
         for _ in range(2):
             process.send_signal(signal.SIGTERM)
             await until(lambda: not is_listening(port))
+            await asyncio.sleep(ECHO_S)
         async with asyncio.timeout(20):
             await process.wait()
         writer.close()
