@@ -19,7 +19,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Final
 
-from inference_service.child import die_with
+from inference_service.child import die_with, limit_memory, silence
 from inference_service.grammar.matcher import GrammarError, try_out
 from inference_service.grammar.trial_protocol import (
     MAX_PACKET_BYTES,
@@ -112,18 +112,8 @@ def _confine() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, CPU_S)
     signal.alarm(_WALL_S)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY_MIB * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    limit_memory(MEMORY_MIB * 2**20)
     enter_sandbox()
-
-
-def _silence() -> None:
-    """Nothing is printed: the compiler would write callers' text to the log."""
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
-    os.close(silence)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):  # read-only in some containers
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
-    _silence()
+    silence()
     with socket.socket(fileno=args.fd) as sock, contextlib.suppress(ConnectionError):
         Trials(sock, vocabulary).serve()
     return 0

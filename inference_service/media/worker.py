@@ -19,7 +19,7 @@ import sys
 import traceback
 from typing import BinaryIO, Final
 
-from inference_service.child import die_with
+from inference_service.child import die_with, limit_memory, silence
 from inference_service.errors import ServiceError
 from inference_service.media.decode import decode_image, decode_video
 from inference_service.media.images import ProcessedImage
@@ -121,17 +121,9 @@ def _limit_cpu(seconds: float) -> None:
 
 
 def _confine(memory_bytes: int) -> None:
-    """Limits the process to what decoding needs: memory beyond what it has now, no core files, and the sandbox.
-
-    Nor does it print: libraries write what is odd about an image to standard error, which would forge lines of the log.
-    """
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
-    os.close(silence)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + memory_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    """Limits the process to what decoding needs: memory, no output, no core files, and the sandbox."""
+    silence()
+    limit_memory(memory_bytes)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_DESCRIPTORS, _MAX_DESCRIPTORS))
     with contextlib.suppress(OSError):  # read-only in some containers
