@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 import re
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
 from inference_service.commands.console import Console
 from inference_service.commands.pair import Pair
 from qwenvl.addresses import Address
+from tests.support.signals import end_by_a_burst
 
 
 COMMAND = Path(sys.executable).with_name("qwenvl")
@@ -129,13 +128,4 @@ def test_a_burst_of_signals_stops_both_processes() -> None:
         with subprocess.Popen([sys.executable, "-c", PAIR], stderr=subprocess.PIPE) as process:
             assert process.stderr
             assert b"loading" in process.stderr.readline()
-            for _ in range(20):
-                process.send_signal(signal.SIGTERM)
-                time.sleep(0.00002)
-            try:
-                assert process.wait(20) in (
-                    0,
-                    -signal.SIGTERM,
-                )  # the last ones may find no handler any more
-            finally:
-                process.kill()
+            end_by_a_burst(process)

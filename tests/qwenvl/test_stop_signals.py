@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from qwenvl.stop_signals import ECHO_S, StopSignals
+from tests.support.signals import end_by_a_burst
 
 
 @pytest.mark.parametrize(
@@ -50,13 +49,4 @@ def test_signals_that_interrupt_the_handler_stop_nothing() -> None:
         with subprocess.Popen([sys.executable, "-c", HANDLER], stdout=subprocess.PIPE) as process:
             assert process.stdout
             process.stdout.readline()
-            for _ in range(20):
-                process.send_signal(signal.SIGTERM)
-                time.sleep(0.00002)
-            try:
-                assert process.wait(20) in (
-                    0,
-                    -signal.SIGTERM,
-                )  # the last ones may find no handler any more
-            finally:
-                process.kill()
+            end_by_a_burst(process)
