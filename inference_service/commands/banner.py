@@ -37,11 +37,15 @@ class Banner:
     Args:
         addresses: All addresses by the name of their setting.
         api_key_file: The file of API keys, if they are required.
+        has_page: Whether the REST API's root is the playground.
     """
 
-    def __init__(self, addresses: Mapping[str, Address], *, api_key_file: str | None) -> None:
+    def __init__(
+        self, addresses: Mapping[str, Address], *, api_key_file: str | None, has_page: bool
+    ) -> None:
         self._addresses = addresses
         self._api_key_file = api_key_file
+        self._has_page = has_page
 
     def lines(self) -> Iterator[str]:
         """Asks the service about itself and yields the lines."""
@@ -58,6 +62,8 @@ class Banner:
             near = address.local()
             everywhere = "" if near == address else f", and on all addresses ({address})"
             yield f"{title:<9}{scheme}{near}{path}{everywhere}"
+        if self._has_page:
+            yield f"{'page':<9}http://{self._addresses['http_address'].local()}/"
         yield f"{'try':<9}{self._example()}"
 
     def _ask(self) -> tuple[admin_pb.GetServerInfoResponse, list[model_pb.Model]]:

@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 import subprocess
 
+from pydantic import TypeAdapter
+
 from inference_service.commands.banner import Banner
 from inference_service.commands.console import Console
 from inference_service.commands.devices import find_device, may_exist
@@ -39,6 +41,7 @@ from qwenvl.safe_path import child_environment
 
 
 _DEFAULT_HTTP_ADDRESS = "127.0.0.1:8000"
+_PLAYGROUND = ENV_PREFIX + "PLAYGROUND"
 _EXAMPLES = (
     EXAMPLES
     + """\
@@ -79,6 +82,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="web pages that may call the REST API (default: those of this machine); * = all",
     )
     rest.add_argument(
+        "--playground",
+        action=argparse.BooleanOptionalAction,
+        help="serve a web page at / that asks the API (default: on)",
+    )
+    rest.add_argument(
         "--response-store",
         metavar="STORE",
         help="where /v1/responses keeps responses: memory, or the path of an SQLite file (default: none)",
@@ -95,13 +103,16 @@ class _Plan:
     console: Console
     environment: dict[str, str]
     addresses: dict[str, Address]
+    has_page: bool
 
 
 def run(flags: Mapping[str, object]) -> int:
     """Runs the command; returns the exit status."""
     with ending_at_once():
         plan = _plan(flags)
-    banner = Banner(plan.addresses, api_key_file=plan.settings.api_key_file)
+    banner = Banner(
+        plan.addresses, api_key_file=plan.settings.api_key_file, has_page=plan.has_page
+    )
     pair = Pair(
         plan.environment,
         plan.addresses,
@@ -131,7 +142,7 @@ def _plan(flags: Mapping[str, object]) -> _Plan:
     _check_media(settings)
     _check_device(settings)
     addresses = _reserve(settings, http_address)
-    environment = _environment(explicit, addresses)
+    environment = build_environment(explicit, addresses)
     _check_adapter(environment)
     directory, spec = _complete_model(settings, console)
     if settings.model is not None and is_hub_id(settings.model):
@@ -140,7 +151,7 @@ def _plan(flags: Mapping[str, object]) -> _Plan:
         environment[ENV_PREFIX + "MODEL"] = str(directory)
         environment[ENV_PREFIX + "SERVED_MODEL_NAME"] = ",".join(names)
     _report(spec, settings, console)
-    return _Plan(settings, console, environment, addresses)
+    return _Plan(settings, console, environment, addresses, has_page(environment))
 
 
 def _http_address(explicit: Mapping[str, object]) -> Address:
@@ -216,7 +227,7 @@ def _problem(problem: PortProblem) -> str:
     return ServiceSettings.problem(problem.name, str(problem.address), str(problem))
 
 
-def _environment(
+def build_environment(
     explicit: Mapping[str, object], addresses: Mapping[str, Address]
 ) -> dict[str, str]:
     """The environment of both processes: their settings as `QWENVL_*` variables."""
@@ -231,6 +242,11 @@ def _environment(
     if not environment.get(ENV_PREFIX + "GRPC_TARGET"):
         environment[ENV_PREFIX + "GRPC_TARGET"] = f"dns:///{addresses['grpc_address'].local()}"
     return environment
+
+
+def has_page(environment: Mapping[str, str]) -> bool:
+    """Whether the adapter will serve the playground; it has found the value valid."""
+    return TypeAdapter(bool).validate_python(environment.get(_PLAYGROUND) or True)
 
 
 def _as_text(value: object) -> str:

@@ -168,6 +168,7 @@ def test_a_models_directory_brings_no_code_and_no_proxy_is_asked(
             rf"^REST +http://127\.0\.0\.1:{http_port}/v1$",
             rf"^gRPC +127\.0\.0\.1:{grpc_port}$",
             rf"^admin +127\.0\.0\.1:{grpc_port + 1}$",
+            rf"^page +http://127\.0\.0\.1:{http_port}/$",
         ):
             assert re.search(line, banner, re.MULTILINE), banner
         words = shlex.split(example)
