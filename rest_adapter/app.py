@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -24,6 +24,8 @@ from rest_adapter.errors import ApiError, aborted
 from rest_adapter.framing import RefuseUnclearFraming
 from rest_adapter.middleware import Failures, RequestLog
 from rest_adapter.openai.dialect import OPENAI
+from rest_adapter.openapi import route as openapi
+from rest_adapter.openapi.own import own_descriptions
 from rest_adapter.origins import RefuseForeignPages, compile_origins
 from rest_adapter.paths import AnswerOptions, Endpoints, HeadAsGet, TidyPaths
 from rest_adapter.playground.route import make_router
@@ -70,7 +72,7 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
     app.state.connections = Connections(MAX_CONNECTIONS)
     routers = [*(dialect.router for dialect in dialects), probes.router, metrics.router]
     if settings.playground:
-        routers.append(make_router())
+        routers += [make_router(), _docs(settings, dialects)]
     for router in routers:
         app.include_router(router)
     app.state.endpoints = Endpoints(
@@ -82,6 +84,16 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
     return app
+
+
+def _docs(settings: AdapterSettings, dialects: Sequence[Dialect]) -> APIRouter:
+    """The routes that describe all routes."""
+    described = [dialect.description for dialect in dialects if dialect.description is not None]
+    return openapi.make_router(
+        [*described, *own_descriptions(described)],
+        version("qwen-vl-serving"),
+        needs_key=settings.api_key_file is not None,
+    )
 
 
 def _add_middleware(app: FastAPI, settings: AdapterSettings, dialects: Sequence[Dialect]) -> None:

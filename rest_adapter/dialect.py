@@ -18,6 +18,7 @@ from qwenvl.keys import KeyFile
 from qwenvl.observability import current_call
 from rest_adapter.errors import ApiError
 from rest_adapter.metrics import ERRORS, RATE_LIMITED
+from rest_adapter.openapi.operation import Description
 
 
 COMMENT: Final = b": still here\n\n"
@@ -47,6 +48,7 @@ class Dialect:
         request_id_header: A header of every response with the same value as `x-request-id`; None = no such header.
         lifespan: Opens what the routes need, after `app.state.shared`, and closes it when the application stops; None =
             nothing.
+        description: Describes the routes for the OpenAPI document; None = they are not in it.
     """
 
     prefix: str
@@ -60,6 +62,7 @@ class Dialect:
     heartbeat: bytes = COMMENT
     request_id_header: str | None = None
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
+    description: Description | None = None
 
 
 def choose(dialects: Sequence[Dialect], path: str) -> Dialect:

@@ -29,19 +29,19 @@ def whole_number(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Int32 = Annotated[int, BeforeValidator(whole_number), Field(ge=-(2**31), le=MAX_INT32)]
-Int64 = Annotated[int, BeforeValidator(whole_number), Field(ge=-(2**63), le=2**63 - 1)]
+Int32 = Annotated[int, Field(ge=-(2**31), le=MAX_INT32), BeforeValidator(whole_number)]
+Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), BeforeValidator(whole_number)]
 Count = Annotated[
     int,
-    BeforeValidator(whole_number),
     Field(ge=-(2**31)),
+    BeforeValidator(whole_number),
     AfterValidator(lambda value: min(value, MAX_INT32)),
 ]
 """An int32 for which every larger number means the same as the largest."""
 Seed = Annotated[
     int,
-    BeforeValidator(whole_number),
     Field(ge=-(2**63), le=2**64 - 1),
+    BeforeValidator(whole_number),
     AfterValidator(lambda value: value if value < 2**63 else value - 2**64),
 ]
 """64 bits, signed or unsigned, as the signed number of the same bits."""

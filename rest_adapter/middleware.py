@@ -27,8 +27,8 @@ _ACCESS_LOG: Final = logging.getLogger("rest_adapter.access")
 _MAX_LOGGED_CHARS: Final = 200
 PROBES: Final = frozenset(("/health", "/ready"))
 """Paths of probes: they need no key."""
-PAGES: Final = frozenset(("/", "/playground/{name}"))
-"""Routes of the playground's files, which need no key."""
+PAGES: Final = frozenset(("/", "/playground/{name}", "/docs", "/openapi.json"))
+"""Routes of the playground's files and of the description of the API, which need no key."""
 NO_API: Final = PROBES | PAGES | {"/version", "/metrics"}
 """Routes that are no API: they answer at once, whatever the service does; they are logged at debug level."""
 

@@ -77,14 +77,17 @@ class Endpoints:
     Args:
         prefixes: The prefixes of the dialects, such as `/v1`.
         routes: All routes.
+
+    Attributes:
+        routes: Those that are served.
     """
 
     def __init__(self, prefixes: Iterable[str], routes: Iterable[BaseRoute]) -> None:
         self._prefixes = tuple(prefixes)
-        self._routes = tuple(route for route in routes if isinstance(route, APIRoute))
+        self.routes = tuple(route for route in routes if isinstance(route, APIRoute))
         self._text = ", ".join(
             f"{' or '.join(sorted(route.methods or ()))} {route.path_format}"
-            for route in self._routes
+            for route in self.routes
         )
 
     def explain_path(self, method: str, path: str) -> ApiError:
@@ -110,7 +113,7 @@ class Endpoints:
 
     def methods_of(self, path: str) -> str:
         """The methods of a served path for `allow`, or of all of them for `*`; empty = it is not served."""
-        routes = (r for r in self._routes if path == "*" or r.path_regex.match(path))
+        routes = (r for r in self.routes if path == "*" or r.path_regex.match(path))
         methods = {method for route in routes for method in route.methods or ()}
         if not methods:
             return ""
@@ -119,7 +122,7 @@ class Endpoints:
 
     def template_of(self, path: str) -> str:
         """The template of the served path, such as `/v1/models/{name}`; empty = it is not served."""
-        found = (route.path_format for route in self._routes if route.path_regex.match(path))
+        found = (route.path_format for route in self.routes if route.path_regex.match(path))
         return next(found, "")
 
     def _right_path(self, path: str) -> str | None:
@@ -128,6 +131,6 @@ class Endpoints:
         for begin in range(max(0, len(parts) - _MAX_PARTS), len(parts)):
             tail = "/" + "/".join(parts[begin:])
             for candidate in (tail, *(prefix + tail for prefix in self._prefixes)):
-                if any(route.path_regex.match(candidate) for route in self._routes):
+                if any(route.path_regex.match(candidate) for route in self.routes):
                     return candidate
         return None

@@ -85,7 +85,9 @@ class AdapterSettings(FlagSettings):
         15.0, description="interval of comments on a stream without output, in seconds"
     )
     playground: bool = Field(
-        True, description="serve a web page at / that asks the API; the page itself needs no key"
+        True,
+        description="serve a web page at / that asks the API, and the API's description at /docs and /openapi.json; they"
+        " need no key",
     )
     response_store: str | None = Field(
         None,

@@ -7,6 +7,7 @@ from typing import Final
 from starlette.datastructures import Headers
 
 from qwenvl.keys import key_of
+from rest_adapter.anthropic.description import DESCRIPTION
 from rest_adapter.anthropic.errors import render_error, render_error_event, status_of
 from rest_adapter.anthropic.messages.route import PATH, router
 from rest_adapter.dialect import Dialect
@@ -29,4 +30,5 @@ ANTHROPIC: Final = Dialect(
     status_of=status_of,
     heartbeat=b'event: ping\ndata: {"type":"ping"}\n\n',
     request_id_header="request-id",
+    description=DESCRIPTION,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 import hashlib
 from typing import Any, Final
@@ -50,10 +51,15 @@ def max_tokens(started: generation_pb.Started) -> int:
 
 def usage(value: usage_pb.Usage) -> dict[str, Any]:
     """OpenAI's `usage`."""
-    tokens = {detail.modality: detail.tokens for detail in value.prompt_details}
+    tokens: Counter[int] = Counter()
+    for detail in value.prompt_details:
+        tokens[detail.modality] += detail.tokens
     details = {
+        "audio_tokens": 0,
+        "cache_write_tokens": 0,
         "cached_tokens": value.cached_tokens,
-        "image_tokens": tokens.get(usage_pb.MODALITY_IMAGE, 0),
+        "image_tokens": tokens[usage_pb.MODALITY_IMAGE],
+        "text_tokens": tokens[usage_pb.MODALITY_TEXT],
     }
     if usage_pb.MODALITY_VIDEO in tokens:
         details["video_tokens"] = tokens[usage_pb.MODALITY_VIDEO]
@@ -62,7 +68,13 @@ def usage(value: usage_pb.Usage) -> dict[str, Any]:
         "completion_tokens": value.completion_tokens,
         "total_tokens": value.total_tokens,
         "prompt_tokens_details": details,
-        "completion_tokens_details": {"reasoning_tokens": value.reasoning_tokens},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": 0,
+            "audio_tokens": 0,
+            "reasoning_tokens": value.reasoning_tokens,
+            "rejected_prediction_tokens": 0,
+            "text_tokens": value.completion_tokens - value.reasoning_tokens,
+        },
     }
 
 

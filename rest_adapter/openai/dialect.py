@@ -13,6 +13,7 @@ from rest_adapter.openai import models
 from rest_adapter.openai.chat import route as chat
 from rest_adapter.openai.completions import route as completions
 from rest_adapter.openai.decisions import route as decisions
+from rest_adapter.openai.description import DESCRIPTION
 from rest_adapter.openai.errors import render_error, render_error_event
 from rest_adapter.openai.responses import compact_route as compaction
 from rest_adapter.openai.responses import route as responses
@@ -53,4 +54,5 @@ OPENAI: Final = Dialect(
     render_error_event=render_error_event,
     stream_end=b"data: [DONE]\n\n",
     lifespan=responses.lifespan,
+    description=DESCRIPTION,
 )

@@ -21,6 +21,8 @@ from rest_adapter.json_model import (
     asks_for_nothing,
     unknown_fields,
 )
+from rest_adapter.openai.shapes import ResponseFormat
+from rest_adapter.openapi.operation import Shape
 from rest_adapter.proto_fields import require_sampling_fields
 
 
@@ -103,7 +105,7 @@ def _read_bias(value: object) -> object:
     return value
 
 
-LogitBias = Annotated[dict[str, Float], BeforeValidator(_read_bias)]
+LogitBias = Annotated[dict[str, Float], BeforeValidator(_read_bias), Shape(dict[str, float] | str)]
 
 
 class StreamOptions(JsonModel):
@@ -153,13 +155,13 @@ class AnswerRequest(JsonModel):
     max_pixels: Int64 | None = None
     cache_salt: str | None = None
     request_id: str | None = None
-    response_format: Any = None
+    response_format: Annotated[Any, Shape(ResponseFormat | str | None)] = None
     structured_outputs: dict[str, Any] | None = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    regex: Any = None
+    guided_json: Annotated[Any, Shape(dict[str, Any] | str | None)] = None
+    guided_regex: Annotated[Any, Shape(str | None)] = None
+    guided_choice: Annotated[Any, Shape(list[str] | None)] = None
+    guided_grammar: Annotated[Any, Shape(str | None)] = None
+    regex: Annotated[Any, Shape(str | None)] = None
 
 
 require_sampling_fields(AnswerRequest)

@@ -119,7 +119,7 @@ def test_other_apis_are_refused_by_name(adapter: Adapter, path: str, name: str) 
         assert served in error["message"]
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v1", "/v1/nothing", "/v1/respons", "/docs"])
+@pytest.mark.parametrize("path", ["/nothing", "/v1", "/v1/nothing", "/v1/respons", "/redoc"])
 def test_unknown_paths(adapter: Adapter, path: str) -> None:
     for method in ("GET", "POST"):
         response = requests.request(method, adapter.url + path, timeout=10)

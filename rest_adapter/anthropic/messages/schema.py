@@ -154,7 +154,7 @@ class ToolChoice(JsonModel):
 
 
 class MessagesRequest(JsonModel):
-    """A request of `/v1/messages`, or without `max_tokens` of `/v1/messages/count_tokens`."""
+    """A request of `/v1/messages/count_tokens`."""
 
     model: str
     messages: Annotated[Items[Message], Field(min_length=1)]
@@ -183,6 +183,12 @@ class MessagesRequest(JsonModel):
         return self.output_format or _format_of(self.output_config)
 
 
+class CreateMessageRequest(MessagesRequest):
+    """A request of `/v1/messages`."""
+
+    max_tokens: Count
+
+
 def parse_messages(document: object) -> tuple[MessagesRequest, list[str]]:
     """Checks a parsed JSON document as a request of `/v1/messages`.
 
@@ -192,15 +198,16 @@ def parse_messages(document: object) -> tuple[MessagesRequest, list[str]]:
     Raises:
         ApiError: A field is missing, has a wrong type, or is known but not supported.
     """
-    request, unknown = parse_count(document)
-    if request.max_tokens is None:
-        raise invalid("'max_tokens' is missing.", "max_tokens", "MISSING_FIELD")
-    return request, unknown
+    return _parse(CreateMessageRequest, document)
 
 
 def parse_count(document: object) -> tuple[MessagesRequest, list[str]]:
     """As `parse_messages`, for `/v1/messages/count_tokens`, where `max_tokens` is optional."""
-    request = validate(MessagesRequest, document, _explain)
+    return _parse(MessagesRequest, document)
+
+
+def _parse(kind: type[MessagesRequest], document: object) -> tuple[MessagesRequest, list[str]]:
+    request = validate(kind, document, _explain)
     _check_thinking(request)
     _check_tool_choice(request)
     _check_edits(request.context_management)

@@ -19,11 +19,14 @@ from rest_adapter.json_model import (
     unknown_fields,
 )
 from rest_adapter.json_text import shown
+from rest_adapter.openai import shapes
+from rest_adapter.openai.chat.shapes import AskedCall, CallFunction
 from rest_adapter.openai.chat.tools import Call, Tools, read_calls, read_tools
 from rest_adapter.openai.content import Content, Text, read_content
 from rest_adapter.openai.fields import AnswerRequest
 from rest_adapter.openai.thinking import ThinkingOptions
 from rest_adapter.openai.validation import parse
+from rest_adapter.openapi.operation import Shape
 from rest_adapter.validation import wrong
 
 
@@ -57,20 +60,27 @@ _MESSAGE_IGNORED: Final = frozenset(
 """Fields of messages that clients send back from answers, or that have no effect here."""
 
 # Some clients send 0 for no log probabilities.
-_Logprobs = Annotated[bool, BeforeValidator(lambda value: False if value == 0 else value)]
+_Logprobs = Annotated[
+    bool,
+    BeforeValidator(lambda value: False if value == 0 else value),
+    Shape(bool | Literal[0]),
+]
+
+
+_Reasoning = str | dict[str, Any] | list[Any] | None
 
 
 class Message(JsonModel):
     """One message; `content` is read by `read_content`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Any = None
+    content: Annotated[Any, Shape(shapes.Content)] = None
     name: str | None = None
     refusal: str | None = None
-    reasoning_content: Any = None
-    reasoning: Any = None
-    tool_calls: Any = None
-    function_call: Any = None
+    reasoning_content: Annotated[Any, Shape(_Reasoning)] = None
+    reasoning: Annotated[Any, Shape(_Reasoning)] = None
+    tool_calls: Annotated[Any, Shape(list[AskedCall] | None)] = None
+    function_call: Annotated[Any, Shape(CallFunction | None)] = None
     tool_call_id: str | None = None
     partial: bool | None = None
     prefix: bool | None = None
@@ -97,12 +107,12 @@ class ChatRequest(AnswerRequest):
     enable_thinking: bool | None = None
     thinking: bool | ThinkingOptions | None = None
     reasoning_effort: str | None = None
-    reasoning: Any = None
-    tools: Any = None
-    tool_choice: Any = None
+    reasoning: Annotated[Any, Shape(bool | dict[str, Any] | None)] = None
+    tools: Annotated[Any, Shape(shapes.Tools)] = None
+    tool_choice: Annotated[Any, Shape(shapes.ToolChoice)] = None
     parallel_tool_calls: bool | None = None
-    functions: Any = None
-    function_call: Any = None
+    functions: Annotated[Any, Shape(Annotated[list[Any], Field(max_length=0)] | None)] = None
+    function_call: Annotated[Any, Shape(Literal["none", "auto"] | None)] = None
 
 
 @dataclass(frozen=True, slots=True)

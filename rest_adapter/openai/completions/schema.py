@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from rest_adapter.json_model import Int32, Items
 from rest_adapter.openai.fields import AnswerRequest
 from rest_adapter.openai.image_parts import read_image_url
+from rest_adapter.openai.shapes import ImageObject
 from rest_adapter.openai.validation import parse
+from rest_adapter.openapi.operation import Shape
 
 
 class CompletionRequest(AnswerRequest):
@@ -17,7 +19,7 @@ class CompletionRequest(AnswerRequest):
     """
 
     prompt: str | Items[str] | Items[Int32] | Items[Items[Int32]]
-    images: Items[Any] | None = None
+    images: Items[Annotated[Any, Shape(str | ImageObject)]] | None = None
     echo: bool | None = None
     logprobs: Int32 | None = None
 

@@ -11,7 +11,9 @@ from rest_adapter.errors import unsupported
 from rest_adapter.json_model import Int32, Int64, JsonModel, asks_for_nothing, unknown_fields
 from rest_adapter.openai.decisions.evidence import Evidence, read_input
 from rest_adapter.openai.decisions.questions import Question, read_questions
+from rest_adapter.openai.decisions.shapes import DecisionInput, DecisionQuestions
 from rest_adapter.openai.fields import ProcessorOptions
+from rest_adapter.openapi.operation import Shape
 from rest_adapter.validation import validate
 
 
@@ -52,8 +54,8 @@ class DecisionsRequest(JsonModel):
     """A request of `/v1/decisions`; `input` and `questions` are read by modules of their own."""
 
     model: str
-    input: Any
-    questions: Any
+    input: Annotated[Any, Shape(DecisionInput)]
+    questions: Annotated[Any, Shape(DecisionQuestions)]
     prompt_cache_key: str | None = None
     safety_identifier: Annotated[str, Field(max_length=128)] | None = None
     diagnostics: bool | None = None

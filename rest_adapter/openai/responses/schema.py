@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from rest_adapter.errors import invalid, unsupported
 from rest_adapter.json_model import (
@@ -18,10 +18,13 @@ from rest_adapter.json_model import (
 from rest_adapter.json_text import shown
 from rest_adapter.openai.chat.schema import TemplateOptions
 from rest_adapter.openai.fields import AnswerRequest
+from rest_adapter.openai.responses import shapes
 from rest_adapter.openai.responses.items import AnyItem, read_input
 from rest_adapter.openai.responses.text_format import TextFormat, read_format
 from rest_adapter.openai.responses.tools import Tools, read_tools
+from rest_adapter.openai.shapes import FlatTool
 from rest_adapter.openai.validation import parse
+from rest_adapter.openapi.operation import Shape
 from rest_adapter.validation import wrong
 
 
@@ -74,22 +77,22 @@ class ReasoningOptions(JsonModel):
 class TextOptions(JsonModel):
     """The form of the text."""
 
-    format: Any = None
+    format: Annotated[Any, Shape(shapes.FormatObject | None)] = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class ResponsesRequest(AnswerRequest):
     """A request of `/v1/responses`; modules of their own read `input`, `tools`, `tool_choice` and `text.format`."""
 
-    input: Any = None
+    input: Annotated[Any, Shape(shapes.ResponseInput)] = None
     instructions: str | None = None
     max_output_tokens: Count | None = None
     top_logprobs: Int32 | None = None
     include: Items[str] | None = None
     reasoning: ReasoningOptions | None = None
     text: TextOptions | None = None
-    tools: Any = None
-    tool_choice: Any = None
+    tools: Annotated[Any, Shape(list[FlatTool] | None)] = None
+    tool_choice: Annotated[Any, Shape(shapes.ResponseToolChoice)] = None
     parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
@@ -102,7 +105,7 @@ class ResponsesRequest(AnswerRequest):
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     service_tier: str | None = None
     user: str | None = None
-    image: Any = None
+    image: Annotated[Any, Shape(dict[str, Any] | None)] = None
     chat_template_kwargs: TemplateOptions | None = None
     enable_thinking: bool | None = None
 
