@@ -32,12 +32,14 @@ from inference_service.grpc_api.status import code_of, details_of
 from inference_service.grpc_api.wire import Wire, WireLimits, enter_wire
 from inference_service.grpc_api.wire_fields import check_fields
 from inference_service.metrics.requests import current_request
+from qwenvl.errors import BY_REASON
 from qwenvl.keys import KeyFile
 from qwenvl.observability import enter_call, name_call
 
 
 OWN_PREFIX: Final = "/qwenvl.inference.v1."
 _GENERATION_PREFIXES: Final = (f"{OWN_PREFIX}ChatService/", f"{OWN_PREFIX}CompletionService/")
+_ANSWERING_PREFIXES: Final = (*_GENERATION_PREFIXES, f"{OWN_PREFIX}DecisionService/")
 OPEN_PREFIX: Final = "/grpc.health.v1."
 """Probes of a kubelet carry no key."""
 
@@ -63,6 +65,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         limits: Limits on the messages of callers with a key, or of all without authentication.
         open_limits: Limits on the messages of health checks.
         request_timeout_s: Maximum time of a call.
+        load: Makes the report of the load at the end of an answer; see `LoadReports.end`.
     """
 
     def __init__(
@@ -72,6 +75,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         limits: WireLimits,
         open_limits: WireLimits,
         request_timeout_s: float,
+        *,
+        load: Callable[[bool], bytes],
     ) -> None:
         self._keys = keys
         self._admit = admit
@@ -79,6 +84,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._limits = limits
         self._open_limits = open_limits
         self._request_timeout_s = request_timeout_s
+        self._load = load
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -103,7 +109,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         limits = self._open_limits if is_open else self._limits
         # A name that nobody has checked is none: it could be another one for every message.
         caller = call.caller if self._keys is not None and not is_open else context.peer()
-        wire = Wire(context, caller, limits, None if endless else call.deadline)
+        load = self._load if method.startswith(_ANSWERING_PREFIXES) else None
+        wire = Wire(context, caller, limits, None if endless else call.deadline, load)
         enter_wire(wire)
 
         async def serve() -> None:
@@ -113,6 +120,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await self._check_admission(call.caller, caller)
             max_bytes = _MAX_OPEN_BYTES if is_open else None
             await _serve(handler, context, wire, partial(_parsed, handler, method, max_bytes))
+            wire.end()
 
         try:
             await _answer(method, wire, serve)
@@ -162,7 +170,10 @@ async def _serve(
     # `pop`, so that this frame does not keep the images of a request that the method has let go.
     answer = getattr(handler, "_".join(kinds))(arguments.pop(), context)
     if not handler.response_streaming:
-        await wire.write(handler.response_serializer(await answer))
+        response = await answer
+        # The servicers of libraries set a status and return nothing.
+        if response is not None or not context.code():
+            await wire.write(handler.response_serializer(response))
         return
     async with contextlib.aclosing(answer):
         async for response in answer:
@@ -244,4 +255,10 @@ def _forget_frames(error: BaseException) -> None:
 
 async def _abort(wire: Wire, error: ServiceError) -> None:
     current_request().failed(error)
-    await wire.abort(code_of(error), error.message, details_of(error, this_call()))
+    details = details_of(error, this_call())
+    await wire.abort(code_of(error), error.message, details, failed=_is_failure(error))
+
+
+def _is_failure(error: ServiceError) -> bool:
+    """Whether another replica might have answered."""
+    return error.reason == "QUEUE_FULL" or BY_REASON[error.reason].http_status >= 500

@@ -10,6 +10,8 @@ import signal
 
 import grpc
 import grpc.aio
+from grpc_channelz.v1 import channelz_pb2
+from grpc_channelz.v1.channelz import add_channelz_servicer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inference_service.backend.base import Backend, BackendStartError, BackendState
@@ -21,6 +23,7 @@ from inference_service.grpc_api.completion_service import CompletionServicer
 from inference_service.grpc_api.decision_service import DecisionServicer
 from inference_service.grpc_api.health import Health
 from inference_service.grpc_api.interceptors import CallInterceptor
+from inference_service.grpc_api.load_report import LoadReports
 from inference_service.grpc_api.message_budget import MessageBudget
 from inference_service.grpc_api.model_service import ModelServicer
 from inference_service.grpc_api.reflection import add_reflection
@@ -215,9 +218,11 @@ class Front:
         admin = AdminServicer(self._backend, self._settings, drain)
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
         self._add_health(server, drain)
-        add_reflection(
-            (*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server
-        )
+        names = [*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        if drain is not None:  # the admin address; it tells the addresses of all callers
+            add_channelz_servicer(server)
+            names.append(channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name)
+        add_reflection(names, server)
 
     def _add_health(self, server: grpc.aio.Server, drain: Drain | None) -> None:
         del drain
@@ -275,6 +280,7 @@ def _interceptor(settings: ServiceSettings, backend: Backend) -> CallInterceptor
         limits,
         open_limits,
         settings.request_timeout_s,
+        load=LoadReports(backend).end,
     )
 
 

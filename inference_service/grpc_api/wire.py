@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 import time
@@ -14,6 +15,7 @@ import grpc.aio
 from inference_service.errors import DeadlineError
 from inference_service.grpc_api import work
 from inference_service.grpc_api.call_context import Context
+from inference_service.grpc_api.load_report import LOAD_KEY
 from inference_service.grpc_api.message_budget import Claim, MessageBudget
 from inference_service.grpc_api.status import DETAILS_KEY
 
@@ -45,15 +47,22 @@ class Wire:
         caller: Who calls, for a fair share of the room for messages.
         limits: Limits on each message.
         deadline: End of the call as `time.monotonic()`; None = only its messages are limited in time.
+        load: Makes the report of the load, told whether the service failed to answer; None = the call reports none.
     """
 
     def __init__(
-        self, context: Context, caller: str, limits: WireLimits, deadline: float | None
+        self,
+        context: Context,
+        caller: str,
+        limits: WireLimits,
+        deadline: float | None,
+        load: Callable[[bool], bytes] | None = None,
     ) -> None:
         self._context = context
         self._caller = caller
         self._limits = limits
         self._deadline = deadline
+        self._load = load
         self._claim: Claim | None = None
 
     async def read(self) -> bytes | None:
@@ -94,9 +103,22 @@ class Wire:
                 " before its deadline."
             ) from None
 
-    async def abort(self, code: grpc.StatusCode, message: str, details: bytes | None) -> None:
-        """Ends the call with a status; raises what gRPC expects of an ended call."""
-        trailers = () if details is None else ((DETAILS_KEY, details),)
+    def end(self) -> None:
+        """Says what the trailers of a call without an error have."""
+        self._context.set_trailing_metadata(self._load_trailers(failed=False))
+
+    async def abort(
+        self, code: grpc.StatusCode, message: str, details: bytes, *, failed: bool
+    ) -> None:
+        """Ends the call with a status; raises what gRPC expects of an ended call.
+
+        Args:
+            code: The status.
+            message: Its text.
+            details: The serialised `google.rpc.Status`.
+            failed: The service failed to answer, and the caller made no mistake.
+        """
+        trailers = ((DETAILS_KEY, details), *self._load_trailers(failed=failed))
         try:
             async with asyncio.timeout(_CLOSE_S):
                 await self._context.abort(code, message, trailers)
@@ -110,6 +132,9 @@ class Wire:
             self._limits.messages.release(self._claim)
             work.freed(self._claim.num_bytes)
             self._claim = None
+
+    def _load_trailers(self, *, failed: bool) -> tuple[tuple[str, bytes], ...]:
+        return () if self._load is None else ((LOAD_KEY, self._load(failed)),)
 
     async def _receive(self) -> bytes | None:
         message = await self._context.read()

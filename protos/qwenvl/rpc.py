@@ -28,7 +28,7 @@ _FRAMING_BYTES: Final = 2**20
 _ROUND_ROBIN: Final[Mapping[str, Any]] = {"loadBalancingConfig": [{"round_robin": {}}]}
 # For every method but health checks, whose callers want to know. gRPC itself stops retrying once a response has begun
 # (gRPC A6), and at the call's deadline.
-_RETRY_UNAVAILABLE: Final[Mapping[str, Any]] = {
+_RETRIES: Final[Mapping[str, Any]] = {
     "methodConfig": [
         {
             "name": [{}],
@@ -45,6 +45,13 @@ _RETRY_UNAVAILABLE: Final[Mapping[str, Any]] = {
 }
 
 
+SERVICE_CONFIG: Final[Mapping[str, Any]] = {**_ROUND_ROBIN, **_RETRIES}
+"""The service config (gRPC A6) of the typed clients, for channels of other programs and languages.
+
+gRPC has no way in which a server itself publishes it; a TXT record of the service's name may (gRPC A2).
+"""
+
+
 def channel_options(*, retry_unavailable: bool) -> list[tuple[str, str | int]]:
     """The options of a channel to the service.
 
@@ -52,7 +59,7 @@ def channel_options(*, retry_unavailable: bool) -> list[tuple[str, str | int]]:
         retry_unavailable: Let gRPC retry calls that fail with UNAVAILABLE for any reason before the response begins:
             4 attempts in about two seconds.
     """
-    service_config = {**_ROUND_ROBIN, **(_RETRY_UNAVAILABLE if retry_unavailable else {})}
+    service_config = SERVICE_CONFIG if retry_unavailable else _ROUND_ROBIN
     return [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+import re
 
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
@@ -12,7 +14,10 @@ import pytest
 
 from qwenvl import Error
 from qwenvl.limits import MAX_MESSAGE_BYTES
-from qwenvl.rpc import channel_options, read_error
+from qwenvl.rpc import SERVICE_CONFIG, channel_options, read_error
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def rpc_error(code: grpc.StatusCode, *details: Message, text: str = "It is so.") -> grpc.RpcError:
@@ -78,6 +83,15 @@ def test_what_another_replica_may_answer(
 ) -> None:
     details = [error_details_pb2.ErrorInfo(reason=reason)] if reason else []
     assert read_error(rpc_error(code, *details)).is_worth_another_replica is expected
+
+
+def test_the_documented_service_config_is_that_of_the_client() -> None:
+    text = (ROOT / "docs" / "grpc-api.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert json.loads(block) == SERVICE_CONFIG
+    assert json.loads(dict(channel_options(retry_unavailable=True))["grpc.service_config"]) == (
+        SERVICE_CONFIG
+    )
 
 
 def test_channel_options() -> None:
