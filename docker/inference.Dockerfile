@@ -9,7 +9,7 @@ RUN python -m venv /opt/qwenvl && /opt/qwenvl/bin/pip install -c constraints.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
 COPY inference_service inference_service
-RUN /opt/qwenvl/bin/pip install -c constraints.txt ./protos '.[inference]'
+RUN /opt/qwenvl/bin/pip install -c constraints.txt ./protos '.[inference,tracing]'
 
 FROM python:3.11.14-slim-bookworm
 # A numeric user, so that Kubernetes can verify that it is not root; with a name for getpass.getuser.

@@ -6,7 +6,7 @@ WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY protos protos
 COPY rest_adapter rest_adapter
-RUN python -m venv /opt/qwenvl && /opt/qwenvl/bin/pip install -c constraints.txt ./protos '.[adapter]'
+RUN python -m venv /opt/qwenvl && /opt/qwenvl/bin/pip install -c constraints.txt ./protos '.[adapter,tracing]'
 
 FROM python:3.11.14-slim-bookworm
 # A numeric user, so that Kubernetes can verify that it is not root.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from importlib.metadata import version
 import logging
 import os
 
@@ -18,7 +19,12 @@ from inference_service.media.policy import FetchPolicy
 from inference_service.settings import ServiceSettings
 from qwenvl.command_line import CommandParser, add_version
 from qwenvl.environment import check_variables
-from qwenvl.observability import configure_logging, default_log_format
+from qwenvl.observability import (
+    configure_logging,
+    default_log_format,
+    start_tracing,
+    stop_tracing,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -54,10 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except (ModelNotFound, ValueError, OSError) as error:
         raise SystemExit(f"cannot serve this model: {error}") from None
+    start_tracing(
+        settings.otlp_traces_endpoint,
+        process="inference-service",
+        version=version("qwen-vl-serving"),
+    )
     try:
         return asyncio.run(_run(settings, model))
     except OSError as error:
         raise SystemExit(str(error)) from None
+    finally:
+        stop_tracing()
 
 
 async def _run(settings: ServiceSettings, model: ServedModel) -> int:

@@ -67,7 +67,9 @@ class ChoiceTimings:
     Attributes:
         queue_s: From its arrival in the engine to its first admission to the batch.
         prefill_s: From there to its first token, which was read from the device.
+        encode_s: Of the latter, the time of the vision encoder on its images and on those of others encoded with them.
     """
 
     queue_s: float
     prefill_s: float
+    encode_s: float = 0.0

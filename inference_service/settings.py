@@ -10,7 +10,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, Valid
 from pydantic_core import PydanticCustomError
 
 from inference_service.sampling import RANGES
-from qwenvl.flags import Address, FlagSettings, Positive, Seconds, next_address
+from qwenvl.flags import Address, Endpoint, FlagSettings, Positive, Seconds, next_address
 from qwenvl.observability import LogFormat, LogLevel
 
 
@@ -318,6 +318,11 @@ class ServiceSettings(FlagSettings):
     )
     drain_timeout_s: Seconds = Field(
         90.0, description="time for running requests to finish after SIGTERM, in seconds"
+    )
+    otlp_traces_endpoint: Endpoint | None = Field(
+        None,
+        description="where traces of the calls are sent, by OTLP over gRPC (http://host:port, or https://); needs the"
+        " extra [tracing]; none = no traces",
     )
     log_level: LogLevel = Field("info", description="lowest level that is logged")
     log_format: LogFormat | None = Field(

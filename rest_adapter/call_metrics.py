@@ -1,16 +1,28 @@
-"""Interceptors that measure the calls to the inference service."""
+"""Interceptors that measure and trace the calls to the inference service."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 import time
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import grpc.aio
 
+from qwenvl.observability import (
+    NO_SPAN,
+    Attribute,
+    Span,
+    begin_request,
+    is_tracing,
+    with_traceparent,
+)
 from rest_adapter.metrics import ATTEMPT_DURATION, ATTEMPTS_STARTED
+
+
+_TRACED: Final = "qwenvl."
+"""Health checks are not traced: probes make them."""
 
 
 def call_metrics() -> Sequence[grpc.aio.ClientInterceptor]:
@@ -49,17 +61,25 @@ async def _measured(
     method = (name.decode() if isinstance(name, bytes) else name).removeprefix("/")
     ATTEMPTS_STARTED.labels(method).inc()
     begin_s = time.monotonic()
+    span = NO_SPAN
+    if is_tracing() and method.startswith(_TRACED):
+        told = {Attribute.RPC_SYSTEM: "grpc", Attribute.RPC_METHOD: method}
+        span = begin_request(method, told)
+        metadata = grpc.aio.Metadata(*with_traceparent(details.metadata, span))
+        details = details._replace(metadata=metadata)  # type: ignore[attr-defined]  # a named tuple
     call = await continuation(details, request)
 
     def ended(_: object) -> None:
         seconds = time.monotonic() - begin_s
-        counting.append(asyncio.ensure_future(_count(call, method, seconds)))
+        counting.append(asyncio.ensure_future(_count(call, method, seconds, span)))
 
     counting: list[asyncio.Task[None]] = []  # keeps the task
     call.add_done_callback(ended)
     return call
 
 
-async def _count(call: Any, method: str, seconds: float) -> None:
+async def _count(call: Any, method: str, seconds: float, span: Span) -> None:
     code = await call.code()
     ATTEMPT_DURATION.labels(method, code.name).observe(seconds)
+    error = "" if code is grpc.StatusCode.OK else code.name
+    span.end({Attribute.RPC_STATUS: code.name}, error=error)

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwenvl.keys import KeyFile
-from qwenvl.observability import CallContext, current_call, enter_call
+from qwenvl.observability import NO_SPAN, CallContext, current_call, enter_call
 from rest_adapter.dialect import (
     authorization_of,
     dialect_of,
@@ -20,6 +20,7 @@ from rest_adapter.dialect import (
 )
 from rest_adapter.errors import ApiError, internal, stopping
 from rest_adapter.metrics import PENDING_REQUESTS, REQUEST_DURATION, known_method
+from rest_adapter.traces import begin_http, end_http
 
 
 _LOG: Final = logging.getLogger(__name__)
@@ -53,11 +54,13 @@ class RequestLog:
         authorization = authorization_of(scope, self._keys)
         scope.setdefault("state", {})["authorization"] = authorization
         headers = dict(Headers(scope=scope)) | {"authorization": authorization or ""}
+        route = scope["app"].state.endpoints.template_of(scope["path"])
+        is_api = bool(route) and route not in NO_API
+        method = known_method(scope["method"])
+        span = begin_http(method, route, headers) if is_api else NO_SPAN
         call = CallContext.from_headers(headers)
         enter_call(call)
         status, sent, begin = 500, 0, time.monotonic()
-        route = scope["app"].state.endpoints.template_of(scope["path"])
-        is_api = bool(route) and route not in NO_API
         PENDING_REQUESTS.inc(is_api)
         own_header = dialect_of(scope).request_id_header
         id_headers = ("x-request-id", *([own_header] if own_header else []))
@@ -78,7 +81,6 @@ class RequestLog:
         finally:
             seconds = time.monotonic() - begin
             PENDING_REQUESTS.dec(is_api)
-            method = known_method(scope["method"])
             REQUEST_DURATION.labels(route, method, str(status)).observe(seconds)
             line = {
                 "message": "call",
@@ -91,7 +93,9 @@ class RequestLog:
             level = logging.DEBUG if route in NO_API else logging.INFO
             # A route may have set the request's own id from the body.
             call = current_call() or call
-            _ACCESS_LOG.log(level, line | _reason_of(scope) | call.log_fields())
+            failure = _reason_of(scope)
+            _ACCESS_LOG.log(level, line | failure | call.log_fields())
+            end_http(span, status, call.request_id, failure.get("reason", ""))
 
 
 def _reason_of(scope: Scope) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Sequence
 import contextlib
+from importlib.metadata import version
 import logging
 import resource
 import signal
@@ -14,7 +15,7 @@ import uvicorn
 
 from qwenvl.addresses import listen, parse_address, why_not
 from qwenvl.certificates import CertificateError
-from qwenvl.observability import configure_logging
+from qwenvl.observability import configure_logging, start_tracing, stop_tracing
 from qwenvl.observability.metrics_server import MetricsServer
 from qwenvl.stop_signals import StopSignals
 from rest_adapter.app import create_app
@@ -128,7 +129,13 @@ def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
         )
     )
     logger.info("REST listens on %s", settings.http_address)
-    server.run(sockets)
+    start_tracing(
+        settings.otlp_traces_endpoint, process="rest-adapter", version=version("qwen-vl-serving")
+    )
+    try:
+        server.run(sockets)
+    finally:
+        stop_tracing()
     if metrics_server is not None:
         metrics_server.close()
     return 0 if server.started else 1

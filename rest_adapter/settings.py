@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from qwenvl.flags import Address, FlagSettings, Positive, Seconds, Target
+from qwenvl.flags import Address, Endpoint, FlagSettings, Positive, Seconds, Target
 from qwenvl.observability import LogFormat, LogLevel
 from rest_adapter.origins import compile_origins
 
@@ -106,6 +106,11 @@ class AdapterSettings(FlagSettings):
     )
     strict_fields: bool = Field(
         False, description="refuse unknown JSON fields instead of ignoring them"
+    )
+    otlp_traces_endpoint: Endpoint | None = Field(
+        None,
+        description="where traces of the calls are sent, by OTLP over gRPC (http://host:port, or https://); needs the"
+        " extra [tracing]; none = no traces",
     )
     log_level: LogLevel = Field("info", description="lowest level that is logged")
     log_format: LogFormat | None = Field(

@@ -116,7 +116,7 @@ class Turn:
                 retry_after_s=_RETRY_AFTER_S,
             )
         tokens = prompt_tokens + self.size * min(max_tokens, _ANSWER_TOKENS)
-        with current_request().waiting():
+        with current_request().waiting("kv_cache"):
             self._places.append(await line.enter(self._admitted.caller, tokens))
 
     def free_pixels(self) -> None:
@@ -131,7 +131,7 @@ class Turn:
             self._places.pop().leave()
 
     async def _arrive(self) -> None:
-        with current_request().waiting():
+        with current_request().waiting("batch"):
             self._places.append(await self._batch.enter(self._admitted.caller, self.size))
             self._admitted.begun = True
             if self._pixel_bytes:

@@ -319,8 +319,10 @@ class EngineCore:
 
     def _encodes(self, images: list[tuple[Sequence, ImageSpan]]) -> bool:
         try:
-            with self._encoding.running():
+            with self._encoding.running() as seconds:
                 self._runner.encode(images)
+            for sequence in dict.fromkeys(sequence for sequence, _ in images):
+                sequence.encodings.append(seconds)
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception:  # a bad image must not end other requests

@@ -170,6 +170,7 @@ class Scheduler:
         return ChoiceTimings(
             queue_s=sequence.admitted_s - sequence.arrived_s,
             prefill_s=self._clock() - sequence.admitted_s,
+            encode_s=sum(seconds() for seconds in sequence.encodings),
         )
 
     def check(self, sequences: Seq[Sequence]) -> None:

@@ -5,6 +5,7 @@ Scheduler, block manager and runner share this state.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ class Sequence:
         num_published_pages: Number of leading pages added to the prefix cache.
         arrived_s: When it was queued, by the scheduler's clock.
         admitted_s: When it was first admitted to the batch.
+        encodings: For every run of the encoder with an image of this sequence, a function that tells its seconds.
         num_cached_tokens: Prompt tokens found in the prefix cache at the first admission; None before it.
         num_prompt_logprobs: Number of prompt positions with reported log probabilities.
         finish_reason: Set once, at the end.
@@ -57,6 +59,7 @@ class Sequence:
     num_published_pages: int = 0
     arrived_s: float = 0.0
     admitted_s: float = 0.0
+    encodings: list[Callable[[], float]] = field(default_factory=list)
     num_cached_tokens: int | None = None
     num_prompt_logprobs: int = 0
     finish_reason: FinishReason | None = None

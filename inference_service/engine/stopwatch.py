@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+from functools import partial
 import time
 
 import torch
@@ -25,17 +26,22 @@ class Stopwatch:
         self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Measures the work of the body; work that raises is not counted."""
+    def running(self) -> Iterator[Callable[[], float]]:
+        """Measures the work of the body; work that raises is not counted.
+
+        Yields:
+            A function that tells its seconds; 0 = the device has not done it yet.
+        """
         if self._device.type != "cuda":
-            begin_s = time.monotonic()
-            yield
-            self._counter.add(time.monotonic() - begin_s)
+            begin_s = end_s = time.monotonic()
+            yield lambda: end_s - begin_s
+            end_s = time.monotonic()
+            self._counter.add(end_s - begin_s)
             return
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         stream = torch.cuda.current_stream(self._device)
         begin.record(stream)
-        yield
+        yield partial(_seconds_between, begin, end)
         end.record(stream)
         self._pending.append((begin, end))
 
@@ -46,3 +52,8 @@ class Stopwatch:
             begin, end = self._pending.popleft()
             self._counter.add(begin.elapsed_time(end) / 1000)
         return self._counter.total
+
+
+def _seconds_between(begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+    """The time between two events; 0 until the device has passed them."""
+    return begin.elapsed_time(end) / 1000 if end.query() else 0.0  # type: ignore[no-untyped-call]

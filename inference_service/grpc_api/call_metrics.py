@@ -1,4 +1,4 @@
-"""The interceptor that measures every call."""
+"""The interceptor that measures and traces every call."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ import grpc.aio
 from inference_service.grpc_api.call_context import Context
 from inference_service.metrics.families import CALL_DURATION, CALLS_STARTED
 from inference_service.metrics.requests import RequestRecord, enter_request
+from qwenvl.observability import (
+    NO_SPAN,
+    Attribute,
+    Span,
+    Value,
+    begin_call,
+    current_call,
+    is_tracing,
+)
 
 
 _OPERATIONS: Final = {
@@ -25,6 +34,7 @@ _OPERATIONS: Final = {
 }
 """The methods that answer requests, and what OpenTelemetry calls their operation."""
 
+_OWN: Final = "qwenvl."
 _DEADLINE_SLACK_S: Final = 0.1
 """How much earlier than here a deadline may pass at the caller."""
 
@@ -72,7 +82,7 @@ def _measuring(method: str, context: Context) -> Iterator[None]:
     CALLS_STARTED.labels(method).inc()
     begin_s, code = time.monotonic(), "UNKNOWN"
     operation = _OPERATIONS.get(method)
-    record = None
+    record, span = None, _span(method, context)
     if operation is not None:
         record = RequestRecord(operation)
         enter_request(record)
@@ -92,6 +102,29 @@ def _measuring(method: str, context: Context) -> Iterator[None]:
         CALL_DURATION.labels(method, code).observe(time.monotonic() - begin_s)
         if record is not None:
             record.end(code)
+        _end_span(span, record, code)
+
+
+def _span(method: str, context: Context) -> Span:
+    """The span of a call; probes and reflection have none."""
+    if not is_tracing() or not method.startswith(_OWN):
+        return NO_SPAN
+    headers = dict(context.invocation_metadata() or ())
+    traceparent = headers.get("traceparent")
+    told = {Attribute.RPC_SYSTEM: "grpc", Attribute.RPC_METHOD: method}
+    return begin_call(method, traceparent if isinstance(traceparent, str) else "", told)
+
+
+def _end_span(span: Span, record: RequestRecord | None, code: str) -> None:
+    if span is NO_SPAN:
+        return
+    told: dict[Attribute, Value] = {Attribute.RPC_STATUS: code}
+    if (call := current_call()) is not None:
+        told[Attribute.REQUEST_ID] = call.request_id
+    if record is not None:
+        told |= record.attributes
+    error = "" if code == "OK" else (record and record.error) or code
+    span.end(told, error=error)
 
 
 def _code_of(context: Context) -> str:

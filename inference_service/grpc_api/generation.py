@@ -49,6 +49,7 @@ class Generation:
     async def decide(self, request: DecisionRequest) -> Decisions:
         """Decides the questions of a request."""
         call = this_call()
+        _tell(request.evidence, len(request.questions))
         async with _until(call.deadline):
             decisions = await self._backend.decide(request, call.caller, prepared=release_message)
         current_request().decided(decisions.usage)
@@ -56,6 +57,7 @@ class Generation:
 
     async def _events(self, request: Request) -> AsyncGenerator[Event, None]:
         call = this_call()
+        _tell(request, request.n)
         async with contextlib.aclosing(self._backend.generate(request, call.caller)) as events:
             while True:
                 # Not across the yield: the time that the client takes to read has a limit of its own, see `wire`.
@@ -67,6 +69,11 @@ class Generation:
                     release_message()
                 current_request().observe(event)
                 yield event
+
+
+def _tell(request: Request, choices: int) -> None:
+    """Tells the request's record what is asked; a request names the model by its canonical name."""
+    current_request().serves(request.model, choices=choices, images=len(request.media))
 
 
 @contextlib.asynccontextmanager

@@ -240,7 +240,7 @@ async def _answer(method: str, wire: Wire, serve: Callable[[], Awaitable[None]])
                 "code": code.name,
                 "seconds": round(time.monotonic() - begin, 4),
             }
-            access_logger.info(line | this_call().log_fields())
+            access_logger.info(line | this_call().log_fields() | current_request().log_fields())
 
 
 def _forget_frames(error: BaseException) -> None:

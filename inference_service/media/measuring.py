@@ -18,6 +18,8 @@ from inference_service.errors import (
 )
 from inference_service.media.formats import READABLE, sniff
 from inference_service.metrics import families
+from inference_service.metrics.requests import current_request
+from qwenvl.observability import Attribute
 
 
 _RESULTS: Final = {
@@ -40,8 +42,12 @@ async def measured_fetch(fetching: Awaitable[bytes]) -> bytes:
         result = _result_of(error)
         raise
     finally:
-        families.IMAGE_FETCH.observe(time.monotonic() - begin_s)
+        end_s = time.monotonic()
+        families.IMAGE_FETCH.observe(end_s - begin_s)
         families.MEDIA_FETCHES.labels(result).inc()
+        failure = "" if result == "ok" else result
+        told = {Attribute.FETCH_RESULT: result}
+        current_request().part("image_fetch", begin_s, end_s, told, error=failure)
     return data
 
 
@@ -58,7 +64,9 @@ def measured_decoding() -> Iterator[None]:
     try:
         yield
     finally:
-        families.IMAGE_DECODE.observe(time.monotonic() - begin_s)
+        end_s = time.monotonic()
+        families.IMAGE_DECODE.observe(end_s - begin_s)
+        current_request().part("image_decode", begin_s, end_s)
 
 
 def count_image(data: bytes) -> None:

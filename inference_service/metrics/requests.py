@@ -1,11 +1,11 @@
-"""Measures one request for an answer, and counts how it ended.
+"""Measures one request for an answer: its metrics, the spans of its trace, and the fields of its log line.
 
 All times are of this process's monotonic clock; the engine tells durations, not times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 from contextvars import ContextVar
 import time
@@ -15,6 +15,7 @@ from inference_service.domain import EndReason, Event, Finished, Started, TokenU
 from inference_service.errors import ServiceError
 from inference_service.measures import ChoiceTimings
 from inference_service.metrics import families
+from qwenvl.observability import PROVIDER, Attribute, Value, record_span
 
 
 ERROR_KINDS: Final = {
@@ -55,6 +56,16 @@ _FINISH_REASONS: Final = {
 _FINISHED_BY_CODE: Final = {"CANCELLED": "cancelled", "DEADLINE_EXCEEDED": "deadline"}
 
 
+_LOGGED: Final = {
+    "model": Attribute.MODEL,
+    "images": Attribute.IMAGES,
+    "prompt_tokens": Attribute.INPUT_TOKENS,
+    "image_tokens": Attribute.IMAGE_TOKENS,
+    "cached_tokens": Attribute.CACHED_TOKENS,
+    "completion_tokens": Attribute.OUTPUT_TOKENS,
+}
+
+
 class RequestRecord:
     """What is measured about one request, from the call to its end."""
 
@@ -68,15 +79,40 @@ class RequestRecord:
         self._finish = ""
         self._is_complete = False
         self._error = ""
+        self._parts_s: dict[str, float] = {}
+        self._told: dict[Attribute, Value] = {}
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts the body as time in the queue."""
+    def waiting(self, queue: str) -> Iterator[None]:
+        """Counts the body as time in a queue."""
         begin_s = time.monotonic()
         try:
             yield
         finally:
-            self._waited_s += time.monotonic() - begin_s
+            end_s = time.monotonic()
+            self._waited_s += end_s - begin_s
+            self.part("queue", begin_s, end_s, {Attribute.QUEUE: queue})
+
+    def part(
+        self,
+        name: str,
+        begin_s: float,
+        end_s: float,
+        attributes: Mapping[Attribute, Value] | None = None,
+        *,
+        error: str = "",
+    ) -> None:
+        """Notes a part of the request that is over; those of one name may be several, at the same time also.
+
+        Args:
+            name: Name of the part, for the trace and, with `_s`, for the log line.
+            begin_s: When it began.
+            end_s: When it ended.
+            attributes: What the trace tells about it.
+            error: The kind of its failure; empty = none.
+        """
+        self._parts_s[name] = self._parts_s.get(name, 0.0) + end_s - begin_s
+        record_span(name, begin_s, end_s, attributes, error=error)
 
     def take(self, index: int, count: int, timings: ChoiceTimings | None) -> None:
         """Measures an output of the engine, when it is read.
@@ -86,12 +122,13 @@ class RequestRecord:
             count: Its number of tokens.
             timings: What the engine measured, with the first token.
         """
+        now_s = time.monotonic()
         if timings is not None and index == 0:
             families.QUEUE.observe(self._waited_s + timings.queue_s)
             families.PREFILL.observe(timings.prefill_s)
+            self._in_engine(timings, now_s)
         if not count:
             return
-        now_s = time.monotonic()
         families.GENERATION_TOKENS.inc(count)
         if not self._first_s:
             first = families.TIME_TO_FIRST_TOKEN.labels(self._operation)
@@ -104,10 +141,31 @@ class RequestRecord:
         self._last_s[index] = now_s
         self._tokens[index] = self._tokens.get(index, 0) + count
 
+    def _in_engine(self, timings: ChoiceTimings, now_s: float) -> None:
+        """Notes what the engine did until the first token, which came just now; the encoder's work comes first."""
+        begin_s = now_s - timings.prefill_s
+        queue = {Attribute.QUEUE: "engine"}
+        self.part("queue", begin_s - timings.queue_s, begin_s, queue)
+        if timings.encode_s:
+            self.part("vision_encode", begin_s, begin_s + timings.encode_s)
+        self.part("prefill", begin_s + timings.encode_s, now_s)
+
+    def serves(self, model: str, *, choices: int, images: int) -> None:
+        """Notes what is asked: the canonical name of the model, and the numbers of answers and of images."""
+        self._told |= {
+            Attribute.MODEL: model,
+            Attribute.CHOICES: choices,
+            Attribute.IMAGES: images,
+        }
+
     def observe(self, event: Event) -> None:
         """Measures an event of the answer."""
         match event:
             case Started(usage=usage):
+                self._told |= {
+                    Attribute.INPUT_TOKENS: usage.prompt_tokens,
+                    Attribute.IMAGE_TOKENS: usage.image_tokens,
+                }
                 families.PROMPT_TOKENS.inc(usage.prompt_tokens)
                 families.IMAGE_TOKENS.inc(usage.image_tokens)
                 families.VIDEO_TOKENS.inc(usage.video_tokens)
@@ -117,6 +175,12 @@ class RequestRecord:
                     self._finish = _FINISH_REASONS[reason]
             case TokenUsage():
                 self._is_complete = True
+                self._told |= {
+                    Attribute.INPUT_TOKENS: event.prompt_tokens,
+                    Attribute.IMAGE_TOKENS: event.image_tokens,
+                    Attribute.CACHED_TOKENS: event.cached_tokens,
+                    Attribute.OUTPUT_TOKENS: event.completion_tokens,
+                }
                 tokens = families.TOKEN_USAGE
                 tokens.labels(self._operation, "input").observe(event.prompt_tokens)
                 tokens.labels(self._operation, "output").observe(event.completion_tokens)
@@ -151,11 +215,42 @@ class RequestRecord:
         error_type = "" if code == "OK" else code
         families.REQUEST_DURATION.labels(self._operation, error_type).observe(seconds)
         for index, tokens in self._tokens.items():
-            decode_s = self._last_s[index] - self._first_s[index]
-            families.DECODE.observe(decode_s)
+            first_s, last_s = self._first_s[index], self._last_s[index]
+            families.DECODE.observe(last_s - first_s)
+            told = {Attribute.CHOICE: index, Attribute.TOKENS: tokens}
+            record_span("decode", first_s, last_s, told)
             if tokens > 1:
                 mean = families.TIME_PER_OUTPUT_TOKEN.labels(self._operation)
-                mean.observe(decode_s / (tokens - 1))
+                mean.observe((last_s - first_s) / (tokens - 1))
+
+    @property
+    def attributes(self) -> dict[Attribute, Value]:
+        """What the span of the whole request tells."""
+        told = {Attribute.OPERATION: self._operation, Attribute.PROVIDER: PROVIDER} | self._told
+        if self._finish:
+            told[Attribute.FINISH_REASONS] = (self._finish,)
+        return told
+
+    @property
+    def error(self) -> str:
+        """The reason of the error that the call ended with; empty = none."""
+        return self._error
+
+    def log_fields(self) -> dict[str, object]:
+        """Sizes, timings and outcome for the line of the call; seconds of parts that overlap are added up."""
+        fields: dict[str, object] = {
+            name: self._told[attribute]
+            for name, attribute in _LOGGED.items()
+            if attribute in self._told
+        }
+        if self._first_s:
+            fields["first_token_s"] = round(min(self._first_s.values()) - self._begin_s, 4)
+        fields |= {f"{name}_s": round(seconds, 4) for name, seconds in self._parts_s.items()}
+        if self._finish:
+            fields["finish_reason"] = self._finish
+        if self._error:
+            fields["reason"] = self._error
+        return fields
 
     def _count_failure(self, counter: str, value: str) -> None:
         has_begun = bool(self._tokens)

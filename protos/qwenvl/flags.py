@@ -15,6 +15,7 @@ from pathlib import Path
 import re
 import types
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -23,9 +24,19 @@ from pydantic_core import PydanticCustomError
 from qwenvl.addresses import MAX_PORT, check_target, parse_address
 from qwenvl.environment import ENV_PREFIX
 from qwenvl.keys import KeyFileError, read_keys
+from qwenvl.observability import can_trace
 
 
-__all__ = ["ENV_PREFIX", "Address", "FlagSettings", "Positive", "Seconds", "Target", "next_address"]
+__all__ = [
+    "ENV_PREFIX",
+    "Address",
+    "Endpoint",
+    "FlagSettings",
+    "Positive",
+    "Seconds",
+    "Target",
+    "next_address",
+]
 
 
 def _check_address(text: str) -> str:
@@ -40,6 +51,17 @@ def _check_target(text: str) -> str:
         check_target(text)
     except ValueError as error:
         raise PydanticCustomError("target", "{text}", {"text": str(error)}) from None
+    return text
+
+
+def _check_endpoint(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        is_plain = url.scheme in ("http", "https") and bool(url.hostname and url.port)
+    except ValueError:
+        is_plain = False
+    if not is_plain or url.path not in ("", "/") or "@" in text or url.query or url.fragment:
+        raise PydanticCustomError("endpoint", "must be http://HOST:PORT or https://HOST:PORT")
     return text
 
 
@@ -59,6 +81,8 @@ Address = Annotated[str, AfterValidator(_check_address)]
 """HOST:PORT of an API."""
 Target = Annotated[str, AfterValidator(_check_target)]
 """A gRPC target: HOST:PORT, or one with a scheme."""
+Endpoint = Annotated[str, AfterValidator(_check_endpoint)]
+"""A server of another program: http://HOST:PORT, or https:// for TLS."""
 
 
 class FlagSettings(BaseModel):
@@ -150,8 +174,10 @@ class FlagSettings(BaseModel):
     def check_files(self) -> None:
         """Checks that every file in the settings can be read, that a key file has keys, and that none lacks another.
 
+        Traces need packages, which are checked as well.
+
         Raises:
-            SystemExit: One cannot be read; the message has a line for each, see `problem`.
+            SystemExit: Something is missing; the message has a line for each, see `problem`.
         """
         problems = [
             self.problem(name, path, text)
@@ -166,6 +192,10 @@ class FlagSettings(BaseModel):
             for other in others
             if getattr(self, name) is not None and getattr(self, other) is None
         ]
+        endpoint = getattr(self, "otlp_traces_endpoint", None)
+        if endpoint is not None and not can_trace():
+            text = "needs OpenTelemetry: pip install 'qwen-vl-serving[tracing]'"
+            problems.append(self.problem("otlp_traces_endpoint", endpoint, text))
         if problems:
             raise SystemExit("\n".join(problems))
 

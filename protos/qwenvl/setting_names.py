@@ -77,6 +77,7 @@ SERVICE: Final = (
     "grpc_tls_key_file",
     "grpc_tls_client_ca_file",
     "drain_timeout_s",
+    "otlp_traces_endpoint",
     "log_level",
     "log_format",
 )
@@ -103,6 +104,7 @@ ADAPTER: Final = (
     "response_store_mib",
     "response_store_age_s",
     "strict_fields",
+    "otlp_traces_endpoint",
     "log_level",
     "log_format",
 )

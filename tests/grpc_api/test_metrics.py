@@ -141,7 +141,7 @@ def test_the_queue_is_that_of_the_service_and_that_of_the_engine() -> None:
     queue, prefill = sum_and_count(families.QUEUE), sum_and_count(families.PREFILL)
     record = RequestRecord("chat")
     record._waited_s = 2.0
-    with record.waiting():
+    with record.waiting("batch"):
         pass
     for choice in (0, 1):  # several answers of one request wait once
         record.take(choice, 1, ChoiceTimings(queue_s=0.5, prefill_s=0.25))

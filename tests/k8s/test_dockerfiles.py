@@ -127,10 +127,9 @@ def test_every_package_of_the_inference_image_is_copied():
 def test_the_adapter_image_holds_no_torch():
     assert "torch" not in path_of("rest-adapter").read_text(encoding="utf-8").lower()
     installed = " ".join(Dockerfile.read("rest-adapter").all("RUN"))
-    assert re.findall(r"\.\[\w+\]", installed) == [".[adapter]"]
-    names = everything_behind(
-        [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["adapter"]]
-    )
+    assert re.findall(r"\.\[[\w,]+\]", installed) == [".[adapter,tracing]"]
+    extras = PROJECT["optional-dependencies"]
+    names = everything_behind([*PROJECT["dependencies"], *extras["adapter"], *extras["tracing"]])
     assert "fastapi" in names
     assert names.isdisjoint(
         {"torch", "transformers", "numpy", "pillow", "tokenizers", "modelscope"}

@@ -61,7 +61,8 @@ class CallContext:
         request_id: The request's own id, unique among the requests in flight.
         client_request_id: The client's `x-request-id`, which may be the same for several calls; None = not sent.
         caller: SHA-256 of the API key in hexadecimal; empty without a key (one shared caller).
-        traceparent: The caller's position in a trace; None = not sent.
+        traceparent: The position of the call in a trace: its own span, or the caller's if this process does not trace;
+            None = in none.
         deadline: The deadline as `time.monotonic()` in seconds; None = no deadline.
     """
 
@@ -87,7 +88,7 @@ class CallContext:
             request_id=_valid(request_id) or f"req-{uuid.uuid4().hex}",
             client_request_id=_valid(headers.get("x-request-id", "")),
             caller=digest_of(key).hex() if key else "",
-            traceparent=TraceParent.parse(headers.get("traceparent", "")),
+            traceparent=position() or TraceParent.parse(headers.get("traceparent", "")),
             deadline=deadline,
         )
 
@@ -106,6 +107,19 @@ class CallContext:
 
 def _valid(request_id: str) -> str | None:
     return request_id if _REQUEST_ID.fullmatch(request_id) else None
+
+
+_position: ContextVar[TraceParent | None] = ContextVar("qwenvl_position", default=None)
+
+
+def enter_position(own: TraceParent | None) -> None:
+    """Makes a span that of this task and of the tasks that it starts; it is entered before the call."""
+    _position.set(own)
+
+
+def position() -> TraceParent | None:
+    """The current span of this process; None = it does not trace, or there is no call."""
+    return _position.get()
 
 
 _current: ContextVar[CallContext | None] = ContextVar("qwenvl_current_call", default=None)
