@@ -18,6 +18,12 @@ _KEPT: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_
 KINDS = frozenset(_KEPT)
 
 
+def api_version(kind: str) -> str | None:
+    """The group and version of a custom resource; None = no schema is kept for its kind."""
+    version: str | None = _KEPT.get(kind, {}).get("apiVersion")
+    return version
+
+
 def validate(item: Object) -> None:
     """Checks one object.
 

@@ -105,6 +105,8 @@ def policy_fields(manifests: Manifests) -> Iterator[str]:
                 for port in rule.get("ports", []):
                     if port.get("protocol") not in ("TCP", "UDP"):
                         yield f"NetworkPolicy {name}: protocol {port.get('protocol')}"
+                    if not isinstance(port.get("port"), int) or "endPort" in port:
+                        yield f"NetworkPolicy {name}: opens more or less than one number: {port}"
 
 
 def service_protocols(manifests: Manifests) -> Iterator[str]:

@@ -5,7 +5,7 @@ Owns the meaning of NetworkPolicy: policies only add, and a pod that no policy s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 import ipaddress
 
@@ -66,16 +66,34 @@ def _passes(
 
 
 def matches(selector: Object, labels: Mapping[str, str]) -> bool:
-    """Whether a label selector (matchLabels only; more is refused) selects these labels."""
-    assert set(selector) <= {"matchLabels"}, f"selector not understood: {selector}"
-    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+    """Whether a label selector selects these labels."""
+    assert set(selector) <= {"matchLabels", "matchExpressions"}, f"not understood: {selector}"
+    wanted = (selector.get("matchLabels") or {}).items()
+    return all(labels.get(key) == value for key, value in wanted) and all(
+        _OPERATORS[item["operator"]](labels.get(item["key"]), item.get("values", []))
+        for item in selector.get("matchExpressions") or []
+    )
+
+
+_OPERATORS: Mapping[str, Callable[[str | None, list[str]], bool]] = {
+    "In": lambda value, values: value in values,
+    "NotIn": lambda value, values: value not in values,
+    "Exists": lambda value, _: value is not None,
+    "DoesNotExist": lambda value, _: value is None,
+}
 
 
 def _port_fits(rule: Object, port: int, protocol: str) -> bool:
     ports = rule.get("ports")
     return not ports or any(
-        item.get("protocol", "TCP") == protocol and item["port"] == port for item in ports
+        item.get("protocol", "TCP") == protocol and _is_in(item, port) for item in ports
     )
+
+
+def _is_in(item: Object, port: int) -> bool:
+    """Whether a port is meant: by its number, in a range, or by none at all; `edge_policy` refuses names."""
+    first = item.get("port")
+    return first is None or (isinstance(first, int) and first <= port <= item.get("endPort", first))
 
 
 def _is_peer(item: Object, peer: Endpoint) -> bool:

@@ -6,27 +6,28 @@ Owns the rules about Gateway API and inference pools. The contract is the measur
 from __future__ import annotations
 
 from collections.abc import Iterator
+import importlib
 import re
 
 from grpc_health.v1 import health_pb2
 
 from inference_service.settings import ServiceSettings
-from qwenvl.inference.v1 import (
-    chat_service_pb2,
-    completion_service_pb2,
-    model_service_pb2,
-)
 from tests.k8s.manifest_network import Endpoint, matches, reaches
 from tests.k8s.manifest_policy import programs, settings_of
-from tests.k8s.manifest_set import Manifests, Object, Workload
+from tests.k8s.manifest_set import ROOT, Manifests, Object, Workload
 
 
+CONTRACT = [
+    importlib.import_module(f"qwenvl.inference.v1.{path.stem}_pb2")
+    for path in (ROOT / "protos" / "qwenvl" / "inference" / "v1").glob("*_service.proto")
+]
 SERVICES = {
     service.full_name
-    for file in (chat_service_pb2, completion_service_pb2, model_service_pb2, health_pb2)
+    for file in (*CONTRACT, health_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
+    if service.name != "AdminService"
 }
-"""What callers from outside may call: not the AdminService."""
+"""What callers from outside may call."""
 
 PICKERS = ("inference.networking.k8s.io", "llm-d.ai")
 """Whose label tells an endpoint picker which names of metrics to read."""

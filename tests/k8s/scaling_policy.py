@@ -44,6 +44,9 @@ def scaling_metrics(manifests: Manifests) -> Iterator[str]:
         name = f"{item['kind']} {item['metadata']['name']}"
         target = item["spec"]["scaleTargetRef"]["name"]
         queries = list(_queries(item))
+        kinds = {metric["type"] for metric in item["spec"].get("metrics", [])}
+        if low == 0 and kinds & {"Resource", "Pods", "ContainerResource"}:
+            yield f"{name}: no pod is left to measure: {sorted(kinds)}"
         for names in queries:
             if not names or not names <= known:
                 yield f"{name}: {names} are not all metrics of this project"
@@ -95,6 +98,8 @@ def scaler_fields(manifests: Manifests) -> Iterator[str]:
 
 def _behavior(name: str, item: Object) -> Iterator[str]:
     for direction in item["spec"].get("behavior", {}).values():
+        if direction.get("selectPolicy") == "Disabled":
+            yield f"{name}: scales in one direction only"
         if direction.get("stabilizationWindowSeconds", 0) > 3600:
             yield f"{name}: waits longer than an hour"
         for policy in direction.get("policies", []):

@@ -15,7 +15,7 @@ from tests.k8s.test_manifests import RELEASES, check_schema
 
 CARDS = (("gpu-node",), ("gpu-node", "gpu-mig"), ("gpu-dra",))
 MODELS = (("model-download",), ("model-shared",), ("model-image",))
-SCALERS: tuple[tuple[str, ...], ...] = ((), ("autoscaling",), ("keda",))
+SCALERS: tuple[tuple[str, ...], ...] = ((), ("autoscaling",), ("keda",), ("autoscaling-to-zero",))
 EXTRAS: tuple[tuple[str, ...], ...] = (
     (),
     ("media-egress",),
@@ -23,11 +23,19 @@ EXTRAS: tuple[tuple[str, ...], ...] = (
     ("gateway",),
     ("kueue",),
     ("mutual-tls",),
+    ("tracing",),
+    ("admission-policy",),
     ("gateway", "inference-pool"),
-    ("media-egress", "high-availability", "gateway", "inference-pool", "kueue"),
+    ("media-egress", "high-availability", "gateway", "inference-pool", "kueue", "tracing"),
 )
 OVERLAYS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "overlays/dev-cpu": ((), ("monitoring",), ("gateway",), ("monitoring", "gateway")),
+    "overlays/dev-cpu": (
+        (),
+        ("monitoring",),
+        ("gateway",),
+        ("monitoring", "gateway"),
+        ("tracing",),
+    ),
     "overlays/single-gpu": (
         (),
         ("monitoring",),
@@ -41,7 +49,7 @@ OVERLAYS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("inference-pool",),
         ("kueue",),
         ("gpu-mig",),
-        ("inference-pool", "kueue"),
+        ("inference-pool", "kueue", "tracing", "admission-policy"),
     ),
 }
 

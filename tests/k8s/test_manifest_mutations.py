@@ -13,7 +13,7 @@ import pytest
 
 from tests.k8s import manifest_policy
 from tests.k8s.manifest_set import ROOT, Manifests, load
-from tests.k8s.rules import RULES
+from tests.k8s.rules import RULES, broken_rules
 from tests.k8s.test_manifests import RELEASES, check_schema
 
 
@@ -47,6 +47,32 @@ def _setting(name: str, value: str | None) -> Callable[[Manifests], None]:
             data[name] = value
 
     return mutate
+
+
+def _adapter_setting(name: str, value: str) -> Callable[[Manifests], None]:
+    def mutate(manifests: Manifests) -> None:
+        for item in manifests.of_kind("ConfigMap"):
+            if item["metadata"]["name"].startswith("adapter-settings"):
+                item["data"][name] = value
+
+    return mutate
+
+
+def _append(kind: str, name: str, path: str, value: Any) -> Callable[[Manifests], None]:
+    """Appends to a list of one object, which is made if it is not there."""
+
+    def mutate(manifests: Manifests) -> None:
+        place: Any = manifests.get(kind, name)
+        *way, last = [int(step) if step.isdigit() else step for step in path.split("/")]
+        for step in way:
+            place = place[step]
+        place.setdefault(last, []).append(value)
+
+    return mutate
+
+
+def _add(item: Any) -> Callable[[Manifests], None]:
+    return lambda manifests: manifests.objects.append(item)
 
 
 def _without(kind: str, name: str) -> Callable[[Manifests], None]:
@@ -251,6 +277,7 @@ BROKEN_POOL = [
         grpc("spec/rules/0/matches/0/method/service", "qwenvl.inference.v1.AdminService"),
     ),
     ("routed_services", grpc("spec/rules/0/matches", None)),
+    ("routed_services", grpc("spec/rules/0/matches/2", None)),
     ("routed_services", grpc("spec/rules/0/matches/0/method/service", "qwenvl.inference.v1.Chat")),
     ("routed_paths", http("spec/rules/0/matches/0/path/value", "/")),
     ("routed_paths", http("spec/rules/0/matches/1/path/value", "/metrics")),
@@ -319,7 +346,160 @@ BROKEN_TLS = [
     ),
     ("closed", _set("NetworkPolicy", "model-egress", "spec/egress/0/to/1/ipBlock/except", [])),
 ]
+NAMED = {"metadata": {"name": "inference", "namespace": "qwen-vl-serving"}}
+API_KEYS = f"{POD}/volumes/1/secret"
+SECRET = {"apiVersion": "v1", "kind": "Secret"} | NAMED
+METRIC = "spec/metrics/0"
+service = partial(_set, "Service", "inference")
+claim = partial(_set, "PersistentVolumeClaim", "model-cache")
+job = partial(_set, "Job", "model-download")
+
+# What operators add or change, beyond what is here.
+BROKEN_OTHERWISE = [
+    ("variables", _setting("OTEL_TRACES_SAMPLR", "always_on")),
+    ("variables", _setting("HF_HOM", "/models")),
+    ("variables", _append("Deployment", "inference", f"{BOX}/env", {"name": "HOME", "value": "/"})),
+    ("variables", inference(f"{BOX}/envFrom/0/configMapRef/optional", True)),
+    ("variables", inference(f"{BOX}/envFrom/0/prefix", "QWEN_")),
+    (
+        "value_sources",
+        _append(
+            "Deployment",
+            "rest-adapter",
+            f"{BOX}/env",
+            {
+                "name": "QWENVL_LOG_LEVEL",
+                "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "level"}},
+            },
+        ),
+    ),
+    (
+        "value_sources",
+        _append(
+            "Deployment",
+            "inference",
+            f"{BOX}/env",
+            {
+                "name": "QWENVL_API_KEY",
+                "valueFrom": {"secretKeyRef": {"name": "api-keys", "key": "api-keys"}},
+            },
+        ),
+    ),
+    ("commands", inference(f"{BOX}/args", ["--api-key-file", "none"])),
+    ("commands", adapter(f"{BOX}/command", ["sleep", "infinity"])),
+    ("logs", _setting("QWENVL_LOG_FORMAT", "text")),
+    ("logs", _adapter_setting("QWENVL_LOG_LEVEL", "error")),
+    ("local_media", _setting("QWENVL_ALLOW_LOCAL_MEDIA_PATH", "/")),
+    ("local_media", _setting("QWENVL_ALLOW_LOCAL_MEDIA_PATH", "/etc/qwenvl/keys")),
+    ("budgets", _adapter_setting("QWENVL_BODY_BUDGET_MIB", "4096")),
+    ("budgets", _setting("QWENVL_MEDIA_WORKERS", "32")),
+    ("response_store", _adapter_setting("QWENVL_RESPONSE_STORE", "memory")),
+    ("traces", _setting("QWENVL_OTLP_TRACES_ENDPOINT", "http://collector.other.svc:4317")),
+    ("api_versions", inference("apiVersion", "apps/v1beta1")),
+    (
+        "api_versions",
+        _set("PodMonitor", "inference", "apiVersion", "monitoring.coreos.com/v1alpha1"),
+    ),
+    (
+        "permissions",
+        _add({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding"} | NAMED),
+    ),
+    ("service_types", service("spec/type", "LoadBalancer")),
+    ("service_types", service("spec/sessionAffinity", "ClientIP")),
+    ("service_types", service("spec/publishNotReadyAddresses", True)),
+    ("secrets", _add(SECRET | {"type": "Opaque", "data": {"tls.key": "eA==", "tls.crt": "eA=="}})),
+    ("secrets", _add(SECRET | {"type": "kubernetes.io/tls", "data": {"tls.key": "eA=="}})),
+    ("secrets", _add(SECRET | {"data": {"api-keys": "not base64"}})),
+    ("secrets", _add(SECRET | {"data": {"api-keys": "eA=="}, "immutable": True})),
+    ("secrets", inference(f"{BOX}/volumeMounts/1/subPath", "api-keys")),
+    ("secrets", inference(f"{API_KEYS}/items", [{"key": "keys", "path": "api-keys"}])),
+    ("volumes", inference(f"{POD}/volumes/2/emptyDir", {})),
+    ("volumes", inference(f"{POD}/volumes/2", {"name": "scratch", "hostPath": {"path": "/tmp"}})),
+    ("volumes", claim("spec/volumeMode", "Block")),
+    ("pods", inference(f"{POD}/dnsPolicy", "Default")),
+    ("pods", inference(f"{POD}/hostAliases", [{"ip": "10.0.0.1", "hostnames": ["inference"]}])),
+    ("pods", adapter(f"{POD}/shareProcessNamespace", True)),
+    ("pods", inference(f"{POD}/restartPolicy", "Never")),
+    ("pods", inference(f"{POD}/nodeName", "gpu-1")),
+    ("one_user", inference(f"{BOX}/securityContext/runAsUser", 1000)),
+    ("one_user", adapter(f"{BOX}/tty", True)),
+    ("deployments", inference("spec/paused", True)),
+    ("deployments", inference("spec/replicas", 0)),
+    ("deployments", adapter("spec/revisionHistoryLimit", 0)),
+    ("throttling", inference(f"{BOX}/resources/limits/cpu", "4")),
+    ("probe_actions", adapter(f"{BOX}/readinessProbe/httpGet/scheme", "HTTPS")),
+    ("probe_actions", inference(f"{BOX}/startupProbe/initialDelaySeconds", 600)),
+    ("probe_actions", inference(f"{BOX}/livenessProbe/tcpSocket", {"port": 50051})),
+    ("probe_actions", inference(f"{BOX}/livenessProbe/terminationGracePeriodSeconds", 10)),
+    ("policy_fields", _set("NetworkPolicy", "inference", "spec/ingress/0/ports/0/endPort", 65535)),
+    ("policy_fields", _set("NetworkPolicy", "inference", "spec/ingress/0/ports/0/port", "grpc")),
+    ("closed", _set("NetworkPolicy", "inference", "spec/ingress/0/ports/0", {"protocol": "TCP"})),
+    (
+        "selectors",
+        _set(
+            "Deployment",
+            "inference",
+            "spec/selector",
+            {"matchExpressions": [{"key": "app.kubernetes.io/name", "operator": "DoesNotExist"}]},
+        ),
+    ),
+    ("image_versions", inference(f"{BOX}/image", "qwen-vl-serving/inference@sha256:abc")),
+    ("image_versions", inference(f"{BOX}/image", "registry:5000/inference")),
+]
+BROKEN_TRACES = [
+    ("traces", _without("NetworkPolicy", "inference-traces")),
+    (
+        "traces",
+        _set(
+            "NetworkPolicy", "rest-adapter-traces", "spec/egress/0/to", [{"namespaceSelector": {}}]
+        ),
+    ),
+    (
+        "traces",
+        _adapter_setting("QWENVL_OTLP_TRACES_ENDPOINT", "http://other.observability.svc:4317"),
+    ),
+    ("traces", _setting("QWENVL_OTLP_TRACES_ENDPOINT", "http://traces.example.com:4318")),
+    ("traces", _setting("OTEL_TRACES_SAMPLER", "ratio")),
+    ("traces", _setting("OTEL_TRACES_SAMPLER_ARG", "10%")),
+    ("settings", _setting("QWENVL_OTLP_TRACES_ENDPOINT", "otel-collector:4317")),
+]
+policy = partial(_set, "ValidatingAdmissionPolicy", "qwen-vl-serving")
+binding = partial(_set, "ValidatingAdmissionPolicyBinding", "qwen-vl-serving")
+BROKEN_ADMISSION = [
+    ("admission", binding("spec/policyName", "other")),
+    ("admission", binding("spec/validationActions", ["Audit"])),
+    ("admission", binding("spec/matchResources", {})),
+    ("admission", policy("spec/failurePolicy", "Ignore")),
+    ("admission", policy("spec/matchConstraints/resourceRules/1/operations", ["CREATE"])),
+    ("admission", policy("spec/matchConstraints/resourceRules/1/resources", ["daemonsets"])),
+    ("admission", policy("spec/validations/1/expression", "false")),
+    ("deployments", job("spec/suspend", True)),
+]
+BROKEN_NATIVE_ZERO = [
+    ("scaling_metrics", hpa(f"{METRIC}/external/metric/name", "qwenvl_requests_waiting")),
+    (
+        "scaling_metrics",
+        _append(
+            "HorizontalPodAutoscaler",
+            "inference",
+            "spec/metrics",
+            {
+                "type": "Pods",
+                "pods": {
+                    "metric": {"name": "qwenvl_requests_waiting"},
+                    "target": {"type": "AverageValue", "averageValue": "4"},
+                },
+            },
+        ),
+    ),
+    ("scaling_thresholds", hpa(f"{METRIC}/external/target/averageValue", "640")),
+    ("scaler_fields", hpa("spec/behavior/scaleDown/selectPolicy", "Disabled")),
+]
 ALL_BROKEN = [
+    *(("monitored", *broken) for broken in BROKEN_OTHERWISE),
+    *(("traced", *broken) for broken in BROKEN_TRACES),
+    *(("guarded", *broken) for broken in BROKEN_ADMISSION),
+    *(("native-zero", *broken) for broken in BROKEN_NATIVE_ZERO),
     *(("mutual-tls", *broken) for broken in BROKEN_TLS),
     *(("monitored", *broken) for broken in BROKEN),
     *(("pool", *broken) for broken in BROKEN_POOL),
@@ -333,6 +513,14 @@ def test_a_broken_manifest_is_refused(kustomization, rule, mutate):
     assert list(RULES[rule](manifests)) == []
     mutate(manifests)
     assert list(RULES[rule](manifests))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("kustomization", "rule", "mutate"), ALL_BROKEN)
+def test_the_rule_is_among_those_that_all_together_name(kustomization, rule, mutate):
+    manifests = load(kustomization)
+    mutate(manifests)
+    assert broken_rules(manifests).keys() & {rule, "settings"}
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,11 @@ GATEWAY = Endpoint(
 PROMETHEUS = Endpoint(
     {"app": "x"}, namespace="monitoring", namespace_labels={"qwen-vl-serving/prometheus": "true"}
 )
+COLLECTOR = Endpoint(
+    {"app": "x"},
+    namespace="observability",
+    namespace_labels={"qwen-vl-serving/otlp-collector": "true"},
+)
 OURS = ("inference", "adapter", "download")
 NAMES = {
     "inference": INFERENCE,
@@ -121,6 +126,7 @@ NAMES = {
     "download": Endpoint({"app.kubernetes.io/name": "model-download"}),
     "gateway": GATEWAY,
     "prometheus": PROMETHEUS,
+    "collector": COLLECTOR,
     "stranger": STRANGER,
     "caller": CALLER,
     "dns": DNS,
@@ -130,7 +136,7 @@ NAMES = {
     "public6": outside("2606:2800:21f::1"),
     "lan": outside("192.168.1.1"),
 }
-PORTS = (53, 80, 443, 5353, 8000, 9090, 50051, 50052)
+PORTS = (53, 80, 443, 4317, 5353, 8000, 9090, 50051, 50052)
 ALWAYS = {
     ("adapter", "inference", 50051),
     ("caller", "inference", 50051),
@@ -145,6 +151,7 @@ PUBLIC = ("public", "public6")
 WITH_MEDIA = {("inference", name, port) for name in PUBLIC for port in (80, 443)}
 WITH_DOWNLOAD = {("download", name, 443) for name in PUBLIC}
 WITH_MONITORING = {("prometheus", name, 9090) for name in ("inference", "adapter")}
+WITH_TRACES = {(name, "collector", 4317) for name in ("inference", "adapter")}
 WITH_GATEWAY = {("gateway", "inference", 50051)}
 WITH_POOL = {("gateway", "inference", 8000)}
 PROD = ALWAYS | WITH_MEDIA | WITH_DOWNLOAD | WITH_MONITORING | WITH_GATEWAY
@@ -158,6 +165,9 @@ PROD = ALWAYS | WITH_MEDIA | WITH_DOWNLOAD | WITH_MONITORING | WITH_GATEWAY
         ("single-gpu", ALWAYS | WITH_MEDIA),
         ("monitored", ALWAYS | WITH_MEDIA | WITH_MONITORING),
         ("to-zero", ALWAYS | WITH_MONITORING),
+        ("native-zero", ALWAYS | WITH_MONITORING),
+        ("traced", ALWAYS | WITH_MEDIA | WITH_MONITORING | WITH_TRACES),
+        ("guarded", PROD | WITH_TRACES),
         ("image", ALWAYS),
         ("prod", PROD),
         ("pool", PROD | WITH_POOL),

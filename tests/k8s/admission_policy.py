@@ -1,0 +1,78 @@
+"""The admission policy, evaluated here as the API server would: what a schema cannot see.
+
+Owns the meaning of a ValidatingAdmissionPolicy for workloads; `string`, `matches`, `all` and `has` are CEL's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import copy
+from typing import Any
+
+import cel
+
+from tests.k8s.manifest_set import Manifests, Object
+
+
+NAMESPACE = "qwen-vl-serving"
+KINDS = {"Deployment": "deployments", "Job": "jobs"}
+DIGEST = "@sha256:" + 64 * "0"
+
+
+def refusals(policy: Object, item: Object) -> Iterator[str]:
+    """The messages with which a policy refuses an object."""
+    known: dict[str, Any] = {"object": item, "variables": {}}
+    for variable in policy["spec"].get("variables", []):
+        known["variables"][variable["name"]] = cel.evaluate(variable["expression"], known)
+    for validation in policy["spec"]["validations"]:
+        if cel.evaluate(validation["expression"], known) is not True:
+            yield validation["message"]
+
+
+def pinned(item: Object) -> Object:
+    """An object with digests, as in an operator's overlay."""
+    found = copy.deepcopy(item)
+    pod = found["spec"]["template"]["spec"]
+    for container in [*pod.get("initContainers", []), *pod["containers"]]:
+        container["image"] = container["image"].partition("@")[0] + DIGEST
+    return found
+
+
+def admission(manifests: Manifests) -> Iterator[str]:
+    """A policy is bound to this namespace, denies, sees the workloads, and accepts those that are here."""
+    policies = {
+        item["metadata"]["name"]: item for item in manifests.of_kind("ValidatingAdmissionPolicy")
+    }
+    bound = set()
+    for item in manifests.of_kind("ValidatingAdmissionPolicyBinding"):
+        spec, name = item["spec"], item["metadata"]["name"]
+        bound.add(spec["policyName"])
+        if spec["policyName"] not in policies:
+            yield f"binding {name}: there is no policy {spec['policyName']}"
+        if "Deny" not in spec["validationActions"]:
+            yield f"binding {name}: refuses nothing"
+        selector = spec.get("matchResources", {}).get("namespaceSelector", {})
+        if selector != {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}:
+            yield f"binding {name}: is for other namespaces than {NAMESPACE}"
+    for name, policy in policies.items():
+        if name not in bound:
+            yield f"policy {name}: is bound to nothing"
+        if policy["spec"].get("failurePolicy", "Fail") != "Fail":
+            yield f"policy {name}: lets everything pass when it fails"
+        yield from _sees(name, policy)
+        for workload in manifests.workloads():
+            for message in refusals(policy, pinned(workload.body)):
+                yield f"policy {name} refuses {workload.name}: {message}"
+
+
+def _sees(name: str, policy: Object) -> Iterator[str]:
+    rules = policy["spec"]["matchConstraints"]["resourceRules"]
+    seen = {one for rule in rules for one in rule["resources"]}
+    if not {*KINDS.values(), "pods"} <= seen:
+        yield f"policy {name}: does not see all of {sorted({*KINDS.values(), 'pods'} - seen)}"
+    for rule in rules:
+        if set(rule["operations"]) != {"CREATE", "UPDATE"}:
+            yield f"policy {name}: sees {rule['operations']} of {rule['resources']}"
+
+
+RULES = (admission,)
