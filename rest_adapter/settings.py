@@ -86,8 +86,8 @@ class AdapterSettings(FlagSettings):
     )
     playground: bool = Field(
         True,
-        description="serve a web page at / that asks the API, and the API's description at /docs and /openapi.json; they"
-        " need no key",
+        description="serve a web page at / that asks the API, and the API's description at /docs and /openapi.json;"
+        " they need no key",
     )
     response_store: str | None = Field(
         None,

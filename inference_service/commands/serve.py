@@ -12,8 +12,6 @@ import os
 from pathlib import Path
 import subprocess
 
-from pydantic import TypeAdapter
-
 from inference_service.commands.banner import Banner
 from inference_service.commands.console import Console
 from inference_service.commands.devices import find_device, may_exist
@@ -36,6 +34,7 @@ from inference_service.settings import ServiceSettings
 from qwenvl.addresses import Address, parse_address
 from qwenvl.command_line import EXAMPLES
 from qwenvl.environment import ENV_PREFIX, unknown_variables
+from qwenvl.flags import is_true
 from qwenvl.interrupts import ending_at_once
 from qwenvl.safe_path import child_environment
 
@@ -110,9 +109,7 @@ def run(flags: Mapping[str, object]) -> int:
     """Runs the command; returns the exit status."""
     with ending_at_once():
         plan = _plan(flags)
-    banner = Banner(
-        plan.addresses, api_key_file=plan.settings.api_key_file, has_page=plan.has_page
-    )
+    banner = Banner(plan.addresses, api_key_file=plan.settings.api_key_file, has_page=plan.has_page)
     pair = Pair(
         plan.environment,
         plan.addresses,
@@ -246,7 +243,7 @@ def build_environment(
 
 def has_page(environment: Mapping[str, str]) -> bool:
     """Whether the adapter will serve the playground; it has found the value valid."""
-    return TypeAdapter(bool).validate_python(environment.get(_PLAYGROUND) or True)
+    return is_true(environment.get(_PLAYGROUND) or "true")
 
 
 def _as_text(value: object) -> str:

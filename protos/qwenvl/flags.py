@@ -17,7 +17,15 @@ import types
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -35,6 +43,7 @@ __all__ = [
     "Positive",
     "Seconds",
     "Target",
+    "is_true",
     "next_address",
 ]
 
@@ -63,6 +72,11 @@ def _check_endpoint(text: str) -> str:
     if not is_plain or url.path not in ("", "/") or "@" in text or url.query or url.fragment:
         raise PydanticCustomError("endpoint", "must be http://HOST:PORT or https://HOST:PORT")
     return text
+
+
+def is_true(text: str) -> bool:
+    """Reads a switch as settings do; raises ValueError if it is none."""
+    return TypeAdapter(bool).validate_python(text)
 
 
 def next_address(address: str) -> str:

@@ -9,7 +9,7 @@ from inference_service.commands.serve import build_environment, has_page
 from qwenvl.addresses import Address
 
 
-ADDRESSES = {"http_address": Address("0.0.0.0", 8000), "grpc_address": Address("127.0.0.1", 1)}  # noqa: S104
+ADDRESSES = {"http_address": Address("0.0.0.0", 8000), "grpc_address": Address("127.0.0.1", 1)}
 VARIABLE = "QWENVL_PLAYGROUND"
 
 
