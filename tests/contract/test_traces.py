@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from typing import Any
 
 from opentelemetry.semconv._incubating.attributes import (
     error_attributes,
@@ -120,6 +121,16 @@ def test_a_request_is_one_trace(receiver: Receiver, model_dir: Path, tmp_path: P
     # The lines of the log lead to the spans, and the other way.
     assert [line["span_id"] for line in lines] == [root.id, server.id]
     assert {line["request_id"] for line in lines} == {told["qwenvl.request.id"]}
+    check_line(lines[1], told)
+
+
+def check_line(line: dict[str, Any], told: dict[str, object]) -> None:
+    """The line of the log has sizes, timings and the outcome."""
+    sizes = {"model": "echo", "images": 1, "finish_reason": "stop", "code": "OK"}
+    sizes |= {"prompt_tokens": told["gen_ai.usage.input_tokens"]}
+    assert line == line | sizes
+    parts = ("queue", "image_decode", "vision_encode", "prefill", "first_token")
+    assert all(0 < line[f"{part}_s"] <= line["seconds"] for part in parts)
 
 
 def check_times(spans: list[Received], server: Received) -> None:

@@ -1,4 +1,6 @@
-"""The overlay `dev-cpu` with monitoring, started here: its images' programs with its variables, but other ports."""
+"""The overlay `dev-cpu` with monitoring and traces, started here: its images' programs with its variables, but other
+ports. One request is followed through metrics, logs and its trace.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ import requests
 
 from tests.e2e.conftest import ROOT, free_port
 from tests.k8s.manifest_set import Manifests, load
+from tests.support.otlp_receiver import Receiver, receiving
 from tests.support.scrape import Scrape, scrape, until
 
 
@@ -30,11 +33,12 @@ MODULES = {"inference": "inference_service", "rest-adapter": "rest_adapter"}
 class Cluster:
     """Both containers as processes; ports are replaced by free ones, and the Secret by a file."""
 
-    def __init__(self, manifests: Manifests, folder: Path) -> None:
+    def __init__(self, manifests: Manifests, folder: Path, collector: str) -> None:
         self.key = base64.b64decode(manifests.of_kind("Secret")[0]["data"]["api-keys"]).decode()
         self.folder = folder
         (folder / "api-keys").write_text(self.key)
         self.ports = {port: free_port() for port in (8000, 9090, 9091, 50051, 50052)}
+        self.ports[4317] = int(collector.rpartition(":")[2])
         self.processes = [self._start(manifests, name) for name in MODULES]
 
     def _start(self, manifests: Manifests, name: str) -> subprocess.Popen[bytes]:
@@ -47,6 +51,7 @@ class Cluster:
                 other = found[2] == "9090" and name == "rest-adapter"
                 port = self.ports[int(found[2]) + other]
                 host = found[1].replace("dns:///inference", "dns:///127.0.0.1")
+                host = re.sub(r"(?<=http://)[\w.-]+", "127.0.0.1", host)
                 variables[variable] = f"{host}:{port}"
         assert "QWENVL_API_KEY_FILE" in variables
         variables["QWENVL_API_KEY_FILE"] = str(self.folder / "api-keys")
@@ -78,8 +83,14 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(load("dev-cpu-monitored"), tmp_path)
+def collector() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, collector: Receiver) -> Iterator[Cluster]:
+    made = Cluster(load("traced"), tmp_path, collector.endpoint)
     yield made
     for process in made.processes:
         process.kill()
@@ -90,7 +101,16 @@ def ready(seen: Scrape) -> bool:
     return seen.value("qwenvl_ready") == 1
 
 
-def test_it_answers_the_question_of_the_readme_and_tells_of_it(cluster: Cluster) -> None:
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+SPANS = {
+    *("POST /v1/chat/completions", "qwenvl.inference.v1.ChatService/CreateChatCompletion"),
+    *("queue", "image_decode", "vision_encode", "prefill", "decode"),
+}
+
+
+def test_it_answers_the_question_of_the_readme_and_tells_of_it(
+    cluster: Cluster, collector: Receiver
+) -> None:
     wait_for(cluster)
     image = base64.b64encode((ROOT / "docs" / "shape.png").read_bytes()).decode()
     content = [
@@ -105,6 +125,8 @@ def test_it_answers_the_question_of_the_readme_and_tells_of_it(cluster: Cluster)
     url = cluster.url + "/v1/chat/completions"
     assert requests.post(url, json=body, timeout=20).status_code == 401
     headers = {"authorization": f"Bearer {cluster.key}", "x-request-id": "a-drill"}
+    # The caller traces it, so that it is kept.
+    headers["traceparent"] = f"00-{TRACE}-00f067aa0ba902b7-01"
     response = requests.post(url, json=body, headers=headers, timeout=60)
     assert response.json()["choices"][0]["message"]["content"] == "A purple star."
     service = until(cluster.metrics("inference"), is_counted)
@@ -113,10 +135,20 @@ def test_it_answers_the_question_of_the_readme_and_tells_of_it(cluster: Cluster)
     name = "http_server_request_duration_seconds_count"
     assert adapter.value(name, http_response_status_code="200", http_request_method="POST") == 1
     assert cluster.close() == [0, 0]
+    of_service: dict[str, object] = {}
+    ids, words = set(), ("purple", "picture", cluster.key)
     for program in MODULES:
-        told = [line for line in cluster.lines(program) if "a-drill" in json.dumps(line)]
-        assert told
-        assert "purple" not in cluster.log(program).read_text()
+        (line,) = [line for line in cluster.lines(program) if "a-drill" in json.dumps(line)]
+        assert line["trace_id"] == TRACE
+        ids.add(line["request_id"])
+        of_service = line if program == "inference" else of_service
+        assert not [word for word in words if word in cluster.log(program).read_text()]
+    assert len(ids) == 1
+    assert of_service == of_service | {"code": "OK", "images": 1, "finish_reason": "stop"}
+    spans = [one for one in collector.spans if one.trace_id == TRACE]
+    assert {one.name for one in spans} == SPANS
+    assert {one.process for one in spans} == {"inference-service", "rest-adapter"}
+    assert not [word for word in words if word.encode() in b"".join(collector.raw)]
 
 
 def is_counted(seen: Scrape) -> bool:

@@ -25,7 +25,6 @@ APPLIED = {
     "base": ("base", ()),
     "single-gpu": ("overlays/single-gpu", ()),
     "dev-cpu": ("overlays/dev-cpu", ()),
-    "dev-cpu-monitored": ("overlays/dev-cpu", ("monitoring",)),
     "prod": ("overlays/prod", ()),
     "pool": ("overlays/prod", ("inference-pool", "kueue")),
     "mutual-tls": ("overlays/single-gpu", ("monitoring", "mutual-tls")),

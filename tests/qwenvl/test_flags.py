@@ -249,3 +249,39 @@ def test_commas_separate_after_the_flag_too() -> None:
     for flags in (["a,b", "c"], ["a", "b", "c"], ["a, b,,c"]):
         loaded = load(ServiceSettings, ["--served-model-name", *flags], {})
         assert loaded.served_model_name == ("a", "b", "c")
+
+
+TRACES = "--otlp-traces-endpoint"
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "collector:4317",
+        "http://collector",
+        "http://:4317",
+        "grpc://collector:4317",
+        "http://user:secret@collector:4317",
+        "http://collector:4317/v1/traces",
+        "http://collector:4317?x=y",
+        "http://collector:99999",
+        "http://[::1:4317",
+    ],
+)
+def test_traces_go_to_a_host_and_a_port(endpoint: str) -> None:
+    for program in (ServiceSettings, AdapterSettings):
+        with pytest.raises(SystemExit, match="http://HOST:PORT") as refused:
+            load(program, [TRACES, endpoint], {})
+        assert "secret" not in str(refused.value)
+    for good in ("http://collector:4317", "https://[::1]:4317/"):
+        assert load(ServiceSettings, [TRACES, good], {}).otlp_traces_endpoint == good
+
+
+def test_a_missing_package_for_traces_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for program in (ServiceSettings, AdapterSettings):
+        load(program, [], {}).check_files()
+        with pytest.raises(SystemExit) as refused:
+            load(program, [TRACES, "http://collector:4317"], {}).check_files()
+        (line,) = str(refused.value).splitlines()
+        assert line.endswith("needs OpenTelemetry: pip install 'qwen-vl-serving[tracing]'")
