@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
+import time
+from typing import Final
 
 from inference_service.backend.prompts import PreparedPrompt
 from inference_service.backend.served_model import ServedModel
+from inference_service.constraint import Constraint, ConstraintKind
 from inference_service.domain import ChatRequest, ImageInfo, Request
-from inference_service.errors import UnsupportedParameterError
+from inference_service.errors import InvalidArgumentError, UnsupportedParameterError
 from inference_service.grammar.checker import ConstraintChecker
+from inference_service.metrics import families
+from inference_service.metrics.requests import current_request
 from inference_service.text.output.answer import Answer
 from inference_service.text.output.reasoning import CLOSE_TAG, ReasoningStart
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tool_grammar import tool_constraint
+
+
+_KINDS: Final = {kind: kind.value for kind in ConstraintKind} | {ConstraintKind.LARK: "grammar"}
 
 
 def form_field(request: Request) -> str:
@@ -32,8 +42,24 @@ async def with_form(request: Request, model: ServedModel, checker: ConstraintChe
     form = form or request.constraint
     if form is None:
         return request
-    await checker.check(form, field=form_field(request) if of_tools else "")
+    with _measured(form):
+        await checker.check(form, field=form_field(request) if of_tools else "")
     return dataclasses.replace(request, constraint=form)
+
+
+@contextlib.contextmanager
+def _measured(form: Constraint) -> Iterator[None]:
+    """Measures the trial of a form, and counts it if it is refused."""
+    begin_s = time.monotonic()
+    try:
+        yield
+    except InvalidArgumentError:
+        families.CONSTRAINTS_REJECTED.labels(_KINDS[form.kind]).inc()
+        raise
+    finally:
+        end_s = time.monotonic()
+        families.CONSTRAINT_COMPILE.observe(end_s - begin_s)
+        current_request().part("constraint", begin_s, end_s)
 
 
 def form_begins_after(

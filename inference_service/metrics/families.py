@@ -103,6 +103,17 @@ IMAGE_DECODE: Final = _histogram(
     "Time to decode and resize an image or a video, the wait for a worker included.",
     _LONG_S,
 )
+CONSTRAINT_COMPILE: Final = _histogram(
+    "qwenvl_constraint_compile_seconds",
+    "Time to try the form that an answer must have; one that is remembered takes none.",
+    _LATENCY_S,
+)
+CONSTRAINTS_REJECTED: Final = _counter(
+    "qwenvl_constraint_rejected_total",
+    "Forms that cannot be used, or are too complex.",
+    "kind",
+    ("json_object", "json_schema", "regex", "choices", "grammar"),
+)
 
 # Volumes.
 PROMPT_TOKENS: Final = _counter(

@@ -16,6 +16,7 @@ from inference_service.measures import ChoiceTimings
 from inference_service.metrics import families
 from inference_service.metrics.requests import ERROR_KINDS, RequestRecord
 from qwenvl.errors import BY_REASON
+from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from tests.grpc_api.asking import read_event, spec_of
 from tests.grpc_api.conftest import OpenService, Service
 from tests.support.scrape import Scrape, scrape
@@ -65,6 +66,17 @@ async def test_an_invalid_request(open_service: OpenService) -> None:
     before = await scraped(service)
     await ends(service.create(spec_of("hello", sampling={"temperature": -1})))
     assert await outcome(service, before) == {"invalid": 1}
+
+
+async def test_a_form_that_cannot_be_used(open_service: OpenService) -> None:
+    service = await open_metered(open_service)
+    before = await scraped(service)
+    await ends(service.create(spec_of("hello", constraint=sampling_pb.Constraint(regex="(?=a)b"))))
+    assert await outcome(service, before) == {"invalid": 1}
+    after = await scraped(service)
+    for name, labels in (("rejected_total", {"kind": "regex"}), ("compile_seconds_count", {})):
+        full = f"qwenvl_constraint_{name}"
+        assert after.value(full, **labels) == before.value(full, **labels) + 1
 
 
 async def test_a_caller_without_a_key(open_service: OpenService, tmp_path: Path) -> None:
