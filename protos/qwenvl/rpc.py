@@ -136,14 +136,21 @@ class RpcFailure:
 
 
 def read_error(error: grpc.RpcError) -> RpcFailure:
-    """Reads the status and the `google.rpc` details of a failed call; malformed details are ignored."""
+    """Reads the status and the `google.rpc` details of a failed call; malformed details are ignored.
+
+    A proxy in front of the service ends a stream whose replica is gone with RST_STREAM, which gRPC takes for INTERNAL.
+    The service itself never does: its errors have details. Such a stream is what a lost connection is: UNAVAILABLE.
+    """
     trailers: Any = error.trailing_metadata() or ()  # pairs; the stubs of grpc do not say so
     status: str | bytes = next((value for key, value in trailers if key == TRAILER), b"")
     status = status.encode() if isinstance(status, str) else status
     details = read_details(status)
+    code, message = error.code(), error.details() or ""
+    if code is grpc.StatusCode.INTERNAL and details.reason is None and "RST_STREAM" in message:
+        code = grpc.StatusCode.UNAVAILABLE
     return RpcFailure(
-        code=error.code(),
-        message=error.details() or "",
+        code=code,
+        message=message,
         reason=details.reason,
         field=details.field,
         retry_after_s=details.retry_after_s,

@@ -59,6 +59,20 @@ def test_an_error_of_the_transport_has_no_reason() -> None:
     assert Error.from_rpc(error).reason == ""
 
 
+def test_a_stream_that_a_proxy_resets_is_a_lost_connection() -> None:
+    text = "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))"
+    failure = read_error(rpc_error(grpc.StatusCode.INTERNAL, text=text))
+    assert failure.code is grpc.StatusCode.UNAVAILABLE
+    assert failure.is_worth_another_replica
+    info = error_details_pb2.ErrorInfo(reason="INTERNAL")
+    for error in (
+        rpc_error(grpc.StatusCode.INTERNAL, info, text=text),
+        rpc_error(grpc.StatusCode.INTERNAL, text="Exception deserializing response!"),
+        rpc_error(grpc.StatusCode.CANCELLED, text=text),
+    ):
+        assert read_error(error).code is error.code()
+
+
 def test_broken_details_count_as_none() -> None:
     trailers = grpc.aio.Metadata(("grpc-status-details-bin", b"\xff\xff\xff"))
     code = grpc.StatusCode.INTERNAL
