@@ -61,6 +61,8 @@ def _document(value: model_pb.Model) -> Mapping[str, Any]:
             "pixel_step": limits.pixel_step,
             "min_pixels": limits.min_pixels,
             "max_pixels": limits.max_pixels,
+            "max_decoded_pixels": limits.max_decoded_pixels,
+            "exif_transposed": limits.exif_transposed,
         },
         "features": list(value.features),
     }

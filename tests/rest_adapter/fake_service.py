@@ -1,8 +1,8 @@
 """A deterministic inference service on a real gRPC server, for tests of the adapter.
 
 It answers with the text of the last message, one character for each token. Texts that begin with a command do what
-the command says: `hang`, `abort`, `fail REASON`, `fail-after N`, `unreachable N`, `slow SECONDS`, and `script` of
-`scripted_answers`.
+the command says: `hang`, `hang-after N`, `abort`, `fail REASON`, `fail-after N`, `unreachable N`, `slow SECONDS`, and
+`script` of `scripted_answers`.
 """
 
 from __future__ import annotations
@@ -173,6 +173,8 @@ class FakeChat(chat_grpc.ChatServiceServicer):
         for position, character in enumerate(question):
             if command == "fail-after" and position == int(argument):
                 await fail(context, "ENGINE_UNAVAILABLE")
+            if command == "hang-after" and position == int(argument):
+                await asyncio.sleep(600)
             for index in range(n):
                 yield event(delta=self._delta(spec, index, character))
         limited = spec.sampling.max_tokens == 1
@@ -389,6 +391,14 @@ def model_of(name: str) -> model_pb.Model:
         created=CREATED,
         max_context_tokens=4096,
         input_modalities=[usage_pb.MODALITY_TEXT, usage_pb.MODALITY_IMAGE],
+        image_limits=model_pb.ImageLimits(
+            max_images=4,
+            pixel_step=32,
+            min_pixels=4096,
+            max_pixels=1_000_000,
+            max_decoded_pixels=50_000_000,
+            exif_transposed=True,
+        ),
     )
 
 

@@ -16,6 +16,14 @@ def test_models(client: openai.OpenAI) -> None:
     assert models[0].model_extra is not None
     assert models[0].model_extra["max_model_len"] == 4096
     assert models[0].model_extra["input_modalities"] == ["text", "image"]
+    assert models[0].model_extra["image_limits"] == {
+        "max_images": 4,
+        "pixel_step": 32,
+        "min_pixels": 4096,
+        "max_pixels": 1_000_000,
+        "max_decoded_pixels": 50_000_000,
+        "exif_transposed": True,
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
