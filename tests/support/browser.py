@@ -22,6 +22,7 @@ import pytest
 
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PLAIN_HOST = "box"  # a name without dots of this machine; browsers trust its pages less than those of localhost
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -32,6 +33,7 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    f"--host-resolver-rules=MAP {PLAIN_HOST} 127.0.0.1",
 )
 TIMEOUT_MS = 30_000
 FONTS = """<?xml version="1.0"?>
@@ -64,7 +66,7 @@ def _program() -> str | None:
 def open_browser(folder: Path) -> Iterator[Browser]:
     """Chromium until it is left; skips the test where there is none.
 
-    Use it for one module at most: while it is open, no test of this thread can have an event loop.
+    Use it for one folder at most: while it is open, no test of this thread can have an event loop.
 
     Args:
         folder: An empty folder for what it writes.

@@ -1,23 +1,27 @@
 // Asks one turn and tells what has arrived.
 import { ApiFailure, streamChat } from "./api.js";
-import { bodyOf } from "./request.js";
+import { bodyOf, imagesOf } from "./request.js";
 
 const SHOW_MS = 100;
 
 export const emptyAnswer = () => ({
   text: "",
+  reasoning: "",
+  images: [], // those that were sent, in the order of `image_index`
+  isTransposed: true, // whether the model sees them as their EXIF data say
   boxes: [],
   usage: null,
   finish: null,
-  ttft: null, // seconds until the first text
-  seconds: null, // from the first text to the last
+  ttft: null, // seconds until the first output
+  seconds: null, // from the first output to the last
   isStopped: false,
   error: null,
 });
 
 // Calls `onChange(answer)` soon after something has arrived; returns the whole answer and never throws.
 export async function ask(turns, settings, model, key, signal, onChange) {
-  const answer = emptyAnswer();
+  const answer = { ...emptyAnswer(), images: imagesOf(turns) };
+  answer.isTransposed = model?.image_limits?.exif_transposed ?? true;
   const begin = performance.now();
   let first = null;
   let timer = null; // to show an answer takes longer the longer it is: not for every piece
@@ -32,9 +36,10 @@ export async function ask(turns, settings, model, key, signal, onChange) {
     for await (const chunk of streamChat(body, key, signal)) {
       if (chunk.usage) answer.usage = chunk.usage;
       for (const choice of chunk.choices ?? []) {
-        const text = choice.delta?.content;
-        if (text) {
-          answer.text += text;
+        const { content, reasoning_content: reasoning } = choice.delta ?? {};
+        answer.text += content ?? "";
+        answer.reasoning += reasoning ?? "";
+        if (content || reasoning) {
           first ??= performance.now();
           answer.ttft = (first - begin) / 1000;
           answer.seconds = (performance.now() - first) / 1000;

@@ -49,8 +49,8 @@ const asJson = (body) => ({
   body: JSON.stringify(body),
 });
 
-export async function decide(body, key) {
-  return (await call("v1/decisions", key, asJson(body))).json();
+export async function decide(body, key, signal) {
+  return (await call("v1/decisions", key, { ...asJson(body), signal })).json();
 }
 
 // Yields the chunks of a streamed chat completion; an error in the stream is thrown.

@@ -1,5 +1,5 @@
 // Boxes over an image: each is a button that cuts its part out.
-import { addressOf, crop } from "./images.js";
+import { addressOf, asSeen, crop } from "./images.js";
 import { html, useState } from "./view.js";
 
 const COLOURS = 6;
@@ -28,10 +28,12 @@ function Box({ found, image, colour, withLabel, onCrop, t }) {
   </button>`;
 }
 
-// The images of a conversation that an answer has boxes for, with the boxes drawn over them.
-export function Boxes({ found, images, onCrop, t }) {
+// The images that an answer has boxes for, as the model saw them, with the boxes drawn over them.
+export function Boxes({ answer, onCrop, t }) {
   const [isShown, show] = useState(true);
   const [withLabels, label] = useState(true);
+  const found = answer.boxes;
+  const images = answer.images.map((image) => asSeen(image, answer.isTransposed));
   const labels = [...new Set(found.map((each) => each.label))];
   const shown = [...new Set(found.map((each) => each.image_index))].filter((index) => images[index]?.width);
   if (!shown.length) return null;

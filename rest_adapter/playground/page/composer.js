@@ -1,11 +1,13 @@
 // Where a question is written: its images and its text.
-import { addressOf, sizeText, tokensOf } from "./images.js";
+import { addressOf, asSeen, isShown, sizeText, tokensOf } from "./images.js";
+import { imagesOf } from "./request.js";
 import { html, useEffect, useRef } from "./view.js";
 
-export function Thumbnail({ image, limits, maxPixels, onRemove, t }) {
+export function Thumbnail({ image: given, limits, maxPixels, onRemove, t }) {
+  const image = asSeen(given, limits?.exif_transposed ?? true);
   const tokens = tokensOf(image, limits, maxPixels);
   return html`<li class="thumbnail">
-    ${image.width ? html`<img src=${addressOf(image)} alt="" />` : html`<span class="no-image" aria-hidden="true">?</span>`}
+    ${isShown(image, limits) ? html`<img src=${addressOf(image)} alt="" />` : html`<span class="no-image" aria-hidden="true">?</span>`}
     <span class="about">
       <span class="name" title=${image.name}>${image.name}</span>
       <span>${t.imageSize(image)} · ${sizeText(image.blob.size)}</span>
@@ -18,13 +20,26 @@ export function Thumbnail({ image, limits, maxPixels, onRemove, t }) {
 
 export function Thumbnails({ draft, setDraft, limits, maxPixels, t }) {
   if (!draft.images.length) return null;
-  const remove = (image) => setDraft((old) => ({ ...old, images: old.images.filter((each) => each !== image) }));
+  const remove = (image) =>
+    setDraft((old) => ({ ...old, images: old.images.filter((each) => each !== image), bad: [], focus: old.focus + 1 }));
   return html`<ul class="thumbnails">
     ${draft.images.map(
       (image) =>
         html`<${Thumbnail} key=${image.id} ...${{ image, limits, maxPixels, t }} onRemove=${() => remove(image)} />`,
     )}
   </ul>`;
+}
+
+// What is wrong with the images. `count` = how many one request would have; 0 = each is asked about alone.
+export function Notices({ draft, limits, count, t }) {
+  const most = limits?.max_decoded_pixels;
+  const large = draft.images.filter(({ width, height }) => most && width * height > most);
+  const notices = [
+    draft.bad.length && t.notAnImage(draft.bad.join(", ")),
+    limits?.max_images && count > limits.max_images && t.tooMany(limits.max_images),
+    large.length && t.tooLarge(large.map(({ name }) => name).join(", "), most),
+  ];
+  return notices.filter(Boolean).map((text) => html`<p key=${text} class="notice" role="alert">${text}</p>`);
 }
 
 export function Pickers({ onFiles, t }) {
@@ -40,7 +55,19 @@ export function Pickers({ onFiles, t }) {
     <button type="button" class="camera" onClick=${() => camera.current.click()}>${t.camera}</button>`;
 }
 
-export function Composer({ draft, setDraft, onFiles, onSend, onStop, onCancel, isBusy, limits, maxPixels, t }) {
+// Sends the form, or stops what runs. It stays one button, so that the focus stays on it.
+export function SendButton({ label, disabled, why, isBusy, onStop, t }) {
+  const onClick = (event) => {
+    if (!isBusy) return;
+    event.preventDefault(); // it may send again before this click has ended, which would then send
+    onStop();
+  };
+  return html`<button type="submit" class="primary" disabled=${!isBusy && disabled} aria-describedby=${why} onClick=${onClick}>
+    ${isBusy ? t.stop : label}
+  </button>`;
+}
+
+export function Composer({ draft, setDraft, turns, onFiles, onSend, onStop, onCancel, isBusy, limits, maxPixels, t }) {
   const text = useRef(null);
   useEffect(() => {
     // On a phone that would open the keyboard over the page.
@@ -52,6 +79,7 @@ export function Composer({ draft, setDraft, onFiles, onSend, onStop, onCancel, i
     event.preventDefault();
     if (!isBusy) onSend();
   };
+  const earlier = turns.slice(0, draft.turn ?? turns.length).filter((turn) => turn.answer?.text);
   return html`<form
     class="composer"
     onSubmit=${(event) => {
@@ -60,8 +88,8 @@ export function Composer({ draft, setDraft, onFiles, onSend, onStop, onCancel, i
     }}
   >
     ${draft.turn !== null &&
-    html`<p class="note">${t.editing} <button type="button" onClick=${onCancel}>${t.cancel}</button></p>`}
-    ${draft.notice && html`<p class="notice" role="alert">${draft.notice}</p>`}
+    html`<p class="note">${t.editing(turns.length - 1 - draft.turn)} <button type="button" onClick=${onCancel}>${t.cancel}</button></p>`}
+    <${Notices} ...${{ draft, limits, t }} count=${imagesOf(earlier).length + draft.images.length} />
     <${Thumbnails} ...${{ draft, setDraft, limits, maxPixels, t }} />
     <textarea
       ref=${text}
@@ -76,11 +104,11 @@ export function Composer({ draft, setDraft, onFiles, onSend, onStop, onCancel, i
     <div class="composer-bar">
       <${Pickers} onFiles=${onFiles} t=${t} />
       <span id="send-keys" class="keys">${t.sendKeys}</span>
-      ${isBusy
-        ? html`<button type="button" class="primary" onClick=${onStop}>${t.stop}</button>`
-        : html`<button type="submit" class="primary" disabled=${!draft.text.trim() && !draft.images.length}>
-            ${t.send}
-          </button>`}
+      <${SendButton}
+        ...${{ isBusy, onStop, t }}
+        label=${t.send}
+        disabled=${!draft.text.trim() && !draft.images.length}
+      />
     </div>
   </form>`;
 }

@@ -1,9 +1,9 @@
 // Decisions: one question about each image, answered by the probabilities of classes.
 import { ApiFailure, decide } from "./api.js";
-import { Pickers, Thumbnails } from "./composer.js";
-import { addressOf, dataUri } from "./images.js";
+import { Notices, Pickers, SendButton, Thumbnails } from "./composer.js";
+import { addressOf, asSeen, dataUri } from "./images.js";
 import { Failure } from "./turn.js";
-import { html, useState } from "./view.js";
+import { html, useEffect, useRef, useState } from "./view.js";
 
 const classesOf = (text) => [...new Set(text.split("\n").map((line) => line.trim()).filter(Boolean))];
 
@@ -42,39 +42,78 @@ function Bars({ answer, t }) {
   </ul>`;
 }
 
-export function Decisions({ draft, setDraft, onFiles, settings, model, secret, t }) {
-  const [question, setQuestion] = useState("");
-  const [lines, setLines] = useState("");
+// Asks about one image after the other until it is stopped.
+function useDecisions(onEnd) {
   const [results, setResults] = useState([]);
   const [isBusy, setBusy] = useState(false);
-  const canAsk = !isBusy && question.trim() && draft.images.length && classesOf(lines).length !== 1;
-  const run = async (event) => {
-    event.preventDefault();
-    if (!canAsk) return;
+  const controller = useRef(null);
+  const stop = () => controller.current?.abort();
+  const run = async (images, ask) => {
+    const { signal } = (controller.current = new AbortController());
     setBusy(true);
     setResults([]);
-    for (const image of draft.images) {
+    let status;
+    for (const image of images) {
       const result = { image };
       try {
-        const body = await bodyOf(image, question.trim(), classesOf(lines), settings, model);
-        result.answer = (await decide(body, secret)).answers[0];
+        result.answer = await ask(image, signal);
       } catch (error) {
-        result.error = error instanceof ApiFailure ? error.plain() : { message: String(error), status: 0 };
+        if (signal.aborted) result.isStopped = true;
+        else result.error = error instanceof ApiFailure ? error.plain() : { message: String(error), status: 0 };
+        status = result.error?.status;
       }
       setResults((old) => [...old, result]);
+      if (signal.aborted) break;
     }
     setBusy(false);
+    onEnd(status);
   };
-  return html`<div class="thread" tabindex="0" role="region" aria-label=${t.decisions}>
-    <form class="decide" onSubmit=${run}>
+  useEffect(() => stop, []);
+  return { results, isBusy, run, stop };
+}
+
+function Results({ results, isBusy, limits, t }) {
+  const isTransposed = limits?.exif_transposed ?? true;
+  return html`<ul class="results" aria-live="polite" aria-busy=${isBusy}>
+    ${results.map(
+      ({ image, answer, error, isStopped }) =>
+        html`<li key=${image.id}>
+          <img src=${addressOf(asSeen(image, isTransposed))} alt=${image.name} />
+          ${answer && html`<${Bars} answer=${answer} t=${t} />`}
+          ${isStopped && html`<p class="note">${t.stopped}</p>`}
+          ${error && html`<${Failure} error=${error} t=${t} />`}
+        </li>`,
+    )}
+  </ul>`;
+}
+
+export function Decisions({ isHidden, draft, setDraft, onFiles, onEnd, settings, model, secret, t }) {
+  const [question, setQuestion] = useState("");
+  const [lines, setLines] = useState("");
+  const { results, isBusy, run, stop } = useDecisions(onEnd);
+  const classes = classesOf(lines);
+  const missing =
+    (!draft.images.length && t.needImage) || (!question.trim() && t.needQuestion) || (classes.length === 1 && t.needClass);
+  useEffect(() => {
+    const onKeyDown = (event) => event.key === "Escape" && !isHidden && stop();
+    addEventListener("keydown", onKeyDown);
+    return () => removeEventListener("keydown", onKeyDown);
+  }, [isHidden]);
+  const onSubmit = (event) => {
+    event.preventDefault();
+    if (isBusy || missing) return;
+    run(draft.images, async (image, signal) => {
+      const body = await bodyOf(image, question.trim(), classes, settings, model);
+      return (await decide(body, secret, signal)).answers[0];
+    });
+  };
+  const limits = model?.image_limits;
+  return html`<div class="thread" hidden=${isHidden} tabindex="0" role="region" aria-label=${t.decisions}>
+    <form class="decide" onSubmit=${onSubmit}>
       <h2>${t.decisions}</h2>
       <p>${t.decisionsHow}</p>
-      ${draft.notice && html`<p class="notice" role="alert">${draft.notice}</p>`}
-      <${Thumbnails}
-        ...${{ draft, setDraft, t }}
-        limits=${model?.image_limits}
-        maxPixels=${settings.maxPixels}
-      />
+      <${Notices} ...${{ draft, limits, t }} count=${0} />
+      <${Thumbnails} ...${{ draft, setDraft, limits, t }} maxPixels=${settings.maxPixels} />
       <div class="buttons"><${Pickers} onFiles=${onFiles} t=${t} /></div>
       <label class="field">
         ${t.question}
@@ -84,17 +123,11 @@ export function Decisions({ draft, setDraft, onFiles, settings, model, secret, t
         ${t.classes}
         <textarea rows="4" name="classes" value=${lines} onInput=${(e) => setLines(e.target.value)}></textarea>
       </label>
-      <button type="submit" class="primary" disabled=${!canAsk}>${t.decide}</button>
+      <div class="buttons">
+        <${SendButton} ...${{ isBusy, t }} onStop=${stop} label=${t.decide} disabled=${Boolean(missing)} why="missing" />
+        <span id="missing" class="quiet">${!isBusy && missing}</span>
+      </div>
     </form>
-    <ul class="results" aria-live="polite" aria-busy=${isBusy}>
-      ${results.map(
-        ({ image, answer, error }) =>
-          html`<li key=${image.id}>
-            <img src=${addressOf(image)} alt=${image.name} />
-            ${answer && html`<${Bars} answer=${answer} t=${t} />`}
-            ${error && html`<${Failure} error=${error} t=${t} />`}
-          </li>`,
-      )}
-    </ul>
+    <${Results} ...${{ results, isBusy, limits, t }} />
   </div>`;
 }

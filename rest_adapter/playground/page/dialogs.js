@@ -1,6 +1,7 @@
 // Dialogs: a request as a program, and a part of an image.
+import { CopyButton } from "./clipboard.js";
 import { addressOf } from "./images.js";
-import { asCurl, asGrpc, asOpenAi } from "./request.js";
+import { asCurl, asGrpc, asOpenAi, filesOf } from "./request.js";
 import { html, useEffect, useRef, useState } from "./view.js";
 
 function Dialog({ title, onClose, children, t }) {
@@ -24,24 +25,15 @@ const FORMS = [
 export function CodeDialog({ turns, settings, model, hasKey, onClose, t }) {
   const [form, setForm] = useState(0);
   const [code, setCode] = useState("");
-  const [isCopied, setCopied] = useState(false);
+  const shown = useRef(null);
   useEffect(() => {
     let isOld = false;
-    setCopied(false);
     FORMS[form][1](turns, settings, model, hasKey).then((text) => isOld || setCode(text));
     return () => {
       isOld = true;
     };
   }, [form]);
-  const copy = async () => {
-    try {
-      await navigator.clipboard.writeText(code);
-      setCopied(true);
-    } catch {
-      // Only pages of https or of this machine may write there: select the text instead.
-      getSelection().selectAllChildren(document.querySelector("dialog pre"));
-    }
-  };
+  const files = FORMS[form][1] === asCurl ? [] : filesOf(turns);
   return html`<${Dialog} title=${t.codeTitle} onClose=${onClose} t=${t}>
     <div class="buttons">
       ${FORMS.map(
@@ -50,9 +42,14 @@ export function CodeDialog({ turns, settings, model, hasKey, onClose, t }) {
             ${name}
           </button>`,
       )}
-      <button type="button" class="primary" onClick=${copy}>${isCopied ? t.copied : t.copy}</button>
+      <${CopyButton} class="primary" text=${code} shown=${() => shown.current} label=${t.copy} t=${t} />
     </div>
-    <pre tabindex="0">${code}</pre>
+    ${files.length > 0 &&
+    html`<p class="files">
+      ${t.saveFiles}
+      ${files.map(({ image, name }) => html` <a class="button" href=${addressOf(image)} download=${name}>${name}</a>`)}
+    </p>`}
+    <pre tabindex="0" ref=${shown}>${code}</pre>
   <//>`;
 }
 

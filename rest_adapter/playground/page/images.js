@@ -1,4 +1,6 @@
-// Images as the page holds them: {id, name, type, blob, width, height}; width is 0 if the browser cannot show it.
+// Images as the page holds them: {id, name, type, blob, width, height, exif}. `width` and `height` are those of the
+// image as browsers show it, 0 if this one cannot; `exif` is null or what a model sees that leaves an image as it lies.
+import { exifOffset, withoutExif } from "./exif.js";
 
 const SENT_AS_THEY_ARE = new Set([
   "image/jpeg",
@@ -8,21 +10,41 @@ const SENT_AS_THEY_ARE = new Set([
   "image/bmp",
   "image/tiff",
 ]);
+const MAX_CANVAS_PIXELS = 2 ** 24; // some browsers draw no larger one
+const DEFAULT_SHOWN_PIXELS = 50_000_000;
 const addresses = new WeakMap();
+const revoker = new FinalizationRegistry((address) => URL.revokeObjectURL(address));
 
 export const newId = () => Array.from(crypto.getRandomValues(new Uint32Array(3)), (n) => n.toString(36)).join("");
 
-export function addressOf(image) {
-  if (!addresses.has(image.blob)) addresses.set(image.blob, URL.createObjectURL(image.blob));
-  return addresses.get(image.blob);
+// The address lasts as long as the blob.
+export function addressOf({ blob }) {
+  if (!addresses.has(blob)) {
+    const address = URL.createObjectURL(blob);
+    addresses.set(blob, address);
+    revoker.register(blob, address);
+  }
+  return addresses.get(blob);
 }
 
-export async function elementOf(image) {
-  const element = new Image();
-  element.src = addressOf(image);
-  await element.decode();
-  return element;
+// Its size is known without decoding it, which may take gigabytes.
+function elementOf(image) {
+  return new Promise((resolve, reject) => {
+    const element = new Image();
+    element.onload = () => (element.naturalWidth ? resolve(element) : reject(new Error("no size")));
+    element.onerror = () => reject(new Error("no image"));
+    element.src = addressOf(image);
+  });
 }
+
+async function sizeOf(image) {
+  const { naturalWidth: width, naturalHeight: height } = await elementOf(image);
+  return { width, height };
+}
+
+// Whether the page shows an image: a larger one would be refused, and might end the page.
+export const isShown = ({ width, height }, limits) =>
+  width > 0 && width * height <= (limits?.max_decoded_pixels ?? DEFAULT_SHOWN_PIXELS);
 
 // Formats that only the browser knows (AVIF, SVG, HEIC on some) become PNG.
 async function toPng(image) {
@@ -31,9 +53,10 @@ async function toPng(image) {
 }
 
 async function cut(element, x, y, width, height) {
+  const scale = Math.min(1, Math.sqrt(MAX_CANVAS_PIXELS / (width * height)));
   const canvas = document.createElement("canvas");
-  canvas.width = Math.max(1, Math.round(width));
-  canvas.height = Math.max(1, Math.round(height));
+  canvas.width = Math.max(1, Math.floor(width * scale));
+  canvas.height = Math.max(1, Math.floor(height * scale));
   canvas.getContext("2d").drawImage(element, x, y, width, height, 0, 0, canvas.width, canvas.height);
   return new Promise((resolve, reject) =>
     canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("no image"))), "image/png"),
@@ -42,15 +65,18 @@ async function cut(element, x, y, width, height) {
 
 // Throws if a file is no image.
 export async function fromFile(file) {
-  const image = { id: newId(), name: file.name || "image.png", type: file.type, blob: file };
+  const image = { id: newId(), name: file.name || "image.png", type: file.type, blob: file, exif: null };
   if (!SENT_AS_THEY_ARE.has(image.type)) {
     image.blob = await toPng(image);
     image.type = "image/png";
   }
+  const offset = await exifOffset(image.blob);
+  const plain = offset ? withoutExif(image.blob, offset) : null;
+  // Not all browsers turn WebP as models do: nobody does without the data.
+  if (plain && image.type === "image/webp") image.blob = plain;
   try {
-    const element = await elementOf(image);
-    image.width = element.naturalWidth;
-    image.height = element.naturalHeight;
+    Object.assign(image, await sizeOf(image));
+    if (plain && image.blob !== plain) image.exif = { offset, ...(await sizeOf({ blob: plain })) };
   } catch {
     image.width = image.height = 0; // the service may know better
   }
@@ -60,6 +86,16 @@ export async function fromFile(file) {
 export async function fromAddress(address, name) {
   const blob = await (await fetch(address)).blob();
   return fromFile(new File([blob], name, { type: blob.type }));
+}
+
+const unturned = new WeakMap();
+
+// The image as a model sees it, which may leave a photograph as it lies.
+export function asSeen(image, isTransposed) {
+  if (isTransposed || !image.exif) return image;
+  const { offset, width, height } = image.exif;
+  if (!unturned.has(image.blob)) unturned.set(image.blob, withoutExif(image.blob, offset));
+  return { ...image, blob: unturned.get(image.blob), width, height };
 }
 
 // The part of an image within a box, as an image of its own.

@@ -77,19 +77,30 @@ class Code {
   }
 }
 
-// Large images are read from files; small ones are within the program.
+// Large images are read from files, which the page offers to save; small ones are within the program.
 const EMBEDDED_BYTES = 50_000;
 
-async function pythonImages(images) {
-  const lines = [];
-  for (const [index, image] of images.entries()) {
-    lines.push(
-      image.blob.size > EMBEDDED_BYTES
-        ? `image_${index + 1} = pathlib.Path(${JSON.stringify(image.name)}).read_bytes()`
-        : `image_${index + 1} = base64.b64decode(${JSON.stringify((await dataUri(image)).split(",")[1])})`,
-    );
-  }
-  return lines.length ? `${lines.join("\n")}\n` : "";
+// The name of a file that any system takes as it is; images may be pasted, cut out or converted, and share a name.
+function fileName(image, number) {
+  const base = image.name.replace(/\.\w+$/, "").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40);
+  return `image-${number}-${base}.${image.type.split("/")[1]}`;
+}
+
+// The images that the programs read from files: [{image, name}].
+export const filesOf = (turns) =>
+  imagesOf(turns)
+    .map((image, index) => ({ image, name: fileName(image, index + 1) }))
+    .filter(({ image }) => image.blob.size > EMBEDDED_BYTES);
+
+async function pythonImages(turns) {
+  const files = new Map(filesOf(turns).map(({ image, name }) => [image, name]));
+  const lines = imagesOf(turns).map(async (image, index) => {
+    const bytes = files.has(image)
+      ? `pathlib.Path(${JSON.stringify(files.get(image))}).read_bytes()`
+      : `base64.b64decode(${JSON.stringify((await dataUri(image)).split(",")[1])})`;
+    return `image_${index + 1} = ${bytes}\n`;
+  });
+  return (await Promise.all(lines)).join("");
 }
 
 const SDK_FIELDS = new Set(["grounding", "mm_processor_kwargs"]);
@@ -109,7 +120,7 @@ export async function asOpenAi(turns, settings, model, hasKey) {
     `import base64\nimport os\nimport pathlib\n\nfrom openai import OpenAI\n\n\n` +
     `def data_uri(image: bytes, media_type: str) -> str:\n` +
     `    return f"data:{media_type};base64,{base64.b64encode(image).decode()}"\n\n\n` +
-    (await pythonImages(images)) +
+    (await pythonImages(turns)) +
     `client = OpenAI(base_url=${JSON.stringify(new URL("v1", document.baseURI).href)}, ` +
     `api_key=${hasKey ? 'os.environ["API_KEY"]' : '"none"'})\n` +
     `stream = client.chat.completions.create(\n${options.join("")})\n` +
@@ -134,7 +145,7 @@ export async function asGrpc(turns, settings, model, hasKey) {
   const given = Object.entries(options).map(([name, value]) => `, ${name}=${python(value)}`);
   return (
     `import base64\nimport os\nimport pathlib\n\nfrom qwenvl import Client, assistant, image, system, user\n\n` +
-    (await pythonImages(images)) +
+    (await pythonImages(turns)) +
     `messages = [\n${lines.join("")}]\n` +
     `# The gRPC address of the service, which may be another than that of this page.\n` +
     `with Client("${location.hostname}:50051"${hasKey ? ', api_key=os.environ["API_KEY"]' : ""}) as client:\n` +

@@ -1,5 +1,5 @@
 // Beside the conversation: history and settings.
-import { html } from "./view.js";
+import { html, useEffect, useRef } from "./view.js";
 
 const NUMBERS = [
   ["temperature", 0, 2, 0.1],
@@ -75,11 +75,11 @@ function Settings({ settings, change, model, t }) {
   </section>`;
 }
 
-function History({ history, current, isKept, actions, t }) {
+function History({ history, current, problem, actions, t }) {
   return html`<nav aria-label=${t.history}>
     <h2>${t.history}</h2>
-    ${!isKept && html`<small>${t.notKept}</small>`}
-    ${isKept && history.length === 0 && html`<small>${t.noHistory}</small>`}
+    ${problem && html`<p class="notice" role="alert">${t.notKept[problem]}</p>`}
+    ${!problem && history.length === 0 && html`<small>${t.noHistory}</small>`}
     <ul class="history">
       ${history.map(
         (each) =>
@@ -107,10 +107,15 @@ function History({ history, current, isKept, actions, t }) {
   </nav>`;
 }
 
-export function Side({ isOpen, onClose, history, current, isKept, settings, change, model, actions, t }) {
+export function Side({ isOpen, onClose, history, current, problem, settings, change, model, actions, children, t }) {
+  const close = useRef(null);
+  useEffect(() => {
+    if (isOpen) close.current.focus();
+  }, [isOpen]);
   return html`<aside id="side" class=${isOpen ? "open" : ""} aria-label=${t.menu}>
-    <button type="button" class="close" onClick=${onClose}>${t.close}</button>
-    <${History} history=${history} current=${current} isKept=${isKept} actions=${actions} t=${t} />
-    <${Settings} settings=${settings} change=${change} model=${model} t=${t} />
+    <button type="button" class="close" ref=${close} onClick=${onClose}>${t.close}</button>
+    <${History} ...${{ history, current, problem, actions, t }} />
+    <${Settings} ...${{ settings, change, model, t }} />
+    ${children}
   </aside>`;
 }

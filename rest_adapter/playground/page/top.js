@@ -1,13 +1,22 @@
 // The bar at the top, and the form of the key.
+import { THEMES } from "./settings.js";
 import { html, useState } from "./view.js";
 
-const THEMES = ["auto", "light", "dark"];
+const UNSENDABLE = /[^\x20-\x7e]/u; // no key has it: see `read_keys`
 const SIGNS = { auto: "◐", light: "☀", dark: "☾" };
 
-export function Bar({ models, model, settings, change, isSideOpen, onSide, onNew, t }) {
+export function Bar({ models, model, settings, change, side, onNew, t }) {
   const nextTheme = THEMES[(THEMES.indexOf(settings.theme) + 1) % THEMES.length];
-  return html`<header>
-    <button type="button" class="menu" aria-label=${t.menu} aria-expanded=${isSideOpen} aria-controls="side" onClick=${onSide}>
+  return html`<header inert=${side.isOpen}>
+    <button
+      type="button"
+      class="menu"
+      ref=${side.menu}
+      aria-label=${t.menu}
+      aria-expanded=${side.isOpen}
+      aria-controls="side"
+      onClick=${side.open}
+    >
       <span aria-hidden="true">☰</span>
     </button>
     <h1>${t.title}</h1>
@@ -54,14 +63,17 @@ export function Tabs({ tab, onChange, t }) {
 
 export function KeyForm({ value, isRefused, onChange, t }) {
   const [text, setText] = useState(value);
-  return html`<form
-    class="key"
-    onSubmit=${(event) => {
-      event.preventDefault();
-      onChange(text.trim());
-    }}
-  >
+  const [bad, setBad] = useState(""); // the character that cannot be in a key
+  const onSubmit = (event) => {
+    event.preventDefault();
+    const key = text.trim();
+    const found = key.match(UNSENDABLE)?.[0] ?? "";
+    setBad(found);
+    if (!found) onChange(key);
+  };
+  return html`<form class="key" onSubmit=${onSubmit}>
     ${isRefused && html`<p>${t.keyNeeded}</p>`}
+    ${bad && html`<p role="alert"><strong>${t.badKey(bad)}</strong></p>`}
     <label class="field">
       ${t.key}
       <input

@@ -1,8 +1,9 @@
 // One turn: the question with its images, and the answer with boxes, usage or error.
 import { Boxes } from "./boxes.js";
+import { CopyButton } from "./clipboard.js";
 import { Thumbnail } from "./composer.js";
 import { Markdown } from "./markdown.js";
-import { html } from "./view.js";
+import { html, useRef } from "./view.js";
 
 export function Failure({ error, onRetry, t }) {
   const details = [
@@ -34,9 +35,13 @@ function usageOf(answer) {
   };
 }
 
-function Answer({ answer, images, isRunning, actions, t }) {
-  return html`<article class="answer" aria-label=${t.answer} aria-busy=${isRunning}>
-    ${answer.boxes.length > 0 && html`<${Boxes} found=${answer.boxes} images=${images} onCrop=${actions.crop} t=${t} />`}
+function Answer({ answer, isRunning, isBusy, actions, t }) {
+  const article = useRef(null);
+  const shown = () => article.current.querySelector(".markdown");
+  return html`<article class="answer" ref=${article} aria-label=${t.answer} aria-busy=${isRunning}>
+    ${answer.boxes.length > 0 && html`<${Boxes} answer=${answer} onCrop=${actions.crop} t=${t} />`}
+    ${answer.reasoning &&
+    html`<details class="reasoning"><summary>${t.reasoning}</summary><p class="text">${answer.reasoning}</p></details>`}
     ${answer.text && html`<${Markdown} text=${answer.text} />`}
     ${isRunning && !answer.text && html`<p class="waiting">${t.waiting}</p>`}
     ${answer.isStopped && html`<p class="note">${t.stopped}</p>`}
@@ -49,16 +54,16 @@ function Answer({ answer, images, isRunning, actions, t }) {
         ${t.usage(usageOf(answer)).filter(Boolean).map((text) => html`<li key=${text}>${text}</li>`)}
       </ul>`}
       <span class="buttons">
-        ${!answer.error && html`<button type="button" onClick=${actions.again}>${t.again}</button>`}
+        ${!answer.error &&
+        html`<button type="button" disabled=${isBusy} onClick=${actions.again}>${t.again}</button>`}
         <button type="button" onClick=${actions.code}>${t.copyAs}</button>
-        ${answer.text &&
-        html`<button type="button" onClick=${() => navigator.clipboard?.writeText(answer.text)}>${t.copyText}</button>`}
+        ${answer.text && html`<${CopyButton} text=${answer.text} shown=${shown} label=${t.copyText} t=${t} />`}
       </span>
     </div>`}
   </article>`;
 }
 
-export function Turn({ turn, images, isRunning, isBusy, limits, actions, t }) {
+export function Turn({ turn, isRunning, isBusy, limits, actions, t }) {
   return html`<section class="turn">
     <article class="question" aria-label=${t.you}>
       ${turn.images.length > 0 &&
@@ -68,6 +73,6 @@ export function Turn({ turn, images, isRunning, isBusy, limits, actions, t }) {
       ${turn.text && html`<p class="text">${turn.text}</p>`}
       <button type="button" disabled=${isBusy} onClick=${actions.edit}>${t.edit}</button>
     </article>
-    ${turn.answer && html`<${Answer} answer=${turn.answer} images=${images} isRunning=${isRunning} actions=${actions} t=${t} />`}
+    ${turn.answer && html`<${Answer} answer=${turn.answer} ...${{ isRunning, isBusy, actions, t }} />`}
   </section>`;
 }

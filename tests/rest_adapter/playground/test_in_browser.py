@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from playwright.sync_api import Browser, FilePayload, Page, expect
+from playwright.sync_api import Browser, expect
 import pytest
 
 from tests.rest_adapter.conftest import Adapter, open_adapter
-from tests.support.browser import (
-    TIMEOUT_MS,
-    Visit,
-    assert_accessible,
-    hand_over,
-    open_browser,
-    visit,
-)
+from tests.rest_adapter.playground.page import answers, ask, choose
+from tests.rest_adapter.scripted_answers import script
+from tests.support.browser import Visit, assert_accessible, hand_over, visit
 from tests.support.images import draw
 
 
-expect.set_options(timeout=TIMEOUT_MS)
 KEY = "right-key"
 ATTACKS = (
     "<img src=x onerror=alert(1)>",
@@ -35,37 +28,6 @@ ATTACKS = (
 )
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with open_browser(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
-
-
-@pytest.fixture
-def visited(browser: Browser, adapter: Adapter) -> Iterator[Visit]:
-    with visit(browser, adapter.url) as found:
-        yield found
-        assert found.complaints == []
-
-
-def ask(page: Page, text: str, *, number: int = 0) -> None:
-    """Asks by keyboard, and waits for the end of that answer."""
-    page.get_by_label("Question").fill(text)
-    page.keyboard.press("Enter")
-    expect(page.locator(".usage")).to_have_count(number + 1)
-
-
-def choose(page: Page, body: bytes, *names: str, media_type: str = "image/png") -> None:
-    """Chooses files in the dialog of the browser."""
-    page.locator("input[type=file]").first.set_input_files(
-        [FilePayload(name=name, mimeType=media_type, buffer=body) for name in names]
-    )
-
-
-def answers(page: Page) -> list[str]:
-    return page.locator(".markdown").all_inner_texts()
-
-
 def test_turns_are_asked_again_edited_and_kept(visited: Visit, adapter: Adapter) -> None:
     page = visited.page
     ask(page, "first")
@@ -74,13 +36,21 @@ def test_turns_are_asked_again_edited_and_kept(visited: Visit, adapter: Adapter)
     roles = [message.role for message in adapter.spec.messages]
     assert len(roles) == 3
 
-    page.get_by_role("button", name="Ask again").nth(1).click()
-    expect(page.locator(".usage")).to_have_count(2)
+    page.get_by_role("button", name="Ask again").nth(0).click()
+    expect(page.get_by_role("status")).to_contain_text("The former answer was replaced.")
+    assert answers(page) == ["first", "second"]
+    assert len(adapter.spec.messages) == 1
     page.get_by_role("button", name="Edit").nth(0).click()
     expect(page.get_by_label("Question")).to_have_value("first")
+    expect(page.locator(".composer .note")).to_contain_text("drops the turn after it")
     ask(page, "changed")
     assert answers(page) == ["changed"]
     assert len(adapter.spec.messages) == 1
+    expect(page.get_by_role("status")).to_contain_text("The turn after it was dropped.")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".markdown")).to_have_text(["first", "second"])
+    page.get_by_role("button", name="Edit").nth(0).click()
+    ask(page, "changed")
 
     page.reload()
     page.get_by_role("button", name="first", exact=True).click()
@@ -98,10 +68,16 @@ def test_an_answer_can_be_stopped(visited: Visit, adapter: Adapter) -> None:
         page.keyboard.press("Enter")
         stop = page.get_by_role("button", name="Stop")
         expect(stop).to_be_visible()
+        page.get_by_label("Question").fill("draft")
         page.keyboard.press(key) if key else stop.click()
         expect(page.locator(".note").last).to_have_text("Stopped.")
-        expect(page.get_by_role("button", name="Send")).to_be_visible()
+        send = page.get_by_role("button", name="Send")
+        expect(send).to_be_visible()
+        expect(page.get_by_label("Question")).to_have_value("draft")
+        if key is None:
+            expect(send).to_be_focused()
     expect(page.locator(".note")).to_have_count(2)
+    assert len(adapter.seen.specs) == 2
 
 
 def test_what_is_deleted_while_it_is_answered_stays_deleted(visited: Visit) -> None:
@@ -115,6 +91,17 @@ def test_what_is_deleted_while_it_is_answered_stays_deleted(visited: Visit) -> N
     page.reload()
     expect(page.locator(".history li")).to_have_count(1)
     expect(page.get_by_role("button", name="next", exact=True)).to_be_visible()
+
+
+def test_reasoning_is_beside_the_answer(visited: Visit) -> None:
+    page = visited.page
+    usage = {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
+    ask(page, script({"reasoning": "<b>Hm"}, "Yes.", usage=usage))
+    assert answers(page) == ["Yes."]
+    page.locator("summary").click()
+    expect(page.locator(".reasoning .text")).to_have_text("<b>Hm")
+    expect(page.locator(".usage li").nth(3)).to_have_text("output 3 tokens")
+    expect(page.locator(".usage li").nth(4)).to_contain_text("first token after")
 
 
 def test_an_answer_nested_too_deeply_is_shown_as_text(visited: Visit) -> None:
@@ -202,6 +189,9 @@ def test_a_key_is_asked_for(browser: Browser, tmp_path: Path) -> None:
         page = found.page
         field = page.get_by_label("API key")
         expect(field).to_be_visible()
+        field.fill("ключ")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("No API key has the character “к”")
         field.fill("wrong")
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert")).to_contain_text("The API key is invalid.")
