@@ -171,10 +171,8 @@ class FakeChat(chat_grpc.ChatServiceServicer):
         if command == "slow":
             await asyncio.sleep(float(argument))
         for position, character in enumerate(question):
-            if command == "fail-after" and position == int(argument):
-                await fail(context, "ENGINE_UNAVAILABLE")
-            if command == "hang-after" and position == int(argument):
-                await asyncio.sleep(600)
+            if command in ("fail-after", "hang-after") and position == int(argument):
+                await self._break_off(context, command)
             for index in range(n):
                 yield event(delta=self._delta(spec, index, character))
         limited = spec.sampling.max_tokens == 1
@@ -191,6 +189,11 @@ class FakeChat(chat_grpc.ChatServiceServicer):
                 )
             )
         yield event(usage=usage_of(spec, n * len(question)))
+
+    async def _break_off(self, context: grpc.aio.ServicerContext, command: str) -> None:
+        if command == "fail-after":
+            await fail(context, "ENGINE_UNAVAILABLE")
+        await asyncio.sleep(600)
 
     async def _refuse(
         self,

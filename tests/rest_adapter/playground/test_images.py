@@ -1,4 +1,4 @@
-"""Images on the page: pasted, too many, too large, turned by EXIF data, several with boxes, and as files of a program."""
+"""Images on the page: pasted, too many, too large, turned by EXIF data, with boxes, and as files of a program."""
 
 from __future__ import annotations
 
