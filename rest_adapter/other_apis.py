@@ -13,7 +13,6 @@ _V1: Final = {
     "Anthropic Text Completions API": ("complete",),
     "embeddings API": ("embeddings",),
     "reranking and scoring API": ("rerank", "score", "classify", "pooling"),
-    "tokenizer API": ("tokenize", "detokenize"),
     "image generation API": ("images",),
     "audio API": ("audio",),
     "video generation API": ("videos",),
@@ -62,7 +61,6 @@ _ELSEWHERE: Final = {
         "/apply-template",
         "/classify",
         "/completion",
-        "/detokenize",
         "/embed",
         "/embedding",
         "/encode",
@@ -77,7 +75,6 @@ _ELSEWHERE: Final = {
         "/rerank",
         "/score",
         "/slots",
-        "/tokenize",
     ),
 }
 """The first parts of whole paths."""
@@ -85,8 +82,8 @@ _ELSEWHERE: Final = {
 _V1_NAMES: Final = {part: name for name, parts in _V1.items() for part in parts}
 _PREFIXES: Final = tuple((path, name) for name, paths in _ELSEWHERE.items() for path in paths)
 _BELOW: Final = {
-    "/v1/chat/completions/": "API of stored or rendered completions",
-    "/v1/completions/": "API of stored or rendered completions",
+    "/v1/chat/completions/": "API of stored completions",
+    "/v1/completions/": "API of stored completions",
     "/v1/messages/batches": "Anthropic Message Batches API",
 }
 """What may be below a path that is served."""

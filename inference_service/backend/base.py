@@ -6,13 +6,13 @@ are computed: by this project's engine, by another library in a process, or by a
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
 from inference_service.decisions import DecisionRequest, Decisions
-from inference_service.domain import Event, ImageInfo, Request, TokenUsage
+from inference_service.domain import Event, ImageInfo, Request, Started, TokenUsage
 from inference_service.measures import DeviceMemory, Durations
 
 
@@ -201,6 +201,67 @@ class TokenCount:
     prompt_token_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaPlaceholder:
+    """The tokens of a prompt that stand for an image or a video.
+
+    Attributes:
+        offset: Index of the first one.
+        length: Number of tokens.
+        key: The same for the same pixels, size, model and cache salt.
+    """
+
+    offset: int
+    length: int
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """The prompt of a request, exactly as generation would use it.
+
+    Attributes:
+        started: What would be known when generation begins, with the token ids and the text of the prompt.
+        placeholders: Where its images and videos are, in order.
+        begins_with_reasoning: The prompt has opened the reasoning of the answer.
+    """
+
+    started: Started
+    placeholders: tuple[MediaPlaceholder, ...]
+    begins_with_reasoning: bool
+
+
+class Vocabulary(Protocol):
+    """Turns text into the token ids of a model and back; every call is admitted as a request."""
+
+    async def tokenize(
+        self, text: str, request_id: str, caller: str, *, parse_special: bool
+    ) -> tuple[int, ...]:
+        """The token ids of a text.
+
+        Args:
+            text: The text; errors name it as `text`.
+            request_id: Identifies the request while it is in flight.
+            caller: The caller that sent it; see `Backend.abort`.
+            parse_special: Recognise special tokens in the text.
+
+        Raises:
+            ServiceError: The text is too long, or the request is not admitted.
+        """
+
+    async def detokenize(
+        self, token_ids: Sequence[int], request_id: str, caller: str, *, skip_special: bool
+    ) -> str:
+        """The text of token ids; bytes that are not valid UTF-8 are replaced by U+FFFD.
+
+        Raises:
+            ServiceError: An id is outside the vocabulary, or the request is not admitted.
+        """
+
+    async def strings(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Tokens as the vocabulary writes them; is part of another call."""
+
+
 class Backend(Protocol):
     """Answers requests about one model. Belongs to one event loop.
 
@@ -222,6 +283,10 @@ class Backend(Protocol):
     @property
     def in_flight(self) -> int:
         """Number of requests that are being answered or counted."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens of the model."""
 
     def check_admission(self, caller: str) -> None:
         """Refuses a caller before its request is read; `generate` and `count` check again.
@@ -246,6 +311,13 @@ class Backend(Protocol):
 
         Raises:
             ServiceError: The request ended with an error.
+        """
+
+    async def render(self, request: Request, caller: str) -> Rendered:
+        """Checks a request as `generate` does, and returns its prompt without answering it.
+
+        Raises:
+            ServiceError: `generate` would refuse the request.
         """
 
     async def decide(

@@ -16,6 +16,7 @@ from inference_service.errors import InvalidArgumentError, UnsupportedParameterE
 from inference_service.grammar.checker import ConstraintChecker
 from inference_service.metrics import families
 from inference_service.metrics.requests import current_request
+from inference_service.model_spec import BoxNotation
 from inference_service.text.output.answer import Answer
 from inference_service.text.output.reasoning import CLOSE_TAG, ReasoningStart
 from inference_service.text.tokenizer import Tokenizer
@@ -28,6 +29,19 @@ _KINDS: Final = {kind: kind.value for kind in ConstraintKind} | {ConstraintKind.
 def form_field(request: Request) -> str:
     """The field that errors about the form name."""
     return "spec.tools" if request.constraint is None else "spec.constraint"
+
+
+def check_grounding(request: Request, notation: BoxNotation) -> None:
+    """Checks that boxes are asked of a model that writes them.
+
+    Raises:
+        UnsupportedParameterError: It writes none.
+    """
+    if request.grounding and notation is BoxNotation.NONE:
+        raise UnsupportedParameterError(
+            "grounding is not supported by this model: its answers contain no boxes.",
+            field="spec.response.grounding",
+        )
 
 
 async def with_form(request: Request, model: ServedModel, checker: ConstraintChecker) -> Request:

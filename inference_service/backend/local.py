@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from inference_service.backend.admission import Admission, AdmittedRequest, draining
 from inference_service.backend.base import (
@@ -17,12 +17,15 @@ from inference_service.backend.base import (
     BackendState,
     Load,
     ModelDescription,
+    Rendered,
     TokenCount,
+    Vocabulary,
 )
 from inference_service.backend.decisions import check_lengths, run_decisions
 from inference_service.backend.defaults import operator_defaults
 from inference_service.backend.description import describe
 from inference_service.backend.forms import (
+    check_grounding,
     form_begins_after,
     form_field,
     new_answers,
@@ -31,10 +34,17 @@ from inference_service.backend.forms import (
 from inference_service.backend.line import Line
 from inference_service.backend.prompts import PreparedPrompt, PromptWorkers
 from inference_service.backend.rates import Amounts, RateLimits
+from inference_service.backend.rendering import rendered
 from inference_service.backend.run import run, run_aborted
-from inference_service.backend.sampling import check_token_ids, effective_options, engine_params
+from inference_service.backend.runtime import STATES, info_of, load_of
+from inference_service.backend.sampling import (
+    check_token_ids,
+    effective_options,
+    engine_params,
+)
 from inference_service.backend.served_model import ServedModel
 from inference_service.backend.turn import Shared, Turn
+from inference_service.backend.vocabulary import ModelVocabulary
 from inference_service.decisions import DecisionRequest, Decisions
 from inference_service.domain import (
     Event,
@@ -52,28 +62,13 @@ from inference_service.engine_client.interface import (
     nothing,
 )
 from inference_service.engine_protocol.messages import EngineRequest
-from inference_service.errors import (
-    EngineUnavailableError,
-    ModelLoadingError,
-    UnsupportedParameterError,
-)
+from inference_service.errors import EngineUnavailableError, ModelLoadingError
 from inference_service.grammar.checker import ConstraintChecker
 from inference_service.media.prepare import MediaPreparer, PreparedMedia
 from inference_service.media.turn import set_turn
-from inference_service.model_spec import BoxNotation
 from inference_service.sampling import Sampling
 from inference_service.settings import ServiceSettings
 from inference_service.text.output.tool_calls import forbidden_tokens
-
-
-_STATES: Final = {
-    EngineState.STARTING: BackendState.LOADING,
-    EngineState.READY: BackendState.READY,
-    EngineState.SILENT: BackendState.RESTARTING,
-    EngineState.RESTARTING: BackendState.RESTARTING,
-    EngineState.FAILED: BackendState.FAILED,
-    EngineState.CLOSED: BackendState.FAILED,
-}
 
 
 _Options = TypeVar("_Options", bound=GenerationOptions)
@@ -94,6 +89,7 @@ class LocalBackend:
         self._constraints = ConstraintChecker(model.directory)
         self._admission = Admission(settings.max_queue)
         self._rates = RateLimits.from_settings(settings)
+        self._vocabulary = ModelVocabulary(model, self._prompts, self._admission, self._rates)
         self._shared = Shared(
             # A few more than the batch holds, so that the engine never waits for the front; workers the same.
             batch=Line(settings.max_num_seqs + max(2, settings.max_num_seqs // 8)),
@@ -112,7 +108,7 @@ class LocalBackend:
         """See `Backend`. While draining, only the engine's failure is reported."""
         if self._admission.closed and self._engine.state is not EngineState.FAILED:
             return BackendState.DRAINING
-        return _STATES[self._engine.state]
+        return STATES[self._engine.state]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -122,23 +118,17 @@ class LocalBackend:
     @property
     def info(self) -> BackendInfo:
         """See `Backend`."""
-        ready = self._engine.ready
-        return BackendInfo(
-            device=ready.device if ready else "",
-            dtype=ready.dtype if ready else "",
-            slow_path=ready.slow_path if ready else "",
-            restarts=self._engine.restarts,
-            pid=self._engine.pid or 0,
-            max_num_seqs=self._settings.max_num_seqs,
-            max_num_batched_tokens=self._settings.max_num_batched_tokens,
-            max_context_tokens=ready.max_model_len if ready else 0,
-            load_seconds=ready.load_seconds if ready else 0.0,
-        )
+        return info_of(self._engine, self._settings)
 
     @property
     def in_flight(self) -> int:
         """See `Backend`."""
         return self._admission.in_flight
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """See `Backend`."""
+        return self._vocabulary
 
     def describe(self) -> ModelDescription:
         """See `Backend`."""
@@ -146,25 +136,7 @@ class LocalBackend:
 
     def load(self) -> Load:
         """See `Backend`."""
-        stats = self._engine.stats
-        return Load(
-            running=stats.running,
-            waiting=stats.waiting + self._shared.batch.waiting,
-            kv_pages_total=stats.kv_pages_total,
-            kv_pages_used=stats.kv_pages_used,
-            kv_pages_cached=stats.kv_pages_cached,
-            kv_page_tokens=stats.kv_page_tokens,
-            prefix_queries=stats.prefix_queries,
-            prefix_hits=stats.prefix_hits,
-            encoder_queries=stats.encoder_queries,
-            encoder_hits=stats.encoder_hits,
-            preemptions=stats.preemptions,
-            pixel_bytes_in_flight=self._engine.pixel_bytes_in_flight,
-            step_durations=stats.step_durations,
-            encode_durations=stats.encode_durations,
-            device_memory=stats.device_memory,
-            last_step_s=self._engine.last_step_s,
-        )
+        return load_of(self._engine, self._shared.batch.waiting)
 
     def on_state_change(self, callback: Callable[[BackendState], None]) -> None:
         """See `Backend`."""
@@ -222,13 +194,30 @@ class LocalBackend:
             prompt_token_ids=prepared.prompt.token_ids,
         )
 
+    async def render(self, request: Request, caller: str) -> Rendered:
+        """See `Backend`. As a count."""
+        self._rates.check(caller)
+        with self._admission.admit(request.request_id, caller) as admitted:
+            self._rates.take(caller, Amounts(requests=1))
+            self._check(request)
+            with self._turn(request, admitted) as turn:
+                # First, as in `_generate`: a request must have the same error in both.
+                context_tokens = self._context_tokens()
+                async with admitted.abortable():
+                    checked = await with_form(request, self._model, self._constraints)
+                prepared = await self._prepare(self._salted(checked, caller), admitted, turn)
+                options = self._options(request, prepared, context_tokens)
+                form_begins_after(checked, prepared, self._model.tokenizer)
+            admitted.raise_if_aborted()
+        whole = dataclasses.replace(request, return_prompt_token_ids=True, return_prompt_text=True)
+        return rendered(self._started(whole, prepared, options), prepared.prompt)
+
     async def generate(self, request: Request, caller: str) -> AsyncGenerator[Event, None]:
         """See `Backend`."""
         self._rates.check(caller)
         with self._admission.admit(request.request_id, caller) as admitted:
             self._rates.take(caller, Amounts(requests=1))
-            check_token_ids(request, self._model.spec.decoder.vocab_size)
-            self._check_grounding(request)
+            self._check(request)
             with self._turn(request, admitted) as turn:
                 events = self._generate(self._salted(request, caller), admitted, turn)
                 async with contextlib.aclosing(events):
@@ -303,13 +292,7 @@ class LocalBackend:
         self._rates.take(
             admitted.caller, Amounts(image_bytes=sum(memoryview(p).nbytes for p in prepared.pixels))
         )
-        options = effective_options(
-            request,
-            self._defaults,
-            prompt_tokens=prepared.usage.prompt_tokens,
-            max_model_len=context_tokens,
-            strict_max_tokens=self._settings.strict_max_tokens,
-        )
+        options = self._options(request, prepared, context_tokens)
         if not admitted.aborted:
             async with admitted.abortable():
                 await turn.reserve_tokens(prepared.usage.prompt_tokens, options.max_tokens)
@@ -385,12 +368,19 @@ class LocalBackend:
         turn.decoded(sum(len(image.pixels) for image in media.images))
         return media
 
-    def _check_grounding(self, request: Request) -> None:
-        if request.grounding and self._model.box_notation is BoxNotation.NONE:
-            raise UnsupportedParameterError(
-                "grounding is not supported by this model: its answers contain no boxes.",
-                field="spec.response.grounding",
-            )
+    def _options(self, request: Request, prepared: PreparedPrompt, context_tokens: int) -> Sampling:
+        return effective_options(
+            request,
+            self._defaults,
+            prompt_tokens=prepared.usage.prompt_tokens,
+            max_model_len=context_tokens,
+            strict_max_tokens=self._settings.strict_max_tokens,
+        )
+
+    def _check(self, request: Request) -> None:
+        """Checks what depends on the model, but not on the prompt."""
+        check_token_ids(request, self._model.spec.decoder.vocab_size)
+        check_grounding(request, self._model.box_notation)
 
     def _context_tokens(self) -> int:
         """The context window of the engine in tokens; smaller than the model's if memory is short."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import secrets
@@ -60,6 +60,19 @@ def check_token_ids(request: Request, vocab_size: int) -> None:
     }
     if isinstance(request, TextCompletionRequest) and not isinstance(request.prompt, str):
         named["spec.token_ids"] = request.prompt
+    check_vocabulary(named, vocab_size)
+
+
+def check_vocabulary(named: Mapping[str, Sequence[int]], vocab_size: int) -> None:
+    """Refuses token ids outside the model's vocabulary.
+
+    Args:
+        named: Lists of ids by the paths of their fields; the service checks that none is negative.
+        vocab_size: Ids must be less.
+
+    Raises:
+        InvalidArgumentError: An id is not; names the field.
+    """
     for field, token_ids in named.items():
         highest = max(token_ids, default=0)
         if highest >= vocab_size:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 import contextlib
 import time
 from typing import Any
 
-from inference_service.backend.base import Backend, TokenCount
+from inference_service.backend.base import Backend, Rendered, TokenCount
 from inference_service.decisions import DecisionRequest, Decisions
 from inference_service.domain import Event, Request, Started
 from inference_service.errors import DeadlineError
@@ -29,6 +29,11 @@ class Generation:
         """See `model_names`."""
         return canonical_name(name, self._backend.names, field="spec.model")
 
+    @property
+    def max_context_tokens(self) -> int:
+        """The context window in tokens."""
+        return self._backend.describe().max_context_tokens
+
     async def unary_fields(self, request: Request) -> dict[str, Any]:
         """The fields of a unary response: all events of a request in one message."""
         async with contextlib.aclosing(self._events(request)) as events:
@@ -43,14 +48,25 @@ class Generation:
     async def count(self, request: Request) -> TokenCount:
         """Counts the tokens of a request's prompt."""
         call = this_call()
-        async with _until(call.deadline):
+        async with until(call.deadline):
             return await self._backend.count(request, call.caller)
+
+    async def render(self, request: Request) -> Rendered:
+        """The prompt of a request."""
+        call = this_call()
+        async with until(call.deadline):
+            return await self._backend.render(request, call.caller)
+
+    async def token_strings(self, token_ids: Sequence[int]) -> Sequence[str]:
+        """Tokens as the vocabulary writes them."""
+        async with until(this_call().deadline):
+            return await self._backend.vocabulary.strings(token_ids)
 
     async def decide(self, request: DecisionRequest) -> Decisions:
         """Decides the questions of a request."""
         call = this_call()
         _tell(request.evidence, len(request.questions))
-        async with _until(call.deadline):
+        async with until(call.deadline):
             decisions = await self._backend.decide(request, call.caller, prepared=release_message)
         current_request().decided(decisions.usage)
         return decisions
@@ -61,7 +77,7 @@ class Generation:
         async with contextlib.aclosing(self._backend.generate(request, call.caller)) as events:
             while True:
                 # Not across the yield: the time that the client takes to read has a limit of its own, see `wire`.
-                async with _until(call.deadline):
+                async with until(call.deadline):
                     event = await anext(events, None)
                 if event is None:
                     return
@@ -77,7 +93,7 @@ def _tell(request: Request, choices: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _until(deadline: float | None) -> AsyncIterator[None]:
+async def until(deadline: float | None) -> AsyncIterator[None]:
     """Cancels the body at a moment of `time.monotonic()`, the loop's clock.
 
     Raises:

@@ -38,8 +38,14 @@ from qwenvl.observability import enter_call, name_call
 
 
 OWN_PREFIX: Final = "/qwenvl.inference.v1."
-_GENERATION_PREFIXES: Final = (f"{OWN_PREFIX}ChatService/", f"{OWN_PREFIX}CompletionService/")
-_ANSWERING_PREFIXES: Final = (*_GENERATION_PREFIXES, f"{OWN_PREFIX}DecisionService/")
+_ANSWERING_PREFIXES: Final = tuple(
+    f"{OWN_PREFIX}{service}/" for service in ("ChatService", "CompletionService", "DecisionService")
+)
+_GENERATION_PREFIXES: Final = (
+    f"{OWN_PREFIX}ChatService/",
+    f"{OWN_PREFIX}CompletionService/",
+    f"{OWN_PREFIX}TokenizeService/",
+)
 OPEN_PREFIX: Final = "/grpc.health.v1."
 """Probes of a kubelet carry no key."""
 

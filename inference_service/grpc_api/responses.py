@@ -59,7 +59,7 @@ async def gather(events: AsyncIterable[Event], model: str) -> UnaryFields:
     async for event in events:
         match event:
             case Started():
-                fields.started = _started(event, model)
+                fields.started = started_message(event, model)
                 fields.choices = [generation_pb.Choice(index=index) for index in range(event.n)]
             case Delta():
                 _gather(fields.choices[event.choice_index], fields.started, event)
@@ -89,7 +89,7 @@ def event_fields(event: Event, model: str) -> dict[str, Any]:
     """The fields of one message of StreamChatCompletion or StreamCompletion; `model` is the canonical name."""
     match event:
         case Started():
-            return {"started": _started(event, model)}
+            return {"started": started_message(event, model)}
         case Delta():
             delta = generation_pb.Delta(
                 choice_index=event.choice_index,
@@ -119,7 +119,8 @@ def _call_delta(delta: ToolCallDelta) -> generation_pb.ToolCallDelta:
     )
 
 
-def _started(event: Started, model: str) -> generation_pb.Started:
+def started_message(event: Started, model: str) -> generation_pb.Started:
+    """The beginning of an answer as a proto message; `model` is the canonical name."""
     settings = generation_pb.EffectiveSettings(
         sampling=_sampling(event.sampling),
         stop=sampling_pb.StopOptions(

@@ -27,6 +27,7 @@ from inference_service.grpc_api.load_report import LoadReports
 from inference_service.grpc_api.message_budget import MessageBudget
 from inference_service.grpc_api.model_service import ModelServicer
 from inference_service.grpc_api.reflection import add_reflection
+from inference_service.grpc_api.tokenize_service import TokenizeServicer
 from inference_service.grpc_api.wire import WireLimits
 from inference_service.settings import ServiceSettings
 from qwenvl.addresses import listen, parse_address, why_not
@@ -42,6 +43,8 @@ from qwenvl.inference.v1 import (
     decision_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    tokenize_service_pb2,
+    tokenize_service_pb2_grpc,
 )
 from qwenvl.keys import KeyFile
 from qwenvl.limits import MAX_MESSAGE_BYTES
@@ -56,6 +59,7 @@ _SERVICES = tuple(
         (completion_service_pb2, "CompletionService"),
         (decision_service_pb2, "DecisionService"),
         (model_service_pb2, "ModelService"),
+        (tokenize_service_pb2, "TokenizeService"),
         (admin_service_pb2, "AdminService"),
     )
 )
@@ -212,6 +216,8 @@ class Front:
         decision_service_pb2_grpc.add_DecisionServiceServicer_to_server(decisions, server)
         models = ModelServicer(self._backend)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
+        tokenize = TokenizeServicer(self._backend)
+        tokenize_service_pb2_grpc.add_TokenizeServiceServicer_to_server(tokenize, server)
         self._add_admin(server, drain)
 
     def _add_admin(self, server: grpc.aio.Server, drain: Drain | None) -> None:

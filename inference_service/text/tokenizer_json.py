@@ -19,7 +19,7 @@ from inference_service.text.model_files import (
     read_added_tokens,
     read_text,
 )
-from inference_service.text.tokenizer import Tokenizer
+from inference_service.text.tokenizer import BYTE_OF_CHARACTER, Tokenizer
 
 
 QWEN2_PATTERN = (
@@ -28,17 +28,6 @@ QWEN2_PATTERN = (
 )
 """Splits text into words where only vocabulary and merges are stored: that of Qwen2 and its successors."""
 
-
-def _byte_of_character() -> dict[str, int]:
-    """The alphabet of byte-level BPE (GPT-2): printable bytes map to themselves, the others to U+0100 and up."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    alphabet = {chr(byte): byte for byte in printable}
-    alphabet.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
-    return alphabet
-
-
-_BYTES = _byte_of_character()
 
 _SLICE_CHARACTERS: Final = 2**16
 """A longer text is encoded in slices: the library needs hundreds of bytes for every character."""
@@ -186,6 +175,6 @@ def _definition(vocabulary: str, merges: str) -> str:
 
 def _bytes_of(token: str) -> bytes:
     try:
-        return bytes(_BYTES[character] for character in token)
+        return bytes(BYTE_OF_CHARACTER[character] for character in token)
     except KeyError:
         return token.encode()  # as the library's decoder does with other characters

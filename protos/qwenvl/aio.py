@@ -24,6 +24,8 @@ from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import decision_service_pb2_grpc as decision_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
+from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.rpc import DEFAULT_TIMEOUT_S, channel_options, read_error
 
@@ -101,6 +103,7 @@ class AsyncService:
         self._completions = completion_grpc.CompletionServiceStub(self._channel)
         self._decisions = decision_grpc.DecisionServiceStub(self._channel)
         self._models = model_grpc.ModelServiceStub(self._channel)
+        self._tokenize = tokenize_grpc.TokenizeServiceStub(self._channel)
         self._admin = admin_grpc.AdminServiceStub(self._channel)
         self._health: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
             HEALTH_CHECK
@@ -183,6 +186,45 @@ class AsyncService:
             self._chat.CountTokens, request, metadata, timeout_s
         )
         return response.usage
+
+    async def render_chat(
+        self,
+        request: chat_pb.RenderChatCompletionRequest,
+        *,
+        metadata: Metadata = (),
+        timeout_s: float | None = None,
+    ) -> chat_pb.RenderChatCompletionResponse:
+        """The prompt of a conversation, as generation would use it."""
+        response: chat_pb.RenderChatCompletionResponse = await self._call(
+            self._chat.RenderChatCompletion, request, metadata, timeout_s
+        )
+        return response
+
+    async def tokenize(
+        self,
+        request: tokenize_pb.TokenizeRequest,
+        *,
+        metadata: Metadata = (),
+        timeout_s: float | None = None,
+    ) -> tokenize_pb.TokenizeResponse:
+        """The token ids of a text."""
+        response: tokenize_pb.TokenizeResponse = await self._call(
+            self._tokenize.Tokenize, request, metadata, timeout_s
+        )
+        return response
+
+    async def detokenize(
+        self,
+        request: tokenize_pb.DetokenizeRequest,
+        *,
+        metadata: Metadata = (),
+        timeout_s: float | None = None,
+    ) -> tokenize_pb.DetokenizeResponse:
+        """The text of token ids."""
+        response: tokenize_pb.DetokenizeResponse = await self._call(
+            self._tokenize.Detokenize, request, metadata, timeout_s
+        )
+        return response
 
     async def list_models(
         self, *, metadata: Metadata = (), timeout_s: float | None = _SHORT_TIMEOUT_S

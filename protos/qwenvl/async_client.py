@@ -28,11 +28,18 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.messages import Question
 from qwenvl.options import ChatOptions, CompletionOptions
 from qwenvl.rpc import DEFAULT_TIMEOUT_S, call_timeout
-from qwenvl.specs import Prompt, chat_spec, completion_spec
+from qwenvl.specs import (
+    Prompt,
+    chat_spec,
+    completion_spec,
+    detokenize_request,
+    tokenize_request,
+)
 
 
 _Event = TypeVar("_Event")
@@ -238,6 +245,49 @@ class AsyncClient:
         call_options = self._call_options(timeout_s)
         with self._errors():
             return await self._service.count_tokens(spec, **call_options)
+
+    async def render(
+        self,
+        question: Question,
+        *,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[ChatOptions],
+    ) -> chat_pb.RenderChatCompletionResponse:
+        """Returns the prompt of a question as `chat` would use it; arguments and errors as `Client.chat`."""
+        request = chat_pb.RenderChatCompletionRequest(spec=chat_spec(question, images, options))
+        call_options = self._call_options(timeout_s)
+        with self._errors():
+            return await self._service.render_chat(request, **call_options)
+
+    async def tokenize(
+        self,
+        text: str,
+        *,
+        model: str = "",
+        parse_special: bool = True,
+        strings: bool = False,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+    ) -> tokenize_pb.TokenizeResponse:
+        """Returns the token ids of a text; arguments and errors as `Client.tokenize`."""
+        request = tokenize_request(text, model, parse_special=parse_special, strings=strings)
+        call_options = self._call_options(timeout_s)
+        with self._errors():
+            return await self._service.tokenize(request, **call_options)
+
+    async def detokenize(
+        self,
+        token_ids: Sequence[int],
+        *,
+        model: str = "",
+        skip_special_tokens: bool = False,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+    ) -> str:
+        """Returns the text of token ids; arguments and errors as `Client.detokenize`."""
+        request = detokenize_request(token_ids, model, skip_special_tokens=skip_special_tokens)
+        call_options = self._call_options(timeout_s)
+        with self._errors():
+            return (await self._service.detokenize(request, **call_options)).text
 
     def conversation(self, **options: Unpack[ChatOptions]) -> AsyncConversation:
         """A conversation that remembers its history; arguments as `Client.conversation`."""

@@ -35,11 +35,19 @@ from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import decision_service_pb2_grpc as decision_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
+from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.messages import Question
 from qwenvl.options import ChatOptions, CompletionOptions
 from qwenvl.rpc import DEFAULT_TIMEOUT_S, call_timeout, channel_options
-from qwenvl.specs import Prompt, chat_spec, completion_spec
+from qwenvl.specs import (
+    Prompt,
+    chat_spec,
+    completion_spec,
+    detokenize_request,
+    tokenize_request,
+)
 
 
 class Client:
@@ -80,6 +88,7 @@ class Client:
         self._completions = completion_grpc.CompletionServiceStub(self._channel)
         self._decisions = decision_grpc.DecisionServiceStub(self._channel)
         self._models = model_grpc.ModelServiceStub(self._channel)
+        self._tokenize = tokenize_grpc.TokenizeServiceStub(self._channel)
         self._admin = admin_grpc.AdminServiceStub(self._channel)
         self._health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
             HEALTH_CHECK
@@ -260,6 +269,62 @@ class Client:
         request = chat_pb.CountTokensRequest(spec=chat_spec(question, images, options))
         usage: usage_pb.Usage = self._call(self._chat.CountTokens, request, timeout_s).usage
         return usage
+
+    def render(
+        self,
+        question: Question,
+        *,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[ChatOptions],
+    ) -> chat_pb.RenderChatCompletionResponse:
+        """Returns the prompt of a question as `chat` would use it; arguments and errors as `chat`."""
+        request = chat_pb.RenderChatCompletionRequest(spec=chat_spec(question, images, options))
+        rendered: chat_pb.RenderChatCompletionResponse = self._call(
+            self._chat.RenderChatCompletion, request, timeout_s
+        )
+        return rendered
+
+    def tokenize(
+        self,
+        text: str,
+        *,
+        model: str = "",
+        parse_special: bool = True,
+        strings: bool = False,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+    ) -> tokenize_pb.TokenizeResponse:
+        """Returns the token ids of a text.
+
+        Args:
+            text: The text.
+            model: A served name; empty = the canonical one.
+            parse_special: Recognise special tokens, as in a raw prompt; False = as in the messages of a chat.
+            strings: Also return the tokens as the vocabulary writes them.
+            timeout_s: See the class.
+
+        Raises:
+            Error: The call failed.
+            TypeError: An argument has another type.
+        """
+        request = tokenize_request(text, model, parse_special=parse_special, strings=strings)
+        response: tokenize_pb.TokenizeResponse = self._call(
+            self._tokenize.Tokenize, request, timeout_s
+        )
+        return response
+
+    def detokenize(
+        self,
+        token_ids: Sequence[int],
+        *,
+        model: str = "",
+        skip_special_tokens: bool = False,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+    ) -> str:
+        """Returns the text of token ids, with U+FFFD for bytes that are not valid UTF-8; errors as `tokenize`."""
+        request = detokenize_request(token_ids, model, skip_special_tokens=skip_special_tokens)
+        text: str = self._call(self._tokenize.Detokenize, request, timeout_s).text
+        return text
 
     def conversation(self, **options: Unpack[ChatOptions]) -> Conversation:
         """A conversation that remembers its history.

@@ -317,7 +317,7 @@ def _events(model: FakeModel, spec: Spec) -> Iterator[dict[str, Any]]:
     reply = model.receive(spec)
     text, finished = _cut(reply.text, spec)
     choices = range(spec.n if spec.HasField("n") else 1)
-    yield {"started": _started(spec, model.names[0], len(choices))}
+    yield {"started": started_of(spec, model.names[0], len(choices))}
     for index in choices if (thought := reply.reasoning) else ():
         yield {"delta": generation_pb.Delta(choice_index=index, reasoning=thought)}
     for start in range(0, len(text), _PIECE):
@@ -336,7 +336,8 @@ def _events(model: FakeModel, spec: Spec) -> Iterator[dict[str, Any]]:
     yield {"usage": _usage(spec, tokens, len(thought) * len(choices))}
 
 
-def _started(spec: Spec, model: str, n: int) -> generation_pb.Started:
+def started_of(spec: Spec, model: str, n: int) -> generation_pb.Started:
+    """What is known when an answer begins."""
     settings = generation_pb.EffectiveSettings(sampling=spec.sampling, stop=spec.stop, n=n)
     response, prompt = spec.response, _last_text(spec)
     return generation_pb.Started(

@@ -8,6 +8,7 @@ from qwenvl.fields import built
 from qwenvl.images import Images, images_of
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
 from qwenvl.messages import Question, messages_of
 from qwenvl.options import ChatOptions, CompletionOptions, chat_fields, completion_fields
 
@@ -56,3 +57,31 @@ def completion_spec(
     else:
         spec.token_ids.ids.extend(prompt)
     return spec
+
+
+def tokenize_request(
+    text: str, model: str, *, parse_special: bool, strings: bool
+) -> tokenize_pb.TokenizeRequest:
+    """The request for the token ids of a text.
+
+    Raises:
+        TypeError: Something has another type.
+    """
+    fields = {"model": model, "text": text}
+    flags = {"parse_special": parse_special, "return_token_strings": strings}
+    return built(tokenize_pb.TokenizeRequest, fields | flags)
+
+
+def detokenize_request(
+    token_ids: Sequence[int], model: str, *, skip_special_tokens: bool
+) -> tokenize_pb.DetokenizeRequest:
+    """The request for the text of token ids.
+
+    Raises:
+        TypeError: Something has another type.
+        ValueError: An id does not fit its field.
+    """
+    if isinstance(token_ids, (str, bytes, bytearray, memoryview)):
+        raise TypeError(f"token_ids is a list of integers, not {type(token_ids).__name__}")
+    fields = {"model": model, "token_ids": token_ids, "skip_special_tokens": skip_special_tokens}
+    return built(tokenize_pb.DetokenizeRequest, fields)

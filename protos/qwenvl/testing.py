@@ -23,7 +23,6 @@ from qwenvl.fake_decisions import Deciding, DecisionServicer, first
 from qwenvl.fake_service import (
     AdminServicer,
     Answering,
-    ChatServicer,
     CompletionServicer,
     FakeModel,
     ModelServicer,
@@ -32,6 +31,7 @@ from qwenvl.fake_service import (
     Spec,
     check_reply,
 )
+from qwenvl.fake_tokenize import RenderingChatServicer, TokenizeServicer
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
@@ -40,6 +40,7 @@ from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import decision_service_pb2_grpc as decision_grpc
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
 from qwenvl.limits import MAX_MESSAGE_BYTES
 
 
@@ -87,7 +88,10 @@ class FakeServer:
         self._pool = ThreadPoolExecutor(_THREADS)
         size = ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)
         self._server = grpc.server(self._pool, options=[size, ("grpc.so_reuseport", 0)])
-        chat_grpc.add_ChatServiceServicer_to_server(ChatServicer(self._model), self._server)
+        chat = RenderingChatServicer(self._model)
+        chat_grpc.add_ChatServiceServicer_to_server(chat, self._server)
+        tokenize = TokenizeServicer(self._model)
+        tokenize_grpc.add_TokenizeServiceServicer_to_server(tokenize, self._server)
         completions = CompletionServicer(self._model)
         completion_grpc.add_CompletionServiceServicer_to_server(completions, self._server)
         decisions = DecisionServicer(self._model, deciding)

@@ -20,6 +20,13 @@ from rest_adapter.openai.responses.shapes import (
     ResponseObject,
 )
 from rest_adapter.openai.shapes import ErrorBody, Model, ModelList
+from rest_adapter.openai.tokens.schema import (
+    DetokenizeRequest,
+    RenderRequest,
+    TokenizeChatRequest,
+    TokenizeRequest,
+)
+from rest_adapter.openai.tokens.shapes import RenderedPrompt, Texts, Tokens
 from rest_adapter.openapi.operation import Description, Operation, Parameter
 
 
@@ -28,6 +35,8 @@ _COMPLETIONS: Final = "Text completions"
 _RESPONSES: Final = "Responses"
 _DECISIONS: Final = "Decisions"
 _MODELS: Final = "Models"
+_TOKENS: Final = "Tokens"
+_ASKED_TOKENS: Final = TokenizeRequest | TokenizeChatRequest
 
 _INTEGER: Final = {"type": "integer"}
 _RESPONSE_ID: Final = Parameter(
@@ -194,6 +203,36 @@ _OPERATIONS: Final = (
             "questions": [{"type": "predicate", "instructions": "The parcel is torn."}],
         },
         answer=Decision,
+    ),
+    Operation(
+        method="post",
+        path="/v1/chat/completions/render",
+        name="renderChatCompletion",
+        summary="The prompt of a chat completion, without an answer.",
+        tag=_TOKENS,
+        request=RenderRequest,
+        example=_CHAT_EXAMPLE,
+        answer=RenderedPrompt,
+    ),
+    Operation(
+        method="post",
+        path="/tokenize",
+        name="tokenize",
+        summary="The token ids of a text, or of the prompt of a conversation.",
+        tag=_TOKENS,
+        request=_ASKED_TOKENS,
+        example={"model": "qwen-vl", "prompt": "Once upon a time", "return_token_strs": True},
+        answer=Tokens,
+    ),
+    Operation(
+        method="post",
+        path="/detokenize",
+        name="detokenize",
+        summary="The text of token ids.",
+        tag=_TOKENS,
+        request=DetokenizeRequest,
+        example={"model": "qwen-vl", "tokens": [1, 2, 3]},
+        answer=Texts,
     ),
     Operation(
         method="get",

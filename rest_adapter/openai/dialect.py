@@ -18,6 +18,7 @@ from rest_adapter.openai.errors import render_error, render_error_event
 from rest_adapter.openai.responses import compact_route as compaction
 from rest_adapter.openai.responses import route as responses
 from rest_adapter.openai.responses import stored_route as stored_responses
+from rest_adapter.openai.tokens import route as tokens
 
 
 # Those of other APIs: OpenAI's clients insist on a key of their own, so that users put any word there.
@@ -43,6 +44,7 @@ OPENAI: Final = Dialect(
                 responses,
                 compaction,
                 stored_responses,
+                tokens,
                 models,
             )
             for route in group.router.routes

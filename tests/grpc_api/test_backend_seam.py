@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+import dataclasses
 
 import grpc.aio
 import pytest
@@ -15,9 +16,12 @@ from inference_service.backend.base import (
     BackendState,
     ImageLimits,
     Load,
+    MediaPlaceholder,
     Modality,
     ModelDescription,
+    Rendered,
     TokenCount,
+    Vocabulary,
 )
 from inference_service.decisions import Decision, DecisionRequest, Decisions
 from inference_service.domain import (
@@ -42,6 +46,8 @@ from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
+from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
 from tests.grpc_api.asking import spec_of, until
 from tests.grpc_api.conftest import channel_to
 
@@ -88,6 +94,34 @@ class ShoutingBackend:
     async def count(self, request: Request, caller: str) -> TokenCount:
         self.callers.append(caller)
         return TokenCount(usage=USAGE, images=(), prompt_token_ids=(7, 8, 9)[: request.n + 2])
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self
+
+    async def tokenize(
+        self, text: str, request_id: str, caller: str, *, parse_special: bool
+    ) -> tuple[int, ...]:
+        del request_id, parse_special
+        self.callers.append(caller)
+        return tuple(map(ord, text))
+
+    async def detokenize(
+        self, token_ids: Sequence[int], request_id: str, caller: str, *, skip_special: bool
+    ) -> str:
+        del request_id, skip_special
+        self.callers.append(caller)
+        return "".join(map(chr, token_ids))
+
+    async def strings(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        return tuple(map(chr, token_ids))
+
+    async def render(self, request: Request, caller: str) -> Rendered:
+        [started, *_] = [event async for event in self.generate(request, caller)]
+        assert isinstance(started, Started)
+        started = dataclasses.replace(started, prompt_text=_text_of(request))
+        place = MediaPlaceholder(offset=1, length=2, key=b"k")
+        return Rendered(started=started, placeholders=(place,), begins_with_reasoning=True)
 
     async def decide(
         self, request: DecisionRequest, caller: str, *, prepared: Callable[[], None]
@@ -198,6 +232,22 @@ async def test_tokens_are_counted(channel: grpc.aio.Channel) -> None:
         chat_pb.CountTokensRequest(spec=spec), timeout=20
     )
     assert (counted.usage.prompt_tokens, list(counted.prompt_token_ids)) == (3, [7, 8, 9])
+
+
+async def test_tokens_and_prompts_are_the_backends(channel: grpc.aio.Channel) -> None:
+    tokens = tokenize_grpc.TokenizeServiceStub(channel)
+    asked = tokenize_pb.TokenizeRequest(text="hi", return_token_strings=True)
+    found = await tokens.Tokenize(asked, timeout=20)
+    assert (list(found.token_ids), list(found.token_strings)) == ([104, 105], ["h", "i"])
+    assert found.max_context_tokens == 77
+    back = await tokens.Detokenize(tokenize_pb.DetokenizeRequest(token_ids=[104, 105]), timeout=20)
+    assert back.text == "hi"
+    chat = chat_grpc.ChatServiceStub(channel)
+    rendered = await chat.RenderChatCompletion(
+        chat_pb.RenderChatCompletionRequest(spec=spec_of("hi")), timeout=20
+    )
+    assert (rendered.started.prompt_text, rendered.begins_with_reasoning) == ("hi", True)
+    assert [(p.offset, p.length, p.key) for p in rendered.placeholders] == [(1, 2, b"k")]
 
 
 async def test_what_a_backend_does_not_know_is_empty(channel: grpc.aio.Channel) -> None:

@@ -45,7 +45,7 @@ async def test_services(service: Service, version: str) -> None:
     names = {item.name for item in response.list_services_response.service}
     own = {
         f"qwenvl.inference.v1.{name}Service"
-        for name in ("Chat", "Completion", "Decision", "Model", "Admin")
+        for name in ("Chat", "Completion", "Decision", "Model", "Tokenize", "Admin")
     }
     reflection = {f"grpc.reflection.{each}.ServerReflection" for each in VERSIONS}
     assert names == own | reflection | {"grpc.health.v1.Health"}

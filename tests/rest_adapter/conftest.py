@@ -25,17 +25,18 @@ from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import decision_service_pb2_grpc as decision_grpc
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
 from rest_adapter.app import DIALECTS, create_app
 from rest_adapter.dialect import Dialect
 from rest_adapter.http_protocol import BoundedHttpProtocol
 from rest_adapter.settings import AdapterSettings
 from tests.rest_adapter.fake_decisions import FakeDecisions
 from tests.rest_adapter.fake_service import (
-    FakeChat,
     FakeCompletions,
     FakeModels,
     Seen,
 )
+from tests.rest_adapter.fake_tokens import FakeTokens, RenderingChat
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
@@ -89,7 +90,8 @@ class Adapter:
 @contextlib.asynccontextmanager
 async def fake_service(seen: Seen) -> AsyncIterator[tuple[int, health.aio.HealthServicer]]:
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 32 * 2**20)])
-    chat_grpc.add_ChatServiceServicer_to_server(FakeChat(seen), server)
+    chat_grpc.add_ChatServiceServicer_to_server(RenderingChat(seen), server)
+    tokenize_grpc.add_TokenizeServiceServicer_to_server(FakeTokens(seen), server)
     completion_grpc.add_CompletionServiceServicer_to_server(FakeCompletions(seen), server)
     decision_grpc.add_DecisionServiceServicer_to_server(FakeDecisions(seen), server)
     model_grpc.add_ModelServiceServicer_to_server(FakeModels(), server)

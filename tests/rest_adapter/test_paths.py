@@ -105,9 +105,9 @@ def test_the_right_path_is_named(adapter: Adapter, path: str, right: str | None)
         ("/v2/models/demo/infer", "Inference Protocol"),
         ("/model/demo/converse", "Bedrock"),
         ("/generate", "native"),
-        ("/tokenize", "native"),
+        ("/infill", "native"),
         ("/invocations", "native"),
-        (f"{CHAT}/render", "rendered"),
+        (f"{CHAT}/chatcmpl-1", "stored"),
     ],
 )
 def test_other_apis_are_refused_by_name(adapter: Adapter, path: str, name: str) -> None:

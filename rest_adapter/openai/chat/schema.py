@@ -151,6 +151,13 @@ def parse_chat(document: object) -> tuple[Chat, list[str]]:
         ApiError: A field is missing, has a wrong type, or is known but not supported.
     """
     request, unknown = parse(ChatRequest, document)
+    chat, names = checked_chat(request)
+    return chat, [*unknown, *names]
+
+
+def checked_chat(request: ChatRequest) -> tuple[Chat, list[str]]:
+    """Checks what the models do not; otherwise as `parse_chat`."""
+    unknown: list[str] = []
     if request.top_logprobs and not request.logprobs:
         raise invalid(
             f"'top_logprobs' is {request.top_logprobs}, which requires 'logprobs': true.",

@@ -129,6 +129,8 @@ REASONED = script(
     {"reasoning": "Hm."}, "Yes.", call(0, "", "call_1", "f"), call(0, "{}"), reason="TOOL_CALLS"
 )
 ASK = [{"role": "user", "content": "hi"}]
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}, "uuid": "u"}
+IMAGE = [{"role": "user", "content": [IMAGE_PART]}]
 EVERYTHING = {
     "n": 2,
     "logprobs": True,
@@ -188,6 +190,10 @@ DECIDED = {
         ("/v1/responses/input_tokens", {"model": "demo", "input": "x"}),
         ("/v1/responses/compact", {"model": "demo", "input": "x"}),
         ("/v1/messages/count_tokens", {"model": "demo", "messages": ASK}),
+        ("/tokenize", {"prompt": "x", "return_token_strs": True}),
+        ("/tokenize", {"messages": ASK}),
+        ("/detokenize", {"tokens": [[104], [105]]}),
+        ("/v1/chat/completions/render", {"model": "demo", "messages": IMAGE}),
     ],
 )
 def test_other_answers_are_as_described(

@@ -103,3 +103,35 @@ class CountTokensResponse(_message.Message):
     images: _containers.RepeatedCompositeFieldContainer[_usage_pb2.ProcessedImage]
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, usage: _Optional[_Union[_usage_pb2.Usage, _Mapping]] = ..., images: _Optional[_Iterable[_Union[_usage_pb2.ProcessedImage, _Mapping]]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class RenderChatCompletionRequest(_message.Message):
+    __slots__ = ("spec", "return_token_strings")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    RETURN_TOKEN_STRINGS_FIELD_NUMBER: _ClassVar[int]
+    spec: ChatCompletionSpec
+    return_token_strings: bool
+    def __init__(self, spec: _Optional[_Union[ChatCompletionSpec, _Mapping]] = ..., return_token_strings: _Optional[bool] = ...) -> None: ...
+
+class RenderChatCompletionResponse(_message.Message):
+    __slots__ = ("started", "placeholders", "token_strings", "max_context_tokens", "begins_with_reasoning")
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    PLACEHOLDERS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_STRINGS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BEGINS_WITH_REASONING_FIELD_NUMBER: _ClassVar[int]
+    started: _generation_pb2.Started
+    placeholders: _containers.RepeatedCompositeFieldContainer[MediaPlaceholder]
+    token_strings: _containers.RepeatedScalarFieldContainer[str]
+    max_context_tokens: int
+    begins_with_reasoning: bool
+    def __init__(self, started: _Optional[_Union[_generation_pb2.Started, _Mapping]] = ..., placeholders: _Optional[_Iterable[_Union[MediaPlaceholder, _Mapping]]] = ..., token_strings: _Optional[_Iterable[str]] = ..., max_context_tokens: _Optional[int] = ..., begins_with_reasoning: _Optional[bool] = ...) -> None: ...
+
+class MediaPlaceholder(_message.Message):
+    __slots__ = ("offset", "length", "key")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    length: int
+    key: bytes
+    def __init__(self, offset: _Optional[int] = ..., length: _Optional[int] = ..., key: _Optional[bytes] = ...) -> None: ...

@@ -51,6 +51,11 @@ class ChatServiceStub:
                 request_serializer=qwenvl_dot_inference_dot_v1_dot_chat__service__pb2.CountTokensRequest.SerializeToString,
                 response_deserializer=qwenvl_dot_inference_dot_v1_dot_chat__service__pb2.CountTokensResponse.FromString,
                 _registered_method=True)
+        self.RenderChatCompletion = channel.unary_unary(
+                '/qwenvl.inference.v1.ChatService/RenderChatCompletion',
+                request_serializer=qwenvl_dot_inference_dot_v1_dot_chat__service__pb2.RenderChatCompletionRequest.SerializeToString,
+                response_deserializer=qwenvl_dot_inference_dot_v1_dot_chat__service__pb2.RenderChatCompletionResponse.FromString,
+                _registered_method=True)
 
 
 class ChatServiceServicer:
@@ -79,6 +84,13 @@ class ChatServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenderChatCompletion(self, request, context):
+        """Returns the prompt of a conversation exactly as generation would use it, after all checks of a request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChatServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +108,11 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.CountTokens,
                     request_deserializer=qwenvl_dot_inference_dot_v1_dot_chat__service__pb2.CountTokensRequest.FromString,
                     response_serializer=qwenvl_dot_inference_dot_v1_dot_chat__service__pb2.CountTokensResponse.SerializeToString,
+            ),
+            'RenderChatCompletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenderChatCompletion,
+                    request_deserializer=qwenvl_dot_inference_dot_v1_dot_chat__service__pb2.RenderChatCompletionRequest.FromString,
+                    response_serializer=qwenvl_dot_inference_dot_v1_dot_chat__service__pb2.RenderChatCompletionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -181,6 +198,33 @@ class ChatService:
             '/qwenvl.inference.v1.ChatService/CountTokens',
             qwenvl_dot_inference_dot_v1_dot_chat__service__pb2.CountTokensRequest.SerializeToString,
             qwenvl_dot_inference_dot_v1_dot_chat__service__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenderChatCompletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/qwenvl.inference.v1.ChatService/RenderChatCompletion',
+            qwenvl_dot_inference_dot_v1_dot_chat__service__pb2.RenderChatCompletionRequest.SerializeToString,
+            qwenvl_dot_inference_dot_v1_dot_chat__service__pb2.RenderChatCompletionResponse.FromString,
             options,
             channel_credentials,
             insecure,

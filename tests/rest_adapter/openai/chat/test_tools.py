@@ -385,4 +385,4 @@ def test_a_streamed_answer_with_calls() -> None:
         {},
     ]
     assert chunks[-2]["choices"][0]["finish_reason"] == "tool_calls"
-    assert chunks[-1]["usage"]["completion_tokens_details"] == {"reasoning_tokens": 4}
+    assert chunks[-1]["usage"]["completion_tokens_details"]["reasoning_tokens"] == 4

@@ -1,0 +1,114 @@
+"""TokenizeService and RenderChatCompletion: refusals, limits and admission."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
+from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
+from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
+from tests.grpc_api.asking import image_part, refusal, spec_of
+from tests.grpc_api.conftest import OpenService, Service
+from tests.support.images import draw
+
+
+PNG = draw("red", "circle").png
+
+
+def tokens_of(service: Service) -> tokenize_grpc.TokenizeServiceStub:
+    return tokenize_grpc.TokenizeServiceStub(service.channel)
+
+
+async def render(
+    service: Service, spec: chat_pb.ChatCompletionSpec, **fields: Any
+) -> chat_pb.RenderChatCompletionResponse:
+    request = chat_pb.RenderChatCompletionRequest(spec=spec, **fields)
+    return await service.chat.RenderChatCompletion(request, timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        (spec_of("x" * 5000), "spec.messages"),
+        (spec_of("x", model="other"), "spec.model"),
+        (spec_of("x", sampling={"top_p": 7}), "spec.sampling.top_p"),
+        (spec_of("x", sampling={"logit_bias": {400: 1.0}}), "spec.sampling.logit_bias"),
+        (spec_of(*[image_part(PNG)] * 40), "spec.messages"),
+        (spec_of(image_part(b"x")), "spec.messages[0].parts[0].image"),
+        (
+            spec_of("x", constraint=sampling_pb.Constraint(json_schema='{"not": {}}')),
+            "spec.constraint.json_schema",
+        ),
+    ],
+)
+async def test_rendering_refuses_what_generation_refuses(
+    service: Service, spec: chat_pb.ChatCompletionSpec, field: str
+) -> None:
+    created = await refusal(service.create(spec))
+    rendered = await refusal(render(service, spec))
+    assert (rendered.field, rendered.info.reason, rendered.message) == (
+        created.field,
+        created.info.reason,
+        created.message,
+    )
+    assert rendered.field == field
+    assert not service.engine.requests
+
+
+async def test_special_tokens_of_users_are_text(service: Service) -> None:
+    rendered = await render(service, spec_of("<|im_end|>"), return_token_strings=True)
+    strings = list(rendered.token_strings)
+    assert len(strings) == len(rendered.started.prompt_token_ids)
+    assert strings.count("<|im_end|>") == 1, "only the template's own"
+    assert rendered.started.prompt_text.count("<|im_end|>") == 2
+    assert not rendered.begins_with_reasoning
+
+
+async def test_ids_outside_the_vocabulary_are_refused(service: Service) -> None:
+    for ids in ([-1], [263], [2**31 - 1]):
+        failure = await refusal(
+            tokens_of(service).Detokenize(tokenize_pb.DetokenizeRequest(token_ids=ids), timeout=20)
+        )
+        assert (failure.info.reason, failure.field) == ("INVALID_ARGUMENT", "token_ids")
+
+
+async def test_limits(service: Service) -> None:
+    stub = tokens_of(service)
+    failure = await refusal(
+        stub.Tokenize(tokenize_pb.TokenizeRequest(text="x" * (2**23 + 1)), timeout=60)
+    )
+    assert (failure.info.reason, failure.field) == ("CONTEXT_LENGTH_EXCEEDED", "text")
+    many = tokenize_pb.DetokenizeRequest(token_ids=[1] * (2**22 + 1))
+    failure = await refusal(stub.Detokenize(many, timeout=60))
+    assert (failure.info.reason, failure.field) == ("INVALID_ARGUMENT", "token_ids")
+    failure = await refusal(stub.Tokenize(tokenize_pb.TokenizeRequest(model="x"), timeout=20))
+    assert (failure.info.reason, failure.field) == ("MODEL_NOT_FOUND", "model")
+    empty = await stub.Tokenize(tokenize_pb.TokenizeRequest(), timeout=20)
+    assert not empty.token_ids
+
+
+async def test_they_count_as_requests(open_service: OpenService) -> None:
+    service = await open_service(max_requests_per_minute=1)
+    stub = tokens_of(service)
+    await stub.Tokenize(tokenize_pb.TokenizeRequest(text="x"), timeout=20)
+    for call in (
+        stub.Tokenize(tokenize_pb.TokenizeRequest(text="x"), timeout=20),
+        stub.Detokenize(tokenize_pb.DetokenizeRequest(token_ids=[1]), timeout=20),
+        render(service, spec_of("x")),
+    ):
+        failure = await refusal(call)
+        assert failure.info.reason == "RATE_LIMIT_EXCEEDED"
+
+
+async def test_texts_need_no_engine(open_service: OpenService) -> None:
+    """Only the context window of a rendered prompt is the engine's."""
+    service = await open_service(ready=False)
+    found = await tokens_of(service).Tokenize(tokenize_pb.TokenizeRequest(text="x"), timeout=20)
+    assert list(found.token_ids) == [found.token_ids[0]]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await render(service, spec_of("x"))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
