@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 import hashlib
 from typing import Any, Final
 
@@ -47,6 +48,26 @@ def fingerprint(model: str, version: str) -> str:
 def max_tokens(started: generation_pb.Started) -> int:
     """The `max_tokens` in effect: the default, or the requested one unless the context window has less room."""
     return started.effective_settings.sampling.max_tokens
+
+
+@dataclass(slots=True)
+class RunningUsage:
+    """The tokens of a stream so far, as vLLM's `continuous_usage_stats`: of all its answers together."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add(self, tokens: int) -> None:
+        """Counts new tokens."""
+        self.completion_tokens += tokens
+
+    def document(self) -> dict[str, int]:
+        """The usage without details, which only the last chunk has."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
 
 
 def usage(value: usage_pb.Usage) -> dict[str, Any]:

@@ -30,14 +30,16 @@ _PREFIXES: Final = (
 )
 
 
-def pixels_param(request: AnswerRequest, path: str) -> str | None:
-    """The field in which the caller set the request's pixel budget: at top level or in `mm_processor_kwargs`.
+def own_param(request: AnswerRequest, path: str) -> str | None:
+    """The field by which the caller set an option that has several, such as the pixel budget; None = it has one.
 
     Args:
         request: The request.
         path: The proto field: of the request, or of an image that has no budget of its own.
     """
     name = path.rpartition(".")[2]
+    if name == "repetition_penalty" and request.repetition_penalty is None:
+        return None if request.repeat_penalty is None else "repeat_penalty"
     if name not in ("min_pixels", "max_pixels"):
         return None
     nested = request.mm_processor_kwargs

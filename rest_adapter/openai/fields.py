@@ -68,8 +68,7 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "length_penalty": (1,),
     "logits_processors": (),
     "modalities": (["text"],),
-    "prediction": (),
-    "store": (),
+    "priority": (0,),
     "structural_tag": (),
     "suffix": (),
     "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),
@@ -83,14 +82,20 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
 }
 """Known but unsupported fields, with the values that have no effect; null, `false` and empty values never have one."""
 
+_LOGGED_IGNORED: Final = ("prediction", "store")
+"""Known fields that are ignored, but not silently: nothing is stored, and a prediction could only save time."""
+
 _CONTENT: Final = {
     **dict.fromkeys(("input", "prompt"), "send it in 'messages'"),
     **dict.fromkeys(
         ("instructions", "system", "system_prompt"), "send it in 'messages', with the role system"
     ),
     "messages": "send them to /v1/chat/completions",
+    **dict.fromkeys(
+        ("max_completion_tokens", "max_new_tokens", "max_output_tokens"), "send it as 'max_tokens'"
+    ),
 }
-"""Fields that hold content in other APIs, where it would be lost here, with what to do instead."""
+"""Fields of other APIs with content or a limit that would be lost here, with what to do instead."""
 
 
 def _read_bias(value: object) -> object:
@@ -136,6 +141,7 @@ class AnswerRequest(JsonModel):
     top_k: Int32 | None = None
     min_p: Float | None = None
     repetition_penalty: Float | None = None
+    repeat_penalty: Float | None = None
     presence_penalty: Float | None = None
     frequency_penalty: Float | None = None
     seed: Seed | None = None
@@ -173,10 +179,10 @@ def unknown_answer_fields(request: AnswerRequest) -> Iterator[str]:
     Raises:
         ApiError: A field is known but not supported, and its value would have an effect.
     """
-    options = request.stream_options
-    if options is not None and options.continuous_usage_stats:
-        raise unsupported("stream_options.continuous_usage_stats", True, "set 'include_usage'")
     for name, value in (request.__pydantic_extra__ or {}).items():
         if name in _CONTENT and not asks_for_nothing(value):
             raise unsupported(name, value, _CONTENT[name])
-    return unknown_fields(request, unsupported_unless=_NEUTRAL, ignored=(*_IGNORED, *_CONTENT))
+        if name in _LOGGED_IGNORED and not asks_for_nothing(value):
+            yield name
+    ignored = (*_IGNORED, *_LOGGED_IGNORED, *_CONTENT)
+    yield from unknown_fields(request, unsupported_unless=_NEUTRAL, ignored=ignored)

@@ -18,7 +18,7 @@ _DETAILS: Final = {
     "auto": message_pb.IMAGE_DETAIL_AUTO,
     "low": message_pb.IMAGE_DETAIL_LOW,
     "high": message_pb.IMAGE_DETAIL_HIGH,
-    "original": message_pb.IMAGE_DETAIL_HIGH,
+    "original": message_pb.IMAGE_DETAIL_ORIGINAL,
 }
 _RESIZED: Final = ("resized_height", "resized_width")
 _HINTS: Final = ("detail", "min_pixels", "max_pixels", "uuid")

@@ -53,6 +53,8 @@ def _sampling_options(
 ) -> sampling_pb.SamplingOptions:
     options = sampling_pb.SamplingOptions()
     set_fields(options, request, SAMPLING_SCALARS)
+    if request.repeat_penalty is not None and request.repetition_penalty is None:
+        options.repetition_penalty = request.repeat_penalty  # Ollama's name for it
     if max_tokens is not None:
         options.max_tokens = max_tokens
     for key, bias in (request.logit_bias or {}).items():

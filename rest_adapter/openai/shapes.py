@@ -230,8 +230,8 @@ class Usage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptDetails
-    completion_tokens_details: AnswerDetails
+    prompt_tokens_details: NotRequired[PromptDetails]
+    completion_tokens_details: NotRequired[AnswerDetails]
 
 
 class CacheDetails(TypedDict):

@@ -6,21 +6,17 @@ Each file in `requests/` has the requests of one client, and what it may expect:
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 import json
 from pathlib import Path
-import sys
 from typing import Any
 
 import openai
 import pytest
 import requests
 
-from tests.e2e.conftest import Served, image_host, running
+from tests.e2e.conftest import Served
 from tests.support.images import draw
 
-
-__all__ = ["image_host"]
 
 FILES = sorted((Path(__file__).parent / "requests").glob("*.json"))
 PNG = draw("red", "circle").png
@@ -30,25 +26,6 @@ CASES = [
     for request in json.loads(path.read_text())["requests"]
 ]
 STRICT = [case for case in CASES if "strict" in case.values[0]["expect"]]  # type: ignore[index]
-
-
-def command(*flags: str) -> list[str]:
-    serve = [sys.executable, "-m", "inference_service.cli", "serve", "--cpu-threads", "1"]
-    return [*serve, *flags]
-
-
-@pytest.fixture(scope="module")
-def product(image_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    log = tmp_path_factory.mktemp("clients") / "log.txt"
-    with running(command(), log, QWENVL_ALLOWED_MEDIA_DOMAINS=image_host) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def strict_product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    log = tmp_path_factory.mktemp("strict") / "log.txt"
-    with running(command("--strict-max-tokens"), log, QWENVL_STRICT_FIELDS="true") as served:
-        yield served
 
 
 def filled(value: Any, url: str) -> Any:

@@ -43,9 +43,13 @@ async def create_chat_completion(request: Request) -> Response:
             lambda response: translate.completion(response, asked, state.version),
             param_of,
         )
+    extra = chat.stream_options
+    if extra is not None and extra.continuous_usage_stats:
+        spec.response.return_token_ids = True  # to count them
     options = ChunkOptions(
         n=1 if chat.n is None else chat.n,
-        usage=bool(chat.stream_options and chat.stream_options.include_usage),
+        usage=bool(extra and extra.include_usage),
+        running_usage=bool(extra and extra.continuous_usage_stats),
         logprobs=bool(chat.logprobs),
         token_ids=bool(chat.return_token_ids),
         grounding=bool(chat.grounding),

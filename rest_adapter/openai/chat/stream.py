@@ -27,6 +27,7 @@ class ChunkOptions:
     Attributes:
         n: Number of answers.
         usage: Send a last chunk with the usage; every other chunk then has `"usage": null`.
+        running_usage: Every chunk has the tokens so far instead; the service then tells the token ids.
         logprobs: Fill `choices[].logprobs`.
         token_ids: Send `choices[].token_ids` in every chunk, and the prompt's in the first.
         grounding: Send `choices[].grounding` in the last chunk of a choice.
@@ -37,6 +38,7 @@ class ChunkOptions:
     usage: bool
     logprobs: bool
     token_ids: bool
+    running_usage: bool = False
     grounding: bool = False
     named: bool = False
 
@@ -48,7 +50,7 @@ class ChunkWriter:
         self._options = options
         self._version = version
         self._shared = b""
-        self._head = b""
+        self._usage = answer.RunningUsage()
 
     def render(self, event: chat_pb.StreamChatCompletionResponse) -> bytes:
         """The bytes of an event: none, one or several chunks.
@@ -80,7 +82,7 @@ class ChunkWriter:
             "system_fingerprint": answer.fingerprint(started.model, self._version),
         }
         self._shared = b"data: " + orjson.dumps(shared)[:-1] + b","
-        self._head = self._shared + (b'"usage":null,' if self._options.usage else b"")
+        self._usage = answer.RunningUsage(started.prompt_usage.prompt_tokens)
         extra: dict[str, Any] = {"effective_max_tokens": answer.max_tokens(started)}
         if self._options.token_ids:
             extra["prompt_token_ids"] = list(started.prompt_token_ids)
@@ -91,6 +93,7 @@ class ChunkWriter:
         return b"".join(chunks)
 
     def _delta(self, delta: generation_pb.Delta) -> bytes:
+        self._usage.add(len(delta.token_ids))
         entries = self._options.logprobs and delta.logprobs
         ids = self._options.token_ids and delta.token_ids
         fields = []
@@ -143,7 +146,11 @@ class ChunkWriter:
             finish: `choices[].finish_reason` in JSON, and the fields after it.
             token_ids: The new tokens, if requested.
         """
-        parts = [self._head]
+        parts = [self._shared]
+        if self._options.running_usage:
+            parts += (b'"usage":', orjson.dumps(self._usage.document()), b",")
+        elif self._options.usage:
+            parts.append(b'"usage":null,')
         if extra:
             parts += (orjson.dumps(extra)[1:-1], b",")
         parts += (b'"choices":[{"index":%d,"delta":' % index, delta, b',"logprobs":', logprobs)

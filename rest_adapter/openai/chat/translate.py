@@ -14,7 +14,7 @@ from rest_adapter.media import ImageSources
 from rest_adapter.openai import answer
 from rest_adapter.openai.chat.schema import Chat, ChatRequest, Message, Turn
 from rest_adapter.openai.constraints import form_param
-from rest_adapter.openai.field_paths import pixels_param, plain_param
+from rest_adapter.openai.field_paths import own_param, plain_param
 from rest_adapter.openai.sampling import set_options
 from rest_adapter.openai.thinking import reasoning_effort, thinking_switch
 from rest_adapter.proto_fields import set_fields
@@ -134,7 +134,7 @@ class FieldPaths:
         if path == "sampling.max_tokens" and request.max_completion_tokens is not None:
             return "max_completion_tokens"
         asked = self.chat.tools.param(path) or form_param(request, path)
-        return asked or pixels_param(request, path)
+        return asked or own_param(request, path)
 
     def _call_param(self, match: re.Match[str]) -> str:
         index, number = int(match[1]), int(match[2])
@@ -151,7 +151,7 @@ class FieldPaths:
         if position is None or int(position) >= len(parts):
             return f"{path}.content"
         own = parts[int(position)].param(rest)
-        return own or pixels_param(self.chat.request, rest) or parts[int(position)].param("")
+        return own or own_param(self.chat.request, rest) or parts[int(position)].param("")
 
 
 def completion_id(started: generation_pb.Started) -> str:

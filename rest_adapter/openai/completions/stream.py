@@ -32,7 +32,10 @@ class CompletionChunkWriter:
         self._version = version
         self._prompts = translate.prompts_of(request)
         self._n = 1 if request.n is None else request.n
-        self._with_usage = bool(request.stream_options and request.stream_options.include_usage)
+        extra = request.stream_options
+        self._with_usage = bool(extra and extra.include_usage)
+        self._with_running_usage = bool(extra and extra.continuous_usage_stats)
+        self._running_usage = answer.RunningUsage()
         self._wants_prompt = request.prompt_logprobs is not None or bool(
             request.echo and request.logprobs is not None
         )
@@ -82,6 +85,7 @@ class CompletionChunkWriter:
             head = translate.head(started, self._request_id, self._version)
             self._shared = b"data: " + orjson.dumps(head)[:-1] + b","
         self._started = started
+        self._running_usage.prompt_tokens += started.prompt_usage.prompt_tokens
         self._opens = True
         self._awaited = started.prompt_usage.prompt_tokens if self._wants_prompt else 0
         count = self._request.logprobs or 0
@@ -106,6 +110,7 @@ class CompletionChunkWriter:
         )
 
     def _delta(self, prompt: int, delta: generation_pb.Delta) -> bytes:
+        self._running_usage.add(len(delta.token_ids))
         ids = self._request.return_token_ids and delta.token_ids
         if not (delta.text or delta.logprobs or ids):
             return b""
@@ -141,4 +146,6 @@ class CompletionChunkWriter:
             "finish_reason": None,
         }
         usage = b'"usage":null,' if self._with_usage else b""
+        if self._with_running_usage:
+            usage = b'"usage":%b,' % orjson.dumps(self._running_usage.document())
         return self._shared + usage + b'"choices":[%b%b' % (orjson.dumps(choice | extra), _END)

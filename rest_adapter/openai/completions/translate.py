@@ -20,7 +20,7 @@ from rest_adapter.openai import answer
 from rest_adapter.openai.completions.logprobs import LegacyLogprobs
 from rest_adapter.openai.completions.schema import CompletionRequest
 from rest_adapter.openai.constraints import form_param
-from rest_adapter.openai.field_paths import pixels_param, plain_param
+from rest_adapter.openai.field_paths import own_param, plain_param
 from rest_adapter.openai.image_parts import read_image_url
 from rest_adapter.openai.sampling import set_options
 
@@ -99,6 +99,8 @@ def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
     if wanted:
         spec.logprobs.prompt_logprobs = max(wanted)
     spec.response.return_prompt_text = bool(request.echo)
+    if request.stream and request.stream_options and request.stream_options.continuous_usage_stats:
+        spec.response.return_token_ids = True  # to count them
     return spec
 
 
@@ -122,7 +124,7 @@ class FieldPaths:
             return self._image_param(int(match[1]), match[2] or "")
         if path in ("text", "token_ids"):
             return "prompt"
-        asked = form_param(self.request, path) or pixels_param(self.request, path)
+        asked = form_param(self.request, path) or own_param(self.request, path)
         path = asked or plain_param(path)
         return "logprobs" if path == "top_logprobs" else path or None
 
@@ -131,7 +133,7 @@ class FieldPaths:
         if not 0 <= index < len(images):
             return "images"
         image, _ = read_image_url(images[index], f"images[{index}]")
-        return image.param(rest) or pixels_param(self.request, rest) or image.param("")
+        return image.param(rest) or own_param(self.request, rest) or image.param("")
 
 
 def completion(
@@ -219,6 +221,7 @@ def usage(values: Sequence[usage_pb.Usage]) -> dict[str, Any]:
         total.completion_tokens += value.completion_tokens
         total.total_tokens += value.total_tokens
         total.cached_tokens += value.cached_tokens
+        total.reasoning_tokens += value.reasoning_tokens
         total.prompt_details.extend(value.prompt_details)
     return answer.usage(total)
 

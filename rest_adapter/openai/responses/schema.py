@@ -209,6 +209,8 @@ def _unsupported_values(request: ResponsesRequest) -> Iterator[tuple[str, object
         yield "truncation", "auto"
     if request.n not in (None, 1):
         yield "n", request.n
+    if request.stream_options is not None and request.stream_options.continuous_usage_stats:
+        yield "stream_options.continuous_usage_stats", True
     if request.text is not None and request.text.verbosity not in (None, "medium"):
         yield "text.verbosity", request.text.verbosity
     if isinstance(request.image, dict):

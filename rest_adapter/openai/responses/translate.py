@@ -11,7 +11,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from rest_adapter.errors import invalid
 from rest_adapter.media import ImageSources
 from rest_adapter.openai.constraints import asked_form, form_param
-from rest_adapter.openai.field_paths import pixels_param, plain_param
+from rest_adapter.openai.field_paths import own_param, plain_param
 from rest_adapter.openai.responses.items import AnyItem, read_item, resolved
 from rest_adapter.openai.responses.schema import Asked, ResponsesRequest
 from rest_adapter.openai.responses.turns import Turn, turns_of
@@ -152,7 +152,7 @@ class FieldPaths:
             return effort[1]
         if path == "template.enable_thinking" and (switch := _thinking_switch(request)):
             return switch[1]
-        return pixels_param(request, path) or plain_param(path)
+        return own_param(request, path) or plain_param(path)
 
     def _message_param(self, index: int, rest: str) -> str:
         turns = self.conversation.turns
@@ -161,4 +161,4 @@ class FieldPaths:
         param = turns[index].param(rest)
         if param.startswith(PREVIOUS):  # the caller does not know the items of the response
             return PREVIOUS
-        return pixels_param(self.conversation.asked.request, rest) or param
+        return own_param(self.conversation.asked.request, rest) or param

@@ -128,7 +128,7 @@ def test_a_path_is_a_file_url() -> None:
     [
         ("LOW", message_pb.IMAGE_DETAIL_LOW),
         ("High", message_pb.IMAGE_DETAIL_HIGH),
-        ("original", message_pb.IMAGE_DETAIL_HIGH),
+        ("original", message_pb.IMAGE_DETAIL_ORIGINAL),
         ("Auto", message_pb.IMAGE_DETAIL_AUTO),
         ("", message_pb.IMAGE_DETAIL_UNSPECIFIED),
         (None, message_pb.IMAGE_DETAIL_UNSPECIFIED),

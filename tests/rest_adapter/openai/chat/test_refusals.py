@@ -83,12 +83,11 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
     "response_format": {"response_format": {"type": "text", "json_schema": {"a": 1}}},
     "modalities": {"modalities": ["text", "audio"]},
     "audio": {"audio": {"voice": "a"}},
-    "prediction": {"prediction": {"type": "content"}},
     "web_search_options": {"web_search_options": {"a": 1}},
     "functions": {"functions": [{}]},
     "structured_outputs.structural_tag": {"structured_outputs": {"structural_tag": "{}"}},
     "ebnf": {"ebnf": "root ::= x"},
-    "store": {"store": True},
+    "max_output_tokens": {"max_output_tokens": 5},
     "messages[0].tool_calls[0].type": {
         "messages": [{"role": "assistant", "tool_calls": [{"type": "custom"}]}]
     },

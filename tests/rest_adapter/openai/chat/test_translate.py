@@ -244,11 +244,11 @@ UNSUPPORTED = {
     "function_call": {"name": "f"},
     "audio": {"voice": "alloy", "format": "wav"},
     "modalities": ["text", "audio"],
-    "prediction": {"type": "content", "content": "x"},
     "web_search_options": {"search_context_size": "low"},
     "structural_tag": "{}",
     "ebnf": "root ::= x",
-    "store": True,
+    "max_output_tokens": 5,
+    "priority": 1,
     "bad_words": ["x"],
 }
 
@@ -327,6 +327,7 @@ def test_part_that_is_not_supported(kind: str) -> None:
         ("response_format", {"type": "text"}),
         ("modalities", ["text"]),
         ("store", False),
+        ("priority", 0),
         ("user", "me"),
         ("metadata", {"a": "b"}),
         ("service_tier", "auto"),
@@ -338,6 +339,15 @@ def test_part_that_is_not_supported(kind: str) -> None:
 )
 def test_accepted_without_effect(name: str, value: object) -> None:
     assert spec_of(**{name: value}) == spec_of()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("store", True), ("prediction", {"type": "content", "content": "x"})]
+)
+def test_ignored_with_a_word_in_the_log(name: str, value: object) -> None:
+    asked = {"model": "demo", "messages": [{"role": "user", "content": "x"}]}
+    assert parse_chat({**asked, name: value})[1] == [name]
+    assert parse_chat({**asked, name: None})[1] == []
 
 
 @pytest.mark.parametrize("name", ["chat_template", "custom", "documents"])

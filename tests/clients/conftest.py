@@ -1,0 +1,32 @@
+"""The product with the demo model, started once for all tests of clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import sys
+
+import pytest
+
+from tests.e2e.conftest import Served, image_host, running
+
+
+__all__ = ["image_host"]
+
+
+def command(*flags: str) -> list[str]:
+    serve = [sys.executable, "-m", "inference_service.cli", "serve", "--cpu-threads", "1"]
+    return [*serve, *flags]
+
+
+@pytest.fixture(scope="session")
+def product(image_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    log = tmp_path_factory.mktemp("clients") / "log.txt"
+    with running(command(), log, QWENVL_ALLOWED_MEDIA_DOMAINS=image_host) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def strict_product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    log = tmp_path_factory.mktemp("strict") / "log.txt"
+    with running(command("--strict-max-tokens"), log, QWENVL_STRICT_FIELDS="true") as served:
+        yield served
