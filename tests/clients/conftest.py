@@ -14,14 +14,17 @@ __all__ = ["image_host"]
 
 
 def command(*flags: str) -> list[str]:
-    serve = [sys.executable, "-m", "inference_service.cli", "serve", "--cpu-threads", "1"]
-    return [*serve, *flags]
+    serve = [sys.executable, "-m", "inference_service.cli", "serve", "--dtype", "float32"]
+    return [*serve, "--cpu-threads", "1", *flags]
 
 
 @pytest.fixture(scope="session")
 def product(image_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    log = tmp_path_factory.mktemp("clients") / "log.txt"
-    with running(command(), log, QWENVL_ALLOWED_MEDIA_DOMAINS=image_host) as served:
+    folder = tmp_path_factory.mktemp("clients")
+    flags = ("--response-store", str(folder / "responses.sqlite"))
+    with running(
+        command(*flags), folder / "log.txt", QWENVL_ALLOWED_MEDIA_DOMAINS=image_host
+    ) as served:
         yield served
 
 

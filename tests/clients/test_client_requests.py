@@ -16,6 +16,7 @@ import requests
 
 from tests.e2e.conftest import Served
 from tests.support.images import draw
+from tests.support.strict_answers import problems_of
 
 
 FILES = sorted((Path(__file__).parent / "requests").glob("*.json"))
@@ -88,9 +89,12 @@ class Answer:
 
 
 def send(served: Served, case: dict[str, Any], body: dict[str, Any]) -> requests.Response:
-    return requests.post(
-        f"{served.http}{case.get('path', '/v1/chat/completions')}", json=body, timeout=120
-    )
+    """The answer, which has the types of the clients whatever it is."""
+    path = case.get("path", "/v1/chat/completions")
+    response = requests.post(served.http + path, json=body, timeout=120)
+    kind = response.headers["content-type"]
+    assert not problems_of(path, response.status_code, kind, response.text)
+    return response
 
 
 @pytest.mark.parametrize("case", CASES)

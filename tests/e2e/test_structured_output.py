@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 import json
 import re
@@ -21,7 +22,7 @@ import requests
 from qwenvl import Client, InvalidRequestError
 from tests.e2e.conftest import Served, running
 from tests.support.images import Drawn, draw, gallery
-from tests.support.json_schemas import schemas
+from tests.support.json_schemas import Schema, schemas
 
 
 QUESTION = "What is in this picture?"
@@ -210,20 +211,59 @@ def test_exploding_forms_are_refused_while_a_stream_goes_on(
     assert post(served, guided_regex="[ab]{3}").status_code == 200
 
 
-def check_schema(served: Served, schema: dict[str, Any], chance: int) -> bool:
-    """Whether the answer was complete; then it is valid."""
-    response = post(
+def over_chat(served: Served, schema: Schema, chance: int) -> str | None:
+    answer = post(
         served, response_format=asked(schema), temperature=1.0, seed=chance, max_tokens=300
     )
-    assert response.status_code == 200, (schema, response.text)
-    choice = response.json()["choices"][0]
-    if choice["finish_reason"] == "length":
-        return False
-    jsonschema.validate(json.loads(choice["message"]["content"]), schema)
-    return True
+    assert answer.status_code == 200, (schema, answer.text)
+    choice = answer.json()["choices"][0]
+    return None if choice["finish_reason"] == "length" else choice["message"]["content"]
 
 
-def validates(served: Served, count: int) -> None:
+def over_responses(served: Served, schema: Schema, chance: int) -> str | None:
+    parts = [
+        {"type": "input_image", "image_url": draw("red", "circle").data_uri},
+        {"type": "input_text", "text": QUESTION},
+    ]
+    form = {"type": "json_schema", "name": "x", "schema": schema, "strict": True}
+    body = {
+        "model": "qwen-vl",
+        "input": [{"role": "user", "content": parts}],
+        "text": {"format": form},
+        "temperature": 1.0,
+        "seed": chance,
+        "max_output_tokens": 300,
+    }
+    answer = requests.post(f"{served.http}/v1/responses", json=body, timeout=120)
+    assert answer.status_code == 200, (schema, answer.text)
+    document = answer.json()
+    if document["status"] == "incomplete":
+        return None
+    return "".join(part["text"] for part in document["output"][-1]["content"])
+
+
+def over_messages(served: Served, schema: Schema, chance: int) -> str | None:
+    del chance  # Anthropic's API has no seed
+    data = base64.b64encode(draw("red", "circle").png).decode()
+    source = {"type": "base64", "media_type": "image/png", "data": data}
+    parts = [{"type": "image", "source": source}, {"type": "text", "text": QUESTION}]
+    body = {
+        "model": "qwen-vl",
+        "messages": [{"role": "user", "content": parts}],
+        "output_config": {"format": {"type": "json_schema", "schema": schema}},
+        "temperature": 1.0,
+        "max_tokens": 300,
+    }
+    answer = requests.post(f"{served.http}/v1/messages", json=body, timeout=120)
+    assert answer.status_code == 200, (schema, answer.text)
+    document = answer.json()
+    if document["stop_reason"] == "max_tokens":
+        return None
+    return "".join(block["text"] for block in document["content"])
+
+
+def validates(ask: Callable[[Served, Schema, int], str | None], served: Served, count: int) -> None:
+    """Every complete answer is valid, and most are complete."""
     complete: list[bool] = []
 
     @seed(7)
@@ -235,17 +275,29 @@ def validates(served: Served, count: int) -> None:
         suppress_health_check=list(HealthCheck),
     )
     @given(schemas(), st.integers(0, 2**31))
-    def check(schema: dict[str, Any], chance: int) -> None:
-        complete.append(check_schema(served, schema, chance))
+    def check(schema: Schema, chance: int) -> None:
+        text = ask(served, schema, chance)
+        complete.append(text is not None)
+        if text is not None:
+            jsonschema.validate(json.loads(text), schema)
 
     check()
     assert sum(complete) > 0.7 * len(complete)
 
 
-def test_a_sample_of_schemas_with_an_image(served: Served) -> None:
-    validates(served, 10)
+EVERY_API = pytest.mark.parametrize("ask", [over_chat, over_responses, over_messages])
+
+
+@EVERY_API
+def test_a_sample_of_schemas_with_an_image(
+    served: Served, ask: Callable[[Served, Schema, int], str | None]
+) -> None:
+    validates(ask, served, 10)
 
 
 @pytest.mark.full
-def test_200_schemas_with_an_image(served: Served) -> None:
-    validates(served, 200)
+@EVERY_API
+def test_200_schemas_with_an_image(
+    served: Served, ask: Callable[[Served, Schema, int], str | None]
+) -> None:
+    validates(ask, served, 200)
