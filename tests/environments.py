@@ -28,7 +28,7 @@ FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts")
 NO_FONTS = ROOT / "tests" / "support" / "no_fonts.conf"
 # Settings that point at files or services of this user.
 PERSONAL = ("XDG_", "HF_", "HUGGINGFACE_", "MODELSCOPE_", "QWENVL_", "FONTCONFIG_", "OPENAI_")
-SELECTION = ("-m", "not full and not gpu")
+SELECTION = ("-m", "not full and not gpu and not clients")
 # Tests that neither compute with torch nor draw: the processor makes no difference to them.
 WITHOUT_NUMBERS = ("benchmarks", "docs", "hub", "k8s", "qwenvl", "rest_adapter", "text")
 

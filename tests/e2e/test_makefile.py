@@ -34,7 +34,17 @@ def test_help_names_every_target(arguments: tuple[str, ...]) -> None:
     result = make(*arguments)
     assert (result.returncode, result.stderr) == (0, "")
     targets = set(re.findall(r"^make ([\w-]+)", result.stdout, re.MULTILINE))
-    assert targets == {"serve", "test", "test-full", "lint", "docs", "sbom", "stubs", "clean"}
+    assert targets == {
+        "serve",
+        "test",
+        "test-full",
+        "test-clients",
+        "lint",
+        "docs",
+        "sbom",
+        "stubs",
+        "clean",
+    }
     assert "PORT=" in result.stdout
 
 
