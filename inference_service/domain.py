@@ -168,6 +168,7 @@ class GenerationOptions:
         max_pixels: Maximum area of images that do not set their own.
         rejects_oversized: Refuse images with more pixels than their maximum, instead of resizing them.
         cache_salt: Cached prefixes and images are shared only among requests with equal salts.
+        priority: Of the requests of one caller, those with the lowest number are computed first.
     """
 
     request_id: str
@@ -190,6 +191,7 @@ class GenerationOptions:
     max_pixels: int | None = None
     rejects_oversized: bool = False
     cache_salt: bytes = b""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

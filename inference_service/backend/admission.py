@@ -36,6 +36,7 @@ class AdmittedRequest:
         request_id: The caller's name for it.
         caller: The caller that may abort it; opaque.
         engine_id: Its name in the engine, where ids are shared by all callers.
+        priority: Requests of its caller with a higher number give way before it.
         aborted: It was aborted.
         begun: It has a place in the batch and keeps it.
     """
@@ -43,6 +44,7 @@ class AdmittedRequest:
     request_id: str
     caller: str
     engine_id: str
+    priority: int = 0
     aborted: bool = False
     begun: bool = False
     _error: ServiceError | None = field(default=None, init=False)
@@ -134,7 +136,7 @@ class Admission:
             raise self._queue_full(caller)
 
     @contextlib.contextmanager
-    def admit(self, request_id: str, caller: str) -> Iterator[AdmittedRequest]:
+    def admit(self, request_id: str, caller: str, priority: int = 0) -> Iterator[AdmittedRequest]:
         """Counts a request as in flight while the context is open.
 
         Raises:
@@ -152,7 +154,7 @@ class Admission:
         if self.in_flight >= self._max_in_flight and (victim := self._replaceable(caller)):
             victim.end(self._queue_full(victim.caller))
         admitted = self._admitted[key] = AdmittedRequest(
-            request_id, caller, self._engine_id(request_id)
+            request_id, caller, self._engine_id(request_id), priority
         )
         self._of_caller[caller] += 1
         self._idle.clear()
@@ -201,15 +203,19 @@ class Admission:
         return engine_id
 
     def _replaceable(self, caller: str) -> AdmittedRequest | None:
-        """A request that this caller may replace: the newest waiting one of the caller with the most."""
+        """A request that this caller may replace: of those of the caller with the most that wait, the least urgent.
+
+        Among equals, that is the newest.
+        """
         share = self._max_in_flight / len({*self._of_caller, caller})
         if self._of_caller[caller] + 1 > share:
             return None
         greedy, count = max(self._of_caller.items(), key=lambda item: item[1])
         if count <= share:
             return None
-        waiting = (a for a in reversed(self._admitted.values()) if a.caller == greedy)
-        return next((a for a in waiting if not a.begun and a._error is None), None)  # noqa: SLF001
+        newest_first = (a for a in reversed(self._admitted.values()) if a.caller == greedy)
+        waiting = (a for a in newest_first if not a.begun and a._error is None)  # noqa: SLF001
+        return max(waiting, key=lambda admitted: admitted.priority, default=None)
 
     def _queue_full(self, caller: str) -> QueueFullError:
         own = self._of_caller[caller]

@@ -16,6 +16,8 @@ from typing import Final
 
 _MIN_SHARE: Final = 4
 """One caller may have the `_MIN_SHARE`th part of the places, however many others there are."""
+_OLDEST_EVERY: Final = 4
+"""One in so many turns of a caller is that of its oldest request, whatever the priorities."""
 _LATELY_S: Final = 10.0
 """Callers count as present for so long after their last request: they need not wait for the long answers of others."""
 
@@ -40,6 +42,15 @@ class Place:
             self._line = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """A request that waits: its places, its priority, and what is done when it has them."""
+
+    size: int
+    priority: int
+    granted: asyncio.Future[None]
+
+
 class Line:
     """Gives places to callers in turn. Belongs to one event loop.
 
@@ -52,7 +63,8 @@ class Line:
         self.places = places
         self._spare = spare
         self._held: Counter[str] = Counter()
-        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
+        self._waiting: dict[str, deque[_Waiting]] = {}  # of each caller, in order of arrival
+        self._overtaken: Counter[str] = Counter()  # turns since that of a caller's oldest request
         self._seen: dict[
             str, float
         ] = {}  # when callers were here last, in order of their last turns
@@ -65,18 +77,19 @@ class Line:
     @property
     def waiting_size(self) -> int:
         """Places that they wait for."""
-        return sum(size for queue in self._waiting.values() for size, _ in queue)
+        return sum(entry.size for queue in self._waiting.values() for entry in queue)
 
-    async def enter(self, caller: str, size: int) -> Place:
+    async def enter(self, caller: str, size: int, priority: int = 0) -> Place:
         """Waits for places.
 
         Args:
             caller: Who asks.
             size: Number of places; a request that is larger than the batch takes all of it.
+            priority: Of the requests of one caller, those with the lowest number come first.
         """
         size = min(size, self.places)
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (size, granted)
+        entry = _Waiting(size, priority, granted)
         self._waiting.setdefault(caller, deque()).append(entry)
         self._grant()
         try:
@@ -100,27 +113,37 @@ class Line:
         if not self._held[caller]:
             del self._held[caller]
 
-    def _remove(self, caller: str, entry: tuple[int, asyncio.Future[None]]) -> None:
+    def _remove(self, caller: str, entry: _Waiting) -> None:
         queue = self._waiting.get(caller)
         if queue is not None:
             with contextlib.suppress(ValueError):
                 queue.remove(entry)
             if not queue:
                 del self._waiting[caller]
+                del self._overtaken[caller]
 
     def _grant(self) -> None:
         """Gives free places to those whose turn it is; a large request is waited for, not overtaken for ever."""
         while (caller := self._next()) is not None:
-            size, granted = self._waiting[caller][0]
+            entry = self._first(caller)
             free = self.places - self._held.total()
-            if not granted.cancelled() and size > free:
+            if not entry.granted.cancelled() and entry.size > free:
                 return
-            self._remove(caller, (size, granted))
-            if not granted.cancelled():
+            is_oldest = entry is self._waiting[caller][0]
+            self._overtaken[caller] = 0 if is_oldest else self._overtaken[caller] + 1
+            self._remove(caller, entry)
+            if not entry.granted.cancelled():
                 self._seen.pop(caller, None)
                 self._seen[caller] = time.monotonic()
-                self._held[caller] += size
-                granted.set_result(None)
+                self._held[caller] += entry.size
+                entry.granted.set_result(None)
+
+    def _first(self, caller: str) -> _Waiting:
+        """The next request of a caller that waits."""
+        queue = self._waiting[caller]
+        if self._overtaken[caller] >= _OLDEST_EVERY - 1:
+            return queue[0]
+        return min(queue, key=lambda entry: entry.priority)  # of equal ones the oldest
 
     def _next(self) -> str | None:
         """The caller with the fewest places and then the oldest turn, of those that leave the others their shares."""
@@ -132,8 +155,8 @@ class Line:
         turns = {caller: index for index, caller in enumerate(self._seen)}
         ranks = {
             caller: (self._held[caller], turns.get(caller, -1))
-            for caller, queue in self._waiting.items()
-            if not self._held[caller] or self._held[caller] + queue[0][0] <= share
+            for caller in self._waiting
+            if not self._held[caller] or self._held[caller] + self._first(caller).size <= share
         }
         return min(ranks, key=lambda caller: ranks[caller], default=None)
 

@@ -183,7 +183,7 @@ class LocalBackend:
     async def count(self, request: Request, caller: str) -> TokenCount:
         """See `Backend`. A count occupies a place in the queue, as a generation does."""
         self._rates.check(caller)
-        with self._admission.admit(request.request_id, caller) as admitted:
+        with self._admission.admit(request.request_id, caller, request.priority) as admitted:
             self._rates.take(caller, Amounts(requests=1))
             with self._turn(request, admitted) as turn:
                 prepared = await self._prepare(request, admitted, turn)
@@ -215,7 +215,7 @@ class LocalBackend:
     async def generate(self, request: Request, caller: str) -> AsyncGenerator[Event, None]:
         """See `Backend`."""
         self._rates.check(caller)
-        with self._admission.admit(request.request_id, caller) as admitted:
+        with self._admission.admit(request.request_id, caller, request.priority) as admitted:
             self._rates.take(caller, Amounts(requests=1))
             self._check(request)
             with self._turn(request, admitted) as turn:

@@ -117,7 +117,9 @@ class Turn:
             )
         tokens = prompt_tokens + self.size * min(max_tokens, _ANSWER_TOKENS)
         with current_request().waiting("kv_cache"):
-            self._places.append(await line.enter(self._admitted.caller, tokens))
+            self._places.append(
+                await line.enter(self._admitted.caller, tokens, self._admitted.priority)
+            )
 
     def free_pixels(self) -> None:
         """Gives back the room of the pixels: the engine has them."""
@@ -132,7 +134,9 @@ class Turn:
 
     async def _arrive(self) -> None:
         with current_request().waiting("batch"):
-            self._places.append(await self._batch.enter(self._admitted.caller, self.size))
+            self._places.append(
+                await self._batch.enter(self._admitted.caller, self.size, self._admitted.priority)
+            )
             self._admitted.begun = True
             if self._pixel_bytes:
                 self._room = self._pixels.reserve(self._pixel_bytes)

@@ -13,6 +13,7 @@ from inference_service.grpc_api.call_context import Context, this_call
 from inference_service.grpc_api.generation import Generation
 from inference_service.grpc_api.requests import chat_request
 from inference_service.grpc_api.responses import image_message, started_message, usage_message
+from inference_service.grpc_api.wire import message_bytes
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
@@ -88,4 +89,4 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
     async def _domain_request(self, spec: chat_pb.ChatCompletionSpec) -> ChatRequest:
         model = self._generation.canonical_name(spec.model)
         convert = partial(chat_request, spec, model, this_call().request_id, self._settings)
-        return await work.for_size(spec.ByteSize(), convert)
+        return await work.for_size(message_bytes(), convert)

@@ -12,6 +12,7 @@ from inference_service.grpc_api import work
 from inference_service.grpc_api.call_context import Context, this_call
 from inference_service.grpc_api.generation import Generation
 from inference_service.grpc_api.requests import text_completion_request
+from inference_service.grpc_api.wire import message_bytes
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
@@ -49,4 +50,4 @@ class CompletionServicer(completion_grpc.CompletionServiceServicer):
         model = self._generation.canonical_name(spec.model)
         call_id = this_call().request_id
         convert = partial(text_completion_request, spec, model, call_id, self._settings)
-        return await work.for_size(spec.ByteSize(), convert)
+        return await work.for_size(message_bytes(), convert)

@@ -11,6 +11,7 @@ from inference_service.grpc_api.call_context import Context, this_call
 from inference_service.grpc_api.decision_requests import decision_request
 from inference_service.grpc_api.generation import Generation
 from inference_service.grpc_api.responses import image_message, usage_message
+from inference_service.grpc_api.wire import message_bytes
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import decision_service_pb2_grpc as decision_grpc
@@ -44,7 +45,7 @@ class DecisionServicer(decision_grpc.DecisionServiceServicer):
     async def _domain_request(self, spec: decision_pb.DecisionSpec) -> DecisionRequest:
         model = self._generation.canonical_name(spec.model)
         convert = partial(decision_request, spec, model, this_call().request_id, self._settings)
-        return await work.for_size(spec.ByteSize(), convert)
+        return await work.for_size(message_bytes(), convert)
 
 
 def _answer(decision: Decision, *, diagnostics: bool) -> decision_pb.DecisionAnswer:

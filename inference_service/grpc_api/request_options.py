@@ -79,6 +79,7 @@ def generation_options(
         max_pixels=optional_integer(spec.media, "max_pixels", PIXELS, "spec.media"),
         rejects_oversized=bool(rejects_oversized(spec.media.oversized, "spec.media")),
         cache_salt=_cache_salt(spec.cache_salt),
+        priority=spec.priority,
     )
 
 

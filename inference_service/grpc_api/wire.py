@@ -84,6 +84,11 @@ class Wire:
                 "The request was not complete before its deadline (the client's, else --request-timeout-s)."
             ) from None
 
+    @property
+    def message_bytes(self) -> int:
+        """Size of the last message; 0 if there is none, or it has been released."""
+        return 0 if self._claim is None else self._claim.num_bytes
+
     async def write(self, message: bytes) -> None:
         """Sends a message and waits until the client has taken it or has room for it.
 
@@ -151,6 +156,12 @@ _current: ContextVar[Wire | None] = ContextVar("qwenvl_current_wire", default=No
 def enter_wire(wire: Wire) -> None:
     """Makes a call the current one of this task."""
     _current.set(wire)
+
+
+def message_bytes() -> int:
+    """Size of the current call's message: protobuf would have to serialise a message again to tell its size."""
+    wire = _current.get()
+    return 0 if wire is None else wire.message_bytes
 
 
 def release_message() -> None:

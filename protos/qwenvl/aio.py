@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 import time
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from google.protobuf.message import Message
 import grpc
 
 from qwenvl.answers import ChatEvent, CompletionEvent
@@ -33,6 +35,10 @@ from qwenvl.rpc import DEFAULT_TIMEOUT_S, channel_options, read_error
 _PAUSE_S: Final = 0.1
 _SHORT_TIMEOUT_S: Final = 10.0
 _HEALTH_TIMEOUT_S: Final = 1.5
+_INLINE_BYTES: Final = 2**18
+"""Requests up to this size are serialised in less time than another thread would take to begin."""
+# One: serialising keeps the interpreter for itself.
+_SERIALISER: Final = ThreadPoolExecutor(1, thread_name_prefix="serialiser")
 
 _Response = TypeVar("_Response")
 _Event = TypeVar("_Event")
@@ -67,11 +73,27 @@ class _ReceivedEvents(Generic[_Event]):
         self._call.cancel()
 
 
+class _SerialisedRequests:
+    """A channel whose stubs take requests as bytes, so that large ones need not be serialised in the event loop."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    def unary_unary(self, method: str, *, request_serializer: object, **options: Any) -> object:
+        del request_serializer
+        return self._channel.unary_unary(method, **options)
+
+    def unary_stream(self, method: str, *, request_serializer: object, **options: Any) -> object:
+        del request_serializer
+        return self._channel.unary_stream(method, **options)
+
+
 class AsyncService:
     """The calls of one inference service; needs a running event loop.
 
     All methods but `ready` raise `grpc.aio.AioRpcError`, which `qwenvl.rpc.read_error` reads. Cancelling a method
-    cancels its call.
+    cancels its call. Methods with a spec take its approximate size in bytes, `spec_bytes`, if it is known: a large one
+    is then serialised in a thread.
 
     Args:
         target: `host:port` or a gRPC target such as `dns:///inference:50051`.
@@ -99,12 +121,13 @@ class AsyncService:
             if credentials
             else grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
         )
-        self._chat = chat_grpc.ChatServiceStub(self._channel)
-        self._completions = completion_grpc.CompletionServiceStub(self._channel)
-        self._decisions = decision_grpc.DecisionServiceStub(self._channel)
-        self._models = model_grpc.ModelServiceStub(self._channel)
-        self._tokenize = tokenize_grpc.TokenizeServiceStub(self._channel)
-        self._admin = admin_grpc.AdminServiceStub(self._channel)
+        channel: Any = _SerialisedRequests(self._channel)
+        self._chat = chat_grpc.ChatServiceStub(channel)
+        self._completions = completion_grpc.CompletionServiceStub(channel)
+        self._decisions = decision_grpc.DecisionServiceStub(channel)
+        self._models = model_grpc.ModelServiceStub(channel)
+        self._tokenize = tokenize_grpc.TokenizeServiceStub(channel)
+        self._admin = admin_grpc.AdminServiceStub(channel)
         self._health: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
             HEALTH_CHECK
         )
@@ -115,9 +138,10 @@ class AsyncService:
         *,
         metadata: Metadata = (),
         timeout_s: float | None = None,
+        spec_bytes: int = 0,
     ) -> chat_pb.CreateChatCompletionResponse:
         """Answers a conversation in one message."""
-        request = chat_pb.CreateChatCompletionRequest(spec=spec)
+        request = await _serialised(spec, spec_bytes)
         response: chat_pb.CreateChatCompletionResponse = await self._call(
             self._chat.CreateChatCompletion, request, metadata, timeout_s
         )
@@ -129,9 +153,10 @@ class AsyncService:
         *,
         metadata: Metadata = (),
         timeout_s: float | None = None,
+        spec_bytes: int = 0,
     ) -> Events[ChatEvent]:
         """Starts a streamed answer; returns after its first event, so that errors of the request are raised here."""
-        request = chat_pb.StreamChatCompletionRequest(spec=spec)
+        request = await _serialised(spec, spec_bytes)
         return await self._begin(self._chat.StreamChatCompletion, request, metadata, timeout_s)
 
     async def create_completion(
@@ -140,9 +165,10 @@ class AsyncService:
         *,
         metadata: Metadata = (),
         timeout_s: float | None = None,
+        spec_bytes: int = 0,
     ) -> completion_pb.CreateCompletionResponse:
         """Completes a prompt in one message."""
-        request = completion_pb.CreateCompletionRequest(spec=spec)
+        request = await _serialised(spec, spec_bytes)
         response: completion_pb.CreateCompletionResponse = await self._call(
             self._completions.CreateCompletion, request, metadata, timeout_s
         )
@@ -154,9 +180,10 @@ class AsyncService:
         *,
         metadata: Metadata = (),
         timeout_s: float | None = None,
+        spec_bytes: int = 0,
     ) -> Events[CompletionEvent]:
         """Starts a streamed text completion; as `stream_chat`."""
-        request = completion_pb.StreamCompletionRequest(spec=spec)
+        request = await _serialised(spec, spec_bytes)
         return await self._begin(self._completions.StreamCompletion, request, metadata, timeout_s)
 
     async def create_decisions(
@@ -165,9 +192,10 @@ class AsyncService:
         *,
         metadata: Metadata = (),
         timeout_s: float | None = None,
+        spec_bytes: int = 0,
     ) -> decision_pb.CreateDecisionsResponse:
         """Decides questions about one input."""
-        request = decision_pb.CreateDecisionsRequest(spec=spec)
+        request = await _serialised(spec, spec_bytes)
         response: decision_pb.CreateDecisionsResponse = await self._call(
             self._decisions.CreateDecisions, request, metadata, timeout_s
         )
@@ -179,9 +207,10 @@ class AsyncService:
         *,
         metadata: Metadata = (),
         timeout_s: float | None = None,
+        spec_bytes: int = 0,
     ) -> usage_pb.Usage:
         """Counts the tokens of a conversation's prompt."""
-        request = chat_pb.CountTokensRequest(spec=spec)
+        request = await _serialised(spec, spec_bytes)
         response: chat_pb.CountTokensResponse = await self._call(
             self._chat.CountTokens, request, metadata, timeout_s
         )
@@ -231,7 +260,7 @@ class AsyncService:
     ) -> list[model_pb.Model]:
         """All served names, the canonical one first."""
         response: model_pb.ListModelsResponse = await self._call(
-            self._models.ListModels, model_pb.ListModelsRequest(), metadata, timeout_s
+            self._models.ListModels, b"", metadata, timeout_s
         )
         return list(response.models)
 
@@ -239,8 +268,9 @@ class AsyncService:
         self, name: str, *, metadata: Metadata = (), timeout_s: float | None = _SHORT_TIMEOUT_S
     ) -> model_pb.Model:
         """One served name."""
+        request = model_pb.GetModelRequest(name=name)
         response: model_pb.GetModelResponse = await self._call(
-            self._models.GetModel, model_pb.GetModelRequest(name=name), metadata, timeout_s
+            self._models.GetModel, request.SerializeToString(), metadata, timeout_s
         )
         return response.model
 
@@ -254,7 +284,7 @@ class AsyncService:
         """Ends requests in flight; returns the ids of those that were."""
         request = admin_pb.AbortRequest(request_ids=request_ids)
         response: admin_pb.AbortResponse = await self._call(
-            self._admin.Abort, request, metadata, timeout_s
+            self._admin.Abort, request.SerializeToString(), metadata, timeout_s
         )
         return list(response.aborted_request_ids)
 
@@ -276,7 +306,7 @@ class AsyncService:
     async def _call(
         self,
         method: Callable[..., Awaitable[_Response]],
-        request: object,
+        request: bytes,
         metadata: Metadata,
         timeout_s: float | None,
     ) -> _Response:
@@ -288,7 +318,7 @@ class AsyncService:
     async def _begin(
         self,
         method: Callable[..., grpc.aio.UnaryStreamCall[Any, _Event]],
-        request: object,
+        request: bytes,
         metadata: Metadata,
         timeout_s: float | None,
     ) -> Events[_Event]:
@@ -324,3 +354,21 @@ class AsyncService:
                     raise
             await asyncio.sleep(_PAUSE_S)
         return await call(timeout_s and timeout_s - (time.monotonic() - begin))
+
+
+async def _serialised(spec: Message, spec_bytes: int) -> bytes:
+    """The request that has a spec in its first field and nothing else."""
+    if spec_bytes <= _INLINE_BYTES:
+        return _request_of(spec)
+    return await asyncio.get_running_loop().run_in_executor(_SERIALISER, _request_of, spec)
+
+
+def _request_of(spec: Message) -> bytes:
+    """As a request's own `SerializeToString`, but without the two copies of the spec that making a request takes."""
+    data = spec.SerializeToString()
+    head, size = bytearray(b"\x0a"), len(data)  # field 1, a message
+    while size >= 128:
+        head.append(size % 128 + 128)
+        size //= 128
+    head.append(size)
+    return b"".join((head, data))

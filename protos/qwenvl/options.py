@@ -58,6 +58,7 @@ class CompletionOptions(Sampling, total=False):
         oversized: What happens to an image with more pixels than its maximum: `downsize`, the default, or `reject`.
         request_id: Identifies the request for Abort and in the logs of the service.
         cache_salt: Only requests with the same salt share cached prefixes.
+        priority: Of the caller's own waiting requests, those with the lowest number are computed first.
         json_object: The answer is a JSON object. At most one of this and the next four options.
         json_schema: The answer is JSON that matches this schema: an object, or its JSON text.
         regex: The answer matches this regular expression as a whole.
@@ -82,6 +83,7 @@ class CompletionOptions(Sampling, total=False):
     oversized: Oversized | None
     request_id: str | None
     cache_salt: str | None
+    priority: int | None
     json_object: bool | None
     json_schema: Mapping[str, Any] | str | None
     regex: str | None
@@ -175,7 +177,7 @@ def _shared_fields(options: Mapping[str, Any]) -> dict[str, Any]:
         "logprobs": built(sampling_pb.LogprobOptions, counts, _LOGPROB_FIELDS),
         "response": built(generation_pb.ResponseOptions, _given(options, _RESPONSE)),
         "media": built(generation_pb.MediaOptions, pixels),
-        **_given(options, ("model", "n", "request_id", "cache_salt")),
+        **_given(options, ("model", "n", "request_id", "cache_salt", "priority")),
         "constraint": _constraint(options),
     }
 

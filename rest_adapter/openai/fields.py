@@ -160,6 +160,7 @@ class AnswerRequest(JsonModel):
     min_pixels: Int64 | None = None
     max_pixels: Int64 | None = None
     cache_salt: str | None = None
+    priority: Int32 | None = None
     request_id: str | None = None
     response_format: Annotated[Any, Shape(ResponseFormat | str | None)] = None
     structured_outputs: dict[str, Any] | None = None

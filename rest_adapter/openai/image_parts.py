@@ -62,22 +62,22 @@ class Image:
     paths: Mapping[str, str]
 
     def add_to(self, target: message_pb.Message, sources: ImageSources) -> None:
-        """Appends the image to a message; errors as `message`."""
-        target.parts.add(image=self.message(sources))
+        """Appends the image to a message; errors as `set`."""
+        # In place: adding a finished message would copy its bytes, while no other thread can run.
+        self.set(target.parts.add().image, sources)
 
-    def message(self, sources: ImageSources) -> message_pb.Image:
-        """The image as a proto message.
+    def set(self, image: message_pb.Image, sources: ImageSources) -> None:
+        """Sets the fields of a proto message.
 
         Raises:
-            ApiError: `sources` refuses it.
+            ApiError: `sources` refuses the image.
         """
-        image = message_pb.Image(detail=self.detail, **self.hints)
+        image.MergeFrom(message_pb.Image(detail=self.detail, **self.hints))
         source = self.source
         if source.is_base64:
             sources.set_base64(image, str(source.text), source.mime_type, source.path)
         else:
             sources.set(image, source.text, source.path)
-        return image
 
     def param(self, field: str) -> str:
         """The path in the JSON of the proto field `field` of the part; empty for a hint that it does not have."""

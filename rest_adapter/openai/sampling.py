@@ -29,6 +29,7 @@ def set_options(
         raise of_reason("MODEL_NOT_FOUND", message, param="model")
     spec.model = request.model
     spec.cache_salt = request.cache_salt or ""
+    spec.priority = request.priority or 0
     spec.sampling.CopyFrom(_sampling_options(request, max_tokens))
     spec.stop.CopyFrom(_stop_options(request))
     if (form := asked_form(request)) is not None:

@@ -130,6 +130,20 @@ async def test_a_caller_below_its_share_replaces_the_newest_waiting_request_of_t
         assert not greedy[2].aborted
 
 
+async def test_the_least_urgent_waiting_request_gives_way_first() -> None:
+    admission = Admission(4)
+    with contextlib.ExitStack() as stack:
+        greedy = [
+            stack.enter_context(admission.admit(f"g{number}", "greedy", priority))
+            for number, priority in enumerate((0, 7, 7, -1))
+        ]
+        waiting = asyncio.ensure_future(_wait_abortably(greedy[2]))
+        await asyncio.sleep(0)
+        stack.enter_context(admission.admit("s", "small"))
+        with pytest.raises(QueueFullError):
+            await waiting
+
+
 def test_no_caller_takes_more_than_its_share_by_replacing() -> None:
     admission = Admission(4)
     with contextlib.ExitStack() as stack:

@@ -23,13 +23,15 @@ class Asking:
         self.places: list[Place] = []
         self.tasks: list[asyncio.Task[None]] = []
 
-    async def ask(self, *callers: str, size: int = 1) -> None:
-        self.tasks += [asyncio.create_task(self._ask(caller, size)) for caller in callers]
+    async def ask(self, *callers: str, size: int = 1, priority: int = 0, note: str = "") -> None:
+        self.tasks += [
+            asyncio.create_task(self._ask(caller, size, priority, note)) for caller in callers
+        ]
         await settle()
 
-    async def _ask(self, caller: str, size: int) -> None:
-        place = await self.line.enter(caller, size)
-        self.order.append(caller)
+    async def _ask(self, caller: str, size: int, priority: int, note: str) -> None:
+        place = await self.line.enter(caller, size, priority)
+        self.order.append(caller + note)
         self.places.append(place)
 
     async def leave(self, index: int = 0) -> None:
@@ -136,3 +138,45 @@ async def test_who_leaves_the_line_takes_nothing_along(granted: bool) -> None:
     first.leave()
     async with asyncio.timeout(5):
         await line.enter("c", 1)
+
+
+async def test_urgent_requests_of_a_caller_come_before_its_own_others() -> None:
+    asking = Asking(Line(1))
+    await asking.ask("a")
+    for priority in (5, 0, -5, 0):
+        await asking.ask("a", priority=priority, note=f" {priority}")
+    await asking.finish()
+    assert asking.order == ["a", "a -5", "a 0", "a 0", "a 5"]
+
+
+async def test_priorities_do_not_change_the_turns_of_callers() -> None:
+    asking = Asking(Line(1))
+    await asking.ask("urgent", "urgent", "urgent", priority=-1000)
+    await asking.ask("b", "c", priority=1000)
+    await asking.finish()
+    assert asking.order == ["urgent", "b", "c", "urgent", "urgent"]
+
+
+async def test_the_least_urgent_request_is_not_overtaken_for_ever() -> None:
+    asking = Asking(Line(1))
+    await asking.ask("a")
+    await asking.ask("a", "a", priority=9, note=" late")
+    for _ in range(12):
+        await asking.ask("a", priority=0, note="!")
+        await asking.leave()
+    late = [turn for turn, who in enumerate(asking.order) if who == "a late"]
+    assert late == [4, 8]
+    await asking.finish()
+
+
+async def test_a_large_request_that_is_not_urgent_gets_its_places() -> None:
+    asking = Asking(Line(4))
+    await asking.ask(*"aaaa")
+    await asking.ask("a", size=4, priority=9, note=" large")
+    for _ in range(20):
+        await asking.ask("a", note="!")
+        if asking.places:
+            await asking.leave()
+    await asking.finish()
+    assert asking.order.index("a large") < 14
+    assert len(asking.order) == 25

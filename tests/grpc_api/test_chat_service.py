@@ -11,7 +11,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
-from tests.grpc_api.asking import image_part, spec_of, user
+from tests.grpc_api.asking import image_part, spec_of, until, user
 from tests.grpc_api.conftest import Service
 from tests.support.images import draw
 
@@ -298,6 +298,26 @@ async def test_an_answer_without_parts_is_an_empty_text(service: Service) -> Non
 async def test_cache_salt_reaches_the_engine(service: Service) -> None:
     await service.create(spec_of("a", cache_salt="tenant"))
     assert service.engine.requests[0].cache_salt == b"tenant"
+
+
+async def test_urgent_requests_of_a_caller_are_computed_first(open_service) -> None:
+    service = await open_service(max_num_seqs=1)  # of which three are given to the engine
+    service.engine.hold_at = 1
+
+    def ask(text: str, priority: int) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(service.create(spec_of(text, priority=priority)))
+
+    first = [ask("first", 0) for _ in range(3)]
+    await until(lambda: len(service.engine.requests) == 3)
+    waiting = [ask("x" * length, priority) for length, priority in ((30, 4), (10, -1), (20, 0))]
+    await until(lambda: service.backend.load().waiting == 3)
+    for computed in range(4, 7):
+        first.pop().cancel()
+        await until(lambda computed=computed: len(service.engine.requests) == computed)
+    lengths = [len(request.prompt_token_ids) for request in service.engine.requests[3:]]
+    assert lengths == sorted(lengths)
+    service.engine.resume.set()
+    await asyncio.gather(*waiting)
 
 
 async def test_many_streams_at_once(service: Service) -> None:

@@ -46,6 +46,7 @@ EVERY: ChatOptions = {
     "oversized": "reject",
     "request_id": "r",
     "cache_salt": "s",
+    "priority": -2,
     "json_schema": {"type": "object"},
     "add_generation_prompt": True,
     "continue_final_message": True,
@@ -103,6 +104,7 @@ def test_every_field_of_the_api_has_an_option() -> None:
 def test_values_arrive() -> None:
     spec = chat_spec("x", None, EVERY)
     assert (spec.model, spec.n, spec.request_id, spec.cache_salt) == ("m", 2, "r", "s")
+    assert spec.priority == -2
     assert (spec.sampling.temperature, spec.sampling.logit_bias[5]) == (0.5, -1.0)
     assert (list(spec.stop.strings), list(spec.stop.token_ids)) == (["a", "b"], [9])
     assert (spec.logprobs.top_logprobs, spec.logprobs.prompt_logprobs) == (4, 1)

@@ -35,17 +35,18 @@ async def create_message(request: Request) -> Response:
     asked = await read_json(request, parse_messages)
     spec, param_of = await _translated(request, asked)
     service, metadata = shared(request).service, call_metadata(request)
+    size = body_of(request).size
     omits = asked.thinking is not None and asked.thinking.display == "omitted"
     if not asked.stream:
         return await json_reply(
             request,
-            service.create_chat(spec, metadata=metadata),
+            service.create_chat(spec, metadata=metadata, spec_bytes=size),
             lambda response: answer.message(response, omits_thinking=omits),
             param_of,
         )
     return await stream_reply(
         request,
-        service.stream_chat(spec, metadata=metadata),
+        service.stream_chat(spec, metadata=metadata, spec_bytes=size),
         EventWriter(omits_thinking=omits).render,
         param_of,
     )
@@ -56,7 +57,9 @@ async def count_tokens(request: Request) -> Response:
     """Counts the tokens of a conversation, images included."""
     asked = await read_json(request, parse_count)
     spec, param_of = await _translated(request, asked)
-    work = shared(request).service.count_tokens(spec, metadata=call_metadata(request))
+    work = shared(request).service.count_tokens(
+        spec, metadata=call_metadata(request), spec_bytes=body_of(request).size
+    )
     return await json_reply(
         request, work, lambda usage: {"input_tokens": usage.prompt_tokens}, param_of
     )

@@ -26,8 +26,9 @@ async def create_chat_completion(request: Request) -> Response:
     asked = await read_json(request, parse_chat)
     chat = asked.request
     state = shared(request)
+    size = body_of(request).size
     spec = await off_loop(
-        body_of(request).size,
+        size,
         translate.to_spec,
         asked,
         max_media_bytes=state.settings.max_media_mib * 2**20,
@@ -39,7 +40,7 @@ async def create_chat_completion(request: Request) -> Response:
     if not chat.stream:
         return await json_reply(
             request,
-            state.service.create_chat(spec, metadata=metadata),
+            state.service.create_chat(spec, metadata=metadata, spec_bytes=size),
             lambda response: translate.completion(response, asked, state.version),
             param_of,
         )
@@ -57,7 +58,7 @@ async def create_chat_completion(request: Request) -> Response:
     )
     return await stream_reply(
         request,
-        state.service.stream_chat(spec, metadata=metadata),
+        state.service.stream_chat(spec, metadata=metadata, spec_bytes=size),
         ChunkWriter(options, state.version).render,
         param_of,
     )

@@ -17,18 +17,28 @@ PromptEvent = tuple[int, CompletionEvent]
 
 
 async def create_all(
-    service: AsyncService, specs: Sequence[completion_pb.CompletionSpec], metadata: Metadata
+    service: AsyncService,
+    specs: Sequence[completion_pb.CompletionSpec],
+    metadata: Metadata,
+    spec_bytes: int,
 ) -> list[completion_pb.CreateCompletionResponse]:
     """Completes the prompts; the first failure ends all."""
-    calls = [service.create_completion(spec, metadata=metadata) for spec in specs]
+    calls = [
+        service.create_completion(spec, metadata=metadata, spec_bytes=spec_bytes) for spec in specs
+    ]
     return await _all([asyncio.create_task(call) for call in calls])
 
 
 async def stream_all(
-    service: AsyncService, specs: Sequence[completion_pb.CompletionSpec], metadata: Metadata
+    service: AsyncService,
+    specs: Sequence[completion_pb.CompletionSpec],
+    metadata: Metadata,
+    spec_bytes: int,
 ) -> Events[PromptEvent]:
     """Starts to complete the prompts; returns after the first event of each."""
-    calls = [service.stream_completion(spec, metadata=metadata) for spec in specs]
+    calls = [
+        service.stream_completion(spec, metadata=metadata, spec_bytes=spec_bytes) for spec in specs
+    ]
     tasks = [asyncio.create_task(call) for call in calls]
     try:
         return _PromptEvents(await _all(tasks))

@@ -26,8 +26,9 @@ async def create_completion(request: Request) -> Response:
     asked = await read_json(request, parse_completion)
     state = shared(request)
     request_id = name_call(asked.request_id or "")
+    size = body_of(request).size
     specs = await off_loop(
-        body_of(request).size,
+        size,
         translate.to_specs,
         asked,
         request_id,
@@ -38,13 +39,13 @@ async def create_completion(request: Request) -> Response:
     if not asked.stream:
         return await json_reply(
             request,
-            prompts.create_all(state.service, specs, metadata),
+            prompts.create_all(state.service, specs, metadata, size),
             lambda responses: translate.completion(responses, asked, request_id, state.version),
             param_of,
         )
     return await stream_reply(
         request,
-        prompts.stream_all(state.service, specs, metadata),
+        prompts.stream_all(state.service, specs, metadata, size),
         CompletionChunkWriter(asked, request_id, state.version).render,
         param_of,
     )

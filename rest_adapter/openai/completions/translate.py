@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
-from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from rest_adapter.errors import invalid
 from rest_adapter.media import ImageSources
@@ -63,15 +62,19 @@ def to_specs(
     """
     prompts = prompts_of(request)
     common = _common(request)
-    common.images.extend(_images(request, ImageSources(max_media_bytes)))
+    sources = ImageSources(max_media_bytes)
+    for index, value in enumerate(request.images or ()):
+        read_image_url(value, f"images[{index}]")[0].set(common.images.add(), sources)
     if common.images and len(prompts) > 1:
         raise invalid(
             f"'images' requires a single prompt, but the request has {len(prompts)}.", "images"
         )
     specs = []
     for index, prompt in enumerate(prompts):
-        spec = completion_pb.CompletionSpec()
-        spec.CopyFrom(common)
+        spec = common
+        if len(prompts) > 1:  # without images, which are large
+            spec = completion_pb.CompletionSpec()
+            spec.CopyFrom(common)
         spec.request_id = request_id if len(prompts) == 1 else f"{request_id}-{index}"
         if isinstance(prompt, str):
             spec.text = prompt
@@ -102,13 +105,6 @@ def _common(request: CompletionRequest) -> completion_pb.CompletionSpec:
     if request.stream and request.stream_options and request.stream_options.continuous_usage_stats:
         spec.response.return_token_ids = True  # to count them
     return spec
-
-
-def _images(request: CompletionRequest, sources: ImageSources) -> list[message_pb.Image]:
-    return [
-        read_image_url(value, f"images[{index}]")[0].message(sources)
-        for index, value in enumerate(request.images or ())
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,9 @@ async def create_decisions(request: Request) -> Response:
     """Decides questions about one input."""
     asked = await read_json(request, parse_decisions)
     state = shared(request)
+    size = body_of(request).size
     spec = await off_loop(
-        body_of(request).size,
+        size,
         translate.to_spec,
         asked,
         max_media_bytes=state.settings.max_media_mib * 2**20,
@@ -33,7 +34,7 @@ async def create_decisions(request: Request) -> Response:
     spec.request_id = name_call(spec.request_id)
     return await json_reply(
         request,
-        state.service.create_decisions(spec, metadata=call_metadata(request)),
+        state.service.create_decisions(spec, metadata=call_metadata(request), spec_bytes=size),
         lambda response: translate.document(response, asked),
         translate.FieldPaths(asked).param_of,
     )

@@ -37,7 +37,11 @@ async def compact_conversation(request: Request) -> Response:
     prepared.spec.messages.add(role=message_pb.ROLE_USER).parts.add(text=_TASK)
     return await json_reply(
         request,
-        shared(request).service.create_chat(prepared.spec, metadata=call_metadata(request)),
+        shared(request).service.create_chat(
+            prepared.spec,
+            metadata=call_metadata(request),
+            spec_bytes=prepared.spec_bytes,
+        ),
         lambda response: _document(response, (*conversation.history, *conversation.items)),
         prepared.param_of,
     )

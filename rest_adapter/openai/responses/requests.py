@@ -30,10 +30,12 @@ class Prepared:
     Attributes:
         conversation: What the model is to answer.
         spec: The same for the service.
+        spec_bytes: About how many bytes that has.
     """
 
     conversation: Conversation
     spec: chat_pb.ChatCompletionSpec
+    spec_bytes: int
 
     @property
     def param_of(self) -> Callable[[str], str | None]:
@@ -80,7 +82,8 @@ async def prepare(
 
     def translate() -> Prepared:
         conversation = conversation_of(asked, earlier, found)
-        return Prepared(conversation, to_spec(conversation, max_media_bytes=maximum))
+        spec = to_spec(conversation, max_media_bytes=maximum)
+        return Prepared(conversation, spec, size)
 
     prepared = await off_loop(size, translate)
     # Not the `x-request-id` header: a gateway may use one for several requests.

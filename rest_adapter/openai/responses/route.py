@@ -63,7 +63,7 @@ async def count_input_tokens(request: Request) -> Response:
     service, metadata = shared(request).service, call_metadata(request)
     return await json_reply(
         request,
-        service.count_tokens(prepared.spec, metadata=metadata),
+        service.count_tokens(prepared.spec, metadata=metadata, spec_bytes=prepared.spec_bytes),
         lambda usage: {"object": "response.input_tokens", "input_tokens": usage.prompt_tokens},
         prepared.param_of,
     )
@@ -72,7 +72,9 @@ async def count_input_tokens(request: Request) -> Response:
 async def _whole(request: Request, prepared: Prepared) -> dict[str, Any]:
     """The response in JSON, after it was kept."""
     metadata = call_metadata(request)
-    answer = await shared(request).service.create_chat(prepared.spec, metadata=metadata)
+    answer = await shared(request).service.create_chat(
+        prepared.spec, metadata=metadata, spec_bytes=prepared.spec_bytes
+    )
     writer = _writer(request, prepared, answer.started)
     writer.begin()
     writer.add_choice(answer.choices[0], answer.usage)
@@ -83,7 +85,9 @@ async def _whole(request: Request, prepared: Prepared) -> dict[str, Any]:
 async def _begun(request: Request, prepared: Prepared) -> ResponseEvents:
     """The response as a stream, after the service has begun it."""
     metadata = call_metadata(request)
-    events = await shared(request).service.stream_chat(prepared.spec, metadata=metadata)
+    events = await shared(request).service.stream_chat(
+        prepared.spec, metadata=metadata, spec_bytes=prepared.spec_bytes
+    )
     rest = aiter(events)
     first: chat_pb.StreamChatCompletionResponse = await anext(rest)
     writer = _writer(request, prepared, first.started)

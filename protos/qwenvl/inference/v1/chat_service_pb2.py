@@ -28,7 +28,7 @@ from qwenvl.inference.v1 import sampling_pb2 as qwenvl_dot_inference_dot_v1_dot_
 from qwenvl.inference.v1 import usage_pb2 as qwenvl_dot_inference_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&qwenvl/inference/v1/chat_service.proto\x12\x13qwenvl.inference.v1\x1a$qwenvl/inference/v1/generation.proto\x1a!qwenvl/inference/v1/message.proto\x1a\"qwenvl/inference/v1/sampling.proto\x1a\x1fqwenvl/inference/v1/usage.proto\"\xe7\x04\n\x12\x43hatCompletionSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x08messages\x18\x02 \x03(\x0b\x32\x1c.qwenvl.inference.v1.Message\x12\x36\n\x08sampling\x18\x03 \x01(\x0b\x32$.qwenvl.inference.v1.SamplingOptions\x12.\n\x04stop\x18\x04 \x01(\x0b\x32 .qwenvl.inference.v1.StopOptions\x12\x35\n\x08logprobs\x18\x05 \x01(\x0b\x32#.qwenvl.inference.v1.LogprobOptions\x12\x33\n\nconstraint\x18\x06 \x01(\x0b\x32\x1f.qwenvl.inference.v1.Constraint\x12(\n\x05tools\x18\x07 \x03(\x0b\x32\x19.qwenvl.inference.v1.Tool\x12\x34\n\x0btool_choice\x18\x08 \x01(\x0b\x32\x1f.qwenvl.inference.v1.ToolChoice\x12\x36\n\x08response\x18\t \x01(\x0b\x32$.qwenvl.inference.v1.ResponseOptions\x12\x36\n\x08template\x18\n \x01(\x0b\x32$.qwenvl.inference.v1.TemplateOptions\x12\x30\n\x05media\x18\x0b \x01(\x0b\x32!.qwenvl.inference.v1.MediaOptions\x12\x0e\n\x01n\x18\x0c \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x12\n\ncache_salt\x18\x0e \x01(\tB\x04\n\x02_n\"\xdb\x01\n\x0fTemplateOptions\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12#\n\x16\x63ontinue_final_message\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\x1c\n\x0f\x65nable_thinking\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x18\n\x10reasoning_effort\x18\x04 \x01(\tB\x18\n\x16_add_generation_promptB\x19\n\x17_continue_final_messageB\x12\n\x10_enable_thinking\"T\n\x1b\x43reateChatCompletionRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.qwenvl.inference.v1.ChatCompletionSpec\"\xa6\x01\n\x1c\x43reateChatCompletionResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.Started\x12,\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x1b.qwenvl.inference.v1.Choice\x12)\n\x05usage\x18\x03 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\"T\n\x1bStreamChatCompletionRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.qwenvl.inference.v1.ChatCompletionSpec\"\xe5\x01\n\x1cStreamChatCompletionResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.StartedH\x00\x12+\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1a.qwenvl.inference.v1.DeltaH\x00\x12\x31\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.qwenvl.inference.v1.FinishedH\x00\x12+\n\x05usage\x18\x04 \x01(\x0b\x32\x1a.qwenvl.inference.v1.UsageH\x00\x42\x07\n\x05\x65vent\"K\n\x12\x43ountTokensRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.qwenvl.inference.v1.ChatCompletionSpec\"\x8f\x01\n\x13\x43ountTokensResponse\x12)\n\x05usage\x18\x01 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\x12\x33\n\x06images\x18\x02 \x03(\x0b\x32#.qwenvl.inference.v1.ProcessedImage\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\x05\"r\n\x1bRenderChatCompletionRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.qwenvl.inference.v1.ChatCompletionSpec\x12\x1c\n\x14return_token_strings\x18\x02 \x01(\x08\"\xdc\x01\n\x1cRenderChatCompletionResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.Started\x12;\n\x0cplaceholders\x18\x02 \x03(\x0b\x32%.qwenvl.inference.v1.MediaPlaceholder\x12\x15\n\rtoken_strings\x18\x03 \x03(\t\x12\x1a\n\x12max_context_tokens\x18\x04 \x01(\x05\x12\x1d\n\x15\x62\x65gins_with_reasoning\x18\x05 \x01(\x08\"?\n\x10MediaPlaceholder\x12\x0e\n\x06offset\x18\x01 \x01(\x05\x12\x0e\n\x06length\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x32\xe8\x03\n\x0b\x43hatService\x12{\n\x14\x43reateChatCompletion\x12\x30.qwenvl.inference.v1.CreateChatCompletionRequest\x1a\x31.qwenvl.inference.v1.CreateChatCompletionResponse\x12}\n\x14StreamChatCompletion\x12\x30.qwenvl.inference.v1.StreamChatCompletionRequest\x1a\x31.qwenvl.inference.v1.StreamChatCompletionResponse0\x01\x12`\n\x0b\x43ountTokens\x12\'.qwenvl.inference.v1.CountTokensRequest\x1a(.qwenvl.inference.v1.CountTokensResponse\x12{\n\x14RenderChatCompletion\x12\x30.qwenvl.inference.v1.RenderChatCompletionRequest\x1a\x31.qwenvl.inference.v1.RenderChatCompletionResponseBb\n\x17\x63om.qwenvl.inference.v1P\x01Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\xaa\x02\x13QwenVL.Inference.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&qwenvl/inference/v1/chat_service.proto\x12\x13qwenvl.inference.v1\x1a$qwenvl/inference/v1/generation.proto\x1a!qwenvl/inference/v1/message.proto\x1a\"qwenvl/inference/v1/sampling.proto\x1a\x1fqwenvl/inference/v1/usage.proto\"\xf9\x04\n\x12\x43hatCompletionSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x08messages\x18\x02 \x03(\x0b\x32\x1c.qwenvl.inference.v1.Message\x12\x36\n\x08sampling\x18\x03 \x01(\x0b\x32$.qwenvl.inference.v1.SamplingOptions\x12.\n\x04stop\x18\x04 \x01(\x0b\x32 .qwenvl.inference.v1.StopOptions\x12\x35\n\x08logprobs\x18\x05 \x01(\x0b\x32#.qwenvl.inference.v1.LogprobOptions\x12\x33\n\nconstraint\x18\x06 \x01(\x0b\x32\x1f.qwenvl.inference.v1.Constraint\x12(\n\x05tools\x18\x07 \x03(\x0b\x32\x19.qwenvl.inference.v1.Tool\x12\x34\n\x0btool_choice\x18\x08 \x01(\x0b\x32\x1f.qwenvl.inference.v1.ToolChoice\x12\x36\n\x08response\x18\t \x01(\x0b\x32$.qwenvl.inference.v1.ResponseOptions\x12\x36\n\x08template\x18\n \x01(\x0b\x32$.qwenvl.inference.v1.TemplateOptions\x12\x30\n\x05media\x18\x0b \x01(\x0b\x32!.qwenvl.inference.v1.MediaOptions\x12\x0e\n\x01n\x18\x0c \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x12\n\ncache_salt\x18\x0e \x01(\t\x12\x10\n\x08priority\x18\x0f \x01(\x05\x42\x04\n\x02_n\"\xdb\x01\n\x0fTemplateOptions\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12#\n\x16\x63ontinue_final_message\x18\x02 \x01(\x08H\x01\x88\x01\x01\x12\x1c\n\x0f\x65nable_thinking\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x18\n\x10reasoning_effort\x18\x04 \x01(\tB\x18\n\x16_add_generation_promptB\x19\n\x17_continue_final_messageB\x12\n\x10_enable_thinking\"T\n\x1b\x43reateChatCompletionRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.qwenvl.inference.v1.ChatCompletionSpec\"\xa6\x01\n\x1c\x43reateChatCompletionResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.Started\x12,\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x1b.qwenvl.inference.v1.Choice\x12)\n\x05usage\x18\x03 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\"T\n\x1bStreamChatCompletionRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.qwenvl.inference.v1.ChatCompletionSpec\"\xe5\x01\n\x1cStreamChatCompletionResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.StartedH\x00\x12+\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1a.qwenvl.inference.v1.DeltaH\x00\x12\x31\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.qwenvl.inference.v1.FinishedH\x00\x12+\n\x05usage\x18\x04 \x01(\x0b\x32\x1a.qwenvl.inference.v1.UsageH\x00\x42\x07\n\x05\x65vent\"K\n\x12\x43ountTokensRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.qwenvl.inference.v1.ChatCompletionSpec\"\x8f\x01\n\x13\x43ountTokensResponse\x12)\n\x05usage\x18\x01 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\x12\x33\n\x06images\x18\x02 \x03(\x0b\x32#.qwenvl.inference.v1.ProcessedImage\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\x05\"r\n\x1bRenderChatCompletionRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\'.qwenvl.inference.v1.ChatCompletionSpec\x12\x1c\n\x14return_token_strings\x18\x02 \x01(\x08\"\xdc\x01\n\x1cRenderChatCompletionResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.Started\x12;\n\x0cplaceholders\x18\x02 \x03(\x0b\x32%.qwenvl.inference.v1.MediaPlaceholder\x12\x15\n\rtoken_strings\x18\x03 \x03(\t\x12\x1a\n\x12max_context_tokens\x18\x04 \x01(\x05\x12\x1d\n\x15\x62\x65gins_with_reasoning\x18\x05 \x01(\x08\"?\n\x10MediaPlaceholder\x12\x0e\n\x06offset\x18\x01 \x01(\x05\x12\x0e\n\x06length\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x32\xe8\x03\n\x0b\x43hatService\x12{\n\x14\x43reateChatCompletion\x12\x30.qwenvl.inference.v1.CreateChatCompletionRequest\x1a\x31.qwenvl.inference.v1.CreateChatCompletionResponse\x12}\n\x14StreamChatCompletion\x12\x30.qwenvl.inference.v1.StreamChatCompletionRequest\x1a\x31.qwenvl.inference.v1.StreamChatCompletionResponse0\x01\x12`\n\x0b\x43ountTokens\x12\'.qwenvl.inference.v1.CountTokensRequest\x1a(.qwenvl.inference.v1.CountTokensResponse\x12{\n\x14RenderChatCompletion\x12\x30.qwenvl.inference.v1.RenderChatCompletionRequest\x1a\x31.qwenvl.inference.v1.RenderChatCompletionResponseBb\n\x17\x63om.qwenvl.inference.v1P\x01Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\xaa\x02\x13QwenVL.Inference.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,27 +37,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\027com.qwenvl.inference.v1P\001Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\252\002\023QwenVL.Inference.V1'
   _globals['_CHATCOMPLETIONSPEC']._serialized_start=206
-  _globals['_CHATCOMPLETIONSPEC']._serialized_end=821
-  _globals['_TEMPLATEOPTIONS']._serialized_start=824
-  _globals['_TEMPLATEOPTIONS']._serialized_end=1043
-  _globals['_CREATECHATCOMPLETIONREQUEST']._serialized_start=1045
-  _globals['_CREATECHATCOMPLETIONREQUEST']._serialized_end=1129
-  _globals['_CREATECHATCOMPLETIONRESPONSE']._serialized_start=1132
-  _globals['_CREATECHATCOMPLETIONRESPONSE']._serialized_end=1298
-  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_start=1300
-  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_end=1384
-  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_start=1387
-  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_end=1616
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1618
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1693
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1696
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1839
-  _globals['_RENDERCHATCOMPLETIONREQUEST']._serialized_start=1841
-  _globals['_RENDERCHATCOMPLETIONREQUEST']._serialized_end=1955
-  _globals['_RENDERCHATCOMPLETIONRESPONSE']._serialized_start=1958
-  _globals['_RENDERCHATCOMPLETIONRESPONSE']._serialized_end=2178
-  _globals['_MEDIAPLACEHOLDER']._serialized_start=2180
-  _globals['_MEDIAPLACEHOLDER']._serialized_end=2243
-  _globals['_CHATSERVICE']._serialized_start=2246
-  _globals['_CHATSERVICE']._serialized_end=2734
+  _globals['_CHATCOMPLETIONSPEC']._serialized_end=839
+  _globals['_TEMPLATEOPTIONS']._serialized_start=842
+  _globals['_TEMPLATEOPTIONS']._serialized_end=1061
+  _globals['_CREATECHATCOMPLETIONREQUEST']._serialized_start=1063
+  _globals['_CREATECHATCOMPLETIONREQUEST']._serialized_end=1147
+  _globals['_CREATECHATCOMPLETIONRESPONSE']._serialized_start=1150
+  _globals['_CREATECHATCOMPLETIONRESPONSE']._serialized_end=1316
+  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_start=1318
+  _globals['_STREAMCHATCOMPLETIONREQUEST']._serialized_end=1402
+  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_start=1405
+  _globals['_STREAMCHATCOMPLETIONRESPONSE']._serialized_end=1634
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1636
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1711
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1714
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1857
+  _globals['_RENDERCHATCOMPLETIONREQUEST']._serialized_start=1859
+  _globals['_RENDERCHATCOMPLETIONREQUEST']._serialized_end=1973
+  _globals['_RENDERCHATCOMPLETIONRESPONSE']._serialized_start=1976
+  _globals['_RENDERCHATCOMPLETIONRESPONSE']._serialized_end=2196
+  _globals['_MEDIAPLACEHOLDER']._serialized_start=2198
+  _globals['_MEDIAPLACEHOLDER']._serialized_end=2261
+  _globals['_CHATSERVICE']._serialized_start=2264
+  _globals['_CHATSERVICE']._serialized_end=2752
 # @@protoc_insertion_point(module_scope)

@@ -127,6 +127,7 @@ def test_other_extensions() -> None:
         chat_template_kwargs={"enable_thinking": False},
         mm_processor_kwargs={"min_pixels": 1, "max_pixels": 2},
         cache_salt="salt",
+        priority=-3,
         request_id="mine",
     )
     assert spec.n == 3
@@ -138,7 +139,7 @@ def test_other_extensions() -> None:
     assert spec.template.HasField("enable_thinking")
     assert not spec.template.enable_thinking
     assert (spec.media.min_pixels, spec.media.max_pixels) == (1, 2)
-    assert (spec.cache_salt, spec.request_id) == ("salt", "mine")
+    assert (spec.cache_salt, spec.request_id, spec.priority) == ("salt", "mine", -3)
 
 
 def test_roles_are_translated() -> None:

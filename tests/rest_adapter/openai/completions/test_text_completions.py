@@ -201,6 +201,7 @@ def test_settings_reach_the_service(adapter: Adapter) -> None:
         top_k=4,
         logit_bias={"5": 1.5},
         cache_salt="s",
+        priority=2,
         skip_special_tokens=False,
         grounding=True,
         mm_processor_kwargs={"max_pixels": 9},
@@ -214,7 +215,7 @@ def test_settings_reach_the_service(adapter: Adapter) -> None:
     assert (spec.sampling.max_tokens, spec.sampling.temperature, spec.sampling.top_k) == (3, 0.5, 4)
     assert spec.sampling.logit_bias[5] == 1.5
     assert list(spec.stop.strings) == ["\n"]
-    assert (spec.cache_salt, spec.media.max_pixels) == ("s", 9)
+    assert (spec.cache_salt, spec.priority, spec.media.max_pixels) == ("s", 2, 9)
     assert spec.response.keep_special_tokens
     assert spec.response.grounding
 
