@@ -10,6 +10,7 @@ import base64
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 import contextlib
+import io
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ import time
 import zlib
 
 import httpx
+from PIL import Image
 
 from tests.chaos.attacks import MIB, MODEL, growing_image
 
@@ -177,6 +179,19 @@ def grown(number: int) -> bytes:
     return chat([image(url)] * 8)
 
 
+def questions(count: int) -> bytes:
+    asked = [{"type": "predicate", "instructions": f"{i} " + "y " * 20} for i in range(count)]
+    return json.dumps({"model": MODEL, "input": "x " * 300, "questions": asked}).encode()
+
+
+def response(text: str, image: str = "") -> bytes:
+    content: list[dict[str, object]] = [{"type": "input_text", "text": text}]
+    if image:
+        content.append({"type": "input_image", "image_url": image})
+    body = {"model": MODEL, "max_output_tokens": 4, "store": True}
+    return json.dumps(body | {"input": [{"role": "user", "content": content}]}).encode()
+
+
 def _head(path: str, *lines: str) -> bytes:
     lines = ("host: x", "content-type: application/json", *lines)
     return (
@@ -192,6 +207,13 @@ _REGEXES = ["(a|a)*b" * 50, "(x+x+)+y", "[a-z]{1,5000}{1,50}", "(.*a){30}", "\\p
 _WORDS = "word " * 400_000
 
 
+def _noise_url() -> str:
+    """A picture of 0.75 MiB that compresses to nothing less."""
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (512, 512), os.urandom(512 * 512 * 3)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     "uploads": lambda a: a.once(CHAT, [photograph(i, 29 * MIB) for i in range(12)]),
     "uploads of responses": lambda a: a.once(
@@ -203,13 +225,22 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     "turns at the limit": lambda a: a.once(CHAT, [turns(24_000)] * 6),
     "items at the limit": lambda a: a.once(
         RESPONSES,
-        [around(b'{"model":"x","input":[', b'{"role":"user","content":"a"},', 24_000, b"]}")] * 6,
+        [
+            around(
+                b'{"model":"%b","input":[' % MODEL.encode(),
+                b'{"role":"user","content":"a"},',
+                24_000,
+                b"]}",
+            )
+        ]
+        * 6,
     ),
     "blocks at the limit": lambda a: a.once(
         MESSAGES,
         [
             around(
-                b'{"model":"x","max_tokens":4,"messages":[{"role":"user","content":[',
+                b'{"model":"%b","max_tokens":4,"messages":[{"role":"user","content":['
+                % MODEL.encode(),
                 b'{"type":"text","text":""},',
                 24_000,
                 b"]}]}",
@@ -256,31 +287,17 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
         ]
         * 8,
     ),
-    "questions": lambda a: a.once(
-        DECISIONS,
-        [
-            json.dumps(
-                {
-                    "model": MODEL,
-                    "input": "x " * 500,
-                    "questions": [
-                        {"type": "boolean", "id": f"q{i}", "question": "y " * 50}
-                        for i in range(1000)
-                    ],
-                }
-            ).encode()
-        ]
-        * 6,
-    ),
+    "questions": lambda a: a.once(DECISIONS, [questions(400)] * 6),
     "images that grow": lambda a: a.once(CHAT, [grown(i) for i in range(40)]),
     "hammering": lambda a: a.again(CHAT, lambda i: chat(f"Question {i}?"), 100),
     "invalid hammering": lambda a: a.again(CHAT, lambda _: b"{}", 50),
-    "stored": lambda a: a.again(
-        RESPONSES,
-        lambda i: json.dumps(
-            {"model": MODEL, "input": str(i) + "x" * 50_000, "max_output_tokens": 16, "store": True}
-        ).encode(),
-        16,
+    "stored": lambda a: a.again(RESPONSES, lambda i: response(f"{i} " + "x " * 100), 16),
+    "stored images": lambda a: a.again(RESPONSES, lambda i: response(str(i), image=_NOISE), 16),
+    "many prompts": lambda a: a.once(
+        COMPLETIONS, [json.dumps({"model": MODEL, "prompt": ["a"] * 16, "n": 4}).encode()] * 40
+    ),
+    "many counts": lambda a: a.again(
+        f"{MESSAGES}/count_tokens", lambda _: chat([image(_NOISE)] * 8), 16
     ),
     "pages": lambda a: a.gets(
         ["/", "/app.js", "/vendor/purify.mjs", "/docs", "/openapi.json", "/nothing"], 50
@@ -313,6 +330,7 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
         ],
     ),
 }
+_NOISE = _noise_url()
 _STREAM = chat("Tell me everything.", stream=True, max_tokens=200, ignore_eos=True)
 
 
