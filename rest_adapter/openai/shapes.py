@@ -301,6 +301,8 @@ class ImageLimits(TypedDict):
     pixel_step: int
     min_pixels: int
     max_pixels: int
+    max_decoded_pixels: int
+    exif_transposed: bool
 
 
 class Model(TypedDict):

@@ -53,7 +53,7 @@ def test_an_image_is_dropped_and_the_boxes_lie_on_its_shapes(
         hand_over(page, "drop", "shapes.png", draw_scene(SHAPES, SIDE))
         expect(page.locator(".composer .thumbnail")).to_contain_text("256 × 256")
         expect(page.locator(".composer .thumbnail")).to_contain_text("≈ 16 tokens")
-        page.get_by_label("Question").fill("Locate all shapes.")
+        page.get_by_role("textbox", name="Question").fill("Locate all shapes.")
         page.keyboard.press("Enter")
         expect(page.locator(".usage")).to_contain_text("image 16")
         boxes = page.locator(".box")
@@ -138,7 +138,7 @@ def test_decisions_are_bars_of_probability(browser: Browser, served: Served) -> 
         for name in ("circle.png", "square.png"):
             hand_over(page, "drop", name, (EXAMPLES / name).read_bytes())
         expect(page.locator(".decide .thumbnail")).to_have_count(2)
-        page.get_by_label("Question").fill("What color is the shape?")
+        page.get_by_role("textbox", name="Question").fill("What color is the shape?")
         page.get_by_label("Classes").fill("orange\nblue\n")
         page.get_by_role("button", name="Decide", exact=True).click()
         most = page.locator(".bars .most .what")

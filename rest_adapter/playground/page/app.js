@@ -101,9 +101,11 @@ function useConversation({ settings, key, modelOf, models, load, check, save }) 
 }
 
 function Undo({ dropped, onUndo, t }) {
-  return html`<p class="note" role="status">
-    ${dropped > 0 ? t.dropped(dropped) : t.replaced} <button type="button" onClick=${onUndo}>${t.undo}</button>
-  </p>`;
+  return html`<div class="undo" role="status">
+    <p class="note">
+      ${dropped > 0 ? t.dropped(dropped) : t.replaced} <button type="button" onClick=${onUndo}>${t.undo}</button>
+    </p>
+  </div>`;
 }
 
 function App() {
@@ -237,8 +239,8 @@ function App() {
                 t=${t}
               />`,
           )}
-          ${replaced !== null && html`<${Undo} dropped=${replaced} onUndo=${undo} t=${t} />`}
         </div>
+        ${!isDeciding && replaced !== null && html`<${Undo} dropped=${replaced} onUndo=${undo} t=${t} />`}
         ${!isDeciding &&
         html`<${Composer}
           ...${{ draft, setDraft, turns, limits, t }}
