@@ -103,6 +103,14 @@ async function pythonImages(turns) {
   return (await Promise.all(lines)).join("");
 }
 
+// The imports of the standard library that a program needs.
+const importsOf = (program) =>
+  ["base64", "os", "pathlib"].filter((name) => program.includes(`${name}.`)).map((name) => `import ${name}\n`).join("");
+
+const DATA_URI =
+  `def data_uri(image: bytes, media_type: str) -> str:\n` +
+  `    return f"data:{media_type};base64,{base64.b64encode(image).decode()}"\n\n\n`;
+
 const SDK_FIELDS = new Set(["grounding", "mm_processor_kwargs"]);
 
 export async function asOpenAi(turns, settings, model, hasKey) {
@@ -116,18 +124,16 @@ export async function asOpenAi(turns, settings, model, hasKey) {
     else options.push(`    ${name}=${python(value, "    ")},\n`);
   }
   if (Object.keys(extra).length) options.push(`    extra_body=${python(extra, "    ")},\n`);
-  return (
-    `import base64\nimport os\nimport pathlib\n\nfrom openai import OpenAI\n\n\n` +
-    `def data_uri(image: bytes, media_type: str) -> str:\n` +
-    `    return f"data:{media_type};base64,{base64.b64encode(image).decode()}"\n\n\n` +
+  const program =
+    (images.length ? `\n${DATA_URI}` : "") +
     (await pythonImages(turns)) +
     `client = OpenAI(base_url=${JSON.stringify(new URL("v1", document.baseURI).href)}, ` +
     `api_key=${hasKey ? 'os.environ["API_KEY"]' : '"none"'})\n` +
     `stream = client.chat.completions.create(\n${options.join("")})\n` +
     `for chunk in stream:\n    for choice in chunk.choices:\n` +
     `        print(choice.delta.content or "", end="", flush=True)\n` +
-    `        if boxes := (choice.model_extra or {}).get("grounding"):\n            print("", boxes, sep="\\n")\nprint()\n`
-  );
+    `        if boxes := (choice.model_extra or {}).get("grounding"):\n            print("", boxes, sep="\\n")\nprint()\n`;
+  return `${importsOf(program)}\nfrom openai import OpenAI\n\n${program}`.trimStart();
 }
 
 export async function asGrpc(turns, settings, model, hasKey) {
@@ -143,14 +149,14 @@ export async function asGrpc(turns, settings, model, hasKey) {
   if (settings.boxes && model?.features?.includes("grounding")) options.grounding = true;
   if (settings.maxPixels) options.max_pixels = settings.maxPixels;
   const given = Object.entries(options).map(([name, value]) => `, ${name}=${python(value)}`);
-  return (
-    `import base64\nimport os\nimport pathlib\n\nfrom qwenvl import Client, assistant, image, system, user\n\n` +
+  const names = ["assistant", "image", "system", "user"].filter((name) => lines.some((line) => line.includes(`${name}(`)));
+  const program =
     (await pythonImages(turns)) +
     `messages = [\n${lines.join("")}]\n` +
     `# The gRPC address of the service, which may be another than that of this page.\n` +
     `with Client("${location.hostname}:50051"${hasKey ? ', api_key=os.environ["API_KEY"]' : ""}) as client:\n` +
     `    stream = client.stream(messages${given.join("")})\n` +
     `    for text in stream:\n        print(text, end="", flush=True)\n` +
-    `    print()\n    for found in stream.answer.groundings:\n        print(found.label, found.box)\n`
-  );
+    `    print()\n    for found in stream.answer.groundings:\n        print(found.label, found.box)\n`;
+  return `${importsOf(program)}\nfrom qwenvl import ${["Client", ...names].join(", ")}\n\n${program}`.trimStart();
 }

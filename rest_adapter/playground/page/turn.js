@@ -5,19 +5,20 @@ import { Thumbnail } from "./composer.js";
 import { Markdown } from "./markdown.js";
 import { html, useRef } from "./view.js";
 
-export function Failure({ error, onRetry, t }) {
+export function Failure({ error, onRetry, isBusy, t }) {
   const details = [
     error.status ? `HTTP ${error.status}` : "",
     error.code,
     error.param && `${t.field} ${error.param}`,
     error.requestId && `${t.requestId} ${error.requestId}`,
+    error.retryAfter && t.retryAfter(error.retryAfter),
   ].filter(Boolean);
   const hint = t.hints[error.code];
   return html`<div class="failure" role="alert">
     <p><strong>${t.failed}.</strong> ${error.message}</p>
     ${hint && html`<p>${hint}</p>`}
     <p class="details">${details.join(" · ")}</p>
-    ${onRetry && html`<button type="button" onClick=${onRetry}>${t.again}</button>`}
+    ${onRetry && html`<button type="button" disabled=${isBusy} onClick=${onRetry}>${t.again}</button>`}
   </div>`;
 }
 
@@ -46,7 +47,7 @@ function Answer({ answer, isRunning, isBusy, actions, t }) {
     ${isRunning && !answer.text && html`<p class="waiting">${t.waiting}</p>`}
     ${answer.isStopped && html`<p class="note">${t.stopped}</p>`}
     ${answer.finish === "length" && html`<p class="note">${t.lengthEnd}</p>`}
-    ${answer.error && html`<${Failure} error=${answer.error} onRetry=${actions.again} t=${t} />`}
+    ${answer.error && html`<${Failure} error=${answer.error} onRetry=${actions.again} isBusy=${isBusy} t=${t} />`}
     ${!isRunning &&
     html`<div class="answer-bar">
       ${answer.usage &&

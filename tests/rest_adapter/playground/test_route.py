@@ -10,6 +10,7 @@ import re
 import pytest
 import requests
 
+from qwenvl.errors import BY_REASON
 from rest_adapter.playground import route
 from tests.rest_adapter.conftest import Adapter, open_adapter
 from tests.rest_adapter.playground.vendor import LIBRARIES, VENDOR, VERSIONS, digest
@@ -176,6 +177,14 @@ def test_both_languages_have_all_texts() -> None:
     names = [re.findall(r"^ +(\w+):", part, flags=re.MULTILINE) for part in languages]
     assert len(names) == 2
     assert names[0] == names[1]
+
+
+def test_every_error_that_the_page_can_cause_has_a_hint() -> None:
+    text = (PAGE / "texts.js").read_text()
+    english = text.split("const zh")[0].split("hints: {")[1]
+    hints = set(re.findall(r"^ +(\w+): ", english, flags=re.MULTILINE))
+    never = {"constraint_failed", "invalid_image_url"}  # it sends no schemas and no addresses
+    assert hints - {"unreachable"} == {each.openai_code for each in BY_REASON.values()} - never
 
 
 def test_the_page_is_no_larger_than_it_must_be() -> None:
