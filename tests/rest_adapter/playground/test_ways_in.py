@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, FilePayload, Page, expect
 
 from tests.rest_adapter.conftest import Adapter
 from tests.rest_adapter.playground.page import answer_with, answers, ask, choose, question
@@ -59,7 +59,7 @@ def ask_by_keyboard(page: Page) -> None:
     walk_to(page, "Add images")
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
-    chooser.value.set_files([{"name": "red.png", "mimeType": "image/png", "buffer": RED}])
+    chooser.value.set_files(FilePayload(name="red.png", mimeType="image/png", buffer=RED))
     expect(page.locator(".composer .thumbnail")).to_have_count(1)
     expect(question(page)).to_be_focused()
     walk_to(page, "Remove red.png", "Shift+Tab")
