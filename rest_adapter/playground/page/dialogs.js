@@ -47,7 +47,7 @@ export function CodeDialog({ turns, settings, model, hasKey, onClose, t }) {
     ${files.length > 0 &&
     html`<p class="files">
       ${t.saveFiles}
-      ${files.map(({ image, name }) => html` <a class="button" href=${addressOf(image)} download=${name}>${name}</a>`)}
+      ${files.map(({ image, name }) => html`<a class="button" href=${addressOf(image)} download=${name}>${name}</a>`)}
     </p>`}
     <pre tabindex="0" ref=${shown}>${code}</pre>
   <//>`;

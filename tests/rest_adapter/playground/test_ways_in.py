@@ -116,6 +116,8 @@ def test_on_a_phone_the_menu_is_apart_from_the_page(browser: Browser, adapter: A
         page.keyboard.press("Escape")
         expect(close).to_be_hidden()
         expect(menu).to_be_focused()
+        choose(page, RED, *(f"{number}.png" for number in range(8)))
+        expect(page.get_by_role("button", name="Send")).to_be_in_viewport(ratio=1)
         menu.click()
         page.set_viewport_size({"width": 1200, "height": 800})
         ask(page, "wide")
