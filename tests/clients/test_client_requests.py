@@ -6,6 +6,7 @@ Each file in `requests/` has the requests of one client, and what it may expect:
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,24 @@ def filled(value: Any, url: str) -> Any:
         "$BASE64": encoded,
         "$URL": url,
         "$LONG": "word " * 9000,
+        "$HUGE": json.dumps([{"type": "image", "data": encoded * 400}]),
     }
     return named.get(value, value) if isinstance(value, str) else value
+
+
+def check_stream(chunks: list[dict[str, Any]], *, usage: bool) -> None:
+    """What clients rely on: constant ids, the role once, one end for each choice, the usage last."""
+    for name in ("id", "created", "model", "object", "system_fingerprint"):
+        assert len({chunk[name] for chunk in chunks}) == 1
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    for index in {choice["index"] for choice in choices}:
+        own = [choice for choice in choices if choice["index"] == index]
+        roles = ["role" in choice.get("delta", {}) for choice in own]
+        assert not any(roles[1:])
+        ends = [choice["finish_reason"] for choice in own]
+        assert ends[-1] is not None
+        assert not any(ends[:-1])
+    assert (not chunks[-1]["choices"]) == usage
 
 
 class Answer:
@@ -66,6 +83,7 @@ class Answer:
         lines = [line for line in response.text.split("\n\n") if line.startswith("data: ")]
         assert lines[-1] == "data: [DONE]"
         self.chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+        check_stream(self.chunks, usage=not self.chunks[-1]["choices"])
         choices = [choice for chunk in self.chunks for choice in chunk["choices"]]
         self.finish_reasons = [c["finish_reason"] for c in choices if c["finish_reason"]]
         self.text = "".join(
@@ -200,3 +218,62 @@ def test_strict_max_tokens(strict_product: Served) -> None:
     error = response.json()["error"]
     assert (error["param"], error["code"]) == ("max_tokens", "context_length_exceeded")
     assert "--strict-max-tokens" in error["message"]
+
+
+OPENAI_CASES = [
+    case
+    for case in CASES
+    if str(case.id).startswith("openai_python")
+    and case.values[0]["expect"]["status"] == 200  # type: ignore[index]
+    and "path" not in case.values[0]  # type: ignore[operator]
+]
+_OF_THE_SDK = set(inspect.signature(openai.resources.chat.Completions.create).parameters)
+
+
+@pytest.mark.parametrize("case", OPENAI_CASES)
+def test_the_same_with_the_python_sdk(product: Served, case: dict[str, Any]) -> None:
+    body = filled(case["body"], "")
+    known = {name: value for name, value in body.items() if name in _OF_THE_SDK}
+    rest = {name: value for name, value in body.items() if name not in _OF_THE_SDK}
+    with openai.OpenAI(base_url=f"{product.http}/v1", api_key="none") as client:
+        answer: Any = client.chat.completions.create(**known, extra_body=rest)
+        if not body.get("stream"):
+            assert answer.choices[0].finish_reason in ("stop", "length", "tool_calls")
+            assert answer.choices[0].message.content or answer.choices[0].message.tool_calls
+            return
+        ends = [choice.finish_reason for chunk in answer for choice in chunk.choices]
+    assert ends[-1] in ("stop", "length", "tool_calls")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer EMPTY"},
+        {"authorization": "Bearer sk-none", "x-api-key": "other"},
+        {"authorization": "Bearer "},
+        {"accept": "*/*", "api-key": "none"},
+    ],
+)
+def test_keys_that_clients_insist_on(product: Served, headers: dict[str, str]) -> None:
+    """Without a key file any key will do, and none."""
+    body = {"model": "qwen-vl", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    url = f"{product.http}/v1/chat/completions"
+    assert requests.post(url, json=body, headers=headers, timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/dashboard/billing/subscription", "/v1/dashboard/billing/usage"])
+def test_pages_of_accounts_are_not_found(product: Served, path: str) -> None:
+    response = requests.get(product.http + path, timeout=60)
+    assert response.status_code == 404
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("model", ["openai/qwen-vl", "gpt-4o", ""])
+def test_another_model_gets_the_served_names(product: Served, model: str) -> None:
+    body = {"model": model, "messages": [{"role": "user", "content": "x"}]}
+    response = send(product, {}, body)
+    assert response.status_code == 404
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert "qwen-vl-demo" in error["message"] or "/v1/models" in error["message"]
