@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import orjson
-
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from rest_adapter.errors import invalid, unsupported
 from rest_adapter.json_model import asks_for_nothing, without_neutral_values
+from rest_adapter.json_values import text_of
 from rest_adapter.validation import wrong
 
 
@@ -128,10 +127,7 @@ def _json_schema(value: object, path: str) -> sampling_pb.Constraint:
         return sampling_pb.Constraint(json_schema=value)
     if not isinstance(value, dict):
         raise wrong(path, value, "a JSON schema: an object, or the JSON text of one")
-    try:
-        return sampling_pb.Constraint(json_schema=orjson.dumps(value).decode())
-    except orjson.JSONEncodeError:
-        raise invalid(f"'{path}' is nested too deeply.", path) from None
+    return sampling_pb.Constraint(json_schema=text_of(value, path))
 
 
 def _any_object() -> sampling_pb.Constraint:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import orjson
-
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.anthropic.messages.blocks import (
@@ -24,6 +22,7 @@ from rest_adapter.anthropic.messages.blocks import (
 from rest_adapter.anthropic.messages.schema import MessagesRequest, blocks_of
 from rest_adapter.errors import invalid
 from rest_adapter.json_text import shown
+from rest_adapter.json_values import text_of
 from rest_adapter.media import OVERSIZED, ImageSources
 
 
@@ -162,7 +161,7 @@ class _Writer:
             elif isinstance(block, ToolUseBlock):
                 self._calls.add(block.id)
                 place.calls.append(where)
-                arguments = orjson.dumps(block.input).decode()
+                arguments = text_of(block.input, f"{where}.input")
                 target.tool_calls.add(id=block.id, name=block.name, arguments_json=arguments)
             elif isinstance(block, ThinkingBlock) and block.thinking:
                 place.reasoning = place.reasoning or where

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-import orjson
-
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.anthropic.messages.conversation import Place, add_messages
 from rest_adapter.anthropic.messages.schema import MessagesRequest, ToolChoice
 from rest_adapter.errors import of_reason
+from rest_adapter.json_values import text_of
 from rest_adapter.media import ImageSources
 from rest_adapter.proto_fields import set_fields
 
@@ -50,7 +49,8 @@ def to_spec(
     _set_tools(spec, request)
     _set_thinking(spec.template, request)
     if request.form is not None:
-        spec.constraint.json_schema = orjson.dumps(request.form.json_schema).decode()
+        name = "output_config.format" if request.output_format is None else "output_format"
+        spec.constraint.json_schema = text_of(request.form.json_schema, f"{name}.schema")
     return spec, places
 
 
@@ -67,11 +67,11 @@ def _set_thinking(target: chat_pb.TemplateOptions, request: MessagesRequest) -> 
 
 
 def _set_tools(spec: chat_pb.ChatCompletionSpec, request: MessagesRequest) -> None:
-    for tool in request.tools or ():
+    for index, tool in enumerate(request.tools or ()):
         target = spec.tools.add(
             name=tool.name,
             description=tool.description or "",
-            parameters_json_schema=orjson.dumps(tool.input_schema).decode(),
+            parameters_json_schema=text_of(tool.input_schema, f"tools[{index}].input_schema"),
         )
         set_fields(target, tool, ("strict",))
     if request.tool_choice is not None and request.tools:

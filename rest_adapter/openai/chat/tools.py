@@ -10,12 +10,18 @@ from dataclasses import dataclass
 import re
 from typing import Any, Final
 
-import orjson
-
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import invalid, unsupported
 from rest_adapter.json_model import asks_for_nothing, without_neutral_values
+from rest_adapter.json_values import text_of
+from rest_adapter.openai.functions import (
+    CHOICES,
+    OF_FUNCTIONS,
+    OF_TOOLS_IGNORED,
+    read_function,
+    read_strict,
+)
 from rest_adapter.openai.part_fields import Fields
 from rest_adapter.validation import wrong
 
@@ -26,10 +32,6 @@ _MODES: Final = {
     "required": message_pb.TOOL_CHOICE_MODE_REQUIRED,
     "any": message_pb.TOOL_CHOICE_MODE_REQUIRED,
 }
-_CHOICES: Final = "none, auto, required, or an object with type function or allowed_tools"
-_OF_TOOL: Final = frozenset(("name", "description", "parameters", "strict", "function"))
-_TOOL_IGNORED: Final = frozenset(("allowed_callers", "async", "defer_loading", "output_schema"))
-"""Known fields of tools that have no effect here."""
 _TOOL_FIELDS: Final = {"parameters_json_schema": "parameters"}
 _CALL_FIELDS: Final = {"arguments_json": "function.arguments", "name": "function.name"}
 _TOOL_PATH: Final = re.compile(r"tools\[(\d+)\](?:\.(\w+))?$")
@@ -150,22 +152,11 @@ def _refuse_legacy(values: Mapping[str, Any]) -> None:
 def _read_tool(document: object, path: str) -> tuple[message_pb.Tool, str, list[str]]:
     """A tool, the path of the object with its name, and the paths of unknown fields."""
     outer, inner = _function_of(document, path)
-    name = inner.text("name")
-    if name is None:
-        where = inner.path_of("name")
-        raise invalid(f"'{where}' is missing.", where, "MISSING_FIELD")
-    tool = message_pb.Tool(name=name, description=inner.text("description") or "")
-    parameters = inner.values.get("parameters")
-    if not asks_for_nothing(parameters):
-        if not isinstance(parameters, dict):
-            raise wrong(inner.path_of("parameters"), parameters, "a JSON schema")
-        tool.parameters_json_schema = orjson.dumps(parameters).decode()
-    for holder in (outer, inner):  # some clients write it beside the function
-        strict = holder.values.get("strict")
-        if strict is not None and not isinstance(strict, bool):
-            raise wrong(holder.path_of("strict"), strict, "true or false")
-        tool.strict = tool.strict or bool(strict)
-    known = (*_OF_TOOL, *_TOOL_IGNORED)
+    function = read_function(inner)
+    # Some clients write it beside the function.
+    tool, strict = function.tool(), bool(read_strict(outer)) or bool(function.strict)
+    tool.strict = strict
+    known = (*OF_FUNCTIONS, "function", *OF_TOOLS_IGNORED)
     unknown = [*outer.unknown(known), *(inner.unknown(known) if inner is not outer else ())]
     return tool, inner.path, unknown
 
@@ -193,10 +184,10 @@ def _read_choice(choice: object) -> message_pb.ToolChoice:
         return message_pb.ToolChoice()
     if isinstance(choice, str):
         if choice not in _MODES:
-            raise wrong("tool_choice", choice, _CHOICES)
+            raise wrong("tool_choice", choice, CHOICES)
         return message_pb.ToolChoice(mode=_MODES[choice])
     if not isinstance(choice, dict):
-        raise wrong("tool_choice", choice, _CHOICES)
+        raise wrong("tool_choice", choice, CHOICES)
     kind = choice.get("type", "function")
     if isinstance(kind, str) and kind in _MODES:
         parallel = choice.get("disable_parallel_tool_use")
@@ -300,7 +291,7 @@ def _call_of(function: Fields, call_id: str) -> message_pb.ToolCall:
         raise invalid(f"'{path}' is missing.", path, "MISSING_FIELD")
     arguments = function.values.get("arguments")
     if isinstance(arguments, dict):  # instead of its text
-        arguments = orjson.dumps(arguments).decode()
+        arguments = text_of(arguments, function.path_of("arguments"))
     if not asks_for_nothing(arguments) and not isinstance(arguments, str):
         raise wrong(function.path_of("arguments"), arguments, "the text of a JSON object")
     return message_pb.ToolCall(id=call_id, name=name, arguments_json=arguments or "")

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from rest_adapter.errors import ApiError, invalid, unsupported
 from rest_adapter.json_text import shown
+from rest_adapter.json_values import text_of
 from rest_adapter.openai.content import Content, Text, read_content
 from rest_adapter.openai.part_fields import Fields
 from rest_adapter.openai.responses.blobs import unpack
-from rest_adapter.openai.responses.json_values import text_of
 from rest_adapter.validation import wrong
 
 

@@ -11,6 +11,7 @@ from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from rest_adapter.errors import ApiError
 from rest_adapter.openai.responses.schema import Asked
+from rest_adapter.openai.responses.tools import function_document
 
 
 COMPLETED: Final = "completed"
@@ -88,7 +89,7 @@ def resource_of(beginning: Beginning) -> dict[str, Any]:
         "temperature": sampling.temperature,
         "text": {"format": asked.form.document, "verbosity": "medium"},
         "tool_choice": asked.tools.choice.document(),
-        "tools": [function.document() for function in asked.tools.functions],
+        "tools": [function_document(each) for each in asked.tools.functions],
         "top_logprobs": request.top_logprobs or 0,
         "top_p": sampling.top_p,
         "presence_penalty": sampling.presence_penalty,

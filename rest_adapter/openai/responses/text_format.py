@@ -10,8 +10,8 @@ from typing import Any, Final
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from rest_adapter.errors import invalid
 from rest_adapter.json_model import asks_for_nothing
+from rest_adapter.json_values import text_of
 from rest_adapter.openai.part_fields import Fields
-from rest_adapter.openai.responses.json_values import text_of
 from rest_adapter.validation import wrong
 
 

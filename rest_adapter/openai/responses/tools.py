@@ -11,8 +11,14 @@ from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import invalid, unsupported
 from rest_adapter.json_model import asks_for_nothing
 from rest_adapter.json_text import shown
+from rest_adapter.openai.functions import (
+    CHOICES,
+    OF_FUNCTIONS,
+    OF_TOOLS_IGNORED,
+    Function,
+    read_function,
+)
 from rest_adapter.openai.part_fields import Fields
-from rest_adapter.openai.responses.json_values import text_of
 from rest_adapter.validation import wrong
 
 
@@ -21,48 +27,6 @@ _MODES: Final = {
     "none": message_pb.TOOL_CHOICE_MODE_NONE,
     "required": message_pb.TOOL_CHOICE_MODE_REQUIRED,
 }
-_OF_TOOLS_IGNORED: Final = frozenset(("allowed_callers", "async", "defer_loading", "output_schema"))
-"""Known fields of functions that have no effect here."""
-_CHOICES: Final = "none, auto, required, or an object with type function or allowed_tools"
-
-
-@dataclass(frozen=True, slots=True)
-class Function:
-    """A function that the model may call.
-
-    Attributes:
-        name: Its name.
-        description: For the model; None = none.
-        parameters: The JSON schema of the arguments; None = any object.
-        schema: The text of `parameters`; empty = any object.
-        strict: Whether the arguments must match; None = the service's default.
-    """
-
-    name: str
-    description: str | None
-    parameters: Mapping[str, Any] | None
-    schema: str
-    strict: bool | None
-
-    def document(self) -> dict[str, Any]:
-        """The function as OpenAI returns it."""
-        return {
-            "type": "function",
-            "name": self.name,
-            "description": self.description,
-            "parameters": self.parameters,
-            "strict": self.strict,
-        }
-
-    def add_to(self, spec: chat_pb.ChatCompletionSpec) -> None:
-        """Adds the function to a request."""
-        tool = spec.tools.add(
-            name=self.name,
-            description=self.description or "",
-            parameters_json_schema=self.schema,
-        )
-        if self.strict is not None:
-            tool.strict = self.strict
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +71,7 @@ class Tools:
         """Sets the tools of a request; without functions there is nothing to choose."""
         if not self.functions:
             return
-        for function in self.functions:
-            function.add_to(spec)
+        spec.tools.extend(function.tool() for function in self.functions)
         if self.choice.name is not None:
             spec.tool_choice.function_name = self.choice.name
         else:
@@ -116,6 +79,17 @@ class Tools:
         spec.tool_choice.allowed_names.extend(self.choice.allowed or ())
         if self.parallel is not None:
             spec.tool_choice.parallel = self.parallel
+
+
+def function_document(function: Function) -> dict[str, Any]:
+    """A function as OpenAI returns it."""
+    return {
+        "type": "function",
+        "name": function.name,
+        "description": function.description,
+        "parameters": function.parameters,
+        "strict": function.strict,
+    }
 
 
 def read_tools(tools: object, choice: object, *, parallel: bool | None) -> tuple[Tools, list[str]]:
@@ -154,17 +128,8 @@ def _read_function(document: object, path: str) -> tuple[Function, list[str]]:
     if "name" not in document and isinstance(document.get("function"), dict):
         message = f"'{path}.function' is the form of Chat Completions; here its fields belong in '{path}' itself."
         raise invalid(message, fields.path_of("function"))
-    name = fields.text("name")
-    if name is None:
-        raise invalid(f"'{path}.name' is missing.", f"{path}.name", "MISSING_FIELD")
-    parameters, strict = document.get("parameters"), document.get("strict")
-    if parameters is not None and not isinstance(parameters, dict):
-        raise wrong(fields.path_of("parameters"), parameters, "a JSON schema")
-    if strict is not None and not isinstance(strict, bool):
-        raise wrong(fields.path_of("strict"), strict, "true or false")
-    unknown = fields.unknown(("name", "description", "parameters", "strict", *_OF_TOOLS_IGNORED))
-    schema = "" if parameters is None else text_of(parameters, fields.path_of("parameters"))
-    return Function(name, fields.text("description"), parameters, schema, strict), [*unknown]
+    unknown = fields.unknown((*OF_FUNCTIONS, *OF_TOOLS_IGNORED))
+    return read_function(fields), [*unknown]
 
 
 def _read_choice(choice: object, names: set[str]) -> Choice:
@@ -173,7 +138,7 @@ def _read_choice(choice: object, names: set[str]) -> Choice:
     if isinstance(choice, str):
         return Choice(_mode(choice, "tool_choice", names))
     if not isinstance(choice, dict):
-        raise wrong("tool_choice", choice, _CHOICES)
+        raise wrong("tool_choice", choice, CHOICES)
     match choice.get("type"):
         case "auto" | "none" | "required" as mode:
             return Choice(_mode(mode, "tool_choice", names))
@@ -204,7 +169,7 @@ def _read_allowed(choice: Mapping[str, Any], names: set[str]) -> Choice:
 
 def _mode(mode: str, path: str, names: set[str]) -> str:
     if mode not in _MODES:
-        raise wrong(path, mode, _CHOICES)
+        raise wrong(path, mode, CHOICES)
     if mode == "required" and not names:
         raise invalid(f"'{path}' is \"required\", but there are no tools.", path)
     return mode

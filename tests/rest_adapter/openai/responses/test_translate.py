@@ -264,7 +264,7 @@ def test_what_asks_for_nothing(fields: dict[str, Any]) -> None:
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": [LOOK, LOOK]}, "tools[1].name"),
         ({"tools": [LOOK | {"strict": "yes"}]}, "tools[0].strict"),
-        ({"tools": [LOOK | {"parameters": []}]}, "tools[0].parameters"),
+        ({"tools": [LOOK | {"parameters": [1]}]}, "tools[0].parameters"),
         ({"tools": {"a": 1}}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "any"}, "tool_choice"),

@@ -1,4 +1,4 @@
-"""Writes JSON values of a request again, for the service and into the response."""
+"""Writes JSON values of a request again, for the service and into answers."""
 
 from __future__ import annotations
 
