@@ -19,7 +19,7 @@ from tests.support.strict_answers import problems_of
 TOKENS: Final = 48
 QUESTIONS: Final = (
     "What is in this picture?",
-    "Locate the shape.",
+    "How many shapes are there?",
     "这张图里有什么?",
 )
 PICTURES: Final = (("red", "circle"), ("blue", "star"))
