@@ -83,7 +83,7 @@ def test_python(place: str, suite: str, environment: dict[str, str]) -> None:
 
 def test_vercel_ai_sdk(environment: dict[str, str]) -> None:
     program, place = node()
-    suite = shutil.copy(SUITES / "suite_ai_sdk.mjs", place)
+    suite = str(shutil.copy(SUITES / "suite_ai_sdk.mjs", place))
     assert "# fail 0" in run([str(program), "--test", "--test-reporter=tap", suite], environment)
 
 
@@ -100,7 +100,7 @@ def test_typescript_over_grpc(environment: dict[str, str]) -> None:
     options += ["--es_opt=target=js,import_extension=js", f"-I{protos}"]
     protoc = str(Path(sys.executable).with_name("protoc"))
     run([protoc, *options, *names], environment | {"PATH": path})
-    suite = shutil.copy(SUITES / "suite_connect.mjs", place)
+    suite = str(shutil.copy(SUITES / "suite_connect.mjs", place))
     told = environment | {"QWENVL_STUBS": str(stubs)}
     assert "# fail 0" in run([str(program), "--test", "--test-reporter=tap", suite], told)
 
@@ -109,8 +109,8 @@ def test_schemathesis(tmp_path: Path) -> None:
     """No request that the OpenAPI description allows or forbids makes the adapter or the service fail."""
     program = python_of("schemathesis").with_name("schemathesis")
     # A small context window bounds what a request of chance can cost.
-    flags = ("--max-model-len", "320", "--max-tokens-default", "8")
-    flags += ("--response-store", str(tmp_path / "responses.sqlite"))
+    flags = ["--max-model-len", "320", "--max-tokens-default", "8"]
+    flags += ["--response-store", str(tmp_path / "responses.sqlite")]
     with running(command(*flags), tmp_path / "log.txt") as product:
         options = ["--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing"]
         options += ["--max-examples", "25", "--seed", "7", "--max-time", "600", "--no-color"]
