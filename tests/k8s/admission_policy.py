@@ -15,18 +15,32 @@ from tests.k8s.manifest_set import Manifests, Object
 
 
 NAMESPACE = "qwen-vl-serving"
-KINDS = {"Deployment": "deployments", "Job": "jobs"}
+SEEN = {
+    ("", "v1", "pods"),
+    ("apps", "v1", "deployments"),
+    ("apps", "v1", "statefulsets"),
+    ("apps", "v1", "daemonsets"),
+    ("batch", "v1", "jobs"),
+}
+"""Whatever brings pods into the namespace."""
 DIGEST = "@sha256:" + 64 * "0"
 
 
 def refusals(policy: Object, item: Object) -> Iterator[str]:
-    """The messages with which a policy refuses an object."""
+    """The messages with which a policy refuses an object; an expression with a fault refuses as well."""
     known: dict[str, Any] = {"object": item, "variables": {}}
     for variable in policy["spec"].get("variables", []):
-        known["variables"][variable["name"]] = cel.evaluate(variable["expression"], known)
+        known["variables"][variable["name"]] = _value(variable["expression"], known)
     for validation in policy["spec"]["validations"]:
-        if cel.evaluate(validation["expression"], known) is not True:
+        if _value(validation["expression"], known) is not True:
             yield validation["message"]
+
+
+def _value(expression: str, known: dict[str, Any]) -> Any:
+    try:
+        return cel.evaluate(expression, known)
+    except (RuntimeError, TypeError, ValueError):
+        return None
 
 
 def pinned(item: Object) -> Object:
@@ -49,8 +63,9 @@ def admission(manifests: Manifests) -> Iterator[str]:
         bound.add(spec["policyName"])
         if spec["policyName"] not in policies:
             yield f"binding {name}: there is no policy {spec['policyName']}"
-        if "Deny" not in spec["validationActions"]:
-            yield f"binding {name}: refuses nothing"
+        actions = set(spec["validationActions"])
+        if "Deny" not in actions or not actions <= {"Deny", "Audit"}:  # the two that go together
+            yield f"binding {name}: does {sorted(actions)}"
         selector = spec.get("matchResources", {}).get("namespaceSelector", {})
         if selector != {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}:
             yield f"binding {name}: is for other namespaces than {NAMESPACE}"
@@ -67,9 +82,15 @@ def admission(manifests: Manifests) -> Iterator[str]:
 
 def _sees(name: str, policy: Object) -> Iterator[str]:
     rules = policy["spec"]["matchConstraints"]["resourceRules"]
-    seen = {one for rule in rules for one in rule["resources"]}
-    if not {*KINDS.values(), "pods"} <= seen:
-        yield f"policy {name}: does not see all of {sorted({*KINDS.values(), 'pods'} - seen)}"
+    seen = {
+        (group, version, resource)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for version in rule["apiVersions"]
+        for resource in rule["resources"]
+    }
+    if seen != SEEN:
+        yield f"policy {name}: sees other things than pods and workloads: {sorted(seen ^ SEEN)}"
     for rule in rules:
         if set(rule["operations"]) != {"CREATE", "UPDATE"}:
             yield f"policy {name}: sees {rule['operations']} of {rule['resources']}"

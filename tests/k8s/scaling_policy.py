@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qwenvl.errors import BY_REASON
 from rest_adapter import metrics as adapter_metrics
 from tests.k8s.manifest_network import matches
 from tests.k8s.manifest_policy import programs, settings_of
@@ -55,6 +56,11 @@ def scaling_metrics(manifests: Manifests) -> Iterator[str]:
                 one.startswith(family) and not own for one in names for family in of_adapter
             ):
                 yield f"{name}: {names} are gone when it has scaled to zero"
+        for metric in item["spec"].get("metrics", []):
+            selected = metric.get("external", {}).get("metric", {}).get("selector", {})
+            for label, value in selected.get("matchLabels", {}).items():
+                if label != "reason" or value not in BY_REASON:
+                    yield f"{name}: nothing has {label}={value}"
         if queries and manifests.of_kind("PodMonitor") == []:
             yield f"{name}: nothing reads its metrics"
 

@@ -27,6 +27,7 @@ FREE = re.compile(
     r"|.*app\.kubernetes\.io/component|.*\.fsGroupChangePolicy|.*\.matchLabelKeys\.\d"
     r"|.*\.readOnlyRootFilesystem|.*\.image\.pullPolicy|.*volumeMounts\.0\.readOnly"
     r"|HorizontalPodAutoscaler .*\.policies\.0\.periodSeconds"
+    r"|HorizontalPodAutoscaler .*\.minReplicas|ValidatingAdmissionPolicy .*\.message"
     r"|ScaledObject .*\.(triggers\.0\.name|minReplicaCount)"
     r"|Gateway .*(gatewayClassName|certificateRefs\.0\.name)|InferencePool .*endpointPickerRef\.name"
     r"|ResourceClaimTemplate .*|Certificate .*(commonName|dnsNames\.\d)|Deployment \S+ .*\.ports\.\d\.name"
@@ -66,7 +67,9 @@ def is_refused(manifests: Manifests, changed: Any) -> bool:
         return True  # a rule cannot read it
 
 
-@pytest.mark.parametrize("kustomization", ["pool", "to-zero", "mutual-tls"])
+@pytest.mark.parametrize(
+    "kustomization", ["pool", "to-zero", "mutual-tls", "guarded", "native-zero"]
+)
 def test_nonsense_in_any_field_is_refused(kustomization: str) -> None:
     manifests = load(kustomization)
     assert broken_rules(manifests) == {}

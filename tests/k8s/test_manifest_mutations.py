@@ -494,6 +494,10 @@ BROKEN_NATIVE_ZERO = [
     ),
     ("scaling_thresholds", hpa(f"{METRIC}/external/target/averageValue", "640")),
     ("scaler_fields", hpa("spec/behavior/scaleDown/selectPolicy", "Disabled")),
+    (
+        "scaling_metrics",
+        hpa("spec/metrics/1/external/metric/selector/matchLabels/reason", "ENGINE_AWAY"),
+    ),
 ]
 ALL_BROKEN = [
     *(("monitored", *broken) for broken in BROKEN_OTHERWISE),
