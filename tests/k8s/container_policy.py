@@ -76,8 +76,8 @@ def scratch(manifests: Manifests) -> Iterator[str]:
                     yield f"{name}: HOME may have {size}, the container {asked} to {limit}"
             except (AssertionError, IndexError, KeyError, TypeError):
                 yield f"{name}: HOME is {home}, with {size} of {limit}"
-            cpu = re.fullmatch(r"(\d+)(m?)", str(container["resources"]["requests"].get("cpu")))
-            if cpu is None or not 0 < int(cpu[1]) / (1000 if cpu[2] else 1) <= 16:
+            cpu = container["resources"]["requests"].get("cpu", 0)
+            if not 0 < quantity(cpu) <= 16:
                 yield f"{name}: requests {cpu} of CPU"
 
 

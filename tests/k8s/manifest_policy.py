@@ -87,6 +87,13 @@ def selectors(manifests: Manifests) -> Iterator[str]:
 def probe_ports(manifests: Manifests) -> Iterator[str]:
     """Every port has a number and a name of its own, and probes ask one of them."""
     for workload in manifests.workloads():
+        numbers = [
+            port["containerPort"]
+            for container in workload.containers
+            for port in container.get("ports", [])
+        ]
+        if len(set(numbers)) < len(numbers):
+            yield f"{workload.name}: two containers of a pod listen on one port: {sorted(numbers)}"
         for container in workload.containers:
             names = _port_names(container)
             if len(names) != 2 * len(container.get("ports", [])):
@@ -146,6 +153,13 @@ def mounts(manifests: Manifests) -> Iterator[str]:
         }
         for name in sorted(volumes ^ mounted):
             yield f"{workload.name}: {name} is a volume or a mount, not both"
+        boxes = [container["name"] for container in workload.containers]
+        if len(set(boxes)) < len(boxes):
+            yield f"{workload.name}: two containers have one name: {boxes}"
+        for container in workload.containers:
+            paths = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
+            if len(set(paths)) < len(paths):
+                yield f"{workload.name}/{container['name']}: two volumes at one path: {paths}"
 
 
 def references(manifests: Manifests) -> Iterator[str]:

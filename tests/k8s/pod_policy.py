@@ -14,15 +14,17 @@ from tests.k8s.pod_security import restricted
 
 
 GPU = "nvidia.com/gpu"
-UNITS = {"": 1, "Mi": 2**20, "Gi": 2**30}
+UNITS = {"": 1.0, "m": 0.001}
+UNITS |= {f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTPE", 1)}
+UNITS |= {letter: 1000.0**power for power, letter in enumerate("kMGTPE", 1)}
 
 
-def quantity(text: str) -> int:
-    """Bytes of `512Mi` or `2Gi`."""
-    match = re.fullmatch(r"(\d+)(\D*)", text)
+def quantity(text: object) -> float:
+    """The number of a quantity of Kubernetes: `512Mi`, `2G`, `1.5Gi`, `500m`, `4`."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(\D*)", str(text))
     assert match is not None, text
     number, unit = match.groups()
-    return int(number) * UNITS[unit]
+    return float(number) * UNITS[unit]
 
 
 def gpus_of(container: Object) -> dict[str, str]:

@@ -14,6 +14,7 @@ from tests.k8s import (
     scaling_policy,
     settings_policy,
     tls_policy,
+    watching_policy,
 )
 from tests.k8s.manifest_set import Manifests
 
@@ -31,6 +32,7 @@ RULES: dict[str, manifest_policy.Rule] = manifest_policy.RULES | {
         *settings_policy.RULES,
         *object_policy.RULES,
         *admission_policy.RULES,
+        *watching_policy.RULES,
     )
 }
 

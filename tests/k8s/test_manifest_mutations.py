@@ -354,8 +354,35 @@ service = partial(_set, "Service", "inference")
 claim = partial(_set, "PersistentVolumeClaim", "model-cache")
 job = partial(_set, "Job", "model-download")
 
+ALERT = "spec/groups/0/rules/0"
+alert = partial(_set, "PrometheusRule", "qwen-vl-serving")
+
+
+def _broken_dashboard(manifests: Manifests) -> None:
+    data = manifests.get("ConfigMap", "qwen-vl-serving-dashboard")["data"]
+    for name, text in data.items():
+        data[name] = text.replace("qwenvl_requests_waiting", "qwenvl_requests_queued")
+
+
 # What operators add or change, beyond what is here.
 BROKEN_OTHERWISE = [
+    ("watched_metrics", alert(f"{ALERT}/expr", "qwenvl_requests_wating > 10")),
+    ("watched_metrics", _broken_dashboard),
+    ("alerts", alert(f"{ALERT}/labels/severity", "page")),
+    ("alerts", alert(f"{ALERT}/for", None)),
+    ("alerts", alert(f"{ALERT}/alert", "QwenvlSomethingElse")),
+    ("alerts", alert(f"{ALERT}/annotations/runbook_url", "https://example.com")),
+    (
+        "probe_ports",
+        _append(
+            "Deployment",
+            "inference",
+            f"{BOX}/ports",
+            {"name": "more", "containerPort": 50051},
+        ),
+    ),
+    ("mounts", inference(f"{BOX}/volumeMounts/2/mountPath", "/models")),
+    ("memory", inference(f"{BOX}/resources/limits/memory", "2.5G")),
     ("variables", _setting("OTEL_TRACES_SAMPLR", "always_on")),
     ("variables", _setting("HF_HOM", "/models")),
     ("variables", _append("Deployment", "inference", f"{BOX}/env", {"name": "HOME", "value": "/"})),
