@@ -213,7 +213,8 @@ def test_it_tells_how_long_a_sequence_waited_and_was_computed():
     (chunk,) = scheduler.schedule().chunks
     now_s = 15.0
     scheduler.commit(chunk, 1)
-    assert scheduler.timings(first) == ChoiceTimings(queue_s=1.0, prefill_s=4.0)
+    first.encodings += [lambda: 0.5, lambda: 0.25]
+    assert scheduler.timings(first) == ChoiceTimings(queue_s=1.0, prefill_s=4.0, encode_s=0.75)
     scheduler.finish(first, FinishReason.EOS)
     (chunk,) = scheduler.schedule().chunks
     now_s = 15.5
