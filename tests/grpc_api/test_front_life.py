@@ -313,7 +313,7 @@ async def test_a_second_signal_ends_requests_with_an_error_at_once(model: Served
     engine.hold_at = 2
     async with channel_to(f"127.0.0.1:{port}") as channel:
         stream = chat_grpc.ChatServiceStub(channel).StreamChatCompletion(
-            chat_pb.StreamChatCompletionRequest(spec=spec_of("hello")), timeout=60
+            chat_pb.StreamChatCompletionRequest(spec=spec_of("hello")), timeout=20
         )
         await until(lambda: bool(engine.live))
         os.kill(os.getpid(), signal.SIGTERM)
