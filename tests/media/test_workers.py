@@ -143,6 +143,21 @@ async def test_cpu_time_is_limited_by_the_kernel(make, policy: ImagePolicy, monk
             await one.video([SLOW[:60] + bytes((i,)) + SLOW[61:] for i in range(16)], policy)
 
 
+async def test_a_worker_that_stands_still_is_ended_at_the_deadline(
+    make, policy: ImagePolicy
+) -> None:
+    """It takes no CPU time, so that the kernel does not end it."""
+    one = make(1, image_timeout_s=0.5)
+    assert await one.image(JPEG, policy)
+    [pid] = one.pool.pids
+    os.kill(pid, signal.SIGSTOP)
+    async with asyncio.timeout(30):
+        with pytest.raises(ImageTooLargeError, match="--decode-timeout-s"):
+            await one.image(JPEG, policy)
+        assert await one.image(JPEG, policy)
+    assert pid not in one.pool.pids
+
+
 async def test_memory_is_limited(make, policy: ImagePolicy) -> None:
     large = encoded(Image.new("RGB", (6000, 6000)), "JPEG", quality=10)
     small = make(1, memory_mib=64)
