@@ -38,7 +38,7 @@ from tests.support.images import draw
 
 
 ENGINE = (sys.executable, str(Path(__file__).with_name("scheduled_engine.py")))
-BOUND_S = 120.0
+BOUND_S = 60.0
 REQUESTS = 40
 CALLERS = ("ann", "bob", "eve")
 EXPECTED = {
