@@ -74,18 +74,18 @@ class _ReceivedEvents(Generic[_Event]):
 
 
 class _SerialisedRequests:
-    """A channel whose stubs take requests as bytes, so that large ones need not be serialised in the event loop."""
+    """A channel whose stubs also take requests as bytes: large ones need not be serialised in the event loop."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
 
     def unary_unary(self, method: str, *, request_serializer: object, **options: Any) -> object:
         del request_serializer
-        return self._channel.unary_unary(method, **options)
+        return self._channel.unary_unary(method, request_serializer=_as_bytes, **options)
 
     def unary_stream(self, method: str, *, request_serializer: object, **options: Any) -> object:
         del request_serializer
-        return self._channel.unary_stream(method, **options)
+        return self._channel.unary_stream(method, request_serializer=_as_bytes, **options)
 
 
 class AsyncService:
@@ -260,7 +260,7 @@ class AsyncService:
     ) -> list[model_pb.Model]:
         """All served names, the canonical one first."""
         response: model_pb.ListModelsResponse = await self._call(
-            self._models.ListModels, b"", metadata, timeout_s
+            self._models.ListModels, model_pb.ListModelsRequest(), metadata, timeout_s
         )
         return list(response.models)
 
@@ -270,7 +270,7 @@ class AsyncService:
         """One served name."""
         request = model_pb.GetModelRequest(name=name)
         response: model_pb.GetModelResponse = await self._call(
-            self._models.GetModel, request.SerializeToString(), metadata, timeout_s
+            self._models.GetModel, request, metadata, timeout_s
         )
         return response.model
 
@@ -284,7 +284,7 @@ class AsyncService:
         """Ends requests in flight; returns the ids of those that were."""
         request = admin_pb.AbortRequest(request_ids=request_ids)
         response: admin_pb.AbortResponse = await self._call(
-            self._admin.Abort, request.SerializeToString(), metadata, timeout_s
+            self._admin.Abort, request, metadata, timeout_s
         )
         return list(response.aborted_request_ids)
 
@@ -306,7 +306,7 @@ class AsyncService:
     async def _call(
         self,
         method: Callable[..., Awaitable[_Response]],
-        request: bytes,
+        request: Message | bytes,
         metadata: Metadata,
         timeout_s: float | None,
     ) -> _Response:
@@ -318,7 +318,7 @@ class AsyncService:
     async def _begin(
         self,
         method: Callable[..., grpc.aio.UnaryStreamCall[Any, _Event]],
-        request: bytes,
+        request: Message | bytes,
         metadata: Metadata,
         timeout_s: float | None,
     ) -> Events[_Event]:
@@ -354,6 +354,10 @@ class AsyncService:
                     raise
             await asyncio.sleep(_PAUSE_S)
         return await call(timeout_s and timeout_s - (time.monotonic() - begin))
+
+
+def _as_bytes(request: Message | bytes) -> bytes:
+    return request if isinstance(request, bytes) else request.SerializeToString()
 
 
 async def _serialised(spec: Message, spec_bytes: int) -> bytes:
