@@ -218,6 +218,9 @@ def _noise_url() -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+_NOISE = _noise_url()
+_STREAM = chat("Tell me everything.", stream=True, max_tokens=200, ignore_eos=True)
+
 ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     "uploads": lambda a: a.once(CHAT, [photograph(i, 29 * MIB) for i in range(12)]),
     "uploads of responses": lambda a: a.once(
@@ -334,8 +337,6 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
         ],
     ),
 }
-_NOISE = _noise_url()
-_STREAM = chat("Tell me everything.", stream=True, max_tokens=200, ignore_eos=True)
 
 
 async def launch(name: str, port: int, key: str, seconds: float) -> str:

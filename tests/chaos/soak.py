@@ -56,7 +56,8 @@ class Soak:
         text = f"Question {choose.random()}?"
         picture = {"type": "image_url", "image_url": {"url": IMAGE_URL}}
         content = [picture, {"type": "text", "text": text}] if kind == "image" else text
-        body = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
+        message = {"role": "user", "content": content}
+        body: dict[str, object] = {"model": MODEL, "messages": [message]}
         body |= {"max_tokens": choose.randint(1, 24)}
         if kind == "response":
             body = {"model": MODEL, "input": text, "max_output_tokens": 16}
@@ -126,4 +127,5 @@ async def main(minutes: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(asyncio.run(main(float((sys.argv[1:] or [MINUTES])[0]))) + "\n")
+    minutes = float(sys.argv[1]) if sys.argv[1:] else MINUTES
+    sys.stdout.write(asyncio.run(main(minutes)) + "\n")
