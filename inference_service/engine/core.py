@@ -126,7 +126,6 @@ class EngineCore:
             model.new_kv_cache(num_pages, config.page_size),
             self._encoder_cache,
             page_size=config.page_size,
-            max_num_batched_tokens=config.max_num_batched_tokens,
             max_num_seqs=config.max_num_seqs,
             max_model_len=max_model_len,
         )
@@ -301,6 +300,7 @@ class EngineCore:
     def _relieve(self, plan: Plan) -> ChoiceOutput:
         """Free memory by ending the sequence scheduled last; the others are scheduled again."""
         self._encoder_cache.discard_unfilled()
+        self._runner.distrust(plan.chunks)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         error = OutOfMemoryError(
@@ -343,7 +343,7 @@ class EngineCore:
         reason = self._scheduler.commit(chunk, result.token_id)
         sequence.num_prompt_logprobs += len(result.prompt_logprobs)
         if reason is not None:
-            self._runner.remove(sequence.sequence_id)
+            self._runner.remove(sequence)
         if result.token_id is None and result.probe is None and not result.prompt_logprobs:
             return None
         is_first = result.probe is not None or (
@@ -359,7 +359,7 @@ class EngineCore:
         self, sequence: Sequence, reason: FinishReason, failure: EngineFailure | None = None
     ) -> ChoiceOutput:
         self._scheduler.finish(sequence, reason)
-        self._runner.remove(sequence.sequence_id)
+        self._runner.remove(sequence)
         return ended_output(sequence, reason, failure)
 
 

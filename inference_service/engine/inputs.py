@@ -1,22 +1,26 @@
-"""Packs the new tokens of a step's sequences into one batch, in persistent buffers."""
+"""Packs the new tokens of a step's sequences into one batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Generic, TypeVar
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
+from inference_service.engine.staging import Array
 from inference_service.kernels.attention import AttentionMetadata
+from inference_service.kernels.slot_state import SlotState
 from inference_service.models.batch import ForwardBatch
 
 
-Scalar = TypeVar("Scalar", np.int32, np.int64)
+UNKNOWN: Final = -1
+"""A token id that the host does not know: the slot's last token."""
+
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,182 +28,150 @@ class SequenceInput:
     """The n new tokens of one sequence.
 
     Attributes:
-        token_ids: The n ids.
-        positions: [3, n] int64: position on the time, height and width axis.
+        token_ids: The n ids; a single one may be `UNKNOWN`.
         start: Number of tokens of the sequence that are already in the cache.
         pages: Its KV pages in order, for start + n tokens or more.
+        slot: Its slot, whose row of the page table has these pages or gets them before the forward pass.
+        positions: [3, m] int64, m <= n: positions on the time, height and width axis of the first m tokens.
+        delta: Position minus index, for the tokens after them.
         rope_level: Level of its rotary frequencies.
     """
 
     token_ids: Seq[int]
-    positions: npt.NDArray[np.int64]
     start: int
     pages: Seq[int]
+    slot: int = 0
+    positions: Ints | None = None
+    delta: int = 0
     rope_level: int = 0
 
 
-class Fence:
-    """A point in the work queued on a device, for which the host can wait; on a CPU nothing is queued."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        # torch does not annotate its constructor.
-        self._event = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-
-    def record(self) -> None:
-        """Moves the fence to the end of the work that is queued now."""
-        if self._event is not None:
-            self._event.record(torch.cuda.current_stream(self._device))
-
-    def wait(self) -> None:
-        """Blocks until the work before the fence is complete; returns at once if it was never recorded."""
-        if self._event is not None:
-            self._event.synchronize()
-
-
-class InputBuffers:
-    """Buffers for the inputs of one step, allocated once, so that the tensors of all steps have the same addresses.
-
-    A step fills numpy views on the host, from which slices are copied to the device asynchronously; on a CPU both are
-    the same memory. The results of `pack` and `rows` are valid until the next call of `pack` on the same buffers, for
-    work that was queued on the device before it. `pack` waits for the copies of its previous call, but not for what
-    reads them: alternate between two `InputBuffers` to pack a step while the device computes the previous one.
-    """
-
-    def __init__(
-        self,
-        *,
-        max_tokens: int,
-        max_seqs: int,
-        max_pages: int,
-        page_size: int,
-        device: torch.device,
-        with_rope_levels: bool = False,
-    ) -> None:
-        """Allocates about `8 * (6 * max_tokens + max_seqs) + 4 * max_seqs * (max_pages + 2)` bytes.
-
-        Args:
-            max_tokens: Maximum number of new tokens of a step.
-            max_seqs: Maximum number of sequences of a step.
-            max_pages: Maximum number of KV pages of a sequence.
-            page_size: Tokens in a page.
-            device: Device of the batches.
-            with_rope_levels: Whether the model's rotary frequencies depend on the level of a sequence.
-        """
-        self._page_size = page_size
-        self._max_pages = max_pages
-        self._with_rope_levels = with_rope_levels
-        self._uploaded = Fence(device)
-        self._token_ids = _Buffer(max_tokens, np.int64, device)
-        self._positions = _Buffer(3 * max_tokens, np.int64, device)
-        self._rope_levels = _Buffer(max_tokens, np.int64, device)
-        self._image_rows = _Buffer(max_tokens, np.int64, device)
-        self._rows = _Buffer(max_seqs, np.int64, device)
-        self._slot_mapping = _Buffer(max_tokens, np.int64, device)
-        self._page_table = _Buffer(max_seqs * max_pages, np.int32, device)
-        self._query_start = _Buffer(max_seqs + 1, np.int32, device)
-        self._context_lens = _Buffer(max_seqs, np.int32, device)
-
-    def pack(
-        self,
-        inputs: Seq[SequenceInput],
-        image_rows: Seq[int] = (),
-        image_embeddings: Seq[Tensor] = (),
-    ) -> ForwardBatch:
-        """Pack the sequences into one batch, in order, once the copies of the previous batch are complete.
-
-        Args:
-            inputs: At least one sequence, each with at least one token.
-            image_rows: Distinct rows of the batch that are image tokens.
-            image_embeddings: Embeddings for these rows in parts, each [rows of the part, hidden * (1 + D)].
-        """
-        self._uploaded.wait()
-        # Before the copies are queued, as it may run out of memory, and the fence is recorded after them.
-        embeddings = torch.cat(list(image_embeddings)) if image_embeddings else None
-        lengths = [len(sequence.token_ids) for sequence in inputs]
-        num_tokens = sum(lengths)
-        token_ids = [token_id for sequence in inputs for token_id in sequence.token_ids]
-        self._token_ids.host[:num_tokens] = token_ids
-        positions = self._positions.host[: 3 * num_tokens].reshape(3, num_tokens)
-        np.concatenate([sequence.positions for sequence in inputs], axis=1, out=positions)
-        if self._with_rope_levels:
-            levels = [sequence.rope_level for sequence in inputs]
-            self._rope_levels.host[:num_tokens] = np.repeat(levels, lengths)
-        batch = ForwardBatch(
-            token_ids=self._token_ids.upload(num_tokens),
-            positions=self._positions.upload(3 * num_tokens).view(3, num_tokens),
-            attention=self._pack_attention(inputs, lengths),
-            image_rows=self._image_rows.fill(image_rows) if image_rows else None,
-            image_embeddings=embeddings,
-            rope_levels=self._rope_levels.upload(num_tokens) if self._with_rope_levels else None,
-        )
-        self._uploaded.record()
-        return batch
-
-    def rows(self, rows: Seq[int]) -> Tensor:
-        """Copy the rows of the batch to be sampled, at most one per sequence, to the device: [R] int64."""
-        uploaded = self._rows.fill(rows)
-        self._uploaded.record()
-        return uploaded
-
-    def _pack_attention(self, inputs: Seq[SequenceInput], lengths: Seq[int]) -> AttentionMetadata:
-        num_seqs, num_tokens = len(inputs), sum(lengths)
-        width = max(len(sequence.pages) for sequence in inputs)
-        table = self._page_table.host.reshape(-1, self._max_pages)[:num_seqs, :width]
-        table[:] = 0
-        for row, sequence in enumerate(inputs):
-            table[row, : len(sequence.pages)] = sequence.pages
-        ends = list(accumulate(lengths))
-        contexts = [sequence.start + n for sequence, n in zip(inputs, lengths, strict=True)]
-        # Index of each new token in its sequence: its row in the batch and what lies before the sequence's first row.
-        owners = np.repeat(np.arange(num_seqs), np.array(lengths))
-        before = np.array(contexts) - np.array(ends)
-        page, offset = np.divmod(np.arange(num_tokens) + before[owners], self._page_size)
-        slots = self._slot_mapping.host[:num_tokens]
-        np.multiply(table[owners, page], self._page_size, out=slots, dtype=np.int64)
-        slots += offset
-        return AttentionMetadata(
-            slot_mapping=self._slot_mapping.upload(num_tokens),
-            page_table=self._page_table.upload(num_seqs * self._max_pages).view(num_seqs, -1)[
-                :, :width
-            ],
-            query_start=self._query_start.fill([0, *ends]),
-            context_lens=self._context_lens.fill(contexts),
-            host_query_start=self._query_start.host[: num_seqs + 1],
-            host_context_lens=self._context_lens.host[:num_seqs],
-            max_query_len=max(lengths),
-            max_context_len=max(contexts),
-        )
-
-
-class _Buffer(Generic[Scalar]):
-    """Integers on the host (pinned for CUDA) and on the device; on a CPU they are the same memory.
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A step's inputs on the host.
 
     Attributes:
-        host: The buffer on the host as a numpy array.
+        arrays: The arrays to be sent; those whose sizes depend only on the numbers of sequences and tokens come first.
+        host_query_start: See `AttentionMetadata`.
+        host_context_lens: See `AttentionMetadata`.
+        max_query_len: See `AttentionMetadata`.
+        num_pages: Maximum number of pages of a sequence.
     """
 
-    def __init__(self, size: int, dtype: type[Scalar], device: torch.device) -> None:
-        kind = torch.from_numpy(np.empty(0, dtype)).dtype
-        self._source = torch.zeros(size, dtype=kind, pin_memory=device.type == "cuda")
-        self._target = (
-            self._source if device.type == "cpu" else torch.zeros(size, dtype=kind, device=device)
-        )
-        self.host: npt.NDArray[Scalar] = self._source.numpy()
-        # The last slices: successive decode steps have equal sizes, and slicing a tensor takes microseconds.
-        self._count = 0
-        self._sent, self._received = self._source[:0], self._target[:0]
+    arrays: list[Array]
+    host_query_start: npt.NDArray[np.int32]
+    host_context_lens: npt.NDArray[np.int32]
+    max_query_len: int
+    num_pages: int
 
-    def upload(self, count: int) -> Tensor:
-        """Copy the first `count` integers to the device, asynchronously."""
-        if count != self._count:
-            self._count = count
-            self._sent, self._received = self._source[:count], self._target[:count]
-        if self._target is not self._source:
-            self._received.copy_(self._sent, non_blocking=True)
-        return self._received
 
-    def fill(self, values: Seq[int]) -> Tensor:
-        """Write integers to the beginning of the buffer and copy them to the device."""
-        self.host[: len(values)] = values
-        return self.upload(len(values))
+def pack(
+    inputs: Seq[SequenceInput],
+    image_rows: Seq[int] = (),
+    *,
+    page_size: int,
+    with_rope_levels: bool = False,
+) -> Packed:
+    """Packs the sequences into one batch, in order.
+
+    Args:
+        inputs: At least one sequence, each with at least one token.
+        image_rows: Distinct rows of the batch that are image tokens.
+        page_size: Tokens in a page.
+        with_rope_levels: Whether the model's rotary frequencies depend on the level of a sequence.
+    """
+    lengths = [len(sequence.token_ids) for sequence in inputs]
+    ends = [0, *accumulate(lengths)]
+    num_tokens = ends[-1]
+    starts = np.array([sequence.start for sequence in inputs], np.int64)
+    contexts = starts + lengths
+    deltas = np.array([sequence.delta for sequence in inputs], np.int64)
+    if num_tokens == len(inputs):  # one token each
+        token_ids = [sequence.token_ids[0] for sequence in inputs]
+        pages = [sequence.pages[sequence.start // page_size] for sequence in inputs]
+        index, of_pages = starts, np.array(pages, np.int64)
+    else:
+        token_ids = [token_id for sequence in inputs for token_id in sequence.token_ids]
+        index = np.arange(num_tokens) + np.repeat(starts - ends[:-1], lengths)
+        of_pages = np.concatenate([_pages_of(one, page_size) for one in inputs])
+        deltas = np.repeat(deltas, lengths)
+    slot_mapping = of_pages * page_size + index % page_size
+    slots = np.array([sequence.slot for sequence in inputs], np.int64)
+    known = np.array(token_ids, np.int64)
+    [unknown_rows] = (known < 0).nonzero()
+    arrays: list[Array] = [
+        np.array(ends, np.int32),
+        contexts.astype(np.int32),
+        slots,
+        known,
+        slot_mapping,
+        _positions(inputs, ends, index + deltas),
+    ]
+    if with_rope_levels:
+        levels = np.array([sequence.rope_level for sequence in inputs], np.int64)
+        arrays.append(np.repeat(levels, lengths))
+    # Only a sequence's first row may be unknown, as it is the only one then.
+    unknown_slots = slots[np.searchsorted(ends, unknown_rows)]
+    arrays += [unknown_rows, unknown_slots, np.array(image_rows, np.int64)]
+    return Packed(
+        arrays,
+        host_query_start=arrays[0],
+        host_context_lens=arrays[1],
+        max_query_len=max(lengths),
+        num_pages=-(-int(contexts.max()) // page_size),
+    )
+
+
+def _pages_of(sequence: SequenceInput, page_size: int) -> Ints:
+    """The page of each new token."""
+    start, end = sequence.start, sequence.start + len(sequence.token_ids)
+    first, last = start // page_size, -(-end // page_size)
+    pages = np.array(sequence.pages[first:last], np.int64)
+    return np.repeat(pages, page_size)[start - first * page_size :][: end - start]
+
+
+def _positions(inputs: Seq[SequenceInput], ends: Seq[int], further: Ints) -> Ints:
+    """[3, T]: positions, where `further` [T] are those of the tokens that have none of their own."""
+    positions = np.empty((3, len(further)), np.int64)
+    positions[:] = further
+    for sequence, row in zip(inputs, ends, strict=False):
+        if sequence.positions is not None:
+            positions[:, row : row + sequence.positions.shape[1]] = sequence.positions
+    return positions
+
+
+def batch_of(
+    packed: Packed,
+    sent: Seq[Tensor],
+    state: SlotState,
+    image_embeddings: Tensor | None = None,
+) -> ForwardBatch:
+    """The batch of inputs that were sent; the state has got its changes.
+
+    Args:
+        packed: The inputs on the host.
+        sent: Their tensors.
+        state: Page table and last tokens.
+        image_embeddings: Embeddings of the image rows.
+    """
+    query_start, context_lens, slots, token_ids, slot_mapping, positions, *levels = sent[:-3]
+    unknown_rows, unknown_slots, image_rows = sent[-3:]
+    if len(unknown_rows):
+        token_ids.index_copy_(0, unknown_rows, state.last_tokens.index_select(0, unknown_slots))
+    return ForwardBatch(
+        token_ids=token_ids,
+        positions=positions.view(3, -1),
+        attention=AttentionMetadata(
+            slot_mapping=slot_mapping,
+            page_table=state.page_table[:, : packed.num_pages].index_select(0, slots),
+            query_start=query_start,
+            context_lens=context_lens,
+            host_query_start=packed.host_query_start,
+            host_context_lens=packed.host_context_lens,
+            max_query_len=packed.max_query_len,
+            max_context_len=int(packed.host_context_lens.max()),
+        ),
+        image_rows=image_rows if len(image_rows) else None,
+        image_embeddings=image_embeddings,
+        rope_levels=levels[0] if levels else None,
+    )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from inference_service.engine.inputs import Fence
 from inference_service.engine.sequence import Sequence
+from inference_service.engine.staging import Fence
 
 
 if TYPE_CHECKING:
@@ -30,32 +30,28 @@ class TokenMask:
     """The permitted tokens of some rows of a batch.
 
     Attributes:
-        rows: C rows of the batch.
+        rows: [C] int64 on the device: C rows of the batch.
         bits: [C, ceil(V / 32)] int32 on the device; bit i of word w is token 32 * w + i.
     """
 
-    rows: Seq[int]
+    rows: Tensor
     bits: Tensor
 
-    def apply(self, logits: Tensor, unbanned: Tensor) -> Tensor:
-        """Masks the rows; the others are not changed.
+    def apply_(self, logits: Tensor, unbanned: Tensor) -> None:
+        """Masks the rows in place; the others are not changed.
 
         Args:
             logits: [R, V] float32.
-            unbanned: The same before any token was excluded: its values apply in a row in which every permitted token
-                has been excluded, so that one of them is chosen all the same.
-
-        Returns:
-            [R, V] float32.
+            unbanned: [C, V]: the C rows before any token was excluded: its values apply in a row in which every
+                permitted token has been excluded, so that one of them is chosen all the same.
         """
-        places = torch.tensor(self.rows, device=logits.device)
         shifts = torch.arange(_WORD, dtype=torch.int32, device=logits.device)
         bits = (self.bits.unsqueeze(-1) >> shifts) & 1
         forbidden = bits.flatten(1)[:, : logits.shape[-1]] == 0
-        masked = logits[places].masked_fill(forbidden, -math.inf)
+        masked = logits.index_select(0, self.rows).masked_fill_(forbidden, -math.inf)
         is_empty = masked.amax(dim=-1, keepdim=True) == -math.inf
-        fallback = unbanned[places].masked_fill(forbidden, -math.inf)
-        return logits.index_copy(0, places, torch.where(is_empty, fallback, masked))
+        fallback = unbanned.masked_fill(forbidden, -math.inf)
+        logits.index_copy_(0, self.rows, torch.where(is_empty, fallback, masked))
 
 
 class MaskBuffers:
@@ -67,31 +63,25 @@ class MaskBuffers:
         self._executor: LLExecutor | None = None
 
     def fill(
-        self, sequences: Seq[Sequence], vocab_size: int, device: torch.device
-    ) -> TokenMask | None:
-        """The mask of the sequences whose next token is constrained; None if there is none.
+        self, sequences: Seq[Sequence], rows: Tensor, vocab_size: int, device: torch.device
+    ) -> TokenMask:
+        """The mask of sequences whose next token is constrained.
 
         A matcher that fails meanwhile tells so when it takes the token, see `ConstraintState.take`.
 
         Args:
-            sequences: The sequences that sample, in the order of their rows.
+            sequences: C sequences, at least one.
+            rows: [C] int64 on the device: their rows in the batch.
             vocab_size: Width of the logits.
             device: Their device.
         """
-        rows = [
-            row
-            for row, sequence in enumerate(sequences)
-            if sequence.constraint is not None and sequence.constraint.active
-        ]
-        if not rows:
-            return None
         if self._buffers is None:
             made = [_Buffer(self._max_seqs, -(-vocab_size // _WORD), device) for _ in range(2)]
             self._buffers = cycle(made)
         buffer = next(self._buffers)
         buffer.wait()
-        self._compute([sequences[row] for row in rows], buffer.host)
-        return TokenMask(rows, buffer.upload(len(rows)))
+        self._compute(sequences, buffer.host)
+        return TokenMask(rows, buffer.upload(len(sequences)))
 
     def _compute(self, sequences: Seq[Sequence], host: Tensor) -> None:
         # Here and not above: only constrained answers need the library.

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 import math
 
-import numpy as np
 import torch
 
-from inference_service.engine.inputs import InputBuffers, SequenceInput
+from inference_service.engine.inputs import SequenceInput, batch_of, pack
 from inference_service.engine.runner import PROMPT_LOGITS_ROWS
+from inference_service.engine.slots import new_state
+from inference_service.engine.staging import Staging
 from inference_service.engine_protocol.messages import EngineConfig
 from inference_service.families.footprint import (
     STEP_RESERVE_BYTES,
@@ -223,21 +224,11 @@ def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
     model.encode_images([pixels] * count, [grid] * count)
 
     num_pages = -(-num_tokens // config.page_size)
-    buffers = InputBuffers(
-        max_tokens=num_tokens,
-        max_seqs=config.max_num_seqs,
-        max_pages=num_pages,
-        page_size=config.page_size,
-        device=model.device,
-    )
-    index = np.arange(num_tokens)
-    sequence = SequenceInput(
-        token_ids=[0] * num_tokens,
-        positions=np.broadcast_to(index, (3, num_tokens)),
-        start=0,
-        pages=range(num_pages),
-    )
-    batch = buffers.pack([sequence])
+    sequence = SequenceInput(token_ids=[0] * num_tokens, start=0, pages=range(num_pages))
+    packed = pack([sequence], page_size=config.page_size)
+    # Its page table is all zeros: every token is in page 0, which takes the same memory.
+    state = new_state(1, num_pages, num_tokens, model.spec.decoder.vocab_size, model.device)
+    batch = batch_of(packed, Staging(model.device).send(packed.arrays), state)
     hidden = model.forward(batch, model.new_kv_cache(num_pages, config.page_size))
     rows = min(num_tokens, max(config.max_num_seqs, PROMPT_LOGITS_ROWS))
     logits = model.logits(hidden[:rows])

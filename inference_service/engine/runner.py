@@ -2,33 +2,33 @@
 
 `launch` enqueues the work of a step, `collect` waits for its results, if there are any: a step that only computes
 chunks of prompts may still be running afterwards. On a CPU, the work is done when `launch` returns.
+
+Everything that a step needs from the host travels in one copy before its forward pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from inference_service.engine.encoder_cache import EncoderCache
-from inference_service.engine.inputs import InputBuffers, SequenceInput
-from inference_service.engine.masks import MaskBuffers
-from inference_service.engine.sampler import (
-    LogprobTensors,
-    SamplingRow,
-    candidate_logprobs,
-    sample,
-    token_logprobs,
-)
+from inference_service.engine.inputs import UNKNOWN, SequenceInput, batch_of, pack
+from inference_service.engine.logprobs import LogprobTensors, token_logprobs
+from inference_service.engine.readback import to_host
 from inference_service.engine.scheduler import Chunk
 from inference_service.engine.sequence import Sequence, SequenceId
+from inference_service.engine.slots import Slots
+from inference_service.engine.staging import Array, Fence, Staging
+from inference_service.engine.step_sampler import StepSampler
 from inference_service.engine_protocol.messages import ImageSpan, PositionLogprobs, ProbeResult
 from inference_service.families.registry import family_of
-from inference_service.models.batch import ForwardBatch, KVCache
+from inference_service.kernels.slot_state import StateUpdate
+from inference_service.models.batch import KVCache
 from inference_service.models.vision_language import VisionLanguageModel
 
 
@@ -56,10 +56,11 @@ class ChunkResult:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A step in flight; its results on the device have not been read yet.
+    """A step in flight; its results are on their way to the host.
 
     Attributes:
         chunks: The chunks of the step.
+        fence: The results are on the host once it is passed.
         token_ids: [R] int64: the next token of every chunk that samples, in order; None if none does. For a probe it is
             the most likely one.
         candidates: [N] float32: log probabilities of the candidates of all probes, in order; None without probes.
@@ -68,6 +69,7 @@ class Launched:
     """
 
     chunks: Seq[Chunk]
+    fence: Fence
     token_ids: Tensor | None
     candidates: Tensor | None
     logprobs: LogprobTensors | None
@@ -99,26 +101,26 @@ class ModelRunner:
         encoder_cache: EncoderCache[Tensor],
         *,
         page_size: int,
-        max_num_batched_tokens: int,
         max_num_seqs: int,
         max_model_len: int,
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache
         self._encoder_cache = encoder_cache
-        # Two, so that the next step can be packed while one is in flight.
-        self._buffers = cycle(
-            InputBuffers(
-                max_tokens=max_num_batched_tokens,
-                max_seqs=max_num_seqs,
-                max_pages=-(-max_model_len // page_size),
-                page_size=page_size,
-                device=model.device,
-                with_rope_levels=model.spec.decoder.rope.ntk is not None,
-            )
-            for _ in range(2)
+        self._page_size = page_size
+        self._with_rope_levels = model.spec.decoder.rope.ntk is not None
+        self._staging = Staging(model.device)
+        vocab_size = model.spec.decoder.vocab_size
+        self._slots = Slots(
+            max_num_seqs,
+            max_pages=-(-max_model_len // page_size),
+            max_len=max_model_len,
+            vocab_size=vocab_size,
+            device=model.device,
         )
-        self._masks = MaskBuffers(max_num_seqs)
+        self._sampler = StepSampler(
+            self._slots, model.ops, max_seqs=max_num_seqs, vocab_size=vocab_size
+        )
         self._prompts: dict[SequenceId, _Prompt] = {}
 
     def add(self, sequences: Seq[Sequence], pixels: memoryview) -> None:
@@ -134,9 +136,14 @@ class ModelRunner:
         for sequence in sequences:
             self._prompts[sequence.sequence_id] = prompt
 
-    def remove(self, sequence_id: SequenceId) -> None:
+    def remove(self, sequence: Sequence) -> None:
         """Forget a sequence."""
-        del self._prompts[sequence_id]
+        del self._prompts[sequence.sequence_id]
+        self._slots.forget([sequence])
+
+    def distrust(self, chunks: Seq[Chunk]) -> None:
+        """Send everything about the sequences of a failed step anew, as it is unknown what the device has computed."""
+        self._slots.forget(chunk.sequence for chunk in chunks)
 
     @torch.inference_mode()
     def encode(self, images: Seq[tuple[Sequence, ImageSpan]]) -> None:
@@ -155,26 +162,54 @@ class ModelRunner:
 
         Waits until the inputs of the step before the previous one are on the device, as their buffers are reused.
         """
-        buffers = next(self._buffers)
-        batch = self._pack(chunks, buffers)
+        image_rows, parts = self._image_rows(chunks)
+        # Before anything is queued, as it may run out of memory.
+        embeddings = torch.cat(parts) if parts else None
+        outgoing = _Outgoing()
+        update = self._slots.admit(chunk.sequence for chunk in chunks)
+        packed = pack(
+            [self._input(chunk) for chunk in chunks],
+            image_rows,
+            page_size=self._page_size,
+            with_rope_levels=self._with_rope_levels,
+        )
+        inputs = outgoing.add(packed.arrays)
+        starts: list[int] = packed.host_query_start.tolist()
+        sampling = [index for index, chunk in enumerate(chunks) if chunk.samples]
+        plan = rows = None
+        if sampling:
+            last_rows = [starts[index + 1] - 1 for index in sampling]
+            plan = self._sampler.plan([chunks[index] for index in sampling], last_rows)
+            rows = outgoing.add(plan.arrays)
+        targets = [outgoing.add(_targets(chunk)) for chunk in chunks]
+        changes = outgoing.add(update)
+        sent = self._staging.send(outgoing.arrays)
+
+        state = self._slots.state
+        self._model.ops.update_slots(state, StateUpdate(*sent[changes]))
+        batch = batch_of(packed, sent[inputs], state, embeddings)
         hidden = self._model.forward(batch, self._kv_cache)
-        starts: list[int] = batch.attention.host_query_start.tolist()
-        samples = [index for index, chunk in enumerate(chunks) if chunk.samples]
         token_ids, candidates, logprobs = None, None, None
-        if samples:
-            logits = self._model.logits(hidden[buffers.rows([starts[i + 1] - 1 for i in samples])])
-            sampled = [chunks[i].sequence for i in samples]
-            token_ids, logprobs = self._sample(logits, sampled)
-            candidates = self._judge(logits, sampled)
+        if plan is not None and rows is not None:
+            logits = self._model.logits(hidden.index_select(0, sent[rows.start]))
+            sampled = self._sampler.run(plan, sent[rows], logits)
+            token_ids = to_host(sampled.token_ids)
+            candidates = None if sampled.candidates is None else to_host(sampled.candidates)
+            logprobs = None if sampled.logprobs is None else sampled.logprobs.to_host()
         prompt_logprobs = {
-            index: self._prompt_logprobs(hidden[starts[index] : starts[index + 1]], chunk)
+            index: self._prompt_logprobs(
+                hidden[starts[index] : starts[index + 1]], chunk, sent[targets[index]]
+            )
             for index, chunk in enumerate(chunks)
             if chunk.sequence.top_prompt_logprobs is not None
         }
-        return Launched(chunks, token_ids, candidates, logprobs, prompt_logprobs)
+        fence = Fence(self._model.device)
+        fence.record()
+        return Launched(chunks, fence, token_ids, candidates, logprobs, prompt_logprobs)
 
     def collect(self, launched: Launched) -> list[ChunkResult]:
         """Wait for the next tokens and log probabilities of a step, if there are any, and return its results."""
+        launched.fence.wait()
         token_ids = iter([] if launched.token_ids is None else launched.token_ids.tolist())
         candidates = iter([] if launched.candidates is None else launched.candidates.tolist())
         logprobs = iter([] if launched.logprobs is None else launched.logprobs.read())
@@ -196,29 +231,26 @@ class ModelRunner:
             )
         return results
 
-    def _pack(self, chunks: Seq[Chunk], buffers: InputBuffers) -> ForwardBatch:
-        inputs = [
-            SequenceInput(
-                token_ids=chunk.sequence.token_ids[chunk.start : chunk.end],
-                positions=self._positions(chunk),
-                start=chunk.start,
-                pages=chunk.sequence.pages,
-                rope_level=chunk.sequence.rope_level,
-            )
-            for chunk in chunks
-        ]
-        return buffers.pack(inputs, *self._image_rows(chunks))
+    def _input(self, chunk: Chunk) -> SequenceInput:
+        sequence = chunk.sequence
+        prompt = self._prompts[sequence.sequence_id]
+        token_ids = sequence.token_ids[chunk.start : chunk.end]
+        return SequenceInput(
+            token_ids or _UNKNOWN,
+            chunk.start,
+            sequence.pages,
+            sequence.slot,
+            self._positions(chunk),
+            prompt.delta,
+            sequence.rope_level,
+        )
 
-    def _positions(self, chunk: Chunk) -> np.ndarray:
-        """M-RoPE positions [3, tokens of the chunk]; after the prompt they are equal on all axes."""
-        prompt = self._prompts[chunk.sequence.sequence_id]
-        known = prompt.positions[:, chunk.start : chunk.end]
-        first = chunk.start + known.shape[1]
-        if first == chunk.end:
-            return known
-        further = np.arange(first, chunk.end, dtype=np.int64) + prompt.delta
-        further = np.broadcast_to(further, (3, len(further)))
-        return np.concatenate([known, further], axis=1) if known.shape[1] else further
+    def _positions(self, chunk: Chunk) -> np.ndarray | None:
+        """M-RoPE positions [3, tokens of the prompt in the chunk]; None without such tokens."""
+        positions = self._prompts[chunk.sequence.sequence_id].positions
+        if chunk.start >= positions.shape[1]:
+            return None
+        return positions[:, chunk.start : chunk.end]
 
     def _image_rows(self, chunks: Seq[Chunk]) -> tuple[list[int], list[Tensor]]:
         """Rows of the batch that are image tokens, and their embeddings."""
@@ -242,50 +274,55 @@ class ModelRunner:
         part = bytearray(pixels[image.pixel_offset : image.pixel_offset + image.pixel_bytes])
         return torch.frombuffer(part, dtype=torch.uint8).view(-1, image.height, image.width, 3)
 
-    def _sample(
-        self, logits: Tensor, sequences: Seq[Sequence]
-    ) -> tuple[Tensor, LogprobTensors | None]:
-        """The next token of each row of logits and, where requested, log probabilities."""
-        rows = [
-            SamplingRow(
-                sequence.sampling,
-                sequence.request.prompt_token_ids,
-                sequence.token_ids[sequence.num_prompt_tokens :],
-                sequence.choice_index,
-                is_masked=sequence.constraint is not None and sequence.constraint.active,
-                awaits_mask=sequence.constraint is not None and not sequence.constraint.active,
-            )
-            for sequence in sequences
-        ]
-        # A GPU computes the forward pass meanwhile.
-        mask = self._masks.fill(sequences, logits.shape[-1], logits.device)
-        token_ids = sample(logits, rows, mask)
-        wanted = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
-        if not wanted:
-            return token_ids, None
-        places = torch.tensor(wanted, device=logits.device)
-        num_top = [rows[index].params.logprobs or 0 for index in wanted]
-        return token_ids, token_logprobs(logits[places], token_ids[places], num_top)
-
-    def _judge(self, logits: Tensor, sequences: Seq[Sequence]) -> Tensor | None:
-        """Log probabilities of the candidates of those that are probes."""
-        candidates = [
-            (row, sequence.probe.candidate_ids)
-            for row, sequence in enumerate(sequences)
-            if sequence.probe is not None
-        ]
-        return candidate_logprobs(logits, candidates) if candidates else None
-
-    def _prompt_logprobs(self, hidden: Tensor, chunk: Chunk) -> list[LogprobTensors]:
-        """Log probabilities of the prompt token after each row, without those reported before a preemption."""
-        sequence = chunk.sequence
-        first = max(chunk.start, sequence.num_prompt_logprobs)
-        last = min(chunk.end, sequence.num_prompt_tokens - 1)
+    def _prompt_logprobs(
+        self, hidden: Tensor, chunk: Chunk, targets: Seq[Tensor]
+    ) -> list[LogprobTensors]:
+        """Log probabilities of the prompt token after each row; `targets` are those of `_targets` on the device."""
+        first, _ = _reported(chunk)
+        top = chunk.sequence.top_prompt_logprobs or 0
         parts = []
-        for start in range(first, last, PROMPT_LOGITS_ROWS):
-            end = min(start + PROMPT_LOGITS_ROWS, last)
-            logits = self._model.logits(hidden[start - chunk.start : end - chunk.start])
-            targets = torch.tensor(sequence.token_ids[start + 1 : end + 1], device=logits.device)
-            num_top = [sequence.top_prompt_logprobs or 0] * len(targets)
-            parts.append(token_logprobs(logits, targets, num_top))
+        row = first - chunk.start
+        for part in targets:
+            logits = self._model.logits(hidden[row : row + len(part)])
+            parts.append(token_logprobs(logits, part, [top] * len(part)).to_host())
+            row += len(part)
         return parts
+
+
+_UNKNOWN = (UNKNOWN,)
+
+
+class _Outgoing:
+    """Arrays that are sent together.
+
+    Attributes:
+        arrays: The arrays.
+    """
+
+    def __init__(self) -> None:
+        self.arrays: list[Array] = []
+
+    def add(self, arrays: Seq[Array]) -> slice:
+        """Appends arrays; returns where they are."""
+        start = len(self.arrays)
+        self.arrays += arrays
+        return slice(start, len(self.arrays))
+
+
+def _reported(chunk: Chunk) -> tuple[int, int]:
+    """The range of tokens after which a prompt token's log probabilities are due, without those reported already."""
+    sequence = chunk.sequence
+    if sequence.top_prompt_logprobs is None:
+        return chunk.start, chunk.start
+    first = max(chunk.start, sequence.num_prompt_logprobs)
+    return first, min(chunk.end, sequence.num_prompt_tokens - 1)
+
+
+def _targets(chunk: Chunk) -> list[Array]:
+    """These prompt tokens, in parts of limited size."""
+    first, last = _reported(chunk)
+    token_ids = chunk.sequence.token_ids
+    return [
+        np.array(token_ids[start + 1 : min(start + PROMPT_LOGITS_ROWS, last) + 1], np.int64)
+        for start in range(first, last, PROMPT_LOGITS_ROWS)
+    ]

@@ -1,329 +1,205 @@
-"""Samples the next tokens of a batch from logits, on the device, and computes log probabilities.
+"""Samples the next tokens of a batch from logits, on the device.
 
 Order (as vLLM's sampler): logit bias, end tokens masked by `min_tokens`, repetition, frequency and presence penalty,
 the mask of a constraint, temperature, min-p, top-k, top-p, choice. A row's result depends on that row alone, never on
 the batch around it: filters are minimum logits (ties stay together), and noise is a hash of (seed, choice, position,
 token id).
+
+Nothing here waits for a GPU. On a CPU, where looking at intermediate results costs nothing, rows with a filter are
+drawn from the few tokens that can pass it; the results are the same.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 import math
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from inference_service.engine.masks import TokenMask
-from inference_service.engine_protocol.messages import PositionLogprobs, SamplingParams
+from inference_service.engine.noise import gumbel_noise
+from inference_service.engine.sampling_table import Selection, Shape
+from inference_service.kernels.slot_state import SlotState
 
 
-MIN_TEMPERATURE = 1e-5
-"""A row with a lower temperature is greedy, as the division would overflow (vLLM's limit)."""
-
-_MASK_64 = 2**64 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingRow:
-    """The sampler's input for one sequence.
-
-    Attributes:
-        params: Sampling parameters.
-        prompt: Ids of the prompt.
-        answer: Ids of the answer so far.
-        choice_index: Index of the answer among those of its request.
-        is_masked: A constraint applies to the next token.
-        awaits_mask: A constraint applies later, so that the answer must not end before.
-    """
-
-    params: SamplingParams
-    prompt: Sequence[int]
-    answer: Sequence[int]
-    choice_index: int = 0
-    is_masked: bool = False
-    awaits_mask: bool = False
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the most likely token is chosen."""
-        return self.params.temperature < MIN_TEMPERATURE
-
-    @property
-    def banned(self) -> tuple[int, ...]:
-        """End tokens that are excluded: until `min_tokens` is reached, and where a constrained answer must go on."""
-        params = self.params
-        is_early = len(self.answer) < params.min_tokens
-        goes_on = self.is_masked if params.ignore_eos else is_early
-        own = params.eos_token_ids if goes_on or self.awaits_mask else ()
-        return own + params.stop_token_ids if is_early else own
-
-    @property
-    def is_penalised(self) -> bool:
-        """Whether any penalty for previous tokens applies."""
-        params = self.params
-        return (
-            params.repetition_penalty != 1.0
-            or params.frequency_penalty != 0.0
-            or params.presence_penalty != 0.0
-        )
+_WORTH_LOOKING: Final = 1 << 15
+"""Logits from which the detour by a table of few tokens is shorter on a CPU."""
+_CHUNK: Final = 64
+_CHUNKED_VOCAB: Final = 4096
+"""From this size, the most likely tokens are looked for by chunks."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogprobTensors:
-    """Log probabilities of R tokens, on the device.
-
-    Attributes:
-        token_ids: [R] int64.
-        logprobs: [R] float32, natural logarithm.
-        ranks: [R] int64, 1 = the most likely.
-        top_ids: [R, K] int64: the most likely tokens, in descending order.
-        top_logprobs: [R, K] float32.
-        num_top: How many of the K are requested for each row; more than K means all.
-    """
-
-    token_ids: Tensor
-    logprobs: Tensor
-    ranks: Tensor
-    top_ids: Tensor
-    top_logprobs: Tensor
-    num_top: Sequence[int]
-
-    def read(self) -> list[PositionLogprobs]:
-        """Wait for the device and return R results."""
-        return [
-            PositionLogprobs(
-                token_id=token_id,
-                logprob=logprob,
-                rank=rank,
-                top=tuple(zip(ids[:count], values[:count], strict=True)),
-            )
-            for token_id, logprob, rank, ids, values, count in zip(
-                self.token_ids.tolist(),
-                self.logprobs.tolist(),
-                self.ranks.tolist(),
-                self.top_ids.tolist(),
-                self.top_logprobs.tolist(),
-                self.num_top,
-                strict=True,
-            )
-        ]
-
-
-def sample(logits: Tensor, rows: Sequence[SamplingRow], mask: TokenMask | None = None) -> Tensor:
+def sample_(
+    logits: Tensor,
+    selection: Selection,
+    shape: Shape,
+    state: SlotState,
+    mask: TokenMask | None = None,
+    *,
+    looks: bool | None = None,
+) -> Tensor:
     """Choose one token per row.
 
     Args:
-        logits: [R, V] float32 from the model; not changed.
-        rows: R rows.
+        logits: [R, V] float32, contiguous, from the model; undefined afterwards.
+        selection: The settings of the R rows, on the device.
+        shape: What is known of them on the host.
+        state: The state of the slots before this token.
         mask: The permitted tokens of the rows that are masked; None if none is.
+        looks: Look at intermediate results, and so wait for the device; None = on a CPU, if it is worth it.
 
     Returns:
         [R] int64 on the device of `logits`.
     """
-    unbanned = logits
-    logits = _apply_bias_and_bans(logits, rows)
-    logits = _apply_penalties(logits, rows)
-    if mask is not None:
-        logits = mask.apply(logits, unbanned)
+    unbanned = None if mask is None else logits.index_select(0, mask.rows)
+    if len(selection.bias_rows):
+        places = (selection.bias_rows, selection.bias_ids)
+        logits.index_put_(places, selection.bias_values, accumulate=True)
+    if len(selection.penalty_rows):
+        _penalise_(logits, selection, shape, state)
+    if mask is not None and unbanned is not None:
+        mask.apply_(logits, unbanned)
+    num_drawn = len(selection.drawn_rows)
+    if num_drawn == len(logits):
+        return _draw(logits, selection, shape, looks=looks)
     greedy = logits.argmax(dim=-1)
-    if all(row.is_greedy for row in rows):
-        return greedy
-    # Greedy rows are computed too, with temperature 1 and a single candidate, and are replaced at the end.
-    temperatures = [1.0 if row.is_greedy else row.params.temperature for row in rows]
-    logits = logits / _column(temperatures, logits)
-    kept = logits >= _minimum_logits(logits, rows)
-    noise_keys = [(row.params.seed, row.choice_index, len(row.answer)) for row in rows]
-    drawn = (logits + _noise_where(kept, noise_keys)).argmax(dim=-1)
-    is_greedy = torch.tensor([row.is_greedy for row in rows], device=logits.device)
-    return torch.where(is_greedy, greedy, drawn)
+    if num_drawn:
+        drawn = _draw(logits.index_select(0, selection.drawn_rows), selection, shape, looks=looks)
+        greedy.index_copy_(0, selection.drawn_rows, drawn)
+    return greedy
 
 
-def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: Sequence[int]) -> LogprobTensors:
-    """Log probabilities of chosen tokens and of the most likely ones; does not wait for the device.
-
-    Args:
-        logits: [R, V] float32 from the model.
-        token_ids: [R] int64: the chosen ids.
-        num_top: Number of most likely tokens requested for each row, 0 or more.
-    """
-    logprobs = logits.log_softmax(dim=-1)
-    chosen = logprobs.gather(-1, token_ids.unsqueeze(-1))
-    ranks = (logprobs > chosen).sum(dim=-1) + 1
-    top_values, top_ids = logprobs.topk(min(max(num_top), logits.shape[-1]), dim=-1)
-    return LogprobTensors(token_ids, chosen.squeeze(-1), ranks, top_ids, top_values, num_top)
-
-
-def candidate_logprobs(logits: Tensor, candidates: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
-    """Log probabilities of given tokens; does not wait for the device.
-
-    Args:
-        logits: [R, V] float32 from the model.
-        candidates: (row, token ids) pairs, with at least one token in total.
-
-    Returns:
-        [N] float32: those of all tokens, in order.
-    """
-    places = torch.tensor([row for row, _ in candidates], device=logits.device)
-    counts = torch.tensor([len(token_ids) for _, token_ids in candidates], device=logits.device)
-    flat = [token_id for _, token_ids in candidates for token_id in token_ids]
-    norms = logits[places].logsumexp(dim=-1)
-    rows = places.repeat_interleave(counts, output_size=len(flat))
-    chosen = logits[rows, torch.tensor(flat, device=logits.device)]
-    return chosen - norms.repeat_interleave(counts, output_size=len(flat))
-
-
-def gumbel_noise(keys: Sequence[tuple[int, int, int]], rows: Tensor, token_ids: Tensor) -> Tensor:
-    """Gumbel noise that depends only on (seed, choice, position) and the token id.
-
-    Adding it to logits and taking the maximum samples from their softmax (Gumbel-max). The triple is hashed to a 64-bit
-    key; its halves are mixed with the token ids in two rounds of Wellons' `lowbias32`.
-
-    Args:
-        keys: (seed, choice, position) of each row of the batch.
-        rows: int64, rows of the batch.
-        token_ids: int64, of a shape that broadcasts with `rows`.
-
-    Returns:
-        float32 of the common shape.
-    """
-    mixed = [_mix_key(key) for key in keys]
-    low = torch.tensor([_int32(key) for key in mixed], dtype=torch.int32, device=rows.device)
-    high = torch.tensor([_int32(key >> 32) for key in mixed], dtype=torch.int32, device=rows.device)
-    bits = token_ids.int() ^ low[rows]
-    _lowbias32_(bits)
-    bits ^= high[rows]
-    _lowbias32_(bits)
-    # 31 bits to u in (0, 1). Small u, which win, keep their resolution; u = 1 would be infinite noise.
-    minus_u = (bits & 0x7FFFFFFF).float().add_(0.5).mul_(-(2.0**-31)).clamp_(min=-1 + 2.0**-24)
-    return minus_u.log1p_().neg_().log_().neg_()
-
-
-def _noise_where(kept: Tensor, keys: Sequence[tuple[int, int, int]]) -> Tensor:
-    """Noise for the tokens that are kept, minus infinity for the others: [R, V] float32."""
-    # Filters usually keep few of 150,000 tokens. Counting them would synchronise a GPU, so it computes all.
-    if kept.device.type == "cpu" and 4 * kept.count_nonzero() < kept.numel():
-        rows, token_ids = kept.nonzero(as_tuple=True)
-        noise = torch.full(kept.shape, -math.inf)
-        return noise.index_put_((rows, token_ids), gumbel_noise(keys, rows, token_ids))
-    rows = torch.arange(kept.shape[0], device=kept.device).unsqueeze(-1)
-    token_ids = torch.arange(kept.shape[1], device=kept.device)
-    return gumbel_noise(keys, rows, token_ids).masked_fill(~kept, -math.inf)
-
-
-def _apply_bias_and_bans(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    entries = [
-        (index, token_id, value)
-        for index, row in enumerate(rows)
-        for token_id, value in (
-            *row.params.logit_bias,
-            *((token_id, -math.inf) for token_id in row.banned),
-        )
-    ]
-    if not entries:
-        return logits
-    indices, token_ids, values = zip(*entries, strict=True)
-    places = (
-        torch.tensor(indices, device=logits.device),
-        torch.tensor(token_ids, device=logits.device),
-    )
-    bias = torch.tensor(values, dtype=logits.dtype, device=logits.device)
-    return logits.index_put(places, bias, accumulate=True)
-
-
-def _apply_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """Counts tokens anew in every step: counts kept as state would have to survive preemption and aborts."""
-    places: list[int] = []
-    token_ids: list[int] = []
-    counts: list[int] = []
-    for index, row in enumerate(rows):
-        if row.is_penalised:
-            answer = Counter(row.answer)
-            seen = list({*row.prompt, *row.answer})
-            places += [index] * len(seen)
-            token_ids += seen
-            counts += [answer[token_id] for token_id in seen]
-    if not places:
-        return logits
-    where = (
-        torch.tensor(places, device=logits.device),
-        torch.tensor(token_ids, device=logits.device),
-    )
-
-    def of_each(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=logits.dtype, device=logits.device)[where[0]]
-
-    repetition = of_each([row.params.repetition_penalty for row in rows])
-    frequency = of_each([row.params.frequency_penalty for row in rows])
-    presence = of_each([row.params.presence_penalty for row in rows])
-    count = torch.tensor(counts, dtype=logits.dtype, device=logits.device)
-    part = logits[where]
+def _penalise_(logits: Tensor, selection: Selection, shape: Shape, state: SlotState) -> None:
+    """Penalises the tokens of each row's history, where equal ids get equal values."""
+    history = state.history[:, : shape.history_width].index_select(0, selection.penalty_slots)
+    token_ids = history.long()
+    places = token_ids + (selection.penalty_rows * logits.shape[1]).unsqueeze(-1)
+    flat = logits.view(-1)
+    part = flat[places]
+    repetition = selection.repetition.unsqueeze(-1)
     part = torch.where(part > 0, part / repetition, part * repetition)
-    part = part - frequency * count - presence * (count > 0)
-    return logits.index_put(where, part)
+    if shape.counts:
+        count = state.counts.view(-1)[token_ids + selection.count_bases.unsqueeze(-1)].float()
+        part -= selection.frequency.unsqueeze(-1) * count
+        part -= selection.presence.unsqueeze(-1) * (count > 0)
+    flat.index_put_((places,), part)
 
 
-def _minimum_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """The minimum logit [R, 1] of each row that passes min-p, top-k and top-p."""
+def _draw(logits: Tensor, rows: Selection, shape: Shape, *, looks: bool | None) -> Tensor:
+    """Draws from [D, V], which is overwritten."""
+    logits.div_(rows.temperature.unsqueeze(-1))
+    if looks is None:
+        looks = logits.device.type == "cpu" and logits.numel() >= _WORTH_LOOKING
+    if not looks:
+        return _draw_from_all(logits, rows, shape)
+    if not len(rows.plain):
+        return _draw_from_few(logits, rows, shape, slice(None))
+    if not len(rows.filtered):
+        return _argmax_with_noise(logits, rows.noise_low, rows.noise_high)
+    drawn = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    low, high = rows.noise_low[rows.plain], rows.noise_high[rows.plain]
+    drawn[rows.plain] = _argmax_with_noise(logits[rows.plain], low, high)
+    drawn[rows.filtered] = _draw_from_few(logits[rows.filtered], rows, shape, rows.filtered)
+    return drawn
+
+
+def _draw_from_all(logits: Tensor, rows: Selection, shape: Shape) -> Tensor:
+    """Draws from [D, V] without looking: all tokens get noise, and those of some rows are sorted."""
+    if not len(rows.filtered):
+        return _argmax_with_noise(logits, rows.noise_low, rows.noise_high)
+    minimum = logits.amax(dim=-1, keepdim=True) + rows.log_min_p.unsqueeze(-1)
+    for which, width in ((rows.narrow, shape.narrow_width), (rows.wide, logits.shape[1])):
+        if not len(which):
+            continue
+        part = logits if len(which) == len(logits) else logits.index_select(0, which)
+        cut = _lowest_kept(
+            part.topk(width, dim=-1).values,
+            minimum.index_select(0, which),
+            rows.top_k.index_select(0, which),
+            rows.top_p.index_select(0, which),
+        )
+        minimum.index_copy_(0, which, cut)
+    logits.masked_fill_(~(logits >= minimum), -math.inf)
+    return _argmax_with_noise(logits, rows.noise_low, rows.noise_high)
+
+
+def _argmax_with_noise(logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    token_ids = torch.arange(logits.shape[1], device=logits.device)
+    noise = gumbel_noise(low.unsqueeze(-1), high.unsqueeze(-1), token_ids)
+    return noise.add_(logits).argmax(dim=-1)
+
+
+def _draw_from_few(logits: Tensor, rows: Selection, shape: Shape, which: Tensor | slice) -> Tensor:
+    """Draws from [F, V], those of `rows` that have a filter: from a table of the tokens that may pass it."""
+    top_k, top_p = rows.top_k[which], rows.top_p[which]
     maximum = logits.amax(dim=-1, keepdim=True)
-    minimum = maximum + _column([_log_min_p(row) for row in rows], logits)
-    vocab_size = logits.shape[-1]
-    sorted_rows = [
-        index
-        for index, row in enumerate(rows)
-        if not row.is_greedy and (0 < row.params.top_k < vocab_size or row.params.top_p < 1)
-    ]
-    if not sorted_rows:
-        return minimum
-    params = [rows[index].params for index in sorted_rows]
-    top_k = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
-    places = torch.tensor(sorted_rows, device=logits.device)
-    # In descending order, as many as the largest top_k needs.
-    values = logits[places].topk(max(top_k), dim=-1).values
-    ranks = torch.arange(values.shape[-1], device=logits.device)
-    kept = (values >= minimum[places]) & (ranks < _column(top_k, logits))
+    minimum = maximum + rows.log_min_p[which].unsqueeze(-1)
+    bound = maximum + rows.log_bound[which].unsqueeze(-1)
+    if shape.cuts_rank:
+        bound = torch.maximum(bound, _rank_bound(logits, top_k))
+    values, token_ids = _table(logits, bound)
+    total = None
+    if shape.cuts_mass:
+        weights = (logits - maximum).exp_().masked_fill_(logits < minimum, 0.0)
+        mass = weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
+        total = torch.where((top_k == logits.shape[1]).unsqueeze(-1), mass, math.nan)
+    ordered = values.sort(dim=-1, descending=True).values
+    cut = _lowest_kept(ordered, minimum, top_k, top_p, total)
+    low, high = rows.noise_low[which].unsqueeze(-1), rows.noise_high[which].unsqueeze(-1)
+    noise = gumbel_noise(low, high, token_ids)
+    best = noise.add_(values).masked_fill_(~(values >= cut), -math.inf).argmax(-1, keepdim=True)
+    return token_ids.gather(1, best).squeeze(-1)
+
+
+def _rank_bound(logits: Tensor, top_k: Tensor) -> Tensor:
+    """A logit [F, 1] that `top_k` or more tokens of each row reach.
+
+    The k-th largest maximum of any disjoint chunks is one; minus infinity where there are fewer chunks.
+    """
+    chunk = _CHUNK if logits.shape[1] >= _CHUNKED_VOCAB else 1
+    count = logits.shape[1] // chunk
+    maxima = logits[:, : count * chunk].view(len(logits), count, chunk).amax(dim=-1)
+    reached = top_k <= count
+    width = int(torch.where(reached, top_k, 1).amax())
+    place = torch.where(reached, top_k, 1).unsqueeze(-1) - 1
+    best: Tensor = maxima.topk(width, dim=-1).values.gather(1, place)
+    return best.masked_fill_(~reached.unsqueeze(-1), -math.inf)
+
+
+def _table(logits: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens that reach their row's bound [F, 1], in order of their ids: logits and ids, [F, widest] each."""
+    rows, token_ids = (logits >= bound).nonzero(as_tuple=True)
+    counts = rows.bincount(minlength=len(logits))
+    place = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+    width = max(1, int(counts.amax()))
+    values = torch.full((len(logits), width), -math.inf)
+    ids = torch.zeros(len(logits), width, dtype=torch.int64)
+    values[rows, place] = logits[rows, token_ids]
+    ids[rows, place] = token_ids
+    return values, ids
+
+
+def _lowest_kept(
+    values: Tensor, minimum: Tensor, top_k: Tensor, top_p: Tensor, total: Tensor | None = None
+) -> Tensor:
+    """The minimum logit [N, 1] that passes min-p, top-k and top-p.
+
+    Args:
+        values: [N, K] in descending order: the most likely tokens, at least those that may pass.
+        minimum: [N, 1] that of min-p.
+        top_k: [N].
+        top_p: [N].
+        total: [N, 1] float64: the mass of all tokens from which `top_p` selects, relative to the first; NaN = those of
+            `values` that pass the other filters.
+    """
+    ranks = torch.arange(values.shape[1], device=values.device)
+    kept = (values >= minimum) & (ranks < top_k.unsqueeze(-1))
     weights = torch.where(kept, (values - values[:, :1]).exp(), 0.0).double()
     mass = weights.cumsum(dim=-1)
-    top_p = _column([p.top_p for p in params], logits).double()
+    total = mass[:, -1:] if total is None else torch.where(total.isnan(), mass[:, -1:], total)
+    limit = top_p.double().unsqueeze(-1)
     # A token stays if those before it have not reached top_p; 1 is off, regardless of rounding.
-    kept &= (mass - weights < top_p * mass[:, -1:]) | (top_p >= 1)
+    kept &= (mass - weights < limit * total) | (limit >= 1)
     kept[:, 0] = True
-    return minimum.index_copy(0, places, values.masked_fill(~kept, math.inf).amin(-1, keepdim=True))
-
-
-def _log_min_p(row: SamplingRow) -> float:
-    """The minimum logit relative to the maximum; 0 for a greedy row."""
-    if row.is_greedy:
-        return 0.0
-    return math.log(row.params.min_p) if row.params.min_p > 0 else -math.inf
-
-
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
-
-
-def _mix_key(key: tuple[int, int, int]) -> int:
-    """Hashes (seed, choice, position) to 64 bits with SplitMix64."""
-    state = 0
-    for number in key:
-        state = (state + number + 0x9E3779B97F4A7C15) & _MASK_64
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK_64
-        state ^= state >> 31
-    return state
-
-
-def _int32(bits: int) -> int:
-    """The low 32 bits as a signed integer."""
-    return ((bits & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
-
-
-def _lowbias32_(bits: Tensor) -> None:
-    """Chris Wellons' 32-bit integer hash, in place on int32 with wrapping products; shifts fill with zeros."""
-    bits ^= (bits >> 16).bitwise_and_(0xFFFF)
-    bits *= 0x7FEB352D
-    bits ^= (bits >> 15).bitwise_and_(0x1FFFF)
-    bits *= _int32(0x846CA68B)
-    bits ^= (bits >> 16).bitwise_and_(0xFFFF)
+    return values.masked_fill(~kept, math.inf).amin(-1, keepdim=True)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 import time
 from typing import Any
 
@@ -97,6 +98,7 @@ class Scheduler:
         self._blocks = blocks
         self._encoder_cache = encoder_cache
         self._sequences: dict[SequenceId, Sequence] = {}
+        self._free_slots = list(range(max_num_seqs))  # a heap: the slots in use stay close together
 
     @property
     def has_work(self) -> bool:
@@ -161,8 +163,10 @@ class Scheduler:
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a running or waiting sequence and free its pages and images."""
         del self._sequences[sequence.sequence_id]
-        (self.running if sequence in self.running else self.waiting).remove(sequence)
-        self._release(sequence)
+        if sequence in self.running:
+            self._leave(sequence)
+        else:
+            self.waiting.remove(sequence)
         sequence.finish_reason = reason
 
     def timings(self, sequence: Sequence) -> ChoiceTimings:
@@ -221,6 +225,8 @@ class Scheduler:
             if not self._blocks.admit(sequence, use_cache=not sequence.wants_prompt_logprobs):
                 return
             self.running.append(self.waiting.popleft())
+            sequence.slot = heappop(self._free_slots)
+            sequence.num_admissions += 1
             if sequence.num_cached_tokens is None:
                 sequence.num_cached_tokens = sequence.num_computed_tokens
                 sequence.admitted_s = self._clock()
@@ -263,11 +269,13 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.counters.preemptions += 1
-        self.running.remove(sequence)
+        self._leave(sequence)
         self.waiting.appendleft(sequence)
-        self._release(sequence)
 
-    def _release(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: Sequence) -> None:
+        """Remove a sequence from the batch and free what it has there."""
+        self.running.remove(sequence)
+        heappush(self._free_slots, sequence.slot)
         self._blocks.release(sequence)
         for image in sequence.request.images:
             self._unpin(sequence, image)

@@ -45,6 +45,8 @@ class Sequence:
         num_cached_tokens: Prompt tokens found in the prefix cache at the first admission; None before it.
         num_prompt_logprobs: Number of prompt positions with reported log probabilities.
         finish_reason: Set once, at the end.
+        slot: Its slot while it runs; meaningless otherwise.
+        num_admissions: How often it was admitted to the batch.
         constraint: Where the answer is in the request's constraint, if it has one.
     """
 
@@ -63,6 +65,8 @@ class Sequence:
     num_cached_tokens: int | None = None
     num_prompt_logprobs: int = 0
     finish_reason: FinishReason | None = None
+    slot: int = -1
+    num_admissions: int = 0
     constraint: ConstraintState | None = None
 
     def __post_init__(self) -> None:
@@ -98,6 +102,16 @@ class Sequence:
     def is_decoding(self) -> bool:
         """Whether all tokens but the newest one of the answer are computed."""
         return self.num_computed_tokens == len(self) - 1 >= self.num_prompt_tokens
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether a constraint applies to the next token."""
+        return self.constraint is not None and self.constraint.active
+
+    @property
+    def awaits_mask(self) -> bool:
+        """Whether a constraint applies later, so that the answer must not end before."""
+        return self.constraint is not None and not self.constraint.active
 
     @property
     def top_prompt_logprobs(self) -> int | None:

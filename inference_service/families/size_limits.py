@@ -16,8 +16,9 @@ _MIB = 2**20
 _PAGE_RECORD_BYTES = 256
 """What the block manager keeps about a page, in Python's objects."""
 _TOKEN_INPUT_BYTES = 2 * 8 * 6
-_SEQUENCE_INPUT_BYTES = 2 * 8
-"""Two sets of `engine.inputs.InputBuffers`."""
+"""What `engine.inputs` packs, in the two buffers of `engine.staging`."""
+_SEQUENCE_INPUT_BYTES = 2 * 8 * 3
+"""The same for a sequence, and its last token in `engine.slots`."""
 
 
 class SizeError(ValueError):
@@ -111,4 +112,4 @@ def _token_bytes(spec: ModelSpec, dtype: str) -> int:
 
 def _sequence_bytes(spec: ModelSpec, pages: int) -> int:
     """A lower bound for a sequence in a step: its inputs, and its logits in float32."""
-    return _SEQUENCE_INPUT_BYTES + 2 * 4 * (pages + 2) + 4 * spec.decoder.vocab_size
+    return _SEQUENCE_INPUT_BYTES + 4 * pages + 4 * spec.decoder.vocab_size

@@ -13,6 +13,13 @@ from inference_service.kernels.attention import AttentionMetadata, paged_attenti
 from inference_service.kernels.rms_norm import add_rms_norm, rms_norm
 from inference_service.kernels.rope import apply_rope
 from inference_service.kernels.silu_and_mul import silu_and_mul
+from inference_service.kernels.slot_state import (
+    SampledRows,
+    SlotState,
+    StateUpdate,
+    record_tokens,
+    update_slots,
+)
 
 
 class ApplyRope(Protocol):
@@ -35,6 +42,8 @@ class Ops:
         add_rms_norm: `kernels.rms_norm.add_rms_norm`.
         apply_rope: `kernels.rope.apply_rope`.
         silu_and_mul: `kernels.silu_and_mul.silu_and_mul`.
+        update_slots: `kernels.slot_state.update_slots`.
+        record_tokens: `kernels.slot_state.record_tokens`.
     """
 
     write_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = write_kv
@@ -45,6 +54,8 @@ class Ops:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = add_rms_norm
     apply_rope: ApplyRope = apply_rope
     silu_and_mul: Callable[[Tensor], Tensor] = silu_and_mul
+    update_slots: Callable[[SlotState, StateUpdate], None] = update_slots
+    record_tokens: Callable[[SlotState, Tensor, SampledRows], None] = record_tokens
 
 
 REFERENCE = Ops()

@@ -26,12 +26,14 @@ class VisionLanguageModel(nn.Module):
 
     Attributes:
         spec: The specification of the checkpoint.
+        ops: The operations, as chosen for its device.
         placement: The devices of its layers; None = all on one.
     """
 
     def __init__(self, spec: ModelSpec, ops: Ops = REFERENCE) -> None:
         super().__init__()
         self.spec = spec
+        self.ops = ops
         self.placement: Placement | None = None
         self.visual: nn.Module = family_of(spec).new_vision_tower(spec, ops)
         self.decoder = Decoder(spec.decoder, ops)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from inference_service.engine.inputs import InputBuffers
 from inference_service.engine.runner import ModelRunner
+from inference_service.engine.staging import Staging
 from inference_service.engine_protocol.messages import FinishReason, ImageSpan, SamplingParams
 from inference_service.errors import (
     ContextLengthError,
@@ -537,14 +537,14 @@ def test_two_steps_in_a_row_are_packed_in_different_buffers(
     make_core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     addresses = []
-    real = InputBuffers.pack
+    real = Staging.send
 
-    def pack(self: InputBuffers, *inputs):
-        batch = real(self, *inputs)
-        addresses.append(batch.token_ids.data_ptr())
-        return batch
+    def send(self: Staging, arrays):
+        tensors = real(self, arrays)
+        addresses.append(tensors[0].data_ptr())
+        return tensors
 
-    monkeypatch.setattr(InputBuffers, "pack", pack)
+    monkeypatch.setattr(Staging, "send", send)
     ask(make_core(), [TEXT])
     assert len(set(addresses)) == 2
     assert all(one != other for one, other in pairwise(addresses))

@@ -6,12 +6,12 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from inference_service.engine import blocks as blocks_module
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.core import EngineCore
+from inference_service.engine.inputs import SequenceInput
 from inference_service.engine.runner import ModelRunner
 from tests.support.conversations import (
     Conversation,
@@ -214,12 +214,10 @@ def test_notices_a_chunk_that_restarts_its_image(
 def test_notices_text_positions_behind_images(
     make_core, prompts, expected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ModelRunner._positions
+    real = ModelRunner._input
 
-    def positions(self: ModelRunner, chunk) -> np.ndarray:
-        if chunk.start < chunk.sequence.num_prompt_tokens:
-            return real(self, chunk)
-        return np.arange(chunk.start, chunk.end) * np.ones((3, 1), dtype=np.int64)
+    def without_delta(self: ModelRunner, chunk) -> SequenceInput:
+        return replace(real(self, chunk), delta=0)
 
-    monkeypatch.setattr(ModelRunner, "_positions", positions)
+    monkeypatch.setattr(ModelRunner, "_input", without_delta)
     assert broken(make_core(), prompts, expected)

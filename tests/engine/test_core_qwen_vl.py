@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from inference_service.engine import blocks as blocks_module
+from inference_service.engine import inputs as inputs_module
+from inference_service.engine import runner as runner_module
 from inference_service.engine.core import EngineCore
-from inference_service.engine.inputs import InputBuffers
+from inference_service.engine.inputs import Packed
 from inference_service.engine_protocol.messages import EngineConfig, FinishReason, SamplingParams
-from inference_service.models.batch import ForwardBatch
 from tests.support.conversations import drain
 from tests.support.qwen_vl_v1 import (
     GOLDEN,
@@ -272,15 +273,15 @@ def test_notices_shared_pages_of_unequal_frequencies(qwen_vl_b, monkeypatch):
 def test_notices_frequencies_of_the_chunk(qwen_vl_b, monkeypatch):
     core = make_core(qwen_vl_b)
     rope = core._runner._model.spec.decoder.rope
-    real = InputBuffers.pack
+    real = inputs_module.pack
 
-    def by_length(self: InputBuffers, inputs, *images) -> ForwardBatch:
+    def by_length(inputs, *images, **options) -> Packed:
         lengths = [sequence.start + len(sequence.token_ids) for sequence in inputs]
         mistaken = [
             replace(sequence, rope_level=rope.level(length))
             for sequence, length in zip(inputs, lengths, strict=True)
         ]
-        return real(self, mistaken, *images)
+        return real(mistaken, *images, **options)
 
-    monkeypatch.setattr(InputBuffers, "pack", by_length)
+    monkeypatch.setattr(runner_module, "pack", by_length)
     assert not same(crossing_answers(core, ["cross_512"]))

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 import torch
 
 from inference_service.engine.masks import TokenMask
-from inference_service.engine.sampler import SamplingRow, sample
 from inference_service.engine_protocol.messages import SamplingParams
+from tests.support.reference_sampler import SamplingRow
+from tests.support.sampling import sample
 
 
 def packed(rows: list[set[int]], vocab_size: int) -> torch.Tensor:
@@ -37,8 +38,9 @@ def test_only_permitted_tokens_of_masked_rows_keep_their_logits(case, seed: int)
     for row, tokens in zip(rows, permitted, strict=True):
         for token in set(range(vocab_size)) - tokens:
             expected[row, token] = -math.inf
-    mask = TokenMask(rows, packed(permitted, vocab_size))
-    assert torch.equal(mask.apply(logits, logits), expected)
+    mask = TokenMask(torch.tensor(rows), packed(permitted, vocab_size))
+    mask.apply_(logits, logits[rows])
+    assert torch.equal(logits, expected)
 
 
 def row(**options) -> SamplingRow:
@@ -54,14 +56,14 @@ def test_a_row_whose_permitted_tokens_are_all_excluded_takes_one_of_them() -> No
         rows = [
             row(temperature=temperature, min_tokens=5, seed=s, is_masked=True) for s in (1, 2, 3)
         ]
-        tokens = sample(logits, rows, TokenMask([0, 1, 2], only_ends)).tolist()
+        tokens = sample(logits, rows, TokenMask(torch.arange(3), only_ends)).tolist()
         assert set(tokens) <= {3, 4}
 
 
 @given(st.integers(0, 10_000), st.booleans())
 def test_end_tokens_before_and_within_a_constraint(seed: int, ignore_eos: bool) -> None:
     logits = torch.zeros(3, 5)
-    mask = TokenMask([1], packed([{2, 3}], 5))
+    mask = TokenMask(torch.tensor([1]), packed([{2, 3}], 5))
     rows = [
         row(seed=seed, ignore_eos=ignore_eos, awaits_mask=True),
         row(seed=seed, ignore_eos=ignore_eos, is_masked=True),

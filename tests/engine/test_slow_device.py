@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from inference_service.engine import inputs
+from inference_service.engine import runner as runner_module
+from inference_service.engine import staging as staging_module
 from inference_service.engine.core import EngineCore
-from inference_service.engine.inputs import Fence, InputBuffers, SequenceInput
+from inference_service.engine.inputs import Packed, batch_of
+from inference_service.engine.runner import ModelRunner
 from inference_service.engine.scheduler import Plan
+from inference_service.engine.staging import Fence, Staging
 from inference_service.models.batch import ForwardBatch, KVCache
-from tests.engine.test_inputs import sequence_of
 from tests.support.conversations import GREEDY, conversation, drain
+from tests.support.tiny_qwen_vl import image
 
 
+PICTURE = conversation(["Look: ", image(3, 4, 11)])
 PROMPT = conversation(["Tell me a very long story with many, many words in it, please. " * 4])
 
 
@@ -58,36 +64,36 @@ class SlowFence(Fence):
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> SlowDevice:
-    """Input buffers that are allocated from now on upload to this device."""
+    """What is sent from now on arrives on this device, in a buffer of its own, when its turn comes."""
     device = SlowDevice()
 
-    class SlowBuffer(inputs._Buffer):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            self._target = torch.zeros_like(self._source)
+    def upload(self: Staging, host: Any, used: int) -> Tensor:
+        if self._target is None:
+            self._target = torch.zeros(1 << 16, dtype=torch.int64)
+        target, source = self._target[:used], host.tensor[:used]
+        device.enqueue(lambda: target.copy_(source))
+        host.fence.record()
+        return target
 
-        def upload(self, count: int) -> Tensor:
-            target, source = self._target[:count], self._source[:count]
-            device.enqueue(lambda: target.copy_(source))
-            return target
-
-    monkeypatch.setattr(inputs, "_Buffer", SlowBuffer)
-    monkeypatch.setattr(inputs, "Fence", lambda _: SlowFence(device))
+    monkeypatch.setattr(Staging, "_upload", upload)
+    monkeypatch.setattr(staging_module, "Fence", lambda _: SlowFence(device))
     return device
 
 
 def run_on(slow: SlowDevice, core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Queues forward passes. A step that samples reads its results: it runs everything as soon as it is queued."""
+    """Queues what comes before sampling. A step that samples is run as soon as it is queued, as its rows are read."""
     model = core._runner._model
     forward, launch, enqueue = model.forward, core.launch, slow.enqueue
+    update_slots = model.ops.update_slots
 
-    def queued_forward(batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
-        meta = batch.attention  # what is on the host is read at once
-        starts, contexts = meta.host_query_start.copy(), meta.host_context_lens.copy()
-        meta = replace(meta, host_query_start=starts, host_context_lens=contexts)
-        hidden = torch.zeros(len(batch.token_ids), model.spec.decoder.hidden_size)
-        compute = torch.inference_mode()(forward)
-        slow.enqueue(lambda: hidden.copy_(compute(replace(batch, attention=meta), kv_cache)))
+    def later(packed: Packed, *inputs: Any) -> tuple[int, Callable[[], ForwardBatch]]:
+        return int(packed.host_query_start[-1]), partial(batch_of, packed, *inputs)
+
+    def queued_forward(batch: tuple[int, Callable[[], ForwardBatch]], kv_cache: KVCache) -> Tensor:
+        num_tokens, make = batch
+        hidden = torch.zeros(num_tokens, model.spec.decoder.hidden_size)
+        compute = torch.inference_mode()(lambda: hidden.copy_(forward(make(), kv_cache)))
+        slow.enqueue(compute)
         return hidden
 
     def launch_and_read(plan: Plan) -> Any:
@@ -100,6 +106,11 @@ def run_on(slow: SlowDevice, core: EngineCore, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(slow, "enqueue", enqueue_and_run if samples else enqueue)
         return launch(plan)
 
+    def queued_update(*inputs: Any) -> None:
+        slow.enqueue(torch.inference_mode()(partial(update_slots, *inputs)))
+
+    monkeypatch.setattr(runner_module, "batch_of", later)
+    monkeypatch.setattr(model, "ops", replace(model.ops, update_slots=queued_update))
     monkeypatch.setattr(model, "forward", queued_forward)
     monkeypatch.setattr(core, "launch", launch_and_read)
 
@@ -127,41 +138,28 @@ def test_the_slow_device_shows_a_missing_fence(make_core, slow, monkeypatch) -> 
     assert late != answer(make_core(max_num_batched_tokens=16))
 
 
-def new_buffers() -> InputBuffers:
-    return InputBuffers(
-        max_tokens=8, max_seqs=2, max_pages=9, page_size=4, device=torch.device("cpu")
-    )
-
-
-def sequence_with(token_id: int) -> SequenceInput:
-    return replace(sequence_of(2), token_ids=[token_id] * 2)
-
-
-def test_packing_waits_for_the_copies_of_the_previous_batch_only(slow: SlowDevice) -> None:
-    buffers = new_buffers()
-    batch = buffers.pack([sequence_with(5)])
+def test_sending_waits_for_the_copy_of_the_last_step_but_one_only(slow: SlowDevice) -> None:
+    staging = Staging(torch.device("cpu"))
     read: list[list[int]] = []
-    copies = slow.queued
-    slow.enqueue(lambda: read.append(batch.token_ids.tolist()))  # a forward pass
+    for number in (5, 6):
+        [tensor] = staging.send([np.array([number, number])])
+        slow.enqueue(partial(lambda sent: read.append(sent.tolist()), tensor))  # a forward pass
     assert slow.done == 0
-    buffers.pack([sequence_with(6)])
-    assert slow.done == copies
+    staging.send([np.array([7, 7])])
+    assert slow.done == 1
     slow.run()
-    assert read == [[5, 5]]
+    assert read == [[5, 5], [6, 6]]
 
 
-def test_packing_waits_for_the_copy_of_the_sampled_rows(slow: SlowDevice) -> None:
-    buffers = new_buffers()
-    buffers.pack([sequence_with(5)])
-    rows = buffers.rows([1])
-    queued = slow.queued
-    buffers.pack([sequence_with(6)])
-    assert slow.done == queued
-    assert rows.tolist() == [1]
+def test_running_out_of_memory_while_packing_queues_nothing(make_core, slow, monkeypatch) -> None:
+    core = make_core()
 
+    def no_memory(*_: Any) -> Any:
+        raise MemoryError
 
-def test_running_out_of_memory_while_packing_queues_nothing(slow: SlowDevice) -> None:
-    buffers = new_buffers()
-    with pytest.raises(RuntimeError):
-        buffers.pack([sequence_with(5)], [0, 1], [torch.ones(1, 8), torch.ones(1, 9)])
+    monkeypatch.setattr(ModelRunner, "_image_rows", no_memory)
+    core.add(PICTURE.request("x"), PICTURE.pixels)
+    failure = drain(core)["x"].outputs[-1].failure
+    assert failure is not None
+    assert failure.reason == "GPU_OUT_OF_MEMORY"
     assert slow.queued == 0
