@@ -10,7 +10,7 @@ import torch
 
 from inference_service.engine.inputs import SequenceInput, batch_of, pack
 from inference_service.engine.runner import PROMPT_LOGITS_ROWS
-from inference_service.engine.slots import new_state
+from inference_service.engine.slots import largest_state_bytes, new_state
 from inference_service.engine.staging import Staging
 from inference_service.engine_protocol.messages import EngineConfig
 from inference_service.families.footprint import (
@@ -192,7 +192,7 @@ def _free_bytes(config: EngineConfig, model: VisionLanguageModel) -> dict[torch.
 def _free_bytes_on_gpus(
     config: EngineConfig, model: VisionLanguageModel, gpus: Sequence[torch.device]
 ) -> dict[torch.device, int]:
-    """Bytes for the cache after weights, the largest step and the encoder cache."""
+    """Bytes for the cache after weights, the largest step, the encoder cache and the state of the slots."""
     held = {}
     for device in gpus:
         torch.cuda.synchronize(device)
@@ -207,7 +207,14 @@ def _free_bytes_on_gpus(
     free = {device: _permitted_bytes(config, device) - step[device] for device in gpus}
     if model.device in free:
         free[model.device] -= _encoder_cache_bytes(config, model.spec, model.dtype)
+        free[model.device] -= _slots_bytes(config, model.spec)
     return free
+
+
+def _slots_bytes(config: EngineConfig, spec: ModelSpec) -> int:
+    max_len = resolve_max_model_len(config, spec)
+    max_pages = -(-max_len // config.page_size)
+    return largest_state_bytes(config.max_num_seqs, max_pages, max_len, spec.decoder.vocab_size)
 
 
 @torch.inference_mode()

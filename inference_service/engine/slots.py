@@ -39,6 +39,12 @@ def new_state(
     )
 
 
+def largest_state_bytes(num_slots: int, max_pages: int, max_len: int, vocab_size: int) -> int:
+    """Bytes of a state in which every sequence has all penalties; see `Slots`."""
+    slot = 8 + 4 * (max_pages + max_len + vocab_size)
+    return num_slots * slot + 4 * vocab_size
+
+
 @dataclass(slots=True)
 class Tenant:
     """Who has a slot.

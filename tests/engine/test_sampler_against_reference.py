@@ -14,7 +14,7 @@ from inference_service.engine import sampling_table
 from inference_service.engine.masks import TokenMask
 from inference_service.engine.sampler import sample_
 from inference_service.engine.sequence import Sequence
-from inference_service.engine.slots import Slots
+from inference_service.engine.slots import Slots, largest_state_bytes
 from inference_service.engine.staging import Staging
 from inference_service.engine_protocol.messages import SamplingParams
 from inference_service.kernels import slot_state
@@ -188,6 +188,16 @@ def run_tenants_of_one_slot() -> None:
         for _ in range(8):
             bench.step([sequence], 7, looks=True)
         bench.running.clear()
+
+
+def test_the_largest_state_is_as_large_as_announced() -> None:
+    settings = SamplingParams(max_tokens=9, frequency_penalty=1.0, repetition_penalty=1.1)
+    slots = new_slots(5, SMALL)
+    sequences = [sequence_of(SamplingRow(settings, (1,), ()), slot) for slot in range(5)]
+    prepare(slots, sequences, Staging(CPU))
+    state = slots.state
+    tensors = (state.last_tokens, state.page_table, state.history, state.counts)
+    assert sum(tensor.nbytes for tensor in tensors) == largest_state_bytes(5, 1, MAX_LEN, SMALL)
 
 
 def test_a_slot_forgets_its_tenant() -> None:
