@@ -226,23 +226,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--rest-url", type=_loopback_url, default="http://127.0.0.1:8000")
+    parser.add_argument("--rest-url", type=loopback_url, default="http://127.0.0.1:8000")
     parser.add_argument("--grpc-target", type=_loopback_target, default="127.0.0.1:50051")
     parser.add_argument("--model", help="served model name (default: the canonical one)")
-    parser.add_argument("--concurrency", type=_between(1, 256), nargs="+", default=[1, 4, 16])
-    parser.add_argument("--requests", type=_between(1, 10_000), default=32, help="requests per run")
-    parser.add_argument("--pairs", type=_between(1, 100), default=5, help="runs of each API")
+    parser.add_argument("--concurrency", type=between(1, 256), nargs="+", default=[1, 4, 16])
+    parser.add_argument("--requests", type=between(1, 10_000), default=32, help="requests per run")
+    parser.add_argument("--pairs", type=between(1, 100), default=5, help="runs of each API")
     parser.add_argument(
-        "--tokens", type=_between(2, 4096), default=64, help="tokens of every answer"
+        "--tokens", type=between(2, 4096), default=64, help="tokens of every answer"
     )
     parser.add_argument(
-        "--image-size", type=_between(32, 4096), default=256, help="side of the images in pixels"
+        "--image-size", type=between(32, 4096), default=256, help="side of the images in pixels"
     )
     parser.add_argument(
-        "--timeout", type=_between(1, 3600), default=120, help="timeout of one request, s"
+        "--timeout", type=between(1, 3600), default=120, help="timeout of one request, s"
     )
     parser.add_argument(
-        "--time-limit", type=_between(1, 86_400), default=1800, help="limit of the whole run, s"
+        "--time-limit", type=between(1, 86_400), default=1800, help="limit of the whole run, s"
     )
     parser.add_argument("--json", type=Path, help="write all figures to this file as well")
     arguments = parser.parse_args(argv)
@@ -251,7 +251,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _between(low: int, high: int) -> Callable[[str], int]:
+def between(low: int, high: int) -> Callable[[str], int]:
+    """A type of arguments: integers from `low` to `high`."""
+
     def number(text: str) -> int:
         value = int(text)
         if not low <= value <= high:
@@ -261,7 +263,8 @@ def _between(low: int, high: int) -> Callable[[str], int]:
     return number
 
 
-def _loopback_url(text: str) -> str:
+def loopback_url(text: str) -> str:
+    """A type of arguments: http URLs of loopback addresses."""
     parts = urlsplit(text)
     if parts.scheme != "http" or not _is_loopback(parts.hostname):
         raise argparse.ArgumentTypeError(f"{text} is not an http URL of a loopback address")
