@@ -12,14 +12,23 @@ DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "
 """The supported dtypes of weights, activations and cache, as torch spells them, with their bytes per value."""
 
 
-def resolve_dtype_name(name: str, checkpoint_dtype: str, *, on_gpu: bool) -> str:
-    """Resolves a dtype name; `auto` = the checkpoint's on a GPU, float32 on a CPU.
+def resolve_dtype_name(
+    name: str, checkpoint_dtype: str, *, on_gpu: bool, fast_bfloat16: bool = False
+) -> str:
+    """Resolves a dtype name; `auto` = the checkpoint's where the device is fast with it, else float32.
+
+    Args:
+        name: The name, or `auto`.
+        checkpoint_dtype: A key of `DTYPE_BYTES`.
+        on_gpu: The device is a GPU, which is fast with all dtypes.
+        fast_bfloat16: The device is a CPU that is fast with bfloat16.
 
     Raises:
         ValueError: Unsupported dtype.
     """
     if name == "auto":
-        name = checkpoint_dtype if on_gpu else "float32"
+        fast = on_gpu or (fast_bfloat16 and checkpoint_dtype == "bfloat16")
+        name = checkpoint_dtype if fast else "float32"
     if name not in DTYPE_BYTES:
         raise ValueError(f"dtype must be auto or one of {', '.join(DTYPE_BYTES)}, not {name}")
     return name

@@ -129,7 +129,8 @@ class ServiceSettings(FlagSettings):
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto",
-        description="dtype of weights and KV cache; auto = the checkpoint's on a GPU, float32 on a CPU",
+        description="dtype of weights and KV cache; auto = the checkpoint's on a GPU; on a CPU bfloat16 if the"
+        " checkpoint has it and it is measured at start to be faster, else float32",
     )
     device: DeviceName = Field(
         "auto",
@@ -159,7 +160,8 @@ class ServiceSettings(FlagSettings):
         True, description="reuse the KV pages of identical prompt prefixes"
     )
     cpu_threads: Parallel | None = Field(
-        None, description="number of torch threads on a CPU; none = all cores"
+        None,
+        description="number of torch threads on a CPU; none = one per core, within the quota of the container",
     )
     engine_start_timeout_s: Seconds = Field(
         1200.0, description="maximum time to load the model, in seconds"

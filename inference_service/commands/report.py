@@ -20,6 +20,7 @@ from inference_service.families.placement import place_layers
 from inference_service.families.registry import FAMILIES
 from inference_service.families.tables import layer_parameters
 from inference_service.model_spec import DTYPE_BYTES, ModelSpec, resolve_dtype_name
+from inference_service.processor import has_fast_bfloat16
 from inference_service.settings import ServiceSettings
 
 
@@ -106,8 +107,13 @@ def assess(spec: ModelSpec, device: Device, settings: ServiceSettings) -> Assess
         device: The device.
         settings: dtype, `max_model_len` (at most the model's window) and the sizes of caches.
     """
-    dtype = resolve_dtype_name(settings.dtype, spec.checkpoint_dtype, on_gpu=device.is_gpu)
-    model = footprint(spec, dtype)
+    dtype = resolve_dtype_name(
+        settings.dtype,
+        spec.checkpoint_dtype,
+        on_gpu=device.is_gpu,
+        fast_bfloat16=has_fast_bfloat16(),
+    )
+    model = footprint(spec, dtype, on_gpu=device.is_gpu)
     share = settings.gpu_memory_utilization if device.is_gpu else 1.0
     usable = max(0, usable_bytes(device.total_bytes, device.used_bytes, share))
     # Every further GPU has activations of its own.
@@ -173,6 +179,8 @@ def _describe(model: Footprint, other: int) -> Iterator[str]:
         branch = "└─" if index == len(model.parts) - 1 else "├─"
         yield f"{branch} {name:<9}{_count(count)}"
     yield f"weights     {_both_units(model.weight_bytes)} in {model.dtype}"
+    if model.copied_bytes:
+        yield f"            of these, {show_size(model.copied_bytes)} for a packed copy of the token embedding"
     yield f"other       {show_size(other)} for images and the activations of a step"
     remark = FAMILIES[model.family].memory_remarks.get(model.dtype)
     total = model.weight_bytes + other

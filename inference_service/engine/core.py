@@ -15,6 +15,7 @@ from torch import Tensor
 
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.constrained import Grammars, HeldRequest, HeldRequests
+from inference_service.engine.cpu_forms import pack_large, settle_form
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.loader import load_model
 from inference_service.engine.memory import (
@@ -54,6 +55,7 @@ from inference_service.grammar.matcher import GrammarError
 from inference_service.grammar.vocabulary import load_vocabulary
 from inference_service.measures import DeviceMemory, DurationCounter
 from inference_service.models.vision_language import VisionLanguageModel
+from inference_service.processor import usable_cores
 from inference_service.progress import advance
 
 
@@ -100,11 +102,17 @@ class EngineCore:
         spec = load_spec(model_dir)
         devices = resolve_devices(config.device)
         dtype = resolve_dtype(config.dtype, spec.checkpoint_dtype, devices[0])
-        if config.cpu_threads is not None:
-            torch.set_num_threads(config.cpu_threads)
+        on_cpu = devices[0].type == "cpu"
+        if on_cpu or config.cpu_threads is not None:
+            torch.set_num_threads(config.cpu_threads or usable_cores())
+        packed = False
+        if on_cpu:
+            dtype, packed = settle_form(config.dtype, dtype, spec.decoder)
         refuse_impossible_sizes(config, spec, devices, dtype)
         placement = plan_placement(config, spec, devices, dtype)
         model = load(model_dir, dtype=dtype, device=devices[0], placement=placement)
+        if packed:
+            pack_large(model)
         num_pages = count_kv_pages(config, model)
         max_model_len = min(resolve_max_model_len(config, spec), num_pages * config.page_size)
         self._vocab_size = spec.decoder.vocab_size
@@ -130,7 +138,7 @@ class EngineCore:
             max_model_len=max_model_len,
         )
         self._held = HeldRequests(Grammars(partial(load_vocabulary, model_dir)))
-        if devices[0].type == "cpu":  # on a GPU a step takes less than a second
+        if on_cpu:  # on a GPU a step takes less than a second
             _note_progress(model)
         self._steps = 0
         self._device = devices[0]

@@ -22,9 +22,11 @@ from inference_service.families.footprint import (
 from inference_service.families.placement import Placement, place_layers
 from inference_service.families.size_limits import Sizes, check_sizes
 from inference_service.families.tables import kv_bytes_per_token, layer_parameters, module_parts
+from inference_service.kernels.cpu_linear import can_pack
 from inference_service.model_spec import DTYPE_BYTES, ModelSpec, resolve_dtype_name
 from inference_service.models.vision_language import VisionLanguageModel
 from inference_service.process_memory import machine_bytes
+from inference_service.processor import has_fast_bfloat16
 
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
@@ -132,9 +134,12 @@ def _layer_page_bytes(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype)
 
 
 def resolve_dtype(name: str, checkpoint_dtype: str, device: torch.device) -> torch.dtype:
-    """See `resolve_dtype_name`."""
+    """See `resolve_dtype_name`; on a CPU, `auto` is what its instructions promise, to be measured."""
     on_gpu = device.type == "cuda"
-    return TORCH_DTYPES[resolve_dtype_name(name, checkpoint_dtype, on_gpu=on_gpu)]
+    fast = not on_gpu and has_fast_bfloat16() and can_pack(torch.bfloat16)
+    return TORCH_DTYPES[
+        resolve_dtype_name(name, checkpoint_dtype, on_gpu=on_gpu, fast_bfloat16=fast)
+    ]
 
 
 def resolve_max_model_len(config: EngineConfig, spec: ModelSpec) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import os
 import socket
@@ -19,6 +19,9 @@ from qwenvl.safe_path import child_environment
 
 DEFAULT_COMMAND: Final = (sys.executable, "-P", "-m", "inference_service.engine.process")
 _REAP_POLL_S: Final = 0.02
+_SPINS: Final = "20000"
+"""How long threads of torch wait for each other before they sleep: a millisecond, not 15 as is the default. Where other
+processes, such as the front, need the same cores, waiting threads keep those from running that they wait for."""
 
 
 class EngineChild:
@@ -56,7 +59,7 @@ class EngineChild:
                     [*command, *arguments],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
-                    env=child_environment(os.environ),
+                    env=_engine_environment(os.environ),
                 )
             except OSError:
                 ours.close()
@@ -165,6 +168,13 @@ class EngineChild:
     def has_exited(self) -> bool:
         """Whether the process has ended; a grandchild may still hold its socket open."""
         return self._process.poll() is not None
+
+
+def _engine_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    environment = child_environment(environ)
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", _SPINS)
+    return environment
 
 
 def _close(fd: int | None) -> None:

@@ -238,7 +238,8 @@ class EngineConfig:
 
     Attributes:
         model_dir: Directory with config.json and safetensors.
-        dtype: `auto`, `float32`, `float16` or `bfloat16`; auto = the checkpoint's on a GPU, float32 on a CPU.
+        dtype: `auto`, `float32`, `float16` or `bfloat16`; auto = the checkpoint's on a GPU; on a CPU
+            bfloat16 if the checkpoint has it and it is measured to be faster, else float32.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, or several GPUs for a model too large for one: `cuda:0,cuda:1`.
         max_model_len: Context window in tokens; None = the model's own.
         max_num_seqs: Maximum number of sequences in one batch.
@@ -249,7 +250,7 @@ class EngineConfig:
         cpu_kv_cache_bytes: Size of the KV cache on a CPU.
         encoder_cache_tokens: Image tokens kept in the encoder cache.
         enable_prefix_caching: Reuse pages of equal prefixes.
-        cpu_threads: torch threads on a CPU; None = all cores.
+        cpu_threads: torch threads on a CPU; None = one for each core, within the quota of the container.
     """
 
     model_dir: str

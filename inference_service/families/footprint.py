@@ -10,6 +10,8 @@ from inference_service.model_spec import DTYPE_BYTES, ModelSpec
 
 MIN_CONTEXT_TOKENS = 2048
 """Minimum context in tokens: with less, questions about images cannot be answered."""
+PACKED_VALUES = 2**18
+"""Minimum values of a weight that is packed on a CPU: the products with smaller ones are faster without."""
 STEP_RESERVE_BYTES = 2**30
 """Estimate for the activations of one step where the engine cannot measure them, or has not yet."""
 
@@ -24,6 +26,8 @@ class Footprint:
         dtype: Dtype of weights and cache, a key of `DTYPE_BYTES`.
         kv_bytes_per_token: Bytes of the keys and values of one token.
         window_tokens: The context window that the model was trained for.
+        copied_parameters: Parameters that are held twice: of an output head that is the token embedding, a CPU has
+            both the rows and their packed form.
     """
 
     family: str
@@ -31,6 +35,7 @@ class Footprint:
     dtype: str
     kv_bytes_per_token: int
     window_tokens: int
+    copied_parameters: int = 0
 
     @property
     def parameter_count(self) -> int:
@@ -39,8 +44,13 @@ class Footprint:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all parameters in `dtype`."""
-        return self.parameter_count * DTYPE_BYTES[self.dtype]
+        """Bytes of all parameters in `dtype`, with those that are held twice."""
+        return (self.parameter_count + self.copied_parameters) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of the parameters that are held twice, once."""
+        return self.copied_parameters * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,19 +70,24 @@ class Capacity:
     fits: bool
 
 
-def footprint(spec: ModelSpec, dtype: str) -> Footprint:
+def footprint(spec: ModelSpec, dtype: str, *, on_gpu: bool = True) -> Footprint:
     """The footprint of a model.
 
     Args:
         spec: The model.
         dtype: A key of `DTYPE_BYTES`.
+        on_gpu: The device is a GPU; a CPU may pack weights, and then holds a tied head twice.
     """
+    decoder = spec.decoder
+    head = decoder.vocab_size * decoder.hidden_size
+    packs = not on_gpu and dtype != "float16" and head >= PACKED_VALUES
     return Footprint(
         family=spec.family,
         parts=module_parts(spec),
         dtype=dtype,
         kv_bytes_per_token=kv_bytes_per_token(spec, DTYPE_BYTES[dtype]),
         window_tokens=spec.max_position_embeddings,
+        copied_parameters=head if packs and decoder.tie_word_embeddings else 0,
     )
 
 

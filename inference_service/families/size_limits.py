@@ -66,7 +66,7 @@ def check_sizes(
     Raises:
         SizeError: One is too large.
     """
-    model = footprint(spec, dtype)
+    model = footprint(spec, dtype, on_gpu=on_gpu)
     window = spec.max_position_embeddings
     if sizes.kv_page_size > window:
         text = f"a page cannot have more tokens than the model's context window, {window}"

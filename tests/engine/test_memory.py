@@ -43,8 +43,16 @@ def test_a_gpu_that_is_not_there(
         memory.resolve_devices(name)
 
 
-def test_the_dtype_follows_flag_checkpoint_and_device() -> None:
+def test_the_dtype_follows_flag_checkpoint_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+    monkeypatch.setattr(memory, "can_pack", lambda _: True)
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(memory, "has_fast_bfloat16", lambda fast=fast: fast)
+        assert memory.resolve_dtype("auto", "bfloat16", cpu) is dtype
+        assert memory.resolve_dtype("auto", "float16", cpu) is torch.float32
+        assert memory.resolve_dtype("auto", "float32", cpu) is torch.float32
+    monkeypatch.setattr(memory, "can_pack", lambda _: False)
+    monkeypatch.setattr(memory, "has_fast_bfloat16", lambda: True)
     assert memory.resolve_dtype("auto", "bfloat16", cpu) is torch.float32
     assert memory.resolve_dtype("auto", "bfloat16", gpu) is torch.bfloat16
     assert memory.resolve_dtype("float16", "bfloat16", gpu) is torch.float16

@@ -1,0 +1,142 @@
+"""Chooses dtype and form of the weights on a CPU by measuring a layer of the model for some milliseconds.
+
+Which is fastest depends on processor and library: bfloat16 is three times faster than float32 with AMX and five times
+slower on a processor that only converts it, and packing may or may not pay for float32. One thread measures, so that
+other processes do not make a barrier between threads the thing that is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+import logging
+import math
+import time
+
+import torch
+from torch import nn
+
+from inference_service.families.footprint import PACKED_VALUES
+from inference_service.kernels.cpu_linear import PackedWeight, can_pack
+from inference_service.kernels.layers import DenseWeight, Linear, WeightForm, convert_linears
+from inference_service.model_spec import DecoderSpec
+
+
+logger = logging.getLogger(__name__)
+
+_ROWS = (1, 4, 16, 64)
+"""Rows of the measured products: sequences that decode, a piece of a prompt."""
+_MEASURED_VALUES = 2**19
+"""Maximum values of the measured weight."""
+_ROUNDS, _LIMIT_S = 12, 0.5
+_MARGIN = 0.85
+"""What another form must cost at most, relative to the one before it: noise does not change the choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuForm:
+    """How weights are held: in which dtype, and whether large ones are packed."""
+
+    dtype: torch.dtype
+    packed: bool
+
+
+Measure = Callable[[Sequence[CpuForm], int, int], list[float]]
+
+
+def measure_forms(forms: Sequence[CpuForm], outputs: int, inputs: int) -> list[float]:
+    """The geometric mean of the shortest times over the numbers of rows, in seconds, for each form.
+
+    Args:
+        forms: The forms.
+        outputs: Rows of the weight.
+        inputs: Columns of the weight.
+    """
+    works: dict[tuple[int, int], tuple[WeightForm, torch.Tensor]] = {}
+    for index, form in enumerate(forms):
+        layer = Linear(inputs, outputs, bias=False).to(form.dtype)
+        nn.init.constant_(layer.get_parameter("weight"), 1 / inputs)
+        dense = DenseWeight(layer)
+        weight: WeightForm = PackedWeight.of(dense) if form.packed else dense
+        for rows in _ROWS:
+            works[index, rows] = (weight, torch.ones(rows, inputs, dtype=form.dtype))
+    best = dict.fromkeys(works, math.inf)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        end = time.perf_counter() + _LIMIT_S
+        # In turns, so that other load on the machine affects all; the first round only fills caches.
+        for number in range(_ROUNDS):
+            for key, (weight, x) in works.items():
+                begin = time.perf_counter()
+                weight.apply(x)
+                if number:
+                    best[key] = min(best[key], time.perf_counter() - begin)
+            if number and time.perf_counter() > end:
+                break
+    finally:
+        torch.set_num_threads(threads)
+    return [
+        math.prod(best[index, rows] for rows in _ROWS) ** (1 / len(_ROWS))
+        for index, _ in enumerate(forms)
+    ]
+
+
+def choose_form(
+    dtypes: Sequence[torch.dtype], outputs: int, inputs: int, measure: Measure = measure_forms
+) -> CpuForm:
+    """The fastest form of a weight [outputs, inputs].
+
+    Args:
+        dtypes: The dtypes to choose from; the first one is kept unless another is clearly faster.
+        outputs: Rows of the weight.
+        inputs: Columns of the weight.
+        measure: For tests.
+    """
+    dense = CpuForm(dtypes[0], packed=False)
+    forms = [CpuForm(dtype, packed=True) for dtype in dtypes if can_pack(dtype)]
+    if outputs * inputs < PACKED_VALUES or not forms:
+        return dense
+    forms.insert(1 if forms[0].dtype == dense.dtype else 0, dense)
+    rows = max(1, min(outputs, _MEASURED_VALUES // inputs))
+    with torch.inference_mode():
+        costs = measure(forms, rows, inputs)
+    best = 0
+    for index, cost in enumerate(costs):
+        if cost < _MARGIN * costs[best]:
+            best = index
+    return forms[best]
+
+
+def settle_form(
+    name: str, dtype: torch.dtype, decoder: DecoderSpec, measure: Measure = measure_forms
+) -> tuple[torch.dtype, bool]:
+    """The dtype of a model on a CPU, and whether its weights are packed.
+
+    Args:
+        name: The operator's dtype, which is kept unless it is `auto`.
+        dtype: The dtype for which it stands.
+        decoder: The language model, whose widest layer is measured.
+        measure: For tests.
+    """
+    dtypes = (torch.float32, dtype) if name == "auto" else (dtype,)
+    outputs, inputs = 2 * decoder.intermediate_size, decoder.hidden_size
+    form = choose_form(tuple(dict.fromkeys(dtypes)), outputs, inputs, measure)
+    logger.info(
+        "weights are held as %s, %s",
+        str(form.dtype).removeprefix("torch."),
+        "packed" if form.packed else "as in the checkpoint",
+    )
+    return form.dtype, form.packed
+
+
+def pack_large(model: nn.Module) -> None:
+    """Packs the weights of all large linear layers; an embedding keeps its rows beside the packed head."""
+
+    def convert(dense: DenseWeight) -> WeightForm:
+        weight = dense.weight
+        large = weight.numel() >= PACKED_VALUES and can_pack(weight.dtype)
+        return PackedWeight.of(dense) if large else dense
+
+    with torch.inference_mode():
+        convert_linears(model, convert)

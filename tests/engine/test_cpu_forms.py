@@ -1,0 +1,150 @@
+"""The choice of dtype and form on a CPU from what was measured, and an engine with packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from inference_service.demo import MODEL_DIR
+from inference_service.engine import core as core_module
+from inference_service.engine import cpu_forms
+from inference_service.engine.core import EngineCore
+from inference_service.engine.cpu_forms import (
+    CpuForm,
+    choose_form,
+    measure_forms,
+    pack_large,
+    settle_form,
+)
+from inference_service.engine.loader import load_model
+from inference_service.families.footprint import PACKED_VALUES, footprint
+from inference_service.families.registry import load_spec
+from inference_service.kernels.cpu_linear import PackedWeight
+from inference_service.kernels.layers import DenseWeight, Linear
+from inference_service.model_spec import DTYPE_BYTES
+from tests.support.conversations import GREEDY, Conversation, drain
+from tests.support.published_configs import published_files, write_files
+
+
+F32, BF16 = torch.float32, torch.bfloat16
+DENSE, PACKED, HALF = (
+    CpuForm(F32, packed=False),
+    CpuForm(F32, packed=True),
+    CpuForm(BF16, packed=True),
+)
+
+
+@pytest.fixture(autouse=True)
+def _all_can_be_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_forms, "can_pack", lambda dtype: dtype in (F32, BF16))
+
+
+def costing(**costs: float) -> Callable[[Sequence[CpuForm], int, int], list[float]]:
+    by_form = {DENSE: costs["dense"], PACKED: costs["packed"], HALF: costs.get("half", 9.0)}
+    return lambda forms, _outputs, _inputs: [by_form[form] for form in forms]
+
+
+@pytest.mark.parametrize(
+    ("costs", "chosen"),
+    [
+        ({"dense": 2.0, "packed": 1.0, "half": 0.5}, HALF),
+        ({"dense": 2.0, "packed": 1.0, "half": 5.0}, PACKED),
+        ({"dense": 1.0, "packed": 1.1, "half": 1.0}, PACKED),  # not clearly better
+        ({"dense": 1.0, "packed": 2.0, "half": 0.9}, DENSE),
+        ({"dense": 1.0, "packed": 2.0, "half": 0.8}, HALF),
+    ],
+)
+def test_another_form_must_be_clearly_faster(costs: dict[str, float], chosen: CpuForm) -> None:
+    assert choose_form((F32, BF16), 4096, 1024, costing(**costs)) == chosen
+
+
+def test_a_named_dtype_is_kept() -> None:
+    found = choose_form((F32,), 4096, 1024, costing(dense=2.0, packed=1.0, half=0.1))
+    assert found == PACKED
+
+
+def test_small_weights_and_other_dtypes_are_not_measured() -> None:
+    def never(*_: Any) -> list[float]:
+        raise AssertionError
+
+    assert choose_form((F32, BF16), 512, PACKED_VALUES // 512 - 1, never) == DENSE
+    assert choose_form((torch.float16,), 4096, 4096, never) == CpuForm(torch.float16, packed=False)
+
+
+def test_auto_measures_both_dtypes_of_a_checkpoint_in_bfloat16(demo_spec: Any) -> None:
+    seen: list[Sequence[CpuForm]] = []
+
+    def measure(forms: Sequence[CpuForm], _outputs: int, _inputs: int) -> list[float]:
+        seen.append(forms)
+        return [1.0] * len(forms)
+
+    assert settle_form("auto", BF16, demo_spec, measure) == (F32, True)
+    assert settle_form("auto", F32, demo_spec, measure) == (F32, True)
+    assert settle_form("bfloat16", BF16, demo_spec, measure) == (BF16, True)
+    assert [{form.dtype for form in forms} for forms in seen] == [{F32, BF16}, {F32}, {BF16}]
+
+
+@pytest.fixture
+def demo_spec(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(cpu_forms, "PACKED_VALUES", 1)
+    return load_spec(MODEL_DIR).decoder
+
+
+def test_every_form_is_measured_and_the_threads_are_restored() -> None:
+    threads = torch.get_num_threads()
+    costs = measure_forms([DENSE, PACKED], 512, 64)
+    assert len(costs) == 2
+    assert all(0 < cost < 10 for cost in costs)
+    assert torch.get_num_threads() == threads
+
+
+def test_an_engine_with_packed_weights_answers_as_transformers(
+    make_core: Callable[[], EngineCore],
+    prompts: list[Conversation],
+    expected: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dense_bytes = make_core().ready.weight_bytes
+    monkeypatch.setattr(cpu_forms, "PACKED_VALUES", 1)
+    monkeypatch.setattr(core_module, "settle_form", lambda *_: (F32, True))
+    loaded = []
+
+    def load(*arguments: Any, **settings: Any) -> Any:
+        loaded.append(load_model(*arguments, **settings))
+        return loaded[0]
+
+    monkeypatch.setattr(EngineCore.__init__, "__defaults__", (load,))
+    core = make_core()
+    linears = [module for module in loaded[0].modules() if isinstance(module, Linear)]
+    assert all(isinstance(linear.form, PackedWeight) for linear in linears)
+    # Blocks of 64 x 16 pad these small weights.
+    assert dense_bytes < core.ready.weight_bytes < 2 * dense_bytes
+    for number, prompt in enumerate(prompts):
+        core.add(prompt.request(str(number), GREEDY), prompt.pixels)
+    answers = drain(core)
+    assert [answers[str(number)].token_ids for number in range(len(prompts))] == expected
+
+
+def test_weights_that_are_small_stay_as_they_are() -> None:
+    layers = nn.Sequential(Linear(8, 8), Linear(512, PACKED_VALUES // 512))
+    for parameter in layers.parameters():
+        parameter.data.zero_()
+    pack_large(layers)
+    assert [type(layer.form) for layer in layers] == [DenseWeight, PackedWeight]
+
+
+@pytest.mark.parametrize(("dtype", "copies"), [("float32", 1), ("bfloat16", 1), ("float16", 0)])
+def test_a_tied_head_counts_twice_on_a_cpu(tmp_path: Path, dtype: str, copies: int) -> None:
+    spec = load_spec(write_files(tmp_path, published_files()))
+    assert spec.decoder.tie_word_embeddings
+    on_gpu, on_cpu = footprint(spec, dtype), footprint(spec, dtype, on_gpu=False)
+    head = spec.decoder.vocab_size * spec.decoder.hidden_size * DTYPE_BYTES[dtype]
+    assert on_cpu.weight_bytes - on_gpu.weight_bytes == copies * head == on_cpu.copied_bytes
+    untied = replace(spec, decoder=replace(spec.decoder, tie_word_embeddings=False))
+    assert footprint(untied, dtype, on_gpu=False).copied_bytes == 0
