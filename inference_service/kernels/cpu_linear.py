@@ -48,7 +48,7 @@ class PackedWeight:
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this build of torch packs weights of a dtype, and this processor computes with them."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype == torch.bfloat16:
         return bool(_mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001

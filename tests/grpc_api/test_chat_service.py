@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -307,13 +308,16 @@ async def test_urgent_requests_of_a_caller_are_computed_first(open_service) -> N
     def ask(text: str, priority: int) -> asyncio.Future[Any]:
         return asyncio.ensure_future(service.create(spec_of(text, priority=priority)))
 
+    def has_computed(count: int) -> bool:
+        return len(service.engine.requests) == count
+
     first = [ask("first", 0) for _ in range(3)]
     await until(lambda: len(service.engine.requests) == 3)
     waiting = [ask("x" * length, priority) for length, priority in ((30, 4), (10, -1), (20, 0))]
     await until(lambda: service.backend.load().waiting == 3)
     for computed in range(4, 7):
         first.pop().cancel()
-        await until(lambda computed=computed: len(service.engine.requests) == computed)
+        await until(partial(has_computed, computed))
     lengths = [len(request.prompt_token_ids) for request in service.engine.requests[3:]]
     assert lengths == sorted(lengths)
     service.engine.resume.set()
