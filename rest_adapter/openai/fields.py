@@ -68,7 +68,6 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "length_penalty": (1,),
     "logits_processors": (),
     "modalities": (["text"],),
-    "priority": (0,),
     "structural_tag": (),
     "suffix": (),
     "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),

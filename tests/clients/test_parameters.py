@@ -125,7 +125,7 @@ SERVED_BY_BOTH: list[tuple[dict[str, Any], Check]] = [
     ({"stream_options": {"include_usage": True}}, anything),
     ({"user": "u", "metadata": {"a": "b"}, "service_tier": "auto", "verbosity": "low"}, anything),
     ({"prompt_cache_key": "k", "safety_identifier": "s", "store": True}, anything),
-    ({"best_of": 1, "length_penalty": 1, "priority": 0}, anything),
+    ({"best_of": 1, "length_penalty": 1, "priority": -1}, anything),
     ({"tool_choice": "none", "parallel_tool_calls": False}, anything),
     ({"num_ctx": 4096, "keep_alive": "5m", "a_field_of_tomorrow": 1}, anything),
 ]
@@ -203,7 +203,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"best_of": 2}, "best_of"),
     ({"length_penalty": 2}, "length_penalty"),
     ({"use_beam_search": True}, "use_beam_search"),
-    ({"priority": 1}, "priority"),
+    ({"priority": 1.5}, "priority"),
     ({"truncate_prompt_tokens": 10}, "truncate_prompt_tokens"),
     ({"logits_processors": ["x"]}, "logits_processors"),
     ({"ebnf": "root ::= x"}, "ebnf"),

@@ -1,8 +1,8 @@
 """A deterministic inference service on a real gRPC server, for tests of the adapter.
 
 It answers with the text of the last message, one character for each token. Texts that begin with a command do what
-the command says: `hang`, `hang-after N`, `abort`, `fail REASON`, `fail-after N`, `unreachable N`, `slow SECONDS`, and
-`script` of `scripted_answers`.
+the command says: `hang`, `hang-after N`, `abort`, `fail REASON`, `fail-after N [REASON]`, `unreachable N`, `slow S`,
+and `script` of `scripted_answers`.
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ class FakeChat(chat_grpc.ChatServiceServicer):
         if command == "slow":
             await asyncio.sleep(float(argument))
         for position, character in enumerate(question):
-            if command in ("fail-after", "hang-after") and position == int(argument):
-                await self._break_off(context, command)
+            if command in ("fail-after", "hang-after") and position == int(argument.split()[0]):
+                await self._break_off(context, command, *argument.split()[1:])
             for index in range(n):
                 yield event(delta=self._delta(spec, index, character))
         limited = spec.sampling.max_tokens == 1
@@ -190,9 +190,11 @@ class FakeChat(chat_grpc.ChatServiceServicer):
             )
         yield event(usage=usage_of(spec, n * len(question)))
 
-    async def _break_off(self, context: grpc.aio.ServicerContext, command: str) -> None:
+    async def _break_off(
+        self, context: grpc.aio.ServicerContext, command: str, reason: str = "ENGINE_UNAVAILABLE"
+    ) -> None:
         if command == "fail-after":
-            await fail(context, "ENGINE_UNAVAILABLE")
+            await fail(context, reason)
         await asyncio.sleep(600)
 
     async def _refuse(
@@ -317,8 +319,8 @@ class FakeCompletions(completion_grpc.CompletionServiceServicer):
             entries = [entry(character, count) for character in prompt[1:]]
             yield event(delta=generation_pb.Delta(prompt_logprobs=entries))
         for position, delta in enumerate(deltas):
-            if command == "fail-after" and position == int(argument):
-                await fail(context, "ENGINE_UNAVAILABLE")
+            if command == "fail-after" and position == int(argument.split()[0]):
+                await fail(context, *(argument.split()[1:] or ["ENGINE_UNAVAILABLE"]))
             yield delta
         aborted = command == "abort"
         reason = usage_pb.FINISH_REASON_ABORTED if aborted else usage_pb.FINISH_REASON_LENGTH

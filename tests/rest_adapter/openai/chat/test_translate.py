@@ -249,7 +249,6 @@ UNSUPPORTED = {
     "structural_tag": "{}",
     "ebnf": "root ::= x",
     "max_output_tokens": 5,
-    "priority": 1,
     "bad_words": ["x"],
 }
 
