@@ -32,6 +32,7 @@ PYDANTIC = "pydantic only in the adapter, in settings and in qwenvl.flags"
 PROMETHEUS = (
     "prometheus_client only where metrics are declared, read and served, and not in the client"
 )
+TRACES = "OpenTelemetry only in the module that sends traces"
 APART = "service, adapter and demo trainer are independent of each other"
 QWENVL = "the package qwenvl imports neither service nor adapter"
 ADAPTER = "the adapter imports neither torch, transformers, Pillow nor HTTP clients"
@@ -95,6 +96,9 @@ VIOLATIONS = [
     (f"{SERVICE}/media/pool.py", "import prometheus_client", PROMETHEUS),
     ("rest_adapter/stream.py", "from prometheus_client import Counter", PROMETHEUS),
     ("protos/qwenvl/client.py", "import prometheus_client", PROMETHEUS),
+    (f"{SERVICE}/backend/run.py", "from opentelemetry import trace", TRACES),
+    ("rest_adapter/traces.py", "import opentelemetry.trace", TRACES),
+    ("protos/qwenvl/observability/tracing.py", "from opentelemetry import trace", TRACES),
     ("rest_adapter/state.py", f"import {SERVICE}.domain", APART),
     ("demo_training/network.py", f"import {SERVICE}.domain", APART),
     ("protos/qwenvl/limits.py", "import rest_adapter", QWENVL),
