@@ -29,7 +29,7 @@ for module in pkgutil.walk_packages(qwenvl.__path__, "qwenvl."):
     try:
         importlib.import_module(module.name)
     except ModuleNotFoundError as error:
-        if error.name not in ("pydantic", "prometheus_client"):
+        if error.name not in ("opentelemetry", "pydantic", "prometheus_client"):
             raise
 for name in qwenvl.__all__:
     getattr(qwenvl, name)
