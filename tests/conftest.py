@@ -12,6 +12,7 @@ from pathlib import Path
 import shutil
 import signal
 
+from hypothesis import settings
 import pytest
 
 
@@ -23,8 +24,10 @@ def pytest_configure() -> None:
 
     They ask fontconfig, and find no fonts of this machine. They are interrupted, also where a shell has started the
     tests in the background, and so with SIGINT ignored. A fork does not stop gRPC's threads, which it would fail to
-    start again.
+    start again. A generated example may take any time: how long it takes is the machine's.
     """
+    settings.register_profile("any machine", deadline=None)
+    settings.load_profile("any machine")
     os.environ["FONTCONFIG_FILE"] = str(Path(__file__).parent / "support" / "no_fonts.conf")
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
