@@ -49,6 +49,7 @@ $(STAMP)dev: pyproject.toml protos/pyproject.toml constraints.txt | $(VENV)/bin/
 	$(PIP) install -q -c constraints.txt torch
 	$(PIP) install -q -c constraints.txt -e ./protos -e '.[dev]'
 	$(BIN)/python tests/contract/install_generators.py
+	$(BIN)/python tests/kernels/gpu/install_triton.py
 	touch $@ $(STAMP)all
 
 lint: setup-dev

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -83,20 +84,38 @@ class Kernel:
             raise ValueError(f"{self.op!r} is not an operation of Ops")
 
 
-KERNELS: tuple[Kernel, ...] = ()
-"""All kernels; the last suitable one for an operation is chosen."""
+_GPU_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+
+
+def gpu_kernels() -> tuple[Kernel, ...]:
+    """The Triton kernels; none where triton, which comes with torch for GPUs, is missing."""
+    if find_spec("triton") is None:
+        return ()
+    from inference_service.kernels.gpu import attention, rows  # noqa: PLC0415 - imports triton
+
+    implemented = {
+        "write_kv": attention.write_kv,
+        "paged_attention": attention.paged_attention,
+        "rms_norm": rows.rms_norm,
+        "add_rms_norm": rows.add_rms_norm,
+        "apply_rope": rows.apply_rope,
+        "silu_and_mul": rows.silu_and_mul,
+    }
+    return tuple(Kernel(op, "cuda", _GPU_DTYPES, run) for op, run in implemented.items())
 
 
 def choose_ops(
-    device: torch.device, dtype: torch.dtype, kernels: Sequence[Kernel] = KERNELS
+    device: torch.device, dtype: torch.dtype, kernels: Sequence[Kernel] | None = None
 ) -> Ops:
     """Chooses the operations for a model.
 
     Args:
         device: The model's device.
         dtype: Dtype of its activations.
-        kernels: The available kernels.
+        kernels: The available kernels, of which the last suitable one for an operation is chosen; None = all.
     """
+    if kernels is None:
+        kernels = gpu_kernels() if device.type == "cuda" else ()
     fitting = (k for k in kernels if k.device_type == device.type and dtype in k.dtypes)
     # mypy cannot check which field a kernel implements; its interpreter test compares it with the reference.
     return replace(REFERENCE, **{kernel.op: kernel.run for kernel in fitting})  # type: ignore[arg-type]

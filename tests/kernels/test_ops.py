@@ -7,7 +7,8 @@ from dataclasses import fields
 import pytest
 import torch
 
-from inference_service.kernels.ops import KERNELS, REFERENCE, Kernel, Ops, choose_ops
+from inference_service.kernels import ops
+from inference_service.kernels.ops import REFERENCE, Kernel, Ops, choose_ops
 from inference_service.kernels.rms_norm import rms_norm
 
 
@@ -30,10 +31,8 @@ KERNEL = Kernel("rms_norm", "cuda", frozenset({torch.bfloat16}), another_rms_nor
 def test_every_operation_without_a_fitting_kernel_is_the_reference(
     device: torch.device, dtype: torch.dtype
 ) -> None:
-    fitting = {
-        k.op for k in (*KERNELS, KERNEL) if k.device_type == device.type and dtype in k.dtypes
-    }
-    chosen = choose_ops(device, dtype, [*KERNELS, KERNEL])
+    fitting = {k.op for k in [KERNEL] if k.device_type == device.type and dtype in k.dtypes}
+    chosen = choose_ops(device, dtype, [KERNEL])
     replaced = {
         field.name
         for field in fields(Ops)
@@ -58,3 +57,9 @@ def test_the_last_of_several_kernels_is_chosen() -> None:
 def test_a_kernel_of_an_unknown_operation_is_refused() -> None:
     with pytest.raises(ValueError, match="'softmax' is not an operation"):
         Kernel("softmax", "cuda", frozenset(), another_rms_norm)
+
+
+def test_without_triton_a_gpu_has_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "find_spec", lambda _: None)
+    assert choose_ops(CUDA, torch.bfloat16) == REFERENCE
+    assert choose_ops(CPU, torch.float32) == REFERENCE

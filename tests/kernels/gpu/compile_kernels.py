@@ -1,0 +1,139 @@
+"""Compiles all GPU kernels for a Hopper card, without one, and prints what each takes, as JSON.
+
+    python tests/kernels/gpu/compile_kernels.py
+
+Every row: kernel, constants, bytes of spilled registers, bytes of shared memory, and whether it has matrix and
+asynchronous copy instructions. A program of its own, as triton decides when it is imported to compile or to interpret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+import json
+from pathlib import Path
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+
+from tests.kernels.gpu.install_triton import FOLDER
+
+
+GROUPS = (1, 4, 5, 6, 7, 8, 16)
+HEAD_DIMS = (64, 80, 128, 256)
+FLOATS = {"scale": "fp32", "eps": "fp32"}
+INDICES = {"pages", "contexts", "query_start"}
+WIDE = {"parts", "extremes", "cos", "sin"}
+POINTERS = (
+    INDICES
+    | WIDE
+    | {
+        *("x", "residual", "weight", "out", "total", "gate_up"),
+        *("q", "k", "v", "k_cache", "v_cache", "slots"),
+    }
+)
+
+
+def kernels() -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Every kernel with the constants of every shape."""
+    rows = import_module("inference_service.kernels.gpu.rows")
+    attention = import_module("inference_service.kernels.gpu.attention")
+    for adds in (False, True):
+        for block in (128, 4096, 8192):
+            yield rows.rms_norm_kernel, {"ADDS": adds, "BLOCK": block}
+    yield rows.silu_and_mul_kernel, {"BLOCK": 1024}
+    for adjacent in (False, True):
+        for head_dim in HEAD_DIMS:
+            block = 1 << (head_dim - 1).bit_length()
+            yield rows.rope_kernel, {"ADJACENT": adjacent, "BLOCK": block}
+    yield attention.write_kv_kernel, {"BLOCK": 1024}
+    for head_dim in HEAD_DIMS:
+        width = {"D": head_dim, "WIDTH": 1 << (head_dim - 1).bit_length()}
+        for splits in (1, 32):
+            yield attention.combine_kernel, width | {"SPLITS": splits}
+        for group in GROUPS:
+            shape = width | {"GROUP": group}
+            yield attention.decode_kernel, shape | {"ROWS": 16, "KEYS": 32}
+        yield attention.prefill_kernel, width | {"GROUP": 7, "ROWS": 32, "KEYS": 32}
+
+
+def type_of(name: str, value: str) -> str:
+    """The type of an argument in triton's notation; `value` is that of the activations."""
+    if name in FLOATS:
+        return FLOATS[name]
+    if name not in POINTERS:
+        return "i32"
+    if name == "slots":
+        return "*i64"
+    kind = "i32" if name in INDICES else "fp32" if name in WIDE else value
+    return f"*{kind}"
+
+
+def compiled(kernel: Any, constants: Mapping[str, Any], value: str) -> Any:
+    """A kernel for sm_90; as at run time, pointers and strides are multiples of 16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else type_of(name, value) for name in names}
+    divisible = [
+        (index,)
+        for index, name in enumerate(names)
+        if name not in constants
+        and (name in POINTERS or name.endswith("_stride") or name == "page_size")
+        and name != "page_stride"
+    ]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs=dict(constants),
+        attrs={key: [["tt.divisibility", 16]] for key in divisible},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32))
+
+
+def spilled_bytes(cubin: bytes) -> int:
+    """Bytes of local memory that a kernel stores registers to, by the tool that triton brings."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.findall(r"STACK:(\d+).*?LOCAL:(\d+)", text)
+    assert found, text
+    return max(int(stack) + int(local) for stack, local in found)
+
+
+def main() -> None:
+    """Compiles all and prints the rows."""
+    if not find_spec("triton"):
+        sys.path.append(str(FOLDER))
+    rows = []
+    for kernel, constants in kernels():
+        result = compiled(kernel, constants, "bf16")
+        text = result.asm["ptx"]
+        rows.append(
+            {
+                "kernel": kernel.__name__,
+                "constants": constants,
+                "spilled": spilled_bytes(result.asm["cubin"]),
+                "shared": result.metadata.shared,
+                "matrix": "mma" in text,
+                "asynchronous": "cp.async" in text,
+            }
+        )
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

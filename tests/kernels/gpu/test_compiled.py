@@ -1,0 +1,43 @@
+"""What the GPU kernels take on a Hopper card, as compiled without one."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+from tests.kernels.gpu.install_triton import FOLDER
+
+
+PROGRAM = Path(__file__).with_name("compile_kernels.py")
+SHARED_BYTES = 56 * 1024
+"""Four programs fit into the 227 KiB of a multiprocessor."""
+
+
+@pytest.mark.full
+@pytest.mark.skipif(
+    not (find_spec("triton") or (FOLDER / "triton").is_dir()), reason=f"no triton in {FOLDER}"
+)
+def test_no_kernel_spills_and_attention_has_the_instructions_of_the_card(tmp_path: Path) -> None:
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [row for row in rows if row["spilled"]] == []
+    assert [row for row in rows if row["shared"] > SHARED_BYTES] == []
+    attention = [row for row in rows if row["kernel"] in ("decode_kernel", "prefill_kernel")]
+    assert len(attention) == 4 * 8
+    assert [row for row in attention if not (row["matrix"] and row["asynchronous"])] == []
