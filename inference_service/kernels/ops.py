@@ -93,7 +93,7 @@ def gpu_kernels() -> tuple[Kernel, ...]:
         return ()
     from inference_service.kernels.gpu import attention, rows  # noqa: PLC0415 - imports triton
 
-    implemented = {
+    implemented: dict[str, Callable[..., object]] = {
         "write_kv": attention.write_kv,
         "paged_attention": attention.paged_attention,
         "rms_norm": rows.rms_norm,

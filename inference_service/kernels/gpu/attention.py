@@ -197,7 +197,7 @@ def paged_attention(
 
 def num_splits(max_context_len: int) -> int:
     """Programs for the keys of one sequence: by the longest context, so that long ones keep a GPU busy."""
-    return min(_MAX_SPLITS, triton.cdiv(max_context_len, _SPLIT_KEYS))
+    return min(_MAX_SPLITS, -(-max_context_len // _SPLIT_KEYS))
 
 
 def _decode(

@@ -42,7 +42,7 @@ class Case:
             places = torch.arange(past + new)
             slot = row[places // page_size] * page_size + places % page_size
             old = torch.randn(2, past, kv_heads, head_dim, generator=generator).to(dtype)
-            reference.write_kv(*old, *self.caches, slot[:past])
+            reference.write_kv(old[0], old[1], self.caches[0], self.caches[1], slot[:past])
             slots.append(slot[past:])
             start.append(start[-1] + new)
         contexts = [past + new for past, new in sequences]
@@ -54,13 +54,15 @@ class Case:
 
     def check(self, attention, monkeypatch: pytest.MonkeyPatch) -> None:
         expected_caches = self.caches.clone()
-        reference.write_kv(self.k, self.v, *expected_caches, self.meta.slot_mapping)
-        attention.write_kv(self.k, self.v, *self.caches, self.meta.slot_mapping)
+        slots = self.meta.slot_mapping
+        reference.write_kv(self.k, self.v, expected_caches[0], expected_caches[1], slots)
+        attention.write_kv(self.k, self.v, self.caches[0], self.caches[1], slots)
         assert torch.equal(self.caches.nan_to_num(7.0), expected_caches.nan_to_num(7.0))
-        expected = reference.paged_attention(self.q, *self.caches, self.meta, self.scale)
+        arguments = (self.q, self.caches[0], self.caches[1], self.meta, self.scale)
+        expected = reference.paged_attention(*arguments)
         empty = torch.empty
         monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(torch.nan))
-        found = attention.paged_attention(self.q, *self.caches, self.meta, self.scale)
+        found = attention.paged_attention(*arguments)
         limit = 2e-6 if self.q.dtype == torch.float32 else 2e-3
         torch.testing.assert_close(found, expected, rtol=limit, atol=limit)
 
