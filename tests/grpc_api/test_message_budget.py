@@ -35,7 +35,7 @@ async def of(size: int) -> bytes:
 async def begin(room: MessageBudget, caller: str) -> tuple[Claim, asyncio.Task[bytes | None]]:
     """A message that never ends."""
     claim = await room.reserve(caller)
-    task = asyncio.create_task(room.receive(claim, never, 60))
+    task = asyncio.create_task(room.receive(claim, never, 10))
     await asyncio.sleep(0)
     return claim, task
 
