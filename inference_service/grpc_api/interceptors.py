@@ -41,11 +41,7 @@ OWN_PREFIX: Final = "/qwenvl.inference.v1."
 _ANSWERING_PREFIXES: Final = tuple(
     f"{OWN_PREFIX}{service}/" for service in ("ChatService", "CompletionService", "DecisionService")
 )
-_GENERATION_PREFIXES: Final = (
-    f"{OWN_PREFIX}ChatService/",
-    f"{OWN_PREFIX}CompletionService/",
-    f"{OWN_PREFIX}TokenizeService/",
-)
+_GENERATION_PREFIXES: Final = (*_ANSWERING_PREFIXES, f"{OWN_PREFIX}TokenizeService/")
 OPEN_PREFIX: Final = "/grpc.health.v1."
 """Probes of a kubelet carry no key."""
 
