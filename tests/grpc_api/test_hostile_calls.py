@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+import threading
 import time
 import tracemalloc
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from inference_service.engine_client.interface import EngineState
 from inference_service.engine_protocol.messages import EngineFailure
+from inference_service.grpc_api import chat_service
 from inference_service.grpc_api.wire_fields import MAX_FIELDS
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
@@ -446,3 +448,20 @@ async def test_nothing_is_kept_of_a_request_that_failed(
         assert tracemalloc.get_traced_memory()[0] < 8 * MIB
     finally:
         tracemalloc.stop()
+
+
+async def test_large_requests_are_converted_off_the_event_loop(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_loop: list[bool] = []
+    convert = chat_service.chat_request
+
+    def noting(*arguments: Any) -> Any:
+        on_loop.append(threading.current_thread() is threading.main_thread())
+        return convert(*arguments)
+
+    monkeypatch.setattr(chat_service, "chat_request", noting)
+    await service.create(spec_of("x"))
+    with pytest.raises(grpc.aio.AioRpcError):  # more than the context holds
+        await service.create(spec_of("x" * 100_000))
+    assert on_loop == [True, False]
