@@ -254,7 +254,6 @@ WRONG_IN_RESPONSES: list[tuple[dict[str, Any], str]] = [
     ({"n": 2}, "n"),
     ({"background": True}, "background"),
     ({"truncation": "auto"}, "truncation"),
-    ({"store": True}, "store"),
     ({"previous_response_id": "resp_1"}, "previous_response_id"),
     ({"conversation": "conv_1"}, "conversation"),
     ({"prompt": {"id": "pmpt_1"}}, "prompt"),
