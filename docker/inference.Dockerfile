@@ -9,7 +9,9 @@ RUN python -m venv /opt/qwenvl && /opt/qwenvl/bin/pip install -c constraints.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY protos protos
 COPY inference_service inference_service
-RUN /opt/qwenvl/bin/pip install -c constraints.txt ./protos '.[inference,tracing]'
+# `--build-arg EXTRAS=inference,tracing,transformers`: also models that the engine does not know (k8s/components/transformers)
+ARG EXTRAS=inference,tracing
+RUN /opt/qwenvl/bin/pip install -c constraints.txt ./protos ".[${EXTRAS}]"
 
 FROM python:3.11.14-slim-bookworm
 # A numeric user, so that Kubernetes can verify that it is not root; with a name for getpass.getuser.

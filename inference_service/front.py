@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from importlib.metadata import version
 import logging
 import os
+from pathlib import Path
 
+from inference_service.any_model.choice import BackendKind, choose_backend
 from inference_service.backend.local import LocalBackend
-from inference_service.backend.served_model import ServedModel
-from inference_service.engine_client.child import DEFAULT_COMMAND
+from inference_service.backend.served_model import Model, ServedModel
+from inference_service.backend.transformers import TransformersModel
+from inference_service.engine_client.child import DEFAULT_COMMAND, TRANSFORMERS_COMMAND
 from inference_service.engine_client.client import EngineClient
 from inference_service.engine_protocol.messages import EngineConfig
 from inference_service.grpc_api.server import serve
@@ -55,9 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             hub=settings.hub,
             revision=settings.revision,
         )
-        model = ServedModel.load(
-            resolved.directory, resolved.served_names, history_window=settings.history_window
-        )
+        kind = choose_backend(settings.backend, resolved.directory)
+        model = _load(kind, resolved.directory, resolved.served_names, settings)
     except (ModelNotFound, ValueError, OSError) as error:
         raise SystemExit(f"cannot serve this model: {error}") from None
     start_tracing(
@@ -66,35 +68,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         version=version("qwen-vl-serving"),
     )
     try:
-        return asyncio.run(_run(settings, model))
+        return asyncio.run(_run(settings, model, kind))
     except OSError as error:
         raise SystemExit(str(error)) from None
     finally:
         stop_tracing()
 
 
-async def _run(settings: ServiceSettings, model: ServedModel) -> int:
+def _load(
+    kind: BackendKind, directory: Path, names: tuple[str, ...], settings: ServiceSettings
+) -> Model:
+    """The model's files, as the backend needs them; raises ValueError and OSError."""
+    if kind is BackendKind.TRANSFORMERS:
+        return TransformersModel.load(directory, names, settings)
+    return ServedModel.load(directory, names, history_window=settings.history_window)
+
+
+async def _run(settings: ServiceSettings, model: Model, kind: BackendKind) -> int:
     engine = EngineClient(
         engine_config(settings, model),
         start_timeout_s=settings.engine_start_timeout_s,
         stall_timeout_s=settings.engine_stall_timeout_s,
         pixel_budget_bytes=settings.pixel_budget_mib * 2**20,
-        command=engine_command(settings),
+        command=engine_command(settings, kind),
     )
     return await serve(settings, LocalBackend(settings, model, engine))
 
 
-def engine_command(settings: ServiceSettings) -> tuple[str, ...]:
+def engine_command(
+    settings: ServiceSettings, kind: BackendKind = BackendKind.NATIVE
+) -> tuple[str, ...]:
     """The engine's command line, with the log level and format of this process."""
     log_format = settings.log_format or default_log_format()
     return (
-        *DEFAULT_COMMAND,
+        *(TRANSFORMERS_COMMAND if kind is BackendKind.TRANSFORMERS else DEFAULT_COMMAND),
         f"--log-level={settings.log_level}",
         f"--log-format={log_format}",
     )
 
 
-def engine_config(settings: ServiceSettings, model: ServedModel) -> EngineConfig:
+def engine_config(settings: ServiceSettings, model: Model) -> EngineConfig:
     """The configuration that the engine process is started with."""
     return EngineConfig(
         model_dir=str(model.directory),

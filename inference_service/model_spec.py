@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
+from typing import Protocol
 
 
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2})
@@ -84,6 +85,7 @@ class ImagePolicy:
             area limited.
         num_tokens: Tokens of every image; None = its patches / merge_size^2.
         max_images: Maximum images of one request; None = the family has no limit.
+        as_decoded: Images are not resized here: the engine prepares them.
     """
 
     patch_size: int
@@ -98,6 +100,7 @@ class ImagePolicy:
     square_side: int | None = None
     num_tokens: int | None = None
     max_images: int | None = None
+    as_decoded: bool = False
 
     @property
     def pixel_step(self) -> int:
@@ -110,6 +113,18 @@ class ImagePolicy:
             return self.num_tokens
         frames, rows, columns = grid
         return frames * rows * columns // self.merge_size**2
+
+
+class MediaRules(Protocol):
+    """What preparing media needs to know of a model."""
+
+    @property
+    def image_policy(self) -> ImagePolicy:
+        """How images are prepared."""
+
+    @property
+    def video(self) -> VideoPolicy | None:
+        """How videos are prepared; None = videos are not supported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

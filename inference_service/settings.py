@@ -97,6 +97,11 @@ class ServiceSettings(FlagSettings):
     hub: Literal["modelscope", "huggingface"] = Field(
         "modelscope", description="hub that a hub id refers to"
     )
+    backend: Literal["auto", "native", "transformers"] = Field(
+        "auto",
+        description="what computes the model: native = this project's engine; transformers = the library of that name,"
+        " slow but for every model that it knows; auto = native where the family is supported, else transformers",
+    )
     revision: str | None = Field(
         None,
         description="branch, tag or commit of the model's repository on the hub; none = its default branch",

@@ -9,7 +9,7 @@ import time
 from typing import Final
 
 from inference_service.backend.prompts import PreparedPrompt
-from inference_service.backend.served_model import ServedModel
+from inference_service.backend.served_model import Model
 from inference_service.constraint import Constraint, ConstraintKind
 from inference_service.domain import ChatRequest, ImageInfo, Request
 from inference_service.errors import InvalidArgumentError, UnsupportedParameterError
@@ -44,7 +44,7 @@ def check_grounding(request: Request, notation: BoxNotation) -> None:
         )
 
 
-async def with_form(request: Request, model: ServedModel, checker: ConstraintChecker) -> Request:
+async def with_form(request: Request, model: Model, checker: ConstraintChecker) -> Request:
     """The request with the form that its answers must have, once that has been tried.
 
     Raises:
@@ -52,7 +52,7 @@ async def with_form(request: Request, model: ServedModel, checker: ConstraintChe
     """
     form = of_tools = None
     if isinstance(request, ChatRequest):
-        form = of_tools = tool_constraint(request, model.prompts.abilities, model.tokenizer)
+        form = of_tools = tool_constraint(request, model.abilities, model.tokenizer)
     form = form or request.constraint
     if form is None:
         return request
@@ -96,7 +96,7 @@ def form_begins_after(
 
 
 def new_answers(
-    request: Request, prepared: PreparedPrompt, model: ServedModel, images: tuple[ImageInfo, ...]
+    request: Request, prepared: PreparedPrompt, model: Model, images: tuple[ImageInfo, ...]
 ) -> list[Answer]:
     """The answers of a request, one for every choice."""
     return [
@@ -106,7 +106,7 @@ def new_answers(
             model.tokenizer,
             model.box_notation,
             images,
-            tools=model.prompts.abilities.tools,
+            tools=model.abilities.tools,
             reasoning=prepared.prompt.reasoning,
         )
         for index in range(request.n)

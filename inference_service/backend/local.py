@@ -23,7 +23,6 @@ from inference_service.backend.base import (
 )
 from inference_service.backend.decisions import check_lengths, run_decisions
 from inference_service.backend.defaults import operator_defaults
-from inference_service.backend.description import describe
 from inference_service.backend.forms import (
     check_grounding,
     form_begins_after,
@@ -32,7 +31,7 @@ from inference_service.backend.forms import (
     with_form,
 )
 from inference_service.backend.line import Line
-from inference_service.backend.prompts import PreparedPrompt, PromptWorkers
+from inference_service.backend.prompts import PreparedPrompt
 from inference_service.backend.rates import Amounts, RateLimits
 from inference_service.backend.rendering import rendered
 from inference_service.backend.run import run, run_aborted
@@ -42,7 +41,7 @@ from inference_service.backend.sampling import (
     effective_options,
     engine_params,
 )
-from inference_service.backend.served_model import ServedModel
+from inference_service.backend.served_model import Model
 from inference_service.backend.turn import Shared, Turn
 from inference_service.backend.vocabulary import ModelVocabulary
 from inference_service.decisions import DecisionRequest, Decisions
@@ -77,16 +76,14 @@ _Options = TypeVar("_Options", bound=GenerationOptions)
 class LocalBackend:
     """A `Backend` that uses one engine."""
 
-    def __init__(self, settings: ServiceSettings, model: ServedModel, engine: Engine) -> None:
+    def __init__(self, settings: ServiceSettings, model: Model, engine: Engine) -> None:
         self._settings = settings
         self._model = model
         self._engine = engine
         self._defaults = operator_defaults(settings).over(model.defaults)
-        self._media = MediaPreparer.from_settings(settings, model.spec)
-        # With a window of history, turns beyond it are dropped instead of refused.
-        tokenizer = None if settings.history_window else model.tokenizer
-        self._prompts = PromptWorkers(model.prompts, tokenizer)
-        self._constraints = ConstraintChecker(model.directory)
+        self._media = MediaPreparer.from_settings(settings, model.media)
+        self._prompts = model.new_prompts(settings, engine)
+        self._constraints = ConstraintChecker(model.directory, model.vocabulary)
         self._admission = Admission(settings.max_queue)
         self._rates = RateLimits.from_settings(settings)
         self._vocabulary = ModelVocabulary(model, self._prompts, self._admission, self._rates)
@@ -132,7 +129,7 @@ class LocalBackend:
 
     def describe(self) -> ModelDescription:
         """See `Backend`."""
-        return describe(self._model, self._settings, self._engine.ready)
+        return self._model.describe(self._settings, self._engine.ready)
 
     def load(self) -> Load:
         """See `Backend`."""
@@ -379,7 +376,7 @@ class LocalBackend:
 
     def _check(self, request: Request) -> None:
         """Checks what depends on the model, but not on the prompt."""
-        check_token_ids(request, self._model.spec.decoder.vocab_size)
+        check_token_ids(request, self._model.vocab_size)
         check_grounding(request, self._model.box_notation)
 
     def _context_tokens(self) -> int:
@@ -427,11 +424,12 @@ class LocalBackend:
             sampling=engine_params(
                 options,
                 request,
-                eos_token_ids=self._model.spec.eos_token_ids,
+                eos_token_ids=self._model.eos_token_ids,
                 banned=forbidden_tokens(request, self._model.tokenizer),
             ),
             constraint=request.constraint,
             constraint_after=form_begins_after(request, prepared, self._model.tokenizer),
+            source=prepared.prompt.source,
         )
 
     def _notify_state(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from inference_service.domain import (
     ChatRequest,
@@ -50,16 +50,30 @@ class PreparedPrompt:
     usage: TokenUsage
 
 
-class PromptWorkers:
-    """Builds prompts in threads: those of short texts do not wait for those of long ones.
+class Prompts(Protocol):
+    """Makes prompts; documented at `PromptWorkers`."""
+
+    def close(self) -> None:
+        """Ends its work."""
+
+    async def refuse_too_long(self, request: Request, max_tokens: int) -> None:
+        """Refuses a request whose text cannot fit the context window, before anything of it is computed."""
+
+    async def prepare(self, request: Request, media: PreparedMedia) -> PreparedPrompt:
+        """Builds the prompt of a request."""
+
+    async def run(self, characters: int, work: Callable[[], T]) -> T:
+        """Runs work on so many characters of text in a thread."""
+
+
+class TextWorkers:
+    """Works on text in threads: short texts do not wait for long ones.
 
     Args:
-        builder: Builds the prompts.
         tokenizer: The model's, to bound the tokens of a text; None = no text is refused before it is tokenised.
     """
 
-    def __init__(self, builder: PromptBuilder, tokenizer: Tokenizer | None) -> None:
-        self._builder = builder
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
         # What users write in a chat has no special tokens; the text of a completion has.
         self._bounds: dict[type[Request], TokenBound] = {}
         if tokenizer is not None:
@@ -95,6 +109,28 @@ class PromptWorkers:
                 },
             )
 
+    async def run(self, characters: int, work: Callable[[], T]) -> T:
+        """Runs work on so many characters of text in a thread."""
+        threads = self._short if characters <= _LONG_CHARACTERS else self._long
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, work)
+        finally:
+            if characters >= _TRIM_CHARACTERS:
+                threads.submit(return_free_memory)
+
+
+class PromptWorkers(TextWorkers):
+    """Builds prompts in threads.
+
+    Args:
+        builder: Builds the prompts.
+        tokenizer: See `TextWorkers`.
+    """
+
+    def __init__(self, builder: PromptBuilder, tokenizer: Tokenizer | None) -> None:
+        super().__init__(tokenizer)
+        self._builder = builder
+
     async def prepare(self, request: Request, media: PreparedMedia) -> PreparedPrompt:
         """Builds the prompt of a request.
 
@@ -102,8 +138,9 @@ class PromptWorkers:
             ServiceError: The prompt is invalid; the error names the field.
         """
         # Rendering and tokenising a long prompt must not block the event loop (CVE-2025-62426).
-        length = len(_text_of(request)[0]) + _length_of_tools(request)
-        prompt = await self.run(length, lambda: self._builder.build(request, media.images))
+        prompt = await self.run(
+            num_characters(request), lambda: self._builder.build(request, media.images)
+        )
         media_tokens = sum(image.num_tokens for image in prompt.images)
         return PreparedPrompt(
             prompt=prompt,
@@ -116,14 +153,10 @@ class PromptWorkers:
             ),
         )
 
-    async def run(self, characters: int, work: Callable[[], T]) -> T:
-        """Runs work on so many characters of text in a thread."""
-        threads = self._short if characters <= _LONG_CHARACTERS else self._long
-        try:
-            return await asyncio.get_running_loop().run_in_executor(threads, work)
-        finally:
-            if characters >= _TRIM_CHARACTERS:
-                threads.submit(return_free_memory)
+
+def num_characters(request: Request) -> int:
+    """Characters of text that the prompt of a request is made of."""
+    return len(_text_of(request)[0]) + _length_of_tools(request)
 
 
 def _text_of(request: Request) -> tuple[str, tuple[int, ...]]:

@@ -6,18 +6,80 @@ from dataclasses import dataclass
 import hashlib
 from pathlib import Path
 import time
+from typing import Protocol
 
+from inference_service.backend.base import ModelDescription
 from inference_service.backend.defaults import decision_prompt_format, model_defaults
+from inference_service.backend.description import Described, describe
+from inference_service.backend.prompts import Prompts, PromptWorkers
+from inference_service.engine_client.interface import Engine
+from inference_service.engine_protocol.messages import EngineReady
 from inference_service.errors import ServiceError, UnsupportedParameterError
 from inference_service.families.family import TextOptions
+from inference_service.families.footprint import footprint
 from inference_service.families.registry import family_of, load_spec
+from inference_service.grammar.checker import Vocabulary
 from inference_service.hub.snapshot import model_files
-from inference_service.model_spec import BoxNotation, ModelSpec
+from inference_service.model_spec import BoxNotation, MediaRules, ModelSpec
 from inference_service.sampling import SamplingOptions
+from inference_service.settings import ServiceSettings
 from inference_service.text.decisions.labels import Labels
 from inference_service.text.decisions.prompts import DecisionPromptBuilder
-from inference_service.text.prompt import PromptBuilder
+from inference_service.text.prompt import ChatAbilities, PromptBuilder
 from inference_service.text.tokenizer import Tokenizer
+
+
+class Model(Protocol):
+    """A model as a backend that uses an engine needs it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Served names, the canonical one first."""
+
+    @property
+    def directory(self) -> Path:
+        """The directory of its files."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+
+    @property
+    def abilities(self) -> ChatAbilities:
+        """What its chat format has besides text and images."""
+
+    @property
+    def defaults(self) -> SamplingOptions:
+        """Its default sampling settings."""
+
+    @property
+    def media(self) -> MediaRules:
+        """How its media are prepared."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of its logits."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+
+    @property
+    def box_notation(self) -> BoxNotation:
+        """How its answers write bounding boxes."""
+
+    def decision_prompts(self) -> DecisionPromptBuilder:
+        """What builds the prompts of decisions; raises UnsupportedParameterError if it cannot decide."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """How the process that tries constraints finds its vocabulary."""
+
+    def new_prompts(self, settings: ServiceSettings, engine: Engine) -> Prompts:
+        """What makes its prompts for an engine."""
+
+    def describe(self, settings: ServiceSettings, ready: EngineReady | None) -> ModelDescription:
+        """Describes it; see `description`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +112,61 @@ class ServedModel:
 
     @property
     def box_notation(self) -> BoxNotation:
-        """How the model's answers write bounding boxes."""
+        """See `Model`."""
         return family_of(self.spec).boxes
+
+    @property
+    def abilities(self) -> ChatAbilities:
+        """See `Model`."""
+        return self.prompts.abilities
+
+    @property
+    def media(self) -> MediaRules:
+        """See `Model`."""
+        return self.spec
+
+    @property
+    def vocab_size(self) -> int:
+        """See `Model`."""
+        return self.spec.decoder.vocab_size
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """See `Model`."""
+        return self.spec.eos_token_ids
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """See `Model`."""
+        return Vocabulary()
+
+    def new_prompts(self, settings: ServiceSettings, engine: Engine) -> PromptWorkers:
+        """See `Model`."""
+        del engine
+        # With a window of history, turns beyond it are dropped instead of refused.
+        tokenizer = None if settings.history_window else self.tokenizer
+        return PromptWorkers(self.prompts, tokenizer)
+
+    def describe(self, settings: ServiceSettings, ready: EngineReady | None) -> ModelDescription:
+        """See `Model`."""
+        return describe(
+            Described(
+                names=self.names,
+                created=self.created,
+                revision=self.revision,
+                footprint=footprint(
+                    self.spec, ready.dtype if ready else self.spec.checkpoint_dtype
+                ),
+                image_policy=self.spec.image_policy,
+                has_videos=self.spec.video is not None,
+                is_chat=self.spec.is_chat,
+                abilities=self.abilities,
+                boxes=self.box_notation,
+                decides=self.decisions is not None,
+            ),
+            settings,
+            ready,
+        )
 
     def decision_prompts(self) -> DecisionPromptBuilder:
         """What builds the prompts of decisions.
@@ -82,7 +197,7 @@ class ServedModel:
             OSError: A file cannot be read.
         """
         spec = load_spec(directory)
-        revision = _revision(directory)
+        revision = revision_of(directory)
         options = TextOptions(history_window=history_window)
         tokenizer, chat = family_of(spec).load_text(directory, spec, options)
         builder = PromptBuilder(
@@ -124,7 +239,7 @@ def _decisions(
     return DecisionPromptBuilder(builder, tokenizer, labels, prompt_format), ""
 
 
-def _revision(directory: Path) -> str:
+def revision_of(directory: Path) -> str:
     """A digest over names, sizes and times of the files; gigabytes of weights are not read."""
     digest = hashlib.sha256()
     for name in model_files(path.name for path in directory.iterdir() if path.is_file()):

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 import contextlib
 
 from inference_service.backend.admission import Admission, AdmittedRequest
-from inference_service.backend.prompts import PromptWorkers
+from inference_service.backend.prompts import Prompts
 from inference_service.backend.rates import Amounts, RateLimits
 from inference_service.backend.sampling import check_vocabulary
-from inference_service.backend.served_model import ServedModel
+from inference_service.backend.served_model import Model
 from inference_service.text.limits import MAX_CHARACTERS, too_many_characters
 
 
@@ -17,10 +17,10 @@ class ModelVocabulary:
     """A `Vocabulary`. Its requests need no turn: they take nothing but a little time of a thread."""
 
     def __init__(
-        self, model: ServedModel, workers: PromptWorkers, admission: Admission, rates: RateLimits
+        self, model: Model, workers: Prompts, admission: Admission, rates: RateLimits
     ) -> None:
         self._tokenizer = model.tokenizer
-        self._vocab_size = model.spec.decoder.vocab_size
+        self._vocab_size = model.vocab_size
         self._workers = workers
         self._admission = admission
         self._rates = rates

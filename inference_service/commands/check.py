@@ -18,7 +18,7 @@ import sys
 from inference_service.commands.cards import parse_card
 from inference_service.commands.devices import Device, find_device
 from inference_service.commands.report import UNITS, Assessment, assess
-from inference_service.families.registry import load_spec
+from inference_service.commands.subject import read_subject
 from inference_service.hub.resolve import (
     ModelNotFound,
     fetch_configuration,
@@ -42,6 +42,7 @@ _EXAMPLES = (
 )
 
 _SETTINGS = {
+    "backend",
     "hub",
     "revision",
     "dtype",
@@ -112,7 +113,7 @@ def _run(flags: Mapping[str, object]) -> int:
     except SystemExit as error:
         return _usage(str(error))
     try:
-        spec = load_spec(_directory(settings))
+        spec = read_subject(_directory(settings), settings.backend)
     except (ModelNotFound, ValueError, OSError) as error:
         return _usage(f"cannot check this model: {error}")
     window = spec.max_position_embeddings

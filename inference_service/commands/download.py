@@ -10,7 +10,7 @@ import sys
 
 from inference_service.commands.devices import find_device
 from inference_service.commands.report import assess
-from inference_service.families.registry import load_spec
+from inference_service.commands.subject import read_subject
 from inference_service.hub.resolve import ModelNotFound, fetch_model, is_hub_id, obtain_model
 from inference_service.settings import ServiceSettings
 from qwenvl.interrupts import ending_at_once
@@ -69,7 +69,7 @@ def _run(flags: Mapping[str, object]) -> int:
         return 1
     device = find_device("auto", os.environ)
     assert device is not None  # auto ends at the CPU
-    print(*assess(load_spec(path), device, settings).lines, sep="\n")
+    print(*assess(read_subject(path, "auto"), device, settings).lines, sep="\n")
     print(f"directory   {path}")
     return 0
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from inference_service.any_model.choice import BackendKind
+from inference_service.any_model.facts import ModelFacts
 from inference_service.commands.devices import Device
+from inference_service.commands.subject import Subject
 from inference_service.families.footprint import (
     STEP_RESERVE_BYTES,
     Capacity,
@@ -28,6 +31,11 @@ UNITS = {
     "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
+_BACKENDS = {
+    BackendKind.NATIVE: "native",
+    BackendKind.TRANSFORMERS: "transformers, the reference path: one sequence after the other, on one device, without"
+    " decisions and prefix cache",
+}
 _VALUES_PER_IMAGE_TOKEN = 4 * 17 * 1280
 """Values in use at once in a vision tower: 17 times the width of a patch, measured with the Qwen towers; a token is
 four patches, and the widest tower has 1280."""
@@ -44,6 +52,7 @@ class Assessment:
         usable_bytes: Memory of the device that may be used.
         room: What the KV cache holds.
         by_setting: The operator has set the size of the cache.
+        backend: What computes the model.
     """
 
     model: Footprint
@@ -52,6 +61,7 @@ class Assessment:
     usable_bytes: int
     room: Capacity
     by_setting: bool = False
+    backend: BackendKind = BackendKind.NATIVE
 
     @property
     def fits(self) -> bool:
@@ -63,6 +73,8 @@ class Assessment:
         """`fits`, or why not."""
         if self.fits:
             return "fits"
+        if self.backend is BackendKind.TRANSFORMERS and self.device.count > 1:
+            return "does not fit: --backend transformers uses one device only"
         if self.usable_bytes < self.model.weight_bytes:
             return f"does not fit: the weights alone take {show_size(self.model.weight_bytes)}"
         if self.by_setting:
@@ -72,13 +84,14 @@ class Assessment:
     @property
     def lines(self) -> tuple[str, ...]:
         """The report for people."""
-        return (*_describe(self.model, self.other_bytes), *_describe_room(self), self.verdict)
+        return (*_describe(self), *_describe_room(self), self.verdict)
 
     def as_json(self) -> dict[str, object]:
         """The report for programs; sizes in bytes."""
         model, room = self.model, self.room
         return {
             "family": model.family,
+            "backend": self.backend.value,
             "parameters": dict(model.parts) | {"total": model.parameter_count},
             "dtype": model.dtype,
             "weight_bytes": model.weight_bytes,
@@ -99,7 +112,7 @@ class Assessment:
         }
 
 
-def assess(spec: ModelSpec, device: Device, settings: ServiceSettings) -> Assessment:
+def assess(spec: Subject, device: Device, settings: ServiceSettings) -> Assessment:
     """Assesses whether a model fits a device.
 
     Args:
@@ -107,6 +120,8 @@ def assess(spec: ModelSpec, device: Device, settings: ServiceSettings) -> Assess
         device: The device.
         settings: dtype, `max_model_len` (at most the model's window) and the sizes of caches.
     """
+    if isinstance(spec, ModelFacts):
+        return _assess_facts(spec, device, settings)
     dtype = resolve_dtype_name(
         settings.dtype,
         spec.checkpoint_dtype,
@@ -133,6 +148,32 @@ def assess(spec: ModelSpec, device: Device, settings: ServiceSettings) -> Assess
         usable_bytes=usable,
         room=room,
         by_setting=settings.num_kv_pages is not None,
+    )
+
+
+def _assess_facts(facts: ModelFacts, device: Device, settings: ServiceSettings) -> Assessment:
+    """As `assess`, for transformers: one device, whose memory for a step only running it would tell."""
+    dtype = resolve_dtype_name(
+        settings.dtype, facts.checkpoint_dtype, on_gpu=device.is_gpu, fast_bfloat16=False
+    )
+    model = facts.footprint(dtype, DTYPE_BYTES[dtype])
+    share = settings.gpu_memory_utilization if device.is_gpu else 1.0
+    usable = max(0, usable_bytes(device.total_bytes, device.used_bytes, share))
+    cache_bytes = usable - model.weight_bytes - STEP_RESERVE_BYTES
+    if not device.is_gpu:
+        cache_bytes = min(cache_bytes, settings.cpu_kv_cache_mib * 2**20)
+    elif device.count > 1:
+        cache_bytes = 0
+    if settings.num_kv_pages is not None:
+        cache_bytes = settings.num_kv_pages * settings.kv_page_size * model.kv_bytes_per_token
+    return Assessment(
+        model=model,
+        other_bytes=STEP_RESERVE_BYTES,
+        device=device,
+        usable_bytes=usable,
+        room=capacity(model, cache_bytes, settings.max_model_len),
+        by_setting=settings.num_kv_pages is not None,
+        backend=BackendKind.TRANSFORMERS,
     )
 
 
@@ -173,7 +214,8 @@ def _other_bytes(model: Footprint, spec: ModelSpec, settings: ServiceSettings) -
     return held + max(STEP_RESERVE_BYTES, step_bytes)
 
 
-def _describe(model: Footprint, other: int) -> Iterator[str]:
+def _describe(found: Assessment) -> Iterator[str]:
+    model, other = found.model, found.other_bytes
     yield f"{model.family:<12}{_count(model.parameter_count)}"
     for index, (name, count) in enumerate(model.parts):
         branch = "└─" if index == len(model.parts) - 1 else "├─"
@@ -182,11 +224,13 @@ def _describe(model: Footprint, other: int) -> Iterator[str]:
     if model.copied_bytes:
         yield f"            of these, {show_size(model.copied_bytes)} for a packed copy of the token embedding"
     yield f"other       {show_size(other)} for images and the activations of a step"
-    remark = FAMILIES[model.family].memory_remarks.get(model.dtype)
+    family = FAMILIES.get(model.family)
+    remark = None if family is None else family.memory_remarks.get(model.dtype)
     total = model.weight_bytes + other
     yield f"total       {_both_units(total)} without KV cache{f'; {remark}' if remark else ''}"
     yield f"KV cache    {show_size(model.kv_bytes_per_token)} per token"
     yield f"context     {model.window_tokens} tokens"
+    yield f"backend     {_BACKENDS[found.backend]}"
 
 
 def show_size(num_bytes: int) -> str:

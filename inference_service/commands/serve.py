@@ -17,8 +17,8 @@ from inference_service.commands.console import Console
 from inference_service.commands.devices import find_device, may_exist
 from inference_service.commands.pair import Pair, child_command
 from inference_service.commands.ports import PortProblem, claimed, reserve
-from inference_service.commands.report import assess
-from inference_service.families.registry import load_spec
+from inference_service.commands.report import Assessment, assess
+from inference_service.commands.subject import Subject, read_subject
 from inference_service.families.size_limits import SizeError, Sizes, check_sizes
 from inference_service.hub.resolve import (
     ModelNotFound,
@@ -268,7 +268,7 @@ def _check_adapter(environment: Mapping[str, str]) -> None:
         raise SystemExit(result.stderr.strip())
 
 
-def _complete_model(settings: ServiceSettings, console: Console) -> tuple[Path, ModelSpec]:
+def _complete_model(settings: ServiceSettings, console: Console) -> tuple[Path, Subject]:
     """The directory and configuration of the model; a hub id that is not on this machine is fetched."""
     model, hub, revision = settings.model, settings.hub, settings.revision
     try:
@@ -277,12 +277,12 @@ def _complete_model(settings: ServiceSettings, console: Console) -> tuple[Path, 
         else:
             directory = resolve_model(model).directory
         verify_weights(directory)
-        return directory, load_spec(directory)
+        return directory, read_subject(directory, settings.backend)
     except (ModelNotFound, SnapshotError, ValueError, OSError) as error:
         raise SystemExit(f"cannot serve this model: {error}") from None
 
 
-def _report(spec: ModelSpec, settings: ServiceSettings, console: Console) -> None:
+def _report(spec: Subject, settings: ServiceSettings, console: Console) -> None:
     """Prints the report of `qwenvl check`; only the engine measures what really fits."""
     wanted, window = settings.max_model_len, spec.max_position_embeddings
     if wanted is not None and wanted > window:
@@ -292,6 +292,14 @@ def _report(spec: ModelSpec, settings: ServiceSettings, console: Console) -> Non
     if device is None:
         return
     found = assess(spec, device, settings)
+    if isinstance(spec, ModelSpec):
+        _refuse_impossible(spec, found, settings)
+    console.say(*found.lines)
+
+
+def _refuse_impossible(spec: ModelSpec, found: Assessment, settings: ServiceSettings) -> None:
+    """Refuses sizes that the device cannot hold."""
+    device = found.device
     try:
         check_sizes(
             spec,
@@ -304,4 +312,3 @@ def _report(spec: ModelSpec, settings: ServiceSettings, console: Console) -> Non
     except SizeError as error:
         problem = settings.problem(error.setting, error.value, error.text)
         raise SystemExit(problem) from None
-    console.say(*found.lines)

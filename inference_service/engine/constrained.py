@@ -165,3 +165,17 @@ class HeldRequests:
             timeout=timeout_s,
             return_when=FIRST_COMPLETED,
         )
+
+
+def constraint_failed(sequence: Sequence, error: GrammarError) -> ConstraintFailedError:
+    """The error for an answer that cannot go on in its constraint; the log tells why."""
+    logger.warning(
+        {
+            "message": f"a constraint failed: {error}",
+            "request_id": sequence.request.request_id,
+        }
+    )
+    return ConstraintFailedError(
+        "The answer cannot be continued in the form that the constraint asks for: the constraint is too complex, or no"
+        " token of the model fits it."
+    )

@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 
 from inference_service.engine.blocks import BlockManager
-from inference_service.engine.constrained import Grammars, HeldRequest, HeldRequests
+from inference_service.engine.constrained import (
+    Grammars,
+    HeldRequest,
+    HeldRequests,
+    constraint_failed,
+)
 from inference_service.engine.cpu_forms import pack_large, settle_form
+from inference_service.engine.device import memory_of, note_progress
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.loader import load_model
 from inference_service.engine.memory import (
@@ -43,7 +49,6 @@ from inference_service.engine_protocol.messages import (
     ImageSpan,
 )
 from inference_service.errors import (
-    ConstraintFailedError,
     InternalError,
     OutOfMemoryError,
     RequestIdInUseError,
@@ -53,10 +58,9 @@ from inference_service.families.registry import load_spec
 from inference_service.families.tables import kv_bytes_per_token, module_parts
 from inference_service.grammar.matcher import GrammarError
 from inference_service.grammar.vocabulary import load_vocabulary
-from inference_service.measures import DeviceMemory, DurationCounter
+from inference_service.measures import DurationCounter
 from inference_service.models.vision_language import VisionLanguageModel
 from inference_service.processor import usable_cores
-from inference_service.progress import advance
 
 
 _COMPILE_POLL_S = 0.01
@@ -139,7 +143,7 @@ class EngineCore:
         )
         self._held = HeldRequests(Grammars(partial(load_vocabulary, model_dir)))
         if on_cpu:  # on a GPU a step takes less than a second
-            _note_progress(model)
+            note_progress(model)
         self._steps = 0
         self._device = devices[0]
         self._step_durations = DurationCounter()
@@ -177,7 +181,7 @@ class EngineCore:
             steps=self._steps,
             step_durations=self._step_durations.total,
             encode_durations=self._encoding.total,
-            device_memory=_memory_of(self._device),
+            device_memory=memory_of(self._device),
         )
 
     def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
@@ -346,7 +350,7 @@ class EngineCore:
             try:
                 sequence.constraint.take(result.token_id)
             except GrammarError as error:
-                return self._fail(sequence, _constraint_failed(sequence, error))
+                return self._fail(sequence, constraint_failed(sequence, error))
         num_cached_tokens = unreported_cached_tokens(sequence)
         reason = self._scheduler.commit(chunk, result.token_id)
         sequence.num_prompt_logprobs += len(result.prompt_logprobs)
@@ -369,37 +373,6 @@ class EngineCore:
         self._scheduler.finish(sequence, reason)
         self._runner.remove(sequence)
         return ended_output(sequence, reason, failure)
-
-
-def _note_progress(model: torch.nn.Module) -> None:
-    """Lets every layer note that it has been computed."""
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    for layer in (layer for layers in lists for layer in layers):
-        layer.register_forward_hook(advance)
-
-
-def _memory_of(device: torch.device) -> DeviceMemory | None:
-    """The memory of a GPU; None for a CPU."""
-    if device.type != "cuda":
-        return None
-    return DeviceMemory(
-        allocated=torch.cuda.memory_allocated(device),
-        reserved=torch.cuda.memory_reserved(device),
-        total=torch.cuda.get_device_properties(device).total_memory,
-    )
-
-
-def _constraint_failed(sequence: Sequence, error: GrammarError) -> ConstraintFailedError:
-    logger.warning(
-        {
-            "message": f"a constraint failed: {error}",
-            "request_id": sequence.request.request_id,
-        }
-    )
-    return ConstraintFailedError(
-        "The answer cannot be continued in the form that the constraint asks for: the constraint is too complex, or no"
-        " token of the model fits it."
-    )
 
 
 def _ready(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 import logging
 import time
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import (
@@ -15,6 +15,8 @@ from inference_service.engine_protocol.messages import (
     EngineRequest,
     EngineStats,
     FinishReason,
+    PromptLayout,
+    PromptSource,
 )
 from inference_service.errors import InternalError, ServiceError
 
@@ -52,6 +54,18 @@ class Core(Protocol):
 
     def step(self) -> list[ChoiceOutput]:
         """Computes one batch."""
+
+
+@runtime_checkable
+class PreparingCore(Core, Protocol):
+    """A core that makes prompts of their sources itself."""
+
+    def prepare(self, source: PromptSource, pixels: memoryview | bytes) -> PromptLayout:
+        """Prepares a prompt; `add` does the same for a request with this source.
+
+        Raises:
+            ServiceError: The prompt is refused.
+        """
 
 
 class Inbox(Protocol):
@@ -102,6 +116,9 @@ class EngineLoop:
                 return self._add(request, pixels)
             case wire.Abort(request_id=request_id, choice_index=choice_index):
                 return self._abort(request_id, choice_index)
+            case wire.Prepare(number=number, source=source):
+                self._send(self._prepared(number, source, pixels))
+                return []
             case wire.Start():
                 raise wire.WireError("the engine is started already")
 
@@ -123,6 +140,17 @@ class EngineLoop:
             _failed(request.request_id, choice_index, failure)
             for choice_index in range(request.num_choices)
         ]
+
+    def _prepared(self, number: int, source: PromptSource, pixels: memoryview) -> wire.Prepared:
+        if not isinstance(self._core, PreparingCore):
+            raise wire.WireError("this engine prepares no prompts")
+        try:
+            return wire.Prepared(number, layout=self._core.prepare(source, pixels))
+        except ServiceError as error:
+            return wire.Prepared(number, failure=EngineFailure.of(error))
+        except Exception:
+            logger.exception("a prompt could not be prepared")
+            return wire.Prepared(number, failure=_DEFECT)
 
     def _abort(self, request_id: str, choice_index: int | None) -> list[ChoiceOutput]:
         """Aborts unfinished choices; those that have finished in the meantime are ignored."""

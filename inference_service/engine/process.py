@@ -86,7 +86,7 @@ class SocketInbox:
 
 
 def _pixels_of(command: wire.Command, fds: deque[int]) -> memoryview:
-    if not isinstance(command, wire.Add) or command.pixel_bytes == 0:
+    if not isinstance(command, wire.Add | wire.Prepare) or command.pixel_bytes == 0:
         return memoryview(b"")
     if not fds:
         raise wire.WireError("pixels were announced, but no memfd was received")

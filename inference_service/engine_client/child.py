@@ -18,6 +18,10 @@ from qwenvl.safe_path import child_environment
 
 
 DEFAULT_COMMAND: Final = (sys.executable, "-P", "-m", "inference_service.engine.process")
+TRANSFORMERS_COMMAND: Final = (
+    *DEFAULT_COMMAND[:-1],
+    "inference_service.transformers_engine.process",
+)
 _REAP_POLL_S: Final = 0.02
 _SPINS: Final = "20000"
 """How long threads of torch wait for each other before they sleep: a millisecond, not 15 as is the default. Where other

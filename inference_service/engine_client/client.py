@@ -14,6 +14,7 @@ from inference_service.engine_client.budget import PixelBudget
 from inference_service.engine_client.child import DEFAULT_COMMAND, EngineChild
 from inference_service.engine_client.inflight import RequestInFlight
 from inference_service.engine_client.interface import EngineStartError, EngineState, nothing
+from inference_service.engine_client.prompts import PromptsInFlight
 from inference_service.engine_client.quarantine import Quarantine, Verdict
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import (
@@ -22,6 +23,8 @@ from inference_service.engine_protocol.messages import (
     EngineReady,
     EngineRequest,
     EngineStats,
+    PromptLayout,
+    PromptSource,
 )
 from inference_service.errors import (
     EngineUnavailableError,
@@ -77,6 +80,7 @@ class EngineClient:
         self._budget = PixelBudget(pixel_budget_bytes)
         self._quarantine = Quarantine()
         self._requests: dict[str, RequestInFlight] = {}
+        self._prompts = PromptsInFlight()
         self._callbacks: list[Callable[[EngineState], None]] = []
         self._child: EngineChild | None = None
         self._loaded = False
@@ -163,6 +167,23 @@ class EngineClient:
                 yield output
         finally:
             self._leave(flight)
+
+    async def prepare(
+        self, source: PromptSource, pixels: Sequence[bytes | memoryview]
+    ) -> PromptLayout:
+        """See `PreparingEngine`."""
+        child = self._child
+        if self.state is not EngineState.READY or child is None:
+            raise self._unavailable()
+        pixel_bytes = sum(memoryview(image).nbytes for image in pixels)
+        pixel_fd = await _pixel_fd(tuple(pixels)) if pixel_bytes else None
+        if self._child is not child:
+            if pixel_fd is not None:
+                os.close(pixel_fd)
+            raise self._unavailable()
+        number, layout = self._prompts.begin()
+        child.send(wire.Prepare(number, source, pixel_bytes), pixel_fd)
+        return await layout
 
     # ---- requests ----
 
@@ -259,6 +280,8 @@ class EngineClient:
                 self._settle_start(None)
             case wire.LoadFailed(reason=reason):
                 self._load_error = reason
+            case wire.Prepared():
+                self._prompts.settle(event)
 
     def _note_progress(self, event: wire.Event) -> None:
         """Notes that the engine is alive, and unless the event is a pulse without progress, when it last advanced."""
@@ -373,6 +396,7 @@ class EngineClient:
             self._quarantine.blame([f.request for f in self._requests.values() if f.sent])
         self.stats = EngineStats()
         self._set_state(state)
+        self._prompts.fail(self._unavailable())
         if self._requests:
             logger.error("%d requests end with the engine: %s", len(self._requests), reason)
         for flight in tuple(self._requests.values()):

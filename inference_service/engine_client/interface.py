@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -11,6 +11,8 @@ from inference_service.engine_protocol.messages import (
     EngineReady,
     EngineRequest,
     EngineStats,
+    PromptLayout,
+    PromptSource,
 )
 
 
@@ -105,3 +107,21 @@ class Engine(Protocol):
 
     def on_state_change(self, callback: Callable[[EngineState], None]) -> None:
         """Registers a callback for every new state; it must not raise."""
+
+
+class PreparingEngine(Engine, Protocol):
+    """An engine that makes prompts of their sources itself."""
+
+    async def prepare(
+        self, source: PromptSource, pixels: Sequence[bytes | memoryview]
+    ) -> PromptLayout:
+        """Prepares a prompt; a request with this source has the same token ids.
+
+        Args:
+            source: The prompt.
+            pixels: RGB uint8 media; concatenated, they are the buffer that `PromptMedia.pixel_offset` refers to.
+
+        Raises:
+            EngineUnavailableError: The engine is not ready, or failed meanwhile.
+            ServiceError: The engine refused the prompt.
+        """

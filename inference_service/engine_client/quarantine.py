@@ -119,4 +119,6 @@ def fingerprint(request: EngineRequest) -> bytes:
     digest = hashlib.sha256(repr(asked).encode())
     for image in request.images:
         digest.update(image.key)
+    for media in request.source.media if request.source else ():
+        digest.update(media.digest)
     return digest.digest()

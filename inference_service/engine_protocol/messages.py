@@ -104,6 +104,66 @@ class ProbeResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptMedia:
+    """A decoded image or video for an engine that prepares its prompts itself.
+
+    Attributes:
+        height: Pixels, as decoded.
+        width: Pixels, as decoded.
+        pixel_offset: Where its RGB uint8 pixels (frames x height x width x 3, C order) begin in the pixel buffer.
+        digest: 32 bytes: sha256 over the pixels and their sizes.
+        frames: Frames of a video; an image has one.
+        fps: Frames of a video per second; None = it is an image.
+    """
+
+    height: int
+    width: int
+    pixel_offset: int
+    digest: bytes
+    frames: int = 1
+    fps: float | None = None
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Size of the pixels in bytes."""
+        return self.frames * self.height * self.width * 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSource:
+    """A prompt before its media are expanded and its text is tokenised, by the engine.
+
+    Attributes:
+        text: The rendered conversation or the text of a completion, with one placeholder for each image and video.
+        token_ids: In place of the text: ids as they are, without media.
+        media: Images and videos in order.
+        is_guarded: Special tokens that users wrote are marked in the text, see `text.guard`.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    media: tuple[PromptMedia, ...] = ()
+    is_guarded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaLayout:
+    """What became of an image or video in a prompt: the size to which it was resized, and its tokens."""
+
+    height: int
+    width: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptLayout:
+    """A prompt that the engine prepared: its token ids, and what became of its media, in order."""
+
+    token_ids: tuple[int, ...]
+    media: tuple[MediaLayout, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
     """A prompt and the number of answers (choices) to compute for it.
 
@@ -117,6 +177,7 @@ class EngineRequest:
         constraint: The form that every answer must have.
         constraint_after: The constraint begins after the first token of the answer with this id; None = at once.
         probes: If there are any, nothing is generated: choice i is probe i, and `num_choices` is their number.
+        source: What `prompt_token_ids` were made of, if the engine prepares its prompts itself; `images` is empty then.
     """
 
     request_id: str
@@ -128,6 +189,7 @@ class EngineRequest:
     constraint: Constraint | None = None
     constraint_after: int | None = None
     probes: tuple[Probe, ...] = ()
+    source: PromptSource | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

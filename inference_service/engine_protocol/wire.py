@@ -21,9 +21,12 @@ import msgspec
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
     EngineConfig,
+    EngineFailure,
     EngineReady,
     EngineRequest,
     EngineStats,
+    PromptLayout,
+    PromptSource,
 )
 
 
@@ -61,6 +64,14 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     choice_index: int | None = None
 
 
+class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
+    """Front to an engine that prepares its prompts: prepare this one. Pixels are sent as with `Add`."""
+
+    number: int
+    source: PromptSource
+    pixel_bytes: int = 0
+
+
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """Engine to front: the model is loaded, requests are accepted."""
 
@@ -79,6 +90,14 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
     outputs: tuple[ChoiceOutput, ...]
 
 
+class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
+    """Engine to front: the prompt with this number, or why it is refused."""
+
+    number: int
+    layout: PromptLayout | None = None
+    failure: EngineFailure | None = None
+
+
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """Engine to front: the engine loop is alive; `turn` counts its iterations since the start."""
 
@@ -92,8 +111,8 @@ class Pulse(msgspec.Struct, frozen=True, tag="pulse"):
     progress: int
 
 
-Command = Start | Add | Abort
-Event = Loaded | LoadFailed | Outputs | Heartbeat | Pulse
+Command = Start | Add | Abort | Prepare
+Event = Loaded | LoadFailed | Outputs | Prepared | Heartbeat | Pulse
 _MessageT = TypeVar("_MessageT")
 
 

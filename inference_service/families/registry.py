@@ -49,6 +49,17 @@ def family_of(spec: ModelSpec) -> Family:
     return FAMILIES[spec.family]
 
 
+def is_native(model_dir: Path) -> bool:
+    """Whether the model in a directory is of a registered family, or config.json does not tell what it is."""
+    try:
+        model_type = read_config(model_dir / "config.json").values.get("model_type")
+    except SpecError:
+        return True  # `load_spec` says what is wrong
+    return not isinstance(model_type, str) or any(
+        family.model_type == model_type for family in FAMILIES.values()
+    )
+
+
 def load_spec(model_dir: Path) -> ModelSpec:
     """Reads the specification of the checkpoint in a directory.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 import logging
 import os
 from pathlib import Path
@@ -46,18 +47,49 @@ _PARTS: Final = {
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The vocabulary of a model, as far as its directory does not tell.
+
+    Attributes:
+        size: Width of the logits of a model that is of none of our families; None = of one of them.
+        eos_token_ids: Its end tokens.
+    """
+
+    size: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options of the trial process."""
+        if self.size is None:
+            return ()
+        ends = ",".join(map(str, self.eos_token_ids))
+        return ("--vocab-size", str(self.size), "--eos-token-ids", ends)
+
+
+_OF_FAMILY: Final = Vocabulary()
+
+
 class ConstraintChecker:
     """Tries constraints, each once; the process starts with the first."""
 
-    def __init__(self, model_dir: Path, *, command: Sequence[str] = _COMMAND) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        vocabulary: Vocabulary = _OF_FAMILY,
+        *,
+        command: Sequence[str] = _COMMAND,
+    ) -> None:
         """Starts nothing yet.
 
         Args:
             model_dir: The directory of the model, whose vocabulary the trials use.
-            command: Program and arguments of the trial process; `--fd N --parent PID --model-dir DIR` is appended.
+            vocabulary: What is known of the vocabulary.
+            command: Program and arguments of the trial process, without its options.
         """
         self._model_dir = model_dir
-        self._command = tuple(command)
+        self._command = (*command, *vocabulary.options)
         self._process: _TrialProcess | None = None
         self._slots = asyncio.Semaphore(_TRIALS)
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()

@@ -126,10 +126,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fd", type=int, required=True, help="socket to the front")
     parser.add_argument("--parent", type=int, required=True, help="process id of the front")
     parser.add_argument("--model-dir", type=Path, required=True, help="directory of the model")
+    parser.add_argument("--vocab-size", type=int, help="width of the logits; none = of the family")
+    parser.add_argument("--eos-token-ids", default="", help="end tokens, separated by commas")
     args = parser.parse_args(argv)
     die_with(args.parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads do not survive a fork
-    vocabulary = load_vocabulary(args.model_dir)
+    vocabulary = load_vocabulary(
+        args.model_dir,
+        args.vocab_size,
+        tuple(map(int, filter(None, args.eos_token_ids.split(",")))),
+    )
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):  # read-only in some containers
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)

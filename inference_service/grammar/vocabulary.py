@@ -14,6 +14,7 @@ from llguidance import LLTokenizer, TokenizerWrapper
 
 from inference_service.families.registry import family_of, load_spec
 from inference_service.text.tokenizer import Tokenizer
+from inference_service.text.tokenizer_json import JsonTokenizer
 
 
 class _Words:
@@ -64,13 +65,22 @@ def vocabulary_of(tokenizer: Tokenizer, size: int, eos_token_ids: tuple[int, ...
     return LLTokenizer(words, n_vocab=size, eos_token=list(eos_token_ids))
 
 
-def load_vocabulary(model_dir: Path) -> LLTokenizer:
+def load_vocabulary(
+    model_dir: Path, size: int | None = None, eos_token_ids: tuple[int, ...] = ()
+) -> LLTokenizer:
     """The vocabulary of the model in a directory; takes a second for 150,000 tokens.
+
+    Args:
+        model_dir: The directory.
+        size: Width of the logits of a model of any family; None = it is of one of ours.
+        eos_token_ids: The end tokens of the former.
 
     Raises:
         OSError: A file cannot be read.
         ValueError: A file is malformed or does not match the model.
     """
+    if size is not None:
+        return vocabulary_of(JsonTokenizer.from_dir(model_dir, any_kind=True), size, eos_token_ids)
     spec = load_spec(model_dir)
     tokenizer, _ = family_of(spec).load_text(model_dir, spec)
     return vocabulary_of(tokenizer, spec.decoder.vocab_size, spec.eos_token_ids)

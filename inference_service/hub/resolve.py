@@ -10,6 +10,7 @@ from pathlib import Path
 import re
 import shutil
 
+from inference_service.any_model.choice import BackendKind, choose_backend
 from inference_service.demo import MODEL_DIR
 from inference_service.families.config_file import SpecError
 from inference_service.families.copied_files import ADAPTER_FILE, refuse_adapter
@@ -173,10 +174,10 @@ def fetch_model(
         path = _fetch_configuration(source, model, revision, listed, directory)
         if not snapshot.is_verified(path):
             snapshot.write_note(path, ())
-        family = family_of(load_spec(path))
+        pickled = _is_pickled(path)
         names = [
             *snapshot.configuration_files(listed),
-            *snapshot.weight_files(listed, path, allow_pickles=family.pickled_weights),
+            *snapshot.weight_files(listed, path, allow_pickles=pickled),
         ]
         wanted = {name: listed[name] for name in names}
         missing = _require_room(path, wanted)
@@ -194,6 +195,16 @@ def fetch_model(
     except (SnapshotError, SpecError) as error:
         raise ModelNotFound(f"{model}: {error}") from error
     return path
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether the weights may be pickles; raises SpecError if no backend can serve the model.
+
+    A repository with code is refused here for what its configuration names: its Python files are never fetched.
+    """
+    if choose_backend("auto", path) is BackendKind.TRANSFORMERS:
+        return False
+    return family_of(load_spec(path)).pickled_weights
 
 
 def fetch_configuration(

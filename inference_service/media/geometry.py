@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 
 from inference_service.domain import Detail
-from inference_service.errors import InvalidArgumentError, InvalidImageError
+from inference_service.errors import (
+    InvalidArgumentError,
+    InvalidImageError,
+    UnsupportedParameterError,
+)
 from inference_service.model_spec import ImagePolicy, VideoPolicy
 
 
@@ -82,6 +86,8 @@ def processed_size(
     """
     if policy.square_side is not None:
         return policy.square_side, policy.square_side
+    if policy.as_decoded:
+        return height, width
     step = policy.pixel_step
     rows, columns = smart_resize(
         height, width, step=step, min_pixels=min_pixels, max_pixels=max_pixels
@@ -111,6 +117,8 @@ def video_size(
     Raises:
         InvalidImageError: One side is more than 200 times as long as the other.
     """
+    if policy.as_decoded:
+        return height, width
     step, depth = policy.pixel_step, policy.temporal_patch_size
     minimum, maximum = video.min_pixels, video.max_pixels
     if video.total_pixels is not None:
@@ -190,9 +198,16 @@ def pixel_budget(
 
     Raises:
         InvalidArgumentError: A limit is below 1, or the minimum exceeds the maximum; names the field.
+        UnsupportedParameterError: The caller sets a limit, but the engine prepares the images, by the model's alone.
     """
     prefix = f"{field}." if field else ""
     for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+        if value is not None and policy.as_decoded:
+            raise UnsupportedParameterError(
+                f"{name} is not supported with --backend transformers: images have the sizes that the model's own"
+                " processor gives them.",
+                field=prefix + name,
+            )
         if value is not None and value < 1:
             raise InvalidArgumentError(
                 f"{name} is {value}, but must be at least 1.", field=prefix + name

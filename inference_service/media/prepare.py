@@ -22,7 +22,7 @@ from inference_service.media.images import FrameSpec, ProcessedImage
 from inference_service.media.measuring import measured_fetch
 from inference_service.media.policy import FetchPolicy
 from inference_service.media.turn import my_turn
-from inference_service.model_spec import ModelSpec
+from inference_service.model_spec import MediaRules
 from inference_service.settings import ServiceSettings
 
 
@@ -103,7 +103,7 @@ class MediaPreparer:
         self,
         fetcher: MediaFetcher,
         decoder: ImageDecoder,
-        spec: ModelSpec,
+        spec: MediaRules,
         *,
         max_tokens: int,
         files: FileBudget,
@@ -124,7 +124,7 @@ class MediaPreparer:
         self._files = files
 
     @classmethod
-    def from_settings(cls, settings: ServiceSettings, spec: ModelSpec) -> MediaPreparer:
+    def from_settings(cls, settings: ServiceSettings, spec: MediaRules) -> MediaPreparer:
         """A preparer with the operator's limits."""
         return cls(
             MediaFetcher(FetchPolicy.from_settings(settings)),
@@ -148,6 +148,8 @@ class MediaPreparer:
         policy = self._spec.image_policy
         if policy.square_side is not None:
             return 3 * policy.square_side**2 * len(request.media)
+        if policy.as_decoded:
+            return 3 * policy.max_pixels * len(request.media)
         of_tokens = self._max_tokens * policy.pixel_step**2
         image, video = min(policy.max_pixels, of_tokens), of_tokens * policy.temporal_patch_size
         return 3 * sum(image if isinstance(part, ImagePart) else video for part in request.media)

@@ -86,6 +86,14 @@ class JinjaChat:
 
     def write(self, request: ChatRequest) -> WrittenChat:
         """See `ChatFormat.write`."""
+        rendered, start = self.render(request)
+        return WrittenChat(token_ids=self._encode(rendered), reasoning=start)
+
+    def render(self, request: ChatRequest) -> tuple[str, ReasoningStart]:
+        """The conversation as text, and whether the answer begins with reasoning; raises as `write`.
+
+        Special tokens that users wrote are marked, see `SpecialTokenGuard`.
+        """
         check = self._check
         check_thinking(request, switch=check.thinking_switch, thinks=check.always_thinks)
         protect = self._guard.protect
@@ -104,7 +112,7 @@ class JinjaChat:
         if self._write_videos is not None:
             videos = [part for part in request.media if isinstance(part, VideoPart)]
             rendered = self._write_videos(rendered, videos)
-        return WrittenChat(token_ids=self._encode(rendered), reasoning=start)
+        return rendered, start
 
     def check(self) -> None:
         """Tries the template, and warns if it has no images.

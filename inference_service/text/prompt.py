@@ -8,7 +8,7 @@ import hashlib
 from typing import Protocol
 
 from inference_service.domain import ChatRequest, Request, TextCompletionRequest
-from inference_service.engine_protocol.messages import ImageSpan
+from inference_service.engine_protocol.messages import ImageSpan, PromptSource
 from inference_service.errors import InternalError, InvalidArgumentError
 from inference_service.media.images import ProcessedImage
 from inference_service.model_spec import ToolNotation
@@ -25,11 +25,13 @@ class Prompt:
         token_ids: Token ids, with a placeholder for every token of an image.
         images: Images in order.
         reasoning: Whether the answer begins with reasoning.
+        source: What an engine that prepares its prompts itself made it of; None = it was made here.
     """
 
     token_ids: tuple[int, ...]
     images: tuple[ImageSpan, ...]
     reasoning: ReasoningStart = ReasoningStart.TEXT
+    source: PromptSource | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,14 +42,17 @@ _PROBE: Final = (
 
 
 class JsonTokenizer(Tokenizer):
-    """A byte-level BPE tokenizer."""
+    """A tokenizer of tokenizer.json: byte-level BPE, or one whose pieces are text with a mark for spaces."""
 
-    def __init__(self, definition: str, added: Sequence[AddedToken] = ()) -> None:
+    def __init__(
+        self, definition: str, added: Sequence[AddedToken] = (), *, any_kind: bool = False
+    ) -> None:
         """Takes a tokenizer.
 
         Args:
             definition: The text of a tokenizer.json.
             added: Added tokens that it may lack, or may define otherwise, in the order of their ids.
+            any_kind: It need not be byte-level BPE.
 
         Raises:
             ValueError: It is malformed, or not byte-level BPE, or an added token would have another id.
@@ -57,15 +60,19 @@ class JsonTokenizer(Tokenizer):
         self._all = _load(definition, added)
         self._plain = _load(definition, added)
         self._plain.encode_special_tokens = True  # special tokens in the text are ordinary text
-        if not isinstance(self._all.decoder, tokenizers.decoders.ByteLevel):
-            raise ValueError("tokenizer.json: only byte-level BPE is supported")  # noqa: TRY004 - about a file, not a type
+        is_byte_level = isinstance(self._all.decoder, tokenizers.decoders.ByteLevel) or (
+            any_kind and _has_byte_level(definition)
+        )
+        if not is_byte_level and not any_kind:
+            raise ValueError("tokenizer.json: only byte-level BPE is supported")
         known = self._all.get_added_tokens_decoder()
         self._slice_characters = _SLICE_CHARACTERS if self._can_be_cut(known) else None
         vocabulary = self._all.get_vocab(with_added_tokens=True)
+        bytes_of = _bytes_of if is_byte_level else _bytes_of_piece
         token_bytes = [b""] * (max(vocabulary.values()) + 1)
         for token, token_id in vocabulary.items():
             is_added = token_id in known
-            token_bytes[token_id] = token.encode() if is_added else _bytes_of(token)
+            token_bytes[token_id] = token.encode() if is_added else bytes_of(token)
         super().__init__(
             token_bytes,
             {token.content: token_id for token_id, token in known.items() if token.special},
@@ -73,7 +80,7 @@ class JsonTokenizer(Tokenizer):
         )
 
     @classmethod
-    def from_dir(cls, model_dir: Path) -> JsonTokenizer:
+    def from_dir(cls, model_dir: Path, *, any_kind: bool = False) -> JsonTokenizer:
         """Reads tokenizer.json, or else vocab.json and merges.txt, and the added tokens of other files.
 
         Raises:
@@ -86,7 +93,7 @@ class JsonTokenizer(Tokenizer):
             definition = _definition(
                 read_text(model_dir / VOCABULARY_FILE), read_text(model_dir / MERGES_FILE)
             )
-        return cls(definition, read_added_tokens(model_dir))
+        return cls(definition, read_added_tokens(model_dir), any_kind=any_kind)
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
@@ -178,3 +185,16 @@ def _bytes_of(token: str) -> bytes:
         return bytes(BYTE_OF_CHARACTER[character] for character in token)
     except KeyError:
         return token.encode()  # as the library's decoder does with other characters
+
+
+def _has_byte_level(definition: str) -> bool:
+    """Whether the decoder of a tokenizer.json has that of byte-level BPE."""
+    decoder = json.loads(definition).get("decoder") or {}
+    return any(part.get("type") == "ByteLevel" for part in decoder.get("decoders", [decoder]))
+
+
+def _bytes_of_piece(token: str) -> bytes:
+    """The bytes of a piece of SentencePiece: U+2581 is a space, `<0x0A>` a byte."""
+    if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\u2581", " ").encode()

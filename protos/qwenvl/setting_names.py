@@ -8,6 +8,7 @@ from typing import Final
 SERVICE: Final = (
     "model",
     "hub",
+    "backend",
     "revision",
     "served_model_name",
     "grpc_address",

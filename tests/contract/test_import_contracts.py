@@ -38,7 +38,7 @@ QWENVL = "the package qwenvl imports neither service nor adapter"
 ADAPTER = "the adapter imports neither torch, transformers, Pillow nor HTTP clients"
 DIALECTS = "only the application imports the REST dialects"
 DIALECTS_APART = "the REST dialects do not import each other"
-PICKLE = "no transformers when serving, and no pickle anywhere"
+PICKLE = "transformers only in the process of its backend, and no pickle anywhere"
 CIRCLES = "no circles: neither between packages nor between the modules of one"
 
 SERVICE = "inference_service"

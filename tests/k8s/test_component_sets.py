@@ -19,6 +19,7 @@ SCALERS: tuple[tuple[str, ...], ...] = ((), ("autoscaling",), ("keda",), ("autos
 EXTRAS: tuple[tuple[str, ...], ...] = (
     (),
     ("media-egress",),
+    ("transformers",),
     ("high-availability",),
     ("gateway",),
     ("kueue",),

@@ -1,0 +1,1 @@
+"""What the front may know, without importing it, about models that the transformers library serves."""

@@ -1,0 +1,78 @@
+"""What the transformers process accepts, and when: sequences reserve their longest possible length in the cache."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from inference_service.engine.sequence import Sequence
+from inference_service.engine_protocol.messages import EngineRequest
+from inference_service.errors import (
+    ContextLengthError,
+    InvalidArgumentError,
+    UnsupportedParameterError,
+)
+
+
+_PROMPT_LOGITS_BYTES: Final = 2**30
+"""Maximum size of the logits of a whole prompt, which the library's models compute at once, as float32."""
+
+
+class Admission:
+    """Counts tokens and sequences; a sequence that would not fit waits, so that none is ever preempted."""
+
+    def __init__(self, *, max_tokens: int, max_seqs: int, max_length: int, vocab_size: int) -> None:
+        self.used_tokens = 0
+        self._max_tokens = max_tokens
+        self._max_seqs = max_seqs
+        self._max_length = max_length
+        self._vocab_size = vocab_size
+        self._taken: dict[Sequence, int] = {}
+
+    def check(self, request: EngineRequest) -> None:
+        """Refuses a request that could never be computed.
+
+        Raises:
+            InvalidArgumentError: It has no choices or no prompt, or a token id outside the vocabulary.
+            ContextLengthError: The prompt leaves no room for an answer.
+            UnsupportedParameterError: Its prompt's log probabilities would need too much memory.
+        """
+        if request.num_choices < 1 or not request.prompt_token_ids:
+            raise InvalidArgumentError("A request has at least one choice and one token.")
+        probes = [i for p in request.probes for i in (*p.token_ids, *p.candidate_ids)]
+        bias = [token_id for token_id, _ in request.sampling.logit_bias]
+        used = (*request.prompt_token_ids, *bias, *request.sampling.stop_token_ids, *probes)
+        if min(used) < 0 or max(used) >= self._vocab_size:
+            raise InvalidArgumentError(f"Token ids must be 0 to {self._vocab_size - 1}.")
+        longest = max((len(probe.token_ids) for probe in request.probes), default=0)
+        length = len(request.prompt_token_ids) + longest
+        if length >= self._max_length:
+            raise ContextLengthError(
+                f"This model's maximum context length is {self._max_length} tokens (--max-model-len). However, the"
+                f" prompt has {length} tokens, which leaves no room for an answer.",
+                metadata={
+                    "prompt_tokens": str(length),
+                    "max_context_tokens": str(self._max_length),
+                },
+            )
+        logits_bytes = 4 * length * self._vocab_size
+        if request.sampling.prompt_logprobs is not None and logits_bytes > _PROMPT_LOGITS_BYTES:
+            most = _PROMPT_LOGITS_BYTES // (4 * self._vocab_size)
+            raise UnsupportedParameterError(
+                f"prompt_logprobs of {length} tokens need more memory than --backend transformers spends on them;"
+                f" this model allows prompts of up to {most} tokens with them.",
+            )
+
+    def take(self, sequence: Sequence) -> bool:
+        """Reserves room for a sequence, if there is some now."""
+        room = self._max_length - sequence.num_prompt_tokens
+        answer = 0 if sequence.probe else min(sequence.sampling.max_tokens, room)
+        tokens = sequence.num_prompt_tokens + answer
+        fits = self.used_tokens + tokens <= self._max_tokens and len(self._taken) < self._max_seqs
+        if fits:
+            self._taken[sequence] = tokens
+            self.used_tokens += tokens
+        return fits
+
+    def give_back(self, sequence: Sequence) -> None:
+        """Frees the room of a sequence."""
+        self.used_tokens -= self._taken.pop(sequence)

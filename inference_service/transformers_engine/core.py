@@ -1,0 +1,336 @@
+"""The core of the transformers process: a queue, sequences that take turns by the step, and our sampler.
+
+Independent of how a model is computed (`generation`) and how prompts are made (`prompts`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+import logging
+import time
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from inference_service.engine.constrained import (
+    Grammars,
+    HeldRequest,
+    HeldRequests,
+    constraint_failed,
+)
+from inference_service.engine.device import memory_of
+from inference_service.engine.logprobs import token_logprobs
+from inference_service.engine.outputs import ended_output, token_output
+from inference_service.engine.runner import PROMPT_LOGITS_ROWS, ChunkResult
+from inference_service.engine.sequence import Sequence, SequenceId
+from inference_service.engine_protocol.messages import (
+    ChoiceOutput,
+    EngineFailure,
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    PositionLogprobs,
+    PromptLayout,
+    PromptSource,
+)
+from inference_service.errors import (
+    InternalError,
+    InvalidArgumentError,
+    OutOfMemoryError,
+    RequestIdInUseError,
+    ServiceError,
+)
+from inference_service.grammar.matcher import GrammarError
+from inference_service.measures import ChoiceTimings, DurationCounter
+from inference_service.transformers_engine.admission import Admission
+from inference_service.transformers_engine.generation import Generation, ModuleState
+from inference_service.transformers_engine.prompts import PromptMaker
+from inference_service.transformers_engine.turns import TurnSampler
+
+
+_COMPILE_POLL_S: Final = 0.01
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The loaded parts of a model.
+
+    Attributes:
+        model: The model.
+        prompts: Makes its prompts.
+        grammars: Compiles constraints for its vocabulary.
+        ready: What the front is told.
+        vocab_size: Width of its logits.
+        max_num_seqs: Maximum sequences that take turns.
+    """
+
+    model: Any
+    prompts: PromptMaker
+    grammars: Grammars
+    ready: EngineReady
+    vocab_size: int
+    max_num_seqs: int
+
+
+class TransformersCore:
+    """A `PreparingCore`. One `step` computes one step of one sequence, so that an abort applies before the next."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.ready = parts.ready
+        self._parts = parts
+        self._device = torch.device(parts.ready.device)
+        self._state = ModuleState(parts.model)
+        self._held = HeldRequests(parts.grammars)
+        self._sampler = TurnSampler(
+            max_seqs=parts.max_num_seqs,
+            max_len=parts.ready.max_model_len,
+            vocab_size=parts.vocab_size,
+            device=self._device,
+        )
+        self._room = Admission(
+            max_tokens=parts.ready.kv_pages_total,
+            max_seqs=parts.max_num_seqs,
+            max_length=parts.ready.max_model_len,
+            vocab_size=parts.vocab_size,
+        )
+        self._inputs: dict[str, Mapping[str, Tensor]] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._running: deque[Sequence] = deque()
+        self._generations: dict[SequenceId, Generation] = {}
+        self._steps = 0
+        self._durations = DurationCounter()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence is unfinished."""
+        return bool(self._waiting or self._running) or self._held.num_sequences > 0
+
+    @property
+    def stats(self) -> EngineStats:
+        """The current counters; a page is one token."""
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._waiting) + self._held.num_sequences,
+            kv_pages_total=self.ready.kv_pages_total,
+            kv_pages_used=self._room.used_tokens,
+            kv_page_tokens=self.ready.kv_page_tokens,
+            steps=self._steps,
+            step_durations=self._durations.total,
+            device_memory=memory_of(self._device),
+        )
+
+    def prepare(self, source: PromptSource, pixels: memoryview | bytes) -> PromptLayout:
+        """See `PreparingCore`."""
+        return self._parts.prompts.prepare(source, pixels).layout
+
+    def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
+        """Queues all choices of a request; if this raises, none of them.
+
+        Raises:
+            InvalidArgumentError: The request does not match the model or its own prompt.
+            ContextLengthError: The prompt leaves no room for an answer.
+            UnsupportedParameterError: Its log probabilities would need too much memory.
+            RequestIdInUseError: A request with this id is in flight.
+        """
+        if request.request_id in self._inputs or request.request_id in self._held:
+            raise RequestIdInUseError(f"request_id {request.request_id!r} is used already.")
+        source = request.source or PromptSource(token_ids=request.prompt_token_ids)
+        prepared = self._parts.prompts.prepare(source, pixels)
+        if prepared.layout.token_ids != request.prompt_token_ids:
+            raise InvalidArgumentError("The prompt does not match its source.")
+        self._room.check(request)
+        sequences = [Sequence(request, index) for index in range(request.num_choices)]
+        for sequence in sequences:
+            sequence.arrived_s = time.monotonic()
+        self._inputs[request.request_id] = prepared.inputs
+        if request.constraint is None:
+            self._waiting += sequences
+        else:
+            self._held.hold(sequences, request.constraint, memoryview(b""))
+
+    def abort(self, request_id: str, choice_index: int | None = None) -> None:
+        """Ends one choice of a request now, or (None) all, without further outputs. Unknown ids are ignored."""
+        self._held.drop(request_id, choice_index)
+        for sequence in (*self._waiting, *self._running):
+            if sequence.request.request_id == request_id and choice_index in (
+                None,
+                sequence.choice_index,
+            ):
+                self._end(sequence, FinishReason.ABORTED)
+        self._forget(request_id)
+
+    def step(self) -> list[ChoiceOutput]:
+        """Computes the prompt of a sequence that can begin, or else a token of the one whose turn it is."""
+        outputs = [output for held in self._held.take_ready() for output in self._begin(held)]
+        sequence = self._next()
+        if sequence is None:
+            if not outputs and self._held.num_sequences:
+                self._held.wait(_COMPILE_POLL_S)
+            return outputs
+        begin_s = time.monotonic()
+        self._steps += 1
+        try:
+            outputs += self._advance(sequence)
+        except ServiceError as error:
+            outputs.append(self._fail(sequence, error))
+        except torch.AcceleratorError:
+            raise  # the device is of no use any more: the front starts a new process
+        except (torch.OutOfMemoryError, MemoryError):
+            logger.exception(
+                {"message": "out of memory", "request_id": sequence.request.request_id}
+            )
+            outputs.append(self._fail(sequence, _out_of_memory()))
+        except Exception:  # a prompt that the model cannot compute must not end the others
+            logger.exception(
+                {"message": "the model failed", "request_id": sequence.request.request_id}
+            )
+            outputs.append(self._fail(sequence, InternalError("The model failed on this request.")))
+        self._durations.add(time.monotonic() - begin_s)
+        return outputs
+
+    # ---- the order of work ----
+
+    def _begin(self, held: HeldRequest) -> list[ChoiceOutput]:
+        """Queues a request whose constraint is compiled; the outputs of one that is refused."""
+        try:
+            held.constrain()
+        except ServiceError as error:
+            failure = EngineFailure.of(error)
+            self._inputs.pop(held.sequences[0].request.request_id, None)
+            return [ended_output(one, FinishReason.ERROR, failure) for one in held.sequences]
+        self._waiting += held.sequences
+        return []
+
+    def _next(self) -> Sequence | None:
+        """The sequence to compute, the last of those that run: it is not its turn again before theirs."""
+        if self._waiting and self._room.take(self._waiting[0]):
+            sequence = self._waiting.popleft()
+            sequence.admitted_s = time.monotonic()
+            sequence.num_cached_tokens = 0
+            wants = sequence.top_prompt_logprobs is not None
+            self._generations[sequence.sequence_id] = Generation(
+                self._parts.model,
+                self._state,
+                self._inputs_of(sequence),
+                max_length=self.ready.max_model_len,
+                all_logits=wants,
+            )
+            self._sampler.begin(sequence)
+            self._running.append(sequence)
+        elif self._running:
+            self._running.rotate(-1)
+        return self._running[-1] if self._running else None
+
+    def _inputs_of(self, sequence: Sequence) -> Mapping[str, Tensor]:
+        """The prompt, with the text of a probe."""
+        inputs = self._inputs[sequence.request.request_id]
+        added = len(sequence) - inputs["input_ids"].shape[1]
+        if not added:
+            return inputs
+        ids = torch.tensor([sequence.token_ids[-added:]], dtype=torch.int64)
+        fill = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        fill |= {n: torch.zeros_like(ids) for n in ("mm_token_type_ids", "token_type_ids")}
+        return {
+            name: torch.cat([value, fill[name].to(value.dtype)], dim=1) if name in fill else value
+            for name, value in inputs.items()
+        }
+
+    # ---- one step of one sequence ----
+
+    def _advance(self, sequence: Sequence) -> list[ChoiceOutput]:
+        generation = self._generations[sequence.sequence_id]
+        is_first = sequence.num_answer_tokens == 0
+        logits = generation.logits(None if is_first else sequence.token_ids[-1])
+        with torch.inference_mode():
+            result = self._result(sequence, generation, logits)
+        if result.token_id is not None:
+            self._take(sequence, result.token_id)
+        else:
+            sequence.finish_reason = FinishReason.LENGTH  # as every probe
+        output = token_output(
+            sequence,
+            result,
+            0 if is_first else None,
+            _timings(sequence) if is_first else None,
+        )
+        if sequence.finish_reason is not None:
+            self._end(sequence, sequence.finish_reason)
+        return [output]
+
+    def _take(self, sequence: Sequence, token_id: int) -> None:
+        """Appends a token; raises a ServiceError if the constraint cannot take it."""
+        if sequence.constraint is not None:
+            try:
+                sequence.constraint.take(token_id)
+            except GrammarError as error:
+                raise constraint_failed(sequence, error) from error
+        sequence.token_ids.append(token_id)
+        sequence.finish_reason = sequence.reason_to_finish(self.ready.max_model_len)
+
+    def _result(self, sequence: Sequence, generation: Generation, logits: Tensor) -> ChunkResult:
+        entries = () if sequence.probe else _prompt_logprobs(sequence, generation)
+        return replace(self._sampler.choose(sequence, logits), prompt_logprobs=entries)
+
+    # ---- ends ----
+
+    def _fail(self, sequence: Sequence, error: ServiceError) -> ChoiceOutput:
+        self._end(sequence, FinishReason.ERROR)
+        return ended_output(sequence, FinishReason.ERROR, EngineFailure.of(error))
+
+    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Forgets a sequence; its cache is freed."""
+        sequence.finish_reason = reason
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+        else:
+            self._running.remove(sequence)
+            del self._generations[sequence.sequence_id]
+            self._room.give_back(sequence)
+            self._sampler.end(sequence)
+        self._forget(sequence.request.request_id)
+
+    def _forget(self, request_id: str) -> None:
+        """Frees the tensors of a prompt whose choices have ended."""
+        unfinished = (*self._waiting, *self._running)
+        if request_id not in self._held and all(
+            s.request.request_id != request_id for s in unfinished
+        ):
+            self._inputs.pop(request_id, None)
+
+
+def _prompt_logprobs(sequence: Sequence, generation: Generation) -> tuple[PositionLogprobs, ...]:
+    """Log probabilities of the prompt's tokens from the second on, once."""
+    logits, generation.prompt_logits = generation.prompt_logits, None
+    if logits is None:
+        return ()
+    targets = sequence.token_ids[1 : sequence.num_prompt_tokens]
+    if len(logits) != sequence.num_prompt_tokens:
+        raise InternalError("The model has no logits for each token of the prompt.")
+    found: list[PositionLogprobs] = []
+    for start in range(0, len(targets), PROMPT_LOGITS_ROWS):
+        some = torch.tensor(targets[start : start + PROMPT_LOGITS_ROWS], device=logits.device)
+        rows = logits[start : start + len(some)]
+        found += token_logprobs(rows, some, [sequence.top_prompt_logprobs or 0] * len(some)).read()
+    return tuple(found)
+
+
+def _timings(sequence: Sequence) -> ChoiceTimings:
+    return ChoiceTimings(
+        queue_s=sequence.admitted_s - sequence.arrived_s,
+        prefill_s=time.monotonic() - sequence.admitted_s,
+    )
+
+
+def _out_of_memory() -> OutOfMemoryError:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return OutOfMemoryError(
+        "The device ran out of memory for this request; try again later, or send fewer or smaller images.",
+        retry_after_s=1.0,
+    )

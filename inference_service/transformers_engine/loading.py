@@ -1,0 +1,125 @@
+"""Loads a model of the library into the memory that there is."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+import time
+from typing import Final
+
+import torch
+
+from inference_service.any_model.folder import check_folder
+from inference_service.engine.constrained import Grammars
+from inference_service.engine.device import note_progress
+from inference_service.engine.memory import TORCH_DTYPES, resolve_devices
+from inference_service.engine_protocol.messages import EngineConfig, EngineReady
+from inference_service.families.footprint import STEP_RESERVE_BYTES, usable_bytes
+from inference_service.grammar.vocabulary import load_vocabulary
+from inference_service.model_spec import resolve_dtype_name
+from inference_service.process_memory import machine_bytes
+from inference_service.transformers_engine import library, sizes
+from inference_service.transformers_engine.core import Parts, TransformersCore
+from inference_service.transformers_engine.prompts import PromptMaker
+
+
+_SLOW: Final = "transformers computes it, one sequence after the other"
+
+
+def load_core(config: EngineConfig) -> TransformersCore:
+    """Loads the model of a directory.
+
+    Raises:
+        ValueError: It cannot be served; the message is for the operator.
+    """
+    started = time.monotonic()
+    model_dir = Path(config.model_dir)
+    check_folder(model_dir)
+    if config.cpu_threads is not None:
+        torch.set_num_threads(config.cpu_threads)
+    settings = library.load_config(model_dir)
+    device = _device(config.device)
+    name = resolve_dtype_name(
+        config.dtype, sizes.checkpoint_dtype(settings), on_gpu=device.type == "cuda"
+    )
+    dtype = TORCH_DTYPES[name]
+    parts = sizes.count_parts(library.new_meta_model(settings))
+    weight_bytes = sum(count for _, count in parts) * dtype.itemsize
+    _refuse_too_large(config, device, weight_bytes)
+    model = library.load_model(model_dir, dtype, device)
+    if device.type == "cpu":
+        note_progress(model)
+    token_bytes = sizes.kv_values_per_token(settings) * dtype.itemsize
+    tokens = _cache_tokens(config, device, token_bytes)
+    window = sizes.context_tokens(settings)
+    if config.max_model_len is not None and config.max_model_len > window:
+        raise ValueError(
+            f"max_model_len is {config.max_model_len}, but the model's context window is {window}"
+        )
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    ends = sizes.end_tokens(model.generation_config, settings)
+    prompts = PromptMaker(library.load_processor(model_dir, settings), settings)
+    ready = EngineReady(
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        max_model_len=min(config.max_model_len or window, tokens),
+        kv_pages_total=tokens,
+        kv_page_tokens=1,
+        kv_bytes_per_token=token_bytes,
+        weight_bytes=weight_bytes,
+        parts=parts,
+        load_seconds=time.monotonic() - started,
+        slow_path=_SLOW,
+    )
+    return TransformersCore(
+        Parts(
+            model=model,
+            prompts=prompts,
+            grammars=Grammars(partial(load_vocabulary, model_dir, vocab_size, ends)),
+            ready=ready,
+            vocab_size=vocab_size,
+            max_num_seqs=config.max_num_seqs,
+        )
+    )
+
+
+def _device(name: str) -> torch.device:
+    devices = resolve_devices(name)
+    if len(devices) > 1:
+        raise ValueError(
+            f"device is {name}, but --backend transformers computes on one device only: name one"
+        )
+    return devices[0]
+
+
+def _refuse_too_large(config: EngineConfig, device: torch.device, weight_bytes: int) -> None:
+    """Raises ValueError if the weights do not fit, before gigabytes of them are read."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        room = usable_bytes(total, total - free, config.gpu_memory_utilization)
+    else:
+        room = machine_bytes()
+    if weight_bytes > room:
+        raise ValueError(
+            f"the weights take {weight_bytes / 2**30:.2f} GiB, but {device} has {room / 2**30:.2f} GiB for them"
+        )
+
+
+def _cache_tokens(config: EngineConfig, device: torch.device, token_bytes: int) -> int:
+    """Tokens that the caches of all sequences together may hold.
+
+    Raises:
+        ValueError: There is no memory for one.
+    """
+    if config.num_kv_pages is not None:
+        return config.num_kv_pages * config.page_size
+    room = config.cpu_kv_cache_bytes
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        room = usable_bytes(total, total - free, config.gpu_memory_utilization) - STEP_RESERVE_BYTES
+    tokens = room // token_bytes
+    if tokens < 1:
+        raise ValueError(
+            "no memory is left for the KV cache: increase --gpu-memory-utilization or --cpu-kv-cache-mib"
+        )
+    return tokens

@@ -1,0 +1,79 @@
+"""Sizes of a model of the library: its parts, its context window, its cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inference_service.model_spec import DTYPE_BYTES
+
+
+_DEFAULT_WINDOW = 4096
+"""For models that do not tell theirs."""
+
+
+def text_config(config: Any) -> Any:
+    """The settings of the language model."""
+    return config.get_text_config(decoder=True)
+
+
+def context_tokens(config: Any) -> int:
+    """The context window in tokens."""
+    text = text_config(config)
+    names = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+    found = (getattr(text, name, None) for name in names)
+    return next((value for value in found if isinstance(value, int) and value > 0), _DEFAULT_WINDOW)
+
+
+def kv_values_per_token(config: Any) -> int:
+    """Maximum values in the cache for one token: all layers keep keys and values of full attention.
+
+    Layers with a window, a state or compressed keys need less.
+    """
+    text = text_config(config)
+    heads = int(text.num_attention_heads)
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    key_heads = max(key_heads) if isinstance(key_heads, list | tuple) else int(key_heads)
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return 2 * int(text.num_hidden_layers) * key_heads * int(head_dim)
+
+
+def count_parts(model: Any) -> tuple[tuple[str, int], ...]:
+    """(name, parameter count) of the vision tower, the adapter and the language model; shared tensors count once."""
+    counts = {"vision": 0, "adapter": 0, "language": 0}
+    for name, parameter in model.named_parameters():
+        counts[_part_of(name)] += parameter.numel()
+    return tuple(counts.items())
+
+
+def _part_of(name: str) -> str:
+    words = name.removeprefix("model.").split(".")
+    if any(
+        mark in word for word in words[:2] for mark in ("project", "merger", "connector", "adapter")
+    ):
+        return "adapter"
+    if any(word.startswith(("vis", "image")) for word in words[:2]):
+        return "vision"
+    return "language"
+
+
+def checkpoint_dtype(config: Any) -> str:
+    """Dtype of the stored weights; float32 if it is not told or not one of ours."""
+    for settings in (config, text_config(config)):
+        name = str(getattr(settings, "dtype", None)).removeprefix("torch.")
+        if name in DTYPE_BYTES:
+            return name
+    return "float32"
+
+
+def end_tokens(generation: Any, config: Any) -> tuple[int, ...]:
+    """Tokens that end an answer.
+
+    Raises:
+        ValueError: The model has none.
+    """
+    for source in (generation, config, text_config(config)):
+        value = getattr(source, "eos_token_id", None)
+        ids = value if isinstance(value, list | tuple) else [value]
+        if found := tuple(i for i in ids if isinstance(i, int) and i >= 0):
+            return found
+    raise ValueError("neither generation_config.json nor config.json has eos_token_id")
