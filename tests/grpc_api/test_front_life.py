@@ -51,7 +51,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICES = {
     f"qwenvl.inference.v1.{name}Service"
-    for name in ("Chat", "Completion", "Decision", "Model", "Admin")
+    for name in ("Chat", "Completion", "Decision", "Model", "Tokenize", "Admin")
 }
 
 

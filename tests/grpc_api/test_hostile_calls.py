@@ -17,7 +17,7 @@ import pytest
 
 from inference_service.engine_client.interface import EngineState
 from inference_service.engine_protocol.messages import EngineFailure
-from inference_service.grpc_api import chat_service
+from inference_service.grpc_api import chat_service, requests
 from inference_service.grpc_api.wire_fields import MAX_FIELDS
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
@@ -454,7 +454,7 @@ async def test_large_requests_are_converted_off_the_event_loop(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_loop: list[bool] = []
-    convert = chat_service.chat_request
+    convert = requests.chat_request
 
     def noting(*arguments: Any) -> Any:
         on_loop.append(threading.current_thread() is threading.main_thread())
