@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from inference_service.engine.loader import ops_for
 from inference_service.families.placement import Placement
 from inference_service.families.registry import load_spec
-from inference_service.kernels.ops import choose_ops
 from inference_service.models.vision_language import VisionLanguageModel
 
 
@@ -18,6 +18,7 @@ def random_model(
     dtype: torch.dtype,
     device: torch.device,
     placement: Placement | None = None,
+    gpu_kernels: str = "auto",
 ) -> VisionLanguageModel:
     """A model of the shapes in config.json; arguments as `engine.loader.load_model`.
 
@@ -26,8 +27,10 @@ def random_model(
     """
     if placement is not None:
         raise ValueError("random weights are filled on one device only")
+    spec = load_spec(model_dir)
+    ops = ops_for(spec, [device], dtype, gpu_kernels)
     with torch.device("meta"):
-        model = VisionLanguageModel(load_spec(model_dir), choose_ops(device, dtype))
+        model = VisionLanguageModel(spec, ops)
     model = model.to(dtype)
     model.allocate(device, None)
     generator = torch.Generator(device).manual_seed(0)

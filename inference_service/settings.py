@@ -142,6 +142,11 @@ class ServiceSettings(FlagSettings):
         description="auto, cpu, cuda or cuda:N; several GPUs (cuda:0,cuda:1) hold a model that is too large for one,"
         " and work one after the other",
     )
+    gpu_kernels: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto = on a GPU, the kernels that give the results of their torch references there; off = the"
+        " references only, which are slower",
+    )
     max_model_len: Positive | None = Field(
         None,
         description="maximum length of prompt and answer in tokens; none = the model's context window",

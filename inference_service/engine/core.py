@@ -114,7 +114,13 @@ class EngineCore:
             dtype, packed = settle_form(config.dtype, dtype, spec.decoder)
         refuse_impossible_sizes(config, spec, devices, dtype)
         placement = plan_placement(config, spec, devices, dtype)
-        model = load(model_dir, dtype=dtype, device=devices[0], placement=placement)
+        model = load(
+            model_dir,
+            dtype=dtype,
+            device=devices[0],
+            placement=placement,
+            gpu_kernels=config.gpu_kernels,
+        )
         if packed:
             pack_large(model)
         num_pages = count_kv_pages(config, model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 import logging
 import math
 from pathlib import Path
@@ -17,6 +17,7 @@ from inference_service.families.placement import Placement
 from inference_service.families.registry import family_of, load_spec
 from inference_service.families.tables import tensor_table
 from inference_service.kernels.ops import REFERENCE, Ops, choose_ops
+from inference_service.kernels.self_check import Sizes
 from inference_service.model_spec import DTYPE_BYTES, ModelSpec
 from inference_service.models.checkpoint import LoadError, StoredTensor, open_checkpoint
 from inference_service.models.vision_language import VisionLanguageModel
@@ -45,6 +46,7 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     placement: Placement | None = None,
+    gpu_kernels: str = "auto",
 ) -> VisionLanguageModel:
     """Loads a model.
 
@@ -53,6 +55,7 @@ def load_model(
         dtype: Dtype to which weights are converted.
         device: Device of the weights.
         placement: Devices of the layers instead; None = all on `device`.
+        gpu_kernels: `auto`, or `off` for the torch references.
 
     Raises:
         SpecError: The configuration is not supported.
@@ -63,8 +66,10 @@ def load_model(
         stored = open_checkpoint(model_dir, stack, family_of(spec).current_name)
         spec = _settle_head(spec, stored)
         _check(spec, stored)
+        devices = [torch.device(name) for name in placement.devices] if placement else [device]
+        ops = ops_for(spec, devices, dtype, gpu_kernels)
         with torch.device("meta"):
-            model = VisionLanguageModel(spec, _ops_for(device, placement, dtype))
+            model = VisionLanguageModel(spec, ops)
         model = model.to(dtype)
         model.allocate(device, placement)
         model = model.requires_grad_(requires_grad=False).eval()
@@ -73,10 +78,15 @@ def load_model(
     return model
 
 
-def _ops_for(device: torch.device, placement: Placement | None, dtype: torch.dtype) -> Ops:
-    """The operations of a model; the reference if its layers are on several kinds of devices."""
-    kinds = {torch.device(name).type for name in placement.devices} if placement else {device.type}
-    return choose_ops(device, dtype) if len(kinds) == 1 else REFERENCE
+def ops_for(
+    spec: ModelSpec, devices: Sequence[torch.device], dtype: torch.dtype, gpu_kernels: str
+) -> Ops:
+    """The operations of a model; the references with `off`, or with layers on several kinds of devices."""
+    if gpu_kernels == "off" or len({device.type for device in devices}) > 1:
+        return REFERENCE
+    decoder = spec.decoder
+    sizes = Sizes(*(getattr(decoder, field.name) for field in fields(Sizes)))
+    return choose_ops(devices, dtype, sizes=sizes)
 
 
 def _settle_head(spec: ModelSpec, stored: dict[str, StoredTensor]) -> ModelSpec:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import wraps
 from importlib.util import find_spec
+import logging
 from typing import Protocol
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from inference_service.kernels.attention import AttentionMetadata, paged_attention, write_kv
 from inference_service.kernels.rms_norm import add_rms_norm, rms_norm
 from inference_service.kernels.rope import apply_rope
+from inference_service.kernels.self_check import Inputs, Sizes, defect
 from inference_service.kernels.silu_and_mul import silu_and_mul
 from inference_service.kernels.slot_state import (
     SampledRows,
@@ -21,6 +24,9 @@ from inference_service.kernels.slot_state import (
     record_tokens,
     update_slots,
 )
+
+
+logger = logging.getLogger(__name__)
 
 
 class ApplyRope(Protocol):
@@ -88,10 +94,14 @@ _GPU_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
 def gpu_kernels() -> tuple[Kernel, ...]:
-    """The Triton kernels; none where triton, which comes with torch for GPUs, is missing."""
+    """The Triton kernels; none where triton, which comes with torch for GPUs, is missing or broken."""
     if find_spec("triton") is None:
         return ()
-    from inference_service.kernels.gpu import attention, rows  # noqa: PLC0415 - imports triton
+    try:
+        from inference_service.kernels.gpu import attention, rows  # noqa: PLC0415 - imports triton
+    except Exception as error:  # noqa: BLE001 - the references work without it
+        logger.warning("no GPU kernel can be imported, the torch references are used: %r", error)
+        return ()
 
     implemented: dict[str, Callable[..., object]] = {
         "write_kv": attention.write_kv,
@@ -101,21 +111,55 @@ def gpu_kernels() -> tuple[Kernel, ...]:
         "apply_rope": rows.apply_rope,
         "silu_and_mul": rows.silu_and_mul,
     }
-    return tuple(Kernel(op, "cuda", _GPU_DTYPES, run) for op, run in implemented.items())
+    return tuple(
+        Kernel(op, "cuda", _GPU_DTYPES, _where_its_input_is(run)) for op, run in implemented.items()
+    )
+
+
+def _where_its_input_is(run: Callable[..., object]) -> Callable[..., object]:
+    """Triton launches on the current GPU, wherever the tensors are; torch launches where they are."""
+
+    @wraps(run)
+    def launch(first: Tensor, *args: object, **kwargs: object) -> object:
+        with torch.cuda.device(first.get_device()):  # -1, of a CPU, changes nothing
+            return run(first, *args, **kwargs)
+
+    return launch
 
 
 def choose_ops(
-    device: torch.device, dtype: torch.dtype, kernels: Sequence[Kernel] | None = None
+    devices: Sequence[torch.device],
+    dtype: torch.dtype,
+    kernels: Sequence[Kernel] | None = None,
+    sizes: Sizes | None = None,
 ) -> Ops:
-    """Chooses the operations for a model.
+    """Chooses the operations for a model, after every kernel was compared with its reference on every device.
+
+    A kernel that does not compile, raises or differs is left out, with a warning.
 
     Args:
-        device: The model's device.
+        devices: The model's devices, all of one type.
         dtype: Dtype of its activations.
         kernels: The available kernels, of which the last suitable one for an operation is chosen; None = all.
+        sizes: Sizes of its decoder; None = some.
     """
     if kernels is None:
-        kernels = gpu_kernels() if device.type == "cuda" else ()
-    fitting = (k for k in kernels if k.device_type == device.type and dtype in k.dtypes)
-    # mypy cannot check which field a kernel implements; its interpreter test compares it with the reference.
-    return replace(REFERENCE, **{kernel.op: kernel.run for kernel in fitting})  # type: ignore[arg-type]
+        kernels = gpu_kernels() if devices[0].type == "cuda" else ()
+    inputs = [Inputs(sizes or Sizes(), device, dtype) for device in devices]
+    fitting = (k for k in kernels if k.device_type == devices[0].type and dtype in k.dtypes)
+    chosen = {kernel.op: kernel.run for kernel in fitting if _works(kernel, inputs)}
+    # mypy cannot check which field a kernel implements; the comparison with the reference does.
+    return replace(REFERENCE, **chosen)  # type: ignore[arg-type]
+
+
+def _works(kernel: Kernel, inputs: Sequence[Inputs]) -> bool:
+    for on_device in inputs:
+        if cause := defect(kernel.op, kernel.run, getattr(REFERENCE, kernel.op), on_device):
+            logger.warning(
+                "kernel %s is left out, its torch reference is used: on %s, %s",
+                kernel.op,
+                on_device.device,
+                cause,
+            )
+            return False
+    return True

@@ -153,7 +153,7 @@ MUTATIONS = {
     "halves instead of pairs": (
         loader,
         "choose_ops",
-        lambda *_: replace(REFERENCE, apply_rope=halves),
+        lambda *_, **__: replace(REFERENCE, apply_rope=halves),
     ),
     "patches count like text": (
         FAMILIES,

@@ -12,9 +12,10 @@ from torch.nn import ModuleList
 
 from inference_service.engine import loader
 from inference_service.engine.loader import load_model
-from inference_service.families.placement import Placement
+from inference_service.families.registry import load_spec
 from inference_service.kernels.layers import DenseWeight, Linear, convert_linears
 from inference_service.kernels.ops import REFERENCE, Ops
+from inference_service.kernels.self_check import Sizes
 from inference_service.models.vision_language import VisionLanguageModel
 from tests.support.paged_forward import PagedForward
 from tests.support.tiny_qwen_vl import FAMILIES, build_checkpoint, image, prompt
@@ -51,7 +52,7 @@ def spy_ops(calls: Counter[str]) -> Ops:
 def test_a_forward_pass_calls_every_operation_of_its_model(checkpoint, monkeypatch) -> None:
     expected = logits_of(load_model(checkpoint, dtype=torch.float32, device=CPU))
     calls: Counter[str] = Counter()
-    monkeypatch.setattr(loader, "choose_ops", lambda *_: spy_ops(calls))
+    monkeypatch.setattr(loader, "choose_ops", lambda *_, **__: spy_ops(calls))
     model = load_model(checkpoint, dtype=torch.float32, device=CPU)
     assert torch.equal(logits_of(model), expected)
     decoder = model.spec.decoder
@@ -103,13 +104,36 @@ def test_weights_in_another_form_after_loading(checkpoint) -> None:
     assert 0 < (found - expected).std() < 0.01 * expected.std()
 
 
-def test_several_kinds_of_devices_take_the_reference(monkeypatch) -> None:
-    calls: Counter[str] = Counter()
-    spy = spy_ops(calls)
-    monkeypatch.setattr(loader, "choose_ops", lambda *_: spy)
-    cuda = torch.device("cuda:0")
-    placement = Placement(devices=("cuda:0", "cpu"), layers=(1, 1))
-    same = Placement(devices=("cuda:0", "cuda:1"), layers=(1, 1))
-    assert loader._ops_for(cuda, placement, torch.float32) is REFERENCE
-    assert loader._ops_for(cuda, same, torch.float32) is spy
-    assert loader._ops_for(cuda, None, torch.float32) is spy
+def test_when_a_model_takes_the_references(checkpoint, monkeypatch) -> None:
+    spy = spy_ops(Counter())
+    monkeypatch.setattr(loader, "choose_ops", lambda *_, **__: spy)
+    gpu, other = torch.device("cuda:0"), torch.device("cuda:1")
+    spec = load_spec(checkpoint)
+
+    def chosen(devices: list[torch.device], gpu_kernels: str = "auto") -> Ops:
+        return loader.ops_for(spec, devices, torch.float32, gpu_kernels)
+
+    assert chosen([gpu]) is spy
+    assert chosen([gpu, other]) is spy
+    assert chosen([gpu, CPU]) is REFERENCE
+    assert chosen([gpu], "off") is REFERENCE
+
+
+def test_kernels_are_compared_with_the_sizes_of_the_model(checkpoint, monkeypatch) -> None:
+    """And on its device: parameters are made without values, on a device of which kernels know nothing."""
+    seen = []
+
+    def choose(devices, dtype, *, sizes) -> Ops:
+        seen.append((devices, dtype, sizes, torch.empty(0).device))
+        return REFERENCE
+
+    monkeypatch.setattr(loader, "choose_ops", choose)
+    decoder = load_model(checkpoint, dtype=torch.float32, device=CPU).spec.decoder
+    sizes = Sizes(
+        num_heads=decoder.num_heads,
+        num_kv_heads=decoder.num_kv_heads,
+        head_dim=decoder.head_dim,
+        hidden_size=decoder.hidden_size,
+        intermediate_size=decoder.intermediate_size,
+    )
+    assert seen == [([CPU], torch.float32, sizes, CPU)]

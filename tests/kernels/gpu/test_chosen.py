@@ -1,23 +1,53 @@
-"""A GPU takes every Triton kernel that there is, a CPU none."""
+"""A GPU takes every Triton kernel that there is and that gives the results of its reference, a CPU none."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
+import pytest
 import torch
 
-from inference_service.kernels.ops import REFERENCE, Ops, choose_ops
+from inference_service.kernels.ops import REFERENCE, Kernel, Ops, choose_ops, gpu_kernels
+from inference_service.kernels.self_check import CASES, LIMITS, Inputs, Sizes, defect
 
 
+CPU = torch.device("cpu")
 WITHOUT_KERNEL = {"update_slots", "record_tokens"}
 """Operations of which there is only the reference."""
 
 
-def test_a_gpu_takes_all_of_them(rows, attention):
-    chosen = choose_ops(torch.device("cuda:0"), torch.bfloat16)
+def interpreted() -> list[Kernel]:
+    """The kernels as the interpreter runs them: on a CPU."""
+    return [replace(kernel, device_type="cpu") for kernel in gpu_kernels()]
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+def test_a_gpu_takes_all_of_them(rows, attention, dtype, caplog):
+    kernels = interpreted()
+    if dtype == torch.bfloat16:
+        # The interpreter multiplies the bits of bfloat16 matrices; on a CPU the check finds just that.
+        kernels = [kernel for kernel in kernels if kernel.op != "paged_attention"]
+    chosen = choose_ops([CPU], dtype, kernels)
+    assert caplog.messages == []
     names = {field.name for field in fields(Ops)}
-    left = {name for name in names if getattr(chosen, name) is getattr(REFERENCE, name)}
-    assert left == WITHOUT_KERNEL
-    modules = {getattr(chosen, name).__module__ for name in names - left}
-    assert modules == {rows.__name__, attention.__name__}
-    assert choose_ops(torch.device("cpu"), torch.bfloat16) == REFERENCE
+    taken = {name for name in names if getattr(chosen, name) is not getattr(REFERENCE, name)}
+    assert taken == {kernel.op for kernel in kernels}
+    assert {getattr(chosen, name).__module__ for name in taken} == {
+        rows.__name__,
+        attention.__name__,
+    }
+    assert choose_ops([CPU], dtype) == REFERENCE
+
+
+def test_every_kernel_has_a_check(rows, attention):
+    kernels = {kernel.op for kernel in gpu_kernels()}
+    assert kernels == set(CASES)
+    assert {field.name for field in fields(Ops)} - kernels == WITHOUT_KERNEL
+    assert {kernel.device_type for kernel in gpu_kernels()} == {"cuda"}
+
+
+def test_sizes_of_a_model(rows, attention):
+    sizes = Sizes(12, 2, 80, 100, 1100)
+    inputs = Inputs(sizes, CPU, torch.float16)
+    for kernel in gpu_kernels():
+        assert defect(kernel.op, kernel.run, getattr(REFERENCE, kernel.op), inputs) == ""

@@ -1,0 +1,172 @@
+"""Runs a kernel once on small inputs on the device of a model, and compares it with its torch reference.
+
+What cannot be caught here: an access to an illegal address leaves every later call of CUDA in this process failing, a
+kernel that never ends runs into `--engine-start-timeout-s`, and a compiler that aborts takes the process with it. Then
+the engine does not start until the operator sets `--gpu-kernels off`. Variants of a kernel for other sizes than those
+of the decoder, such as the widths of a vision tower, are compiled at their first use and not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference_service.kernels.attention import AttentionMetadata, new_kv_cache, write_kv
+
+
+LIMITS = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+"""Largest difference by dtype, relative to the largest value of the reference.
+
+They leave room for the reference's own roundings, TF32 among them; a wrong row, mask or page differs by far more.
+"""
+_PAGE_SIZE = 16
+_BATCHES = (((1, 1), (33, 1)), ((17, 1), (600, 1)), ((1, 1), (70, 40), (600, 3)))
+"""(context, new tokens) of sequences: decode, with contexts that are short and that are split, and prefill."""
+
+Run = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Sizes of a decoder, for which kernels are compiled; attributes as of `model_spec.DecoderSpec`."""
+
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 64
+    hidden_size: int = 96
+    intermediate_size: int = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Inputs for a kernel, the same ones for the same arguments."""
+
+    sizes: Sizes
+    device: torch.device
+    dtype: torch.dtype
+
+    def noise(self, *shape: int) -> Tensor:
+        """Normal values."""
+        generator = torch.Generator().manual_seed(math.prod(shape))
+        return torch.randn(shape, generator=generator).to(self.device, self.dtype)
+
+    def heads(self, tokens: int) -> Sequence[Tensor]:
+        """Queries, keys and values of new tokens, parts of one tensor as in a model."""
+        split = (self.sizes.num_heads, self.sizes.num_kv_heads, self.sizes.num_kv_heads)
+        return self.noise(tokens, sum(split), self.sizes.head_dim).split_with_sizes(split, dim=1)
+
+    def caches(self, pages: int, value: float) -> Tensor:
+        """Keys and values of one layer, filled with a value."""
+        shape = (1, pages, _PAGE_SIZE, self.sizes.num_kv_heads, self.sizes.head_dim)
+        return new_kv_cache(*shape, dtype=self.dtype, device=self.device)[0].fill_(value)
+
+
+def _write_kv(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    _, k, v = inputs.heads(5)
+    caches = inputs.caches(2, -1.0)
+    run(k, v, caches[0], caches[1], torch.tensor([3, 17, 30, 0, 31]).to(inputs.device))
+    return [caches]
+
+
+def _paged_attention(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    return [_attend(run, inputs, batch) for batch in _BATCHES]
+
+
+def _attend(run: Run, inputs: Inputs, batch: Sequence[tuple[int, int]]) -> Tensor:
+    """Attention of a batch; what no sequence owns holds NaN, page 0 among it, which pads the table."""
+    contexts, news = (np.array(column, np.int32) for column in zip(*batch, strict=True))
+    starts = np.array([0, *accumulate(news)], np.int32)
+    counts = [-(-context // _PAGE_SIZE) for context, _ in batch]
+    caches = inputs.caches(sum(counts) + 1, math.nan)
+    free = list(range(1, sum(counts) + 1))
+    table = torch.zeros(len(batch), max(counts), dtype=torch.int32)
+    slots = []
+    for row, count, (context, new) in zip(table, counts, batch, strict=True):
+        row[:count] = torch.tensor([free.pop() for _ in range(count)])
+        places = torch.arange(context)
+        own = row[places // _PAGE_SIZE].long() * _PAGE_SIZE + places % _PAGE_SIZE
+        _, k, v = inputs.heads(context)
+        write_kv(k, v, caches[0], caches[1], own.to(inputs.device))
+        slots.append(own[context - new :])
+    meta = AttentionMetadata(
+        slot_mapping=torch.cat(slots).to(inputs.device),
+        page_table=table.to(inputs.device),
+        query_start=torch.from_numpy(starts).to(inputs.device),
+        context_lens=torch.from_numpy(contexts).to(inputs.device),
+        host_query_start=starts,
+        host_context_lens=contexts,
+        max_query_len=int(news.max()),
+        max_context_len=int(contexts.max()),
+    )
+    q, _, _ = inputs.heads(int(starts[-1]))
+    result: Tensor = run(q, caches[0], caches[1], meta, inputs.sizes.head_dim**-0.5)
+    return result
+
+
+def _rms_norm(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    widths = (inputs.sizes.hidden_size, inputs.sizes.head_dim)
+    return [run(inputs.noise(3, width), inputs.noise(width), 1e-6) for width in widths]
+
+
+def _add_rms_norm(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    x, residual = inputs.noise(2, 3, inputs.sizes.hidden_size)
+    return [*run(x, residual, inputs.noise(inputs.sizes.hidden_size), 1e-6)]
+
+
+def _apply_rope(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    q, k, _ = inputs.heads(3)
+    return [
+        run(x, angles.cos(), angles.sin(), adjacent_pairs=adjacent)
+        for x, pairs in ((q, inputs.sizes.head_dim // 2), (k, inputs.sizes.head_dim // 4))
+        for angles in [inputs.noise(3, pairs).float()]
+        for adjacent in (False, True)
+    ]
+
+
+def _silu_and_mul(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    return [run(inputs.noise(3, 2 * inputs.sizes.intermediate_size))]
+
+
+CASES: Mapping[str, Callable[[Run, Inputs], Sequence[Tensor]]] = {
+    "write_kv": _write_kv,
+    "paged_attention": _paged_attention,
+    "rms_norm": _rms_norm,
+    "add_rms_norm": _add_rms_norm,
+    "apply_rope": _apply_rope,
+    "silu_and_mul": _silu_and_mul,
+}
+"""By operation: the results of an implementation for the inputs."""
+
+
+def defect(op: str, run: Run, reference: Run, inputs: Inputs) -> str:
+    """Why a kernel cannot be used, in one line; empty if it can.
+
+    An error of the reference is raised: without it there is no model, with or without kernels.
+    """
+    expected = CASES[op](reference, inputs)
+    try:
+        found = CASES[op](run, inputs)
+        # Reads the results, and so waits for the kernel and gets its errors.
+        differences = [_difference(*pair) for pair in zip(found, expected, strict=True)]
+        return next(filter(None, differences), "")
+    except Exception as error:  # noqa: BLE001 - compilers and drivers may raise anything
+        text = " ".join(str(error).split())
+        short = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+        return f"{type(error).__name__}: {short}"
+
+
+def _difference(found: Tensor, expected: Tensor) -> str:
+    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+        return f"{found.dtype} {[*found.shape]} instead of {expected.dtype} {[*expected.shape]}"
+    limit = LIMITS[expected.dtype]
+    error = float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+    if error <= limit:
+        return ""
+    return f"it differs from its reference by {error:.2g} of the largest value, limit {limit:.2g}"
