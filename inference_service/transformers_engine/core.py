@@ -202,10 +202,15 @@ class TransformersCore:
             held.constrain()
         except ServiceError as error:
             failure = EngineFailure.of(error)
-            self._inputs.pop(held.sequences[0].request.request_id, None)
-            return [ended_output(one, FinishReason.ERROR, failure) for one in held.sequences]
-        self._waiting += held.sequences
-        return []
+        except Exception:  # a defect with one request must not end the others
+            request_id = held.sequences[0].request.request_id
+            logger.exception({"message": "a request could not be added", "request_id": request_id})
+            failure = EngineFailure.of(InternalError("The model failed on this request."))
+        else:
+            self._waiting += held.sequences
+            return []
+        self._inputs.pop(held.sequences[0].request.request_id, None)
+        return [ended_output(one, FinishReason.ERROR, failure) for one in held.sequences]
 
     def _next(self) -> Sequence | None:
         """The sequence to compute, the last of those that run: it is not its turn again before theirs."""

@@ -17,6 +17,7 @@ from inference_service.any_model.facts import CPU_S, ModelFacts
 from inference_service.any_model.folder import check_configuration
 from inference_service.model_spec import DTYPE_BYTES
 from inference_service.transformers_engine import sizes
+from inference_service.transformers_engine.offline import stay_offline
 
 
 def describe(model_dir: Path) -> ModelFacts:
@@ -65,6 +66,7 @@ def main() -> int:
     parser.add_argument("--model-dir", type=Path, required=True)
     args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+    stay_offline()
     output = sys.stdout.buffer
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the library prints there, too

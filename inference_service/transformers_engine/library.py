@@ -1,18 +1,14 @@
 """What is asked of the transformers library: configuration, model and processor of a directory, nothing else.
 
-Everything is read from the directory alone (no hub), as data alone (`trust_remote_code=False`, safetensors).
+Everything is read from the directory alone, as data alone (`trust_remote_code=False`, safetensors); programs call
+`stay_offline` before they import this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-import os
 from pathlib import Path
 from typing import Any, Final
-
-
-# Before the library is imported, which reads them then: it must neither ask a hub nor report to one.
-os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 import torch
 from transformers import (

@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 import torch
+from transformers import GenerationConfig
 
 from inference_service.any_model.folder import check_folder
 from inference_service.engine.constrained import Grammars
@@ -18,6 +19,7 @@ from inference_service.families.footprint import STEP_RESERVE_BYTES, usable_byte
 from inference_service.grammar.vocabulary import load_vocabulary
 from inference_service.model_spec import resolve_dtype_name
 from inference_service.process_memory import machine_bytes
+from inference_service.processor import usable_cores
 from inference_service.transformers_engine import library, sizes
 from inference_service.transformers_engine.core import Parts, TransformersCore
 from inference_service.transformers_engine.prompts import PromptMaker
@@ -35,10 +37,10 @@ def load_core(config: EngineConfig) -> TransformersCore:
     started = time.monotonic()
     model_dir = Path(config.model_dir)
     check_folder(model_dir)
-    if config.cpu_threads is not None:
-        torch.set_num_threads(config.cpu_threads)
-    settings = library.load_config(model_dir)
     device = _device(config.device)
+    if device.type == "cpu" or config.cpu_threads is not None:
+        torch.set_num_threads(config.cpu_threads or usable_cores())
+    settings = library.load_config(model_dir)
     name = resolve_dtype_name(
         config.dtype, sizes.checkpoint_dtype(settings), on_gpu=device.type == "cuda"
     )
@@ -58,6 +60,8 @@ def load_core(config: EngineConfig) -> TransformersCore:
         )
     vocab_size = model.get_output_embeddings().weight.shape[0]
     ends = sizes.end_tokens(model.generation_config, settings)
+    # What is ours to choose: beams, stop strings, the kind of cache would be taken from the checkpoint.
+    model.generation_config = GenerationConfig()
     prompts = PromptMaker(library.load_processor(model_dir, settings), settings)
     ready = EngineReady(
         device=str(device),

@@ -10,6 +10,7 @@ import sys
 from inference_service.engine import process
 from inference_service.engine.loop import Core
 from inference_service.engine_protocol.messages import EngineConfig
+from inference_service.transformers_engine.offline import stay_offline
 
 
 def load_core(config: EngineConfig) -> Core:
@@ -20,4 +21,5 @@ def load_core(config: EngineConfig) -> Core:
 
 
 if __name__ == "__main__":
+    stay_offline()
     sys.exit(process.main(core_factory=load_core))
