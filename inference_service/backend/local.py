@@ -194,7 +194,7 @@ class LocalBackend:
     async def render(self, request: Request, caller: str) -> Rendered:
         """See `Backend`. As a count."""
         self._rates.check(caller)
-        with self._admission.admit(request.request_id, caller) as admitted:
+        with self._admission.admit(request.request_id, caller, request.priority) as admitted:
             self._rates.take(caller, Amounts(requests=1))
             self._check(request)
             with self._turn(request, admitted) as turn:

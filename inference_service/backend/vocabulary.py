@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 import contextlib
+from typing import Final
+from weakref import WeakValueDictionary
 
 from inference_service.backend.admission import Admission, AdmittedRequest
 from inference_service.backend.prompts import Prompts
 from inference_service.backend.rates import Amounts, RateLimits
 from inference_service.backend.sampling import check_vocabulary
 from inference_service.backend.served_model import Model
-from inference_service.text.limits import MAX_CHARACTERS, too_many_characters
+from inference_service.errors import InvalidArgumentError
+
+
+MAX_CHARACTERS: Final = 2**18
+"""Maximum length of a text, which takes up to some 100 MiB and half a second."""
 
 
 class ModelVocabulary:
-    """A `Vocabulary`. Its requests need no turn: they take nothing but a little time of a thread."""
+    """A `Vocabulary`. Its requests need no turn, only the time of a thread, one of each caller at once."""
 
     def __init__(
         self, model: Model, workers: Prompts, admission: Admission, rates: RateLimits
@@ -24,16 +31,21 @@ class ModelVocabulary:
         self._workers = workers
         self._admission = admission
         self._rates = rates
+        self._places: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def tokenize(
         self, text: str, request_id: str, caller: str, *, parse_special: bool
     ) -> tuple[int, ...]:
         """See `Vocabulary`."""
         if len(text) > MAX_CHARACTERS:
-            raise too_many_characters("text", "text")
+            raise InvalidArgumentError(
+                f"The text has {len(text)} characters, but at most {MAX_CHARACTERS} are tokenised at once. Send it in"
+                " parts.",
+                field="text",
+            )
         encode = self._tokenizer.encode if parse_special else self._tokenizer.encode_plain
         with self._admitted(request_id, caller) as admitted:
-            async with admitted.abortable():
+            async with admitted.abortable(), self._place_of(caller):
                 return tuple(await self._workers.run(len(text), lambda: encode(text)))
 
     async def detokenize(
@@ -48,13 +60,19 @@ class ModelVocabulary:
             )
 
         with self._admitted(request_id, caller) as admitted:
-            async with admitted.abortable():
+            async with admitted.abortable(), self._place_of(caller):
                 return await self._workers.run(len(token_ids), decode)
 
     async def strings(self, token_ids: Sequence[int]) -> tuple[str, ...]:
         """See `Vocabulary`."""
         write = self._tokenizer.token_string
         return await self._workers.run(len(token_ids), lambda: tuple(map(write, token_ids)))
+
+    def _place_of(self, caller: str) -> asyncio.Lock:
+        place = self._places.get(caller)
+        if place is None:
+            place = self._places[caller] = asyncio.Lock()
+        return place
 
     @contextlib.contextmanager
     def _admitted(self, request_id: str, caller: str) -> Iterator[AdmittedRequest]:

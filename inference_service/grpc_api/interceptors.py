@@ -111,13 +111,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         limits = self._open_limits if is_open else self._limits
         # A name that nobody has checked is none: it could be another one for every message.
         caller = call.caller if self._keys is not None and not is_open else context.peer()
-        load = self._load if method.startswith(_ANSWERING_PREFIXES) else None
-        wire = Wire(context, caller, limits, None if endless else call.deadline, load)
+        wire = Wire(context, caller, limits, None if endless else call.deadline)
         enter_wire(wire)
 
         async def serve() -> None:
             if not is_open:
                 self._check_key(context)
+            if method.startswith(_ANSWERING_PREFIXES):
+                wire.load = self._load  # strangers learn nothing of it
             if method.startswith(_GENERATION_PREFIXES):
                 await self._check_admission(call.caller, caller)
             max_bytes = _MAX_OPEN_BYTES if is_open else None

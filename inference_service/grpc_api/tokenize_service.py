@@ -13,7 +13,9 @@ from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
 from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
 
 
-_MAX_TOKEN_IDS = 2**22
+_MAX_TOKEN_IDS = 2**18
+"""Their text fits into a message."""
+
 _BYTES_PER_TOKEN = 4
 
 

@@ -47,6 +47,8 @@ class Wire:
         caller: Who calls, for a fair share of the room for messages.
         limits: Limits on each message.
         deadline: End of the call as `time.monotonic()`; None = only its messages are limited in time.
+
+    Attributes:
         load: Makes the report of the load, told whether the service failed to answer; None = the call reports none.
     """
 
@@ -56,13 +58,12 @@ class Wire:
         caller: str,
         limits: WireLimits,
         deadline: float | None,
-        load: Callable[[bool], bytes] | None = None,
     ) -> None:
         self._context = context
         self._caller = caller
         self._limits = limits
         self._deadline = deadline
-        self._load = load
+        self.load: Callable[[bool], bytes] | None = None
         self._claim: Claim | None = None
 
     async def read(self) -> bytes | None:
@@ -139,7 +140,7 @@ class Wire:
             self._claim = None
 
     def _load_trailers(self, *, failed: bool) -> tuple[tuple[str, bytes], ...]:
-        return () if self._load is None else ((LOAD_KEY, self._load(failed)),)
+        return () if self.load is None else ((LOAD_KEY, self.load(failed)),)
 
     async def _receive(self) -> bytes | None:
         message = await self._context.read()

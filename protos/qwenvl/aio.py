@@ -222,10 +222,12 @@ class AsyncService:
         *,
         metadata: Metadata = (),
         timeout_s: float | None = None,
+        spec_bytes: int = 0,
     ) -> chat_pb.RenderChatCompletionResponse:
         """The prompt of a conversation, as generation would use it."""
+        message = await _in_bytes(request, spec_bytes)
         response: chat_pb.RenderChatCompletionResponse = await self._call(
-            self._chat.RenderChatCompletion, request, metadata, timeout_s
+            self._chat.RenderChatCompletion, message, metadata, timeout_s
         )
         return response
 
@@ -358,6 +360,12 @@ class AsyncService:
 
 def _as_bytes(request: Message | bytes) -> bytes:
     return request if isinstance(request, bytes) else request.SerializeToString()
+
+
+async def _in_bytes(request: Message, size: int) -> bytes:
+    if size <= _INLINE_BYTES:
+        return request.SerializeToString()
+    return await asyncio.get_running_loop().run_in_executor(_SERIALISER, request.SerializeToString)
 
 
 async def _serialised(spec: Message, spec_bytes: int) -> bytes:

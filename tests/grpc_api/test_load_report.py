@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
 import json
 from pathlib import Path
 import socket
@@ -46,7 +47,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return message_factory.GetMessageClass(kind)
 
 
-def end_of(target: str, method: str, request: Message) -> dict[str, Any]:
+def end_of(target: str, method: str, request: Message, **headers: str) -> dict[str, Any]:
     """The headers and trailers of a call, as they are on the wire: gRPC hides the report from its callers."""
     host, _, port = target.rpartition(":")
     http2, found, ended = H2Connection(), dict[str, Any](), False
@@ -54,7 +55,7 @@ def end_of(target: str, method: str, request: Message) -> dict[str, Any]:
         http2.initiate_connection()
         fields = {":method": "POST", ":scheme": "http", ":path": f"/{PACKAGE}.{method}"}
         fields |= {":authority": host, "te": "trailers", "content-type": "application/grpc"}
-        http2.send_headers(1, list(fields.items()))
+        http2.send_headers(1, list((fields | headers).items()))
         http2.send_data(1, http2_message(request.SerializeToString()), end_stream=True)
         while not ended:
             wire.sendall(http2.data_to_send())
@@ -171,3 +172,19 @@ async def test_the_balancer_of_grpc_prefers_the_replica_with_less_load(
             if idle > 2 * busy > 0:
                 break
     assert idle > 2 * busy > 0
+
+
+async def test_strangers_learn_nothing_of_the_load(
+    open_service: OpenService, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("one\n")
+    service = await open_service(api_key_file=str(tmp_path / "keys"))
+    request = chat_pb.CreateChatCompletionRequest(spec=spec_of("x"))
+    ask = partial(end_of, service.target(), "ChatService/CreateChatCompletion", request)
+    refused, answered = (
+        await in_thread(ask),
+        await in_thread(partial(ask, authorization="Bearer one")),
+    )
+    assert (refused["grpc-status"], answered["grpc-status"]) == ("16", "0")
+    assert LOAD_KEY not in refused
+    assert LOAD_KEY in answered

@@ -84,7 +84,9 @@ async def _rendered(
     message = chat_pb.RenderChatCompletionRequest(spec=spec, return_token_strings=asked.strings)
     return await json_reply(
         request,
-        state.service.render_chat(message, metadata=call_metadata(request)),
+        state.service.render_chat(
+            message, metadata=call_metadata(request), spec_bytes=body_of(request).size
+        ),
         lambda found: document_of(found, asked.strings),
         translate.FieldPaths(asked.chat).param_of,
     )

@@ -33,6 +33,7 @@ class TokenizeRequest(JsonModel):
 class TokenizeChatRequest(ChatRequest):
     """A conversation to tokenise, with the fields of `/v1/chat/completions`; the model may be left out."""
 
+    model: str = ""
     add_special_tokens: bool | None = None
     parse_special: bool | None = None
     return_token_strs: bool | None = None
