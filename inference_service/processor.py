@@ -110,11 +110,3 @@ def usable_cores() -> int:
     cores = len(one_cpu_per_core(os.sched_getaffinity(0)))
     quota = cpu_quota()
     return max(1, cores if quota is None else min(cores, int(quota)))
-
-
-def keep_to_one_cpu_per_core() -> None:
-    """Lets this thread, and those that it starts, run on one logical CPU of every core."""
-    allowed = os.sched_getaffinity(0)
-    chosen = one_cpu_per_core(allowed)
-    if len(chosen) < len(allowed):
-        os.sched_setaffinity(0, chosen)

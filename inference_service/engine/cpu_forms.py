@@ -121,7 +121,11 @@ def settle_form(
     """
     dtypes = (torch.float32, dtype) if name == "auto" else (dtype,)
     outputs, inputs = 2 * decoder.intermediate_size, decoder.hidden_size
-    form = choose_form(tuple(dict.fromkeys(dtypes)), outputs, inputs, measure)
+    try:
+        form = choose_form(tuple(dict.fromkeys(dtypes)), outputs, inputs, measure)
+    except RuntimeError as error:  # oneDNN refuses on a processor what this build of torch has
+        logger.warning("weights cannot be packed: %s", str(error).splitlines()[0])
+        form = CpuForm(dtypes[0], packed=False)
     logger.info(
         "weights are held as %s, %s",
         str(form.dtype).removeprefix("torch."),

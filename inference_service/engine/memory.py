@@ -219,7 +219,8 @@ def _free_bytes_on_gpus(
 def _slots_bytes(config: EngineConfig, spec: ModelSpec) -> int:
     max_len = resolve_max_model_len(config, spec)
     max_pages = -(-max_len // config.page_size)
-    return largest_state_bytes(config.max_num_seqs, max_pages, max_len, spec.decoder.vocab_size)
+    state = largest_state_bytes(config.max_num_seqs, max_pages, max_len, spec.decoder.vocab_size)
+    return state + state // 2  # what grows is copied from half the size
 
 
 @torch.inference_mode()

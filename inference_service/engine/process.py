@@ -28,7 +28,6 @@ from inference_service.child import die_with
 from inference_service.engine.loop import Core, EngineLoop
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import EngineConfig
-from inference_service.processor import keep_to_one_cpu_per_core
 from inference_service.progress import progress
 from qwenvl.observability import LogFormat, LogLevel, configure_logging
 
@@ -96,10 +95,7 @@ def _pixels_of(command: wire.Command, fds: deque[int]) -> memoryview:
 def load_core(config: EngineConfig) -> Core:
     """Loads the model; imports torch."""
     from inference_service.engine.core import EngineCore  # noqa: PLC0415 - seconds and gigabytes
-    from inference_service.engine.memory import resolve_devices  # noqa: PLC0415 - likewise
 
-    if resolve_devices(config.device)[0].type == "cpu":
-        keep_to_one_cpu_per_core()  # the threads that compute are started by this one
     return EngineCore(config)
 
 

@@ -96,6 +96,16 @@ def demo_spec(monkeypatch: pytest.MonkeyPatch) -> Any:
     return load_spec(MODEL_DIR).decoder
 
 
+def test_a_processor_that_refuses_what_is_measured_computes_without_packing(
+    demo_spec: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refusing(*_: object) -> list[float]:
+        raise RuntimeError("could not create a primitive\n details")
+
+    assert settle_form("float32", F32, demo_spec, refusing) == (F32, False)
+    assert "cannot be packed: could not create a primitive" in caplog.text
+
+
 def test_every_form_is_measured_and_the_threads_are_restored() -> None:
     threads = torch.get_num_threads()
     costs = measure_forms([DENSE, PACKED], 512, 64)

@@ -72,18 +72,6 @@ def test_threads_are_at_least_one_and_at_most_the_cores(monkeypatch: pytest.Monk
         assert processor.usable_cores() == threads
 
 
-def test_the_process_keeps_to_one_cpu_of_every_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[list[int]] = []
-    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cpus: kept.append(cpus))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    monkeypatch.setattr(processor, "_siblings", lambda cpu: frozenset({cpu}))
-    processor.keep_to_one_cpu_per_core()
-    assert kept == []
-    monkeypatch.setattr(processor, "_siblings", lambda cpu: frozenset({cpu ^ 1, cpu}))
-    processor.keep_to_one_cpu_per_core()
-    assert kept == [[0, 2]]
-
-
 @pytest.mark.parametrize(
     ("flags", "fast"),
     [
