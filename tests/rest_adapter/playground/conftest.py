@@ -1,4 +1,4 @@
-"""One browser for all tests of the page; none of them has an event loop."""
+"""A browser for the tests of the page in one module: while it is open, no other test may have an event loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.rest_adapter.conftest import Adapter
 from tests.support.browser import Visit, open_browser, visit
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with open_browser(tmp_path_factory.mktemp("browser")) as browser:
         yield browser
