@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+import time
+from typing import Any
+
 from playwright.sync_api import Page, Route, expect
 
 from tests.rest_adapter.playground.page import (
@@ -114,6 +119,18 @@ def test_no_kept_setting_breaks_the_page(visited: Visit) -> None:
         assert answers(page) == ["works"]
 
 
+def is_length(found: list[Any], length: int) -> bool:
+    return len(found) == length
+
+
+def until(page: Page, condition: Callable[[], bool]) -> None:
+    """Waits for what the browser tells; it tells nothing between two calls."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        page.wait_for_timeout(20)
+
+
 def test_decisions_can_be_left_and_stopped(visited: Visit) -> None:
     page = visited.page
     change_model(page, features=("decisions",), max_images=1)
@@ -147,9 +164,10 @@ def test_decisions_can_be_left_and_stopped(visited: Visit) -> None:
         decide.click()
         stop = page.get_by_role("button", name="Stop")
         expect(stop).to_be_visible()
+        until(page, partial(is_length, held, number))
         page.keyboard.press(key) if key else stop.click()
         expect(page.locator(".results .note")).to_have_text("Stopped.")
-        assert len(held) == len(failed) == number
+        until(page, partial(is_length, failed, number))
     page.unroute("**/v1/decisions")
     decide.click()
     expect(page.locator(".bars .most .what")).to_have_text("green")
