@@ -212,6 +212,6 @@ BROKEN_NATIVE_ZERO = [
     ("scaler_fields", hpa("spec/behavior/scaleDown/selectPolicy", "Disabled")),
     (
         "scaling_metrics",
-        hpa("spec/metrics/1/external/metric/selector/matchLabels/reason", "ENGINE_AWAY"),
+        hpa("spec/metrics/1/external/metric/selector/matchExpressions/0/values/1", "ENGINE_AWAY"),
     ),
 ]

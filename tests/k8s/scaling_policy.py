@@ -5,7 +5,8 @@ Owns the rules about autoscalers, disruption budgets, priorities and spreading.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from qwenvl.errors import BY_REASON
 from rest_adapter import metrics as adapter_metrics
@@ -57,12 +58,19 @@ def scaling_metrics(manifests: Manifests) -> Iterator[str]:
             ):
                 yield f"{name}: {names} are gone when it has scaled to zero"
         for metric in item["spec"].get("metrics", []):
-            selected = metric.get("external", {}).get("metric", {}).get("selector", {})
-            for label, value in selected.get("matchLabels", {}).items():
+            for label, value in _selected_labels(metric):
                 if label != "reason" or value not in BY_REASON:
                     yield f"{name}: nothing has {label}={value}"
         if queries and manifests.of_kind("PodMonitor") == []:
             yield f"{name}: nothing reads its metrics"
+
+
+def _selected_labels(metric: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The labels and values by which an external metric is selected."""
+    selector = metric.get("external", {}).get("metric", {}).get("selector", {})
+    yield from selector.get("matchLabels", {}).items()
+    for one in selector.get("matchExpressions", []):
+        yield from ((one["key"], value) for value in one.get("values", [""]))
 
 
 def scaling_thresholds(manifests: Manifests) -> Iterator[str]:
