@@ -54,7 +54,10 @@ def parse_address(text: str) -> Address:
     Raises:
         ValueError: It is not of that form, or the port is not between 0 and 65535; the message says which.
     """
-    host, colon, port = text.strip().rpartition(":")
+    text = text.strip()
+    host, colon, port = text.rpartition(":")
+    if _is_ipv6(text) and not _is_ipv6(host):
+        raise ValueError(f"must have its IPv6 address in brackets, such as [{text}]:PORT")
     if not colon and port.isascii() and port.isdigit() and len(port) <= len(str(MAX_PORT)):
         raise ValueError(f"must be HOST:PORT, such as 127.0.0.1:{port}")
     if "//" in text or "/" in text:
@@ -68,16 +71,22 @@ def parse_address(text: str) -> Address:
 
 def _parse_host(host: str) -> str:
     if host.startswith("[") and host.endswith("]"):
-        try:
-            ipaddress.IPv6Address(host[1:-1])
-        except ValueError:
-            raise ValueError(f"has {host}, which is not an IPv6 address") from None
+        if not _is_ipv6(host[1:-1]):
+            raise ValueError(f"has {host}, which is not an IPv6 address")
         return _unicast(host[1:-1])
-    if ":" in host:
+    if _is_ipv6(host):
         raise ValueError(f"must have its IPv6 address in brackets, such as [{host}]:PORT")
     if host and not _HOST.fullmatch(host):
         raise ValueError(f"has {host!r}, which is not the name or address of a host")
     return _unicast(host)
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _unicast(host: str) -> str:

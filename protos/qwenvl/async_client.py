@@ -63,7 +63,7 @@ class AsyncClient:
 
     Raises:
         TypeError: Target or key is not a text.
-        ValueError: The target has no port or a wrong one, or the key cannot be sent.
+        ValueError: The target has a wrong port or none to call, or the key cannot be sent.
     """
 
     def __init__(

@@ -12,6 +12,14 @@ from qwenvl.errors import mapping_for
 from qwenvl.rpc import read_error
 
 
+# What gRPC itself says of these says nothing.
+_UNEXPLAINED: Final[Mapping[tuple[grpc.StatusCode, str], str]] = {
+    (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"): (
+        "no complete answer within timeout_s; the service is slow, or cannot be reached (wait_until_ready says why)"
+    ),
+}
+
+
 class Error(Exception):
     """A call failed. Errors can be pickled, so that they pass between processes.
 
@@ -71,7 +79,7 @@ class Error(Exception):
         )
         return _BY_REASON.get(mapping.reason, by_status)(
             failure.code,
-            failure.message,
+            _UNEXPLAINED.get((failure.code, failure.message), failure.message),
             reason=failure.reason or "",
             field=failure.field,
             retry_after=failure.retry_after_s,

@@ -21,7 +21,10 @@ from qwenvl.tools import check_tools, tool_choice
 
 
 class Sampling(TypedDict, total=False):
-    """How tokens are sampled: the fields of `SamplingOptions`, which document ranges and defaults."""
+    """How tokens are sampled: the fields of `SamplingOptions`, which document ranges and defaults.
+
+    A seed has 64 bits: an unsigned one is sent as the signed number of the same bits, as the REST API does.
+    """
 
     temperature: float | None
     top_p: float | None
@@ -172,7 +175,7 @@ def _shared_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     pixels = _given(options, ("min_pixels", "max_pixels"))
     pixels["oversized"] = oversized_value(options.get("oversized"))
     return {
-        "sampling": built(sampling_pb.SamplingOptions, _given(options, _SAMPLING)),
+        "sampling": _sampling(options),
         "stop": built(sampling_pb.StopOptions, stop, _STOP_FIELDS),
         "logprobs": built(sampling_pb.LogprobOptions, counts, _LOGPROB_FIELDS),
         "response": built(generation_pb.ResponseOptions, _given(options, _RESPONSE)),
@@ -180,6 +183,14 @@ def _shared_fields(options: Mapping[str, Any]) -> dict[str, Any]:
         **_given(options, ("model", "n", "request_id", "cache_salt", "priority")),
         "constraint": _constraint(options),
     }
+
+
+def _sampling(options: Mapping[str, Any]) -> sampling_pb.SamplingOptions:
+    fields = _given(options, _SAMPLING)
+    seed = fields.get("seed")
+    if isinstance(seed, int) and 2**63 <= seed < 2**64:
+        fields["seed"] = seed - 2**64
+    return built(sampling_pb.SamplingOptions, fields)
 
 
 def _constraint(options: Mapping[str, Any]) -> sampling_pb.Constraint | None:

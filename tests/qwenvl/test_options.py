@@ -207,6 +207,27 @@ def test_an_option_of_any_wrong_type_is_named(option: str) -> None:
     assert max(map(len, said)) < 200
 
 
+@pytest.mark.parametrize(
+    ("seed", "sent"),
+    [(2**63 - 1, 2**63 - 1), (2**63, -(2**63)), (2**64 - 1, -1), (-1, -1), (-(2**63), -(2**63))],
+)
+def test_a_seed_is_signed_or_unsigned(seed: int, sent: int) -> None:
+    assert chat_spec("Hi", None, {"seed": seed}).sampling.seed == sent
+
+
+@pytest.mark.parametrize(
+    ("options", "limits"),
+    [
+        ({"max_tokens": 2**31}, "max_tokens is 2147483648, .* between -2147483648 and 2147483647"),
+        ({"seed": 2**64}, "seed is 18446744073709551616, .* between -9223372036854775808 and"),
+        ({"n": 2**40}, "n is 1099511627776, but must be between"),
+    ],
+)
+def test_a_number_that_does_not_fit_is_told_the_limits(options: Any, limits: str) -> None:
+    with pytest.raises(ValueError, match=limits):
+        chat_spec("Hi", None, options)
+
+
 def test_bytes_are_no_text_and_no_numbers() -> None:
     for options in ({"stop_token_ids": b"ab"}, {"request_id": b"x"}, {"system": b"x"}):
         with pytest.raises(TypeError, match=f"^{next(iter(options))} is "):
