@@ -2,6 +2,7 @@
 
     python benchmarks/decode_pairs.py inference_service/demo/model --against ../before --batch 1 16
     python benchmarks/decode_pairs.py CONFIG_DIR --random --against ../before
+    python benchmarks/decode_pairs.py CONFIG_DIR --random --against . --with quantization=int8
 
 Each checkout computes in a process of its own, and only one at a time. Prints a markdown table: for each setting the
 median over the rounds of the ratio of steps per second, this checkout's over the other's, with the lowest and the
@@ -41,10 +42,12 @@ SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
 class Worker:
     """A process with one checkout's engine."""
 
-    def __init__(self, tree: Path, options: argparse.Namespace) -> None:
+    def __init__(self, tree: Path, options: argparse.Namespace, fields: Sequence[str] = ()) -> None:
         command = [sys.executable, __file__, str(options.model), "--worker", str(tree)]
         command += ["--random"] if options.random else []
         command += ["--prompt", str(options.prompt), "--tokens", str(options.tokens)]
+        command += [] if options.threads is None else ["--threads", str(options.threads)]
+        command += [word for field in fields for word in ("--with", field)]
         environment = os.environ | {"PYTHONPATH": f"{tree}:{tree / 'protos'}"}
         self._process = subprocess.Popen(
             command,
@@ -77,13 +80,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt", type=int, default=256, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="torch threads of each engine")
+    parser.add_argument(
+        "--with",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="fields",
+        help="a field of EngineConfig that has this value in this checkout only",
+    )
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     options.model = options.model.resolve()
     if options.worker:
         _serve(options)
         return
-    ours, other = Worker(HERE, options), Worker(options.against.resolve(), options)
+    ours = Worker(HERE, options, options.fields)
+    other = Worker(options.against.resolve(), options)
     print("| batch | setting | ratio | lowest | highest |\n|---|---|---|---|---|")
     for batch in options.batch:
         for setting in SETTINGS:
@@ -112,6 +125,8 @@ def _serve(options: argparse.Namespace) -> None:
         max_num_seqs=64,
         max_num_batched_tokens=4096,
         enable_prefix_caching=False,
+        **({} if options.threads is None else {"cpu_threads": options.threads}),
+        **dict(field.split("=", 1) for field in options.fields),
     )
     core = EngineCore(config, load=random_model if options.random else load_model)
     for count, line in enumerate(sys.stdin):

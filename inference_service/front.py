@@ -113,6 +113,7 @@ def engine_config(settings: ServiceSettings, model: Model) -> EngineConfig:
         model_dir=str(model.directory),
         dtype=settings.dtype,
         device=settings.device,
+        quantization=settings.quantization,
         gpu_kernels=settings.gpu_kernels,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,

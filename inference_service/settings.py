@@ -142,6 +142,11 @@ class ServiceSettings(FlagSettings):
         description="auto, cpu, cuda or cuda:N; several GPUs (cuda:0,cuda:1) hold a model that is too large for one,"
         " and work one after the other",
     )
+    quantization: Literal["none", "int8"] = Field(
+        "none",
+        description="int8 = on a CPU, the large weights of the language model in 8-bit integers: less memory,"
+        " faster, and answers that differ; none = as dtype says",
+    )
     gpu_kernels: Literal["auto", "off"] = Field(
         "auto",
         description="auto = on a GPU, the kernels that give the results of their torch references there; off = the"

@@ -20,7 +20,12 @@ from inference_service.engine.constrained import (
     HeldRequests,
     constraint_failed,
 )
-from inference_service.engine.cpu_forms import pack_large, settle_form
+from inference_service.engine.cpu_forms import (
+    pack_large,
+    quantise_large,
+    refuse_quantization,
+    settle_form,
+)
 from inference_service.engine.device import memory_of, note_progress
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.loader import load_model
@@ -109,6 +114,9 @@ class EngineCore:
         on_cpu = devices[0].type == "cpu"
         if on_cpu or config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads or usable_cores())
+        quantised = config.quantization != "none"
+        if quantised:
+            refuse_quantization(config.quantization, devices)
         packed = False
         if on_cpu:
             dtype, packed = settle_form(config.dtype, dtype, spec.decoder)
@@ -121,6 +129,8 @@ class EngineCore:
             placement=placement,
             gpu_kernels=config.gpu_kernels,
         )
+        if quantised:
+            quantise_large(model.decoder)
         if packed:
             pack_large(model)
         num_pages = count_kv_pages(config, model)

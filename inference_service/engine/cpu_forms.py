@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from inference_service.families.footprint import PACKED_VALUES
+from inference_service.kernels.cpu_int8 import Int8Weight, computes_int8
 from inference_service.kernels.cpu_linear import PackedWeight, can_pack
 from inference_service.kernels.layers import DenseWeight, Linear, WeightForm, convert_linears
 from inference_service.model_spec import DecoderSpec
@@ -132,6 +133,39 @@ def settle_form(
         "packed" if form.packed else "as in the checkpoint",
     )
     return form.dtype, form.packed
+
+
+def refuse_quantization(name: str, devices: Sequence[torch.device]) -> None:
+    """Refuses quantised weights where they cannot be computed.
+
+    Raises:
+        ValueError: The device is a GPU, or a CPU without the instructions; the message is for the operator.
+    """
+    wanted = f"quantization is {name} (--quantization), but"
+    if any(device.type != "cpu" for device in devices):
+        names = ", ".join(map(str, devices))
+        raise ValueError(f"{wanted} it is computed on a CPU only, and the device is {names}")
+    if not computes_int8():
+        raise ValueError(
+            f"{wanted} this processor has no instructions for exact products of 8-bit integers (AVX-VNNI, AVX512-VNNI"
+            " or AMX); without them it would be slower too"
+        )
+
+
+def quantise_large(model: nn.Module) -> None:
+    """Quantises the weights of all large linear layers; an embedding keeps its rows beside the quantised head."""
+    count = 0
+
+    def convert(dense: DenseWeight) -> WeightForm:
+        nonlocal count
+        if dense.weight.numel() < PACKED_VALUES:
+            return dense
+        count += 1
+        return Int8Weight.of(dense)
+
+    with torch.inference_mode():
+        convert_linears(model, convert)
+    logger.info("%d linear layers of the language model are held as int8", count)
 
 
 def pack_large(model: nn.Module) -> None:

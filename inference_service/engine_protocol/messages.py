@@ -303,6 +303,7 @@ class EngineConfig:
         dtype: `auto`, `float32`, `float16` or `bfloat16`; auto = the checkpoint's on a GPU; on a CPU
             bfloat16 if the checkpoint has it and it is measured to be faster, else float32.
         device: `auto`, `cpu`, `cuda`, `cuda:N`, or several GPUs for a model too large for one: `cuda:0,cuda:1`.
+        quantization: `none`, or `int8` for the large weights of the language model on a CPU.
         gpu_kernels: `auto` = the kernels that equal their torch references on the GPU; `off` = the references only.
         max_model_len: Context window in tokens; None = the model's own.
         max_num_seqs: Maximum number of sequences in one batch.
@@ -319,6 +320,7 @@ class EngineConfig:
     model_dir: str
     dtype: str = "auto"
     device: str = "auto"
+    quantization: str = "none"
     gpu_kernels: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64

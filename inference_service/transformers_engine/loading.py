@@ -37,6 +37,10 @@ def load_core(config: EngineConfig) -> TransformersCore:
     started = time.monotonic()
     model_dir = Path(config.model_dir)
     check_folder(model_dir)
+    if config.quantization != "none":
+        raise ValueError(
+            f"quantization is {config.quantization} (--quantization), but --backend transformers does not quantise"
+        )
     device = _device(config.device)
     if device.type == "cpu" or config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads or usable_cores())

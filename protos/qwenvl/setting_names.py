@@ -18,6 +18,7 @@ SERVICE: Final = (
     "vllm_metric_names",
     "dtype",
     "device",
+    "quantization",
     "gpu_kernels",
     "max_model_len",
     "max_num_seqs",

@@ -20,11 +20,13 @@ from inference_service.engine.cpu_forms import (
     choose_form,
     measure_forms,
     pack_large,
+    refuse_quantization,
     settle_form,
 )
 from inference_service.engine.loader import load_model
 from inference_service.families.footprint import PACKED_VALUES, footprint
 from inference_service.families.registry import load_spec
+from inference_service.kernels.cpu_int8 import computes_int8
 from inference_service.kernels.cpu_linear import PackedWeight
 from inference_service.kernels.layers import DenseWeight, Linear
 from inference_service.model_spec import DTYPE_BYTES
@@ -158,3 +160,35 @@ def test_a_tied_head_counts_twice_on_a_cpu(tmp_path: Path, dtype: str, copies: i
     assert on_cpu.weight_bytes - on_gpu.weight_bytes == copies * head == on_cpu.copied_bytes
     untied = replace(spec, decoder=replace(spec.decoder, tie_word_embeddings=False))
     assert footprint(untied, dtype, on_gpu=False).copied_bytes == 0
+
+
+def test_a_quantised_engine_answers_alone_as_in_a_batch(
+    make_core: Callable[..., EngineCore],
+    prompts: list[Conversation],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if not computes_int8():
+        pytest.skip("this processor has no instructions for products of 8-bit integers")
+    monkeypatch.setattr(cpu_forms, "PACKED_VALUES", 1)
+    caplog.set_level("INFO")
+    dense_bytes = make_core().ready.weight_bytes
+
+    def answers(chosen: Sequence[Conversation]) -> list[list[int]]:
+        core = make_core(quantization="int8")
+        assert core.ready.weight_bytes < dense_bytes
+        for number, prompt in enumerate(chosen):
+            core.add(prompt.request(str(number), GREEDY), prompt.pixels)
+        found = drain(core)
+        return [list(found[str(number)].token_ids) for number in range(len(chosen))]
+
+    assert answers(prompts) == [answers([prompt])[0] for prompt in prompts]
+    assert "linear layers of the language model are held as int8" in caplog.text
+
+
+def test_where_quantised_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"--quantization.* CPU only, and the device is cuda:1"):
+        refuse_quantization("int8", [torch.device("cuda:1")])
+    monkeypatch.setattr(cpu_forms, "computes_int8", lambda: False)
+    with pytest.raises(ValueError, match=r"quantization is int8 .* no instructions"):
+        refuse_quantization("int8", [torch.device("cpu")])
