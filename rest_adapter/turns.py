@@ -14,9 +14,14 @@ MAX_S: Final = 0.002
 
 
 class Turns:
-    """A queue of connections that have more to parse than one slice."""
+    """A queue of connections that have more to parse than one slice.
 
-    def __init__(self) -> None:
+    Args:
+        clock: Seconds from any beginning.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._waiting: deque[Callable[[], bool]] = deque()
         self._scheduled = False
 
@@ -35,10 +40,10 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._run)
 
     def _run(self) -> None:
-        end = time.monotonic() + MAX_S
+        end = self._clock() + MAX_S
         try:
             while self._waiting:
-                if self._waiting.popleft()() or time.monotonic() > end:
+                if self._waiting.popleft()() or self._clock() > end:
                     break
         finally:
             self._scheduled = False
