@@ -19,19 +19,11 @@ import grpc
 
 from qwenvl.connection import READINESS_REQUEST, SERVING_RESPONSE
 from qwenvl.errors import BY_REASON
-from qwenvl.fake_decisions import Deciding, DecisionServicer, first
-from qwenvl.fake_service import (
-    AdminServicer,
-    Answering,
-    CompletionServicer,
-    FakeModel,
-    ModelServicer,
-    Refused,
-    Reply,
-    Spec,
-    check_reply,
-)
-from qwenvl.fake_tokenize import RenderingChatServicer, TokenizeServicer
+from qwenvl.fake.checks import Refused, Spec
+from qwenvl.fake.decisions import Deciding, DecisionServicer, first
+from qwenvl.fake.model import Answering, FakeModel, Reply, check_reply
+from qwenvl.fake.servicers import AdminServicer, CompletionServicer, ModelServicer
+from qwenvl.fake.tokens import RenderingChatServicer, TokenizeServicer
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc

@@ -12,7 +12,7 @@ from inference_service.sampling import RANGES as SERVICE_RANGES
 import qwenvl
 from qwenvl import AsyncClient, Client, Error, assistant, image, system, tool, tool_result, user
 from qwenvl.errors import BY_REASON
-from qwenvl.fake_service import RANGES
+from qwenvl.fake.checks import RANGES
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.testing import FakeServer, Reply

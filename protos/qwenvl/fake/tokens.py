@@ -6,7 +6,10 @@ from typing import Any
 
 import grpc
 
-from qwenvl.fake_service import ChatServicer, FakeModel, Refused, Refusing, started_of
+from qwenvl.fake.answers import started_of
+from qwenvl.fake.checks import Refused
+from qwenvl.fake.model import FakeModel
+from qwenvl.fake.servicers import ChatServicer, Refusing
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
 from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc

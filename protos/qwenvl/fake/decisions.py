@@ -8,7 +8,10 @@ from typing import Any, Final
 
 import grpc
 
-from qwenvl.fake_service import CREATED, REQUEST_ID, FakeModel, Refused, Refusing, check_messages
+from qwenvl.fake.answers import CREATED, REQUEST_ID
+from qwenvl.fake.checks import Refused, check_messages
+from qwenvl.fake.model import FakeModel
+from qwenvl.fake.servicers import Refusing
 from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import decision_service_pb2_grpc as decision_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
