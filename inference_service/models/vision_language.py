@@ -15,6 +15,7 @@ from inference_service.families.registry import family_of
 from inference_service.kernels.attention import new_kv_cache
 from inference_service.kernels.layers import Linear
 from inference_service.kernels.ops import REFERENCE, Ops
+from inference_service.kernels.pieces import Pieces, TowerInPieces, run
 from inference_service.model_spec import ModelSpec
 from inference_service.models.batch import ForwardBatch, KVCache
 from inference_service.models.decoder import Decoder
@@ -79,7 +80,13 @@ class VisionLanguageModel(nn.Module):
     def encode_images(
         self, pixels: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
     ) -> list[torch.Tensor]:
-        """Encodes images and videos, at least one, into image tokens.
+        """What `encoding` does, at once."""
+        return run(self.encoding(pixels, grids))
+
+    def encoding(
+        self, pixels: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
+    ) -> Pieces[list[torch.Tensor]]:
+        """Encodes images and videos, at least one, into image tokens, in pieces if the family's tower can be cut.
 
         Args:
             pixels: For each [frames, H, W, 3] uint8 RGB, resized already, on any device.
@@ -99,7 +106,12 @@ class VisionLanguageModel(nn.Module):
                 -(-frames // depth) != grid[0]
             ):
                 raise ValueError(f"pixels {tuple(image.shape)} do not match the grid {grid}")
-        patches = [self._patchify(image).to(self.dtype) for image in pixels]
+        patches = []
+        for image in pixels:
+            patches.append(self._patchify(image).to(self.dtype))
+            yield
+        if isinstance(self.visual, TowerInPieces):
+            return (yield from self.visual.pieces(patches, grids))
         tokens: list[torch.Tensor] = self.visual(patches, grids)
         return tokens
 

@@ -144,14 +144,21 @@ def test_every_stage(tower):
         ("ln_pre", modules.ln_pre),
         ("resampler", modules.attn_pool),
         ("ln_post", modules.ln_post),
-        *((f"block{i}", block) for i, block in enumerate(modules.blocks)),
-        *((f"attn{i}", block.attn) for i, block in enumerate(modules.blocks)),
+        *((f"begin{i}", block.get_submodule("ln_1")) for i, block in enumerate(modules.blocks)),
+        *(
+            (f"attn{i}", block.get_submodule("attn.out_proj"))
+            for i, block in enumerate(modules.blocks)
+        ),
     ):
         keep(module, key)
     encode(spec, modules, [golden(f"{name}.json")["visual"]["stage_image"]])
     for handle in handles:
         handle.remove()
     seen["plus_pos"] = seen["ln_pre<"]
+    last = len(modules.blocks) - 1
+    for i in range(last):
+        seen[f"block{i}"] = seen[f"begin{i + 1}<"]
+    seen[f"block{last}"] = seen["resampler<"]
     with np.load(GOLDEN / f"{name}_visual.npz") as expected:
         stages = [key for key in expected if key.startswith("stages/")]
         assert len(stages) == 9

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, scaled_dot_product_attention, silu
+from torch.nn.functional import gelu, silu
 
 from inference_service.families.glm_4v.spec import POOL_SIDE, GlmVisionSpec
+from inference_service.kernels import pieces
 from inference_service.kernels.layers import Linear, parameter
 from inference_service.kernels.ops import REFERENCE, Ops
+from inference_service.kernels.pieces import Pieces, TowerInPieces
 
 
 ADAPTER_NORM_EPS = 1e-5
@@ -37,7 +39,7 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """Self-attention within each image."""
+    """The projections of self-attention."""
 
     def __init__(self, vision: GlmVisionSpec) -> None:
         super().__init__()
@@ -45,13 +47,9 @@ class VisionAttention(nn.Module):
         self.query_key_value = Linear(vision.hidden_size, 3 * vision.hidden_size)
         self.dense = Linear(vision.hidden_size, vision.hidden_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[images, rows, hidden] -> the same shape."""
-        mixed = self.query_key_value(x).unflatten(2, (3, self._heads, -1))
-        q, k, v = mixed.permute(2, 0, 3, 1, 4)
-        attended = scaled_dot_product_attention(q, k, v)
-        out: torch.Tensor = self.dense(attended.transpose(1, 2).flatten(2))
-        return out
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values [n, heads, D] of rows [n, hidden]."""
+        return self.query_key_value(x).unflatten(1, (3, self._heads, -1)).unbind(1)
 
 
 class VisionMLP(nn.Module):
@@ -78,11 +76,15 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.LayerNorm(vision.hidden_size, eps=vision.norm_eps)
         self.mlp = VisionMLP(vision)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[images, rows, hidden] -> the same shape."""
-        x = x + self.input_layernorm(self.attention(x))
-        out: torch.Tensor = x + self.post_attention_layernorm(self.mlp(x))
-        return out
+    def pieces(self, x: torch.Tensor, images: torch.Tensor) -> Pieces[torch.Tensor]:
+        """[N, hidden] -> [N, hidden]; attention is limited to images, each a row of numbers [images, rows]."""
+
+        def finish(rows: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+            y = x[rows] + self.input_layernorm(self.attention.dense(attended))
+            out: torch.Tensor = y + self.post_attention_layernorm(self.mlp(y))
+            return out
+
+        return pieces.block(x, [images], lambda rows: self.attention.project(x[rows]), finish)
 
 
 class Adapter(nn.Module):
@@ -91,6 +93,7 @@ class Adapter(nn.Module):
     def __init__(self, vision: GlmVisionSpec) -> None:
         super().__init__()
         size, inner = vision.output_size, vision.adapter_size
+        self.flop_per_row = 2 * size * (size + 3 * inner)
         self.linear_proj = Linear(size, size, bias=False)
         self.norm1 = nn.LayerNorm(size, eps=ADAPTER_NORM_EPS)
         self.dense_h_to_4h = Linear(size, inner, bias=False)
@@ -104,7 +107,7 @@ class Adapter(nn.Module):
         return out
 
 
-class VisionTower(nn.Module):
+class VisionTower(TowerInPieces):
     """Encodes images into image tokens."""
 
     def __init__(self, vision: GlmVisionSpec, ops: Ops = REFERENCE) -> None:
@@ -119,9 +122,9 @@ class VisionTower(nn.Module):
         self.boi = parameter(1, vision.output_size)
         self.eoi = parameter(1, vision.output_size)
 
-    def forward(
+    def pieces(
         self, patches: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
-    ) -> list[torch.Tensor]:
+    ) -> Pieces[list[torch.Tensor]]:
         """Encodes images.
 
         Args:
@@ -134,9 +137,20 @@ class VisionTower(nn.Module):
         if any(grid != (1, self._side, self._side) for grid in grids):
             raise ValueError(f"images must have {self._side} x {self._side} patches: {grids}")
         x = self.patch_embedding(torch.stack(list(patches)))
+        yield
+        count, rows, _ = x.shape
+        x = x.flatten(0, 1)
+        images = torch.arange(count * rows, device=x.device).view(count, rows)
         for block in self.blocks:
-            x = block(x)
-        square = x[:, 1:].transpose(1, 2).unflatten(2, (self._side, self._side))
-        tokens = self.adapter(self.conv(square).flatten(2).transpose(1, 2))
-        begin, end = (vector.expand(len(tokens), 1, -1) for vector in (self.boi, self.eoi))
+            x = yield from block.pieces(x, images)
+        square = x.view(count, rows, -1)[:, 1:].transpose(1, 2).unflatten(2, (self._side, -1))
+        pooled = []
+        for image in square:
+            pooled.append(self.conv(image).flatten(1).T)
+            yield
+        tokens = yield from pieces.rowwise(
+            self.adapter, torch.cat(pooled), self.adapter.flop_per_row
+        )
+        tokens = tokens.view(count, -1, tokens.shape[1])
+        begin, end = (vector.expand(count, 1, -1) for vector in (self.boi, self.eoi))
         return list((torch.cat((begin, tokens, end), dim=1) / self._scaling_factor).unbind(0))

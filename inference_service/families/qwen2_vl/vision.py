@@ -16,11 +16,13 @@ from inference_service.families.qwen_common.vision import (
     PatchEmbed,
     axial_rope,
     layer_norm,
+    merged_in_pieces,
     segments_of,
     split_images,
 )
 from inference_service.kernels.layers import Linear
 from inference_service.kernels.ops import REFERENCE, Ops
+from inference_service.kernels.pieces import Pieces, TowerInPieces
 
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -42,7 +44,7 @@ class VisionMLP(nn.Module):
         return out
 
 
-class VisionTower(nn.Module):
+class VisionTower(TowerInPieces):
     """Encodes images and videos into image tokens."""
 
     def __init__(self, vision: QwenVisionSpec, ops: Ops = REFERENCE) -> None:
@@ -54,7 +56,9 @@ class VisionTower(nn.Module):
         )
         self.merger = Merger(vision, layer_norm(vision.hidden_size))
 
-    def forward(self, patches: Sequence[torch.Tensor], grids: Sequence[Grid]) -> list[torch.Tensor]:
+    def pieces(
+        self, patches: Sequence[torch.Tensor], grids: Sequence[Grid]
+    ) -> Pieces[list[torch.Tensor]]:
         """Encodes images and videos, packed into one batch.
 
         Args:
@@ -65,9 +69,10 @@ class VisionTower(nn.Module):
             For each image [n / merge_size^2, output_size]: views of one tensor.
         """
         layout = Layout.of(grids, self.vision.merge_size)
-        x = self.patch_embed(torch.cat(list(patches)))
+        x = yield from self.patch_embed.pieces(patches)
         rope = axial_rope(layout.places.to(x.device), self.vision.head_dim)
         segments = segments_of(layout.frames, x.device)
         for block in self.blocks:
-            x = block(x, rope, segments)
-        return split_images(self.merger(x), grids, self.vision.merge_size)
+            x = yield from block.pieces(x, rope, segments)
+        merged = yield from merged_in_pieces(self.merger, x, self.vision)
+        return split_images(merged, grids, self.vision.merge_size)

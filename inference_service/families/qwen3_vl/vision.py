@@ -16,11 +16,13 @@ from inference_service.families.qwen_common.vision import (
     PatchEmbed,
     axial_rope,
     layer_norm,
+    merged_in_pieces,
     segments_of,
     split_images,
 )
 from inference_service.kernels.layers import Linear, parameter
 from inference_service.kernels.ops import REFERENCE, Ops
+from inference_service.kernels.pieces import Pieces, TowerInPieces
 
 
 class PositionTable(nn.Module):
@@ -86,7 +88,7 @@ class Merger(nn.Module):
         return out
 
 
-class VisionTower(nn.Module):
+class VisionTower(TowerInPieces):
     """Encodes images and videos into image tokens with deepstack features."""
 
     def __init__(self, vision: Qwen3VisionSpec, ops: Ops = REFERENCE) -> None:
@@ -102,7 +104,9 @@ class VisionTower(nn.Module):
             Merger(vision, norm_after_merging=True) for _ in vision.deepstack_layers
         )
 
-    def forward(self, patches: Sequence[torch.Tensor], grids: Sequence[Grid]) -> list[torch.Tensor]:
+    def pieces(
+        self, patches: Sequence[torch.Tensor], grids: Sequence[Grid]
+    ) -> Pieces[list[torch.Tensor]]:
         """Encodes images and videos, packed into one batch.
 
         Args:
@@ -114,17 +118,19 @@ class VisionTower(nn.Module):
             one tensor.
         """
         layout = Layout.of(grids, self.vision.merge_size)
-        x = self.patch_embed(torch.cat(list(patches)))
+        x = yield from self.patch_embed.pieces(patches)
         places = layout.places.to(x.device)
         x = x + self._learned_positions(places, grids).to(x.dtype)
         rope = axial_rope(places, self.vision.head_dim)
         segments = segments_of(layout.frames, x.device)
         features: list[torch.Tensor] = []
         for i, block in enumerate(self.blocks):
-            x = block(x, rope, segments)
+            x = yield from block.pieces(x, rope, segments)
             if i in self.vision.deepstack_layers:
-                features.append(self.deepstack_merger_list[len(features)](x))
-        merged = torch.cat([self.merger(x), *features], dim=1)
+                merger = self.deepstack_merger_list[len(features)]
+                features.append((yield from merged_in_pieces(merger, x, self.vision)))
+        tokens = yield from merged_in_pieces(self.merger, x, self.vision)
+        merged = torch.cat([tokens, *features], dim=1)
         return split_images(merged, grids, self.vision.merge_size)
 
     def _learned_positions(self, places: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:

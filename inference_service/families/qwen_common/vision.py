@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu
 
 from inference_service.families.qwen_common.config import VISION_ROPE_THETA, QwenVisionSpec
+from inference_service.kernels import pieces
 from inference_service.kernels.layers import Linear
 from inference_service.kernels.ops import Ops
+from inference_service.kernels.pieces import Pieces
 from inference_service.kernels.rope import inverse_frequencies, mrope_cos_sin
-from inference_service.progress import advance
 
 
 NORM_EPS = 1e-6
@@ -22,8 +22,8 @@ NORM_EPS = 1e-6
 Grid = tuple[int, int, int]
 """(frames / temporal_patch_size, rows, columns) in patches."""
 
-_PIECE_ROWS: Final = 4096
-"""Patches whose attention is computed at once."""
+Rope = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines [N, D / 2] of the angles of N rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def segments_of(labels: torch.Tensor, device: torch.device) -> list[torch.Tensor
     ]
 
 
-def axial_rope(places: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+def axial_rope(places: torch.Tensor, head_dim: int) -> Rope:
     """Cosines and sines [N, head_dim / 2] of the angles: the first half by row, the second by column."""
     half = inverse_frequencies(head_dim // 2, VISION_ROPE_THETA, places.device)
     axes = torch.arange(2, device=places.device).repeat_interleave(len(half))
@@ -90,16 +90,16 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, vision: QwenVisionSpec, *, bias: bool) -> None:
         super().__init__()
+        self._flop_per_row = 2 * vision.patch_values * vision.hidden_size
         self.proj = Linear(vision.patch_values, vision.hidden_size, bias=bias)
 
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """[N, patch_values] -> [N, hidden]."""
-        projected: torch.Tensor = self.proj(patches)
-        return projected
+    def pieces(self, patches: Sequence[torch.Tensor]) -> Pieces[torch.Tensor]:
+        """The patches of each image [n, patch_values] -> [N, hidden]."""
+        return pieces.rowwise(self.proj, torch.cat(list(patches)), self._flop_per_row)
 
 
 class VisionAttention(nn.Module):
-    """Self-attention within segments."""
+    """The projections of self-attention."""
 
     def __init__(self, vision: QwenVisionSpec, ops: Ops) -> None:
         super().__init__()
@@ -108,31 +108,10 @@ class VisionAttention(nn.Module):
         self.qkv = Linear(vision.hidden_size, 3 * vision.hidden_size)
         self.proj = Linear(vision.hidden_size, vision.hidden_size)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        segments: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
-        """[N, hidden] -> [N, hidden]; `segments` from `segments_of`."""
+    def project(self, x: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values [n, heads, D] of rows [n, hidden] with these angles."""
         q, k, v = self.qkv(x).view(-1, *self._heads).unbind(1)
-        q, k = self._ops.apply_rope(q, *rope), self._ops.apply_rope(k, *rope)
-        out = torch.empty_like(q)
-        for rows in segments:
-            queries, keys, values = (t[rows].transpose(1, 2) for t in (q, k, v))
-            attended = _attend(queries, keys, values)
-            out[rows] = attended.transpose(1, 2)
-        projected: torch.Tensor = self.proj(out.flatten(1))
-        return projected
-
-
-def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Attention of rows [..., n, D]; of a large image in pieces, each of which a CPU computes in seconds."""
-    pieces = []
-    for piece in torch.split(queries, _PIECE_ROWS, dim=-2):
-        pieces.append(scaled_dot_product_attention(piece, keys, values))
-        advance()
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
+        return self._ops.apply_rope(q, *rope), self._ops.apply_rope(k, *rope), v
 
 
 class Block(nn.Module):
@@ -151,16 +130,21 @@ class Block(nn.Module):
         self.norm2 = norm(vision.hidden_size)
         self.mlp = mlp
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        segments: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
-        """[N, hidden] -> [N, hidden]; attention is limited to segments."""
-        x = x + self.attn(self.norm1(x), rope, segments)
-        out: torch.Tensor = x + self.mlp(self.norm2(x))
-        return out
+    def pieces(
+        self, x: torch.Tensor, rope: Rope, segments: Sequence[torch.Tensor]
+    ) -> Pieces[torch.Tensor]:
+        """[N, hidden] -> [N, hidden]; attention is limited to segments, from `segments_of`."""
+        cos, sin = rope
+
+        def project(rows: slice) -> tuple[torch.Tensor, ...]:
+            return self.attn.project(self.norm1(x[rows]), (cos[rows], sin[rows]))
+
+        def finish(rows: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+            y = x[rows] + self.attn.proj(attended)
+            out: torch.Tensor = y + self.mlp(self.norm2(y))
+            return out
+
+        return pieces.block(x, segments, project, finish)
 
 
 class Merger(nn.Module):
@@ -177,6 +161,19 @@ class Merger(nn.Module):
         """[N, hidden] -> [N / merge_size^2, output_size]."""
         out: torch.Tensor = self.fc2(gelu(self.fc1(self.norm(x).view(-1, self._merged_size))))
         return out
+
+
+def merged_in_pieces(
+    merger: nn.Module, x: torch.Tensor, vision: QwenVisionSpec
+) -> Pieces[torch.Tensor]:
+    """[N, hidden] -> [N / merge_size^2, output_size], by either kind of merger."""
+
+    def merge(rows: torch.Tensor) -> torch.Tensor:
+        merged: torch.Tensor = merger(rows.view(-1, vision.hidden_size))
+        return merged
+
+    flop_per_row = 2 * vision.merged_size * (vision.merged_size + vision.output_size)
+    return pieces.rowwise(merge, x.view(-1, vision.merged_size), flop_per_row)
 
 
 def layer_norm(width: int) -> nn.Module:

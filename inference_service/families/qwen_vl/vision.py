@@ -13,8 +13,10 @@ from torch import nn
 from torch.nn.functional import gelu, interpolate, linear, scaled_dot_product_attention
 
 from inference_service.families.qwen_vl.spec import QwenVLVisionSpec
+from inference_service.kernels import pieces
 from inference_service.kernels.layers import Linear, parameter
 from inference_service.kernels.ops import REFERENCE, Ops
+from inference_service.kernels.pieces import Pieces, TowerInPieces
 
 
 NORM_EPS = 1e-6
@@ -31,7 +33,7 @@ def resized_positions(table: torch.Tensor, side: int) -> torch.Tensor:
 
 
 class VisionAttention(nn.Module):
-    """Self-attention within each image; unlike in other towers, queries, keys and values are interleaved per head."""
+    """The projections of self-attention; unlike in other towers, those of a head are side by side."""
 
     def __init__(self, vision: QwenVLVisionSpec) -> None:
         super().__init__()
@@ -39,14 +41,9 @@ class VisionAttention(nn.Module):
         self.in_proj = Linear(vision.width, 3 * vision.width)
         self.out_proj = Linear(vision.width, vision.width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[images, patches, width] -> the same shape."""
-        images, patches, width = x.shape
-        mixed = self.in_proj(x).view(images, patches, self._heads, 3, width // self._heads)
-        q, k, v = mixed.transpose(1, 2).unbind(3)
-        attended = scaled_dot_product_attention(q, k, v)
-        out: torch.Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
-        return out
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values [n, heads, D] of rows [n, width]."""
+        return self.in_proj(x).unflatten(1, (self._heads, 3, -1)).unbind(2)
 
 
 class VisionMLP(nn.Module):
@@ -73,11 +70,18 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(vision.width, eps=NORM_EPS)
         self.mlp = VisionMLP(vision)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[images, patches, width] -> the same shape."""
-        x = x + self.attn(self.ln_1(x))
-        out: torch.Tensor = x + self.mlp(self.ln_2(x))
-        return out
+    def pieces(self, x: torch.Tensor, images: torch.Tensor) -> Pieces[torch.Tensor]:
+        """[N, width] -> [N, width]; attention is limited to images, each a row of numbers [images, patches]."""
+
+        def project(rows: slice) -> tuple[torch.Tensor, ...]:
+            return self.attn.project(self.ln_1(x[rows]))
+
+        def finish(rows: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+            y = x[rows] + self.attn.out_proj(attended)
+            out: torch.Tensor = y + self.mlp(self.ln_2(y))
+            return out
+
+        return pieces.block(x, [images], project, finish)
 
 
 class PackedProjections(nn.Module):
@@ -139,7 +143,7 @@ class Resampler(nn.Module):
         return out
 
 
-class VisionTower(nn.Module):
+class VisionTower(TowerInPieces):
     """Encodes images into image tokens."""
 
     def __init__(self, vision: QwenVLVisionSpec, ops: Ops = REFERENCE) -> None:
@@ -154,9 +158,9 @@ class VisionTower(nn.Module):
         self.ln_post = nn.LayerNorm(vision.output_size, eps=NORM_EPS)
         self.proj = parameter(vision.output_size, vision.output_size)
 
-    def forward(
+    def pieces(
         self, patches: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
-    ) -> list[torch.Tensor]:
+    ) -> Pieces[list[torch.Tensor]]:
         """Encodes images.
 
         Args:
@@ -170,7 +174,15 @@ class VisionTower(nn.Module):
             raise ValueError(f"images must have {self._side} x {self._side} patches: {grids}")
         x = self.conv1(torch.stack(list(patches)))
         x = self.ln_pre(x + resized_positions(self.positional_embedding, self._side))
+        yield
+        count, rows, _ = x.shape
+        images = torch.arange(count * rows, device=x.device).view(count, rows)
+        x = x.flatten(0, 1)
         for block in self.blocks:
-            x = block(x)
-        tokens = self.ln_post(self.attn_pool(x)) @ self.proj
+            x = yield from block.pieces(x, images)
+        resampled = []
+        for image in x.view(count, 1, rows, -1):
+            resampled.append(self.attn_pool(image))
+            yield
+        tokens = self.ln_post(torch.cat(resampled)) @ self.proj
         return list(tokens.unbind(0))
