@@ -118,6 +118,7 @@ def engine_config(settings: ServiceSettings, model: Model) -> EngineConfig:
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_decode_slowdown=settings.max_decode_slowdown,
         page_size=settings.kv_page_size,
         num_kv_pages=settings.num_kv_pages,
         gpu_memory_utilization=settings.gpu_memory_utilization,

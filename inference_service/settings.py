@@ -160,6 +160,13 @@ class ServiceSettings(FlagSettings):
     max_num_batched_tokens: Positive = Field(
         2048, description="maximum number of tokens in one engine step"
     )
+    max_decode_slowdown: float = Field(
+        2.0,
+        gt=1,
+        le=1000,
+        description="how many times longer an engine step may take, when it computes prompts or images beside answers"
+        " in progress, than those answers alone",
+    )
     kv_page_size: Positive = Field(16, description="tokens per page of the KV cache")
     num_kv_pages: Positive | None = Field(
         None, description="pages of the KV cache; none = computed from the available memory"

@@ -28,6 +28,7 @@ from inference_service.engine.cpu_forms import (
 )
 from inference_service.engine.device import memory_of, note_progress
 from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.encoding import Encoder, EncoderOutOfMemoryError
 from inference_service.engine.loader import load_model
 from inference_service.engine.memory import (
     count_kv_pages,
@@ -38,6 +39,7 @@ from inference_service.engine.memory import (
     resolve_max_model_len,
 )
 from inference_service.engine.outputs import ended_output, token_output, unreported_cached_tokens
+from inference_service.engine.pace import Pace
 from inference_service.engine.runner import ChunkResult, Launched, ModelRunner
 from inference_service.engine.scheduler import Chunk, Plan, Scheduler
 from inference_service.engine.sequence import Sequence
@@ -51,7 +53,6 @@ from inference_service.engine_protocol.messages import (
     EngineRequest,
     EngineStats,
     FinishReason,
-    ImageSpan,
 )
 from inference_service.errors import (
     InternalError,
@@ -69,6 +70,8 @@ from inference_service.processor import usable_cores
 
 
 _COMPILE_POLL_S = 0.01
+MAX_ENCODE_S = 1.0
+"""How long a step encodes images."""
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +83,25 @@ class Ticket:
     Attributes:
         plan: The plan of the step.
         broken: Keys of images that could not be encoded; their chunks were skipped.
-        launched: The chunks in flight; None if there are none.
+        launched: The chunks in flight; None if there are none. Those with an image that is still being encoded were
+            skipped.
         out_of_memory: The launch ran out of memory and has no results; work queued before that may still be running.
+        unencoded: Keys of the images for whose encoding there was too little memory.
+        encoded: Images were encoded.
     """
 
     plan: Plan
     broken: AbstractSet[bytes] = frozenset()
     launched: Launched | None = None
     out_of_memory: bool = False
+    unencoded: AbstractSet[bytes] = frozenset()
+    encoded: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens in flight."""
+        chunks = self.launched.chunks if self.launched else ()
+        return sum(chunk.end - chunk.start for chunk in chunks)
 
 
 class EngineCore:
@@ -142,12 +156,14 @@ class EngineCore:
             num_pages, config.page_size, enable_prefix_caching=config.enable_prefix_caching
         )
         self._encoder_cache: EncoderCache[Tensor] = EncoderCache(config.encoder_cache_tokens)
+        self._pace = Pace(config.max_num_batched_tokens, config.max_decode_slowdown)
         self._scheduler = Scheduler(
             self._blocks,
             self._encoder_cache,
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            pace=self._pace,
         )
         self._runner = ModelRunner(
             model,
@@ -164,6 +180,7 @@ class EngineCore:
         self._device = devices[0]
         self._step_durations = DurationCounter()
         self._encoding = Stopwatch(devices[0])
+        self._encoder = Encoder(self._runner, self._encoder_cache, self._encoding, devices[0])
         self.ready = _ready(
             model,
             devices,
@@ -252,13 +269,18 @@ class EngineCore:
         """
         begin_s = time.monotonic()
         outputs = [output for held in self._held.take_ready() for output in self._begin(held)]
-        plan = self._scheduler.schedule()
-        if not plan.chunks:
+        plan = self._scheduler.schedule(encoding=self._encoder.busy)
+        if not plan.chunks and not self._encoder.busy:
             if not outputs and self._held.num_sequences:
                 self._held.wait(_COMPILE_POLL_S)
             return outputs
-        outputs += self.collect(self.launch(plan))
-        self._step_durations.add(time.monotonic() - begin_s)
+        step_begin_s = time.monotonic()
+        ticket = self.launch(plan)
+        outputs += self.collect(ticket)
+        end_s = time.monotonic()
+        self._step_durations.add(end_s - begin_s)
+        tokens = ticket.num_tokens - plan.num_decodes
+        self._pace.note(plan.num_decodes, tokens, end_s - step_begin_s, encoded=ticket.encoded)
         return outputs
 
     def _begin(self, held: HeldRequest) -> list[ChoiceOutput]:
@@ -287,13 +309,19 @@ class EngineCore:
         """
         self._steps += 1
         try:
-            broken = self._encode(plan)
-            chunks = [chunk for chunk in plan.chunks if not _needs(chunk, broken)]
+            self._encoder.add(plan.images)
+            encoded = self._encoder.busy
+            broken = self._encode(plan) if encoded else frozenset()
+            missing = broken | self._encoder.pending
+            chunks = [chunk for chunk in plan.chunks if not _needs(chunk, missing)]
             launched = self._runner.launch(chunks) if chunks else None
+        except EncoderOutOfMemoryError as error:
+            logger.exception("out of memory while encoding images")
+            return Ticket(plan, out_of_memory=True, unencoded=error.keys)
         except (torch.OutOfMemoryError, MemoryError):
             logger.exception({"message": "out of memory in a step", "request_id": _last(plan)})
             return Ticket(plan, out_of_memory=True)
-        return Ticket(plan, broken, launched)
+        return Ticket(plan, broken, launched, encoded=encoded)
 
     def collect(self, ticket: Ticket) -> list[ChoiceOutput]:
         """Commit the results of a step, waiting for those that are read, and return its outputs.
@@ -301,7 +329,7 @@ class EngineCore:
         Every ticket is collected once, in the order of launches.
         """
         if ticket.out_of_memory:
-            return [self._relieve(ticket.plan)]
+            return self._relieve(ticket)
         try:
             results = self._runner.collect(ticket.launched) if ticket.launched else []
         except (torch.OutOfMemoryError, MemoryError):
@@ -311,7 +339,7 @@ class EngineCore:
         else:
             return self._settle(ticket, results)
         # Outside of the except clause, so that its traceback no longer references the tensors of the step.
-        return [self._relieve(ticket.plan)]
+        return self._relieve(ticket)
 
     def _settle(self, ticket: Ticket, results: Iterable[ChunkResult]) -> list[ChoiceOutput]:
         """Commit the results and end the sequences with images that could not be encoded."""
@@ -319,45 +347,49 @@ class EngineCore:
         committed = (self._commit(*pair) for pair in zip(chunks, results, strict=True))
         outputs = [output for output in committed if output is not None]
         outputs += [
-            self._fail(chunk.sequence, InternalError("The engine failed to encode an image."))
-            for chunk in ticket.plan.chunks
-            if _needs(chunk, ticket.broken)
+            self._fail(sequence, InternalError("The engine failed to encode an image."))
+            for sequence in self._waiting_for(ticket.broken)
         ]
         return outputs
 
-    def _relieve(self, plan: Plan) -> ChoiceOutput:
-        """Free memory by ending the sequence scheduled last; the others are scheduled again."""
-        self._encoder_cache.discard_unfilled()
-        self._runner.distrust(plan.chunks)
+    def _waiting_for(self, keys: AbstractSet[bytes]) -> list[Sequence]:
+        """The running sequences with one of these images ahead, in order."""
+        return [
+            sequence
+            for sequence in self._scheduler.running
+            if any(
+                image.key in keys
+                for image in sequence.images_between(sequence.num_computed_tokens, len(sequence))
+            )
+        ]
+
+    def _relieve(self, ticket: Ticket) -> list[ChoiceOutput]:
+        """Free memory by ending the sequence scheduled last, or the last one with an image that was too much.
+
+        The others are scheduled again.
+        """
+        chunks = ticket.plan.chunks
+        self._encoder.clear()
+        self._runner.distrust(chunks)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if ticket.unencoded:
+            last = self._waiting_for(ticket.unencoded)[-1:]
+        else:
+            last = [chunk.sequence for chunk in chunks[-1:]]
         error = OutOfMemoryError(
             "The device ran out of memory for this request; try again later, or send fewer or smaller images.",
             retry_after_s=1.0,
         )
-        return self._fail(plan.chunks[-1].sequence, error)
+        return [self._fail(sequence, error) for sequence in last]
 
-    def _encode(self, plan: Plan) -> set[bytes]:
-        """Encode the step's images; returns the keys of those that could not be encoded."""
-        if not plan.images or self._encodes(plan.images):
-            return set()
-        broken = {image[1].key for image in plan.images if not self._encodes([image])}
-        self._encoder_cache.discard_unfilled()
-        return broken
-
-    def _encodes(self, images: list[tuple[Sequence, ImageSpan]]) -> bool:
-        try:
-            with self._encoding.running() as seconds:
-                self._runner.encode(images)
-            for sequence in dict.fromkeys(sequence for sequence, _ in images):
-                sequence.encodings.append(seconds)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception:  # a bad image must not end other requests
-            ids = sorted({sequence.request.request_id for sequence, _ in images})
-            logger.exception({"message": "encoding images failed", "request_ids": ids})
-            return False
-        return True
+    def _encode(self, plan: Plan) -> AbstractSet[bytes]:
+        """Encode images of this step and earlier ones for some time; returns keys of those that cannot be encoded."""
+        num_prefill_tokens = sum(
+            chunk.end - chunk.start for chunk in plan.chunks[plan.num_decodes :]
+        )
+        limit_s = self._pace.encode_s_beside(plan.num_decodes, num_prefill_tokens, MAX_ENCODE_S)
+        return self._encoder.run(limit_s) if limit_s else frozenset()
 
     def _commit(self, chunk: Chunk, result: ChunkResult) -> ChoiceOutput | None:
         """Commit the result of a chunk; returns its output, if any."""

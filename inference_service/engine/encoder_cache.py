@@ -51,13 +51,19 @@ class EncoderCache(Generic[T]):
         return True
 
     def fill(self, key: bytes, value: T) -> None:
-        """Store the embeddings of a reserved image."""
-        self._entries[key].value = value
+        """Store the embeddings of an image, unless its reservation has been given up."""
+        if key in self._entries:
+            self._entries[key].value = value
 
     def get(self, key: bytes) -> T | None:
         """The embeddings of an image; None if it is only reserved or not cached."""
         entry = self._entries.get(key)
         return None if entry is None else entry.value
+
+    def is_pinned(self, key: bytes) -> bool:
+        """Whether a running sequence needs the image."""
+        entry = self._entries.get(key)
+        return entry is not None and bool(entry.owners)
 
     def pin(self, key: bytes, owner: Hashable) -> bool:
         """Keep the image until `owner` unpins it; returns whether the pin is new."""
@@ -77,6 +83,12 @@ class EncoderCache(Generic[T]):
     def discard_unfilled(self) -> None:
         """Remove reservations that were not filled because encoding failed."""
         for key in [key for key, entry in self._entries.items() if entry.value is None]:
+            self._discard(key)
+
+    def discard(self, key: bytes) -> None:
+        """Remove the reservation of an image that will not be encoded, if it is there and not filled."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.value is None:
             self._discard(key)
 
     def _discard(self, key: bytes) -> None:

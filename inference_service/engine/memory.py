@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 import math
 
 import torch
@@ -235,6 +236,9 @@ def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
     # If all images have the same size, a step takes several of them for the same number of tokens.
     count = max(1, num_tokens // policy.tokens_of(grid)) if policy.square_side else 1
     model.encode_images([pixels] * count, [grid] * count)
+    # Images are encoded over several steps, in which the tower's tensors stay beside those of the decoder.
+    encoding = model.encoding([pixels] * count, [grid] * count)
+    held = list(islice(encoding, count + 2))
 
     num_pages = -(-num_tokens // config.page_size)
     sequence = SequenceInput(token_ids=[0] * num_tokens, start=0, pages=range(num_pages))
@@ -247,3 +251,5 @@ def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
     logits = model.logits(hidden[:rows])
     logits.softmax(dim=-1)
     logits.topk(logits.shape[-1])  # as for `top_p`
+    del held
+    encoding.close()

@@ -27,6 +27,7 @@ from inference_service.engine.staging import Array, Fence, Staging
 from inference_service.engine.step_sampler import StepSampler
 from inference_service.engine_protocol.messages import ImageSpan, PositionLogprobs, ProbeResult
 from inference_service.families.registry import family_of
+from inference_service.kernels.pieces import Pieces
 from inference_service.kernels.slot_state import StateUpdate
 from inference_service.models.batch import KVCache
 from inference_service.models.vision_language import VisionLanguageModel
@@ -145,15 +146,14 @@ class ModelRunner:
         """Send everything about the sequences of a failed step anew, as it is unknown what the device has computed."""
         self._slots.forget(chunk.sequence for chunk in chunks)
 
-    @torch.inference_mode()
-    def encode(self, images: Seq[tuple[Sequence, ImageSpan]]) -> None:
-        """Enqueue one pass of the vision tower and put the images' embeddings into the encoder cache."""
-        embeddings = self._model.encode_images(
+    def encode(self, images: Seq[tuple[Sequence, ImageSpan]]) -> Pieces[None]:
+        """Enqueue one pass of the vision tower in pieces, then put the images' embeddings into the encoder cache."""
+        embeddings = yield from self._model.encoding(
             [self._pixels(sequence, image) for sequence, image in images],
             [image.grid for _, image in images],
         )
         for (_, image), embedding in zip(images, embeddings, strict=True):
-            # A copy: `encode_images` returns views, each of which would keep the memory of all images.
+            # A copy: the embeddings are views, each of which would keep the memory of all images.
             self._encoder_cache.fill(image.key, embedding.clone())
 
     @torch.inference_mode()

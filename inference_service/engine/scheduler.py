@@ -18,6 +18,7 @@ from typing import Any
 
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.pace import Pace
 from inference_service.engine.sequence import Sequence, SequenceId
 from inference_service.engine_protocol.messages import FinishReason, ImageSpan
 from inference_service.errors import (
@@ -54,12 +55,14 @@ class Plan:
         encoder_tokens_left: Remaining budget of image tokens to encode.
         chunks: The chunks to compute; the newest sequence is last.
         images: The images to encode first, each key once, with a sequence that has the pixels.
+        num_decodes: How many chunks, the first ones, are the next tokens of answers in progress.
     """
 
     tokens_left: int
     encoder_tokens_left: int
     chunks: list[Chunk] = field(default_factory=list)
     images: list[tuple[Sequence, ImageSpan]] = field(default_factory=list)
+    num_decodes: int = 0
 
 
 @dataclass(slots=True)
@@ -84,6 +87,7 @@ class Scheduler:
         max_model_len: int,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if max_model_len > blocks.num_pages * blocks.page_size:
@@ -94,6 +98,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival, all older than the waiting ones
         self.counters = Counters()
+        self._pace = pace
         self._clock = clock
         self._blocks = blocks
         self._encoder_cache = encoder_cache
@@ -124,11 +129,19 @@ class Scheduler:
         for sequence in sequences:
             sequence.arrived_s = now_s
 
-    def schedule(self) -> Plan:
-        """Plan the next step; the plan is empty if there is nothing to compute."""
+    def schedule(self, *, encoding: bool = False) -> Plan:
+        """Plan the next step; the plan is empty if there is nothing to compute.
+
+        Args:
+            encoding: Images of earlier plans are being encoded.
+        """
         plan = Plan(self.max_num_batched_tokens, self.max_num_batched_tokens)
         preemptions = self.counters.preemptions
         self._schedule_decodes(plan)
+        plan.num_decodes = len(plan.chunks)
+        if self._pace is not None:
+            beside = self._pace.tokens_beside(plan.num_decodes, encoding=encoding)
+            plan.tokens_left = min(plan.tokens_left, beside)
         self._schedule_prefills(plan)
         if self.counters.preemptions == preemptions:  # else a new sequence would be preempted next
             self._admit(plan)
@@ -248,6 +261,10 @@ class Scheduler:
     def _ensure_image(self, plan: Plan, sequence: Sequence, image: ImageSpan) -> bool:
         """Pin an image in the encoder cache, scheduling it for encoding if it is not cached."""
         hit = image.key in self._encoder_cache
+        if hit and self._encoder_cache.get(image.key) is None:  # reserved
+            planned = any(image.key == other.key for _, other in plan.images)
+            if not planned:
+                return False  # it is being encoded since an earlier step
         if not hit:
             untouched = plan.encoder_tokens_left == self.max_num_batched_tokens
             # A single image may exceed the budget of a step, otherwise it would never be encoded.

@@ -308,6 +308,8 @@ class EngineConfig:
         max_model_len: Context window in tokens; None = the model's own.
         max_num_seqs: Maximum number of sequences in one batch.
         max_num_batched_tokens: Token budget of one step (chunked prefill).
+        max_decode_slowdown: How many times longer than answers alone a step with prompts or images beside them may
+            take.
         page_size: Tokens of one KV page.
         num_kv_pages: Pages of the KV cache; None = computed from the available memory.
         gpu_memory_utilization: Fraction of the device's memory for weights and caches.
@@ -325,6 +327,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
+    max_decode_slowdown: float = 2.0
     page_size: int = 16
     num_kv_pages: int | None = None
     gpu_memory_utilization: float = 0.9

@@ -4,6 +4,9 @@ gRPC tells neither the size of a message before it is complete nor how much of i
 large as possible until it is complete, then with its size, until the request needs it no longer. When there is no room,
 unfinished messages that have taken long are cut, those of the caller with the most first, and one that is its caller's
 only one later; small messages arrive in milliseconds and are not affected.
+
+gRPC copies a message on the event loop when it is complete. So that this never takes long at a time, a caller has no
+more than a part of the room for messages that are not complete.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ from inference_service.errors import QueueFullError
 
 _POLL_S: Final = 0.05
 _RETRY_AFTER_S: Final = 2.0
+_PART: Final = 2
+_MIN_RECEIVING: Final = 4
+"""A caller receives so many messages at once, or the `_PART`th part of those that there is room for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +81,7 @@ class MessageBudget:
         self._patience_s = patience_s
         self._patience_alone_s = patience_alone_s
         self._setting = setting
+        self._max_receiving = max(_MIN_RECEIVING, self.limit_bytes // max_message_bytes // _PART)
         self._claims: set[Claim] = set()
         self._waiting: list[tuple[Claim, asyncio.Future[None]]] = []
 
@@ -120,7 +127,7 @@ class MessageBudget:
             QueueFullError: There is no room, and none became free in time.
         """
         claim = Claim(caller, self._max_message_bytes)
-        if not self._waiting and self._fits(claim):
+        if self._fits(claim) and not any(self._fits(waiting) for waiting, _ in self._waiting):
             self._claims.add(claim)
             return claim
         if len(self._waiting) >= self._max_waiting:
@@ -153,19 +160,18 @@ class MessageBudget:
                 raise self._full(f"no room became free within {self._wait_s:g} s")
 
     def _fits(self, claim: Claim) -> bool:
-        return self.used_bytes + claim.num_bytes <= self.limit_bytes
+        if self.used_bytes + claim.num_bytes > self.limit_bytes:
+            return False
+        receiving = sum(one.receiving and one.caller == claim.caller for one in self._claims)
+        return receiving < self._max_receiving
 
     def _grant(self) -> None:
         """Grants room to the caller that has least, in order of arrival."""
-        while self._waiting:
+        self._waiting = [entry for entry in self._waiting if not entry[1].cancelled()]
+        while fitting := [entry for entry in self._waiting if self._fits(entry[0])]:
             held = self._held()
-            entry = min(self._waiting, key=lambda entry: held[entry[0].caller])
+            entry = min(fitting, key=lambda entry: held[entry[0].caller])
             claim, granted = entry
-            if granted.cancelled():
-                self._waiting.remove(entry)
-                continue
-            if not self._fits(claim):
-                return
             self._waiting.remove(entry)
             self._claims.add(claim)
             granted.set_result(None)

@@ -62,13 +62,13 @@ class TowerInPieces(nn.Module):
 
 def rows_of_piece(flop_per_row: float, device: torch.device) -> int:
     """How many rows of this much work are one piece; one at least."""
-    return max(1, int(PIECE_FLOP.get(device.type, PIECE_FLOP["cuda"]) // flop_per_row))
+    return max(1, int(PIECE_FLOP[device.type] // flop_per_row))
 
 
 def rowwise(function: Callable[[Tensor], Tensor], x: Tensor, flop_per_row: float) -> Pieces[Tensor]:
     """A function that treats the rows of x [N, ...] independently."""
     parts = []
-    for rows in x.split(rows_of_piece(flop_per_row, x.device)):
+    for rows in torch.split(x, rows_of_piece(flop_per_row, x.device)):
         parts.append(function(rows))
         yield
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -116,5 +116,5 @@ def block(
 def _cuts(segments: Tensor, limit: int) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
     """Segments [S, L] in pieces of at most `limit` rows: the rows that ask [n, l], and those that they ask [n, L]."""
     length = segments.shape[1]
-    for some in segments.split(max(1, limit // length)):
-        yield some.split(min(limit, length), dim=1), some
+    for some in torch.split(segments, max(1, limit // length)):
+        yield torch.split(some, min(limit, length), dim=1), some

@@ -41,7 +41,8 @@ class Asking:
     async def finish(self) -> None:
         while self.places:
             await self.leave()
-        await asyncio.gather(*self.tasks)
+        async with asyncio.timeout(2):  # a place that nobody gives back must not hang the tests
+            await asyncio.gather(*self.tasks)
 
 
 async def test_one_caller_alone_has_all_places() -> None:
@@ -51,6 +52,15 @@ async def test_one_caller_alone_has_all_places() -> None:
     assert asking.line.waiting == 2
     await asking.finish()
     assert asking.line.waiting == 0
+
+
+async def test_a_place_is_free_when_its_holder_leaves() -> None:
+    line = Line(1)
+    for caller in ("a", "b", "a"):
+        async with asyncio.timeout(1):
+            place = await line.enter(caller, 1)
+        place.leave()
+        place.leave()
 
 
 async def test_a_spare_place_is_free_for_the_next_caller() -> None:

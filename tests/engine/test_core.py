@@ -377,11 +377,11 @@ def test_out_of_memory_while_encoding_is_tried_again_by_the_others(
     alone = ask(make_core(), [PROMPT])
     real, calls = ModelRunner.encode, []
 
-    def encode(self: ModelRunner, images) -> None:
+    def encode(self: ModelRunner, images):
         calls.append(len(images))
         if len(calls) == 1:
             raise torch.OutOfMemoryError("no memory")
-        real(self, images)
+        yield from real(self, images)
 
     monkeypatch.setattr(ModelRunner, "encode", encode)
     core = make_core()
@@ -398,10 +398,10 @@ def test_an_image_that_breaks_the_encoder_ends_its_own_request(
     alone = ask(make_core(), [TEXT, PROMPT])
     real = ModelRunner.encode
 
-    def encode(self: ModelRunner, images) -> None:
+    def encode(self: ModelRunner, images):
         if any(image.key == OTHER.images[0].key for _, image in images):
             raise RuntimeError("an image from hell")
-        real(self, images)
+        yield from real(self, images)
 
     monkeypatch.setattr(ModelRunner, "encode", encode)
     core = make_core()

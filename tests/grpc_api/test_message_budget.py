@@ -74,7 +74,8 @@ async def test_a_slow_message_of_the_caller_with_the_most_makes_room() -> None:
     _, other = await begin(room, "greedy")
     waiting = asyncio.ensure_future(room.reserve("new"))
     with pytest.raises(QueueFullError, match="--the-setting"):
-        await cut
+        async with asyncio.timeout(2):
+            await cut
     room.release(oldest)
     async with asyncio.timeout(5):
         await waiting
@@ -134,6 +135,19 @@ async def test_a_message_that_takes_too_long_ends_without_a_cut() -> None:
     claim = await room.reserve("a")
     with pytest.raises(TimeoutError):
         await room.receive(claim, never, 0.02)
+
+
+async def test_one_caller_receives_part_of_the_messages_at_once() -> None:
+    """Messages that are complete at the same time are copied one after the other, on the loop."""
+    room = budget(16, patience_s=60)
+    claims = [await room.reserve("a") for _ in range(8)]
+    waiting = asyncio.ensure_future(room.reserve("a"))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    async with asyncio.timeout(1):
+        await room.reserve("b")
+        assert await room.receive(claims[0], lambda: of(10), 1) == bytes(10)
+        await waiting
 
 
 async def test_the_only_message_of_a_caller_may_take_longer() -> None:

@@ -6,7 +6,8 @@ Source: visual.py of the release (EVA2-CLIP, arXiv 2402.04252).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -49,7 +50,8 @@ class VisionAttention(nn.Module):
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values [n, heads, D] of rows [n, hidden]."""
-        return self.query_key_value(x).unflatten(1, (3, self._heads, -1)).unbind(1)
+        projected: torch.Tensor = self.query_key_value(x)
+        return projected.unflatten(1, (3, self._heads, -1)).unbind(1)
 
 
 class VisionMLP(nn.Module):
@@ -141,7 +143,7 @@ class VisionTower(TowerInPieces):
         count, rows, _ = x.shape
         x = x.flatten(0, 1)
         images = torch.arange(count * rows, device=x.device).view(count, rows)
-        for block in self.blocks:
+        for block in cast("Iterable[Block]", self.blocks):
             x = yield from block.pieces(x, images)
         square = x.view(count, rows, -1)[:, 1:].transpose(1, 2).unflatten(2, (self._side, -1))
         pooled = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -73,7 +74,7 @@ class VisionTower(TowerInPieces):
         rope = axial_rope(layout.places.to(x.device), self.vision.head_dim)
         frames = segments_of(layout.frames, x.device)
         windows = segments_of(window_labels(layout, self.vision), x.device)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
             x = yield from block.pieces(
                 x, rope, frames if i in self.vision.full_attention_layers else windows
             )

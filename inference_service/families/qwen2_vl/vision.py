@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -72,7 +73,7 @@ class VisionTower(TowerInPieces):
         x = yield from self.patch_embed.pieces(patches)
         rope = axial_rope(layout.places.to(x.device), self.vision.head_dim)
         segments = segments_of(layout.frames, x.device)
-        for block in self.blocks:
+        for block in cast("Iterable[Block]", self.blocks):
             x = yield from block.pieces(x, rope, segments)
         merged = yield from merged_in_pieces(self.merger, x, self.vision)
         return split_images(merged, grids, self.vision.merge_size)

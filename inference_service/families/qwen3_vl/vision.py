@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -124,7 +125,7 @@ class VisionTower(TowerInPieces):
         rope = axial_rope(places, self.vision.head_dim)
         segments = segments_of(layout.frames, x.device)
         features: list[torch.Tensor] = []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
             x = yield from block.pieces(x, rope, segments)
             if i in self.vision.deepstack_layers:
                 merger = self.deepstack_merger_list[len(features)]

@@ -5,8 +5,9 @@ Source: visual.py of the release (arXiv 2308.12966).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import math
+from typing import cast
 
 import torch
 from torch import nn
@@ -43,7 +44,8 @@ class VisionAttention(nn.Module):
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values [n, heads, D] of rows [n, width]."""
-        return self.in_proj(x).unflatten(1, (self._heads, 3, -1)).unbind(2)
+        projected: torch.Tensor = self.in_proj(x)
+        return projected.unflatten(1, (self._heads, 3, -1)).unbind(2)
 
 
 class VisionMLP(nn.Module):
@@ -178,7 +180,7 @@ class VisionTower(TowerInPieces):
         count, rows, _ = x.shape
         images = torch.arange(count * rows, device=x.device).view(count, rows)
         x = x.flatten(0, 1)
-        for block in self.blocks:
+        for block in cast("Iterable[Block]", self.blocks):
             x = yield from block.pieces(x, images)
         resampled = []
         for image in x.view(count, 1, rows, -1):

@@ -1,0 +1,185 @@
+"""Encodes images in pieces over the steps of the engine, so that answers in progress get their tokens in between."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+import logging
+import time
+from typing import Any, Final, Protocol
+
+import torch
+
+from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.sequence import Sequence
+from inference_service.engine.staging import Fence
+from inference_service.engine.stopwatch import Stopwatch
+from inference_service.engine_protocol.messages import ImageSpan
+from inference_service.kernels.pieces import Pieces
+from inference_service.progress import advance
+
+
+Images = Seq[tuple[Sequence, ImageSpan]]
+"""Images with a sequence each that has the pixels."""
+
+_AHEAD: Final = 8
+"""Pieces that may be queued on a GPU; more would make the time that they take unknown."""
+
+logger = logging.getLogger(__name__)
+
+
+class EncoderOutOfMemoryError(Exception):
+    """The device ran out of memory while it encoded images.
+
+    Attributes:
+        keys: Their keys.
+    """
+
+    def __init__(self, keys: frozenset[bytes]) -> None:
+        super().__init__("out of memory while encoding images")
+        self.keys = keys
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """Images that are encoded together; `pieces` is None before the first one."""
+
+    images: Images
+    pieces: Pieces[None] | None = None
+
+    @property
+    def keys(self) -> frozenset[bytes]:
+        return frozenset(image.key for _, image in self.images)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(image.num_tokens for _, image in self.images)
+
+
+class Runner(Protocol):
+    """What encodes images, as `engine.runner.ModelRunner` does."""
+
+    def encode(self, images: Images) -> Pieces[None]:
+        """Encodes images together, in pieces, and fills the cache."""
+
+
+class Encoder:
+    """The images that are to be encoded, or are being encoded.
+
+    The oldest images and the smallest take turns: a small image need not wait for a large one, and a large one is not
+    put off for ever by small ones.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        cache: EncoderCache[Any],
+        stopwatch: Stopwatch,
+        device: torch.device,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Creates an encoder without images.
+
+        Args:
+            runner: Encodes images.
+            cache: Where the images are reserved.
+            stopwatch: Measures every run.
+            device: Where it computes.
+            clock: Seconds.
+        """
+        self._runner = runner
+        self._cache = cache
+        self._stopwatch = stopwatch
+        self._clock = clock
+        self._jobs: list[_Job] = []
+        self._fences = deque(Fence(device) for _ in range(_AHEAD))
+        self._runs = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether an image is not encoded yet."""
+        return bool(self._jobs)
+
+    @property
+    def pending(self) -> frozenset[bytes]:
+        """Keys of the images that are not encoded yet."""
+        return frozenset(key for job in self._jobs for key in job.keys)
+
+    def add(self, images: Images) -> None:
+        """Adds the images of a plan, which are reserved in the cache."""
+        pending = self.pending
+        if new := [image for image in images if image[1].key not in pending]:
+            self._jobs.append(_Job(new))
+
+    def clear(self) -> None:
+        """Gives up all images, and their places in the cache."""
+        self._jobs.clear()
+        self._cache.discard_unfilled()
+
+    def run(self, limit_s: float) -> set[bytes]:
+        """Computes pieces until the time is over, at least one; returns keys of images that cannot be encoded.
+
+        Raises:
+            EncoderOutOfMemoryError: All images are given up.
+        """
+        self._drop_abandoned()
+        broken: set[bytes] = set()
+        end_s = self._clock() + limit_s
+        while self._jobs:
+            job = self._next()
+            try:
+                if self._runs_to_end(job, end_s):
+                    self._jobs.remove(job)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                self.clear()
+                raise EncoderOutOfMemoryError(job.keys) from error
+            except Exception:  # a bad image must not end other requests
+                ids = sorted({sequence.request.request_id for sequence, _ in job.images})
+                logger.exception({"message": "encoding images failed", "request_ids": ids})
+                broken |= self._break(job)
+            if self._clock() >= end_s:
+                break
+        return broken
+
+    def _next(self) -> _Job:
+        self._runs += 1
+        if self._runs % 2:
+            return self._jobs[0]
+        return min(self._jobs, key=lambda job: job.num_tokens)
+
+    def _runs_to_end(self, job: _Job, end_s: float) -> bool:
+        """Computes pieces of some images until the time is over; returns whether that was the last one."""
+        with self._stopwatch.running() as seconds, torch.inference_mode():
+            for sequence in dict.fromkeys(sequence for sequence, _ in job.images):
+                sequence.encodings.append(seconds)
+            if job.pieces is None:
+                job.pieces = self._runner.encode(job.images)
+            for _ in job.pieces:
+                advance()
+                fence = self._fences[0]
+                self._fences.rotate(-1)
+                fence.wait()
+                fence.record()
+                if self._clock() >= end_s:
+                    return False
+        return True
+
+    def _break(self, job: _Job) -> set[bytes]:
+        """Tries the images of a failed job one by one; returns the key of a single one."""
+        self._jobs.remove(job)
+        if len(job.images) > 1:
+            self._jobs[:0] = [_Job([image]) for image in job.images]
+            return set()
+        [(_, image)] = job.images
+        self._cache.discard(image.key)
+        return {image.key}
+
+    def _drop_abandoned(self) -> None:
+        """Drops images for which no sequence waits any more, if all that are encoded with them are such."""
+        for job in list(self._jobs):
+            if not any(self._cache.is_pinned(key) for key in job.keys):
+                self._jobs.remove(job)
+                for key in job.keys:
+                    self._cache.discard(key)

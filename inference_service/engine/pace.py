@@ -1,0 +1,99 @@
+"""Bounds the work beside answers in progress, so that prompts and images of some callers do not stall the others.
+
+A step of `n` answers alone takes `d(n)` seconds. Beside prompts and images it may take `slowdown * d(n)`. What fits is
+learned: the number of prompt tokens shrinks when a step has taken longer, and grows when it has taken less. Images are
+encoded in pieces until their time is over. Where both are waiting, they share.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+
+_FIRST_TOKENS: Final = 64
+MIN_TOKENS: Final = 16
+"""Prompt tokens of a step beside answers, at least: prompts must get on, too."""
+
+_ALONE_EVERY: Final = 16
+"""So often answers are computed alone, to learn how long that takes now."""
+
+_WEIGHT: Final = 0.3
+"""Weight of a new duration in the moving average."""
+
+
+class Pace:
+    """How much a step may do beside answers in progress."""
+
+    def __init__(self, max_tokens: int, slowdown: float) -> None:
+        """Creates a pace that has learned nothing.
+
+        Args:
+            max_tokens: Token budget of a step.
+            slowdown: How many times longer than answers alone a step may take.
+        """
+        self._max_tokens = max_tokens
+        self._slowdown = slowdown
+        self._tokens = float(min(max_tokens, _FIRST_TOKENS))
+        self._alone_s: dict[int, float] = {}  # by the bit length of the number of answers
+        self._since_alone = 0
+
+    def tokens_beside(self, num_decodes: int, *, encoding: bool) -> int:
+        """The prompt tokens that this step may compute beside answers.
+
+        Args:
+            num_decodes: Number of answers in progress that get a token.
+            encoding: Whether images are being encoded, too.
+        """
+        if not num_decodes:
+            return self._max_tokens
+        if self._measures_alone(num_decodes):
+            return 0
+        return max(MIN_TOKENS, int(self._tokens / 2 if encoding else self._tokens))
+
+    def encode_s_beside(self, num_decodes: int, num_prefill_tokens: int, longest_s: float) -> float:
+        """How long this step may encode images; 0 = not at all.
+
+        Args:
+            num_decodes: Number of answers in progress that get a token.
+            num_prefill_tokens: Prompt tokens in the step.
+            longest_s: The limit without answers in progress.
+        """
+        if not num_decodes:
+            return longest_s
+        if self._measures_alone(num_decodes):
+            return 0.0
+        spare_s = (self._slowdown - 1) * self._alone_s[num_decodes.bit_length()]
+        return min(longest_s, spare_s / 2 if num_prefill_tokens else spare_s)
+
+    def note(
+        self, num_decodes: int, num_prefill_tokens: int, step_s: float, *, encoded: bool
+    ) -> None:
+        """Learns how long a step took, unless it encoded images: on a GPU their end is not known exactly.
+
+        Args:
+            num_decodes: Number of answers in progress that got a token.
+            num_prefill_tokens: Prompt tokens in the step.
+            step_s: How long it took.
+            encoded: Whether it encoded images.
+        """
+        if not num_decodes:
+            return
+        size = num_decodes.bit_length()
+        alone_s = self._alone_s.get(size)
+        if not num_prefill_tokens and not encoded:
+            self._since_alone = 0
+            before = step_s if alone_s is None else alone_s
+            self._alone_s[size] = before + _WEIGHT * (step_s - before)
+            return
+        self._since_alone += 1
+        if alone_s is None or encoded:
+            return
+        change = (self._slowdown - 1) * alone_s / max(step_s - alone_s, 1e-6)
+        if (
+            change < 1 or num_prefill_tokens >= self._tokens / 2
+        ):  # a step with few tokens shows no room for more
+            tokens = self._tokens * min(max(change, 0.5), 1.25)
+            self._tokens = min(max(tokens, float(MIN_TOKENS)), float(self._max_tokens))
+
+    def _measures_alone(self, num_decodes: int) -> bool:
+        return num_decodes.bit_length() not in self._alone_s or self._since_alone >= _ALONE_EVERY

@@ -1,0 +1,248 @@
+"""Images are encoded in pieces between the tokens of answers in progress, and every image ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from inference_service.engine.core import EngineCore
+from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.encoding import Encoder, EncoderOutOfMemoryError, Images
+from inference_service.engine.pace import Pace
+from inference_service.engine.runner import ModelRunner
+from inference_service.engine.sequence import Sequence
+from inference_service.engine.stopwatch import Stopwatch
+from inference_service.engine_protocol.messages import (
+    EngineRequest,
+    FinishReason,
+    ImageSpan,
+    SamplingParams,
+)
+from inference_service.kernels.pieces import Pieces
+from tests.support.conversations import GREEDY, ask, conversation, drain
+from tests.support.tiny_qwen_vl import EOS_TOKENS, image
+
+
+CPU = torch.device("cpu")
+PIECE_S = 1.0
+
+
+class Bench:
+    """An encoder whose every piece takes a second, and one piece for each token of an image."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.cache: EncoderCache[str] = EncoderCache(1000)
+        self.started: list[tuple[bytes, ...]] = []
+        self.broken: dict[bytes, type[Exception]] = {}
+        self.encoder = Encoder(self, self.cache, Stopwatch(CPU), CPU, clock=lambda: self.now)
+
+    def encode(self, images: Images) -> Pieces[None]:
+        keys = tuple(span.key for _, span in images)
+        self.started.append(keys)
+        for _ in range(sum(span.num_tokens for _, span in images)):
+            self.now += PIECE_S
+            yield
+        for key in keys:
+            if key in self.broken:
+                raise self.broken[key]("an image from hell")
+        for key in keys:
+            self.cache.fill(key, "embeddings")
+
+    def want(self, *images: tuple[bytes, int]) -> None:
+        spans = [
+            ImageSpan(
+                key=key,
+                start=0,
+                num_tokens=size,
+                grid=(1, 2, 2 * size),
+                height=2,
+                width=2,
+                pixel_offset=0,
+            )
+            for key, size in images
+        ]
+        request = EngineRequest(
+            request_id="r", prompt_token_ids=(1,), sampling=SamplingParams(max_tokens=1)
+        )
+        for span in spans:
+            if span.key not in self.cache:
+                assert self.cache.reserve(span.key, span.num_tokens)
+            self.cache.pin(span.key, span.key)
+        self.encoder.add([(Sequence(request), span) for span in spans])
+
+    def leave(self, key: bytes) -> None:
+        self.cache.unpin(key, key)
+
+
+def test_a_run_ends_when_its_time_is_over() -> None:
+    bench = Bench()
+    bench.want((b"a", 10))
+    for expected in (3.0, 6.0, 9.0):
+        assert bench.encoder.run(3 * PIECE_S) == set()
+        assert bench.now == expected
+        assert bench.encoder.busy
+        assert bench.cache.get(b"a") is None
+    bench.encoder.run(3 * PIECE_S)
+    assert not bench.encoder.busy
+    assert bench.cache.get(b"a") == "embeddings"
+    assert bench.started == [(b"a",)]
+
+
+def test_a_run_computes_one_piece_at_least() -> None:
+    bench = Bench()
+    bench.want((b"a", 2))
+    bench.encoder.run(1e-9)
+    assert bench.now == PIECE_S
+
+
+def test_small_images_do_not_wait_for_large_ones_nor_for_ever() -> None:
+    bench = Bench()
+    bench.want((b"large", 30))
+    for index in range(100):
+        bench.want((f"small {index}".encode(), 1))
+        bench.encoder.run(PIECE_S)
+        if bench.cache.get(b"large"):
+            break
+    assert 30 < index < 90
+    assert bench.cache.get(b"small 10")
+
+
+def test_an_image_for_nobody_is_dropped() -> None:
+    bench = Bench()
+    bench.want((b"a", 10))
+    bench.encoder.run(PIECE_S)
+    bench.leave(b"a")
+    bench.encoder.run(PIECE_S)
+    assert not bench.encoder.busy
+    assert bench.now == PIECE_S
+    assert b"a" not in bench.cache
+    assert bench.cache.num_tokens == 0
+    bench.want((b"a", 2))
+    bench.encoder.run(9 * PIECE_S)
+    assert bench.cache.get(b"a")
+
+
+def test_an_image_whose_place_was_given_away_is_encoded_for_the_next_one() -> None:
+    bench = Bench()
+    bench.want((b"a", 5), (b"b", 5))
+    bench.encoder.run(PIECE_S)
+    bench.leave(b"a")
+    assert bench.cache.reserve(b"c", 995), "a's place"
+    assert b"a" not in bench.cache
+    bench.cache.discard(b"c")
+    bench.want((b"a", 5))
+    bench.encoder.run(20 * PIECE_S)
+    assert bench.cache.get(b"a")
+    assert bench.cache.get(b"b")
+    assert bench.started == [(b"a", b"b")]
+
+
+def test_a_broken_image_is_told_from_the_others() -> None:
+    bench = Bench()
+    bench.broken = {b"b": RuntimeError}
+    bench.want((b"a", 1), (b"b", 1), (b"c", 1))
+    assert bench.encoder.run(60) == {b"b"}
+    assert bench.cache.get(b"a")
+    assert bench.cache.get(b"c")
+    assert b"b" not in bench.cache
+    assert not bench.encoder.busy
+
+
+def test_without_memory_all_images_are_given_up() -> None:
+    bench = Bench()
+    bench.broken = {b"a": torch.OutOfMemoryError}
+    bench.want((b"b", 50))
+    bench.encoder.run(PIECE_S)
+    bench.want((b"a", 1))
+    with pytest.raises(EncoderOutOfMemoryError) as caught:
+        bench.encoder.run(60)
+    assert caught.value.keys == {b"a"}
+    assert not bench.encoder.busy
+    assert len(bench.cache) == 0
+
+
+# In the core
+
+TEXT = conversation(["Tell me a story."])
+LARGE = conversation(["Look: ", image(4, 6, 11), " and tell."])
+LONG = SamplingParams(max_tokens=60, temperature=0.0, eos_token_ids=EOS_TOKENS, ignore_eos=True)
+
+
+@pytest.fixture
+def one_piece_a_step(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every step computes one piece; the list has the pieces of each step."""
+    real, pieces = Encoder.run, []
+
+    def run(self: Encoder, limit_s: float) -> set[bytes]:
+        pieces.append(1)
+        return real(self, 1e-9)
+
+    monkeypatch.setattr(Encoder, "run", run)
+    monkeypatch.setattr(Pace, "_measures_alone", lambda *_: False)
+    monkeypatch.setattr(Pace, "encode_s_beside", lambda *_: 1.0)
+    return pieces
+
+
+def test_answers_get_their_tokens_between_the_pieces(
+    make_core: Any, one_piece_a_step: list[int]
+) -> None:
+    core: EngineCore = make_core()
+    core.add(TEXT.request("text", LONG), b"")
+    core.step()
+    core.add(LARGE.request("large"), LARGE.pixels)
+    seen: list[str] = []
+    while "large" not in seen:
+        outputs = core.step()
+        assert "text" in [output.request_id for output in outputs], "every step has a token"
+        seen += [output.request_id for output in outputs]
+    assert len(one_piece_a_step) > 5
+    assert len(seen) > 5
+    drain(core)
+
+
+def test_answers_are_the_same_in_pieces(make_core: Any, request: pytest.FixtureRequest) -> None:
+    at_once = ask(make_core(), [TEXT, LARGE, TEXT])
+    pieces = request.getfixturevalue("one_piece_a_step")
+    assert ask(make_core(), [TEXT, LARGE, TEXT]) == at_once
+    assert len(pieces) > 5
+
+
+def test_a_request_can_leave_between_the_pieces(
+    make_core: Any, one_piece_a_step: list[int]
+) -> None:
+    core: EngineCore = make_core()
+    alone = ask(make_core(), [LARGE])
+    core.add(LARGE.request("gone"), LARGE.pixels)
+    core.step()
+    core.step()
+    assert core._encoder.busy
+    core.abort("gone")
+    core.add(LARGE.request("stays"), LARGE.pixels)
+    core.add(TEXT.request("text"), b"")
+    answers = drain(core)
+    assert answers["stays"].token_ids == alone[0]
+    assert not core._encoder.busy
+
+
+def test_memory_runs_out_between_the_pieces(
+    make_core: Any, one_piece_a_step: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends the request with the image, not an answer in progress."""
+    real = ModelRunner.encode
+
+    def encode(self: ModelRunner, images: Images) -> Pieces[None]:
+        for _ in zip(range(3), real(self, images), strict=False):
+            yield
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(ModelRunner, "encode", encode)
+    core: EngineCore = make_core()
+    core.add(LARGE.request("large"), LARGE.pixels)
+    core.add(TEXT.request("text", GREEDY), b"")
+    answers = drain(core)
+    assert answers["large"].finish_reason is FinishReason.ERROR
+    assert answers["text"].finish_reason is not FinishReason.ERROR
+    assert not core.has_work

@@ -1,0 +1,101 @@
+"""What a step does beside answers in progress: learned from durations, of a simulated device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from inference_service.engine.pace import MIN_TOKENS, Pace
+
+
+SLOWDOWN = 2.0
+
+
+@dataclass
+class Device:
+    """Takes so long for a step."""
+
+    decode_s: float
+    per_decode_s: float
+    token_s: float
+    mixed_s: float = 0.0
+
+    def alone_s(self, decodes: int) -> float:
+        return self.decode_s + decodes * self.per_decode_s
+
+    def step_s(self, decodes: int, tokens: int) -> float:
+        return self.alone_s(decodes) + tokens * self.token_s + (self.mixed_s if tokens else 0.0)
+
+
+DEVICES = {
+    "slow": Device(0.05, 0.01, 0.004),
+    "fast": Device(0.01, 0.0001, 0.00004),
+    "with a price for mixing": Device(0.002, 0.0001, 0.00002, 0.0005),
+}
+
+
+def run(pace: Pace, device: Device, decodes: int, steps: int) -> list[tuple[int, float]]:
+    """Prompts without end beside some answers: prompt tokens of every step, and its duration in those of answers."""
+    found = []
+    for _ in range(steps):
+        tokens = pace.tokens_beside(decodes, encoding=False)
+        step_s = device.step_s(decodes, tokens)
+        pace.note(decodes, tokens, step_s, encoded=False)
+        found.append((tokens, step_s / device.alone_s(decodes)))
+    return found
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("decodes", [1, 7, 60])
+def test_a_step_is_no_longer_than_allowed(name: str, decodes: int) -> None:
+    pace = Pace(2048, SLOWDOWN)
+    settled = run(pace, DEVICES[name], decodes, 200)[40:]
+    least = DEVICES[name].step_s(decodes, MIN_TOKENS) / DEVICES[name].alone_s(decodes)
+    assert max(ratio for _, ratio in settled) <= max(1.05 * SLOWDOWN, least)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_what_fits_is_used(name: str) -> None:
+    device = DEVICES[name]
+    settled = run(Pace(2048, SLOWDOWN), device, 8, 200)[40:]
+    fits = (device.alone_s(8) * (SLOWDOWN - 1) - device.mixed_s) / device.token_s
+    mean = sum(tokens for tokens, _ in settled) / len(settled)
+    assert mean > 0.85 * max(MIN_TOKENS, min(fits, 2048))
+
+
+def test_it_follows_a_device_that_changes_and_a_batch_that_grows() -> None:
+    pace = Pace(2048, SLOWDOWN)
+    run(pace, DEVICES["fast"], 4, 100)
+    slower = Device(0.03, 0.0001, 0.0004)
+    assert max(ratio for _, ratio in run(pace, slower, 4, 300)[150:]) < 1.1 * SLOWDOWN
+    assert max(ratio for _, ratio in run(pace, slower, 40, 300)[50:]) < 1.1 * SLOWDOWN
+
+
+def test_one_slow_step_is_forgotten() -> None:
+    pace, device = Pace(2048, SLOWDOWN), DEVICES["fast"]
+    before = run(pace, device, 4, 200)[-2][0]
+    pace.note(4, before, 5.0, encoded=False)
+    assert run(pace, device, 4, 40)[-2][0] > 0.8 * before
+
+
+def test_without_answers_everything_is_allowed() -> None:
+    pace = Pace(2048, SLOWDOWN)
+    assert pace.tokens_beside(0, encoding=True) == 2048
+    assert pace.encode_s_beside(0, 2048, 1.0) == 1.0
+
+
+def test_prompts_always_get_on() -> None:
+    """However slow they are."""
+    found = run(Pace(2048, 1.001), Device(0.001, 0.0, 1.0), 1, 100)
+    assert sum(tokens >= MIN_TOKENS for tokens, _ in found) > 90
+
+
+def test_images_share_with_prompts() -> None:
+    pace = Pace(2048, SLOWDOWN)
+    assert pace.encode_s_beside(4, 0, 1.0) == 0.0, "nothing is known yet"
+    pace.note(4, 0, 0.01, encoded=False)
+    assert pace.encode_s_beside(4, 0, 1.0) == pytest.approx(0.01)
+    assert pace.encode_s_beside(4, 100, 1.0) == pytest.approx(0.005)
+    assert pace.encode_s_beside(4, 100, 0.001) == 0.001
+    assert pace.tokens_beside(4, encoding=True) == pace.tokens_beside(4, encoding=False) // 2
