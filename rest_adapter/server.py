@@ -7,7 +7,6 @@ from collections.abc import Generator, Sequence
 import contextlib
 from importlib.metadata import version
 import logging
-import resource
 import signal
 import sys
 
@@ -15,6 +14,7 @@ import uvicorn
 
 from qwenvl.addresses import listen, parse_address, why_not
 from qwenvl.certificates import CertificateError
+from qwenvl.descriptors import raise_descriptor_limit
 from qwenvl.observability import configure_logging, start_tracing, stop_tracing
 from qwenvl.observability.metrics_server import MetricsServer
 from qwenvl.stop_signals import StopSignals
@@ -64,15 +64,6 @@ class _Server(uvicorn.Server):
         self.force_exit = True
 
 
-def _raise_descriptor_limit() -> int:
-    """Raises the limit of open files, of which every connection is one; returns it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return wanted
-
-
 def _open_metrics(settings: AdapterSettings) -> MetricsServer | None:
     """Serves the metrics at an address of their own, if there is one."""
     address = settings.http_metrics_address
@@ -106,7 +97,7 @@ def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
     except CertificateError as error:
         raise SystemExit(str(error)) from None
     app.state.connections.maximum = min(
-        MAX_CONNECTIONS, max(1, _raise_descriptor_limit() - _OTHER_DESCRIPTORS)
+        MAX_CONNECTIONS, max(1, raise_descriptor_limit(_MAX_DESCRIPTORS) - _OTHER_DESCRIPTORS)
     )
     try:
         # With sockets of its own, `[::]` would leave out IPv4.

@@ -279,8 +279,9 @@ class EngineCore:
         outputs += self.collect(ticket)
         end_s = time.monotonic()
         self._step_durations.add(end_s - begin_s)
-        tokens = ticket.num_tokens - plan.num_decodes
-        self._pace.note(plan.num_decodes, tokens, end_s - step_begin_s, encoded=ticket.encoded)
+        if ticket.launched is not None:
+            tokens = ticket.num_tokens - plan.num_decodes
+            self._pace.note(plan.num_decodes, tokens, end_s - step_begin_s, encoded=ticket.encoded)
         return outputs
 
     def _begin(self, held: HeldRequest) -> list[ChoiceOutput]:
@@ -310,8 +311,8 @@ class EngineCore:
         self._steps += 1
         try:
             self._encoder.add(plan.images)
-            encoded = self._encoder.busy
-            broken = self._encode(plan) if encoded else frozenset()
+            encode_s = self._encode_s(plan)
+            broken = self._encoder.run(encode_s) if encode_s else set()
             missing = broken | self._encoder.pending
             chunks = [chunk for chunk in plan.chunks if not _needs(chunk, missing)]
             launched = self._runner.launch(chunks) if chunks else None
@@ -321,7 +322,7 @@ class EngineCore:
         except (torch.OutOfMemoryError, MemoryError):
             logger.exception({"message": "out of memory in a step", "request_id": _last(plan)})
             return Ticket(plan, out_of_memory=True)
-        return Ticket(plan, broken, launched, encoded=encoded)
+        return Ticket(plan, broken, launched, encoded=encode_s > 0)
 
     def collect(self, ticket: Ticket) -> list[ChoiceOutput]:
         """Commit the results of a step, waiting for those that are read, and return its outputs.
@@ -383,13 +384,14 @@ class EngineCore:
         )
         return [self._fail(sequence, error) for sequence in last]
 
-    def _encode(self, plan: Plan) -> AbstractSet[bytes]:
-        """Encode images of this step and earlier ones for some time; returns keys of those that cannot be encoded."""
+    def _encode_s(self, plan: Plan) -> float:
+        """How long the step encodes its images and those of earlier steps; 0 = not at all."""
+        if not self._encoder.busy:
+            return 0.0
         num_prefill_tokens = sum(
             chunk.end - chunk.start for chunk in plan.chunks[plan.num_decodes :]
         )
-        limit_s = self._pace.encode_s_beside(plan.num_decodes, num_prefill_tokens, MAX_ENCODE_S)
-        return self._encoder.run(limit_s) if limit_s else frozenset()
+        return self._pace.encode_s_beside(plan.num_decodes, num_prefill_tokens, MAX_ENCODE_S)
 
     def _commit(self, chunk: Chunk, result: ChunkResult) -> ChoiceOutput | None:
         """Commit the result of a chunk; returns its output, if any."""

@@ -18,7 +18,6 @@ import faulthandler
 import logging
 import os
 import queue
-import resource
 import socket
 import sys
 import threading
@@ -29,6 +28,7 @@ from inference_service.engine.loop import Core, EngineLoop
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import EngineConfig
 from inference_service.progress import progress
+from qwenvl.descriptors import raise_descriptor_limit
 from qwenvl.observability import LogFormat, LogLevel, configure_logging
 
 
@@ -143,14 +143,6 @@ def _beat(send: Callable[[wire.Event], None]) -> None:
         return  # the reader ends the process
 
 
-def _raise_descriptor_limit() -> None:
-    """Raises the limit of open files: every request with images holds a descriptor (CPython duplicates it)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 def main(argv: Sequence[str] | None = None, core_factory: CoreFactory = load_core) -> int:
     """Entry point of the process.
 
@@ -166,7 +158,7 @@ def main(argv: Sequence[str] | None = None, core_factory: CoreFactory = load_cor
     args = parser.parse_args(argv)
     die_with(args.parent)
     os.set_inheritable(args.fd, False)  # a compiler started by triton must not keep the socket open
-    _raise_descriptor_limit()
+    raise_descriptor_limit(_MAX_DESCRIPTORS)  # every request with images holds some
     faulthandler.enable()
     configure_logging(process="engine", level=args.log_level, log_format=args.log_format)
     try:

@@ -32,6 +32,7 @@ from inference_service.grpc_api.wire import WireLimits
 from inference_service.settings import ServiceSettings
 from qwenvl.addresses import listen, parse_address, why_not
 from qwenvl.certificates import CertificateFiles, server_credentials
+from qwenvl.descriptors import raise_descriptor_limit
 from qwenvl.inference.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
@@ -65,6 +66,11 @@ _SERVICES = tuple(
 )
 _SMALL_MESSAGE_BYTES = 2**20
 """Limit of the admin and the health address; the largest request there names 256 ids."""
+_ADDRESSES = 3
+_MAX_CONNECTIONS = 2048
+"""Connections of one address, if the process may have so many."""
+_OTHER_DESCRIPTORS = 1024
+"""What is kept free of connections, for pixels, workers and downloads."""
 _OPEN_BUDGET_MESSAGES = 4
 _OPEN_TIMEOUT_S = 5.0
 _WAIT_FOR_ROOM_S = 10.0
@@ -82,7 +88,6 @@ _OPTIONS = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 2**16),
     ("grpc.max_concurrent_streams", 1024),
-    ("grpc.max_allowed_incoming_connections", 2048),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
     # Ends connections whose peer vanished without a FIN.
@@ -203,6 +208,7 @@ class Front:
         return [
             *_OPTIONS,
             ("grpc.max_receive_message_length", max_bytes),
+            ("grpc.max_allowed_incoming_connections", _max_connections()),
             ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_s)),
             ("grpc.max_connection_age_grace_ms", _milliseconds(grace_s)),
         ]
@@ -233,6 +239,12 @@ class Front:
     def _add_health(self, server: grpc.aio.Server, drain: Drain | None) -> None:
         del drain
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+
+
+def _max_connections() -> int:
+    """Connections of one address, so that those of all leave descriptors for the rest."""
+    limit = raise_descriptor_limit(_ADDRESSES * _MAX_CONNECTIONS + _OTHER_DESCRIPTORS)
+    return (limit - min(_OTHER_DESCRIPTORS, limit // 2)) // _ADDRESSES
 
 
 def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:

@@ -23,6 +23,7 @@ SERVICE: Final = (
     "max_model_len",
     "max_num_seqs",
     "max_num_batched_tokens",
+    "max_decode_slowdown",
     "kv_page_size",
     "num_kv_pages",
     "gpu_memory_utilization",

@@ -17,12 +17,14 @@ import time
 import grpc.aio
 from PIL import Image
 
+from qwenvl.descriptors import raise_descriptor_limit
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from tests.chaos.http2 import Connection, message
+from tests.chaos.more_attacks import MORE_ATTACKS
 from tests.grpc_api.asking import spec_of, text_part, user
 
 
@@ -229,6 +231,7 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     "long chats": lambda a: a.once([long_chat(8 * MIB - 100)] * 6),
     "long completions": lambda a: a.completions(["word " * 400_000, "a" * 8 * MIB, "é" * 4 * MIB]),
     "malformed": lambda a: a.malformed(200),
+    **MORE_ATTACKS,
 }
 
 
@@ -250,6 +253,7 @@ async def launch(name: str, port: int, key: str, seconds: float) -> str:
 async def main() -> None:
     name, port, key, seconds = sys.argv[1:]
     os.nice(5)
+    raise_descriptor_limit(8192)
     print(await ATTACKS[name](Attack(int(port), key, float(seconds))))
 
 

@@ -108,6 +108,16 @@ class Connection:
                     await self._writer.drain()
         return sent
 
+    async def flood(self, kind: int, payload: bytes, count: int) -> None:
+        """Sends a frame of the connection again and again, until the server has had enough."""
+        frames = _frame(kind, 0, 0, payload) * 1000
+        with contextlib.suppress(OSError):
+            for _ in range(0, count, 1000):
+                if self.closed:
+                    return
+                self._writer.write(frames)
+                await self._writer.drain()
+
     def _room(self, stream: int) -> int:
         return min(self._window, self._stream_windows[stream])
 

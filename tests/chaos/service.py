@@ -39,6 +39,19 @@ def rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process and of those that it has started."""
+    family = {pid}
+    total = 0.0
+    for path in sorted(Path("/proc").glob("[0-9]*/stat"), key=lambda path: int(path.parts[2])):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(path.parts[2]) in family or int(fields[1]) in family:
+                family.add(int(path.parts[2]))
+                total += sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
 @dataclass
 class Service:
     """A running front with its engine."""
@@ -55,6 +68,11 @@ class Service:
     @property
     def rss(self) -> int:
         return rss_bytes(self.process.pid)
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU time of the front, its engine and its workers."""
+        return cpu_seconds(self.process.pid)
 
 
 @contextlib.asynccontextmanager

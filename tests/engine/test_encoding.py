@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -201,6 +202,19 @@ def test_answers_get_their_tokens_between_the_pieces(
     assert len(one_piece_a_step) > 5
     assert len(seen) > 5
     drain(core)
+
+
+def test_images_get_on_beside_answers_without_end(make_core: Any) -> None:
+    """With the real pace, which now and then computes answers alone."""
+    core: EngineCore = make_core()
+    endless = replace(LONG, max_tokens=1000)
+    core.add(TEXT.request("text", endless), b"")
+    core.step()
+    core.add(LARGE.request("large"), LARGE.pixels)
+    for _ in range(300):
+        if "large" in [output.request_id for output in core.step()]:
+            return
+    pytest.fail("the image was not encoded in 300 steps")
 
 
 def test_answers_are_the_same_in_pieces(make_core: Any, request: pytest.FixtureRequest) -> None:

@@ -1,0 +1,210 @@
+"""More of what one caller can try: connections that say nothing, frames without calls, and requests of odd sizes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+import contextlib
+import struct
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
+from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
+from qwenvl.inference.v1 import decision_service_pb2_grpc as decision_grpc
+from qwenvl.inference.v1 import message_pb2 as message_pb
+from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
+from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
+from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
+from tests.chaos.http2 import PING, PREFACE, SETTINGS, Connection, message
+from tests.grpc_api.asking import image_part, spec_of, text_part, user
+from tests.support.images import draw
+
+
+if TYPE_CHECKING:
+    from tests.chaos.attacks import Attack
+
+
+MODEL = "qwen-vl-demo"
+WATCH = "/grpc.health.v1.Health/Watch"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+LIST_SERVICES = b"\x3a\x01*"
+CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+
+
+async def silent(attack: Attack, connections: int, first: bytes) -> str:
+    """Opens connections, sends a few bytes over each, and then nothing."""
+    counts: Counter[str] = Counter()
+
+    async def one() -> None:
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", attack.port)
+        except OSError:
+            counts["refused"] += 1
+            return
+        counts["open"] += 1
+        with contextlib.suppress(OSError, TimeoutError):
+            writer.write(first)
+            async with asyncio.timeout(attack.seconds):
+                while await reader.read(2**12):
+                    pass
+                counts["closed"] += 1
+        writer.transport.abort()
+
+    await asyncio.gather(*(one() for _ in range(connections)))
+    return str(dict(counts))
+
+
+async def frames(attack: Attack, kind: int, payload: bytes) -> str:
+    """Frames that are not of a call."""
+
+    async def one() -> bool:
+        async with Connection.open(attack.port) as connection:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(attack.seconds):
+                    await connection.flood(kind, payload, 1_000_000)
+            return connection.closed
+
+    closed = await asyncio.gather(*(one() for _ in range(8)))
+    return f"{sum(closed)} of {len(closed)} closed"
+
+
+async def many_streams(
+    attack: Attack, method: str, request: bytes, connections: int, streams: int
+) -> str:
+    """Calls that stay open."""
+    counts: Counter[str] = Counter()
+
+    async def one() -> None:
+        async with Connection.open(attack.port) as connection:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(attack.seconds):
+                    for _ in range(streams):
+                        number = await connection.call(method, metadata=attack.metadata)
+                        await connection.send(number, message(request))
+                    await asyncio.sleep(attack.seconds)
+            counts["ended"] += len(connection.ended)
+
+    await asyncio.gather(*(one() for _ in range(connections)))
+    return f"{counts['ended']} of {connections * streams} streams ended"
+
+
+async def again(
+    attack: Attack, callers: int, call: Callable[[grpc.aio.Channel, Any], Awaitable[None]]
+) -> str:
+    """Calls again and again, whatever the answers are."""
+    outcomes: Counter[str] = Counter()
+    end = time.monotonic() + attack.seconds
+    metadata = tuple(attack.metadata.items())
+    options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+
+    async def hammer() -> None:
+        address = f"127.0.0.1:{attack.port}"
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            while time.monotonic() < end:
+                name = "OK"
+                try:
+                    await call(channel, metadata)
+                except grpc.aio.AioRpcError as error:
+                    name = error.code().name
+                outcomes[name] += 1
+
+    await asyncio.gather(*(hammer() for _ in range(callers)))
+    return str(dict(outcomes))
+
+
+async def leaves(channel: grpc.aio.Channel, metadata: Any) -> None:
+    """Asks for four long answers and leaves after the first event."""
+    spec = spec_of("Tell me everything.", model=MODEL, n=4, sampling={"max_tokens": 3000})
+    request = chat_pb.StreamChatCompletionRequest(spec=spec)
+    stream = chat_grpc.ChatServiceStub(channel).StreamChatCompletion(
+        request, metadata=metadata, timeout=30
+    )
+    await stream.read()
+    stream.cancel()
+
+
+def creates(spec: chat_pb.ChatCompletionSpec) -> Callable[[grpc.aio.Channel, Any], Awaitable[None]]:
+    """Asks for an answer."""
+    request = chat_pb.CreateChatCompletionRequest(spec=spec)
+
+    async def call(channel: grpc.aio.Channel, metadata: Any) -> None:
+        stub = chat_grpc.ChatServiceStub(channel)
+        await stub.CreateChatCompletion(request, metadata=metadata, timeout=60)
+
+    return call
+
+
+async def tokenizes(channel: grpc.aio.Channel, metadata: Any) -> None:
+    """Text as long as a message may be."""
+    request = tokenize_pb.TokenizeRequest(model=MODEL, text="word é " * 2**17)
+    stub = tokenize_grpc.TokenizeServiceStub(channel)
+    await stub.Tokenize(request, metadata=metadata, timeout=60)
+
+
+def small_images(count: int) -> chat_pb.ChatCompletionSpec:
+    part = image_part(draw("red", "circle").png)
+    return spec_of(*[part] * count, "?", model=MODEL)
+
+
+def options(kind: str) -> chat_pb.ChatCompletionSpec:
+    """Options that are millions, or megabytes."""
+    spec = spec_of("?", model=MODEL, sampling={"max_tokens": 2})
+    match kind:
+        case "stop":
+            spec.stop.CopyFrom(sampling_pb.StopOptions(strings=["x"] * 2**20))
+        case "bias":
+            spec.sampling.logit_bias.update(dict.fromkeys(range(2**18), 1.0))
+        case "schema":
+            spec.constraint.json_schema = '{"anyOf": [' + '{"type": "string"},' * 2**18 + "true]}"
+        case "choices":
+            spec.constraint.choices.values.extend(["a" * 50] * 2**17)
+        case "grammar":
+            spec.constraint.grammar = "start: " + " | ".join(f"x{i}" for i in range(2**17))
+        case "regex":
+            spec.constraint.regex = "(a|a)*b" * 2**16
+        case _:
+            spec.tools.add(name="f", description="x" * 2**23)
+    return spec
+
+
+async def decides(channel: grpc.aio.Channel, metadata: Any) -> None:
+    """As many questions as a request may have."""
+    question = decision_pb.DecisionQuestion(
+        instructions=[text_part("y " * 20)], predicate=decision_pb.PredicateQuestion()
+    )
+    spec = decision_pb.DecisionSpec(
+        model=MODEL, messages=[user("x " * 300)], questions=[question] * 400
+    )
+    stub = decision_grpc.DecisionServiceStub(channel)
+    request = decision_pb.CreateDecisionsRequest(spec=spec)
+    await stub.CreateDecisions(request, metadata=metadata, timeout=60)
+
+
+def empty_images(count: int) -> chat_pb.ChatCompletionSpec:
+    part = message_pb.Part(image=message_pb.Image(data=b"x"))
+    return spec_of(*[part] * count, "?", model=MODEL)
+
+
+MORE_ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
+    "silent connections": lambda a: silent(a, 1500, b""),
+    "half a preface": lambda a: silent(a, 1500, PREFACE[:10]),
+    "half a TLS handshake": lambda a: silent(a, 1500, CLIENT_HELLO),
+    "pings": lambda a: frames(a, PING, bytes(8)),
+    "settings": lambda a: frames(a, SETTINGS, struct.pack(">HL", 4, 2**16)),
+    "many watches": lambda a: many_streams(a, WATCH, b"", 20, 500),
+    "much reflection": lambda a: many_streams(a, REFLECTION, LIST_SERVICES, 20, 100),
+    "answers nobody waits for": lambda a: again(a, 30, leaves),
+    "many small images": lambda a: again(a, 4, creates(small_images(4000))),
+    "many broken images": lambda a: again(a, 4, creates(empty_images(200_000))),
+    "tokenizing": lambda a: again(a, 20, tokenizes),
+    "questions": lambda a: again(a, 6, decides),
+    **{
+        f"large {kind}": lambda a, kind=kind: again(a, 4, creates(options(kind)))  # type: ignore[misc]
+        for kind in ("stop", "bias", "schema", "choices", "grammar", "regex", "tools")
+    },
+}
