@@ -35,6 +35,7 @@ from inference_service.families.registry import load_spec
 
 ANSWERS = 2
 LONG = 1000
+_NUMBERS = itertools.count()
 Make = Callable[[str], tuple[EngineRequest, bytes]]
 
 
@@ -100,9 +101,8 @@ def measure(
     core: EngineCore, floods: Floods, flood: Make | None, seconds: float
 ) -> tuple[list[float], float]:
     """Seconds between the tokens of an answer, and requests of the flood per second."""
-    numbers = itertools.count()
-    answers: set[str] = set()
-    flooding: set[str] = set()
+    answers: dict[str, int] = {}  # unfinished choices
+    flooding: dict[str, int] = {}
     last: dict[str, float] = {}
     gaps: list[float] = []
     done = 0
@@ -110,22 +110,23 @@ def measure(
     while time.monotonic() < begin + seconds:
         for kind, wanted, make in ((answers, ANSWERS, floods.answer), (flooding, 6, flood)):
             while make is not None and len(kind) < wanted:
-                request, pixels = make(f"{len(kind)} {next(numbers)}")
+                request, pixels = make(f"request {next(_NUMBERS)}")
                 core.add(request, pixels)
-                kind.add(request.request_id)
+                kind[request.request_id] = request.num_choices
         outputs = core.step()
         now = time.monotonic()
         for output in outputs:
             name = output.request_id
-            if name in answers:
+            kind = answers if name in answers else flooding
+            if kind is answers:
                 if name in last:
                     gaps.append(now - last[name])
                 last[name] = now
-            if output.finish_reason is not None and output.choice_index in (0, 399):
-                answers.discard(name)
-                flooding.discard(name)
-                done += name not in last
-                last.pop(name, None)
+            if output.finish_reason is not None:
+                kind[name] -= 1
+                if not kind[name]:
+                    del kind[name]
+                    done += kind is flooding
     for name in (*answers, *flooding):
         core.abort(name)
     return gaps, done / (time.monotonic() - begin)

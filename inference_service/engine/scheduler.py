@@ -1,9 +1,10 @@
 """Schedules the next step: which tokens of which sequences are computed.
 
-First come, first served. A step takes decodes first, then chunks of prompts in progress, then new sequences. A sequence
-is admitted when there are pages for all its current tokens, so only growing answers can run out of pages. Then the
-newest running sequence is preempted: it loses its pages, keeps its answer so far, and is recomputed from the start. The
-oldest sequence can always continue, because `add` refuses sequences that would not fit alone; so every sequence ends.
+First come, first served, with turns for short prompts. A step takes decodes first, then chunks of prompts in progress,
+then new sequences. A sequence is admitted when there are pages for all its current tokens, so only growing answers can
+run out of pages. Then the newest running sequence is preempted: it loses its pages, keeps its answer so far, and is
+recomputed from the start. The oldest sequence can always continue, because `add` refuses sequences that would not fit
+alone; so every sequence ends.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # in order of arrival, all older than the waiting ones
         self.counters = Counters()
         self._pace = pace
+        self._shortest_first = False
         self._clock = clock
         self._blocks = blocks
         self._encoder_cache = encoder_cache
@@ -140,6 +142,7 @@ class Scheduler:
         self._schedule_decodes(plan)
         plan.num_decodes = len(plan.chunks)
         if self._pace is not None:
+            self._shortest_first = not self._shortest_first
             beside = self._pace.tokens_beside(plan.num_decodes, encoding=encoding)
             plan.tokens_left = min(plan.tokens_left, beside)
         self._schedule_prefills(plan)
@@ -227,9 +230,20 @@ class Scheduler:
             self._add_chunk(plan, sequence, len(sequence))
 
     def _schedule_prefills(self, plan: Plan) -> None:
-        for sequence in self.running:
-            if plan.tokens_left and not sequence.is_decoding:
+        """Continue prompts; every other step the shortest first, and half of the budget is for new sequences.
+
+        So a short prompt does not wait for all long ones, and a long one is not put off for ever.
+        """
+        sequences = [sequence for sequence in self.running if not sequence.is_decoding]
+        kept = 0
+        if self._shortest_first:
+            sequences.sort(key=lambda sequence: len(sequence) - sequence.num_computed_tokens)
+            kept = plan.tokens_left // 2 if self.waiting else 0
+        plan.tokens_left -= kept
+        for sequence in sequences:
+            if plan.tokens_left:
                 self._schedule_prefill(plan, sequence)
+        plan.tokens_left += kept
 
     def _admit(self, plan: Plan) -> None:
         while self.waiting and plan.tokens_left and len(self.running) < self.max_num_seqs:

@@ -76,14 +76,35 @@ class Attack:
         await asyncio.gather(*(self._send(pieces, pause_s, sent) for _ in range(connections)))
         return f"{sent['bytes'] / MIB:.1f} MiB sent, {sent['closed']} of {connections} closed"
 
-    async def _send(self, pieces: list[bytes], pause_s: float, sent: Counter[str]) -> None:
+    async def leave(self, request: bytes, callers: int) -> str:
+        """Asks again and again, and is gone before the answer."""
+        sent: Counter[str] = Counter()
+        end = time.monotonic() + self.seconds
+
+        async def one() -> None:
+            while time.monotonic() < end:
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    writer.write(self._with_key(request))
+                    await writer.drain()
+                    sent["requests"] += 1
+                    await asyncio.sleep(0.05)
+                    writer.transport.abort()
+
+        await asyncio.gather(*(one() for _ in range(callers)))
+        return f"left {sent['requests']} requests"
+
+    def _with_key(self, data: bytes) -> bytes:
         head = "".join(f"{name}: {text}\r\n" for name, text in self._headers.items()).encode()
+        return data.replace(b"@KEY\r\n", head)
+
+    async def _send(self, pieces: list[bytes], pause_s: float, sent: Counter[str]) -> None:
         with contextlib.suppress(OSError):
             _, writer = await asyncio.open_connection("127.0.0.1", self.port)
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(self.seconds):
                     for piece in pieces:
-                        data = piece.replace(b"@KEY\r\n", head)
+                        data = self._with_key(piece)
                         writer.write(data)
                         await writer.drain()
                         sent["bytes"] += len(data)
@@ -218,7 +239,14 @@ def _noise_url() -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def _small_url() -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 _NOISE = _noise_url()
+_MANY = chat("Tell me everything.", stream=True, max_tokens=3000, n=4, ignore_eos=True)
 _STREAM = chat("Tell me everything.", stream=True, max_tokens=200, ignore_eos=True)
 
 ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
@@ -293,6 +321,23 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
             )
         ]
         * 8,
+    ),
+    "large options": lambda a: a.once(
+        CHAT,
+        [
+            chat("a", stop=["x"] * 1_000_000),
+            chat("a", logit_bias={str(number): 1 for number in range(300_000)}),
+            chat("a", guided_choice=["a" * 50] * 100_000),
+            chat("a", guided_grammar="start: " + " | ".join(f"x{i}" for i in range(100_000))),
+        ]
+        * 2,
+    ),
+    "many small images": lambda a: a.once(CHAT, [chat([image(_small_url())] * 20_000)] * 6),
+    "tokenizing": lambda a: a.again(
+        "/tokenize", lambda _: json.dumps({"model": MODEL, "prompt": _WORDS}).encode(), 16
+    ),
+    "answers nobody waits for": lambda a: a.leave(
+        _head(CHAT, f"content-length: {len(_MANY)}") + _MANY, 30
     ),
     "questions": lambda a: a.once(DECISIONS, [questions(400)] * 6),
     "images that grow": lambda a: a.once(CHAT, [grown(i) for i in range(40)]),

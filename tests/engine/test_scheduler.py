@@ -6,6 +6,7 @@ import pytest
 
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.pace import Pace
 from inference_service.engine.scheduler import Plan, Scheduler
 from inference_service.engine.sequence import Sequence
 from inference_service.engine_protocol.messages import (
@@ -84,6 +85,24 @@ def test_decodes_come_before_chunks_before_newcomers() -> None:
     assert step(scheduler) == {"a": (0, 3), "b": (0, 3)}
     assert step(scheduler) == {"a": (3, 4), "b": (3, 8)}
     assert list(step(scheduler).items()) == [("a", (4, 5)), ("b", (8, 9)), ("c", (0, 2))]
+
+
+def test_short_prompts_take_turns_with_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "_measures_alone", lambda *_: False)
+    scheduler = make(budget=10, pages=400)
+    scheduler._pace = Pace(10, 2.0)
+    for name in "abc":
+        add(scheduler, name, 100)
+    add(scheduler, "short", 4)
+    steps = []
+    while "short" not in (last := step(scheduler)):
+        steps.append(last)
+    assert len(steps) < 16
+    seen = {name for one in steps for name in one}
+    assert seen == {"a", "b", "c"}
+    while scheduler.waiting or not all(one.is_decoding for one in scheduler.running):
+        assert len(steps) < 100, "the oldest long prompt gets on in every other step"
+        steps.append(step(scheduler))
 
 
 def test_no_more_sequences_than_allowed() -> None:
