@@ -11,9 +11,10 @@ from typing import Final
 
 _FREE_PER_S: Final = 20.0
 _DELAY_S: Final = 0.05
-_MAX_DELAY_S: Final = 2.0
+_MAX_DELAY_S: Final = 5.0
+"""A hundred callers with one key are refused twenty times a second then, each for a millisecond."""
 _MAX_CALLERS: Final = 1000
-_MAX_WAITING: Final = 1000
+_MAX_WAITING: Final = 4000
 
 
 class RefusalPacing:

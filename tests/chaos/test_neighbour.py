@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 import resource
+import time
 
 import pytest
 
@@ -106,21 +108,38 @@ async def small(tmp_path: Path) -> AsyncIterator[Service]:
         yield service
 
 
-async def answers_per_cpu_second(service: Service, name: str) -> tuple[float, str]:
-    """What the service does with its processors, however many processes share them with it."""
-    begin_s = service.cpu_s
-    outcome = await launch(name, service.port, "attacker", GOODPUT_S)
-    return count(outcome, "OK") / (service.cpu_s - begin_s), outcome
+@dataclass
+class Use:
+    """What an attack got, and the processor time that the service took meanwhile."""
+
+    outcome: str
+    cpu_s: float
+    wall_s: float
+
+    @classmethod
+    async def of(cls, service: Service, name: str) -> Use:
+        begin_s, before_s = time.monotonic(), service.cpu_s
+        outcome = await launch(name, service.port, "attacker", GOODPUT_S)
+        return cls(outcome, service.cpu_s - before_s, time.monotonic() - begin_s)
+
+    def count(self, code: str) -> int:
+        return count(self.outcome, code)
 
 
 @pytest.mark.full
 async def test_goodput_under_ten_times_more_callers(small: Service) -> None:
-    """Refusals cost little, and a caller who hammers is slowed down instead of the others."""
-    polite, before = await answers_per_cpu_second(small, "polite")
-    hammering, during = await answers_per_cpu_second(small, "hammering")
-    assert hammering > 0.95 * polite, (hammering / polite, before, during)
-    # A refusal takes a millisecond: what is paced costs a tenth of a core at most, and usually half of that.
-    assert count(during, "RESOURCE_EXHAUSTED") < 100 * (GOODPUT_S + 1), during
+    """Refusals cost little, and a caller who hammers is slowed down instead of the others.
+
+    What refusals cost is told in processor time, as answers per second depend on who else uses the machine.
+    """
+    polite = await Use.of(small, "polite")
+    hammering = await Use.of(small, "hammering")
+    answers_s = hammering.count("OK") * polite.cpu_s / polite.count("OK")
+    refusing = (hammering.cpu_s - answers_s) / hammering.wall_s
+    assert hammering.count("OK"), hammering
+    # Of one processor; the figure is usually 0.03, but answers vary by some percent.
+    assert refusing < 0.1, (refusing, polite, hammering)
+    assert hammering.count("RESOURCE_EXHAUSTED") < 40 * (GOODPUT_S + 5), hammering
 
 
 def count(outcome: str, code: str) -> int:
