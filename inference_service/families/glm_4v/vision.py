@@ -50,8 +50,8 @@ class VisionAttention(nn.Module):
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values [n, heads, D] of rows [n, hidden]."""
-        projected: torch.Tensor = self.query_key_value(x)
-        return projected.unflatten(1, (3, self._heads, -1)).unbind(1)
+        q, k, v = self.query_key_value(x).view(len(x), 3, self._heads, -1).unbind(1)
+        return q, k, v
 
 
 class VisionMLP(nn.Module):

@@ -44,8 +44,8 @@ class VisionAttention(nn.Module):
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values [n, heads, D] of rows [n, width]."""
-        projected: torch.Tensor = self.in_proj(x)
-        return projected.unflatten(1, (self._heads, 3, -1)).unbind(2)
+        q, k, v = self.in_proj(x).view(len(x), self._heads, 3, -1).unbind(2)
+        return q, k, v
 
 
 class VisionMLP(nn.Module):
