@@ -131,7 +131,7 @@ def _of_engine(load: Load) -> Iterator[Metric]:
     yield _histogram("qwenvl_engine_step_seconds", "Time of a step.", load.step_durations)
     yield _histogram(
         "qwenvl_vision_encode_seconds",
-        "Time of a pass of the vision tower over the new images of a step.",
+        "Time that a step encodes images; a large image takes several steps.",
         load.encode_durations,
     )
     if load.device_memory is not None:
