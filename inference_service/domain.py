@@ -332,13 +332,15 @@ class Grounding:
 class TokenUsage:
     """Tokens of a request.
 
-    `prompt_tokens` includes the image, video and cached tokens, `completion_tokens` those of the reasoning.
+    `prompt_tokens` includes the image and video tokens, those found in the prefix cache (`cached_tokens`) and those
+    added to it (`cache_write_tokens`); `completion_tokens` includes those of the reasoning.
     """
 
     prompt_tokens: int
     image_tokens: int
     video_tokens: int = 0
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
 

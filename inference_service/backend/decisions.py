@@ -13,7 +13,7 @@ import time
 from typing import Final
 
 from inference_service.backend.admission import AdmittedRequest
-from inference_service.backend.run import run_probes
+from inference_service.backend.run import CacheUse, run_probes
 from inference_service.decisions import Decision, DecisionRequest, Decisions, Question
 from inference_service.domain import TokenUsage
 from inference_service.engine_client.interface import Engine
@@ -148,23 +148,26 @@ def check_lengths(
             )
 
 
-def usage_of(prompts: DecisionPrompts, video_tokens: int, *, cached_tokens: int) -> TokenUsage:
+def usage_of(prompts: DecisionPrompts, video_tokens: int, cache: Sequence[CacheUse]) -> TokenUsage:
     """The tokens of a request: those of the input once, and those of each question.
 
     Args:
         prompts: Its prompts.
         video_tokens: Those of videos among them.
-        cached_tokens: Tokens of the first prompt that were in the prefix cache.
+        cache: What each run of the engine found in the prefix cache and added to it; the first one is about the input.
     """
     shared = sum(image.num_tokens for image in prompts.evidence.images)
     wholes = [question.whole for question in prompts.questions if question.whole is not None]
     own = sum(sum(image.num_tokens for image in whole.images) - shared for whole in wholes)
     evidence = len(prompts.evidence.token_ids)
+    total = evidence + sum(len(question.token_ids) for question in prompts.questions)
+    cached = min(cache[0].found, evidence)
     return TokenUsage(
-        prompt_tokens=evidence + sum(len(question.token_ids) for question in prompts.questions),
+        prompt_tokens=total,
         image_tokens=shared + own - video_tokens,
         video_tokens=video_tokens,
-        cached_tokens=min(cached_tokens, evidence),
+        cached_tokens=cached,
+        cache_write_tokens=min(sum(use.written for use in cache), total - cached),
     )
 
 
@@ -190,7 +193,7 @@ async def run_decisions(
     Raises:
         ServiceError: The request was aborted, or the engine failed on it.
     """
-    cached: list[int] = []
+    cache: list[CacheUse] = []
 
     async def ask(
         prompt: Prompt, pixels: Sequence[bytes | memoryview], probes: Sequence[Probe]
@@ -206,17 +209,15 @@ async def run_decisions(
             probes=tuple(probes),
         )
         field = request.evidence.prompt_field
-        results, found = await run_probes(
-            engine, engine_request, pixels, field, is_first=not cached
-        )
-        cached.append(found)
+        results, use = await run_probes(engine, engine_request, pixels, field, is_first=not cache)
+        cache.append(use)
         return results
 
     answers = await decide(request.questions, prompts, ask, at_once)
     return Decisions(
         created=int(time.time()),
         answers=answers,
-        usage=usage_of(prompts, media.video_tokens, cached_tokens=cached[0]),
+        usage=usage_of(prompts, media.video_tokens, cache),
         images=media.infos,
         prompt_format=prompts.prompt_format,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 import contextlib
 import dataclasses
+from typing import NamedTuple
 
 from inference_service.backend.prompts import PreparedPrompt
 from inference_service.domain import Delta, Finished, TokenUsage
@@ -53,13 +54,14 @@ async def run(
     Raises:
         ServiceError: The engine refused the request or failed on it.
     """
-    cached_tokens = 0
+    cached_tokens = written_tokens = 0
     record = current_request()
     open_choices = set(range(len(answers)))
     outputs = engine.generate(engine_request, prepared.pixels, computed=computed)
     async with contextlib.aclosing(outputs):
         async for output in outputs:
             begun()
+            written_tokens += output.num_cache_write_tokens
             record.take(output.choice_index, len(output.token_ids), output.timings)
             if output.choice_index not in open_choices:
                 continue  # computed before the abort for a stop string reached the engine
@@ -80,6 +82,8 @@ async def run(
     yield dataclasses.replace(
         prepared.usage,
         cached_tokens=cached_tokens,
+        # A page that was evicted before the first token has been written twice.
+        cache_write_tokens=min(written_tokens, prepared.usage.prompt_tokens - cached_tokens),
         completion_tokens=sum(answer.completion_tokens for answer in answers),
         reasoning_tokens=sum(answer.reasoning_tokens for answer in answers),
     )
@@ -96,6 +100,13 @@ async def run_aborted(
     yield prepared.usage
 
 
+class CacheUse(NamedTuple):
+    """Prompt tokens that were found in the prefix cache, and those that were added to it."""
+
+    found: int
+    written: int
+
+
 async def run_probes(
     engine: Engine,
     engine_request: EngineRequest,
@@ -103,7 +114,7 @@ async def run_probes(
     prompt_field: str,
     *,
     is_first: bool,
-) -> tuple[list[ProbeResult], int]:
+) -> tuple[list[ProbeResult], CacheUse]:
     """Runs the probes of a request on the engine; cancelling it aborts them.
 
     Args:
@@ -114,7 +125,8 @@ async def run_probes(
         is_first: It is the first engine request for a caller's one, whose timings are measured.
 
     Returns:
-        The results in the order of the probes, and the number of tokens of the first one found in the prefix cache.
+        The results in the order of the probes; the tokens of the first one found in the prefix cache, and those of all
+        that were added to it.
 
     Raises:
         AbortedError: The request was aborted.
@@ -122,7 +134,7 @@ async def run_probes(
     """
     record = current_request()
     results: dict[int, ProbeResult] = {}
-    cached_tokens = 0
+    found = written = 0
     async with contextlib.aclosing(engine.generate(engine_request, list(pixels))) as outputs:
         async for output in outputs:
             if output.failure is not None:
@@ -132,8 +144,10 @@ async def run_probes(
             record.take(output.choice_index, 0, output.timings if is_first else None)
             results[output.choice_index] = output.probe
             if output.choice_index == 0:
-                cached_tokens = output.num_cached_tokens or 0
-    return [results[index] for index in range(len(engine_request.probes))], cached_tokens
+                found = output.num_cached_tokens or 0
+            written += output.num_cache_write_tokens
+    ordered = [results[index] for index in range(len(engine_request.probes))]
+    return ordered, CacheUse(found, written)
 
 
 def error_of(

@@ -110,6 +110,8 @@ class BlockManager:
             ):  # else an equal page is cached; this one stays private
                 self._page_by_hash[name] = page
                 self._hash_by_page[page] = name
+                if (index + 1) * self.page_size <= sequence.num_prompt_tokens:
+                    sequence.num_cache_write_tokens += self.page_size
         sequence.num_published_pages = num_full
 
     def release(self, sequence: Sequence) -> None:

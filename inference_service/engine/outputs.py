@@ -14,7 +14,7 @@ def token_output(
     num_cached_tokens: int | None,
     timings: ChoiceTimings | None,
 ) -> ChoiceOutput:
-    """The output for a committed result."""
+    """The output for a committed result; with timings it is the first one behind the prompt."""
     return ChoiceOutput(
         request_id=sequence.request.request_id,
         choice_index=sequence.choice_index,
@@ -22,6 +22,7 @@ def token_output(
         logprobs=() if result.logprobs is None else (result.logprobs,),
         prompt_logprobs=result.prompt_logprobs,
         num_cached_tokens=num_cached_tokens,
+        num_cache_write_tokens=0 if timings is None else sequence.num_cache_write_tokens,
         timings=timings,
         probe=result.probe,
         finish_reason=sequence.finish_reason,

@@ -43,6 +43,7 @@ class Sequence:
         admitted_s: When it was first admitted to the batch.
         encodings: For every run of the encoder with an image of this sequence, a function that tells its seconds.
         num_cached_tokens: Prompt tokens found in the prefix cache at the first admission; None before it.
+        num_cache_write_tokens: Prompt tokens that this sequence added to the prefix cache.
         num_prompt_logprobs: Number of prompt positions with reported log probabilities.
         finish_reason: Set once, at the end.
         slot: Its slot while it runs; meaningless otherwise.
@@ -63,6 +64,7 @@ class Sequence:
     admitted_s: float = 0.0
     encodings: list[Callable[[], float]] = field(default_factory=list)
     num_cached_tokens: int | None = None
+    num_cache_write_tokens: int = 0
     num_prompt_logprobs: int = 0
     finish_reason: FinishReason | None = None
     slot: int = -1

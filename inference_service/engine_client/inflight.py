@@ -101,6 +101,7 @@ def merge(outputs: Sequence[ChoiceOutput]) -> ChoiceOutput:
         logprobs=tuple(entry for output in outputs for entry in output.logprobs),
         prompt_logprobs=tuple(entry for output in outputs for entry in output.prompt_logprobs),
         num_cached_tokens=cached[0] if cached else None,
+        num_cache_write_tokens=sum(output.num_cache_write_tokens for output in outputs),
         timings=next((output.timings for output in outputs if output.timings is not None), None),
         probe=outputs[-1].probe,
         finish_reason=outputs[-1].finish_reason,

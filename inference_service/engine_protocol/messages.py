@@ -248,6 +248,8 @@ class ChoiceOutput:
         prompt_logprobs: Entries for further prompt tokens, if requested; they begin at the second token
             of the prompt and are complete before the first new token.
         num_cached_tokens: Prompt tokens found in the prefix cache; set on the choice's first output only.
+        num_cache_write_tokens: Prompt tokens that this choice added to the prefix cache; told with `timings`, as the
+            prompt is computed then.
         timings: Set on the output with the choice's first token, or with the result of its probe.
         probe: The result of a probe; set on its only output, which finishes it as LENGTH.
         finish_reason: Set on the choice's last output.
@@ -260,6 +262,7 @@ class ChoiceOutput:
     logprobs: tuple[PositionLogprobs, ...] = ()
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
     num_cached_tokens: int | None = None
+    num_cache_write_tokens: int = 0
     timings: ChoiceTimings | None = None
     probe: ProbeResult | None = None
     finish_reason: FinishReason | None = None

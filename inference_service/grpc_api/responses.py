@@ -161,6 +161,7 @@ def usage_message(usage: TokenUsage) -> usage_pb.Usage:
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
         reasoning_tokens=usage.reasoning_tokens,
         prompt_details=[
             usage_pb.ModalityTokenCount(modality=modality, tokens=tokens)

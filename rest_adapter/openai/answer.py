@@ -77,7 +77,7 @@ def usage(value: usage_pb.Usage) -> dict[str, Any]:
         tokens[detail.modality] += detail.tokens
     details = {
         "audio_tokens": 0,
-        "cache_write_tokens": 0,
+        "cache_write_tokens": value.cache_write_tokens,
         "cached_tokens": value.cached_tokens,
         "image_tokens": tokens[usage_pb.MODALITY_IMAGE],
         "text_tokens": tokens[usage_pb.MODALITY_TEXT],

@@ -99,8 +99,8 @@ async def events_of(engine: ScriptedEngine, choices: int) -> list[object]:
 async def test_a_choice_that_found_its_stop_string_is_aborted_while_the_others_go_on() -> None:
     engine = ScriptedEngine(
         [
-            said(0, 5, num_cached_tokens=1),
-            said(1, 6, num_cached_tokens=2),
+            said(0, 5, num_cached_tokens=1, num_cache_write_tokens=1),
+            said(1, 6, num_cached_tokens=2, num_cache_write_tokens=1),
             said(0, STOP),
             said(0, 7),  # computed before the abort arrived
             said(1, 8),
@@ -114,7 +114,11 @@ async def test_a_choice_that_found_its_stop_string_is_aborted_while_the_others_g
     assert [e.choice_index for e in events if isinstance(e, Finished)] == [0, 1]
     assert engine.log == [0, 1, 0, ("abort", "r", 0), 0, 1, 0, 1, "closed"]
     assert events[-1] == TokenUsage(
-        prompt_tokens=2, image_tokens=0, cached_tokens=1, completion_tokens=4
+        prompt_tokens=2,
+        image_tokens=0,
+        cached_tokens=1,
+        cache_write_tokens=1,  # never more than what was not found
+        completion_tokens=4,
     )
 
 

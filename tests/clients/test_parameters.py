@@ -475,6 +475,36 @@ def test_usage_tells_details_in_every_api(product: Served) -> None:
     assert whole[0] == whole[1]
 
 
+def test_what_is_new_in_the_cache_is_told_once(product: Served) -> None:
+    """The prompts are of this test alone; a page has 16 tokens, and only full ones are kept."""
+    words = "One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve."
+
+    def used(api: str, name: str, **fields: Any) -> tuple[int, int, int]:
+        question = f"{name} of {api}: {words}"
+        asked = {"input": question} if api in ("responses", "decisions") else {}
+        said = (
+            {"prompt": question}
+            if api == "text"
+            else {"messages": [{"role": "user", "content": question}]}
+        )
+        usage = ask(product, api, (asked or said) | fields).json()["usage"]
+        if api == "messages":
+            found, new = usage["cache_read_input_tokens"], usage["cache_creation_input_tokens"]
+            return found, new, usage["input_tokens"] + found + new
+        details = usage.get("prompt_tokens_details") or usage["input_tokens_details"]
+        total = usage.get("prompt_tokens") or usage["input_tokens"]
+        return details["cached_tokens"], details["cache_write_tokens"], total
+
+    mark = {"cache_control": {"type": "ephemeral"}}
+    for api in ("chat", "text", "responses", "decisions", "messages"):
+        fields = mark if api == "messages" else {}
+        found, new, total = used(api, "a", **fields)
+        assert total - 16 < found + new <= total or api == "decisions", api
+        assert new > 0, api
+        assert used(api, "a", **fields)[1] == 0, api
+    assert used("messages", "b")[1] == 0
+
+
 LONG = "word " * 9000
 
 

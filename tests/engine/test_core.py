@@ -271,6 +271,44 @@ def test_cached_tokens_are_told_once(make_core) -> None:
     assert drain(core)["x"].num_cached_tokens == (len(PROMPT.token_ids) - 1) // 4 * 4
 
 
+def written(
+    core, prompt: Conversation, sampling: SamplingParams = GREEDY, **options: Any
+) -> list[int]:
+    """What each choice of a request with a prompt adds to the prefix cache."""
+    count = options.get("num_choices", 1)
+    core.add(prompt.request("x", sampling, **options), prompt.pixels)
+    outputs = drain_choices(core)
+    return [outputs["x", index].num_cache_write_tokens for index in range(count)]
+
+
+@pytest.mark.parametrize("length", range(1, 14))
+def test_every_full_page_of_a_prompt_is_found_or_written(make_core, length: int) -> None:
+    """Pages have four tokens; those of answers do not count."""
+    core = make_core(max_num_batched_tokens=5)
+    core.add(Conversation(tuple(range(65, 65 + length)), (), ()).request("x"), b"")
+    assert drain(core)["x"].num_cache_write_tokens == length // 4 * 4
+    longer = Conversation(tuple(range(65, 65 + length + 6)), (), ())
+    core.add(longer.request("x"), b"")
+    output = drain(core)["x"]
+    assert output.num_cached_tokens is not None
+    assert output.num_cached_tokens + output.num_cache_write_tokens == (length + 6) // 4 * 4
+    assert written(core, longer) == [0]
+
+
+def test_a_page_is_written_by_one_choice(make_core) -> None:
+    core, whole = make_core(), len(PROMPT.token_ids) // 4 * 4
+    assert written(core, PROMPT, num_choices=3) == [whole, 0, 0]
+    assert written(core, PROMPT, num_choices=2) == [0, 0]
+    assert written(core, PROMPT, cache_salt=b"tenant") == [whole]
+    assert written(make_core(enable_prefix_caching=False), PROMPT) == [0]
+
+
+def test_a_prompt_with_log_probabilities_is_computed_and_not_written_again(make_core) -> None:
+    core, sampling = make_core(max_num_batched_tokens=4), replace(GREEDY, prompt_logprobs=1)
+    assert written(core, TEXT, sampling) == [len(TEXT.token_ids) // 4 * 4]
+    assert written(core, TEXT, sampling) == [0]
+
+
 def test_the_next_turn_hits_the_answer_before(make_core) -> None:
     core = make_core()
     answer = ask(core, [TEXT])[0]

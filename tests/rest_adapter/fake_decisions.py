@@ -38,7 +38,9 @@ class FakeDecisions(decision_grpc.DecisionServiceServicer):
             model=NAMES[0],
             created=CREATED,
             answers=[self._answer(question, spec.diagnostics) for question in spec.questions],
-            usage=usage_pb.Usage(prompt_tokens=12, total_tokens=12, cached_tokens=3),
+            usage=usage_pb.Usage(
+                prompt_tokens=12, total_tokens=12, cached_tokens=3, cache_write_tokens=8
+            ),
             prompt_format=spec.prompt_format or 1,
         )
 

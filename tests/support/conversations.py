@@ -152,6 +152,12 @@ class Answer:
         assert all(output.num_cached_tokens is None for output in self.outputs[1:])
         return self.outputs[0].num_cached_tokens
 
+    @property
+    def num_cache_write_tokens(self) -> int:
+        """Told once, when the prompt is computed."""
+        assert not any(o.num_cache_write_tokens for o in self.outputs if o.timings is None)
+        return sum(output.num_cache_write_tokens for output in self.outputs)
+
 
 def drain(core: EngineCore) -> dict[str, Answer]:
     """Steps until nothing is left to do, where every request has one choice; the answers by request id."""

@@ -28,13 +28,14 @@ def message_id(started: generation_pb.Started) -> str:
 
 
 def message(
-    response: chat_pb.CreateChatCompletionResponse, *, omits_thinking: bool
+    response: chat_pb.CreateChatCompletionResponse, *, omits_thinking: bool, tells_writes: bool
 ) -> dict[str, Any]:
     """Anthropic's `message`.
 
     Args:
         response: The answer.
         omits_thinking: Leave out the text of the reasoning.
+        tells_writes: As in `usage`.
 
     Raises:
         ApiError: It was aborted.
@@ -50,12 +51,12 @@ def message(
         for call in choice.tool_calls
     ]
     ended = stop(choice.finish_reason, choice.stop_detail, has_calls=bool(choice.tool_calls))
-    head = beginning(response.started, response.usage)
+    head = beginning(response.started, usage(response.usage, tells_writes=tells_writes))
     return head | {"content": content or [text_block("")]} | ended
 
 
-def beginning(started: generation_pb.Started, used: usage_pb.Usage) -> dict[str, Any]:
-    """An answer without content that has not ended."""
+def beginning(started: generation_pb.Started, used: dict[str, Any]) -> dict[str, Any]:
+    """An answer without content that has not ended, with its usage."""
     return {
         "id": message_id(started),
         "type": "message",
@@ -64,7 +65,7 @@ def beginning(started: generation_pb.Started, used: usage_pb.Usage) -> dict[str,
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
-        "usage": usage(used),
+        "usage": used,
     }
 
 
@@ -108,11 +109,17 @@ def stop(
     return {"stop_reason": _STOP_REASONS.get(reason, default), "stop_sequence": None}
 
 
-def usage(value: usage_pb.Usage) -> dict[str, Any]:
-    """Anthropic's `usage`: the prompt is the sum of its three kinds of input tokens."""
+def usage(value: usage_pb.Usage, *, tells_writes: bool) -> dict[str, Any]:
+    """Anthropic's `usage`: the prompt is the sum of its three kinds of input tokens.
+
+    Args:
+        value: The tokens.
+        tells_writes: Tell those that were added to the prefix cache apart from the other input tokens.
+    """
+    written = value.cache_write_tokens if tells_writes else 0
     return {
-        "input_tokens": value.prompt_tokens - value.cached_tokens,
-        "cache_creation_input_tokens": 0,
+        "input_tokens": value.prompt_tokens - value.cached_tokens - written,
+        "cache_creation_input_tokens": written,
         "cache_read_input_tokens": value.cached_tokens,
         "output_tokens": value.completion_tokens,
         "output_tokens_details": {"thinking_tokens": value.reasoning_tokens},

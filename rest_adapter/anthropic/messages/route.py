@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.observability import name_call
 from rest_adapter.anthropic.messages import answer
+from rest_adapter.anthropic.messages.caching import is_marked
 from rest_adapter.anthropic.messages.field_paths import FieldPaths
 from rest_adapter.anthropic.messages.schema import (
     MessagesRequest,
@@ -37,17 +38,18 @@ async def create_message(request: Request) -> Response:
     service, metadata = shared(request).service, call_metadata(request)
     size = body_of(request).size
     omits = asked.thinking is not None and asked.thinking.display == "omitted"
+    writes = is_marked(asked)
     if not asked.stream:
         return await json_reply(
             request,
             service.create_chat(spec, metadata=metadata, spec_bytes=size),
-            lambda response: answer.message(response, omits_thinking=omits),
+            lambda response: answer.message(response, omits_thinking=omits, tells_writes=writes),
             param_of,
         )
     return await stream_reply(
         request,
         service.stream_chat(spec, metadata=metadata, spec_bytes=size),
-        EventWriter(omits_thinking=omits).render,
+        EventWriter(omits_thinking=omits, tells_writes=writes).render,
         param_of,
     )
 

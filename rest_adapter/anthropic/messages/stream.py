@@ -36,10 +36,12 @@ class EventWriter:
 
     Args:
         omits_thinking: Leave out the text of the reasoning.
+        tells_writes: As in `answer.usage`.
     """
 
-    def __init__(self, *, omits_thinking: bool) -> None:
+    def __init__(self, *, omits_thinking: bool, tells_writes: bool) -> None:
         self._omits_thinking = omits_thinking
+        self._tells_writes = tells_writes
         self._open: str | _Call | None = None
         self._index = -1
         self._has_calls = False
@@ -64,7 +66,8 @@ class EventWriter:
                 return b""
 
     def _started(self, started: generation_pb.Started) -> bytes:
-        head = answer.beginning(started, started.prompt_usage)
+        used = answer.usage(started.prompt_usage, tells_writes=self._tells_writes)
+        head = answer.beginning(started, used)
         return _event("message_start", {"message": head}) + _event("ping", {})
 
     def _delta(self, delta: generation_pb.Delta) -> bytes:
@@ -90,7 +93,8 @@ class EventWriter:
         return begun + self._close()
 
     def _usage(self, used: usage_pb.Usage) -> bytes:
-        document = {"delta": self._end, "usage": answer.usage(used)}
+        tokens = answer.usage(used, tells_writes=self._tells_writes)
+        document = {"delta": self._end, "usage": tokens}
         return _event("message_delta", document) + _event("message_stop", {})
 
     def _switch(self, kind: str | _Call, block: dict[str, Any]) -> bytes:

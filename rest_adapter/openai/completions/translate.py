@@ -217,6 +217,7 @@ def usage(values: Sequence[usage_pb.Usage]) -> dict[str, Any]:
         total.completion_tokens += value.completion_tokens
         total.total_tokens += value.total_tokens
         total.cached_tokens += value.cached_tokens
+        total.cache_write_tokens += value.cache_write_tokens
         total.reasoning_tokens += value.reasoning_tokens
         total.prompt_details.extend(value.prompt_details)
     return answer.usage(total)

@@ -46,6 +46,53 @@ def test_an_answer(claude: Anthropic, adapter: Adapter) -> None:
     assert message._request_id == message.id.removeprefix("msg_")
 
 
+MARK = {"cache_control": {"type": "ephemeral"}}
+TEXT = {"type": "text", "text": "x"}
+CALL = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+
+
+def said(*blocks: Any, role: str = "user") -> dict[str, Any]:
+    return {"role": role, "content": list(blocks)}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "written"),
+    [
+        ({}, 0),
+        ({"cache_control": None}, 0),
+        ({"messages": [said({**TEXT, "cache_control": None})]}, 0),
+        (MARK, 2),
+        ({"system": [{**TEXT, **MARK}]}, 2),
+        ({"tools": [{**TOOL, **MARK}]}, 2),
+        ({"messages": [said(TEXT), said(TEXT, role="assistant"), said({**TEXT, **MARK})]}, 2),
+        ({"messages": [said(TEXT), said({**CALL, **MARK}, role="assistant"), said(TEXT)]}, 2),
+        (
+            {
+                "messages": [
+                    said(TEXT),
+                    said(CALL, role="assistant"),
+                    said({"type": "tool_result", "tool_use_id": "t", "content": [TEXT | MARK]}),
+                ]
+            },
+            2,
+        ),
+    ],
+)
+def test_what_is_written_to_the_cache_is_told_to_those_that_mark_it(
+    claude: Anthropic, stream: bool, fields: dict[str, Any], written: int
+) -> None:
+    body: Any = {"model": "demo", "max_tokens": 9, "messages": [said(TEXT)], **fields}
+    extra = {"cache_control": body.pop("cache_control", None)}
+    if stream:
+        with claude.messages.stream(**body, extra_body=extra) as events:
+            used = events.get_final_message().usage
+    else:
+        used = claude.messages.create(**body, extra_body=extra).usage
+    assert used.cache_creation_input_tokens == written
+    assert (used.input_tokens, used.cache_read_input_tokens) == (7 - written, 3)
+
+
 def test_every_answer_is_strictly_of_the_type(adapter: Adapter) -> None:
     questions = [
         "x",

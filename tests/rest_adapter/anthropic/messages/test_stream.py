@@ -175,7 +175,7 @@ def deltas_of(pieces: list[tuple[str, str]], cuts: list[int]) -> list[generation
 
 def rendered(deltas: list[generation_pb.Delta]) -> list[dict[str, Any]]:
     event = chat_pb.StreamChatCompletionResponse
-    writer = EventWriter(omits_thinking=False)
+    writer = EventWriter(omits_thinking=False, tells_writes=False)
     finished = generation_pb.Finished(reason=usage_pb.FINISH_REASON_STOP)
     events = [event(started=generation_pb.Started(request_id="r", model="m"))]
     events += [event(delta=delta) for delta in deltas]

@@ -43,6 +43,7 @@ def test_whole_answer(adapter: Adapter, client: openai.OpenAI) -> None:
     assert answer.usage.total_tokens == 13
     assert answer.usage.prompt_tokens_details is not None
     assert answer.usage.prompt_tokens_details.cached_tokens == 3
+    assert answer.usage.prompt_tokens_details.cache_write_tokens == 2
 
 
 def test_required_fields_are_present_when_null(adapter: Adapter) -> None:

@@ -72,7 +72,7 @@ def test_the_shape(adapter: Adapter) -> None:
         ],
         "usage": {
             "input_tokens": 12,
-            "input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 8},
             "output_tokens": 0,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": 12,

@@ -87,6 +87,7 @@ def test_response(client: openai.OpenAI) -> None:
     assert answer.usage is not None
     assert answer.usage.input_tokens == 10
     assert answer.usage.input_tokens_details.cached_tokens == 3
+    assert answer.usage.input_tokens_details.cache_write_tokens == 2
     assert answer.usage.total_tokens == 13
 
 
