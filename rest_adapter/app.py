@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from qwenvl.keys import KeyFile
-from rest_adapter import metrics, probes
+from rest_adapter import metrics, models, probes
 from rest_adapter.anthropic.dialect import ANTHROPIC
 from rest_adapter.auth import RequireKey
 from rest_adapter.body import Bodies, BodyBudget, BodyLimits
@@ -70,7 +70,8 @@ def create_app(settings: AdapterSettings, dialects: Sequence[Dialect] = DIALECTS
     app.state.dialects = tuple(dialects)
     app.state.turns = Turns()
     app.state.connections = Connections(MAX_CONNECTIONS)
-    routers = [*(dialect.router for dialect in dialects), probes.router, metrics.router]
+    routers = [dialect.router for dialect in dialects]
+    routers += [models.router, probes.router, metrics.router]
     if settings.playground:
         routers += [make_router(), _docs(settings, dialects)]
     for router in routers:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 import math
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response
 from starlette.status import HTTP_401_UNAUTHORIZED, HTTP_429_TOO_MANY_REQUESTS
 from starlette.types import Scope
 
+from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.keys import KeyFile
 from qwenvl.observability import current_call
 from rest_adapter.errors import ApiError
@@ -24,9 +25,27 @@ from rest_adapter.openapi.operation import Description
 COMMENT: Final = b": still here\n\n"
 """A comment in a stream of events, which clients skip."""
 
+MODELS_PATH: Final = "/v1/models"
+"""The list of models, which OpenAI and Anthropic have at the same path."""
+
 
 def _own_status(error: ApiError) -> int:
     return error.status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelForm:
+    """How a dialect writes the served models.
+
+    Attributes:
+        header: A request for models with this header is of this dialect; None = each that is of no other one.
+        one: Returns the document of a model.
+        several: Returns the document of all models; the query may ask for a part of them.
+    """
+
+    header: str | None
+    one: Callable[[model_pb.Model], Mapping[str, Any]]
+    several: Callable[[Sequence[model_pb.Model], QueryParams], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +68,7 @@ class Dialect:
         lifespan: Opens what the routes need, after `app.state.shared`, and closes it when the application stops; None =
             nothing.
         description: Describes the routes for the OpenAPI document; None = they are not in it.
+        models: How the models are written at `MODELS_PATH`; None = not in this dialect.
     """
 
     prefix: str
@@ -63,6 +83,7 @@ class Dialect:
     request_id_header: str | None = None
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
     description: Description | None = None
+    models: ModelForm | None = None
 
 
 def choose(dialects: Sequence[Dialect], path: str) -> Dialect:
@@ -72,8 +93,14 @@ def choose(dialects: Sequence[Dialect], path: str) -> Dialect:
 
 
 def dialect_of(scope: Scope) -> Dialect:
-    """The dialect of a request, by its path."""
-    return choose(scope["app"].state.dialects, scope["path"])
+    """The dialect of a request, by its path; of a request for models, by its headers."""
+    dialects: Sequence[Dialect] = scope["app"].state.dialects
+    if (scope["path"] + "/").startswith(f"{MODELS_PATH}/"):
+        sent = Headers(scope=scope).keys()
+        named = (d for d in dialects if d.models is not None and d.models.header in sent)
+        if (found := next(named, None)) is not None:
+            return found
+    return choose(dialects, scope["path"])
 
 
 def authorization_of(scope: Scope, keys: KeyFile | None) -> str | None:

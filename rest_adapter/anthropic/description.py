@@ -13,7 +13,8 @@ from rest_adapter.anthropic.messages.shapes import (
     MessagesError,
     TokenCount,
 )
-from rest_adapter.openapi.operation import Description, Operation
+from rest_adapter.anthropic.model_shapes import ModelInfo, ModelPage
+from rest_adapter.openapi.operation import Description, Operation, Parameter
 
 
 _TAG: Final = "Anthropic Messages"
@@ -22,6 +23,39 @@ _EXAMPLE: Final = {
     "max_tokens": 32,
     "messages": [{"role": "user", "content": "Say hello."}],
 }
+
+_VERSION: Final = Parameter(
+    name="anthropic-version",
+    place="header",
+    description="With any value, answer and errors have Anthropic's form.",
+    schema={"type": "string"},
+)
+_PAGE: Final = (
+    Parameter(
+        name="limit",
+        place="query",
+        description="Maximum number of models; only in Anthropic's form, as `after_id`, `before_id`, `lifecycle`.",
+        schema={"type": "integer", "minimum": 1, "maximum": 1000, "default": 20},
+    ),
+    *(
+        Parameter(
+            name=name,
+            place="query",
+            description=f"The id of a model: those {which} it.",
+            schema={"type": "string"},
+        )
+        for name, which in (("after_id", "behind"), ("before_id", "before"))
+    ),
+    Parameter(
+        name="lifecycle[]",
+        place="query",
+        description="The stages of the models; every served one is active.",
+        schema={"type": "array", "items": {"enum": ["active", "deprecated", "retired"]}},
+    ),
+)
+_NAME: Final = Parameter(
+    name="name", place="path", description="A served name.", schema={"type": "string"}
+)
 
 DESCRIPTION: Final = Description(
     error="AnthropicError",
@@ -51,6 +85,24 @@ DESCRIPTION: Final = Description(
             request=MessagesRequest,
             example=_EXAMPLE,
             answer=TokenCount,
+        ),
+        Operation(
+            method="get",
+            path="/v1/models",
+            name="listModelInfo",
+            summary="The served models.",
+            tag=_TAG,
+            answer=ModelPage,
+            parameters=(_VERSION, *_PAGE),
+        ),
+        Operation(
+            method="get",
+            path="/v1/models/{name}",
+            name="getModelInfo",
+            summary="One served model.",
+            tag=_TAG,
+            answer=ModelInfo,
+            parameters=(_NAME, _VERSION),
         ),
     ),
     overloaded=(OVERLOADED,),

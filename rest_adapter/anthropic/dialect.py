@@ -10,7 +10,8 @@ from qwenvl.keys import key_of
 from rest_adapter.anthropic.description import DESCRIPTION
 from rest_adapter.anthropic.errors import render_error, render_error_event, status_of
 from rest_adapter.anthropic.messages.route import PATH, router
-from rest_adapter.dialect import Dialect
+from rest_adapter.anthropic.models import model, model_list
+from rest_adapter.dialect import Dialect, ModelForm
 
 
 def _authorizations_of(headers: Headers) -> list[str]:
@@ -31,4 +32,5 @@ ANTHROPIC: Final = Dialect(
     heartbeat=b'event: ping\ndata: {"type":"ping"}\n\n',
     request_id_header="request-id",
     description=DESCRIPTION,
+    models=ModelForm(header="anthropic-version", one=model, several=model_list),
 )

@@ -8,13 +8,13 @@ from fastapi import APIRouter
 from starlette.datastructures import Headers
 
 from qwenvl.keys import key_of
-from rest_adapter.dialect import Dialect
-from rest_adapter.openai import models
+from rest_adapter.dialect import Dialect, ModelForm
 from rest_adapter.openai.chat import route as chat
 from rest_adapter.openai.completions import route as completions
 from rest_adapter.openai.decisions import route as decisions
 from rest_adapter.openai.description import DESCRIPTION
 from rest_adapter.openai.errors import render_error, render_error_event
+from rest_adapter.openai.models import model, model_list
 from rest_adapter.openai.responses import compact_route as compaction
 from rest_adapter.openai.responses import route as responses
 from rest_adapter.openai.responses import stored_route as stored_responses
@@ -45,7 +45,6 @@ OPENAI: Final = Dialect(
                 compaction,
                 stored_responses,
                 tokens,
-                models,
             )
             for route in group.router.routes
         ]
@@ -57,4 +56,5 @@ OPENAI: Final = Dialect(
     stream_end=b"data: [DONE]\n\n",
     lifespan=responses.lifespan,
     description=DESCRIPTION,
+    models=ModelForm(header=None, one=model, several=model_list),
 )

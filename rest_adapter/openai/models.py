@@ -1,49 +1,26 @@
-"""The routes GET /v1/models and /v1/models/{id}."""
+"""OpenAI's JSON of the served models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, Final
 
-from fastapi import APIRouter, Request, Response
-import grpc
-import orjson
+from starlette.datastructures import QueryParams
 
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
-from rest_adapter.errors import from_rpc, of_reason
-from rest_adapter.state import call_metadata, shared
 
 
-router: Final = APIRouter()
 _MODALITIES: Final = {usage_pb.MODALITY_TEXT: "text", usage_pb.MODALITY_IMAGE: "image"}
 
 
-@router.get("/v1/models")
-async def list_models(request: Request) -> Response:
-    """All served names, the canonical one first."""
-    try:
-        models = await shared(request).service.list_models(metadata=call_metadata(request))
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc(error) from error
-    document = {"object": "list", "data": [_document(model) for model in models]}
-    return Response(orjson.dumps(document), media_type="application/json")
+def model_list(models: Sequence[model_pb.Model], params: QueryParams) -> dict[str, Any]:
+    """OpenAI's list of models, whose query has no parameters."""
+    del params
+    return {"object": "list", "data": [model(each) for each in models]}
 
 
-@router.get("/v1/models/{name:path}")
-async def get_model(request: Request, name: str) -> Response:
-    """One served name, which may contain slashes."""
-    if not name:  # over gRPC that is the canonical model
-        message = "The path names no model; GET /v1/models lists them."
-        raise of_reason("MODEL_NOT_FOUND", message, param="model")
-    try:
-        model = await shared(request).service.get_model(name, metadata=call_metadata(request))
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc(error) from error
-    return Response(orjson.dumps(_document(model)), media_type="application/json")
-
-
-def _document(value: model_pb.Model) -> Mapping[str, Any]:
+def model(value: model_pb.Model) -> dict[str, Any]:
     """OpenAI's `model`, with vLLM's `max_model_len`, the kinds of input, limits of images and features."""
     limits = value.image_limits
     return {

@@ -57,7 +57,11 @@ def build_document(
         responses |= dict(errors.values())
         for operation in description.operations:
             document = _operation(operation, description, errors, shapes, needs_key=needs_key)
-            paths.setdefault(operation.path, {})[operation.method] = document
+            methods = paths.setdefault(operation.path, {})
+            first = methods.get(operation.method)
+            if first is not None:
+                document = _either(first, document, responses)
+            methods[operation.method] = document
     return {
         "openapi": "3.1.0",
         "info": {
@@ -176,3 +180,25 @@ def _answer(operation: Operation, shapes: _Shapes) -> dict[str, Any]:
         media_type, text = operation.other
         content[media_type] = {"schema": {"type": "string"}}
     return {"description": text, "headers": {"x-request-id": _REQUEST_ID}, "content": content}
+
+
+def _either(
+    first: dict[str, Any], other: Mapping[str, Any], components: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One operation for those of two dialects, of which the headers of a request choose one."""
+    responses = {}
+    for status, one in first["responses"].items():
+        both = [_resolved(each, components) for each in (one, other["responses"][status])]
+        schemas = [each["content"]["application/json"]["schema"] for each in both]
+        content = {"application/json": {"schema": {"anyOf": schemas}}}
+        responses[status] = {**both[0], "content": content}
+    parameters = [*first.get("parameters", ()), *other.get("parameters", ())]
+    named = {(each["name"], each["in"]): each for each in parameters}
+    return {**first, "parameters": [*named.values()], "responses": responses}
+
+
+def _resolved(response: Mapping[str, Any], components: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A response, or the component that it refers to."""
+    name = response.get("$ref", "").rpartition("/")[2]
+    resolved: Mapping[str, Any] = components[name] if name else response
+    return resolved

@@ -35,7 +35,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A part of the path or of the query.
+    """A part of the path or of the query, or a header.
 
     Attributes:
         name: Its name.
@@ -45,7 +45,7 @@ class Parameter:
     """
 
     name: str
-    place: Literal["path", "query"]
+    place: Literal["path", "query", "header"]
     description: str
     schema: Mapping[str, Any]
 
@@ -65,7 +65,7 @@ class Operation:
         answer: The type of the JSON of 200; None = it is not JSON.
         events: The type of the `data` of each server-sent event, where it streams.
         other: The media type and the description of an answer that is neither.
-        parameters: The parts of path and query.
+        parameters: The parts of path and query, and headers.
         is_open: It needs no key.
     """
 
@@ -91,7 +91,7 @@ class Description:
         error: The name of its errors.
         error_body: The type of the JSON of an error.
         security: Its security schemes by their names; one of them is enough.
-        operations: Its operations.
+        operations: Its operations. One that another dialect has too is joined with that.
         overloaded: Statuses of its own for a service without room.
     """
 

@@ -13,6 +13,7 @@ from rest_adapter.openai.responses import resource as states
 from rest_adapter.openai.responses.records import frames_after, unknown_response
 from rest_adapter.openai.responses.requests import caller_of_request, records_of
 from rest_adapter.openai.responses.store import StoredResponse
+from rest_adapter.query import integer_of
 from rest_adapter.stream import STREAM_HEADERS, on_one_line
 from rest_adapter.validation import wrong
 
@@ -28,7 +29,7 @@ _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False, "": Fal
 async def get_response(request: Request, response_id: str) -> Response:
     """A response as it is now; with `?stream=true` the events of its stream, after `starting_after`."""
     is_stream = _boolean(request, "stream")
-    after = _integer(request, "starting_after", -1, minimum=-1)
+    after = integer_of(request.query_params, "starting_after", -1, minimum=-1)
     store, caller = records_of(request).store("response_id"), caller_of_request()
     run = records_of(request).in_flight.find(caller, response_id)
     if run is not None:
@@ -78,7 +79,7 @@ async def list_input_items(request: Request, response_id: str) -> Response:
     order = request.query_params.get("order", "desc")
     if order not in ("asc", "desc"):
         raise wrong("order", order, "asc or desc")
-    limit = _integer(request, "limit", _DEFAULT_PAGE, minimum=1, maximum=_MAX_PAGE)
+    limit = integer_of(request.query_params, "limit", _DEFAULT_PAGE, minimum=1, maximum=_MAX_PAGE)
     store = records_of(request).store("response_id")
     stored = await store.get(caller_of_request(), response_id)
     if stored is None:
@@ -128,14 +129,3 @@ def _boolean(request: Request, name: str) -> bool:
     if text not in _BOOLEANS:
         raise wrong(name, text, "true or false")
     return _BOOLEANS[text]
-
-
-def _integer(
-    request: Request, name: str, default: int, *, minimum: int, maximum: int = 2**31 - 1
-) -> int:
-    text = request.query_params.get(name, "")
-    if not text:
-        return default
-    if not text.removeprefix("-").isdecimal() or not minimum <= int(text[:12]) <= maximum:
-        raise wrong(name, text, f"an integer from {minimum} to {maximum}")
-    return int(text)

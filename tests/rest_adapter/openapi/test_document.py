@@ -248,6 +248,11 @@ def test_documents_are_as_described(
 ) -> None:
     storing.set_ready(True)
     described.check_answer("get", path, requests.get(storing.url + url, timeout=30))
+    if path.startswith("/v1/models"):
+        version = {"anthropic-version": "2023-06-01"}
+        response = requests.get(storing.url + url, headers=version, timeout=30)
+        assert "object" not in response.json()
+        described.check_answer("get", path, response)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
