@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc.aio
 
+from qwenvl.keys import KeyFile
 from qwenvl.observability import REQUEST_ID_ENTRY, CallContext, current_call
 
 
@@ -30,6 +31,14 @@ def call_context(context: Context, request_timeout_s: float) -> CallContext:
         request_id=metadata.get(REQUEST_ID_ENTRY, ""),
         deadline=time.monotonic() + timeout_s,
     )
+
+
+def has_key(context: Context, keys: KeyFile | None) -> bool:
+    """Whether the caller has a known key; without keys (None) everyone has."""
+    if keys is None:
+        return True
+    authorization = dict(context.invocation_metadata() or ()).get("authorization")
+    return keys.accepts(authorization if isinstance(authorization, str) else None)
 
 
 def this_call() -> CallContext:

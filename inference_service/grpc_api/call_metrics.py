@@ -11,9 +11,10 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from inference_service.grpc_api.call_context import Context
+from inference_service.grpc_api.call_context import Context, has_key
 from inference_service.metrics.families import CALL_DURATION, CALLS_STARTED
 from inference_service.metrics.requests import RequestRecord, enter_request
+from qwenvl.keys import KeyFile
 from qwenvl.observability import (
     NO_SPAN,
     Attribute,
@@ -40,7 +41,15 @@ _DEADLINE_SLACK_S: Final = 0.1
 
 
 class MetricsInterceptor(grpc.aio.ServerInterceptor):
-    """Measures the calls of known methods; those of unknown ones would have names that callers choose."""
+    """Measures the calls of known methods; those of unknown ones would have names that callers choose.
+
+    Args:
+        keys: The known keys; None = no authentication. A call without one has no span, so that no stranger can fill the
+            place where traces are kept.
+    """
+
+    def __init__(self, keys: KeyFile | None) -> None:
+        self._keys = keys
 
     async def intercept_service(
         self,
@@ -56,20 +65,22 @@ class MetricsInterceptor(grpc.aio.ServerInterceptor):
             for many in (handler.request_streaming, handler.response_streaming)
         ]
         method = handler_call_details.method.removeprefix("/")
-        behaviour = _measured(getattr(handler, "_".join(kinds)), method)
+        behaviour = _measured(getattr(handler, "_".join(kinds)), method, self._keys)
         make = getattr(grpc, f"{'_'.join(kinds)}_rpc_method_handler")
         return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
 
-def _measured(behaviour: Callable[[Any, Context], Any], method: str) -> Callable[..., Any]:
+def _measured(
+    behaviour: Callable[[Any, Context], Any], method: str, keys: KeyFile | None
+) -> Callable[..., Any]:
     """The method with the same way to answer: by returning, by yielding, or by writing to the context."""
 
     async def answer(request: Any, context: Context) -> Any:
-        with _measuring(method, context):
+        with _measuring(method, context, keys):
             return await behaviour(request, context)
 
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-        with _measuring(method, context):
+        with _measuring(method, context, keys):
             async with contextlib.aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
                     yield response
@@ -78,11 +89,11 @@ def _measured(behaviour: Callable[[Any, Context], Any], method: str) -> Callable
 
 
 @contextlib.contextmanager
-def _measuring(method: str, context: Context) -> Iterator[None]:
+def _measuring(method: str, context: Context, keys: KeyFile | None) -> Iterator[None]:
     CALLS_STARTED.labels(method).inc()
     begin_s, code = time.monotonic(), "UNKNOWN"
     operation = _OPERATIONS.get(method)
-    record, span = None, _span(method, context)
+    record, span = None, _span(method, context, keys)
     if operation is not None:
         record = RequestRecord(operation)
         enter_request(record)
@@ -105,9 +116,9 @@ def _measuring(method: str, context: Context) -> Iterator[None]:
         _end_span(span, record, code)
 
 
-def _span(method: str, context: Context) -> Span:
-    """The span of a call; probes and reflection have none."""
-    if not is_tracing() or not method.startswith(_OWN):
+def _span(method: str, context: Context, keys: KeyFile | None) -> Span:
+    """The span of a call; probes, reflection and strangers have none."""
+    if not is_tracing() or not method.startswith(_OWN) or not has_key(context, keys):
         return NO_SPAN
     headers = dict(context.invocation_metadata() or ())
     traceparent = headers.get("traceparent")

@@ -26,15 +26,21 @@ from inference_service.errors import (
     UnauthenticatedError,
 )
 from inference_service.grpc_api import work
-from inference_service.grpc_api.call_context import Context, call_context, this_call
+from inference_service.grpc_api.call_context import (
+    Context,
+    call_context,
+    has_key,
+    this_call,
+)
 from inference_service.grpc_api.pacing import RefusalPacing
-from inference_service.grpc_api.status import code_of, details_of
+from inference_service.grpc_api.status import DETAILS_KEY, code_of, details_of
 from inference_service.grpc_api.wire import Wire, WireLimits, enter_wire
 from inference_service.grpc_api.wire_fields import check_fields
 from inference_service.metrics.requests import current_request
 from qwenvl.errors import BY_REASON
 from qwenvl.keys import KeyFile
 from qwenvl.observability import enter_call, name_call
+from qwenvl.rpc import pushback_of
 
 
 OWN_PREFIX: Final = "/qwenvl.inference.v1."
@@ -139,11 +145,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
 
     def _check_key(self, context: Context) -> None:
-        if self._keys is None:
-            return
-        entries = dict(context.invocation_metadata() or ())
-        authorization = entries.get("authorization")
-        if not self._keys.accepts(authorization if isinstance(authorization, str) else None):
+        if not has_key(context, self._keys):
             raise UnauthenticatedError(
                 "The API key is missing or unknown: send `authorization: Bearer KEY`."
             )
@@ -259,7 +261,8 @@ def _forget_frames(error: BaseException) -> None:
 async def _abort(wire: Wire, error: ServiceError) -> None:
     current_request().failed(error)
     details = details_of(error, this_call())
-    await wire.abort(code_of(error), error.message, details, failed=_is_failure(error))
+    trailers = ((DETAILS_KEY, details), *pushback_of(error.reason))
+    await wire.abort(code_of(error), error.message, trailers, failed=_is_failure(error))
 
 
 def _is_failure(error: ServiceError) -> bool:

@@ -115,7 +115,9 @@ class Front:
         self._servers: list[grpc.aio.Server] = []
         self._hurry = asyncio.Event()
         self._ended = asyncio.Event()
-        self._interceptor = _interceptor(settings, backend)
+        path = settings.api_key_file
+        self._keys = KeyFile(Path(path)) if path else None
+        self._interceptor = _interceptor(settings, backend, self._keys)
         self._metrics: MetricsServer | None = None
         self.ports: dict[str, int] = {}
 
@@ -182,7 +184,8 @@ class Front:
         self, name: str, address: str, add: AddServices, *, drain: Drain | None
     ) -> None:
         server = grpc.aio.server(
-            interceptors=(MetricsInterceptor(), self._interceptor), options=self._options(name)
+            interceptors=(MetricsInterceptor(self._keys), self._interceptor),
+            options=self._options(name),
         )
         self._servers.append(server)
         add(server, drain)
@@ -261,16 +264,17 @@ def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
     )
 
 
-def _interceptor(settings: ServiceSettings, backend: Backend) -> CallInterceptor:
+def _interceptor(
+    settings: ServiceSettings, backend: Backend, keys: KeyFile | None
+) -> CallInterceptor:
     """One for all servers of the process: they share the room for messages."""
-    path = settings.api_key_file
     messages = MessageBudget(
         settings.message_budget_mib * 2**20,
         max_message_bytes=MAX_MESSAGE_BYTES,
         max_waiting=settings.max_queue,
         wait_s=_WAIT_FOR_ROOM_S,
         # Without keys, a caller is a connection, of which anyone may have many.
-        patience_alone_s=_PATIENCE_S if path is None else _WAIT_FOR_ROOM_S / 2,
+        patience_alone_s=_PATIENCE_S if keys is None else _WAIT_FOR_ROOM_S / 2,
         patience_s=_PATIENCE_S,
         setting="--message-budget-mib",
     )
@@ -293,7 +297,7 @@ def _interceptor(settings: ServiceSettings, backend: Backend) -> CallInterceptor
         send_timeout_s=settings.send_timeout_s,
     )
     return CallInterceptor(
-        KeyFile(Path(path)) if path else None,
+        keys,
         backend.check_admission,
         limits,
         open_limits,

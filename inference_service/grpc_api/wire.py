@@ -17,7 +17,6 @@ from inference_service.grpc_api import work
 from inference_service.grpc_api.call_context import Context
 from inference_service.grpc_api.load_report import LOAD_KEY
 from inference_service.grpc_api.message_budget import Claim, MessageBudget
-from inference_service.grpc_api.status import DETAILS_KEY
 
 
 _CLOSE_S: Final = 1.0
@@ -114,17 +113,22 @@ class Wire:
         self._context.set_trailing_metadata(self._load_trailers(failed=False))
 
     async def abort(
-        self, code: grpc.StatusCode, message: str, details: bytes, *, failed: bool
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        trailers: tuple[tuple[str, str | bytes], ...],
+        *,
+        failed: bool,
     ) -> None:
         """Ends the call with a status; raises what gRPC expects of an ended call.
 
         Args:
             code: The status.
             message: Its text.
-            details: The serialised `google.rpc.Status`.
+            trailers: What else the caller is told.
             failed: The service failed to answer, and the caller made no mistake.
         """
-        trailers = ((DETAILS_KEY, details), *self._load_trailers(failed=failed))
+        trailers = (*trailers, *self._load_trailers(failed=failed))
         try:
             async with asyncio.timeout(_CLOSE_S):
                 await self._context.abort(code, message, trailers)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from typing import Any
 
+import grpc
 from opentelemetry.semconv._incubating.attributes import (
     error_attributes,
     gen_ai_attributes,
@@ -21,6 +22,8 @@ from opentelemetry.semconv._incubating.attributes import (
 import pytest
 import requests
 
+from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.observability import Attribute
 from tests.contract.test_ids_in_logs import BOUND_S, Program, running
 from tests.grpc_api.conftest import model_dir  # noqa: F401 - a fixture
@@ -178,6 +181,33 @@ def test_no_trace_tells_what_was_asked(
     assert all(one.span.status.code == one.span.status.STATUS_CODE_ERROR for one in fetches)
     known = {attribute.value for attribute in Attribute}
     assert {name for one in receiver.spans for name in one.attributes} <= known
+
+
+def test_strangers_have_no_spans(receiver: Receiver, model_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Without a key nobody fills the place where traces are kept, whatever `traceparent` they send."""
+    keys = tmp_path / "keys"
+    keys.write_text("secret-key\n")
+    environment = (
+        f"QWENVL_OTLP_TRACES_ENDPOINT={receiver.endpoint}",
+        f"QWENVL_API_KEY_FILE={keys}",
+    )
+    strange = {"traceparent": f"00-{TRACE[::-1]}-{SPAN}-01"}
+    with serving(model_dir, tmp_path, *environment) as (url, programs):
+        for key in ({}, {"authorization": "Bearer no-key"}):
+            refused = requests.post(url, json=body(), headers=strange | key, timeout=BOUND_S)
+            assert refused.status_code == 401
+        with grpc.insecure_channel(
+            "127.0.0.1:" + programs[1].wait_for(r"port (\d+)\n")[1]
+        ) as channel:
+            call = model_grpc.ModelServiceStub(channel).ListModels
+            with pytest.raises(grpc.RpcError, match="API key"):
+                call(model_pb.ListModelsRequest(), metadata=[*strange.items()], timeout=BOUND_S)
+        assert requests.post(url, json=body(), headers=HEADERS, timeout=BOUND_S).status_code == 200
+        for program in programs:
+            program.process.send_signal(signal.SIGTERM)
+            assert program.process.wait(BOUND_S) == 0
+    assert {one.trace_id for one in receiver.spans} == {TRACE}
+    assert len(receiver.spans) == len(PARTS) + 3
 
 
 @pytest.mark.full

@@ -12,6 +12,8 @@ from typing import Any
 import grpc
 import pytest
 
+from inference_service.engine_client.interface import EngineState
+from inference_service.metrics.families import CALLS_STARTED
 from qwenvl import Client, DeadlineExceededError, Error, UnavailableError
 from qwenvl.connection import DEFAULT_TARGET, metadata_of, target_of
 from qwenvl.limits import MAX_MESSAGE_BYTES
@@ -97,6 +99,31 @@ async def test_every_method_is_retried(kind: Any) -> None:
             await CALLS[name](client, 30.0)
             assert len(server.chat_requests) + len(server.completion_requests) == before + 4
         await call(client.close)
+
+
+async def test_what_an_engine_may_have_died_of_is_sent_once(kind: Any) -> None:
+    with FakeServer() as server:
+        client = kind(server.target)
+        for name in ("chat", "complete", "stream", "stream_complete", "count_tokens"):
+            before = len(server.chat_requests) + len(server.completion_requests)
+            server.fail("ENGINE_UNAVAILABLE")
+            with pytest.raises(UnavailableError):
+                await CALLS[name](client, 30.0)
+            assert len(server.chat_requests) + len(server.completion_requests) == before + 1
+        await call(client.close)
+
+
+async def test_the_service_says_what_is_sent_once(kind: Any, open_service: OpenService) -> None:
+    service: Service = await open_service()
+    service.engine.become(EngineState.RESTARTING)
+    client = kind(service.target())
+    started = CALLS_STARTED.labels("qwenvl.inference.v1.ChatService/CreateChatCompletion")
+    before = started._value.get()
+    with pytest.raises(UnavailableError) as caught:
+        await call(client.chat, "x", timeout_s=20)
+    assert caught.value.reason == "ENGINE_UNAVAILABLE"
+    assert started._value.get() == before + 1
+    await call(client.close)
 
 
 async def test_requests_of_every_size_are_retried(kind: Any) -> None:

@@ -21,6 +21,7 @@ from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from qwenvl.rpc import pushback_of
 from qwenvl.status_details import TRAILER, Details, write_details
 
 
@@ -150,6 +151,6 @@ def _abort(context: grpc.ServicerContext, refused: Refused, request_id: str) -> 
     )
     number: int = mapping.grpc_code.value[0]
     status = write_details(number, refused.message, details)
-    context.set_trailing_metadata(((TRAILER, status),))
+    context.set_trailing_metadata(((TRAILER, status), *pushback_of(refused.reason)))
     context.abort(mapping.grpc_code, refused.message)
     raise AssertionError("abort has returned")
