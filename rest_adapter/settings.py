@@ -104,6 +104,11 @@ class AdapterSettings(FlagSettings):
         86_400,
         description="time for which a response is stored after its last use, in seconds; continuing it is a use",
     )
+    response_truncation: bool = Field(
+        False,
+        description="let /v1/responses leave out the oldest exchanges of a conversation that exceeds the context"
+        ' window, for requests with truncation "auto", which are otherwise refused',
+    )
     strict_fields: bool = Field(
         False, description="refuse unknown JSON fields instead of ignoring them"
     )

@@ -107,6 +107,7 @@ ADAPTER: Final = (
     "response_store_entries",
     "response_store_mib",
     "response_store_age_s",
+    "response_truncation",
     "strict_fields",
     "otlp_traces_endpoint",
     "log_level",

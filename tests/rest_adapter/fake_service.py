@@ -62,6 +62,7 @@ class Seen:
     decision_specs: list[decision_pb.DecisionSpec] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     calls: int = 0
+    context_tokens: int = 1_000_000
     running: int = 0
     cancelled: int = 0
 
@@ -98,10 +99,14 @@ def groundings_of(
     )
 
 
-def details_of(reason: str, field: str = FAILED_FIELD) -> list[any_pb2.Any]:
+def details_of(reason: str, field: str = FAILED_FIELD, **sizes: int) -> list[any_pb2.Any]:
     mapping = BY_REASON[reason]
     messages = [
-        error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN),
+        error_details_pb2.ErrorInfo(
+            reason=reason,
+            domain=DOMAIN,
+            metadata={name: str(value) for name, value in sizes.items()},
+        ),
         error_details_pb2.BadRequest(
             field_violations=[error_details_pb2.BadRequest.FieldViolation(field=field)]
         ),
@@ -116,12 +121,14 @@ def details_of(reason: str, field: str = FAILED_FIELD) -> list[any_pb2.Any]:
     return packed
 
 
-async def fail(context: grpc.aio.ServicerContext, reason: str, field: str = FAILED_FIELD) -> None:
+async def fail(
+    context: grpc.aio.ServicerContext, reason: str, field: str = FAILED_FIELD, **sizes: int
+) -> None:
     mapping = BY_REASON[reason]
     status = status_pb2.Status(
         code=mapping.grpc_code.value[0],
         message=f"It is {reason}.",
-        details=details_of(reason, field),
+        details=details_of(reason, field, **sizes),
     )
     rich = rpc_status.to_status(status)
     context.set_trailing_metadata(rich.trailing_metadata)
@@ -206,6 +213,10 @@ class FakeChat(chat_grpc.ChatServiceServicer):
     ) -> None:
         if spec.model not in NAMES:
             await fail(context, "MODEL_NOT_FOUND")
+        tokens = sum(len(part.text) for message in spec.messages for part in message.parts)
+        if tokens >= self.seen.context_tokens:
+            sizes = {"prompt_tokens": tokens, "max_context_tokens": self.seen.context_tokens}
+            await fail(context, "CONTEXT_LENGTH_EXCEEDED", "spec.messages", **sizes)
         if command == "unreachable" and self.seen.calls <= int(argument):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "10.0.0.1:1 refused")
         if command == "fail":
@@ -382,6 +393,7 @@ def usage_of(spec: chat_pb.ChatCompletionSpec, tokens: int) -> usage_pb.Usage:
         completion_tokens=tokens,
         total_tokens=10 + images * 4 + tokens,
         cached_tokens=3,
+        cache_write_tokens=2,
         prompt_details=[
             usage_pb.ModalityTokenCount(modality=usage_pb.MODALITY_TEXT, tokens=10),
             usage_pb.ModalityTokenCount(modality=usage_pb.MODALITY_IMAGE, tokens=4 * images),

@@ -10,6 +10,7 @@ from fastapi import Request
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.observability import current_call, name_call
 from rest_adapter.body import body_of
+from rest_adapter.errors import unsupported
 from rest_adapter.json_body import read_json
 from rest_adapter.off_loop import off_loop
 from rest_adapter.openai.responses.records import Records
@@ -71,6 +72,11 @@ async def prepare(
         ApiError: It is invalid, or needs what is not there.
     """
     asked = await read_json(request, parse)
+    if asked.request.truncation == "auto" and not shared(request).settings.response_truncation:
+        advice = (
+            "shorten the input, or let the operator start the adapter with --response-truncation"
+        )
+        raise unsupported("truncation", "auto", advice)
     records, caller = records_of(request), caller_of_request()
     records.will_store(asked.request)
     previous_id, body = asked.request.previous_response_id, body_of(request)

@@ -94,7 +94,7 @@ def resource_of(beginning: Beginning) -> dict[str, Any]:
         "top_p": sampling.top_p,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
-        "truncation": "disabled",
+        "truncation": request.truncation or "disabled",
         "usage": None,
         "metadata": request.metadata or {},
     } | {name: value for name, value in echoed.items() if value is not None}
@@ -136,7 +136,10 @@ def usage_document(usage: usage_pb.Usage) -> dict[str, Any]:
     """OpenAI's usage of a response; the service does not count what it writes to its cache."""
     return {
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "input_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+        },
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.total_tokens,

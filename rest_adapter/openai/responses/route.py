@@ -22,6 +22,7 @@ from rest_adapter.openai.responses.requests import (
 )
 from rest_adapter.openai.responses.resource import Beginning
 from rest_adapter.openai.responses.stream import ResponseEvents
+from rest_adapter.openai.responses.truncation import fitting
 from rest_adapter.openai.responses.writer import ResponseWriter
 from rest_adapter.reply import json_reply, result_of
 from rest_adapter.state import call_metadata, shared
@@ -71,9 +72,12 @@ async def count_input_tokens(request: Request) -> Response:
 
 async def _whole(request: Request, prepared: Prepared) -> dict[str, Any]:
     """The response in JSON, after it was kept."""
-    metadata = call_metadata(request)
-    answer = await shared(request).service.create_chat(
-        prepared.spec, metadata=metadata, spec_bytes=prepared.spec_bytes
+    service, metadata = shared(request).service, call_metadata(request)
+    answer = await fitting(
+        prepared,
+        lambda: service.create_chat(
+            prepared.spec, metadata=metadata, spec_bytes=prepared.spec_bytes
+        ),
     )
     writer = _writer(request, prepared, answer.started)
     writer.begin()
@@ -84,9 +88,12 @@ async def _whole(request: Request, prepared: Prepared) -> dict[str, Any]:
 
 async def _begun(request: Request, prepared: Prepared) -> ResponseEvents:
     """The response as a stream, after the service has begun it."""
-    metadata = call_metadata(request)
-    events = await shared(request).service.stream_chat(
-        prepared.spec, metadata=metadata, spec_bytes=prepared.spec_bytes
+    service, metadata = shared(request).service, call_metadata(request)
+    events = await fitting(
+        prepared,
+        lambda: service.stream_chat(
+            prepared.spec, metadata=metadata, spec_bytes=prepared.spec_bytes
+        ),
     )
     rest = aiter(events)
     first: chat_pb.StreamChatCompletionResponse = await anext(rest)

@@ -205,8 +205,6 @@ def _unsupported_values(request: ResponsesRequest) -> Iterator[tuple[str, object
     """The fields whose value asks for something that is not served."""
     if request.background:
         yield "background", True
-    if request.truncation == "auto":
-        yield "truncation", "auto"
     if request.n not in (None, 1):
         yield "n", request.n
     if request.stream_options is not None and request.stream_options.continuous_usage_stats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 import re
 from typing import Any, Final
@@ -43,7 +43,7 @@ class Conversation:
     asked: Asked
     items: tuple[AnyItem, ...]
     history: tuple[AnyItem, ...]
-    turns: Sequence[Turn]
+    turns: list[Turn]
 
 
 def conversation_of(

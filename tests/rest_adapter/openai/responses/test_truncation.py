@@ -1,0 +1,140 @@
+"""Conversations that exceed the context window, with `truncation: "auto"`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import pytest
+
+from qwenvl.inference.v1 import message_pb2 as message_pb
+from tests.rest_adapter.conftest import Adapter, open_adapter
+from tests.rest_adapter.openai.responses.test_answers import post, streamed
+from tests.rest_adapter.openai.test_fuzz_bodies import FUZZ
+
+
+CONTEXT_TOKENS = 400
+"""The fake service counts characters."""
+CALL = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
+RESULT = {"type": "function_call_output", "call_id": "c", "output": "r" * 20}
+
+
+def said(role: str, size: int, letter: str = "") -> dict[str, Any]:
+    return {"role": role, "content": (letter or role[0]) * size}
+
+
+@pytest.fixture(scope="module")
+def adapter() -> Iterator[Adapter]:
+    with open_adapter(response_truncation=True, response_store="memory") as opened:
+        opened.seen.context_tokens = CONTEXT_TOKENS
+        yield opened
+
+
+def texts_of(adapter: Adapter) -> list[str]:
+    return ["".join(part.text for part in m.parts) for m in adapter.seen.specs[-1].messages]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_oldest_exchanges_are_left_out(adapter: Adapter, stream: bool) -> None:
+    items = [
+        said("system", 30),
+        said("user", 300, "1"),
+        CALL,
+        RESULT,
+        said("assistant", 50),
+        said("user", 60, "2"),
+        said("assistant", 50),
+        said("user", 70, "3"),
+    ]
+    asked = {"input": items, "truncation": "auto", "instructions": "i" * 20}
+    if stream:
+        response = streamed(adapter, **asked)[-1]["response"]
+    else:
+        answer = post(adapter, **asked)
+        assert answer.status_code == 200, answer.text
+        response = answer.json()
+    assert (response["truncation"], response["status"]) == ("auto", "completed")
+    assert texts_of(adapter) == ["i" * 20, "s" * 30, "2" * 60, "a" * 50, "3" * 70]
+
+
+def test_there_is_room_for_an_answer(adapter: Adapter) -> None:
+    """Where many exchanges are too much, not each of them costs a try."""
+    items = [said("user", 10, str(number % 10)) for number in range(60)]
+    before = adapter.seen.calls
+    assert post(adapter, input=items, truncation="auto").status_code == 200
+    assert sum(map(len, texts_of(adapter))) == CONTEXT_TOKENS * 3 // 4
+    assert adapter.seen.calls == before + 2
+    assert post(adapter, input=items, truncation="auto", max_output_tokens=20).status_code == 200
+    assert sum(map(len, texts_of(adapter))) == CONTEXT_TOKENS - 20
+
+
+def test_the_history_of_a_response_is_shortened_and_kept(adapter: Adapter) -> None:
+    first = post(adapter, input=said("user", 250)["content"], store=True).json()
+    second = post(
+        adapter, input="x" * 200, previous_response_id=first["id"], truncation="auto", store=True
+    )
+    assert second.status_code == 200, second.text
+    assert texts_of(adapter) == ["x" * 200]
+    refused = post(adapter, input="y", previous_response_id=second.json()["id"])
+    assert refused.status_code == 400, "nothing is left out unasked, and nothing was forgotten"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "items",
+    [
+        [said("user", 500)],
+        [said("user", 20), said("user", 500)],
+        [said("system", 500), said("user", 20)],
+        [said("user", 20), CALL, RESULT | {"output": "r" * 500}],
+    ],
+)
+def test_what_cannot_be_shortened_is_refused(
+    adapter: Adapter, items: list[dict[str, Any]], stream: bool
+) -> None:
+    refused = post(adapter, input=items, truncation="auto", stream=stream)
+    assert refused.status_code == 400, refused.text
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    assert refused.json()["error"]["param"] == "input"
+
+
+def test_other_failures_are_not_repeated(adapter: Adapter) -> None:
+    before = adapter.seen.calls
+    asked = [said("user", 5), said("user", 4) | {"content": "fail INVALID_IMAGE"}]
+    assert post(adapter, input=asked, truncation="auto").status_code == 400
+    assert adapter.seen.calls == before + 1
+
+
+ITEMS = st.lists(
+    st.builds(said, st.sampled_from(["user", "assistant", "system"]), st.integers(1, 300)),
+    max_size=8,
+)
+
+
+@given(items=ITEMS, last=st.integers(1, 100))
+@settings(max_examples=40, **FUZZ)
+def test_what_is_sent_is_the_end_of_the_conversation(
+    adapter: Adapter, items: list[dict[str, Any]], last: int
+) -> None:
+    conversation = [*items, said("user", last)]
+    response = post(adapter, input=conversation, truncation="auto")
+    system = [item for item in conversation if item["role"] == "system"]
+    must = sum(len(item["content"]) for item in (*system, conversation[-1]))
+    if response.status_code == 400:
+        assert must >= CONTEXT_TOKENS
+        return
+    sent = adapter.seen.specs[-1].messages
+    kept = [m for m in sent if m.role != message_pb.ROLE_SYSTEM]
+    others = [item["content"] for item in conversation if item["role"] != "system"]
+    assert len(sent) - len(kept) == len(system)
+    assert [m.parts[0].text for m in kept] == others[len(others) - len(kept) :]
+
+
+def test_without_the_setting_it_is_refused(storing_adapter: Adapter) -> None:
+    for path in ("", "/input_tokens"):
+        refused = post(storing_adapter, path, truncation="auto")
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "truncation"
+        assert "--response-truncation" in refused.json()["error"]["message"]
