@@ -74,9 +74,9 @@ $(STAMP)full: constraints.txt | $(STAMP)dev
 	  $(PIP) install -q -c constraints.txt $$program || echo "No $$program for this machine."; done
 	touch $@
 
-# The newest official clients, each in an environment of its own in .clients.
+# The newest official clients, each in an environment of its own in .clients; making one takes minutes.
 test-clients: setup-dev
-	$(BIN)/pytest -m clients tests/clients
+	$(BIN)/pytest -m clients -o faulthandler_timeout=3600 tests/clients
 
 # A list of what is installed (CycloneDX), by a tool with an environment of its own. Images: see k8s/README.md.
 sbom: setup

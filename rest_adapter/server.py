@@ -27,8 +27,8 @@ from rest_adapter.settings import AdapterSettings
 
 logger = logging.getLogger(__name__)
 
-# Longer than the idle time of common client pools, so that the client closes first.
-_KEEP_ALIVE_S = 75
+KEEP_ALIVE_S = 75
+"""Longer than the idle time of common client pools, so that the client closes first; a request could meet the close."""
 _LAST_WORDS_S = 1.0
 # How long a thread that works on a large body keeps the interpreter from the event loop, each time that the loop needs
 # it. Python's default is ten times as long, and an answer needs it many times.
@@ -115,7 +115,7 @@ def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(settings.request_timeout_s),
         )
     )

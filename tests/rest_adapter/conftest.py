@@ -29,6 +29,7 @@ from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
 from rest_adapter.app import DIALECTS, create_app
 from rest_adapter.dialect import Dialect
 from rest_adapter.http_protocol import BoundedHttpProtocol
+from rest_adapter.server import KEEP_ALIVE_S
 from rest_adapter.settings import AdapterSettings
 from tests.rest_adapter.fake_decisions import FakeDecisions
 from tests.rest_adapter.fake_service import (
@@ -132,7 +133,13 @@ def open_adapter(dialects: Sequence[Dialect] = DIALECTS, **settings: Any) -> Ite
             target = settings.pop("grpc_target", f"127.0.0.1:{grpc_port}")
             app = create_app(AdapterSettings(grpc_target=target, **settings), dialects)
             config = uvicorn.Config(
-                app, log_config=None, access_log=False, http=BoundedHttpProtocol, ws="none"
+                app,
+                log_config=None,
+                access_log=False,
+                http=BoundedHttpProtocol,
+                ws="none",
+                # As in the program. After uvicorn's 5 s a request on a busy machine can meet the close, and is reset.
+                timeout_keep_alive=KEEP_ALIVE_S,
             )
             server = uvicorn.Server(config)
             listener = socket.create_server(("127.0.0.1", 0), backlog=128)
