@@ -38,12 +38,10 @@ class ModelForm:
     """How a dialect writes the served models.
 
     Attributes:
-        header: A request for models with this header is of this dialect; None = each that is of no other one.
         one: Returns the document of a model.
         several: Returns the document of all models; the query may ask for a part of them.
     """
 
-    header: str | None
     one: Callable[[model_pb.Model], Mapping[str, Any]]
     several: Callable[[Sequence[model_pb.Model], QueryParams], Mapping[str, Any]]
 
@@ -69,6 +67,8 @@ class Dialect:
             nothing.
         description: Describes the routes for the OpenAPI document; None = they are not in it.
         models: How the models are written at `MODELS_PATH`; None = not in this dialect.
+        header: Clients of this dialect send it: it tells them at `MODELS_PATH` and where nothing is served; None = no
+            header does.
     """
 
     prefix: str
@@ -84,6 +84,7 @@ class Dialect:
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
     description: Description | None = None
     models: ModelForm | None = None
+    header: str | None = None
 
 
 def choose(dialects: Sequence[Dialect], path: str) -> Dialect:
@@ -93,14 +94,15 @@ def choose(dialects: Sequence[Dialect], path: str) -> Dialect:
 
 
 def dialect_of(scope: Scope) -> Dialect:
-    """The dialect of a request, by its path; of a request for models, by its headers."""
-    dialects: Sequence[Dialect] = scope["app"].state.dialects
-    if (scope["path"] + "/").startswith(f"{MODELS_PATH}/"):
-        sent = Headers(scope=scope).keys()
-        named = (d for d in dialects if d.models is not None and d.models.header in sent)
-        if (found := next(named, None)) is not None:
-            return found
-    return choose(dialects, scope["path"])
+    """The dialect of a request, by its path; where that is of several or of none, by the headers."""
+    state, path = scope["app"].state, scope["path"]
+    sent = Headers(scope=scope).keys()
+    named = next((d for d in state.dialects if d.header in sent), None)
+    if named is not None:
+        is_of_several = f"{path}/".startswith(f"{MODELS_PATH}/")
+        if is_of_several or not state.endpoints.template_of(path):
+            return named
+    return choose(state.dialects, path)
 
 
 def authorization_of(scope: Scope, keys: KeyFile | None) -> str | None:

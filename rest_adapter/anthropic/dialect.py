@@ -32,5 +32,6 @@ ANTHROPIC: Final = Dialect(
     heartbeat=b'event: ping\ndata: {"type":"ping"}\n\n',
     request_id_header="request-id",
     description=DESCRIPTION,
-    models=ModelForm(header="anthropic-version", one=model, several=model_list),
+    models=ModelForm(one=model, several=model_list),
+    header="anthropic-version",
 )

@@ -56,5 +56,5 @@ OPENAI: Final = Dialect(
     stream_end=b"data: [DONE]\n\n",
     lifespan=responses.lifespan,
     description=DESCRIPTION,
-    models=ModelForm(header=None, one=model, several=model_list),
+    models=ModelForm(one=model, several=model_list),
 )

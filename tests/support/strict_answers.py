@@ -31,7 +31,9 @@ EXTRAS: Final = {
     **dict.fromkeys(
         ("text_tokens", "cache_write_tokens"), "newer than the oldest client of the tests"
     ),
-    **dict.fromkeys(("label_mass", "top_is_label"), "diagnostics of decisions, on request"),
+    **dict.fromkeys(
+        ("label_mass", "top_is_label", "prompt_format"), "diagnostics of decisions, on request"
+    ),
     **dict.fromkeys(
         ("root", "max_model_len", "input_modalities", "image_limits", "features"),
         "what a program must know of a model; as vLLM has the first two",

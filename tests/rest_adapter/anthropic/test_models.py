@@ -99,6 +99,16 @@ def test_an_unknown_model_raises(claude: Anthropic) -> None:
         claude.models.retrieve("claude-17")
 
 
+@pytest.mark.parametrize(
+    ("path", "status"), [("/v1/files", 400), ("/v1/skills", 400), ("/v1/nothing", 404), ("/x", 404)]
+)
+def test_what_is_not_served(adapter: Adapter, path: str, status: int) -> None:
+    response = get(adapter, path)
+    assert response.status_code == status
+    ErrorResponse.model_validate_json(response.text, strict=True)
+    assert set(requests.get(adapter.url + path, timeout=30).json()) == {"error"}
+
+
 def test_a_wrong_method(adapter: Adapter) -> None:
     response = requests.post(f"{adapter.url}/v1/models", headers=VERSION, json={}, timeout=30)
     assert response.status_code == 405
