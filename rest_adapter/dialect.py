@@ -97,12 +97,13 @@ def dialect_of(scope: Scope) -> Dialect:
     """The dialect of a request, by its path; where that is of several or of none, by the headers."""
     state, path = scope["app"].state, scope["path"]
     sent = Headers(scope=scope).keys()
-    named = next((d for d in state.dialects if d.header in sent), None)
+    dialects: Sequence[Dialect] = state.dialects
+    named = next((d for d in dialects if d.header in sent), None)
     if named is not None:
         is_of_several = f"{path}/".startswith(f"{MODELS_PATH}/")
         if is_of_several or not state.endpoints.template_of(path):
             return named
-    return choose(state.dialects, path)
+    return choose(dialects, path)
 
 
 def authorization_of(scope: Scope, keys: KeyFile | None) -> str | None:

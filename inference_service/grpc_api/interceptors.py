@@ -261,7 +261,10 @@ def _forget_frames(error: BaseException) -> None:
 async def _abort(wire: Wire, error: ServiceError) -> None:
     current_request().failed(error)
     details = details_of(error, this_call())
-    trailers = ((DETAILS_KEY, details), *pushback_of(error.reason))
+    trailers: tuple[tuple[str, str | bytes], ...] = (
+        (DETAILS_KEY, details),
+        *pushback_of(error.reason),
+    )
     await wire.abort(code_of(error), error.message, trailers, failed=_is_failure(error))
 
 

@@ -48,7 +48,7 @@ def test_the_oldest_exchanges_are_left_out(adapter: Adapter, stream: bool) -> No
         said("assistant", 50),
         said("user", 70, "3"),
     ]
-    asked = {"input": items, "truncation": "auto", "instructions": "i" * 20}
+    asked: dict[str, Any] = {"input": items, "truncation": "auto", "instructions": "i" * 20}
     if stream:
         response = streamed(adapter, **asked)[-1]["response"]
     else:
