@@ -11,6 +11,7 @@ from rest_adapter.anthropic.messages.shapes import (
     AnsweredMessage,
     MessageEvent,
     MessagesError,
+    RenderedMessages,
     TokenCount,
 )
 from rest_adapter.anthropic.model_shapes import ModelInfo, ModelPage
@@ -85,6 +86,16 @@ DESCRIPTION: Final = Description(
             request=MessagesRequest,
             example=_EXAMPLE,
             answer=TokenCount,
+        ),
+        Operation(
+            method="post",
+            path=f"{PATH}/render",
+            name="renderMessage",
+            summary="The prompt of a conversation, without an answer.",
+            tag=_TAG,
+            request=CreateMessageRequest,
+            example=_EXAMPLE,
+            answer=RenderedMessages,
         ),
         Operation(
             method="get",

@@ -145,6 +145,16 @@ _OPERATIONS: Final = (
     ),
     Operation(
         method="post",
+        path="/v1/responses/render",
+        name="renderResponse",
+        summary="The prompt of a response, without an answer.",
+        tag=_RESPONSES,
+        request=ResponsesRequest,
+        example=_RESPONSE_EXAMPLE,
+        answer=RenderedPrompt,
+    ),
+    Operation(
+        method="post",
         path="/v1/responses/compact",
         name="compactConversation",
         summary="Replaces the answers of a conversation by a summary.",

@@ -1,4 +1,4 @@
-"""The routes POST /v1/messages and POST /v1/messages/count_tokens."""
+"""The routes POST /v1/messages, /v1/messages/count_tokens and /v1/messages/render."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from rest_adapter.anthropic.messages.translate import to_spec
 from rest_adapter.body import body_of
 from rest_adapter.json_body import read_json
 from rest_adapter.off_loop import off_loop
+from rest_adapter.rendered import rendered_prompt
 from rest_adapter.reply import json_reply, stream_reply
 from rest_adapter.state import call_metadata, shared
 
@@ -64,6 +65,26 @@ async def count_tokens(request: Request) -> Response:
     )
     return await json_reply(
         request, work, lambda usage: {"input_tokens": usage.prompt_tokens}, param_of
+    )
+
+
+@router.post(f"{PATH}/render")
+async def render_message(request: Request) -> Response:
+    """The prompt of a conversation, without an answer."""
+    asked = await read_json(request, parse_messages)
+    spec, param_of = await _translated(request, asked)
+    message = chat_pb.RenderChatCompletionRequest(spec=spec)
+    return await json_reply(
+        request,
+        shared(request).service.render_chat(
+            message, metadata=call_metadata(request), spec_bytes=body_of(request).size
+        ),
+        lambda found: rendered_prompt(
+            found,
+            answer.usage(found.started.prompt_usage, tells_writes=False),
+            stream=bool(asked.stream),
+        ),
+        param_of,
     )
 
 

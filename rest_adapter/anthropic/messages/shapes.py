@@ -6,6 +6,8 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from rest_adapter.rendered_shapes import Rendered
+
 
 class MessagesErrorDetails(TypedDict):
     """What a client needs in order to send something else."""
@@ -45,6 +47,12 @@ class MessageUsage(TypedDict):
     cache_read_input_tokens: int
     output_tokens: int
     output_tokens_details: ThinkingDetails
+
+
+class RenderedMessages(Rendered):
+    """The prompt of a conversation, exactly as generation would use it."""
+
+    usage: MessageUsage
 
 
 class AnsweredText(TypedDict):

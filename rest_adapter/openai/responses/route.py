@@ -1,4 +1,4 @@
-"""The routes that answer: POST /v1/responses, and POST /v1/responses/input_tokens, which only counts."""
+"""The routes that answer: POST /v1/responses, .../input_tokens, which only counts, and .../render."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from rest_adapter.body import body_of
 from rest_adapter.errors import internal
+from rest_adapter.openai.answer import usage
 from rest_adapter.openai.responses.listing import new_id
 from rest_adapter.openai.responses.records import Record, open_records
 from rest_adapter.openai.responses.requests import (
@@ -24,6 +25,7 @@ from rest_adapter.openai.responses.resource import Beginning
 from rest_adapter.openai.responses.stream import ResponseEvents
 from rest_adapter.openai.responses.truncation import fitting
 from rest_adapter.openai.responses.writer import ResponseWriter
+from rest_adapter.rendered import rendered_prompt
 from rest_adapter.reply import json_reply, result_of
 from rest_adapter.state import call_metadata, shared
 from rest_adapter.stream import EventStream
@@ -66,6 +68,27 @@ async def count_input_tokens(request: Request) -> Response:
         request,
         service.count_tokens(prepared.spec, metadata=metadata, spec_bytes=prepared.spec_bytes),
         lambda usage: {"object": "response.input_tokens", "input_tokens": usage.prompt_tokens},
+        prepared.param_of,
+    )
+
+
+@router.post("/v1/responses/render")
+async def render_response(request: Request) -> Response:
+    """The prompt of a response, without an answer."""
+    prepared = await prepare(request)
+    body = prepared.conversation.asked.request
+    message = chat_pb.RenderChatCompletionRequest(spec=prepared.spec)
+    return await json_reply(
+        request,
+        shared(request).service.render_chat(
+            message, metadata=call_metadata(request), spec_bytes=prepared.spec_bytes
+        ),
+        lambda found: rendered_prompt(
+            found,
+            usage(found.started.prompt_usage),
+            stream=bool(body.stream),
+            cache_salt=body.cache_salt,
+        ),
         prepared.param_of,
     )
 

@@ -13,6 +13,7 @@ from qwenvl.observability import name_call
 from rest_adapter.body import body_of
 from rest_adapter.json_body import read_json
 from rest_adapter.off_loop import off_loop
+from rest_adapter.openai.answer import usage
 from rest_adapter.openai.chat import translate
 from rest_adapter.openai.tokens import answer
 from rest_adapter.openai.tokens.schema import (
@@ -23,6 +24,7 @@ from rest_adapter.openai.tokens.schema import (
     parse_render,
     parse_tokenize,
 )
+from rest_adapter.rendered import rendered_prompt
 from rest_adapter.reply import json_reply
 from rest_adapter.state import call_metadata, shared
 
@@ -62,9 +64,14 @@ async def detokenize(request: Request) -> Response:
 async def render_chat_completion(request: Request) -> Response:
     """The prompt of a chat completion, without an answer."""
     asked = await read_json(request, parse_render)
-    return await _rendered(
-        request, asked, lambda found, strings: answer.prompt(found, asked.chat, strings=strings)
-    )
+    body = asked.chat.request
+
+    def document_of(found: chat_pb.RenderChatCompletionResponse, strings: bool) -> dict[str, Any]:
+        used = usage(found.started.prompt_usage)
+        streams, salt = bool(body.stream), body.cache_salt
+        return rendered_prompt(found, used, stream=streams, cache_salt=salt, strings=strings)
+
+    return await _rendered(request, asked, document_of)
 
 
 async def _rendered(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NotRequired
-
 from typing_extensions import TypedDict
 
 from rest_adapter.openai.shapes import Usage
+from rest_adapter.rendered_shapes import Rendered
 
 
 class Tokens(TypedDict):
@@ -24,76 +23,7 @@ class Texts(TypedDict):
     prompt: str | list[str]
 
 
-class Placeholder(TypedDict):
-    """The tokens that stand for an image."""
+class RenderedPrompt(Rendered):
+    """The prompt of a request, exactly as generation would use it."""
 
-    offset: int
-    length: int
-
-
-class ImageHashes(TypedDict):
-    """What identifies the images."""
-
-    image: list[str]
-
-
-class ImagePlaceholders(TypedDict):
-    """Where the images are."""
-
-    image: list[Placeholder]
-
-
-class Features(TypedDict):
-    """The images of a prompt."""
-
-    mm_hashes: ImageHashes
-    mm_placeholders: ImagePlaceholders
-
-
-class RenderedImage(TypedDict):
-    """An image as it was processed; sizes in pixels."""
-
-    original_width: int
-    original_height: int
-    processed_width: int
-    processed_height: int
-    tokens: int
-    uuid: NotRequired[str]
-
-
-class SamplingParams(TypedDict):
-    """The settings in effect."""
-
-    n: int
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    seed: int
-    max_tokens: int
-    min_tokens: int
-    ignore_eos: bool
-    logit_bias: dict[str, float]
-    stop: list[str]
-    stop_token_ids: list[int]
-
-
-class RenderedPrompt(TypedDict):
-    """The prompt of a chat completion, exactly as generation would use it."""
-
-    request_id: str
-    model: str
-    token_ids: list[int]
-    token_strs: NotRequired[list[str]]
-    prompt_text: str
-    features: Features | None
-    images: list[RenderedImage]
-    sampling_params: SamplingParams
-    reasoning_ended: bool
-    stream: bool
-    cache_salt: str | None
-    max_model_len: int
     usage: Usage

@@ -178,3 +178,75 @@ def test_render_with_strings(adapter: Adapter) -> None:
     document = post(adapter, RENDER, **asked).json()
     assert document["token_strs"] == ["h", "i"]
     assert document["features"] is None
+
+
+TOOL = {"name": "look", "parameters": {"type": "object"}}
+SIBLINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "responses": (
+        "/v1/responses",
+        {
+            "instructions": "Short.",
+            "input": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "input_image", "image_url": PNG},
+                        {"type": "input_text", "text": "hi"},
+                    ],
+                }
+            ],
+            "tools": [{"type": "function", **TOOL}],
+            "max_output_tokens": 9,
+            "cache_salt": "salt",
+        },
+    ),
+    "messages": (
+        "/v1/messages",
+        {
+            "system": "Short.",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {
+                            "type": "image",
+                            "source": {"type": "base64", "data": PNG.partition(",")[2]},
+                        },
+                        {"type": "text", "text": "hi"},
+                    ],
+                }
+            ],
+            "tools": [{"name": "look", "input_schema": {"type": "object"}}],
+            "max_tokens": 9,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("api", SIBLINGS)
+def test_other_apis_render_what_they_would_send(adapter: Adapter, api: str) -> None:
+    path, body = SIBLINGS[api]
+    assert post(adapter, path, model="demo", **body).status_code == 200
+    sent = adapter.spec
+    rendered = post(adapter, f"{path}/render", model="demo", stream=True, **body)
+    assert rendered.status_code == 200, rendered.text
+    asked = adapter.spec
+    for spec in (sent, asked):
+        spec.ClearField("request_id")
+    assert asked == sent
+    document = rendered.json()
+    assert document["token_ids"] == [104, 105]
+    assert document["prompt_text"] == "hi"
+    assert (document["stream"], document["cache_salt"]) == (True, body.get("cache_salt"))
+    assert document["sampling_params"]["max_tokens"] == 9
+    assert document["features"]["mm_placeholders"] == {"image": [{"offset": 0, "length": 4}]}
+    assert document["usage"]["input_tokens" if api == "messages" else "prompt_tokens"] == 2
+
+
+@pytest.mark.parametrize("api", SIBLINGS)
+def test_other_apis_refuse_in_their_form(adapter: Adapter, api: str) -> None:
+    path, body = SIBLINGS[api]
+    for changes in ({"model": "nobody"}, {"tools": 5}):
+        refused = post(adapter, f"{path}/render", **({"model": "demo"} | body | changes))
+        assert refused.status_code in (400, 404)
+        assert ("type" in refused.json()) == (api == "messages")
