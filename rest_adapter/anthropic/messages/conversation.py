@@ -97,7 +97,7 @@ def add_messages(
 def _require_content(message: UserMessage | SystemMessage, path: str) -> None:
     if not blocks_of(message.content, f"{path}.content"):
         raise invalid(
-            f"'{path}.content' is {shown(message.content)}, but must be text or a list of blocks.",
+            f"'{path}.content' is empty, but must be text or a list of blocks.",
             f"{path}.content",
         )
 

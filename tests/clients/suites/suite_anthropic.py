@@ -117,3 +117,29 @@ def test_errors(client: anthropic.Anthropic) -> None:
         client.messages.create(messages=[message], **(BASE | {"model": "claude-9"}))
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
         client.messages.create(messages=[message], **(BASE | {"max_tokens": -1}))
+
+
+def test_models(client: anthropic.Anthropic) -> None:
+    [model, *_] = client.models.list()
+    assert (model.id, model.type, model.lifecycle) == ("qwen-vl", "model", "active")
+    assert model.max_input_tokens
+    assert model.capabilities is not None
+    assert model.capabilities.image_input.supported
+    assert client.models.retrieve("qwen-vl") == model
+    with pytest.raises(anthropic.NotFoundError):
+        client.models.retrieve("claude-17")
+
+
+def test_what_is_cached(client: anthropic.Anthropic) -> None:
+    """The service keeps every prompt, and tells what is new to those that ask for it by `cache_control`."""
+    text = "One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen."
+    block: Any = {"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}
+    asked: list[Any] = [{"role": "user", "content": [block]}]
+    counted = client.messages.count_tokens(model="qwen-vl", messages=asked).input_tokens
+    first, second = (client.messages.create(messages=asked, **BASE).usage for _ in range(2))
+    for usage in (first, second):
+        read, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
+        assert usage.input_tokens + read + written == counted
+    assert first.cache_creation_input_tokens
+    assert not second.cache_creation_input_tokens
+    assert second.cache_read_input_tokens
