@@ -14,8 +14,8 @@ from inference_service.engine_client.budget import PixelBudget
 from inference_service.engine_client.child import DEFAULT_COMMAND, EngineChild
 from inference_service.engine_client.inflight import RequestInFlight
 from inference_service.engine_client.interface import EngineStartError, EngineState, nothing
-from inference_service.engine_client.prompts import PromptsInFlight
-from inference_service.engine_client.quarantine import Quarantine, Verdict
+from inference_service.engine_client.prompts import PromptInFlight, PromptsInFlight
+from inference_service.engine_client.quarantine import Asked, Quarantine, Verdict
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
@@ -30,6 +30,7 @@ from inference_service.errors import (
     EngineUnavailableError,
     InternalError,
     RequestIdInUseError,
+    ServiceError,
 )
 
 
@@ -80,7 +81,7 @@ class EngineClient:
         self._budget = PixelBudget(pixel_budget_bytes)
         self._quarantine = Quarantine()
         self._requests: dict[str, RequestInFlight] = {}
-        self._prompts = PromptsInFlight()
+        self._prompts = PromptsInFlight(self._forget_prompt)
         self._callbacks: list[Callable[[EngineState], None]] = []
         self._child: EngineChild | None = None
         self._loaded = False
@@ -172,18 +173,25 @@ class EngineClient:
         self, source: PromptSource, pixels: Sequence[bytes | memoryview]
     ) -> PromptLayout:
         """See `PreparingEngine`."""
-        child = self._child
-        if self.state is not EngineState.READY or child is None:
+        if self.state is not EngineState.READY:
             raise self._unavailable()
         pixel_bytes = sum(memoryview(image).nbytes for image in pixels)
-        pixel_fd = await _pixel_fd(tuple(pixels)) if pixel_bytes else None
-        if self._child is not child:
-            if pixel_fd is not None:
+        prompt = self._prompts.begin(source, pixel_bytes, self._reserve(source, pixel_bytes))
+        try:
+            # The failure of the engine cancels the reservation; `wait` then returns instead of raising.
+            await asyncio.wait([prompt.reservation])
+            pixel_fd = None
+            if pixel_bytes and not prompt.layout.done():
+                pixel_fd = await _pixel_fd(tuple(pixels))
+            child = self._child
+            if not prompt.layout.done() and child is not None:
+                child.send(wire.Prepare(prompt.number, source, pixel_bytes), pixel_fd)
+                prompt.sent = True
+            elif pixel_fd is not None:
                 os.close(pixel_fd)
-            raise self._unavailable()
-        number, layout = self._prompts.begin()
-        child.send(wire.Prepare(number, source, pixel_bytes), pixel_fd)
-        return await layout
+            return await prompt.layout
+        finally:
+            self._prompts.leave(prompt)
 
     # ---- requests ----
 
@@ -208,13 +216,22 @@ class EngineClient:
             )
         if any(span.pixel_offset + span.pixel_bytes > pixel_bytes for span in request.images):
             raise ValueError("an image span lies outside of the given pixels")
-        self._check_quarantine(request)
-        flight = RequestInFlight(request, pixel_bytes, self._budget.reserve(pixel_bytes))
+        flight = RequestInFlight(request, pixel_bytes, self._reserve(request, pixel_bytes))
         self._requests[request.request_id] = flight
         return flight
 
-    def _check_quarantine(self, request: EngineRequest) -> None:
-        match self._quarantine.admit(request):
+    def _reserve(self, asked: Asked, pixel_bytes: int) -> asyncio.Future[None]:
+        """Reserves the bytes of what the quarantine admits."""
+        reservation = self._budget.reserve(pixel_bytes)
+        try:
+            self._check_quarantine(asked)
+        except ServiceError:
+            self._budget.give_back(pixel_bytes, reservation)
+            raise
+        return reservation
+
+    def _check_quarantine(self, asked: Asked) -> None:
+        match self._quarantine.admit(asked):
             case Verdict.REFUSED:
                 raise InternalError(
                     f"This request was in flight at {Quarantine.MAX_DEATHS} failures of the engine and is refused for "
@@ -255,6 +272,10 @@ class EngineClient:
         self._budget.give_back(flight.pixel_bytes, flight.reservation)
         self._quarantine.leave(flight.request, answered=answered)
         flight.computed()
+
+    def _forget_prompt(self, prompt: PromptInFlight, answered: bool) -> None:
+        self._budget.give_back(prompt.pixel_bytes, prompt.reservation)
+        self._quarantine.leave(prompt.source, answered=answered)
 
     def _send(self, command: wire.Command) -> None:
         if self._child is not None:
@@ -393,7 +414,8 @@ class EngineClient:
         if self.state is EngineState.CLOSED:
             return
         if blame:
-            self._quarantine.blame([f.request for f in self._requests.values() if f.sent])
+            requests = [flight.request for flight in self._requests.values() if flight.sent]
+            self._quarantine.blame([*requests, *self._prompts.sent])
         self.stats = EngineStats()
         self._set_state(state)
         self._prompts.fail(self._unavailable())

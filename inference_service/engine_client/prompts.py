@@ -3,44 +3,92 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from inference_service.engine_protocol import wire
-from inference_service.engine_protocol.messages import EngineFailure, PromptLayout
+from inference_service.engine_protocol.messages import EngineFailure, PromptLayout, PromptSource
 from inference_service.errors import ERRORS_BY_REASON, InternalError, ServiceError
 
 
-class PromptsInFlight:
-    """Numbers prompts and gives each its layout. Belongs to one event loop."""
+@dataclass(slots=True, eq=False)
+class PromptInFlight:
+    """A prompt in flight.
 
-    def __init__(self) -> None:
-        self._waiting: dict[int, asyncio.Future[PromptLayout]] = {}
+    Attributes:
+        number: Its number.
+        source: What it is made of.
+        pixel_bytes: Size of its media.
+        reservation: Their reservation in the pixel budget.
+        layout: Where its layout or its error is set; cancelled when its caller leaves.
+        sent: It was sent to the engine.
+    """
+
+    number: int
+    source: PromptSource
+    pixel_bytes: int
+    reservation: asyncio.Future[None]
+    layout: asyncio.Future[PromptLayout] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    sent: bool = False
+
+
+class PromptsInFlight:
+    """Numbers prompts and gives each its layout. Belongs to one event loop.
+
+    Args:
+        forgotten: Called once for each prompt, when the engine has replied or is gone, or will not get it, with whether
+            the engine has replied.
+    """
+
+    def __init__(self, forgotten: Callable[[PromptInFlight, bool], None]) -> None:
+        self._forgotten = forgotten
+        self._prompts: dict[int, PromptInFlight] = {}
         self._count = 0
 
-    def begin(self) -> tuple[int, asyncio.Future[PromptLayout]]:
-        """The number of a further prompt, and the future that its layout or its error is set in."""
+    @property
+    def sent(self) -> tuple[PromptSource, ...]:
+        """The sources of those that the engine has."""
+        return tuple(prompt.source for prompt in self._prompts.values() if prompt.sent)
+
+    def begin(
+        self, source: PromptSource, pixel_bytes: int, reservation: asyncio.Future[None]
+    ) -> PromptInFlight:
+        """A further prompt, with the reservation of its media's bytes."""
         self._count += 1
-        future: asyncio.Future[PromptLayout] = asyncio.get_running_loop().create_future()
-        number = self._count
-        self._waiting[number] = future
-        future.add_done_callback(lambda _: self._waiting.pop(number, None))
-        return number, future
+        prompt = PromptInFlight(self._count, source, pixel_bytes, reservation)
+        self._prompts[prompt.number] = prompt
+        return prompt
+
+    def leave(self, prompt: PromptInFlight) -> None:
+        """Its caller has left; what the engine has counts until it replies."""
+        if not prompt.sent:
+            self._forget(prompt, answered=False)
 
     def settle(self, prepared: wire.Prepared) -> None:
-        """Takes the engine's reply; that to a prompt whose caller has left is dropped."""
-        future = self._waiting.get(prepared.number)
-        if future is None or future.done():
+        """Takes the engine's reply; nobody waits for it if the caller has left."""
+        prompt = self._prompts.get(prepared.number)
+        if prompt is None:
             return
-        if prepared.layout is not None:
-            future.set_result(prepared.layout)
-        else:
-            future.set_exception(_error_of(prepared.failure))
+        if not prompt.layout.done():
+            if prepared.layout is not None:
+                prompt.layout.set_result(prepared.layout)
+            else:
+                prompt.layout.set_exception(_error_of(prepared.failure))
+        self._forget(prompt, answered=True)
 
     def fail(self, error: ServiceError) -> None:
         """Ends all of them with an error."""
-        for future in tuple(self._waiting.values()):
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # its caller may have left
+        for prompt in tuple(self._prompts.values()):
+            if not prompt.layout.done():
+                prompt.layout.set_exception(error)
+                prompt.layout.exception()  # its caller may have left
+            self._forget(prompt, answered=False)
+
+    def _forget(self, prompt: PromptInFlight, *, answered: bool) -> None:
+        if self._prompts.pop(prompt.number, None) is not None:
+            self._forgotten(prompt, answered)
 
 
 def _error_of(failure: EngineFailure | None) -> ServiceError:

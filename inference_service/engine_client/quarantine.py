@@ -9,7 +9,11 @@ import hashlib
 import time
 from typing import Final, NamedTuple
 
-from inference_service.engine_protocol.messages import EngineRequest
+from inference_service.engine_protocol.messages import EngineRequest, PromptMedia, PromptSource
+
+
+Asked = EngineRequest | PromptSource
+"""What an engine is asked: to compute a request, or to prepare a prompt."""
 
 
 class _Failures(NamedTuple):
@@ -48,7 +52,7 @@ class Quarantine:
         self._causes: dict[bytes, float] = {}
         self._trial: bytes | None = None
 
-    def blame(self, requests: Sequence[EngineRequest]) -> None:
+    def blame(self, requests: Sequence[Asked]) -> None:
         """Counts one failure for every distinct request in flight; if a suspect was on trial, for that alone."""
         keys = {fingerprint(request) for request in requests}
         trial, self._trial = self._trial, None
@@ -65,7 +69,7 @@ class Quarantine:
         while len(self._failures) > self.MAX_SUSPECTS:
             self._failures.popitem(last=False)
 
-    def admit(self, request: EngineRequest) -> Verdict:
+    def admit(self, request: Asked) -> Verdict:
         """Decides about a request; an admitted one is ended by `leave`."""
         if not self._failures and not self._causes:
             return Verdict.ADMITTED
@@ -82,7 +86,7 @@ class Quarantine:
         self._trial = key
         return Verdict.ADMITTED
 
-    def leave(self, request: EngineRequest, *, answered: bool) -> None:
+    def leave(self, request: Asked, *, answered: bool) -> None:
         """Ends an admitted request; one that was answered is no suspect any more."""
         if not self._failures and self._trial is None:
             return
@@ -111,14 +115,18 @@ class Quarantine:
         return None
 
 
-def fingerprint(request: EngineRequest) -> bytes:
-    """A digest of what a request asks of the engine; equal for retries."""
-    asked = (
-        (request.prompt_token_ids, request.probes) if request.probes else request.prompt_token_ids
-    )
-    digest = hashlib.sha256(repr(asked).encode())
-    for image in request.images:
-        digest.update(image.key)
-    for media in request.source.media if request.source else ():
-        digest.update(media.digest)
+def fingerprint(asked: Asked) -> bytes:
+    """A digest of what is asked of the engine; equal for retries, and another for a prompt than for its request."""
+    if isinstance(asked, PromptSource):
+        return _digest((asked.text, asked.token_ids, asked.is_guarded), (), asked.media)
+    prompt = asked.prompt_token_ids
+    media = asked.source.media if asked.source else ()
+    keys = [image.key for image in asked.images]
+    return _digest((prompt, asked.probes) if asked.probes else prompt, keys, media)
+
+
+def _digest(asked: object, keys: Sequence[bytes], media: Sequence[PromptMedia]) -> bytes:
+    digest = hashlib.sha256(repr(asked).encode("utf-8", "surrogatepass"))
+    for key in (*keys, *(one.digest for one in media)):
+        digest.update(key)
     return digest.digest()

@@ -218,19 +218,24 @@ class TransformersCore:
             sequence = self._waiting.popleft()
             sequence.admitted_s = time.monotonic()
             sequence.num_cached_tokens = 0
-            wants = sequence.top_prompt_logprobs is not None
-            self._generations[sequence.sequence_id] = Generation(
-                self._parts.model,
-                self._state,
-                self._inputs_of(sequence),
-                max_length=self.ready.max_model_len,
-                all_logits=wants,
-            )
             self._sampler.begin(sequence)
             self._running.append(sequence)
         elif self._running:
             self._running.rotate(-1)
         return self._running[-1] if self._running else None
+
+    def _generation(self, sequence: Sequence) -> Generation:
+        """What computes a sequence; made at its first step."""
+        generation = self._generations.get(sequence.sequence_id)
+        if generation is None:
+            generation = self._generations[sequence.sequence_id] = Generation(
+                self._parts.model,
+                self._state,
+                self._inputs_of(sequence),
+                max_length=self.ready.max_model_len,
+                all_logits=sequence.top_prompt_logprobs is not None,
+            )
+        return generation
 
     def _inputs_of(self, sequence: Sequence) -> Mapping[str, Tensor]:
         """The prompt, with the text of a probe."""
@@ -249,7 +254,7 @@ class TransformersCore:
     # ---- one step of one sequence ----
 
     def _advance(self, sequence: Sequence) -> list[ChoiceOutput]:
-        generation = self._generations[sequence.sequence_id]
+        generation = self._generation(sequence)
         is_first = sequence.num_answer_tokens == 0
         logits = generation.logits(None if is_first else sequence.token_ids[-1])
         with torch.inference_mode():
@@ -295,7 +300,7 @@ class TransformersCore:
             self._waiting.remove(sequence)
         else:
             self._running.remove(sequence)
-            del self._generations[sequence.sequence_id]
+            self._generations.pop(sequence.sequence_id, None)
             self._room.give_back(sequence)
             self._sampler.end(sequence)
         self._forget(sequence.request.request_id)

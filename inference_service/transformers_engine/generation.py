@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from operator import is_
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -17,13 +18,17 @@ from transformers import GenerationConfig
 
 
 _Place = tuple[int, str]
+_ABSENT: Final = object()
+_VALUES: Final = (Tensor, int, float, tuple, list)
+"""What a module computes. Others, such as functions and modules, are what it has set up, once for all sequences."""
 
 
 class ModuleState:
-    """What a model keeps in its modules from one step to the next, such as offsets of positions (`rope_deltas`).
+    """What a model keeps in its modules from one step to the next: offsets of positions, frequencies of dynamic RoPE.
 
     The library's models do that as if only one sequence were computed at a time. Each sequence gets its own: what
-    changes in the modules while its prompt is computed is put back before each of its steps, and removed after it.
+    changes in the modules during any of its steps is put back before each of them, and removed after it, so that every
+    sequence begins as if the model had just been loaded.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -35,31 +40,36 @@ class ModuleState:
         self._initial: dict[_Place, Any] = {}
 
     @contextmanager
-    def learned(self, own: dict[_Place, Any]) -> Iterator[None]:
-        """Notes in `own` what changes within, and removes it at the end; also what is known to change."""
+    def of(self, own: dict[_Place, Any]) -> Iterator[None]:
+        """Puts a sequence's state into the modules, and takes it back at the end, with what has changed within."""
         before = [dict(place) for place in self._places]
-        with self.swapped(own):
-            try:
-                yield
-            finally:
-                for index, (place, old) in enumerate(zip(self._places, before, strict=True)):
-                    for name in place.keys() | old.keys():
-                        values = (place.get(name), old.get(name))
-                        # Other values say what a module has set up, once for all sequences.
-                        if values[0] is not values[1] and any(map(torch.is_tensor, values)):
-                            self._initial.setdefault((index, name), old.get(name))
-
-    @contextmanager
-    def swapped(self, own: dict[_Place, Any]) -> Iterator[None]:
-        """Puts a sequence's state into the modules, and takes it back at the end."""
         for (index, name), value in own.items():
-            self._places[index][name] = value
+            _set(self._places[index], name, value)
         try:
             yield
         finally:
+            self._notice(before)
             for (index, name), value in self._initial.items():
-                own[index, name] = self._places[index].get(name)
-                self._places[index][name] = value
+                place = self._places[index]
+                own[index, name] = place.get(name, _ABSENT)
+                _set(place, name, value)
+
+    def _notice(self, before: list[dict[str, Any]]) -> None:
+        """Adds to the known state what differs from that of no sequence."""
+        for index, (place, old) in enumerate(zip(self._places, before, strict=True)):
+            if len(place) == len(old) and all(map(is_, place.values(), old.values())):
+                continue
+            for name in place.keys() | old.keys():
+                values = (place.get(name, _ABSENT), old.get(name, _ABSENT))
+                if values[0] is not values[1] and any(isinstance(v, _VALUES) for v in values):
+                    self._initial.setdefault((index, name), values[1])
+
+
+def _set(place: dict[str, Any], name: str, value: Any) -> None:
+    if value is _ABSENT:
+        place.pop(name, None)
+    else:
+        place[name] = value
 
 
 class Generation:
@@ -104,17 +114,8 @@ class Generation:
         Args:
             token_id: The token that was chosen after the last call; None = this is the first call.
         """
-        if token_id is None:
-            with self._state.learned(self._own):
-                outputs = self._prefill()
-        else:
-            last = torch.tensor([[token_id]], device=self._ids.device)
-            self._ids = torch.cat([self._ids, last], dim=1)
-            with self._state.swapped(self._own):
-                prepared = self._model.prepare_inputs_for_generation(
-                    self._ids, next_sequence_length=1, **self._kwargs
-                )
-                outputs = self._model(**prepared, return_dict=True)
+        with self._state.of(self._own):
+            outputs = self._prefill() if token_id is None else self._step(token_id)
         self._kwargs = self._model._update_model_kwargs_for_generation(  # noqa: SLF001 - as the library's loop
             outputs, self._kwargs, is_encoder_decoder=False
         )
@@ -122,6 +123,14 @@ class Generation:
         if token_id is None and self._all_logits:
             self.prompt_logits = outputs.logits[0].float()
         return logits
+
+    def _step(self, token_id: int) -> Any:
+        last = torch.tensor([[token_id]], device=self._ids.device)
+        self._ids = torch.cat([self._ids, last], dim=1)
+        prepared = self._model.prepare_inputs_for_generation(
+            self._ids, next_sequence_length=1, **self._kwargs
+        )
+        return self._model(**prepared, return_dict=True)
 
     def _prefill(self) -> Any:
         assert self._inputs is not None

@@ -21,6 +21,8 @@ from inference_service.engine_protocol.messages import (
     EngineRequest,
     EngineStats,
     FinishReason,
+    PromptLayout,
+    PromptSource,
 )
 from inference_service.errors import ContextLengthError
 from inference_service.progress import advance
@@ -95,6 +97,18 @@ class FakeCore:
     @property
     def has_work(self) -> bool:
         return bool(self._running)
+
+    def prepare(self, source: PromptSource, pixels: memoryview | bytes) -> PromptLayout:
+        """The prompt has the given ids, and the sum of the pixels at its end."""
+        if REFUSED in source.token_ids:
+            raise ContextLengthError("too long", metadata={"prompt_tokens": "9"})
+        if ADD_RAISES in source.token_ids:
+            raise KeyError("a defect")
+        if CRASH in source.token_ids:
+            os._exit(3)
+        if LONG in source.token_ids:
+            time.sleep(0.5)
+        return PromptLayout(token_ids=(*source.token_ids, sum(pixels)))
 
     def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
         if REFUSED in request.prompt_token_ids:
