@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Protocol
+from typing import Final, Protocol
 
 
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2})
@@ -125,6 +125,13 @@ class MediaRules(Protocol):
     @property
     def video(self) -> VideoPolicy | None:
         """How videos are prepared; None = videos are not supported."""
+
+    @property
+    def no_videos(self) -> str:
+        """What callers are told where videos are not supported."""
+
+
+NO_VIDEOS: Final = "Videos are not supported by this model."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,3 +298,8 @@ class ModelSpec:
     is_chat: bool = True
     image_has_ends: bool = False
     video: VideoPolicy | None = None
+
+    @property
+    def no_videos(self) -> str:
+        """See `MediaRules`."""
+        return NO_VIDEOS

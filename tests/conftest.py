@@ -34,6 +34,15 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs what is marked `both_backends` over both: its fixture `served`, or the one that the mark names."""
+    mark = metafunc.definition.get_closest_marker("both_backends")
+    if mark is not None:
+        marks = () if mark.kwargs.get("sample") else pytest.mark.full
+        backends = ["native", pytest.param("transformers", marks=marks)]
+        metafunc.parametrize(mark.args[0] if mark.args else "served", backends, indirect=True)
+
+
 def pytest_unconfigure() -> None:
     """Ends the process also if a thread that a test has left behind does not, and shows every thread."""
     faulthandler.dump_traceback_later(_EXIT_S, exit=True)

@@ -1,9 +1,13 @@
-"""What transformers says about a model, asked in a process of its own: sizes, ends, placeholders. Reads no weights."""
+"""What transformers says about a model, asked in a process of its own: sizes, ends, placeholders. Reads no weights.
+
+`qwenvl serve` asks before it starts the service, and hands the answer over: importing the library takes seconds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+import hashlib
 import os
 from pathlib import Path
 import signal
@@ -22,6 +26,7 @@ from qwenvl.safe_path import child_environment
 _COMMAND: Final = (sys.executable, "-P", "-m", "inference_service.transformers_engine.describe")
 CPU_S: Final = 120
 """CPU time of that process: importing the library takes seconds, a configuration with absurd sizes for ever."""
+_HANDED_OVER: Final = "_QWENVL_MODEL_FACTS"
 _TIMEOUT_S: Final = 900.0
 """How long it may take on a machine with much else to do."""
 
@@ -41,6 +46,7 @@ class ModelFacts:
         kv_values_per_token: Maximum values that the cache holds for one token.
         image_texts: Texts that may stand for an image in its chat template, the likeliest first.
         video_texts: The same for a video; empty = the model has no videos, or their processor cannot be loaded.
+        lacking_for_videos: The package that the processor of videos would need; empty = none, or it has no videos.
         image_token_ids: Ids that stand for image features in a prompt.
         video_token_ids: Ids that stand for video features.
     """
@@ -55,6 +61,7 @@ class ModelFacts:
     kv_values_per_token: int
     image_texts: tuple[str, ...] = ()
     video_texts: tuple[str, ...] = ()
+    lacking_for_videos: str = ""
     image_token_ids: tuple[int, ...] = ()
     video_token_ids: tuple[int, ...] = ()
 
@@ -106,3 +113,32 @@ def read_facts(model_dir: Path, command: Sequence[str] = _COMMAND) -> ModelFacts
         return msgspec.json.decode(done.stdout, type=ModelFacts)
     except msgspec.MsgspecError as error:
         raise SpecError(f"transformers described the model wrongly: {error}") from error
+
+
+def handed_over(model_dir: Path, facts: ModelFacts) -> dict[str, str]:
+    """The variable that tells a child process the facts of a model."""
+    given = _Given(state=_state_of(model_dir), facts=facts)
+    return {_HANDED_OVER: msgspec.json.encode(given).decode()}
+
+
+def given_facts(model_dir: Path, environ: Mapping[str, str]) -> ModelFacts | None:
+    """The facts that the parent process has handed over; None = none, or the files have changed since."""
+    try:
+        given = msgspec.json.decode(environ.get(_HANDED_OVER, ""), type=_Given)
+    except msgspec.MsgspecError:
+        return None
+    return given.facts if given.state == _state_of(model_dir) else None
+
+
+class _Given(msgspec.Struct, frozen=True):
+    state: str
+    facts: ModelFacts
+
+
+def _state_of(model_dir: Path) -> str:
+    """A digest over place, names, sizes and times of a model's files."""
+    digest = hashlib.sha256(f"{model_dir.resolve()}\n".encode())
+    for path in sorted(path for path in model_dir.iterdir() if path.is_file()):
+        status = path.stat()
+        digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -18,9 +18,16 @@ from inference_service.families.copied_files import refuse_adapter
 from inference_service.families.weight_files import WeightFileError, read_header, weight_files
 
 
-_CODE: Final = (".py", ".pyc", ".pyd", ".so", ".pth")
-_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
+_CODE: Final = (".py", ".pyc", ".pyd", ".so", ".pth", ".egg", ".whl", ".pyz")
+_PICKLES: Final = (
+    *(".bin", ".pt", ".pt2", ".ptl", ".pth", ".th", ".ckpt", ".npy", ".npz"),
+    *(".pkl", ".pickle", ".dill", ".joblib"),
+)
 _CODE_KEYS: Final = ("auto_map", "custom_generate", "custom_pipelines")
+_KERNEL_KEYS: Final = ("attn_implementation", "experts_implementation")
+"""Ends of keys. The library's own kernels have plain names; a name with a slash is a repository of compiled code."""
+_MODEL_KEY: Final = "audio_tokenizer_name_or_path"
+_QUANTISED: Final = "quantization_config"
 _MAX_DEPTH: Final = 64
 
 
@@ -51,16 +58,17 @@ def check_configuration(model_dir: Path) -> str:
     refuse_adapter(model_dir)
     for path in _files(model_dir):
         name = path.relative_to(model_dir)
-        if path.suffix in _CODE:
+        suffix = path.suffix.lower()
+        if suffix in _CODE:
             raise SpecError(
                 f"{name} is code: code of a model's repository is never run; remove it if the model needs none"
             )
-        if path.suffix in _PICKLES:
+        if suffix in _PICKLES:
             raise SpecError(
                 f"{name} may be a pickle, and reading one can run code: only safetensors are read; remove it"
             )
-        if path.suffix == ".json" and path.parent == model_dir:
-            _refuse_code_names(path)
+        if suffix == ".json":
+            _refuse_contents(path, str(name))
     return known_model_type(model_dir)
 
 
@@ -78,36 +86,65 @@ def known_model_type(model_dir: Path) -> str:
 
 
 def _files(model_dir: Path) -> Iterator[Path]:
-    """All files of a directory and its folders; hidden ones of the hubs' caches are not read by the library."""
-    for path in sorted(model_dir.iterdir()):
-        if path.name.startswith("."):
+    """All files of a directory and its folders; hidden ones of the hubs' caches are not read by the library.
+
+    Links to folders are followed once, so that links that go round in circles end.
+    """
+    seen: set[Path] = set()
+    folders = [model_dir]
+    while folders:
+        folder = folders.pop()
+        if folder.resolve() in seen:
             continue
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
+        seen.add(folder.resolve())
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                folders.append(path)
+            else:
+                yield path
 
 
-def _refuse_code_names(path: Path) -> None:
+def _refuse_contents(path: Path, name: str) -> None:
     """Raises if a configuration names code: in any object of it, since libraries differ in where they look."""
     try:
         values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise SpecError(f"{name} is nested too deeply") from None
+    except (ValueError, OSError):
         return  # whoever needs the file says what is wrong with it
-    if (key := _code_key(values)) is not None:
-        raise SpecError(
-            f"{path.name}: {key} names code of the model's repository, which is never run; remove it if the"
-            " architecture is one that transformers has itself"
-        )
+    if (problem := _problem(values, is_config=name == "config.json")) is not None:
+        raise SpecError(f"{name}: {problem}")
 
 
-def _code_key(values: Any, depth: int = 0) -> str | None:
+def _problem(values: Any, *, is_config: bool, depth: int = 0) -> str | None:
+    """What is wrong with a value of a configuration, or with one inside it."""
     if depth > _MAX_DEPTH:
-        return "an object nested too deeply"
+        return "an object is nested too deeply"
     if isinstance(values, dict):
-        if (key := next((key for key in _CODE_KEYS if values.get(key)), None)) is not None:
-            return key
+        for key, value in values.items():
+            if (problem := _problem_of_key(key, value, is_config=is_config)) is not None:
+                return problem
         values = list(values.values())
     if isinstance(values, list):
-        return next((k for v in values if (k := _code_key(v, depth + 1)) is not None), None)
+        inner = (_problem(v, is_config=is_config, depth=depth + 1) for v in values)
+        return next((problem for problem in inner if problem is not None), None)
+    return None
+
+
+def _problem_of_key(key: str, value: Any, *, is_config: bool) -> str | None:
+    if not value:
+        return None
+    if key in _CODE_KEYS:
+        return (
+            f"{key} names code of the model's repository, which is never run; remove it if the architecture is one that"
+            " transformers has itself"
+        )
+    if key.removesuffix("_internal").endswith(_KERNEL_KEYS) and "/" in json.dumps(value):
+        return f"{key} names kernels of a hub, which are code and never run; remove it"
+    if key == _MODEL_KEY:
+        return f"{key} names another model, which is not loaded; remove it if the model needs none"
+    if key == _QUANTISED and is_config:
+        return f"{key}: the checkpoint is quantised; serve the model from which it was made"
     return None

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+import os
 from pathlib import Path
 import time
 from typing import Final, cast
 
-from inference_service.any_model.facts import ModelFacts, read_facts
+from inference_service.any_model.facts import ModelFacts, given_facts, read_facts
 from inference_service.any_model.folder import check_folder
 from inference_service.backend.base import ModelDescription
 from inference_service.backend.defaults import model_defaults
@@ -51,6 +52,7 @@ from inference_service.media.images import ProcessedImage
 from inference_service.media.prepare import PreparedMedia
 from inference_service.model_spec import (
     DTYPE_BYTES,
+    NO_VIDEOS,
     BoxNotation,
     ImagePolicy,
     ToolNotation,
@@ -93,6 +95,7 @@ class AsDecoded:
 
     image_policy: ImagePolicy
     video: VideoPolicy | None
+    no_videos: str = NO_VIDEOS
 
     @classmethod
     def of(cls, facts: ModelFacts, settings: ServiceSettings) -> AsDecoded:
@@ -113,7 +116,12 @@ class AsDecoded:
             max_pixels=settings.max_request_pixels,
             tokens_per_second=1.0,  # a step is the time between two frames
         )
-        return cls(image_policy=policy, video=video if facts.video_texts else None)
+        if facts.video_texts:
+            return cls(image_policy=policy, video=video)
+        if lacking := facts.lacking_for_videos:
+            why = f"Videos need {lacking} with --backend transformers, and it is not installed where the model runs."
+            return cls(image_policy=policy, video=None, no_videos=why)
+        return cls(image_policy=policy, video=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +163,7 @@ class TransformersModel:
                 f"{directory} lacks tokenizer.json: save the model's fast tokenizer there"
             )
         tokenizer = JsonTokenizer.from_dir(directory, any_kind=True)
-        facts = read_facts(directory)
+        facts = given_facts(directory, os.environ) or read_facts(directory)
         return cls(
             names=names,
             directory=directory,

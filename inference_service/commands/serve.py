@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 import subprocess
 
+from inference_service.any_model.facts import ModelFacts, handed_over
 from inference_service.commands.banner import Banner
 from inference_service.commands.console import Console
 from inference_service.commands.devices import find_device, may_exist
@@ -147,6 +148,8 @@ def _plan(flags: Mapping[str, object]) -> _Plan:
         names = settings.served_model_name or hub_names(settings.model)
         environment[ENV_PREFIX + "MODEL"] = str(directory)
         environment[ENV_PREFIX + "SERVED_MODEL_NAME"] = ",".join(names)
+    if isinstance(spec, ModelFacts):
+        environment |= handed_over(directory, spec)
     _report(spec, settings, console)
     return _Plan(settings, console, environment, addresses, has_page(environment))
 

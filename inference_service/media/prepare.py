@@ -230,9 +230,7 @@ class MediaPreparer:
     async def _video(self, part: VideoPart, work: _RequestMedia) -> tuple[ProcessedImage, ...]:
         spec = self._spec
         if spec.video is None:
-            raise UnsupportedParameterError(
-                "Videos are not supported by this model.", field=part.field
-            )
+            raise UnsupportedParameterError(spec.no_videos, field=part.field)
         files: list[bytes] = []
         for start in range(0, len(part.frames), _FRAMES_AT_ONCE):
             some = part.frames[start : start + _FRAMES_AT_ONCE]

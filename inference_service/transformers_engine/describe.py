@@ -34,14 +34,12 @@ def describe(model_dir: Path) -> ModelFacts:
         raise ValueError(
             f"{config.model_type} is an encoder with a decoder, and only decoders are served"
         )
-    if getattr(config, "quantization_config", None) is not None:
-        raise ValueError("the checkpoint is quantised: serve the model from which it was made")
     model = library.new_meta_model(config)
     if not model.can_generate():
         raise ValueError(f"{type(model).__name__} does not generate text")
     processor = library.load_processor(model_dir, config)
     generation = library.load_generation_config(model_dir, config)
-    videos = library.has_videos(processor)
+    lacking = library.lacking_for_videos(processor)
     dtype = sizes.checkpoint_dtype(config)
     assert dtype in DTYPE_BYTES
     return ModelFacts(
@@ -54,7 +52,8 @@ def describe(model_dir: Path) -> ModelFacts:
         parts=sizes.count_parts(model),
         kv_values_per_token=sizes.kv_values_per_token(config),
         image_texts=library.texts_of(processor, "image"),
-        video_texts=library.texts_of(processor, "video") if videos else (),
+        video_texts=library.texts_of(processor, "video") if lacking == "" else (),
+        lacking_for_videos=lacking or "",
         image_token_ids=library.ids_of(processor, config, "image"),
         video_token_ids=library.ids_of(processor, config, "video"),
     )

@@ -29,8 +29,12 @@ _LOCAL: Final[Mapping[str, Any]] = {"local_files_only": True, "trust_remote_code
 
 
 def load_config(model_dir: Path) -> Any:
-    """The configuration of a directory; raises what the library raises."""
-    return AutoConfig.from_pretrained(model_dir, **_LOCAL)
+    """The configuration of a directory, without its choice of kernels; raises what the library raises."""
+    config = AutoConfig.from_pretrained(model_dir, **_LOCAL)
+    # The library sets them in the settings of the parts, too, and chooses those that this machine has.
+    config._attn_implementation = None  # noqa: SLF001 - the only name that it has
+    config._experts_implementation = None  # noqa: SLF001
+    return config
 
 
 def load_generation_config(model_dir: Path, config: Any) -> GenerationConfig:
@@ -46,15 +50,26 @@ def new_meta_model(config: Any) -> Any:
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 
 
-def load_model(model_dir: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def load_model(model_dir: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """The model with its weights, ready to generate.
+
+    Args:
+        model_dir: The directory.
+        config: Its configuration, which is changed.
+        dtype: The dtype of the weights in memory.
+        device: Where they go.
 
     Raises:
         ValueError: The checkpoint lacks tensors of the model, which the library would fill at random.
     """
     auto: Any = AutoModelForImageTextToText
     model, report = auto.from_pretrained(
-        model_dir, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
+        model_dir,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        **_LOCAL,
     )
     lacking = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
     if lacking:
@@ -100,9 +115,11 @@ def _without_videos(model_dir: Path, config: Any) -> Any:
     return reduced.from_args_and_dict(parts, settings)
 
 
-def has_videos(processor: Any) -> bool:
-    """Whether a processor takes videos."""
-    return getattr(processor, "video_processor", None) is not None
+def lacking_for_videos(processor: Any) -> str | None:
+    """The package that a processor of videos would need; empty = it takes videos, None = it never does."""
+    if getattr(processor, "video_processor", None) is not None:
+        return ""
+    return "torchvision" if "video_processor" in type(processor).get_attributes() else None
 
 
 def texts_of(processor: Any, kind: str) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def load_core(config: EngineConfig) -> TransformersCore:
     parts = sizes.count_parts(library.new_meta_model(settings))
     weight_bytes = sum(count for _, count in parts) * dtype.itemsize
     _refuse_too_large(config, device, weight_bytes)
-    model = library.load_model(model_dir, dtype, device)
+    model = library.load_model(model_dir, settings, dtype, device)
     if device.type == "cpu":
         note_progress(model)
     token_bytes = sizes.kv_values_per_token(settings) * dtype.itemsize

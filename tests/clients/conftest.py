@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 import sys
 
 import pytest
@@ -19,13 +21,26 @@ def command(*flags: str) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def product(image_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("clients")
-    flags = ("--response-store", str(folder / "responses.sqlite"))
-    with running(
-        command(*flags), folder / "log.txt", QWENVL_ALLOWED_MEDIA_DOMAINS=image_host
-    ) as served:
+def of_native(image_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with _storing(image_host, tmp_path_factory.mktemp("clients"), "native") as served:
         yield served
+
+
+@pytest.fixture(scope="session")
+def of_transformers(image_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with _storing(image_host, tmp_path_factory.mktemp("clients"), "transformers") as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def product(request: pytest.FixtureRequest) -> Served:
+    """The product; tests that are marked `both_backends` say of which backend."""
+    return request.getfixturevalue(f"of_{getattr(request, 'param', 'native')}")
+
+
+def _storing(image_host: str, folder: Path, backend: str) -> AbstractContextManager[Served]:
+    flags = ("--backend", backend, "--response-store", str(folder / "responses.sqlite"))
+    return running(command(*flags), folder / "log.txt", QWENVL_ALLOWED_MEDIA_DOMAINS=image_host)
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,7 @@ def over_grpc(served: Served, picture: Drawn, question: str, *, stream: bool) ->
 APIS: Final[tuple[Callable[..., str], ...]] = (over_chat, over_responses, over_messages, over_grpc)
 
 
+@pytest.mark.both_backends("product")
 @pytest.mark.parametrize(("colour", "shape"), PICTURES)
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_a_question_about_an_image(product: Served, colour: str, shape: str, question: str) -> None:
@@ -103,6 +104,7 @@ def test_a_question_about_an_image(product: Served, colour: str, shape: str, que
     assert answers["over_chat", False]
 
 
+@pytest.mark.both_backends("product")
 def test_a_text_completion_of_the_prompt_of_a_chat(product: Served) -> None:
     """Text completions take no images; the same tokens are answered alike."""
     messages = [{"role": "user", "content": "What can you do?"}]

@@ -167,10 +167,28 @@ def serve_directory(directory: Path, name: str) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def served(image_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def made_to_serve(image_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     log = tmp_path_factory.mktemp("served") / "log.txt"
     with running(["make", "serve"], log, QWENVL_ALLOWED_MEDIA_DOMAINS=image_host) as product:
         yield product
+
+
+@pytest.fixture(scope="session")
+def of_transformers(image_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The demo model, as the transformers backend serves it."""
+    log = tmp_path_factory.mktemp("transformers") / "log.txt"
+    command = [sys.executable, "-m", "inference_service.cli", "serve", "--cpu-threads", "1"]
+    with running(
+        [*command, "--backend", "transformers"], log, QWENVL_ALLOWED_MEDIA_DOMAINS=image_host
+    ) as product:
+        yield product
+
+
+@pytest.fixture(scope="session")
+def served(request: pytest.FixtureRequest) -> Served:
+    """The demo model; tests that are marked `both_backends` say of which backend."""
+    is_native = getattr(request, "param", "native") == "native"
+    return request.getfixturevalue("made_to_serve" if is_native else "of_transformers")
 
 
 @pytest.fixture

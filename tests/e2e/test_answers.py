@@ -18,6 +18,7 @@ from tests.support.bounds import assert_mostly_right
 from tests.support.images import Drawn, draw, gallery
 
 
+pytestmark = pytest.mark.both_backends
 ENGLISH = "What is in this picture?"
 CHINESE = "这是什么?"
 
@@ -198,11 +199,13 @@ async def test_32_streams_at_once_get_what_they_get_alone(served: Served) -> Non
     served.wait_idle()
 
 
+@pytest.mark.both_backends(sample=True)
 def test_swapped_images_swap_the_answers(chat: chat_grpc.ChatServiceStub) -> None:
     red, blue = draw("red", "circle"), draw("blue", "square")
     assert over_grpc(chat, red, ENGLISH) != over_grpc(chat, blue, ENGLISH)
 
 
+@pytest.mark.both_backends(sample=True)
 def test_count_tokens_equals_usage(chat: chat_grpc.ChatServiceStub) -> None:
     asked = spec(draw("green", "star"), ENGLISH)
     counted = chat.CountTokens(chat_pb.CountTokensRequest(spec=asked), timeout=30)
@@ -213,18 +216,3 @@ def test_count_tokens_equals_usage(chat: chat_grpc.ChatServiceStub) -> None:
     assert counted.images[0].tokens == next(
         detail.tokens for detail in answered.usage.prompt_details if detail.modality == 2
     )
-
-
-def test_a_video_over_rest(served: Served, image_host: str) -> None:
-    """Frames as data and by URL; the demo model never learnt videos, so only the way is looked at."""
-    frames = [draw("red", "circle").data_uri, f"http://{image_host}/red-circle.png"]
-    video = {"type": "video", "video": [*frames, frames[0]], "fps": 1}
-    body = {
-        "model": "qwen-vl",
-        "messages": [{"role": "user", "content": [video, {"type": "text", "text": ENGLISH}]}],
-        "max_tokens": 8,
-    }
-    response = requests.post(f"{served.http}/v1/chat/completions", json=body, timeout=60)
-    assert response.status_code == 200, response.text
-    details = response.json()["usage"]["prompt_tokens_details"]
-    assert details["video_tokens"] > details["image_tokens"] == 0

@@ -17,6 +17,9 @@ from tests.e2e.conftest import Served
 from tests.support.images import draw
 
 
+pytestmark = pytest.mark.both_backends
+
+
 def ask(served: Served, body: bytes | dict[str, Any], **options: Any) -> requests.Response:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"content-type": "application/json"}

@@ -18,6 +18,7 @@ from tests.e2e.conftest import Served
 from tests.support.images import COLOURS, Drawn, draw
 
 
+pytestmark = pytest.mark.both_backends
 MIN_OVERLAP = 0.5  # intersection over union; 0.74 to 0.92 were measured, a step of the model's boxes is about 0.02
 IMAGES = [
     draw("red", "circle", centre=(0.3, 0.35), radius=0.22),

@@ -18,6 +18,7 @@ from tests.e2e.conftest import Served
 from tests.support.images import draw
 
 
+pytestmark = pytest.mark.both_backends
 SEEN: ChatCompletionToolParam = {
     "type": "function",
     "function": {

@@ -10,6 +10,7 @@ import socket
 import time
 
 import grpc
+import pytest
 import requests
 
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
@@ -20,6 +21,9 @@ from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from tests.e2e.conftest import Served
 from tests.support.images import draw
+
+
+pytestmark = pytest.mark.both_backends
 
 
 def long_spec(request_id: str = "") -> chat_pb.ChatCompletionSpec:

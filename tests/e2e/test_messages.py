@@ -64,6 +64,7 @@ def over_openai(served: Served, url: str, **fields: Any) -> requests.Response:
     return requests.post(f"{served.http}/v1/chat/completions", json=body, timeout=60)
 
 
+@pytest.mark.both_backends
 def test_the_same_text_as_over_the_other_api(
     served: Served, claude: anthropic.Anthropic, image_host: str
 ) -> None:
@@ -91,6 +92,7 @@ def test_the_same_text_as_over_the_other_api(
             assert used.input_tokens + cached == counted.input_tokens
 
 
+@pytest.mark.both_backends
 def test_a_prefill_is_continued(served: Served) -> None:
     messages = [*asked(encoded(CIRCLE.png)), {"role": "assistant", "content": "A red"}]
     body = {"model": "qwen-vl", "max_tokens": 64, "temperature": 0, "messages": messages}
@@ -100,6 +102,7 @@ def test_a_prefill_is_continued(served: Served) -> None:
     assert "red" not in text
 
 
+@pytest.mark.both_backends
 def test_a_stop_sequence_is_told(served: Served) -> None:
     body = {"model": "qwen-vl", "max_tokens": 64, "temperature": 0, "stop_sequences": ["circle"]}
     body["messages"] = asked(encoded(CIRCLE.png))

@@ -16,13 +16,16 @@ from tests.e2e.conftest import Served, running
 from tests.support.images import Drawn, draw, gallery
 
 
+pytestmark = pytest.mark.both_backends("storing")
 QUESTION = "What is in this picture?"
 GREEDY: Any = {"temperature": 0}
 TOKENS = 32
 
 
 @pytest.fixture(scope="module")
-def storing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def storing(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("responses")
     store = folder / "responses.sqlite"
     command = [
@@ -30,6 +33,8 @@ def storing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "-m",
         "inference_service.cli",
         "serve",
+        "--backend",
+        request.param,
         "--response-store",
         str(store),
     ]

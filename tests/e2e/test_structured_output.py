@@ -25,6 +25,7 @@ from tests.support.images import Drawn, draw, gallery
 from tests.support.json_schemas import Schema, schemas
 
 
+pytestmark = pytest.mark.both_backends
 QUESTION = "What is in this picture?"
 SEEN = {
     "type": "object",
@@ -46,11 +47,13 @@ class Shape(pydantic.BaseModel):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     """A product of its own: hostile forms must not end the one that other tests use."""
     log = tmp_path_factory.mktemp("forms") / "log.txt"
     command = [sys.executable, "-m", "inference_service.cli", "serve", "--cpu-threads", "1"]
-    with running(command, log) as product:
+    with running([*command, "--backend", request.param], log) as product:
         yield product
 
 

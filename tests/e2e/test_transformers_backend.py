@@ -21,7 +21,6 @@ from typing import Any
 from PIL import Image
 import pytest
 import requests
-import torch
 
 from inference_service.transformers_engine import library
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
@@ -30,7 +29,7 @@ from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from tests.e2e.conftest import Served, free_port
-from tests.support.any_models import FAMILIES, build, reference_ids
+from tests.support.any_models import FAMILIES, build, reference_ids, reference_model
 from tests.support.images import draw
 
 
@@ -267,7 +266,7 @@ def test_tiny_models_answer_as_generate(tmp_path: Path, family: str) -> None:
     build(tmp_path, family)
     settings = library.load_config(tmp_path)
     processor = library.load_processor(tmp_path, settings)
-    model = library.load_model(tmp_path, torch.float32, torch.device("cpu"))
+    model = reference_model(tmp_path)
     asked = [
         user(text("hello")),
         user(image(RED), text("What?")),

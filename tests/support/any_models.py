@@ -237,6 +237,12 @@ _CONFIGS = {
 }
 
 
+def reference_model(directory: Path) -> Any:
+    """A checkpoint as transformers loads it."""
+    auto = _library.AutoModelForImageTextToText
+    return auto.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
+
+
 def reference_ids(model: Any, inputs: Any, max_tokens: int, **options: Any) -> list[int]:
     """The greedy answer of transformers' own `generate`."""
     with torch.inference_mode():

@@ -33,7 +33,14 @@ from inference_service.text.guard import SpecialTokenGuard
 from inference_service.transformers_engine import library
 from inference_service.transformers_engine.core import TransformersCore
 from inference_service.transformers_engine.loading import load_core
-from tests.support.any_models import FAMILIES, VOCAB_SIZE, build, reference_ids, token_id
+from tests.support.any_models import (
+    FAMILIES,
+    VOCAB_SIZE,
+    build,
+    reference_ids,
+    reference_model,
+    token_id,
+)
 
 
 # GLM-4V's processor converts numbers of torch with NumPy, in a manner that NumPy 2 warns of.
@@ -117,7 +124,7 @@ def asked(processor: Any) -> list[Asked]:
 
 @pytest.fixture(scope="module")
 def model(directory: Path) -> Any:
-    return library.load_model(directory, torch.float32, torch.device("cpu"))
+    return reference_model(directory)
 
 
 @pytest.fixture(scope="module")
