@@ -1,7 +1,7 @@
-"""Compares this project's engine with the transformers backend on one model: `compare.py` over two servers of its own.
+"""Compares this project's engine with the transformers backend on one model: `peers.py` over two servers of its own.
 
 Starts `qwenvl serve MODEL` twice, with `--backend native` and `--backend transformers`, on free ports, measures both in
-turns, and stops them. Arguments after `--` are passed to the client.
+turns, and stops them. Arguments after `--` are passed to `peers.py`, which tells what the columns mean.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import time
 import urllib.error
 import urllib.request
 
-from benchmarks import compare
+from benchmarks import peers
 
 
 ROOT = Path(__file__).parents[1]
+BACKENDS = ("native", "transformers")
 _START_S = 600.0
 
 
@@ -34,8 +35,8 @@ def free_address() -> str:
 
 
 @contextlib.contextmanager
-def serving(backend: str, arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """REST URL and gRPC target of a server with a backend, until the end of the block."""
+def serving(backend: str, arguments: Sequence[str]) -> Iterator[list[str]]:
+    """A server with a backend, as `peers.py` wants it on its command line, until the end of the block."""
     rest, grpc, admin = (free_address() for _ in range(3))
     environment = os.environ | {
         "QWENVL_HTTP_ADDRESS": rest,
@@ -44,11 +45,11 @@ def serving(backend: str, arguments: Sequence[str]) -> Iterator[tuple[str, str]]
         "QWENVL_BACKEND": backend,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "protos")]),
     }
-    command = [sys.executable, "-m", "inference_service.cli", "serve", *arguments]
+    command = [sys.executable, "-P", "-m", "inference_service.cli", "serve", *arguments]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, cwd=ROOT)
     try:
         _wait_ready(f"http://{rest}/ready", process)
-        yield f"http://{rest}", grpc
+        yield ["--server", backend, f"http://{rest}", str(process.pid)]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
@@ -67,24 +68,17 @@ def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Starts both servers and prints the table of `compare.py`: new = transformers, old = native."""
+    """Starts both servers and prints the tables of `peers.py`; returns its status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("model", nargs="?", help="model of one of our families; none = the demo")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("arguments", nargs="*", help="arguments of the client, after --")
-    options = parser.parse_args(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    options = parser.parse_args(argv[:end])
     model = [options.model] if options.model else []
-    with serving("native", model) as native, serving("transformers", model) as other:
-        return compare.main(
-            [
-                *("--old", *native),
-                *("--new", *other),
-                *("--rounds", str(options.rounds)),
-                *("--", *options.arguments),
-            ]
-        )
+    with contextlib.ExitStack() as servers:
+        named = [servers.enter_context(serving(backend, model)) for backend in BACKENDS]
+        return peers.main([*named[0], *named[1], *argv[end + 1 :]])
 
 
 if __name__ == "__main__":

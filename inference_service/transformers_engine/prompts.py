@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import hashlib
 from itertools import groupby
@@ -59,6 +59,18 @@ class PromptMaker:
         self._processor = processor
         self._ids = {kind: ids_of(processor, config, kind) for kind in ("image", "video")}
         self._kept: OrderedDict[bytes, PreparedPrompt] = OrderedDict()
+        self._put: list[str] = []
+        if hasattr(processor, "_process_images"):
+            processor._process_images = self._noting(processor._process_images)  # noqa: SLF001 - its only place
+
+    def _noting(self, process: Callable[..., tuple[Any, list[str]]]) -> Callable[..., Any]:
+        """What a processor makes of images, noting the texts that it puts in their place."""
+
+        def processed(images: Any, **options: Any) -> tuple[Any, list[str]]:
+            made, self._put = process(images, **options)
+            return made, self._put
+
+        return processed
 
     def prepare(self, source: PromptSource, pixels: memoryview | bytes) -> PreparedPrompt:
         """Prepares a prompt.
@@ -100,6 +112,7 @@ class PromptMaker:
             ) from None
 
     def _process(self, source: PromptSource, pixels: memoryview) -> dict[str, Tensor]:
+        self._put = []
         options: dict[str, Any] = {}
         images = [_image(media, pixels) for media in source.media if media.fps is None]
         videos = [media for media in source.media if media.fps is not None]
@@ -148,12 +161,18 @@ class PromptMaker:
                 )
                 for t, rows, columns in grids.tolist()
             ]
-        counts = _counts(token_ids, self._ids[kind], len(media))
+        told = self._told_counts() if kind == "image" else []
+        counts = _counts(token_ids, self._ids[kind], len(media), told)
         sizes = _sizes(media, inputs)
         return [
             MediaLayout(height=height, width=width, num_tokens=count)
             for (height, width), count in zip(sizes, counts, strict=True)
         ]
+
+    def _told_counts(self) -> list[int]:
+        """Tokens of each image by the texts that the processor has put in the place of the images."""
+        texts = self._processor.tokenizer.convert_ids_to_tokens(list(self._ids["image"]))
+        return [sum(map(put.count, texts)) for put in self._put]
 
 
 def _key(source: PromptSource) -> bytes:
@@ -200,10 +219,17 @@ def _video_options(videos: Sequence[PromptMedia], pixels: memoryview) -> dict[st
     }
 
 
-def _counts(token_ids: Sequence[int], marks: Sequence[int], items: int) -> list[int]:
-    """Tokens of each of some images that stand in order: runs of placeholders, or equal parts of all."""
+def _counts(
+    token_ids: Sequence[int], marks: Sequence[int], items: int, told: Sequence[int]
+) -> list[int]:
+    """Tokens of each of some images that stand in order.
+
+    What the processor has told, if it adds up; or else runs of placeholders, or equal parts of all.
+    """
     is_mark = [token_id in marks for token_id in token_ids]
     runs = [len(list(run)) for mark, run in groupby(is_mark) if mark]
+    if len(told) == items and sum(told) == sum(runs):
+        return list(told)
     if len(runs) == items:
         return runs
     share, rest = divmod(sum(runs), items)

@@ -40,6 +40,8 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[2]
 RED, BLUE = draw("red", "circle"), draw("blue", "star", size=(300, 200))
+GREEN = draw("green", "square", size=(120, 180))
+DRAWN = {drawn.data_uri: drawn for drawn in (RED, BLUE, GREEN)}
 
 
 def start(*arguments: str) -> Iterator[Served]:
@@ -226,6 +228,34 @@ def test_it_says_that_it_is_the_reference_path(other: Served) -> None:
     assert "transformers" in other.info().slow_path
 
 
+def test_the_front_does_not_load_the_library(other: Served) -> None:
+    """The parent of the engine's process has no torch in its memory."""
+    engine = other.info().engine_pid
+    front = int(Path(f"/proc/{engine}/stat").read_text().rpartition(")")[2].split()[1])
+    assert "torch" in Path(f"/proc/{engine}/maps").read_text()
+    assert "torch" not in Path(f"/proc/{front}/maps").read_text()
+
+
+def test_decisions_and_videos_are_refused_by_name(other: Served) -> None:
+    question = {"type": "predicate", "instructions": "There is a circle."}
+    content = [{"type": "input_image", "image_url": RED.data_uri}]
+    asked = {"input": [{"role": "user", "content": content}], "questions": [question]}
+    video = {"type": "video", "video": [RED.data_uri, BLUE.data_uri], "fps": 1}
+    for path, body, words in (
+        ("decisions", asked, "Decisions are not supported with --backend transformers"),
+        (
+            "chat/completions",
+            {"messages": user(video, text("?"))},
+            "Videos need torchvision with --backend transformers",
+        ),
+    ):
+        response = requests.post(
+            f"{other.http}/v1/{path}", json={"model": "qwen-vl"} | body, timeout=60
+        )
+        assert response.status_code == 400, response.text
+        assert words in response.json()["error"]["message"]
+
+
 def test_what_it_cannot_do_is_refused(other: Served) -> None:
     content = [image(RED), text("?")]
     body = {
@@ -262,7 +292,7 @@ def test_a_killed_process_loses_only_its_requests(other: Served) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tiny_models_answer_as_generate(tmp_path: Path, family: str) -> None:
-    """Over REST and gRPC, with 0 to 2 images, eight at once."""
+    """Over REST and gRPC, with 0 to 3 images, several turns, Chinese, eight at once."""
     build(tmp_path, family)
     settings = library.load_config(tmp_path)
     processor = library.load_processor(tmp_path, settings)
@@ -271,24 +301,32 @@ def test_tiny_models_answer_as_generate(tmp_path: Path, family: str) -> None:
         user(text("hello")),
         user(image(RED), text("What?")),
         user(text("比较"), image(RED), image(BLUE)),
+        user(image(GREEN), text("还有"), image(BLUE), image(RED), text("这三张呢？")),
         [*user(text("你好")), {"role": "assistant", "content": "hi"}, *user(text("again"))],
+        [
+            *user(text("What?"), image(BLUE)),
+            {"role": "assistant", "content": "一颗星"},
+            *user(image(GREEN), text("and this?")),
+        ],
     ]
     wanted = [generated(model, processor, messages) for messages in asked]
     for served in start(str(tmp_path), "--served-model-name", "tiny"):
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(partial(rest_ids, served), asked * 2))
-        assert found == wanted * 2
+            found = list(pool.map(partial(rest_ids, served), [*asked, *asked[:2]]))
+        assert found == [*wanted, *wanted[:2]]
+        assert len(set(map(tuple, wanted))) == len(wanted), (
+            "a test of equality needs different answers"
+        )
         assert [grpc_ids(served, messages) for messages in asked] == wanted
 
 
 def generated(model: Any, processor: Any, messages: list[dict[str, Any]]) -> list[int]:
     """The answer of transformers' own `generate`."""
-    files = {RED.data_uri: RED, BLUE.data_uri: BLUE}
     images, turns = [], []
     for message in messages:
         parts = message["content"]
         if not isinstance(parts, str):
-            images += [files[p["image_url"]["url"]] for p in parts if p["type"] == "image_url"]
+            images += [DRAWN[p["image_url"]["url"]] for p in parts if p["type"] == "image_url"]
             parts = [{"type": "image"} if p["type"] == "image_url" else p for p in parts]
         turns.append({"role": message["role"], "content": parts})
     rendered = processor.tokenizer.apply_chat_template(
@@ -309,7 +347,6 @@ def rest_ids(served: Served, messages: list[dict[str, Any]]) -> list[int]:
 
 
 def grpc_ids(served: Served, messages: list[dict[str, Any]]) -> list[int]:
-    files = {RED.data_uri: RED.png, BLUE.data_uri: BLUE.png}
     roles = {"user": message_pb.ROLE_USER, "assistant": message_pb.ROLE_ASSISTANT}
     spec = chat_pb.ChatCompletionSpec(model="tiny")
     spec.sampling.temperature = 0
@@ -323,7 +360,9 @@ def grpc_ids(served: Served, messages: list[dict[str, Any]]) -> list[int]:
             parts=[
                 message_pb.Part(text=part["text"])
                 if part["type"] == "text"
-                else message_pb.Part(image=message_pb.Image(data=files[part["image_url"]["url"]]))
+                else message_pb.Part(
+                    image=message_pb.Image(data=DRAWN[part["image_url"]["url"]].png)
+                )
                 for part in parts
             ],
         )

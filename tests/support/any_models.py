@@ -39,7 +39,7 @@ _IMAGES = {
     "glm4v": "<|begin_of_image|><|image|><|end_of_image|>",
     CHOSEN: "<image>\n",
 }
-_TEMPLATE = """\
+TEMPLATE = """\
 {%- for message in messages %}<|im_start|>{{ message.role }}
 {% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}\
 {% if part.type == 'image' %}IMAGE{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>
@@ -70,7 +70,7 @@ def build(directory: Path, family: str, seed: int = 3) -> Path:
     model.save_pretrained(directory)
     _save_image_processor(directory, family)
     (directory / "tokenizer.json").write_text(str(_tokenizer().to_str()))
-    (directory / "chat_template.jinja").write_text(_TEMPLATE.replace("IMAGE", _IMAGES[family]))
+    (directory / "chat_template.jinja").write_text(TEMPLATE.replace("IMAGE", _IMAGES[family]))
     named = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",

@@ -317,6 +317,23 @@ def test_an_abort_applies_before_the_next_step(core, asked, expected) -> None:
     assert ids_of([*before, *outputs["stays", 0]]) == expected[1]
 
 
+def test_a_request_that_cannot_begin_fails_alone(core, asked, expected) -> None:
+    """Its processor may have made something else than the model takes."""
+    for name, one in (("before", asked[1]), ("bad", asked[0]), ("after", asked[4])):
+        core.add(request_of(core, one, name), one.pixels)
+    core._inputs["bad"] = {}
+    outputs = run(core)
+    assert outputs["bad", 0][-1].finish_reason is FinishReason.ERROR
+    assert ids_of(outputs["before", 0]) == expected[1]
+    assert ids_of(outputs["after", 0]) == expected[4]
+
+
+@pytest.mark.full
+def test_more_than_take_turns_wait(core, asked, expected) -> None:
+    many = [*asked, *asked[::-1], *asked[:4]]
+    assert answers(core, many) == [*expected, *expected[::-1], *expected[:4]]
+
+
 def test_a_sequence_waits_for_room_and_does_not_lose_it(directory, asked, expected) -> None:
     small = load_core(
         EngineConfig(
