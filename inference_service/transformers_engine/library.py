@@ -86,12 +86,19 @@ def load_processor(model_dir: Path, config: Any) -> Any:
     Pillow.
 
     Raises:
-        ValueError: The library has no processor for the model.
+        ValueError: The library has no processor for the model, or one that needs torchvision for all it does.
     """
     try:
         return AutoProcessor.from_pretrained(model_dir, **_LOCAL)
-    except ImportError:
+    except (ImportError, ValueError) as error:
+        if "torchvision" not in str(error).lower():
+            raise
+    try:
         return _without_videos(model_dir, config)
+    except ImportError as error:
+        raise ValueError(
+            f"the processor of {config.model_type} needs torchvision, in the version for the installed torch"
+        ) from error
 
 
 def _without_videos(model_dir: Path, config: Any) -> Any:

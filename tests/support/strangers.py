@@ -1,7 +1,7 @@
 """Tiny random checkpoints of families that nobody here thought of, each with another kind of processor.
 
-gemma3: a token for the beginning of an image, token types, windows; idefics3: images in pieces; mistral3: rows of
-tokens with breaks; internvl: a processor whose video part needs torchvision.
+gemma3: a token for the beginning of an image, token types, windows; idefics3: images in pieces; internvl: the part of
+the processor for videos needs torchvision; mistral3: the whole processor does.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ def test_every_sequence_begins_with_a_new_model() -> None:
         alone.append([module(value) for value in values])
     module = Keeping()
     initial = dict(vars(module))
-    state, owns = ModuleState(module), [{} for _ in sequences]
+    state = ModuleState(module)
+    owns: list[dict[Any, Any]] = [{} for _ in sequences]
     turns = [index for index, values in enumerate(sequences) for _ in values]
     drawn.shuffle(turns)
     found: list[list[Any]] = [[] for _ in sequences]
