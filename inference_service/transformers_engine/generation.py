@@ -19,8 +19,6 @@ from transformers import GenerationConfig
 
 _Place = tuple[int, str]
 _ABSENT: Final = object()
-_VALUES: Final = (Tensor, int, float, tuple, list)
-"""What a module computes. Others, such as functions and modules, are what it has set up, once for all sequences."""
 
 
 class ModuleState:
@@ -61,8 +59,13 @@ class ModuleState:
                 continue
             for name in place.keys() | old.keys():
                 values = (place.get(name, _ABSENT), old.get(name, _ABSENT))
-                if values[0] is not values[1] and any(isinstance(v, _VALUES) for v in values):
+                if values[0] is not values[1] and any(map(_is_computed, values)):
                     self._initial.setdefault((index, name), values[1])
+
+
+def _is_computed(value: Any) -> bool:
+    """Whether a module computes such values; flags, functions and modules are set up once, for all sequences."""
+    return isinstance(value, Tensor | int | float | tuple | list) and not isinstance(value, bool)
 
 
 def _set(place: dict[str, Any], name: str, value: Any) -> None:

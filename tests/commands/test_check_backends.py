@@ -45,7 +45,7 @@ def test_the_reference_path_is_named_and_costed(
     said = capsys.readouterr().out
     assert "backend     transformers, the reference path" in said
     assert "without decisions and prefix cache" in said
-    assert "75.00 M" in said
+    assert "0.07 B        75000000" in said
     assert "weights     286.10 MiB (0.30 GB) in float32" in said
     assert "KV cache    3.00 KiB per token" in said
     assert main(["check", str(folder), "--device", "cpu", "--json"]) == FITS

@@ -30,14 +30,14 @@ class Keeping(torch.nn.Module):
         self.offsets: torch.Tensor | None = None
         self.sizes: tuple[int, ...] = ()
         self.kernel: Callable[[], int] | None = None
-        self.made = 0
+        self.is_set_up = False
         self.register_buffer("frequencies", torch.ones(2), persistent=False)
 
     def forward(self, value: int) -> list[Any]:
         """What it keeps, of all values so far; the longest grows only."""
-        if self.kernel is None:
-            self.kernel = lambda: 1
-            self.made += 1
+        if not self.is_set_up:
+            assert self.kernel is None, "hooks of a module, say, would be there twice"
+            self.kernel, self.is_set_up = (lambda: 1), True
         if value > self.longest:
             self.longest = value
             self.register_buffer("frequencies", torch.full((2,), float(value)), persistent=False)
@@ -65,7 +65,7 @@ def test_every_sequence_begins_with_a_new_model() -> None:
         with state.of(owns[index]):
             found[index].append(module(sequences[index][len(found[index])]))
         changed = {n for n, v in vars(module).items() if v is not initial.get(n, module)}
-        assert changed == {"kernel"}, "what is set up once stays, and nothing else"
+        assert changed == {"kernel", "is_set_up"}, "what is set up once stays, and nothing else"
     assert found == alone
 
 
@@ -76,10 +76,11 @@ def test_a_step_that_fails_leaves_nothing_behind() -> None:
             raise RuntimeError("a defect")
 
     module = Failing()
-    initial = {name: value for name, value in vars(module).items() if name != "kernel"}
+    once = {"kernel", "is_set_up"}
+    initial = {name: value for name, value in vars(module).items() if name not in once}
     with pytest.raises(RuntimeError), ModuleState(module).of({}):
         module(9)
-    assert {name: vars(module)[name] for name in vars(module) if name != "kernel"} == initial
+    assert {name: vars(module)[name] for name in vars(module) if name not in once} == initial
     assert module.frequencies.tolist() == [1.0, 1.0]
 
 
