@@ -5,7 +5,6 @@ Both serve the demo model, as users start them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 import io
@@ -13,8 +12,6 @@ import json
 import os
 from pathlib import Path
 import signal
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -28,51 +25,26 @@ from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
-from tests.e2e.conftest import Served, free_port
+from tests.e2e.conftest import Served, running, serve_directory
 from tests.support.any_models import FAMILIES, build, reference_ids, reference_model
 from tests.support.images import draw
 
 
-pytestmark = [
-    pytest.mark.full,
-    # GLM-4V's processor converts numbers of torch with NumPy, in a manner that NumPy 2 warns of.
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-]
-ROOT = Path(__file__).parents[2]
+# GLM-4V's processor converts numbers of torch with NumPy, in a manner that NumPy 2 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 RED, BLUE = draw("red", "circle"), draw("blue", "star", size=(300, 200))
 GREEN = draw("green", "square", size=(120, 180))
 DRAWN = {drawn.data_uri: drawn for drawn in (RED, BLUE, GREEN)}
 
 
-def start(*arguments: str) -> Iterator[Served]:
-    ports = [free_port() for _ in range(3)]
-    addresses = [f"127.0.0.1:{port}" for port in ports]
-    names = ("HTTP_ADDRESS", "GRPC_ADDRESS", "ADMIN_ADDRESS")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "inference_service.cli", "serve", "--cpu-threads", "1", *arguments],
-        env=os.environ
-        | {f"QWENVL_{n}": a for n, a in zip(names, addresses, strict=True)}
-        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"},
-        stdin=subprocess.DEVNULL,
-        cwd=ROOT,
-    )
-    served = Served(f"http://{addresses[0]}", addresses[1], process)
-    try:
-        served.wait_ready()
-        yield served
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+@pytest.fixture(scope="module")
+def native(made_to_serve: Served) -> Served:
+    return made_to_serve
 
 
 @pytest.fixture(scope="module")
-def native() -> Iterator[Served]:
-    yield from start("--backend", "native", "--no-enable-prefix-caching")
-
-
-@pytest.fixture(scope="module")
-def other() -> Iterator[Served]:
-    yield from start("--backend", "transformers")
+def other(of_transformers: Served) -> Served:
+    return of_transformers
 
 
 def text(words: str) -> dict[str, Any]:
@@ -150,11 +122,18 @@ def essence(answer: dict[str, Any]) -> Any:
     )
 
 
-def test_the_same_answers(native: Served, other: Served) -> None:
+@pytest.mark.parametrize(
+    "chats",
+    [
+        pytest.param(CHATS[1:9:2], id="sample"),
+        pytest.param(CHATS, id="all", marks=pytest.mark.full),
+    ],
+)
+def test_the_same_answers(native: Served, other: Served, chats: list[dict[str, Any]]) -> None:
     """Eight at a time through the one, one after the other through the other."""
-    wanted = [ask(native, chat) for chat in CHATS]
+    wanted = [ask(native, chat) for chat in chats]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda chat: ask(other, chat), CHATS))
+        found = list(pool.map(lambda chat: ask(other, chat), chats))
     assert [essence(answer) for answer in found] == [essence(answer) for answer in wanted]
     for one, same in zip(found, wanted, strict=True):
         for choice, equal in zip(one["choices"], same["choices"], strict=True):
@@ -164,6 +143,7 @@ def test_the_same_answers(native: Served, other: Served) -> None:
             )
 
 
+@pytest.mark.full
 def test_the_same_text_completion_with_log_probabilities_of_the_prompt(
     native: Served, other: Served
 ) -> None:
@@ -178,6 +158,7 @@ def test_the_same_text_completion_with_log_probabilities_of_the_prompt(
             }
 
 
+@pytest.mark.full
 def test_streams_are_whole_answers(other: Served) -> None:
     body = {"model": "qwen-vl", "temperature": 0, "stream": True, **CHATS[1]}
     with requests.post(
@@ -190,6 +171,7 @@ def test_streams_are_whole_answers(other: Served) -> None:
     assert "".join(pieces) == ask(other, CHATS[1])["choices"][0]["message"]["content"]
 
 
+@pytest.mark.full
 def test_counting_equals_generation(other: Served) -> None:
     spec = chat_pb.ChatCompletionSpec(
         model="qwen-vl",
@@ -216,6 +198,7 @@ def test_counting_equals_generation(other: Served) -> None:
     assert count.images[0].tokens > 0
 
 
+@pytest.mark.full
 def test_it_says_that_it_is_the_reference_path(other: Served) -> None:
     with other.channel() as channel:
         model = (
@@ -228,6 +211,7 @@ def test_it_says_that_it_is_the_reference_path(other: Served) -> None:
     assert "transformers" in other.info().slow_path
 
 
+@pytest.mark.full
 def test_the_front_does_not_load_the_library(other: Served) -> None:
     """The parent of the engine's process has no torch in its memory."""
     engine = other.info().engine_pid
@@ -236,6 +220,7 @@ def test_the_front_does_not_load_the_library(other: Served) -> None:
     assert "torch" not in Path(f"/proc/{front}/maps").read_text()
 
 
+@pytest.mark.full
 def test_decisions_and_videos_are_refused_by_name(other: Served) -> None:
     question = {"type": "predicate", "instructions": "There is a circle."}
     content = [{"type": "input_image", "image_url": RED.data_uri}]
@@ -256,6 +241,7 @@ def test_decisions_and_videos_are_refused_by_name(other: Served) -> None:
         assert words in response.json()["error"]["message"]
 
 
+@pytest.mark.full
 def test_what_it_cannot_do_is_refused(other: Served) -> None:
     content = [image(RED), text("?")]
     body = {
@@ -268,6 +254,7 @@ def test_what_it_cannot_do_is_refused(other: Served) -> None:
     assert "--backend transformers" in response.json()["error"]["message"]
 
 
+@pytest.mark.full
 def test_a_killed_process_loses_only_its_requests(other: Served) -> None:
     before = other.info()
     with ThreadPoolExecutor(1) as pool:
@@ -290,13 +277,13 @@ def test_a_killed_process_loses_only_its_requests(other: Served) -> None:
     assert "circle" in ask(other, CHATS[1])["choices"][0]["message"]["content"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tiny_models_answer_as_generate(tmp_path: Path, family: str) -> None:
     """Over REST and gRPC, with 0 to 3 images, several turns, Chinese, eight at once."""
-    build(tmp_path, family)
-    settings = library.load_config(tmp_path)
-    processor = library.load_processor(tmp_path, settings)
-    model = reference_model(tmp_path)
+    model_dir = build(tmp_path / "tiny", family)
+    processor = library.load_processor(model_dir, library.load_config(model_dir))
+    model = reference_model(model_dir)
     asked = [
         user(text("hello")),
         user(image(RED), text("What?")),
@@ -310,7 +297,7 @@ def test_tiny_models_answer_as_generate(tmp_path: Path, family: str) -> None:
         ],
     ]
     wanted = [generated(model, processor, messages) for messages in asked]
-    for served in start(str(tmp_path), "--served-model-name", "tiny"):
+    with running(serve_directory(model_dir, "tiny"), tmp_path / "log.txt") as served:
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(partial(rest_ids, served), [*asked, *asked[:2]]))
         assert found == [*wanted, *wanted[:2]]
