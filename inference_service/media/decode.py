@@ -61,6 +61,9 @@ _PLUGINS: Final = (
 )
 """Imported here, as Pillow would otherwise import the plugins of all formats."""
 
+# Pillow's own reader of uncompressed files takes planes of 16 bits for planes of 8 bits; libtiff reads all.
+TiffImagePlugin.READ_LIBTIFF = True
+
 # Pillow's own limit (89 million pixels) also applies, as an error.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
@@ -197,7 +200,10 @@ def _decode_rgb(data: bytes, kind: str, limits: DecodeLimits, policy: ImagePolic
         raise too_many_pixels(limits) from None
     except Exception:  # noqa: BLE001 - parsers of untrusted bytes may raise anything; their text is not passed on
         if stripped.complete:
-            raise DamagedError("its data is damaged, or of a variant that is not read") from None
+            variant = f" ({stripped.variant})" if stripped.variant else ""
+            raise DamagedError(
+                f"its data is damaged, or of a variant that is not read{variant}"
+            ) from None
         raise CutOffError("it ends within its image data") from None
 
 

@@ -53,7 +53,7 @@ def to_rgb(image: Image.Image, stripped: Stripped, policy: ImagePolicy) -> Image
 def _with_eight_bits(image: Image.Image, stripped: Stripped) -> Image.Image:
     """An image of one wide channel as grey of 8 bits, as Pillow itself reads colours of 16 bits: their high bytes."""
     if image.mode == "F":
-        return _of_floats(image)
+        return _of_floats(image, swapped=stripped.swapped)
     if image.mode == "I":
         raise DamagedError(
             "its samples have 32 bits or signs, whose range is not defined; send 8 or 16 bits"
@@ -83,7 +83,9 @@ def _differs(channel: Image.Image, value: int) -> Image.Image:
     return channel.point([0 if other == value else 255 for other in range(256)])
 
 
-def _of_floats(image: Image.Image) -> Image.Image:
+def _of_floats(image: Image.Image, *, swapped: bool) -> Image.Image:
+    if swapped:  # libtiff has done it already, and Pillow undid it
+        image = Image.frombytes("F", image.size, image.tobytes(), "raw", "F;32BF")
     extrema = [float(value) for value in image.getextrema()]  # type: ignore[arg-type]  # one channel
     if not all(math.isfinite(value) and 0 <= value <= 1 for value in extrema):
         raise DamagedError("its floating-point samples are not from 0 to 1; send 8 or 16 bits")

@@ -83,28 +83,46 @@ def png_of(samples: np.ndarray, depth: int, colour: int, *between: bytes) -> byt
     return plain[:33] + b"".join(between) + plain[33:]
 
 
-def tiff_of(samples: np.ndarray, order: Literal["<", ">"] = "<", **tags: int) -> bytes:
-    """An uncompressed TIFF of one strip; `tags` replaces or adds values, named `t258`."""
+def tiff_of(
+    samples: np.ndarray,
+    order: Literal["<", ">"] = "<",
+    *,
+    planes: bool = False,
+    compressed: bool = False,
+    **tags: int,
+) -> bytes:
+    """A TIFF of one strip, or one for each of several planes; `tags` replaces or adds values, named `t258`."""
     height, width, *channels = samples.shape
-    data = samples.astype(samples.dtype.newbyteorder(order)).tobytes()
     count = channels[0] if channels else 1
     bits = samples.dtype.itemsize * 8
-    values = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: count, 278: height}
-    values |= {279: len(data), 339: {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]}
-    values |= {int(name[1:]): value for name, value in tags.items()}
-    entries = b""
-    position = 8 + len(data) + len(data) % 2
-    extra = b""
-    for tag, value in sorted(values.items()):
-        if tag in {258, 339} and count > 2:
+    kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
+    stored = samples.astype(samples.dtype.newbyteorder(order))
+    strips = [
+        zlib.compress(piece) if compressed else piece
+        for piece in (
+            [stored[..., i].tobytes() for i in range(count)] if planes else [stored.tobytes()]
+        )
+    ]
+    starts = [8 + sum(map(len, strips[:i])) for i in range(len(strips))]
+    values: dict[int, list[int]] = {256: [width], 257: [height], 258: [bits] * count}
+    values |= {259: [8 if compressed else 1], 262: [1], 273: starts, 277: [count], 278: [height]}
+    values |= {279: [*map(len, strips)], 284: [1 + planes], 339: [kind] * count}
+    for name, value in tags.items():
+        tag = int(name[1:])
+        values[tag] = [value] * (count if tag in {258, 339} else 1)
+    data = b"".join(strips)
+    data += b"\0" * (len(data) % 2)
+    position = 8 + len(data)
+    entries = extra = b""
+    for tag, numbers in sorted(values.items()):
+        form = "H" if tag in {258, 339} else "I"
+        packed = struct.pack(f"{order}{len(numbers)}{form}", *numbers)
+        if len(packed) > 4:
             extra_at = position + 2 + 12 * len(values) + 4 + len(extra)
-            entries += struct.pack(order + "HHII", tag, 3, count, extra_at)
-            extra += struct.pack(order + f"{count}H", *(value,) * count)
-        elif tag in {258, 339} and count == 2:
-            entries += struct.pack(order + "HHIHH", tag, 3, 2, value, value)
-        else:
-            entries += struct.pack(order + "HHII", tag, 4, 1, value)
+            extra += packed
+            packed = struct.pack(order + "I", extra_at)
+        entries += struct.pack(order + "HHI", tag, 3 if form == "H" else 4, len(numbers))
+        entries += packed.ljust(4, b"\0")
     directory = struct.pack(order + "H", len(values)) + entries + struct.pack(order + "I", 0)
     magic = b"II*\0" if order == "<" else b"MM\0*"
-    padding = b"\0" * (len(data) % 2)
-    return magic + struct.pack(order + "I", position) + data + padding + directory + extra
+    return magic + struct.pack(order + "I", position) + data + directory + extra

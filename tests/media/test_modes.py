@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 import struct
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -127,6 +128,41 @@ FILES = {
 }
 
 
+# Each kind of TIFF samples, in both byte orders, interleaved or in planes, compressed or not.
+TIFF_KINDS = {
+    "grey": (WIDE, {}, grey(WIDE >> 8), False),
+    "grey, white is zero": (WIDE, {"t262": 0}, grey(255 - (WIDE >> 8)), False),
+    "float": (UNIT, {}, grey(np.floor(UNIT * 255 + 0.5)), False),
+    "RGB of 8 bits": (RGBA[..., :3], {"t262": 2}, RGBA[..., :3], True),
+    "RGB": (WIDE_RGB, {"t262": 2}, WIDE_RGB >> 8, True),
+    "RGBA": (
+        WIDE_RGBA,
+        {"t262": 2, "t338": 2},
+        on_white(WIDE_RGBA[..., :3] >> 8, WIDE_RGBA[..., 3] >> 8),
+        True,
+    ),
+    "CMYK": (
+        WIDE_RGBA,
+        {"t262": 5},
+        np.rint((255.0 - (WIDE_RGBA[..., :3] >> 8)) * (255.0 - (WIDE_RGBA[..., 3:] >> 8)) / 255),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("name", TIFF_KINDS)
+def test_tiff_samples_however_they_are_stored(
+    policy: ImagePolicy, name: str, order: Literal["<", ">"], *, compressed: bool
+) -> None:
+    samples, tags, wanted, may_have_planes = TIFF_KINDS[name]
+    for planes in (False, True)[: 1 + may_have_planes]:
+        file = tiff_of(samples, order, planes=planes, compressed=compressed, **tags)
+        got = pixels_of(decoded(file, policy)).astype(int)
+        assert np.abs(got - wanted).max() <= 1
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_values(policy: ImagePolicy, name: str) -> None:
     data, wanted = FILES[name]
@@ -151,8 +187,11 @@ def test_a_12_bit_sample_is_scaled(policy: ImagePolicy) -> None:
     [
         (UNIT * 3, "floating-point"),
         (np.where(UNIT > 0.5, np.float32("nan"), UNIT), "floating-point"),
-        (WIDE.astype(np.int32), "32 bits"),
+        (WIDE.astype(np.uint32), "32 bits"),
+        (WIDE.astype(np.int32), "signs"),
         (WIDE.astype(np.int16), "signs"),
+        (GREY.astype(np.int8), "signs"),
+        (UNIT.astype(np.float64), r"\(1 floating-point samples of 64 bits, .*, compression 1\)"),
     ],
 )
 def test_samples_without_a_range_are_refused(
@@ -160,6 +199,13 @@ def test_samples_without_a_range_are_refused(
 ) -> None:
     with pytest.raises(InvalidImageError, match=message):
         decoded(tiff_of(samples), policy)
+
+
+def test_planes_of_grey_and_alpha_are_refused(policy: ImagePolicy) -> None:
+    """Pillow would take the first half of each plane for both."""
+    for compressed in (False, True):
+        with pytest.raises(InvalidImageError, match="separate planes"):
+            decoded(tiff_of(RGBA[..., :2], planes=True, compressed=compressed, t338=2), policy)
 
 
 def test_lab_is_converted(policy: ImagePolicy) -> None:

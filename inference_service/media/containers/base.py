@@ -50,6 +50,8 @@ class Stripped:
         xmp: An XMP packet that may hold it, or empty.
         bits: Bits per sample of a TIFF file; 0 = not known.
         inverted: A higher sample means darker, and Pillow does not know.
+        swapped: Samples are stored with their high byte first (TIFF).
+        variant: In which of the format's many ways it is stored, for refusals; or empty.
     """
 
     header: Header
@@ -60,6 +62,8 @@ class Stripped:
     xmp: bytes = b""
     bits: int = 0
     inverted: bool = False
+    swapped: bool = False
+    variant: str = ""
 
 
 def sized(width: int, height: int, passes: float = 1.0) -> Header:

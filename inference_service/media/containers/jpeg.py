@@ -30,6 +30,7 @@ MAX_SCANS: Final = 256
 
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
+_DQT, _JPEG_LS = 0xDB, 0xF7
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE: Final = frozenset({0xC2, 0xCA})
 _BY_COEFFICIENTS: Final = _PROGRESSIVE | {0xC0, 0xC1, 0xC9}  # Huffman and arithmetic, not lossless
@@ -55,6 +56,8 @@ def header(data: bytes) -> Header:
             # As many scans as there are such markers; those of a second image behind the first are counted too.
             scans = data.count(b"\xff\xda", end) if marker in _PROGRESSIVE else 1
             return sized(frame.width, frame.height, max(1.0, float(scans)))
+        if marker == _JPEG_LS:
+            raise DamagedError("it is JPEG-LS, which is not read")
         if marker == _SOS:
             break
     raise DamagedError("its image data begins without a header")
@@ -64,6 +67,7 @@ def strip(data: bytes) -> Stripped:
     """See `containers.strip`."""
     parts = [b"\xff\xd8"]
     frame: _Frame | None = None
+    has_tables = False
     exif = xmp = b""
     for marker, start, end in _segments(data):
         body = data[start:end]
@@ -76,10 +80,13 @@ def strip(data: bytes) -> Stripped:
                 xmp = xmp or body[len(_XMP) :]
         if _is_needed(marker, body):
             parts += [bytes((0xFF, marker)), (len(body) + 2).to_bytes(2, "big"), body]
+        has_tables = has_tables or marker == _DQT
         if marker == _SOS:
             first_scan = end
     if frame is None:
         raise DamagedError("its image data begins without a header")
+    if frame.marker in _BY_COEFFICIENTS and not has_tables:
+        raise DamagedError("it has no tables, as one of a stream whose first has those of all")
     frame.add_scan(body)
     end, marked = _end_of_scans(data, first_scan, frame)
     if not marked and not frame.is_covered:

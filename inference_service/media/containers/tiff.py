@@ -22,7 +22,8 @@ MAX_PIECES: Final = 200_000
 """Strips or tiles; 50 megapixels in tiles of 16 x 16."""
 
 
-_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 254, 256, 257, 258, 262
+_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+_SAMPLES, _PLANES, _EXTRA, _FORMAT = 277, 284, 338, 339
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _OFFSETS: Final = {
     273: 279,
@@ -50,7 +51,11 @@ _NEEDED: Final = frozenset(
 )
 _FORMATS: Final = {1: "B", 3: "H", 4: "I", 16: "Q"}  # types of unsigned numbers
 _REDUCED: Final = 1  # bit of `_SUBFILE`: a smaller version of another image of the file
-_WHITE_IS_ZERO: Final = 0
+_WHITE_IS_ZERO, _BLACK_IS_ZERO = 0, 1
+_SHORT: Final = 3  # a type of tags
+_SEPARATE: Final = 2
+_UNSIGNED, _SIGNED, _FLOATING = 1, 2, 3
+_KINDS: Final = {_UNSIGNED: "unsigned", _SIGNED: "signed", _FLOATING: "floating-point"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,12 @@ class _Layout:
         return 8 if self.big else 4
 
 
+    def short(self, tag: int, value: int) -> bytes:
+        """The entry of a tag with one number of 16 bits."""
+        number = struct.pack(self.order + "H", value)
+        return self.entry.pack(tag, _SHORT, 1) + number.ljust(self.offset.size, b"\0")
+
+
 @dataclass(frozen=True, slots=True)
 class _Directory:
     """One image of the file.
@@ -93,6 +104,68 @@ class _Directory:
 
     entries: dict[int, bytes]
     next: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Samples:
+    """What the numbers of a pixel are.
+
+    Attributes:
+        bits: Of the widest.
+        count: Of each pixel.
+        format: Key of `_KINDS`, or a value that no writer should use.
+        photometric: How they make a colour.
+        compression: How they are stored.
+        separate: Each of them has a plane of its own.
+        has_alpha: The last of them says how opaque the pixel is.
+    """
+
+    bits: int
+    count: int
+    format: int
+    photometric: int
+    compression: int
+    separate: bool
+    has_alpha: bool
+
+    @classmethod
+    def of(cls, data: bytes, layout: _Layout, directory: _Directory) -> _Samples:
+        def number(tag: int, default: int) -> int:
+            return max(_values(data, layout, directory, tag), default=default)
+
+        return cls(
+            bits=number(_BITS, 1),
+            count=number(_SAMPLES, 1),
+            format=number(_FORMAT, _UNSIGNED),
+            photometric=number(_PHOTOMETRIC, _WHITE_IS_ZERO),
+            compression=number(_COMPRESSION, 1),
+            separate=number(_PLANES, 1) == _SEPARATE,
+            has_alpha=number(_EXTRA, 0) > 0,
+        )
+
+    @property
+    def inverted(self) -> bool:
+        """Of two wide samples the higher is darker."""
+        return self.photometric == _WHITE_IS_ZERO and self.bits > 8
+
+    def check(self) -> None:
+        """Refuses what Pillow reads as something else."""
+        if self.format == _SIGNED:
+            raise DamagedError(
+                "its samples have signs, whose range is not defined; send 8 or 16 bits without"
+            )
+        if self.separate and self.has_alpha and self.photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO}:
+            raise DamagedError(
+                "its grey and its alpha are in separate planes, which is not read; save it with interleaved samples"
+            )
+
+    def __str__(self) -> str:
+        """For refusals."""
+        kind = _KINDS.get(self.format, "other")
+        return (
+            f"{self.count} {kind} samples of {self.bits} bits, photometric interpretation {self.photometric},"
+            f" compression {self.compression}"
+        )
 
 
 def header(data: bytes) -> Header:
@@ -118,10 +191,13 @@ def strip(data: bytes) -> Stripped:
             f"it has {pages} pages, but only TIFF files of one page are read; send each page as an image"
         )
     _check_complete(data, layout, first)
-    kept = [first.entries[tag] for tag in sorted(first.entries) if tag in _NEEDED]
+    samples = _Samples.of(data, layout, first)
+    samples.check()
+    entries = dict(first.entries)
+    if samples.inverted:  # Pillow inverts such samples of few bits only, and refuses some of the others
+        entries[_PHOTOMETRIC] = layout.short(_PHOTOMETRIC, _BLACK_IS_ZERO)
+    kept = [entries[tag] for tag in sorted(entries) if tag in _NEEDED]
     position = len(data) + len(data) % 2
-    photometric = _values(data, layout, first, _PHOTOMETRIC, at_most=1)
-    bits = max(_values(data, layout, first, _BITS), default=1)
     return Stripped(
         header=declared,
         data=b"".join(
@@ -135,8 +211,10 @@ def strip(data: bytes) -> Stripped:
                 layout.offset.pack(0),
             )
         ),
-        bits=bits,
-        inverted=photometric == (_WHITE_IS_ZERO,) and bits > 8,
+        bits=samples.bits,
+        inverted=samples.inverted,
+        swapped=layout.order == ">",
+        variant=str(samples),
     )
 
 
