@@ -25,6 +25,7 @@ _BASE64_MARK: Final = re.compile(r"(?:[;:]|%3b|^)\s*base64\s*(?:,|%2c|://)", re.
 _DATA_SCHEME: Final = re.compile(r"(?:data(?::|%3a)(?://)?\s*)+", re.IGNORECASE)
 _COMMA: Final = re.compile(r",|%2c", re.IGNORECASE)
 _NOT_BASE64: Final = re.compile(rb"[^A-Za-z0-9+/]")
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 _WHITESPACE: Final = b" \t\r\n\f\v"
 _MIB: Final = 2**20
 # How the base64 of JPEG, PNG, GIF, WebP (RIFF), BMP and TIFF begins.
@@ -157,6 +158,8 @@ def parse_data_uri(uri: str) -> tuple[str, bytes]:
     if found is None:
         raise ValueError("has no comma between its media type and its data")
     head = _DATA_SCHEME.sub("", uri[: found.start()])
+    if marks and (fragment := uri.find("#", found.end())) >= 0:
+        uri = uri[:fragment]  # belongs to no URL's data; of percent-encoded bytes it may be one
     mime_type = unquote(head[:_MAX_HEAD_CHARS]).partition(";")[0].strip().lower()
     try:
         return mime_type, _decode(uri, found.end())
@@ -192,7 +195,13 @@ def _decode(text: str, begin: int = 0) -> bytes:
     if begin == len(text):
         raise ValueError("has no data")
     if not text.isascii():
-        raise ValueError("has characters that are not in base64")
+        text, begin = text[begin:].strip(_AROUND), 0
+        found = _NOT_ASCII.search(text)
+        if found:
+            raise ValueError(
+                "does not contain valid base64 data:"
+                f" character {found.start() + 1} is {shown(found[0])} (U+{ord(found[0]):04X})"
+            )
     # In slices, between which other threads can run.
     slices = range(begin, len(text), _SLICE_CHARS)
     try:

@@ -127,7 +127,8 @@ def clean_url(text: str) -> str:
     """
     if len(text) > MAX_URL_LENGTH:  # first: everything else takes time for every character
         raise UrlError(
-            f"The URL has {len(text)} characters, but at most {MAX_URL_LENGTH} are allowed."
+            f"The URL has {len(text)} characters, but at most {MAX_URL_LENGTH} are allowed; it begins with"
+            f" {text[:_MAX_SHOWN]!r}."
         )
     text = text.strip(_INVISIBLE)
     found = _FORBIDDEN.search(text)
