@@ -20,6 +20,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from uvicorn.server import ServerState
 
+from qwenvl.observability.context import CallContext
 from rest_adapter.connections import Connections
 from rest_adapter.errors import ApiError
 from rest_adapter.half_closed import HalfClosed
@@ -51,6 +52,7 @@ _FREE_CHUNKS: Final = 256
 _MIN_MEAN_CHUNK_BYTES: Final = 256
 _END_OF_LINES: Final = re.compile(rb"\n\r?\n")
 _BYTEARRAY: Final = re.compile(r"""bytearray\(b(['"].*?['"])\)""", re.DOTALL)
+_TLS: Final = b"\x16\x03"  # a handshake (RFC 8446, 5.1)
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -294,6 +296,8 @@ class BoundedHttpProtocol(H11Protocol):
             status, text = reason.error_status_hint, _BYTEARRAY.sub(r"\1", str(reason))
         if text == "Receive buffer too long":
             text = f"The request line and headers have more than {MAX_HEAD_BYTES // 1024} KiB."
+        elif self.conn.peek(2) == _TLS:
+            text = "The connection begins with TLS, but plain HTTP is served here: use http://, not https://."
         self._refuse(status, text)
 
     def _refuse(self, status: int, text: str) -> None:
@@ -320,7 +324,15 @@ class BoundedHttpProtocol(H11Protocol):
 
     def _send_refusal(self, status: int, text: str) -> None:
         error = ApiError(status, text, reason="MALFORMED_REQUEST")
-        _LOG.info({"message": "malformed request", "status": status, "reason": error.message})
+        error.request_id = CallContext.from_headers({}).request_id  # its own may be unread
+        _LOG.info(
+            {
+                "message": "malformed request",
+                "request_id": error.request_id,
+                "status": status,
+                "reason": error.message,
+            }
+        )
         headers, body = self.config.app.state.dialects[0].render_error(error)  # type: ignore[union-attr]
         headers |= {
             "content-type": "application/json",

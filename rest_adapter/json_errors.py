@@ -17,6 +17,14 @@ _WIDE_MARKS: Final = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+_WIDE_BEGINS: Final = {
+    b"\0\0\0": "UTF-32",
+    b"{\0\0\0": "UTF-32",
+    b"\0{": "UTF-16",
+    b"{\0": "UTF-16",
+}
+"""How an object begins without a byte order mark."""
+_GZIP: Final = b"\x1f\x8b"
 _NOT_A_NUMBER: Final = re.compile(r"-?(?:NaN|Infinity)")
 _ESCAPE: Final = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _NEAR_CHARS: Final = 16
@@ -31,7 +39,9 @@ def explain_json_error(data: bytearray, error: orjson.JSONDecodeError) -> ApiErr
     """
     if not data.strip():
         return _not_json("it is empty")
-    for mark, name in _WIDE_MARKS.items():
+    if data.startswith(_GZIP):
+        return _not_json("it is compressed, but has no 'content-encoding: gzip'")
+    for mark, name in (_WIDE_MARKS | _WIDE_BEGINS).items():
         if data.startswith(mark):
             return _not_json(f"it is {name}, but JSON must be UTF-8")
     try:

@@ -12,12 +12,14 @@ from typing import Final
 
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import invalid, unsupported
+from rest_adapter.json_text import shown
 from rest_adapter.media import ImageSources
 from rest_adapter.openai.image_parts import Image, read_image
 from rest_adapter.openai.part_fields import Fields
 from rest_adapter.validation import wrong
 
 
+_MAX_NAMES: Final = 8
 _KINDS: Final = {
     "text": "text",
     "input_text": "text",
@@ -169,8 +171,10 @@ def _kind_of(part: Fields) -> str:
         names = [name for name in _KINDS_WITHOUT_TYPE if part.values.get(name) is not None]
         if len(names) != 1:
             part.refuse(_UNSUPPORTED, "it is not served")
+            has = ", ".join(shown(name) for name in [*part.values][:_MAX_NAMES])
             raise invalid(
-                f"'{part.path_of('type')}' is missing; it must be one of: {', '.join(_KINDS)}.",
+                f"'{part.path_of('type')}' is missing; it must be one of: {', '.join(_KINDS)}"
+                f" (the part has {has or 'no fields'}).",
                 part.path_of("type"),
             )
         kind = names[0]

@@ -38,6 +38,7 @@ _IGNORED: Final = frozenset(
         "prompt_cache_retention",
         "safety_identifier",
         "service_tier",
+        "thinking_budget",
         "user",
         "verbosity",
     )
@@ -68,10 +69,12 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "length_penalty": (1,),
     "logits_processors": (),
     "modalities": (["text"],),
+    "ocr_options": (),
     "structural_tag": (),
     "suffix": (),
     "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),
     "tools": (),
+    "translation_options": (),
     "truncate_prompt_tokens": (),
     "use_beam_search": (),
     "videos": (),
@@ -91,7 +94,19 @@ _CONTENT: Final = {
     ),
     "messages": "send them to /v1/chat/completions",
     **dict.fromkeys(
-        ("max_completion_tokens", "max_new_tokens", "max_output_tokens"), "send it as 'max_tokens'"
+        (
+            "max_completion_tokens",
+            "max_new_tokens",
+            "max_output_tokens",
+            "max_tokens_to_sample",
+            "num_predict",
+        ),
+        "send it as 'max_tokens'",
+    ),
+    **dict.fromkeys(("stop_sequences", "stop_words"), "send it as 'stop'"),
+    **dict.fromkeys(
+        ("extra_body", "generationConfig", "generation_config", "options", "parameters"),
+        "send its fields at top level",
     ),
 }
 """Fields of other APIs with content or a limit that would be lost here, with what to do instead."""

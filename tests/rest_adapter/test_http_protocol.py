@@ -299,6 +299,8 @@ def test_what_is_not_http(adapter: Adapter, case: str) -> None:
         (answer,) = answers_of(read_to_end(connection), ["GET"])
     status = 505 if case in ("HTTP/2", "future") else 400
     assert (answer.status, answer.error["code"]) == (status, "malformed_request")
+    assert answer.error["request_id"].startswith("req-")
+    assert ("use http://" in answer.error["message"]) == (case == "TLS")
     assert adapter.ask().status_code == 200
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from pathlib import Path
 import time
@@ -38,6 +39,11 @@ NOT_JSON: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "latin-1": (b'{"a":\n "caf\xe9"}', ("0xe9 is not UTF-8", "line 2, column 6")),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), ("it is UTF-16", "UTF-8")),
     "UTF-32": ('{"a": 1}'.encode("utf-32"), ("it is UTF-32", "UTF-8")),
+    "UTF-16 without a mark": ('{"a": 1}'.encode("utf-16-le"), ("it is UTF-16", "UTF-8")),
+    "UTF-16, big-endian": ('{"é": 1}'.encode("utf-16-be"), ("it is UTF-16", "UTF-8")),
+    "UTF-32 without a mark": ('{"a": 1}'.encode("utf-32-le"), ("it is UTF-32", "UTF-8")),
+    "UTF-32, big-endian": ('{"a": 1}'.encode("utf-32-be"), ("it is UTF-32", "UTF-8")),
+    "gzip": (gzip.compress(b"{}"), ("it is compressed", "content-encoding: gzip")),
     "control character": (b'{"a": "b\nc"}', ("control character", "line 1, column 9")),
     "too deep": (b"[" * 5000, ("depth",)),
     "huge number": (b'{"a": 1e999}', ("line 1, column 7",)),

@@ -48,7 +48,9 @@ def header(data: bytes) -> Header:
         raise CutOffError("it ends within its header")
     if data[:8] != _SIGNATURE or data[12:16] != b"IHDR":
         if not data.startswith(_SIGNATURE):
-            raise DamagedError("its line ends were changed, as by a transfer of text; send it as it was")
+            raise DamagedError(
+                "its line ends were changed, as by a transfer of text; send it as it was"
+            )
         raise DamagedError("it has no PNG header")
     return sized(*struct.unpack_from(">II", data, 16))
 

@@ -86,7 +86,6 @@ class _Layout:
         """Where the offset of the first directory stands."""
         return 8 if self.big else 4
 
-
     def short(self, tag: int, value: int) -> bytes:
         """The entry of a tag with one number of 16 bits."""
         number = struct.pack(self.order + "H", value)
@@ -154,7 +153,11 @@ class _Samples:
             raise DamagedError(
                 "its samples have signs, whose range is not defined; send 8 or 16 bits without"
             )
-        if self.separate and self.has_alpha and self.photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO}:
+        if (
+            self.separate
+            and self.has_alpha
+            and self.photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO}
+        ):
             raise DamagedError(
                 "its grey and its alpha are in separate planes, which is not read; save it with interleaved samples"
             )
@@ -194,7 +197,9 @@ def strip(data: bytes) -> Stripped:
     samples = _Samples.of(data, layout, first)
     samples.check()
     entries = dict(first.entries)
-    if samples.inverted:  # Pillow inverts such samples of few bits only, and refuses some of the others
+    if (
+        samples.inverted
+    ):  # Pillow inverts such samples of few bits only, and refuses some of the others
         entries[_PHOTOMETRIC] = layout.short(_PHOTOMETRIC, _BLACK_IS_ZERO)
     kept = [entries[tag] for tag in sorted(entries) if tag in _NEEDED]
     position = len(data) + len(data) % 2

@@ -29,6 +29,7 @@ from rest_adapter.json_model import (
     JsonModel,
     asks_for_nothing,
     unknown_fields,
+    without_neutral_values,
 )
 from rest_adapter.validation import Finding, validate, wrong
 
@@ -58,19 +59,60 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "container": (),
     "fallbacks": (),
     "mcp_servers": (),
+    # of the other paths of this service, where they change the answer
+    "cache_salt": (),
+    "frequency_penalty": (0,),
+    "grounding": (),
+    "ignore_eos": (),
+    "include_stop_str_in_output": (),
+    "logit_bias": (),
+    "logprobs": (0,),
+    "max_pixels": (),
+    "min_p": (0,),
+    "min_pixels": (),
+    "min_tokens": (0,),
+    "mm_processor_kwargs": (),
     "n": (1,),
+    "presence_penalty": (0,),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "repeat_penalty": (1,),
+    "repetition_penalty": (1,),
+    "request_id": (),
+    "return_token_ids": (),
+    "seed": (),
+    "skip_special_tokens": (True,),
+    "stop_token_ids": (),
+    "top_logprobs": (0,),
 }
 """Known but unsupported fields, with the values that have no effect; null, `false` and empty values never have one."""
 
+_FORM: Final = "send the schema in 'output_config.format'"
+_AS_THINKING: Final = "send it as 'thinking'"
+
 _ELSEWHERE: Final = {
+    "chat_template_kwargs": _AS_THINKING,
+    "enable_thinking": _AS_THINKING,
+    "function_call": "send it as 'tool_choice'",
+    "functions": "send them as 'tools'",
+    **dict.fromkeys(
+        ("guided_choice", "guided_grammar", "guided_json", "guided_regex", "regex"), _FORM
+    ),
     "max_completion_tokens": "send it as 'max_tokens'",
     "prompt": "send it in 'messages'",
     "reasoning_effort": "send it as 'output_config.effort'",
-    "response_format": "send the schema in 'output_config.format'",
+    "response_format": _FORM,
     "stop": "send it as 'stop_sequences'",
+    "structured_outputs": _FORM,
     "thread": "send the whole conversation in 'messages'",
 }
 """Fields that would be lost here, of other APIs or with a state at the server, with what to do instead."""
+
+_NEUTRAL_ELSEWHERE: Final[Mapping[str, tuple[object, ...]]] = {
+    "function_call": ("none", "auto"),
+    "response_format": ("text", {"type": "text"}),
+    "stop": ([""],),
+}
 
 _IGNORED_OF_TOOLS: Final = frozenset(
     (
@@ -208,6 +250,9 @@ def parse_count(document: object) -> tuple[MessagesRequest, list[str]]:
 
 def _parse(kind: type[MessagesRequest], document: object) -> tuple[MessagesRequest, list[str]]:
     request = validate(kind, document, _explain)
+    if isinstance(request, CreateMessageRequest) and request.max_tokens < 1:
+        # The service would advise to leave it out.
+        raise wrong("max_tokens", request.max_tokens, "1 or more")
     _check_thinking(request)
     _check_tool_choice(request)
     _check_edits(request.context_management)
@@ -288,7 +333,7 @@ def _unknown(request: MessagesRequest) -> Iterator[str]:
         ApiError: A field is known but not supported, and its value would have an effect.
     """
     for name, value in (request.__pydantic_extra__ or {}).items():
-        if name in _ELSEWHERE and not asks_for_nothing(value):
+        if name in _ELSEWHERE and not _is_neutral(name, value):
             raise unsupported(name, value, _ELSEWHERE[name])
     yield from unknown_fields(
         request, unsupported_unless=_NEUTRAL, ignored=(*_IGNORED, *_ELSEWHERE)
@@ -298,6 +343,13 @@ def _unknown(request: MessagesRequest) -> Iterator[str]:
     yield from _unknown_in_blocks(request.system, "system")
     for index, message in enumerate(request.messages):
         yield from _unknown_in_message(message, f"messages[{index}]")
+
+
+def _is_neutral(name: str, value: object) -> bool:
+    if name == "enable_thinking":  # false is a choice
+        return value is None
+    asked = without_neutral_values(value)
+    return asks_for_nothing(asked) or asked in _NEUTRAL_ELSEWHERE.get(name, ())
 
 
 def _unknown_in_message(
