@@ -11,20 +11,21 @@ import orjson
 from rest_adapter.errors import ApiError, invalid
 
 
-_WIDE_MARKS: Final = {
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
+_UTF_16: Final = "it is UTF-16, but JSON must be UTF-8"
+_UTF_32: Final = "it is UTF-32, but JSON must be UTF-8"
+_BEGINS: Final = {
+    codecs.BOM_UTF32_LE: _UTF_32,
+    codecs.BOM_UTF32_BE: _UTF_32,
+    codecs.BOM_UTF16_LE: _UTF_16,
+    codecs.BOM_UTF16_BE: _UTF_16,
+    # an object without a byte order mark
+    b"{\0\0\0": _UTF_32,
+    b"\0\0\0": _UTF_32,
+    b"{\0": _UTF_16,
+    b"\0{": _UTF_16,
+    b"\x1f\x8b": "it is compressed, but has no 'content-encoding: gzip'",
 }
-_WIDE_BEGINS: Final = {
-    b"\0\0\0": "UTF-32",
-    b"{\0\0\0": "UTF-32",
-    b"\0{": "UTF-16",
-    b"{\0": "UTF-16",
-}
-"""How an object begins without a byte order mark."""
-_GZIP: Final = b"\x1f\x8b"
+"""How bodies begin that are no UTF-8, and what they are; the longer ones first."""
 _NOT_A_NUMBER: Final = re.compile(r"-?(?:NaN|Infinity)")
 _ESCAPE: Final = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _NEAR_CHARS: Final = 16
@@ -39,11 +40,9 @@ def explain_json_error(data: bytearray, error: orjson.JSONDecodeError) -> ApiErr
     """
     if not data.strip():
         return _not_json("it is empty")
-    if data.startswith(_GZIP):
-        return _not_json("it is compressed, but has no 'content-encoding: gzip'")
-    for mark, name in (_WIDE_MARKS | _WIDE_BEGINS).items():
-        if data.startswith(mark):
-            return _not_json(f"it is {name}, but JSON must be UTF-8")
+    for begin, what in _BEGINS.items():
+        if data.startswith(begin):
+            return _not_json(what)
     try:
         text = data.decode()
     except UnicodeDecodeError as wrong:

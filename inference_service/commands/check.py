@@ -18,7 +18,7 @@ import sys
 from inference_service.commands.cards import parse_card
 from inference_service.commands.devices import Device, find_device
 from inference_service.commands.report import UNITS, Assessment, assess
-from inference_service.commands.subject import read_subject
+from inference_service.commands.subject import read_subject, remark_about
 from inference_service.hub.resolve import (
     ModelNotFound,
     fetch_configuration,
@@ -113,7 +113,9 @@ def _run(flags: Mapping[str, object]) -> int:
     except SystemExit as error:
         return _usage(str(error))
     try:
-        spec = read_subject(_directory(settings), settings.backend)
+        directory = _directory(settings)
+        spec = read_subject(directory, settings.backend)
+        remark = remark_about(directory, spec)
     except (ModelNotFound, ValueError, OSError) as error:
         return _usage(f"cannot check this model: {error}")
     window = spec.max_position_embeddings
@@ -138,9 +140,9 @@ def _run(flags: Mapping[str, object]) -> int:
     best = asked if asked.fits and devices.fixed else next(fitting, None)
     command = None if best is None else _command(best, settings, flags)
     if flags["json"]:
-        print(json.dumps(asked.as_json() | {"command": command}))
+        print(json.dumps(asked.as_json() | {"remark": remark, "command": command}))
     else:
-        print(*asked.lines, sep="\n")
+        print(*filter(None, (remark, *asked.lines)), sep="\n")
         if best is None and is_assumed and not devices.fixed:
             print(f"nor does it fit on {_MAX_GPUS} such GPUs")
         if best is not None and command is not None:

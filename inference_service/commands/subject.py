@@ -6,6 +6,7 @@ from pathlib import Path
 
 from inference_service.any_model.choice import BackendKind, choose_backend
 from inference_service.any_model.facts import ModelFacts, read_facts
+from inference_service.families.qwen_common.tensors import EMBEDDING, HEAD, stored_tensors
 from inference_service.families.registry import load_spec
 from inference_service.model_spec import ModelSpec
 
@@ -27,3 +28,26 @@ def read_subject(directory: Path, backend: str) -> Subject:
     if choose_backend(backend, directory) is BackendKind.NATIVE:
         return load_spec(directory)
     return read_facts(directory)
+
+
+def remark_about(directory: Path, spec: Subject) -> str | None:
+    """What the configuration cannot tell about the size of a model; None = nothing.
+
+    Args:
+        directory: The model's directory.
+        spec: What `read_subject` says.
+
+    Raises:
+        ValueError: The header of a weight file is damaged.
+        OSError: A file cannot be read.
+    """
+    if not isinstance(spec, ModelSpec) or not spec.decoder.tie_word_embeddings:
+        return None
+    stored = stored_tensors(directory)
+    if stored is None or not stored.keys() >= {EMBEDDING, HEAD}:
+        return None
+    size = spec.decoder.vocab_size * spec.decoder.hidden_size
+    return (
+        "The output head is tied to the token embedding, but stored beside it; if the two differ, as after fine-tuning,"
+        f" it is kept and the model has {size} parameters more than reported here."
+    )

@@ -10,7 +10,7 @@ flag, or comma-separated, as in the variable. `none` unsets an optional setting.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 import re
 import types
@@ -158,6 +158,8 @@ class FlagSettings(BaseModel):
                 values[name] = _words(text) if _is_tuple(info.annotation) else text
             if values.get(name) == "none" and type(None) in get_args(info.annotation):
                 values[name] = None
+            elif isinstance(values.get(name), str) and (choices := _choices(info.annotation)):
+                values[name] = _as_chosen(values[name], choices)
         empty = [cls.problem(name, "", "is empty") for name, value in values.items() if value == ""]
         if empty:
             raise SystemExit("\n".join(empty))
@@ -259,6 +261,11 @@ def _choices(annotation: Any) -> tuple[str, ...]:
     if get_origin(annotation) in (Union, types.UnionType):
         return next(filter(None, map(_choices, get_args(annotation))), ())
     return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def _as_chosen(text: str, choices: Sequence[str]) -> str:
+    """The choice that differs in the case of letters only, else the text."""
+    return next((choice for choice in choices if choice.lower() == text.lower()), text)
 
 
 def _flags(name: str, info: FieldInfo) -> list[str]:

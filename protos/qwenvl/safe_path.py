@@ -45,9 +45,10 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of a child process that is started with `-P`.
 
     `PYTHONSAFEPATH` keeps the working directory out of the path of grandchildren too, and `PYTHONPATH` has no empty or
-    relative entry.
+    relative entry. Without `PYTHONINSPECT`, with which Python would wait for input in place of ending.
     """
     environment = {**environ, "PYTHONSAFEPATH": "1"}
+    environment.pop("PYTHONINSPECT", None)
     if "PYTHONPATH" in environment:
         entries = environment.pop("PYTHONPATH").split(os.pathsep)
         if kept := [*filter(os.path.isabs, entries)]:

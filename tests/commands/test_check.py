@@ -18,6 +18,7 @@ from inference_service.families.placement import place_layers
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import layer_parameters
 from tests.support.published_configs import published_files, write_files
+from tests.support.tiny_qwen_vl import build_checkpoint
 
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -400,3 +401,25 @@ def test_a_file_is_no_model(
     path.write_bytes(b"{}")
     assert main(["check", name]) == USAGE
     assert f"{name} is a file; name the directory of the model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "has_head", "told"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_a_head_that_may_differ_from_the_embedding_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, flag: bool, has_head: bool, told: bool
+) -> None:
+    """Whether it does, only loading the weights tells."""
+    build_checkpoint(tmp_path, family="qwen3_vl", tied=not has_head)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = flag
+    path.write_text(json.dumps(config))
+    assert main(["check", str(tmp_path), "--device", "cpu"]) == FITS
+    lines = capsys.readouterr().out.splitlines()
+    decoder = load_spec(tmp_path).decoder
+    count = decoder.vocab_size * decoder.hidden_size
+    assert any(f"has {count} parameters more" in line for line in lines) == told
+    assert lines[-1].startswith("qwenvl serve")
+    main(["check", str(tmp_path), "--device", "cpu", "--json"])
+    assert bool(json.loads(capsys.readouterr().out)["remark"]) == told

@@ -75,6 +75,7 @@ def test_a_child_imports_nothing_from_the_working_directory(
     (library / "json.py").unlink()
     environ = dict(os.environ)
     environ.pop("PYTHONPATH", None)
+    environ["PYTHONINSPECT"] = "1"  # would print a traceback and wait for input
     if path is not None:
         environ["PYTHONPATH"] = path.format(lib=library)
     result = subprocess.run(

@@ -46,6 +46,24 @@ def test_lists_are_words_after_the_flag_and_commas_in_the_variable() -> None:
     assert by_flag.model_dump()["served_model_name"] == ("a", "b")
 
 
+@pytest.mark.parametrize(
+    ("flag", "written", "meant"),
+    [
+        ("log-level", "INFO", "info"),
+        ("log-level", "Warning", "warning"),
+        ("log-format", "JSON", "json"),
+        ("dtype", "BFloat16", "bfloat16"),
+        ("hub", "HuggingFace", "huggingface"),
+        ("gpu-kernels", "OFF", "off"),
+    ],
+)
+def test_the_case_of_a_choice_does_not_matter(flag: str, written: str, meant: str) -> None:
+    name = flag.replace("-", "_")
+    by_flag = load(ServiceSettings, [f"--{flag}", written], {})
+    assert by_flag == load(ServiceSettings, [], {ENV_PREFIX + name.upper(): written})
+    assert by_flag.model_dump()[name] == meant
+
+
 def test_an_alias_is_the_same_setting() -> None:
     one = load(ServiceSettings, ["--max-tokens-default", "7"], {})
     assert one == load(ServiceSettings, ["--default-max-tokens", "7"], {})

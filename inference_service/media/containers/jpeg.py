@@ -5,7 +5,7 @@ Within entropy-coded data a byte 0xFF is followed by 0 or is a marker, so that m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 import hashlib
 import itertools
@@ -67,7 +67,6 @@ def strip(data: bytes) -> Stripped:
     """See `containers.strip`."""
     parts = [b"\xff\xd8"]
     frame: _Frame | None = None
-    has_tables = False
     exif = xmp = b""
     for marker, start, end in _segments(data):
         body = data[start:end]
@@ -80,13 +79,11 @@ def strip(data: bytes) -> Stripped:
                 xmp = xmp or body[len(_XMP) :]
         if _is_needed(marker, body):
             parts += [bytes((0xFF, marker)), (len(body) + 2).to_bytes(2, "big"), body]
-        has_tables = has_tables or marker == _DQT
         if marker == _SOS:
             first_scan = end
     if frame is None:
         raise DamagedError("its image data begins without a header")
-    if frame.marker in _BY_COEFFICIENTS and not has_tables:
-        raise DamagedError("it has no tables, as one of a stream whose first has those of all")
+    _check_tables(frame, parts)
     frame.add_scan(body)
     end, marked = _end_of_scans(data, first_scan, frame)
     if not marked and not frame.is_covered:
@@ -100,6 +97,11 @@ def strip(data: bytes) -> Stripped:
         exif=exif,
         xmp=xmp,
     )
+
+
+def _check_tables(frame: _Frame, parts: Sequence[bytes]) -> None:
+    if frame.marker in _BY_COEFFICIENTS and bytes((0xFF, _DQT)) not in parts:
+        raise DamagedError("it has no tables, as one of a stream whose first has those of all")
 
 
 def continuation(data: bytes, seed: int) -> bytes:
