@@ -24,6 +24,7 @@ from qwenvl.keys import KeyFileError, read_keys
 
 
 _DEFAULT_TARGET = "127.0.0.1:50051"
+_NOT_GRPC = "http1.x server"  # gRPC's words
 _EXAMPLES = (
     EXAMPLES
     + """\
@@ -180,6 +181,11 @@ def reason(error: Exception, target: str) -> str:
     """One line about a failed question."""
     if isinstance(error, Error):
         if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+            if _NOT_GRPC in error.message:
+                return (
+                    f"{target} speaks HTTP/1.1, not gRPC: it may be the port of the REST API; that of the gRPC API is"
+                    " 50051 unless it was changed"
+                )
             return f"no service is reachable at {target}; start one with: qwenvl serve"
         return error.message or str(error)
     if isinstance(error, OSError) and error.filename is not None:

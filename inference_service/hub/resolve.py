@@ -236,6 +236,10 @@ def _without_configuration(directory: Path) -> str:
         found = (*directory.glob(f"*/{name}"), *directory.glob(f"*/*/{name}"))
         if inside := sorted(str(path.parent.relative_to(directory)) for path in found):
             return f"{text}; {what} in it: {', '.join(inside[:10])}"
+    if any(directory.glob("*.gguf")):
+        return f"{text}, and GGUF files are not read: name the directory with the model's safetensors files"
+    if any(directory.glob("*.safetensors")):
+        return f"{text}, only weights: copy the other files of the model that they were made from into it"
     return text
 
 

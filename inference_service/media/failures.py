@@ -126,7 +126,9 @@ def _known(error: BaseException, stage: Stage) -> Failure | None:
 
 def _tls_failure(reason: str, stage: Stage) -> Failure:
     if reason in _NOT_TLS:
-        return Failure("not_tls", "does not use TLS on this port; is the URL an http:// one?")
+        return Failure(
+            "not_tls", "does not use TLS on this port: the URL may have to begin with http://"
+        )
     if reason in _ALERTS:
         return Failure("tls_version", "supports no TLS version that is secure (1.2 or 1.3)")
     return _BY_STAGE[stage] if "EOF" in reason else Failure("tls", "failed to set up TLS")

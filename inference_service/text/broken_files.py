@@ -46,6 +46,8 @@ def other_kind(path: Path) -> str:
 def _reason(error: Exception | None) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f": {error.msg} in line {error.lineno}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return f": its byte {error.start + 1} is not UTF-8"
     if error is None or isinstance(error, RecursionError):
         return ""
     text = " ".join(str(error).split())

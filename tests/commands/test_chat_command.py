@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 import re
 import signal
+import socketserver
 import sys
+import threading
 from urllib.parse import quote
 
 from PIL import Image
@@ -153,6 +155,27 @@ def test_no_service_there(capsys: pytest.CaptureFixture[str]) -> None:
         "no service is reachable at 127.0.0.1:9; start one with: qwenvl serve"
         in capsys.readouterr().err
     )
+
+
+class NotHttp2(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.recv(4096)
+        self.request.sendall(
+            b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\n\r\n"
+        )
+
+
+def test_the_port_of_the_rest_api(capsys: pytest.CaptureFixture[str]) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), NotHttp2) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            port = server.server_address[1]
+            assert main(["chat", "--grpc-target", f"127.0.0.1:{port}", "x"]) == 1
+        finally:
+            server.shutdown()
+            thread.join()
+    assert f"127.0.0.1:{port} speaks HTTP/1.1, not gRPC" in capsys.readouterr().err
 
 
 async def test_the_key_comes_from_a_file_or_the_environment(

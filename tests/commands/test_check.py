@@ -423,3 +423,22 @@ def test_a_head_that_may_differ_from_the_embedding_is_told(
     assert lines[-1].startswith("qwenvl serve")
     main(["check", str(tmp_path), "--device", "cpu", "--json"])
     assert bool(json.loads(capsys.readouterr().out)["remark"]) == told
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"model.Q4_K_M.gguf": b"GGUF"}, "GGUF files are not read"),
+        ({"model.safetensors": b"x"}, "only weights: copy the other files of the model"),
+        ({"config.json": b"\x81\xfe{}"}, "config.json is not valid JSON: its byte 1 is not UTF-8"),
+        ({"config.json": b'{"a": "\xe9"}'}, "its byte 8 is not UTF-8"),
+        ({"config.json": b"[]"}, "config.json must contain a JSON object"),
+    ],
+)
+def test_odd_directories(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, bytes], says: str
+) -> None:
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    assert main(["check", str(tmp_path)]) == USAGE
+    assert says in capsys.readouterr().err

@@ -118,7 +118,7 @@ async def test_plain_http_on_the_port_is_told() -> None:
         port = listener.sockets[0].getsockname()[1]
         error = await refused(of_names(port, NAME), f"https://{NAME}:{port}/", ImageFetchError)
     assert error.metadata["cause"] == "not_tls"
-    assert "is the URL an http:// one?" in error.message
+    assert "the URL may have to begin with http://" in error.message
 
 
 async def test_a_host_that_hangs_up_during_the_handshake() -> None:
