@@ -89,10 +89,10 @@ class _Conversation:
 
     def handle(self, text: str) -> None:
         """Runs a command or asks a question."""
-        word, _, rest = text.partition(" ")
+        word, rest = [*text.split(maxsplit=1), "", ""][:2]
         try:
-            if word in self._actions:
-                self._actions[word](rest.strip())
+            if action := self._actions.get(word.lower()):
+                action(rest.strip())
             elif _WORD.fullmatch(word):
                 _say(f"unknown command {word}; /help lists the commands")
             elif text.strip():

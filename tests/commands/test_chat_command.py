@@ -236,6 +236,16 @@ async def test_commands(service: Service, image: str) -> None:
     assert "* echo-too\n" in err
     assert "temperature none\n" in err
     assert "unknown command /fly; /help lists the commands" in err
+
+
+async def test_commands_in_other_spellings(service: Service, image: str) -> None:
+    """None of them becomes a question."""
+    out, err = await talk(
+        service, "/MODEL\techo-too", "/Set  max_tokens 3", f"/IMAGE {image}", "/Exit"
+    )
+    assert out.strip("> \n") == ""
+    for said in ("* echo-too\n", "max_tokens 3\n", "image 1: "):
+        assert said in err
     assert "tokens/s" not in err
     assert service.engine.requests == []
 
