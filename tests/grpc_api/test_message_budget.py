@@ -150,6 +150,31 @@ async def test_one_caller_receives_part_of_the_messages_at_once() -> None:
         await waiting
 
 
+async def test_many_messages_of_one_caller_all_end() -> None:
+    room = budget(12, max_waiting=256, patience_s=60)
+    receiving: list[int] = []
+    most = 0
+
+    async def slowly() -> bytes:
+        nonlocal most
+        receiving.append(1)
+        most = max(most, len(receiving))
+        await asyncio.sleep(0.01)
+        receiving.pop()
+        return bytes(90)
+
+    async def one() -> None:
+        claim = await room.reserve("a")
+        await room.receive(claim, slowly, 5)
+        await asyncio.sleep(0.01)
+        room.release(claim)
+
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(one() for _ in range(48)))
+    assert most == 6
+    assert room.used_bytes == 0
+
+
 async def test_the_only_message_of_a_caller_may_take_longer() -> None:
     room = budget(2, patience_s=0.05, patience_alone_s=60, wait_s=0.5)
     tasks = [(await begin(room, caller))[1] for caller in "ab"]
