@@ -105,6 +105,15 @@ class Attack:
             await asyncio.gather(*calls)
         return str(outcomes)
 
+    async def same(self, spec: chat_pb.ChatCompletionSpec, count: int) -> str:
+        """Sends a request many times at once; it is serialised only once."""
+        outcomes: dict[str, int] = {}
+        payload = chat_pb.CreateChatCompletionRequest(spec=spec).SerializeToString()
+        async with self._channel() as channel:
+            create = channel.unary_unary(CREATE, request_serializer=bytes)
+            await asyncio.gather(*(self._try(create, payload, outcomes) for _ in range(count)))
+        return str(outcomes)
+
     async def completions(self, prompts: list[str]) -> str:
         """Long text completions at the same time."""
         outcomes: dict[str, int] = {}
@@ -173,9 +182,8 @@ def costly_images(count: int) -> list[chat_pb.ChatCompletionSpec]:
     return [spec_of(part, f"{i}?", model=MODEL, sampling={"max_tokens": 1}) for i in range(count)]
 
 
-def large_message(number: int) -> chat_pb.ChatCompletionSpec:
+def large_message() -> chat_pb.ChatCompletionSpec:
     """30 MiB that are no image."""
-    del number
     part = message_pb.Part(image=message_pb.Image(data=bytes(15 * MIB)))
     return spec_of(part, part, "?", model=MODEL)
 
@@ -223,7 +231,7 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     "closed window of watches": lambda a: a.closed_window(WATCH, 256, _HEALTH),
     "hammering": lambda a: a.flood(100, short),
     "polite": lambda a: a.flood(8, short),
-    "large messages": lambda a: a.once([large_message(i) for i in range(48)]),
+    "large messages": lambda a: a.same(large_message(), 48),
     "images that grow": lambda a: a.once([growing_image(i) for i in range(60)]),
     "costly images": lambda a: a.once(costly_images(40)),
     "many frames": lambda a: a.once([many_frames()]),
