@@ -107,7 +107,7 @@ def measure(
     gaps: list[float] = []
     done = 0
     begin = time.monotonic()
-    while time.monotonic() < begin + seconds:
+    while time.monotonic() < begin + seconds or len(gaps) < 2:
         for kind, wanted, make in ((answers, ANSWERS, floods.answer), (flooding, 6, flood)):
             while make is not None and len(kind) < wanted:
                 request, pixels = make(f"request {next(_NUMBERS)}")
@@ -165,8 +165,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         quiet = 0.0
         for name, flood in kinds.items():
             gaps, rate = measure(core, floods, flood, options.seconds)
-            if not gaps:
-                sys.exit("no answer had two tokens: measure for more --seconds")
             mean = statistics.mean(gaps)
             quiet = quiet or mean
             p99 = sorted(gaps)[round(len(gaps) * 0.99) - 1]
