@@ -10,7 +10,13 @@ import json
 import re
 from typing import Any, Final
 
-from anthropic.types import ErrorResponse, Message, MessageTokensCount, RawMessageStreamEvent
+from anthropic.types import (
+    ErrorResponse,
+    Message,
+    MessageTokensCount,
+    ModelInfo,
+    RawMessageStreamEvent,
+)
 from openai.types import Completion, Decision, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import InputTokenCountResponse
@@ -75,7 +81,7 @@ def _frames(body: str) -> Iterator[str]:
 
 
 def _check(check: Callable[[Any], None], path: str, status: int, document: Any) -> None:
-    is_anthropic = path.startswith("/v1/messages")
+    is_anthropic = path.startswith(("/v1/messages", "/v1/models"))
     if is_anthropic and document.get("type") == "error":
         _strictly(ErrorResponse, document)
     elif status >= 400 or (document.keys() == {"error"}):
@@ -119,8 +125,12 @@ def _completion(document: Any) -> None:
 
 
 def _models(document: Any) -> None:
-    for model in document["data"] if document["object"] == "list" else [document]:
-        _strictly(Model, model)
+    models = document.get("data", [document])
+    is_anthropic = "object" not in document
+    if is_anthropic and "data" in document:
+        assert document.keys() == {"data", "has_more", "first_id", "last_id"}
+    for model in models:
+        _strictly(ModelInfo if is_anthropic else Model, model, {} if is_anthropic else EXTRAS)
 
 
 def _response(document: Any) -> None:
