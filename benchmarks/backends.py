@@ -38,13 +38,18 @@ def free_address() -> str:
 def serving(backend: str, arguments: Sequence[str]) -> Iterator[list[str]]:
     """A server with a backend, as `peers.py` wants it on its command line, until the end of the block."""
     rest, grpc, admin = (free_address() for _ in range(3))
-    environment = os.environ | {
-        "QWENVL_HTTP_ADDRESS": rest,
-        "QWENVL_GRPC_ADDRESS": grpc,
-        "QWENVL_ADMIN_ADDRESS": admin,
-        "QWENVL_BACKEND": backend,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "protos")]),
-    }
+    # A line for every request is work that says nothing here.
+    environment = (
+        {"QWENVL_LOG_LEVEL": "warning"}
+        | os.environ
+        | {
+            "QWENVL_HTTP_ADDRESS": rest,
+            "QWENVL_GRPC_ADDRESS": grpc,
+            "QWENVL_ADMIN_ADDRESS": admin,
+            "QWENVL_BACKEND": backend,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "protos")]),
+        }
+    )
     command = [sys.executable, "-P", "-m", "inference_service.cli", "serve", *arguments]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, cwd=ROOT)
     try:
