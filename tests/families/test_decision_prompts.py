@@ -252,3 +252,29 @@ def test_no_label_begins_with_another(models: dict[str, Model], name: str) -> No
     assert sequences[labels.token_ids("10")] == [1, 4]
     assert sequences[labels.token_ids("red.")] == [5]
     assert (*labels.token_ids("1"), models[name].end) in sequences
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_names_in_the_input_tell_apart_who_said_what(models: dict[str, Model], name: str) -> None:
+    def written(*authors: str) -> str:
+        messages = (
+            ChatMessage(role=Role.USER, parts=(TextPart(text=f"word{i}"),), name=author)
+            for i, author in enumerate(authors)
+        )
+        request = DecisionRequest(
+            evidence=ChatRequest(request_id="r", model="m", messages=tuple(messages)),
+            questions=(
+                Question(
+                    name=None, kind=QuestionKind.PREDICATE, instructions=(TextPart(text="q"),)
+                ),
+            ),
+        )
+        prompts = models[name].decisions.build(request, ())
+        [question] = prompts.questions
+        ids = (*prompts.evidence.token_ids, *question.token_ids)
+        return models[name].tokenizer.decode(ids, skip_special_tokens=False)
+
+    text = written("Ann", "Bob")
+    places = [text.index(word) for word in ("Ann", "word0", "Bob", "word1")]
+    assert places == sorted(places)
+    assert written("user", "user") == written("", "")
