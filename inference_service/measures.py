@@ -1,8 +1,9 @@
-"""What the engine measures and tells the front: durations, and the memory of its device."""
+"""What the engine measures and tells the front, and the fixed sets of reasons by which it is counted."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,38 +12,52 @@ DURATION_BOUNDS_S: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25),
     *(0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
-"""Upper bounds of the buckets of `Durations`, inclusive; a last bucket has none."""
+"""Upper bounds of the buckets for durations in seconds, inclusive; a last bucket has none."""
+BATCH_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""The same for numbers of sequences in one step."""
+PREFIX_MISS_REASONS: Final = ("new", "evicted", "partial_page", "prompt_logprobs", "disabled")
+"""Why prompt tokens were not taken from the prefix cache.
+
+new: their page has not been computed, or long ago. evicted: it was, and twice the cache would still have it.
+partial_page: only full pages are shared, and the last token of a prompt is always computed. prompt_logprobs: a request
+for log probabilities of its prompt computes all of it. disabled: there is no prefix cache.
+"""
+ENCODER_MISS_REASONS: Final = ("new", "evicted")
+"""Why images were encoded; as the first two reasons above."""
+RESTART_CAUSES: Final = ("ended", "stalled", "not_loaded")
+"""Why the engine process was restarted: it ended by itself, made no progress, or could not load the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Durations:
-    """How long something took, since the start of the process that measured it.
+class Histogram:
+    """What has been measured since the start of the process that measured it.
 
     Attributes:
-        counts: The number of durations in each bucket of `DURATION_BOUNDS_S` and in the last one; not cumulative.
-        sum_s: Their sum in seconds.
+        counts: The number of values in each bucket of its bounds and in the last one, not cumulative; empty = none.
+        total: The sum of the values.
     """
 
-    counts: tuple[int, ...] = (0,) * (len(DURATION_BOUNDS_S) + 1)
-    sum_s: float = 0.0
+    counts: tuple[int, ...] = ()
+    total: float = 0.0
 
 
-class DurationCounter:
-    """Counts durations."""
+class HistogramCounter:
+    """Counts values, by the upper bounds of its buckets."""
 
-    def __init__(self) -> None:
-        self._counts = [0] * (len(DURATION_BOUNDS_S) + 1)
-        self._sum_s = 0.0
+    def __init__(self, bounds: Sequence[float] = DURATION_BOUNDS_S) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
 
-    def add(self, seconds: float) -> None:
-        """Counts one duration."""
-        self._counts[bisect_left(DURATION_BOUNDS_S, seconds)] += 1
-        self._sum_s += seconds
+    def add(self, value: float) -> None:
+        """Counts one value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
 
     @property
-    def total(self) -> Durations:
+    def total(self) -> Histogram:
         """What has been counted."""
-        return Durations(counts=tuple(self._counts), sum_s=self._sum_s)
+        return Histogram(counts=tuple(self._counts), total=self._total)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

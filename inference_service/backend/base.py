@@ -6,14 +6,14 @@ are computed: by this project's engine, by another library in a process, or by a
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
 from inference_service.decisions import DecisionRequest, Decisions
 from inference_service.domain import Event, ImageInfo, Request, Started, TokenUsage
-from inference_service.measures import DeviceMemory, Durations
+from inference_service.measures import DeviceMemory, Histogram
 
 
 class BackendState(Enum):
@@ -136,12 +136,15 @@ class Load:
         kv_page_tokens: Tokens of one page.
         prefix_queries: Prompt tokens looked up in the prefix cache.
         prefix_hits: Prompt tokens found there.
+        prefix_misses: Prompt tokens not found there, by one of `PREFIX_MISS_REASONS`.
         encoder_queries: Images looked up in the encoder cache.
         encoder_hits: Images found there.
+        encoder_misses: Images not found there, by one of `ENCODER_MISS_REASONS`.
         preemptions: Answers that were preempted and recomputed.
         pixel_bytes_in_flight: Bytes of processed images of the requests that the engine has or is being sent.
         step_durations: Durations of the steps of the engine.
         encode_durations: Durations of passes of the vision tower.
+        batch_sizes: Sequences computed together in the steps of the engine.
         device_memory: Memory of the GPU; None = there is none.
         last_step_s: When the engine last reported a step, or that it has none to compute, as `time.monotonic()`; None =
             it has not yet.
@@ -155,12 +158,15 @@ class Load:
     kv_page_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    prefix_misses: Mapping[str, int] = field(default_factory=dict)
     encoder_queries: int = 0
     encoder_hits: int = 0
+    encoder_misses: Mapping[str, int] = field(default_factory=dict)
     preemptions: int = 0
     pixel_bytes_in_flight: int = 0
-    step_durations: Durations = field(default_factory=Durations)
-    encode_durations: Durations = field(default_factory=Durations)
+    step_durations: Histogram = field(default_factory=Histogram)
+    encode_durations: Histogram = field(default_factory=Histogram)
+    batch_sizes: Histogram = field(default_factory=Histogram)
     device_memory: DeviceMemory | None = None
     last_step_s: float | None = None
 
@@ -173,7 +179,7 @@ class BackendInfo:
         device: The device in use.
         dtype: Dtype of weights and cache.
         slow_path: Why computation is slower than possible on this hardware; empty = it is not.
-        restarts: Number of restarts.
+        restarts: Number of restarts by one of `RESTART_CAUSES`.
         pid: Process id of the engine.
         max_num_seqs: Maximum answers in one batch.
         max_num_batched_tokens: Maximum tokens of one step.
@@ -184,7 +190,7 @@ class BackendInfo:
     device: str = ""
     dtype: str = ""
     slow_path: str = ""
-    restarts: int = 0
+    restarts: Mapping[str, int] = field(default_factory=dict)
     pid: int = 0
     max_num_seqs: int = 0
     max_num_batched_tokens: int = 0

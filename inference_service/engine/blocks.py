@@ -56,6 +56,8 @@ class BlockManager:
         self._cached: OrderedDict[int, None] = OrderedDict()  # unreferenced, oldest first
         self._page_by_hash: dict[bytes, int] = {}
         self._hash_by_page: dict[int, bytes] = {}
+        # What was cached until recently: as many pages as there are, so that twice the cache would still have them.
+        self._evicted: OrderedDict[bytes, None] = OrderedDict()
 
     @property
     def num_cached(self) -> int:
@@ -82,6 +84,7 @@ class BlockManager:
         fresh = self._pages_for(len(sequence)) - len(hits)
         if fresh > self.num_available - sum(page in self._cached for page in hits):
             return False
+        sequence.prefix_misses = self._misses(sequence, len(hits), use_cache=use_cache)
         for page in hits:
             self._cached.pop(page, None)
             self._references[page] += 1
@@ -112,6 +115,7 @@ class BlockManager:
                 self._hash_by_page[page] = name
                 if (index + 1) * self.page_size <= sequence.num_prompt_tokens:
                     sequence.num_cache_write_tokens += self.page_size
+                self._evicted.pop(name, None)
         sequence.num_published_pages = num_full
 
     def release(self, sequence: Sequence) -> None:
@@ -136,6 +140,24 @@ class BlockManager:
                 break
             pages.append(page)
         return pages
+
+    def _misses(self, sequence: Sequence, num_hits: int, *, use_cache: bool) -> dict[str, int]:
+        """The tokens that are not taken from the cache, by one of `PREFIX_MISS_REASONS`.
+
+        Full pages behind the first one that is missing have its reason.
+        """
+        num_tokens = len(sequence)
+        if not self.enable_prefix_caching:
+            return {"disabled": num_tokens}
+        if not use_cache:
+            return {"prompt_logprobs": num_tokens}
+        num_full = (num_tokens - 1) // self.page_size
+        misses = {"partial_page": num_tokens - num_full * self.page_size}
+        if num_hits < num_full:
+            is_evicted = self._hash(sequence, num_hits) in self._evicted
+            reason = "evicted" if is_evicted else "new"
+            misses[reason] = (num_full - num_hits) * self.page_size
+        return misses
 
     def _hash(self, sequence: Sequence, index: int) -> bytes:
         """Hash of the sequence's full page `index`; computes the chain before it if needed."""
@@ -164,7 +186,11 @@ class BlockManager:
             page = self._free.popleft()
         else:
             page, _ = self._cached.popitem(last=False)
-            del self._page_by_hash[self._hash_by_page.pop(page)]
+            name = self._hash_by_page.pop(page)
+            del self._page_by_hash[name]
+            self._evicted[name] = None
+            if len(self._evicted) > self.num_pages:
+                self._evicted.popitem(last=False)
         self._references[page] = 1
         return page
 

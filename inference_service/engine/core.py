@@ -64,7 +64,7 @@ from inference_service.families.registry import load_spec
 from inference_service.families.tables import kv_bytes_per_token, module_parts
 from inference_service.grammar.matcher import GrammarError
 from inference_service.grammar.vocabulary import load_vocabulary
-from inference_service.measures import DurationCounter
+from inference_service.measures import BATCH_BOUNDS, HistogramCounter
 from inference_service.models.vision_language import VisionLanguageModel
 from inference_service.processor import usable_cores
 
@@ -178,7 +178,8 @@ class EngineCore:
             note_progress(model)
         self._steps = 0
         self._device = devices[0]
-        self._step_durations = DurationCounter()
+        self._step_durations = HistogramCounter()
+        self._batch_sizes = HistogramCounter(BATCH_BOUNDS)
         self._encoding = Stopwatch(devices[0])
         self._encoder = Encoder(self._runner, self._encoder_cache, self._encoding, devices[0])
         self.ready = _ready(
@@ -208,12 +209,15 @@ class EngineCore:
             kv_page_tokens=blocks.page_size,
             prefix_queries=counters.prefix_queries,
             prefix_hits=counters.prefix_hits,
+            prefix_misses=counters.prefix_misses,
             encoder_queries=counters.encoder_queries,
             encoder_hits=counters.encoder_hits,
+            encoder_misses=counters.encoder_misses,
             preemptions=counters.preemptions,
             steps=self._steps,
             step_durations=self._step_durations.total,
             encode_durations=self._encoding.total,
+            batch_sizes=self._batch_sizes.total,
             device_memory=memory_of(self._device),
         )
 
@@ -309,6 +313,7 @@ class EngineCore:
             The ticket for `collect`. On an asynchronous device, the results may not be computed yet.
         """
         self._steps += 1
+        self._batch_sizes.add(len(plan.chunks))
         try:
             self._encoder.add(plan.images)
             encode_s = self._encode_s(plan)

@@ -29,6 +29,9 @@ class EncoderCache(Generic[T]):
         self.capacity_tokens = capacity_tokens
         self.num_tokens = 0
         self._entries: OrderedDict[bytes, _Entry[T]] = OrderedDict()
+        # What was cached until recently, with its tokens: at most the capacity, as twice the cache would have them.
+        self._evicted: OrderedDict[bytes, int] = OrderedDict()
+        self._num_evicted_tokens = 0
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._entries
@@ -45,10 +48,15 @@ class EncoderCache(Generic[T]):
         for other in unpinned:
             if self.num_tokens + num_tokens <= self.capacity_tokens:
                 break
-            self._discard(other)
+            self._evict(other)
+        self._num_evicted_tokens -= self._evicted.pop(key, 0)
         self._entries[key] = _Entry(num_tokens)
         self.num_tokens += num_tokens
         return True
+
+    def was_evicted(self, key: bytes) -> bool:
+        """Whether an image that is not cached was until recently: a cache of twice the size would still have it."""
+        return key in self._evicted
 
     def fill(self, key: bytes, value: T) -> None:
         """Store the embeddings of an image, unless its reservation has been given up."""
@@ -90,6 +98,13 @@ class EncoderCache(Generic[T]):
         entry = self._entries.get(key)
         if entry is not None and entry.value is None:
             self._discard(key)
+
+    def _evict(self, key: bytes) -> None:
+        self._evicted[key] = self._entries[key].num_tokens
+        self._num_evicted_tokens += self._evicted[key]
+        while self._num_evicted_tokens > self.capacity_tokens:
+            self._num_evicted_tokens -= self._evicted.popitem(last=False)[1]
+        self._discard(key)
 
     def _discard(self, key: bytes) -> None:
         self.num_tokens -= self._entries.pop(key).num_tokens

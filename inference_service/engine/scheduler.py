@@ -9,7 +9,7 @@ alone; so every sequence ends.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -68,12 +68,14 @@ class Plan:
 
 @dataclass(slots=True)
 class Counters:
-    """Sums since the start. Prefix counters count prompt tokens, encoder counters count images."""
+    """Sums since the start. Prefix counters count prompt tokens, encoder counters count images, misses by reason."""
 
     prefix_queries: int = 0
     prefix_hits: int = 0
+    prefix_misses: Counter[str] = field(default_factory=Counter)
     encoder_queries: int = 0
     encoder_hits: int = 0
+    encoder_misses: Counter[str] = field(default_factory=Counter)
     preemptions: int = 0
 
 
@@ -259,6 +261,7 @@ class Scheduler:
                 sequence.admitted_s = self._clock()
                 self.counters.prefix_queries += sequence.num_prompt_tokens
                 self.counters.prefix_hits += sequence.num_cached_tokens
+                self.counters.prefix_misses.update(sequence.prefix_misses)
             self._schedule_prefill(plan, sequence)
 
     def _schedule_prefill(self, plan: Plan, sequence: Sequence) -> None:
@@ -284,8 +287,10 @@ class Scheduler:
             # A single image may exceed the budget of a step, otherwise it would never be encoded.
             if image.num_tokens > plan.encoder_tokens_left and not untouched:
                 return False
+            reason = "evicted" if self._encoder_cache.was_evicted(image.key) else "new"
             if not self._encoder_cache.reserve(image.key, image.num_tokens):
                 return False
+            self.counters.encoder_misses[reason] += 1
             plan.encoder_tokens_left -= image.num_tokens
             plan.images.append((sequence, image))
         if self._encoder_cache.pin(image.key, (sequence.sequence_id, image.start)):

@@ -5,7 +5,7 @@ Scheduler, block manager and runner share this state.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,7 @@ class Sequence:
         encodings: For every run of the encoder with an image of this sequence, a function that tells its seconds.
         num_cached_tokens: Prompt tokens found in the prefix cache at the first admission; None before it.
         num_cache_write_tokens: Prompt tokens that this sequence added to the prefix cache.
+        prefix_misses: Tokens not found there at the last admission, by one of `PREFIX_MISS_REASONS`.
         num_prompt_logprobs: Number of prompt positions with reported log probabilities.
         finish_reason: Set once, at the end.
         slot: Its slot while it runs; meaningless otherwise.
@@ -65,6 +66,7 @@ class Sequence:
     encodings: list[Callable[[], float]] = field(default_factory=list)
     num_cached_tokens: int | None = None
     num_cache_write_tokens: int = 0
+    prefix_misses: Mapping[str, int] = field(default_factory=dict)
     num_prompt_logprobs: int = 0
     finish_reason: FinishReason | None = None
     slot: int = -1

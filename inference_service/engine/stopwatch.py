@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from inference_service.measures import DurationCounter, Durations
+from inference_service.measures import Histogram, HistogramCounter
 
 
 class Stopwatch:
@@ -22,7 +22,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._counter = DurationCounter()
+        self._counter = HistogramCounter()
         self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextlib.contextmanager
@@ -46,7 +46,7 @@ class Stopwatch:
         self._pending.append((begin, end))
 
     @property
-    def total(self) -> Durations:
+    def total(self) -> Histogram:
         """The durations of the work that is done."""
         while self._pending and self._pending[0][1].query():  # type: ignore[no-untyped-call]
             begin, end = self._pending.popleft()

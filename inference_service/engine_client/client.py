@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 import contextlib
 import logging
@@ -71,7 +72,7 @@ class EngineClient:
         self.state = EngineState.STARTING
         self.ready: EngineReady | None = None
         self.stats = EngineStats()
-        self.restarts = 0
+        self.restarts: Counter[str] = Counter()
         self.last_step_s: float | None = None
         self._config = config
         self._command = DEFAULT_COMMAND if command is None else command
@@ -328,7 +329,7 @@ class EngineClient:
         """Keeps an engine running until `close`, or until it fails to load too often."""
         failed_loads = 0
         while True:
-            lifetime_s, reason = await self._live_once()
+            lifetime_s, cause, reason = await self._live_once()
             if self._loaded:
                 failed_loads = 0
                 if lifetime_s >= HEALTHY_AFTER_S:
@@ -344,24 +345,24 @@ class EngineClient:
             logger.error("the engine was lost: %s; restart in %.1f s", reason, self._delay_s)
             await asyncio.sleep(self._delay_s)
             self._delay_s = min(2 * self._delay_s, MAX_RESTART_DELAY_S)
-            self.restarts += 1
+            self.restarts[cause] += 1
 
-    async def _live_once(self) -> tuple[float, str]:
+    async def _live_once(self) -> tuple[float, str, str]:
         """Starts the engine, waits until it ends and cleans up.
 
         Returns:
-            Seconds it ran after loading, and why it ended.
+            Seconds it ran after loading, the cause (one of `RESTART_CAUSES`), and why it ended.
         """
         self._loaded = False
         self._load_error = None
         try:
             child = EngineChild(self._command, self._on_event)
         except OSError as error:
-            return 0.0, f"it cannot be started: {error}"
+            return 0.0, "not_loaded", f"it cannot be started: {error}"
         self._child = child
         try:
             child.send(wire.Start(self._config))
-            lifetime_s, reason = await self._watch(child)
+            lifetime_s, is_stalled, reason = await self._watch(child)
             waiting = EngineState.STARTING if self.ready is None else EngineState.RESTARTING
             self._down(waiting, reason, blame=self._loaded)
         finally:
@@ -370,12 +371,18 @@ class EngineClient:
             status = await child.reap(CLOSE_GRACE_S if closing else 0.0)
             level = logging.DEBUG if closing and status == 0 else logging.INFO
             logger.log(level, "engine process %d ended with status %d", child.pid, status)
-        return lifetime_s, reason if self._load_error is None else self._load_error
+        cause = "stalled" if is_stalled else "ended"
+        if not self._loaded:
+            cause = "not_loaded"
+        return lifetime_s, cause, self._load_error or reason
 
-    async def _watch(self, child: EngineChild) -> tuple[float, str]:
+    async def _watch(self, child: EngineChild) -> tuple[float, bool, str]:
         """Waits until the engine ends, or makes no progress in two checks in a row.
 
         One check is not enough: if this process itself was stopped, the heartbeats are still in the socket.
+
+        Returns:
+            Seconds it ran after loading, whether it made no progress, and why it is given up.
         """
         started = time.monotonic()
         loaded_at: float | None = None
@@ -387,9 +394,9 @@ class EngineClient:
                 loaded_at = now
             up_s = 0.0 if loaded_at is None else now - loaded_at
             if child.lost.done():
-                return up_s, child.lost.result()
+                return up_s, False, child.lost.result()
             if child.has_exited():
-                return up_s, "its process ended"
+                return up_s, False, "its process ended"
             quiet = quiet + 1 if now - child.last_event > SILENT_AFTER_S else 0
             if quiet >= 2 and self.state is EngineState.READY:
                 logger.error("the engine is silent; no request is accepted until it answers")
@@ -398,8 +405,8 @@ class EngineClient:
             allowed_s = self._stall_timeout_s if self._loaded else self._start_timeout_s
             strikes = strikes + 1 if stuck_s > allowed_s else 0
         if loaded_at is None:
-            return up_s, f"the model was not loaded within {self._start_timeout_s:.0f} s"
-        return up_s, f"it made no progress for {self._stall_timeout_s:.0f} s"
+            return up_s, True, f"the model was not loaded within {self._start_timeout_s:.0f} s"
+        return up_s, True, f"it made no progress for {self._stall_timeout_s:.0f} s"
 
     def _on_supervisor_done(self, supervisor: asyncio.Task[None]) -> None:
         """Logs a defect of the supervisor and ends all requests, which would wait for ever."""

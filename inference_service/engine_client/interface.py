@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -51,8 +51,8 @@ class Engine(Protocol):
         """Counters of the last heartbeat; all zero while no engine runs."""
 
     @property
-    def restarts(self) -> int:
-        """Number of restarts of the process."""
+    def restarts(self) -> Mapping[str, int]:
+        """Number of restarts of the process by one of `RESTART_CAUSES`."""
 
     @property
     def last_step_s(self) -> float | None:

@@ -5,12 +5,13 @@ Requests, sampling parameters, outputs, statistics and the engine's configuratio
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from inference_service.constraint import Constraint
 from inference_service.errors import ServiceError
-from inference_service.measures import ChoiceTimings, DeviceMemory, Durations
+from inference_service.measures import ChoiceTimings, DeviceMemory, Histogram
 from inference_service.sampling import Sampling
 
 
@@ -288,12 +289,15 @@ class EngineStats:
     kv_page_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    prefix_misses: Mapping[str, int] = field(default_factory=dict)
     encoder_queries: int = 0
     encoder_hits: int = 0
+    encoder_misses: Mapping[str, int] = field(default_factory=dict)
     preemptions: int = 0
     steps: int = 0
-    step_durations: Durations = field(default_factory=Durations)
-    encode_durations: Durations = field(default_factory=Durations)
+    step_durations: Histogram = field(default_factory=Histogram)
+    encode_durations: Histogram = field(default_factory=Histogram)
+    batch_sizes: Histogram = field(default_factory=Histogram)
     device_memory: DeviceMemory | None = None
 
 

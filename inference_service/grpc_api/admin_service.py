@@ -82,7 +82,7 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
             model=self._backend.names[0],
             max_message_bytes=MAX_MESSAGE_BYTES,
             engine_state=_STATES[self._backend.state],
-            engine_restarts=info.restarts,
+            engine_restarts=sum(info.restarts.values()),
             device=info.device,
             slow_path=info.slow_path,
             dtype=info.dtype,

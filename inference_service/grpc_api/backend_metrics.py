@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 import time
-from typing import Final
 
 from prometheus_client import Metric
 from prometheus_client.core import (
@@ -18,14 +17,19 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from inference_service.backend.base import Backend, BackendInfo, BackendState, Load
-from inference_service.measures import DURATION_BOUNDS_S, DeviceMemory, Durations
+from inference_service.measures import (
+    BATCH_BOUNDS,
+    DURATION_BOUNDS_S,
+    ENCODER_MISS_REASONS,
+    PREFIX_MISS_REASONS,
+    RESTART_CAUSES,
+    DeviceMemory,
+    Histogram,
+)
 from inference_service.metrics.exposition import exposed
 from inference_service.settings import ServiceSettings
 from qwenvl.addresses import why_not
 from qwenvl.observability.metrics_server import MetricsServer
-
-
-_BOUNDS: Final = (*map(str, DURATION_BOUNDS_S), "+Inf")
 
 
 def open_metrics(settings: ServiceSettings, backend: Backend) -> MetricsServer:
@@ -72,7 +76,12 @@ def of_backend(
         "qwenvl_draining", "1 if no new requests are accepted.", state is BackendState.DRAINING
     )
     yield _gauge("qwenvl_model_load_seconds", "Time to load the model.", info.load_seconds)
-    yield _counter("qwenvl_engine_restarts", "Restarts of the engine process.", info.restarts)
+    yield _counter_by(
+        "qwenvl_engine_restarts",
+        "Restarts of the engine process.",
+        ("cause", RESTART_CAUSES),
+        info.restarts,
+    )
     yield _gauge(
         "qwenvl_requests_in_flight",
         "Requests that are fetched, decoded, waiting or computed.",
@@ -101,6 +110,12 @@ def _of_load(load: Load) -> Iterable[Metric]:
             "Prompt tokens that were found in the prefix cache.",
             load.prefix_hits,
         ),
+        _counter_by(
+            "qwenvl_prefix_cache_misses",
+            "Prompt tokens that were not found in the prefix cache, by why.",
+            ("reason", PREFIX_MISS_REASONS),
+            load.prefix_misses,
+        ),
         _counter(
             "qwenvl_encoder_cache_queries",
             "Images that were looked up in the encoder cache.",
@@ -110,6 +125,12 @@ def _of_load(load: Load) -> Iterable[Metric]:
             "qwenvl_encoder_cache_hits",
             "Images that were found in the encoder cache.",
             load.encoder_hits,
+        ),
+        _counter_by(
+            "qwenvl_encoder_cache_misses",
+            "Images that were not found in the encoder cache, by why.",
+            ("reason", ENCODER_MISS_REASONS),
+            load.encoder_misses,
         ),
         _counter("qwenvl_preemptions", "Answers that were computed again.", load.preemptions),
         _gauge(
@@ -130,6 +151,12 @@ def _of_engine(load: Load) -> Iterator[Metric]:
         )
     yield _histogram("qwenvl_engine_step_seconds", "Time of a step.", load.step_durations)
     yield _histogram(
+        "qwenvl_engine_batch_size",
+        "Sequences that are computed together in a step.",
+        load.batch_sizes,
+        BATCH_BOUNDS,
+    )
+    yield _histogram(
         "qwenvl_vision_encode_seconds",
         "Time that a step encodes images; a large image takes several steps.",
         load.encode_durations,
@@ -146,9 +173,23 @@ def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
     return CounterMetricFamily(name, text, value=value)
 
 
-def _histogram(name: str, text: str, durations: Durations) -> HistogramMetricFamily:
-    buckets = list(zip(_BOUNDS, accumulate(durations.counts), strict=True))
-    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=durations.sum_s)
+def _counter_by(
+    name: str, text: str, by: tuple[str, Sequence[str]], counts: Mapping[str, int]
+) -> CounterMetricFamily:
+    """A counter with all values of its label from the start, so that rates are right."""
+    label, values = by
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value in values:
+        family.add_metric([value], counts.get(value, 0))
+    return family
+
+
+def _histogram(
+    name: str, text: str, measured: Histogram, bounds: Sequence[float] = DURATION_BOUNDS_S
+) -> HistogramMetricFamily:
+    counts = measured.counts or (0,) * (len(bounds) + 1)
+    buckets = list(zip((*map(str, bounds), "+Inf"), accumulate(counts), strict=True))
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=measured.total)
 
 
 def _memory(memory: DeviceMemory) -> Metric:

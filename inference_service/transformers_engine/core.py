@@ -45,7 +45,7 @@ from inference_service.errors import (
     ServiceError,
 )
 from inference_service.grammar.matcher import GrammarError
-from inference_service.measures import ChoiceTimings, DurationCounter
+from inference_service.measures import BATCH_BOUNDS, ChoiceTimings, HistogramCounter
 from inference_service.transformers_engine.admission import Admission
 from inference_service.transformers_engine.generation import Generation, ModuleState
 from inference_service.transformers_engine.prompts import PromptMaker
@@ -104,7 +104,8 @@ class TransformersCore:
         self._running: deque[Sequence] = deque()
         self._generations: dict[SequenceId, Generation] = {}
         self._steps = 0
-        self._durations = DurationCounter()
+        self._durations = HistogramCounter()
+        self._batch_sizes = HistogramCounter(BATCH_BOUNDS)
 
     @property
     def has_work(self) -> bool:
@@ -122,6 +123,7 @@ class TransformersCore:
             kv_page_tokens=self.ready.kv_page_tokens,
             steps=self._steps,
             step_durations=self._durations.total,
+            batch_sizes=self._batch_sizes.total,
             device_memory=memory_of(self._device),
         )
 
@@ -175,6 +177,7 @@ class TransformersCore:
             return outputs
         begin_s = time.monotonic()
         self._steps += 1
+        self._batch_sizes.add(1)
         try:
             outputs += self._advance(sequence)
         except ServiceError as error:

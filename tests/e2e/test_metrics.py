@@ -108,6 +108,8 @@ def test_a_text_is_measured_from_end_to_end(watched: Watched) -> None:
     tokens = "gen_ai_client_token_usage_tokens_sum"
     assert gained(before, after, tokens, **chat, gen_ai_token_type="output") == 8
     assert gained(before, after, "qwenvl_engine_step_seconds_count") >= 8
+    assert gained(before, after, "qwenvl_engine_batch_size_sum") >= 8
+    assert gained(before, after, "qwenvl_prefix_cache_misses_total", reason="partial_page") >= 1
     call = {"grpc_method": METHOD, "grpc_status": "OK"}
     assert gained(before, after, "grpc_server_call_duration_seconds_count", **call) == 1
     # The parts add up to no more than the whole.
@@ -141,10 +143,15 @@ def test_images_are_counted_and_found_again(watched: Watched) -> None:
     assert gained(before, after, "qwenvl_vision_encode_seconds_count") == 1
     assert gained(before, after, "qwenvl_encoder_cache_queries_total") == 1
     assert gained(before, after, "qwenvl_encoder_cache_hits_total") == 0
+    assert gained(before, after, "qwenvl_encoder_cache_misses_total", reason="new") == 1
 
     watched.ask(content)
     again = until(watched.service, finished(after, "stop"))
-    assert gained(after, again, "qwenvl_prefix_cache_hits_total") > 0
+    hits = gained(after, again, "qwenvl_prefix_cache_hits_total")
+    misses = gained(after, again, "qwenvl_prefix_cache_misses_total")
+    assert hits > 0
+    assert hits + misses == gained(after, again, "qwenvl_prefix_cache_queries_total")
+    assert gained(after, again, "qwenvl_prefix_cache_misses_total", reason="new") == 0
     assert gained(after, again, "qwenvl_vision_encode_seconds_count") == 0
 
 
@@ -356,3 +363,4 @@ def test_metrics_survive_the_engine(watched: Watched) -> None:
     assert down.value("qwenvl_requests_finished_total") > 0
     up = until(watched.service, lambda now: now.value("qwenvl_ready") == 1, timeout_s=120)
     assert up.value("qwenvl_engine_restarts_total") == 1
+    assert up.value("qwenvl_engine_restarts_total", cause="ended") == 1

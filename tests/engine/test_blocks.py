@@ -183,3 +183,42 @@ def test_without_caching_nothing_is_kept() -> None:
     run(blocks, sequence(1, 2, 3))
     assert blocks.num_cached == 0
     assert hits(blocks, sequence(1, 2, 3)) == 0
+
+
+def misses(blocks: BlockManager, *token_ids: int) -> dict[str, int]:
+    """Why the tokens of a prompt are not found; none of them is computed."""
+    asked = sequence(*token_ids)
+    assert blocks.admit(asked)
+    found = asked.prefix_misses
+    blocks.release(asked)
+    return dict(found)
+
+
+def test_misses_tell_new_pages_from_evicted_ones() -> None:
+    blocks = BlockManager(4, 2)
+    assert misses(blocks, 1, 2, 3, 4, 5) == {"new": 4, "partial_page": 1}
+    run(blocks, sequence(1, 2, 3, 4, 5))
+    assert misses(blocks, 1, 2, 3, 4, 5) == {"partial_page": 1}
+    assert misses(blocks, 1, 2, 3, 9, 9, 9) == {"new": 2, "partial_page": 2}
+    assert misses(blocks, 1, 2, 3, 4) == {"partial_page": 2}, "the last token is computed"
+    run(blocks, sequence(*range(11, 18)))  # takes all pages
+    assert misses(blocks, 1, 2, 3, 4, 5) == {"evicted": 4, "partial_page": 1}
+
+
+def test_what_twice_the_cache_would_not_have_is_new_again() -> None:
+    blocks = BlockManager(2, 2)
+    run(blocks, sequence(1, 2, 3))
+    for number in range(10, 40, 10):
+        assert misses(blocks, 1, 2, 3)["partial_page"] == 1
+        run(blocks, sequence(*range(number, number + 4)))
+    assert misses(blocks, 1, 2, 3) == {"new": 2, "partial_page": 1}
+    run(blocks, sequence(1, 2, 3))
+    assert misses(blocks, 1, 2, 3) == {"partial_page": 1}
+
+
+def test_misses_by_choice() -> None:
+    blocks = BlockManager(4, 2)
+    asked = sequence(1, 2, 3)
+    assert blocks.admit(asked, use_cache=False)
+    assert asked.prefix_misses == {"prompt_logprobs": 3}
+    assert misses(BlockManager(4, 2, enable_prefix_caching=False), 1, 2, 3) == {"disabled": 3}

@@ -72,3 +72,22 @@ def test_reservations_without_embeddings_can_be_dropped() -> None:
     assert b"b" not in cache
     assert cache.num_tokens == 3
     cache.unpin(b"b", "x")
+
+
+def test_recently_evicted_images_are_known() -> None:
+    cache: EncoderCache[str] = EncoderCache(10)
+    for key in (b"a", b"b", b"c", b"d"):
+        filled(cache, key, 5)
+    known = [key for key in (b"a", b"b", b"c", b"d", b"e") if cache.was_evicted(key)]
+    assert known == [b"a", b"b"], "as many tokens as there is room for"
+    filled(cache, b"a", 5)
+    assert not cache.was_evicted(b"a")
+    filled(cache, b"e", 5)
+    assert [cache.was_evicted(key) for key in (b"b", b"c", b"d")] == [False, True, True]
+
+
+def test_an_image_that_was_never_encoded_was_not_evicted() -> None:
+    cache: EncoderCache[str] = EncoderCache(10)
+    assert cache.reserve(b"a", 5)
+    cache.discard_unfilled()
+    assert not cache.was_evicted(b"a")

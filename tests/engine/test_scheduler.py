@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from inference_service.engine.blocks import BlockManager
@@ -204,6 +206,27 @@ def test_equal_images_are_encoded_once() -> None:
     assert len(plan.images) == 1
     assert len(plan.chunks) == 2
     assert (scheduler.counters.encoder_queries, scheduler.counters.encoder_hits) == (2, 1)
+
+
+def test_misses_of_images_tell_new_ones_from_evicted_ones() -> None:
+    scheduler = make(encoder=6)
+    for name in "abac":
+        sequence = add(scheduler, name, 9, (2, 6))
+        while scheduler.has_work:
+            step(scheduler)
+            if sequence.num_answer_tokens:
+                scheduler.finish(sequence, FinishReason.EOS)
+    # The second "a" finds its pages, so that its image is not looked up.
+    assert scheduler.counters.encoder_misses == {"new": 3}
+    sequence = add(scheduler, "d", 9, (2, 6))
+    sequence.request = EngineRequest(
+        request_id="d",
+        prompt_token_ids=sequence.request.prompt_token_ids,
+        sampling=sequence.sampling,
+        images=(replace(sequence.request.images[0], key=b"b2".ljust(32)),),
+    )
+    step(scheduler)
+    assert scheduler.counters.encoder_misses == {"new": 3, "evicted": 1}
 
 
 def test_a_cache_smaller_than_the_context_is_refused() -> None:

@@ -27,6 +27,7 @@ from inference_service.engine_protocol.messages import (
     SamplingParams,
 )
 from inference_service.errors import ContextLengthError, ImageTooLargeError
+from inference_service.measures import ENCODER_MISS_REASONS, PREFIX_MISS_REASONS
 
 
 VOCAB = 3  # so few that prefixes meet by chance
@@ -222,6 +223,28 @@ class Serving(RuleBasedStateMachine):
         sequence = plan.chunks[-1].sequence
         self.scheduler.finish(sequence, FinishReason.ERROR)
         self.ended.append(sequence)
+
+    @invariant()
+    def hits_and_misses_add_up(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        counters = self.scheduler.counters
+        for queries, hits, misses, reasons in (
+            (
+                counters.prefix_queries,
+                counters.prefix_hits,
+                counters.prefix_misses,
+                PREFIX_MISS_REASONS,
+            ),
+            (
+                counters.encoder_queries,
+                counters.encoder_hits,
+                counters.encoder_misses,
+                ENCODER_MISS_REASONS,
+            ),
+        ):
+            assert queries == hits + misses.total()
+            assert set(misses) <= set(reasons)
 
     @invariant()
     def pages_add_up(self) -> None:

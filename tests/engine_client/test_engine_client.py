@@ -155,7 +155,7 @@ async def test_an_output_too_long_fails_its_sequence_only(engine):
     assert bad[-1].finish_reason is FinishReason.ERROR
     assert failure_of(bad[-1]).reason == "INTERNAL"
     assert good[-1].finish_reason is FinishReason.LENGTH
-    assert engine.restarts == 0
+    assert engine.restarts == {}
 
 
 async def test_an_id_in_flight_is_refused(engine):
@@ -220,7 +220,7 @@ async def cancel_after(engine, turns):
 async def nothing_is_left(engine):
     assert tokens_of(await collect(engine, request_of("after")))
     await until(lambda: engine.stats.running == 0 and engine.stats.kv_pages_used == 0)
-    assert engine.restarts == 0
+    assert engine.restarts == {}
     assert not holds_pixels(engine.pid)
 
 
@@ -415,7 +415,7 @@ async def test_a_crash_ends_the_others_and_the_engine_comes_back(engine, marker)
         _ = [output async for output in other]
     assert states == [EngineState.RESTARTING, EngineState.READY]
     assert engine.pid != pid
-    assert engine.restarts == 1
+    assert engine.restarts == {"ended": 1}
     assert engine.pixel_bytes_in_flight == 0
     assert tokens_of(await collect(engine, request_of("other")))
 
@@ -463,7 +463,7 @@ async def test_a_stalled_engine_is_killed():
         pid = engine.pid
         await lose_to(engine, STALL)
         assert not is_running(pid)
-        assert engine.restarts == 1
+        assert engine.restarts == {"stalled": 1}
 
 
 async def test_a_long_step_that_makes_progress_is_no_stall():
@@ -566,7 +566,7 @@ async def test_a_model_that_cannot_be_loaded_fails_fast_with_the_reason(capfd):
     client = fake_client("refused")
     with pytest.raises(EngineStartError, match="ValueError: no model here"):
         await client.start()
-    assert (client.state, client.restarts) == (EngineState.FAILED, 0)
+    assert (client.state, client.restarts) == (EngineState.FAILED, {})
     said = capfd.readouterr().err
     assert "the model cannot be loaded" in said
     assert "Traceback" not in said
@@ -592,7 +592,7 @@ async def test_an_engine_that_never_comes_up_fails_in_the_end(options):
         with pytest.raises(EngineStartError):
             await client.start()
     assert client.state is EngineState.FAILED
-    assert client.restarts == client_module.MAX_FAILED_LOADS - 1
+    assert client.restarts == {"not_loaded": client_module.MAX_FAILED_LOADS - 1}
     assert client.pid is None
     await client.close()
     assert open_descriptors() == before

@@ -37,7 +37,7 @@ class EchoEngine:
     def __init__(self, tokenizer: Tokenizer, max_model_len: int = 2048) -> None:
         self.state = EngineState.STARTING
         self.ready: EngineReady | None = None
-        self.restarts = 0
+        self.restarts: dict[str, int] = {}
         self.last_step_s: float | None = None
         self.pid: int | None = None
         self.pixel_bytes_in_flight = 0

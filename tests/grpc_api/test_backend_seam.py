@@ -62,7 +62,7 @@ class ShoutingBackend:
     def __init__(self, *, starts: bool = True) -> None:
         self.state = BackendState.LOADING
         self.names = ("echo", "shout")
-        self.info = BackendInfo(device="elsewhere", restarts=2)
+        self.info = BackendInfo(device="elsewhere", restarts={"ended": 2})
         self.in_flight = 0
         self.callers: list[str] = []
         self.aborted: list[tuple[str, str | None]] = []
