@@ -1,6 +1,8 @@
 # The inference service: gRPC front and engine process. Build from the root of the repository:
 #   docker build -f docker/inference.Dockerfile -t qwen-vl-serving/inference:0.3.0 .
-FROM python:3.11.14-slim-bookworm AS build
+# To pin it by digest: --build-arg BASE=python:3.11.14-slim-bookworm@sha256:...
+ARG BASE=python:3.11.14-slim-bookworm
+FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 # torch, by far the largest part, has its own layer, which changes only with the constraints.
@@ -13,7 +15,12 @@ COPY inference_service inference_service
 ARG EXTRAS=inference,tracing
 RUN /opt/qwenvl/bin/pip install -c constraints.txt ./protos ".[${EXTRAS}]"
 
-FROM python:3.11.14-slim-bookworm
+FROM ${BASE}
+# Triton, which compiles the kernels for a GPU at run time, also compiles a small module of Python for each process: it needs a
+# C compiler with the headers of libc (205 MB, torch with CUDA has several GB); those of Python are in the base.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc=4:12.* libc6-dev=2.36-* \
+    && rm -rf /var/lib/apt/lists/*
 # A numeric user, so that Kubernetes can verify that it is not root; with a name for getpass.getuser.
 RUN groupadd --gid 10001 qwenvl \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin qwenvl

@@ -1,6 +1,8 @@
 # The REST adapter, a small image. Build from the root of the repository:
 #   docker build -f docker/rest-adapter.Dockerfile -t qwen-vl-serving/rest-adapter:0.3.0 .
-FROM python:3.11.14-slim-bookworm AS build
+# To pin it by digest: --build-arg BASE=python:3.11.14-slim-bookworm@sha256:...
+ARG BASE=python:3.11.14-slim-bookworm
+FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./
@@ -8,7 +10,7 @@ COPY protos protos
 COPY rest_adapter rest_adapter
 RUN python -m venv /opt/qwenvl && /opt/qwenvl/bin/pip install -c constraints.txt ./protos '.[adapter,tracing]'
 
-FROM python:3.11.14-slim-bookworm
+FROM ${BASE}
 # A numeric user, so that Kubernetes can verify that it is not root.
 RUN groupadd --gid 10001 qwenvl \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin qwenvl
