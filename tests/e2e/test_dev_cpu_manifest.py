@@ -1,5 +1,6 @@
-"""The overlay `dev-cpu` with monitoring and traces, started here: its images' programs with its variables, but other
-ports. One request is followed through metrics, logs and its trace.
+"""The overlay `dev-cpu` with monitoring and traces, started here: its images' programs with its variables and volumes, but
+other ports. Where this machine permits it, nothing but the volumes can be written. One request is followed through metrics,
+logs and its trace.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ import requests
 from tests.e2e.conftest import ROOT, free_port
 from tests.k8s.manifest_set import Manifests, load
 from tests.support.otlp_receiver import Receiver, receiving
+from tests.support.pod_filesystem import command_in, why_impossible
 from tests.support.scrape import Scrape, scrape, until
 
-
-pytestmark = pytest.mark.full
 
 MODULES = {"inference": "inference_service", "rest-adapter": "rest_adapter"}
 """What the entry point of each image runs."""
@@ -36,14 +36,17 @@ class Cluster:
     def __init__(self, manifests: Manifests, folder: Path, collector: str) -> None:
         self.key = base64.b64decode(manifests.of_kind("Secret")[0]["data"]["api-keys"]).decode()
         self.folder = folder
-        (folder / "api-keys").write_text(self.key)
+        self.keys = folder / "keys"
+        self.keys.mkdir()
+        (self.keys / "api-keys").write_text(self.key)
         self.ports = {port: free_port() for port in (8000, 9090, 9091, 50051, 50052)}
         self.ports[4317] = int(collector.rpartition(":")[2])
         self.processes = [self._start(manifests, name) for name in MODULES]
 
     def _start(self, manifests: Manifests, name: str) -> subprocess.Popen[bytes]:
         pod = manifests.get("Deployment", name)["spec"]["template"]["spec"]
-        variables = manifests.environment(pod["containers"][0])
+        container = pod["containers"][0]
+        variables = manifests.environment(container)
         for variable, value in variables.items():
             found = re.fullmatch(r"(.+):(\d+)", value)
             if found is not None:
@@ -54,14 +57,21 @@ class Cluster:
                 host = re.sub(r"(?<=http://)[\w.-]+", "127.0.0.1", host)
                 variables[variable] = f"{host}:{port}"
         assert "QWENVL_API_KEY_FILE" in variables
-        variables["QWENVL_API_KEY_FILE"] = str(self.folder / "api-keys")
-        variables |= {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
+        variables |= {"PATH": os.environ["PATH"]}
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        command = [sys.executable, "-m", MODULES[name]]
+        if why_impossible():
+            variables["QWENVL_API_KEY_FILE"] = str(self.keys / "api-keys")
+            variables["HOME"] = str(self.folder)
+        else:
+            root = self.folder / f"root-of-{name}"
+            root.mkdir()
+            (volume,) = [item["secret"] for item in pod["volumes"] if "secret" in item]
+            secrets = {volume["secretName"]: self.keys}
+            command = [*command_in(pod, container, secrets, root), *command]
         output: IO[bytes]
         with self.log(name).open("wb") as output:
-            return subprocess.Popen(
-                [sys.executable, "-m", MODULES[name]], env=variables, cwd=ROOT, stderr=output
-            )
+            return subprocess.Popen(command, env=variables, cwd=ROOT, stderr=output)
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
@@ -108,6 +118,7 @@ SPANS = {
 }
 
 
+@pytest.mark.full
 def test_it_answers_the_question_of_the_readme_and_tells_of_it(
     cluster: Cluster, collector: Receiver
 ) -> None:
@@ -143,12 +154,40 @@ def test_it_answers_the_question_of_the_readme_and_tells_of_it(
         ids.add(line["request_id"])
         of_service = line if program == "inference" else of_service
         assert not [word for word in words if word in cluster.log(program).read_text()]
+        levels = {line["level"] for line in cluster.lines(program)}
+        assert levels <= {"debug", "info"}, cluster.log(program).read_text()
     assert len(ids) == 1
     assert of_service == of_service | {"code": "OK", "images": 1, "finish_reason": "stop"}
     spans = [one for one in collector.spans if one.trace_id == TRACE]
     assert {one.name for one in spans} == SPANS
     assert {one.process for one in spans} == {"inference-service", "rest-adapter"}
     assert not [word for word in words if word.encode() in b"".join(collector.raw)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_container_can_write_its_volumes_only(name: str, tmp_path: Path) -> None:
+    if why_impossible():
+        pytest.skip(why_impossible())
+    manifests = load("dev-cpu")
+    pod = manifests.get("Deployment", name)["spec"]["template"]["spec"]
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "root").mkdir()
+    (volume,) = [item["secret"] for item in pod["volumes"] if "secret" in item]
+    secrets = {volume["secretName"]: tmp_path / "keys"}
+    command = command_in(pod, pod["containers"][0], secrets, tmp_path / "root")
+    places = ["/tmp", "/", "/etc/qwenvl/keys", "/usr/lib", str(ROOT), "/var/tmp", "/root"]
+    places += ["/dev/shm"] if name == "inference" else []
+    script = 'for place; do if touch "$place/x" 2>/dev/null; then echo "$place"; fi; done'
+    done = subprocess.run(
+        [*command, "sh", "-c", script, "sh", *places],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == [place for place in places if place in ("/tmp", "/dev/shm")], (
+        done.stderr
+    )
 
 
 def is_counted(seen: Scrape) -> bool:
