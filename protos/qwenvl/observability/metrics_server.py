@@ -27,6 +27,8 @@ from qwenvl.addresses import listen, parse_address
 PATH: Final = "/metrics"
 _MAX_CONNECTIONS: Final = 8
 _MAX_CONNECTION_S: Final = 10.0
+_SCRAPE_S: Final = 1.0
+"""More than a scrape takes: an older connection gives way to a new one."""
 _POLL_S: Final = 0.5
 
 logger = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ class MetricsServer:
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    """A bounded number of connections for a bounded time; more are closed at once."""
+    """A bounded number of connections for a bounded time; a further one replaces the oldest, or is closed at once."""
 
     daemon_threads = True
     block_on_close = False
@@ -91,10 +93,16 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether there is room for one more connection."""
         del client_address
+        now_s = time.monotonic()
         with self._lock:
             if len(self._open) >= _MAX_CONNECTIONS:
-                return False
-            self._open[request] = time.monotonic()
+                oldest, begin_s = next(iter(self._open.items()))
+                if now_s - begin_s < _SCRAPE_S:
+                    return False
+                del self._open[oldest]
+                with contextlib.suppress(OSError):  # its thread closes it
+                    oldest.shutdown(socket.SHUT_RDWR)
+            self._open[request] = now_s
         return True
 
     def shutdown_request(self, request: Any) -> None:

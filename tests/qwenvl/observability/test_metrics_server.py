@@ -73,6 +73,39 @@ def test_clients_that_only_connect_are_cut_off(server: MetricsServer) -> None:
             one.close()
 
 
+def test_a_scrape_takes_the_place_of_a_client_that_only_connects(
+    server: MetricsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_server, "_MAX_CONNECTION_S", 600.0)
+    monkeypatch.setattr(metrics_server, "_SCRAPE_S", 0.2)
+    with contextlib.ExitStack() as opened:
+        for _ in range(8):
+            opened.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        time.sleep(0.5)
+        assert [get(server).status_code for _ in range(3)] == [200] * 3
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"x" * 2**20 + b" HTTP/1.1\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nx: " + b"x" * 2**20 + b"\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\n" + b"x: y\r\n" * 2**17 + b"\r\n",
+        b"\x16\x03\x01" + bytes(2**20),
+    ],
+    ids=["line", "header", "headers", "no http"],
+)
+def test_a_huge_head_is_refused_before_it_is_read(server: MetricsServer, head: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as caller:
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            caller.sendall(head)
+        with contextlib.suppress(ConnectionError):
+            answer = caller.recv(2**16)
+    assert not answer.startswith(b"HTTP/1.0 200")
+    assert get(server).status_code == 200
+
+
 def test_a_client_that_sends_one_byte_after_the_other_is_cut_off(server: MetricsServer) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as slow:
         deadline = time.monotonic() + 30
