@@ -5,7 +5,9 @@ ARG BASE=python:3.11.14-slim-bookworm
 FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-# torch, by far the largest part, has its own layer, which changes only with the constraints.
+# Wheels on a slim base instead of a CUDA image: torch brings the CUDA libraries that it was built with, a second copy would
+# only be larger and could differ; the driver is the node's. torch, by far the largest part, has its own layer, which changes
+# only with the constraints.
 COPY constraints.txt ./
 RUN python -m venv /opt/qwenvl && /opt/qwenvl/bin/pip install -c constraints.txt torch
 COPY pyproject.toml README.md LICENSE ./

@@ -1,6 +1,6 @@
-"""The overlay `dev-cpu` with monitoring and traces, started here: its images' programs with its variables and volumes, but
-other ports. Where this machine permits it, nothing but the volumes can be written. One request is followed through metrics,
-logs and its trace.
+"""The overlay `dev-cpu` with monitoring and traces, started here: its images' programs with its variables and volumes,
+but other ports. Where this machine permits it, nothing but the volumes can be written. One request is followed through
+metrics, logs and its trace.
 """
 
 from __future__ import annotations

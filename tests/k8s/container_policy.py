@@ -11,11 +11,14 @@ import tomllib
 
 from tests.k8s.manifest_policy import images, programs
 from tests.k8s.manifest_set import ROOT, Manifests, Object, Workload
-from tests.k8s.pod_policy import gpus_of, quantity
+from tests.k8s.pod_policy import GPU, gpus_of, quantity
 from tests.k8s.pod_security import PROBES
 
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+SMALLEST_VOLUME = 64 * 2**20
 
 
 def complete(manifests: Manifests) -> Iterator[str]:
@@ -72,7 +75,8 @@ def scratch(manifests: Manifests) -> Iterator[str]:
                     quantity(box["resources"]["limits"]["ephemeral-storage"])
                     for box in workload.containers
                 )
-                if quantity(size[0]) > largest or quantity(asked) > quantity(limit):
+                fits = SMALLEST_VOLUME <= quantity(size[0]) <= largest
+                if mounted[0].get("readOnly") or not fits or quantity(asked) > quantity(limit):
                     yield f"{name}: HOME may have {size}, the container {asked} to {limit}"
             except (AssertionError, IndexError, KeyError, TypeError):
                 yield f"{name}: HOME is {home}, with {size} of {limit}"
@@ -91,8 +95,11 @@ def key_files(manifests: Manifests) -> Iterator[str]:
                 yield f"{workload.name}: {mount['mountPath']} can be written, or read by all"
         shared = [mount for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"]
         memory = [volumes[mount["name"]].get("emptyDir", {}).get("medium") for mount in shared]
-        if container["name"] == "inference" and memory != ["Memory"]:
-            yield f"{workload.name}: /dev/shm is {memory}"
+        sizes = [volumes[mount["name"]].get("emptyDir", {}).get("sizeLimit", 0) for mount in shared]
+        if container["name"] == "inference" and (
+            memory != ["Memory"] or quantity(sizes[0]) < SMALLEST_VOLUME
+        ):
+            yield f"{workload.name}: /dev/shm is {memory} of {sizes}"
 
 
 def probe_times(manifests: Manifests) -> Iterator[str]:
@@ -138,6 +145,11 @@ def rollout(manifests: Manifests) -> Iterator[str]:
 def _job(workload: Workload) -> Iterator[str]:
     if workload.pod.get("restartPolicy") not in ("OnFailure", "Never"):
         yield f"{workload.name}: restartPolicy {workload.pod.get('restartPolicy')}"
+    if (workload.spec.get("parallelism", 1), workload.spec.get("completions", 1)) != (1, 1):
+        yield f"{workload.name}: several pods write to one volume"
+    deadlines = (workload.spec, workload.pod)
+    if any(part.get("activeDeadlineSeconds", 3600) < 3600 for part in deadlines):
+        yield f"{workload.name}: is given up before a model is downloaded"
     if workload.spec.get("backoffLimit", 6) > 10:
         yield f"{workload.name}: tries {workload.spec['backoffLimit']} times"
     if workload.spec.get("ttlSecondsAfterFinished", 10**9) > 86_400:
@@ -145,14 +157,18 @@ def _job(workload: Workload) -> Iterator[str]:
 
 
 def gpu_nodes(manifests: Manifests) -> Iterator[str]:
-    """A pod with a GPU may go to nodes that keep others away, and selects them by the label of NVIDIA's discovery."""
-    wanted: Object = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
-    for workload, container in programs(manifests):
-        if not gpus_of(container):
-            continue
-        if workload.pod.get("tolerations") != [wanted]:
-            yield f"{workload.name}: tolerates {workload.pod.get('tolerations')}"
+    """A pod with a GPU may go to nodes that keep others away, by the label of NVIDIA's discovery; no other pod may."""
+    wanted: Object = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
+    for workload in {workload.name: workload for workload, _ in programs(manifests)}.values():
+        tolerations = workload.pod.get("tolerations", [])
         selector = workload.pod.get("nodeSelector", {})
+        if not any(gpus_of(container) for container in workload.containers):
+            keys = {item.get("key", GPU) for item in tolerations} | set(selector)
+            if any(key.startswith("nvidia.com/") for key in keys):
+                yield f"{workload.name}: takes the room of pods that need a GPU"
+            continue
+        if tolerations != [wanted]:
+            yield f"{workload.name}: tolerates {tolerations}"
         if selector and selector.get("nvidia.com/gpu.present") != "true":
             yield f"{workload.name}: selects nodes by {selector}"
 

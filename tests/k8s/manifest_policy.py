@@ -234,6 +234,8 @@ def startup(manifests: Manifests) -> Iterator[str]:
             if budget_s <= settings.engine_start_timeout_s:
                 yield f"{workload.name}: killed after {budget_s} s of loading"
         else:
+            if budget_s < 30:
+                yield f"{workload.name}: killed after {budget_s} s of starting"
             asked = [probe.get("httpGet", {}).get("path") for probe in probes]
             if asked != ["/health"] * 3:  # not /ready, the state of the service behind it
                 yield f"{workload.name}: the probes ask for {asked}"
@@ -303,6 +305,8 @@ def rebalancing(manifests: Manifests) -> Iterator[str]:
         age_s = getattr(settings_of(manifests, container), "max_connection_age_s", 0.0)
         if age_s > 600:
             yield f"{workload.name}: a new pod may wait {age_s} s for connections"
+        if 0 < age_s < 30:
+            yield f"{workload.name}: all callers connect again every {age_s} s"
 
 
 def files(manifests: Manifests) -> Iterator[str]:
@@ -318,6 +322,8 @@ def files(manifests: Manifests) -> Iterator[str]:
         source = mounted.get(keys.parent, {}).get("secret")
         if source is None or source.get("optional"):
             yield f"{workload.name}: the API may be open to everyone, keys at {values.api_key_file}"
+        elif ("Secret", source["secretName"]) in EXTERNAL and keys.name != "api-keys":
+            yield f"{workload.name}: the operator makes no {keys.name}, as k8s/README.md has it"
         elif manifests.has("Secret", source["secretName"]):
             secret = manifests.get("Secret", source["secretName"])
             if keys.name not in secret.get("data", {}):

@@ -8,10 +8,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator
+import re
 
 from tests.k8s import crd_schemas
 from tests.k8s.manifest_policy import programs
 from tests.k8s.manifest_set import Manifests, Object
+from tests.k8s.pod_policy import quantity
 from tests.k8s.pod_security import PROBES
 
 
@@ -33,6 +35,8 @@ VERSIONS = {
     "ValidatingAdmissionPolicyBinding": "admissionregistration.k8s.io/v1",
 }
 """The API of each kind; those of custom resources are in the kept schemas."""
+SMALLEST_CLAIM = 10 * 2**30
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 PERMISSIONS = ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")
 
 
@@ -59,6 +63,11 @@ def service_types(manifests: Manifests) -> Iterator[str]:
             yield f"Service {name}: is open to the outside, past the gateway"
         if spec.get("sessionAffinity", "None") != "None":
             yield f"Service {name}: keeps callers with one pod"
+        local = [key for key in spec if key.endswith("TrafficPolicy") and spec[key] != "Cluster"]
+        if local:
+            yield f"Service {name}: {local} keep callers from pods of other nodes"
+        if spec.get("ipFamilyPolicy", "SingleStack") == "RequireDualStack":
+            yield f"Service {name}: a cluster with one family of addresses refuses it"
         if spec.get("publishNotReadyAddresses"):
             yield f"Service {name}: leads to pods that are not ready"
 
@@ -126,6 +135,8 @@ def volumes(manifests: Manifests) -> Iterator[str]:
     for item in manifests.of_kind("PersistentVolumeClaim"):
         if item["spec"].get("volumeMode", "Filesystem") != "Filesystem":
             yield f"PersistentVolumeClaim {item['metadata']['name']}: is no file system"
+        if quantity(item["spec"]["resources"]["requests"]["storage"]) < SMALLEST_CLAIM:
+            yield f"PersistentVolumeClaim {item['metadata']['name']}: a model has gigabytes"
 
 
 def pods(manifests: Manifests) -> Iterator[str]:
@@ -143,6 +154,22 @@ def pods(manifests: Manifests) -> Iterator[str]:
                 yield f"{name}: ends for good"
             if "nodeName" in pod:
                 yield f"{name}: is bound to the node {pod['nodeName']}"
+
+
+def scheduling(manifests: Manifests) -> Iterator[str]:
+    """Pods start on a node as it is: with its scheduler and runtime, beside others, with what the image has."""
+    for workload in manifests.workloads():
+        pod, name = workload.pod, workload.name
+        if pod.get("schedulerName", "default-scheduler") != "default-scheduler":
+            yield f"{name}: waits for the scheduler {pod['schedulerName']}"
+        if pod.get("os", {}).get("name", "linux") != "linux":
+            yield f"{name}: there is no image for {pod['os']}"
+        if not str(pod.get("runtimeClassName", "nvidia")).startswith("nvidia"):
+            yield f"{name}: nobody has the RuntimeClass {pod['runtimeClassName']}"
+        if pod.get("affinity", {}).get("podAntiAffinity", {}).get(REQUIRED):
+            yield f"{name}: waits for a node of its own at each rollout; spread it instead"
+        if any("postStart" in box.get("lifecycle", {}) for box in workload.containers):
+            yield f"{name}: does something that no image has when it starts"
 
 
 def one_user(manifests: Manifests) -> Iterator[str]:
@@ -171,6 +198,18 @@ def deployments(manifests: Manifests) -> Iterator[str]:
             yield f"{workload.name}: cannot be rolled back"
         if workload.spec.get("minReadySeconds", 0) > 60:
             yield f"{workload.name}: waits for {workload.spec['minReadySeconds']} s after it is ready"
+
+
+def queues(manifests: Manifests) -> Iterator[str]:
+    """Kueue looks at one label, which names a queue; a misspelt one lets the pods start without quota."""
+    for workload in manifests.workloads():
+        labels = workload.body["metadata"].get("labels", {}) | dict(workload.labels)
+        for key, value in labels.items():
+            if "kueue" in key and (
+                key != "kueue.x-k8s.io/queue-name"
+                or not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", value)
+            ):
+                yield f"{workload.name}: {key} is {value!r}"
 
 
 def throttling(manifests: Manifests) -> Iterator[str]:
@@ -205,8 +244,10 @@ RULES = (
     secrets,
     volumes,
     pods,
+    scheduling,
     one_user,
     deployments,
+    queues,
     throttling,
     probe_actions,
 )

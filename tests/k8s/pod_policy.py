@@ -9,11 +9,13 @@ from collections.abc import Iterator
 import re
 
 from tests.k8s.manifest_policy import programs, settings_of
-from tests.k8s.manifest_set import Manifests, Object
+from tests.k8s.manifest_set import Manifests, Object, Workload
 from tests.k8s.pod_security import restricted
 
 
 GPU = "nvidia.com/gpu"
+DEVICE_CLASSES = ("gpu.nvidia.com", "mig.nvidia.com")
+"""Those of NVIDIA's driver for Dynamic Resource Allocation."""
 UNITS = {"": 1.0, "m": 0.001}
 UNITS |= {f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTPE", 1)}
 UNITS |= {letter: 1000.0**power for power, letter in enumerate("kMGTPE", 1)}
@@ -50,12 +52,34 @@ def gpu(manifests: Manifests) -> Iterator[str]:
         device = getattr(settings_of(manifests, container), "device", "cpu")
         if len(given) != (device.startswith("cuda")):
             yield f"{container['name']}: gets {given} for the device {device}"
+        if given and _cards(manifests, workload, container) != len(device.split(",")):
+            yield f"{container['name']}: gets {given}, and uses {device}"
         if not all(count.isdigit() and int(count) > 0 for count in given.values()):
             yield f"{container['name']}: {given} are no whole GPUs"
         strategy = workload.spec.get("strategy", {})
         surge = strategy.get("rollingUpdate", {}).get("maxSurge")
         if given and strategy.get("type") != "Recreate" and surge != 0:
             yield f"{workload.name}: a rollout would wait for a further GPU"
+
+
+def _cards(manifests: Manifests, workload: Workload, container: Object) -> int:
+    """The number of GPUs that a container gets; 0 = a claim names something else."""
+    limits = container["resources"].get("limits", {}).items()
+    number = sum(int(count) for name, count in limits if name.startswith("nvidia.com/"))
+    templates = {
+        item["name"]: item["resourceClaimTemplateName"]
+        for item in workload.pod.get("resourceClaims", [])
+    }
+    for claim in container["resources"].get("claims", []):
+        template = manifests.get("ResourceClaimTemplate", templates[claim["name"]])
+        requests = {item["name"]: item for item in template["spec"]["spec"]["devices"]["requests"]}
+        wanted = [claim["request"]] if "request" in claim else list(requests)
+        for name in wanted:
+            exactly = requests.get(name, {}).get("exactly", {})
+            if exactly.get("deviceClassName") not in DEVICE_CLASSES:
+                return 0
+            number += exactly.get("count", 1)
+    return number
 
 
 def memory(manifests: Manifests) -> Iterator[str]:
@@ -75,6 +99,8 @@ def memory(manifests: Manifests) -> Iterator[str]:
 
 def security(manifests: Manifests) -> Iterator[str]:
     """Pod Security `restricted`, enforced by the namespace; no API token; no variables of other Services."""
+    if not manifests.of_kind("Namespace"):
+        yield "no namespace enforces `restricted`"
     for item in manifests.of_kind("Namespace"):
         labels = item["metadata"].get("labels", {})
         if labels.get("pod-security.kubernetes.io/enforce") != "restricted":

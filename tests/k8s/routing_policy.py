@@ -32,6 +32,9 @@ SERVICES = {
 PICKERS = ("inference.networking.k8s.io", "llm-d.ai")
 """Whose label tells an endpoint picker which names of metrics to read."""
 
+PICKER_PORT = 9002
+"""Of the endpoint picker, as its chart installs it."""
+
 GROUPS = {"Service": "", "InferencePool": "inference.networking.k8s.io"}
 """The API group of what is behind a route."""
 
@@ -46,31 +49,48 @@ def routes(manifests: Manifests) -> Iterator[str]:
     """A route hangs on a listener that is there and has its name, and leads to a port of a Service or to a pool."""
     for item in _routes(manifests):
         name = f"{item['kind']} {item['metadata']['name']}"
-        for parent in item["spec"]["parentRefs"]:
-            listeners = {
-                listener["name"]: listener
-                for gateway in manifests.of_kind("Gateway")
-                if gateway["metadata"]["name"] == parent["name"]
-                for listener in gateway["spec"]["listeners"]
+        yield from _parents(manifests, item, name)
+        yield from _backends(manifests, item, name)
+
+
+def _parents(manifests: Manifests, item: Object, name: str) -> Iterator[str]:
+    """What is wrong with the listeners of a route."""
+    for parent in item["spec"]["parentRefs"]:
+        if (
+            parent.get("namespace", item["metadata"]["namespace"])
+            != (item["metadata"]["namespace"])
+        ):
+            yield f"{name}: hangs on a Gateway of another namespace"
+        listeners = {
+            listener["name"]: listener
+            for gateway in manifests.of_kind("Gateway")
+            if gateway["metadata"]["name"] == parent["name"]
+            for listener in gateway["spec"]["listeners"]
+        }
+        listener = listeners.get(parent.get("sectionName", ""))
+        if listener is None:
+            yield f"{name}: there is no listener {parent}"
+        elif [listener["hostname"]] != item["spec"].get("hostnames"):
+            yield f"{name}: its names are not those of the listener"
+
+
+def _backends(manifests: Manifests, item: Object, name: str) -> Iterator[str]:
+    """What is wrong with what is behind a route."""
+    for rule in item["spec"]["rules"]:
+        for backend in rule["backendRefs"]:
+            if backend.get("weight", 1) < 1:
+                yield f"{name}: {backend} gets no calls"
+            kind = backend.get("kind", "Service")
+            if backend.get("group", "") != GROUPS[kind]:
+                yield f"{name}: {kind} is not of the group {backend.get('group')}"
+            ports = {
+                port["port"]
+                for found in manifests.of_kind(kind)
+                if found["metadata"]["name"] == backend["name"]
+                for port in found["spec"].get("ports", [{"port": None}])
             }
-            listener = listeners.get(parent.get("sectionName", ""))
-            if listener is None:
-                yield f"{name}: there is no listener {parent}"
-            elif [listener["hostname"]] != item["spec"].get("hostnames"):
-                yield f"{name}: its names are not those of the listener"
-        for rule in item["spec"]["rules"]:
-            for backend in rule["backendRefs"]:
-                kind = backend.get("kind", "Service")
-                if backend.get("group", "") != GROUPS[kind]:
-                    yield f"{name}: {kind} is not of the group {backend.get('group')}"
-                ports = {
-                    port["port"]
-                    for found in manifests.of_kind(kind)
-                    if found["metadata"]["name"] == backend["name"]
-                    for port in found["spec"].get("ports", [{"port": None}])
-                }
-                if backend.get("port") not in ports:
-                    yield f"{name}: nothing is behind {backend}"
+            if backend.get("port") not in ports:
+                yield f"{name}: nothing is behind {backend}"
 
 
 def routed_services(manifests: Manifests) -> Iterator[str]:
@@ -113,6 +133,9 @@ def gateway_tls(manifests: Manifests) -> Iterator[str]:
             tls = listener.get("tls", {})
             if listener["protocol"] not in ("HTTPS", "TLS") or not tls.get("certificateRefs"):
                 yield f"Gateway {item['metadata']['name']}: {listener['name']} is not encrypted"
+            # Routes of HTTP need it in plaintext; callers expect plain HTTP at 80.
+            if tls.get("mode", "Terminate") != "Terminate" or listener["port"] == 80:
+                yield f"Gateway {item['metadata']['name']}: {listener['name']} cannot be called"
 
 
 def gateway_access(manifests: Manifests) -> Iterator[str]:
@@ -134,6 +157,7 @@ def pools(manifests: Manifests) -> Iterator[str]:
     for item in manifests.of_kind("InferencePool"):
         name = f"InferencePool {item['metadata']['name']}"
         ports = {target["number"] for target in item["spec"]["targetPorts"]}
+        yield from _pickers(manifests, item, name)
         for workload, container in programs(manifests):
             if not matches(item["spec"]["selector"], workload.labels):
                 continue
@@ -156,6 +180,16 @@ def pools(manifests: Manifests) -> Iterator[str]:
                     yield f"{name}: the adapter calls {called}, not the service that was picked"
                 if any(box.get("restartPolicy") != "Always" for box in beside):
                     yield f"{name}: the adapter is no sidecar: the pod would not start"
+
+
+def _pickers(manifests: Manifests, item: Object, name: str) -> Iterator[str]:
+    """What is wrong with who picks, and with what gateway, picker and adapter speak with each other."""
+    if manifests.has("Service", item["spec"]["endpointPickerRef"]["name"]):
+        yield f"{name}: asks a Service of these manifests, which is no picker"
+    if item["spec"].get("appProtocol", "http") != "http":
+        yield f"{name}: the adapter speaks HTTP/1.1"
+    if item["spec"]["endpointPickerRef"].get("port", {}).get("number") != PICKER_PORT:
+        yield f"{name}: the picker listens on {PICKER_PORT}"
 
 
 def _routes(manifests: Manifests) -> Iterator[Object]:

@@ -6,6 +6,7 @@ Owns the rules about autoscalers, disruption budgets, priorities and spreading.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+import re
 from typing import Any
 
 from qwenvl.errors import BY_REASON
@@ -61,8 +62,37 @@ def scaling_metrics(manifests: Manifests) -> Iterator[str]:
             for label, value in _selected_labels(metric):
                 if label != "reason" or value not in BY_REASON:
                     yield f"{name}: nothing has {label}={value}"
+            yield from (f"{name}: {text}" for text in _of_others(metric, target, of_adapter))
         if queries and manifests.of_kind("PodMonitor") == []:
             yield f"{name}: nothing reads its metrics"
+
+
+def _of_others(metric: Mapping[str, Any], target: str, of_adapter: set[str]) -> Iterator[str]:
+    """What a metric of pods or of their CPU does not tell about the target."""
+    if metric["type"] == "Pods":
+        one = metric["pods"]["metric"]["name"]
+        if one.startswith(tuple(of_adapter)) != (target == "rest-adapter"):
+            yield f"the pods of {target} have no {one}"
+    if metric["type"] == "Resource" and target == "inference":
+        yield "the CPU does not tell what a GPU has to do"
+
+
+def scaler_queries(manifests: Manifests) -> Iterator[str]:
+    """KEDA asks a Prometheus in the cluster about this namespace, and one caller wakes the service."""
+    for item in manifests.of_kind("ScaledObject"):
+        name = f"ScaledObject {item['metadata']['name']}"
+        for trigger in item["spec"]["triggers"]:
+            asked = trigger["metadata"]
+            if not re.fullmatch(
+                r"https?://[a-z0-9-]+\.[a-z0-9-]+\.svc(\.cluster\.local)?:\d+(/.*)?",
+                asked["serverAddress"],
+            ):
+                yield f"{name}: {asked['serverAddress']} is no Service of another namespace"
+            namespaces = set(re.findall(r'namespace="([^"]*)"', asked["query"]))
+            if namespaces != {item["metadata"]["namespace"]}:
+                yield f"{name}: asks about the namespaces {sorted(namespaces)}"
+            if not 0 <= float(asked.get("activationThreshold", "0")) < 1:
+                yield f"{name}: {asked['activationThreshold']} callers wait for the next one"
 
 
 def _selected_labels(metric: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -111,6 +141,9 @@ def scaler_fields(manifests: Manifests) -> Iterator[str]:
 
 
 def _behavior(name: str, item: Object) -> Iterator[str]:
+    up = item["spec"].get("behavior", {}).get("scaleUp", {})
+    if up.get("stabilizationWindowSeconds", 0) > 300:
+        yield f"{name}: callers wait for minutes until it scales up"
     for direction in item["spec"].get("behavior", {}).values():
         if direction.get("selectPolicy") == "Disabled":
             yield f"{name}: scales in one direction only"
@@ -213,6 +246,7 @@ def _thresholds(item: Object) -> Iterator[float]:
 RULES = (
     scalers,
     scaling_metrics,
+    scaler_queries,
     scaling_thresholds,
     scaler_fields,
     slow_scale_down,

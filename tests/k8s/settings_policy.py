@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 import re
+from urllib.parse import urlsplit
 
 from rest_adapter.settings import AdapterSettings
-from tests.k8s.manifest_network import Endpoint, reaches
+from tests.k8s.manifest_network import Endpoint, matches, reaches
 from tests.k8s.manifest_policy import PREFIX, programs, settings_of
 from tests.k8s.manifest_set import Manifests, Object
 from tests.k8s.pod_policy import quantity
@@ -56,6 +57,37 @@ def variables(manifests: Manifests) -> Iterator[str]:
                     part.get("optional") for part in source.values() if isinstance(part, dict)
                 ):
                     yield f"{name}: {source} may set nothing"
+
+
+def rolled_out(manifests: Manifests) -> Iterator[str]:
+    """Settings are in ConfigMaps whose names change with their contents, so that a change replaces the pods."""
+    for workload in manifests.workloads():
+        for container in workload.containers:
+            for source in container.get("envFrom", []):
+                name = source.get("configMapRef", {}).get("name", "")
+                if not re.fullmatch(r"[a-z-]+-[0-9a-z]{10}", name):
+                    yield f"{workload.name}/{container['name']}: a change of {name} has no effect"
+
+
+def proxies(manifests: Manifests) -> Iterator[str]:
+    """A proxy for media can be reached by the service, and its name has no password."""
+    for workload, container in programs(manifests):
+        for name, value in manifests.environment(container).items():
+            if re.search(r"://[^/]*@", value):
+                yield f"{workload.name}: {name} has a secret in the environment"
+        proxy = getattr(settings_of(manifests, container), "media_proxy", None)
+        if proxy is None:
+            continue
+        port = urlsplit(proxy).port
+        opened = {
+            found.get("port")
+            for item in manifests.of_kind("NetworkPolicy")
+            if matches(item["spec"]["podSelector"], workload.labels)
+            for rule in item["spec"].get("egress", [])
+            for found in rule.get("ports", [])
+        }
+        if port not in opened:
+            yield f"{workload.name}: no policy opens port {port} of {proxy}"
 
 
 def value_sources(manifests: Manifests) -> Iterator[str]:
@@ -177,6 +209,8 @@ def traces(manifests: Manifests) -> Iterator[str]:
 
 RULES = (
     variables,
+    rolled_out,
+    proxies,
     value_sources,
     commands,
     logs,

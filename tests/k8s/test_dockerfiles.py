@@ -104,6 +104,22 @@ def test_it_starts_the_program_on_the_port_of_the_manifests(name):
     assert [value.rpartition(":")[2] for value in variables.values()] == [dockerfile.last("EXPOSE")]
 
 
+def test_the_driver_of_the_node_is_found():
+    variables = dict(re.findall(r"(\w+)=(\S+)", " ".join(Dockerfile.read("inference").all("ENV"))))
+    # Mounted there without a runtime hook (GKE); a hook mounts what the capabilities say.
+    assert variables["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
+    assert set(variables["NVIDIA_DRIVER_CAPABILITIES"].split(",")) == {"compute", "utility"}
+    assert "NVIDIA_VISIBLE_DEVICES" not in variables, "who assigns GPUs sets it"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torch_has_a_layer_that_a_change_of_the_code_keeps(name):
+    steps = [f"{key} {value}" for key, value in Dockerfile.read(name).instructions]
+    code = next(i for i, step in enumerate(steps) if step.startswith("COPY protos"))
+    torch = [i for i, step in enumerate(steps) if step.endswith("torch")]
+    assert [i < code for i in torch] == ([True] if name == "inference" else [])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_install_keeps_to_the_constraints(name):
     installs = re.findall(r"pip install ([^&]*)", " ".join(Dockerfile.read(name).all("RUN")))

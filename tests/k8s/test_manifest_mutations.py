@@ -15,6 +15,7 @@ from tests.k8s.broken_additions import (
     BROKEN_OTHERWISE,
     BROKEN_TRACES,
 )
+from tests.k8s.broken_by_operators import BROKEN_BY_OPERATORS
 from tests.k8s.broken_manifests import BROKEN, BROKEN_POOL, BROKEN_TLS, BROKEN_TO_ZERO
 from tests.k8s.manifest_set import ROOT, load
 from tests.k8s.mutations import (
@@ -36,6 +37,7 @@ from tests.k8s.test_manifests import RELEASES, check_schema
 
 
 ALL_BROKEN = [
+    *BROKEN_BY_OPERATORS,
     *(("monitored", *broken) for broken in BROKEN_OTHERWISE),
     *(("traced", *broken) for broken in BROKEN_TRACES),
     *(("guarded", *broken) for broken in BROKEN_ADMISSION),

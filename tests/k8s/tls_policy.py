@@ -90,6 +90,8 @@ def certificate_times(manifests: Manifests) -> Iterator[str]:
         hours = [int(spec[field].rstrip("h")) for field in ("duration", "renewBefore")]
         if not 7 * 24 <= hours[1] < hours[0] / 2:
             yield f"Certificate {name}: lasts {hours[0]} h and is renewed {hours[1]} h before"
+        if not spec.get("isCA") and spec.get("privateKey", {}).get("rotationPolicy") != "Always":
+            yield f"Certificate {name}: is renewed with the old key"
         if spec["issuerRef"]["name"] not in issuers:
             yield f"Certificate {name}: there is no Issuer {spec['issuerRef']['name']}"
 

@@ -50,6 +50,32 @@ def alerts(manifests: Manifests) -> Iterator[str]:
                     yield f"alert {name}: leads to {url}"
 
 
+def readable(manifests: Manifests) -> Iterator[str]:
+    """Expressions have as many closing brackets as opening ones (promtool tells more); Grafana finds the dashboard."""
+    for name, text in _texts(manifests):
+        plain = re.sub(r'"[^"]*"', "", text)
+        if any(plain.count(one) != plain.count(other) for one, other in ("()", "[]", "{}")):
+            yield f"{name}: brackets do not fit"
+    for item in manifests.of_kind("ConfigMap"):
+        boards = [file for file, text in item.get("data", {}).items() if '"panels"' in text]
+        if boards and item["metadata"].get("labels", {}).get("grafana_dashboard") != "1":
+            yield f"{boards}: Grafana does not look for it"
+
+
+def scrape_times(manifests: Manifests) -> Iterator[str]:
+    """Metrics are read so often that rates over minutes mean something; a scrape ends before the next one."""
+    for item in manifests.of_kind("PodMonitor"):
+        for endpoint in item["spec"]["podMetricsEndpoints"]:
+            interval_s, timeout_s = (
+                int(endpoint.get(field, default).rstrip("s"))
+                if endpoint.get(field, default).endswith("s")
+                else 0
+                for field, default in (("interval", "30s"), ("scrapeTimeout", "10s"))
+            )
+            if not 0 < timeout_s <= interval_s <= 60:
+                yield f"PodMonitor {item['metadata']['name']}: {endpoint}"
+
+
 def _texts(manifests: Manifests) -> Iterator[tuple[str, str]]:
     """The queries of alerts and dashboards."""
     for item in manifests.of_kind("PrometheusRule"):
@@ -72,4 +98,4 @@ def _queries(part: object) -> Iterator[str]:
             yield from _queries(value)
 
 
-RULES = (watched_metrics, alerts)
+RULES = (watched_metrics, alerts, readable, scrape_times)
