@@ -284,6 +284,7 @@ class EngineCore:
         end_s = time.monotonic()
         self._step_durations.add(end_s - begin_s)
         if ticket.launched is not None:
+            self._batch_sizes.add(len(ticket.launched.chunks))
             tokens = ticket.num_tokens - plan.num_decodes
             self._pace.note(plan.num_decodes, tokens, end_s - step_begin_s, encoded=ticket.encoded)
         return outputs
@@ -313,7 +314,6 @@ class EngineCore:
             The ticket for `collect`. On an asynchronous device, the results may not be computed yet.
         """
         self._steps += 1
-        self._batch_sizes.add(len(plan.chunks))
         try:
             self._encoder.add(plan.images)
             encode_s = self._encode_s(plan)

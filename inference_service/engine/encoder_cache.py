@@ -100,6 +100,9 @@ class EncoderCache(Generic[T]):
             self._discard(key)
 
     def _evict(self, key: bytes) -> None:
+        if self._entries[key].value is None:
+            self._discard(key)
+            return
         self._evicted[key] = self._entries[key].num_tokens
         self._num_evicted_tokens += self._evicted[key]
         while self._num_evicted_tokens > self.capacity_tokens:

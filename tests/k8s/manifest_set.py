@@ -77,7 +77,15 @@ class Manifests:
         return [item for item in self.objects if item["kind"] == kind]
 
     def get(self, kind: str, name: str) -> Object:
-        return next(item for item in self.of_kind(kind) if item["metadata"]["name"] == name)
+        """One object.
+
+        Raises:
+            LookupError: It is not there.
+        """
+        for item in self.of_kind(kind):
+            if item["metadata"]["name"] == name:
+                return item
+        raise LookupError(f"there is no {kind} {name}")
 
     def has(self, kind: str, name: str) -> bool:
         return any(item["metadata"]["name"] == name for item in self.of_kind(kind))
