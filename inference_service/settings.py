@@ -152,6 +152,11 @@ class ServiceSettings(FlagSettings):
         description="auto = on a GPU, the kernels that give the results of their torch references there; off = the"
         " references only, which are slower",
     )
+    pipeline_depth: Annotated[int, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="number of steps that the device computes while the next one is planned; none = 1 on a GPU, 0 on a"
+        " CPU, where nothing runs beside",
+    )
     max_model_len: Positive | None = Field(
         None,
         description="maximum length of prompt and answer in tokens; none = the model's context window",

@@ -94,18 +94,18 @@ class BlockManager:
         return True
 
     def grow(self, sequence: Sequence) -> bool:
-        """Ensure a slot for the sequence's newest token; False if no page is left."""
-        if len(sequence.pages) < self._pages_for(len(sequence)):
+        """Ensure a slot for the sequence's newest token, pending or not; False if no page is left."""
+        if len(sequence.pages) < self._pages_for(sequence.num_tokens):
             if not self.num_available:
                 return False
             sequence.pages.append(self._take())
         return True
 
-    def publish(self, sequence: Sequence) -> None:
-        """Add the sequence's full, computed pages to the prefix cache."""
+    def publish(self, sequence: Sequence, num_tokens: int) -> None:
+        """Add the full pages of the sequence's first `num_tokens` tokens, known and computed, to the prefix cache."""
         if not self.enable_prefix_caching:
             return
-        num_full = sequence.num_computed_tokens // self.page_size
+        num_full = num_tokens // self.page_size
         for index in range(sequence.num_published_pages, num_full):
             name, page = self._hash(sequence, index), sequence.pages[index]
             if (

@@ -5,12 +5,18 @@ then new sequences. A sequence is admitted when there are pages for all its curr
 run out of pages. Then the newest running sequence is preempted: it loses its pages, keeps its answer so far, and is
 recomputed from the start. The oldest sequence can always continue, because `add` refuses sequences that would not fit
 alone; so every sequence ends.
+
+The next step may be planned while one step is in flight. What is launched counts as computed, because the device works
+in order: so pages and slots that are freed meanwhile can be given away at once, as whoever writes to them is queued
+behind the step that still uses them. What is shared with other sequences or told to anybody is known: pages are
+published, and sequences end, when a step is committed. Results of sequences that have ended meanwhile are dropped. A
+sequence that was preempted meanwhile takes its token, and nothing else, as its pages are gone.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -39,12 +45,19 @@ class Chunk:
         start: The number of computed tokens of the sequence.
         end: Exclusive.
         samples: The chunk ends with the sequence's newest token, so the next one is sampled, or judged for a probe.
+        epoch: The epoch of the sequence.
     """
 
     sequence: Sequence
     start: int
     end: int
     samples: bool
+    epoch: int = 0
+
+    @property
+    def extends(self) -> bool:
+        """Whether the sequence gets another token."""
+        return self.samples and self.sequence.probe is None
 
 
 @dataclass(slots=True)
@@ -152,26 +165,43 @@ class Scheduler:
             self._admit(plan)
         return plan
 
-    def commit(self, chunk: Chunk, token_id: int | None = None) -> FinishReason | None:
-        """Mark a chunk of the last plan as computed and append its next token, if it samples one.
+    def launched(self, chunks: Iterable[Chunk]) -> None:
+        """Count chunks of the last plan as computed, because their work is queued on the device.
 
-        A chunk that is not committed is scheduled again. A probe ends with its last chunk.
+        A chunk that is not launched is planned again.
+        """
+        for chunk in chunks:
+            chunk.sequence.num_computed_tokens = chunk.end
+            chunk.sequence.num_pending += chunk.extends
+
+    def revert(self, chunks: Seq[Chunk]) -> None:
+        """Undo `launched` for the chunks of the newest step, whose results are lost; they are planned again."""
+        for chunk in chunks:
+            chunk.sequence.num_pending -= chunk.extends
+            if chunk.epoch == chunk.sequence.epoch:
+                chunk.sequence.num_computed_tokens = chunk.start
+
+    def commit(self, chunk: Chunk, token_id: int | None = None) -> FinishReason | None:
+        """Take the result of a chunk of the oldest step in flight: its next token, if it samples one.
+
+        A probe ends with its last chunk. The sequence has not ended yet.
 
         Returns:
             The finish reason if the sequence ends with this token, else None.
         """
         sequence = chunk.sequence
-        sequence.num_computed_tokens = chunk.end
-        self._blocks.publish(sequence)
-        for image in sequence.images_between(chunk.start, chunk.end):
-            if image.start + image.num_tokens <= chunk.end:
-                self._unpin(sequence, image)
+        if chunk.epoch == sequence.epoch:
+            self._blocks.publish(sequence, chunk.end)
+            for image in sequence.images_between(chunk.start, chunk.end):
+                if image.start + image.num_tokens <= chunk.end:
+                    self._unpin(sequence, image)
         reason: FinishReason | None
         if chunk.samples and sequence.probe is not None:
             reason = FinishReason.LENGTH
         elif token_id is None:
             return None
         else:
+            sequence.num_pending -= 1
             sequence.token_ids.append(token_id)
             reason = sequence.reason_to_finish(self.max_model_len)
         if reason is not None:
@@ -221,6 +251,8 @@ class Scheduler:
 
     def _schedule_decodes(self, plan: Plan) -> None:
         for sequence in [sequence for sequence in self.running if sequence.is_decoding]:
+            if not sequence.goes_on(self.max_model_len):
+                continue
             if not plan.tokens_left:
                 return
             if not sequence.pages:  # just preempted by an older one
@@ -229,7 +261,7 @@ class Scheduler:
                 if self.running[-1] is sequence:
                     return  # waits until an older one frees a page
                 self._preempt(self.running[-1])
-            self._add_chunk(plan, sequence, len(sequence))
+            self._add_chunk(plan, sequence, sequence.num_tokens)
 
     def _schedule_prefills(self, plan: Plan) -> None:
         """Continue prompts; every other step the shortest first, and half of the budget is for new sequences.
@@ -255,7 +287,6 @@ class Scheduler:
                 return
             self.running.append(self.waiting.popleft())
             sequence.slot = heappop(self._free_slots)
-            sequence.num_admissions += 1
             if sequence.num_cached_tokens is None:
                 sequence.num_cached_tokens = sequence.num_computed_tokens
                 sequence.admitted_s = self._clock()
@@ -301,7 +332,8 @@ class Scheduler:
     def _add_chunk(self, plan: Plan, sequence: Sequence, end: int) -> None:
         start = sequence.num_computed_tokens
         plan.tokens_left -= end - start
-        plan.chunks.append(Chunk(sequence, start, end, samples=end == len(sequence)))
+        samples = end == sequence.num_tokens
+        plan.chunks.append(Chunk(sequence, start, end, samples, sequence.epoch))
 
     def _preempt(self, sequence: Sequence) -> None:
         self.counters.preemptions += 1
@@ -311,6 +343,7 @@ class Scheduler:
     def _leave(self, sequence: Sequence) -> None:
         """Remove a sequence from the batch and free what it has there."""
         self.running.remove(sequence)
+        sequence.epoch += 1
         heappush(self._free_slots, sequence.slot)
         self._blocks.release(sequence)
         for image in sequence.request.images:

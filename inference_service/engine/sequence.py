@@ -35,7 +35,9 @@ class Sequence:
         rope_level: Level of its rotary frequencies; depends on the length of the prompt only.
         token_ids: Prompt with the text of its probe, then answer.
         num_prompt_tokens: Number of tokens of the prompt, with those of its probe.
-        num_computed_tokens: Number of leading tokens with keys and values in the cache.
+        num_computed_tokens: Number of leading tokens whose keys and values are in the cache, or will be once the
+            launched steps have run.
+        num_pending: Number of tokens that launched steps sample, and that are not known before these are collected.
         pages: KV pages in order; page i holds tokens i*page_size and on.
         page_hashes: Hash chain over the full pages, as far as computed.
         num_published_pages: Number of leading pages added to the prefix cache.
@@ -48,7 +50,7 @@ class Sequence:
         num_prompt_logprobs: Number of prompt positions with reported log probabilities.
         finish_reason: Set once, at the end.
         slot: Its slot while it runs; meaningless otherwise.
-        num_admissions: How often it was admitted to the batch.
+        epoch: How often it has left the batch; results of steps of an earlier epoch are late.
         constraint: Where the answer is in the request's constraint, if it has one.
     """
 
@@ -58,6 +60,7 @@ class Sequence:
     token_ids: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
+    num_pending: int = 0
     pages: list[int] = field(default_factory=list)
     page_hashes: list[bytes] = field(default_factory=list)
     num_published_pages: int = 0
@@ -70,7 +73,7 @@ class Sequence:
     num_prompt_logprobs: int = 0
     finish_reason: FinishReason | None = None
     slot: int = -1
-    num_admissions: int = 0
+    epoch: int = 0
     constraint: ConstraintState | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +83,11 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens, with the pending ones."""
+        return len(self.token_ids) + self.num_pending
 
     @property
     def sequence_id(self) -> SequenceId:
@@ -104,8 +112,8 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether all tokens but the newest one of the answer are computed."""
-        return self.num_computed_tokens == len(self) - 1 >= self.num_prompt_tokens
+        """Whether all tokens but the newest one of the answer are computed; that one may be pending."""
+        return self.num_computed_tokens == self.num_tokens - 1 >= self.num_prompt_tokens
 
     @property
     def is_masked(self) -> bool:
@@ -137,6 +145,17 @@ class Sequence:
             for image in self.request.images
             if image.start < end and start < image.start + image.num_tokens
         ]
+
+    def goes_on(self, max_model_len: int) -> bool:
+        """Whether another token may be sampled, whatever the pending ones are.
+
+        It may not if the answer ends with them because of its length, or if a constraint follows them.
+        """
+        if not self.num_pending:
+            return True
+        num_answer_tokens = self.num_answer_tokens + self.num_pending
+        is_full = num_answer_tokens >= self.sampling.max_tokens or self.num_tokens >= max_model_len
+        return self.constraint is None and not is_full
 
     def reason_to_finish(self, max_model_len: int) -> FinishReason | None:
         """The finish reason if the sequence ends with its newest token, else None.

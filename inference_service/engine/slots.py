@@ -1,7 +1,7 @@
 """The slots of the running sequences: what the device must be told of them before a step, and what it records after it.
 
-The scheduler gives a sequence a slot with every admission. Its tenant here is the sequence in that admission: one that
-is admitted again is another tenant, and everything about it is sent anew.
+The scheduler gives a sequence a slot with every admission. Its tenant here is the sequence in that epoch: one that is
+admitted again is another tenant, and everything about it is sent anew. All its tokens are known then.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Tenant:
 
     Attributes:
         sequence: The sequence.
-        admission: Which of its admissions this is.
+        epoch: Its epoch.
         num_pages: Number of its pages that are in the page table.
         history_start: Number of distinct ids of the prompt, if any penalty applies.
         count_row: Its row in `SlotState.counts`; 0 = none.
     """
 
     sequence: Sequence
-    admission: int
+    epoch: int
     num_pages: int = 0
     history_start: int = 0
     count_row: int = 0
@@ -98,11 +98,7 @@ class Slots:
         num_pages = self.state.page_table.shape[1]
         for sequence in sequences:
             tenant = self._tenants[sequence.slot]
-            if (
-                tenant is None
-                or tenant.sequence is not sequence
-                or tenant.admission != sequence.num_admissions
-            ):
+            if tenant is None or tenant.sequence is not sequence or tenant.epoch != sequence.epoch:
                 tenant = self._move_in(sequence, update)
             pages, sent = sequence.pages, tenant.num_pages
             if len(pages) > sent:
@@ -146,7 +142,7 @@ class Slots:
         previous = self._tenants[slot]
         if previous is not None:
             self._move_out(slot, previous)
-        tenant = Tenant(sequence, sequence.num_admissions)
+        tenant = Tenant(sequence, sequence.epoch)
         self._tenants[slot] = tenant
         constrained = sequence.constraint is not None
         self._table.set(slot, params, sequence.choice_index, constrained=constrained)

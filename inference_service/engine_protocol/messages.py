@@ -312,6 +312,8 @@ class EngineConfig:
         device: `auto`, `cpu`, `cuda`, `cuda:N`, or several GPUs for a model too large for one: `cuda:0,cuda:1`.
         quantization: `none`, or `int8` for the large weights of the language model on a CPU.
         gpu_kernels: `auto` = the kernels that equal their torch references on the GPU; `off` = the references only.
+        pipeline_depth: 0, or 1 = a step is launched before the results of the one before it are read; None = 1 on a
+            GPU, 0 on a CPU.
         max_model_len: Context window in tokens; None = the model's own.
         max_num_seqs: Maximum number of sequences in one batch.
         max_num_batched_tokens: Token budget of one step (chunked prefill).
@@ -331,6 +333,7 @@ class EngineConfig:
     device: str = "auto"
     quantization: str = "none"
     gpu_kernels: str = "auto"
+    pipeline_depth: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048

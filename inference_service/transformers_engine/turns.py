@@ -33,7 +33,6 @@ class TurnSampler:
     def begin(self, sequence: Sequence) -> None:
         """Gives a sequence a slot."""
         sequence.slot = heappop(self._free)
-        sequence.num_admissions += 1
 
     def end(self, sequence: Sequence) -> None:
         """Takes its slot back."""

@@ -20,6 +20,7 @@ SERVICE: Final = (
     "device",
     "quantization",
     "gpu_kernels",
+    "pipeline_depth",
     "max_model_len",
     "max_num_seqs",
     "max_num_batched_tokens",

@@ -94,6 +94,7 @@ class ScheduledCore:
         self._check_pages()
         for _, image in plan.images:
             self._encoder_cache.fill(image.key, image.key)
+        self._scheduler.launched(plan.chunks)
         outputs = [self._commit(chunk) for chunk in plan.chunks]
         return [output for output in outputs if output is not None]
 

@@ -33,7 +33,7 @@ def image(key: bytes, start: int, num_tokens: int) -> ImageSpan:
 
 def compute(blocks: BlockManager, sequence: Sequence) -> None:
     sequence.num_computed_tokens = len(sequence)
-    blocks.publish(sequence)
+    blocks.publish(sequence, len(sequence))
 
 
 def run(blocks: BlockManager, sequence: Sequence) -> Sequence:
@@ -86,7 +86,7 @@ def test_uncomputed_pages_are_not_found() -> None:
     blocks.admit(first)
     assert hits(blocks, sequence(1, 2, 3, 4, 5)) == 0
     first.num_computed_tokens = 3
-    blocks.publish(first)
+    blocks.publish(first, 3)
     assert hits(blocks, sequence(1, 2, 3, 4, 5)) == 2
 
 

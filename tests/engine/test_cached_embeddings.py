@@ -61,7 +61,7 @@ def request_with_two_images(spec: ModelSpec) -> tuple[EngineRequest, bytes]:
 
 
 def cached(core: EngineCore) -> Sequence[torch.Tensor]:
-    found = [core._encoder_cache.get(key) for key in KEYS]
+    found = [core._runner._encoder_cache.get(key) for key in KEYS]
     return [embedding for embedding in found if embedding is not None]
 
 

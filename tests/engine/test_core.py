@@ -335,7 +335,7 @@ def test_cached_images_hold_no_memory_but_their_own(make_core) -> None:
     core = make_core()
     ask(core, [PROMPT, OTHER])
     for prompt in (PROMPT, OTHER):
-        embedding = core._encoder_cache.get(prompt.images[0].key)
+        embedding = core._runner._encoder_cache.get(prompt.images[0].key)
         assert embedding.untyped_storage().nbytes() == embedding.nbytes
 
 
@@ -561,11 +561,13 @@ def test_bfloat16_is_served(make_core) -> None:
 def test_nothing_is_committed_before_a_step_is_collected(make_core) -> None:
     core = make_core()
     core.add(PROMPT.request("x", replace(GREEDY, logprobs=2, prompt_logprobs=1)), PROMPT.pixels)
-    ticket = core.launch(core._scheduler.schedule())
+    pipeline = core._pipeline
+    pipeline.launch(core._scheduler.schedule())
     [sequence] = core._scheduler.of_request("x")
-    assert sequence.num_computed_tokens == sequence.num_answer_tokens == 0
-    [output] = core.collect(ticket)
-    assert sequence.num_computed_tokens == len(PROMPT.token_ids)
+    assert sequence.num_answer_tokens == sequence.num_published_pages == 0
+    assert sequence.num_pending == 1
+    [output] = pipeline.collect()
+    assert sequence.num_published_pages == len(PROMPT.token_ids) // 4
     assert list(output.token_ids) == sequence.token_ids[len(PROMPT.token_ids) :]
     assert output.logprobs[0].token_id == output.token_ids[0]
     assert len(output.prompt_logprobs) == len(PROMPT.token_ids) - 1

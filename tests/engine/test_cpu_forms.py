@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from inference_service.demo import MODEL_DIR
-from inference_service.engine import core as core_module
-from inference_service.engine import cpu_forms
+from inference_service.engine import assembly, cpu_forms
 from inference_service.engine.core import EngineCore
 from inference_service.engine.cpu_forms import (
     CpuForm,
@@ -124,7 +123,7 @@ def test_an_engine_with_packed_weights_answers_as_transformers(
 ) -> None:
     dense_bytes = make_core().ready.weight_bytes
     monkeypatch.setattr(cpu_forms, "PACKED_VALUES", 1)
-    monkeypatch.setattr(core_module, "settle_form", lambda *_: (F32, True))
+    monkeypatch.setattr(assembly, "settle_form", lambda *_: (F32, True))
     loaded = []
 
     def load(*arguments: Any, **settings: Any) -> Any:

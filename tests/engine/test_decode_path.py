@@ -110,8 +110,8 @@ def decode_under_watch(core: EngineCore, steps: int = 4) -> int:
         plan = core._scheduler.schedule()
         assert {chunk.end - chunk.start for chunk in plan.chunks} == {1}
         with NoCalls(), NoOps():
-            ticket = core.launch(plan)
-        count += len(core.collect(ticket))
+            core._pipeline.launch(plan)
+        count += len(core._pipeline.collect())
     return count
 
 

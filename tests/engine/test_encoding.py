@@ -232,13 +232,13 @@ def test_a_request_can_leave_between_the_pieces(
     core.add(LARGE.request("gone"), LARGE.pixels)
     core.step()
     core.step()
-    assert core._encoder.busy
+    assert core._pipeline._encoder.busy
     core.abort("gone")
     core.add(LARGE.request("stays"), LARGE.pixels)
     core.add(TEXT.request("text"), b"")
     answers = drain(core)
     assert answers["stays"].token_ids == alone[0]
-    assert not core._encoder.busy
+    assert not core._pipeline._encoder.busy
 
 
 def test_memory_runs_out_between_the_pieces(

@@ -114,7 +114,7 @@ class Bench:
 
     def admit(self, sequence: Sequence) -> None:
         sequence.slot = self.free_slots()[0]
-        sequence.num_admissions += 1
+        sequence.epoch += 1
         self.running.append(sequence)
 
     def step(self, chosen: list[Sequence], seed: int, *, looks: bool) -> None:

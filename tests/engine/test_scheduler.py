@@ -68,6 +68,7 @@ def step(scheduler: Scheduler) -> dict[str, tuple[int, int]]:
 def commit(scheduler: Scheduler, plan: Plan) -> None:
     for _, image in plan.images:
         scheduler._encoder_cache.fill(image.key, "embeddings")
+    scheduler.launched(plan.chunks)
     for chunk in plan.chunks:
         scheduler.commit(chunk, 7 if chunk.samples else None)
 
@@ -254,11 +255,13 @@ def test_it_tells_how_long_a_sequence_waited_and_was_computed():
     now_s = 11.0
     (chunk,) = scheduler.schedule().chunks
     now_s = 15.0
+    scheduler.launched([chunk])
     scheduler.commit(chunk, 1)
     first.encodings += [lambda: 0.5, lambda: 0.25]
     assert scheduler.timings(first) == ChoiceTimings(queue_s=1.0, prefill_s=4.0, encode_s=0.75)
     scheduler.finish(first, FinishReason.EOS)
     (chunk,) = scheduler.schedule().chunks
     now_s = 15.5
+    scheduler.launched([chunk])
     scheduler.commit(chunk, 1)
     assert scheduler.timings(second) == ChoiceTimings(queue_s=5.0, prefill_s=0.5)

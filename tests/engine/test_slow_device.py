@@ -83,7 +83,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> SlowDevice:
 def run_on(slow: SlowDevice, core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Queues what comes before sampling. A step that samples is run as soon as it is queued, as its rows are read."""
     model = core._runner._model
-    forward, launch, enqueue = model.forward, core.launch, slow.enqueue
+    forward, launch, enqueue = model.forward, core._pipeline.launch, slow.enqueue
     update_slots = model.ops.update_slots
 
     def later(packed: Packed, *inputs: Any) -> tuple[int, Callable[[], ForwardBatch]]:
@@ -112,7 +112,7 @@ def run_on(slow: SlowDevice, core: EngineCore, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(runner_module, "batch_of", later)
     monkeypatch.setattr(model, "ops", replace(model.ops, update_slots=queued_update))
     monkeypatch.setattr(model, "forward", queued_forward)
-    monkeypatch.setattr(core, "launch", launch_and_read)
+    monkeypatch.setattr(core._pipeline, "launch", launch_and_read)
 
 
 def answer(core: EngineCore) -> list[int]:

@@ -53,7 +53,8 @@ def greedy_answer(core: EngineCore, prompt: Any, count: int) -> list[int]:
 def test_float32_answers_equal_the_cpu(checkpoint: Path, prefix_caching: bool) -> None:
     changes = {"enable_prefix_caching": prefix_caching}
     expected = answers(checkpoint, "cpu", "float32", **changes)
-    assert answers(checkpoint, "cuda", "float32", **changes) == expected
+    for depth in (0, 1):
+        assert answers(checkpoint, "cuda", "float32", pipeline_depth=depth, **changes) == expected
 
 
 def test_qwen_vl_v1_answers_as_the_original(qwen_vl_a: Path) -> None:

@@ -29,7 +29,7 @@ def sequence_of(row: SamplingRow, slot: int) -> Sequence:
     request = EngineRequest(
         request_id=str(slot), prompt_token_ids=tuple(row.prompt), sampling=row.params
     )
-    sequence = Sequence(request, row.choice_index, slot=slot, num_admissions=1)
+    sequence = Sequence(request, row.choice_index, slot=slot)
     sequence.token_ids += row.answer
     if row.is_masked or row.awaits_mask:
         # Only what the sampler asks for: whether the constraint applies yet.
