@@ -89,10 +89,20 @@ def load_processor(model_dir: Path, config: Any) -> Any:
         ValueError: The library has no processor for the model, or one that needs torchvision for all it does.
     """
     try:
-        return AutoProcessor.from_pretrained(model_dir, **_LOCAL)
+        processor = AutoProcessor.from_pretrained(model_dir, **_LOCAL)
     except (ImportError, ValueError) as error:
         if "torchvision" not in str(error).lower():
             raise
+        return _without_torchvision(model_dir, config)
+    if getattr(processor, "image_processor", None) is None:
+        raise ValueError(
+            f"transformers finds no processor of images and text for {config.model_type} (processor_class), but"
+            f" {type(processor).__name__}"
+        )
+    return processor
+
+
+def _without_torchvision(model_dir: Path, config: Any) -> Any:
     try:
         return _without_videos(model_dir, config)
     except ImportError as error:

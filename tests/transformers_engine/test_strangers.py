@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import sha256
+import json
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,33 @@ def test_answers_are_those_of_generate(directory: Path, core: TransformersCore) 
             found[output.request_id] += output.token_ids
     assert found == wanted
     assert len(set(map(tuple, wanted.values()))) == len(wanted)
+
+
+def change(directory: Path, name: str, values: dict[str, Any]) -> None:
+    path = directory / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("processor_config.json", {"processor_class": "NoSuchProcessor"}, "no processor of images"),
+        ("processor_config.json", {"processor_class": "AutoModel"}, "no processor of images"),
+        ("preprocessor_config.json", {"image_processor_type": "os.system"}, "Unrecognized image"),
+        ("config.json", {"text_config": {"model_type": "no_such"}}, "no_such"),
+    ],
+)
+def test_names_of_classes_that_are_no_such_classes(
+    tmp_path: Path, name: str, values: dict[str, Any], words: str
+) -> None:
+    change(build(tmp_path, "idefics3"), name, values)
+    with pytest.raises(ValueError, match=words):
+        describe(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["NoSuchTokenizer", "../../x.Tokenizer"])
+def test_the_tokenizer_is_that_of_tokenizer_json(tmp_path: Path, name: str) -> None:
+    build(tmp_path, "idefics3")
+    usual = describe(tmp_path)
+    change(tmp_path, "tokenizer_config.json", {"tokenizer_class": name})
+    assert describe(tmp_path) == usual
