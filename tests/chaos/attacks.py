@@ -110,7 +110,9 @@ class Attack:
         outcomes: dict[str, int] = {}
         payload = chat_pb.CreateChatCompletionRequest(spec=spec).SerializeToString()
         async with self._channel() as channel:
-            create = channel.unary_unary(CREATE, request_serializer=bytes)
+            create: Callable[..., Awaitable[object]] = channel.unary_unary(
+                CREATE, request_serializer=bytes
+            )
             await asyncio.gather(*(self._try(create, payload, outcomes) for _ in range(count)))
         return str(outcomes)
 
