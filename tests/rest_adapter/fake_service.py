@@ -62,7 +62,7 @@ class Seen:
     decision_specs: list[decision_pb.DecisionSpec] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     calls: int = 0
-    context_tokens: int = 1_000_000
+    context_tokens: int = 2**31
     running: int = 0
     cancelled: int = 0
 
