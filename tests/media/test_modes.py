@@ -129,7 +129,7 @@ FILES = {
 
 
 # Each kind of TIFF samples, in both byte orders, interleaved or in planes, compressed or not.
-TIFF_KINDS = {
+TIFF_KINDS: dict[str, tuple[np.ndarray, dict[str, int], np.ndarray, bool]] = {
     "grey": (WIDE, {}, grey(WIDE >> 8), False),
     "grey, white is zero": (WIDE, {"t262": 0}, grey(255 - (WIDE >> 8)), False),
     "float": (UNIT, {}, grey(np.floor(UNIT * 255 + 0.5)), False),

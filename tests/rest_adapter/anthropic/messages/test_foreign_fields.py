@@ -34,7 +34,7 @@ def test_a_field_of_another_path_is_refused(name: str) -> None:
     assert (caught.value.reason, caught.value.param) == ("UNSUPPORTED_PARAMETER", name)
 
 
-NEUTRAL = {
+NEUTRAL: dict[str, list[object]] = {
     "response_format": ["text", {"type": "text"}, {"type": "text", "json_schema": None}],
     "stop": ["", [], [""]],
     "priority": [0],
@@ -54,7 +54,7 @@ NEUTRAL = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_neutral_values_of_other_paths_are_accepted(name: str) -> None:
-    unless_a_choice = [] if name == "enable_thinking" else [False]
+    unless_a_choice: list[object] = [] if name == "enable_thinking" else [False]
     for value in (None, *unless_a_choice, *NEUTRAL.get(name, [])):
         _, unknown = schema.parse_messages(MESSAGES | {name: value})
         assert name not in unknown
