@@ -193,6 +193,11 @@ BROKEN_BY_OPERATORS = [
         set_field("PodMonitor", "inference", f"{ENDPOINT}/interval", "5s"),
     ),
     ("pool", "scaler_fields", hpa("spec/behavior/scaleUp/stabilizationWindowSeconds", 3600)),
+    (
+        "native-zero",
+        "scaling_metrics",
+        hpa("spec/metrics/1/external/metric/selector/matchExpressions/0/operator", "NotIn"),
+    ),
     ("monitored", "readable", unlabelled_dashboard),
     ("monitored", "readable", alert("spec/groups/0/rules/0/expr", "sum(qwenvl_ready == 0")),
     # Gateway and TLS.

@@ -100,7 +100,9 @@ def _selected_labels(metric: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     selector = metric.get("external", {}).get("metric", {}).get("selector", {})
     yield from selector.get("matchLabels", {}).items()
     for one in selector.get("matchExpressions", []):
-        yield from ((one["key"], value) for value in one.get("values", [""]))
+        # Any other operator selects what is not meant.
+        values = one.get("values", [""]) if one["operator"] == "In" else [one["operator"]]
+        yield from ((one["key"], value) for value in values)
 
 
 def scaling_thresholds(manifests: Manifests) -> Iterator[str]:
