@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import socket
@@ -65,8 +66,10 @@ def test_many_clients_that_go_away_anywhere(adapter: Adapter) -> None:
     moments = random.Random(7)
     for number in range(60):
         client = open_request(adapter, f"x{'y' * 200}", stream=number % 2 == 0)
-        for _ in range(moments.randrange(4)):
-            client.recv(moments.choice((1, 64, 4096)))
+        client.settimeout(0.2)  # nothing comes behind a whole answer
+        with contextlib.suppress(TimeoutError):
+            for _ in range(moments.randrange(4)):
+                client.recv(moments.choice((1, 64, 4096)))
         client.close()
     wait_until(lambda: adapter.seen.running == 0)
     assert adapter.ask("still here").json()["choices"][0]["message"]["content"] == "still here"
