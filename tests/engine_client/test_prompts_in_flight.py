@@ -88,7 +88,7 @@ async def test_a_refusal_is_an_answer(
     for _ in range(3):
         with pytest.raises(error):
             await engine.prepare(source(marker), [b"abc"])
-    assert engine.restarts == 0
+    assert not engine.restarts
 
 
 async def test_a_caller_that_leaves_frees_its_bytes_when_the_engine_is_done(
@@ -128,7 +128,7 @@ async def test_a_prompt_that_kills_the_engine_is_refused_and_its_request_is_not(
 ) -> None:
     for _ in range(Quarantine.MAX_DEATHS):
         await crash(engine, 5)
-    restarts = engine.restarts
+    restarts = engine.restarts.copy()
     with pytest.raises(InternalError, match=r"at 2 failures of the engine"):
         await engine.prepare(source(5, CRASH), [b"x" * 600])
     assert engine.restarts == restarts
