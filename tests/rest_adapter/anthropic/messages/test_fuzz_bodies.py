@@ -110,7 +110,7 @@ def check(own_adapter: tuple[Adapter, requests.Session], body: bytes) -> None:
 
 
 @given(body=BODIES)
-@settings(max_examples=200, **FUZZ)
+@settings(max_examples=60, **FUZZ)
 def test_bodies_like_requests(
     own_adapter: tuple[Adapter, requests.Session], body: dict[str, Any]
 ) -> None:

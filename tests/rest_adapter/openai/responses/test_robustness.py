@@ -98,7 +98,7 @@ def own_adapter():
 
 
 @given(body=BODIES)
-@settings(max_examples=250, **FUZZ)
+@settings(max_examples=80, **FUZZ)
 def test_bodies_like_requests(
     own_adapter: tuple[Adapter, requests.Session], body: dict[str, Any]
 ) -> None:
