@@ -37,10 +37,7 @@ def load_core(config: EngineConfig) -> TransformersCore:
     started = time.monotonic()
     model_dir = Path(config.model_dir)
     check_folder(model_dir)
-    if config.quantization != "none":
-        raise ValueError(
-            f"quantization is {config.quantization} (--quantization), but --backend transformers does not quantise"
-        )
+    _refuse_quantization(config)
     device = _device(config.device)
     if device.type == "cpu" or config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads or usable_cores())
@@ -58,10 +55,7 @@ def load_core(config: EngineConfig) -> TransformersCore:
     token_bytes = sizes.kv_values_per_token(settings) * dtype.itemsize
     tokens = _cache_tokens(config, device, token_bytes)
     window = sizes.context_tokens(settings)
-    if config.max_model_len is not None and config.max_model_len > window:
-        raise ValueError(
-            f"max_model_len is {config.max_model_len}, but the model's context window is {window}"
-        )
+    _refuse_longer_window(config, window)
     vocab_size = model.get_output_embeddings().weight.shape[0]
     ends = sizes.end_tokens(model.generation_config, settings)
     # What is ours to choose: beams, stop strings, the kind of cache would be taken from the checkpoint.
@@ -98,6 +92,20 @@ def _device(name: str) -> torch.device:
             f"device is {name}, but --backend transformers computes on one device only: name one"
         )
     return devices[0]
+
+
+def _refuse_quantization(config: EngineConfig) -> None:
+    if config.quantization != "none":
+        raise ValueError(
+            f"quantization is {config.quantization} (--quantization), but --backend transformers does not quantise"
+        )
+
+
+def _refuse_longer_window(config: EngineConfig, window: int) -> None:
+    if config.max_model_len is not None and config.max_model_len > window:
+        raise ValueError(
+            f"max_model_len is {config.max_model_len}, but the model's context window is {window}"
+        )
 
 
 def _refuse_too_large(config: EngineConfig, device: torch.device, weight_bytes: int) -> None:

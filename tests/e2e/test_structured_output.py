@@ -209,7 +209,7 @@ def test_exploding_forms_are_refused_while_a_stream_goes_on(
             over.set()
         streaming.result(60)
     assert [answer.status_code for answer in answers] == [400] * len(HOSTILE)
-    assert len(chunks) > 5
+    assert len(chunks) > (5 if served.info().slow_path else 20)
     served.wait_idle()
     assert post(served, guided_regex="[ab]{3}").status_code == 200
 

@@ -174,7 +174,7 @@ def test_bodies_like_requests(
 
 
 @given(body=COMPLETION_BODIES)
-@settings(max_examples=80, **FUZZ)
+@settings(max_examples=250, **FUZZ)
 def test_bodies_like_completion_requests(
     own_adapter: tuple[Adapter, requests.Session], body: dict[str, Any]
 ) -> None:
@@ -182,7 +182,7 @@ def test_bodies_like_completion_requests(
 
 
 @given(body=DECISION_BODIES)
-@settings(max_examples=80, **FUZZ)
+@settings(max_examples=250, **FUZZ)
 def test_bodies_like_decision_requests(
     own_adapter: tuple[Adapter, requests.Session], body: dict[str, Any]
 ) -> None:

@@ -194,7 +194,7 @@ def merged(deltas: list[generation_pb.Delta]) -> list[generation_pb.Delta]:
 
 
 @given(PIECES, st.lists(st.integers(0, 99), max_size=3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_split_gives_the_same_content(pieces: list[tuple[str, str]], cuts: list[int]) -> None:
     expected = blocks_of(rendered(deltas_of(pieces, [])))
     assert blocks_of(rendered(deltas_of(pieces, cuts))) == expected
