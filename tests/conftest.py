@@ -15,11 +15,13 @@ import signal
 from hypothesis import settings
 import pytest
 
+from tests.support.examples import try_few
+
 
 _EXIT_S = 60
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Prepares what the commands under test inherit.
 
     They ask fontconfig, and find no fonts of this machine. They are interrupted, also where a shell has started the
@@ -28,6 +30,8 @@ def pytest_configure() -> None:
     """
     settings.register_profile("any machine", deadline=None)
     settings.load_profile("any machine")
+    if "not full" in config.option.markexpr:
+        try_few()
     os.environ["FONTCONFIG_FILE"] = str(Path(__file__).parent / "support" / "no_fonts.conf")
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -16,6 +16,8 @@ from tests.support.hub_stand_in import SHARDS, StandIn, serving
 
 
 HUBS = ("modelscope", "huggingface")
+# ModelScope's library asks an unreachable hub for seconds.
+SLOW = [pytest.param("modelscope", marks=pytest.mark.full), "huggingface"]
 # Also as root: drops CAP_DAC_OVERRIDE, which takes effect with the next program.
 OBEY_PERMISSIONS = """
 import ctypes, os, sys
@@ -109,7 +111,7 @@ def test_a_snapshot_of_the_hubs_own_tool_needs_no_hub(
         assert (result.returncode, result.stdout) == (0, f"{directory}\n"), result.stderr
 
 
-@pytest.mark.parametrize("name", HUBS)
+@pytest.mark.parametrize("name", SLOW)
 def test_half_a_snapshot_of_another_tool_is_fetched(cache: Cache, name: str) -> None:
     directory = cache.fill(name)
     (directory / ".qwenvl-verified").unlink()
@@ -132,7 +134,9 @@ def test_a_copied_cache_needs_no_hub(cache: Cache, name: str) -> None:
     assert f"using the copy in {directory}" in result.stderr
 
 
-@pytest.mark.parametrize(("name", "other"), [HUBS, HUBS[::-1]])
+@pytest.mark.parametrize(
+    ("name", "other"), [pytest.param(*HUBS, marks=pytest.mark.full), HUBS[::-1]]
+)
 def test_hints_name_the_hub(cache: Cache, name: str, other: str) -> None:
     missing = cache.call("resolve", name, online=False)
     assert f"fetch it with: qwenvl download org/model --hub {name}" in missing.stderr
@@ -145,7 +149,7 @@ def test_hints_name_the_hub(cache: Cache, name: str, other: str) -> None:
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "nonsense", "http://[", "ftp://x"])
-@pytest.mark.parametrize("name", HUBS)
+@pytest.mark.parametrize("name", SLOW)
 def test_a_useless_proxy_is_told_in_a_line(
     cache: Cache, name: str, proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

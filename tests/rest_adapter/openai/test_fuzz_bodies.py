@@ -14,6 +14,7 @@ from rest_adapter.openai.chat.schema import ChatRequest
 from rest_adapter.openai.completions.schema import CompletionRequest
 from rest_adapter.openai.decisions.schema import DecisionsRequest
 from tests.rest_adapter.conftest import Adapter, open_adapter
+from tests.support.examples import examples
 
 
 NAMES = [
@@ -166,7 +167,7 @@ FUZZ: dict[str, Any] = {
 
 
 @given(body=BODIES)
-@settings(max_examples=80, **FUZZ)
+@settings(max_examples=examples(80), **FUZZ)
 def test_bodies_like_requests(
     own_adapter: tuple[Adapter, requests.Session], body: dict[str, Any]
 ) -> None:
@@ -174,7 +175,7 @@ def test_bodies_like_requests(
 
 
 @given(body=COMPLETION_BODIES)
-@settings(max_examples=250, **FUZZ)
+@settings(max_examples=examples(250), **FUZZ)
 def test_bodies_like_completion_requests(
     own_adapter: tuple[Adapter, requests.Session], body: dict[str, Any]
 ) -> None:
@@ -182,7 +183,7 @@ def test_bodies_like_completion_requests(
 
 
 @given(body=DECISION_BODIES)
-@settings(max_examples=250, **FUZZ)
+@settings(max_examples=examples(250), **FUZZ)
 def test_bodies_like_decision_requests(
     own_adapter: tuple[Adapter, requests.Session], body: dict[str, Any]
 ) -> None:
@@ -190,13 +191,13 @@ def test_bodies_like_decision_requests(
 
 
 @given(body=JSON)
-@settings(max_examples=60, **FUZZ)
+@settings(max_examples=examples(60), **FUZZ)
 def test_any_json(own_adapter: tuple[Adapter, requests.Session], body: object) -> None:
     check(own_adapter, json.dumps(body).encode())
 
 
 @given(body=st.binary(max_size=80))
-@settings(max_examples=60, **FUZZ)
+@settings(max_examples=examples(60), **FUZZ)
 def test_any_bytes(own_adapter: tuple[Adapter, requests.Session], body: bytes) -> None:
     check(own_adapter, body)
 

@@ -12,6 +12,7 @@ import requests
 
 from rest_adapter.anthropic.messages.schema import MessagesRequest
 from tests.rest_adapter.conftest import Adapter, open_adapter
+from tests.support.examples import examples
 
 
 COMMANDS = (b"hang", b"abort", b"fail", b"unreachable", b"slow", b"script")  # of the fake service
@@ -110,7 +111,7 @@ def check(own_adapter: tuple[Adapter, requests.Session], body: bytes) -> None:
 
 
 @given(body=BODIES)
-@settings(max_examples=60, **FUZZ)
+@settings(max_examples=examples(60), **FUZZ)
 def test_bodies_like_requests(
     own_adapter: tuple[Adapter, requests.Session], body: dict[str, Any]
 ) -> None:
@@ -118,7 +119,7 @@ def test_bodies_like_requests(
 
 
 @given(body=JSON)
-@settings(max_examples=40, **FUZZ)
+@settings(max_examples=examples(40), **FUZZ)
 def test_any_json(own_adapter: tuple[Adapter, requests.Session], body: object) -> None:
     check(own_adapter, json.dumps(body).encode())
 

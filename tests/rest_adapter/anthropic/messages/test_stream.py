@@ -16,6 +16,7 @@ from rest_adapter.anthropic.messages.stream import EventWriter
 from tests.rest_adapter.anthropic.conftest import events_of, post, streamed
 from tests.rest_adapter.conftest import Adapter
 from tests.rest_adapter.scripted_answers import call, script
+from tests.support.examples import examples
 
 
 def blocks_of(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -194,7 +195,7 @@ def merged(deltas: list[generation_pb.Delta]) -> list[generation_pb.Delta]:
 
 
 @given(PIECES, st.lists(st.integers(0, 99), max_size=3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_any_split_gives_the_same_content(pieces: list[tuple[str, str]], cuts: list[int]) -> None:
     expected = blocks_of(rendered(deltas_of(pieces, [])))
     assert blocks_of(rendered(deltas_of(pieces, cuts))) == expected

@@ -17,6 +17,7 @@ from rest_adapter.openai.responses.schema import ResponsesRequest
 from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
 from tests.rest_adapter.openai.responses.test_answers import call, post
 from tests.rest_adapter.openai.test_fuzz_bodies import FUZZ, JSON, PARTS, check
+from tests.support.examples import examples
 
 
 NAMES = [
@@ -98,7 +99,7 @@ def own_adapter():
 
 
 @given(body=BODIES)
-@settings(max_examples=80, **FUZZ)
+@settings(max_examples=examples(80), **FUZZ)
 def test_bodies_like_requests(
     own_adapter: tuple[Adapter, requests.Session], body: dict[str, Any]
 ) -> None:
@@ -116,7 +117,7 @@ def test_many_bodies_like_requests(
 
 @pytest.mark.parametrize("path", ["responses/input_tokens", "responses/compact"])
 @given(body=BODIES)
-@settings(max_examples=60, **FUZZ)
+@settings(max_examples=examples(60), **FUZZ)
 def test_bodies_of_the_other_endpoints(
     own_adapter: tuple[Adapter, requests.Session], path: str, body: dict[str, Any]
 ) -> None:
@@ -131,7 +132,7 @@ def test_bodies_of_the_other_endpoints(
     ),
     rest=st.sampled_from(["", "/input_items", "/cancel"]),
 )
-@settings(max_examples=100, **FUZZ)
+@settings(max_examples=examples(100), **FUZZ)
 def test_odd_ids_and_queries(
     own_adapter: tuple[Adapter, requests.Session],
     response_id: str,
