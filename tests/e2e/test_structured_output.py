@@ -295,7 +295,7 @@ EVERY_API = pytest.mark.parametrize("ask", [over_chat, over_responses, over_mess
 def test_a_sample_of_schemas_with_an_image(
     served: Served, ask: Callable[[Served, Schema, int], str | None]
 ) -> None:
-    validates(ask, served, 6)
+    validates(ask, served, 10)
 
 
 @pytest.mark.full
