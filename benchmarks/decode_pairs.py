@@ -22,6 +22,8 @@ import sys
 import time
 from typing import Any, Final
 
+import msgspec
+
 
 HERE: Final = Path(__file__).resolve().parents[1]
 SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -119,15 +121,16 @@ def _serve(options: argparse.Namespace) -> None:
     from inference_service.engine.loader import load_model  # noqa: PLC0415
     from inference_service.engine_protocol.messages import EngineConfig  # noqa: PLC0415
 
-    config = EngineConfig(
-        model_dir=str(options.model),
-        device="cpu",
-        max_num_seqs=64,
-        max_num_batched_tokens=4096,
-        enable_prefix_caching=False,
-        **({} if options.threads is None else {"cpu_threads": options.threads}),
+    fields = {
+        "model_dir": str(options.model),
+        "device": "cpu",
+        "max_num_seqs": 64,
+        "max_num_batched_tokens": 4096,
+        "enable_prefix_caching": False,
+        "cpu_threads": options.threads,
         **dict(field.split("=", 1) for field in options.fields),
-    )
+    }
+    config = msgspec.convert(fields, EngineConfig, strict=False)
     core = EngineCore(config, load=random_model if options.random else load_model)
     for count, line in enumerate(sys.stdin):
         batch, setting = line.rstrip("\n").split("|")

@@ -44,6 +44,7 @@ class ServiceError(Exception):
         field: Path of the offending field in the request's proto (`spec.messages[0].parts[1].image`), or empty.
         metadata: The values in the message, machine-readable (AIP-193).
         retry_after_s: Seconds after which a retry may succeed, if any.
+        repeatable: A retry policy may send the request again unasked. Not if it may be what an engine failed on.
     """
 
     reason: ClassVar[str] = "INTERNAL"
@@ -55,12 +56,14 @@ class ServiceError(Exception):
         field: str = "",
         metadata: dict[str, str] | None = None,
         retry_after_s: float | None = None,
+        repeatable: bool = True,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.metadata = metadata or {}
         self.retry_after_s = retry_after_s
+        self.repeatable = repeatable
 
 
 class InvalidArgumentError(ServiceError):

@@ -338,6 +338,7 @@ class BoundedHttpProtocol(H11Protocol):
             "content-type": "application/json",
             "content-length": str(len(body)),
             "connection": "close",
+            "x-request-id": error.request_id,
         }
         response = h11.Response(
             status_code=status, headers=[*headers.items()], reason=STATUS_PHRASES[status]

@@ -72,6 +72,13 @@ def without_neutral_values(value: object, depth: int = 8) -> object:
     return {name: inner for name, inner in kept.items() if not asks_for_nothing(inner)}
 
 
+def _is_neutral(value: object, neutral: Collection[object]) -> bool:
+    if value is False and any(default is True for default in neutral):
+        return False
+    asked = without_neutral_values(value)
+    return asks_for_nothing(asked) or asked in neutral
+
+
 class JsonModel(BaseModel):
     """A JSON object; fields that are not in the schema are kept for `unknown_fields`.
 
@@ -115,7 +122,7 @@ def unknown_fields(
     Args:
         model: The object.
         unsupported_unless: Known but unsupported fields, with the values that have no effect; those that ask for
-            nothing never have one.
+            nothing never have one, except `false` where `true` is the default.
         ignored: Known fields that have no effect, whatever their value.
         path: The path of the object.
 
@@ -126,8 +133,7 @@ def unknown_fields(
     for name, value in (model.__pydantic_extra__ or {}).items():
         where = f"{path}.{name}" if path else name
         if name in neutral:
-            asked = without_neutral_values(value)
-            if not asks_for_nothing(asked) and asked not in neutral[name]:
+            if not _is_neutral(value, neutral[name]):
                 raise unsupported(where, value)
         elif isinstance(model, ClosedModel):
             if not asks_for_nothing(without_neutral_values(value)):

@@ -116,6 +116,7 @@ def _features(model: Described) -> tuple[str, ...]:
         *(("chat", "continue_final_message") if model.is_chat else ()),
         *(("tools",) if chat.tools is not ToolNotation.NONE else ()),
         *(("reasoning",) if chat.reasoning else ()),
+        *(("thinking_switch",) if chat.thinking_switch else ()),
         *(("grounding",) if model.boxes is not BoxNotation.NONE else ()),
         *(("decisions",) if model.decides else ()),
         *model.remarks,

@@ -243,6 +243,7 @@ class EngineClient:
                     "This request was in flight when the engine failed; it is computed again as soon as another such"
                     " request has been answered.",
                     retry_after_s=1.0,
+                    repeatable=False,
                 )
 
     def _submit(self, flight: RequestInFlight, pixel_fd: int | None) -> None:
@@ -425,19 +426,20 @@ class EngineClient:
             self._quarantine.blame([*requests, *self._prompts.sent])
         self.stats = EngineStats()
         self._set_state(state)
-        self._prompts.fail(self._unavailable())
+        self._prompts.fail(self._unavailable(was_sent=True))
         if self._requests:
             logger.error("%d requests end with the engine: %s", len(self._requests), reason)
         for flight in tuple(self._requests.values()):
-            flight.fail(self._unavailable())
+            flight.fail(self._unavailable(was_sent=flight.sent))
             self._forget(flight)
 
-    def _unavailable(self) -> EngineUnavailableError:
+    def _unavailable(self, *, was_sent: bool = False) -> EngineUnavailableError:
         final = self.state in (EngineState.FAILED, EngineState.CLOSED)
         load_s = 0.0 if self.ready is None else self.ready.load_seconds
         return EngineUnavailableError(
             "The engine has failed." if final else "The engine is starting; try again later.",
             retry_after_s=None if final else max(1.0, self._delay_s + load_s),
+            repeatable=not was_sent,
         )
 
     def _set_state(self, state: EngineState) -> None:

@@ -40,7 +40,7 @@ from inference_service.metrics.requests import current_request
 from qwenvl.errors import BY_REASON
 from qwenvl.keys import KeyFile
 from qwenvl.observability import enter_call, name_call
-from qwenvl.rpc import pushback_of
+from qwenvl.rpc import NOT_REPEATED
 
 
 OWN_PREFIX: Final = "/qwenvl.inference.v1."
@@ -263,7 +263,7 @@ async def _abort(wire: Wire, error: ServiceError) -> None:
     details = details_of(error, this_call())
     trailers: tuple[tuple[str, str | bytes], ...] = (
         (DETAILS_KEY, details),
-        *pushback_of(error.reason),
+        *(() if error.repeatable else NOT_REPEATED),
     )
     await wire.abort(code_of(error), error.message, trailers, failed=_is_failure(error))
 

@@ -135,7 +135,7 @@ class MessageBudget:
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((claim, granted))
         try:
-            await self._wait(granted)
+            await self._wait(claim, granted)
         except BaseException:
             if granted.done() and not granted.cancelled():
                 self.release(claim)
@@ -150,20 +150,24 @@ class MessageBudget:
         self._claims.discard(claim)
         self._grant()
 
-    async def _wait(self, granted: asyncio.Future[None]) -> None:
-        """Waits for room, and makes some where possible."""
+    async def _wait(self, claim: Claim, granted: asyncio.Future[None]) -> None:
+        """Waits until a claim is granted, and makes room where room is what is missing."""
         until = time.monotonic() + self._wait_s
         while not granted.done():
-            self._cut_one()
+            if not self._has_room(claim):
+                self._cut_one()
             await asyncio.wait({granted}, timeout=_POLL_S)
             if not granted.done() and time.monotonic() >= until:
                 raise self._full(f"no room became free within {self._wait_s:g} s")
 
     def _fits(self, claim: Claim) -> bool:
-        if self.used_bytes + claim.num_bytes > self.limit_bytes:
+        if not self._has_room(claim):
             return False
         receiving = sum(one.receiving and one.caller == claim.caller for one in self._claims)
         return receiving < self._max_receiving
+
+    def _has_room(self, claim: Claim) -> bool:
+        return self.used_bytes + claim.num_bytes <= self.limit_bytes
 
     def _grant(self) -> None:
         """Grants room to the caller that has least, in order of arrival."""

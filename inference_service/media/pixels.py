@@ -38,6 +38,8 @@ def to_rgb(image: Image.Image, stripped: Stripped, policy: ImagePolicy) -> Image
         DamagedError: Its samples have no defined range.
     """
     image = _with_eight_bits(image, stripped)
+    if stripped.inverted:
+        image = _with_inverted_grey(image)
     if image.mode == "LAB":
         image = _of_lab(image)
     elif image.mode in {"La", "RGBa"}:
@@ -75,7 +77,12 @@ def _with_eight_bits(image: Image.Image, stripped: Stripped) -> Image.Image:
             _differs(high, transparent >> 8), _differs(low, transparent & 0xFF)
         )
         return Image.merge("LA", (high, alpha))
-    return ImageChops.invert(high) if stripped.inverted else high
+    return high
+
+
+def _with_inverted_grey(image: Image.Image) -> Image.Image:
+    grey, *alpha = image.split()
+    return Image.merge(image.mode, (ImageChops.invert(grey), *alpha))
 
 
 def _differs(channel: Image.Image, value: int) -> Image.Image:

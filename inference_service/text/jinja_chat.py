@@ -81,8 +81,12 @@ class JinjaChat:
         self._told_of_merging = False
         if tools is not ToolNotation.HERMES and not self._check.has_tools:
             tools = ToolNotation.NONE
-        thinks = self._check.thinking_switch or self._check.always_thinks
-        self.abilities = ChatAbilities(tools=tools, reasoning=thinks)
+        switch = self._check.thinking_switch
+        self.abilities = ChatAbilities(
+            tools=tools,
+            reasoning=switch or self._check.always_thinks,
+            thinking_switch=switch,
+        )
 
     def write(self, request: ChatRequest) -> WrittenChat:
         """See `ChatFormat.write`."""

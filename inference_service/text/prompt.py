@@ -56,10 +56,12 @@ class ChatAbilities:
     Attributes:
         tools: How calls of tools are written; NONE = it has no tools.
         reasoning: Answers may begin with reasoning.
+        thinking_switch: A request may switch reasoning on and off.
     """
 
     tools: ToolNotation = ToolNotation.NONE
     reasoning: bool = False
+    thinking_switch: bool = False
 
 
 class ChatFormat(Protocol):

@@ -27,7 +27,7 @@ _FRAMING_BYTES: Final = 2**20
 
 _ROUND_ROBIN: Final[Mapping[str, Any]] = {"loadBalancingConfig": [{"round_robin": {}}]}
 # For every method but health checks, whose callers want to know. gRPC itself stops retrying once a response has begun
-# (gRPC A6), at the call's deadline, and where the service forbids it, see `pushback_of`.
+# (gRPC A6), at the call's deadline, and where the service forbids it, see `NOT_REPEATED`.
 _RETRIES: Final[Mapping[str, Any]] = {
     "methodConfig": [
         {
@@ -51,19 +51,12 @@ SERVICE_CONFIG: Final[Mapping[str, Any]] = {**_ROUND_ROBIN, **_RETRIES}
 gRPC has no way in which a server itself publishes it; a TXT record of the service's name may (gRPC A2).
 """
 
-_PUSHBACK: Final = "grpc-retry-pushback-ms"
+NOT_REPEATED: Final = (("grpc-retry-pushback-ms", "-1"),)
+"""The trailers by which a server keeps gRPC from repeating a call (gRPC A6, pushback).
 
-
-def pushback_of(reason: str) -> tuple[tuple[str, str], ...]:
-    """The trailers by which a server keeps gRPC from repeating a call (gRPC A6, pushback); none if it may be repeated.
-
-    A request that was in flight when an engine failed may be what failed it: its caller, not a retry policy, decides
-    whether it reaches the next engine. Neither would a retry within two seconds find an engine that restarts.
-
-    Args:
-        reason: `ErrorInfo.reason` of the failure.
-    """
-    return ((_PUSHBACK, "-1"),) if reason == "ENGINE_UNAVAILABLE" else ()
+A request that was in flight when an engine failed may be what failed it: its caller, not a retry policy, decides
+whether it reaches another engine.
+"""
 
 
 def channel_options(*, retry_unavailable: bool) -> list[tuple[str, str | int]]:

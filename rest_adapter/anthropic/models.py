@@ -84,7 +84,9 @@ def model(value: model_pb.Model) -> dict[str, Any]:
 
 def _capabilities(value: model_pb.Model) -> dict[str, Any]:
     thinks = "reasoning" in value.features
+    may_not_think = not thinks or "thinking_switch" in value.features
     yes, no, thinking = ({"supported": supported} for supported in (True, False, thinks))
+    silent = {"supported": may_not_think}
     return {
         "batch": no,
         "citations": no,
@@ -107,8 +109,8 @@ def _capabilities(value: model_pb.Model) -> dict[str, Any]:
             "supported": thinks,
             "types": {
                 "adaptive": yes,
-                "between_tools": yes,
-                "disabled": yes,
+                "between_tools": silent,
+                "disabled": silent,
                 "enabled": thinking,
             },
         },

@@ -435,6 +435,7 @@ async def test_kill_9_under_load(engine):
     async with asyncio.timeout(BOUND_S):
         results = await asyncio.gather(*consumers, return_exceptions=True)
     assert all(isinstance(result, EngineUnavailableError) for result in results)
+    assert sum(result.repeatable for result in results) == 5, "what no engine has seen"
     await until(lambda: engine.state is EngineState.READY)
     assert not is_running(pid)
     assert tokens_of(await collect(engine, request_of("after", images=image), image))
@@ -455,6 +456,7 @@ async def test_requests_are_refused_while_the_engine_is_away(engine):
         await attempt
     assert caught.value.retry_after_s is not None
     assert caught.value.retry_after_s >= 1
+    assert caught.value.repeatable
     assert engine.ready is not None
 
 

@@ -99,7 +99,7 @@ class EchoEngine:
         *,
         computed: Callable[[], None] = nothing,
     ) -> AsyncGenerator[ChoiceOutput, None]:
-        self._require_ready()
+        self._require_ready(was_sent=False)
         if any(request_id == request.request_id for request_id, _ in self.live):
             raise RequestIdInUseError("a request with this id is in flight")
         self.requests.append(request)
@@ -114,7 +114,7 @@ class EchoEngine:
         try:
             while overs:
                 await self._hold(index, list(overs.values()))
-                self._require_ready()
+                self._require_ready(was_sent=True)
                 held = self._is_held(index)
                 for key, over in tuple(overs.items()):
                     output = planned[key[1]][0]
@@ -139,9 +139,11 @@ class EchoEngine:
                     self.aborted.append(key)
             computed()
 
-    def _require_ready(self) -> None:
+    def _require_ready(self, *, was_sent: bool) -> None:
         if self.state is not EngineState.READY:
-            raise EngineUnavailableError("the engine was lost", retry_after_s=1.0)
+            raise EngineUnavailableError(
+                "the engine was lost", retry_after_s=1.0, repeatable=not was_sent
+            )
 
     def _is_held(self, index: int) -> bool:
         return self.hold_at is not None and index >= self.hold_at and not self.resume.is_set()

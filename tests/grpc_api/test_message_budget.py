@@ -85,6 +85,22 @@ async def test_a_slow_message_of_the_caller_with_the_most_makes_room() -> None:
         task.cancel()
 
 
+async def test_a_caller_at_its_own_limit_cuts_nobody() -> None:
+    """Others' messages are no hindrance to one that waits for its caller's."""
+    room = budget(10)
+    _, slow = await begin(room, "slow")
+    mine = [await begin(room, "busy") for _ in range(5)]
+    waiting = asyncio.ensure_future(room.reserve("busy"))
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    assert not slow.done()
+    room.release(mine[0][0])
+    async with asyncio.timeout(5):
+        await waiting
+    for task in (slow, *(task for _, task in mine)):
+        task.cancel()
+
+
 async def test_room_goes_to_the_caller_that_has_least() -> None:
     room = budget(2, patience_s=60)
     greedy = [await room.reserve("greedy") for _ in range(2)]

@@ -133,6 +133,7 @@ TIFF_KINDS: dict[str, tuple[np.ndarray, dict[str, int], np.ndarray, bool]] = {
     "grey": (WIDE, {}, grey(WIDE >> 8), False),
     "grey, white is zero": (WIDE, {"t262": 0}, grey(255 - (WIDE >> 8)), False),
     "float": (UNIT, {}, grey(np.floor(UNIT * 255 + 0.5)), False),
+    "float, white is zero": (UNIT, {"t262": 0}, grey(255 - np.floor(UNIT * 255 + 0.5)), False),
     "RGB of 8 bits": (RGBA[..., :3], {"t262": 2}, RGBA[..., :3], True),
     "RGB": (WIDE_RGB, {"t262": 2}, WIDE_RGB >> 8, True),
     "RGBA": (
@@ -173,13 +174,15 @@ def test_values(policy: ImagePolicy, name: str) -> None:
     assert np.ptp(wanted) > 100 or "transparent black" in name
 
 
-def test_a_12_bit_sample_is_scaled(policy: ImagePolicy) -> None:
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_a_12_bit_sample_is_scaled(policy: ImagePolicy, white_is_zero: bool) -> None:
     values = WIDE >> 4
     pairs = values.reshape(HEIGHT, -1, 2).astype(np.uint32)
     joined = (pairs[..., 0] << 12) | pairs[..., 1]
     data = np.stack([joined >> 16, joined >> 8 & 255, joined & 255], axis=-1).astype(np.uint8)
-    file = tiff_of(data.reshape(HEIGHT, -1), t256=WIDTH, t258=12)
-    assert np.array_equal(pixels_of(decoded(file, policy)), grey(values >> 4))
+    file = tiff_of(data.reshape(HEIGHT, -1), t256=WIDTH, t258=12, t262=1 - white_is_zero)
+    wanted = 255 - (values >> 4) if white_is_zero else values >> 4
+    assert np.array_equal(pixels_of(decoded(file, policy)), grey(wanted))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from qwenvl.connection import DEFAULT_TARGET, metadata_of, target_of
 from qwenvl.limits import MAX_MESSAGE_BYTES
 from qwenvl.rpc import call_timeout
 from qwenvl.testing import FakeServer
+from tests.grpc_api.asking import until
 from tests.grpc_api.conftest import OpenService, Service
 from tests.qwenvl.both import CLIENTS, EitherClient, call, pieces
 
@@ -120,17 +121,37 @@ async def test_what_an_engine_may_have_died_of_is_sent_once(kind: Any) -> None:
         await call(client.close)
 
 
-async def test_the_service_says_what_is_sent_once(kind: Any, open_service: OpenService) -> None:
+async def test_what_was_in_flight_is_sent_once(kind: Any, open_service: OpenService) -> None:
     service: Service = await open_service()
-    service.engine.become(EngineState.RESTARTING)
+    service.engine.hold_at = 0
     client = kind(service.target())
-    started = CALLS_STARTED.labels("qwenvl.inference.v1.ChatService/CreateChatCompletion")
-    before = started._value.get()
+    before = calls_started()
+    asked = asyncio.ensure_future(call(client.chat, "x", timeout_s=20))
+    await until(lambda: bool(service.engine.live))
+    service.engine.become(EngineState.RESTARTING)
     with pytest.raises(UnavailableError) as caught:
-        await call(client.chat, "x", timeout_s=20)
+        await asked
     assert caught.value.reason == "ENGINE_UNAVAILABLE"
-    assert started._value.get() == before + 1
+    assert calls_started() == before + 1
     await call(client.close)
+
+
+async def test_what_no_engine_has_seen_is_sent_to_another_replica(
+    kind: Any, open_service: OpenService
+) -> None:
+    services = [await open_service() for _ in range(2)]
+    services[0].engine.become(EngineState.RESTARTING)
+    client = kind("ipv4:" + ",".join(service.target() for service in services))
+    before = calls_started()
+    for _ in range(6):
+        assert (await call(client.chat, "x", timeout_s=20)).text == "x"
+    assert calls_started() > before + 6
+    await call(client.close)
+
+
+def calls_started() -> float:
+    started = CALLS_STARTED.labels("qwenvl.inference.v1.ChatService/CreateChatCompletion")
+    return float(started._value.get())
 
 
 async def test_requests_of_every_size_are_retried(kind: Any) -> None:

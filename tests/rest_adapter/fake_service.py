@@ -67,6 +67,18 @@ class Seen:
     cancelled: int = 0
 
 
+async def refuse_too_long(
+    spec: chat_pb.ChatCompletionSpec, context: grpc.aio.ServicerContext, context_tokens: int
+) -> None:
+    """A character is a token; of a text that is far too long a lower bound is told, as by the service."""
+    tokens = sum(len(part.text) for message in spec.messages for part in message.parts)
+    if tokens >= context_tokens:
+        is_long = tokens > 4 * context_tokens
+        told = {"min_prompt_tokens": tokens // 2} if is_long else {"prompt_tokens": tokens}
+        sizes = told | {"max_context_tokens": context_tokens}
+        await fail(context, "CONTEXT_LENGTH_EXCEEDED", "spec.messages", **sizes)
+
+
 def token(character: str) -> usage_pb.TokenLogprob:
     return usage_pb.TokenLogprob(
         token_id=ord(character), token=character, bytes=character.encode(), logprob=-0.5, rank=1
@@ -213,10 +225,7 @@ class FakeChat(chat_grpc.ChatServiceServicer):
     ) -> None:
         if spec.model not in NAMES:
             await fail(context, "MODEL_NOT_FOUND")
-        tokens = sum(len(part.text) for message in spec.messages for part in message.parts)
-        if tokens >= self.seen.context_tokens:
-            sizes = {"prompt_tokens": tokens, "max_context_tokens": self.seen.context_tokens}
-            await fail(context, "CONTEXT_LENGTH_EXCEEDED", "spec.messages", **sizes)
+        await refuse_too_long(spec, context, self.seen.context_tokens)
         if command == "unreachable" and self.seen.calls <= int(argument):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "10.0.0.1:1 refused")
         if command == "fail":

@@ -11,7 +11,15 @@ from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
 from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.rest_adapter.fake_outputs import effective_settings
-from tests.rest_adapter.fake_service import CREATED, NAMES, FakeChat, Seen, fail, question_of
+from tests.rest_adapter.fake_service import (
+    CREATED,
+    NAMES,
+    FakeChat,
+    Seen,
+    fail,
+    question_of,
+    refuse_too_long,
+)
 
 
 CONTEXT = 4096
@@ -29,6 +37,7 @@ class RenderingChat(FakeChat):
         if command in ("fail", "fail-at"):
             reason = argument if command == "fail" else "INVALID_ARGUMENT"
             await fail(context, reason, "spec.sampling.top_p" if command == "fail" else argument)
+        await refuse_too_long(spec, context, self.seen.context_tokens)
         images = [part.image for message in spec.messages for part in message.parts]
         images = [image for image in images if image.uri or image.data]
         sizes = {"original_width": 8, "original_height": 8, "processed_width": 64}

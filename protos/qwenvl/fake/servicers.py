@@ -21,7 +21,7 @@ from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
-from qwenvl.rpc import pushback_of
+from qwenvl.rpc import NOT_REPEATED
 from qwenvl.status_details import TRAILER, Details, write_details
 
 
@@ -151,6 +151,7 @@ def _abort(context: grpc.ServicerContext, refused: Refused, request_id: str) -> 
     )
     number: int = mapping.grpc_code.value[0]
     status = write_details(number, refused.message, details)
-    context.set_trailing_metadata(((TRAILER, status), *pushback_of(refused.reason)))
+    was_in_flight = refused.reason == "ENGINE_UNAVAILABLE"
+    context.set_trailing_metadata(((TRAILER, status), *(NOT_REPEATED if was_in_flight else ())))
     context.abort(mapping.grpc_code, refused.message)
     raise AssertionError("abort has returned")

@@ -36,6 +36,8 @@ def _places(request: MessagesRequest) -> Iterator[JsonModel]:
 
 
 def _blocks(content: object) -> Iterator[JsonModel]:
+    if isinstance(content, str):  # a text has no place for a mark
+        return
     for block, _ in blocks_of(content, ""):
         yield block
         if isinstance(block, ToolResultBlock):

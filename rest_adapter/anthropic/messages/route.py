@@ -39,7 +39,7 @@ async def create_message(request: Request) -> Response:
     service, metadata = shared(request).service, call_metadata(request)
     size = body_of(request).size
     omits = asked.thinking is not None and asked.thinking.display == "omitted"
-    writes = is_marked(asked)
+    writes = await off_loop(size, is_marked, asked)
     if not asked.stream:
         return await json_reply(
             request,

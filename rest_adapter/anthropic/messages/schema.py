@@ -85,7 +85,8 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "stop_token_ids": (),
     "top_logprobs": (0,),
 }
-"""Known but unsupported fields, with the values that have no effect; null, `false` and empty values never have one."""
+"""Known but unsupported fields, with the values that have no effect; null, `false` and empty values never have one,
+except `false` where `true` is the default."""
 
 _FORM: Final = "send the schema in 'output_config.format'"
 _AS_THINKING: Final = "send it as 'thinking'"
@@ -348,6 +349,8 @@ def _unknown(request: MessagesRequest) -> Iterator[str]:
 def _is_neutral(name: str, value: object) -> bool:
     if name == "enable_thinking":  # false is a choice
         return value is None
+    if name == "chat_template_kwargs" and isinstance(value, dict):  # false within it is one, too
+        return all(inner is None for inner in value.values())
     asked = without_neutral_values(value)
     return asks_for_nothing(asked) or asked in _NEUTRAL_ELSEWHERE.get(name, ())
 

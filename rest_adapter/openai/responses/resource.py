@@ -133,7 +133,7 @@ def ended(
 
 
 def usage_document(usage: usage_pb.Usage) -> dict[str, Any]:
-    """OpenAI's usage of a response; the service does not count what it writes to its cache."""
+    """OpenAI's usage of a response."""
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {

@@ -66,7 +66,12 @@ async def count_input_tokens(request: Request) -> Response:
     service, metadata = shared(request).service, call_metadata(request)
     return await json_reply(
         request,
-        service.count_tokens(prepared.spec, metadata=metadata, spec_bytes=prepared.spec_bytes),
+        fitting(
+            prepared,
+            lambda: service.count_tokens(
+                prepared.spec, metadata=metadata, spec_bytes=prepared.spec_bytes
+            ),
+        ),
         lambda usage: {"object": "response.input_tokens", "input_tokens": usage.prompt_tokens},
         prepared.param_of,
     )
@@ -77,11 +82,16 @@ async def render_response(request: Request) -> Response:
     """The prompt of a response, without an answer."""
     prepared = await prepare(request)
     body = prepared.conversation.asked.request
-    message = chat_pb.RenderChatCompletionRequest(spec=prepared.spec)
+    service, metadata = shared(request).service, call_metadata(request)
     return await json_reply(
         request,
-        shared(request).service.render_chat(
-            message, metadata=call_metadata(request), spec_bytes=prepared.spec_bytes
+        fitting(
+            prepared,
+            lambda: service.render_chat(
+                chat_pb.RenderChatCompletionRequest(spec=prepared.spec),
+                metadata=metadata,
+                spec_bytes=prepared.spec_bytes,
+            ),
         ),
         lambda found: rendered_prompt(
             found,

@@ -7,7 +7,7 @@ that no result of a function loses its call.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, TypeVar
 
 import grpc
@@ -15,6 +15,7 @@ import grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.rpc import RpcFailure, read_error
+from rest_adapter.off_loop import off_loop
 from rest_adapter.openai.responses.requests import Prepared
 
 
@@ -23,6 +24,8 @@ _IMAGE_BYTES: Final = 2000
 """About as many bytes of text as an image has tokens."""
 _ANSWER_SHARE: Final = 4
 """An answer without a limit gets at least this part of the context window."""
+_UNKNOWN_EXCESS: Final = 0.5
+"""Of a conversation of which not even the least number of tokens is known, this part is left out at a time."""
 
 _Result = TypeVar("_Result")
 
@@ -42,42 +45,54 @@ async def fitting(prepared: Prepared, call: Callable[[], Awaitable[_Result]]) ->
         try:
             return await call()
         except grpc.aio.AioRpcError as error:
-            if not _shorten(prepared, read_error(error)):
+            failure = read_error(error)
+            if failure.reason != "CONTEXT_LENGTH_EXCEEDED" or not await off_loop(
+                prepared.spec_bytes, _shorten, prepared, failure
+            ):
                 raise
     return await call()
 
 
 def _shorten(prepared: Prepared, failure: RpcFailure) -> bool:
     """Leaves out the oldest exchange, and more if the prompt is far too long; False = nothing can be left out."""
-    if failure.reason != "CONTEXT_LENGTH_EXCEEDED":
-        return False
-    messages = prepared.spec.messages
-    begin = _first_exchange(prepared.spec)
-    total = sum(map(_size, messages))
-    rest_bytes = total - int(total * _excess(prepared.spec, failure))
-    end = begin
-    while (following := _next_question(prepared.spec, end)) is not None:
+    messages, turns = prepared.spec.messages, prepared.conversation.turns
+    sizes = [0 if m.role == message_pb.ROLE_SYSTEM else _size(m) for m in messages]
+    too_much = int(sum(map(_size, messages)) * _excess(prepared.spec, failure))
+    begin = end = _first_exchange(prepared.spec)
+    left_out = 0
+    for following in _questions(prepared.spec, begin + 1):
+        left_out += sum(sizes[end:following])
         end = following
-        if total - sum(map(_size, messages[begin:end])) <= rest_bytes:
+        if left_out >= too_much:
             break
     if end == begin:
         return False
-    for index in reversed(range(begin, end)):
-        if messages[index].role != message_pb.ROLE_SYSTEM:
-            del messages[index]
-            del prepared.conversation.turns[index]
+    kept = [
+        index
+        for index, message in enumerate(messages)
+        if not begin <= index < end or message.role == message_pb.ROLE_SYSTEM
+    ]
+    kept_messages = [messages[index] for index in kept]
+    turns[:] = [turns[index] for index in kept]
+    del messages[:]
+    messages.extend(kept_messages)
     return True
 
 
 def _excess(spec: chat_pb.ChatCompletionSpec, failure: RpcFailure) -> float:
-    """The part of the prompt that is too much, with room for an answer."""
-    figures = [failure.metadata.get(name, "") for name in ("prompt_tokens", "max_context_tokens")]
-    if not all(figure.isdecimal() for figure in figures):
-        return 0.0
-    prompt, context = map(int, figures)
+    """The part of the prompt that is too much, with room for an answer; of a very long text the service tells less."""
+    told = failure.metadata
+    prompt = _figure(told.get("prompt_tokens", "")) or _figure(told.get("min_prompt_tokens", ""))
+    context = _figure(told.get("max_context_tokens", ""))
+    if not prompt or not context:
+        return _UNKNOWN_EXCESS
     asked = spec.sampling.max_tokens if spec.sampling.HasField("max_tokens") else context
     room = context - min(asked, context // _ANSWER_SHARE)
-    return max(0.0, (prompt - room) / max(1, prompt))
+    return max(0.0, (prompt - room) / prompt)
+
+
+def _figure(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
 
 
 def _first_exchange(spec: chat_pb.ChatCompletionSpec) -> int:
@@ -85,12 +100,11 @@ def _first_exchange(spec: chat_pb.ChatCompletionSpec) -> int:
     return next(roles, len(spec.messages))
 
 
-def _next_question(spec: chat_pb.ChatCompletionSpec, begin: int) -> int | None:
-    """Where the exchange after the one at `begin` begins; None = that is the last one."""
-    for index in range(begin + 1, len(spec.messages)):
+def _questions(spec: chat_pb.ChatCompletionSpec, begin: int) -> Iterator[int]:
+    """Where the exchanges begin that begin at an index or later."""
+    for index in range(begin, len(spec.messages)):
         if spec.messages[index].role == message_pb.ROLE_USER:
-            return index
-    return None
+            yield index
 
 
 def _size(message: message_pb.Message) -> int:

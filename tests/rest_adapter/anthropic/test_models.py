@@ -10,8 +10,9 @@ from pydantic import TypeAdapter
 import pytest
 import requests
 
+from rest_adapter.anthropic import models as anthropic_models
 from tests.rest_adapter.conftest import Adapter
-from tests.rest_adapter.fake_service import NAMES
+from tests.rest_adapter.fake_service import NAMES, model_of
 
 
 VERSION = {"anthropic-version": "2023-06-01"}
@@ -64,6 +65,25 @@ def test_an_empty_page(claude: Anthropic) -> None:
     assert claude.models.list(lifecycle=["retired", "active"]).data
 
 
+@pytest.mark.parametrize(
+    ("features", "enabled", "disabled"),
+    [
+        ((), False, True),
+        (("reasoning",), True, False),
+        (("reasoning", "thinking_switch"), True, True),
+    ],
+)
+def test_thinking_is_told_as_requests_may_ask_for_it(
+    features: tuple[str, ...], enabled: bool, disabled: bool
+) -> None:
+    served = model_of(NAMES[0])
+    served.features.extend(features)
+    told = anthropic_models.model(served)["capabilities"]["thinking"]
+    assert told["supported"] == told["types"]["enabled"]["supported"] == enabled
+    for name in ("disabled", "between_tools"):
+        assert told["types"][name]["supported"] == disabled
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_model(claude: Anthropic, adapter: Adapter, name: str) -> None:
     assert get(adapter, f"/v1/models/{name}").json()["id"] == name
@@ -79,6 +99,10 @@ def test_one_model(claude: Anthropic, adapter: Adapter, name: str) -> None:
         ("/v1/models?limit=0", 400, "invalid_request_error"),
         ("/v1/models?limit=1001", 400, "invalid_request_error"),
         ("/v1/models?limit=x", 400, "invalid_request_error"),
+        ("/v1/models?limit=000000000019999999", 400, "invalid_request_error"),
+        ("/v1/models?limit=" + "9" * 5000, 400, "invalid_request_error"),
+        ("/v1/models?limit=" + "0" * 12 + "9" * 5000, 400, "invalid_request_error"),
+        ("/v1/models?limit=0000000000005", 200, None),
         ("/v1/models?limit=²", 400, "invalid_request_error"),
         ("/v1/models?after_id=nobody", 400, "invalid_request_error"),
         ("/v1/models?lifecycle=old", 400, "invalid_request_error"),

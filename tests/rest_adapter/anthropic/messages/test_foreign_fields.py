@@ -52,17 +52,31 @@ NEUTRAL: dict[str, list[object]] = {
 }
 
 
+SWITCHED_OFF_BY_FALSE = {"enable_thinking", "skip_special_tokens"}
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_neutral_values_of_other_paths_are_accepted(name: str) -> None:
-    unless_a_choice: list[object] = [] if name == "enable_thinking" else [False]
+    unless_a_choice: list[object] = [] if name in SWITCHED_OFF_BY_FALSE else [False]
     for value in (None, *unless_a_choice, *NEUTRAL.get(name, [])):
         _, unknown = schema.parse_messages(MESSAGES | {name: value})
         assert name not in unknown
 
 
-def test_thinking_is_not_switched_by_a_field_that_is_lost() -> None:
-    with pytest.raises(ApiError, match="send it as 'thinking'"):
-        schema.parse_messages(MESSAGES | {"enable_thinking": False})
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("enable_thinking", False, "send it as 'thinking'"),
+        ("chat_template_kwargs", {"enable_thinking": False}, "send it as 'thinking'"),
+        ("chat_template_kwargs", {"enable_thinking": True}, "send it as 'thinking'"),
+        ("chat_template_kwargs", {"add_vision_id": False}, "chat_template_kwargs"),
+        ("skip_special_tokens", False, "skip_special_tokens"),
+    ],
+)
+def test_a_choice_is_not_lost(name: str, value: object, words: str) -> None:
+    with pytest.raises(ApiError, match=words) as caught:
+        schema.parse_messages(MESSAGES | {name: value})
+    assert caught.value.param == name
 
 
 @pytest.mark.parametrize("value", [0, -1, 0.0])

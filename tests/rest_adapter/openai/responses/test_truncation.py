@@ -8,8 +8,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
+import requests
 
 from qwenvl.inference.v1 import message_pb2 as message_pb
+from rest_adapter.openai.responses import truncation
 from tests.rest_adapter.conftest import Adapter, open_adapter
 from tests.rest_adapter.openai.responses.test_answers import post, streamed
 from tests.rest_adapter.openai.test_fuzz_bodies import FUZZ
@@ -68,6 +70,39 @@ def test_there_is_room_for_an_answer(adapter: Adapter) -> None:
     assert adapter.seen.calls == before + 2
     assert post(adapter, input=items, truncation="auto", max_output_tokens=20).status_code == 200
     assert sum(map(len, texts_of(adapter))) == CONTEXT_TOKENS - 20
+
+
+def test_a_conversation_that_is_far_too_long_is_answered(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In time that grows with its length."""
+    measured = 0
+    size_of = truncation._size
+
+    def counting(message: message_pb.Message) -> int:
+        nonlocal measured
+        measured += 1
+        return size_of(message)
+
+    monkeypatch.setattr(truncation, "_size", counting)
+    items = [said("user", 10, str(number % 10)) for number in range(4000)]
+    before = adapter.seen.calls
+    assert post(adapter, input=items, truncation="auto").status_code == 200
+    assert 0 < sum(map(len, texts_of(adapter))) < CONTEXT_TOKENS
+    tries = adapter.seen.calls - before
+    assert tries < 6
+    assert measured <= 2 * tries * len(items)
+
+
+@pytest.mark.parametrize("path", ["responses/render", "responses/input_tokens"])
+def test_what_is_rendered_and_counted_is_what_would_be_sent(adapter: Adapter, path: str) -> None:
+    items = [said("user", 300), said("user", 200)]
+    asked = {"model": "demo", "input": items}
+    url = f"{adapter.url}/v1/{path}"
+    assert requests.post(url, json=asked, timeout=30).status_code == 400
+    answer = requests.post(url, json=asked | {"truncation": "auto"}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    assert texts_of(adapter) == ["u" * 200]
 
 
 def test_the_history_of_a_response_is_shortened_and_kept(adapter: Adapter) -> None:
