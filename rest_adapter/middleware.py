@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Final
+from typing import Any, Final
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -84,20 +84,21 @@ class RequestLog:
             seconds = time.monotonic() - begin
             PENDING_REQUESTS.dec(is_api)
             REQUEST_DURATION.labels(route, method, str(status)).observe(seconds)
-            line = {
-                "message": "call",
-                "method": scope["method"],
-                "path": scope["path"][:_MAX_LOGGED_CHARS],
-                "status": status,
-                "bytes": sent,
-                "duration_s": round(seconds, 4),
-            }
-            level = logging.DEBUG if route in NO_API else logging.INFO
             # A route may have set the request's own id from the body.
             call = current_call() or call
             failure = _reason_of(scope)
-            _ACCESS_LOG.log(level, line | failure | call.log_fields())
+            figures = {"status": status, "bytes": sent, "duration_s": round(seconds, 4)}
+            level = logging.DEBUG if route in NO_API else logging.INFO
+            _ACCESS_LOG.log(level, _line_of(scope) | figures | failure | call.log_fields())
             end_http(span, status, call.request_id, failure.get("reason", ""))
+
+
+def _line_of(scope: Scope) -> dict[str, Any]:
+    return {
+        "message": "call",
+        "method": scope["method"],
+        "path": scope["path"][:_MAX_LOGGED_CHARS],
+    }
 
 
 def _reason_of(scope: Scope) -> dict[str, str]:

@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 
+from fastapi import FastAPI
 import uvicorn
 
 from qwenvl.addresses import listen, parse_address, why_not
@@ -106,19 +107,7 @@ def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
         problem = settings.problem("http_address", settings.http_address, why_not(error))
         raise SystemExit(problem) from None
     metrics_server = _open_metrics(settings)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            loop="uvloop",
-            http=BoundedHttpProtocol,
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=int(settings.request_timeout_s),
-        )
-    )
+    server = _Server(_config_of(app, settings))
     logger.info("REST listens on %s", settings.http_address)
     start_tracing(
         settings.otlp_traces_endpoint, process="rest-adapter", version=version("qwen-vl-serving")
@@ -130,3 +119,17 @@ def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
     if metrics_server is not None:
         metrics_server.close()
     return 0 if server.started else 1
+
+
+def _config_of(app: FastAPI, settings: AdapterSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=BoundedHttpProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(settings.request_timeout_s),
+    )
