@@ -206,6 +206,7 @@ async def run_decisions(
             sampling=_NOTHING_SAMPLED,
             num_choices=len(probes),
             cache_salt=request.evidence.cache_salt,
+            caller=admitted.caller,
             probes=tuple(probes),
         )
         field = request.evidence.prompt_field

@@ -33,13 +33,17 @@ class Place:
 
     caller: str
     size: int
-    _line: Line | None
+    _line: Line
 
     def leave(self) -> None:
         """Frees the places; doing so twice does no harm."""
-        if self._line is not None:
-            self._line._leave(self)  # noqa: SLF001 - one unit
-            self._line = None
+        self.shrink(0)
+
+    def shrink(self, size: int) -> None:
+        """Frees the places beyond so many."""
+        if size < self.size:
+            self._line._leave(self, self.size - size)  # noqa: SLF001 - one unit
+            self.size = size
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,12 +60,12 @@ class Line:
 
     Args:
         places: Number of places.
-        spare: So many of them a single caller never has, so that the next caller need not wait.
+        spare: So many of them only callers get that have none, so that the next caller need not wait.
     """
 
     def __init__(self, places: int, *, spare: int = 0) -> None:
         self.places = places
-        self._spare = spare
+        self.spare = spare
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[_Waiting]] = {}  # of each caller, in order of arrival
         self._overtaken: Counter[str] = Counter()  # turns since that of a caller's oldest request
@@ -103,8 +107,8 @@ class Line:
             raise
         return Place(caller, size, self)
 
-    def _leave(self, place: Place) -> None:
-        self._free(place.caller, place.size)
+    def _leave(self, place: Place, size: int) -> None:
+        self._free(place.caller, size)
         self._grant()
 
     def _free(self, caller: str, size: int) -> None:
@@ -126,7 +130,8 @@ class Line:
         """Gives free places to those whose turn it is; a large request is waited for, not overtaken for ever."""
         while (caller := self._next()) is not None:
             entry = self._first(caller)
-            free = self.places - self._held.total()
+            kept = self.spare if self._held[caller] else 0
+            free = self.places - kept - self._held.total()
             if not entry.granted.cancelled() and entry.size > free:
                 return
             is_oldest = entry is self._waiting[caller][0]
@@ -150,7 +155,7 @@ class Line:
         if not self._waiting or self._held.total() >= self.places:
             return None
         present = self._present()
-        alone = self.places - self._spare
+        alone = self.places - self.spare
         share = alone if present == 1 else min(alone, self.places // min(present, _MIN_SHARE))
         turns = {caller: index for index, caller in enumerate(self._seen)}
         ranks = {

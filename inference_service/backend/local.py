@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from inference_service.backend.admission import Admission, AdmittedRequest, draining
 from inference_service.backend.base import (
@@ -53,7 +53,6 @@ from inference_service.domain import (
     TokenUsage,
     forget_files,
 )
-from inference_service.engine_client.budget import PixelBudget
 from inference_service.engine_client.interface import (
     Engine,
     EngineStartError,
@@ -72,6 +71,9 @@ from inference_service.text.output.tool_calls import forbidden_tokens
 
 _Options = TypeVar("_Options", bound=GenerationOptions)
 
+_SPARE_PART: Final = 8
+"""The part of what callers share that is left to those who have nothing of it."""
+
 
 class LocalBackend:
     """A `Backend` that uses one engine."""
@@ -87,12 +89,14 @@ class LocalBackend:
         self._admission = Admission(settings.max_queue)
         self._rates = RateLimits.from_settings(settings)
         self._vocabulary = ModelVocabulary(model, self._prompts, self._admission, self._rates)
+        few = max(2, settings.max_num_seqs // _SPARE_PART)
+        pixel_bytes = settings.pixel_budget_mib * 2**20
         self._shared = Shared(
             # A few more than the batch holds, so that the engine never waits for the front; workers the same.
-            batch=Line(settings.max_num_seqs + max(2, settings.max_num_seqs // 8)),
+            batch=Line(settings.max_num_seqs + 2 * few, spare=few),
             tokens=Line(1),  # as many as the loaded engine has
             decoders=Line(4 * settings.media_workers, spare=settings.media_workers),
-            pixels=PixelBudget(settings.pixel_budget_mib * 2**20),
+            pixels=Line(pixel_bytes, spare=pixel_bytes // _SPARE_PART),
         )
         self._callbacks: list[Callable[[BackendState], None]] = []
         self._closing = False
@@ -293,7 +297,7 @@ class LocalBackend:
         if not admitted.aborted:
             async with admitted.abortable():
                 await turn.reserve_tokens(prepared.usage.prompt_tokens, options.max_tokens)
-        engine_request = self._engine_request(request, admitted.engine_id, prepared, options)
+        engine_request = self._engine_request(request, admitted, prepared, options)
         answers = new_answers(request, prepared, self._model, prepared.infos)
         if admitted.aborted:
             events = run_aborted(engine_request, prepared, answers)
@@ -383,7 +387,10 @@ class LocalBackend:
         """The context window of the engine in tokens; smaller than the model's if memory is short."""
         state, ready = self._engine.state, self._engine.ready
         if state is EngineState.READY and ready is not None:
-            self._shared.tokens.places = max(1, ready.kv_pages_total * ready.kv_page_tokens)
+            # For callers who have nothing there, the engine makes room by preemption.
+            tokens, capacity = self._shared.tokens, ready.kv_pages_total * ready.kv_page_tokens
+            tokens.spare = capacity // _SPARE_PART
+            tokens.places = max(1, capacity + tokens.spare)
             return ready.max_model_len
         if state is EngineState.STARTING:
             raise ModelLoadingError("The model is loading; try again later.", retry_after_s=5.0)
@@ -413,14 +420,19 @@ class LocalBackend:
         )
 
     def _engine_request(
-        self, request: Request, engine_id: str, prepared: PreparedPrompt, options: Sampling
+        self,
+        request: Request,
+        admitted: AdmittedRequest,
+        prepared: PreparedPrompt,
+        options: Sampling,
     ) -> EngineRequest:
         return EngineRequest(
-            request_id=engine_id,
+            request_id=admitted.engine_id,
             prompt_token_ids=prepared.prompt.token_ids,
             images=prepared.prompt.images,
             num_choices=request.n,
             cache_salt=request.cache_salt,
+            caller=admitted.caller,
             sampling=engine_params(
                 options,
                 request,

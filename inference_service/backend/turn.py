@@ -11,7 +11,6 @@ from typing import Final, Self
 
 from inference_service.backend.admission import AdmittedRequest
 from inference_service.backend.line import Line, Place
-from inference_service.engine_client.budget import PixelBudget
 from inference_service.errors import QueueFullError
 from inference_service.metrics.requests import current_request
 
@@ -30,13 +29,13 @@ class Shared:
         batch: The line for places in the engine's batch.
         decoders: The line for workers that decode images.
         tokens: The line for room in the KV cache.
-        pixels: The room for pixels that are being decoded or on their way to the engine.
+        pixels: The line for room for pixels, in bytes, that are being decoded or on their way to the engine.
     """
 
     batch: Line
     tokens: Line
     decoders: Line
-    pixels: PixelBudget
+    pixels: Line
 
 
 class Turn:
@@ -57,13 +56,13 @@ class Turn:
     ) -> None:
         self._admitted = admitted
         self.size = size
-        self._pixel_bytes = min(pixel_bytes, shared.pixels.limit_bytes)
+        self._pixel_bytes = pixel_bytes
         self._batch = shared.batch
         self._tokens = shared.tokens
         self._decoders = shared.decoders
         self._pixels = shared.pixels
         self._places: list[Place] = []
-        self._room: asyncio.Future[None] | None = None
+        self._room: Place | None = None
         self._arriving: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
@@ -98,9 +97,8 @@ class Turn:
 
     def decoded(self, pixel_bytes: int) -> None:
         """Gives back the room that the pixels did not need."""
-        if self._room is not None and pixel_bytes < self._pixel_bytes:
-            self._pixels.shrink(self._pixel_bytes - pixel_bytes)
-            self._pixel_bytes = pixel_bytes
+        if self._room is not None:
+            self._room.shrink(pixel_bytes)
 
     async def reserve_tokens(self, prompt_tokens: int, max_tokens: int) -> None:
         """Waits for room in the KV cache: for the prompt and the beginning of every answer.
@@ -109,9 +107,10 @@ class Turn:
             QueueFullError: Those that wait need the whole cache many times over.
         """
         line = self._tokens
-        if line.waiting_size > _MAX_WAITING_CACHES * line.places:
+        capacity = line.places - line.spare
+        if line.waiting_size > _MAX_WAITING_CACHES * capacity:
             raise QueueFullError(
-                f"Requests with {line.waiting_size} tokens wait for the KV cache of {line.places} tokens, the maximum;"
+                f"Requests with {line.waiting_size} tokens wait for the KV cache of {capacity} tokens, the maximum;"
                 " try again later.",
                 retry_after_s=_RETRY_AFTER_S,
             )
@@ -124,8 +123,7 @@ class Turn:
     def free_pixels(self) -> None:
         """Gives back the room of the pixels: the engine has them."""
         if self._room is not None:
-            self._pixels.give_back(self._pixel_bytes, self._room)
-            self._room = None
+            self._room.leave()
 
     def leave(self) -> None:
         """Gives back its places: the engine computes the request no more."""
@@ -139,5 +137,5 @@ class Turn:
             )
             self._admitted.begun = True
             if self._pixel_bytes:
-                self._room = self._pixels.reserve(self._pixel_bytes)
-                await asyncio.wait([self._room])
+                caller, priority = self._admitted.caller, self._admitted.priority
+                self._room = await self._pixels.enter(caller, self._pixel_bytes, priority)

@@ -80,9 +80,9 @@ class BlockManager:
         Pages found in the prefix cache are shared and count as computed. The last token is never taken from the
         cache, as its logits are needed to sample the next one.
         """
-        hits = self._find_prefix(sequence) if use_cache and self.enable_prefix_caching else []
+        hits = self._hits(sequence, use_cache=use_cache)
         fresh = self._pages_for(len(sequence)) - len(hits)
-        if fresh > self.num_available - sum(page in self._cached for page in hits):
+        if not self._has_room(hits, fresh):
             return False
         sequence.prefix_misses = self._misses(sequence, len(hits), use_cache=use_cache)
         for page in hits:
@@ -92,6 +92,11 @@ class BlockManager:
         sequence.num_computed_tokens = len(hits) * self.page_size
         sequence.num_published_pages = len(hits)
         return True
+
+    def fits(self, sequence: Sequence, *, use_cache: bool = True) -> bool:
+        """Whether `admit` would allocate pages."""
+        hits = self._hits(sequence, use_cache=use_cache)
+        return self._has_room(hits, self._pages_for(len(sequence)) - len(hits))
 
     def grow(self, sequence: Sequence) -> bool:
         """Ensure a slot for the sequence's newest token, pending or not; False if no page is left."""
@@ -130,6 +135,14 @@ class BlockManager:
         sequence.pages = []
         sequence.num_computed_tokens = 0
         sequence.num_published_pages = 0
+
+    def _has_room(self, hits: list[int], fresh: int) -> bool:
+        """Whether so many pages are left beside those found."""
+        return fresh <= self.num_available - sum(page in self._cached for page in hits)
+
+    def _hits(self, sequence: Sequence, *, use_cache: bool) -> list[int]:
+        """The cached pages that a sequence is to use."""
+        return self._find_prefix(sequence) if use_cache and self.enable_prefix_caching else []
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         """The longest run of cached pages from the sequence's start."""

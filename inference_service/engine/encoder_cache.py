@@ -18,6 +18,7 @@ T = TypeVar("T")
 @dataclass(slots=True)
 class _Entry(Generic[T]):
     num_tokens: int
+    caller: str
     value: T | None = None
     owners: set[Hashable] = field(default_factory=set)
 
@@ -39,8 +40,8 @@ class EncoderCache(Generic[T]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def reserve(self, key: bytes, num_tokens: int) -> bool:
-        """Reserve space for an image that is not cached; False if pinned images leave too little."""
+    def reserve(self, key: bytes, num_tokens: int, caller: str = "") -> bool:
+        """Reserve space for a caller's image that is not cached; False if pinned images leave too little."""
         pinned = sum(entry.num_tokens for entry in self._entries.values() if entry.owners)
         if pinned + num_tokens > self.capacity_tokens:
             return False
@@ -50,13 +51,18 @@ class EncoderCache(Generic[T]):
                 break
             self._evict(other)
         self._num_evicted_tokens -= self._evicted.pop(key, 0)
-        self._entries[key] = _Entry(num_tokens)
+        self._entries[key] = _Entry(num_tokens, caller)
         self.num_tokens += num_tokens
         return True
 
     def was_evicted(self, key: bytes) -> bool:
         """Whether an image that is not cached was until recently: a cache of twice the size would still have it."""
         return key in self._evicted
+
+    def unfilled_tokens(self, caller: str) -> int:
+        """Tokens of a caller's images that are reserved only."""
+        entries = self._entries.values()
+        return sum(e.num_tokens for e in entries if e.value is None and e.caller == caller)
 
     def fill(self, key: bytes, value: T) -> None:
         """Store the embeddings of an image, unless its reservation has been given up."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -44,8 +44,9 @@ class EncoderOutOfMemoryError(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """Images that are encoded together; `pieces` is None before the first one."""
+    """Images of a caller that are encoded together; `pieces` is None before the first one."""
 
+    caller: str
     images: Images
     pieces: Pieces[None] | None = None
 
@@ -68,8 +69,8 @@ class Runner(Protocol):
 class Encoder:
     """The images that are to be encoded, or are being encoded.
 
-    The oldest images and the smallest take turns: a small image need not wait for a large one, and a large one is not
-    put off for ever by small ones.
+    Callers take turns. Of each, the oldest images and the smallest take turns: a small image need not wait for a large
+    one, and a large one is not put off for ever by small ones.
     """
 
     def __init__(
@@ -95,7 +96,9 @@ class Encoder:
         self._clock = clock
         self._jobs: list[_Job] = []
         self._fences = deque(Fence(device) for _ in range(_AHEAD))
-        self._runs = 0
+        self._runs: dict[
+            str, int
+        ] = {}  # of each caller with images; whose last one is the longest ago comes first
 
     @property
     def busy(self) -> bool:
@@ -110,8 +113,11 @@ class Encoder:
     def add(self, images: Images) -> None:
         """Adds the images of a plan, which are reserved in the cache."""
         pending = self.pending
-        if new := [image for image in images if image[1].key not in pending]:
-            self._jobs.append(_Job(new))
+        by_caller: defaultdict[str, list[tuple[Sequence, ImageSpan]]] = defaultdict(list)
+        for sequence, image in images:
+            if image.key not in pending:
+                by_caller[sequence.caller].append((sequence, image))
+        self._jobs += [_Job(caller, new) for caller, new in by_caller.items()]
 
     def clear(self) -> None:
         """Gives up all images, and their places in the cache."""
@@ -144,10 +150,16 @@ class Encoder:
         return broken
 
     def _next(self) -> _Job:
-        self._runs += 1
-        if self._runs % 2:
-            return self._jobs[0]
-        return min(self._jobs, key=lambda job: job.num_tokens)
+        """The job whose turn it is."""
+        callers = dict.fromkeys(job.caller for job in self._jobs)
+        self._runs = {who: count for who, count in self._runs.items() if who in callers}
+        caller = next((who for who in callers if who not in self._runs), None)
+        if caller is None:
+            caller = next(iter(self._runs))
+        runs = self._runs.pop(caller, 0) + 1
+        self._runs[caller] = runs
+        jobs = [job for job in self._jobs if job.caller == caller]
+        return jobs[0] if runs % 2 else min(jobs, key=lambda job: job.num_tokens)
 
     def _runs_to_end(self, job: _Job, end_s: float) -> bool:
         """Computes pieces of some images until the time is over; returns whether that was the last one."""
@@ -170,7 +182,7 @@ class Encoder:
         """Tries the images of a failed job one by one; returns the key of a single one."""
         self._jobs.remove(job)
         if len(job.images) > 1:
-            self._jobs[:0] = [_Job([image]) for image in job.images]
+            self._jobs[:0] = [_Job(job.caller, [image]) for image in job.images]
             return set()
         [(_, image)] = job.images
         self._cache.discard(image.key)

@@ -1,8 +1,9 @@
-"""Bounds the work beside answers in progress, so that prompts and images of some callers do not stall the others.
+"""Bounds the work of a step, so that prompts and images of some callers do not stall the others.
 
-A step of `n` answers alone takes `d(n)` seconds. Beside prompts and images it may take `slowdown * d(n)`. What fits is
-learned: the number of prompt tokens shrinks when a step has taken longer, and grows when it has taken less. Images are
-encoded in pieces until their time is over. Where both are waiting, they share.
+A step of `n` answers alone takes `d(n)` seconds. Beside prompts and images it may take `slowdown * d(n)`. Without
+answers it may take `MAX_STEP_S`, as whoever comes meanwhile waits for its end. What fits is learned: the number of
+tokens of prompts shrinks when a step has taken longer, and grows when it has taken less. Images are encoded in pieces
+until their time is over. Where both are waiting, they share.
 """
 
 from __future__ import annotations
@@ -11,8 +12,14 @@ from typing import Final
 
 
 _FIRST_TOKENS: Final = 64
+_FIRST_TOKENS_WITHOUT_ANSWERS: Final = 512
 MIN_TOKENS: Final = 16
 """Prompt tokens of a step beside answers, at least: prompts must get on, too."""
+
+MAX_STEP_S: Final = 0.1
+"""How long a step without answers may take."""
+MIN_TOKENS_WITHOUT_ANSWERS: Final = 128
+"""Fewer make a step hardly shorter, as it reads all weights; prompts as a whole would take longer."""
 
 _ALONE_EVERY: Final = 16
 """So often answers are computed alone, to learn how long that takes now."""
@@ -34,36 +41,37 @@ class Pace:
         self._max_tokens = max_tokens
         self._slowdown = slowdown
         self._tokens = float(min(max_tokens, _FIRST_TOKENS))
+        self._tokens_without_answers = float(min(max_tokens, _FIRST_TOKENS_WITHOUT_ANSWERS))
         self._alone_s: dict[int, float] = {}  # by the bit length of the number of answers
         self._since_alone = 0
 
     def tokens_beside(self, num_decodes: int, *, encoding: bool) -> int:
-        """The prompt tokens that this step may compute beside answers.
+        """The prompt tokens that this step may compute.
 
         Args:
             num_decodes: Number of answers in progress that get a token.
             encoding: Whether images are being encoded, too.
         """
         if not num_decodes:
-            return self._max_tokens
+            tokens = self._tokens_without_answers
+            return int(tokens / 2 if encoding else tokens) or 1
         if self._measures_alone(num_decodes):
             return 0
         return max(MIN_TOKENS, int(self._tokens / 2 if encoding else self._tokens))
 
-    def encode_s_beside(self, num_decodes: int, num_prefill_tokens: int, longest_s: float) -> float:
-        """How long this step may encode images; 0 = not at all.
+    def encode_s_beside(self, num_decodes: int, num_prefill_tokens: int) -> float:
+        """How long this step may encode images, in seconds; 0 = not at all.
 
         Args:
             num_decodes: Number of answers in progress that get a token.
             num_prefill_tokens: Prompt tokens in the step.
-            longest_s: The limit without answers in progress.
         """
-        if not num_decodes:
-            return longest_s
-        if self._measures_alone(num_decodes):
-            return 0.0
-        spare_s = (self._slowdown - 1) * self._alone_s[num_decodes.bit_length()]
-        return min(longest_s, spare_s / 2 if num_prefill_tokens else spare_s)
+        spare_s = MAX_STEP_S
+        if num_decodes:
+            if self._measures_alone(num_decodes):
+                return 0.0
+            spare_s = min(spare_s, (self._slowdown - 1) * self._alone_s[num_decodes.bit_length()])
+        return spare_s / 2 if num_prefill_tokens else spare_s
 
     def note(
         self, num_decodes: int, num_prefill_tokens: int, step_s: float, *, encoded: bool
@@ -77,6 +85,8 @@ class Pace:
             encoded: Whether it encoded images.
         """
         if not num_decodes:
+            if not encoded:
+                self._note_without_answers(num_prefill_tokens, step_s)
             return
         size = num_decodes.bit_length()
         alone_s = self._alone_s.get(size)
@@ -89,11 +99,21 @@ class Pace:
         if alone_s is None or encoded:
             return
         change = (self._slowdown - 1) * alone_s / max(step_s - alone_s, 1e-6)
-        if (
-            change < 1 or num_prefill_tokens >= self._tokens / 2
-        ):  # a step with few tokens shows no room for more
-            tokens = self._tokens * min(max(change, 0.5), 1.25)
-            self._tokens = min(max(tokens, float(MIN_TOKENS)), float(self._max_tokens))
+        tokens = _adapted(self._tokens, num_prefill_tokens, change)
+        self._tokens = min(max(tokens, float(MIN_TOKENS)), float(self._max_tokens))
+
+    def _note_without_answers(self, num_prefill_tokens: int, step_s: float) -> None:
+        change = MAX_STEP_S / max(step_s, 1e-6)
+        tokens = _adapted(self._tokens_without_answers, num_prefill_tokens, change)
+        tokens = max(tokens, float(MIN_TOKENS_WITHOUT_ANSWERS))
+        self._tokens_without_answers = min(tokens, float(self._max_tokens))
 
     def _measures_alone(self, num_decodes: int) -> bool:
         return num_decodes.bit_length() not in self._alone_s or self._since_alone >= _ALONE_EVERY
+
+
+def _adapted(tokens: float, computed: int, change: float) -> float:
+    """The tokens that fit after a step that could have had `change` times as many; few show no room for more."""
+    if change >= 1 and computed < tokens / 2:
+        return tokens
+    return tokens * min(max(change, 0.5), 1.25)

@@ -14,7 +14,6 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 import logging
 import time
-from typing import Final
 
 import torch
 
@@ -36,9 +35,6 @@ from inference_service.errors import InternalError, OutOfMemoryError, ServiceErr
 from inference_service.grammar.matcher import GrammarError
 from inference_service.measures import BATCH_BOUNDS, Histogram, HistogramCounter
 
-
-MAX_ENCODE_S: Final = 1.0
-"""How long a step encodes images."""
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +255,7 @@ class Pipeline:
         num_prefill_tokens = sum(
             chunk.end - chunk.start for chunk in plan.chunks[plan.num_decodes :]
         )
-        return self._pace.encode_s_beside(plan.num_decodes, num_prefill_tokens, MAX_ENCODE_S)
+        return self._pace.encode_s_beside(plan.num_decodes, num_prefill_tokens)
 
     def _commit(self, chunk: Chunk, result: ChunkResult) -> ChoiceOutput | None:
         """Commit the result of a chunk; returns its output, if any."""

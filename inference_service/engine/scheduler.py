@@ -1,10 +1,11 @@
 """Schedules the next step: which tokens of which sequences are computed.
 
-First come, first served, with turns for short prompts. A step takes decodes first, then chunks of prompts in progress,
-then new sequences. A sequence is admitted when there are pages for all its current tokens, so only growing answers can
-run out of pages. Then the newest running sequence is preempted: it loses its pages, keeps its answer so far, and is
-recomputed from the start. The oldest sequence can always continue, because `add` refuses sequences that would not fit
-alone; so every sequence ends.
+A step takes decodes first, then prompts: callers by what they have had, see `shares`; of each caller first come, first
+served, with turns for short prompts. A sequence is admitted when there are pages for all its current tokens, so only
+growing answers can run out of pages. Then the newest running sequence is preempted: it loses its pages, keeps its
+answer so far, and is recomputed from the start. The oldest sequence can always continue, because `add` refuses
+sequences that would not fit alone; so every sequence ends. A caller of whom nothing runs need not wait for the answers
+of others either: if there is no room, the newest sequence of the caller with the most is preempted.
 
 The next step may be planned while one step is in flight. What is launched counts as computed, because the device works
 in order: so pages and slots that are freed meanwhile can be given away at once, as whoever writes to them is queued
@@ -15,8 +16,8 @@ sequence that was preempted meanwhile takes its token, and nothing else, as its 
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -27,6 +28,7 @@ from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.pace import Pace
 from inference_service.engine.sequence import Sequence, SequenceId
+from inference_service.engine.shares import Shares
 from inference_service.engine_protocol.messages import FinishReason, ImageSpan
 from inference_service.errors import (
     ContextLengthError,
@@ -80,6 +82,30 @@ class Plan:
 
 
 @dataclass(slots=True)
+class _Prompts:
+    """The prompts of one caller, in order of arrival.
+
+    In every other step the shortest come first, and half of the budget is for new sequences: so a short prompt does not
+    wait for all long ones, and a long one is not put off for ever.
+
+    Attributes:
+        running: Those in progress.
+        waiting: New sequences.
+        kept: Tokens of the step's budget that those in progress leave to the new ones.
+    """
+
+    running: deque[Sequence] = field(default_factory=deque)
+    waiting: deque[Sequence] = field(default_factory=deque)
+    kept: int = 0
+
+    def shortest_first(self, budget: int) -> None:
+        """Changes the order in progress."""
+        shortest = sorted(self.running, key=lambda one: len(one) - one.num_computed_tokens)
+        self.running = deque(shortest)
+        self.kept = budget // 2 if self.waiting else 0
+
+
+@dataclass(slots=True)
 class Counters:
     """Sums since the start. Prefix counters count prompt tokens, encoder counters count images, misses by reason."""
 
@@ -112,10 +138,12 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # in order of arrival, all older than the waiting ones
+        # In order of admission. Of each caller in order of arrival, and all older than its waiting ones.
+        self.running: list[Sequence] = []
         self.counters = Counters()
         self._pace = pace
         self._shortest_first = False
+        self._shares = Shares()
         self._clock = clock
         self._blocks = blocks
         self._encoder_cache = encoder_cache
@@ -145,6 +173,7 @@ class Scheduler:
         now_s = self._clock()
         for sequence in sequences:
             sequence.arrived_s = now_s
+            self._shares.enter(sequence.caller)
 
     def schedule(self, *, encoding: bool = False) -> Plan:
         """Plan the next step; the plan is empty if there is nothing to compute.
@@ -153,6 +182,7 @@ class Scheduler:
             encoding: Images of earlier plans are being encoded.
         """
         plan = Plan(self.max_num_batched_tokens, self.max_num_batched_tokens)
+        self._make_room()
         preemptions = self.counters.preemptions
         self._schedule_decodes(plan)
         plan.num_decodes = len(plan.chunks)
@@ -160,9 +190,8 @@ class Scheduler:
             self._shortest_first = not self._shortest_first
             beside = self._pace.tokens_beside(plan.num_decodes, encoding=encoding)
             plan.tokens_left = min(plan.tokens_left, beside)
-        self._schedule_prefills(plan)
-        if self.counters.preemptions == preemptions:  # else a new sequence would be preempted next
-            self._admit(plan)
+        # After a preemption, a new sequence would be preempted next.
+        self._schedule_prompts(plan, admitting=self.counters.preemptions == preemptions)
         return plan
 
     def launched(self, chunks: Iterable[Chunk]) -> None:
@@ -215,6 +244,7 @@ class Scheduler:
             self._leave(sequence)
         else:
             self.waiting.remove(sequence)
+        self._shares.leave(sequence.caller)
         sequence.finish_reason = reason
 
     def timings(self, sequence: Sequence) -> ChoiceTimings:
@@ -263,42 +293,88 @@ class Scheduler:
                 self._preempt(self.running[-1])
             self._add_chunk(plan, sequence, sequence.num_tokens)
 
-    def _schedule_prefills(self, plan: Plan) -> None:
-        """Continue prompts; every other step the shortest first, and half of the budget is for new sequences.
+    def _make_room(self) -> None:
+        """Preempt sequences for callers of whom none runs, one sequence for each; others keep one each."""
+        running = self._running_by_caller()
+        for sequence in self._first_waiting(running):
+            while not self._fits(sequence):
+                greedy, count = max(running.items(), key=lambda item: item[1])
+                if count < 2:
+                    return
+                self._preempt(next(s for s in reversed(self.running) if s.caller == greedy))
+                running[greedy] -= 1
 
-        So a short prompt does not wait for all long ones, and a long one is not put off for ever.
+    def _schedule_prompts(self, plan: Plan, *, admitting: bool) -> None:
+        """Continue prompts and admit new sequences; callers take turns, see `_Prompts` for those of one caller.
+
+        When there is no room for a sequence, none is admitted that came later, but for callers of whom none runs.
         """
-        sequences = [sequence for sequence in self.running if not sequence.is_decoding]
-        kept = 0
-        if self._shortest_first:
-            sequences.sort(key=lambda sequence: len(sequence) - sequence.num_computed_tokens)
-            kept = plan.tokens_left // 2 if self.waiting else 0
-        plan.tokens_left -= kept
-        for sequence in sequences:
-            if plan.tokens_left:
-                self._schedule_prefill(plan, sequence)
-        plan.tokens_left += kept
+        running = self._running_by_caller()
+        prompts = self._prompts_by_caller(plan, admitting=admitting)
+        full = False
+        while prompts and plan.tokens_left:
+            caller = self._shares.first(prompts, running)
+            mine = prompts[caller]
+            if mine.running and plan.tokens_left > mine.kept:
+                self._schedule_prefill(plan, mine.running.popleft(), plan.tokens_left - mine.kept)
+            elif mine.waiting and not (full and caller in running) and self._admit(mine.waiting[0]):
+                running[caller] += 1
+                self._schedule_prefill(plan, mine.waiting.popleft(), plan.tokens_left)
+            else:
+                full |= bool(mine.waiting)
+                del prompts[caller]
 
-    def _admit(self, plan: Plan) -> None:
-        while self.waiting and plan.tokens_left and len(self.running) < self.max_num_seqs:
-            sequence = self.waiting[0]
-            # Cached pages have no logits, so prompt log probabilities require computing the prompt.
-            if not self._blocks.admit(sequence, use_cache=not sequence.wants_prompt_logprobs):
-                return
-            self.running.append(self.waiting.popleft())
-            sequence.slot = heappop(self._free_slots)
-            if sequence.num_cached_tokens is None:
-                sequence.num_cached_tokens = sequence.num_computed_tokens
-                sequence.admitted_s = self._clock()
-                self.counters.prefix_queries += sequence.num_prompt_tokens
-                self.counters.prefix_hits += sequence.num_cached_tokens
-                self.counters.prefix_misses.update(sequence.prefix_misses)
-            self._schedule_prefill(plan, sequence)
+    def _prompts_by_caller(self, plan: Plan, *, admitting: bool) -> dict[str, _Prompts]:
+        prompts: defaultdict[str, _Prompts] = defaultdict(_Prompts)
+        for sequence in self.running:
+            if not sequence.is_decoding:
+                prompts[sequence.caller].running.append(sequence)
+        for sequence in self.waiting if admitting else ():
+            prompts[sequence.caller].waiting.append(sequence)
+        for mine in prompts.values() if self._shortest_first else ():
+            mine.shortest_first(plan.tokens_left)
+        return prompts
 
-    def _schedule_prefill(self, plan: Plan, sequence: Sequence) -> None:
-        """Schedule as many of the sequence's tokens as budget and images allow, possibly none."""
+    def _admit(self, sequence: Sequence) -> bool:
+        """Admit a waiting sequence, if there is room."""
+        if len(self.running) == self.max_num_seqs:
+            return False
+        # Cached pages have no logits, so prompt log probabilities require computing the prompt.
+        if not self._blocks.admit(sequence, use_cache=not sequence.wants_prompt_logprobs):
+            return False
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        sequence.slot = heappop(self._free_slots)
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            sequence.admitted_s = self._clock()
+            self.counters.prefix_queries += sequence.num_prompt_tokens
+            self.counters.prefix_hits += sequence.num_cached_tokens
+            self.counters.prefix_misses.update(sequence.prefix_misses)
+        return True
+
+    def _fits(self, sequence: Sequence) -> bool:
+        return len(self.running) < self.max_num_seqs and self._blocks.fits(
+            sequence, use_cache=not sequence.wants_prompt_logprobs
+        )
+
+    def _running_by_caller(self) -> Counter[str]:
+        return Counter(sequence.caller for sequence in self.running)
+
+    def _first_waiting(self, running: Mapping[str, int]) -> list[Sequence]:
+        """The first waiting sequence of each caller of whom none runs; nothing if none runs at all."""
+        if not running:
+            return []
+        first: dict[str, Sequence] = {}
+        for sequence in self.waiting:
+            if sequence.caller not in running:
+                first.setdefault(sequence.caller, sequence)
+        return list(first.values())
+
+    def _schedule_prefill(self, plan: Plan, sequence: Sequence, limit: int) -> None:
+        """Schedule as many of the sequence's tokens as limit and images allow, possibly none."""
         start = sequence.num_computed_tokens
-        end = min(len(sequence), start + plan.tokens_left)
+        end = min(len(sequence), start + limit)
         for image in sequence.images_between(start, end):
             if not self._ensure_image(plan, sequence, image):
                 end = max(start, image.start)
@@ -318,8 +394,10 @@ class Scheduler:
             # A single image may exceed the budget of a step, otherwise it would never be encoded.
             if image.num_tokens > plan.encoder_tokens_left and not untouched:
                 return False
+            if self._encodes_enough(sequence.caller, image):
+                return False
             reason = "evicted" if self._encoder_cache.was_evicted(image.key) else "new"
-            if not self._encoder_cache.reserve(image.key, image.num_tokens):
+            if not self._encoder_cache.reserve(image.key, image.num_tokens, sequence.caller):
                 return False
             self.counters.encoder_misses[reason] += 1
             plan.encoder_tokens_left -= image.num_tokens
@@ -329,9 +407,16 @@ class Scheduler:
             self.counters.encoder_hits += hit
         return True
 
+    def _encodes_enough(self, caller: str, image: ImageSpan) -> bool:
+        """Whether images of a caller wait for the encoder that fill, with this one, more than half of its cache."""
+        waiting = self._encoder_cache.unfilled_tokens(caller)
+        capacity = self._encoder_cache.capacity_tokens
+        return waiting > 0 and 2 * (waiting + image.num_tokens) > capacity
+
     def _add_chunk(self, plan: Plan, sequence: Sequence, end: int) -> None:
         start = sequence.num_computed_tokens
         plan.tokens_left -= end - start
+        self._shares.charge(sequence.caller, end - start)
         samples = end == sequence.num_tokens
         plan.chunks.append(Chunk(sequence, start, end, samples, sequence.epoch))
 

@@ -95,6 +95,11 @@ class Sequence:
         return self.request.request_id, self.choice_index
 
     @property
+    def caller(self) -> str:
+        """Whose it is."""
+        return self.request.caller
+
+    @property
     def sampling(self) -> SamplingParams:
         """The sampling parameters."""
         return self.request.sampling

@@ -175,6 +175,7 @@ class EngineRequest:
         sampling: How tokens are sampled, the same for all choices.
         num_choices: Answers to compute, at least 1; they differ by their sampling noise.
         cache_salt: Prefix pages are shared only among equal salts.
+        caller: Whose it is, opaque: callers share the engine fairly.
         constraint: The form that every answer must have.
         constraint_after: The constraint begins after the first token of the answer with this id; None = at once.
         probes: If there are any, nothing is generated: choice i is probe i, and `num_choices` is their number.
@@ -187,6 +188,7 @@ class EngineRequest:
     num_choices: int = 1
     images: tuple[ImageSpan, ...] = ()
     cache_salt: bytes = b""
+    caller: str = ""
     constraint: Constraint | None = None
     constraint_after: int | None = None
     probes: tuple[Probe, ...] = ()

@@ -5,7 +5,7 @@ Independent of how a model is computed (`generation`) and how prompts are made (
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 import logging
@@ -26,6 +26,7 @@ from inference_service.engine.logprobs import token_logprobs
 from inference_service.engine.outputs import ended_output, token_output
 from inference_service.engine.runner import PROMPT_LOGITS_ROWS, ChunkResult
 from inference_service.engine.sequence import Sequence, SequenceId
+from inference_service.engine.shares import Shares
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
     EngineFailure,
@@ -102,6 +103,7 @@ class TransformersCore:
         self._inputs: dict[str, Mapping[str, Tensor]] = {}
         self._waiting: deque[Sequence] = deque()
         self._running: deque[Sequence] = deque()
+        self._shares = Shares()
         self._generations: dict[SequenceId, Generation] = {}
         self._steps = 0
         self._durations = HistogramCounter()
@@ -152,7 +154,7 @@ class TransformersCore:
             sequence.arrived_s = time.monotonic()
         self._inputs[request.request_id] = prepared.inputs
         if request.constraint is None:
-            self._waiting += sequences
+            self._queue(sequences)
         else:
             self._held.hold(sequences, request.constraint, memoryview(b""))
 
@@ -210,22 +212,46 @@ class TransformersCore:
             logger.exception({"message": "a request could not be added", "request_id": request_id})
             failure = EngineFailure.of(InternalError("The model failed on this request."))
         else:
-            self._waiting += held.sequences
+            self._queue(held.sequences)
             return []
         self._inputs.pop(held.sequences[0].request.request_id, None)
         return [ended_output(one, FinishReason.ERROR, failure) for one in held.sequences]
 
+    def _queue(self, sequences: list[Sequence]) -> None:
+        self._waiting += sequences
+        for sequence in sequences:
+            self._shares.enter(sequence.caller)
+
     def _next(self) -> Sequence | None:
-        """The sequence to compute, the last of those that run: it is not its turn again before theirs."""
-        if self._waiting and self._room.take(self._waiting[0]):
-            sequence = self._waiting.popleft()
-            sequence.admitted_s = time.monotonic()
-            sequence.num_cached_tokens = 0
-            self._sampler.begin(sequence)
-            self._running.append(sequence)
-        elif self._running:
-            self._running.rotate(-1)
-        return self._running[-1] if self._running else None
+        """The sequence to compute: callers take turns by what they have had, and so do the sequences of each.
+
+        When there is no room for a sequence, the answers in progress go on.
+        """
+        running = Counter(sequence.caller for sequence in self._running)
+        waiting: dict[str, Sequence] = {}
+        for sequence in self._waiting:
+            waiting.setdefault(sequence.caller, sequence)
+        if not running and not waiting:
+            return None
+        caller = self._shares.first({*running, *waiting}, running)
+        if caller in waiting and self._room.take(waiting[caller]):
+            sequence = waiting[caller]
+            self._admit(sequence)
+        else:
+            if caller not in running:
+                caller = self._shares.first(running, running)
+            sequence = next(one for one in self._running if one.caller == caller)
+            self._running.remove(sequence)
+        self._running.append(sequence)
+        is_first = sequence.num_answer_tokens == 0
+        self._shares.charge(caller, sequence.num_prompt_tokens if is_first else 1)
+        return sequence
+
+    def _admit(self, sequence: Sequence) -> None:
+        self._waiting.remove(sequence)
+        sequence.admitted_s = time.monotonic()
+        sequence.num_cached_tokens = 0
+        self._sampler.begin(sequence)
 
     def _generation(self, sequence: Sequence) -> Generation:
         """What computes a sequence; made at its first step."""
@@ -299,6 +325,7 @@ class TransformersCore:
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         """Forgets a sequence; its cache is freed."""
         sequence.finish_reason = reason
+        self._shares.leave(sequence.caller)
         if sequence in self._waiting:
             self._waiting.remove(sequence)
         else:

@@ -72,6 +72,43 @@ async def test_a_spare_place_is_free_for_the_next_caller() -> None:
     await asking.finish()
 
 
+async def test_spare_places_are_for_those_who_have_none() -> None:
+    asking = Asking(Line(8, spare=2))
+    await asking.ask(*"aaaaaaaaa")
+    await asking.ask("b", "b", "c", "d")
+    assert asking.order == [*"aaaaaa", "b", "c"]
+    await asking.leave()
+    assert asking.order[8:] == ["d"]
+    await asking.finish()
+
+
+async def test_a_large_request_that_waits_does_not_keep_those_out_who_have_none() -> None:
+    asking = Asking(Line(8, spare=2))
+    await asking.ask("a")
+    await asking.ask("b", size=5)
+    await asking.ask("a", size=3)
+    await asking.ask("c", size=2)
+    assert asking.order == ["a", "b", "c"]
+    await asking.finish()
+
+
+async def test_places_that_are_not_needed_are_given_back() -> None:
+    line = Line(8)
+    place = await line.enter("a", 8)
+    waiting = asyncio.create_task(line.enter("b", 3))
+    await settle()
+    assert not waiting.done()
+    place.shrink(5)
+    place.shrink(7)
+    await settle()
+    assert waiting.done()
+    for each in (place, waiting.result()):
+        each.leave()
+        each.leave()
+    async with asyncio.timeout(1):
+        await line.enter("c", 8)
+
+
 async def test_callers_take_turns_however_many_requests_one_has() -> None:
     asking = Asking(Line(1))
     await asking.ask("greedy", "greedy", "greedy", "greedy", "b", "c")

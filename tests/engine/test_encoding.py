@@ -52,7 +52,7 @@ class Bench:
         for key in keys:
             self.cache.fill(key, "embeddings")
 
-    def want(self, *images: tuple[bytes, int]) -> None:
+    def want(self, *images: tuple[bytes, int], caller: str = "") -> None:
         spans = [
             ImageSpan(
                 key=key,
@@ -66,7 +66,10 @@ class Bench:
             for key, size in images
         ]
         request = EngineRequest(
-            request_id="r", prompt_token_ids=(1,), sampling=SamplingParams(max_tokens=1)
+            request_id="r",
+            prompt_token_ids=(1,),
+            sampling=SamplingParams(max_tokens=1),
+            caller=caller,
         )
         for span in spans:
             if span.key not in self.cache:
@@ -109,6 +112,24 @@ def test_small_images_do_not_wait_for_large_ones_nor_for_ever() -> None:
             break
     assert 30 < index < 90
     assert bench.cache.get(b"small 10")
+
+
+@pytest.mark.parametrize("size", [1, 5, 50])
+def test_an_image_does_not_wait_for_those_of_another_caller(size: int) -> None:
+    """However many, small or large they are."""
+    bench = Bench()
+    for index in range(100 // size):
+        bench.want((f"bulk {index}".encode(), size), caller="bulk")
+    bench.encoder.run(PIECE_S)
+    bench.want((b"mine", 4), caller="neighbour")
+    runs = 0
+    while not bench.cache.get(b"mine"):
+        bench.encoder.run(PIECE_S)
+        runs += 1
+    assert runs <= 2 * (4 + 1), "every other one is for it"
+    while bench.encoder.busy:
+        bench.encoder.run(PIECE_S)
+    assert len(bench.started) == 100 // size + 1
 
 
 def test_an_image_for_nobody_is_dropped() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from inference_service.engine.pace import MIN_TOKENS, Pace
+from inference_service.engine.pace import MAX_STEP_S, MIN_TOKENS, MIN_TOKENS_WITHOUT_ANSWERS, Pace
 
 
 SLOWDOWN = 2.0
@@ -79,10 +79,27 @@ def test_one_slow_step_is_forgotten() -> None:
     assert run(pace, device, 4, 40)[-2][0] > 0.8 * before
 
 
-def test_without_answers_everything_is_allowed() -> None:
+@pytest.mark.parametrize("token_s", [0.00001, 0.0001, 0.0003])
+def test_a_step_without_answers_is_bounded_in_time(token_s: float) -> None:
+    """Whoever comes meanwhile waits for its end; what fits is used."""
+    settled = run(Pace(2048, SLOWDOWN), Device(0.002, 0.0, token_s), 0, 60)[30:]
+    fits = min(2048.0, (MAX_STEP_S - 0.002) / token_s)
+    assert 0.8 * fits < min(tokens for tokens, _ in settled)
+    assert max(tokens for tokens, _ in settled) < 1.05 * fits
+
+
+def test_a_slow_device_computes_prompts_in_pieces_that_pay() -> None:
+    settled = run(Pace(2048, SLOWDOWN), Device(0.002, 0.0, 0.1), 0, 60)[30:]
+    assert {tokens for tokens, _ in settled} == {MIN_TOKENS_WITHOUT_ANSWERS}
+    assert Pace(64, SLOWDOWN).tokens_beside(0, encoding=False) == 64
+
+
+def test_a_short_prompt_shows_nothing_about_long_ones() -> None:
     pace = Pace(2048, SLOWDOWN)
-    assert pace.tokens_beside(0, encoding=True) == 2048
-    assert pace.encode_s_beside(0, 2048, 1.0) == 1.0
+    before = pace.tokens_beside(0, encoding=False)
+    for _ in range(50):
+        pace.note(0, 3, 0.001, encoded=False)
+    assert pace.tokens_beside(0, encoding=False) == before
 
 
 def test_prompts_always_get_on() -> None:
@@ -93,9 +110,14 @@ def test_prompts_always_get_on() -> None:
 
 def test_images_share_with_prompts() -> None:
     pace = Pace(2048, SLOWDOWN)
-    assert pace.encode_s_beside(4, 0, 1.0) == 0.0, "nothing is known yet"
+    assert pace.encode_s_beside(4, 0) == 0.0, "nothing is known yet"
     pace.note(4, 0, 0.01, encoded=False)
-    assert pace.encode_s_beside(4, 0, 1.0) == pytest.approx(0.01)
-    assert pace.encode_s_beside(4, 100, 1.0) == pytest.approx(0.005)
-    assert pace.encode_s_beside(4, 100, 0.001) == 0.001
-    assert pace.tokens_beside(4, encoding=True) == pace.tokens_beside(4, encoding=False) // 2
+    assert pace.encode_s_beside(4, 0) == pytest.approx(0.01)
+    assert pace.encode_s_beside(4, 100) == pytest.approx(0.005)
+    pace.note(64, 0, 10.0, encoded=False)
+    assert pace.encode_s_beside(64, 0) == MAX_STEP_S
+    assert pace.encode_s_beside(0, 0) == MAX_STEP_S
+    assert pace.encode_s_beside(0, 100) == MAX_STEP_S / 2
+    for decodes in (0, 4):
+        alone = pace.tokens_beside(decodes, encoding=False)
+        assert pace.tokens_beside(decodes, encoding=True) == alone // 2

@@ -104,6 +104,7 @@ def requests(draw: st.DrawFn, request_id: str) -> EngineRequest:
         ),
         probes=probes,
         cache_salt=draw(st.sampled_from([b"", b"", b"other"])),
+        caller=draw(st.sampled_from(["", "", "b", "c"])),
     )
 
 
@@ -255,11 +256,13 @@ class Serving(RuleBasedStateMachine):
         assert len(self.scheduler.running) <= self.scheduler.max_num_seqs
 
     @invariant()
-    def oldest_run(self) -> None:
+    def oldest_of_each_caller_run(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        order = [*self.scheduler.running, *self.scheduler.waiting]
-        assert order == sorted(order, key=self.accepted.index)
+        every = [*self.scheduler.running, *self.scheduler.waiting]
+        for caller in {sequence.caller for sequence in every}:
+            order = [sequence for sequence in every if sequence.caller == caller]
+            assert order == sorted(order, key=self.accepted.index)
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):

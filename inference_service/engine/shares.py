@@ -1,0 +1,62 @@
+"""Who comes next in the engine: callers by what they have had, so that the bulk of one does not delay the others.
+
+Virtual token counters, as in Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): a caller's counter
+grows with its tokens, and the caller with the lowest one comes next. One who comes back gets at least the lowest
+counter of those present, as a pause saves up nothing; so it comes before them, but not for long.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+import itertools
+
+
+class Shares:
+    """What callers have had lately."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[str, int] = {}
+        self._present: Counter[str] = Counter()  # unfinished sequences
+        self._arrivals: dict[str, int] = {}
+        self._numbers = itertools.count()
+
+    def enter(self, caller: str) -> None:
+        """Counts a further sequence of a caller."""
+        if caller not in self._present:
+            lowest = min((self._tokens[other] for other in self._present), default=0)
+            if not self._present:
+                self._tokens.clear()
+            # Those who are gone and would get the lowest counter anyway need not be remembered.
+            self._tokens = {who: had for who, had in self._tokens.items() if had > lowest} | {
+                who: self._tokens[who] for who in self._present
+            }
+            self._tokens.setdefault(caller, lowest)
+            self._arrivals[caller] = next(self._numbers)
+        self._present[caller] += 1
+
+    def leave(self, caller: str) -> None:
+        """Counts a sequence less."""
+        self._present[caller] -= 1
+        if not self._present[caller]:
+            del self._present[caller], self._arrivals[caller]
+
+    def charge(self, caller: str, num_tokens: int) -> None:
+        """Counts tokens of a caller that is present."""
+        self._tokens[caller] += num_tokens
+
+    def first(self, callers: Iterable[str], running: Mapping[str, int]) -> str:
+        """Who comes first: callers of whom nothing runs, then those that have had least, of equal ones the newest.
+
+        Args:
+            callers: Callers that are present, at least one.
+            running: Number of running sequences by caller.
+        """
+        return min(
+            callers,
+            key=lambda caller: (
+                caller in running,
+                self._tokens[caller],
+                -self._arrivals[caller],
+            ),
+        )
