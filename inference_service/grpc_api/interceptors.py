@@ -32,6 +32,7 @@ from inference_service.grpc_api.call_context import (
     has_key,
     this_call,
 )
+from inference_service.grpc_api.connections import Connections
 from inference_service.grpc_api.pacing import RefusalPacing
 from inference_service.grpc_api.status import DETAILS_KEY, code_of, details_of
 from inference_service.grpc_api.wire import Wire, WireLimits, enter_wire
@@ -74,6 +75,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         open_limits: Limits on the messages of health checks.
         request_timeout_s: Maximum time of a call.
         load: Makes the report of the load at the end of an answer; see `LoadReports.end`.
+        connections: Is told which connections are used.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         request_timeout_s: float,
         *,
         load: Callable[[bool], bytes],
+        connections: Connections,
     ) -> None:
         self._keys = keys
         self._admit = admit
@@ -93,6 +96,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._open_limits = open_limits
         self._request_timeout_s = request_timeout_s
         self._load = load
+        self._connections = connections
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -121,8 +125,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         enter_wire(wire)
 
         async def serve() -> None:
-            if not is_open:
-                self._check_key(context)
+            if is_open:
+                await answer()
+                return
+            self._check_key(context)
+            with self._connections.used(context.peer()):
+                await answer()
+
+        async def answer() -> None:
             if method.startswith(_ANSWERING_PREFIXES):
                 wire.load = self._load  # strangers learn nothing of it
             if method.startswith(_GENERATION_PREFIXES):

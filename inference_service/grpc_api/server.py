@@ -20,6 +20,7 @@ from inference_service.grpc_api.backend_metrics import open_metrics
 from inference_service.grpc_api.call_metrics import MetricsInterceptor
 from inference_service.grpc_api.chat_service import ChatServicer
 from inference_service.grpc_api.completion_service import CompletionServicer
+from inference_service.grpc_api.connections import Connections
 from inference_service.grpc_api.decision_service import DecisionServicer
 from inference_service.grpc_api.health import Health
 from inference_service.grpc_api.interceptors import CallInterceptor
@@ -117,7 +118,10 @@ class Front:
         self._ended = asyncio.Event()
         path = settings.api_key_file
         self._keys = KeyFile(Path(path)) if path else None
-        self._interceptor = _interceptor(settings, backend, self._keys)
+        self._max_connections = _max_connections()
+        self._connections = Connections(self._max_connections * 3 // 4)
+        self._interceptor = _interceptor(settings, backend, self._keys, self._connections)
+        self._watch: asyncio.Task[None] | None = None
         self._metrics: MetricsServer | None = None
         self.ports: dict[str, int] = {}
 
@@ -141,6 +145,7 @@ class Front:
         except OSError:
             await self._close_servers(grace_s=0.0)
             raise
+        self._watch = asyncio.create_task(self._connections.watch(self.ports))
 
     @property
     def stopping(self) -> bool:
@@ -172,6 +177,8 @@ class Front:
         self._ended.set()
 
     async def _close_servers(self, grace_s: float) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         await asyncio.gather(*(server.stop(grace=grace_s) for server in self._servers))
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
@@ -211,7 +218,7 @@ class Front:
         return [
             *_OPTIONS,
             ("grpc.max_receive_message_length", max_bytes),
-            ("grpc.max_allowed_incoming_connections", _max_connections()),
+            ("grpc.max_allowed_incoming_connections", self._max_connections),
             ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_s)),
             ("grpc.max_connection_age_grace_ms", _milliseconds(grace_s)),
         ]
@@ -265,7 +272,7 @@ def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
 
 
 def _interceptor(
-    settings: ServiceSettings, backend: Backend, keys: KeyFile | None
+    settings: ServiceSettings, backend: Backend, keys: KeyFile | None, connections: Connections
 ) -> CallInterceptor:
     """One for all servers of the process: they share the room for messages."""
     messages = MessageBudget(
@@ -302,6 +309,7 @@ def _interceptor(
         limits,
         open_limits,
         settings.request_timeout_s,
+        connections=connections,
         load=LoadReports(backend).end,
     )
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 import contextlib
+import resource
 import struct
 import time
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 async def silent(attack: Attack, connections: int, first: bytes) -> str:
     """Opens connections, sends a few bytes over each, and then nothing."""
     counts: Counter[str] = Counter()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2**14), hard))
 
     async def one() -> None:
         try:
@@ -192,6 +195,10 @@ def empty_images(count: int) -> chat_pb.ChatCompletionSpec:
 
 MORE_ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     "silent connections": lambda a: silent(a, 1500, b""),
+    "silent connections without end": lambda a: silent(a, 4000, b""),
+    "connections without calls": lambda a: silent(
+        a, 4000, PREFACE + bytes((0, 0, 0, SETTINGS, 0, 0, 0, 0, 0))
+    ),
     "half a preface": lambda a: silent(a, 1500, PREFACE[:10]),
     "half a TLS handshake": lambda a: silent(a, 1500, CLIENT_HELLO),
     "pings": lambda a: frames(a, PING, bytes(8)),

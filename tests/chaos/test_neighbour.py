@@ -15,6 +15,8 @@ import time
 
 import pytest
 
+from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from tests.chaos.attacks import ATTACKS, launch
 from tests.chaos.more_attacks import MORE_ATTACKS
 from tests.chaos.service import MIB, Figures, Neighbour, Service, running
@@ -23,6 +25,7 @@ from tests.chaos.service import MIB, Figures, Neighbour, Service, running
 SAMPLE = ("unfinished health checks", "closed window")
 SECONDS = 3.0
 GOODPUT_S = 8.0
+NEWCOMERS_S = 15.0
 MAX_RSS = 1024 * MIB
 """The front has about 80 MiB; its budgets for messages add up to 384, of which parsing needs a copy."""
 SLACK_S = 2.0
@@ -86,6 +89,30 @@ async def test_a_neighbour_beside_more_attacks(
             await check_one(service, name, key)
         for name in ("silent connections", "many watches", "unfinished reflection"):
             await check_one(service, name, key, service.admin_port)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["silent connections without end", "connections without calls"])
+async def test_newcomers_get_in_beside_connections_that_do_nothing(
+    tmp_path: Path, name: str, few_descriptors: None
+) -> None:
+    """Each over a connection of its own, while more are open than there is room for."""
+    async with running(tmp_path, keys=("neighbour",)) as service:
+        attack = asyncio.ensure_future(launch(name, service.port, "", NEWCOMERS_S))
+        waits: list[float] = []
+        while not attack.done():
+            begin = time.monotonic()
+            async with service.channel() as channel:
+                await model_grpc.ModelServiceStub(channel).ListModels(
+                    model_pb.ListModelsRequest(),
+                    metadata=[("authorization", "Bearer neighbour")],
+                    wait_for_ready=True,
+                    timeout=60,
+                )
+            waits.append(time.monotonic() - begin)
+            await asyncio.sleep(0.05)
+        assert count(await attack, "closed") > 1000, attack.result()
+        assert max(waits) < 2 + SLACK_S, (waits, attack.result())
 
 
 @pytest.mark.full

@@ -1,0 +1,157 @@
+"""Makes room for new connections, so that those that do nothing never keep others out.
+
+gRPC refuses new connections when there are too many, and cannot close one of its choice. So the sockets of the process
+are looked at when there are nearly too many, and some are shut down: first those over which no call has come that had a
+key, if one is needed; then those without a running call, whose last one is the longest ago. gRPC takes that for the
+client's leaving, and clients connect again with their next call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+import contextlib
+from dataclasses import dataclass, field
+import logging
+import os
+from pathlib import Path
+import socket
+import stat
+import time
+from typing import Final, NamedTuple
+from urllib.parse import unquote
+
+
+_CHECK_EVERY_S: Final = 0.25
+_DESCRIPTORS: Final = Path("/proc/self/fd")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Use:
+    """The calls of one connection.
+
+    Attributes:
+        running: Their number.
+        last_s: When the last one began or ended.
+    """
+
+    running: int = 0
+    last_s: float = field(default_factory=time.monotonic)
+
+
+class Connections:
+    """The connections of the addresses of this process, and what they are used for. Belongs to one event loop."""
+
+    def __init__(self, maximum: int) -> None:
+        """Knows no connection.
+
+        Args:
+            maximum: So many of one address stay open.
+        """
+        self._maximum = maximum
+        self._uses: dict[str, _Use] = {}
+        self._seen: dict[str, float] = {}  # since when connections without a call are known
+
+    @contextlib.contextmanager
+    def used(self, peer: str) -> Iterator[None]:
+        """Notes a call of a connection, while it runs.
+
+        Args:
+            peer: The connection, as gRPC writes it.
+        """
+        use = self._uses.setdefault(_address(peer), _Use())
+        use.running += 1
+        try:
+            yield
+        finally:
+            use.running -= 1
+            use.last_s = time.monotonic()
+
+    async def watch(self, ports: dict[str, int]) -> None:
+        """Makes room whenever there are nearly too many connections; runs until it is cancelled.
+
+        Args:
+            ports: The port of every address; may change.
+        """
+        if not _DESCRIPTORS.exists():  # not Linux
+            return
+        while True:
+            await asyncio.sleep(_CHECK_EVERY_S)
+            if max(len(list(_DESCRIPTORS.iterdir())), len(self._uses)) > self._maximum:
+                wanted = frozenset(ports.values())
+                surplus = self._surplus(await asyncio.to_thread(_list, wanted))
+                if surplus:
+                    await asyncio.to_thread(_close, wanted, surplus)
+                    logger.warning({"message": "closed idle connections", "number": len(surplus)})
+
+    def _surplus(self, connections: list[_Connection]) -> frozenset[_Connection]:
+        """The connections to close."""
+        now_s = time.monotonic()
+        peers = {one.peer for one in connections}
+        self._seen = {peer: self._seen.get(peer, now_s) for peer in peers}
+        self._uses = {p: use for p, use in self._uses.items() if use.running or p in peers}
+        too_many = Counter(one.port for one in connections)
+        too_many.subtract(dict.fromkeys(too_many, self._maximum))
+        surplus = set()
+        for one in sorted(connections, key=self._rank):
+            use = self._uses.get(one.peer)
+            if too_many[one.port] > 0 and not (use and use.running):
+                too_many[one.port] -= 1
+                surplus.add(one)
+        return frozenset(surplus)
+
+    def _rank(self, connection: _Connection) -> tuple[bool, float]:
+        """What is lower is closed first."""
+        use = self._uses.get(connection.peer)
+        return use is not None, use.last_s if use else self._seen[connection.peer]
+
+
+class _Connection(NamedTuple):
+    """A connection: our port and the client's address."""
+
+    port: int
+    peer: str
+
+
+def _list(ports: frozenset[int]) -> list[_Connection]:
+    """The connections of some ports."""
+    return [connection for connection, _ in _sockets(ports)]
+
+
+def _close(ports: frozenset[int], connections: frozenset[_Connection]) -> None:
+    """Shuts connections down."""
+    for connection, one in _sockets(ports):
+        if connection in connections:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
+def _sockets(ports: frozenset[int]) -> Iterator[tuple[_Connection, socket.socket]]:
+    """The connections of some ports with their sockets, which are open until the next one."""
+    for path in _DESCRIPTORS.iterdir():
+        number = int(path.name)
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(number).st_mode):
+                continue
+            # A descriptor of our own: gRPC may close its own meanwhile, and another socket get the number.
+            with socket.socket(fileno=os.dup(number)) as one:
+                here, peer = one.getsockname(), one.getpeername()  # OSError: it listens
+                if isinstance(here, tuple) and here[1] in ports:
+                    yield _Connection(here[1], f"{_plain(peer[0])}:{peer[1]}"), one
+
+
+def _address(peer: str) -> str:
+    """The address and the port of what gRPC calls `ipv4:127.0.0.1:80` or `ipv6:%5B::1%5D:80`."""
+    kind, _, rest = peer.partition(":")
+    if kind not in {"ipv4", "ipv6"}:
+        return peer
+    host, _, port = unquote(rest).rpartition(":")
+    return f"{_plain(host.strip('[]'))}:{port}"
+
+
+def _plain(host: str) -> str:
+    """An address without its zone, and without the prefix of IPv4 in IPv6."""
+    return host.partition("%")[0].removeprefix("::ffff:")

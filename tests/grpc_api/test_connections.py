@@ -1,0 +1,144 @@
+"""Connections that do nothing make room for new ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+import contextlib
+from pathlib import Path
+import socket
+
+import pytest
+
+from inference_service.grpc_api import connections as module
+from inference_service.grpc_api.connections import Connections
+
+
+MAXIMUM = 6
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="not Linux")
+
+
+class Address:
+    """A listening socket, and the connections to it."""
+
+    def __init__(self, family: socket.AddressFamily, host: str) -> None:
+        self.listener = socket.create_server((host, 0), family=family)
+        self.port = self.listener.getsockname()[1]
+        self.clients: list[socket.socket] = []
+        self.accepted: list[socket.socket] = []
+
+    def connect(self, count: int) -> list[str]:
+        """Further connections, as gRPC writes them."""
+        peers = []
+        for _ in range(count):
+            client = socket.socket(self.listener.family)
+            client.connect(self.listener.getsockname()[:2])
+            self.clients.append(client)
+            one, (host, port, *_) = self.listener.accept()
+            self.accepted.append(one)
+            peers.append(f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}")
+        return peers
+
+    def open(self) -> list[int]:
+        """The indices of the connections that are open."""
+        for client in self.clients:
+            client.settimeout(0.0)
+        found = []
+        for index, client in enumerate(self.clients):
+            try:
+                client.recv(1)
+            except BlockingIOError:
+                found.append(index)
+        return found
+
+    def close(self) -> None:
+        for one in (self.listener, *self.clients, *self.accepted):
+            one.close()
+
+
+@pytest.fixture(params=[(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def address(request: pytest.FixtureRequest) -> AsyncIterator[Address]:
+    family, host = request.param
+    try:
+        address = Address(family, host)
+    except OSError:
+        pytest.skip("no IPv6")
+    yield address
+    address.close()
+
+
+@contextlib.asynccontextmanager
+async def watching(
+    connections: Connections, address: Address, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[None]:
+    monkeypatch.setattr(module, "_CHECK_EVERY_S", 0.01)
+    watch = asyncio.create_task(connections.watch({"grpc": address.port}))
+    yield
+    await asyncio.sleep(0.3)
+    watch.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watch
+
+
+async def test_connections_without_a_call_make_room(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = Connections(MAXIMUM)
+    for peer in address.connect(4):
+        with connections.used(peer):
+            pass
+    async with watching(connections, address, monkeypatch):
+        address.connect(5)
+    assert len(address.open()) == MAXIMUM
+    assert set(range(4)) <= set(address.open())
+
+
+async def test_running_calls_are_never_cut(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = Connections(MAXIMUM)
+    with contextlib.ExitStack() as calls:
+        for peer in address.connect(9):
+            calls.enter_context(connections.used(peer))
+        async with watching(connections, address, monkeypatch):
+            address.connect(1)
+    assert address.open() == [*range(9)]
+
+
+async def test_of_those_that_have_been_used_the_ones_idle_for_longest_make_room(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = Connections(MAXIMUM)
+    peers = address.connect(8)
+    for index in (2, 0, 1, 3, 4, 5, 6, 7):
+        with connections.used(peers[index]):
+            await asyncio.sleep(0.002)
+    async with watching(connections, address, monkeypatch):
+        pass
+    assert address.open() == [1, 3, 4, 5, 6, 7]
+
+
+async def test_other_sockets_are_left_alone(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = Connections(MAXIMUM)
+    other = Address(address.listener.family, address.listener.getsockname()[0])
+    other.connect(9)
+    async with watching(connections, address, monkeypatch):
+        address.connect(MAXIMUM)
+    assert len(other.open()) == 9
+    assert len(address.open()) == MAXIMUM
+    other.close()
+
+
+async def test_what_is_known_of_closed_connections_is_forgotten(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = Connections(MAXIMUM)
+    for number in range(1000):
+        with connections.used(f"ipv4:192.0.2.1:{number}"):
+            pass
+    async with watching(connections, address, monkeypatch):
+        pass
+    assert len(connections._uses) <= MAXIMUM
