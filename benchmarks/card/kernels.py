@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from benchmarks.card.setting import Setting
-from inference_service.kernels.attention import AttentionMetadata, new_kv_cache
+from inference_service.kernels.attention import AttentionMetadata, new_kv_cache, write_kv
+from inference_service.kernels.heads import HeadNorms, Rotation
 from inference_service.kernels.ops import REFERENCE, Ops, choose_ops, gpu_kernels
 
 
@@ -64,17 +65,9 @@ def _attention_row(
     k_cache, v_cache = cache[0]
     total = sum(context for context, _ in batch)
     k, v = torch.randn(2, total, heads[1], head_dim, device=device, dtype=dtype)
-    # First everything at once, so that the contexts are there; `write_kv` is tested by the new tokens.
-    REFERENCE.write_kv(k, v, k_cache, v_cache, _slots(batch, device))
+    write_kv(k, v, k_cache, v_cache, _slots(batch, device))
     num_rows = sum(query for _, query in batch)
     q = torch.randn(num_rows, heads[0], head_dim, device=device, dtype=dtype)
-    new = torch.cat(
-        [
-            torch.arange(end - query, end)
-            for end, (_, query) in zip(_ends(batch), batch, strict=True)
-        ]
-    ).to(device)
-    ops.write_kv(k[new], v[new], k_cache, v_cache, meta.slot_mapping)
     scale = head_dim**-0.5
     result = ops.paged_attention(q, k_cache, v_cache, meta, scale)
     seconds = setting.seconds(lambda: ops.paged_attention(q, k_cache, v_cache, meta, scale))
@@ -185,7 +178,33 @@ def _small_operations(
         ("add_rms_norm", norm, lambda: ops.add_rms_norm(x, residual, weight, 1e-6)[0]),
         ("silu_and_mul", silu(gate) * up, lambda: ops.silu_and_mul(x)),
         ("apply_rope", turned, lambda: ops.apply_rope(heads, cos, sin)),
+        _rotate_and_write(setting, ops, tokens),
+        ("rotate_and_write by torch", *_rotate_and_write(setting, REFERENCE, tokens)[1:]),
     ]
+
+
+def _rotate_and_write(
+    setting: Setting, ops: Ops, tokens: int
+) -> tuple[str, Tensor, Callable[[], Tensor]]:
+    """28 query and 4 key heads of 128, as of a 7B model, with norms."""
+    device, dtype = setting.device, setting.dtype
+    heads = torch.randn(tokens, 36, 128, device=device, dtype=dtype)
+    angles = torch.rand(tokens, 64, device=device)
+    rotation = Rotation(angles.cos(), angles.sin())
+    query, key = torch.randn(2, 128, device=device, dtype=dtype)
+    cache = new_kv_cache(1, -(-tokens // 16), 16, 4, 128, dtype=dtype, device=device)[0]
+    slots = torch.arange(tokens, device=device)
+    wide = heads[:, :28].double()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) * query.double()
+    first, second = wide.chunk(2, dim=-1)
+    turn, lift = rotation.cos.double()[:, None], rotation.sin.double()[:, None]
+    exact = torch.cat((first * turn - second * lift, second * turn + first * lift), dim=-1)
+    norms = HeadNorms(query, key, 1e-6)
+
+    def work() -> Tensor:
+        return ops.rotate_and_write(heads, norms, rotation, cache, slots)
+
+    return "rotate_and_write", exact, work
 
 
 def _error(result: Tensor, exact: Tensor) -> float:

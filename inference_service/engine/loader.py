@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 import logging
 import math
 from pathlib import Path
@@ -85,7 +85,17 @@ def ops_for(
     if gpu_kernels == "off" or len({device.type for device in devices}) > 1:
         return REFERENCE
     decoder = spec.decoder
-    sizes = Sizes(*(getattr(decoder, field.name) for field in fields(Sizes)))
+    sizes = Sizes(
+        num_heads=decoder.num_heads,
+        num_kv_heads=decoder.num_kv_heads,
+        head_dim=decoder.head_dim,
+        hidden_size=decoder.hidden_size,
+        intermediate_size=decoder.intermediate_size,
+        rotated=decoder.rope.dim,
+        adjacent_pairs=decoder.rope.adjacent_pairs,
+        qk_norm=decoder.qk_norm,
+        scaled_queries=decoder.logn_length is not None,
+    )
     return choose_ops(devices, dtype, sizes=sizes)
 
 

@@ -166,6 +166,8 @@ def count_kv_pages(config: EngineConfig, model: VisionLanguageModel) -> int:
         ValueError: The memory is too small for one page.
     """
     if config.num_kv_pages is not None:
+        if model.device.type == "cuda":  # compiles the kernels that no check has launched
+            run_largest_step(config, model)
         return config.num_kv_pages
     page_bytes = _layer_page_bytes(config, model.spec, model.dtype)
     free = _free_bytes(config, model)
@@ -204,7 +206,7 @@ def _free_bytes_on_gpus(
         torch.cuda.synchronize(device)
         held[device] = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-    _run_largest_step(config, model)
+    run_largest_step(config, model)
     step = {}
     for device in gpus:
         torch.cuda.synchronize(device)
@@ -225,7 +227,7 @@ def _slots_bytes(config: EngineConfig, spec: ModelSpec) -> int:
 
 
 @torch.inference_mode()
-def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
+def run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
     """Runs a step of maximum size: a full image or video, a full batch, a full set of logits."""
     policy, num_tokens = model.spec.image_policy, config.max_num_batched_tokens
     largest_media = largest_media_tokens(model.spec, num_tokens, config.encoder_cache_tokens)

@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from inference_service.kernels.attention import AttentionMetadata, paged_attention, write_kv
+from inference_service.kernels.attention import AttentionMetadata, paged_attention
+from inference_service.kernels.heads import HeadNorms, Rotation, rotate_and_write
 from inference_service.kernels.rms_norm import add_rms_norm, rms_norm
 from inference_service.kernels.rope import apply_rope
 from inference_service.kernels.self_check import Inputs, Sizes, defect
@@ -38,12 +39,16 @@ class ApplyRope(Protocol):
         """Rotates the heads of `x`; see `kernels.rope.apply_rope`."""
 
 
+RotateAndWrite = Callable[[Tensor, HeadNorms | None, Rotation, Tensor, Tensor], Tensor]
+"""The signature of `kernels.heads.rotate_and_write`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ops:
     """One implementation of each operation, with the arguments and results of its torch reference.
 
     Attributes:
-        write_kv: `kernels.attention.write_kv`.
+        rotate_and_write: `kernels.heads.rotate_and_write`.
         paged_attention: `kernels.attention.paged_attention`.
         rms_norm: `kernels.rms_norm.rms_norm`.
         add_rms_norm: `kernels.rms_norm.add_rms_norm`.
@@ -53,7 +58,7 @@ class Ops:
         record_tokens: `kernels.slot_state.record_tokens`.
     """
 
-    write_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = write_kv
+    rotate_and_write: RotateAndWrite = rotate_and_write
     paged_attention: Callable[[Tensor, Tensor, Tensor, AttentionMetadata, float], Tensor] = (
         paged_attention
     )
@@ -98,13 +103,17 @@ def gpu_kernels() -> tuple[Kernel, ...]:
     if find_spec("triton") is None:
         return ()
     try:
-        from inference_service.kernels.gpu import attention, rows  # noqa: PLC0415 - imports triton
+        from inference_service.kernels.gpu import (  # noqa: PLC0415 - imports triton
+            attention,
+            heads,
+            rows,
+        )
     except Exception as error:  # noqa: BLE001 - the references work without it
         logger.warning("no GPU kernel can be imported, the torch references are used: %r", error)
         return ()
 
     implemented: dict[str, Callable[..., object]] = {
-        "write_kv": attention.write_kv,
+        "rotate_and_write": heads.rotate_and_write,
         "paged_attention": attention.paged_attention,
         "rms_norm": rows.rms_norm,
         "add_rms_norm": rows.add_rms_norm,

@@ -3,7 +3,8 @@
 What cannot be caught here: an access to an illegal address leaves every later call of CUDA in this process failing, a
 kernel that never ends runs into `--engine-start-timeout-s`, and a compiler that aborts takes the process with it. Then
 the engine does not start until the operator sets `--gpu-kernels off`. Variants of a kernel for other sizes than those
-of the decoder, such as the widths of a vision tower, are compiled at their first use and not checked.
+of the decoder, such as the widths of a vision tower, are not checked; the step of maximum size that measures the memory
+compiles them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from inference_service.kernels.attention import AttentionMetadata, new_kv_cache, write_kv
+from inference_service.kernels.heads import HeadNorms, Rotation
 
 
 LIMITS = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -35,13 +37,29 @@ Run = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Sizes of a decoder, for which kernels are compiled; attributes as of `model_spec.DecoderSpec`."""
+    """Sizes and kind of a decoder, for which kernels are compiled.
+
+    Attributes:
+        num_heads: As of `model_spec.DecoderSpec`, like the next four.
+        num_kv_heads: See there.
+        head_dim: See there.
+        hidden_size: See there.
+        intermediate_size: See there.
+        rotated: Elements of a head that are rotated.
+        adjacent_pairs: As of `model_spec.RopeSpec`.
+        qk_norm: As of `model_spec.DecoderSpec`.
+        scaled_queries: Rotated queries are scaled.
+    """
 
     num_heads: int = 4
     num_kv_heads: int = 2
     head_dim: int = 64
     hidden_size: int = 96
     intermediate_size: int = 160
+    rotated: int = 64
+    adjacent_pairs: bool = False
+    qk_norm: bool = True
+    scaled_queries: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +86,21 @@ class Inputs:
         return new_kv_cache(*shape, dtype=self.dtype, device=self.device)[0].fill_(value)
 
 
-def _write_kv(run: Run, inputs: Inputs) -> Sequence[Tensor]:
-    _, k, v = inputs.heads(5)
+def _rotate_and_write(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    sizes = inputs.sizes
+    slots = torch.tensor([3, 17, 30, 0, 31]).to(inputs.device)
+    width = sum((sizes.num_heads, 2 * sizes.num_kv_heads))
+    heads = inputs.noise(len(slots), width, sizes.head_dim)
+    angles = inputs.noise(len(slots), sizes.rotated // 2).float()
+    scale = inputs.noise(len(slots)).float() if sizes.scaled_queries else None
+    rotation = Rotation(angles.cos(), angles.sin(), scale, sizes.adjacent_pairs)
+    norms = None
+    if sizes.qk_norm:
+        query, key = inputs.noise(2, sizes.head_dim)
+        norms = HeadNorms(query, key, 1e-6)
     caches = inputs.caches(2, -1.0)
-    run(k, v, caches[0], caches[1], torch.tensor([3, 17, 30, 0, 31]).to(inputs.device))
-    return [caches]
+    q = run(heads, norms, rotation, caches, slots)
+    return [q, caches]
 
 
 def _paged_attention(run: Run, inputs: Inputs) -> Sequence[Tensor]:
@@ -135,7 +163,7 @@ def _silu_and_mul(run: Run, inputs: Inputs) -> Sequence[Tensor]:
 
 
 CASES: Mapping[str, Callable[[Run, Inputs], Sequence[Tensor]]] = {
-    "write_kv": _write_kv,
+    "rotate_and_write": _rotate_and_write,
     "paged_attention": _paged_attention,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,

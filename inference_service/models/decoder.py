@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 import math
 
 import torch
 from torch import nn
 
 from inference_service.kernels.attention import AttentionMetadata
+from inference_service.kernels.heads import HeadNorms, Rotation
 from inference_service.kernels.layers import Embedding, Linear, RMSNorm
 from inference_service.kernels.ops import REFERENCE, Ops
 from inference_service.kernels.rope import inverse_frequencies, mrope_cos_sin
 from inference_service.model_spec import DecoderSpec
 from inference_service.models.batch import ForwardBatch, KVCache
-
-
-@dataclass(slots=True)
-class Rotation:
-    """The rotation of a step's queries and keys by their positions.
-
-    Attributes:
-        cos: [T, F] float32.
-        sin: [T, F] float32.
-        query_scale: [T] float32, factor of the rotated queries; None = 1.
-    """
-
-    cos: torch.Tensor
-    sin: torch.Tensor
-    query_scale: torch.Tensor | None
-
-    def to(self, device: torch.device) -> Rotation:
-        """A copy for layers on another device."""
-        scale = None if self.query_scale is None else self.query_scale.to(device)
-        return Rotation(self.cos.to(device), self.sin.to(device), scale)
 
 
 class Attention(nn.Module):
@@ -42,11 +22,10 @@ class Attention(nn.Module):
     def __init__(self, spec: DecoderSpec, ops: Ops) -> None:
         super().__init__()
         self._ops = ops
-        self._heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
         self._head_dim = spec.head_dim
         self._scale = spec.head_dim**-0.5
-        self._adjacent_pairs = spec.rope.adjacent_pairs
-        fused, attended = sum(self._heads) * spec.head_dim, spec.num_heads * spec.head_dim
+        fused = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+        attended = spec.num_heads * spec.head_dim
         self.qkv_proj = Linear(spec.hidden_size, fused, bias=spec.qkv_bias)
         self.o_proj = Linear(attended, spec.hidden_size, bias=spec.output_bias)
         self.q_norm = RMSNorm(spec.head_dim, spec.rms_norm_eps, ops) if spec.qk_norm else None
@@ -61,20 +40,20 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]; writes to `layer_cache` [2, pages, page_size, Hkv, D]."""
         heads = self.qkv_proj(x).view(x.shape[0], -1, self._head_dim)
-        q, k, v = heads.split(self._heads, dim=1)
-        q_norm, k_norm = self.q_norm, self.k_norm
-        if q_norm is not None and k_norm is not None:
-            q, k = q_norm(q), k_norm(k)
-        ops, cos, sin, pairs = self._ops, rotation.cos, rotation.sin, self._adjacent_pairs
-        q = ops.apply_rope(q, cos, sin, adjacent_pairs=pairs)
-        k = ops.apply_rope(k, cos, sin, adjacent_pairs=pairs)
-        if rotation.query_scale is not None:
-            q = q * rotation.query_scale.to(q.dtype)[:, None, None]
+        q = self._ops.rotate_and_write(
+            heads, self._norms(), rotation, layer_cache, meta.slot_mapping
+        )
         k_cache, v_cache = layer_cache
-        ops.write_kv(k, v, k_cache, v_cache, meta.slot_mapping)
-        attended = ops.paged_attention(q, k_cache, v_cache, meta, self._scale)
+        attended = self._ops.paged_attention(q, k_cache, v_cache, meta, self._scale)
         out: torch.Tensor = self.o_proj(attended.flatten(1))
         return out
+
+    def _norms(self) -> HeadNorms | None:
+        # Read in every call, as moving a module to a device replaces its parameters.
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if q_norm is None or k_norm is None:
+            return None
+        return HeadNorms(q_norm.weight, k_norm.weight, q_norm.eps)
 
 
 class MLP(nn.Module):
@@ -188,7 +167,7 @@ class Decoder(nn.Module):
         if length is not None:
             place = batch.positions[0].double() + 1
             scale = (place.log() / math.log(length)).clamp(min=1).float()
-        return Rotation(cos, sin, scale)
+        return Rotation(cos, sin, scale, self.spec.rope.adjacent_pairs)
 
     def _rope_table(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Frequencies [levels, F] and their axes; not parameters, so that they need not be loaded."""

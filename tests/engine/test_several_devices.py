@@ -12,7 +12,7 @@ from inference_service.engine import memory
 from inference_service.engine_protocol.messages import EngineConfig, SamplingParams
 from inference_service.families.registry import load_spec
 from inference_service.kernels.attention import AttentionMetadata
-from inference_service.models.decoder import Rotation
+from inference_service.kernels.heads import Rotation
 from tests.support.attention_metadata import attention_metadata
 from tests.support.conversations import ask, drain
 

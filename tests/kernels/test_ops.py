@@ -75,7 +75,7 @@ def test_a_triton_that_cannot_be_imported_costs_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ops, "find_spec", lambda _: True)
-    for name in ("rows", "attention"):
+    for name in ("attention", "heads", "rows"):
         monkeypatch.setitem(sys.modules, f"inference_service.kernels.gpu.{name}", None)
         monkeypatch.delattr(f"inference_service.kernels.gpu.{name}", raising=False)
     assert choose_ops([CUDA], BF16) == REFERENCE
@@ -158,7 +158,7 @@ def test_the_check_of_every_operation_notices_one_wrong_result(
 
     def run(*args: Any, **kwargs: Any) -> Any:
         result = reference(*args, **kwargs)
-        changed = args[2] if op == "write_kv" else result
+        changed = args[3] if op == "rotate_and_write" else result
         changed = changed[-1] if isinstance(changed, tuple) else changed
         changed.view(-1)[-1] += 10 * LIMITS[dtype] * changed.abs().max()
         return result

@@ -63,13 +63,12 @@ def test_a_forward_pass_calls_every_operation_of_its_model(checkpoint, monkeypat
     pieces = calls["silu_and_mul"] - layers if in_tower else 0
     assert pieces >= blocks * in_tower
     assert calls == {
-        "write_kv": layers,
+        "rotate_and_write": layers,
         "paged_attention": layers,
         "add_rms_norm": 2 * layers + 1,
-        "apply_rope": 2 * layers + 2 * blocks,
+        "apply_rope": 2 * blocks,
         "silu_and_mul": layers + pieces,
         **({"rms_norm": blocks + pieces + 1} if in_tower else {}),
-        **({"rms_norm": 2 * layers} if decoder.qk_norm else {}),
     }
 
 
@@ -138,5 +137,9 @@ def test_kernels_are_compared_with_the_sizes_of_the_model(checkpoint, monkeypatc
         head_dim=decoder.head_dim,
         hidden_size=decoder.hidden_size,
         intermediate_size=decoder.intermediate_size,
+        rotated=decoder.rope.dim,
+        adjacent_pairs=decoder.rope.adjacent_pairs,
+        qk_norm=decoder.qk_norm,
+        scaled_queries=decoder.logn_length is not None,
     )
     assert seen == [([CPU], torch.float32, sizes, CPU)]

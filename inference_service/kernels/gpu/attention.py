@@ -22,37 +22,6 @@ _DECODE_KEYS, _PREFILL_KEYS, _PREFILL_ROWS = 32, 32, 32
 
 
 @triton.jit
-def write_kv_kernel(k, v, k_cache, v_cache, slots, k_stride, v_stride, width, BLOCK: tl.constexpr):
-    """Keys and values of one token; its heads are contiguous, and so is the cache."""
-    token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots + token)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < width
-    for_key = tl.load(k + token * k_stride + columns, mask=inside)
-    for_value = tl.load(v + token * v_stride + columns, mask=inside)
-    tl.store(k_cache + slot * width + columns, for_key, mask=inside)
-    tl.store(v_cache + slot * width + columns, for_value, mask=inside)
-
-
-def write_kv(
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-) -> None:
-    """As `kernels.attention.write_kv`."""
-    tokens, heads, head_dim = k.shape
-    k, v = (x if x[0].is_contiguous() else x.contiguous() for x in (k, v))
-    width = heads * head_dim
-    block = min(1024, triton.next_power_of_2(width))
-    grid = (tokens, triton.cdiv(width, block))
-    write_kv_kernel[grid](
-        *(k, v, k_cache, v_cache, slot_mapping, k.stride(0), v.stride(0), width), BLOCK=block
-    )
-
-
-@triton.jit
 def attend_block(
     q, best, total, acc, k_cache, v_cache, pages, head, first, seen, scale,
     page_size, slot_stride, D: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
@@ -78,7 +47,12 @@ def attend_block(
     return new_best, total * kept + tl.sum(weights, axis=1), acc
 
 
-@triton.jit
+# Triton compiles a variant for every property of an argument that it specialises on (1, a multiple of 16, an aligned
+# pointer). What changes from step to step must have none: compiling would stall a server for seconds.
+@triton.jit(
+    do_not_specialize=["page_stride", "splits"],
+    do_not_specialize_on_alignment=["contexts", "query_start"],
+)
 def decode_kernel(
     q, k_cache, v_cache, pages, contexts, query_start, parts, extremes, scale,
     q_stride, page_stride, page_size, slot_stride, splits,
@@ -118,7 +92,7 @@ def decode_kernel(
     tl.store(extremes + part * 2 + 1, total, mask=members < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["query_start"])
 def combine_kernel(
     parts, extremes, out, query_start, heads, splits, D: tl.constexpr, WIDTH: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -142,7 +116,10 @@ def combine_kernel(
     tl.store(out + places, value.to(out.dtype.element_ty), mask=columns < D)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["page_stride"],
+    do_not_specialize_on_alignment=["contexts", "query_start"],
+)
 def prefill_kernel(
     q, k_cache, v_cache, pages, contexts, query_start, out, scale,
     q_stride, heads, page_stride, page_size, slot_stride,
@@ -228,7 +205,7 @@ def _decode(
         *(parts, extremes, out, meta.query_start, heads, splits),
         D=head_dim,
         WIDTH=width,
-        SPLITS=triton.next_power_of_2(splits),
+        SPLITS=_MAX_SPLITS,
     )
 
 

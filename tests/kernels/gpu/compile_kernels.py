@@ -1,6 +1,6 @@
 """Compiles all GPU kernels for a Hopper card, without one, and prints what each takes, as JSON.
 
-    python tests/kernels/gpu/compile_kernels.py
+    python tests/kernels/gpu/compile_kernels.py [KERNEL ...]
 
 Every row: kernel, constants, bytes of spilled registers, bytes of shared memory, and whether it has matrix and
 asynchronous copy instructions. A program of its own, as triton decides when it is imported to compile or to interpret.
@@ -29,21 +29,26 @@ GROUPS = (1, 4, 5, 6, 7, 8, 16)
 HEAD_DIMS = (64, 80, 128, 256)
 FLOATS = {"scale": "fp32", "eps": "fp32"}
 INDICES = {"pages", "contexts", "query_start"}
-WIDE = {"parts", "extremes", "cos", "sin"}
+WIDE = {"parts", "extremes", "cos", "sin", "query_scale"}
 POINTERS = (
     INDICES
     | WIDE
     | {
         *("x", "residual", "weight", "out", "total", "gate_up"),
-        *("q", "k", "v", "k_cache", "v_cache", "slots"),
+        *("heads", "q_weight", "k_weight", "q", "k_cache", "v_cache", "slots"),
     }
 )
+
+
+DIVISIBLE = {"page_size"}
+"""Integers that are multiples of 16 in every model."""
 
 
 def kernels() -> Iterator[tuple[Any, dict[str, Any]]]:
     """Every kernel with the constants of every shape."""
     rows = import_module("inference_service.kernels.gpu.rows")
     attention = import_module("inference_service.kernels.gpu.attention")
+    heads = import_module("inference_service.kernels.gpu.heads")
     for adds in (False, True):
         for block in (128, 4096, 8192):
             yield rows.rms_norm_kernel, {"ADDS": adds, "BLOCK": block}
@@ -52,11 +57,18 @@ def kernels() -> Iterator[tuple[Any, dict[str, Any]]]:
         for head_dim in HEAD_DIMS:
             block = 1 << (head_dim - 1).bit_length()
             yield rows.rope_kernel, {"ADJACENT": adjacent, "BLOCK": block}
-    yield attention.write_kv_kernel, {"BLOCK": 1024}
+    for head_dim in HEAD_DIMS:
+        block = 1 << (head_dim - 1).bit_length()
+        shape = {"QUERIES": 28, "KEYS": 4, "ROWS": max(1, 1024 // block), "BLOCK": block}
+        for kind in (
+            {"NORM": False, "SCALED": False, "ADJACENT": False},
+            {"NORM": True, "SCALED": False, "ADJACENT": False},
+            {"NORM": False, "SCALED": True, "ADJACENT": True},
+        ):
+            yield heads.rotate_and_write_kernel, shape | kind
     for head_dim in HEAD_DIMS:
         width = {"D": head_dim, "WIDTH": 1 << (head_dim - 1).bit_length()}
-        for splits in (1, 32):
-            yield attention.combine_kernel, width | {"SPLITS": splits}
+        yield attention.combine_kernel, width | {"SPLITS": 32}
         for group in GROUPS:
             shape = width | {"GROUP": group}
             yield attention.decode_kernel, shape | {"ROWS": 16, "KEYS": 32}
@@ -76,7 +88,7 @@ def type_of(name: str, value: str) -> str:
 
 
 def compiled(kernel: Any, constants: Mapping[str, Any], value: str) -> Any:
-    """A kernel for sm_90; as at run time, pointers and strides are multiples of 16."""
+    """A kernel for sm_90; as at run time, pointers and strides are multiples of 16 where it specialises on that."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -87,8 +99,9 @@ def compiled(kernel: Any, constants: Mapping[str, Any], value: str) -> Any:
         (index,)
         for index, name in enumerate(names)
         if name not in constants
-        and (name in POINTERS or name.endswith("_stride") or name == "page_size")
-        and name != "page_stride"
+        and (name in POINTERS or name.endswith("_stride") or name in DIVISIBLE)
+        and not kernel.params[index].do_not_specialize
+        and not kernel.params[index].do_not_specialize_on_alignment
     ]
     source = ASTSource(
         fn=kernel,
@@ -115,11 +128,13 @@ def spilled_bytes(cubin: bytes) -> int:
 
 
 def main() -> None:
-    """Compiles all and prints the rows."""
+    """Compiles all, or those that the arguments name, and prints the rows."""
     if not find_spec("triton"):
         sys.path.append(str(FOLDER))
     rows = []
     for kernel, constants in kernels():
+        if sys.argv[1:] and kernel.__name__ not in sys.argv[1:]:
+            continue
         result = compiled(kernel, constants, "bf16")
         text = result.asm["ptx"]
         rows.append(

@@ -37,6 +37,12 @@ def rows(_interpreter: None) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def heads(_interpreter: None) -> ModuleType:
+    """`kernels.gpu.heads`, interpreted."""
+    return import_module("inference_service.kernels.gpu.heads")
+
+
+@pytest.fixture(scope="session")
 def attention(_interpreter: None) -> ModuleType:
     """`kernels.gpu.attention`, interpreted."""
     return import_module("inference_service.kernels.gpu.attention")
