@@ -115,6 +115,7 @@ def engine_config(settings: ServiceSettings, model: Model) -> EngineConfig:
         device=settings.device,
         quantization=settings.quantization,
         gpu_kernels=settings.gpu_kernels,
+        cuda_graphs=settings.cuda_graphs,
         pipeline_depth=settings.pipeline_depth,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,

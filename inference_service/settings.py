@@ -152,6 +152,11 @@ class ServiceSettings(FlagSettings):
         description="auto = on a GPU, the kernels that give the results of their torch references there; off = the"
         " references only, which are slower",
     )
+    cuda_graphs: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto = on one GPU, decode steps are captured as CUDA graphs at start, where these give the results"
+        " of the steps; off = every kernel is launched by itself, which is slower for small batches",
+    )
     pipeline_depth: Annotated[int, Field(ge=0, le=1)] | None = Field(
         None,
         description="number of steps that the device computes while the next one is planned; none = 1 on a GPU, 0 on a"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 import time
 
@@ -19,6 +20,14 @@ from inference_service.engine.cpu_forms import (
 )
 from inference_service.engine.device import note_progress
 from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.graph_capture import (
+    Capture,
+    CudaCapture,
+    capture_graphs,
+    most_rows,
+    uses_graphs,
+)
+from inference_service.engine.graph_check import GraphCheck
 from inference_service.engine.loader import load_model
 from inference_service.engine.memory import (
     count_kv_pages,
@@ -32,6 +41,7 @@ from inference_service.engine.pace import Pace
 from inference_service.engine.runner import ModelRunner
 from inference_service.engine.scheduler import Scheduler
 from inference_service.engine_protocol.messages import EngineConfig, EngineReady
+from inference_service.families.footprint import graph_sizes
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import kv_bytes_per_token, module_parts
 from inference_service.model_spec import ModelSpec
@@ -93,14 +103,19 @@ def assemble(config: EngineConfig, load: LoadModel = load_model) -> Parts:
         max_num_batched_tokens=config.max_num_batched_tokens,
         pace=pace,
     )
+    capture = _capture_for(config, model)
+    with_padding = int(capture is not None)
     runner = ModelRunner(
         model,
-        model.new_kv_cache(num_pages, config.page_size),
+        model.new_kv_cache(num_pages + with_padding, config.page_size),
         encoder_cache,
         page_size=config.page_size,
         max_num_seqs=config.max_num_seqs,
         max_model_len=max_model_len,
+        padding_page=num_pages if with_padding else None,
     )
+    if capture is not None:
+        _capture(config, runner, num_pages, capture)
     ready = _ready(model, devices, max_model_len, blocks, time.monotonic() - started)
     return Parts(spec, devices[0], blocks, encoder_cache, pace, scheduler, runner, ready)
 
@@ -133,6 +148,23 @@ def _load(
     if on_cpu:  # on a GPU a step takes less than a second
         note_progress(model)
     return model
+
+
+def _capture_for(config: EngineConfig, model: VisionLanguageModel) -> Capture | None:
+    """What records graphs; None if there are to be none."""
+    return CudaCapture(model.device) if uses_graphs(config, model) else None
+
+
+def _capture(config: EngineConfig, runner: ModelRunner, num_pages: int, capture: Capture) -> None:
+    """Gives the runner its graphs."""
+    sizes = graph_sizes(most_rows(config, num_pages))
+    if not sizes:
+        return
+    around = runner.surroundings(sizes[-1])
+    check = partial(
+        GraphCheck, sizes, around, num_pages=num_pages, max_tokens=config.max_num_batched_tokens
+    )
+    runner.graphs = capture_graphs(sizes, around, check, capture)
 
 
 def _ready(

@@ -9,15 +9,19 @@ import math
 
 import torch
 
+from inference_service.engine.graph_capture import uses_graphs
 from inference_service.engine.inputs import SequenceInput, batch_of, pack
 from inference_service.engine.runner import PROMPT_LOGITS_ROWS
-from inference_service.engine.slots import largest_state_bytes, new_state
+from inference_service.engine.slots import new_state
 from inference_service.engine.staging import Staging
 from inference_service.engine_protocol.messages import EngineConfig
 from inference_service.families.footprint import (
     STEP_RESERVE_BYTES,
     encoder_cache_bytes,
+    graph_bytes,
+    graph_sizes,
     largest_media_tokens,
+    slots_bytes,
     usable_bytes,
 )
 from inference_service.families.placement import Placement, place_layers
@@ -200,7 +204,7 @@ def _free_bytes(config: EngineConfig, model: VisionLanguageModel) -> dict[torch.
 def _free_bytes_on_gpus(
     config: EngineConfig, model: VisionLanguageModel, gpus: Sequence[torch.device]
 ) -> dict[torch.device, int]:
-    """Bytes for the cache after weights, the largest step, the encoder cache and the state of the slots."""
+    """Bytes for the cache after weights, the largest step, the encoder cache, the state of the slots and graphs."""
     held = {}
     for device in gpus:
         torch.cuda.synchronize(device)
@@ -215,15 +219,20 @@ def _free_bytes_on_gpus(
     free = {device: _permitted_bytes(config, device) - step[device] for device in gpus}
     if model.device in free:
         free[model.device] -= _encoder_cache_bytes(config, model.spec, model.dtype)
-        free[model.device] -= _slots_bytes(config, model.spec)
+        free[model.device] -= _decode_bytes(config, model)
     return free
 
 
-def _slots_bytes(config: EngineConfig, spec: ModelSpec) -> int:
+def _decode_bytes(config: EngineConfig, model: VisionLanguageModel) -> int:
+    """Bytes of the state of the slots, and of graphs if there are to be any."""
+    spec, page_size = model.spec, config.page_size
     max_len = resolve_max_model_len(config, spec)
-    max_pages = -(-max_len // config.page_size)
-    state = largest_state_bytes(config.max_num_seqs, max_pages, max_len, spec.decoder.vocab_size)
-    return state + state // 2  # what grows is copied from half the size
+    captured = uses_graphs(config, model)
+    slots = slots_bytes(spec, config.max_num_seqs + captured, max_len, page_size)
+    if not captured:
+        return slots
+    sizes = graph_sizes(min(config.max_num_seqs, config.max_num_batched_tokens))
+    return slots + graph_bytes(spec, sizes, model.dtype.itemsize, max_len, page_size)
 
 
 @torch.inference_mode()

@@ -24,6 +24,7 @@ import threading
 from typing import Final, get_args
 
 from inference_service.child import die_with
+from inference_service.engine.failures import DeviceLostError
 from inference_service.engine.loop import Core, EngineLoop
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import EngineConfig
@@ -121,6 +122,8 @@ def serve(fd: int, core_factory: CoreFactory = load_core) -> int:
         raise wire.WireError("the first message must be Start")
     try:
         core = core_factory(start.config)
+    except DeviceLostError:
+        raise  # the front starts another process, which does without what has failed
     except Exception as error:
         # Errors that the operator can correct are ValueErrors with a clear message: no traceback.
         logger.exception("the model cannot be loaded", exc_info=not isinstance(error, ValueError))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.graphs import DecodeGraph, DecodeGraphs, Surroundings
 from inference_service.engine.inputs import UNKNOWN, SequenceInput, batch_of, pack
 from inference_service.engine.logprobs import LogprobTensors, token_logprobs
 from inference_service.engine.readback import to_host
@@ -24,7 +25,7 @@ from inference_service.engine.scheduler import Chunk
 from inference_service.engine.sequence import Sequence, SequenceId
 from inference_service.engine.slots import Slots
 from inference_service.engine.staging import Array, Fence, Staging
-from inference_service.engine.step_sampler import StepSampler
+from inference_service.engine.step_sampler import Sampled, StepSampler
 from inference_service.engine_protocol.messages import ImageSpan, PositionLogprobs, ProbeResult
 from inference_service.families.registry import family_of
 from inference_service.kernels.pieces import Pieces
@@ -93,7 +94,11 @@ class _Prompt:
 
 
 class ModelRunner:
-    """Runs the model with a paged KV cache."""
+    """Runs the model with a paged KV cache.
+
+    Attributes:
+        graphs: Decode steps that run as one; empty at first.
+    """
 
     def __init__(
         self,
@@ -104,7 +109,19 @@ class ModelRunner:
         page_size: int,
         max_num_seqs: int,
         max_model_len: int,
+        padding_page: int | None = None,
     ) -> None:
+        """Allocates the state of the sequences.
+
+        Args:
+            model: The model.
+            kv_cache: Its cache.
+            encoder_cache: The embeddings of images.
+            page_size: Tokens of a page.
+            max_num_seqs: Maximum number of sequences of a step.
+            max_model_len: Maximum number of tokens of a sequence.
+            padding_page: A page of the cache that no sequence ever has; needed for graphs.
+        """
         self._model = model
         self._kv_cache = kv_cache
         self._encoder_cache = encoder_cache
@@ -118,11 +135,30 @@ class ModelRunner:
             max_len=max_model_len,
             vocab_size=vocab_size,
             device=model.device,
+            padding_page=padding_page,
         )
+        self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
+        self._padding_page = padding_page
+        self.graphs = DecodeGraphs({})
         self._sampler = StepSampler(
             self._slots, model.ops, max_seqs=max_num_seqs, vocab_size=vocab_size
         )
         self._prompts: dict[SequenceId, _Prompt] = {}
+
+    def surroundings(self, rows: int) -> Surroundings:
+        """What steps of at most so many rows share, with new tensors for their results."""
+        assert self._padding_page is not None, "graphs need a page for padding"
+        device, vocab_size = self._model.device, self._model.spec.decoder.vocab_size
+        return Surroundings(
+            model=self._model,
+            kv_cache=self._kv_cache,
+            state=self._slots.state,
+            page_size=self._page_size,
+            max_model_len=self._max_model_len,
+            padding=SequenceInput((0,), 0, (self._padding_page,), self._max_num_seqs),
+            logits=torch.empty(rows, vocab_size, dtype=torch.float32, device=device),
+            token_ids=torch.empty(rows, dtype=torch.int64, device=device),
+        )
 
     def add(self, sequences: Seq[Sequence], pixels: memoryview) -> None:
         """Prepare the sequences of one request, all or (if this raises) none.
@@ -162,6 +198,11 @@ class ModelRunner:
 
         Waits until the inputs of the step before the previous one are on the device, as their buffers are reused.
         """
+        graph = self._graph_for(chunks)
+        return self._launch(chunks) if graph is None else self._replay(graph, chunks)
+
+    def _launch(self, chunks: Seq[Chunk]) -> Launched:
+        """Enqueue every operation of a step by itself."""
         image_rows, parts = self._image_rows(chunks)
         # Before anything is queued, as it may run out of memory.
         embeddings = torch.cat(parts) if parts else None
@@ -189,13 +230,10 @@ class ModelRunner:
         self._model.ops.update_slots(state, StateUpdate(*sent[changes]))
         batch = batch_of(packed, sent[inputs], state, embeddings)
         hidden = self._model.forward(batch, self._kv_cache)
-        token_ids, candidates, logprobs = None, None, None
+        sampled = None
         if plan is not None and rows is not None:
             logits = self._model.logits(hidden.index_select(0, sent[rows.start]))
             sampled = self._sampler.run(plan, sent[rows], logits)
-            token_ids = to_host(sampled.token_ids)
-            candidates = None if sampled.candidates is None else to_host(sampled.candidates)
-            logprobs = None if sampled.logprobs is None else sampled.logprobs.to_host()
         prompt_logprobs = {
             index: self._prompt_logprobs(
                 hidden[starts[index] : starts[index + 1]], chunk, sent[targets[index]]
@@ -203,6 +241,42 @@ class ModelRunner:
             for index, chunk in enumerate(chunks)
             if chunk.sequence.top_prompt_logprobs is not None
         }
+        return self._launched(chunks, sampled, prompt_logprobs)
+
+    def _graph_for(self, chunks: Seq[Chunk]) -> DecodeGraph | None:
+        """The graph for a step, if all of it is a token for each sequence, from which the next one is sampled."""
+        if not self.graphs.sizes or not all(map(_is_one_token, chunks)):
+            return None
+        return self.graphs.fitting(len(chunks))
+
+    def _replay(self, graph: DecodeGraph, chunks: Seq[Chunk]) -> Launched:
+        """Enqueue a step as a graph, and sampling behind it unless all of it is greedy."""
+        outgoing = _Outgoing()
+        update = self._slots.admit(chunk.sequence for chunk in chunks)
+        words = outgoing.add([graph.step.pack([self._input(chunk) for chunk in chunks])])
+        plan = self._sampler.plan(chunks, range(len(chunks)))
+        rows = outgoing.add([] if plan.is_greedy else plan.arrays)
+        changes = outgoing.add(update)
+        sent = self._staging.send(outgoing.arrays)
+        self._model.ops.update_slots(self._slots.state, StateUpdate(*sent[changes]))
+        token_ids, logits = graph.run(sent[words.start], len(chunks))
+        sampled = Sampled(token_ids, None, None)
+        if not plan.is_greedy:
+            sampled = self._sampler.run(plan, sent[rows], logits)
+        return self._launched(chunks, sampled, {})
+
+    def _launched(
+        self,
+        chunks: Seq[Chunk],
+        sampled: Sampled | None,
+        prompt_logprobs: dict[int, list[LogprobTensors]],
+    ) -> Launched:
+        """Enqueue the copies of the results to the host."""
+        token_ids, candidates, logprobs = None, None, None
+        if sampled is not None:
+            token_ids = to_host(sampled.token_ids)
+            candidates = None if sampled.candidates is None else to_host(sampled.candidates)
+            logprobs = None if sampled.logprobs is None else sampled.logprobs.to_host()
         fence = Fence(self._model.device)
         fence.record()
         return Launched(chunks, fence, token_ids, candidates, logprobs, prompt_logprobs)
@@ -307,6 +381,14 @@ class _Outgoing:
         start = len(self.arrays)
         self.arrays += arrays
         return slice(start, len(self.arrays))
+
+
+def _is_one_token(chunk: Chunk) -> bool:
+    """Whether a chunk is a single token, not of an image, whose only result is what is sampled from it."""
+    if chunk.end - chunk.start != 1 or not chunk.samples:
+        return False
+    first, last = _reported(chunk)
+    return first >= last and not chunk.sequence.images_between(chunk.start, chunk.end)
 
 
 def _reported(chunk: Chunk) -> tuple[int, int]:

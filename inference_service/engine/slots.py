@@ -39,12 +39,6 @@ def new_state(
     )
 
 
-def largest_state_bytes(num_slots: int, max_pages: int, max_len: int, vocab_size: int) -> int:
-    """Bytes of a state in which every sequence has all penalties; see `Slots`."""
-    slot = 8 + 4 * (max_pages + max_len + vocab_size)
-    return num_slots * slot + 4 * vocab_size
-
-
 @dataclass(slots=True)
 class Tenant:
     """Who has a slot.
@@ -72,7 +66,14 @@ class Slots:
     """
 
     def __init__(
-        self, num_slots: int, *, max_pages: int, max_len: int, vocab_size: int, device: torch.device
+        self,
+        num_slots: int,
+        *,
+        max_pages: int,
+        max_len: int,
+        vocab_size: int,
+        device: torch.device,
+        padding_page: int | None = None,
     ) -> None:
         """Allocates little: the memory of penalties grows with its use.
 
@@ -82,6 +83,7 @@ class Slots:
             max_len: Maximum number of tokens of a sequence.
             vocab_size: Width of the logits.
             device: The device.
+            padding_page: A page that no sequence has; with it there is one slot more, which has only that page.
         """
         self._device = device
         self._max_len = max_len
@@ -90,7 +92,10 @@ class Slots:
         self._table = SamplingTable(num_slots, vocab_size)
         self._count_bases = np.zeros(num_slots, np.int64)
         self._free_count_rows: list[int] = []
-        self.state = new_state(num_slots, max_pages, max_len, vocab_size, device)
+        further = int(padding_page is not None)
+        self.state = new_state(num_slots + further, max_pages, max_len, vocab_size, device)
+        if padding_page is not None:
+            self.state.page_table[num_slots] = padding_page
 
     def admit(self, sequences: Iterable[Sequence]) -> list[Array]:
         """Notes the sequences of a step; returns the fields of the `StateUpdate` that goes before it."""

@@ -33,12 +33,14 @@ class SamplingPlan:
         shape: The shape of the selection.
         masked: The sequences whose next token is constrained.
         num_top: Number of most likely tokens, for each row whose log probabilities are requested.
+        is_greedy: The most likely tokens are the result, and nothing else is asked for.
     """
 
     arrays: list[Array]
     shape: Shape
     masked: list[Sequence]
     num_top: list[int]
+    is_greedy: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +89,13 @@ class StepSampler:
             np.repeat(np.arange(len(judged)), candidates),
             np.array([i for probe in probes for i in probe.candidate_ids], np.int64),
         ]
+        changed = (selection.drawn_rows, selection.penalty_rows, selection.bias_rows)
         return SamplingPlan(
             [*rows, *recorded, *selection.arrays],
             shape,
             [sequences[i] for i in masked],
             [sequences[i].sampling.logprobs or 0 for i in reported],
+            is_greedy=not (masked or reported or judged or any(map(len, changed))),
         )
 
     def run(self, plan: SamplingPlan, sent: Seq[Tensor], logits: Tensor) -> Sampled:

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 import contextlib
+from dataclasses import replace
 import logging
 import os
 import time
@@ -337,6 +338,7 @@ class EngineClient:
                     self._delay_s = self._restart_delay_s
             else:
                 failed_loads += 1
+                self._do_without_graphs()
             never_up = self.ready is None
             if failed_loads >= MAX_FAILED_LOADS or (never_up and self._load_error is not None):
                 logger.error("the engine failed for good: %s", reason)
@@ -347,6 +349,12 @@ class EngineClient:
             await asyncio.sleep(self._delay_s)
             self._delay_s = min(2 * self._delay_s, MAX_RESTART_DELAY_S)
             self.restarts[cause] += 1
+
+    def _do_without_graphs(self) -> None:
+        """Has the next engine capture no graphs, if this one told nothing: it may have died of that."""
+        if self._load_error is None and self._config.cuda_graphs != "off":
+            self._config = replace(self._config, cuda_graphs="off")
+            logger.warning("an engine ended while it loaded: the next ones use no CUDA graphs")
 
     async def _live_once(self) -> tuple[float, str, str]:
         """Starts the engine, waits until it ends and cleans up.

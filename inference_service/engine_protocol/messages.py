@@ -314,6 +314,7 @@ class EngineConfig:
         device: `auto`, `cpu`, `cuda`, `cuda:N`, or several GPUs for a model too large for one: `cuda:0,cuda:1`.
         quantization: `none`, or `int8` for the large weights of the language model on a CPU.
         gpu_kernels: `auto` = the kernels that equal their torch references on the GPU; `off` = the references only.
+        cuda_graphs: `auto` = decode steps on a GPU are captured where they then give the same results; `off` = none is.
         pipeline_depth: 0, or 1 = a step is launched before the results of the one before it are read; None = 1 on a
             GPU, 0 on a CPU.
         max_model_len: Context window in tokens; None = the model's own.
@@ -335,6 +336,7 @@ class EngineConfig:
     device: str = "auto"
     quantization: str = "none"
     gpu_kernels: str = "auto"
+    cuda_graphs: str = "auto"
     pipeline_depth: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64

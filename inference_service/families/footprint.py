@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inference_service.families.tables import kv_bytes_per_token, module_parts
@@ -14,6 +15,12 @@ PACKED_VALUES = 2**18
 """Minimum values of a weight that is packed on a CPU: the products with smaller ones are faster without."""
 STEP_RESERVE_BYTES = 2**30
 """Estimate for the activations of one step where the engine cannot measure them, or has not yet."""
+GRAPH_BYTES = 8 * 2**20
+"""Estimate for what a driver keeps of one CUDA graph: hundreds of kernels with their arguments."""
+GRAPH_POOL_SLACK_BYTES = 2 * 20 * 2**20
+"""What torch's allocator may leave unused in a pool: parts of two of its blocks."""
+MAX_KEY_SPLITS = 32
+"""The most parts into which the attention of a decode step divides the keys of a sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +102,63 @@ def encoder_cache_bytes(spec: ModelSpec, num_tokens: int, bytes_per_value: int) 
     """Bytes of an encoder cache for `num_tokens` image tokens with their deepstack features."""
     levels = 1 + spec.decoder.deepstack_levels
     return num_tokens * spec.decoder.hidden_size * levels * bytes_per_value
+
+
+def largest_state_bytes(num_slots: int, max_pages: int, max_len: int, vocab_size: int) -> int:
+    """Bytes of the state of the slots if every sequence has all penalties; see `engine.slots`."""
+    slot = 8 + 4 * (max_pages + max_len + vocab_size)
+    return num_slots * slot + 4 * vocab_size
+
+
+def slots_bytes(spec: ModelSpec, num_slots: int, max_len: int, page_size: int) -> int:
+    """The same, with what is needed while it grows: the largest part is then copied from half the size."""
+    max_pages = -(-max_len // page_size)
+    state = largest_state_bytes(num_slots, max_pages, max_len, spec.decoder.vocab_size)
+    return state + state // 2
+
+
+def graph_sizes(most: int) -> tuple[int, ...]:
+    """Numbers of rows for which decode steps are captured, in ascending order.
+
+    They are 1, 2, 4, 8 and 16; then the distance is 8, and from 128 on an eighth of the power of two below, so that at
+    most an eighth of a large step is padding.
+
+    Args:
+        most: The largest size.
+    """
+    sizes, size = [], 1
+    while size < most:
+        sizes.append(size)
+        size += size if size < 8 else max(8, 1 << (size.bit_length() - 4))
+    return (*sizes, most) if most > 0 else ()
+
+
+def graph_bytes(
+    spec: ModelSpec, sizes: Sequence[int], bytes_per_value: int, max_len: int, page_size: int
+) -> int:
+    """Bytes for the graphs of decode steps: an upper bound of their tensors, and an estimate of what the driver keeps.
+
+    Args:
+        spec: The model.
+        sizes: Their numbers of rows, in ascending order.
+        bytes_per_value: Of activations and cache.
+        max_len: Maximum number of tokens of a sequence.
+        page_size: Tokens of a page.
+    """
+    if not sizes:
+        return 0
+    decoder = spec.decoder
+    head_dim, heads = decoder.head_dim, decoder.num_heads
+    fused = (heads + 2 * decoder.num_kv_heads) * head_dim
+    # As if nothing of a layer were freed before its end, nor the head's scores before the step's.
+    activations = 6 * decoder.hidden_size + 4 * fused + 3 * decoder.intermediate_size
+    partial_sums = heads * MAX_KEY_SPLITS * (head_dim + 2)
+    row = (activations + decoder.vocab_size) * bytes_per_value
+    row += (
+        4 * (partial_sums + 4 * head_dim + decoder.vocab_size + -(-max_len // page_size)) + 8 * 16
+    )
+    padding = page_size * kv_bytes_per_token(spec, bytes_per_value)
+    return sizes[-1] * row + padding + len(sizes) * GRAPH_BYTES + GRAPH_POOL_SLACK_BYTES
 
 
 def usable_bytes(total: int, used: int, share: float) -> int:

@@ -182,18 +182,30 @@ def defect(op: str, run: Run, reference: Run, inputs: Inputs) -> str:
     try:
         found = CASES[op](run, inputs)
         # Reads the results, and so waits for the kernel and gets its errors.
-        differences = [_difference(*pair) for pair in zip(found, expected, strict=True)]
+        differences = [difference(*pair) for pair in zip(found, expected, strict=True)]
         return next(filter(None, differences), "")
     except Exception as error:  # noqa: BLE001 - compilers and drivers may raise anything
-        text = " ".join(str(error).split())
-        short = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
-        return f"{type(error).__name__}: {short}"
+        return in_one_line(error)
 
 
-def _difference(found: Tensor, expected: Tensor) -> str:
+def in_one_line(error: Exception) -> str:
+    """The kind of an error and its message, without the middle of a long one."""
+    text = " ".join(str(error).split())
+    short = text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+    return f"{type(error).__name__}: {short}"
+
+
+def difference(found: Tensor, expected: Tensor, dtype: torch.dtype | None = None) -> str:
+    """How a result differs from that of the reference, in one line; empty if it does not.
+
+    Args:
+        found: The result.
+        expected: That of the reference.
+        dtype: The dtype in which both were computed, a key of `LIMITS`; None = their own.
+    """
     if (found.shape, found.dtype) != (expected.shape, expected.dtype):
         return f"{found.dtype} {[*found.shape]} instead of {expected.dtype} {[*expected.shape]}"
-    limit = LIMITS[expected.dtype]
+    limit = LIMITS[dtype or expected.dtype]
     error = float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
     if error <= limit:
         return ""

@@ -154,10 +154,10 @@ class Decoder(nn.Module):
         x, _ = self.norm.add(x, residual)
         return x
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[R, hidden] -> [R, vocab] float32."""
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[R, hidden] -> [R, vocab] float32, in `out` if that is given."""
         scores: torch.Tensor = self.lm_head(hidden)
-        return scores.float()
+        return scores.float() if out is None else out.copy_(scores)
 
     def _rotation(self, batch: ForwardBatch) -> Rotation:
         frequencies, axes = self._rope_table(batch.positions.device)

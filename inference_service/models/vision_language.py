@@ -120,9 +120,9 @@ class VisionLanguageModel(nn.Module):
         hidden: torch.Tensor = self.decoder(batch, kv_cache)
         return hidden
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[R, hidden] -> [R, vocab] float32."""
-        return self.decoder.logits(hidden)
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[R, hidden] -> [R, vocab] float32, in `out` if that is given."""
+        return self.decoder.logits(hidden, out)
 
     def new_kv_cache(self, num_pages: int, page_size: int) -> KVCache:
         """A zeroed cache for each layer [2, num_pages, page_size, Hkv, D] in the model's dtype, on its device."""

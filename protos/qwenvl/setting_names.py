@@ -20,6 +20,7 @@ SERVICE: Final = (
     "device",
     "quantization",
     "gpu_kernels",
+    "cuda_graphs",
     "pipeline_depth",
     "max_model_len",
     "max_num_seqs",

@@ -10,8 +10,8 @@ import torch
 
 from inference_service.engine import memory
 from inference_service.engine.loader import load_model
-from inference_service.engine.slots import largest_state_bytes
 from inference_service.engine_protocol.messages import EngineConfig
+from inference_service.families.footprint import largest_state_bytes
 from inference_service.model_spec import DTYPE_BYTES
 from inference_service.settings import ServiceSettings
 
@@ -88,7 +88,7 @@ def test_gpu_cache_gets_what_weights_steps_and_images_leave(
     )
     embeddings = 50 * 64 * 3 * 4
     used = total - free
-    slots = memory._slots_bytes(config, model.spec)
+    slots = memory._decode_bytes(config, model)
     assert slots > largest_state_bytes(1, 1, 64, model.spec.decoder.vocab_size)
     wanted = total // 2 - used - (peak - held) - embeddings - slots
     device = model.device

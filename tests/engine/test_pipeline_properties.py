@@ -157,7 +157,7 @@ class Serving(RuleBasedStateMachine):
     @rule(data=st.data(), stop=st.none() | st.none() | st.integers(1, 8))
     def add(self, data: st.DataObject, stop: int | None) -> None:
         """Queues a request; its answer is stopped after `stop` tokens, as if they had the text of a stop string."""
-        sequence = new_sequence(data.draw(requests(f"s{len(self.accepted)}")))
+        sequence = self.new_sequence(data, f"s{len(self.accepted)}")
         images = sequence.request.images
         too_long = len(sequence) >= self.max_model_len
         too_large = any(i.num_tokens > self.encoder_cache.capacity_tokens for i in images)
@@ -174,6 +174,9 @@ class Serving(RuleBasedStateMachine):
             self.accepted.append(sequence)
             if stop is not None:
                 self.stops[sequence.request.request_id] = stop
+
+    def new_sequence(self, data: st.DataObject, request_id: str) -> Sequence:
+        return new_sequence(data.draw(requests(request_id)))
 
     @precondition(lambda self: self.scheduler.has_work)
     @rule(data=st.data(), really=st.sampled_from([True, False, False]))
@@ -286,7 +289,7 @@ class Serving(RuleBasedStateMachine):
         answer = self.answers[request.request_id]
         tokens, prompt = self.tokens(answer), list(request.prompt_token_ids)
         of_prompt = [entry.token_id for output in answer for entry in output.prompt_logprobs]
-        token_ids, reason = expected(request, self.max_model_len)
+        token_ids, reason = self.expected(request)
         wanted = [] if request.probes else token_ids[len(prompt) :]
         wanted_of_prompt = [] if request.sampling.prompt_logprobs is None else prompt[1:]
         if answer[-1].finish_reason in {FinishReason.ABORTED, FinishReason.ERROR}:
@@ -295,8 +298,15 @@ class Serving(RuleBasedStateMachine):
         else:
             assert answer[-1].finish_reason == reason
             assert (answer[-1].probe is not None) == bool(request.probes)
-            assert not any(image.key[:1] == BROKEN for image in request.images)
+            assert not any(self.is_broken(image) for image in request.images)
         assert (tokens, of_prompt) == (wanted, wanted_of_prompt)
+
+    def expected(self, request: EngineRequest) -> tuple[list[int], FinishReason]:
+        return expected(request, self.max_model_len)
+
+    @staticmethod
+    def is_broken(image: ImageSpan) -> bool:
+        return image.key[:1] == BROKEN
 
 
 Serving.TestCase.settings = settings(

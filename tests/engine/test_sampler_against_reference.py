@@ -14,9 +14,10 @@ from inference_service.engine import sampling_table
 from inference_service.engine.masks import TokenMask
 from inference_service.engine.sampler import sample_
 from inference_service.engine.sequence import Sequence
-from inference_service.engine.slots import Slots, largest_state_bytes
+from inference_service.engine.slots import Slots
 from inference_service.engine.staging import Staging
 from inference_service.engine_protocol.messages import SamplingParams
+from inference_service.families.footprint import largest_state_bytes
 from inference_service.kernels import slot_state
 from inference_service.kernels.slot_state import record_tokens
 from tests.support import reference_sampler

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 
+from inference_service.engine.failures import DeviceLostError
 from inference_service.engine.process import main
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
@@ -65,6 +66,10 @@ class FakeCore:
             Path(path).touch()
         if kind == "slow":
             time.sleep(3600)
+        if config.cuda_graphs == "auto" and kind == "graphs":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if config.cuda_graphs == "auto" and kind == "lost":
+            raise DeviceLostError("the device is lost")
         self._config = config
         self._running: dict[tuple[str, int], _Running] = {}
         self._steps = 0

@@ -601,6 +601,19 @@ async def test_an_engine_that_never_comes_up_fails_in_the_end(options):
     assert open_descriptors() == before
 
 
+@pytest.mark.parametrize("kind", ["graphs", "lost"])
+async def test_an_engine_that_dies_of_its_graphs_starts_without_them(kind, capfd, caplog):
+    """By a signal, or because it finds the device unusable."""
+    client = fake_client(model_dir=kind)
+    async with asyncio.timeout(BOUND_S):
+        await client.start()
+    assert client.state is EngineState.READY
+    assert client.restarts == {"not_loaded": 1}
+    assert caplog.text.count("use no CUDA graphs") == 1
+    assert ("the device is lost" in capfd.readouterr().err) == (kind == "lost")
+    await client.close()
+
+
 async def test_an_engine_that_does_not_come_back_fails_in_the_end(tmp_path):
     client = fake_client(f"once:{tmp_path / 'loaded'}")
     await client.start()
