@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 import contextlib
-from functools import partial
 import time
 
 import torch
@@ -30,7 +29,7 @@ class Stopwatch:
         """Measures the work of the body; work that raises is not counted.
 
         Yields:
-            A function that tells its seconds; 0 = the device has not done it yet.
+            A function that tells its seconds; 0 = the device has not done it yet, or the body has raised.
         """
         if self._device.type != "cuda":
             begin_s = end_s = time.monotonic()
@@ -41,8 +40,15 @@ class Stopwatch:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         stream = torch.cuda.current_stream(self._device)
         begin.record(stream)
-        yield partial(_seconds_between, begin, end)
+        recorded = False
+
+        def seconds() -> float:
+            # An event that was never recorded counts as passed, but has no time.
+            return begin.elapsed_time(end) / 1000 if recorded and end.query() else 0.0  # type: ignore[no-untyped-call]
+
+        yield seconds
         end.record(stream)
+        recorded = True
         self._pending.append((begin, end))
 
     @property
@@ -52,8 +58,3 @@ class Stopwatch:
             begin, end = self._pending.popleft()
             self._counter.add(begin.elapsed_time(end) / 1000)
         return self._counter.total
-
-
-def _seconds_between(begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
-    """The time between two events; 0 until the device has passed them."""
-    return begin.elapsed_time(end) / 1000 if end.query() else 0.0  # type: ignore[no-untyped-call]

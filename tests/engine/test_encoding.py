@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -23,28 +24,34 @@ from inference_service.engine_protocol.messages import (
 )
 from inference_service.kernels.pieces import Pieces
 from tests.support.conversations import GREEDY, ask, conversation, drain
+from tests.support.timeline import Timeline, use_timeline
 from tests.support.tiny_qwen_vl import EOS_TOKENS, image
 
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PIECE_S = 1.0
 
 
 class Bench:
     """An encoder whose every piece takes a second, and one piece for each token of an image."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeline: Timeline | None = None) -> None:
         self.now = 0.0
+        self.timeline = timeline
         self.cache: EncoderCache[str] = EncoderCache(1000)
         self.started: list[tuple[bytes, ...]] = []
         self.broken: dict[bytes, type[Exception]] = {}
-        self.encoder = Encoder(self, self.cache, Stopwatch(CPU), CPU, clock=lambda: self.now)
+        self.sequences: dict[bytes, Sequence] = {}
+        device = CUDA if timeline else CPU
+        self.encoder = Encoder(self, self.cache, Stopwatch(device), device, clock=lambda: self.now)
 
     def encode(self, images: Images) -> Pieces[None]:
         keys = tuple(span.key for _, span in images)
         self.started.append(keys)
         for _ in range(sum(span.num_tokens for _, span in images)):
             self.now += PIECE_S
+            if self.timeline is not None:
+                self.timeline.queue(PIECE_S)
             yield
         for key in keys:
             if key in self.broken:
@@ -75,7 +82,8 @@ class Bench:
             if span.key not in self.cache:
                 assert self.cache.reserve(span.key, span.num_tokens)
             self.cache.pin(span.key, span.key)
-        self.encoder.add([(Sequence(request), span) for span in spans])
+            self.sequences[span.key] = Sequence(request)
+        self.encoder.add([(self.sequences[span.key], span) for span in spans])
 
     def leave(self, key: bytes) -> None:
         self.cache.unpin(key, key)
@@ -171,6 +179,27 @@ def test_a_broken_image_is_told_from_the_others() -> None:
     assert bench.cache.get(b"c")
     assert b"b" not in bench.cache
     assert not bench.encoder.busy
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, torch.OutOfMemoryError, MemoryError])
+def test_an_image_that_fails_takes_no_time_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Who waits for it can still be told how long its images took, as when it waits for others, too."""
+    timeline = use_timeline(monkeypatch)
+    bench = Bench(timeline)
+    bench.broken = {b"b": error}
+    bench.want((b"a", 2), (b"b", 3))
+    with contextlib.suppress(EncoderOutOfMemoryError):
+        bench.encoder.run(60)
+    timeline.wait(timeline.end)
+    took = {
+        key: sum(seconds() for seconds in sequence.encodings)
+        for key, sequence in bench.sequences.items()
+    }
+    encoded = bench.cache.get(b"a") is not None
+    assert took == {b"a": 2 * PIECE_S if encoded else 0, b"b": 0}
+    assert encoded == (error in {RuntimeError, ValueError})
 
 
 def test_without_memory_all_images_are_given_up() -> None:
