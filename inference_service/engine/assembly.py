@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.cpu_forms import (
+    Layout,
     pack_large,
     quantise_large,
     refuse_quantization,
@@ -125,14 +126,15 @@ def _load(
 ) -> VisionLanguageModel:
     """Loads the model in the dtype, on the devices and in the form that fit."""
     dtype = resolve_dtype(config.dtype, spec.checkpoint_dtype, devices[0])
-    on_cpu, packed = devices[0].type == "cpu", False
+    on_cpu, layout = devices[0].type == "cpu", Layout.PLAIN
     if on_cpu or config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads or usable_cores())
     quantised = config.quantization != "none"
     if quantised:
         refuse_quantization(config.quantization, devices)
     if on_cpu:
-        dtype, packed = settle_form(config.dtype, dtype, spec.decoder)
+        form = settle_form(config.dtype, dtype, spec)
+        dtype, layout = form.dtype, form.layout
     refuse_impossible_sizes(config, spec, devices, dtype)
     model = load(
         Path(config.model_dir),
@@ -143,8 +145,8 @@ def _load(
     )
     if quantised:
         quantise_large(model.decoder)
-    if packed:
-        pack_large(model)
+    if layout is not Layout.PLAIN:
+        pack_large(model, layout)
     if on_cpu:  # on a GPU a step takes less than a second
         note_progress(model)
     return model

@@ -1,14 +1,16 @@
 """Chooses dtype and form of the weights on a CPU by measuring a layer of the model for some milliseconds.
 
 Which is fastest depends on processor and library: bfloat16 is three times faster than float32 with AMX and five times
-slower on a processor that only converts it, and packing may or may not pay for float32. One thread measures, so that
-other processes do not make a barrier between threads the thing that is measured.
+slower on a processor that only converts it, and packing may or may not pay for float32. Few rows cost what their weight
+costs to read, so float32 whose weights are held in the 16 bits of the checkpoint is often fastest. One thread measures,
+so that other processes do not make a barrier between threads the thing that is measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 import logging
 import math
 import time
@@ -17,29 +19,41 @@ import torch
 from torch import nn
 
 from inference_service.families.footprint import PACKED_VALUES
+from inference_service.kernels.cpu_float16 import Float16Weight, holds_float16
 from inference_service.kernels.cpu_int8 import Int8Weight, computes_int8
 from inference_service.kernels.cpu_linear import PackedWeight, can_pack
 from inference_service.kernels.layers import DenseWeight, Linear, WeightForm, convert_linears
-from inference_service.model_spec import DecoderSpec
+from inference_service.model_spec import DTYPE_BYTES, ModelSpec
 
 
 logger = logging.getLogger(__name__)
 
+_BYTES_OF_16_BITS = 2
 _ROWS = (1, 4, 16, 64)
 """Rows of the measured products: sequences that decode, a piece of a prompt."""
 _MEASURED_VALUES = 2**19
 """Maximum values of the measured weight."""
+_MEASURED_VALUE = 2.0**-8
+"""Of every weight; any that 16 bits hold."""
 _ROUNDS, _LIMIT_S = 12, 0.5
 _MARGIN = 0.85
 """What another form must cost at most, relative to the one before it: noise does not change the choice."""
 
 
+class Layout(Enum):
+    """How the large weights of a model are held; the values are for the log."""
+
+    PLAIN = "as in the checkpoint"
+    PACKED = "packed"
+    FLOAT16 = "packed in 16 bits"
+
+
 @dataclass(frozen=True, slots=True)
 class CpuForm:
-    """How weights are held: in which dtype, and whether large ones are packed."""
+    """How weights are held: what they are in products, and in which layout."""
 
     dtype: torch.dtype
-    packed: bool
+    layout: Layout = Layout.PLAIN
 
 
 Measure = Callable[[Sequence[CpuForm], int, int], list[float]]
@@ -56,9 +70,9 @@ def measure_forms(forms: Sequence[CpuForm], outputs: int, inputs: int) -> list[f
     works: dict[tuple[int, int], tuple[WeightForm, torch.Tensor]] = {}
     for index, form in enumerate(forms):
         layer = Linear(inputs, outputs, bias=False).to(form.dtype)
-        nn.init.constant_(layer.get_parameter("weight"), 1 / inputs)
+        nn.init.constant_(layer.get_parameter("weight"), _MEASURED_VALUE)
         dense = DenseWeight(layer)
-        weight: WeightForm = PackedWeight.of(dense) if form.packed else dense
+        weight = _converted(dense, form.layout)
         for rows in _ROWS:
             works[index, rows] = (weight, torch.ones(rows, inputs, dtype=form.dtype))
     best = dict.fromkeys(works, math.inf)
@@ -84,7 +98,12 @@ def measure_forms(forms: Sequence[CpuForm], outputs: int, inputs: int) -> list[f
 
 
 def choose_form(
-    dtypes: Sequence[torch.dtype], outputs: int, inputs: int, measure: Measure = measure_forms
+    dtypes: Sequence[torch.dtype],
+    outputs: int,
+    inputs: int,
+    measure: Measure = measure_forms,
+    *,
+    has_16_bits: bool = False,
 ) -> CpuForm:
     """The fastest form of a weight [outputs, inputs].
 
@@ -93,12 +112,16 @@ def choose_form(
         outputs: Rows of the weight.
         inputs: Columns of the weight.
         measure: For tests.
+        has_16_bits: The checkpoint has weights of 16 bits, which float32 need not be given more.
     """
-    dense = CpuForm(dtypes[0], packed=False)
-    forms = [CpuForm(dtype, packed=True) for dtype in dtypes if can_pack(dtype)]
+    first = dtypes[0]
+    forms = [CpuForm(dtype, Layout.PACKED) for dtype in dtypes if can_pack(dtype)]
+    if has_16_bits and first == torch.float32 and holds_float16():
+        forms.insert(0, CpuForm(first, Layout.FLOAT16))
+    plain = CpuForm(first)
     if outputs * inputs < PACKED_VALUES or not forms:
-        return dense
-    forms.insert(1 if forms[0].dtype == dense.dtype else 0, dense)
+        return plain
+    forms.insert(sum(form.dtype == first for form in forms), plain)
     rows = max(1, min(outputs, _MEASURED_VALUES // inputs))
     with torch.inference_mode():
         costs = measure(forms, rows, inputs)
@@ -110,29 +133,30 @@ def choose_form(
 
 
 def settle_form(
-    name: str, dtype: torch.dtype, decoder: DecoderSpec, measure: Measure = measure_forms
-) -> tuple[torch.dtype, bool]:
-    """The dtype of a model on a CPU, and whether its weights are packed.
+    name: str, dtype: torch.dtype, spec: ModelSpec, measure: Measure = measure_forms
+) -> CpuForm:
+    """The form of a model's weights on a CPU.
 
     Args:
         name: The operator's dtype, which is kept unless it is `auto`.
         dtype: The dtype for which it stands.
-        decoder: The language model, whose widest layer is measured.
+        spec: The model; the widest layer of its language model is measured.
         measure: For tests.
     """
     dtypes = (torch.float32, dtype) if name == "auto" else (dtype,)
-    outputs, inputs = 2 * decoder.intermediate_size, decoder.hidden_size
+    outputs, inputs = 2 * spec.decoder.intermediate_size, spec.decoder.hidden_size
+    has_16_bits = DTYPE_BYTES[spec.checkpoint_dtype] == _BYTES_OF_16_BITS
     try:
-        form = choose_form(tuple(dict.fromkeys(dtypes)), outputs, inputs, measure)
+        form = choose_form(
+            tuple(dict.fromkeys(dtypes)), outputs, inputs, measure, has_16_bits=has_16_bits
+        )
     except RuntimeError as error:  # oneDNN refuses on a processor what this build of torch has
         logger.warning("weights cannot be packed: %s", str(error).splitlines()[0])
-        form = CpuForm(dtypes[0], packed=False)
+        form = CpuForm(dtypes[0])
     logger.info(
-        "weights are held as %s, %s",
-        str(form.dtype).removeprefix("torch."),
-        "packed" if form.packed else "as in the checkpoint",
+        "weights are held as %s, %s", str(form.dtype).removeprefix("torch."), form.layout.value
     )
-    return form.dtype, form.packed
+    return form
 
 
 def refuse_quantization(name: str, devices: Sequence[torch.device]) -> None:
@@ -156,6 +180,7 @@ def quantise_large(model: nn.Module) -> None:
     """Quantises the weights of all large linear layers; an embedding keeps its rows beside the quantised head."""
     count = 0
 
+    @torch.inference_mode()
     def convert(dense: DenseWeight) -> WeightForm:
         nonlocal count
         if dense.weight.numel() < PACKED_VALUES:
@@ -163,18 +188,24 @@ def quantise_large(model: nn.Module) -> None:
         count += 1
         return Int8Weight.of(dense)
 
-    with torch.inference_mode():
-        convert_linears(model, convert)
+    convert_linears(model, convert)
     logger.info("%d linear layers of the language model are held as int8", count)
 
 
-def pack_large(model: nn.Module) -> None:
+def pack_large(model: nn.Module, layout: Layout) -> None:
     """Packs the weights of all large linear layers; an embedding keeps its rows beside the packed head."""
 
     def convert(dense: DenseWeight) -> WeightForm:
-        weight = dense.weight
-        large = weight.numel() >= PACKED_VALUES and can_pack(weight.dtype)
-        return PackedWeight.of(dense) if large else dense
+        return _converted(dense, layout) if dense.weight.numel() >= PACKED_VALUES else dense
 
-    with torch.inference_mode():
-        convert_linears(model, convert)
+    convert_linears(model, convert, threads=torch.get_num_threads())
+
+
+@torch.inference_mode()
+def _converted(dense: DenseWeight, layout: Layout) -> WeightForm:
+    """The weight in a layout; one with more than 16 bits, beside others, is only packed."""
+    if layout is Layout.PLAIN:
+        return dense
+    if layout is Layout.FLOAT16 and (held := Float16Weight.of(dense)) is not None:
+        return held
+    return PackedWeight.of(dense) if can_pack(dense.weight.dtype) else dense

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -110,18 +111,27 @@ class Linear(nn.Module):
         return self.form.apply(x)
 
 
-def convert_linears(model: nn.Module, convert: Callable[[DenseWeight], WeightForm]) -> None:
+def convert_linears(
+    model: nn.Module, convert: Callable[[DenseWeight], WeightForm], *, threads: int = 1
+) -> None:
     """Convert the weights of all dense linear layers of a loaded model to another form.
 
     Args:
         model: Changed in place.
         convert: Returns the new form, or its argument to leave a layer unchanged.
+        threads: How many layers are converted at once, the largest ones first.
     """
-    for module in list(model.modules()):
-        if isinstance(module, Linear) and isinstance(module.form, DenseWeight):
-            form = convert(module.form)
-            if form is not module.form:
-                module.hold(form)
+    dense = {
+        module: module.form
+        for module in model.modules()
+        if isinstance(module, Linear) and isinstance(module.form, DenseWeight)
+    }
+    layers = sorted(dense, key=lambda layer: dense[layer].weight.numel(), reverse=True)
+    with ThreadPoolExecutor(threads) as pool:
+        forms = pool.map(convert, map(dense.__getitem__, layers))
+        for layer, form in zip(layers, forms, strict=True):
+            if form is not layer.form:
+                layer.hold(form)
 
 
 class RMSNorm(nn.Module):

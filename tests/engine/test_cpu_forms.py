@@ -16,6 +16,7 @@ from inference_service.engine import assembly, cpu_forms
 from inference_service.engine.core import EngineCore
 from inference_service.engine.cpu_forms import (
     CpuForm,
+    Layout,
     choose_form,
     measure_forms,
     pack_large,
@@ -25,6 +26,7 @@ from inference_service.engine.cpu_forms import (
 from inference_service.engine.loader import load_model
 from inference_service.families.footprint import PACKED_VALUES, footprint
 from inference_service.families.registry import load_spec
+from inference_service.kernels.cpu_float16 import Float16Weight, holds_float16
 from inference_service.kernels.cpu_int8 import computes_int8
 from inference_service.kernels.cpu_linear import PackedWeight
 from inference_service.kernels.layers import DenseWeight, Linear
@@ -34,20 +36,32 @@ from tests.support.published_configs import published_files, write_files
 
 
 F32, BF16 = torch.float32, torch.bfloat16
-DENSE, PACKED, HALF = (
-    CpuForm(F32, packed=False),
-    CpuForm(F32, packed=True),
-    CpuForm(BF16, packed=True),
+DENSE, PACKED, HELD, HALF = (
+    CpuForm(F32, Layout.PLAIN),
+    CpuForm(F32, Layout.PACKED),
+    CpuForm(F32, Layout.FLOAT16),
+    CpuForm(BF16, Layout.PACKED),
+)
+
+
+needs_float16 = pytest.mark.skipif(
+    not holds_float16(), reason="this build of torch does not compute with 16-bit weights"
 )
 
 
 @pytest.fixture(autouse=True)
 def _all_can_be_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_forms, "can_pack", lambda dtype: dtype in (F32, BF16))
+    monkeypatch.setattr(cpu_forms, "holds_float16", lambda: True)
 
 
 def costing(**costs: float) -> Callable[[Sequence[CpuForm], int, int], list[float]]:
-    by_form = {DENSE: costs["dense"], PACKED: costs["packed"], HALF: costs.get("half", 9.0)}
+    by_form = {
+        DENSE: costs["dense"],
+        PACKED: costs["packed"],
+        HELD: costs.get("held", 9.0),
+        HALF: costs.get("half", 9.0),
+    }
     return lambda forms, _outputs, _inputs: [by_form[form] for form in forms]
 
 
@@ -70,12 +84,28 @@ def test_a_named_dtype_is_kept() -> None:
     assert found == PACKED
 
 
+@pytest.mark.parametrize(
+    ("costs", "chosen"),
+    [
+        ({"dense": 1.0, "packed": 1.0, "held": 1.1, "half": 1.0}, HELD),  # half of the memory
+        ({"dense": 1.1, "packed": 1.0, "held": 1.3, "half": 1.0}, PACKED),
+        ({"dense": 2.0, "packed": 2.0, "held": 1.0, "half": 0.9}, HELD),
+        ({"dense": 2.0, "packed": 2.0, "held": 1.0, "half": 0.5}, HALF),
+    ],
+)
+def test_16_bits_of_a_checkpoint_are_held_in_16_bits(
+    costs: dict[str, float], chosen: CpuForm
+) -> None:
+    found = choose_form((F32, BF16), 4096, 1024, costing(**costs), has_16_bits=True)
+    assert found == chosen
+
+
 def test_small_weights_and_other_dtypes_are_not_measured() -> None:
     def never(*_: Any) -> list[float]:
         raise AssertionError
 
     assert choose_form((F32, BF16), 512, PACKED_VALUES // 512 - 1, never) == DENSE
-    assert choose_form((torch.float16,), 4096, 4096, never) == CpuForm(torch.float16, packed=False)
+    assert choose_form((torch.float16,), 4096, 4096, never) == CpuForm(torch.float16)
 
 
 def test_auto_measures_both_dtypes_of_a_checkpoint_in_bfloat16(demo_spec: Any) -> None:
@@ -85,16 +115,29 @@ def test_auto_measures_both_dtypes_of_a_checkpoint_in_bfloat16(demo_spec: Any) -
         seen.append(forms)
         return [1.0] * len(forms)
 
-    assert settle_form("auto", BF16, demo_spec, measure) == (F32, True)
-    assert settle_form("auto", F32, demo_spec, measure) == (F32, True)
-    assert settle_form("bfloat16", BF16, demo_spec, measure) == (BF16, True)
+    assert settle_form("auto", BF16, demo_spec, measure) == PACKED
+    assert settle_form("auto", F32, demo_spec, measure) == PACKED
+    assert settle_form("bfloat16", BF16, demo_spec, measure) == HALF
     assert [{form.dtype for form in forms} for forms in seen] == [{F32, BF16}, {F32}, {BF16}]
+
+
+@pytest.mark.parametrize("checkpoint_dtype", ["bfloat16", "float16"])
+def test_float32_is_held_in_the_16_bits_of_its_checkpoint(
+    demo_spec: Any, checkpoint_dtype: str
+) -> None:
+    def measure(forms: Sequence[CpuForm], _outputs: int, _inputs: int) -> list[float]:
+        return [1.0] * len(forms)
+
+    spec = replace(demo_spec, checkpoint_dtype=checkpoint_dtype)
+    assert settle_form("float32", F32, spec, measure) == HELD
+    assert settle_form("auto", BF16, spec, measure) == HELD
+    assert settle_form("bfloat16", BF16, spec, measure) == HALF
 
 
 @pytest.fixture
 def demo_spec(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(cpu_forms, "PACKED_VALUES", 1)
-    return load_spec(MODEL_DIR).decoder
+    return load_spec(MODEL_DIR)
 
 
 def test_a_processor_that_refuses_what_is_measured_computes_without_packing(
@@ -103,14 +146,15 @@ def test_a_processor_that_refuses_what_is_measured_computes_without_packing(
     def refusing(*_: object) -> list[float]:
         raise RuntimeError("could not create a primitive\n details")
 
-    assert settle_form("float32", F32, demo_spec, refusing) == (F32, False)
+    assert settle_form("float32", F32, demo_spec, refusing) == DENSE
     assert "cannot be packed: could not create a primitive" in caplog.text
 
 
 def test_every_form_is_measured_and_the_threads_are_restored() -> None:
     threads = torch.get_num_threads()
-    costs = measure_forms([DENSE, PACKED], 512, 64)
-    assert len(costs) == 2
+    forms = [DENSE, PACKED, HELD] if holds_float16() else [DENSE, PACKED]
+    costs = measure_forms(forms, 512, 64)
+    assert len(costs) == len(forms)
     assert all(0 < cost < 10 for cost in costs)
     assert torch.get_num_threads() == threads
 
@@ -123,7 +167,7 @@ def test_an_engine_with_packed_weights_answers_as_transformers(
 ) -> None:
     dense_bytes = make_core().ready.weight_bytes
     monkeypatch.setattr(cpu_forms, "PACKED_VALUES", 1)
-    monkeypatch.setattr(assembly, "settle_form", lambda *_: (F32, True))
+    monkeypatch.setattr(assembly, "settle_form", lambda *_: PACKED)
     loaded = []
 
     def load(*arguments: Any, **settings: Any) -> Any:
@@ -146,8 +190,50 @@ def test_weights_that_are_small_stay_as_they_are() -> None:
     layers = nn.Sequential(Linear(8, 8), Linear(512, PACKED_VALUES // 512))
     for parameter in layers.parameters():
         parameter.data.zero_()
-    pack_large(layers)
+    pack_large(layers, Layout.PACKED)
     assert [type(layer.form) for layer in layers] == [DenseWeight, PackedWeight]
+
+
+@needs_float16
+def test_a_layer_with_more_than_16_bits_is_only_packed() -> None:
+    layers = nn.Sequential(*(Linear(512, PACKED_VALUES // 512) for _ in range(2)))
+    for parameter in layers.parameters():
+        parameter.data.fill_(2.0**-8)
+    layers[1].weight.data[3, 4] = 1 / 3
+    pack_large(layers, Layout.FLOAT16)
+    assert [type(layer.form) for layer in layers] == [Float16Weight, PackedWeight]
+
+
+@needs_float16
+def test_an_engine_with_weights_in_16_bits_answers_alone_as_in_a_batch(
+    make_core: Callable[..., EngineCore],
+    prompts: list[Conversation],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same answers as with dense weights that were rounded likewise."""
+
+    def rounded(*arguments: Any, **settings: Any) -> Any:
+        model = load_model(*arguments, **settings)
+        for parameter in model.parameters():
+            parameter.data = parameter.bfloat16().float()
+        return model
+
+    monkeypatch.setattr(EngineCore.__init__, "__defaults__", (rounded,))
+
+    def answers(chosen: Sequence[Conversation]) -> tuple[list[tuple[int, ...]], int]:
+        core = make_core()
+        for number, prompt in enumerate(chosen):
+            core.add(prompt.request(str(number), GREEDY), prompt.pixels)
+        found = drain(core)
+        tokens = [tuple(found[str(number)].token_ids) for number in range(len(chosen))]
+        return tokens, core.ready.weight_bytes
+
+    expected, dense_bytes = answers(prompts)
+    monkeypatch.setattr(cpu_forms, "PACKED_VALUES", 1)
+    monkeypatch.setattr(assembly, "settle_form", lambda *_: HELD)
+    found, held_bytes = answers(prompts)
+    assert found == expected == [answers([prompt])[0][0] for prompt in prompts]
+    assert held_bytes < dense_bytes
 
 
 @pytest.mark.parametrize(("dtype", "copies"), [("float32", 1), ("bfloat16", 1), ("float16", 0)])

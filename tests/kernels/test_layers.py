@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.functional import linear
@@ -90,3 +91,13 @@ def test_a_tied_layer_has_the_weight_of_the_embedding_and_leaves_it_there() -> N
     convert_linears(head, transposed)
     torch.testing.assert_close(head(X), X @ table.weight.T)
     assert torch.equal(table(torch.tensor([2])), table.weight[2:3])
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_layers_are_converted_by_several_threads(threads: int) -> None:
+    layers = nn.ModuleList(filled(Linear(6, outputs)) for outputs in range(1, 21))
+    expected = [layer(X) for layer in layers]
+    convert_linears(layers, transposed, threads=threads)
+    assert all(isinstance(layer.form, Transposed) for layer in layers)
+    for layer, found in zip(layers, expected, strict=True):
+        torch.testing.assert_close(layer(X), found)
