@@ -226,6 +226,7 @@ class Siege:
         """What is still there; empty in the end."""
         load, shared = self.backend.load(), self.backend._shared
         lines = {"batch": shared.batch, "tokens": shared.tokens, "decoders": shared.decoders}
+        lines["pixels"] = shared.pixels
         counts: dict[str, object] = {
             "in flight": self.backend.in_flight,
             "requests of the engine": len(self.engine._requests),
@@ -233,7 +234,6 @@ class Siege:
             "waiting": load.waiting,
             "pages": load.kv_pages_used,
             "pixels on their way": load.pixel_bytes_in_flight,
-            "room for pixels": shared.pixels.used_bytes,
             "not ready": self.engine.state is not EngineState.READY,
         }
         counts |= {name: line._held.total() + line.waiting for name, line in lines.items()}

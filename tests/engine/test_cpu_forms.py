@@ -199,7 +199,7 @@ def test_a_layer_with_more_than_16_bits_is_only_packed() -> None:
     layers = nn.Sequential(*(Linear(512, PACKED_VALUES // 512) for _ in range(2)))
     for parameter in layers.parameters():
         parameter.data.fill_(2.0**-8)
-    layers[1].weight.data[3, 4] = 1 / 3
+    layers[1].get_parameter("weight").data[3, 4] = 1 / 3
     pack_large(layers, Layout.FLOAT16)
     assert [type(layer.form) for layer in layers] == [Float16Weight, PackedWeight]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 import contextlib
 from pathlib import Path
 import socket
@@ -58,7 +58,7 @@ class Address:
 
 
 @pytest.fixture(params=[(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
-def address(request: pytest.FixtureRequest) -> AsyncIterator[Address]:
+def address(request: pytest.FixtureRequest) -> Iterator[Address]:
     family, host = request.param
     try:
         address = Address(family, host)
