@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from itertools import takewhile
 import statistics
 import time
 from typing import Any
@@ -11,7 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.card.setting import Setting, release
 from inference_service.engine.core import EngineCore
+from inference_service.engine.graphs import DecodeGraphs
 from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
+from inference_service.families.footprint import graph_sizes
 from inference_service.families.registry import load_spec
 
 
@@ -25,32 +29,54 @@ PENALISED: dict[str, Any] = {
 
 
 def decode(setting: Setting) -> dict[str, Any]:
-    """Milliseconds of a decode step, and the bytes that it has to read."""
+    """Milliseconds of a decode step with and without graphs, and the bytes that it has to read.
+
+    Both compute the same answers but for rounding: `same_tokens` is the share of equal tokens before the first
+    difference. Graphs that were left out at the start of an engine are an error, as its log tells.
+    """
     prompt, tokens = (32, 8) if setting.tiny else (1024, 32)
-    rows = []
+    rows, missing = [], []
     for name, model_dir in setting.shapes.items():
+        begin = time.perf_counter()
         core = setting.core(model_dir, max_num_seqs=64)
+        start_s = time.perf_counter() - begin
+        graphs, none = core._runner.graphs, DecodeGraphs({})  # noqa: SLF001
+        wanted = graph_sizes(64) if setting.device.type == "cuda" else ()
+        missing += [f"{name}: {size}" for size in wanted if size not in graphs.sizes]
         _decode_steps(core, 1, 16, 4, GREEDY)
         for batch in (1, 4) if setting.tiny else (1, 8, 64):
             for sampling, label in ((GREEDY, "greedy"), (PENALISED, "penalised")):
-                times = _decode_steps(core, batch, prompt, tokens, sampling)
-                read = core.ready.weight_bytes + batch * prompt * core.ready.kv_bytes_per_token
-                step_s = statistics.median(times)
-                rows.append(
-                    {
-                        "model": name,
-                        "batch": batch,
-                        "sampling": label,
-                        "step_ms": step_s * 1e3,
-                        "slowest_ms": max(times) * 1e3,
-                        "tokens_per_s": batch / step_s,
-                        # Of the read rate of the same run, when compared with phase `rates`.
-                        "bytes_per_s": read / step_s,
-                    }
-                )
-        del core
+                row = {"model": name, "start_s": start_s, "batch": batch, "sampling": label}
+                answers = []
+                for chosen, kind in ((graphs, "graphs"), (none, "eager")):
+                    core._runner.graphs = chosen  # noqa: SLF001
+                    times, told = _decode_steps(core, batch, prompt, tokens, sampling)
+                    answers.append(told)
+                    read = core.ready.weight_bytes + batch * prompt * core.ready.kv_bytes_per_token
+                    row[kind] = _figures(times, batch, read)
+                rows.append(row | {"same_tokens": _same(*answers)})
+        del core, graphs
         release(setting)
-    return {"prompt": prompt, "rows": rows}
+    return {"prompt": prompt, "rows": rows, "wrong": missing}
+
+
+def _figures(times: list[float], batch: int, read: int) -> dict[str, float]:
+    """The figures of steps that read so many bytes each."""
+    step_s = statistics.median(times)
+    return {
+        "step_ms": step_s * 1e3,
+        "slowest_ms": max(times) * 1e3,
+        "tokens_per_s": batch / step_s,
+        # Of the read rate of the same run, when compared with phase `rates`.
+        "bytes_per_s": read / step_s,
+    }
+
+
+def _same(one: dict[str, list[int]], other: dict[str, list[int]]) -> float:
+    """The share of tokens of all answers before the first one that differs."""
+    pairs = [list(zip(one[name], other[name], strict=True)) for name in one]
+    same = sum(len(list(takewhile(lambda pair: pair[0] == pair[1], answer))) for answer in pairs)
+    return same / sum(map(len, pairs))
 
 
 def first_token(setting: Setting) -> dict[str, Any]:
@@ -125,16 +151,22 @@ def _add(core: EngineCore, batch: int, prompt: int, tokens: int, sampling: dict[
 
 def _decode_steps(
     core: EngineCore, batch: int, prompt: int, tokens: int, sampling: dict[str, Any]
-) -> list[float]:
-    """Seconds of every step in which all sequences decode; a step ends when its tokens are on the host."""
+) -> tuple[list[float], dict[str, list[int]]]:
+    """Seconds of every step in which all sequences decode, and the answers.
+
+    A step ends when its tokens are on the host.
+    """
     _add(core, batch, prompt, tokens, sampling)
     times = []
+    answers: dict[str, list[int]] = defaultdict(list)
     while core.has_work:
         begin = time.perf_counter()
         outputs = core.step()
         if len(outputs) == batch:
             times.append(time.perf_counter() - begin)
-    return times[1:]  # the first one may have computed the end of a prompt
+        for output in outputs:
+            answers[output.request_id] += output.token_ids
+    return times[1:], answers  # the first one may have computed the end of a prompt
 
 
 def _finish(core: EngineCore) -> None:

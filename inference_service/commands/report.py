@@ -14,12 +14,10 @@ from inference_service.families.footprint import (
     Capacity,
     Footprint,
     capacity,
+    decode_bytes,
     encoder_cache_bytes,
     footprint,
-    graph_bytes,
-    graph_sizes,
     largest_media_tokens,
-    slots_bytes,
     usable_bytes,
 )
 from inference_service.families.placement import place_layers
@@ -136,7 +134,10 @@ def assess(spec: Subject, device: Device, settings: ServiceSettings) -> Assessme
     usable = max(0, usable_bytes(device.total_bytes, device.used_bytes, share))
     # Every further GPU has activations of its own.
     other = _other_bytes(model, spec, settings) + (device.count - 1) * STEP_RESERVE_BYTES
-    other += _decode_bytes(model, spec, device, settings)
+    if device.is_gpu:
+        graphs = settings.cuda_graphs == "auto" and device.count == 1
+        left = usable - model.weight_bytes - other
+        other += decode_bytes(spec, settings, DTYPE_BYTES[dtype], left, graphs=graphs)
     cache_bytes = usable - model.weight_bytes - other
     if not device.is_gpu:
         cache_bytes = min(cache_bytes, settings.cpu_kv_cache_mib * 2**20)
@@ -216,22 +217,6 @@ def _other_bytes(model: Footprint, spec: ModelSpec, settings: ServiceSettings) -
     step_bytes = images * _VALUES_PER_IMAGE_TOKEN * value_bytes
     held = encoder_cache_bytes(spec, encoder_cache, value_bytes)
     return held + max(STEP_RESERVE_BYTES, step_bytes)
-
-
-def _decode_bytes(
-    model: Footprint, spec: ModelSpec, device: Device, settings: ServiceSettings
-) -> int:
-    """Bytes of the state of the sequences on a GPU, and of the graphs of decode steps if there are to be any."""
-    if not device.is_gpu:
-        return 0
-    max_len = settings.max_model_len or spec.max_position_embeddings
-    captured = settings.cuda_graphs == "auto" and device.count == 1
-    slots = slots_bytes(spec, settings.max_num_seqs + captured, max_len, settings.kv_page_size)
-    if not captured:
-        return slots
-    sizes = graph_sizes(min(settings.max_num_seqs, settings.max_num_batched_tokens))
-    value_bytes = DTYPE_BYTES[model.dtype]
-    return slots + graph_bytes(spec, sizes, value_bytes, max_len, settings.kv_page_size)
 
 
 def _describe(found: Assessment) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 import math
 
@@ -17,11 +18,9 @@ from inference_service.engine.staging import Staging
 from inference_service.engine_protocol.messages import EngineConfig
 from inference_service.families.footprint import (
     STEP_RESERVE_BYTES,
+    decode_bytes,
     encoder_cache_bytes,
-    graph_bytes,
-    graph_sizes,
     largest_media_tokens,
-    slots_bytes,
     usable_bytes,
 )
 from inference_service.families.placement import Placement, place_layers
@@ -69,19 +68,10 @@ def refuse_impossible_sizes(
         SizeError: One is too large.
     """
     on_gpu = all(device.type == "cuda" for device in devices)
-    sizes = Sizes(
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        kv_page_size=config.page_size,
-        num_kv_pages=config.num_kv_pages,
-        cpu_kv_cache_mib=config.cpu_kv_cache_bytes // 2**20,
-        encoder_cache_tokens=config.encoder_cache_tokens,
-    )
     check_sizes(
         spec,
         str(dtype).removeprefix("torch."),
-        sizes,
+        _sizes(config),
         device=",".join(map(str, devices)),
         device_bytes=(
             sum(_permitted_bytes(config, device) for device in devices)
@@ -89,6 +79,19 @@ def refuse_impossible_sizes(
             else machine_bytes()
         ),
         on_gpu=on_gpu,
+    )
+
+
+def _sizes(config: EngineConfig) -> Sizes:
+    """The sizes that an operator may set."""
+    return Sizes(
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        kv_page_size=config.page_size,
+        num_kv_pages=config.num_kv_pages,
+        cpu_kv_cache_mib=config.cpu_kv_cache_bytes // 2**20,
+        encoder_cache_tokens=config.encoder_cache_tokens,
     )
 
 
@@ -219,20 +222,17 @@ def _free_bytes_on_gpus(
     free = {device: _permitted_bytes(config, device) - step[device] for device in gpus}
     if model.device in free:
         free[model.device] -= _encoder_cache_bytes(config, model.spec, model.dtype)
-        free[model.device] -= _decode_bytes(config, model)
+        free[model.device] -= _decode_bytes(config, model, free[model.device])
     return free
 
 
-def _decode_bytes(config: EngineConfig, model: VisionLanguageModel) -> int:
-    """Bytes of the state of the slots, and of graphs if there are to be any."""
-    spec, page_size = model.spec, config.page_size
-    max_len = resolve_max_model_len(config, spec)
-    captured = uses_graphs(config, model)
-    slots = slots_bytes(spec, config.max_num_seqs + captured, max_len, page_size)
-    if not captured:
-        return slots
-    sizes = graph_sizes(min(config.max_num_seqs, config.max_num_batched_tokens))
-    return slots + graph_bytes(spec, sizes, model.dtype.itemsize, max_len, page_size)
+def _decode_bytes(config: EngineConfig, model: VisionLanguageModel, room: int) -> int:
+    """Bytes of the state of the slots, and of graphs if there are to be any; see `decode_bytes`."""
+    sizes = _sizes(config)
+    if model.placement is not None:  # the other devices have the cache too
+        sizes = replace(sizes, max_model_len=resolve_max_model_len(config, model.spec))
+    graphs = uses_graphs(config, model)
+    return decode_bytes(model.spec, sizes, model.dtype.itemsize, room, graphs=graphs)
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from inference_service.families.tables import kv_bytes_per_token, module_parts
 from inference_service.model_spec import DTYPE_BYTES, ModelSpec
@@ -58,6 +59,19 @@ class Footprint:
     def copied_bytes(self) -> int:
         """Bytes of the parameters that are held twice, once."""
         return self.copied_parameters * DTYPE_BYTES[self.dtype]
+
+
+class DecodeSizes(Protocol):
+    """The settings that decide on the memory of decode steps; see `ServiceSettings`."""
+
+    @property
+    def max_model_len(self) -> int | None: ...  # noqa: D102
+    @property
+    def max_num_seqs(self) -> int: ...  # noqa: D102
+    @property
+    def max_num_batched_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def kv_page_size(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +173,37 @@ def graph_bytes(
     )
     padding = page_size * kv_bytes_per_token(spec, bytes_per_value)
     return sizes[-1] * row + padding + len(sizes) * GRAPH_BYTES + GRAPH_POOL_SLACK_BYTES
+
+
+def decode_bytes(
+    spec: ModelSpec, sizes: DecodeSizes, bytes_per_value: int, room: int, *, graphs: bool
+) -> int:
+    """Bytes that a GPU needs for decode steps beside activations: the state of the slots, and graphs.
+
+    Both depend on the longest sequence, and without a limit that is what the KV cache holds of it.
+
+    Args:
+        spec: The model.
+        sizes: What the operator has set.
+        bytes_per_value: Of activations and cache.
+        room: Bytes for this and the KV cache together.
+        graphs: Whether decode steps are captured.
+    """
+    rows = graph_sizes(min(sizes.max_num_seqs, sizes.max_num_batched_tokens)) if graphs else ()
+    slots, page_size = sizes.max_num_seqs + graphs, sizes.kv_page_size
+
+    def needed(max_len: int) -> int:
+        held = slots_bytes(spec, slots, max_len, page_size)
+        return held + graph_bytes(spec, rows, bytes_per_value, max_len, page_size)
+
+    if sizes.max_model_len is not None:
+        return needed(sizes.max_model_len)
+    window, token_bytes = spec.max_position_embeddings, kv_bytes_per_token(spec, bytes_per_value)
+    longest = window
+    # A token takes hundreds of times less here than in the cache: every round is that much closer.
+    for _ in range(4):
+        longest = max(0, min(window, (room - needed(longest)) // token_bytes))
+    return needed(longest)
 
 
 def usable_bytes(total: int, used: int, share: float) -> int:

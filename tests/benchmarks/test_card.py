@@ -53,6 +53,8 @@ def test_the_script_runs_the_chosen_phases_and_only_those(tmp_path: Path) -> Non
     assert {(row["batch"], row["sampling"]) for row in rows} == {
         (batch, sampling) for batch in (1, 4) for sampling in ("greedy", "penalised")
     }
+    assert all(row["same_tokens"] == 1 for row in rows), "a CPU has no graphs"
+    assert all(row[kind]["step_ms"] > 0 for row in rows for kind in ("graphs", "eager"))
 
 
 @pytest.mark.full

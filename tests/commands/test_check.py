@@ -13,7 +13,12 @@ from inference_service.cli import build_parser, main
 from inference_service.commands.cards import parse_card
 from inference_service.commands.check import DOES_NOT_FIT, FITS, USAGE, parse_size
 from inference_service.commands.devices import find_device, may_exist
-from inference_service.families.footprint import STEP_RESERVE_BYTES, encoder_cache_bytes, footprint
+from inference_service.families.footprint import (
+    GRAPH_BYTES,
+    STEP_RESERVE_BYTES,
+    encoder_cache_bytes,
+    footprint,
+)
 from inference_service.families.placement import place_layers
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import layer_parameters
@@ -76,7 +81,7 @@ def test_parts_weights_and_room(configured: str, capsys: pytest.CaptureFixture[s
         (
             ["--gpu-memory", "11GiB", "--encoder-cache-tokens", "2048"],
             FITS,
-            "1.04 GiB for images",
+            "1.32 GiB for images",
         ),
         (["--gpu-memory", "32GiB", "--dtype", "float32"], FITS, "16.53 GiB (17.75 GB) in float32"),
         (["--gpu-memory", "8GiB", "--device", "cuda:0,cuda:1"], FITS, "2 GPUs: 14.40 GiB usable"),
@@ -281,7 +286,7 @@ def test_qwen_vl_of_2023(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
     assert str(19_313_870_336 // 2) in text
     assert "17.99 GiB (19.31 GB) in float16" in text
-    said = "19.11 GiB (20.52 GB) without KV cache; the Qwen-VL tutorial states 18.74 GB (GiB)"
+    said = "19.40 GiB (20.83 GB) without KV cache; the Qwen-VL tutorial states 18.74 GB (GiB)"
     assert said in text
 
 
@@ -388,6 +393,17 @@ def test_a_size_of_the_cache_that_is_set_counts(
     monkeypatch.setenv("QWENVL_NUM_KV_PAGES", "1000")
     assert main(["check", configured, "--gpu", "h100"]) == FITS
     assert "16000 tokens of KV cache = 1 request of 16000" in capsys.readouterr().out
+
+
+def test_graphs_count(
+    configured: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = []
+    for setting in ("auto", "off"):
+        monkeypatch.setenv("QWENVL_CUDA_GRAPHS", setting)
+        assert main(["check", configured, "--gpu", "l4", "--json"]) == FITS
+        cached.append(json.loads(capsys.readouterr().out)["other_bytes"])
+    assert 11 * GRAPH_BYTES < cached[0] - cached[1] < 2**29
 
 
 @pytest.mark.parametrize("name", ["config.json", "x/model.safetensors"])

@@ -37,10 +37,14 @@ from inference_service.families.footprint import (
     GRAPH_BYTES,
     GRAPH_POOL_SLACK_BYTES,
     MAX_KEY_SPLITS,
+    decode_bytes,
     graph_bytes,
     graph_sizes,
 )
+from inference_service.families.registry import load_spec
+from inference_service.families.tables import kv_bytes_per_token
 from inference_service.kernels.ops import REFERENCE
+from inference_service.settings import ServiceSettings
 from tests.engine.test_one_step_ahead import SAMPLED, crowd, exact, play
 from tests.support import glm_4v, graph_tape, qwen_vl_v1
 from tests.support.conversations import GREEDY, conversation, drain
@@ -608,14 +612,27 @@ def test_the_cache_leaves_room_for_graphs(
 ) -> None:
     model = load_model(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
     config = EngineConfig(model_dir=str(checkpoint), max_num_seqs=9)
-    without = memory._decode_bytes(config, model)
+    without = memory._decode_bytes(config, model, 2**40)
     monkeypatch.setattr(memory, "uses_graphs", lambda *_: True)
     spec = model.spec
     graphs = graph_bytes(spec, (1, 2, 4, 8, 9), 4, spec.max_position_embeddings, config.page_size)
     assert graphs > 5 * GRAPH_BYTES
-    added = memory._decode_bytes(config, model) - without
+    added = memory._decode_bytes(config, model, 2**40) - without
     slot = 8 + 4 * (spec.decoder.vocab_size + spec.max_position_embeddings)
     assert graphs + slot < added < graphs + 2 * slot
+
+
+@pytest.mark.parametrize("room", [2**26, 2**28, 2**30, 2**34])
+@pytest.mark.parametrize("name", ["Qwen2-VL-2B-Instruct", "Qwen3-VL-8B-Instruct"])
+def test_the_longest_sequence_is_what_the_cache_then_holds(name: str, room: int) -> None:
+    """Sizing without a limit equals sizing with the limit to which it leads."""
+    spec = load_spec(Path("tests/golden/configs") / name)
+    sizes = ServiceSettings.load({}, {})
+    taken = decode_bytes(spec, sizes, 2, room, graphs=True)
+    token = kv_bytes_per_token(spec, 2)
+    longest = max(0, min(spec.max_position_embeddings, (room - taken) // token))
+    limited = sizes.model_copy(update={"max_model_len": longest})
+    assert abs(decode_bytes(spec, limited, 2, room, graphs=True) - taken) < token
 
 
 # CUDA itself
