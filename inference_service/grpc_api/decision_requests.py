@@ -9,7 +9,7 @@ from inference_service.decisions import DecisionRequest, Option, Question, Quest
 from inference_service.domain import ChatRequest, ImagePart, TextPart
 from inference_service.errors import InvalidArgumentError
 from inference_service.grpc_api.field_checks import optional, optional_integer, quoted
-from inference_service.grpc_api.request_messages import chat_message, image_part
+from inference_service.grpc_api.request_messages import chat_messages, image_part
 from inference_service.grpc_api.request_options import decision_options
 from inference_service.grpc_api.requests import check_images, option_fields
 from inference_service.sampling import Range
@@ -40,10 +40,7 @@ def decision_request(
         )
     request = DecisionRequest(
         evidence=ChatRequest(
-            messages=tuple(
-                chat_message(message, f"spec.messages[{index}]")
-                for index, message in enumerate(spec.messages)
-            ),
+            messages=chat_messages(spec.messages),
             **option_fields(decision_options(spec, model, fallback_id)),
         ),
         questions=tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from inference_service.domain import ChatMessage, Detail, ImagePart, Part, Role, TextPart, VideoPart
@@ -15,6 +16,7 @@ from inference_service.grpc_api.field_checks import (
     rejects_oversized,
 )
 from inference_service.grpc_api.request_tools import tool_call
+from inference_service.grpc_api.tool_results import messages_in_order
 from inference_service.sampling import Range
 from qwenvl.inference.v1 import message_pb2 as message_pb
 
@@ -41,13 +43,20 @@ _MAX_CALL_ID_BYTES: Final = 256
 _MAX_CALLS: Final = 128
 
 
-def chat_message(message: message_pb.Message, path: str) -> ChatMessage:
-    """Validates a message.
+def chat_messages(messages: Sequence[message_pb.Message]) -> tuple[ChatMessage, ...]:
+    """Validates a conversation; the results of each turn come in the order of its calls, wherever they are in it.
 
     Raises:
-        InvalidArgumentError: A field is invalid; `field` is its path, which begins with `path`.
+        InvalidArgumentError: A field is invalid; `field` is its path, with the message's index in `messages`.
         UnsupportedParameterError: A field is known but not supported.
     """
+    checked = [
+        _chat_message(message, f"spec.messages[{index}]") for index, message in enumerate(messages)
+    ]
+    return tuple(checked[index] for index in messages_in_order(messages))
+
+
+def _chat_message(message: message_pb.Message, path: str) -> ChatMessage:
     role = _ROLES.get(message.role)
     if role is None:
         raise InvalidArgumentError(

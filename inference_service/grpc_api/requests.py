@@ -20,7 +20,7 @@ from inference_service.errors import (
     TooManyImagesError,
 )
 from inference_service.grpc_api.field_checks import check_token_ids, optional
-from inference_service.grpc_api.request_messages import chat_message, image_part
+from inference_service.grpc_api.request_messages import chat_messages, image_part
 from inference_service.grpc_api.request_options import generation_options
 from inference_service.grpc_api.request_tools import (
     reasoning_effort,
@@ -47,10 +47,7 @@ def chat_request(
         InvalidArgumentError: A field is invalid; `field` is its path, beginning with `spec`.
         UnsupportedParameterError: A field is known but not supported.
     """
-    messages = tuple(
-        chat_message(message, f"spec.messages[{index}]")
-        for index, message in enumerate(spec.messages)
-    )
+    messages = chat_messages(spec.messages)
     if not messages:
         raise InvalidArgumentError(
             "messages is empty, but at least one message is required.", field="spec.messages"

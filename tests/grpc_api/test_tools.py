@@ -159,7 +159,6 @@ async def test_calls_and_results_go_back_with_images(service: Service) -> None:
         user("How is it?"),
         message_pb.Message(role=message_pb.ROLE_ASSISTANT, tool_calls=[call]),
         message_pb.Message(role=message_pb.ROLE_TOOL, tool_call_id="call_1", parts=parts),
-        message_pb.Message(role=message_pb.ROLE_TOOL, tool_call_id="unknown"),
     ]
     spec = chat_pb.ChatCompletionSpec(messages=messages, tools=TOOLS)
     text = await prompt(service, spec)
@@ -243,10 +242,13 @@ async def test_a_template_s_refusal_is_the_caller_s_error(
     shutil.copytree(model_dir, tmp_path, dirs_exist_ok=True)
     (tmp_path / "chat_template.jinja").write_text(QWEN3_5)
     service = await open_service(served=ServedModel.load(tmp_path, NAMES))
+    call = message_pb.ToolCall(name="now")
+    messages = [
+        message_pb.Message(role=message_pb.ROLE_ASSISTANT, tool_calls=[call]),
+        message_pb.Message(role=message_pb.ROLE_TOOL),
+    ]
     with pytest.raises(grpc.aio.AioRpcError, match="No user query found"):
-        await service.create(
-            chat_pb.ChatCompletionSpec(messages=[message_pb.Message(role="ROLE_TOOL")])
-        )
+        await service.create(chat_pb.ChatCompletionSpec(messages=messages))
 
 
 @pytest.mark.parametrize("reasons", [False, True])

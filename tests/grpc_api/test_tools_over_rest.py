@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 import json
 from pathlib import Path
 import shutil
@@ -132,3 +132,136 @@ async def test_reasoning_is_a_field_of_its_own(
         deltas = [chunk.choices[0].delta.model_dump(exclude_none=True) async for chunk in chunks]
         assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Hm."
         assert "".join(delta.get("content", "") for delta in deltas) == "Yes."
+
+
+CITIES = {"call_1": "Paris", "call_2": "Rome"}
+
+
+def of_chat(calls: list[str], results: list[str]) -> dict[str, Any]:
+    made = [
+        {
+            "id": call,
+            "type": "function",
+            "function": {"name": "weather", "arguments": json.dumps({"city": CITIES[call]})},
+        }
+        for call in calls
+    ]
+    answers = [
+        {"role": "tool", "tool_call_id": call, "content": CITIES.get(call, "?").upper()}
+        for call in results
+    ]
+    asked = {"role": "user", "content": "x"}
+    said = {"role": "assistant", "content": "Yes.", "tool_calls": made}
+    return {"messages": [asked, said, *answers]}
+
+
+def of_responses(calls: list[str], results: list[str]) -> dict[str, Any]:
+    made = [
+        {
+            "type": "function_call",
+            "call_id": call,
+            "name": "weather",
+            "arguments": json.dumps({"city": CITIES[call]}),
+        }
+        for call in calls
+    ]
+    answers = [
+        {"type": "function_call_output", "call_id": call, "output": CITIES.get(call, "?").upper()}
+        for call in results
+    ]
+    return {"input": [{"role": "user", "content": "x"}, *made, *answers]}
+
+
+def of_messages(calls: list[str], results: list[str]) -> dict[str, Any]:
+    made = [
+        {"type": "tool_use", "id": call, "name": "weather", "input": {"city": CITIES[call]}}
+        for call in calls
+    ]
+    answers = [
+        {"type": "tool_result", "tool_use_id": call, "content": CITIES.get(call, "?").upper()}
+        for call in results
+    ]
+    said = [{"type": "text", "text": "Yes."}, *made]
+    turns = [("user", "x"), ("assistant", said), ("user", answers)]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return {"messages": messages, "max_tokens": 8}
+
+
+APIS: dict[str, Callable[[list[str], list[str]], dict[str, Any]]] = {
+    "chat/completions": of_chat,
+    "responses": of_responses,
+    "messages": of_messages,
+}
+BOTH = ["call_1", "call_2"]
+
+
+@pytest.mark.parametrize("api", APIS)
+async def test_results_are_read_as_those_of_their_calls(
+    service: Service, client: openai.AsyncOpenAI, api: str
+) -> None:
+    prompts = []
+    for results in (BOTH, BOTH[::-1]):
+        body = {"model": "echo"} | APIS[api](BOTH, results)
+        await client.post(f"/{api}", body=body, cast_to=object)
+        ids = service.engine.requests[-1].prompt_token_ids
+        prompts.append(service.model.tokenizer.decode(ids))
+    assert prompts[0] == prompts[1]
+    places = [prompts[0].index(text) for text in ("Paris", "Rome", "PARIS", "ROME")]
+    assert places == sorted(places)
+
+
+UNBOUND: dict[str, tuple[list[str], list[str], tuple[str, str, str]]] = {
+    "an id of no call": (
+        BOTH,
+        ["call_1", "call_3"],
+        (
+            "messages[3].tool_call_id",
+            "input[4].call_id",
+            "messages.2.content.1.tool_use_id",
+        ),
+    ),
+    "two results of one call": (
+        BOTH,
+        ["call_1", "call_1"],
+        (
+            "messages[3].tool_call_id",
+            "input[4].call_id",
+            "messages.2.content.1.tool_use_id",
+        ),
+    ),
+    "a result that is missing": (
+        BOTH,
+        ["call_2"],
+        ("messages[1].tool_calls[0]", "input[1]", "messages.1.content.1"),
+    ),
+    "one id twice": (
+        ["call_1", "call_1"],
+        ["call_1"],
+        (
+            "messages[1].tool_calls[1].id",
+            "input[2].call_id",
+            "messages.1.content.2.id",
+        ),
+    ),
+    "a result without calls": (
+        [],
+        ["call_1"],
+        (
+            "messages[2].tool_call_id",
+            "input[1].call_id",
+            "messages.2.content.0.tool_use_id",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNBOUND)
+@pytest.mark.parametrize("api", APIS)
+async def test_what_belongs_to_no_call_is_refused(
+    client: openai.AsyncOpenAI, api: str, case: str
+) -> None:
+    calls, results, fields = UNBOUND[case]
+    body = {"model": "echo"} | APIS[api](calls, results)
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.post(f"/{api}", body=body, cast_to=object)
+    assert fields[list(APIS).index(api)] in json.dumps(caught.value.response.json())
