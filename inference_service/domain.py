@@ -204,6 +204,7 @@ class ChatRequest(GenerationOptions):
         continue_final_message: Continue the last message instead.
         enable_thinking: For templates that support it; None = the template's default.
         reasoning_effort: One of `EFFORTS`; empty = the template's default.
+        prefer_thinking: As `enable_thinking`, which precedes it, for templates with a switch; ignored by others.
         tools: Functions that the model may call.
         tool_choice: Which of them it may or must call.
     """
@@ -213,6 +214,7 @@ class ChatRequest(GenerationOptions):
     continue_final_message: bool = False
     enable_thinking: bool | None = None
     reasoning_effort: str = ""
+    prefer_thinking: bool | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
 

@@ -61,6 +61,7 @@ def chat_request(
         continue_final_message=continues,
         enable_thinking=optional(spec.template, "enable_thinking"),
         reasoning_effort=reasoning_effort(spec.template.reasoning_effort),
+        prefer_thinking=optional(spec.template, "prefer_thinking"),
         tools=tools,
         tool_choice=choice,
         **option_fields(generation_options(spec, model, fallback_id, settings)),

@@ -195,16 +195,17 @@ class JinjaChat:
             )
 
     def _thinking(self, request: ChatRequest) -> bool | None:
-        """The value of the template's switch for thinking, also as a reasoning effort sets it.
+        """The value of the template's switch for thinking, also as a preference or a reasoning effort sets it.
 
         Raises:
             UnsupportedParameterError: There is to be no reasoning, but the template always opens it.
         """
-        effort = request.reasoning_effort
-        if request.enable_thinking is not None or not effort:
+        if request.enable_thinking is not None:
             return request.enable_thinking
+        effort = request.reasoning_effort
         if self._check.thinking_switch:
-            return effort != EFFORTS[0]
+            effort_wish = effort != EFFORTS[0] if effort else None
+            return effort_wish if request.prefer_thinking is None else request.prefer_thinking
         if effort == EFFORTS[0] and self._check.always_thinks:
             raise UnsupportedParameterError(
                 f"reasoning_effort is {effort}, but this model always reasons; leave it out.",

@@ -103,6 +103,7 @@ class ChatOptions(CompletionOptions, total=False):
         continue_final_message: Continue the last message, which must be the assistant's.
         enable_thinking: Enable reasoning, for models that support it.
         reasoning_effort: How much to reason: `none`, `minimal`, `low`, `medium`, `high`, `xhigh` or `max`.
+        prefer_thinking: As `enable_thinking` where the model has a switch for it; no effect on other models.
         tools: Functions that the model may call: `qwenvl.tool(...)`. Calls are in `Answer.tool_calls`.
         tool_choice: `auto`, `none`, `required`, or the name of the function that must be called.
         allowed_tools: The names of the functions that may be called; by default all.
@@ -114,6 +115,7 @@ class ChatOptions(CompletionOptions, total=False):
     continue_final_message: bool | None
     enable_thinking: bool | None
     reasoning_effort: str | None
+    prefer_thinking: bool | None
     tools: Sequence[message_pb.Tool] | None
     tool_choice: str | None
     allowed_tools: Sequence[str] | None
@@ -133,6 +135,7 @@ _RESPONSE: Final = (
 _CONSTRAINTS: Final = ("json_object", "json_schema", "regex", "choices", "grammar")
 _TEMPLATE: Final = (
     *("add_generation_prompt", "continue_final_message", "enable_thinking", "reasoning_effort"),
+    "prefer_thinking",
 )
 _TOOL_CHOICE: Final = ("tool_choice", "allowed_tools", "parallel_tool_calls")
 

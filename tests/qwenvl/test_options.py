@@ -52,6 +52,7 @@ EVERY: ChatOptions = {
     "continue_final_message": True,
     "enable_thinking": False,
     "reasoning_effort": "low",
+    "prefer_thinking": False,
     "tools": [tool("f", "Does it.", {"type": "object"}, strict=True)],
     "tool_choice": "required",
     "allowed_tools": ["f"],
@@ -59,7 +60,7 @@ EVERY: ChatOptions = {
 }
 OF_CHAT = {
     *("add_generation_prompt", "continue_final_message", "enable_thinking", "reasoning_effort"),
-    *("tools", "tool_choice", "allowed_tools", "parallel_tool_calls"),
+    *("prefer_thinking", "tools", "tool_choice", "allowed_tools", "parallel_tool_calls"),
 }
 # At most one of these is set.
 OTHER_FORMS = {

@@ -232,6 +232,12 @@ def test_what_an_answer_begins_with(tokenizer: JsonTokenizer) -> None:
         SOURCES["qwen2_vl"] + "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
     )
     assert start(hybrid) is ReasoningStart.OPTIONAL
+    # A preference is a switch where there is one, and nothing elsewhere.
+    for preferred, begins in ((False, ReasoningStart.CLOSED), (True, ReasoningStart.OPEN)):
+        assert start("qwen3_5", prefer_thinking=preferred) is begins
+        assert start("qwen3_5", prefer_thinking=not preferred, enable_thinking=preferred) is begins
+        assert start("thinking", prefer_thinking=preferred) is ReasoningStart.OPEN
+        assert start("qwen3_vl", prefer_thinking=preferred) is ReasoningStart.TEXT
     assert start(hybrid, enable_thinking=False) is ReasoningStart.CLOSED
     goes_on: dict[str, Any] = {"add_generation_prompt": False, "continue_final_message": True}
     for answer, begins in {
@@ -253,6 +259,8 @@ def test_reasoning_efforts_are_mapped(tokenizer: JsonTokenizer) -> None:
         assert text.endswith(f"({known})<think>\n")
     off = asked(say("user", "x"), reasoning_effort="high", enable_thinking=False)
     assert written(chat, tokenizer, off).endswith("</think>\n\n")
+    quiet_one = asked(say("user", "x"), reasoning_effort="high", prefer_thinking=False)
+    assert written(chat, tokenizer, quiet_one).endswith("</think>\n\n")
     # Without reasoning an effort has no effect; what always reasons cannot be told not to.
     for effort in ("none", "high"):
         quiet = chat_of(tokenizer, "qwen3_vl")

@@ -58,8 +58,9 @@ def _set_thinking(target: chat_pb.TemplateOptions, request: MessagesRequest) -> 
     thinking = request.thinking
     target.reasoning_effort = request.effort or ""
     if thinking is None:
-        return
-    if thinking.type in _THINKS:
+        # A client that did not ask for thinking expects the text first; a model that always thinks does so.
+        target.prefer_thinking = False
+    elif thinking.type in _THINKS:
         target.enable_thinking = _THINKS[thinking.type]
     elif request.effort is None:
         # The model decides. An effort, unlike the switch, has no effect on a model that does not think.

@@ -189,6 +189,17 @@ def test_results_without_a_call(call_id: str) -> None:
 def test_thinking(fields: dict[str, Any], expected: bool | None) -> None:
     template = translated("q", **fields)[0].template
     assert (template.enable_thinking if template.HasField("enable_thinking") else None) == expected
+    assert template.HasField("prefer_thinking") == (expected is None)
+
+
+def test_without_thinking_a_model_that_can_be_kept_from_it_is() -> None:
+    efforts: Any = ({}, {"output_config": {"effort": "max"}})
+    for fields in efforts:
+        template = translated("q", **fields)[0].template
+        assert template.prefer_thinking is False
+        assert template.HasField("prefer_thinking")
+    adaptive: Any = {"thinking": {"type": "adaptive"}}
+    assert not translated("q", **adaptive)[0].template.HasField("prefer_thinking")
 
 
 def test_a_model_that_decides_itself_may_be_one_that_never_thinks() -> None:
