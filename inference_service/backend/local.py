@@ -40,6 +40,7 @@ from inference_service.backend.sampling import (
     check_token_ids,
     effective_options,
     engine_params,
+    wanted_tokens,
 )
 from inference_service.backend.served_model import Model
 from inference_service.backend.turn import Shared, Turn
@@ -436,6 +437,7 @@ class LocalBackend:
             sampling=engine_params(
                 options,
                 request,
+                wanted=wanted_tokens(request, self._defaults),
                 eos_token_ids=self._model.eos_token_ids,
                 banned=forbidden_tokens(request, self._model.tokenizer),
             ),

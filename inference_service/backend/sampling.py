@@ -38,7 +38,7 @@ def effective_options(
     """
     options = request.sampling.over(defaults)
     max_tokens = _answer_room(
-        request, prompt_tokens, max_model_len, default=_answer_tokens(request, defaults)
+        request, prompt_tokens, max_model_len, wanted=wanted_tokens(request, defaults)
     )
     asked = request.sampling.max_tokens
     if asked is not None and asked > max_tokens and strict_max_tokens:
@@ -82,17 +82,19 @@ def check_vocabulary(named: Mapping[str, Sequence[int]], vocab_size: int) -> Non
             )
 
 
-def _answer_tokens(request: Request, defaults: SamplingOptions) -> int | None:
-    """Default maximum tokens of an answer; None = the rest of the context window."""
+def wanted_tokens(request: Request, defaults: SamplingOptions) -> int | None:
+    """Maximum tokens of an answer, asked for or by default; None = whatever the context window leaves."""
+    if request.sampling.max_tokens is not None:
+        return request.sampling.max_tokens
     if defaults.max_tokens is None and isinstance(request, TextCompletionRequest):
         return _TEXT_COMPLETION_TOKENS
     return defaults.max_tokens
 
 
 def _answer_room(
-    request: Request, prompt_tokens: int, max_model_len: int, *, default: int | None
+    request: Request, prompt_tokens: int, max_model_len: int, *, wanted: int | None
 ) -> int:
-    """Maximum tokens of the answer: what is asked for, else the default, within the rest of the context window."""
+    """Maximum tokens of the answer: what is wanted within the rest of the context window."""
     room = max_model_len - prompt_tokens
     if room < 1:
         what = "prompt" if isinstance(request, TextCompletionRequest) else "messages"
@@ -102,8 +104,7 @@ def _answer_room(
             field=request.prompt_field,
             metadata=_figures(prompt_tokens, max_model_len),
         )
-    asked = request.sampling.max_tokens
-    return min(room, (default or room) if asked is None else asked)
+    return room if wanted is None else min(room, wanted)
 
 
 def _too_many_tokens(asked: int, prompt_tokens: int, max_model_len: int) -> ContextLengthError:
@@ -129,6 +130,7 @@ def engine_params(
     options: Sampling,
     request: Request,
     *,
+    wanted: int | None,
     eos_token_ids: tuple[int, ...],
     banned: tuple[int, ...] = (),
 ) -> SamplingParams:
@@ -137,12 +139,15 @@ def engine_params(
     Args:
         options: The effective settings.
         request: Has the stop tokens and the log probabilities to return.
+        wanted: See `wanted_tokens`. The engine gets this limit, not the lowered one, so that it can tell an answer that
+            the context window ended from one that is as long as was asked for.
         eos_token_ids: The model's end tokens.
         banned: Tokens that are never sampled.
     """
     bias = (*options.logit_bias, *((token_id, -math.inf) for token_id in banned))
+    max_tokens = options.max_tokens + 1 if wanted is None else wanted
     return SamplingParams(
-        **dataclasses.asdict(options) | {"logit_bias": bias},
+        **dataclasses.asdict(options) | {"logit_bias": bias, "max_tokens": max_tokens},
         logprobs=request.top_logprobs,
         prompt_logprobs=request.prompt_logprobs,
         eos_token_ids=eos_token_ids,

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from google.protobuf.descriptor import FieldDescriptor
 import pytest
 
-from inference_service.backend.sampling import effective_options, engine_params
+from inference_service.backend.sampling import effective_options, engine_params, wanted_tokens
 from inference_service.domain import ChatRequest
 from inference_service.engine_protocol.messages import EngineRequest, SamplingParams
 from inference_service.engine_protocol.wire import Add, command_reader, encode
@@ -71,8 +71,35 @@ def test_the_engine_gets_every_setting() -> None:
     options = SamplingOptions(**said, ignore_eos=True, logit_bias=((1, 2.0),))
     request = ChatRequest(request_id="r", model="m", messages=(), sampling=options)
     sampling = effective_options(request, SamplingOptions(), prompt_tokens=1, max_model_len=2**32)
-    params = engine_params(sampling, request, eos_token_ids=())
+    params = engine_params(sampling, request, wanted=said["max_tokens"], eos_token_ids=())
     assert params == SamplingParams(**said, ignore_eos=True, logit_bias=((1, 2.0),))
     engine_request = EngineRequest(request_id="r", prompt_token_ids=(1,), sampling=params)
     [received] = command_reader().feed(encode(Add(engine_request)))
     assert received == Add(engine_request)
+
+
+@pytest.mark.parametrize(
+    ("asked", "default", "effective", "for_the_engine"),
+    [
+        (3, None, 3, 3),
+        (10, None, 10, 10),  # exactly the room
+        (11, None, 10, 11),
+        (2**31 - 1, None, 10, 2**31 - 1),
+        (None, None, 10, 11),
+        (None, 3, 3, 3),
+        (None, 99, 10, 99),
+        (3, 99, 3, 3),
+    ],
+)
+def test_the_engine_is_told_of_more_than_the_window_has_room_for(
+    asked: int | None, default: int | None, effective: int, for_the_engine: int
+) -> None:
+    request = ChatRequest(
+        request_id="r", model="m", messages=(), sampling=SamplingOptions(max_tokens=asked)
+    )
+    defaults = SamplingOptions(max_tokens=default)
+    sampling = effective_options(request, defaults, prompt_tokens=90, max_model_len=100)
+    assert sampling.max_tokens == effective
+    wanted = wanted_tokens(request, defaults)
+    params = engine_params(sampling, request, wanted=wanted, eos_token_ids=())
+    assert params.max_tokens == for_the_engine

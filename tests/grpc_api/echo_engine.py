@@ -175,8 +175,10 @@ class EchoEngine:
         sampling = request.sampling
         tokens = (*self._question(request) * (choice + 1), EOS)
         outputs = []
-        for index, token in enumerate(tokens[: sampling.max_tokens]):
-            reason = FinishReason.LENGTH if index + 1 == sampling.max_tokens else None
+        room = self._max_model_len - len(request.prompt_token_ids)
+        for index, token in enumerate(tokens[: min(room, sampling.max_tokens)]):
+            reason = FinishReason.CONTEXT_LENGTH if index + 1 == room else None
+            reason = FinishReason.LENGTH if index + 1 == sampling.max_tokens else reason
             reason = FinishReason.STOP_TOKEN if token in sampling.stop_token_ids else reason
             reason = FinishReason.EOS if token == EOS else reason
             outputs.append(

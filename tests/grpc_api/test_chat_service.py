@@ -76,6 +76,19 @@ async def test_deltas_hold_whole_characters_only(service: Service) -> None:
     assert cut.usage.completion_tokens == 4
 
 
+async def test_what_ended_an_answer_the_request_or_the_context_window(service: Service) -> None:
+    prompt = (await service.create(spec_of("x" * 1500, sampling={"max_tokens": 1}))).usage
+    room = 2048 - prompt.prompt_tokens
+    whole, cut = usage_pb.FINISH_REASON_CONTEXT_LENGTH, usage_pb.FINISH_REASON_LENGTH
+    for asked, reason in ((None, whole), (room + 1, whole), (2**31 - 1, whole), (room, cut)):
+        spec = spec_of("x" * 1500, sampling={} if asked is None else {"max_tokens": asked})
+        response = await service.create(spec)
+        assert response.choices[0].finish_reason == reason
+        assert response.usage.completion_tokens == room
+        assert response.started.effective_settings.sampling.max_tokens == room
+        assert (await events_of(service, spec))[-2].finished.reason == reason
+
+
 async def test_choices_are_independent(service: Service) -> None:
     response = await service.create(spec_of("ab", n=3))
     assert [(c.index, c.text) for c in response.choices] == [(0, "ab"), (1, "abab"), (2, "ababab")]
