@@ -1,9 +1,9 @@
-"""The streamed responses that are being generated, so that they can be looked at and cancelled."""
+"""The streamed responses that are being generated, so that they can be looked at, cancelled and deleted."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 import contextlib
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ class Run:
     Attributes:
         caller: Who made the request.
         is_cancelled: Whether it was cancelled.
+        is_deleted: Whether it was deleted: its client gets the rest of it, but nobody else finds it, then or later.
 
     Args:
         caller: Who made the request.
@@ -28,10 +29,11 @@ class Run:
 
     def __init__(self, caller: str, writer: ResponseWriter, stop: Callable[[], None]) -> None:
         self.caller = caller
-        self.is_cancelled = False
+        self.is_cancelled = self.is_deleted = False
         self._writer = writer
         self._stop = stop
         self._left = asyncio.Event()
+        self._keeping = asyncio.Lock()
 
     @property
     def resource(self) -> dict[str, Any]:
@@ -45,6 +47,17 @@ class Run:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_END_TIMEOUT_S):
                 await self._left.wait()
+
+    async def keep(self, keep: Callable[[], Awaitable[None]]) -> None:
+        """Keeps the response with a function, unless it was deleted."""
+        async with self._keeping:
+            if not self.is_deleted:
+                await keep()
+
+    async def delete(self) -> None:
+        """Keeps it from being kept; when this returns it is in the store, if it was being kept just now, or never."""
+        async with self._keeping:
+            self.is_deleted = True
 
     def leave(self) -> None:
         """Says that it has ended."""
@@ -67,5 +80,6 @@ class InFlight:
         run.leave()
 
     def find(self, caller: str, response_id: str) -> Run | None:
-        """The run of a caller; None = it has ended, or there was none."""
-        return self._runs.get((caller, response_id))
+        """The run of a caller; None = it has ended or was deleted, or there was none."""
+        run = self._runs.get((caller, response_id))
+        return None if run is None or run.is_deleted else run

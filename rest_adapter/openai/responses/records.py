@@ -111,14 +111,13 @@ class Records:
             maximum = body.max_bytes // 2**20
             message = f"The conversation has more than {maximum} MiB, the maximum (--max-body-mib)."
             raise too_large(message) from None
+        if chain is None and self.in_flight.find(caller, response_id) is not None:
+            raise _not_continuable(response_id, states.IN_PROGRESS)
         if chain is None:
             message = f"There is no response {shown(response_id)} with all that it continues, or no longer."
             raise invalid(message, param, "PREVIOUS_RESPONSE_NOT_FOUND")
         if chain[-1].status not in _CONTINUABLE:
-            message = (
-                f"Response {shown(response_id)} is {chain[-1].status} and cannot be continued."
-            )
-            raise invalid(message, param)
+            raise _not_continuable(response_id, chain[-1].status)
         size = sum(response.size for response in chain)
         body.take(size)
         return await off_loop(size, _items_of, chain)
@@ -170,6 +169,11 @@ class Records:
                     item_ids=tuple(item["id"] for item in output),
                 ),
             )
+
+
+def _not_continuable(response_id: str, status: str) -> ApiError:
+    message = f"Response {shown(response_id)} is {status} and cannot be continued."
+    return invalid(message, "previous_response_id")
 
 
 def _items_of(responses: Iterable[StoredResponse]) -> list[_Document]:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 import orjson
 
 from rest_adapter.dialect import dialect_of
-from rest_adapter.errors import invalid
+from rest_adapter.errors import ApiError, invalid
 from rest_adapter.openai.responses import resource as states
 from rest_adapter.openai.responses.records import frames_after, unknown_response
 from rest_adapter.openai.responses.requests import caller_of_request, records_of
@@ -34,10 +34,7 @@ async def get_response(request: Request, response_id: str) -> Response:
     run = records_of(request).in_flight.find(caller, response_id)
     if run is not None:
         if is_stream:
-            raise invalid(
-                f"Response '{response_id}' is in progress; its events can be had again after its end.",
-                "stream",
-            )
+            raise _in_progress(response_id, "events", "stream")
         return _json(run.resource)
     stored = await store.get(caller, response_id)
     if stored is None:
@@ -47,9 +44,12 @@ async def get_response(request: Request, response_id: str) -> Response:
 
 @router.delete(_PATH)
 async def delete_response(request: Request, response_id: str) -> Response:
-    """Deletes a response; those that continue it cannot be continued any more."""
-    store = records_of(request).store("response_id")
-    if not await store.delete(caller_of_request(), response_id):
+    """Deletes a response, also one in progress; those that continue it cannot be continued any more."""
+    records, caller = records_of(request), caller_of_request()
+    store, run = records.store("response_id"), records.in_flight.find(caller, response_id)
+    if run is not None:
+        await run.delete()
+    if not await store.delete(caller, response_id) and run is None:
         raise unknown_response(response_id)
     return _json({"id": response_id, "object": "response", "deleted": True})
 
@@ -80,8 +80,10 @@ async def list_input_items(request: Request, response_id: str) -> Response:
     if order not in ("asc", "desc"):
         raise wrong("order", order, "asc or desc")
     limit = integer_of(request.query_params, "limit", _DEFAULT_PAGE, minimum=1, maximum=_MAX_PAGE)
-    store = records_of(request).store("response_id")
-    stored = await store.get(caller_of_request(), response_id)
+    store, caller = records_of(request).store("response_id"), caller_of_request()
+    if records_of(request).in_flight.find(caller, response_id) is not None:
+        raise _in_progress(response_id, "input items", "response_id")
+    stored = await store.get(caller, response_id)
     if stored is None:
         raise unknown_response(response_id)
     items: list[dict[str, Any]] = orjson.loads(stored.input_items)
@@ -97,6 +99,11 @@ async def list_input_items(request: Request, response_id: str) -> Response:
         "has_more": begin + limit < len(items),
     }
     return _json(document)
+
+
+def _in_progress(response_id: str, what: str, param: str) -> ApiError:
+    message = f"Response '{response_id}' is in progress; its {what} can be had after its end."
+    return invalid(message, param)
 
 
 def _begin(request: Request, items: list[dict[str, Any]]) -> int:

@@ -68,7 +68,7 @@ class ResponseEvents:
             async for event in self._rest:
                 frames = self._writer.add(event)
                 if self._writer.is_ended:
-                    await self._keep()
+                    await self._run.keep(self._keep)
                     self._in_flight.leave(self._run)
                 if frames:
                     yield frames
@@ -77,7 +77,7 @@ class ResponseEvents:
         except grpc.aio.AioRpcError as error:
             failure = from_rpc(error, self._param_of)
             self._failure = self._writer.fail(failure)
-            await self._keep()
+            await self._run.keep(self._keep)
             raise failure from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -85,7 +85,7 @@ class ResponseEvents:
                 raise
             # The call was cancelled, not this task.
             frames = self._writer.cancel()
-            await self._keep()
+            await self._run.keep(self._keep)
             self._in_flight.leave(self._run)
             yield frames
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 import json
 from pathlib import Path
 import threading
@@ -10,6 +12,8 @@ from typing import Any
 import openai
 import pytest
 
+from rest_adapter.openai.responses.in_flight import Run
+from rest_adapter.openai.responses.writer import ResponseWriter
 from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
 from tests.rest_adapter.openai.responses.conftest import client_of
 from tests.rest_adapter.openai.responses.strict import check_event, check_resource
@@ -240,6 +244,70 @@ def test_a_response_in_progress_can_be_looked_at(storing_adapter: Adapter) -> No
     assert storing_adapter.seen.cancelled == 1, "a client that leaves cancels its response"
     path = f"/{found['id']}"
     wait_until(lambda: call(storing_adapter, "GET", path).status_code == 404)
+
+
+def test_a_response_in_progress_is_known_by_every_route(storing_adapter: Adapter) -> None:
+    body = {"model": "demo", "input": "hang", "stream": True}
+    with call(storing_adapter, "POST", "", json=body, stream=True) as answer:
+        path = f"/{first_of(answer.iter_lines())['id']}"
+        for refused, param in (
+            (call(storing_adapter, "GET", f"{path}/input_items"), "response_id"),
+            (call(storing_adapter, "GET", f"{path}?stream=true"), "stream"),
+            (
+                post(storing_adapter, input="x", previous_response_id=path[1:]),
+                "previous_response_id",
+            ),
+        ):
+            error = refused.json()["error"]
+            assert (refused.status_code, error["param"]) == (400, param)
+            assert "in progress" in error["message"].replace("_", " ")
+
+
+def first_of(lines: Iterator[bytes]) -> Any:
+    """The response, as the first event of a stream has it."""
+    return next(json.loads(line[6:]) for line in lines if line.startswith(b"data: "))["response"]
+
+
+def is_gone(adapter: Adapter, response_id: str) -> bool:
+    path = f"/{response_id}"
+    looks = (("GET", path), ("GET", f"{path}/input_items"))
+    uses = (*looks, ("DELETE", path), ("POST", f"{path}/cancel"))
+    return {call(adapter, method, at).status_code for method, at in uses} == {404}
+
+
+def test_a_response_in_progress_that_is_deleted_is_not_stored(storing_adapter: Adapter) -> None:
+    body = {"model": "demo", "input": "slow 1", "stream": True}
+    with call(storing_adapter, "POST", "", json=body, stream=True) as answer:
+        lines = answer.iter_lines()
+        response_id = first_of(lines)["id"]
+        deleted = call(storing_adapter, "DELETE", f"/{response_id}").json()
+        assert deleted == {"id": response_id, "object": "response", "deleted": True}
+        assert is_gone(storing_adapter, response_id)
+        rest = [json.loads(line[6:]) for line in lines if line.startswith(b"data: {")]
+        assert rest[-1]["type"] == "response.completed", "its client still gets it"
+    assert is_gone(storing_adapter, response_id)
+
+
+async def test_deleting_and_keeping_at_once_keeps_nothing() -> None:
+    store: set[str] = set()
+    writes = asyncio.Event()
+    run = Run("", ResponseWriter.__new__(ResponseWriter), lambda: None)
+
+    async def keep() -> None:
+        await writes.wait()
+        store.add("it")
+
+    keeping = asyncio.create_task(run.keep(keep))
+    await asyncio.sleep(0)
+    deleting = asyncio.create_task(run.delete())
+    await asyncio.sleep(0)
+    assert not deleting.done(), "the caller then deletes what was kept"
+    writes.set()
+    await asyncio.gather(keeping, deleting)
+    assert store == {"it"}
+    store.clear()
+    await run.keep(keep)
+    assert not store
 
 
 def test_callers_do_not_see_each_other(tmp_path: Path) -> None:
