@@ -28,12 +28,17 @@ def message_id(started: generation_pb.Started) -> str:
 
 
 def message(
-    response: chat_pb.CreateChatCompletionResponse, *, omits_thinking: bool, tells_writes: bool
+    response: chat_pb.CreateChatCompletionResponse,
+    *,
+    only_prompt: bool = False,
+    omits_thinking: bool,
+    tells_writes: bool,
 ) -> dict[str, Any]:
     """Anthropic's `message`.
 
     Args:
         response: The answer.
+        only_prompt: Leave out the answer itself.
         omits_thinking: Leave out the text of the reasoning.
         tells_writes: As in `usage`.
 
@@ -41,6 +46,9 @@ def message(
         ApiError: It was aborted.
     """
     [choice] = response.choices
+    if only_prompt:
+        used = usage(without_answer(response.usage), tells_writes=tells_writes)
+        return beginning(response.started, used) | stop_of_nothing(choice.finish_reason)
     content: list[dict[str, Any]] = []
     if choice.reasoning:
         content.append(thinking_block("" if omits_thinking else choice.reasoning, SIGNATURE))
@@ -107,6 +115,21 @@ def stop(
         return {"stop_reason": "stop_sequence", "stop_sequence": detail.stop_string}
     default = "tool_use" if has_calls else "end_turn"
     return {"stop_reason": _STOP_REASONS.get(reason, default), "stop_sequence": None}
+
+
+def stop_of_nothing(reason: usage_pb.FinishReason) -> dict[str, Any]:
+    """As `stop`, of a request that wants no answer."""
+    if reason == usage_pb.FINISH_REASON_ABORTED:
+        raise aborted()
+    return {"stop_reason": "max_tokens", "stop_sequence": None}
+
+
+def without_answer(value: usage_pb.Usage) -> usage_pb.Usage:
+    """The usage of a request that wants no answer."""
+    rest = usage_pb.Usage()
+    rest.CopyFrom(value)
+    rest.completion_tokens, rest.reasoning_tokens = 0, 0
+    return rest
 
 
 def usage(value: usage_pb.Usage, *, tells_writes: bool) -> dict[str, Any]:

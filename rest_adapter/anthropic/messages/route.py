@@ -38,19 +38,22 @@ async def create_message(request: Request) -> Response:
     spec, param_of = await _translated(request, asked)
     service, metadata = shared(request).service, call_metadata(request)
     size = body_of(request).size
-    omits = asked.thinking is not None and asked.thinking.display == "omitted"
-    writes = await off_loop(size, is_marked, asked)
+    form = {
+        "only_prompt": asked.only_prompt,
+        "omits_thinking": asked.thinking is not None and asked.thinking.display == "omitted",
+        "tells_writes": await off_loop(size, is_marked, asked),
+    }
     if not asked.stream:
         return await json_reply(
             request,
             service.create_chat(spec, metadata=metadata, spec_bytes=size),
-            lambda response: answer.message(response, omits_thinking=omits, tells_writes=writes),
+            lambda response: answer.message(response, **form),
             param_of,
         )
     return await stream_reply(
         request,
         service.stream_chat(spec, metadata=metadata, spec_bytes=size),
-        EventWriter(omits_thinking=omits, tells_writes=writes).render,
+        EventWriter(**form).render,
         param_of,
     )
 

@@ -216,6 +216,11 @@ class MessagesRequest(JsonModel):
     tool_choice: ToolChoice | None = None
 
     @property
+    def only_prompt(self) -> bool:
+        """Whether no answer is wanted: the request puts its prompt into the prefix cache."""
+        return self.max_tokens == 0
+
+    @property
     def effort(self) -> str | None:
         """How much effort the answer gets; None = the default."""
         return None if self.output_config is None else self.output_config.effort
@@ -251,9 +256,9 @@ def parse_count(document: object) -> tuple[MessagesRequest, list[str]]:
 
 def _parse(kind: type[MessagesRequest], document: object) -> tuple[MessagesRequest, list[str]]:
     request = validate(kind, document, _explain)
-    if isinstance(request, CreateMessageRequest) and request.max_tokens < 1:
+    if isinstance(request, CreateMessageRequest) and request.max_tokens < 0:
         # The service would advise to leave it out.
-        raise wrong("max_tokens", request.max_tokens, "1 or more")
+        raise wrong("max_tokens", request.max_tokens, "0 or more")
     _check_thinking(request)
     _check_tool_choice(request)
     _check_edits(request.context_management)

@@ -35,11 +35,15 @@ class EventWriter:
     """Renders the events of one answer, in order.
 
     Args:
+        only_prompt: Leave out the answer itself.
         omits_thinking: Leave out the text of the reasoning.
         tells_writes: As in `answer.usage`.
     """
 
-    def __init__(self, *, omits_thinking: bool, tells_writes: bool) -> None:
+    def __init__(
+        self, *, only_prompt: bool = False, omits_thinking: bool, tells_writes: bool
+    ) -> None:
+        self._only_prompt = only_prompt
         self._omits_thinking = omits_thinking
         self._tells_writes = tells_writes
         self._open: str | _Call | None = None
@@ -72,6 +76,8 @@ class EventWriter:
 
     def _delta(self, delta: generation_pb.Delta) -> bytes:
         out = b""
+        if self._only_prompt:
+            return out
         if delta.reasoning:
             out += self._switch(_REASONING, answer.thinking_block("", ""))
             if not self._omits_thinking:
@@ -87,12 +93,17 @@ class EventWriter:
         return out
 
     def _finished(self, finished: generation_pb.Finished) -> bytes:
+        if self._only_prompt:
+            self._end = answer.stop_of_nothing(finished.reason)
+            return b""
         self._end = answer.stop(finished.reason, finished.stop_detail, has_calls=self._has_calls)
         nothing = self._index < 0
         begun = self._switch(_TEXT, answer.text_block("")) if nothing else b""
         return begun + self._close()
 
     def _usage(self, used: usage_pb.Usage) -> bytes:
+        if self._only_prompt:
+            used = answer.without_answer(used)
         tokens = answer.usage(used, tells_writes=self._tells_writes)
         document = {"delta": self._end, "usage": tokens}
         return _event("message_delta", document) + _event("message_stop", {})

@@ -45,6 +45,9 @@ def to_spec(
     spec = chat_pb.ChatCompletionSpec(model=request.model)
     places = add_messages(spec, request, ImageSources(max_media_bytes))
     set_fields(spec.sampling, request, ("max_tokens", "temperature", "top_p", "top_k"))
+    if request.only_prompt:
+        # The engine always generates at least one token, which the answer leaves out.
+        spec.sampling.max_tokens = 1
     spec.stop.strings.extend(filter(None, request.stop_sequences or ()))
     _set_tools(spec, request)
     _set_thinking(spec.template, request)

@@ -126,7 +126,7 @@ class CompletionChunkWriter:
         if self._request.grounding:
             extra["grounding"] = answer.groundings(finished.groundings)
         if finished.choice_index == 0:
-            extra["effective_max_tokens"] = answer.max_tokens(self._started)
+            extra["effective_max_tokens"] = translate.max_tokens(self._started, self._request)
         return self._chunk(prompt, finished.choice_index, "", extra)
 
     def _usage(self, usage: usage_pb.Usage) -> bytes:

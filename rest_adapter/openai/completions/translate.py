@@ -248,8 +248,13 @@ def _choice(
         document["grounding"] = answer.groundings(choice.groundings)
     if choice.index == 0:
         document |= prompt_fields(started, request)
-        document["effective_max_tokens"] = answer.max_tokens(started)
+        document["effective_max_tokens"] = max_tokens(started, request)
     return document
+
+
+def max_tokens(started: generation_pb.Started, request: CompletionRequest) -> int:
+    """Maximum tokens of the answer; the service's is 1 where none is wanted."""
+    return 0 if only_prompt(request) else answer.max_tokens(started)
 
 
 def prompt_fields(started: generation_pb.Started, request: CompletionRequest) -> dict[str, Any]:

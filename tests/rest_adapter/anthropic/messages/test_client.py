@@ -46,7 +46,25 @@ def test_an_answer(claude: Anthropic, adapter: Adapter) -> None:
     assert message._request_id == message.id.removeprefix("msg_")
 
 
-MARK = {"cache_control": {"type": "ephemeral"}}
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_token_fills_the_cache_alone(claude: Anthropic, adapter: Adapter, stream: bool) -> None:
+    answer = script({"reasoning": "hm"}, {"text": "no"}, call(0, "{}", "c", "weather"))
+    asked: Any = {"model": "demo", "max_tokens": 0, "tools": [TOOL], **MARK}
+    asked["messages"] = [{"role": "user", "content": answer}]
+    if stream:
+        with claude.messages.stream(**asked) as events:
+            message: Any = events.get_final_message()
+    else:
+        message = claude.messages.create(**asked)
+    assert (message.content, message.stop_reason) == ([], "max_tokens")
+    used = message.usage
+    assert (used.output_tokens, used.output_tokens_details.thinking_tokens) == (0, 0)
+    assert adapter.spec.sampling.max_tokens == 1
+    asked["messages"] = [said(TEXT)]
+    assert claude.messages.create(**asked).usage.cache_creation_input_tokens == 2
+
+
+MARK: Any = {"cache_control": {"type": "ephemeral"}}
 TEXT = {"type": "text", "text": "x"}
 CALL = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
 

@@ -35,6 +35,7 @@ def blocks(*content: Any) -> dict[str, Any]:
     [
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"content": "x"}]}, "messages.0.role"),

@@ -124,6 +124,7 @@ def test_an_echo_with_no_token_after_it(adapter: Adapter, stream: bool) -> None:
     assert choices[0]["logprobs"]["token_logprobs"] == [None, -0.5]
     assert {choice["finish_reason"] for choice in choices} == {"length"}
     assert [choice.get("token_ids", []) for choice in choices] == [[]] * 4
+    assert choices[0]["effective_max_tokens"] == choices[2]["effective_max_tokens"] == 0
     if not stream:
         assert response.json()["usage"]["completion_tokens"] == 0
         assert response.json()["usage"]["total_tokens"] == 3
