@@ -10,6 +10,8 @@ import torch
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Normalises the last dimension of `x` [..., n] and scales it by `weight` [n]; the result is like `x`."""
+    if x.dtype == torch.float32 == weight.dtype:  # the same operations, with less overhead on a CPU
+        return torch.rms_norm(x, weight.shape, weight, eps)
     values = x.float()
     values = values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + eps)
     return weight * values.to(x.dtype)

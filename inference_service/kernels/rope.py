@@ -44,12 +44,20 @@ def apply_rope(
     """
     width = 2 * cos.shape[1]
     turned, rest = x[..., :width].float(), x[..., width:]
-    if adjacent_pairs:
-        first, second = turned[..., 0::2], turned[..., 1::2]
-    else:
-        first, second = turned.chunk(2, dim=-1)
+    rotated = torch.empty(turned.shape, device=x.device)
+    first, second = _pairs(turned, adjacent=adjacent_pairs)
+    new_first, new_second = _pairs(rotated, adjacent=adjacent_pairs)
     cos, sin = cos[:, None, :], sin[:, None, :]
-    pairs = (first * cos - second * sin, second * cos + first * sin)
-    rotated = torch.stack(pairs, dim=-1).flatten(-2) if adjacent_pairs else torch.cat(pairs, dim=-1)
+    # Into place, as the parts would be copied otherwise.
+    torch.mul(first, cos, out=new_first).sub_(second * sin)
+    torch.mul(second, cos, out=new_second).add_(first * sin)
     rotated = rotated.to(x.dtype)
     return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
+
+
+def _pairs(x: torch.Tensor, *, adjacent: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of the first and the second elements of the pairs."""
+    if adjacent:
+        return x[..., 0::2], x[..., 1::2]
+    half = x.shape[-1] // 2
+    return x[..., :half], x[..., half:]
