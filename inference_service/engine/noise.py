@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -41,23 +42,39 @@ def noise_keys(
 def gumbel_noise(low: Tensor, high: Tensor, token_ids: Tensor) -> Tensor:
     """Gumbel noise: adding it to logits and taking the maximum samples from their softmax (Gumbel-max).
 
-    The halves of a key are mixed with the token ids in two rounds of Wellons' `lowbias32`.
-
     Args:
         low: int32: the low half of the key of each token's row.
         high: int32: the high half; both of a shape that broadcasts with `token_ids`.
-        token_ids: int64.
+        token_ids: int64 or int32.
 
     Returns:
         float32 of the common shape.
+    """
+    return gumbel_of(noise_bits(low, high, token_ids))
+
+
+def noise_bits(low: Tensor, high: Tensor, token_ids: Tensor) -> Tensor:
+    """The 31 random bits of each token's noise, as int32: the fewer, the larger the noise; see `gumbel_noise`.
+
+    The halves of a key are mixed with the token ids in two rounds of Wellons' `lowbias32`.
     """
     bits = token_ids.int() ^ low
     _lowbias32_(bits)
     bits ^= high
     _lowbias32_(bits)
+    return bits.bitwise_and_(0x7FFFFFFF)
+
+
+def gumbel_of(bits: Tensor) -> Tensor:
+    """The noise of bits, float32."""
     # 31 bits to u in (0, 1). Small u, which win, keep their resolution; u = 1 would be infinite noise.
-    minus_u = (bits & 0x7FFFFFFF).float().add_(0.5).mul_(-(2.0**-31)).clamp_(min=-1 + 2.0**-24)
+    minus_u = bits.float().add_(0.5).mul_(-(2.0**-31)).clamp_(min=-1 + 2.0**-24)
     return minus_u.log1p_().neg_().log_().neg_()
+
+
+def bits_below(noise: float) -> int:
+    """A number of which all bits that give more noise are below; few others are."""
+    return round(2**31 * -math.expm1(-math.exp(-noise)) * 1.001) + 1
 
 
 def _int32(bits: int) -> int:

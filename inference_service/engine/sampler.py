@@ -5,8 +5,8 @@ the mask of a constraint, temperature, min-p, top-k, top-p, choice. A row's resu
 the batch around it: filters are minimum logits (ties stay together), and noise is a hash of (seed, choice, position,
 token id).
 
-Nothing here waits for a GPU. On a CPU, where looking at intermediate results costs nothing, rows with a filter are
-drawn from the few tokens that can pass it; the results are the same.
+Nothing here waits for a GPU. On a CPU, where looking at intermediate results costs nothing, rows are drawn from the few
+tokens that can pass their filters, or can win; the results are the same.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from inference_service.engine.cpu_choice import MANY, argmax, argmax_with_noise
 from inference_service.engine.masks import TokenMask
 from inference_service.engine.noise import gumbel_noise
 from inference_service.engine.sampling_table import Selection, Shape
@@ -26,8 +27,6 @@ from inference_service.kernels.slot_state import SlotState
 _WORTH_LOOKING: Final = 1 << 15
 """Logits from which the detour by a table of few tokens is shorter on a CPU."""
 _CHUNK: Final = 64
-_CHUNKED_VOCAB: Final = 4096
-"""From this size, the most likely tokens are looked for by chunks."""
 
 
 def sample_(
@@ -63,7 +62,7 @@ def sample_(
     num_drawn = len(selection.drawn_rows)
     if num_drawn == len(logits):
         return _draw(logits, selection, shape, looks=looks)
-    greedy = logits.argmax(dim=-1)
+    greedy = argmax(logits) if logits.device.type == "cpu" else logits.argmax(dim=-1)
     if num_drawn:
         drawn = _draw(logits.index_select(0, selection.drawn_rows), selection, shape, looks=looks)
         greedy.index_copy_(0, selection.drawn_rows, drawn)
@@ -96,10 +95,10 @@ def _draw(logits: Tensor, rows: Selection, shape: Shape, *, looks: bool | None) 
     if not len(rows.plain):
         return _draw_from_few(logits, rows, shape, slice(None))
     if not len(rows.filtered):
-        return _argmax_with_noise(logits, rows.noise_low, rows.noise_high)
+        return argmax_with_noise(logits, rows.noise_low, rows.noise_high)
     drawn = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     low, high = rows.noise_low[rows.plain], rows.noise_high[rows.plain]
-    drawn[rows.plain] = _argmax_with_noise(logits[rows.plain], low, high)
+    drawn[rows.plain] = argmax_with_noise(logits[rows.plain], low, high)
     drawn[rows.filtered] = _draw_from_few(logits[rows.filtered], rows, shape, rows.filtered)
     return drawn
 
@@ -157,7 +156,7 @@ def _rank_bound(logits: Tensor, top_k: Tensor) -> Tensor:
 
     The k-th largest maximum of any disjoint chunks is one; minus infinity where there are fewer chunks.
     """
-    chunk = _CHUNK if logits.shape[1] >= _CHUNKED_VOCAB else 1
+    chunk = _CHUNK if logits.shape[1] >= MANY else 1
     count = logits.shape[1] // chunk
     maxima = logits[:, : count * chunk].view(len(logits), count, chunk).amax(dim=-1)
     reached = top_k <= count

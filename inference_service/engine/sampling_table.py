@@ -6,7 +6,7 @@ Plain numpy: the selection costs a few array operations, whatever the number of 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 import math
 from typing import Any, Final
 
@@ -162,12 +162,15 @@ class SamplingTable:
         self._top_k = np.zeros(num_slots, np.int64)
         self._noise = np.zeros(num_slots, np.uint64)
         self._penalties = np.zeros((3, num_slots), np.float32)
+        self._version = 0
+        self._last: tuple[tuple[int, bytes], Selection, Shape] | None = None
 
     def set(
         self, slot: int, params: SamplingParams, choice_index: int, *, constrained: bool
     ) -> None:
         """Takes the settings of a slot's new tenant."""
         vocab_size = self._vocab_size
+        self._version += 1
         self._params[slot] = params
         self._listed[slot] = bool(params.logit_bias) or params.min_tokens > 0 or constrained
         self._penalised[slot] = is_penalised(params)
@@ -201,10 +204,28 @@ class SamplingTable:
         """
         slots = np.array([row.slot for row in rows], np.int64)
         lengths = np.array([row.num_answer_tokens for row in rows], np.int64)
-        [penalised] = self._penalised[slots].nonzero()
         [drawn] = self._drawn[slots].nonzero()
-        if not (len(drawn) or len(penalised) or self._listed[slots].any()):
+        changing = self._penalised[slots].any() or self._listed[slots].any()
+        if not (len(drawn) or changing):
             return _NOTHING, Shape()
+        # The next step mostly has the same rows, and only the noise is new.
+        key = (self._version, slots.tobytes())
+        if changing or self._last is None or self._last[0] != key:
+            self._last = (key, *self._select(rows, slots, history_lengths, count_bases))
+        _, selection, shape = self._last
+        low, high = noise_keys(self._noise[slots[drawn]], lengths[drawn])
+        return replace(selection, noise_low=low, noise_high=high), shape
+
+    def _select(
+        self,
+        rows: Seq[SampledRow],
+        slots: Ints,
+        history_lengths: Seq[int],
+        count_bases: Ints,
+    ) -> tuple[Selection, Shape]:
+        """The selection without its noise."""
+        [drawn] = self._drawn[slots].nonzero()
+        [penalised] = self._penalised[slots].nonzero()
         of_penalties, of_drawn = slots[penalised], slots[drawn]
         bases = count_bases[of_penalties]
         top_k, top_p = self._top_k[of_drawn], self._top_p[of_drawn]
@@ -212,7 +233,6 @@ class SamplingTable:
         ranked, massed = top_k < self._vocab_size, top_p < 1
         is_narrow = top_k <= NARROW if self._vocab_size > NARROW else ranked
         is_plain = ~(ranked | massed | (log_min_p > -math.inf))
-        low, high = noise_keys(self._noise[of_drawn], lengths[drawn])
         bias_rows, bias_ids, bias_values = self._bias(rows, slots)
         repetition, frequency, presence = self._penalties[:, of_penalties]
         selection = Selection(
@@ -231,8 +251,8 @@ class SamplingTable:
             self._log_bound[of_drawn],
             top_p,
             top_k,
-            low,
-            high,
+            _NOTHING.noise_low,
+            _NOTHING.noise_high,
             is_narrow.nonzero()[0],
             (~is_narrow & (ranked | massed)).nonzero()[0],
             is_plain.nonzero()[0],
