@@ -6,12 +6,19 @@ Only what handles Ctrl-C is imported with this module: all other imports take a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 import os
 import sys
 
 from qwenvl.interrupts import ending_at_once
 from qwenvl.safe_path import leave_out_working_directory
 from qwenvl.standard_streams import complete_standard_streams, silence_grpc
+
+
+def _not_installed(name: str | None) -> SystemExit:
+    return SystemExit(
+        f"{name} is not installed; rest-adapter needs: pip install 'qwen-vl-serving[adapter]'"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,13 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from qwenvl.environment import check_variables  # noqa: PLC0415
 
         try:
-            import uvicorn  # noqa: F401, PLC0415
-
             from rest_adapter.settings import AdapterSettings  # noqa: PLC0415
         except ModuleNotFoundError as error:
-            raise SystemExit(
-                f"{error.name} is not installed; rest-adapter needs: pip install 'qwen-vl-serving[adapter]'"
-            ) from None
+            raise _not_installed(error.name) from None
+        if find_spec("uvicorn") is None:  # imported later: a check of the settings does without
+            raise _not_installed("uvicorn")
         parser = CommandParser(
             prog="rest-adapter", description="OpenAI-compatible REST API of an inference-service."
         )

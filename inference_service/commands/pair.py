@@ -18,6 +18,7 @@ from qwenvl.stop_signals import StopSignals
 
 
 _POLL_S = 0.2
+_START_POLL_S = 0.05
 _STOP_GRACE_S = 15.0
 _SILENT_STOP_S = 1.0
 _LAST_GRACE_S = 2.0
@@ -88,7 +89,7 @@ class Pair:
             if not announced and self.is_ready() and not self._signals.stopping:
                 announced = True
                 self._console.say(*self._banner())
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S if announced else _START_POLL_S)
         return self._stop()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

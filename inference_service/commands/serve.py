@@ -6,7 +6,8 @@ Everything that can be checked is checked first, so that no API opens for a comm
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 import os
 from pathlib import Path
@@ -141,8 +142,10 @@ def _plan(flags: Mapping[str, object]) -> _Plan:
     _check_device(settings)
     addresses = _reserve(settings, http_address)
     environment = build_environment(explicit, addresses)
-    _check_adapter(environment)
-    directory, spec = _complete_model(settings, console)
+    fetches = settings.model is not None and is_hub_id(settings.model)
+    with _adapter_checked(environment):
+        found = None if fetches else _complete_model(settings, console)
+    directory, spec = found or _complete_model(settings, console)
     if settings.model is not None and is_hub_id(settings.model):
         # The service finds it by its place, under the names that it would give it by its id.
         names = settings.served_model_name or hub_names(settings.model)
@@ -253,22 +256,34 @@ def _as_text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _check_adapter(environment: Mapping[str, str]) -> None:
-    """Lets the adapter check its own settings; this program knows only those it has as flags."""
+@contextmanager
+def _adapter_checked(environment: Mapping[str, str]) -> Iterator[None]:
+    """Lets the adapter check its own settings meanwhile; this program knows only those it has as flags.
+
+    Raises:
+        SystemExit: They are wrong.
+    """
     command = [*child_command("rest_adapter"), "--check-settings"]
     try:
-        result = subprocess.run(
+        check = subprocess.Popen(
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
         )
     except OSError as error:
         raise SystemExit(f"cannot start a process ({command[0]}): {error.strerror}") from None
-    if result.returncode:
-        raise SystemExit(result.stderr.strip())
+    with check:
+        try:
+            yield
+        except BaseException:
+            check.kill()
+            raise
+        _, problems = check.communicate()
+    if check.returncode:
+        raise SystemExit(problems.strip())
 
 
 def _complete_model(settings: ServiceSettings, console: Console) -> tuple[Path, Subject]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import faulthandler
 import logging
 import os
@@ -93,15 +94,28 @@ def _pixels_of(command: wire.Command, fds: deque[int]) -> memoryview:
     return wire.map_pixels(fds.popleft(), command.pixel_bytes)
 
 
+def import_core() -> None:
+    """Imports what `load_core` needs, before the front has said what to load."""
+    with contextlib.suppress(Exception):  # `load_core` fails again, and that is reported
+        import inference_service.engine.core  # noqa: F401, PLC0415 - seconds and gigabytes
+
+
 def load_core(config: EngineConfig) -> Core:
     """Loads the model; imports torch."""
-    from inference_service.engine.core import EngineCore  # noqa: PLC0415 - seconds and gigabytes
+    from inference_service.engine.core import EngineCore  # noqa: PLC0415 - imports torch
 
     return EngineCore(config)
 
 
-def serve(fd: int, core_factory: CoreFactory = load_core) -> int:
+def serve(
+    fd: int, core_factory: CoreFactory = load_core, prepare: Callable[[], None] | None = None
+) -> int:
     """Serves the front at the other end of the socket `fd` until it closes it.
+
+    Args:
+        fd: The socket.
+        core_factory: Creates the core.
+        prepare: What to do while the front gets ready to say what to load.
 
     Returns:
         Exit status: 1 = the model could not be loaded. After loading, this does not return: the reader thread exits the
@@ -117,6 +131,8 @@ def serve(fd: int, core_factory: CoreFactory = load_core) -> int:
         with sending:
             sock.sendall(frame)
 
+    if prepare is not None:
+        prepare()
     start, _ = next(inbox.take(None))
     if not isinstance(start, wire.Start):
         raise wire.WireError("the first message must be Start")
@@ -146,12 +162,17 @@ def _beat(send: Callable[[wire.Event], None]) -> None:
         return  # the reader ends the process
 
 
-def main(argv: Sequence[str] | None = None, core_factory: CoreFactory = load_core) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    core_factory: CoreFactory = load_core,
+    prepare: Callable[[], None] | None = None,
+) -> int:
     """Entry point of the process.
 
     Args:
         argv: Arguments without the program name; None = those of the process.
         core_factory: Creates the core.
+        prepare: See `serve`.
     """
     parser = argparse.ArgumentParser(prog="inference_service.engine.process")
     parser.add_argument("--fd", type=int, required=True, help="socket to the front")
@@ -165,7 +186,7 @@ def main(argv: Sequence[str] | None = None, core_factory: CoreFactory = load_cor
     faulthandler.enable()
     configure_logging(process="engine", level=args.log_level, log_format=args.log_format)
     try:
-        return serve(args.fd, core_factory)
+        return serve(args.fd, core_factory, prepare)
     except BrokenPipeError:
         return 0
     except Exception:
@@ -175,4 +196,4 @@ def main(argv: Sequence[str] | None = None, core_factory: CoreFactory = load_cor
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(prepare=import_core))

@@ -28,38 +28,31 @@ _SPINS: Final = "20000"
 processes, such as the front, need the same cores, waiting threads keep those from running that they wait for."""
 
 
-class EngineChild:
-    """An engine process: the constructor starts it, `reap` ends it.
+class EngineProcess:
+    """An engine process and this end of its socket, before anybody talks to it.
 
     The process is made by exec, never by fork alone, and dies with the *thread* that constructs this (that is what
     PR_SET_PDEATHSIG watches): construct it in the thread of the event loop, never in a worker thread.
 
     Attributes:
-        lost: Done when the connection is lost; its result is the reason.
-        last_event: `time.monotonic()` of the last message, or of the start.
+        process: The process.
+        socket: This end, not blocking.
     """
 
-    def __init__(self, command: Sequence[str], on_event: Callable[[wire.Event], None]) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         """Starts the process.
 
         Args:
             command: Program and arguments; `--fd N --parent PID` is appended.
-            on_event: Called in the event loop with every message of the engine.
 
         Raises:
             OSError: The program cannot be started.
         """
-        self._loop = asyncio.get_running_loop()
-        self._on_event = on_event
-        self._reader = wire.event_reader()
-        self._outbox: deque[tuple[memoryview, int | None]] = deque()
-        self.lost: asyncio.Future[str] = self._loop.create_future()
-        self.last_event = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             arguments = ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
             try:
-                self._process = subprocess.Popen(  # noqa: S603 - this package's own module
+                self.process = subprocess.Popen(  # noqa: S603 - this package's own module
                     [*command, *arguments],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
@@ -69,8 +62,48 @@ class EngineChild:
                 ours.close()
                 raise
         ours.setblocking(False)
-        self._socket = ours
-        self._loop.add_reader(ours, self._on_readable)
+        self.socket = ours
+
+    @classmethod
+    def start_early(cls, command: Sequence[str]) -> EngineProcess | None:
+        """Starts the first process while nobody waits for it; None if it cannot be started, which its user reports."""
+        try:
+            return cls(command)
+        except OSError:
+            return None
+
+    def end(self) -> None:
+        """Ends the process, if it runs."""
+        self.socket.close()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+class EngineChild:
+    """A connection to an engine process: `reap` ends both.
+
+    Attributes:
+        lost: Done when the connection is lost; its result is the reason.
+        last_event: `time.monotonic()` of the last message, or of the start.
+    """
+
+    def __init__(self, engine: EngineProcess, on_event: Callable[[wire.Event], None]) -> None:
+        """Connects to a process.
+
+        Args:
+            engine: The process.
+            on_event: Called in the event loop with every message of the engine.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._on_event = on_event
+        self._reader = wire.event_reader()
+        self._outbox: deque[tuple[memoryview, int | None]] = deque()
+        self.lost: asyncio.Future[str] = self._loop.create_future()
+        self.last_event = time.monotonic()
+        self._process = engine.process
+        self._socket = engine.socket
+        self._loop.add_reader(self._socket, self._on_readable)
 
     @property
     def pid(self) -> int:

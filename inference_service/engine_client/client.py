@@ -13,7 +13,7 @@ import time
 from typing import Final
 
 from inference_service.engine_client.budget import PixelBudget
-from inference_service.engine_client.child import DEFAULT_COMMAND, EngineChild
+from inference_service.engine_client.child import DEFAULT_COMMAND, EngineChild, EngineProcess
 from inference_service.engine_client.inflight import RequestInFlight
 from inference_service.engine_client.interface import EngineStartError, EngineState, nothing
 from inference_service.engine_client.prompts import PromptInFlight, PromptsInFlight
@@ -59,6 +59,7 @@ class EngineClient:
         pixel_budget_bytes: int,
         command: Sequence[str] | None = None,
         restart_delay_s: float = 0.5,
+        first: EngineProcess | None = None,
     ) -> None:
         """Does not start the engine yet; `start` does.
 
@@ -69,6 +70,7 @@ class EngineClient:
             pixel_budget_bytes: Maximum bytes of pixels in flight; requests over it wait in a queue.
             command: Program and arguments of the engine process.
             restart_delay_s: First delay of the exponential backoff.
+            first: A process of this command that runs already, for the first start.
         """
         self.state = EngineState.STARTING
         self.ready: EngineReady | None = None
@@ -77,6 +79,7 @@ class EngineClient:
         self.last_step_s: float | None = None
         self._config = config
         self._command = DEFAULT_COMMAND if command is None else command
+        self._first = first
         self._start_timeout_s = start_timeout_s
         self._stall_timeout_s = stall_timeout_s
         self._restart_delay_s = self._delay_s = restart_delay_s
@@ -365,7 +368,8 @@ class EngineClient:
         self._loaded = False
         self._load_error = None
         try:
-            child = EngineChild(self._command, self._on_event)
+            process, self._first = self._first or EngineProcess(self._command), None
+            child = EngineChild(process, self._on_event)
         except OSError as error:
             return 0.0, "not_loaded", f"it cannot be started: {error}"
         self._child = child

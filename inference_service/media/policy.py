@@ -9,9 +9,8 @@ import functools
 import os
 from pathlib import Path
 import ssl
+from types import ModuleType
 from typing import Final
-
-import httpx
 
 from inference_service.media.addresses import is_public, is_public_name
 from inference_service.media.url import (
@@ -209,7 +208,7 @@ class FetchPolicy:
         Raises:
             ValueError: The file cannot be read, or contains no certificates.
         """
-        context = httpx.create_ssl_context(trust_env=False)
+        context = _httpx().create_ssl_context(trust_env=False)
         try:
             context.load_verify_locations(cafile=self.ca_file)
         except (OSError, ssl.SSLError) as error:
@@ -224,10 +223,11 @@ class FetchPolicy:
 @functools.cache
 def public_tls() -> ssl.SSLContext:
     """Verifies certificates against the public authorities, ignoring the environment."""
-    return httpx.create_ssl_context(trust_env=False)
+    return _httpx().create_ssl_context(trust_env=False)
 
 
 def _checked_proxy(text: str) -> str:
+    httpx = _httpx()
     try:
         url = httpx.URL(text)
         known = url.scheme in {"http", "https"} and url.host and url.raw_path == b"/"
@@ -237,3 +237,10 @@ def _checked_proxy(text: str) -> str:
         pass
     # The text is not repeated: it may contain a password.
     raise ValueError("media_proxy is not of the form http://host:port (or https://...)")
+
+
+def _httpx() -> ModuleType:
+    """Imported late: it takes a tenth of a second, and a start checks policies that need nothing of it."""
+    import httpx  # noqa: PLC0415
+
+    return httpx

@@ -243,7 +243,7 @@ def test_a_receiver_that_is_away_costs_nothing(model_dir: Path, tmp_path: Path) 
 
 def test_without_an_endpoint_nothing_of_opentelemetry_is_loaded() -> None:
     code = (
-        "import sys, inference_service.front, rest_adapter.app;"
+        "import sys, inference_service.serving, rest_adapter.app;"
         "from qwenvl.observability import begin_call, NO_SPAN, start_tracing;"
         "start_tracing(None, process='x', version='0');"
         "assert begin_call('x', '', {}) is NO_SPAN;"

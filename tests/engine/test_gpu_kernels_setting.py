@@ -9,7 +9,7 @@ import pytest
 
 from inference_service.demo import MODEL_DIR
 from inference_service.engine.core import EngineCore
-from inference_service.front import engine_config
+from inference_service.serving import engine_config
 from inference_service.settings import ServiceSettings
 
 

@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from inference_service.engine_client import client as client_module
+from inference_service.engine_client.child import EngineProcess
 from inference_service.engine_client.client import EngineClient
 from inference_service.engine_client.interface import EngineStartError, EngineState
 from inference_service.engine_protocol import wire
@@ -24,6 +25,7 @@ from inference_service.errors import (
 )
 from tests.engine_client.engine_front import (
     BOUND_S,
+    FAKE_ENGINE,
     collect,
     failure_of,
     fake_client,
@@ -54,9 +56,9 @@ GARBAGE = "import os, sys; os.write(int(sys.argv[2]), b'\\xff' * 9); import time
 
 
 @asynccontextmanager
-async def running(client: EngineClient):
-    """A started client; at the end no process and no descriptor is left."""
-    before = open_descriptors()
+async def running(client: EngineClient, *, takes_over: int = 0):
+    """A started client; at the end no process and no descriptor is left, of those it takes over neither."""
+    before = open_descriptors() - takes_over
     pids = []
     client.on_state_change(lambda _: pids.append(client.pid))
     try:
@@ -106,6 +108,35 @@ async def test_start_reports_what_was_loaded(engine):
     assert engine.state is EngineState.READY
     assert (engine.ready.device, engine.ready.parts[2]) == ("fake", ("language", 3))
     assert is_running(engine.pid)
+
+
+async def test_the_first_process_may_run_already():
+    process = EngineProcess.start_early(FAKE_ENGINE)
+    pid = process.process.pid
+    async with running(fake_client(first=process), takes_over=1) as client:
+        assert client.pid == pid
+        await lose_to(client, CRASH)
+        assert client.pid != pid
+    process.end()
+
+
+async def test_a_first_process_that_has_ended_is_replaced():
+    process = EngineProcess((sys.executable, "-c", "pass"))
+    process.process.wait()
+    async with running(fake_client(first=process), takes_over=1) as client:
+        assert await collect(client, request_of("a", 1, max_tokens=1))
+
+
+def test_a_process_that_nobody_takes_over_can_be_ended():
+    before = open_descriptors()
+    process = EngineProcess(FAKE_ENGINE)
+    assert is_running(process.process.pid)
+    process.end()
+    process.end()
+    assert not is_running(process.process.pid)
+    assert open_descriptors() == before
+    assert EngineProcess.start_early(["/no/such/program"]) is None
+    assert open_descriptors() == before
 
 
 async def test_text_is_answered(engine):

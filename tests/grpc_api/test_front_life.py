@@ -378,7 +378,7 @@ async def test_probes_reach_it_by_both_families(open_service, host: str) -> None
 
 def test_front_loads_neither_torch_nor_transformers_nor_pillow() -> None:
     code = (
-        "import sys, inference_service.front\n"
+        "import sys, inference_service.front, inference_service.serving\n"
         "heavy = {'torch', 'transformers', 'triton', 'modelscope', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
