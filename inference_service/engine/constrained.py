@@ -8,15 +8,16 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 import logging
 import threading
-from typing import Final
-
-from llguidance import LLMatcher, LLTokenizer
+from typing import TYPE_CHECKING, Final
 
 from inference_service.constraint import Constraint
 from inference_service.engine.sequence import Sequence
 from inference_service.errors import ConstraintFailedError
 from inference_service.grammar.matcher import GrammarError, new_matcher, raise_error
 
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 _THREADS: Final = 2
 _COMPILED: Final = 32

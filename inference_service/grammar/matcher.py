@@ -1,4 +1,4 @@
-"""Turns a constraint into a matcher of llguidance. Torch-free.
+"""Turns a constraint into a matcher of llguidance, which is imported with the first one. Torch-free.
 
 A compiled grammar is lazy: what is too complex may show only when masks are computed, so that errors are looked for
 after every step.
@@ -12,12 +12,11 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-
 from inference_service.constraint import Constraint, ConstraintKind
 
 
 if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
     from llguidance._lib import JsonCompileOptions
 
 JSON_STYLE: Final[JsonCompileOptions] = {
@@ -32,7 +31,6 @@ JSON_STYLE: Final[JsonCompileOptions] = {
 Overrides of what a schema asks for in `x-guidance`, which `_without_options` removes besides: it has more options.
 """
 
-_LIMITS: Final = LLParserLimits(verbose_errors=False)
 _SILENT: Final = 0
 _TRIAL_TOKENS: Final = 32
 _TRIAL_S: Final = 0.25
@@ -54,13 +52,21 @@ def new_matcher(vocabulary: LLTokenizer, constraint: Constraint) -> LLMatcher:
     Raises:
         GrammarError: The constraint cannot be compiled.
     """
+    from llguidance import LLMatcher  # noqa: PLC0415 - a tenth of a second, which a start may never need
+
     try:
         grammar = _grammar(constraint)
     except ValueError as error:
         raise GrammarError(_one_line(str(error))) from None
-    matcher = LLMatcher(vocabulary, grammar, log_level=_SILENT, limits=_LIMITS)
+    matcher = LLMatcher(vocabulary, grammar, log_level=_SILENT, limits=_limits())
     raise_error(matcher)
     return matcher
+
+
+def _limits() -> LLParserLimits:
+    from llguidance import LLParserLimits  # noqa: PLC0415
+
+    return LLParserLimits(verbose_errors=False)
 
 
 def raise_error(matcher: LLMatcher) -> None:
@@ -99,6 +105,8 @@ def _permitted(mask: bytes, start: int) -> int:
 
 
 def _grammar(constraint: Constraint) -> str:
+    from llguidance import LLMatcher  # noqa: PLC0415
+
     if constraint.kind is ConstraintKind.LARK:
         return LLMatcher.grammar_from_lark(constraint.text)
     if constraint.kind in (ConstraintKind.JSON_OBJECT, ConstraintKind.JSON_SCHEMA):

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from pathlib import Path
 import re
-
-from llguidance import LLTokenizer, TokenizerWrapper
+from typing import TYPE_CHECKING
 
 from inference_service.families.registry import family_of, load_spec
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_json import JsonTokenizer
+
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 
 class _Words:
@@ -61,6 +64,9 @@ def vocabulary_of(tokenizer: Tokenizer, size: int, eos_token_ids: tuple[int, ...
         size: Width of the model's logits; ids beyond the tokenizer's have no text and are never permitted.
         eos_token_ids: The model's end tokens; all of them are permitted where a grammar permits the end.
     """
+    # A tenth of a second, in the start of an engine that may never need it.
+    from llguidance import LLTokenizer, TokenizerWrapper  # noqa: PLC0415
+
     words = TokenizerWrapper(_Words(tokenizer, size, eos_token_ids[0]))
     return LLTokenizer(words, n_vocab=size, eos_token=list(eos_token_ids))
 

@@ -227,7 +227,7 @@ def test_a_matcher_that_fails_ends_its_answer_with_an_error(
 ) -> None:
     """Never as a complete answer, although a failed matcher permits only the end."""
     narrow = LLParserLimits(step_lexer_fuel=1, precompute_large_lexemes=False, max_lexer_states=9)
-    monkeypatch.setattr(matcher, "_LIMITS", narrow)
+    monkeypatch.setattr(matcher, "_limits", lambda: narrow)
     core = make_demo()
     core.add(request("bad", Constraint(kind=ConstraintKind.REGEX, text=r"(\w+ ?){1,900}\.")), b"")
     core.add(request("good", None, GREEDY), b"")
