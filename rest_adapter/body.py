@@ -157,6 +157,10 @@ class RequestBody:
         self._limits.budget.give_back(self._taken)
         self._taken = 0
 
+    def patience_s(self, count: int) -> float:
+        """How long a client may take for so many bytes, in seconds."""
+        return self._limits.silence_s + count / self._limits.min_bytes_per_s
+
     async def discard(self) -> None:
         """Receives and discards the rest for a short time."""
         last = self._received + 2 * self._limits.max_bytes

@@ -74,6 +74,11 @@ class Line:
         ] = {}  # when callers were here last, in order of their last turns
 
     @property
+    def held(self) -> int:
+        """Places that are held."""
+        return self._held.total()
+
+    @property
     def waiting(self) -> int:
         """Requests that wait; may be read in any thread."""
         return sum(map(len, tuple(self._waiting.values())))

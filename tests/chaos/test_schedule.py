@@ -236,7 +236,7 @@ class Siege:
             "pixels on their way": load.pixel_bytes_in_flight,
             "not ready": self.engine.state is not EngineState.READY,
         }
-        counts |= {name: line._held.total() + line.waiting for name, line in lines.items()}
+        counts |= {name: line.held + line.waiting for name, line in lines.items()}
         return {name: count for name, count in counts.items() if count}
 
 

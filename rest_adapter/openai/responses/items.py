@@ -14,7 +14,7 @@ from rest_adapter.json_text import shown
 from rest_adapter.json_values import text_of
 from rest_adapter.openai.content import Content, Text, read_content
 from rest_adapter.openai.part_fields import Fields
-from rest_adapter.openai.responses.blobs import unpack
+from rest_adapter.openai.responses.blobs import Unpacker
 from rest_adapter.validation import wrong
 
 
@@ -111,15 +111,16 @@ def read_input(value: object) -> tuple[list[AnyItem], list[str]]:
         raise invalid("'input' is an empty list, but needs at least one item.", "input")
     items: list[AnyItem] = []
     unknown: list[str] = []
+    blobs = Unpacker()
     for index, document in enumerate(value):
-        item, names = read_item(document, f"input[{index}]")
+        item, names = read_item(document, f"input[{index}]", blobs)
         items.append(item)
         unknown += names
     return items, unknown
 
 
-def read_item(document: object, path: str) -> _Read:
-    """Reads one item; as `read_input`."""
+def read_item(document: object, path: str, blobs: Unpacker) -> _Read:
+    """Reads one item; as `read_input`. `blobs` is the same for all items of a request."""
     if not isinstance(document, dict):
         raise wrong(path, document, "an object")
     fields = Fields(document, path)
@@ -133,7 +134,7 @@ def read_item(document: object, path: str) -> _Read:
     if kind not in _READERS:
         advice = f"items of these types are: {', '.join(_READERS)}"
         raise unsupported(fields.path_of("type"), kind, advice)
-    return _READERS[kind](fields)
+    return _READERS[kind](fields, blobs)
 
 
 def _unknown(fields: Fields, *known: str) -> list[str]:
@@ -156,7 +157,7 @@ def _required(fields: Fields, name: str) -> str:
     return text
 
 
-def _read_message(fields: Fields) -> _Read:
+def _read_message(fields: Fields, _: Unpacker) -> _Read:
     role = fields.values.get("role")
     if role not in _ROLES:
         raise wrong(fields.path_of("role"), role, f"one of: {', '.join(_ROLES)}")
@@ -173,7 +174,7 @@ def _read_message(fields: Fields) -> _Read:
     return item, [*_unknown(fields, "role", "content"), *unknown]
 
 
-def _read_call(fields: Fields) -> _Read:
+def _read_call(fields: Fields, _: Unpacker) -> _Read:
     arguments = fields.values.get("arguments")
     if isinstance(arguments, dict):
         arguments = text_of(arguments, fields.path_of("arguments"))
@@ -189,7 +190,7 @@ def _read_call(fields: Fields) -> _Read:
     return item, _unknown(fields, "call_id", "name", "arguments")
 
 
-def _read_call_output(fields: Fields) -> _Read:
+def _read_call_output(fields: Fields, _: Unpacker) -> _Read:
     call_id = _required(fields, "call_id")
     output, path = fields.values.get("output"), fields.path_of("output")
     if "output" not in fields.values:
@@ -204,10 +205,10 @@ def _read_call_output(fields: Fields) -> _Read:
     return item, [*_unknown(fields, "call_id", "output"), *unknown]
 
 
-def _read_reasoning(fields: Fields) -> _Read:
+def _read_reasoning(fields: Fields, blobs: Unpacker) -> _Read:
     text = _texts(fields, "content") or _texts(fields, "summary")
     if not text and (blob := fields.text("encrypted_content")):
-        text = unpack(REASONING, blob) or ""
+        text = blobs.unpack(REASONING, blob) or ""
     item = ReasoningItem(fields.path, _id_of(fields), text)
     return item, _unknown(fields, "content", "summary", "encrypted_content")
 
@@ -230,9 +231,9 @@ def _texts(fields: Fields, name: str) -> str:
     return "\n\n".join(filter(None, texts))
 
 
-def _read_compaction(fields: Fields) -> _Read:
+def _read_compaction(fields: Fields, blobs: Unpacker) -> _Read:
     blob = _required(fields, "encrypted_content")
-    summary = unpack(COMPACTION, blob)
+    summary = blobs.unpack(COMPACTION, blob)
     if summary is None:
         path = fields.path_of("encrypted_content")
         raise invalid(f"'{path}' is not from this service (POST /v1/responses/compact).", path)
@@ -241,11 +242,11 @@ def _read_compaction(fields: Fields) -> _Read:
     )
 
 
-def _read_reference(fields: Fields) -> _Read:
+def _read_reference(fields: Fields, _: Unpacker) -> _Read:
     return ReferenceItem(fields.path, None, _required(fields, "id")), _unknown(fields)
 
 
-_READERS: Final[Mapping[str, Callable[[Fields], _Read]]] = {
+_READERS: Final[Mapping[str, Callable[[Fields, Unpacker], _Read]]] = {
     "message": _read_message,
     "function_call": _read_call,
     "function_call_output": _read_call_output,
@@ -255,12 +256,13 @@ _READERS: Final[Mapping[str, Callable[[Fields], _Read]]] = {
 }
 
 
-def resolved(item: AnyItem, found: Mapping[str, Mapping[str, Any]]) -> AnyItem:
+def resolved(item: AnyItem, found: Mapping[str, Mapping[str, Any]], blobs: Unpacker) -> AnyItem:
     """An item, or that which a reference points at.
 
     Args:
         item: The item.
         found: The items that were looked up, in JSON, by id.
+        blobs: Unpacks what they contain.
 
     Raises:
         ApiError: It was not found.
@@ -270,7 +272,7 @@ def resolved(item: AnyItem, found: Mapping[str, Mapping[str, Any]]) -> AnyItem:
     document = found.get(item.target)
     if document is None:
         raise not_found(item)
-    return read_item(document, item.path)[0]
+    return read_item(document, item.path, blobs)[0]
 
 
 def not_found(item: ReferenceItem) -> ApiError:

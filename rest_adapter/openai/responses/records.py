@@ -22,7 +22,12 @@ from rest_adapter.openai.responses.in_flight import InFlight
 from rest_adapter.openai.responses.items import AnyItem, ReferenceItem
 from rest_adapter.openai.responses.listing import documents_of
 from rest_adapter.openai.responses.schema import ResponsesRequest
-from rest_adapter.openai.responses.store import ResponseStore, StoredResponse, StoreLimits
+from rest_adapter.openai.responses.store import (
+    MAX_CHAIN,
+    ResponseStore,
+    StoredResponse,
+    StoreLimits,
+)
 from rest_adapter.settings import IN_MEMORY, AdapterSettings
 
 
@@ -109,7 +114,10 @@ class Records:
             chain = await store.chain(caller, response_id, body.max_bytes)
         except OverflowError:
             maximum = body.max_bytes // 2**20
-            message = f"The conversation has more than {maximum} MiB, the maximum (--max-body-mib)."
+            message = (
+                f"The conversation has more than {maximum} MiB (--max-body-mib) or {MAX_CHAIN} responses,"
+                " the maximum."
+            )
             raise too_large(message) from None
         if chain is None and self.in_flight.find(caller, response_id) is not None:
             raise _not_continuable(response_id, states.IN_PROGRESS)

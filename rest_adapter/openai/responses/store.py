@@ -1,7 +1,8 @@
 """Keeps responses for `previous_response_id`, `item_reference` and retrieval, within bounds, in SQLite.
 
 The database is a file, or in memory; either way one thread of its own works on it, so that it does not hold up the
-event loop. A response belongs to the caller whose key created it: its id alone is no permission to read it.
+event loop. Callers take turns there, and long conversations are read in pieces. A response belongs to the caller whose
+key created it: its id alone is no permission to read it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import logging
 import os
 import sqlite3
 import time
 from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 
 _LOG: Final = logging.getLogger(__name__)
@@ -35,7 +37,11 @@ CREATE TABLE IF NOT EXISTS items (
 CREATE INDEX IF NOT EXISTS items_by_response ON items (caller, response_id);
 PRAGMA user_version = {_VERSION};
 """
-_COLUMNS: Final = "id, previous_id, status, resource, input_items, frames"
+MAX_CHAIN: Final = 4096
+"""Maximum number of responses in a conversation."""
+
+_CHAIN_SLICE: Final = 64
+_ITEMS: Final = ("resource", "input_items")
 _Result = TypeVar("_Result")
 
 
@@ -56,7 +62,7 @@ class StoredResponse:
     id: str
     previous_id: str | None = None
     status: str
-    resource: bytes
+    resource: bytes = b""
     input_items: bytes = b"[]"
     frames: bytes = b""
     item_ids: tuple[str, ...] = ()
@@ -100,6 +106,7 @@ class ResponseStore:
         self._limits = limits
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="response-store")
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._database: sqlite3.Connection
 
     async def open(self) -> None:
@@ -109,11 +116,11 @@ class ResponseStore:
             sqlite3.Error: The file cannot be opened or is no database.
             ValueError: It was written by another version of this software.
         """
-        await self._run(self._open)
+        await self._run("", self._open)
 
     async def close(self) -> None:
         """Closes the database."""
-        await self._run(self._database.close)
+        await self._run("", self._database.close)
         self._thread.shutdown()
 
     async def put(self, caller: str, response: StoredResponse) -> None:
@@ -123,11 +130,17 @@ class ResponseStore:
             caller: Who made the request; empty = a caller without a key.
             response: The response. If it alone is larger than the store, it is not kept.
         """
-        await self._run(self._put, caller, response)
+        await self._run(caller, self._put, caller, response)
 
-    async def get(self, caller: str, response_id: str) -> StoredResponse | None:
-        """A response of a caller; None = it does not exist, or no longer."""
-        return await self._run(self._get, caller, response_id)
+    async def get(self, caller: str, response_id: str, *parts: str) -> StoredResponse | None:
+        """A response of a caller; None = it does not exist, or no longer.
+
+        Args:
+            caller: Who asks.
+            response_id: Its id.
+            parts: Which of `resource`, `input_items` and `frames` are wanted; the others are empty.
+        """
+        return await self._run(caller, self._get, caller, response_id, parts)
 
     async def chain(
         self, caller: str, response_id: str, max_bytes: int
@@ -143,20 +156,34 @@ class ResponseStore:
             The responses; None = one of them is not there.
 
         Raises:
-            OverflowError: They are larger.
+            OverflowError: They are larger, or more than `MAX_CHAIN`.
         """
-        return await self._run(self._chain, caller, response_id, max_bytes)
+        found: list[StoredResponse] = []
+        next_id: str | None = response_id
+        while next_id is not None:
+            links = await self._run(caller, self._links, caller, next_id, max_bytes)
+            if links is None:
+                return None
+            found += links
+            max_bytes -= sum(response.size for response in links)
+            if len(found) > MAX_CHAIN:
+                raise OverflowError
+            next_id = found[-1].previous_id
+        return found[::-1]
 
     async def holder_of(self, caller: str, item_id: str) -> StoredResponse | None:
-        """The response of a caller that has an item; None = none has it."""
-        return await self._run(self._holder_of, caller, item_id)
+        """The response of a caller that has an item, without its frames; None = none has it."""
+        return await self._run(caller, self._holder_of, caller, item_id)
 
     async def delete(self, caller: str, response_id: str) -> bool:
         """Removes a response of a caller; returns whether it was there."""
-        return await self._run(self._delete, caller, response_id)
+        return await self._run(caller, self._delete, caller, response_id)
 
-    async def _run(self, work: Callable[..., _Result], *args: object) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+    async def _run(self, caller: str, work: Callable[..., _Result], *args: object) -> _Result:
+        """Does work in the thread, one piece at a time for each caller, so that nobody waits for all of another one."""
+        turn = self._turns.setdefault(caller, asyncio.Lock())
+        async with turn:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
     def _open(self) -> None:
         if self._path is not None:
@@ -224,43 +251,47 @@ class ResponseStore:
     def _oldest_use(self) -> float:
         return self._clock() - self._limits.max_age_s
 
-    def _get(self, caller: str, response_id: str) -> StoredResponse | None:
+    def _get(self, caller: str, response_id: str, parts: tuple[str, ...]) -> StoredResponse | None:
         with self._transaction() as database:
-            return self._used(database, caller, response_id)
+            return self._used(database, caller, response_id, parts)
 
-    def _chain(self, caller: str, response_id: str, max_bytes: int) -> list[StoredResponse] | None:
+    def _links(self, caller: str, response_id: str, max_bytes: int) -> list[StoredResponse] | None:
+        """A response and some that it continues; None = one of them is not there."""
         found: list[StoredResponse] = []
-        size = 0
         next_id: str | None = response_id
         with self._transaction() as database:
-            while next_id is not None:
-                response = self._used(database, caller, next_id)
+            while next_id is not None and len(found) < _CHAIN_SLICE:
+                response = self._used(database, caller, next_id, _ITEMS)
                 if response is None:
                     return None
-                response = replace(response, frames=b"")
-                size += response.size
-                if size > max_bytes:
-                    raise OverflowError(size)
+                max_bytes -= response.size
+                if max_bytes < 0:
+                    raise OverflowError
                 found.append(response)
                 next_id = response.previous_id
-        return found[::-1]
+        return found
 
     def _holder_of(self, caller: str, item_id: str) -> StoredResponse | None:
         with self._transaction() as database:
             row = database.execute(
                 "SELECT response_id FROM items WHERE caller = ? AND id = ?", (caller, item_id)
             ).fetchone()
-            return None if row is None else self._used(database, caller, row[0])
+            return None if row is None else self._used(database, caller, row[0], _ITEMS)
 
     def _used(
-        self, database: sqlite3.Connection, caller: str, response_id: str
+        self,
+        database: sqlite3.Connection,
+        caller: str,
+        response_id: str,
+        parts: tuple[str, ...],
     ) -> StoredResponse | None:
-        """A response that is now in use, and therefore kept."""
+        """Parts of a response that is now in use, and therefore kept."""
+        names = ("id", "previous_id", "status", *parts)
         rows = database.execute(
-            f"UPDATE responses SET used = ? WHERE caller = ? AND id = ? AND used >= ? RETURNING {_COLUMNS}",  # noqa: S608
+            "UPDATE responses SET used = ? WHERE caller = ? AND id = ? AND used >= ?"  # noqa: S608
+            f" RETURNING {', '.join(names)}",
             (self._clock(), caller, response_id, self._oldest_use()),
         ).fetchall()
-        names = _COLUMNS.split(", ")
         return StoredResponse(**dict(zip(names, rows[0], strict=True))) if rows else None
 
     def _delete(self, caller: str, response_id: str) -> bool:

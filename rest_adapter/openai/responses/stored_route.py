@@ -7,12 +7,15 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 import orjson
 
+from rest_adapter.body import body_of
 from rest_adapter.dialect import dialect_of
 from rest_adapter.errors import ApiError, invalid
+from rest_adapter.off_loop import off_loop
 from rest_adapter.openai.responses import resource as states
 from rest_adapter.openai.responses.records import frames_after, unknown_response
 from rest_adapter.openai.responses.requests import caller_of_request, records_of
 from rest_adapter.openai.responses.store import StoredResponse
+from rest_adapter.paced import PacedResponse
 from rest_adapter.query import integer_of
 from rest_adapter.stream import STREAM_HEADERS, on_one_line
 from rest_adapter.validation import wrong
@@ -22,6 +25,9 @@ router: Final = APIRouter()
 _PATH: Final = "/v1/responses/{response_id}"
 _MAX_PAGE: Final = 100
 _DEFAULT_PAGE: Final = 20
+_JSON: Final = "application/json"
+_UNPACKED: Final = 8
+"""About how many times larger the frames of a stream are than they are kept."""
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False, "": False}
 
 
@@ -36,10 +42,12 @@ async def get_response(request: Request, response_id: str) -> Response:
         if is_stream:
             raise _in_progress(response_id, "events", "stream")
         return _json(run.resource)
-    stored = await store.get(caller, response_id)
+    stored = await store.get(caller, response_id, "frames" if is_stream else "resource")
     if stored is None:
         raise unknown_response(response_id)
-    return _replay(request, stored, after) if is_stream else _raw_json(stored.resource)
+    if not is_stream:
+        return PacedResponse(stored.resource, body_of(request), media_type=_JSON)
+    return await _replay(request, stored, after)
 
 
 @router.delete(_PATH)
@@ -65,7 +73,7 @@ async def cancel_response(request: Request, response_id: str) -> Response:
         if status in (states.CANCELLED, states.IN_PROGRESS):
             return _json(run.resource)
     else:
-        stored = await records.store("response_id").get(caller, response_id)
+        stored = await records.store("response_id").get(caller, response_id)  # its status
         if stored is None:
             raise unknown_response(response_id)
         status = stored.status
@@ -83,22 +91,30 @@ async def list_input_items(request: Request, response_id: str) -> Response:
     store, caller = records_of(request).store("response_id"), caller_of_request()
     if records_of(request).in_flight.find(caller, response_id) is not None:
         raise _in_progress(response_id, "input items", "response_id")
-    stored = await store.get(caller, response_id)
+    stored = await store.get(caller, response_id, "input_items")
     if stored is None:
         raise unknown_response(response_id)
-    items: list[dict[str, Any]] = orjson.loads(stored.input_items)
+    after, content = request.query_params.get("after"), stored.input_items
+    body_of(request).take(len(content))
+    page = await off_loop(len(content), _page, content, order, after, limit)
+    return PacedResponse(page, body_of(request), media_type=_JSON)
+
+
+def _page(content: bytes, order: str, after: str | None, limit: int) -> bytes:
+    items: list[dict[str, Any]] = orjson.loads(content)
     if order == "desc":
         items.reverse()
-    begin = _begin(request, items)
+    begin = _begin(after, items)
     page = items[begin : begin + limit]
-    document = {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else "",
-        "last_id": page[-1]["id"] if page else "",
-        "has_more": begin + limit < len(items),
-    }
-    return _json(document)
+    return orjson.dumps(
+        {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else "",
+            "last_id": page[-1]["id"] if page else "",
+            "has_more": begin + limit < len(items),
+        }
+    )
 
 
 def _in_progress(response_id: str, what: str, param: str) -> ApiError:
@@ -106,9 +122,8 @@ def _in_progress(response_id: str, what: str, param: str) -> ApiError:
     return invalid(message, param)
 
 
-def _begin(request: Request, items: list[dict[str, Any]]) -> int:
+def _begin(after: str | None, items: list[dict[str, Any]]) -> int:
     """Where a page begins: after the item that `after` names."""
-    after = request.query_params.get("after")
     if not after:
         return 0
     ids = [item["id"] for item in items]
@@ -117,18 +132,20 @@ def _begin(request: Request, items: list[dict[str, Any]]) -> int:
     return ids.index(after) + 1
 
 
-def _replay(request: Request, stored: StoredResponse, after: int) -> Response:
+async def _replay(request: Request, stored: StoredResponse, after: int) -> Response:
     end = b"" if stored.status == states.FAILED else dialect_of(request.scope).stream_end
-    content = on_one_line(b"".join(frames_after(stored, after))) + end
-    return Response(content, headers=STREAM_HEADERS, media_type="text/event-stream")
+
+    def events() -> bytes:
+        return on_one_line(b"".join(frames_after(stored, after))) + end
+
+    content = await off_loop(_UNPACKED * len(stored.frames), events)
+    return PacedResponse(
+        content, body_of(request), headers=STREAM_HEADERS, media_type="text/event-stream"
+    )
 
 
 def _json(document: object) -> Response:
-    return _raw_json(orjson.dumps(document))
-
-
-def _raw_json(content: bytes) -> Response:
-    return Response(content, media_type="application/json")
+    return Response(orjson.dumps(document), media_type=_JSON)
 
 
 def _boolean(request: Request, name: str) -> bool:

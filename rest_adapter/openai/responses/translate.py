@@ -12,6 +12,7 @@ from rest_adapter.errors import invalid
 from rest_adapter.media import ImageSources
 from rest_adapter.openai.constraints import asked_form, form_param
 from rest_adapter.openai.field_paths import own_param, plain_param
+from rest_adapter.openai.responses.blobs import Unpacker
 from rest_adapter.openai.responses.items import AnyItem, read_item, resolved
 from rest_adapter.openai.responses.schema import Asked, ResponsesRequest
 from rest_adapter.openai.responses.turns import Turn, turns_of
@@ -59,8 +60,9 @@ def conversation_of(
     Raises:
         ApiError: A reference points at nothing, an output is of no call, or there is no message.
     """
-    items = tuple(resolved(item, found) for item in asked.items)
-    history = tuple(read_item(document, PREVIOUS)[0] for document in earlier)
+    blobs = Unpacker()
+    items = tuple(resolved(item, found, blobs) for item in asked.items)
+    history = tuple(read_item(document, PREVIOUS, blobs)[0] for document in earlier)
     turns = turns_of([*history, *items])
     if not turns:
         raise invalid("'input' has reasoning alone, but needs a message.", "input")

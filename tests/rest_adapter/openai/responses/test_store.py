@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 import stat
 
 import pytest
 
+from rest_adapter.openai.responses import store as store_module
 from rest_adapter.openai.responses.store import ResponseStore, StoredResponse, StoreLimits
 from rest_adapter.settings import AdapterSettings
 
@@ -64,7 +67,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
 async def test_what_was_put_is_there(path: Path | None) -> None:
     async with opened(path) as store:
         await store.put("k", response("a"))
-        found = await store.get("k", "a")
+        found = await store.get("k", "a", "resource", "input_items", "frames")
         assert found is not None
         assert (found.id, found.resource, found.status) == ("a", b"x" * 10, "completed")
         holder = await store.holder_of("k", "msg_a")
@@ -139,6 +142,67 @@ async def test_a_chain_is_bounded(path: Path | None) -> None:
             await store.chain("", "b", 399)
 
 
+async def fill(store: ResponseStore, caller: str, count: int, *, frames: bytes = b"") -> None:
+    for number in range(count):
+        previous = f"r{number - 1}" if number else None
+        await store.put(caller, replace(response(f"r{number}", previous), frames=frames))
+
+
+LONG = StoreLimits(max_entries=10**6, max_bytes=10**9, max_age_s=60)
+
+
+async def test_the_number_of_responses_in_a_chain_is_bounded(
+    path: Path | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "MAX_CHAIN", 200)
+    async with opened(path, LONG) as store:
+        await fill(store, "", 201)
+        chain = await store.chain("", "r199", 10**9)
+        assert chain is not None
+        assert [one.id for one in chain] == [f"r{number}" for number in range(200)]
+        with pytest.raises(OverflowError):
+            await store.chain("", "r200", 10**9)
+
+
+async def test_a_circle_ends(path: Path | None) -> None:
+    """Only a foreign hand could make one."""
+    async with opened(path, LONG) as store:
+        await store.put("", response("a", "b", size=0))
+        await store.put("", response("b", "a", size=0))
+        with pytest.raises(OverflowError):
+            await store.chain("", "b", 1000)
+
+
+async def test_frames_count_and_are_read_only_for_a_replay(path: Path | None) -> None:
+    async with opened(path, LONG) as store:
+        await fill(store, "", 3, frames=b"y" * 500)
+        chain = await store.chain("", "r2", 30)
+        assert chain is not None
+        assert {one.frames for one in chain} == {b""}
+        found = await store.get("", "r2", "frames")
+        assert found is not None
+        assert (found.frames, found.resource) == (b"y" * 500, b"")
+
+
+async def test_a_caller_does_not_wait_for_all_that_another_one_asks(path: Path | None) -> None:
+    async with opened(path, LONG) as store:
+        await fill(store, "bulk", 300)
+        await store.put("other", response("mine"))
+        order: list[str] = []
+
+        async def note(name: str, work: Awaitable[object]) -> None:
+            assert await work
+            order.append(name)
+
+        bulk = [
+            asyncio.create_task(note("bulk", store.chain("bulk", "r299", 10**9))) for _ in range(20)
+        ]
+        await asyncio.sleep(0)
+        await note("other", store.get("other", "mine"))
+        await asyncio.gather(*bulk)
+        assert order.index("other") <= 1
+
+
 async def test_deleting_deletes_the_items_as_well(path: Path | None) -> None:
     async with opened(path) as store:
         await store.put("", response("a"))
@@ -182,7 +246,7 @@ async def test_deleted_content_is_not_left_in_the_file(tmp_path: Path) -> None:
 async def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "store.sqlite"
     async with opened(file) as store:
-        await store._run(lambda: store._database.execute("PRAGMA user_version = 99"))
+        await store._run("", lambda: store._database.execute("PRAGMA user_version = 99"))
     with pytest.raises(ValueError, match="version 99"):
         async with opened(file):
             pass

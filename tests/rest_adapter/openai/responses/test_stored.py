@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+import contextlib
 import json
 from pathlib import Path
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import openai
 import pytest
+import requests
 
 from rest_adapter.openai.responses.in_flight import Run
 from rest_adapter.openai.responses.writer import ResponseWriter
@@ -25,6 +27,7 @@ from tests.rest_adapter.openai.responses.test_answers import (
     frames_of,
     post,
 )
+from tests.rest_adapter.raw_http import connect, head
 from tests.rest_adapter.scripted_answers import script
 
 
@@ -126,6 +129,27 @@ def test_store_false_keeps_nothing(storing_adapter: Adapter, storing: openai.Ope
     with pytest.raises(openai.BadRequestError) as caught:
         storing.responses.create(model="demo", input=reference)
     assert caught.value.param == "input[0].id"
+
+
+def test_what_clients_do_not_read_is_bounded() -> None:
+    """Pages with images count as bodies until they have been read."""
+    image = "data:image/png;base64," + "A" * 8 * 2**20
+    content: Any = [{"type": "input_image", "image_url": image}]
+    with open_adapter(response_store="memory", body_budget_mib=64) as adapter:
+        created = post(adapter, input=[{"role": "user", "content": content}])
+        path = f"/{created.json()['id']}/input_items"
+        request = head("GET", f"/v1/responses{path}", "authorization: Bearer none")
+
+        def page() -> requests.Response:
+            return call(adapter, "GET", path)
+
+        with contextlib.ExitStack() as silent:
+            for _ in range(6):
+                silent.enter_context(connect(adapter)).sendall(request)
+            wait_until(lambda: page().status_code == 429)
+            assert post(adapter, input="small").status_code == 200
+        wait_until(lambda: page().status_code == 200)
+        assert page().json()["data"][0]["content"][0]["image_url"] == image
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -11,7 +11,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import ApiError
 from rest_adapter.openai.errors import type_and_code
-from rest_adapter.openai.responses.blobs import pack, unpack
+from rest_adapter.openai.responses.blobs import MAX_BYTES, Unpacker, pack
 from rest_adapter.openai.responses.listing import documents_of
 from rest_adapter.openai.responses.schema import parse_responses
 from rest_adapter.openai.responses.translate import (
@@ -433,7 +433,39 @@ def test_listed_items_are_read_as_they_were_sent(content: Any) -> None:
 
 def test_blobs() -> None:
     blob = pack("reasoning", "über\n猫")
-    assert unpack("reasoning", blob) == "über\n猫"
-    assert unpack("compaction", blob) is None
-    for broken in ("", "x", blob[:-4], blob[:20], "qwenvl1.!!!!", pack("reasoning", "a" * 2**24)):
-        assert unpack("reasoning", broken) is None
+    assert Unpacker().unpack("reasoning", blob) == "über\n猫"
+    assert Unpacker().unpack("compaction", blob) is None
+    for broken in ("", "x", blob[:-4], blob[:20], "qwenvl1.!!!!"):
+        assert Unpacker().unpack("reasoning", broken) is None
+
+
+@pytest.mark.parametrize("kind", ["reasoning", "compaction", "neither"])
+@pytest.mark.parametrize(("count", "size"), [(1, 2**24), (3, MAX_BYTES // 2), (500, 2**20)])
+def test_blobs_are_bounded_together(kind: str, count: int, size: int) -> None:
+    """A few kilobytes unpack to gigabytes."""
+    unpacker, blob = Unpacker(), pack(kind, "a" * size)
+    room = MAX_BYTES // (size + 100)
+    for _ in range(room):
+        assert unpacker.unpack("reasoning", blob) == ("a" * size if kind == "reasoning" else None)
+    assert room < count
+    with pytest.raises(ApiError, match="more than 2 MiB") as caught:
+        unpacker.unpack("reasoning", blob)
+    assert caught.value.status == 413
+
+
+@pytest.mark.parametrize("where", ["input", "earlier", "found"])
+def test_blobs_of_a_conversation_are_bounded_together(where: str) -> None:
+    blob = pack("reasoning", "a" * (MAX_BYTES // 2))
+    thoughts: list[Any] = [
+        {"type": "reasoning", "id": f"rs_{number}", "summary": [], "encrypted_content": blob}
+        for number in range(3)
+    ]
+    question = {"role": "user", "content": "q"}
+    own: list[Any] = thoughts if where == "input" else []
+    if where == "found":
+        own = [{"type": "item_reference", "id": item["id"]} for item in thoughts]
+    body = {"model": "demo", "input": [question, *own]}
+    earlier = thoughts if where == "earlier" else []
+    found = {item["id"]: item for item in thoughts} if where == "found" else {}
+    with pytest.raises(ApiError, match="more than 2 MiB"):
+        conversation_of(parse_responses(body)[0], earlier, found)

@@ -1,0 +1,58 @@
+"""Sends what is large no faster than the client reads it, as long as it reads fast enough."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Final
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from rest_adapter.body import RequestBody
+
+
+_PIECE_BYTES: Final = 64 * 1024
+
+
+class PacedResponse(Response):
+    """A complete answer, whose memory counts as that of the request until the client has read it.
+
+    A client may be as slow with it as with the body of a request; the connection is cut then.
+
+    Args:
+        content: The content.
+        body: The body of the request.
+        options: As for `Response`.
+
+    Raises:
+        ApiError: There is no memory for it now.
+    """
+
+    def __init__(self, content: bytes, body: RequestBody, **options: Any) -> None:
+        body.take(len(content))
+        super().__init__(content, **options)
+        self._limit_s = body.patience_s(len(content))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends it."""
+        del scope, receive
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+        view = memoryview(self.body)
+        with contextlib.suppress(TimeoutError):  # an unfinished response closes the connection
+            async with asyncio.timeout(self._limit_s):
+                for begin in range(0, max(1, len(view)), _PIECE_BYTES):
+                    end = begin + _PIECE_BYTES
+                    await send(
+                        {
+                            "type": "http.response.body",
+                            "body": bytes(view[begin:end]),
+                            "more_body": end < len(view),
+                        }
+                    )
