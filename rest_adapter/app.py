@@ -29,6 +29,7 @@ from rest_adapter.openapi.own import own_descriptions
 from rest_adapter.origins import RefuseForeignPages, compile_origins
 from rest_adapter.paths import AnswerOptions, Endpoints, HeadAsGet, TidyPaths
 from rest_adapter.playground.route import make_router
+from rest_adapter.refusals import RefuseHammering
 from rest_adapter.service_connection import ServiceConnection
 from rest_adapter.settings import AdapterSettings
 from rest_adapter.state import Shared
@@ -102,6 +103,7 @@ def _add_middleware(app: FastAPI, settings: AdapterSettings, dialects: Sequence[
     keys = None if settings.api_key_file is None else KeyFile(Path(settings.api_key_file))
     origins = compile_origins(settings.allowed_origins)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(RefuseHammering)
     if keys is not None:
         app.add_middleware(RequireKey, keys=keys)
     else:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 import contextlib
 from dataclasses import dataclass, field
+import random
 import time
 from typing import Final
 
@@ -26,6 +27,8 @@ from inference_service.errors import (
 _RATE_SAMPLES: Final = 64
 _MIN_RETRY_S: Final = 1.0
 _MAX_RETRY_S: Final = 60.0
+_SPREAD: Final = (1.0, 1.5)
+_MAX_REFUSALS: Final = 4096
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +90,32 @@ class AdmittedRequest:
             self._abortable = None
 
 
+class Demand:
+    """Those who were refused and have probably not come back yet.
+
+    Attributes:
+        window_s: When they are expected to come back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.window_s = _MIN_RETRY_S
+        self._clock = clock
+        self._refusals: deque[tuple[float, str]] = deque()
+        self._of_caller: Counter[str] = Counter()
+
+    def refused(self, caller: str) -> int:
+        """Counts a refusal; returns how many wait: those of the caller, or the callers if they are more."""
+        now_s = self._clock()
+        self._refusals.append((now_s, caller))
+        self._of_caller[caller] += 1
+        while self._refusals[0][0] < now_s - self.window_s or len(self._refusals) > _MAX_REFUSALS:
+            _, gone = self._refusals.popleft()
+            self._of_caller[gone] -= 1
+            if not self._of_caller[gone]:
+                del self._of_caller[gone]
+        return max(self._of_caller[caller], len(self._of_caller))
+
+
 class Admission:
     """Admits requests up to a maximum in flight, until it is closed. Belongs to one event loop."""
 
@@ -96,6 +125,7 @@ class Admission:
         self._of_caller: Counter[str] = Counter()
         self._engine_ids: set[str] = set()
         self._ends: deque[float] = deque(maxlen=_RATE_SAMPLES)
+        self._demand = Demand()
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
@@ -222,15 +252,21 @@ class Admission:
         return QueueFullError(
             f"{self.in_flight} requests are in flight, {own} of them yours; the maximum is {self._max_in_flight}"
             " (--max-queue), shared among callers. Try again later.",
-            retry_after_s=self._retry_after_s(),
+            retry_after_s=self._retry_after_s(caller),
         )
 
-    def _retry_after_s(self) -> float:
-        """The time in which as many requests as are in flight have lately been answered."""
+    def _retry_after_s(self, caller: str) -> float:
+        """The time in which as many requests as are in flight or were refused have lately been answered.
+
+        So whoever waits for it is refused once or twice, however many they are. They do not all come back at once.
+        """
         if len(self._ends) < 2:
             return _MIN_RETRY_S
         rate = len(self._ends) / max(time.monotonic() - self._ends[0], 1e-3)
-        return float(round(min(max(self.in_flight / rate, _MIN_RETRY_S), _MAX_RETRY_S)))
+        wanted = self.in_flight + self._demand.refused(caller)
+        wait_s = min(max(wanted / rate, _MIN_RETRY_S), _MAX_RETRY_S)
+        self._demand.window_s = wait_s
+        return float(round(wait_s * random.uniform(*_SPREAD)))  # noqa: S311 - no secret
 
 
 def draining() -> DrainingError:

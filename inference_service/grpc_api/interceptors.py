@@ -33,7 +33,6 @@ from inference_service.grpc_api.call_context import (
     this_call,
 )
 from inference_service.grpc_api.connections import Connections
-from inference_service.grpc_api.pacing import RefusalPacing
 from inference_service.grpc_api.status import DETAILS_KEY, code_of, details_of
 from inference_service.grpc_api.wire import Wire, WireLimits, enter_wire
 from inference_service.grpc_api.wire_fields import check_fields
@@ -41,6 +40,7 @@ from inference_service.metrics.requests import current_request
 from qwenvl.errors import BY_REASON
 from qwenvl.keys import KeyFile
 from qwenvl.observability import enter_call, name_call
+from qwenvl.pacing import RefusalPacing
 from qwenvl.rpc import NOT_REPEATED
 
 

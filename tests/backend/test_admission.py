@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from heapq import heapreplace
 import time
 
 import pytest
 
-from inference_service.backend.admission import Admission, AdmittedRequest
+from inference_service.backend.admission import Admission, AdmittedRequest, Demand
 from inference_service.errors import (
     AbortedError,
     DrainingError,
@@ -190,3 +191,38 @@ async def test_a_cut_ends_what_waits_and_what_begins_to_wait() -> None:
         for ended in (waiting, _wait_abortably(later)):
             with pytest.raises(DrainingError):
                 await ended
+
+
+@pytest.mark.parametrize("keys", [1, 200])
+def test_whoever_waits_as_told_is_refused_once_or_twice(keys: int) -> None:
+    """However many wait, with one key or with many."""
+    now, rate, in_flight, free = [0.0], 10.0, 20, 0.0
+    demand = Demand(lambda: now[0])
+    coming = [(number / 1000, number) for number in range(200)]  # when each asks
+    refusals = answers = 0
+    while now[0] < 200:
+        before, (now[0], number) = now[0], coming[0]
+        free = min(in_flight, free + (now[0] - before) * rate)
+        wait_s = 0.1
+        if free >= 1:
+            free -= 1
+            answers += now[0] > 50
+        else:
+            wanted = in_flight + demand.refused(f"{number % keys}")
+            wait_s = demand.window_s = max(1.0, wanted / rate)
+            refusals += now[0] > 50
+        heapreplace(coming, (now[0] + wait_s, number))
+    assert answers > 0.95 * 150 * rate
+    assert refusals < 2 * answers
+
+
+def test_refusals_of_a_while_ago_do_not_count() -> None:
+    now = [0.0]
+    demand = Demand(lambda: now[0])
+    assert [demand.refused("a") for _ in range(3)] == [1, 2, 3]
+    assert demand.refused("b") == 2, "callers"
+    now[0] += 2 * demand.window_s
+    assert demand.refused("b") == 1
+    for _ in range(10_000):
+        demand.refused("a")
+    assert len(demand._refusals) <= 4096

@@ -342,6 +342,10 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     "questions": lambda a: a.once(DECISIONS, [questions(400)] * 6),
     "images that grow": lambda a: a.once(CHAT, [grown(i) for i in range(40)]),
     "hammering": lambda a: a.again(CHAT, lambda i: chat(f"Question {i}?"), 100),
+    "polite": lambda a: a.again(CHAT, lambda i: chat(f"Question {i}?"), 8),
+    "hammering with images": lambda a: a.again(
+        CHAT, lambda i: chat([image(_NOISE), {"type": "text", "text": str(i)}]), 60
+    ),
     "invalid hammering": lambda a: a.again(CHAT, lambda _: b"{}", 50),
     "stored": lambda a: a.again(RESPONSES, lambda i: response(f"{i} " + "x " * 100), 16),
     "stored images": lambda a: a.again(RESPONSES, lambda i: response(str(i), image=_NOISE), 16),
