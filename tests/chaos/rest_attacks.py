@@ -21,6 +21,7 @@ import httpx
 from PIL import Image
 
 from tests.chaos.attacks import MIB, MODEL, growing_image
+from tests.chaos.late_attacks import LATE_ATTACKS
 
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
@@ -38,7 +39,7 @@ class Attack:
     async def once(self, path: str, bodies: Iterable[bytes], **headers: str) -> str:
         """Sends bodies at the same time, each once."""
         outcomes: Counter[str] = Counter()
-        async with self._client() as client:
+        async with self.client() as client:
             await asyncio.gather(*(self._post(client, path, b, outcomes, headers) for b in bodies))
         return str(dict(outcomes))
 
@@ -48,7 +49,7 @@ class Attack:
         end = time.monotonic() + self.seconds
 
         async def hammer(number: int) -> None:
-            async with self._client() as client:
+            async with self.client() as client:
                 while time.monotonic() < end:
                     await self._post(client, path, body(number), outcomes, {})
 
@@ -61,7 +62,7 @@ class Attack:
         end = time.monotonic() + self.seconds
 
         async def hammer(number: int) -> None:
-            async with self._client() as client:
+            async with self.client() as client:
                 while time.monotonic() < end:
                     number += 1
                     answer = await client.get(paths[number % len(paths)])
@@ -128,7 +129,7 @@ class Attack:
         except httpx.HTTPError as error:
             outcomes[type(error).__name__] += 1
 
-    def _client(self) -> httpx.AsyncClient:
+    def client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=None)
         base = f"http://127.0.0.1:{self.port}"
         return httpx.AsyncClient(
@@ -232,7 +233,7 @@ _REGEXES = ["(a|a)*b" * 50, "(x+x+)+y", "[a-z]{1,5000}{1,50}", "(.*a){30}", "\\p
 _WORDS = "word " * 400_000
 
 
-def _noise_url() -> str:
+def noise_url() -> str:
     """A picture of 0.75 MiB that compresses to nothing less."""
     buffer = io.BytesIO()
     Image.frombytes("RGB", (512, 512), os.urandom(512 * 512 * 3)).save(buffer, "PNG")
@@ -245,7 +246,7 @@ def _small_url() -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-_NOISE = _noise_url()
+_NOISE = noise_url()
 _MANY = chat("Tell me everything.", stream=True, max_tokens=3000, n=4, ignore_eos=True)
 _STREAM = chat("Tell me everything.", stream=True, max_tokens=200, ignore_eos=True)
 
@@ -385,6 +386,7 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
             _head(CHAT, f"content-length: {len(_STREAM)}") + _STREAM,
         ],
     ),
+    **{f"late {name}": attack for name, attack in LATE_ATTACKS.items()},
 }
 
 
