@@ -6,12 +6,14 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
+from google.protobuf.message import Message
 import grpc
 import orjson
 
 from qwenvl.aio import Events
 from rest_adapter.disconnect import while_connected
 from rest_adapter.errors import from_rpc
+from rest_adapter.off_loop import off_loop
 from rest_adapter.state import shared
 from rest_adapter.stream import EventStream
 
@@ -38,7 +40,16 @@ async def json_reply(
         ApiError: The call failed.
     """
     result = await result_of(request, work, param_of)
-    return Response(orjson.dumps(document_of(result)), media_type="application/json")
+    # Log probabilities of a long answer take seconds.
+    content = await off_loop(size_of(result), lambda: orjson.dumps(document_of(result)))
+    return Response(content, media_type="application/json")
+
+
+def size_of(result: object) -> int:
+    """About how many bytes the messages have that a call returned."""
+    if isinstance(result, Message):
+        return result.ByteSize()
+    return sum(map(size_of, result)) if isinstance(result, list | tuple) else 0
 
 
 async def stream_reply(

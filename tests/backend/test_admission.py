@@ -179,7 +179,8 @@ def test_retry_after_is_the_time_in_which_the_queue_was_lately_answered(monkeypa
             stack.enter_context(admission.admit(f"{index}", "me"))
         with pytest.raises(QueueFullError) as caught:
             admission.check("me")
-    assert caught.value.retry_after_s == pytest.approx(4 * 2.0, abs=2)
+    # Those in flight and the one that waits now.
+    assert 5 * 2.0 - 1 <= (caught.value.retry_after_s or 0) <= 1.5 * 5 * 2.0 + 1
 
 
 async def test_a_cut_ends_what_waits_and_what_begins_to_wait() -> None:

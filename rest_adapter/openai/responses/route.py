@@ -12,6 +12,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from rest_adapter.body import body_of
 from rest_adapter.errors import internal
+from rest_adapter.off_loop import off_loop
 from rest_adapter.openai.answer import usage
 from rest_adapter.openai.responses.listing import new_id
 from rest_adapter.openai.responses.records import Record, open_records
@@ -26,7 +27,7 @@ from rest_adapter.openai.responses.stream import ResponseEvents
 from rest_adapter.openai.responses.truncation import fitting
 from rest_adapter.openai.responses.writer import ResponseWriter
 from rest_adapter.rendered import rendered_prompt
-from rest_adapter.reply import json_reply, result_of
+from rest_adapter.reply import json_reply, result_of, size_of
 from rest_adapter.state import call_metadata, shared
 from rest_adapter.stream import EventStream
 
@@ -114,7 +115,7 @@ async def _whole(request: Request, prepared: Prepared) -> dict[str, Any]:
     )
     writer = _writer(request, prepared, answer.started)
     writer.begin()
-    writer.add_choice(answer.choices[0], answer.usage)
+    await off_loop(size_of(answer), writer.add_choice, answer.choices[0], answer.usage)
     await _keep(request, prepared, writer)
     return writer.resource
 
