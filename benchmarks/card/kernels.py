@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from benchmarks.card import few_rows
 from benchmarks.card.setting import Setting
 from inference_service.kernels.attention import AttentionMetadata, new_kv_cache, write_kv
 from inference_service.kernels.heads import HeadNorms, Rotation
@@ -31,7 +32,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         [setting.device], setting.dtype, kernels
     )  # its warnings tell why one is left out
     left_out = [kernel.op for kernel in kernels if getattr(ops, kernel.op) is not kernel.run]
-    rows = [*_attention(setting, ops), *_small(setting, ops)]
+    rows = [*_attention(setting, ops), *_small(setting, ops), *few_rows.rows(setting, ops)]
     limit = 1e-5 if setting.dtype == torch.float32 else 2e-2
     wrong = [row for row in rows if not row["error"] <= limit]  # NaN is wrong
     return {"limit": limit, "left_out": left_out, "wrong": [*left_out, *wrong], "rows": rows}

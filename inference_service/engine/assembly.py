@@ -21,6 +21,7 @@ from inference_service.engine.cpu_forms import (
 )
 from inference_service.engine.device import note_progress
 from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.gpu_forms import captured_s, launched_s, multiply_skinny
 from inference_service.engine.graph_capture import (
     Capture,
     CudaCapture,
@@ -147,6 +148,9 @@ def _load(
         quantise_large(model.decoder)
     if layout is not Layout.PLAIN:
         pack_large(model, layout)
+    if not on_cpu:
+        measure = captured_s if uses_graphs(config, model) else launched_s
+        multiply_skinny(model.decoder, model.ops, measure)
     if on_cpu:  # on a GPU a step takes less than a second
         note_progress(model)
     return model

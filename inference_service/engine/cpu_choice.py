@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from inference_service.engine.noise import bits_below, gumbel_of, noise_bits
+from inference_service.kernels.choice import bits_below, gumbel_of, noise_bits
 
 
 MANY: Final = 4096

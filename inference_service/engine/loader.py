@@ -91,6 +91,7 @@ def ops_for(
         head_dim=decoder.head_dim,
         hidden_size=decoder.hidden_size,
         intermediate_size=decoder.intermediate_size,
+        vocab_size=decoder.vocab_size,
         rotated=decoder.rope.dim,
         adjacent_pairs=decoder.rope.adjacent_pairs,
         qk_norm=decoder.qk_norm,

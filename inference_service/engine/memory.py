@@ -174,7 +174,7 @@ def count_kv_pages(config: EngineConfig, model: VisionLanguageModel) -> int:
     """
     if config.num_kv_pages is not None:
         if model.device.type == "cuda":  # compiles the kernels that no check has launched
-            run_largest_step(config, model)
+            _run_largest_step(config, model)
         return config.num_kv_pages
     page_bytes = _layer_page_bytes(config, model.spec, model.dtype)
     free = _free_bytes(config, model)
@@ -213,7 +213,7 @@ def _free_bytes_on_gpus(
         torch.cuda.synchronize(device)
         held[device] = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-    run_largest_step(config, model)
+    _run_largest_step(config, model)
     step = {}
     for device in gpus:
         torch.cuda.synchronize(device)
@@ -236,7 +236,7 @@ def _decode_bytes(config: EngineConfig, model: VisionLanguageModel, room: int) -
 
 
 @torch.inference_mode()
-def run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
+def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
     """Runs a step of maximum size: a full image or video, a full batch, a full set of logits."""
     policy, num_tokens = model.spec.image_policy, config.max_num_batched_tokens
     largest_media = largest_media_tokens(model.spec, num_tokens, config.encoder_cache_tokens)

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from inference_service.engine.cpu_choice import MANY, argmax, argmax_with_noise
 from inference_service.engine.masks import TokenMask
-from inference_service.engine.noise import gumbel_noise
 from inference_service.engine.sampling_table import Selection, Shape
+from inference_service.kernels.choice import gumbel_noise
+from inference_service.kernels.ops import REFERENCE, Ops
 from inference_service.kernels.slot_state import SlotState
 
 
@@ -37,6 +38,7 @@ def sample_(
     mask: TokenMask | None = None,
     *,
     looks: bool | None = None,
+    ops: Ops = REFERENCE,
 ) -> Tensor:
     """Choose one token per row.
 
@@ -47,6 +49,7 @@ def sample_(
         state: The state of the slots before this token.
         mask: The permitted tokens of the rows that are masked; None if none is.
         looks: Look at intermediate results, and so wait for the device; None = on a CPU, if it is worth it.
+        ops: The operations of the device.
 
     Returns:
         [R] int64 on the device of `logits`.
@@ -61,10 +64,11 @@ def sample_(
         mask.apply_(logits, unbanned)
     num_drawn = len(selection.drawn_rows)
     if num_drawn == len(logits):
-        return _draw(logits, selection, shape, looks=looks)
+        return _draw(logits, selection, shape, ops, looks=looks)
     greedy = argmax(logits) if logits.device.type == "cpu" else logits.argmax(dim=-1)
     if num_drawn:
-        drawn = _draw(logits.index_select(0, selection.drawn_rows), selection, shape, looks=looks)
+        rows = logits.index_select(0, selection.drawn_rows)
+        drawn = _draw(rows, selection, shape, ops, looks=looks)
         greedy.index_copy_(0, selection.drawn_rows, drawn)
     return greedy
 
@@ -85,28 +89,35 @@ def _penalise_(logits: Tensor, selection: Selection, shape: Shape, state: SlotSt
     flat.index_put_((places,), part)
 
 
-def _draw(logits: Tensor, rows: Selection, shape: Shape, *, looks: bool | None) -> Tensor:
+def _draw(logits: Tensor, rows: Selection, shape: Shape, ops: Ops, *, looks: bool | None) -> Tensor:
     """Draws from [D, V], which is overwritten."""
     logits.div_(rows.temperature.unsqueeze(-1))
     if looks is None:
         looks = logits.device.type == "cpu" and logits.numel() >= _WORTH_LOOKING
     if not looks:
-        return _draw_from_all(logits, rows, shape)
+        return _draw_from_all(logits, rows, shape, ops)
     if not len(rows.plain):
         return _draw_from_few(logits, rows, shape, slice(None))
     if not len(rows.filtered):
-        return argmax_with_noise(logits, rows.noise_low, rows.noise_high)
+        return _choose(logits, rows.noise_low, rows.noise_high, ops)
     drawn = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     low, high = rows.noise_low[rows.plain], rows.noise_high[rows.plain]
-    drawn[rows.plain] = argmax_with_noise(logits[rows.plain], low, high)
+    drawn[rows.plain] = _choose(logits[rows.plain], low, high, ops)
     drawn[rows.filtered] = _draw_from_few(logits[rows.filtered], rows, shape, rows.filtered)
     return drawn
 
 
-def _draw_from_all(logits: Tensor, rows: Selection, shape: Shape) -> Tensor:
+def _choose(logits: Tensor, low: Tensor, high: Tensor, ops: Ops) -> Tensor:
+    """Draws from all tokens of [D, V]; on a CPU without noise for each of them."""
+    if ops is REFERENCE and logits.device.type == "cpu":
+        return argmax_with_noise(logits, low, high)
+    return ops.choose_tokens(logits, None, low, high)
+
+
+def _draw_from_all(logits: Tensor, rows: Selection, shape: Shape, ops: Ops) -> Tensor:
     """Draws from [D, V] without looking: all tokens get noise, and those of some rows are sorted."""
     if not len(rows.filtered):
-        return _argmax_with_noise(logits, rows.noise_low, rows.noise_high)
+        return ops.choose_tokens(logits, None, rows.noise_low, rows.noise_high)
     minimum = logits.amax(dim=-1, keepdim=True) + rows.log_min_p.unsqueeze(-1)
     for which, width in ((rows.narrow, shape.narrow_width), (rows.wide, logits.shape[1])):
         if not len(which):
@@ -119,14 +130,7 @@ def _draw_from_all(logits: Tensor, rows: Selection, shape: Shape) -> Tensor:
             rows.top_p.index_select(0, which),
         )
         minimum.index_copy_(0, which, cut)
-    logits.masked_fill_(~(logits >= minimum), -math.inf)
-    return _argmax_with_noise(logits, rows.noise_low, rows.noise_high)
-
-
-def _argmax_with_noise(logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    token_ids = torch.arange(logits.shape[1], device=logits.device)
-    noise = gumbel_noise(low.unsqueeze(-1), high.unsqueeze(-1), token_ids)
-    return noise.add_(logits).argmax(dim=-1)
+    return ops.choose_tokens(logits, minimum, rows.noise_low, rows.noise_high)
 
 
 def _draw_from_few(logits: Tensor, rows: Selection, shape: Shape, which: Tensor | slice) -> Tensor:

@@ -118,7 +118,7 @@ class StepSampler:
         if plan.masked:  # a GPU computes the forward pass meanwhile
             mask = self._masks.fill(plan.masked, mask_rows, self._vocab_size, logits.device)
         state = self._slots.state
-        token_ids = sample_(logits, selection, plan.shape, state, mask)
+        token_ids = sample_(logits, selection, plan.shape, state, mask, ops=self._ops)
         self._ops.record_tokens(state, token_ids, recorded)
         logprobs = None
         if raw is not None:

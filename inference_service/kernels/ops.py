@@ -7,17 +7,19 @@ from dataclasses import dataclass, fields, replace
 from functools import wraps
 from importlib.util import find_spec
 import logging
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from inference_service.kernels.attention import AttentionMetadata, paged_attention
+from inference_service.kernels.choice import choose_tokens
 from inference_service.kernels.heads import HeadNorms, Rotation, rotate_and_write
 from inference_service.kernels.rms_norm import add_rms_norm, rms_norm
 from inference_service.kernels.rope import apply_rope
 from inference_service.kernels.self_check import Inputs, Sizes, defect
 from inference_service.kernels.silu_and_mul import silu_and_mul
+from inference_service.kernels.skinny_linear import skinny_linear
 from inference_service.kernels.slot_state import (
     SampledRows,
     SlotState,
@@ -54,6 +56,8 @@ class Ops:
         add_rms_norm: `kernels.rms_norm.add_rms_norm`.
         apply_rope: `kernels.rope.apply_rope`.
         silu_and_mul: `kernels.silu_and_mul.silu_and_mul`.
+        skinny_linear: `kernels.skinny_linear.skinny_linear`.
+        choose_tokens: `kernels.choice.choose_tokens`.
         update_slots: `kernels.slot_state.update_slots`.
         record_tokens: `kernels.slot_state.record_tokens`.
     """
@@ -66,6 +70,8 @@ class Ops:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = add_rms_norm
     apply_rope: ApplyRope = apply_rope
     silu_and_mul: Callable[[Tensor], Tensor] = silu_and_mul
+    skinny_linear: Callable[[Tensor, Tensor, Tensor | None, int], Tensor] = skinny_linear
+    choose_tokens: Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor] = choose_tokens
     update_slots: Callable[[SlotState, StateUpdate], None] = update_slots
     record_tokens: Callable[[SlotState, Tensor, SampledRows], None] = record_tokens
 
@@ -95,7 +101,8 @@ class Kernel:
             raise ValueError(f"{self.op!r} is not an operation of Ops")
 
 
-_GPU_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_HALVES = frozenset({torch.float16, torch.bfloat16})
+_GPU_DTYPES = _HALVES | {torch.float32}
 
 
 def gpu_kernels() -> tuple[Kernel, ...]:
@@ -105,8 +112,11 @@ def gpu_kernels() -> tuple[Kernel, ...]:
     try:
         from inference_service.kernels.gpu import (  # noqa: PLC0415 - imports triton
             attention,
+            choice,
             heads,
             rows,
+            skinny_linear,
+            slot_state,
         )
     except Exception as error:  # noqa: BLE001 - the references work without it
         logger.warning("no GPU kernel can be imported, the torch references are used: %r", error)
@@ -119,19 +129,23 @@ def gpu_kernels() -> tuple[Kernel, ...]:
         "add_rms_norm": rows.add_rms_norm,
         "apply_rope": rows.apply_rope,
         "silu_and_mul": rows.silu_and_mul,
+        "choose_tokens": choice.choose_tokens,
+        "record_tokens": slot_state.record_tokens,
     }
-    return tuple(
-        Kernel(op, "cuda", _GPU_DTYPES, _where_its_input_is(run)) for op, run in implemented.items()
+    return (
+        *(Kernel(op, "cuda", _GPU_DTYPES, _launched(run)) for op, run in implemented.items()),
+        Kernel("skinny_linear", "cuda", _HALVES, _launched(skinny_linear.skinny_linear)),
     )
 
 
-def _where_its_input_is(run: Callable[..., object]) -> Callable[..., object]:
+def _launched(run: Callable[..., object]) -> Callable[..., object]:
     """Triton launches on the current GPU, wherever the tensors are; torch launches where they are."""
 
     @wraps(run)
-    def launch(first: Tensor, *args: object, **kwargs: object) -> object:
-        with torch.cuda.device(first.get_device()):  # -1, of a CPU, changes nothing
-            return run(first, *args, **kwargs)
+    def launch(*args: Any, **kwargs: object) -> object:
+        where = next(one.get_device() for one in args if hasattr(one, "get_device"))
+        with torch.cuda.device(where):  # -1, of a CPU, changes nothing
+            return run(*args, **kwargs)
 
     return launch
 

@@ -10,7 +10,7 @@ compiles them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import accumulate
 import math
 from typing import Any
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from inference_service.kernels.attention import AttentionMetadata, new_kv_cache, write_kv
 from inference_service.kernels.heads import HeadNorms, Rotation
+from inference_service.kernels.skinny_linear import MAX_ROWS, SPLITS
+from inference_service.kernels.slot_state import SampledRows, SlotState
 
 
 LIMITS = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -40,11 +42,12 @@ class Sizes:
     """Sizes and kind of a decoder, for which kernels are compiled.
 
     Attributes:
-        num_heads: As of `model_spec.DecoderSpec`, like the next four.
+        num_heads: As of `model_spec.DecoderSpec`, like the next five.
         num_kv_heads: See there.
         head_dim: See there.
         hidden_size: See there.
         intermediate_size: See there.
+        vocab_size: See there.
         rotated: Elements of a head that are rotated.
         adjacent_pairs: As of `model_spec.RopeSpec`.
         qk_norm: As of `model_spec.DecoderSpec`.
@@ -56,6 +59,7 @@ class Sizes:
     head_dim: int = 64
     hidden_size: int = 96
     intermediate_size: int = 160
+    vocab_size: int = 5000
     rotated: int = 64
     adjacent_pairs: bool = False
     qk_norm: bool = True
@@ -162,6 +166,52 @@ def _silu_and_mul(run: Run, inputs: Inputs) -> Sequence[Tensor]:
     return [run(inputs.noise(3, 2 * inputs.sizes.intermediate_size))]
 
 
+def _skinny_linear(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    width = inputs.sizes.hidden_size
+    weight, bias = inputs.noise(width, width) / width**0.5, inputs.noise(width)
+    return [
+        run(inputs.noise(rows, width), weight, one, splits)
+        for splits in (SPLITS[0], SPLITS[2])
+        for rows, one in ((1, bias), (MAX_ROWS, None))
+    ]
+
+
+def _choose_tokens(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    """Three rows of logits; with a minimum, only some tokens can be drawn."""
+    results = []
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        logits = 4 * torch.randn(3, inputs.sizes.vocab_size, generator=generator)
+        keys = torch.randint(-(2**31), 2**31, (2, 3), generator=generator, dtype=torch.int64).int()
+        low, high = keys.to(inputs.device)
+        minimum = (
+            torch.tensor([[-torch.inf], [8.0], [12.0]]).to(inputs.device) if seed % 2 else None
+        )
+        results.append(run(logits.to(inputs.device), minimum, low, high))
+    return results
+
+
+def _record_tokens(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    width, vocab_size = 9, 20
+    state = SlotState(
+        last_tokens=torch.zeros(5, dtype=torch.int64),
+        page_table=torch.zeros(5, 1, dtype=torch.int32),
+        history=torch.ones(5, width, dtype=torch.int32),
+        counts=torch.ones(3, vocab_size, dtype=torch.int32),
+    )
+    state = SlotState(*(getattr(state, one.name).to(inputs.device) for one in fields(state)))
+    rows = SampledRows(
+        slots=torch.tensor([3, 0, 4]),
+        history_rows=torch.tensor([0, 2]),
+        history_places=torch.tensor([3 * width + 8, 4 * width]),
+        count_rows=torch.tensor([2]),
+        count_bases=torch.tensor([2 * vocab_size]),
+    )
+    rows = SampledRows(*(getattr(rows, one.name).to(inputs.device) for one in fields(rows)))
+    run(state, torch.tensor([7, 19, 11]).to(inputs.device), rows)
+    return [state.last_tokens, state.history, state.counts]
+
+
 CASES: Mapping[str, Callable[[Run, Inputs], Sequence[Tensor]]] = {
     "rotate_and_write": _rotate_and_write,
     "paged_attention": _paged_attention,
@@ -169,6 +219,9 @@ CASES: Mapping[str, Callable[[Run, Inputs], Sequence[Tensor]]] = {
     "add_rms_norm": _add_rms_norm,
     "apply_rope": _apply_rope,
     "silu_and_mul": _silu_and_mul,
+    "skinny_linear": _skinny_linear,
+    "choose_tokens": _choose_tokens,
+    "record_tokens": _record_tokens,
 }
 """By operation: the results of an implementation for the inputs."""
 
@@ -205,7 +258,7 @@ def difference(found: Tensor, expected: Tensor, dtype: torch.dtype | None = None
     """
     if (found.shape, found.dtype) != (expected.shape, expected.dtype):
         return f"{found.dtype} {[*found.shape]} instead of {expected.dtype} {[*expected.shape]}"
-    limit = LIMITS[dtype or expected.dtype]
+    limit = LIMITS.get(dtype or expected.dtype, 0.0)  # integers are equal
     error = float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
     if error <= limit:
         return ""

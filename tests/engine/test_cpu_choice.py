@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inference_service.engine import cpu_choice
 from inference_service.engine.cpu_choice import MANY, argmax, argmax_with_noise
-from inference_service.engine.noise import bits_below, gumbel_noise, gumbel_of
+from inference_service.kernels.choice import bits_below, gumbel_noise, gumbel_of
 
 
 WIDTHS = [1, 255, MANY - 1, MANY, MANY + 1, MANY + 255, MANY + 256, 20_000]

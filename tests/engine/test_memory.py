@@ -105,5 +105,5 @@ def test_the_largest_step_is_full_of_images(
     monkeypatch.setattr(model, "encode_images", lambda pixels, _: encoded.append(len(pixels)))
     for tokens in (100, 256, 600):
         config = EngineConfig(model_dir="", max_num_batched_tokens=tokens)
-        memory.run_largest_step(config, model)
+        memory._run_largest_step(config, model)
     assert encoded == [1, 1, 2]

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from inference_service.engine.logprobs import token_logprobs
-from inference_service.engine.noise import gumbel_noise
 from inference_service.engine_protocol.messages import SamplingParams
+from inference_service.kernels.choice import gumbel_noise
 from tests.support.reference_sampler import SamplingRow
 from tests.support.sampling import keys_of, sample
 

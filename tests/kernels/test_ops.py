@@ -75,7 +75,7 @@ def test_a_triton_that_cannot_be_imported_costs_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ops, "find_spec", lambda _: True)
-    for name in ("attention", "heads", "rows"):
+    for name in ("attention", "choice", "heads", "rows", "skinny_linear", "slot_state"):
         monkeypatch.setitem(sys.modules, f"inference_service.kernels.gpu.{name}", None)
         monkeypatch.delattr(f"inference_service.kernels.gpu.{name}", raising=False)
     assert choose_ops([CUDA], BF16) == REFERENCE
@@ -158,9 +158,11 @@ def test_the_check_of_every_operation_notices_one_wrong_result(
 
     def run(*args: Any, **kwargs: Any) -> Any:
         result = reference(*args, **kwargs)
-        changed = args[3] if op == "rotate_and_write" else result
+        in_place = {"rotate_and_write": lambda: args[3], "record_tokens": lambda: args[0].counts}
+        changed = in_place.get(op, lambda: result)()
         changed = changed[-1] if isinstance(changed, tuple) else changed
-        changed.view(-1)[-1] += 10 * LIMITS[dtype] * changed.abs().max()
+        more = 10 * LIMITS[dtype] * changed.abs().max() if changed.is_floating_point() else 1
+        changed.view(-1)[-1] += more
         return result
 
     for implementation, name in ((reference, "reference"), (run, "mutant")):
@@ -182,7 +184,7 @@ def test_a_triton_kernel_is_launched_on_the_gpu_of_its_input(
         yield
         current.pop()
 
-    @ops._where_its_input_is
+    @ops._launched
     def run(_: Any, more: int, *, name: int) -> tuple[int, int, int]:
         return current[-1], more, name
 

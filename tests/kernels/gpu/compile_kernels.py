@@ -2,8 +2,9 @@
 
     python tests/kernels/gpu/compile_kernels.py [KERNEL ...]
 
-Every row: kernel, constants, bytes of spilled registers, bytes of shared memory, and whether it has matrix and
-asynchronous copy instructions. A program of its own, as triton decides when it is imported to compile or to interpret.
+Every row: kernel, constants, bytes of spilled registers, bytes of shared memory, and whether it has instructions for
+matrices, asynchronous copies and loads of several values. A program of its own, as triton decides when it is imported
+to compile or to interpret.
 """
 
 from __future__ import annotations
@@ -28,19 +29,32 @@ from tests.kernels.gpu.install_triton import FOLDER
 GROUPS = (1, 4, 5, 6, 7, 8, 16)
 HEAD_DIMS = (64, 80, 128, 256)
 FLOATS = {"scale": "fp32", "eps": "fp32"}
-INDICES = {"pages", "contexts", "query_start"}
-WIDE = {"parts", "extremes", "cos", "sin", "query_scale"}
+INDICES = {
+    *("pages", "contexts", "query_start"),
+    *("low", "high", "places", "history", "counts"),
+}
+LONG = {
+    *("slots", "tokens", "last"),
+    *("history_rows", "history_places", "count_rows", "count_bases"),
+}
+WIDE = {
+    *("parts", "extremes", "cos", "sin", "query_scale"),
+    *("logits", "minimum", "values"),
+}
 POINTERS = (
     INDICES
+    | LONG
     | WIDE
     | {
         *("x", "residual", "weight", "out", "total", "gate_up"),
-        *("heads", "q_weight", "k_weight", "q", "k_cache", "v_cache", "slots"),
+        *("heads", "q_weight", "k_weight", "q", "k_cache", "v_cache", "bias"),
     }
 )
 
 
-DIVISIBLE = {"page_size"}
+OPTIONS = {"skinny_linear_kernel": {"num_stages": 4}}
+"""As at the launch."""
+DIVISIBLE = {"page_size", "width", "outputs", "inputs"}
 """Integers that are multiples of 16 in every model."""
 
 
@@ -57,6 +71,7 @@ def kernels() -> Iterator[tuple[Any, dict[str, Any]]]:
         for head_dim in HEAD_DIMS:
             block = 1 << (head_dim - 1).bit_length()
             yield rows.rope_kernel, {"ADJACENT": adjacent, "BLOCK": block}
+    yield from few_rows()
     for head_dim in HEAD_DIMS:
         block = 1 << (head_dim - 1).bit_length()
         shape = {"QUERIES": 28, "KEYS": 4, "ROWS": max(1, 1024 // block), "BLOCK": block}
@@ -75,16 +90,32 @@ def kernels() -> Iterator[tuple[Any, dict[str, Any]]]:
         yield attention.prefill_kernel, width | {"GROUP": 7, "ROWS": 32, "KEYS": 32}
 
 
+def few_rows() -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The kernels that decoding alone uses, attention apart."""
+    skinny = import_module("inference_service.kernels.gpu.skinny_linear")
+    choice = import_module("inference_service.kernels.gpu.choice")
+    slot_state = import_module("inference_service.kernels.gpu.slot_state")
+    for biased in (False, True):
+        for whole in (False, True):
+            tile = {"OUTPUTS": 64, "INPUTS": 64, "ROWS": 16}
+            kind = {"WHOLE": whole, "BIASED": biased}
+            yield skinny.skinny_linear_kernel, tile | kind
+        yield skinny.add_parts_kernel, {"BIASED": biased, "BLOCK": 512}
+    for cut in (False, True):
+        kind = {"CUT": cut, "INTERPRETED": False}
+        yield choice.block_maximum_kernel, kind | {"BLOCK": 1024}
+    yield choice.row_maximum_kernel, {"BLOCK": 256}
+    yield slot_state.record_tokens_kernel, {"BLOCK": 64}
+
+
 def type_of(name: str, value: str) -> str:
     """The type of an argument in triton's notation; `value` is that of the activations."""
     if name in FLOATS:
         return FLOATS[name]
     if name not in POINTERS:
         return "i32"
-    if name == "slots":
-        return "*i64"
-    kind = "i32" if name in INDICES else "fp32" if name in WIDE else value
-    return f"*{kind}"
+    kinds = ((INDICES, "i32"), (LONG, "i64"), (WIDE, "fp32"))
+    return "*" + next((kind for names, kind in kinds if name in names), value)
 
 
 def compiled(kernel: Any, constants: Mapping[str, Any], value: str) -> Any:
@@ -109,7 +140,8 @@ def compiled(kernel: Any, constants: Mapping[str, Any], value: str) -> Any:
         constexprs=dict(constants),
         attrs={key: [["tt.divisibility", 16]] for key in divisible},
     )
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    options = OPTIONS.get(kernel.__name__, {})
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
 def spilled_bytes(cubin: bytes) -> int:
@@ -145,6 +177,7 @@ def main() -> None:
                 "shared": result.metadata.shared,
                 "matrix": "mma" in text,
                 "asynchronous": "cp.async" in text,
+                "vectors": bool(re.search(r"ld\.global\S*\.v[248]\.", text)),
             }
         )
     print(json.dumps(rows))

@@ -46,3 +46,21 @@ def heads(_interpreter: None) -> ModuleType:
 def attention(_interpreter: None) -> ModuleType:
     """`kernels.gpu.attention`, interpreted."""
     return import_module("inference_service.kernels.gpu.attention")
+
+
+@pytest.fixture(scope="session")
+def choice(_interpreter: None) -> ModuleType:
+    """`kernels.gpu.choice`, interpreted."""
+    return import_module("inference_service.kernels.gpu.choice")
+
+
+@pytest.fixture(scope="session")
+def skinny_linear(_interpreter: None) -> ModuleType:
+    """`kernels.gpu.skinny_linear`, interpreted."""
+    return import_module("inference_service.kernels.gpu.skinny_linear")
+
+
+@pytest.fixture(scope="session")
+def slot_state(_interpreter: None) -> ModuleType:
+    """`kernels.gpu.slot_state`, interpreted."""
+    return import_module("inference_service.kernels.gpu.slot_state")

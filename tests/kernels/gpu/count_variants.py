@@ -29,7 +29,7 @@ import torch
 from benchmarks.random_model import random_model
 from inference_service.engine import loader
 from inference_service.engine.core import EngineCore
-from inference_service.engine.memory import run_largest_step
+from inference_service.engine.memory import _run_largest_step
 from inference_service.engine_protocol.messages import (
     EngineConfig,
     EngineRequest,
@@ -72,7 +72,7 @@ def watch_launches(*, all_properties: bool) -> set[str]:
     knobs.runtime.jit_cache_hook = hook
     if all_properties:
         jit = import_module("triton.runtime.jit")
-        for name in ("attention", "heads", "rows"):
+        for name in ("attention", "choice", "heads", "rows", "slot_state"):
             for kernel in vars(import_module(f"inference_service.kernels.gpu.{name}")).values():
                 for param in (
                     getattr(kernel, "params", ()) if isinstance(kernel, jit.JITFunction) else ()
@@ -178,7 +178,7 @@ def main() -> None:
         cpu_threads=1,
     )
     core = EngineCore(config, load=random_model)
-    run_largest_step(config, core._runner._model)  # as on a GPU, to size the cache
+    _run_largest_step(config, core._runner._model)  # as on a GPU, to size the cache
     at_start = set(variants)
     requests = serve(core, core._spec.decoder.vocab_size)
     new = sorted(variants - at_start)

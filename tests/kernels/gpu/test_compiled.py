@@ -15,6 +15,12 @@ from tests.kernels.gpu.install_triton import FOLDER
 
 
 PROGRAM = Path(__file__).with_name("compile_kernels.py")
+PRODUCTS = {"decode_kernel", "prefill_kernel", "skinny_linear_kernel"}
+STREAMS = {
+    *("rms_norm_kernel", "silu_and_mul_kernel", "rotate_and_write_kernel"),
+    *("block_maximum_kernel", "add_parts_kernel"),
+}
+"""What reads much loads several values at once."""
 SHARED_BYTES = 56 * 1024
 """Four programs fit into the 227 KiB of a multiprocessor."""
 
@@ -38,6 +44,9 @@ def test_no_kernel_spills_and_attention_has_the_instructions_of_the_card(tmp_pat
     rows = json.loads(done.stdout)
     assert [row for row in rows if row["spilled"]] == []
     assert [row for row in rows if row["shared"] > SHARED_BYTES] == []
-    attention = [row for row in rows if row["kernel"] in ("decode_kernel", "prefill_kernel")]
-    assert len(attention) == 4 * 8
-    assert [row for row in attention if not (row["matrix"] and row["asynchronous"])] == []
+    products = [row for row in rows if row["kernel"] in PRODUCTS]
+    assert len(products) == 4 * 8 + 4
+    assert [row for row in products if not (row["matrix"] and row["asynchronous"])] == []
+    streams = [row for row in rows if row["kernel"] in STREAMS]
+    assert {row["kernel"] for row in streams} == STREAMS
+    assert [row for row in streams if not row["vectors"]] == []

@@ -1,0 +1,93 @@
+"""What decoding alone does, attention apart: products of few rows and the choice of tokens, beside those of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from benchmarks.card.setting import Setting
+from inference_service.engine.gpu_forms import captured_s, launched_s
+from inference_service.kernels.layers import DenseWeight, Linear
+from inference_service.kernels.ops import REFERENCE, Ops
+from inference_service.kernels.skinny_linear import SPLITS
+
+
+SHAPES = {
+    "qkv": (4608, 3584),
+    "o": (3584, 3584),
+    "gate_up": (37888, 3584),
+    "down": (3584, 18944),
+    "head": (152064, 3584),
+}
+"""(outputs, inputs) of a 7B model."""
+COLD_BYTES = 2**28
+"""Weights that are read in turn, so that none is in the card's cache."""
+
+
+def rows(setting: Setting, ops: Ops) -> Iterator[dict[str, Any]]:
+    """Errors and microseconds."""
+    shapes = {"tiny": (96, 64)} if setting.tiny else SHAPES
+    for name, shape in shapes.items():
+        yield from _products(setting, ops, name, shape)
+    vocab_size = 1000 if setting.tiny else 152064
+    for count in (1, 4) if setting.tiny else (1, 64):
+        yield _choice(setting, ops, count, vocab_size)
+
+
+def _products(
+    setting: Setting, ops: Ops, name: str, shape: tuple[int, int]
+) -> Iterator[dict[str, Any]]:
+    copies = 1 if setting.tiny else max(1, COLD_BYTES // (2 * shape[0] * shape[1]))
+    weights = []
+    for _ in range(copies):
+        with torch.device(setting.device):
+            layer = Linear(shape[1], shape[0]).to(setting.dtype)
+        nn.init.normal_(layer.get_parameter("weight"), std=shape[1] ** -0.5)
+        nn.init.normal_(layer.get_parameter("bias"))
+        weights.append(DenseWeight(layer))
+    measure = captured_s if setting.device.type == "cuda" else launched_s
+    one = weights[0]
+    for count in (1, 4, 16):
+        x = torch.randn(count, shape[1], device=setting.device, dtype=setting.dtype)
+        assert one.bias is not None
+        exact = x.double() @ one.weight.double().T + one.bias.double()
+        errors, times = [], {}
+        for splits in SPLITS:
+            result = ops.skinny_linear(x, one.weight, one.bias, splits)
+            errors.append(float((result.double() - exact).abs().max() / exact.abs().max()))
+
+            def multiply(x: Any, weight: Any, bias: Any, splits: int = splits) -> torch.Tensor:
+                return ops.skinny_linear(x, weight, bias, splits)
+
+            times[splits] = measure(weights, count, multiply) / copies * 1e6
+        yield {
+            "op": "skinny_linear",
+            "layer": name,
+            "rows": count,
+            "error": max(errors),
+            "us": min(times.values()),
+            "us_by_splits": times,
+            "torch_us": measure(weights, count, linear) / copies * 1e6,
+            "bytes_per_s": one.weight.nbytes / min(times.values()) * 1e6,
+        }
+
+
+def _choice(setting: Setting, ops: Ops, count: int, vocab_size: int) -> dict[str, Any]:
+    """`error` is the share of tokens that the reference draws otherwise."""
+    logits = 3 * torch.randn(count, vocab_size, device=setting.device)
+    minimum = logits.amax(-1, keepdim=True) - 12
+    keys = torch.randint(-(2**31), 2**31, (2, count), device=setting.device).int()
+    arguments = (minimum, keys[0], keys[1])
+    found = ops.choose_tokens(logits.clone(), *arguments)
+    expected = REFERENCE.choose_tokens(logits.clone(), *arguments)
+    return {
+        "op": "choose_tokens",
+        "rows": count,
+        "error": float((found != expected).double().mean()),
+        "us": setting.seconds(lambda: ops.choose_tokens(logits, *arguments)) * 1e6,
+        "torch_us": setting.seconds(lambda: REFERENCE.choose_tokens(logits, *arguments)) * 1e6,
+    }
