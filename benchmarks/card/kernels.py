@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import scaled_dot_product_attention, silu
 
 from benchmarks.card import few_rows
 from benchmarks.card.setting import Setting
 from inference_service.kernels.attention import AttentionMetadata, new_kv_cache, write_kv
 from inference_service.kernels.heads import HeadNorms, Rotation
 from inference_service.kernels.ops import REFERENCE, Ops, choose_ops, gpu_kernels
+from inference_service.kernels.varlen import Spans
 
 
 PAGE_SIZE = 16
@@ -32,7 +33,8 @@ def measure(setting: Setting) -> dict[str, Any]:
         [setting.device], setting.dtype, kernels
     )  # its warnings tell why one is left out
     left_out = [kernel.op for kernel in kernels if getattr(ops, kernel.op) is not kernel.run]
-    rows = [*_attention(setting, ops), *_small(setting, ops), *few_rows.rows(setting, ops)]
+    rows = [*_attention(setting, ops), *_small(setting, ops), _windows(setting, ops)]
+    rows += few_rows.rows(setting, ops)
     limit = 1e-5 if setting.dtype == torch.float32 else 2e-2
     wrong = [row for row in rows if not row["error"] <= limit]  # NaN is wrong
     return {"limit": limit, "left_out": left_out, "wrong": [*left_out, *wrong], "rows": rows}
@@ -182,6 +184,22 @@ def _small_operations(
         _rotate_and_write(setting, ops, tokens),
         ("rotate_and_write by torch", *_rotate_and_write(setting, REFERENCE, tokens)[1:]),
     ]
+
+
+def _windows(setting: Setting, ops: Ops) -> dict[str, Any]:
+    """The windows of Qwen2.5-VL in a picture of 1008 x 1008: 81 of 64 rows, beside torch's attention of equal lengths."""
+    count, rows, heads, width = (3, 16, 2, 16) if setting.tiny else (81, 64, 16, 80)
+    q, k, v = torch.randn(3, count * rows, heads, width, device=setting.device, dtype=setting.dtype)
+    starts = torch.arange(0, (count + 1) * rows, rows, device=setting.device, dtype=torch.int32)
+    spans = Spans(starts, starts, rows, rows)
+    batched = [x.view(count, rows, heads, width).transpose(1, 2) for x in (q, k, v)]
+    exact = scaled_dot_product_attention(*(x.double() for x in batched)).transpose(1, 2)
+    return {
+        "op": "varlen_attention",
+        "error": _error(ops.varlen_attention(q, k, v, spans), exact.flatten(0, 1)),
+        "us": setting.seconds(lambda: ops.varlen_attention(q, k, v, spans)) * 1e6,
+        "torch_us": setting.seconds(lambda: scaled_dot_product_attention(*batched)) * 1e6,
+    }
 
 
 def _rotate_and_write(

@@ -14,6 +14,7 @@ import torch
 
 from inference_service.families.family import TensorEntry
 from inference_service.families.placement import Placement
+from inference_service.families.qwen_common.config import QwenVisionSpec
 from inference_service.families.registry import family_of, load_spec
 from inference_service.families.tables import tensor_table
 from inference_service.kernels.ops import REFERENCE, Ops, choose_ops
@@ -84,7 +85,7 @@ def ops_for(
     """The operations of a model; the references with `off`, or with layers on several kinds of devices."""
     if gpu_kernels == "off" or len({device.type for device in devices}) > 1:
         return REFERENCE
-    decoder = spec.decoder
+    decoder, vision = spec.decoder, spec.vision
     sizes = Sizes(
         num_heads=decoder.num_heads,
         num_kv_heads=decoder.num_kv_heads,
@@ -97,6 +98,8 @@ def ops_for(
         qk_norm=decoder.qk_norm,
         scaled_queries=decoder.logn_length is not None,
     )
+    if isinstance(vision, QwenVisionSpec):  # the other towers do not pack images
+        sizes = replace(sizes, vision_heads=(vision.num_heads, vision.head_dim))
     return choose_ops(devices, dtype, sizes=sizes)
 
 

@@ -20,6 +20,7 @@ from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.graphs import DecodeGraph, DecodeGraphs, Surroundings
 from inference_service.engine.inputs import UNKNOWN, SequenceInput, batch_of, pack
 from inference_service.engine.logprobs import LogprobTensors, token_logprobs
+from inference_service.engine.pixels import own, send_pixels
 from inference_service.engine.readback import to_host
 from inference_service.engine.scheduler import Chunk
 from inference_service.engine.sequence import Sequence, SequenceId
@@ -189,8 +190,7 @@ class ModelRunner:
             [image.grid for _, image in images],
         )
         for (_, image), embedding in zip(images, embeddings, strict=True):
-            # A copy: the embeddings are views, each of which would keep the memory of all images.
-            self._encoder_cache.fill(image.key, embedding.clone())
+            self._encoder_cache.fill(image.key, own(embedding))
 
     @torch.inference_mode()
     def launch(self, chunks: Seq[Chunk]) -> Launched:
@@ -343,10 +343,10 @@ class ModelRunner:
         return rows, embeddings
 
     def _pixels(self, sequence: Sequence, image: ImageSpan) -> Tensor:
-        """Pixels [frames, H, W, 3] uint8; copied, as the caller's buffer may be read-only and shared."""
+        """Pixels [frames, H, W, 3] uint8 on the device."""
         pixels = self._prompts[sequence.sequence_id].pixels
-        part = bytearray(pixels[image.pixel_offset : image.pixel_offset + image.pixel_bytes])
-        return torch.frombuffer(part, dtype=torch.uint8).view(-1, image.height, image.width, 3)
+        part = pixels[image.pixel_offset : image.pixel_offset + image.pixel_bytes]
+        return send_pixels(part, image.height, image.width, self._model.device)
 
     def _prompt_logprobs(
         self, hidden: Tensor, chunk: Chunk, targets: Seq[Tensor]

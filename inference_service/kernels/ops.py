@@ -27,6 +27,7 @@ from inference_service.kernels.slot_state import (
     record_tokens,
     update_slots,
 )
+from inference_service.kernels.varlen import Spans, flash_varlen_attention, varlen_attention
 
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Ops:
         silu_and_mul: `kernels.silu_and_mul.silu_and_mul`.
         skinny_linear: `kernels.skinny_linear.skinny_linear`.
         choose_tokens: `kernels.choice.choose_tokens`.
+        varlen_attention: `kernels.varlen.varlen_attention`.
         update_slots: `kernels.slot_state.update_slots`.
         record_tokens: `kernels.slot_state.record_tokens`.
     """
@@ -72,8 +74,14 @@ class Ops:
     silu_and_mul: Callable[[Tensor], Tensor] = silu_and_mul
     skinny_linear: Callable[[Tensor, Tensor, Tensor | None, int], Tensor] = skinny_linear
     choose_tokens: Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor] = choose_tokens
+    varlen_attention: Callable[[Tensor, Tensor, Tensor, Spans], Tensor] = varlen_attention
     update_slots: Callable[[SlotState, StateUpdate], None] = update_slots
     record_tokens: Callable[[SlotState, Tensor, SampledRows], None] = record_tokens
+
+    @property
+    def packs(self) -> bool:
+        """Whether attention within segments of different lengths is one launch, so that packing them pays."""
+        return self.varlen_attention is not varlen_attention
 
 
 REFERENCE = Ops()
@@ -106,7 +114,7 @@ _GPU_DTYPES = _HALVES | {torch.float32}
 
 
 def gpu_kernels() -> tuple[Kernel, ...]:
-    """The Triton kernels; none where triton, which comes with torch for GPUs, is missing or broken."""
+    """Triton kernels and some of torch; none where triton, which comes with torch for GPUs, is missing or broken."""
     if find_spec("triton") is None:
         return ()
     try:
@@ -135,6 +143,7 @@ def gpu_kernels() -> tuple[Kernel, ...]:
     return (
         *(Kernel(op, "cuda", _GPU_DTYPES, _launched(run)) for op, run in implemented.items()),
         Kernel("skinny_linear", "cuda", _HALVES, _launched(skinny_linear.skinny_linear)),
+        Kernel("varlen_attention", "cuda", _HALVES, flash_varlen_attention),
     )
 
 

@@ -65,6 +65,11 @@ def rows_of_piece(flop_per_row: float, device: torch.device) -> int:
     return max(1, int(PIECE_FLOP[device.type] // flop_per_row))
 
 
+def flop_of_row(width: int, length: int) -> float:
+    """Floating-point operations of a row of a transformer block that asks this many others."""
+    return 24 * width**2 + 4 * length * width  # four matrices of attention, eight of a usual MLP
+
+
 def rowwise(function: Callable[[Tensor], Tensor], x: Tensor, flop_per_row: float) -> Pieces[Tensor]:
     """A function that treats the rows of x [N, ...] independently."""
     parts = []
@@ -91,8 +96,7 @@ def block(
     Returns:
         [N, hidden].
     """
-    flop_per_row = 24 * x.shape[1] ** 2  # four matrices of attention, eight of a usual MLP
-    limit = rows_of_piece(flop_per_row, x.device)
+    limit = rows_of_piece(flop_of_row(x.shape[1], 0), x.device)
     projected = []
     for start in range(0, len(x), limit):
         projected.append(project(slice(start, start + limit)))
@@ -101,7 +105,7 @@ def block(
     del projected
     out = torch.empty_like(x)
     for segment in segments:
-        limit = rows_of_piece(flop_per_row + 4 * segment.shape[1] * x.shape[1], x.device)
+        limit = rows_of_piece(flop_of_row(x.shape[1], segment.shape[1]), x.device)
         for asking, asked in _cuts(segment, limit):
             keys, values = k[asked].transpose(1, 2), v[asked].transpose(1, 2)
             for rows in asking:

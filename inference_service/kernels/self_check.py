@@ -23,6 +23,7 @@ from inference_service.kernels.attention import AttentionMetadata, new_kv_cache,
 from inference_service.kernels.heads import HeadNorms, Rotation
 from inference_service.kernels.skinny_linear import MAX_ROWS, SPLITS
 from inference_service.kernels.slot_state import SampledRows, SlotState
+from inference_service.kernels.varlen import Spans
 
 
 LIMITS = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -52,6 +53,7 @@ class Sizes:
         adjacent_pairs: As of `model_spec.RopeSpec`.
         qk_norm: As of `model_spec.DecoderSpec`.
         scaled_queries: Rotated queries are scaled.
+        vision_heads: Number and width of the heads of the vision tower.
     """
 
     num_heads: int = 4
@@ -64,6 +66,7 @@ class Sizes:
     adjacent_pairs: bool = False
     qk_norm: bool = True
     scaled_queries: bool = True
+    vision_heads: tuple[int, int] = (2, 40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +194,20 @@ def _choose_tokens(run: Run, inputs: Inputs) -> Sequence[Tensor]:
     return results
 
 
+def _varlen_attention(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    """Segments of several lengths, and a part of the rows of one; heads are parts of a fused projection."""
+    heads, width = inputs.sizes.vision_heads
+    fused = inputs.noise(84, 3 * heads, width)
+    q, k, v = fused.split_with_sizes((heads, heads, heads), dim=1)
+    starts = torch.tensor([0, 3, 20, 84], dtype=torch.int32).to(inputs.device)
+    some = torch.tensor([0, 9], dtype=torch.int32).to(inputs.device)
+    whole = torch.tensor([0, 84], dtype=torch.int32).to(inputs.device)
+    return [
+        run(q, k, v, Spans(starts, starts, 64, 64)),
+        run(q[30:39], k, v, Spans(some, whole, 9, 84)),
+    ]
+
+
 def _record_tokens(run: Run, inputs: Inputs) -> Sequence[Tensor]:
     width, vocab_size = 9, 20
     state = SlotState(
@@ -221,6 +238,7 @@ CASES: Mapping[str, Callable[[Run, Inputs], Sequence[Tensor]]] = {
     "silu_and_mul": _silu_and_mul,
     "skinny_linear": _skinny_linear,
     "choose_tokens": _choose_tokens,
+    "varlen_attention": _varlen_attention,
     "record_tokens": _record_tokens,
 }
 """By operation: the results of an implementation for the inputs."""

@@ -16,9 +16,9 @@ from inference_service.families.qwen_common.vision import (
     Layout,
     Merger,
     PatchEmbed,
+    attention_segments,
     axial_rope,
     merged_in_pieces,
-    segments_of,
     split_images,
 )
 from inference_service.kernels.layers import Linear, RMSNorm
@@ -47,6 +47,7 @@ class VisionTower(TowerInPieces):
     def __init__(self, vision: Qwen25VisionSpec, ops: Ops = REFERENCE) -> None:
         super().__init__()
         self.vision = vision
+        self._ops = ops
         self.patch_embed = PatchEmbed(vision, bias=False)
 
         def norm(width: int) -> RMSNorm:
@@ -70,15 +71,26 @@ class VisionTower(TowerInPieces):
             For each image [n / merge_size^2, output_size]: views of one tensor.
         """
         layout = Layout.of(grids, self.vision.merge_size)
+        labels = window_labels(layout, self.vision)
         x = yield from self.patch_embed.pieces(patches)
+        order = None
+        if self._ops.packs:
+            # Windows, and frames as well, then lie one after the other. Those of a token stay neighbours.
+            order = torch.argsort(labels, stable=True)
+            layout = Layout(layout.places[:, order], layout.frames[order])
+            labels = labels[order]
+            x = x.index_select(0, order.to(x.device))
         rope = axial_rope(layout.places.to(x.device), self.vision.head_dim)
-        frames = segments_of(layout.frames, x.device)
-        windows = segments_of(window_labels(layout, self.vision), x.device)
+        frames = attention_segments(layout.frames, self.vision, x.device, self._ops)
+        windows = attention_segments(labels, self.vision, x.device, self._ops)
         for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
             x = yield from block.pieces(
                 x, rope, frames if i in self.vision.full_attention_layers else windows
             )
         merged = yield from merged_in_pieces(self.merger, x, self.vision)
+        if order is not None:
+            place = torch.argsort(order[:: self.vision.merge_size**2])
+            merged = merged.index_select(0, place.to(x.device))
         return split_images(merged, grids, self.vision.merge_size)
 
 

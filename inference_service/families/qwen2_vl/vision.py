@@ -15,10 +15,10 @@ from inference_service.families.qwen_common.vision import (
     Layout,
     Merger,
     PatchEmbed,
+    attention_segments,
     axial_rope,
     layer_norm,
     merged_in_pieces,
-    segments_of,
     split_images,
 )
 from inference_service.kernels.layers import Linear
@@ -51,6 +51,7 @@ class VisionTower(TowerInPieces):
     def __init__(self, vision: QwenVisionSpec, ops: Ops = REFERENCE) -> None:
         super().__init__()
         self.vision = vision
+        self._ops = ops
         self.patch_embed = PatchEmbed(vision, bias=False)
         self.blocks = nn.ModuleList(
             Block(vision, layer_norm, VisionMLP(vision), ops) for _ in range(vision.num_layers)
@@ -72,7 +73,7 @@ class VisionTower(TowerInPieces):
         layout = Layout.of(grids, self.vision.merge_size)
         x = yield from self.patch_embed.pieces(patches)
         rope = axial_rope(layout.places.to(x.device), self.vision.head_dim)
-        segments = segments_of(layout.frames, x.device)
+        segments = attention_segments(layout.frames, self.vision, x.device, self._ops)
         for block in cast("Iterable[Block]", self.blocks):
             x = yield from block.pieces(x, rope, segments)
         merged = yield from merged_in_pieces(self.merger, x, self.vision)

@@ -15,10 +15,10 @@ from inference_service.families.qwen_common.vision import (
     Grid,
     Layout,
     PatchEmbed,
+    attention_segments,
     axial_rope,
     layer_norm,
     merged_in_pieces,
-    segments_of,
     split_images,
 )
 from inference_service.kernels.layers import Linear, parameter
@@ -95,6 +95,7 @@ class VisionTower(TowerInPieces):
     def __init__(self, vision: Qwen3VisionSpec, ops: Ops = REFERENCE) -> None:
         super().__init__()
         self.vision = vision
+        self._ops = ops
         self.patch_embed = PatchEmbed(vision, bias=True)
         self.pos_embed = PositionTable(vision)
         self.blocks = nn.ModuleList(
@@ -123,7 +124,7 @@ class VisionTower(TowerInPieces):
         places = layout.places.to(x.device)
         x = x + self._learned_positions(places, grids).to(x.dtype)
         rope = axial_rope(places, self.vision.head_dim)
-        segments = segments_of(layout.frames, x.device)
+        segments = attention_segments(layout.frames, self.vision, x.device, self._ops)
         features: list[torch.Tensor] = []
         for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
             x = yield from block.pieces(x, rope, segments)

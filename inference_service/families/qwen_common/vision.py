@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn.functional import gelu
 
 from inference_service.families.qwen_common.config import VISION_ROPE_THETA, QwenVisionSpec
-from inference_service.kernels import pieces
+from inference_service.kernels import packed, pieces
 from inference_service.kernels.layers import Linear
 from inference_service.kernels.ops import Ops
+from inference_service.kernels.packed import Packed
 from inference_service.kernels.pieces import Pieces
 from inference_service.kernels.rope import inverse_frequencies, mrope_cos_sin
 
@@ -78,6 +79,28 @@ def segments_of(labels: torch.Tensor, device: torch.device) -> list[torch.Tensor
     ]
 
 
+Segments = Sequence[torch.Tensor] | Packed
+"""From `segments_of`, or one after the other."""
+
+
+def attention_segments(
+    labels: torch.Tensor, vision: QwenVisionSpec, device: torch.device, ops: Ops
+) -> Segments:
+    """The attention segments of rows, for `Block.pieces`.
+
+    Args:
+        labels: [N] int64, on the CPU: rows with the same label are a segment. In ascending order, if `ops` packs.
+        vision: The tower.
+        device: Its device.
+        ops: Its operations.
+    """
+    if not ops.packs:
+        return segments_of(labels, device)
+    _, lengths = torch.unique_consecutive(labels, return_counts=True)
+    parts = packed.parts_of(lengths.tolist(), vision.hidden_size, device)
+    return Packed(parts, ops.varlen_attention)
+
+
 def axial_rope(places: torch.Tensor, head_dim: int) -> Rope:
     """Cosines and sines [N, head_dim / 2] of the angles: the first half by row, the second by column."""
     half = inverse_frequencies(head_dim // 2, VISION_ROPE_THETA, places.device)
@@ -110,6 +133,11 @@ class VisionAttention(nn.Module):
 
     def project(self, x: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values [n, heads, D] of rows [n, hidden] with these angles."""
+        if self._ops.packs:
+            _, heads, width = self._heads
+            fused = self.qkv(x).view(-1, 3 * heads, width)
+            rotated = self._ops.apply_rope(fused[:, : 2 * heads], *rope)  # both in one launch
+            return rotated[:, :heads], rotated[:, heads:], fused[:, 2 * heads :]
         q, k, v = self.qkv(x).view(-1, *self._heads).unbind(1)
         return self._ops.apply_rope(q, *rope), self._ops.apply_rope(k, *rope), v
 
@@ -130,20 +158,20 @@ class Block(nn.Module):
         self.norm2 = norm(vision.hidden_size)
         self.mlp = mlp
 
-    def pieces(
-        self, x: torch.Tensor, rope: Rope, segments: Sequence[torch.Tensor]
-    ) -> Pieces[torch.Tensor]:
-        """[N, hidden] -> [N, hidden]; attention is limited to segments, from `segments_of`."""
+    def pieces(self, x: torch.Tensor, rope: Rope, segments: Segments) -> Pieces[torch.Tensor]:
+        """[N, hidden] -> [N, hidden]; attention is limited to segments, from `attention_segments`."""
         cos, sin = rope
 
         def project(rows: slice) -> tuple[torch.Tensor, ...]:
             return self.attn.project(self.norm1(x[rows]), (cos[rows], sin[rows]))
 
-        def finish(rows: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        def finish(rows: torch.Tensor | slice, attended: torch.Tensor) -> torch.Tensor:
             y = x[rows] + self.attn.proj(attended)
             out: torch.Tensor = y + self.mlp(self.norm2(y))
             return out
 
+        if isinstance(segments, Packed):
+            return packed.block(x, segments, project, finish)
         return pieces.block(x, segments, project, finish)
 
 
