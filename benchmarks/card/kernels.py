@@ -187,7 +187,7 @@ def _small_operations(
 
 
 def _windows(setting: Setting, ops: Ops) -> dict[str, Any]:
-    """The windows of Qwen2.5-VL in a picture of 1008 x 1008: 81 of 64 rows, beside torch's attention of equal lengths."""
+    """The windows of Qwen2.5-VL in a picture of 1008 x 1008, 81 of 64 rows, beside attention of equal lengths."""
     count, rows, heads, width = (3, 16, 2, 16) if setting.tiny else (81, 64, 16, 80)
     q, k, v = torch.randn(3, count * rows, heads, width, device=setting.device, dtype=setting.dtype)
     starts = torch.arange(0, (count + 1) * rows, rows, device=setting.device, dtype=torch.int32)

@@ -22,6 +22,7 @@ from inference_service.engine.masks import TokenMask
 from inference_service.engine.sampling_table import Selection, Shape
 from inference_service.kernels.choice import gumbel_noise
 from inference_service.kernels.ops import REFERENCE, Ops
+from inference_service.kernels.penalties import Penalties
 from inference_service.kernels.slot_state import SlotState
 
 
@@ -59,7 +60,7 @@ def sample_(
         places = (selection.bias_rows, selection.bias_ids)
         logits.index_put_(places, selection.bias_values, accumulate=True)
     if len(selection.penalty_rows):
-        _penalise_(logits, selection, shape, state)
+        ops.penalise(logits, _penalties(selection, shape), state)
     if mask is not None and unbanned is not None:
         mask.apply_(logits, unbanned)
     num_drawn = len(selection.drawn_rows)
@@ -73,20 +74,17 @@ def sample_(
     return greedy
 
 
-def _penalise_(logits: Tensor, selection: Selection, shape: Shape, state: SlotState) -> None:
-    """Penalises the tokens of each row's history, where equal ids get equal values."""
-    history = state.history[:, : shape.history_width].index_select(0, selection.penalty_slots)
-    token_ids = history.long()
-    places = token_ids + (selection.penalty_rows * logits.shape[1]).unsqueeze(-1)
-    flat = logits.view(-1)
-    part = flat[places]
-    repetition = selection.repetition.unsqueeze(-1)
-    part = torch.where(part > 0, part / repetition, part * repetition)
-    if shape.counts:
-        count = state.counts.view(-1)[token_ids + selection.count_bases.unsqueeze(-1)].float()
-        part -= selection.frequency.unsqueeze(-1) * count
-        part -= selection.presence.unsqueeze(-1) * (count > 0)
-    flat.index_put_((places,), part)
+def _penalties(selection: Selection, shape: Shape) -> Penalties:
+    return Penalties(
+        selection.penalty_rows,
+        selection.penalty_slots,
+        selection.count_bases,
+        selection.repetition,
+        selection.frequency,
+        selection.presence,
+        shape.history_width,
+        shape.counts,
+    )
 
 
 def _draw(logits: Tensor, rows: Selection, shape: Shape, ops: Ops, *, looks: bool | None) -> Tensor:

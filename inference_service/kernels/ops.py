@@ -15,6 +15,7 @@ from torch import Tensor
 from inference_service.kernels.attention import AttentionMetadata, paged_attention
 from inference_service.kernels.choice import choose_tokens
 from inference_service.kernels.heads import HeadNorms, Rotation, rotate_and_write
+from inference_service.kernels.penalties import Penalties, penalise
 from inference_service.kernels.rms_norm import add_rms_norm, rms_norm
 from inference_service.kernels.rope import apply_rope
 from inference_service.kernels.self_check import Inputs, Sizes, defect
@@ -58,6 +59,7 @@ class Ops:
         apply_rope: `kernels.rope.apply_rope`.
         silu_and_mul: `kernels.silu_and_mul.silu_and_mul`.
         skinny_linear: `kernels.skinny_linear.skinny_linear`.
+        penalise: `kernels.penalties.penalise`.
         choose_tokens: `kernels.choice.choose_tokens`.
         varlen_attention: `kernels.varlen.varlen_attention`.
         update_slots: `kernels.slot_state.update_slots`.
@@ -73,6 +75,7 @@ class Ops:
     apply_rope: ApplyRope = apply_rope
     silu_and_mul: Callable[[Tensor], Tensor] = silu_and_mul
     skinny_linear: Callable[[Tensor, Tensor, Tensor | None, int], Tensor] = skinny_linear
+    penalise: Callable[[Tensor, Penalties, SlotState], None] = penalise
     choose_tokens: Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor] = choose_tokens
     varlen_attention: Callable[[Tensor, Tensor, Tensor, Spans], Tensor] = varlen_attention
     update_slots: Callable[[SlotState, StateUpdate], None] = update_slots
@@ -122,6 +125,7 @@ def gpu_kernels() -> tuple[Kernel, ...]:
             attention,
             choice,
             heads,
+            penalties,
             rows,
             skinny_linear,
             slot_state,
@@ -137,6 +141,7 @@ def gpu_kernels() -> tuple[Kernel, ...]:
         "add_rms_norm": rows.add_rms_norm,
         "apply_rope": rows.apply_rope,
         "silu_and_mul": rows.silu_and_mul,
+        "penalise": penalties.penalise,
         "choose_tokens": choice.choose_tokens,
         "record_tokens": slot_state.record_tokens,
     }

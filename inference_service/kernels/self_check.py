@@ -21,6 +21,7 @@ from torch import Tensor
 
 from inference_service.kernels.attention import AttentionMetadata, new_kv_cache, write_kv
 from inference_service.kernels.heads import HeadNorms, Rotation
+from inference_service.kernels.penalties import Penalties
 from inference_service.kernels.skinny_linear import MAX_ROWS, SPLITS
 from inference_service.kernels.slot_state import SampledRows, SlotState
 from inference_service.kernels.varlen import Spans
@@ -179,6 +180,34 @@ def _skinny_linear(run: Run, inputs: Inputs) -> Sequence[Tensor]:
     ]
 
 
+def _penalise(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    """Two of three rows of logits; a token is in a history more than once, and what is behind it is not read."""
+    vocab_size, device = inputs.sizes.vocab_size, inputs.device
+    history = torch.tensor([[2, 1, 2, 2, -1], [7, 7, 7, 7, -1], [5, 3, 0, 5, -1]]).int()
+    state = SlotState(
+        last_tokens=torch.zeros(0, device=device),
+        page_table=torch.zeros(0, device=device),
+        history=history.to(device),
+        counts=torch.arange(2 * vocab_size).view(2, -1).remainder(5).int().to(device),
+    )
+    results = []
+    for counts in (False, True):
+        logits = torch.randn(3, vocab_size, generator=torch.Generator().manual_seed(1)).to(device)
+        penalties = Penalties(
+            rows=torch.tensor([2, 0]).to(device),
+            slots=torch.tensor([0, 2]).to(device),
+            count_bases=torch.tensor([0, vocab_size]).to(device),
+            repetition=torch.tensor([1.3, 0.7]).to(device),
+            frequency=torch.tensor([0.7, 0.0]).to(device),
+            presence=torch.tensor([0.1, -0.3]).to(device),
+            history_width=4,
+            counts=counts,
+        )
+        run(logits, penalties, state)
+        results.append(logits)
+    return results
+
+
 def _choose_tokens(run: Run, inputs: Inputs) -> Sequence[Tensor]:
     """Three rows of logits; with a minimum, only some tokens can be drawn."""
     results = []
@@ -237,6 +266,7 @@ CASES: Mapping[str, Callable[[Run, Inputs], Sequence[Tensor]]] = {
     "apply_rope": _apply_rope,
     "silu_and_mul": _silu_and_mul,
     "skinny_linear": _skinny_linear,
+    "penalise": _penalise,
     "choose_tokens": _choose_tokens,
     "varlen_attention": _varlen_attention,
     "record_tokens": _record_tokens,

@@ -34,12 +34,12 @@ INDICES = {
     *("low", "high", "places", "history", "counts"),
 }
 LONG = {
-    *("slots", "tokens", "last"),
+    *("slots", "tokens", "last", "row_ids"),
     *("history_rows", "history_places", "count_rows", "count_bases"),
 }
 WIDE = {
     *("parts", "extremes", "cos", "sin", "query_scale"),
-    *("logits", "minimum", "values"),
+    *("logits", "minimum", "values", "repetition", "frequency", "presence"),
 }
 POINTERS = (
     INDICES
@@ -94,6 +94,7 @@ def few_rows() -> Iterator[tuple[Any, dict[str, Any]]]:
     """The kernels that decoding alone uses, attention apart."""
     skinny = import_module("inference_service.kernels.gpu.skinny_linear")
     choice = import_module("inference_service.kernels.gpu.choice")
+    penalties = import_module("inference_service.kernels.gpu.penalties")
     slot_state = import_module("inference_service.kernels.gpu.slot_state")
     for biased in (False, True):
         for whole in (False, True):
@@ -104,6 +105,9 @@ def few_rows() -> Iterator[tuple[Any, dict[str, Any]]]:
     for cut in (False, True):
         kind = {"CUT": cut, "INTERPRETED": False}
         yield choice.block_maximum_kernel, kind | {"BLOCK": 1024}
+    for counts in (False, True):
+        yield penalties.penalised_kernel, {"COUNTS": counts, "BLOCK": 256}
+    yield penalties.write_penalised_kernel, {"BLOCK": 256}
     yield choice.row_maximum_kernel, {"BLOCK": 256}
     yield slot_state.record_tokens_kernel, {"BLOCK": 64}
 

@@ -64,3 +64,9 @@ def skinny_linear(_interpreter: None) -> ModuleType:
 def slot_state(_interpreter: None) -> ModuleType:
     """`kernels.gpu.slot_state`, interpreted."""
     return import_module("inference_service.kernels.gpu.slot_state")
+
+
+@pytest.fixture(scope="session")
+def penalties(_interpreter: None) -> ModuleType:
+    """`kernels.gpu.penalties`, interpreted."""
+    return import_module("inference_service.kernels.gpu.penalties")
