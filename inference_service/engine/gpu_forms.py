@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 
 from inference_service.kernels.layers import DenseWeight, Linear
 from inference_service.kernels.ops import REFERENCE, Ops
+from inference_service.kernels.self_check import in_one_line
 from inference_service.kernels.skinny_linear import MAX_ROWS, SPLITS, SkinnyWeight
 
 
@@ -28,6 +29,8 @@ _ROWS: Final = (1, 4, MAX_ROWS)
 _MEASURED_BYTES: Final = 2**28
 """Weights that are read in one measurement, more than a card's cache."""
 _REPEATS: Final = 3
+_MAX_PARTS: Final = 2**18
+"""Outputs times splits: more need much memory (16 rows of them are 16 MiB), and their programs fill a card anyway."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ def multiply_skinny(model: nn.Module, ops: Ops, measure: Measure | None = None) 
     changed = 0
     with torch.inference_mode():
         for layers in shapes.values():
-            splits, max_rows = _choose(layers, ops, measure or launched_s)
+            splits, max_rows = _choose_safely(layers, ops, measure or launched_s)
             if max_rows:
                 changed += len(layers)
                 for layer in layers:
@@ -68,6 +71,15 @@ def multiply_skinny(model: nn.Module, ops: Ops, measure: Measure | None = None) 
     )
 
 
+def _choose_safely(layers: Sequence[Linear], ops: Ops, measure: Measure) -> tuple[int, int]:
+    """As `_choose`; what cannot be measured stays as it is."""
+    try:
+        return _choose(layers, ops, measure)
+    except RuntimeError as error:  # of CUDA, among them that no memory is left
+        logger.warning("a kernel for few rows cannot be measured: %s", in_one_line(error))
+        return 1, 0
+
+
 def _choose(layers: Sequence[Linear], ops: Ops, measure: Measure) -> tuple[int, int]:
     """The best number of splits, and up to how many rows the kernel is faster; 0 = it never is."""
     weights: list[DenseWeight] = []
@@ -76,7 +88,9 @@ def _choose(layers: Sequence[Linear], ops: Ops, measure: Measure) -> tuple[int, 
         weights.append(layer.form)
         if sum(one.weight.nbytes for one in weights) >= _MEASURED_BYTES:
             break
-    times = {splits: measure(weights, 1, _with(ops, splits)) for splits in SPLITS}
+    outputs = len(weights[0].weight)
+    possible = [splits for splits in SPLITS if splits == 1 or splits * outputs <= _MAX_PARTS]
+    times = {splits: measure(weights, 1, _with(ops, splits)) for splits in possible}
     best = min(times, key=lambda splits: times[splits])
     max_rows = 0
     for rows in _ROWS:

@@ -89,6 +89,32 @@ def test_without_a_kernel_nothing_is_measured() -> None:
     assert isinstance(model.first.form, DenseWeight)
 
 
+def test_what_cannot_be_measured_stays_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    def failing(*_: object) -> float:
+        raise torch.OutOfMemoryError("no memory")
+
+    model = Model()
+    multiply_skinny(model, replace(REFERENCE, skinny_linear=Kernel()), failing)
+    assert isinstance(model.first.form, DenseWeight)
+    assert "OutOfMemoryError: no memory" in caplog.text
+
+
+def test_wide_layers_are_not_divided() -> None:
+    """Their parts would take as much memory as a cache."""
+    wide, kernel = Linear(1, 2**17, bias=False), Kernel()
+    nn.init.normal_(wide.get_parameter("weight"))
+    asked: list[set[int]] = []
+
+    def measure(weights: Sequence[DenseWeight], rows: int, multiply) -> float:
+        kernel.splits.clear()
+        multiply(torch.ones(1, 1), weights[0].weight, None)
+        asked.append(set(kernel.splits))
+        return 1.0
+
+    multiply_skinny(nn.ModuleList([wide]), replace(REFERENCE, skinny_linear=kernel), measure)
+    assert set().union(*asked) == {1, 2}
+
+
 def test_the_time_of_all_weights() -> None:
     model, kernel = Model(), Kernel()
     weights = [DenseWeight(model.first), DenseWeight(model.second)]

@@ -34,7 +34,7 @@ def scaled(values, scale, weight):
 # Where the slots lie within what the host sends changes from step to step.
 @triton.jit(do_not_specialize_on_alignment=["slots"])
 def rotate_and_write_kernel(
-    heads, q_weight, k_weight, cos, sin, query_scale, slots, q, k_cache, v_cache,
+    fused, q_weight, k_weight, cos, sin, query_scale, slots, q, k_cache, v_cache,
     token_stride, width, pairs, eps,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, NORM: tl.constexpr, SCALED: tl.constexpr,
     ADJACENT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -54,7 +54,7 @@ def rotate_and_write_kernel(
         pair = columns % pairs
         partner = tl.where(columns < pairs, columns + pairs, columns - pairs)
         sign = tl.where(columns < pairs, -1.0, 1.0)
-    begin = heads + token * token_stride + head * width
+    begin = fused + token * token_stride + head * width
     loaded = tl.load(begin + columns, mask=inside, other=0.0)
     own = loaded
     other = tl.load(begin + partner, mask=turns, other=0.0)

@@ -47,7 +47,7 @@ POINTERS = (
     | WIDE
     | {
         *("x", "residual", "weight", "out", "total", "gate_up"),
-        *("heads", "q_weight", "k_weight", "q", "k_cache", "v_cache", "bias"),
+        *("fused", "q_weight", "k_weight", "q", "k_cache", "v_cache", "bias"),
     }
 )
 
