@@ -262,7 +262,7 @@ def test_some_schedules() -> None:
 
 @pytest.mark.full
 def test_many_schedules() -> None:
-    run(100)
+    run(40)
 
 
 def run_until_broken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,7 @@ from inference_service.families.footprint import (
 )
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import kv_bytes_per_token
+from inference_service.front import engine_config
 from inference_service.kernels.ops import REFERENCE
 from inference_service.settings import ServiceSettings
 from tests.engine.test_one_step_ahead import SAMPLED, crowd, exact, play
@@ -317,6 +318,13 @@ def test_inputs_arrive_where_the_step_reads_them(
     for tensor, array in zip(found, expected, strict=True):
         assert np.array_equal(tensor.numpy(), array)
         assert tensor.numpy().dtype == array.dtype
+
+
+@pytest.mark.parametrize("setting", ["auto", "off"])
+def test_the_setting_reaches_the_engine(setting: str) -> None:
+    settings = ServiceSettings.load({}, {"QWENVL_CUDA_GRAPHS": setting})
+    model: Any = SimpleNamespace(directory="somewhere")
+    assert engine_config(settings, model).cuda_graphs == setting
 
 
 # Padding

@@ -12,8 +12,9 @@ from inference_service.constraint import Constraint, ConstraintKind
 from inference_service.engine import memory
 from inference_service.engine.core import EngineCore
 from inference_service.engine_protocol.messages import EngineConfig, EngineRequest, SamplingParams
+from inference_service.families.footprint import graph_sizes
 from tests.support import glm_4v, qwen_vl_v1
-from tests.support.conversations import ask, conversations, drain
+from tests.support.conversations import GREEDY, ask, conversations, drain
 from tests.support.tiny_qwen_vl import FAMILIES, build_checkpoint
 
 
@@ -55,6 +56,25 @@ def test_float32_answers_equal_the_cpu(checkpoint: Path, prefix_caching: bool) -
     expected = answers(checkpoint, "cpu", "float32", **changes)
     for depth in (0, 1):
         assert answers(checkpoint, "cuda", "float32", pipeline_depth=depth, **changes) == expected
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_graphs_give_the_answers_of_steps_without(
+    checkpoint: Path, depth: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Greedy, so within the graphs, and sampled with penalties behind them."""
+    pytest.importorskip("triton")
+    sampled = SamplingParams(max_tokens=14, temperature=1.0, top_k=20, repetition_penalty=1.2)
+    for sampling in (GREEDY, sampled):
+        found = []
+        for setting in ("auto", "off"):
+            core = make_core(
+                checkpoint, "cuda", "float32", cuda_graphs=setting, pipeline_depth=depth
+            )
+            wanted = graph_sizes(64) if setting == "auto" else ()
+            assert core._runner.graphs.sizes == wanted, caplog.text
+            found.append(ask(core, conversations(), sampling))
+        assert found[0] == found[1]
 
 
 def test_qwen_vl_v1_answers_as_the_original(qwen_vl_a: Path) -> None:

@@ -55,6 +55,7 @@ def test_lists_are_words_after_the_flag_and_commas_in_the_variable() -> None:
         ("dtype", "BFloat16", "bfloat16"),
         ("hub", "HuggingFace", "huggingface"),
         ("gpu-kernels", "OFF", "off"),
+        ("cuda-graphs", "Off", "off"),
     ],
 )
 def test_the_case_of_a_choice_does_not_matter(flag: str, written: str, meant: str) -> None:

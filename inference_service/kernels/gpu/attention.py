@@ -18,6 +18,8 @@ _MIN_ROWS = 16
 """Minimum rows of `tl.dot`."""
 _SPLIT_KEYS, _MAX_SPLITS = 512, 32
 """Keys that a program computes at least, and the maximum number of programs for one sequence and key head."""
+_BUSY_PROGRAMS = 2048
+"""Programs that keep any GPU busy: with so many sequences and heads, keys are divided no further."""
 _DECODE_KEYS, _PREFILL_KEYS, _PREFILL_ROWS = 32, 32, 32
 
 
@@ -57,8 +59,9 @@ def decode_kernel(
     q, k_cache, v_cache, pages, contexts, query_start, parts, extremes, scale,
     q_stride, page_stride, page_size, slot_stride, splits,
     GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
+    SPLIT_KEYS: tl.constexpr,
 ):  # fmt: skip
-    """A part of the keys of one key head for one sequence.
+    """A part of the keys of one key head for one sequence; a short one has fewer parts, and the others write nothing.
 
     Writes unnormalised sums into `parts` [S, Hq, splits, D] and (maximum, sum of weights) into `extremes`
     [S, Hq, splits, 2]; both are float32.
@@ -66,12 +69,14 @@ def decode_kernel(
     sequence, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     context = tl.load(contexts + sequence)
     row = tl.load(query_start + sequence).to(tl.int64)
-    length = tl.cdiv(tl.cdiv(context, splits), KEYS) * KEYS
+    used = tl.minimum(splits, tl.cdiv(context, SPLIT_KEYS))
+    length = tl.cdiv(tl.cdiv(context, used), KEYS) * KEYS
     begin = split * length
     end = tl.minimum(begin + length, context)
     members = tl.arange(0, ROWS)
     columns = tl.arange(0, WIDTH)
-    inside = (members < GROUP)[:, None] & (columns < D)[None, :]
+    there = members < tl.where(split < used, GROUP, 0)
+    inside = there[:, None] & (columns < D)[None, :]
     heads = head * GROUP + members
     places = heads[:, None] * D + columns[None, :]
     queries = tl.load(q + row * q_stride + places, mask=inside, other=0.0)
@@ -88,21 +93,23 @@ def decode_kernel(
     all_heads = tl.num_programs(1) * GROUP
     part = (sequence.to(tl.int64) * all_heads + heads) * splits + split
     tl.store(parts + part[:, None] * D + columns[None, :], acc, mask=inside)
-    tl.store(extremes + part * 2, best, mask=members < GROUP)
-    tl.store(extremes + part * 2 + 1, total, mask=members < GROUP)
+    tl.store(extremes + part * 2, best, mask=there)
+    tl.store(extremes + part * 2 + 1, total, mask=there)
 
 
-@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["query_start"])
+@triton.jit(
+    do_not_specialize=["splits"], do_not_specialize_on_alignment=["contexts", "query_start"]
+)
 def combine_kernel(
-    parts, extremes, out, query_start, heads, splits, D: tl.constexpr, WIDTH: tl.constexpr,
-    SPLITS: tl.constexpr,
+    parts, extremes, out, contexts, query_start, heads, splits, D: tl.constexpr, WIDTH: tl.constexpr,
+    SPLITS: tl.constexpr, SPLIT_KEYS: tl.constexpr,
 ):  # fmt: skip
-    """The result of one head of one sequence from those of its splits; empty splits have a maximum of -inf."""
+    """The result of one head of one sequence from those of its parts; one without keys has a maximum of -inf."""
     sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     numbers = tl.arange(0, SPLITS)
     columns = tl.arange(0, WIDTH)
     first = (sequence * heads + head) * splits
-    there = numbers < splits
+    there = numbers < tl.minimum(splits, tl.cdiv(tl.load(contexts + sequence), SPLIT_KEYS))
     best = tl.load(extremes + (first + numbers) * 2, mask=there, other=float("-inf"))
     total = tl.load(extremes + (first + numbers) * 2 + 1, mask=there, other=0.0)
     weights = tl.exp(best - tl.max(best, axis=0))
@@ -172,9 +179,15 @@ def paged_attention(
     return out
 
 
-def num_splits(max_context_len: int) -> int:
-    """Programs for the keys of one sequence: by the longest context, so that long ones keep a GPU busy."""
-    return min(_MAX_SPLITS, -(-max_context_len // _SPLIT_KEYS))
+def num_splits(max_context_len: int, programs: int) -> int:
+    """Programs for the keys of one sequence and key head, at most.
+
+    Args:
+        max_context_len: The longest context, so that long ones keep a GPU busy.
+        programs: Number of sequences times key heads.
+    """
+    enough = max(1, _BUSY_PROGRAMS // programs)
+    return min(_MAX_SPLITS, -(-max_context_len // _SPLIT_KEYS), enough)
 
 
 def _decode(
@@ -187,7 +200,7 @@ def _decode(
 ) -> None:
     count, heads, head_dim = q.shape
     _, page_size, kv_heads, _ = k_cache.shape
-    splits = num_splits(meta.max_context_len)
+    splits = num_splits(meta.max_context_len, count * kv_heads)
     parts = torch.empty(count, heads, splits, head_dim, dtype=torch.float32, device=q.device)
     extremes = torch.empty(count, heads, splits, 2, dtype=torch.float32, device=q.device)
     group, width = heads // kv_heads, triton.next_power_of_2(head_dim)
@@ -200,12 +213,14 @@ def _decode(
         D=head_dim,
         WIDTH=width,
         KEYS=_DECODE_KEYS,
+        SPLIT_KEYS=_SPLIT_KEYS,
     )
     combine_kernel[(count, heads)](
-        *(parts, extremes, out, meta.query_start, heads, splits),
+        *(parts, extremes, out, meta.context_lens, meta.query_start, heads, splits),
         D=head_dim,
         WIDTH=width,
         SPLITS=_MAX_SPLITS,
+        SPLIT_KEYS=_SPLIT_KEYS,
     )
 
 

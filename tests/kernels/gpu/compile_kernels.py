@@ -83,10 +83,10 @@ def kernels() -> Iterator[tuple[Any, dict[str, Any]]]:
             yield heads.rotate_and_write_kernel, shape | kind
     for head_dim in HEAD_DIMS:
         width = {"D": head_dim, "WIDTH": 1 << (head_dim - 1).bit_length()}
-        yield attention.combine_kernel, width | {"SPLITS": 32}
+        yield attention.combine_kernel, width | {"SPLITS": 32, "SPLIT_KEYS": 512}
         for group in GROUPS:
             shape = width | {"GROUP": group}
-            yield attention.decode_kernel, shape | {"ROWS": 16, "KEYS": 32}
+            yield attention.decode_kernel, shape | {"ROWS": 16, "KEYS": 32, "SPLIT_KEYS": 512}
         yield attention.prefill_kernel, width | {"GROUP": 7, "ROWS": 32, "KEYS": 32}
 
 

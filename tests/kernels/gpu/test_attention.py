@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
+from inference_service.families import footprint
 from inference_service.kernels import attention as reference
 from tests.support.attention_metadata import attention_metadata
 
@@ -76,12 +78,28 @@ def test_decode_of_any_width(attention, monkeypatch, head_dim):
 
 @pytest.mark.parametrize("splits", [1, 2, 5])
 def test_any_number_of_splits_with_empty_ones(attention, monkeypatch, splits):
-    monkeypatch.setattr(attention, "num_splits", lambda _: splits)
+    """Each sequence has as many parts of 32 keys as it needs, at most so many; the others write nothing."""
+    monkeypatch.setattr(attention, "num_splits", lambda *_: splits)
+    monkeypatch.setattr(attention, "_SPLIT_KEYS", 32)
     Case([(0, 1), (33, 1), (130, 1)], (4, 2), 16).check(attention, monkeypatch)
 
 
+def test_a_graph_has_the_splits_of_the_longest_context(attention, monkeypatch):
+    """Then the longest context is that of the model, whatever the sequences have, and nothing is on the host."""
+    case = Case([(0, 1), (600, 1), (40, 1)], (4, 2), 16)
+    case.meta.max_context_len = 33_000
+    case.meta.page_table = torch.cat([case.meta.page_table, torch.full((3, 9), 10**6)], 1).int()
+    case.check(attention, monkeypatch)
+    arguments = (case.q, case.caches[0], case.caches[1], case.meta, case.scale)
+    expected = attention.paged_attention(*arguments)
+    case.meta.host_query_start = case.meta.host_context_lens = np.empty(0, np.int32)
+    assert torch.equal(attention.paged_attention(*arguments), expected)
+
+
 def test_long_contexts_are_split(attention):
-    assert [attention.num_splits(n) for n in (1, 512, 513, 33_000)] == [1, 1, 2, 32]
+    assert [attention.num_splits(n, 4) for n in (1, 512, 513, 33_000)] == [1, 1, 2, 32]
+    assert [attention.num_splits(33_000, n) for n in (64, 65, 256, 5000)] == [32, 31, 8, 1]
+    assert footprint.MAX_KEY_SPLITS == attention._MAX_SPLITS
 
 
 @pytest.mark.parametrize("heads", HEADS)
