@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+import logging
 from pathlib import Path
 import time
 
@@ -27,7 +28,7 @@ from inference_service.engine.graph_capture import (
     CudaCapture,
     capture_graphs,
     most_rows,
-    uses_graphs,
+    obstacle,
 )
 from inference_service.engine.graph_check import GraphCheck
 from inference_service.engine.loader import load_model
@@ -50,6 +51,8 @@ from inference_service.model_spec import ModelSpec
 from inference_service.models.vision_language import VisionLanguageModel
 from inference_service.processor import usable_cores
 
+
+logger = logging.getLogger(__name__)
 
 LoadModel = Callable[..., VisionLanguageModel]
 """The signature of `load_model`; benchmarks fill a model with random weights instead."""
@@ -158,7 +161,10 @@ def _load(
 
 def _capture_for(config: EngineConfig, model: VisionLanguageModel) -> Capture | None:
     """What records graphs; None if there are to be none."""
-    return CudaCapture(model.device) if uses_graphs(config, model) else None
+    cause = obstacle(config, model)
+    if cause and model.device.type == "cuda":
+        logger.info("no CUDA graphs: %s", cause)
+    return None if cause else CudaCapture(model.device)
 
 
 def _capture(config: EngineConfig, runner: ModelRunner, num_pages: int, capture: Capture) -> None:

@@ -57,11 +57,16 @@ class CudaCapture:
             torch.cuda.synchronize(self._device)
             work()
             torch.cuda.synchronize(self._device)
-            # Other threads may use CUDA meanwhile.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                work()
+            try:
+                # Other threads may use CUDA meanwhile.
+                with torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ):
+                    work()
+            except Exception:
+                # Torch's allocator may take the failed capture for one that goes on in this pool.
+                self._pool = torch.cuda.graph_pool_handle()
+                raise
         return graph.replay
 
     def settle(self) -> None:
@@ -73,17 +78,17 @@ class CudaCapture:
         torch.cuda.empty_cache()
 
 
-def uses_graphs(config: EngineConfig, model: VisionLanguageModel) -> bool:
-    """Whether decode steps are to be captured."""
-    if config.cuda_graphs == "off" or model.device.type != "cuda":
-        return False
+def obstacle(config: EngineConfig, model: VisionLanguageModel) -> str:
+    """Why no decode steps are to be captured, in a few words; empty if they are."""
+    if config.cuda_graphs == "off":
+        return "--cuda-graphs is off"
+    if model.device.type != "cuda":
+        return "the device is no GPU"
     if model.placement is not None:
-        logger.info("no CUDA graphs, as layers are on several devices")
-        return False
+        return "layers are on several devices"
     if model.ops.paged_attention is REFERENCE.paged_attention:
-        logger.info("no CUDA graphs, as the torch reference of attention needs lengths on the host")
-        return False
-    return True
+        return "the torch reference of attention needs lengths on the host"
+    return ""
 
 
 def most_rows(config: EngineConfig, num_pages: int) -> int:

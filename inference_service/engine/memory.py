@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from inference_service.engine.graph_capture import uses_graphs
+from inference_service.engine.graph_capture import obstacle
 from inference_service.engine.inputs import SequenceInput, batch_of, pack
 from inference_service.engine.runner import PROMPT_LOGITS_ROWS
 from inference_service.engine.slots import new_state
@@ -231,7 +231,7 @@ def _decode_bytes(config: EngineConfig, model: VisionLanguageModel, room: int) -
     sizes = _sizes(config)
     if model.placement is not None:  # the other devices have the cache too
         sizes = replace(sizes, max_model_len=resolve_max_model_len(config, model.spec))
-    graphs = uses_graphs(config, model)
+    graphs = not obstacle(config, model)
     return decode_bytes(model.spec, sizes, model.dtype.itemsize, room, graphs=graphs)
 
 

@@ -262,7 +262,7 @@ def test_some_schedules() -> None:
 
 @pytest.mark.full
 def test_many_schedules() -> None:
-    run(40)
+    run(100)
 
 
 def run_until_broken(monkeypatch: pytest.MonkeyPatch) -> None:

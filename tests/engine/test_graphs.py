@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+import inspect
 import itertools
 import logging
 from pathlib import Path
@@ -26,7 +27,7 @@ from inference_service.demo import MODEL_DIR
 from inference_service.engine import graph_capture, memory
 from inference_service.engine.core import EngineCore
 from inference_service.engine.failures import DeviceLostError
-from inference_service.engine.graph_capture import CAPTURE_S, CudaCapture, most_rows, uses_graphs
+from inference_service.engine.graph_capture import CAPTURE_S, CudaCapture, most_rows, obstacle
 from inference_service.engine.graph_check import GraphCheck
 from inference_service.engine.graphs import DecodeGraph, DecodeGraphs, DecodeStep, Surroundings
 from inference_service.engine.inputs import UNKNOWN, SequenceInput, pack
@@ -271,7 +272,7 @@ def test_where_graphs_are_used(
     ops = replace(REFERENCE, paged_attention=graph_tape.attend) if has_kernel else REFERENCE
     model: Any = SimpleNamespace(device=torch.device(device), placement=placement, ops=ops)
     config = EngineConfig(model_dir="", cuda_graphs=setting)
-    assert uses_graphs(config, model) is expected
+    assert (not obstacle(config, model)) is expected
 
 
 # Inputs
@@ -439,13 +440,14 @@ def test_a_failed_capture_costs_its_size_only(
 ) -> None:
     sizes = [5, 4, 2, 1]
     capture.breaks = {at: error for at in range(4) if place in (at, None)}
+    wanted = greedy_answers(make(cuda_graphs="off"))
     core = make()
     left = [size for at, size in enumerate(sizes) if at not in capture.breaks]
     assert core._runner.graphs.sizes == tuple(sorted(left))
     warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(warnings) == 1
     assert str(error) in warnings[0]
-    assert len(set(map(tuple, greedy_answers(core).values()))) == 5
+    assert greedy_answers(core) == wanted
 
 
 def test_the_comparison_itself_may_fail(
@@ -621,7 +623,7 @@ def test_the_cache_leaves_room_for_graphs(
     model = load_model(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
     config = EngineConfig(model_dir=str(checkpoint), max_num_seqs=9)
     without = memory._decode_bytes(config, model, 2**40)
-    monkeypatch.setattr(memory, "uses_graphs", lambda *_: True)
+    monkeypatch.setattr(memory, "obstacle", lambda *_: "")
     spec = model.spec
     graphs = graph_bytes(spec, (1, 2, 4, 8, 9), 4, spec.max_position_embeddings, config.page_size)
     assert graphs > 5 * GRAPH_BYTES
@@ -653,6 +655,8 @@ class FakeCuda:
         self.events: list[str] = []
         self.current = "main"
         self.fails = False
+        self.num_pools = 0
+        self._signature = inspect.signature(torch.cuda.graph)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", self.new_graph)
         monkeypatch.setattr(torch.cuda, "Stream", lambda _: "side")
         for name in ("graph", "stream", "device", "synchronize", "graph_pool_handle"):
@@ -661,8 +665,9 @@ class FakeCuda:
     def new_graph(self) -> Any:
         return SimpleNamespace(replay=lambda: self.events.append(f"replay on {self.current}"))
 
-    def graph_pool_handle(self) -> str:
-        return "pool"
+    def graph_pool_handle(self) -> int:
+        self.num_pools += 1
+        return self.num_pools
 
     def synchronize(self, _: torch.device) -> None:
         self.events.append("wait")
@@ -681,11 +686,16 @@ class FakeCuda:
             self.current = before
 
     @contextmanager
-    def graph(self, _: Any, *, pool: str, stream: str, capture_error_mode: str) -> Iterator[None]:
+    def graph(self, *given: Any, **named: Any) -> Iterator[None]:
         """As torch's, it leaves its stream the current one if the capture fails."""
-        assert (pool, stream, capture_error_mode) == ("pool", "side", "thread_local")
+        self._signature.bind(*given, **named)
+        assert named == {
+            "pool": self.num_pools,
+            "stream": "side",
+            "capture_error_mode": "thread_local",
+        }
         self.events.append("begin")
-        self.current = stream
+        self.current = "side"
         yield
         self.events.append("end")
         if self.fails:
@@ -705,3 +715,7 @@ def test_cuda_runs_the_work_before_it_is_captured(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RuntimeError, match="previous error"):
         capture.record(lambda: None)
     assert cuda.current == "main"
+    assert cuda.num_pools == 2, "the next captures have another pool"
+    cuda.fails = False
+    capture.record(lambda: None)
+    assert cuda.num_pools == 2
