@@ -36,7 +36,9 @@ class Again:
 
 
 @pytest.mark.full
-def test_answers_with_interpreted_kernels_in_graphs(attention, tmp_path: Path, monkeypatch) -> None:
+def test_answers_with_interpreted_kernels_in_graphs(
+    attention, heads, tmp_path: Path, monkeypatch
+) -> None:
     prompts = [conversation(["Hi"]), conversation([image(1, 2, 1), "?"]), conversation(["你好"])]
     directory = build_checkpoint(tmp_path, seed=4)
     config = EngineConfig(
@@ -54,7 +56,9 @@ def test_answers_with_interpreted_kernels_in_graphs(attention, tmp_path: Path, m
         if with_graphs:
             again = Again()
             ops = replace(
-                REFERENCE, write_kv=attention.write_kv, paged_attention=attention.paged_attention
+                REFERENCE,
+                rotate_and_write=heads.rotate_and_write,
+                paged_attention=attention.paged_attention,
             )
             monkeypatch.setattr(loader, "ops_for", lambda *_, ops=ops: ops)
             monkeypatch.setattr(assembly, "_capture_for", lambda *_, again=again: again)
