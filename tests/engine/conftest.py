@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from inference_service.engine.core import EngineCore
+from inference_service.engine.graphs import Surroundings
 from inference_service.engine_protocol.messages import EngineConfig
+from tests.support import graph_tape
 from tests.support.conversations import Conversation, conversations, generate
 from tests.support.tiny_qwen_vl import build_checkpoint, reference_model
 
@@ -48,3 +50,25 @@ def prompts() -> list[Conversation]:
 def expected(reference, prompts: list[Conversation]) -> list[list[int]]:
     """Greedy answers of `transformers.generate`, one prompt at a time."""
     return [generate(reference, prompt) for prompt in prompts]
+
+
+# Engines with graphs, on a CPU
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> graph_tape.TapeCapture:
+    return graph_tape.install(monkeypatch)
+
+
+@pytest.fixture
+def make(make_core: MakeCore) -> MakeCore:
+    def small(**changes: Any) -> EngineCore:
+        return make_core(**({"max_num_seqs": 5, "max_model_len": 120} | changes))
+
+    return small
+
+
+@pytest.fixture
+def around(make: MakeCore, capture: graph_tape.TapeCapture) -> Surroundings:
+    core = make(max_num_seqs=8, num_kv_pages=30)
+    return core._runner.surroundings(8)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-import inspect
 import itertools
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-import weakref
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,31 +15,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from inference_service.constraint import Constraint, ConstraintKind
 from inference_service.demo import MODEL_DIR
-from inference_service.engine import graph_capture, memory
 from inference_service.engine.core import EngineCore
-from inference_service.engine.failures import DeviceLostError
-from inference_service.engine.graph_capture import CAPTURE_S, CudaCapture, most_rows, obstacle
-from inference_service.engine.graph_check import GraphCheck
+from inference_service.engine.graph_capture import most_rows, obstacle
 from inference_service.engine.graphs import DecodeGraph, DecodeGraphs, DecodeStep, Surroundings
 from inference_service.engine.inputs import UNKNOWN, SequenceInput, pack
-from inference_service.engine.loader import load_model
 from inference_service.engine.runner import ModelRunner
 from inference_service.engine_protocol.messages import EngineConfig, EngineRequest
 from inference_service.families.footprint import (
-    GRAPH_BYTES,
-    GRAPH_POOL_SLACK_BYTES,
-    MAX_KEY_SPLITS,
-    decode_bytes,
-    graph_bytes,
     graph_sizes,
 )
-from inference_service.families.registry import load_spec
-from inference_service.families.tables import kv_bytes_per_token
 from inference_service.front import engine_config
 from inference_service.kernels.ops import REFERENCE
 from inference_service.settings import ServiceSettings
@@ -54,19 +37,6 @@ from tests.support.tiny_qwen_vl import image
 
 
 Make = Callable[..., EngineCore]
-
-
-@pytest.fixture
-def capture(monkeypatch: pytest.MonkeyPatch) -> graph_tape.TapeCapture:
-    return graph_tape.install(monkeypatch)
-
-
-@pytest.fixture
-def make(make_core: Make) -> Make:
-    def small(**changes: Any) -> EngineCore:
-        return make_core(**({"max_num_seqs": 5, "max_model_len": 120} | changes))
-
-    return small
 
 
 # Sizes
@@ -331,12 +301,6 @@ def test_the_setting_reaches_the_engine(setting: str) -> None:
 # Padding
 
 
-@pytest.fixture
-def around(make: Make, capture: graph_tape.TapeCapture) -> Surroundings:
-    core = make(max_num_seqs=8, num_kv_pages=30)
-    return core._runner.surroundings(8)
-
-
 @torch.inference_mode()
 def test_padding_changes_nothing_of_sequences(
     around: Surroundings, capture: graph_tape.TapeCapture
@@ -378,344 +342,3 @@ def test_the_slot_of_padding_has_only_the_page_of_padding(around: Surroundings) 
     assert around.padding.pages == (30,)
     assert around.state.page_table[8].unique().tolist() == [30]
     assert around.kv_cache[0].shape[1] == 31
-
-
-# What a capture permits
-
-
-HOST = torch.ones(1)
-
-
-@pytest.mark.parametrize(
-    "wait",
-    [
-        lambda x: x[0, 0].item(),
-        lambda x: x[0].tolist(),
-        lambda x: x.nonzero(),
-        lambda x: x[x > 0],
-        lambda x: x + torch.tensor([1.0]),
-        lambda x: x.masked_select(x > 0),
-        lambda x: torch.equal(x, x),
-        lambda x: x + HOST,
-    ],
-)
-def test_a_step_that_needs_the_host_is_not_captured(
-    make: Make,
-    capture: graph_tape.TapeCapture,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    wait: Callable[[Tensor], Any],
-) -> None:
-    real = DecodeStep.compute
-
-    def compute(self: DecodeStep) -> None:
-        real(self)
-        wait(self.logits)
-
-    monkeypatch.setattr(DecodeStep, "compute", compute)
-    assert make(max_num_seqs=1)._runner.graphs.sizes == ()
-    assert "NotPermittedError" in caplog.text
-
-
-# Failures
-
-
-PROMPT = conversation(["Tell me a story."])
-
-
-def greedy_answers(core: EngineCore) -> dict[str, list[int]]:
-    for index in range(5):
-        core.add(PROMPT.request(str(index), replace(GREEDY, max_tokens=3 + index)), b"")
-    return {name: answer.token_ids for name, answer in drain(core).items()}
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), RuntimeError("broken")])
-@pytest.mark.parametrize("place", [0, 1, 2, 3, None])
-def test_a_failed_capture_costs_its_size_only(
-    make: Make,
-    capture: graph_tape.TapeCapture,
-    caplog: pytest.LogCaptureFixture,
-    place: int | None,
-    error: Exception,
-) -> None:
-    sizes = [5, 4, 2, 1]
-    capture.breaks = {at: error for at in range(4) if place in (at, None)}
-    wanted = greedy_answers(make(cuda_graphs="off"))
-    core = make()
-    left = [size for at, size in enumerate(sizes) if at not in capture.breaks]
-    assert core._runner.graphs.sizes == tuple(sorted(left))
-    warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert len(warnings) == 1
-    assert str(error) in warnings[0]
-    assert greedy_answers(core) == wanted
-
-
-def test_the_comparison_itself_may_fail(
-    make: Make, capture: graph_tape.TapeCapture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_memory(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(GraphCheck, "__init__", no_memory)
-    assert make()._runner.graphs.sizes == ()
-    assert not capture.tapes
-
-
-def test_a_lost_device_ends_the_engine(make: Make, capture: graph_tape.TapeCapture) -> None:
-    capture.is_lost = True
-    with pytest.raises(DeviceLostError, match=r"--cuda-graphs off.*illegal memory access"):
-        make()
-
-
-def test_capturing_ends_in_time(
-    make: Make,
-    capture: graph_tape.TapeCapture,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """The largest graphs come first: they serve small steps too."""
-    times = iter([0.0, 1.0, CAPTURE_S - 1, CAPTURE_S + 1, CAPTURE_S + 2, CAPTURE_S + 3])
-    real = graph_capture.capture_graphs
-    monkeypatch.setattr(
-        "inference_service.engine.assembly.capture_graphs",
-        lambda *given: real(*given, clock=lambda: next(times)),
-    )
-    core = make()
-    assert core._runner.graphs.sizes == (4, 5)
-    assert "steps of up to 1, 2 sequences" in caplog.text
-    greedy_answers(core)
-    assert capture.tapes[-1].num_replays > 3
-
-
-def _add_noise(step: DecodeStep) -> None:
-    step.logits.mul_(torch.linspace(1, 1.2, step.logits.shape[1]))
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        (_add_noise, "it differs from its reference"),
-        (lambda step: step.logits.fill_(torch.nan), "it differs from its reference"),
-        (lambda step: step.token_ids.add_(1), "most likely"),
-        (lambda step: step._around.state.last_tokens.zero_(), "does not record"),
-    ],
-)
-def test_a_graph_that_differs_is_left_out(
-    make: Make,
-    capture: graph_tape.TapeCapture,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    fault: tuple[Callable[[DecodeStep], Any], str],
-) -> None:
-    """Only that of two rows does, and only when it is replayed."""
-    then, cause = fault
-    real = graph_tape.TapeCapture.record
-
-    def record(self: graph_tape.TapeCapture, work: Any) -> Callable[[], None]:
-        replay, step = real(self, work), work.__self__
-
-        def replay_wrongly() -> None:
-            replay()
-            if step.rows == 2:
-                then(step)
-
-        return replay_wrongly
-
-    monkeypatch.setattr(graph_tape.TapeCapture, "record", record)
-    core = make()
-    assert core._runner.graphs.sizes == (1, 4, 5)
-    assert cause in caplog.text
-
-
-def _without_copy(self: DecodeGraph, words: Tensor, count: int) -> Any:
-    self.replay()
-    return self.step.token_ids[:count], self.step.logits[:count]
-
-
-def _with_baked_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = graph_tape.attend
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, meta: Any, scale: float) -> Tensor:
-        if not len(meta.host_query_start):
-            meta.context_lens = torch.ones_like(meta.context_lens)
-        return real(q, k, v, meta, scale)
-
-    monkeypatch.setattr(graph_tape, "attend", attend)
-
-
-@pytest.mark.parametrize("mutation", ["inputs", "lengths"])
-def test_the_comparison_notices_what_a_replay_does_not_read(
-    make_core: Make, monkeypatch: pytest.MonkeyPatch, mutation: str
-) -> None:
-    if mutation == "inputs":
-        monkeypatch.setattr(DecodeGraph, "run", _without_copy)
-    else:
-        _with_baked_length(monkeypatch)
-    graph_tape.install(monkeypatch)
-    core = make_core(max_num_seqs=5, max_model_len=120)
-    assert core._runner.graphs.sizes == ()
-
-
-def test_nothing_is_left_of_the_comparison(make: Make, capture: graph_tape.TapeCapture) -> None:
-    core = make()
-    state, cache = core._runner._slots.state, core._runner._kv_cache
-    assert isinstance(cache, Tensor)
-    assert not cache[:, :, :-1].any()
-    assert not state.last_tokens.any()
-    assert not state.page_table[:5].any()
-
-
-# Memory
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes that results of operations take at once, beside what was there before."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.most = 0
-        self._alive: dict[int, Any] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        inputs = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs))}
-        out = func(*args, **(kwargs or {}))
-        for tensor in _tensors(out):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in inputs:
-                self._alive[id(storage)] = (weakref.ref(tensor), storage.nbytes())
-        self._alive = {k: v for k, v in self._alive.items() if v[0]() is not None}
-        self.most = max(self.most, sum(size for _, size in self._alive.values()))
-        return out
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-
-
-@pytest.mark.parametrize("rows", [1, 4, 8])
-@torch.inference_mode()
-def test_a_step_takes_less_memory_than_is_reserved(around: Surroundings, rows: int) -> None:
-    """With attention that takes what the kernel takes: its result, and sums of at most so many parts."""
-    spec = around.model.spec
-    decoder = spec.decoder
-
-    def attend(q: Tensor, *_: Any) -> Tensor:
-        parts = torch.zeros(*q.shape[:2], MAX_KEY_SPLITS, decoder.head_dim + 2)
-        return torch.zeros_like(q) + 0 * parts.sum()
-
-    layers: Any = around.model.decoder.layers
-    for layer in layers:
-        layer.self_attn._ops = replace(layer.self_attn._ops, paged_attention=attend)
-    step = DecodeStep(rows, around)
-    step.compute()
-    with LiveBytes() as live:
-        step.compute()
-    reserved = graph_bytes(spec, (rows,), 4, around.max_model_len, around.page_size)
-    outputs = rows * (decoder.vocab_size * 4 + 8) + step.words.nbytes
-    tensors = reserved - GRAPH_BYTES - GRAPH_POOL_SLACK_BYTES
-    assert live.most > 0
-    assert live.most + outputs <= tensors
-
-
-def test_the_cache_leaves_room_for_graphs(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = load_model(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
-    config = EngineConfig(model_dir=str(checkpoint), max_num_seqs=9)
-    without = memory._decode_bytes(config, model, 2**40)
-    monkeypatch.setattr(memory, "obstacle", lambda *_: "")
-    spec = model.spec
-    graphs = graph_bytes(spec, (1, 2, 4, 8, 9), 4, spec.max_position_embeddings, config.page_size)
-    assert graphs > 5 * GRAPH_BYTES
-    added = memory._decode_bytes(config, model, 2**40) - without
-    slot = 8 + 4 * (spec.decoder.vocab_size + spec.max_position_embeddings)
-    assert graphs + slot < added < graphs + 2 * slot
-
-
-@pytest.mark.parametrize("room", [2**26, 2**28, 2**30, 2**34])
-@pytest.mark.parametrize("name", ["Qwen2-VL-2B-Instruct", "Qwen3-VL-8B-Instruct"])
-def test_the_longest_sequence_is_what_the_cache_then_holds(name: str, room: int) -> None:
-    """Sizing without a limit equals sizing with the limit to which it leads."""
-    spec = load_spec(Path("tests/golden/configs") / name)
-    sizes = ServiceSettings.load({}, {})
-    taken = decode_bytes(spec, sizes, 2, room, graphs=True)
-    token = kv_bytes_per_token(spec, 2)
-    longest = max(0, min(spec.max_position_embeddings, (room - taken) // token))
-    limited = sizes.model_copy(update={"max_model_len": longest})
-    assert abs(decode_bytes(spec, limited, 2, room, graphs=True) - taken) < token
-
-
-# CUDA itself
-
-
-class FakeCuda:
-    """What `CudaCapture` uses of `torch.cuda`, with what happens in order."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.events: list[str] = []
-        self.current = "main"
-        self.fails = False
-        self.num_pools = 0
-        self._signature = inspect.signature(torch.cuda.graph)
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", self.new_graph)
-        monkeypatch.setattr(torch.cuda, "Stream", lambda _: "side")
-        for name in ("graph", "stream", "device", "synchronize", "graph_pool_handle"):
-            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
-
-    def new_graph(self) -> Any:
-        return SimpleNamespace(replay=lambda: self.events.append(f"replay on {self.current}"))
-
-    def graph_pool_handle(self) -> int:
-        self.num_pools += 1
-        return self.num_pools
-
-    def synchronize(self, _: torch.device) -> None:
-        self.events.append("wait")
-
-    @contextmanager
-    def device(self, device: torch.device) -> Iterator[None]:
-        assert device == torch.device("cuda:1")
-        yield
-
-    @contextmanager
-    def stream(self, name: str) -> Iterator[None]:
-        before, self.current = self.current, name
-        try:
-            yield
-        finally:
-            self.current = before
-
-    @contextmanager
-    def graph(self, *given: Any, **named: Any) -> Iterator[None]:
-        """As torch's, it leaves its stream the current one if the capture fails."""
-        self._signature.bind(*given, **named)
-        assert named == {
-            "pool": self.num_pools,
-            "stream": "side",
-            "capture_error_mode": "thread_local",
-        }
-        self.events.append("begin")
-        self.current = "side"
-        yield
-        self.events.append("end")
-        if self.fails:
-            raise RuntimeError("operation failed due to a previous error during capture")
-
-
-def test_cuda_runs_the_work_before_it_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = FakeCuda(monkeypatch)
-    capture = CudaCapture(torch.device("cuda:1"))
-    for _ in range(2):
-        cuda.events.clear()
-        replay = capture.record(lambda: cuda.events.append(f"work on {cuda.current}"))
-        assert cuda.events == ["wait", "work on side", "wait", "begin", "work on side", "end"]
-        replay()
-        assert cuda.events[-1] == "replay on main"
-    cuda.fails = True
-    with pytest.raises(RuntimeError, match="previous error"):
-        capture.record(lambda: None)
-    assert cuda.current == "main"
-    assert cuda.num_pools == 2, "the next captures have another pool"
-    cuda.fails = False
-    capture.record(lambda: None)
-    assert cuda.num_pools == 2
