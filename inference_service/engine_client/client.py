@@ -355,7 +355,8 @@ class EngineClient:
 
     def _do_without_graphs(self) -> None:
         """Has the next engine capture no graphs, if this one told nothing: it may have died of that."""
-        if self._load_error is None and self._config.cuda_graphs != "off":
+        may_have_any = self._config.device != "cpu" and self._config.cuda_graphs != "off"
+        if self._load_error is None and may_have_any:
             self._config = replace(self._config, cuda_graphs="off")
             logger.warning("an engine ended while it loaded: the next ones use no CUDA graphs")
 
