@@ -1,7 +1,7 @@
 """Checks the JSON schema of a constraint: its size, and that every keyword in it can be enforced.
 
 A schema is read as JSON Schema 2020-12. What remains is compiled by llguidance, which refuses the rest: contradictions,
-an `oneOf` whose alternatives overlap, regular expressions with look-around.
+an `oneOf` whose alternatives may overlap, regular expressions with look-around.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from typing import Any, Final, NoReturn
 
 from inference_service.errors import InvalidArgumentError
+from inference_service.grpc_api.schema_proofs import Proofs
 
 
 MAX_SCHEMA_BYTES: Final = 64 * 2**10
@@ -70,6 +71,10 @@ def checked_schema(text: str, field: str) -> str:
         if _is_deeper(schema, MAX_DEPTH):
             _refuse(f"is nested more than {MAX_DEPTH} levels deep.", field)
         _Schemas(field).check(schema, "")
+        proofs = Proofs(schema)
+        if proofs.is_endless(schema):
+            _refuse("refers to itself without end: each value would have another one in it.", field)
+        _allow_exclusive(schema, proofs)
         # Escaped: half of a surrogate pair could not be sent on.
         return json.dumps(schema, allow_nan=False)
     except (ValueError, RecursionError):
@@ -164,6 +169,23 @@ def _inner_schemas(schema: dict[str, Any], where: str) -> Iterator[tuple[Any, st
             yield from ((value, f"{prefix}{keyword}[{index}]") for index, value in enumerate(inner))
         else:
             yield inner, f"{prefix}{keyword}"
+
+
+def _allow_exclusive(schema: Any, proofs: Proofs) -> None:
+    """Makes each `oneOf` whose alternatives exclude each other an `anyOf`: the compiler proves that of few of them."""
+    if not isinstance(schema, dict):
+        return
+    for inner, _ in _inner_schemas(schema, ""):
+        _allow_exclusive(inner, proofs)
+    alternatives, others = schema.get("oneOf"), schema.get("allOf", [])
+    if not isinstance(alternatives, list) or not isinstance(others, list):
+        return
+    if proofs.are_disjoint(alternatives):
+        del schema["oneOf"]
+        if "anyOf" in schema:
+            schema["allOf"] = [*others, {"anyOf": alternatives}]
+        else:
+            schema["anyOf"] = alternatives
 
 
 def _repeats(pattern: str) -> Iterator[str]:

@@ -23,6 +23,7 @@ from inference_service.text.tokenizer_tiktoken import TiktokenTokenizer
 from tests.grammar.conftest import Write, written
 from tests.support.json_schemas import schemas
 from tests.support.qwen_text import tokenizer_json
+from tests.support.unions import DISJOINT
 
 
 def json_schema(schema: object) -> Constraint:
@@ -49,6 +50,20 @@ def test_json_matches_its_schema(vocabulary: LLTokenizer, schema: dict, seed: in
     answer = written(vocabulary, constraint, random.Random(seed), 4000)
     jsonschema.validate(json.loads(answer), schema)
     assert "\n" not in answer
+
+
+@pytest.mark.parametrize("case", [case for case in DISJOINT if not case.startswith("many")])
+def test_one_of_alternatives_that_exclude_each_other(vocabulary: LLTokenizer, case: str) -> None:
+    text = checked_schema(json.dumps(DISJOINT[case]), "spec.constraint.json_schema")
+    constraint = Constraint(kind=ConstraintKind.JSON_SCHEMA, text=text)
+    try_out(vocabulary, constraint)
+    for seed in range(4):
+        answer = written(vocabulary, constraint, random.Random(seed), 2000)
+        try:
+            value = json.loads(answer)
+        except json.JSONDecodeError:  # cut: it goes on for ever
+            continue
+        jsonschema.validate(value, DISJOINT[case])
 
 
 @pytest.mark.parametrize("seed", range(3))
