@@ -10,6 +10,7 @@ from typing import Final
 
 from inference_service.backend.prompts import PreparedPrompt
 from inference_service.backend.served_model import Model
+from inference_service.backend.tool_forms import tried_form
 from inference_service.constraint import Constraint, ConstraintKind
 from inference_service.domain import ChatRequest, ImageInfo, Request
 from inference_service.errors import InvalidArgumentError, UnsupportedParameterError
@@ -50,15 +51,16 @@ async def with_form(request: Request, model: Model, checker: ConstraintChecker) 
     Raises:
         ServiceError: It cannot be used.
     """
-    form = of_tools = None
     if isinstance(request, ChatRequest):
-        form = of_tools = tool_constraint(request, model.abilities, model.tokenizer)
-    form = form or request.constraint
-    if form is None:
-        return request
-    with _measured(form):
-        await checker.check(form, field=form_field(request) if of_tools else "")
-    return dataclasses.replace(request, constraint=form)
+        form = tool_constraint(request, model.abilities, model.tokenizer)
+        if form is not None:
+            with _measured(form):
+                form = await tried_form(form, request, model, checker, form_field(request))
+            return dataclasses.replace(request, constraint=form)
+    if request.constraint is not None:
+        with _measured(request.constraint):
+            await checker.check(request.constraint)
+    return request
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ _TRIAL_S: Final = 40.0
 _TRIALS: Final = 2
 """Trials at the same time."""
 _REMEMBERED: Final = 512
+_ALWAYS: Final = Verdict(0)
 
 _PARTS: Final = {
     ConstraintKind.JSON_OBJECT: "json_object",
@@ -107,19 +108,18 @@ class ConstraintChecker:
             InvalidArgumentError: It cannot, or it takes too much time or memory.
             EngineUnavailableError: It cannot be tried now.
         """
-        if constraint.kind is ConstraintKind.JSON_OBJECT:
-            return
-        verdict = self._verdicts.get(constraint.digest) or await self._tried(constraint)
         part = _PARTS[constraint.kind]
-        if verdict.exhausted:
-            raise InvalidArgumentError(
-                f"{part} is too complex: compiling it takes more than a second or too much memory.",
-                field=field or f"spec.constraint.{part}",
-            )
-        if verdict.error:
-            raise InvalidArgumentError(
-                f"{part} cannot be used: {verdict.error}", field=field or f"spec.constraint.{part}"
-            )
+        refuse(await self.verdict(constraint), part, field or f"spec.constraint.{part}")
+
+    async def verdict(self, constraint: Constraint) -> Verdict:
+        """What the trial of a constraint has shown.
+
+        Raises:
+            EngineUnavailableError: It cannot be tried now.
+        """
+        if constraint.kind is ConstraintKind.JSON_OBJECT:
+            return _ALWAYS
+        return self._verdicts.get(constraint.digest) or await self._tried(constraint)
 
     def close(self) -> None:
         """Ends the process; trials end with an error."""
@@ -159,6 +159,26 @@ class ConstraintChecker:
         self._verdicts[key] = task.result()
         if len(self._verdicts) > _REMEMBERED:
             self._verdicts.popitem(last=False)
+
+
+def refuse(verdict: Verdict, part: str, field: str) -> None:
+    """Refuses a constraint unless it has passed its trial.
+
+    Args:
+        verdict: The verdict.
+        part: What the constraint is called in the error.
+        field: Path of its field in the request.
+
+    Raises:
+        InvalidArgumentError: It has not.
+    """
+    if verdict.exhausted:
+        raise InvalidArgumentError(
+            f"{part} is too complex: compiling it takes more than a second or too much memory.",
+            field=field,
+        )
+    if verdict.error:
+        raise InvalidArgumentError(f"{part} cannot be used: {verdict.error}", field=field)
 
 
 class _Pending:

@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING, Final
 
 from inference_service.child import die_with, limit_memory, silence
@@ -89,11 +90,12 @@ class Trials:
             os._exit(status)
 
     def _verdict(self, trial: Trial) -> Verdict:
+        error = ""
         try:
             try_out(self._vocabulary, trial.constraint)
-        except GrammarError as error:
-            return Verdict(trial.number, error=str(error))
-        return Verdict(trial.number)
+        except GrammarError as caught:
+            error = str(caught)
+        return Verdict(trial.number, error=error, cpu_s=time.process_time())
 
     def _reap(self) -> None:
         while self._running:
@@ -103,7 +105,8 @@ class Trials:
             number = self._running.pop(child)
             if status:
                 lost = os.WIFSIGNALED(status) and os.WTERMSIG(status) in _OTHERS_SIGNALS
-                self._socket.send(encode(Verdict(number, exhausted=not lost, lost=lost)))
+                verdict = Verdict(number, exhausted=not lost, lost=lost, cpu_s=CPU_S)
+                self._socket.send(encode(verdict))
 
 
 def _confine() -> None:

@@ -32,12 +32,19 @@ class Verdict(msgspec.Struct, frozen=True, tag="verdict"):
         error: Why the constraint cannot be compiled; empty = it can.
         exhausted: The trial reached its limit of CPU time or memory, or crashed the compiler.
         lost: The trial was ended by something else, and says nothing about the constraint.
+        cpu_s: CPU time of the trial.
     """
 
     number: int
     error: str = ""
     exhausted: bool = False
     lost: bool = False
+    cpu_s: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """The constraint can be compiled."""
+        return not (self.error or self.exhausted or self.lost)
 
 
 Reply = Ready | Verdict

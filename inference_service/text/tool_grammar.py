@@ -7,6 +7,7 @@ trained to write it, with the name before the arguments.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 import json
 from typing import Any, Final
 
@@ -73,12 +74,20 @@ def tool_constraint(
     lines += _calls(tools, abilities.tools, tokenizer)
     text = "\n".join(lines)
     if len(text.encode()) > MAX_GRAMMAR_BYTES:
+        smaller = without_schemas(request.tools)
+        if smaller != request.tools:
+            return tool_constraint(replace(request, tools=smaller), abilities, tokenizer)
         raise InvalidArgumentError(
             f"tools have {len(text.encode())} bytes as a grammar, but at most {MAX_GRAMMAR_BYTES} are allowed where"
             " calls are required or restricted.",
             field="spec.tools",
         )
     return Constraint(kind=ConstraintKind.LARK, text=text)
+
+
+def without_schemas(tools: Sequence[Tool]) -> tuple[Tool, ...]:
+    """The tools, of which those that are not strict may be called with any object."""
+    return tuple(tool if tool.strict else replace(tool, enforced="") for tool in tools)
 
 
 def _calls(tools: Sequence[Tool], notation: ToolNotation, tokenizer: Tokenizer) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from typing import Any
@@ -187,6 +188,12 @@ def test_what_cannot_be_both_is_refused(tokenizer: JsonTokenizer) -> None:
     assert error.field == "spec.constraint"
     large = Tool(name="f", enforced=json.dumps({"description": "x" * 2**17}), strict=True)
     assert refused(tokenizer, request_of(large), HERMES).field == "spec.tools"
+    lenient = (NOW, dataclasses.replace(large, strict=False))
+    small = tool_constraint(
+        request_of(*lenient, tool_choice=ToolChoice(mode=REQUIRED)), HERMES, tokenizer
+    )
+    assert small is not None
+    assert "xxxx" not in small.text
 
 
 def xml(name: str, **parameters: str) -> str:
