@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from inference_service.constraint import Constraint, ConstraintKind
+from inference_service.grammar.error_words import one_line
 
 
 if TYPE_CHECKING:
@@ -37,9 +38,6 @@ _TRIAL_S: Final = 0.25
 """CPU time after which a trial has seen enough."""
 _AFTER_BREAK: Final = 'start: break? form\nbreak: "\\n" | "\\n\\n"\n'
 _META: Final = re.compile(r"[\\.+*?()|\[\]{}^$]")
-_MAX_REASON: Final = 200
-_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]+")
-_PLACE: Final = re.compile(r"^at \d+\(\d+\): ")
 
 
 class GrammarError(Exception):
@@ -57,7 +55,7 @@ def new_matcher(vocabulary: LLTokenizer, constraint: Constraint) -> LLMatcher:
     try:
         grammar = _grammar(constraint)
     except ValueError as error:
-        raise GrammarError(_one_line(str(error))) from None
+        raise GrammarError(one_line(str(error))) from None
     matcher = LLMatcher(vocabulary, grammar, log_level=_SILENT, limits=_limits())
     raise_error(matcher)
     return matcher
@@ -76,7 +74,7 @@ def raise_error(matcher: LLMatcher) -> None:
         GrammarError: It has failed.
     """
     if matcher.is_error():
-        raise GrammarError(_one_line(matcher.get_error()))
+        raise GrammarError(one_line(matcher.get_error()))
 
 
 def try_out(vocabulary: LLTokenizer, constraint: Constraint) -> None:
@@ -134,12 +132,3 @@ def _without_options(text: str) -> dict[str, Any]:
         raise ValueError("the schema must be an object")  # noqa: TRY004 - about the caller's text
     schema.pop("x-guidance", None)
     return schema
-
-
-def _one_line(text: str) -> str:
-    """What an error says, without the places in texts that callers did not write."""
-    lines = [line.removeprefix("error: ") for line in text.splitlines() if line[:6] == "error:"]
-    line = (lines or text.splitlines() or [""])[0]
-    line = _PLACE.sub("", _ADDRESS.sub("", line))
-    line = "".join(character if character.isprintable() else " " for character in line)
-    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}..."

@@ -218,6 +218,80 @@ def test_what_cannot_be_compiled_is_told_in_one_line(vocabulary: LLTokenizer, na
     assert "\n" not in text
     assert "<state>" not in text
     assert "panicked" not in text
+    assert not INTERNAL.search(text)
+
+
+OBJECT = {"type": "object"}
+IN_WORDS: dict[str, tuple[Constraint, str]] = {
+    "overlap": (json_schema({"oneOf": [{"type": "string"}, {"minLength": 1}]}), "oneOf has altern"),
+    "no end": (json_schema({"$ref": "#"}), "it refers to itself without end"),
+    "no end in all": (json_schema({"allOf": [{"$ref": "#"}]} | OBJECT), "refers to itself without"),
+    "no end, required": (
+        json_schema({"properties": {"a": {"$ref": "#"}}, "required": ["a"]} | OBJECT),
+        "it refers to itself without end",
+    ),
+    "no end of a grammar": (lark("start: start"), "it refers to itself without end"),
+    "too many properties": (
+        json_schema(OBJECT | {"minProperties": 2, "additionalProperties": False}),
+        "minProperties, maxProperties and the properties contradict each other",
+    ),
+    "one property too few": (
+        json_schema(
+            {"properties": {"a": {}}, "required": ["a"], "minProperties": 2}
+            | {"additionalProperties": False}
+            | OBJECT
+        ),
+        "minProperties, maxProperties and the properties contradict each other",
+    ),
+    "two required": (
+        json_schema(OBJECT | {"required": ["a", "b"], "maxProperties": 1}),
+        "minProperties, maxProperties and the properties contradict each other",
+    ),
+    "optional properties": (
+        json_schema(OBJECT | {"properties": {"a": {}}, "minProperties": 1}),
+        "only where all properties are required",
+    ),
+    "no text": (
+        json_schema({"type": "string", "pattern": "^a$", "minLength": 9}),
+        "the pattern, the format and the lengths of a text contradict each other",
+    ),
+    "no value": (json_schema({"enum": []}), "the list of values or alternatives has none"),
+    "no multiple": (
+        json_schema({"type": "number", "multipleOf": 0.5, "minimum": 0.1, "maximum": 0.2}),
+        "multipleOf has no multiple between the minimum and the maximum",
+    ),
+    "no range": (
+        json_schema({"type": "integer", "minimum": 5, "maximum": 3}),
+        "no value can match: minimum (5) is greater than maximum (3)",
+    ),
+    "word boundaries": (json_schema({"type": "string", "pattern": r"\ba"}), "word boundaries"),
+    "word boundaries of a regex": (regex(r"\ba"), "look-around and word boundaries"),
+    "a number": (json_schema({"minimum": "1"}), 'minimum must be a number, but is "1"'),
+    "a count": (json_schema({"minLength": -1}), "minLength must be an integer of at least 0"),
+    "a list": (json_schema({"required": "a"}), 'required must be an array, but is "a"'),
+    "a name": (json_schema({"required": [1]}), "required must be of type string, but has 1"),
+    "a pattern": (json_schema({"pattern": 5}), "pattern must be of type string, but has 5"),
+    "multiples of nothing": (json_schema({"multipleOf": 0}), "multipleOf must be more than 0"),
+    "nowhere": (json_schema({"$ref": "#/$defs/x"}), "$ref '#/$defs/x' refers to nothing"),
+    "no anchor": (json_schema({"$ref": "#x"}), "$ref '#x' refers to nothing"),
+    "no type": (json_schema({"type": "File"}), "type is File, but must be array, boolean"),
+    "in a grammar": (lark('start: %json {"type": "any"}'), "type is any, but must be"),
+    "names": (
+        json_schema(OBJECT | {"patternProperties": {"a": {}, "a+": {}}}),
+        "patternProperties has /a/ and /a+/, which the same name may match",
+    ),
+}
+INTERNAL = re.compile(
+    r"NoExtension|ff_tokens|lexeme|coerce_|f64|Unsatisf|pointer|anchor|Unicode|Search|compile JSON"
+)
+
+
+@pytest.mark.parametrize("name", IN_WORDS)
+def test_errors_are_in_the_words_of_the_schema(vocabulary: LLTokenizer, name: str) -> None:
+    constraint, words = IN_WORDS[name]
+    with pytest.raises(GrammarError, match=re.escape(words)) as caught:
+        try_out(vocabulary, constraint)
+    assert not INTERNAL.search(str(caught.value))
 
 
 @settings(deadline=None, max_examples=300)
