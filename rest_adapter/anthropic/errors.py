@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import re
 from typing import Any, Final
 
@@ -70,11 +71,30 @@ def _body(error: ApiError) -> bytes:
 def _message(error: ApiError) -> str:
     """The message with the path of the field: the body has no field for it."""
     message = error.message or error.reason.lower()
+    if error.reason == "CONTEXT_LENGTH_EXCEEDED":
+        return _overflow(message, error.metadata)
     if error.param is None:
         return message
     path = dotted(error.param)
     message = message.replace(error.param, path)
     return message if path in message else f"{path}: {message}"
+
+
+def _overflow(message: str, told: Mapping[str, str]) -> str:
+    """An overflow of the context window in Anthropic's words, by which clients tell it and read its figures."""
+    figures = ("prompt_tokens", "min_prompt_tokens", "max_tokens", "max_context_tokens")
+    exact, least, asked, window = (int(told.get(name, 0)) for name in figures)
+    if asked and exact + asked > window:
+        return (
+            f"input length and `max_tokens` exceed context limit: {exact} + {asked} > {window}, decrease input length"
+            " or `max_tokens` and try again"
+        )
+    prompt = exact or least
+    if not prompt or not window:
+        return f"prompt is too long: {message}"
+    # A prompt that fills the window exactly leaves no room for an answer.
+    maximum = min(window, prompt - 1)
+    return f"prompt is too long: {'' if exact else 'at least '}{prompt} tokens > {maximum} maximum"
 
 
 def _details(error: ApiError) -> dict[str, Any] | None:

@@ -108,10 +108,14 @@ def test_the_asynchronous_function(provider: dict[str, Any], asked: list[Any]) -
     assert answer.choices[0].finish_reason == "stop"
 
 
-def test_errors_have_litellm_s_classes(provider: dict[str, Any]) -> None:
+def test_errors_have_litellm_s_classes(provider: dict[str, Any], url: str) -> None:
     long = [{"role": "user", "content": "word " * 9000}]
     with pytest.raises(litellm.ContextWindowExceededError):
         litellm.completion(messages=long, **provider)
+    with pytest.raises(litellm.ContextWindowExceededError):
+        litellm.completion(
+            model="anthropic/qwen-vl", api_base=url, api_key="none", messages=long, max_tokens=8
+        )
     with pytest.raises(litellm.NotFoundError):
         litellm.completion(
             messages=[{"role": "user", "content": "x"}], **(provider | {"model": "openai/other"})

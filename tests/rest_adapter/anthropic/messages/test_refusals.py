@@ -226,3 +226,42 @@ def test_bodies_are_what_the_package_sends(claude: Anthropic, adapter: Adapter) 
     with pytest.raises(anthropic.BadRequestError) as caught:
         claude.messages.create(**body_of([{"type": "document", "source": {"type": "text"}}]))
     assert "messages.0.content.0.type" in caught.value.message
+
+
+OVER_BOTH = (
+    "input length and `max_tokens` exceed context limit: 40 + 2040 > 2048, decrease input length or `max_tokens` and"
+    " try again"
+)
+WINDOW = {"max_context_tokens": "2048"}
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (WINDOW | {"prompt_tokens": "3010"}, "prompt is too long: 3010 tokens > 2048 maximum"),
+        (WINDOW | {"prompt_tokens": "2048"}, "prompt is too long: 2048 tokens > 2047 maximum"),
+        (
+            WINDOW | {"min_prompt_tokens": "9000"},
+            "prompt is too long: at least 9000 tokens > 2048 maximum",
+        ),
+        ({}, "prompt is too long: The conversation has too many characters."),
+        (
+            WINDOW | {"prompt_tokens": "40", "max_tokens": "2040"},
+            OVER_BOTH,
+        ),
+    ],
+)
+def test_an_overflow_is_told_in_anthropics_words(told: dict[str, str], message: str) -> None:
+    """Claude Code compacts the conversation, or asks for less, when it reads them, and LiteLLM has a class for them."""
+    said = "The conversation has too many characters."
+    error = of_reason("CONTEXT_LENGTH_EXCEEDED", said, param="messages", metadata=told)
+    _, body = render_error(error)
+    assert orjson.loads(body)["error"] == {"type": "invalid_request_error", "message": message}
+
+
+def test_an_overflow_of_a_request(adapter: Adapter) -> None:
+    adapter.seen.context_tokens = 100
+    for tokens, words in ((120, "120 tokens > 100 maximum"), (1000, "at least 500 tokens > 100 ")):
+        for path in ("/v1/messages", "/v1/messages/count_tokens"):
+            message = post(adapter, "x" * tokens, path=path).json()["error"]["message"]
+            assert message.startswith(f"prompt is too long: {words}")
