@@ -16,6 +16,7 @@ import grpc
 
 from qwenvl.answers import ChatEvent, CompletionEvent
 from qwenvl.connection import HEALTH_CHECK, READINESS_REQUEST, SERVING_RESPONSE
+from qwenvl.fields import built
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
@@ -270,7 +271,7 @@ class AsyncService:
         self, name: str, *, metadata: Metadata = (), timeout_s: float | None = _SHORT_TIMEOUT_S
     ) -> model_pb.Model:
         """One served name."""
-        request = model_pb.GetModelRequest(name=name)
+        request = built(model_pb.GetModelRequest, {"name": name})
         response: model_pb.GetModelResponse = await self._call(
             self._models.GetModel, request, metadata, timeout_s
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
 import contextlib
 from types import TracebackType
 from typing import Self, TypedDict, TypeVar, Unpack
@@ -35,6 +35,7 @@ from qwenvl.options import ChatOptions, CompletionOptions
 from qwenvl.rpc import DEFAULT_TIMEOUT_S, call_timeout
 from qwenvl.specs import (
     Prompt,
+    abort_request,
     chat_spec,
     completion_spec,
     detokenize_request,
@@ -294,12 +295,12 @@ class AsyncClient:
         return AsyncConversation(self, options)
 
     async def abort(
-        self, *request_ids: str, timeout_s: float | None = DEFAULT_TIMEOUT_S
+        self, *request_ids: str | Iterable[str], timeout_s: float | None = DEFAULT_TIMEOUT_S
     ) -> list[str]:
-        """Ends requests in flight with these ids; returns the ids of those that were."""
-        options = self._call_options(timeout_s)
+        """Ends requests in flight with these ids, or lists of ids; returns the ids of those that were."""
+        request, options = abort_request(request_ids), self._call_options(timeout_s)
         with self._errors():
-            return await self._service.abort(request_ids, **options)
+            return await self._service.abort(request.request_ids, **options)
 
     def _call_options(self, timeout_s: float | None) -> _CallOptions:
         return {"metadata": self._metadata, "timeout_s": call_timeout(timeout_s)}

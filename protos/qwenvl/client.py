@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 import contextlib
 import threading
 from types import TracebackType
@@ -24,8 +24,8 @@ from qwenvl.connection import (
 from qwenvl.conversation import Conversation
 from qwenvl.decisions import DecisionOptions, Decisions, decision_spec, decisions_of
 from qwenvl.exceptions import Error
+from qwenvl.fields import built
 from qwenvl.images import Images
-from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
@@ -43,6 +43,7 @@ from qwenvl.options import ChatOptions, CompletionOptions
 from qwenvl.rpc import DEFAULT_TIMEOUT_S, call_timeout, channel_options
 from qwenvl.specs import (
     Prompt,
+    abort_request,
     chat_spec,
     completion_spec,
     detokenize_request,
@@ -136,7 +137,7 @@ class Client:
         self, name: str = "", *, timeout_s: float | None = DEFAULT_TIMEOUT_S
     ) -> model_pb.Model:
         """One served name; empty = the canonical one."""
-        request = model_pb.GetModelRequest(name=name)
+        request = built(model_pb.GetModelRequest, {"name": name})
         model: model_pb.Model = self._call(self._models.GetModel, request, timeout_s).model
         return model
 
@@ -334,9 +335,11 @@ class Client:
         """
         return Conversation(self, options)
 
-    def abort(self, *request_ids: str, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> list[str]:
-        """Ends requests in flight with these ids; returns the ids of those that were."""
-        request = admin_pb.AbortRequest(request_ids=request_ids)
+    def abort(
+        self, *request_ids: str | Iterable[str], timeout_s: float | None = DEFAULT_TIMEOUT_S
+    ) -> list[str]:
+        """Ends requests in flight with these ids, or lists of ids; returns the ids of those that were."""
+        request = abort_request(request_ids)
         return list(self._call(self._admin.Abort, request, timeout_s).aborted_request_ids)
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:

@@ -6,7 +6,7 @@ answers[0].probability, answers[1].choice
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 import difflib
 from typing import Any, Final, TypedDict, overload
@@ -15,7 +15,6 @@ from qwenvl.fields import built
 from qwenvl.images import Images, Oversized, oversized_value
 from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
-from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.messages import Content, Question, messages_of, part_of
 
@@ -241,6 +240,9 @@ def decision_spec(
             close = difflib.get_close_matches(name, _KNOWN, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"unknown option {name!r}{hint}")
+    if isinstance(questions, (str, bytes, Mapping)) or not isinstance(questions, Iterable):
+        _check_question(questions)
+    questions = list(questions)
     for question in questions:
         _check_question(question)
     given: Mapping[str, Any] = options
@@ -256,21 +258,31 @@ def decision_spec(
 def _check_question(question: object) -> None:
     if not isinstance(question, decision_pb.DecisionQuestion):
         kind = type(question).__name__
-        raise TypeError(f"questions are predicate(...), choice(...) or score(...), not {kind}")
+        raise TypeError(
+            f"questions are a list of predicate(...), choice(...) or score(...), not {kind}"
+        )
 
 
 def _question(instructions: Instructions, name: str | None) -> decision_pb.DecisionQuestion:
     contents = (instructions,) if isinstance(instructions, str) else instructions
-    parts: list[message_pb.Part] = [part_of(content) for content in contents]
-    return decision_pb.DecisionQuestion(name=name, instructions=parts)
+    if isinstance(contents, (bytes, Mapping)) or not isinstance(contents, Iterable):
+        raise TypeError(
+            f"instructions are text, or texts and images, not {type(contents).__name__}"
+        )
+    question = built(decision_pb.DecisionQuestion, {"name": name})
+    question.instructions.extend(map(part_of, contents))
+    return question
 
 
 def _options(options: Options) -> Iterator[decision_pb.DecisionOption]:
-    if isinstance(options, str):
-        raise TypeError("options are a list of texts or truth values, not one text")
+    if isinstance(options, (str, bytes)) or not isinstance(options, Iterable):
+        kind = type(options).__name__
+        raise TypeError(f"options are a list of texts or truth values, not {kind}")
     meanings = options if isinstance(options, Mapping) else {}
     for value in options:
-        description = meanings.get(value, "")
+        description = meanings[value] if meanings else ""
+        if not isinstance(description, str):
+            raise TypeError(f"the meaning of an option is a text, not {type(description).__name__}")
         if isinstance(value, bool):
             yield decision_pb.DecisionOption(flag=value, description=description)
         elif isinstance(value, str):

@@ -18,6 +18,14 @@ _RANGES: Final = {
     FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
     FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
 }
+_KINDS: Final = {
+    **dict.fromkeys(_RANGES, ("an integer", "integers")),
+    FieldDescriptor.CPPTYPE_BOOL: ("True or False", "truth values"),
+    FieldDescriptor.CPPTYPE_DOUBLE: ("a number", "numbers"),
+    FieldDescriptor.CPPTYPE_FLOAT: ("a number", "numbers"),
+    FieldDescriptor.CPPTYPE_STRING: ("a text", "texts"),
+}
+"""One value of a field and several, in words."""
 
 
 def built(
@@ -39,31 +47,53 @@ def built(
         if value is None:
             continue
         field = names.get(name, name)
-        if isinstance(
-            value, (bytes, bytearray)
-        ):  # protobuf would decode them, or count their bytes
-            raise TypeError(f"{name} is {reprlib.repr(value)}: expected text or numbers, not bytes")
+        descriptor: Any = kind.DESCRIPTOR.fields_by_name[field]
+        if _is_taken_apart(descriptor, value):
+            raise TypeError(_wrong(name, value, descriptor))
         try:
             message.MergeFrom(kind(**{field: value}))
-        except (TypeError, ValueError, OverflowError) as error:
-            wrong = TypeError if isinstance(error, TypeError) else ValueError
-            why = _range_of(kind, field) if _is_integer(value) else None
-            raise wrong(
+        except TypeError:
+            raise TypeError(_wrong(name, value, descriptor)) from None
+        except (ValueError, OverflowError) as error:
+            why = _range_of(descriptor) if _is_integer(value) else None
+            raise ValueError(
                 f"{name} is {value}, but must be {why}"
-                if why and wrong is ValueError
+                if why
                 else f"{name} is {reprlib.repr(value)}: {error}"
             ) from None
     return message
+
+
+def _is_taken_apart(descriptor: FieldDescriptor, value: object) -> bool:
+    """Whether protobuf would decode a value, or take it for a list of its letters, bytes or keys."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return True
+    is_list = descriptor.is_repeated and not _is_map(descriptor)
+    return is_list and isinstance(value, (str, Mapping))
+
+
+def _wrong(name: str, value: object, descriptor: FieldDescriptor) -> str:
+    """The message for a value of another type than its field."""
+    message = descriptor.message_type
+    one, several = _KINDS.get(descriptor.cpp_type, (message and message.name, "messages"))
+    expected = f"a list of {several}" if descriptor.is_repeated else one
+    if _is_map(descriptor):
+        expected = "a mapping of token ids to numbers"
+    return f"{name} is {reprlib.repr(value)}, but must be {expected}"
+
+
+def _is_map(descriptor: FieldDescriptor) -> bool:
+    message = descriptor.message_type
+    return message is not None and bool(message.GetOptions().map_entry)
 
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _range_of(kind: type[Message], field: str) -> str | None:
+def _range_of(descriptor: FieldDescriptor) -> str | None:
     """The integers that a field can hold; None if it holds something else."""
-    cpp_type = kind.DESCRIPTOR.fields_by_name[field].cpp_type
-    if cpp_type not in _RANGES:
+    if descriptor.cpp_type not in _RANGES:
         return None
-    minimum, maximum = _RANGES[cpp_type]
+    minimum, maximum = _RANGES[descriptor.cpp_type]
     return f"between {minimum} and {maximum}"

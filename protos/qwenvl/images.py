@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Iterable, Mapping
+import errno
 import io
 import os
 from pathlib import Path
@@ -34,6 +35,8 @@ _OVERSIZED: Final = {
     "reject": message_pb.OVERSIZED_IMAGE_REJECT,
 }
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_BASE64: Final = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkq|TU0A)[A-Za-z0-9+/]{16}")
+"""Base64 of a PNG, a JPEG, a GIF, a WebP or a TIFF."""
 _ORIENTATION: Final = 0x0112  # the EXIF tag
 _PNG_MODES: Final = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 _CONVERTIBLE_MODES: Final = {
@@ -257,7 +260,16 @@ def _image_of_text(text: str) -> message_pb.Image:
         path = Path(text).expanduser()
     except RuntimeError:  # no such user: a name that begins with ~
         path = Path(text)
-    return _image_of(path)
+    try:
+        return _image_of(path)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG and not _BASE64.match(url):
+            raise
+        # Its message would have all of the text.
+        raise ValueError(
+            f"an image is a path or a URL, but this text of {len(text)} characters is neither; send the bytes of the"
+            " file, or a data: URL ('data:image/png;base64,...')"
+        ) from None
 
 
 def _image_of_data_url(url: str) -> message_pb.Image:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from qwenvl.fields import built
 from qwenvl.images import Images, ImageSource, image, images_of, is_image
 from qwenvl.inference.v1 import message_pb2 as message_pb
 
@@ -50,8 +51,7 @@ def assistant(
         tool_calls: Its calls of tools.
     """
     message = _message(message_pb.ROLE_ASSISTANT, parts, name)
-    message.reasoning = reasoning
-    message.tool_calls.extend(tool_calls)
+    message.MergeFrom(built(message_pb.Message, {"reasoning": reasoning, "tool_calls": tool_calls}))
     return message
 
 
@@ -63,7 +63,8 @@ def tool_result(call: message_pb.ToolCall | str, *parts: Content) -> message_pb.
         parts: Texts and images of the result, as of `user`; errors likewise.
     """
     message = _message(message_pb.ROLE_TOOL, parts)
-    message.tool_call_id = call if isinstance(call, str) else call.id
+    call_id = call.id if isinstance(call, message_pb.ToolCall) else call
+    message.MergeFrom(built(message_pb.Message, {"call": call_id}, {"call": "tool_call_id"}))
     return message
 
 
@@ -101,8 +102,11 @@ def _conversation(question: object) -> list[message_pb.Message]:
         return [user(question)]
     if isinstance(question, message_pb.Message):
         return [question]
-    if isinstance(question, (bytes, bytearray)) or not isinstance(question, Iterable):
-        raise TypeError(f"a question is text or messages, not {type(question).__name__}")
+    kinds = (bytes, bytearray, memoryview, Mapping)
+    if isinstance(question, kinds) or not isinstance(question, Iterable):
+        raise TypeError(
+            f"a question is text or messages such as user('...'), not {type(question).__name__}"
+        )
     messages = list(question)
     for message in messages:
         if not isinstance(message, message_pb.Message):
@@ -128,7 +132,10 @@ def _put_before(messages: list[message_pb.Message], images: Sequence[message_pb.
 def _message(
     role: message_pb.Role, contents: Iterable[Content], name: str = ""
 ) -> message_pb.Message:
-    return message_pb.Message(role=role, parts=map(part_of, contents), name=name)
+    message = built(message_pb.Message, {"name": name})
+    message.role = role
+    message.parts.extend(map(part_of, contents))
+    return message
 
 
 def part_of(content: Content) -> message_pb.Part:

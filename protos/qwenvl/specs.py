@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from qwenvl.fields import built
 from qwenvl.images import Images, images_of
+from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
@@ -52,10 +53,12 @@ def completion_spec(
     spec.images.extend(images_of(images))
     if isinstance(prompt, str):
         spec.text = prompt
-    elif isinstance(prompt, (bytes, bytearray, memoryview)):
-        raise TypeError(f"a prompt is text or token ids, not {type(prompt).__name__}")
+    elif isinstance(prompt, Iterable) and not isinstance(prompt, (bytes, bytearray, memoryview)):
+        spec.token_ids.CopyFrom(
+            built(completion_pb.TokenIds, {"prompt": prompt}, {"prompt": "ids"})
+        )
     else:
-        spec.token_ids.ids.extend(prompt)
+        raise TypeError(f"a prompt is text or token ids, not {type(prompt).__name__}")
     return spec
 
 
@@ -72,6 +75,19 @@ def tokenize_request(
     return built(tokenize_pb.TokenizeRequest, fields | flags)
 
 
+def abort_request(request_ids: Iterable[str | Iterable[str]]) -> admin_pb.AbortRequest:
+    """The request that ends requests; lists among the ids count as their members.
+
+    Raises:
+        TypeError: Something is neither an id nor a list of ids.
+    """
+    ids: list[object] = []
+    for given in request_ids:
+        is_list = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping))
+        ids.extend(given if is_list else [given])
+    return built(admin_pb.AbortRequest, {"request_ids": ids})
+
+
 def detokenize_request(
     token_ids: Sequence[int], model: str, *, skip_special_tokens: bool
 ) -> tokenize_pb.DetokenizeRequest:
@@ -81,7 +97,5 @@ def detokenize_request(
         TypeError: Something has another type.
         ValueError: An id does not fit its field.
     """
-    if isinstance(token_ids, (str, bytes, bytearray, memoryview)):
-        raise TypeError(f"token_ids is a list of integers, not {type(token_ids).__name__}")
     fields = {"model": model, "token_ids": token_ids, "skip_special_tokens": skip_special_tokens}
     return built(tokenize_pb.DetokenizeRequest, fields)
