@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+import grpc
+
+from qwenvl.exceptions import AbortedError
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
@@ -28,8 +31,8 @@ class Answer:
 
     Attributes:
         text: Text of the first choice.
-        finish_reason: Why it ended: `stop`, `length`, `context_length`, `tool_calls`, `aborted`; `unspecified` for a
-            reason unknown to this version.
+        finish_reason: Why it ended: `stop`, `length`, `context_length`, `tool_calls`; `unspecified` for a reason that
+            this version does not know; `aborted` only in an `AbortedError`.
         usage: Tokens of the prompt and of all choices.
         response: The message of the API, with everything that was asked for.
     """
@@ -87,13 +90,32 @@ class Answer:
 
 
 def answer_of(response: Response) -> Answer:
-    """The first choice of a response as an answer."""
+    """The first choice of a response as an answer.
+
+    Raises:
+        AbortedError: The request was ended by Abort; it has the answer.
+    """
     choice = response.choices[0]
     number = choice.finish_reason
     known = number in usage_pb.FinishReason.values()  # else of a newer service
     name = usage_pb.FinishReason.Name(number if known else usage_pb.FINISH_REASON_UNSPECIFIED)
     reason = name.removeprefix("FINISH_REASON_").lower()
-    return Answer(choice.text, reason, response.usage, response)
+    answer = Answer(choice.text, reason, response.usage, response)
+    if any(each.finish_reason == usage_pb.FINISH_REASON_ABORTED for each in response.choices):
+        raise _aborted(answer)
+    return answer
+
+
+def _aborted(answer: Answer) -> AbortedError:
+    """The error of a request that was ended by Abort: its call does not fail, as it has an answer."""
+    error = AbortedError(
+        grpc.StatusCode.CANCELLED,
+        "the request was aborted; `answer` of this error has what was generated",
+        reason="ABORTED",
+        request_id=answer.request_id,
+    )
+    error.answer = answer
+    return error
 
 
 class AnswerCollector:
@@ -153,7 +175,7 @@ class AnswerCollector:
         return ""
 
     def end(self) -> None:
-        """Notes that the stream has ended, and completes the response."""
+        """Notes that the stream has ended, and completes the response; errors as `answer_of`."""
         for choice, pieces in zip(self._response.choices, self._texts, strict=True):
             choice.text = "".join(pieces)
         if self._answer is None and self._response.HasField("usage"):

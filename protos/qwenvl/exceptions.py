@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import functools
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from qwenvl.errors import mapping_for
 from qwenvl.rpc import read_error
+
+
+if TYPE_CHECKING:
+    from qwenvl.answers import Answer
 
 
 # What gRPC itself says of these says nothing.
@@ -126,7 +130,16 @@ class RateLimitError(Error):
 
 
 class AbortedError(Error):
-    """The request was ended by Abort, or the call was cancelled."""
+    """The request was ended by Abort, or the call was cancelled.
+
+    Attributes:
+        answer: What was generated until then, with `finish_reason` `aborted`; None if nothing was.
+    """
+
+    answer: Answer | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return *super().__reduce__(), {"answer": self.answer}
 
 
 class InternalError(Error):

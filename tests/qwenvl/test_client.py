@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 import inspect
+import pickle
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ import pytest
 
 from inference_service.backend.admission import Admission
 import qwenvl
-from qwenvl import AsyncClient, Client, assistant, image, system, user
+from qwenvl import AbortedError, AsyncClient, Client, assistant, image, system, user
 from qwenvl.answers import answer_of
 from qwenvl.conversation import AsyncConversation, Conversation
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
@@ -313,7 +314,38 @@ async def test_requests_can_be_aborted_by_their_id(client: EitherClient, service
     task = asyncio.ensure_future(call(client.chat, "x", request_id="long"))
     await until(lambda: bool(service.engine.live))
     assert await call(client.abort, "long", "unknown") == ["long"]
-    assert (await task).finish_reason == "aborted"
+    with pytest.raises(AbortedError) as caught:
+        await task
+    again = pickle.loads(pickle.dumps(caught.value))
+    for error in (caught.value, again):
+        assert (error.reason, error.request_id) == ("ABORTED", "long")
+        assert error.answer is not None
+        assert error.answer.finish_reason == "aborted"
+        assert error.answer == caught.value.answer
+
+
+async def test_an_aborted_stream_ends_with_an_error_behind_its_pieces(
+    client: EitherClient, service: Service
+) -> None:
+    service.engine.hold_at = 3
+    stream = client.stream("abcdef", request_id="long")
+    reading = asyncio.create_task(pieces(stream))
+    await until(lambda: stream.text == "abc")
+    assert await call(client.abort, ["long"]) == ["long"]
+    with pytest.raises(AbortedError) as caught:
+        await reading
+    assert caught.value.answer is not None
+    assert caught.value.answer.text == stream.text == "abc"
+    with pytest.raises(RuntimeError, match="to its end"):
+        _ = stream.answer
+    talk = client.conversation()
+    service.engine.hold_at = 0
+    asking = asyncio.create_task(call(talk.ask, "x", request_id="talk"))
+    await until(lambda: bool(service.engine.live))
+    await call(client.abort, "talk")
+    with pytest.raises(AbortedError):
+        await asking
+    assert not talk.messages, "what was aborted is no part of the history"
 
 
 async def test_many_at_once(client: EitherClient) -> None:
