@@ -55,9 +55,7 @@ class ModelVocabulary:
         check_vocabulary({"token_ids": token_ids}, self._vocab_size)
 
         def decode() -> str:
-            return self._tokenizer.decode(
-                token_ids, skip_special_tokens=skip_special, errors="replace"
-            )
+            return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special)
 
         with self._admitted(request_id, caller) as admitted:
             async with admitted.abortable(), self._place_of(caller):

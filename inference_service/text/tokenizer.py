@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal
+from typing import Final
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -72,17 +72,11 @@ class Tokenizer(ABC):
     def encode_plain(self, text: str) -> list[int]:
         """Encodes text without special tokens."""
 
-    def decode(
-        self,
-        token_ids: Iterable[int],
-        *,
-        skip_special_tokens: bool = True,
-        errors: Literal["ignore", "replace"] = "ignore",
-    ) -> str:
-        """The text of tokens; bytes that are not valid UTF-8 are omitted, or replaced by U+FFFD."""
+    def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of tokens; bytes that are not valid UTF-8 become U+FFFD."""
         skipped = self.hidden_ids if skip_special_tokens else frozenset()
         data = b"".join(self.token_bytes(i) for i in token_ids if i not in skipped)
-        return data.decode("utf-8", errors=errors)
+        return data.decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token; empty for an id without text."""

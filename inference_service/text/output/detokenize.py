@@ -12,7 +12,8 @@ from inference_service.text.tokenizer import Tokenizer
 class Detokenizer:
     """Decodes the tokens of one answer incrementally, in O(1) per token, to whole characters.
 
-    For any split of the tokens into pieces, the concatenated texts equal `Tokenizer.decode` of all tokens.
+    For any split of the tokens into pieces, the concatenated texts equal `Tokenizer.decode` of all tokens, but for an
+    incomplete character at their end, which is dropped.
     """
 
     may_end = False
@@ -37,13 +38,13 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.hidden_ids if skip_special_tokens else frozenset()
         self._skipped -= {tokenizer.special_tokens.get(token, -1) for token in shown}
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._marked = marked
 
     def push(self, piece: Piece) -> None:
-        """Sets the text of the piece; a character that stays incomplete is dropped."""
+        """Sets the text of the piece."""
         if self._marked is None or self._marked not in piece.token_ids:
-            piece.text = self._decoded(piece.token_ids, final=piece.last)
+            piece.text = self._decoded(piece.token_ids)
             return
         pieces: list[str] = []
         marks: list[int] = []
@@ -51,10 +52,9 @@ class Detokenizer:
             pieces.append(self._decoded((token_id,)))
             if token_id == self._marked:
                 marks.append(sum(map(len, pieces[:-1])))
-        pieces.append(self._decoded((), final=piece.last))
         piece.text, piece.marks = "".join(pieces), tuple(marks)
 
-    def _decoded(self, token_ids: Iterable[int], *, final: bool = False) -> str:
+    def _decoded(self, token_ids: Iterable[int]) -> str:
         token_bytes = self._tokenizer.token_bytes
         data = b"".join(token_bytes(i) for i in token_ids if i not in self._skipped)
-        return self._decoder.decode(data, final=final)
+        return self._decoder.decode(data)

@@ -30,6 +30,7 @@ from inference_service.text.output.boxes import tag_tokens
 from inference_service.text.tokenizer import Tokenizer
 from tests.support.cuts import cut
 from tests.support.qwen_text import SPECIAL, token_id
+from tests.support.utf8 import shown
 
 
 IMAGE = ImageInfo(
@@ -118,10 +119,8 @@ def shown_text(
     """The text of all tokens at once, without a stop string."""
     tags = tag_tokens(notation) if request.grounding else ()
     hidden = tokenizer.hidden_ids - {tokenizer.special_tokens.get(tag) for tag in tags}
-    return tokenizer.decode(
-        [i for i in ids if request.keep_special_tokens or i not in hidden],
-        skip_special_tokens=False,
-    )
+    kept = (i for i in ids if request.keep_special_tokens or i not in hidden)
+    return shown(b"".join(map(tokenizer.token_bytes, kept)))
 
 
 def assert_text_and_end(

@@ -19,6 +19,7 @@ from inference_service.text.output.stop import StopStringFilter
 from inference_service.text.tokenizer import Tokenizer
 from tests.support.cuts import cut
 from tests.support.qwen_text import token_id
+from tests.support.utf8 import shown
 
 
 VOCAB = 538
@@ -118,8 +119,44 @@ def test_pieces_are_the_whole(
 ) -> None:
     detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip)
     got = pushed(detokenizer, Piece(token_ids=tuple(ids)), lengths).text
-    assert got == tokenizer.decode(ids, skip_special_tokens=skip)
-    assert "\ufffd" not in got or "\ufffd".encode() in b"".join(map(tokenizer.token_bytes, ids))
+    hidden = tokenizer.hidden_ids if skip else ()
+    data = b"".join(tokenizer.token_bytes(token) for token in ids if token not in hidden)
+    assert got == shown(data)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.one_of(st.binary(max_size=3), st.sampled_from("é图🙂").map(str.encode))).map(
+        b"".join
+    )
+)
+@example(b"\x80" * 9)
+@example(b"\xf0\x9f\x80")
+@example(b"\xed\xa0\x80\xc0\xaf\xf5")
+def test_impossible_bytes_are_shown_and_only_an_incomplete_end_is_not(data: bytes) -> None:
+    bytewise = ByteTokenizer()
+    whole = pushed(
+        Detokenizer(bytewise, skip_special_tokens=True), Piece(token_ids=tuple(data)), []
+    )
+    single = pushed(
+        Detokenizer(bytewise, skip_special_tokens=True),
+        Piece(token_ids=tuple(data)),
+        [1] * len(data),
+    )
+    assert whole.text == single.text == shown(data)
+    assert bytewise.decode(data) == data.decode(errors="replace")
+
+
+class ByteTokenizer(Tokenizer):
+    """A token for each byte."""
+
+    def __init__(self) -> None:
+        super().__init__([bytes([byte]) for byte in range(256)], {})
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    encode_plain = encode
 
 
 @settings(deadline=None)
@@ -145,13 +182,13 @@ def test_no_half_character(tokenizer: Tokenizer) -> None:
 
 
 def test_special_tokens(tokenizer: Tokenizer) -> None:
-    def shown(token: str, *, skip_special_tokens: bool) -> str:
+    def text_of(token: str, *, skip_special_tokens: bool) -> str:
         detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
         return detokenised(detokenizer, [token_id(token)])
 
-    assert shown("<|im_end|>", skip_special_tokens=True) == ""
-    assert shown("<|im_end|>", skip_special_tokens=False) == "<|im_end|>"
-    assert shown("<think>", skip_special_tokens=True) == "<think>"
+    assert text_of("<|im_end|>", skip_special_tokens=True) == ""
+    assert text_of("<|im_end|>", skip_special_tokens=False) == "<|im_end|>"
+    assert text_of("<think>", skip_special_tokens=True) == "<think>"
 
 
 ALPHABET = st.text(alphabet="ab\n", max_size=30)
