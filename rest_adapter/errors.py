@@ -171,7 +171,9 @@ def from_rpc(
     if param is not None:
         message = _in_words_of_the_request(message, failure.field, param)
     message += "".join(
-        f" ({name}: {value})" for name, value in failure.metadata.items() if value not in message
+        f" ({name}: {value})"
+        for name, value in failure.metadata.items()
+        if value not in message and repr(value)[1:-1] not in message
     )
     return of_reason(
         row.reason,
@@ -189,6 +191,7 @@ def _in_words_of_the_request(message: str, field: str, param: str) -> str:
     """
     last = re.sub(r"\[\d+\]", "", field).split(".")[-2:]
     for name in (".".join(last), last[-1]):
-        if re.match(rf"{re.escape(name)}(?![\w.])", message):
-            return param + message[len(name) :]
+        if found := re.match(rf"{re.escape(name)}(\[\d+\])?(?![\w.])", message):
+            index = found[1] or ""
+            return param.removesuffix(index) + message[len(name) :]
     return message

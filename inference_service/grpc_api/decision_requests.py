@@ -141,9 +141,10 @@ def _refuse_duplicates(options: Sequence[Option], path: str) -> None:
     for index, option in enumerate(options):
         key = type(option.value), option.value
         if key in seen:
+            kind = "flag" if isinstance(option.value, bool) else "text"
             raise InvalidArgumentError(
-                f"options[{index}] is the same as options[{seen[key]}]: {quoted(str(option.value))}; each must be"
-                " different.",
-                field=f"{path}[{index}]",
+                f"{kind} is the same as that of the option at index {seen[key]}: {quoted(str(option.value))}; each must"
+                " be different.",
+                field=f"{path}[{index}].{kind}",
             )
         seen[key] = index

@@ -303,7 +303,7 @@ INVALID = {
         predicate(message_pb.Part(image=message_pb.Image()), "x")
     ),
     "spec.questions[0].choice.options": spec_of(choice("alone")),
-    "spec.questions[0].choice.options[2]": spec_of(choice("a", "b", "a")),
+    "spec.questions[0].choice.options[2].text": spec_of(choice("a", "b", "a")),
     "spec.questions[0].choice.options[1]": spec_of(choice("a", Option(description="b"))),
     "spec.questions[0].choice.options[1].text": spec_of(choice("a", " ")),
     "spec.questions[0].score.levels": spec_of(score()),

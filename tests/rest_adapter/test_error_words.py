@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2
 import grpc
@@ -19,7 +21,12 @@ PARAMS = FieldPaths(
 )
 
 
-def translated(message: str, field: str, **metadata: str) -> ApiError:
+def translated(
+    message: str,
+    field: str,
+    param_of: Callable[[str], str | None] = PARAMS.param_of,
+    **metadata: str,
+) -> ApiError:
     """What becomes of an error of the service with these details."""
     details = [
         error_details_pb2.ErrorInfo(reason="INVALID_ARGUMENT", domain=DOMAIN, metadata=metadata),
@@ -34,7 +41,7 @@ def translated(message: str, field: str, **metadata: str) -> ApiError:
     status = status_pb2.Status(code=code.value[0], message=message, details=packed)
     trailing = grpc.aio.Metadata(("grpc-status-details-bin", status.SerializeToString()))
     error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=message)
-    return from_rpc(error, PARAMS.param_of)
+    return from_rpc(error, param_of)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +62,28 @@ def test_names(message: str, field: str, told: str, param: str | None) -> None:
     error = translated(message, field)
     assert error.message == told
     assert param is None or error.param == param
+
+
+def test_an_index_is_told_once() -> None:
+    """Whether the field that the caller knows has it, or the message alone."""
+    for message, field, param, told in (
+        (
+            "options[1] is odd.",
+            "spec.q[0].options[1]",
+            "q[0].choices[1]",
+            "q[0].choices[1] is odd.",
+        ),
+        ("options[1] is odd.", "spec.options[1]", "choices", "choices[1] is odd."),
+        ("text is odd.", "spec.q[0].options[1].text", "q[0].choices[1].value", None),
+    ):
+        error = translated(message, field, {field: param}.get)
+        assert error.message == (told or f"{param} is odd.")
+
+
+def test_a_value_that_the_message_quotes_is_not_repeated() -> None:
+    for name in ("中\0", "a'b", "\"'\n", "\\"):
+        message = f"The model {name!r} is not served here."
+        assert translated(message, "spec.model", model=name).message == message
 
 
 def test_figures_that_only_the_metadata_has_are_appended() -> None:

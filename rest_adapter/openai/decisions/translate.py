@@ -127,7 +127,7 @@ class FieldPaths:
         path = f"{question.path}.{name}"
         if place is None:
             return path
-        return f"{path}[{place}].{value}" if rest == "text" else f"{path}[{place}]"
+        return f"{path}[{place}].{value}" if rest in ("text", "flag") else f"{path}[{place}]"
 
     def _content_param(
         self, contents: Sequence[Content], place: str | None, rest: str

@@ -310,6 +310,7 @@ FIELDS = {
     "spec.questions[1].choice.options": "questions[1].choices",
     "spec.questions[1].choice.options[1]": "questions[1].choices[1]",
     "spec.questions[1].choice.options[0].text": "questions[1].choices[0].value",
+    "spec.questions[1].choice.options[1].flag": "questions[1].choices[1].value",
     "spec.questions[2].score.levels": "questions[2].levels",
     "spec.questions[2].score.levels[0].text": "questions[2].levels[0].label",
     "spec.questions[9]": "questions",
