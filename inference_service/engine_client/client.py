@@ -449,8 +449,11 @@ class EngineClient:
     def _unavailable(self, *, was_sent: bool = False) -> EngineUnavailableError:
         final = self.state in (EngineState.FAILED, EngineState.CLOSED)
         load_s = 0.0 if self.ready is None else self.ready.load_seconds
+        what = "has failed" if final else "is starting"
+        if was_sent:
+            what = "was lost while it computed the answer"
         return EngineUnavailableError(
-            "The engine has failed." if final else "The engine is starting; try again later.",
+            f"The engine {what}." if final else f"The engine {what}; try again later.",
             retry_after_s=None if final else max(1.0, self._delay_s + load_s),
             repeatable=not was_sent,
         )

@@ -18,8 +18,7 @@ _WORDS: Final = tuple(
     for pattern, words in (
         (
             r"oneOf constraints are not supported.*",
-            "oneOf has alternatives that one value may match: give each a required property with a const,"
-            " or write anyOf",
+            "oneOf has alternatives that one value may match: require a property with a const in each, or write anyOf",
         ),
         (r"NoExtensionBias", _ENDLESS),
         (r"circular references with sibling keys.*", _ENDLESS),

@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from qwenvl.errors import mapping_for
-from qwenvl.rpc import read_error
+from qwenvl.rpc import RpcFailure, read_error
 
 
 if TYPE_CHECKING:
     from qwenvl.answers import Answer
 
 
-# What gRPC itself says of these says nothing.
-_UNEXPLAINED: Final[Mapping[tuple[grpc.StatusCode, str], str]] = {
-    (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"): (
-        "no complete answer within timeout_s; the service is slow, or cannot be reached (wait_until_ready says why)"
-    ),
-}
+_LATE: Final = (
+    "no complete answer within timeout_s; the service is slow, or cannot be reached"
+    " (wait_until_ready says why)"
+)
 
 
 class Error(Exception):
@@ -83,7 +81,7 @@ class Error(Exception):
         )
         return _BY_REASON.get(mapping.reason, by_status)(
             failure.code,
-            _UNEXPLAINED.get((failure.code, failure.message), failure.message),
+            _LATE if _is_unexplained(failure) else failure.message,
             reason=failure.reason or "",
             field=failure.field,
             retry_after=failure.retry_after_s,
@@ -91,6 +89,12 @@ class Error(Exception):
             metadata=failure.metadata,
             status=failure.status,
         )
+
+
+def _is_unexplained(failure: RpcFailure) -> bool:
+    """Whether a deadline has passed of which gRPC says nothing more, in one of its two wordings."""
+    is_late = failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and failure.reason is None
+    return is_late and "Deadline Exceeded" in failure.message
 
 
 class InvalidRequestError(Error):

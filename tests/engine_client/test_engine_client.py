@@ -468,6 +468,8 @@ async def test_kill_9_under_load(engine):
     errors = [result for result in results if isinstance(result, EngineUnavailableError)]
     assert len(errors) == len(results)
     assert sum(error.repeatable for error in errors) == 5, "what no engine has seen"
+    words = {True: "is starting", False: "was lost while it computed the answer"}
+    assert all(words[error.repeatable] in str(error) for error in errors)
     await until(lambda: engine.state is EngineState.READY)
     assert not is_running(pid)
     assert tokens_of(await collect(engine, request_of("after", images=image), image))

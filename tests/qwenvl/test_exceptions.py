@@ -119,3 +119,11 @@ def test_malformed_and_unknown_details_are_ignored(status: bytes) -> None:
     other = status_pb2.Status()
     other.details.add().Pack(error_details_pb2.Help())
     assert read_details(other.SerializeToString()) == Details()
+
+
+@pytest.mark.parametrize("words", ["Deadline Exceeded", "Stream removed (Deadline Exceeded)"])
+def test_a_deadline_of_which_grpc_says_nothing_is_explained(words: str) -> None:
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    trailers = grpc.aio.Metadata()
+    error = Error.from_rpc(grpc.aio.AioRpcError(code, trailers, trailers, details=words))
+    assert "within timeout_s" in error.message
