@@ -300,10 +300,14 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogprobEntry:
-    """The chosen token and the most likely ones, in descending order; `chosen` is None for a prompt's first token."""
+    """The chosen token and the most likely ones, in descending order; `chosen` is None for a prompt's first token.
+
+    With `is_end` the token ended the answer and is no part of its text.
+    """
 
     chosen: TokenLogprob | None
     top: tuple[TokenLogprob, ...] = ()
+    is_end: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -200,7 +200,9 @@ def _grounding(found: Grounding) -> usage_pb.Grounding:
 
 def _logprob_entry(entry: LogprobEntry) -> usage_pb.LogprobEntry:
     chosen = None if entry.chosen is None else _token_logprob(entry.chosen)
-    return usage_pb.LogprobEntry(chosen=chosen, top=map(_token_logprob, entry.top))
+    return usage_pb.LogprobEntry(
+        chosen=chosen, top=map(_token_logprob, entry.top), is_end=entry.is_end
+    )
 
 
 def _token_logprob(token: TokenLogprob) -> usage_pb.TokenLogprob:

@@ -99,11 +99,16 @@ def usage(value: usage_pb.Usage) -> dict[str, Any]:
     }
 
 
+def of_text(entries: Sequence[usage_pb.LogprobEntry]) -> list[usage_pb.LogprobEntry]:
+    """The entries that OpenAI has: without the token that ended the answer, which is no part of its text."""
+    return [entry for entry in entries if not entry.is_end]
+
+
 def logprobs(entries: Sequence[usage_pb.LogprobEntry]) -> dict[str, Any]:
     """OpenAI's `choices[].logprobs`."""
     content = [
         _logprob(entry.chosen) | {"top_logprobs": [_logprob(token) for token in entry.top]}
-        for entry in entries
+        for entry in of_text(entries)
     ]
     return {"content": content, "refusal": None}
 

@@ -147,6 +147,7 @@ async def test_logprobs(service: Service) -> None:
     assert choice.text == "é"
     assert len(choice.logprobs) == len(choice.token_ids) == 3
     first, second, end = choice.logprobs
+    assert (first.is_end, second.is_end, end.is_end) == (False, False, True)
     assert first.chosen.bytes + second.chosen.bytes == "é".encode()
     assert (first.chosen.rank, first.chosen.logprob) == (1, -0.5)
     assert [top.logprob for top in first.top] == [-0.5, -1.5]

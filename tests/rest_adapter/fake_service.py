@@ -92,6 +92,13 @@ def entry(character: str, top: int) -> usage_pb.LogprobEntry:
     return usage_pb.LogprobEntry(chosen=token(character), top=rivals)
 
 
+def end_entry(top: int) -> usage_pb.LogprobEntry:
+    """Of the token that ends an answer, which has no text there."""
+    end = entry("\x03", top)
+    end.is_end = True
+    return end
+
+
 def prompt_entries(spec: chat_pb.ChatCompletionSpec) -> list[usage_pb.LogprobEntry]:
     if not spec.logprobs.HasField("prompt_logprobs"):
         return []
@@ -193,7 +200,8 @@ class FakeChat(chat_grpc.ChatServiceServicer):
             if command in ("fail-after", "hang-after") and position == int(argument.split()[0]):
                 await self._break_off(context, command, *argument.split()[1:])
             for index in range(n):
-                yield event(delta=self._delta(spec, index, character))
+                is_last = position + 1 == len(question)
+                yield event(delta=self._delta(spec, index, character, is_last=is_last))
         limited = spec.sampling.max_tokens == 1
         reason = usage_pb.FINISH_REASON_LENGTH if limited else usage_pb.FINISH_REASON_STOP
         stop = usage_pb.StopDetail(stop_string="!") if spec.stop.strings else None
@@ -232,13 +240,15 @@ class FakeChat(chat_grpc.ChatServiceServicer):
             await fail(context, argument)
 
     def _delta(
-        self, spec: chat_pb.ChatCompletionSpec, index: int, character: str
+        self, spec: chat_pb.ChatCompletionSpec, index: int, character: str, *, is_last: bool
     ) -> generation_pb.Delta:
         delta = generation_pb.Delta(choice_index=index, text=character)
         if spec.response.return_token_ids:
             delta.token_ids.append(ord(character))
         if spec.logprobs.HasField("top_logprobs"):
             delta.logprobs.append(entry(character, spec.logprobs.top_logprobs))
+            if is_last:
+                delta.logprobs.append(end_entry(spec.logprobs.top_logprobs))
         return delta
 
     async def StreamChatCompletion(self, request, context):  # noqa: N802 - gRPC's name
@@ -327,9 +337,9 @@ class FakeCompletions(completion_grpc.CompletionServiceServicer):
         n = min(max(spec.n, 1), 4)
         answers = [prompt * (index + 1) for index in range(n)]
         deltas = [
-            event(delta=self._delta(spec, index, character))
+            event(delta=self._delta(spec, index, character, is_last=position == len(answer)))
             for index, answer in enumerate(answers)
-            for character in answer
+            for position, character in enumerate(answer, start=1)
         ]
         if n > 1:
             yield deltas.pop(len(prompt))
@@ -363,13 +373,15 @@ class FakeCompletions(completion_grpc.CompletionServiceServicer):
             self.seen.cancelled += 1
 
     def _delta(
-        self, spec: completion_pb.CompletionSpec, index: int, character: str
+        self, spec: completion_pb.CompletionSpec, index: int, character: str, *, is_last: bool
     ) -> generation_pb.Delta:
         delta = generation_pb.Delta(choice_index=index, text=character)
         if spec.response.return_token_ids:
             delta.token_ids.append(ord(character))
         if spec.logprobs.HasField("top_logprobs"):
             delta.logprobs.append(entry(character, spec.logprobs.top_logprobs))
+            if is_last:
+                delta.logprobs.append(end_entry(spec.logprobs.top_logprobs))
         return delta
 
     async def CreateCompletion(self, request, context):  # noqa: N802 - gRPC's name

@@ -31,6 +31,8 @@ _END_REASONS = {
     FinishReason.CONTEXT_LENGTH: EndReason.CONTEXT_LENGTH,
     FinishReason.ABORTED: EndReason.ABORTED,
 }
+_BY_TOKEN = (FinishReason.EOS, FinishReason.STOP_TOKEN)
+"""Ends by a token that is no part of the text."""
 
 
 class Answer:
@@ -78,7 +80,7 @@ class Answer:
         """Takes an output of the engine; `output.finish_reason` is not ERROR."""
         if entries := self._prompt_entries(output):
             yield Delta(choice_index=self._index, prompt_logprobs=entries)
-        ends_with_token = output.finish_reason in (FinishReason.EOS, FinishReason.STOP_TOKEN)
+        ends_with_token = output.finish_reason in _BY_TOKEN
         text_ids = output.token_ids[:-1] if ends_with_token else output.token_ids
         piece = self._pipeline.push(text_ids, last=output.finish_reason is not None)
         taken = len(output.token_ids if piece.trigger is None else piece.token_ids)
@@ -105,6 +107,8 @@ class Answer:
     def _delta(self, piece: Piece, output: ChoiceOutput, taken: int) -> Delta | None:
         ids = output.token_ids[:taken] if self._request.return_token_ids else ()
         entries = self._entries(output.logprobs[:taken])
+        if entries and piece.trigger is None and output.finish_reason in _BY_TOKEN:
+            entries = (*entries[:-1], dataclasses.replace(entries[-1], is_end=True))
         calls = _joined(piece.tool_calls)
         if not (piece.text or piece.reasoning or calls or ids or entries):
             return None

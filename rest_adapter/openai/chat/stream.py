@@ -94,7 +94,7 @@ class ChunkWriter:
 
     def _delta(self, delta: generation_pb.Delta) -> bytes:
         self._usage.add(len(delta.token_ids))
-        entries = self._options.logprobs and delta.logprobs
+        entries = answer.of_text(delta.logprobs) if self._options.logprobs else []
         ids = self._options.token_ids and delta.token_ids
         fields = []
         if delta.reasoning:
@@ -114,7 +114,7 @@ class ChunkWriter:
             delta.choice_index,
             content + b"}",
             extra,
-            logprobs=orjson.dumps(answer.logprobs(delta.logprobs)) if entries else b"null",
+            logprobs=orjson.dumps(answer.logprobs(entries)) if entries else b"null",
             token_ids=list(delta.token_ids) if ids else (),
         )
 

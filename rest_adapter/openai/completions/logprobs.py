@@ -8,7 +8,7 @@ from typing import Any
 
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
-from rest_adapter.openai.answer import MIN_LOGPROB
+from rest_adapter.openai.answer import MIN_LOGPROB, of_text
 
 
 class LegacyLogprobs:
@@ -43,8 +43,8 @@ class LegacyLogprobs:
         self._offset += len(self._decoder.decode(b"", final=True))
 
     def add(self, entries: Sequence[usage_pb.LogprobEntry]) -> None:
-        """Adds tokens."""
-        for entry in entries:
+        """Adds tokens of the text."""
+        for entry in of_text(entries):
             top: dict[str, float] = {}
             for token in (*entry.top[: self._count], entry.chosen):
                 top.setdefault(token.token, max(token.logprob, MIN_LOGPROB))

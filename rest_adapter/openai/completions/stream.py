@@ -112,9 +112,10 @@ class CompletionChunkWriter:
     def _delta(self, prompt: int, delta: generation_pb.Delta) -> bytes:
         self._running_usage.add(len(delta.token_ids))
         ids = self._request.return_token_ids and delta.token_ids
-        if not (delta.text or delta.logprobs or ids):
+        entries = answer.of_text(delta.logprobs)
+        if not (delta.text or entries or ids):
             return b""
-        self._forms[delta.choice_index].add(delta.logprobs)
+        self._forms[delta.choice_index].add(entries)
         extra = {"token_ids": list(delta.token_ids)} if ids else {}
         return self._chunk(prompt, delta.choice_index, delta.text, extra)
 

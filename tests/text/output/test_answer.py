@@ -178,6 +178,11 @@ def test_cutting_changes_nothing(tokenizer: Tokenizer, data: st.DataObject) -> N
     assert run([1] * len(ids)) == whole
     assert whole.completion_tokens == len(whole.token_ids)
     assert len(whole.logprobs) == (whole.completion_tokens if entries else 0)
+    assert whole.end is not None
+    trigger = whole.end.trigger
+    by_token = trigger.eos_token_id is not None or trigger.stop_token_id is not None
+    ends = [entry.is_end for entry in whole.logprobs]
+    assert ends == [*[False] * (len(ends) - 1), by_token][: len(ends)]
     assert whole.prompt_logprobs == [LogprobEntry(chosen=None)]
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fqwenvl/inference/v1/usage.proto\x12\x13qwenvl.inference.v1\"_\n\nStopDetail\x12\x16\n\x0c\x65os_token_id\x18\x01 \x01(\x05H\x00\x12\x17\n\rstop_token_id\x18\x02 \x01(\x05H\x00\x12\x15\n\x0bstop_string\x18\x03 \x01(\tH\x00\x42\t\n\x07trigger\"\xdd\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\x12\x15\n\rcached_tokens\x18\x04 \x01(\x05\x12?\n\x0eprompt_details\x18\x05 \x03(\x0b\x32\'.qwenvl.inference.v1.ModalityTokenCount\x12\x18\n\x10reasoning_tokens\x18\x06 \x01(\x05\x12\x1a\n\x12\x63\x61\x63he_write_tokens\x18\x07 \x01(\x05\"U\n\x12ModalityTokenCount\x12/\n\x08modality\x18\x01 \x01(\x0e\x32\x1d.qwenvl.inference.v1.Modality\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\"\x92\x01\n\x0eProcessedImage\x12\x16\n\x0eoriginal_width\x18\x01 \x01(\x05\x12\x17\n\x0foriginal_height\x18\x02 \x01(\x05\x12\x17\n\x0fprocessed_width\x18\x03 \x01(\x05\x12\x18\n\x10processed_height\x18\x04 \x01(\x05\x12\x0e\n\x06tokens\x18\x05 \x01(\x05\x12\x0c\n\x04uuid\x18\x06 \x01(\t\"]\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x0c\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12\x0c\n\x04rank\x18\x05 \x01(\x05\"q\n\x0cLogprobEntry\x12\x31\n\x06\x63hosen\x18\x01 \x01(\x0b\x32!.qwenvl.inference.v1.TokenLogprob\x12.\n\x03top\x18\x02 \x03(\x0b\x32!.qwenvl.inference.v1.TokenLogprob\"^\n\tGrounding\x12\r\n\x05label\x18\x01 \x01(\t\x12-\n\x03\x62ox\x18\x02 \x01(\x0b\x32 .qwenvl.inference.v1.BoundingBox\x12\x13\n\x0bimage_index\x18\x03 \x01(\x05\"I\n\x0b\x42oundingBox\x12\r\n\x05x_min\x18\x01 \x01(\x02\x12\r\n\x05y_min\x18\x02 \x01(\x02\x12\r\n\x05x_max\x18\x03 \x01(\x02\x12\r\n\x05y_max\x18\x04 \x01(\x02*\xba\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12 \n\x1c\x46INISH_REASON_CONTEXT_LENGTH\x10\x03\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x04\x12\x19\n\x15\x46INISH_REASON_ABORTED\x10\x05*_\n\x08Modality\x12\x18\n\x14MODALITY_UNSPECIFIED\x10\x00\x12\x11\n\rMODALITY_TEXT\x10\x01\x12\x12\n\x0eMODALITY_IMAGE\x10\x02\x12\x12\n\x0eMODALITY_VIDEO\x10\x03\x42\x62\n\x17\x63om.qwenvl.inference.v1P\x01Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\xaa\x02\x13QwenVL.Inference.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fqwenvl/inference/v1/usage.proto\x12\x13qwenvl.inference.v1\"_\n\nStopDetail\x12\x16\n\x0c\x65os_token_id\x18\x01 \x01(\x05H\x00\x12\x17\n\rstop_token_id\x18\x02 \x01(\x05H\x00\x12\x15\n\x0bstop_string\x18\x03 \x01(\tH\x00\x42\t\n\x07trigger\"\xdd\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\x12\x15\n\rcached_tokens\x18\x04 \x01(\x05\x12?\n\x0eprompt_details\x18\x05 \x03(\x0b\x32\'.qwenvl.inference.v1.ModalityTokenCount\x12\x18\n\x10reasoning_tokens\x18\x06 \x01(\x05\x12\x1a\n\x12\x63\x61\x63he_write_tokens\x18\x07 \x01(\x05\"U\n\x12ModalityTokenCount\x12/\n\x08modality\x18\x01 \x01(\x0e\x32\x1d.qwenvl.inference.v1.Modality\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\"\x92\x01\n\x0eProcessedImage\x12\x16\n\x0eoriginal_width\x18\x01 \x01(\x05\x12\x17\n\x0foriginal_height\x18\x02 \x01(\x05\x12\x17\n\x0fprocessed_width\x18\x03 \x01(\x05\x12\x18\n\x10processed_height\x18\x04 \x01(\x05\x12\x0e\n\x06tokens\x18\x05 \x01(\x05\x12\x0c\n\x04uuid\x18\x06 \x01(\t\"]\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x0c\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12\x0c\n\x04rank\x18\x05 \x01(\x05\"\x81\x01\n\x0cLogprobEntry\x12\x31\n\x06\x63hosen\x18\x01 \x01(\x0b\x32!.qwenvl.inference.v1.TokenLogprob\x12.\n\x03top\x18\x02 \x03(\x0b\x32!.qwenvl.inference.v1.TokenLogprob\x12\x0e\n\x06is_end\x18\x03 \x01(\x08\"^\n\tGrounding\x12\r\n\x05label\x18\x01 \x01(\t\x12-\n\x03\x62ox\x18\x02 \x01(\x0b\x32 .qwenvl.inference.v1.BoundingBox\x12\x13\n\x0bimage_index\x18\x03 \x01(\x05\"I\n\x0b\x42oundingBox\x12\r\n\x05x_min\x18\x01 \x01(\x02\x12\r\n\x05y_min\x18\x02 \x01(\x02\x12\r\n\x05x_max\x18\x03 \x01(\x02\x12\r\n\x05y_max\x18\x04 \x01(\x02*\xba\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12 \n\x1c\x46INISH_REASON_CONTEXT_LENGTH\x10\x03\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x04\x12\x19\n\x15\x46INISH_REASON_ABORTED\x10\x05*_\n\x08Modality\x12\x18\n\x14MODALITY_UNSPECIFIED\x10\x00\x12\x11\n\rMODALITY_TEXT\x10\x01\x12\x12\n\x0eMODALITY_IMAGE\x10\x02\x12\x12\n\x0eMODALITY_VIDEO\x10\x03\x42\x62\n\x17\x63om.qwenvl.inference.v1P\x01Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\xaa\x02\x13QwenVL.Inference.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,10 +32,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'qwenvl.inference.v1.usage_p
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\027com.qwenvl.inference.v1P\001Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\252\002\023QwenVL.Inference.V1'
-  _globals['_FINISHREASON']._serialized_start=995
-  _globals['_FINISHREASON']._serialized_end=1181
-  _globals['_MODALITY']._serialized_start=1183
-  _globals['_MODALITY']._serialized_end=1278
+  _globals['_FINISHREASON']._serialized_start=1012
+  _globals['_FINISHREASON']._serialized_end=1198
+  _globals['_MODALITY']._serialized_start=1200
+  _globals['_MODALITY']._serialized_end=1295
   _globals['_STOPDETAIL']._serialized_start=56
   _globals['_STOPDETAIL']._serialized_end=151
   _globals['_USAGE']._serialized_start=154
@@ -46,10 +46,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROCESSEDIMAGE']._serialized_end=611
   _globals['_TOKENLOGPROB']._serialized_start=613
   _globals['_TOKENLOGPROB']._serialized_end=706
-  _globals['_LOGPROBENTRY']._serialized_start=708
-  _globals['_LOGPROBENTRY']._serialized_end=821
-  _globals['_GROUNDING']._serialized_start=823
-  _globals['_GROUNDING']._serialized_end=917
-  _globals['_BOUNDINGBOX']._serialized_start=919
-  _globals['_BOUNDINGBOX']._serialized_end=992
+  _globals['_LOGPROBENTRY']._serialized_start=709
+  _globals['_LOGPROBENTRY']._serialized_end=838
+  _globals['_GROUNDING']._serialized_start=840
+  _globals['_GROUNDING']._serialized_end=934
+  _globals['_BOUNDINGBOX']._serialized_start=936
+  _globals['_BOUNDINGBOX']._serialized_end=1009
 # @@protoc_insertion_point(module_scope)
