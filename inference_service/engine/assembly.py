@@ -152,7 +152,7 @@ def _load(
     if layout is not Layout.PLAIN:
         pack_large(model, layout)
     if not on_cpu:
-        measure = captured_s if uses_graphs(config, model) else launched_s
+        measure = launched_s if obstacle(config, model) else captured_s
         multiply_skinny(model.decoder, model.ops, measure)
     if on_cpu:  # on a GPU a step takes less than a second
         note_progress(model)

@@ -53,9 +53,12 @@ def argmax_with_noise(logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
         bits = noise_bits(low.unsqueeze(-1), high.unsqueeze(-1), token_ids)
         return gumbel_of(bits).add_(logits).argmax(dim=-1)
     # Row by row, because what is between the operations then stays in the cache.
-    rows = zip(logits.split(1), low.split(1), high.split(1), argmax(logits).split(1), strict=True)
+    columns = (torch.split(column, 1) for column in (logits, low, high, argmax(logits)))
     return torch.cat(
-        [_noisy_argmax(row, noise_bits(a, b, token_ids), top) for row, a, b, top in rows]
+        [
+            _noisy_argmax(row, noise_bits(a, b, token_ids), top)
+            for row, a, b, top in zip(*columns, strict=True)
+        ]
     )
 
 

@@ -27,8 +27,8 @@ from inference_service.engine_protocol.messages import EngineConfig, EngineReque
 from inference_service.families.footprint import (
     graph_sizes,
 )
-from inference_service.front import engine_config
 from inference_service.kernels.ops import REFERENCE
+from inference_service.serving import engine_config
 from inference_service.settings import ServiceSettings
 from tests.engine.test_one_step_ahead import SAMPLED, crowd, exact, play
 from tests.support import glm_4v, graph_tape, qwen_vl_v1

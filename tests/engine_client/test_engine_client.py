@@ -112,6 +112,7 @@ async def test_start_reports_what_was_loaded(engine):
 
 async def test_the_first_process_may_run_already():
     process = EngineProcess.start_early(FAKE_ENGINE)
+    assert process is not None
     pid = process.process.pid
     async with running(fake_client(first=process), takes_over=1) as client:
         assert client.pid == pid

@@ -62,7 +62,7 @@ async def form_of(service: Service, spec: chat_pb.ChatCompletionSpec) -> str:
 async def test_a_tool_whose_schema_cannot_be_compiled_takes_any_object(service: Service) -> None:
     for case, schema in BAD.items():
         bad, good = tool("bad", schema), tool("good")
-        ways = [
+        ways: list[dict[str, Any]] = [
             {"tools": [bad, good], "tool_choice": REQUIRED},
             {"tools": [bad], "tool_choice": NAMED},
             {"tools": [good, bad], "constraint": sampling_pb.Constraint(json_object=True)},
