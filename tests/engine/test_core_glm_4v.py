@@ -17,7 +17,7 @@ from inference_service.engine_protocol.messages import EngineConfig, SamplingPar
 from inference_service.families.glm_4v import vision as glm_4v
 from inference_service.families.qwen_vl.positions import sequential_positions
 from inference_service.families.registry import FAMILIES
-from inference_service.kernels import rope
+from inference_service.kernels import heads
 from inference_service.kernels.ops import REFERENCE
 from tests.support.conversations import drain
 from tests.support.glm_4v import DATA, GOLDEN, PROMPTS, GoldenPrompt, build_checkpoint, processed
@@ -144,16 +144,15 @@ def test_prompt_logprobs_equal_the_original(core, expected):
 # The suite must be able to fail. Each mutation below is a mistake that somebody could make.
 
 
-def halves(x, cos, sin, *, adjacent_pairs=True):
-    del adjacent_pairs
-    return rope.apply_rope(x, cos, sin, adjacent_pairs=False)
+def halves(x, norms, rotation, *others):
+    return heads.rotate_and_write(x, norms, replace(rotation, adjacent_pairs=False), *others)
 
 
 MUTATIONS = {
     "halves instead of pairs": (
         loader,
         "choose_ops",
-        lambda *_, **__: replace(REFERENCE, apply_rope=halves),
+        lambda *_, **__: replace(REFERENCE, rotate_and_write=halves),
     ),
     "patches count like text": (
         FAMILIES,
