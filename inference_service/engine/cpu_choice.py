@@ -53,12 +53,10 @@ def argmax_with_noise(logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
         bits = noise_bits(low.unsqueeze(-1), high.unsqueeze(-1), token_ids)
         return gumbel_of(bits).add_(logits).argmax(dim=-1)
     # Row by row, because what is between the operations then stays in the cache.
-    columns = (torch.split(column, 1) for column in (logits, low, high, argmax(logits)))
+    columns = (logits, low, high, argmax(logits))
+    rows = zip(*(torch.split(column, 1) for column in columns), strict=True)
     return torch.cat(
-        [
-            _noisy_argmax(row, noise_bits(a, b, token_ids), top)
-            for row, a, b, top in zip(*columns, strict=True)
-        ]
+        [_noisy_argmax(row, noise_bits(a, b, token_ids), top) for row, a, b, top in rows]
     )
 
 

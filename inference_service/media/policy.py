@@ -208,7 +208,7 @@ class FetchPolicy:
         Raises:
             ValueError: The file cannot be read, or contains no certificates.
         """
-        context = _httpx().create_ssl_context(trust_env=False)
+        context: ssl.SSLContext = _httpx().create_ssl_context(trust_env=False)
         try:
             context.load_verify_locations(cafile=self.ca_file)
         except (OSError, ssl.SSLError) as error:
@@ -223,7 +223,8 @@ class FetchPolicy:
 @functools.cache
 def public_tls() -> ssl.SSLContext:
     """Verifies certificates against the public authorities, ignoring the environment."""
-    return _httpx().create_ssl_context(trust_env=False)
+    context: ssl.SSLContext = _httpx().create_ssl_context(trust_env=False)
+    return context
 
 
 def _checked_proxy(text: str) -> str:
