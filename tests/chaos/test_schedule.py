@@ -8,7 +8,7 @@ is left in the front or the engine, and the next request is served. A failure is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 import os
@@ -208,8 +208,10 @@ class Siege:
                     os.kill(pid, signal.SIGKILL)
                     continue
                 os.kill(pid, signal.SIGSTOP)
-                await asyncio.sleep(self.random.uniform(0.05, 0.4))
-                os.kill(pid, signal.SIGCONT)
+                try:
+                    await asyncio.sleep(self.random.uniform(0.05, 0.4))
+                finally:  # also when all requests have ended: nobody else would let it go on
+                    os.kill(pid, signal.SIGCONT)
 
     async def _is_up(self) -> None:
         """Waits for an engine."""
@@ -290,3 +292,31 @@ async def test_a_schedule_of_faults(model: ServedModel, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(2, 40))
 async def test_many_schedules_of_faults(model: ServedModel, seed: int) -> None:
     await check(model, seed)
+
+
+@pytest.mark.full
+async def test_the_end_of_a_schedule_leaves_no_engine_stopped(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would only be noticed when its time to start or to answer is over."""
+    async with besieged(model, 0) as siege:
+        monkeypatch.setattr(siege.random, "random", lambda: 1.0)  # stops, and never kills
+        monkeypatch.setattr(siege.random, "uniform", lambda *_: BOUND_S)
+        siege.events = 1000
+        monkeypatch.setattr(siege.random, "randint", lambda *_: 0)
+        pid = siege.engine.pid
+        breaking = asyncio.ensure_future(siege._break())
+        await comes_to_be(lambda: is_stopped(pid))
+        breaking.cancel()
+        await asyncio.gather(breaking, return_exceptions=True)
+        await comes_to_be(lambda: not is_stopped(pid))
+
+
+def is_stopped(pid: int | None) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+async def comes_to_be(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - nobody could set an event
+            await asyncio.sleep(0.01)
