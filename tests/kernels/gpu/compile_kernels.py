@@ -134,7 +134,7 @@ def compiled(kernel: Any, constants: Mapping[str, Any], value: str) -> Any:
         (index,)
         for index, name in enumerate(names)
         if name not in constants
-        and (name in POINTERS or name.endswith("_stride") or name in DIVISIBLE)
+        and (name in POINTERS or name.endswith("stride") or name in DIVISIBLE)
         and not kernel.params[index].do_not_specialize
         and not kernel.params[index].do_not_specialize_on_alignment
     ]
