@@ -221,7 +221,7 @@ def _rotate_and_write(
     norms = HeadNorms(query, key, 1e-6)
 
     def work() -> Tensor:
-        return ops.rotate_and_write(heads, norms, rotation, cache, slots)
+        return ops.rotate_and_write(heads, norms, rotation, (cache[0], cache[1]), slots)
 
     return "rotate_and_write", exact, work
 

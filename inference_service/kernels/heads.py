@@ -52,7 +52,7 @@ def rotate_and_write(
     heads: torch.Tensor,
     norms: HeadNorms | None,
     rotation: Rotation,
-    layer_cache: torch.Tensor,
+    caches: tuple[torch.Tensor, torch.Tensor],
     slot_mapping: torch.Tensor,
 ) -> torch.Tensor:
     """Normalises and rotates queries and keys, and writes keys and values into their slots, in place.
@@ -61,13 +61,13 @@ def rotate_and_write(
         heads: [T, Hq + 2 * Hkv, D]: queries, keys and values of the new tokens of a layer.
         norms: The norms before the rotation, if there are any.
         rotation: The rotation, of T tokens.
-        layer_cache: [2 (keys, values), pages, page_size, Hkv, D], of the dtype of `heads`.
+        caches: Of keys and of values, [pages, page_size, Hkv, D] each, of the dtype of `heads`.
         slot_mapping: [T] int64, distinct.
 
     Returns:
         The queries [T, Hq, D].
     """
-    k_cache, v_cache = layer_cache
+    k_cache, v_cache = caches
     kv_heads = k_cache.shape[2]
     q, k, v = heads.split_with_sizes((heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads), dim=1)
     if norms is not None:

@@ -43,7 +43,9 @@ class ApplyRope(Protocol):
         """Rotates the heads of `x`; see `kernels.rope.apply_rope`."""
 
 
-RotateAndWrite = Callable[[Tensor, HeadNorms | None, Rotation, Tensor, Tensor], Tensor]
+RotateAndWrite = Callable[
+    [Tensor, HeadNorms | None, Rotation, tuple[Tensor, Tensor], Tensor], Tensor
+]
 """The signature of `kernels.heads.rotate_and_write`."""
 
 

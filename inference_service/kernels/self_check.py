@@ -107,7 +107,7 @@ def _rotate_and_write(run: Run, inputs: Inputs) -> Sequence[Tensor]:
         query, key = inputs.noise(2, sizes.head_dim)
         norms = HeadNorms(query, key, 1e-6)
     caches = inputs.caches(2, -1.0)
-    q = run(heads, norms, rotation, caches, slots)
+    q = run(heads, norms, rotation, (caches[0], caches[1]), slots)
     return [q, caches]
 
 

@@ -40,10 +40,10 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]; writes to `layer_cache` [2, pages, page_size, Hkv, D]."""
         heads = self.qkv_proj(x).view(x.shape[0], -1, self._head_dim)
-        q = self._ops.rotate_and_write(
-            heads, self._norms(), rotation, layer_cache, meta.slot_mapping
-        )
         k_cache, v_cache = layer_cache
+        q = self._ops.rotate_and_write(
+            heads, self._norms(), rotation, (k_cache, v_cache), meta.slot_mapping
+        )
         attended = self._ops.paged_attention(q, k_cache, v_cache, meta, self._scale)
         out: torch.Tensor = self.o_proj(attended.flatten(1))
         return out

@@ -83,12 +83,12 @@ def rotate_and_write(
     heads: torch.Tensor,
     norms: HeadNorms | None,
     rotation: Rotation,
-    layer_cache: torch.Tensor,
+    caches: tuple[torch.Tensor, torch.Tensor],
     slot_mapping: torch.Tensor,
 ) -> torch.Tensor:
     """As `kernels.heads.rotate_and_write`."""
     tokens, count, width = heads.shape
-    k_cache, v_cache = layer_cache
+    k_cache, v_cache = caches
     kv_heads = k_cache.shape[2]
     queries = count - 2 * kv_heads
     q = torch.empty(tokens, queries, width, dtype=heads.dtype, device=heads.device)

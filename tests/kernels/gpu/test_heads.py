@@ -48,7 +48,7 @@ def check(
     for run in (reference.rotate_and_write, kernel.rotate_and_write):
         caches = new_kv_cache(1, PAGES, PAGE_SIZE, keys, dim, dtype=dtype, device=CPU)[0]
         caches.fill_(-3.0)
-        q = run(heads, norms, rotation, caches, SLOTS)
+        q = run(heads, norms, rotation, (caches[0], caches[1]), SLOTS)
         results.append((q, caches))
     (expected, expected_caches), (found, caches) = results
     # The interpreter cuts bfloat16 instead of rounding it, as often as the reference rounds.
@@ -87,5 +87,6 @@ def test_no_tokens(heads):
     cache = new_kv_cache(1, 1, 4, 1, 8, dtype=torch.float32, device=CPU)[0]
     rotation = Rotation(torch.empty(0, 4), torch.empty(0, 4))
     none = torch.empty(0, dtype=torch.int64)
-    found = heads.rotate_and_write(torch.empty(0, 4, 8), None, rotation, cache, none)
+    caches = (cache[0], cache[1])
+    found = heads.rotate_and_write(torch.empty(0, 4, 8), None, rotation, caches, none)
     assert found.shape == (0, 2, 8)
