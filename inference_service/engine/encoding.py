@@ -42,28 +42,40 @@ class EncoderOutOfMemoryError(Exception):
         self.keys = keys
 
 
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """An image, the sequence for which it was planned, and its pixels, which may be needed after that has left."""
+
+    sequence: Sequence
+    span: ImageSpan
+    pixels: memoryview
+
+
 @dataclass(slots=True, eq=False)
 class _Job:
     """Images of a caller that are encoded together; `pieces` is None before the first one."""
 
     caller: str
-    images: Images
+    images: Seq[_Image]
     pieces: Pieces[None] | None = None
 
     @property
     def keys(self) -> frozenset[bytes]:
-        return frozenset(image.key for _, image in self.images)
+        return frozenset(image.span.key for image in self.images)
 
     @property
     def num_tokens(self) -> int:
-        return sum(image.num_tokens for _, image in self.images)
+        return sum(image.span.num_tokens for image in self.images)
 
 
 class Runner(Protocol):
     """What encodes images, as `engine.runner.ModelRunner` does."""
 
-    def encode(self, images: Images) -> Pieces[None]:
-        """Encodes images together, in pieces, and fills the cache."""
+    def pixels(self, sequence: Sequence, image: ImageSpan) -> memoryview:
+        """The pixels of an image of a sequence that has not left; they may be used after it has."""
+
+    def encode(self, images: Seq[tuple[ImageSpan, memoryview]]) -> Pieces[None]:
+        """Encodes images with these pixels together, in pieces, and fills the cache."""
 
 
 class Encoder:
@@ -113,10 +125,11 @@ class Encoder:
     def add(self, images: Images) -> None:
         """Adds the images of a plan, which are reserved in the cache."""
         pending = self.pending
-        by_caller: defaultdict[str, list[tuple[Sequence, ImageSpan]]] = defaultdict(list)
-        for sequence, image in images:
-            if image.key not in pending:
-                by_caller[sequence.caller].append((sequence, image))
+        by_caller: defaultdict[str, list[_Image]] = defaultdict(list)
+        for sequence, span in images:
+            if span.key not in pending:
+                image = _Image(sequence, span, self._runner.pixels(sequence, span))
+                by_caller[sequence.caller].append(image)
         self._jobs += [_Job(caller, new) for caller, new in by_caller.items()]
 
     def clear(self) -> None:
@@ -142,7 +155,7 @@ class Encoder:
                 self.clear()
                 raise EncoderOutOfMemoryError(job.keys) from error
             except Exception:  # a bad image must not end other requests
-                ids = sorted({sequence.request.request_id for sequence, _ in job.images})
+                ids = sorted({image.sequence.request.request_id for image in job.images})
                 logger.exception({"message": "encoding images failed", "request_ids": ids})
                 broken |= self._break(job)
             if self._clock() >= end_s:
@@ -164,10 +177,12 @@ class Encoder:
     def _runs_to_end(self, job: _Job, end_s: float) -> bool:
         """Computes pieces of some images until the time is over; returns whether that was the last one."""
         with self._stopwatch.running() as seconds, torch.inference_mode():
-            for sequence in dict.fromkeys(sequence for sequence, _ in job.images):
+            for sequence in dict.fromkeys(image.sequence for image in job.images):
                 sequence.encodings.append(seconds)
             if job.pieces is None:
-                job.pieces = self._runner.encode(job.images)
+                job.pieces = self._runner.encode(
+                    [(image.span, image.pixels) for image in job.images]
+                )
             for _ in job.pieces:
                 advance()
                 fence = self._fences[0]
@@ -184,9 +199,9 @@ class Encoder:
         if len(job.images) > 1:
             self._jobs[:0] = [_Job(job.caller, [image]) for image in job.images]
             return set()
-        [(_, image)] = job.images
-        self._cache.discard(image.key)
-        return {image.key}
+        [image] = job.images
+        self._cache.discard(image.span.key)
+        return {image.span.key}
 
     def _drop_abandoned(self) -> None:
         """Drops images for which no sequence waits any more, if all that are encoded with them are such."""

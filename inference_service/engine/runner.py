@@ -164,7 +164,7 @@ class ModelRunner:
     def add(self, sequences: Seq[Sequence], pixels: memoryview) -> None:
         """Prepare the sequences of one request, all or (if this raises) none.
 
-        `pixels` is kept, not copied, until the last `remove`.
+        `pixels` is kept, not copied, until the last `remove` and the end of the encoding of its images.
         """
         spec, request = self._model.spec, sequences[0].request
         positions, delta = family_of(spec).positions(
@@ -183,13 +183,21 @@ class ModelRunner:
         """Send everything about the sequences of a failed step anew, as it is unknown what the device has computed."""
         self._slots.forget(chunk.sequence for chunk in chunks)
 
-    def encode(self, images: Seq[tuple[Sequence, ImageSpan]]) -> Pieces[None]:
+    def pixels(self, sequence: Sequence, image: ImageSpan) -> memoryview:
+        """The pixels of an image of a known sequence; not copied."""
+        pixels = self._prompts[sequence.sequence_id].pixels
+        return pixels[image.pixel_offset : image.pixel_offset + image.pixel_bytes]
+
+    def encode(self, images: Seq[tuple[ImageSpan, memoryview]]) -> Pieces[None]:
         """Enqueue one pass of the vision tower in pieces, then put the images' embeddings into the encoder cache."""
         embeddings = yield from self._model.encoding(
-            [self._pixels(sequence, image) for sequence, image in images],
-            [image.grid for _, image in images],
+            [
+                send_pixels(pixels, image.height, image.width, self._model.device)
+                for image, pixels in images
+            ],
+            [image.grid for image, _ in images],
         )
-        for (_, image), embedding in zip(images, embeddings, strict=True):
+        for (image, _), embedding in zip(images, embeddings, strict=True):
             self._encoder_cache.fill(image.key, own(embedding))
 
     @torch.inference_mode()
@@ -341,12 +349,6 @@ class ModelRunner:
                 rows.extend(range(base + first - chunk.start, base + last - chunk.start))
             base += chunk.end - chunk.start
         return rows, embeddings
-
-    def _pixels(self, sequence: Sequence, image: ImageSpan) -> Tensor:
-        """Pixels [frames, H, W, 3] uint8 on the device."""
-        pixels = self._prompts[sequence.sequence_id].pixels
-        part = pixels[image.pixel_offset : image.pixel_offset + image.pixel_bytes]
-        return send_pixels(part, image.height, image.width, self._model.device)
 
     def _prompt_logprobs(
         self, hidden: Tensor, chunk: Chunk, targets: Seq[Tensor]

@@ -437,7 +437,7 @@ def test_an_image_that_breaks_the_encoder_ends_its_own_request(
     real = ModelRunner.encode
 
     def encode(self: ModelRunner, images):
-        if any(image.key == OTHER.images[0].key for _, image in images):
+        if any(image.key == OTHER.images[0].key for image, _ in images):
             raise RuntimeError("an image from hell")
         yield from real(self, images)
 

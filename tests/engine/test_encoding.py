@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 import contextlib
 from dataclasses import replace
+import random
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from inference_service.engine.core import EngineCore
 from inference_service.engine.encoder_cache import EncoderCache
-from inference_service.engine.encoding import Encoder, EncoderOutOfMemoryError, Images
+from inference_service.engine.encoding import Encoder, EncoderOutOfMemoryError
 from inference_service.engine.pace import Pace
 from inference_service.engine.runner import ModelRunner
 from inference_service.engine.sequence import Sequence
@@ -41,14 +43,19 @@ class Bench:
         self.cache: EncoderCache[str] = EncoderCache(1000)
         self.started: list[tuple[bytes, ...]] = []
         self.broken: dict[bytes, type[Exception]] = {}
-        self.sequences: dict[bytes, Sequence] = {}
+        self.here: list[Sequence] = []
         device = CUDA if timeline else CPU
         self.encoder = Encoder(self, self.cache, Stopwatch(device), device, clock=lambda: self.now)
 
-    def encode(self, images: Images) -> Pieces[None]:
-        keys = tuple(span.key for _, span in images)
+    def pixels(self, sequence: Sequence, span: ImageSpan) -> memoryview:
+        assert sequence in self.here, "the pixels have left"
+        return memoryview(span.key)
+
+    def encode(self, images: Seq[tuple[ImageSpan, memoryview]]) -> Pieces[None]:
+        keys = tuple(span.key for span, _ in images)
+        assert keys == tuple(pixels for _, pixels in images)
         self.started.append(keys)
-        for _ in range(sum(span.num_tokens for _, span in images)):
+        for _ in range(sum(span.num_tokens for span, _ in images)):
             self.now += PIECE_S
             if self.timeline is not None:
                 self.timeline.queue(PIECE_S)
@@ -59,7 +66,8 @@ class Bench:
         for key in keys:
             self.cache.fill(key, "embeddings")
 
-    def want(self, *images: tuple[bytes, int], caller: str = "") -> None:
+    def want(self, *images: tuple[bytes, int], caller: str = "") -> Sequence:
+        """A sequence with these images, each a key and tokens."""
         spans = [
             ImageSpan(
                 key=key,
@@ -75,18 +83,24 @@ class Bench:
         request = EngineRequest(
             request_id="r",
             prompt_token_ids=(1,),
+            images=tuple(spans),
             sampling=SamplingParams(max_tokens=1),
             caller=caller,
         )
+        sequence = Sequence(request)
+        self.here.append(sequence)
+        new = [span for span in spans if span.key not in self.cache]
         for span in spans:
-            if span.key not in self.cache:
+            if span in new:
                 assert self.cache.reserve(span.key, span.num_tokens)
-            self.cache.pin(span.key, span.key)
-            self.sequences[span.key] = Sequence(request)
-        self.encoder.add([(self.sequences[span.key], span) for span in spans])
+            self.cache.pin(span.key, sequence)
+        self.encoder.add([(sequence, span) for span in new])
+        return sequence
 
-    def leave(self, key: bytes) -> None:
-        self.cache.unpin(key, key)
+    def leave(self, sequence: Sequence) -> None:
+        self.here.remove(sequence)
+        for span in sequence.request.images:
+            self.cache.unpin(span.key, sequence)
 
 
 def test_a_run_ends_when_its_time_is_over() -> None:
@@ -142,9 +156,9 @@ def test_an_image_does_not_wait_for_those_of_another_caller(size: int) -> None:
 
 def test_an_image_for_nobody_is_dropped() -> None:
     bench = Bench()
-    bench.want((b"a", 10))
+    only = bench.want((b"a", 10))
     bench.encoder.run(PIECE_S)
-    bench.leave(b"a")
+    bench.leave(only)
     bench.encoder.run(PIECE_S)
     assert not bench.encoder.busy
     assert bench.now == PIECE_S
@@ -157,9 +171,9 @@ def test_an_image_for_nobody_is_dropped() -> None:
 
 def test_an_image_whose_place_was_given_away_is_encoded_for_the_next_one() -> None:
     bench = Bench()
-    bench.want((b"a", 5), (b"b", 5))
+    first = bench.want((b"a", 5), (b"b", 5))
     bench.encoder.run(PIECE_S)
-    bench.leave(b"a")
+    bench.cache.unpin(b"a", first)
     assert bench.cache.reserve(b"c", 995), "a's place"
     assert b"a" not in bench.cache
     bench.cache.discard(b"c")
@@ -168,6 +182,35 @@ def test_an_image_whose_place_was_given_away_is_encoded_for_the_next_one() -> No
     assert bench.cache.get(b"a")
     assert bench.cache.get(b"b")
     assert bench.started == [(b"a", b"b")]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_who_comes_and_goes_leaves_the_images_of_others_alone(seed: int) -> None:
+    """Pixels are there while a sequence is; images of several are encoded for those that stay."""
+    chance = random.Random(seed)
+    bench = Bench()
+    bench.broken = dict.fromkeys((b"0", b"1"), RuntimeError)
+    for _ in range(60):
+        match chance.choice(["want", "want", "leave", "run", "run"]):
+            case "want":
+                keys = chance.sample("01234567", chance.randint(1, 4))
+                bench.want(*((key.encode(), 1 + int(key)) for key in keys))
+            case "leave" if bench.here:
+                bench.leave(chance.choice(bench.here))
+            case _:
+                end(bench, bench.encoder.run(chance.randint(1, 9) * PIECE_S))
+    while bench.encoder.busy:
+        end(bench, bench.encoder.run(60))
+    for sequence in bench.here:
+        assert all(bench.cache.get(span.key) for span in sequence.request.images)
+
+
+def end(bench: Bench, broken: set[bytes]) -> None:
+    """What the pipeline does with who has a broken image."""
+    assert broken <= bench.broken.keys()
+    for sequence in list(bench.here):
+        if any(span.key in broken for span in sequence.request.images):
+            bench.leave(sequence)
 
 
 def test_a_broken_image_is_told_from_the_others() -> None:
@@ -189,17 +232,13 @@ def test_an_image_that_fails_takes_no_time_of_a_gpu(
     timeline = use_timeline(monkeypatch)
     bench = Bench(timeline)
     bench.broken = {b"b": error}
-    bench.want((b"a", 2), (b"b", 3))
+    sequence = bench.want((b"a", 2), (b"b", 3))
     with contextlib.suppress(EncoderOutOfMemoryError):
         bench.encoder.run(60)
     timeline.wait(timeline.end)
-    took = {
-        key: sum(seconds() for seconds in sequence.encodings)
-        for key, sequence in bench.sequences.items()
-    }
-    encoded = bench.cache.get(b"a") is not None
-    assert took == {b"a": 2 * PIECE_S if encoded else 0, b"b": 0}
-    assert encoded == (error in {RuntimeError, ValueError})
+    alone = error in {RuntimeError, ValueError}  # then each is tried alone
+    assert (bench.cache.get(b"a") is not None) == alone
+    assert sum(seconds() for seconds in sequence.encodings) == (2 * PIECE_S if alone else 0)
 
 
 def test_without_memory_all_images_are_given_up() -> None:
@@ -219,6 +258,7 @@ def test_without_memory_all_images_are_given_up() -> None:
 
 TEXT = conversation(["Tell me a story."])
 LARGE = conversation(["Look: ", image(4, 6, 11), " and tell."])
+OTHER = conversation(["Look: ", image(4, 6, 12), " and tell."])
 LONG = SamplingParams(max_tokens=60, temperature=0.0, eos_token_ids=EOS_TOKENS, ignore_eos=True)
 
 
@@ -291,13 +331,31 @@ def test_a_request_can_leave_between_the_pieces(
     assert not core._pipeline._encoder.busy
 
 
+def test_an_image_of_two_is_encoded_if_the_first_leaves_before(
+    make_core: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client cancels and sends the same again, while answers get their tokens first."""
+    alone = ask(make_core(), [LARGE])
+    core: EngineCore = make_core()
+    for name in ("gone", "stays"):
+        core.add(LARGE.request(name), LARGE.pixels)
+    with monkeypatch.context() as patch:
+        patch.setattr(Pace, "encode_s_beside", lambda *_: 0.0)
+        core.step()
+    core.abort("gone")
+    core.add(OTHER.request("gone"), OTHER.pixels)
+    answers = drain(core)
+    assert answers["stays"].token_ids == alone[0]
+    assert answers["gone"].token_ids == ask(make_core(), [OTHER])[0]
+
+
 def test_memory_runs_out_between_the_pieces(
     make_core: Any, one_piece_a_step: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends the request with the image, not an answer in progress."""
     real = ModelRunner.encode
 
-    def encode(self: ModelRunner, images: Images) -> Pieces[None]:
+    def encode(self: ModelRunner, images: Any) -> Pieces[None]:
         for _ in zip(range(3), real(self, images), strict=False):
             yield
         raise torch.OutOfMemoryError("no memory")

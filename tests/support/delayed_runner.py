@@ -175,12 +175,17 @@ class DelayedRunner:
     def distrust(self, chunks: Seq[Chunk]) -> None:
         self._uncollected = [s for s in self._uncollected if s.chunks[0] not in chunks]
 
-    def encode(self, images: Seq[tuple[Sequence, ImageSpan]]) -> Iterator[None]:
+    def pixels(self, sequence: Sequence, image: ImageSpan) -> memoryview:
+        assert sequence in self.known, "the pixels have left"
+        return memoryview(image.key)
+
+    def encode(self, images: Seq[tuple[ImageSpan, memoryview]]) -> Iterator[None]:
         yield
         self._break("encode")
-        if any(image.key[:1] == BROKEN for _, image in images):
+        if any(image.key[:1] == BROKEN for image, _ in images):
             raise RuntimeError("an image that the encoder does not like")
-        for _, image in images:
+        for image, pixels in images:
+            assert pixels == image.key
             assert self._encoder_cache.get(image.key) is None, "encoded twice"
             self._encoder_cache.fill(image.key, image.key)
 
