@@ -132,7 +132,7 @@ class Pipeline:
         """
         plan = self._scheduler.schedule(encoding=self._encoder.busy)
         keep = 0
-        if plan.chunks or self._encoder.busy:
+        if not plan.waits and (plan.chunks or self._encoder.busy):
             ticket = self.launch(plan)
             keep = 0 if ticket.out_of_memory else self.depth
         outputs: list[ChoiceOutput] = []

@@ -121,6 +121,11 @@ class Sequence:
         return self.num_computed_tokens == self.num_tokens - 1 >= self.num_prompt_tokens
 
     @property
+    def awaits_result(self) -> bool:
+        """Whether a launched step samples its next token, or judges it as a probe."""
+        return self.num_pending > 0 or self.num_computed_tokens == len(self)
+
+    @property
     def is_masked(self) -> bool:
         """Whether a constraint applies to the next token."""
         return self.constraint is not None and self.constraint.active

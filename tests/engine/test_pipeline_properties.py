@@ -146,7 +146,7 @@ class Serving(RuleBasedStateMachine):
             self.scheduler,
             self.runner,  # type: ignore[arg-type]
             self.encoder_cache,
-            FakePace(),  # type: ignore[arg-type]
+            FakePace(self.runner),  # type: ignore[arg-type]
             depth=depth,
             device=torch.device("cpu"),
         )
@@ -467,4 +467,12 @@ def test_notices_a_step_past_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_notices_steps_that_go_on_after_a_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scheduler, "revert", lambda *_: None)
+    run_until_broken(monkeypatch)
+
+
+def test_notices_a_step_without_bounds_while_somebody_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a prompt or an image may take is bounded by answers that go on beside it."""
+    monkeypatch.setattr(Sequence, "awaits_result", False)
     run_until_broken(monkeypatch)

@@ -128,10 +128,12 @@ class Step:
 class FakePace:
     """What `Pace` is, without a clock: images are encoded in two steps of three."""
 
-    def __init__(self) -> None:
+    def __init__(self, runner: DelayedRunner) -> None:
+        self._runner = runner
         self._count = 0
 
-    def encode_s_beside(self, *_: Any) -> float:
+    def encode_s_beside(self, num_decodes: int, *_: Any) -> float:
+        self._runner.check_that_nobody_waits(num_decodes)
         self._count += 1
         return 3600.0 if self._count % 3 else 0.0
 
@@ -195,6 +197,9 @@ class DelayedRunner:
         assert sum(c.end - c.start for c in chunks) <= self._scheduler.max_num_batched_tokens
         assert len({chunk.sequence for chunk in chunks}) == len(chunks)
         assert {chunk.sequence for chunk in chunks} <= self.known
+        self.check_that_nobody_waits(
+            sum(chunk.start >= chunk.sequence.num_prompt_tokens for chunk in chunks)
+        )
         step = Step(chunks, [self._row(chunk) for chunk in chunks])
         self._queue.append(step)
         self._break("queued")
@@ -212,6 +217,12 @@ class DelayedRunner:
             self._compute(self._queue.popleft())
         self._break("collect")
         return step.results
+
+    def check_that_nobody_waits(self, num_decodes: int) -> None:
+        """Answers bound the work of a step; without any, nobody may wait for the step before it."""
+        for chunk in (chunk for step in self._uncollected for chunk in step.chunks):
+            here = chunk.sequence in self._scheduler.running
+            assert num_decodes or not (here and chunk.samples), "somebody waits for what is done"
 
     def _break(self, where: str) -> None:
         if self.breaks == where:
