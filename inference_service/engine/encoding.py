@@ -24,8 +24,8 @@ from inference_service.progress import advance
 Images = Seq[tuple[Sequence, ImageSpan]]
 """Images with a sequence each that has the pixels."""
 
-_AHEAD: Final = 8
-"""Pieces that may be queued on a GPU; more would make the time that they take unknown."""
+_AHEAD: Final = 4
+"""Pieces that may be queued on a GPU when the time of a step is over, beyond which they then take."""
 
 logger = logging.getLogger(__name__)
 

@@ -194,7 +194,9 @@ class Pipeline:
             self._batch_sizes.add(len(ticket.launched.chunks))
             num_decodes = ticket.plan.num_decodes
             num_prefill_tokens = ticket.num_tokens - num_decodes
-            self._pace.note(num_decodes, num_prefill_tokens, step_s, encoded=ticket.encoded)
+            # What the next step encodes may have held up the host, and so be in the time of this one.
+            encoded = ticket.encoded or any(later.encoded for later in self._in_flight)
+            self._pace.note(num_decodes, num_prefill_tokens, step_s, encoded=encoded)
         return outputs
 
     def fail(self, sequence: Sequence, error: ServiceError) -> ChoiceOutput:
