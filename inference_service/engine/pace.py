@@ -8,6 +8,9 @@ until their time is over. Where both are waiting, they share.
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
+from functools import partial
+from statistics import median
 from typing import Final
 
 
@@ -24,8 +27,8 @@ MIN_TOKENS_WITHOUT_ANSWERS: Final = 128
 _ALONE_EVERY: Final = 16
 """So often answers are computed alone, to learn how long that takes now."""
 
-_WEIGHT: Final = 0.3
-"""Weight of a new duration in the moving average."""
+_SAMPLES: Final = 3
+"""Durations of answers alone whose median counts: one that was held up, or the first of a cold device, does not."""
 
 
 class Pace:
@@ -42,7 +45,8 @@ class Pace:
         self._slowdown = slowdown
         self._tokens = float(min(max_tokens, _FIRST_TOKENS))
         self._tokens_without_answers = float(min(max_tokens, _FIRST_TOKENS_WITHOUT_ANSWERS))
-        self._alone_s: dict[int, float] = {}  # by the bit length of the number of answers
+        # The newest durations of answers alone, by the bit length of their number.
+        self._alone: defaultdict[int, deque[float]] = defaultdict(partial(deque, maxlen=_SAMPLES))
         self._since_alone = 0
 
     def tokens_beside(self, num_decodes: int, *, encoding: bool) -> int:
@@ -70,7 +74,8 @@ class Pace:
         if num_decodes:
             if self._measures_alone(num_decodes):
                 return 0.0
-            spare_s = min(spare_s, (self._slowdown - 1) * self._alone_s[num_decodes.bit_length()])
+            alone_s = median(self._alone[num_decodes.bit_length()])
+            spare_s = min(spare_s, (self._slowdown - 1) * alone_s)
         return spare_s / 2 if num_prefill_tokens else spare_s
 
     def note(
@@ -88,16 +93,15 @@ class Pace:
             if not encoded:
                 self._note_without_answers(num_prefill_tokens, step_s)
             return
-        size = num_decodes.bit_length()
-        alone_s = self._alone_s.get(size)
+        known = self._alone[num_decodes.bit_length()]
         if not num_prefill_tokens and not encoded:
             self._since_alone = 0
-            before = step_s if alone_s is None else alone_s
-            self._alone_s[size] = before + _WEIGHT * (step_s - before)
+            known.append(step_s)
             return
         self._since_alone += 1
-        if alone_s is None or encoded:
+        if not known or encoded:
             return
+        alone_s = median(known)
         change = (self._slowdown - 1) * alone_s / max(step_s - alone_s, 1e-6)
         tokens = _adapted(self._tokens, num_prefill_tokens, change)
         self._tokens = min(max(tokens, float(MIN_TOKENS)), float(self._max_tokens))
@@ -109,7 +113,8 @@ class Pace:
         self._tokens_without_answers = min(tokens, float(self._max_tokens))
 
     def _measures_alone(self, num_decodes: int) -> bool:
-        return num_decodes.bit_length() not in self._alone_s or self._since_alone >= _ALONE_EVERY
+        known = self._alone[num_decodes.bit_length()]
+        return len(known) < _SAMPLES or self._since_alone >= _ALONE_EVERY
 
 
 def _adapted(tokens: float, computed: int, change: float) -> float:

@@ -79,6 +79,33 @@ def test_one_slow_step_is_forgotten() -> None:
     assert run(pace, device, 4, 40)[-2][0] > 0.8 * before
 
 
+@pytest.mark.parametrize("slow_s", [1.0, 0.00001])
+@pytest.mark.parametrize("when", range(40))
+def test_one_step_alone_that_is_held_up_changes_nothing(when: int, slow_s: float) -> None:
+    """The first one on a cold device, or of so many answers, or any later one; nor one that seems to take no time."""
+    pace, device = Pace(2048, SLOWDOWN), DEVICES["fast"]
+    longest_s = 0.0
+    for number in range(160):
+        decodes = 4 if number < 80 else 9
+        encode_s = pace.encode_s_beside(decodes, 0)
+        longest_s = max(longest_s, encode_s)
+        # Steps 0, 1, 2 and every 17th one are alone.
+        step_s = slow_s if number in {when, 80 + when} and not encode_s else device.alone_s(decodes)
+        pace.note(decodes, 0, step_s + encode_s, encoded=encode_s > 0)
+    assert longest_s < 1.01 * (SLOWDOWN - 1) * device.alone_s(9)
+    assert encode_s > 0.99 * (SLOWDOWN - 1) * device.alone_s(9) or encode_s == 0
+
+
+def test_a_change_is_learned_in_two_steps_alone() -> None:
+    pace = Pace(2048, SLOWDOWN)
+    for step_s in (0.01, 0.01, 0.01, 0.08, 0.08):
+        pace.note(4, 0, step_s, encoded=False)
+    assert pace.encode_s_beside(4, 0) == pytest.approx(0.08)
+    for step_s in (0.02, 0.02):
+        pace.note(4, 0, step_s, encoded=False)
+    assert pace.encode_s_beside(4, 0) == pytest.approx(0.02)
+
+
 @pytest.mark.parametrize("token_s", [0.00001, 0.0001, 0.0003])
 def test_a_step_without_answers_is_bounded_in_time(token_s: float) -> None:
     """Whoever comes meanwhile waits for its end; what fits is used."""
@@ -110,11 +137,13 @@ def test_prompts_always_get_on() -> None:
 
 def test_images_share_with_prompts() -> None:
     pace = Pace(2048, SLOWDOWN)
-    assert pace.encode_s_beside(4, 0) == 0.0, "nothing is known yet"
-    pace.note(4, 0, 0.01, encoded=False)
+    for _ in range(3):
+        assert pace.encode_s_beside(4, 0) == 0.0, "too little is known yet"
+        pace.note(4, 0, 0.01, encoded=False)
     assert pace.encode_s_beside(4, 0) == pytest.approx(0.01)
     assert pace.encode_s_beside(4, 100) == pytest.approx(0.005)
-    pace.note(64, 0, 10.0, encoded=False)
+    for _ in range(3):
+        pace.note(64, 0, 10.0, encoded=False)
     assert pace.encode_s_beside(64, 0) == MAX_STEP_S
     assert pace.encode_s_beside(0, 0) == MAX_STEP_S
     assert pace.encode_s_beside(0, 100) == MAX_STEP_S / 2
