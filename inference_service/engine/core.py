@@ -66,7 +66,7 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        """Whether any sequence is unfinished, or any step in flight."""
+        """Whether any sequence is unfinished, or any step in flight, or any image in progress."""
         return (
             self._scheduler.has_work or self._held.num_sequences > 0 or not self._pipeline.is_empty
         )

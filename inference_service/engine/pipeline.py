@@ -106,8 +106,8 @@ class Pipeline:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no step is in flight."""
-        return not self._in_flight
+        """Whether no step is in flight, and no image in progress, which another step would drop if nobody waits."""
+        return not self._in_flight and not self._encoder.busy
 
     @property
     def step_durations(self) -> Histogram:

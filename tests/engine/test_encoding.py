@@ -331,6 +331,24 @@ def test_a_request_can_leave_between_the_pieces(
     assert not core._pipeline._encoder.busy
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+def test_an_image_for_nobody_takes_no_memory(
+    make_core: Any, one_piece_a_step: list[int], depth: int
+) -> None:
+    core: EngineCore = make_core(pipeline_depth=depth)
+    core.add(LARGE.request("gone"), LARGE.pixels)
+    core.step()
+    core.step()
+    assert core._pipeline._encoder.busy
+    core.abort("gone")
+    for _ in range(3):
+        if core.has_work:
+            assert core.step() == []
+    assert not core.has_work
+    assert not core._pipeline._encoder.busy
+    assert core._pipeline._encoder._cache.num_tokens == 0
+
+
 def test_an_image_of_two_is_encoded_if_the_first_leaves_before(
     make_core: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
