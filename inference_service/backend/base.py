@@ -143,7 +143,7 @@ class Load:
         preemptions: Answers that were preempted and recomputed.
         pixel_bytes_in_flight: Bytes of processed images of the requests that the engine has or is being sent.
         step_durations: Durations of the steps of the engine.
-        encode_durations: Durations of passes of the vision tower.
+        encode_durations: How long the steps of the engine encoded images, where they did.
         batch_sizes: Sequences computed together in the steps of the engine.
         device_memory: Memory of the GPU; None = there is none.
         last_step_s: When the engine last reported a step, or that it has none to compute, as `time.monotonic()`; None =

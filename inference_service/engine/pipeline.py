@@ -116,7 +116,7 @@ class Pipeline:
 
     @property
     def encode_durations(self) -> Histogram:
-        """How long passes of the vision tower took."""
+        """How long the steps encoded images, where they did."""
         return self._encoding.total
 
     @property

@@ -115,10 +115,9 @@ class Engine:
             pace=self.pace,
             clock=clock,
         )
-        self.gpu: Any = Gpu(timeline, cache, piece_s)
-        self.pipeline = Pipeline(
-            self.scheduler, self.gpu, cache, self.pace, depth=depth, device=CUDA
-        )
+        self.gpu = Gpu(timeline, cache, piece_s)
+        runner: Any = self.gpu
+        self.pipeline = Pipeline(self.scheduler, runner, cache, self.pace, depth=depth, device=CUDA)
         self.pipeline._encoder._clock = clock
         self.numbers = count()
 
@@ -148,7 +147,7 @@ class Engine:
         self.scheduler.add([sequence])
         return sequence
 
-    def run(self, steps: int, flood: dict[str, int] | None = None) -> None:
+    def run(self, steps: int, flood: dict[str, Any] | None = None) -> None:
         """With so many requests of the flood waiting all the time."""
         for _ in range(steps):
             while flood and len(self.scheduler.waiting) < 3:
@@ -162,7 +161,7 @@ class Engine:
         return fmean(after - before for before, after in pairwise(times))
 
 
-FLOODS = {
+FLOODS: dict[str, dict[str, Any]] = {
     "prompts": {"prompt": 3000, "answer": 1},
     "images": {"prompt": 410, "image": 400, "answer": 1},
     "small images": {"prompt": 50, "image": 40, "answer": 1},
