@@ -8,6 +8,7 @@ from pathlib import Path
 import shutil
 from typing import Any
 
+import httpx
 import openai
 from openai.types.chat import ChatCompletionToolParam
 import pytest
@@ -255,13 +256,63 @@ UNBOUND: dict[str, tuple[list[str], list[str], tuple[str, str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", UNBOUND)
 @pytest.mark.parametrize("api", APIS)
-async def test_what_belongs_to_no_call_is_refused(
-    client: openai.AsyncOpenAI, api: str, case: str
+async def test_what_belongs_to_no_call_is_refused(client: openai.AsyncOpenAI, api: str) -> None:
+    for calls, results, fields in UNBOUND.values():
+        body = {"model": "echo"} | APIS[api](calls, results)
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.post(f"/{api}", body=body, cast_to=object)
+        assert fields[list(APIS).index(api)] in json.dumps(caught.value.response.json())
+
+
+ONE_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "X"}}\n</tool_call>'
+ENDS: dict[str, dict[str, Any]] = {
+    "a limit": {"max_tokens": 30, "max_output_tokens": 30},
+    "a limit behind the tag": {"max_tokens": 16, "max_output_tokens": 16},
+    "a stop string": {"stop": ["weather"], "stop_sequences": ["weather"]},
+}
+
+
+FORCED: dict[str, tuple[dict[str, Any], object, tuple[str, ...]]] = {
+    "chat/completions": (
+        {"type": "function", "function": {"name": "weather"}},
+        "required",
+        ("max_tokens", "stop"),
+    ),
+    "responses": (
+        {"type": "function", "name": "weather", "parameters": {}},
+        "required",
+        ("max_output_tokens", "stop"),
+    ),
+    "messages": (
+        {"name": "weather", "input_schema": {"type": "object"}},
+        {"type": "any"},
+        ("max_tokens", "stop_sequences"),
+    ),
+}
+
+
+@pytest.mark.parametrize("api", APIS)
+async def test_a_call_that_is_cut_before_its_name_is_not_text(
+    client: openai.AsyncOpenAI, api: str
 ) -> None:
-    calls, results, fields = UNBOUND[case]
-    body = {"model": "echo"} | APIS[api](calls, results)
-    with pytest.raises(openai.BadRequestError) as caught:
-        await client.post(f"/{api}", body=body, cast_to=object)
-    assert fields[list(APIS).index(api)] in json.dumps(caught.value.response.json())
+    tool, choice, known = FORCED[api]
+    asked = {"input": ONE_CALL} if api == "responses" else {"messages": [user(ONE_CALL)]}
+    for end in ENDS.values():
+        body = {"model": "echo", "tools": [tool], "tool_choice": choice} | asked
+        body |= {"max_tokens": 500} if api == "messages" else {}
+        body |= {key: value for key, value in end.items() if key in known}
+        answer: Any = await client.post(f"/{api}", body=body, cast_to=object)
+        assert "tool_call>" not in json.dumps(answer)
+        if api == "chat/completions":
+            assert answer["choices"][0]["message"]["content"] is None
+        async with httpx.AsyncClient(timeout=30) as plain:
+            response = await plain.post(f"{client.base_url}{api}", json=body | {"stream": True})
+        lines = response.text.splitlines()
+        events = [line for line in lines if line.startswith("data: {") and '"tools"' not in line]
+        assert events
+        assert not any("<" in event for event in events)
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}

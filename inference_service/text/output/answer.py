@@ -82,7 +82,11 @@ class Answer:
             yield Delta(choice_index=self._index, prompt_logprobs=entries)
         ends_with_token = output.finish_reason in _BY_TOKEN
         text_ids = output.token_ids[:-1] if ends_with_token else output.token_ids
-        piece = self._pipeline.push(text_ids, last=output.finish_reason is not None)
+        piece = self._pipeline.push(
+            text_ids,
+            last=output.finish_reason is not None,
+            is_cut=output.finish_reason not in (None, FinishReason.EOS),
+        )
         taken = len(output.token_ids if piece.trigger is None else piece.token_ids)
         self.completion_tokens += taken
         self.reasoning_tokens = piece.reasoning_tokens

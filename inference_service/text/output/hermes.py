@@ -138,7 +138,9 @@ class HermesReader:
         behind = text.lstrip(_SPACE)
         if behind.startswith(CLOSE_TAG):
             reading.state, reading.rest = CallState.DONE, behind.removeprefix(CLOSE_TAG)
-        elif CLOSE_TAG.startswith(behind) and not last:
+        elif CLOSE_TAG.startswith(behind):
             self._held = text
+            if last:  # a tag that was cut
+                reading.state = CallState.DONE
         else:
             reading.state, reading.rest = CallState.DONE, text

@@ -28,22 +28,24 @@ class Pipeline:
         self._stages = stages
         self._token_by_token = any(stage.may_end or stage.counts_tokens for stage in stages)
 
-    def push(self, token_ids: tuple[int, ...], *, last: bool) -> Piece:
+    def push(self, token_ids: tuple[int, ...], *, last: bool, is_cut: bool = False) -> Piece:
         """Takes the tokens of one engine output.
 
         Args:
             token_ids: In order, without an end token; may be empty.
             last: No tokens follow.
+            is_cut: They would, had the model ended the answer.
 
         Returns:
             The completed text and data; its `token_ids` are those given, up to the token that ended the answer.
         """
         if not self._token_by_token or len(token_ids) < 2:
-            return self._through(Piece(token_ids=token_ids, last=last))
+            return self._through(Piece(token_ids=token_ids, last=last, is_cut=is_cut))
         total = Piece()
         for number, token_id in enumerate(token_ids, start=1):
             at_end = last and number == len(token_ids)
-            total.extend(self._through(Piece(token_ids=(token_id,), last=at_end)))
+            one = Piece(token_ids=(token_id,), last=at_end, is_cut=is_cut and at_end)
+            total.extend(self._through(one))
             if total.last:
                 break
         return total
@@ -85,7 +87,14 @@ def build_pipeline(
     if reasons:
         stages.append(ReasoningSplitter(reasoning, close_id, call_beginnings(tools, parsed)))
     if parsed:
-        stages.append(ToolCallSplitter(tools, parsed, only_one=not _may_call_again(request)))
+        stages.append(
+            ToolCallSplitter(
+                tools,
+                parsed,
+                only_one=not _may_call_again(request),
+                only_calls=_must_call(request),
+            )
+        )
     if request.grounding:
         stages.append(BoxReader(notation, images, _beginning(request)))
     return Pipeline(stages)
@@ -100,6 +109,10 @@ def _parsed_tools(request: Request) -> tuple[Tool, ...]:
 
 def _may_call_again(request: Request) -> bool:
     return not isinstance(request, ChatRequest) or request.tool_choice.parallel
+
+
+def _must_call(request: Request) -> bool:
+    return isinstance(request, ChatRequest) and request.tool_choice.mode is ToolMode.REQUIRED
 
 
 def _beginning(request: Request) -> str:

@@ -23,6 +23,7 @@ class Piece:
         groundings: Boxes parsed from the answer, in order.
         trigger: The reason if a stage, not the engine, ended the answer.
         last: No piece follows: stages release all text that they hold back.
+        is_cut: The model has not ended the answer: a limit, a stop string or a stop token of the request has.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -35,6 +36,7 @@ class Piece:
     groundings: tuple[Grounding, ...] = ()
     trigger: StopTrigger | None = None
     last: bool = False
+    is_cut: bool = False
 
     def extend(self, later: Piece) -> None:
         """Appends the next piece."""
@@ -48,6 +50,7 @@ class Piece:
         self.groundings += later.groundings
         self.trigger = later.trigger
         self.last = later.last
+        self.is_cut = later.is_cut
 
 
 class Stage(Protocol):

@@ -49,7 +49,7 @@ class StopStringFilter:
             end, start, string = min(found)
             self._pass(piece, text, marks, end if self._include else start)
             piece.trigger = StopTrigger(stop_string=string)
-            piece.last = True
+            piece.last = piece.is_cut = True
             return
         kept = 0 if piece.last else possible_beginning(text, self._strings)
         self._pass(piece, text, marks, len(text) - kept)

@@ -1,4 +1,7 @@
-"""Separates the tool calls of an answer from its text. What is malformed, or not declared, stays text."""
+"""Separates the tool calls of an answer from its text. What is malformed, or not declared, stays text.
+
+A call that is cut before its name is known is neither: nobody could read it.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +34,19 @@ class ToolCallSplitter:
     """The stage that reads tool calls.
 
     White space that touches a call is left out. A call that ends before it is complete remains as far as it was passed
-    on; then `Piece.calls_tools` is false.
+    on; then `Piece.calls_tools` is false. If nothing was, it stays text where the model itself has ended the answer. It
+    is left out where it was cut, or where a grammar permits nothing but calls.
     """
 
     counts_tokens = False
 
     def __init__(
-        self, notation: ToolNotation, tools: Sequence[Tool], *, only_one: bool = False
+        self,
+        notation: ToolNotation,
+        tools: Sequence[Tool],
+        *,
+        only_one: bool = False,
+        only_calls: bool = False,
     ) -> None:
         """Starts an answer.
 
@@ -45,7 +54,9 @@ class ToolCallSplitter:
             notation: How the model writes calls.
             tools: The declared functions.
             only_one: The answer ends after its first call.
+            only_calls: A grammar permits nothing but calls, of which the last may be cut.
         """
+        self._only_calls = only_calls
         self.may_end = only_one
         self._tags = tag_texts(notation)
         self._new_reader = _reader_factory(notation, tools)
@@ -73,7 +84,7 @@ class ToolCallSplitter:
         found = first_tag(text, self._tags)
         if found is None:
             kept = len(text)
-            if not piece.last:
+            if not piece.last or self._only_calls:
                 kept = len(text[: kept - possible_beginning(text, self._tags)].rstrip(_SPACE))
             self._say(piece, text[:kept])
             self._held = text[kept:]
@@ -139,7 +150,7 @@ class ToolCallSplitter:
         """The answer has ended inside a call."""
         if self._has_begun:
             self._has_broken = True
-        else:
+        elif not (piece.is_cut or self._only_calls):
             self._say(piece, self._unread)
 
     def _no_call(self, piece: Piece) -> str:

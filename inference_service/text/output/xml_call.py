@@ -127,8 +127,10 @@ class XmlReader:
         behind = self._text[self._at :].lstrip(_SPACE)
         if behind.startswith(_CLOSE_TAG):
             self._at = len(self._text) - len(behind) + len(_CLOSE_TAG)
-        elif _CLOSE_TAG.startswith(behind) and not last:
-            return False
+        elif _CLOSE_TAG.startswith(behind):
+            if not last:
+                return False
+            self._at = len(self._text)  # a tag that was cut
         self._result = CallState.DONE
         return False
 

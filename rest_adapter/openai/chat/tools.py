@@ -60,6 +60,12 @@ class Tools:
     choice: message_pb.ToolChoice | None = None
     named: bool = False
 
+    @property
+    def required(self) -> bool:
+        """Whether the answer has nothing but calls."""
+        required = message_pb.TOOL_CHOICE_MODE_REQUIRED
+        return self.named or (self.choice is not None and self.choice.mode == required)
+
     def add_to(self, spec: chat_pb.ChatCompletionSpec) -> None:
         """Sets the tools of a request."""
         spec.tools.extend(self.tools)

@@ -190,8 +190,9 @@ def _choice(choice: generation_pb.Choice, chat: Chat) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
     if choice.reasoning:
         message["reasoning_content"] = choice.reasoning
-    if choice.tool_calls:
+    if choice.tool_calls or chat.tools.required:
         message["content"] = choice.text or None
+    if choice.tool_calls:
         message["tool_calls"] = [_call(call) for call in choice.tool_calls]
     document: dict[str, Any] = {
         "index": choice.index,

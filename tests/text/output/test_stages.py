@@ -221,7 +221,8 @@ def test_only_possible_beginnings_are_held_back() -> None:
 
 def test_a_stop_string_ends_the_answer() -> None:
     stops = StopStringFilter(["."], include=True)
-    ended = Piece(text="a.", trigger=StopTrigger(stop_string="."), last=True)
+    trigger = StopTrigger(stop_string=".")
+    ended = Piece(text="a.", trigger=trigger, last=True, is_cut=True)
     assert after(stops, Piece(text="a.b")) == ended
 
 

@@ -18,6 +18,7 @@ from inference_service.domain import (
     TextPart,
     Tool,
     ToolChoice,
+    ToolMode,
 )
 from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason
 from inference_service.model_spec import ToolNotation
@@ -99,6 +100,7 @@ def outputs_of(
     reason=st.sampled_from([FinishReason.EOS, FinishReason.LENGTH]),
     stops=st.sampled_from([(), ("stop",), ("\n\n",), ("</think>",)]),
     parallel=st.booleans(),
+    mode=st.sampled_from([ToolMode.AUTO, ToolMode.REQUIRED]),
 )
 def test_cutting_changes_nothing(
     tokenizer: Tokenizer,
@@ -110,6 +112,7 @@ def test_cutting_changes_nothing(
     reason: FinishReason,
     stops: tuple[str, ...],
     parallel: bool,
+    mode: ToolMode,
 ) -> None:
     ids = [token for piece in pieces for token in tokenizer.encode(piece)]
     request = ChatRequest(
@@ -117,7 +120,7 @@ def test_cutting_changes_nothing(
         model="m",
         messages=(ChatMessage(role=Role.USER, parts=(TextPart(text="x"),)),),
         tools=(Tool(name="now"),),
-        tool_choice=ToolChoice(parallel=parallel),
+        tool_choice=ToolChoice(mode=mode, parallel=parallel),
         stop_strings=stops,
     )
 

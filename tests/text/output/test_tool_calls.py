@@ -50,13 +50,20 @@ class Read:
 
 
 def read(
-    notation: ToolNotation, text: str, lengths: Sequence[int] = (), *, only_one: bool = False
+    notation: ToolNotation,
+    text: str,
+    lengths: Sequence[int] = (),
+    *,
+    only_one: bool = False,
+    only_calls: bool = False,
+    is_cut: bool = False,
 ) -> Read:
-    splitter = ToolCallSplitter(notation, TOOLS, only_one=only_one)
+    splitter = ToolCallSplitter(notation, TOOLS, only_one=only_one, only_calls=only_calls)
     got = Read()
     parts = list(cut(len(text), lengths))
     for number, part in enumerate(parts, start=1):
-        piece = Piece(text=text[part], last=number == len(parts))
+        last = number == len(parts)
+        piece = Piece(text=text[part], last=last, is_cut=is_cut and last)
         splitter.push(piece)
         got.text += piece.text
         for delta in piece.tool_calls:
@@ -273,6 +280,29 @@ def test_a_call_that_breaks_is_not_continued(arguments: str, passed: str, text: 
         assert (got.text, got.calls, got.calls_tools) == (text, [["weather", passed]], False)
 
 
+@pytest.mark.parametrize(
+    ("notation", "answer"),
+    [
+        (HERMES, hermes("weather", PARIS)),
+        (HERMES, '<tool_call>{"arguments": {"city": "X"}, "name": "weather"}</tool_call>'),
+        (XML, xml("weather", city="Paris", days="2")),
+    ],
+)
+def test_a_call_that_is_cut_is_never_text(notation: ToolNotation, answer: str) -> None:
+    said = "Let me see.\n\n"
+    [[_, answer_arguments]] = read(notation, answer).calls
+    for end in range(len(answer)):
+        for lengths in ([], [1] * len(said + answer)):
+            forced = read(notation, "\n" + answer[:end], lengths, only_calls=True, is_cut=True)
+            assert forced.text == ""
+            chosen = read(notation, said + answer[:end], lengths, is_cut=True)
+            has_tag = end >= len("<tool_call>")
+            assert chosen.text == ("Let me see." if has_tag else said + answer[:end])
+            assert chosen.calls == forced.calls
+            for _, arguments in forced.calls:
+                assert answer_arguments.startswith(arguments)
+
+
 def test_one_call_ends_the_answer_if_only_one_is_wanted() -> None:
     calls = hermes("now", "{}") + "\n" + hermes("weather", PARIS)
     for lengths in ([], [1] * len(calls)):
@@ -298,21 +328,34 @@ PIECES = st.lists(
 
 @pytest.mark.parametrize("notation", [HERMES, XML])
 @settings(deadline=None, max_examples=300)
-@given(answer=PIECES, lengths=CUTS, only_one=st.booleans(), data=st.data())
-@example(answer=" <tool_call><tool_call>", lengths=[1] * 30, only_one=False, data=None)
+@given(
+    answer=PIECES,
+    lengths=CUTS,
+    options=st.fixed_dictionaries(
+        {name: st.booleans() for name in ("only_one", "only_calls", "is_cut")}
+    ),
+    data=st.data(),
+)
+@example(answer=" <tool_call><tool_call>", lengths=[1] * 30, options={}, data=None)
+@example(answer="<tool_call>\n<tool_call>", lengths=[1], options={"is_cut": True}, data=None)
 def test_cutting_changes_nothing(
-    notation: ToolNotation, answer: str, lengths: list[int], only_one: bool, data: st.DataObject
+    notation: ToolNotation,
+    answer: str,
+    lengths: list[int],
+    options: dict[str, Any],
+    data: st.DataObject | None,
 ) -> None:
     if data is not None and answer:
         at = data.draw(st.integers(0, len(answer)))
         change = data.draw(st.sampled_from(["", "}", '"', "<", "\n", "\\", "</tool_call>"]))
         answer = answer[:at] + change + answer[at + 1 :]
-    once = read(notation, answer, only_one=only_one)
-    several = read(notation, answer, lengths, only_one=only_one)
+    once = read(notation, answer, **options)
+    several = read(notation, answer, lengths, **options)
     once.ids = several.ids = []
     assert several == once
     if not once.calls:
-        assert once.text == answer
+        is_whole = not (options.get("only_calls") or options.get("is_cut"))
+        assert once.text == answer if is_whole else answer.startswith(once.text)
     if once.calls_tools:
         assert all(isinstance(json.loads(arguments), dict) for _, arguments in once.calls)
 
