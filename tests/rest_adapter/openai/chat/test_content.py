@@ -311,7 +311,7 @@ def test_any_fields_are_read_or_refused_by_an_existing_path(fields: dict[str, An
 
 
 def check_error(error: ApiError, body: dict[str, Any]) -> None:
-    assert error.status in (400, 413)
+    assert error.status in (400, 404, 413)  # 404: no model has an empty name
     assert error.message
     assert not re.search(r"Input should|pydantic|1e-|e\+|\.str\b|None|True|False", error.message)
     assert error.param is None or exists(error.param, body), (error.param, error.message)
