@@ -102,6 +102,7 @@ def test_every_response_has_the_request_id(adapter: Adapter, stream: bool) -> No
     assert counted.headers["request-id"]
 
 
+SUBJECTS = {"CONTEXT_LENGTH_EXCEEDED": "prompt is too long"}
 STATUS = {"QUEUE_FULL": 529, "GPU_OUT_OF_MEMORY": 529}
 KINDS = {
     400: "invalid_request_error",
@@ -129,7 +130,8 @@ def test_every_reason_has_its_status_and_type(adapter: Adapter, reason: str, pat
         response = post(adapter, f"fail {reason}", path=path, stream=stream)
         message = assert_error(response, status, kind)
         if row.http_status != 500:
-            assert message == f"temperature: It is {reason}."
+            subject = SUBJECTS.get(reason, "temperature")
+            assert message == f"{subject}: It is {reason}."
         if kind not in ("conflict_error", "request_too_large"):
             strict(ErrorResponse, response.json())
         if row.retry:
