@@ -101,11 +101,11 @@ class _Prompts:
     waiting: deque[Sequence] = field(default_factory=deque)
     kept: int = 0
 
-    def shortest_first(self, budget: int) -> None:
-        """Changes the order in progress."""
+    def shortest_first(self, budget: int, *, admits: bool) -> None:
+        """Changes the order in progress, and leaves new ones what they can use, if any can be admitted."""
         shortest = sorted(self.running, key=lambda one: len(one) - one.num_computed_tokens)
         self.running = deque(shortest)
-        self.kept = budget // 2 if self.waiting else 0
+        self.kept = min(budget // 2, sum(map(len, self.waiting))) if admits else 0
 
 
 @dataclass(slots=True)
@@ -338,7 +338,8 @@ class Scheduler:
         for sequence in self.waiting if admitting else ():
             prompts[sequence.caller].waiting.append(sequence)
         for mine in prompts.values() if self._shortest_first else ():
-            mine.shortest_first(plan.tokens_left)
+            admits = bool(mine.waiting) and self._fits(mine.waiting[0])
+            mine.shortest_first(plan.tokens_left, admits=admits)
         return prompts
 
     def _admit(self, sequence: Sequence) -> bool:

@@ -21,12 +21,18 @@ from inference_service.measures import ChoiceTimings
 
 
 def make(
-    *, pages: int = 100, page_size: int = 2, seqs: int = 8, budget: int = 100, encoder: int = 100
+    *,
+    pages: int = 100,
+    page_size: int = 2,
+    seqs: int = 8,
+    budget: int = 100,
+    encoder: int = 100,
+    max_model_len: int = 200,
 ) -> Scheduler:
     return Scheduler(
         BlockManager(pages, page_size),
         EncoderCache(encoder),
-        max_model_len=min(pages * page_size, 200),
+        max_model_len=min(pages * page_size, max_model_len),
         max_num_seqs=seqs,
         max_num_batched_tokens=budget,
     )
@@ -106,6 +112,23 @@ def test_short_prompts_take_turns_with_long_ones(monkeypatch: pytest.MonkeyPatch
     while scheduler.waiting or not all(one.is_decoding for one in scheduler.running):
         assert len(steps) < 100, "the oldest long prompt gets on in every other step"
         steps.append(step(scheduler))
+
+
+@pytest.mark.parametrize(("seqs", "pages"), [(2, 1000), (8, 251)])
+def test_prompts_that_cannot_begin_yet_take_nothing_from_those_in_progress(
+    seqs: int, pages: int
+) -> None:
+    scheduler = make(seqs=seqs, pages=pages, page_size=10, budget=204, max_model_len=1250)
+    scheduler._pace = Pace(204, 2.0)
+    prompts = [add(scheduler, chr(200 + number), 1200) for number in range(8)]
+    steps = 0
+    while scheduler.has_work:
+        steps += 1
+        commit(scheduler, scheduler.schedule())
+        for one in prompts:
+            if one.num_answer_tokens and one.finish_reason is None:
+                scheduler.finish(one, FinishReason.EOS)
+    assert steps <= -(-8 * 1200 // 204) + 2
 
 
 def test_no_more_sequences_than_allowed() -> None:
