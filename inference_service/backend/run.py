@@ -79,7 +79,13 @@ async def run(
                 break
             if output.finish_reason is None:
                 await engine.abort(output.request_id, output.choice_index)
-    yield dataclasses.replace(
+    yield _usage(prepared, answers, cached_tokens, written_tokens)
+
+
+def _usage(
+    prepared: PreparedPrompt, answers: Sequence[Answer], cached_tokens: int, written_tokens: int
+) -> TokenUsage:
+    return dataclasses.replace(
         prepared.usage,
         cached_tokens=cached_tokens,
         # A page that was evicted before the first token has been written twice.

@@ -137,7 +137,8 @@ def _load(
     if quantised:
         refuse_quantization(config.quantization, devices)
     if on_cpu:
-        form = settle_form(config.dtype, dtype, spec)
+        whose = "weights that are not quantised" if quantised else "weights"
+        form = settle_form(config.dtype, dtype, spec, whose=whose)
         dtype, layout = form.dtype, form.layout
     refuse_impossible_sizes(config, spec, devices, dtype)
     model = load(

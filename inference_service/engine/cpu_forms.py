@@ -133,7 +133,12 @@ def choose_form(
 
 
 def settle_form(
-    name: str, dtype: torch.dtype, spec: ModelSpec, measure: Measure = measure_forms
+    name: str,
+    dtype: torch.dtype,
+    spec: ModelSpec,
+    measure: Measure = measure_forms,
+    *,
+    whose: str = "weights",
 ) -> CpuForm:
     """The form of a model's weights on a CPU.
 
@@ -142,6 +147,7 @@ def settle_form(
         dtype: The dtype for which it stands.
         spec: The model; the widest layer of its language model is measured.
         measure: For tests.
+        whose: For the log: which weights have it.
     """
     dtypes = (torch.float32, dtype) if name == "auto" else (dtype,)
     outputs, inputs = 2 * spec.decoder.intermediate_size, spec.decoder.hidden_size
@@ -154,7 +160,7 @@ def settle_form(
         logger.warning("weights cannot be packed: %s", str(error).splitlines()[0])
         form = CpuForm(dtypes[0])
     logger.info(
-        "weights are held as %s, %s", str(form.dtype).removeprefix("torch."), form.layout.value
+        "%s are held as %s, %s", whose, str(form.dtype).removeprefix("torch."), form.layout.value
     )
     return form
 

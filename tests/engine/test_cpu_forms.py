@@ -167,7 +167,7 @@ def test_an_engine_with_packed_weights_answers_as_transformers(
 ) -> None:
     dense_bytes = make_core().ready.weight_bytes
     monkeypatch.setattr(cpu_forms, "PACKED_VALUES", 1)
-    monkeypatch.setattr(assembly, "settle_form", lambda *_: PACKED)
+    monkeypatch.setattr(assembly, "settle_form", lambda *_, **__: PACKED)
     loaded = []
 
     def load(*arguments: Any, **settings: Any) -> Any:
@@ -230,7 +230,7 @@ def test_an_engine_with_weights_in_16_bits_answers_alone_as_in_a_batch(
 
     expected, dense_bytes = answers(prompts)
     monkeypatch.setattr(cpu_forms, "PACKED_VALUES", 1)
-    monkeypatch.setattr(assembly, "settle_form", lambda *_: HELD)
+    monkeypatch.setattr(assembly, "settle_form", lambda *_, **__: HELD)
     found, held_bytes = answers(prompts)
     assert found == expected == [answers([prompt])[0][0] for prompt in prompts]
     assert held_bytes < dense_bytes
