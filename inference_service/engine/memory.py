@@ -235,6 +235,10 @@ def _decode_bytes(config: EngineConfig, model: VisionLanguageModel, room: int) -
     return decode_bytes(model.spec, sizes, model.dtype.itemsize, room, graphs=graphs)
 
 
+def _allocated_bytes(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
 @torch.inference_mode()
 def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
     """Runs a step of maximum size: a full image or video, a full batch, a full set of logits."""
@@ -246,10 +250,12 @@ def _run_largest_step(config: EngineConfig, model: VisionLanguageModel) -> None:
     pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8)
     # If all images have the same size, a step takes several of them for the same number of tokens.
     count = max(1, num_tokens // policy.tokens_of(grid)) if policy.square_side else 1
-    model.encode_images([pixels] * count, [grid] * count)
-    # Images are encoded over several steps, in which the tower's tensors stay beside those of the decoder.
-    encoding = model.encoding([pixels] * count, [grid] * count)
-    held = list(islice(encoding, count + 2))
+    images = ([pixels] * count, [grid] * count)
+    held_bytes = [_allocated_bytes(model.device) for _ in model.encoding(*images)]
+    # Images are encoded over several steps: in the worst case the tower's tensors stay beside those of the decoder
+    # from where they take most.
+    encoding = model.encoding(*images)
+    held = list(islice(encoding, 1 + held_bytes.index(max(held_bytes))))
 
     num_pages = -(-num_tokens // config.page_size)
     sequence = SequenceInput(token_ids=[0] * num_tokens, start=0, pages=range(num_pages))

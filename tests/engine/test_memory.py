@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -101,9 +102,20 @@ def test_the_largest_step_is_full_of_images(
 ) -> None:
     """Images of 256 tokens each: a step may encode as many as have its tokens together, and one at least."""
     model = load_model(qwen_vl_b, dtype=torch.float32, device=torch.device("cpu"))
-    encoded: list[int] = []
-    monkeypatch.setattr(model, "encode_images", lambda pixels, _: encoded.append(len(pixels)))
-    for tokens in (100, 256, 600):
+    encoded: list[tuple[int, int]] = []
+    pieces = 0
+
+    def encoding(pixels: list[torch.Tensor], _grids: object) -> Iterator[None]:
+        nonlocal pieces
+        for pieces in (1, 2, 3):
+            encoded.append((len(pixels), pieces))
+            yield
+
+    monkeypatch.setattr(model, "encoding", encoding)
+    monkeypatch.setattr(memory, "_allocated_bytes", lambda _: {1: 10, 2: 30, 3: 20}[pieces])
+    for tokens, images in ((100, 1), (256, 1), (600, 2)):
         config = EngineConfig(model_dir="", max_num_batched_tokens=tokens)
+        encoded.clear()
         memory._run_largest_step(config, model)
-    assert encoded == [1, 1, 2]
+        # Once as a whole, and once until most is held, which stays beside the decoder.
+        assert encoded == [(images, piece) for piece in (1, 2, 3, 1, 2)]
