@@ -57,6 +57,7 @@ def train_to(steps, network, codec, state_file) -> Trainer:
     return trainer
 
 
+@pytest.mark.full
 def test_a_resumed_training_ends_where_an_unbroken_one_does(network, codec, tmp_path):
     first = Network(network.config)
     first.load_state_dict(network.state_dict())
@@ -113,6 +114,7 @@ def test_the_log_tells_loss_and_accuracy_per_task_and_language(network, codec, t
     )
 
 
+@pytest.mark.full
 def test_learning_lowers_the_loss(network, codec, tmp_path):
     trainer = Trainer(network, codec, short_run(10**6), tmp_path / "state.pt")
     batch, look = next(batches(codec, 0, 4)), make_look(0, 2)

@@ -22,6 +22,7 @@ from qwenvl import Client
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from tests.e2e.conftest import Served
 from tests.support.bounds import assert_mostly_right, card_rates
+from tests.support.examples import one_in
 from tests.support.images import Placed, draw_scene, gallery, print_word, scenes
 
 
@@ -40,9 +41,6 @@ LOOKS = (
 
 # Minutes in all: what is asked in Chinese as in English is asked in Chinese by `make test-full`.
 LANGUAGES = ("en", pytest.param("zh", marks=pytest.mark.full))
-TASKS = [
-    pytest.param(task, marks=[pytest.mark.full] if n % 3 else []) for n, task in enumerate(SHARES)
-]
 
 Named = tuple[bytes, str, str, Collection[str]]
 """An image, a question, what the answer must hold, and the names of which it must hold none but that."""
@@ -275,7 +273,7 @@ def test_boxes_lie_on_the_shapes(client: Client) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", one_in(4, SHARES))
 def test_answers_of_the_examination_are_as_often_right_as_the_card_tells(
     client: Client, task: str, language: str
 ) -> None:
@@ -284,6 +282,7 @@ def test_answers_of_the_examination_are_as_often_right_as_the_card_tells(
     assert_mostly_right(judgements(client, trials), card_rates()[task, language])
 
 
+@pytest.mark.full
 def test_the_examination_prints_every_task_and_its_digest(served: Served) -> None:
     command = [sys.executable, "-m", "demo_training.evaluate", "--questions", "40"]
     command += ["--target", served.grpc_target]

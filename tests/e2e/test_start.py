@@ -24,6 +24,7 @@ from inference_service.demo import MODEL_DIR
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from tests.e2e.conftest import ROOT, free_port
+from tests.support.examples import one_in
 from tests.support.hub_stand_in import StandIn, serving
 
 
@@ -233,50 +234,57 @@ def second_server_says_which_port(
 
 @pytest.mark.parametrize(
     ("arguments", "environment", "says"),
-    [
-        (["--device", "toaster"], {}, "--device=toaster (QWENVL_DEVICE): must be auto, cpu"),
-        (
-            [],
-            {"QWENVL_DEVICE": "cuda:77"},
-            "--device=cuda:77 (QWENVL_DEVICE): there is no such GPU",
-        ),
-        (
-            ["--max-model-len", "9999999"],
-            {},
-            "--max-model-len=9999999 (QWENVL_MAX_MODEL_LEN): exceeds the model's context window of 4096",
-        ),
-        (
-            ["--max-model-len", "4k"],
-            {},
-            "--max-model-len=4k (QWENVL_MAX_MODEL_LEN): must be a valid",
-        ),
-        (["--port", "65536"], {}, "--port=65536 (QWENVL_HTTP_ADDRESS): has port 65536"),
-        (["--host", "a b"], {}, "--host=a b (QWENVL_HTTP_ADDRESS)"),
-        (["--http-address", "x:1", "--port", "2"], {}, "leave out --host and --port"),
-        ([], {"QWENVL_GRPC_ADDRESS": "127.0.0.1:-1"}, "--grpc-address=127.0.0.1:-1 (QWENVL_GRPC_A"),
-        (["--admin-address", "127.0.0.1:{http}"], {}, "is also that of --http-address"),
-        (["--grpc-address", "192.0.2.1:1"], {}, "this machine does not have that address"),
-        (["--health-address", "no.such.host.invalid:1"], {}, "cannot be resolved"),
-        (
-            ["--api-key-file", "/no/such"],
-            {},
-            "--api-key-file=/no/such (QWENVL_API_KEY_FILE): cannot",
-        ),
-        (
-            ["--allowed-media-domains", "not a host"],
-            {},
-            "--allowed-media-domains=not a host (QWENVL_A",
-        ),
-        (
-            ["--allow-local-media-path", "/x/y"],
-            {},
-            "--allow-local-media-path=/x/y (QWENVL_ALLOW_LO",
-        ),
-        ([], {"QWENVL_MAX_BODY_MIB": "0"}, "--max-body-mib=0 (QWENVL_MAX_BODY_MIB): must be"),
-        ([], {"QWENVL_GRPC_TARGET": "http://x"}, "--grpc-target=http://x (QWENVL_GRPC_TARGET)"),
-        ([], {"QWENVL_MAX_NUM_SEQ": "3"}, "did you mean QWENVL_MAX_NUM_SEQS?"),
-        (["/no/such/model"], {}, "cannot serve this model: /no/such/model is neither"),
-    ],
+    one_in(
+        3,
+        [
+            (["--device", "toaster"], {}, "--device=toaster (QWENVL_DEVICE): must be auto, cpu"),
+            (
+                [],
+                {"QWENVL_DEVICE": "cuda:77"},
+                "--device=cuda:77 (QWENVL_DEVICE): there is no such GPU",
+            ),
+            (
+                ["--max-model-len", "9999999"],
+                {},
+                "--max-model-len=9999999 (QWENVL_MAX_MODEL_LEN): exceeds the model's context window of 4096",
+            ),
+            (
+                ["--max-model-len", "4k"],
+                {},
+                "--max-model-len=4k (QWENVL_MAX_MODEL_LEN): must be a valid",
+            ),
+            (["--port", "65536"], {}, "--port=65536 (QWENVL_HTTP_ADDRESS): has port 65536"),
+            (["--host", "a b"], {}, "--host=a b (QWENVL_HTTP_ADDRESS)"),
+            (["--http-address", "x:1", "--port", "2"], {}, "leave out --host and --port"),
+            (
+                [],
+                {"QWENVL_GRPC_ADDRESS": "127.0.0.1:-1"},
+                "--grpc-address=127.0.0.1:-1 (QWENVL_GRPC_A",
+            ),
+            (["--admin-address", "127.0.0.1:{http}"], {}, "is also that of --http-address"),
+            (["--grpc-address", "192.0.2.1:1"], {}, "this machine does not have that address"),
+            (["--health-address", "no.such.host.invalid:1"], {}, "cannot be resolved"),
+            (
+                ["--api-key-file", "/no/such"],
+                {},
+                "--api-key-file=/no/such (QWENVL_API_KEY_FILE): cannot",
+            ),
+            (
+                ["--allowed-media-domains", "not a host"],
+                {},
+                "--allowed-media-domains=not a host (QWENVL_A",
+            ),
+            (
+                ["--allow-local-media-path", "/x/y"],
+                {},
+                "--allow-local-media-path=/x/y (QWENVL_ALLOW_LO",
+            ),
+            ([], {"QWENVL_MAX_BODY_MIB": "0"}, "--max-body-mib=0 (QWENVL_MAX_BODY_MIB): must be"),
+            ([], {"QWENVL_GRPC_TARGET": "http://x"}, "--grpc-target=http://x (QWENVL_GRPC_TARGET)"),
+            ([], {"QWENVL_MAX_NUM_SEQ": "3"}, "did you mean QWENVL_MAX_NUM_SEQS?"),
+            (["/no/such/model"], {}, "cannot serve this model: /no/such/model is neither"),
+        ],
+    ),
 )
 def test_what_cannot_work_is_refused_in_one_line_before_anything_opens(
     tmp_path: Path, arguments: list[str], environment: Mapping[str, str], says: str

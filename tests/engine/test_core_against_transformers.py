@@ -62,7 +62,7 @@ def test_in_mixed_batches_of_8(make_core, prompts, expected) -> None:
     assert ask(core, prompts) == expected
 
 
-@pytest.mark.parametrize("tokens", [1, 7, 64])
+@pytest.mark.parametrize("tokens", [pytest.param(1, marks=pytest.mark.full), 7, 64])
 def test_prefill_in_chunks(make_core, prompts, expected, tokens: int) -> None:
     """Chunks end inside images; decodes and chunks share a step."""
     core = make_core(max_num_seqs=8, max_num_batched_tokens=tokens)

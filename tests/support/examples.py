@@ -1,6 +1,11 @@
-"""How many generated examples a slow test tries: all of them, or a part of them in the short tests."""
+"""How much a slow test tries: all generated examples and rows of a table, or a part of them in the short tests."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
 
 
 _SHORT_SHARE = 4
@@ -16,3 +21,14 @@ def try_few() -> None:
 def examples(count: int) -> int:
     """`count`, and in the short tests a quarter of them. For tests that take seconds."""
     return max(1, count // _divisor)
+
+
+def one_in(every: int, rows: Iterable[Any]) -> list[Any]:
+    """The rows of a table, of which the short tests try the first of every so many. A tuple is several arguments."""
+    return [
+        pytest.param(
+            *(row if isinstance(row, tuple) else (row,)),
+            marks=[pytest.mark.full] if place % every else [],
+        )
+        for place, row in enumerate(rows)
+    ]
