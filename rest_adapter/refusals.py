@@ -13,6 +13,7 @@ import contextlib
 import time
 from typing import Final
 
+import grpc
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -47,7 +48,9 @@ class RefuseHammering:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or refuses it."""
         call = current_call()
-        if scope["type"] != "http" or scope["method"] != "POST" or call is None:
+        is_asked = scope["type"] == "http" and scope["method"] == "POST"
+        # To cancel an answer needs no place of its own.
+        if not is_asked or call is None or scope["path"].endswith("/cancel"):
             await self._app(scope, receive, send)
             return
         then, error = self._last.get(call.caller, (0.0, None))
@@ -58,17 +61,24 @@ class RefuseHammering:
             return
         await self._app(scope, receive, send)
         failure = scope["state"].get("error")
-        if isinstance(failure, ApiError) and failure.reason in _REASONS:
+        if isinstance(failure, ApiError) and failure.reason in _REASONS and _is_of_service(failure):
             self._note(call.caller, failure)
 
     def _note(self, caller: str, failure: ApiError) -> None:
         """Remembers a refusal, which the service has delayed already."""
+        # Its frames have the whole request.
+        failure.__traceback__ = failure.__cause__ = failure.__context__ = None
         self._pacing.delay_s(caller)
         if self._pacing.is_over(caller):
             self._last.pop(caller, None)
             self._last[caller] = self._clock(), failure
             if len(self._last) > _MAX_CALLERS:
                 self._last.popitem(last=False)
+
+
+def _is_of_service(failure: ApiError) -> bool:
+    """Whether the service has refused; what the adapter itself refuses is about the size of one body."""
+    return isinstance(failure.__cause__, grpc.RpcError)
 
 
 async def _discard_small(scope: Scope, receive: Receive) -> None:

@@ -16,6 +16,8 @@ from inference_service.grpc_api import schema_facts as facts
 
 
 MAX_STEPS: Final = 30_000
+_TEXT_OF_STEP: Final = 16
+"""To write so many characters of a value, or to compare them, costs as much as a step."""
 """Schemas, names and values that are looked at for all proofs about a document."""
 
 _DEPTHS: Final = (1, 3, 9)
@@ -30,6 +32,9 @@ class Proofs:
         self._root = root
         self._left = MAX_STEPS
         self._finite: set[int] = set()
+        self._texts: dict[
+            int, tuple[object, str]
+        ] = {}  # with the value, so that its id stays its own
 
     def are_disjoint(self, schemas: Sequence[Any]) -> bool:
         """Whether it is proved that every value matches at most one of the schemas."""
@@ -49,6 +54,14 @@ class Proofs:
         except RecursionError:
             return False
 
+    def _text(self, value: object) -> str:
+        """The canonical text of a value; a long one is many steps."""
+        if id(value) not in self._texts:
+            text = facts.canonical(value)
+            self._texts[id(value)] = (value, text)
+            self._left -= len(text) // _TEXT_OF_STEP
+        return self._texts[id(value)][1]
+
     def _have_distinct_values(self, schemas: Sequence[Any]) -> bool:
         """Whether each schema has a list of values, and no two lists have the same one."""
         seen: set[str] = set()
@@ -56,7 +69,7 @@ class Proofs:
             values = next(filter(None, map(facts.values, self._all_of([schema]))), None)
             if values is None or not self._spend(len(values)):
                 return False
-            found = set(map(facts.canonical, values))
+            found = set(map(self._text, values))
             if seen & found:
                 return False
             seen |= found
@@ -116,9 +129,9 @@ class Proofs:
         fewest = min(lists, key=len)
         if not self._spend(sum(map(len, lists)) + len(fewest) * len(parts)):
             return False
-        allowed = [set(map(facts.canonical, values)) for values in lists]
+        allowed = [set(map(self._text, values)) for values in lists]
         return not any(
-            all(facts.canonical(value) in others for others in allowed)
+            all(self._text(value) in others for others in allowed)
             and all(self._may_be(value, schema) for schema in parts)
             for value in fewest
         )

@@ -5,7 +5,7 @@ Chat formats have no ids: a model reads the first result as that of the first ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,17 +36,19 @@ def messages_in_order(messages: Sequence[message_pb.Message]) -> list[int]:
             or a call has no result. Only the calls that end a conversation may have none, all of them.
     """
     turns: list[_Turn] = []
+    newest: dict[str, _Turn] = {}
     goes_on = False  # another call would belong to the last turn
     for index, message in enumerate(messages):
         if message.tool_calls:
             if not goes_on:
                 turns.append(_Turn())
             turns[-1].add_calls(message, index)
+            newest |= dict.fromkeys((call.id for call in message.tool_calls), turns[-1])
             goes_on = True
             continue
         goes_on = goes_on and message.role == _ANSWER
         if message.role == _RESULT:
-            _turn_of(message, index, turns).results.append(index)
+            _turn_of(message, index, turns, newest).results.append(index)
     order = list(range(len(messages)))
     for turn in turns:
         if turn.results or turn.last != len(messages) - 1:
@@ -62,12 +64,14 @@ class _Turn:
 
     Attributes:
         ids: The id of each call; may be empty.
+        by_id: The call of each id.
         paths: The field of each call.
         results: Indices of the messages with their results, in ascending order.
         last: Index of the last message with calls.
     """
 
     ids: list[str] = field(default_factory=list)
+    by_id: dict[str, int] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
     results: list[int] = field(default_factory=list)
     last: int = 0
@@ -76,12 +80,14 @@ class _Turn:
         """Adds the calls of an answer."""
         for number, call in enumerate(message.tool_calls):
             path = f"spec.messages[{index}].tool_calls[{number}]"
-            if call.id and call.id in self.ids:
+            if call.id in self.by_id:
                 raise InvalidArgumentError(
                     f"id is {quoted(call.id)}, as that of an earlier call of this turn, but results are told apart"
                     " by the ids of their calls.",
                     field=f"{path}.id",
                 )
+            if call.id:
+                self.by_id[call.id] = len(self.ids)
             self.ids.append(call.id)
             self.paths.append(path)
         self.last = index
@@ -92,10 +98,10 @@ class _Turn:
         others: list[int] = []
         for result in self.results:
             call_id = messages[result].tool_call_id
-            if call_id not in self.ids or not call_id:
+            call = self.by_id.get(call_id)
+            if call is None:
                 others.append(result)
                 continue
-            call = self.ids.index(call_id)
             if call in found:
                 raise InvalidArgumentError(
                     f"tool_call_id is {quoted(call_id)}, but an earlier result is of this call.",
@@ -115,13 +121,14 @@ class _Turn:
         return (found[call] for call in range(len(self.ids)))
 
 
-def _turn_of(result: message_pb.Message, index: int, turns: Sequence[_Turn]) -> _Turn:
-    """The turn of the call that a result belongs to."""
+def _turn_of(
+    result: message_pb.Message, index: int, turns: Sequence[_Turn], newest: Mapping[str, _Turn]
+) -> _Turn:
+    """The turn of the call that a result belongs to; `newest` is that of each id."""
     call_id = result.tool_call_id
-    named = (turn for turn in reversed(turns) if call_id in turn.ids)
     # Some clients send an id that is not that of the call; of one call, there can be no doubt.
     last = turns[-1] if turns and (not call_id or len(turns[-1].ids) == 1) else None
-    turn = next(named, last) if call_id else last
+    turn = newest.get(call_id, last) if call_id else last
     if turn is None:
         raise _no_call(result, index)
     return turn

@@ -57,6 +57,16 @@ def test_alternatives_that_may_overlap_stay(case: str) -> None:
     assert "oneOf" in checked_schema(json.dumps(OVERLAPPING[case]), FIELD)
 
 
+def test_a_reference_through_alternatives_still_leads_there() -> None:
+    either = {"oneOf": [{"type": "string"}, {"type": "integer"}]}
+    schema = {
+        "type": "object",
+        "properties": {"a": either, "b": {"$ref": "#/properties/a/oneOf/0"}},
+    }
+    checked = json.loads(checked_schema(json.dumps(schema), FIELD))
+    assert checked == schema
+
+
 VALUES = [
     *(None, True, False, 0, 1, 2, 1.0, 1.5, -1, "", "a", "bb", [], [1], ["a", "a"], {}),
     *({"k": "a"}, {"k": 1}, {"k": "b", "l": 1}, {"k": {"k": "a"}}, {"l": [1]}, {"k": None}),
@@ -196,6 +206,10 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "wide values": {
         "allOf": [{"oneOf": [{"$ref": "#/$defs/E"}, {"type": "number"}]}] * 800,
         "$defs": {"E": {"enum": list(range(3000))}},
+    },
+    "a long value": {
+        "oneOf": [{"allOf": [{"const": n}, {"$ref": "#/$defs/b"}]} for n in range(40)],
+        "$defs": {"b": {"const": [list(range(8000))]}},
     },
     "a long chain": {
         "oneOf": [{"$ref": "#/$defs/d0"}] * 3,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
+import weakref
 
+import grpc
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
@@ -22,8 +25,9 @@ HAMMERING = 40
 class Service:
     """An application that refuses everybody, and how often it was asked."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, cause: Exception | None = None) -> None:
         self.reason = reason
+        self.cause = grpc.RpcError() if cause is None else cause
         self.asked = 0
         self.now_s = 1000.0
         self.door = RefuseHammering(self, lambda: self.now_s)
@@ -32,9 +36,16 @@ class Service:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked += 1
         error = of_reason(self.reason, "No.", retry_after_s=7.0)
+        error.__cause__ = self.cause
         await error_response(scope, error)(scope, receive, send)
 
-    async def ask(self, key: str = "", method: str = "POST", body: int = 10) -> tuple[int, str]:
+    async def ask(
+        self,
+        key: str = "",
+        method: str = "POST",
+        body: int = 10,
+        path: str = "/v1/chat/completions",
+    ) -> tuple[int, str]:
         """The status and the `retry-after` of a request."""
         app = type("App", (), {"state": type("State", (), {})()})()
         app.state.dialects, app.state.endpoints = DIALECTS, Endpoints((), ())
@@ -42,7 +53,7 @@ class Service:
         scope: dict[str, Any] = {
             "type": "http",
             "method": method,
-            "path": "/v1/chat/completions",
+            "path": path,
             "headers": headers,
             "state": {},
             "app": app,
@@ -82,6 +93,38 @@ async def test_who_hammers_is_refused_without_asking_the_service(reason: str) ->
     service.now_s += 0.3
     await service.ask("greedy")
     assert service.asked == asked + 3, "it may have room now"
+
+
+@pytest.mark.usefixtures("_no_waiting")
+async def test_what_the_adapter_refuses_is_about_one_request() -> None:
+    service = Service("QUEUE_FULL", cause=MemoryError())
+    for _ in range(HAMMERING):
+        await service.ask("greedy")
+    assert service.asked == HAMMERING
+
+
+@pytest.mark.usefixtures("_no_waiting")
+async def test_who_hammers_may_cancel() -> None:
+    service = Service("QUEUE_FULL")
+    for _ in range(HAMMERING):
+        await service.ask("greedy")
+    asked = service.asked
+    await service.ask("greedy", path="/v1/responses/resp_1/cancel")
+    assert service.asked == asked + 1
+
+
+@pytest.mark.usefixtures("_no_waiting")
+async def test_nothing_of_a_refused_request_is_kept() -> None:
+    class Failure(grpc.RpcError):
+        """What the finished frames of a request hang on."""
+
+    services = [Service("QUEUE_FULL", cause=Failure()) for _ in range(2)]
+    kept = weakref.ref(services[0].cause)
+    for _ in range(HAMMERING):
+        await services[0].ask("greedy")
+    services[0].cause = services[1].cause
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.usefixtures("_no_waiting")
