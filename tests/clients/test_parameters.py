@@ -268,7 +268,7 @@ WRONG_IN_RESPONSES: list[tuple[dict[str, Any], str]] = [
 ]
 WRONG_IN_MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens"),
-    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -1}, "max_tokens"),
     ({"temperature": 3}, "temperature"),
     ({"thinking": {"type": "enabled", "budget_tokens": 10}}, "thinking.budget_tokens"),
     ({"tools": [{"type": "web_search_20250305", "name": "x"}]}, "tools.0.type"),

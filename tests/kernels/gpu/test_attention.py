@@ -84,6 +84,7 @@ def test_any_number_of_splits_with_empty_ones(attention, monkeypatch, splits):
     Case([(0, 1), (33, 1), (130, 1)], (4, 2), 16).check(attention, monkeypatch)
 
 
+@pytest.mark.full
 def test_a_graph_has_the_splits_of_the_longest_context(attention, monkeypatch):
     """Then the longest context is that of the model, whatever the sequences have, and nothing is on the host."""
     case = Case([(0, 1), (600, 1), (40, 1)], (4, 2), 16)
