@@ -22,7 +22,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 import time
-from typing import Any
+from typing import Any, Final
 
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
@@ -36,6 +36,10 @@ from inference_service.errors import (
     RequestIdInUseError,
 )
 from inference_service.measures import ChoiceTimings
+
+
+_PATIENCE_S: Final = 5.0
+"""When the oldest sequence of a caller of whom none runs has waited longer, nobody is admitted before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +307,8 @@ class Scheduler:
         """Preempt sequences for callers of whom none runs, one sequence for each; others keep one each."""
         running = self._running_by_caller()
         for sequence in self._first_waiting(running):
+            if not self._may_fit(sequence):
+                continue
             while not self._fits(sequence):
                 greedy, count = max(running.items(), key=lambda item: item[1])
                 if count < 2:
@@ -315,6 +321,8 @@ class Scheduler:
 
         When there is no room for a sequence, none is admitted that came later, but for callers of whom none runs.
         """
+        if admitting and (late := self._overdue()) is not None:
+            admitting = self._admit(late)
         running = self._running_by_caller()
         prompts = self._prompts_by_caller(plan, admitting=admitting)
         full = False
@@ -344,7 +352,8 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Admit a waiting sequence, if there is room."""
-        if len(self.running) == self.max_num_seqs:
+        # A token that is not known yet would be missing in the history of its new slot.
+        if len(self.running) == self.max_num_seqs or sequence.num_pending:
             return False
         # Cached pages have no logits, so prompt log probabilities require computing the prompt.
         if not self._blocks.admit(sequence, use_cache=not sequence.wants_prompt_logprobs):
@@ -364,6 +373,28 @@ class Scheduler:
         return len(self.running) < self.max_num_seqs and self._blocks.fits(
             sequence, use_cache=not sequence.wants_prompt_logprobs
         )
+
+    def _may_fit(self, sequence: Sequence) -> bool:
+        """Whether there is room beside the oldest sequence of each caller, which are not preempted for others."""
+        kept: dict[str, Sequence] = {}
+        for one in self.running:
+            kept.setdefault(one.caller, one)
+        pages = {page for one in kept.values() for page in one.pages}
+        needed = -(-len(sequence) // self._blocks.page_size)
+        return len(kept) < self.max_num_seqs and needed <= self._blocks.num_pages - len(pages)
+
+    def _overdue(self) -> Sequence | None:
+        """The oldest waiting sequence of a caller of whom none runs, if it has waited too long.
+
+        Each of many callers may have a small one admitted past it whenever one of theirs has ended.
+        """
+        running, now_s = self._running_by_caller(), self._clock()
+        late = (
+            one
+            for one in self.waiting
+            if one.caller not in running and now_s - one.arrived_s > _PATIENCE_S
+        )
+        return min(late, key=lambda one: one.arrived_s, default=None)
 
     def _running_by_caller(self) -> Counter[str]:
         return Counter(sequence.caller for sequence in self.running)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+import itertools
 
 import pytest
 
@@ -211,3 +212,41 @@ def test_callers_who_are_gone_are_forgotten() -> None:
         shares.leave(f"{number}")
         shares.charge("steady", 1)
     assert len(shares._tokens) < 4
+
+
+def test_a_large_prompt_runs_though_many_callers_send_small_ones() -> None:
+    """Each of them has one answer, and asks again when it ends."""
+    engine, now = Engine(pages=120), 0.0
+    engine.scheduler._clock = lambda: now
+    names = itertools.count()
+
+    def ask(caller: str) -> Sequence:
+        length = 60 + 4 * (next(names) % 5)
+        sampling = SamplingParams(max_tokens=20 + 3 * (next(names) % 7), ignore_eos=True)
+        return engine.add(caller, request(f"{next(names)}", length, sampling=sampling))[0]
+
+    small = {f"caller {number}": ask(f"caller {number}") for number in range(6)}
+    for _ in range(10):
+        engine.step()
+    [large] = engine.add("large", request("large", 380, sampling=SamplingParams(max_tokens=5)))
+    for _ in range(400):
+        engine.step()
+        now += 0.1
+        for caller, sequence in small.items():
+            if sequence.finish_reason is not None:
+                small[caller] = ask(caller)
+        if large.num_answer_tokens:
+            return
+    pytest.fail("it never runs")
+
+
+def test_nobody_is_preempted_for_a_prompt_that_would_not_fit_then() -> None:
+    engine = Engine(pages=100)
+    answers = engine.add("greedy", request("a", 40, num_choices=6))
+    for _ in range(10):
+        engine.step()
+    engine.add("large", request("large", 370))
+    for _ in range(10):
+        engine.step()
+    assert engine.scheduler.counters.preemptions == 0
+    assert all(one in engine.scheduler.running for one in answers)
