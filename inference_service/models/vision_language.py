@@ -36,7 +36,7 @@ class VisionLanguageModel(nn.Module):
         self.spec = spec
         self.ops = ops
         self.placement: Placement | None = None
-        self.visual: TowerInPieces = family_of(spec).new_vision_tower(spec, ops)
+        self.visual: nn.Module = family_of(spec).new_vision_tower(spec, ops)
         self.decoder = Decoder(spec.decoder, ops)
         self._patchify: Patchifier | None = None
 
@@ -86,7 +86,7 @@ class VisionLanguageModel(nn.Module):
     def encoding(
         self, pixels: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
     ) -> Pieces[list[torch.Tensor]]:
-        """Encodes images and videos, at least one, into image tokens, in pieces.
+        """Encodes images and videos, at least one, into image tokens, in pieces if the family's tower can be cut.
 
         Args:
             pixels: For each [frames, H, W, 3] uint8 RGB, resized already, on any device.
@@ -110,7 +110,10 @@ class VisionLanguageModel(nn.Module):
         for image in pixels:
             patches.append(self._patchify(image).to(self.dtype))
             yield
-        return (yield from self.visual.pieces(patches, grids))
+        if isinstance(self.visual, TowerInPieces):
+            return (yield from self.visual.pieces(patches, grids))
+        tokens: list[torch.Tensor] = self.visual(patches, grids)
+        return tokens
 
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> torch.Tensor:
         """[T, hidden] after the final norm; see `Decoder.forward`."""
