@@ -262,7 +262,7 @@ class Admission:
         """
         if len(self._ends) < 2:
             return _MIN_RETRY_S
-        rate = len(self._ends) / max(time.monotonic() - self._ends[0], 1e-3)
+        rate = (len(self._ends) - 1) / max(time.monotonic() - self._ends[0], 1e-3)
         wanted = self.in_flight + self._demand.refused(caller)
         wait_s = min(max(wanted / rate, _MIN_RETRY_S), _MAX_RETRY_S)
         self._demand.window_s = wait_s

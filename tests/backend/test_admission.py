@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from heapq import heapreplace
+import random
 import time
 
 import pytest
@@ -166,8 +167,12 @@ def test_everything_that_has_begun_is_kept() -> None:
             pass
 
 
-def test_retry_after_is_the_time_in_which_the_queue_was_lately_answered(monkeypatch) -> None:
+@pytest.mark.parametrize("spread", [1.0, 1.02, 1.25, 1.5])
+def test_retry_after_is_the_time_in_which_the_queue_was_lately_answered(
+    monkeypatch: pytest.MonkeyPatch, spread: float
+) -> None:
     now = [100.0]
+    monkeypatch.setattr(random, "uniform", lambda *_: spread)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     admission = Admission(4)
     for index in range(6):
@@ -180,7 +185,7 @@ def test_retry_after_is_the_time_in_which_the_queue_was_lately_answered(monkeypa
         with pytest.raises(QueueFullError) as caught:
             admission.check("me")
     # Those in flight and the one that waits now.
-    assert 5 * 2.0 - 1 <= (caught.value.retry_after_s or 0) <= 1.5 * 5 * 2.0 + 1
+    assert caught.value.retry_after_s == round(5 * 2.0 * spread)
 
 
 async def test_a_cut_ends_what_waits_and_what_begins_to_wait() -> None:
