@@ -76,6 +76,7 @@ class Plan:
         chunks: The chunks to compute; the newest sequence is last.
         images: The images to encode first, each key once, with a sequence that has the pixels.
         num_decodes: How many chunks, the first ones, are the next tokens of answers in progress.
+        shared: There are several callers.
         waits: Nothing is planned, as results are in flight for which somebody waits, and no answer goes on meanwhile:
             nothing would bound the step, so they are to be collected first.
     """
@@ -85,6 +86,7 @@ class Plan:
     chunks: list[Chunk] = field(default_factory=list)
     images: list[tuple[Sequence, ImageSpan]] = field(default_factory=list)
     num_decodes: int = 0
+    shared: bool = True
     waits: bool = False
 
 
@@ -193,12 +195,15 @@ class Scheduler:
         preemptions = self.counters.preemptions
         self._schedule_decodes(plan)
         plan.num_decodes = len(plan.chunks)
+        plan.shared = self._shares.num_callers > 1
         plan.waits = not plan.chunks and any(one.awaits_result for one in self.running)
         if plan.waits:
             return plan
         if self._pace is not None:
             self._shortest_first = not self._shortest_first
-            beside = self._pace.tokens_beside(plan.num_decodes, encoding=encoding)
+            beside = self._pace.tokens_beside(
+                plan.num_decodes, encoding=encoding, shared=plan.shared
+            )
             plan.tokens_left = min(plan.tokens_left, beside)
         # After a preemption, a new sequence would be preempted next.
         self._schedule_prompts(plan, admitting=self.counters.preemptions == preemptions)
