@@ -21,8 +21,8 @@ from inference_service.engine.graphs import DecodeGraph, DecodeGraphs, Surroundi
 from inference_service.engine.inputs import UNKNOWN, SequenceInput, batch_of, pack
 from inference_service.engine.logprobs import LogprobTensors, token_logprobs
 from inference_service.engine.pixels import own, send_pixels
+from inference_service.engine.plan import Chunk
 from inference_service.engine.readback import to_host
-from inference_service.engine.scheduler import Chunk
 from inference_service.engine.sequence import Sequence, SequenceId
 from inference_service.engine.slots import Slots
 from inference_service.engine.staging import Array, Fence, Staging

@@ -1,11 +1,8 @@
 """Schedules the next step: which tokens of which sequences are computed.
 
 A step takes decodes first, then prompts: callers by what they have had, see `shares`; of each caller first come, first
-served, with turns for short prompts. A sequence is admitted when there are pages for all its current tokens, so only
-growing answers can run out of pages. Then the newest running sequence is preempted: it loses its pages, keeps its
-answer so far, and is recomputed from the start. The oldest sequence can always continue, because `add` refuses
-sequences that would not fit alone; so every sequence ends. A caller of whom nothing runs need not wait for the answers
-of others either: if there is no room, the newest sequence of the caller with the most is preempted.
+served, with turns for short prompts, see `prompt_turns`. Who is admitted and who is preempted is told in `batch`. The
+oldest sequence can always continue, because `add` refuses sequences that would not fit alone; so every sequence ends.
 
 The next step may be planned while one step is in flight. What is launched counts as computed, because the device works
 in order: so pages and slots that are freed meanwhile can be given away at once, as whoever writes to them is queued
@@ -16,115 +13,28 @@ sequence that was preempted meanwhile takes its token, and nothing else, as its 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
 import time
-from typing import Any, Final
+from typing import Any
 
+from inference_service.engine.batch import Batch
 from inference_service.engine.blocks import BlockManager
+from inference_service.engine.counters import Counters
 from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.image_planner import ImagePlanner
 from inference_service.engine.pace import Pace
+from inference_service.engine.plan import Chunk, Plan
+from inference_service.engine.prompt_turns import Prompts, by_caller
 from inference_service.engine.sequence import Sequence, SequenceId
 from inference_service.engine.shares import Shares
-from inference_service.engine_protocol.messages import FinishReason, ImageSpan
+from inference_service.engine_protocol.messages import FinishReason
 from inference_service.errors import (
     ContextLengthError,
     ImageTooLargeError,
     RequestIdInUseError,
 )
 from inference_service.measures import ChoiceTimings
-
-
-_PATIENCE_S: Final = 5.0
-"""When the oldest sequence of a caller of whom none runs has waited longer, nobody is admitted before it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens [start, end) of a sequence, to be computed in one step.
-
-    Attributes:
-        sequence: The sequence.
-        start: The number of computed tokens of the sequence.
-        end: Exclusive.
-        samples: The chunk ends with the sequence's newest token, so the next one is sampled, or judged for a probe.
-        epoch: The epoch of the sequence.
-    """
-
-    sequence: Sequence
-    start: int
-    end: int
-    samples: bool
-    epoch: int = 0
-
-    @property
-    def extends(self) -> bool:
-        """Whether the sequence gets another token."""
-        return self.samples and self.sequence.probe is None
-
-
-@dataclass(slots=True)
-class Plan:
-    """The plan of one step.
-
-    Attributes:
-        tokens_left: Remaining token budget of the step.
-        encoder_tokens_left: Remaining budget of image tokens to encode.
-        chunks: The chunks to compute; the newest sequence is last.
-        images: The images to encode first, each key once, with a sequence that has the pixels.
-        num_decodes: How many chunks, the first ones, are the next tokens of answers in progress.
-        shared: There are several callers.
-        waits: Nothing is planned, as results are in flight for which somebody waits, and no answer goes on meanwhile:
-            nothing would bound the step, so they are to be collected first.
-    """
-
-    tokens_left: int
-    encoder_tokens_left: int
-    chunks: list[Chunk] = field(default_factory=list)
-    images: list[tuple[Sequence, ImageSpan]] = field(default_factory=list)
-    num_decodes: int = 0
-    shared: bool = True
-    waits: bool = False
-
-
-@dataclass(slots=True)
-class _Prompts:
-    """The prompts of one caller, in order of arrival.
-
-    In every other step the shortest come first, and half of the budget is for new sequences: so a short prompt does not
-    wait for all long ones, and a long one is not put off for ever.
-
-    Attributes:
-        running: Those in progress.
-        waiting: New sequences.
-        kept: Tokens of the step's budget that those in progress leave to the new ones.
-    """
-
-    running: deque[Sequence] = field(default_factory=deque)
-    waiting: deque[Sequence] = field(default_factory=deque)
-    kept: int = 0
-
-    def shortest_first(self, budget: int, *, admits: bool) -> None:
-        """Changes the order in progress, and leaves new ones what they can use, if any can be admitted."""
-        shortest = sorted(self.running, key=lambda one: len(one) - one.num_computed_tokens)
-        self.running = deque(shortest)
-        self.kept = min(budget // 2, sum(map(len, self.waiting))) if admits else 0
-
-
-@dataclass(slots=True)
-class Counters:
-    """Sums since the start. Prefix counters count prompt tokens, encoder counters count images, misses by reason."""
-
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    prefix_misses: Counter[str] = field(default_factory=Counter)
-    encoder_queries: int = 0
-    encoder_hits: int = 0
-    encoder_misses: Counter[str] = field(default_factory=Counter)
-    preemptions: int = 0
 
 
 class Scheduler:
@@ -146,9 +56,6 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.waiting: deque[Sequence] = deque()
-        # In order of admission. Of each caller in order of arrival, and all older than its waiting ones.
-        self.running: list[Sequence] = []
         self.counters = Counters()
         self._pace = pace
         self._shortest_first = False
@@ -156,8 +63,21 @@ class Scheduler:
         self._clock = clock
         self._blocks = blocks
         self._encoder_cache = encoder_cache
+        self._images = ImagePlanner(encoder_cache, self.counters)
+        self._batch = Batch(
+            blocks, self._images, max_num_seqs=max_num_seqs, counters=self.counters, clock=clock
+        )
         self._sequences: dict[SequenceId, Sequence] = {}
-        self._free_slots = list(range(max_num_seqs))  # a heap: the slots in use stay close together
+
+    @property
+    def running(self) -> Seq[Sequence]:
+        """The sequences in the batch, in order of admission."""
+        return self._batch.running
+
+    @property
+    def waiting(self) -> Collection[Sequence]:
+        """The sequences that wait to be admitted; those that were preempted come first."""
+        return self._batch.waiting
 
     @property
     def has_work(self) -> bool:
@@ -178,10 +98,8 @@ class Scheduler:
         """
         self.check(sequences)
         self._sequences.update({sequence.sequence_id: sequence for sequence in sequences})
-        self.waiting.extend(sequences)
-        now_s = self._clock()
+        self._batch.queue(sequences)
         for sequence in sequences:
-            sequence.arrived_s = now_s
             self._shares.enter(sequence.caller)
 
     def schedule(self, *, encoding: bool = False) -> Plan:
@@ -191,7 +109,7 @@ class Scheduler:
             encoding: Images of earlier plans are being encoded.
         """
         plan = Plan(self.max_num_batched_tokens, self.max_num_batched_tokens)
-        self._make_room()
+        self._batch.make_room()
         preemptions = self.counters.preemptions
         self._schedule_decodes(plan)
         plan.num_decodes = len(plan.chunks)
@@ -236,9 +154,9 @@ class Scheduler:
         sequence = chunk.sequence
         if chunk.epoch == sequence.epoch:
             self._blocks.publish(sequence, chunk.end)
-            for image in sequence.images_between(chunk.start, chunk.end):
-                if image.start + image.num_tokens <= chunk.end:
-                    self._unpin(sequence, image)
+            images = sequence.images_between(chunk.start, chunk.end)
+            passed = [one for one in images if one.start + one.num_tokens <= chunk.end]
+            self._images.release(sequence, passed)
         reason: FinishReason | None
         if chunk.samples and sequence.probe is not None:
             reason = FinishReason.LENGTH
@@ -255,10 +173,7 @@ class Scheduler:
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a running or waiting sequence and free its pages and images."""
         del self._sequences[sequence.sequence_id]
-        if sequence in self.running:
-            self._leave(sequence)
-        else:
-            self.waiting.remove(sequence)
+        self._batch.remove(sequence)
         self._shares.leave(sequence.caller)
         sequence.finish_reason = reason
 
@@ -295,7 +210,7 @@ class Scheduler:
                 )
 
     def _schedule_decodes(self, plan: Plan) -> None:
-        for sequence in [sequence for sequence in self.running if sequence.is_decoding]:
+        for sequence in [sequence for sequence in self._batch.running if sequence.is_decoding]:
             if not sequence.goes_on(self.max_model_len):
                 continue
             if not plan.tokens_left:
@@ -303,32 +218,21 @@ class Scheduler:
             if not sequence.pages:  # just preempted by an older one
                 return
             while not self._blocks.grow(sequence):
-                if self.running[-1] is sequence:
+                newest = self._batch.running[-1]
+                if newest is sequence:
                     return  # waits until an older one frees a page
-                self._preempt(self.running[-1])
+                self._batch.preempt(newest)
             self._add_chunk(plan, sequence, sequence.num_tokens)
 
-    def _make_room(self) -> None:
-        """Preempt sequences for callers of whom none runs, one sequence for each; others keep one each."""
-        running = self._running_by_caller()
-        for sequence in self._first_waiting(running):
-            if not self._may_fit(sequence):
-                continue
-            while not self._fits(sequence):
-                greedy, count = max(running.items(), key=lambda item: item[1])
-                if count < 2:
-                    return
-                self._preempt(next(s for s in reversed(self.running) if s.caller == greedy))
-                running[greedy] -= 1
-
     def _schedule_prompts(self, plan: Plan, *, admitting: bool) -> None:
-        """Continue prompts and admit new sequences; callers take turns, see `_Prompts` for those of one caller.
+        """Continue prompts and admit new sequences; callers take turns, see `Prompts` for those of one caller.
 
         When there is no room for a sequence, none is admitted that came later, but for callers of whom none runs.
         """
-        if admitting and (late := self._overdue()) is not None:
-            admitting = self._admit(late)
-        running = self._running_by_caller()
+        batch = self._batch
+        if admitting and (late := batch.overdue()) is not None:
+            admitting = batch.admit(late)
+        running = batch.running_by_caller
         prompts = self._prompts_by_caller(plan, admitting=admitting)
         full = False
         while prompts and plan.tokens_left:
@@ -336,125 +240,26 @@ class Scheduler:
             mine = prompts[caller]
             if mine.running and plan.tokens_left > mine.kept:
                 self._schedule_prefill(plan, mine.running.popleft(), plan.tokens_left - mine.kept)
-            elif mine.waiting and not (full and caller in running) and self._admit(mine.waiting[0]):
+            elif mine.waiting and not (full and caller in running) and batch.admit(mine.waiting[0]):
                 running[caller] += 1
                 self._schedule_prefill(plan, mine.waiting.popleft(), plan.tokens_left)
             else:
                 full |= bool(mine.waiting)
                 del prompts[caller]
 
-    def _prompts_by_caller(self, plan: Plan, *, admitting: bool) -> dict[str, _Prompts]:
-        prompts: defaultdict[str, _Prompts] = defaultdict(_Prompts)
-        for sequence in self.running:
-            if not sequence.is_decoding:
-                prompts[sequence.caller].running.append(sequence)
-        for sequence in self.waiting if admitting else ():
-            prompts[sequence.caller].waiting.append(sequence)
+    def _prompts_by_caller(self, plan: Plan, *, admitting: bool) -> dict[str, Prompts]:
+        prompts = by_caller(self._batch.running, self._batch.waiting if admitting else ())
         for mine in prompts.values() if self._shortest_first else ():
-            admits = bool(mine.waiting) and self._fits(mine.waiting[0])
+            admits = bool(mine.waiting) and self._batch.fits(mine.waiting[0])
             mine.shortest_first(plan.tokens_left, admits=admits)
         return prompts
-
-    def _admit(self, sequence: Sequence) -> bool:
-        """Admit a waiting sequence, if there is room."""
-        # A token that is not known yet would be missing in the history of its new slot.
-        if len(self.running) == self.max_num_seqs or sequence.num_pending:
-            return False
-        # Cached pages have no logits, so prompt log probabilities require computing the prompt.
-        if not self._blocks.admit(sequence, use_cache=not sequence.wants_prompt_logprobs):
-            return False
-        self.waiting.remove(sequence)
-        self.running.append(sequence)
-        sequence.slot = heappop(self._free_slots)
-        if sequence.num_cached_tokens is None:
-            sequence.num_cached_tokens = sequence.num_computed_tokens
-            sequence.admitted_s = self._clock()
-            self.counters.prefix_queries += sequence.num_prompt_tokens
-            self.counters.prefix_hits += sequence.num_cached_tokens
-            self.counters.prefix_misses.update(sequence.prefix_misses)
-        return True
-
-    def _fits(self, sequence: Sequence) -> bool:
-        return len(self.running) < self.max_num_seqs and self._blocks.fits(
-            sequence, use_cache=not sequence.wants_prompt_logprobs
-        )
-
-    def _may_fit(self, sequence: Sequence) -> bool:
-        """Whether there is room beside the oldest sequence of each caller, which are not preempted for others."""
-        kept: dict[str, Sequence] = {}
-        for one in self.running:
-            kept.setdefault(one.caller, one)
-        pages = {page for one in kept.values() for page in one.pages}
-        needed = -(-len(sequence) // self._blocks.page_size)
-        return len(kept) < self.max_num_seqs and needed <= self._blocks.num_pages - len(pages)
-
-    def _overdue(self) -> Sequence | None:
-        """The oldest waiting sequence of a caller of whom none runs, if it has waited too long.
-
-        Each of many callers may have a small one admitted past it whenever one of theirs has ended.
-        """
-        running, now_s = self._running_by_caller(), self._clock()
-        late = (
-            one
-            for one in self.waiting
-            if one.caller not in running and now_s - one.arrived_s > _PATIENCE_S
-        )
-        return min(late, key=lambda one: one.arrived_s, default=None)
-
-    def _running_by_caller(self) -> Counter[str]:
-        return Counter(sequence.caller for sequence in self.running)
-
-    def _first_waiting(self, running: Mapping[str, int]) -> list[Sequence]:
-        """The first waiting sequence of each caller of whom none runs; nothing if none runs at all."""
-        if not running:
-            return []
-        first: dict[str, Sequence] = {}
-        for sequence in self.waiting:
-            if sequence.caller not in running:
-                first.setdefault(sequence.caller, sequence)
-        return list(first.values())
 
     def _schedule_prefill(self, plan: Plan, sequence: Sequence, limit: int) -> None:
         """Schedule as many of the sequence's tokens as limit and images allow, possibly none."""
         start = sequence.num_computed_tokens
-        end = min(len(sequence), start + limit)
-        for image in sequence.images_between(start, end):
-            if not self._ensure_image(plan, sequence, image):
-                end = max(start, image.start)
-                break
+        end = self._images.reach(plan, sequence, min(len(sequence), start + limit))
         if end > start:
             self._add_chunk(plan, sequence, end)
-
-    def _ensure_image(self, plan: Plan, sequence: Sequence, image: ImageSpan) -> bool:
-        """Pin an image in the encoder cache, scheduling it for encoding if it is not cached."""
-        hit = image.key in self._encoder_cache
-        if hit and self._encoder_cache.get(image.key) is None:  # reserved
-            planned = any(image.key == other.key for _, other in plan.images)
-            if not planned:
-                return False  # it is being encoded since an earlier step
-        if not hit:
-            untouched = plan.encoder_tokens_left == self.max_num_batched_tokens
-            # A single image may exceed the budget of a step, otherwise it would never be encoded.
-            if image.num_tokens > plan.encoder_tokens_left and not untouched:
-                return False
-            if self._encodes_enough(sequence.caller, image):
-                return False
-            reason = "evicted" if self._encoder_cache.was_evicted(image.key) else "new"
-            if not self._encoder_cache.reserve(image.key, image.num_tokens, sequence.caller):
-                return False
-            self.counters.encoder_misses[reason] += 1
-            plan.encoder_tokens_left -= image.num_tokens
-            plan.images.append((sequence, image))
-        if self._encoder_cache.pin(image.key, (sequence.sequence_id, image.start)):
-            self.counters.encoder_queries += 1
-            self.counters.encoder_hits += hit
-        return True
-
-    def _encodes_enough(self, caller: str, image: ImageSpan) -> bool:
-        """Whether images of a caller wait for the encoder that fill, with this one, more than half of its cache."""
-        waiting = self._encoder_cache.unfilled_tokens(caller)
-        capacity = self._encoder_cache.capacity_tokens
-        return waiting > 0 and 2 * (waiting + image.num_tokens) > capacity
 
     def _add_chunk(self, plan: Plan, sequence: Sequence, end: int) -> None:
         start = sequence.num_computed_tokens
@@ -462,20 +267,3 @@ class Scheduler:
         self._shares.charge(sequence.caller, end - start)
         samples = end == sequence.num_tokens
         plan.chunks.append(Chunk(sequence, start, end, samples, sequence.epoch))
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self.counters.preemptions += 1
-        self._leave(sequence)
-        self.waiting.appendleft(sequence)
-
-    def _leave(self, sequence: Sequence) -> None:
-        """Remove a sequence from the batch and free what it has there."""
-        self.running.remove(sequence)
-        sequence.epoch += 1
-        heappush(self._free_slots, sequence.slot)
-        self._blocks.release(sequence)
-        for image in sequence.request.images:
-            self._unpin(sequence, image)
-
-    def _unpin(self, sequence: Sequence, image: ImageSpan) -> None:
-        self._encoder_cache.unpin(image.key, (sequence.sequence_id, image.start))

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from inference_service.engine.logprobs import LogprobTensors, candidate_logprobs, token_logprobs
 from inference_service.engine.masks import MaskBuffers
+from inference_service.engine.plan import Chunk
 from inference_service.engine.sampler import sample_
 from inference_service.engine.sampling_table import SampledRow, Selection, Shape
-from inference_service.engine.scheduler import Chunk
 from inference_service.engine.sequence import Sequence
 from inference_service.engine.slots import Slots
 from inference_service.engine.staging import Array

@@ -7,8 +7,8 @@ from heapq import heappop, heappush
 import torch
 from torch import Tensor
 
+from inference_service.engine.plan import Chunk
 from inference_service.engine.runner import ChunkResult
-from inference_service.engine.scheduler import Chunk
 from inference_service.engine.sequence import Sequence
 from inference_service.engine.slots import Slots
 from inference_service.engine.step_sampler import StepSampler

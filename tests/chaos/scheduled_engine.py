@@ -10,8 +10,9 @@ import time
 
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.plan import Chunk
 from inference_service.engine.process import main
-from inference_service.engine.scheduler import Chunk, Scheduler
+from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.sequence import Sequence
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,

@@ -29,8 +29,8 @@ from inference_service.engine.graphs import DecodeGraph, DecodeStep, Surrounding
 from inference_service.engine.inputs import SequenceInput
 from inference_service.engine.loader import load_model
 from inference_service.engine.pipeline import Pipeline
+from inference_service.engine.plan import Chunk
 from inference_service.engine.runner import ChunkResult, Launched, ModelRunner
-from inference_service.engine.scheduler import Chunk
 from inference_service.engine.sequence import Sequence
 from inference_service.engine.step_sampler import StepSampler
 from inference_service.engine_protocol.messages import (

@@ -9,7 +9,8 @@ import pytest
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.pace import Pace
-from inference_service.engine.scheduler import Plan, Scheduler
+from inference_service.engine.plan import Plan
+from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.sequence import Sequence
 from inference_service.engine_protocol.messages import (
     EngineRequest,

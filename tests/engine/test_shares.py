@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 import itertools
+import time
 
 import pytest
 
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
-from inference_service.engine.scheduler import Plan, Scheduler
+from inference_service.engine.plan import Plan
+from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.sequence import Sequence
 from inference_service.engine.shares import Shares
 from inference_service.engine_protocol.messages import (
@@ -28,7 +31,9 @@ ENCODED_PER_STEP = 16
 class Engine:
     """A scheduler whose steps sample the token 7, and encode few images."""
 
-    def __init__(self, *, pages: int = 400, seqs: int = 16) -> None:
+    def __init__(
+        self, *, pages: int = 400, seqs: int = 16, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.cache: EncoderCache[str] = EncoderCache(200)
         self.scheduler = Scheduler(
             BlockManager(pages, 4),
@@ -36,6 +41,7 @@ class Engine:
             max_model_len=400,
             max_num_seqs=seqs,
             max_num_batched_tokens=BUDGET,
+            clock=clock,
         )
         self.unencoded: list[ImageSpan] = []
 
@@ -216,8 +222,8 @@ def test_callers_who_are_gone_are_forgotten() -> None:
 
 def test_a_large_prompt_runs_though_many_callers_send_small_ones() -> None:
     """Each of them has one answer, and asks again when it ends."""
-    engine, now = Engine(pages=120), 0.0
-    engine.scheduler._clock = lambda: now
+    now = 0.0
+    engine = Engine(pages=120, clock=lambda: now)
     names = itertools.count()
 
     def ask(caller: str) -> Sequence:

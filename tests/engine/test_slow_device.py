@@ -16,8 +16,8 @@ from inference_service.engine import runner as runner_module
 from inference_service.engine import staging as staging_module
 from inference_service.engine.core import EngineCore
 from inference_service.engine.inputs import Packed, batch_of
+from inference_service.engine.plan import Plan
 from inference_service.engine.runner import ModelRunner
-from inference_service.engine.scheduler import Plan
 from inference_service.engine.staging import Fence, Staging
 from inference_service.models.batch import ForwardBatch, KVCache
 from tests.support.conversations import GREEDY, conversation, drain

@@ -17,8 +17,9 @@ from hashlib import sha256
 from typing import Any
 
 from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.plan import Chunk
 from inference_service.engine.runner import ChunkResult, _reported
-from inference_service.engine.scheduler import Chunk, Scheduler
+from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.sequence import Sequence
 from inference_service.engine_protocol.messages import (
     EngineRequest,

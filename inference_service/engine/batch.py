@@ -1,0 +1,160 @@
+"""The sequences in the engine: those that run, with what they hold there, and those that wait to be admitted.
+
+A sequence is admitted when there are pages for all its current tokens, so only growing answers can run out of pages.
+Then the newest running sequence is preempted: it loses its pages, keeps its answer so far, and is recomputed from the
+start. A caller of whom nothing runs need not wait for the answers of others: if there is no room, the newest sequence
+of the caller with the most is preempted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from heapq import heappop, heappush
+from typing import Final
+
+from inference_service.engine.blocks import BlockManager
+from inference_service.engine.counters import Counters
+from inference_service.engine.image_planner import ImagePlanner
+from inference_service.engine.sequence import Sequence
+
+
+_PATIENCE_S: Final = 5.0
+"""When the oldest sequence of a caller of whom none runs has waited longer, nobody is admitted before it."""
+
+
+class Batch:
+    """Admits sequences, and preempts them.
+
+    Attributes:
+        waiting: In order of arrival; those that were preempted come first.
+        running: In order of admission. Of each caller in order of arrival, and all older than its waiting ones.
+
+    Args:
+        blocks: The pages of the KV cache.
+        images: Gives back the images of sequences that leave the batch.
+        max_num_seqs: How many sequences run, at most.
+        counters: Counts preemptions, and queries, hits and misses of the prefix cache.
+        clock: Tells the time in seconds.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        images: ImagePlanner,
+        *,
+        max_num_seqs: int,
+        counters: Counters,
+        clock: Callable[[], float],
+    ) -> None:
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._blocks = blocks
+        self._images = images
+        self._max_num_seqs = max_num_seqs
+        self._counters = counters
+        self._clock = clock
+        self._free_slots = list(range(max_num_seqs))  # a heap: the slots in use stay close together
+
+    @property
+    def running_by_caller(self) -> Counter[str]:
+        """How many sequences of each caller run."""
+        return Counter(sequence.caller for sequence in self.running)
+
+    def queue(self, sequences: Iterable[Sequence]) -> None:
+        """Have new sequences wait."""
+        now_s = self._clock()
+        for sequence in sequences:
+            sequence.arrived_s = now_s
+            self.waiting.append(sequence)
+
+    def admit(self, sequence: Sequence) -> bool:
+        """Admit a waiting sequence, if there is room."""
+        # A token that is not known yet would be missing in the history of its new slot.
+        if len(self.running) == self._max_num_seqs or sequence.num_pending:
+            return False
+        # Cached pages have no logits, so prompt log probabilities require computing the prompt.
+        if not self._blocks.admit(sequence, use_cache=not sequence.wants_prompt_logprobs):
+            return False
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        sequence.slot = heappop(self._free_slots)
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            sequence.admitted_s = self._clock()
+            self._counters.prefix_queries += sequence.num_prompt_tokens
+            self._counters.prefix_hits += sequence.num_cached_tokens
+            self._counters.prefix_misses.update(sequence.prefix_misses)
+        return True
+
+    def fits(self, sequence: Sequence) -> bool:
+        """Whether there is room for a waiting sequence."""
+        return len(self.running) < self._max_num_seqs and self._blocks.fits(
+            sequence, use_cache=not sequence.wants_prompt_logprobs
+        )
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Have a running sequence wait again, before all others."""
+        self._counters.preemptions += 1
+        self._leave(sequence)
+        self.waiting.appendleft(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Remove a sequence for good, whether it runs or waits."""
+        if sequence in self.running:
+            self._leave(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def make_room(self) -> None:
+        """Preempt sequences for callers of whom none runs, one sequence for each; others keep one each."""
+        running = self.running_by_caller
+        for sequence in self._first_waiting(running):
+            if not self._may_fit(sequence):
+                continue
+            while not self.fits(sequence):
+                greedy, count = max(running.items(), key=lambda item: item[1])
+                if count < 2:
+                    return
+                self.preempt(next(s for s in reversed(self.running) if s.caller == greedy))
+                running[greedy] -= 1
+
+    def overdue(self) -> Sequence | None:
+        """The oldest waiting sequence of a caller of whom none runs, if it has waited too long.
+
+        Each of many callers may have a small one admitted past it whenever one of theirs has ended.
+        """
+        running, now_s = self.running_by_caller, self._clock()
+        late = (
+            one
+            for one in self.waiting
+            if one.caller not in running and now_s - one.arrived_s > _PATIENCE_S
+        )
+        return min(late, key=lambda one: one.arrived_s, default=None)
+
+    def _first_waiting(self, running: Mapping[str, int]) -> list[Sequence]:
+        """The first waiting sequence of each caller of whom none runs; nothing if none runs at all."""
+        if not running:
+            return []
+        first: dict[str, Sequence] = {}
+        for sequence in self.waiting:
+            if sequence.caller not in running:
+                first.setdefault(sequence.caller, sequence)
+        return list(first.values())
+
+    def _may_fit(self, sequence: Sequence) -> bool:
+        """Whether there is room beside the oldest sequence of each caller, which are not preempted for others."""
+        kept: dict[str, Sequence] = {}
+        for one in self.running:
+            kept.setdefault(one.caller, one)
+        pages = {page for one in kept.values() for page in one.pages}
+        needed = -(-len(sequence) // self._blocks.page_size)
+        return len(kept) < self._max_num_seqs and needed <= self._blocks.num_pages - len(pages)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Remove a sequence from the batch and free what it has there."""
+        self.running.remove(sequence)
+        sequence.epoch += 1
+        heappush(self._free_slots, sequence.slot)
+        self._blocks.release(sequence)
+        self._images.release(sequence, sequence.request.images)
