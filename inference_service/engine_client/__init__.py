@@ -1,1 +1,1 @@
-"""The front's side of the engine: its process, the requests in flight, the pixel budget and the quarantine."""
+"""The front's side of the engine: its processes, the requests in flight, the pixel budget and the quarantine."""

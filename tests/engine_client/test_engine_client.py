@@ -11,7 +11,7 @@ import time
 import pytest
 import uvloop
 
-from inference_service.engine_client import client as client_module
+from inference_service.engine_client import supervisor
 from inference_service.engine_client.child import EngineProcess
 from inference_service.engine_client.client import EngineClient
 from inference_service.engine_client.interface import EngineStartError, EngineState
@@ -629,7 +629,7 @@ async def test_an_engine_that_never_comes_up_fails_in_the_end(options):
         with pytest.raises(EngineStartError):
             await client.start()
     assert client.state is EngineState.FAILED
-    assert client.restarts == {"not_loaded": client_module.MAX_FAILED_LOADS - 1}
+    assert client.restarts == {"not_loaded": supervisor.MAX_FAILED_LOADS - 1}
     assert client.pid is None
     await client.close()
     assert open_descriptors() == before
@@ -658,7 +658,7 @@ async def test_an_engine_that_does_not_come_back_fails_in_the_end(tmp_path):
 
 
 async def test_a_load_that_takes_too_long_is_ended(monkeypatch):
-    monkeypatch.setattr(client_module, "MAX_FAILED_LOADS", 1)
+    monkeypatch.setattr(supervisor, "MAX_FAILED_LOADS", 1)
     client = fake_client("slow", start_timeout_s=0.5)
     async with asyncio.timeout(BOUND_S):
         with pytest.raises(EngineStartError, match="not loaded within"):
@@ -688,7 +688,7 @@ async def test_close_ends_what_is_running(engine):
 
 
 async def test_close_kills_an_engine_that_does_not_leave(monkeypatch):
-    monkeypatch.setattr(client_module, "CLOSE_GRACE_S", 0.1)
+    monkeypatch.setattr(supervisor, "CLOSE_GRACE_S", 0.1)
     async with running(fake_client()) as engine:
         os.kill(engine.pid, signal.SIGSTOP)
 
