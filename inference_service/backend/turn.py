@@ -13,12 +13,15 @@ from inference_service.backend.admission import AdmittedRequest
 from inference_service.backend.line import Line, Place
 from inference_service.errors import QueueFullError
 from inference_service.metrics.requests import current_request
+from inference_service.settings import ServiceSettings
 
 
 _ANSWER_TOKENS: Final = 64
 """Longer answers find room in the cache or are computed again, as the scheduler decides."""
 _MAX_WAITING_CACHES: Final = 16
 _RETRY_AFTER_S: Final = 10.0
+_SPARE_PART: Final = 8
+"""The part of what callers share that is left to those who have nothing of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,25 @@ class Shared:
     tokens: Line
     decoders: Line
     pixels: Line
+
+    @classmethod
+    def from_settings(cls, settings: ServiceSettings) -> Self:
+        """As much of everything as the operator has set; how many tokens there are, a loaded engine tells."""
+        few = max(2, settings.max_num_seqs // _SPARE_PART)
+        pixel_bytes = settings.pixel_budget_mib * 2**20
+        return cls(
+            # A few more than the batch holds, so that the engine never waits for the front; workers the same.
+            batch=Line(settings.max_num_seqs + 2 * few, spare=few),
+            tokens=Line(1),
+            decoders=Line(4 * settings.media_workers, spare=settings.media_workers),
+            pixels=Line(pixel_bytes, spare=pixel_bytes // _SPARE_PART),
+        )
+
+    def hold_tokens(self, capacity: int) -> None:
+        """Gives the line for the KV cache as many tokens as the loaded engine has."""
+        # For callers who have nothing there, the engine makes room by preemption.
+        self.tokens.spare = capacity // _SPARE_PART
+        self.tokens.places = max(1, capacity + self.tokens.spare)
 
 
 class Turn:

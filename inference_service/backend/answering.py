@@ -1,0 +1,217 @@
+"""The steps of a request from its admission to the events of its answers: media, prompt, engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+import contextlib
+import dataclasses
+
+from inference_service.backend.admission import AdmittedRequest
+from inference_service.backend.base import Rendered
+from inference_service.backend.composing import Composer
+from inference_service.backend.decisions import check_lengths, run_decisions
+from inference_service.backend.defaults import operator_defaults
+from inference_service.backend.forms import (
+    check_grounding,
+    form_begins_after,
+    form_field,
+    new_answers,
+    with_form,
+)
+from inference_service.backend.prompts import PreparedPrompt, Prompts
+from inference_service.backend.rates import Amounts, RateLimits
+from inference_service.backend.rendering import rendered
+from inference_service.backend.run import run, run_aborted
+from inference_service.backend.sampling import check_token_ids
+from inference_service.backend.served_model import Model
+from inference_service.backend.turn import Shared, Turn
+from inference_service.decisions import DecisionRequest, Decisions
+from inference_service.domain import Event, Request, forget_files
+from inference_service.engine_client.interface import Engine, EngineState
+from inference_service.errors import EngineUnavailableError, ModelLoadingError
+from inference_service.grammar.checker import ConstraintChecker
+from inference_service.media.prepare import MediaPreparer, PreparedMedia
+from inference_service.media.turn import set_turn
+from inference_service.settings import ServiceSettings
+
+
+class Answering:
+    """Answers admitted requests, each with its turn, by one engine.
+
+    Args:
+        settings: The operator's settings.
+        model: The model.
+        engine: The engine.
+        media: Prepares the media of requests.
+        prompts: Makes their prompts.
+        constraints: Tries their constraints.
+        rates: Counts the bytes of their images.
+        shared: What they share.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        model: Model,
+        engine: Engine,
+        *,
+        media: MediaPreparer,
+        prompts: Prompts,
+        constraints: ConstraintChecker,
+        rates: RateLimits,
+        shared: Shared,
+    ) -> None:
+        self._model = model
+        self._engine = engine
+        self._media = media
+        self._prompts = prompts
+        self._constraints = constraints
+        self._rates = rates
+        self._shared = shared
+        self._composer = Composer(
+            model,
+            operator_defaults(settings).over(model.defaults),
+            strict_max_tokens=settings.strict_max_tokens,
+        )
+
+    def check(self, request: Request) -> None:
+        """Checks what depends on the model, but not on the prompt.
+
+        Raises:
+            ServiceError: The model cannot do it.
+        """
+        check_token_ids(request, self._model.vocab_size)
+        check_grounding(request, self._model.box_notation)
+
+    def turn(self, request: Request, admitted: AdmittedRequest, size: int | None = None) -> Turn:
+        """The turn of a request with so many answers or probes at a time; None = as many answers as it asks for."""
+        return Turn(
+            admitted,
+            size=request.n if size is None else size,
+            pixel_bytes=self._media.max_pixel_bytes(request),
+            shared=self._shared,
+        )
+
+    async def prepare(
+        self, request: Request, admitted: AdmittedRequest, turn: Turn
+    ) -> PreparedPrompt:
+        """The prompt of a request, with its media.
+
+        Raises:
+            ServiceError: Media or prompt are refused.
+        """
+        media = await self._prepare_media(request, admitted, turn)
+        return await self._prompts.prepare(request, media)
+
+    async def render(self, request: Request, admitted: AdmittedRequest, turn: Turn) -> Rendered:
+        """The prompt of a request as callers see it, with the errors that `generate` would have; see `Backend`."""
+        # First, as in `generate`: a request must have the same error in both.
+        context_tokens = self._context_tokens()
+        async with admitted.abortable():
+            checked = await with_form(request, self._model, self._constraints)
+        prepared = await self.prepare(checked, admitted, turn)
+        options = self._composer.options(request, prepared, context_tokens)
+        form_begins_after(checked, prepared, self._model.tokenizer)
+        whole = dataclasses.replace(request, return_prompt_token_ids=True, return_prompt_text=True)
+        return rendered(self._composer.started(whole, prepared, options), prepared.prompt)
+
+    async def generate(
+        self, request: Request, admitted: AdmittedRequest, turn: Turn
+    ) -> AsyncGenerator[Event, None]:
+        """Yields the events of a request; closing the iterator aborts it in the engine. See `Backend`."""
+        context_tokens = self._context_tokens()
+        asked_in = form_field(request)
+        async with admitted.abortable():
+            request = await with_form(request, self._model, self._constraints)
+        prepared = await self.prepare(request, admitted, turn)
+        self._rates.take(
+            admitted.caller, Amounts(image_bytes=sum(memoryview(p).nbytes for p in prepared.pixels))
+        )
+        options = self._composer.options(request, prepared, context_tokens)
+        if not admitted.aborted:
+            async with admitted.abortable():
+                await turn.reserve_tokens(prepared.usage.prompt_tokens, options.max_tokens)
+        engine_request = self._composer.engine_request(request, admitted, prepared, options)
+        answers = new_answers(request, prepared, self._model, prepared.infos)
+        if admitted.aborted:
+            events = run_aborted(engine_request, prepared, answers)
+        else:
+            events = run(
+                self._engine,
+                engine_request,
+                prepared,
+                answers,
+                request.prompt_field,
+                form_field=asked_in,
+                begun=turn.free_pixels,
+                computed=turn.leave,
+            )
+        async with contextlib.aclosing(events):
+            # The engine begins now, whether the client reads or not: it would keep its place in the batch for nothing.
+            first = asyncio.ensure_future(anext(events, None))
+            try:
+                yield self._composer.started(request, prepared, options)
+                event = await first
+            finally:
+                first.cancel()
+                await asyncio.gather(first, return_exceptions=True)
+            while event is not None:
+                yield event
+                event = await anext(events, None)
+
+    async def decide(
+        self,
+        request: DecisionRequest,
+        admitted: AdmittedRequest,
+        turn: Turn,
+        prepared: Callable[[], None],
+    ) -> Decisions:
+        """Decides questions, as many at a time as the turn has places; see `Backend`."""
+        builder = self._model.decision_prompts()
+        context_tokens = self._context_tokens()
+        media = await self._prepare_media(request.with_all_images, admitted, turn)
+        prompts = await self._prompts.run(
+            request.num_characters, lambda: builder.build(request, media.images)
+        )
+        prepared()
+        self._rates.take(
+            admitted.caller, Amounts(image_bytes=sum(len(image.pixels) for image in media.images))
+        )
+        check_lengths(request.questions, prompts, context_tokens)
+        async with admitted.abortable():
+            await turn.reserve_tokens(prompts.max_tokens(turn.size), 0)
+        return await run_decisions(
+            self._engine, request, prompts, media, admitted, at_once=turn.size
+        )
+
+    async def _prepare_media(
+        self, request: Request, admitted: AdmittedRequest, turn: Turn
+    ) -> PreparedMedia:
+        """Prepares media; an abort ends only what may take long: the wait for the turn, and the media."""
+        state = self._engine.ready
+        if state is not None:
+            await self._prompts.refuse_too_long(request, state.max_model_len)
+        set_turn(turn.decoding)
+        try:
+            async with admitted.abortable():
+                media = await self._media.prepare(request, admitted.caller)
+                await turn.arrive()
+        finally:
+            forget_files(request)
+        turn.decoded(sum(len(image.pixels) for image in media.images))
+        return media
+
+    def _context_tokens(self) -> int:
+        """The context window of the engine in tokens; smaller than the model's if memory is short."""
+        state, ready = self._engine.state, self._engine.ready
+        if state is EngineState.READY and ready is not None:
+            self._shared.hold_tokens(ready.kv_pages_total * ready.kv_page_tokens)
+            return ready.max_model_len
+        if state is EngineState.STARTING:
+            raise ModelLoadingError("The model is loading; try again later.", retry_after_s=5.0)
+        if state in (EngineState.RESTARTING, EngineState.SILENT):
+            raise EngineUnavailableError(
+                "The engine is restarting; try again later.", retry_after_s=2.0
+            )
+        raise EngineUnavailableError("The engine has failed and will not be restarted.")
