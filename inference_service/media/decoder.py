@@ -17,7 +17,8 @@ from inference_service.media.checks import check_fits, inspect
 from inference_service.media.containers.base import Header
 from inference_service.media.images import DecodeLimits, FrameSpec, ProcessedImage
 from inference_service.media.measuring import count_image, measured_decoding
-from inference_service.media.pool import JobTimeoutError, Outcome, WorkerLostError, WorkerPool
+from inference_service.media.pool import JobTimeoutError, WorkerPool
+from inference_service.media.worker_process import Outcome, WorkerLostError
 from inference_service.media.worker_protocol import Done, ImageWork, Job, Refused, VideoWork
 from inference_service.model_spec import ImagePolicy
 from inference_service.settings import ServiceSettings

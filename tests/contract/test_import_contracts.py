@@ -201,7 +201,7 @@ PERMITTED = {
     },  # only asks a connection for its state
     "inference_service/media/failures.py": {"socket"},
     "inference_service/media/resolve.py": {"socket"},
-    "inference_service/media/pool.py": {"socket"},  # the sockets to the decode workers
+    "inference_service/media/worker_process.py": {"socket"},  # the socket to a decode worker
     "inference_service/media/worker.py": {"socket"},
     "inference_service/grammar/checker.py": {"socket"},  # the socket to the trial process
     "inference_service/grammar/trial.py": {"socket"},

@@ -22,7 +22,7 @@ from inference_service.errors import (
     InternalError,
     InvalidImageError,
 )
-from inference_service.media import pool as pool_module
+from inference_service.media import worker_process
 from inference_service.media.decode import decode_video
 from inference_service.media.images import FrameSpec
 from inference_service.media.pool import WorkerPool
@@ -288,7 +288,7 @@ def mapped_pixels() -> int:
 async def test_a_worker_that_does_not_start(
     make, policy: ImagePolicy, monkeypatch, how: str
 ) -> None:
-    monkeypatch.setattr(pool_module, "START_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(worker_process, "START_TIMEOUT_S", 2.0)
     code = {
         "exits": "raise SystemExit(3)",
         "nonsense": "import os, sys; os.write(int(sys.argv[2]), b'\\xff' * 99); sys.stdin.read()",
