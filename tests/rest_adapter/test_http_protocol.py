@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-from rest_adapter import http_protocol
+from rest_adapter import bounded_connection, http_protocol
 from tests.rest_adapter.conftest import Adapter, open_adapter
 from tests.rest_adapter.raw_http import (
     CHAT,
@@ -319,7 +319,8 @@ def test_the_methods_of_the_server(adapter: Adapter) -> None:
 
 
 @pytest.mark.parametrize(
-    "lines", [b"\r\n", b"\n", b"\r\n" * 2, b"\n\r\n\n", b"\r\n" * http_protocol.MAX_EMPTY_LINES]
+    "lines",
+    [b"\r\n", b"\n", b"\r\n" * 2, b"\n\r\n\n", b"\r\n" * bounded_connection.MAX_EMPTY_LINES],
 )
 def test_empty_lines_before_a_request_are_ignored(adapter: Adapter, lines: bytes) -> None:
     """RFC 9112, 2.2; some clients send one behind each body."""
@@ -334,7 +335,9 @@ def test_empty_lines_before_a_request_are_ignored(adapter: Adapter, lines: bytes
 @pytest.mark.parametrize("line", [b"\r\n", b"\n"])
 def test_endless_empty_lines_are_refused(adapter: Adapter, line: bytes) -> None:
     with connect(adapter) as connection:
-        connection.sendall(line * (http_protocol.MAX_EMPTY_LINES + 1) + head("GET", "/version"))
+        connection.sendall(
+            line * (bounded_connection.MAX_EMPTY_LINES + 1) + head("GET", "/version")
+        )
         (answer,) = answers_of(read_to_end(connection), ["GET"])
     assert (answer.status, answer.error["code"]) == (400, "malformed_request")
     assert "preceded by more than 16 empty lines" in answer.error["message"]

@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 
 from rest_adapter import http_protocol
 from rest_adapter.app import create_app
+from rest_adapter.bounded_connection import BoundedConnection
 from rest_adapter.connections import IDLE_S, Connections
 from rest_adapter.settings import AdapterSettings
 from rest_adapter.turns import Turns
@@ -58,14 +59,14 @@ class Load:
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Load:
     load = Load()
-    next_event = http_protocol._BoundedConnection.next_event
+    next_event = BoundedConnection.next_event
 
-    def counted(connection: http_protocol._BoundedConnection) -> object:
+    def counted(connection: BoundedConnection) -> object:
         event = next_event(connection)
         load.count(event)
         return event
 
-    monkeypatch.setattr(http_protocol._BoundedConnection, "next_event", counted)
+    monkeypatch.setattr(BoundedConnection, "next_event", counted)
     return load
 
 
