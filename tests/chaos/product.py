@@ -19,9 +19,10 @@ import httpx
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
-from tests.chaos.service import MIB, MODEL, ROOT, START_S, free_port, rss_bytes
+from tests.chaos.service import MIB, MODEL, ROOT, START_S, rss_bytes
 from tests.grpc_api.asking import image_part, spec_of
 from tests.support.images import draw
+from tests.support.ports import free_ports
 
 
 PROBE = Path(__file__).parent / "probe"
@@ -87,7 +88,7 @@ async def product(
         keys: The API keys; none = no authentication.
         settings: Settings without a flag there, by their names.
     """
-    http, grpc_port, log = free_port(), free_port(), directory / "product.log"
+    (http, grpc_port), log = free_ports(2), directory / "product.log"
     command = [sys.executable, "-m", "inference_service.cli", "serve", "--cpu-threads=1"]
     command += [f"--http-address=127.0.0.1:{http}", f"--grpc-address=127.0.0.1:{grpc_port}"]
     command += ["--admin-address=none", "--response-store=memory", *flags]

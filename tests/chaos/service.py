@@ -8,7 +8,6 @@ import contextlib
 from dataclasses import dataclass, field
 import os
 from pathlib import Path
-import socket
 import sys
 import time
 
@@ -20,18 +19,13 @@ from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from tests.grpc_api.asking import image_part, spec_of
 from tests.support.images import draw
+from tests.support.ports import free_ports
 
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
 START_S = 120
 MODEL = "qwen-vl-demo"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def rss_bytes(pid: int) -> int:
@@ -80,7 +74,7 @@ async def running(
     directory: Path, *flags: str, keys: tuple[str, ...] = ()
 ) -> AsyncIterator[Service]:
     """The service with the embedded model, as operators start it."""
-    port, admin_port, log = free_port(), free_port(), directory / "service.log"
+    (port, admin_port), log = free_ports(2), directory / "service.log"
     key_file = directory / "keys"
     key_file.write_text("\n".join(keys))
     command = [

@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 import json
 import os
 from pathlib import Path
-import random
 import signal
-import socket
 import sys
 import time
 from typing import Any
@@ -28,8 +26,9 @@ import pytest
 
 from qwenvl.errors import BY_REASON
 from tests.chaos.envoy import envoy, find_envoy
-from tests.chaos.service import ROOT, free_port
+from tests.chaos.service import ROOT
 from tests.k8s.manifest_set import Manifests, load
+from tests.support.ports import free_port
 
 
 pytestmark = pytest.mark.full
@@ -39,15 +38,6 @@ KEY = "drill-key"
 HEADERS = {"authorization": f"Bearer {KEY}"}
 LONG = "x" * 150
 """The question, and the answer: 15 seconds at ten tokens a second."""
-
-
-def lasting_port() -> int:
-    """A free port that no outgoing connection takes while its service is down, as it may with ephemeral ones."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no free port below the ephemeral ones")
 
 
 async def poll(is_met: Callable[[], Awaitable[bool]]) -> None:
@@ -64,7 +54,7 @@ class Pod:
     def __init__(
         self, container: Mapping[str, Any], variables: Mapping[str, str], model: Path
     ) -> None:
-        self.port = lasting_port()
+        self.port = free_port()
         self.began: set[str] = set()
         self.process: asyncio.subprocess.Process | None = None
         self._container = container
@@ -237,7 +227,7 @@ async def drill(
     between: contextlib.AbstractAsyncContextManager[None] = contextlib.nullcontext()
     if request.param == "envoy":
         assert program is not None
-        entry = lasting_port()
+        entry = free_port()
         target = f"ipv4:127.0.0.1:{entry}"
         between = envoy(program, entry, ports, container["readinessProbe"], tmp_path)
     adapter = manifests.environment(_pod_of(manifests, "rest-adapter")["containers"][0]) | own

@@ -26,6 +26,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from tests.grpc_api.asking import spec_of
 from tests.grpc_api.conftest import model_dir  # noqa: F401 - a fixture
+from tests.support.ports import free_port
 
 
 ROOT = Path(__file__).parents[2]
@@ -88,9 +89,7 @@ def service(model_dir: Path, tmp_path: Path) -> Iterator[tuple[Program, str]]:  
 @pytest.fixture
 def adapter(service: tuple[Program, str], tmp_path: Path) -> Iterator[tuple[Program, str]]:
     """The adapter in front of the service, and its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     flags = ("--http-address", f"127.0.0.1:{port}", "--grpc-target", service[1])
     command = (sys.executable, "-m", "rest_adapter", *flags, "--log-format", "json")
     with running(tmp_path / "adapter.log", *command) as program:

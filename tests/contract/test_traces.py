@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import contextlib
 from pathlib import Path
 import signal
-import socket
 import subprocess
 import sys
 from typing import Any
@@ -29,6 +28,7 @@ from tests.contract.test_ids_in_logs import BOUND_S, Program, running
 from tests.grpc_api.conftest import model_dir  # noqa: F401 - a fixture
 from tests.support.images import draw
 from tests.support.otlp_receiver import Received, Receiver, receiving
+from tests.support.ports import free_port
 
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -47,9 +47,7 @@ def receiver() -> Iterator[Receiver]:
 def serving(model: Path, folder: Path, *environment: str) -> Iterator[tuple[str, list[Program]]]:
     """Both programs with these variables besides, and the URL of the adapter."""
     service = ("env", *environment, sys.executable, "-m", "tests.grpc_api.echo_front", str(model))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with running(folder / "service.log", *service) as front:
         target = "127.0.0.1:" + front.wait_for(r"port (\d+)\n")[1]
         flags = ("--http-address", f"127.0.0.1:{port}", "--grpc-target", target)

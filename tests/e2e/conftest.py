@@ -9,7 +9,6 @@ import http.server
 import os
 from pathlib import Path
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,17 +22,12 @@ from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from tests.support.images import draw
+from tests.support.ports import free_ports
 
 
 ROOT = Path(__file__).parents[2]
 MESSAGE_LIMIT = 32 * 2**20
 START_TIMEOUT_S = 300
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -126,11 +120,11 @@ def image_host() -> Iterator[str]:
 @contextlib.contextmanager
 def running(command: Sequence[str], log: Path, **environment: str) -> Iterator[Served]:
     """A command that starts both APIs, on free ports, until it is left."""
-    http_port, grpc_port = free_port(), free_port()
+    http_port, grpc_port, admin_port = free_ports(3)
     addresses = {
         "QWENVL_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
         "QWENVL_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",
-        "QWENVL_ADMIN_ADDRESS": f"127.0.0.1:{free_port()}",
+        "QWENVL_ADMIN_ADDRESS": f"127.0.0.1:{admin_port}",
     }
     with log.open("wb") as output:
         process = subprocess.Popen(

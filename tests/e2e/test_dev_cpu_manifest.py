@@ -19,10 +19,11 @@ from typing import IO
 import pytest
 import requests
 
-from tests.e2e.conftest import ROOT, free_port
+from tests.e2e.conftest import ROOT
 from tests.k8s.manifest_set import Manifests, load
 from tests.support.otlp_receiver import Receiver, receiving
 from tests.support.pod_filesystem import command_in, why_impossible
+from tests.support.ports import free_ports
 from tests.support.scrape import Scrape, scrape, until
 
 
@@ -39,7 +40,8 @@ class Cluster:
         self.keys = folder / "keys"
         self.keys.mkdir()
         (self.keys / "api-keys").write_text(self.key)
-        self.ports = {port: free_port() for port in (8000, 9090, 9091, 50051, 50052)}
+        named = (8000, 9090, 9091, 50051, 50052)
+        self.ports = dict(zip(named, free_ports(len(named)), strict=True))
         self.ports[4317] = int(collector.rpartition(":")[2])
         self.processes = [self._start(manifests, name) for name in MODULES]
 

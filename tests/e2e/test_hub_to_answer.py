@@ -10,14 +10,15 @@ import sys
 
 from inference_service.demo import MODEL_DIR
 from qwenvl import Client
-from tests.e2e.conftest import ROOT, Served, free_port
+from tests.e2e.conftest import ROOT, Served
 from tests.support.hub_stand_in import StandIn, serving
 from tests.support.images import draw
+from tests.support.ports import free_ports
 
 
 def test_one_command_downloads_serves_and_answers(tmp_path: Path) -> None:
     files = {path.name: path.read_bytes() for path in MODEL_DIR.iterdir() if path.is_file()}
-    http_address, grpc_address = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    http_address, grpc_address = (f"127.0.0.1:{port}" for port in free_ports(2))
     command = [sys.executable, "-m", "inference_service.cli", "serve", "org/model"]
     flags = ["--http-address", http_address, "--grpc-address", grpc_address]
     log = tmp_path / "log.txt"

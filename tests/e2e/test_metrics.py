@@ -23,9 +23,10 @@ from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
-from tests.e2e.conftest import Served, free_port, running
+from tests.e2e.conftest import Served, running
 from tests.support.images import draw
 from tests.support.metric_names import exposed_names
+from tests.support.ports import free_ports
 from tests.support.scrape import Scrape, scrape, until
 
 
@@ -53,7 +54,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(image_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    service, adapter = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    service, adapter = (f"127.0.0.1:{port}" for port in free_ports(2))
     command = [sys.executable, "-m", "inference_service.cli", "serve", "--cpu-threads", "1"]
     environment = {
         "QWENVL_METRICS_ADDRESS": service,

@@ -23,9 +23,10 @@ import requests
 from inference_service.demo import MODEL_DIR
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
-from tests.e2e.conftest import ROOT, free_port
+from tests.e2e.conftest import ROOT
 from tests.support.examples import one_in
 from tests.support.hub_stand_in import StandIn, serving
+from tests.support.ports import free_port, free_ports
 
 
 QWENVL = Path(sys.executable).with_name("qwenvl")
@@ -155,7 +156,7 @@ def hostile(tmp_path: Path) -> Path:
 def test_a_models_directory_brings_no_code_and_no_proxy_is_asked(
     hostile: Path, tmp_path: Path
 ) -> None:
-    http_port, grpc_port = free_port(), free_port()
+    http_port, grpc_port, _ = free_ports(3)  # the last one is that of the admin API
     addresses = ["--port", str(http_port), "--grpc-address", f"127.0.0.1:{grpc_port}"]
     command = ["serve", ".", *addresses, "--cpu-threads", "1", "--log-format", "text"]
     with program(QWENVL, *command, cwd=hostile, **PROXIES) as served:

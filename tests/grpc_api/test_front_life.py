@@ -39,10 +39,10 @@ from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.stop_signals import ECHO_S
 from tests.chaos.http2 import Connection
-from tests.chaos.service import free_port
 from tests.grpc_api.asking import read_rest, refusal, spec_of, until
 from tests.grpc_api.conftest import Service, channel_to
 from tests.grpc_api.echo_engine import EchoEngine
+from tests.support.ports import free_port
 from tests.support.scrape import scrape
 
 

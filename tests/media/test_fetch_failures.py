@@ -26,11 +26,11 @@ from tests.support.media_hosts import (
     FakeResolver,
     Script,
     fetcher,
-    free_port,
     refused,
     says,
     server,
 )
+from tests.support.ports import free_port
 
 
 pytestmark = pytest.mark.usefixtures("dialled")

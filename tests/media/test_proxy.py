@@ -14,7 +14,8 @@ from inference_service.errors import ImageFetchError, ImageUrlRefusedError, Serv
 from inference_service.media.fetch import MediaFetcher
 from inference_service.media.policy import AllowedHost, FetchPolicy
 from tests.support.certificates import Authority
-from tests.support.media_hosts import FakeResolver, free_port, says, server
+from tests.support.media_hosts import FakeResolver, says, server
+from tests.support.ports import free_port
 
 
 pytestmark = pytest.mark.usefixtures("dialled")

@@ -22,6 +22,7 @@ from qwenvl.testing import FakeServer
 from tests.grpc_api.asking import until
 from tests.grpc_api.conftest import OpenService, Service
 from tests.qwenvl.both import CLIENTS, EitherClient, call, pieces
+from tests.support.ports import free_port
 
 
 TIMEOUT_S = 0.3
@@ -187,9 +188,7 @@ async def test_waiting_until_the_model_is_loaded(kind: Any, open_service: OpenSe
 
 
 async def test_waiting_until_something_listens(kind: Any) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     client = kind(f"127.0.0.1:{port}")
     with pytest.raises(DeadlineExceededError, match=f"127.0.0.1:{port} .* UNAVAILABLE"):
         await call(client.wait_until_ready, 0.5)

@@ -15,12 +15,7 @@ import pytest
 from qwenvl.stop_signals import ECHO_S
 from tests.rest_adapter.conftest import fake_service, wait_until
 from tests.rest_adapter.fake_service import Seen
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.support.ports import free_port
 
 
 @contextlib.asynccontextmanager

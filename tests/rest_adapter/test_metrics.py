@@ -14,6 +14,7 @@ import requests
 
 from qwenvl.errors import BY_REASON
 from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
+from tests.support.ports import free_ports
 from tests.support.scrape import Scrape, scrape
 
 
@@ -88,10 +89,7 @@ def test_a_client_that_leaves_within_its_body_is_counted(adapter: Adapter) -> No
 
 def test_an_address_of_its_own_needs_no_key(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("key-one\n")
-    ports = []
-    for _ in range(2):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            ports.append(probe.getsockname()[1])
+    ports = free_ports(2)
     command = [
         *(sys.executable, "-m", "rest_adapter", "--http-address", f"127.0.0.1:{ports[0]}"),
         *("--http-metrics-address", f"127.0.0.1:{ports[1]}"),

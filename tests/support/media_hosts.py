@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import contextlib
-import socket
 import ssl
 from typing import Any
 
@@ -87,10 +86,3 @@ async def refused(what: MediaFetcher, uri: str, kind: type[ServiceError]) -> Ser
     for hidden in ("127.", "169.", "10.", "::", "secret"):
         assert hidden not in caught.value.message
     return caught.value
-
-
-def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
