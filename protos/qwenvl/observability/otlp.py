@@ -26,6 +26,7 @@ _EXPORT_TIMEOUT_S: Final = 3.0
 """For one batch, and so for the last one, for which the end of the process waits."""
 # The receiver is in the cluster; `http_proxy` is set for traffic to the internet.
 _CHANNEL_OPTIONS: Final[Any] = (("grpc.enable_http_proxy", 0),)
+_CLOCK_IS_SET_NS: Final = 100_000_000
 _NO_SPANS_AROUND: Final = Context()
 """Nothing of OpenTelemetry is in this process's context: `CallContext` knows the caller's position."""
 
@@ -68,6 +69,7 @@ class OtlpTracer:
             )
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("qwenvl", version)
+        self._epoch = _Epoch()
 
     def begin(
         self, name: str, kind: str, parent: TraceParent | None, attributes: Attributes
@@ -91,7 +93,7 @@ class OtlpTracer:
         error: str,
     ) -> None:
         """See `Tracer`."""
-        begin_ns, end_ns = map(_epoch_ns, times_s)
+        begin_ns, end_ns = self._epoch.span_ns(times_s)
         span = self._tracer.start_span(name, context=_context_of(parent), start_time=begin_ns)
         _finish(span, attributes, error, end_ns)
 
@@ -126,6 +128,25 @@ def _context_of(parent: TraceParent | None) -> Context:
     return trace.set_span_in_context(trace.NonRecordingSpan(remote), _NO_SPANS_AROUND)
 
 
-def _epoch_ns(moment_s: float) -> int:
-    """A moment of `time.monotonic()` as nanoseconds since 1970."""
-    return time.time_ns() - int((time.monotonic() - moment_s) * 1e9)
+class _Epoch:
+    """Moments of `time.monotonic()` as nanoseconds since 1970.
+
+    One distance between the two clocks holds for all of them: read anew for each, whatever the processor does between
+    the two readings would move it, and a span could end before it begins. Only a larger change of the distance counts:
+    the clock has been set, or the machine has slept.
+    """
+
+    def __init__(self) -> None:
+        self._offset_ns = _distance_ns()
+
+    def span_ns(self, times_s: tuple[float, float]) -> tuple[int, int]:
+        """Begin and end of a span."""
+        found_ns = _distance_ns()
+        if abs(found_ns - self._offset_ns) > _CLOCK_IS_SET_NS:
+            self._offset_ns = found_ns
+        begin_ns, end_ns = (self._offset_ns + int(moment_s * 1e9) for moment_s in times_s)
+        return begin_ns, end_ns
+
+
+def _distance_ns() -> int:
+    return time.time_ns() - time.monotonic_ns()

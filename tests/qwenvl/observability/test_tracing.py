@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+import itertools
 import time
+from types import SimpleNamespace
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -17,10 +19,12 @@ from qwenvl.observability import (
     CallContext,
     begin_call,
     begin_request,
+    otlp,
     record_span,
     tracing,
     with_traceparent,
 )
+from qwenvl.observability.context import TraceParent
 from qwenvl.observability.otlp import OtlpTracer
 
 
@@ -88,6 +92,30 @@ async def test_spans_are_within_each_other(kept: Kept) -> None:
     assert part.start_time is not None
     assert part.end_time is not None
     assert part.end_time - part.start_time == pytest.approx(0.25e9, abs=1e6)
+
+
+def test_times_of_spans_keep_their_order_whatever_the_clocks_do(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two readings of the clocks any time may pass; and the clock may be set."""
+    wall_ns, lag_ns = itertools.count(10**18, 0), itertools.cycle([0, 7_000_000, 31_000_000, 1])
+    clocks = SimpleNamespace(time_ns=lambda: next(wall_ns), monotonic_ns=lambda: next(lag_ns))
+    monkeypatch.setattr(otlp, "time", clocks)
+    tracer = OtlpTracer("", process="test", version="0", exporter=kept._exporter)
+    parent = TraceParent(TRACE, SPAN, "01")
+    for index in range(9):
+        tracer.record("part", parent, (index * 1e-6, (index + 1) * 1e-6), {}, "")
+    hour_ns = 3600 * 10**9
+    wall_ns = itertools.count(10**18 - hour_ns, 0)
+    tracer.record("after", parent, (9e-6, 9e-6), {}, "")
+    tracer.close()
+    *parts, after = [
+        (span.start_time, span.end_time) for span in kept._exporter.get_finished_spans()
+    ]
+    begin_ns = parts[0][0]
+    assert begin_ns is not None
+    assert parts == [(begin_ns + i * 1000, begin_ns + (i + 1) * 1000) for i in range(9)]
+    assert after[0] == after[1] == pytest.approx(begin_ns - hour_ns + 9000, abs=31_000_000)
 
 
 async def _records(now_s: float) -> None:
