@@ -98,7 +98,8 @@ class ReadinessWait:
         self._target = target
         self._timeout_s = timeout_s
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._problem = "it has not answered"
+        self._problem = ""
+        self._is_cut = False
 
     def next_attempt_s(self) -> float:
         """The timeout of the next question, in seconds.
@@ -112,8 +113,10 @@ class ReadinessWait:
         if left_s <= 0:
             raise DeadlineExceededError(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"the service at {self._target} was not ready within {self._timeout_s:g} s: {self._problem}",
+                f"the service at {self._target} was not ready within {self._timeout_s:g} s: "
+                f"{self._problem or 'it has not answered'}",
             )
+        self._is_cut = left_s < _ATTEMPT_S
         return min(left_s, _ATTEMPT_S)
 
     def is_over(self, response: bytes) -> bool:
@@ -130,4 +133,6 @@ class ReadinessWait:
         problem = Error.from_rpc(error)
         if problem.code not in _WORTH_WAITING:
             raise problem from None
+        if self._problem and self._is_cut and problem.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return  # the end of the wait has cut this question short: the one before says more
         self._problem = str(problem)
