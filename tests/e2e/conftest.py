@@ -59,7 +59,7 @@ class Served:
             try:
                 if requests.get(f"{self.http}/ready", timeout=5).status_code == 200:
                     return
-            except requests.ConnectionError:
+            except (requests.ConnectionError, requests.Timeout):
                 pass
             time.sleep(0.1)
         raise AssertionError("not ready in time")

@@ -319,6 +319,20 @@ def test_a_taken_port_is_refused_for_every_address(tmp_path: Path) -> None:
 SERVE = ("serve", "--port", "0", "--grpc-address", "127.0.0.1:0", "--cpu-threads", "1")
 
 
+HALTING = """
+import importlib.abc, os, sys, time
+
+class Halting(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == os.environ["HALTS_AT"]:
+            print("halted", flush=True)
+            time.sleep(60)
+
+sys.meta_path.insert(0, Halting())
+"""
+"""Stands still within the import of a module, until a signal comes."""
+
+
 @pytest.mark.parametrize(
     ("command", "imported"),
     [
@@ -333,12 +347,16 @@ def test_ctrl_c_while_importing(tmp_path: Path, command: str, imported: str) -> 
     """Libraries lose a KeyboardInterrupt or wrap it; the end must not depend on them."""
     arguments = SERVE if command == "qwenvl" else ()
     addresses = {"QWENVL_HTTP_ADDRESS": "127.0.0.1:0", "QWENVL_GRPC_ADDRESS": "127.0.0.1:0"}
-    path = QWENVL.with_name(command)
-    with program(path, *arguments, cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1", **addresses) as it:
-        it.wait_for(rf"\| +{re.escape(imported)}$")
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(HALTING)
+    path = os.pathsep.join([str(site), own_environment()["PYTHONPATH"]])
+    environment = addresses | {"PYTHONPATH": path, "HALTS_AT": imported}
+    with program(QWENVL.with_name(command), *arguments, cwd=tmp_path, **environment) as it:
+        it.wait_for("^halted$")
         it.interrupt()
         assert it.end() == 130
-        assert it.said() == ["interrupted"]
+        assert it.said() == ["halted", "interrupted"]
 
 
 @pytest.mark.parametrize("moment", ["^fits$", "grpc listens", "ready:"])

@@ -21,6 +21,7 @@ import requests
 
 from qwenvl import Client, InvalidRequestError
 from tests.e2e.conftest import Served, running
+from tests.support.bounds import fewest_right
 from tests.support.images import Drawn, draw, gallery
 from tests.support.json_schemas import Schema, schemas
 
@@ -207,9 +208,10 @@ def test_exploding_forms_are_refused_while_a_stream_goes_on(
             answers = list(threads.map(lambda form: post(served, **form), HOSTILE))
         finally:
             over.set()
+        came = len(chunks)
         streaming.result(60)
     assert [answer.status_code for answer in answers] == [400] * len(HOSTILE)
-    assert len(chunks) > (5 if served.info().slow_path else 20)
+    assert came > 5, "the forms keep the service from answering"  # usually more than 100
     served.wait_idle()
     assert post(served, guided_regex="[ab]{3}").status_code == 200
 
@@ -285,7 +287,10 @@ def validates(ask: Callable[[Served, Schema, int], str | None], served: Served, 
             jsonschema.validate(json.loads(text), schema)
 
     check()
-    assert sum(complete) > 0.7 * len(complete)
+    fewest = fewest_right(len(complete), 0.8)
+    if ask is not over_messages:  # a seed fixes the draws: only another rounding turns some
+        fewest = max(fewest, round(0.6 * len(complete)))
+    assert sum(complete) >= fewest
 
 
 EVERY_API = pytest.mark.parametrize("ask", [over_chat, over_responses, over_messages])
