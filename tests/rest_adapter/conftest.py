@@ -40,6 +40,9 @@ from tests.rest_adapter.fake_service import (
 from tests.rest_adapter.fake_tokens import FakeTokens, RenderingChat
 
 
+HEARTBEAT_S = 0.2
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -86,6 +89,16 @@ class Adapter:
     def spec(self):
         """What the service received last."""
         return self.seen.specs[-1]
+
+
+def read_through_silence(adapter: Adapter, path: str, body: Any, mark: str) -> str:
+    """The text of a stream whose question is "hold", which is answered when `mark` has come three times."""
+    text = ""
+    with requests.post(adapter.url + path, json=body, stream=True, timeout=30) as response:
+        for piece in response.iter_content(None):
+            text += piece.decode()
+            adapter.seen.released = text.count(mark) >= 3
+    return text
 
 
 @contextlib.asynccontextmanager
@@ -178,7 +191,7 @@ def open_adapter(dialects: Sequence[Dialect] = DIALECTS, **settings: Any) -> Ite
 @pytest.fixture(scope="session")
 def shared_adapter() -> Iterator[Adapter]:
     with open_adapter(
-        sse_heartbeat_s=0.2, body_timeout_s=2, max_body_mib=4, max_media_mib=1
+        sse_heartbeat_s=HEARTBEAT_S, body_timeout_s=2, max_body_mib=4, max_media_mib=1
     ) as adapter:
         yield adapter
 

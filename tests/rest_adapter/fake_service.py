@@ -2,7 +2,7 @@
 
 It answers with the text of the last message, one character for each token. Texts that begin with a command do what
 the command says: `hang`, `hang-after N`, `abort`, `fail REASON`, `fail-after N [REASON]`, `unreachable N`, `slow S`,
-and `script` of `scripted_answers`.
+`hold` until `Seen.released`, and `script` of `scripted_answers`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Seen:
     context_tokens: int = 2**31
     running: int = 0
     cancelled: int = 0
+    released: bool = False
 
 
 async def refuse_too_long(
@@ -192,10 +193,7 @@ class FakeChat(chat_grpc.ChatServiceServicer):
             for scripted in scripted_events(argument):
                 yield scripted
             return
-        if command == "hang":
-            await asyncio.sleep(600)
-        if command == "slow":
-            await asyncio.sleep(float(argument))
+        await self._wait(command, argument)
         for position, character in enumerate(question):
             if command in ("fail-after", "hang-after") and position == int(argument.split()[0]):
                 await self._break_off(context, command, *argument.split()[1:])
@@ -216,6 +214,14 @@ class FakeChat(chat_grpc.ChatServiceServicer):
                 )
             )
         yield event(usage=usage_of(spec, n * len(question)))
+
+    async def _wait(self, command: str, argument: str) -> None:
+        if command == "hang":
+            await asyncio.sleep(600)
+        if command == "slow":
+            await asyncio.sleep(float(argument))
+        while command == "hold" and not self.seen.released:  # noqa: ASYNC110 - set in another thread
+            await asyncio.sleep(0.01)
 
     async def _break_off(
         self, context: grpc.aio.ServicerContext, command: str, reason: str = "ENGINE_UNAVAILABLE"

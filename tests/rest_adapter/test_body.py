@@ -146,10 +146,10 @@ def drip(adapter: Adapter, data: bytes, *, piece: int, pause_s: float) -> bytes:
 
 def test_a_slow_but_steady_body_is_served() -> None:
     """Takes longer than the longest silence, and more than twice the minimum rate."""
-    with open_adapter(body_timeout_s=0.6, min_body_kib_per_s=4) as adapter:
+    with open_adapter(body_timeout_s=1.5, min_body_kib_per_s=4) as adapter:
         started = time.monotonic()
-        raw = drip(adapter, chat_body("x" * 40_000), piece=1000, pause_s=0.05)
-        assert time.monotonic() - started > 1.2
+        raw = drip(adapter, chat_body("x" * 40_000), piece=1000, pause_s=0.08)
+        assert time.monotonic() - started > 3
     (answer,) = answers_of(raw, ["POST"])
     assert answer.status == 200
 
@@ -196,10 +196,21 @@ def large(adapter: Adapter) -> requests.Response:
     return requests.post(adapter.url + CHAT, data=body.encode(), timeout=30)
 
 
-def test_bodies_that_are_being_sent_count_together(tight: Adapter) -> None:
+def test_bodies_that_are_being_sent_count_together(
+    tight: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert large(tight).json()["error"]["param"] == "messages"
+    budgets: list[BodyBudget] = []
+    take = BodyBudget.take
+
+    def noting(budget: BodyBudget, count: int, held: int) -> None:
+        take(budget, count, held)
+        budgets.append(budget)
+
+    monkeypatch.setattr(BodyBudget, "take", noting)
     with uploads(tight, 2, int(1.2 * MIB)):
-        time.sleep(0.5)  # until the adapter has read them: another large body would compete
+        # Before the adapter has read them, another large body would compete.
+        wait_until(lambda: bool(budgets) and budgets[0]._used_bytes == 2 * int(1.2 * MIB))
         refused = large(tight)
         assert refused.status_code == 429
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"

@@ -117,5 +117,5 @@ def test_an_address_of_its_own_needs_no_key(tmp_path: Path) -> None:
 def answers(port: int) -> bool:
     try:
         return requests.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.Timeout):
         return False

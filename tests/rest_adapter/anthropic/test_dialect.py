@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+import time
 
 from anthropic.types.shared import ErrorResponse
 import pytest
@@ -11,7 +12,13 @@ import requests
 
 from qwenvl.errors import BY_REASON
 from tests.rest_adapter.anthropic.conftest import URL, body_of, events_of, post, strict
-from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
+from tests.rest_adapter.conftest import (
+    HEARTBEAT_S,
+    Adapter,
+    open_adapter,
+    read_through_silence,
+    wait_until,
+)
 
 
 COUNT = f"{URL}/count_tokens"
@@ -166,10 +173,13 @@ def test_an_unknown_model(adapter: Adapter) -> None:
 
 
 def test_silence_is_filled_with_pings(adapter: Adapter) -> None:
-    response = post(adapter, "slow 0.7", stream=True)
-    kinds = [event["type"] for event in events_of(response.text)]
+    begin = time.monotonic()
+    text = read_through_silence(adapter, URL, body_of("hold", stream=True), "event: ping\n")
+    elapsed_s = time.monotonic() - begin
+    kinds = [event["type"] for event in events_of(text)]
     assert kinds[:2] == ["message_start", "ping"]
-    assert 3 <= kinds.count("ping") <= 5
+    assert kinds[-1] == "message_stop"
+    assert 3 <= kinds.count("ping") <= 1 + elapsed_s / HEARTBEAT_S
 
 
 def test_a_client_that_leaves_ends_the_work(adapter: Adapter) -> None:

@@ -11,7 +11,7 @@ import openai
 import pytest
 import requests
 
-from tests.rest_adapter.conftest import Adapter
+from tests.rest_adapter.conftest import Adapter, read_through_silence
 from tests.rest_adapter.fake_service import CREATED
 
 
@@ -142,9 +142,10 @@ def test_image_bytes_arrive_undecoded_and_are_counted(adapter: Adapter) -> None:
 
 
 def test_heartbeats_on_a_silent_stream(adapter: Adapter) -> None:
-    events = events_of(adapter.ask("slow 0.7", stream=True))
-    assert sum(event.startswith(":") for event in events) >= 2
-    assert events[-1] == "data: [DONE]"
+    body = {"model": "demo", "messages": [{"role": "user", "content": "hold"}], "stream": True}
+    text = read_through_silence(adapter, "/v1/chat/completions", body, "\n\n:")
+    assert text.endswith("data: [DONE]\n\n")
+    assert text.count("\n\n:") >= 3
 
 
 def test_metadata_goes_along(adapter: Adapter) -> None:

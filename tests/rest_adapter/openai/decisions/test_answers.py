@@ -116,7 +116,7 @@ def test_a_client_that_leaves_ends_the_call(adapter: Adapter) -> None:
         openai.OpenAI(base_url=f"{adapter.url}/v1", api_key="none", max_retries=0) as client,
         pytest.raises(openai.APITimeoutError),
     ):
-        client.decisions.create(model="demo", input="hang", questions=QUESTIONS[:1], timeout=0.5)
+        client.decisions.create(model="demo", input="hang", questions=QUESTIONS[:1], timeout=2)
     wait_until(lambda: adapter.seen.cancelled == 1)
     assert adapter.seen.running == 0
 
