@@ -113,6 +113,8 @@ class FakeCore:
             os._exit(3)
         if LONG in source.token_ids:
             time.sleep(0.5)
+        if STALL in source.token_ids:
+            time.sleep(3600)
         return PromptLayout(token_ids=(*source.token_ids, sum(pixels)))
 
     def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:

@@ -28,7 +28,7 @@ from tests.engine_client.engine_front import (
     tokens_of,
     until,
 )
-from tests.engine_client.fake_engine import ADD_RAISES, CRASH, LONG, REFUSED
+from tests.engine_client.fake_engine import ADD_RAISES, CRASH, LONG, REFUSED, STALL
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ async def test_a_caller_that_leaves_frees_its_bytes_when_the_engine_is_done(
 
 
 async def test_the_end_of_the_engine_ends_them(engine: EngineClient) -> None:
-    first = asyncio.create_task(engine.prepare(source(LONG), [b"x" * 600]))
+    first = asyncio.create_task(engine.prepare(source(STALL), [b"x" * 600]))
     await until(lambda: engine.pixel_bytes_in_flight == 600)
     waiting = asyncio.create_task(engine.prepare(source(1), [b"x" * 600]))
     await asyncio.sleep(0.05)

@@ -75,7 +75,10 @@ async def watching(
     monkeypatch.setattr(module, "_CHECK_EVERY_S", 0.01)
     watch = asyncio.create_task(connections.watch({"grpc": address.port}))
     yield
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(20):
+        while len(address.open()) > MAXIMUM:  # noqa: ASYNC110 - nobody could set an event
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(0.1)  # in which one too many would be closed
     watch.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watch

@@ -65,12 +65,17 @@ class Decoding:
 
     async def busy_pid(self) -> int:
         """The worker that computes, once it does."""
-        async with asyncio.timeout(60):
-            while True:
-                for worker in self.pool._busy:
-                    if worker.ready and cpu_s(worker.process.pid) > 0.3:
-                        return worker.process.pid
-                await asyncio.sleep(0.02)
+        return await busy_pid(self.pool)
+
+
+async def busy_pid(pool: WorkerPool) -> int:
+    """The worker of a pool that computes, once it does."""
+    async with asyncio.timeout(60):
+        while True:
+            for worker in pool._busy:
+                if worker.ready and cpu_s(worker.process.pid) > 0.3:
+                    return worker.process.pid
+            await asyncio.sleep(0.02)
 
 
 def cpu_s(pid: int) -> float:
