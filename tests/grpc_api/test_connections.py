@@ -12,6 +12,7 @@ import pytest
 
 from inference_service.grpc_api import connections as module
 from inference_service.grpc_api.connections import Connections
+from tests.grpc_api.asking import until
 
 
 MAXIMUM = 6
@@ -70,15 +71,17 @@ def address(request: pytest.FixtureRequest) -> Iterator[Address]:
 
 @contextlib.asynccontextmanager
 async def watching(
-    connections: Connections, address: Address, monkeypatch: pytest.MonkeyPatch
+    connections: Connections,
+    address: Address,
+    monkeypatch: pytest.MonkeyPatch,
+    left: int = MAXIMUM,
 ) -> AsyncIterator[None]:
+    """Watches them until so many are left, and a little longer, in which one too many would be closed."""
     monkeypatch.setattr(module, "_CHECK_EVERY_S", 0.01)
     watch = asyncio.create_task(connections.watch({"grpc": address.port}))
     yield
-    async with asyncio.timeout(20):
-        while len(address.open()) > MAXIMUM:  # noqa: ASYNC110 - nobody could set an event
-            await asyncio.sleep(0.02)
-    await asyncio.sleep(0.1)  # in which one too many would be closed
+    await until(lambda: len(address.open()) <= left)
+    await asyncio.sleep(0.2)
     watch.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watch
@@ -104,7 +107,7 @@ async def test_running_calls_are_never_cut(
     with contextlib.ExitStack() as calls:
         for peer in address.connect(9):
             calls.enter_context(connections.used(peer))
-        async with watching(connections, address, monkeypatch):
+        async with watching(connections, address, monkeypatch, left=9):
             address.connect(1)
     assert address.open() == [*range(9)]
 
@@ -143,5 +146,4 @@ async def test_what_is_known_of_closed_connections_is_forgotten(
         with connections.used(f"ipv4:192.0.2.1:{number}"):
             pass
     async with watching(connections, address, monkeypatch):
-        pass
-    assert len(connections._uses) <= MAXIMUM
+        await until(lambda: len(connections._uses) <= MAXIMUM)

@@ -37,7 +37,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
-from qwenvl.stop_signals import ECHO_S
+from qwenvl.stop_signals import ECHO_S, StopSignals
 from tests.chaos.http2 import Connection
 from tests.grpc_api.asking import read_rest, refusal, spec_of, until
 from tests.grpc_api.conftest import Service, channel_to
@@ -303,7 +303,11 @@ async def test_an_engine_that_failed_for_good_ends_the_service(model: ServedMode
         assert await running == 1
 
 
-async def test_a_second_signal_ends_requests_with_an_error_at_once(model: ServedModel) -> None:
+async def test_a_second_signal_ends_requests_with_an_error_at_once(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setitem(StopSignals.__init__.__kwdefaults__, "clock", lambda: now)
     port = free_port()
     settings = ServiceSettings(grpc_address=f"127.0.0.1:{port}", admin_address=None)
     engine = EchoEngine(model.tokenizer)
@@ -319,8 +323,9 @@ async def test_a_second_signal_ends_requests_with_an_error_at_once(model: Served
         os.kill(os.getpid(), signal.SIGTERM)
         await until(lambda: backend.state is BackendState.DRAINING)
         os.kill(os.getpid(), signal.SIGTERM)  # an echo, as from a parent that passes it on
-        await asyncio.sleep(ECHO_S)
+        await asyncio.sleep(0.1)
         assert not running.done()
+        now = ECHO_S
         os.kill(os.getpid(), signal.SIGTERM)
         got = await refusal(read_rest(stream))
         assert (got.info.reason, got.code) == ("DRAINING", grpc.StatusCode.UNAVAILABLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from pathlib import Path
 import threading
@@ -417,8 +418,8 @@ async def test_a_line_that_needs_the_cache_many_times_over_is_full(
         asyncio.ensure_future(service.create(spec_of("x" * 1500, request_id=f"r{i}")))
         for i in range(11)
     ]
-    await until(lambda: len(service.engine.live) == 10)
-    await asyncio.sleep(0.05)
+    await until(lambda: service.backend._shared.tokens.waiting == 1)
+    assert len(service.engine.live) == 10
     got = await refusal(service.create(spec_of("x" * 1500)))
     assert (got.info.reason, got.code) == ("QUEUE_FULL", grpc.StatusCode.RESOURCE_EXHAUSTED)
     assert "KV cache of 16000 tokens" in got.message
@@ -445,6 +446,8 @@ async def test_nothing_is_kept_of_a_request_that_failed(
     try:
         for _ in range(8):
             await refusal(service.chat.CreateChatCompletion(request, timeout=30))
+        await until(lambda: service.backend.in_flight == 0)
+        gc.collect()
         assert tracemalloc.get_traced_memory()[0] < 8 * MIB
     finally:
         tracemalloc.stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 import contextlib
 import json
 import signal
@@ -18,22 +18,27 @@ from tests.rest_adapter.fake_service import Seen
 from tests.support.ports import free_port
 
 
+HARD_OF_HEARING = """
+import sys
+from qwenvl.stop_signals import StopSignals
+from rest_adapter.__main__ import main
+
+StopSignals.__init__.__defaults__ = (30.0,)
+sys.exit(main())
+"""
+"""The program, where signals are echoes of the first one for half a minute."""
+
+
 @contextlib.asynccontextmanager
 async def running_adapter(
-    host: str = "127.0.0.1",
+    host: str = "127.0.0.1", command: Sequence[str] = ("-m", "rest_adapter")
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, int, Seen]]:
     seen, port = Seen(), free_port()
     async with fake_service(seen) as (grpc_port, _):
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "rest_adapter",
-            "--http-address",
-            f"{host}:{port}",
-            "--grpc-target",
-            f"dns:///127.0.0.1:{grpc_port}",
-            "--log-level",
-            "error",
+            *(sys.executable, *command),
+            *("--http-address", f"{host}:{port}", "--grpc-target", f"dns:///127.0.0.1:{grpc_port}"),
+            *("--log-level", "error"),
         )
         try:
             await until(lambda: is_listening(port) or process.returncode is not None)
@@ -79,7 +84,10 @@ async def test_sigterm_finishes_streams_and_ends_with_zero() -> None:
 
 async def test_one_wish_to_stop_that_arrives_several_times_cuts_no_stream() -> None:
     """As with systemd and `kill -- -GROUP`, where a parent passes on what its child has got already."""
-    async with running_adapter() as (process, port, _), asyncio.timeout(60):
+    async with (
+        running_adapter(command=("-c", HARD_OF_HEARING)) as (process, port, _),
+        asyncio.timeout(60),
+    ):
         reader, writer = await open_stream(port, "slow 1.5")
         for _ in range(5):
             process.send_signal(signal.SIGTERM)

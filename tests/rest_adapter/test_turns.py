@@ -9,6 +9,7 @@ import functools
 import socket
 import threading
 import time
+from types import SimpleNamespace
 from unittest import mock
 
 import h11
@@ -180,11 +181,19 @@ def not_reading(adapter: Adapter) -> Iterator[socket.socket]:
 
 def test_a_client_that_never_reads_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "WRITE_TIMEOUT_S", 0.5)
+    cut = threading.Event()
+    lost = http_protocol.BoundedHttpProtocol.connection_lost
+
+    def noting(protocol: http_protocol.BoundedHttpProtocol, error: Exception | None) -> None:
+        lost(protocol, error)
+        cut.set()
+
+    monkeypatch.setattr(http_protocol.BoundedHttpProtocol, "connection_lost", noting)
     with open_adapter() as adapter, not_reading(adapter) as connection:
         connection.sendall(with_length(chat_body("z" * 60_000, stream=True), "connection: close"))
         wait_until(lambda: adapter.seen.running == 1)
         wait_until(lambda: adapter.seen.running == 0, timeout_s=30)  # gRPC takes all events
-        time.sleep(2)
+        assert cut.wait(20)
         assert b"[DONE]" not in read_to_end(connection)
 
 
@@ -247,7 +256,7 @@ def test_idle_connections_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_connections_in_use_are_not_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("rest_adapter.connections.time.monotonic", lambda: now)
+    monkeypatch.setattr("rest_adapter.connections.time", SimpleNamespace(monotonic=lambda: now))
     closed: list[str] = []
     connections = Connections(2)
     for name in ("busy", "idle"):
