@@ -18,7 +18,7 @@ import pytest
 from tests.support.examples import try_few
 
 
-_EXIT_S = 60
+_EXIT_S = 300
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -515,7 +515,7 @@ async def test_a_stopped_engine_is_silent_within_seconds_and_may_come_back(engin
     os.kill(pid, signal.SIGSTOP)
     begin = time.monotonic()
     await until(lambda: engine.state is EngineState.SILENT)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15
     with pytest.raises(EngineUnavailableError):
         await collect(engine, request_of("a"))
     os.kill(pid, signal.SIGCONT)

@@ -233,6 +233,6 @@ HOSTILE: dict[str, dict[str, Any]] = {
 def test_no_schema_takes_long(case: str) -> None:
     text = json.dumps(HOSTILE[case])
     assert len(text) < 64 * 2**10
-    begin = time.process_time()
+    begin = time.thread_time()
     checked_schema(text, FIELD)
-    assert time.process_time() - begin < 1
+    assert time.thread_time() - begin < 5  # without bounds, 19 s

@@ -58,7 +58,7 @@ async def image_or_refusal(
 
 
 async def test_hostile_files_cost_little(make, policy: ImagePolicy) -> None:
-    one = make(1)
+    one = make(1, image_timeout_s=120, request_timeout_s=120)  # the bounds are of CPU time
     await one.image(JPEG, policy)
     for name, data in hostile_files().items():
         [pid] = one.pool.pids
