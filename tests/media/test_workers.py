@@ -23,6 +23,7 @@ from inference_service.errors import (
     InternalError,
     InvalidImageError,
 )
+from inference_service.media import pool as pool_module
 from inference_service.media import worker_process
 from inference_service.media.decode import decode_video
 from inference_service.media.images import FrameSpec
