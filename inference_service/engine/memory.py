@@ -12,7 +12,7 @@ import torch
 
 from inference_service.engine.graph_capture import obstacle
 from inference_service.engine.inputs import SequenceInput, batch_of, pack
-from inference_service.engine.runner import PROMPT_LOGITS_ROWS
+from inference_service.engine.prompt_logprobs import PROMPT_LOGITS_ROWS
 from inference_service.engine.slots import new_state
 from inference_service.engine.staging import Staging
 from inference_service.engine_protocol.messages import EngineConfig

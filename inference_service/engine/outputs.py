@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from inference_service.engine.runner import ChunkResult
 from inference_service.engine.sequence import Sequence
+from inference_service.engine.step_results import ChunkResult
 from inference_service.engine_protocol.messages import ChoiceOutput, EngineFailure, FinishReason
 from inference_service.measures import ChoiceTimings
 

@@ -23,9 +23,10 @@ from inference_service.engine.encoding import Encoder, EncoderOutOfMemoryError
 from inference_service.engine.outputs import ended_output, token_output, unreported_cached_tokens
 from inference_service.engine.pace import Pace
 from inference_service.engine.plan import Chunk, Plan
-from inference_service.engine.runner import ChunkResult, Launched, ModelRunner
+from inference_service.engine.runner import ModelRunner
 from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.sequence import Sequence
+from inference_service.engine.step_results import ChunkResult, Launched
 from inference_service.engine.stopwatch import Stopwatch
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,

@@ -3,14 +3,14 @@
 `launch` enqueues the work of a step, `collect` waits for its results, if there are any: a step that only computes
 chunks of prompts may still be running afterwards. On a CPU, the work is done when `launch` returns.
 
-Everything that a step needs from the host travels in one copy before its forward pass.
+Everything that a step needs from the host travels in one copy before its forward pass, but for the masks of
+constraints, which are filled during it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -19,64 +19,21 @@ from torch import Tensor
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.graphs import DecodeGraph, DecodeGraphs, Surroundings
 from inference_service.engine.inputs import UNKNOWN, SequenceInput, batch_of, pack
-from inference_service.engine.logprobs import LogprobTensors, token_logprobs
+from inference_service.engine.logprobs import LogprobTensors
 from inference_service.engine.pixels import own, send_pixels
 from inference_service.engine.plan import Chunk
-from inference_service.engine.readback import to_host
+from inference_service.engine.prompt_logprobs import due, prompt_logprobs, targets_of
 from inference_service.engine.sequence import Sequence, SequenceId
 from inference_service.engine.slots import Slots
-from inference_service.engine.staging import Array, Fence, Staging
+from inference_service.engine.staging import Array, Staging
+from inference_service.engine.step_results import ChunkResult, Launched
 from inference_service.engine.step_sampler import Sampled, StepSampler
-from inference_service.engine_protocol.messages import ImageSpan, PositionLogprobs, ProbeResult
+from inference_service.engine_protocol.messages import ImageSpan
 from inference_service.families.registry import family_of
 from inference_service.kernels.pieces import Pieces
 from inference_service.kernels.slot_state import StateUpdate
 from inference_service.models.batch import KVCache
 from inference_service.models.vision_language import VisionLanguageModel
-
-
-PROMPT_LOGITS_ROWS = 256
-"""Maximum rows of prompt logits in memory at once: with a vocabulary of 150,000, 256 rows are 150 MB."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkResult:
-    """The result of one chunk.
-
-    Attributes:
-        token_id: The next token, if the chunk samples one.
-        probe: The result of a probe, if the chunk ends with it.
-        logprobs: Its log probabilities, if requested.
-        prompt_logprobs: Log probabilities of the prompt tokens that follow the chunk's tokens, if requested and not yet
-            reported.
-    """
-
-    token_id: int | None = None
-    probe: ProbeResult | None = None
-    logprobs: PositionLogprobs | None = None
-    prompt_logprobs: tuple[PositionLogprobs, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Launched:
-    """A step in flight; its results are on their way to the host.
-
-    Attributes:
-        chunks: The chunks of the step.
-        fence: The results are on the host once it is passed.
-        token_ids: [R] int64: the next token of every chunk that samples, in order; None if none does. For a probe it is
-            the most likely one.
-        candidates: [N] float32: log probabilities of the candidates of all probes, in order; None without probes.
-        logprobs: Log probabilities of those of the R tokens for which they are requested.
-        prompt_logprobs: Prompt log probabilities in parts, by index of the chunk.
-    """
-
-    chunks: Seq[Chunk]
-    fence: Fence
-    token_ids: Tensor | None
-    candidates: Tensor | None
-    logprobs: LogprobTensors | None
-    prompt_logprobs: dict[int, list[LogprobTensors]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +187,7 @@ class ModelRunner:
             last_rows = [starts[index + 1] - 1 for index in sampling]
             plan = self._sampler.plan([chunks[index] for index in sampling], last_rows)
             rows = outgoing.add(plan.arrays)
-        targets = [outgoing.add(_targets(chunk)) for chunk in chunks]
+        targets = [outgoing.add(targets_of(chunk)) for chunk in chunks]
         changes = outgoing.add(update)
         sent = self._staging.send(outgoing.arrays)
 
@@ -242,14 +199,17 @@ class ModelRunner:
         if plan is not None and rows is not None:
             logits = self._model.logits(hidden.index_select(0, sent[rows.start]))
             sampled = self._sampler.run(plan, sent[rows], logits)
-        prompt_logprobs = {
-            index: self._prompt_logprobs(
-                hidden[starts[index] : starts[index + 1]], chunk, sent[targets[index]]
+        of_prompts = {
+            index: prompt_logprobs(
+                self._model,
+                hidden[starts[index] : starts[index + 1]],
+                chunk,
+                sent[targets[index]],
             )
             for index, chunk in enumerate(chunks)
             if chunk.sequence.top_prompt_logprobs is not None
         }
-        return self._launched(chunks, sampled, prompt_logprobs)
+        return self._launched(chunks, sampled, of_prompts)
 
     def _graph_for(self, chunks: Seq[Chunk]) -> DecodeGraph | None:
         """The graph for a step, if all of it is a token for each sequence, from which the next one is sampled."""
@@ -277,41 +237,14 @@ class ModelRunner:
         self,
         chunks: Seq[Chunk],
         sampled: Sampled | None,
-        prompt_logprobs: dict[int, list[LogprobTensors]],
+        of_prompts: dict[int, list[LogprobTensors]],
     ) -> Launched:
         """Enqueue the copies of the results to the host."""
-        token_ids, candidates, logprobs = None, None, None
-        if sampled is not None:
-            token_ids = to_host(sampled.token_ids)
-            candidates = None if sampled.candidates is None else to_host(sampled.candidates)
-            logprobs = None if sampled.logprobs is None else sampled.logprobs.to_host()
-        fence = Fence(self._model.device)
-        fence.record()
-        return Launched(chunks, fence, token_ids, candidates, logprobs, prompt_logprobs)
+        return Launched.with_copies(chunks, sampled, of_prompts, self._model.device)
 
     def collect(self, launched: Launched) -> list[ChunkResult]:
         """Wait for the next tokens and log probabilities of a step, if there are any, and return its results."""
-        launched.fence.wait()
-        token_ids = iter([] if launched.token_ids is None else launched.token_ids.tolist())
-        candidates = iter([] if launched.candidates is None else launched.candidates.tolist())
-        logprobs = iter([] if launched.logprobs is None else launched.logprobs.read())
-        results = []
-        for index, chunk in enumerate(launched.chunks):
-            if chunk.samples and (probe := chunk.sequence.probe) is not None:
-                values = tuple(islice(candidates, len(probe.candidate_ids)))
-                result = ProbeResult(logprobs=values, top_id=next(token_ids))
-                results.append(ChunkResult(probe=result))
-                continue
-            wants_logprobs = chunk.samples and chunk.sequence.sampling.logprobs is not None
-            parts = launched.prompt_logprobs.get(index, [])
-            results.append(
-                ChunkResult(
-                    token_id=next(token_ids) if chunk.samples else None,
-                    logprobs=next(logprobs) if wants_logprobs else None,
-                    prompt_logprobs=tuple(entry for part in parts for entry in part.read()),
-                )
-            )
-        return results
+        return launched.read()
 
     def _input(self, chunk: Chunk) -> SequenceInput:
         sequence = chunk.sequence
@@ -350,20 +283,6 @@ class ModelRunner:
             base += chunk.end - chunk.start
         return rows, embeddings
 
-    def _prompt_logprobs(
-        self, hidden: Tensor, chunk: Chunk, targets: Seq[Tensor]
-    ) -> list[LogprobTensors]:
-        """Log probabilities of the prompt token after each row; `targets` are those of `_targets` on the device."""
-        first, _ = _reported(chunk)
-        top = chunk.sequence.top_prompt_logprobs or 0
-        parts = []
-        row = first - chunk.start
-        for part in targets:
-            logits = self._model.logits(hidden[row : row + len(part)])
-            parts.append(token_logprobs(logits, part, [top] * len(part)).to_host())
-            row += len(part)
-        return parts
-
 
 _UNKNOWN = (UNKNOWN,)
 
@@ -389,24 +308,5 @@ def _is_one_token(chunk: Chunk) -> bool:
     """Whether a chunk is a single token, not of an image, whose only result is what is sampled from it."""
     if chunk.end - chunk.start != 1 or not chunk.samples:
         return False
-    first, last = _reported(chunk)
+    first, last = due(chunk)
     return first >= last and not chunk.sequence.images_between(chunk.start, chunk.end)
-
-
-def _reported(chunk: Chunk) -> tuple[int, int]:
-    """The range of tokens after which a prompt token's log probabilities are due, without those reported already."""
-    sequence = chunk.sequence
-    if sequence.top_prompt_logprobs is None:
-        return chunk.start, chunk.start
-    first = max(chunk.start, sequence.num_prompt_logprobs)
-    return first, min(chunk.end, sequence.num_prompt_tokens - 1)
-
-
-def _targets(chunk: Chunk) -> list[Array]:
-    """These prompt tokens, in parts of limited size."""
-    first, last = _reported(chunk)
-    token_ids = chunk.sequence.token_ids
-    return [
-        np.array(token_ids[start + 1 : min(start + PROMPT_LOGITS_ROWS, last) + 1], np.int64)
-        for start in range(first, last, PROMPT_LOGITS_ROWS)
-    ]

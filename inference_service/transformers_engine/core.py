@@ -24,9 +24,10 @@ from inference_service.engine.constrained import (
 from inference_service.engine.device import memory_of
 from inference_service.engine.logprobs import token_logprobs
 from inference_service.engine.outputs import ended_output, token_output
-from inference_service.engine.runner import PROMPT_LOGITS_ROWS, ChunkResult
+from inference_service.engine.prompt_logprobs import PROMPT_LOGITS_ROWS
 from inference_service.engine.sequence import Sequence, SequenceId
 from inference_service.engine.shares import Shares
+from inference_service.engine.step_results import ChunkResult
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
     EngineFailure,

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from inference_service.engine.plan import Chunk
-from inference_service.engine.runner import ChunkResult
 from inference_service.engine.sequence import Sequence
 from inference_service.engine.slots import Slots
+from inference_service.engine.step_results import ChunkResult
 from inference_service.engine.step_sampler import StepSampler
 from inference_service.engine_protocol.messages import ProbeResult
 from inference_service.kernels.ops import REFERENCE

@@ -30,8 +30,9 @@ from inference_service.engine.inputs import SequenceInput
 from inference_service.engine.loader import load_model
 from inference_service.engine.pipeline import Pipeline
 from inference_service.engine.plan import Chunk
-from inference_service.engine.runner import ChunkResult, Launched, ModelRunner
+from inference_service.engine.runner import ModelRunner
 from inference_service.engine.sequence import Sequence
+from inference_service.engine.step_results import ChunkResult, Launched
 from inference_service.engine.step_sampler import StepSampler
 from inference_service.engine_protocol.messages import (
     EngineConfig,
@@ -274,7 +275,8 @@ def test_many_schedules() -> None:
 def run_until_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine must fail under a mutation that the check at the start does not see."""
     monkeypatch.setattr(GraphCheck, "defect", lambda *_: "")
-    with pytest.raises((AssertionError, IndexError, KeyError, ValueError, ExceptionGroup)):
+    broken = (AssertionError, IndexError, KeyError, StopIteration, ValueError, ExceptionGroup)
+    with pytest.raises(broken):
         run(300, phases=[Phase.generate], database=None, derandomize=True, print_blob=False)
 
 

@@ -30,9 +30,9 @@ from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.pipeline import Pipeline
 from inference_service.engine.plan import Chunk
-from inference_service.engine.runner import ChunkResult
 from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.sequence import Sequence
+from inference_service.engine.step_results import ChunkResult
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
     EngineRequest,

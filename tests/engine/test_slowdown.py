@@ -18,10 +18,10 @@ from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.pace import Pace
 from inference_service.engine.pipeline import Pipeline
 from inference_service.engine.plan import Chunk
-from inference_service.engine.runner import ChunkResult
 from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.sequence import Sequence
 from inference_service.engine.staging import Fence
+from inference_service.engine.step_results import ChunkResult
 from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
 from inference_service.kernels.pieces import Pieces
 from tests.support.timeline import Timeline, use_timeline

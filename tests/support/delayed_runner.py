@@ -18,9 +18,10 @@ from typing import Any
 
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.plan import Chunk
-from inference_service.engine.runner import ChunkResult, _reported
+from inference_service.engine.prompt_logprobs import due
 from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.sequence import Sequence
+from inference_service.engine.step_results import ChunkResult
 from inference_service.engine_protocol.messages import (
     EngineRequest,
     FinishReason,
@@ -253,7 +254,7 @@ class DelayedRunner:
             if constraint is not None:
                 assert len(constraint.taken) == num_answer_tokens, "a mask too early"
                 allowed = permitted(constraint.taken)
-        first, last = _reported(chunk)
+        first, last = due(chunk)
         reported = sequence.token_ids[first + 1 : last + 1]
         pages, slot = list(sequence.pages), sequence.slot
         return Row(chunk, token_ids, pages, slot, allowed, reported)

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from inference_service.engine import assembly, loader, runner
+from inference_service.engine import assembly, loader, step_results
 from inference_service.engine.graphs import DecodeStep
 from inference_service.engine_protocol.messages import EngineConfig
 from inference_service.kernels.attention import AttentionMetadata, paged_attention
@@ -218,5 +218,5 @@ def install(monkeypatch: pytest.MonkeyPatch) -> TapeCapture:
 
     monkeypatch.setattr(loader, "ops_for", lambda *_: ops)
     monkeypatch.setattr(assembly, "_capture_for", capture_for)
-    monkeypatch.setattr(runner, "to_host", copied)
+    monkeypatch.setattr(step_results, "to_host", copied)
     return capture
