@@ -18,7 +18,8 @@ import torch
 
 from demo_training.chat_format import CHAT_TEMPLATE
 from demo_training.images import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH
-from demo_training.network import FRAMES, NetworkConfig
+from demo_training.network_config import NetworkConfig
+from demo_training.vision_tower import FRAMES
 from demo_training.vocabulary import SPECIAL_TOKENS, special_id
 
 

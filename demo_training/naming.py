@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from demo_training.scenes import Scene, Shape
+from demo_training.scenes import Scene
+from demo_training.shapes import Shape
 
 
 LANGUAGES = ("en", "zh")

@@ -30,7 +30,8 @@ from demo_training.naming import (
     with_article,
 )
 from demo_training.palette import COLOURS, KINDS
-from demo_training.scenes import Scene, Shape
+from demo_training.scenes import Scene
+from demo_training.shapes import Shape
 from demo_training.wordings import WORDINGS
 
 

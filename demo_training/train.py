@@ -37,7 +37,8 @@ from demo_training.export import export
 from demo_training.lettering import PILLOW_ONLY, Fonts
 from demo_training.looking import LookingHead
 from demo_training.muon import Muon
-from demo_training.network import Network, NetworkConfig
+from demo_training.network import Network
+from demo_training.network_config import NetworkConfig
 from demo_training.validation import MAIN_TASKS, line, validate
 from demo_training.vocabulary import train_tokenizer
 from demo_training.whitening import whiten

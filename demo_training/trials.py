@@ -14,8 +14,9 @@ from demo_training.examples import SIZE_WEIGHTS, SIZES, Size, invent_scene
 from demo_training.images import draw_size, render
 from demo_training.lettering import LONGEST
 from demo_training.naming import LANGUAGES
+from demo_training.placing import Box
 from demo_training.questions import TWO_IMAGE_TASKS, Exchange, ask_about, ask_two
-from demo_training.scenes import Box, Scene
+from demo_training.scenes import Scene
 from demo_training.tasks import TASK_BY_NAME
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from demo_training.batches import Look
-from demo_training.network import FRAMES, Network
+from demo_training.network import Network
+from demo_training.vision_tower import FRAMES
 
 
 DAMPING = (

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 import torch
 
 from demo_training.batches import Codec
-from demo_training.network import Network, NetworkConfig
+from demo_training.network import Network
+from demo_training.network_config import NetworkConfig
 from demo_training.vocabulary import train_tokenizer
 
 

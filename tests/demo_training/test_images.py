@@ -18,7 +18,8 @@ from demo_training.images import (
     render,
     smart_resize,
 )
-from demo_training.scenes import Scene, Shape, invent, make_shape
+from demo_training.scenes import Scene, invent
+from demo_training.shapes import Shape, make_shape
 from inference_service.media import geometry
 
 

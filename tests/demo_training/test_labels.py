@@ -10,7 +10,8 @@ import pytest
 from demo_training.labels import CHARACTERS, NOTHING, UNLABELLED, hundredths, label
 from demo_training.lettering import fit
 from demo_training.palette import COLOURS, KINDS
-from demo_training.scenes import Scene, make_shape
+from demo_training.scenes import Scene
+from demo_training.shapes import make_shape
 
 
 WHITE = (255, 255, 255)

@@ -12,7 +12,8 @@ import pytest
 from demo_training.lettering import fit
 from demo_training.naming import EN_NUMBER, LANGUAGES, ZH_COLOUR, ZH_KIND, ZH_NUMBER
 from demo_training.questions import ask_about, ask_two, ask_without
-from demo_training.scenes import Scene, Shape, invent, make_shape
+from demo_training.scenes import Scene, invent
+from demo_training.shapes import Shape, make_shape
 from demo_training.tasks import TASKS, description
 from demo_training.wordings import WORDINGS
 
