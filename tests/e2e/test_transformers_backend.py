@@ -26,8 +26,9 @@ from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from tests.e2e.conftest import Served, running, serve_directory
-from tests.support.any_models import FAMILIES, build, reference_ids, reference_model
+from tests.support.any_models import FAMILIES, build
 from tests.support.images import draw
+from tests.support.library_checkpoints import reference_ids, reference_model
 
 
 # GLM-4V's processor converts numbers of torch with NumPy, in a manner that NumPy 2 warns of.

@@ -12,15 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-import torch
-import transformers
 
-from tests.support.qwen_text import tokenizer_json
-from tests.support.tiny_qwen_vl import image_processor, randomise
+from tests.support.library_checkpoints import id_in, library, tokenizer_with, write
+from tests.support.tiny_qwen_vl import image_processor
 
 
-# Its types do not know all settings that its configurations have.
-_library: Any = transformers
 CHOSEN = "llava_next"
 FAMILIES = ("qwen3_5", "qwen3_vl_moe", "glm4v", CHOSEN)
 VOCAB_SIZE = 600
@@ -39,52 +35,29 @@ _IMAGES = {
     "glm4v": "<|begin_of_image|><|image|><|end_of_image|>",
     CHOSEN: "<image>\n",
 }
-TEMPLATE = """\
-{%- for message in messages %}<|im_start|>{{ message.role }}
-{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}\
-{% if part.type == 'image' %}IMAGE{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
 
 
 @cache
 def _tokenizer() -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json())
-    tokenizer.add_special_tokens([tokenizers.AddedToken(t, normalized=False) for t in _EXTRA])
-    return tokenizer
+    return tokenizer_with(_EXTRA)
 
 
 def token_id(text: str) -> int:
     """Id of an added token."""
-    found = _tokenizer().token_to_id(text)
-    assert found is not None, text
-    return int(found)
+    return id_in(_tokenizer(), text)
 
 
 def build(directory: Path, family: str, seed: int = 3) -> Path:
     """Writes a checkpoint of a family as transformers does, float32; returns the directory."""
     config, model_class = _CONFIGS[family]()
-    model = model_class(config)
-    randomise(model, seed)
-    model.generation_config.eos_token_id = [token_id("<|im_end|>"), token_id("<|endoftext|>")]
-    model.save_pretrained(directory)
+    write(directory, model_class(config), _tokenizer(), _IMAGES[family], seed=seed)
     _save_image_processor(directory, family)
-    (directory / "tokenizer.json").write_text(str(_tokenizer().to_str()))
-    (directory / "chat_template.jinja").write_text(TEMPLATE.replace("IMAGE", _IMAGES[family]))
-    named = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "bos_token": None,
-        "clean_up_tokenization_spaces": False,
-    }
-    (directory / "tokenizer_config.json").write_text(json.dumps(named))
     return directory
 
 
 def _save_image_processor(directory: Path, family: str) -> None:
     if family == CHOSEN:
-        processor = _library.LlavaNextImageProcessorPil(
+        processor = library.LlavaNextImageProcessorPil(
             size={"shortest_edge": 32},
             crop_size={"height": 32, "width": 32},
             image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
@@ -100,7 +73,7 @@ def _save_image_processor(directory: Path, family: str) -> None:
         (directory / "processor_config.json").write_text(json.dumps(settings))
         return
     if family == "glm4v":
-        _library.Glm4vImageProcessorPil(
+        library.Glm4vImageProcessorPil(
             patch_size=8,
             merge_size=2,
             temporal_patch_size=2,
@@ -167,8 +140,8 @@ def _qwen3_5() -> tuple[Any, Any]:
         ),
     )
     vision = _vision(num_position_embeddings=25)
-    config = _library.Qwen3_5Config(text_config=text, vision_config=vision, **_qwen_ids())
-    return config, _library.Qwen3_5ForConditionalGeneration
+    config = library.Qwen3_5Config(text_config=text, vision_config=vision, **_qwen_ids())
+    return config, library.Qwen3_5ForConditionalGeneration
 
 
 def _qwen3_vl_moe() -> tuple[Any, Any]:
@@ -181,8 +154,8 @@ def _qwen3_vl_moe() -> tuple[Any, Any]:
         rope_parameters=_rope(mrope_section=[4, 2, 2], mrope_interleaved=True),
     )
     vision = _vision(num_position_embeddings=25, deepstack_visual_indexes=[0])
-    config = _library.Qwen3VLMoeConfig(text_config=text, vision_config=vision, **_qwen_ids())
-    return config, _library.Qwen3VLMoeForConditionalGeneration
+    config = library.Qwen3VLMoeConfig(text_config=text, vision_config=vision, **_qwen_ids())
+    return config, library.Qwen3VLMoeForConditionalGeneration
 
 
 def _glm4v() -> tuple[Any, Any]:
@@ -199,10 +172,10 @@ def _glm4v() -> tuple[Any, Any]:
         "video_start_token_id": token_id("<|begin_of_video|>"),
         "video_end_token_id": token_id("<|end_of_video|>"),
     }
-    config = _library.Glm4vConfig(
+    config = library.Glm4vConfig(
         text_config=text, vision_config=vision, tie_word_embeddings=False, dtype="float32", **ids
     )
-    return config, _library.Glm4vForConditionalGeneration
+    return config, library.Glm4vForConditionalGeneration
 
 
 def _llava_next() -> tuple[Any, Any]:
@@ -217,7 +190,7 @@ def _llava_next() -> tuple[Any, Any]:
         "image_size": 32,
         "patch_size": 8,
     }
-    config = _library.LlavaNextConfig(
+    config = library.LlavaNextConfig(
         text_config=text,
         vision_config=vision,
         image_token_id=token_id("<image>"),
@@ -226,7 +199,7 @@ def _llava_next() -> tuple[Any, Any]:
         tie_word_embeddings=False,
         dtype="float32",
     )
-    return config, _library.LlavaNextForConditionalGeneration
+    return config, library.LlavaNextForConditionalGeneration
 
 
 _CONFIGS = {
@@ -235,16 +208,3 @@ _CONFIGS = {
     "glm4v": _glm4v,
     CHOSEN: _llava_next,
 }
-
-
-def reference_model(directory: Path) -> Any:
-    """A checkpoint as transformers loads it."""
-    auto = _library.AutoModelForImageTextToText
-    return auto.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
-
-
-def reference_ids(model: Any, inputs: Any, max_tokens: int, **options: Any) -> list[int]:
-    """The greedy answer of transformers' own `generate`."""
-    with torch.inference_mode():
-        made = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False, **options)
-    return [int(i) for i in made[0, inputs["input_ids"].shape[1] :]]

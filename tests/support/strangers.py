@@ -14,14 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-import transformers
 
-from tests.support.any_models import TEMPLATE
-from tests.support.qwen_text import tokenizer_json
-from tests.support.tiny_qwen_vl import randomise
+from tests.support.library_checkpoints import id_in, library, tokenizer_with, write
 
 
-_library: Any = transformers
 VOCAB_SIZE = 700
 _TOKENS = (
     *("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
@@ -53,38 +49,21 @@ class Stranger:
 
 @cache
 def _tokenizer() -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json())
-    tokenizer.add_special_tokens([tokenizers.AddedToken(t, normalized=False) for t in _TOKENS])
+    tokenizer = tokenizer_with(_TOKENS)
     assert tokenizer.get_vocab_size() <= VOCAB_SIZE
     return tokenizer
 
 
 def _id(text: str) -> int:
-    found = _tokenizer().token_to_id(text)
-    assert found is not None, text
-    return int(found)
+    return id_in(_tokenizer(), text)
 
 
 def build(directory: Path, name: str, seed: int = 5) -> Path:
     """Writes a checkpoint of a family, float32; returns the directory."""
     one = STRANGERS[name]
-    model = one.model()
-    randomise(model, seed)
-    model.generation_config.eos_token_id = [_id("<|im_end|>"), _id("<|endoftext|>")]
-    model.save_pretrained(directory)
+    write(directory, one.model(), _tokenizer(), one.image, seed=seed, named_tokens=one.tokens)
     one.images().save_pretrained(directory)
     (directory / "processor_config.json").write_text(json.dumps(one.processor))
-    (directory / "tokenizer.json").write_text(str(_tokenizer().to_str()))
-    (directory / "chat_template.jinja").write_text(TEMPLATE.replace("IMAGE", one.image))
-    named = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "bos_token": None,
-        "clean_up_tokenization_spaces": False,
-        "extra_special_tokens": dict(one.tokens),
-    }
-    (directory / "tokenizer_config.json").write_text(json.dumps(named))
     return directory
 
 
@@ -123,7 +102,7 @@ _PLAIN: Mapping[str, Any] = {"tie_word_embeddings": False, "dtype": "float32"}
 
 def _gemma3() -> Any:
     layers = ["sliding_attention", "full_attention"]
-    config = _library.Gemma3Config(
+    config = library.Gemma3Config(
         text_config=_text(sliding_window=24, layer_types=layers, query_pre_attn_scalar=16),
         vision_config=_vision(model_type="siglip_vision_model", vision_use_head=False),
         mm_tokens_per_image=4,
@@ -132,11 +111,11 @@ def _gemma3() -> Any:
         image_token_index=_id("<image_soft_token>"),
         **_PLAIN,
     )
-    return _library.Gemma3ForConditionalGeneration(config)
+    return library.Gemma3ForConditionalGeneration(config)
 
 
 def _idefics3() -> Any:
-    config = _library.Idefics3Config(
+    config = library.Idefics3Config(
         text_config=_text(model_type="llama"),
         vision_config=_vision(),
         scale_factor=2,
@@ -144,22 +123,22 @@ def _idefics3() -> Any:
         pad_token_id=_id("<|endoftext|>"),
         **_PLAIN,
     )
-    return _library.Idefics3ForConditionalGeneration(config)
+    return library.Idefics3ForConditionalGeneration(config)
 
 
 def _mistral3() -> Any:
-    config = _library.Mistral3Config(
+    config = library.Mistral3Config(
         text_config=_text(model_type="mistral", sliding_window=None),
         vision_config=_vision(model_type="pixtral", image_size=64, head_dim=12),
         spatial_merge_size=2,
         image_token_index=_id("[IMG]"),
         **_PLAIN,
     )
-    return _library.Mistral3ForConditionalGeneration(config)
+    return library.Mistral3ForConditionalGeneration(config)
 
 
 def _internvl() -> Any:
-    config = _library.InternVLConfig(
+    config = library.InternVLConfig(
         text_config=_text(model_type="qwen2"),
         vision_config=_vision(image_size=[32, 32], patch_size=[8, 8]),
         image_token_id=_id("<IMG_CONTEXT>"),
@@ -167,14 +146,14 @@ def _internvl() -> Any:
         downsample_ratio=0.5,
         **_PLAIN,
     )
-    return _library.InternVLForConditionalGeneration(config)
+    return library.InternVLForConditionalGeneration(config)
 
 
 STRANGERS: Mapping[str, Stranger] = {
     "gemma3": Stranger(
         _gemma3,
         "<start_of_image>",
-        lambda: _library.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}),
+        lambda: library.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}),
         {"processor_class": "Gemma3Processor", "image_seq_length": 4},
         {
             "boi_token": "<start_of_image>",
@@ -185,7 +164,7 @@ STRANGERS: Mapping[str, Stranger] = {
     "idefics3": Stranger(
         _idefics3,
         "<image>",
-        lambda: _library.Idefics3ImageProcessorPil(
+        lambda: library.Idefics3ImageProcessorPil(
             size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
         ),
         {"processor_class": "Idefics3Processor", "image_seq_len": 4},
@@ -193,7 +172,7 @@ STRANGERS: Mapping[str, Stranger] = {
     "mistral3": Stranger(
         _mistral3,
         "[IMG]",
-        lambda: _library.PixtralImageProcessorPil(
+        lambda: library.PixtralImageProcessorPil(
             size={"longest_edge": 64}, patch_size={"height": 16, "width": 16}
         ),
         {"processor_class": "PixtralProcessor", "patch_size": 8, "spatial_merge_size": 2},
@@ -201,7 +180,7 @@ STRANGERS: Mapping[str, Stranger] = {
     "internvl": Stranger(
         _internvl,
         "<IMG_CONTEXT>",
-        lambda: _library.GotOcr2ImageProcessorPil(
+        lambda: library.GotOcr2ImageProcessorPil(
             size={"height": 32, "width": 32}, min_patches=1, max_patches=4
         ),
         {"processor_class": "InternVLProcessor", "image_seq_length": 4},

@@ -33,14 +33,8 @@ from inference_service.text.guard import SpecialTokenGuard
 from inference_service.transformers_engine import library
 from inference_service.transformers_engine.core import TransformersCore
 from inference_service.transformers_engine.loading import load_core
-from tests.support.any_models import (
-    FAMILIES,
-    VOCAB_SIZE,
-    build,
-    reference_ids,
-    reference_model,
-    token_id,
-)
+from tests.support.any_models import FAMILIES, VOCAB_SIZE, build, token_id
+from tests.support.library_checkpoints import reference_ids, reference_model
 
 
 # GLM-4V's processor converts numbers of torch with NumPy, in a manner that NumPy 2 warns of.

@@ -25,7 +25,7 @@ from inference_service.transformers_engine import library
 from inference_service.transformers_engine.core import TransformersCore
 from inference_service.transformers_engine.describe import describe
 from inference_service.transformers_engine.loading import load_core
-from tests.support.any_models import reference_ids, reference_model
+from tests.support.library_checkpoints import reference_ids, reference_model
 from tests.support.strangers import STRANGERS, build
 
 

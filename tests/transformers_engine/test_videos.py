@@ -17,7 +17,8 @@ from inference_service.engine_protocol.messages import (
 )
 from inference_service.transformers_engine import library
 from inference_service.transformers_engine.loading import load_core
-from tests.support.any_models import build, reference_ids, reference_model
+from tests.support.any_models import build
+from tests.support.library_checkpoints import reference_ids, reference_model
 
 
 pytest.importorskip("torchvision", reason="the library's processors of videos need torchvision")
