@@ -1,7 +1,8 @@
 """The line for something that callers share fairly: places in the engine's batch, its KV cache, workers.
 
-The engine computes first come, first served. So no more requests are given to it than it can compute at once and a few
-more, and the next one is of the caller that has the fewest places, those that have waited longest first.
+No more requests are given to the engine than it can compute at once and a few more. The next one is of the caller that
+has the fewest places, of equal ones the one whose last turn is longest ago; and of its requests it is the one with the
+lowest priority number, now and then the oldest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Serves ChatService: chat completions and token counts."""
+"""Serves ChatService: chat completions, their prompts, and token counts."""
 
 from __future__ import annotations
 

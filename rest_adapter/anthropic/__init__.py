@@ -1,1 +1,1 @@
-"""Anthropic's dialect: messages, and the count of their tokens."""
+"""Anthropic's dialect: messages, the count of their tokens, their prompts, and models."""

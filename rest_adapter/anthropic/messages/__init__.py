@@ -1,1 +1,1 @@
-"""`POST /v1/messages` and `POST /v1/messages/count_tokens`."""
+"""`POST /v1/messages`, `/v1/messages/count_tokens` and `/v1/messages/render`."""
