@@ -1,9 +1,9 @@
-"""A model that the transformers library computes: what the front knows of it, and how its prompts are made.
+"""A model that the transformers library computes: what the front knows of it.
 
-Requests go the way of `local`: the same admission, media, sampling and output. Only the prompt is made elsewhere: the
-front renders the conversation with the model's template and hands it over as text, with the decoded images; the
-processor and the tokenizer are the model's own, in the engine process. The front imports neither torch nor
-transformers.
+Requests go the way of `local`: the same admission, media, sampling and output. Only the prompt is made elsewhere, see
+`engine_prompts`: the front renders the conversation with the model's template and hands it over as text, with the
+decoded images; the processor and the tokenizer are the model's own, in the engine process. The front imports neither
+torch nor transformers.
 """
 
 from __future__ import annotations
@@ -20,36 +20,15 @@ from inference_service.any_model.folder import check_folder
 from inference_service.backend.base import ModelDescription
 from inference_service.backend.defaults import model_defaults
 from inference_service.backend.description import Described, describe
-from inference_service.backend.prompts import PreparedPrompt, TextWorkers, num_characters
+from inference_service.backend.engine_prompts import EnginePrompts
 from inference_service.backend.served_model import revision_of
-from inference_service.domain import (
-    ChatMessage,
-    ChatRequest,
-    ImageInfo,
-    ImagePart,
-    Media,
-    Request,
-    Role,
-    TextPart,
-    TokenUsage,
-)
+from inference_service.domain import ChatMessage, ImagePart, Media, Role, TextPart
 from inference_service.engine_client.interface import Engine, PreparingEngine
-from inference_service.engine_protocol.messages import (
-    EngineReady,
-    PromptLayout,
-    PromptMedia,
-    PromptSource,
-)
-from inference_service.errors import (
-    InvalidArgumentError,
-    ServiceError,
-    UnsupportedParameterError,
-)
+from inference_service.engine_protocol.messages import EngineReady
+from inference_service.errors import ServiceError, UnsupportedParameterError
 from inference_service.families.config_file import SpecError
 from inference_service.families.registry import FAMILIES
 from inference_service.grammar.checker import Vocabulary
-from inference_service.media.images import ProcessedImage
-from inference_service.media.prepare import PreparedMedia
 from inference_service.model_spec import (
     DTYPE_BYTES,
     NO_VIDEOS,
@@ -64,8 +43,7 @@ from inference_service.text.decisions.prompts import DecisionPromptBuilder
 from inference_service.text.jinja_chat import JinjaChat
 from inference_service.text.jinja_template import JinjaTemplate
 from inference_service.text.model_files import find_chat_template, has_tokenizer
-from inference_service.text.output.reasoning import ReasoningStart
-from inference_service.text.prompt import ChatAbilities, Prompt
+from inference_service.text.prompt import ChatAbilities
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_json import JsonTokenizer
 
@@ -210,7 +188,7 @@ class TransformersModel:
     def new_prompts(self, settings: ServiceSettings, engine: Engine) -> EnginePrompts:
         """See `Model`."""
         del settings
-        return EnginePrompts(self, cast("PreparingEngine", engine))
+        return EnginePrompts(self.tokenizer, self.chat, cast("PreparingEngine", engine))
 
     def describe(self, settings: ServiceSettings, ready: EngineReady | None) -> ModelDescription:
         """See `Model`."""
@@ -232,108 +210,6 @@ class TransformersModel:
             settings,
             ready,
         )
-
-
-class EnginePrompts(TextWorkers):
-    """`Prompts` that the engine prepares."""
-
-    def __init__(self, model: TransformersModel, engine: PreparingEngine) -> None:
-        super().__init__(model.tokenizer)
-        self._model = model
-        self._engine = engine
-
-    async def prepare(self, request: Request, media: PreparedMedia) -> PreparedPrompt:
-        """See `PromptWorkers.prepare`."""
-        source, start = await self.run(
-            num_characters(request), lambda: self._source(request, media.images)
-        )
-        pixels = [image.pixels for image in media.images]
-        try:
-            layout = await self._engine.prepare(source, pixels)
-        except InvalidArgumentError as error:
-            error.field = error.field or request.prompt_field
-            raise
-        infos = (
-            _info(info, found)
-            for info, found in zip(media.infos, _of_images(layout, media.images), strict=True)
-        )
-        videos = sum(
-            found.num_tokens
-            for found, image in zip(layout.media, media.images, strict=True)
-            if image.is_video
-        )
-        return PreparedPrompt(
-            prompt=Prompt(token_ids=layout.token_ids, images=(), reasoning=start, source=source),
-            pixels=pixels,
-            infos=tuple(infos),
-            usage=TokenUsage(
-                prompt_tokens=len(layout.token_ids),
-                image_tokens=sum(found.num_tokens for found in layout.media) - videos,
-                video_tokens=videos,
-            ),
-        )
-
-    def _source(
-        self, request: Request, images: Sequence[ProcessedImage]
-    ) -> tuple[PromptSource, ReasoningStart]:
-        """The prompt of a request, and whether the answer begins with reasoning."""
-        media = _media(images)
-        if isinstance(request, ChatRequest):
-            if self._model.chat is None:
-                raise UnsupportedParameterError(
-                    "This model has no chat template: use a text completion.", field="spec.messages"
-                )
-            text, start = self._model.chat.render(request)
-            return PromptSource(text=text, media=media, is_guarded=True), start
-        prompt = request.prompt
-        if isinstance(prompt, str):
-            return PromptSource(text=prompt, media=media), ReasoningStart.TEXT
-        if media:
-            raise UnsupportedParameterError(
-                "Token ids with images are not supported with --backend transformers: send the prompt as text.",
-                field=request.prompt_field,
-            )
-        return PromptSource(token_ids=prompt), ReasoningStart.TEXT
-
-
-def _media(images: Sequence[ProcessedImage]) -> tuple[PromptMedia, ...]:
-    found: list[PromptMedia] = []
-    offset = 0
-    for image in images:
-        one = PromptMedia(
-            height=image.height,
-            width=image.width,
-            pixel_offset=offset,
-            digest=image.digest,
-            frames=image.frames,
-            fps=1.0 / image.time_step if image.is_video else None,
-        )
-        found.append(one)
-        offset += one.pixel_bytes
-    return tuple(found)
-
-
-def _of_images(
-    layout: PromptLayout, images: Sequence[ProcessedImage]
-) -> list[tuple[int, int, int]]:
-    """(height, width, tokens) of each image, without the videos."""
-    return [
-        (found.height, found.width, found.num_tokens)
-        for found, image in zip(layout.media, images, strict=True)
-        if not image.is_video
-    ]
-
-
-def _info(info: ImageInfo, found: tuple[int, int, int]) -> ImageInfo:
-    height, width, tokens = found
-    return ImageInfo(
-        original_width=info.original_width,
-        original_height=info.original_height,
-        processed_width=width,
-        processed_height=height,
-        tokens=tokens,
-        uuid=info.uuid,
-    )
 
 
 def _chat_format(directory: Path, tokenizer: Tokenizer, facts: ModelFacts) -> JinjaChat | None:
