@@ -24,7 +24,7 @@ from tests.support.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
-START_S = 120
+START_S = 300
 MODEL = "qwen-vl-demo"
 
 
