@@ -52,12 +52,7 @@ class Floods:
     def answer(self, name: str) -> tuple[EngineRequest, bytes]:
         """A neighbour's: a short prompt and a long answer."""
         sampling = SamplingParams(max_tokens=LONG, temperature=0.0, ignore_eos=True)
-        return EngineRequest(
-            request_id=name,
-            prompt_token_ids=self._ids(8),
-            sampling=sampling,
-            caller="neighbour",
-        ), b""
+        return EngineRequest(request_id=name, prompt_token_ids=self._ids(8), sampling=sampling), b""
 
     def prompt(self, name: str) -> tuple[EngineRequest, bytes]:
         """A long prompt."""

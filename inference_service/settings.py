@@ -175,7 +175,7 @@ class ServiceSettings(FlagSettings):
         gt=1,
         le=1000,
         description="how many times longer an engine step may take, when it computes prompts or images beside answers"
-        " in progress, than those answers alone; with a single caller it may take 0.1 s",
+        " in progress, than those answers alone",
     )
     kv_page_size: Positive = Field(16, description="tokens per page of the KV cache")
     num_kv_pages: Positive | None = Field(

@@ -259,7 +259,7 @@ class Pipeline:
         num_prefill_tokens = sum(
             chunk.end - chunk.start for chunk in plan.chunks[plan.num_decodes :]
         )
-        return self._pace.encode_s_beside(plan.num_decodes, num_prefill_tokens, shared=plan.shared)
+        return self._pace.encode_s_beside(plan.num_decodes, num_prefill_tokens)
 
     def _commit(self, chunk: Chunk, result: ChunkResult) -> ChoiceOutput | None:
         """Commit the result of a chunk; returns its output, if any."""

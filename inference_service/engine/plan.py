@@ -42,7 +42,6 @@ class Plan:
         chunks: The chunks to compute; the newest sequence is last.
         images: The images to encode first, each key once, with a sequence that has the pixels.
         num_decodes: How many chunks, the first ones, are the next tokens of answers in progress.
-        shared: There are several callers.
         waits: Nothing is planned, as results are in flight for which somebody waits, and no answer goes on meanwhile:
             nothing would bound the step, so they are to be collected first.
     """
@@ -52,5 +51,4 @@ class Plan:
     chunks: list[Chunk] = field(default_factory=list)
     images: list[tuple[Sequence, ImageSpan]] = field(default_factory=list)
     num_decodes: int = 0
-    shared: bool = True
     waits: bool = False

@@ -113,15 +113,12 @@ class Scheduler:
         preemptions = self.counters.preemptions
         self._schedule_decodes(plan)
         plan.num_decodes = len(plan.chunks)
-        plan.shared = self._shares.num_callers > 1
         plan.waits = not plan.chunks and any(one.awaits_result for one in self.running)
         if plan.waits:
             return plan
         if self._pace is not None:
             self._shortest_first = not self._shortest_first
-            beside = self._pace.tokens_beside(
-                plan.num_decodes, encoding=encoding, shared=plan.shared
-            )
+            beside = self._pace.tokens_beside(plan.num_decodes, encoding=encoding)
             plan.tokens_left = min(plan.tokens_left, beside)
         # After a preemption, a new sequence would be preempted next.
         self._schedule_prompts(plan, admitting=self.counters.preemptions == preemptions)

@@ -21,11 +21,6 @@ class Shares:
         self._arrivals: dict[str, int] = {}
         self._numbers = itertools.count()
 
-    @property
-    def num_callers(self) -> int:
-        """Callers with unfinished sequences."""
-        return len(self._present)
-
     def enter(self, caller: str) -> None:
         """Counts a further sequence of a caller."""
         if caller not in self._present:

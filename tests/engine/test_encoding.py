@@ -273,7 +273,7 @@ def one_piece_a_step(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Encoder, "run", run)
     monkeypatch.setattr(Pace, "_measures_alone", lambda *_: False)
-    monkeypatch.setattr(Pace, "encode_s_beside", lambda *_, **__: 1.0)
+    monkeypatch.setattr(Pace, "encode_s_beside", lambda *_: 1.0)
     return pieces
 
 
@@ -358,7 +358,7 @@ def test_an_image_of_two_is_encoded_if_the_first_leaves_before(
     for name in ("gone", "stays"):
         core.add(LARGE.request(name), LARGE.pixels)
     with monkeypatch.context() as patch:
-        patch.setattr(Pace, "encode_s_beside", lambda *_, **__: 0.0)
+        patch.setattr(Pace, "encode_s_beside", lambda *_: 0.0)
         core.step()
     core.abort("gone")
     core.add(OTHER.request("gone"), OTHER.pixels)

@@ -35,13 +35,11 @@ DEVICES = {
 }
 
 
-def run(
-    pace: Pace, device: Device, decodes: int, steps: int, *, shared: bool = True
-) -> list[tuple[int, float]]:
+def run(pace: Pace, device: Device, decodes: int, steps: int) -> list[tuple[int, float]]:
     """Prompts without end beside some answers: prompt tokens of every step, and its duration in those of answers."""
     found = []
     for _ in range(steps):
-        tokens = pace.tokens_beside(decodes, encoding=False, shared=shared)
+        tokens = pace.tokens_beside(decodes, encoding=False)
         step_s = device.step_s(decodes, tokens)
         pace.note(decodes, tokens, step_s, encoded=False)
         found.append((tokens, step_s / device.alone_s(decodes)))
@@ -64,29 +62,6 @@ def test_what_fits_is_used(name: str) -> None:
     fits = (device.alone_s(8) * (SLOWDOWN - 1) - device.mixed_s) / device.token_s
     mean = sum(tokens for tokens, _ in settled) / len(settled)
     assert mean > 0.85 * max(MIN_TOKENS, min(fits, 2048))
-
-
-@pytest.mark.parametrize("name", DEVICES)
-@pytest.mark.parametrize("decodes", [1, 7])
-def test_a_single_caller_has_longer_steps_for_its_prompts(name: str, decodes: int) -> None:
-    device = DEVICES[name]
-    alone_s = device.alone_s(decodes)
-    settled = run(Pace(2048, SLOWDOWN), device, decodes, 200, shared=False)[40:]
-    bound = max(SLOWDOWN, MAX_STEP_S / alone_s, device.step_s(decodes, MIN_TOKENS) / alone_s)
-    assert max(ratio for _, ratio in settled) <= 1.05 * bound
-    fits = (bound - 1) * alone_s / device.token_s
-    mean = sum(tokens for tokens, _ in settled) / len(settled)
-    assert mean > 0.85 * max(MIN_TOKENS, min(fits, 2048))
-
-
-@pytest.mark.parametrize("name", DEVICES)
-def test_whoever_joins_a_single_caller_is_soon_protected(name: str) -> None:
-    pace, device = Pace(2048, SLOWDOWN), DEVICES[name]
-    run(pace, device, 4, 200, shared=False)
-    joined = run(pace, device, 4, 40)
-    least = device.step_s(4, MIN_TOKENS) / device.alone_s(4)
-    assert max(ratio for _, ratio in joined) <= max(1.3 * SLOWDOWN, least)
-    assert max(ratio for _, ratio in joined[8:]) <= max(1.05 * SLOWDOWN, least)
 
 
 def test_it_follows_a_device_that_changes_and_a_batch_that_grows() -> None:
@@ -167,7 +142,6 @@ def test_images_share_with_prompts() -> None:
         pace.note(4, 0, 0.01, encoded=False)
     assert pace.encode_s_beside(4, 0) == pytest.approx(0.01)
     assert pace.encode_s_beside(4, 100) == pytest.approx(0.005)
-    assert pace.encode_s_beside(4, 0, shared=False) == pytest.approx(MAX_STEP_S - 0.01)
     for _ in range(3):
         pace.note(64, 0, 10.0, encoded=False)
     assert pace.encode_s_beside(64, 0) == MAX_STEP_S

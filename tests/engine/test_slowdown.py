@@ -123,13 +123,7 @@ class Engine:
         self.numbers = count()
 
     def add(
-        self,
-        *,
-        prompt: int,
-        answer: int,
-        image: int = 0,
-        constrained: bool = False,
-        caller: str = "flood",
+        self, *, prompt: int, answer: int, image: int = 0, constrained: bool = False
     ) -> Sequence:
         number = next(self.numbers)
         span = ImageSpan(
@@ -147,7 +141,6 @@ class Engine:
             prompt_token_ids=tuple(range(1000 * number, 1000 * number + prompt)),
             images=(span,) if image else (),
             sampling=sampling,
-            caller=caller,
         )
         sequence = Sequence(request)
         if constrained:
@@ -206,10 +199,7 @@ def test_answers_wait_no_longer_than_promised(
     """
     slowdown, depth, constrained, piece_s, flood = row
     engine = Engine(monkeypatch, slowdown, depth, piece_s)
-    first, *_ = (
-        engine.add(prompt=10, answer=9999, constrained=one, caller="neighbour")
-        for one in constrained
-    )
+    first, *_ = (engine.add(prompt=10, answer=9999, constrained=one) for one in constrained)
     engine.run(100)
     alone_s = engine.gap_s(first, since_s=20 * DECODE_S)
     requests = FLOODS[flood] | {"constrained": all(constrained)}

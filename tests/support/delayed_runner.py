@@ -134,7 +134,7 @@ class FakePace:
         self._runner = runner
         self._count = 0
 
-    def encode_s_beside(self, num_decodes: int, *_: Any, **__: Any) -> float:
+    def encode_s_beside(self, num_decodes: int, *_: Any) -> float:
         self._runner.check_that_nobody_waits(num_decodes)
         self._count += 1
         return 3600.0 if self._count % 3 else 0.0
