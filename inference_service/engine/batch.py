@@ -11,16 +11,11 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from heapq import heappop, heappush
-from typing import Final
 
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.counters import Counters
 from inference_service.engine.image_planner import ImagePlanner
 from inference_service.engine.sequence import Sequence
-
-
-_PATIENCE_S: Final = 5.0
-"""When the oldest sequence of a caller of whom none runs has waited longer, nobody is admitted before it."""
 
 
 class Batch:
@@ -118,19 +113,6 @@ class Batch:
                     return
                 self.preempt(next(s for s in reversed(self.running) if s.caller == greedy))
                 running[greedy] -= 1
-
-    def overdue(self) -> Sequence | None:
-        """The oldest waiting sequence of a caller of whom none runs, if it has waited too long.
-
-        Each of many callers may have a small one admitted past it whenever one of theirs has ended.
-        """
-        running, now_s = self.running_by_caller, self._clock()
-        late = (
-            one
-            for one in self.waiting
-            if one.caller not in running and now_s - one.arrived_s > _PATIENCE_S
-        )
-        return min(late, key=lambda one: one.arrived_s, default=None)
 
     def _first_waiting(self, running: Mapping[str, int]) -> list[Sequence]:
         """The first waiting sequence of each caller of whom none runs; nothing if none runs at all."""

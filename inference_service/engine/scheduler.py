@@ -27,7 +27,7 @@ from inference_service.engine.pace import Pace
 from inference_service.engine.plan import Chunk, Plan
 from inference_service.engine.prompt_turns import Prompts, by_caller
 from inference_service.engine.sequence import Sequence, SequenceId
-from inference_service.engine.shares import Shares
+from inference_service.engine.shares import Shares, overdue
 from inference_service.engine_protocol.messages import FinishReason
 from inference_service.errors import (
     ContextLengthError,
@@ -227,9 +227,10 @@ class Scheduler:
         When there is no room for a sequence, none is admitted that came later, but for callers of whom none runs.
         """
         batch = self._batch
-        if admitting and (late := batch.overdue()) is not None:
-            admitting = batch.admit(late)
         running = batch.running_by_caller
+        late = overdue(batch.waiting, running, self._clock()) if admitting else None
+        if late is not None and (admitting := batch.admit(late)):
+            running[late.caller] += 1
         prompts = self._prompts_by_caller(plan, admitting=admitting)
         full = False
         while prompts and plan.tokens_left:

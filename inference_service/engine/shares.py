@@ -8,8 +8,30 @@ counter of those present, as a pause saves up nothing; so it comes before them, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 import itertools
+from typing import Final
+
+from inference_service.engine.sequence import Sequence
+
+
+_PATIENCE_S: Final = 5.0
+"""When the oldest sequence of a caller of whom none runs has waited longer, nobody is admitted before it."""
+
+
+def overdue(waiting: Iterable[Sequence], running: Container[str], now_s: float) -> Sequence | None:
+    """The oldest waiting sequence of a caller of whom none runs, if it has waited too long.
+
+    Newcomers come first, and may be small enough for the room that a large sequence waits for: without this, many
+    callers that come and go would keep it waiting for ever.
+
+    Args:
+        waiting: The sequences that wait.
+        running: Callers of whom some run.
+        now_s: The time on the clock of the sequences' arrivals, in seconds.
+    """
+    late = (s for s in waiting if s.caller not in running and now_s - s.arrived_s > _PATIENCE_S)
+    return min(late, key=lambda sequence: sequence.arrived_s, default=None)
 
 
 class Shares:

@@ -26,7 +26,7 @@ from inference_service.engine.logprobs import token_logprobs
 from inference_service.engine.outputs import ended_output, token_output
 from inference_service.engine.prompt_logprobs import PROMPT_LOGITS_ROWS
 from inference_service.engine.sequence import Sequence, SequenceId
-from inference_service.engine.shares import Shares
+from inference_service.engine.shares import Shares, overdue
 from inference_service.engine.step_results import ChunkResult
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
@@ -226,7 +226,7 @@ class TransformersCore:
     def _next(self) -> Sequence | None:
         """The sequence to compute: callers take turns by what they have had, and so do the sequences of each.
 
-        When there is no room for a sequence, the answers in progress go on.
+        One that has waited too long comes first. When there is no room for a sequence, the answers in progress go on.
         """
         running = Counter(sequence.caller for sequence in self._running)
         waiting: dict[str, Sequence] = {}
@@ -234,7 +234,8 @@ class TransformersCore:
             waiting.setdefault(sequence.caller, sequence)
         if not running and not waiting:
             return None
-        caller = self._shares.first({*running, *waiting}, running)
+        late = overdue(self._waiting, running, time.monotonic())
+        caller = late.caller if late else self._shares.first({*running, *waiting}, running)
         if caller in waiting and self._room.take(waiting[caller]):
             sequence = waiting[caller]
             self._admit(sequence)

@@ -351,6 +351,39 @@ def test_a_sequence_waits_for_room_and_does_not_lose_it(directory, asked, expect
     assert small.stats.kv_pages_used == 0
 
 
+def test_newcomers_do_not_keep_a_large_request_waiting_for_ever(
+    directory, asked, monkeypatch
+) -> None:
+    monkeypatch.setattr("inference_service.engine.shares._PATIENCE_S", 0.0)
+    small = load_core(
+        EngineConfig(
+            model_dir=str(directory),
+            device="cpu",
+            cpu_threads=1,
+            num_kv_pages=12,
+            page_size=16,
+            max_num_seqs=3,
+        )
+    )
+
+    def add(name: str, length: int) -> None:
+        """A caller's only request, of so many tokens with its answer."""
+        one = request_of(small, asked[0], name, eos_token_ids=())
+        answer = length - len(one.prompt_token_ids)
+        sampling = replace(one.sampling, max_tokens=answer)
+        small.add(replace(one, caller=name, sampling=sampling), b"")
+
+    add("first", 100)
+    small.step()
+    add("large", 150)
+    for number in range(150):
+        if small.stats.waiting < 3:
+            add(f"newcomer {number}", 30)
+        if any(output.request_id == "large" for output in small.step()):
+            return
+    pytest.fail("it never runs")
+
+
 def test_refusals(core, asked) -> None:
     request = request_of(core, asked[0], "r")
     bias = replace(request.sampling, logit_bias=((VOCAB_SIZE, 1.0),))
