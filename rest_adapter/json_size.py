@@ -5,10 +5,11 @@ A body of 44 MiB can have 15 million empty lists, which are gigabytes of objects
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 import re
-from typing import Final
+from typing import Final, Self
 
-from rest_adapter.errors import ApiError, too_large
+from rest_adapter.errors import too_large
 
 
 MAX_STRINGS: Final = 100_000
@@ -28,6 +29,65 @@ _SLICE_BYTES: Final = 2**18
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/_=-]{256}")
 
 
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many values JSON has.
+
+    Attributes:
+        strings: Strings, names of fields included.
+        containers: Objects and lists.
+        values: All values but the fields of objects that are no containers.
+        media_bytes: Bytes of the strings that are images.
+    """
+
+    strings: int = 0
+    containers: int = 0
+    values: int = 0
+    media_bytes: int = 0
+
+    @classmethod
+    def of(cls, data: bytes | bytearray) -> Self:
+        """The size of JSON; whether it is valid does not matter."""
+        text = _without_escapes(data) if b"\\" in data else data
+        outside, media = _without_strings(text)
+        containers = outside.count(b"[") + outside.count(b"{")
+        return cls(text.count(b'"') // 2, containers, containers + outside.count(b",") + 1, media)
+
+    def __add__(self, other: Size) -> Size:
+        """Of both."""
+        return Size(
+            self.strings + other.strings,
+            self.containers + other.containers,
+            self.values + other.values,
+            self.media_bytes + other.media_bytes,
+        )
+
+    @property
+    def memory(self) -> int:
+        """A bound on the memory of its objects, in bytes, without the characters of its strings."""
+        objects = self.strings + self.containers
+        return objects * _BYTES_PER_OBJECT + self.values * _BYTES_PER_VALUE
+
+    def check(self, what: str) -> None:
+        """Refuses too many values.
+
+        Args:
+            what: What has them, for the error.
+
+        Raises:
+            ApiError: There are too many.
+        """
+        for count, maximum, kind in (
+            (self.strings, MAX_STRINGS, "strings"),
+            (self.containers, MAX_CONTAINERS, "objects and lists"),
+            (self.values, MAX_VALUES, "values"),
+        ):
+            if count > maximum:
+                raise too_large(
+                    f"The {what} has {count} {kind}, but at most {maximum} are allowed."
+                )
+
+
 def check_size(data: bytearray, *, max_text_bytes: int) -> int:
     """Refuses a JSON body with too many values or too much text.
 
@@ -43,27 +103,22 @@ def check_size(data: bytearray, *, max_text_bytes: int) -> int:
     """
     if len(data) <= _CHECKED_BYTES:
         return 0
-    text = _without_escapes(data) if b"\\" in data else data
-    strings = text.count(b'"') // 2
-    _check(strings, MAX_STRINGS, "strings")
-    outside, media = _without_strings(text)
-    containers = outside.count(b"[") + outside.count(b"{")
-    _check(containers, MAX_CONTAINERS, "objects and lists")
-    values = containers + outside.count(b",") + 1
-    _check(values, MAX_VALUES, "values")
-    if len(data) - media > max_text_bytes:
+    size = Size.of(data)
+    size.check("body")
+    text_bytes = len(data) - size.media_bytes
+    if text_bytes > max_text_bytes:
         raise too_large(
-            f"The body has {(len(data) - media) / 2**20:.1f} MiB without its images, but at most "
+            f"The body has {text_bytes / 2**20:.1f} MiB without its images, but at most "
             f"{max_text_bytes / 2**20:g} MiB are allowed (--max-text-mib)."
         )
-    return (strings + containers) * _BYTES_PER_OBJECT + values * _BYTES_PER_VALUE
+    return size.memory
 
 
-def _without_escapes(data: bytearray) -> bytearray:
+def _without_escapes(data: bytes | bytearray) -> bytearray:
     """The body without escaped backslashes and quotation marks; in slices, between which other threads can run."""
     text, start = bytearray(), 0
     while start < len(data):
-        piece = data[start : start + _SLICE_BYTES]
+        piece = bytearray(data[start : start + _SLICE_BYTES])
         backslashes = len(piece) - len(piece.rstrip(b"\\"))
         if backslashes % 2:
             piece += data[
@@ -74,7 +129,7 @@ def _without_escapes(data: bytearray) -> bytearray:
     return text
 
 
-def _without_strings(text: bytearray) -> tuple[bytes, int]:
+def _without_strings(text: bytes | bytearray) -> tuple[bytes, int]:
     """What is outside of all strings, and the bytes of those strings that are images."""
     outside, media, end = [], 0, 0
     # Not `split`, which copies the images.
@@ -90,16 +145,7 @@ def _without_strings(text: bytearray) -> tuple[bytes, int]:
     return b"".join([*outside, text[end:]]), media
 
 
-def _check(count: int, maximum: int, what: str) -> None:
-    if count > maximum:
-        raise ApiError(
-            413,
-            f"The body has {count} {what}, but at most {maximum} are allowed.",
-            reason="MESSAGE_TOO_LARGE",
-        )
-
-
-def _is_media(begin: bytearray) -> bool:
+def _is_media(begin: bytes | bytearray) -> bool:
     """Whether a string that begins like this is an image: a `data:` URI or plain base64."""
     begin = begin.lstrip()
     return begin[:5].lower() == b"data:" or _BASE64.match(begin) is not None

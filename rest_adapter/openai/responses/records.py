@@ -15,6 +15,7 @@ import orjson
 
 from rest_adapter.body import RequestBody
 from rest_adapter.errors import ApiError, invalid, too_large, unsupported
+from rest_adapter.json_size import Size
 from rest_adapter.json_text import shown
 from rest_adapter.off_loop import off_loop
 from rest_adapter.openai.responses import resource as states
@@ -106,7 +107,8 @@ class Records:
             body: The body of the request, which the items count as a part of.
 
         Raises:
-            ApiError: There is no store, one of the responses is not there or did not end well, or they are too large.
+            ApiError: There is no store, one of the responses is not there or did not end well, or they are too large or
+                have too many values.
         """
         param = "previous_response_id"
         store = self.store(param, response_id)
@@ -128,6 +130,7 @@ class Records:
             raise _not_continuable(response_id, chain[-1].status)
         size = sum(response.size for response in chain)
         body.take(size)
+        body.take(await off_loop(size, _checked_size, chain))
         return await off_loop(size, _items_of, chain)
 
     async def found(
@@ -184,12 +187,26 @@ def _not_continuable(response_id: str, status: str) -> ApiError:
     return invalid(message, "previous_response_id")
 
 
+def _checked_size(responses: Iterable[StoredResponse]) -> int:
+    """About how much memory the input items take: each request was within the bounds, but a conversation has many.
+
+    Raises:
+        ApiError: They have too many values.
+    """
+    size = sum((Size.of(response.input_items) for response in responses), Size())
+    size.check("conversation")
+    return size.memory
+
+
 def _items_of(responses: Iterable[StoredResponse]) -> list[_Document]:
-    """All items, input and output."""
+    """All items, input and output, without log probabilities, which are no part of a prompt."""
     items: list[_Document] = []
     for response in responses:
         items += orjson.loads(response.input_items)
-        items += orjson.loads(response.resource)["output"]
+        output: list[_Document] = orjson.loads(response.resource)["output"]
+        for part in (part for item in output for part in item.get("content") or ()):
+            part.pop("logprobs", None)
+        items += output
     return items
 
 

@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS responses (
   input_items BLOB NOT NULL, frames BLOB NOT NULL,
   PRIMARY KEY (caller, id));
 CREATE INDEX IF NOT EXISTS responses_by_use ON responses (used, size);
+CREATE INDEX IF NOT EXISTS responses_by_caller ON responses (caller, used, size);
 CREATE TABLE IF NOT EXISTS items (
   caller TEXT NOT NULL, id TEXT NOT NULL, response_id TEXT NOT NULL,
   PRIMARY KEY (caller, id),
@@ -41,6 +42,12 @@ MAX_CHAIN: Final = 4096
 """Maximum number of responses in a conversation."""
 
 _CHAIN_SLICE: Final = 64
+_ID_BYTES: Final = 320
+"""About how many bytes an item's id takes, with those of its response and of its caller, in the table and the index."""
+_DELETE_OLDEST: Final = """
+DELETE FROM responses WHERE rowid =
+  (SELECT rowid FROM responses WHERE caller = ? ORDER BY used, rowid LIMIT 1) RETURNING size
+"""
 _ITEMS: Final = ("resource", "input_items")
 _Result = TypeVar("_Result")
 
@@ -69,13 +76,18 @@ class StoredResponse:
 
     @property
     def size(self) -> int:
-        """Its size in bytes."""
+        """Its size in bytes, without the ids of its items."""
         return sum(map(len, (self.resource, self.input_items, self.frames)))
+
+    @property
+    def kept_size(self) -> int:
+        """About how many bytes it takes in a store."""
+        return self.size + _ID_BYTES * len(self.item_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreLimits:
-    """The bounds of a store; the responses that were not used for longest give way.
+    """The bounds of a store; of the caller with the most, the responses that were not used for longest give way.
 
     Attributes:
         max_entries: Maximum number of responses.
@@ -214,14 +226,13 @@ class ResponseStore:
         self._database.execute("COMMIT")
 
     def _put(self, caller: str, response: StoredResponse) -> None:
-        if response.size > self._limits.max_bytes:
-            _LOG.warning(
-                "a response of %d bytes is larger than the store and is not kept", response.size
-            )
+        size = response.kept_size
+        if size > self._limits.max_bytes:
+            _LOG.warning("a response of %d bytes is larger than the store and is not kept", size)
             return
         row = (
             *(caller, response.id, response.previous_id, response.status, self._clock()),
-            *(response.size, response.resource, response.input_items, response.frames),
+            *(size, response.resource, response.input_items, response.frames),
         )
         with self._transaction() as database:
             database.execute(
@@ -235,18 +246,21 @@ class ResponseStore:
             self._evict(database)
 
     def _evict(self, database: sqlite3.Connection) -> None:
+        """Removes what is too old, and what is too much: of the caller that has most."""
         database.execute("DELETE FROM responses WHERE used < ?", (self._oldest_use(),))
         count, size = database.execute(
             "SELECT count(*), coalesce(sum(size), 0) FROM responses"
         ).fetchone()
-        oldest = database.execute("SELECT rowid, size FROM responses ORDER BY used, rowid")
-        victims = []
-        while count > self._limits.max_entries or size > self._limits.max_bytes:
-            rowid, freed = oldest.fetchone()
-            victims.append((rowid,))
+        limits = self._limits
+        if count <= limits.max_entries and size <= limits.max_bytes:
+            return
+        rows = database.execute("SELECT caller, count(*), sum(size) FROM responses GROUP BY caller")
+        held = {caller: [count, size] for caller, count, size in rows}
+        while (too_many := count > limits.max_entries) or size > limits.max_bytes:
+            greedy = max(held, key=lambda caller: held[caller][not too_many])
+            [(freed,)] = database.execute(_DELETE_OLDEST, (greedy,)).fetchall()
+            held[greedy] = [held[greedy][0] - 1, held[greedy][1] - freed]
             count, size = count - 1, size - freed
-        oldest.close()
-        database.executemany("DELETE FROM responses WHERE rowid = ?", victims)
 
     def _oldest_use(self) -> float:
         return self._clock() - self._limits.max_age_s

@@ -16,7 +16,7 @@ from rest_adapter.openai.responses.store import ResponseStore, StoredResponse, S
 from rest_adapter.settings import AdapterSettings
 
 
-LIMITS = StoreLimits(max_entries=3, max_bytes=1000, max_age_s=60)
+LIMITS = StoreLimits(max_entries=3, max_bytes=2000, max_age_s=60)
 
 
 class Clock:
@@ -101,8 +101,29 @@ async def test_bytes_are_bounded(path: Path | None) -> None:
         await store.put("", response("b", size=400))
         await store.put("", response("c", size=400))
         assert await kept(store) == {"b", "c"}
-        await store.put("", response("d", size=1001))
+        await store.put("", response("d", size=2001))
         assert await kept(store) == {"b", "c"}, "what cannot fit drives nothing out"
+
+
+async def test_the_ids_of_items_count(path: Path | None) -> None:
+    """A request of a megabyte can have tens of thousands of items."""
+    async with opened(path) as store:
+        many = tuple(f"msg_{number}" for number in range(100))
+        await store.put("", replace(response("a"), item_ids=many))
+        assert await kept(store) == set()
+
+
+@pytest.mark.parametrize("size", [10, 400])
+async def test_a_caller_with_much_drives_out_its_own(path: Path | None, size: int) -> None:
+    async with opened(path) as store:
+        await store.put("modest", response("a", size=size))
+        for name in "bcdef":
+            await store.put("greedy", response(name, size=size))
+        assert await kept(store, "modest") == {"a"}
+        assert await kept(store, "greedy") == ({"e", "f"} if size == 10 else {"f"})
+        for name in "bc":
+            await store.put("third", response(name, size=size))
+        assert await kept(store, "modest") == {"a"}, "nobody has less"
 
 
 async def test_age_is_bounded(path: Path | None) -> None:
