@@ -6,7 +6,9 @@ Label values are from fixed sets: route templates, methods, statuses, reasons of
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+import time
 from typing import Final
 
 from fastapi import APIRouter, Request, Response
@@ -20,7 +22,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from qwenvl.observability.metrics_server import PATH, render
+from qwenvl.observability.metrics_server import PATH, Exposition
 
 
 disable_created_metrics()  # a second series for each, which nobody reads
@@ -87,14 +89,19 @@ _BUILD.info({"version": version("qwen-vl-serving")})
 
 _METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
+EXPOSITION: Final = Exposition(REGISTRY)
+# One: those who ask meanwhile share a rendering.
+_RENDERER: Final = ThreadPoolExecutor(1, thread_name_prefix="metrics")
+
 router: Final = APIRouter()
 
 
 @router.get(PATH)
 async def metrics(request: Request) -> Response:
     """All metrics of this process, for Prometheus."""
-    body, content_type = await asyncio.to_thread(
-        render, REGISTRY, request.headers.get("accept", "")
+    accept, asked_s = request.headers.get("accept", ""), time.monotonic()
+    body, content_type = await asyncio.get_running_loop().run_in_executor(
+        _RENDERER, EXPOSITION.render, accept, asked_s
     )
     return Response(body, headers={"content-type": content_type})
 
