@@ -18,7 +18,7 @@ from rest_adapter import metrics, models, probes
 from rest_adapter.anthropic.dialect import ANTHROPIC
 from rest_adapter.auth import RequireKey
 from rest_adapter.body import Bodies, BodyBudget, BodyLimits
-from rest_adapter.connections import MAX_CONNECTIONS, Connections
+from rest_adapter.connections import MAX_CONNECTIONS, Connections, ShareConnections
 from rest_adapter.dialect import Dialect, error_response
 from rest_adapter.errors import ApiError, aborted
 from rest_adapter.framing import RefuseUnclearFraming
@@ -104,8 +104,9 @@ def _add_middleware(app: FastAPI, settings: AdapterSettings, dialects: Sequence[
     origins = compile_origins(settings.allowed_origins)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RefuseHammering)
+    app.add_middleware(ShareConnections, has_keys=keys is not None)
     if keys is not None:
-        app.add_middleware(RequireKey, keys=keys)
+        app.add_middleware(RequireKey)
     else:
         app.add_middleware(RefuseForeignPages, origins=origins)
     app.add_middleware(RefuseUnclearFraming)

@@ -1,10 +1,16 @@
-"""Bounds the number of connections, so that those that do nothing never keep others out."""
+"""Bounds the number of connections, so that neither those that do nothing nor those of one caller keep others out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 import time
 from typing import Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from qwenvl.observability import current_call
+from rest_adapter.dialect import error_response
+from rest_adapter.errors import of_reason
 
 
 MAX_CONNECTIONS: Final = 4096
@@ -13,11 +19,16 @@ MAX_CONNECTIONS: Final = 4096
 IDLE_S: Final = 5.0
 """A connection between two requests is not closed earlier to make room for another."""
 
+_STRANGERS: Final = 8
+"""This part of the connections is left to those whose caller is not known yet."""
+
 
 class Connections:
     """All connections. When there are too many, a new one takes the place of one that has not yet sent a request.
 
-    If there is none, it takes the place of that which has been idle for longest, if this is long enough.
+    If there is none, it takes that of one without a known caller, or else of that which has been idle for longest, if
+    this is long enough. Known callers share most of the connections: when these are used, a caller with fewer takes the
+    place of the newest one of the caller with the most.
 
     Args:
         maximum: Maximum number of connections.
@@ -27,7 +38,10 @@ class Connections:
         self.maximum = maximum
         self._close: dict[object, Callable[[], None]] = {}
         self._new: dict[object, None] = {}
+        self._strange: dict[object, None] = {}  # requests have come, but none of a known caller
         self._idle: dict[object, float] = {}
+        self._callers: dict[object, str] = {}
+        self._of_caller: dict[str, dict[object, None]] = {}
 
     def add(self, connection: object, close: Callable[[], None]) -> bool:
         """Adds a new connection; returns False if there is no room.
@@ -44,8 +58,28 @@ class Connections:
 
     def set_busy(self, connection: object) -> None:
         """Notes that a request has begun."""
-        self._new.pop(connection, None)
+        if connection in self._new:
+            del self._new[connection]
+            self._strange[connection] = None
         self._idle.pop(connection, None)
+
+    def set_caller(self, connection: object, caller: str) -> bool:
+        """Notes whose request has begun; returns False if the caller has its share of the connections."""
+        known = self._callers.get(connection)
+        if known == caller or connection not in self._close:
+            return True
+        if known is not None:
+            self._forget_caller(connection)
+        mine = self._of_caller.get(caller, {})
+        if len(self._callers) >= self.maximum - self.maximum // _STRANGERS:
+            greedy = max(self._of_caller.values(), key=len)
+            if len(greedy) <= len(mine) + 1:
+                return False
+            self._drop(next(reversed(greedy)))
+        self._strange.pop(connection, None)
+        self._callers[connection] = caller
+        self._of_caller.setdefault(caller, {})[connection] = None
+        return True
 
     def set_idle(self, connection: object) -> None:
         """Notes that a response is complete."""
@@ -54,16 +88,56 @@ class Connections:
 
     def remove(self, connection: object) -> None:
         """Forgets a connection."""
-        for each in (self._close, self._new, self._idle):
+        for each in (self._close, self._new, self._strange, self._idle):
             each.pop(connection, None)
+        self._forget_caller(connection)
+
+    def _forget_caller(self, connection: object) -> None:
+        caller = self._callers.pop(connection, None)
+        if caller is not None:
+            del self._of_caller[caller][connection]
+            if not self._of_caller[caller]:
+                del self._of_caller[caller]
 
     def _make_room(self) -> bool:
-        oldest = next(iter(self._new), None)
+        oldest = next(iter(self._new or self._strange), None)
         if oldest is None:
             oldest, since = next(iter(self._idle.items()), (None, 0.0))
             if oldest is None or time.monotonic() - since < IDLE_S:
                 return False
-        close = self._close[oldest]
-        self.remove(oldest)
-        close()
+        self._drop(oldest)
         return True
+
+    def _drop(self, connection: object) -> None:
+        close = self._close[connection]
+        self.remove(connection)
+        close()
+
+
+class ShareConnections:
+    """ASGI middleware that tells `Connections` whose requests come, and refuses a caller that has its share of them.
+
+    Args:
+        app: The application.
+        has_keys: Callers are told apart by their keys, which have been checked; else by their hosts.
+    """
+
+    def __init__(self, app: ASGIApp, *, has_keys: bool) -> None:
+        self._app = app
+        self._has_keys = has_keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, or refuses it."""
+        set_caller: Callable[[str], bool] | None = scope.get("state", {}).get("set_caller")
+        call = current_call()
+        if set_caller is not None and call is not None and scope["state"]["is_known"]:
+            host, _ = scope["client"] or ("", 0)
+            if not set_caller(call.caller if self._has_keys else host):
+                error = of_reason(
+                    "QUEUE_FULL",
+                    "You have your share of the connections; close some, or use them again.",
+                )
+                error.headers["connection"] = "close"
+                await error_response(scope, error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

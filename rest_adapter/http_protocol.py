@@ -7,6 +7,7 @@ and waits for ever for clients that do not read. What is parsed is bounded in `b
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 import logging
 import re
 import sys
@@ -139,6 +140,7 @@ class BoundedHttpProtocol(H11Protocol):
         super().handle_events()
         if self.cycle is not None and not self.cycle.response_complete:
             self._connections.set_busy(self)
+            self.scope["state"]["set_caller"] = partial(self._connections.set_caller, self)
         if self.conn.their_state is h11.DONE and self.conn.waiting_bytes < _MAX_PIPELINED_BYTES:
             # uvicorn stops reading when bytes follow a request, and would not see that the client leaves.
             self.flow.resume_reading()

@@ -59,6 +59,7 @@ class RequestLog:
         method = known_method(scope["method"])
         # A stranger could fill the place where traces are kept.
         is_known = self._keys is None or self._keys.accepts(authorization)
+        scope["state"]["is_known"] = is_known
         span = begin_http(method, route, headers) if is_api and is_known else NO_SPAN
         call = CallContext.from_headers(headers)
         enter_call(call)

@@ -95,7 +95,8 @@ class AdapterSettings(FlagSettings):
         " an SQLite file; none = nowhere, and requests that need it are refused",
     )
     response_store_entries: Positive = Field(
-        10_000, description="maximum number of stored responses; those unused for longest give way"
+        10_000,
+        description="maximum number of stored responses; of the caller with the most, those unused longest give way",
     )
     response_store_mib: Positive = Field(
         256, description="maximum total size of the stored responses, in MiB"

@@ -2,8 +2,9 @@
 
 gRPC refuses new connections when there are too many, and cannot close one of its choice. So the sockets of the process
 are looked at when there are nearly too many, and some are shut down: first those over which no call has come that had a
-key, if one is needed; then those without a running call, whose last one is the longest ago. gRPC takes that for the
-client's leaving, and clients connect again with their next call.
+key, if one is needed; then those without a running call, whose last one is the longest ago; then the newest ones of a
+caller that has more than its share. gRPC takes that for the client's leaving, and clients connect again with their next
+call.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ class _Use:
     """The calls of one connection.
 
     Attributes:
+        caller: Whose they are.
         running: Their number.
         last_s: When the last one began or ended.
     """
 
+    caller: str
     running: int = 0
     last_s: float = field(default_factory=time.monotonic)
 
@@ -56,19 +59,28 @@ class Connections:
         self._seen: dict[str, float] = {}  # since when connections without a call are known
 
     @contextlib.contextmanager
-    def used(self, peer: str) -> Iterator[None]:
+    def used(self, peer: str, caller: str | None = None) -> Iterator[None]:
         """Notes a call of a connection, while it runs.
 
         Args:
             peer: The connection, as gRPC writes it.
+            caller: Who calls; None = callers are told apart by their hosts.
         """
-        use = self._uses.setdefault(_address(peer), _Use())
+        address = _address(peer)
+        if caller is None:
+            caller = host_of(peer)
+        use = self._uses.setdefault(address, _Use(caller))
+        use.caller = caller
         use.running += 1
         try:
             yield
         finally:
             use.running -= 1
             use.last_s = time.monotonic()
+
+    def is_used(self, peer: str) -> bool:
+        """Whether a call has come over a connection, as gRPC writes it."""
+        return _address(peer) in self._uses
 
     async def watch(self, ports: dict[str, int]) -> None:
         """Makes room whenever there are nearly too many connections; runs until it is cancelled.
@@ -101,7 +113,18 @@ class Connections:
             if too_many[one.port] > 0 and not (use and use.running):
                 too_many[one.port] -= 1
                 surplus.add(one)
+        for port in +too_many:
+            running = [one for one in connections if one.port == port and one not in surplus]
+            surplus |= self._of_greedy(running, too_many[port])
         return frozenset(surplus)
+
+    def _of_greedy(self, connections: list[_Connection], count: int) -> set[_Connection]:
+        """At most so many of some connections with running calls: of callers with more than their share, the newest."""
+        mine: dict[str, list[_Connection]] = {}
+        for one in sorted(connections, key=lambda one: self._uses[one.peer].last_s):
+            mine.setdefault(self._uses[one.peer].caller, []).append(one)
+        share = max(1, self._maximum // (len(mine) + 1))
+        return {one for each in mine.values() for one in each[max(share, len(each) - count) :]}
 
     def _rank(self, connection: _Connection) -> tuple[bool, float]:
         """What is lower is closed first."""
@@ -141,6 +164,11 @@ def _sockets(ports: frozenset[int]) -> Iterator[tuple[_Connection, socket.socket
                 here, peer = one.getsockname(), one.getpeername()  # OSError: it listens
                 if isinstance(here, tuple) and here[1] in ports:
                     yield _Connection(here[1], f"{_plain(peer[0])}:{peer[1]}"), one
+
+
+def host_of(peer: str) -> str:
+    """The host of what gRPC calls `ipv4:127.0.0.1:80` or `ipv6:%5B::1%5D:80`."""
+    return _address(peer).rpartition(":")[0]
 
 
 def _address(peer: str) -> str:

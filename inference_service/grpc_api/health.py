@@ -11,7 +11,9 @@ and writes to watchers under the lock of its statuses, so that one that does not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 import grpc
@@ -24,20 +26,42 @@ from inference_service.grpc_api.call_context import Context
 READINESS: Final = "readiness"
 LIVENESS: Final = "liveness"
 MAX_WATCHES: Final = 256
-"""Maximum open watches, which need no key and have no deadline."""
+"""Maximum open watches, which need no key and have no deadline; beyond that a new one takes the place of another."""
 
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-health-checking is untyped
-    """Serves the statuses and keeps them in step with the backend's state."""
+@dataclass(slots=True, eq=False)
+class _Watch:
+    """An open watch.
 
-    def __init__(self, service_names: tuple[str, ...]) -> None:
+    Attributes:
+        peer: Its connection, as gRPC writes it.
+        woken: Set when the statuses change, and when it ends.
+        is_replaced: Its place is another's.
+    """
+
+    peer: str
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    is_replaced: bool = False
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-health-checking is untyped
+    """Serves the statuses and keeps them in step with the backend's state.
+
+    Args:
+        service_names: Full names of the services.
+        is_used: Whether calls with a key have come over a connection: its watches keep their places.
+    """
+
+    def __init__(
+        self, service_names: tuple[str, ...], is_used: Callable[[str], bool] = lambda _: False
+    ) -> None:
+        self._is_used = is_used
         self._ready_names = ("", READINESS, *service_names)
         self._statuses: dict[str, int] = {}
-        self._changed = asyncio.Event()
-        self._watches = 0
+        self._watches: dict[_Watch, None] = {}  # in order of their beginnings
         self.on_state(BackendState.LOADING)
 
     def on_state(self, state: BackendState) -> None:
@@ -45,8 +69,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
         ready = _SERVING if state is BackendState.READY else _NOT_SERVING
         alive = _NOT_SERVING if state is BackendState.FAILED else _SERVING
         self._statuses = dict.fromkeys(self._ready_names, ready) | {LIVENESS: alive}
-        self._changed.set()
-        self._changed = asyncio.Event()
+        for watch in self._watches:
+            watch.woken.set()
 
     async def Check(  # noqa: N802 - the proto's name
         self, request: health_pb2.HealthCheckRequest, context: Context
@@ -72,22 +96,35 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """The status of one service, now and after every change; names that are never served are refused."""
         await self._refuse_unknown(request.service, context)
-        if self._watches >= MAX_WATCHES:
-            await context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{MAX_WATCHES} watches are open, the maximum; use Check.",
-            )
-        self._watches += 1
+        watch = _Watch(context.peer())
+        if len(self._watches) >= MAX_WATCHES:
+            self._make_room()
+        self._watches[watch] = None
         try:
             last = None
-            while True:
-                changed, status = self._changed, self._statuses[request.service]
+            while not watch.is_replaced:
+                watch.woken.clear()
+                status = self._statuses[request.service]
                 if status != last:
                     yield health_pb2.HealthCheckResponse(status=status)
                     last = status
-                await changed.wait()
+                await watch.woken.wait()
         finally:
-            self._watches -= 1
+            self._watches.pop(watch, None)
+        await context.abort(
+            grpc.StatusCode.UNAVAILABLE,
+            f"{MAX_WATCHES} watches are open, the maximum, and another one came; watch again, or use Check.",
+        )
+
+    def _make_room(self) -> None:
+        """Ends the oldest watch of the connection with the most, first of those over which no call with a key came."""
+        counts = Counter(watch.peer for watch in self._watches)
+        oldest = max(
+            self._watches, key=lambda watch: (not self._is_used(watch.peer), counts[watch.peer])
+        )
+        del self._watches[oldest]
+        oldest.is_replaced = True
+        oldest.woken.set()
 
     async def _refuse_unknown(self, name: str, context: Context) -> None:
         if name not in self._statuses:

@@ -32,7 +32,7 @@ from inference_service.grpc_api.call_context import (
     has_key,
     this_call,
 )
-from inference_service.grpc_api.connections import Connections
+from inference_service.grpc_api.connections import Connections, host_of
 from inference_service.grpc_api.status import DETAILS_KEY, code_of, details_of
 from inference_service.grpc_api.wire import Wire, WireLimits, enter_wire
 from inference_service.grpc_api.wire_fields import check_fields
@@ -92,6 +92,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._keys = keys
         self._admit = admit
         self._pacing = RefusalPacing()
+        self._strangers = RefusalPacing()
         self._limits = limits
         self._open_limits = open_limits
         self._request_timeout_s = request_timeout_s
@@ -128,8 +129,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if is_open:
                 await answer()
                 return
-            self._check_key(context)
-            with self._connections.used(context.peer()):
+            await self._check_key(context)
+            key = call.caller if self._keys is not None else None
+            with self._connections.used(context.peer(), key):
                 await answer()
 
         async def answer() -> None:
@@ -154,8 +156,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await self._pacing.wait(peer)
             raise
 
-    def _check_key(self, context: Context) -> None:
+    async def _check_key(self, context: Context) -> None:
         if not has_key(context, self._keys):
+            await self._strangers.wait(host_of(context.peer()))
             raise UnauthenticatedError(
                 "The API key is missing or unknown: send `authorization: Bearer KEY`."
             )

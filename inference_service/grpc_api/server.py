@@ -11,13 +11,13 @@ import signal
 import grpc
 import grpc.aio
 from grpc_channelz.v1 import channelz_pb2
-from grpc_channelz.v1.channelz import add_channelz_servicer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inference_service.backend.base import Backend, BackendStartError, BackendState
 from inference_service.grpc_api.admin_service import AdminServicer, Drain
 from inference_service.grpc_api.backend_metrics import open_metrics
 from inference_service.grpc_api.call_metrics import MetricsInterceptor
+from inference_service.grpc_api.channelz import add_channelz
 from inference_service.grpc_api.chat_service import ChatServicer
 from inference_service.grpc_api.completion_service import CompletionServicer
 from inference_service.grpc_api.connections import Connections
@@ -111,7 +111,6 @@ class Front:
     def __init__(self, settings: ServiceSettings, backend: Backend) -> None:
         self._settings = settings
         self._backend = backend
-        self._health = Health(_SERVICES)
         self._stopping = False
         self._servers: list[grpc.aio.Server] = []
         self._hurry = asyncio.Event()
@@ -120,6 +119,7 @@ class Front:
         self._keys = KeyFile(Path(path)) if path else None
         self._max_connections = _max_connections()
         self._connections = Connections(self._max_connections * 3 // 4)
+        self._health = Health(_SERVICES, self._connections.is_used)
         self._interceptor = _interceptor(settings, backend, self._keys, self._connections)
         self._watch: asyncio.Task[None] | None = None
         self._metrics: MetricsServer | None = None
@@ -242,7 +242,7 @@ class Front:
         self._add_health(server, drain)
         names = [*_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         if drain is not None:  # the admin address; it tells the addresses of all callers
-            add_channelz_servicer(server)
+            add_channelz(server)
             names.append(channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name)
         add_reflection(names, server)
 

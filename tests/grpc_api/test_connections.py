@@ -100,16 +100,28 @@ async def test_connections_without_a_call_make_room(
     assert set(range(4)) <= set(address.open())
 
 
-async def test_running_calls_are_never_cut(
+async def test_running_calls_are_not_cut_within_a_share(
     address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connections = Connections(MAXIMUM)
     with contextlib.ExitStack() as calls:
-        for peer in address.connect(9):
-            calls.enter_context(connections.used(peer))
+        for number, peer in enumerate(address.connect(9)):
+            calls.enter_context(connections.used(peer, f"caller {number}"))
         async with watching(connections, address, monkeypatch, left=9):
             address.connect(1)
     assert address.open() == [*range(9)]
+
+
+async def test_a_caller_with_all_connections_makes_room(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = Connections(MAXIMUM)
+    with contextlib.ExitStack() as calls:
+        for number, peer in enumerate(address.connect(MAXIMUM + 3)):
+            calls.enter_context(connections.used(peer, "greedy" if number else "modest"))
+        async with watching(connections, address, monkeypatch):
+            pass
+    assert address.open() == [*range(MAXIMUM)]
 
 
 async def test_of_those_that_have_been_used_the_ones_idle_for_longest_make_room(

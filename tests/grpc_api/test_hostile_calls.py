@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 from pathlib import Path
@@ -291,34 +292,52 @@ async def test_a_watch_that_is_not_read_does_not_stop_the_changes_of_others(open
         watch.cancel()
 
 
-async def test_unknown_names_are_not_watched_and_watches_are_bounded(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+def own_connection(target: str) -> grpc.aio.Channel:
+    """A channel whose connection no other one has."""
+    return grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
+
+
+async def code_of_watch(
+    watches: list[grpc.aio.UnaryStreamCall[Any, Any]], channel: grpc.aio.Channel, name: str = ""
+) -> grpc.StatusCode | None:
+    """How a new watch is refused; None = it is open, and the last one of `watches`."""
+    request = health_pb2.HealthCheckRequest(service=name)
+    watch = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=60)
+    try:
+        await watch.read()
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    watches.append(watch)
+    return None
+
+
+async def test_unknown_names_are_not_watched(service: Service) -> None:
+    assert await code_of_watch([], service.channel, "nobody") is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_stranger_with_all_watches_keeps_nobody_from_watching(
+    guarded: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference_service.grpc_api.health.MAX_WATCHES", 2)
-    stub = health_pb2_grpc.HealthStub(service.channel)
-
-    async def code_of_watch(name: str) -> grpc.StatusCode | None:
-        watch = stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=20)
-        try:
-            await watch.read()
-        except grpc.aio.AioRpcError as error:
-            return error.code()
-        watches.append(watch)
-        return None
-
-    watches: list[grpc.aio.UnaryStreamCall] = []
-    assert await code_of_watch("nobody") is grpc.StatusCode.NOT_FOUND
-    assert [await code_of_watch("") for _ in range(3)] == [
-        None,
-        None,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-    ]
-    watches.pop().cancel()
-    async with asyncio.timeout(20):
-        while await code_of_watch("") is not None:  # noqa: ASYNC110 - a poll is meant
-            await asyncio.sleep(0.01)
-    for watch in watches:
-        watch.cancel()
+    """Clients that check the health of a connection do not use it without."""
+    monkeypatch.setattr("inference_service.grpc_api.health.MAX_WATCHES", 3)
+    watches: list[grpc.aio.UnaryStreamCall[Any, Any]] = []
+    async with contextlib.AsyncExitStack() as channels:
+        strange, honest, other = [
+            await channels.enter_async_context(own_connection(guarded.target())) for _ in range(3)
+        ]
+        for _ in range(3):
+            assert await code_of_watch(watches, strange) is None
+        assert await code_of_watch(watches, honest) is None, "takes the stranger's place"
+        assert await watches[0].code() is grpc.StatusCode.UNAVAILABLE
+        load = admin_grpc.AdminServiceStub(honest).GetLoad
+        await load(admin_pb.GetLoadRequest(), metadata=with_key("one"), timeout=20)
+        for _ in range(5):
+            assert await code_of_watch(watches, other) is None
+        open_ones = [watch for watch in watches if not watch.done()]
+        assert watches[3] in open_ones, "a connection with calls keeps its watch"
+        assert len(open_ones) == 3
+        for watch in open_ones:
+            watch.cancel()
 
 
 # ---- one caller and another ----

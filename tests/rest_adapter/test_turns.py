@@ -262,6 +262,7 @@ def test_connections_in_use_are_not_closed(monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("busy", "idle"):
         assert connections.add(name, functools.partial(closed.append, name))
         connections.set_busy(name)
+        assert connections.set_caller(name, "key")
     assert not connections.add("new", lambda: None)
     connections.set_idle("idle")
     now = IDLE_S - 1
@@ -273,3 +274,50 @@ def test_connections_in_use_are_not_closed(monkeypatch: pytest.MonkeyPatch) -> N
     connections.remove("newer")
     assert connections.add("last", lambda: None)
     assert closed == ["idle", "new"]
+
+
+class Door:
+    """Connections, and which of them were closed to make room."""
+
+    def __init__(self, maximum: int) -> None:
+        self.connections = Connections(maximum)
+        self.closed: list[str] = []
+
+    def ask(self, name: str, caller: str | None) -> bool:
+        """A new connection with a request; None = of a stranger."""
+        if not self.connections.add(name, functools.partial(self.closed.append, name)):
+            return False
+        self.connections.set_busy(name)
+        if caller is None or self.connections.set_caller(name, caller):
+            return True
+        self.connections.remove(name)
+        return False
+
+
+def test_strangers_make_room_though_their_requests_run() -> None:
+    door = Door(16)
+    assert door.ask("mine", "key")
+    assert all(door.ask(f"stranger {number}", None) for number in range(40))
+    assert door.closed == [f"stranger {number}" for number in range(25)]
+
+
+def test_a_caller_with_all_connections_makes_room_for_others() -> None:
+    door = Door(16)
+    assert [door.ask(f"greedy {number}", "greedy") for number in range(16)] == [True] * 14 + [
+        False
+    ] * 2
+    assert door.ask("modest", "modest")
+    assert door.closed == ["greedy 13"]
+    assert all(door.ask(f"modest {number}", "modest") for number in range(6))
+    assert not door.ask("one more", "modest"), "it has its share"
+    door.connections.remove("greedy 0")
+    assert door.ask("greedy again", "greedy")
+
+
+def test_a_connection_may_serve_several_callers() -> None:
+    door = Door(16)
+    for caller in ("a", "b", "a"):
+        assert door.ask("gateway", caller)
+    assert all(door.ask(f"{number}", "c") for number in range(13))
+    door.connections.remove("gateway")
+    assert not door.connections._of_caller.keys() - {"c"}
