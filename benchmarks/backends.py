@@ -53,14 +53,15 @@ def serving(backend: str, arguments: Sequence[str]) -> Iterator[list[str]]:
     command = [sys.executable, "-P", "-m", "inference_service.cli", "serve", *arguments]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, cwd=ROOT)
     try:
-        _wait_ready(f"http://{rest}/ready", process)
+        wait_ready(f"http://{rest}/ready", process)
         yield ["--server", backend, f"http://{rest}", str(process.pid)]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
 
 
-def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+def wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Returns when a server is ready; raises SystemExit if it ends or is never ready."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:

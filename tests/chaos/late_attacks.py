@@ -147,6 +147,76 @@ def unique_schema(_: int) -> bytes:
     return chat("a", response_format=form)
 
 
+def chains(deep: int, wide: int) -> Callable[[Attack], Awaitable[str]]:
+    """Goes on with a conversation of many responses, each of which has many items."""
+    thought = {"type": "reasoning", "summary": []}
+    asked = [*[thought] * wide, {"role": "user", "content": "and?"}]
+
+    async def attack(attack: Attack) -> str:
+        async with attack.client() as client:
+            last = await posted(client, RESPONSES, body(input="a", store=True, max_output_tokens=2))
+            for _ in range(deep):
+                more = body(
+                    input=asked, previous_response_id=last, max_output_tokens=2, truncation="auto"
+                )
+                last = await posted(client, RESPONSES, more) or last
+        go_on = body(input="?", previous_response_id=last, max_output_tokens=1, truncation="auto")
+        return f"{last[:5]} {await attack.again(RESPONSES, lambda _: go_on, 16)}"
+
+    return attack
+
+
+async def posted(client: httpx.AsyncClient, path: str, content: bytes) -> str:
+    """The id of a response; empty = it was refused."""
+    answer = await client.post(path, content=content, headers={"content-type": "application/json"})
+    return str(answer.json().get("id") or "")
+
+
+async def truncated(client: httpx.AsyncClient) -> str:
+    """A conversation that is far too long, of which the oldest exchanges are left out again and again."""
+    turns = [{"role": role, "content": "word " * 40} for role in ("user", "assistant")] * 3000
+    asked = body(input=[*turns, {"role": "user", "content": "?"}], truncation="auto")
+    answer = await client.post(
+        RESPONSES, content=asked, headers={"content-type": "application/json"}
+    )
+    return str(answer.status_code)
+
+
+def scrapes(callers: int) -> Callable[[Attack], Awaitable[str]]:
+    """Asks for metrics again and again, each time over a new connection."""
+
+    async def once(attack: Attack) -> str:
+        reader, writer = await asyncio.open_connection("127.0.0.1", attack.port)
+        try:
+            writer.write(attack.with_key(b"GET /metrics HTTP/1.1\r\nhost: x\r\n@KEY\r\n"))
+            return (await reader.read(12)).decode()[9:]
+        finally:
+            writer.transport.abort()
+
+    async def attack(attack: Attack) -> str:
+        outcomes: Counter[str] = Counter()
+        end = time.monotonic() + attack.seconds
+
+        async def hammer() -> None:
+            while time.monotonic() < end:
+                with contextlib.suppress(OSError, TimeoutError):
+                    async with asyncio.timeout(attack.seconds):
+                        outcomes[await once(attack)] += 1
+
+        await asyncio.gather(*(hammer() for _ in range(callers)))
+        return str(dict(outcomes))
+
+    return attack
+
+
+async def odd_series(client: httpx.AsyncClient) -> str:
+    """Methods, paths and statuses of the caller's choice, which must not become series."""
+    number = next(_NUMBERS)
+    method = (f"M{number}", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")[number % 6]
+    path = (f"/{number}", f"/v1/models/{number}", f"/v1/responses/{number}/input_items")[number % 3]
+    return str((await client.request(method, path)).status_code)
+
+
 async def traced(client: httpx.AsyncClient) -> str:
     headers = {
         "traceparent": f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-01",
@@ -160,6 +230,11 @@ async def traced(client: httpx.AsyncClient) -> str:
 
 
 _TEXT = "word é " * 600
+_LONG = "word é " * 2**15
+_UNFINISHED = (
+    f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 900\r\n@KEY\r\n".encode()
+    + b'{"model'
+)
 _PROBABLE = {"logprobs": True, "top_logprobs": 20, "n": 4, "ignore_eos": True, "max_tokens": 300}
 
 LATE_ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
@@ -198,4 +273,45 @@ LATE_ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
         f"{RESPONSES}/compact", lambda _: body(input="word " * 300), 24
     ),
     "names of traces": lambda a: each(a, 48, traced),
+    "wide chains": chains(40, 20_000),
+    "deep chains": chains(300, 1),
+    "truncation": lambda a: each(a, 16, truncated),
+    "items that are stored": lambda a: a.again(
+        RESPONSES,
+        lambda _: body(
+            input=[
+                *[{"type": "reasoning", "summary": []}] * 20_000,
+                {"role": "user", "content": "?"},
+            ],
+            store=True,
+            max_output_tokens=1,
+        ),
+        8,
+    ),
+    "counts at the limit": lambda a: a.again(
+        f"{RESPONSES}/input_tokens", lambda i: body(input=f"{i} " + "word é " * 2**15), 16
+    ),
+    "tokens at the limit": lambda a: a.again(
+        "/tokenize", lambda i: body(prompt=f"{i} {_LONG}", return_token_strs=True), 16
+    ),
+    "renderings at the limit": lambda a: a.again(
+        f"{CHAT}/render", lambda i: chat(f"{i} {_LONG}", return_token_strs=True), 16
+    ),
+    "many connections": lambda a: a.raw(6000, [_UNFINISHED]),
+    "scrapes of the API": scrapes(50),
+    "pipelined metrics": lambda a: a.raw(
+        20, [b"GET /metrics HTTP/1.1\r\nhost: x\r\n@KEY\r\n" * 500]
+    ),
+    "odd series": lambda a: each(a, 32, odd_series),
 }
+
+METRICS_ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
+    "scrapes": scrapes(100),
+    "silent": lambda a: a.raw(300, [b""]),
+    "slow heads": lambda a: a.raw(100, [b"GET /metrics HTTP/1.1\r\n", *[b"x: y\r\n"] * 40], 0.1),
+    "huge heads": lambda a: a.raw(100, [b"GET /metrics HTTP/1.1\r\nx: " + b"x" * 2**22]),
+    "many headers": lambda a: a.raw(100, [b"GET /metrics HTTP/1.1\r\n" + b"x: y\r\n" * 2**18]),
+    "pipelined": lambda a: a.raw(100, [b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 2**12]),
+    "TLS": lambda a: a.raw(200, [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"]),
+}
+"""Against the addresses of metrics, where nobody needs a key."""

@@ -12,7 +12,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
+from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
 
 
 MODEL = "qwen-vl-demo"
+CREATE = "/qwenvl.inference.v1.ChatService/CreateChatCompletion"
 WATCH = "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 LIST_SERVICES = b"\x3a\x01*"
@@ -149,6 +155,78 @@ async def tokenizes(channel: grpc.aio.Channel, metadata: Any) -> None:
     await stub.Tokenize(request, metadata=metadata, timeout=60)
 
 
+async def lists_sockets(channel: grpc.aio.Channel, metadata: Any) -> None:
+    """All sockets of all servers, in pages as large as it gets them."""
+    stub = channelz_pb2_grpc.ChannelzStub(channel)
+    servers = await stub.GetServers(channelz_pb2.GetServersRequest(), metadata=metadata, timeout=60)
+    for server in servers.server:
+        request = channelz_pb2.GetServerSocketsRequest(
+            server_id=server.ref.server_id, max_results=10**6
+        )
+        await stub.GetServerSockets(request, metadata=metadata, timeout=60)
+
+
+async def reflects(channel: grpc.aio.Channel, metadata: Any) -> None:
+    """The description of a service with all that it needs, again and again in one call."""
+    symbol = "qwenvl.inference.v1.ChatService"
+    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    call = stub.ServerReflectionInfo(iter([request] * 200), metadata=metadata, timeout=60)
+    async for _ in call:
+        pass
+
+
+async def watches(channel: grpc.aio.Channel, metadata: Any) -> None:
+    """Many watches over one connection, which leave when they have been answered."""
+    stub = health_pb2_grpc.HealthStub(channel)
+    calls = [
+        stub.Watch(health_pb2.HealthCheckRequest(), metadata=metadata, timeout=60)
+        for _ in range(300)
+    ]
+    await asyncio.gather(*(call.read() for call in calls), return_exceptions=True)
+    for call in calls:
+        call.cancel()
+
+
+async def asks_for_load(channel: grpc.aio.Channel, metadata: Any) -> None:
+    """Many small calls at once."""
+    stub = admin_grpc.AdminServiceStub(channel)
+    ids = [f"request {number}" for number in range(256)]
+    abort = admin_pb.AbortRequest(request_ids=ids)
+    calls = [
+        call
+        for _ in range(30)
+        for call in (
+            stub.GetLoad(admin_pb.GetLoadRequest(), metadata=metadata, timeout=60),
+            stub.Abort(abort, metadata=metadata, timeout=60),
+        )
+    ]
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+async def crowd(attack: Attack, connections: int) -> str:
+    """As many connections as it gets, each with a call that does not end, and again when they are closed."""
+    counts: Counter[str] = Counter()
+    end = time.monotonic() + attack.seconds
+
+    async def one() -> None:
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with Connection.open(attack.port) as connection:
+                    counts["opened"] += 1
+                    number = await connection.call(CREATE, metadata=attack.metadata)
+                    await connection.send(number, message(b"", size=1000))
+                    while time.monotonic() < end and not connection.closed:  # noqa: ASYNC110
+                        await asyncio.sleep(0.2)
+                    counts["closed"] += connection.closed
+            await asyncio.sleep(0.2)
+
+    await asyncio.gather(*(one() for _ in range(connections)))
+    return str(dict(counts))
+
+
 def small_images(count: int) -> chat_pb.ChatCompletionSpec:
     part = image_part(draw("red", "circle").png)
     return spec_of(*[part] * count, "?", model=MODEL)
@@ -204,6 +282,11 @@ MORE_ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     "pings": lambda a: frames(a, PING, bytes(8)),
     "settings": lambda a: frames(a, SETTINGS, struct.pack(">HL", 4, 2**16)),
     "many watches": lambda a: many_streams(a, WATCH, b"", 20, 500),
+    "watches again": lambda a: again(a, 20, watches),
+    "sockets": lambda a: again(a, 30, lists_sockets),
+    "reflection again": lambda a: again(a, 30, reflects),
+    "small calls": lambda a: again(a, 30, asks_for_load),
+    "a crowd": lambda a: crowd(a, 3000),
     "much reflection": lambda a: many_streams(a, REFLECTION, LIST_SERVICES, 20, 100),
     "answers nobody waits for": lambda a: again(a, 30, leaves),
     "many small images": lambda a: again(a, 4, creates(small_images(4000))),

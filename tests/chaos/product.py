@@ -39,6 +39,7 @@ class Product:
     Attributes:
         http: Port of the REST API.
         grpc: Port of the gRPC API.
+        metrics: Ports of the metrics of each module.
         pids: The process of each module.
         process: The command.
     """
@@ -47,6 +48,7 @@ class Product:
     grpc: int
     process: asyncio.subprocess.Process
     log: Path
+    metrics: dict[str, int] = field(default_factory=dict)
     pids: dict[str, int] = field(default_factory=dict)
 
     def stalls(self) -> dict[str, float]:
@@ -92,6 +94,12 @@ async def product(
     command = [sys.executable, "-m", "inference_service.cli", "serve", "--cpu-threads=1"]
     command += [f"--http-address=127.0.0.1:{http}", f"--grpc-address=127.0.0.1:{grpc_port}"]
     command += ["--admin-address=none", "--response-store=memory", *flags]
+    metrics = {"inference_service": free_port(), "rest_adapter": free_port()}
+    settings = {
+        "metrics_address": f"127.0.0.1:{metrics['inference_service']}",
+        "http_metrics_address": f"127.0.0.1:{metrics['rest_adapter']}",
+        "response_truncation": "true",
+    } | settings
     if keys:
         (directory / "keys").write_text("\n".join(keys))
         command.append(f"--api-key-file={directory / 'keys'}")
@@ -104,7 +112,7 @@ async def product(
         process = await asyncio.create_subprocess_exec(
             *command, cwd=ROOT, env=environment, stdout=output, stderr=output
         )
-    found = Product(http, grpc_port, process, log)
+    found = Product(http, grpc_port, process, log, metrics)
     try:
         await _wait_ready(found)
         found.find_processes()
@@ -211,7 +219,8 @@ class Client:
         health = health_pb2_grpc.HealthStub(channel)
 
         async def over_rest() -> None:
-            (await client.get("/health")).raise_for_status()
+            # Each over a connection of its own, as a kubelet does.
+            (await client.get("/health", headers={"connection": "close"})).raise_for_status()
 
         async def over_grpc() -> None:
             await health.Check(health_pb2.HealthCheckRequest(), timeout=20)

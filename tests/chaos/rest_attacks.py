@@ -20,8 +20,9 @@ import zlib
 import httpx
 from PIL import Image
 
+from qwenvl.descriptors import raise_descriptor_limit
 from tests.chaos.attacks import MIB, MODEL, growing_image
-from tests.chaos.late_attacks import LATE_ATTACKS
+from tests.chaos.late_attacks import LATE_ATTACKS, METRICS_ATTACKS
 
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
@@ -86,7 +87,7 @@ class Attack:
             while time.monotonic() < end:
                 with contextlib.suppress(OSError):
                     _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                    writer.write(self._with_key(request))
+                    writer.write(self.with_key(request))
                     await writer.drain()
                     sent["requests"] += 1
                     await asyncio.sleep(0.05)
@@ -95,7 +96,8 @@ class Attack:
         await asyncio.gather(*(one() for _ in range(callers)))
         return f"left {sent['requests']} requests"
 
-    def _with_key(self, data: bytes) -> bytes:
+    def with_key(self, data: bytes) -> bytes:
+        """Raw bytes with the key where they have `@KEY`."""
         head = "".join(f"{name}: {text}\r\n" for name, text in self._headers.items()).encode()
         return data.replace(b"@KEY\r\n", head)
 
@@ -105,7 +107,7 @@ class Attack:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(self.seconds):
                     for piece in pieces:
-                        data = self._with_key(piece)
+                        data = self.with_key(piece)
                         writer.write(data)
                         await writer.drain()
                         sent["bytes"] += len(data)
@@ -388,6 +390,7 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     ),
     **{f"late {name}": attack for name, attack in LATE_ATTACKS.items()},
 }
+ON_METRICS = {f"metrics {name}": attack for name, attack in METRICS_ATTACKS.items()}
 
 
 async def launch(name: str, port: int, key: str, seconds: float) -> str:
@@ -408,7 +411,9 @@ async def launch(name: str, port: int, key: str, seconds: float) -> str:
 async def main() -> None:
     name, port, key, seconds = sys.argv[1:]
     os.nice(5)
-    sys.stdout.write(await ATTACKS[name](Attack(int(port), key, float(seconds))))
+    raise_descriptor_limit(8192)
+    attack = (ATTACKS | ON_METRICS)[name]
+    sys.stdout.write(await attack(Attack(int(port), key, float(seconds))))
 
 
 if __name__ == "__main__":

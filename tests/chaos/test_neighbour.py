@@ -23,6 +23,12 @@ from tests.chaos.service import MIB, Figures, Neighbour, Service, running
 
 
 SAMPLE = ("unfinished health checks", "closed window")
+ON_ADMIN = (
+    *("silent connections", "half a preface", "connections without calls", "pings", "settings"),
+    *("many watches", "watches again", "closed window of watches", "unfinished watches"),
+    *("unfinished reflection", "much reflection", "reflection again", "sockets", "small calls"),
+    *("large tools", "malformed"),
+)
 SECONDS = 3.0
 GOODPUT_S = 8.0
 NEWCOMERS_S = 15.0
@@ -87,18 +93,25 @@ async def test_a_neighbour_beside_more_attacks(
     async with running(tmp_path, keys=("neighbour", "attacker")) as service:
         for name in MORE_ATTACKS:
             await check_one(service, name, key)
-        for name in ("silent connections", "many watches", "unfinished reflection"):
+        for name in ON_ADMIN:
             await check_one(service, name, key, service.admin_port)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["silent connections without end", "connections without calls"])
-async def test_newcomers_get_in_beside_connections_that_do_nothing(
-    tmp_path: Path, name: str, few_descriptors: None
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("silent connections without end", ""),
+        ("connections without calls", ""),
+        ("a crowd", "attacker"),
+    ],
+)
+async def test_newcomers_get_in_beside_more_connections_than_there_is_room_for(
+    tmp_path: Path, name: str, key: str, few_descriptors: None
 ) -> None:
-    """Each over a connection of its own, while more are open than there is room for."""
-    async with running(tmp_path, keys=("neighbour",)) as service:
-        attack = asyncio.ensure_future(launch(name, service.port, "", NEWCOMERS_S))
+    """Each over a connection of its own."""
+    async with running(tmp_path, keys=("neighbour", "attacker")) as service:
+        attack = asyncio.ensure_future(launch(name, service.port, key, NEWCOMERS_S))
         waits: list[float] = []
         while not attack.done():
             begin = time.monotonic()
