@@ -273,8 +273,8 @@ LATE_ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
         f"{RESPONSES}/compact", lambda _: body(input="word " * 300), 24
     ),
     "names of traces": lambda a: each(a, 48, traced),
-    "wide chains": chains(40, 20_000),
-    "deep chains": chains(300, 1),
+    "wide chains": chains(20, 20_000),
+    "deep chains": chains(100, 1),
     "truncation": lambda a: each(a, 16, truncated),
     "items that are stored": lambda a: a.again(
         RESPONSES,

@@ -34,16 +34,9 @@ def rss_bytes(pid: int) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process and of those that it has started."""
-    family = {pid}
-    total = 0.0
-    for path in sorted(Path("/proc").glob("[0-9]*/stat"), key=lambda path: int(path.parts[2])):
-        with contextlib.suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
-            if int(path.parts[2]) in family or int(fields[1]) in family:
-                family.add(int(path.parts[2]))
-                total += sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
-    return total
+    """CPU time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -65,7 +58,7 @@ class Service:
 
     @property
     def cpu_s(self) -> float:
-        """CPU time of the front, its engine and its workers."""
+        """CPU time of the front."""
         return cpu_seconds(self.process.pid)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import grpc
@@ -41,6 +42,35 @@ async def test_the_admin_address_counts_calls_and_names_peers(service: Service) 
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         response = await ask(channel, "v1", list_services="")
         assert NAME in {item.name for item in response.list_services_response.service}
+
+
+async def test_a_page_has_few_sockets_whatever_is_asked_for(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference_service.grpc_api.channelz.MAX_SOCKETS", 2)
+    async with contextlib.AsyncExitStack() as stack:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        for _ in range(5):
+            channel = grpc.aio.insecure_channel(service.target("admin"), options=options)
+            await stack.enter_async_context(channel)
+            await channel.channel_ready()
+        stub = channelz_pb2_grpc.ChannelzStub(channel)
+        sizes, found = [], set()
+        for server in (await stub.GetServers(channelz_pb2.GetServersRequest(), timeout=20)).server:
+            next_id, is_last = 0, False
+            while not is_last:
+                page = await stub.GetServerSockets(
+                    channelz_pb2.GetServerSocketsRequest(
+                        server_id=server.ref.server_id, start_socket_id=next_id, max_results=10**6
+                    ),
+                    timeout=20,
+                )
+                sizes.append(len(page.socket_ref))
+                ids = [ref.socket_id for ref in page.socket_ref]
+                found.update(ids)
+                next_id, is_last = max(ids, default=0) + 1, page.end
+        assert max(sizes) <= 2
+        assert len(found) >= 5
 
 
 async def test_the_main_address_has_no_channelz(service: Service) -> None:

@@ -67,7 +67,8 @@ class Exposition:
             accept: The header of the request.
             asked_s: When it came, as `time.monotonic()`.
         """
-        kind, generate = CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+        kind: str = CONTENT_TYPE_PLAIN_0_0_4
+        generate: Callable[[CollectorRegistry], bytes] = generate_latest
         if "application/openmetrics-text" in accept:
             kind, generate = openmetrics.CONTENT_TYPE_LATEST, openmetrics.generate_latest
         with self._lock:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import socket
+import threading
 import time
 
 from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 import pytest
 import requests
 
 from qwenvl.observability import metrics_server
-from qwenvl.observability.metrics_server import MetricsServer
+from qwenvl.observability.metrics_server import Exposition, MetricsServer
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def test_a_scrape_takes_the_place_of_a_client_that_only_connects(
     monkeypatch.setattr(metrics_server, "_MAX_CONNECTION_S", 600.0)
     monkeypatch.setattr(metrics_server, "_SCRAPE_S", 0.2)
     with contextlib.ExitStack() as opened:
-        for _ in range(8):
+        for _ in range(16):
             opened.enter_context(socket.create_connection(("127.0.0.1", server.port)))
         assert [get_in_time(server).status_code for _ in range(3)] == [200] * 3
 
@@ -118,6 +121,63 @@ def test_a_client_that_sends_one_byte_after_the_other_is_cut_off(server: Metrics
                 time.sleep(0.1)
     assert time.monotonic() < deadline
     assert get(server).status_code == 200
+
+
+def test_a_scrape_does_not_wait_for_silent_connections_that_come_again(
+    server: MetricsServer,
+) -> None:
+    stop = threading.Event()
+
+    def connect() -> None:
+        while not stop.is_set():
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", server.port), timeout=20) as one,
+            ):
+                one.settimeout(0.5)
+                one.recv(1)
+
+    with ThreadPoolExecutor(30) as threads:
+        for _ in range(30):
+            threads.submit(connect)
+        try:
+            assert [get(server).status_code for _ in range(2)] == [200] * 2
+        finally:
+            stop.set()
+
+
+class Slow:
+    """A collector that takes some processor time, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        self.asked += 1
+        end = time.thread_time() + 0.01
+        while time.thread_time() < end:
+            pass
+        yield GaugeMetricFamily("asked", "How often.", value=self.asked)
+
+
+def test_those_who_wait_share_a_rendering_that_begins_after_they_asked() -> None:
+    registry, slow = CollectorRegistry(auto_describe=False), Slow()
+    registry.register(slow)  # type: ignore[arg-type]  # it is one
+    exposition = Exposition(registry)
+
+    def scrape(_: int) -> float:
+        asked_s, before = time.monotonic(), slow.asked
+        body, _kind = exposition.render("", asked_s)
+        value = float(body.split()[-1])
+        assert value > before, "it is not older than the question"
+        return value
+
+    begin_s = time.monotonic()
+    with ThreadPoolExecutor(20) as threads:
+        list(threads.map(scrape, range(60)))
+    seconds = time.monotonic() - begin_s
+    # A rendering takes 0.01 s, and after it comes a pause of 0.1 s.
+    assert slow.asked <= 2 + seconds / 0.1
 
 
 def test_an_address_in_use_is_an_error(server: MetricsServer) -> None:

@@ -49,6 +49,22 @@ def test_a_conversation_goes_on(storing_adapter: Adapter, storing: openai.OpenAI
     assert third.to_dict()["store"] is True
 
 
+def test_all_items_of_a_conversation_have_the_bounds_of_one_request(
+    storing_adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rest_adapter.json_size.MAX_STRINGS", 1000)
+    items = [{"type": "reasoning", "summary": []}] * 50 + [{"role": "user", "content": "hi"}]
+    previous: dict[str, Any] = {}
+    for _ in range(10):
+        answer = post(storing_adapter, input=items, **previous)
+        if answer.status_code != 200:
+            break
+        previous = {"previous_response_id": answer.json()["id"]}
+    assert previous, "one request alone is within the bounds"
+    assert answer.status_code == 413
+    assert "The conversation has" in answer.json()["error"]["message"]
+
+
 def test_calls_and_outputs_and_reasoning_go_on(
     storing_adapter: Adapter, storing: openai.OpenAI
 ) -> None:
