@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MODEL = "qwen-vl-demo"
 CHAT, RESPONSES, COMPLETIONS = "/v1/chat/completions", "/v1/responses", "/v1/completions"
 _NUMBERS = itertools.count()
+_BUILD_S = 30.0
 
 
 def body(**fields: object) -> bytes:
@@ -155,7 +156,10 @@ def chains(deep: int, wide: int) -> Callable[[Attack], Awaitable[str]]:
     async def attack(attack: Attack) -> str:
         async with attack.client() as client:
             last = await posted(client, RESPONSES, body(input="a", store=True, max_output_tokens=2))
+            end = time.monotonic() + _BUILD_S
             for _ in range(deep):
+                if time.monotonic() > end:
+                    break
                 more = body(
                     input=asked, previous_response_id=last, max_output_tokens=2, truncation="auto"
                 )
@@ -188,7 +192,7 @@ def scrapes(callers: int) -> Callable[[Attack], Awaitable[str]]:
     async def once(attack: Attack) -> str:
         reader, writer = await asyncio.open_connection("127.0.0.1", attack.port)
         try:
-            writer.write(attack.with_key(b"GET /metrics HTTP/1.1\r\nhost: x\r\n@KEY\r\n"))
+            writer.write(attack.with_key(_SCRAPE))
             return (await reader.read(12)).decode()[9:]
         finally:
             writer.transport.abort()
@@ -230,9 +234,10 @@ async def traced(client: httpx.AsyncClient) -> str:
 
 
 _TEXT = "word é " * 600
+_SCRAPE = b"GET /metrics HTTP/1.1\r\nhost: x\r\n@KEY\r\n\r\n"
 _LONG = "word é " * 2**15
 _UNFINISHED = (
-    f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 900\r\n@KEY\r\n".encode()
+    f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 900\r\n@KEY\r\n\r\n".encode()
     + b'{"model'
 )
 _PROBABLE = {"logprobs": True, "top_logprobs": 20, "n": 4, "ignore_eos": True, "max_tokens": 300}
@@ -299,9 +304,7 @@ LATE_ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     ),
     "many connections": lambda a: a.raw(6000, [_UNFINISHED]),
     "scrapes of the API": scrapes(50),
-    "pipelined metrics": lambda a: a.raw(
-        20, [b"GET /metrics HTTP/1.1\r\nhost: x\r\n@KEY\r\n" * 500]
-    ),
+    "pipelined metrics": lambda a: a.raw(20, [_SCRAPE * 500]),
     "odd series": lambda a: each(a, 32, odd_series),
 }
 
