@@ -90,11 +90,12 @@ async def product(
         keys: The API keys; none = no authentication.
         settings: Settings without a flag there, by their names.
     """
-    (http, grpc_port), log = free_ports(2), directory / "product.log"
+    http, grpc_port, service_metrics, adapter_metrics = free_ports(4)
+    log = directory / "product.log"
     command = [sys.executable, "-m", "inference_service.cli", "serve", "--cpu-threads=1"]
     command += [f"--http-address=127.0.0.1:{http}", f"--grpc-address=127.0.0.1:{grpc_port}"]
     command += ["--admin-address=none", "--response-store=memory", *flags]
-    metrics = {"inference_service": free_port(), "rest_adapter": free_port()}
+    metrics = {"inference_service": service_metrics, "rest_adapter": adapter_metrics}
     settings = {
         "metrics_address": f"127.0.0.1:{metrics['inference_service']}",
         "http_metrics_address": f"127.0.0.1:{metrics['rest_adapter']}",

@@ -162,7 +162,7 @@ class Slow:
 
 def test_those_who_wait_share_a_rendering_that_begins_after_they_asked() -> None:
     registry, slow = CollectorRegistry(auto_describe=False), Slow()
-    registry.register(slow)  # type: ignore[arg-type]  # it is one
+    registry.register(slow)
     exposition = Exposition(registry)
 
     def scrape(_: int) -> float:
