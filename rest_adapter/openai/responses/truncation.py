@@ -1,13 +1,13 @@
 """Leaves out the oldest exchanges of a conversation that exceeds the context window, for `truncation: "auto"`.
 
 The service tells how long a prompt is when it refuses it. The instructions, other system messages and everything since
-the last message of the user are always kept. An exchange begins with a message of the user and has what answers it, so
-that no result of a function loses its call.
+the last message of the user are always kept. An exchange begins with a message of the user and has what answers it; as
+long as a function has not returned, it goes on, so that calls are left out with their results, however late these are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import grpc
@@ -102,9 +102,23 @@ def _first_exchange(spec: chat_pb.ChatCompletionSpec) -> int:
 
 def _questions(spec: chat_pb.ChatCompletionSpec, begin: int) -> Iterator[int]:
     """Where the exchanges begin that begin at an index or later."""
-    for index in range(begin, len(spec.messages)):
-        if spec.messages[index].role == message_pb.ROLE_USER:
+    returns = _returns(spec.messages)
+    returned = 0  # all calls so far, by this index
+    for index, message in enumerate(spec.messages):
+        if message.role == message_pb.ROLE_USER and begin <= index and returned < index:
             yield index
+        returned = max(returned, returns[index])
+
+
+def _returns(messages: Sequence[message_pb.Message]) -> list[int]:
+    """The index of the last result of each message's calls, or its own; an id is that of the newest call with it."""
+    returns = list(range(len(messages)))
+    newest: dict[str, int] = {}
+    for index, message in enumerate(messages):
+        newest |= dict.fromkeys((call.id for call in message.tool_calls), index)
+        if message.role == message_pb.ROLE_TOOL and message.tool_call_id in newest:
+            returns[newest[message.tool_call_id]] = index
+    return returns
 
 
 def _size(message: message_pb.Message) -> int:

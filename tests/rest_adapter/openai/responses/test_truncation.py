@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import pytest
 import requests
 
+from inference_service.grpc_api.tool_results import messages_in_order
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.openai.responses import truncation
 from tests.rest_adapter.conftest import Adapter, open_adapter
@@ -142,6 +143,36 @@ def test_other_failures_are_not_repeated(adapter: Adapter) -> None:
     assert adapter.seen.calls == before + 1
 
 
+def called(name: str) -> dict[str, Any]:
+    return CALL | {"call_id": name}
+
+
+def returned(name: str, size: int = 20) -> dict[str, Any]:
+    return RESULT | {"call_id": name, "output": name * size}
+
+
+def test_a_call_leaves_with_a_late_result(adapter: Adapter) -> None:
+    items = [
+        said("user", 150, "1"),
+        called("a"),
+        said("user", 100, "2"),
+        returned("a", 100),
+        said("user", 100, "3"),
+    ]
+    answer = post(adapter, input=items, truncation="auto")
+    assert answer.status_code == 200, answer.text
+    assert texts_of(adapter) == ["3" * 100]
+
+
+def test_a_call_stays_with_a_result_behind_the_last_question(adapter: Adapter) -> None:
+    late = [said("user", 100, "2"), called("a"), said("user", 100, "3"), returned("a", 90)]
+    answer = post(adapter, input=[said("user", 150, "1"), *late], truncation="auto")
+    assert answer.status_code == 200, answer.text
+    assert texts_of(adapter) == ["2" * 100, "", "3" * 100, "a" * 90]
+    too_long = [*late, said("assistant", 120)]
+    assert post(adapter, input=too_long, truncation="auto").status_code == 400
+
+
 ITEMS = st.lists(
     st.builds(said, st.sampled_from(["user", "assistant", "system"]), st.integers(1, 300)),
     max_size=8,
@@ -165,6 +196,47 @@ def test_what_is_sent_is_the_end_of_the_conversation(
     others = [item["content"] for item in conversation if item["role"] != "system"]
     assert len(sent) - len(kept) == len(system)
     assert [m.parts[0].text for m in kept] == others[len(others) - len(kept) :]
+
+
+@st.composite
+def with_calls(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Conversations in which functions return at any time; some ids are used again after that."""
+    items: list[dict[str, Any]] = []
+    open_ids: list[str] = []
+    for _ in range(draw(st.integers(1, 14))):
+        kind = draw(st.sampled_from(["user", "user", "assistant", "call", "call", "result"]))
+        free = [name for name in "abc" if name not in open_ids]
+        if kind == "call" and free:
+            open_ids.append(draw(st.sampled_from(free)))
+            items.append(called(open_ids[-1]))
+        elif kind == "result" and open_ids:
+            name = open_ids.pop(draw(st.integers(0, len(open_ids) - 1)))
+            items.append(returned(name, draw(st.integers(1, 120))))
+        elif kind in ("user", "assistant"):
+            items.append(said(kind, draw(st.integers(1, 120))))
+    return [*items, *map(returned, open_ids), said("user", draw(st.integers(1, 100)))]
+
+
+@given(items=with_calls())
+@settings(max_examples=60, **FUZZ)
+def test_calls_and_results_leave_together(adapter: Adapter, items: list[dict[str, Any]]) -> None:
+    assert post(adapter, "/input_tokens", input=items, truncation="disabled").status_code in (
+        200,
+        400,
+    )
+    whole = list(adapter.seen.specs[-1].messages)
+    messages_in_order(whole)  # the service takes it
+    answer = post(adapter, input=items, truncation="auto")
+    kept = list(adapter.seen.specs[-1].messages)
+    if answer.status_code == 400:
+        last = max(i for i, m in enumerate(kept) if m.role == message_pb.ROLE_USER)
+        started = sum(len(m.tool_calls) for m in kept[:last])
+        ended = sum(m.role == message_pb.ROLE_TOOL for m in kept[:last])
+        alone = sum(len(part.text) for m in kept[last:] for part in m.parts)
+        assert alone >= CONTEXT_TOKENS or started > ended, "nothing more can be left out"
+        return
+    assert kept == whole[len(whole) - len(kept) :]
+    messages_in_order(kept)
 
 
 def test_without_the_setting_it_is_refused(storing_adapter: Adapter) -> None:
