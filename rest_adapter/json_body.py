@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import logging
+import re
 from typing import Final, TypeVar
 
 from fastapi import Request
@@ -23,6 +24,7 @@ _MAX_LOGGED_FIELDS: Final = 20
 _MAX_LOGGED_CHARS: Final = 100
 # `curl -d` sends this type, whatever the data. A web page can send it too, but then with its origin.
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
+_JSON: Final = re.compile(r"application/[^\s,]+\+json")
 _BOM: Final = b"\xef\xbb\xbf"
 _Parsed = TypeVar("_Parsed")
 
@@ -63,13 +65,21 @@ async def read_json(
 
 
 def _media_type(request: Request) -> str:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    is_json = media_type in ("", "application/json", _FORM_TYPE) or (
-        media_type.startswith("application/") and media_type.endswith("+json")
-    )
-    if not is_json:
+    media_type = _common_type(", ".join(request.headers.getlist("content-type")))
+    if media_type not in ("", "application/json", _FORM_TYPE) and not _JSON.fullmatch(media_type):
         raise _wrong_type(media_type)
     return media_type
+
+
+def _common_type(header: str) -> str:
+    """The media type of the header; proxies join the values of a repeated one, which count as one if they agree."""
+    types = {_without_parameters(value) for value in header.split(",")}
+    # Else a comma may also be in a parameter.
+    return types.pop() if len(types) == 1 else _without_parameters(header)
+
+
+def _without_parameters(value: str) -> str:
+    return value.partition(";")[0].strip().lower()
 
 
 def _wrong_type(media_type: str) -> ApiError:

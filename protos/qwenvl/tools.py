@@ -50,8 +50,13 @@ def arguments_of(call: message_pb.ToolCall) -> dict[str, Any]:
     """The arguments of a call.
 
     Raises:
+        TypeError: It is no call of an answer.
         ValueError: They are no JSON object, as those of an answer that was cut off may be.
     """
+    if not isinstance(call, message_pb.ToolCall):
+        raise TypeError(
+            f"call is {reprlib.repr(call)}, but must be one of the tool_calls of an answer"
+        )
     value = json.loads(call.arguments_json or "{}")
     if not isinstance(value, dict):
         raise ValueError(f"the arguments of {call.name} are {reprlib.repr(value)}, no object")  # noqa: TRY004 - a value

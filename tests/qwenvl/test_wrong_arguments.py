@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from qwenvl import Client, assistant, choice, predicate, score, tool_result, user, video
+from qwenvl import (
+    Client,
+    arguments_of,
+    assistant,
+    choice,
+    predicate,
+    score,
+    tool_result,
+    user,
+    video,
+)
 from qwenvl.decisions import decision_spec
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.options import ChatOptions
@@ -39,6 +49,7 @@ ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "reasoning": lambda value: assistant("x", reasoning=value),
     "tool_calls": lambda value: assistant("x", tool_calls=value),
     "call": lambda value: tool_result(value, "x"),
+    "call with arguments": arguments_of,
     "frames": video,
     "fps": lambda value: video([b"x"], fps=value),
     "questions": lambda value: decision_spec("x", value, None, {}),
@@ -85,6 +96,11 @@ def test_the_message_names_what_is_expected() -> None:
         ("logit_bias", 5, "logit_bias is 5, but must be a mapping of token ids to numbers"),
         ("question", TURN, "a question is text or messages such as user('...'), not dict"),
         ("tool_calls", [5], "tool_calls is [5], but must be a list of messages"),
+        (
+            "call with arguments",
+            "{}",
+            "call is '{}', but must be one of the tool_calls of an answer",
+        ),
         ("request_ids", 5, "request_ids is [5], but must be a list of texts"),
     ):
         with pytest.raises(TypeError) as caught:

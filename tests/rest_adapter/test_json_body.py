@@ -19,7 +19,14 @@ from rest_adapter import json_size
 from rest_adapter.errors import ApiError
 from rest_adapter.json_size import MAX_CONTAINERS, MAX_STRINGS, MAX_VALUES, check_size
 from tests.rest_adapter.conftest import Adapter, open_adapter
-from tests.rest_adapter.raw_http import CHAT, chat_body
+from tests.rest_adapter.raw_http import (
+    CHAT,
+    answers_of,
+    chat_body,
+    connect,
+    read_to_end,
+    with_length,
+)
 from tests.rest_adapter.test_adapter_process import running_adapter
 
 
@@ -102,6 +109,13 @@ MEDIA_TYPES = {
     "Application/JSON ; charset=utf-8": 200,
     "application/vnd.api+json": 200,
     "application/x-www-form-urlencoded": 200,  # `curl -d`
+    "application/json, application/json": 200,  # a repeated header that a proxy has joined
+    "application/json; charset=utf-8,Application/JSON,application/json;a=b": 200,
+    'application/json; profile="a,b"': 200,
+    "application/json, text/plain": 415,
+    "text/plain, application/json": 415,
+    "text/plain, text/plain": 415,
+    "application/json, application/problem+json": 415,
     "text/plain": 415,
     "text/json+json": 415,
     "multipart/form-data; boundary=x": 415,
@@ -114,6 +128,20 @@ def test_media_types(adapter: Adapter, media_type: str | None) -> None:
     headers = {} if media_type is None else {"content-type": media_type}
     response = requests.post(adapter.url + CHAT, data=chat_body(), headers=headers, timeout=10)
     assert response.status_code == MEDIA_TYPES[media_type]
+
+
+@pytest.mark.parametrize(
+    ("types", "status"),
+    [(["application/json"] * 3, 200), (["application/json", "text/plain"], 415)],
+)
+def test_a_repeated_header_is_one_if_it_agrees(
+    adapter: Adapter, types: list[str], status: int
+) -> None:
+    lines = [f"content-type: {each}" for each in types]
+    with connect(adapter) as connection:
+        connection.sendall(with_length(chat_body(), *lines, "connection: close"))
+        [answer] = answers_of(read_to_end(connection), ["POST"])
+    assert answer.status == status
 
 
 def test_a_real_form_is_refused(adapter: Adapter) -> None:
