@@ -45,6 +45,8 @@ class Sampling:
         min_tokens: End tokens are excluded until the answer has this many tokens.
         ignore_eos: Continue after an end token of the model.
         logit_bias: (token id, added value) pairs.
+        allowed_token_ids: The only tokens that can be sampled; empty = all.
+        bad_words: Texts whose tokens an answer must not have in a row.
     """
 
     temperature: Annotated[float, Range(0, 2)] = 1.0
@@ -59,10 +61,15 @@ class Sampling:
     min_tokens: Annotated[int, Range(0, _MAX_INT32)] = 0
     ignore_eos: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
 
+
+LISTS: Final = ("logit_bias", "allowed_token_ids", "bad_words")
+"""The names of the settings with several values."""
 
 SCALARS: Final = tuple(
-    field.name for field in dataclasses.fields(Sampling) if field.name != "logit_bias"
+    field.name for field in dataclasses.fields(Sampling) if field.name not in LISTS
 )
 """The names of the settings with a single value."""
 
@@ -91,6 +98,8 @@ class SamplingOptions:
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     logit_bias: tuple[tuple[int, float], ...] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] | None = None
 
     @classmethod
     def read(cls, value_of: Callable[[str], Any]) -> Self:

@@ -11,9 +11,7 @@ from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 
 
 SAMPLING_SCALARS: Final = tuple(
-    field.name
-    for field in sampling_pb.SamplingOptions.DESCRIPTOR.fields
-    if field.name != "logit_bias"
+    field.name for field in sampling_pb.SamplingOptions.DESCRIPTOR.fields if not field.is_repeated
 )
 """The sampling settings with a single value."""
 

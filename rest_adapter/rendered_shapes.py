@@ -60,6 +60,8 @@ class SamplingParams(TypedDict):
     min_tokens: int
     ignore_eos: bool
     logit_bias: dict[str, float]
+    allowed_token_ids: list[int]
+    bad_words: list[str]
     stop: list[str]
     stop_token_ids: list[int]
 

@@ -25,6 +25,7 @@ from inference_service.backend.rendering import rendered
 from inference_service.backend.run import run, run_aborted
 from inference_service.backend.sampling import check_token_ids
 from inference_service.backend.served_model import Model
+from inference_service.backend.token_lists import NO_LISTS, TokenLists, token_lists
 from inference_service.backend.turn import Shared, Turn
 from inference_service.decisions import DecisionRequest, Decisions
 from inference_service.domain import Event, Request, forget_files
@@ -110,6 +111,7 @@ class Answering:
         context_tokens = self._context_tokens()
         async with admitted.abortable():
             checked = await with_form(request, self._model, self._constraints)
+            await self._token_lists(request)
         prepared = await self.prepare(checked, admitted, turn)
         options = self._composer.options(request, prepared, context_tokens)
         form_begins_after(checked, prepared, self._model.tokenizer)
@@ -124,6 +126,7 @@ class Answering:
         asked_in = form_field(request)
         async with admitted.abortable():
             request = await with_form(request, self._model, self._constraints)
+            lists = await self._token_lists(request)
         prepared = await self.prepare(request, admitted, turn)
         self._rates.take(
             admitted.caller, Amounts(image_bytes=sum(memoryview(p).nbytes for p in prepared.pixels))
@@ -132,7 +135,7 @@ class Answering:
         if not admitted.aborted:
             async with admitted.abortable():
                 await turn.reserve_tokens(prepared.usage.prompt_tokens, options.max_tokens)
-        engine_request = self._composer.engine_request(request, admitted, prepared, options)
+        engine_request = self._composer.engine_request(request, admitted, prepared, options, lists)
         answers = new_answers(request, prepared, self._model, prepared.infos)
         if admitted.aborted:
             events = run_aborted(engine_request, prepared, answers)
@@ -183,6 +186,17 @@ class Answering:
             await turn.reserve_tokens(prompts.max_tokens(turn.size), 0)
         return await run_decisions(
             self._engine, request, prompts, media, admitted, at_once=turn.size
+        )
+
+    async def _token_lists(self, request: Request) -> TokenLists:
+        """The lists of tokens and words to which a request restricts its answers."""
+        sampling, model = request.sampling, self._model
+        allowed, words = sampling.allowed_token_ids or (), sampling.bad_words or ()
+        if not (allowed or words):
+            return NO_LISTS
+        return await self._prompts.run(
+            len(allowed) + sum(map(len, words)),
+            lambda: token_lists(sampling, model.tokenizer, model.vocab_size),
         )
 
     async def _prepare_media(

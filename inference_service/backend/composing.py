@@ -9,6 +9,7 @@ from inference_service.backend.forms import form_begins_after
 from inference_service.backend.prompts import PreparedPrompt
 from inference_service.backend.sampling import effective_options, engine_params, wanted_tokens
 from inference_service.backend.served_model import Model
+from inference_service.backend.token_lists import TokenLists
 from inference_service.domain import Request, Started
 from inference_service.engine_protocol.messages import EngineRequest
 from inference_service.sampling import Sampling, SamplingOptions
@@ -45,6 +46,7 @@ class Composer:
         admitted: AdmittedRequest,
         prepared: PreparedPrompt,
         options: Sampling,
+        lists: TokenLists,
     ) -> EngineRequest:
         """The request for the engine.
 
@@ -64,6 +66,7 @@ class Composer:
                 wanted=wanted_tokens(request, self._defaults),
                 eos_token_ids=self._model.eos_token_ids,
                 banned=forbidden_tokens(request, self._model.tokenizer),
+                lists=lists,
             ),
             constraint=request.constraint,
             constraint_after=form_begins_after(request, prepared, self._model.tokenizer),

@@ -7,10 +7,11 @@ import dataclasses
 import math
 import secrets
 
+from inference_service.backend.token_lists import NO_LISTS, TokenLists
 from inference_service.domain import Request, TextCompletionRequest
 from inference_service.engine_protocol.messages import SamplingParams
 from inference_service.errors import ContextLengthError, InvalidArgumentError
-from inference_service.sampling import Sampling, SamplingOptions
+from inference_service.sampling import LISTS, SCALARS, Sampling, SamplingOptions
 
 
 _TEXT_COMPLETION_TOKENS = 16  # OpenAI's default
@@ -56,6 +57,7 @@ def check_token_ids(request: Request, vocab_size: int) -> None:
     """
     named: dict[str, Sequence[int]] = {
         "spec.sampling.logit_bias": [token_id for token_id, _ in request.sampling.logit_bias or ()],
+        "spec.sampling.allowed_token_ids": request.sampling.allowed_token_ids or (),
         "spec.stop.token_ids": request.stop_token_ids,
     }
     if isinstance(request, TextCompletionRequest) and not isinstance(request.prompt, str):
@@ -133,6 +135,7 @@ def engine_params(
     wanted: int | None,
     eos_token_ids: tuple[int, ...],
     banned: tuple[int, ...] = (),
+    lists: TokenLists = NO_LISTS,
 ) -> SamplingParams:
     """Builds the engine's sampling parameters.
 
@@ -143,11 +146,19 @@ def engine_params(
             the context window ended from one that is as long as was asked for.
         eos_token_ids: The model's end tokens.
         banned: Tokens that are never sampled.
+        lists: The tokens and words to which the request restricts its answers.
     """
-    bias = (*options.logit_bias, *((token_id, -math.inf) for token_id in banned))
-    max_tokens = options.max_tokens + 1 if wanted is None else wanted
+    never = (*banned, *lists.bad_tokens)
+    changed = {
+        "logit_bias": (*options.logit_bias, *((token_id, -math.inf) for token_id in never)),
+        "max_tokens": options.max_tokens + 1 if wanted is None else wanted,
+        "allowed_token_ids": (),
+        "bad_words": (),
+    }
     return SamplingParams(
-        **dataclasses.asdict(options) | {"logit_bias": bias, "max_tokens": max_tokens},
+        **{name: getattr(options, name) for name in (*SCALARS, *LISTS)} | changed,
+        allowed_tokens=lists.allowed,
+        bad_sequences=lists.bad_sequences,
         logprobs=request.top_logprobs,
         prompt_logprobs=request.prompt_logprobs,
         eos_token_ids=eos_token_ids,

@@ -1,4 +1,4 @@
-"""Masks the tokens that constraints do not permit: computed on the host, applied on the device."""
+"""Masks the tokens that constraints and lists of tokens do not permit: made on the host, applied on the device."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import math
 import os
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -65,9 +67,10 @@ class MaskBuffers:
     def fill(
         self, sequences: Seq[Sequence], rows: Tensor, vocab_size: int, device: torch.device
     ) -> TokenMask:
-        """The mask of sequences whose next token is constrained.
+        """The mask of sequences of which only some tokens are permitted next.
 
-        A matcher that fails meanwhile tells so when it takes the token, see `ConstraintState.take`.
+        A constraint wins over a list of which it permits nothing. A matcher that fails meanwhile tells so when it takes
+        the token, see `ConstraintState.take`.
 
         Args:
             sequences: C sequences, at least one.
@@ -80,22 +83,38 @@ class MaskBuffers:
             self._buffers = cycle(made)
         buffer = next(self._buffers)
         buffer.wait()
-        self._compute(sequences, buffer.host)
+        words: npt.NDArray[np.int32] = buffer.host.numpy()
+        self._compute(sequences, words)
+        for row, sequence in enumerate(sequences):
+            if allowed := sequence.sampling.allowed_tokens:
+                _allow(words[row], np.frombuffer(allowed, np.int32), sequence.is_masked)
         return TokenMask(rows, buffer.upload(len(sequences)))
 
-    def _compute(self, sequences: Seq[Sequence], host: Tensor) -> None:
+    def _compute(self, sequences: Seq[Sequence], words: npt.NDArray[np.int32]) -> None:
+        """Computes the masks of constraints."""
+        matchers = [
+            (sequence.constraint.matcher, row)
+            for row, sequence in enumerate(sequences)
+            if sequence.constraint is not None and sequence.is_masked
+        ]
+        if not matchers:
+            return
         # Here and not above: only constrained answers need the library.
         from llguidance import LLExecutor  # noqa: PLC0415
         from llguidance.numpy import fill_next_token_bitmask_par  # noqa: PLC0415
 
         if self._executor is None:
             self._executor = LLExecutor(min(_MAX_THREADS, os.cpu_count() or 1))
-        matchers = [
-            (sequence.constraint.matcher, row)
-            for row, sequence in enumerate(sequences)
-            if sequence.constraint is not None
-        ]
-        fill_next_token_bitmask_par(self._executor, matchers, host.numpy())
+        fill_next_token_bitmask_par(self._executor, matchers, words)
+
+
+def _allow(
+    words: npt.NDArray[np.int32], allowed: npt.NDArray[np.int32], is_constrained: bool
+) -> None:
+    """Writes a list of tokens into a row, or what it has in common with the constraint that is there."""
+    common = words & allowed if is_constrained else allowed
+    if common.any():
+        words[:] = common
 
 
 class _Buffer:

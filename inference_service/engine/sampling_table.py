@@ -36,12 +36,14 @@ class SampledRow:
         num_answer_tokens: Length of the answer so far.
         is_masked: A constraint applies to the next token.
         awaits_mask: A constraint applies later, so that the answer must not end before.
+        excluded: Tokens that must not be sampled now.
     """
 
     slot: int
     num_answer_tokens: int
     is_masked: bool = False
     awaits_mask: bool = False
+    excluded: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,9 @@ class SamplingTable:
         vocab_size = self._vocab_size
         self._version += 1
         self._params[slot] = params
-        self._listed[slot] = bool(params.logit_bias) or params.min_tokens > 0 or constrained
+        self._listed[slot] = (
+            bool(params.logit_bias or params.bad_sequences) or params.min_tokens > 0 or constrained
+        )
         self._penalised[slot] = is_penalised(params)
         self._penalties[:, slot] = (
             params.repetition_penalty,
@@ -275,7 +279,8 @@ class SamplingTable:
             params = self._params[row.slot]
             assert params is not None, "a slot without tenant"
             entries += [(index, token_id, value) for token_id, value in params.logit_bias]
-            entries += [(index, token_id, -math.inf) for token_id in banned(params, row)]
+            excluded = banned(params, row) + row.excluded
+            entries += [(index, token_id, -math.inf) for token_id in excluded]
         if not entries:
             return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
         places, token_ids, values = zip(*entries, strict=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from inference_service.engine.bad_words import BadWords
 from inference_service.engine_protocol.messages import (
     EngineRequest,
     FinishReason,
@@ -52,6 +53,7 @@ class Sequence:
         slot: Its slot while it runs; meaningless otherwise.
         epoch: How often it has left the batch; results of steps of an earlier epoch are late.
         constraint: Where the answer is in the request's constraint, if it has one.
+        bad_words: The words of several tokens that the answer must not contain, if there are any.
     """
 
     request: EngineRequest
@@ -75,9 +77,11 @@ class Sequence:
     slot: int = -1
     epoch: int = 0
     constraint: ConstraintState | None = None
+    bad_words: BadWords | None = field(init=False)
 
     def __post_init__(self) -> None:
-        probe = self.probe
+        probe, bad = self.probe, self.sampling.bad_sequences
+        self.bad_words = BadWords(bad) if bad else None
         self.token_ids = [*self.request.prompt_token_ids, *(probe.token_ids if probe else ())]
         self.num_prompt_tokens = len(self.token_ids)
 
@@ -131,6 +135,18 @@ class Sequence:
         return self.constraint is not None and self.constraint.active
 
     @property
+    def has_mask(self) -> bool:
+        """Whether only some tokens are permitted as the next one: by a constraint, or by the request's list."""
+        return self.is_masked or bool(self.sampling.allowed_tokens)
+
+    @property
+    def completes_bad_words(self) -> tuple[int, ...]:
+        """The tokens that would complete a bad word of several tokens as the next one."""
+        if self.bad_words is None:
+            return ()
+        return self.bad_words.completing(self.token_ids, self.num_prompt_tokens)
+
+    @property
     def awaits_mask(self) -> bool:
         """Whether a constraint applies later, so that the answer must not end before."""
         return self.constraint is not None and not self.constraint.active
@@ -159,13 +175,13 @@ class Sequence:
     def goes_on(self, max_model_len: int) -> bool:
         """Whether another token may be sampled, whatever the pending ones are.
 
-        It may not if the answer ends with them because of its length, or if a constraint follows them.
+        It may not if the answer ends with them because of its length, or if a constraint or bad words follow them.
         """
         if not self.num_pending:
             return True
         num_answer_tokens = self.num_answer_tokens + self.num_pending
         is_full = num_answer_tokens >= self.sampling.max_tokens or self.num_tokens >= max_model_len
-        return self.constraint is None and not is_full
+        return self.constraint is None and self.bad_words is None and not is_full
 
     def reason_to_finish(self, max_model_len: int) -> FinishReason | None:
         """The finish reason if the sequence ends with its newest token, else None.

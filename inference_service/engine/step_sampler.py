@@ -31,7 +31,7 @@ class SamplingPlan:
     Attributes:
         arrays: The arrays to be sent, for `StepSampler.run`.
         shape: The shape of the selection.
-        masked: The sequences whose next token is constrained.
+        masked: The sequences of which only some tokens are permitted next.
         num_top: Number of most likely tokens, for each row whose log probabilities are requested.
         is_greedy: The most likely tokens are the result, and nothing else is asked for.
     """
@@ -76,7 +76,7 @@ class StepSampler:
         """
         sequences = [chunk.sequence for chunk in chunks]
         selection, shape, recorded = self._slots.select([_sampled_row(chunk) for chunk in chunks])
-        masked = [i for i, one in enumerate(sequences) if one.is_masked]
+        masked = [i for i, one in enumerate(sequences) if one.has_mask]
         judged = [i for i, one in enumerate(sequences) if one.probe is not None]
         probes = [one.probe for one in sequences if one.probe is not None]
         reported = [i for i, one in enumerate(sequences) if _reports(one)]
@@ -134,6 +134,7 @@ def _sampled_row(chunk: Chunk) -> SampledRow:
         chunk.end - sequence.num_prompt_tokens,
         is_masked=sequence.is_masked,
         awaits_mask=sequence.awaits_mask,
+        excluded=sequence.completes_bad_words,
     )
 
 

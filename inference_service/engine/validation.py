@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from inference_service.engine_protocol.messages import EngineRequest, ImageSpan
+from collections.abc import Iterator
+
+from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
 from inference_service.errors import InvalidArgumentError
 from inference_service.model_spec import ImagePolicy
 
@@ -40,16 +42,41 @@ def _check_probes(request: EngineRequest) -> None:
 def _check_token_ids(request: EngineRequest, vocab_size: int) -> None:
     if not request.prompt_token_ids:
         raise InvalidArgumentError("The prompt is empty, but at least one token is required.")
-    sampling = request.sampling
-    biased = [token_id for token_id, _ in sampling.logit_bias]
-    ends = (*sampling.eos_token_ids, *sampling.stop_token_ids)
     begins = () if request.constraint_after is None else (request.constraint_after,)
     judged = [i for p in request.probes for i in (*p.token_ids, *p.candidate_ids)]
-    used = (*request.prompt_token_ids, *biased, *ends, *begins, *judged)
+    named = (*named_ids(request.sampling), *request.sampling.eos_token_ids)
+    used = (*request.prompt_token_ids, *named, *begins, *judged)
     if min(used) < 0 or max(used) >= vocab_size:
         raise InvalidArgumentError(
             f"Token ids must be 0 to {vocab_size - 1}, but the request has {min(used)} to {max(used)}."
         )
+    check_lists(request.sampling, vocab_size)
+
+
+def named_ids(sampling: SamplingParams) -> Iterator[int]:
+    """The token ids that a request's sampling parameters name."""
+    yield from (token_id for token_id, _ in sampling.logit_bias)
+    yield from sampling.stop_token_ids
+    for sequence in sampling.bad_sequences:
+        yield from sequence
+
+
+def check_lists(sampling: SamplingParams, vocab_size: int) -> None:
+    """Checks the lists of tokens that may be sampled, and that may not.
+
+    Raises:
+        InvalidArgumentError: The allowed tokens are not those of the vocabulary, or a bad word has a single token.
+    """
+    allowed = sampling.allowed_tokens
+    size = 4 * -(-vocab_size // 32)
+    if allowed and (
+        len(allowed) != size or not 0 < int.from_bytes(allowed, "little") < 2**vocab_size
+    ):
+        raise InvalidArgumentError(
+            f"allowed_tokens must be {size} bytes for the token ids 0 to {vocab_size - 1}, and name one of them."
+        )
+    if any(len(sequence) < 2 for sequence in sampling.bad_sequences):
+        raise InvalidArgumentError("A sequence of bad_sequences must have at least two tokens.")
 
 
 def _check_images(request: EngineRequest, num_pixel_bytes: int, policy: ImagePolicy) -> None:

@@ -35,12 +35,18 @@ class SamplingParams(Sampling):
         prompt_logprobs: The same for the prompt, returned with choice 0.
         eos_token_ids: The model's end tokens.
         stop_token_ids: The request's stop tokens.
+        allowed_tokens: `allowed_token_ids`, which is empty here, as bits: bit i of byte b is token 8 * b + i, in whole
+            words of 4 bytes, as many as cover the vocabulary; empty = all are allowed.
+        bad_sequences: `bad_words`, which are empty here, as tokens: two or more of each, as those of a single token are
+            in `logit_bias`.
     """
 
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    allowed_tokens: bytes = b""
+    bad_sequences: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,7 +74,7 @@ def check_range(
         minimum, maximum = _plain(limits.minimum), _plain(limits.maximum)
         origin = setting and f" ({setting})"
         raise InvalidArgumentError(
-            f"{name or _name(field)} is {_plain(value)}, but must be between {minimum} and {maximum}{origin}"
+            f"{name or field_name(field)} is {_plain(value)}, but must be between {minimum} and {maximum}{origin}"
             + (f"; {advice}." if advice else "."),
             field=field,
         )
@@ -89,7 +89,7 @@ def check_token_ids(token_ids: Iterable[int], field: str) -> None:
     for token_id in token_ids:
         if not 0 <= token_id <= _MAX_TOKEN_ID:
             raise InvalidArgumentError(
-                f"{_name(field)} contains {token_id}; token ids are between 0 and {_MAX_TOKEN_ID}.",
+                f"{field_name(field)} contains {token_id}; token ids are between 0 and {_MAX_TOKEN_ID}.",
                 field=field,
             )
 
@@ -102,7 +102,7 @@ def check_count(items: Sized, maximum: int, field: str) -> None:
     """
     if len(items) > maximum:
         raise InvalidArgumentError(
-            f"{_name(field)} has {len(items)} entries, but at most {maximum} are allowed.",
+            f"{field_name(field)} has {len(items)} entries, but at most {maximum} are allowed.",
             field=field,
         )
 
@@ -116,7 +116,7 @@ def check_bytes(text: str, maximum: int, field: str) -> None:
     size = len(text.encode())
     if size > maximum:
         raise InvalidArgumentError(
-            f"{_name(field)} has {size} bytes, but at most {maximum} are allowed.", field=field
+            f"{field_name(field)} has {size} bytes, but at most {maximum} are allowed.", field=field
         )
 
 
@@ -134,7 +134,7 @@ def rejects_oversized(value: message_pb.OversizedImage, path: str) -> bool | Non
     return _REJECTS[value]
 
 
-def _name(field: str) -> str:
+def field_name(field: str) -> str:
     """The last component of a path; with its parent in `stop`, where it alone is ambiguous."""
     parent, _, name = field.rpartition(".")
     return f"{parent.rpartition('.')[2]}.{name}" if parent.endswith(".stop") else name

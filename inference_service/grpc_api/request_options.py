@@ -17,6 +17,7 @@ from inference_service.grpc_api.field_checks import (
     check_count,
     check_range,
     check_token_ids,
+    field_name,
     optional,
     optional_integer,
     quoted,
@@ -38,6 +39,9 @@ _MAX_STOP_STRINGS: Final = 64
 _MAX_STOP_BYTES: Final = 256
 _MAX_STOP_TOKENS: Final = 64
 _MAX_LOGIT_BIAS: Final = 300
+_MAX_ALLOWED_TOKENS: Final = 2**18
+_MAX_BAD_WORDS: Final = 256
+_MAX_BAD_WORD_BYTES: Final = 256
 _MAX_SALT_BYTES: Final = 128
 _ADVICE: Final = {
     "max_tokens": "leave it out for no limit but the rest of the context window (--default-max-tokens)"
@@ -114,17 +118,36 @@ def _sampling(options: sampling_pb.SamplingOptions) -> SamplingOptions:
     check_token_ids(options.logit_bias, path)
     for token_id, bias in options.logit_bias.items():
         check_range(bias, _BIAS, path, name=f"logit_bias[{token_id}]")
-    return dataclasses.replace(sampling, logit_bias=tuple(sorted(options.logit_bias.items())))
+    allowed = tuple(options.allowed_token_ids)
+    check_count(allowed, _MAX_ALLOWED_TOKENS, "spec.sampling.allowed_token_ids")
+    check_token_ids(allowed, "spec.sampling.allowed_token_ids")
+    return dataclasses.replace(
+        sampling,
+        logit_bias=tuple(sorted(options.logit_bias.items())),
+        allowed_token_ids=allowed,
+        bad_words=_strings(
+            options.bad_words,
+            "spec.sampling.bad_words",
+            maximum=_MAX_BAD_WORDS,
+            max_bytes=_MAX_BAD_WORD_BYTES,
+        ),
+    )
 
 
 def _stop_strings(strings: Iterable[str]) -> tuple[str, ...]:
-    kept, path = tuple(strings), "spec.stop.strings"
-    check_count(kept, _MAX_STOP_STRINGS, path)
+    path = "spec.stop.strings"
+    return _strings(strings, path, maximum=_MAX_STOP_STRINGS, max_bytes=_MAX_STOP_BYTES)
+
+
+def _strings(strings: Iterable[str], path: str, *, maximum: int, max_bytes: int) -> tuple[str, ...]:
+    """Texts of which there are at most `maximum`, and none is empty or has more than `max_bytes`."""
+    kept, name = tuple(strings), field_name(path)
+    check_count(kept, maximum, path)
     for index, string in enumerate(kept):
         size = len(string.encode())
-        if not 1 <= size <= _MAX_STOP_BYTES:
+        if not 1 <= size <= max_bytes:
             raise InvalidArgumentError(
-                f"stop.strings[{index}] is {quoted(string)} with {size} bytes, but must have 1 to {_MAX_STOP_BYTES}.",
+                f"{name}[{index}] is {quoted(string)} with {size} bytes, but must have 1 to {max_bytes}.",
                 field=path,
             )
     return kept

@@ -143,7 +143,11 @@ def started_message(event: Started, model: str) -> generation_pb.Started:
 
 
 def _sampling(sampling: Sampling) -> sampling_pb.SamplingOptions:
-    message = sampling_pb.SamplingOptions(logit_bias=dict(sampling.logit_bias))
+    message = sampling_pb.SamplingOptions(
+        logit_bias=dict(sampling.logit_bias),
+        allowed_token_ids=sampling.allowed_token_ids,
+        bad_words=sampling.bad_words,
+    )
     for name in SCALARS:
         setattr(message, name, getattr(sampling, name))
     return message

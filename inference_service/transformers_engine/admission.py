@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from inference_service.engine.sequence import Sequence
+from inference_service.engine.validation import check_lists, named_ids
 from inference_service.engine_protocol.messages import EngineRequest
 from inference_service.errors import (
     ContextLengthError,
@@ -39,10 +40,10 @@ class Admission:
         if request.num_choices < 1 or not request.prompt_token_ids:
             raise InvalidArgumentError("A request has at least one choice and one token.")
         probes = [i for p in request.probes for i in (*p.token_ids, *p.candidate_ids)]
-        bias = [token_id for token_id, _ in request.sampling.logit_bias]
-        used = (*request.prompt_token_ids, *bias, *request.sampling.stop_token_ids, *probes)
+        used = (*request.prompt_token_ids, *named_ids(request.sampling), *probes)
         if min(used) < 0 or max(used) >= self._vocab_size:
             raise InvalidArgumentError(f"Token ids must be 0 to {self._vocab_size - 1}.")
+        check_lists(request.sampling, self._vocab_size)
         longest = max((len(probe.token_ids) for probe in request.probes), default=0)
         length = len(request.prompt_token_ids) + longest
         if length >= self._max_length:

@@ -38,6 +38,8 @@ class Sampling(TypedDict, total=False):
     min_tokens: int | None
     ignore_eos: bool | None
     logit_bias: Mapping[int, float] | None
+    allowed_token_ids: Sequence[int] | None
+    bad_words: Sequence[str] | None
 
 
 class CompletionOptions(Sampling, total=False):

@@ -46,10 +46,8 @@ _IGNORED: Final = frozenset(
 """Known fields that have no effect on an answer of this service."""
 
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
-    "allowed_token_ids": (),
     "attachments": (),
     "audio": (),
-    "bad_words": (),
     "best_of": (1,),
     "chat_template": (),
     "documents": (),
@@ -163,6 +161,8 @@ class AnswerRequest(JsonModel):
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
     logit_bias: LogitBias | None = None
+    allowed_token_ids: Items[Int32] | None = None
+    bad_words: Items[str] | None = None
     stop: str | Items[str] | None = None
     stop_token_ids: Items[Int32] | None = None
     include_stop_str_in_output: bool | None = None

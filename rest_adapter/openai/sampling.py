@@ -64,6 +64,8 @@ def _sampling_options(
                 f"'logit_bias' has the key {key[:80]!r}, but keys must be token ids.", "logit_bias"
             )
         options.logit_bias[int(key)] = bias
+    options.allowed_token_ids.extend(request.allowed_token_ids or ())
+    options.bad_words.extend(request.bad_words or ())
     return options
 
 

@@ -13,7 +13,7 @@ from inference_service.backend.sampling import effective_options, engine_params,
 from inference_service.domain import ChatRequest
 from inference_service.engine_protocol.messages import EngineRequest, SamplingParams
 from inference_service.engine_protocol.wire import Add, command_reader, encode
-from inference_service.sampling import RANGES, SCALARS, Range, Sampling, SamplingOptions
+from inference_service.sampling import LISTS, RANGES, SCALARS, Range, Sampling, SamplingOptions
 from qwenvl.inference.v1.sampling_pb2 import SamplingOptions as ProtoOptions
 from rest_adapter.openai.fields import AnswerRequest
 from rest_adapter.proto_fields import SAMPLING_SCALARS
@@ -31,7 +31,7 @@ ALL = {field.name for field in dataclasses.fields(Sampling)}
 def test_the_proto_the_domain_and_json_have_the_same_settings() -> None:
     assert {field.name for field in ProtoOptions.DESCRIPTOR.fields} == ALL
     assert {field.name for field in dataclasses.fields(SamplingOptions)} == ALL
-    assert {*SAMPLING_SCALARS, "logit_bias"} == ALL
+    assert {*SAMPLING_SCALARS, *LISTS} == ALL
     missing = ALL - AnswerRequest.model_fields.keys()
     assert not missing, "rest_adapter/openai/fields.py lacks a sampling setting"
 

@@ -108,6 +108,11 @@ SERVED_BY_BOTH: list[tuple[dict[str, Any], Check]] = [
     ({"include_stop_str_in_output": True, "stop": ["z"]}, anything),
     ({"logit_bias": {"5": -100}}, anything),
     ({"logit_bias": '{"5": -100}'}, anything),
+    (
+        {"allowed_token_ids": [5, 7], "return_token_ids": True},
+        lambda d: {*d["choices"][0]["token_ids"]} <= {5, 7} and completion_tokens(8)(d),
+    ),
+    ({"bad_words": ["red", "zyxwv", "<think>"]}, anything),
     ({"return_token_ids": True}, lambda d: len(d["choices"][0]["token_ids"]) >= 1),
     ({"skip_special_tokens": False}, anything),
     ({"grounding": True}, lambda d: d["choices"][0]["grounding"] == []),
@@ -198,8 +203,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"guided_regex": "(?=a)"}, "guided_regex"),
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-    ({"bad_words": ["x"]}, "bad_words"),
-    ({"allowed_token_ids": [1]}, "allowed_token_ids"),
+    ({"bad_words": [""]}, "bad_words"),
+    ({"bad_words": "x"}, "bad_words"),
+    ({"bad_words": ["x"] * 257}, "bad_words"),
+    ({"allowed_token_ids": [2**30]}, "allowed_token_ids"),
+    ({"allowed_token_ids": [-1]}, "allowed_token_ids"),
     ({"best_of": 2}, "best_of"),
     ({"length_penalty": 2}, "length_penalty"),
     ({"use_beam_search": True}, "use_beam_search"),
@@ -298,6 +306,7 @@ SERVED_BY_RESPONSES: list[tuple[dict[str, Any], Check]] = [
     ({"reasoning": {"effort": "none", "summary": "auto"}}, anything),
     ({"text": {"verbosity": "medium", "format": {"type": "text"}}}, anything),
     ({"metadata": {"a": "b"}}, lambda d: d["metadata"] == {"a": "b"}),
+    ({"allowed_token_ids": [5]}, lambda d: len({*written(d)}) == 1),
     ({"seed": 3, "stop": ["z"] * 6, "top_k": 5, "logit_bias": {"5": -1}}, anything),
 ]
 SERVED_BY_MESSAGES: list[tuple[dict[str, Any], Check]] = [
@@ -406,6 +415,22 @@ def test_logit_bias_changes_the_answer(product: Served, as_text: bool) -> None:
         bias = json.dumps(bias)
     biased = ask(product, "chat", {"return_token_ids": True, "logit_bias": bias}).json()
     assert first not in biased["choices"][0]["token_ids"]
+
+
+@pytest.mark.parametrize("api", GENERATING)
+def test_bad_words_change_the_answer(product: Served, api: str) -> None:
+    """A word of one token, and the whole answer."""
+    said = written(ask(product, api, {}).json())
+    for bad in (said.split()[0], said):
+        changed = written(ask(product, api, {"bad_words": [bad]}).json())
+        assert bad not in changed
+
+
+def written(document: Any) -> str:
+    """The text of an answer of any API."""
+    if "output" in document:
+        return str(document["output"][0]["content"][0]["text"])
+    return text_of(document)
 
 
 def test_the_limit_of_completion_tokens_wins(product: Served) -> None:

@@ -72,6 +72,8 @@ INVALID = {
     "spec.sampling.max_tokens": sampling(max_tokens=0),
     "spec.sampling.min_tokens": sampling(min_tokens=5, max_tokens=4),
     "spec.sampling.logit_bias": sampling(logit_bias={1: 101}),
+    "spec.sampling.allowed_token_ids": sampling(allowed_token_ids=[-1]),
+    "spec.sampling.bad_words": sampling(bad_words=["a"] * 257),
     "spec.stop.strings": spec_of("x", stop=STOP(strings=["a"] * 65)),
     "spec.stop.token_ids": spec_of("x", stop=STOP(token_ids=[-1])),
     "spec.logprobs.top_logprobs": spec_of("x", logprobs=LOGPROBS(top_logprobs=21)),
@@ -94,6 +96,20 @@ INVALID_TOO = {
     "long stop string": ("spec.stop.strings", spec_of("x", stop=STOP(strings=["é" * 129]))),
     "65 stop tokens": ("spec.stop.token_ids", spec_of("x", stop=STOP(token_ids=range(65)))),
     "bias outside the vocabulary": ("spec.sampling.logit_bias", sampling(logit_bias={263: 1})),
+    "allowed outside the vocabulary": (
+        "spec.sampling.allowed_token_ids",
+        sampling(allowed_token_ids=[5, 263]),
+    ),
+    "262,145 allowed tokens": (
+        "spec.sampling.allowed_token_ids",
+        sampling(allowed_token_ids=[1] * (2**18 + 1)),
+    ),
+    "empty bad word": ("spec.sampling.bad_words", sampling(bad_words=["a", ""])),
+    "long bad word": ("spec.sampling.bad_words", sampling(bad_words=["é" * 129])),
+    "nothing but bad words": (
+        "spec.sampling.bad_words",
+        sampling(allowed_token_ids=[64], bad_words=["a"]),
+    ),
     "stop outside the vocabulary": (
         "spec.stop.token_ids",
         spec_of("x", stop=STOP(token_ids=[263])),
@@ -399,6 +415,8 @@ MESSAGES = {
     "stop.strings[0] is '' with 0 bytes, but must have 1 to 256.": spec_of(
         "x", stop=STOP(strings=[""])
     ),
+    "bad_words[1] is '' with 0 bytes, but must have 1 to 256.": sampling(bad_words=["a", ""]),
+    "bad_words has 257 entries, but at most 256 are allowed.": sampling(bad_words=["a"] * 257),
     "stop.strings has 65 entries, but at most 64 are allowed.": spec_of(
         "x", stop=STOP(strings=["a"] * 65)
     ),

@@ -30,6 +30,8 @@ EVERY: ChatOptions = {
     "min_tokens": 3,
     "ignore_eos": True,
     "logit_bias": {5: -1.0},
+    "allowed_token_ids": [5, 6],
+    "bad_words": ["no"],
     "stop": ["a", "b"],
     "stop_token_ids": [9],
     "include_stop_string": True,

@@ -19,7 +19,7 @@ def test_only_fields_that_are_set_are_copied() -> None:
 
 
 def test_a_forgotten_sampling_setting_is_an_error_at_start_up() -> None:
-    names = {*SAMPLING_SCALARS, "logit_bias"} - {"min_p"}
+    names = {*SAMPLING_SCALARS, "logit_bias", "allowed_token_ids", "bad_words"} - {"min_p"}
     model = create_model("Forgetful", __base__=JsonModel, **dict.fromkeys(names, (int, 0)))  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"Forgetful lacks .*: min_p$"):
         require_sampling_fields(model)

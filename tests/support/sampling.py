@@ -44,6 +44,7 @@ def sampled_row(sequence: Sequence) -> SampledRow:
         sequence.num_answer_tokens,
         is_masked=sequence.is_masked,
         awaits_mask=sequence.awaits_mask,
+        excluded=sequence.completes_bad_words,
     )
 
 

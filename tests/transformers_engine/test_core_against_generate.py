@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+import math
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,30 @@ def test_seeded_choices_do_not_depend_on_others(core, asked) -> None:
     outputs = run(core)
     assert ids_of(outputs["n", 0]) == alone[1]
     assert len({tuple(ids_of(outputs["n", index])) for index in range(3)}) == 3
+
+
+def test_bad_words_and_allowed_tokens_as_in_the_library(
+    core, asked, expected, model, processor
+) -> None:
+    """Words of one token, and of several; the others are forbidden by a function."""
+    one, answer = asked[4], expected[4]
+    inputs = processor(text=[one.text], return_tensors="pt")
+    words = [[answer[0]], answer[2:4], [7, 8, 9]]
+    wanted = reference_ids(model, inputs, MAX_TOKENS, bad_words_ids=words)
+    bias = ((answer[0], -math.inf),)
+    sequences = tuple(tuple(word) for word in words[1:])
+    assert answers(core, [one], logit_bias=bias, bad_sequences=sequences) == [wanted]
+    assert wanted != answer
+    allowed = [token for token in range(VOCAB_SIZE) if token % 3 and token != answer[0]]
+    wanted = reference_ids(
+        model, inputs, MAX_TOKENS, prefix_allowed_tokens_fn=lambda batch, ids: allowed
+    )
+    bits = sum(1 << token for token in allowed)
+    size = 4 * -(-VOCAB_SIZE // 32)
+    assert answers(core, [one], allowed_tokens=bits.to_bytes(size, "little")) == [wanted]
+    wrong = request_of(core, one, "r", allowed_tokens=b"\xff")
+    with pytest.raises(InvalidArgumentError):
+        core.add(wrong, one.pixels)
 
 
 def test_repetition_penalty_as_in_the_library(core, asked, expected, model, processor) -> None:

@@ -60,6 +60,8 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "fallbacks": (),
     "mcp_servers": (),
     # of the other paths of this service, where they change the answer
+    "allowed_token_ids": (),
+    "bad_words": (),
     "cache_salt": (),
     "frequency_penalty": (0,),
     "grounding": (),

@@ -25,7 +25,8 @@ _CONTENT: Final = {
 _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     **dict.fromkeys(
         (
-            *("background", "cache_salt", "conversation", "frequency_penalty", "include"),
+            *("allowed_token_ids", "background", "bad_words"),
+            *("cache_salt", "conversation", "frequency_penalty", "include"),
             *("logit_bias", "logprobs", "max_completion_tokens", "max_output_tokens", "max_tokens"),
             *("presence_penalty", "previous_response_id", "reasoning", "response_format", "seed"),
             *(

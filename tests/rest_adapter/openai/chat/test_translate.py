@@ -98,6 +98,19 @@ def test_logit_bias() -> None:
         assert refused(logit_bias={key: 1}).param == "logit_bias"
 
 
+def test_allowed_tokens_and_bad_words() -> None:
+    sampling = spec_of(allowed_token_ids=[3, 5.0], bad_words=["a", " b"]).sampling
+    assert (list(sampling.allowed_token_ids), list(sampling.bad_words)) == ([3, 5], ["a", " b"])
+    assert not spec_of(allowed_token_ids=None, bad_words=[]).sampling.ListFields()
+    for field, value, param in (
+        ("allowed_token_ids", ["5"], "allowed_token_ids[0]"),
+        ("allowed_token_ids", [2**31], "allowed_token_ids[0]"),
+        ("bad_words", "a", "bad_words"),
+        ("bad_words", [5], "bad_words[0]"),
+    ):
+        assert refused(**{field: value}).param == param
+
+
 def test_stop_strings_and_token_ids() -> None:
     assert list(spec_of(stop="a").stop.strings) == ["a"]
     stop = spec_of(stop=["a", "b"], stop_token_ids=[3], include_stop_str_in_output=True).stop
@@ -249,7 +262,6 @@ UNSUPPORTED = {
     "structural_tag": "{}",
     "ebnf": "root ::= x",
     "max_output_tokens": 5,
-    "bad_words": ["x"],
 }
 
 
