@@ -7,13 +7,15 @@ from typing import Any
 from google.protobuf import json_format
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 
 
 def rendered_prompt(
-    found: chat_pb.RenderChatCompletionResponse,
+    found: chat_pb.RenderChatCompletionResponse | completion_pb.RenderCompletionResponse,
     usage: dict[str, Any],
     *,
     stream: bool,
+    only_prompt: bool = False,
     cache_salt: str | None = None,
     strings: bool = False,
 ) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def rendered_prompt(
         found: The prompt.
         usage: Its tokens, in the form of the dialect.
         stream: The request asks for a stream.
+        only_prompt: The request asks for no answer; the service's answers have at least one token.
         cache_salt: Of the request.
         strings: The tokens are wanted as the vocabulary writes them, too.
     """
@@ -31,6 +34,11 @@ def rendered_prompt(
         started.effective_settings.sampling,
         preserving_proto_field_name=True,
         always_print_fields_with_no_presence=True,
+    )
+    if only_prompt:
+        settings["max_tokens"] = 0
+    reasons = (
+        isinstance(found, chat_pb.RenderChatCompletionResponse) and found.begins_with_reasoning
     )
     features = None
     if found.placeholders:
@@ -51,7 +59,7 @@ def rendered_prompt(
             "stop": list(started.effective_settings.stop.strings),
             "stop_token_ids": list(started.effective_settings.stop.token_ids),
         },
-        "reasoning_ended": not found.begins_with_reasoning,
+        "reasoning_ended": not reasons,
         "stream": stream,
         "cache_salt": cache_salt,
         "max_model_len": found.max_context_tokens,

@@ -12,7 +12,7 @@ from inference_service.grpc_api import work
 from inference_service.grpc_api.call_context import Context, this_call
 from inference_service.grpc_api.generation import Generation
 from inference_service.grpc_api.requests import chat_request
-from inference_service.grpc_api.responses import image_message, started_message, usage_message
+from inference_service.grpc_api.responses import image_message, usage_message
 from inference_service.grpc_api.wire import message_bytes
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
@@ -67,22 +67,13 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
         """Returns the prompt without generating an answer."""
         del context
         asked = await self._domain_request(request.spec)
-        wants_strings = request.return_token_strings
+        strings = request.return_token_strings
         del request
-        prompt = await self._generation.render(asked)
-        token_ids = prompt.started.prompt_token_ids
-        strings = await self._generation.token_strings(token_ids) if wants_strings else ()
+        prompt = await self._generation.render(asked, strings=strings)
         return await work.for_size(
-            4 * len(token_ids),
+            prompt.size,
             lambda: chat_pb.RenderChatCompletionResponse(
-                started=started_message(prompt.started, asked.model),
-                placeholders=[
-                    chat_pb.MediaPlaceholder(offset=each.offset, length=each.length, key=each.key)
-                    for each in prompt.placeholders
-                ],
-                token_strings=strings,
-                max_context_tokens=self._generation.max_context_tokens,
-                begins_with_reasoning=prompt.begins_with_reasoning,
+                **prompt.fields(), begins_with_reasoning=prompt.rendered.begins_with_reasoning
             ),
         )
 

@@ -46,6 +46,19 @@ class CompletionServicer(completion_grpc.CompletionServiceServicer):
             async for fields in stream:
                 yield completion_pb.StreamCompletionResponse(**fields)
 
+    async def RenderCompletion(  # noqa: N802
+        self, request: completion_pb.RenderCompletionRequest, context: Context
+    ) -> completion_pb.RenderCompletionResponse:
+        """Returns the prompt without generating an answer."""
+        del context
+        asked = await self._domain_request(request.spec)
+        strings = request.return_token_strings
+        del request
+        prompt = await self._generation.render(asked, strings=strings)
+        return await work.for_size(
+            prompt.size, lambda: completion_pb.RenderCompletionResponse(**prompt.fields())
+        )
+
     async def _domain_request(self, spec: completion_pb.CompletionSpec) -> TextCompletionRequest:
         model = self._generation.canonical_name(spec.model)
         call_id = this_call().request_id

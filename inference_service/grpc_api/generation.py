@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 import contextlib
+from dataclasses import dataclass
 import time
 from typing import Any
 
@@ -14,9 +15,44 @@ from inference_service.domain import Event, Request, Started
 from inference_service.errors import DeadlineError
 from inference_service.grpc_api.call_context import this_call
 from inference_service.grpc_api.model_names import canonical_name
-from inference_service.grpc_api.responses import event_fields, gather
+from inference_service.grpc_api.responses import event_fields, gather, started_message
 from inference_service.grpc_api.wire import release_message
 from inference_service.metrics.requests import current_request
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """The prompt of a request.
+
+    Attributes:
+        rendered: The prompt.
+        strings: Its tokens as the vocabulary writes them, if they are wanted.
+        model: The canonical name of the model.
+        max_context_tokens: The context window in tokens.
+    """
+
+    rendered: Rendered
+    strings: Sequence[str]
+    model: str
+    max_context_tokens: int
+
+    @property
+    def size(self) -> int:
+        """About how many bytes its message has."""
+        return 4 * len(self.rendered.started.prompt_token_ids)
+
+    def fields(self) -> dict[str, Any]:
+        """The fields that the responses of both services have."""
+        return {
+            "started": started_message(self.rendered.started, self.model),
+            "placeholders": [
+                chat_pb.MediaPlaceholder(offset=each.offset, length=each.length, key=each.key)
+                for each in self.rendered.placeholders
+            ],
+            "token_strings": self.strings,
+            "max_context_tokens": self.max_context_tokens,
+        }
 
 
 class Generation:
@@ -28,11 +64,6 @@ class Generation:
     def canonical_name(self, name: str) -> str:
         """See `model_names`."""
         return canonical_name(name, self._backend.names, field="spec.model")
-
-    @property
-    def max_context_tokens(self) -> int:
-        """The context window in tokens."""
-        return self._backend.describe().max_context_tokens
 
     async def unary_fields(self, request: Request) -> dict[str, Any]:
         """The fields of a unary response: all events of a request in one message."""
@@ -51,16 +82,17 @@ class Generation:
         async with until(call.deadline):
             return await self._backend.count(request, call.caller)
 
-    async def render(self, request: Request) -> Rendered:
-        """The prompt of a request."""
+    async def render(self, request: Request, *, strings: bool) -> RenderedPrompt:
+        """The prompt of a request; with `strings`, its tokens as the vocabulary writes them, too."""
         call = this_call()
         async with until(call.deadline):
-            return await self._backend.render(request, call.caller)
-
-    async def token_strings(self, token_ids: Sequence[int]) -> Sequence[str]:
-        """Tokens as the vocabulary writes them."""
-        async with until(this_call().deadline):
-            return await self._backend.vocabulary.strings(token_ids)
+            rendered = await self._backend.render(request, call.caller)
+            written: Sequence[str] = ()
+            if strings:
+                token_ids = rendered.started.prompt_token_ids
+                written = await self._backend.vocabulary.strings(token_ids)
+        context_tokens = self._backend.describe().max_context_tokens
+        return RenderedPrompt(rendered, written, request.model, context_tokens)
 
     async def decide(self, request: DecisionRequest) -> Decisions:
         """Decides the questions of a request."""

@@ -232,6 +232,21 @@ class AsyncService:
         )
         return response
 
+    async def render_completion(
+        self,
+        request: completion_pb.RenderCompletionRequest,
+        *,
+        metadata: Metadata = (),
+        timeout_s: float | None = None,
+        spec_bytes: int = 0,
+    ) -> completion_pb.RenderCompletionResponse:
+        """The prompt of a text completion, as generation would use it."""
+        message = await _in_bytes(request, spec_bytes)
+        response: completion_pb.RenderCompletionResponse = await self._call(
+            self._completions.RenderCompletion, message, metadata, timeout_s
+        )
+        return response
+
     async def tokenize(
         self,
         request: tokenize_pb.TokenizeRequest,

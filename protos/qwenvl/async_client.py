@@ -261,6 +261,21 @@ class AsyncClient:
         with self._errors():
             return await self._service.render_chat(request, **call_options)
 
+    async def render_complete(
+        self,
+        prompt: Prompt,
+        *,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[CompletionOptions],
+    ) -> completion_pb.RenderCompletionResponse:
+        """Returns the tokens of a prompt as `complete` would use them; arguments and errors as `Client.complete`."""
+        spec = completion_spec(prompt, images, options)
+        request = completion_pb.RenderCompletionRequest(spec=spec)
+        call_options = self._call_options(timeout_s)
+        with self._errors():
+            return await self._service.render_completion(request, **call_options)
+
     async def tokenize(
         self,
         text: str,

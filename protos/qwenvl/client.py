@@ -286,6 +286,22 @@ class Client:
         )
         return rendered
 
+    def render_complete(
+        self,
+        prompt: Prompt,
+        *,
+        images: Images | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **options: Unpack[CompletionOptions],
+    ) -> completion_pb.RenderCompletionResponse:
+        """Returns the tokens of a prompt as `complete` would use them; arguments and errors as `complete`."""
+        spec = completion_spec(prompt, images, options)
+        request = completion_pb.RenderCompletionRequest(spec=spec)
+        rendered: completion_pb.RenderCompletionResponse = self._call(
+            self._completions.RenderCompletion, request, timeout_s
+        )
+        return rendered
+
     def tokenize(
         self,
         text: str,

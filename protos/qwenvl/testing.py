@@ -22,8 +22,12 @@ from qwenvl.errors import BY_REASON
 from qwenvl.fake.checks import Refused, Spec
 from qwenvl.fake.decisions import Deciding, DecisionServicer, first
 from qwenvl.fake.model import Answering, FakeModel, Reply, check_reply
-from qwenvl.fake.servicers import AdminServicer, CompletionServicer, ModelServicer
-from qwenvl.fake.tokens import RenderingChatServicer, TokenizeServicer
+from qwenvl.fake.servicers import AdminServicer, ModelServicer
+from qwenvl.fake.tokens import (
+    RenderingChatServicer,
+    RenderingCompletionServicer,
+    TokenizeServicer,
+)
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
@@ -84,7 +88,7 @@ class FakeServer:
         chat_grpc.add_ChatServiceServicer_to_server(chat, self._server)
         tokenize = TokenizeServicer(self._model)
         tokenize_grpc.add_TokenizeServiceServicer_to_server(tokenize, self._server)
-        completions = CompletionServicer(self._model)
+        completions = RenderingCompletionServicer(self._model)
         completion_grpc.add_CompletionServiceServicer_to_server(completions, self._server)
         decisions = DecisionServicer(self._model, deciding)
         decision_grpc.add_DecisionServiceServicer_to_server(decisions, self._server)

@@ -6,7 +6,7 @@ from typing import Final
 
 from rest_adapter.openai.chat.schema import ChatRequest
 from rest_adapter.openai.chat.shapes import ChatCompletion, ChatEvent
-from rest_adapter.openai.completions.schema import CompletionRequest
+from rest_adapter.openai.completions.schema import CompletionRenderRequest, CompletionRequest
 from rest_adapter.openai.completions.shapes import TextCompletion, TextEvent
 from rest_adapter.openai.decisions.schema import DecisionsRequest
 from rest_adapter.openai.decisions.shapes import Decision
@@ -93,6 +93,7 @@ _USER: Final = {
     ],
 }
 _CHAT_EXAMPLE: Final = {"model": "qwen-vl", "messages": [_USER], "max_tokens": 32}
+_COMPLETION_EXAMPLE: Final = {"model": "qwen-vl", "prompt": "Once upon a time", "max_tokens": 16}
 _RESPONSE_EXAMPLE: Final = {
     "model": "qwen-vl",
     "input": "Say hello.",
@@ -118,7 +119,7 @@ _OPERATIONS: Final = (
         summary="Completes prompts without a chat template.",
         tag=_COMPLETIONS,
         request=CompletionRequest,
-        example={"model": "qwen-vl", "prompt": "Once upon a time", "max_tokens": 16},
+        example=_COMPLETION_EXAMPLE,
         answer=TextCompletion,
         events=TextEvent,
     ),
@@ -223,6 +224,16 @@ _OPERATIONS: Final = (
         request=RenderRequest,
         example=_CHAT_EXAMPLE,
         answer=RenderedPrompt,
+    ),
+    Operation(
+        method="post",
+        path="/v1/completions/render",
+        name="renderCompletion",
+        summary="The prompts of a text completion, without answers.",
+        tag=_TOKENS,
+        request=CompletionRenderRequest,
+        example=_COMPLETION_EXAMPLE,
+        answer=list[RenderedPrompt],
     ),
     Operation(
         method="post",

@@ -1,4 +1,4 @@
-"""TokenizeService and RenderChatCompletion: refusals, limits and admission."""
+"""TokenizeService and rendered prompts: refusals, limits and admission."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import grpc
 import pytest
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
 from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
@@ -37,6 +39,10 @@ async def render(
         (spec_of("x", model="other"), "spec.model"),
         (spec_of("x", sampling={"top_p": 7}), "spec.sampling.top_p"),
         (spec_of("x", sampling={"logit_bias": {400: 1.0}}), "spec.sampling.logit_bias"),
+        (
+            spec_of("x", sampling={"allowed_token_ids": [64], "bad_words": ["a"]}),
+            "spec.sampling.bad_words",
+        ),
         (spec_of(*[image_part(PNG)] * 40), "spec.messages"),
         (spec_of(image_part(b"x")), "spec.messages[0].parts[0].image"),
         (
@@ -55,6 +61,61 @@ async def test_rendering_refuses_what_generation_refuses(
         created.info.reason,
         created.message,
     )
+    assert rendered.field == field
+    assert not service.engine.requests
+
+
+async def render_text(service: Service, **fields: Any) -> completion_pb.RenderCompletionResponse:
+    spec = completion_pb.CompletionSpec(**{"model": "echo"} | fields)
+    request = completion_pb.RenderCompletionRequest(spec=spec, return_token_strings=True)
+    return await service.completions.RenderCompletion(request, timeout=20)
+
+
+async def test_a_text_is_rendered_as_it_would_be_completed(service: Service) -> None:
+    place = 261  # <|image_pad|>
+    fields: dict[str, Any] = {
+        "token_ids": {"ids": [5, place, 6]},
+        "images": [message_pb.Image(data=PNG, uuid="mine")],
+        "sampling": {"temperature": 0, "seed": 3, "bad_words": ["zz"], "allowed_token_ids": [9]},
+    }
+    found = await render_text(service, **fields)
+    assert not service.engine.requests, "rendering is no generation"
+    spec = completion_pb.CompletionSpec(model="echo", **fields)
+    request = completion_pb.CreateCompletionRequest(spec=spec)
+    created = await service.completions.CreateCompletion(request, timeout=20)
+    [sent] = service.engine.requests
+    assert tuple(found.started.prompt_token_ids) == sent.prompt_token_ids
+    assert len(found.token_strings) == len(sent.prompt_token_ids)
+    assert found.started.effective_settings == created.started.effective_settings
+    assert list(found.started.effective_settings.sampling.bad_words) == ["zz"]
+    assert list(found.started.effective_settings.sampling.allowed_token_ids) == [9]
+    assert found.started.images == created.started.images
+    [(placeholder, image)] = zip(found.placeholders, sent.images, strict=True)
+    assert (placeholder.offset, placeholder.length) == (image.start, image.num_tokens)
+    assert placeholder.key == image.key
+    assert found.max_context_tokens == 2048
+    special = await render_text(service, text="<|im_end|>")
+    assert list(special.token_strings) == ["<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"text": ""}, "spec.text"),
+        ({"text": "x", "model": "other"}, "spec.model"),
+        ({"text": "x", "sampling": {"top_p": 7}}, "spec.sampling.top_p"),
+        ({"token_ids": {"ids": [400]}}, "spec.token_ids"),
+        ({"text": "x" * 5000}, "spec.text"),
+    ],
+)
+async def test_rendering_a_text_refuses_what_its_completion_refuses(
+    service: Service, fields: dict[str, Any], field: str
+) -> None:
+    rendered = await refusal(render_text(service, **fields))
+    spec = completion_pb.CompletionSpec(**{"model": "echo"} | fields)
+    request = completion_pb.CreateCompletionRequest(spec=spec)
+    created = await refusal(service.completions.CreateCompletion(request, timeout=20))
+    assert (rendered.field, rendered.message) == (created.field, created.message)
     assert rendered.field == field
     assert not service.engine.requests
 

@@ -65,6 +65,18 @@ async def test_a_rendered_prompt_is_that_of_the_answer(
     assert len(service.engine.requests) == 1, "rendering is no generation"
 
 
+async def test_a_rendered_text_is_that_of_its_completion(
+    client: EitherClient, service: Service
+) -> None:
+    options: Any = {"max_tokens": 7, "seed": 3, "bad_words": ["zz"]}
+    rendered = await call(client.render_complete, "once", **options)
+    answer = await call(client.complete, "once", **options)
+    assert tuple(rendered.started.prompt_token_ids) == service.engine.requests[-1].prompt_token_ids
+    assert rendered.started.prompt_text == "once"
+    assert rendered.started.effective_settings == answer.response.started.effective_settings
+    assert len(service.engine.requests) == 1
+
+
 @pytest.mark.parametrize("kind", CLIENTS)
 async def test_wrong_arguments_are_named(kind: Any) -> None:
     with FakeServer() as server:
@@ -89,6 +101,10 @@ async def test_the_fake_service_has_a_token_for_each_character(kind: Any) -> Non
         assert await call(client.detokenize, found.token_ids) == "h\u732b"
         rendered = await call(client.render, "hi", system="you")
         assert rendered.started.prompt_text == "you\nhi"
+        for prompt in ("hi", [104, 105]):
+            rendered = await call(client.render_complete, prompt)
+            assert rendered.started.prompt_text == "hi"
+            assert list(rendered.started.prompt_token_ids) == [104, 105]
         for wrong in ([0xD800], [-1], [0x110000]):
             with pytest.raises(Error, match="vocabulary"):
                 await call(client.detokenize, wrong)

@@ -33,11 +33,10 @@ from rest_adapter.server import KEEP_ALIVE_S
 from rest_adapter.settings import AdapterSettings
 from tests.rest_adapter.fake_decisions import FakeDecisions
 from tests.rest_adapter.fake_service import (
-    FakeCompletions,
     FakeModels,
     Seen,
 )
-from tests.rest_adapter.fake_tokens import FakeTokens, RenderingChat
+from tests.rest_adapter.fake_tokens import FakeTokens, RenderingChat, RenderingCompletions
 
 
 HEARTBEAT_S = 0.2
@@ -106,7 +105,7 @@ async def fake_service(seen: Seen) -> AsyncIterator[tuple[int, health.aio.Health
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 32 * 2**20)])
     chat_grpc.add_ChatServiceServicer_to_server(RenderingChat(seen), server)
     tokenize_grpc.add_TokenizeServiceServicer_to_server(FakeTokens(seen), server)
-    completion_grpc.add_CompletionServiceServicer_to_server(FakeCompletions(seen), server)
+    completion_grpc.add_CompletionServiceServicer_to_server(RenderingCompletions(seen), server)
     decision_grpc.add_DecisionServiceServicer_to_server(FakeDecisions(seen), server)
     model_grpc.add_ModelServiceServicer_to_server(FakeModels(), server)
     servicer = health.aio.HealthServicer()

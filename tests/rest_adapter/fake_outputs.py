@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 
@@ -22,7 +23,9 @@ DEFAULTS = sampling_pb.SamplingOptions(
 )
 
 
-def effective_settings(spec: chat_pb.ChatCompletionSpec) -> generation_pb.EffectiveSettings:
+def effective_settings(
+    spec: chat_pb.ChatCompletionSpec | completion_pb.CompletionSpec,
+) -> generation_pb.EffectiveSettings:
     sampling = sampling_pb.SamplingOptions()
     sampling.CopyFrom(DEFAULTS)
     sampling.MergeFrom(spec.sampling)

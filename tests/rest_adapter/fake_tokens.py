@@ -6,6 +6,7 @@ A text `fail REASON` or `fail-at FIELD` does what it says.
 from __future__ import annotations
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
 from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
@@ -15,6 +16,7 @@ from tests.rest_adapter.fake_service import (
     CREATED,
     NAMES,
     FakeChat,
+    FakeCompletions,
     Seen,
     fail,
     question_of,
@@ -58,6 +60,35 @@ class RenderingChat(FakeChat):
             placeholders=[
                 chat_pb.MediaPlaceholder(offset=4 * index, length=4, key=bytes([index]))
                 for index in range(len(images))
+            ],
+            token_strings=text if request.return_token_strings else "",
+            max_context_tokens=CONTEXT,
+        )
+
+
+class RenderingCompletions(FakeCompletions):
+    async def RenderCompletion(self, request, context):  # noqa: N802
+        spec = request.spec
+        self.seen.completion_specs.append(spec)
+        self.seen.calls += 1
+        text = spec.text or "".join(map(chr, spec.token_ids.ids))
+        if spec.model not in NAMES:
+            await fail(context, "MODEL_NOT_FOUND", "spec.model")
+        if text.startswith("fail-at "):
+            await fail(context, "INVALID_ARGUMENT", text.removeprefix("fail-at "))
+        return completion_pb.RenderCompletionResponse(
+            started=generation_pb.Started(
+                request_id=spec.request_id,
+                model=NAMES[0],
+                created=CREATED,
+                effective_settings=effective_settings(spec),
+                prompt_usage=usage_pb.Usage(prompt_tokens=len(text), total_tokens=len(text)),
+                prompt_token_ids=map(ord, text),
+                prompt_text=text,
+            ),
+            placeholders=[
+                chat_pb.MediaPlaceholder(offset=index, length=1, key=bytes([index]))
+                for index in range(len(spec.images))
             ],
             token_strings=text if request.return_token_strings else "",
             max_context_tokens=CONTEXT,

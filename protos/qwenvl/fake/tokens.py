@@ -9,8 +9,9 @@ import grpc
 from qwenvl.fake.answers import started_of
 from qwenvl.fake.checks import Refused
 from qwenvl.fake.model import FakeModel
-from qwenvl.fake.servicers import ChatServicer, Refusing
+from qwenvl.fake.servicers import ChatServicer, CompletionServicer, Refusing
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
 from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
 
@@ -29,15 +30,33 @@ class RenderingChatServicer(ChatServicer):
         with Refusing(self._model, context, spec.request_id):
             self._model.receive(spec)
         lines = ["".join(part.text for part in message.parts) for message in spec.messages]
-        text = "\n".join(lines)
-        started = started_of(spec, self._model.names[0], spec.n or 1)
-        started.prompt_text = text
-        started.prompt_token_ids[:] = list(map(ord, text))
         return chat_pb.RenderChatCompletionResponse(
-            started=started,
-            token_strings=text if request.return_token_strings else "",
-            max_context_tokens=_CONTEXT_TOKENS,
+            **_rendered(self._model, request, "\n".join(lines))
         )
+
+
+class RenderingCompletionServicer(CompletionServicer):
+    """Serves CompletionService."""
+
+    def RenderCompletion(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Returns the prompt."""
+        spec = request.spec
+        with Refusing(self._model, context, spec.request_id):
+            self._model.receive(spec)
+        text = spec.text or "".join(map(chr, spec.token_ids.ids))
+        return completion_pb.RenderCompletionResponse(**_rendered(self._model, request, text))
+
+
+def _rendered(model: FakeModel, request: Any, text: str) -> dict[str, Any]:
+    """The fields that both responses have."""
+    started = started_of(request.spec, model.names[0], request.spec.n or 1)
+    started.prompt_text = text
+    started.prompt_token_ids[:] = list(map(ord, text))
+    return {
+        "started": started,
+        "token_strings": text if request.return_token_strings else "",
+        "max_context_tokens": _CONTEXT_TOKENS,
+    }
 
 
 class TokenizeServicer(tokenize_grpc.TokenizeServiceServicer):

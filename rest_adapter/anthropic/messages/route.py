@@ -86,6 +86,7 @@ async def render_message(request: Request) -> Response:
             found,
             answer.usage(found.started.prompt_usage, tells_writes=False),
             stream=bool(asked.stream),
+            only_prompt=asked.only_prompt,
         ),
         param_of,
     )

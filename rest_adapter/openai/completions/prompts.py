@@ -1,4 +1,4 @@
-"""Completes the prompts of one request concurrently."""
+"""Completes or renders the prompts of one request concurrently."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ async def create_all(
     """Completes the prompts; the first failure ends all."""
     calls = [
         service.create_completion(spec, metadata=metadata, spec_bytes=spec_bytes) for spec in specs
+    ]
+    return await _all([asyncio.create_task(call) for call in calls])
+
+
+async def render_all(
+    service: AsyncService,
+    requests: Sequence[completion_pb.RenderCompletionRequest],
+    metadata: Metadata,
+    spec_bytes: int,
+) -> list[completion_pb.RenderCompletionResponse]:
+    """Renders the prompts; the first failure ends all."""
+    calls = [
+        service.render_completion(request, metadata=metadata, spec_bytes=spec_bytes)
+        for request in requests
     ]
     return await _all([asyncio.create_task(call) for call in calls])
 

@@ -1,4 +1,4 @@
-"""The route POST /v1/completions."""
+"""The routes POST /v1/completions and /v1/completions/render."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.observability import name_call
 from rest_adapter.body import body_of
 from rest_adapter.json_body import read_json
 from rest_adapter.off_loop import off_loop
 from rest_adapter.openai.completions import prompts, translate
-from rest_adapter.openai.completions.schema import parse_completion
+from rest_adapter.openai.completions.schema import (
+    CompletionRequest,
+    parse_completion,
+    parse_render,
+)
 from rest_adapter.openai.completions.stream import CompletionChunkWriter
 from rest_adapter.reply import json_reply, stream_reply
 from rest_adapter.state import call_metadata, shared
@@ -24,16 +29,9 @@ router: Final = APIRouter()
 async def create_completion(request: Request) -> Response:
     """Completes prompts, in one response or as a stream."""
     asked = await read_json(request, parse_completion)
-    state = shared(request)
+    state, size = shared(request), body_of(request).size
     request_id = name_call(asked.request_id or "")
-    size = body_of(request).size
-    specs = await off_loop(
-        size,
-        translate.to_specs,
-        asked,
-        request_id,
-        max_media_bytes=state.settings.max_media_mib * 2**20,
-    )
+    specs = await _specs(request, asked, request_id)
     metadata = call_metadata(request)
     param_of = translate.FieldPaths(asked).param_of
     if not asked.stream:
@@ -48,4 +46,35 @@ async def create_completion(request: Request) -> Response:
         prompts.stream_all(state.service, specs, metadata, size),
         CompletionChunkWriter(asked, request_id, state.version).render,
         param_of,
+    )
+
+
+@router.post("/v1/completions/render")
+async def render_completion(request: Request) -> Response:
+    """The prompts of a text completion, without answers: a list, as of vLLM."""
+    asked = await read_json(request, parse_render)
+    strings = bool(asked.return_token_strs)
+    specs = await _specs(request, asked, name_call(asked.request_id or ""))
+    messages = [
+        completion_pb.RenderCompletionRequest(spec=spec, return_token_strings=strings)
+        for spec in specs
+    ]
+    service, metadata = shared(request).service, call_metadata(request)
+    return await json_reply(
+        request,
+        prompts.render_all(service, messages, metadata, body_of(request).size),
+        lambda found: translate.rendered(found, asked, strings=strings),
+        translate.FieldPaths(asked).param_of,
+    )
+
+
+async def _specs(
+    request: Request, asked: CompletionRequest, request_id: str
+) -> list[completion_pb.CompletionSpec]:
+    return await off_loop(
+        body_of(request).size,
+        translate.to_specs,
+        asked,
+        request_id,
+        max_media_bytes=shared(request).settings.max_media_mib * 2**20,
     )

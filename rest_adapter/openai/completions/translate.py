@@ -22,6 +22,7 @@ from rest_adapter.openai.constraints import form_param
 from rest_adapter.openai.field_paths import own_param, plain_param
 from rest_adapter.openai.image_parts import read_image_url
 from rest_adapter.openai.sampling import set_options
+from rest_adapter.rendered import rendered_prompt
 
 
 MAX_PROMPTS: Final = 64
@@ -157,6 +158,26 @@ def completion(
         "choices": choices,
         "usage": usage([response.usage for response in responses]),
     }
+
+
+def rendered(
+    found: Sequence[completion_pb.RenderCompletionResponse],
+    request: CompletionRequest,
+    *,
+    strings: bool,
+) -> list[dict[str, Any]]:
+    """The prompts, in order; with `strings`, their tokens as the vocabulary writes them, too."""
+    return [
+        rendered_prompt(
+            each,
+            usage([each.started.prompt_usage]),
+            stream=bool(request.stream),
+            only_prompt=only_prompt(request),
+            cache_salt=request.cache_salt,
+            strings=strings,
+        )
+        for each in found
+    ]
 
 
 def _without_answers(

@@ -14,7 +14,7 @@ from rest_adapter.validation import validate
 
 MAX_LISTS: Final = 64
 _CANONICAL: Final = "-"
-_RENDER_NEUTRAL: Final = {"mm_payload": ("none",), "return_token_offsets": ()}
+RENDER_NEUTRAL: Final = {"mm_payload": ("none",), "return_token_offsets": ()}
 """Known but unsupported fields, with the values that have no effect."""
 _TOKENS_IGNORED: Final = ("add_special_tokens", "media_io_kwargs")
 """No tokenizer of the served families adds special tokens, and no text is read from files."""
@@ -97,9 +97,9 @@ def parse_tokenize(document: object) -> tuple[TokenizeRequest | AskedPrompt, lis
 def parse_render(document: object) -> tuple[AskedPrompt, list[str]]:
     """Checks a parsed JSON document of `/v1/chat/completions/render`; as `parse_tokenize`."""
     request, unknown = parse(RenderRequest, document)
-    list(unknown_fields(request, unsupported_unless=_RENDER_NEUTRAL))
+    list(unknown_fields(request, unsupported_unless=RENDER_NEUTRAL))
     chat, names = checked_chat(request)
-    unknown = [name for name in (*unknown, *names) if name not in _RENDER_NEUTRAL]
+    unknown = [name for name in (*unknown, *names) if name not in RENDER_NEUTRAL]
     strings = bool(request.return_token_strs)
     return AskedPrompt(chat=chat, strings=strings, model=request.model), unknown
 

@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from qwenvl.inference.v1 import chat_service_pb2 as qwenvl_dot_inference_dot_v1_dot_chat__service__pb2
 from qwenvl.inference.v1 import generation_pb2 as qwenvl_dot_inference_dot_v1_dot_generation__pb2
 from qwenvl.inference.v1 import message_pb2 as qwenvl_dot_inference_dot_v1_dot_message__pb2
 from qwenvl.inference.v1 import sampling_pb2 as qwenvl_dot_inference_dot_v1_dot_sampling__pb2
 from qwenvl.inference.v1 import usage_pb2 as qwenvl_dot_inference_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,qwenvl/inference/v1/completion_service.proto\x12\x13qwenvl.inference.v1\x1a$qwenvl/inference/v1/generation.proto\x1a!qwenvl/inference/v1/message.proto\x1a\"qwenvl/inference/v1/sampling.proto\x1a\x1fqwenvl/inference/v1/usage.proto\"\xa7\x04\n\x0e\x43ompletionSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x32\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1d.qwenvl.inference.v1.TokenIdsH\x00\x12*\n\x06images\x18\x04 \x03(\x0b\x32\x1a.qwenvl.inference.v1.Image\x12\x36\n\x08sampling\x18\x05 \x01(\x0b\x32$.qwenvl.inference.v1.SamplingOptions\x12.\n\x04stop\x18\x06 \x01(\x0b\x32 .qwenvl.inference.v1.StopOptions\x12\x35\n\x08logprobs\x18\x07 \x01(\x0b\x32#.qwenvl.inference.v1.LogprobOptions\x12\x36\n\x08response\x18\x08 \x01(\x0b\x32$.qwenvl.inference.v1.ResponseOptions\x12\x30\n\x05media\x18\t \x01(\x0b\x32!.qwenvl.inference.v1.MediaOptions\x12\x0e\n\x01n\x18\n \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x12\n\ncache_salt\x18\x0c \x01(\t\x12\x33\n\nconstraint\x18\r \x01(\x0b\x32\x1f.qwenvl.inference.v1.Constraint\x12\x10\n\x08priority\x18\x0e \x01(\x05\x42\x08\n\x06promptB\x04\n\x02_n\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"L\n\x17\x43reateCompletionRequest\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32#.qwenvl.inference.v1.CompletionSpec\"\xa2\x01\n\x18\x43reateCompletionResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.Started\x12,\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x1b.qwenvl.inference.v1.Choice\x12)\n\x05usage\x18\x03 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\"L\n\x17StreamCompletionRequest\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32#.qwenvl.inference.v1.CompletionSpec\"\xe1\x01\n\x18StreamCompletionResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.StartedH\x00\x12+\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1a.qwenvl.inference.v1.DeltaH\x00\x12\x31\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.qwenvl.inference.v1.FinishedH\x00\x12+\n\x05usage\x18\x04 \x01(\x0b\x32\x1a.qwenvl.inference.v1.UsageH\x00\x42\x07\n\x05\x65vent2\xf7\x01\n\x11\x43ompletionService\x12o\n\x10\x43reateCompletion\x12,.qwenvl.inference.v1.CreateCompletionRequest\x1a-.qwenvl.inference.v1.CreateCompletionResponse\x12q\n\x10StreamCompletion\x12,.qwenvl.inference.v1.StreamCompletionRequest\x1a-.qwenvl.inference.v1.StreamCompletionResponse0\x01\x42\x62\n\x17\x63om.qwenvl.inference.v1P\x01Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\xaa\x02\x13QwenVL.Inference.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,qwenvl/inference/v1/completion_service.proto\x12\x13qwenvl.inference.v1\x1a&qwenvl/inference/v1/chat_service.proto\x1a$qwenvl/inference/v1/generation.proto\x1a!qwenvl/inference/v1/message.proto\x1a\"qwenvl/inference/v1/sampling.proto\x1a\x1fqwenvl/inference/v1/usage.proto\"\xa7\x04\n\x0e\x43ompletionSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x32\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1d.qwenvl.inference.v1.TokenIdsH\x00\x12*\n\x06images\x18\x04 \x03(\x0b\x32\x1a.qwenvl.inference.v1.Image\x12\x36\n\x08sampling\x18\x05 \x01(\x0b\x32$.qwenvl.inference.v1.SamplingOptions\x12.\n\x04stop\x18\x06 \x01(\x0b\x32 .qwenvl.inference.v1.StopOptions\x12\x35\n\x08logprobs\x18\x07 \x01(\x0b\x32#.qwenvl.inference.v1.LogprobOptions\x12\x36\n\x08response\x18\x08 \x01(\x0b\x32$.qwenvl.inference.v1.ResponseOptions\x12\x30\n\x05media\x18\t \x01(\x0b\x32!.qwenvl.inference.v1.MediaOptions\x12\x0e\n\x01n\x18\n \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x12\n\ncache_salt\x18\x0c \x01(\t\x12\x33\n\nconstraint\x18\r \x01(\x0b\x32\x1f.qwenvl.inference.v1.Constraint\x12\x10\n\x08priority\x18\x0e \x01(\x05\x42\x08\n\x06promptB\x04\n\x02_n\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"L\n\x17\x43reateCompletionRequest\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32#.qwenvl.inference.v1.CompletionSpec\"\xa2\x01\n\x18\x43reateCompletionResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.Started\x12,\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x1b.qwenvl.inference.v1.Choice\x12)\n\x05usage\x18\x03 \x01(\x0b\x32\x1a.qwenvl.inference.v1.Usage\"L\n\x17StreamCompletionRequest\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32#.qwenvl.inference.v1.CompletionSpec\"\xe1\x01\n\x18StreamCompletionResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.StartedH\x00\x12+\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1a.qwenvl.inference.v1.DeltaH\x00\x12\x31\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.qwenvl.inference.v1.FinishedH\x00\x12+\n\x05usage\x18\x04 \x01(\x0b\x32\x1a.qwenvl.inference.v1.UsageH\x00\x42\x07\n\x05\x65vent\"j\n\x17RenderCompletionRequest\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32#.qwenvl.inference.v1.CompletionSpec\x12\x1c\n\x14return_token_strings\x18\x02 \x01(\x08\"\xb9\x01\n\x18RenderCompletionResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1c.qwenvl.inference.v1.Started\x12;\n\x0cplaceholders\x18\x02 \x03(\x0b\x32%.qwenvl.inference.v1.MediaPlaceholder\x12\x15\n\rtoken_strings\x18\x03 \x03(\t\x12\x1a\n\x12max_context_tokens\x18\x04 \x01(\x05\x32\xe8\x02\n\x11\x43ompletionService\x12o\n\x10\x43reateCompletion\x12,.qwenvl.inference.v1.CreateCompletionRequest\x1a-.qwenvl.inference.v1.CreateCompletionResponse\x12q\n\x10StreamCompletion\x12,.qwenvl.inference.v1.StreamCompletionRequest\x1a-.qwenvl.inference.v1.StreamCompletionResponse0\x01\x12o\n\x10RenderCompletion\x12,.qwenvl.inference.v1.RenderCompletionRequest\x1a-.qwenvl.inference.v1.RenderCompletionResponseBb\n\x17\x63om.qwenvl.inference.v1P\x01Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\xaa\x02\x13QwenVL.Inference.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +37,22 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'qwenvl.inference.v1.complet
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\027com.qwenvl.inference.v1P\001Z/qwen-vl-serving/qwenvl/inference/v1;inferencev1\252\002\023QwenVL.Inference.V1'
-  _globals['_COMPLETIONSPEC']._serialized_start=212
-  _globals['_COMPLETIONSPEC']._serialized_end=763
-  _globals['_TOKENIDS']._serialized_start=765
-  _globals['_TOKENIDS']._serialized_end=788
-  _globals['_CREATECOMPLETIONREQUEST']._serialized_start=790
-  _globals['_CREATECOMPLETIONREQUEST']._serialized_end=866
-  _globals['_CREATECOMPLETIONRESPONSE']._serialized_start=869
-  _globals['_CREATECOMPLETIONRESPONSE']._serialized_end=1031
-  _globals['_STREAMCOMPLETIONREQUEST']._serialized_start=1033
-  _globals['_STREAMCOMPLETIONREQUEST']._serialized_end=1109
-  _globals['_STREAMCOMPLETIONRESPONSE']._serialized_start=1112
-  _globals['_STREAMCOMPLETIONRESPONSE']._serialized_end=1337
-  _globals['_COMPLETIONSERVICE']._serialized_start=1340
-  _globals['_COMPLETIONSERVICE']._serialized_end=1587
+  _globals['_COMPLETIONSPEC']._serialized_start=252
+  _globals['_COMPLETIONSPEC']._serialized_end=803
+  _globals['_TOKENIDS']._serialized_start=805
+  _globals['_TOKENIDS']._serialized_end=828
+  _globals['_CREATECOMPLETIONREQUEST']._serialized_start=830
+  _globals['_CREATECOMPLETIONREQUEST']._serialized_end=906
+  _globals['_CREATECOMPLETIONRESPONSE']._serialized_start=909
+  _globals['_CREATECOMPLETIONRESPONSE']._serialized_end=1071
+  _globals['_STREAMCOMPLETIONREQUEST']._serialized_start=1073
+  _globals['_STREAMCOMPLETIONREQUEST']._serialized_end=1149
+  _globals['_STREAMCOMPLETIONRESPONSE']._serialized_start=1152
+  _globals['_STREAMCOMPLETIONRESPONSE']._serialized_end=1377
+  _globals['_RENDERCOMPLETIONREQUEST']._serialized_start=1379
+  _globals['_RENDERCOMPLETIONREQUEST']._serialized_end=1485
+  _globals['_RENDERCOMPLETIONRESPONSE']._serialized_start=1488
+  _globals['_RENDERCOMPLETIONRESPONSE']._serialized_end=1673
+  _globals['_COMPLETIONSERVICE']._serialized_start=1676
+  _globals['_COMPLETIONSERVICE']._serialized_end=2036
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from qwenvl.inference.v1 import chat_service_pb2 as _chat_service_pb2
 from qwenvl.inference.v1 import generation_pb2 as _generation_pb2
 from qwenvl.inference.v1 import message_pb2 as _message_pb2
 from qwenvl.inference.v1 import sampling_pb2 as _sampling_pb2
@@ -81,3 +82,23 @@ class StreamCompletionResponse(_message.Message):
     finished: _generation_pb2.Finished
     usage: _usage_pb2.Usage
     def __init__(self, started: _Optional[_Union[_generation_pb2.Started, _Mapping]] = ..., delta: _Optional[_Union[_generation_pb2.Delta, _Mapping]] = ..., finished: _Optional[_Union[_generation_pb2.Finished, _Mapping]] = ..., usage: _Optional[_Union[_usage_pb2.Usage, _Mapping]] = ...) -> None: ...
+
+class RenderCompletionRequest(_message.Message):
+    __slots__ = ("spec", "return_token_strings")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    RETURN_TOKEN_STRINGS_FIELD_NUMBER: _ClassVar[int]
+    spec: CompletionSpec
+    return_token_strings: bool
+    def __init__(self, spec: _Optional[_Union[CompletionSpec, _Mapping]] = ..., return_token_strings: _Optional[bool] = ...) -> None: ...
+
+class RenderCompletionResponse(_message.Message):
+    __slots__ = ("started", "placeholders", "token_strings", "max_context_tokens")
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    PLACEHOLDERS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_STRINGS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    started: _generation_pb2.Started
+    placeholders: _containers.RepeatedCompositeFieldContainer[_chat_service_pb2.MediaPlaceholder]
+    token_strings: _containers.RepeatedScalarFieldContainer[str]
+    max_context_tokens: int
+    def __init__(self, started: _Optional[_Union[_generation_pb2.Started, _Mapping]] = ..., placeholders: _Optional[_Iterable[_Union[_chat_service_pb2.MediaPlaceholder, _Mapping]]] = ..., token_strings: _Optional[_Iterable[str]] = ..., max_context_tokens: _Optional[int] = ...) -> None: ...

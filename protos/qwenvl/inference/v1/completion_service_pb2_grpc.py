@@ -47,6 +47,11 @@ class CompletionServiceStub:
                 request_serializer=qwenvl_dot_inference_dot_v1_dot_completion__service__pb2.StreamCompletionRequest.SerializeToString,
                 response_deserializer=qwenvl_dot_inference_dot_v1_dot_completion__service__pb2.StreamCompletionResponse.FromString,
                 _registered_method=True)
+        self.RenderCompletion = channel.unary_unary(
+                '/qwenvl.inference.v1.CompletionService/RenderCompletion',
+                request_serializer=qwenvl_dot_inference_dot_v1_dot_completion__service__pb2.RenderCompletionRequest.SerializeToString,
+                response_deserializer=qwenvl_dot_inference_dot_v1_dot_completion__service__pb2.RenderCompletionResponse.FromString,
+                _registered_method=True)
 
 
 class CompletionServiceServicer:
@@ -69,6 +74,13 @@ class CompletionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenderCompletion(self, request, context):
+        """Returns the prompt as token ids and text, exactly as generation would use it, after all checks of a request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CompletionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -81,6 +93,11 @@ def add_CompletionServiceServicer_to_server(servicer, server):
                     servicer.StreamCompletion,
                     request_deserializer=qwenvl_dot_inference_dot_v1_dot_completion__service__pb2.StreamCompletionRequest.FromString,
                     response_serializer=qwenvl_dot_inference_dot_v1_dot_completion__service__pb2.StreamCompletionResponse.SerializeToString,
+            ),
+            'RenderCompletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenderCompletion,
+                    request_deserializer=qwenvl_dot_inference_dot_v1_dot_completion__service__pb2.RenderCompletionRequest.FromString,
+                    response_serializer=qwenvl_dot_inference_dot_v1_dot_completion__service__pb2.RenderCompletionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -140,6 +157,33 @@ class CompletionService:
             '/qwenvl.inference.v1.CompletionService/StreamCompletion',
             qwenvl_dot_inference_dot_v1_dot_completion__service__pb2.StreamCompletionRequest.SerializeToString,
             qwenvl_dot_inference_dot_v1_dot_completion__service__pb2.StreamCompletionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenderCompletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/qwenvl.inference.v1.CompletionService/RenderCompletion',
+            qwenvl_dot_inference_dot_v1_dot_completion__service__pb2.RenderCompletionRequest.SerializeToString,
+            qwenvl_dot_inference_dot_v1_dot_completion__service__pb2.RenderCompletionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -250,3 +250,88 @@ def test_other_apis_refuse_in_their_form(adapter: Adapter, api: str) -> None:
         refused = post(adapter, f"{path}/render", **({"model": "demo"} | body | changes))
         assert refused.status_code in (400, 404)
         assert ("type" in refused.json()) == (api == "messages")
+
+
+TEXT = "/v1/completions"
+
+
+def test_render_of_text_completions(adapter: Adapter) -> None:
+    """A list, as of vLLM: a prompt for each of the request, with what generation would be told."""
+    asked = {
+        "model": "demo",
+        "prompt": ["hi", "you"],
+        "max_tokens": 9,
+        "cache_salt": "salt",
+        "bad_words": ["no"],
+        "allowed_token_ids": [3, 5],
+        "request_id": "mine",
+    }
+    assert post(adapter, TEXT, **asked).status_code == 200
+    sent = list(adapter.seen.completion_specs)
+    first, second = post(adapter, f"{TEXT}/render", **asked, return_token_strs=True).json()
+    assert adapter.seen.completion_specs[2:] == sent
+    sampling = first.pop("sampling_params")
+    assert (sampling["max_tokens"], sampling["n"]) == (9, 1)
+    assert (sampling["bad_words"], sampling["allowed_token_ids"]) == (["no"], [3, 5])
+    assert first.pop("usage")["prompt_tokens"] == 2
+    assert first == {
+        "request_id": "mine-0",
+        "model": "demo",
+        "token_ids": [104, 105],
+        "token_strs": ["h", "i"],
+        "prompt_text": "hi",
+        "features": None,
+        "images": [],
+        "reasoning_ended": True,
+        "stream": False,
+        "cache_salt": "salt",
+        "max_model_len": CONTEXT,
+    }
+    assert (second["request_id"], second["prompt_text"]) == ("mine-1", "you")
+
+
+def test_render_of_one_prompt_is_a_list_too(adapter: Adapter) -> None:
+    asked: dict[str, Any] = {"model": "demo", "images": [PNG]}
+    [found] = post(adapter, f"{TEXT}/render", prompt=[104, 105], **asked).json()
+    assert found["prompt_text"] == "hi"
+    assert found["features"]["mm_placeholders"] == {"image": [{"offset": 0, "length": 1}]}
+    assert "token_strs" not in found
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 0}),
+        (TEXT, {"prompt": "hi", "echo": True, "max_tokens": 0}),
+    ],
+)
+def test_a_prompt_without_an_answer_is_rendered_as_asked(
+    adapter: Adapter, path: str, body: dict[str, Any]
+) -> None:
+    """The service's own minimum is 1."""
+    found = post(adapter, f"{path}/render", model="demo", **body).json()
+    document = found[0] if isinstance(found, list) else found
+    assert document["sampling_params"]["max_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"model": "other"}, "model"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ["x"] * 65}, "prompt"),
+        ({"prompt": ["a", "b"], "images": [PNG]}, "images"),
+        ({"prompt": ["x", "fail-at spec.token_ids"]}, "prompt"),
+        ({"prompt": "fail-at spec.sampling.bad_words"}, "bad_words"),
+        ({"mm_payload": "tensors"}, "mm_payload"),
+        ({"return_token_offsets": True}, "return_token_offsets"),
+        ({"suffix": "x"}, "suffix"),
+    ],
+)
+def test_refusals_of_text_completions(
+    adapter: Adapter, changes: dict[str, Any], param: str
+) -> None:
+    asked = {"model": "demo", "prompt": "x"} | changes
+    refused = post(adapter, f"{TEXT}/render", **asked)
+    assert refused.status_code in (400, 404), refused.text
+    assert refused.json()["error"]["param"] == param
