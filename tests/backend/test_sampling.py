@@ -10,6 +10,7 @@ from google.protobuf.descriptor import FieldDescriptor
 import pytest
 
 from inference_service.backend.sampling import effective_options, engine_params, wanted_tokens
+from inference_service.backend.token_lists import TokenLists
 from inference_service.domain import ChatRequest
 from inference_service.engine_protocol.messages import EngineRequest, SamplingParams
 from inference_service.engine_protocol.wire import Add, command_reader, encode
@@ -64,6 +65,23 @@ def test_what_is_said_wins_over_the_default() -> None:
     assert said.resolved() == Sampling(
         temperature=0.0, ignore_eos=True, max_tokens=3, logit_bias=((1, 2.0),)
     )
+
+
+def test_the_engine_gets_the_lists_as_tokens() -> None:
+    options = Sampling(
+        max_tokens=3, logit_bias=((1, 2.0),), allowed_token_ids=(1, 9), bad_words=("a",)
+    )
+    request = ChatRequest(request_id="r", model="m", messages=())
+    lists = TokenLists(allowed=b"\2\2\0\0", bad_tokens=(4,), bad_sequences=((5, 6),))
+    params = engine_params(options, request, wanted=3, eos_token_ids=(), banned=(7,), lists=lists)
+    assert params == SamplingParams(
+        max_tokens=3,
+        logit_bias=((1, 2.0), (7, -math.inf), (4, -math.inf)),
+        allowed_tokens=b"\2\2\0\0",
+        bad_sequences=((5, 6),),
+    )
+    engine_request = EngineRequest(request_id="r", prompt_token_ids=(1,), sampling=params)
+    assert command_reader().feed(encode(Add(engine_request))) == [Add(engine_request)]
 
 
 def test_the_engine_gets_every_setting() -> None:

@@ -137,6 +137,21 @@ async def test_stop_token(service: Service) -> None:
     assert choice.stop_detail.stop_token_id == token
 
 
+async def test_allowed_tokens_and_bad_words_reach_the_engine(service: Service) -> None:
+    """As bits and as tokens; the caller is told what it asked for."""
+    a, b, space = service.model.tokenizer.encode("ab ")
+    asked = {"allowed_token_ids": [a, b, space, a], "bad_words": ["a", "bb"], "logit_bias": {b: 1}}
+    answer = await service.create(spec_of("x", sampling=asked))
+    told = service.engine.requests[-1].sampling
+    assert int.from_bytes(told.allowed_tokens, "little") == 1 << a | 1 << b | 1 << space
+    assert told.logit_bias == ((b, 1.0), (a, float("-inf")))
+    assert told.bad_sequences == ((b, b), (space, b, b))
+    assert (told.allowed_token_ids, told.bad_words) == ((), ())
+    settings = answer.started.effective_settings.sampling
+    assert list(settings.allowed_token_ids) == asked["allowed_token_ids"]
+    assert (list(settings.bad_words), dict(settings.logit_bias)) == (["a", "bb"], {b: 1.0})
+
+
 async def test_logprobs(service: Service) -> None:
     logprobs = sampling_pb.LogprobOptions(top_logprobs=2, prompt_logprobs=1)
     spec = spec_of(
