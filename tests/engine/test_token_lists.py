@@ -16,8 +16,8 @@ import pytest
 from inference_service.constraint import Constraint, ConstraintKind
 from inference_service.demo import MODEL_DIR
 from inference_service.engine.core import EngineCore
+from inference_service.engine.plan import Chunk
 from inference_service.engine.runner import ModelRunner
-from inference_service.engine.scheduler import Chunk
 from inference_service.engine_protocol.messages import (
     EngineConfig,
     EngineRequest,
