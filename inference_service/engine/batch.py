@@ -60,7 +60,7 @@ class Batch:
         """Have new sequences wait."""
         now_s = self._clock()
         for sequence in sequences:
-            sequence.arrived_s = now_s
+            sequence.arrived_s = sequence.waits_since_s = now_s
             self.waiting.append(sequence)
 
     def admit(self, sequence: Sequence) -> bool:
@@ -92,6 +92,7 @@ class Batch:
         """Have a running sequence wait again, before all others."""
         self._counters.preemptions += 1
         self._leave(sequence)
+        sequence.waits_since_s = self._clock()
         self.waiting.appendleft(sequence)
 
     def remove(self, sequence: Sequence) -> None:

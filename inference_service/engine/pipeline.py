@@ -266,6 +266,10 @@ class Pipeline:
         sequence = chunk.sequence
         if sequence.finish_reason is not None:  # meanwhile
             return None
+        if (
+            chunk.epoch != sequence.epoch and not chunk.samples
+        ):  # it may have begun again: a part of its prompt
+            return None
         if sequence.constraint is not None and result.token_id is not None:
             try:
                 sequence.constraint.take(result.token_id)

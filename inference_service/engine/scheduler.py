@@ -109,6 +109,7 @@ class Scheduler:
             encoding: Images of earlier plans are being encoded.
         """
         plan = Plan(self.max_num_batched_tokens, self.max_num_batched_tokens)
+        self._shares.begin_plan()
         self._batch.make_room()
         preemptions = self.counters.preemptions
         self._schedule_decodes(plan)
@@ -130,12 +131,14 @@ class Scheduler:
         A chunk that is not launched is planned again.
         """
         for chunk in chunks:
+            self._shares.charge(chunk.sequence.caller, chunk.end - chunk.start)
             chunk.sequence.num_computed_tokens = chunk.end
             chunk.sequence.num_pending += chunk.extends
 
     def revert(self, chunks: Seq[Chunk]) -> None:
         """Undo `launched` for the chunks of the newest step, whose results are lost; they are planned again."""
         for chunk in chunks:
+            self._shares.charge(chunk.sequence.caller, chunk.start - chunk.end)
             chunk.sequence.num_pending -= chunk.extends
             if chunk.epoch == chunk.sequence.epoch:
                 chunk.sequence.num_computed_tokens = chunk.start
@@ -262,6 +265,6 @@ class Scheduler:
     def _add_chunk(self, plan: Plan, sequence: Sequence, end: int) -> None:
         start = sequence.num_computed_tokens
         plan.tokens_left -= end - start
-        self._shares.charge(sequence.caller, end - start)
+        self._shares.plan(sequence.caller, end - start)
         samples = end == sequence.num_tokens
         plan.chunks.append(Chunk(sequence, start, end, samples, sequence.epoch))

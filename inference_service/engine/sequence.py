@@ -43,6 +43,7 @@ class Sequence:
         page_hashes: Hash chain over the full pages, as far as computed.
         num_published_pages: Number of leading pages added to the prefix cache.
         arrived_s: When it was queued, by the scheduler's clock.
+        waits_since_s: When it was queued last, which a preemption does again.
         admitted_s: When it was first admitted to the batch.
         encodings: For every run of the encoder with an image of this sequence, a function that tells its seconds.
         num_cached_tokens: Prompt tokens found in the prefix cache at the first admission; None before it.
@@ -67,6 +68,7 @@ class Sequence:
     page_hashes: list[bytes] = field(default_factory=list)
     num_published_pages: int = 0
     arrived_s: float = 0.0
+    waits_since_s: float = 0.0
     admitted_s: float = 0.0
     encodings: list[Callable[[], float]] = field(default_factory=list)
     num_cached_tokens: int | None = None

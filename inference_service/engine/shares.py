@@ -28,10 +28,10 @@ def overdue(waiting: Iterable[Sequence], running: Container[str], now_s: float) 
     Args:
         waiting: The sequences that wait.
         running: Callers of whom some run.
-        now_s: The time on the clock of the sequences' arrivals, in seconds.
+        now_s: The time on the clock by which the sequences wait, in seconds.
     """
-    late = (s for s in waiting if s.caller not in running and now_s - s.arrived_s > _PATIENCE_S)
-    return min(late, key=lambda sequence: sequence.arrived_s, default=None)
+    late = (s for s in waiting if s.caller not in running and now_s - s.waits_since_s > _PATIENCE_S)
+    return min(late, key=lambda sequence: sequence.waits_since_s, default=None)
 
 
 class Shares:
@@ -39,6 +39,7 @@ class Shares:
 
     def __init__(self) -> None:
         self._tokens: dict[str, int] = {}
+        self._planned: Counter[str] = Counter()
         self._present: Counter[str] = Counter()  # unfinished sequences
         self._arrivals: dict[str, int] = {}
         self._numbers = itertools.count()
@@ -63,9 +64,17 @@ class Shares:
         if not self._present[caller]:
             del self._present[caller], self._arrivals[caller]
 
+    def begin_plan(self) -> None:
+        """Forgets what was planned: what of it is computed has been charged."""
+        self._planned.clear()
+
+    def plan(self, caller: str, num_tokens: int) -> None:
+        """Counts tokens of a caller until the next plan begins."""
+        self._planned[caller] += num_tokens
+
     def charge(self, caller: str, num_tokens: int) -> None:
-        """Counts tokens of a caller that is present."""
-        self._tokens[caller] += num_tokens
+        """Counts tokens of a caller that is present, or takes them back: fewer than 0."""
+        self._tokens[caller] = self._tokens.get(caller, 0) + num_tokens
 
     def first(self, callers: Iterable[str], running: Mapping[str, int]) -> str:
         """Who comes first: callers of whom nothing runs, then those that have had least, of equal ones the newest.
@@ -78,7 +87,7 @@ class Shares:
             callers,
             key=lambda caller: (
                 caller in running,
-                self._tokens[caller],
+                self._tokens[caller] + self._planned[caller],
                 -self._arrivals[caller],
             ),
         )

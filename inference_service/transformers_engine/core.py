@@ -152,7 +152,7 @@ class TransformersCore:
         self._room.check(request)
         sequences = [Sequence(request, index) for index in range(request.num_choices)]
         for sequence in sequences:
-            sequence.arrived_s = time.monotonic()
+            sequence.arrived_s = sequence.waits_since_s = time.monotonic()
         self._inputs[request.request_id] = prepared.inputs
         if request.constraint is None:
             self._queue(sequences)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+import itertools
 from typing import Any
 
 import pytest
@@ -144,6 +145,28 @@ def test_both_depths_give_the_same_answers(
     assert pipelined.stats.prefix_hits > 0
     if "num_kv_pages" in settings:
         assert pipelined.stats.preemptions > 0
+
+
+def test_a_prompt_that_begins_again_while_a_part_of_it_is_in_flight_is_told_once(
+    make_core: Callable[..., EngineCore],
+) -> None:
+    """Preempted for another caller and admitted again before its last chunk was committed."""
+    told = replace(GREEDY, logprobs=1, prompt_logprobs=1)
+    answers = []
+    for preempt_after in (None, 1, 2, 3):
+        core = make_core(pipeline_depth=1, max_num_batched_tokens=7)
+        core.add(TEXT.request("told", told), b"")
+        answer: list[ChoiceOutput] = []
+        for number in itertools.count():
+            if number == preempt_after:
+                (sequence,) = core._scheduler.running
+                assert 0 < sequence.num_computed_tokens < sequence.num_prompt_tokens
+                core._scheduler._batch.preempt(sequence)
+            if not core.has_work:
+                break
+            answer += core.step()
+        answers.append(exact({("told", 0): answer}))
+    assert answers[1:] == answers[:1] * 3
 
 
 def test_constrained_answers_wait_for_their_tokens_and_others_go_on(ahead: list[int]) -> None:

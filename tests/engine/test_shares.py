@@ -189,6 +189,55 @@ def test_who_has_had_least_comes_first() -> None:
     assert shares.first(["a", "b"], {"a": 1}) == "b", "a caller of whom nothing runs"
 
 
+def test_what_is_planned_counts_until_it_is_computed_or_not() -> None:
+    shares = Shares()
+    for caller in "ab":
+        shares.enter(caller)
+    both = {"a": 1, "b": 1}
+    shares.begin_plan()
+    shares.plan("b", 3)
+    assert shares.first(both, both) == "a"
+    shares.begin_plan()
+    assert shares.first(both, both) == "b", "nothing of it was computed"
+    shares.charge("b", 3)
+    assert shares.first(both, both) == "a"
+    shares.charge("b", -3)
+    assert shares.first(both, both) == "b", "it was lost"
+
+
+def test_callers_pay_for_computed_tokens_only() -> None:
+    """Prompts wait for their images, which are encoded in pieces."""
+    engine = Engine()
+    (pictures,) = engine.add("pictures", request("one", 100, images=4))
+    (text,) = engine.add("text", request("two", 100))
+    while not (pictures.num_answer_tokens and text.num_answer_tokens):
+        engine.step()
+    had = engine.scheduler._shares._tokens
+    assert had == {one.caller: one.num_computed_tokens for one in (pictures, text)}
+
+
+def test_a_preempted_sequence_has_not_waited_before() -> None:
+    """It waits as long as others before nobody is admitted past it."""
+    now_s = 0.0
+    engine = Engine(pages=100, clock=lambda: now_s)
+    (old,) = engine.add("old", request("old", 300))
+    while not old.num_answer_tokens:
+        engine.step()
+    now_s = 30.0
+    scheduler = engine.scheduler
+    scheduler._batch.preempt(old)
+    (large,) = engine.add("large", request("large", 200))
+    assert scheduler._batch.admit(large)
+    (small,) = engine.add("small", request("small", 20))
+    engine.step()
+    assert small in scheduler.running
+    scheduler.finish(small, FinishReason.EOS)
+    now_s = 36.0
+    (small,) = engine.add("small", request("another", 20))
+    engine.step()
+    assert small not in scheduler.running
+
+
 def test_a_pause_saves_up_nothing_and_forgives_nothing() -> None:
     shares = Shares()
     shares.enter("steady")
