@@ -307,8 +307,7 @@ async def test_a_second_signal_ends_requests_with_an_error_at_once(
     model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    defaults = StopSignals.__init__.__kwdefaults__ or {}
-    monkeypatch.setitem(defaults, "clock", lambda: now)
+    monkeypatch.setattr(server, "StopSignals", lambda: StopSignals(clock=lambda: now))
     port = free_port()
     settings = ServiceSettings(grpc_address=f"127.0.0.1:{port}", admin_address=None)
     engine = EchoEngine(model.tokenizer)

@@ -437,8 +437,8 @@ async def test_a_line_that_needs_the_cache_many_times_over_is_full(
         asyncio.ensure_future(service.create(spec_of("x" * 1500, request_id=f"r{i}")))
         for i in range(11)
     ]
+    await until(lambda: len(service.engine.live) == 10)
     await until(lambda: service.backend._shared.tokens.waiting == 1)
-    assert len(service.engine.live) == 10
     got = await refusal(service.create(spec_of("x" * 1500)))
     assert (got.info.reason, got.code) == ("QUEUE_FULL", grpc.StatusCode.RESOURCE_EXHAUSTED)
     assert "KV cache of 16000 tokens" in got.message
