@@ -174,7 +174,7 @@ def not_reading(adapter: Adapter) -> Iterator[socket.socket]:
     """A connection with a small window."""
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.settimeout(20)
+        connection.settimeout(120)
         connection.connect(("127.0.0.1", adapter.port))
         yield connection
 
