@@ -417,13 +417,16 @@ def test_logit_bias_changes_the_answer(product: Served, as_text: bool) -> None:
     assert first not in biased["choices"][0]["token_ids"]
 
 
+@pytest.mark.both_backends("product")
 @pytest.mark.parametrize("api", GENERATING)
-def test_bad_words_change_the_answer(product: Served, api: str) -> None:
-    """A word of one token, and the whole answer."""
+def test_words_and_tokens_that_an_answer_must_not_have(product: Served, api: str) -> None:
+    """Its first word, and the whole of it; then all tokens but one."""
     said = written(ask(product, api, {}).json())
     for bad in (said.split()[0], said):
         changed = written(ask(product, api, {"bad_words": [bad]}).json())
+        assert changed
         assert bad not in changed
+    assert len({*written(ask(product, api, {"allowed_token_ids": [5]}).json())}) == 1
 
 
 def written(document: Any) -> str:
