@@ -306,6 +306,24 @@ class AsyncService:
         )
         return list(response.aborted_request_ids)
 
+    async def server_info(
+        self, *, metadata: Metadata = (), timeout_s: float | None = _SHORT_TIMEOUT_S
+    ) -> admin_pb.GetServerInfoResponse:
+        """Version, limits and state of the service."""
+        response: admin_pb.GetServerInfoResponse = await self._call(
+            self._admin.GetServerInfo, admin_pb.GetServerInfoRequest(), metadata, timeout_s
+        )
+        return response
+
+    async def load(
+        self, *, metadata: Metadata = (), timeout_s: float | None = _SHORT_TIMEOUT_S
+    ) -> admin_pb.Load:
+        """The counters of batch and caches."""
+        response: admin_pb.GetLoadResponse = await self._call(
+            self._admin.GetLoad, admin_pb.GetLoadRequest(), metadata, timeout_s
+        )
+        return response.load
+
     async def ready(self) -> bool:
         """Whether the service reports that it is ready."""
         try:

@@ -24,6 +24,7 @@ from qwenvl.conversation import AsyncConversation
 from qwenvl.decisions import DecisionOptions, Decisions, decision_spec, decisions_of
 from qwenvl.exceptions import AbortedError, Error
 from qwenvl.images import Images
+from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
@@ -316,6 +317,20 @@ class AsyncClient:
         request, options = abort_request(request_ids), self._call_options(timeout_s)
         with self._errors():
             return await self._service.abort(request.request_ids, **options)
+
+    async def server_info(
+        self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S
+    ) -> admin_pb.GetServerInfoResponse:
+        """Version, limits and state of the service."""
+        options = self._call_options(timeout_s)
+        with self._errors():
+            return await self._service.server_info(**options)
+
+    async def load(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> admin_pb.Load:
+        """The counters of batch and caches."""
+        options = self._call_options(timeout_s)
+        with self._errors():
+            return await self._service.load(**options)
 
     def _call_options(self, timeout_s: float | None) -> _CallOptions:
         return {"metadata": self._metadata, "timeout_s": call_timeout(timeout_s)}

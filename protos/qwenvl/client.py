@@ -26,6 +26,7 @@ from qwenvl.decisions import DecisionOptions, Decisions, decision_spec, decision
 from qwenvl.exceptions import Error
 from qwenvl.fields import built
 from qwenvl.images import Images
+from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
@@ -357,6 +358,22 @@ class Client:
         """Ends requests in flight with these ids, or lists of ids; returns the ids of those that were."""
         request = abort_request(request_ids)
         return list(self._call(self._admin.Abort, request, timeout_s).aborted_request_ids)
+
+    def server_info(
+        self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S
+    ) -> admin_pb.GetServerInfoResponse:
+        """Version, limits and state of the service."""
+        request = admin_pb.GetServerInfoRequest()
+        info: admin_pb.GetServerInfoResponse = self._call(
+            self._admin.GetServerInfo, request, timeout_s
+        )
+        return info
+
+    def load(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> admin_pb.Load:
+        """The counters of batch and caches."""
+        request = admin_pb.GetLoadRequest()
+        load: admin_pb.Load = self._call(self._admin.GetLoad, request, timeout_s).load
+        return load
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with self._errors():

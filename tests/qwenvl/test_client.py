@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 import inspect
 import pickle
 from typing import Any
@@ -14,11 +15,25 @@ import pytest
 
 from inference_service.backend.admission import Admission
 import qwenvl
-from qwenvl import AbortedError, AsyncClient, Client, assistant, image, system, user
+from qwenvl import (
+    AbortedError,
+    AsyncClient,
+    Client,
+    Error,
+    assistant,
+    image,
+    predicate,
+    system,
+    user,
+)
 from qwenvl.answers import answer_of
 from qwenvl.conversation import AsyncConversation, Conversation
+from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
+from qwenvl.inference.v1 import model_service_pb2 as model_pb
+from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
 from qwenvl.testing import FakeServer
 from tests.grpc_api.asking import until
 from tests.grpc_api.conftest import OpenService, Service
@@ -370,6 +385,66 @@ def test_both_clients_have_the_same_words(one: type, other: type) -> None:
 
     assert public(one) == public(other)
     assert list(inspect.signature(one).parameters) == list(inspect.signature(other).parameters)
+
+
+async def test_what_the_service_says_of_itself(client: EitherClient, service: Service) -> None:
+    info = await call(client.server_info)
+    assert (info.model, info.engine_state) == ("echo", admin_pb.ENGINE_STATE_READY)
+    assert info.max_num_seqs > 0
+    service.engine.hold_at = 1
+    task = asyncio.ensure_future(call(client.chat, "x", request_id="long"))
+    await until(lambda: bool(service.engine.live))
+    assert (await call(client.load)).running_requests == 1
+    await call(client.abort, "long")
+    with pytest.raises(AbortedError):
+        await task
+
+
+class Seeing(grpc.GenericRpcHandler):
+    """Serves nothing, and notes what is called."""
+
+    def __init__(self) -> None:
+        self.methods: set[str] = set()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> None:
+        self.methods.add(handler_call_details.method)
+
+
+CALLS: tuple[tuple[Any, ...], ...] = (
+    *(("chat", "x"), ("complete", "x"), ("count_tokens", "x"), ("render", "x")),
+    *(("render_complete", "x"), ("tokenize", "x"), ("detokenize", [1]), ("models",)),
+    *(("model",), ("abort", "x"), ("server_info",), ("load",), ("decide", "x", [predicate("y")])),
+)
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+async def test_every_method_of_the_service_is_one_of_the_clients(kind: Any) -> None:
+    """But for one of operators, and one with a deprecated name."""
+    files = (chat_pb, completion_pb, decision_pb, model_pb, tokenize_pb, admin_pb)
+    served = {
+        f"/{service.full_name}/{method.name}"
+        for file in files
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    }
+    of_operators = {
+        f"/qwenvl.inference.v1.AdminService/{name}" for name in ("Drain", "AbortRequest")
+    }
+    seeing = Seeing()
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[seeing])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    client = kind(f"127.0.0.1:{port}")
+    for name, *arguments in CALLS:
+        with pytest.raises(Error):
+            await call(getattr(client, name), *arguments)
+    for stream in (client.stream("x"), client.stream_complete("x")):
+        with pytest.raises(Error):
+            await pieces(stream)
+    await call(client.close)
+    server.stop(None).wait()
+    assert of_operators < served
+    assert seeing.methods == served - of_operators
 
 
 def test_an_async_client_outlives_its_event_loop() -> None:

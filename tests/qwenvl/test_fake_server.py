@@ -13,11 +13,12 @@ import qwenvl
 from qwenvl import AsyncClient, Client, Error, assistant, image, system, tool, tool_result, user
 from qwenvl.errors import BY_REASON
 from qwenvl.fake.checks import RANGES
+from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from qwenvl.testing import FakeServer, Reply
 from tests.grpc_api.conftest import OpenService
-from tests.qwenvl.both import in_thread
+from tests.qwenvl.both import CLIENTS, call, in_thread
 from tests.support.images import draw
 
 
@@ -264,3 +265,14 @@ def test_a_text_that_is_cut_has_no_calls() -> None:
     call = message_pb.ToolCall(id="call_1", name="now")
     with FakeServer(Reply("I look.", tool_calls=[call])) as server, Client(server.target) as client:
         assert not client.chat("x", max_tokens=2).tool_calls
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+async def test_it_says_that_it_is_ready_and_idle(kind: Any) -> None:
+    with FakeServer(models="fake") as server:
+        client = kind(server.target)
+        info = await call(client.server_info)
+        assert (info.model, info.engine_state) == ("fake", admin_pb.ENGINE_STATE_READY)
+        assert info.max_message_bytes > 0
+        assert (await call(client.load)).running_requests == 0
+        await call(client.close)

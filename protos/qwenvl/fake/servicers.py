@@ -21,6 +21,7 @@ from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from qwenvl.limits import MAX_MESSAGE_BYTES
 from qwenvl.rpc import NOT_REPEATED
 from qwenvl.status_details import TRAILER, Details, write_details
 
@@ -108,7 +109,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
 
 
 class AdminServicer(admin_grpc.AdminServiceServicer):
-    """Serves `AdminService.Abort`: no request is in flight."""
+    """Serves what callers may ask of AdminService: no request is in flight."""
 
     def __init__(self, model: FakeModel) -> None:
         self._model = model
@@ -117,6 +118,23 @@ class AdminServicer(admin_grpc.AdminServiceServicer):
         """All ids are unknown."""
         with Refusing(self._model, context):
             return admin_pb.AbortResponse(unknown_request_ids=request.request_ids)
+
+    def GetServerInfo(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """A service that is ready."""
+        del request
+        with Refusing(self._model, context):
+            return admin_pb.GetServerInfoResponse(
+                model=self._model.names[0],
+                max_message_bytes=MAX_MESSAGE_BYTES,
+                engine_state=admin_pb.ENGINE_STATE_READY,
+                load=admin_pb.Load(),
+            )
+
+    def GetLoad(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Nothing is running."""
+        del request
+        with Refusing(self._model, context):
+            return admin_pb.GetLoadResponse(load=admin_pb.Load())
 
 
 class Refusing:
