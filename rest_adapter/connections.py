@@ -81,6 +81,10 @@ class Connections:
         self._of_caller.setdefault(caller, {})[connection] = None
         return True
 
+    def caller_of(self, connection: object) -> str:
+        """Whose request came last over a connection; empty = it is not known."""
+        return self._callers.get(connection, "")
+
     def set_idle(self, connection: object) -> None:
         """Notes that a response is complete."""
         if connection in self._close:

@@ -123,7 +123,7 @@ class BoundedHttpProtocol(H11Protocol):
         """
         if self._lingering:
             self._ignore(len(data))
-        elif not self._waits and len(data) <= self.conn.slice_bytes:
+        elif not self._waits and len(data) <= self.conn.slice_bytes and self._turns.may_go_first():
             super().data_received(data)
         else:
             self._backlog += data
@@ -282,7 +282,7 @@ class BoundedHttpProtocol(H11Protocol):
     def _wait(self) -> None:
         if not self._waits:
             self._waits = True
-            self._turns.wait(self._parse_slice)
+            self._turns.wait(self._parse_slice, self._connections.caller_of(self))
 
     def _parse_slice(self) -> bool:
         """Parses the next slice; returns whether that has begun a request."""

@@ -34,8 +34,6 @@ _LAST_WORDS_S = 1.0
 # How long a thread that works on a large body keeps the interpreter from the event loop, each time that the loop needs
 # it. Python's default is ten times as long, and an answer needs it many times.
 _SWITCH_INTERVAL_S = 0.0005
-# They are accepted without a pause, some 0.4 ms each; beyond that the kernel lets clients try again after a second.
-_BACKLOG = 256
 _MAX_DESCRIPTORS = 65536
 _OTHER_DESCRIPTORS = 64
 
@@ -133,6 +131,5 @@ def _config_of(app: FastAPI, settings: AdapterSettings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        backlog=_BACKLOG,
         timeout_graceful_shutdown=int(settings.request_timeout_s),
     )

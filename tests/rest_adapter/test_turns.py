@@ -23,7 +23,7 @@ from rest_adapter.app import create_app
 from rest_adapter.bounded_connection import BoundedConnection
 from rest_adapter.connections import IDLE_S, Connections
 from rest_adapter.settings import AdapterSettings
-from rest_adapter.turns import Turns
+from rest_adapter.turns import MAX_AT_ONCE, Turns
 from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
 from tests.rest_adapter.raw_http import (
     CHAT,
@@ -321,3 +321,29 @@ def test_a_connection_may_serve_several_callers() -> None:
     assert all(door.ask(f"{number}", "c") for number in range(13))
     door.connections.remove("gateway")
     assert not door.connections._of_caller.keys() - {"c"}
+
+
+async def test_of_very_many_connections_with_few_bytes_most_wait_for_their_turn() -> None:
+    turns = Turns()
+    for _ in range(3):
+        assert sum(turns.may_go_first() for _ in range(1000)) == MAX_AT_ONCE
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+async def test_callers_take_turns() -> None:
+    turns, order = Turns(), []
+
+    def parse(name: str) -> bool:
+        order.append(name)
+        return True
+
+    for _ in range(100):
+        turns.wait(functools.partial(parse, "crowd"), "crowd")
+    await asyncio.sleep(0)
+    turns.wait(functools.partial(parse, "other"), "other")
+    turns.wait(functools.partial(parse, "unknown"))
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert len(order) == 102
+    assert max(order.index("other"), order.index("unknown")) < 6
