@@ -220,7 +220,7 @@ async def crowd(attack: Attack, connections: int) -> str:
                     await connection.send(number, message(b"", size=1000))
                     while time.monotonic() < end and not connection.closed:  # noqa: ASYNC110
                         await asyncio.sleep(0.2)
-                    counts["closed"] += connection.closed
+            counts["closed"] += time.monotonic() < end
             await asyncio.sleep(0.2)
 
     await asyncio.gather(*(one() for _ in range(connections)))
