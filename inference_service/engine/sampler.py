@@ -21,6 +21,7 @@ from inference_service.engine.cpu_choice import MANY, argmax, argmax_with_noise
 from inference_service.engine.masks import TokenMask
 from inference_service.engine.sampling_table import Selection, Shape
 from inference_service.kernels.choice import gumbel_noise
+from inference_service.kernels.filters import lowest_of_sorted
 from inference_service.kernels.ops import REFERENCE, Ops
 from inference_service.kernels.penalties import Penalties
 from inference_service.kernels.slot_state import SlotState
@@ -113,22 +114,28 @@ def _choose(logits: Tensor, low: Tensor, high: Tensor, ops: Ops) -> Tensor:
 
 
 def _draw_from_all(logits: Tensor, rows: Selection, shape: Shape, ops: Ops) -> Tensor:
-    """Draws from [D, V] without looking: all tokens get noise, and those of some rows are sorted."""
-    if not len(rows.filtered):
-        return ops.choose_tokens(logits, None, rows.noise_low, rows.noise_high)
+    """Draws from [D, V] without looking: all tokens get noise."""
+    minimum = _minimum(logits, rows, shape, ops) if len(rows.filtered) else None
+    return ops.choose_tokens(logits, minimum, rows.noise_low, rows.noise_high)
+
+
+def _minimum(logits: Tensor, rows: Selection, shape: Shape, ops: Ops) -> Tensor:
+    """The minimum logit [D, 1] of each row; without a kernel for it, the tokens of some rows are sorted."""
+    if ops.lowest_kept is not REFERENCE.lowest_kept:
+        return ops.lowest_kept(logits, rows.log_min_p, rows.top_k, rows.top_p)
     minimum = logits.amax(dim=-1, keepdim=True) + rows.log_min_p.unsqueeze(-1)
     for which, width in ((rows.narrow, shape.narrow_width), (rows.wide, logits.shape[1])):
         if not len(which):
             continue
         part = logits if len(which) == len(logits) else logits.index_select(0, which)
-        cut = _lowest_kept(
+        cut = lowest_of_sorted(
             part.topk(width, dim=-1).values,
             minimum.index_select(0, which),
             rows.top_k.index_select(0, which),
             rows.top_p.index_select(0, which),
         )
         minimum.index_copy_(0, which, cut)
-    return ops.choose_tokens(logits, minimum, rows.noise_low, rows.noise_high)
+    return minimum
 
 
 def _draw_from_few(logits: Tensor, rows: Selection, shape: Shape, which: Tensor | slice) -> Tensor:
@@ -146,7 +153,7 @@ def _draw_from_few(logits: Tensor, rows: Selection, shape: Shape, which: Tensor 
         mass = weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
         total = torch.where((top_k == logits.shape[1]).unsqueeze(-1), mass, math.nan)
     ordered = values.sort(dim=-1, descending=True).values
-    cut = _lowest_kept(ordered, minimum, top_k, top_p, total)
+    cut = lowest_of_sorted(ordered, minimum, top_k, top_p, total)
     low, high = rows.noise_low[which].unsqueeze(-1), rows.noise_high[which].unsqueeze(-1)
     noise = gumbel_noise(low, high, token_ids)
     best = noise.add_(values).masked_fill_(~(values >= cut), -math.inf).argmax(-1, keepdim=True)
@@ -179,28 +186,3 @@ def _table(logits: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
     values[rows, place] = logits[rows, token_ids]
     ids[rows, place] = token_ids
     return values, ids
-
-
-def _lowest_kept(
-    values: Tensor, minimum: Tensor, top_k: Tensor, top_p: Tensor, total: Tensor | None = None
-) -> Tensor:
-    """The minimum logit [N, 1] that passes min-p, top-k and top-p.
-
-    Args:
-        values: [N, K] in descending order: the most likely tokens, at least those that may pass.
-        minimum: [N, 1] that of min-p.
-        top_k: [N].
-        top_p: [N].
-        total: [N, 1] float64: the mass of all tokens from which `top_p` selects, relative to the first; NaN = those of
-            `values` that pass the other filters.
-    """
-    ranks = torch.arange(values.shape[1], device=values.device)
-    kept = (values >= minimum) & (ranks < top_k.unsqueeze(-1))
-    weights = torch.where(kept, (values - values[:, :1]).exp(), 0.0).double()
-    mass = weights.cumsum(dim=-1)
-    total = mass[:, -1:] if total is None else torch.where(total.isnan(), mass[:, -1:], total)
-    limit = top_p.double().unsqueeze(-1)
-    # A token stays if those before it have not reached top_p; 1 is off, regardless of rounding.
-    kept &= (mass - weights < limit * total) | (limit >= 1)
-    kept[:, 0] = True
-    return values.masked_fill(~kept, math.inf).amin(-1, keepdim=True)

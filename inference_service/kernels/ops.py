@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inference_service.kernels.attention import AttentionMetadata, paged_attention
 from inference_service.kernels.choice import choose_tokens
+from inference_service.kernels.filters import lowest_kept
 from inference_service.kernels.heads import HeadNorms, Rotation, rotate_and_write
 from inference_service.kernels.penalties import Penalties, penalise
 from inference_service.kernels.rms_norm import add_rms_norm, rms_norm
@@ -62,6 +63,7 @@ class Ops:
         silu_and_mul: `kernels.silu_and_mul.silu_and_mul`.
         skinny_linear: `kernels.skinny_linear.skinny_linear`.
         penalise: `kernels.penalties.penalise`.
+        lowest_kept: `kernels.filters.lowest_kept`.
         choose_tokens: `kernels.choice.choose_tokens`.
         varlen_attention: `kernels.varlen.varlen_attention`.
         update_slots: `kernels.slot_state.update_slots`.
@@ -78,6 +80,7 @@ class Ops:
     silu_and_mul: Callable[[Tensor], Tensor] = silu_and_mul
     skinny_linear: Callable[[Tensor, Tensor, Tensor | None, int], Tensor] = skinny_linear
     penalise: Callable[[Tensor, Penalties, SlotState], None] = penalise
+    lowest_kept: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = lowest_kept
     choose_tokens: Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor] = choose_tokens
     varlen_attention: Callable[[Tensor, Tensor, Tensor, Spans], Tensor] = varlen_attention
     update_slots: Callable[[SlotState, StateUpdate], None] = update_slots
@@ -126,6 +129,7 @@ def gpu_kernels() -> tuple[Kernel, ...]:
         from inference_service.kernels.gpu import (  # noqa: PLC0415 - imports triton
             attention,
             choice,
+            filters,
             heads,
             penalties,
             rows,
@@ -144,7 +148,9 @@ def gpu_kernels() -> tuple[Kernel, ...]:
         "apply_rope": rows.apply_rope,
         "silu_and_mul": rows.silu_and_mul,
         "penalise": penalties.penalise,
+        "lowest_kept": filters.lowest_kept,
         "choose_tokens": choice.choose_tokens,
+        "update_slots": slot_state.update_slots,
         "record_tokens": slot_state.record_tokens,
     }
     return (

@@ -23,7 +23,7 @@ from inference_service.kernels.attention import AttentionMetadata, new_kv_cache,
 from inference_service.kernels.heads import HeadNorms, Rotation
 from inference_service.kernels.penalties import Penalties
 from inference_service.kernels.skinny_linear import MAX_ROWS, SPLITS
-from inference_service.kernels.slot_state import SampledRows, SlotState
+from inference_service.kernels.slot_state import SampledRows, SlotState, StateUpdate
 from inference_service.kernels.varlen import Spans
 
 
@@ -223,6 +223,19 @@ def _choose_tokens(run: Run, inputs: Inputs) -> Sequence[Tensor]:
     return results
 
 
+def _lowest_kept(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    """Which tokens of rows with every kind of filter are kept."""
+    vocab_size, device = inputs.sizes.vocab_size, inputs.device
+    generator = torch.Generator().manual_seed(2)
+    # Few digits, so that some values are equal.
+    logits = (4 * torch.randn(4, vocab_size, generator=generator)).round(decimals=1).to(device)
+    log_min_p = torch.tensor([-3.0, -torch.inf, -torch.inf, -9.0])
+    top_k = torch.tensor([vocab_size, vocab_size, 20, vocab_size // 2])
+    top_p = torch.tensor([1.0, 0.9, 1.0, 0.999])
+    lowest = run(logits, *(one.to(device) for one in (log_min_p, top_k, top_p)))
+    return [(logits >= lowest).int()]
+
+
 def _varlen_attention(run: Run, inputs: Inputs) -> Sequence[Tensor]:
     """Segments of several lengths, and a part of the rows of one; heads are parts of a fused projection."""
     heads, width = inputs.sizes.vision_heads
@@ -237,21 +250,40 @@ def _varlen_attention(run: Run, inputs: Inputs) -> Sequence[Tensor]:
     ]
 
 
+def _state(width: int, vocab_size: int, device: torch.device) -> SlotState:
+    """Five slots, and counts for two of them."""
+    return SlotState(
+        last_tokens=torch.zeros(5, dtype=torch.int64, device=device),
+        page_table=torch.zeros(5, 3, dtype=torch.int32, device=device),
+        history=torch.ones(5, width, dtype=torch.int32, device=device),
+        counts=torch.ones(3, vocab_size, dtype=torch.int32, device=device),
+    )
+
+
+def _update_slots(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    """Rows that begin anew and get entries, and pages alone."""
+    width, vocab_size = 9, 20
+    state = _state(width, vocab_size, inputs.device)
+    whole = ([1, 14], [5, 9], [2, 4], [6, 7], [18, 20, 40], [6, 8, 9], [2], [45, 59], [2, 1])
+    for lists in (whole, ([3], [2], *[[]] * 7)):
+        values = zip(fields(StateUpdate), lists, strict=True)
+        short = {"pages", "history_first", "history_ids", "count_values"}
+        dtypes = ((torch.int32 if one.name in short else torch.int64, few) for one, few in values)
+        run(
+            state, StateUpdate(*(torch.tensor(few, dtype=d).to(inputs.device) for d, few in dtypes))
+        )
+    return [state.page_table, state.history, state.counts]
+
+
 def _record_tokens(run: Run, inputs: Inputs) -> Sequence[Tensor]:
     width, vocab_size = 9, 20
-    state = SlotState(
-        last_tokens=torch.zeros(5, dtype=torch.int64),
-        page_table=torch.zeros(5, 1, dtype=torch.int32),
-        history=torch.ones(5, width, dtype=torch.int32),
-        counts=torch.ones(3, vocab_size, dtype=torch.int32),
-    )
-    state = SlotState(*(getattr(state, one.name).to(inputs.device) for one in fields(state)))
+    state = _state(width, vocab_size, inputs.device)
     rows = SampledRows(
         slots=torch.tensor([3, 0, 4]),
         history_rows=torch.tensor([0, 2]),
         history_places=torch.tensor([3 * width + 8, 4 * width]),
-        count_rows=torch.tensor([2]),
-        count_bases=torch.tensor([2 * vocab_size]),
+        count_rows=torch.tensor([2, 0]),
+        count_bases=torch.tensor([2 * vocab_size, 0]),
     )
     rows = SampledRows(*(getattr(rows, one.name).to(inputs.device) for one in fields(rows)))
     run(state, torch.tensor([7, 19, 11]).to(inputs.device), rows)
@@ -267,8 +299,10 @@ CASES: Mapping[str, Callable[[Run, Inputs], Sequence[Tensor]]] = {
     "silu_and_mul": _silu_and_mul,
     "skinny_linear": _skinny_linear,
     "penalise": _penalise,
+    "lowest_kept": _lowest_kept,
     "choose_tokens": _choose_tokens,
     "varlen_attention": _varlen_attention,
+    "update_slots": _update_slots,
     "record_tokens": _record_tokens,
 }
 """By operation: the results of an implementation for the inputs."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -28,6 +27,10 @@ class SlotState:
     page_table: Tensor
     history: Tensor
     counts: Tensor
+
+    def get_device(self) -> int:
+        """The number of the GPU; -1 = a CPU, as of a tensor."""
+        return self.page_table.get_device()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class SampledRows:
         history_rows: [P] int64: those of the R rows that have a history.
         history_places: [P] int64: places of their tokens in the flattened `history`.
         count_rows: [Q] int64: those of the R rows that are counted.
-        count_bases: [Q] int64: places of their rows in the flattened `counts`.
+        count_bases: [Q] int64: places of their rows in the flattened `counts`; 0 = not counted after all.
     """
 
     slots: Tensor
@@ -99,5 +102,4 @@ def record_tokens(state: SlotState, token_ids: Tensor, rows: SampledRows) -> Non
         state.history.view(-1).index_copy_(0, rows.history_places, recorded)
     if rows.count_rows.numel():
         places = rows.count_bases + token_ids.index_select(0, rows.count_rows)
-        one = torch.ones_like(places, dtype=state.counts.dtype)
-        state.counts.view(-1).index_add_(0, places, one)
+        state.counts.view(-1).index_add_(0, places, (rows.count_bases > 0).to(state.counts.dtype))

@@ -162,6 +162,7 @@ def test_the_check_of_every_operation_notices_one_wrong_result(
         result = reference(*args, **kwargs)
         in_place = {
             "rotate_and_write": lambda: args[3],
+            "update_slots": lambda: args[0].counts,
             "record_tokens": lambda: args[0].counts,
             "penalise": lambda: args[0],
         }

@@ -32,14 +32,17 @@ FLOATS = {"scale": "fp32", "eps": "fp32"}
 INDICES = {
     *("pages", "contexts", "query_start"),
     *("low", "high", "places", "history", "counts"),
+    *("page_table", "history_first", "history_ids", "count_values"),
 }
 LONG = {
     *("slots", "tokens", "last", "row_ids"),
     *("history_rows", "history_places", "count_rows", "count_bases"),
+    *("page_places", "count_places", "top_k"),
 }
 WIDE = {
     *("parts", "extremes", "cos", "sin", "query_scale"),
     *("logits", "minimum", "values", "repetition", "frequency", "presence"),
+    *("log_min_p", "top_p", "maxima", "table"),
 }
 POINTERS = (
     INDICES
@@ -52,7 +55,7 @@ POINTERS = (
 )
 
 
-OPTIONS = {"skinny_linear_kernel": {"num_stages": 4}}
+OPTIONS = {"skinny_linear_kernel": {"num_stages": 4}, "lowest_kept_kernel": {"num_warps": 8}}
 """As at the launch."""
 DIVISIBLE = {"page_size", "width", "outputs", "inputs"}
 """Integers that are multiples of 16 in every model."""
@@ -109,7 +112,12 @@ def few_rows() -> Iterator[tuple[Any, dict[str, Any]]]:
         yield penalties.penalised_kernel, {"COUNTS": counts, "BLOCK": 256}
     yield penalties.write_penalised_kernel, {"BLOCK": 256}
     yield choice.row_maximum_kernel, {"BLOCK": 256}
-    yield slot_state.record_tokens_kernel, {"BLOCK": 64}
+    yield slot_state.begin_rows_kernel, {"BLOCK": 1024}
+    for kernel in (slot_state.write_entries_kernel, slot_state.record_tokens_kernel):
+        yield kernel, {"BLOCK": 64}
+    filters = import_module("inference_service.kernels.gpu.filters")
+    tables = {"CHUNK": 64, "TABLE": 8192, "BLOCK": 4096}
+    yield filters.lowest_kept_kernel, tables | {"INTERPRETED": False}
 
 
 def type_of(name: str, value: str) -> str:

@@ -55,6 +55,12 @@ def choice(_interpreter: None) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def filters(_interpreter: None) -> ModuleType:
+    """`kernels.gpu.filters`, interpreted."""
+    return import_module("inference_service.kernels.gpu.filters")
+
+
+@pytest.fixture(scope="session")
 def skinny_linear(_interpreter: None) -> ModuleType:
     """`kernels.gpu.skinny_linear`, interpreted."""
     return import_module("inference_service.kernels.gpu.skinny_linear")

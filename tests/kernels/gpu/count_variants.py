@@ -72,7 +72,7 @@ def watch_launches(*, all_properties: bool) -> set[str]:
     knobs.runtime.jit_cache_hook = hook
     if all_properties:
         jit = import_module("triton.runtime.jit")
-        for name in ("attention", "choice", "heads", "penalties", "rows", "slot_state"):
+        for name in ("attention", "choice", "filters", "heads", "penalties", "rows", "slot_state"):
             for kernel in vars(import_module(f"inference_service.kernels.gpu.{name}")).values():
                 for param in (
                     getattr(kernel, "params", ()) if isinstance(kernel, jit.JITFunction) else ()

@@ -14,8 +14,6 @@ from inference_service.kernels.self_check import CASES, LIMITS, Inputs, Sizes, d
 CPU = torch.device("cpu")
 OF_TORCH = {"varlen_attention"}
 """Operations whose kernel is that of torch, which runs on a GPU only."""
-WITHOUT_KERNEL = {"update_slots"}
-"""Operations of which there is only the reference."""
 
 
 def interpreted() -> list[Kernel]:
@@ -43,8 +41,7 @@ def test_a_gpu_takes_all_of_them(rows, heads, attention, dtype, caplog):
 
 def test_every_kernel_has_a_check(rows, attention):
     kernels = {kernel.op for kernel in gpu_kernels()}
-    assert kernels == set(CASES)
-    assert {field.name for field in fields(Ops)} - kernels == WITHOUT_KERNEL
+    assert kernels == set(CASES) == {field.name for field in fields(Ops)}
     assert {kernel.device_type for kernel in gpu_kernels()} == {"cuda"}
 
 

@@ -19,7 +19,7 @@ PROGRAM = Path(__file__).with_name("compile_kernels.py")
 PRODUCTS = {"decode_kernel", "prefill_kernel", "skinny_linear_kernel"}
 STREAMS = {
     *("rms_norm_kernel", "silu_and_mul_kernel", "rotate_and_write_kernel"),
-    *("block_maximum_kernel", "add_parts_kernel"),
+    *("block_maximum_kernel", "add_parts_kernel", "lowest_kept_kernel"),
 }
 """What reads much loads several values at once."""
 THREADS = 128

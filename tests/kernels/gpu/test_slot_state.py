@@ -1,4 +1,4 @@
-"""What the kernel records of a step is what the reference records."""
+"""What the kernels record before and after a step is what the references record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from copy import deepcopy
 import pytest
 import torch
 
-from inference_service.kernels.slot_state import SampledRows, SlotState, record_tokens
+from inference_service.kernels.slot_state import (
+    SampledRows,
+    SlotState,
+    StateUpdate,
+    record_tokens,
+    update_slots,
+)
 
 
 SLOTS, WIDTH, VOCAB_SIZE = 200, 7, 30
@@ -39,4 +45,43 @@ def test_tokens_of_a_step(slot_state, sampled, recorded, counted):
         record_tokens(state, token_ids, rows)
         slot_state.record_tokens(found, token_ids, rows)
     for name in ("last_tokens", "history", "counts"):
+        assert torch.equal(getattr(found, name), getattr(state, name)), name
+
+
+@pytest.mark.parametrize(
+    ("pages", "begun", "counted"), [(0, 0, 0), (3, 0, 0), (200, 5, 0), (1, 0, 2), (90, 70, 66)]
+)
+def test_changes_before_a_step(slot_state, pages, begun, counted):
+    """Rows begin anew, and then get entries; all others stay."""
+    generator = torch.Generator().manual_seed(pages)
+
+    def chosen(count: int, among: int) -> torch.Tensor:
+        return torch.randperm(among, generator=generator)[:count]
+
+    def ids(count: int) -> torch.Tensor:
+        return torch.randint(0, VOCAB_SIZE, (count,), generator=generator).int()
+
+    state = SlotState(
+        last_tokens=torch.zeros(SLOTS, dtype=torch.int64),
+        page_table=ids(2 * SLOTS).view(SLOTS, 2),
+        history=ids(SLOTS * WIDTH).view(SLOTS, WIDTH),
+        counts=ids(SLOTS * VOCAB_SIZE).view(SLOTS, VOCAB_SIZE),
+    )
+    history_rows, count_rows = chosen(begun, SLOTS), chosen(counted, SLOTS)
+    entries = [3 * min(begun, 40), 4 * min(counted, 40)]
+    update = StateUpdate(
+        page_places=chosen(pages, 2 * SLOTS),
+        pages=ids(pages),
+        history_rows=history_rows,
+        history_first=ids(begun),
+        history_places=(history_rows[:, None] * WIDTH + torch.arange(3)).view(-1)[: entries[0]],
+        history_ids=ids(entries[0]),
+        count_rows=count_rows,
+        count_places=(count_rows[:, None] * VOCAB_SIZE + torch.arange(4)).view(-1)[: entries[1]],
+        count_values=ids(entries[1]),
+    )
+    found = deepcopy(state)
+    update_slots(state, update)
+    slot_state.update_slots(found, update)
+    for name in ("last_tokens", "page_table", "history", "counts"):
         assert torch.equal(getattr(found, name), getattr(state, name)), name
