@@ -7,8 +7,10 @@ table and last tokens stay where they are anyway.
 A step of n sequences runs in the smallest graph with n rows or more. The other rows are padding: they belong to a slot
 and a page of their own, which no sequence ever has, and nobody reads their results.
 
-A graph ends with logits, and with the most likely token of every row, which is recorded as the last one of its slot. If
-all sequences are greedy, that is all. Otherwise the sampler is queued behind the graph, and records what it chooses.
+A graph ends with logits, and with the token that is sampled from each row, which is recorded in its slot. Where a row
+needs what its settings cannot tell, such as a mask, all are taken for greedy, and the sampler is queued behind the
+graph and records what it chooses. So it is, too, where a kernel is left out that sampling in a graph needs: then the
+graph ends with the most likely tokens.
 """
 
 from __future__ import annotations
@@ -24,8 +26,18 @@ import torch
 from torch import Tensor
 
 from inference_service.engine.inputs import SequenceInput, pack
+from inference_service.engine.row_settings import (
+    NUM_FLOATS,
+    NUM_INTS,
+    NUM_LONGS,
+    RowSettings,
+    choose,
+    greedy_rows,
+    recorded,
+)
 from inference_service.engine.staging import Array
 from inference_service.kernels.attention import AttentionMetadata
+from inference_service.kernels.ops import Ops
 from inference_service.kernels.slot_state import SampledRows, SlotState
 from inference_service.models.batch import ForwardBatch, KVCache
 from inference_service.models.vision_language import VisionLanguageModel
@@ -67,41 +79,67 @@ class DecodeStep:
         rows: B.
         words: [N] int64: all inputs, as `pack` arranges them.
         logits: [B, V] float32.
-        token_ids: [B] int64: the most likely tokens.
+        token_ids: [B] int64: the tokens that were chosen.
+        samples: It samples as the settings of its rows tell; else it chooses the most likely tokens.
     """
 
     def __init__(self, rows: int, around: Surroundings) -> None:
         """Allocates the inputs; the results are shared by all sizes, as steps run one after the other."""
         self.rows = rows
         self.logits, self.token_ids = around.logits[:rows], around.token_ids[:rows]
+        self.samples = around.model.ops.samples_in_graphs
         self._around = around
         self._with_rope_levels = around.model.spec.decoder.rope.ntk is not None
+        self._greedy = greedy_rows(
+            rows,
+            vocab_size=around.model.spec.decoder.vocab_size,
+            history_place=around.padding.slot * around.state.history.shape[1],
+        )
         device = around.model.device
         self.words = torch.from_numpy(self.pack([])).to(device)
-        widths = [rows] * (7 if self._with_rope_levels else 6)
-        *vectors, contexts = self.words.split_with_sizes([*widths, len(self.words) - sum(widths)])
-        self._slots, self._known, slot_mapping = vectors[:3]
-        self._positions = self.words[3 * rows : 6 * rows].view(3, rows)
-        self._levels = vectors[6] if self._with_rope_levels else None
-        self._slot_mapping = slot_mapping
-        self._contexts = contexts.view(torch.int32)[:rows]
         self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
-        nothing = torch.empty(0, dtype=torch.int64, device=device)
-        self._recorded = SampledRows(self._slots, nothing, nothing, nothing, nothing)
+        self._view()
 
-    def pack(self, inputs: Seq[SequenceInput]) -> Array:
-        """The inputs of at most B sequences with one new token each, and of padding, as `words`."""
+    def _view(self) -> None:
+        """Finds the inputs in `words`."""
+        rows, words = self.rows, self.words
+        num_vectors = 7 if self._with_rope_levels else 6
+        widths = [num_vectors * rows, NUM_LONGS * rows, NUM_FLOATS * rows // 2]
+        vectors, longs, floats, ints = words.split_with_sizes([*widths, len(words) - sum(widths)])
+        self._slots, self._known, self._slot_mapping, *others = vectors.split_with_sizes(
+            [rows] * num_vectors
+        )
+        self._positions = vectors[3 * rows : 6 * rows].view(3, rows)
+        self._levels = others[3] if self._with_rope_levels else None
+        short = ints.view(torch.int32)[: (1 + NUM_INTS) * rows].view(1 + NUM_INTS, rows)
+        self._contexts = short[0]
+        self._settings = RowSettings(
+            longs.view(NUM_LONGS, rows),
+            short[1:],
+            floats.view(torch.float32).view(NUM_FLOATS, rows),
+        )
+
+    def pack(self, inputs: Seq[SequenceInput], settings: RowSettings | None = None) -> Array:
+        """The inputs of at most B sequences with one new token each, and of padding, as `words`.
+
+        Args:
+            inputs: The sequences.
+            settings: How to sample them; None = all are greedy, and their tokens are not recorded for penalties.
+        """
         around = self._around
         padded = [*inputs, *[around.padding] * (self.rows - len(inputs))]
         levels = self._with_rope_levels
         packed = pack(padded, page_size=around.page_size, with_rope_levels=levels)
         _, contexts, *vectors = packed.arrays[:-3]
-        even = np.zeros(self.rows + self.rows % 2, np.int32)
-        even[: self.rows] = contexts
-        return np.concatenate([*(vector.reshape(-1) for vector in vectors), even.view(np.int64)])
+        told = self._greedy if settings is None else settings.padded(self._greedy)
+        short = np.zeros((1 + NUM_INTS) * self.rows + self.rows % 2, np.int32)
+        short[: self.rows] = contexts
+        short[self.rows : (1 + NUM_INTS) * self.rows] = told.ints.reshape(-1)
+        longs = [*vectors, told.longs, told.floats.reshape(-1).view(np.int64), short.view(np.int64)]
+        return np.concatenate([array.reshape(-1) for array in longs])
 
     def compute(self) -> None:
-        """Computes logits and most likely tokens, and records these; reads nothing but `words` and what stays."""
+        """Computes logits and samples tokens, and records these; reads nothing but `words` and what stays."""
         around, state = self._around, self._around.state
         last = state.last_tokens.index_select(0, self._slots)
         batch = ForwardBatch(
@@ -121,8 +159,23 @@ class DecodeStep:
         )
         hidden = around.model.forward(batch, around.kv_cache)
         around.model.logits(hidden, out=self.logits)
-        torch.argmax(self.logits, dim=-1, out=self.token_ids)
-        around.model.ops.record_tokens(state, self.token_ids, self._recorded)
+        self._sample(state, around.model.ops)
+
+    def _sample(self, state: SlotState, ops: Ops) -> None:
+        rows = recorded(self._slots, self._settings)
+        if self.samples:
+            self.token_ids.copy_(choose(self.logits, self._slots, self._settings, state, ops))
+        else:
+            torch.argmax(self.logits, dim=-1, out=self.token_ids)
+            nothing = self._slots[:0]
+            rows = SampledRows(self._slots, nothing, nothing, nothing, nothing)
+        ops.record_tokens(state, self.token_ids, rows)
+
+    def expected(self, logits: Tensor, state: SlotState) -> Tensor:
+        """The tokens that this step must choose from logits [B, V], by the state of the slots before it: [B] int64."""
+        if not self.samples:
+            return logits.argmax(dim=-1)
+        return choose(logits, self._slots, self._settings, state, self._around.model.ops)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +198,7 @@ class DecodeGraph:
             count: Number of its sequences.
 
         Returns:
-            The most likely tokens [count] int64 and the logits [count, V] float32; valid until the next step.
+            The chosen tokens [count] int64 and the logits [count, V] float32; valid until the next step.
         """
         self.step.words.copy_(words, non_blocking=True)
         self.replay()

@@ -218,18 +218,27 @@ class ModelRunner:
         return self.graphs.fitting(len(chunks))
 
     def _replay(self, graph: DecodeGraph, chunks: Seq[Chunk]) -> Launched:
-        """Enqueue a step as a graph, and sampling behind it unless all of it is greedy."""
+        """Enqueue a step as a graph, and behind it the sampling that some row needs and the graph does not have."""
         outgoing = _Outgoing()
         update = self._slots.admit(chunk.sequence for chunk in chunks)
-        words = outgoing.add([graph.step.pack([self._input(chunk) for chunk in chunks])])
-        plan = self._sampler.plan(chunks, range(len(chunks)))
-        rows = outgoing.add([] if plan.is_greedy else plan.arrays)
+        settings = self._sampler.whole(chunks) if graph.step.samples else None
+        inputs = [self._input(chunk) for chunk in chunks]
+        words = outgoing.add([graph.step.pack(inputs, settings)])
+        if settings is not None:
+            questions = self._sampler.questions(chunks)
+            rows = outgoing.add(questions.arrays)
+        else:
+            plan = self._sampler.plan(chunks, range(len(chunks)))
+            rows = outgoing.add([] if plan.is_greedy else plan.arrays)
         changes = outgoing.add(update)
         sent = self._staging.send(outgoing.arrays)
         self._model.ops.update_slots(self._slots.state, StateUpdate(*sent[changes]))
         token_ids, logits = graph.run(sent[words.start], len(chunks))
-        sampled = Sampled(token_ids, None, None)
-        if not plan.is_greedy:
+        if settings is not None:
+            sampled = self._sampler.answers(questions, sent[rows], logits, token_ids)
+        elif plan.is_greedy:
+            sampled = Sampled(token_ids, None, None)
+        else:
             sampled = self._sampler.run(plan, sent[rows], logits)
         return self._launched(chunks, sampled, {})
 

@@ -123,7 +123,7 @@ def _minimum(logits: Tensor, rows: Selection, shape: Shape, ops: Ops) -> Tensor:
     """The minimum logit [D, 1] of each row; without a kernel for it, the tokens of some rows are sorted."""
     if ops.lowest_kept is not REFERENCE.lowest_kept:
         return ops.lowest_kept(logits, rows.log_min_p, rows.top_k, rows.top_p)
-    minimum = logits.amax(dim=-1, keepdim=True) + rows.log_min_p.unsqueeze(-1)
+    minimum: Tensor = logits.amax(dim=-1, keepdim=True) + rows.log_min_p.unsqueeze(-1)
     for which, width in ((rows.narrow, shape.narrow_width), (rows.wide, logits.shape[1])):
         if not len(which):
             continue

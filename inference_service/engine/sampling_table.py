@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference_service.engine.noise import noise_keys, noise_state
+from inference_service.engine.row_settings import RowSettings
 from inference_service.engine_protocol.messages import SamplingParams
 
 
@@ -183,12 +184,14 @@ class SamplingTable:
             params.frequency_penalty,
             params.presence_penalty,
         )
-        self._drawn[slot] = params.temperature >= MIN_TEMPERATURE
-        self._temperature[slot] = params.temperature
-        self._top_p[slot] = params.top_p
-        top_k = params.top_k if 0 < params.top_k < vocab_size else vocab_size
+        drawn = params.temperature >= MIN_TEMPERATURE
+        self._drawn[slot] = drawn
+        # Those of a greedy row are off.
+        self._temperature[slot] = params.temperature if drawn else 1.0
+        self._top_p[slot] = params.top_p if drawn else 1.0
+        top_k = params.top_k if drawn and 0 < params.top_k < vocab_size else vocab_size
         self._top_k[slot] = top_k
-        log_min_p = math.log(params.min_p) if params.min_p > 0 else -math.inf
+        log_min_p = math.log(params.min_p) if drawn and params.min_p > 0 else -math.inf
         self._log_min_p[slot] = log_min_p
         self._log_bound[slot] = max(log_min_p, _log_tail(self._top_p[slot], top_k, vocab_size))
         self._noise[slot] = noise_state(params.seed, choice_index)
@@ -219,6 +222,39 @@ class SamplingTable:
         _, selection, shape = self._last
         low, high = noise_keys(self._noise[slots[drawn]], lengths[drawn])
         return replace(selection, noise_low=low, noise_high=high), shape
+
+    def whole(
+        self,
+        rows: Seq[SampledRow],
+        history_lengths: Seq[int],
+        history_places: Ints,
+        count_bases: Ints,
+    ) -> RowSettings | None:
+        """The settings of all rows of a step that is captured; None if a row needs more, such as a mask or a bias.
+
+        Args:
+            rows: R rows.
+            history_lengths: For each the length of its history, if its slot is penalised.
+            history_places: [R] where its token is recorded.
+            count_bases: By slot; see `Selection`.
+        """
+        slots = np.array([row.slot for row in rows], np.int64)
+        needs_lists = self._listed[slots].any()
+        if needs_lists and (any(one.is_masked for one in rows) or len(self._bias(rows, slots)[0])):
+            return None
+        answers = np.array([row.num_answer_tokens for row in rows], np.int64)
+        low, high = noise_keys(self._noise[slots], answers)
+        lengths = np.where(self._penalised[slots], history_lengths, 0)
+        return RowSettings(
+            np.stack((history_places, count_bases[slots], self._top_k[slots])),
+            np.stack((low, high, lengths, self._drawn[slots])).astype(np.int32),
+            np.stack(
+                (
+                    *(self._temperature[slots], self._log_min_p[slots], self._top_p[slots]),
+                    *self._penalties[:, slots],
+                )
+            ),
+        )
 
     def _select(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from inference_service.engine.row_settings import RowSettings
 from inference_service.engine.sampling_table import (
     SampledRow,
     SamplingTable,
@@ -28,14 +29,20 @@ from inference_service.kernels.slot_state import SlotState
 
 
 def new_state(
-    num_slots: int, max_pages: int, max_len: int, vocab_size: int, device: torch.device
+    num_slots: int,
+    max_pages: int,
+    max_len: int,
+    vocab_size: int,
+    device: torch.device,
+    *,
+    penalised: int = 0,
 ) -> SlotState:
-    """A state without any history or counts; see `Slots`."""
+    """A state with histories and counts for so many slots; see `Slots`."""
     return SlotState(
         last_tokens=torch.zeros(num_slots, dtype=torch.int64, device=device),
         page_table=torch.zeros(num_slots, max_pages, dtype=torch.int32, device=device),
-        history=torch.zeros(0, max_len, dtype=torch.int32, device=device),
-        counts=torch.zeros(1, vocab_size, dtype=torch.int32, device=device),
+        history=torch.zeros(penalised, max_len, dtype=torch.int32, device=device),
+        counts=torch.zeros(1 + penalised, vocab_size, dtype=torch.int32, device=device),
     )
 
 
@@ -75,7 +82,7 @@ class Slots:
         device: torch.device,
         padding_page: int | None = None,
     ) -> None:
-        """Allocates little: the memory of penalties grows with its use.
+        """Allocates little: the memory of penalties grows with its use, unless graphs need it at fixed addresses.
 
         Args:
             num_slots: Maximum number of running sequences.
@@ -83,7 +90,8 @@ class Slots:
             max_len: Maximum number of tokens of a sequence.
             vocab_size: Width of the logits.
             device: The device.
-            padding_page: A page that no sequence has; with it there is one slot more, which has only that page.
+            padding_page: A page that no sequence has; with it there is one slot more, which has only that page, and
+                all slots have their memory of penalties.
         """
         self._device = device
         self._max_len = max_len
@@ -92,10 +100,13 @@ class Slots:
         self._table = SamplingTable(num_slots, vocab_size)
         self._count_bases = np.zeros(num_slots, np.int64)
         self._free_count_rows: list[int] = []
-        further = int(padding_page is not None)
-        self.state = new_state(num_slots + further, max_pages, max_len, vocab_size, device)
-        if padding_page is not None:
-            self.state.page_table[num_slots] = padding_page
+        if padding_page is None:
+            self.state = new_state(num_slots, max_pages, max_len, vocab_size, device)
+            return
+        slots = num_slots + 1
+        self.state = new_state(slots, max_pages, max_len, vocab_size, device, penalised=slots)
+        self.state.page_table[num_slots] = padding_page
+        self._free_count_rows += range(num_slots, 0, -1)
 
     def admit(self, sequences: Iterable[Sequence]) -> list[Array]:
         """Notes the sequences of a step; returns the fields of the `StateUpdate` that goes before it."""
@@ -128,6 +139,14 @@ class Slots:
             selection.count_bases[counted],
         ]
         return selection, shape, recorded
+
+    def whole(self, rows: Seq[SampledRow]) -> RowSettings | None:
+        """The settings of all rows of a captured step; None if a row needs more. See `SamplingTable.whole`."""
+        lengths = [self._tenant(row).history_start + row.num_answer_tokens for row in rows]
+        slots = np.array([row.slot for row in rows], np.int64)
+        # A probe may fill the context, and nothing is sampled behind it.
+        places = slots * self._max_len + np.minimum(lengths, self._max_len - 1)
+        return self._table.whole(rows, lengths, places, self._count_bases)
 
     def forget(self, sequences: Iterable[Sequence]) -> None:
         """Ends their tenancy, if they have any: they have ended, or what the device knows of them may be wrong."""

@@ -20,6 +20,8 @@ GRAPH_BYTES = 8 * 2**20
 """Estimate for what a driver keeps of one CUDA graph: hundreds of kernels with their arguments."""
 GRAPH_POOL_SLACK_BYTES = 2 * 20 * 2**20
 """What torch's allocator may leave unused in a pool: parts of two of its blocks."""
+SEARCHED_VALUES = 8192
+"""Values of a row of logits in the table from which `top_k` and `top_p` select; see `kernels.gpu.filters`."""
 MAX_KEY_SPLITS = 32
 """The most parts into which the attention of a decode step divides the keys of a sequence."""
 
@@ -124,11 +126,13 @@ def largest_state_bytes(num_slots: int, max_pages: int, max_len: int, vocab_size
     return num_slots * slot + 4 * vocab_size
 
 
-def slots_bytes(spec: ModelSpec, num_slots: int, max_len: int, page_size: int) -> int:
+def slots_bytes(
+    spec: ModelSpec, num_slots: int, max_len: int, page_size: int, *, grows: bool
+) -> int:
     """The same, with what is needed while it grows: the largest part is then copied from half the size."""
     max_pages = -(-max_len // page_size)
     state = largest_state_bytes(num_slots, max_pages, max_len, spec.decoder.vocab_size)
-    return state + state // 2
+    return state + state // 2 if grows else state
 
 
 def graph_sizes(most: int) -> tuple[int, ...]:
@@ -168,9 +172,9 @@ def graph_bytes(
     activations = 6 * decoder.hidden_size + 4 * fused + 3 * decoder.intermediate_size
     partial_sums = heads * MAX_KEY_SPLITS * (head_dim + 2)
     row = (activations + decoder.vocab_size) * bytes_per_value
-    row += (
-        4 * (partial_sums + 4 * head_dim + decoder.vocab_size + -(-max_len // page_size)) + 8 * 16
-    )
+    # The logits, and those that are sampled.
+    words = partial_sums + 4 * head_dim + 2 * decoder.vocab_size + -(-max_len // page_size)
+    row += 4 * (words + SEARCHED_VALUES + decoder.vocab_size // 32) + 8 * 32
     padding = page_size * kv_bytes_per_token(spec, bytes_per_value)
     return sizes[-1] * row + padding + len(sizes) * GRAPH_BYTES + GRAPH_POOL_SLACK_BYTES
 
@@ -193,7 +197,7 @@ def decode_bytes(
     slots, page_size = sizes.max_num_seqs + graphs, sizes.kv_page_size
 
     def needed(max_len: int) -> int:
-        held = slots_bytes(spec, slots, max_len, page_size)
+        held = slots_bytes(spec, slots, max_len, page_size, grows=not graphs)
         return held + graph_bytes(spec, rows, bytes_per_value, max_len, page_size)
 
     if sizes.max_model_len is not None:

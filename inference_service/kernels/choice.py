@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 
-def choose_tokens(logits: Tensor, minimum: Tensor | None, low: Tensor, high: Tensor) -> Tensor:
+def choose_tokens(
+    logits: Tensor,
+    minimum: Tensor | None,
+    low: Tensor,
+    high: Tensor,
+    drawn: Tensor | None = None,
+) -> Tensor:
     """Draws a token per row from the softmax of those logits that reach the row's minimum.
 
     Args:
@@ -16,6 +22,7 @@ def choose_tokens(logits: Tensor, minimum: Tensor | None, low: Tensor, high: Ten
         minimum: [D, 1] float32; None = all tokens may be drawn.
         low: [D] int32: the low half of the key of each row.
         high: [D] int32: the high half.
+        drawn: [D] int32: 0 = without noise, so that the most likely token is chosen; None = all are drawn.
 
     Returns:
         [D] int64; of equal maxima the first.
@@ -24,6 +31,8 @@ def choose_tokens(logits: Tensor, minimum: Tensor | None, low: Tensor, high: Ten
         logits.masked_fill_(~(logits >= minimum), -math.inf)
     token_ids = torch.arange(logits.shape[1], device=logits.device)
     noise = gumbel_noise(low.unsqueeze(-1), high.unsqueeze(-1), token_ids)
+    if drawn is not None:
+        noise.masked_fill_(drawn.unsqueeze(-1) == 0, 0.0)
     return noise.add_(logits).argmax(dim=-1)
 
 

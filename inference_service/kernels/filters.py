@@ -40,11 +40,11 @@ def lowest_of_sorted(
     """
     ranks = torch.arange(values.shape[1], device=values.device)
     kept = (values >= minimum) & (ranks < top_k.unsqueeze(-1))
-    weights = torch.where(kept, (values - values[:, :1]).exp(), 0.0).double()
+    weights = (values - values[:, :1]).exp().masked_fill_(~kept, 0.0).double()
     mass = weights.cumsum(dim=-1)
     total = mass[:, -1:] if total is None else torch.where(total.isnan(), mass[:, -1:], total)
     limit = top_p.double().unsqueeze(-1)
     # A token stays if those before it have not reached top_p; 1 is off, regardless of rounding.
     kept &= (mass - weights < limit * total) | (limit >= 1)
-    kept[:, 0] = True
+    kept.select(1, 0).fill_(True)
     return values.masked_fill(~kept, math.inf).amin(-1, keepdim=True)

@@ -16,7 +16,7 @@ from inference_service.kernels.attention import AttentionMetadata, paged_attenti
 from inference_service.kernels.choice import choose_tokens
 from inference_service.kernels.filters import lowest_kept
 from inference_service.kernels.heads import HeadNorms, Rotation, rotate_and_write
-from inference_service.kernels.penalties import Penalties, penalise
+from inference_service.kernels.penalties import Penalties, penalise, scaled_logits
 from inference_service.kernels.rms_norm import add_rms_norm, rms_norm
 from inference_service.kernels.rope import apply_rope
 from inference_service.kernels.self_check import Inputs, Sizes, defect
@@ -44,6 +44,20 @@ class ApplyRope(Protocol):
         """Rotates the heads of `x`; see `kernels.rope.apply_rope`."""
 
 
+class ChooseTokens(Protocol):
+    """The signature of `kernels.choice.choose_tokens`."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        minimum: Tensor | None,
+        low: Tensor,
+        high: Tensor,
+        drawn: Tensor | None = None,
+    ) -> Tensor:
+        """Draws tokens; see `kernels.choice.choose_tokens`."""
+
+
 RotateAndWrite = Callable[
     [Tensor, HeadNorms | None, Rotation, tuple[Tensor, Tensor], Tensor], Tensor
 ]
@@ -63,6 +77,7 @@ class Ops:
         silu_and_mul: `kernels.silu_and_mul.silu_and_mul`.
         skinny_linear: `kernels.skinny_linear.skinny_linear`.
         penalise: `kernels.penalties.penalise`.
+        scaled_logits: `kernels.penalties.scaled_logits`.
         lowest_kept: `kernels.filters.lowest_kept`.
         choose_tokens: `kernels.choice.choose_tokens`.
         varlen_attention: `kernels.varlen.varlen_attention`.
@@ -80,8 +95,9 @@ class Ops:
     silu_and_mul: Callable[[Tensor], Tensor] = silu_and_mul
     skinny_linear: Callable[[Tensor, Tensor, Tensor | None, int], Tensor] = skinny_linear
     penalise: Callable[[Tensor, Penalties, SlotState], None] = penalise
+    scaled_logits: Callable[[Tensor, Tensor, Penalties, SlotState], Tensor] = scaled_logits
     lowest_kept: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = lowest_kept
-    choose_tokens: Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor] = choose_tokens
+    choose_tokens: ChooseTokens = choose_tokens
     varlen_attention: Callable[[Tensor, Tensor, Tensor, Spans], Tensor] = varlen_attention
     update_slots: Callable[[SlotState, StateUpdate], None] = update_slots
     record_tokens: Callable[[SlotState, Tensor, SampledRows], None] = record_tokens
@@ -90,6 +106,16 @@ class Ops:
     def packs(self) -> bool:
         """Whether attention within segments of different lengths is one launch, so that packing them pays."""
         return self.varlen_attention is not varlen_attention
+
+    @property
+    def samples_in_graphs(self) -> bool:
+        """Whether every row can go through all operations of sampling: the references sort the vocabulary."""
+        pairs = (
+            (self.scaled_logits, scaled_logits),
+            (self.lowest_kept, lowest_kept),
+            (self.choose_tokens, choose_tokens),
+        )
+        return all(chosen is not reference for chosen, reference in pairs)
 
 
 REFERENCE = Ops()
@@ -148,6 +174,7 @@ def gpu_kernels() -> tuple[Kernel, ...]:
         "apply_rope": rows.apply_rope,
         "silu_and_mul": rows.silu_and_mul,
         "penalise": penalties.penalise,
+        "scaled_logits": penalties.scaled_logits,
         "lowest_kept": filters.lowest_kept,
         "choose_tokens": choice.choose_tokens,
         "update_slots": slot_state.update_slots,

@@ -23,6 +23,8 @@ class Penalties:
         presence: [P] float32.
         history_width: Entries of `SlotState.history` to read.
         counts: Whether any row has another penalty than for repetition.
+        lengths: [P] int32: number of entries of each history, 0 = without penalties; behind them it repeats its first
+            id. None = unknown.
     """
 
     rows: Tensor
@@ -33,6 +35,7 @@ class Penalties:
     presence: Tensor
     history_width: int
     counts: bool
+    lengths: Tensor | None = None
 
 
 def penalise(logits: Tensor, penalties: Penalties, state: SlotState) -> None:
@@ -56,3 +59,22 @@ def penalise(logits: Tensor, penalties: Penalties, state: SlotState) -> None:
         part -= penalties.frequency.unsqueeze(-1) * count
         part -= penalties.presence.unsqueeze(-1) * (count > 0)
     flat.index_put_((places,), part)
+
+
+def scaled_logits(
+    logits: Tensor, temperature: Tensor, penalties: Penalties, state: SlotState
+) -> Tensor:
+    """The logits of all rows with their penalties, divided by their temperatures.
+
+    Args:
+        logits: [R, V] float32, contiguous; not changed.
+        temperature: [R] float32.
+        penalties: Those of all R rows, in order, with lengths; those that are off leave a row as it is.
+        state: History and counts of the slots.
+
+    Returns:
+        [R, V] float32.
+    """
+    scaled = logits.clone()
+    penalise(scaled, penalties, state)
+    return scaled.div_(temperature.unsqueeze(-1))

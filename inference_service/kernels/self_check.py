@@ -208,6 +208,30 @@ def _penalise(run: Run, inputs: Inputs) -> Sequence[Tensor]:
     return results
 
 
+def _scaled_logits(run: Run, inputs: Inputs) -> Sequence[Tensor]:
+    """Three rows: with all penalties, without, and with counts that are those of nobody."""
+    vocab_size, device = inputs.sizes.vocab_size, inputs.device
+    state = _state(4, vocab_size, device)
+    state.history[:3] = torch.tensor([[2, 1, 2, 2], [4, 4, 3, 9], [5, 3, 0, 5]]).int()
+    state.counts[0] = 0
+    logits = torch.randn(3, vocab_size, generator=torch.Generator().manual_seed(1)).to(device)
+    columns = torch.tensor([[1.3, 0.7, 0.1, 0.8], [1.0, 0.0, 0.0, 1.0], [0.7, 0.0, 0.0, 2.5]])
+    repetition, frequency, presence, temperature = columns.T.contiguous().to(device)
+    rows = torch.arange(3)
+    penalties = Penalties(
+        rows=rows.to(device),
+        slots=rows.flip(0).to(device),
+        count_bases=torch.tensor([2 * vocab_size, 0, 0]).to(device),
+        repetition=repetition,
+        frequency=frequency,
+        presence=presence,
+        history_width=4,
+        counts=True,
+        lengths=torch.tensor([4, 0, 4]).int().to(device),
+    )
+    return [run(logits, temperature, penalties, state)]
+
+
 def _choose_tokens(run: Run, inputs: Inputs) -> Sequence[Tensor]:
     """Three rows of logits; with a minimum, only some tokens can be drawn."""
     results = []
@@ -220,6 +244,8 @@ def _choose_tokens(run: Run, inputs: Inputs) -> Sequence[Tensor]:
             torch.tensor([[-torch.inf], [8.0], [12.0]]).to(inputs.device) if seed % 2 else None
         )
         results.append(run(logits.to(inputs.device), minimum, low, high))
+        drawn = torch.tensor([1, 0, 1]).int().to(inputs.device)
+        results.append(run(logits.to(inputs.device), minimum, low, high, drawn))
     return results
 
 
@@ -299,6 +325,7 @@ CASES: Mapping[str, Callable[[Run, Inputs], Sequence[Tensor]]] = {
     "silu_and_mul": _silu_and_mul,
     "skinny_linear": _skinny_linear,
     "penalise": _penalise,
+    "scaled_logits": _scaled_logits,
     "lowest_kept": _lowest_kept,
     "choose_tokens": _choose_tokens,
     "varlen_attention": _varlen_attention,

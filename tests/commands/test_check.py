@@ -81,7 +81,7 @@ def test_parts_weights_and_room(configured: str, capsys: pytest.CaptureFixture[s
         (
             ["--gpu-memory", "11GiB", "--encoder-cache-tokens", "2048"],
             FITS,
-            "1.32 GiB for images",
+            "1.34 GiB for images",
         ),
         (["--gpu-memory", "32GiB", "--dtype", "float32"], FITS, "16.53 GiB (17.75 GB) in float32"),
         (["--gpu-memory", "8GiB", "--device", "cuda:0,cuda:1"], FITS, "2 GPUs: 14.40 GiB usable"),
@@ -286,7 +286,7 @@ def test_qwen_vl_of_2023(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
     assert str(19_313_870_336 // 2) in text
     assert "17.99 GiB (19.31 GB) in float16" in text
-    said = "19.40 GiB (20.83 GB) without KV cache; the Qwen-VL tutorial states 18.74 GB (GiB)"
+    said = "19.42 GiB (20.85 GB) without KV cache; the Qwen-VL tutorial states 18.74 GB (GiB)"
     assert said in text
 
 

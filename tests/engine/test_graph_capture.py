@@ -143,8 +143,10 @@ def _add_noise(step: DecodeStep) -> None:
     [
         (_add_noise, "it differs from its reference"),
         (lambda step: step.logits.fill_(torch.nan), "it differs from its reference"),
-        (lambda step: step.token_ids.add_(1), "most likely"),
+        (lambda step: step.token_ids.add_(1), "tokens of the sampler"),
         (lambda step: step._around.state.last_tokens.zero_(), "does not record"),
+        (lambda step: step._around.state.history.zero_(), "does not record"),
+        (lambda step: step._around.state.counts.add_(1), "does not record"),
     ],
 )
 def test_a_graph_that_differs_is_left_out(
@@ -208,7 +210,7 @@ def test_nothing_is_left_of_the_comparison(make: Make, capture: graph_tape.TapeC
     state, cache = core._runner._slots.state, core._runner._kv_cache
     assert isinstance(cache, Tensor)
     assert not cache[:, :, :-1].any()
-    assert not state.last_tokens.any()
+    assert not any(one.any() for one in (state.last_tokens, state.history, state.counts))
     assert not state.page_table[:5].any()
 
 

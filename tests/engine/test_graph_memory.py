@@ -23,8 +23,10 @@ from inference_service.families.footprint import (
     GRAPH_BYTES,
     GRAPH_POOL_SLACK_BYTES,
     MAX_KEY_SPLITS,
+    SEARCHED_VALUES,
     decode_bytes,
     graph_bytes,
+    slots_bytes,
 )
 from inference_service.families.registry import load_spec
 from inference_service.families.tables import kv_bytes_per_token
@@ -73,6 +75,12 @@ def test_a_step_takes_less_memory_than_is_reserved(around: Surroundings, rows: i
         parts = torch.zeros(*q.shape[:2], MAX_KEY_SPLITS, decoder.head_dim + 2)
         return torch.zeros_like(q) + 0 * parts.sum()
 
+    around.model.ops = replace(
+        around.model.ops,
+        scaled_logits=lambda logits, *_: logits + 0,
+        lowest_kept=lambda logits, *_: logits.new_zeros(len(logits), SEARCHED_VALUES).amax(1, True),
+        choose_tokens=lambda logits, *_: logits.argmax(-1),
+    )
     layers: Any = around.model.decoder.layers
     for layer in layers:
         layer.self_attn._ops = replace(layer.self_attn._ops, paged_attention=attend)
@@ -96,9 +104,11 @@ def test_the_cache_leaves_room_for_graphs(
     spec = model.spec
     graphs = graph_bytes(spec, (1, 2, 4, 8, 9), 4, spec.max_position_embeddings, config.page_size)
     assert graphs > 5 * GRAPH_BYTES
-    added = memory._decode_bytes(config, model, 2**40) - without
-    slot = 8 + 4 * (spec.decoder.vocab_size + spec.max_position_embeddings)
-    assert graphs + slot < added < graphs + 2 * slot
+    sizes = (spec.max_position_embeddings, config.page_size)
+    assert without == slots_bytes(spec, 9, *sizes, grows=True)
+    # One slot more; their memory is whole from the beginning.
+    whole = slots_bytes(spec, 10, *sizes, grows=False)
+    assert memory._decode_bytes(config, model, 2**40) == graphs + whole
 
 
 @pytest.mark.parametrize("room", [2**26, 2**28, 2**30, 2**34])

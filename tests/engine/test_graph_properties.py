@@ -30,6 +30,7 @@ from inference_service.engine.inputs import SequenceInput
 from inference_service.engine.loader import load_model
 from inference_service.engine.pipeline import Pipeline
 from inference_service.engine.plan import Chunk
+from inference_service.engine.row_settings import RowSettings
 from inference_service.engine.runner import ModelRunner
 from inference_service.engine.sequence import Sequence
 from inference_service.engine.step_results import ChunkResult, Launched
@@ -320,8 +321,21 @@ def test_notices_padding_in_the_page_of_a_sequence(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.full
 def test_notices_a_sampler_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StepSampler, "whole", lambda *_: None)
     real = StepSampler.plan
     monkeypatch.setattr(
         StepSampler, "plan", lambda self, *given: replace(real(self, *given), is_greedy=True)
     )
+    run_until_broken(monkeypatch)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("part", ["longs", "ints", "floats"])
+def test_notices_settings_of_other_rows(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    real = RowSettings.padded
+
+    def padded(self: RowSettings, others: RowSettings) -> RowSettings:
+        return real(replace(self, **{part: getattr(self, part)[:, ::-1]}), others)
+
+    monkeypatch.setattr(RowSettings, "padded", padded)
     run_until_broken(monkeypatch)

@@ -22,7 +22,15 @@ from inference_service.engine.core import EngineCore
 from inference_service.engine.graph_capture import most_rows, obstacle
 from inference_service.engine.graphs import DecodeGraph, DecodeGraphs, DecodeStep, Surroundings
 from inference_service.engine.inputs import UNKNOWN, SequenceInput, pack
+from inference_service.engine.row_settings import (
+    NUM_FLOATS,
+    NUM_INTS,
+    NUM_LONGS,
+    RowSettings,
+    greedy_rows,
+)
 from inference_service.engine.runner import ModelRunner
+from inference_service.engine.step_sampler import StepSampler
 from inference_service.engine_protocol.messages import EngineConfig, EngineRequest
 from inference_service.families.footprint import (
     graph_sizes,
@@ -91,11 +99,14 @@ def test_the_largest_step(
 # Whole engines
 
 
-@pytest.mark.parametrize(("depth", "num_pages"), [(0, 34), (1, 80)])
+@pytest.mark.parametrize(
+    ("depth", "num_pages", "samples"), [(0, 34, True), (1, 80, True), (1, 80, False)]
+)
 def test_answers_with_and_without_graphs_are_equal(
-    make: Make, capture: graph_tape.TapeCapture, depth: int, num_pages: int
+    make: Make, monkeypatch: pytest.MonkeyPatch, depth: int, num_pages: int, samples: bool
 ) -> None:
     """Images, penalties, choices, probes, log probabilities, stops and preemptions."""
+    capture = graph_tape.install(monkeypatch, samples=samples)
     sizes = {"num_kv_pages": num_pages, "max_num_batched_tokens": 40, "pipeline_depth": depth}
     wanted = play(make(cuda_graphs="off", **sizes), crowd(), {"stopped": 7})
     assert not capture.tapes
@@ -105,6 +116,30 @@ def test_answers_with_and_without_graphs_are_equal(
     assert exact(told) == exact(wanted)
     assert depth or core.stats.preemptions > 0
     assert sum(tape.num_replays for tape in capture.tapes) > 4 + 25, "each is compared once"
+
+
+def test_the_sampler_is_queued_for_rows_that_need_more_only(
+    make: Make, capture: graph_tape.TapeCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued: list[int] = []
+    real = StepSampler.run
+
+    def run(self: StepSampler, plan: Any, sent: Any, logits: Tensor) -> Any:
+        queued.append(len(logits))
+        return real(self, plan, sent, logits)
+
+    monkeypatch.setattr(StepSampler, "run", run)
+    prompt = conversation(["Hi"])
+    settings = replace(
+        SAMPLED, top_k=20, top_p=0.8, repetition_penalty=1.05, logprobs=2, max_tokens=6
+    )
+    biased = replace(settings, logit_bias=((3, 1.0),))
+    for index, (sampling, behind) in enumerate(((settings, 0), (biased, 5))):
+        queued.clear()
+        core = make(enable_prefix_caching=False)
+        core.add(prompt.request(str(index), replace(sampling, eos_token_ids=())), b"")
+        assert len(drain(core)[str(index)].token_ids) == 6
+        assert len(queued) == 1 + behind, "the prompt is no graph"
 
 
 def test_only_steps_of_single_tokens_are_graphs(
@@ -256,9 +291,10 @@ def test_inputs_arrive_where_the_step_reads_them(
     """What is packed for a step without graphs, with padding behind it."""
     padding = SequenceInput((0,), 0, (77,), 50)
     rope = SimpleNamespace(ntk="some" if with_levels else None)
-    spec = SimpleNamespace(decoder=SimpleNamespace(rope=rope))
+    spec = SimpleNamespace(decoder=SimpleNamespace(rope=rope, vocab_size=3))
     around: Any = SimpleNamespace(
-        model=SimpleNamespace(spec=spec, device=torch.device("cpu")),
+        model=SimpleNamespace(spec=spec, device=torch.device("cpu"), ops=REFERENCE),
+        state=SimpleNamespace(history=torch.empty(51, 10)),
         logits=torch.empty(9, 3),
         token_ids=torch.empty(9),
         page_size=4,
@@ -278,14 +314,30 @@ def test_inputs_arrive_where_the_step_reads_them(
         )
         for _ in range(data.draw(st.integers(0, rows)))
     ]
+    count = len(inputs)
+    told = RowSettings(
+        *(
+            np.array(
+                data.draw(st.lists(st.integers(-99, 99), min_size=n * count, max_size=n * count))
+            )
+            .astype(kind)
+            .reshape(n, count)
+            for n, kind in ((NUM_LONGS, np.int64), (NUM_INTS, np.int32), (NUM_FLOATS, np.float32))
+        )
+    )
     step = DecodeStep(rows, around)
-    step.words.copy_(torch.from_numpy(step.pack(inputs)))
+    step.words.copy_(torch.from_numpy(step.pack(inputs, told)))
     padded = inputs + [padding] * (rows - len(inputs))
     packed = pack(padded, page_size=4, with_rope_levels=with_levels)
     starts, contexts, slots, known, mapping, where, *levels = packed.arrays[:-3]
     found = [step._starts, step._contexts, step._slots, step._known, step._slot_mapping]
     expected = [starts, contexts, slots, known, mapping, where, *levels]
     found += [step._positions, *([] if step._levels is None else [step._levels])]
+    greedy = greedy_rows(rows, vocab_size=3, history_place=50 * 10)
+    for name in ("longs", "ints", "floats"):
+        found.append(getattr(step._settings, name))
+        both = (getattr(told, name), getattr(greedy, name)[:, count:])
+        expected.append(np.concatenate(both, axis=1))
     for tensor, array in zip(found, expected, strict=True):
         assert np.array_equal(tensor.numpy(), array)
         assert tensor.numpy().dtype == array.dtype

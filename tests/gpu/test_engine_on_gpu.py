@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,17 @@ def test_float32_answers_equal_the_cpu(checkpoint: Path, prefix_caching: bool) -
 def test_graphs_give_the_answers_of_steps_without(
     checkpoint: Path, depth: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Greedy, so within the graphs, and sampled with penalties behind them."""
+    """Greedy, sampled with penalties, both within the graphs, and with a bias behind them."""
     pytest.importorskip("triton")
     sampled = SamplingParams(max_tokens=14, temperature=1.0, top_k=20, repetition_penalty=1.2)
-    for sampling in (GREEDY, sampled):
+    every = replace(sampled, top_k=0, top_p=0.9, min_p=0.01, frequency_penalty=0.3, logprobs=1)
+    for sampling in (GREEDY, sampled, every, replace(sampled, logit_bias=((5, 2.0),))):
         found = []
         for setting in ("auto", "off"):
             core = make_core(
                 checkpoint, "cuda", "float32", cuda_graphs=setting, pipeline_depth=depth
             )
+            assert core._runner._model.ops.samples_in_graphs, caplog.text
             wanted = graph_sizes(64) if setting == "auto" else ()
             assert core._runner.graphs.sizes == wanted, caplog.text
             found.append(ask(core, conversations(), sampling))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -185,6 +186,8 @@ def _fixed(work: Any) -> list[Tensor]:
         *around.model.parameters(),
         around.state.last_tokens,
         around.state.page_table,
+        around.state.history,
+        around.state.counts,
     ]
 
 
@@ -205,10 +208,21 @@ def attend(
     return torch.einsum("shgk,skhd->shgd", weights, v).flatten(1, 2)
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> TapeCapture:
-    """Lets engines that are made from now on use graphs on a CPU; returns what captures them."""
+def install(monkeypatch: pytest.MonkeyPatch, *, samples: bool = True) -> TapeCapture:
+    """Lets engines that are made from now on use graphs on a CPU; returns what captures them.
+
+    Args:
+        monkeypatch: Of the test.
+        samples: The graphs sample, too.
+    """
     capture = TapeCapture()
-    ops = replace(REFERENCE, paged_attention=attend)
+    # As kernels beside the references, so that graphs sample.
+    names = ("scaled_logits", "lowest_kept", "choose_tokens") if samples else ()
+    ops = replace(
+        REFERENCE,
+        paged_attention=attend,
+        **{name: partial(getattr(REFERENCE, name)) for name in names},
+    )
 
     def capture_for(config: EngineConfig, model: Any) -> TapeCapture | None:
         return capture if config.cuda_graphs == "auto" else None

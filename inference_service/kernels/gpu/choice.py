@@ -32,7 +32,7 @@ def log1p(x, INTERPRETED: tl.constexpr):
     if INTERPRETED:
         shifted = 1.0 + x
         # What rounding has taken from x is put back (Kahan).
-        correction = tl.where(shifted == 1.0, 1.0, x / (shifted - 1.0))
+        correction = x / tl.where(shifted == 1.0, 1.0, shifted - 1.0)
         return tl.where(shifted == 1.0, x, tl.log(shifted) * correction)
     return libdevice.log1p(x)
 
@@ -45,10 +45,10 @@ def log(x, INTERPRETED: tl.constexpr):
     return libdevice.log(x)
 
 
-@triton.jit(do_not_specialize_on_alignment=["low", "high"])
+@triton.jit(do_not_specialize_on_alignment=["low", "high", "drawn"])
 def block_maximum_kernel(
-    logits, minimum, low, high, values, places, width, blocks,
-    CUT: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK: tl.constexpr,
+    logits, minimum, low, high, drawn, values, places, width, blocks,
+    CUT: tl.constexpr, MIXED: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The largest logit with noise of a block of one row, and its first token: into [D, blocks] each."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -61,7 +61,10 @@ def block_maximum_kernel(
     bits = lowbias32(bits) ^ tl.load(high + row).to(tl.uint32, bitcast=True)
     bits = lowbias32(bits) & 0x7FFFFFFF
     minus_u = tl.maximum((bits.to(tl.float32) + 0.5) * -4.656612873077393e-10, -0.9999999403953552)
-    total = logit - log(-log1p(minus_u, INTERPRETED), INTERPRETED)
+    noise = -log(-log1p(minus_u, INTERPRETED), INTERPRETED)
+    if MIXED:
+        noise = tl.where(tl.load(drawn + row) == 0, 0.0, noise)
+    total = logit + noise
     # As in torch, what is no number is the largest.
     total = tl.where(total == total, total, float("inf"))  # noqa: PLR0124
     total = tl.where(inside, total, float("-inf"))
@@ -84,7 +87,11 @@ def row_maximum_kernel(values, places, tokens, blocks, BLOCK: tl.constexpr):
 
 
 def choose_tokens(
-    logits: torch.Tensor, minimum: torch.Tensor | None, low: torch.Tensor, high: torch.Tensor
+    logits: torch.Tensor,
+    minimum: torch.Tensor | None,
+    low: torch.Tensor,
+    high: torch.Tensor,
+    drawn: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `kernels.choice.choose_tokens`."""
     rows, width = logits.shape
@@ -96,8 +103,10 @@ def choose_tokens(
     if not rows:
         return out
     block_maximum_kernel[(rows, blocks)](
-        *(logits, logits if minimum is None else minimum, low, high, values, places, width, blocks),
+        *(logits, logits if minimum is None else minimum, low, high),
+        *(low if drawn is None else drawn, values, places, width, blocks),
         CUT=minimum is not None,
+        MIXED=drawn is not None,
         INTERPRETED=_INTERPRETED,
         BLOCK=_BLOCK,
     )

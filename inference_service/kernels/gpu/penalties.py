@@ -14,6 +14,21 @@ from inference_service.kernels.slot_state import SlotState
 
 
 _BLOCK = 256
+_PROGRAMS = 16
+"""Of a row, for a history whose length is on the device."""
+
+
+@triton.jit
+def repeated(value, factor):
+    """The logit of a token that occurs in a prompt or an answer."""
+    return tl.where(value > 0, tl.div_rn(value, factor), value * factor)
+
+
+@triton.jit
+def counted(value, count, frequency, presence):
+    """The logit of a token that occurs so often in an answer."""
+    value -= frequency * count.to(tl.float32)
+    return value - tl.where(count > 0, presence, 0.0)
 
 
 @triton.jit(
@@ -32,12 +47,10 @@ def penalised_kernel(
     inside = column < width
     token = tl.load(history + tl.load(slots + one) * history_stride + column, mask=inside, other=0)
     value = tl.load(logits + tl.load(row_ids + one) * vocab_stride + token, mask=inside, other=0.0)
-    factor = tl.load(repetition + one)
-    value = tl.where(value > 0, tl.div_rn(value, factor), value * factor)
+    value = repeated(value, tl.load(repetition + one))
     if COUNTS:
         count = tl.load(counts + tl.load(count_bases + one) + token, mask=inside, other=0)
-        value -= tl.load(frequency + one) * count.to(tl.float32)
-        value -= tl.where(count > 0, tl.load(presence + one), 0.0)
+        value = counted(value, count, tl.load(frequency + one), tl.load(presence + one))
     tl.store(values + one.to(tl.int64) * width + column, value, mask=inside)
 
 
@@ -65,6 +78,32 @@ def write_penalised_kernel(
     tl.store(logits + tl.load(row_ids + one) * vocab_stride + token, value, mask=inside)
 
 
+@triton.jit(
+    do_not_specialize=["history_stride"],
+    do_not_specialize_on_alignment=[
+        *("temperature", "slots", "lengths", "count_bases", "repetition", "frequency", "presence"),
+    ],
+)
+def scaled_history_kernel(
+    logits, out, temperature, slots, lengths, count_bases, repetition, frequency, presence,
+    history, counts, history_stride, vocab_stride, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Some entries of the history of one row; equal tokens have equal values, and `logits` is not written."""
+    row = tl.program_id(0).to(tl.int64)
+    length = tl.load(lengths + row)
+    entries = history + tl.load(slots + row) * history_stride
+    for begin in range(tl.program_id(1) * BLOCK, length, tl.num_programs(1) * BLOCK):
+        column = begin + tl.arange(0, BLOCK)
+        inside = column < length
+        token = tl.load(entries + column, mask=inside, other=0)
+        value = tl.load(logits + row * vocab_stride + token, mask=inside, other=0.0)
+        value = repeated(value, tl.load(repetition + row))
+        count = tl.load(counts + tl.load(count_bases + row) + token, mask=inside, other=0)
+        value = counted(value, count, tl.load(frequency + row), tl.load(presence + row))
+        value = tl.div_rn(value, tl.load(temperature + row))
+        tl.store(out + row * vocab_stride + token, value, mask=inside)
+
+
 def penalise(logits: torch.Tensor, penalties: Penalties, state: SlotState) -> None:
     """As `kernels.penalties.penalise`."""
     count, width = len(penalties.rows), penalties.history_width
@@ -85,3 +124,23 @@ def penalise(logits: torch.Tensor, penalties: Penalties, state: SlotState) -> No
         *(logits, penalties.rows, penalties.slots, state.history, values, width, *strides),
         BLOCK=_BLOCK,
     )
+
+
+def scaled_logits(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    penalties: Penalties,
+    state: SlotState,
+) -> torch.Tensor:
+    """As `kernels.penalties.scaled_logits`; reads no more of a history than its length tells."""
+    out = torch.div(logits, temperature.unsqueeze(-1))
+    programs = min(_PROGRAMS, triton.cdiv(penalties.history_width, _BLOCK))
+    if len(out) and programs:
+        scaled_history_kernel[(len(out), programs)](
+            *(logits, out, temperature, penalties.slots, penalties.lengths, penalties.count_bases),
+            *(penalties.repetition, penalties.frequency, penalties.presence),
+            *(state.history, state.counts, state.history.stride(0), logits.stride(0)),
+            BLOCK=_BLOCK,
+            enable_fp_fusion=False,
+        )
+    return out

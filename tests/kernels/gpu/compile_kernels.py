@@ -31,7 +31,7 @@ HEAD_DIMS = (64, 80, 128, 256)
 FLOATS = {"scale": "fp32", "eps": "fp32"}
 INDICES = {
     *("pages", "contexts", "query_start"),
-    *("low", "high", "places", "history", "counts"),
+    *("low", "high", "drawn", "lengths", "places", "history", "counts"),
     *("page_table", "history_first", "history_ids", "count_values"),
 }
 LONG = {
@@ -42,7 +42,7 @@ LONG = {
 WIDE = {
     *("parts", "extremes", "cos", "sin", "query_scale"),
     *("logits", "minimum", "values", "repetition", "frequency", "presence"),
-    *("log_min_p", "top_p", "maxima", "table"),
+    *("log_min_p", "top_p", "maxima", "table", "temperature"),
 }
 POINTERS = (
     INDICES
@@ -106,11 +106,12 @@ def few_rows() -> Iterator[tuple[Any, dict[str, Any]]]:
             yield skinny.skinny_linear_kernel, tile | kind
         yield skinny.add_parts_kernel, {"BIASED": biased, "BLOCK": 512}
     for cut in (False, True):
-        kind = {"CUT": cut, "INTERPRETED": False}
+        kind = {"CUT": cut, "MIXED": cut, "INTERPRETED": False}
         yield choice.block_maximum_kernel, kind | {"BLOCK": 1024}
     for counts in (False, True):
         yield penalties.penalised_kernel, {"COUNTS": counts, "BLOCK": 256}
-    yield penalties.write_penalised_kernel, {"BLOCK": 256}
+    for kernel in (penalties.write_penalised_kernel, penalties.scaled_history_kernel):
+        yield kernel, {"BLOCK": 256}
     yield choice.row_maximum_kernel, {"BLOCK": 256}
     yield slot_state.begin_rows_kernel, {"BLOCK": 1024}
     for kernel in (slot_state.write_entries_kernel, slot_state.record_tokens_kernel):

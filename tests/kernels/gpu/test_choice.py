@@ -26,6 +26,11 @@ def test_tokens_of_equal_keys(choice, rows, vocab_size, cut):
         minimum = None if cut is None else torch.full((rows, 1), cut).minimum(logits.amax(-1, True))
         expected = choose_tokens(logits.clone(), minimum, *keys(rows, seed))
         assert torch.equal(choice.choose_tokens(logits, minimum, *keys(rows, seed)), expected)
+        some = (torch.arange(rows) % 2).int()
+        given = (minimum, *keys(rows, seed), some)
+        expected = choose_tokens(logits.clone(), *given)
+        assert torch.equal(choice.choose_tokens(logits, *given), expected)
+        assert torch.equal(expected[::2], logits.argmax(-1)[::2])
 
 
 def test_rows_without_a_largest_number(choice):
