@@ -17,8 +17,8 @@ from inference_service.families.placement import Placement
 from inference_service.families.qwen_common.config import QwenVisionSpec
 from inference_service.families.registry import family_of, load_spec
 from inference_service.families.tables import tensor_table
+from inference_service.kernels.check_inputs import Sizes
 from inference_service.kernels.ops import REFERENCE, Ops, choose_ops
-from inference_service.kernels.self_check import Sizes
 from inference_service.model_spec import DTYPE_BYTES, ModelSpec
 from inference_service.models.checkpoint import LoadError, StoredTensor, open_checkpoint
 from inference_service.models.vision_language import VisionLanguageModel

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from inference_service.kernels.attention import AttentionMetadata, paged_attention
+from inference_service.kernels.check_inputs import Inputs, Sizes
 from inference_service.kernels.choice import choose_tokens
 from inference_service.kernels.filters import lowest_kept
 from inference_service.kernels.heads import HeadNorms, Rotation, rotate_and_write
 from inference_service.kernels.penalties import Penalties, penalise, scaled_logits
 from inference_service.kernels.rms_norm import add_rms_norm, rms_norm
 from inference_service.kernels.rope import apply_rope
-from inference_service.kernels.self_check import Inputs, Sizes, defect
+from inference_service.kernels.self_check import defect
 from inference_service.kernels.silu_and_mul import silu_and_mul
 from inference_service.kernels.skinny_linear import skinny_linear
 from inference_service.kernels.slot_state import (

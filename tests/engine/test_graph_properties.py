@@ -34,7 +34,7 @@ from inference_service.engine.row_settings import RowSettings
 from inference_service.engine.runner import ModelRunner
 from inference_service.engine.sequence import Sequence
 from inference_service.engine.step_results import ChunkResult, Launched
-from inference_service.engine.step_sampler import StepSampler
+from inference_service.engine.step_sampler import SamplingPlan, StepSampler
 from inference_service.engine_protocol.messages import (
     EngineConfig,
     EngineRequest,
@@ -323,9 +323,12 @@ def test_notices_padding_in_the_page_of_a_sequence(monkeypatch: pytest.MonkeyPat
 def test_notices_a_sampler_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StepSampler, "whole", lambda *_: None)
     real = StepSampler.plan
-    monkeypatch.setattr(
-        StepSampler, "plan", lambda self, *given: replace(real(self, *given), is_greedy=True)
-    )
+
+    def plan(self: StepSampler, *given: Any) -> SamplingPlan:
+        made = real(self, *given)
+        return replace(made, is_greedy=not made.questions.any)
+
+    monkeypatch.setattr(StepSampler, "plan", plan)
     run_until_broken(monkeypatch)
 
 

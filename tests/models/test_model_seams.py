@@ -14,9 +14,9 @@ from inference_service.engine import loader
 from inference_service.engine.loader import load_model
 from inference_service.families.qwen_common.config import QwenVisionSpec
 from inference_service.families.registry import load_spec
+from inference_service.kernels.check_inputs import Sizes
 from inference_service.kernels.layers import DenseWeight, Linear, convert_linears
 from inference_service.kernels.ops import REFERENCE, Ops
-from inference_service.kernels.self_check import Sizes
 from inference_service.models.vision_language import VisionLanguageModel
 from tests.support.paged_forward import PagedForward
 from tests.support.tiny_qwen_vl import FAMILIES, build_checkpoint, image, prompt

@@ -36,8 +36,9 @@ from inference_service.engine_protocol.messages import (
     ImageSpan,
     SamplingParams,
 )
+from inference_service.kernels.check_inputs import Inputs, Sizes
 from inference_service.kernels.ops import REFERENCE, Ops, gpu_kernels
-from inference_service.kernels.self_check import CASES, Inputs, Sizes
+from inference_service.kernels.self_check import CASES
 from tests.kernels.gpu.install_triton import FOLDER
 
 

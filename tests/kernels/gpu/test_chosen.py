@@ -7,8 +7,9 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from inference_service.kernels.check_inputs import Inputs, Sizes
 from inference_service.kernels.ops import REFERENCE, Kernel, Ops, choose_ops, gpu_kernels
-from inference_service.kernels.self_check import CASES, LIMITS, Inputs, Sizes, defect
+from inference_service.kernels.self_check import CASES, LIMITS, defect
 
 
 CPU = torch.device("cpu")
