@@ -230,7 +230,7 @@ class SamplingTable:
         history_places: Ints,
         count_bases: Ints,
     ) -> RowSettings | None:
-        """The settings of all rows of a step that is captured; None if a row needs more, such as a mask or a bias.
+        """The settings of all rows of a step that is captured; None if a row needs a bias.
 
         Args:
             rows: R rows.
@@ -239,8 +239,7 @@ class SamplingTable:
             count_bases: By slot; see `Selection`.
         """
         slots = np.array([row.slot for row in rows], np.int64)
-        needs_lists = self._listed[slots].any()
-        if needs_lists and (any(one.is_masked for one in rows) or len(self._bias(rows, slots)[0])):
+        if self._listed[slots].any() and len(self._bias(rows, slots)[0]):
             return None
         answers = np.array([row.num_answer_tokens for row in rows], np.int64)
         low, high = noise_keys(self._noise[slots], answers)

@@ -141,7 +141,7 @@ class Slots:
         return selection, shape, recorded
 
     def whole(self, rows: Seq[SampledRow]) -> RowSettings | None:
-        """The settings of all rows of a captured step; None if a row needs more. See `SamplingTable.whole`."""
+        """The settings of all rows of a captured step; None if a row needs a bias. See `SamplingTable.whole`."""
         lengths = [self._tenant(row).history_start + row.num_answer_tokens for row in rows]
         slots = np.array([row.slot for row in rows], np.int64)
         # A probe may fill the context, and nothing is sampled behind it.

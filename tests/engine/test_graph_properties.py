@@ -48,7 +48,7 @@ from tests.engine.test_pipeline_properties import Serving
 from tests.support import graph_tape
 from tests.support.conversations import conversation, drain
 from tests.support.delayed_runner import FakePace
-from tests.support.tiny_qwen_vl import image
+from tests.support.tiny_qwen_vl import VOCAB_SIZE, image
 
 
 PICTURES = [image(1, 2, 1), image(2, 2, 2), image(2, 1, 3)]
@@ -114,6 +114,8 @@ def samplings(draw: st.DrawFn) -> SamplingParams:
         top_p=draw(st.sampled_from([1.0, 1.0, 0.9])),
         repetition_penalty=draw(st.sampled_from([1.0, 1.0, 1.2])),
         frequency_penalty=draw(st.sampled_from([0.0, 0.0, 0.3])),
+        logit_bias=draw(st.sampled_from([(), (), (), ((7, 3.0),)])),
+        allowed_tokens=draw(st.sampled_from([b"", b"", b"", b"\x0f" * (-(-VOCAB_SIZE // 32) * 4)])),
         logprobs=1 if draw(st.integers(0, 4)) == 0 else None,
         prompt_logprobs=0 if told else None,
         seed=draw(st.integers(0, 3)),

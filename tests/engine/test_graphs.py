@@ -41,7 +41,7 @@ from inference_service.settings import ServiceSettings
 from tests.engine.test_one_step_ahead import SAMPLED, crowd, exact, play
 from tests.support import glm_4v, graph_tape, qwen_vl_v1
 from tests.support.conversations import GREEDY, conversation, drain
-from tests.support.tiny_qwen_vl import image
+from tests.support.tiny_qwen_vl import VOCAB_SIZE, image
 
 
 Make = Callable[..., EngineCore]
@@ -134,7 +134,10 @@ def test_the_sampler_is_queued_for_rows_that_need_more_only(
         SAMPLED, top_k=20, top_p=0.8, repetition_penalty=1.05, logprobs=2, max_tokens=6
     )
     biased = replace(settings, logit_bias=((3, 1.0),))
-    for index, (sampling, behind) in enumerate(((settings, 0), (biased, 5))):
+    words = np.zeros(-(-VOCAB_SIZE // 32), np.int32)
+    words[2:6] = 0xFF
+    masked = replace(settings, allowed_tokens=words.tobytes())
+    for index, (sampling, behind) in enumerate(((settings, 0), (biased, 5), (masked, 5))):
         queued.clear()
         core = make(enable_prefix_caching=False)
         core.add(prompt.request(str(index), replace(sampling, eos_token_ids=())), b"")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,12 @@ def test_notices_images_that_are_kept(
     kept = []
     cache = core._runner._encoder_cache
     real = cache.fill
-    monkeypatch.setattr(cache, "fill", lambda *given: kept.append(given) or real(*given))
+
+    def fill(*given: Any) -> None:
+        kept.append(given)
+        real(*given)
+
+    monkeypatch.setattr(cache, "fill", fill)
     see(core, 0, 60)
     before = tensor_bytes()
     see(core, 60, 90)

@@ -165,14 +165,11 @@ def row_of(**changes: Any) -> Sequence:
         (row_of(logit_bias=((3, 1.0),)), False),
         (row_of(min_tokens=2, eos_token_ids=(7,)), False),
         (row_of(min_tokens=2), True),
-        (
-            sequence_of(SamplingRow(SamplingParams(max_tokens=9), (1,), (), is_masked=True), 0),
-            False,
-        ),
+        (row_of(bad_sequences=((1, 3),)), True),
     ],
 )
 def test_rows_that_need_more(sequence: Sequence, fits: bool) -> None:
-    """Early end tokens are excluded by a list, and so are biases; a mask comes from the host."""
+    """Biases are lists, and so are end tokens that come too early."""
     slots = new_slots()
     slots.admit([sequence])
     assert (slots.whole([sampled_row(sequence)]) is not None) is fits
