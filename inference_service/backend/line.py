@@ -25,35 +25,33 @@ _LATELY_S: Final = 10.0
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """Places of one request, from `Line.enter` to `leave`.
+    """Places of one request, from `Line.ask` or `Line.enter` to `leave`.
 
     Attributes:
-        caller: Who has them.
-        size: Their number: the request's answers.
+        caller: Who has them, or waits for them.
+        size: Their number; of a request that is larger than the line, all that there are when it gets them.
+        priority: Of the requests of one caller, those with the lowest number come first.
+        granted: Done when it has them.
     """
 
     caller: str
     size: int
+    priority: int
+    granted: asyncio.Future[None]
     _line: Line
 
     def leave(self) -> None:
-        """Frees the places; doing so twice does no harm."""
-        self.shrink(0)
+        """Frees the places, or leaves the line; doing so twice does no harm."""
+        if self.granted.cancel() or self.granted.cancelled():
+            self._line._give_up(self)  # noqa: SLF001 - one unit
+        else:
+            self.shrink(0)
 
     def shrink(self, size: int) -> None:
-        """Frees the places beyond so many."""
+        """Frees the places beyond so many, once it has them."""
         if size < self.size:
-            self._line._leave(self, self.size - size)  # noqa: SLF001 - one unit
-            self.size = size
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Waiting:
-    """A request that waits: its places, its priority, and what is done when it has them."""
-
-    size: int
-    priority: int
-    granted: asyncio.Future[None]
+            freed, self.size = self.size - size, size
+            self._line._free(self.caller, freed)  # noqa: SLF001 - one unit
 
 
 class Line:
@@ -68,7 +66,7 @@ class Line:
         self.places = places
         self.spare = spare
         self._held: Counter[str] = Counter()
-        self._waiting: dict[str, deque[_Waiting]] = {}  # of each caller, in order of arrival
+        self._waiting: dict[str, deque[Place]] = {}  # of each caller, in order of arrival
         self._overtaken: Counter[str] = Counter()  # turns since that of a caller's oldest request
         self._seen: dict[
             str, float
@@ -85,36 +83,39 @@ class Line:
         return sum(map(len, tuple(self._waiting.values())))
 
     @property
-    def waiting_size(self) -> int:
-        """Places that they wait for."""
-        return sum(entry.size for queue in self._waiting.values() for entry in queue)
+    def waiting_callers(self) -> int:
+        """Callers with requests that wait."""
+        return len(self._waiting)
+
+    def waiting_size(self, caller: str) -> int:
+        """Places that a caller's requests wait for."""
+        return sum(min(place.size, self.places) for place in self._waiting.get(caller, ()))
 
     async def enter(self, caller: str, size: int, priority: int = 0) -> Place:
-        """Waits for places.
+        """Waits for places; see `ask`."""
+        place = self.ask(caller, size, priority)
+        try:
+            await place.granted
+        except asyncio.CancelledError:
+            place.leave()
+            raise
+        return place
+
+    def ask(self, caller: str, size: int, priority: int = 0) -> Place:
+        """Asks for places, for which `Place.granted` waits; whoever does not want them any more leaves.
 
         Args:
             caller: Who asks.
-            size: Number of places; a request that is larger than the batch takes all of it.
+            size: Number of places, at least 1; a request that is larger than the line takes all of it.
             priority: Of the requests of one caller, those with the lowest number come first.
         """
-        size = min(size, self.places)
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = _Waiting(size, priority, granted)
-        self._waiting.setdefault(caller, deque()).append(entry)
+        place = Place(caller, size, priority, asyncio.get_running_loop().create_future(), self)
+        self._waiting.setdefault(caller, deque()).append(place)
         self._grant()
-        try:
-            await granted
-        except asyncio.CancelledError:
-            if granted.cancelled():
-                self._remove(caller, entry)
-            else:
-                self._free(caller, size)
-            self._grant()
-            raise
-        return Place(caller, size, self)
+        return place
 
-    def _leave(self, place: Place, size: int) -> None:
-        self._free(place.caller, size)
+    def _give_up(self, place: Place) -> None:
+        self._remove(place)
         self._grant()
 
     def _free(self, caller: str, size: int) -> None:
@@ -122,39 +123,43 @@ class Line:
         self._held[caller] -= size
         if not self._held[caller]:
             del self._held[caller]
+        self._grant()
 
-    def _remove(self, caller: str, entry: _Waiting) -> None:
-        queue = self._waiting.get(caller)
+    def _remove(self, place: Place) -> None:
+        queue = self._waiting.get(place.caller)
         if queue is not None:
             with contextlib.suppress(ValueError):
-                queue.remove(entry)
+                queue.remove(place)
             if not queue:
-                del self._waiting[caller]
-                del self._overtaken[caller]
+                del self._waiting[place.caller]
+                del self._overtaken[place.caller]
 
     def _grant(self) -> None:
         """Gives free places to those whose turn it is; a large request is waited for, not overtaken for ever."""
         while (caller := self._next()) is not None:
-            entry = self._first(caller)
+            place = self._first(caller)
+            # Not before: an engine that comes back may have fewer pages than when it asked.
+            size = min(place.size, self.places)
             kept = self.spare if self._held[caller] else 0
             free = self.places - kept - self._held.total()
-            if not entry.granted.cancelled() and entry.size > free:
+            if not place.granted.cancelled() and size > free:
                 return
-            is_oldest = entry is self._waiting[caller][0]
+            is_oldest = place is self._waiting[caller][0]
             self._overtaken[caller] = 0 if is_oldest else self._overtaken[caller] + 1
-            self._remove(caller, entry)
-            if not entry.granted.cancelled():
+            self._remove(place)
+            if not place.granted.cancelled():
                 self._seen.pop(caller, None)
                 self._seen[caller] = time.monotonic()
-                self._held[caller] += entry.size
-                entry.granted.set_result(None)
+                self._held[caller] += size
+                place.size = size
+                place.granted.set_result(None)
 
-    def _first(self, caller: str) -> _Waiting:
+    def _first(self, caller: str) -> Place:
         """The next request of a caller that waits."""
         queue = self._waiting[caller]
         if self._overtaken[caller] >= _OLDEST_EVERY - 1:
             return queue[0]
-        return min(queue, key=lambda entry: entry.priority)  # of equal ones the oldest
+        return min(queue, key=lambda place: place.priority)  # of equal ones the oldest
 
     def _next(self) -> str | None:
         """The caller with the fewest places and then the oldest turn, of those that leave the others their shares."""

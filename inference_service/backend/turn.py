@@ -126,21 +126,19 @@ class Turn:
         """Waits for room in the KV cache: for the prompt and the beginning of every answer.
 
         Raises:
-            QueueFullError: Those that wait need the whole cache many times over.
+            QueueFullError: Those of this caller that wait need its part of the whole cache many times over.
         """
-        line = self._tokens
-        capacity = line.places - line.spare
-        if line.waiting_size > _MAX_WAITING_CACHES * capacity:
+        line, caller = self._tokens, self._admitted.caller
+        capacity, own = line.places - line.spare, line.waiting_size(caller)
+        if own * max(1, line.waiting_callers) > _MAX_WAITING_CACHES * capacity:
             raise QueueFullError(
-                f"Requests with {line.waiting_size} tokens wait for the KV cache of {capacity} tokens, the maximum;"
-                " try again later.",
+                f"Requests of yours with {own} tokens wait for the KV cache of {capacity} tokens, your part of the"
+                " maximum; try again later.",
                 retry_after_s=_RETRY_AFTER_S,
             )
         tokens = prompt_tokens + self.size * min(max_tokens, _ANSWER_TOKENS)
         with current_request().waiting("kv_cache"):
-            self._places.append(
-                await line.enter(self._admitted.caller, tokens, self._admitted.priority)
-            )
+            self._places.append(await line.enter(caller, tokens, self._admitted.priority))
 
     def free_pixels(self) -> None:
         """Gives back the room of the pixels: the engine has them."""

@@ -227,3 +227,56 @@ async def test_a_large_request_that_is_not_urgent_gets_its_places() -> None:
     await asking.finish()
     assert asking.order.index("a large") < 14
     assert len(asking.order) == 25
+
+
+@pytest.mark.parametrize("fewer", [1, 50, 99])
+async def test_a_line_that_became_shorter_grants_what_was_asked_of_the_longer_one(
+    fewer: int,
+) -> None:
+    line = Line(100)
+    asking = Asking(line)
+    await asking.ask("a", size=100)
+    await asking.ask("b", size=100)
+    await asking.ask("b")
+    line.places = fewer
+    await asking.leave()
+    assert (asking.order, line.held) == (["a", "b"], fewer)
+    assert asking.places[0].size == fewer
+    await asking.finish()
+    assert (line.held, line.waiting) == (0, 0)
+
+
+async def test_a_line_that_became_longer_grants_what_was_asked() -> None:
+    line = Line(1)
+    asking = Asking(line)
+    await asking.ask("a", "b", size=60)
+    line.places = 100
+    await asking.leave()
+    assert (asking.order, line.held) == (["a", "b"], 60)
+    await asking.finish()
+    assert line.held == 0
+
+
+async def test_what_waits_is_told_by_callers() -> None:
+    line = Line(10)
+    asking = Asking(line)
+    await asking.ask("a", size=10)
+    await asking.ask("b", "b", size=4)
+    await asking.ask("c", size=40)
+    assert (line.waiting, line.waiting_callers) == (3, 2)
+    assert [line.waiting_size(caller) for caller in "abc"] == [0, 8, 10]
+    await asking.finish()
+    assert line.waiting_callers == 0
+
+
+async def test_a_place_can_be_asked_for_without_waiting() -> None:
+    line = Line(10)
+    first, second, third = line.ask("a", 10), line.ask("a", 8), line.ask("b", 5)
+    assert [place.granted.done() for place in (first, second, third)] == [True, False, False]
+    second.leave()
+    second.leave()
+    assert line.waiting == 1
+    first.leave()
+    assert third.granted.done()
+    third.leave()
+    assert (line.held, line.waiting) == (0, 0)
