@@ -53,6 +53,8 @@ from tests.support.tiny_qwen_vl import VOCAB_SIZE, image
 
 PICTURES = [image(1, 2, 1), image(2, 2, 2), image(2, 1, 3)]
 
+SOME_TOKENS = (b"\x0f" * (VOCAB_SIZE // 8)).ljust(-(-VOCAB_SIZE // 32) * 4, b"\0")
+
 
 class Setup:
     """What all examples share; set by a fixture.
@@ -115,7 +117,7 @@ def samplings(draw: st.DrawFn) -> SamplingParams:
         repetition_penalty=draw(st.sampled_from([1.0, 1.0, 1.2])),
         frequency_penalty=draw(st.sampled_from([0.0, 0.0, 0.3])),
         logit_bias=draw(st.sampled_from([(), (), (), ((7, 3.0),)])),
-        allowed_tokens=draw(st.sampled_from([b"", b"", b"", b"\x0f" * (-(-VOCAB_SIZE // 32) * 4)])),
+        allowed_tokens=draw(st.sampled_from([b"", b"", b"", SOME_TOKENS])),
         logprobs=1 if draw(st.integers(0, 4)) == 0 else None,
         prompt_logprobs=0 if told else None,
         seed=draw(st.integers(0, 3)),
