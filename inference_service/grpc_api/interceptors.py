@@ -155,6 +155,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except ServiceError:
             await self._pacing.wait(peer)
             raise
+        self._pacing.admitted()
 
     async def _check_key(self, context: Context) -> None:
         if not has_key(context, self._keys):

@@ -12,7 +12,9 @@ from typing import Final
 _FREE_PER_S: Final = 10.0
 _MAX_DELAY_S: Final = 10.0
 """A hundred callers with one key are refused some ten times a second then, each for two or three milliseconds."""
-_FREE_OF_ALL_PER_S: Final = 100.0
+_FREE_OF_ALL_PER_S: Final = 10.0
+_FREE_OF_ALL_PER_ADMITTED: Final = 0.5
+"""Callers that wait as they are told are refused about as often as others are admitted."""
 _MOST: Final = 1 + _MAX_DELAY_S
 _MAX_CALLERS: Final = 1000
 _MAX_WAITING: Final = 4000
@@ -41,6 +43,11 @@ class RefusalPacing:
         delay_s = (own[1] - _FREE_PER_S) / _FREE_PER_S
         delay_of_all_s = (self._all[1] - _FREE_OF_ALL_PER_S) / _FREE_OF_ALL_PER_S
         return min(max(0.0, delay_s, delay_of_all_s), _MAX_DELAY_S)
+
+    def admitted(self) -> None:
+        """Counts a request that was not refused: the more there are, the more refusals are let off."""
+        then, count = self._all
+        self._all = then, max(0.0, count - _FREE_OF_ALL_PER_ADMITTED)
 
     def is_over(self, caller: str) -> bool:
         """Whether a caller's refusals have come so fast lately that further ones are delayed."""

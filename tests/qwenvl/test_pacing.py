@@ -17,7 +17,7 @@ def test_only_a_caller_that_repeats_refused_requests_at_once_waits() -> None:
     assert delays[0] == 0
     assert delays == sorted(delays)
     assert delays[-1] == 10.0
-    assert pacing.delay_s("polite") == 0
+    assert pacing.delay_s("polite") < 0.2
     now[0] += 60
     assert pacing.delay_s("hammers") == 0
 
@@ -35,17 +35,30 @@ def test_a_flood_is_forgotten_soon() -> None:
     assert not pacing.is_over("0")
 
 
-def test_many_callers_are_refused_a_hundred_times_a_second_together() -> None:
+def refusals_per_s(callers: int, admitted_per_s: int = 0) -> float:
+    """How many callers that ask again at once are refused, while others are admitted."""
     now = [0.0]
     pacing = RefusalPacing(lambda: now[0])
-    asking = [(0.0, f"{number}") for number in range(2000)]  # when each asks next
+    asking = [(0.0, f"{number}") for number in range(callers)]  # when each asks next
     heapify(asking)
-    refusals = 0
+    refusals, admitted = 0, 0
     while now[0] < 80:
         now[0], caller = asking[0]
+        while admitted < now[0] * admitted_per_s:
+            pacing.admitted()
+            admitted += 1
         refusals += now[0] >= 20
         heapreplace(asking, (now[0] + pacing.delay_s(caller) + 0.001, caller))
-    assert refusals / 60 < 1.05 * 2000 / 10, "each waits for at most ten seconds"
+    return refusals / 60
+
+
+def test_many_callers_are_refused_few_times_a_second_together() -> None:
+    assert 5 < refusals_per_s(80) < 15
+    assert refusals_per_s(2000) < 1.05 * 2000 / 10, "each waits for at most ten seconds"
+
+
+def test_the_more_are_admitted_the_more_may_be_refused() -> None:
+    assert 50 < refusals_per_s(80, admitted_per_s=120) < 100
 
 
 def test_however_fast_they_ask_a_hundred_are_refused_some_times_a_second() -> None:
