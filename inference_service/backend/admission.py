@@ -75,9 +75,9 @@ class AdmittedRequest:
         """Cancels the body when the request is aborted or ended; one block at a time.
 
         Raises:
-            ServiceError: The body was cancelled, or the request had been ended (not: aborted) before.
+            ServiceError: The body was cancelled, or the request had been aborted or ended before.
         """
-        if self._error is not None and not self.aborted:
+        if self._error is not None:
             raise self._error
         try:
             async with asyncio.timeout(None) as self._abortable:

@@ -22,7 +22,7 @@ from inference_service.backend.forms import (
 from inference_service.backend.prompts import PreparedPrompt, Prompts
 from inference_service.backend.rates import Amounts, RateLimits
 from inference_service.backend.rendering import rendered
-from inference_service.backend.run import run, run_aborted
+from inference_service.backend.run import run
 from inference_service.backend.sampling import check_token_ids
 from inference_service.backend.served_model import Model
 from inference_service.backend.token_lists import NO_LISTS, TokenLists, token_lists
@@ -137,19 +137,17 @@ class Answering:
                 await turn.reserve_tokens(prepared.usage.prompt_tokens, options.max_tokens)
         engine_request = self._composer.engine_request(request, admitted, prepared, options, lists)
         answers = new_answers(request, prepared, self._model, prepared.infos)
-        if admitted.aborted:
-            events = run_aborted(engine_request, prepared, answers)
-        else:
-            events = run(
-                self._engine,
-                engine_request,
-                prepared,
-                answers,
-                request.prompt_field,
-                form_field=asked_in,
-                begun=turn.free_pixels,
-                computed=turn.leave,
-            )
+        events = run(
+            self._engine,
+            engine_request,
+            prepared,
+            answers,
+            request.prompt_field,
+            form_field=asked_in,
+            begun=turn.free_pixels,
+            computed=turn.leave,
+            aborted=lambda: admitted.aborted,
+        )
         async with contextlib.aclosing(events):
             # The engine begins now, whether the client reads or not: it would keep its place in the batch for nothing.
             first = asyncio.ensure_future(anext(events, None))

@@ -38,6 +38,7 @@ async def run(
     form_field: str = "spec.constraint",
     begun: Callable[[], None] = nothing,
     computed: Callable[[], None] = nothing,
+    aborted: Callable[[], bool] = lambda: False,
 ) -> AsyncGenerator[Delta | Finished | TokenUsage, None]:
     """Runs a request on the engine and yields the events of its answers; closing the iterator aborts it.
 
@@ -50,10 +51,16 @@ async def run(
         form_field: The field that errors about the form of the answers name.
         begun: Called when the engine has the request and its pixels.
         computed: Called when the engine computes the request no more.
+        aborted: Whether the request was aborted before the engine knows it; afterwards, the engine is told.
 
     Raises:
         ServiceError: The engine refused the request or failed on it.
     """
+    # Here and not before: the caller's abort may come in the turn of the loop in which this iterator is begun.
+    if aborted():
+        async for event in run_aborted(engine_request, prepared, answers):
+            yield event
+        return
     cached_tokens = written_tokens = 0
     record = current_request()
     open_choices = set(range(len(answers)))

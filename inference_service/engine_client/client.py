@@ -68,6 +68,7 @@ class EngineClient:
         )
         self._gate = Gate(pixel_budget_bytes)
         self._requests: dict[str, RequestInFlight] = {}
+        self._waits_for_ids: dict[str, asyncio.Event] = {}  # set by the abort of the one that waits
         self._prompts = PromptsInFlight(self._forget_prompt)
 
     # ---- the interface of Engine, documented there ----
@@ -122,12 +123,12 @@ class EngineClient:
 
     async def abort(self, request_id: str, choice_index: int | None = None) -> None:
         """See `Engine`."""
+        if choice_index is None and request_id in self._waits_for_ids:
+            self._waits_for_ids[request_id].set()
         flight = self._requests.get(request_id)
-        if flight is None:
+        if flight is None or flight.abandoned:
             return
-        if flight.abandoned:  # already aborted: this abort is for the request that waits for the id
-            flight.next_aborted |= choice_index is None
-        elif flight.sent:
+        if flight.sent:
             self._supervisor.send(wire.Abort(request_id, choice_index))
         else:
             flight.push_aborted(choice_index)
@@ -196,9 +197,14 @@ class EngineClient:
         Returns:
             False if the new request was aborted while it waited.
         """
+        aborted = asyncio.Event()
         while (flight := self._requests.get(request_id)) is not None and flight.abandoned:
-            await flight.over.wait()
-            if flight.next_aborted:
+            aborted = self._waits_for_ids.setdefault(request_id, aborted)
+            try:
+                await flight.over.wait()
+            finally:
+                self._waits_for_ids.pop(request_id, None)
+            if aborted.is_set():
                 return False
         return True
 

@@ -23,7 +23,6 @@ class RequestInFlight:
         reservation: Its reservation in the pixel budget.
         sent: It was sent to the engine.
         abandoned: Its consumer is gone and an abort was sent to the engine.
-        next_aborted: Requests that wait for its id to become free are aborted as well.
         open_choices: Choices that have not finished.
         unanswered_choices: Choices that neither got a token while there was a consumer nor finished by themselves. A
             request without any is answered, even if its consumer left at a stop string, which is an abort here.
@@ -39,7 +38,6 @@ class RequestInFlight:
         self.reservation = reservation
         self.sent = False
         self.abandoned = False
-        self.next_aborted = False
         self.open_choices = set(range(request.num_choices))
         self.unanswered_choices = set(self.open_choices)
         self.computed: Callable[[], None] = nothing

@@ -87,6 +87,17 @@ async def test_an_abort_ends_an_abortable_block_and_nothing_after_it() -> None:
             admitted.raise_if_aborted()
 
 
+async def test_what_was_aborted_between_two_abortable_blocks_does_not_begin_the_next() -> None:
+    admission = Admission(1)
+    with admission.admit("a", "me") as admitted:
+        async with admitted.abortable():
+            pass
+        assert admission.abort("a", "me")
+        async with asyncio.timeout(10):
+            with pytest.raises(AbortedError):
+                await _wait_abortably(admitted)
+
+
 async def test_a_timeout_in_an_abortable_block_is_no_abort() -> None:
     admitted = AdmittedRequest("a", "me", "a")
     with pytest.raises(TimeoutError):

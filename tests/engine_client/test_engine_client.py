@@ -546,6 +546,27 @@ async def test_an_abort_reaches_the_request_that_waits_for_an_abandoned_id(engin
     assert tokens_of(await collect(engine, request_of("a")))
 
 
+async def test_an_abort_reaches_it_in_the_turn_in_which_the_id_is_free(engine, monkeypatch):
+    outputs = await endless(engine, "a")
+    await outputs.aclose()
+    retry = asyncio.create_task(collect(engine, request_of("a")))
+    forget = engine._forget
+    aborts = []
+
+    def forget_and_abort(flight, **options):
+        forget(flight, **options)
+        if not aborts:
+            aborts.append(engine.abort("a"))
+            with pytest.raises(StopIteration):
+                aborts[0].send(None)
+
+    monkeypatch.setattr(engine, "_forget", forget_and_abort)
+    async with asyncio.timeout(BOUND_S):
+        [output] = await retry
+    assert (output.finish_reason, output.token_ids) == (FinishReason.ABORTED, ())
+    assert tokens_of(await collect(engine, request_of("a")))
+
+
 async def test_a_request_running_at_two_crashes_is_refused(engine):
     for _ in range(2):
         await lose_to(engine, 4, CRASH)
