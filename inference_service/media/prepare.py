@@ -171,7 +171,7 @@ class MediaPreparer:
                 f"The request has {len(media)} images, but this model supports at most {max_images}.",
                 field=request.prompt_field,
             )
-        with self._files.of_request() as files:
+        with self._files.of_request(caller) as files:
             fetch = functools.partial(self._fetcher.fetch, caller=caller, files=files)
             work = _RequestMedia(request, self._decoder.allowance(), fetch)
             tasks = [asyncio.ensure_future(self._processed(part, work)) for part in media]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -16,37 +17,79 @@ from inference_service.media.file_budget import FileBudget
 @hypothesis_settings(deadline=None)
 @given(
     st.integers(1, 20),
-    st.lists(st.lists(st.lists(st.integers(1, 9), max_size=5), max_size=4), max_size=8),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["", "a", "b"]),
+            st.lists(st.lists(st.integers(1, 9), max_size=5), max_size=4),
+        ),
+        max_size=8,
+    ),
 )
-def test_all_requests_end_and_only_the_oldest_exceeds_the_limit(
-    limit: int, requests: list[list[list[int]]]
+def test_all_requests_end_and_only_the_oldest_of_a_caller_exceeds_the_limits(
+    limit: int, requests: list[tuple[str, list[list[int]]]]
 ) -> None:
     budget = FileBudget(limit, wait_s=3600)
-    held: dict[int, int] = {}  # in the order of their first bytes
+    held: dict[str, dict[int, int]] = {"": {}, "a": {}, "b": {}}  # in the order of first bytes
 
-    async def request(number: int, files: list[list[int]]) -> None:
-        with budget.of_request() as fetched:
+    def of_others(caller: str) -> int:
+        """What a caller's requests hold without its oldest."""
+        return sum([*held[caller].values()][1:])
+
+    async def request(number: int, caller: str, files: list[list[int]]) -> None:
+        with budget.of_request(caller) as fetched:
 
             async def fetch(chunks: list[int]) -> None:
                 for size in chunks:
                     await asyncio.sleep(0)
                     if not fetched.has_room(size):
-                        held.setdefault(number, 0)
+                        held[caller].setdefault(number, 0)
                         await fetched.wait_for_room(size, "f")
                     fetched.add(size)
-                    held[number] = held.get(number, 0) + size
-                    others = sum(held.values()) - held[next(iter(held))]
-                    assert others <= limit
+                    held[caller][number] = held[caller].get(number, 0) + size
+                    assert sum(map(of_others, held)) <= limit
+                    assert all(of_others(known) <= limit // 2 for known in "ab")
 
             await asyncio.gather(*map(fetch, files))
-            held.pop(number, None)
+            held[caller].pop(number, None)
 
     async def main() -> None:
         async with asyncio.timeout(20):
-            await asyncio.gather(*(request(n, files) for n, files in enumerate(requests)))
+            await asyncio.gather(*(request(n, *asked) for n, asked in enumerate(requests)))
 
     asyncio.run(main())
     assert budget.used_bytes == 0
+    assert not budget._requests
+
+
+async def test_a_caller_who_has_nothing_does_not_wait_for_the_files_of_another() -> None:
+    budget = FileBudget(100, wait_s=3600)
+    with contextlib.ExitStack() as stack:
+        for size in (50, 50, 1):  # its oldest, and others until its half is full
+            mine = stack.enter_context(budget.of_request("greedy"))
+            if mine.has_room(size):
+                mine.add(size)
+        assert budget.used_bytes == 50
+        stack.enter_context(budget.of_request("other")).add(50)
+        first = stack.enter_context(budget.of_request("modest"))
+        second = stack.enter_context(budget.of_request("modest"))
+        assert first.has_room(1)
+        first.add(1)
+        assert first.has_room(30)
+        assert not second.has_room(1)
+
+
+async def test_one_caller_leaves_half_of_the_room_to_others() -> None:
+    budget = FileBudget(100, wait_s=3600)
+    with contextlib.ExitStack() as stack:
+        greedy = [stack.enter_context(budget.of_request("greedy")) for _ in range(4)]
+        greedy[0].has_room(0)
+        for files in greedy[1:]:
+            while files.has_room(10):
+                files.add(10)
+        assert budget.used_bytes == 50
+        modest = [stack.enter_context(budget.of_request("modest")) for _ in range(2)]
+        modest[0].has_room(0)
+        assert modest[1].has_room(50)
 
 
 async def test_a_file_that_waits_too_long_is_refused_with_a_retry() -> None:
