@@ -301,7 +301,9 @@ class ServiceSettings(FlagSettings):
         8.0, ge=0, description="lowest rate at which a media host may send, in KiB per second"
     )
     media_buffer_mib: Positive = Field(
-        512, description="maximum size of the fetched files in memory, in MiB"
+        512,
+        description="maximum size of the fetched files in memory, in MiB; one caller has half of it, and its oldest"
+        " request goes on beyond it",
     )
     max_media_fetches: Positive = Field(
         256,
@@ -333,7 +335,9 @@ class ServiceSettings(FlagSettings):
         60.0, description="maximum time to decode all images of one request, in seconds"
     )
     pixel_budget_mib: Positive = Field(
-        512, description="maximum size of the decoded pixels in transit to the engine, in MiB"
+        512,
+        description="maximum size of the decoded pixels in transit to the engine, in MiB; an eighth of it is left to"
+        " callers who have none there",
     )
     api_key_file: str | None = Field(
         None, description="file with one API key per line; none = no authentication"

@@ -33,14 +33,14 @@ class EnginePrompts(TextWorkers):
         self._chat = chat
         self._engine = engine
 
-    async def prepare(self, request: Request, media: PreparedMedia) -> PreparedPrompt:
+    async def prepare(self, request: Request, media: PreparedMedia, caller: str) -> PreparedPrompt:
         """See `PromptWorkers.prepare`."""
         source, start = await self.run(
             num_characters(request), lambda: self._source(request, media.images)
         )
         pixels = [image.pixels for image in media.images]
         try:
-            layout = await self._engine.prepare(source, pixels)
+            layout = await self._engine.prepare(source, pixels, caller)
         except InvalidArgumentError as error:
             error.field = error.field or request.prompt_field
             raise

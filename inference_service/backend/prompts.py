@@ -59,8 +59,8 @@ class Prompts(Protocol):
     async def refuse_too_long(self, request: Request, max_tokens: int) -> None:
         """Refuses a request whose text cannot fit the context window, before anything of it is computed."""
 
-    async def prepare(self, request: Request, media: PreparedMedia) -> PreparedPrompt:
-        """Builds the prompt of a request."""
+    async def prepare(self, request: Request, media: PreparedMedia, caller: str) -> PreparedPrompt:
+        """Builds the prompt of a caller's request."""
 
     async def run(self, characters: int, work: Callable[[], T]) -> T:
         """Runs work on so many characters of text in a thread."""
@@ -131,12 +131,15 @@ class PromptWorkers(TextWorkers):
         super().__init__(tokenizer)
         self._builder = builder
 
-    async def prepare(self, request: Request, media: PreparedMedia) -> PreparedPrompt:
-        """Builds the prompt of a request.
+    async def prepare(self, request: Request, media: PreparedMedia, caller: str) -> PreparedPrompt:
+        """Builds the prompt of a caller's request.
 
         Raises:
             ServiceError: The prompt is invalid; the error names the field.
         """
+        del (
+            caller
+        )  # threads are shared by length; an engine that prepares prompts shares by callers
         # Rendering and tokenising a long prompt must not block the event loop (CVE-2025-62426).
         prompt = await self.run(
             num_characters(request), lambda: self._builder.build(request, media.images)

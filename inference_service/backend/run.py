@@ -12,7 +12,6 @@ from inference_service.domain import Delta, Finished, TokenUsage
 from inference_service.engine_client.interface import Engine, nothing
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
-    EngineFailure,
     EngineRequest,
     ProbeResult,
 )
@@ -22,7 +21,6 @@ from inference_service.errors import (
     ConstraintFailedError,
     InternalError,
     InvalidArgumentError,
-    ServiceError,
 )
 from inference_service.metrics.requests import current_request
 from inference_service.text.output.answer import Answer
@@ -72,8 +70,7 @@ async def run(
             record.take(output.choice_index, len(output.token_ids), output.timings)
             if output.choice_index not in open_choices:
                 continue  # computed before the abort for a stop string reached the engine
-            if output.failure is not None:
-                raise error_of(output.failure, prompt_field, form_field)
+            _raise_failure(output, prompt_field, form_field)
             if output.choice_index == 0 and output.num_cached_tokens is not None:
                 cached_tokens = output.num_cached_tokens
             answer = answers[output.choice_index]
@@ -150,8 +147,7 @@ async def run_probes(
     found = written = 0
     async with contextlib.aclosing(engine.generate(engine_request, list(pixels))) as outputs:
         async for output in outputs:
-            if output.failure is not None:
-                raise error_of(output.failure, prompt_field)
+            _raise_failure(output, prompt_field)
             if output.probe is None:
                 raise AbortedError("The request was aborted.")
             record.take(output.choice_index, 0, output.timings if is_first else None)
@@ -163,15 +159,18 @@ async def run_probes(
     return ordered, CacheUse(found, written)
 
 
-def error_of(
-    failure: EngineFailure, prompt_field: str, form_field: str = "spec.constraint"
-) -> ServiceError:
-    """The error that the engine raised; but for the constraint, an invalid argument always concerns the prompt."""
+def _raise_failure(
+    output: ChoiceOutput, prompt_field: str, form_field: str = "spec.constraint"
+) -> None:
+    """Raises the error of a failed output; but for the constraint, an invalid argument always concerns the prompt."""
+    failure = output.failure
+    if failure is None:
+        return
     kind = ERRORS_BY_REASON.get(failure.reason)
     if kind is None:
-        return InternalError("The engine failed on this request.")
+        raise InternalError("The engine failed on this request.")
     field = form_field if kind is ConstraintFailedError else prompt_field
-    return kind(
+    raise kind(
         failure.message,
         field=field if issubclass(kind, InvalidArgumentError) else "",
         metadata=failure.metadata,

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from inference_service.backend.admission import AdmittedRequest
-from inference_service.backend.line import Line, Place
 from inference_service.errors import QueueFullError
+from inference_service.line import Line, Place
 from inference_service.metrics.requests import current_request
 from inference_service.settings import ServiceSettings
 

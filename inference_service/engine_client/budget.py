@@ -1,25 +1,37 @@
-"""Limits the bytes of pixels in flight to the engine; requests over the limit wait in a queue."""
+"""Limits the bytes of pixels in flight to the engine; requests over the limit wait in a line."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
+from typing import Final
 
 from inference_service.errors import ImageTooLargeError
+from inference_service.line import Line, Place
+
+
+_SPARE_PART: Final = 8
+"""The part of the budget that is left to callers who have nothing of it."""
 
 
 class PixelBudget:
-    """A first-in-first-out semaphore that counts bytes. Belongs to one event loop."""
+    """The bytes of pixels in flight, which callers share fairly; see `Line`. Belongs to one event loop.
+
+    A request has its bytes until it ends, since the engine reads its pixels again after a preemption: so the caller
+    with the fewest bytes comes first, not the one whose requests came first.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self.used_bytes = 0
-        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._line = Line(limit_bytes, spare=limit_bytes // _SPARE_PART)
 
-    def reserve(self, num_bytes: int) -> asyncio.Future[None]:
-        """Reserves bytes. The future is done when they are granted; cancelling it before that leaves the queue.
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that are granted."""
+        return self._line.held
 
-        Every reservation ends with one call of `give_back`. A reservation of 0 bytes is granted at once.
+    def reserve(self, num_bytes: int, caller: str = "") -> Place:
+        """Reserves bytes for a caller; `Place.granted` waits for them, and `Place.leave` ends every reservation.
+
+        A reservation of 0 bytes is granted at once.
 
         Raises:
             ImageTooLargeError: `num_bytes` exceeds the whole budget.
@@ -30,35 +42,4 @@ class PixelBudget:
                 " are allowed (--pixel-budget-mib); send fewer or smaller images.",
                 metadata={"limit": str(self.limit_bytes), "value": str(num_bytes)},
             )
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if num_bytes == 0:
-            granted.set_result(None)
-        else:
-            self._queue.append((num_bytes, granted))
-            self._grant()
-        return granted
-
-    def give_back(self, num_bytes: int, reservation: asyncio.Future[None]) -> None:
-        """Ends a reservation, granted or not."""
-        if reservation.cancel() or reservation.cancelled():
-            self._grant()  # the next one in the queue may fit
-        else:
-            self.used_bytes -= num_bytes
-            self._grant()
-
-    def shrink(self, num_bytes: int) -> None:
-        """Gives back a part of a granted reservation."""
-        self.used_bytes -= num_bytes
-        self._grant()
-
-    def _grant(self) -> None:
-        while self._queue:
-            num_bytes, granted = self._queue[0]
-            if granted.cancelled():
-                self._queue.popleft()
-            elif self.used_bytes + num_bytes <= self.limit_bytes:
-                self._queue.popleft()
-                self.used_bytes += num_bytes
-                granted.set_result(None)
-            else:
-                return
+        return self._line.ask(caller, num_bytes)

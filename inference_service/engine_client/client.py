@@ -51,7 +51,7 @@ class EngineClient:
             config: Configuration of every engine process.
             start_timeout_s: Maximum time to load the model.
             stall_timeout_s: An engine that makes no progress for this long, not even within a step, is killed.
-            pixel_budget_bytes: Maximum bytes of pixels in flight; requests over it wait in a queue.
+            pixel_budget_bytes: Maximum bytes of pixels in flight; requests over it wait in a line.
             command: Program and arguments of the engine process.
             restart_delay_s: First delay of the exponential backoff.
             first: A process of this command that runs already, for the first start.
@@ -151,7 +151,7 @@ class EngineClient:
         flight.computed = computed
         try:
             # An abort or an engine failure cancels the reservation; `wait` then returns instead of raising.
-            await asyncio.wait([flight.reservation])
+            await asyncio.wait([flight.reservation.granted])
             pixel_fd = None
             if flight.pixel_bytes and not flight.over.is_set():
                 pixel_fd = await copy_pixels(tuple(pixels))
@@ -166,16 +166,17 @@ class EngineClient:
             self._leave(flight)
 
     async def prepare(
-        self, source: PromptSource, pixels: Sequence[bytes | memoryview]
+        self, source: PromptSource, pixels: Sequence[bytes | memoryview], caller: str = ""
     ) -> PromptLayout:
         """See `PreparingEngine`."""
         if self.state is not EngineState.READY:
             raise self._supervisor.unavailable()
         pixel_bytes = sum(memoryview(image).nbytes for image in pixels)
-        prompt = self._prompts.begin(source, pixel_bytes, self._gate.enter(source, pixel_bytes))
+        reservation = self._gate.enter(source, pixel_bytes, caller)
+        prompt = self._prompts.begin(source, pixel_bytes, reservation)
         try:
             # The failure of the engine cancels the reservation; `wait` then returns instead of raising.
-            await asyncio.wait([prompt.reservation])
+            await asyncio.wait([prompt.reservation.granted])
             pixel_fd = None
             if pixel_bytes and not prompt.layout.done():
                 pixel_fd = await copy_pixels(tuple(pixels))
@@ -217,7 +218,8 @@ class EngineClient:
             )
         if any(span.pixel_offset + span.pixel_bytes > pixel_bytes for span in request.images):
             raise ValueError("an image span lies outside of the given pixels")
-        flight = RequestInFlight(request, pixel_bytes, self._gate.enter(request, pixel_bytes))
+        reservation = self._gate.enter(request, pixel_bytes, request.caller)
+        flight = RequestInFlight(request, pixel_bytes, reservation)
         self._requests[request.request_id] = flight
         return flight
 
@@ -246,11 +248,11 @@ class EngineClient:
 
     def _forget(self, flight: RequestInFlight, *, answered: bool = False) -> None:
         del self._requests[flight.request.request_id]
-        self._gate.leave(flight.request, flight.pixel_bytes, flight.reservation, answered=answered)
+        self._gate.leave(flight.request, flight.reservation, answered=answered)
         flight.computed()
 
     def _forget_prompt(self, prompt: PromptInFlight, answered: bool) -> None:
-        self._gate.leave(prompt.source, prompt.pixel_bytes, prompt.reservation, answered=answered)
+        self._gate.leave(prompt.source, prompt.reservation, answered=answered)
 
     # ---- what the supervisor tells ----
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from inference_service.engine_client.budget import PixelBudget
 from inference_service.engine_client.quarantine import Asked, Quarantine, Verdict
 from inference_service.errors import EngineUnavailableError, InternalError, ServiceError
+from inference_service.line import Place
 
 
 class Gate:
     """Admits requests and prompts. Belongs to one event loop.
 
     Args:
-        pixel_budget_bytes: Maximum bytes of pixels in flight; what is over it waits in a queue.
+        pixel_budget_bytes: Maximum bytes of pixels in flight; what is over it waits in a line.
     """
 
     def __init__(self, pixel_budget_bytes: int) -> None:
@@ -26,27 +26,25 @@ class Gate:
         """Bytes of pixels in flight."""
         return self._budget.used_bytes
 
-    def enter(self, asked: Asked, pixel_bytes: int) -> asyncio.Future[None]:
-        """Reserves the bytes of what the quarantine admits; see `PixelBudget.reserve`. It ends with `leave`.
+    def enter(self, asked: Asked, pixel_bytes: int, caller: str) -> Place:
+        """Reserves a caller the bytes of what the quarantine admits; see `PixelBudget.reserve`. `leave` ends it.
 
         Raises:
             ImageTooLargeError: The pixels exceed the whole budget.
             InternalError: It makes the engine fail.
             EngineUnavailableError: It may do so, and another such request is tried now.
         """
-        reservation = self._budget.reserve(pixel_bytes)
+        reservation = self._budget.reserve(pixel_bytes, caller)
         try:
             self._check(asked)
         except ServiceError:
-            self._budget.give_back(pixel_bytes, reservation)
+            reservation.leave()
             raise
         return reservation
 
-    def leave(
-        self, asked: Asked, pixel_bytes: int, reservation: asyncio.Future[None], *, answered: bool
-    ) -> None:
+    def leave(self, asked: Asked, reservation: Place, *, answered: bool) -> None:
         """Ends what has entered; `answered` clears it of the suspicion that it makes the engine fail."""
-        self._budget.give_back(pixel_bytes, reservation)
+        reservation.leave()
         self._quarantine.leave(asked, answered=answered)
 
     def blame(self, asked: Sequence[Asked]) -> None:

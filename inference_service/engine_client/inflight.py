@@ -9,6 +9,7 @@ from typing import Final
 from inference_service.engine_client.interface import nothing
 from inference_service.engine_protocol.messages import ChoiceOutput, EngineRequest, FinishReason
 from inference_service.errors import ServiceError
+from inference_service.line import Place
 
 
 _MERGE_AT: Final = 64
@@ -30,9 +31,7 @@ class RequestInFlight:
         over: Set at the last output of its last choice, or at its failure.
     """
 
-    def __init__(
-        self, request: EngineRequest, pixel_bytes: int, reservation: asyncio.Future[None]
-    ) -> None:
+    def __init__(self, request: EngineRequest, pixel_bytes: int, reservation: Place) -> None:
         self.request = request
         self.pixel_bytes = pixel_bytes
         self.reservation = reservation

@@ -113,13 +113,14 @@ class PreparingEngine(Engine, Protocol):
     """An engine that makes prompts of their sources itself."""
 
     async def prepare(
-        self, source: PromptSource, pixels: Sequence[bytes | memoryview]
+        self, source: PromptSource, pixels: Sequence[bytes | memoryview], caller: str = ""
     ) -> PromptLayout:
         """Prepares a prompt; a request with this source has the same token ids.
 
         Args:
             source: The prompt.
             pixels: RGB uint8 media; concatenated, they are the buffer that `PromptMedia.pixel_offset` refers to.
+            caller: Whose it is, opaque: callers share the room for pixels fairly.
 
         Raises:
             EngineUnavailableError: The engine is not ready, or failed meanwhile.

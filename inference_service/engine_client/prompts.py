@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import EngineFailure, PromptLayout, PromptSource
 from inference_service.errors import ERRORS_BY_REASON, InternalError, ServiceError
+from inference_service.line import Place
 
 
 @dataclass(slots=True, eq=False)
@@ -27,7 +28,7 @@ class PromptInFlight:
     number: int
     source: PromptSource
     pixel_bytes: int
-    reservation: asyncio.Future[None]
+    reservation: Place
     layout: asyncio.Future[PromptLayout] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -52,9 +53,7 @@ class PromptsInFlight:
         """The sources of those that the engine has."""
         return tuple(prompt.source for prompt in self._prompts.values() if prompt.sent)
 
-    def begin(
-        self, source: PromptSource, pixel_bytes: int, reservation: asyncio.Future[None]
-    ) -> PromptInFlight:
+    def begin(self, source: PromptSource, pixel_bytes: int, reservation: Place) -> PromptInFlight:
         """A further prompt, with the reservation of its media's bytes."""
         self._count += 1
         prompt = PromptInFlight(self._count, source, pixel_bytes, reservation)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from inference_service.backend.line import Line, Place
+from inference_service.line import Line, Place
 
 
 async def settle() -> None:
@@ -140,7 +140,7 @@ async def test_others_leave_room_for_the_next_request_of_a_caller_who_was_here_l
 
 
 async def test_room_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference_service.backend.line._LATELY_S", 0.0)
+    monkeypatch.setattr("inference_service.line._LATELY_S", 0.0)
     asking = Asking(Line(8))
     await asking.ask("b")
     await asking.leave()

@@ -9,9 +9,9 @@ import contextlib
 import pytest
 
 from inference_service.backend.admission import AdmittedRequest
-from inference_service.backend.line import Line
 from inference_service.backend.turn import Shared, Turn
 from inference_service.errors import QueueFullError
+from inference_service.line import Line
 
 
 CAPACITY = 800

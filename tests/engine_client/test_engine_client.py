@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 import os
 import random
 import signal
@@ -416,6 +417,31 @@ async def test_over_the_budget_waits_for_room(engine):
         assert len(tokens_of(await second)) == 5
 
 
+async def test_a_caller_with_long_answers_leaves_room_for_the_images_of_others(engine):
+    image = b"abc" * 100
+
+    def asked(caller, number, *prompt, **fields):
+        request = replace(
+            request_of(f"{caller}{number}", *prompt, images=[image], **fields), caller=caller
+        )
+        return engine.generate(request, [image])
+
+    async def tokens(outputs):
+        return tokens_of([output async for output in outputs])
+
+    long = [asked("a", number, SLOW, max_tokens=ENDLESS) for number in range(2)]
+    for outputs in long:
+        await anext(outputs)
+    waiting = asyncio.create_task(tokens(asked("a", 2)))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(BOUND_S):
+        assert len(await tokens(asked("b", 0))) == 5
+        assert not waiting.done()
+        for outputs in long:
+            await outputs.aclose()
+        assert len(await waiting) == 5
+
+
 async def test_a_request_waiting_for_room_can_be_aborted(engine):
     image = [b"abc" * 200]
     first = await endless(engine, "first", images=image)
@@ -461,14 +487,16 @@ async def test_kill_9_under_load(engine):
         )
         for i in range(8)
     ]
-    await until(lambda: engine.stats.running == 3)  # the others wait for room
+    await until(
+        lambda: engine.stats.running == 2
+    )  # the others wait for room, of which a part is spare
     assert holds_pixels(pid)
     os.kill(pid, signal.SIGKILL)
     async with asyncio.timeout(BOUND_S):
         results = await asyncio.gather(*consumers, return_exceptions=True)
     errors = [result for result in results if isinstance(result, EngineUnavailableError)]
     assert len(errors) == len(results)
-    assert sum(error.repeatable for error in errors) == 5, "what no engine has seen"
+    assert sum(error.repeatable for error in errors) == 6, "what no engine has seen"
     words = {True: "is starting", False: "was lost while it computed the answer"}
     assert all(words[error.repeatable] in str(error) for error in errors)
     await until(lambda: engine.state is EngineState.READY)
@@ -551,14 +579,12 @@ async def test_an_abort_reaches_it_in_the_turn_in_which_the_id_is_free(engine, m
     await outputs.aclose()
     retry = asyncio.create_task(collect(engine, request_of("a")))
     forget = engine._forget
-    aborts = []
 
     def forget_and_abort(flight, **options):
         forget(flight, **options)
-        if not aborts:
-            aborts.append(engine.abort("a"))
-            with pytest.raises(StopIteration):
-                aborts[0].send(None)
+        monkeypatch.setattr(engine, "_forget", forget)
+        with pytest.raises(StopIteration):  # it has ended, without a turn of the loop
+            engine.abort("a").send(None)
 
     monkeypatch.setattr(engine, "_forget", forget_and_abort)
     async with asyncio.timeout(BOUND_S):

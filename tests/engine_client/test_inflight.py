@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from inference_service.engine_client.inflight import RequestInFlight
 from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason
+from inference_service.line import Line
 from tests.engine_client.engine_front import request_of
 
 
 def flight(num_choices: int) -> RequestInFlight:
-    reservation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    return RequestInFlight(request_of("a", num_choices=num_choices), 0, reservation)
+    return RequestInFlight(request_of("a", num_choices=num_choices), 0, Line(1).ask("", 0))
 
 
 def output(choice: int, token: int, reason: FinishReason | None = None) -> ChoiceOutput:

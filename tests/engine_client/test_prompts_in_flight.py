@@ -108,6 +108,23 @@ async def test_a_caller_that_leaves_frees_its_bytes_when_the_engine_is_done(
         assert (await waiting).token_ids == (1, 600 * ord("x"))
 
 
+async def test_the_next_room_is_for_a_caller_who_has_none(engine: EngineClient) -> None:
+    pixels = [b"x" * 800]
+    first = asyncio.create_task(engine.prepare(source(LONG), pixels, "a"))
+    await until(lambda: engine.pixel_bytes_in_flight == 800)
+    order: list[str] = []
+
+    async def prepare(number: int, caller: str) -> None:
+        await engine.prepare(source(number), pixels, caller)
+        order.append(caller)
+
+    async with asyncio.timeout(BOUND_S), asyncio.TaskGroup() as group:
+        for number, caller in enumerate("aab"):
+            group.create_task(prepare(number, caller))
+    await first
+    assert order == ["b", "a", "a"]
+
+
 async def test_the_end_of_the_engine_ends_them(engine: EngineClient) -> None:
     first = asyncio.create_task(engine.prepare(source(STALL), [b"x" * 600]))
     await until(lambda: engine.pixel_bytes_in_flight == 600)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from inference_service.engine_client.inflight import RequestInFlight
 from inference_service.engine_client.quarantine import Quarantine, Verdict
 from inference_service.engine_protocol.messages import ChoiceOutput, FinishReason
+from inference_service.line import Line
 from tests.engine_client.engine_front import request_of
 
 
@@ -85,8 +84,7 @@ async def test_a_choice_is_answered_by_a_token_or_by_its_own_end(
     before: list[ChoiceOutput], after: list[ChoiceOutput], unanswered: set[int]
 ) -> None:
     """`before` and `after` its consumer leaves."""
-    reservation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    flight = RequestInFlight(request_of("a", num_choices=2), 0, reservation)
+    flight = RequestInFlight(request_of("a", num_choices=2), 0, Line(1).ask("", 0))
     for output in before:
         flight.push(output)
     flight.abandoned = True

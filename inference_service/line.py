@@ -1,4 +1,4 @@
-"""The line for something that callers share fairly: places in the engine's batch, its KV cache, workers.
+"""The line for something that callers share fairly: places in the engine's batch, its KV cache, memory, workers.
 
 No more requests are given to the engine than it can compute at once and a few more. The next one is of the caller that
 has the fewest places, of equal ones the one whose last turn is longest ago; and of its requests it is the one with the
@@ -106,10 +106,13 @@ class Line:
 
         Args:
             caller: Who asks.
-            size: Number of places, at least 1; a request that is larger than the line takes all of it.
+            size: Number of places; 0 are granted at once, and a request larger than the line takes all of it.
             priority: Of the requests of one caller, those with the lowest number come first.
         """
         place = Place(caller, size, priority, asyncio.get_running_loop().create_future(), self)
+        if size == 0:
+            place.granted.set_result(None)
+            return place
         self._waiting.setdefault(caller, deque()).append(place)
         self._grant()
         return place
