@@ -39,11 +39,20 @@ _OTHER_DESCRIPTORS = 64
 
 
 class _Server(uvicorn.Server):
-    """Exits with status 0 after a signal; uvicorn's server would raise the signal again."""
+    """Exits with status 0 after a signal; uvicorn's server would raise the signal again.
+
+    Args:
+        config: Of uvicorn.
+        drain_s: Time for running requests to finish after the first signal, in seconds.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
+        super().__init__(config)
+        self._drain_s = drain_s
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """The first signal lets running requests finish; the second one ends them, each with an error."""
+        """The first signal lets requests finish; the second one, or the end of the time, ends each with an error."""
         loop = asyncio.get_running_loop()
         signals = StopSignals()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -52,9 +61,14 @@ class _Server(uvicorn.Server):
 
     def _on_signal(self, signals: StopSignals) -> None:
         signals.arrived()
-        self.should_exit = True
-        if not signals.insisted:
-            return
+        if not self.should_exit:
+            self.should_exit = True
+            # uvicorn's own limit cancels requests without waiting for what they say last.
+            asyncio.get_running_loop().call_later(self._drain_s, self._end_requests)
+        if signals.insisted:
+            self._end_requests()
+
+    def _end_requests(self) -> None:
         for task in self.server_state.tasks:
             task.cancel()
         asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._exit_at_once)
@@ -78,7 +92,7 @@ def _open_metrics(settings: AdapterSettings) -> MetricsServer | None:
 
 
 def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
-    """Serves until SIGTERM or SIGINT; running streams are finished first.
+    """Serves until SIGTERM or SIGINT; running requests have `drain_timeout_s` to finish.
 
     Args:
         settings: The adapter's settings.
@@ -107,7 +121,7 @@ def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
         problem = settings.problem("http_address", settings.http_address, why_not(error))
         raise SystemExit(problem) from None
     metrics_server = _open_metrics(settings)
-    server = _Server(_config_of(app, settings))
+    server = _Server(_config_of(app), settings.drain_timeout_s)
     logger.info("REST listens on %s", settings.http_address)
     start_tracing(
         settings.otlp_traces_endpoint, process="rest-adapter", version=version("qwen-vl-serving")
@@ -121,7 +135,7 @@ def serve(settings: AdapterSettings, warnings: Sequence[str] = ()) -> int:
     return 0 if server.started else 1
 
 
-def _config_of(app: FastAPI, settings: AdapterSettings) -> uvicorn.Config:
+def _config_of(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
@@ -131,5 +145,4 @@ def _config_of(app: FastAPI, settings: AdapterSettings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(settings.request_timeout_s),
     )

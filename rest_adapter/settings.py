@@ -73,6 +73,10 @@ class AdapterSettings(FlagSettings):
         31, description="maximum total size of the decoded images of one request, in MiB"
     )
     request_timeout_s: Seconds = Field(600.0, description="timeout of a request, in seconds")
+    drain_timeout_s: Seconds = Field(
+        90.0,
+        description="time for running requests to finish after SIGTERM, in seconds; then they end with an error",
+    )
     body_timeout_s: Seconds = Field(
         30.0,
         description="maximum time without a byte of a request body, in seconds; also the time a body may take beyond "

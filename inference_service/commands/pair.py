@@ -14,6 +14,8 @@ from types import FrameType
 from inference_service.commands.console import Console
 from inference_service.commands.ports import listeners
 from qwenvl.addresses import Address
+from qwenvl.environment import ENV_PREFIX
+from qwenvl.flags import MAX_SECONDS
 from qwenvl.stop_signals import StopSignals
 
 
@@ -22,6 +24,7 @@ _START_POLL_S = 0.05
 _STOP_GRACE_S = 15.0
 _SILENT_STOP_S = 1.0
 _LAST_GRACE_S = 2.0
+_ADAPTER_LATER_S = 5.0
 _PROBE_TIMEOUT_S = 2.0
 _PR_SET_PDEATHSIG = 1
 _ADAPTER, _SERVICE = "rest_adapter", "inference_service"
@@ -73,7 +76,7 @@ class Pair:
         for module in (_SERVICE, _ADAPTER):
             self._children[module] = subprocess.Popen(
                 child_command(module),
-                env=self._environment,
+                env=self._environment_of(module),
                 # Ctrl-C in a terminal must reach this process only, which then stops both in order.
                 start_new_session=True,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads here
@@ -91,6 +94,13 @@ class Pair:
                 self._console.say(*self._banner())
             time.sleep(_POLL_S if announced else _START_POLL_S)
         return self._stop()
+
+    def _environment_of(self, module: str) -> Mapping[str, str]:
+        """The adapter drains for longer, so that it passes on how the service ends a request that takes too long."""
+        if module == _SERVICE:
+            return self._environment
+        drain_s = min(self._drain_s + _ADAPTER_LATER_S, MAX_SECONDS)
+        return {**self._environment, ENV_PREFIX + "DRAIN_TIMEOUT_S": f"{drain_s:g}"}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame

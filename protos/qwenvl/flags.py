@@ -87,7 +87,8 @@ def next_address(address: str) -> str:
 
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """A count or a size."""
-Seconds = Annotated[float, Field(ge=0.001, le=1_000_000)]
+MAX_SECONDS = 1_000_000
+Seconds = Annotated[float, Field(ge=0.001, le=MAX_SECONDS)]
 """A duration: longer ones overflow in timers."""
 _SHOWN_CHARACTERS = 100
 _USER_INFO = re.compile(r"://[^/@\s]+@")

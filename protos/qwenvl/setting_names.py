@@ -101,6 +101,7 @@ ADAPTER: Final = (
     "body_budget_mib",
     "max_media_mib",
     "request_timeout_s",
+    "drain_timeout_s",
     "body_timeout_s",
     "min_body_kib_per_s",
     "sse_heartbeat_s",

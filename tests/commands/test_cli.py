@@ -122,6 +122,24 @@ sys.exit(pair.Pair({}, addresses, drain_s=5, console=Console("info", "text"), ba
 """
 
 
+CHILD = """
+import os, sys, time
+print(sys.argv[1], os.environ["QWENVL_DRAIN_TIMEOUT_S"], flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_adapter_outlives_the_drain_of_the_service() -> None:
+    """Its callers hear from the service why a request that takes too long ends."""
+    program = PAIR.replace('"import time; time.sleep(600)"', f"{CHILD!r}, module")
+    program = program.replace("Pair({}", "Pair({'QWENVL_DRAIN_TIMEOUT_S': '5'}")
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        told = dict(process.stdout.readline().split() for _ in range(2))
+        process.terminate()
+    assert float(told[b"inference_service"]) == 5 < float(told[b"rest_adapter"]) < 5 + 15
+
+
 def test_a_burst_of_signals_stops_both_processes() -> None:
     """`make` and systemd signal the whole group, and a parent passes on what it gets."""
     for _ in range(6):

@@ -33,6 +33,9 @@ SETTINGS: dict[str, type[AdapterSettings | ServiceSettings]] = {
 }
 """Whose settings the variables of a container are, by the container's name."""
 
+LAST_WORDS_S = 5
+"""What a program gets after its drain, for the errors of requests that took too long and for its own end."""
+
 SELECTING = ("Service", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor", "InferencePool")
 """Kinds that select pods."""
 
@@ -206,15 +209,14 @@ def drain(manifests: Manifests) -> Iterator[str]:
     """A pod gets more time to end than waiting (preStop) and draining take together."""
     for workload, container in programs(manifests):
         settings = settings_of(manifests, container)
-        # The adapter's streams end with those of the service behind it.
-        drain_s = getattr(settings, "drain_timeout_s", ServiceSettings().drain_timeout_s)
+        drain_s = settings.drain_timeout_s
         wait_s = (
             container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         )
         grace_s = workload.pod.get("terminationGracePeriodSeconds", 30)
         if wait_s < 5:
             yield f"{workload.name}: clients get {wait_s} s to see that the pod leaves"
-        if grace_s <= wait_s + drain_s:
+        if grace_s < wait_s + drain_s + LAST_WORDS_S:
             yield f"{workload.name}: grace of {grace_s} s for {wait_s} s and {drain_s} s"
 
 

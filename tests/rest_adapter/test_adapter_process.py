@@ -9,6 +9,7 @@ import json
 import signal
 import socket
 import sys
+import time
 
 import pytest
 
@@ -31,7 +32,9 @@ sys.exit(main())
 
 @contextlib.asynccontextmanager
 async def running_adapter(
-    host: str = "127.0.0.1", command: Sequence[str] = ("-m", "rest_adapter")
+    host: str = "127.0.0.1",
+    command: Sequence[str] = ("-m", "rest_adapter"),
+    flags: Sequence[str] = (),
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, int, Seen]]:
     seen, port = Seen(), free_port()
     async with fake_service(seen) as (grpc_port, _):
@@ -39,6 +42,7 @@ async def running_adapter(
             *(sys.executable, *command),
             *("--http-address", f"{host}:{port}", "--grpc-target", f"dns:///127.0.0.1:{grpc_port}"),
             *("--log-level", "error"),
+            *flags,
         )
         try:
             await until(lambda: is_listening(port) or process.returncode is not None)
@@ -115,6 +119,37 @@ async def test_a_taken_port_is_refused_in_one_line() -> None:
     assert process.returncode == 1
     assert errors.decode().startswith(f"--http-address={address} (QWENVL_HTTP_ADDRESS): ")
     assert errors.count(b"\n") == 1
+
+
+async def test_the_end_of_the_drain_time_ends_requests_with_an_error() -> None:
+    """Before whoever has sent the signal kills the process: a stream then ends with an error event."""
+    flags = ("--drain-timeout-s", "3")
+    async with running_adapter(flags=flags) as (process, port, seen), asyncio.timeout(60):
+        short = await open_stream(port, "slow 0.3")
+        long = [await open_stream(port, "hang") for _ in range(3)]
+        begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert b"[DONE]" in await short[0].read()
+        for reader, _ in long:
+            rest = await reader.read()
+            assert b'"code":"overloaded"' in rest
+            assert b"[DONE]" not in rest
+            assert rest.endswith(b"0\r\n\r\n")
+        assert time.monotonic() - begin >= 3
+        assert await process.wait() == 0
+        await until(lambda: seen.running == 0)
+        for _, writer in (short, *long):
+            writer.close()
+
+
+async def test_the_end_of_the_drain_time_does_not_wait_for_a_client_that_does_not_read() -> None:
+    flags = ("--drain-timeout-s", "0.5")
+    async with running_adapter(flags=flags) as (process, port, _), asyncio.timeout(60):
+        _, writer = await open_stream(port, "z" * 60_000)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0
+        writer.close()
 
 
 async def test_second_signal_ends_at_once() -> None:
