@@ -1,4 +1,4 @@
-"""What the transformers process accepts, and when: sequences reserve their longest possible length in the cache."""
+"""What the transformers process accepts, and when: sequences reserve room in the cache, and more as they grow."""
 
 from __future__ import annotations
 
@@ -16,14 +16,27 @@ from inference_service.errors import (
 
 _PROMPT_LOGITS_BYTES: Final = 2**30
 """Maximum size of the logits of a whole prompt, which the library's models compute at once, as float32."""
+_MAX_GROWTH: Final = 1024
+"""Tokens of an answer for which room is reserved at once, at most: most answers end long before they may."""
 
 
 class Admission:
-    """Counts tokens and sequences; a sequence that would not fit waits, so that none is ever preempted."""
+    """Counts tokens and sequences.
+
+    A sequence that would not fit waits. An answer has room for some tokens, and asks for more when these are full; half
+    of the cache is enough for one such share for each sequence.
+
+    Args:
+        max_tokens: Tokens of all sequences together, at least `max_length`.
+        max_seqs: Maximum sequences.
+        max_length: Maximum tokens of one sequence.
+        vocab_size: Width of the logits.
+    """
 
     def __init__(self, *, max_tokens: int, max_seqs: int, max_length: int, vocab_size: int) -> None:
         self.used_tokens = 0
         self._max_tokens = max_tokens
+        self._growth = max(1, min(_MAX_GROWTH, max_tokens // (2 * max_seqs)))
         self._max_seqs = max_seqs
         self._max_length = max_length
         self._vocab_size = vocab_size
@@ -65,14 +78,31 @@ class Admission:
 
     def take(self, sequence: Sequence) -> bool:
         """Reserves room for a sequence, if there is some now."""
-        room = self._max_length - sequence.num_prompt_tokens
-        answer = 0 if sequence.probe else min(sequence.sampling.max_tokens, room)
-        tokens = sequence.num_prompt_tokens + answer
+        tokens = self._wanted(sequence)
         fits = self.used_tokens + tokens <= self._max_tokens and len(self._taken) < self._max_seqs
         if fits:
             self._taken[sequence] = tokens
             self.used_tokens += tokens
         return fits
+
+    def extend(self, sequence: Sequence) -> bool:
+        """Reserves room for further tokens if what a sequence has is full; False = nothing is left.
+
+        This never happens to a sequence that is alone.
+        """
+        taken = self._taken[sequence]
+        if taken >= len(sequence):
+            return True
+        more = min(self._wanted(sequence) - taken, self._max_tokens - self.used_tokens)
+        self._taken[sequence] += more
+        self.used_tokens += more
+        return taken + more >= len(sequence)
+
+    def _wanted(self, sequence: Sequence) -> int:
+        """Tokens for which a sequence has room if it gets its share."""
+        answer = 0 if sequence.probe else sequence.sampling.max_tokens
+        longest = min(sequence.num_prompt_tokens + answer, self._max_length)
+        return min(len(sequence) + self._growth, longest)
 
     def give_back(self, sequence: Sequence) -> None:
         """Frees the room of a sequence."""

@@ -1,5 +1,9 @@
 """The core of the transformers process: a queue, sequences that take turns by the step, and our sampler.
 
+When growing answers have filled the cache, the youngest sequence is preempted: it loses its cache and keeps its answer
+so far, whose tokens are computed again one by one when it is admitted again. That is as slow as the first time, but
+every model computes then exactly what it did before, whatever it keeps for its tokens.
+
 Independent of how a model is computed (`generation`) and how prompts are made (`prompts`).
 """
 
@@ -107,6 +111,7 @@ class TransformersCore:
         self._shares = Shares()
         self._generations: dict[SequenceId, Generation] = {}
         self._steps = 0
+        self._preemptions = 0
         self._durations = HistogramCounter()
         self._batch_sizes = HistogramCounter(BATCH_BOUNDS)
 
@@ -124,6 +129,7 @@ class TransformersCore:
             kv_pages_total=self.ready.kv_pages_total,
             kv_pages_used=self._room.used_tokens,
             kv_page_tokens=self.ready.kv_page_tokens,
+            preemptions=self._preemptions,
             steps=self._steps,
             step_durations=self._durations.total,
             batch_sizes=self._batch_sizes.total,
@@ -243,17 +249,40 @@ class TransformersCore:
             if caller not in running:
                 caller = self._shares.first(running, running)
             sequence = next(one for one in self._running if one.caller == caller)
+            if not self._make_room(sequence):
+                return self._next()  # at least the oldest goes on
             self._running.remove(sequence)
         self._running.append(sequence)
-        is_first = sequence.num_answer_tokens == 0
-        self._shares.charge(caller, sequence.num_prompt_tokens if is_first else 1)
+        is_new = sequence.sequence_id not in self._generations
+        self._shares.charge(caller, sequence.num_prompt_tokens if is_new else 1)
         return sequence
 
     def _admit(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)
-        sequence.admitted_s = time.monotonic()
-        sequence.num_cached_tokens = 0
+        if sequence.num_cached_tokens is None:
+            sequence.admitted_s = time.monotonic()
+            sequence.num_cached_tokens = 0
         self._sampler.begin(sequence)
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Makes room for the newest token of a running sequence; False = it was preempted itself, as the youngest.
+
+        The oldest is never preempted, so that all sequences end.
+        """
+        while not self._room.extend(sequence):
+            youngest = max(self._running, key=lambda one: (one.arrived_s, one.choice_index))
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Has a running sequence wait again, before all others."""
+        self._preemptions += 1
+        self._stop(sequence)
+        sequence.epoch += 1
+        sequence.waits_since_s = time.monotonic()
+        self._waiting.appendleft(sequence)
 
     def _generation(self, sequence: Sequence) -> Generation:
         """What computes a sequence; made at its first step."""
@@ -264,17 +293,18 @@ class TransformersCore:
                 self._state,
                 self._inputs_of(sequence),
                 max_length=self.ready.max_model_len,
-                all_logits=sequence.top_prompt_logprobs is not None,
+                all_logits=sequence.top_prompt_logprobs is not None
+                and sequence.num_answer_tokens == 0,
             )
         return generation
 
     def _inputs_of(self, sequence: Sequence) -> Mapping[str, Tensor]:
         """The prompt, with the text of a probe."""
         inputs = self._inputs[sequence.request.request_id]
-        added = len(sequence) - inputs["input_ids"].shape[1]
+        added = sequence.token_ids[inputs["input_ids"].shape[1] : sequence.num_prompt_tokens]
         if not added:
             return inputs
-        ids = torch.tensor([sequence.token_ids[-added:]], dtype=torch.int64)
+        ids = torch.tensor([added], dtype=torch.int64)
         fill = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         fill |= {n: torch.zeros_like(ids) for n in ("mm_token_type_ids", "token_type_ids")}
         return {
@@ -286,8 +316,11 @@ class TransformersCore:
 
     def _advance(self, sequence: Sequence) -> list[ChoiceOutput]:
         generation = self._generation(sequence)
+        computed = generation.num_tokens
+        logits = generation.logits(sequence.token_ids[computed] if computed else None)
+        if generation.num_tokens < len(sequence):
+            return []  # a part of the answer from before a preemption, which is known
         is_first = sequence.num_answer_tokens == 0
-        logits = generation.logits(None if is_first else sequence.token_ids[-1])
         with torch.inference_mode():
             result = self._result(sequence, generation, logits)
         if result.token_id is not None:
@@ -331,11 +364,15 @@ class TransformersCore:
         if sequence in self._waiting:
             self._waiting.remove(sequence)
         else:
-            self._running.remove(sequence)
-            self._generations.pop(sequence.sequence_id, None)
-            self._room.give_back(sequence)
-            self._sampler.end(sequence)
+            self._stop(sequence)
         self._forget(sequence.request.request_id)
+
+    def _stop(self, sequence: Sequence) -> None:
+        """Frees what a running sequence has."""
+        self._running.remove(sequence)
+        self._generations.pop(sequence.sequence_id, None)
+        self._room.give_back(sequence)
+        self._sampler.end(sequence)
 
     def _forget(self, request_id: str) -> None:
         """Frees the tensors of a prompt whose choices have ended."""

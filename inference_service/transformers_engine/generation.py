@@ -106,9 +106,14 @@ class Generation:
         self._max_length = max_length
         self._all_logits = all_logits
         self._own: dict[_Place, Any] = {}
-        self._ids = torch.empty(0)
+        self._ids = torch.empty(1, 0, dtype=torch.int64)
         self._kwargs: dict[str, Any] = {}
         self.prompt_logits: Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens computed so far: those of the prompt, after the first step, and of the answer."""
+        return self._ids.shape[1]
 
     @torch.inference_mode()
     def logits(self, token_id: int | None) -> Tensor:

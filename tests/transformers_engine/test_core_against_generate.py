@@ -353,57 +353,98 @@ def test_more_than_take_turns_wait(core, asked, expected) -> None:
     assert answers(core, many) == [*expected, *expected[::-1], *expected[:4]]
 
 
-def test_a_sequence_waits_for_room_and_does_not_lose_it(directory, asked, expected) -> None:
-    small = load_core(
+def small_core(
+    directory: Path, num_kv_pages: int, max_num_seqs: int, max_model_len: int | None = None
+) -> TransformersCore:
+    """A core with so many pages of 16 tokens."""
+    return load_core(
         EngineConfig(
             model_dir=str(directory),
             device="cpu",
             cpu_threads=1,
-            num_kv_pages=12,
+            num_kv_pages=num_kv_pages,
             page_size=16,
-            max_num_seqs=2,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
         )
     )
+
+
+def test_a_sequence_waits_for_room(directory, asked, expected) -> None:
+    small = small_core(directory, 12, 2)
     short = [0, 4, 7]
     assert answers(small, [asked[i] for i in short]) == [expected[i] for i in short]
-    small.add(request_of(small, asked[0], "a", max_tokens=500), b"")
-    small.add(request_of(small, asked[4], "b", max_tokens=500), b"")
+    small.add(replace(request_of(small, asked[0], "a", max_tokens=500), num_choices=3), b"")
     small.step()
-    assert small.stats.running == 1
-    assert small.stats.waiting == 1
+    small.step()
+    small.step()
+    assert (small.stats.running, small.stats.waiting) == (2, 1)
     small.abort("a")
-    small.abort("b")
     assert small.stats.kv_pages_used == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.0, "presence_penalty": 1.5},
+        pytest.param({}, marks=pytest.mark.full),
+    ],
+)
+def test_answers_without_a_limit_take_turns_and_are_preempted(directory, settings) -> None:
+    """All of them have a first token before one ends, and their tokens are those that each has alone."""
+    small = small_core(directory, 5, 8, max_model_len=24)
+    requests = []
+    for index in range(8):
+        ids = (3, 14, 15, 9, index)
+        sampling: dict[str, Any] = {"max_tokens": 10**6, "temperature": 0.0, "seed": index}
+        request = EngineRequest(
+            request_id=f"r{index}",
+            prompt_token_ids=ids,
+            source=PromptSource(token_ids=ids),
+            sampling=SamplingParams(**sampling | settings),
+        )
+        requests.append(request)
+    alone = {}
+    for request in requests:
+        small.add(request, b"")
+        alone[request.request_id] = ids_of(run(small)[request.request_id, 0])
+    assert small.stats.preemptions == 0
+    for request in requests:
+        small.add(request, b"")
+    found: dict[str, list[ChoiceOutput]] = {}
+    while small.has_work:
+        for output in small.step():
+            found.setdefault(output.request_id, []).append(output)
+            assert output.finish_reason is None or len(found) == len(requests)
+        assert small.stats.kv_pages_used <= small.stats.kv_pages_total
+    assert small.stats.preemptions > 0
+    assert small.stats.kv_pages_used == 0
+    assert {name: ids_of(outputs) for name, outputs in found.items()} == alone
+    for outputs in found.values():
+        assert outputs[-1].finish_reason is FinishReason.CONTEXT_LENGTH
+        assert len(outputs) == 24 - 5
+        assert [index for index, output in enumerate(outputs) if output.timings] == [0]
 
 
 def test_newcomers_do_not_keep_a_large_request_waiting_for_ever(
     directory, asked, monkeypatch
 ) -> None:
     monkeypatch.setattr("inference_service.engine.shares._PATIENCE_S", 0.0)
-    small = load_core(
-        EngineConfig(
-            model_dir=str(directory),
-            device="cpu",
-            cpu_threads=1,
-            num_kv_pages=12,
-            page_size=16,
-            max_num_seqs=3,
-        )
-    )
+    small = small_core(directory, 12, 3)
 
     def add(name: str, length: int) -> None:
-        """A caller's only request, of so many tokens with its answer."""
-        one = request_of(small, asked[0], name, eos_token_ids=())
-        answer = length - len(one.prompt_token_ids)
-        sampling = replace(one.sampling, max_tokens=answer)
-        small.add(replace(one, caller=name, sampling=sampling), b"")
+        """A caller's only request, with a prompt of so many tokens and an answer of 10."""
+        one = request_of(small, asked[0], name, eos_token_ids=(), max_tokens=10)
+        ids = (5,) * length
+        source = PromptSource(token_ids=ids)
+        small.add(replace(one, caller=name, prompt_token_ids=ids, source=source), b"")
 
-    add("first", 100)
+    add("first", 90)
     small.step()
-    add("large", 150)
+    add("large", 140)
     for number in range(150):
         if small.stats.waiting < 3:
-            add(f"newcomer {number}", 30)
+            add(f"newcomer {number}", 20)
         if any(output.request_id == "large" for output in small.step()):
             return
     pytest.fail("it never runs")
