@@ -302,8 +302,8 @@ class ServiceSettings(FlagSettings):
     )
     media_buffer_mib: Positive = Field(
         512,
-        description="maximum size of the fetched files in memory, in MiB; one caller has half of it, and its oldest"
-        " request goes on beyond it",
+        description="maximum size of the fetched files in memory, in MiB; half of it is for the oldest request of each"
+        " caller, and the oldest of all goes on beyond it",
     )
     max_media_fetches: Positive = Field(
         256,

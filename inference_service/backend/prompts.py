@@ -139,7 +139,7 @@ class PromptWorkers(TextWorkers):
         """
         del (
             caller
-        )  # threads are shared by length; an engine that prepares prompts shares by callers
+        )  # threads are shared by length of text; an engine that prepares shares by callers
         # Rendering and tokenising a long prompt must not block the event loop (CVE-2025-62426).
         prompt = await self.run(
             num_characters(request), lambda: self._builder.build(request, media.images)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterator
 import contextlib
+import itertools
 from typing import Final
 
 from inference_service.errors import QueueFullError
@@ -17,31 +17,26 @@ _RETRY_AFTER_S: Final = 2.0
 class FileBudget:
     """The bytes of all fetched files that are in memory. Belongs to one event loop.
 
-    When there is no room, files stop being read until others are gone, except those of each caller's oldest request: it
-    always goes on, so that neither requests with half of their files wait for each other, nor a caller for the requests
-    of another one, which keep their files until it is their turn to be decoded. The other requests of one caller have
-    at most half of the room, together with its oldest.
+    When there is no room, files stop being read until others are gone. Files are held until it is their request's turn
+    to be decoded, so half of the room is kept for the oldest request of each caller: nobody waits for the many requests
+    of another one. The oldest request of all always goes on, so that requests with half of their files never wait for
+    each other.
 
     Args:
-        limit_bytes: Maximum of all requests but the oldest of each caller.
+        limit_bytes: Maximum of all requests but the oldest.
         wait_s: Maximum time that a file waits for room.
     """
 
     def __init__(self, limit_bytes: int, *, wait_s: float) -> None:
         self._limit_bytes = limit_bytes
         self._wait_s = wait_s
-        self._used: Counter[str] = Counter()
-        self._requests: dict[str, dict[FetchedFiles, None]] = {}  # of each caller, by age
+        self.used_bytes = 0
+        self._requests: dict[FetchedFiles, None] = {}  # by age
         self._freed = asyncio.Event()
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes of all callers."""
-        return self._used.total()
 
     @contextlib.contextmanager
     def of_request(self, caller: str = "") -> Iterator[FetchedFiles]:
-        """Counts the files of a request while the context is open; an empty caller is unknown, without a limit."""
+        """Counts the files of a request while the context is open; an empty caller is unknown, and may be many."""
         files = FetchedFiles(self, caller)
         try:
             yield files
@@ -50,19 +45,18 @@ class FileBudget:
 
     def has_room(self, files: FetchedFiles, num_bytes: int) -> bool:
         """Whether a request may hold more bytes now; with the first ones it takes its place in the order of age."""
-        caller = files.caller
-        requests = self._requests.setdefault(caller, {})
-        requests.setdefault(files)
-        if next(iter(requests)) is files:
+        self._requests.setdefault(files)
+        wanted = self.used_bytes + num_bytes
+        if wanted <= self._limit_bytes // 2 or next(iter(self._requests)) is files:
             return True
-        if caller and self._used[caller] + num_bytes > self._limit_bytes // 2:
-            return False
-        return self.used_bytes + num_bytes <= self._limit_bytes
+        older = itertools.takewhile(lambda other: other is not files, self._requests)
+        is_first = not files.caller or all(other.caller != files.caller for other in older)
+        return is_first and wanted <= self._limit_bytes
 
     def add(self, files: FetchedFiles, num_bytes: int) -> None:
         """Counts more bytes of a request."""
         files.held_bytes += num_bytes
-        self._used[files.caller] += num_bytes
+        self.used_bytes += num_bytes
 
     async def wait_for_room(self, files: FetchedFiles, num_bytes: int, field: str) -> None:
         """Returns when a request may hold more bytes.
@@ -77,20 +71,14 @@ class FileBudget:
         except TimeoutError:
             raise QueueFullError(
                 f"Images of other requests fill the memory for fetched files, {self._limit_bytes >> 20} MiB"
-                " (--media-buffer-mib), or your half of it; try again later.",
+                " (--media-buffer-mib), or the half of it that is not for first requests; try again later.",
                 field=field,
                 retry_after_s=_RETRY_AFTER_S,
             ) from None
 
     def _forget(self, files: FetchedFiles) -> None:
-        caller = files.caller
-        self._used[caller] -= files.held_bytes
-        if not self._used[caller]:
-            del self._used[caller]
-        requests = self._requests.get(caller, {})
-        requests.pop(files, None)
-        if not requests:
-            self._requests.pop(caller, None)
+        self.used_bytes -= files.held_bytes
+        self._requests.pop(files, None)
         self._freed.set()
         self._freed = asyncio.Event()
 
