@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 import logging
 import time
@@ -61,7 +62,7 @@ class PreparingCore(Core, Protocol):
     """A core that makes prompts of their sources itself."""
 
     def prepare(self, source: PromptSource, pixels: memoryview | bytes) -> PromptLayout:
-        """Prepares a prompt; `add` does the same for a request with this source.
+        """Prepares a prompt, as the core does for a request with this source.
 
         Raises:
             ServiceError: The prompt is refused.
@@ -87,18 +88,24 @@ class EngineLoop:
         self._inbox = inbox
         self._send = send
         self._live: dict[str, set[int]] = {}  # request id -> choices that have not finished
+        self._preparing: deque[tuple[wire.Prepare, memoryview]] = deque()
         self._turns = 0
         self._last_heartbeat = 0.0
 
     def turn(self) -> None:
         """Applies commands, runs one step if there is work, sends outputs and, when due, a heartbeat.
 
+        At most one prompt is prepared in a turn, so that answers go on while many prompts are prepared.
+
         Exceptions of `Core.step` are not caught: the state of the core is then unknown, and the front starts a new
         process.
         """
         outputs: list[ChoiceOutput] = []
-        for command, pixels in self._inbox.take(0.0 if self._core.has_work else HEARTBEAT_S):
+        is_busy = self._core.has_work or bool(self._preparing)
+        for command, pixels in self._inbox.take(0.0 if is_busy else HEARTBEAT_S):
             outputs.extend(self._apply(command, pixels))
+        if self._preparing:
+            self._send(self._prepared(*self._preparing.popleft()))
         if self._core.has_work:
             outputs.extend(self._core.step())
         finished = self._publish(outputs)
@@ -116,8 +123,8 @@ class EngineLoop:
                 return self._add(request, pixels)
             case wire.Abort(request_id=request_id, choice_index=choice_index):
                 return self._abort(request_id, choice_index)
-            case wire.Prepare(number=number, source=source):
-                self._send(self._prepared(number, source, pixels))
+            case wire.Prepare():
+                self._preparing.append((command, pixels))
                 return []
             case wire.Start():
                 raise wire.WireError("the engine is started already")
@@ -141,11 +148,12 @@ class EngineLoop:
             for choice_index in range(request.num_choices)
         ]
 
-    def _prepared(self, number: int, source: PromptSource, pixels: memoryview) -> wire.Prepared:
+    def _prepared(self, command: wire.Prepare, pixels: memoryview) -> wire.Prepared:
+        number = command.number
         if not isinstance(self._core, PreparingCore):
             raise wire.WireError("this engine prepares no prompts")
         try:
-            return wire.Prepared(number, layout=self._core.prepare(source, pixels))
+            return wire.Prepared(number, layout=self._core.prepare(command.source, pixels))
         except ServiceError as error:
             return wire.Prepared(number, failure=EngineFailure.of(error))
         except Exception:

@@ -11,6 +11,7 @@ from inference_service.engine_protocol.messages import (
     EngineConfig,
     EngineFailure,
     FinishReason,
+    PromptSource,
 )
 from tests.engine_client.engine_front import finishes_of, request_of
 from tests.engine_client.fake_engine import (
@@ -195,3 +196,14 @@ def test_heartbeats_come_without_work(bench, monkeypatch):
 def test_a_second_start_is_a_broken_stream(bench):
     with pytest.raises(wire.WireError):
         bench.turn(wire.Start(EngineConfig(model_dir="again")))
+
+
+def test_answers_go_on_while_many_prompts_are_prepared(bench):
+    bench.turn(add("a", max_tokens=100))
+    commands = [wire.Prepare(number, PromptSource(token_ids=(number,))) for number in range(3)]
+    for number in range(4):
+        outputs = bench.turn(*commands)
+        commands = []
+        assert [output.request_id for output in outputs] == ["a"]
+        prepared = [event.number for event in bench.events if isinstance(event, wire.Prepared)]
+        assert prepared == [number][: number < 3]
