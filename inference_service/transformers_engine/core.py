@@ -105,7 +105,7 @@ class TransformersCore:
             max_length=parts.ready.max_model_len,
             vocab_size=parts.vocab_size,
         )
-        self._inputs: dict[str, Mapping[str, Tensor]] = {}
+        self._pixels: dict[str, memoryview | bytes] = {}  # of all requests; the front limits them
         self._waiting: deque[Sequence] = deque()
         self._running: deque[Sequence] = deque()
         self._shares = Shares()
@@ -143,23 +143,22 @@ class TransformersCore:
     def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
         """Queues all choices of a request; if this raises, none of them.
 
+        The prompt is made when a choice begins: what a processor makes of a request, which may be far more than its
+        pixels, is not kept for those that wait.
+
         Raises:
-            InvalidArgumentError: The request does not match the model or its own prompt.
+            InvalidArgumentError: The request does not match the model.
             ContextLengthError: The prompt leaves no room for an answer.
             UnsupportedParameterError: Its log probabilities would need too much memory.
             RequestIdInUseError: A request with this id is in flight.
         """
-        if request.request_id in self._inputs or request.request_id in self._held:
+        if request.request_id in self._pixels or request.request_id in self._held:
             raise RequestIdInUseError(f"request_id {request.request_id!r} is used already.")
-        source = request.source or PromptSource(token_ids=request.prompt_token_ids)
-        prepared = self._parts.prompts.prepare(source, pixels)
-        if prepared.layout.token_ids != request.prompt_token_ids:
-            raise InvalidArgumentError("The prompt does not match its source.")
         self._room.check(request)
         sequences = [Sequence(request, index) for index in range(request.num_choices)]
         for sequence in sequences:
             sequence.arrived_s = sequence.waits_since_s = time.monotonic()
-        self._inputs[request.request_id] = prepared.inputs
+        self._pixels[request.request_id] = pixels
         if request.constraint is None:
             self._queue(sequences)
         else:
@@ -221,7 +220,7 @@ class TransformersCore:
         else:
             self._queue(held.sequences)
             return []
-        self._inputs.pop(held.sequences[0].request.request_id, None)
+        self._pixels.pop(held.sequences[0].request.request_id, None)
         return [ended_output(one, FinishReason.ERROR, failure) for one in held.sequences]
 
     def _queue(self, sequences: list[Sequence]) -> None:
@@ -299,8 +298,17 @@ class TransformersCore:
         return generation
 
     def _inputs_of(self, sequence: Sequence) -> Mapping[str, Tensor]:
-        """The prompt, with the text of a probe."""
-        inputs = self._inputs[sequence.request.request_id]
+        """The prompt, with the text of a probe.
+
+        Raises:
+            InvalidArgumentError: It is refused, or is another than that of the request.
+        """
+        request = sequence.request
+        source = request.source or PromptSource(token_ids=request.prompt_token_ids)
+        prepared = self._parts.prompts.prepare(source, self._pixels[request.request_id])
+        if prepared.layout.token_ids != request.prompt_token_ids:
+            raise InvalidArgumentError("The prompt does not match its source.")
+        inputs = prepared.inputs
         added = sequence.token_ids[inputs["input_ids"].shape[1] : sequence.num_prompt_tokens]
         if not added:
             return inputs
@@ -375,12 +383,12 @@ class TransformersCore:
         self._sampler.end(sequence)
 
     def _forget(self, request_id: str) -> None:
-        """Frees the tensors of a prompt whose choices have ended."""
+        """Frees the pixels of a prompt whose choices have ended."""
         unfinished = (*self._waiting, *self._running)
         if request_id not in self._held and all(
             s.request.request_id != request_id for s in unfinished
         ):
-            self._inputs.pop(request_id, None)
+            self._pixels.pop(request_id, None)
 
 
 def _prompt_logprobs(sequence: Sequence, generation: Generation) -> tuple[PositionLogprobs, ...]:

@@ -8,6 +8,7 @@ from hashlib import sha256
 import math
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 from PIL import Image
@@ -34,6 +35,7 @@ from inference_service.text.guard import SpecialTokenGuard
 from inference_service.transformers_engine import library
 from inference_service.transformers_engine.core import TransformersCore
 from inference_service.transformers_engine.loading import load_core
+from inference_service.transformers_engine.prompts import PreparedPrompt
 from tests.support.any_models import FAMILIES, VOCAB_SIZE, build, token_id
 from tests.support.library_checkpoints import reference_ids, reference_model
 
@@ -336,15 +338,52 @@ def test_an_abort_applies_before_the_next_step(core, asked, expected) -> None:
     assert ids_of([*before, *outputs["stays", 0]]) == expected[1]
 
 
-def test_a_request_that_cannot_begin_fails_alone(core, asked, expected) -> None:
-    """Its processor may have made something else than the model takes."""
+def test_a_request_that_cannot_begin_fails_alone(core, asked, expected, monkeypatch) -> None:
+    """Its processor may have made something else than the model takes, or nothing of its pixels."""
+    prompts = core._parts.prompts
+    prepare = prompts.prepare
     for name, one in (("before", asked[1]), ("bad", asked[0]), ("after", asked[4])):
         core.add(request_of(core, one, name), one.pixels)
-    core._inputs["bad"] = {}
+    core.add(request_of(core, asked[2], "other"), asked[2].pixels[1:])
+    wrong = replace(request_of(core, asked[0], "wrong"), prompt_token_ids=(1, 2))
+    core.add(wrong, b"")
+
+    def made(source: PromptSource, pixels: bytes) -> PreparedPrompt:
+        prepared = prepare(source, pixels)
+        is_bad = source == asked[0].source
+        return replace(prepared, inputs={}) if is_bad else prepared
+
+    monkeypatch.setattr(prompts, "prepare", made)
     outputs = run(core)
-    assert outputs["bad", 0][-1].finish_reason is FinishReason.ERROR
+    for name, reason in {"bad": "INTERNAL", "other": "INVALID", "wrong": "INVALID"}.items():
+        assert outputs[name, 0][-1].finish_reason is FinishReason.ERROR
+        failure = outputs[name, 0][-1].failure
+        assert failure is not None
+        assert reason in failure.reason
     assert ids_of(outputs["before", 0]) == expected[1]
     assert ids_of(outputs["after", 0]) == expected[4]
+
+
+def test_requests_that_wait_keep_only_their_pixels(core, asked, expected, monkeypatch) -> None:
+    """A processor may make megabytes of an image of one pixel."""
+    prompts = core._parts.prompts
+    prepare, made = prompts.prepare, []
+
+    def noted(source: PromptSource, pixels: bytes) -> PreparedPrompt:
+        prepared = prepare(source, pixels)
+        made.append(ref(prepared.inputs["input_ids"]))
+        return prepared
+
+    monkeypatch.setattr("inference_service.transformers_engine.prompts._KEPT", 0)
+    monkeypatch.setattr(prompts, "prepare", noted)
+    answers_of = [1, 4, 1, 4]
+    for number, index in enumerate(answers_of):
+        core.add(request_of(core, asked[index], f"r{number}"), asked[index].pixels)
+    assert made
+    assert not any(tensor() is not None for tensor in made)
+    outputs = run(core)
+    for number, index in enumerate(answers_of):
+        assert ids_of(outputs[f"r{number}", 0]) == expected[index]
 
 
 @pytest.mark.full
@@ -455,8 +494,6 @@ def test_refusals(core, asked) -> None:
     bias = replace(request.sampling, logit_bias=((VOCAB_SIZE, 1.0),))
     with pytest.raises(InvalidArgumentError, match="Token ids must be 0 to"):
         core.add(replace(request, sampling=bias), b"")
-    with pytest.raises(InvalidArgumentError, match="does not match its source"):
-        core.add(replace(request, prompt_token_ids=(1, 2)), b"")
     with pytest.raises(InvalidArgumentError, match="does not match its pixels"):
         core.prepare(asked[1].source, b"")
     long = PromptSource(token_ids=(1,) * 3000)
