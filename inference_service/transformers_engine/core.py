@@ -196,7 +196,7 @@ class TransformersCore:
             logger.exception(
                 {"message": "out of memory", "request_id": sequence.request.request_id}
             )
-            outputs.append(self._fail(sequence, _out_of_memory()))
+            outputs.append(self._fail(sequence, _out_of_memory(alone=len(self._running) == 1)))
         except Exception:  # a prompt that the model cannot compute must not end the others
             logger.exception(
                 {"message": "the model failed", "request_id": sequence.request.request_id}
@@ -414,9 +414,15 @@ def _timings(sequence: Sequence) -> ChoiceTimings:
     )
 
 
-def _out_of_memory() -> OutOfMemoryError:
+def _out_of_memory(*, alone: bool) -> OutOfMemoryError:
+    """The error for a request; one for which there is no memory although nothing else runs need not be tried again."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if alone:
+        return OutOfMemoryError(
+            "The device has too little memory for this request, even alone: send a shorter prompt, or fewer or smaller"
+            " images."
+        )
     return OutOfMemoryError(
         "The device ran out of memory for this request; try again later, or send fewer or smaller images.",
         retry_after_s=1.0,

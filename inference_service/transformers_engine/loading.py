@@ -50,12 +50,15 @@ def load_core(config: EngineConfig) -> TransformersCore:
     weight_bytes = sum(count for _, count in parts) * dtype.itemsize
     _refuse_too_large(config, device, weight_bytes)
     model = library.load_model(model_dir, settings, dtype, device)
-    if device.type == "cpu":
+    if device.type == "cuda":
+        note_progress(model, partial(torch.cuda.synchronize, device))
+    else:
         note_progress(model)
     token_bytes = sizes.kv_values_per_token(settings) * dtype.itemsize
-    tokens = _cache_tokens(config, device, token_bytes)
     window = sizes.context_tokens(settings)
     _refuse_longer_window(config, window)
+    activations = sizes.activation_bytes_per_token(settings, dtype.itemsize)
+    longest, tokens = _limits(config, device, window, token_bytes, activations)
     vocab_size = model.get_output_embeddings().weight.shape[0]
     ends = sizes.end_tokens(model.generation_config, settings)
     # What is ours to choose: beams, stop strings, the kind of cache would be taken from the checkpoint.
@@ -64,7 +67,7 @@ def load_core(config: EngineConfig) -> TransformersCore:
     ready = EngineReady(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
-        max_model_len=min(config.max_model_len or window, tokens),
+        max_model_len=longest,
         kv_pages_total=tokens,
         kv_page_tokens=1,
         kv_bytes_per_token=token_bytes,
@@ -121,21 +124,26 @@ def _refuse_too_large(config: EngineConfig, device: torch.device, weight_bytes: 
         )
 
 
-def _cache_tokens(config: EngineConfig, device: torch.device, token_bytes: int) -> int:
-    """Tokens that the caches of all sequences together may hold.
+def _limits(
+    config: EngineConfig, device: torch.device, window: int, token_bytes: int, activations: int
+) -> tuple[int, int]:
+    """Tokens of the longest sequence, and those that the caches of all sequences together may hold.
 
     Raises:
         ValueError: There is no memory for one.
     """
+    wanted = config.max_model_len or window
     if config.num_kv_pages is not None:
-        return config.num_kv_pages * config.page_size
-    room = config.cpu_kv_cache_bytes
+        tokens = config.num_kv_pages * config.page_size
+        return min(wanted, tokens), tokens
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         room = usable_bytes(total, total - free, config.gpu_memory_utilization) - STEP_RESERVE_BYTES
-    tokens = room // token_bytes
-    if tokens < 1:
+        longest, tokens = sizes.limits(room, wanted, token_bytes, activations)
+    else:  # the size of the cache is set, and activations have the memory of the machine
+        longest, tokens = sizes.limits(config.cpu_kv_cache_bytes, wanted, token_bytes, 0)
+    if longest < 1:
         raise ValueError(
             "no memory is left for the KV cache: increase --gpu-memory-utilization or --cpu-kv-cache-mib"
         )
-    return tokens
+    return longest, tokens

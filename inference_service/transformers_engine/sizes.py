@@ -37,6 +37,47 @@ def kv_values_per_token(config: Any) -> int:
     return 2 * int(text.num_hidden_layers) * key_heads * int(head_dim)
 
 
+def activation_bytes_per_token(config: Any, value_bytes: int) -> int:
+    """Estimate of what one layer needs for each token of a prompt, which the library computes in one piece.
+
+    The inputs and outputs of its norms, projections and products, as if all were held at once. Not counted: masks and
+    weights of attention, which a fused kernel does not make.
+
+    Args:
+        config: The model's settings.
+        value_bytes: Bytes of a value of the activations.
+    """
+    text = text_config(config)
+    hidden, heads = int(text.hidden_size), int(text.num_attention_heads)
+    head_dim = getattr(text, "head_dim", None) or hidden // heads
+    inner = _number(text, "intermediate_size")
+    experts = _number(text, "num_experts_per_tok") * _number(text, "moe_intermediate_size")
+    values = 4 * hidden + 9 * heads * int(head_dim) + 3 * max(inner, experts)
+    linear = _number(text, "linear_num_value_heads") * (
+        2 * _number(text, "linear_key_head_dim") + _number(text, "linear_value_head_dim")
+    )
+    in_float32 = 2 * hidden + 4 * linear
+    return values * value_bytes + in_float32 * 4
+
+
+def _number(settings: Any, name: str) -> int:
+    value = getattr(settings, name, None)
+    return value if isinstance(value, int) else max(value) if isinstance(value, list) else 0
+
+
+def limits(room: int, wanted: int, token_bytes: int, activation_bytes: int) -> tuple[int, int]:
+    """How long a sequence may be, and how many tokens all caches together may hold.
+
+    Args:
+        room: Bytes for caches, and for the activations of the longest prompt.
+        wanted: Maximum tokens of a sequence, if there is room.
+        token_bytes: Bytes of one token in the cache.
+        activation_bytes: Bytes of the activations for each token of a prompt.
+    """
+    longest = min(wanted, max(0, room) // (token_bytes + activation_bytes))
+    return longest, (max(0, room) - longest * activation_bytes) // token_bytes
+
+
 def count_parts(model: Any) -> tuple[tuple[str, int], ...]:
     """(name, parameter count) of the vision tower, the adapter and the language model; shared tensors count once."""
     counts = {"vision": 0, "adapter": 0, "language": 0}

@@ -364,6 +364,30 @@ def test_a_request_that_cannot_begin_fails_alone(core, asked, expected, monkeypa
     assert ids_of(outputs["after", 0]) == expected[4]
 
 
+def test_a_prompt_without_memory_fails_alone(core, asked, expected, monkeypatch) -> None:
+    """Others go on; it is to be tried again only if others had a part of the memory."""
+    model = core._parts.model
+    prefill = model._prefill
+
+    def lacking(ids: Any, *options: Any) -> Any:
+        if ids.shape[1] == len(large.prompt_token_ids):
+            raise torch.OutOfMemoryError("too large")
+        return prefill(ids, *options)
+
+    large = request_of(core, asked[3], "large")
+    monkeypatch.setattr(model, "_prefill", lacking)
+    for others in ([], [asked[1]]):
+        for one in others:
+            core.add(request_of(core, one, "before"), one.pixels)
+        core.add(large, asked[3].pixels)
+        outputs = run(core)
+        failure = outputs["large", 0][-1].failure
+        assert failure is not None
+        assert failure.reason == "GPU_OUT_OF_MEMORY"
+        assert (failure.retry_after_s is None) is (not others)
+    assert ids_of(outputs["before", 0]) == expected[1]
+
+
 def test_requests_that_wait_keep_only_their_pixels(core, asked, expected, monkeypatch) -> None:
     """A processor may make megabytes of an image of one pixel."""
     prompts = core._parts.prompts
