@@ -27,16 +27,27 @@ class Admission:
     of the cache is enough for one such share for each sequence.
 
     Args:
-        max_tokens: Tokens of all sequences together, at least `max_length`.
+        max_tokens: Tokens of all sequences together, at least `max_length` and `state_tokens`.
         max_seqs: Maximum sequences.
         max_length: Maximum tokens of one sequence.
         vocab_size: Width of the logits.
+        state_tokens: Tokens for which each sequence needs room beside its own.
     """
 
-    def __init__(self, *, max_tokens: int, max_seqs: int, max_length: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_tokens: int,
+        max_seqs: int,
+        max_length: int,
+        vocab_size: int,
+        state_tokens: int = 0,
+    ) -> None:
         self.used_tokens = 0
         self._max_tokens = max_tokens
-        self._growth = max(1, min(_MAX_GROWTH, max_tokens // (2 * max_seqs)))
+        self._state_tokens = state_tokens
+        share = (max_tokens - max_seqs * state_tokens) // (2 * max_seqs)
+        self._growth = max(1, min(_MAX_GROWTH, share))
         self._max_seqs = max_seqs
         self._max_length = max_length
         self._vocab_size = vocab_size
@@ -91,18 +102,19 @@ class Admission:
         This never happens to a sequence that is alone.
         """
         taken = self._taken[sequence]
-        if taken >= len(sequence):
+        needed = len(sequence) + self._state_tokens
+        if taken >= needed:
             return True
         more = min(self._wanted(sequence) - taken, self._max_tokens - self.used_tokens)
         self._taken[sequence] += more
         self.used_tokens += more
-        return taken + more >= len(sequence)
+        return taken + more >= needed
 
     def _wanted(self, sequence: Sequence) -> int:
         """Tokens for which a sequence has room if it gets its share."""
         answer = 0 if sequence.probe else sequence.sampling.max_tokens
         longest = min(sequence.num_prompt_tokens + answer, self._max_length)
-        return min(len(sequence) + self._growth, longest)
+        return min(len(sequence) + self._growth, longest) + self._state_tokens
 
     def give_back(self, sequence: Sequence) -> None:
         """Frees the room of a sequence."""

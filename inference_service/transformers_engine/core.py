@@ -74,6 +74,7 @@ class Parts:
         ready: What the front is told.
         vocab_size: Width of its logits.
         max_num_seqs: Maximum sequences that take turns.
+        state_tokens: Tokens in the cache for which the state of a sequence takes the room.
     """
 
     model: Any
@@ -82,6 +83,7 @@ class Parts:
     ready: EngineReady
     vocab_size: int
     max_num_seqs: int
+    state_tokens: int = 0
 
 
 class TransformersCore:
@@ -104,6 +106,7 @@ class TransformersCore:
             max_seqs=parts.max_num_seqs,
             max_length=parts.ready.max_model_len,
             vocab_size=parts.vocab_size,
+            state_tokens=parts.state_tokens,
         )
         self._pixels: dict[str, memoryview | bytes] = {}  # of all requests; the front limits them
         self._waiting: deque[Sequence] = deque()

@@ -115,6 +115,11 @@ class Generation:
         """Number of tokens computed so far: those of the prompt, after the first step, and of the answer."""
         return self._ids.shape[1]
 
+    @property
+    def cache(self) -> Any:
+        """The library's cache of this sequence; None before the first step."""
+        return self._kwargs.get("past_key_values")
+
     @torch.inference_mode()
     def logits(self, token_id: int | None) -> Tensor:
         """The logits [1, V] float32 of the next token.

@@ -23,6 +23,7 @@ from inference_service.processor import usable_cores
 from inference_service.transformers_engine import library, sizes
 from inference_service.transformers_engine.core import Parts, TransformersCore
 from inference_service.transformers_engine.prompts import PromptMaker
+from inference_service.transformers_engine.trial import state_bytes
 
 
 _SLOW: Final = "transformers computes it, one sequence after the other"
@@ -57,12 +58,13 @@ def load_core(config: EngineConfig) -> TransformersCore:
     token_bytes = sizes.kv_values_per_token(settings) * dtype.itemsize
     window = sizes.context_tokens(settings)
     _refuse_longer_window(config, window)
-    activations = sizes.activation_bytes_per_token(settings, dtype.itemsize)
-    longest, tokens = _limits(config, device, window, token_bytes, activations)
     vocab_size = model.get_output_embeddings().weight.shape[0]
     ends = sizes.end_tokens(model.generation_config, settings)
     # What is ours to choose: beams, stop strings, the kind of cache would be taken from the checkpoint.
     model.generation_config = GenerationConfig()
+    state_tokens = -(-state_bytes(model, ends[0]) // token_bytes)
+    activations = sizes.activation_bytes_per_token(settings, dtype.itemsize)
+    longest, tokens = _limits(config, device, window, (token_bytes, activations, state_tokens))
     prompts = PromptMaker(library.load_processor(model_dir, settings), settings)
     ready = EngineReady(
         device=str(device),
@@ -84,6 +86,7 @@ def load_core(config: EngineConfig) -> TransformersCore:
             ready=ready,
             vocab_size=vocab_size,
             max_num_seqs=config.max_num_seqs,
+            state_tokens=state_tokens,
         )
     )
 
@@ -125,23 +128,33 @@ def _refuse_too_large(config: EngineConfig, device: torch.device, weight_bytes: 
 
 
 def _limits(
-    config: EngineConfig, device: torch.device, window: int, token_bytes: int, activations: int
+    config: EngineConfig, device: torch.device, window: int, needs: tuple[int, int, int]
 ) -> tuple[int, int]:
     """Tokens of the longest sequence, and those that the caches of all sequences together may hold.
+
+    Args:
+        config: What the operator has set.
+        device: Where the caches are.
+        window: The model's context window.
+        needs: Bytes of one token in the cache, bytes of its activations, and tokens for which the state of a sequence
+            takes the room.
 
     Raises:
         ValueError: There is no memory for one.
     """
     wanted = config.max_model_len or window
+    token_bytes, activations, state_tokens = needs
     if config.num_kv_pages is not None:
         tokens = config.num_kv_pages * config.page_size
-        return min(wanted, tokens), tokens
+        return sizes.limits(tokens, wanted, 1, 0, state_tokens)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         room = usable_bytes(total, total - free, config.gpu_memory_utilization) - STEP_RESERVE_BYTES
-        longest, tokens = sizes.limits(room, wanted, token_bytes, activations)
+        longest, tokens = sizes.limits(room, wanted, token_bytes, activations, state_tokens)
     else:  # the size of the cache is set, and activations have the memory of the machine
-        longest, tokens = sizes.limits(config.cpu_kv_cache_bytes, wanted, token_bytes, 0)
+        longest, tokens = sizes.limits(
+            config.cpu_kv_cache_bytes, wanted, token_bytes, 0, state_tokens
+        )
     if longest < 1:
         raise ValueError(
             "no memory is left for the KV cache: increase --gpu-memory-utilization or --cpu-kv-cache-mib"

@@ -7,6 +7,8 @@ from typing import Any
 from inference_service.model_spec import DTYPE_BYTES
 
 
+_WITHOUT_KEYS = frozenset({"linear_attention", "conv", "moe"})
+"""Layers that keep a state, or nothing, instead of keys and values."""
 _DEFAULT_WINDOW = 4096
 """For models that do not tell theirs."""
 
@@ -25,16 +27,18 @@ def context_tokens(config: Any) -> int:
 
 
 def kv_values_per_token(config: Any) -> int:
-    """Maximum values in the cache for one token: all layers keep keys and values of full attention.
+    """Maximum values in the cache for one token: layers with attention keep keys and values of all tokens.
 
-    Layers with a window, a state or compressed keys need less.
+    Layers with a window or compressed keys need less. What layers with a state need for a sequence is not counted.
     """
     text = text_config(config)
     heads = int(text.num_attention_heads)
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     key_heads = max(key_heads) if isinstance(key_heads, list | tuple) else int(key_heads)
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return 2 * int(text.num_hidden_layers) * key_heads * int(head_dim)
+    kinds = getattr(text, "layer_types", None) or ()
+    layers = int(text.num_hidden_layers) - sum(kind in _WITHOUT_KEYS for kind in kinds)
+    return 2 * max(1, layers) * key_heads * int(head_dim)
 
 
 def activation_bytes_per_token(config: Any, value_bytes: int) -> int:
@@ -65,7 +69,9 @@ def _number(settings: Any, name: str) -> int:
     return value if isinstance(value, int) else max(value) if isinstance(value, list) else 0
 
 
-def limits(room: int, wanted: int, token_bytes: int, activation_bytes: int) -> tuple[int, int]:
+def limits(
+    room: int, wanted: int, token_bytes: int, activation_bytes: int, state_tokens: int = 0
+) -> tuple[int, int]:
     """How long a sequence may be, and how many tokens all caches together may hold.
 
     Args:
@@ -73,9 +79,12 @@ def limits(room: int, wanted: int, token_bytes: int, activation_bytes: int) -> t
         wanted: Maximum tokens of a sequence, if there is room.
         token_bytes: Bytes of one token in the cache.
         activation_bytes: Bytes of the activations for each token of a prompt.
+        state_tokens: Tokens for which a sequence needs room beside its own.
     """
-    longest = min(wanted, max(0, room) // (token_bytes + activation_bytes))
-    return longest, (max(0, room) - longest * activation_bytes) // token_bytes
+    room = max(0, room)
+    longest = max(0, room - state_tokens * token_bytes) // (token_bytes + activation_bytes)
+    longest = min(wanted, longest)
+    return longest, (room - longest * activation_bytes) // token_bytes
 
 
 def count_parts(model: Any) -> tuple[tuple[str, int], ...]:

@@ -417,24 +417,28 @@ def test_more_than_take_turns_wait(core, asked, expected) -> None:
 
 
 def small_core(
-    directory: Path, num_kv_pages: int, max_num_seqs: int, max_model_len: int | None = None
+    core: TransformersCore,
+    directory: Path,
+    num_tokens: int,
+    max_num_seqs: int,
+    max_model_len: int | None = None,
 ) -> TransformersCore:
-    """A core with so many pages of 16 tokens."""
+    """A core like another, with so many tokens beside the states of its sequences."""
     return load_core(
         EngineConfig(
             model_dir=str(directory),
             device="cpu",
             cpu_threads=1,
-            num_kv_pages=num_kv_pages,
-            page_size=16,
+            num_kv_pages=num_tokens + max_num_seqs * core._parts.state_tokens,
+            page_size=1,
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
         )
     )
 
 
-def test_a_sequence_waits_for_room(directory, asked, expected) -> None:
-    small = small_core(directory, 12, 2)
+def test_a_sequence_waits_for_room(core, directory, asked, expected) -> None:
+    small = small_core(core, directory, 192, 2)
     short = [0, 4, 7]
     assert answers(small, [asked[i] for i in short]) == [expected[i] for i in short]
     small.add(replace(request_of(small, asked[0], "a", max_tokens=500), num_choices=3), b"")
@@ -453,9 +457,9 @@ def test_a_sequence_waits_for_room(directory, asked, expected) -> None:
         pytest.param({}, marks=pytest.mark.full),
     ],
 )
-def test_answers_without_a_limit_take_turns_and_are_preempted(directory, settings) -> None:
+def test_answers_without_a_limit_take_turns_and_are_preempted(core, directory, settings) -> None:
     """All of them have a first token before one ends, and their tokens are those that each has alone."""
-    small = small_core(directory, 5, 8, max_model_len=24)
+    small = small_core(core, directory, 80, 8, max_model_len=16)
     requests = []
     for index in range(8):
         ids = (3, 14, 15, 9, index)
@@ -485,15 +489,15 @@ def test_answers_without_a_limit_take_turns_and_are_preempted(directory, setting
     assert {name: ids_of(outputs) for name, outputs in found.items()} == alone
     for outputs in found.values():
         assert outputs[-1].finish_reason is FinishReason.CONTEXT_LENGTH
-        assert len(outputs) == 24 - 5
+        assert len(outputs) == 16 - 5
         assert [index for index, output in enumerate(outputs) if output.timings] == [0]
 
 
 def test_newcomers_do_not_keep_a_large_request_waiting_for_ever(
-    directory, asked, monkeypatch
+    core, directory, asked, monkeypatch
 ) -> None:
     monkeypatch.setattr("inference_service.engine.shares._PATIENCE_S", 0.0)
-    small = small_core(directory, 12, 3)
+    small = small_core(core, directory, 192, 3)
 
     def add(name: str, length: int) -> None:
         """A caller's only request, with a prompt of so many tokens and an answer of 10."""

@@ -14,9 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from inference_service.engine.device import note_progress
+from inference_service.engine.sequence import Sequence
+from inference_service.engine_protocol.messages import EngineConfig, EngineRequest, SamplingParams
 from inference_service.progress import progress
 from inference_service.transformers_engine import sizes
+from inference_service.transformers_engine.admission import Admission
 from inference_service.transformers_engine.core import _out_of_memory
+from inference_service.transformers_engine.loading import load_core
+from inference_service.transformers_engine.trial import _bytes_of, state_bytes
 from tests.support.any_models import FAMILIES, build
 from tests.support.library_checkpoints import reference_model
 
@@ -26,10 +31,13 @@ def test_the_longest_prompt_fits_beside_the_caches() -> None:
     for _ in range(200):
         room = drawn.choice([-5, 0, 10 ** drawn.randrange(1, 11)])
         wanted, token, activation = (drawn.randrange(1, 10**6) for _ in range(3))
-        longest, tokens = sizes.limits(room, wanted, token, activation)
-        assert 0 <= longest <= min(wanted, tokens)
+        state = drawn.choice([0, drawn.randrange(1000)])
+        longest, tokens = sizes.limits(room, wanted, token, activation, state)
+        assert 0 <= longest <= wanted
+        assert longest == 0 or longest + state <= tokens
         assert tokens * token + longest * activation <= max(0, room)
-        assert longest == wanted or (longest + 1) * (token + activation) > room
+        more = (longest + 1) * (token + activation) + state * token
+        assert longest == wanted or more > room
     assert sizes.limits(1000, 50, 10, 0) == (50, 100)
 
 
@@ -70,6 +78,52 @@ def test_activations_are_not_less_than_those_of_a_prompt(tmp_path: Path, family:
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
     estimate = sizes.activation_bytes_per_token(model.config, 4) * ids.shape[1]
     assert estimate / 8 < made.peak < estimate
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_and_keys_are_those_of_the_cache(tmp_path: Path, family: str) -> None:
+    """Measured by a prompt of 40 tokens; layers with a state need the same whatever the length."""
+    model = reference_model(build(tmp_path, family))
+    state = state_bytes(model, 5)
+    with torch.inference_mode():
+        cache = model(input_ids=torch.full((1, 40), 5), use_cache=True).past_key_values
+    assert state + 40 * 4 * sizes.kv_values_per_token(model.config) == _bytes_of(cache)
+    assert (state > 0) is (family == "qwen3_5")
+
+
+def test_a_library_that_does_not_do_what_this_service_asks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EngineConfig(model_dir=str(build(tmp_path, FAMILIES[0])), device="cpu", cpu_threads=1)
+    monkeypatch.delattr("transformers.generation.GenerationMixin._prefill")
+    with pytest.raises(ValueError, match=r"transformers 5\.\S+ does not compute .*_prefill"):
+        load_core(config)
+
+
+def test_states_take_room_in_the_cache() -> None:
+    def room(max_tokens: int, state_tokens: int) -> Admission:
+        return Admission(
+            max_tokens=max_tokens,
+            max_seqs=4,
+            max_length=50,
+            vocab_size=10,
+            state_tokens=state_tokens,
+        )
+
+    sampling = SamplingParams(max_tokens=1000)
+    asked = EngineRequest(request_id="r", prompt_token_ids=(1,) * 10, sampling=sampling)
+    sequences = [Sequence(asked, index) for index in range(4)]
+    small = room(160, 40)
+    assert [small.take(sequence) for sequence in sequences] == [True, True, True, False]
+    assert small.used_tokens == 3 * (10 + 1 + 40)
+    alone = room(90, 40)
+    assert alone.take(sequences[0])
+    while len(sequences[0]) < 50:
+        sequences[0].token_ids.append(1)
+        assert alone.extend(sequences[0])
+    assert alone.used_tokens == 90
+    alone.give_back(sequences[0])
+    assert alone.used_tokens == 0
 
 
 @pytest.mark.parametrize(("tokens", "waits"), [(1, 0), (255, 0), (256, 3), (4000, 3)])
