@@ -192,6 +192,8 @@ BROKEN_ADMISSION = [
     ("deployments", job("spec/suspend", True)),
 ]
 BROKEN_NATIVE_ZERO = [
+    ("scaling_to_zero", hpa("spec/metrics/2", None)),
+    ("scaling_to_zero", hpa("spec/metrics/2/external/metric/name", "rest_pending_requests")),
     ("scaling_metrics", hpa(f"{METRIC}/external/metric/name", "qwenvl_requests_waiting")),
     (
         "scaling_metrics",

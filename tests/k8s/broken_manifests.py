@@ -6,6 +6,7 @@ from tests.k8s.manifest_set import Manifests
 from tests.k8s.mutations import (
     BOX,
     ENGINE_TYPE,
+    IN_FLIGHT,
     POD,
     SIDECAR,
     TRIGGER,
@@ -238,6 +239,12 @@ BROKEN_POOL = [
     ("startup", inference(f"{SIDECAR}/livenessProbe/httpGet/path", "/ready")),
 ]
 BROKEN_TO_ZERO = [
+    ("scaling_to_zero", scaled("spec/triggers/1", None)),
+    ("scaling_to_zero", scaled(f"{IN_FLIGHT}/query", "sum(qwenvl_requests_waiting) or vector(0)")),
+    ("scaling_to_zero", scaled(f"{IN_FLIGHT}/query", "sum(qwenvl_requests_in_flight)")),
+    ("scaler_queries", scaled(f"{IN_FLIGHT}/query", "sum(qwenvl_requests_in_flight) or vector(0)")),
+    ("scaling_thresholds", scaled(f"{IN_FLIGHT}/threshold", "64")),
+    ("slow_scale_down", scaled(f"{IN_FLIGHT}/ignoreNullValues", "true")),
     ("scaling_metrics", scaled(f"{TRIGGER}/query", "sum(qwenvl_requests_waiting)")),
     ("scaling_metrics", scaled(f"{TRIGGER}/query", "sum(rest_pending)")),
     ("scaling_thresholds", scaled(f"{TRIGGER}/threshold", "64")),

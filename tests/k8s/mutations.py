@@ -91,6 +91,7 @@ gateway = partial(set_field, "Gateway", "qwen-vl")
 pool = partial(set_field, "InferencePool", "inference")
 SIDECAR = f"{POD}/initContainers/0"
 TRIGGER = "spec/triggers/0/metadata"
+IN_FLIGHT = "spec/triggers/1/metadata"
 ENGINE_TYPE = "spec/template/metadata/labels/llm-d.ai~1engine-type"
 certificate = partial(set_field, "Certificate", "inference-tls")
 service = partial(set_field, "Service", "inference")

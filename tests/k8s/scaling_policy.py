@@ -18,6 +18,8 @@ from tests.support.metric_names import exposed_names, used_names
 
 
 TOPOLOGIES = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+IN_FLIGHT = "qwenvl_requests_in_flight"
+"""What a replica works on, whoever has asked for it."""
 HIGHEST = 1_000_000_000
 """Priorities above are the system's."""
 
@@ -53,11 +55,11 @@ def scaling_metrics(manifests: Manifests) -> Iterator[str]:
         for names in queries:
             if not names or not names <= known:
                 yield f"{name}: {names} are not all metrics of this project"
-            own = target == "rest-adapter"
-            if low == 0 and not any(
-                one.startswith(family) and not own for one in names for family in of_adapter
-            ):
-                yield f"{name}: {names} are gone when it has scaled to zero"
+        lasting = [names for names in queries if names != {IN_FLIGHT}]
+        if low == 0 and (
+            target == "rest-adapter" or not lasting or not _all_of(lasting, of_adapter)
+        ):
+            yield f"{name}: not all of {queries} are there when it has scaled to zero"
         for metric in item["spec"].get("metrics", []):
             for label, value in _selected_labels(metric):
                 if label != "reason" or value not in BY_REASON:
@@ -65,6 +67,27 @@ def scaling_metrics(manifests: Manifests) -> Iterator[str]:
             yield from (f"{name}: {text}" for text in _of_others(metric, target, of_adapter))
         if queries and manifests.of_kind("PodMonitor") == []:
             yield f"{name}: nothing reads its metrics"
+
+
+def scaling_to_zero(manifests: Manifests) -> Iterator[str]:
+    """No replica that works is taken away: callers by gRPC, and those of a pool, do not come by the adapter."""
+    for item, low, _ in _scalers(manifests):
+        if low > 0:
+            continue
+        name = f"{item['kind']} {item['metadata']['name']}"
+        if not any(IN_FLIGHT in names for names in _queries(item)):
+            yield f"{name}: takes replicas away from callers by gRPC, without {IN_FLIGHT}"
+        if manifests.of_kind("InferencePool"):
+            yield f"{name}: without replicas the pool has no adapter whose callers could wake one"
+        for trigger in item["spec"].get("triggers", []):
+            query = trigger["metadata"]["query"]
+            if IN_FLIGHT in query and not query.endswith("or vector(0)"):
+                yield f"{name}: at zero replicas nothing exports {query}, which counts as a fault"
+
+
+def _all_of(queries: list[set[str]], families: set[str]) -> bool:
+    """Whether all queries read metrics of these families only."""
+    return all(one.startswith(tuple(families)) for names in queries for one in names)
 
 
 def _of_others(metric: Mapping[str, Any], target: str, of_adapter: set[str]) -> Iterator[str]:
@@ -248,6 +271,7 @@ def _thresholds(item: Object) -> Iterator[float]:
 RULES = (
     scalers,
     scaling_metrics,
+    scaling_to_zero,
     scaler_queries,
     scaling_thresholds,
     scaler_fields,

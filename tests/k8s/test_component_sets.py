@@ -16,6 +16,7 @@ from tests.k8s.test_manifests import RELEASES, check_schema
 CARDS = (("gpu-node",), ("gpu-node", "gpu-mig"), ("gpu-dra",))
 MODELS = (("model-download",), ("model-shared",), ("model-image",))
 SCALERS: tuple[tuple[str, ...], ...] = ((), ("autoscaling",), ("keda",), ("autoscaling-to-zero",))
+TO_ZERO = (("keda",), ("autoscaling-to-zero",))
 EXTRAS: tuple[tuple[str, ...], ...] = (
     (),
     ("media-egress",),
@@ -63,6 +64,8 @@ def sets() -> Iterator[tuple[str, tuple[str, ...]]]:
         several = scaler or "high-availability" in extra
         if several and model == ("model-download",):
             continue  # a volume of one node
+        if scaler in TO_ZERO and "inference-pool" in extra:
+            continue  # the pool's adapters would be gone
         watched = scaler or "inference-pool" in extra
         for monitoring in (("monitoring",),) if watched else ((), ("monitoring",)):
             # A number of replicas is the autoscaler's, so that it comes last.
@@ -88,6 +91,12 @@ def check(resource: str, components: tuple[str, ...], releases: tuple[str, ...])
 )
 def test_a_sample_of_sets(resource, components):
     check(resource, components, RELEASES[-1:])
+
+
+@pytest.mark.parametrize("scaler", TO_ZERO)
+def test_a_pool_does_not_go_with_zero_replicas(scaler):
+    components = ("gpu-node", "model-image", "monitoring", "gateway", "inference-pool", *scaler)
+    assert broken_rules(parse(render("base", components))).keys() == {"scaling_to_zero"}
 
 
 SEEN: set[str] = set()

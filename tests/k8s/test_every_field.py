@@ -28,7 +28,7 @@ FREE = re.compile(
     r"|.*\.readOnlyRootFilesystem|.*\.image\.pullPolicy|.*volumeMounts\.0\.readOnly"
     r"|HorizontalPodAutoscaler .*\.policies\.0\.periodSeconds"
     r"|HorizontalPodAutoscaler .*\.minReplicas|ValidatingAdmissionPolicy .*\.message"
-    r"|ScaledObject .*\.(triggers\.0\.name|minReplicaCount)"
+    r"|ScaledObject .*\.(triggers\.\d\.name|minReplicaCount)"
     r"|Gateway .*(gatewayClassName|certificateRefs\.0\.name)|InferencePool .*endpointPickerRef\.name"
     r"|ResourceClaimTemplate .*|Certificate .*(commonName|dnsNames\.\d)|Deployment \S+ .*\.ports\.\d\.name"
     r"|NetworkPolicy m\S+-egress spec\.egress\.0\.ports\.\d\.port"
