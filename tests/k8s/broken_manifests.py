@@ -119,7 +119,7 @@ BROKEN += [
     ("rollout", inference("spec/progressDeadlineSeconds", 86400)),
     ("gpu_nodes", inference(f"{POD}/tolerations", [])),
     ("gpu_nodes", inference(f"{POD}/tolerations/0/effect", "NoExecute")),
-    ("gpu_nodes", inference(f"{POD}/nodeSelector/nvidia.com~1gpu.present", "false")),
+    ("gpu_nodes", inference(f"{POD}/nodeSelector", {"nvidia.com/gpu.present": "true"})),
     ("edges", without("NetworkPolicy", "dns")),
     ("edges", set_field("NetworkPolicy", "dns", "spec/egress/0/ports/0/protocol", "TCP")),
     ("edges", set_field("NetworkPolicy", "rest-adapter", "spec/egress", [])),

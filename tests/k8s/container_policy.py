@@ -157,7 +157,7 @@ def _job(workload: Workload) -> Iterator[str]:
 
 
 def gpu_nodes(manifests: Manifests) -> Iterator[str]:
-    """A pod with a GPU may go to nodes that keep others away, by the label of NVIDIA's discovery; no other pod may."""
+    """A pod with a GPU may go to nodes that keep others away, with any device plugin; no other pod may."""
     wanted: Object = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
     for workload in {workload.name: workload for workload, _ in programs(manifests)}.values():
         tolerations = workload.pod.get("tolerations", [])
@@ -169,8 +169,8 @@ def gpu_nodes(manifests: Manifests) -> Iterator[str]:
             continue
         if tolerations != [wanted]:
             yield f"{workload.name}: tolerates {tolerations}"
-        if selector and selector.get("nvidia.com/gpu.present") != "true":
-            yield f"{workload.name}: selects nodes by {selector}"
+        if "nvidia.com/gpu.present" in selector:  # the request for a GPU says as much
+            yield f"{workload.name}: waits for ever where no GPU feature discovery runs: {selector}"
 
 
 RULES = (
