@@ -28,6 +28,7 @@ from tests.k8s.mutations import (
 )
 
 
+ADAPTER_PRIORITY = "PriorityClass", "qwen-vl-serving-adapter"
 BROKEN = [
     ("selectors", inference("spec/template/metadata/labels/app.kubernetes.io~1name", "x")),
     ("selectors", set_field("Service", "rest-adapter", "spec/selector/app", "x")),
@@ -175,6 +176,8 @@ BROKEN_POOL = [
     ("priorities", set_field("PriorityClass", "qwen-vl-serving-inference", "globalDefault", True)),
     ("priorities", set_field("PriorityClass", "qwen-vl-serving-inference", "value", 2_000_000_000)),
     ("priorities", adapter(f"{POD}/priorityClassName", None)),
+    ("priorities", set_field(*ADAPTER_PRIORITY, "preemptionPolicy", None)),
+    ("priorities", set_field(*ADAPTER_PRIORITY, "preemptionPolicy", "PreemptLowerPriority")),
     ("references", inference(f"{POD}/priorityClassName", "high")),
     (
         "unique",

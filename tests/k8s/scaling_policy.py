@@ -241,6 +241,21 @@ def priorities(manifests: Manifests) -> Iterator[str]:
     for workload, _ in programs(manifests):
         if bool(classes) != ("priorityClassName" in workload.pod):
             yield f"{workload.name}: priority {workload.pod.get('priorityClassName')}"
+    yield from _preempting(manifests)
+
+
+def _preempting(manifests: Manifests) -> Iterator[str]:
+    """Whose pods may take the place of one of the service, whose model takes minutes to load."""
+    classes = {item["metadata"]["name"]: item for item in manifests.of_kind("PriorityClass")}
+    given = {
+        workload.name: classes[workload.pod["priorityClassName"]]
+        for workload, _ in programs(manifests)
+        if workload.pod.get("priorityClassName") in classes
+    }
+    floor = given.get("inference", {"value": HIGHEST})["value"]
+    for name, item in given.items():
+        if item["value"] > floor and item.get("preemptionPolicy") != "Never":
+            yield f"{name}: may end pods of the service to get their place"
 
 
 def _scalers(manifests: Manifests) -> Iterator[tuple[Object, int, int]]:
