@@ -116,6 +116,9 @@ BROKEN_BY_OPERATORS = [
     ("pool", "references", inference(f"{POD}/priorityClassName", "system-node-critical")),
     ("pool", "rollout", job("spec/activeDeadlineSeconds", 60)),
     ("pool", "rollout", job("spec/parallelism", 4)),
+    ("pool", "rollout", job(f"{POD}/tolerations", None)),
+    ("pool", "rollout", inference("spec/progressDeadlineSeconds", 1500)),
+    ("monitored", "rollout", inference("spec/progressDeadlineSeconds", 1500)),
     ("pool", "rollout", job("spec/completions", 4)),
     (
         "pool",

@@ -18,6 +18,10 @@ from tests.k8s.pod_security import PROBES
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
+DOWNLOAD_S = 3600
+"""10 GB at 5 MB/s, and the start of the service after it."""
+GPU_TAINT: Object = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
+"""The toleration for nodes that keep pods without a GPU away."""
 SMALLEST_VOLUME = 64 * 2**20
 
 
@@ -138,8 +142,19 @@ def rollout(manifests: Manifests) -> Iterator[str]:
         recreated = kind == "Recreate" and workload.name == "inference" and not rolling
         if not recreated and (kind != "RollingUpdate" or numbers != wanted):
             yield f"{workload.name}: {strategy}"
-        if workload.spec.get("progressDeadlineSeconds", 600) > 7200:
+        deadline_s = workload.spec.get("progressDeadlineSeconds", 600)
+        if workload.name == "inference" and _waits_for_download(manifests, deadline_s):
+            yield f"{workload.name}: given up after {deadline_s} s, while the model is downloaded"
+        if deadline_s > 7200:
             yield f"{workload.name}: nobody is told for hours that a rollout hangs"
+
+
+def _waits_for_download(manifests: Manifests, time_s: int) -> bool:
+    return time_s < DOWNLOAD_S and any(
+        container["name"] == "model-download"
+        for workload in manifests.workloads()
+        for container in workload.containers
+    )
 
 
 def _job(workload: Workload) -> Iterator[str]:
@@ -148,8 +163,10 @@ def _job(workload: Workload) -> Iterator[str]:
     if (workload.spec.get("parallelism", 1), workload.spec.get("completions", 1)) != (1, 1):
         yield f"{workload.name}: several pods write to one volume"
     deadlines = (workload.spec, workload.pod)
-    if any(part.get("activeDeadlineSeconds", 3600) < 3600 for part in deadlines):
+    if any(part.get("activeDeadlineSeconds", DOWNLOAD_S) < DOWNLOAD_S for part in deadlines):
         yield f"{workload.name}: is given up before a model is downloaded"
+    if GPU_TAINT not in workload.pod.get("tolerations", []):
+        yield f"{workload.name}: finds no node where all have a GPU and keep other pods away"
     if workload.spec.get("backoffLimit", 6) > 10:
         yield f"{workload.name}: tries {workload.spec['backoffLimit']} times"
     if workload.spec.get("ttlSecondsAfterFinished", 10**9) > 86_400:
@@ -158,7 +175,6 @@ def _job(workload: Workload) -> Iterator[str]:
 
 def gpu_nodes(manifests: Manifests) -> Iterator[str]:
     """A pod with a GPU may go to nodes that keep others away, with any device plugin; no other pod may."""
-    wanted: Object = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}
     for workload in {workload.name: workload for workload, _ in programs(manifests)}.values():
         tolerations = workload.pod.get("tolerations", [])
         selector = workload.pod.get("nodeSelector", {})
@@ -167,7 +183,7 @@ def gpu_nodes(manifests: Manifests) -> Iterator[str]:
             if any(key.startswith("nvidia.com/") for key in keys):
                 yield f"{workload.name}: takes the room of pods that need a GPU"
             continue
-        if tolerations != [wanted]:
+        if tolerations != [GPU_TAINT]:
             yield f"{workload.name}: tolerates {tolerations}"
         if "nvidia.com/gpu.present" in selector:  # the request for a GPU says as much
             yield f"{workload.name}: waits for ever where no GPU feature discovery runs: {selector}"
