@@ -14,7 +14,8 @@ import cel
 from tests.k8s.manifest_set import Manifests, Object
 
 
-NAMESPACE = "qwen-vl-serving"
+GUARDED = {"qwen-vl-serving/guarded": "true"}
+"""The label of namespaces in which a policy holds; names of namespaces are the operator's."""
 SEEN = {
     ("", "v1", "pods"),
     ("apps", "v1", "deployments"),
@@ -57,18 +58,10 @@ def admission(manifests: Manifests) -> Iterator[str]:
     policies = {
         item["metadata"]["name"]: item for item in manifests.of_kind("ValidatingAdmissionPolicy")
     }
-    bound = set()
-    for item in manifests.of_kind("ValidatingAdmissionPolicyBinding"):
-        spec, name = item["spec"], item["metadata"]["name"]
-        bound.add(spec["policyName"])
-        if spec["policyName"] not in policies:
-            yield f"binding {name}: there is no policy {spec['policyName']}"
-        actions = set(spec["validationActions"])
-        if "Deny" not in actions or not actions <= {"Deny", "Audit"}:  # the two that go together
-            yield f"binding {name}: does {sorted(actions)}"
-        selector = spec.get("matchResources", {}).get("namespaceSelector", {})
-        if selector != {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}:
-            yield f"binding {name}: is for other namespaces than {NAMESPACE}"
+    bound = {
+        item["spec"]["policyName"] for item in manifests.of_kind("ValidatingAdmissionPolicyBinding")
+    }
+    yield from _bindings(manifests, set(policies))
     for name, policy in policies.items():
         if name not in bound:
             yield f"policy {name}: is bound to nothing"
@@ -78,6 +71,22 @@ def admission(manifests: Manifests) -> Iterator[str]:
         for workload in manifests.workloads():
             for message in refusals(policy, pinned(workload.body)):
                 yield f"policy {name} refuses {workload.name}: {message}"
+
+
+def _bindings(manifests: Manifests, policies: set[str]) -> Iterator[str]:
+    for item in manifests.of_kind("ValidatingAdmissionPolicyBinding"):
+        spec, name = item["spec"], item["metadata"]["name"]
+        if spec["policyName"] not in policies:
+            yield f"binding {name}: there is no policy {spec['policyName']}"
+        actions = set(spec["validationActions"])
+        if "Deny" not in actions or not actions <= {"Deny", "Audit"}:  # the two that go together
+            yield f"binding {name}: does {sorted(actions)}"
+        selector = spec.get("matchResources", {}).get("namespaceSelector", {})
+        if selector != {"matchLabels": GUARDED}:
+            yield f"binding {name}: is for other namespaces than those with {GUARDED}"
+        for namespace in manifests.of_kind("Namespace"):
+            if not GUARDED.items() <= namespace["metadata"].get("labels", {}).items():
+                yield f"binding {name}: is not for the namespace {namespace['metadata']['name']}"
 
 
 def _sees(name: str, policy: Object) -> Iterator[str]:

@@ -29,6 +29,7 @@ API_KEYS = f"{POD}/volumes/1/secret"
 SECRET = {"apiVersion": "v1", "kind": "Secret"} | NAMED
 METRIC = "spec/metrics/0"
 
+GUARDED = "metadata/labels/qwen-vl-serving~1guarded"
 ALERT = "spec/groups/0/rules/0"
 
 
@@ -185,6 +186,14 @@ BROKEN_ADMISSION = [
     ("admission", binding("spec/policyName", "other")),
     ("admission", binding("spec/validationActions", ["Audit"])),
     ("admission", binding("spec/matchResources", {})),
+    ("admission", set_field("Namespace", "qwen-vl-serving", GUARDED, None)),
+    (
+        "admission",
+        binding(
+            "spec/matchResources/namespaceSelector/matchLabels",
+            {"kubernetes.io/metadata.name": "qwen-vl-serving"},
+        ),
+    ),
     ("admission", policy("spec/failurePolicy", "Ignore")),
     ("admission", policy("spec/matchConstraints/resourceRules/1/operations", ["CREATE"])),
     ("admission", policy("spec/matchConstraints/resourceRules/1/resources", ["daemonsets"])),

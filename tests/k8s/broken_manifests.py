@@ -283,6 +283,7 @@ BROKEN_TLS = [
     ("tls_files", certificate("spec/usages", ["client auth"])),
     ("tls_files", certificate("spec/dnsNames", ["qwen"])),
     ("certificate_times", certificate("spec/renewBefore", "24h")),
+    ("certificate_times", certificate("spec/dnsNames/1", "inference.cell-1")),
     ("certificate_times", certificate("spec/issuerRef/name", "letsencrypt")),
     ("references", certificate("spec/secretName", "other")),
     ("certificate_authority", set_field("Certificate", "grpc-authority", "spec/isCA", False)),

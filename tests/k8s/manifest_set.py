@@ -109,7 +109,9 @@ class Manifests:
 
 
 @functools.cache
-def render(resource: str, components: tuple[str, ...] = ()) -> str:
+def render(
+    resource: str, components: tuple[str, ...] = (), namespace: str = "qwen-vl-serving"
+) -> str:
     """The YAML of a folder below k8s/ with components of k8s/components, as an operator's own overlay has them."""
     with tempfile.TemporaryDirectory() as folder:
         # As in a kustomization of an operator, paths are relative.
@@ -117,12 +119,14 @@ def render(resource: str, components: tuple[str, ...] = ()) -> str:
         kustomization = {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
-            "namespace": "qwen-vl-serving",
+            "namespace": namespace,
             "resources": [str(here / resource)],
             "components": [str(here / "components" / name) for name in components],
         }
         Path(folder, "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        return _kustomize(folder if components else str(ROOT / "k8s" / resource))
+        return _kustomize(
+            folder if components or namespace != "qwen-vl-serving" else str(ROOT / "k8s" / resource)
+        )
 
 
 def _kustomize(folder: str) -> str:

@@ -83,7 +83,7 @@ def tls_files(manifests: Manifests) -> Iterator[str]:
 
 
 def certificate_times(manifests: Manifests) -> Iterator[str]:
-    """A certificate is renewed well before it ends, by an issuer that is there."""
+    """A certificate is renewed well before it ends, by an issuer that is there, for names of its own namespace."""
     issuers = {item["metadata"]["name"] for item in manifests.of_kind("Issuer")}
     for item in manifests.of_kind("Certificate"):
         spec, name = item["spec"], item["metadata"]["name"]
@@ -92,6 +92,13 @@ def certificate_times(manifests: Manifests) -> Iterator[str]:
             yield f"Certificate {name}: lasts {hours[0]} h and is renewed {hours[1]} h before"
         if not spec.get("isCA") and spec.get("privateKey", {}).get("rotationPolicy") != "Always":
             yield f"Certificate {name}: is renewed with the old key"
+        others = [
+            one
+            for one in spec.get("dnsNames", [])
+            if one.split(".")[1:2] not in ([], [_home(item)])
+        ]
+        if others:
+            yield f"Certificate {name}: {others} are names in other namespaces"
         if spec["issuerRef"]["name"] not in issuers:
             yield f"Certificate {name}: there is no Issuer {spec['issuerRef']['name']}"
 
@@ -108,6 +115,11 @@ def certificate_authority(manifests: Manifests) -> Iterator[str]:
             yield f"Certificate {item['metadata']['name']}: authority {not is_authority}"
     if signing - {item["spec"]["secretName"] for item in manifests.of_kind("Certificate")}:
         yield f"nothing fills {sorted(signing)}"
+
+
+def _home(item: Object) -> str:
+    namespace: str = item["metadata"]["namespace"]
+    return namespace
 
 
 def _files(values: ServiceSettings | AdapterSettings) -> tuple[str | None, ...]:
