@@ -373,10 +373,16 @@ def monitors(manifests: Manifests) -> Iterator[str]:
     for workload, container in programs(manifests):
         address = metrics_address_of(settings_of(manifests, container))
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-        endpoints = [
-            endpoint
+        selecting = [
+            item
             for item in manifests.of_kind("PodMonitor")
             if matches(item["spec"]["selector"], workload.labels)
+        ]
+        if selecting and not address:
+            yield f"{workload.name}/{container['name']}: nobody sees what it does"
+        endpoints = [
+            endpoint
+            for item in selecting
             for endpoint in item["spec"]["podMetricsEndpoints"]
             if endpoint["port"] in ports  # else it is of another container
         ]
