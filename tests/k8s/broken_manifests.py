@@ -28,6 +28,7 @@ from tests.k8s.mutations import (
 )
 
 
+EPP = "NetworkPolicy", "inference-epp"
 ADAPTER_PRIORITY = "PriorityClass", "qwen-vl-serving-adapter"
 BROKEN = [
     ("selectors", inference("spec/template/metadata/labels/app.kubernetes.io~1name", "x")),
@@ -233,8 +234,16 @@ BROKEN_POOL = [
     ),
     ("monitors", inference(f"{SIDECAR}/env/2/value", "none")),
     ("monitors", inference(f"{SIDECAR}/ports/1/name", "more-metrics")),
-    ("monitors", set_field("NetworkPolicy", "inference-pool", "spec/ingress/1", None)),
+    ("monitors", set_field("NetworkPolicy", "inference-pool", "spec/ingress/2", None)),
     ("monitors", set_field("PodMonitor", "inference", "spec/podMetricsEndpoints/1", None)),
+    ("pools", without("NetworkPolicy", "inference-epp")),
+    ("pools", set_field(*EPP, "spec/ingress", [])),
+    ("pools", set_field(*EPP, "spec/ingress/0/from", None)),
+    ("pools", set_field(*EPP, "spec/egress/0", None)),
+    ("pools", set_field(*EPP, "spec/egress/1", None)),
+    ("pools", set_field(*EPP, "spec/egress/1/to/0/ipBlock/except", None)),
+    ("pools", set_field("NetworkPolicy", "inference-pool", "spec/ingress/1", None)),
+    ("policy_ports", set_field(*EPP, "spec/ingress/0/ports/0/port", 9003)),
     ("pools", inference(ENGINE_TYPE, None)),
     ("pools", set_setting("QWENVL_VLLM_METRIC_NAMES", "false")),
     ("pools", pool("spec/targetPorts/0/number", 8001)),

@@ -33,6 +33,11 @@ SETTINGS: dict[str, type[AdapterSettings | ServiceSettings]] = {
 }
 """Whose settings the variables of a container are, by the container's name."""
 
+PICKER = {"app.kubernetes.io/name": "inference-epp"}
+"""The pods of the endpoint picker, which the operator installs in this namespace."""
+PICKER_PORT = 9002
+"""Of the endpoint picker, as its chart installs it."""
+
 LAST_WORDS_S = 5
 """What a program gets after its drain, for the errors of requests that took too long and for its own end."""
 
@@ -82,6 +87,8 @@ def selectors(manifests: Manifests) -> Iterator[str]:
         selector = spec.get("podSelector", spec.get("selector"))
         if item["kind"] == "Service":
             selector = {"matchLabels": selector}
+        if selector == {"matchLabels": PICKER} and item["kind"] == "NetworkPolicy":
+            continue
         hits = sum(matches(selector, workload.labels) for workload in workloads)
         if selector and hits != 1:
             yield f"{item['kind']} {item['metadata']['name']} selects {hits} workloads"
@@ -124,6 +131,8 @@ def policy_ports(manifests: Manifests) -> Iterator[str]:
     """A NetworkPolicy opens only ports that the selected pods have."""
     for item in manifests.of_kind("NetworkPolicy"):
         reachable = _ports_selected(manifests, item["spec"]["podSelector"])
+        if item["spec"]["podSelector"] == {"matchLabels": PICKER}:
+            reachable = {PICKER_PORT}
         for rule in item["spec"].get("ingress", []):
             for port in rule.get("ports", []):
                 if port.get("port") not in reachable:

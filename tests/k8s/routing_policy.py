@@ -12,8 +12,8 @@ import re
 from grpc_health.v1 import health_pb2
 
 from inference_service.settings import ServiceSettings
-from tests.k8s.manifest_network import Endpoint, matches, reaches
-from tests.k8s.manifest_policy import programs, settings_of
+from tests.k8s.manifest_network import Endpoint, matches, outside, reaches
+from tests.k8s.manifest_policy import PICKER, PICKER_PORT, port_of, programs, settings_of
 from tests.k8s.manifest_set import ROOT, Manifests, Object, Workload
 
 
@@ -31,9 +31,6 @@ SERVICES = {
 
 PICKERS = ("inference.networking.k8s.io", "llm-d.ai")
 """Whose label tells an endpoint picker which names of metrics to read."""
-
-PICKER_PORT = 9002
-"""Of the endpoint picker, as its chart installs it."""
 
 GROUPS = {"Service": "", "InferencePool": "inference.networking.k8s.io"}
 """The API group of what is behind a route."""
@@ -166,8 +163,7 @@ def pools(manifests: Manifests) -> Iterator[str]:
                 yield f"{name}: the picker cannot tell the names of the metrics"
             values = settings_of(manifests, container)
             if isinstance(values, ServiceSettings):
-                if not values.vllm_metric_names or not values.metrics_address:
-                    yield f"{name}: the picker finds no metrics"
+                yield from _picker_metrics(manifests, workload, values, name)
                 beside = [box for box in workload.containers if box["name"] == "rest-adapter"]
                 offered = {port["containerPort"] for box in beside for port in box["ports"]}
                 if not ports <= offered:
@@ -182,6 +178,18 @@ def pools(manifests: Manifests) -> Iterator[str]:
                     yield f"{name}: the adapter is no sidecar: the pod would not start"
 
 
+def _picker_metrics(
+    manifests: Manifests, workload: Workload, values: ServiceSettings, name: str
+) -> Iterator[str]:
+    """What keeps the picker from the queue and the KV cache of a replica."""
+    if not values.vllm_metric_names or not values.metrics_address:
+        yield f"{name}: the picker finds no metrics"
+        return
+    port = port_of(values.metrics_address)
+    if not reaches(manifests, Endpoint(PICKER), Endpoint(workload.labels), port):
+        yield f"{name}: the picker cannot read the metrics"
+
+
 def _pickers(manifests: Manifests, item: Object, name: str) -> Iterator[str]:
     """What is wrong with who picks, and with what gateway, picker and adapter speak with each other."""
     if manifests.has("Service", item["spec"]["endpointPickerRef"]["name"]):
@@ -190,6 +198,16 @@ def _pickers(manifests: Manifests, item: Object, name: str) -> Iterator[str]:
         yield f"{name}: the adapter speaks HTTP/1.1"
     if item["spec"]["endpointPickerRef"].get("port", {}).get("number") != PICKER_PORT:
         yield f"{name}: the picker listens on {PICKER_PORT}"
+    picker = Endpoint(PICKER)
+    if not reaches(manifests, GATEWAY, picker, PICKER_PORT):
+        yield f"{name}: the gateway cannot ask the picker"
+    if reaches(manifests, STRANGER, picker, PICKER_PORT):
+        yield f"{name}: everybody can ask the picker"
+    for port in (443, 6443):
+        if not reaches(manifests, picker, outside("10.0.0.1"), port):
+            yield f"{name}: the picker cannot call the API server on {port}"
+    if reaches(manifests, picker, outside("169.254.169.254"), 443):
+        yield f"{name}: the picker can call the metadata of the node"
 
 
 def _routes(manifests: Manifests) -> Iterator[Object]:

@@ -119,11 +119,12 @@ COLLECTOR = Endpoint(
     namespace="observability",
     namespace_labels={"qwen-vl-serving/otlp-collector": "true"},
 )
-OURS = ("inference", "adapter", "download")
+OURS = ("inference", "adapter", "download", "picker")
 NAMES = {
     "inference": INFERENCE,
     "adapter": ADAPTER,
     "download": Endpoint({"app.kubernetes.io/name": "model-download"}),
+    "picker": Endpoint(manifest_policy.PICKER),
     "gateway": GATEWAY,
     "prometheus": PROMETHEUS,
     "collector": COLLECTOR,
@@ -136,7 +137,7 @@ NAMES = {
     "public6": outside("2606:2800:21f::1"),
     "lan": outside("192.168.1.1"),
 }
-PORTS = (53, 80, 443, 4317, 5353, 8000, 9090, 50051, 50052)
+PORTS = (53, 80, 443, 4317, 5353, 6443, 8000, 9002, 9090, 9091, 50051, 50052)
 ALWAYS = {
     ("adapter", "inference", 50051),
     ("caller", "inference", 50051),
@@ -153,7 +154,14 @@ WITH_DOWNLOAD = {("download", name, 443) for name in PUBLIC}
 WITH_MONITORING = {("prometheus", name, 9090) for name in ("inference", "adapter")}
 WITH_TRACES = {(name, "collector", 4317) for name in ("inference", "adapter")}
 WITH_GATEWAY = {("gateway", "inference", 50051)}
-WITH_POOL = {("gateway", "inference", 8000)}
+WITH_POOL = {
+    ("gateway", "inference", 8000),
+    ("prometheus", "inference", 9091),
+    ("gateway", "picker", 9002),
+    ("picker", "inference", 9090),
+    # The API server, wherever it is.
+    *(("picker", name, port) for name in (*PUBLIC, "lan") for port in (443, 6443)),
+}
 PROD = ALWAYS | WITH_MEDIA | WITH_DOWNLOAD | WITH_MONITORING | WITH_GATEWAY
 
 
