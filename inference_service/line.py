@@ -11,6 +11,7 @@ import asyncio
 from collections import Counter, deque
 import contextlib
 from dataclasses import dataclass
+import math
 import time
 from typing import Final
 
@@ -32,12 +33,14 @@ class Place:
         size: Their number; of a request that is larger than the line, all that there are when it gets them.
         priority: Of the requests of one caller, those with the lowest number come first.
         granted: Done when it has them.
+        asked_s: When it asked.
     """
 
     caller: str
     size: int
     priority: int
     granted: asyncio.Future[None]
+    asked_s: float
     _line: Line
 
     def leave(self) -> None:
@@ -68,9 +71,8 @@ class Line:
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[Place]] = {}  # of each caller, in order of arrival
         self._overtaken: Counter[str] = Counter()  # turns since that of a caller's oldest request
-        self._seen: dict[
-            str, float
-        ] = {}  # when callers were here last, in order of their last turns
+        self._seen: dict[str, float] = {}  # when callers had their last turn
+        self._look_again: asyncio.TimerHandle | None = None
 
     @property
     def held(self) -> int:
@@ -109,7 +111,14 @@ class Line:
             size: Number of places; 0 are granted at once, and a request larger than the line takes all of it.
             priority: Of the requests of one caller, those with the lowest number come first.
         """
-        place = Place(caller, size, priority, asyncio.get_running_loop().create_future(), self)
+        place = Place(
+            caller,
+            size,
+            priority,
+            asyncio.get_running_loop().create_future(),
+            time.monotonic(),
+            self,
+        )
         if size == 0:
             place.granted.set_result(None)
             return place
@@ -165,19 +174,38 @@ class Line:
         return min(queue, key=lambda place: place.priority)  # of equal ones the oldest
 
     def _next(self) -> str | None:
-        """The caller with the fewest places and then the oldest turn, of those that leave the others their shares."""
+        """The caller with the fewest places and then the oldest turn, of those that leave the others their shares.
+
+        Whoever comes has had its turn when those who are here lately had theirs, at the latest: who has waited for so
+        long is before all newcomers.
+        """
         if not self._waiting or self._held.total() >= self.places:
             return None
         present = self._present()
         alone = self.places - self.spare
         share = alone if present == 1 else min(alone, self.places // min(present, _MIN_SHARE))
-        turns = {caller: index for index, caller in enumerate(self._seen)}
         ranks = {
-            caller: (self._held[caller], turns.get(caller, -1))
-            for caller in self._waiting
+            caller: (
+                self._held[caller],
+                max(self._seen.get(caller, -math.inf), queue[0].asked_s - _LATELY_S),
+            )
+            for caller, queue in self._waiting.items()
             if not self._held[caller] or self._held[caller] + self._first(caller).size <= share
         }
+        if not ranks:
+            self._look_again_later()
         return min(ranks, key=lambda caller: ranks[caller], default=None)
+
+    def _look_again_later(self) -> None:
+        """The shares grow when a caller is not present any more, though nothing else happens."""
+        leaving = [when for who, when in self._seen.items() if who not in self._held]
+        if leaving and self._look_again is None:
+            wait_s = max(0.0, min(leaving) + _LATELY_S - time.monotonic())
+            self._look_again = asyncio.get_running_loop().call_later(wait_s, self._on_time)
+
+    def _on_time(self) -> None:
+        self._look_again = None
+        self._grant()
 
     def _present(self) -> int:
         """Number of callers that are or lately were here."""

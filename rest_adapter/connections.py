@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+import math
 import time
 from typing import Final
 
@@ -28,7 +29,8 @@ class Connections:
 
     If there is none, it takes that of one without a known caller, or else of that which has been idle for longest, if
     this is long enough. Known callers share most of the connections: when these are used, a caller with fewer takes the
-    place of the newest one of the caller with the most.
+    place of one of the caller with the most, and that caller one of its own: of the one that has been idle for longest;
+    with fewer also of the newest one.
 
     Args:
         maximum: Maximum number of connections.
@@ -74,12 +76,21 @@ class Connections:
         if len(self._callers) >= self.maximum - self.maximum // _STRANGERS:
             greedy = max(self._of_caller.values(), key=len)
             if len(greedy) <= len(mine) + 1:
+                greedy = mine
+            victim = self._longest_idle(greedy)
+            if victim is None and greedy is mine:
                 return False
-            self._drop(next(reversed(greedy)))
+            self._drop(victim or next(reversed(greedy)))
         self._strange.pop(connection, None)
         self._callers[connection] = caller
         self._of_caller.setdefault(caller, {})[connection] = None
         return True
+
+    def _longest_idle(self, connections: Iterable[object]) -> object | None:
+        """Which has been idle for longest, if this is long enough."""
+        idle = ((self._idle[one], one) for one in connections if one in self._idle)
+        since, longest = min(idle, key=lambda pair: pair[0], default=(math.inf, None))
+        return longest if time.monotonic() - since >= IDLE_S else None
 
     def caller_of(self, connection: object) -> str:
         """Whose request came last over a connection; empty = it is not known."""

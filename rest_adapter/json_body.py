@@ -24,6 +24,7 @@ _MAX_LOGGED_FIELDS: Final = 20
 _MAX_LOGGED_CHARS: Final = 100
 # `curl -d` sends this type, whatever the data. A web page can send it too, but then with its origin.
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
+_VALUES: Final = re.compile(r'(?:"[^"]*"|[^,])+')  # between commas that are not in a quoted string
 _JSON: Final = re.compile(r"application/[^\s,]+\+json")
 _BOM: Final = b"\xef\xbb\xbf"
 _Parsed = TypeVar("_Parsed")
@@ -72,10 +73,12 @@ def _media_type(request: Request) -> str:
 
 
 def _common_type(header: str) -> str:
-    """The media type of the header; proxies join the values of a repeated one, which count as one if they agree."""
-    types = {_without_parameters(value) for value in header.split(",")}
-    # Else a comma may also be in a parameter.
-    return types.pop() if len(types) == 1 else _without_parameters(header)
+    """The media type of the header; proxies join the values of a repeated one, which count as one if they agree.
+
+    Those that do not are given as they are, which is no media type that anybody accepts.
+    """
+    types = {_without_parameters(value) for value in _VALUES.findall(header)} - {""}
+    return ", ".join(sorted(types))
 
 
 def _without_parameters(value: str) -> str:

@@ -20,7 +20,7 @@ _PATIENCE_S: Final = 5.0
 
 
 def overdue(waiting: Iterable[Sequence], running: Container[str], now_s: float) -> Sequence | None:
-    """The oldest waiting sequence of a caller of whom none runs, if it has waited too long.
+    """Of the first waiting sequences of callers of whom none runs the one that has waited longest, if it is too long.
 
     Newcomers come first, and may be small enough for the room that a large sequence waits for: without this, many
     callers that come and go would keep it waiting for ever.
@@ -30,7 +30,11 @@ def overdue(waiting: Iterable[Sequence], running: Container[str], now_s: float) 
         running: Callers of whom some run.
         now_s: The time on the clock by which the sequences wait, in seconds.
     """
-    late = (s for s in waiting if s.caller not in running and now_s - s.waits_since_s > _PATIENCE_S)
+    first: dict[str, Sequence] = {}
+    for sequence in waiting:
+        if sequence.caller not in running:
+            first.setdefault(sequence.caller, sequence)
+    late = (one for one in first.values() if now_s - one.waits_since_s > _PATIENCE_S)
     return min(late, key=lambda sequence: sequence.waits_since_s, default=None)
 
 

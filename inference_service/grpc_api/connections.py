@@ -124,7 +124,10 @@ class Connections:
         for one in sorted(connections, key=lambda one: self._uses[one.peer].last_s):
             mine.setdefault(self._uses[one.peer].caller, []).append(one)
         share = max(1, self._maximum // (len(mine) + 1))
-        return {one for each in mine.values() for one in each[max(share, len(each) - count) :]}
+        taken: set[_Connection] = set()
+        while len(taken) < count and len(most := max(mine.values(), key=len, default=[])) > share:
+            taken.add(most.pop())
+        return taken
 
     def _rank(self, connection: _Connection) -> tuple[bool, float]:
         """What is lower is closed first."""

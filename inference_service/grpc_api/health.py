@@ -97,8 +97,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
         """The status of one service, now and after every change; names that are never served are refused."""
         await self._refuse_unknown(request.service, context)
         watch = _Watch(context.peer())
-        if len(self._watches) >= MAX_WATCHES:
-            self._make_room()
+        if len(self._watches) >= MAX_WATCHES and not self._make_room():
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{MAX_WATCHES} watches are open, the maximum, each of a client of its own; use Check.",
+            )
         self._watches[watch] = None
         try:
             last = None
@@ -116,15 +119,21 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio-he
             f"{MAX_WATCHES} watches are open, the maximum, and another one came; watch again, or use Check.",
         )
 
-    def _make_room(self) -> None:
-        """Ends the oldest watch of the connection with the most, first of those over which no call with a key came."""
+    def _make_room(self) -> bool:
+        """Ends the oldest watch of the connection with the most, first of those over which no call with a key came.
+
+        The only watch of a client with a key goes on: it would come back at once, and take the place of the next one.
+        """
         counts = Counter(watch.peer for watch in self._watches)
         oldest = max(
             self._watches, key=lambda watch: (not self._is_used(watch.peer), counts[watch.peer])
         )
+        if self._is_used(oldest.peer) and counts[oldest.peer] == 1:
+            return False
         del self._watches[oldest]
         oldest.is_replaced = True
         oldest.woken.set()
+        return True
 
     async def _refuse_unknown(self, name: str, context: Context) -> None:
         if name not in self._statuses:

@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 
 from inference_service.errors import (
+    DrainingError,
     InternalError,
     InvalidArgumentError,
     ServiceError,
@@ -152,6 +153,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Refuses a request before it is read, if it could not be admitted."""
         try:
             self._admit(caller)
+        except DrainingError:  # another replica answers at once
+            raise
         except ServiceError:
             await self._pacing.wait(peer)
             raise

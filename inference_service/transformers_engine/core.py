@@ -267,12 +267,16 @@ class TransformersCore:
         self._sampler.begin(sequence)
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """Makes room for the newest token of a running sequence; False = it was preempted itself, as the youngest.
+        """Makes room for the newest token of a running sequence; False = it was preempted itself.
 
-        The oldest is never preempted, so that all sequences end.
+        The youngest of the caller with the most gives way, or else the youngest of all. The oldest is never preempted,
+        so that all sequences end.
         """
         while not self._room.extend(sequence):
-            youngest = max(self._running, key=lambda one: (one.arrived_s, one.choice_index))
+            running = Counter(one.caller for one in self._running)
+            most, count = running.most_common(1)[0]
+            may_leave = [one for one in self._running if count == 1 or one.caller == most]
+            youngest = max(may_leave, key=lambda one: (one.arrived_s, one.choice_index))
             self._preempt(youngest)
             if youngest is sequence:
                 return False

@@ -146,8 +146,8 @@ def _limits(
     token_bytes, activations, state_tokens = needs
     if config.num_kv_pages is not None:
         tokens = config.num_kv_pages * config.page_size
-        return sizes.limits(tokens, wanted, 1, 0, state_tokens)
-    if device.type == "cuda":
+        longest, tokens = sizes.limits(tokens, wanted, 1, 0, state_tokens)
+    elif device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         room = usable_bytes(total, total - free, config.gpu_memory_utilization) - STEP_RESERVE_BYTES
         longest, tokens = sizes.limits(room, wanted, token_bytes, activations, state_tokens)
@@ -157,6 +157,7 @@ def _limits(
         )
     if longest < 1:
         raise ValueError(
-            "no memory is left for the KV cache: increase --gpu-memory-utilization or --cpu-kv-cache-mib"
+            "no memory is left for the KV cache: increase --gpu-memory-utilization, --cpu-kv-cache-mib or"
+            " --num-kv-pages"
         )
     return longest, tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -146,6 +147,43 @@ async def test_room_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> Non
     await asking.leave()
     await asking.ask(*"aaaaaaaa")
     assert asking.order == ["b", *"aaaaaaaa"]
+    await asking.finish()
+
+
+async def test_shares_grow_when_a_caller_is_gone_though_nothing_else_happens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("inference_service.line._LATELY_S", 0.2)
+    asking = Asking(Line(8))
+    await asking.ask("b")
+    await asking.leave()
+    await asking.ask(*"aaaaaaaa")
+    assert asking.order == ["b", *"aaaa"]
+    async with asyncio.timeout(20):
+        await asyncio.gather(*asking.tasks)
+    assert asking.order[5:] == [*"aaaa"]
+    await asking.finish()
+
+
+async def test_a_large_request_comes_before_those_who_come_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though it had a turn lately, and they had none yet."""
+    now = 100.0
+    monkeypatch.setattr("inference_service.line.time", SimpleNamespace(monotonic=lambda: now))
+    asking = Asking(Line(4))
+    await asking.ask("large")
+    await asking.leave()
+    await asking.ask("a")
+    now += 2.0
+    await asking.ask("large", size=4)
+    for number in range(5):
+        now += 3.0
+        await asking.ask(f"new {number}", size=2)
+        if number % 2:
+            await asking.leave()
+    await asking.leave()
+    assert asking.order == ["large", "a", "new 0", "new 1", "large"]
     await asking.finish()
 
 

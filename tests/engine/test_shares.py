@@ -14,7 +14,7 @@ from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.plan import Plan
 from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.sequence import Sequence
-from inference_service.engine.shares import Shares
+from inference_service.engine.shares import Shares, overdue
 from inference_service.engine_protocol.messages import (
     EngineRequest,
     FinishReason,
@@ -214,6 +214,18 @@ def test_callers_pay_for_computed_tokens_only() -> None:
         engine.step()
     had = engine.scheduler._shares._tokens
     assert had == {one.caller: one.num_computed_tokens for one in (pictures, text)}
+
+
+def test_of_a_caller_only_the_first_is_overdue() -> None:
+    """One that was preempted waits before an older one, and is admitted before it."""
+    first, second, other = (
+        Sequence(request(name, 10, caller=name[0])) for name in ("aa", "ab", "b")
+    )
+    first.waits_since_s, second.waits_since_s, other.waits_since_s = 20.0, 0.0, 1.0
+    assert overdue([first, second], {}, 24.0) is None
+    assert overdue([first, second, other], {}, 24.0) is other
+    assert overdue([first, second], {}, 26.0) is first
+    assert overdue([first], {"a": 1}, 26.0) is None
 
 
 def test_a_preempted_sequence_has_not_waited_before() -> None:

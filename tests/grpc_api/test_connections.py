@@ -124,6 +124,20 @@ async def test_a_caller_with_all_connections_makes_room(
     assert address.open() == [*range(MAXIMUM)]
 
 
+async def test_only_the_caller_with_the_most_makes_room_and_no_more_than_needed(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = Connections(MAXIMUM)
+    with contextlib.ExitStack() as calls:
+        peers = address.connect(MAXIMUM + 2)
+        for number, peer in enumerate(peers):
+            caller = "other" if number < MAXIMUM // 2 else "greedy"
+            calls.enter_context(connections.used(peer, caller))
+        async with watching(connections, address, monkeypatch):
+            pass
+    assert address.open() == [*range(MAXIMUM)]
+
+
 async def test_of_those_that_have_been_used_the_ones_idle_for_longest_make_room(
     address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.inference.v1 import model_service_pb2_grpc as model_grpc
+from qwenvl.pacing import RefusalPacing
 from qwenvl.stop_signals import ECHO_S, StopSignals
 from tests.chaos.http2 import Connection
 from tests.grpc_api.asking import read_rest, refusal, spec_of, until
@@ -235,7 +236,13 @@ async def test_drain_is_for_the_admin_address(service: Service) -> None:
     assert service.backend.state is not BackendState.DRAINING
 
 
-async def test_drain_lets_running_requests_finish(service: Service) -> None:
+async def test_drain_lets_running_requests_finish(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait(*_: object) -> None:
+        pytest.fail("another replica answers at once")
+
+    monkeypatch.setattr(RefusalPacing, "wait", wait)
     service.engine.hold_at = 2
     held = asyncio.ensure_future(service.create(spec_of("to the end")))
     await until(lambda: bool(service.engine.live))

@@ -340,6 +340,26 @@ async def test_a_stranger_with_all_watches_keeps_nobody_from_watching(
             watch.cancel()
 
 
+async def test_a_watch_of_each_client_is_left_alone(
+    guarded: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would come back at once, take the place of the next one, and so on."""
+    monkeypatch.setattr("inference_service.grpc_api.health.MAX_WATCHES", 2)
+    watches: list[grpc.aio.UnaryStreamCall[Any, Any]] = []
+    async with contextlib.AsyncExitStack() as channels:
+        clients = [
+            await channels.enter_async_context(own_connection(guarded.target())) for _ in range(3)
+        ]
+        for client in clients:
+            load = admin_grpc.AdminServiceStub(client).GetLoad
+            await load(admin_pb.GetLoadRequest(), metadata=with_key("one"), timeout=20)
+        codes = [await code_of_watch(watches, client) for client in clients]
+        assert codes == [None, None, grpc.StatusCode.RESOURCE_EXHAUSTED]
+        assert not any(watch.done() for watch in watches)
+        for watch in watches:
+            watch.cancel()
+
+
 # ---- one caller and another ----
 
 

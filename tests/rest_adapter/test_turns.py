@@ -294,6 +294,25 @@ class Door:
         return False
 
 
+def test_idle_connections_make_room_before_those_with_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("rest_adapter.connections.time", SimpleNamespace(monotonic=lambda: now))
+    door = Door(16)
+    assert all(door.ask(f"{number}", "greedy") for number in range(14))
+    for number in (3, 5):
+        door.connections.set_idle(f"{number}")
+        now += 1.0
+    now = IDLE_S
+    assert door.ask("other", "other")
+    assert door.closed == ["3"]
+    assert not door.ask("more", "greedy"), "5 is not idle for long enough"
+    now += 1.0
+    assert door.ask("more", "greedy")
+    assert door.closed == ["3", "5"]
+
+
 def test_strangers_make_room_though_their_requests_run() -> None:
     door = Door(16)
     assert door.ask("mine", "key")
