@@ -47,11 +47,14 @@ class Size:
 
     @classmethod
     def of(cls, data: bytes | bytearray) -> Self:
-        """The size of JSON; whether it is valid does not matter."""
+        """The size of JSON; whether it is valid does not matter. Of too many strings only these are counted."""
         text = _without_escapes(data) if b"\\" in data else data
+        strings = text.count(b'"') // 2
+        if strings > MAX_STRINGS:
+            return cls(strings)
         outside, media = _without_strings(text)
         containers = outside.count(b"[") + outside.count(b"{")
-        return cls(text.count(b'"') // 2, containers, containers + outside.count(b",") + 1, media)
+        return cls(strings, containers, containers + outside.count(b",") + 1, media)
 
     def __add__(self, other: Size) -> Size:
         """Of both."""

@@ -289,7 +289,8 @@ def test_a_response_in_progress_can_be_looked_at(storing_adapter: Adapter) -> No
 def test_a_response_in_progress_is_known_by_every_route(storing_adapter: Adapter) -> None:
     body = {"model": "demo", "input": "hang", "stream": True}
     with call(storing_adapter, "POST", "", json=body, stream=True) as answer:
-        path = f"/{first_of(answer.iter_lines())['id']}"
+        lines = answer.iter_lines()  # when it is gone, the connection is closed
+        path = f"/{first_of(lines)['id']}"
         for refused, param in (
             (call(storing_adapter, "GET", f"{path}/input_items"), "response_id"),
             (call(storing_adapter, "GET", f"{path}?stream=true"), "stream"),
