@@ -18,6 +18,8 @@ from tests.support.signals import end_by_a_burst
 
 
 COMMAND = Path(sys.executable).with_name("qwenvl")
+# Others may have the default ports.
+FREE = ("--port", "0", "--grpc-address", "127.0.0.1:0")
 
 
 def qwenvl(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,7 +31,7 @@ def qwenvl(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["serve", "/no/such/model"], "neither a directory nor a hub id"),
+        (["serve", "/no/such/model", *FREE], "neither a directory nor a hub id"),
         (["serve", "--max-num-seqs", "none"], "--max-num-seqs"),
         (
             ["serve", "--http-address", "8000x"],
