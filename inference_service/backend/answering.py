@@ -103,10 +103,7 @@ class Answering:
             ServiceError: Media or prompt are refused.
         """
         media = await self._prepare_media(request, admitted, turn)
-        async with (
-            admitted.abortable()
-        ):  # an engine that prepares prompts may have no room for the pixels
-            return await self._prompts.prepare(request, media, admitted.caller)
+        return await self._prompts.prepare(request, media, admitted.caller)
 
     async def render(self, request: Request, admitted: AdmittedRequest, turn: Turn) -> Rendered:
         """The prompt of a request as callers see it, with the errors that `generate` would have; see `Backend`."""

@@ -54,8 +54,8 @@ def token_lists(options: SamplingOptions, tokenizer: Tokenizer, vocab_size: int)
     return TokenLists(
         allowed=_bits(allowed, vocab_size) if allowed else b"",
         bad_tokens=tuple(sorted(single)),
-        # Also those with a token of `single`, which is sampled where a form permits nothing else.
-        bad_sequences=tuple(each for each in sequences if len(each) > 1),
+        # Others contain a token that is never sampled.
+        bad_sequences=tuple(each for each in sequences if single.isdisjoint(each)),
     )
 
 

@@ -55,13 +55,14 @@ def test_a_word_is_excluded_at_the_beginning_and_behind_another(word: str) -> No
     assert lists_of(f" {word}" if word.strip(" ") else word) == found
 
 
-def test_a_sequence_with_a_token_that_a_form_may_force_is_kept() -> None:
+def test_a_sequence_with_a_token_that_is_never_sampled_is_none() -> None:
     single, *_ = TOKENIZER.encode("r")
-    longer = tuple(TOKENIZER.encode("zyxr"))
+    longer = TOKENIZER.encode("zyxr")
     assert longer[-1] == single
-    found = lists_of("r", "zyxr")
+    found = lists_of("r", "zyxr", "zyx")
     assert single in found.bad_tokens
-    assert longer in found.bad_sequences
+    assert not any(single in sequence for sequence in found.bad_sequences)
+    assert tuple(TOKENIZER.encode("zyx")) in found.bad_sequences
     assert all(len(sequence) > 1 for sequence in found.bad_sequences)
 
 

@@ -242,6 +242,8 @@ BROKEN_POOL = [
     ("pools", set_field(*EPP, "spec/egress/0", None)),
     ("pools", set_field(*EPP, "spec/egress/1", None)),
     ("pools", set_field(*EPP, "spec/egress/1/to/0/ipBlock/except", None)),
+    ("pools", set_field(*EPP, "spec/egress/1/to/1/ipBlock/except/0", "2001:db8::/32")),
+    ("pools", set_field(*EPP, "spec/egress/1/to/1/ipBlock/except/1", "2001:db8::/32")),
     ("pools", set_field("NetworkPolicy", "inference-pool", "spec/ingress/1", None)),
     ("policy_ports", set_field(*EPP, "spec/ingress/0/ports/0/port", 9003)),
     ("pools", inference(ENGINE_TYPE, None)),

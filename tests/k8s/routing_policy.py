@@ -206,8 +206,9 @@ def _pickers(manifests: Manifests, item: Object, name: str) -> Iterator[str]:
     for port in (443, 6443):
         if not reaches(manifests, picker, outside("10.0.0.1"), port):
             yield f"{name}: the picker cannot call the API server on {port}"
-    if reaches(manifests, picker, outside("169.254.169.254"), 443):
-        yield f"{name}: the picker can call the metadata of the node"
+    for address in ("169.254.169.254", "fe80::a9fe:a9fe", "fd00:ec2::254"):
+        if reaches(manifests, picker, outside(address), 443):
+            yield f"{name}: the picker can call the metadata of the node at {address}"
 
 
 def _routes(manifests: Manifests) -> Iterator[Object]:
