@@ -71,7 +71,7 @@ class Line:
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[Place]] = {}  # of each caller, in order of arrival
         self._overtaken: Counter[str] = Counter()  # turns since that of a caller's oldest request
-        self._seen: dict[str, float] = {}  # when callers had their last turn
+        self._seen: dict[str, float] = {}  # when callers had their last turn, or left
         self._look_again: asyncio.TimerHandle | None = None
 
     @property
