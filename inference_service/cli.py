@@ -6,9 +6,10 @@ Only what handles Ctrl-C is imported with this module: all other imports take a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from qwenvl.interrupts import INTERRUPTED, ending_at_once
 from qwenvl.safe_path import leave_out_working_directory
@@ -18,6 +19,7 @@ from qwenvl.standard_streams import complete_standard_streams, silence_grpc
 if TYPE_CHECKING:
     import argparse
 
+COMMANDS: Final = ("serve", "chat", "download", "check")
 _UNUSABLE = 2
 
 
@@ -30,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ending_at_once():
             from qwenvl.environment import check_variables  # noqa: PLC0415
 
-            flags = vars(build_parser().parse_args(argv))
+            words = sys.argv[1:] if argv is None else argv
+            flags = vars(build_parser(_asked(words)).parse_args(words))
             for warning in check_variables(os.environ):
                 sys.stderr.write(f"{warning}\n")
         del flags["command"]
@@ -41,12 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; its namespace has the command's function as `run`."""
+def _asked(words: Sequence[str]) -> Sequence[str]:
+    """The commands whose modules are needed: each imports a part of a second."""
+    return [word for word in words[:1] if word in COMMANDS] or COMMANDS
+
+
+def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of some commands; its namespace has the command's function as `run`."""
     from qwenvl.command_line import CommandParser, add_version  # noqa: PLC0415
 
     try:
-        from inference_service.commands import chat, check, download, serve  # noqa: PLC0415
+        modules = [import_module(f"inference_service.commands.{name}") for name in names]
     except ModuleNotFoundError as error:
         sys.stderr.write(
             f"{error.name} is not installed; qwenvl needs: pip install 'qwen-vl-serving[all]'\n"
@@ -58,8 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (serve, chat, download, check):
-        command.add_parser(commands)
+    for module in modules:
+        module.add_parser(commands)
     return parser
 
 

@@ -5,6 +5,7 @@ The engine process spends most of a start on imports. So it is started before th
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 import logging
 import os
@@ -18,6 +19,7 @@ from inference_service.engine_client.child import (
 from inference_service.hub.resolve import ModelNotFound, resolve_model
 from inference_service.media.policy import FetchPolicy
 from inference_service.settings import ServiceSettings
+from qwenvl import launcher
 from qwenvl.command_line import CommandParser, add_version
 from qwenvl.environment import check_variables
 from qwenvl.observability import configure_logging, default_log_format
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the service until it is stopped; returns the exit status."""
     parser = CommandParser(prog="inference-service", description="Serve a Qwen-VL model over gRPC.")
     add_version(parser)
+    parser.add_argument(launcher.FLAG, type=int, help=argparse.SUPPRESS)
     ServiceSettings.add_flags(parser)
     flags = vars(parser.parse_args(argv))
     warnings = check_variables(os.environ)
@@ -59,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from inference_service.serving import run  # noqa: PLC0415 - the engine process imports meanwhile
 
+        if not launcher.Launched(flags["launcher_fd"]).wait():
+            return 0
         return run(settings, resolved, kind, command, engine)
     finally:
         if engine is not None:

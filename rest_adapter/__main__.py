@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     complete_standard_streams()
     silence_grpc()
     with ending_at_once():
+        import argparse  # noqa: PLC0415
+
+        from qwenvl import launcher  # noqa: PLC0415
         from qwenvl.command_line import CommandParser, add_version  # noqa: PLC0415
         from qwenvl.environment import check_variables  # noqa: PLC0415
 
@@ -50,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(
             "--check-settings", action="store_true", help="check the settings and end"
         )
+        parser.add_argument(launcher.FLAG, type=int, help=argparse.SUPPRESS)
         AdapterSettings.add_flags(parser)
         flags = vars(parser.parse_args(argv))
         warnings = check_variables(os.environ)
@@ -57,9 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings.check_files()
         if flags["check_settings"]:
             return 0
+        launched = launcher.Launched(flags["launcher_fd"])
+        launched.tell()
 
         from rest_adapter.server import serve  # noqa: PLC0415
 
+        if not launched.wait():
+            return 0
         return serve(settings, warnings)
 
 

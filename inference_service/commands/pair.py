@@ -1,4 +1,4 @@
-"""The two processes of `qwenvl serve`, which start and stop together."""
+"""The two processes of `qwenvl serve`, which serve and stop together."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from types import FrameType
+from typing import Self
 
 from inference_service.commands.console import Console
 from inference_service.commands.ports import listeners
 from qwenvl.addresses import Address
 from qwenvl.environment import ENV_PREFIX
 from qwenvl.flags import MAX_SECONDS
+from qwenvl.launcher import Held
 from qwenvl.stop_signals import StopSignals
 
 
@@ -36,6 +38,14 @@ def child_command(module: str) -> list[str]:
     return [sys.executable, "-P", "-m", module]
 
 
+def _start(module: str, environment: Mapping[str, str]) -> Held:
+    command = child_command(module)
+    try:
+        return Held(command, environment, _die_with_parent)
+    except OSError as error:
+        raise SystemExit(f"cannot start a process ({command[0]}): {error.strerror}") from None
+
+
 def _die_with_parent() -> None:
     """In the child, before exec: killing `qwenvl serve` leaves no orphan."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -44,63 +54,82 @@ def _die_with_parent() -> None:
 class Pair:
     """The service and the adapter.
 
+    Both are started early and held: they import, and the adapter checks its settings, which this program does not know.
+    As a context manager this ends them, unless they were let go by `run`.
+
     Args:
-        environment: The environment of both processes, with their settings.
         addresses: The addresses `http_address` and `grpc_address`, among others.
         drain_s: Time for running requests to finish, in seconds.
         console: For what happens to them.
-        banner: What is said when both are ready.
     """
 
     def __init__(
-        self,
-        environment: Mapping[str, str],
-        addresses: Mapping[str, Address],
-        *,
-        drain_s: float,
-        console: Console,
-        banner: Callable[[], Iterable[str]],
+        self, addresses: Mapping[str, Address], *, drain_s: float, console: Console
     ) -> None:
-        self._environment = environment
         self._addresses = addresses
         self._drain_s = drain_s
         self._console = console
-        self._banner = banner
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._held: dict[str, Held] = {}
         self._signals = StopSignals(_SILENT_STOP_S)
 
-    def run(self) -> int:
-        """Runs until a signal arrives or one of the processes exits; returns the exit status."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for program in self._held.values():
+            program.close()
+
+    def start_adapter(self, environment: Mapping[str, str]) -> None:
+        """Starts the adapter.
+
+        Args:
+            environment: Its environment, with its settings.
+
+        Raises:
+            SystemExit: It cannot be started.
+        """
+        # It drains for longer, so that it passes on how the service ends a request that takes too long.
+        longer_s = min(self._drain_s + _ADAPTER_LATER_S, MAX_SECONDS)
+        own = {ENV_PREFIX + "DRAIN_TIMEOUT_S": f"{longer_s:g}"}
+        self._held[_ADAPTER] = _start(_ADAPTER, {**environment, **own})
+
+    def start_service(self, environment: Mapping[str, str]) -> None:
+        """Starts the service; arguments and errors as for the adapter."""
+        self._held[_SERVICE] = _start(_SERVICE, environment)
+
+    def check_adapter(self) -> None:
+        """Waits until the adapter has checked its settings.
+
+        Raises:
+            SystemExit: They are wrong; the adapter has said why.
+        """
+        adapter = self._held[_ADAPTER]
+        if not adapter.is_valid():
+            raise SystemExit(adapter.process.wait() or 1)
+
+    def run(self, banner: Callable[[], Iterable[str]]) -> int:
+        """Serves until a signal arrives or one of the processes exits; returns the exit status.
+
+        Args:
+            banner: What is said when both are ready.
+        """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
-        for module in (_SERVICE, _ADAPTER):
-            self._children[module] = subprocess.Popen(
-                child_command(module),
-                env=self._environment_of(module),
-                # Ctrl-C in a terminal must reach this process only, which then stops both in order.
-                start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads here
-            )
+        for program in self._held.values():
+            program.release()
         self._console.say("loading the model")
         announced = False
         while not self._signals.stopping:
-            for name, child in self._children.items():
+            for name, child in self._children().items():
                 if child.poll() is not None:
                     self._console.complain(f"{name} ended with status {child.returncode}")
                     self._stop()
                     return 1
             if not announced and self.is_ready() and not self._signals.stopping:
                 announced = True
-                self._console.say(*self._banner())
+                self._console.say(*banner())
             time.sleep(_POLL_S if announced else _START_POLL_S)
         return self._stop()
-
-    def _environment_of(self, module: str) -> Mapping[str, str]:
-        """The adapter drains for longer, so that it passes on how the service ends a request that takes too long."""
-        if module == _SERVICE:
-            return self._environment
-        drain_s = min(self._drain_s + _ADAPTER_LATER_S, MAX_SECONDS)
-        return {**self._environment, ENV_PREFIX + "DRAIN_TIMEOUT_S": f"{drain_s:g}"}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -119,11 +148,11 @@ class Pair:
             return False
         finally:
             connection.close()
-        return ready and all(map(self._is_ours, self._children))
+        return ready and all(map(self._is_ours, self._held))
 
     def _is_ours(self, module: str) -> bool:
         owners = listeners(self._addresses[_ADDRESSES[module]].port)
-        return not owners or self._children[module].pid in owners
+        return not owners or self._held[module].process.pid in owners
 
     def _stop(self) -> int:
         """Stops both at once; the service refuses new requests, and answers those that the adapter waits for."""
@@ -146,12 +175,15 @@ class Pair:
             time.sleep(_POLL_S / 4)
         self._console.say("stopped")
         # A process that had not installed its handlers yet ends by the signal itself.
-        statuses = {child.returncode for child in self._children.values()}
+        statuses = {child.returncode for child in self._children().values()}
         return max(statuses - {0, -signal.SIGTERM, -signal.SIGKILL}, default=0)
 
     def _terminate(self, *modules: str) -> None:
         for module in modules:
-            self._children[module].terminate()
+            self._held[module].process.terminate()
+
+    def _children(self) -> dict[str, subprocess.Popen[bytes]]:
+        return {module: program.process for module, program in self._held.items()}
 
     def _running(self) -> list[subprocess.Popen[bytes]]:
-        return [child for child in self._children.values() if child.poll() is None]
+        return [child for child in self._children().values() if child.poll() is None]

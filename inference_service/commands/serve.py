@@ -6,18 +6,16 @@ Everything that can be checked is checked first, so that no API opens for a comm
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import fields
 import os
 from pathlib import Path
-import subprocess
 
 from inference_service.any_model.facts import ModelFacts, handed_over
-from inference_service.commands.banner import Banner
 from inference_service.commands.console import Console
 from inference_service.commands.devices import find_device, may_exist
-from inference_service.commands.pair import Pair, child_command
+from inference_service.commands.pair import Pair
 from inference_service.commands.ports import PortProblem, claimed, reserve
 from inference_service.commands.report import Assessment, assess
 from inference_service.commands.subject import Subject, read_subject
@@ -96,65 +94,80 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What will be served, after all checks."""
-
-    settings: ServiceSettings
-    console: Console
-    environment: dict[str, str]
-    addresses: dict[str, Address]
-    has_page: bool
-
-
 def run(flags: Mapping[str, object]) -> int:
     """Runs the command; returns the exit status."""
-    with ending_at_once():
-        plan = _plan(flags)
-    banner = Banner(plan.addresses, api_key_file=plan.settings.api_key_file, has_page=plan.has_page)
-    pair = Pair(
-        plan.environment,
-        plan.addresses,
-        drain_s=plan.settings.drain_timeout_s,
-        console=plan.console,
-        banner=banner.lines,
-    )
-    try:
-        with claimed(plan.addresses):
-            return pair.run()
-    except PortProblem as problem:
-        raise SystemExit(_problem(problem)) from None
+    explicit = {name: value for name, value in flags.items() if value is not None}
+    with ExitStack() as stack:
+        with ending_at_once():
+            settings, addresses = _settle(explicit)
+            console = Console(settings.log_level, settings.log_format)
+            _claim(stack, addresses)
+            environment = build_environment(explicit, addresses)
+            pair = stack.enter_context(
+                Pair(addresses, drain_s=settings.drain_timeout_s, console=console)
+            )
+            pair.start_adapter(environment)
+            subject = _prepare(pair, environment, settings, console)
+            pair.check_adapter()
+            _report(subject, settings, console)
+        return pair.run(lambda: _banner(settings, addresses, environment))
 
 
-def _plan(flags: Mapping[str, object]) -> _Plan:
-    """Checks everything that can be checked before a process starts.
+def _settle(explicit: Mapping[str, object]) -> tuple[ServiceSettings, dict[str, Address]]:
+    """The settings and all addresses, as far as they can be checked without the model.
 
     Raises:
         SystemExit: Something is wrong; the message names flag, value and variable.
     """
-    explicit = {name: value for name, value in flags.items() if value is not None}
     http_address = _http_address(explicit)
     settings = ServiceSettings.load(explicit, os.environ)
-    console = Console(settings.log_level, settings.log_format)
     settings.check_files()
     _check_plaintext(settings)
     _check_media(settings)
     _check_device(settings)
-    addresses = _reserve(settings, http_address)
-    environment = build_environment(explicit, addresses)
+    return settings, _reserve(settings, http_address)
+
+
+def _claim(stack: ExitStack, addresses: Mapping[str, Address]) -> None:
+    try:
+        stack.enter_context(claimed(addresses))
+    except PortProblem as problem:
+        raise SystemExit(_problem(problem)) from None
+
+
+def _prepare(
+    pair: Pair, environment: dict[str, str], settings: ServiceSettings, console: Console
+) -> Subject:
+    """Finds or fetches the model, and starts the service with it.
+
+    Args:
+        pair: Starts it.
+        environment: The service's; what it needs to find the model is added.
+        settings: The settings.
+        console: For the progress of a download.
+    """
     fetches = settings.model is not None and is_hub_id(settings.model)
-    with _adapter_checked(environment):
-        found = None if fetches else _complete_model(settings, console)
-    directory, spec = found or _complete_model(settings, console)
-    if settings.model is not None and is_hub_id(settings.model):
+    if fetches:
+        pair.check_adapter()
+    directory, subject = _complete_model(settings, console)
+    if settings.model is not None and fetches:
         # The service finds it by its place, under the names that it would give it by its id.
         names = settings.served_model_name or hub_names(settings.model)
         environment[ENV_PREFIX + "MODEL"] = str(directory)
         environment[ENV_PREFIX + "SERVED_MODEL_NAME"] = ",".join(names)
-    if isinstance(spec, ModelFacts):
-        environment |= handed_over(directory, spec)
-    _report(spec, settings, console)
-    return _Plan(settings, console, environment, addresses, has_page(environment))
+    if isinstance(subject, ModelFacts):
+        environment |= handed_over(directory, subject)
+    pair.start_service(environment)
+    return subject
+
+
+def _banner(
+    settings: ServiceSettings, addresses: Mapping[str, Address], environment: Mapping[str, str]
+) -> Iterable[str]:
+    from inference_service.commands.banner import Banner  # noqa: PLC0415 - imports gRPC
+
+    banner = Banner(addresses, api_key_file=settings.api_key_file, has_page=has_page(environment))
+    return banner.lines()
 
 
 def _http_address(explicit: Mapping[str, object]) -> Address:
@@ -254,36 +267,6 @@ def has_page(environment: Mapping[str, str]) -> bool:
 
 def _as_text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-@contextmanager
-def _adapter_checked(environment: Mapping[str, str]) -> Iterator[None]:
-    """Lets the adapter check its own settings meanwhile; this program knows only those it has as flags.
-
-    Raises:
-        SystemExit: They are wrong.
-    """
-    command = [*child_command("rest_adapter"), "--check-settings"]
-    try:
-        check = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    except OSError as error:
-        raise SystemExit(f"cannot start a process ({command[0]}): {error.strerror}") from None
-    with check:
-        try:
-            yield
-        except BaseException:
-            check.kill()
-            raise
-        _, problems = check.communicate()
-    if check.returncode:
-        raise SystemExit(problems.strip())
 
 
 def _complete_model(settings: ServiceSettings, console: Console) -> tuple[Path, Subject]:

@@ -68,7 +68,7 @@ def test_a_server_that_does_not_answer_yet_is_not_ready(answer: bytes, ready: bo
         address = Address("127.0.0.1", listener.getsockname()[1])
         addresses = {"http_address": address, "grpc_address": address}
         console = Console("info", "text")
-        pair = Pair({}, addresses, drain_s=0, console=console, banner=list)
+        pair = Pair(addresses, drain_s=0, console=console)
         thread = threading.Thread(target=serve_once)
         thread.start()
         assert pair.is_ready() is ready
@@ -120,7 +120,11 @@ from qwenvl.addresses import Address
 pair.child_command = lambda module: [sys.executable, "-c", "import time; time.sleep(600)"]
 nowhere = Address("127.0.0.1", 9)
 addresses = {"http_address": nowhere, "grpc_address": nowhere}
-sys.exit(pair.Pair({}, addresses, drain_s=5, console=Console("info", "text"), banner=list).run())
+environment = {"QWENVL_DRAIN_TIMEOUT_S": "5"}
+with pair.Pair(addresses, drain_s=5, console=Console("info", "text")) as both:
+    both.start_adapter(environment)
+    both.start_service(environment)
+    sys.exit(both.run(list))
 """
 
 
@@ -134,7 +138,6 @@ time.sleep(600)
 def test_the_adapter_outlives_the_drain_of_the_service() -> None:
     """Its callers hear from the service why a request that takes too long ends."""
     program = PAIR.replace('"import time; time.sleep(600)"', f"{CHILD!r}, module")
-    program = program.replace("Pair({}", "Pair({'QWENVL_DRAIN_TIMEOUT_S': '5'}")
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
         assert process.stdout
         told = dict(process.stdout.readline().split() for _ in range(2))
