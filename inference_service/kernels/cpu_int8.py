@@ -63,7 +63,8 @@ class Int8Weight:
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out] in the dtype of `x`; a row that is not finite gives one that is not."""
         rows = x.reshape(-1, x.shape[-1]).float()
-        scales = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
+        # Several times faster than the norm of many rows (torch 2.13).
+        scales = torch.maximum(rows.amax(1, keepdim=True), rows.amin(1, keepdim=True).neg_())
         scales = scales.div_(_MAXIMUM).clamp_(min=_SMALLEST)
         # Conversion cuts off, so this rounds: all values are positive.
         integers = (rows / scales).add_(_ZERO_POINT + 0.5).to(torch.uint8)

@@ -9,4 +9,4 @@ from torch.nn.functional import silu
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """[..., 2n], gate then up -> [..., n]: silu(gate) * up."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return silu(gate) * up
+    return silu(gate).mul_(up)

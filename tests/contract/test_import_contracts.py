@@ -194,6 +194,7 @@ PERMITTED = {
     "inference_service/commands/pair.py": {"http.client"},  # probes its own services
     "inference_service/commands/ports.py": {"socket"},  # only names its errors
     "protos/qwenvl/addresses.py": {"socket"},  # listens
+    "protos/qwenvl/launcher.py": {"socket"},  # between qwenvl serve and the programs that it starts
     "protos/qwenvl/observability/metrics_server.py": {"socket", "socketserver"},  # listens
     "rest_adapter/half_closed.py": {
         "socket.SOL_SOCKET",
