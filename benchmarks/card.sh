@@ -21,11 +21,12 @@ if compgen -G '.whl/*.whl' > /dev/null; then
   export PYTHONPATH="$PYTHONPATH:$site"
 fi
 declare -A limits=(
-  [rates]=30 [kernels]=70 [families]=90 [decode]=120 [first_token]=60 [profile]=60 [streams]=60 [peer]=50
+  [rates]=20 [kernels]=60 [families]=70 [decode]=110 [ladder]=50 [first_token]=50 [tuning]=50 [profile]=40 [streams]=50
+  [peer]=40
 )
 mkdir -p "$OUT"
 failed=0
-for phase in ${PHASES:-rates decode first_token kernels families streams profile peer}; do
+for phase in ${PHASES:-rates decode first_token ladder kernels tuning families streams profile peer}; do
   timeout -k 5 "${limits[$phase]:-60}" "$PYTHON" -m benchmarks.card "$phase" --device "$DEVICE" --out "$OUT" "${tiny[@]}"
   status=$?
   [ "$status" = 0 ] || { echo "$phase: ended with status $status"; failed=1; }

@@ -20,8 +20,10 @@ from benchmarks.card.setting import Setting
 PHASES = {
     "rates": "rates.measure",
     "kernels": "kernels.measure",
+    "tuning": "tuning.measure",
     "families": "families.measure",
     "decode": "steps.decode",
+    "ladder": "steps.ladder",
     "first_token": "steps.first_token",
     "profile": "steps.profiled",
     "streams": "streams.measure",

@@ -44,9 +44,8 @@ def rows(setting: Setting, ops: Ops) -> Iterator[dict[str, Any]]:
         yield _update(setting, ops, count, vocab_size)
 
 
-def _products(
-    setting: Setting, ops: Ops, name: str, shape: tuple[int, int]
-) -> Iterator[dict[str, Any]]:
+def cold_weights(setting: Setting, shape: tuple[int, int]) -> list[DenseWeight]:
+    """Weights [out, in] with biases on the device, so many that they are not in its cache when their turn comes."""
     copies = 1 if setting.tiny else max(1, COLD_BYTES // (2 * shape[0] * shape[1]))
     weights = []
     for _ in range(copies):
@@ -55,6 +54,13 @@ def _products(
         nn.init.normal_(layer.get_parameter("weight"), std=shape[1] ** -0.5)
         nn.init.normal_(layer.get_parameter("bias"))
         weights.append(DenseWeight(layer))
+    return weights
+
+
+def _products(
+    setting: Setting, ops: Ops, name: str, shape: tuple[int, int]
+) -> Iterator[dict[str, Any]]:
+    weights = cold_weights(setting, shape)
     measure = captured_s if setting.device.type == "cuda" else launched_s
     one = weights[0]
     for count in (1, 4, 16):
@@ -69,7 +75,7 @@ def _products(
             def multiply(x: Any, weight: Any, bias: Any, splits: int = splits) -> torch.Tensor:
                 return ops.skinny_linear(x, weight, bias, splits)
 
-            times[splits] = measure(weights, count, multiply) / copies * 1e6
+            times[splits] = measure(weights, count, multiply) / len(weights) * 1e6
         yield {
             "op": "skinny_linear",
             "layer": name,
@@ -77,7 +83,7 @@ def _products(
             "error": max(errors),
             "us": min(times.values()),
             "us_by_splits": times,
-            "torch_us": measure(weights, count, linear) / copies * 1e6,
+            "torch_us": measure(weights, count, linear) / len(weights) * 1e6,
             "bytes_per_s": one.weight.nbytes / min(times.values()) * 1e6,
         }
 

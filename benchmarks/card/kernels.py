@@ -6,6 +6,7 @@ Caches hold NaN wherever no sequence has a token, so that reading past a context
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,6 +60,36 @@ def _attention_row(
     head_dim: int,
     batch: Sequence[tuple[int, int]],
 ) -> dict[str, Any]:
+    attend, exact = attention_call(setting, heads, head_dim, batch)
+    run = partial(attend, ops.paged_attention)
+    seconds = setting.seconds(run)
+    total = sum(context for context, _ in batch)
+    return {
+        "op": "paged_attention",
+        "heads": heads,
+        "head_dim": head_dim,
+        "batch": batch,
+        "error": error_of(run(), exact),
+        "us": seconds * 1e6,
+        "bytes_per_s": 2 * total * heads[1] * head_dim * setting.dtype.itemsize / seconds,
+    }
+
+
+PagedAttention = Callable[[Tensor, Tensor, Tensor, AttentionMetadata, float], Tensor]
+"""The signature of `kernels.attention.paged_attention`."""
+
+
+def attention_call(
+    setting: Setting, heads: tuple[int, int], head_dim: int, batch: Sequence[tuple[int, int]]
+) -> tuple[Callable[[PagedAttention], Tensor], Tensor]:
+    """What calls an implementation with random inputs, and the exact result.
+
+    Args:
+        setting: Device and dtype.
+        heads: Heads of queries and of keys.
+        head_dim: Width of a head.
+        batch: For each sequence its tokens in the cache, and how many of them are new.
+    """
     device, dtype = setting.device, setting.dtype
     meta = _metadata(batch, device)
     num_pages = int(meta.page_table.max()) + 1
@@ -72,17 +103,11 @@ def _attention_row(
     num_rows = sum(query for _, query in batch)
     q = torch.randn(num_rows, heads[0], head_dim, device=device, dtype=dtype)
     scale = head_dim**-0.5
-    result = ops.paged_attention(q, k_cache, v_cache, meta, scale)
-    seconds = setting.seconds(lambda: ops.paged_attention(q, k_cache, v_cache, meta, scale))
-    return {
-        "op": "paged_attention",
-        "heads": heads,
-        "head_dim": head_dim,
-        "batch": batch,
-        "error": _error(result, _exact(q, k, v, batch, scale)),
-        "us": seconds * 1e6,
-        "bytes_per_s": 2 * total * heads[1] * head_dim * dtype.itemsize / seconds,
-    }
+
+    def attend(run: PagedAttention) -> Tensor:
+        return run(q, k_cache, v_cache, meta, scale)
+
+    return attend, _exact(q, k, v, batch, scale)
 
 
 def _ends(batch: Sequence[tuple[int, int]]) -> list[int]:
@@ -157,7 +182,7 @@ def _small(setting: Setting, ops: Ops) -> Iterator[dict[str, Any]]:
             yield {
                 "op": op,
                 "tokens": tokens,
-                "error": _error(work(), exact),
+                "error": error_of(work(), exact),
                 "us": setting.seconds(work) * 1e6,
             }
 
@@ -196,7 +221,7 @@ def _windows(setting: Setting, ops: Ops) -> dict[str, Any]:
     exact = scaled_dot_product_attention(*(x.double() for x in batched)).transpose(1, 2)
     return {
         "op": "varlen_attention",
-        "error": _error(ops.varlen_attention(q, k, v, spans), exact.flatten(0, 1)),
+        "error": error_of(ops.varlen_attention(q, k, v, spans), exact.flatten(0, 1)),
         "us": setting.seconds(lambda: ops.varlen_attention(q, k, v, spans)) * 1e6,
         "torch_us": setting.seconds(lambda: scaled_dot_product_attention(*batched)) * 1e6,
     }
@@ -226,5 +251,6 @@ def _rotate_and_write(
     return "rotate_and_write", exact, work
 
 
-def _error(result: Tensor, exact: Tensor) -> float:
+def error_of(result: Tensor, exact: Tensor) -> float:
+    """The largest difference, relative to the largest value of the exact result."""
     return float((result.double() - exact).abs().max() / exact.abs().max())

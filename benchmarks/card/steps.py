@@ -79,22 +79,57 @@ def _same(one: dict[str, list[int]], other: dict[str, list[int]]) -> float:
     return same / sum(map(len, pairs))
 
 
+LADDER: dict[str, dict[str, Any]] = {
+    "references": {"gpu_kernels": "off", "cuda_graphs": "off", "pipeline_depth": 0},
+    "kernels": {"cuda_graphs": "off", "pipeline_depth": 0},
+    "graphs": {"pipeline_depth": 0},
+    "one ahead": {"pipeline_depth": 1},
+}
+"""What each part of the engine brings: each has what those above it have."""
+
+
+def ladder(setting: Setting) -> dict[str, Any]:
+    """Milliseconds of a decode step of the smallest shape with ever more of the engine, and the tokens that differ."""
+    prompt, tokens = (32, 8) if setting.tiny else (1024, 32)
+    name, model_dir = next(iter(setting.shapes.items()))
+    rows: list[dict[str, Any]] = []
+    first: dict[int, dict[str, list[int]]] = {}
+    for rung, settings in LADDER.items():
+        core = setting.core(model_dir, max_num_seqs=64, **settings)
+        _decode_steps(core, 1, 16, 4, GREEDY)
+        for batch in (1, 4) if setting.tiny else (1, 8, 64):
+            times, answers = _decode_steps(core, batch, prompt, tokens, GREEDY)
+            read = core.ready.weight_bytes + batch * prompt * core.ready.kv_bytes_per_token
+            same = _same(first.setdefault(batch, answers), answers)
+            place = {"model": name, "rung": rung, "batch": batch, "same_tokens": same}
+            rows.append(place | _figures(times, batch, read))
+        del core
+        release(setting)
+    return {"prompt": prompt, "rows": rows}
+
+
 def first_token(setting: Setting) -> dict[str, Any]:
-    """Milliseconds from a request to its first token: with an image, and as many tokens of text instead."""
+    """Milliseconds from a request to its first token: with an image, and as many tokens of text instead.
+
+    Of those with an image, `encode_ms` are the pixels' way to the device and the vision tower, `rest_ms` all else.
+    """
     name, model_dir = list(setting.shapes.items())[-1]
     core = setting.core(model_dir, max_num_seqs=4, encoder_cache_tokens=4096)
     rows = []
     for side in (64, 128) if setting.tiny else (448, 1024):
         image = _image(model_dir, side)
-        with_image = [_first_token_s(core, image, seed) for seed in range(6)][1:]
-        as_text = [_first_token_s(core, None, seed, image.num_tokens + 32) for seed in range(6)][1:]
+        with_image = [_first_token(core, image, seed) for seed in range(6)][1:]
+        as_text = [_first_token(core, None, seed, image.num_tokens + 32) for seed in range(6)][1:]
+        total_s, encode_s = (statistics.median(times) for times in zip(*with_image, strict=True))
         rows.append(
             {
                 "model": name,
                 "side": side,
                 "image_tokens": image.num_tokens,
-                "first_token_ms": statistics.median(with_image) * 1e3,
-                "text_only_ms": statistics.median(as_text) * 1e3,
+                "first_token_ms": total_s * 1e3,
+                "encode_ms": encode_s * 1e3,
+                "rest_ms": (total_s - encode_s) * 1e3,
+                "text_only_ms": statistics.median(total for total, _ in as_text) * 1e3,
             }
         )
     return {"rows": rows}
@@ -191,9 +226,10 @@ def _image(model_dir: Any, side: int) -> ImageSpan:
     )
 
 
-def _first_token_s(
+def _first_token(
     core: EngineCore, image: ImageSpan | None, seed: int, num_text_tokens: int = 32
-) -> float:
+) -> tuple[float, float]:
+    """Seconds until it is told, and how many of them encoded the image."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 256, (num_text_tokens,), generator=generator).tolist()
     images: tuple[ImageSpan, ...] = ()
@@ -221,6 +257,7 @@ def _first_token_s(
     )
     begin = time.perf_counter()
     core.add(request, pixels)
-    while not any(output.token_ids for output in core.step()):
+    while not (told := [output for output in core.step() if output.token_ids]):
         pass
-    return time.perf_counter() - begin
+    timings = told[0].timings
+    return time.perf_counter() - begin, timings.encode_s if timings else 0.0

@@ -12,6 +12,7 @@ import triton.language as tl
 
 
 _OUTPUTS, _INPUTS, _ROWS = 64, 64, 16
+_STAGES, _WARPS = 4, 4
 _COMBINED = 512
 
 
@@ -91,7 +92,8 @@ def skinny_linear(
         OUTPUTS=_OUTPUTS,
         INPUTS=_INPUTS,
         ROWS=_ROWS,
-        num_stages=4,
+        num_stages=_STAGES,
+        num_warps=_WARPS,
     )
     if splits > 1:
         add_parts_kernel[(rows, triton.cdiv(outputs, _COMBINED))](
