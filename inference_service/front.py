@@ -1,6 +1,6 @@
 """The gRPC front as a program: settings, logs and model are checked, then the engine process and the servers start.
 
-The engine process spends most of a start on imports. So it is started before this process imports what it serves with.
+The engine process spends most of a start on imports. So it is started before this process imports anything large.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 import logging
 import os
+from typing import Final
 
 from inference_service.any_model.choice import BackendKind, choose_backend
 from inference_service.engine_client.child import (
@@ -22,14 +23,24 @@ from inference_service.settings import ServiceSettings
 from qwenvl import launcher
 from qwenvl.command_line import CommandParser, add_version
 from qwenvl.environment import check_variables
-from qwenvl.observability import configure_logging, default_log_format
+from qwenvl.observability import configure_logging
 
 
 logger = logging.getLogger(__name__)
 
+_COMMANDS: Final = {
+    BackendKind.NATIVE: DEFAULT_COMMAND,
+    BackendKind.TRANSFORMERS: TRANSFORMERS_COMMAND,
+}
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the service until it is stopped; returns the exit status."""
+
+def main(argv: Sequence[str] | None = None, engine: EngineProcess | None = None) -> int:
+    """Runs the service until it is stopped; returns the exit status.
+
+    Args:
+        argv: Flags; None = those of the process.
+        engine: A process of this project's engine, if one runs already.
+    """
     parser = CommandParser(prog="inference-service", description="Serve a Qwen-VL model over gRPC.")
     add_version(parser)
     parser.add_argument(launcher.FLAG, type=int, help=argparse.SUPPRESS)
@@ -57,8 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind = choose_backend(settings.backend, resolved.directory)
     except (ModelNotFound, ValueError, OSError) as error:
         raise SystemExit(f"cannot serve this model: {error}") from None
-    command = engine_command(settings, kind)
-    engine = EngineProcess.start_early(command)
+    command = _COMMANDS[kind]
+    if kind is not BackendKind.NATIVE:
+        if engine is not None:
+            engine.end()
+        engine = EngineProcess.start_early(command)
     try:
         from inference_service.serving import run  # noqa: PLC0415 - the engine process imports meanwhile
 
@@ -68,15 +82,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if engine is not None:
             engine.end()
-
-
-def engine_command(
-    settings: ServiceSettings, kind: BackendKind = BackendKind.NATIVE
-) -> tuple[str, ...]:
-    """The engine's command line, with the log level and format of this process."""
-    log_format = settings.log_format or default_log_format()
-    return (
-        *(TRANSFORMERS_COMMAND if kind is BackendKind.TRANSFORMERS else DEFAULT_COMMAND),
-        f"--log-level={settings.log_level}",
-        f"--log-format={log_format}",
-    )

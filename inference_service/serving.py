@@ -98,4 +98,6 @@ def engine_config(settings: ServiceSettings, model: Model) -> EngineConfig:
         encoder_cache_tokens=settings.encoder_cache_tokens,
         enable_prefix_caching=settings.enable_prefix_caching,
         cpu_threads=settings.cpu_threads,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
     )

@@ -22,7 +22,7 @@ import queue
 import socket
 import sys
 import threading
-from typing import Final, get_args
+from typing import Final
 
 from inference_service.child import die_with
 from inference_service.engine.failures import DeviceLostError
@@ -31,7 +31,7 @@ from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import EngineConfig
 from inference_service.progress import progress
 from qwenvl.descriptors import raise_descriptor_limit
-from qwenvl.observability import LogFormat, LogLevel, configure_logging
+from qwenvl.observability import configure_logging
 
 
 _MAX_DESCRIPTORS: Final = 65536
@@ -136,8 +136,10 @@ def serve(
     start, _ = next(inbox.take(None))
     if not isinstance(start, wire.Start):
         raise wire.WireError("the first message must be Start")
+    config = start.config
+    configure_logging(process="engine", level=config.log_level, log_format=config.log_format)
     try:
-        core = core_factory(start.config)
+        core = core_factory(config)
     except DeviceLostError:
         raise  # the front starts another process, which does without what has failed
     except Exception as error:
@@ -177,14 +179,12 @@ def main(
     parser = argparse.ArgumentParser(prog="inference_service.engine.process")
     parser.add_argument("--fd", type=int, required=True, help="socket to the front")
     parser.add_argument("--parent", type=int, required=True, help="process id of the front")
-    parser.add_argument("--log-level", choices=get_args(LogLevel), default="info")
-    parser.add_argument("--log-format", choices=get_args(LogFormat), default=None)
     args = parser.parse_args(argv)
     die_with(args.parent)
     os.set_inheritable(args.fd, False)  # a compiler started by triton must not keep the socket open
     raise_descriptor_limit(_MAX_DESCRIPTORS)  # every request with images holds some
     faulthandler.enable()
-    configure_logging(process="engine", level=args.log_level, log_format=args.log_format)
+    configure_logging(process="engine", level="info", log_format=None)
     try:
         return serve(args.fd, core_factory, prepare)
     except BrokenPipeError:

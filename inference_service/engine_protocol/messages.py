@@ -13,6 +13,7 @@ from inference_service.constraint import Constraint
 from inference_service.errors import ServiceError
 from inference_service.measures import ChoiceTimings, DeviceMemory, Histogram
 from inference_service.sampling import Sampling
+from qwenvl.observability import LogFormat, LogLevel
 
 
 class FinishReason(Enum):
@@ -335,6 +336,8 @@ class EngineConfig:
         encoder_cache_tokens: Image tokens kept in the encoder cache.
         enable_prefix_caching: Reuse pages of equal prefixes.
         cpu_threads: torch threads on a CPU; None = one for each core, within the quota of the container.
+        log_level: The lowest level that the process logs.
+        log_format: `json` or `text`; None = text on a terminal, JSON otherwise.
     """
 
     model_dir: str
@@ -355,6 +358,8 @@ class EngineConfig:
     encoder_cache_tokens: int = 16384
     enable_prefix_caching: bool = True
     cpu_threads: int | None = None
+    log_level: LogLevel = "info"
+    log_format: LogFormat | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import hashlib
 import json
 import os
@@ -20,7 +20,11 @@ import grpc
 import pytest
 import requests
 
-from inference_service.front import engine_command
+from inference_service.backend.served_model import ServedModel
+from inference_service.demo import MODEL_DIR
+from inference_service.engine_client.child import DEFAULT_COMMAND
+from inference_service.engine_protocol import wire
+from inference_service.serving import engine_config
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import chat_service_pb2_grpc as chat_grpc
@@ -150,21 +154,24 @@ def test_a_grpc_call_is_found_in_the_log(service: tuple[Program, str]) -> None:
 @pytest.mark.parametrize("log_format", ["json", "text"])
 def test_the_engine_logs_as_the_front_does(log_format: str) -> None:
     ours, theirs = socket.socketpair()
-    command = engine_command(ServiceSettings(log_format=log_format))
+    settings = ServiceSettings(log_format=log_format)
+    config = replace(
+        engine_config(settings, ServedModel.load(MODEL_DIR, ("demo",))), model_dir="/no/such/model"
+    )
     with ours, theirs:
         process = subprocess.Popen(
-            [*command, "--fd", str(theirs.fileno()), "--parent", str(os.getpid())],
+            [*DEFAULT_COMMAND, "--fd", str(theirs.fileno()), "--parent", str(os.getpid())],
             cwd=ROOT,
             pass_fds=[theirs.fileno()],
             stderr=subprocess.PIPE,
         )
         theirs.close()
-        ours.sendall(b"\xff" * 64)  # no command
+        ours.sendall(wire.encode(wire.Start(config)))
         _, errors = process.communicate(timeout=BOUND_S)
     first = errors.decode().splitlines()[0]
     if log_format == "json":
         line = json.loads(first)
         assert (line["process"], line["pid"], line["level"]) == ("engine", process.pid, "error")
-        assert "Traceback" in line["exception"]
+        assert line["message"] == "the model cannot be loaded"
     else:
         assert f" ERROR engine[{process.pid}] inference_service.engine.process: " in first

@@ -28,7 +28,7 @@ def default_log_format() -> LogFormat:
 
 
 def configure_logging(*, process: str, level: LogLevel, log_format: LogFormat | None) -> None:
-    """Sends the log records of this process to standard error, one line each.
+    """Sends the log records of this process to standard error, one line each; again, with other settings.
 
     If the message of a record is a dict, its items become fields of the line, and its item `message` the text. A line
     that is written during a call has the call's ids, see `CallContext.log_fields`.
@@ -43,6 +43,9 @@ def configure_logging(*, process: str, level: LogLevel, log_format: LogFormat | 
     formatters = {"json": JsonFormatter, "text": TextFormatter}
     handler.setFormatter(formatters[log_format or default_log_format()](process))
     wanted = logging.getLevelNamesMapping()[level.upper()]
+    root = logging.getLogger()
+    for before in [one for one in root.handlers if isinstance(one.formatter, _Formatter)]:
+        root.removeHandler(before)
     logging.basicConfig(level=max(wanted, logging.WARNING), handlers=[handler])
     for name in _OWN_LOGGERS:
         logging.getLogger(name).setLevel(wanted)
