@@ -21,6 +21,7 @@ from inference_service.domain import (
     ToolCallDelta,
 )
 from inference_service.sampling import SCALARS, Sampling
+from qwenvl.growing import GrowingTexts
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
@@ -56,13 +57,16 @@ async def gather(events: AsyncIterable[Event], model: str) -> UnaryFields:
         model: Canonical name of the model.
     """
     fields = UnaryFields()
+    texts: list[GrowingTexts] = []
     async for event in events:
         match event:
             case Started():
                 fields.started = started_message(event, model)
                 fields.choices = [generation_pb.Choice(index=index) for index in range(event.n)]
+                texts = [GrowingTexts() for _ in range(event.n)]
             case Delta():
-                _gather(fields.choices[event.choice_index], fields.started, event)
+                index = event.choice_index
+                _gather(fields.choices[index], texts[index], fields.started, event)
             case Finished():
                 choice = fields.choices[event.choice_index]
                 choice.finish_reason = _REASONS[event.reason]
@@ -70,16 +74,23 @@ async def gather(events: AsyncIterable[Event], model: str) -> UnaryFields:
                 choice.groundings.extend(map(_grounding, event.groundings))
             case TokenUsage():
                 fields.usage = usage_message(event)
+    for choice, pieces in zip(fields.choices, texts, strict=True):
+        pieces.fill(choice)
     return fields
 
 
-def _gather(choice: generation_pb.Choice, started: generation_pb.Started, delta: Delta) -> None:
-    choice.text += delta.text
-    choice.reasoning += delta.reasoning
+def _gather(
+    choice: generation_pb.Choice,
+    texts: GrowingTexts,
+    started: generation_pb.Started,
+    delta: Delta,
+) -> None:
+    texts.text.append(delta.text)
+    texts.reasoning.append(delta.reasoning)
     for call in delta.tool_calls:
         if call.index == len(choice.tool_calls):
             choice.tool_calls.add(id=call.id, name=call.name)
-        choice.tool_calls[call.index].arguments_json += call.arguments
+        texts.add_arguments(call.index, call.arguments)
     choice.token_ids.extend(delta.token_ids)
     choice.logprobs.extend(map(_logprob_entry, delta.logprobs))
     started.prompt_logprobs.extend(map(_logprob_entry, delta.prompt_logprobs))

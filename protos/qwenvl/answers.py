@@ -10,6 +10,7 @@ from typing import Generic, Self, TypeVar
 import grpc
 
 from qwenvl.exceptions import AbortedError
+from qwenvl.growing import GrowingTexts
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
@@ -130,14 +131,14 @@ class AnswerCollector:
         self, response: Response, on_answer: Callable[[Answer], None] | None = None
     ) -> None:
         self._response = response
-        self._texts: list[list[str]] = []  # joined once: appending to a field copies all of it
+        self._texts: list[GrowingTexts] = []
         self._on_answer = on_answer
         self._answer: Answer | None = None
 
     @property
     def text(self) -> str:
         """The text so far, of the first choice."""
-        return "".join(self._texts[0]) if self._texts else ""
+        return "".join(self._texts[0].text) if self._texts else ""
 
     @property
     def answer(self) -> Answer:
@@ -158,9 +159,10 @@ class AnswerCollector:
             case "delta":
                 delta = event.delta
                 choice = self._choice(delta.choice_index)
-                self._texts[delta.choice_index].append(delta.text)
-                choice.reasoning += delta.reasoning
-                _add_calls(choice, delta.tool_calls)
+                texts = self._texts[delta.choice_index]
+                texts.text.append(delta.text)
+                texts.reasoning.append(delta.reasoning)
+                _add_calls(choice, texts, delta.tool_calls)
                 choice.token_ids.extend(delta.token_ids)
                 choice.logprobs.extend(delta.logprobs)
                 self._response.started.prompt_logprobs.extend(delta.prompt_logprobs)
@@ -176,8 +178,8 @@ class AnswerCollector:
 
     def end(self) -> None:
         """Notes that the stream has ended, and completes the response; errors as `answer_of`."""
-        for choice, pieces in zip(self._response.choices, self._texts, strict=True):
-            choice.text = "".join(pieces)
+        for choice, texts in zip(self._response.choices, self._texts, strict=True):
+            texts.fill(choice)
         if self._answer is None and self._response.HasField("usage"):
             self._answer = answer_of(self._response)
             if self._on_answer:
@@ -187,18 +189,20 @@ class AnswerCollector:
         choices = self._response.choices
         while len(choices) <= index:
             choices.add(index=len(choices))
-            self._texts.append([])
+            self._texts.append(GrowingTexts())
         return choices[index]
 
 
-def _add_calls(choice: generation_pb.Choice, pieces: Iterable[generation_pb.ToolCallDelta]) -> None:
+def _add_calls(
+    choice: generation_pb.Choice, texts: GrowingTexts, pieces: Iterable[generation_pb.ToolCallDelta]
+) -> None:
     for piece in pieces:
         while len(choice.tool_calls) <= piece.index:
             choice.tool_calls.add()
         call = choice.tool_calls[piece.index]
-        call.id += piece.id
-        call.name += piece.name
-        call.arguments_json += piece.arguments_json
+        call.id = call.id or piece.id
+        call.name = call.name or piece.name
+        texts.add_arguments(piece.index, piece.arguments_json)
 
 
 class AnswerStream(Generic[_Event]):
