@@ -12,6 +12,8 @@ from inference_service.text.tokenizer import Tokenizer
 
 
 _WORD_BYTES: Final = 4
+MAX_BAD_TOKENS: Final = 8192
+"""Of all words together: each step of an answer compares them with its newest tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +43,18 @@ def token_lists(options: SamplingOptions, tokenizer: Tokenizer, vocab_size: int)
         vocab_size: Width of its logits.
 
     Raises:
-        InvalidArgumentError: A word has no tokens, or they leave no token to sample.
+        InvalidArgumentError: A word has no tokens, they have too many, or they leave no token to sample.
     """
     allowed, words = options.allowed_token_ids or (), options.bad_words or ()
     sequences = dict.fromkeys(each for word in words for each in _sequences(word, tokenizer))
     if () in sequences:
         raise _refused("bad_words has a text that the model's tokenizer gives no tokens.")
+    num_tokens = sum(map(len, sequences))
+    if num_tokens > MAX_BAD_TOKENS:
+        raise _refused(
+            f"bad_words has {num_tokens} tokens, each word counted with and without a space before it, but at most"
+            f" {MAX_BAD_TOKENS} are allowed."
+        )
     single = {sequence[0] for sequence in sequences if len(sequence) == 1}
     if words and single.issuperset(allowed or range(vocab_size)):
         others = "of allowed_token_ids" if allowed else "of the model"

@@ -11,9 +11,11 @@ class BadWords:
 
     def __init__(self, sequences: Seq[Seq[int]]) -> None:
         """Takes the tokens of the words, two or more of each."""
-        self._by_previous: defaultdict[int, list[tuple[list[int], int]]] = defaultdict(list)
+        # By the token before the last one; many words may begin the same.
+        self._by_previous: defaultdict[int, defaultdict[tuple[int, ...], list[int]]]
+        self._by_previous = defaultdict(lambda: defaultdict(list))
         for *beginning, last in sequences:
-            self._by_previous[beginning[-1]].append((beginning, last))
+            self._by_previous[beginning[-1]][tuple(beginning)].append(last)
 
     def completing(self, token_ids: Seq[int], start: int) -> tuple[int, ...]:
         """The tokens that would complete a word as the next one.
@@ -22,12 +24,14 @@ class BadWords:
             token_ids: The tokens so far.
             start: Where the answer begins among them: a word begins there or later.
         """
-        if len(token_ids) <= start:
+        num_tokens = len(token_ids) - start
+        if num_tokens <= 0 or not (found := self._by_previous.get(token_ids[-1])):
             return ()
-        found = self._by_previous.get(token_ids[-1], ())
+        longest = max(map(len, found))
+        newest = tuple(token_ids[-min(num_tokens, longest) :])
         return tuple(
             last
-            for beginning, last in found
-            if len(token_ids) - len(beginning) >= start
-            and token_ids[-len(beginning) :] == beginning
+            for beginning, lasts in found.items()
+            if newest[-len(beginning) :] == beginning
+            for last in lasts
         )

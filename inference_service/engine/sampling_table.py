@@ -156,6 +156,8 @@ class SamplingTable:
         self._vocab_size = vocab_size
         self._params: list[SamplingParams | None] = [None] * num_slots
         self._listed = np.zeros(num_slots, bool)
+        # Of each slot as arrays: making them takes longer than a step, where many have hundreds of entries.
+        self._biases = [(_NOTHING.bias_ids, _NOTHING.bias_values)] * num_slots
         self._penalised = np.zeros(num_slots, bool)
         self._temperature = np.ones(num_slots, np.float32)
         self._drawn = np.zeros(num_slots, bool)
@@ -178,6 +180,8 @@ class SamplingTable:
         self._listed[slot] = (
             bool(params.logit_bias or params.bad_sequences) or params.min_tokens > 0 or constrained
         )
+        token_ids, values = zip(*params.logit_bias, strict=True) if params.logit_bias else ((), ())
+        self._biases[slot] = (np.array(token_ids, np.int64), np.array(values, np.float32))
         self._penalised[slot] = is_penalised(params)
         self._penalties[:, slot] = (
             params.repetition_penalty,
@@ -239,7 +243,7 @@ class SamplingTable:
             count_bases: By slot; see `Selection`.
         """
         slots = np.array([row.slot for row in rows], np.int64)
-        if self._listed[slots].any() and len(self._bias(rows, slots)[0]):
+        if self._listed[slots].any() and any(map(self._has_bias, rows)):
             return None
         answers = np.array([row.num_answer_tokens for row in rows], np.int64)
         low, high = noise_keys(self._noise[slots], answers)
@@ -306,20 +310,28 @@ class SamplingTable:
         )
         return selection, shape
 
+    def _has_bias(self, row: SampledRow) -> bool:
+        params = self._params[row.slot]
+        assert params is not None, "a slot without tenant"
+        return bool(params.logit_bias or row.excluded or banned(params, row))
+
     def _bias(self, rows: Seq[SampledRow], slots: Ints) -> tuple[Ints, Ints, Floats]:
         """Rows, token ids and values of what is added to logits."""
-        entries: list[tuple[int, int, float]] = []
+        places, token_ids, values = (
+            [_NOTHING.bias_rows],
+            [_NOTHING.bias_ids],
+            [_NOTHING.bias_values],
+        )
         for index in self._listed[slots].nonzero()[0].tolist():
             row = rows[index]
             params = self._params[row.slot]
             assert params is not None, "a slot without tenant"
-            entries += [(index, token_id, value) for token_id, value in params.logit_bias]
+            own_ids, own_values = self._biases[row.slot]
             excluded = banned(params, row) + row.excluded
-            entries += [(index, token_id, -math.inf) for token_id in excluded]
-        if not entries:
-            return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
-        places, token_ids, values = zip(*entries, strict=True)
-        return np.array(places), np.array(token_ids, np.int64), np.array(values, np.float32)
+            places.append(np.full(len(own_ids) + len(excluded), index))
+            token_ids += (own_ids, np.array(excluded, np.int64))
+            values += (own_values, np.full(len(excluded), -math.inf, np.float32))
+        return np.concatenate(places), np.concatenate(token_ids), np.concatenate(values)
 
 
 def is_penalised(params: SamplingParams) -> bool:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from inference_service.backend.token_lists import NO_LISTS, token_lists
+from inference_service.backend.token_lists import MAX_BAD_TOKENS, NO_LISTS, token_lists
 from inference_service.demo import MODEL_DIR
 from inference_service.errors import InvalidArgumentError
 from inference_service.sampling import SamplingOptions
@@ -76,3 +76,10 @@ def test_no_token_is_left() -> None:
         lists_of("r", allowed=allowed)
     assert caught.value.field == "spec.sampling.bad_words"
     assert lists_of("r", allowed=(*allowed, 5)).bad_tokens
+
+
+def test_words_of_too_many_tokens_are_refused() -> None:
+    words = tuple(f"{number} " * 40 for number in range(200))
+    with pytest.raises(InvalidArgumentError, match=f"but at most {MAX_BAD_TOKENS} are") as refused:
+        lists_of(*words)
+    assert refused.value.field == "spec.sampling.bad_words"

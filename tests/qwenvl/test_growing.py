@@ -41,7 +41,8 @@ ARGUMENTS = "arguments"
 
 async def events(piece, number):
     sampling = dict(sampling=Sampling(max_tokens=1), stop_strings=(), stop_token_ids=(), include_stop_string=False)
-    yield Started(request_id="r", created=0, n=1, usage=TokenUsage(prompt_tokens=1, image_tokens=0), images=(), **sampling)
+    usage = TokenUsage(prompt_tokens=1, image_tokens=0)
+    yield Started(request_id="r", created=0, n=1, usage=usage, images=(), **sampling)
     calls = tuple(ToolCallDelta(**call) for call in piece.get("tool_calls", ()))
     for _ in range(number):
         yield Delta(choice_index=0, **piece | {"tool_calls": calls})
