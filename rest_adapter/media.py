@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from binascii import Error as BinasciiError
 import re
-from typing import Final
+from typing import AnyStr, Final
 from urllib.parse import unquote, unquote_to_bytes
 
 import pybase64
@@ -22,7 +22,7 @@ _DATA_URI: Final = re.compile(
 )
 """How a `data:` URI begins, also if it is percent-encoded or lacks its scheme."""
 _BASE64_MARK: Final = re.compile(r"(?:[;:]|%3b|^)\s*base64\s*(?:,|%2c|://)", re.IGNORECASE)
-_DATA_SCHEME: Final = re.compile(r"(?:data(?::|%3a)(?://)?\s*)+", re.IGNORECASE)
+_DATA_SCHEME: Final = re.compile(r"(?:data(?::|%3a)(?://)?\s*)++", re.IGNORECASE)
 _COMMA: Final = re.compile(r",|%2c", re.IGNORECASE)
 _NOT_BASE64: Final = re.compile(rb"[^A-Za-z0-9+/]")
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
@@ -74,10 +74,10 @@ class ImageSources:
         """
         if not isinstance(url, str):
             raise no_image(path)
-        url = url.strip(_AROUND)
+        url = _stripped(url)
         if not url:
             raise no_image(path)
-        if _DATA_URI.match(url):
+        if _is_data_uri(url):
             try:
                 mime_type, data = parse_data_uri(url)
             except ValueError as error:
@@ -102,8 +102,8 @@ class ImageSources:
         Raises:
             ApiError: It is not base64, or the images of the request are too large.
         """
-        text = text.strip(_AROUND)
-        if _DATA_URI.match(text):
+        text = _stripped(text)
+        if _is_data_uri(text):
             self.set(image, text, path)
             return
         try:
@@ -140,6 +140,35 @@ def _looks_like_base64(url: str) -> bool:
     )
 
 
+def _stripped(text: str) -> str:
+    """The text without what is around a URL; in slices, as all of a body at once would stop the others."""
+    begin, end = 0, len(text)
+    while begin < end:
+        piece = text[begin : begin + _SLICE_CHARS]
+        kept = piece.lstrip(_AROUND)
+        begin += len(piece) - len(kept)
+        if kept:
+            break
+    while end > begin:
+        piece = text[max(begin, end - _SLICE_CHARS) : end]
+        kept = piece.rstrip(_AROUND)
+        end -= len(piece) - len(kept)
+        if kept:
+            break
+    return text[begin:end]
+
+
+def _search(character: re.Pattern[AnyStr], text: AnyStr) -> re.Match[AnyStr] | None:
+    """The first match of a pattern of one character; in slices."""
+    ends = range(_SLICE_CHARS, len(text) + _SLICE_CHARS, _SLICE_CHARS)
+    matches = (character.search(text, end - _SLICE_CHARS, end) for end in ends)
+    return next(filter(None, matches), None)
+
+
+def _is_data_uri(text: str) -> bool:
+    return _DATA_URI.match(text, 0, _MAX_HEAD_CHARS) is not None
+
+
 def parse_data_uri(uri: str) -> tuple[str, bytes]:
     """Decodes a `data:` URI, accepting common deviations of clients.
 
@@ -151,16 +180,19 @@ def parse_data_uri(uri: str) -> tuple[str, bytes]:
         The media type in lower case (may be empty) and the bytes.
 
     Raises:
-        ValueError: There is no comma, no data, or something that is not base64; the text completes "the URI ...".
+        ValueError: There is no comma near its beginning, no data, or something that is not base64; the text completes
+            "the URI ...".
     """
+    # All that looks for more than one character looks at the head alone, so that it takes no time or memory of a body.
     marks = [*_BASE64_MARK.finditer(uri, 0, _MAX_HEAD_CHARS)]
-    found = marks[-1] if marks else _COMMA.search(uri)
+    found = marks[-1] if marks else _COMMA.search(uri, 0, _MAX_HEAD_CHARS)
     if found is None:
-        raise ValueError("has no comma between its media type and its data")
+        within = f" within its first {_MAX_HEAD_CHARS} characters" * (len(uri) > _MAX_HEAD_CHARS)
+        raise ValueError(f"has no comma between its media type and its data{within}")
     head = _DATA_SCHEME.sub("", uri[: found.start()])
     if marks and (fragment := uri.find("#", found.end())) >= 0:
         uri = uri[:fragment]  # belongs to no URL's data; of percent-encoded bytes it may be one
-    mime_type = unquote(head[:_MAX_HEAD_CHARS]).partition(";")[0].strip().lower()
+    mime_type = unquote(head).partition(";")[0].strip().lower()
     try:
         return mime_type, _decode(uri, found.end())
     except ValueError:
@@ -195,8 +227,8 @@ def _decode(text: str, begin: int = 0) -> bytes:
     if begin == len(text):
         raise ValueError("has no data")
     if not text.isascii():
-        text, begin = text[begin:].strip(_AROUND), 0
-        found = _NOT_ASCII.search(text)
+        text, begin = _stripped(text[begin:]), 0
+        found = _search(_NOT_ASCII, text)
         if found:
             raise ValueError(
                 "does not contain valid base64 data:"
@@ -256,7 +288,7 @@ def _without_escapes(data: bytes) -> bytes:
 
 def _fault_of(data: bytes) -> str:
     """Why something is not base64."""
-    found = _NOT_BASE64.search(data)
+    found = _search(_NOT_BASE64, data)
     if found is None:
         return f"it has {len(data)} characters, which is not a possible number"
     return f"character {found.start() + 1} is {shown(found[0].decode())}"

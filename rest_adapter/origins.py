@@ -21,7 +21,7 @@ from rest_adapter.errors import of_reason
 
 # Pages of this machine; and applications and browser extensions, whose schemes no web page can have.
 _LOCAL: Final = (
-    r"https?://(?:[\w-]+\.)*localhost(?::\d+)?",
+    r"https?://(?:[\w-]+\.)*+localhost(?::\d+)?",
     r"https?://(?:127(?:\.\d+){3}|0\.0\.0\.0|\[::1?\])(?::\d+)?",
     r"(?!https?:)[a-z][a-z0-9+.-]*://.*",
 )

@@ -189,6 +189,7 @@ BOMBS = {
         + b'"}}'
     ),
     "not base64": content(b'{"type":"image","image":"data:,' + b"!" * (43 * MIB) + b'"}'),
+    "schemes": content(b'{"type":"image","image":"' + b"data:" * (43 * MIB // 5) + b',x"}'),
     "frames": content(b'{"type":"video","video":[' + b'"",' * (11 * MIB) + b'""]}'),
     "empty lists": prefixed(b'"x":[' + b"[]," * (14 * MIB) + b"[]]"),
     "empty objects": prefixed(b'"x":[' + b"{}," * (14 * MIB) + b"{}]"),

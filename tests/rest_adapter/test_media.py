@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import re
 import string
 import textwrap
+import tracemalloc
 from urllib.parse import quote
 
 from hypothesis import given
@@ -16,6 +19,9 @@ from rest_adapter import media
 from rest_adapter.errors import ApiError
 from rest_adapter.media import ImageSources, parse_data_uri
 from tests.support.images import draw
+
+
+MIB = 2**20
 
 
 @given(st.binary(min_size=1, max_size=300), st.booleans(), st.booleans())
@@ -113,6 +119,7 @@ def test_the_same_image_in_many_spellings(url: str) -> None:
         (PLAIN + "#", "has no data"),
         (PLAIN + "  ", "has no data"),
         ("data:image/png;base64;" + TEXT, "has no comma"),
+        ("data:" + "x" * 1024 + "," + TEXT, "no comma between its media type and its data within"),
     ],
 )
 def test_what_is_not_base64_is_told(url: str, message: str) -> None:
@@ -133,3 +140,48 @@ def test_escapes_are_not_divided(data: bytes, monkeypatch: pytest.MonkeyPatch) -
 def test_other_escapes_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"base64|ascii"):
         parse_data_uri(f"data:image/png;base64,{text}")
+
+
+HOSTILE = (
+    "data:",
+    "data%3A",
+    "data: ",
+    "data://",
+    "x/y;",
+    "base64",
+    ";base64 ",
+    ";base64,",
+    "%2",
+    " ",
+)
+
+
+@pytest.mark.parametrize("unit", HOSTILE)
+def test_the_head_of_a_uri_takes_no_memory_of_its_own(unit: str) -> None:
+    """A repeated group keeps 62 bytes for every byte that it has matched."""
+    text = "data:" + unit * (MIB // len(unit)) + ",x"
+    tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        with contextlib.suppress(ApiError):
+            ImageSources(4 * MIB).set(message_pb.Image(), text, "a")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * MIB
+
+
+@given(
+    st.text("\u200b \t\ufeff", max_size=12),
+    st.text("ab \u200b", max_size=12),
+    st.text("\u200b \t\ufeff", max_size=12),
+    st.integers(1, 5),
+)
+def test_what_is_around_a_url_is_stripped_in_slices(
+    before: str, text: str, after: str, size: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(media, "_SLICE_CHARS", size)
+        assert media._stripped(before + text + after) == text.strip("\u200b \t\ufeff")
+        found = media._search(re.compile("b"), text)
+    assert (-1 if found is None else found.start()) == text.find("b")
