@@ -119,9 +119,9 @@ def unsupported(param: str, value: object = None, advice: str = "leave it out") 
     return invalid(f"'{param}' is not supported{told}: {advice}.", param, "UNSUPPORTED_PARAMETER")
 
 
-def too_large(message: str) -> ApiError:
+def too_large(message: str, param: str | None = None) -> ApiError:
     """More bytes than allowed: 413."""
-    return of_reason("MESSAGE_TOO_LARGE", message)
+    return of_reason("MESSAGE_TOO_LARGE", message, param=param)
 
 
 def internal() -> ApiError:

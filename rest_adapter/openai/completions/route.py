@@ -71,10 +71,7 @@ async def render_completion(request: Request) -> Response:
 async def _specs(
     request: Request, asked: CompletionRequest, request_id: str
 ) -> list[completion_pb.CompletionSpec]:
-    return await off_loop(
-        body_of(request).size,
-        translate.to_specs,
-        asked,
-        request_id,
-        max_media_bytes=shared(request).settings.max_media_mib * 2**20,
-    )
+    body, maximum = body_of(request), shared(request).settings.max_media_mib * 2**20
+    common = await off_loop(body.size, translate.common_spec, asked, max_media_bytes=maximum)
+    body.take(translate.copies_bytes(asked, common))
+    return await off_loop(body.size, translate.to_specs, asked, common, request_id)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
-from rest_adapter.errors import invalid
+from rest_adapter.errors import ApiError, invalid, too_large
 from rest_adapter.media import ImageSources
 from rest_adapter.openai import answer
 from rest_adapter.openai.completions.logprobs import LegacyLogprobs
@@ -26,6 +26,9 @@ from rest_adapter.rendered import rendered_prompt
 
 
 MAX_PROMPTS: Final = 64
+MAX_COMMON_BYTES: Final = 2**20
+"""Maximum size of what several prompts share: the ids of a whole vocabulary, a schema and biases take less."""
+
 _IMAGE_PATH: Final = re.compile(r"images\[(\d+)\](?:\.(.*))?$")
 
 Prompt = str | Sequence[int]
@@ -47,29 +50,47 @@ def prompts_of(request: CompletionRequest) -> list[Prompt]:
     return prompts
 
 
+def common_spec(
+    request: CompletionRequest, *, max_media_bytes: int
+) -> completion_pb.CompletionSpec:
+    """The proto request without a prompt and without an id.
+
+    Args:
+        request: The validated JSON.
+        max_media_bytes: Maximum total bytes of all decoded images.
+
+    Raises:
+        ApiError: An image's URI cannot be decoded, the images are too large, there are images for several prompts, the
+            fields of several prompts are too large, or a field cannot be converted.
+    """
+    count = len(prompts_of(request))
+    common = _common(request)
+    sources = ImageSources(max_media_bytes)
+    for index, value in enumerate(request.images or ()):
+        read_image_url(value, f"images[{index}]")[0].set(common.images.add(), sources)
+    if common.images and count > 1:
+        raise invalid(f"'images' requires a single prompt, but the request has {count}.", "images")
+    if count > 1 and common.ByteSize() > MAX_COMMON_BYTES:
+        raise _too_large_to_repeat(request, common.ByteSize(), count)
+    return common
+
+
+def copies_bytes(request: CompletionRequest, common: completion_pb.CompletionSpec) -> int:
+    """How many bytes `to_specs` copies."""
+    return common.ByteSize() * (len(prompts_of(request)) - 1)
+
+
 def to_specs(
-    request: CompletionRequest, request_id: str, *, max_media_bytes: int
+    request: CompletionRequest, common: completion_pb.CompletionSpec, request_id: str
 ) -> list[completion_pb.CompletionSpec]:
     """Creates one proto request per prompt.
 
     Args:
         request: The validated JSON.
+        common: All but the prompts; changed and used if there is only one.
         request_id: The request's id; for several prompts, `-0`, `-1`, ... is appended.
-        max_media_bytes: Maximum total bytes of all decoded images.
-
-    Raises:
-        ApiError: An image's URI cannot be decoded, the images are too large, there are images for several prompts, or
-            a field cannot be converted.
     """
     prompts = prompts_of(request)
-    common = _common(request)
-    sources = ImageSources(max_media_bytes)
-    for index, value in enumerate(request.images or ()):
-        read_image_url(value, f"images[{index}]")[0].set(common.images.add(), sources)
-    if common.images and len(prompts) > 1:
-        raise invalid(
-            f"'images' requires a single prompt, but the request has {len(prompts)}.", "images"
-        )
     specs = []
     for index, prompt in enumerate(prompts):
         spec = common
@@ -83,6 +104,17 @@ def to_specs(
             spec.token_ids.ids.extend(prompt)
         specs.append(spec)
     return specs
+
+
+def _too_large_to_repeat(request: CompletionRequest, size: int, count: int) -> ApiError:
+    """The error for several prompts with large other fields, of which each prompt has a copy."""
+    names = request.model_fields_set - {"prompt"}
+    largest = max(names, key=lambda name: len(request.model_dump_json(include={name})))
+    return too_large(
+        f"The fields beside 'prompt' have {size} bytes, but at most {MAX_COMMON_BYTES} where there are several"
+        f" prompts ({count}), each of which needs a copy; the largest field is '{largest}'.",
+        largest,
+    )
 
 
 def only_prompt(request: CompletionRequest) -> bool:

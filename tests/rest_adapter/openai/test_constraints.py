@@ -38,7 +38,7 @@ def asked_of(**fields: Any) -> tuple[Any, Any]:
     raw, _ = parse_completion(json.loads(json.dumps({"model": "m", "prompt": "x"} | fields)))
     spec: Any = chat.to_spec(chat_of(**fields), max_media_bytes=1)
     other: Any
-    (other,) = completions.to_specs(raw, "r", max_media_bytes=1)
+    other = completions.common_spec(raw, max_media_bytes=1)
     one, two = (s.constraint if s.HasField("constraint") else None for s in (spec, other))
     return one, two
 

@@ -10,6 +10,8 @@ import openai
 import pytest
 import requests
 
+from rest_adapter.body import RequestBody
+from rest_adapter.openai.completions.translate import MAX_COMMON_BYTES
 from tests.rest_adapter.conftest import Adapter, wait_until
 from tests.rest_adapter.fake_service import CREATED
 
@@ -249,6 +251,45 @@ def test_refusals(adapter: Adapter, case: str) -> None:
 def test_images_together_are_bounded(adapter: Adapter) -> None:
     url = "data:image/png;base64," + base64.b64encode(bytes(700_000)).decode()
     assert adapter.complete("x", images=[url, url]).status_code == 413
+
+
+LONG = "A" * (MAX_COMMON_BYTES + 1)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/completions/render"])
+@pytest.mark.parametrize(
+    "large",
+    [
+        {"cache_salt": LONG},
+        {"model": LONG},
+        {"guided_regex": LONG},
+        {"stop": ["x", LONG]},
+        {"bad_words": [LONG]},
+        {"structured_outputs": {"grammar": LONG}},
+        {"allowed_token_ids": [2**31 - 1] * 250_000},
+    ],
+    ids=lambda large: next(iter(large)),
+)
+def test_what_each_prompt_gets_a_copy_of_is_small(
+    adapter: Adapter, path: str, large: dict[str, Any]
+) -> None:
+    body = {"model": "demo", "prompt": ["a"] * 64} | large
+    answer = requests.post(adapter.url + path, json=body, timeout=30)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (413, *large)
+    assert str(MAX_COMMON_BYTES) in error["message"]
+    assert not adapter.seen.calls
+    alone = requests.post(adapter.url + path, json=body | {"prompt": "a"}, timeout=30)
+    assert alone.status_code != 413
+
+
+def test_the_copies_count_as_memory_of_the_request(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(RequestBody, "take", lambda _, count: taken.append(count))
+    assert adapter.complete(["a"] * 64, cache_salt="A" * 100_000).status_code == 200
+    assert max(taken) > 63 * 100_000
 
 
 @pytest.mark.parametrize("stream", [True, False])
