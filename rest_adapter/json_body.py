@@ -14,6 +14,7 @@ from rest_adapter.body import body_of
 from rest_adapter.errors import ApiError, invalid
 from rest_adapter.json_errors import explain_json_error
 from rest_adapter.json_size import check_size
+from rest_adapter.media_places import check_places
 from rest_adapter.metrics import IGNORED_FIELDS
 from rest_adapter.off_loop import off_loop
 from rest_adapter.state import shared
@@ -53,11 +54,10 @@ async def read_json(
     data = await body.read()
     if media_type == _FORM_TYPE and not data[:_BEGIN_BYTES].lstrip().startswith(b"{"):
         raise _wrong_type(media_type)
-    extra = await off_loop(
-        len(data), check_size, data, max_text_bytes=settings.max_text_mib * 2**20
-    )
+    max_text = settings.max_text_mib * 2**20
+    extra = await off_loop(len(data), check_size, data, max_text_bytes=max_text)
     body.take(extra)
-    parsed, unknown = await off_loop(len(data), _parse, data, parse)
+    parsed, unknown = await off_loop(len(data), _parse, data, parse, max_text)
     if unknown:
         if settings.strict_fields:
             message = f"'{unknown[0][:_MAX_LOGGED_CHARS]}' is not a known field (--strict-fields)."
@@ -94,7 +94,7 @@ def _wrong_type(media_type: str) -> ApiError:
 
 
 def _parse(
-    data: bytearray, parse: Callable[[object], tuple[_Parsed, list[str]]]
+    data: bytearray, parse: Callable[[object], tuple[_Parsed, list[str]]], max_text_bytes: int
 ) -> tuple[_Parsed, list[str]]:
     if data.startswith(_BOM):
         del data[: len(_BOM)]
@@ -103,5 +103,7 @@ def _parse(
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise explain_json_error(data, error) from None
+    num_bytes = len(data)
     data.clear()
+    check_places(document, num_bytes, max_text_bytes=max_text_bytes)
     return parse(document)

@@ -24,7 +24,9 @@ MAX_VALUES: Final = 1_000_000
 _BYTES_PER_OBJECT: Final = 250
 _BYTES_PER_VALUE: Final = 40
 _CHECKED_BYTES: Final = 16 * 1024
-_LONG_BYTES: Final = 4096
+LONG_BYTES: Final = 4096
+"""Shorter strings count as text, whatever they are."""
+
 _SLICE_BYTES: Final = 2**18
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/_=-]{256}")
 
@@ -37,7 +39,7 @@ class Size:
         strings: Strings, names of fields included.
         containers: Objects and lists.
         values: All values but the fields of objects that are no containers.
-        media_bytes: Bytes of the strings that are images.
+        media_bytes: Bytes of the strings that begin as images do, wherever they stand.
     """
 
     strings: int = 0
@@ -92,7 +94,7 @@ class Size:
 
 
 def check_size(data: bytearray, *, max_text_bytes: int) -> int:
-    """Refuses a JSON body with too many values or too much text.
+    """Refuses a JSON body with too many values or too much text; `media_places` knows more when it is parsed.
 
     Args:
         data: The body; whether it is valid JSON does not matter.
@@ -142,13 +144,13 @@ def _without_strings(text: bytes | bytearray) -> tuple[bytes, int]:
         if end < 0:
             return b"".join(outside), media
         length = end - begin - 1
-        if length > _LONG_BYTES and _is_media(text[begin + 1 : begin + _LONG_BYTES]):
+        if length > LONG_BYTES and is_media(text[begin + 1 : begin + LONG_BYTES]):
             media += length
         end += 1
     return b"".join([*outside, text[end:]]), media
 
 
-def _is_media(begin: bytes | bytearray) -> bool:
-    """Whether a string that begins like this is an image: a `data:` URI or plain base64."""
+def is_media(begin: bytes | bytearray) -> bool:
+    """Whether a string that begins like this may be an image: a `data:` URI or plain base64."""
     begin = begin.lstrip()
     return begin[:5].lower() == b"data:" or _BASE64.match(begin) is not None
