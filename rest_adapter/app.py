@@ -17,7 +17,8 @@ from qwenvl.keys import KeyFile
 from rest_adapter import metrics, models, probes
 from rest_adapter.anthropic.dialect import ANTHROPIC
 from rest_adapter.auth import RequireKey
-from rest_adapter.body import Bodies, BodyBudget, BodyLimits
+from rest_adapter.body import Bodies, BodyLimits
+from rest_adapter.body_budget import BodyBudget
 from rest_adapter.connections import MAX_CONNECTIONS, Connections, ShareConnections
 from rest_adapter.dialect import Dialect, error_response
 from rest_adapter.errors import ApiError, aborted
@@ -104,7 +105,7 @@ def _add_middleware(app: FastAPI, settings: AdapterSettings, dialects: Sequence[
     origins = compile_origins(settings.allowed_origins)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RefuseHammering)
-    app.add_middleware(ShareConnections, has_keys=keys is not None)
+    app.add_middleware(ShareConnections)
     if keys is not None:
         app.add_middleware(RequireKey)
     else:
@@ -129,7 +130,7 @@ def _add_middleware(app: FastAPI, settings: AdapterSettings, dialects: Sequence[
             max_bytes=settings.max_body_mib * 2**20,
             silence_s=settings.body_timeout_s,
             min_bytes_per_s=settings.min_body_kib_per_s * 1024,
-            budget=BodyBudget(settings.body_budget_mib * 2**20),
+            budget=BodyBudget(settings.body_budget_mib * 2**20, settings.max_body_mib * 2**20),
         ),
     )
 

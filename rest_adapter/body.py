@@ -3,75 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 import contextlib
 from dataclasses import dataclass
 import math
-from typing import Final
+import time
+from typing import Any, Final
 
 from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rest_adapter.body_budget import BodyBudget, Holding
 from rest_adapter.content_encoding import Decoder, decoder_of
-from rest_adapter.errors import ApiError, of_reason, too_large
+from rest_adapter.errors import ApiError, too_large
+from rest_adapter.pace import Pace
 
 
 LINGER_S: Final = 10.0
 LINGER_SILENCE_S: Final = 2.0
 """After an early answer the rest of a body is discarded for so long, because many clients read only after writing."""
-
-_SMALL_BODY_BYTES: Final = 2**20
-_SHARE_OF_LARGE_BODIES: Final = 0.75
-_RETRY_AFTER_S: Final = 2.0
-_DISCARDED_BYTES_PER_S: Final = 64 * 2**20
-
-
-class BodyBudget:
-    """The bytes of request bodies that the adapter holds, of all connections together.
-
-    Small bodies have a share of their own, so that large uploads cannot exclude them.
-
-    Args:
-        max_bytes: The maximum.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._used_bytes = 0
-        self._discarding = 0
-
-    def take(self, count: int, held: int) -> None:
-        """Takes bytes for a body that already holds `held` bytes.
-
-        Raises:
-            ApiError: The budget is used up.
-        """
-        large = held + count > _SMALL_BODY_BYTES
-        limit = self._max_bytes * (_SHARE_OF_LARGE_BODIES if large else 1)
-        if self._used_bytes + count > limit:
-            maximum = self._max_bytes // 2**20
-            text = f"All request bodies together exceed {maximum} MiB (--body-budget-mib); try again later."
-            raise of_reason("QUEUE_FULL", text, retry_after_s=_RETRY_AFTER_S)
-        self._used_bytes += count
-
-    def give_back(self, count: int) -> None:
-        """Gives bytes back."""
-        self._used_bytes -= count
-
-    @contextlib.contextmanager
-    def discarding(self) -> Iterator[Callable[[int], float]]:
-        """While a body is being discarded; all of them share one rate, so that a flood does not take all the time.
-
-        Yields:
-            A function that returns how many seconds to wait after so many bytes.
-        """
-        self._discarding += 1
-        try:
-            yield lambda count: count * self._discarding / _DISCARDED_BYTES_PER_S
-        finally:
-            self._discarding -= 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +32,8 @@ class BodyLimits:
 
     Attributes:
         max_bytes: Maximum size, as sent and decoded.
-        silence_s: Maximum time without a byte; also the time that is allowed beyond the minimum rate.
-        min_bytes_per_s: Minimum rate.
+        silence_s: Maximum time without a byte.
+        min_bytes_per_s: Minimum mean rate over every such time.
         budget: The memory of all bodies.
     """
 
@@ -103,13 +55,19 @@ class RequestBody:
         headers: The headers of the request.
         receive: The ASGI function.
         limits: The limits.
+        state: The state of the request, whose `caller` is known when something is taken.
     """
 
-    def __init__(self, headers: Headers, receive: Receive, limits: BodyLimits) -> None:
+    def __init__(
+        self, headers: Headers, receive: Receive, limits: BodyLimits, state: Mapping[str, Any]
+    ) -> None:
         self._headers = headers
         self._receive = receive
         self._limits = limits
-        self._taken = 0
+        self._state = state
+        self._holding: Holding | None = None
+        self._gave_way = False
+        self._timeout: asyncio.Timeout | None = None
         self._received = 0
         framed = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
         self.is_complete = not framed
@@ -136,11 +94,22 @@ class RequestBody:
         if length.isdecimal() and int(length) > self._limits.max_bytes:
             raise self._too_large()
         data = bytearray()
+
+        def give_way() -> None:
+            self._gave_way = True
+            data.clear()
+            self.release()
+            if self._timeout is not None:
+                self._timeout.reschedule(0.0)
+
+        self._hold().give_way = give_way
         try:
             await self._read_into(data, decoder)
         except BaseException:
             self.release()
             raise
+        finally:
+            self._hold().give_way = None
         return data
 
     def take(self, count: int) -> None:
@@ -149,17 +118,20 @@ class RequestBody:
         Raises:
             ApiError: The budget is used up.
         """
-        self._limits.budget.take(count, self._taken)
-        self._taken += count
+        self._limits.budget.take(self._hold(), count)
 
     def release(self) -> None:
         """Gives the memory back."""
-        self._limits.budget.give_back(self._taken)
-        self._taken = 0
+        self._limits.budget.give_back(self._hold())
 
-    def patience_s(self, count: int) -> float:
-        """How long a client may take for so many bytes, in seconds."""
-        return self._limits.silence_s + count / self._limits.min_bytes_per_s
+    def pace(self) -> Pace:
+        """How slow the client may be from now on, also with the answer."""
+        return Pace(self._limits.silence_s, self._limits.min_bytes_per_s)
+
+    def _hold(self) -> Holding:
+        if self._holding is None:
+            self._holding = Holding(str(self._state.get("caller", "")))
+        return self._holding
 
     async def discard(self) -> None:
         """Receives and discards the rest for a short time."""
@@ -172,40 +144,54 @@ class RequestBody:
                     await asyncio.sleep(pause_s(len(message.get("body", b""))))
 
     async def _read_into(self, data: bytearray, decoder: Decoder | None) -> None:
-        begin = asyncio.get_running_loop().time()
+        begin, pace = time.monotonic(), self.pace()
         while not self.is_complete:
-            piece = await self._next_piece(begin)
+            piece = await self._next_piece(pace, begin)
             if self._received > self._limits.max_bytes:
                 raise self._too_large()
+            size = len(data)
             if decoder is None:
                 self._append(data, piece)
-                continue
-            for decoded in decoder.decode(piece):
-                self._append(data, decoded)
-                await asyncio.sleep(0)
+            else:
+                for decoded in decoder.decode(piece):
+                    self._append(data, decoded)
+                    await asyncio.sleep(0)
+            # What adds nothing to the body, such as empty blocks, must not keep it in memory.
+            pace.note(min(len(piece), len(data) - size))
+        self._check_way()
         if decoder is not None:
             decoder.finish()
 
-    async def _next_piece(self, begin: float) -> bytes:
-        loop, limits = asyncio.get_running_loop(), self._limits
-        slowest = begin + limits.silence_s + self._received / limits.min_bytes_per_s
+    async def _next_piece(self, pace: Pace, begin: float) -> bytes:
+        self._check_way()
+        limits = self._limits
         try:
-            async with asyncio.timeout_at(min(slowest, loop.time() + limits.silence_s)):
+            async with asyncio.timeout(pace.left_s) as self._timeout:
                 message = await self.receive()
         except TimeoutError:
+            self._check_way()
             text = (
-                f"The body is too slow: {self._received} bytes in {math.ceil(loop.time() - begin)} s. The limits are "
-                f"{limits.silence_s:g} s without a byte (--body-timeout-s) and, after these, a mean of "
+                f"The body is too slow: {self._received} bytes in {math.ceil(time.monotonic() - begin)} s. The limits "
+                f"are {limits.silence_s:g} s without a byte (--body-timeout-s) and, over every such time, a mean of "
                 f"{limits.min_bytes_per_s / 1024:g} KiB/s (--min-body-kib-per-s)."
             )
             raise ApiError(408, text, reason="BODY_TIMEOUT") from None
+        finally:
+            self._timeout = None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         piece = message.get("body", b"")
         assert isinstance(piece, bytes)
         return piece
 
+    def _check_way(self) -> None:
+        if self._gave_way:
+            raise self._limits.budget.full(
+                f"The request body, of which {self._received} bytes had come, gave way to others before its end"
+            )
+
     def _append(self, data: bytearray, piece: bytes) -> None:
+        self._check_way()
         if len(data) + len(piece) > self._limits.max_bytes:
             raise self._too_large()
         self.take(len(piece))
@@ -241,9 +227,8 @@ class Bodies:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = RequestBody(Headers(scope=scope), receive, self._limits)
-        scope.setdefault("state", {})["body"] = body
-
+        state = scope.setdefault("state", {})
+        body = state["body"] = RequestBody(Headers(scope=scope), receive, self._limits, state)
         is_held_open = False
 
         async def send_early(message: Message) -> None:

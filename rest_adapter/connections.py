@@ -9,7 +9,6 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qwenvl.observability import current_call
 from rest_adapter.dialect import error_response
 from rest_adapter.errors import of_reason
 
@@ -132,27 +131,22 @@ class Connections:
 class ShareConnections:
     """ASGI middleware that tells `Connections` whose requests come, and refuses a caller that has its share of them.
 
-    Args:
-        app: The application.
-        has_keys: Callers are told apart by their keys, which have been checked; else by their hosts.
+    Callers are told apart by their keys, which have been checked; without keys by their hosts.
     """
 
-    def __init__(self, app: ASGIApp, *, has_keys: bool) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._has_keys = has_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or refuses it."""
-        set_caller: Callable[[str], bool] | None = scope.get("state", {}).get("set_caller")
-        call = current_call()
-        if set_caller is not None and call is not None and scope["state"]["is_known"]:
-            host, _ = scope["client"] or ("", 0)
-            if not set_caller(call.caller if self._has_keys else host):
-                error = of_reason(
-                    "QUEUE_FULL",
-                    "You have your share of the connections; close some, or use them again.",
-                )
-                error.headers["connection"] = "close"
-                await error_response(scope, error)(scope, receive, send)
-                return
+        state = scope.get("state", {})
+        set_caller: Callable[[str], bool] | None = state.get("set_caller")
+        if set_caller is not None and state["is_known"] and not set_caller(state["caller"]):
+            error = of_reason(
+                "QUEUE_FULL",
+                "You have your share of the connections; close some, or use them again.",
+            )
+            error.headers["connection"] = "close"
+            await error_response(scope, error)(scope, receive, send)
+            return
         await self._app(scope, receive, send)

@@ -63,6 +63,9 @@ class RequestLog:
         span = begin_http(method, route, headers) if is_api and is_known else NO_SPAN
         call = CallContext.from_headers(headers)
         enter_call(call)
+        host, _ = scope.get("client") or ("", 0)
+        # Without known keys, a caller could be somebody else with every request.
+        scope["state"]["caller"] = host if self._keys is None else call.caller
         status, sent, begin = 500, 0, time.monotonic()
         PENDING_REQUESTS.inc(is_api)
         own_header = dialect_of(scope).request_id_header

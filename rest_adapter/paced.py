@@ -32,7 +32,7 @@ class PacedResponse(Response):
     def __init__(self, content: bytes, body: RequestBody, **options: Any) -> None:
         body.take(len(content))
         super().__init__(content, **options)
-        self._limit_s = body.patience_s(len(content))
+        self._pace_from = body.pace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends it."""
@@ -44,15 +44,17 @@ class PacedResponse(Response):
                 "headers": self.raw_headers,
             }
         )
-        view = memoryview(self.body)
+        view, pace = memoryview(self.body), self._pace_from()
         with contextlib.suppress(TimeoutError):  # an unfinished response closes the connection
-            async with asyncio.timeout(self._limit_s):
-                for begin in range(0, max(1, len(view)), _PIECE_BYTES):
-                    end = begin + _PIECE_BYTES
+            for begin in range(0, max(1, len(view)), _PIECE_BYTES):
+                end = begin + _PIECE_BYTES
+                piece = bytes(view[begin:end])
+                async with asyncio.timeout(pace.left_s):
                     await send(
                         {
                             "type": "http.response.body",
-                            "body": bytes(view[begin:end]),
+                            "body": piece,
                             "more_body": end < len(view),
                         }
                     )
+                pace.note(len(piece))

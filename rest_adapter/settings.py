@@ -79,8 +79,7 @@ class AdapterSettings(FlagSettings):
     )
     body_timeout_s: Seconds = Field(
         30.0,
-        description="maximum time without a byte of a request body, in seconds; also the time a body may take beyond "
-        "the minimum rate",
+        description="maximum time without a byte of a request body, in seconds; the minimum rate is a mean over it",
     )
     min_body_kib_per_s: Positive = Field(
         16, description="minimum mean rate at which a request body must arrive, in KiB/s"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import gzip
 import json
+import select
 import socket
 import time
 import zlib
@@ -15,9 +16,9 @@ from hypothesis import strategies as st
 import pytest
 import requests
 
-from rest_adapter.body import BodyBudget
+from rest_adapter import body_budget
+from rest_adapter.body_budget import BodyBudget, Holding
 from rest_adapter.content_encoding import Decoder, decoder_of
-from rest_adapter.errors import ApiError
 from rest_adapter.settings import AdapterSettings
 from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
 from tests.rest_adapter.raw_http import (
@@ -203,14 +204,14 @@ def test_bodies_that_are_being_sent_count_together(
     budgets: list[BodyBudget] = []
     take = BodyBudget.take
 
-    def noting(budget: BodyBudget, count: int, held: int) -> None:
-        take(budget, count, held)
+    def noting(budget: BodyBudget, holding: Holding, count: int) -> None:
+        take(budget, holding, count)
         budgets.append(budget)
 
     monkeypatch.setattr(BodyBudget, "take", noting)
     with uploads(tight, 2, int(1.2 * MIB)):
         # Before the adapter has read them, another large body would compete.
-        wait_until(lambda: bool(budgets) and budgets[0]._used_bytes == 2 * int(1.2 * MIB))
+        wait_until(lambda: bool(budgets) and budgets[0].used_bytes == 2 * int(1.2 * MIB))
         refused = large(tight)
         assert refused.status_code == 429
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
@@ -237,17 +238,79 @@ def test_the_memory_of_a_request_is_held_until_its_end(tight: Adapter) -> None:
     wait_until(lambda: large(tight).status_code == 400)
 
 
-def test_more_bytes_than_the_budget_are_never_held() -> None:
-    budget = BodyBudget(8 * MIB)
-    budget.take(6 * MIB, 0)
-    with pytest.raises(ApiError):
-        budget.take(1, 6 * MIB)
-    budget.take(MIB, 0)
-    budget.take(MIB, 0)
-    with pytest.raises(ApiError):
-        budget.take(1, 0)
-    budget.give_back(MIB)
-    budget.take(1, 0)
+@pytest.fixture(scope="module")
+def shared_room() -> Iterator[Adapter]:
+    """Room for three large bodies, of which a caller, told apart by its host, may have two."""
+    with open_adapter(max_body_mib=3, body_budget_mib=12, body_timeout_s=30) as adapter:
+        yield adapter
+
+
+def unfinished(data: bytes) -> bytes:
+    """A compressed body that is decoded as far as it goes, but not complete."""
+    packer = zlib.compressobj(9, wbits=31)
+    packed = packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
+    return head("POST", CHAT, "content-encoding: gzip", "content-length: 99999") + packed
+
+
+@contextlib.contextmanager
+def from_another_host(adapter: Adapter, pieces: list[bytes]) -> Iterator[list[socket.socket]]:
+    """Connections that send a piece each and then nothing."""
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for piece in pieces:
+            address, source = ("127.0.0.1", adapter.port), ("127.0.0.2", 0)
+            client = socket.create_connection(address, 10, source_address=source)
+            clients.append(stack.enter_context(client))
+            client.sendall(piece)
+        yield clients
+
+
+@pytest.mark.parametrize("size", [3 * MIB - 1000, MIB - 1000])
+def test_unfinished_bodies_of_one_caller_leave_room_for_others(
+    shared_room: Adapter, size: int
+) -> None:
+    """A KiB on the wire becomes a MiB; all of them came at once and are not stalled."""
+    with from_another_host(shared_room, [unfinished(b" " * size)] * 16) as clients:
+        refused, _, _ = select.select(clients, (), (), 10)  # their caller has its share
+        assert b" 429 " in refused[0].recv(100)
+        for _ in range(3):
+            assert large(shared_room).json()["error"]["param"] == "messages"
+            assert shared_room.ask("small ones as well").status_code == 200
+
+
+def test_a_stalled_body_gives_way_to_others_of_its_caller(
+    shared_room: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body_budget, "STALLED_S", 0.2)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(shared_room)) for _ in range(2)]
+        for client in clients:
+            client.sendall(unfinished(b" " * (3 * MIB - 1000)))
+        wait_until(lambda: large(shared_room).status_code == 400)
+        clients[0].settimeout(10)
+        (answer,) = answers_of(read_to_end(clients[0]), ["POST"])
+    assert answer.status == 429
+    assert "gave way to others" in answer.error["message"]
+
+
+def test_what_adds_nothing_to_a_body_does_not_keep_it() -> None:
+    """Empty blocks of deflate, faster than the minimum rate."""
+    with open_adapter(body_timeout_s=0.5, min_body_kib_per_s=1) as adapter:
+        packer = zlib.compressobj(9, wbits=31)
+        with connect(adapter) as connection:
+            connection.sendall(
+                head("POST", CHAT, "content-encoding: gzip", "content-length: 9999999")
+                + packer.compress(b" " * MIB)
+                + packer.flush(zlib.Z_SYNC_FLUSH)
+            )
+            deadline = time.monotonic() + 15
+            connection.settimeout(0.05)
+            received = b""
+            while not received and time.monotonic() < deadline:
+                connection.sendall(b"\0\0\0\xff\xff" * 100)
+                with contextlib.suppress(TimeoutError):
+                    received = connection.recv(4096)
+    assert b" 408 " in received
 
 
 @pytest.mark.parametrize("flags", [{"body_budget_mib": "50"}, {"max_body_mib": "200"}])
