@@ -77,6 +77,16 @@ def wrong(path: str, value: object, expected: str) -> ApiError:
     return invalid(f"'{path}' is {shown(value)}, but must be {expected}.", path)
 
 
+def check_count(path: str, values: object, maximum: int) -> None:
+    """Refuses a list with too many entries before these are read; anything else is left to its reader.
+
+    Raises:
+        ApiError: There are more.
+    """
+    if isinstance(values, list) and len(values) > maximum:
+        raise invalid(f"'{path}' has {len(values)} entries, but must have at most {maximum}.", path)
+
+
 def _deepest(error: ValidationError, document: Mapping[str, Any]) -> Finding:
     """The deepest finding; its path leaves out pydantic's names of union branches."""
     findings = error.errors(include_url=False, include_input=False)[:_MAX_FINDINGS]

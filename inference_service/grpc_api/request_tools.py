@@ -12,6 +12,7 @@ from inference_service.errors import InvalidArgumentError
 from inference_service.grpc_api.field_checks import check_bytes, check_count, quoted
 from inference_service.grpc_api.json_schema import checked_schema
 from qwenvl.inference.v1 import message_pb2 as message_pb
+from qwenvl.limits import MAX_TOOLS
 
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -21,7 +22,6 @@ _MODES: Final = {
     message_pb.TOOL_CHOICE_MODE_NONE: ToolMode.NONE,
     message_pb.TOOL_CHOICE_MODE_REQUIRED: ToolMode.REQUIRED,
 }
-_MAX_TOOLS: Final = 256
 _MAX_SCHEMA_BYTES: Final = 2**16
 _MAX_TOTAL_BYTES: Final = 2**20
 _MAX_CALL_ID_BYTES: Final = 256
@@ -35,7 +35,7 @@ def tools_of(tools: Sequence[message_pb.Tool]) -> tuple[Tool, ...]:
     Raises:
         InvalidArgumentError: A field is invalid; `field` is its path, beginning with `spec.tools`.
     """
-    check_count(tools, _MAX_TOOLS, "spec.tools")
+    check_count(tools, MAX_TOOLS, "spec.tools")
     total = sum(len(t.description.encode()) + len(t.parameters_json_schema.encode()) for t in tools)
     if total > _MAX_TOTAL_BYTES:
         raise InvalidArgumentError(

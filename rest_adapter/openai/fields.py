@@ -27,6 +27,7 @@ from rest_adapter.proto_fields import require_sampling_fields
 
 
 _MAX_LOGIT_BIAS: Final = 4096
+_MAX_LOGIT_BIAS_CHARS: Final = 32 * _MAX_LOGIT_BIAS
 
 _IGNORED: Final = frozenset(
     (
@@ -113,6 +114,11 @@ _CONTENT: Final = {
 def _read_bias(value: object) -> object:
     """The object; some clients send it as the text of one."""
     if isinstance(value, str):
+        if len(value) > _MAX_LOGIT_BIAS_CHARS:  # its values are not counted with those of the body
+            raise ValueError(
+                f"an object, or the JSON text of one with at most {_MAX_LOGIT_BIAS_CHARS} characters"
+                f" (it has {len(value)})"
+            )
         try:
             value = orjson.loads(value)
         except orjson.JSONDecodeError:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
+from qwenvl.limits import MAX_TOOLS
 from rest_adapter.anthropic.messages.blocks import (
     IGNORED,
     UNSUPPORTED,
@@ -31,7 +32,7 @@ from rest_adapter.json_model import (
     unknown_fields,
     without_neutral_values,
 )
-from rest_adapter.validation import Finding, validate, wrong
+from rest_adapter.validation import Finding, check_count, validate, wrong
 
 
 MIN_BUDGET_TOKENS: Final = 1024
@@ -257,6 +258,8 @@ def parse_count(document: object) -> tuple[MessagesRequest, list[str]]:
 
 
 def _parse(kind: type[MessagesRequest], document: object) -> tuple[MessagesRequest, list[str]]:
+    if isinstance(document, dict):
+        check_count("tools", document.get("tools"), MAX_TOOLS)
     request = validate(kind, document, _explain)
     if isinstance(request, CreateMessageRequest) and request.max_tokens < 0:
         # The service would advise to leave it out.

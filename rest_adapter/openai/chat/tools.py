@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
+from qwenvl.limits import MAX_TOOLS
 from rest_adapter.errors import invalid, unsupported
 from rest_adapter.json_model import asks_for_nothing, without_neutral_values
 from rest_adapter.json_values import text_of
@@ -23,7 +24,7 @@ from rest_adapter.openai.functions import (
     read_strict,
 )
 from rest_adapter.openai.part_fields import Fields
-from rest_adapter.validation import wrong
+from rest_adapter.validation import check_count, wrong
 
 
 _MODES: Final = {
@@ -123,6 +124,7 @@ def read_tools(values: Mapping[str, Any]) -> tuple[Tools, list[str]]:
         documents = []
     if not isinstance(documents, list):
         raise wrong("tools", documents, "a list of tools")
+    check_count("tools", documents, MAX_TOOLS)
     tools, paths, unknown = [], [], list[str]()
     for index, document in enumerate(documents):
         tool, path, names = _read_tool(document, f"tools[{index}]")

@@ -155,7 +155,8 @@ def parse_responses(document: object) -> tuple[Asked, list[str]]:
     if isinstance(document, dict):
         _refuse(document)
     request, unknown = parse(ResponsesRequest, document)
-    unknown = [name for name in unknown if name not in {*_RESPONSES_NEUTRAL, *_RESPONSES_IGNORED}]
+    known = {*_RESPONSES_NEUTRAL, *_RESPONSES_IGNORED}
+    unknown = [name for name in unknown if name not in known]
     _check_values(request)
     items, unknown_in_items = read_input(request.input)
     tools, unknown_in_tools = read_tools(

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
+from qwenvl.limits import MAX_TOOLS
 from rest_adapter.errors import invalid, unsupported
 from rest_adapter.json_model import asks_for_nothing
 from rest_adapter.json_text import shown
@@ -19,7 +20,7 @@ from rest_adapter.openai.functions import (
     read_function,
 )
 from rest_adapter.openai.part_fields import Fields
-from rest_adapter.validation import wrong
+from rest_adapter.validation import check_count, wrong
 
 
 _MODES: Final = {
@@ -102,17 +103,20 @@ def read_tools(tools: object, choice: object, *, parallel: bool | None) -> tuple
         ApiError: One is invalid, is a tool that OpenAI hosts, or names a function that does not exist.
     """
     functions: list[Function] = []
+    names: set[str] = set()
     unknown: list[str] = []
     if not asks_for_nothing(tools) and not isinstance(tools, list):
         raise wrong("tools", tools, "a list of tools")
+    check_count("tools", tools, MAX_TOOLS)
     for index, document in enumerate(tools if isinstance(tools, list) else ()):
-        function, names = _read_function(document, f"tools[{index}]")
-        if any(function.name == other.name for other in functions):
+        function, unknown_in_tool = _read_function(document, f"tools[{index}]")
+        if function.name in names:
             path = f"tools[{index}].name"
             raise invalid(f"'{path}' is {shown(function.name)}, the name of an earlier tool.", path)
+        names.add(function.name)
         functions.append(function)
-        unknown += names
-    chosen = _read_choice(choice, {function.name for function in functions})
+        unknown += unknown_in_tool
+    chosen = _read_choice(choice, names)
     return Tools(tuple(functions), chosen, parallel), unknown
 
 

@@ -13,6 +13,7 @@ import pytest
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter.errors import ApiError
+from rest_adapter.openai import fields as answer_fields
 from rest_adapter.openai.chat.schema import parse_chat
 from rest_adapter.openai.chat.translate import FieldPaths, to_spec
 from rest_adapter.openai.errors import type_and_code
@@ -96,6 +97,17 @@ def test_logit_bias() -> None:
     }
     for key in ("x", "-1", "1.5", "", "99999999999", "１"):
         assert refused(logit_bias={key: 1}).param == "logit_bias"
+
+
+def test_logit_bias_as_text_is_no_way_around_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values in it are not counted with those of the body, so that a long text is not read."""
+    whole = {str(100_000 + number): -100.0 for number in range(4096)}
+    assert len(spec_of(logit_bias=json.dumps(whole)).sampling.logit_bias) == 4096
+    assert refused(logit_bias=json.dumps(whole | {"1": 1})).param == "logit_bias"
+    monkeypatch.setattr(answer_fields, "orjson", None)  # nothing is read
+    error = refused(logit_bias="[" + "[]," * 50_000 + "[]]")
+    assert (error.status, error.param) == (400, "logit_bias")
+    assert "at most 131072 characters (it has 150004)" in error.message
 
 
 def test_allowed_tokens_and_bad_words() -> None:
