@@ -87,6 +87,18 @@ def check_count(path: str, values: object, maximum: int) -> None:
         raise invalid(f"'{path}' has {len(values)} entries, but must have at most {maximum}.", path)
 
 
+def check_length(path: str, value: object, maximum: int) -> None:
+    """Refuses a text that is too long; anything else is left to its reader.
+
+    Raises:
+        ApiError: It is longer.
+    """
+    if isinstance(value, str) and len(value) > maximum:
+        raise invalid(
+            f"'{path}' has {len(value)} characters, but must have at most {maximum}.", path
+        )
+
+
 def _deepest(error: ValidationError, document: Mapping[str, Any]) -> Finding:
     """The deepest finding; its path leaves out pydantic's names of union branches."""
     findings = error.errors(include_url=False, include_input=False)[:_MAX_FINDINGS]

@@ -24,10 +24,16 @@ from rest_adapter.json_model import (
 from rest_adapter.openai.shapes import ResponseFormat
 from rest_adapter.openapi.operation import Shape
 from rest_adapter.proto_fields import require_sampling_fields
+from rest_adapter.validation import check_length
 
 
 _MAX_LOGIT_BIAS: Final = 4096
 _MAX_LOGIT_BIAS_CHARS: Final = 32 * _MAX_LOGIT_BIAS
+
+LABELS: Final = ("prompt_cache_key", "safety_identifier", "user")
+"""Fields about the caller's own caller. Responses repeat them in many events, so that they are bounded, as OpenAI's."""
+
+MAX_LABEL_CHARS: Final = 512
 
 _IGNORED: Final = frozenset(
     (
@@ -192,6 +198,17 @@ class AnswerRequest(JsonModel):
 
 
 require_sampling_fields(AnswerRequest)
+
+
+def check_labels(document: object) -> None:
+    """Refuses labels that are too long.
+
+    Raises:
+        ApiError: One is.
+    """
+    if isinstance(document, dict):
+        for name in LABELS:
+            check_length(name, document.get(name), MAX_LABEL_CHARS)
 
 
 def unknown_answer_fields(request: AnswerRequest) -> Iterator[str]:

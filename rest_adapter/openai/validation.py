@@ -6,7 +6,7 @@ from functools import partial
 from typing import TypeVar
 
 from rest_adapter.errors import ApiError, invalid
-from rest_adapter.openai.fields import AnswerRequest, unknown_answer_fields
+from rest_adapter.openai.fields import AnswerRequest, check_labels, unknown_answer_fields
 from rest_adapter.openai.foreign_bodies import foreign_format
 from rest_adapter.validation import Finding, validate
 
@@ -23,6 +23,7 @@ def parse(kind: type[_Request], document: object) -> tuple[_Request, list[str]]:
     Raises:
         ApiError: A field is missing, has a wrong type, or is known but not supported.
     """
+    check_labels(document)
     main = next((name for name in ("messages", "prompt") if name in kind.model_fields), None)
     request = validate(kind, document, partial(_explain, document, main))
     return request, [*unknown_answer_fields(request)]

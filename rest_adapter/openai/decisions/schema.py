@@ -12,7 +12,7 @@ from rest_adapter.json_model import Int32, Int64, JsonModel, asks_for_nothing, u
 from rest_adapter.openai.decisions.evidence import Evidence, read_input
 from rest_adapter.openai.decisions.questions import Question, read_questions
 from rest_adapter.openai.decisions.shapes import DecisionInput, DecisionQuestions
-from rest_adapter.openai.fields import ProcessorOptions
+from rest_adapter.openai.fields import ProcessorOptions, check_labels
 from rest_adapter.openapi.operation import Shape
 from rest_adapter.validation import validate
 
@@ -86,6 +86,7 @@ def parse_decisions(document: object) -> tuple[Decisions, list[str]]:
     Raises:
         ApiError: A field is missing, has a wrong type, or is known but not supported.
     """
+    check_labels(document)
     request = validate(DecisionsRequest, document)
     for name, value in (request.__pydantic_extra__ or {}).items():
         if name in _CONTENT and not asks_for_nothing(value):

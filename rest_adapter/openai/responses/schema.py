@@ -154,6 +154,7 @@ def parse_responses(document: object) -> tuple[Asked, list[str]]:
     """
     if isinstance(document, dict):
         _refuse(document)
+        _check_metadata(document.get("metadata"))
     request, unknown = parse(ResponsesRequest, document)
     known = {*_RESPONSES_NEUTRAL, *_RESPONSES_IGNORED}
     unknown = [name for name in unknown if name not in known]
@@ -190,12 +191,17 @@ def _check_values(request: ResponsesRequest) -> None:
     for index, name in enumerate(request.include or ()):
         if name not in _INCLUDABLE:
             raise wrong(f"include[{index}]", name, f"one of: {', '.join(_INCLUDABLE)}")
+
+
+def _check_metadata(metadata: object) -> None:
+    """Before the types are checked, as each wrong value would be an error of its own."""
     pairs, name_chars, value_chars = _MAX_METADATA
-    metadata = request.metadata or {}
+    if not isinstance(metadata, dict):
+        return
     if len(metadata) > pairs:
         raise invalid(f"'metadata' has {len(metadata)} pairs, but at most {pairs}.", "metadata")
     for name, value in metadata.items():
-        if len(name) > name_chars or len(value) > value_chars:
+        if len(name) > name_chars or (isinstance(value, str) and len(value) > value_chars):
             limits = f"names have at most {name_chars} characters, and values {value_chars}"
             raise invalid(
                 f"'metadata' has a pair that is too long, {shown(name)}: {limits}.", "metadata"

@@ -12,12 +12,13 @@ from rest_adapter.errors import invalid
 from rest_adapter.json_model import asks_for_nothing
 from rest_adapter.json_values import text_of
 from rest_adapter.openai.part_fields import Fields
-from rest_adapter.validation import wrong
+from rest_adapter.validation import check_length, wrong
 
 
 _FORMAT: Final = "text.format"
 _TYPES: Final = ("text", "json_object", "json_schema")
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_MAX_DESCRIPTION_CHARS: Final = 1024
 _PLAIN: Final[Mapping[str, Any]] = {"type": "text"}
 
 
@@ -74,6 +75,7 @@ def _read_schema(fields: Fields) -> tuple[TextFormat, list[str]]:
         raise wrong(fields.path_of("strict"), strict, "true or false")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise wrong(fields.path_of("name"), name, "1 to 64 letters, digits, _ and -")
+    check_length(fields.path_of("description"), fields.text("description"), _MAX_DESCRIPTION_CHARS)
     document = {
         "type": "json_schema",
         "name": name,
