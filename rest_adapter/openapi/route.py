@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
-from typing import Any
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 from fastapi import APIRouter, Response
 import orjson
@@ -12,6 +12,9 @@ import orjson
 from rest_adapter.openapi.document import build_document
 from rest_adapter.openapi.operation import Description
 from rest_adapter.openapi.page import POLICY, render_page
+
+
+_Made = TypeVar("_Made")
 
 
 def make_router(descriptions: Sequence[Description], version: str, *, needs_key: bool) -> APIRouter:
@@ -24,17 +27,20 @@ def make_router(descriptions: Sequence[Description], version: str, *, needs_key:
     """
     router = APIRouter()
 
-    @cache  # made when somebody asks
-    def document() -> dict[str, Any]:
-        return build_document(descriptions, version, needs_key=needs_key)
+    def made() -> tuple[bytes, bytes]:
+        document = build_document(descriptions, version, needs_key=needs_key)
+        return orjson.dumps(document), render_page(document).encode()
+
+    pages = _Once(made)
 
     @router.get("/openapi.json")
-    def openapi() -> Response:
+    async def openapi() -> Response:
         """The OpenAPI document."""
-        return Response(orjson.dumps(document()), media_type="application/json")
+        document, _ = await pages.get()
+        return Response(document, media_type="application/json")
 
     @router.get("/docs")
-    def docs() -> Response:
+    async def docs() -> Response:
         """The document as a page."""
         headers = {
             "content-security-policy": POLICY,
@@ -42,6 +48,24 @@ def make_router(descriptions: Sequence[Description], version: str, *, needs_key:
             "x-content-type-options": "nosniff",
             "x-frame-options": "DENY",
         }
-        return Response(render_page(document()), media_type="text/html", headers=headers)
+        _, page = await pages.get()
+        return Response(page, media_type="text/html", headers=headers)
 
     return router
+
+
+class _Once(Generic[_Made]):
+    """Makes something in a thread when somebody asks for the first time.
+
+    Everybody gets the same: thousands of connections that do not read a page must not have a copy each.
+    """
+
+    def __init__(self, make: Callable[[], _Made]) -> None:
+        self._make = make
+        self._task: asyncio.Task[_Made] | None = None
+
+    async def get(self) -> _Made:
+        """What was made."""
+        if self._task is None:
+            self._task = asyncio.create_task(asyncio.to_thread(self._make))
+        return await asyncio.shield(self._task)
