@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 import hashlib
 from typing import Any, Final
+
+import orjson
 
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
@@ -104,13 +106,24 @@ def of_text(entries: Sequence[usage_pb.LogprobEntry]) -> list[usage_pb.LogprobEn
     return [entry for entry in entries if not entry.is_end]
 
 
-def logprobs(entries: Sequence[usage_pb.LogprobEntry]) -> dict[str, Any]:
-    """OpenAI's `choices[].logprobs`."""
-    content = [
-        _logprob(entry.chosen) | {"top_logprobs": [_logprob(token) for token in entry.top]}
+def list_of(items: Iterable[bytes]) -> orjson.Fragment:
+    """A list of values that are JSON already."""
+    return orjson.Fragment(b"[" + b",".join(items) + b"]")
+
+
+def logprob_entries(entries: Sequence[usage_pb.LogprobEntry]) -> list[bytes]:
+    """OpenAI's entry of each token in JSON: as objects it takes 9 KiB with 20 rivals, in JSON less than 2."""
+    return [
+        orjson.dumps(
+            _logprob(entry.chosen) | {"top_logprobs": [_logprob(token) for token in entry.top]}
+        )
         for entry in of_text(entries)
     ]
-    return {"content": content, "refusal": None}
+
+
+def logprobs(entries: Sequence[usage_pb.LogprobEntry]) -> dict[str, Any]:
+    """OpenAI's `choices[].logprobs`."""
+    return {"content": list_of(logprob_entries(entries)), "refusal": None}
 
 
 def _logprob(token: usage_pb.TokenLogprob) -> dict[str, Any]:
@@ -121,9 +134,15 @@ def _logprob(token: usage_pb.TokenLogprob) -> dict[str, Any]:
     }
 
 
-def prompt_logprobs(entries: Sequence[usage_pb.LogprobEntry]) -> list[dict[str, Any] | None]:
+def prompt_logprobs(entries: Iterable[usage_pb.LogprobEntry]) -> orjson.Fragment:
     """The `prompt_logprobs` of vLLM: for every token of the prompt null or {token id: logprob, rank, text}."""
-    return [
+    return list_of(map(_prompt_entry, entries))
+
+
+def _prompt_entry(entry: usage_pb.LogprobEntry) -> bytes:
+    if not entry.HasField("chosen"):
+        return b"null"
+    return orjson.dumps(
         {
             str(token.token_id): {
                 "logprob": max(token.logprob, MIN_LOGPROB),
@@ -132,10 +151,7 @@ def prompt_logprobs(entries: Sequence[usage_pb.LogprobEntry]) -> list[dict[str, 
             }
             for token in (*entry.top, entry.chosen)
         }
-        if entry.HasField("chosen")
-        else None
-        for entry in entries
-    ]
+    )
 
 
 def _edges(box: usage_pb.BoundingBox) -> tuple[float, float, float, float]:

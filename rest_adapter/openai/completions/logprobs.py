@@ -6,9 +6,11 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
+
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
-from rest_adapter.openai.answer import MIN_LOGPROB, of_text
+from rest_adapter.openai.answer import MIN_LOGPROB, list_of, of_text
 
 
 class LegacyLogprobs:
@@ -24,13 +26,14 @@ class LegacyLogprobs:
         self._offset = 0
         self._decoder = _new_decoder()
         self._lists: dict[str, list[Any]] = {}
+        self._tops: list[bytes] = []  # in JSON, which takes less memory
         self.take()
 
     def take(self) -> dict[str, Any]:
         """Returns the items added since the last call."""
-        taken = self._lists
-        names = ("text_offset", "token_logprobs", "tokens", "top_logprobs")
-        self._lists = {name: [] for name in names}
+        taken: dict[str, Any] = self._lists | {"top_logprobs": list_of(self._tops)}
+        self._lists = {name: [] for name in ("text_offset", "token_logprobs", "tokens")}
+        self._tops = []
         return taken
 
     def add_prompt(self, started: generation_pb.Started) -> None:
@@ -55,7 +58,7 @@ class LegacyLogprobs:
         self._lists["text_offset"].append(self._offset)
         self._lists["token_logprobs"].append(logprob)
         self._lists["tokens"].append(token.decode(errors="replace"))
-        self._lists["top_logprobs"].append(top)
+        self._tops.append(orjson.dumps(top))
         self._offset += len(self._decoder.decode(token))
 
 

@@ -5,7 +5,7 @@ Each prompt of a request becomes a separate proto request.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 import re
 from typing import Any, Final
@@ -321,14 +321,12 @@ def prompt_fields(started: generation_pb.Started, request: CompletionRequest) ->
     return fields
 
 
-def _cut(entries: Sequence[usage_pb.LogprobEntry], count: int) -> list[usage_pb.LogprobEntry]:
+def _cut(entries: Sequence[usage_pb.LogprobEntry], count: int) -> Iterator[usage_pb.LogprobEntry]:
     """The entries with `count` most likely tokens: `echo` may have requested more than `prompt_logprobs`."""
-    return [
-        usage_pb.LogprobEntry(
+    for entry in entries:
+        yield usage_pb.LogprobEntry(
             chosen=entry.chosen if entry.HasField("chosen") else None, top=entry.top[:count]
         )
-        for entry in entries
-    ]
 
 
 def echoed_text(prompt: Prompt, started: generation_pb.Started) -> str:

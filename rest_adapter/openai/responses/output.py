@@ -45,8 +45,8 @@ class _Text:
         self._id = new_id("msg")
         self._where = {"item_id": self._id, "output_index": index, "content_index": 0}
         self._pieces: list[str] = []
-        self._logprobs: list[dict[str, Any]] = []
-        self._waiting: list[dict[str, Any]] = []
+        self._logprobs: list[bytes] = []
+        self._waiting: list[bytes] = []
 
     def start(self) -> dict[str, Any]:
         return self._item("in_progress", [])
@@ -63,19 +63,21 @@ class _Text:
         yield {"type": "response.output_text.done"} | self._where | text
         yield {"type": "response.content_part.done"} | self._where | {"part": part}
 
-    def add(self, text: str, logprobs: list[dict[str, Any]]) -> Iterator[Event]:
+    def add(self, text: str, logprobs: list[bytes]) -> Iterator[Event]:
         """Appends a piece; entries without a text wait for the next piece, as no delta is empty."""
         self._logprobs += logprobs
         self._waiting += logprobs
         if text:
             self._pieces.append(text)
-            piece = {"delta": text, "logprobs": self._waiting}
+            piece = {"delta": text, "logprobs": answer.list_of(self._waiting)}
             self._waiting = []
             yield {"type": "response.output_text.delta"} | self._where | piece
 
     def _part(self) -> dict[str, Any]:
         text = {"type": "output_text", "text": "".join(self._pieces), "annotations": []}
-        return text | {"logprobs": [*self._logprobs]}
+        if len(self._logprobs) > 1:
+            self._logprobs = [b",".join(self._logprobs)]  # for all events of the end
+        return text | {"logprobs": answer.list_of(self._logprobs)}
 
     def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
         item = {"id": self._id, "type": "message", "status": status, "role": "assistant"}
@@ -173,6 +175,7 @@ class Output:
 
     Attributes:
         items: The items that are done.
+        logprob_bytes: Bytes of all log probabilities so far, in JSON.
 
     Args:
         options: What they have besides the text.
@@ -180,9 +183,10 @@ class Output:
 
     def __init__(self, options: OutputOptions) -> None:
         self.items: list[dict[str, Any]] = []
+        self.logprob_bytes = 0
         self._options = options
         self._open: _Text | _Reasoning | _Call | None = None
-        self._early: list[dict[str, Any]] = []
+        self._early: list[bytes] = []
 
     def add(self, delta: generation_pb.Delta) -> Iterator[Event]:
         """Appends a piece of the answer.
@@ -245,11 +249,12 @@ class Output:
         self.items.append(item)
         yield {"type": "response.output_item.done", "output_index": index, "item": item}
 
-    def _logprobs(self, delta: generation_pb.Delta) -> list[dict[str, Any]]:
+    def _logprobs(self, delta: generation_pb.Delta) -> list[bytes]:
         if not self._options.logprobs or not delta.logprobs:
             return []
-        content: list[dict[str, Any]] = answer.logprobs(delta.logprobs)["content"]
-        return content
+        entries = answer.logprob_entries(delta.logprobs)
+        self.logprob_bytes += sum(map(len, entries))
+        return entries
 
 
 def delta_of(choice: generation_pb.Choice) -> generation_pb.Delta:
