@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from fastapi import Request, Response
 from google.protobuf.message import Message
@@ -11,15 +11,34 @@ import grpc
 import orjson
 
 from qwenvl.aio import Events
+from rest_adapter.body import body_of
 from rest_adapter.disconnect import while_connected
 from rest_adapter.errors import from_rpc
 from rest_adapter.off_loop import off_loop
+from rest_adapter.paced import PacedResponse
 from rest_adapter.state import shared
 from rest_adapter.stream import EventStream
 
 
+FREE_BYTES: Final = 2**18
+"""Answers up to this size do not count as memory, so that they are sent whatever the bodies of requests take."""
+
+_JSON_BYTES_PER_BYTE: Final = 4
+"""Log probabilities have some four times the bytes of their message in JSON; no more is taken than for a body."""
+_COPIES: Final = 3
+_JSON: Final = "application/json"
 _Result = TypeVar("_Result")
 _Event = TypeVar("_Event")
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """What a call returned, if that is not a message."""
+
+    @property
+    def num_bytes(self) -> int:
+        """About how many bytes it holds."""
+        ...
 
 
 async def json_reply(
@@ -40,15 +59,59 @@ async def json_reply(
         ApiError: The call failed.
     """
     result = await result_of(request, work, param_of)
+    size = size_of(result)
+    hold_answer(request, size)
     # Log probabilities of a long answer take seconds.
-    content = await off_loop(size_of(result), lambda: orjson.dumps(document_of(result)))
-    return Response(content, media_type="application/json")
+    content = await off_loop(size, lambda: orjson.dumps(document_of(result)))
+    if len(content) <= FREE_BYTES:
+        return Response(content, media_type=_JSON)
+    body_of(request).release()
+    return PacedResponse(content, body_of(request), media_type=_JSON)
+
+
+def hold_answer(request: Request, num_bytes: int) -> None:
+    """Counts what a large answer takes while it is converted, in place of the body, which has been answered.
+
+    Raises:
+        ApiError: There is no memory for it now.
+    """
+    if num_bytes > FREE_BYTES:
+        body = body_of(request)
+        body.release()
+        body.take(min(_JSON_BYTES_PER_BYTE * num_bytes, body.max_bytes))
+
+
+class AnswerMemory:
+    """The memory of an answer that grows while it is streamed.
+
+    Args:
+        take: Takes bytes until the end of the request.
+    """
+
+    def __init__(self, take: Callable[[int], None]) -> None:
+        self._take = take
+        self._taken = 0
+
+    def hold(self, num_bytes: int) -> None:
+        """Notes how many bytes are held now, and takes some more if they are many.
+
+        Raises:
+            ApiError: There is no memory for them now.
+        """
+        # Each of the last events has all of it once more.
+        wanted = _COPIES * num_bytes
+        if wanted > max(FREE_BYTES, self._taken):
+            count = wanted + FREE_BYTES - self._taken
+            self._take(count)
+            self._taken += count
 
 
 def size_of(result: object) -> int:
-    """About how many bytes the messages have that a call returned."""
+    """About how many bytes something has that a call returned."""
     if isinstance(result, Message):
         return result.ByteSize()
+    if isinstance(result, Sized):
+        return result.num_bytes
     return sum(map(size_of, result)) if isinstance(result, list | tuple) else 0
 
 

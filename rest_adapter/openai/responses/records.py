@@ -35,7 +35,6 @@ from rest_adapter.settings import IN_MEMORY, AdapterSettings
 _RECENT: Final = StoreLimits(max_entries=1024, max_bytes=16 * 2**20, max_age_s=3600.0)
 _CONTINUABLE: Final = (states.COMPLETED, states.INCOMPLETE)
 _MAX_REFERENCES: Final = 512
-_FAST: Final = 1  # zlib's level
 _Document = dict[str, Any]
 
 
@@ -48,7 +47,7 @@ class Record:
         request: The request.
         items: The items of its input.
         resource: The response.
-        frames: The frames of its stream.
+        frames: The frames of its stream, compressed.
         size: Size of the request in bytes.
     """
 
@@ -56,7 +55,7 @@ class Record:
     request: ResponsesRequest
     items: tuple[AnyItem, ...]
     resource: Mapping[str, Any]
-    frames: list[bytes]
+    frames: bytes
     size: int
 
 
@@ -166,7 +165,7 @@ class Records:
     async def keep(self, record: Record) -> None:
         """Keeps a response as its request wants, see `will_store`."""
         if self.will_store(record.request):
-            size = record.size + sum(map(len, record.frames))
+            size = record.size + len(record.frames)
             stored = await off_loop(size, _packed, record)
             await self.store("store").put(record.caller, stored)
         elif record.request.store is None:
@@ -223,7 +222,7 @@ def _packed(record: Record) -> StoredResponse:
         status=record.resource["status"],
         resource=orjson.dumps(record.resource),
         input_items=orjson.dumps(documents),
-        frames=zlib.compress(b"".join(record.frames), _FAST),
+        frames=record.frames,
         item_ids=(*own, *(item["id"] for item in record.resource["output"])),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 import contextlib
-from typing import Any, Final
+from typing import Final
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
@@ -27,7 +27,7 @@ from rest_adapter.openai.responses.stream import ResponseEvents
 from rest_adapter.openai.responses.truncation import fitting
 from rest_adapter.openai.responses.writer import ResponseWriter
 from rest_adapter.rendered import rendered_prompt
-from rest_adapter.reply import json_reply, result_of, size_of
+from rest_adapter.reply import hold_answer, json_reply, result_of, size_of
 from rest_adapter.state import call_metadata, shared
 from rest_adapter.stream import EventStream
 
@@ -49,7 +49,7 @@ async def create_response(request: Request) -> Response:
     prepared = await prepare(request)
     if not prepared.conversation.asked.request.stream:
         work = _whole(request, prepared)
-        return await json_reply(request, work, lambda document: document, prepared.param_of)
+        return await json_reply(request, work, lambda writer: writer.resource, prepared.param_of)
     events = await result_of(request, _begun(request, prepared), prepared.param_of)
     return EventStream(
         events,
@@ -104,8 +104,8 @@ async def render_response(request: Request) -> Response:
     )
 
 
-async def _whole(request: Request, prepared: Prepared) -> dict[str, Any]:
-    """The response in JSON, after it was kept."""
+async def _whole(request: Request, prepared: Prepared) -> ResponseWriter:
+    """The response, after it was kept."""
     service, metadata = shared(request).service, call_metadata(request)
     answer = await fitting(
         prepared,
@@ -115,9 +115,10 @@ async def _whole(request: Request, prepared: Prepared) -> dict[str, Any]:
     )
     writer = _writer(request, prepared, answer.started)
     writer.begin()
+    hold_answer(request, size_of(answer))
     await off_loop(size_of(answer), writer.add_choice, answer.choices[0], answer.usage)
     await _keep(request, prepared, writer)
-    return writer.resource
+    return writer
 
 
 async def _begun(request: Request, prepared: Prepared) -> ResponseEvents:
@@ -139,6 +140,7 @@ async def _begun(request: Request, prepared: Prepared) -> ResponseEvents:
         caller=caller_of_request(),
         in_flight=records_of(request).in_flight,
         keep=lambda: _keep(request, prepared, writer),
+        take=body_of(request).take,
         param_of=prepared.param_of,
     )
 
@@ -160,7 +162,7 @@ async def _keep(request: Request, prepared: Prepared, writer: ResponseWriter) ->
         request=prepared.conversation.asked.request,
         items=prepared.conversation.items,
         resource=writer.resource,
-        frames=writer.frames,
+        frames=writer.packed_frames(),
         size=body_of(request).size,
     )
     await records_of(request).keep(record)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 import grpc.aio
 
 from qwenvl.aio import Events
 from qwenvl.answers import ChatEvent
 from rest_adapter.errors import ApiError, from_rpc, internal
+from rest_adapter.off_loop import off_loop
 from rest_adapter.openai.responses.in_flight import InFlight, Run
-from rest_adapter.openai.responses.writer import ResponseWriter
+from rest_adapter.openai.responses.writer import Frames, ResponseWriter
+from rest_adapter.reply import AnswerMemory
+
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 class ResponseEvents:
@@ -24,6 +31,7 @@ class ResponseEvents:
         caller: Who made the request.
         in_flight: Where the response is while it is generated.
         keep: Keeps the response after its end.
+        take: Takes memory until the end of the request.
         param_of: Turns a proto field path into a path of the request's JSON.
     """
 
@@ -36,6 +44,7 @@ class ResponseEvents:
         caller: str,
         in_flight: InFlight,
         keep: Callable[[], Awaitable[None]],
+        take: Callable[[int], None],
         param_of: Callable[[str], str | None],
     ) -> None:
         self._events = events
@@ -44,6 +53,7 @@ class ResponseEvents:
         self._run = Run(caller, writer, events.cancel)
         self._in_flight = in_flight
         self._keep = keep
+        self._memory = AnswerMemory(take)
         self._param_of = param_of
         self._failure: bytes | None = None
 
@@ -54,39 +64,66 @@ class ResponseEvents:
 
     def render_error(self, error: ApiError) -> bytes:
         """The last frames of a stream that fails."""
-        return self._writer.fail(error) if self._failure is None else self._failure
+        return b"".join(self._writer.fail(error)) if self._failure is None else self._failure
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yields the frames; when the last ones come, the response has been kept.
 
         Raises:
-            ApiError: The service failed; `render_error` then has the last frames.
+            ApiError: The service failed, or there is no memory; `render_error` then has the last frame.
         """
         self._in_flight.enter(self._run)
-        yield self._writer.begin()
+        yield b"".join(self._writer.begin())
         try:
-            async for event in self._rest:
-                frames = self._writer.add(event)
-                if self._writer.is_ended:
-                    await self._run.keep(self._keep)
-                    self._in_flight.leave(self._run)
-                if frames:
-                    yield frames
-            if not self._writer.is_ended:
-                raise internal()
-        except grpc.aio.AioRpcError as error:
-            failure = from_rpc(error, self._param_of)
-            self._failure = self._writer.fail(failure)
-            await self._run.keep(self._keep)
+            async for frames in self._running():
+                yield frames
+        except (grpc.aio.AioRpcError, ApiError) as error:
+            failure = error if isinstance(error, ApiError) else from_rpc(error, self._param_of)
+            self._failure = b""
+            async for frame in self._ending(self._writer.fail, failure):
+                # The last one is told by `render_error`.
+                if self._failure:
+                    yield self._failure
+                self._failure = frame
             raise failure from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._run.is_cancelled or (task is not None and task.cancelling()):
                 raise
             # The call was cancelled, not this task.
-            frames = self._writer.cancel()
-            await self._run.keep(self._keep)
-            self._in_flight.leave(self._run)
-            yield frames
+            async for frame in self._ending(self._writer.cancel):
+                yield frame
         finally:
             self._in_flight.leave(self._run)
+
+    async def _running(self) -> AsyncIterator[bytes]:
+        async for event in self._rest:
+            if event.WhichOneof("event") == "usage":
+                async for frame in self._ending(self._writer.add, event):
+                    yield frame
+            elif frames := b"".join(self._writer.add(event)):
+                yield frames
+                self._memory.hold(self._writer.num_bytes)
+        if not self._writer.is_ended:
+            raise internal()
+
+    async def _ending(
+        self, end: Callable[_Arguments, Frames], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> AsyncIterator[bytes]:
+        """Ends the response, keeps it, and yields its last frames, of which each can be as large as all of it."""
+        size = self._writer.num_bytes
+        frames = iter(await _whole(off_loop(size, end, *args, **kwargs)))
+        await self._run.keep(self._keep)
+        self._in_flight.leave(self._run)
+        while frame := await _whole(off_loop(size, next, frames, b"")):
+            yield frame
+
+
+async def _whole(work: Coroutine[Any, Any, _Result]) -> _Result:
+    """The result of work in a thread; if the caller is cancelled, waits for its end, as nobody else may interfere."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise

@@ -5,8 +5,9 @@ Both come from the same events, so that a response that was not streamed can be 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
+import zlib
 
 import orjson
 
@@ -20,6 +21,7 @@ from rest_adapter.openai.responses.output import Event, Output, OutputOptions, d
 from rest_adapter.openai.responses.resource import Beginning, ended, resource_of
 
 
+_FAST: Final = 1  # zlib's level
 _LAST_EVENTS: Final = {
     states.COMPLETED: "response.completed",
     states.INCOMPLETE: "response.incomplete",
@@ -34,13 +36,35 @@ _STATUSES: Final = {
 }
 
 
+class Frames:
+    """Frames that are rendered each time that they are iterated over: those of the end have all of a response each.
+
+    Args:
+        events: Their events.
+        first: The sequence number of the first one.
+    """
+
+    def __init__(self, events: Iterable[Event], first: int) -> None:
+        self._events = list(events)
+        self._first = first
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for number, event in enumerate(self._events, self._first):
+            yield _frame(event, number)
+
+
+_NONE: Final = Frames((), 0)
+
+
 class ResponseWriter:
     """Writes one response.
 
     Attributes:
         resource: The response as it is now.
         is_ended: Whether it has ended.
-        frames: All frames of its stream so far, in the order of their sequence numbers, if it is to be stored.
 
     Args:
         beginning: What is known before the first piece of the answer.
@@ -56,44 +80,56 @@ class ResponseWriter:
         )
         self.resource = resource_of(beginning)
         self.is_ended = False
-        self.frames: list[bytes] = []
         self._output = Output(options)
-        self._is_stored = beginning.stored
-        self._has_frames = beginning.stored or is_streamed
+        self._packed: list[bytes] = []
+        self._packed_bytes = 0
+        self._packer = zlib.compressobj(_FAST) if beginning.stored else None
+        self._is_streamed = is_streamed
         self._count = 0
         self._reason = usage_pb.FINISH_REASON_UNSPECIFIED
 
-    def begin(self) -> bytes:
+    @property
+    def num_bytes(self) -> int:
+        """About how many bytes it holds, without its text, which is small."""
+        return self._output.logprob_bytes + self._packed_bytes
+
+    def packed_frames(self) -> bytes:
+        """All frames of the stream of a response that has ended and is stored, compressed."""
+        if self._packer is not None:
+            self._packed.append(self._packer.flush())
+            self._packer = None
+        return b"".join(self._packed)
+
+    def begin(self) -> Frames:
         """The first frames."""
         kinds = ("response.created", "response.in_progress")
         return self._write({"type": kind, "response": self.resource} for kind in kinds)
 
-    def add(self, event: chat_pb.StreamChatCompletionResponse) -> bytes:
+    def add(self, event: chat_pb.StreamChatCompletionResponse) -> Frames:
         """The frames of an event of the service after its first one; the last one ends the response."""
         match event.WhichOneof("event"):
             case "delta":
                 return self._write(self._output.add(event.delta))
             case "finished":
                 self._reason = event.finished.reason
-                return b""
+                return _NONE
             case "usage":
                 status = _STATUSES.get(self._reason, states.COMPLETED)
                 return self._end(status, usage=event.usage)
             case _:
-                return b""
+                return _NONE
 
-    def add_choice(self, choice: generation_pb.Choice, usage: usage_pb.Usage) -> bytes:
-        """The frames of a complete answer; it ends the response."""
+    def add_choice(self, choice: generation_pb.Choice, usage: usage_pb.Usage) -> None:
+        """Takes a complete answer; it ends the response."""
         self._reason = choice.finish_reason
-        frames = self._write(self._output.add(delta_of(choice)))
-        status = _STATUSES.get(self._reason, states.COMPLETED)
-        return frames + self._end(status, usage=usage)
+        self._write(self._output.add(delta_of(choice)))
+        self._end(_STATUSES.get(self._reason, states.COMPLETED), usage=usage)
 
-    def cancel(self) -> bytes:
+    def cancel(self) -> Frames:
         """The frames of a response that was cancelled; they end it."""
         return self._end(states.CANCELLED)
 
-    def fail(self, error: ApiError) -> bytes:
+    def fail(self, error: ApiError) -> Frames:
         """The frames of a failure; they end the response.
 
         The first one has the error in both forms that clients look for: OpenAI's types have its fields at top level,
@@ -102,26 +138,31 @@ class ResponseWriter:
         kind, code = type_and_code(error)
         fields = {"code": code, "message": error.message or code, "param": error.param}
         frame = {"type": "error", "error": {"type": kind, **fields}, **fields}
-        frames = self._write(self._output.finish(complete=False)) + self._write([frame])
-        return frames + self._end(states.FAILED, error=error)
+        return self._end(states.FAILED, error=error, before=[frame])
 
     def _end(
-        self, status: str, *, usage: usage_pb.Usage | None = None, error: ApiError | None = None
-    ) -> bytes:
-        frames = self._write(self._output.finish(complete=status == states.COMPLETED))
+        self,
+        status: str,
+        *,
+        usage: usage_pb.Usage | None = None,
+        error: ApiError | None = None,
+        before: Iterable[Event] = (),
+    ) -> Frames:
+        if self.is_ended:
+            return _NONE
+        events = [*self._output.finish(complete=status == states.COMPLETED), *before]
         self.resource = ended(self.resource, status, self._output.items, usage, error)
         self.is_ended = True
-        return frames + self._write([{"type": _LAST_EVENTS[status], "response": self.resource}])
+        return self._write([*events, {"type": _LAST_EVENTS[status], "response": self.resource}])
 
-    def _write(self, events: Iterable[Event]) -> bytes:
-        written = []
-        for event in events:
-            if self._has_frames:
-                written.append(_frame(event, self._count))
-            self._count += 1
-        if self._is_stored:
-            self.frames += written
-        return b"".join(written)
+    def _write(self, events: Iterable[Event]) -> Frames:
+        frames = Frames(events, self._count)
+        self._count += len(frames)
+        if self._packer is not None:
+            for frame in frames:
+                self._packed.append(self._packer.compress(frame))
+                self._packed_bytes += len(self._packed[-1])
+        return frames if self._is_streamed else _NONE
 
 
 def _frame(event: Event, number: int) -> bytes:
