@@ -99,7 +99,7 @@ class RequestBody:
             self._gave_way = True
             data.clear()
             self.release()
-            if self._timeout is not None:
+            if self._timeout is not None and not self._timeout.expired():
                 self._timeout.reschedule(0.0)
 
         self._hold().give_way = give_way

@@ -46,6 +46,8 @@ async def json_reply(
     work: Coroutine[Any, Any, _Result],
     document_of: Callable[[_Result], object],
     param_of: Callable[[str], str | None],
+    *,
+    repeated_bytes: int = 0,
 ) -> Response:
     """Awaits a call, and answers with one JSON document.
 
@@ -54,12 +56,13 @@ async def json_reply(
         work: The call.
         document_of: Converts its result to JSON.
         param_of: Turns a proto field path into a path of the request's JSON, for errors.
+        repeated_bytes: About how many bytes of the request the document repeats.
 
     Raises:
-        ApiError: The call failed.
+        ApiError: The call failed, or there is no memory for its result now.
     """
     result = await result_of(request, work, param_of)
-    size = size_of(result)
+    size = size_of(result) + repeated_bytes
     hold_answer(request, size)
     # Log probabilities of a long answer take seconds.
     content = await off_loop(size, lambda: orjson.dumps(document_of(result)))

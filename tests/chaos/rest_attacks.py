@@ -23,6 +23,7 @@ from PIL import Image
 from qwenvl.descriptors import raise_descriptor_limit
 from tests.chaos.attacks import MIB, MODEL, growing_image
 from tests.chaos.late_attacks import LATE_ATTACKS, METRICS_ATTACKS
+from tests.chaos.packed_attacks import PACKED_ATTACKS
 
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
@@ -389,6 +390,7 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
         ],
     ),
     **{f"late {name}": attack for name, attack in LATE_ATTACKS.items()},
+    **{f"packed {name}": attack for name, attack in PACKED_ATTACKS.items()},
 }
 ON_METRICS = {f"metrics {name}": attack for name, attack in METRICS_ATTACKS.items()}
 

@@ -15,7 +15,7 @@ from rest_adapter.json_text import shown
 from rest_adapter.openai.content import Content, Text, read_content, read_item
 from rest_adapter.openai.decisions.json_part import read_json_part
 from rest_adapter.openai.part_fields import Fields
-from rest_adapter.validation import wrong
+from rest_adapter.validation import check_length, wrong
 
 
 _ROLES: Final = {
@@ -32,6 +32,9 @@ _RESULTS: Final = {
 }
 """The types of results, and those of their calls."""
 _TYPES: Final = ("message", *_CALLS, *_RESULTS)
+_MAX_NAME_CHARS: Final = 256
+"""Each result of a call repeats the name of the call, and 20,000 results one of a megabyte."""
+
 _IGNORED: Final = ("phase", "status", "id", "namespace")
 
 
@@ -133,6 +136,7 @@ def _message(item: Fields) -> tuple[Evidence, list[str]]:
 
 def _call(item: Fields, kind: str, calls: dict[tuple[str, str], str]) -> tuple[Evidence, list[str]]:
     name, call_id = _required(item, "name"), _required(item, "call_id")
+    check_length(item.path_of("name"), name, _MAX_NAME_CHARS)
     passed = _required(item, _CALLS[kind])
     calls[kind, call_id] = name
     text = Text(f"Call of {name}: {passed}", item.path_of(_CALLS[kind]))

@@ -44,6 +44,7 @@ async def compact_conversation(request: Request) -> Response:
         ),
         lambda response: _document(response, (*conversation.history, *conversation.items)),
         prepared.param_of,
+        repeated_bytes=prepared.spec_bytes,
     )
 
 

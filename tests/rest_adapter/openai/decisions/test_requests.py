@@ -244,6 +244,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "long safety identifier": ({"safety_identifier": "s" * 129}, "safety_identifier"),
     "text as format": ({"prompt_format": "1"}, "prompt_format"),
+    "long name of a call": (
+        {"input": [{"type": "function_call", "call_id": "c", "name": "n" * 257, "arguments": ""}]},
+        "input[0].name",
+    ),
 }
 
 UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
