@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 import contextlib
 import gzip
@@ -9,16 +10,20 @@ import json
 import select
 import socket
 import time
+from typing import Any
 import zlib
 
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 import requests
+from starlette.datastructures import Headers
 
 from rest_adapter import body_budget
+from rest_adapter.body import BodyLimits, RequestBody
 from rest_adapter.body_budget import BodyBudget, Holding
 from rest_adapter.content_encoding import Decoder, decoder_of
+from rest_adapter.errors import ApiError
 from rest_adapter.settings import AdapterSettings
 from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
 from tests.rest_adapter.raw_http import (
@@ -291,6 +296,31 @@ def test_a_stalled_body_gives_way_to_others_of_its_caller(
         (answer,) = answers_of(read_to_end(clients[0]), ["POST"])
     assert answer.status == 429
     assert "gave way to others" in answer.error["message"]
+
+
+async def test_a_body_may_give_way_in_the_moment_of_its_timeout() -> None:
+    """Which has been noted then, but not yet told."""
+    budget = BodyBudget(12 * MIB, 3 * MIB)
+    limits = BodyLimits(max_bytes=3 * MIB, silence_s=0.05, min_bytes_per_s=1, budget=budget)
+    pieces = [{"type": "http.request", "body": b"x", "more_body": True}]
+
+    async def receive() -> Any:
+        return pieces.pop() if pieces else await asyncio.Event().wait()
+
+    headers = Headers({"transfer-encoding": "chunked"})
+    reading = asyncio.create_task(RequestBody(headers, receive, limits, {}).read())
+    await asyncio.sleep(0)
+    [holding] = budget._holdings
+    loop = asyncio.get_running_loop()
+    problems: list[Any] = []
+    loop.set_exception_handler(lambda _, context: problems.append(context))
+    assert holding.give_way is not None
+    loop.call_later(0.06, holding.give_way)
+    time.sleep(0.1)  # noqa: ASYNC251 - both are due in the same turn of the loop
+    with pytest.raises(ApiError, match="gave way"):
+        await reading
+    assert not problems
+    assert budget.used_bytes == 0
 
 
 def test_what_adds_nothing_to_a_body_does_not_keep_it() -> None:
