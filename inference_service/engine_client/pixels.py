@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import os
+from typing import Final
 
 from inference_service.engine_protocol import wire
 
 
+# Of their own: every image waits for its copy, and shall not wait for the work of others.
+_THREADS: Final = ThreadPoolExecutor(max_workers=4, thread_name_prefix="pixels")
+
+
 async def copy_pixels(pixels: Sequence[bytes | memoryview]) -> int:
     """Copies pixels into a memfd, in a thread: tens of megabytes would block every stream."""
-    copying = asyncio.get_running_loop().run_in_executor(None, wire.write_pixels, pixels)
+    loop = asyncio.get_running_loop()
+    copying = loop.run_in_executor(_THREADS, wire.write_pixels, pixels)
     try:
         return await asyncio.shield(copying)
     except asyncio.CancelledError:

@@ -8,49 +8,37 @@ the same way. This prevents server-side request forgery (CVE-2025-6242, CVE-2026
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 import socket
-from typing import Final
+import sys
+from typing import Final, TypeVar
 
 import httpcore
 import httpx
 
 from inference_service.errors import (
-    ImageFetchError,
     ImageFetchTimeoutError,
     ImageUrlRefusedError,
     InvalidImageUrlError,
 )
-from inference_service.media.content_coding import (
-    CodingError,
-    DecodedTooLargeError,
-    content_codings,
-    decode,
-)
-from inference_service.media.exchange import Exchanges, Progress
+from inference_service.media.body import read_body
+from inference_service.media.exchange import Exchanges
 from inference_service.media.failures import Failure, Stage, failure_of
-from inference_service.media.file_budget import FetchedFiles
-from inference_service.media.local_files import read_local_file, too_large
+from inference_service.media.file_budget import FetchedFiles, FileBudget
+from inference_service.media.local_files import local_file_size, read_local_file, too_large
 from inference_service.media.places import FetchPlaces
 from inference_service.media.policy import FetchPolicy
 from inference_service.media.resolve import Resolver, SystemResolver
 from inference_service.media.url import ImageUrl, UrlError, clean_url, parse_url, scheme_of
+from inference_service.media.visit import Visit
 
 
 MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_DIALS = 3  # addresses of one host that are tried
-_MIN_CHUNK = 256  # bytes; the mean of smaller chunks costs more time than it brings data
-_FREE_CHUNKS = 1000
 _MAX_COOKIES = 50  # of one response
-# Names the formats that are read: hosts send AVIF or HEIC to those who accept `image/*`.
-_ACCEPT: Final = (
-    "image/jpeg, image/png, image/webp, image/gif, image/bmp;q=0.9, image/tiff;q=0.9,"
-    " application/octet-stream;q=0.5"
-)
 # What the HTTP client raises beside timeouts.
 _FAILURES: Final = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, OSError)
 
@@ -63,70 +51,20 @@ def _user_agent() -> str:
 
 
 _USER_AGENT: Final = _user_agent()
+_LOCAL: Final = "file:"  # no name of a host
+# Of their own: nothing can interrupt a file system that does not answer, and nothing else shall wait for it.
+_THREADS: Final = ThreadPoolExecutor(max_workers=4, thread_name_prefix="local-files")
+
+T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class _Visit:
-    """The state of one fetch.
+async def _in_thread(read: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, read)
 
-    Attributes:
-        first: The caller's URL.
-        url: The current one.
-        field: Path of the image in the request, for errors.
-        limit: Ends the fetch if the host is too slow.
-        files: Counts the bytes in memory.
-        proxied: The connection goes to the operator's proxy.
-        progress: How far the current request is.
-        accept: The `Accept` header.
-        cookies: Set by the hosts on the way: some redirect to the same URL until their cookie comes back.
-    """
 
-    first: ImageUrl
-    url: ImageUrl
-    field: str
-    limit: asyncio.Timeout
-    files: FetchedFiles | None = None
-    proxied: bool = False
-    progress: Progress = dataclasses.field(default_factory=Progress)
-    accept: str = _ACCEPT
-    cookies: httpx.Cookies = dataclasses.field(default_factory=httpx.Cookies)
-
-    @property
-    def host(self) -> str:
-        """The host for an error message: no address, and no host that the caller does not know."""
-        if self.proxied and self.progress.stage is Stage.CONNECT:
-            return "the proxy of this service (--media-proxy)"
-        if self.url.host != self.first.host:
-            return "the host that the image's URL redirects to"
-        return "the image's host" if self.url.is_numeric else f"the host {self.url.host_header}"
-
-    @property
-    def known(self) -> dict[str, str]:
-        """The host as metadata of an error, if it may be told."""
-        told = self.url.host == self.first.host and not self.url.is_numeric
-        return {"host": self.url.host_header} if told else {}
-
-    def failed(self, failure: Failure, **metadata: str) -> ImageFetchError:
-        """The error that tells the caller of a failure."""
-        return ImageFetchError(
-            f"The image could not be fetched: {self.host} {failure.text}.",
-            field=self.field,
-            metadata={"cause": failure.cause, **self.known, **metadata},
-        )
-
-    def failed_with_status(self, status: int, text: str) -> ImageFetchError:
-        """The same for an answer without an image."""
-        return self.failed(
-            Failure("status", f"answered with status {status} {text}"), status=str(status)
-        )
-
-    def refused(self, reason: str) -> ImageUrlRefusedError:
-        """The error that tells the caller why the policy does not allow the current host."""
-        return ImageUrlRefusedError(
-            f"The media policy of this service does not allow {self.host}: {reason}.",
-            field=self.field,
-            metadata=self.known,
-        )
+def _uncounted(caller: str) -> FetchedFiles:
+    """Files of nobody who counts them."""
+    return FetchedFiles(FileBudget(sys.maxsize, wait_s=0.0), caller)
 
 
 class MediaFetcher:
@@ -174,24 +112,34 @@ class MediaFetcher:
             )
         try:
             uri = clean_url(uri)
-            if scheme_of(uri) == "file":
-                data = await asyncio.to_thread(
-                    read_local_file, uri, policy.local_root, policy.max_bytes, field
-                )
-                if files is not None:
-                    files.add(len(data))
-                return data
-            url = parse_url(uri)
+            url = None if scheme_of(uri) == "file" else parse_url(uri)
         except UrlError as error:
             raise InvalidImageUrlError(str(error), field=field) from None
         request = "" if files is None else str(id(files))
-        async with self._places.taken(url.host_header, caller=caller, request=request):
+        host = _LOCAL if url is None else url.host_header
+        counted = _uncounted(caller) if files is None else files
+        async with self._places.taken(host, caller=caller, request=request):
+            if url is None:
+                return await self._local_file(uri, field, counted)
             limit = asyncio.timeout(policy.timeout_s)
             return await self._within(
-                limit, _Visit(url, url, field, limit, files, bool(policy.proxy))
+                limit, Visit(url, url, field, limit, counted, bool(policy.proxy))
             )
 
-    async def _within(self, limit: asyncio.Timeout, visit: _Visit) -> bytes:
+    async def _local_file(self, uri: str, field: str, files: FetchedFiles) -> bytes:
+        """A file of the operator's directory; it is read when there is room for it."""
+        policy = self._policy
+        size = await _in_thread(lambda: local_file_size(uri, policy.local_root, field))
+        if size > policy.max_bytes:
+            raise too_large(policy.max_bytes, field)
+        await files.take(size, field)
+        data = await _in_thread(
+            lambda: read_local_file(uri, policy.local_root, policy.max_bytes, field)
+        )
+        files.add(len(data) - size)  # it may have changed
+        return data
+
+    async def _within(self, limit: asyncio.Timeout, visit: Visit) -> bytes:
         try:
             async with limit:
                 return await self._follow(visit)
@@ -205,7 +153,7 @@ class MediaFetcher:
         except _FAILURES as error:
             raise visit.failed(failure_of(error, visit.progress.stage)) from None
 
-    def _timed_out(self, visit: _Visit, error: Exception) -> ImageFetchTimeoutError:
+    def _timed_out(self, visit: Visit, error: Exception) -> ImageFetchTimeoutError:
         policy, stage = self._policy, visit.progress.stage
         if isinstance(error, httpcore.ConnectTimeout):
             when = f"after {policy.connect_timeout_s:g} s (--media-connect-timeout-s)"
@@ -221,7 +169,7 @@ class MediaFetcher:
             metadata={"cause": f"timeout_{stage.name.lower()}", **visit.known},
         )
 
-    async def _follow(self, visit: _Visit) -> bytes:
+    async def _follow(self, visit: Visit) -> bytes:
         """Fetches, following redirects."""
         for _ in range(MAX_REDIRECTS + 1):
             got = await self._get(visit, await self._checked_addresses(visit))
@@ -232,7 +180,7 @@ class MediaFetcher:
             Failure("redirects", f"is reached after more than {MAX_REDIRECTS} redirects")
         )
 
-    async def _checked_addresses(self, visit: _Visit) -> Sequence[str]:
+    async def _checked_addresses(self, visit: Visit) -> Sequence[str]:
         """The addresses to dial, checked; behind a proxy the host itself."""
         policy, url = self._policy, visit.url
         visit.progress.stage = Stage.LOOKUP
@@ -262,7 +210,7 @@ class MediaFetcher:
         except OSError:  # includes the timeout
             return None
 
-    async def _get(self, visit: _Visit, addresses: Sequence[str]) -> bytes | ImageUrl:
+    async def _get(self, visit: Visit, addresses: Sequence[str]) -> bytes | ImageUrl:
         """Sends one request to the first address that accepts a connection: the body, or the URL to go on with."""
         *others, last = addresses[:_MAX_DIALS]
         for address in others:
@@ -272,7 +220,7 @@ class MediaFetcher:
                 continue
         return await self._get_from(visit, last)
 
-    async def _get_from(self, visit: _Visit, address: str) -> bytes | ImageUrl:
+    async def _get_from(self, visit: Visit, address: str) -> bytes | ImageUrl:
         url = visit.url
         named = httpx.Request("GET", f"{url.scheme}://{url.host_header}{url.target}")
         visit.cookies.set_cookie_header(named)
@@ -294,9 +242,9 @@ class MediaFetcher:
                 httpx.Response(response.status, headers=cookies[:_MAX_COOKIES], request=named)
             )
             next_url = self._next_url(visit, response.status, received)
-            return next_url or await self._body(visit, response, received)
+            return next_url or await read_body(visit, self._policy, response, received)
 
-    def _next_url(self, visit: _Visit, status: int, headers: httpx.Headers) -> ImageUrl | None:
+    def _next_url(self, visit: Visit, status: int, headers: httpx.Headers) -> ImageUrl | None:
         """The URL to go on with, if the response is no image."""
         if status in _REDIRECTS and "location" in headers:
             locations = set(headers.get_list("location"))
@@ -312,51 +260,6 @@ class MediaFetcher:
         if status == 206 and not _is_whole(headers.get("content-range", "")):
             raise visit.failed_with_status(status, "and a part of the image")
         return None
-
-    async def _body(
-        self, visit: _Visit, response: httpcore.Response, headers: httpx.Headers
-    ) -> bytes:
-        """The body without its content coding."""
-        max_bytes = self._policy.max_bytes
-        length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > max_bytes:
-            raise too_large(max_bytes, visit.field)
-        body = await self._read(visit, response.aiter_stream())
-        if not body:
-            raise visit.failed_with_status(response.status, "and no content")
-        codings = content_codings(headers.get("content-encoding", ""))
-        if not codings:
-            return body
-        try:
-            return await asyncio.to_thread(decode, body, codings, max_bytes)
-        except CodingError as error:
-            raise visit.failed(Failure("content_encoding", f"sent {error}")) from None
-        except DecodedTooLargeError:
-            raise too_large(max_bytes, visit.field) from None
-
-    async def _read(self, visit: _Visit, chunks: AsyncIterator[bytes]) -> bytes:
-        """The body, counted while reading: Content-Length may be false."""
-        policy, loop = self._policy, asyncio.get_running_loop()
-        body = bytearray()
-        number, counted = 0, 0
-        visit.limit.reschedule(loop.time() + policy.timeout_s)
-        async for chunk in chunks:
-            if visit.files is not None:
-                if not visit.files.has_room(len(chunk)):
-                    visit.limit.reschedule(None)
-                    await visit.files.wait_for_room(len(chunk), visit.field)
-                    visit.limit.reschedule(loop.time() + policy.timeout_s)
-                visit.files.add(len(chunk))
-            body += chunk
-            number += 1
-            if len(body) > policy.max_bytes:
-                raise too_large(policy.max_bytes, visit.field)
-            if number > _FREE_CHUNKS + len(body) // _MIN_CHUNK:
-                raise visit.failed(Failure("small_pieces", "sends the image in too small pieces"))
-            if len(body) - counted >= policy.min_bytes_per_s * policy.timeout_s:
-                counted = len(body)
-                visit.limit.reschedule(loop.time() + policy.timeout_s)
-        return bytes(body)
 
 
 def _is_whole(content_range: str) -> bool:

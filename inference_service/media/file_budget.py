@@ -58,6 +58,12 @@ class FileBudget:
         files.held_bytes += num_bytes
         self.used_bytes += num_bytes
 
+    def free(self, files: FetchedFiles, num_bytes: int) -> None:
+        """Counts fewer bytes of a request."""
+        files.held_bytes -= num_bytes
+        self.used_bytes -= num_bytes
+        self._wake()
+
     async def wait_for_room(self, files: FetchedFiles, num_bytes: int, field: str) -> None:
         """Returns when a request may hold more bytes.
 
@@ -79,6 +85,9 @@ class FileBudget:
     def _forget(self, files: FetchedFiles) -> None:
         self.used_bytes -= files.held_bytes
         self._requests.pop(files, None)
+        self._wake()
+
+    def _wake(self) -> None:
         self._freed.set()
         self._freed = asyncio.Event()
 
@@ -107,3 +116,13 @@ class FetchedFiles:
     def add(self, num_bytes: int) -> None:
         """Counts more bytes."""
         self._budget.add(self, num_bytes)
+
+    async def take(self, num_bytes: int, field: str) -> None:
+        """Counts more bytes once there is room for them; see `wait_for_room`."""
+        if not self.has_room(num_bytes):
+            await self.wait_for_room(num_bytes, field)
+        self.add(num_bytes)
+
+    def free(self, num_bytes: int) -> None:
+        """Counts fewer bytes: they are not in memory any more."""
+        self._budget.free(self, num_bytes)

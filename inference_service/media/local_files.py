@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import os
 from pathlib import Path
 import stat
-from typing import Final
+from typing import BinaryIO, Final
 from urllib.parse import unquote, urlsplit
 
 from inference_service.errors import (
@@ -18,6 +20,12 @@ from inference_service.errors import (
 
 _REFUSED: Final = "This service may not read this file (--allow-local-media-path)."
 _MALFORMED: Final = "The file URL is malformed; it must have the form file:///path/to/image."
+
+
+def local_file_size(uri: str, root: Path | None, field: str) -> int:
+    """The bytes of a file; arguments and errors as `read_local_file`."""
+    with _opened(uri, root, field) as file:
+        return os.fstat(file.fileno()).st_size
 
 
 def read_local_file(uri: str, root: Path | None, max_bytes: int, field: str) -> bytes:
@@ -35,6 +43,16 @@ def read_local_file(uri: str, root: Path | None, max_bytes: int, field: str) -> 
         ImageTooLargeError: It has more bytes than allowed.
         ImageFetchError: It cannot be read.
     """
+    with _opened(uri, root, field) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise too_large(max_bytes, field)
+    return data
+
+
+@contextlib.contextmanager
+def _opened(uri: str, root: Path | None, field: str) -> Iterator[BinaryIO]:
+    """A file, open; as `read_local_file`."""
     refused = ImageUrlRefusedError(_REFUSED, field=field)
     if root is None:
         raise refused
@@ -49,7 +67,12 @@ def read_local_file(uri: str, root: Path | None, max_bytes: int, field: str) -> 
         path = Path(name).resolve()
         if not path.is_relative_to(root):
             raise refused
-        return _read_regular_file(path, max_bytes, field)
+        # The path is resolved: a symbolic link was created since and is refused. A pipe must not block.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise refused
+            yield file
     except (OSError, ValueError, RuntimeError):
         raise ImageFetchError("The file does not exist or cannot be read.", field=field) from None
 
@@ -61,15 +84,3 @@ def too_large(max_bytes: int, field: str) -> ImageTooLargeError:
         field=field,
         metadata={"max_bytes": str(max_bytes)},
     )
-
-
-def _read_regular_file(path: Path, max_bytes: int, field: str) -> bytes:
-    # The path is resolved: a symbolic link was created since and is refused. A pipe must not block.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ImageUrlRefusedError(_REFUSED, field=field)
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise too_large(max_bytes, field)
-    return data
