@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+import re
 import struct
 from typing import Final
 
@@ -19,8 +20,15 @@ from inference_service.media.containers.base import (
 MAX_BLOCKS: Final = 20_000
 """Sub-blocks before the first frame: comments of 5 MB."""
 
+MAX_FRAME_BLOCKS: Final = 500_000
+"""Sub-blocks of the first frame. Encoders fill them with 255 bytes, so that a file of 20 MiB needs 82,000."""
+
+MAX_STRAY: Final = 2**16
+"""Bytes before the first frame that belong to no block; decoders skip them one by one."""
+
 _EXTENSION, _IMAGE = 0x21, 0x2C
 _CONTROL: Final = 0xF9
+_BLOCK: Final = re.compile(rb"[\x21\x2c\x3b]")  # extension, image, end
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,42 +73,51 @@ def _first_frame(data: bytes) -> _Frame:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     screen_end = position = 13 + _table_bytes(flags)
     control = b""
-    blocks = 0
-    while position < len(data):
-        start, kind = position, data[position]
+    blocks = stray = 0
+    while found := _BLOCK.search(data, position, position + 1 + MAX_STRAY - stray):
+        start = found.start()
+        stray += start - position
+        position, kind = start, data[start]
         if kind == _IMAGE:
             if position + 10 > len(data):
-                break
+                raise CutOffError("it ends before its image data")
             left, top, columns, rows = struct.unpack_from("<HHHH", data, position + 1)
             size = sized(max(width, left + columns), max(height, top + rows))
             return _Frame(screen_end, control, start, size)
         if kind == 0x3B:
             raise DamagedError("it has no image data")
-        position += 1
-        if kind != _EXTENSION:
-            continue  # as decoders do
-        position += 1
-        while position < len(data) and data[position]:
-            position += 1 + data[position]
-            blocks += 1
-        position += 1
-        blocks += 1
+        position, count = _after_blocks(data, position + 2, MAX_BLOCKS - blocks)
+        blocks += count
         if blocks > MAX_BLOCKS:
             raise TooComplexError(f"it has more than {MAX_BLOCKS} blocks before its first frame")
         if data[start + 1 : start + 2] == bytes((_CONTROL,)):
             control = data[start:position]
+    if position + MAX_STRAY - stray < len(data):
+        raise CutOffError(f"it has no image data, but {MAX_STRAY} bytes that are no blocks")
     raise CutOffError("it ends before its image data")
 
 
 def _end_of_frame(data: bytes, start: int) -> tuple[int, bool]:
     """Where the frame's sub-blocks end, before their terminator, and whether they are all there."""
-    position = start + 10
-    position += _table_bytes(data[start + 9]) + 1
-    while position < len(data):
-        if not data[position]:
-            return position, True
+    first = start + 10 + _table_bytes(data[start + 9]) + 1
+    position, blocks = _after_blocks(data, first, MAX_FRAME_BLOCKS)
+    if blocks > MAX_FRAME_BLOCKS:
+        raise TooComplexError(f"its first frame has more than {MAX_FRAME_BLOCKS} blocks")
+    if position > len(data):
+        return len(data), False
+    return position - 1, True
+
+
+def _after_blocks(data: bytes, position: int, most: int) -> tuple[int, int]:
+    """Where sub-blocks end, behind their terminator, and how many they are with it; looks at few more than `most`.
+
+    Of those that are cut off, the end is behind the data.
+    """
+    blocks = 1
+    while position < len(data) and data[position] and blocks <= most:
         position += 1 + data[position]
-    return len(data), False
+        blocks += 1
+    return position + 1, blocks
 
 
 def _table_bytes(flags: int) -> int:

@@ -25,8 +25,14 @@ from inference_service.media.containers.base import (
 MAX_SEGMENTS: Final = 2048
 """Before the first scan. Profiles and XMP in pieces of 64 KiB need 320 for a file of 20 MiB."""
 
+MAX_STRAY: Final = 2**20
+"""Bytes between the segments before the first scan: a segment of a wrong length leaves up to 64 KiB."""
+
 MAX_SCANS: Final = 256
 """Encoders write about 10; a scan costs time for every pixel, however few bytes it has."""
+
+MAX_MARKERS: Final = 20_000
+"""Other markers from the first scan on; damaged data has one in 8 KiB."""
 
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
@@ -44,7 +50,8 @@ _MARKER: Final = re.compile(rb"\xff([\x01-\xfe])")
 _SCAN_MARKER: Final = re.compile(
     rb"\xff([\x01-\xcf\xd8-\xfe])"
 )  # all but restarts and stuffed bytes
-_RESTART: Final = re.compile(rb"\xff[\xd0-\xd7]")
+_RESTARTS: Final = range(0xD0, 0xD8)
+_MAX_COUNTED: Final = 2**20
 _XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -53,14 +60,20 @@ def header(data: bytes) -> Header:
     for marker, start, end in _segments(data):
         if marker in _FRAMES:
             frame = _Frame.parse(marker, data[start:end])
-            # As many scans as there are such markers; those of a second image behind the first are counted too.
-            scans = data.count(b"\xff\xda", end) if marker in _PROGRESSIVE else 1
+            scans = _most_scans(data, end) if marker in _PROGRESSIVE else 1
             return sized(frame.width, frame.height, max(1.0, float(scans)))
         if marker == _JPEG_LS:
             raise DamagedError("it is JPEG-LS, which is not read")
         if marker == _SOS:
             break
     raise DamagedError("its image data begins without a header")
+
+
+def _most_scans(data: bytes, start: int) -> int:
+    """As many scans as there are such markers, also of a second image behind the first; in a large file any number."""
+    if len(data) - start > _MAX_COUNTED:
+        return MAX_SCANS
+    return data.count(b"\xff\xda", start)
 
 
 def strip(data: bytes) -> Stripped:
@@ -106,8 +119,9 @@ def _check_tables(frame: _Frame, parts: Sequence[bytes]) -> None:
 
 def continuation(data: bytes, seed: int) -> bytes:
     """Entropy-coded noise as a last scan would go on with, also in its next two restart intervals."""
-    restarts = _RESTART.findall(data, data.rfind(b"\xff\xda"))
-    turn = restarts[-1][1] + 1 if restarts else 0xD0
+    scan = data.rfind(b"\xff\xda")
+    last = max(_RESTARTS, key=lambda marker: data.rfind(bytes((0xFF, marker)), scan))
+    turn = last + 1 if data.find(bytes((0xFF, last)), scan) >= 0 else 0xD0
     noise = hashlib.shake_128(bytes((seed,))).digest(512).replace(b"\xff", b"\x5a")
     return b"".join(
         (
@@ -124,11 +138,15 @@ def continuation(data: bytes, seed: int) -> bytes:
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, start, end) of the data of each segment up to the first scan's; bytes between segments are skipped."""
     position = 2
-    repairs = 0
+    repairs, stray = 0, MAX_STRAY
     for _ in range(MAX_SEGMENTS):
-        found = _MARKER.search(data, position)
+        looked_at = position + stray + 2
+        found = _MARKER.search(data, position, looked_at)
         if found is None:
+            if looked_at < len(data):
+                raise CutOffError(f"it has no image data, but {MAX_STRAY} bytes of no segment")
             raise CutOffError("it ends before its image data")
+        stray -= found.start() - position
         marker, position = found[1][0], found.end()
         if marker == _EOI:
             raise DamagedError("it has no image data")
@@ -242,7 +260,10 @@ class _Frame:
 
 def _end_of_scans(data: bytes, position: int, frame: _Frame) -> tuple[int, bool]:
     """Where the last scan ends, and whether an end marker stands there."""
-    while found := _SCAN_MARKER.search(data, position):
+    for _ in range(MAX_MARKERS):
+        found = _SCAN_MARKER.search(data, position)
+        if found is None:
+            return len(data), False
         marker, position = found[1][0], found.end()
         if marker == _EOI:
             return found.start(), True
@@ -256,4 +277,4 @@ def _end_of_scans(data: bytes, position: int, frame: _Frame) -> tuple[int, bool]
         if marker == _SOS:
             frame.add_scan(data[position + 2 : position + length])
         position += length
-    return len(data), False
+    raise TooComplexError(f"it has more than {MAX_MARKERS} markers in its image data")

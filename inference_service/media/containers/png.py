@@ -100,6 +100,7 @@ class _Chunks:
     pixels: list[bytes] = field(default_factory=list)
     exif: bytes = b""
     xmp: bytes = b""
+    texts: set[bytes] = field(default_factory=set)
 
     def take(self, kind: bytes, body: bytes, *, sound: bool) -> None:
         match kind:
@@ -132,10 +133,14 @@ class _Chunks:
 
     def _take_text(self, kind: bytes, body: bytes) -> None:
         name = body[:80].partition(b"\0")[0]
-        if name == _XMP and not self.xmp:
-            self.xmp = _text(kind, body)
-        elif name == _RAW_EXIF and not self.exif:
-            digits = b"".join(_text(kind, body).split(b"\n")[3:])
+        if name in self.texts or name not in {_XMP, _RAW_EXIF}:
+            return
+        self.texts.add(name)  # the first of each: they may be unpacked for nothing
+        text = _text(kind, body)
+        if name == _XMP:
+            self.xmp = text
+        elif not self.exif:
+            digits = b"".join(text.split(b"\n", 3)[3:]).replace(b"\n", b"")
             try:
                 self.exif = bytes.fromhex(digits.decode("ascii"))
             except ValueError:  # odd, and beside the pixels

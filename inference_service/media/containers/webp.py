@@ -28,6 +28,7 @@ _PIXELS_BEGIN: Final = re.compile(
     rb"VP8 ....[\x00-\xff]{3}\x9d\x01\x2a|VP8L....\x2f|ALPH....[\x00-\x3f]|ANMF....", re.DOTALL
 )
 _MAX_SEARCH: Final = 2**18
+_MAX_REPAIRS: Final = 8
 _ANIMATION, _ALPHA = 0x02, 0x10  # flags of VP8X
 
 
@@ -87,6 +88,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
     """
     position = 12
     before_pixels = True
+    repairs = 0
     for _ in range(MAX_CHUNKS):
         if position + 8 > len(data):
             return
@@ -97,7 +99,8 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
         if data[position : position + 4] not in _KNOWN and data[end : end + 4] in _KNOWN:
             position = end  # the padding was forgotten
         before_pixels = before_pixels and kind not in _PIXELS
-        if before_pixels and not _TYPE.match(data, position):
+        if before_pixels and repairs < _MAX_REPAIRS and not _TYPE.match(data, position):
+            repairs += 1
             pixels = _PIXELS_BEGIN.search(data, start, start + _MAX_SEARCH)
             if pixels is None:
                 before_pixels = False  # there are none to look for again
