@@ -106,7 +106,7 @@ class LocalBackend:
 
     def load(self) -> Load:
         """See `Backend`."""
-        return load_of(self._engine, self._shared.batch.waiting)
+        return load_of(self._engine, self._shared.waiting)
 
     def on_state_change(self, callback: Callable[[BackendState], None]) -> None:
         """See `Backend`."""

@@ -30,6 +30,8 @@ class Shared:
 
     Attributes:
         batch: The line for places in the engine's batch.
+        preparing: The line of requests with images for the line of the batch, until their images are decoded. Whoever
+            has slow ones, or waits for the room of their pixels, keeps few places of the batch from others.
         decoders: The line for workers that decode images.
         tokens: The line for room in the KV cache.
         pixels: The line for room for pixels, in bytes, that are being decoded or on their way to the engine.
@@ -37,19 +39,27 @@ class Shared:
 
     batch: Line
     tokens: Line
+    preparing: Line
     decoders: Line
     pixels: Line
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for the batch; may be read in any thread."""
+        return self.preparing.waiting + self.batch.waiting
 
     @classmethod
     def from_settings(cls, settings: ServiceSettings) -> Self:
         """As much of everything as the operator has set; how many tokens there are, a loaded engine tells."""
         few = max(2, settings.max_num_seqs // _SPARE_PART)
         pixel_bytes = settings.pixel_budget_mib * 2**20
+        workers = settings.media_workers
         return cls(
             # A few more than the batch holds, so that the engine never waits for the front; workers the same.
             batch=Line(settings.max_num_seqs + 2 * few, spare=few),
             tokens=Line(1),
-            decoders=Line(4 * settings.media_workers, spare=settings.media_workers),
+            preparing=Line(8 * workers, spare=2 * workers),
+            decoders=Line(4 * workers, spare=workers),
             pixels=Line(pixel_bytes, spare=pixel_bytes // _SPARE_PART),
         )
 
@@ -81,9 +91,11 @@ class Turn:
         self._pixel_bytes = pixel_bytes
         self._batch = shared.batch
         self._tokens = shared.tokens
+        self._preparing = shared.preparing
         self._decoders = shared.decoders
         self._pixels = shared.pixels
         self._places: list[Place] = []
+        self._preparation: Place | None = None
         self._room: Place | None = None
         self._arriving: asyncio.Task[None] | None = None
 
@@ -98,6 +110,7 @@ class Turn:
     ) -> None:
         if self._arriving is not None:
             self._arriving.cancel()
+        self._end_preparation()
         self.free_pixels()
         self.leave()
 
@@ -118,7 +131,8 @@ class Turn:
             worker.leave()
 
     def decoded(self, pixel_bytes: int) -> None:
-        """Gives back the room that the pixels did not need."""
+        """Gives back the room that the pixels did not need: all images are decoded."""
+        self._end_preparation()
         if self._room is not None:
             self._room.shrink(pixel_bytes)
 
@@ -151,11 +165,15 @@ class Turn:
             self._places.pop().leave()
 
     async def _arrive(self) -> None:
+        caller, priority = self._admitted.caller, self._admitted.priority
         with current_request().waiting("batch"):
-            self._places.append(
-                await self._batch.enter(self._admitted.caller, self.size, self._admitted.priority)
-            )
+            if self._pixel_bytes:
+                self._preparation = await self._preparing.enter(caller, 1, priority)
+            self._places.append(await self._batch.enter(caller, self.size, priority))
             self._admitted.begun = True
             if self._pixel_bytes:
-                caller, priority = self._admitted.caller, self._admitted.priority
                 self._room = await self._pixels.enter(caller, self._pixel_bytes, priority)
+
+    def _end_preparation(self) -> None:
+        if self._preparation is not None:
+            self._preparation.leave()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 import functools
-from typing import Final
+from typing import Final, TypeVar
 
 from inference_service.domain import ImageInfo, ImagePart, Media, Request, VideoPart
 from inference_service.errors import (
@@ -29,6 +29,9 @@ from inference_service.settings import ServiceSettings
 _FRAMES_AT_ONCE: Final = 8
 _MAX_VIDEO_BYTES: Final = 64 * 2**20
 """Maximum total size of a video's files, which are all in memory before the first is decoded."""
+
+T = TypeVar("T")
+_Decode = Callable[[], Coroutine[None, None, tuple[ProcessedImage, ...]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +70,7 @@ class _RequestMedia:
         default_factory=dict
     )
 
-    async def once(
-        self, key: Hashable, decode: Callable[[], Coroutine[None, None, tuple[ProcessedImage, ...]]]
-    ) -> tuple[ProcessedImage, ...]:
+    async def once(self, key: Hashable, decode: _Decode) -> tuple[ProcessedImage, ...]:
         """The result of decoding, which is begun only for the first of equal keys."""
         if key not in self.decoding:
             self.decoding[key] = asyncio.ensure_future(_in_turn(decode))
@@ -83,11 +84,21 @@ class _RequestMedia:
         self.decoding.clear()
 
 
-async def _in_turn(
-    decode: Callable[[], Coroutine[None, None, tuple[ProcessedImage, ...]]],
-) -> tuple[ProcessedImage, ...]:
+async def _in_turn(decode: _Decode) -> tuple[ProcessedImage, ...]:
     async with my_turn():
         return await decode()
+
+
+async def _all(steps: Iterable[Coroutine[None, None, T]]) -> list[T]:
+    """The results of steps that are done at the same time; when one fails, the others are given up."""
+    tasks = [asyncio.ensure_future(step) for step in steps]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        # An error refers to these frames, and they to it: its files would stay until the next collection.
+        tasks.clear()
 
 
 def _retrieve(decoding: asyncio.Future[tuple[ProcessedImage, ...]]) -> None:
@@ -174,14 +185,11 @@ class MediaPreparer:
         with self._files.of_request(caller) as files:
             fetch = functools.partial(self._fetcher.fetch, caller=caller, files=files)
             work = _RequestMedia(request, self._decoder.allowance(), fetch)
-            tasks = [asyncio.ensure_future(self._processed(part, work)) for part in media]
             try:
-                processed = await asyncio.gather(*tasks)
+                # All files first: whoever waits for a slow host has no place, memory or worker that others wait for.
+                fetched = await _all(self._fetched(part, work) for part in media)
+                processed = await _all(decode() for decode in fetched)
             finally:
-                for task in tasks:
-                    task.cancel()
-                # An error refers to these frames, and they to it: its files would stay until the next collection.
-                tasks.clear()
                 work.cancel()
         for images, part in zip(processed, media, strict=True):
             self._check_tokens(images, part)
@@ -194,12 +202,13 @@ class MediaPreparer:
             ),
         )
 
-    async def _processed(self, part: Media, work: _RequestMedia) -> tuple[ProcessedImage, ...]:
+    async def _fetched(self, part: Media, work: _RequestMedia) -> _Decode:
+        """What decodes an image or a video, whose files are in memory."""
         if isinstance(part, VideoPart):
             return await self._video(part, work)
         return await self._image(part, work)
 
-    async def _image(self, part: ImagePart, work: _RequestMedia) -> tuple[ProcessedImage, ...]:
+    async def _image(self, part: ImagePart, work: _RequestMedia) -> _Decode:
         request = work.request
         budget = pixel_budget(
             self._spec.image_policy,
@@ -225,9 +234,9 @@ class MediaPreparer:
             )
             return (image,)
 
-        return await work.once((data, budget, rejects), decode)
+        return functools.partial(work.once, (data, budget, rejects), decode)
 
-    async def _video(self, part: VideoPart, work: _RequestMedia) -> tuple[ProcessedImage, ...]:
+    async def _video(self, part: VideoPart, work: _RequestMedia) -> _Decode:
         spec = self._spec
         if spec.video is None:
             raise UnsupportedParameterError(spec.no_videos, field=part.field)
@@ -250,7 +259,7 @@ class MediaPreparer:
                 files, fields, frame_spec, work.allowance, field=part.field
             )
 
-        return await work.once((tuple(files), part.fps), decode)
+        return functools.partial(work.once, (tuple(files), part.fps), decode)
 
     def _check_tokens(self, images: Sequence[ProcessedImage], part: Media) -> None:
         """Refuses media that exceed the encoder cache before the engine computes anything; names the field."""

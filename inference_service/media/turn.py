@@ -13,7 +13,7 @@ _turn: ContextVar[Turn | None] = ContextVar("qwenvl_turn", default=None)
 
 
 def set_turn(turn: Turn) -> None:
-    """Sets the context in which every image of this task's request is decoded, after it was fetched."""
+    """Sets the context in which every image of this task's request is decoded, after all of them were fetched."""
     _turn.set(turn)
 
 

@@ -227,8 +227,8 @@ class Siege:
     def _left(self) -> dict[str, object]:
         """What is still there; empty in the end."""
         load, shared = self.backend.load(), self.backend._shared
-        lines = {"batch": shared.batch, "tokens": shared.tokens, "decoders": shared.decoders}
-        lines["pixels"] = shared.pixels
+        names = ("batch", "tokens", "preparing", "decoders", "pixels")
+        lines = {name: getattr(shared, name) for name in names}
         counts: dict[str, object] = {
             "in flight": self.backend.in_flight,
             "requests of the engine": len(self.engine._requests),

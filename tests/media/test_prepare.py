@@ -3,143 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator
+import contextlib
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pytest
 
-from inference_service.domain import (
-    ChatMessage,
-    ChatRequest,
-    ImagePart,
-    Part,
-    Role,
-    TextPart,
-    VideoPart,
-)
+from inference_service.domain import ImagePart, TextPart, VideoPart
 from inference_service.errors import (
     ImageFetchError,
     ImageTooLargeError,
+    InvalidImageError,
+    ServiceError,
     TooManyImagesError,
     UnsupportedParameterError,
 )
 from inference_service.families.registry import load_spec
-from inference_service.media.decoder import Allowance, ImageDecoder
-from inference_service.media.fetch import MediaFetcher
-from inference_service.media.file_budget import FetchedFiles, FileBudget
-from inference_service.media.images import FrameSpec, ProcessedImage
-from inference_service.media.prepare import MediaPreparer
+from inference_service.media.turn import set_turn
 from inference_service.model_spec import ModelSpec
+from tests.media.preparing import preparer, request_of, url
 from tests.support.published_configs import published_files, write_files
-
-
-class CountingFetcher:
-    """Files of 3 bytes that name their URL; knows how many were fetched at a time."""
-
-    def __init__(self) -> None:
-        self.at_once = self.most_at_once = 0
-        self.callers: set[str] = set()
-
-    async def fetch(
-        self, url: str, *, field: str, caller: str = "", files: FetchedFiles | None = None
-    ) -> bytes:
-        self.callers.add(caller)
-        if files is not None:
-            files.add(3)
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
-        await asyncio.sleep(3600 if url == "hangs" else 0.001)
-        self.at_once -= 1
-        if url == "bad":
-            raise ImageFetchError("It is not there.", field=field)
-        return url.encode()
-
-
-class NamingDecoder:
-    """Images whose digest is the file."""
-
-    def __init__(self, tokens: int = 4) -> None:
-        self.tokens = tokens
-        self.cancelled = 0
-        self.decoded: list[bytes] = []
-        self.at_once = 0
-        self.videos = 0
-        self.rejects: list[object] = []
-
-    def allowance(self) -> Allowance:
-        return Allowance(pixels=1, seconds=1.0)
-
-    async def decode(self, data: bytes, _: Allowance, **options: object) -> ProcessedImage:
-        self.decoded.append(data)
-        self.rejects.append(options["rejects_oversized"])
-        self.at_once += 1
-        try:
-            await asyncio.sleep(3600 if data == b"slow" else 0.001)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        finally:
-            self.at_once -= 1
-        return image_of(data, self.tokens)
-
-    async def decode_video(
-        self,
-        files: Sequence[bytes],
-        fields: Sequence[str],
-        spec: FrameSpec,
-        _: Allowance,
-        *,
-        field: str,
-    ) -> tuple[ProcessedImage, ...]:
-        assert len(files) == len(fields)
-        assert field == "video"
-        self.videos += 1
-        assert spec.fps > 0
-        return tuple(replace(image_of(file, self.tokens), is_video=True) for file in files[::2])
-
-
-def image_of(data: bytes, tokens: int) -> ProcessedImage:
-    return ProcessedImage(
-        pixels=b"",
-        height=2,
-        width=4,
-        original_height=1,
-        original_width=2,
-        grid=(1, 2, 4),
-        num_tokens=tokens,
-        digest=data,
-    )
-
-
-def request_of(*parts: Part) -> ChatRequest:
-    message = ChatMessage(role=Role.USER, parts=parts)
-    return ChatRequest(request_id="r", model="m", messages=(message,))
-
-
-def url(name: str) -> ImagePart:
-    return ImagePart(uri=name, field=f"image {name}", uuid=name)
 
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
     directory: Path = tmp_path_factory.mktemp("published")
     return load_spec(write_files(directory, published_files()))
-
-
-def preparer(
-    spec: ModelSpec, *, tokens: int = 4, max_tokens: int = 4
-) -> tuple[MediaPreparer, CountingFetcher, NamingDecoder]:
-    fetcher, decoder = CountingFetcher(), NamingDecoder(tokens)
-    made = MediaPreparer(
-        cast("MediaFetcher", fetcher),
-        cast("ImageDecoder", decoder),
-        spec,
-        max_tokens=max_tokens,
-        files=FileBudget(2**20, wait_s=10),
-    )
-    return made, fetcher, decoder
 
 
 async def test_images_and_videos_keep_their_order_and_only_images_are_told_of(
@@ -183,17 +73,65 @@ async def test_urls_that_hang_do_not_delay_images_sent_as_bytes(spec: ModelSpec)
     await asyncio.gather(*hung, return_exceptions=True)
 
 
-async def test_one_that_fails_gives_up_the_others(spec: ModelSpec) -> None:
-    made, _, decoder = preparer(spec)
+@pytest.mark.parametrize("kind", [ImageFetchError, InvalidImageError])
+async def test_one_that_fails_gives_up_the_others(
+    spec: ModelSpec, kind: type[ServiceError]
+) -> None:
+    made, fetcher, decoder = preparer(spec)
+    broken, other = ("bad", "hangs") if kind is ImageFetchError else ("broken", "slow")
     async with asyncio.timeout(20):
-        with pytest.raises(ImageFetchError) as caught:
-            await made.prepare(request_of(url("slow"), url("bad"), ImagePart(data=b"slow")))
-        assert caught.value.field == "image bad"
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert decoder.cancelled >= 1  # the one with data; the other may not have been decoded yet
+        with pytest.raises(kind) as caught:
+            await made.prepare(request_of(url(other), url(broken), ImagePart(data=b"slow")))
+        assert caught.value.field == f"image {broken}"
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert (fetcher.at_once, decoder.at_once) == (0, 0)
+        assert decoder.cancelled == (0 if kind is ImageFetchError else 1)  # equal ones once
+        assert made._files.used_bytes == 0
         # The places of those that were given up are free again.
         await asyncio.gather(*(made.prepare(request_of(url(str(n)))) for n in range(8)))
+
+
+async def test_no_image_takes_its_turn_before_all_files_are_there(spec: ModelSpec) -> None:
+    made, fetcher, decoder = preparer(spec)
+    turns: list[int] = []
+
+    @contextlib.asynccontextmanager
+    async def turn() -> AsyncIterator[None]:
+        turns.append(fetcher.at_once)
+        yield
+
+    set_turn(turn)
+    video = VideoPart(frames=tuple(map(url, "abcd")), field="video")
+    inline = ImagePart(data=b"inline")
+    waiting = asyncio.ensure_future(made.prepare(request_of(inline, video, url("hangs"))))
+    while fetcher.at_once != 1:  # noqa: ASYNC110 - nobody could set an event
+        await asyncio.sleep(0.002)
+    assert (turns, decoder.decoded, decoder.videos) == ([], [], 0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await made.prepare(request_of(inline, video, url("1"), url("2")))
+    assert turns == [0] * 4
+
+
+async def test_requests_with_half_of_their_files_never_wait_for_each_other(
+    spec: ModelSpec,
+) -> None:
+    """There is memory for two files and one turn at a time; each request needs three files."""
+    made, _, _ = preparer(spec, file_bytes=6)
+    place = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def turn() -> AsyncIterator[None]:
+        async with place:
+            yield
+
+    set_turn(turn)
+    requests = [request_of(*(url(f"{name}{number}") for number in range(3))) for name in "abcd"]
+    async with asyncio.timeout(20):
+        prepared = await asyncio.gather(*(made.prepare(request, "key") for request in requests))
+    assert [len(media.images) for media in prepared] == [3] * 4
+    assert made._files.used_bytes == 0
 
 
 async def test_equal_images_of_a_request_are_decoded_once(spec: ModelSpec) -> None:
