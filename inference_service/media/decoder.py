@@ -35,10 +35,12 @@ class Allowance:
     Attributes:
         pixels: Declared pixels.
         seconds: Time on the workers.
+        caller: Whose the request is; empty = unknown.
     """
 
     pixels: int
     seconds: float
+    caller: str = ""
 
 
 class ImageDecoder:
@@ -87,9 +89,9 @@ class ImageDecoder:
         """Kills the workers."""
         self._pool.close()
 
-    def allowance(self) -> Allowance:
+    def allowance(self, caller: str = "") -> Allowance:
         """What the images of a new request may cost."""
-        return Allowance(self._max_request_pixels, self._request_timeout_s)
+        return Allowance(self._max_request_pixels, self._request_timeout_s, caller)
 
     async def decode(
         self,
@@ -178,7 +180,11 @@ class ImageDecoder:
         try:
             with measured_decoding():
                 outcome = await self._pool.run(
-                    job, files, expensive=cost > CHEAP_PIXELS, timeout_s=timeout_s
+                    job,
+                    files,
+                    expensive=cost > CHEAP_PIXELS,
+                    timeout_s=timeout_s,
+                    caller=allowance.caller,
                 )
         except JobTimeoutError:
             raise self._too_slow(field) from None

@@ -1,12 +1,15 @@
 """A pool of decode workers: processes that are killed at a deadline or when nobody waits for them, and replaced.
 
 Jobs that are cheap by their header never wait behind expensive ones: with two workers or more, half of them take only
-cheap jobs.
+cheap jobs. A job that is not as cheap as its header says is ended there and begun anew as an expensive one. The next
+job is of the caller that has the fewest workers, of equal ones that which has lately used them least; a job that has
+waited for as long as its caller has used them is like one of a newcomer.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 import contextlib
 from dataclasses import dataclass
@@ -14,16 +17,23 @@ import logging
 import signal
 import subprocess
 import sys
+import time
 from typing import Final
+
+import msgspec
 
 from inference_service.errors import InternalError
 from inference_service.media.worker_process import Outcome, Worker, WorkerLostError
 from inference_service.media.worker_protocol import Failed, Job
+from inference_service.media.worker_use import WorkerUse
 
 
 DEFAULT_COMMAND: Final = (sys.executable, "-P", "-m", "inference_service.media.worker")
 GRACE_S: Final = 0.25
 """A job whose caller has left may finish within this time: to kill a worker costs more than most jobs."""
+
+CHEAP_CPU_S: Final = 2.0
+"""What a cheap job may take of a worker that has only such jobs: a multiple of what its header says."""
 
 _REAP_POLL_S: Final = 0.02
 _CLOSE_S: Final = 2.0
@@ -35,11 +45,17 @@ class JobTimeoutError(Exception):
     """The job was not done in time; its worker was killed."""
 
 
+class _CpuTimeError(JobTimeoutError):
+    """The kernel ended the job."""
+
+
 @dataclass(eq=False, slots=True)
 class _Waiter:
     """A job that waits for a worker."""
 
+    caller: str
     expensive: bool
+    asked_s: float
     worker: asyncio.Future[Worker]
 
 
@@ -58,7 +74,8 @@ class WorkerPool:
         # `any_cost` of the workers to start
         self._missing = [index >= size // 2 for index in range(size)]
         self._idle: list[Worker] = []
-        self._busy: set[Worker] = set()
+        self._busy: dict[Worker, tuple[str, float]] = {}  # for whom, and since when
+        self._use = WorkerUse()
         self._waiters: list[_Waiter] = []
         self._ended: list[subprocess.Popen[bytes]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,7 +103,13 @@ class WorkerPool:
             self._give(worker)
 
     async def run(
-        self, job: Job, files: Sequence[bytes], *, expensive: bool, timeout_s: float
+        self,
+        job: Job,
+        files: Sequence[bytes],
+        *,
+        expensive: bool,
+        timeout_s: float,
+        caller: str = "",
     ) -> Outcome:
         """Does a job on the next worker that is free; if the caller is cancelled, the worker soon is free again.
 
@@ -95,13 +118,29 @@ class WorkerPool:
             files: The files that belong to it.
             expensive: It may take long.
             timeout_s: Maximum time on the worker.
+            caller: Whose it is; empty = unknown.
 
         Raises:
             JobTimeoutError: It took longer.
             WorkerLostError: The worker ended on this job.
             InternalError: No worker can be started.
         """
-        worker = await self._take(expensive=expensive)
+        expensive = expensive or not self._use.trusts(caller)
+        worker = await self._take(expensive=expensive, caller=caller)
+        if worker.any_cost or job.cpu_s <= CHEAP_CPU_S:
+            return await self._run_on(worker, job, files, timeout_s)
+        try:
+            cheap = msgspec.structs.replace(job, cpu_s=CHEAP_CPU_S)
+            return await self._run_on(worker, cheap, files, timeout_s)
+        except _CpuTimeError:
+            self._use.distrust(caller)
+        worker = await self._take(expensive=True, caller=caller)
+        return await self._run_on(worker, job, files, timeout_s)
+
+    async def _run_on(
+        self, worker: Worker, job: Job, files: Sequence[bytes], timeout_s: float
+    ) -> Outcome:
+        """Does a job on a worker that was taken for it."""
         try:
             await worker.wait_ready()
         except WorkerLostError as error:
@@ -140,7 +179,7 @@ class WorkerPool:
 
     # ---- who works ----
 
-    async def _take(self, *, expensive: bool) -> Worker:
+    async def _take(self, *, expensive: bool, caller: str = "") -> Worker:
         if self._closed:
             raise _ending()
         self.start()
@@ -148,10 +187,12 @@ class WorkerPool:
         if able:
             worker = min(able, key=lambda worker: worker.any_cost)  # keep those of any cost free
             self._idle.remove(worker)
+            self._busy[worker] = (caller, time.monotonic())
         elif self._is_hopeless(expensive=expensive):
             raise _not_starting()
         else:
-            waiter = _Waiter(expensive, asyncio.get_running_loop().create_future())
+            admitted = asyncio.get_running_loop().create_future()
+            waiter = _Waiter(caller, expensive, time.monotonic(), admitted)
             self._waiters.append(waiter)
             try:
                 worker = await waiter.worker
@@ -161,7 +202,6 @@ class WorkerPool:
                 elif not waiter.worker.cancelled() and waiter.worker.exception() is None:
                     self._give(waiter.worker.result())
                 raise
-        self._busy.add(worker)
         return worker
 
     def _is_hopeless(self, *, expensive: bool) -> bool:
@@ -177,16 +217,33 @@ class WorkerPool:
                 waiter.worker.set_exception(_not_starting())
 
     def _give(self, worker: Worker) -> None:
-        """Gives a worker to the first job that waits for one like it."""
-        self._busy.discard(worker)
+        """Gives a worker to the next job that waits for one like it."""
+        self._end_use(worker)
         worker.running = None  # its outcome holds the pixels
-        for waiter in self._waiters:
-            if not waiter.worker.done() and (worker.any_cost or not waiter.expensive):
-                self._waiters.remove(waiter)
-                waiter.worker.set_result(worker)
-                self._busy.add(worker)
-                return
-        self._idle.append(worker)
+        workers = Counter(caller for caller, _ in self._busy.values())
+        waiter = min(
+            (
+                waiter
+                for waiter in self._waiters
+                if not waiter.worker.done() and (worker.any_cost or not waiter.expensive)
+            ),
+            key=lambda waiter: (
+                workers[waiter.caller],
+                waiter.asked_s + self._use.seconds(waiter.caller),
+            ),
+            default=None,
+        )
+        if waiter is None:
+            self._idle.append(worker)
+            return
+        self._waiters.remove(waiter)
+        waiter.worker.set_result(worker)
+        self._busy[worker] = (waiter.caller, time.monotonic())
+
+    def _end_use(self, worker: Worker) -> None:
+        caller, since_s = self._busy.pop(worker, (None, 0.0))
+        if caller is not None:
+            self._use.add(caller, time.monotonic() - since_s)
 
     async def _settle(self, worker: Worker, running: asyncio.Future[Outcome]) -> Outcome:
         if running.cancelled():
@@ -199,7 +256,7 @@ class WorkerPool:
             finally:  # also if the caller leaves meanwhile
                 self._lose(worker, str(error))
             if timed_out:
-                raise JobTimeoutError from None
+                raise _CpuTimeError from None
             raise
         self._give(worker)
         if isinstance(outcome.reply, Failed):
@@ -223,7 +280,7 @@ class WorkerPool:
         if self._closed:
             return
         logger.log(level, "decode worker %d was lost: %s", worker.process.pid, reason)
-        self._busy.discard(worker)
+        self._end_use(worker)
         worker.kill()
         self._ended.append(worker.process)
         self._missing.append(worker.any_cost)

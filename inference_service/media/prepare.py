@@ -184,7 +184,7 @@ class MediaPreparer:
             )
         with self._files.of_request(caller) as files:
             fetch = functools.partial(self._fetcher.fetch, caller=caller, files=files)
-            work = _RequestMedia(request, self._decoder.allowance(), fetch)
+            work = _RequestMedia(request, self._decoder.allowance(caller), fetch)
             try:
                 # All files first: whoever waits for a slow host has no place, memory or worker that others wait for.
                 fetched = await _all(self._fetched(part, work) for part in media)

@@ -266,6 +266,20 @@ async def decides(channel: grpc.aio.Channel, metadata: Any) -> None:
     await stub.CreateDecisions(request, metadata=metadata, timeout=60)
 
 
+def junk_images() -> chat_pb.ChatCompletionSpec:
+    """A megabyte of each that is small in its header, and repeats what a reader would look at one by one."""
+    gif = b"GIF89a\1\0\1\0\0\0\0"
+    files = [
+        gif + bytes(2**20),
+        gif + b"\x21\xfe" + b"\1a" * 2**19,
+        b"\xff\xd8" + b"\xff\0" * 2**19,
+        b"\xff\xd8\xff\xc0\0\x0b\x08\0\x01\0\x01\1\1\x11\0\xff\xda\0\x08\1\1\0\0\x3f\0"
+        + b"\xff\1" * 2**19,
+    ]
+    parts = [message_pb.Part(image=message_pb.Image(data=data)) for data in files]
+    return spec_of(*parts, "?", model=MODEL)
+
+
 def empty_images(count: int) -> chat_pb.ChatCompletionSpec:
     part = message_pb.Part(image=message_pb.Image(data=b"x"))
     return spec_of(*[part] * count, "?", model=MODEL)
@@ -290,6 +304,7 @@ MORE_ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     "much reflection": lambda a: many_streams(a, REFLECTION, LIST_SERVICES, 20, 100),
     "answers nobody waits for": lambda a: again(a, 30, leaves),
     "many small images": lambda a: again(a, 4, creates(small_images(4000))),
+    "junk images": lambda a: again(a, 16, creates(junk_images())),
     "many broken images": lambda a: again(a, 4, creates(empty_images(200_000))),
     "tokenizing": lambda a: again(a, 20, tokenizes),
     "questions": lambda a: again(a, 6, decides),

@@ -52,8 +52,8 @@ class NamingDecoder:
         self.videos = 0
         self.rejects: list[object] = []
 
-    def allowance(self) -> Allowance:
-        return Allowance(pixels=1, seconds=1.0)
+    def allowance(self, caller: str) -> Allowance:
+        return Allowance(pixels=1, seconds=1.0, caller=caller)
 
     async def decode(self, data: bytes, _: Allowance, **options: object) -> ProcessedImage:
         self.decoded.append(data)

@@ -23,11 +23,13 @@ from inference_service.errors import (
     InternalError,
     InvalidImageError,
 )
+from inference_service.media import decoder as decoder_module
 from inference_service.media import pool as pool_module
 from inference_service.media import worker_process
 from inference_service.media.decode import decode_video
 from inference_service.media.images import FrameSpec
 from inference_service.media.pool import WorkerPool
+from inference_service.media.worker_use import WorkerUse
 from inference_service.model_spec import ImagePolicy
 from tests.engine_client.engine_front import is_running, until
 from tests.media.decoding import JPEG, SLOW, VIDEO, cpu_s, peak_mib
@@ -273,6 +275,98 @@ async def test_a_worker_goes_past_jobs_that_were_just_given_up(make, policy: Ima
     assert gone.cancelled() or (await asyncio.wait([gone]) and gone.cancelled())
     pool._give(worker)
     assert await one.image(JPEG, policy) == decoded(JPEG, policy)
+
+
+async def test_the_next_job_is_of_who_has_used_the_workers_least(make) -> None:
+    pool = make(1).pool
+    worker = await pool._take(expensive=False, caller="greedy")
+    pool._use.add("greedy", 20.0)
+    pool._use.add("modest", 0.2)
+    order: list[str] = []
+
+    async def take(caller: str, *, expensive: bool = False) -> None:
+        taken = await pool._take(expensive=expensive, caller=caller)
+        order.append(caller)
+        pool._give(taken)
+
+    jobs = [
+        asyncio.ensure_future(take(caller)) for caller in ("greedy", "greedy", "modest", "new", "")
+    ]
+    await asyncio.sleep(0)
+    pool._give(worker)
+    await asyncio.gather(*jobs)
+    assert order == ["new", "", "modest", "greedy", "greedy"]
+
+
+async def test_a_job_that_waits_comes_before_newcomers_in_the_end(make) -> None:
+    pool = make(1).pool
+    worker = await pool._take(expensive=False)
+    pool._use.add("greedy", 20.0)
+    jobs = [asyncio.ensure_future(pool._take(expensive=False, caller="greedy"))]
+    await asyncio.sleep(0)
+    pool._waiters[0].asked_s -= 30.0
+    jobs.append(asyncio.ensure_future(pool._take(expensive=False, caller="new")))
+    await asyncio.sleep(0)
+    for job in jobs:
+        pool._give(worker)
+        assert await job is worker
+
+
+async def test_callers_take_turns_on_several_workers(make) -> None:
+    """Whoever has a worker comes after those who have none, whatever they have used."""
+    pool = make(2).pool
+    workers = [await pool._take(expensive=False, caller=caller) for caller in ("a", "b")]
+    pool._use.add("b", 20.0)
+    jobs = [
+        asyncio.ensure_future(pool._take(expensive=False, caller=caller)) for caller in ("a", "b")
+    ]
+    await asyncio.sleep(0)
+    pool._give(workers[1])
+    assert await jobs[1] is workers[1]
+    pool._give(workers[0])
+    assert await jobs[0] is workers[0]
+
+
+async def test_a_job_that_is_not_as_cheap_as_it_says_leaves_the_worker_of_cheap_ones(
+    make, policy: ImagePolicy, monkeypatch
+) -> None:
+    """Another caller's images go on being decoded, and the caller is not believed again for a while."""
+    monkeypatch.setattr(decoder_module, "CHEAP_PIXELS", 10**12)
+    monkeypatch.setattr(pool_module, "CHEAP_CPU_S", 0.2)  # the kernel counts whole seconds
+    one = make(2, image_timeout_s=120, request_timeout_s=120)
+    await one.image(JPEG, policy)
+    pool, greedy = one.pool, one.decoder.allowance("greedy")
+    [cheap] = [worker for worker in (*pool._idle, *pool._busy) if not worker.any_cost]
+    slow = asyncio.ensure_future(one.image(SLOW, policy, greedy))
+    async with asyncio.timeout(60):
+        await until(lambda: not is_running(cheap.process.pid))
+        await until(lambda: [worker.any_cost for worker in pool._busy] == [True])
+        [other] = pool._busy
+        os.kill(other.process.pid, signal.SIGSTOP)  # as if it took for ever
+        waiting = asyncio.ensure_future(one.image(JPEG, policy, greedy))
+        for _ in range(5):
+            got = await one.image(JPEG, policy, one.decoder.allowance("modest"))
+            assert got == decoded(JPEG, policy)
+    assert not slow.done()
+    assert not waiting.done(), "it waits for the worker of any cost"
+    for job in (slow, waiting):
+        job.cancel()
+    await asyncio.wait([slow, waiting])
+
+
+async def test_who_lies_is_not_believed_for_a_while_unless_it_is_unknown() -> None:
+    now = 100.0
+    use = WorkerUse(clock=lambda: now)
+    for caller in ("a", ""):
+        use.distrust(caller)
+    assert [use.trusts(caller) for caller in ("a", "b", "")] == [False, True, True]
+    use.add("a", 8.0)
+    use.add("b", 0.02)
+    now += 60.0
+    assert use.trusts("a")
+    assert use.seconds("a") == pytest.approx(2.0)
+    use.add("c", 1.0)
+    assert set(use._used) == {"a", "c"}, "what is forgotten takes no memory"
 
 
 async def test_an_idle_worker_holds_no_pixels(make, policy: ImagePolicy) -> None:
