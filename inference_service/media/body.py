@@ -71,6 +71,7 @@ async def _received(visit: Visit, policy: FetchPolicy, chunks: AsyncIterator[byt
             await visit.files.wait_for_room(len(chunk), visit.field)
             visit.limit.reschedule(loop.time() + policy.timeout_s)
         visit.files.add(len(chunk))
+        visit.progress.idle_bytes = 0
         body += chunk
         number += 1
         if len(body) > policy.max_bytes:

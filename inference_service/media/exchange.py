@@ -11,7 +11,7 @@ from typing import Any, Final
 import httpcore
 import httpx
 
-from inference_service.media.failures import HeadTooLargeError, Stage
+from inference_service.media.failures import HeadTooLargeError, Stage, TrailersTooLargeError
 from inference_service.media.policy import FetchPolicy, public_tls
 from inference_service.media.url import DEFAULT_PORTS, ImageUrl
 
@@ -21,6 +21,8 @@ from inference_service.media.url import DEFAULT_PORTS, ImageUrl
 _MAX_HEAD_BYTES: Final = 32 * 2**10
 _MAX_HEADS: Final = 8
 _HEAD_READ_BYTES: Final = 4096
+# So are the trailers behind a body in chunks; up to as many may be in the last read of chunks.
+_MAX_TRAILER_BYTES: Final = 16 * 2**10
 _STAGES: Final = {
     "connect_tcp.started": Stage.CONNECT,
     "start_tls.started": Stage.TLS,
@@ -37,11 +39,15 @@ class Progress:
         stage: What it is doing.
         head_bytes: Bytes received of the response's head.
         heads: Heads in them.
+        in_chunks: The body comes in chunks, behind which trailers may follow.
+        idle_bytes: Bytes received since the last piece of a body in chunks.
     """
 
     stage: Stage = Stage.LOOKUP
     head_bytes: int = 0
     heads: int = 0
+    in_chunks: bool = False
+    idle_bytes: int = 0
 
     async def trace(self, event: str, _: Any) -> None:
         """Notes the stage; an extension of the HTTP client."""
@@ -83,11 +89,15 @@ class Exchanges:
             target=url.target,
         )
         sent = [("Host", url.host_header), *headers.items()]
-        progress.head_bytes = progress.heads = 0
+        progress.head_bytes = progress.heads = progress.idle_bytes = 0
+        progress.in_chunks = False
         async with (
             self._pool(self._tls(url), progress) as pool,
             pool.stream("GET", target, headers=sent, extensions=extensions) as response,
         ):
+            progress.in_chunks = any(
+                name.lower() == b"transfer-encoding" for name, _ in response.headers
+            )
             yield response
 
     def _tls(self, url: ImageUrl) -> ssl.SSLContext:
@@ -134,6 +144,12 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
         progress = self._progress
+        if progress.in_chunks:
+            data = await self._stream.read(min(max_bytes, _MAX_TRAILER_BYTES), timeout)
+            progress.idle_bytes += len(data)
+            if progress.idle_bytes > _MAX_TRAILER_BYTES:
+                raise TrailersTooLargeError
+            return data
         if progress.stage is Stage.BODY:
             return await self._stream.read(max_bytes, timeout)
         data = await self._stream.read(min(max_bytes, _HEAD_READ_BYTES), timeout)

@@ -27,6 +27,10 @@ class HeadTooLargeError(httpcore.RemoteProtocolError):
     """The head of a response is too large."""
 
 
+class TrailersTooLargeError(httpcore.RemoteProtocolError):
+    """What follows the body of a response, or stands between its chunks, is too large."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a fetch failed.
@@ -103,6 +107,8 @@ def failure_of(error: Exception, stage: Stage) -> Failure:
         return known
     if isinstance(error, HeadTooLargeError):
         return Failure("head", "answered with a head that is too large")
+    if isinstance(error, TrailersTooLargeError):
+        return Failure("trailers", "sent trailers that are too large")
     if isinstance(error, httpcore.RemoteProtocolError) and stage is Stage.ANSWER:
         disconnected = str(error).startswith("Server disconnected")
         return _BY_STAGE[stage] if disconnected else Failure("not_http", "did not answer in HTTP")

@@ -38,6 +38,7 @@ from inference_service.media.visit import Visit
 MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_DIALS = 3  # addresses of one host that are tried
+_MAX_ADDRESSES = 128  # of one host; all are checked, in the event loop
 _MAX_COOKIES = 50  # of one response
 # What the HTTP client raises beside timeouts.
 _FAILURES: Final = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, OSError)
@@ -188,7 +189,9 @@ class MediaFetcher:
             raise visit.refused(reason)
         addresses: Sequence[str] | None = [url.host]
         if not url.is_numeric:
-            addresses = await (self._known_addresses(url) if policy.proxy else self._lookup(url))
+            addresses = await (
+                self._known_addresses(visit) if policy.proxy else self._lookup(visit)
+            )
         reason = (
             policy.refusal_of_name(url) if addresses is None else policy.refusal_of(url, addresses)
         )
@@ -196,17 +199,21 @@ class MediaFetcher:
             raise visit.refused(reason)
         return [url.host] if policy.proxy or addresses is None else addresses
 
-    async def _lookup(self, url: ImageUrl) -> Sequence[str]:
-        addresses = await self._resolve(url.host, url.port)
+    async def _lookup(self, visit: Visit) -> Sequence[str]:
+        addresses = await self._resolve(visit.url.host, visit.url.port)
+        if len(addresses) > _MAX_ADDRESSES:
+            raise visit.failed(
+                Failure("name", f"has a name with more than {_MAX_ADDRESSES} addresses")
+            )
         if not addresses:
             raise socket.gaierror(socket.EAI_NONAME, "no addresses")
         return addresses
 
-    async def _known_addresses(self, url: ImageUrl) -> Sequence[str] | None:
+    async def _known_addresses(self, visit: Visit) -> Sequence[str] | None:
         """The addresses of a host that a proxy looks up itself; None where only the proxy can."""
         try:
             async with asyncio.timeout(self._policy.connect_timeout_s):
-                return await self._lookup(url)
+                return await self._lookup(visit)
         except OSError:  # includes the timeout
             return None
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import contextlib
 import socket
 
+from h11 import _readers
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from inference_service.errors import (
     InvalidImageUrlError,
     ServiceError,
 )
+from inference_service.media import policy
 from inference_service.media.fetch import MediaFetcher
 from inference_service.media.policy import AllowedHost, FetchPolicy
 from tests.support.media_hosts import (
@@ -36,6 +38,9 @@ from tests.support.ports import free_port
 pytestmark = pytest.mark.usefixtures("dialled")
 
 NAME = "pics.example"
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def of_name(port: int, **changes) -> MediaFetcher:
@@ -82,6 +87,9 @@ def floods(begin: bytes, more: bytes = b"") -> Script:
         (floods(b"HTTP/1.1 103 Early Hints\r\n\r\n"), "head"),
         (floods(b"HTTP/1.1 100 Continue\r\nA: b\r\n\r\n"), "head"),
         (floods(b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"), "head"),
+        (floods(CHUNKED + b"1\r\nx\r\n0\r\n", b"a:\r\n"), "trailers"),
+        (floods(CHUNKED + b"1\r\nx\r\n0\r\na: ", b"b"), "trailers"),
+        (floods(CHUNKED + b"1;", b"extension"), "trailers"),
         (
             floods(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
             "small_pieces",
@@ -95,6 +103,48 @@ async def test_kinds_of_failed_answers(script: Script, cause: str):
             error = await refused(of_name(port), url, ImageFetchError)
     assert error.metadata["cause"] == cause
     assert f"the host {NAME}:{port} " in error.message
+
+
+@pytest.mark.parametrize("count", [10, 30, 128])
+async def test_no_more_trailers_are_parsed_than_headers(count: int, monkeypatch):
+    """They are parsed in the event loop, whatever comes with the last chunk."""
+    parsed: list[int] = []
+    parse = _readers._decode_header_lines
+
+    def counted(lines: list[bytes]):
+        parsed.append(sum(map(len, lines)))
+        return parse(lines)
+
+    monkeypatch.setattr(_readers, "_decode_header_lines", counted)
+    body = b"x" * 100_000
+    answer = CHUNKED + b"%x\r\n%b\r\n0\r\n" % (len(body), body)
+
+    async def script(request: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer + b"a: 3456789\r\n" * (count * 2**10 // 12) + b"\r\n")
+        await writer.drain()
+
+    async with server(script) as port:
+        service, uri = of_name(port), f"http://{NAME}:{port}/"
+        if count == 10:
+            assert await service.fetch(uri, field="f") == body
+        elif count == 128:
+            await refused(service, uri, ImageFetchError)
+        else:  # as they are cut into pieces
+            with contextlib.suppress(ImageFetchError):
+                await service.fetch(uri, field="f")
+    assert sum(parsed) < 32 * 2**10
+
+
+@pytest.mark.parametrize("proxy", [None, "http://127.0.0.1:9"])
+async def test_a_name_with_thousands_of_addresses(proxy: str | None, monkeypatch):
+    checked: list[str] = []
+    monkeypatch.setattr(policy, "is_public", checked.append)
+    many = [f"93.184.{number // 256}.{number % 256}" for number in range(4000)]
+    service = MediaFetcher(FetchPolicy(proxy=proxy), FakeResolver({NAME: [many]}))
+    error = await refused(service, f"http://{NAME}/", ImageFetchError)
+    assert error.metadata["cause"] == "name"
+    assert "more than 128 addresses" in error.message
+    assert not checked
 
 
 async def test_a_refused_connection():
