@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 import contextlib
 import itertools
@@ -18,9 +19,9 @@ class FileBudget:
     """The bytes of all fetched files that are in memory. Belongs to one event loop.
 
     When there is no room, files stop being read until others are gone. Files are held until it is their request's turn
-    to be decoded, so half of the room is kept for the oldest request of each caller: nobody waits for the many requests
-    of another one. The oldest request of all always goes on, so that requests with half of their files never wait for
-    each other.
+    to be decoded, and of a slow host until all are there. So half of the room is kept for the oldest request of each
+    caller, and of the other half one caller has three quarters at most: nobody waits for the many requests of another
+    one. The oldest request of all always goes on, so that requests with half of their files never wait for each other.
 
     Args:
         limit_bytes: Maximum of all requests but the oldest.
@@ -31,6 +32,7 @@ class FileBudget:
         self._limit_bytes = limit_bytes
         self._wait_s = wait_s
         self.used_bytes = 0
+        self._of_caller: Counter[str] = Counter()  # bytes
         self._requests: dict[FetchedFiles, None] = {}  # by age
         self._freed = asyncio.Event()
 
@@ -46,22 +48,22 @@ class FileBudget:
     def has_room(self, files: FetchedFiles, num_bytes: int) -> bool:
         """Whether a request may hold more bytes now; with the first ones it takes its place in the order of age."""
         self._requests.setdefault(files)
-        wanted = self.used_bytes + num_bytes
-        if wanted <= self._limit_bytes // 2 or next(iter(self._requests)) is files:
+        if next(iter(self._requests)) is files:
             return True
+        wanted, common = self.used_bytes + num_bytes, self._limit_bytes // 2
         older = itertools.takewhile(lambda other: other is not files, self._requests)
-        is_first = not files.caller or all(other.caller != files.caller for other in older)
-        return is_first and wanted <= self._limit_bytes
+        if not files.caller or all(other.caller != files.caller for other in older):
+            return wanted <= self._limit_bytes
+        own = self._of_caller[files.caller] + num_bytes
+        return wanted <= common and own <= common * 3 // 4
 
     def add(self, files: FetchedFiles, num_bytes: int) -> None:
         """Counts more bytes of a request."""
-        files.held_bytes += num_bytes
-        self.used_bytes += num_bytes
+        self._count(files, num_bytes)
 
     def free(self, files: FetchedFiles, num_bytes: int) -> None:
         """Counts fewer bytes of a request."""
-        files.held_bytes -= num_bytes
-        self.used_bytes -= num_bytes
+        self._count(files, -num_bytes)
         self._wake()
 
     async def wait_for_room(self, files: FetchedFiles, num_bytes: int, field: str) -> None:
@@ -82,8 +84,15 @@ class FileBudget:
                 retry_after_s=_RETRY_AFTER_S,
             ) from None
 
+    def _count(self, files: FetchedFiles, num_bytes: int) -> None:
+        files.held_bytes += num_bytes
+        self.used_bytes += num_bytes
+        self._of_caller[files.caller] += num_bytes
+        if not self._of_caller[files.caller]:
+            del self._of_caller[files.caller]
+
     def _forget(self, files: FetchedFiles) -> None:
-        self.used_bytes -= files.held_bytes
+        self._count(files, -files.held_bytes)
         self._requests.pop(files, None)
         self._wake()
 

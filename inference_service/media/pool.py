@@ -32,8 +32,8 @@ DEFAULT_COMMAND: Final = (sys.executable, "-P", "-m", "inference_service.media.w
 GRACE_S: Final = 0.25
 """A job whose caller has left may finish within this time: to kill a worker costs more than most jobs."""
 
-CHEAP_CPU_S: Final = 2.0
-"""What a cheap job may take of a worker that has only such jobs: a multiple of what its header says."""
+CHEAP_CPU_S: Final = 4.0
+"""CPU time of a job on a worker for cheap ones. Honest ones take up to 1 s, and may have a slower processor."""
 
 _REAP_POLL_S: Final = 0.02
 _CLOSE_S: Final = 2.0

@@ -73,7 +73,7 @@ async def test_a_caller_who_has_nothing_does_not_wait_for_the_files_of_another()
         assert not first.has_room(50), "the memory is bounded for all together"
 
 
-async def test_one_caller_leaves_half_of_the_room_to_others() -> None:
+async def test_one_caller_leaves_room_for_first_and_further_requests_of_others() -> None:
     budget = FileBudget(100, wait_s=3600)
     with contextlib.ExitStack() as stack:
         greedy = [stack.enter_context(budget.of_request("greedy")) for _ in range(4)]
@@ -81,10 +81,17 @@ async def test_one_caller_leaves_half_of_the_room_to_others() -> None:
         for files in greedy[1:]:
             while files.has_room(10):
                 files.add(10)
-        assert budget.used_bytes == 50
+        assert budget.used_bytes == 30, "three quarters of a half are 37"
         modest = [stack.enter_context(budget.of_request("modest")) for _ in range(2)]
-        assert modest[0].has_room(50)
-        assert not modest[1].has_room(1)
+        assert modest[0].has_room(70)
+        assert modest[1].has_room(20)
+        assert not modest[1].has_room(21)
+        modest[1].add(20)
+        greedy[1].free(5)
+        assert not greedy[2].has_room(13)
+        greedy[1].free(5)
+        assert greedy[2].has_room(10)
+    assert not budget._of_caller
 
 
 async def test_a_file_that_waits_too_long_is_refused_with_a_retry() -> None:
