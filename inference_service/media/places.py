@@ -10,7 +10,8 @@ from typing import Final
 
 
 _PER_REQUEST: Final = 8
-_Keys = tuple[tuple[str, str], ...]
+_Key = tuple[str, str]
+_Line = deque[asyncio.Future[None]]
 
 
 class FetchPlaces:
@@ -23,8 +24,10 @@ class FetchPlaces:
     def __init__(self, maximum: int) -> None:
         half = max(1, maximum // 2)
         self._limits = {"all": maximum, "host": half, "caller": half, "request": _PER_REQUEST}
-        self._taken: Counter[tuple[str, str]] = Counter()
-        self._waiting: dict[_Keys, deque[asyncio.Future[None]]] = {}
+        self._taken: Counter[_Key] = Counter()
+        # Of each owner, the lines for hosts: whoever leaves looks at all owners, and at the hosts of those only who may
+        # have a place. A request may wait for as many hosts as it has images.
+        self._waiting: dict[tuple[_Key, ...], dict[str, _Line]] = {}
 
     @contextlib.asynccontextmanager
     async def taken(self, host: str, *, caller: str = "", request: str = "") -> AsyncIterator[None]:
@@ -35,47 +38,61 @@ class FetchPlaces:
             caller: The caller; empty = unknown, without a limit.
             request: What tells the request from others; empty = unknown, without a limit.
         """
-        owners = (("caller", caller), ("request", request))
-        keys = (("all", ""), ("host", host), *(key for key in owners if key[1]))
-        if self._fits(keys):
-            self._taken.update(keys)
+        owner = tuple(key for key in (("caller", caller), ("request", request)) if key[1])
+        if self._fit(("all", ""), *owner, ("host", host)):
+            self._take(owner, host)
         else:
-            await self._wait(keys)
+            await self._wait(owner, host)
         try:
             yield
         finally:
-            self._leave(keys)
+            self._leave(owner, host)
 
-    async def _wait(self, keys: _Keys) -> None:
+    async def _wait(self, owner: tuple[_Key, ...], host: str) -> None:
         admitted = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(keys, deque()).append(admitted)
+        self._waiting.setdefault(owner, {}).setdefault(host, deque()).append(admitted)
         try:
             await admitted
         except asyncio.CancelledError:
             if not admitted.cancelled():
-                self._leave(keys)  # admitted and cancelled in the same turn of the loop
+                self._leave(owner, host)  # admitted and cancelled in the same turn of the loop
             raise
 
-    def _leave(self, keys: _Keys) -> None:
-        self._taken.subtract(keys)
-        for key in keys:
+    def _take(self, owner: tuple[_Key, ...], host: str) -> None:
+        self._taken.update((("all", ""), *owner, ("host", host)))
+
+    def _leave(self, owner: tuple[_Key, ...], host: str) -> None:
+        for key in (("all", ""), *owner, ("host", host)):
+            self._taken[key] -= 1
             if not self._taken[key]:
                 del self._taken[key]
         for waiting in list(self._waiting):
-            self._admit(waiting)
+            if not self._fit(("all", "")):
+                return
+            if self._fit(*waiting):
+                self._admit(waiting)
 
-    def _admit(self, keys: _Keys) -> None:
-        """Admits the first of a line that still waits, if there is a place for it; the line then goes to the end."""
-        line = self._waiting[keys]
-        while line and line[0].done():  # cancelled
-            line.popleft()
-        if line and self._fits(keys):
-            self._taken.update(keys)
-            line.popleft().set_result(None)
-            del self._waiting[keys]
-            self._waiting[keys] = line
-        if not line:
-            del self._waiting[keys]
+    def _admit(self, owner: tuple[_Key, ...]) -> None:
+        """Admits the first for each host for which there is a place; those lines, and their owner, go to the end."""
+        lines = self._waiting[owner]
+        has_one = False
+        for host in list(lines):
+            if not self._fit(("all", ""), *owner):
+                break
+            line = lines[host]
+            while line and line[0].done():  # cancelled
+                line.popleft()
+            if line and self._fit(("host", host)):
+                self._take(owner, host)
+                line.popleft().set_result(None)
+                lines[host] = lines.pop(host)
+                has_one = True
+            if not line:
+                del lines[host]
+        if has_one or not lines:
+            del self._waiting[owner]
+        if has_one and lines:
+            self._waiting[owner] = lines
 
-    def _fits(self, keys: _Keys) -> bool:
+    def _fit(self, *keys: _Key) -> bool:
         return all(self._taken[key] < self._limits[key[0]] for key in keys)

@@ -13,6 +13,7 @@ import pytest
 
 from inference_service.media.places import FetchPlaces
 from tests.support.media_hosts import FakeResolver, fetcher, says, server
+from tests.support.steps import steps_of
 
 
 async def hold(places: FetchPlaces, caller: str, host: str, held: asyncio.Event) -> None:
@@ -59,6 +60,42 @@ async def test_one_request_leaves_places_to_others():
         assert not waiting.done()
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
+
+
+@pytest.mark.parametrize("wide", ["hosts", "requests"])
+def test_whoever_waits_costs_the_others_nothing(wide: str) -> None:
+    """A request may have hundreds of images, each on a host of its own, and there are hundreds of requests."""
+
+    def steps(count: int) -> int:
+        async def main() -> None:
+            places = FetchPlaces(64)
+
+            async def one(number: int) -> None:
+                host, request = (f"h{number}", "r") if wide == "hosts" else ("h", f"r{number % 30}")
+                async with places.taken(host, caller="a", request=request):
+                    await asyncio.sleep(0)
+
+            await asyncio.gather(*(one(number) for number in range(count)))
+
+        return steps_of(lambda: asyncio.run(main()), "media/places")
+
+    assert steps(800) < 5 * steps(200)
+
+
+async def test_requests_and_hosts_take_turns() -> None:
+    places = FetchPlaces(2)  # one for a host
+    order: list[str] = []
+
+    async def one(request: str, host: str) -> None:
+        async with places.taken(host, request=request):
+            order.append(request)
+            await asyncio.sleep(0)
+
+    greedy = [("greedy", host) for host in "xy" * 10]
+    tasks = [asyncio.ensure_future(one(*fetch)) for fetch in (*greedy, ("b", "x"), ("c", "y"))]
+    async with asyncio.timeout(20):
+        await asyncio.gather(*tasks)
+    assert max(order.index("b"), order.index("c")) <= 5
 
 
 async def hold_briefly(places: FetchPlaces) -> None:
