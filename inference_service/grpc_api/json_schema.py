@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import json
-import re
 from typing import Any, Final, NoReturn
 
 from inference_service.errors import InvalidArgumentError
+from inference_service.grpc_api.repetitions import repeats
 from inference_service.grpc_api.schema_proofs import Proofs
 
 
@@ -97,7 +97,7 @@ def check_repeats(pattern: str, field: str, where: str = "") -> None:
     Raises:
         InvalidArgumentError: A count exceeds `MAX_REPEATS`.
     """
-    for count in _repeats(pattern):
+    for count in repeats(pattern):
         if len(count) > 9 or int(count) > MAX_REPEATS:
             place = f" in {where!r}" if where else ""
             _refuse(
@@ -189,17 +189,6 @@ def _allow_exclusive(schema: Any, proofs: Proofs) -> None:
             schema["allOf"] = [*others, {"anyOf": alternatives}]
         else:
             schema["anyOf"] = alternatives
-
-
-def _repeats(pattern: str) -> Iterator[str]:
-    """The counts of repetitions; what is escaped, or in a class of characters, is none."""
-    plain = _NOT_REPEATS.sub(" ", pattern)
-    for match in _REPEAT.finditer(plain):
-        yield from (count for count in match.groups() if count)
-
-
-_NOT_REPEATS: Final = re.compile(r"\\[pPxuU]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
-_REPEAT: Final = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

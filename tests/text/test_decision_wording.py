@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from hypothesis import given
@@ -13,6 +14,7 @@ from inference_service.domain import ImagePart, TextPart
 from inference_service.text.decisions.wording import (
     PROMPT_FORMATS,
     WrittenQuestion,
+    _as_question,
     letter_codes,
     plain,
 )
@@ -79,6 +81,38 @@ def test_format_2() -> None:
 )
 def test_a_statement_is_asked_as_a_question(statement: str, asked: str) -> None:
     assert written(2, question(QuestionKind.PREDICATE, text=statement)).text == asked
+
+
+PLAINLY = re.compile(
+    r"((?:the|there|this|it|a|an)\b[^.?!\n]*?) (is|are) ([^.?!\n]+)\.?", re.IGNORECASE
+)
+WORDS = [
+    "the",
+    "It",
+    "a",
+    " is ",
+    " are ",
+    " is",
+    " ",
+    "red",
+    ".",
+    "?",
+    "\n",
+    "a is",
+    "\u017f",
+    "i\u017f ",
+]
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=9).map("".join))
+def test_statements_are_those_of_the_plain_expression(text: str) -> None:
+    """The one in use tells other texts first, which would take a step for each pair of characters."""
+    found = PLAINLY.fullmatch(text)
+    asked = text
+    if found:
+        subject, verb, rest = found.groups()
+        asked = f"{verb.capitalize()} {subject[0].lower()}{subject[1:]} {rest}?"
+    assert _as_question(text) == asked
 
 
 VALUES = st.booleans() | st.sampled_from(

@@ -32,8 +32,10 @@ class WrittenQuestion:
 
 
 _YES_NO: Final = (("Yes", "yes"), ("No", "no"))
+# One sentence, which the lookahead tells first: otherwise each `is` would be tried up to the end.
 _STATEMENT: Final = re.compile(
-    r"((?:the|there|this|it|a|an)\b[^.?!\n]*?) (is|are) ([^.?!\n]+)\.?", re.IGNORECASE
+    r"(?=[^.?!\n]++\.?\Z)((?:the|there|this|it|a|an)\b[^.?!\n]*?) (is|are) ([^.?!\n]+)\.?",
+    re.IGNORECASE,
 )
 _LETTERS: Final = string.ascii_uppercase
 _PLAIN_YES_NO: Final = (("Yes", "yes", "是", "有"), ("No", "no", "不", "没有", "否"))

@@ -25,7 +25,7 @@ _EDGES = (
 _LIMIT = 1e9  # no coordinate is as large
 _MAX_TEXT = 200  # four numbers as a text are shorter
 _NUMBERS = re.compile(
-    r"\s*[\[(]?\s*(-?\d{1,9}(?:\.\d{1,20})?(?:\s*,\s*-?\d{1,9}(?:\.\d{1,20})?){3})\s*[\])]?\s*"
+    r"\s*+(?:[\[(]\s*+)?+(-?\d{1,9}(?:\.\d{1,20})?(?:\s*+,\s*+-?\d{1,9}(?:\.\d{1,20})?){3})\s*+(?:[\])]\s*+)?+"
 )
 
 _Corners = tuple[float, float, float, float]
