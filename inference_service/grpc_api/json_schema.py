@@ -48,6 +48,7 @@ _COUNTED: Final = ("allOf", "anyOf", "enum", "oneOf", "prefixItems", "properties
 _COMPILER_OPTIONS: Final = "x-guidance"
 """llguidance would read options from it, such as free white space."""
 _MAX_SHOWN: Final = 60
+_MAX_PATH: Final = 120
 
 
 def checked_schema(text: str, field: str) -> str:
@@ -99,7 +100,7 @@ def check_repeats(pattern: str, field: str, where: str = "") -> None:
     """
     for count in repeats(pattern):
         if len(count) > 9 or int(count) > MAX_REPEATS:
-            place = f" in {where!r}" if where else ""
+            place = f" in {_shown(where)}" if where else ""
             _refuse(
                 f"has a repetition count of {count[:20]}{place}, but at most {MAX_REPEATS} are allowed.",
                 field,
@@ -120,7 +121,7 @@ class _Schemas:
         if schema.get("uniqueItems") is False:
             del schema["uniqueItems"]
         for keyword, value in schema.items():
-            path = f"{where}.{keyword}" if where else keyword
+            path = _path(where, keyword)
             self._check_keyword(keyword, value, path)
         for inner, path in _inner_schemas(schema, where):
             self.check(inner, path)
@@ -162,16 +163,22 @@ class _Schemas:
 
 def _inner_schemas(schema: dict[str, Any], where: str) -> Iterator[tuple[Any, str]]:
     """The schemas in a schema, with their paths."""
-    prefix = f"{where}." if where else ""
     for keyword in _MAPS:
         if isinstance(inner := schema.get(keyword), dict):
-            yield from ((value, f"{prefix}{keyword}.{name}") for name, value in inner.items())
+            path = _path(where, keyword)
+            yield from ((value, _path(path, name)) for name, value in inner.items())
     for keyword in (*_LISTS, *_SINGLES):
-        inner = schema.get(keyword)
+        inner, path = schema.get(keyword), _path(where, keyword)
         if isinstance(inner, list):
-            yield from ((value, f"{prefix}{keyword}[{index}]") for index, value in enumerate(inner))
+            yield from ((value, f"{path}[{index}]") for index, value in enumerate(inner))
         else:
-            yield inner, f"{prefix}{keyword}"
+            yield inner, path
+
+
+def _path(where: str, name: str) -> str:
+    """The path of what is in another: no longer than messages show, as there may be thousands below a long name."""
+    path = f"{where[:_MAX_PATH]}.{name[:_MAX_PATH]}" if where else name
+    return path[:_MAX_PATH]
 
 
 def _allow_exclusive(schema: Any, proofs: Proofs) -> None:

@@ -28,9 +28,11 @@ def mappings(schemas: Iterable[Any]) -> list[Mapping[str, Any]]:
 
 
 def _types(schema: Mapping[str, Any]) -> frozenset[str]:
-    """The types that a schema states; an integer is a number."""
+    """The types that a schema states; an integer is a number. A list with more than there are is not looked at."""
     stated = schema.get("type")
     listed = stated if isinstance(stated, list) else [stated]
+    if len(listed) > len(_TYPES):
+        return _TYPES
     names = {name for name in listed if isinstance(name, str) and name in _TYPES}
     if "number" in names:
         names.add("integer")

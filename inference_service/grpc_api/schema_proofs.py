@@ -16,10 +16,11 @@ from inference_service.grpc_api import schema_facts as facts
 
 
 MAX_STEPS: Final = 30_000
+"""Schemas, names and values that are looked at for all proofs about a document."""
 _TEXT_OF_STEP: Final = 16
 """To write so many characters of a value, or to compare them, costs as much as a step."""
-"""Schemas, names and values that are looked at for all proofs about a document."""
-
+_OTHERS_OF_STEP: Final = 16
+"""To pass over so many values that are no new schema costs as much as a step."""
 _DEPTHS: Final = (1, 3, 9)
 """Levels of properties in which a contradiction is looked for, the nearest first."""
 
@@ -32,6 +33,9 @@ class Proofs:
         self._root = root
         self._left = MAX_STEPS
         self._finite: set[int] = set()
+        self._targets: dict[
+            str, Any
+        ] = {}  # of references, which may be long, and met at every step
         self._texts: dict[
             int, tuple[object, str]
         ] = {}  # with the value, so that its id stays its own
@@ -186,6 +190,7 @@ class Proofs:
         found: list[facts.Schema] = []
         seen: set[int] = set()
         waiting = list(schemas)
+        others = 0  # what is no schema, or was met before, which the caller does not count
         while waiting:
             schema = waiting.pop()
             if isinstance(schema, bool):
@@ -194,11 +199,16 @@ class Proofs:
                 seen.add(id(schema))
                 found.append(schema)
                 waiting += self._implied(schema)
+            else:
+                others += 1
+        self._spend(others // _OTHERS_OF_STEP)
         return found
 
     def _implied(self, schema: Mapping[str, Any]) -> Iterator[Any]:
         if isinstance(reference := schema.get("$ref"), str):
-            yield self._target(reference)
+            if reference not in self._targets:
+                self._targets[reference] = self._target(reference)
+            yield self._targets[reference]
         if isinstance(several := schema.get("allOf"), list):
             yield from several
 

@@ -39,7 +39,10 @@ BUILT: Final[dict[str, Iterable[re.Pattern[Any]]]] = {
 }
 """By module: expressions that functions put together, as they do so or alike."""
 
-METHODS: Final = {"inference_service.media.formats": "match"}
+METHODS: Final = {
+    "inference_service.grammar.error_words": "fullmatch",
+    "inference_service.media.formats": "match",
+}
 """By module: what is called of the expressions that stand in its tables."""
 
 

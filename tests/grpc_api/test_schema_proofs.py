@@ -12,8 +12,10 @@ import jsonschema
 import pytest
 
 from inference_service.errors import InvalidArgumentError
-from inference_service.grpc_api.json_schema import checked_schema
+from inference_service.grpc_api import schema_proofs
+from inference_service.grpc_api.json_schema import _inner_schemas, checked_schema
 from inference_service.grpc_api.schema_proofs import Proofs
+from tests.support.line_counts import lines_of
 from tests.support.unions import DISJOINT, tagged
 
 
@@ -227,6 +229,42 @@ HOSTILE: dict[str, dict[str, Any]] = {
         "$defs": chain(300, lambda ref: {"anyOf": [{"$ref": ref}, {"$ref": "#/$defs/d0"}]}),
     },
 }
+
+
+RANGES = [{"type": "integer", "minimum": 2 * n, "maximum": 2 * n} for n in range(92)]
+COSTLY: dict[str, dict[str, Any]] = {
+    "long references": {
+        "oneOf": [{**one, "$ref": "#/$defs/a"} for one in RANGES],
+        "$defs": {"a": {"$ref": "#/" + "%41" * 700}},
+    },
+    "long lists of types": {
+        "oneOf": [{**one, "$ref": "#/$defs/a"} for one in RANGES],
+        "$defs": {"a": {"type": ["integer"] * 4000}},
+    },
+    "long lists of what is no schema": {
+        "oneOf": [{**one, "$ref": "#/$defs/a"} for one in RANGES],
+        "$defs": {"a": {"allOf": [0] * 5000}},
+    },
+}
+
+
+@pytest.mark.parametrize("case", COSTLY)
+def test_the_work_of_a_schema_is_bounded(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = json.dumps(COSTLY[case])
+    unquoted: list[str] = []
+    monkeypatch.setattr(schema_proofs, "unquote", lambda path: unquoted.append(path) or path)
+    assert lines_of(lambda: checked_schema(text, FIELD)) < 100 * schema_proofs.MAX_STEPS
+    assert sum(map(len, unquoted)) <= len(text)
+
+
+def test_paths_below_a_long_name_stay_short() -> None:
+    inner: dict[str, Any] = {f"p{n}": {"type": "null"} for n in range(500)}
+    found = list(_inner_schemas({"properties": inner}, f"properties.{'n' * 30_000}"))
+    assert len(found) >= 500
+    assert max(len(path) for _, path in found) < 200
+    with pytest.raises(InvalidArgumentError) as caught:
+        checked_schema(json.dumps({"properties": {"n" * 30_000: {"pattern": "a{2000}"}}}), FIELD)
+    assert len(caught.value.message) < 300
 
 
 @pytest.mark.parametrize("case", HOSTILE)
