@@ -111,7 +111,7 @@ class Answering:
         context_tokens = self._context_tokens()
         async with admitted.abortable():
             checked = await with_form(request, self._model, self._constraints)
-            await self._token_lists(request)
+            await self._token_lists(request, admitted.caller)
         prepared = await self.prepare(checked, admitted, turn)
         options = self._composer.options(request, prepared, context_tokens)
         form_begins_after(checked, prepared, self._model.tokenizer)
@@ -126,7 +126,7 @@ class Answering:
         asked_in = form_field(request)
         async with admitted.abortable():
             request = await with_form(request, self._model, self._constraints)
-            lists = await self._token_lists(request)
+            lists = await self._token_lists(request, admitted.caller)
         prepared = await self.prepare(request, admitted, turn)
         self._rates.take(
             admitted.caller, Amounts(image_bytes=sum(memoryview(p).nbytes for p in prepared.pixels))
@@ -172,9 +172,14 @@ class Answering:
         builder = self._model.decision_prompts()
         context_tokens = self._context_tokens()
         media = await self._prepare_media(request.with_all_images, admitted, turn)
-        prompts = await self._prompts.run(
-            request.num_characters, lambda: builder.build(request, media.images)
-        )
+        steps = builder.steps(request, media.images, context_tokens, self._prompts.min_tokens)
+        prompts = None
+        while (
+            prompts is None
+        ):  # other callers take their turns between steps, and it may be cancelled
+            prompts = await self._prompts.run(
+                request.num_characters, admitted.caller, lambda: next(steps)
+            )
         prepared()
         self._rates.take(
             admitted.caller, Amounts(image_bytes=sum(len(image.pixels) for image in media.images))
@@ -186,7 +191,7 @@ class Answering:
             self._engine, request, prompts, media, admitted, at_once=turn.size
         )
 
-    async def _token_lists(self, request: Request) -> TokenLists:
+    async def _token_lists(self, request: Request, caller: str) -> TokenLists:
         """The lists of tokens and words to which a request restricts its answers."""
         sampling, model = request.sampling, self._model
         allowed, words = sampling.allowed_token_ids or (), sampling.bad_words or ()
@@ -194,6 +199,7 @@ class Answering:
             return NO_LISTS
         return await self._prompts.run(
             len(allowed) + sum(map(len, words)),
+            caller,
             lambda: token_lists(sampling, model.tokenizer, model.vocab_size),
         )
 
@@ -203,7 +209,7 @@ class Answering:
         """Prepares media; an abort ends only what may take long: the wait for the turn, and the media."""
         state = self._engine.ready
         if state is not None:
-            await self._prompts.refuse_too_long(request, state.max_model_len)
+            await self._prompts.refuse_too_long(request, state.max_model_len, admitted.caller)
         set_turn(turn.decoding)
         try:
             async with admitted.abortable():

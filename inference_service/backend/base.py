@@ -264,7 +264,7 @@ class Vocabulary(Protocol):
             ServiceError: An id is outside the vocabulary, or the request is not admitted.
         """
 
-    async def strings(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+    async def strings(self, token_ids: Sequence[int], caller: str) -> tuple[str, ...]:
         """Tokens as the vocabulary writes them; is part of another call."""
 
 

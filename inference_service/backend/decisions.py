@@ -6,6 +6,7 @@ the ones before it. What labels have in common at their beginning is computed on
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 import math
@@ -55,12 +56,20 @@ class _Tally:
     prompt: QuestionPrompt
     logprobs: dict[tuple[int, ...], float] = field(default_factory=dict)
     top_is_label: bool = False
+    _sorted: list[tuple[int, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._sorted = sorted(self.prompt.labels)
 
     def candidates(self, begun: tuple[int, ...]) -> tuple[int, ...]:
         """The tokens that continue a beginning of labels, in ascending order."""
+        found: list[int] = []
         length = len(begun)
-        longer = (ids for ids in self.prompt.labels if len(ids) > length and ids[:length] == begun)
-        return tuple(sorted({ids[length] for ids in longer}))
+        place = bisect_right(self._sorted, begun)  # the labels that begin so follow it
+        while place < len(self._sorted) and self._sorted[place][:length] == begun:
+            found.append(self._sorted[place][length])
+            place = bisect_left(self._sorted, (*begun, found[-1] + 1), place)
+        return tuple(found)
 
     def masses(self, count: int) -> list[float]:
         """The probability of each of so many options, once all labels are judged."""
@@ -242,7 +251,7 @@ async def decide(
         batch, jobs = _first_of_a_kind(jobs, size)
         first = batch[0].tally.prompt
         results = await ask(
-            first.whole or prompts.evidence,
+            prompts.prompt_of(first),
             first.pixels if first.whole else prompts.pixels,
             [job.probe() for job in batch],
         )

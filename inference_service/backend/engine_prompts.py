@@ -36,7 +36,7 @@ class EnginePrompts(TextWorkers):
     async def prepare(self, request: Request, media: PreparedMedia, caller: str) -> PreparedPrompt:
         """See `PromptWorkers.prepare`."""
         source, start = await self.run(
-            num_characters(request), lambda: self._source(request, media.images)
+            num_characters(request), caller, lambda: self._source(request, media.images)
         )
         pixels = [image.pixels for image in media.images]
         try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
@@ -17,6 +15,7 @@ from inference_service.domain import (
     TokenUsage,
 )
 from inference_service.errors import ContextLengthError
+from inference_service.fair_threads import FairThreads
 from inference_service.media.prepare import PreparedMedia
 from inference_service.process_memory import return_free_memory
 from inference_service.text.bounds import TokenBound
@@ -56,18 +55,21 @@ class Prompts(Protocol):
     def close(self) -> None:
         """Ends its work."""
 
-    async def refuse_too_long(self, request: Request, max_tokens: int) -> None:
+    async def refuse_too_long(self, request: Request, max_tokens: int, caller: str) -> None:
         """Refuses a request whose text cannot fit the context window, before anything of it is computed."""
 
     async def prepare(self, request: Request, media: PreparedMedia, caller: str) -> PreparedPrompt:
         """Builds the prompt of a caller's request."""
 
-    async def run(self, characters: int, work: Callable[[], T]) -> T:
-        """Runs work on so many characters of text in a thread."""
+    async def run(self, characters: int, caller: str, work: Callable[[], T]) -> T:
+        """Runs a caller's work on so many characters of text in a thread."""
+
+    def min_tokens(self, text: str) -> int:
+        """A number of tokens that a text of a conversation has at least, found without tokenising it."""
 
 
 class TextWorkers:
-    """Works on text in threads: short texts do not wait for long ones.
+    """Works on text in threads: short texts do not wait for long ones, and callers take turns.
 
     Args:
         tokenizer: The model's, to bound the tokens of a text; None = no text is refused before it is tokenised.
@@ -79,15 +81,15 @@ class TextWorkers:
         if tokenizer is not None:
             self._bounds[ChatRequest] = TokenBound(tokenizer.texts(special=False))
             self._bounds[TextCompletionRequest] = TokenBound(tokenizer.texts(special=True))
-        self._short = ThreadPoolExecutor(max_workers=2, thread_name_prefix="short-prompts")
-        self._long = ThreadPoolExecutor(max_workers=1, thread_name_prefix="long-prompts")
+        self._short = FairThreads(2, "short-prompts")
+        self._long = FairThreads(1, "long-prompts")
 
     def close(self) -> None:
         """Ends the threads; prompts that wait are dropped."""
         for threads in (self._short, self._long):
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.close()
 
-    async def refuse_too_long(self, request: Request, max_tokens: int) -> None:
+    async def refuse_too_long(self, request: Request, max_tokens: int, caller: str) -> None:
         """Refuses a request whose text cannot fit the context window, before anything of it is computed.
 
         Raises:
@@ -97,7 +99,7 @@ class TextWorkers:
         min_tokens = len(token_ids)
         bound = self._bounds.get(type(request))
         if bound is not None and len(text) > _CHARACTERS_PER_TOKEN * max_tokens:
-            min_tokens = await self.run(len(text), lambda: bound.min_tokens(text))
+            min_tokens = await self.run(len(text), caller, lambda: bound.min_tokens(text))
         if min_tokens >= max_tokens:
             raise ContextLengthError(
                 f"This model's maximum context length is {max_tokens} tokens. However, your messages have at least"
@@ -109,11 +111,16 @@ class TextWorkers:
                 },
             )
 
-    async def run(self, characters: int, work: Callable[[], T]) -> T:
-        """Runs work on so many characters of text in a thread."""
+    def min_tokens(self, text: str) -> int:
+        """See `Prompts`; 0 if no vocabulary bounds it."""
+        bound = self._bounds.get(ChatRequest)
+        return 0 if bound is None else bound.min_tokens(text)
+
+    async def run(self, characters: int, caller: str, work: Callable[[], T]) -> T:
+        """Runs a caller's work on so many characters of text in a thread."""
         threads = self._short if characters <= _LONG_CHARACTERS else self._long
         try:
-            return await asyncio.get_running_loop().run_in_executor(threads, work)
+            return await threads.run(caller, work)
         finally:
             if characters >= _TRIM_CHARACTERS:
                 threads.submit(return_free_memory)
@@ -137,12 +144,9 @@ class PromptWorkers(TextWorkers):
         Raises:
             ServiceError: The prompt is invalid; the error names the field.
         """
-        del (
-            caller
-        )  # threads are shared by length of text; an engine that prepares shares by callers
         # Rendering and tokenising a long prompt must not block the event loop (CVE-2025-62426).
         prompt = await self.run(
-            num_characters(request), lambda: self._builder.build(request, media.images)
+            num_characters(request), caller, lambda: self._builder.build(request, media.images)
         )
         media_tokens = sum(image.num_tokens for image in prompt.images)
         return PreparedPrompt(

@@ -46,7 +46,7 @@ class ModelVocabulary:
         encode = self._tokenizer.encode if parse_special else self._tokenizer.encode_plain
         with self._admitted(request_id, caller) as admitted:
             async with admitted.abortable(), self._place_of(caller):
-                return tuple(await self._workers.run(len(text), lambda: encode(text)))
+                return tuple(await self._workers.run(len(text), caller, lambda: encode(text)))
 
     async def detokenize(
         self, token_ids: Sequence[int], request_id: str, caller: str, *, skip_special: bool
@@ -59,12 +59,12 @@ class ModelVocabulary:
 
         with self._admitted(request_id, caller) as admitted:
             async with admitted.abortable(), self._place_of(caller):
-                return await self._workers.run(len(token_ids), decode)
+                return await self._workers.run(len(token_ids), caller, decode)
 
-    async def strings(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+    async def strings(self, token_ids: Sequence[int], caller: str) -> tuple[str, ...]:
         """See `Vocabulary`."""
         write = self._tokenizer.token_string
-        return await self._workers.run(len(token_ids), lambda: tuple(map(write, token_ids)))
+        return await self._workers.run(len(token_ids), caller, lambda: tuple(map(write, token_ids)))
 
     def _place_of(self, caller: str) -> asyncio.Lock:
         place = self._places.get(caller)

@@ -80,4 +80,7 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
     async def _domain_request(self, spec: chat_pb.ChatCompletionSpec) -> ChatRequest:
         model = self._generation.canonical_name(spec.model)
         convert = partial(chat_request, spec, model, this_call().request_id, self._settings)
-        return await work.for_size(message_bytes(), convert)
+        has_schemas = (
+            spec.HasField("constraint") or len(spec.tools) > 0
+        )  # of which small ones may take long
+        return await work.for_size(message_bytes(), convert, is_costly=has_schemas)

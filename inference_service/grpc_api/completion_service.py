@@ -63,4 +63,5 @@ class CompletionServicer(completion_grpc.CompletionServiceServicer):
         model = self._generation.canonical_name(spec.model)
         call_id = this_call().request_id
         convert = partial(text_completion_request, spec, model, call_id, self._settings)
-        return await work.for_size(message_bytes(), convert)
+        has_schemas = spec.HasField("constraint")  # of which small ones may take long
+        return await work.for_size(message_bytes(), convert, is_costly=has_schemas)

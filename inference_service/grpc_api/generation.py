@@ -90,7 +90,7 @@ class Generation:
             written: Sequence[str] = ()
             if strings:
                 token_ids = rendered.started.prompt_token_ids
-                written = await self._backend.vocabulary.strings(token_ids)
+                written = await self._backend.vocabulary.strings(token_ids, call.caller)
         context_tokens = self._backend.describe().max_context_tokens
         return RenderedPrompt(rendered, written, request.model, context_tokens)
 

@@ -38,7 +38,9 @@ class TokenizeServicer(tokenize_grpc.TokenizeServiceServicer):
             token_ids = await vocabulary.tokenize(
                 request.text, call.request_id, call.caller, parse_special=parse_special
             )
-            strings = await vocabulary.strings(token_ids) if request.return_token_strings else ()
+            strings: tuple[str, ...] = ()
+            if request.return_token_strings:
+                strings = await vocabulary.strings(token_ids, call.caller)
         return await work.for_size(
             _BYTES_PER_TOKEN * len(token_ids),
             lambda: tokenize_pb.TokenizeResponse(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 import contextvars
 import time
 from typing import Final, TypeVar
 
+from inference_service.fair_threads import FairThreads
+from inference_service.grpc_api.call_context import this_call
 from inference_service.process_memory import return_free_memory
 
 
 INLINE_BYTES: Final = 8 * 2**10
 """Messages up to this size take less time than a change of threads costs others."""
 
-_THREADS: Final = ThreadPoolExecutor(max_workers=2, thread_name_prefix="messages")
+_THREADS: Final = FairThreads(2, "messages")
 
 _TRIM_BYTES: Final = 2**20
 _TRIM_EVERY_S: Final = 2.0
@@ -23,12 +24,18 @@ _TRIM_EVERY_S: Final = 2.0
 T = TypeVar("T")
 
 
-async def for_size(num_bytes: int, work: Callable[[], T]) -> T:
-    """Runs `work` on a message of `num_bytes` bytes: here if it is small, else in a thread, in the same context."""
-    if num_bytes <= INLINE_BYTES:
+async def for_size(num_bytes: int, work: Callable[[], T], *, is_costly: bool = False) -> T:
+    """Runs `work` on a message of the current call: here if it is small, else in a thread, in the same context.
+
+    Args:
+        num_bytes: Bytes of the message.
+        work: The work.
+        is_costly: It may take long on a small message, too.
+    """
+    if num_bytes <= INLINE_BYTES and not is_costly:
         return work()
     context = contextvars.copy_context()
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, lambda: context.run(work))
+    return await _THREADS.run(this_call().caller, lambda: context.run(work))
 
 
 _last_trim = 0.0

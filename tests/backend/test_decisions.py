@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-from inference_service.backend.decisions import decide
+from inference_service.backend.decisions import _Tally, decide
 from inference_service.decisions import Decision, Option, Question, QuestionKind
 from inference_service.engine_protocol.messages import Probe, ProbeResult
 from inference_service.errors import InternalError
 from inference_service.text.decisions.prompts import DecisionPrompts, QuestionPrompt
 from inference_service.text.prompt import Prompt
+from tests.support.line_counts import lines_of
 
 
 Labels = dict[tuple[int, ...], list[int]]
@@ -57,6 +58,30 @@ def prompts_of(*labels: Labels, first: int = 10) -> DecisionPrompts:
     return DecisionPrompts(
         evidence=EVIDENCE, pixels=(), questions=tuple(questions), prompt_format=1
     )
+
+
+LABEL = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
+
+
+@given(st.sets(LABEL, min_size=1, max_size=12), st.lists(st.integers(1, 4), max_size=4))
+def test_candidates_are_the_tokens_that_continue_labels(
+    labels: set[tuple[int, ...]], begun: list[int]
+) -> None:
+    tally = _Tally(QuestionPrompt(token_ids=(), labels={one: [0] for one in labels}))
+    start, length = tuple(begun), len(begun)
+    longer = {one[length] for one in labels if len(one) > length and one[:length] == start}
+    assert tally.candidates(start) == tuple(sorted(longer))
+
+
+def test_all_labels_of_a_question_are_followed_in_few_steps() -> None:
+    labels: Labels = {(first, second): [0] for first in range(1000) for second in range(2)}
+    tally = _Tally(QuestionPrompt(token_ids=(), labels=labels))
+
+    def follow() -> None:
+        for first in tally.candidates(()):
+            assert tally.candidates((first,)) == (0, 1)
+
+    assert lines_of(follow) < 20 * len(labels)  # a look at every label for each is 2,000,000
 
 
 async def test_labels_of_several_tokens() -> None:

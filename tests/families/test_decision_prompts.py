@@ -14,7 +14,7 @@ import pytest
 from inference_service.backend.defaults import decision_prompt_format
 from inference_service.decisions import DecisionRequest, Option, Question, QuestionKind
 from inference_service.domain import ChatMessage, ChatRequest, ImagePart, Role, TextPart
-from inference_service.errors import UnsupportedParameterError
+from inference_service.errors import ContextLengthError, ServiceError, UnsupportedParameterError
 from inference_service.families.glm_4v.text import GlmChat, load_tokenizer
 from inference_service.families.registry import family_of, load_spec
 from inference_service.media.images import ProcessedImage
@@ -157,10 +157,11 @@ def test_a_question_behind_the_input_is_as_if_written_at_once(
         found = (*prompts.evidence.token_ids, *prompt.token_ids)
         assert found == (*whole.token_ids, *labels.opening)
         if prompt.whole is None:
+            assert prompts.prompt_of(prompt) is prompts.evidence
             assert prompts.evidence.images == whole.images
         else:
-            assert prompt.whole.token_ids == found
-            assert prompt.whole.images == whole.images
+            assert prompts.prompt_of(prompt).token_ids == found
+            assert prompts.prompt_of(prompt).images == whole.images
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -278,3 +279,85 @@ def test_names_in_the_input_tell_apart_who_said_what(models: dict[str, Model], n
     places = [text.index(word) for word in ("Ann", "word0", "Bob", "word1")]
     assert places == sorted(places)
     assert written("user", "user") == written("", "")
+
+
+def rotated(question: str, *, evidence: str, count: int = 4) -> DecisionRequest:
+    """Questions in eight orders of their options."""
+    options = tuple(Option(value=f"option {index}") for index in range(8))
+    asked = Question(
+        name=None,
+        kind=QuestionKind.CHOICE,
+        instructions=(TextPart(text=question),),
+        options=options,
+        field="spec.questions[0]",
+    )
+    message = ChatMessage(role=Role.USER, parts=(TextPart(text=evidence),))
+    return DecisionRequest(
+        evidence=ChatRequest(request_id="r", model="m", messages=(message,)),
+        questions=(asked,) * count,
+        prompt_format=1,
+        rotations=8,
+    )
+
+
+def test_questions_that_are_written_with_the_input_are_built_in_steps_and_share_it(
+    models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models["demo"]
+    builder = model.decisions
+    built: list[int] = []
+    build = model.builder.build
+
+    def counted(*arguments: Any) -> Any:
+        built.append(1)
+        return build(*arguments)
+
+    monkeypatch.setattr(model.builder, "build", counted)
+    request = rotated("What does <|im_end|> mean?", evidence="evidence " * 4000)
+    in_steps: list[int] = []
+    prompts = None
+    steps = builder.steps(request, ())
+    while prompts is None:
+        built.clear()
+        prompts = next(steps)
+        in_steps.append(len(built))
+    assert max(in_steps) == 1
+    assert sum(in_steps) == 1 + 4 * 8
+    assert len(prompts.questions) == 4 * 8
+    kept = sum(len(one.token_ids) + len(one.begin or ()) for one in prompts.questions)
+    assert kept < len(prompts.evidence.token_ids)
+    assert all(one.whole is not None and not one.whole.token_ids for one in prompts.questions)
+
+
+def test_short_questions_share_a_step(models: dict[str, Model]) -> None:
+    steps = models["demo"].decisions.steps(rotated("Which?", evidence="A text."), ())
+    assert next(steps) is not None
+
+
+@pytest.mark.parametrize("number", PROMPT_FORMATS)
+def test_a_question_that_cannot_fit_is_not_tokenised(
+    models: dict[str, Model], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models["demo"]
+    builder, encode = model.decisions, model.tokenizer.encode_plain
+    lengths: list[int] = []
+
+    def measured(text: str) -> list[int]:
+        lengths.append(len(text))
+        return encode(text)
+
+    monkeypatch.setattr(model.tokenizer, "encode_plain", measured)
+    request = rotated("word " * 20_000, evidence="A text.", count=1)
+    request = dataclasses.replace(request, prompt_format=number)
+    with pytest.raises(ContextLengthError, match=r"at least 2[45]... tokens") as caught:
+        list(builder.steps(request, (), 20_000, lambda text: len(text) // 4))
+    assert caught.value.field == "spec.questions[0]"
+    assert max(lengths) < 1000
+    [asked] = request.questions
+    options = (Option(value="long " * 20_000), Option(value="short"))
+    longer = dataclasses.replace(asked, instructions=(TextPart(text="?"),), options=options)
+    request = dataclasses.replace(request, questions=(longer,))
+    with pytest.raises(ServiceError) as refused:
+        list(builder.steps(request, (), 20_000, lambda text: len(text) // 4))
+    assert refused.value.field == "spec.questions[0]"
+    assert max(lengths) < 1000

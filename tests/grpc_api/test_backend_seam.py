@@ -113,7 +113,7 @@ class ShoutingBackend:
         self.callers.append(caller)
         return "".join(map(chr, token_ids))
 
-    async def strings(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+    async def strings(self, token_ids: Sequence[int], caller: str) -> tuple[str, ...]:
         return tuple(map(chr, token_ids))
 
     async def render(self, request: Request, caller: str) -> Rendered:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 from dataclasses import dataclass, field
+import itertools
+import sys
 from typing import Final
 
 from inference_service.decisions import DecisionRequest, Question, QuestionKind
 from inference_service.domain import ChatMessage, ChatRequest, Part, Role, TextPart
-from inference_service.errors import InvalidArgumentError
+from inference_service.errors import ContextLengthError, InvalidArgumentError
 from inference_service.media.images import ProcessedImage
 from inference_service.text.decisions.labels import Labels
-from inference_service.text.decisions.wording import PROMPT_FORMATS
+from inference_service.text.decisions.wording import PROMPT_FORMATS, WrittenQuestion
 from inference_service.text.prompt import Prompt, PromptBuilder
 from inference_service.text.tokenizer import Tokenizer
 
@@ -21,6 +23,9 @@ _MARK: Final = "Decision 0123456789"
 """A text in place of a question, to find where questions stand in the prompt; it begins like one, with a letter."""
 MAX_LABEL_TOKENS: Final = 64
 """Each token of a possible answer may take a step of the engine."""
+_STEP_CHARACTERS: Final = 2**15
+_SHORT_CHARACTERS: Final = 2**12
+"""A text with fewer is tokenised, so that its refusal tells how long it is."""
 _BETWEEN: Final = {1: "\n\n", 2: "\n"}
 """By format, what stands between a text at the end of the input and a question."""
 
@@ -33,8 +38,10 @@ class QuestionPrompt:
         token_ids: What follows the input, up to the answer.
         index: Index of the question.
         labels: The sequences of token ids that answer it, each with the indices of its options.
-        whole: The complete prompt, for a question that has images of its own or that the chat format writes otherwise
-            than its text alone; then `token_ids` is the part behind the input. None = the input, then `token_ids`.
+        whole: The complete prompt without its tokens, see `DecisionPrompts.prompt_of`, for a question that has images
+            of its own or that the chat format writes otherwise than its text alone; then `token_ids` is the part behind
+            the input. None = the input, then `token_ids`.
+        begin: The tokens of `whole` in place of those of the input; None = the same, which many questions share.
         pixels: The pixels of the images of `whole`.
     """
 
@@ -42,6 +49,7 @@ class QuestionPrompt:
     index: int = 0
     labels: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
     whole: Prompt | None = None
+    begin: tuple[int, ...] | None = None
     pixels: tuple[bytes | memoryview, ...] = ()
 
 
@@ -60,6 +68,13 @@ class DecisionPrompts:
     pixels: tuple[bytes | memoryview, ...]
     questions: tuple[QuestionPrompt, ...]
     prompt_format: int
+
+    def prompt_of(self, question: QuestionPrompt) -> Prompt:
+        """The prompt that the engine computes for a question, or for it and others: the input, or its own."""
+        if question.whole is None:
+            return self.evidence
+        begin = self.evidence.token_ids if question.begin is None else question.begin
+        return dataclasses.replace(question.whole, token_ids=(*begin, *question.token_ids))
 
     def max_tokens(self, at_once: int) -> int:
         """Maximum tokens of the input and of so many questions."""
@@ -86,14 +101,29 @@ class DecisionPromptBuilder:
         self._prompt_format = prompt_format
 
     def build(self, request: DecisionRequest, images: Sequence[ProcessedImage]) -> DecisionPrompts:
-        """Builds all prompts. Takes milliseconds or more, so it must not run on the event loop.
+        """Builds all prompts at once; see `steps`."""
+        return next(filter(None, self.steps(request, images)))
+
+    def steps(
+        self,
+        request: DecisionRequest,
+        images: Sequence[ProcessedImage],
+        max_tokens: int = sys.maxsize,
+        min_tokens: Callable[[str], int] = lambda _: 0,
+    ) -> Iterator[DecisionPrompts | None]:
+        """Builds all prompts, in steps of some `_STEP_CHARACTERS` or one question, with None after each but the last.
+
+        A step takes milliseconds or more, so it must not run on the event loop.
 
         Args:
             request: The request.
             images: The images of `request.with_all_images`, decoded.
+            max_tokens: The context window: no question is tokenised that has more.
+            min_tokens: A number of tokens that a text has at least.
 
         Raises:
             InvalidArgumentError: An option has more than `MAX_LABEL_TOKENS` tokens and would itself be the answer.
+            ContextLengthError: A question cannot fit the context window.
             ServiceError: As `PromptBuilder.build`.
         """
         number = request.prompt_format or self._prompt_format
@@ -105,20 +135,29 @@ class DecisionPromptBuilder:
         begin, tail = self._split(marked.token_ids)
         evidence = Prompt(token_ids=marked.token_ids[:begin], images=marked.images if begin else ())
         questions: list[QuestionPrompt] = []
+        of_evidence = dataclasses.replace(request, questions=()).num_characters
+        done = of_evidence
         for index, question in enumerate(request.questions):
             own, rest = rest[: len(question.images)], rest[len(question.images) :]
             for shift in self._shifts(question, number, request.rotations):
-                written, labels = self._written(question, number, shift)
-                if own or not begin or self._has_special_token(written):
-                    parts: tuple[Part, ...] = (*question.images, TextPart(text=written))
+                if done >= _STEP_CHARACTERS:
+                    done = 0
+                    yield None
+                written = PROMPT_FORMATS[number](question.rotated(shift), self._labels.codes)
+                _refuse_too_long(written, question, max_tokens, min_tokens)
+                labels = self._sequences(written, question, shift)
+                if own or not begin or self._has_special_token(written.text):
+                    parts: tuple[Part, ...] = (*question.images, TextPart(text=written.text))
                     asked = _asked(request.evidence, parts, _BETWEEN[number])
                     whole = self._builder.build(asked, [*shown, *own])
                     prompt = self._whole(whole, evidence, [*shown, *own])
+                    done += of_evidence
                 else:
-                    text = self._tokenizer.encode_plain(written)
+                    text = self._tokenizer.encode_plain(written.text)
                     prompt = QuestionPrompt(token_ids=(*text, *tail))
+                done += len(written.text) + sum(map(len, itertools.chain(*written.labels)))
                 questions.append(dataclasses.replace(prompt, index=index, labels=labels))
-        return DecisionPrompts(
+        yield DecisionPrompts(
             evidence=evidence,
             pixels=tuple(image.pixels for image in shown),
             questions=tuple(questions),
@@ -135,18 +174,17 @@ class DecisionPromptBuilder:
         orders = min(rotations, options)
         return [order * options // orders for order in range(orders)]
 
-    def _written(
-        self, question: Question, number: int, shift: int
-    ) -> tuple[str, dict[tuple[int, ...], list[int]]]:
-        """A question in one order, and the sequences of its labels with the indices of its options as they came."""
-        written = PROMPT_FORMATS[number](question.rotated(shift), self._labels.codes)
+    def _sequences(
+        self, written: WrittenQuestion, question: Question, shift: int
+    ) -> dict[tuple[int, ...], list[int]]:
+        """The sequences of a question's labels in one order, with the indices of its options as they came."""
         count = len(written.labels)
         labels = {
             ids: [(index + shift) % count for index in indices]
             for ids, indices in self._labels.sequences(written.labels).items()
         }
-        _check_labels(labels, question)
-        return written.text, labels
+        _check_label(max(map(len, labels)), question)
+        return labels
 
     def _has_special_token(self, text: str) -> bool:
         """Whether a text has the text of a special token, which some chat formats treat in their own way."""
@@ -168,21 +206,40 @@ class DecisionPromptBuilder:
         self, whole: Prompt, evidence: Prompt, images: Sequence[ProcessedImage]
     ) -> QuestionPrompt:
         token_ids = (*whole.token_ids, *self._labels.opening)
+        length = len(evidence.token_ids)
         return QuestionPrompt(
-            token_ids=token_ids[len(evidence.token_ids) :],
-            whole=dataclasses.replace(whole, token_ids=token_ids),
+            token_ids=token_ids[length:],
+            whole=dataclasses.replace(whole, token_ids=()),
+            begin=None if token_ids[:length] == evidence.token_ids else token_ids[:length],
             pixels=tuple(image.pixels for image in images),
         )
 
 
-def _check_labels(labels: Iterable[tuple[int, ...]], question: Question) -> None:
-    longest = max(map(len, labels))
-    if longest > MAX_LABEL_TOKENS:
+def _check_label(tokens: int, question: Question) -> None:
+    """Refuses an option that would itself be the answer and has too many tokens."""
+    if tokens > MAX_LABEL_TOKENS:
         raise InvalidArgumentError(
-            f"An option has {longest} tokens, but at most {MAX_LABEL_TOKENS} are allowed where options are answered in"
+            f"An option has {tokens} tokens, but at most {MAX_LABEL_TOKENS} are allowed where options are answered in"
             " their own words; use prompt_format 1, or shorter options.",
             field=question.field,
         )
+
+
+def _refuse_too_long(
+    written: WrittenQuestion, question: Question, max_tokens: int, min_tokens: Callable[[str], int]
+) -> None:
+    """Refuses a question or a label that is so long that to tokenise it would be in vain."""
+    tokens = min_tokens(written.text) if len(written.text) > _SHORT_CHARACTERS else 0
+    if tokens >= max_tokens:
+        raise ContextLengthError(
+            f"This model's maximum context length is {max_tokens} tokens (--max-model-len). However, this question has"
+            f" at least {tokens} tokens. Please reduce its length.",
+            field=question.field,
+            metadata={"min_prompt_tokens": str(tokens), "max_context_tokens": str(max_tokens)},
+        )
+    for label in itertools.chain(*written.labels):
+        if len(label) > _SHORT_CHARACTERS:
+            _check_label(min_tokens(label), question)
 
 
 def _asked(evidence: ChatRequest, question: tuple[Part, ...], between: str) -> ChatRequest:
