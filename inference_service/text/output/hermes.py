@@ -12,6 +12,7 @@ import re
 from typing import Any, Final
 
 from inference_service.text.output.call_reader import CallState, ReadCall, Reading
+from inference_service.text.output.held import MAX_SPACE
 from inference_service.text.output.json_text import JsonReader, to_json
 
 
@@ -138,7 +139,7 @@ class HermesReader:
         behind = text.lstrip(_SPACE)
         if behind.startswith(CLOSE_TAG):
             reading.state, reading.rest = CallState.DONE, behind.removeprefix(CLOSE_TAG)
-        elif CLOSE_TAG.startswith(behind):
+        elif CLOSE_TAG.startswith(behind) and (last or len(text) <= MAX_SPACE):
             self._held = text
             if last:  # a tag that was cut
                 reading.state = CallState.DONE

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Final
 
-from inference_service.text.output.held import first_tag, possible_beginning
+from inference_service.text.output.held import MAX_SPACE, Tags, first_tag
 from inference_service.text.output.stage import Piece
 
 
@@ -53,7 +53,9 @@ class ReasoningSplitter:
         """
         self._state = start
         self._close_id = close_id
-        self._also_ended_by = tuple(also_ended_by)
+        # Texts that end the reasoning wherever they stand.
+        self._tags = (*(() if close_id is not None else (CLOSE_TAG,)), *also_ended_by)
+        self._beginnings = Tags(self._tags)
         self._held = ""
         self._marks: tuple[int, ...] = ()
         self._at_start = True
@@ -93,7 +95,7 @@ class ReasoningSplitter:
             cut = len(text) - len(begun) + len(OPEN_TAG)
             self._state = ReasoningStart.OPEN
             return text[cut:], tuple(index - cut for index in marks if index >= cut)
-        if OPEN_TAG.startswith(begun) and not last:
+        if OPEN_TAG.startswith(begun) and not last and len(text) <= MAX_SPACE:
             self._held, self._marks = text, marks
             return "", ()
         self._state = ReasoningStart.TEXT
@@ -115,19 +117,12 @@ class ReasoningSplitter:
         if piece.last:
             piece.reasoning += text
             return ""
-        tags = self._tags
-        kept = text[: len(text) - possible_beginning(text, tags)].rstrip("\n")
+        kept = text[: len(text) - self._beginnings.possible_beginning(text)].rstrip("\n")
+        kept = text[: max(len(kept), len(text) - MAX_SPACE)]
         piece.reasoning += kept
         self._held = text[len(kept) :]
         self._marks = tuple(index - len(kept) for index in marks if index >= len(kept))
         return ""
-
-    @property
-    def _tags(self) -> tuple[str, ...]:
-        """Texts that end the reasoning wherever they stand."""
-        return (
-            self._also_ended_by if self._close_id is not None else (CLOSE_TAG, *self._also_ended_by)
-        )
 
     def _end_of_reasoning(self, text: str, marks: tuple[int, ...]) -> tuple[int | None, int]:
         """Where the reasoning ends, None = not in this text, and where the text behind it begins."""
@@ -146,7 +141,7 @@ class ReasoningSplitter:
             if not begun.startswith(CLOSE_TAG):
                 break
             text = begun.removeprefix(CLOSE_TAG)
-        if CLOSE_TAG.startswith(begun) and not last:
+        if CLOSE_TAG.startswith(begun) and not last and len(text) <= MAX_SPACE:
             self._held = text
             return ""
         self._state = ReasoningStart.TEXT

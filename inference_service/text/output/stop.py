@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from inference_service.domain import StopTrigger
-from inference_service.text.output.held import possible_beginning
+from inference_service.text.output.held import Tags
 from inference_service.text.output.stage import Piece
 
 
@@ -31,7 +31,7 @@ class StopStringFilter:
         """
         if not all(strings):
             raise ValueError("a stop string is empty")
-        self._strings = tuple(strings)
+        self._strings = Tags(strings)
         self._include = include
         self._held = ""
         self._marks: tuple[int, ...] = ()
@@ -40,18 +40,14 @@ class StopStringFilter:
         """Passes on text that cannot be part of a stop string; a complete stop string ends the answer."""
         text = self._held + piece.text
         marks = (*self._marks, *(len(self._held) + index for index in piece.marks))
-        found = [
-            (start + len(string), start, string)
-            for string in self._strings
-            if (start := text.find(string)) >= 0
-        ]
+        found = self._strings.first_complete(text)
         if found:
-            end, start, string = min(found)
+            start, end = found
             self._pass(piece, text, marks, end if self._include else start)
-            piece.trigger = StopTrigger(stop_string=string)
+            piece.trigger = StopTrigger(stop_string=text[start:end])
             piece.last = piece.is_cut = True
             return
-        kept = 0 if piece.last else possible_beginning(text, self._strings)
+        kept = 0 if piece.last else self._strings.possible_beginning(text)
         self._pass(piece, text, marks, len(text) - kept)
 
     def _pass(self, piece: Piece, text: str, marks: tuple[int, ...], end: int) -> None:

@@ -21,13 +21,15 @@ from inference_service.domain import (
 from inference_service.model_spec import ToolNotation
 from inference_service.text.output import hermes, xml_call
 from inference_service.text.output.call_reader import CallReader, CallState, ReadCall
-from inference_service.text.output.held import first_tag, possible_beginning
+from inference_service.text.output.held import MAX_SPACE, Tags, first_tag
 from inference_service.text.output.stage import Piece
 from inference_service.text.tokenizer import Tokenizer
 
 
 _SPACE: Final = " \t\r\n"
 _ID_BYTES: Final = 12
+_MAX_NO_CALLS: Final = 64
+"""Behind so many tags that begin no call, all is text: behind each of them the text is read again."""
 
 
 class ToolCallSplitter:
@@ -59,6 +61,8 @@ class ToolCallSplitter:
         self._only_calls = only_calls
         self.may_end = only_one
         self._tags = tag_texts(notation)
+        self._beginnings = Tags(self._tags)
+        self._no_calls = 0
         self._new_reader = _reader_factory(notation, tools)
         self._reader: CallReader | None = None
         self._unread = ""  # the white space before a call that has not begun, and the call's text
@@ -85,7 +89,8 @@ class ToolCallSplitter:
         if found is None:
             kept = len(text)
             if not piece.last or self._only_calls:
-                kept = len(text[: kept - possible_beginning(text, self._tags)].rstrip(_SPACE))
+                kept -= self._beginnings.possible_beginning(text)
+                kept = max(len(text[:kept].rstrip(_SPACE)), len(text) - MAX_SPACE)
             self._say(piece, text[:kept])
             self._held = text[kept:]
             return None
@@ -155,6 +160,9 @@ class ToolCallSplitter:
 
     def _no_call(self, piece: Piece) -> str:
         """Passes on the tag of what was no call; returns the text behind it, where another call may begin."""
+        self._no_calls += 1
+        if self._no_calls == _MAX_NO_CALLS:
+            self._tags, self._beginnings = (), Tags(())
         start = self._unread.index(self._tag) + len(self._tag)
         self._say(piece, self._unread[:start])
         return self._unread[start:]

@@ -11,6 +11,7 @@ import re
 from typing import Any, Final
 
 from inference_service.text.output.call_reader import CallState, ReadCall, Reading
+from inference_service.text.output.held import MAX_SPACE
 from inference_service.text.output.json_text import to_json
 
 
@@ -74,6 +75,7 @@ class XmlReader:
         """Expects a parameter's tag or the end of the function."""
         del last
         behind = self._text[self._at :].lstrip(_SPACE)
+        self._at = len(self._text) - len(behind)  # the space is not read again
         if behind.startswith(_CLOSE_FUNCTION):
             self._at = len(self._text) - len(behind) + len(_CLOSE_FUNCTION)
             self._expects = self._end
@@ -91,12 +93,13 @@ class XmlReader:
         behind = self._text[self._at :].lstrip(_SPACE)
         start = len(self._text) - len(behind)
         if not behind.startswith(tag):
-            if not tag.startswith(behind):
+            if not tag.startswith(behind) or start - self._at > MAX_SPACE:
                 self._result = CallState.BROKEN
             return None
         end = self._text.find(">", start)
         line_end = self._text.find("\n", start)
-        if line_end >= 0 and not 0 <= end < line_end:
+        is_endless = end < 0 and len(behind) > MAX_SPACE
+        if is_endless or (line_end >= 0 and not 0 <= end < line_end):
             self._result = CallState.BROKEN
         if end < 0 or self._result is CallState.BROKEN:
             return None
@@ -117,7 +120,12 @@ class XmlReader:
             self._at, self._expects = end + len(_CLOSE_PARAMETER), self._parameter
             return True
         self._searched = end
-        if not last and any(tag.startswith(behind) for tag in (_PARAMETER, _CLOSE_FUNCTION)):
+        is_near = len(self._text) - end <= MAX_SPACE
+        if (
+            not last
+            and is_near
+            and any(tag.startswith(behind) for tag in (_PARAMETER, _CLOSE_FUNCTION))
+        ):
             return False
         self._searched = end + 1  # a part of the value
         return True
@@ -128,9 +136,10 @@ class XmlReader:
         if behind.startswith(_CLOSE_TAG):
             self._at = len(self._text) - len(behind) + len(_CLOSE_TAG)
         elif _CLOSE_TAG.startswith(behind):
-            if not last:
+            if not last and len(self._text) - self._at <= MAX_SPACE:
                 return False
-            self._at = len(self._text)  # a tag that was cut
+            if last:
+                self._at = len(self._text)  # a tag that was cut
         self._result = CallState.DONE
         return False
 
