@@ -16,6 +16,7 @@ MARK = "\ufdd0"
 _ITSELF, _BREAK = MARK + "\ufdd1", MARK + "\ufdd2"
 CONTINUE_TAG = MARK + "\ufdd3 "
 """Marks the end of the message to continue; no protected text contains it."""
+_SLICE = 2**16
 _MARKS = frozenset(_ITSELF + _BREAK + CONTINUE_TAG.strip())
 
 
@@ -37,12 +38,29 @@ class SpecialTokenGuard:
         # The lookahead finds overlapping tokens. A text may also end inside a token that the next part of the message
         # completes, even with white space after it, as templates trim it.
         self._dangerous = re.compile(f"(?=(?:{whole}|{at_end}))(.)", re.DOTALL)
+        self._begins = re.compile(f"(?={whole})")
+        self._longest = max(map(len, tokens), default=1)
         self._whole = re.compile(f"({whole})")
 
     def protect(self, text: str) -> str:
         """The text with a mark after the first character of every special token."""
         escaped = text.replace(MARK, _ITSELF)
-        return self._dangerous.sub(rf"\g<1>{_BREAK}", escaped)
+        # The many beginnings of tokens are looked for only where the text may end in one.
+        end = max(0, len(escaped.rstrip()) - self._longest)
+        tail = self._dangerous.sub(rf"\g<1>{_BREAK}", escaped[end:])
+        return "".join((*self._protected(escaped, end), tail))
+
+    def _protected(self, text: str, end: int) -> Iterator[str]:
+        """The text up to an index, in slices: other threads wait for each search."""
+        for start in range(0, end, _SLICE):
+            stop = min(start + _SLICE, end)
+            part, place = text[start : stop + self._longest - 1], 0
+            for begin in self._begins.finditer(part):
+                if begin.start() < stop - start:
+                    yield part[place : begin.start() + 1]
+                    yield _BREAK
+                    place = begin.start() + 1
+            yield part[place : stop - start]
 
     def split(self, rendered: str) -> Iterator[tuple[str, bool]]:
         """The pieces of a rendered string in order: (text, whether it is a special token), without marks."""

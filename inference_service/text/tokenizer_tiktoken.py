@@ -7,11 +7,11 @@ import binascii
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 import re
-import unicodedata
 
 import tiktoken
 
 from inference_service.text.broken_files import what_is_wrong
+from inference_service.text.nfc import to_nfc
 from inference_service.text.tokenizer import Tokenizer
 
 
@@ -73,7 +73,7 @@ class TiktokenTokenizer(Tokenizer):
 
     def _pieces(self, text: str) -> Iterator[str]:
         """The normalised text, split only inside very long white space."""
-        text = unicodedata.normalize("NFC", text) if self._normalize else text
+        text = to_nfc(text) if self._normalize else text
         start = 0
         for run in _LONG_SPACE.finditer(text):
             for end in range(run.start() + MAX_SPACE_LENGTH, run.end(), MAX_SPACE_LENGTH):

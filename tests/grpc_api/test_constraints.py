@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from typing import Any
 
+import grpc.aio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
@@ -12,8 +15,10 @@ import pytest
 from inference_service.constraint import Constraint, ConstraintKind
 from inference_service.engine_protocol.messages import EngineFailure
 from inference_service.errors import ConstraintFailedError, InvalidArgumentError
+from inference_service.grpc_api import constraints, request_tools
 from inference_service.grpc_api.json_schema import check_repeats, checked_schema
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from tests.grpc_api.asking import refusal, spec_of
 from tests.grpc_api.conftest import Service
@@ -125,6 +130,29 @@ async def test_what_is_refused(service: Service, case: str) -> None:
     call = service.completions.CreateCompletion(completion_pb.CreateCompletionRequest(spec=raw))
     assert (await refusal(call)).field == field
     assert not service.engine.requests
+
+
+async def test_small_schemas_are_checked_in_threads(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A schema of a few bytes may take long, in which the event loop answers the others."""
+    threads: list[str] = []
+
+    def checked(text: str, field: str) -> str:
+        threads.append(threading.current_thread().name)
+        return checked_schema(text, field)
+
+    monkeypatch.setattr(constraints, "checked_schema", checked)
+    monkeypatch.setattr(request_tools, "checked_schema", checked)
+    own = schema(type="object")
+    await service.create(spec_of("x", constraint=own))
+    raw = completion_pb.CompletionSpec(text="x", constraint=own)
+    await service.completions.CreateCompletion(completion_pb.CreateCompletionRequest(spec=raw))
+    tool = message_pb.Tool(name="f", parameters_json_schema='{"type": "object"}')
+    with contextlib.suppress(grpc.aio.AioRpcError):  # a model without tools refuses them later
+        await service.create(spec_of("x", tools=[tool]))
+    assert len(threads) == 3
+    assert all(name.startswith("messages") for name in threads)
 
 
 @pytest.mark.parametrize("keyword", UNSUPPORTED)

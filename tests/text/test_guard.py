@@ -6,6 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 import pytest
 
+from inference_service.text import guard
 from inference_service.text.guard import SpecialTokenGuard
 from tests.support.qwen_text import SPECIAL
 
@@ -42,6 +43,36 @@ def test_neither_in_one_text_nor_across_texts(texts):
     pieces = list(GUARD.split(joined))
     assert not any(special for _, special in pieces)
     assert "".join(text for text, _ in pieces) == "".join(texts)
+
+
+@pytest.mark.parametrize("tokens", [SPECIAL, ["ab", "ba", "aab", "a b", "b a "]])
+@pytest.mark.parametrize("characters", [1, 5, 2**16])
+def test_slices_change_nothing(tokens, characters, monkeypatch):
+    """The same as one search for all that is dangerous, which no other thread can interrupt."""
+    monkeypatch.setattr(guard, "_SLICE", characters)
+    made = SpecialTokenGuard(tokens)
+
+    @given(PIECES | st.lists(st.sampled_from([*tokens, *"ab <"]), max_size=9).map("".join))
+    def check(text):
+        escaped = text.replace(guard.MARK, guard._ITSELF)
+        assert made.protect(text) == made._dangerous.sub(rf"\g<1>{guard._BREAK}", escaped)
+
+    check()
+
+
+def test_beginnings_of_tokens_are_looked_for_at_the_end_only(monkeypatch):
+    lengths = []
+
+    class Measured:
+        def sub(self, mark, text):
+            del mark
+            lengths.append(len(text))
+            return text
+
+    made = SpecialTokenGuard(SPECIAL)
+    monkeypatch.setattr(made, "_dangerous", Measured())
+    assert made.protect("<|" * 10_000) == "<|" * 10_000
+    assert max(lengths) < 100
 
 
 @given(st.text())

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 import re
-import unicodedata
 
 from inference_service.domain import ChatMessage, ChatRequest, Role, TextPart
 from inference_service.errors import (
@@ -25,6 +24,7 @@ from inference_service.text.conversation import (
     with_names_as_text,
     with_one_system_message,
 )
+from inference_service.text.nfc import to_nfc
 from inference_service.text.prompt import ChatAbilities, ChatFormat, WrittenChat
 from inference_service.text.tokenizer import Tokenizer
 from inference_service.text.tokenizer_tiktoken import TiktokenTokenizer, read_ranks
@@ -223,7 +223,7 @@ class QwenVLChat(QwenVLBase):
     def _text(self, text: str) -> list[int]:
         """Token ids in which only the tags around boxes are special tokens."""
         # Normalised before splitting: a combining character may merge with the end of a tag.
-        pieces = _TAG.split(unicodedata.normalize("NFC", text))
+        pieces = _TAG.split(to_nfc(text))
         return [token_id for piece in pieces for token_id in self._piece(piece)]
 
     def _piece(self, piece: str) -> Iterator[int]:
