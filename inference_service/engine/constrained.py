@@ -1,9 +1,9 @@
-"""Constrained answers in the engine: compiles constraints beside the loop, and follows each answer in its own."""
+"""Constrained answers in the engine: compiles constraints beside the loop, while their requests wait."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 import logging
@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from inference_service.constraint import Constraint
+from inference_service.engine.constraint_state import ConstraintState, over_budget
 from inference_service.engine.sequence import Sequence
 from inference_service.errors import ConstraintFailedError
 from inference_service.grammar.matcher import GrammarError, new_matcher, raise_error
@@ -23,37 +24,17 @@ _THREADS: Final = 2
 _COMPILED: Final = 32
 """Compiled constraints to keep; requests of one application mostly have the same."""
 
+_DEAD_END: Final = (
+    "The answer cannot be continued in the form that the constraint asks for: the constraint is too complex, or no"
+    " token of the model fits it."
+)
+_TOO_SLOW: Final = (
+    "The answer cannot be continued in the form that the constraint asks for: the constraint is too complex, so that"
+    " each token takes too much time. A grammar with fewer ways to read the same text takes less, and so does a"
+    " shorter answer."
+)
+
 logger = logging.getLogger(__name__)
-
-
-class ConstraintState:
-    """Where one answer is in its constraint.
-
-    Attributes:
-        matcher: The matcher; it has taken all tokens of the answer to which the constraint applies.
-        active: Whether the next token is one of the constraint's.
-    """
-
-    def __init__(self, matcher: LLMatcher, after: int | None) -> None:
-        self.matcher = matcher
-        self.active = after is None
-        self._after = after
-
-    def take(self, token_id: int) -> None:
-        """Takes the next token of the answer.
-
-        Raises:
-            GrammarError: The last mask could not be computed, or did not permit the token.
-        """
-        if not self.active:
-            self.active = token_id == self._after
-            return
-        raise_error(
-            self.matcher
-        )  # its mask would permit only end tokens, as if the answer were complete
-        if not self.matcher.consume_token(token_id):
-            raise_error(self.matcher)
-            raise GrammarError("the token is not permitted")
 
 
 class Grammars:
@@ -82,7 +63,11 @@ class Grammars:
         with self._loading:
             if self._vocabulary is None:
                 self._vocabulary = self._load_vocabulary()
-        return new_matcher(self._vocabulary, constraint)
+        matcher = new_matcher(self._vocabulary, constraint)
+        # The first mask costs the most, of every answer; copies know it.
+        matcher.compute_bitmask()
+        raise_error(matcher)
+        return matcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,15 +153,26 @@ class HeldRequests:
         )
 
 
-def constraint_failed(sequence: Sequence, error: GrammarError) -> ConstraintFailedError:
-    """The error for an answer that cannot go on in its constraint; the log tells why."""
+def constraint_failed(
+    sequence: Sequence, error: GrammarError, message: str = _DEAD_END
+) -> ConstraintFailedError:
+    """The error for an answer that cannot go on in its constraint, with this message; the log tells why."""
     logger.warning(
         {
             "message": f"a constraint failed: {error}",
             "request_id": sequence.request.request_id,
         }
     )
-    return ConstraintFailedError(
-        "The answer cannot be continued in the form that the constraint asks for: the constraint is too complex, or no"
-        " token of the model fits it."
-    )
+    return ConstraintFailedError(message)
+
+
+def too_expensive(
+    sequences: Iterable[Sequence],
+) -> Iterator[tuple[Sequence, ConstraintFailedError]]:
+    """The answers of a step that must end for what their constraints cost, with their errors."""
+    rows = {
+        one.constraint: one for one in sequences if one.constraint and one.finish_reason is None
+    }
+    for state in over_budget(rows):
+        error = GrammarError("it takes more time than the answers beside it can spare")
+        yield rows[state], constraint_failed(rows[state], error, _TOO_SLOW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
 import math
@@ -19,9 +20,9 @@ from inference_service.engine.staging import Fence
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from llguidance import LLExecutor
+    from inference_service.engine.constraint_state import ConstraintState
 
 _MAX_THREADS: Final = 4
 _WORD: Final = 32
@@ -62,7 +63,7 @@ class MaskBuffers:
     def __init__(self, max_seqs: int) -> None:
         self._max_seqs = max_seqs
         self._buffers: Iterator[_Buffer] | None = None
-        self._executor: LLExecutor | None = None
+        self._threads: ThreadPoolExecutor | None = None
 
     def fill(
         self, sequences: Seq[Sequence], rows: Tensor, vocab_size: int, device: torch.device
@@ -92,20 +93,27 @@ class MaskBuffers:
 
     def _compute(self, sequences: Seq[Sequence], words: npt.NDArray[np.int32]) -> None:
         """Computes the masks of constraints."""
-        matchers = [
-            (sequence.constraint.matcher, row)
+        masked = [
+            (sequence.constraint, words[row])
             for row, sequence in enumerate(sequences)
             if sequence.constraint is not None and sequence.is_masked
         ]
-        if not matchers:
+        if not masked:
             return
-        # Here and not above: only constrained answers need the library.
-        from llguidance import LLExecutor  # noqa: PLC0415
-        from llguidance.numpy import fill_next_token_bitmask_par  # noqa: PLC0415
+        threads = min(_MAX_THREADS, os.cpu_count() or 1, len(masked))
+        if threads == 1:
+            _fill(masked)
+            return
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="masks")
+        rest = iter(masked)  # of all threads: each takes the next one when it is free
+        for done in [self._threads.submit(_fill, rest) for _ in range(threads)]:
+            done.result()
 
-        if self._executor is None:
-            self._executor = LLExecutor(min(_MAX_THREADS, os.cpu_count() or 1))
-        fill_next_token_bitmask_par(self._executor, matchers, words)
+
+def _fill(masked: Iterable[tuple[ConstraintState, npt.NDArray[np.int32]]]) -> None:
+    for state, words in masked:
+        state.fill(words)
 
 
 def _allow(

@@ -17,7 +17,7 @@ import time
 
 import torch
 
-from inference_service.engine.constrained import constraint_failed
+from inference_service.engine.constrained import constraint_failed, too_expensive
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.encoding import Encoder, EncoderOutOfMemoryError
 from inference_service.engine.outputs import ended_output, token_output, unreported_cached_tokens
@@ -213,8 +213,9 @@ class Pipeline:
 
     def _settle(self, ticket: Ticket, results: Iterable[ChunkResult]) -> list[ChoiceOutput]:
         chunks = ticket.launched.chunks if ticket.launched else ()
-        committed = (self._commit(*pair) for pair in zip(chunks, results, strict=True))
-        return [*(output for output in committed if output is not None), *ticket.outputs]
+        committed = [self._commit(*pair) for pair in zip(chunks, results, strict=True)]
+        ended = [self.fail(*pair) for pair in too_expensive(chunk.sequence for chunk in chunks)]
+        return [*(output for output in committed if output is not None), *ended, *ticket.outputs]
 
     def _relieve(self, ticket: Ticket) -> list[ChoiceOutput]:
         """Free memory after a step without results: ends one sequence; the others are planned again.

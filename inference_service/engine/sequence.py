@@ -20,7 +20,7 @@ from inference_service.engine_protocol.messages import (
 
 
 if TYPE_CHECKING:
-    from inference_service.engine.constrained import ConstraintState
+    from inference_service.engine.constraint_state import ConstraintState
 
 SequenceId = tuple[str, int]
 """Request id and choice index."""

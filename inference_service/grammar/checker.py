@@ -174,7 +174,7 @@ def refuse(verdict: Verdict, part: str, field: str) -> None:
     """
     if verdict.exhausted:
         raise InvalidArgumentError(
-            f"{part} is too complex: compiling it takes more than a second or too much memory.",
+            f"{part} is too complex: compiling it and beginning an answer takes more than a second or too much memory.",
             field=field,
         )
     if verdict.error:

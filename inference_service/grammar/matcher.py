@@ -17,6 +17,8 @@ from inference_service.grammar.error_words import one_line
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
     from llguidance._lib import JsonCompileOptions
 
@@ -35,7 +37,11 @@ Overrides of what a schema asks for in `x-guidance`, which `_without_options` re
 _SILENT: Final = 0
 _TRIAL_TOKENS: Final = 32
 _TRIAL_S: Final = 0.25
-"""CPU time after which a trial has seen enough."""
+"""CPU time after which a trial has seen enough, if the tokens are cheap by then."""
+_CHEAP_S: Final = 0.005
+"""CPU time of a cheap token; one in the mean takes 0.1 ms, and the first ones of a large form more."""
+_MASK_ITEMS: Final = 20_000
+"""Items of the parser for one mask: a few milliseconds in most grammars, half a second in the most ambiguous ones."""
 _AFTER_BREAK: Final = 'start: break? form\nbreak: "\\n" | "\\n\\n"\n'
 _META: Final = re.compile(r"[\\.+*?()|\[\]{}^$]")
 
@@ -64,7 +70,7 @@ def new_matcher(vocabulary: LLTokenizer, constraint: Constraint) -> LLMatcher:
 def _limits() -> LLParserLimits:
     from llguidance import LLParserLimits  # noqa: PLC0415
 
-    return LLParserLimits(verbose_errors=False)
+    return LLParserLimits(verbose_errors=False, step_max_items=_MASK_ITEMS)
 
 
 def raise_error(matcher: LLMatcher) -> None:
@@ -77,28 +83,51 @@ def raise_error(matcher: LLMatcher) -> None:
         raise GrammarError(one_line(matcher.get_error()))
 
 
-def try_out(vocabulary: LLTokenizer, constraint: Constraint) -> None:
+def try_out(
+    vocabulary: LLTokenizer,
+    constraint: Constraint,
+    clock: Callable[[], float] = time.process_time,
+) -> None:
     """Compiles a constraint and begins an answer: what is too complex may show only after some tokens.
+
+    Where tokens go on to be expensive, it goes on as well, until the trial's own limit of CPU time ends it.
+
+    Args:
+        vocabulary: The vocabulary.
+        constraint: The constraint.
+        clock: CPU time in seconds.
 
     Raises:
         GrammarError: It cannot be compiled, or a mask cannot be computed.
     """
     matcher = new_matcher(vocabulary, constraint)
     chance = random.Random(0)  # noqa: S311 - not for secrets
-    until = time.process_time() + _TRIAL_S
+    begin_s = clock()
     for _ in range(_TRIAL_TOKENS):
-        mask = matcher.compute_bitmask()
+        token_s = clock()
+        mask = _without(matcher.compute_bitmask(), vocabulary.eos_tokens)
         raise_error(matcher)
-        token_id = _permitted(mask, chance.randrange(len(mask)))
-        if token_id in vocabulary.eos_tokens or time.process_time() > until:
+        if not any(mask):
+            return  # complete
+        matcher.consume_token(_permitted(mask, chance.randrange(len(mask))))
+        raise_error(matcher)
+        now_s = clock()
+        if now_s - begin_s > _TRIAL_S and now_s - token_s < _CHEAP_S:
             return
-        matcher.consume_token(token_id)
-        raise_error(matcher)
+
+
+def _without(mask: bytes, token_ids: Sequence[int]) -> bytes:
+    """A mask that permits these tokens no more: an answer that may end at once would show nothing."""
+    left = bytearray(mask)
+    for token_id in token_ids:
+        left[token_id // 8] &= ~(1 << token_id % 8)
+    return bytes(left)
 
 
 def _permitted(mask: bytes, start: int) -> int:
     """A permitted token: the first one in the bytes from `start` on, or else from the beginning."""
-    index = next(i % len(mask) for i in range(start, start + len(mask)) if mask[i % len(mask)])
+    rest = mask[start:].lstrip(b"\0") or mask.lstrip(b"\0")
+    index = len(mask) - len(rest)
     return 8 * index + (mask[index] & -mask[index]).bit_length() - 1
 
 

@@ -24,6 +24,7 @@ from inference_service.engine.constrained import (
     HeldRequest,
     HeldRequests,
     constraint_failed,
+    too_expensive,
 )
 from inference_service.engine.device import memory_of
 from inference_service.engine.logprobs import token_logprobs
@@ -350,7 +351,7 @@ class TransformersCore:
         )
         if sequence.finish_reason is not None:
             self._end(sequence, sequence.finish_reason)
-        return [output]
+        return [output, *(self._fail(*pair) for pair in too_expensive([sequence]))]
 
     def _take(self, sequence: Sequence, token_id: int) -> None:
         """Appends a token; raises a ServiceError if the constraint cannot take it."""

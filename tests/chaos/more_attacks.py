@@ -253,6 +253,13 @@ def options(kind: str) -> chat_pb.ChatCompletionSpec:
     return spec
 
 
+def ambiguous() -> chat_pb.ChatCompletionSpec:
+    """A grammar by which each token takes longer than the one before it."""
+    spec = spec_of("?", model=MODEL, sampling={"max_tokens": 400, "ignore_eos": True})
+    spec.constraint.grammar = "start: e\ne: e e | L\nL: /[a-z]/"
+    return spec
+
+
 async def decides(channel: grpc.aio.Channel, metadata: Any) -> None:
     """As many questions as a request may have."""
     question = decision_pb.DecisionQuestion(
@@ -307,6 +314,7 @@ MORE_ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     "junk images": lambda a: again(a, 16, creates(junk_images())),
     "many broken images": lambda a: again(a, 4, creates(empty_images(200_000))),
     "tokenizing": lambda a: again(a, 20, tokenizes),
+    "ambiguous grammars": lambda a: again(a, 32, creates(ambiguous())),
     "questions": lambda a: again(a, 6, decides),
     **{
         f"large {kind}": lambda a, kind=kind: again(a, 4, creates(options(kind)))  # type: ignore[misc]

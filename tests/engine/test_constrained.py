@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+import itertools
 import json
 from pathlib import Path
 import re
+import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
-from llguidance import LLParserLimits
+from llguidance import LLMatcher, LLParserLimits
 import pytest
 
 from inference_service.constraint import Constraint, ConstraintKind
 from inference_service.engine import constrained
+from inference_service.engine.constraint_state import ConstraintState
 from inference_service.engine.core import EngineCore
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
@@ -236,6 +240,55 @@ def test_a_matcher_that_fails_ends_its_answer_with_an_error(
     assert reason_of(answers["bad"]) == "CONSTRAINT_FAILED"
     assert answers["good"].finish_reason is FinishReason.EOS
     assert core.stats.kv_pages_used == 0
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_constraint_that_takes_too_much_time_ends_its_answer_alone(
+    make_demo: MakeCore, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    """By clocks that count what rows do: the first one takes 0.1 s for each mask and token, the other nothing."""
+    costs_s = iter([0.1, 0.0])
+
+    def begun(compiled: LLMatcher, after: int | None) -> ConstraintState:
+        return ConstraintState(compiled, after, itertools.count(step=next(costs_s)).__next__)
+
+    monkeypatch.setattr(constrained, "ConstraintState", begun)
+    core = make_demo(pipeline_depth=depth)
+    endless = Constraint(kind=ConstraintKind.REGEX, text="[a-z]{400}")
+    core.add(request("slow", endless), b"")
+    core._held.wait(60.0)  # so that it begins first
+    core.add(request("cheap", JSON), b"")
+    answers = drain(core)
+    assert reason_of(answers["slow"]) == "CONSTRAINT_FAILED"
+    failure = answers["slow"].outputs[-1].failure
+    assert failure is not None
+    assert "too much time" in failure.message
+    assert 1 < len(answers["slow"].token_ids) < 10
+    check_json(answers["cheap"])
+    assert core.stats.kv_pages_used == 0
+
+
+def test_the_first_mask_is_computed_beside_the_loop(
+    make_demo: MakeCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copies of a compiled constraint know it."""
+    masks: list[str] = []
+
+    def compiled(vocabulary: Any, constraint: Constraint) -> Any:
+        made = original(vocabulary, constraint)
+        return SimpleNamespace(
+            compute_bitmask=lambda: masks.append(threading.current_thread().name),
+            deep_copy=made.deep_copy,
+            is_error=made.is_error,
+        )
+
+    original = matcher.new_matcher
+    monkeypatch.setattr(constrained, "new_matcher", compiled)
+    core = make_demo()
+    core.add(request("x", JSON, num_choices=3), b"")
+    drain_choices(core)
+    (name,) = masks
+    assert name.startswith("grammars")
 
 
 def test_what_cannot_be_compiled_fails_alone(make_demo: MakeCore) -> None:

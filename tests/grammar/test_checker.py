@@ -100,6 +100,15 @@ async def test_an_exploding_schema_is_ended_while_others_are_tried(
     await checker.check(regex("b+"))
 
 
+async def test_a_grammar_whose_tokens_cost_more_and_more_is_refused(
+    checker: ConstraintChecker,
+) -> None:
+    """Its first 32 tokens take seconds; a quarter of one shows the growth, not that it may be used."""
+    trees = " | ".join("e " * count for count in range(2, 12))
+    grammar = Constraint(kind=ConstraintKind.LARK, text=f"start: e\ne: {trees} | L\nL: /[a-z]/")
+    assert (await refused(checker, grammar)).field == "spec.constraint.grammar"
+
+
 async def test_a_trial_goes_on_without_its_caller_and_is_not_repeated(
     checker: ConstraintChecker,
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
+import itertools
 import json
 import random
 import re
@@ -184,6 +186,33 @@ def test_line_breaks_after_the_reasoning(
         assert all(answer.startswith("{") for answer in rest)
     else:
         assert rest == ({form} if form is not None else set(constraint.values))
+
+
+def test_a_trial_goes_on_while_tokens_are_expensive(vocabulary: LLTokenizer) -> None:
+    """By a clock that counts its readings: it stops early only where they have become cheap."""
+
+    def readings(cost_s: Callable[[int], float]) -> int:
+        seen = itertools.count()
+        now_s = 0.0
+
+        def clock() -> float:
+            nonlocal now_s
+            now_s += cost_s(next(seen))
+            return now_s
+
+        try_out(vocabulary, regex("[a-z]{900}"), clock)
+        return next(seen)
+
+    whole = readings(lambda _: 0.0)
+    assert readings(lambda _: 0.02) == whole
+    assert readings(lambda count: 0.6 if count == 2 else 0.0) < whole / 4
+
+
+def test_a_trial_does_not_end_with_an_answer_that_may_go_on(vocabulary: LLTokenizer) -> None:
+    counts = [itertools.count() for _ in range(2)]
+    for count, pattern in zip(counts, ("[a-z]+", "[a-z]{900}"), strict=True):
+        try_out(vocabulary, regex(pattern), lambda: 0.0 * next(count))  # noqa: B023 - called at once
+    assert next(counts[0]) == next(counts[1])
 
 
 REFUSED = {

@@ -52,6 +52,7 @@ class FollowedAnswer:
     """What `ConstraintState` is, for this constraint."""
 
     active = True
+    spent_s = debt_s = 0.0
 
     def __init__(self) -> None:
         self.taken: list[int] = []

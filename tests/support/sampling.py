@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 
-from inference_service.engine.constrained import ConstraintState
+from inference_service.engine.constraint_state import ConstraintState
 from inference_service.engine.masks import TokenMask
 from inference_service.engine.noise import noise_keys, noise_state
 from inference_service.engine.sampler import sample_

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 from weakref import ref
 
+from llguidance import LLMatcher
 import numpy as np
 from PIL import Image
 import pytest
 import torch
 
 from inference_service.constraint import Constraint, ConstraintKind
+from inference_service.engine import constrained
+from inference_service.engine.constraint_state import ConstraintState
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
     EngineConfig,
@@ -301,6 +305,27 @@ def test_a_constraint_is_kept(core, asked, processor) -> None:
     text = processor.tokenizer.decode(ids_of(outputs), skip_special_tokens=True)
     assert text in ("left", "right side")
     assert outputs[-1].finish_reason is FinishReason.EOS
+
+
+def test_a_constraint_that_takes_too_much_time_ends_its_answer_alone(
+    core, asked, expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that counts masks and tokens: 0.1 s each."""
+
+    def begun(compiled: LLMatcher, after: int | None) -> ConstraintState:
+        return ConstraintState(compiled, after, itertools.count(step=0.1).__next__)
+
+    monkeypatch.setattr(constrained, "ConstraintState", begun)
+    endless = Constraint(kind=ConstraintKind.REGEX, text="[a-z]{400}")
+    core.add(replace(request_of(core, asked[0], "slow", max_tokens=40), constraint=endless), b"")
+    core.add(request_of(core, asked[0], "r"), b"")
+    outputs = run(core)
+    failure = outputs["slow", 0][-1].failure
+    assert failure is not None
+    assert failure.reason == "CONSTRAINT_FAILED"
+    assert 1 < len(ids_of(outputs["slow", 0])) < 10
+    assert ids_of(outputs["r", 0]) == expected[0]
+    assert not core.has_work
 
 
 def test_a_probe_is_judged(core, asked, model, processor) -> None:
