@@ -15,7 +15,6 @@ from inference_service.backend.defaults import operator_defaults
 from inference_service.backend.forms import (
     check_grounding,
     form_begins_after,
-    form_field,
     new_answers,
     with_form,
 )
@@ -26,6 +25,7 @@ from inference_service.backend.run import run
 from inference_service.backend.sampling import check_token_ids
 from inference_service.backend.served_model import Model
 from inference_service.backend.token_lists import NO_LISTS, TokenLists, token_lists
+from inference_service.backend.tool_forms import form_field
 from inference_service.backend.turn import Shared, Turn
 from inference_service.decisions import DecisionRequest, Decisions
 from inference_service.domain import Event, Request, forget_files
@@ -110,8 +110,9 @@ class Answering:
         # First, as in `generate`: a request must have the same error in both.
         context_tokens = self._context_tokens()
         async with admitted.abortable():
-            checked = await with_form(request, self._model, self._constraints)
-            await self._token_lists(request, admitted.caller)
+            caller = admitted.caller
+            checked = await with_form(request, self._model, self._constraints, caller)
+            await self._token_lists(request, caller)
         prepared = await self.prepare(checked, admitted, turn)
         options = self._composer.options(request, prepared, context_tokens)
         form_begins_after(checked, prepared, self._model.tokenizer)
@@ -125,8 +126,9 @@ class Answering:
         context_tokens = self._context_tokens()
         asked_in = form_field(request)
         async with admitted.abortable():
-            request = await with_form(request, self._model, self._constraints)
-            lists = await self._token_lists(request, admitted.caller)
+            caller = admitted.caller
+            request = await with_form(request, self._model, self._constraints, caller)
+            lists = await self._token_lists(request, caller)
         prepared = await self.prepare(request, admitted, turn)
         self._rates.take(
             admitted.caller, Amounts(image_bytes=sum(memoryview(p).nbytes for p in prepared.pixels))

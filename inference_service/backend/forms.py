@@ -27,11 +27,6 @@ from inference_service.text.tool_grammar import tool_constraint
 _KINDS: Final = {kind: kind.value for kind in ConstraintKind} | {ConstraintKind.LARK: "grammar"}
 
 
-def form_field(request: Request) -> str:
-    """The field that errors about the form name."""
-    return "spec.tools" if request.constraint is None else "spec.constraint"
-
-
 def check_grounding(request: Request, notation: BoxNotation) -> None:
     """Checks that boxes are asked of a model that writes them.
 
@@ -45,7 +40,9 @@ def check_grounding(request: Request, notation: BoxNotation) -> None:
         )
 
 
-async def with_form(request: Request, model: Model, checker: ConstraintChecker) -> Request:
+async def with_form(
+    request: Request, model: Model, checker: ConstraintChecker, caller: str
+) -> Request:
     """The request with the form that its answers must have, once that has been tried.
 
     Raises:
@@ -55,11 +52,11 @@ async def with_form(request: Request, model: Model, checker: ConstraintChecker) 
         form = tool_constraint(request, model.abilities, model.tokenizer)
         if form is not None:
             with _measured(form):
-                form = await tried_form(form, request, model, checker, form_field(request))
+                form = await tried_form(form, request, model, checker, caller)
             return dataclasses.replace(request, constraint=form)
     if request.constraint is not None:
         with _measured(request.constraint):
-            await checker.check(request.constraint)
+            await checker.check(request.constraint, caller)
     return request
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from inference_service.backend.served_model import Model
 from inference_service.constraint import Constraint
-from inference_service.domain import ChatRequest, Tool, ToolChoice, ToolMode
+from inference_service.domain import ChatRequest, Request, Tool, ToolChoice, ToolMode
 from inference_service.grammar.checker import ConstraintChecker, refuse
 from inference_service.text.tool_grammar import tool_constraint, without_schemas
 
@@ -19,8 +19,13 @@ _LEAST_CPU_S: Final = 0.01
 """What a trial costs the processes around it."""
 
 
+def form_field(request: Request) -> str:
+    """The field that errors about the form name, which are not about one tool."""
+    return "spec.tools" if request.constraint is None else "spec.constraint"
+
+
 async def tried_form(
-    form: Constraint, request: ChatRequest, model: Model, checker: ConstraintChecker, field: str
+    form: Constraint, request: ChatRequest, model: Model, checker: ConstraintChecker, caller: str
 ) -> Constraint:
     """A form of answers that can be compiled: where a schema prevents that, its tool may be called with any object.
 
@@ -31,7 +36,7 @@ async def tried_form(
         request: The request.
         model: The model.
         checker: Tries constraints.
-        field: The field that errors name which are not about one tool.
+        caller: Who asks; callers take turns.
 
     Raises:
         InvalidArgumentError: The schema of a strict tool cannot be compiled, or the request's own form.
@@ -42,18 +47,18 @@ async def tried_form(
         changed = replace(request, tools=tools)
         return tool_constraint(changed, model.abilities, model.tokenizer) or form
 
-    if (await checker.verdict(form)).passed:
+    if (await checker.verdict(form, caller)).passed:
         return form
-    tools = await _tools_that_compile(request, model, checker)
+    tools = await _tools_that_compile(request, model, checker, caller)
     form = form_with(tools)
-    if not (await checker.verdict(form)).passed:
+    if not (await checker.verdict(form, caller)).passed:
         form = form_with(without_schemas(tools))
-        await checker.check(form, field=field)
+        await checker.check(form, caller, field=form_field(request))
     return form
 
 
 async def _tools_that_compile(
-    request: ChatRequest, model: Model, checker: ConstraintChecker
+    request: ChatRequest, model: Model, checker: ConstraintChecker, caller: str
 ) -> tuple[Tool, ...]:
     """The tools without the schemas that cannot be compiled, or for which no time is left; strict tools come first."""
     tools = list(request.tools)
@@ -65,7 +70,7 @@ async def _tools_that_compile(
         alone = replace(request, tools=(tool,), tool_choice=_ONE_CALL, constraint=None)
         form = tool_constraint(alone, model.abilities, model.tokenizer)
         assert form is not None
-        verdict = await checker.verdict(form) if left_s > 0 else None
+        verdict = await checker.verdict(form, caller) if left_s > 0 else None
         if verdict is not None:
             left_s -= max(verdict.cpu_s, _LEAST_CPU_S)
             if tool.strict:

@@ -1,28 +1,20 @@
-"""Constrained answers in the engine: compiles constraints beside the loop, while their requests wait."""
+"""Constrained answers in the engine: holds their requests until the constraints are compiled, and ends the failed."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, replace
 import logging
-import threading
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from inference_service.constraint import Constraint
+from inference_service.engine.compiling import Compilation, Grammars
 from inference_service.engine.constraint_state import ConstraintState, over_budget
 from inference_service.engine.sequence import Sequence
 from inference_service.errors import ConstraintFailedError
-from inference_service.grammar.matcher import GrammarError, new_matcher, raise_error
+from inference_service.grammar.matcher import GrammarError
 
-
-if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
-
-_THREADS: Final = 2
-_COMPILED: Final = 32
-"""Compiled constraints to keep; requests of one application mostly have the same."""
 
 _DEAD_END: Final = (
     "The answer cannot be continued in the form that the constraint asks for: the constraint is too complex, or no"
@@ -37,39 +29,6 @@ _TOO_SLOW: Final = (
 logger = logging.getLogger(__name__)
 
 
-class Grammars:
-    """Compiles constraints in threads; the loop would stand still meanwhile."""
-
-    def __init__(self, load_vocabulary: Callable[[], LLTokenizer]) -> None:
-        """Loads nothing yet: the vocabulary takes a second, and most services never need it."""
-        self._load_vocabulary = load_vocabulary
-        self._vocabulary: LLTokenizer | None = None
-        self._loading = threading.Lock()
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="grammars")
-        self._compiled: OrderedDict[bytes, Future[LLMatcher]] = OrderedDict()
-
-    def compiled(self, constraint: Constraint) -> Future[LLMatcher]:
-        """A matcher at the beginning, to be copied for each answer; the future may raise what compiling raises."""
-        key = constraint.digest
-        future = self._compiled.pop(key, None)
-        if future is None or (future.done() and future.exception() is not None):
-            future = self._threads.submit(self._compile, constraint)
-        self._compiled[key] = future
-        if len(self._compiled) > _COMPILED:
-            self._compiled.popitem(last=False)
-        return future
-
-    def _compile(self, constraint: Constraint) -> LLMatcher:
-        with self._loading:
-            if self._vocabulary is None:
-                self._vocabulary = self._load_vocabulary()
-        matcher = new_matcher(self._vocabulary, constraint)
-        # The first mask costs the most, of every answer; copies know it.
-        matcher.compute_bitmask()
-        raise_error(matcher)
-        return matcher
-
-
 @dataclass(frozen=True, slots=True)
 class HeldRequest:
     """A request whose constraint is being compiled.
@@ -77,12 +36,12 @@ class HeldRequest:
     Attributes:
         sequences: Its choices; those that are aborted meanwhile are removed.
         pixels: RGB uint8 of its images.
-        matcher: The compiled constraint.
+        compilation: The constraint.
     """
 
     sequences: list[Sequence]
     pixels: memoryview
-    matcher: Future[LLMatcher]
+    compilation: Compilation
 
     def constrain(self) -> None:
         """Gives every choice a matcher of its own.
@@ -92,7 +51,7 @@ class HeldRequest:
         """
         request = self.sequences[0].request
         try:
-            matcher = self.matcher.result()
+            matcher = self.compilation.matcher.result()
         except Exception as error:  # also a vocabulary that cannot be read
             logger.exception(
                 {"message": "a constraint cannot be compiled", "request_id": request.request_id}
@@ -122,9 +81,9 @@ class HeldRequests:
         """Holds the choices of a request until its constraint is compiled."""
         if sequences[0].request.constraint_after is not None:
             constraint = replace(constraint, after_break=True)
-        matcher = self._grammars.compiled(constraint)
-        request_id = sequences[0].request.request_id
-        self._requests[request_id] = HeldRequest(sequences, pixels, matcher)
+        request = sequences[0].request
+        compilation = self._grammars.wait_for(constraint, request.caller)
+        self._requests[request.request_id] = HeldRequest(sequences, pixels, compilation)
 
     def drop(self, request_id: str, choice_index: int | None) -> None:
         """Forgets one choice of a request, or (None) all."""
@@ -138,16 +97,20 @@ class HeldRequests:
         ]
         if not held.sequences:
             del self._requests[request_id]
+            self._grammars.leave(held.compilation)
 
     def take_ready(self) -> list[HeldRequest]:
         """The requests whose constraint is compiled; they are not held any more."""
-        ready = [name for name, held in self._requests.items() if held.matcher.done()]
-        return [self._requests.pop(name) for name in ready]
+        names = [name for name, held in self._requests.items() if held.compilation.matcher.done()]
+        ready = [self._requests.pop(name) for name in names]
+        for held in ready:
+            self._grammars.leave(held.compilation)
+        return ready
 
     def wait(self, timeout_s: float) -> None:
         """Waits until one of them is ready."""
         wait(
-            [held.matcher for held in self._requests.values()],
+            [held.compilation.matcher for held in self._requests.values()],
             timeout=timeout_s,
             return_when=FIRST_COMPLETED,
         )

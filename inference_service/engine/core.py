@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from inference_service.engine.assembly import LoadModel, assemble
-from inference_service.engine.constrained import Grammars, HeldRequest, HeldRequests
+from inference_service.engine.compiling import Grammars
+from inference_service.engine.constrained import HeldRequest, HeldRequests
 from inference_service.engine.device import memory_of
 from inference_service.engine.loader import load_model
 from inference_service.engine.outputs import ended_output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 import logging
@@ -26,14 +25,16 @@ from inference_service.grammar.trial_protocol import (
     Verdict,
     encode,
 )
+from inference_service.line import Line, Place
+from inference_service.shared_cache import SharedCache
 
 
 _COMMAND: Final = (sys.executable, "-P", "-m", "inference_service.grammar.trial")
 _START_S: Final = 120.0
 _TRIAL_S: Final = 40.0
 """A trial is limited by its CPU time; this is how long it may take on a machine with much else to do."""
-_TRIALS: Final = 2
-"""Trials at the same time."""
+_TRIALS: Final = 3
+"""Trials at the same time; the last one of a caller that has none."""
 _REMEMBERED: Final = 512
 _ALWAYS: Final = Verdict(0)
 
@@ -92,16 +93,18 @@ class ConstraintChecker:
         self._model_dir = model_dir
         self._command = (*command, *vocabulary.options)
         self._process: _TrialProcess | None = None
-        self._slots = asyncio.Semaphore(_TRIALS)
-        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
-        self._pending: dict[bytes, _Pending] = {}
+        self._line = Line(_TRIALS, spare=1)
+        self._verdicts: SharedCache[Verdict] = SharedCache(_REMEMBERED)
+        self._asked: dict[bytes, _Asked] = {}
+        self._trials: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def check(self, constraint: Constraint, *, field: str = "") -> None:
+    async def check(self, constraint: Constraint, caller: str = "", *, field: str = "") -> None:
         """Returns if the constraint can be compiled.
 
         Args:
             constraint: The constraint, within the limits of `grpc_api`.
+            caller: Who asks; callers take turns.
             field: Path of its field in the request; empty = that of its kind in `spec.constraint`.
 
         Raises:
@@ -109,17 +112,43 @@ class ConstraintChecker:
             EngineUnavailableError: It cannot be tried now.
         """
         part = _PARTS[constraint.kind]
-        refuse(await self.verdict(constraint), part, field or f"spec.constraint.{part}")
+        refuse(await self.verdict(constraint, caller), part, field or f"spec.constraint.{part}")
 
-    async def verdict(self, constraint: Constraint) -> Verdict:
-        """What the trial of a constraint has shown.
+    async def verdict(self, constraint: Constraint, caller: str = "") -> Verdict:
+        """What the trial of a constraint has shown, or shows in a turn of the caller or of another who asks for it.
+
+        A trial that has begun goes on if its callers leave, so that they cannot begin many.
 
         Raises:
             EngineUnavailableError: It cannot be tried now.
         """
         if constraint.kind is ConstraintKind.JSON_OBJECT:
             return _ALWAYS
-        return self._verdicts.get(constraint.digest) or await self._tried(constraint)
+        key = constraint.digest
+        if (known := self._verdicts.get(key, caller)) is not None:
+            return known
+        asked = self._asked.get(key)
+        if asked is None:
+            asked = self._asked[key] = _Asked(asyncio.get_running_loop().create_future())
+        asked.callers += 1
+        place = self._line.ask(caller, 1)
+        begins = False
+        try:
+            await asyncio.wait((place.granted, asked.verdict), return_when=asyncio.FIRST_COMPLETED)
+            if not asked.begun:
+                begins = asked.begun = True
+                trial = asyncio.create_task(self._try(constraint, caller, asked, place))
+                self._trials.add(trial)
+                trial.add_done_callback(self._trials.discard)
+            else:
+                place.leave()
+            return await asyncio.shield(asked.verdict)
+        finally:
+            if not begins:
+                place.leave()
+            asked.callers -= 1
+            if not asked.callers and not asked.begun:
+                self._forget(key, asked)
 
     def close(self) -> None:
         """Ends the process; trials end with an error."""
@@ -127,38 +156,34 @@ class ConstraintChecker:
         if self._process is not None:
             self._process.close()
 
-    async def _tried(self, constraint: Constraint) -> Verdict:
-        """The verdict of a trial. One that has begun goes on if its callers leave, so that they cannot begin many."""
+    async def _try(self, constraint: Constraint, caller: str, asked: _Asked, place: Place) -> None:
+        """Runs a trial and tells all who asked for it."""
         key = constraint.digest
-        pending = self._pending.get(key)
-        if pending is None:
-            pending = self._pending[key] = _Pending()
-            pending.task = asyncio.create_task(self._try(constraint, pending))
-            pending.task.add_done_callback(lambda done: self._finish(key, done))
-        pending.callers += 1
         try:
-            return await asyncio.shield(pending.task)
+            verdict = await self._run(constraint)
+        except Exception as error:  # noqa: BLE001 - whoever waits raises it
+            asked.verdict.set_exception(error)
+            asked.verdict.exception()  # nobody may wait for it any more
+        else:
+            self._verdicts.put(key, caller, verdict)
+            asked.verdict.set_result(verdict)
         finally:
-            pending.callers -= 1
+            place.leave()
+            self._forget(key, asked)
 
-    async def _try(self, constraint: Constraint, pending: _Pending) -> Verdict:
-        async with self._slots:
-            if self._closed or not pending.callers:
-                raise _unavailable()
-            if self._process is None or self._process.lost:
-                self._process = _TrialProcess((*self._command, "--model-dir", str(self._model_dir)))
-            verdict = await self._process.run(constraint)
-            if verdict.lost:
-                raise _unavailable()
-            return verdict
+    async def _run(self, constraint: Constraint) -> Verdict:
+        if self._closed:
+            raise _unavailable()
+        if self._process is None or self._process.lost:
+            self._process = _TrialProcess((*self._command, "--model-dir", str(self._model_dir)))
+        verdict = await self._process.run(constraint)
+        if verdict.lost:
+            raise _unavailable()
+        return verdict
 
-    def _finish(self, key: bytes, task: asyncio.Task[Verdict]) -> None:
-        del self._pending[key]
-        if task.cancelled() or task.exception() is not None:
-            return
-        self._verdicts[key] = task.result()
-        if len(self._verdicts) > _REMEMBERED:
-            self._verdicts.popitem(last=False)
+    def _forget(self, key: bytes, asked: _Asked) -> None:
+        if self._asked.get(key) is asked:
+            del self._asked[key]
 
 
 def refuse(verdict: Verdict, part: str, field: str) -> None:
@@ -181,18 +206,19 @@ def refuse(verdict: Verdict, part: str, field: str) -> None:
         raise InvalidArgumentError(f"{part} cannot be used: {verdict.error}", field=field)
 
 
-class _Pending:
-    """A trial that waits or runs.
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A trial that is asked for.
 
     Attributes:
+        verdict: What it shows.
         callers: How many wait for it.
-        task: Ends with the verdict.
+        begun: It runs.
     """
 
-    task: asyncio.Task[Verdict]
-
-    def __init__(self) -> None:
-        self.callers = 0
+    verdict: asyncio.Future[Verdict]
+    callers: int = 0
+    begun: bool = False
 
 
 class _TrialProcess:

@@ -19,8 +19,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from inference_service.engine.compiling import Grammars
 from inference_service.engine.constrained import (
-    Grammars,
     HeldRequest,
     HeldRequests,
     constraint_failed,

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from inference_service.any_model.folder import check_folder
-from inference_service.engine.constrained import Grammars
+from inference_service.engine.compiling import Grammars
 from inference_service.engine.device import note_progress
 from inference_service.engine.memory import TORCH_DTYPES, resolve_devices
 from inference_service.engine_protocol.messages import EngineConfig, EngineReady

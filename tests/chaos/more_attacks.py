@@ -6,10 +6,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 import contextlib
+import json
+import random
 import resource
 import struct
 import time
 from typing import TYPE_CHECKING, Any
+import uuid
 
 import grpc.aio
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
@@ -260,6 +263,25 @@ def ambiguous() -> chat_pb.ChatCompletionSpec:
     return spec
 
 
+async def tries(channel: grpc.aio.Channel, metadata: Any) -> None:
+    """A schema that nobody has sent before, and whose trial takes half a second."""
+    spec = spec_of("?", model=MODEL, sampling={"max_tokens": 2})
+    multiple = {"type": "integer", "multipleOf": 49999, "title": uuid.uuid4().hex}
+    spec.constraint.json_schema = json.dumps(multiple)
+    await creates(spec)(channel, metadata)
+
+
+async def sends_forms_and_leaves(channel: grpc.aio.Channel, metadata: Any) -> None:
+    """Schemas that take half a second to compile in the engine, one after the other, and no wait for an answer."""
+    multiple = {"type": "integer", "multipleOf": 49999, "title": f"{random.randrange(100)}"}
+    spec = spec_of("?", model=MODEL, sampling={"max_tokens": 2})
+    spec.constraint.json_schema = json.dumps(multiple)
+    request = chat_pb.CreateChatCompletionRequest(spec=spec)
+    call = chat_grpc.ChatServiceStub(channel).CreateChatCompletion(request, metadata=metadata)
+    await asyncio.sleep(0.02)
+    call.cancel()
+
+
 async def decides(channel: grpc.aio.Channel, metadata: Any) -> None:
     """As many questions as a request may have."""
     question = decision_pb.DecisionQuestion(
@@ -315,6 +337,8 @@ MORE_ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     "many broken images": lambda a: again(a, 4, creates(empty_images(200_000))),
     "tokenizing": lambda a: again(a, 20, tokenizes),
     "ambiguous grammars": lambda a: again(a, 32, creates(ambiguous())),
+    "trials": lambda a: again(a, 60, tries),
+    "forms nobody waits for": lambda a: again(a, 4, sends_forms_and_leaves),
     "questions": lambda a: again(a, 6, decides),
     **{
         f"large {kind}": lambda a, kind=kind: again(a, 4, creates(options(kind)))  # type: ignore[misc]

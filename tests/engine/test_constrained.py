@@ -18,7 +18,7 @@ from llguidance import LLMatcher, LLParserLimits
 import pytest
 
 from inference_service.constraint import Constraint, ConstraintKind
-from inference_service.engine import constrained
+from inference_service.engine import compiling, constrained
 from inference_service.engine.constraint_state import ConstraintState
 from inference_service.engine.core import EngineCore
 from inference_service.engine_protocol.messages import (
@@ -283,7 +283,7 @@ def test_the_first_mask_is_computed_beside_the_loop(
         )
 
     original = matcher.new_matcher
-    monkeypatch.setattr(constrained, "new_matcher", compiled)
+    monkeypatch.setattr(compiling, "new_matcher", compiled)
     core = make_demo()
     core.add(request("x", JSON, num_choices=3), b"")
     drain_choices(core)
@@ -314,7 +314,7 @@ def test_requests_that_wait_for_their_constraint(
         return original(vocabulary, constraint)
 
     original = matcher.new_matcher
-    monkeypatch.setattr(constrained, "new_matcher", slow)
+    monkeypatch.setattr(compiling, "new_matcher", slow)
     core = make_demo()
     core.add(request("all", JSON, num_choices=3), b"")
     core.add(request("some", JSON, num_choices=3), b"")
@@ -347,4 +347,5 @@ def test_only_the_latest_constraints_are_kept(make_demo: MakeCore) -> None:
         core.add(request(str(number), Constraint(kind=ConstraintKind.REGEX, text=text)), b"")
     for name, answer in drain(core).items():
         assert text_of(answer).endswith(f"-{name}")
-    assert len(core._held._grammars._compiled) == constrained._COMPILED
+    assert len(core._held._grammars._compiled) == compiling.COMPILED
+    assert not core._held._grammars._unfinished

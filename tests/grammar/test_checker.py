@@ -15,6 +15,7 @@ import pytest
 from inference_service.constraint import Constraint, ConstraintKind
 from inference_service.errors import EngineUnavailableError, InvalidArgumentError
 from inference_service.grammar.checker import ConstraintChecker
+from inference_service.grammar.trial_protocol import Verdict
 from tests.grammar.conftest import DEMO
 from tests.grpc_api.asking import until
 
@@ -117,9 +118,9 @@ async def test_a_trial_goes_on_without_its_caller_and_is_not_repeated(
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await checker.check(EXPLODING)
-    assert len(checker._pending) == 1
+    assert len(checker._asked) == 1
     await refused(checker, EXPLODING)
-    assert not checker._pending
+    assert not checker._asked
     known = checker._process
     assert known is not None
     count = known._count
@@ -154,7 +155,78 @@ async def test_trials_that_nobody_waits_for_do_not_begin(checker: ConstraintChec
     await asyncio.gather(*running)
     await checker.check(regex("last"))
     assert process._count == begun + 3
-    assert not checker._pending
+    assert not checker._asked
+
+
+class Trials:
+    """Stands for the trial process: trials last until the test ends them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun: list[str] = []
+        self.running: list[asyncio.Future[Verdict]] = []
+        monkeypatch.setattr(ConstraintChecker, "_run", lambda _, constraint: self._run(constraint))
+
+    async def _run(self, constraint: Constraint) -> Verdict:
+        verdict = asyncio.get_running_loop().create_future()
+        self.begun.append(constraint.text)
+        self.running.append(verdict)
+        return await verdict
+
+    async def finish(self, *asked: asyncio.Task[Verdict]) -> None:
+        """Ends one trial after the other until all who asked have their verdicts."""
+        while not all(task.done() for task in asked):
+            for _ in range(5):
+                await asyncio.sleep(0)
+            if self.running:
+                self.running.pop(0).set_result(Verdict(1))
+
+
+async def test_callers_take_turns_with_their_trials(
+    checker: ConstraintChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = Trials(monkeypatch)
+    many = [asyncio.create_task(checker.verdict(regex(f"m{n}"), "many")) for n in range(60)]
+    await asyncio.sleep(0)
+    few = [asyncio.create_task(checker.verdict(regex(f"f{n}"), "few")) for n in range(3)]
+    # Which of them is behind 50 others in the turns of the other caller.
+    few.append(asyncio.create_task(checker.verdict(regex("m55"), "few")))
+    await trials.finish(*few)
+    assert len(trials.begun) < 16
+    await trials.finish(*many)
+    assert len(set(trials.begun)) == len(trials.begun) == 63
+    assert not checker._asked
+    assert not checker._line.held
+
+
+async def test_verdicts_are_kept_for_each_caller(
+    checker: ConstraintChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = Trials(monkeypatch)
+    await trials.finish(asyncio.create_task(checker.verdict(regex("mine"), "few")))
+    many = [asyncio.create_task(checker.verdict(regex(f"m{n}"), "many")) for n in range(600)]
+    await trials.finish(*many)
+    begun = len(trials.begun)
+    assert (await checker.verdict(regex("mine"), "few")).passed
+    assert (await checker.verdict(regex("m599"), "many")).passed
+    assert len(trials.begun) == begun
+
+
+async def test_those_who_leave_the_line_are_not_waited_for(
+    checker: ConstraintChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = Trials(monkeypatch)
+    gone = [asyncio.create_task(checker.verdict(regex(f"g{n}"), "many")) for n in range(50)]
+    stays = [asyncio.create_task(checker.verdict(regex("g40"), who)) for who in ("many", "few")]
+    await asyncio.sleep(0)
+    for task in gone:
+        task.cancel()
+    await asyncio.gather(*gone, return_exceptions=True)
+    await trials.finish(*stays)
+    assert len(trials.begun) <= 4
+    while trials.running:
+        trials.running.pop().set_result(Verdict(1))
+    await until(lambda: not checker._line.held)
+    assert not checker._asked
 
 
 async def test_a_trial_that_somebody_else_ends_says_nothing(checker: ConstraintChecker) -> None:
