@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 import contextlib
 import dataclasses
+import functools
 
 from inference_service.backend.admission import AdmittedRequest
 from inference_service.backend.base import Rendered
 from inference_service.backend.composing import Composer
-from inference_service.backend.decisions import check_lengths, run_decisions
+from inference_service.backend.decisions import check_lengths, run_decisions, usage_of
 from inference_service.backend.defaults import operator_defaults
 from inference_service.backend.forms import (
     check_grounding,
@@ -34,6 +35,8 @@ from inference_service.errors import EngineUnavailableError, ModelLoadingError
 from inference_service.grammar.checker import ConstraintChecker
 from inference_service.media.prepare import MediaPreparer, PreparedMedia
 from inference_service.media.turn import set_turn
+from inference_service.metrics import families
+from inference_service.metrics.requests import current_request
 from inference_service.settings import ServiceSettings
 
 
@@ -47,7 +50,7 @@ class Answering:
         media: Prepares the media of requests.
         prompts: Makes their prompts.
         constraints: Tries their constraints.
-        rates: Counts the bytes of their images.
+        rates: Counts the bytes of their images, and the tokens of their prompts and answers.
         shared: What they share.
     """
 
@@ -137,6 +140,8 @@ class Answering:
         if not admitted.aborted:
             async with admitted.abortable():
                 await turn.reserve_tokens(prepared.usage.prompt_tokens, options.max_tokens)
+        # Now, and not at its end, to which a client need not stay.
+        self._rates.take(admitted.caller, Amounts(tokens=prepared.usage.prompt_tokens))
         engine_request = self._composer.engine_request(request, admitted, prepared, options, lists)
         answers = new_answers(request, prepared, self._model, prepared.infos)
         events = run(
@@ -147,6 +152,7 @@ class Answering:
             request.prompt_field,
             form_field=asked_in,
             begun=turn.free_pixels,
+            counted=functools.partial(self._count, admitted.caller),
             computed=turn.leave,
             aborted=lambda: admitted.aborted,
         )
@@ -189,9 +195,17 @@ class Answering:
         check_lengths(request.questions, prompts, context_tokens)
         async with admitted.abortable():
             await turn.reserve_tokens(prompts.max_tokens(turn.size), 0)
+        usage = usage_of(prompts, media.video_tokens)
+        self._rates.take(admitted.caller, Amounts(tokens=usage.prompt_tokens))
+        current_request().prompted(usage)
         return await run_decisions(
             self._engine, request, prompts, media, admitted, at_once=turn.size
         )
+
+    def _count(self, caller: str, tokens: int) -> None:
+        """Counts tokens of answers as the engine computes them: a client may leave without reading them."""
+        families.GENERATION_TOKENS.inc(tokens)
+        self._rates.take(caller, Amounts(tokens=tokens))
 
     async def _token_lists(self, request: Request, caller: str) -> TokenLists:
         """The lists of tokens and words to which a request restricts its answers."""

@@ -157,20 +157,23 @@ def check_lengths(
             )
 
 
-def usage_of(prompts: DecisionPrompts, video_tokens: int, cache: Sequence[CacheUse]) -> TokenUsage:
+def usage_of(
+    prompts: DecisionPrompts, video_tokens: int, cache: Sequence[CacheUse] = ()
+) -> TokenUsage:
     """The tokens of a request: those of the input once, and those of each question.
 
     Args:
         prompts: Its prompts.
         video_tokens: Those of videos among them.
         cache: What each run of the engine found in the prefix cache and added to it; the first one is about the input.
+            Empty = before the first run.
     """
     shared = sum(image.num_tokens for image in prompts.evidence.images)
     wholes = [question.whole for question in prompts.questions if question.whole is not None]
     own = sum(sum(image.num_tokens for image in whole.images) - shared for whole in wholes)
     evidence = len(prompts.evidence.token_ids)
     total = evidence + sum(len(question.token_ids) for question in prompts.questions)
-    cached = min(cache[0].found, evidence)
+    cached = min(cache[0].found, evidence) if cache else 0
     return TokenUsage(
         prompt_tokens=total,
         image_tokens=shared + own - video_tokens,

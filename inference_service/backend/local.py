@@ -27,7 +27,7 @@ from inference_service.backend.served_model import Model
 from inference_service.backend.turn import Shared
 from inference_service.backend.vocabulary import ModelVocabulary
 from inference_service.decisions import DecisionRequest, Decisions
-from inference_service.domain import Event, GenerationOptions, Request, TokenUsage
+from inference_service.domain import Event, GenerationOptions, Request
 from inference_service.engine_client.interface import (
     Engine,
     EngineStartError,
@@ -186,7 +186,6 @@ class LocalBackend:
                 async with contextlib.aclosing(events):
                     try:
                         async for event in events:
-                            self._count_use(caller, event)
                             yield event
                     except EngineUnavailableError:
                         if self._closing:
@@ -210,13 +209,11 @@ class LocalBackend:
             salted = dataclasses.replace(request, evidence=self._salted(evidence, caller))
             with self._answering.turn(request.with_all_images, admitted, size=at_once) as turn:
                 try:
-                    decided = await self._answering.decide(salted, admitted, turn, prepared)
+                    return await self._answering.decide(salted, admitted, turn, prepared)
                 except EngineUnavailableError:
                     if self._closing:
                         raise draining() from None
                     raise
-            self._count_use(caller, decided.usage)
-            return decided
 
     def _salted(self, request: _Options, caller: str) -> _Options:
         """The request with a cache salt that no other API key can choose; cached tokens would tell its prompts."""
@@ -224,11 +221,6 @@ class LocalBackend:
             return request
         salt = hashlib.sha256(caller.encode() + b"\0" + request.cache_salt).digest()
         return dataclasses.replace(request, cache_salt=salt)
-
-    def _count_use(self, caller: str, event: Event) -> None:
-        if isinstance(event, TokenUsage):
-            tokens = event.prompt_tokens + event.completion_tokens
-            self._rates.take(caller, Amounts(tokens=tokens))
 
     def _notify_state(self) -> None:
         state = self.state

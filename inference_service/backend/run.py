@@ -35,6 +35,7 @@ async def run(
     *,
     form_field: str = "spec.constraint",
     begun: Callable[[], None] = nothing,
+    counted: Callable[[int], None] = nothing,
     computed: Callable[[], None] = nothing,
     aborted: Callable[[], bool] = lambda: False,
 ) -> AsyncGenerator[Delta | Finished | TokenUsage, None]:
@@ -48,6 +49,7 @@ async def run(
         prompt_field: The field that errors about the prompt name.
         form_field: The field that errors about the form of the answers name.
         begun: Called when the engine has the request and its pixels.
+        counted: Called with the number of tokens of each output that the engine computes, also if nobody takes it.
         computed: Called when the engine computes the request no more.
         aborted: Whether the request was aborted before the engine knows it; afterwards, the engine is told.
 
@@ -62,7 +64,7 @@ async def run(
     cached_tokens = written_tokens = 0
     record = current_request()
     open_choices = set(range(len(answers)))
-    outputs = engine.generate(engine_request, prepared.pixels, computed=computed)
+    outputs = engine.generate(engine_request, prepared.pixels, counted=counted, computed=computed)
     async with contextlib.aclosing(outputs):
         async for output in outputs:
             begun()

@@ -140,6 +140,7 @@ class EngineClient:
         request: EngineRequest,
         pixels: list[bytes | memoryview],
         *,
+        counted: Callable[[int], None] = nothing,
         computed: Callable[[], None] = nothing,
     ) -> AsyncGenerator[ChoiceOutput, None]:
         """See `Engine`."""
@@ -148,7 +149,7 @@ class EngineClient:
                 yield ChoiceOutput.aborted(request.request_id, choice_index)
             return
         flight = self._admit(request, sum(memoryview(image).nbytes for image in pixels))
-        flight.computed = computed
+        flight.counted, flight.computed = counted, computed
         try:
             # An abort or an engine failure cancels the reservation; `wait` then returns instead of raising.
             await asyncio.wait([flight.reservation.granted])

@@ -27,6 +27,7 @@ class RequestInFlight:
         open_choices: Choices that have not finished.
         unanswered_choices: Choices that neither got a token while there was a consumer nor finished by themselves. A
             request without any is answered, even if its consumer left at a stop string, which is an abort here.
+        counted: Called with the number of tokens of each output.
         computed: Called once, when it is forgotten.
         over: Set at the last output of its last choice, or at its failure.
     """
@@ -39,6 +40,7 @@ class RequestInFlight:
         self.abandoned = False
         self.open_choices = set(range(request.num_choices))
         self.unanswered_choices = set(self.open_choices)
+        self.counted: Callable[[int], None] = nothing
         self.computed: Callable[[], None] = nothing
         self.over = asyncio.Event()
         # By choice, the one waiting longest first.
@@ -50,6 +52,8 @@ class RequestInFlight:
         """Buffers an output; outputs after the finish of their choice are dropped."""
         if output.choice_index not in self.open_choices:
             return
+        if output.token_ids:
+            self.counted(len(output.token_ids))
         if (output.token_ids and not self.abandoned) or _finished_by_itself(output):
             self.unanswered_choices.discard(output.choice_index)
         buffered = self._buffered.setdefault(output.choice_index, [])

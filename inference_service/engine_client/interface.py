@@ -16,8 +16,8 @@ from inference_service.engine_protocol.messages import (
 )
 
 
-def nothing() -> None:
-    """Does nothing."""
+def nothing(*_: object) -> None:
+    """Does nothing, whatever it is told."""
 
 
 class EngineState(Enum):
@@ -71,6 +71,7 @@ class Engine(Protocol):
         request: EngineRequest,
         pixels: list[bytes | memoryview],
         *,
+        counted: Callable[[int], None] = nothing,
         computed: Callable[[], None] = nothing,
     ) -> AsyncGenerator[ChoiceOutput, None]:
         """Computes all choices of a request; ends after each has yielded an output with a finish reason.
@@ -83,6 +84,8 @@ class Engine(Protocol):
             request: The request.
             pixels: RGB uint8 images; concatenated, they are the buffer that `ImageSpan.pixel_offset` refers to. The
                 list is emptied when they are copied.
+            counted: Called with the number of tokens of each output, when it comes from the engine: whether or not the
+                consumer takes it, or is still there.
             computed: Called when the engine computes the request no more, though outputs may wait for the consumer.
 
         Raises:

@@ -129,7 +129,6 @@ class RequestRecord:
             self._in_engine(timings, now_s)
         if not count:
             return
-        families.GENERATION_TOKENS.inc(count)
         if not self._first_s:
             first = families.TIME_TO_FIRST_TOKEN.labels(self._operation)
             first.observe(now_s - self._begin_s)
@@ -166,9 +165,7 @@ class RequestRecord:
                     Attribute.INPUT_TOKENS: usage.prompt_tokens,
                     Attribute.IMAGE_TOKENS: usage.image_tokens,
                 }
-                families.PROMPT_TOKENS.inc(usage.prompt_tokens)
-                families.IMAGE_TOKENS.inc(usage.image_tokens)
-                families.VIDEO_TOKENS.inc(usage.video_tokens)
+                self.prompted(usage)
             case Finished(reason=reason):
                 # Of several answers, the one that did not stop by itself.
                 if self._finish in ("", "stop"):
@@ -187,10 +184,13 @@ class RequestRecord:
 
     def decided(self, usage: TokenUsage) -> None:
         """Measures the decisions of a request, for which no token was generated."""
+        self.observe(usage)
+
+    def prompted(self, usage: TokenUsage) -> None:
+        """Counts the tokens of a prompt, when the engine gets it."""
         families.PROMPT_TOKENS.inc(usage.prompt_tokens)
         families.IMAGE_TOKENS.inc(usage.image_tokens)
         families.VIDEO_TOKENS.inc(usage.video_tokens)
-        self.observe(usage)
 
     def failed(self, error: ServiceError) -> None:
         """Notes the error that the call ends with."""

@@ -40,7 +40,7 @@ class ScriptedEngine:
         self.log: list[object] = []
 
     async def generate(
-        self, request: EngineRequest, pixels: list[bytes], *, computed: Callable[[], None]
+        self, request: EngineRequest, pixels: list[bytes], **_: Callable[..., None]
     ) -> AsyncGenerator[ChoiceOutput, None]:
         assert (request.request_id, pixels) == ("r", PREPARED.pixels)
         try:

@@ -39,3 +39,16 @@ async def test_the_choice_that_waits_longest_is_next() -> None:
         order.append((await busy.next()).choice_index)
         busy.push(output(order[-1], 9))  # the one just taken has more already
     assert order == [0, 1, 2, 0, 1, 2]
+
+
+async def test_tokens_are_counted_when_they_come_whether_or_not_they_are_read() -> None:
+    counts: list[int] = []
+    left = flight(2)
+    left.counted = counts.append
+    for token in range(200):
+        left.push(output(0, token))
+    left.abandoned = True
+    left.push(output(1, 7, FinishReason.LENGTH))
+    left.push(output(1, 8))  # after its end
+    left.push_aborted(0)
+    assert counts == [1] * 201

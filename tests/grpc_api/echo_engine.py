@@ -97,6 +97,7 @@ class EchoEngine:
         request: EngineRequest,
         pixels: list[bytes | memoryview],
         *,
+        counted: Callable[[int], None] = nothing,
         computed: Callable[[], None] = nothing,
     ) -> AsyncGenerator[ChoiceOutput, None]:
         self._require_ready(was_sent=False)
@@ -130,6 +131,7 @@ class EchoEngine:
                         planned[key[1]].pop(0)
                     if output.finish_reason is not None:
                         del overs[key], self.live[key]
+                    counted(len(output.token_ids))
                     yield output
                 index += not held
         finally:
