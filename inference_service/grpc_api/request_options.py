@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 import dataclasses
 from functools import partial
 import re
@@ -118,8 +118,9 @@ def _sampling(options: sampling_pb.SamplingOptions) -> SamplingOptions:
     check_token_ids(options.logit_bias, path)
     for token_id, bias in options.logit_bias.items():
         check_range(bias, _BIAS, path, name=f"logit_bias[{token_id}]")
+    # Counted first: making the tuple stops all other calls.
+    check_count(options.allowed_token_ids, _MAX_ALLOWED_TOKENS, "spec.sampling.allowed_token_ids")
     allowed = tuple(options.allowed_token_ids)
-    check_count(allowed, _MAX_ALLOWED_TOKENS, "spec.sampling.allowed_token_ids")
     check_token_ids(allowed, "spec.sampling.allowed_token_ids")
     return dataclasses.replace(
         sampling,
@@ -134,15 +135,17 @@ def _sampling(options: sampling_pb.SamplingOptions) -> SamplingOptions:
     )
 
 
-def _stop_strings(strings: Iterable[str]) -> tuple[str, ...]:
+def _stop_strings(strings: Collection[str]) -> tuple[str, ...]:
     path = "spec.stop.strings"
     return _strings(strings, path, maximum=_MAX_STOP_STRINGS, max_bytes=_MAX_STOP_BYTES)
 
 
-def _strings(strings: Iterable[str], path: str, *, maximum: int, max_bytes: int) -> tuple[str, ...]:
+def _strings(
+    strings: Collection[str], path: str, *, maximum: int, max_bytes: int
+) -> tuple[str, ...]:
     """Texts of which there are at most `maximum`, and none is empty or has more than `max_bytes`."""
+    check_count(strings, maximum, path)
     kept, name = tuple(strings), field_name(path)
-    check_count(kept, maximum, path)
     for index, string in enumerate(kept):
         size = len(string.encode())
         if not 1 <= size <= max_bytes:
@@ -153,9 +156,10 @@ def _strings(strings: Iterable[str], path: str, *, maximum: int, max_bytes: int)
     return kept
 
 
-def _stop_tokens(token_ids: Iterable[int]) -> tuple[int, ...]:
-    kept, path = tuple(token_ids), "spec.stop.token_ids"
-    check_count(kept, _MAX_STOP_TOKENS, path)
+def _stop_tokens(token_ids: Collection[int]) -> tuple[int, ...]:
+    path = "spec.stop.token_ids"
+    check_count(token_ids, _MAX_STOP_TOKENS, path)
+    kept = tuple(token_ids)
     check_token_ids(kept, path)
     return kept
 

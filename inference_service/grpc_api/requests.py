@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
+from typing import Any, Final
 
 from inference_service.domain import (
     ChatMessage,
@@ -19,7 +19,7 @@ from inference_service.errors import (
     InvalidArgumentError,
     TooManyImagesError,
 )
-from inference_service.grpc_api.field_checks import check_token_ids, optional
+from inference_service.grpc_api.field_checks import check_count, check_token_ids, optional
 from inference_service.grpc_api.request_messages import chat_messages, image_part
 from inference_service.grpc_api.request_options import generation_options
 from inference_service.grpc_api.request_tools import (
@@ -30,6 +30,10 @@ from inference_service.grpc_api.request_tools import (
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+
+
+_MAX_PROMPT_TOKENS: Final = 2**20
+"""More than any model's context window; how many fit is checked later."""
 
 
 def chat_request(
@@ -80,6 +84,7 @@ def text_completion_request(
             "The request has no prompt: set either text or token_ids.", field="spec.text"
         )
     field = f"spec.{kind}"
+    check_count(spec.token_ids.ids, _MAX_PROMPT_TOKENS, "spec.token_ids")
     prompt: str | tuple[int, ...] = spec.text if kind == "text" else tuple(spec.token_ids.ids)
     if not prompt:
         raise InvalidArgumentError(

@@ -8,27 +8,29 @@ from __future__ import annotations
 
 from typing import Final
 
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from inference_service.errors import InvalidArgumentError
 
 
 MAX_FIELDS: Final = 2**16
 """Maximum number of fields in a message and its sub-messages; a turn of a conversation has about four."""
+MAX_PACKED_BYTES: Final = 2**22
+"""Maximum size of all packed numbers: a million token ids of a large vocabulary. Copying more stops all other calls."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_BYTES: Final = {_FIXED64: 8, _FIXED32: 4}
 
 
 def check_fields(data: bytes, descriptor: Descriptor) -> None:
-    """Refuses a message with too many fields; a malformed one is left to the parser.
+    """Refuses a message with too many fields or numbers; a malformed one is left to the parser.
 
     Args:
         data: The serialised message.
         descriptor: Its type.
 
     Raises:
-        InvalidArgumentError: It has more than `MAX_FIELDS` fields.
+        InvalidArgumentError: It has more than `MAX_FIELDS` fields, or lists of numbers of more than `MAX_PACKED_BYTES`.
     """
     try:
         _count(data, descriptor)
@@ -37,7 +39,7 @@ def check_fields(data: bytes, descriptor: Descriptor) -> None:
 
 
 def _count(data: bytes, descriptor: Descriptor) -> None:
-    count = 0
+    count = packed_bytes = 0
     pending = [(0, len(data), descriptor)]
     while pending:
         start, end, kind = pending.pop()
@@ -56,6 +58,13 @@ def _count(data: bytes, descriptor: Descriptor) -> None:
                 inner = kind.fields_by_number.get(tag >> 3)
                 if inner is not None and inner.message_type is not None:
                     pending.append((start, min(start + size, end), inner.message_type))
+                elif inner is not None and inner.cpp_type != FieldDescriptor.CPPTYPE_STRING:
+                    packed_bytes += size
+                    if packed_bytes > MAX_PACKED_BYTES:
+                        raise InvalidArgumentError(
+                            f"The lists of numbers of the request, among them {inner.name}, have more than"
+                            f" {MAX_PACKED_BYTES} bytes."
+                        )
                 start += size
             elif wire_type in _FIXED_BYTES:
                 start += _FIXED_BYTES[wire_type]

@@ -20,10 +20,12 @@ import pytest
 from inference_service.engine_client.interface import EngineState
 from inference_service.engine_protocol.messages import EngineFailure
 from inference_service.grpc_api import chat_service, requests
-from inference_service.grpc_api.wire_fields import MAX_FIELDS
+from inference_service.grpc_api.wire_fields import MAX_FIELDS, MAX_PACKED_BYTES
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from tests.chaos.http2 import Connection, message
 from tests.grpc_api.asking import read_event, refusal, spec_of, text_part, until, user
@@ -176,6 +178,29 @@ async def test_a_message_with_too_many_fields_is_refused_before_it_is_parsed(
     got = await refusal(service.chat.CreateChatCompletion(request, timeout=20))
     assert got.code is grpc.StatusCode.INVALID_ARGUMENT
     assert str(MAX_FIELDS) in got.message
+
+
+@pytest.mark.parametrize("name", ["prompt", "allowed_token_ids", "stop"])
+async def test_too_many_numbers_are_refused_before_they_are_parsed(
+    service: Service, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """All of them are one field, and copying them would stop all other calls."""
+    spec = completion_pb.CompletionSpec(text="" if name == "prompt" else "a")
+    lists = {
+        "prompt": spec.token_ids.ids,
+        "allowed_token_ids": spec.sampling.allowed_token_ids,
+        "stop": spec.stop.token_ids,
+    }
+    lists[name].extend([1] * (MAX_PACKED_BYTES + 1))
+    monkeypatch.setattr(
+        "inference_service.grpc_api.completion_service.text_completion_request",
+        lambda *_: pytest.fail("it was looked at"),
+    )
+    stub = completion_grpc.CompletionServiceStub(service.channel)
+    request = completion_pb.CreateCompletionRequest(spec=spec)
+    got = await refusal(stub.CreateCompletion(request, timeout=20))
+    assert got.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert str(MAX_PACKED_BYTES) in got.message
 
 
 async def test_a_text_that_fits_no_window_is_refused_before_it_is_tokenised(
