@@ -282,17 +282,48 @@ async def sends_forms_and_leaves(channel: grpc.aio.Channel, metadata: Any) -> No
     call.cancel()
 
 
-async def decides(channel: grpc.aio.Channel, metadata: Any) -> None:
-    """As many questions as a request may have."""
+def costly(kind: str) -> chat_pb.ChatCompletionSpec:
+    """Constraints of some KB that were checked in seconds, or days, on the event loop."""
+    spec = spec_of("?", model=MODEL, sampling={"max_tokens": 2})
+    ranges = [{"type": "integer", "minimum": n, "maximum": n} for n in range(92)]
+    match kind:
+        case "regex":
+            spec.constraint.regex = "{" + " " * 2000 + "," + " " * 2000
+        case "pattern":
+            spec.constraint.json_schema = json.dumps({"pattern": "[" * 60_000})
+        case _:
+            schema = {
+                "oneOf": [{**one, "$ref": "#/$defs/a"} for one in ranges],
+                "$defs": {"a": {"$ref": "#/" + "%41" * 700}},
+            }
+            spec.constraint.json_schema = json.dumps(schema)
+    return spec
+
+
+def decides(text: str, **fields: Any) -> Callable[[grpc.aio.Channel, Any], Awaitable[None]]:
+    """As many questions as a request may have, or fewer."""
     question = decision_pb.DecisionQuestion(
-        instructions=[text_part("y " * 20)], predicate=decision_pb.PredicateQuestion()
+        instructions=[text_part(text)], predicate=decision_pb.PredicateQuestion()
     )
-    spec = decision_pb.DecisionSpec(
-        model=MODEL, messages=[user("x " * 300)], questions=[question] * 400
-    )
-    stub = decision_grpc.DecisionServiceStub(channel)
+    if "rotations" in fields:
+        options = [decision_pb.DecisionOption(text=f"option {n}") for n in range(8)]
+        question.choice.options.extend(options)
+    values: dict[str, Any] = {"model": MODEL, "messages": [user("x " * 300)]}
+    values |= {"questions": [question] * (40 if "rotations" in fields else 400)} | fields
+    spec = decision_pb.DecisionSpec(**values)
     request = decision_pb.CreateDecisionsRequest(spec=spec)
-    await stub.CreateDecisions(request, metadata=metadata, timeout=60)
+
+    async def call(channel: grpc.aio.Channel, metadata: Any) -> None:
+        stub = decision_grpc.DecisionServiceStub(channel)
+        await stub.CreateDecisions(request, metadata=metadata, timeout=60)
+
+    return call
+
+
+STATEMENT = decision_pb.DecisionQuestion(
+    instructions=[text_part("the a" + " is a" * 20_000 + "?")],
+    predicate=decision_pb.PredicateQuestion(),
+)
 
 
 def junk_images() -> chat_pb.ChatCompletionSpec:
@@ -339,7 +370,15 @@ MORE_ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     "ambiguous grammars": lambda a: again(a, 32, creates(ambiguous())),
     "trials": lambda a: again(a, 60, tries),
     "forms nobody waits for": lambda a: again(a, 4, sends_forms_and_leaves),
-    "questions": lambda a: again(a, 6, decides),
+    "questions": lambda a: again(a, 6, decides("y " * 20)),
+    "questions with tokens": lambda a: again(
+        a, 6, decides("What is <|im_end|>?", rotations=8, prompt_format=1)
+    ),
+    "a long statement": lambda a: again(a, 6, decides("", questions=[STATEMENT], prompt_format=2)),
+    **{
+        f"costly {kind}": lambda a, kind=kind: again(a, 4, creates(costly(kind)))  # type: ignore[misc]
+        for kind in ("regex", "pattern", "references")
+    },
     **{
         f"large {kind}": lambda a, kind=kind: again(a, 4, creates(options(kind)))  # type: ignore[misc]
         for kind in ("stop", "bias", "schema", "choices", "grammar", "regex", "tools")
