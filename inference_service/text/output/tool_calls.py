@@ -65,7 +65,8 @@ class ToolCallSplitter:
         self._no_calls = 0
         self._new_reader = _reader_factory(notation, tools)
         self._reader: CallReader | None = None
-        self._unread = ""  # the white space before a call that has not begun, and the call's text
+        # The white space before a call that has not begun, and the pieces of the call's text.
+        self._unread: list[str] = []
         self._tag = ""
         self._held = ""
         self._index = -1
@@ -97,7 +98,7 @@ class ToolCallSplitter:
         index, self._tag = found
         spoken = text[:index].rstrip(_SPACE)
         self._say(piece, spoken)
-        self._unread = text[len(spoken) : index]
+        self._unread = [text[len(spoken) : index]]
         self._reader, self._has_begun = self._new_reader(), False
         return text[index:]
 
@@ -116,7 +117,7 @@ class ToolCallSplitter:
         assert self._reader is not None
         reading = self._reader.read(text, last=piece.last)
         if not self._has_begun:
-            self._unread += text
+            self._unread.append(text)
         for call in reading.calls:
             if self.may_end and call.name is not None and self._index >= 0:
                 break
@@ -138,7 +139,7 @@ class ToolCallSplitter:
         return reading.rest
 
     def _add(self, piece: Piece, call: ReadCall) -> None:
-        self._has_begun, self._unread = True, ""
+        self._has_begun, self._unread = True, []
         if call.name is None:
             delta = ToolCallDelta(index=self._index, arguments=call.arguments)
         else:
@@ -156,16 +157,17 @@ class ToolCallSplitter:
         if self._has_begun:
             self._has_broken = True
         elif not (piece.is_cut or self._only_calls):
-            self._say(piece, self._unread)
+            self._say(piece, "".join(self._unread))
 
     def _no_call(self, piece: Piece) -> str:
         """Passes on the tag of what was no call; returns the text behind it, where another call may begin."""
         self._no_calls += 1
         if self._no_calls == _MAX_NO_CALLS:
             self._tags, self._beginnings = (), Tags(())
-        start = self._unread.index(self._tag) + len(self._tag)
-        self._say(piece, self._unread[:start])
-        return self._unread[start:]
+        unread = "".join(self._unread)
+        start = unread.index(self._tag) + len(self._tag)
+        self._say(piece, unread[:start])
+        return unread[start:]
 
 
 TAG_TOKENS: Final = (hermes.OPEN_TAG, hermes.CLOSE_TAG)

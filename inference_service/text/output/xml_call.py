@@ -43,6 +43,7 @@ class XmlReader:
         self._name = ""
         self._key = ""
         self._searched = 0
+        self._begun: list[str] = []  # of a value, what cannot be a part of its end
         self._arguments: dict[str, Any] = {}
         self._result = CallState.OPEN
 
@@ -110,11 +111,14 @@ class XmlReader:
         """Expects the end of a value: a closing tag before the next parameter, or before the end."""
         end = self._text.find(_CLOSE_PARAMETER, self._searched)
         if end < 0:
-            self._searched = max(self._searched, len(self._text) - len(_CLOSE_PARAMETER) + 1)
+            kept = max(self._searched, len(self._text) - len(_CLOSE_PARAMETER) + 1)
+            self._begun.append(self._text[self._at : kept])
+            self._text, self._at, self._searched = self._text[kept:], 0, 0
             return False
         behind = self._text[end + len(_CLOSE_PARAMETER) :].lstrip(_SPACE)
         if behind.startswith((_PARAMETER, _CLOSE_FUNCTION)):
-            written = self._text[self._at : end].removeprefix("\n").removesuffix("\n")
+            written = "".join((*self._begun, self._text[self._at : end]))
+            written, self._begun = written.removeprefix("\n").removesuffix("\n"), []
             schema = self._schemas[self._name]
             self._arguments[self._key] = converted(written, schema, self._key)
             self._at, self._expects = end + len(_CLOSE_PARAMETER), self._parameter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import json
 import string
 
 from hypothesis import given
@@ -111,6 +112,19 @@ def test_white_space_without_end_is_not_held(case: str) -> None:
     last = Piece(text="end", last=True)
     stage.push(last)
     assert last.text.endswith("end") or last.reasoning.endswith("end") or case == "behind a value"
+
+
+def test_a_long_value_is_not_copied_at_each_token() -> None:
+    stage = tool_stage(ToolNotation.XML)
+    stage.push(Piece(text="<tool_call><function=f><parameter=a>"))
+    for _ in range(100):
+        stage.push(Piece(text="value</param" * 10))
+        assert isinstance(stage._reader, XmlReader)
+        assert len(stage._reader._text) < 200
+        assert max(map(len, stage._unread)) < 200
+    last = Piece(text="</parameter></function></tool_call>", last=True)
+    stage.push(last)
+    assert last.tool_calls[0].arguments == json.dumps({"a": "value</param" * 1000})
 
 
 def test_tags_of_no_calls_are_not_read_without_end() -> None:
