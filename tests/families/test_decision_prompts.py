@@ -14,10 +14,16 @@ import pytest
 from inference_service.backend.defaults import decision_prompt_format
 from inference_service.decisions import DecisionRequest, Option, Question, QuestionKind
 from inference_service.domain import ChatMessage, ChatRequest, ImagePart, Role, TextPart
-from inference_service.errors import ContextLengthError, ServiceError, UnsupportedParameterError
+from inference_service.errors import (
+    ContextLengthError,
+    InvalidArgumentError,
+    ServiceError,
+    UnsupportedParameterError,
+)
 from inference_service.families.glm_4v.text import GlmChat, load_tokenizer
 from inference_service.families.registry import family_of, load_spec
 from inference_service.media.images import ProcessedImage
+from inference_service.text.decisions import prompts as prompts_module
 from inference_service.text.decisions.labels import Labels
 from inference_service.text.decisions.prompts import DecisionPromptBuilder, _asked
 from inference_service.text.decisions.wording import PROMPT_FORMATS
@@ -327,6 +333,28 @@ def test_questions_that_are_written_with_the_input_are_built_in_steps_and_share_
     kept = sum(len(one.token_ids) + len(one.begin or ()) for one in prompts.questions)
     assert kept < len(prompts.evidence.token_ids)
     assert all(one.whole is not None and not one.whole.token_ids for one in prompts.questions)
+
+
+def test_questions_with_the_same_letters_share_their_labels(models: dict[str, Model]) -> None:
+    builder = models["demo"].decisions
+    questions = builder.build(rotated("Which?", evidence="A text."), ()).questions
+    assert len({id(one.labels) for one in questions}) == 8
+    alone = builder.build(rotated("Which?", evidence="A text.", count=1), ()).questions
+    assert [one.labels for one in questions] == [one.labels for one in alone] * 4
+
+
+def test_questions_have_a_limit_together(
+    models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = models["demo"].decisions
+    request = rotated("Which?", evidence="A text.")
+    total = sum(len(one.token_ids) for one in builder.build(request, ()).questions)
+    monkeypatch.setattr(prompts_module, "MAX_QUESTION_TOKENS", total)
+    builder.build(request, ())
+    monkeypatch.setattr(prompts_module, "MAX_QUESTION_TOKENS", total - 1)
+    with pytest.raises(InvalidArgumentError, match=f"more than {total - 1} tokens") as caught:
+        builder.build(request, ())
+    assert caught.value.field == "spec.questions"
 
 
 def test_short_questions_share_a_step(models: dict[str, Model]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 from dataclasses import dataclass, field
+from functools import lru_cache
 import itertools
 import sys
 from typing import Final
@@ -23,6 +24,9 @@ _MARK: Final = "Decision 0123456789"
 """A text in place of a question, to find where questions stand in the prompt; it begins like one, with a letter."""
 MAX_LABEL_TOKENS: Final = 64
 """Each token of a possible answer may take a step of the engine."""
+MAX_QUESTION_TOKENS: Final = 2**22
+"""Of all questions of a request, in all orders: they take 40 bytes each until the last one is answered."""
+_LABELS_SHARED: Final = 64
 _STEP_CHARACTERS: Final = 2**15
 _SHORT_CHARACTERS: Final = 2**12
 """A text with fewer is tokenised, so that its refusal tells how long it is."""
@@ -123,6 +127,7 @@ class DecisionPromptBuilder:
 
         Raises:
             InvalidArgumentError: An option has more than `MAX_LABEL_TOKENS` tokens and would itself be the answer.
+                The questions have more than `MAX_QUESTION_TOKENS`.
             ContextLengthError: A question cannot fit the context window.
             ServiceError: As `PromptBuilder.build`.
         """
@@ -135,8 +140,11 @@ class DecisionPromptBuilder:
         begin, tail = self._split(marked.token_ids)
         evidence = Prompt(token_ids=marked.token_ids[:begin], images=marked.images if begin else ())
         questions: list[QuestionPrompt] = []
+        sequences = lru_cache(_LABELS_SHARED)(
+            self._sequences
+        )  # letters are those of most questions
         of_evidence = dataclasses.replace(request, questions=()).num_characters
-        done = of_evidence
+        done, kept = of_evidence, 0
         for index, question in enumerate(request.questions):
             own, rest = rest[: len(question.images)], rest[len(question.images) :]
             for shift in self._shifts(question, number, request.rotations):
@@ -145,7 +153,8 @@ class DecisionPromptBuilder:
                     yield None
                 written = PROMPT_FORMATS[number](question.rotated(shift), self._labels.codes)
                 _refuse_too_long(written, question, max_tokens, min_tokens)
-                labels = self._sequences(written, question, shift)
+                labels = sequences(written.labels, shift)
+                _check_label(max(map(len, labels)), question)
                 if own or not begin or self._has_special_token(written.text):
                     parts: tuple[Part, ...] = (*question.images, TextPart(text=written.text))
                     asked = _asked(request.evidence, parts, _BETWEEN[number])
@@ -157,6 +166,8 @@ class DecisionPromptBuilder:
                     prompt = QuestionPrompt(token_ids=(*text, *tail))
                 done += len(written.text) + sum(map(len, itertools.chain(*written.labels)))
                 questions.append(dataclasses.replace(prompt, index=index, labels=labels))
+                kept += len(prompt.token_ids) + len(prompt.begin or ())
+                _refuse_too_many(kept)
         yield DecisionPrompts(
             evidence=evidence,
             pixels=tuple(image.pixels for image in shown),
@@ -175,16 +186,14 @@ class DecisionPromptBuilder:
         return [order * options // orders for order in range(orders)]
 
     def _sequences(
-        self, written: WrittenQuestion, question: Question, shift: int
+        self, labels: tuple[tuple[str, ...], ...], shift: int
     ) -> dict[tuple[int, ...], list[int]]:
         """The sequences of a question's labels in one order, with the indices of its options as they came."""
-        count = len(written.labels)
-        labels = {
+        count = len(labels)
+        return {
             ids: [(index + shift) % count for index in indices]
-            for ids, indices in self._labels.sequences(written.labels).items()
+            for ids, indices in self._labels.sequences(labels).items()
         }
-        _check_label(max(map(len, labels)), question)
-        return labels
 
     def _has_special_token(self, text: str) -> bool:
         """Whether a text has the text of a special token, which some chat formats treat in their own way."""
@@ -222,6 +231,16 @@ def _check_label(tokens: int, question: Question) -> None:
             f"An option has {tokens} tokens, but at most {MAX_LABEL_TOKENS} are allowed where options are answered in"
             " their own words; use prompt_format 1, or shorter options.",
             field=question.field,
+        )
+
+
+def _refuse_too_many(tokens: int) -> None:
+    """Refuses questions that have too many tokens together."""
+    if tokens > MAX_QUESTION_TOKENS:
+        raise InvalidArgumentError(
+            f"The questions, in all orders of their options (rotations), have more than {MAX_QUESTION_TOKENS} tokens,"
+            " which is the maximum of a request. Please ask fewer of them at once.",
+            field="spec.questions",
         )
 
 
