@@ -140,9 +140,7 @@ class DecisionPromptBuilder:
         begin, tail = self._split(marked.token_ids)
         evidence = Prompt(token_ids=marked.token_ids[:begin], images=marked.images if begin else ())
         questions: list[QuestionPrompt] = []
-        sequences = lru_cache(_LABELS_SHARED)(
-            self._sequences
-        )  # letters are those of most questions
+        sequences = lru_cache(_LABELS_SHARED)(self._sequences)  # most have the same letters
         of_evidence = dataclasses.replace(request, questions=()).num_characters
         done, kept = of_evidence, 0
         for index, question in enumerate(request.questions):
@@ -158,9 +156,8 @@ class DecisionPromptBuilder:
                 if own or not begin or self._has_special_token(written.text):
                     parts: tuple[Part, ...] = (*question.images, TextPart(text=written.text))
                     asked = _asked(request.evidence, parts, _BETWEEN[number])
-                    whole = self._builder.build(asked, [*shown, *own])
-                    prompt = self._whole(whole, evidence, [*shown, *own])
-                    done += of_evidence
+                    prompt = self._whole(asked, evidence, [*shown, *own])
+                    done += of_evidence + begin + len(prompt.token_ids)
                 else:
                     text = self._tokenizer.encode_plain(written.text)
                     prompt = QuestionPrompt(token_ids=(*text, *tail))
@@ -212,8 +209,9 @@ class DecisionPromptBuilder:
         return 0, ()
 
     def _whole(
-        self, whole: Prompt, evidence: Prompt, images: Sequence[ProcessedImage]
+        self, asked: ChatRequest, evidence: Prompt, images: Sequence[ProcessedImage]
     ) -> QuestionPrompt:
+        whole = self._builder.build(asked, images)
         token_ids = (*whole.token_ids, *self._labels.opening)
         length = len(evidence.token_ids)
         return QuestionPrompt(
