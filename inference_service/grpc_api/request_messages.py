@@ -15,7 +15,7 @@ from inference_service.grpc_api.field_checks import (
     optional_integer,
     rejects_oversized,
 )
-from inference_service.grpc_api.request_tools import tool_call
+from inference_service.grpc_api.request_tools import check_calls, tool_call
 from inference_service.grpc_api.tool_results import messages_in_order
 from inference_service.sampling import Range
 from qwenvl.inference.v1 import message_pb2 as message_pb
@@ -50,6 +50,7 @@ def chat_messages(messages: Sequence[message_pb.Message]) -> tuple[ChatMessage, 
         InvalidArgumentError: A field is invalid; `field` is its path, with the message's index in `messages`.
         UnsupportedParameterError: A field is known but not supported.
     """
+    check_calls(messages)
     checked = [
         _chat_message(message, f"spec.messages[{index}]") for index, message in enumerate(messages)
     ]

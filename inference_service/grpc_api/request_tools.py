@@ -25,6 +25,7 @@ _MODES: Final = {
 _MAX_SCHEMA_BYTES: Final = 2**16
 _MAX_TOTAL_BYTES: Final = 2**20
 _MAX_CALL_ID_BYTES: Final = 256
+_MAX_CALL_VALUES: Final = 2**18
 _MAX_DEPTH: Final = 64
 _TOO_DEEP: Final = f"is nested more than {_MAX_DEPTH} deep"
 
@@ -128,6 +129,23 @@ def tool_call(call: message_pb.ToolCall, path: str) -> ToolCall:
     if problem == _TOO_DEEP:
         raise InvalidArgumentError(f"arguments_json {problem}.", field=f"{path}.arguments_json")
     return ToolCall(name=call.name, arguments=call.arguments_json)
+
+
+def check_calls(messages: Sequence[message_pb.Message]) -> None:
+    """Refuses calls whose arguments have so many values that parsing them would stop all other calls.
+
+    Raises:
+        InvalidArgumentError: There are too many.
+    """
+    calls = (call for message in messages for call in message.tool_calls)
+    texts = (call.arguments_json for call in calls)
+    values = sum(text.count(mark) for text in texts for mark in "[{,")
+    if values > _MAX_CALL_VALUES:
+        raise InvalidArgumentError(
+            f"The arguments_json of all tool calls have {values} brackets and commas, but at most {_MAX_CALL_VALUES}"
+            " are allowed.",
+            field="spec.messages",
+        )
 
 
 def reasoning_effort(effort: str) -> str:

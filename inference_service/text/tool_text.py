@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+from itertools import groupby
 import json
 from typing import Any, Final
 
@@ -72,13 +73,11 @@ def with_tools_as_text(
         The messages, each with its index in `messages`; neighbouring results are one message of the user.
     """
     written: list[tuple[ChatMessage, int]] = []
-    previous: Role | None = None
-    for index, message in enumerate(messages):
-        if message.role is Role.TOOL:
-            _add_result(written, message, index, joins=previous is Role.TOOL)
+    for are_results, run in groupby(enumerate(messages), key=lambda one: one[1].role is Role.TOOL):
+        if are_results:
+            written.append(_joined_results([*run]))
         else:
-            written.append((_with_calls(message), index))
-        previous = message.role
+            written += [(_with_calls(message), index) for index, message in run]
     if tools:
         first = written[0][0] if written else None
         system = first if first is not None and first.role is Role.SYSTEM else None
@@ -111,16 +110,14 @@ def _call(call: ToolCall) -> str:
     return f'<tool_call>\n{{"name": "{call.name}", "arguments": {arguments}}}\n</tool_call>'
 
 
-def _add_result(
-    written: list[tuple[ChatMessage, int]], message: ChatMessage, index: int, *, joins: bool
-) -> None:
-    before: tuple[Part, ...] = ()
-    if joins:
-        result, index = written.pop()
-        before = (*result.parts, TextPart(text="\n"))
-    frame = (TextPart(text="<tool_response>\n"), TextPart(text="\n</tool_response>"))
-    parts = (*before, frame[0], *message.parts, frame[1])
-    written.append((ChatMessage(role=Role.USER, parts=parts, name=message.name), index))
+def _joined_results(results: Sequence[tuple[int, ChatMessage]]) -> tuple[ChatMessage, int]:
+    """Neighbouring results as one message of the user, with the index of the first."""
+    parts: list[Part] = []
+    for _, message in results:
+        begin = "\n<tool_response>\n" if parts else "<tool_response>\n"
+        parts += (TextPart(text=begin), *message.parts, TextPart(text="\n</tool_response>"))
+    name = results[-1][1].name
+    return ChatMessage(role=Role.USER, parts=tuple(parts), name=name), results[0][0]
 
 
 def with_changed_text(message: ChatMessage, change: Callable[[str], str]) -> ChatMessage:
