@@ -123,13 +123,22 @@ async def stream_reply(
     beginning: Coroutine[Any, Any, Events[_Event]],
     render: Callable[[_Event], bytes],
     param_of: Callable[[str], str | None],
+    size_of_event: Callable[[_Event], int] = size_of,
 ) -> Response:
     """Awaits the first event of a call, and answers with its events; see `json_reply` and `EventStream`."""
+    memory = AnswerMemory(body_of(request).take)
+
+    def counted(event: _Event) -> int:
+        size = size_of_event(event)
+        memory.hold(size)
+        return size
+
     return EventStream(
         await result_of(request, beginning, param_of),
         render,
         heartbeat_s=shared(request).settings.sse_heartbeat_s,
         to_error=lambda error: from_rpc(error, param_of),
+        size_of=counted,
     )
 
 

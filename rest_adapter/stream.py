@@ -19,6 +19,7 @@ from rest_adapter.dialect import dialect_of, note_error
 from rest_adapter.disconnect import until_disconnected
 from rest_adapter.errors import ApiError, internal, stopping
 from rest_adapter.metrics import CLIENT_DISCONNECTS, STREAMS_OPEN
+from rest_adapter.off_loop import off_loop
 
 
 STREAM_HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -50,6 +51,7 @@ class EventStream(Response, Generic[_Event]):
         heartbeat_s: Seconds without output after which the dialect's heartbeat is sent.
         to_error: Converts a gRPC error.
         render_error: Returns the last Server-Sent Events of a stream that fails; None = those of the dialect.
+        size_of: About how many bytes `render` works on for an event; if many, it does so beside the event loop.
     """
 
     media_type = "text/event-stream"
@@ -62,6 +64,7 @@ class EventStream(Response, Generic[_Event]):
         heartbeat_s: float,
         to_error: Callable[[grpc.RpcError], ApiError],
         render_error: Callable[[ApiError], bytes] | None = None,
+        size_of: Callable[[_Event], int] = lambda _: 0,
     ) -> None:
         super().__init__(headers=STREAM_HEADERS)
         del self.headers["content-length"]
@@ -70,6 +73,7 @@ class EventStream(Response, Generic[_Event]):
         self._heartbeat_s = heartbeat_s
         self._to_error = to_error
         self._render_error = render_error
+        self._size_of = size_of
         self._last_sent_s = 0.0
         self._is_open = False
 
@@ -107,7 +111,7 @@ class EventStream(Response, Generic[_Event]):
         self._is_open = True
         try:
             async for event in self._events:
-                if chunk := self._render(event):
+                if chunk := await off_loop(self._size_of(event), self._render, event):
                     await self._send(send, chunk)
         except grpc.aio.AioRpcError as error:
             await self._fail(scope, send, self._to_error(error))

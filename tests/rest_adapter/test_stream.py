@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 import json
+import threading
+from typing import Any
 
+from fastapi import FastAPI
 import httpx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 import requests
 
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from qwenvl.inference.v1 import generation_pb2 as generation_pb
+from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from rest_adapter.errors import internal
+from rest_adapter.openai.completions.schema import parse_completion
+from rest_adapter.openai.completions.stream import CompletionChunkWriter
+from rest_adapter.openai.dialect import OPENAI
+from rest_adapter.stream import EventStream
 from tests.rest_adapter.conftest import Adapter
 from tests.rest_adapter.raw_http import CHAT
 
@@ -56,3 +69,61 @@ def test_separators_in_an_error_event(adapter: Adapter) -> None:
     error = json.loads(last.removeprefix("data: "))["error"]
     assert error["code"] == "overloaded"
     assert error["request_id"] == response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(("size", "beside"), [(100, False), (2**20, True)])
+async def test_large_events_are_rendered_beside_the_loop(size: int, beside: bool) -> None:
+    """The log probabilities of a long prompt take seconds, and come in one event."""
+    threads: list[int] = []
+
+    class Events:
+        def cancel(self) -> None:
+            pass
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"data: {}\n\n"
+
+    def render(event: bytes) -> bytes:
+        threads.append(threading.get_ident())
+        return event
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    sent: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    app = FastAPI()
+    app.state.dialects = [OPENAI]
+    scope = {"type": "http", "app": app, "path": "/v1/chat/completions", "headers": []}
+    stream = EventStream(
+        Events(), render, heartbeat_s=60, to_error=lambda _: internal(), size_of=lambda _: size
+    )
+    await stream(scope, receive, send)
+    assert b"data: {}\n\n" in sent
+    assert (threads != [threading.get_ident()]) == beside
+
+
+def test_what_is_held_back_counts_with_the_event_that_releases_it() -> None:
+    body = {"model": "m", "prompt": "a", "stream": True, "prompt_logprobs": 1}
+    request, _ = parse_completion(body)
+    writer = CompletionChunkWriter(request, "r", "1")
+    entry = usage_pb.LogprobEntry(chosen=usage_pb.TokenLogprob(token="x" * 1000))
+    piece = generation_pb.Delta(prompt_logprobs=[entry] * 50)
+    started = generation_pb.Started(prompt_usage=usage_pb.Usage(prompt_tokens=100))
+    sizes = []
+    for what in (
+        completion_pb.StreamCompletionResponse(started=started),
+        completion_pb.StreamCompletionResponse(delta=piece),
+        completion_pb.StreamCompletionResponse(delta=piece),
+        completion_pb.StreamCompletionResponse(delta=generation_pb.Delta(text="b")),
+        completion_pb.StreamCompletionResponse(delta=generation_pb.Delta(text="b")),
+    ):
+        sizes.append(writer.size_of((0, what)))
+        writer.render((0, what))
+    assert sizes[0] < 1000
+    assert sizes[1] > 50_000
+    assert sizes[3] > 100_000  # it opens the choice
+    assert sizes[4] < 100

@@ -41,11 +41,13 @@ async def create_completion(request: Request) -> Response:
             lambda responses: translate.completion(responses, asked, request_id, state.version),
             param_of,
         )
+    writer = CompletionChunkWriter(asked, request_id, state.version)
     return await stream_reply(
         request,
         prompts.stream_all(state.service, specs, metadata, size),
-        CompletionChunkWriter(asked, request_id, state.version).render,
+        writer.render,
         param_of,
+        writer.size_of,
     )
 
 

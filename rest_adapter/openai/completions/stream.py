@@ -14,6 +14,7 @@ from rest_adapter.openai.completions import translate
 from rest_adapter.openai.completions.logprobs import LegacyLogprobs
 from rest_adapter.openai.completions.prompts import PromptEvent
 from rest_adapter.openai.completions.schema import CompletionRequest
+from rest_adapter.reply import size_of
 
 
 _END: Final = b"]}\n\n"
@@ -45,8 +46,16 @@ class CompletionChunkWriter:
         self._started = generation_pb.Started()
         self._opens = False
         self._awaited = 0
+        self._prompt_bytes = 0
         self._held: list[completion_pb.StreamCompletionResponse] = []
         self._forms: list[LegacyLogprobs] = []
+
+    def size_of(self, event: PromptEvent, /) -> int:
+        """About how many bytes `render` works on: those of the event, and what is held back for it."""
+        size = size_of(event)
+        if event[1].WhichOneof("event") == "delta" and event[1].delta.prompt_logprobs:
+            self._prompt_bytes += size
+        return size + (self._prompt_bytes if self._opens else 0)
 
     def render(self, event: PromptEvent, /) -> bytes:
         """The bytes of an event: none, one or several chunks.
@@ -85,6 +94,7 @@ class CompletionChunkWriter:
             head = translate.head(started, self._request_id, self._version)
             self._shared = b"data: " + orjson.dumps(head)[:-1] + b","
         self._started = started
+        self._prompt_bytes = 0
         self._running_usage.prompt_tokens += started.prompt_usage.prompt_tokens
         self._opens = True
         self._awaited = started.prompt_usage.prompt_tokens if self._wants_prompt else 0
