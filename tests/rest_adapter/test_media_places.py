@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 import json
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -178,6 +179,36 @@ def test_slashes_may_be_escaped() -> None:
     document = user({"type": "image", "image": "data:image/png;base64," + ("A" * 63 + "/") * 9000})
     raw = json.dumps(document).replace("/", "\\/")
     check_places(json.loads(raw), len(raw), max_text_bytes=TEXT)
+
+
+CLIENTS = Path(__file__).parents[1] / "clients" / "requests"
+
+
+def bodies_of_clients() -> Iterator[Any]:
+    """The requests of real clients that have images or other files in them."""
+    for path in sorted(CLIENTS.glob("*.json")):
+        for request in json.loads(path.read_text())["requests"]:
+            body, count = with_long_files(request["body"])
+            if count:
+                yield pytest.param(body, id=f"{path.stem}: {request['name']}")
+
+
+def with_long_files(value: Any) -> tuple[Any, int]:
+    """The value with long files in place of short ones and of their names, and how many these are."""
+    if isinstance(value, dict):
+        found = {name: with_long_files(inner) for name, inner in value.items()}
+        return {name: one for name, (one, _) in found.items()}, sum(n for _, n in found.values())
+    if isinstance(value, list):
+        pairs = [with_long_files(inner) for inner in value]
+        return [one for one, _ in pairs], sum(count for _, count in pairs)
+    if isinstance(value, str) and (value == "$DATA_URI" or value.startswith("data:")):
+        return URI, 1
+    return (BASE64, 1) if value == "$BASE64" else (value, 0)
+
+
+@pytest.mark.parametrize("body", [*bodies_of_clients()])
+def test_real_clients_may_send_large_files(body: dict[str, Any]) -> None:
+    check(body)
 
 
 @pytest.fixture(scope="module")
