@@ -1,4 +1,7 @@
-"""What one caller of the REST API can try with bodies that are small on the wire: some 60 KB become 43 MiB."""
+"""What one caller of the REST API can try with bodies that are small on the wire: some 60 KB become 43 MiB.
+
+And with small requests for answers that are large.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,17 @@ async def sent(attack: Attack, path: str, body: bytes, count: int) -> str:
     return await attack.once(path, [body] * count, **{"content-encoding": "gzip"})
 
 
+def probable(**fields: object) -> bytes:
+    """A long response with all log probabilities that there can be."""
+    asked = {"model": MODEL, "input": "Go on.", "top_logprobs": 20, "store": True}
+    return json.dumps(asked | {"ignore_eos": True, "max_output_tokens": 900} | fields).encode()
+
+
+def plain(path: str, body: bytes) -> bytes:
+    lines = "host: x\r\n@KEY\r\ncontent-type: application/json\r\n"
+    return f"POST {path} HTTP/1.1\r\n{lines}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
 _LARGE_BIAS = "[" + "[]," * (8 * MIB // 3 - 100) + "[]]"
 _PAGES = b"".join(
     f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode() for path in ("/docs", "/openapi.json")
@@ -89,5 +103,9 @@ PACKED_ATTACKS: dict[str, Callable[[Attack], Awaitable[str]]] = {
     ),
     "unfinished small bodies": lambda a: a.raw(256, [unfinished(CHAT, MIB - 100)]),
     "unfinished large bodies": lambda a: a.raw(8, [unfinished(CHAT, 39 * MIB)]),
+    "log probabilities that nobody reads": lambda a: a.raw(
+        16, [plain(RESPONSES, probable(stream=True))]
+    ),
+    "log probabilities of responses": lambda a: a.once(RESPONSES, [probable()] * 16),
     "descriptions that nobody reads": lambda a: a.raw(1000, [_PAGES * 2]),
 }
