@@ -22,6 +22,7 @@ from inference_service.errors import (
     ImageFetchTimeoutError,
     ImageUrlRefusedError,
     InvalidImageUrlError,
+    ServiceError,
 )
 from inference_service.media.body import read_body
 from inference_service.media.exchange import Exchanges
@@ -101,6 +102,16 @@ class MediaFetcher:
             ImageFetchError: The host failed.
             QueueFullError: There was no memory for it in time.
         """
+        try:
+            return await self._fetched(uri, field, caller, files)
+        except (ServiceError, asyncio.CancelledError) as error:
+            # Its frames, and those of its cause, hold what was read so far, which nobody counts any more.
+            error.__context__ = None
+            raise error.with_traceback(None) from None
+
+    async def _fetched(
+        self, uri: str, field: str, caller: str, files: FetchedFiles | None
+    ) -> bytes:
         policy = self._policy
         if not policy.enabled:
             raise ImageUrlRefusedError(

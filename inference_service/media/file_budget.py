@@ -51,9 +51,11 @@ class FileBudget:
         if next(iter(self._requests)) is files:
             return True
         wanted, common = self.used_bytes + num_bytes, self._limit_bytes // 2
+        if wanted > self._limit_bytes:
+            return False
         older = itertools.takewhile(lambda other: other is not files, self._requests)
         if not files.caller or all(other.caller != files.caller for other in older):
-            return wanted <= self._limit_bytes
+            return True
         own = self._of_caller[files.caller] + num_bytes
         return wanted <= common and own <= common * 3 // 4
 

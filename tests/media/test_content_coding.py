@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
+import gc
 import gzip
 from pathlib import Path
 import random
 import threading
 from typing import Any
+import weakref
 import zlib
 
 from hypothesis import given
@@ -18,7 +20,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 import pytest
 
-from inference_service.errors import ImageFetchError, ImageTooLargeError, QueueFullError
+from inference_service.errors import (
+    ImageFetchError,
+    ImageTooLargeError,
+    QueueFullError,
+    ServiceError,
+)
 from inference_service.media import content_coding, fetch
 from inference_service.media.content_coding import (
     MAX_CODINGS,
@@ -288,3 +295,42 @@ async def test_local_files_wait_for_memory_before_they_are_read(
         monkeypatch.delattr(fetch, "read_local_file")
         with pytest.raises(QueueFullError, match="--media-buffer-mib"):
             await service.fetch(uri, field="f", files=files)
+
+
+@pytest.mark.parametrize("end", ["too many codings", "too large", "cut", "cancelled"])
+async def test_a_fetch_that_failed_holds_nothing(end: str, monkeypatch) -> None:
+    """Its error may live until the next collection of garbage, in the tasks that waited for it."""
+    seen: list[weakref.ref[Inflation]] = []
+    init = Inflation.__init__
+
+    def noted(self: Inflation, body: bytes, coding: str, window_bits: int) -> None:
+        init(self, body, coding, window_bits)
+        seen.append(weakref.ref(self))
+
+    monkeypatch.setattr(Inflation, "__init__", noted)
+    if end == "too many codings":
+        script = coded(MAX_CODINGS + 1)
+    else:
+        body = gzip.compress(bytes(20 * MIB))
+        script = says(
+            "HTTP/1.1 200 OK\nContent-Encoding: gzip", body[:-9] if end == "cut" else body
+        )
+    gc.collect()
+    gc.disable()
+    try:
+        size = MIB if end == "too large" else 20 * MIB
+        tasks = [asyncio.ensure_future(fetched(script, max_bytes=size))]
+        waiting = asyncio.gather(*tasks)
+        if end == "cancelled":
+            async with asyncio.timeout(20):
+                while not seen:  # noqa: ASYNC110 - nobody could set an event
+                    await asyncio.sleep(0)
+            waiting.cancel()
+        with pytest.raises((ServiceError, asyncio.CancelledError)):
+            await waiting
+        async with asyncio.timeout(20):  # for a step that was begun
+            while any(inflation() for inflation in seen):  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
+    assert seen
