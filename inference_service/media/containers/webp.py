@@ -29,13 +29,14 @@ _PIXELS_BEGIN: Final = re.compile(
 )
 _MAX_SEARCH: Final = 2**18
 _MAX_REPAIRS: Final = 8
+_SIZE_BYTES: Final = 10  # of a body, which tell the size of the image
 _ANIMATION, _ALPHA = 0x02, 0x10  # flags of VP8X
 
 
 def header(data: bytes) -> Header:
     """See `containers.header`."""
     canvas: Header | None = None
-    for kind, body, _ in _chunks(data):
+    for kind, body, _ in _chunks(data, most=_SIZE_BYTES):
         if kind == b"VP8X":
             canvas = _canvas(body)
         elif kind in {b"VP8 ", b"VP8L"}:
@@ -81,8 +82,8 @@ def strip(data: bytes) -> Stripped:
     )
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """(type, body, whether it is whole) of each chunk, whatever size the file itself declares.
+def _chunks(data: bytes, *, most: int | None = None) -> Iterator[tuple[bytes, bytes, bool]]:
+    """(type, body or so much of it, whether it is whole) of each chunk, whatever size the file itself declares.
 
     A chunk before the pixels that no other follows may have a wrong length: the pixels are looked for.
     """
@@ -107,7 +108,8 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
             else:
                 position = pixels.start()
                 end = min(end, position)
-        yield kind, data[start:end], end <= len(data)
+        body_end = end if most is None else min(end, start + most)
+        yield kind, data[start:body_end], end <= len(data)
     raise TooComplexError(f"it has more than {MAX_CHUNKS} chunks")
 
 
