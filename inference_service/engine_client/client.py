@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 import logging
 import os
+from typing import Final
 
 from inference_service.engine_client.child import DEFAULT_COMMAND, EngineProcess
 from inference_service.engine_client.gate import Gate
-from inference_service.engine_client.inflight import RequestInFlight
+from inference_service.engine_client.inflight import MUCH_BYTES, RequestInFlight, cut_greediest
 from inference_service.engine_client.interface import EngineState, nothing
 from inference_service.engine_client.pixels import copy_pixels
 from inference_service.engine_client.prompts import PromptInFlight, PromptsInFlight
@@ -28,6 +29,8 @@ from inference_service.engine_protocol.messages import (
 from inference_service.errors import RequestIdInUseError
 
 
+_BACKLOG_BYTES: Final = 256 * 2**20
+
 logger = logging.getLogger(__name__)
 
 
@@ -44,6 +47,7 @@ class EngineClient:
         command: Sequence[str] | None = None,
         restart_delay_s: float = 0.5,
         first: EngineProcess | None = None,
+        backlog_bytes: int = _BACKLOG_BYTES,
     ) -> None:
         """Does not start the engine yet; `start` does.
 
@@ -55,6 +59,7 @@ class EngineClient:
             command: Program and arguments of the engine process.
             restart_delay_s: First delay of the exponential backoff.
             first: A process of this command that runs already, for the first start.
+            backlog_bytes: Maximum bytes of log probabilities that wait for slow clients.
         """
         self._supervisor = EngineSupervisor(
             config,
@@ -66,6 +71,7 @@ class EngineClient:
             on_event=self._on_event,
             on_lost=self._on_lost,
         )
+        self._backlog_bytes = backlog_bytes
         self._gate = Gate(pixel_budget_bytes)
         self._requests: dict[str, RequestInFlight] = {}
         self._waits_for_ids: dict[str, asyncio.Event] = {}  # set by the abort of the one that waits
@@ -270,6 +276,10 @@ class EngineClient:
         if flight is None:
             return
         flight.push(output)
+        if flight.buffered_bytes > MUCH_BYTES:
+            cut = cut_greediest(self._requests.values(), self._backlog_bytes)
+            if cut is not None:
+                self._supervisor.send(wire.Abort(cut.request.request_id))
         if flight.over.is_set():
             self._forget(flight, answered=not flight.unanswered_choices)
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
+import logging
 from typing import Final
 
+from inference_service.engine_client.backlog import Backlog
 from inference_service.engine_client.interface import nothing
 from inference_service.engine_protocol.messages import ChoiceOutput, EngineRequest, FinishReason
-from inference_service.errors import ServiceError
+from inference_service.errors import DeadlineError, ServiceError
 from inference_service.line import Place
 
 
-_MERGE_AT: Final = 64
+MUCH_BYTES: Final = 2**20
+"""Requests of which less waits need not be looked at."""
+
+logger = logging.getLogger(__name__)
 
 
 class RequestInFlight:
@@ -44,7 +50,7 @@ class RequestInFlight:
         self.computed: Callable[[], None] = nothing
         self.over = asyncio.Event()
         # By choice, the one waiting longest first.
-        self._buffered: dict[int, list[ChoiceOutput]] = {}
+        self._buffered: dict[int, Backlog] = {}
         self._error: ServiceError | None = None
         self._wake = asyncio.Event()
 
@@ -56,10 +62,8 @@ class RequestInFlight:
             self.counted(len(output.token_ids))
         if (output.token_ids and not self.abandoned) or _finished_by_itself(output):
             self.unanswered_choices.discard(output.choice_index)
-        buffered = self._buffered.setdefault(output.choice_index, [])
-        buffered.append(output)
-        if len(buffered) >= _MERGE_AT:
-            buffered[:] = [merge(buffered)]
+        if not (self.abandoned or self._error):
+            self._buffered.setdefault(output.choice_index, Backlog()).push(output)
         if output.finish_reason is not None:
             self.open_choices.remove(output.choice_index)
             if not self.open_choices:
@@ -72,42 +76,62 @@ class RequestInFlight:
             if choice_index in (None, index):
                 self.push(ChoiceOutput.aborted(self.request.request_id, index))
 
+    @property
+    def buffered_bytes(self) -> int:
+        """Size of the outputs that wait, as far as it matters."""
+        return sum(backlog.packed_bytes for backlog in self._buffered.values())
+
     def fail(self, error: ServiceError) -> None:
         """Ends the request with an error, at once: buffered outputs are dropped."""
         self.over.set()
+        self.cut(error)
+
+    def cut(self, error: ServiceError) -> None:
+        """Gives its consumer an error instead of what waits and comes; the engine still computes it."""
+        self._buffered.clear()
         self._error = error
         self._wake.set()
 
     async def next(self) -> ChoiceOutput:
-        """Waits for outputs and returns all of the choice that waits longest, merged into one."""
+        """Waits for outputs and returns a piece of the choice that waits longest: all, unless they are many."""
         await self._wake.wait()
+        if any(backlog.has_pieces for backlog in self._buffered.values()):
+            await asyncio.sleep(0)  # one who takes them all would keep the loop from everybody else
         if self._error is not None:
             raise self._error
         choice_index = next(iter(self._buffered))
-        outputs = self._buffered.pop(choice_index)
+        backlog = self._buffered.pop(choice_index)
+        output = backlog.pop()
+        if backlog:
+            self._buffered[choice_index] = backlog
         if not self._buffered:
             self._wake.clear()
-        return merge(outputs)
+        return output
 
 
-def merge(outputs: Sequence[ChoiceOutput]) -> ChoiceOutput:
-    """Joins consecutive outputs of one choice into one."""
-    if len(outputs) == 1:
-        return outputs[0]
-    cached = [o.num_cached_tokens for o in outputs if o.num_cached_tokens is not None]
-    return ChoiceOutput(
-        request_id=outputs[0].request_id,
-        choice_index=outputs[0].choice_index,
-        token_ids=tuple(token for output in outputs for token in output.token_ids),
-        logprobs=tuple(entry for output in outputs for entry in output.logprobs),
-        prompt_logprobs=tuple(entry for output in outputs for entry in output.prompt_logprobs),
-        num_cached_tokens=cached[0] if cached else None,
-        num_cache_write_tokens=sum(output.num_cache_write_tokens for output in outputs),
-        timings=next((output.timings for output in outputs if output.timings is not None), None),
-        probe=outputs[-1].probe,
-        finish_reason=outputs[-1].finish_reason,
-        failure=outputs[-1].failure,
+def cut_greediest(flights: Iterable[RequestInFlight], limit_bytes: int) -> RequestInFlight | None:
+    """Cuts the request of which most waits, of the caller of whom most waits, if it is too much of all together.
+
+    Returns:
+        The request, which the engine need not compute any more; None = it is not too much.
+    """
+    waiting = {flight: flight.buffered_bytes for flight in flights}
+    total = sum(waiting.values())
+    if total <= limit_bytes:
+        return None
+    of_callers: Counter[str] = Counter()
+    for flight, size in waiting.items():
+        of_callers[flight.request.caller] += size
+    greedy = max(waiting, key=lambda each: (of_callers[each.request.caller], waiting[each]))
+    request_id = greedy.request.request_id
+    logger.warning({"message": "an answer is not read in time", "request_id": request_id})
+    greedy.cut(
+        DeadlineError(
+            f"The client did not read its answer in time: {waiting[greedy]} bytes of log probabilities wait for it, and"
+            f" {total} for all clients, of at most {limit_bytes}. Read faster, or ask for fewer (spec.logprobs)."
+        )
     )
+    return greedy
 
 
 def _finished_by_itself(output: ChoiceOutput) -> bool:

@@ -78,7 +78,7 @@ class Engine(Protocol):
 
         The request starts with the first iteration. A consumer that may stop early closes the iterator
         (`contextlib.aclosing`): that, and cancellation, abort the request in the engine. Outputs that a slow
-        consumer has not taken yet are merged, choice by choice.
+        consumer has not taken yet are merged, choice by choice, into pieces of some hundred tokens.
 
         Args:
             request: The request.
@@ -93,6 +93,7 @@ class Engine(Protocol):
             ImageTooLargeError: The images exceed the whole pixel budget.
             RequestIdInUseError: A request with this id is in flight.
             InternalError: This request was in flight at two failures of the engine.
+            DeadlineError: Too many outputs with log probabilities waited for the consumer.
         """
 
     async def abort(self, request_id: str, choice_index: int | None = None) -> None:

@@ -68,7 +68,7 @@ class Generation:
     async def unary_fields(self, request: Request) -> dict[str, Any]:
         """The fields of a unary response: all events of a request in one message."""
         async with contextlib.aclosing(self._events(request)) as events:
-            return (await gather(events, request.model)).as_dict()
+            return (await gather(events, request)).as_dict()
 
     async def stream_fields(self, request: Request) -> AsyncGenerator[dict[str, Any], None]:
         """The fields of every message of a stream, one message for each event."""

@@ -14,12 +14,14 @@ from inference_service.domain import (
     Grounding,
     ImageInfo,
     LogprobEntry,
+    Request,
     Started,
     StopTrigger,
     TokenLogprob,
     TokenUsage,
     ToolCallDelta,
 )
+from inference_service.grpc_api.logprob_room import LogprobRoom
 from inference_service.sampling import SCALARS, Sampling
 from qwenvl.growing import GrowingTexts
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
@@ -49,24 +51,29 @@ class UnaryFields:
         return {"started": self.started, "choices": self.choices, "usage": self.usage}
 
 
-async def gather(events: AsyncIterable[Event], model: str) -> UnaryFields:
+async def gather(events: AsyncIterable[Event], request: Request) -> UnaryFields:
     """Collects the events of a request.
 
     Args:
         events: All of them, in their order.
-        model: Canonical name of the model.
+        request: The request; it names the model by its canonical name.
+
+    Raises:
+        InvalidArgumentError: Its log probabilities are more than a message holds.
     """
     fields = UnaryFields()
     texts: list[GrowingTexts] = []
+    room = LogprobRoom(request)
     async for event in events:
         match event:
             case Started():
-                fields.started = started_message(event, model)
+                room.begin(event.usage)
+                fields.started = started_message(event, request.model)
                 fields.choices = [generation_pb.Choice(index=index) for index in range(event.n)]
                 texts = [GrowingTexts() for _ in range(event.n)]
             case Delta():
                 index = event.choice_index
-                _gather(fields.choices[index], texts[index], fields.started, event)
+                _gather(fields.choices[index], texts[index], fields.started, event, room)
             case Finished():
                 choice = fields.choices[event.choice_index]
                 choice.finish_reason = _REASONS[event.reason]
@@ -84,6 +91,7 @@ def _gather(
     texts: GrowingTexts,
     started: generation_pb.Started,
     delta: Delta,
+    room: LogprobRoom,
 ) -> None:
     texts.text.append(delta.text)
     texts.reasoning.append(delta.reasoning)
@@ -92,8 +100,11 @@ def _gather(
             choice.tool_calls.add(id=call.id, name=call.name)
         texts.add_arguments(call.index, call.arguments)
     choice.token_ids.extend(delta.token_ids)
-    choice.logprobs.extend(map(_logprob_entry, delta.logprobs))
-    started.prompt_logprobs.extend(map(_logprob_entry, delta.prompt_logprobs))
+    of_prompt = list(map(_logprob_entry, delta.prompt_logprobs))
+    of_answer = list(map(_logprob_entry, delta.logprobs))
+    room.take(of_prompt, of_answer)
+    started.prompt_logprobs.extend(of_prompt)
+    choice.logprobs.extend(of_answer)
 
 
 def event_fields(event: Event, model: str) -> dict[str, Any]:

@@ -34,10 +34,12 @@ print(peak() - before)
 SIDES = {
     "service": """
 import asyncio
+from types import SimpleNamespace
 from inference_service.domain import Delta, Started, TokenUsage, ToolCallDelta
 from inference_service.grpc_api.responses import gather
 from inference_service.sampling import Sampling
 ARGUMENTS = "arguments"
+REQUEST = SimpleNamespace(model="m", logprobs=None, prompt_logprobs=None, n=1)
 
 async def events(piece, number):
     sampling = dict(sampling=Sampling(max_tokens=1), stop_strings=(), stop_token_ids=(), include_stop_string=False)
@@ -48,7 +50,7 @@ async def events(piece, number):
         yield Delta(choice_index=0, **piece | {"tool_calls": calls})
 
 def collect(piece, number):
-    return asyncio.run(gather(events(piece, number), "model")).choices[0]
+    return asyncio.run(gather(events(piece, number), REQUEST)).choices[0]
 """,
     "client": """
 from qwenvl.answers import AnswerCollector
