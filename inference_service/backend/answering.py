@@ -132,10 +132,9 @@ class Answering:
             caller = admitted.caller
             request = await with_form(request, self._model, self._constraints, caller)
             lists = await self._token_lists(request, caller)
-        prepared = await self.prepare(request, admitted, turn)
-        self._rates.take(
-            admitted.caller, Amounts(image_bytes=sum(memoryview(p).nbytes for p in prepared.pixels))
-        )
+        media = await self._prepare_media(request, admitted, turn)
+        self._count_images(admitted.caller, media)
+        prepared = await self._prompts.prepare(request, media, admitted.caller)
         options = self._composer.options(request, prepared, context_tokens)
         if not admitted.aborted:
             async with admitted.abortable():
@@ -180,18 +179,15 @@ class Answering:
         builder = self._model.decision_prompts()
         context_tokens = self._context_tokens()
         media = await self._prepare_media(request.with_all_images, admitted, turn)
+        self._count_images(admitted.caller, media)
         steps = builder.steps(request, media.images, context_tokens, self._prompts.min_tokens)
         prompts = None
-        while (
-            prompts is None
-        ):  # other callers take their turns between steps, and it may be cancelled
+        # Other callers take their turns between steps, and it may be cancelled.
+        while prompts is None:
             prompts = await self._prompts.run(
                 request.num_characters, admitted.caller, lambda: next(steps)
             )
         prepared()
-        self._rates.take(
-            admitted.caller, Amounts(image_bytes=sum(len(image.pixels) for image in media.images))
-        )
         check_lengths(request.questions, prompts, context_tokens)
         async with admitted.abortable():
             await turn.reserve_tokens(prompts.max_tokens(turn.size), 0)
@@ -201,6 +197,11 @@ class Answering:
         return await run_decisions(
             self._engine, request, prompts, media, admitted, at_once=turn.size
         )
+
+    def _count_images(self, caller: str, media: PreparedMedia) -> None:
+        """Counts images once they are decoded."""
+        pixel_bytes = sum(memoryview(image.pixels).nbytes for image in media.images)
+        self._rates.take(caller, Amounts(image_bytes=pixel_bytes))
 
     def _count(self, caller: str, tokens: int) -> None:
         """Counts tokens of answers as the engine computes them: a client may leave without reading them."""

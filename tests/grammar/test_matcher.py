@@ -215,6 +215,53 @@ def test_a_trial_does_not_end_with_an_answer_that_may_go_on(vocabulary: LLTokeni
     assert next(counts[0]) == next(counts[1])
 
 
+OBJECT = {"type": "object"}
+STRING = {"type": "string"}
+LARGE = {
+    "800 required": json_schema(
+        OBJECT
+        | {"properties": {f"k{n}": STRING for n in range(800)}}
+        | {"required": [f"k{n}" for n in range(800)]}
+    ),
+    "many constants": json_schema({"enum": [f"w{n}x{7919 * n % 1000}" for n in range(2000)]}),
+    "nested": json_schema(
+        OBJECT
+        | {
+            "properties": {
+                f"k{n}": OBJECT | {"properties": {f"j{m}": STRING for m in range(30)}}
+                for n in range(30)
+            }
+        }
+    ),
+    "alternatives": json_schema(
+        {
+            "anyOf": [
+                OBJECT
+                | {"properties": {"t": {"const": f"t{n}"}, "v": STRING}, "required": ["t", "v"]}
+                for n in range(100)
+            ]
+        }
+    ),
+    "lengths": json_schema(STRING | {"minLength": 500, "maxLength": 4000}),
+    "words": regex(r"(\w+ ?){1,200}\."),
+    "5000 choices": choices(*(f"value {n}" for n in range(5000))),
+    "900 rules": lark(
+        'start: (item " ")+\nitem: '
+        + " | ".join(f'"w{n}x{7919 * n % 1000}" "(" item? ")"' for n in range(900))
+    ),
+    "sums": lark(
+        'start: e\ne: e "+" e | e "*" e | "(" e ")" | NUMBER\nNUMBER: /[0-9]+(\\.[0-9]+)?/'
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_forms_are_not_too_complex(vocabulary: LLTokenizer, name: str) -> None:
+    """Those of honest callers, by the limits of the trial and of masks."""
+    try_out(vocabulary, LARGE[name])
+    assert written(vocabulary, LARGE[name], random.Random(1), 150)
+
+
 REFUSED = {
     "not": json_schema({"not": {"type": "string"}}),
     "overlap": json_schema({"oneOf": [{"type": "string"}, {"type": "string"}]}),
@@ -250,7 +297,6 @@ def test_what_cannot_be_compiled_is_told_in_one_line(vocabulary: LLTokenizer, na
     assert not INTERNAL.search(text)
 
 
-OBJECT = {"type": "object"}
 IN_WORDS: dict[str, tuple[Constraint, str]] = {
     "overlap": (json_schema({"oneOf": [{"type": "string"}, {"minLength": 1}]}), "oneOf has altern"),
     "no end": (json_schema({"$ref": "#"}), "it refers to itself without end"),

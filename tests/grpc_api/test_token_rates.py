@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from inference_service.metrics import families
 from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
-from tests.grpc_api.asking import read_event, refusal, spec_of, text_part, until, user
+from tests.grpc_api.asking import image_part, read_event, refusal, spec_of, text_part, until, user
 from tests.grpc_api.conftest import OpenService, Service
+from tests.support.images import draw
 
 
 MANY = 10_000
@@ -72,6 +75,26 @@ async def test_who_leaves_has_used_the_questions(open_service: OpenService) -> N
     await until(lambda: service.backend.in_flight == 0)
     assert families.PROMPT_TOKENS._value.get() - before > 600
     await check_refused(service)
+
+
+async def test_who_leaves_has_used_the_images(
+    open_service: OpenService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once they are decoded: the text of the prompt is not made yet."""
+    service = await open_service(max_image_bytes_per_minute=1000)
+    begun: list[object] = []
+
+    async def endless(*_: object) -> None:
+        begun.append(None)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(service.backend._prompts, "prepare", endless)
+    call = asyncio.create_task(service.create(spec_of(image_part(draw("red", "circle").png))))
+    await until(lambda: bool(begun))
+    call.cancel()
+    await until(lambda: service.backend.in_flight == 0)
+    refused = await refusal(service.create(spec_of("x")))
+    assert refused.info.metadata["kind"] == "image_bytes"
 
 
 async def test_prompts_that_are_refused_use_nothing(open_service: OpenService) -> None:
