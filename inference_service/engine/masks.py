@@ -100,15 +100,17 @@ class MaskBuffers:
         ]
         if not masked:
             return
-        threads = min(_MAX_THREADS, os.cpu_count() or 1, len(masked))
-        if threads == 1:
-            _fill(masked)
-            return
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="masks")
-        rest = iter(masked)  # of all threads: each takes the next one when it is free
-        for done in [self._threads.submit(_fill, rest) for _ in range(threads)]:
-            done.result()
+        rest = iter(
+            masked
+        )  # of this thread and its helpers: each takes the next one when it is free
+        helpers = min(_MAX_THREADS, os.cpu_count() or 1, len(masked)) - 1
+        helping = [self._threads.submit(_fill, rest) for _ in range(helpers)]
+        _fill(rest)
+        for helper in helping:
+            if not helper.cancel():  # it came in time to help
+                helper.result()
 
 
 def _fill(masked: Iterable[tuple[ConstraintState, npt.NDArray[np.int32]]]) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 import math
+import time
+from types import SimpleNamespace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+import numpy as np
+import numpy.typing as npt
+import pytest
 import torch
 
-from inference_service.engine.masks import TokenMask
+from inference_service.engine.masks import MaskBuffers, TokenMask
 from inference_service.engine_protocol.messages import SamplingParams
 from tests.support.reference_sampler import SamplingRow
 from tests.support.sampling import sample
@@ -41,6 +48,47 @@ def test_only_permitted_tokens_of_masked_rows_keep_their_logits(case, seed: int)
     mask = TokenMask(torch.tensor(rows), packed(permitted, vocab_size))
     mask.apply_(logits, logits[rows])
     assert torch.equal(logits, expected)
+
+
+class Numbered:
+    """A constraint whose mask is its number, and which takes its time."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.filled = 0
+
+    def fill(self, words: npt.NDArray[np.int32]) -> None:
+        self.filled += 1
+        if self.number < 0:
+            raise MemoryError
+        time.sleep(0.0005)  # so that helpers come in time
+        words[:] = self.number
+
+
+def masked(numbers: Iterable[int]) -> list[Any]:
+    """Sequences with these constraints."""
+    sampling = SamplingParams(max_tokens=9)
+    return [
+        SimpleNamespace(constraint=Numbered(number), is_masked=True, sampling=sampling)
+        for number in numbers
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 50])
+def test_threads_compute_every_mask_once(count: int) -> None:
+    buffers = MaskBuffers(64)
+    for _ in range(3):
+        rows = masked(range(1, count + 1))
+        mask = buffers.fill(rows, torch.arange(count), 64, torch.device("cpu"))
+        assert mask.bits.tolist() == [[number] * 2 for number in range(1, count + 1)]
+        assert [one.constraint.filled for one in rows] == [1] * count
+
+
+def test_an_error_of_any_thread_is_raised() -> None:
+    for place in range(8):
+        numbers = [-1 if index == place else 1 for index in range(8)]
+        with pytest.raises(MemoryError):
+            MaskBuffers(8).fill(masked(numbers), torch.arange(8), 64, torch.device("cpu"))
 
 
 def row(**options) -> SamplingRow:
