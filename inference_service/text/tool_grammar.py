@@ -6,8 +6,9 @@ trained to write it, with the name before the arguments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+import itertools
 import json
 from typing import Any, Final
 
@@ -69,20 +70,34 @@ def tool_constraint(
     else:
         start = f"form | {calls}"
     space = "break? " if abilities.reasoning else ""
-    lines = [f"start: {space}({start})", 'break: "\\n" | "\\n\\n"']
-    lines += _form(request.constraint) if request.constraint is not None else []
-    lines += _calls(tools, abilities.tools, tokenizer)
-    text = "\n".join(lines)
-    if len(text.encode()) > MAX_GRAMMAR_BYTES:
+    rules = itertools.chain(
+        (f"start: {space}({start})", 'break: "\\n" | "\\n\\n"'),
+        _form(request.constraint) if request.constraint is not None else (),
+        _calls(tools, abilities.tools, tokenizer),
+    )
+    text, size = _written(rules)
+    if size > MAX_GRAMMAR_BYTES:
         smaller = without_schemas(request.tools)
         if smaller != request.tools:
             return tool_constraint(replace(request, tools=smaller), abilities, tokenizer)
         raise InvalidArgumentError(
-            f"tools have {len(text.encode())} bytes as a grammar, but at most {MAX_GRAMMAR_BYTES} are allowed where"
+            f"tools have at least {size} bytes as a grammar, but at most {MAX_GRAMMAR_BYTES} are allowed where"
             " calls are required or restricted.",
             field="spec.tools",
         )
     return Constraint(kind=ConstraintKind.LARK, text=text)
+
+
+def _written(rules: Iterable[str]) -> tuple[str, int]:
+    """A grammar and its bytes, up to a rule beyond `MAX_GRAMMAR_BYTES`: the rest may be many times as long."""
+    lines: list[str] = []
+    size = -1
+    for rule in rules:
+        lines.append(rule)
+        size += len(rule.encode()) + 1
+        if size > MAX_GRAMMAR_BYTES:
+            break
+    return "\n".join(lines), size
 
 
 def without_schemas(tools: Sequence[Tool]) -> tuple[Tool, ...]:
@@ -90,18 +105,18 @@ def without_schemas(tools: Sequence[Tool]) -> tuple[Tool, ...]:
     return tuple(tool if tool.strict else replace(tool, enforced="") for tool in tools)
 
 
-def _calls(tools: Sequence[Tool], notation: ToolNotation, tokenizer: Tokenizer) -> list[str]:
+def _calls(tools: Sequence[Tool], notation: ToolNotation, tokenizer: Tokenizer) -> Iterator[str]:
     opens, closes = (
         tag if tag in tokenizer.added_tokens else json.dumps(tag)
         for tag in (hermes.OPEN_TAG, hermes.CLOSE_TAG)
     )
     names = " | ".join(f"t{index}" for index in range(len(tools)))
     # In a grammar, text never has added tokens.
-    lines = ["text: /(?s:.+)/", f'call: {opens} "\\n" ({names}) "\\n" {closes}']
+    yield "text: /(?s:.+)/"
+    yield f'call: {opens} "\\n" ({names}) "\\n" {closes}'
     write = xml_tool if notation is ToolNotation.XML else _hermes_tool
     for index, tool in enumerate(tools):
-        lines += write(tool, index)
-    return lines
+        yield from write(tool, index)
 
 
 def _hermes_tool(tool: Tool, index: int) -> list[str]:

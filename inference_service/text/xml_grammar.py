@@ -25,6 +25,8 @@ _OF_OBJECT: Final = (
     *("anyOf", "oneOf", "allOf", "patternProperties", "minProperties", "maxProperties", "enum"),
 )
 """Keywords that are not enforced; a strict tool must not have them."""
+_ALL_SCHEMAS, _FEW_SCHEMAS = 20_000, 64
+"""Schemas that are looked at for the types of all properties of a tool, but at least so many for each."""
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
@@ -32,7 +34,7 @@ def json_rule(schema: Mapping[str, Any]) -> str:
     return f"%json {json.dumps({**schema, 'x-guidance': _JSON_STYLE}, ensure_ascii=False)}"
 
 
-def xml_tool(tool: Tool, index: int) -> list[str]:
+def xml_tool(tool: Tool, index: int) -> Iterator[str]:
     """The rules of a call, of which the first is `t` and the index.
 
     Raises:
@@ -47,26 +49,32 @@ def xml_tool(tool: Tool, index: int) -> list[str]:
     if not properties:
         closed = schema.get("additionalProperties") is False
         more = "" if closed else f"({name}_any)* "
-        rules = [f'{name}: {head} {more}"</function>"']
+        yield f'{name}: {head} {more}"</function>"'
         if not closed:
-            rules.append(f'{name}_any: "<parameter=" /[A-Za-z0-9_.-]+/ ">\\n" {name}_text')
-            rules.append(_text_rule(f"{name}_text"))
-        return rules
-    required = schema.get("required")
-    required = required if isinstance(required, list) else []
-    parts, rules = [], list[str]()
+            yield f'{name}_any: "<parameter=" /[A-Za-z0-9_.-]+/ ">\\n" {name}_text'
+            yield _text_rule(f"{name}_text")
+        return
+    listed = schema.get("required")
+    required = {key for key in listed if isinstance(key, str)} if isinstance(listed, list) else ()
+    parts = [
+        f"{name}_{number}{'' if key in required else '?'}" for number, key in enumerate(properties)
+    ]
+    yield f'{name}: {head} {" ".join(parts)} "</function>"'
+    most = _most_schemas(properties)
     for number, (key, value) in enumerate(properties.items()):
-        part = f"{name}_{number}"
-        parts.append(part if key in required else f"{part}?")
-        rules += _parameter(part, key, value, schema)
-    return [f'{name}: {head} {" ".join(parts)} "</function>"', *rules]
+        yield from _parameter(f"{name}_{number}", key, value, schema, most)
 
 
-def _parameter(part: str, key: str, schema: object, root: Mapping[str, Any]) -> Iterator[str]:
-    head, types = (
-        json.dumps(f"<parameter={key}>\n", ensure_ascii=False),
-        declared_types(schema, root),
-    )
+def _most_schemas(properties: Mapping[str, Any]) -> int:
+    """How many schemas to look at for the types of each property."""
+    return max(_FEW_SCHEMAS, _ALL_SCHEMAS // len(properties))
+
+
+def _parameter(
+    part: str, key: str, schema: object, root: Mapping[str, Any], most: int
+) -> Iterator[str]:
+    head = json.dumps(f"<parameter={key}>\n", ensure_ascii=False)
+    types = declared_types(schema, root, most)
     choices = schema.get("enum") if isinstance(schema, dict) else None
     if isinstance(choices, list) and all(isinstance(choice, str) for choice in choices):
         values = (json.dumps(choice + _CLOSE, ensure_ascii=False) for choice in choices)
@@ -88,8 +96,9 @@ def _refuse_unenforced(
     tool: Tool, schema: Mapping[str, Any], properties: Mapping[str, Any]
 ) -> None:
     found = [keyword for keyword in _OF_OBJECT if keyword in schema]
+    most = _most_schemas(properties) if properties else 0
     for key, value in properties.items():
-        if isinstance(value, dict) and "string" in declared_types(value, schema):
+        if isinstance(value, dict) and "string" in declared_types(value, schema, most):
             found += [f"properties.{key}.{keyword}" for keyword in _OF_TEXT if keyword in value]
     if found:
         raise UnsupportedParameterError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import random
+from types import SimpleNamespace
 from typing import Any
 
 from llguidance import LLTokenizer
@@ -24,11 +26,14 @@ from inference_service.errors import InvalidArgumentError, ServiceError, Unsuppo
 from inference_service.grammar.matcher import new_matcher
 from inference_service.grammar.vocabulary import vocabulary_of
 from inference_service.model_spec import ToolNotation
+from inference_service.text import xml_grammar
 from inference_service.text.output.stage import Piece
 from inference_service.text.output.tool_calls import ToolCallSplitter
 from inference_service.text.prompt import ChatAbilities
 from inference_service.text.tokenizer_json import JsonTokenizer
-from inference_service.text.tool_grammar import tool_constraint
+from inference_service.text.tool_grammar import MAX_GRAMMAR_BYTES, tool_constraint
+from inference_service.text.xml_grammar import json_rule
+from tests.support.line_counts import lines_of
 from tests.support.qwen_text import tokenizer_json
 
 
@@ -194,6 +199,65 @@ def test_what_cannot_be_both_is_refused(tokenizer: JsonTokenizer) -> None:
     )
     assert small is not None
     assert "xxxx" not in small.text
+
+
+MANY = {f"p{number}": {"$ref": "#/$defs/a"} for number in range(1200)}
+COSTLY: dict[str, dict[str, Any]] = {
+    "alternatives of many properties": {
+        "properties": MANY,
+        "$defs": {"a": {"anyOf": [{}] * 4000}},
+    },
+    "types of many properties": {
+        "properties": MANY,
+        "$defs": {"a": {"type": ["string"] * 1800}},
+    },
+    "values of many properties": {"properties": MANY, "$defs": {"a": {"enum": [1] * 5000}}},
+    "definitions of many properties": {
+        "properties": {name: {"type": "integer"} for name in MANY},
+        "$defs": {"a": {"description": "x" * 20_000}},
+    },
+}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("case", COSTLY)
+def test_the_work_of_a_schema_is_bounded(
+    tokenizer: JsonTokenizer, case: str, strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    def rule(schema: Any) -> str:
+        written.append(len(text := json_rule(schema)))
+        return text
+
+    monkeypatch.setattr(xml_grammar, "json_rule", rule)
+    text = json.dumps({"type": "object", **COSTLY[case]})
+    assert len(text) < 2**16
+    tool = Tool(name="f", parameters=text, enforced=text, strict=strict)
+    request = request_of(tool, tool_choice=ToolChoice(mode=REQUIRED))
+
+    def write() -> None:
+        with contextlib.suppress(InvalidArgumentError):
+            tool_constraint(request, XML, tokenizer)
+
+    assert lines_of(write) < 2_000_000
+    assert sum(written) < 2 * MAX_GRAMMAR_BYTES
+
+
+def test_required_names_are_looked_up(
+    tokenizer: JsonTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Names(list[Any]):
+        def __contains__(self, name: object) -> bool:
+            raise AssertionError("each property is compared with each name")
+
+    schema = {"type": "object", "properties": {"a": {}, "b": {}}, "required": Names(["b", 1])}
+    loads = SimpleNamespace(loads=lambda _: schema, dumps=json.dumps)
+    monkeypatch.setattr(xml_grammar, "json", loads)
+    tool = Tool(name="f", enforced="{}", strict=True)
+    made = tool_constraint(request_of(tool, tool_choice=ToolChoice(mode=REQUIRED)), XML, tokenizer)
+    assert made is not None
+    assert "t0_0? t0_1 " in made.text
 
 
 def xml(name: str, **parameters: str) -> str:

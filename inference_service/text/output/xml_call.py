@@ -25,6 +25,7 @@ _SPACE: Final = " \t\r\n"
 _TYPES: Final = ("null", "integer", "number", "boolean", "object", "array", "string")
 """In the order in which a value is tried."""
 _INTEGER: Final = re.compile(r"[+-]?\d{1,400}", re.ASCII)
+_MAX_SCHEMAS: Final = 2000
 _COMBINATIONS: Final = ("anyOf", "oneOf", "allOf")
 
 
@@ -163,18 +164,33 @@ def converted(text: str, schema: Mapping[str, Any], key: str) -> object:
     return text
 
 
-def declared_types(schema: object, root: Mapping[str, Any]) -> set[str]:
-    """The types that a schema allows, also in its alternatives and behind references to `root`."""
+def declared_types(schema: object, root: Mapping[str, Any], most: int = _MAX_SCHEMAS) -> set[str]:
+    """The types that a schema allows, also in its alternatives and behind references to `root`.
+
+    Of more than `most` schemas, references, types and values, the rest is taken for a text.
+    """
     found: set[str] = set()
     seen: set[int] = set()  # schemas refer to themselves, and many times to each other
     waiting = [schema]
     while waiting:
+        if most <= 0:
+            return found | {"string"}
         one = waiting.pop()
+        most -= 1
         if isinstance(one, Mapping) and id(one) not in seen:
             seen.add(id(one))
-            found |= _own_types(one)
-            waiting += _alternatives(one, root)
-    return found
+            most -= _length(one)
+            found |= _own_types(one) if most > 0 else set()
+            waiting += _alternatives(one, root) if most > 0 else ()
+    return found if most > 0 else found | {"string"}
+
+
+def _length(schema: Mapping[str, Any]) -> int:
+    """What it takes to look at a schema, in others: long lists and references."""
+    lists = (schema.get(keyword) for keyword in ("type", "enum", *_COMBINATIONS))
+    reference = schema.get("$ref")
+    length = len(reference) if isinstance(reference, str) else 0
+    return sum(len(one) for one in lists if isinstance(one, list)) // 16 + length // 64
 
 
 def _own_types(schema: Mapping[str, Any]) -> set[str]:
