@@ -59,5 +59,5 @@ class FairThreads:
     def _line(self, loop: asyncio.AbstractEventLoop) -> Line:
         line = self._lines.get(loop)
         if line is None:
-            line = self._lines[loop] = Line(self._threads)
+            line = self._lines[loop] = Line(self._threads, lately_s=0.0)
         return line

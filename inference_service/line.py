@@ -63,11 +63,14 @@ class Line:
     Args:
         places: Number of places.
         spare: So many of them only callers get that have none, so that the next caller need not wait.
+        lately_s: Callers have a share for so long after their last request; 0 where places are held for moments, so
+            that none is left empty.
     """
 
-    def __init__(self, places: int, *, spare: int = 0) -> None:
+    def __init__(self, places: int, *, spare: int = 0, lately_s: float = _LATELY_S) -> None:
         self.places = places
         self.spare = spare
+        self._lately_s = lately_s
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[Place]] = {}  # of each caller, in order of arrival
         self._overtaken: Counter[str] = Counter()  # turns since that of a caller's oldest request
@@ -209,7 +212,8 @@ class Line:
 
     def _present(self) -> int:
         """Number of callers that are or lately were here."""
-        oldest = time.monotonic() - _LATELY_S
+        now = time.monotonic()
+        oldest = now - _LATELY_S
         self._seen = {w: t for w, t in self._seen.items() if t > oldest or w in self._waiting}
-        lately = {who for who, when in self._seen.items() if when > oldest}
+        lately = {w for w, t in self._seen.items() if t > now - self._lately_s}
         return len({*lately, *self._held, *self._waiting})

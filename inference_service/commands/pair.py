@@ -105,7 +105,10 @@ class Pair:
         """
         adapter = self._held[_ADAPTER]
         if not adapter.is_valid():
-            raise SystemExit(adapter.process.wait() or 1)
+            status = adapter.process.wait()
+            raise SystemExit(
+                status if status > 0 else f"{_ADAPTER} ended with status {status} while it started"
+            )
 
     def run(self, banner: Callable[[], Iterable[str]]) -> int:
         """Serves until a signal arrives or one of the processes exits; returns the exit status.

@@ -74,6 +74,7 @@ class EngineClient:
         self._backlog_bytes = backlog_bytes
         self._gate = Gate(pixel_budget_bytes)
         self._requests: dict[str, RequestInFlight] = {}
+        self._read: set[RequestInFlight] = set()  # by somebody, also after their end
         self._waits_for_ids: dict[str, asyncio.Event] = {}  # set by the abort of the one that waits
         self._prompts = PromptsInFlight(self._forget_prompt)
 
@@ -156,6 +157,7 @@ class EngineClient:
             return
         flight = self._admit(request, sum(memoryview(image).nbytes for image in pixels))
         flight.counted, flight.computed = counted, computed
+        self._read.add(flight)
         try:
             # An abort or an engine failure cancels the reservation; `wait` then returns instead of raising.
             await asyncio.wait([flight.reservation.granted])
@@ -170,6 +172,7 @@ class EngineClient:
                 unfinished -= output.finish_reason is not None
                 yield output
         finally:
+            self._read.discard(flight)
             self._leave(flight)
 
     async def prepare(
@@ -277,8 +280,8 @@ class EngineClient:
             return
         flight.push(output)
         if flight.buffered_bytes > MUCH_BYTES:
-            cut = cut_greediest(self._requests.values(), self._backlog_bytes)
-            if cut is not None:
+            cut = cut_greediest(self._read, self._backlog_bytes)
+            if cut is not None and not cut.over.is_set():
                 self._supervisor.send(wire.Abort(cut.request.request_id))
         if flight.over.is_set():
             self._forget(flight, answered=not flight.unanswered_choices)

@@ -93,7 +93,7 @@ class ConstraintChecker:
         self._model_dir = model_dir
         self._command = (*command, *vocabulary.options)
         self._process: _TrialProcess | None = None
-        self._line = Line(_TRIALS, spare=1)
+        self._line = Line(_TRIALS, spare=1, lately_s=0.0)
         self._verdicts: SharedCache[Verdict] = SharedCache(_REMEMBERED)
         self._asked: dict[bytes, _Asked] = {}
         self._trials: set[asyncio.Task[None]] = set()

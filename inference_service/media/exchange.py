@@ -145,10 +145,11 @@ class _Stream(httpcore.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
         progress = self._progress
         if progress.in_chunks:
+            # The body's reader forgets them with each piece of data, which the last read may have had at its end.
+            if progress.idle_bytes >= _MAX_TRAILER_BYTES:
+                raise TrailersTooLargeError
             data = await self._stream.read(min(max_bytes, _MAX_TRAILER_BYTES), timeout)
             progress.idle_bytes += len(data)
-            if progress.idle_bytes > _MAX_TRAILER_BYTES:
-                raise TrailersTooLargeError
             return data
         if progress.stage is Stage.BODY:
             return await self._stream.read(max_bytes, timeout)

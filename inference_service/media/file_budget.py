@@ -47,6 +47,8 @@ class FileBudget:
 
     def has_room(self, files: FetchedFiles, num_bytes: int) -> bool:
         """Whether a request may hold more bytes now; with the first ones it takes its place in the order of age."""
+        if files.closed:
+            return True  # its work is being given up; nothing is counted
         self._requests.setdefault(files)
         if next(iter(self._requests)) is files:
             return True
@@ -87,6 +89,8 @@ class FileBudget:
             ) from None
 
     def _count(self, files: FetchedFiles, num_bytes: int) -> None:
+        if files.closed:
+            return
         files.held_bytes += num_bytes
         self.used_bytes += num_bytes
         self._of_caller[files.caller] += num_bytes
@@ -95,6 +99,7 @@ class FileBudget:
 
     def _forget(self, files: FetchedFiles) -> None:
         self._count(files, -files.held_bytes)
+        files.closed = True
         self._requests.pop(files, None)
         self._wake()
 
@@ -109,11 +114,13 @@ class FetchedFiles:
     Attributes:
         caller: Whose it is.
         held_bytes: Their size so far.
+        closed: The request does not hold files any more: what is still being read for it is not counted.
     """
 
     def __init__(self, budget: FileBudget, caller: str) -> None:
         self.caller = caller
         self.held_bytes = 0
+        self.closed = False
         self._budget = budget
 
     def has_room(self, num_bytes: int) -> bool:

@@ -243,7 +243,7 @@ class MediaPreparer:
         files: list[bytes] = []
         for start in range(0, len(part.frames), _FRAMES_AT_ONCE):
             some = part.frames[start : start + _FRAMES_AT_ONCE]
-            files += await asyncio.gather(*(_file(frame, work) for frame in some))
+            files += await _all(_file(frame, work) for frame in some)
             if sum(map(len, files)) > _MAX_VIDEO_BYTES:
                 raise ImageTooLargeError(
                     f"The frames of the video have more than {_MAX_VIDEO_BYTES} bytes in total, the maximum;"

@@ -31,7 +31,7 @@ class Launched:
     def tell(self) -> None:
         """Tells the launcher that the settings are valid, if it still waits for that."""
         if self._socket is not None:
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(ConnectionError):
                 self._socket.sendall(_SIGN)
 
     def wait(self) -> bool:
@@ -39,7 +39,10 @@ class Launched:
         if self._socket is None:
             return True
         with self._socket as leave:
-            return leave.recv(1) == _SIGN
+            try:
+                return leave.recv(1) == _SIGN
+            except ConnectionError:  # it has ended without having heard that the settings are valid
+                return False
 
 
 class Held:
@@ -88,7 +91,7 @@ class Held:
 
     def release(self) -> None:
         """Lets it serve, if it has not ended meanwhile."""
-        with self._socket as leave, contextlib.suppress(BrokenPipeError):
+        with self._socket as leave, contextlib.suppress(ConnectionError):
             leave.sendall(_SIGN)
 
     def close(self) -> None:

@@ -150,6 +150,17 @@ async def test_room_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> Non
     await asking.finish()
 
 
+async def test_no_place_is_kept_where_they_are_held_for_moments() -> None:
+    asking = Asking(Line(2, lately_s=0.0))
+    await asking.ask("b")
+    await asking.leave()
+    await asking.ask(*"aab")
+    assert asking.order == ["b", *"aa"]
+    await asking.leave()
+    assert asking.order[-1] == "b"
+    await asking.finish()
+
+
 async def test_shares_grow_when_a_caller_is_gone_though_nothing_else_happens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

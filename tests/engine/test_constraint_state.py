@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import itertools
 from types import SimpleNamespace
 from typing import cast
 
@@ -61,6 +62,14 @@ def test_what_is_within_the_share_goes_on_for_ever(rows: int) -> None:
     assert all(not step(states) for _ in range(200))
 
 
+@pytest.mark.parametrize("rows", [1, 8, 16, 64])
+def test_long_honest_texts_live_on_a_slow_processor(rows: int) -> None:
+    """A pattern for a sentence of some hundred letters: three times what it takes here, and more now and then."""
+    costs = itertools.cycle([0.0025, 0.0035, 0.003, 0.006])
+    states = [state_of(lambda: next(costs)) for _ in range(rows)]
+    assert all(not step(states) for _ in range(300))
+
+
 @pytest.mark.parametrize("rows", [1, 4, 64])
 def test_what_grows_without_end_ends(rows: int) -> None:
     """As the tokens of an ambiguous grammar, by the square of the length."""
@@ -82,7 +91,9 @@ def test_the_expensive_ones_end_and_not_those_beside_them() -> None:
         ended = step(rows)
         assert not set(ended) & set(cheap)
         rows = [row for row in rows if row not in ended]
-    assert rows == cheap
+    assert set(cheap) <= set(rows)
+    left = len(rows) - len(cheap)
+    assert left * 0.1 <= ROW_S * len(rows), "those that are left take what there is"
 
 
 def test_one_that_takes_what_the_others_leave_goes_on() -> None:

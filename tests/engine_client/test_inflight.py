@@ -121,6 +121,7 @@ async def test_the_engine_is_told_of_a_request_that_is_cut(monkeypatch: pytest.M
     monkeypatch.setattr(client._supervisor, "send", sent.append)
     flights = {name: waiting(name, name, 3000) for name in ("a", "b")}
     client._requests = dict(flights)
+    client._read = set(flights.values())
     entry = PositionLogprobs(token_id=1, logprob=-1.0, rank=1, top=((1, -1.0),) * 20)
     more = ChoiceOutput(request_id="b", choice_index=0, prompt_logprobs=(entry,) * 3000)
     client._on_output(more)
@@ -129,3 +130,30 @@ async def test_the_engine_is_told_of_a_request_that_is_cut(monkeypatch: pytest.M
     with pytest.raises(DeadlineError):
         await flights["b"].next()
     client._requests.clear()
+
+
+async def test_what_waits_of_an_answer_that_has_ended_counts_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[wire.Command] = []
+    client = fake_client(backlog_bytes=2**20)
+    monkeypatch.setattr(client._supervisor, "send", sent.append)
+    entry = PositionLogprobs(token_id=1, logprob=-1.0, rank=1, top=((1, -1.0),) * 20)
+    for number in range(6):
+        name = f"r{number}"
+        flight = waiting("greedy", name, 1)
+        client._requests[name] = flight
+        client._read.add(flight)
+        whole = ChoiceOutput(
+            request_id=name,
+            choice_index=0,
+            prompt_logprobs=(entry,) * 6000,
+            finish_reason=FinishReason.LENGTH,
+        )
+        monkeypatch.setattr(
+            client, "_forget", lambda flight, **_: client._requests.pop(flight.request.request_id)
+        )
+        client._on_output(whole)
+    assert not client._requests
+    assert sum(flight.buffered_bytes for flight in client._read) <= 2**20
+    assert sent == [], "the engine has computed all of them"

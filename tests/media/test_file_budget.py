@@ -124,3 +124,19 @@ async def test_room_is_given_back_when_a_request_is_cancelled() -> None:
             async with asyncio.timeout(20):
                 await waiting.wait_for_room(5, "f")
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_what_is_still_read_for_a_request_that_has_ended_counts_nowhere() -> None:
+    budget = FileBudget(100, wait_s=3600)
+    with budget.of_request("a") as ended:
+        ended.add(5)
+    assert ended.has_room(1000)
+    ended.add(1000)
+    ended.free(3)
+    await ended.take(50, "f")
+    assert budget.used_bytes == 0
+    assert not budget._requests
+    with budget.of_request("a") as first, budget.of_request("b") as second:
+        assert first.has_room(1000)  # the oldest one
+        first.add(90)
+        assert not second.has_room(20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 import os
 from pathlib import Path
+import socket
 import sys
 
 import pytest
@@ -53,6 +54,17 @@ def test_it_may_be_released_before_it_has_checked(program: Held) -> None:
 def test_it_ends_when_it_is_not_wanted(program: Held) -> None:
     program.close()
     assert program.process.wait(60) in (1, 8)  # 1: it tells nobody
+
+
+def test_it_ends_silently_when_nobody_has_heard_that_it_is_valid(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The launcher may fail for another reason meanwhile, which is all that is to be said."""
+    started = held()
+    started._socket.recv(1, socket.MSG_PEEK)  # it has told
+    started.close()
+    assert started.process.wait(60) == 8
+    assert capfd.readouterr().err == ""
 
 
 def test_wrong_settings_end_it() -> None:
