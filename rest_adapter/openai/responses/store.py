@@ -38,6 +38,13 @@ CREATE TABLE IF NOT EXISTS items (
 CREATE INDEX IF NOT EXISTS items_by_response ON items (caller, response_id);
 PRAGMA user_version = {_VERSION};
 """
+_SETTINGS: Final = (
+    "journal_mode = WAL",
+    "synchronous = NORMAL",
+    "secure_delete = ON",
+    "temp_store = MEMORY",  # temporary files would have content of conversations, which nobody overwrites
+    "foreign_keys = ON",
+)
 MAX_CHAIN: Final = 4096
 """Maximum number of responses in a conversation."""
 
@@ -206,9 +213,8 @@ class ResponseStore:
         )
         try:
             _check_version(database)
-            for setting in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
+            for setting in _SETTINGS:
                 database.execute(f"PRAGMA {setting}")
-            database.execute("PRAGMA foreign_keys = ON")
             database.executescript(_SCHEMA)
         except BaseException:
             database.close()
@@ -301,12 +307,18 @@ class ResponseStore:
     ) -> StoredResponse | None:
         """Parts of a response that is now in use, and therefore kept."""
         names = ("id", "previous_id", "status", *parts)
-        rows = database.execute(
-            "UPDATE responses SET used = ? WHERE caller = ? AND id = ? AND used >= ?"  # noqa: S608
-            f" RETURNING {', '.join(names)}",
+        # Not RETURNING, for which SQLite first writes all that it returns to a table of its own.
+        updated = database.execute(
+            "UPDATE responses SET used = ? WHERE caller = ? AND id = ? AND used >= ?",
             (self._clock(), caller, response_id, self._oldest_use()),
-        ).fetchall()
-        return StoredResponse(**dict(zip(names, rows[0], strict=True))) if rows else None
+        )
+        if not updated.rowcount:
+            return None
+        row = database.execute(
+            f"SELECT {', '.join(names)} FROM responses WHERE caller = ? AND id = ?",  # noqa: S608
+            (caller, response_id),
+        ).fetchone()
+        return StoredResponse(**dict(zip(names, row, strict=True)))
 
     def _delete(self, caller: str, response_id: str) -> bool:
         with self._transaction() as database:

@@ -224,6 +224,36 @@ async def test_a_caller_does_not_wait_for_all_that_another_one_asks(path: Path |
         assert order.index("other") <= 1
 
 
+def written_bytes() -> int:
+    """What this process has written to files so far."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["wchar"])
+
+
+async def test_reading_writes_only_that_it_was_read(path: Path | None) -> None:
+    """Neither to the file and its log, nor to temporary files of SQLite."""
+    size = 4 * 2**20
+    async with opened(path, LONG) as store:
+        content = {"resource": b"x" * size, "input_items": b"y" * size, "frames": b"z" * size}
+        await store.put("", replace(response("a"), **content))
+        before = written_bytes()
+        for part in content:
+            found = await store.get("", "a", part)
+            assert found is not None
+            assert getattr(found, part) == content[part]
+        assert await store.chain("", "a", 2 * size) is not None
+        assert await store.holder_of("", "msg_a") is not None
+        assert written_bytes() - before < size / 16
+
+
+async def test_no_content_is_in_temporary_files(path: Path | None) -> None:
+    async with opened(path) as store:
+        value = await store._run(
+            "", lambda: store._database.execute("PRAGMA temp_store").fetchone()
+        )
+        assert value == (2,), "in memory"
+
+
 async def test_deleting_deletes_the_items_as_well(path: Path | None) -> None:
     async with opened(path) as store:
         await store.put("", response("a"))
