@@ -64,6 +64,11 @@ ERRORS: Final = Counter(
     ("reason",),
     registry=REGISTRY,
 )
+NOT_STORED: Final = Counter(
+    "rest_responses_not_stored_total",
+    "Responses that were answered but not stored, since the store failed or has less room than one of them takes.",
+    registry=REGISTRY,
+)
 ATTEMPT_DURATION: Final = Histogram(
     "grpc_client_attempt_duration_seconds",
     "Time of calls to the inference service; a call that is repeated at another replica counts twice.",

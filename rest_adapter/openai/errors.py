@@ -21,6 +21,7 @@ _CODES: Final = {
     "MISSING_FIELD": "missing_required_parameter",
     "NOT_FOUND": "not_found",
     "PREVIOUS_RESPONSE_NOT_FOUND": "previous_response_not_found",
+    "STORE_UNAVAILABLE": "overloaded",
     "UNKNOWN_FIELD": "unknown_parameter",
     "UNSUPPORTED_API": "unsupported_api",
     "UNSUPPORTED_MEDIA_TYPE": "unsupported_media",
@@ -32,7 +33,8 @@ def type_and_code(error: ApiError) -> tuple[str, str]:
     """`error.type` and `error.code` of the error body."""
     if row := BY_REASON.get(error.reason):
         return row.openai_type, row.openai_code
-    return _TYPE, _CODES.get(error.reason, "invalid_request")
+    kind = "server_error" if error.status == 503 else _TYPE
+    return kind, _CODES.get(error.reason, "invalid_request")
 
 
 def render_error(error: ApiError) -> tuple[dict[str, str], bytes]:

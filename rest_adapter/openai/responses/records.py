@@ -17,6 +17,7 @@ from rest_adapter.body import RequestBody
 from rest_adapter.errors import ApiError, invalid, too_large, unsupported
 from rest_adapter.json_size import Size
 from rest_adapter.json_text import shown
+from rest_adapter.metrics import NOT_STORED
 from rest_adapter.off_loop import off_loop
 from rest_adapter.openai.responses import resource as states
 from rest_adapter.openai.responses.in_flight import InFlight
@@ -27,6 +28,7 @@ from rest_adapter.openai.responses.store import (
     MAX_CHAIN,
     ResponseStore,
     StoredResponse,
+    StoreError,
     StoreLimits,
 )
 from rest_adapter.settings import IN_MEMORY, AdapterSettings
@@ -162,23 +164,40 @@ class Records:
                 found |= {item["id"]: item for item in known if item["id"] in wanted}
         return found
 
-    async def keep(self, record: Record) -> None:
-        """Keeps a response as its request wants, see `will_store`."""
-        if self.will_store(record.request):
-            size = record.size + len(record.frames)
-            stored = await off_loop(size, _packed, record)
-            await self.store("store").put(record.caller, stored)
-        elif record.request.store is None:
-            output = record.resource["output"]
-            await self._recent.put(
-                record.caller,
-                StoredResponse(
-                    id=record.resource["id"],
-                    status=record.resource["status"],
-                    resource=orjson.dumps({"output": output}),
-                    item_ids=tuple(item["id"] for item in output),
-                ),
-            )
+    async def keep(self, record: Record) -> bool:
+        """Keeps a response as its request wants, see `will_store`; the answer is good whether that succeeds or not.
+
+        Returns:
+            Whether it is stored.
+        """
+        wanted = self.will_store(record.request)
+        try:
+            if wanted:
+                size = record.size + len(record.frames)
+                stored = await off_loop(size, _packed, record)
+                is_kept = await self.store("store").put(record.caller, stored)
+            else:
+                is_kept = False
+                await self._keep_recent(record)
+        except StoreError:  # which has logged why
+            is_kept = False
+        if wanted and not is_kept:
+            NOT_STORED.inc()
+        return is_kept
+
+    async def _keep_recent(self, record: Record) -> None:
+        if record.request.store is not None:
+            return
+        output = record.resource["output"]
+        await self._recent.put(
+            record.caller,
+            StoredResponse(
+                id=record.resource["id"],
+                status=record.resource["status"],
+                resource=orjson.dumps({"output": output}),
+                item_ids=tuple(item["id"] for item in output),
+            ),
+        )
 
 
 def _not_continuable(response_id: str, status: str) -> ApiError:

@@ -165,4 +165,5 @@ async def _keep(request: Request, prepared: Prepared, writer: ResponseWriter) ->
         frames=writer.packed_frames(),
         size=body_of(request).size,
     )
-    await records_of(request).keep(record)
+    if not await records_of(request).keep(record):
+        writer.resource["store"] = False  # the last event of a stream is rendered after this

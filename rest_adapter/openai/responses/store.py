@@ -19,10 +19,13 @@ import time
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
+from rest_adapter.errors import ApiError
+
 
 _LOG: Final = logging.getLogger(__name__)
 _VERSION: Final = 1
 _LOCK_TIMEOUT_S: Final = 10.0
+_RETRY_AFTER_S: Final = 5.0
 _SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS responses (
   caller TEXT NOT NULL, id TEXT NOT NULL, previous_id TEXT, status TEXT NOT NULL, used REAL NOT NULL,
@@ -107,10 +110,22 @@ class StoreLimits:
     max_age_s: float
 
 
+class StoreError(ApiError):
+    """The store cannot be read or written now: 503."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503,
+            "The store of responses (--response-store) does not work now; try again later.",
+            reason="STORE_UNAVAILABLE",
+            retry_after_s=_RETRY_AFTER_S,
+        )
+
+
 class ResponseStore:
     """Responses by caller and id.
 
-    All methods may raise `sqlite3.Error` if the file cannot be read or written.
+    All methods but `open` and `close` raise `StoreError` if the file cannot be read or written; the log says why.
 
     Args:
         path: The file; None = in memory.
@@ -135,21 +150,24 @@ class ResponseStore:
             sqlite3.Error: The file cannot be opened or is no database.
             ValueError: It was written by another version of this software.
         """
-        await self._run("", self._open)
+        await self._in_thread(self._open)
 
     async def close(self) -> None:
         """Closes the database."""
-        await self._run("", self._database.close)
+        await self._in_thread(self._database.close)
         self._thread.shutdown()
 
-    async def put(self, caller: str, response: StoredResponse) -> None:
+    async def put(self, caller: str, response: StoredResponse) -> bool:
         """Keeps a response, replacing one with the same id, and removes what is beyond the bounds.
 
         Args:
             caller: Who made the request; empty = a caller without a key.
-            response: The response. If it alone is larger than the store, it is not kept.
+            response: The response.
+
+        Returns:
+            Whether it is kept: False if it alone is larger than the store.
         """
-        await self._run(caller, self._put, caller, response)
+        return await self._run(caller, self._put, caller, response)
 
     async def get(self, caller: str, response_id: str, *parts: str) -> StoredResponse | None:
         """A response of a caller; None = it does not exist, or no longer.
@@ -202,7 +220,14 @@ class ResponseStore:
         """Does work in the thread, one piece at a time for each caller, so that nobody waits for all of another one."""
         turn = self._turns.setdefault(caller, asyncio.Lock())
         async with turn:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+            try:
+                return await self._in_thread(work, *args)
+            except sqlite3.Error as error:
+                _LOG.error({"message": "the store of responses failed", "detail": str(error)})
+                raise StoreError from error
+
+    async def _in_thread(self, work: Callable[..., _Result], *args: object) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
     def _open(self) -> None:
         if self._path is not None:
@@ -226,16 +251,18 @@ class ResponseStore:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield self._database
+            self._database.execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            # SQLite itself has ended it after some errors, such as a full disk.
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
             raise
-        self._database.execute("COMMIT")
 
-    def _put(self, caller: str, response: StoredResponse) -> None:
+    def _put(self, caller: str, response: StoredResponse) -> bool:
         size = response.kept_size
         if size > self._limits.max_bytes:
             _LOG.warning("a response of %d bytes is larger than the store and is not kept", size)
-            return
+            return False
         row = (
             *(caller, response.id, response.previous_id, response.status, self._clock()),
             *(size, response.resource, response.input_items, response.frames),
@@ -250,6 +277,7 @@ class ResponseStore:
                 [(caller, item_id, response.id) for item_id in response.item_ids],
             )
             self._evict(database)
+        return True
 
     def _evict(self, database: sqlite3.Connection) -> None:
         """Removes what is too old, and what is too much: of the caller that has most."""

@@ -8,6 +8,7 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 import stat
+from typing import Any
 
 import pytest
 
@@ -234,13 +235,17 @@ async def test_reading_writes_only_that_it_was_read(path: Path | None) -> None:
     """Neither to the file and its log, nor to temporary files of SQLite."""
     size = 4 * 2**20
     async with opened(path, LONG) as store:
-        content = {"resource": b"x" * size, "input_items": b"y" * size, "frames": b"z" * size}
+        content: dict[str, Any] = {
+            "resource": b"x" * size,
+            "input_items": b"y" * size,
+            "frames": b"z" * size,
+        }
         await store.put("", replace(response("a"), **content))
         before = written_bytes()
-        for part in content:
+        for part, value in content.items():
             found = await store.get("", "a", part)
             assert found is not None
-            assert getattr(found, part) == content[part]
+            assert getattr(found, part) == value
         assert await store.chain("", "a", 2 * size) is not None
         assert await store.holder_of("", "msg_a") is not None
         assert written_bytes() - before < size / 16
