@@ -30,7 +30,7 @@ from rest_adapter.openapi.own import own_descriptions
 from rest_adapter.origins import RefuseForeignPages, compile_origins
 from rest_adapter.paths import AnswerOptions, Endpoints, HeadAsGet, TidyPaths
 from rest_adapter.playground.route import make_router
-from rest_adapter.refusals import RefuseHammering
+from rest_adapter.refusals import MAX_CALLS, RefuseHammering
 from rest_adapter.service_connection import ServiceConnection
 from rest_adapter.settings import AdapterSettings
 from rest_adapter.state import Shared
@@ -104,7 +104,8 @@ def _add_middleware(app: FastAPI, settings: AdapterSettings, dialects: Sequence[
     keys = None if settings.api_key_file is None else KeyFile(Path(settings.api_key_file))
     origins = compile_origins(settings.allowed_origins)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(RefuseHammering)
+    # Without keys nobody knows whose requests come.
+    app.add_middleware(RefuseHammering, max_calls=None if keys is None else MAX_CALLS)
     app.add_middleware(ShareConnections)
     if keys is not None:
         app.add_middleware(RequireKey)

@@ -17,6 +17,7 @@ from rest_adapter.json_size import check_size
 from rest_adapter.media_places import check_places
 from rest_adapter.metrics import IGNORED_FIELDS
 from rest_adapter.off_loop import off_loop
+from rest_adapter.refusals import begin_calls
 from rest_adapter.state import shared
 
 
@@ -46,12 +47,18 @@ async def read_json(
         parse: Checks a JSON document; returns the request and the paths of unknown fields.
 
     Raises:
-        ApiError: The body is not valid JSON or has too many values, or a field is invalid.
+        ApiError: The body is not valid JSON or has too many values, or a field is invalid; or the caller is to wait.
     """
     body = body_of(request)
     settings = shared(request).settings
     media_type = _media_type(request)
     data = await body.read()
+
+    def release() -> None:
+        data.clear()
+        body.release()
+
+    await begin_calls(request.scope, release)
     if media_type == _FORM_TYPE and not data[:_BEGIN_BYTES].lstrip().startswith(b"{"):
         raise _wrong_type(media_type)
     max_text = settings.max_text_mib * 2**20

@@ -18,6 +18,7 @@ from rest_adapter.openai.completions.schema import (
     parse_render,
 )
 from rest_adapter.openai.completions.stream import CompletionChunkWriter
+from rest_adapter.refusals import take_calls
 from rest_adapter.reply import json_reply, stream_reply
 from rest_adapter.state import call_metadata, shared
 
@@ -76,4 +77,6 @@ async def _specs(
     body, maximum = body_of(request), shared(request).settings.max_media_mib * 2**20
     common = await off_loop(body.size, translate.common_spec, asked, max_media_bytes=maximum)
     body.take(translate.copies_bytes(asked, common))
-    return await off_loop(body.size, translate.to_specs, asked, common, request_id)
+    specs = await off_loop(body.size, translate.to_specs, asked, common, request_id)
+    take_calls(request.scope, len(specs) - 1)
+    return specs
