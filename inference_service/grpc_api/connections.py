@@ -24,6 +24,9 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 
+MAX_WAITING: Final = 256
+"""Refused calls that wait over a shared connection, of whose 1,024 streams each takes one."""
+
 _CHECK_EVERY_S: Final = 0.25
 _DESCRIPTORS: Final = Path("/proc/self/fd")
 
@@ -38,11 +41,13 @@ class _Use:
         caller: Whose they are.
         running: Their number.
         last_s: When the last one began or ended.
+        is_shared: Whether calls of several callers may come over it, as those of an adapter do.
     """
 
     caller: str
     running: int = 0
     last_s: float = field(default_factory=time.monotonic)
+    is_shared: bool = False
 
 
 class Connections:
@@ -56,6 +61,7 @@ class Connections:
         """
         self._maximum = maximum
         self._uses: dict[str, _Use] = {}
+        self._waiting: Counter[str] = Counter()  # refused calls, by connection
         self._seen: dict[str, float] = {}  # since when connections without a call are known
 
     @contextlib.contextmanager
@@ -67,16 +73,40 @@ class Connections:
             caller: Who calls; None = callers are told apart by their hosts.
         """
         address = _address(peer)
-        if caller is None:
-            caller = host_of(peer)
-        use = self._uses.setdefault(address, _Use(caller))
-        use.caller = caller
+        host = host_of(peer)
+        use = self._uses.setdefault(address, _Use(caller or host))
+        use.is_shared |= caller is None or caller != use.caller
+        use.caller = caller or host
         use.running += 1
         try:
             yield
         finally:
             use.running -= 1
             use.last_s = time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self, peer: str, *, has_key: bool) -> Iterator[bool]:
+        """Notes a refused call that is to wait before it is answered, and says whether it may.
+
+        Over a shared connection only some may: the caller who is refused must not take the streams of the others.
+
+        Args:
+            peer: The connection, as gRPC writes it.
+            has_key: Whether it is a call of a known caller, or none is known.
+        """
+        address = _address(peer)
+        use = self._uses.get(address)
+        is_shared = use is not None and (use.is_shared or not has_key)
+        if is_shared and self._waiting[address] >= MAX_WAITING:
+            yield False
+            return
+        self._waiting[address] += 1
+        try:
+            yield True
+        finally:
+            self._waiting[address] -= 1
+            if not self._waiting[address]:
+                del self._waiting[address]
 
     def is_used(self, peer: str) -> bool:
         """Whether a call has come over a connection, as gRPC writes it."""

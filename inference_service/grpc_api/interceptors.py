@@ -139,7 +139,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if method.startswith(_ANSWERING_PREFIXES):
                 wire.load = self._load  # strangers learn nothing of it
             if method.startswith(_GENERATION_PREFIXES):
-                await self._check_admission(call.caller, caller)
+                await self._check_admission(call.caller, caller, context.peer())
             max_bytes = _MAX_OPEN_BYTES if is_open else None
             await _serve(handler, context, wire, partial(_parsed, handler, method, max_bytes))
             wire.end()
@@ -149,20 +149,29 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         finally:
             wire.release()
 
-    async def _check_admission(self, caller: str, peer: str) -> None:
+    async def _check_admission(self, caller: str, paced: str, peer: str) -> None:
         """Refuses a request before it is read, if it could not be admitted."""
         try:
             self._admit(caller)
         except DrainingError:  # another replica answers at once
             raise
         except ServiceError:
-            await self._pacing.wait(peer)
+            await self._wait(self._pacing, paced, peer, has_key=True)
             raise
         self._pacing.admitted()
 
+    async def _wait(self, pacing: RefusalPacing, caller: str, peer: str, *, has_key: bool) -> None:
+        """Waits before a refusal is answered, as `pacing` has it, if the connection has room for that."""
+        with self._connections.waiting(peer, has_key=has_key) as may_wait:
+            if may_wait:
+                await pacing.wait(caller)
+            else:
+                pacing.delay_s(caller)  # it counts all the same
+
     async def _check_key(self, context: Context) -> None:
         if not has_key(context, self._keys):
-            await self._strangers.wait(host_of(context.peer()))
+            peer = context.peer()
+            await self._wait(self._strangers, host_of(peer), peer, has_key=False)
             raise UnauthenticatedError(
                 "The API key is missing or unknown: send `authorization: Bearer KEY`."
             )

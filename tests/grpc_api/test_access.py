@@ -14,11 +14,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 import pytest
 
 from inference_service.backend.base import BackendState
+from inference_service.grpc_api import connections
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import model_service_pb2 as model_pb
 from qwenvl.observability import REQUEST_ID_ENTRY
+from qwenvl.pacing import RefusalPacing
 from tests.grpc_api.asking import read_event, read_rest, refusal, spec_of, until
 from tests.grpc_api.conftest import Service, channel_to
 
@@ -175,3 +177,37 @@ async def test_one_log_line_for_every_call_without_what_was_said(service: Servic
     assert lines == {"r1": "OK", "r2": "OK", "r3": "INVALID_ARGUMENT", "r4": "CANCELLED"}
     assert len(records) == 4
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("key", ["key-one", "wrong"])
+async def test_refusals_that_wait_leave_room_in_a_shared_connection(
+    open_service, key_file: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """An adapter has one connection for all callers, and strangers may come through it."""
+    answer, waiting = asyncio.Event(), 0
+
+    async def wait(*_: object) -> None:
+        nonlocal waiting
+        waiting += 1
+        await answer.wait()
+
+    monkeypatch.setattr(connections, "MAX_WAITING", 2)
+    monkeypatch.setattr(RefusalPacing, "wait", wait)
+    service = await open_service(api_key_file=str(key_file), max_queue=1)
+    service.engine.hold_at = 1
+    held = asyncio.ensure_future(service.create(spec_of("x"), metadata=KEY))
+    await until(lambda: bool(service.engine.live))
+    other = {"metadata": (("authorization", "Bearer key-two"),), "timeout": 20}
+    await service.models.ListModels(model_pb.ListModelsRequest(), **other)
+    metadata = (("authorization", f"Bearer {key}"),)
+    refused = [
+        asyncio.ensure_future(refusal(service.create(spec_of("y"), metadata=metadata)))
+        for _ in range(5)
+    ]
+    await until(lambda: sum(task.done() for task in refused) == 3)
+    assert waiting == 2
+    answer.set()
+    reasons = {got.info.reason for got in await asyncio.gather(*refused)}
+    assert reasons == {"QUEUE_FULL" if key == "key-one" else "UNAUTHENTICATED"}
+    service.engine.resume.set()
+    assert (await held).choices[0].text == "x"

@@ -173,3 +173,52 @@ async def test_what_is_known_of_closed_connections_is_forgotten(
             pass
     async with watching(connections, address, monkeypatch):
         await until(lambda: len(connections._uses) <= MAXIMUM)
+
+
+ADAPTER = "ipv4:10.0.0.1:4000"
+
+
+def waiting_at_once(connections: Connections, peer: str, *, has_key: bool = True) -> int:
+    """How many of a thousand refused calls may wait."""
+    with contextlib.ExitStack() as stack:
+        return sum(
+            stack.enter_context(connections.waiting(peer, has_key=has_key)) for _ in range(1000)
+        )
+
+
+def used_by(connections: Connections, peer: str, *callers: str | None) -> None:
+    for caller in callers:
+        with connections.used(peer, caller):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("callers", "has_key", "count"),
+    [
+        (("a", "b"), True, module.MAX_WAITING),
+        (("a", "b", "b", "b"), True, module.MAX_WAITING),
+        ((None,), True, module.MAX_WAITING),  # nobody knows whose they are
+        (("a",), False, module.MAX_WAITING),  # strangers that come through an adapter
+        (("a", "a"), True, 1000),  # its own connection
+        ((), False, 1000),
+    ],
+)
+def test_refused_calls_leave_streams_of_a_shared_connection_to_others(
+    callers: tuple[str | None, ...], has_key: bool, count: int
+) -> None:
+    connections = Connections(MAXIMUM)
+    used_by(connections, ADAPTER, *callers)
+    for _ in range(2):  # they have ended
+        assert waiting_at_once(connections, ADAPTER, has_key=has_key) == count
+    assert not connections._waiting
+
+
+def test_connections_wait_apart() -> None:
+    connections = Connections(MAXIMUM)
+    other = "ipv4:10.0.0.2:4000"
+    for peer in (ADAPTER, other):
+        used_by(connections, peer, "a", "b")
+    with contextlib.ExitStack() as stack:
+        for _ in range(1000):
+            stack.enter_context(connections.waiting(ADAPTER, has_key=True))
+        assert waiting_at_once(connections, other) == module.MAX_WAITING
