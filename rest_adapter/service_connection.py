@@ -69,6 +69,7 @@ class ServiceConnection:
             credentials=None if certificates is None else channel_credentials(certificates),
             timeout_s=self._settings.request_timeout_s,
             interceptors=call_metrics(),
+            separate_health=True,
         )
 
     async def _follow(self, watched: WatchedCertificates) -> None:

@@ -103,6 +103,7 @@ class AsyncService:
         retry_unavailable: See `qwenvl.rpc.channel_options`. If False, a call is repeated once, and only if another
             replica may answer, which suits a proxy with callers that retry themselves.
         interceptors: Interceptors of all calls.
+        separate_health: Ask for the service's health over connections of their own, which many calls do not fill.
     """
 
     def __init__(
@@ -113,15 +114,17 @@ class AsyncService:
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
         retry_unavailable: bool = False,
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+        separate_health: bool = False,
     ) -> None:
         options = channel_options(retry_unavailable=retry_unavailable)
         self._timeout_s = timeout_s
         self._tries = 1 if retry_unavailable else 2
-        self._channel = (
-            grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
-            if credentials
-            else grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
-        )
+        self._channel = _channel(target, credentials, options, interceptors)
+        self._health_channel = self._channel
+        if separate_health:
+            # gRPC would otherwise share the connections of channels with equal options.
+            options = [*options, ("grpc.use_local_subchannel_pool", 1)]
+            self._health_channel = _channel(target, credentials, options, interceptors)
         channel: Any = _SerialisedRequests(self._channel)
         self._chat = chat_grpc.ChatServiceStub(channel)
         self._completions = completion_grpc.CompletionServiceStub(channel)
@@ -129,8 +132,8 @@ class AsyncService:
         self._models = model_grpc.ModelServiceStub(channel)
         self._tokenize = tokenize_grpc.TokenizeServiceStub(channel)
         self._admin = admin_grpc.AdminServiceStub(channel)
-        self._health: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
-            HEALTH_CHECK
+        self._health: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = (
+            self._health_channel.unary_unary(HEALTH_CHECK)
         )
 
     async def create_chat(
@@ -336,8 +339,10 @@ class AsyncService:
         return await self._health(READINESS_REQUEST, timeout=timeout_s)
 
     async def close(self) -> None:
-        """Closes the channel."""
+        """Closes the channels."""
         await self._channel.close()
+        if self._health_channel is not self._channel:
+            await self._health_channel.close()
 
     async def _call(
         self,
@@ -390,6 +395,17 @@ class AsyncService:
                     raise
             await asyncio.sleep(_PAUSE_S)
         return await call(timeout_s and timeout_s - (time.monotonic() - begin))
+
+
+def _channel(
+    target: str,
+    credentials: grpc.ChannelCredentials | None,
+    options: Sequence[tuple[str, str | int]],
+    interceptors: Sequence[grpc.aio.ClientInterceptor],
+) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
+    return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
 
 
 def _as_bytes(request: Message | bytes) -> bytes:
