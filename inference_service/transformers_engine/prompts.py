@@ -113,6 +113,7 @@ class PromptMaker:
 
     def _process(self, source: PromptSource, pixels: memoryview) -> dict[str, Tensor]:
         self._put = []
+        self._processor.tokenizer.reads_marks = source.is_guarded
         options: dict[str, Any] = {}
         images = [_image(media, pixels) for media in source.media if media.fps is None]
         videos = [media for media in source.media if media.fps is not None]
