@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 import logging
 import time
@@ -88,7 +87,7 @@ class EngineLoop:
         self._inbox = inbox
         self._send = send
         self._live: dict[str, set[int]] = {}  # request id -> choices that have not finished
-        self._preparing: deque[tuple[wire.Prepare, memoryview]] = deque()
+        self._preparing: dict[int, tuple[wire.Prepare, memoryview]] = {}  # the front sends few
         self._turns = 0
         self._last_heartbeat = 0.0
 
@@ -105,7 +104,8 @@ class EngineLoop:
         for command, pixels in self._inbox.take(0.0 if is_busy else HEARTBEAT_S):
             outputs.extend(self._apply(command, pixels))
         if self._preparing:
-            self._send(self._prepared(*self._preparing.popleft()))
+            first = next(iter(self._preparing))
+            self._send(self._prepared(*self._preparing.pop(first)))
         if self._core.has_work:
             outputs.extend(self._core.step())
         finished = self._publish(outputs)
@@ -124,7 +124,11 @@ class EngineLoop:
             case wire.Abort(request_id=request_id, choice_index=choice_index):
                 return self._abort(request_id, choice_index)
             case wire.Prepare():
-                self._preparing.append((command, pixels))
+                self._preparing[command.number] = (command, pixels)
+                return []
+            case wire.Forget(number=number):
+                if self._preparing.pop(number, None) is not None:
+                    self._send(wire.Prepared(number))
                 return []
             case wire.Start():
                 raise wire.WireError("the engine is started already")

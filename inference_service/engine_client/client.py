@@ -185,8 +185,7 @@ class EngineClient:
         reservation = self._gate.enter(source, pixel_bytes, caller)
         prompt = self._prompts.begin(source, pixel_bytes, reservation)
         try:
-            # The failure of the engine cancels the reservation; `wait` then returns instead of raising.
-            await asyncio.wait([prompt.reservation.granted])
+            await self._prompts.wait(prompt, caller)
             pixel_fd = None
             if pixel_bytes and not prompt.layout.done():
                 pixel_fd = await copy_pixels(tuple(pixels))
@@ -198,7 +197,8 @@ class EngineClient:
                 os.close(pixel_fd)
             return await prompt.layout
         finally:
-            self._prompts.leave(prompt)
+            if self._prompts.leave(prompt):
+                self._supervisor.send(wire.Forget(prompt.number))
 
     # ---- requests ----
 

@@ -124,7 +124,7 @@ class PreparingEngine(Engine, Protocol):
         Args:
             source: The prompt.
             pixels: RGB uint8 media; concatenated, they are the buffer that `PromptMedia.pixel_offset` refers to.
-            caller: Whose it is, opaque: callers share the room for pixels fairly.
+            caller: Whose it is, opaque: callers share the room for pixels fairly, and take turns.
 
         Raises:
             EngineUnavailableError: The engine is not ready, or failed meanwhile.

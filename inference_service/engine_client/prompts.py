@@ -1,15 +1,20 @@
-"""The prompts that an engine is preparing."""
+"""The prompts that an engine is preparing, few at a time: the others wait here, for callers in turn."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from inference_service.engine_protocol import wire
 from inference_service.engine_protocol.messages import EngineFailure, PromptLayout, PromptSource
 from inference_service.errors import ERRORS_BY_REASON, InternalError, ServiceError
-from inference_service.line import Place
+from inference_service.line import Line, Place
+
+
+_AT_ONCE: Final = 2
+"""The engine prepares one at a time, and has the next one when that is done."""
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +27,7 @@ class PromptInFlight:
         pixel_bytes: Size of its media.
         reservation: Their reservation in the pixel budget.
         layout: Where its layout or its error is set; cancelled when its caller leaves.
+        turn: Its place in the line for the engine; None while it waits for its reservation.
         sent: It was sent to the engine.
     """
 
@@ -32,6 +38,7 @@ class PromptInFlight:
     layout: asyncio.Future[PromptLayout] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+    turn: Place | None = None
     sent: bool = False
 
 
@@ -40,13 +47,14 @@ class PromptsInFlight:
 
     Args:
         forgotten: Called once for each prompt, when the engine has replied or is gone, or will not get it, with whether
-            the engine has replied.
+            the engine has prepared or refused it.
     """
 
     def __init__(self, forgotten: Callable[[PromptInFlight, bool], None]) -> None:
         self._forgotten = forgotten
         self._prompts: dict[int, PromptInFlight] = {}
         self._count = 0
+        self._line = Line(_AT_ONCE)
 
     @property
     def sent(self) -> tuple[PromptSource, ...]:
@@ -60,10 +68,19 @@ class PromptsInFlight:
         self._prompts[prompt.number] = prompt
         return prompt
 
-    def leave(self, prompt: PromptInFlight) -> None:
-        """Its caller has left; what the engine has counts until it replies."""
+    async def wait(self, prompt: PromptInFlight, caller: str) -> None:
+        """Waits for its reservation, and then for its caller's turn; or until it has failed."""
+        # A failure cancels what is waited for; `asyncio.wait` then returns instead of raising.
+        await asyncio.wait([prompt.reservation.granted])
+        if not prompt.layout.done():
+            prompt.turn = self._line.ask(caller, 1)
+            await asyncio.wait([prompt.turn.granted])
+
+    def leave(self, prompt: PromptInFlight) -> bool:
+        """Its caller has left; what the engine has counts until it replies. Returns whether it has yet to."""
         if not prompt.sent:
             self._forget(prompt, answered=False)
+        return prompt.number in self._prompts
 
     def settle(self, prepared: wire.Prepared) -> None:
         """Takes the engine's reply; nobody waits for it if the caller has left."""
@@ -75,7 +92,8 @@ class PromptsInFlight:
                 prompt.layout.set_result(prepared.layout)
             else:
                 prompt.layout.set_exception(_error_of(prepared.failure))
-        self._forget(prompt, answered=True)
+        answered = prepared.layout is not None or prepared.failure is not None
+        self._forget(prompt, answered=answered)
 
     def fail(self, error: ServiceError) -> None:
         """Ends all of them with an error."""
@@ -87,6 +105,8 @@ class PromptsInFlight:
 
     def _forget(self, prompt: PromptInFlight, *, answered: bool) -> None:
         if self._prompts.pop(prompt.number, None) is not None:
+            if prompt.turn is not None:
+                prompt.turn.leave()
             self._forgotten(prompt, answered)
 
 

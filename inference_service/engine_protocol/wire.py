@@ -72,6 +72,12 @@ class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
     pixel_bytes: int = 0
 
 
+class Forget(msgspec.Struct, frozen=True, tag="forget"):
+    """Front to engine: nobody waits for this prompt any more; if it is not prepared yet, it never is."""
+
+    number: int
+
+
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """Engine to front: the model is loaded, requests are accepted."""
 
@@ -91,7 +97,7 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
 
 
 class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
-    """Engine to front: the prompt with this number, or why it is refused."""
+    """Engine to front: the prompt with this number, or why it is refused; neither if it was forgotten."""
 
     number: int
     layout: PromptLayout | None = None
@@ -111,7 +117,7 @@ class Pulse(msgspec.Struct, frozen=True, tag="pulse"):
     progress: int
 
 
-Command = Start | Add | Abort | Prepare
+Command = Start | Add | Abort | Prepare | Forget
 Event = Loaded | LoadFailed | Outputs | Prepared | Heartbeat | Pulse
 _MessageT = TypeVar("_MessageT")
 

@@ -207,3 +207,24 @@ def test_answers_go_on_while_many_prompts_are_prepared(bench):
         assert [output.request_id for output in outputs] == ["a"]
         prepared = [event.number for event in bench.events if isinstance(event, wire.Prepared)]
         assert prepared == [number][: number < 3]
+
+
+def test_a_prompt_that_nobody_waits_for_is_not_prepared(bench, monkeypatch):
+    """Whether it is forgotten in its own turn or in a later one; one that is prepared or unknown is not missed."""
+    begun = []
+    prepare = bench.core.prepare
+    monkeypatch.setattr(
+        bench.core,
+        "prepare",
+        lambda source, pixels: begun.append(source) or prepare(source, pixels),
+    )
+    sources = [PromptSource(token_ids=(number,)) for number in range(5)]
+    commands = [wire.Prepare(number, source) for number, source in enumerate(sources)]
+    turns = [[*commands, wire.Forget(1)], [wire.Forget(3), wire.Forget(0), wire.Forget(99)], [], []]
+    replies = []
+    for turn in turns:
+        bench.turn(*turn)
+        replies += [event for event in bench.events if isinstance(event, wire.Prepared)]
+    assert begun == [sources[0], sources[2], sources[4]]
+    assert sorted(reply.number for reply in replies) == [0, 1, 2, 3, 4]
+    assert [r.number for r in replies if r.layout is None and r.failure is None] == [1, 3]

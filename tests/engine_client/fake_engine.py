@@ -31,6 +31,7 @@ from inference_service.progress import advance
 
 CRASH, SEGFAULT, STALL, STEP_RAISES, ADD_RAISES, REFUSED, SLOW, HUGE, LONG = range(900_001, 900_010)
 LONG_STEP_S = 4.0
+PREPARE_S = 0.5
 SLOW_STEP_S = 0.005
 
 
@@ -112,7 +113,7 @@ class FakeCore:
         if CRASH in source.token_ids:
             os._exit(3)
         if LONG in source.token_ids:
-            time.sleep(0.5)
+            time.sleep(PREPARE_S)
         if STALL in source.token_ids:
             time.sleep(3600)
         return PromptLayout(token_ids=(*source.token_ids, sum(pixels)))

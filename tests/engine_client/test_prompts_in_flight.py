@@ -9,16 +9,25 @@ import signal
 
 import pytest
 
+from inference_service.engine_client.child import EngineChild
 from inference_service.engine_client.client import EngineClient
 from inference_service.engine_client.interface import EngineState
+from inference_service.engine_client.prompts import PromptsInFlight
 from inference_service.engine_client.quarantine import Quarantine, fingerprint
-from inference_service.engine_protocol.messages import PromptMedia, PromptSource
+from inference_service.engine_protocol import wire
+from inference_service.engine_protocol.messages import (
+    EngineFailure,
+    PromptLayout,
+    PromptMedia,
+    PromptSource,
+)
 from inference_service.errors import (
     ContextLengthError,
     EngineUnavailableError,
     ImageTooLargeError,
     InternalError,
 )
+from inference_service.line import Line
 from tests.engine_client.engine_front import (
     BOUND_S,
     collect,
@@ -28,7 +37,7 @@ from tests.engine_client.engine_front import (
     tokens_of,
     until,
 )
-from tests.engine_client.fake_engine import ADD_RAISES, CRASH, LONG, REFUSED, STALL
+from tests.engine_client.fake_engine import ADD_RAISES, CRASH, LONG, PREPARE_S, REFUSED, STALL
 
 
 @pytest.fixture
@@ -125,14 +134,98 @@ async def test_the_next_room_is_for_a_caller_who_has_none(engine: EngineClient) 
     assert order == ["b", "a", "a"]
 
 
-async def test_the_end_of_the_engine_ends_them(engine: EngineClient) -> None:
-    first = asyncio.create_task(engine.prepare(source(STALL), [b"x" * 600]))
-    await until(lambda: engine.pixel_bytes_in_flight == 600)
-    waiting = asyncio.create_task(engine.prepare(source(1), [b"x" * 600]))
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[wire.Command]:
+    """What the client sends, from now on."""
+    found: list[wire.Command] = []
+    send = EngineChild.send
+
+    def noting(self: EngineChild, command: wire.Command, pixel_fd: int | None = None) -> None:
+        found.append(command)
+        send(self, command, pixel_fd)
+
+    monkeypatch.setattr(EngineChild, "send", noting)
+    return found
+
+
+def numbers(sent: list[wire.Command], kind: type[wire.Prepare | wire.Forget]) -> list[int]:
+    return [command.number for command in sent if isinstance(command, kind)]
+
+
+@pytest.mark.parametrize("pixels", [0, 3])
+async def test_callers_take_turns_by_the_prompt(
+    engine: EngineClient, sent: list[wire.Command], pixels: int
+) -> None:
+    """Small ones, too: the engine has no more than two, however many one caller sends."""
+    images = [b"x" * pixels] if pixels else []
+    first = asyncio.create_task(engine.prepare(source(LONG), images, "a"))
+    await until(lambda: bool(sent))
+    order: list[str] = []
+
+    async def prepare(number: int, caller: str) -> None:
+        await engine.prepare(source(number), images, caller)
+        order.append(caller)
+        assert len(numbers(sent, wire.Prepare)) - len(order) <= 3  # with the first
+
+    async with asyncio.timeout(BOUND_S), asyncio.TaskGroup() as group:
+        for number, caller in enumerate("a" * 20 + "bc"):
+            group.create_task(prepare(number, caller))
+        await until(lambda: len(numbers(sent, wire.Prepare)) == 2)
+    await first
+    assert {"b", "c"} <= set(order[:4])
+
+
+async def test_what_nobody_waits_for_is_not_prepared(
+    engine: EngineClient, sent: list[wire.Command]
+) -> None:
+    """Counting tokens and leaving at once, again and again, is work for nobody, not even for the engine."""
+    first = asyncio.create_task(engine.prepare(source(LONG), [], "a"))
+    await until(lambda: bool(sent))
+    leaving = [asyncio.create_task(engine.prepare(source(LONG), [], "b")) for _ in range(40)]
+    await until(lambda: len(sent) == 2)
+    for one in leaving:
+        one.cancel()
+    await asyncio.wait(leaving)
+    begin = asyncio.get_running_loop().time()
+    async with asyncio.timeout(BOUND_S):
+        assert (await engine.prepare(source(1), [], "c")).token_ids == (1, 0)
+        assert (await first).token_ids == (LONG, 0)
+    assert asyncio.get_running_loop().time() - begin < 40 * PREPARE_S / 2
+    assert numbers(sent, wire.Forget) == [2]
+    assert numbers(sent, wire.Prepare) == [1, 2, 42]
+
+
+async def test_one_that_was_forgotten_is_not_cleared() -> None:
+    """The engine has not prepared it, so that it may still be the one that makes it fail."""
+    place = Line(1).ask("a", 0)
+    ended: list[tuple[int, bool]] = []
+    prompts = PromptsInFlight(lambda prompt, answered: ended.append((prompt.number, answered)))
+    replies = [
+        wire.Prepared(1),
+        wire.Prepared(2, layout=PromptLayout(token_ids=(1,))),
+        wire.Prepared(3, failure=EngineFailure.of(InternalError("refused"))),
+    ]
+    for reply in replies:
+        prompt = prompts.begin(source(1), 0, place)
+        await prompts.wait(prompt, "a")  # those before have left their places
+        prompt.sent = True
+        prompt.layout.cancel()
+        assert prompts.leave(prompt)
+        prompts.settle(reply)
+        assert not prompts.leave(prompt)
+    assert ended == [(1, False), (2, True), (3, True)]
+
+
+@pytest.mark.parametrize("size", [0, 600])
+async def test_the_end_of_the_engine_ends_them(engine: EngineClient, size: int) -> None:
+    pixels = [b"x" * size] if size else []
+    first = asyncio.create_task(engine.prepare(source(STALL), pixels))
+    await until(lambda: engine.pixel_bytes_in_flight == size)
+    waiting = [asyncio.create_task(engine.prepare(source(1), pixels)) for _ in range(5)]
     await asyncio.sleep(0.05)
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
-    for one in (first, waiting):
+    for one in (first, *waiting):
         with pytest.raises(EngineUnavailableError):
             async with asyncio.timeout(BOUND_S):
                 await one

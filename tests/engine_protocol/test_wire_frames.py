@@ -17,6 +17,7 @@ from inference_service.engine_protocol.messages import (
     EngineStats,
     FinishReason,
     PositionLogprobs,
+    PromptSource,
 )
 from tests.engine_client.engine_front import open_descriptors, request_of
 
@@ -28,6 +29,8 @@ COMMANDS: list[wire.Command] = [
     wire.Add(request_of("n", num_choices=4)),
     wire.Abort("a"),
     wire.Abort("a", 2),
+    wire.Prepare(1, PromptSource(text="a", is_guarded=True), 9),
+    wire.Forget(1),
 ]
 EVENTS: list[wire.Event] = [
     wire.Loaded(
