@@ -106,7 +106,7 @@ class Answering:
             ServiceError: Media or prompt are refused.
         """
         media = await self._prepare_media(request, admitted, turn)
-        return await self._prompts.prepare(request, media, admitted.caller)
+        return await self._prompts.prepare(request, media, admitted)
 
     async def render(self, request: Request, admitted: AdmittedRequest, turn: Turn) -> Rendered:
         """The prompt of a request as callers see it, with the errors that `generate` would have; see `Backend`."""
@@ -134,7 +134,7 @@ class Answering:
             lists = await self._token_lists(request, caller)
         media = await self._prepare_media(request, admitted, turn)
         self._count_images(admitted.caller, media)
-        prepared = await self._prompts.prepare(request, media, admitted.caller)
+        prepared = await self._prompts.prepare(request, media, admitted)
         options = self._composer.options(request, prepared, context_tokens)
         if not admitted.aborted:
             async with admitted.abortable():

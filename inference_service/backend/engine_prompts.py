@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from inference_service.backend.admission import AdmittedRequest
 from inference_service.backend.prompts import PreparedPrompt, TextWorkers, num_characters
 from inference_service.domain import ChatRequest, ImageInfo, Request, TokenUsage
 from inference_service.engine_client.interface import PreparingEngine
@@ -33,14 +34,22 @@ class EnginePrompts(TextWorkers):
         self._chat = chat
         self._engine = engine
 
-    async def prepare(self, request: Request, media: PreparedMedia, caller: str) -> PreparedPrompt:
-        """See `PromptWorkers.prepare`."""
+    async def prepare(
+        self, request: Request, media: PreparedMedia, admitted: AdmittedRequest
+    ) -> PreparedPrompt:
+        """See `PromptWorkers.prepare`; an abort ends the wait for the engine.
+
+        Raises:
+            AbortedError: The request was aborted before the engine had its prompt.
+        """
+        caller = admitted.caller
         source, start = await self.run(
             num_characters(request), caller, lambda: self._source(request, media.images)
         )
         pixels = [image.pixels for image in media.images]
         try:
-            layout = await self._engine.prepare(source, pixels, caller)
+            async with admitted.abortable():
+                layout = await self._engine.prepare(source, pixels, caller)
         except InvalidArgumentError as error:
             error.field = error.field or request.prompt_field
             raise

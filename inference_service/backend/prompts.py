@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
+from inference_service.backend.admission import AdmittedRequest
 from inference_service.domain import (
     ChatRequest,
     ImageInfo,
@@ -61,8 +62,10 @@ class Prompts(Protocol):
     async def refuse_too_long(self, request: Request, max_tokens: int, caller: str) -> None:
         """Refuses a request whose text cannot fit the context window, before anything of it is computed."""
 
-    async def prepare(self, request: Request, media: PreparedMedia, caller: str) -> PreparedPrompt:
-        """Builds the prompt of a caller's request."""
+    async def prepare(
+        self, request: Request, media: PreparedMedia, admitted: AdmittedRequest
+    ) -> PreparedPrompt:
+        """Builds the prompt of an admitted request; an abort ends what may take long."""
 
     async def run(self, characters: int, caller: str, work: Callable[[], T]) -> T:
         """Runs a caller's work on so many characters of text in a thread."""
@@ -148,15 +151,19 @@ class PromptWorkers(TextWorkers):
         super().__init__(tokenizer)
         self._builder = builder
 
-    async def prepare(self, request: Request, media: PreparedMedia, caller: str) -> PreparedPrompt:
-        """Builds the prompt of a caller's request.
+    async def prepare(
+        self, request: Request, media: PreparedMedia, admitted: AdmittedRequest
+    ) -> PreparedPrompt:
+        """Builds the prompt of an admitted request.
 
         Raises:
             ServiceError: The prompt is invalid; the error names the field.
         """
         # Rendering and tokenising a long prompt must not block the event loop (CVE-2025-62426).
         prompt = await self.run(
-            num_characters(request), caller, lambda: self._builder.build(request, media.images)
+            num_characters(request),
+            admitted.caller,
+            lambda: self._builder.build(request, media.images),
         )
         media_tokens = sum(image.num_tokens for image in prompt.images)
         return PreparedPrompt(

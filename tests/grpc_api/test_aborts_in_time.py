@@ -7,9 +7,19 @@ from typing import Any
 
 import pytest
 
-from inference_service.domain import ChatMessage, ChatRequest, EndReason, Finished, Role, TextPart
-from inference_service.errors import AbortedError
+from inference_service.backend.engine_prompts import EnginePrompts
+from inference_service.domain import (
+    ChatMessage,
+    ChatRequest,
+    EndReason,
+    Finished,
+    Role,
+    TextCompletionRequest,
+    TextPart,
+)
+from inference_service.errors import AbortedError, DrainingError
 from tests.grpc_api.conftest import Service
+from tests.grpc_api.echo_engine import EchoEngine
 
 
 def request_of(text: str = "hello", **fields: Any) -> ChatRequest:
@@ -44,3 +54,47 @@ async def test_an_abort_while_the_text_is_measured_ends_the_wait_for_media(
         with pytest.raises(AbortedError):
             await anext(service.backend.generate(request_of(), ""))
     assert service.backend.in_flight == 0
+
+
+class SlowlyPreparing(EchoEngine):
+    """Prepares no prompt in the time of a test; notes who has left."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(service.model.tokenizer)
+        self.begun = asyncio.Event()
+        self.left = 0
+
+    async def prepare(self, *_: object) -> Any:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.left += 1
+
+
+@pytest.mark.parametrize("end", ["abort", "cut", "leave"])
+@pytest.mark.parametrize("method", ["generate", "count", "render"])
+async def test_the_end_of_a_request_ends_its_wait_for_a_prompt_of_the_engine(
+    service: Service, method: str, end: str
+) -> None:
+    engine = SlowlyPreparing(service)
+    backend = service.backend
+    backend._answering._prompts = EnginePrompts(service.model.tokenizer, None, engine)
+    request = TextCompletionRequest(model="", request_id="r", prompt="hello")
+    begun = getattr(backend, method)(request, "")
+    call: asyncio.Future[object] = asyncio.ensure_future(
+        anext(begun) if method == "generate" else begun
+    )
+    async with asyncio.timeout(20):
+        await engine.begun.wait()
+        if end == "abort":
+            assert await backend.abort("r", "")
+        elif end == "cut":
+            backend._admission.cut()
+        else:
+            call.cancel()
+        await asyncio.wait([call])
+    kinds = {"abort": AbortedError, "cut": DrainingError, "leave": asyncio.CancelledError}
+    with pytest.raises(kinds[end]):
+        await call
+    assert (engine.left, backend.in_flight) == (1, 0)
