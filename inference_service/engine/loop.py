@@ -22,6 +22,8 @@ from inference_service.errors import InternalError, ServiceError
 
 
 HEARTBEAT_S: Final = 0.25
+_SHORT_S: Final = 0.02
+"""Prompts that are prepared in less time cost the answers so little that one is prepared in every turn."""
 _DEFECT: Final = EngineFailure.of(InternalError("The engine failed on this request."))
 
 logger = logging.getLogger(__name__)
@@ -88,13 +90,15 @@ class EngineLoop:
         self._send = send
         self._live: dict[str, set[int]] = {}  # request id -> choices that have not finished
         self._preparing: dict[int, tuple[wire.Prepare, memoryview]] = {}  # the front sends few
+        self._owed_s = 0.0  # to the answers, for the time that the last prompt took
         self._turns = 0
         self._last_heartbeat = 0.0
 
     def turn(self) -> None:
         """Applies commands, runs one step if there is work, sends outputs and, when due, a heartbeat.
 
-        At most one prompt is prepared in a turn, so that answers go on while many prompts are prepared.
+        At most one prompt is prepared in a turn, and answers get as much time as prompts: so they go on while many
+        prompts, or long ones, are prepared.
 
         Exceptions of `Core.step` are not caught: the state of the core is then unknown, and the front starts a new
         process.
@@ -103,11 +107,12 @@ class EngineLoop:
         is_busy = self._core.has_work or bool(self._preparing)
         for command, pixels in self._inbox.take(0.0 if is_busy else HEARTBEAT_S):
             outputs.extend(self._apply(command, pixels))
-        if self._preparing:
-            first = next(iter(self._preparing))
-            self._send(self._prepared(*self._preparing.pop(first)))
+        if self._preparing and (self._owed_s <= 0.0 or not self._core.has_work):
+            self._owed_s = self._prepare_next()
         if self._core.has_work:
+            begin_s = time.monotonic()
             outputs.extend(self._core.step())
+            self._owed_s -= time.monotonic() - begin_s
         finished = self._publish(outputs)
         self._turns += 1
         now = time.monotonic()
@@ -151,6 +156,14 @@ class EngineLoop:
             _failed(request.request_id, choice_index, failure)
             for choice_index in range(request.num_choices)
         ]
+
+    def _prepare_next(self) -> float:
+        """Prepares the oldest prompt; returns the seconds that this has cost the answers."""
+        begin_s = time.monotonic()
+        first = next(iter(self._preparing))
+        self._send(self._prepared(*self._preparing.pop(first)))
+        seconds = time.monotonic() - begin_s
+        return seconds if seconds > _SHORT_S else 0.0
 
     def _prepared(self, command: wire.Prepare, pixels: memoryview) -> wire.Prepared:
         number = command.number

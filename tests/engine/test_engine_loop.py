@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from types import SimpleNamespace
 
 import pytest
 
@@ -198,17 +199,6 @@ def test_a_second_start_is_a_broken_stream(bench):
         bench.turn(wire.Start(EngineConfig(model_dir="again")))
 
 
-def test_answers_go_on_while_many_prompts_are_prepared(bench):
-    bench.turn(add("a", max_tokens=100))
-    commands = [wire.Prepare(number, PromptSource(token_ids=(number,))) for number in range(3)]
-    for number in range(4):
-        outputs = bench.turn(*commands)
-        commands = []
-        assert [output.request_id for output in outputs] == ["a"]
-        prepared = [event.number for event in bench.events if isinstance(event, wire.Prepared)]
-        assert prepared == [number][: number < 3]
-
-
 def test_a_prompt_that_nobody_waits_for_is_not_prepared(bench, monkeypatch):
     """Whether it is forgotten in its own turn or in a later one; one that is prepared or unknown is not missed."""
     begun = []
@@ -228,3 +218,42 @@ def test_a_prompt_that_nobody_waits_for_is_not_prepared(bench, monkeypatch):
     assert begun == [sources[0], sources[2], sources[4]]
     assert sorted(reply.number for reply in replies) == [0, 1, 2, 3, 4]
     assert [r.number for r in replies if r.layout is None and r.failure is None] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("prompt_s", "turns"),
+    [(0.001, [0, 1, 2, 3]), (0.5, [0, 4, 8, 12]), (1.3, [0, 11, 22, 33])],
+)
+def test_answers_have_as_much_time_as_prompts(bench, monkeypatch, prompt_s, turns):
+    """A long prompt after the other would leave answers a token for each of them."""
+    now = 0.0
+
+    def takes(seconds, work):
+        def taking(*arguments):
+            nonlocal now
+            now += seconds
+            return work(*arguments)
+
+        return taking
+
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("inference_service.engine.loop.time", clock)
+    monkeypatch.setattr(bench.core, "prepare", takes(prompt_s, bench.core.prepare))
+    monkeypatch.setattr(bench.core, "step", takes(0.125, bench.core.step))
+    commands = [wire.Prepare(number, PromptSource(token_ids=(number,))) for number in range(4)]
+    commands.append(add("a", max_tokens=100))
+    prepared = []
+    for turn in range(turns[-1] + 2):
+        assert [output.request_id for output in bench.turn(*commands)] == ["a"]
+        prepared += [turn for event in bench.events if isinstance(event, wire.Prepared)]
+        commands = []
+    assert prepared == turns
+
+
+def test_without_answers_prompts_do_not_wait(bench, monkeypatch):
+    monkeypatch.setattr("inference_service.engine.loop._SHORT_S", 0.0)
+    commands = [wire.Prepare(number, PromptSource(token_ids=(number,))) for number in range(4)]
+    for _ in range(4):
+        bench.turn(*commands)
+        assert any(isinstance(event, wire.Prepared) for event in bench.events)
+        commands = []
