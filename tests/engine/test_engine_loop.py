@@ -203,14 +203,16 @@ def test_a_prompt_that_nobody_waits_for_is_not_prepared(bench, monkeypatch):
     """Whether it is forgotten in its own turn or in a later one; one that is prepared or unknown is not missed."""
     begun = []
     prepare = bench.core.prepare
-    monkeypatch.setattr(
-        bench.core,
-        "prepare",
-        lambda source, pixels: begun.append(source) or prepare(source, pixels),
-    )
+
+    def noting(source, pixels):
+        begun.append(source)
+        return prepare(source, pixels)
+
+    monkeypatch.setattr(bench.core, "prepare", noting)
     sources = [PromptSource(token_ids=(number,)) for number in range(5)]
-    commands = [wire.Prepare(number, source) for number, source in enumerate(sources)]
-    turns = [[*commands, wire.Forget(1)], [wire.Forget(3), wire.Forget(0), wire.Forget(99)], [], []]
+    first: list[wire.Command] = [wire.Prepare(i, source) for i, source in enumerate(sources)]
+    later: list[wire.Command] = [wire.Forget(3), wire.Forget(0), wire.Forget(99)]
+    turns = [[*first, wire.Forget(1)], later, [], []]
     replies = []
     for turn in turns:
         bench.turn(*turn)
