@@ -120,6 +120,14 @@ class RequestBody:
         """
         self._limits.budget.take(self._hold(), count)
 
+    def take_for_answer(self, count: int) -> None:
+        """Takes memory for `count` bytes of the answer until the end of the request.
+
+        Raises:
+            ApiError: The budget and the reserve of answers are used up.
+        """
+        self._limits.budget.take_for_answer(self._hold(), count)
+
     def release(self) -> None:
         """Gives the memory back."""
         self._limits.budget.give_back(self._hold())

@@ -3,6 +3,9 @@
 A body can be small on the wire and large when it is decoded, and its client can stop before its end: whatever one
 caller holds, the others have room for the largest body. When there is no room, bodies that are not complete give way:
 those of the caller itself that have stopped, and those of callers that hold more.
+
+Answers count in the same way, but what has been computed is not refused for want of room that bodies took: where there
+is none, answers have a reserve that bodies cannot take.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ STALLED_S: Final = 2.0
 
 _SMALL_BODY_BYTES: Final = 2**20
 _SHARE_OF_LARGE_BODIES: Final = 0.75
+_RESERVE: Final = 0.25
+"""What answers may have beyond the budget, as a part of it; at least the largest body."""
+
 _MAX_VICTIMS: Final = 16
 """Smaller bodies than this part of what is missing do not give way: very many would have to."""
 
@@ -36,13 +42,15 @@ class Holding:
 
     Attributes:
         caller: Whose request it is.
-        num_bytes: How many bytes it holds.
+        num_bytes: How many bytes it holds, without the reserve.
+        reserve_bytes: How many bytes of the reserve it holds.
         heard_s: When it last grew, on the clock of the budget.
         give_way: Ends a body that is not complete, and gives its bytes back at once; None = it is complete.
     """
 
     caller: str
     num_bytes: int = 0
+    reserve_bytes: int = 0
     heard_s: float = 0.0
     give_way: Callable[[], None] | None = None
 
@@ -80,6 +88,7 @@ class BodyBudget:
         self._max_bytes = max_bytes
         self._max_large_bytes = int(max_bytes * _SHARE_OF_LARGE_BODIES)
         self._largest_bytes = largest_bytes
+        self._free_reserve_bytes = max(int(max_bytes * _RESERVE), largest_bytes)
         self._clock = clock
         self._holdings: dict[Holding, None] = {}  # the newest is the last
         self._all = _Held()
@@ -88,7 +97,7 @@ class BodyBudget:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes that are held."""
+        """Bytes that are held, without the reserve."""
         return self._all.num_bytes
 
     def take(self, holding: Holding, count: int) -> None:
@@ -107,9 +116,26 @@ class BodyBudget:
         self._holdings[holding] = None
         self._set(holding, holding.num_bytes + count)
 
+    def take_for_answer(self, holding: Holding, count: int) -> None:
+        """Takes bytes for the answer to a request, of the reserve if there is no other room.
+
+        Raises:
+            ApiError: There is no room there either.
+        """
+        try:
+            self.take(holding, count)
+        except ApiError:
+            if count > self._free_reserve_bytes:
+                raise self.full("There is no room for the answer in memory") from None
+            self._free_reserve_bytes -= count
+            holding.reserve_bytes += count
+            self._holdings[holding] = None
+
     def give_back(self, holding: Holding) -> None:
         """Gives all bytes of a request back; doing so twice does no harm."""
         self._set(holding, 0)
+        self._free_reserve_bytes += holding.reserve_bytes
+        holding.reserve_bytes = 0
         if not self._callers[holding.caller].num_bytes:
             del self._callers[holding.caller]
         self._holdings.pop(holding, None)

@@ -16,7 +16,7 @@ _PIECE_BYTES: Final = 64 * 1024
 
 
 class PacedResponse(Response):
-    """A complete answer, whose memory counts as that of the request until the client has read it.
+    """A complete answer, whose memory, which the caller has taken, is held until the client has read it.
 
     A client may be as slow with it as with the body of a request; the connection is cut then.
 
@@ -24,13 +24,9 @@ class PacedResponse(Response):
         content: The content.
         body: The body of the request.
         options: As for `Response`.
-
-    Raises:
-        ApiError: There is no memory for it now.
     """
 
     def __init__(self, content: bytes, body: RequestBody, **options: Any) -> None:
-        body.take(len(content))
         super().__init__(content, **options)
         self._pace_from = body.pace
 

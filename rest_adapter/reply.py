@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
+import time
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from fastapi import Request, Response
@@ -11,9 +13,9 @@ import grpc
 import orjson
 
 from qwenvl.aio import Events
-from rest_adapter.body import body_of
+from rest_adapter.body import RequestBody, body_of
 from rest_adapter.disconnect import while_connected
-from rest_adapter.errors import from_rpc
+from rest_adapter.errors import ApiError, from_rpc
 from rest_adapter.off_loop import off_loop
 from rest_adapter.paced import PacedResponse
 from rest_adapter.state import shared
@@ -23,6 +25,10 @@ from rest_adapter.stream import EventStream
 FREE_BYTES: Final = 2**18
 """Answers up to this size do not count as memory, so that they are sent whatever the bodies of requests take."""
 
+_ROOM_TIMEOUT_S: Final = 5.0
+"""So long a large answer waits until others have been read: it has been computed, and would be again."""
+
+_ROOM_POLL_S: Final = 0.05
 _JSON_BYTES_PER_BYTE: Final = 4
 """Log probabilities have some four times the bytes of their message in JSON; no more is taken than for a body."""
 _COPIES: Final = 3
@@ -59,29 +65,44 @@ async def json_reply(
         repeated_bytes: About how many bytes of the request the document repeats.
 
     Raises:
-        ApiError: The call failed, or there is no memory for its result now.
+        ApiError: The call failed, or there was no memory for its result for some seconds.
     """
     result = await result_of(request, work, param_of)
     size = size_of(result) + repeated_bytes
-    hold_answer(request, size)
+    await hold_answer(request, size)
     # Log probabilities of a long answer take seconds.
     content = await off_loop(size, lambda: orjson.dumps(document_of(result)))
     if len(content) <= FREE_BYTES:
         return Response(content, media_type=_JSON)
-    body_of(request).release()
-    return PacedResponse(content, body_of(request), media_type=_JSON)
+    body = body_of(request)
+    await _hold_instead(body, len(content))
+    return PacedResponse(content, body, media_type=_JSON)
 
 
-def hold_answer(request: Request, num_bytes: int) -> None:
+async def hold_answer(request: Request, num_bytes: int) -> None:
     """Counts what a large answer takes while it is converted, in place of the body, which has been answered.
 
     Raises:
-        ApiError: There is no memory for it now.
+        ApiError: There was no memory for it for some seconds.
     """
     if num_bytes > FREE_BYTES:
         body = body_of(request)
-        body.release()
-        body.take(min(_JSON_BYTES_PER_BYTE * num_bytes, body.max_bytes))
+        await _hold_instead(body, min(_JSON_BYTES_PER_BYTE * num_bytes, body.max_bytes))
+
+
+async def _hold_instead(body: RequestBody, num_bytes: int) -> None:
+    """Takes memory for an answer in place of all that its request has taken."""
+    body.release()
+    until_s = time.monotonic() + _ROOM_TIMEOUT_S
+    while True:
+        try:
+            body.take_for_answer(num_bytes)
+        except ApiError:
+            if time.monotonic() >= until_s:
+                raise
+            await asyncio.sleep(_ROOM_POLL_S)
+        else:
+            return
 
 
 class AnswerMemory:

@@ -128,6 +128,34 @@ def test_a_complete_body_does_not_give_way() -> None:
     assert not room.cut
 
 
+def test_an_answer_has_room_that_bodies_cannot_take() -> None:
+    room = Room()
+    for caller in "abcd":
+        for _ in range(8):
+            room.hold(caller, MIB, complete=True)
+    refused(room, "e", 1)
+    first, second = room.all[0], room.all[8]
+    room.budget.take_for_answer(first, LARGEST - 1)
+    room.budget.take_for_answer(second, 1)
+    with pytest.raises(ApiError, match=r"the answer.*--body-budget-mib"):
+        room.budget.take_for_answer(second, 1)
+    refused(room, "e", 1)
+    room.budget.give_back(first)
+    room.budget.give_back(first)
+    room.hold("e", MIB)  # the body of the first
+    room.budget.take_for_answer(second, LARGEST - 1)
+    refused(room, "e", 1)
+
+
+def test_answers_of_one_caller_leave_room_for_others() -> None:
+    room = Room()
+    mine = room.hold("a", MIB, complete=True)
+    with contextlib.suppress(ApiError):
+        while True:
+            room.budget.take_for_answer(mine, MIB)
+    room.hold("b", LARGEST, complete=True)
+
+
 TAKES = st.lists(
     st.tuples(st.sampled_from("abc"), st.integers(1, LARGEST), st.booleans(), st.floats(0, 3))
 )

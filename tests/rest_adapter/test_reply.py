@@ -11,6 +11,7 @@ import pytest
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from rest_adapter import reply
+from rest_adapter.errors import ApiError, of_reason
 from rest_adapter.paced import PacedResponse
 from rest_adapter.reply import FREE_BYTES, AnswerMemory, json_reply
 
@@ -20,11 +21,15 @@ class Body:
 
     max_bytes = 2**22
 
-    def __init__(self) -> None:
+    def __init__(self, refusals: int = 0) -> None:
         self.taken: list[int] = []
+        self.refusals = refusals
         self.pace = None
 
-    def take(self, count: int) -> None:
+    def take_for_answer(self, count: int) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise of_reason("QUEUE_FULL", "no room", retry_after_s=1)
         self.taken.append(count)
 
     def release(self) -> None:
@@ -86,9 +91,29 @@ async def test_a_large_answer_counts_in_place_of_the_body(
         assert for_objects >= 4 * length
 
 
+@pytest.mark.parametrize("refusals", [3, 1000])
+async def test_a_large_answer_waits_for_room_but_not_for_ever(
+    refusals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = Body(refusals)
+    monkeypatch.setattr(reply, "body_of", lambda _: body)
+    monkeypatch.setattr(reply, "_ROOM_TIMEOUT_S", 0.5)
+    request: Any = Request()
+
+    async def work() -> Any:
+        return answer(FREE_BYTES + 1)
+
+    pending = json_reply(request, work(), lambda found: found.choices[0].text, lambda _: None)
+    if refusals == 3:
+        assert len((await pending).body) == FREE_BYTES + 3
+    else:
+        with pytest.raises(ApiError, match="no room"):
+            await pending
+
+
 def test_the_memory_of_a_stream_is_taken_in_steps() -> None:
     body = Body()
-    memory = AnswerMemory(body.take)
+    memory = AnswerMemory(body.take_for_answer)
     for num_bytes in range(0, 4 * FREE_BYTES, 1000):
         memory.hold(num_bytes)
         assert sum(body.taken) >= num_bytes or num_bytes <= FREE_BYTES

@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from rest_adapter.body import body_of
-from rest_adapter.errors import internal
+from rest_adapter.errors import ApiError, internal
 from rest_adapter.off_loop import off_loop
 from rest_adapter.openai.answer import usage
 from rest_adapter.openai.responses.listing import new_id
@@ -115,7 +115,10 @@ async def _whole(request: Request, prepared: Prepared) -> ResponseWriter:
     )
     writer = _writer(request, prepared, answer.started)
     writer.begin()
-    hold_answer(request, size_of(answer))
+    with contextlib.suppress(
+        ApiError
+    ):  # then it is kept all the same, and only its sending is refused
+        await hold_answer(request, size_of(answer))
     await off_loop(size_of(answer), writer.add_choice, answer.choices[0], answer.usage)
     await _keep(request, prepared, writer)
     return writer

@@ -46,7 +46,7 @@ async def get_response(request: Request, response_id: str) -> Response:
     if stored is None:
         raise unknown_response(response_id)
     if not is_stream:
-        return PacedResponse(stored.resource, body_of(request), media_type=_JSON)
+        return _paced(request, stored.resource, media_type=_JSON)
     return await _replay(request, stored, after)
 
 
@@ -97,7 +97,7 @@ async def list_input_items(request: Request, response_id: str) -> Response:
     after, content = request.query_params.get("after"), stored.input_items
     body_of(request).take(len(content))
     page = await off_loop(len(content), _page, content, order, after, limit)
-    return PacedResponse(page, body_of(request), media_type=_JSON)
+    return _paced(request, page, media_type=_JSON)
 
 
 def _page(content: bytes, order: str, after: str | None, limit: int) -> bytes:
@@ -139,9 +139,14 @@ async def _replay(request: Request, stored: StoredResponse, after: int) -> Respo
         return on_one_line(b"".join(frames_after(stored, after))) + end
 
     content = await off_loop(_UNPACKED * len(stored.frames), events)
-    return PacedResponse(
-        content, body_of(request), headers=STREAM_HEADERS, media_type="text/event-stream"
-    )
+    return _paced(request, content, headers=STREAM_HEADERS, media_type="text/event-stream")
+
+
+def _paced(request: Request, content: bytes, **options: Any) -> Response:
+    """What was stored; as that can be asked for again, it counts as a body."""
+    body = body_of(request)
+    body.take(len(content))
+    return PacedResponse(content, body, **options)
 
 
 def _json(document: object) -> Response:

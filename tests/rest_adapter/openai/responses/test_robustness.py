@@ -13,10 +13,16 @@ import pytest
 import requests
 
 from qwenvl.errors import BY_REASON
+from rest_adapter import reply
+from rest_adapter.body import RequestBody
+from rest_adapter.errors import of_reason
 from rest_adapter.openai.responses.schema import ResponsesRequest
+from rest_adapter.openai.responses.store import ResponseStore, StoredResponse
+from rest_adapter.reply import FREE_BYTES
 from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
 from tests.rest_adapter.openai.responses.test_answers import call, post
 from tests.rest_adapter.openai.test_fuzz_bodies import FUZZ, JSON, PARTS, check
+from tests.rest_adapter.scripted_answers import script
 from tests.support.examples import examples
 
 
@@ -226,6 +232,30 @@ def test_a_conversation_is_as_bounded_as_a_body() -> None:
         last = post(adapter, input="d", previous_response_id=fourth.json()["id"])
         assert last.status_code == 413
         assert "--max-body-mib" in last.json()["error"]["message"]
+
+
+def test_a_response_that_cannot_be_sent_for_want_of_memory_is_stored(
+    storing_adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise of_reason("QUEUE_FULL", "no room", retry_after_s=1)
+
+    stored: list[str] = []
+    put = ResponseStore.put
+
+    async def noted(self: ResponseStore, caller: str, response: StoredResponse) -> bool:
+        stored.append(response.id)
+        return await put(self, caller, response)
+
+    monkeypatch.setattr(RequestBody, "take_for_answer", refuse)
+    monkeypatch.setattr(reply, "_ROOM_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(ResponseStore, "put", noted)
+    text = "x" * (FREE_BYTES + 1)
+    answer = post(storing_adapter, input=script(text))
+    assert (answer.status_code, answer.json()["error"]["message"]) == (429, "no room")
+    [response_id] = stored
+    found = call(storing_adapter, "GET", f"/{response_id}").json()
+    assert (found["status"], found["output"][0]["content"][0]["text"]) == ("completed", text)
 
 
 def test_many_references_are_refused(adapter: Adapter) -> None:
