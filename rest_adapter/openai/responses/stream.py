@@ -55,7 +55,7 @@ class ResponseEvents:
         self._keep = keep
         self._memory = AnswerMemory(take)
         self._param_of = param_of
-        self._failure: bytes | None = None
+        self._is_told = False  # whether the last frame has been sent
 
     def cancel(self) -> None:
         """Ends the generation."""
@@ -63,14 +63,18 @@ class ResponseEvents:
         self._in_flight.leave(self._run)
 
     def render_error(self, error: ApiError) -> bytes:
-        """The last frames of a stream that fails."""
-        return b"".join(self._writer.fail(error)) if self._failure is None else self._failure
+        """The last frames of a stream that fails; empty if its end has been sent.
+
+        A response that has ended but whose last frame has not been sent fails for its client, also if it was kept.
+        """
+        return b"" if self._is_told else b"".join(self._writer.fail(error))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yields the frames; when the last ones come, the response has been kept.
 
         Raises:
-            ApiError: The service failed, or there is no memory; `render_error` then has the last frame.
+            ApiError: The service failed, or there is no memory; the last frames have told it.
+            Exception: The response cannot be kept; `render_error` then has the last frames.
         """
         self._in_flight.enter(self._run)
         yield b"".join(self._writer.begin())
@@ -79,12 +83,9 @@ class ResponseEvents:
                 yield frames
         except (grpc.aio.AioRpcError, ApiError) as error:
             failure = error if isinstance(error, ApiError) else from_rpc(error, self._param_of)
-            self._failure = b""
-            async for frame in self._ending(self._writer.fail, failure):
-                # The last one is told by `render_error`.
-                if self._failure:
-                    yield self._failure
-                self._failure = frame
+            if not self._is_told:
+                async for frame in self._ending(self._writer.fail, failure):
+                    yield frame
             raise failure from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -112,11 +113,14 @@ class ResponseEvents:
     ) -> AsyncIterator[bytes]:
         """Ends the response, keeps it, and yields its last frames, of which each can be as large as all of it."""
         size = self._writer.num_bytes
-        frames = iter(await _whole(off_loop(size, end, *args, **kwargs)))
+        frames = await _whole(off_loop(size, end, *args, **kwargs))
         await self._run.keep(self._keep)
         self._in_flight.leave(self._run)
-        while frame := await _whole(off_loop(size, next, frames, b"")):
-            yield frame
+        rest = iter(frames)
+        for left in reversed(range(len(frames))):
+            yield await _whole(off_loop(size, next, rest))
+            # Only now it has been sent.
+            self._is_told = left == 0
 
 
 async def _whole(work: Coroutine[Any, Any, _Result]) -> _Result:

@@ -130,7 +130,7 @@ class ResponseWriter:
         return self._end(states.CANCELLED)
 
     def fail(self, error: ApiError) -> Frames:
-        """The frames of a failure; they end the response.
+        """The frames of a failure; they end the response, also one that has ended but whose client does not know yet.
 
         The first one has the error in both forms that clients look for: OpenAI's types have its fields at top level,
         but its service and its Python client have them in `error`.
@@ -148,7 +148,7 @@ class ResponseWriter:
         error: ApiError | None = None,
         before: Iterable[Event] = (),
     ) -> Frames:
-        if self.is_ended:
+        if self.is_ended and error is None:
             return _NONE
         events = [*self._output.finish(complete=status == states.COMPLETED), *before]
         self.resource = ended(self.resource, status, self._output.items, usage, error)
