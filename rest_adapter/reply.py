@@ -109,7 +109,7 @@ class AnswerMemory:
     """The memory of an answer that grows while it is streamed.
 
     Args:
-        take: Takes bytes until the end of the request.
+        take: Takes bytes of the answer until the end of the request.
     """
 
     def __init__(self, take: Callable[[int], None]) -> None:
@@ -147,7 +147,7 @@ async def stream_reply(
     size_of_event: Callable[[_Event], int] = size_of,
 ) -> Response:
     """Awaits the first event of a call, and answers with its events; see `json_reply` and `EventStream`."""
-    memory = AnswerMemory(body_of(request).take)
+    memory = AnswerMemory(body_of(request).take_for_answer)
 
     def counted(event: _Event) -> int:
         size = size_of_event(event)

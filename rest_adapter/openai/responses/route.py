@@ -143,7 +143,7 @@ async def _begun(request: Request, prepared: Prepared) -> ResponseEvents:
         caller=caller_of_request(),
         in_flight=records_of(request).in_flight,
         keep=lambda: _keep(request, prepared, writer),
-        take=body_of(request).take,
+        take=body_of(request).take_for_answer,
         param_of=prepared.param_of,
     )
 

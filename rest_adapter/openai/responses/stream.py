@@ -31,7 +31,7 @@ class ResponseEvents:
         caller: Who made the request.
         in_flight: Where the response is while it is generated.
         keep: Keeps the response after its end.
-        take: Takes memory until the end of the request.
+        take: Takes memory of the answer until the end of the request.
         param_of: Turns a proto field path into a path of the request's JSON.
     """
 

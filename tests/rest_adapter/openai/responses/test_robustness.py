@@ -15,6 +15,7 @@ import requests
 from qwenvl.errors import BY_REASON
 from rest_adapter import reply
 from rest_adapter.body import RequestBody
+from rest_adapter.body_budget import BodyBudget, Holding
 from rest_adapter.errors import of_reason
 from rest_adapter.openai.responses.schema import ResponsesRequest
 from rest_adapter.openai.responses.store import ResponseStore, StoredResponse
@@ -256,6 +257,31 @@ def test_a_response_that_cannot_be_sent_for_want_of_memory_is_stored(
     [response_id] = stored
     found = call(storing_adapter, "GET", f"/{response_id}").json()
     assert (found["status"], found["output"][0]["content"][0]["text"]) == ("completed", text)
+
+
+@pytest.mark.parametrize("dialect", ["responses", "chat"])
+def test_bodies_do_not_end_a_stream(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch, dialect: str
+) -> None:
+    """What a stream grows by has room when bodies have taken all of it."""
+    take, refused = BodyBudget.take, []
+
+    def full(self: BodyBudget, holding: Holding, count: int) -> None:
+        if count > FREE_BYTES:
+            refused.append(count)
+            raise self.full("There is no room")
+        take(self, holding, count)
+
+    monkeypatch.setattr(BodyBudget, "take", full)
+    if dialect == "responses":
+        answer = post(adapter, input="x" * 1000, stream=True, top_logprobs=2)
+        assert answer.text.count("event: response.completed\n") == 1
+    else:
+        answer = adapter.ask(script("x" * FREE_BYTES), stream=True)
+        assert answer.text.endswith("data: [DONE]\n\n")
+    assert refused
+    assert "QUEUE_FULL" not in answer.text
+    assert "rate_limit" not in answer.text
 
 
 def test_many_references_are_refused(adapter: Adapter) -> None:
