@@ -132,9 +132,9 @@ class RequestBody:
         """Gives the memory back."""
         self._limits.budget.give_back(self._hold())
 
-    def pace(self) -> Pace:
-        """How slow the client may be from now on, also with the answer."""
-        return Pace(self._limits.silence_s, self._limits.min_bytes_per_s)
+    def pace_of_answer(self) -> Pace:
+        """How slow the client may be with the answer from now on."""
+        return Pace(self._limits.silence_s, self._limits.min_bytes_per_s, saved=True)
 
     def _hold(self) -> Holding:
         if self._holding is None:
@@ -152,7 +152,8 @@ class RequestBody:
                     await asyncio.sleep(pause_s(len(message.get("body", b""))))
 
     async def _read_into(self, data: bytearray, decoder: Decoder | None) -> None:
-        begin, pace = time.monotonic(), self.pace()
+        begin = time.monotonic()
+        pace = Pace(self._limits.silence_s, self._limits.min_bytes_per_s)
         while not self.is_complete:
             piece = await self._next_piece(pace, begin)
             if self._received > self._limits.max_bytes:

@@ -18,7 +18,8 @@ _PIECE_BYTES: Final = 64 * 1024
 class PacedResponse(Response):
     """A complete answer, whose memory, which the caller has taken, is held until the client has read it.
 
-    A client may be as slow with it as with the body of a request; the connection is cut then.
+    A client may be no slower with all of it than with the body of a request; the connection is cut then. Times without
+    a byte are bounded by the connection.
 
     Args:
         content: The content.
@@ -28,7 +29,7 @@ class PacedResponse(Response):
 
     def __init__(self, content: bytes, body: RequestBody, **options: Any) -> None:
         super().__init__(content, **options)
-        self._pace_from = body.pace
+        self._pace_from = body.pace_of_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends it."""

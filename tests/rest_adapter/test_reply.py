@@ -24,7 +24,7 @@ class Body:
     def __init__(self, refusals: int = 0) -> None:
         self.taken: list[int] = []
         self.refusals = refusals
-        self.pace = None
+        self.pace_of_answer = None
 
     def take_for_answer(self, count: int) -> None:
         if self.refusals:
