@@ -114,12 +114,12 @@ async def _whole(request: Request, prepared: Prepared) -> ResponseWriter:
         ),
     )
     writer = _writer(request, prepared, answer.started)
-    writer.begin()
-    with contextlib.suppress(
-        ApiError
-    ):  # then it is kept all the same, and only its sending is refused
-        await hold_answer(request, size_of(answer))
-    await off_loop(size_of(answer), writer.add_choice, answer.choices[0], answer.usage)
+    await off_loop(body_of(request).size, writer.begin)
+    size = size_of(answer) + writer.num_bytes
+    # Without memory it is kept all the same, and only its sending is refused.
+    with contextlib.suppress(ApiError):
+        await hold_answer(request, size)
+    await off_loop(size, writer.add_choice, answer.choices[0], answer.usage)
     await _keep(request, prepared, writer)
     return writer
 
@@ -143,6 +143,7 @@ async def _begun(request: Request, prepared: Prepared) -> ResponseEvents:
         caller=caller_of_request(),
         in_flight=records_of(request).in_flight,
         keep=lambda: _keep(request, prepared, writer),
+        body_bytes=body_of(request).size,
         take=body_of(request).take_for_answer,
         param_of=prepared.param_of,
     )

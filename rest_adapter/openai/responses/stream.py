@@ -31,6 +31,7 @@ class ResponseEvents:
         caller: Who made the request.
         in_flight: Where the response is while it is generated.
         keep: Keeps the response after its end.
+        body_bytes: The size of the request's body, of which the first frames repeat a part.
         take: Takes memory of the answer until the end of the request.
         param_of: Turns a proto field path into a path of the request's JSON.
     """
@@ -44,6 +45,7 @@ class ResponseEvents:
         caller: str,
         in_flight: InFlight,
         keep: Callable[[], Awaitable[None]],
+        body_bytes: int,
         take: Callable[[int], None],
         param_of: Callable[[str], str | None],
     ) -> None:
@@ -53,6 +55,7 @@ class ResponseEvents:
         self._run = Run(caller, writer, events.cancel)
         self._in_flight = in_flight
         self._keep = keep
+        self._body_bytes = body_bytes
         self._memory = AnswerMemory(take)
         self._param_of = param_of
         self._is_told = False  # whether the last frame has been sent
@@ -77,8 +80,9 @@ class ResponseEvents:
             Exception: The response cannot be kept; `render_error` then has the last frames.
         """
         self._in_flight.enter(self._run)
-        yield b"".join(self._writer.begin())
         try:
+            yield await _whole(off_loop(self._body_bytes, self._begin))
+            self._memory.hold(self._writer.num_bytes)
             async for frames in self._running():
                 yield frames
         except (grpc.aio.AioRpcError, ApiError) as error:
@@ -96,6 +100,9 @@ class ResponseEvents:
                 yield frame
         finally:
             self._in_flight.leave(self._run)
+
+    def _begin(self) -> bytes:
+        return b"".join(self._writer.begin())
 
     async def _running(self) -> AsyncIterator[bytes]:
         async for event in self._rest:

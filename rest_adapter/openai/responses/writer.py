@@ -83,6 +83,7 @@ class ResponseWriter:
         self._output = Output(options)
         self._packed: list[bytes] = []
         self._packed_bytes = 0
+        self._echo_bytes = 0
         self._packer = zlib.compressobj(_FAST) if beginning.stored else None
         self._is_streamed = is_streamed
         self._count = 0
@@ -90,8 +91,8 @@ class ResponseWriter:
 
     @property
     def num_bytes(self) -> int:
-        """About how many bytes it holds, without its text, which is small."""
-        return self._output.logprob_bytes + self._packed_bytes
+        """About how many bytes it holds, without its text, which is small; also of what it repeats of the request."""
+        return self._output.logprob_bytes + self._packed_bytes + self._echo_bytes
 
     def packed_frames(self) -> bytes:
         """All frames of the stream of a response that has ended and is stored, compressed."""
@@ -101,7 +102,8 @@ class ResponseWriter:
         return b"".join(self._packed)
 
     def begin(self) -> Frames:
-        """The first frames."""
+        """The first frames; with a large request they take long."""
+        self._echo_bytes = len(orjson.dumps(self.resource))
         kinds = ("response.created", "response.in_progress")
         return self._write({"type": kind, "response": self.resource} for kind in kinds)
 

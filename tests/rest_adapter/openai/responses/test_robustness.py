@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from rest_adapter import reply
 from rest_adapter.body import RequestBody
 from rest_adapter.body_budget import BodyBudget, Holding
 from rest_adapter.errors import of_reason
+from rest_adapter.openai.responses import writer
 from rest_adapter.openai.responses.schema import ResponsesRequest
 from rest_adapter.openai.responses.store import ResponseStore, StoredResponse
 from rest_adapter.reply import FREE_BYTES
@@ -257,6 +259,25 @@ def test_a_response_that_cannot_be_sent_for_want_of_memory_is_stored(
     [response_id] = stored
     found = call(storing_adapter, "GET", f"/{response_id}").json()
     assert (found["status"], found["output"][0]["content"][0]["text"]) == ("completed", text)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_frames_with_a_large_request_are_written_beside_the_event_loop(
+    storing_adapter: Adapter, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    frame, threads = writer._frame, set()
+
+    def noted(event: dict[str, Any], number: int) -> bytes:
+        if "response" in event:
+            threads.add(threading.current_thread().name.partition("_")[0])
+        return frame(event, number)
+
+    monkeypatch.setattr(writer, "_frame", noted)
+    parameters = {"type": "object", "description": "x" * FREE_BYTES}
+    tool = {"type": "function", "name": "look", "parameters": parameters}
+    answer = post(storing_adapter, tools=[tool], stream=stream)
+    assert answer.status_code == 200
+    assert threads == {"body"}
 
 
 @pytest.mark.parametrize("dialect", ["responses", "chat"])

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 import contextlib
 import json
+import threading
 from typing import Any
 import zlib
 
@@ -15,6 +16,7 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
 from rest_adapter.errors import ApiError, internal, of_reason, stopping
+from rest_adapter.openai.responses import writer
 from rest_adapter.openai.responses.in_flight import InFlight
 from rest_adapter.openai.responses.resource import Beginning
 from rest_adapter.openai.responses.schema import parse_responses
@@ -73,9 +75,16 @@ class Stream:
     """A streamed response, what it takes, and what was kept of it."""
 
     def __init__(
-        self, tokens: int, *, stored: bool = False, room: int = 2**40, failing: str = ""
+        self,
+        tokens: int,
+        *,
+        stored: bool = False,
+        room: int = 2**40,
+        failing: str = "",
+        instructions: str = "",
     ) -> None:
         body = {"model": "m", "input": "a", "stream": True, "top_logprobs": 20}
+        body["instructions"] = instructions
         asked, _ = parse_responses(body)
         started = generation_pb.Started(request_id="r", model="m")
         beginning = Beginning(asked=asked, response_id="resp", stored=stored, started=started)
@@ -93,6 +102,7 @@ class Stream:
             caller="",
             in_flight=InFlight(),
             keep=self.keep,
+            body_bytes=len(json.dumps(body)),
             take=self.take,
             param_of=lambda _: None,
         )
@@ -240,3 +250,26 @@ async def test_a_stream_that_is_stopped_anywhere_has_one_end() -> None:
         ]
         assert ends == ["response.failed" if sent < count else "response.completed"]
         await reader.aclose()
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize(("length", "beside"), [(100, False), (FREE_BYTES, True)])
+async def test_what_a_response_repeats_is_written_beside_the_event_loop(
+    length: int, beside: bool, stored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All frames that have it, of the beginning and the end; and it counts as memory."""
+    threads: dict[str, set[int]] = {}
+
+    def noted(event: dict[str, Any], number: int) -> bytes:
+        if "response" in event:
+            threads.setdefault(event["type"], set()).add(threading.get_ident())
+        return frame(event, number)
+
+    frame = writer._frame
+    monkeypatch.setattr(writer, "_frame", noted)
+    stream = Stream(3, stored=stored, instructions="x" * length)
+    assert kinds_in((await all_of(stream))[-1]) == [ENDING[-1]]
+    assert len(threads) == 3
+    on_loop = {kind for kind, idents in threads.items() if threading.get_ident() in idents}
+    assert on_loop == (set() if beside else set(threads))
+    assert bool(stream.taken) == beside
