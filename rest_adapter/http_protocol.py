@@ -10,6 +10,7 @@ import asyncio
 from functools import partial
 import logging
 import re
+import socket
 import sys
 from typing import Any, Final
 
@@ -33,6 +34,12 @@ LINGER_S: Final = 1.0
 
 WRITE_TIMEOUT_S: Final = 60.0
 """Maximum time for a client to take what asyncio buffers of the responses, some 64 KiB."""
+
+_UNSENT_BYTES: Final = 128 * 1024
+"""Maximum that the system buffers of a response besides what is under way.
+
+It would be up to 4 MiB, of which a client has to read a third before the next byte is taken: slow ones need minutes.
+"""
 
 _MAX_LINGER_BYTES: Final = 2**20
 _MAX_PIPELINED_BYTES: Final = 64 * 1024
@@ -97,6 +104,9 @@ class BoundedHttpProtocol(H11Protocol):
     ) -> None:
         """Starts the timer for the first head."""
         super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self.flow = _Flow(transport)
         self._start_head_timer()
         if not self._connections.add(self, transport.abort):

@@ -12,7 +12,7 @@ class Pace:
 
     What came faster than it had to is not saved up: after most of a body in a second, a client could stop for an hour.
     What is sent is saved up, because the system takes it at once while it has buffers, and nothing more until a part of
-    them, which can be megabytes, has been read.
+    them has been read.
 
     Args:
         silence_s: Maximum time without a byte.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import socket
+import time
 
 import pytest
 import requests
 
 from rest_adapter import http_protocol
 from tests.rest_adapter.conftest import Adapter, open_adapter
+from tests.rest_adapter.raw_http import chat_body, with_length
+from tests.rest_adapter.scripted_answers import script
 
 
 def connect(adapter: Adapter) -> socket.socket:
@@ -107,3 +110,23 @@ def test_slow_head(monkeypatch: pytest.MonkeyPatch) -> None:
         connection.sendall(b"GET /health HTTP/1.1\r\nhost:")
         assert read_all(connection) == b""
         assert adapter.ask("slow 0.6").status_code == 200
+
+
+def test_a_steady_reader_is_not_cut_for_what_the_system_buffers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By itself the system took 4 MiB of an answer, and no more until more than 1 MiB of them had been read."""
+    monkeypatch.setattr(http_protocol, "WRITE_TIMEOUT_S", 0.3)
+    count, rate = 6 * 2**20, 3 * 2**20
+    with open_adapter(max_text_mib=16) as adapter, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        client.settimeout(20)
+        client.connect(("127.0.0.1", adapter.port))
+        client.sendall(with_length(chat_body(script("x" * count)), "connection: close"))
+        begin, received = time.monotonic(), 0
+        while data := client.recv(32 * 1024):
+            if not received:
+                begin = time.monotonic()
+            received += len(data)
+            time.sleep(max(0.0, begin + received / rate - time.monotonic()))
+    assert received > count
