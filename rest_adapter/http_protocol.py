@@ -10,7 +10,7 @@ import asyncio
 from functools import partial
 import logging
 import re
-import socket
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, TCP_NOTSENT_LOWAT
 import sys
 from typing import Any, Final
 
@@ -105,8 +105,8 @@ class BoundedHttpProtocol(H11Protocol):
         """Starts the timer for the first head."""
         super().connection_made(transport)
         connection = transport.get_extra_info("socket")
-        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        if connection is not None and connection.family in (AF_INET, AF_INET6):
+            connection.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self.flow = _Flow(transport)
         self._start_head_timer()
         if not self._connections.add(self, transport.abort):

@@ -25,7 +25,14 @@ FORBIDDEN = {
     "urllib3",
     "xmlrpc",
 }
-ALLOWED = {"socket.SOL_SOCKET", "socket.SO_ERROR"}
+ALLOWED = {
+    "socket.AF_INET",
+    "socket.AF_INET6",
+    "socket.IPPROTO_TCP",
+    "socket.SOL_SOCKET",
+    "socket.SO_ERROR",
+    "socket.TCP_NOTSENT_LOWAT",
+}
 """Numbers, which open nothing."""
 FORBIDDEN_CALLS = {"__import__", "import_module", "open_connection", "create_connection"}
 

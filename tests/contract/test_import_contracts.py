@@ -200,6 +200,12 @@ PERMITTED = {
         "socket.SOL_SOCKET",
         "socket.SO_ERROR",
     },  # only asks a connection for its state
+    "rest_adapter/http_protocol.py": {
+        "socket.AF_INET",
+        "socket.AF_INET6",
+        "socket.IPPROTO_TCP",
+        "socket.TCP_NOTSENT_LOWAT",
+    },  # only sets an option of a connection
     "inference_service/media/failures.py": {"socket"},
     "inference_service/media/resolve.py": {"socket"},
     "inference_service/media/worker_process.py": {"socket"},  # the socket to a decode worker
