@@ -68,7 +68,7 @@ class Held:
         Raises:
             OSError: It cannot be started.
         """
-        self._is_valid = False
+        self._is_valid = self._is_released = False
         self._socket, theirs = socket.socketpair()
         with theirs:
             try:
@@ -91,9 +91,13 @@ class Held:
 
     def release(self) -> None:
         """Lets it serve, if it has not ended meanwhile."""
+        self._is_released = True
         with self._socket as leave, contextlib.suppress(ConnectionError):
             leave.sendall(_SIGN)
 
     def close(self) -> None:
-        """Ends it, unless it was released."""
+        """Ends it at once, unless it was released."""
         self._socket.close()
+        if not self._is_released:
+            self.process.kill()
+            self.process.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 import os
 from pathlib import Path
+import signal
 import socket
 import sys
 
@@ -53,7 +54,18 @@ def test_it_may_be_released_before_it_has_checked(program: Held) -> None:
 
 def test_it_ends_when_it_is_not_wanted(program: Held) -> None:
     program.close()
-    assert program.process.wait(60) in (1, 8)  # 1: it tells nobody
+    assert program.process.returncode == -signal.SIGKILL
+
+
+def test_it_ends_when_its_launcher_has_ended(program: Held) -> None:
+    program._socket.close()
+    assert program.process.wait(60) == 8
+
+
+def test_it_is_not_ended_once_it_serves(program: Held) -> None:
+    program.release()
+    program.close()
+    assert program.process.wait(60) == 7
 
 
 def test_it_ends_silently_when_nobody_has_heard_that_it_is_valid(
@@ -62,7 +74,7 @@ def test_it_ends_silently_when_nobody_has_heard_that_it_is_valid(
     """The launcher may fail for another reason meanwhile, which is all that is to be said."""
     started = held()
     started._socket.recv(1, socket.MSG_PEEK)  # it has told
-    started.close()
+    started._socket.close()
     assert started.process.wait(60) == 8
     assert capfd.readouterr().err == ""
 
