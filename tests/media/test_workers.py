@@ -121,7 +121,7 @@ async def test_a_short_job_whose_caller_leaves_keeps_its_worker(
 
 
 async def test_deadline_of_an_image_and_of_a_request(make, policy: ImagePolicy) -> None:
-    one = make(1, image_timeout_s=2.0)
+    one = make(1, image_timeout_s=1.0)
     with pytest.raises(ImageTooLargeError, match="--decode-timeout-s") as caught:
         await one.image(SLOW, policy)
     assert caught.value.field == "f"
