@@ -13,7 +13,7 @@ import json
 from typing import Any, Final
 
 from inference_service.constraint import Constraint, ConstraintKind
-from inference_service.domain import ChatRequest, Tool, ToolMode
+from inference_service.domain import ChatRequest, Tool, ToolChoice, ToolMode
 from inference_service.errors import InvalidArgumentError, UnsupportedParameterError
 from inference_service.model_spec import ToolNotation
 from inference_service.text.output import hermes
@@ -50,25 +50,7 @@ def tool_constraint(
     is_restricted = bool(choice.names) or any(tool.strict for tool in tools)
     if not is_required and not is_restricted and request.constraint is None:
         return None
-    tells_calls = is_required or request.constraint is not None
-    if not tells_calls and hermes.OPEN_TAG not in tokenizer.added_tokens:
-        raise UnsupportedParameterError(
-            "Allowed functions and strict tools are supported with this model only where calls are required: its"
-            " vocabulary has no token by which a call is told from text.",
-            field="spec.tool_choice",
-        )
-    if is_required and request.constraint is not None:
-        raise InvalidArgumentError(
-            "constraint asks for a form of the answer, but tool_choice requires a call: send one of them.",
-            field="spec.constraint",
-        )
-    calls = 'call ("\\n" call)*' if choice.parallel else "call"
-    if is_required:
-        start = calls
-    elif request.constraint is None:
-        start = "text? (call text?)*" if choice.parallel else "text? call?"
-    else:
-        start = f"form | {calls}"
+    start = _start(choice, request.constraint, tokenizer)
     space = "break? " if abilities.reasoning else ""
     rules = itertools.chain(
         (f"start: {space}({start})", 'break: "\\n" | "\\n\\n"'),
@@ -86,6 +68,33 @@ def tool_constraint(
             field="spec.tools",
         )
     return Constraint(kind=ConstraintKind.LARK, text=text)
+
+
+def _start(choice: ToolChoice, own: Constraint | None, tokenizer: Tokenizer) -> str:
+    """What an answer consists of: calls, and text or the form of the request's own constraint.
+
+    Raises:
+        InvalidArgumentError: A call is required, and another form.
+        UnsupportedParameterError: The vocabulary cannot tell calls from text.
+    """
+    is_required = choice.mode is ToolMode.REQUIRED
+    if is_required and own is not None:
+        raise InvalidArgumentError(
+            "constraint asks for a form of the answer, but tool_choice requires a call: send one of them.",
+            field="spec.constraint",
+        )
+    calls = 'call ("\\n" call)*' if choice.parallel else "call"
+    if is_required:
+        return calls
+    if own is not None:
+        return f"form | {calls}"
+    if hermes.OPEN_TAG not in tokenizer.added_tokens:
+        raise UnsupportedParameterError(
+            "Allowed functions and strict tools are supported with this model only where calls are required: its"
+            " vocabulary has no token by which a call is told from text.",
+            field="spec.tool_choice",
+        )
+    return "text? (call text?)*" if choice.parallel else "text? call?"
 
 
 def _written(rules: Iterable[str]) -> tuple[str, int]:

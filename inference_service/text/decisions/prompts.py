@@ -86,6 +86,25 @@ class DecisionPrompts:
         return len(self.evidence.token_ids) + at_once * longest
 
 
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What the questions of a request have in common.
+
+    Attributes:
+        number: Number of the format in which they are written.
+        asked: The input as it came.
+        shown: Its images.
+        evidence: Its prompt; empty if questions cannot be put behind it.
+        tail: The tokens behind a question.
+    """
+
+    number: int
+    asked: ChatRequest
+    shown: Sequence[ProcessedImage]
+    evidence: Prompt
+    tail: tuple[int, ...]
+
+
 class DecisionPromptBuilder:
     """Builds the prompts of the decisions of one model.
 
@@ -131,46 +150,55 @@ class DecisionPromptBuilder:
             ContextLengthError: A question cannot fit the context window.
             ServiceError: As `PromptBuilder.build`.
         """
-        number = request.prompt_format or self._prompt_format
-        num_shown = len(images) - sum(len(question.images) for question in request.questions)
-        shown, rest = images[:num_shown], images[num_shown:]
-        marked = self._builder.build(
-            _asked(request.evidence, (TextPart(text=_MARK),), _BETWEEN[number]), shown
-        )
-        begin, tail = self._split(marked.token_ids)
-        evidence = Prompt(token_ids=marked.token_ids[:begin], images=marked.images if begin else ())
+        frame = self._frame(request, images)
+        rest = images[len(frame.shown) :]
         questions: list[QuestionPrompt] = []
         sequences = lru_cache(_LABELS_SHARED)(self._sequences)  # most have the same letters
         of_evidence = dataclasses.replace(request, questions=()).num_characters
         done, kept = of_evidence, 0
         for index, question in enumerate(request.questions):
             own, rest = rest[: len(question.images)], rest[len(question.images) :]
-            for shift in self._shifts(question, number, request.rotations):
+            for shift in self._shifts(question, frame.number, request.rotations):
                 if done >= _STEP_CHARACTERS:
                     done = 0
                     yield None
-                written = PROMPT_FORMATS[number](question.rotated(shift), self._labels.codes)
+                written = PROMPT_FORMATS[frame.number](question.rotated(shift), self._labels.codes)
                 _refuse_too_long(written, question, max_tokens, min_tokens)
                 labels = sequences(written.labels, shift)
                 _check_label(max(map(len, labels)), question)
-                if own or not begin or self._has_special_token(written.text):
-                    parts: tuple[Part, ...] = (*question.images, TextPart(text=written.text))
-                    asked = _asked(request.evidence, parts, _BETWEEN[number])
-                    prompt = self._whole(asked, evidence, [*shown, *own])
-                    done += of_evidence + begin + len(prompt.token_ids)
-                else:
-                    text = self._tokenizer.encode_plain(written.text)
-                    prompt = QuestionPrompt(token_ids=(*text, *tail))
-                done += len(written.text) + sum(map(len, itertools.chain(*written.labels)))
+                prompt = self._prompt(frame, question, own, written.text)
                 questions.append(dataclasses.replace(prompt, index=index, labels=labels))
+                done += len(written.text) + sum(map(len, itertools.chain(*written.labels)))
+                if prompt.whole is not None:
+                    done += of_evidence + len(frame.evidence.token_ids) + len(prompt.token_ids)
                 kept += len(prompt.token_ids) + len(prompt.begin or ())
                 _refuse_too_many(kept)
         yield DecisionPrompts(
-            evidence=evidence,
-            pixels=tuple(image.pixels for image in shown),
+            evidence=frame.evidence,
+            pixels=tuple(image.pixels for image in frame.shown),
             questions=tuple(questions),
-            prompt_format=number,
+            prompt_format=frame.number,
         )
+
+    def _frame(self, request: DecisionRequest, images: Sequence[ProcessedImage]) -> _Frame:
+        number = request.prompt_format or self._prompt_format
+        num_shown = len(images) - sum(len(question.images) for question in request.questions)
+        shown = images[:num_shown]
+        asked = _asked(request.evidence, (TextPart(text=_MARK),), _BETWEEN[number])
+        marked = self._builder.build(asked, shown)
+        begin, tail = self._split(marked.token_ids)
+        evidence = Prompt(token_ids=marked.token_ids[:begin], images=marked.images if begin else ())
+        return _Frame(number, request.evidence, shown, evidence, tail)
+
+    def _prompt(
+        self, frame: _Frame, question: Question, own: Sequence[ProcessedImage], text: str
+    ) -> QuestionPrompt:
+        """The prompt of a question with images of its own, written so."""
+        if own or not frame.evidence.token_ids or self._has_special_token(text):
+            parts: tuple[Part, ...] = (*question.images, TextPart(text=text))
+            asked = _asked(frame.asked, parts, _BETWEEN[frame.number])
+            return self._whole(asked, frame.evidence, [*frame.shown, *own])
+        return QuestionPrompt(token_ids=(*self._tokenizer.encode_plain(text), *frame.tail))
 
     def _shifts(self, question: Question, number: int, rotations: int) -> list[int]:
         """The orders in which a question is asked, each by the index of the option that is the first."""
