@@ -25,6 +25,8 @@ STEP_S: Final = 0.025
 ROW_S: Final = 0.01
 """Time for each row, however many there are: texts of limited length take up to 2.4 ms with 150,000 tokens on a
 processor of 2.8 GHz, and more on others; ambiguous grammars soon take ten times as long."""
+_MANY_SHARES: Final = 3.0
+"""No row may take so many shares in each step, however much of theirs the others leave."""
 MAX_DEBT_S: Final = 0.5
 """Debts of all rows together."""
 
@@ -97,8 +99,9 @@ def over_budget(states: Iterable[ConstraintState]) -> list[ConstraintState]:
     share_s = max(ROW_S, STEP_S / len(rows))
     is_over = sum(state.spent_s for state in rows) > share_s * len(rows)
     for state in rows:
-        # What one row takes is no debt while the others leave it the time.
-        charged_s = state.spent_s if is_over else 0.0
+        # What one row takes is no debt while the others leave it the time, within bounds.
+        is_charged = is_over or state.spent_s > _MANY_SHARES * share_s
+        charged_s = state.spent_s if is_charged else 0.0
         state.debt_s = max(0.0, state.debt_s + charged_s - share_s)
         state.spent_s = 0.0
     rows.sort(key=lambda state: state.debt_s, reverse=True)
