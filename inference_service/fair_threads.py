@@ -52,10 +52,6 @@ class FairThreads:
         future.add_done_callback(leave)
         return await asyncio.wrap_future(future)
 
-    def submit(self, work: Callable[[], object]) -> None:
-        """Runs the service's own short work, behind what has begun."""
-        self._pool.submit(work)
-
     def _line(self, loop: asyncio.AbstractEventLoop) -> Line:
         line = self._lines.get(loop)
         if line is None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 import ctypes
 import os
 from pathlib import Path
+import time
+from typing import Final
 
+
+LARGE_BYTES: Final = 2**20
+_AFTER_S: Final = 2.0
+_THREAD: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="free-memory")
+_last_s = 0.0
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -22,3 +31,16 @@ def return_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def freed(num_bytes: int) -> None:
+    """Returns the memory of work on so many bytes to the system, if they are many: malloc would keep it.
+
+    Some seconds later, and once for all work meanwhile, as each time the whole heap is looked at. Called in an event
+    loop.
+    """
+    global _last_s  # noqa: PLW0603 - of the process, as its memory is
+    now = time.monotonic()
+    if num_bytes >= LARGE_BYTES and now - _last_s >= _AFTER_S:
+        _last_s = now
+        asyncio.get_running_loop().call_later(_AFTER_S, _THREAD.submit, return_free_memory)

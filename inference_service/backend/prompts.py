@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
@@ -19,7 +18,7 @@ from inference_service.domain import (
 from inference_service.errors import ContextLengthError
 from inference_service.fair_threads import FairThreads
 from inference_service.media.prepare import PreparedMedia
-from inference_service.process_memory import return_free_memory
+from inference_service.process_memory import freed
 from inference_service.text.bounds import TokenBound
 from inference_service.text.prompt import Prompt, PromptBuilder
 from inference_service.text.tokenizer import Tokenizer
@@ -28,10 +27,6 @@ from inference_service.text.tokenizer import Tokenizer
 _LONG_CHARACTERS: Final = 2**15
 _CHARACTERS_PER_TOKEN: Final = 4
 """A text with fewer is tokenised, so that its refusal tells how long it is."""
-_TRIM_CHARACTERS: Final = 2**20
-_TRIM_AFTER_S: Final = 1.0
-"""Once for work in many steps; each looks at the whole heap."""
-"""After tokenising as many, freed memory is returned to the system, which malloc would keep."""
 
 T = TypeVar("T")
 
@@ -87,14 +82,11 @@ class TextWorkers:
         if tokenizer is not None:
             self._bounds[ChatRequest] = TokenBound(tokenizer.texts(special=False))
             self._bounds[TextCompletionRequest] = TokenBound(tokenizer.texts(special=True))
-        self._trim: asyncio.TimerHandle | None = None
         self._short = FairThreads(2, "short-prompts")
         self._long = FairThreads(1, "long-prompts")
 
     def close(self) -> None:
         """Ends the threads; prompts that wait are dropped."""
-        if self._trim is not None:
-            self._trim.cancel()
         for threads in (self._short, self._long):
             threads.close()
 
@@ -131,12 +123,7 @@ class TextWorkers:
         try:
             return await threads.run(caller, work)
         finally:
-            if characters >= _TRIM_CHARACTERS and self._trim is None:
-                self._trim = asyncio.get_running_loop().call_later(_TRIM_AFTER_S, self._give_back)
-
-    def _give_back(self) -> None:
-        self._trim = None
-        self._long.submit(return_free_memory)
+            freed(characters)
 
 
 class PromptWorkers(TextWorkers):

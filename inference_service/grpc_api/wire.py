@@ -13,10 +13,10 @@ import grpc
 import grpc.aio
 
 from inference_service.errors import DeadlineError
-from inference_service.grpc_api import work
 from inference_service.grpc_api.call_context import Context
 from inference_service.grpc_api.load_report import LOAD_KEY
 from inference_service.grpc_api.message_budget import Claim, MessageBudget
+from inference_service.process_memory import freed
 
 
 _CLOSE_S: Final = 1.0
@@ -140,7 +140,7 @@ class Wire:
         """Frees the room of the last message, of which nothing is in memory any more."""
         if self._claim is not None:
             self._limits.messages.release(self._claim)
-            work.freed(self._claim.num_bytes)
+            freed(self._claim.num_bytes)
             self._claim = None
 
     def _load_trailers(self, *, failed: bool) -> tuple[tuple[str, bytes], ...]:

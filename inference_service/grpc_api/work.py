@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 import contextvars
-import time
 from typing import Final, TypeVar
 
 from inference_service.fair_threads import FairThreads
 from inference_service.grpc_api.call_context import this_call
-from inference_service.process_memory import return_free_memory
 
 
 INLINE_BYTES: Final = 8 * 2**10
 """Messages up to this size take less time than a change of threads costs others."""
 
 _THREADS: Final = FairThreads(2, "messages")
-
-_TRIM_BYTES: Final = 2**20
-_TRIM_EVERY_S: Final = 2.0
 
 T = TypeVar("T")
 
@@ -36,15 +30,3 @@ async def for_size(num_bytes: int, work: Callable[[], T], *, is_costly: bool = F
         return work()
     context = contextvars.copy_context()
     return await _THREADS.run(this_call().caller, lambda: context.run(work))
-
-
-_last_trim = 0.0
-
-
-def freed(num_bytes: int) -> None:
-    """Returns the memory of a large message to the system, now and then: malloc would keep it."""
-    global _last_trim  # noqa: PLW0603 - of the process, as its memory is
-    now = time.monotonic()
-    if num_bytes >= _TRIM_BYTES and now - _last_trim >= _TRIM_EVERY_S:
-        _last_trim = now
-        asyncio.get_running_loop().call_later(_TRIM_EVERY_S, _THREADS.submit, return_free_memory)
