@@ -66,15 +66,21 @@ async def test_texts_of_callers_take_turns(characters: int) -> None:
     workers.close()
 
 
-async def test_cancelled_work_keeps_its_place_until_it_ends(threads: FairThreads) -> None:
+async def begun_work(threads: FairThreads) -> tuple[asyncio.Task[object], threading.Event]:
+    """Work of a caller that has begun, and what lets it end."""
     begun, go = threading.Event(), threading.Event()
 
-    def work() -> None:
+    def work() -> bool:
         begun.set()
-        go.wait(30)
+        return go.wait(30)
 
     task = asyncio.create_task(threads.run("caller", work))
     await asyncio.to_thread(begun.wait, 30)
+    return task, go
+
+
+async def test_cancelled_work_keeps_its_place_until_it_ends(threads: FairThreads) -> None:
+    task, go = await begun_work(threads)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -86,14 +92,7 @@ async def test_cancelled_work_keeps_its_place_until_it_ends(threads: FairThreads
 
 
 async def test_what_waits_and_is_cancelled_leaves_the_line(threads: FairThreads) -> None:
-    begun, go = threading.Event(), threading.Event()
-
-    def work() -> None:
-        begun.set()
-        go.wait(30)
-
-    first = asyncio.create_task(threads.run("caller", work))
-    await asyncio.to_thread(begun.wait, 30)
+    first, go = await begun_work(threads)
     waiting = asyncio.create_task(threads.run("caller", lambda: "never"))
     await asyncio.sleep(0)
     waiting.cancel()
