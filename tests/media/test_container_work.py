@@ -23,7 +23,7 @@ from inference_service.media.containers.base import (
 )
 from inference_service.media.pixels import _orientation
 from tests.media.files import SIGNATURE, chunk, encoded, noise, png_of, segment
-from tests.support.steps import steps_of
+from tests.support.line_counts import lines_of
 
 
 SIZE = 2**18
@@ -47,7 +47,7 @@ def steps(read: Callable[[bytes, str], object], data: bytes, kind: str) -> int:
         with contextlib.suppress(ContainerError):
             read(data, kind)
 
-    return steps_of(work, "containers")
+    return lines_of(work, "inference_service.media.containers")
 
 
 HOSTILE = {

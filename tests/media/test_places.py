@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import pytest
 
 from inference_service.media.places import FetchPlaces
+from tests.support.line_counts import lines_of
 from tests.support.media_hosts import FakeResolver, fetcher, says, server
-from tests.support.steps import steps_of
 
 
 async def hold(places: FetchPlaces, caller: str, host: str, held: asyncio.Event) -> None:
@@ -77,7 +77,7 @@ def test_whoever_waits_costs_the_others_nothing(wide: str) -> None:
 
             await asyncio.gather(*(one(number) for number in range(count)))
 
-        return steps_of(lambda: asyncio.run(main()), "media/places")
+        return lines_of(lambda: asyncio.run(main()), "inference_service.media.places")
 
     assert steps(800) < 5 * steps(200)
 
