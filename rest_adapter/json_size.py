@@ -28,7 +28,10 @@ LONG_BYTES: Final = 4096
 """Shorter strings count as text, whatever they are."""
 
 _SLICE_BYTES: Final = 2**18
-_BASE64: Final = re.compile(rb"[A-Za-z0-9+/_=-]{256}")
+_MEDIA: Final = re.compile(
+    rb"(?:\s|\\[nrt])*+(?:[Dd][Aa][Tt][Aa]:|(?:[A-Za-z0-9+/_=-]|[\r\n]|\\[/nr]|\\u00[0-9A-Fa-f]{2}){256})"
+)
+"""A `data:` URI or base64, perhaps in lines; of JSON, perhaps with `/` or `+` escaped, as some encoders write them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,5 @@ def _without_strings(text: bytes | bytearray) -> tuple[bytes, int]:
 
 
 def is_media(begin: bytes | bytearray) -> bool:
-    """Whether a string that begins like this may be an image: a `data:` URI or plain base64."""
-    begin = begin.lstrip()
-    return begin[:5].lower() == b"data:" or _BASE64.match(begin) is not None
+    """Whether a string that begins like this, parsed or as JSON, may be an image: a `data:` URI or plain base64."""
+    return _MEDIA.match(begin) is not None

@@ -78,7 +78,7 @@ class RefuseHammering:
         finally:
             calls.end()
         failure = scope["state"].get("error")
-        if isinstance(failure, ApiError) and failure.reason in _REASONS and _is_of_service(failure):
+        if isinstance(failure, ApiError) and _is_about_caller(failure):
             self._note(caller, failure)
 
     async def look_again(self, caller: str, release: Callable[[], None]) -> None:
@@ -111,7 +111,6 @@ class RefuseHammering:
             return of_reason(
                 error.reason,
                 error.message,
-                param=error.param,
                 retry_after_s=error.retry_after_s,
                 metadata=error.metadata,
             )
@@ -138,9 +137,13 @@ class RefuseHammering:
                 self._last.popitem(last=False)
 
 
-def _is_of_service(failure: ApiError) -> bool:
-    """Whether the service has refused; what the adapter itself refuses is about the size of one body."""
-    return isinstance(failure.__cause__, grpc.RpcError)
+def _is_about_caller(failure: ApiError) -> bool:
+    """Whether the service would refuse any request of the caller.
+
+    What the adapter itself refuses is about the size of one body, and what names a field is about the images of one.
+    """
+    is_of_service = isinstance(failure.__cause__, grpc.RpcError)
+    return failure.reason in _REASONS and is_of_service and failure.param is None
 
 
 class _Calls:

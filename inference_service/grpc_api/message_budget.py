@@ -57,7 +57,7 @@ class MessageBudget:
         limit_bytes: Maximum of all messages together.
         max_message_bytes: Maximum of one message.
         max_waiting: Maximum messages that wait for room.
-        wait_s: Maximum time that a message waits for room.
+        wait_s: Maximum time that a message waits for room. For its caller's other messages it may wait longer.
         patience_s: Time that a message may take to arrive while others wait.
         patience_alone_s: The same for the only unfinished message of its caller.
         setting: The flag that sets the limit, for errors; empty = none.
@@ -152,12 +152,15 @@ class MessageBudget:
 
     async def _wait(self, claim: Claim, granted: asyncio.Future[None]) -> None:
         """Waits until a claim is granted, and makes room where room is what is missing."""
-        until = time.monotonic() + self._wait_s
+        until: float | None = None
         while not granted.done():
-            if not self._has_room(claim):
+            if self._has_room(claim):
+                until = None  # for messages of its own caller it waits as long as the call may
+            else:
                 self._cut_one()
+                until = until or time.monotonic() + self._wait_s
             await asyncio.wait({granted}, timeout=_POLL_S)
-            if not granted.done() and time.monotonic() >= until:
+            if not granted.done() and until is not None and time.monotonic() >= until:
                 raise self._full(f"no room became free within {self._wait_s:g} s")
 
     def _fits(self, claim: Claim) -> bool:

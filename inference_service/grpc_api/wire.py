@@ -75,7 +75,7 @@ class Wire:
         self.release()
         limits = self._limits
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout(self._at_most(limits.receive_timeout_s)):
                 self._claim = await limits.messages.reserve(self._caller)
             timeout_s = self._at_most(limits.receive_timeout_s)
             return await limits.messages.receive(self._claim, self._receive, timeout_s)

@@ -191,6 +191,24 @@ async def test_many_messages_of_one_caller_all_end() -> None:
     assert room.used_bytes == 0
 
 
+async def test_slow_messages_of_one_caller_wait_for_each_other() -> None:
+    """As long as the call may, as they are refused for lack of room and there is room."""
+    room = budget(16, patience_s=60, wait_s=0.1)
+    claims = [await room.reserve("a") for _ in range(8)]
+    waiting = asyncio.ensure_future(room.reserve("a"))
+    await asyncio.sleep(0.5)
+    assert not waiting.done()
+    others = [await room.reserve(name) for name in "bcdefghi"]
+    with pytest.raises(QueueFullError):
+        await waiting
+    waiting = asyncio.ensure_future(room.reserve("a"))
+    await asyncio.sleep(0.01)
+    room.release(others[0])
+    room.release(claims[0])
+    async with asyncio.timeout(1):
+        await waiting
+
+
 async def test_the_only_message_of_a_caller_may_take_longer() -> None:
     room = budget(2, patience_s=0.05, patience_alone_s=60, wait_s=0.5)
     tasks = [(await begin(room, caller))[1] for caller in "ab"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import json
 from pathlib import Path
+import random
+import textwrap
 from typing import Any
 
 import anthropic
@@ -14,6 +16,7 @@ import pytest
 import requests
 
 from rest_adapter.errors import ApiError
+from rest_adapter.json_size import check_size
 from rest_adapter.media_places import check_places
 from tests.rest_adapter.conftest import Adapter, open_adapter
 
@@ -174,10 +177,24 @@ def test_many_short_texts_beside_an_image_are_text() -> None:
     assert refused.value.param is None
 
 
-def test_slashes_may_be_escaped() -> None:
-    """As PHP does, and as often as random bytes have them."""
-    document = user({"type": "image", "image": "data:image/png;base64," + ("A" * 63 + "/") * 9000})
-    raw = json.dumps(document).replace("/", "\\/")
+JPEG = b"\xff\xd8\xff" + random.Random(1).randbytes(90_000)
+PLAIN = base64.b64encode(JPEG).decode()
+WRITTEN: dict[str, Callable[[str], str]] = {
+    "as it is": json.dumps,
+    "slashes escaped, as by PHP": lambda text: json.dumps(text).replace("/", "\\/"),
+    "plus escaped, as by .NET": lambda text: json.dumps(text).replace("+", "\\u002B"),
+    "in lines": lambda text: json.dumps(base64.encodebytes(base64.b64decode(text)).decode()),
+    "in lines of MIME": lambda text: json.dumps("\r\n".join(textwrap.wrap(text, 76))),
+    "behind a line end": lambda text: json.dumps("\n " + text),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/jpeg;base64,"])
+@pytest.mark.parametrize("way", WRITTEN)
+def test_base64_is_an_image_however_it_is_written(way: str, prefix: str) -> None:
+    written = WRITTEN[way](PLAIN).replace('"', '"' + prefix.replace("/", "\\/"), 1)
+    raw = json.dumps(user({"type": "image", "base64": "it"})).replace('"it"', written).encode()
+    check_size(bytearray(raw), max_text_bytes=TEXT)
     check_places(json.loads(raw), len(raw), max_text_bytes=TEXT)
 
 

@@ -31,9 +31,13 @@ class Service:
     """An application that refuses everybody, and how often it was asked."""
 
     def __init__(
-        self, reason: str, cause: Exception | None = None, max_calls: int | None = None
+        self,
+        reason: str,
+        cause: Exception | None = None,
+        max_calls: int | None = None,
+        param: str | None = None,
     ) -> None:
-        self.reason = reason
+        self.reason, self.param = reason, param
         self.cause = grpc.RpcError() if cause is None else cause
         self.asked = 0
         self.now_s = 1000.0
@@ -56,7 +60,7 @@ class Service:
             return
         self.asked += 1
         await self.answers.wait()
-        error = of_reason(self.reason, "No.", retry_after_s=7.0)
+        error = of_reason(self.reason, "No.", param=self.param, retry_after_s=7.0)
         error.__cause__ = self.cause
         await error_response(scope, error)(scope, receive, send)
 
@@ -136,6 +140,14 @@ async def test_what_the_adapter_refuses_is_about_one_request() -> None:
     service = Service("QUEUE_FULL", cause=MemoryError())
     for _ in range(HAMMERING):
         await service.ask("greedy")
+    assert service.asked == HAMMERING
+
+
+@pytest.mark.usefixtures("_no_waiting")
+async def test_a_refusal_of_images_is_about_one_request() -> None:
+    service = Service("QUEUE_FULL", param="messages[0].content[1].image_url.url")
+    for _ in range(HAMMERING):
+        await service.ask("with images")
     assert service.asked == HAMMERING
 
 
