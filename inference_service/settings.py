@@ -303,7 +303,7 @@ class ServiceSettings(FlagSettings):
     media_buffer_mib: Positive = Field(
         512,
         description="maximum size of the fetched files in memory, in MiB; half of it is for the oldest request of each"
-        " caller, and the oldest of all goes on beyond it",
+        " caller, of the other half one caller has three quarters at most, and the oldest of all goes on beyond it",
     )
     max_media_fetches: Positive = Field(
         256,

@@ -82,7 +82,8 @@ class AdapterSettings(FlagSettings):
         description="maximum time without a byte of a request body, in seconds; the minimum rate is a mean over it",
     )
     min_body_kib_per_s: Positive = Field(
-        16, description="minimum mean rate at which a request body must arrive, in KiB/s"
+        16,
+        description="minimum mean rate at which a request body must arrive and a large answer be read, in KiB/s",
     )
     sse_heartbeat_s: Seconds = Field(
         15.0, description="interval of comments on a stream without output, in seconds"

@@ -27,6 +27,8 @@ from inference_service.settings import ServiceSettings
 
 
 _FRAMES_AT_ONCE: Final = 8
+_ROOM_TIMEOUT_S: Final = 45.0
+"""How long the reading of a file may stand still for lack of memory; many hosts end the connection after 60 s."""
 _MAX_VIDEO_BYTES: Final = 64 * 2**20
 """Maximum total size of a video's files, which are all in memory before the first is decoded."""
 
@@ -142,7 +144,7 @@ class MediaPreparer:
             ImageDecoder.from_settings(settings),
             spec,
             max_tokens=settings.encoder_cache_tokens,
-            files=FileBudget(settings.media_buffer_mib * 2**20, wait_s=settings.media_timeout_s),
+            files=FileBudget(settings.media_buffer_mib * 2**20, wait_s=_ROOM_TIMEOUT_S),
         )
 
     def start(self) -> None:

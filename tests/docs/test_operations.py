@@ -36,7 +36,7 @@ ADAPTERS = math.ceil(RATE / (0.7 * 100))
         f"{RATE * 200e3 * 4 / 3 / 1e9:.2f} GB/s = {RATE * 200e3 * 4 / 3 * 8 / 1e9:.1f} Gbit/s",
         f"| 2 GB/s = {RATE * 200e3 * 8 / 1e9:.0f} Gbit/s |",
         f"= {ADAPTERS} |",
-        f"| {ADAPTERS}, of at most 2,048 |",
+        f"| {2 * ADAPTERS}; idle ones are closed beyond 1,536 |",
         f"run {REPLICAS} replicas behind one name: its answer of DNS would have {REPLICAS * 16 / 1e3:.0f} KB",
         f"13 cells of {math.ceil(REPLICAS / 13)} replicas and {math.ceil(ADAPTERS / 13)} adapters",
         f"13 cells carry the loss of {int(13 * 0.3)}",

@@ -20,7 +20,8 @@ from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 
 
-CHAT = chat_pb.CreateChatCompletionRequest.DESCRIPTOR
+CHAT: Any = chat_pb.CreateChatCompletionRequest.DESCRIPTOR
+DECISIONS: Any = decision_pb.CreateDecisionsRequest.DESCRIPTOR
 START, END = b"\x9b\x32", b"\x9c\x32"  # of a group that no message has
 
 
@@ -62,7 +63,7 @@ def test_nothing_behind_many_fields_keeps_them_from_being_counted(
 
 
 def a_chat(draw: random.Random) -> Message:
-    turn = message_pb.Message(role=3, parts=[message_pb.Part(text="a")] * draw.randrange(3))
+    turn = message_pb.Message(role=message_pb.ROLE_USER, parts=[message_pb.Part(text="a")] * draw.randrange(3))
     request = chat_pb.CreateChatCompletionRequest()
     request.spec.messages.extend([turn] * draw.randrange(4))
     request.spec.sampling.allowed_token_ids.extend(range(draw.randrange(200)))
@@ -155,7 +156,5 @@ def test_the_error_names_where_most_fields_are() -> None:
     turns = field(2, b"\x08\x03")
     options = field(4, field(1, b"\x0a\x01a") * 300)
     with pytest.raises(InvalidArgumentError) as caught:
-        check_fields(
-            field(1, turns + field(3, options) * 400), decision_pb.CreateDecisionsRequest.DESCRIPTOR
-        )
+        check_fields(field(1, turns + field(3, options) * 400), DECISIONS)
     assert caught.value.field == "spec.questions"
