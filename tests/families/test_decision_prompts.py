@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 import shutil
+import tracemalloc
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -389,3 +390,41 @@ def test_a_question_that_cannot_fit_is_not_tokenised(
         list(builder.steps(request, (), 20_000, lambda text: len(text) // 4))
     assert refused.value.field == "spec.questions[0]"
     assert max(lengths) < 1000
+
+
+LONG_OPTION = "\U00020000" * 500  # of 2,000 tokens
+
+
+def test_options_behind_one_that_is_too_long_are_not_tokenised(
+    models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models["demo"]
+    builder, encode = model.decisions, model.tokenizer.encode_plain
+    texts: list[str] = []
+
+    def noted(text: str) -> list[int]:
+        texts.append(text)
+        return encode(text)
+
+    monkeypatch.setattr(model.tokenizer, "encode_plain", noted)
+    options = tuple(Option(value=LONG_OPTION + str(index)) for index in range(20))
+    [asked] = rotated("Which?", evidence="A text.", count=1).questions
+    asked = dataclasses.replace(asked, options=options)
+    request = dataclasses.replace(
+        rotated("?", evidence="A text."), questions=(asked,), prompt_format=2
+    )
+    with pytest.raises(InvalidArgumentError, match=r"has [12]\d\d\d tokens"):
+        builder.build(request, ())
+    assert sum(len(text) > 400 for text in texts) == 1
+
+
+def test_labels_take_memory_by_their_length_alone(models: dict[str, Model]) -> None:
+    labels = models["demo"].labels
+    texts = [[LONG_OPTION + end] for end in "ab"]
+    tracemalloc.start()
+    try:
+        assert len(labels.sequences(texts)) == 2
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20  # the beginnings of 2 x 2,000 tokens are 15 MiB

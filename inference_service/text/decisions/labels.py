@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+from itertools import pairwise
+import sys
 from typing import Final
 
 from inference_service.domain import ChatMessage, ChatRequest, Role, TextPart
@@ -68,19 +70,28 @@ class Labels:
             self._pairs = tuple(sorted(pairs, key=lambda pair: len(self._ids[pair]) > 1))
         return list(self._pairs[:count])
 
-    def sequences(self, labels: Sequence[Sequence[str]]) -> dict[tuple[int, ...], list[int]]:
+    def sequences(
+        self, labels: Sequence[Sequence[str]], max_tokens: int = sys.maxsize
+    ) -> dict[tuple[int, ...], list[int]]:
         """The sequences of token ids that answer a question, each with the indices of its options.
 
         None begins with another one: of those that would, the shorter ones are continued by an end token or a full
         stop, as the turn ends there.
+
+        Args:
+            labels: The labels of each option.
+            max_tokens: Once a label has more, those behind it are left out, as the question is refused.
         """
         owners: dict[tuple[int, ...], list[int]] = {}
-        for index, spellings in enumerate(labels):
-            for spelling in spellings:
-                of_sequence = owners.setdefault(self.token_ids(spelling), [])
-                if index not in of_sequence:
-                    of_sequence.append(index)
-        begun = {ids[:length] for ids in owners for length in range(1, len(ids))}
+        for index, spelling in ((i, one) for i, several in enumerate(labels) for one in several):
+            ids = self.token_ids(spelling)
+            of_sequence = owners.setdefault(ids, [])
+            if index not in of_sequence:
+                of_sequence.append(index)
+            if len(ids) > max_tokens:
+                break
+        # In this order a sequence is followed by those that begin with it.
+        begun = {ids for ids, after in pairwise(sorted(owners)) if after[: len(ids)] == ids}
         ends = [*((end,) for end in self._end_ids), tuple(self._tokenizer.encode_plain("."))]
         complete: dict[tuple[int, ...], list[int]] = {}
         for ids, indices in owners.items():

@@ -217,7 +217,7 @@ class DecisionPromptBuilder:
         count = len(labels)
         return {
             ids: [(index + shift) % count for index in indices]
-            for ids, indices in self._labels.sequences(labels).items()
+            for ids, indices in self._labels.sequences(labels, MAX_LABEL_TOKENS).items()
         }
 
     def _has_special_token(self, text: str) -> bool:
