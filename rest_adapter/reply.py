@@ -54,6 +54,7 @@ async def json_reply(
     param_of: Callable[[str], str | None],
     *,
     repeated_bytes: int = 0,
+    collected: CollectedAnswers | None = None,
 ) -> Response:
     """Awaits a call, and answers with one JSON document.
 
@@ -63,13 +64,17 @@ async def json_reply(
         document_of: Converts its result to JSON.
         param_of: Turns a proto field path into a path of the request's JSON, for errors.
         repeated_bytes: About how many bytes of the request the document repeats.
+        collected: What has counted the results of several calls that `work` collects; None = it is one call.
 
     Raises:
         ApiError: The call failed, or there was no memory for its result for some seconds.
     """
     result = await result_of(request, work, param_of)
-    size = size_of(result) + repeated_bytes
-    await hold_answer(request, size)
+    if collected is None:
+        size = size_of(result) + repeated_bytes
+        await hold_answer(request, size)
+    else:
+        size = collected.num_bytes
     # Log probabilities of a long answer take seconds.
     content = await off_loop(size, lambda: orjson.dumps(document_of(result)))
     if len(content) <= FREE_BYTES:
@@ -93,7 +98,12 @@ async def hold_answer(request: Request, num_bytes: int) -> None:
 async def _hold_instead(body: RequestBody, num_bytes: int) -> None:
     """Takes memory for an answer in place of all that its request has taken."""
     body.release()
-    until_s = time.monotonic() + _ROOM_TIMEOUT_S
+    await _take_when_free(body, num_bytes, _ROOM_TIMEOUT_S)
+
+
+async def _take_when_free(body: RequestBody, num_bytes: int, timeout_s: float) -> None:
+    """Takes memory for an answer, for which it waits."""
+    until_s = time.monotonic() + timeout_s
     while True:
         try:
             body.take_for_answer(num_bytes)
@@ -103,6 +113,43 @@ async def _hold_instead(body: RequestBody, num_bytes: int) -> None:
             await asyncio.sleep(_ROOM_POLL_S)
         else:
             return
+
+
+class CollectedAnswers:
+    """The memory of the results of several calls of one request, which are held until the last one has come.
+
+    Each of them is bounded by the service, but all together only here. They count beside the body, which calls that
+    have not begun still need.
+
+    Attributes:
+        num_bytes: About how many bytes the results have.
+
+    Args:
+        body: The body of the request.
+    """
+
+    def __init__(self, body: RequestBody) -> None:
+        self.num_bytes = 0
+        self._body = body
+        self._asked_bytes = 0
+        self._waiting_bytes = 0
+
+    async def hold(self, answer: object) -> None:
+        """Counts a result that has come, as what it takes until it has been converted.
+
+        Raises:
+            ApiError: There was no memory for it for some seconds, or for too many others that wait for it, too.
+        """
+        self.num_bytes += size_of(answer)
+        if self.num_bytes <= FREE_BYTES:
+            return
+        count = _JSON_BYTES_PER_BYTE * self.num_bytes - self._asked_bytes
+        # What waits is in memory without being counted: not much more of it than a body may have.
+        is_much = self._waiting_bytes > self._body.max_bytes
+        self._asked_bytes += count
+        self._waiting_bytes += count
+        await _take_when_free(self._body, count, 0.0 if is_much else _ROOM_TIMEOUT_S)
+        self._waiting_bytes -= count
 
 
 class AnswerMemory:
@@ -136,6 +183,8 @@ def size_of(result: object) -> int:
         return result.ByteSize()
     if isinstance(result, Sized):
         return result.num_bytes
+    if isinstance(result, str):
+        return len(result)
     return sum(map(size_of, result)) if isinstance(result, list | tuple) else 0
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
+from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from rest_adapter import reply
 from rest_adapter.errors import ApiError, of_reason
+from rest_adapter.openai.completions.prompts import create_all
 from rest_adapter.paced import PacedResponse
-from rest_adapter.reply import FREE_BYTES, AnswerMemory, json_reply
+from rest_adapter.reply import FREE_BYTES, AnswerMemory, CollectedAnswers, json_reply
 
 
 class Body:
@@ -118,3 +120,65 @@ def test_the_memory_of_a_stream_is_taken_in_steps() -> None:
         memory.hold(num_bytes)
         assert sum(body.taken) >= num_bytes or num_bytes <= FREE_BYTES
     assert 3 < len(body.taken) < 20
+
+
+async def test_collected_answers_count_when_they_come() -> None:
+    body = Body()
+    collected = CollectedAnswers(cast(Any, body))
+    for count in range(1, 9):
+        await collected.hold(answer(100_000))
+        assert sum(body.taken) >= 4 * 100_000 * count or 100_000 * count <= FREE_BYTES
+    assert sum(body.taken) == 4 * collected.num_bytes
+    assert 0 not in body.taken  # the body is still needed
+
+
+class Completions:
+    """Completes all prompts but the last ones, whose answers do not come."""
+
+    def __init__(self, answers: int) -> None:
+        self.left = answers
+        self.cancelled = 0
+
+    async def create_completion(self, *_: Any, **__: Any) -> Any:
+        if self.left:
+            self.left -= 1
+            text = "x" * FREE_BYTES
+            return completion_pb.CreateCompletionResponse(choices=[generation_pb.Choice(text=text)])
+        try:
+            return await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+async def test_prompts_without_room_for_their_answers_are_cancelled(
+    is_full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service bounds the answer to each prompt only: the adapter would hold 64 of them."""
+    monkeypatch.setattr(reply, "_ROOM_TIMEOUT_S", 0.0)
+    service, specs = Completions(answers=5), [completion_pb.CompletionSpec()] * 64
+    body: Any = Body()
+    if is_full:
+        body.take_for_answer = Body(refusals=1000).take_for_answer
+    else:
+        service.left = 64
+    work = create_all(cast(Any, service), specs, (), 0, CollectedAnswers(body))
+    if not is_full:
+        assert len(await work) == 64
+        return
+    with pytest.raises(ApiError, match="no room"):
+        await work
+    assert service.cancelled == 64 - 5
+
+
+async def test_few_answers_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is not counted, so that others do not wait beside very much of it."""
+    monkeypatch.setattr(reply, "_ROOM_TIMEOUT_S", 3600.0)
+    collected = CollectedAnswers(cast(Any, Body(refusals=10**6)))
+    waiting = [asyncio.create_task(collected.hold(answer(FREE_BYTES))) for _ in range(5)]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_EXCEPTION)
+    refused = [task for task in waiting if task.done()]
+    assert refused == waiting[-1:]  # each counts 4 * FREE_BYTES, of which a body has 4
+    for task in waiting[:-1]:
+        task.cancel()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from typing import TypeVar
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from qwenvl.aio import AsyncService, Events, Metadata
 from qwenvl.answers import CompletionEvent
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
+from rest_adapter.reply import CollectedAnswers
 
 
 _Answer = TypeVar("_Answer")
@@ -21,12 +22,13 @@ async def create_all(
     specs: Sequence[completion_pb.CompletionSpec],
     metadata: Metadata,
     spec_bytes: int,
+    collected: CollectedAnswers | None,
 ) -> list[completion_pb.CreateCompletionResponse]:
-    """Completes the prompts; the first failure ends all."""
+    """Completes the prompts; the first failure, or a lack of memory for the answers, ends all."""
     calls = [
         service.create_completion(spec, metadata=metadata, spec_bytes=spec_bytes) for spec in specs
     ]
-    return await _all([asyncio.create_task(call) for call in calls])
+    return await _all([asyncio.create_task(_held(call, collected)) for call in calls])
 
 
 async def render_all(
@@ -34,13 +36,14 @@ async def render_all(
     requests: Sequence[completion_pb.RenderCompletionRequest],
     metadata: Metadata,
     spec_bytes: int,
+    collected: CollectedAnswers | None,
 ) -> list[completion_pb.RenderCompletionResponse]:
-    """Renders the prompts; the first failure ends all."""
+    """Renders the prompts; as `create_all`."""
     calls = [
         service.render_completion(request, metadata=metadata, spec_bytes=spec_bytes)
         for request in requests
     ]
-    return await _all([asyncio.create_task(call) for call in calls])
+    return await _all([asyncio.create_task(_held(call, collected)) for call in calls])
 
 
 async def stream_all(
@@ -77,6 +80,14 @@ class _PromptEvents:
     def cancel(self) -> None:
         for stream in self._streams:
             stream.cancel()
+
+
+async def _held(call: Coroutine[Any, Any, _Answer], collected: CollectedAnswers | None) -> _Answer:
+    """The result of a call, once there is memory for it."""
+    answer = await call
+    if collected is not None:
+        await collected.hold(answer)
+    return answer
 
 
 async def _all(tasks: Sequence[asyncio.Task[_Answer]]) -> list[_Answer]:

@@ -19,7 +19,7 @@ from rest_adapter.openai.completions.schema import (
 )
 from rest_adapter.openai.completions.stream import CompletionChunkWriter
 from rest_adapter.refusals import take_calls
-from rest_adapter.reply import json_reply, stream_reply
+from rest_adapter.reply import CollectedAnswers, json_reply, stream_reply
 from rest_adapter.state import call_metadata, shared
 
 
@@ -36,11 +36,13 @@ async def create_completion(request: Request) -> Response:
     metadata = call_metadata(request)
     param_of = translate.FieldPaths(asked).param_of
     if not asked.stream:
+        collected = _collected(request, specs)
         return await json_reply(
             request,
-            prompts.create_all(state.service, specs, metadata, size),
+            prompts.create_all(state.service, specs, metadata, size, collected),
             lambda responses: translate.completion(responses, asked, request_id, state.version),
             param_of,
+            collected=collected,
         )
     writer = CompletionChunkWriter(asked, request_id, state.version)
     return await stream_reply(
@@ -63,12 +65,20 @@ async def render_completion(request: Request) -> Response:
         for spec in specs
     ]
     service, metadata = shared(request).service, call_metadata(request)
+    size, collected = body_of(request).size, _collected(request, specs)
     return await json_reply(
         request,
-        prompts.render_all(service, messages, metadata, body_of(request).size),
+        prompts.render_all(service, messages, metadata, size, collected),
         lambda found: translate.rendered(found, asked, strings=strings),
         translate.FieldPaths(asked).param_of,
+        collected=collected,
     )
+
+
+def _collected(
+    request: Request, specs: list[completion_pb.CompletionSpec]
+) -> CollectedAnswers | None:
+    return CollectedAnswers(body_of(request)) if len(specs) > 1 else None
 
 
 async def _specs(

@@ -25,7 +25,7 @@ from rest_adapter.openai.tokens.schema import (
     parse_tokenize,
 )
 from rest_adapter.rendered import rendered_prompt
-from rest_adapter.reply import json_reply
+from rest_adapter.reply import CollectedAnswers, json_reply
 from rest_adapter.state import call_metadata, shared
 
 
@@ -57,7 +57,9 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """The text of token ids, or a text for each list of them."""
     asked = await read_json(request, parse_detokenize)
-    return await json_reply(request, _texts(request, asked), answer.texts, _param_of)
+    collected = CollectedAnswers(body_of(request))
+    work = _texts(request, asked, collected)
+    return await json_reply(request, work, answer.texts, _param_of, collected=collected)
 
 
 @router.post("/v1/chat/completions/render")
@@ -99,7 +101,9 @@ async def _rendered(
     )
 
 
-async def _texts(request: Request, asked: DetokenizeRequest) -> str | list[str]:
+async def _texts(
+    request: Request, asked: DetokenizeRequest, collected: CollectedAnswers
+) -> str | list[str]:
     """The texts, one after the other: each of them is a request of its own to the service."""
     service, texts = shared(request).service, []
     several = any(isinstance(each, list) for each in asked.tokens)
@@ -110,6 +114,7 @@ async def _texts(request: Request, asked: DetokenizeRequest) -> str | list[str]:
             skip_special_tokens=bool(asked.skip_special_tokens),
         )
         found = await service.detokenize(message, metadata=call_metadata(request))
+        await collected.hold(found)
         texts.append(found.text)
     return texts if several else texts[0]
 

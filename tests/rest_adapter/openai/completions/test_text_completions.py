@@ -10,6 +10,7 @@ import openai
 import pytest
 import requests
 
+from rest_adapter import reply
 from rest_adapter.body import RequestBody
 from rest_adapter.openai.completions.translate import MAX_COMMON_BYTES
 from tests.rest_adapter.conftest import Adapter, wait_until
@@ -290,6 +291,29 @@ def test_the_copies_count_as_memory_of_the_request(
     monkeypatch.setattr(RequestBody, "take", lambda _, count: taken.append(count))
     assert adapter.complete(["a"] * 64, cache_salt="A" * 100_000).status_code == 200
     assert max(taken) > 63 * 100_000
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/completions", {"prompt": ["a" * 2000] * 4, "logprobs": 2, "echo": True}),
+        ("/v1/completions/render", {"prompt": ["a" * 100_000] * 4}),
+        ("/detokenize", {"tokens": [[97] * 9000] * 4}),
+    ],
+)
+def test_large_answers_count_one_by_one(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch, path: str, fields: dict[str, Any]
+) -> None:
+    """Each of them has its own bound only."""
+    taken: list[int] = []
+    monkeypatch.setattr(reply, "FREE_BYTES", 1000)
+    monkeypatch.setattr(RequestBody, "take_for_answer", lambda _, count: taken.append(count))
+    response = requests.post(adapter.url + path, json={"model": "demo"} | fields, timeout=30)
+    assert response.status_code == 200
+    count = len(fields.get("prompt") or fields["tokens"])
+    assert len(taken) == count + 1
+    assert all(each > 4 * 900 for each in taken[:count])
+    assert taken[-1] == len(response.content)
 
 
 @pytest.mark.parametrize("stream", [True, False])
