@@ -11,6 +11,7 @@ from inference_service.domain import EFFORTS, Tool, ToolCall, ToolChoice, ToolMo
 from inference_service.errors import InvalidArgumentError
 from inference_service.grpc_api.field_checks import check_bytes, check_count, quoted
 from inference_service.grpc_api.json_schema import checked_schema
+from inference_service.grpc_api.schema_proofs import shared_steps
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.limits import MAX_TOOLS
 
@@ -54,16 +55,17 @@ def tools_of(tools: Sequence[message_pb.Tool]) -> tuple[Tool, ...]:
             )
         names.add(tool.name)
         _check_schema(tool.parameters_json_schema, f"{path}.parameters_json_schema")
-    return tuple(
-        Tool(
-            name=tool.name,
-            description=tool.description,
-            parameters=tool.parameters_json_schema.strip(),
-            strict=tool.strict,
-            enforced=_enforced(tool, f"spec.tools[{index}].parameters_json_schema"),
+    with shared_steps():
+        return tuple(
+            Tool(
+                name=tool.name,
+                description=tool.description,
+                parameters=tool.parameters_json_schema.strip(),
+                strict=tool.strict,
+                enforced=_enforced(tool, f"spec.tools[{index}].parameters_json_schema"),
+            )
+            for index, tool in enumerate(tools)
         )
-        for index, tool in enumerate(tools)
-    )
 
 
 def _enforced(tool: message_pb.Tool, field: str) -> str:

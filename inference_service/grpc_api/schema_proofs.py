@@ -7,9 +7,12 @@ caller's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+from contextvars import ContextVar
+from dataclasses import dataclass
 import itertools
 import math
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 from inference_service.grpc_api import schema_facts as facts
@@ -17,12 +20,36 @@ from inference_service.grpc_api import schema_facts as facts
 
 MAX_STEPS: Final = 30_000
 """Schemas, names and values that are looked at for all proofs about a document."""
+MAX_SHARED_STEPS: Final = 10 * MAX_STEPS
+"""Those of all documents within `shared_steps`."""
 _TEXT_OF_STEP: Final = 16
 """To write so many characters of a value, or to compare them, costs as much as a step."""
 _OTHERS_OF_STEP: Final = 16
 """To pass over so many values that are no new schema costs as much as a step."""
+_ENDING_OF_STEP: Final = 4
+"""To meet so many values that are known to end costs as much as a step."""
 _DEPTHS: Final = (1, 3, 9)
 """Levels of properties in which a contradiction is looked for, the nearest first."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Budget:
+    left: float
+
+
+_BUDGET: Final[ContextVar[_Budget | None]] = ContextVar("schema_steps", default=None)
+
+
+@contextlib.contextmanager
+def shared_steps() -> Iterator[None]:
+    """Within it, all documents together have `MAX_SHARED_STEPS`: a request may have hundreds of them."""
+    token = _BUDGET.set(_Budget(MAX_SHARED_STEPS))
+    try:
+        yield
+    finally:
+        _BUDGET.reset(token)
 
 
 class Proofs:
@@ -31,7 +58,8 @@ class Proofs:
     def __init__(self, root: Mapping[str, Any]) -> None:
         """Takes the document, in which references are looked up."""
         self._root = root
-        self._left = MAX_STEPS
+        self._budget = _BUDGET.get() or _Budget(MAX_STEPS)
+        self._left = min(MAX_STEPS, self._budget.left)
         self._finite: set[int] = set()
         self._targets: dict[
             str, Any
@@ -63,7 +91,7 @@ class Proofs:
         if id(value) not in self._texts:
             text = facts.canonical(value)
             self._texts[id(value)] = (value, text)
-            self._left -= len(text) // _TEXT_OF_STEP
+            self._spend(len(text) // _TEXT_OF_STEP)
         return self._texts[id(value)][1]
 
     def _have_distinct_values(self, schemas: Sequence[Any]) -> bool:
@@ -81,16 +109,19 @@ class Proofs:
 
     def _have_distinct_properties(self, schemas: Sequence[Any]) -> bool:
         """Whether the schemas are of objects that are told apart by the values of a property that all require."""
-        objects = [facts.mappings(self._all_of([schema])) for schema in schemas]
-        if any(facts.types_of(parts) != {"object"} for parts in objects):
-            return False
+        objects: list[list[Mapping[str, Any]]] = []
+        for schema in schemas:
+            objects.append(facts.mappings(self._all_of([schema])))
+            if self._left <= 0 or facts.types_of(objects[-1]) != {"object"}:
+                return False
         names = set.intersection(*map(self._required, objects)) if objects else set[str]()
+        steps = len(objects) + sum(map(len, objects)) // _OTHERS_OF_STEP
         return any(
             self._have_distinct_values(
                 [{"allOf": self._values_of(name, parts)} for parts in objects]
             )
             for name in sorted(names)
-            if self._spend(len(objects))
+            if self._spend(steps)
         )
 
     def _exclude_each_other(self, schemas: Sequence[Any], depth: int) -> bool:
@@ -107,7 +138,7 @@ class Proofs:
             chosen: The lists of alternatives of which `schemas` has one.
         """
         together = self._all_of(schemas)
-        if not self._spend(len(together)):
+        if self._left <= 0:
             return False
         parts = facts.mappings(together)
         types = facts.types_of(parts)
@@ -119,10 +150,10 @@ class Proofs:
             return True
         if types == {"object"} and self._lacks_property(parts, depth):
             return True
+        lists = (several for schema in parts for several in facts.choices(schema))
         return any(
             all(self._none_matches([*parts, one], depth, chosen | {id(choices)}) for one in choices)
-            for schema in parts
-            for choices in facts.choices(schema)
+            for choices in self._while_any_left(lists)
             if id(choices) not in chosen
         )
 
@@ -186,18 +217,23 @@ class Proofs:
         return {name for names in lists for name in names if isinstance(name, str)}
 
     def _all_of(self, schemas: Iterable[Any]) -> list[facts.Schema]:
-        """The schemas, those that they refer to, and those in their `allOf`: a value must match each of them."""
+        """The schemas, those that they refer to, and those in their `allOf`: a value must match each of them.
+
+        Each is a step; those for which none is left are missing.
+        """
         found: list[facts.Schema] = []
         seen: set[int] = set()
         waiting = list(schemas)
-        others = 0  # what is no schema, or was met before, which the caller does not count
-        while waiting:
+        others = 0  # what is no schema, or was met before
+        while waiting and self._left > 0:
             schema = waiting.pop()
             if isinstance(schema, bool):
                 found.append(schema)
+                self._spend(1)
             elif isinstance(schema, dict) and id(schema) not in seen:
                 seen.add(id(schema))
                 found.append(schema)
+                self._spend(1)
                 waiting += self._implied(schema)
             else:
                 others += 1
@@ -231,13 +267,15 @@ class Proofs:
     def _never_ends(self, schema: Any, within: frozenset[int]) -> bool:
         """Whether every value of a schema needs another value of it, or of one of the schemas `within`, in it."""
         if not isinstance(schema, dict) or id(schema) in self._finite:
+            self._spend(1 / _ENDING_OF_STEP)
             return False
         if id(schema) in within:
             return True
         if not self._spend(1):
             return False
         inner = within | {id(schema)}
-        endless = any(self._never_ends(one, inner) for one in self._needed(schema)) or any(
+        needed = self._while_any_left(self._needed(schema))
+        endless = any(self._never_ends(one, inner) for one in needed) or any(
             all(self._never_ends(choice, inner) for choice in choices)
             for choices in facts.choices(schema)
         )
@@ -260,6 +298,11 @@ class Proofs:
             if least > len(first):
                 yield schema.get("items")
 
-    def _spend(self, steps: int) -> bool:
+    def _while_any_left(self, items: Iterable[T]) -> Iterator[T]:
+        """The items until no step is left: then each proof has failed, and so have those that wait for it."""
+        return itertools.takewhile(lambda _: self._left > 0, items)
+
+    def _spend(self, steps: float) -> bool:
         self._left -= steps
+        self._budget.left -= steps
         return self._left > 0

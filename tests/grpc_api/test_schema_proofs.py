@@ -14,12 +14,15 @@ import pytest
 from inference_service.errors import InvalidArgumentError
 from inference_service.grpc_api import schema_proofs
 from inference_service.grpc_api.json_schema import _inner_schemas, checked_schema
+from inference_service.grpc_api.request_tools import tools_of
 from inference_service.grpc_api.schema_proofs import Proofs
+from qwenvl.inference.v1 import message_pb2 as message_pb
 from tests.support.line_counts import lines_of
 from tests.support.unions import DISJOINT, tagged
 
 
 FIELD = "spec.constraint.json_schema"
+PROOFS = "inference_service.grpc_api.schema_proofs"
 
 
 OVERLAPPING: dict[str, dict[str, Any]] = {
@@ -245,6 +248,31 @@ COSTLY: dict[str, dict[str, Any]] = {
         "oneOf": [{**one, "$ref": "#/$defs/a"} for one in RANGES],
         "$defs": {"a": {"allOf": [0] * 5000}},
     },
+    "alternatives of which each has nothing to say": {
+        "oneOf": [{"$ref": "#/$defs/a"}] * 2,
+        "$defs": {"a": {"allOf": [{"anyOf": [{}]}] * 160}},
+    },
+    "many alternatives of many schemas": {
+        "oneOf": [{"$ref": "#/$defs/a"}] * 1000,
+        "$defs": {"a": {"type": "object", "allOf": [{}] * 1000}},
+    },
+    "many names of many schemas": {
+        "oneOf": [{"$ref": "#/$defs/a"}] * 12,
+        "$defs": {
+            "a": {
+                "type": "object",
+                "required": [f"p{n}" for n in range(1400)],
+                "allOf": [{"patternProperties": {"a": {}}}] * 1000,
+            }
+        },
+    },
+    "long lists of what is no schema before one without end": {
+        "anyOf": [{"$ref": "#/$defs/b"}] * 200,
+        "$defs": {
+            "a": {"allOf": [*[0] * 4900, {"$ref": "#"}]},
+            "b": {"anyOf": [{"$ref": "#/$defs/a"}] * 200},
+        },
+    },
 }
 
 
@@ -260,6 +288,25 @@ def test_the_work_of_a_schema_is_bounded(case: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(schema_proofs, "unquote", unquote)
     assert lines_of(lambda: checked_schema(text, FIELD)) < 100 * schema_proofs.MAX_STEPS
     assert sum(map(len, unquoted)) <= len(text)
+
+
+def test_the_schemas_of_a_request_share_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of tools, each of whose schemas takes all steps, take not much more than ten of them."""
+    monkeypatch.setattr(schema_proofs, "MAX_STEPS", 3_000)
+    monkeypatch.setattr(schema_proofs, "MAX_SHARED_STEPS", 30_000)
+    costly = json.dumps(COSTLY["alternatives of which each has nothing to say"])
+    tools = [message_pb.Tool(name=f"t{n}", parameters_json_schema=costly) for n in range(40)]
+    of_ten = 10 * lines_of(lambda: checked_schema(costly, FIELD), PROOFS)
+    assert of_ten / 2 < lines_of(lambda: tools_of(tools), PROOFS) < 2 * of_ten
+
+
+def test_what_other_tools_need_keeps_no_proof_from_an_honest_one() -> None:
+    schemas = [DISJOINT[case] for case in DISJOINT] * 2 + [{"oneOf": RANGES}]
+    tools = [
+        message_pb.Tool(name=f"t{n}", parameters_json_schema=json.dumps(one))
+        for n, one in enumerate(schemas)
+    ]
+    assert not any("oneOf" in tool.enforced for tool in tools_of(tools))
 
 
 def test_paths_below_a_long_name_stay_short() -> None:
