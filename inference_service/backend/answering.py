@@ -114,7 +114,9 @@ class Answering:
         context_tokens = self._context_tokens()
         async with admitted.abortable():
             caller = admitted.caller
-            checked = await with_form(request, self._model, self._constraints, caller)
+            checked = await with_form(
+                request, self._model, self._prompts, self._constraints, caller
+            )
             await self._token_lists(request, caller)
         prepared = await self.prepare(checked, admitted, turn)
         options = self._composer.options(request, prepared, context_tokens)
@@ -130,7 +132,9 @@ class Answering:
         asked_in = form_field(request)
         async with admitted.abortable():
             caller = admitted.caller
-            request = await with_form(request, self._model, self._constraints, caller)
+            request = await with_form(
+                request, self._model, self._prompts, self._constraints, caller
+            )
             lists = await self._token_lists(request, caller)
         media = await self._prepare_media(request, admitted, turn)
         self._count_images(admitted.caller, media)

@@ -8,9 +8,9 @@ import dataclasses
 import time
 from typing import Final
 
-from inference_service.backend.prompts import PreparedPrompt
+from inference_service.backend.prompts import PreparedPrompt, Prompts
 from inference_service.backend.served_model import Model
-from inference_service.backend.tool_forms import tried_form
+from inference_service.backend.tool_forms import FormWriter, tried_form
 from inference_service.constraint import Constraint, ConstraintKind
 from inference_service.domain import ChatRequest, ImageInfo, Request
 from inference_service.errors import InvalidArgumentError, UnsupportedParameterError
@@ -21,7 +21,7 @@ from inference_service.model_spec import BoxNotation
 from inference_service.text.output.answer import Answer
 from inference_service.text.output.reasoning import CLOSE_TAG, ReasoningStart
 from inference_service.text.tokenizer import Tokenizer
-from inference_service.text.tool_grammar import tool_constraint
+from inference_service.text.tool_grammar import asks_for_form
 
 
 _KINDS: Final = {kind: kind.value for kind in ConstraintKind} | {ConstraintKind.LARK: "grammar"}
@@ -41,19 +41,26 @@ def check_grounding(request: Request, notation: BoxNotation) -> None:
 
 
 async def with_form(
-    request: Request, model: Model, checker: ConstraintChecker, caller: str
+    request: Request, model: Model, prompts: Prompts, checker: ConstraintChecker, caller: str
 ) -> Request:
     """The request with the form that its answers must have, once that has been tried.
+
+    Args:
+        request: The request.
+        model: The model.
+        prompts: Writes the forms of tools in threads.
+        checker: Tries constraints.
+        caller: Who asks; callers take turns.
 
     Raises:
         ServiceError: It cannot be used.
     """
-    if isinstance(request, ChatRequest):
-        form = tool_constraint(request, model.abilities, model.tokenizer)
-        if form is not None:
-            with _measured(form):
-                form = await tried_form(form, request, model, checker, caller)
-            return dataclasses.replace(request, constraint=form)
+    if isinstance(request, ChatRequest) and asks_for_form(request, model.abilities):
+        writer = FormWriter(model, prompts, caller)
+        form = await writer.write(request)
+        with _measured(form):
+            form = await tried_form(form, request, writer, checker, caller)
+        return dataclasses.replace(request, constraint=form)
     if request.constraint is not None:
         with _measured(request.constraint):
             await checker.check(request.constraint, caller)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+import functools
 import itertools
 import json
 from typing import Any, Final
@@ -19,7 +20,7 @@ from inference_service.model_spec import ToolNotation
 from inference_service.text.output import hermes
 from inference_service.text.prompt import ChatAbilities
 from inference_service.text.tokenizer import Tokenizer
-from inference_service.text.xml_grammar import json_rule, xml_tool
+from inference_service.text.xml_grammar import TypeFinder, json_rule, xml_tool
 
 
 MAX_GRAMMAR_BYTES: Final = 128 * 2**10
@@ -42,14 +43,10 @@ def tool_constraint(
         InvalidArgumentError: The tools are too large for a grammar, or contradict the request's own form.
         UnsupportedParameterError: Such calls are not supported by the model's notation.
     """
+    if not asks_for_form(request, abilities):
+        return None
     choice = request.tool_choice
-    if not request.tools or choice.mode is ToolMode.NONE or abilities.tools is ToolNotation.NONE:
-        return None
     tools = [tool for tool in request.tools if not choice.names or tool.name in choice.names]
-    is_required = choice.mode is ToolMode.REQUIRED
-    is_restricted = bool(choice.names) or any(tool.strict for tool in tools)
-    if not is_required and not is_restricted and request.constraint is None:
-        return None
     start = _start(choice, request.constraint, tokenizer)
     space = "break? " if abilities.reasoning else ""
     rules = itertools.chain(
@@ -68,6 +65,15 @@ def tool_constraint(
             field="spec.tools",
         )
     return Constraint(kind=ConstraintKind.LARK, text=text)
+
+
+def asks_for_form(request: ChatRequest, abilities: ChatAbilities) -> bool:
+    """Whether the tools of a request ask for a form of the answer."""
+    choice = request.tool_choice
+    if not request.tools or choice.mode is ToolMode.NONE or abilities.tools is ToolNotation.NONE:
+        return False
+    is_restricted = bool(choice.names) or any(tool.strict for tool in request.tools)
+    return choice.mode is ToolMode.REQUIRED or is_restricted or request.constraint is not None
 
 
 def _start(choice: ToolChoice, own: Constraint | None, tokenizer: Tokenizer) -> str:
@@ -123,7 +129,8 @@ def _calls(tools: Sequence[Tool], notation: ToolNotation, tokenizer: Tokenizer) 
     # In a grammar, text never has added tokens.
     yield "text: /(?s:.+)/"
     yield f'call: {opens} "\\n" ({names}) "\\n" {closes}'
-    write = xml_tool if notation is ToolNotation.XML else _hermes_tool
+    is_xml = notation is ToolNotation.XML
+    write = functools.partial(xml_tool, finder=TypeFinder()) if is_xml else _hermes_tool
     for index, tool in enumerate(tools):
         yield from write(tool, index)
 

@@ -5,7 +5,8 @@ What is no text is JSON. Text ends at its closing tag, so that no part of a sche
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import functools
 import json
 from typing import Any, Final
 
@@ -26,7 +27,29 @@ _OF_OBJECT: Final = (
 )
 """Keywords that are not enforced; a strict tool must not have them."""
 _ALL_SCHEMAS, _FEW_SCHEMAS = 20_000, 64
-"""Schemas that are looked at for the types of all properties of a tool, but at least so many for each."""
+"""Schemas that are looked at for the types of all properties of all tools, but at least so many for each property."""
+
+TypesOf = Callable[[str], set[str]]
+"""Tells the types of a property."""
+
+
+class TypeFinder:
+    """Finds the types of properties of the tools of one grammar, in a bounded number of steps."""
+
+    def __init__(self) -> None:
+        self._left = _ALL_SCHEMAS
+
+    def types_of(self, properties: Mapping[str, Any], root: Mapping[str, Any]) -> TypesOf:
+        """Tells the types of properties of one tool, each of which is looked at once."""
+        share = _ALL_SCHEMAS // max(1, len(properties))
+
+        def types_of(key: str) -> set[str]:
+            most = max(_FEW_SCHEMAS, min(share, self._left))
+            types, left = declared_types(properties[key], root, most)
+            self._left -= most - left
+            return types
+
+        return functools.cache(types_of)
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
@@ -34,8 +57,13 @@ def json_rule(schema: Mapping[str, Any]) -> str:
     return f"%json {json.dumps({**schema, 'x-guidance': _JSON_STYLE}, ensure_ascii=False)}"
 
 
-def xml_tool(tool: Tool, index: int) -> Iterator[str]:
+def xml_tool(tool: Tool, index: int, finder: TypeFinder) -> Iterator[str]:
     """The rules of a call, of which the first is `t` and the index.
+
+    Args:
+        tool: The tool.
+        index: Its index in the grammar.
+        finder: That of the grammar.
 
     Raises:
         UnsupportedParameterError: The tool is strict, and a part of its schema cannot be enforced.
@@ -43,8 +71,9 @@ def xml_tool(tool: Tool, index: int) -> Iterator[str]:
     schema: dict[str, Any] = json.loads(tool.enforced) if tool.enforced else {}
     properties = schema.get("properties")
     properties = properties if isinstance(properties, dict) else {}
+    types_of = finder.types_of(properties, schema)
     if tool.strict:
-        _refuse_unenforced(tool, schema, properties)
+        _refuse_unenforced(tool, schema, properties, types_of)
     head, name = json.dumps(f"<function={tool.name}>\n"), f"t{index}"
     if not properties:
         closed = schema.get("additionalProperties") is False
@@ -60,21 +89,14 @@ def xml_tool(tool: Tool, index: int) -> Iterator[str]:
         f"{name}_{number}{'' if key in required else '?'}" for number, key in enumerate(properties)
     ]
     yield f'{name}: {head} {" ".join(parts)} "</function>"'
-    most = _most_schemas(properties)
     for number, (key, value) in enumerate(properties.items()):
-        yield from _parameter(f"{name}_{number}", key, value, schema, most)
-
-
-def _most_schemas(properties: Mapping[str, Any]) -> int:
-    """How many schemas to look at for the types of each property."""
-    return max(_FEW_SCHEMAS, _ALL_SCHEMAS // len(properties))
+        yield from _parameter(f"{name}_{number}", key, value, schema, types_of(key))
 
 
 def _parameter(
-    part: str, key: str, schema: object, root: Mapping[str, Any], most: int
+    part: str, key: str, schema: object, root: Mapping[str, Any], types: set[str]
 ) -> Iterator[str]:
     head = json.dumps(f"<parameter={key}>\n", ensure_ascii=False)
-    types = declared_types(schema, root, most)
     choices = schema.get("enum") if isinstance(schema, dict) else None
     if isinstance(choices, list) and all(isinstance(choice, str) for choice in choices):
         values = (json.dumps(choice + _CLOSE, ensure_ascii=False) for choice in choices)
@@ -93,12 +115,11 @@ def _text_rule(name: str) -> str:
 
 
 def _refuse_unenforced(
-    tool: Tool, schema: Mapping[str, Any], properties: Mapping[str, Any]
+    tool: Tool, schema: Mapping[str, Any], properties: Mapping[str, Any], types_of: TypesOf
 ) -> None:
     found = [keyword for keyword in _OF_OBJECT if keyword in schema]
-    most = _most_schemas(properties) if properties else 0
     for key, value in properties.items():
-        if isinstance(value, dict) and "string" in declared_types(value, schema, most):
+        if isinstance(value, dict) and "string" in types_of(key):
             found += [f"properties.{key}.{keyword}" for keyword in _OF_TEXT if keyword in value]
     if found:
         raise UnsupportedParameterError(

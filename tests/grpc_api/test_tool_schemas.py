@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
 
 from inference_service.backend import tool_forms
+from inference_service.constraint import Constraint
+from inference_service.text.tool_grammar import tool_constraint
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
@@ -89,6 +92,35 @@ async def test_one_trial_where_all_schemas_are_good(
     text = await form_of(service, spec_of("x", tools=[tool("a"), tool("b")], tool_choice=REQUIRED))
     assert "arguments of a" in text
     assert "arguments of b" in text
+
+
+@pytest.mark.parametrize("max_cpu_s", [0.0, 2.0])
+async def test_forms_are_written_in_threads_while_there_is_time_to_try_them(
+    service: Service, monkeypatch: pytest.MonkeyPatch, max_cpu_s: float
+) -> None:
+    """A small schema may take long, in which the event loop answers the others."""
+    threads: list[str] = []
+
+    def written(*arguments: Any) -> Constraint | None:
+        threads.append(threading.current_thread().name)
+        return tool_constraint(*arguments)
+
+    monkeypatch.setattr(tool_forms, "tool_constraint", written)
+    monkeypatch.setattr(tool_forms, "_MAX_CPU_S", max_cpu_s)
+    tools = [tool("a"), tool("b", {"type": "any"}), tool("c")]
+    text = await form_of(service, spec_of("x", tools=tools, tool_choice=REQUIRED))
+    assert MARK not in text
+    assert ("arguments of a" in text) is (max_cpu_s > 0)
+    assert len(threads) == (1 + 3 + 1 if max_cpu_s else 1 + 1)  # of all, of each, of what is left
+    assert all(name.startswith("short-prompts") for name in threads)
+
+
+async def test_tools_that_ask_for_no_form_wait_for_no_thread(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool_forms, "tool_constraint", None)
+    await service.create(spec_of("x", tools=[tool("a")]))
+    assert service.engine.requests[-1].constraint is None
 
 
 @pytest.mark.full

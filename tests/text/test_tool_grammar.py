@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import random
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -242,6 +243,41 @@ def test_the_work_of_a_schema_is_bounded(
 
     assert lines_of(write) < 2_000_000
     assert sum(written) < 2 * MAX_GRAMMAR_BYTES
+
+
+def many_tools(schema: dict[str, Any], count: int, *, strict: bool) -> ChatRequest:
+    text = json.dumps({"type": "object", **schema})
+    tools = [
+        Tool(name=f"f{n}", parameters=text, enforced=text, strict=strict) for n in range(count)
+    ]
+    return request_of(*tools, tool_choice=ToolChoice(mode=REQUIRED))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_work_of_all_tools_is_bounded(tokenizer: JsonTokenizer, strict: bool) -> None:
+    """A small schema may take all steps that there are for one; 64 of them take not many more."""
+    properties = {f"p{number}": {"$ref": "#/$defs/x"} for number in range(7)}
+    request = many_tools(
+        {"properties": properties, "$defs": {"x": {"anyOf": [{}] * 2600}}}, 64, strict=strict
+    )
+
+    def write() -> None:
+        with contextlib.suppress(InvalidArgumentError):
+            tool_constraint(request, XML, tokenizer)
+
+    assert lines_of(write) < 2_000_000
+
+
+def test_types_of_many_tools_are_all_found(tokenizer: JsonTokenizer) -> None:
+    either = {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]}
+    properties = {f"p{number}": either for number in range(5)}
+    request = many_tools(
+        {"properties": properties, "$defs": {"n": {"type": "integer"}}}, 64, strict=False
+    )
+    constraint = tool_constraint(request, XML, tokenizer)
+    assert constraint is not None
+    assert len(re.findall(r"^t\d+_\d_json: %json", constraint.text, re.MULTILINE)) == 64 * 5
+    assert not re.search(r"^t\d+_\d_text", constraint.text, re.MULTILINE)
 
 
 def test_required_names_are_looked_up(

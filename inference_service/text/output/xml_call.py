@@ -153,7 +153,7 @@ def converted(text: str, schema: Mapping[str, Any], key: str) -> object:
     """A written value in a type that a schema of arguments declares for a key; the text itself if it has none."""
     properties = schema.get("properties")
     declared = properties.get(key) if isinstance(properties, Mapping) else None
-    types = declared_types(declared, schema)
+    types, _ = declared_types(declared, schema)
     for name in _TYPES:
         if (
             name in types
@@ -164,17 +164,22 @@ def converted(text: str, schema: Mapping[str, Any], key: str) -> object:
     return text
 
 
-def declared_types(schema: object, root: Mapping[str, Any], most: int = _MAX_SCHEMAS) -> set[str]:
+def declared_types(
+    schema: object, root: Mapping[str, Any], most: int = _MAX_SCHEMAS
+) -> tuple[set[str], int]:
     """The types that a schema allows, also in its alternatives and behind references to `root`.
 
     Of more than `most` schemas, references, types and values, the rest is taken for a text.
+
+    Returns:
+        The types, and how many of `most` are left.
     """
     found: set[str] = set()
     seen: set[int] = set()  # schemas refer to themselves, and many times to each other
     waiting = [schema]
     while waiting:
         if most <= 0:
-            return found | {"string"}
+            return found | {"string"}, 0
         one = waiting.pop()
         most -= 1
         if isinstance(one, Mapping) and id(one) not in seen:
@@ -182,7 +187,7 @@ def declared_types(schema: object, root: Mapping[str, Any], most: int = _MAX_SCH
             most -= _length(one)
             found |= _own_types(one) if most > 0 else set()
             waiting += _alternatives(one, root) if most > 0 else ()
-    return found if most > 0 else found | {"string"}
+    return (found, most) if most > 0 else (found | {"string"}, 0)
 
 
 def _length(schema: Mapping[str, Any]) -> int:
