@@ -8,8 +8,10 @@ import contextlib
 from inference_service.errors import ImageTooLargeError, InvalidImageError, ServiceError
 from inference_service.media import containers
 from inference_service.media.containers.base import (
+    ANY_EFFORT,
     ContainerError,
     CutOffError,
+    Effort,
     Header,
     TooComplexError,
 )
@@ -18,21 +20,24 @@ from inference_service.media.geometry import largest_size
 from inference_service.media.images import DecodeLimits
 
 
-def inspect(data: bytes, limits: DecodeLimits, field: str) -> Header:
-    """Reads what a file declares, in few steps and without decoding anything.
+def inspect(data: bytes, limits: DecodeLimits, field: str, effort: Effort = ANY_EFFORT) -> Header:
+    """Reads what a file declares, without decoding anything.
 
     Raises:
+        CostlyHeaderError: It costs more effort.
         InvalidImageError: It is of no format that is read, or its header cannot be read.
         ImageTooLargeError: It has more bytes or pixels than allowed.
     """
-    kind, data = recognise(data, limits, field)
+    kind, data = recognise(data, limits, field, effort)
     with refusals(kind, field):
-        declared = containers.header(data, kind)
+        declared = containers.header(data, kind, effort)
         check_pixels(declared, limits)
     return declared
 
 
-def recognise(data: bytes, limits: DecodeLimits, field: str) -> tuple[str, bytes]:
+def recognise(
+    data: bytes, limits: DecodeLimits, field: str, effort: Effort = ANY_EFFORT
+) -> tuple[str, bytes]:
     """The format of a file and the file from its magic bytes on."""
     if len(data) > limits.max_bytes:
         raise ImageTooLargeError(
@@ -48,7 +53,10 @@ def recognise(data: bytes, limits: DecodeLimits, field: str) -> tuple[str, bytes
             field=field,
             metadata={"format": kind} if kind else {},
         )
-    return kind, data[start:] if start else data
+    if not start:
+        return kind, data
+    effort.spend_bytes(len(data))
+    return kind, data[start:]
 
 
 def check_pixels(declared: Header, limits: DecodeLimits) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from inference_service.errors import (
     ERRORS_BY_REASON,
@@ -14,18 +14,32 @@ from inference_service.errors import (
     InvalidImageError,
 )
 from inference_service.media.checks import check_fits, inspect
-from inference_service.media.containers.base import Header
+from inference_service.media.containers.base import CostlyHeaderError, Effort, Header
 from inference_service.media.images import DecodeLimits, FrameSpec, ProcessedImage
 from inference_service.media.measuring import count_image, measured_decoding
 from inference_service.media.pool import JobTimeoutError, WorkerPool
 from inference_service.media.worker_process import Outcome, WorkerLostError
-from inference_service.media.worker_protocol import Done, ImageWork, Job, Refused, VideoWork
+from inference_service.media.worker_protocol import (
+    Done,
+    HeaderWork,
+    ImageWork,
+    Inspected,
+    Job,
+    Refused,
+    Reply,
+    VideoWork,
+)
 from inference_service.model_spec import ImagePolicy
 from inference_service.settings import ServiceSettings
 
 
+_Reply = TypeVar("_Reply", Done, Inspected)
+
 CHEAP_PIXELS: Final = 16_000_000
 """Pixels, times passes, up to which a job is cheap: a quarter of a second."""
+
+HEADER_STEPS: Final = 1000
+"""`Effort` on the event loop for one file, about a millisecond. Honest files rarely need more; a worker reads those."""
 
 
 @dataclass(slots=True)
@@ -121,7 +135,7 @@ class ImageDecoder:
                 be resized.
             InternalError: No worker can be started, or it has a defect.
         """
-        declared = self._inspect(data, allowance, field)
+        declared = await self._inspect(data, allowance, field)
         if rejects_oversized:
             check_fits(declared, max_pixels, field)
         cost = _cost(declared) + min_pixels  # enlarging costs as much
@@ -144,14 +158,19 @@ class ImageDecoder:
         for data, path in zip(files, fields, strict=True):
             if data not in unique:
                 unique[data] = len(unique)
-                cost += _cost(self._inspect(data, allowance, path))
+                cost += _cost(await self._inspect(data, allowance, path))
                 await asyncio.sleep(0)  # hundreds of headers take milliseconds
         work = VideoWork(spec, tuple(unique[data] for data in files), tuple(fields))
         return await self._run(work, list(unique), allowance, cost=cost, field=field)
 
-    def _inspect(self, data: bytes, allowance: Allowance, field: str) -> Header:
+    async def _inspect(self, data: bytes, allowance: Allowance, field: str) -> Header:
         """Checks a file's header and the request's pixels before anything is decoded."""
-        declared = inspect(data, self._limits, field)
+        try:
+            declared = inspect(data, self._limits, field, Effort(HEADER_STEPS))
+        except CostlyHeaderError:
+            work = HeaderWork(field)
+            outcome = await self._outcome(work, [data], allowance, cost=0.0, field=field)
+            declared = _as_expected(outcome.reply, Inspected).declared
         count_image(data)
         allowance.pixels -= declared.width * declared.height
         if allowance.pixels < 0:
@@ -173,19 +192,32 @@ class ImageDecoder:
         cost: float,
         field: str,
     ) -> tuple[ProcessedImage, ...]:
+        with measured_decoding():
+            outcome = await self._outcome(work, files, allowance, cost=cost, field=field)
+        return _images(outcome)
+
+    async def _outcome(
+        self,
+        work: HeaderWork | ImageWork | VideoWork,
+        files: Sequence[bytes],
+        allowance: Allowance,
+        *,
+        cost: float,
+        field: str,
+    ) -> Outcome:
+        """What a worker answers, within the request's time."""
         timeout_s = min(len(files) * self._image_timeout_s, allowance.seconds)
         if timeout_s <= 0:
             raise self._too_slow(field)
         job = Job(work, self._limits, tuple(map(len, files)), cpu_s=timeout_s)
         try:
-            with measured_decoding():
-                outcome = await self._pool.run(
-                    job,
-                    files,
-                    expensive=cost > CHEAP_PIXELS,
-                    timeout_s=timeout_s,
-                    caller=allowance.caller,
-                )
+            outcome = await self._pool.run(
+                job,
+                files,
+                expensive=cost > CHEAP_PIXELS,
+                timeout_s=timeout_s,
+                caller=allowance.caller,
+            )
         except JobTimeoutError:
             raise self._too_slow(field) from None
         except WorkerLostError:
@@ -193,7 +225,7 @@ class ImageDecoder:
                 "The decoder failed on this image; save it anew, or in another format.", field=field
             ) from None
         allowance.seconds -= outcome.seconds
-        return _images(outcome)
+        return outcome
 
     def _too_slow(self, field: str) -> ImageTooLargeError:
         image_s, request_s = self._image_timeout_s, self._request_timeout_s
@@ -210,17 +242,20 @@ def _cost(declared: Header) -> float:
     return declared.width * declared.height * declared.passes
 
 
-def _images(outcome: Outcome) -> tuple[ProcessedImage, ...]:
-    """The images of a reply, or its error."""
-    reply = outcome.reply
+def _as_expected(reply: Reply, kind: type[_Reply]) -> _Reply:
+    """The reply, or its error."""
     if isinstance(reply, Refused):
-        kind = ERRORS_BY_REASON.get(reply.reason, InternalError)
-        raise kind(reply.message, field=reply.field, metadata=reply.metadata)
-    if not isinstance(reply, Done):
+        error = ERRORS_BY_REASON.get(reply.reason, InternalError)
+        raise error(reply.message, field=reply.field, metadata=reply.metadata)
+    if not isinstance(reply, kind):
         raise InternalError("The decoder has a defect; see the log of the service.")
+    return reply
+
+
+def _images(outcome: Outcome) -> tuple[ProcessedImage, ...]:
     images = []
     start = 0
-    for record in reply.images:
+    for record in _as_expected(outcome.reply, Done).images:
         images.append(record.with_pixels(outcome.pixels[start : start + record.pixel_bytes]))
         start += record.pixel_bytes
     return tuple(images)

@@ -21,19 +21,23 @@ from typing import BinaryIO, Final
 
 from inference_service.child import die_with, limit_memory, silence
 from inference_service.errors import ServiceError
+from inference_service.media.checks import inspect
 from inference_service.media.decode import decode_image, decode_video
-from inference_service.media.images import ProcessedImage
+from inference_service.media.images import DecodeLimits, ProcessedImage
 from inference_service.media.sandbox import enter_sandbox
 from inference_service.media.worker_protocol import (
     JOBS,
     LENGTH,
     Done,
     Failed,
+    HeaderWork,
     ImageRecord,
     ImageWork,
+    Inspected,
     Job,
     Ready,
     Refused,
+    VideoWork,
     encode,
 )
 
@@ -67,7 +71,11 @@ def _read_job(stream: BinaryIO) -> Job | None:
 
 def _answer(sock: socket.socket, job: Job, files: list[bytes]) -> None:
     try:
-        images = _decoded(job, files)
+        if isinstance(job.work, HeaderWork):
+            declared = inspect(files[0], job.limits, job.work.field)
+            sock.sendall(encode(Inspected(declared)))
+            return
+        images = _decoded(job.work, job.limits, files)
         fd = _sealed([image.pixels for image in images])
     except ServiceError as error:
         sock.sendall(encode(Refused(error.reason, error.message, error.field, error.metadata)))
@@ -83,19 +91,20 @@ def _answer(sock: socket.socket, job: Job, files: list[bytes]) -> None:
     sock.sendall(reply[sent:])
 
 
-def _decoded(job: Job, files: list[bytes]) -> tuple[ProcessedImage, ...]:
-    work = job.work
+def _decoded(
+    work: ImageWork | VideoWork, limits: DecodeLimits, files: list[bytes]
+) -> tuple[ProcessedImage, ...]:
     if isinstance(work, ImageWork):
         image = decode_image(
             files[0],
             policy=work.policy,
             min_pixels=work.min_pixels,
             max_pixels=work.max_pixels,
-            limits=job.limits,
+            limits=limits,
             field=work.field,
         )
         return (image,)
-    return decode_video([files[i] for i in work.order], work.fields, work.spec, job.limits)
+    return decode_video([files[i] for i in work.order], work.fields, work.spec, limits)
 
 
 def _sealed(pixels: Sequence[bytes | memoryview]) -> int:

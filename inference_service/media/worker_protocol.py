@@ -12,12 +12,19 @@ from typing import Final
 
 import msgspec
 
+from inference_service.media.containers.base import Header
 from inference_service.media.images import DecodeLimits, FrameSpec, ProcessedImage
 from inference_service.model_spec import ImagePolicy
 
 
 MAX_REPLY_BYTES: Final = 2**20
 LENGTH: Final = struct.Struct(">I")
+
+
+class HeaderWork(msgspec.Struct, frozen=True, tag="header"):
+    """Read with `inspect` what one file declares."""
+
+    field: str
 
 
 class ImageWork(msgspec.Struct, frozen=True, tag="image"):
@@ -47,7 +54,7 @@ class Job(msgspec.Struct, frozen=True):
         cpu_s: CPU time after which the kernel ends the worker.
     """
 
-    work: ImageWork | VideoWork
+    work: HeaderWork | ImageWork | VideoWork
     limits: DecodeLimits
     file_bytes: tuple[int, ...]
     cpu_s: float
@@ -92,6 +99,12 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     images: tuple[ImageRecord, ...]
 
 
+class Inspected(msgspec.Struct, frozen=True, tag="inspected"):
+    """Worker to front: what a file declares."""
+
+    declared: Header
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """Worker to front: a `ServiceError`."""
 
@@ -107,7 +120,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     traceback: str
 
 
-Reply = Ready | Done | Refused | Failed
+Reply = Ready | Done | Inspected | Refused | Failed
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 JOBS: Final = msgspec.msgpack.Decoder(Job)

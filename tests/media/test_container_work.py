@@ -16,11 +16,16 @@ import pytest
 from inference_service.media import containers
 from inference_service.media.containers import gif, jpeg, png, webp
 from inference_service.media.containers.base import (
+    BYTES_PER_STEP,
     ContainerError,
+    CostlyHeaderError,
     CutOffError,
+    Effort,
+    Header,
     Stripped,
     TooComplexError,
 )
+from inference_service.media.decoder import HEADER_STEPS
 from inference_service.media.pixels import _orientation
 from tests.media.files import SIGNATURE, chunk, encoded, noise, png_of, segment
 from tests.support.line_counts import lines_of
@@ -107,6 +112,86 @@ def test_repetitions_at_random_cost_no_step_for_every_byte(kind: str) -> None:
         data = rng.choice(BEGINNINGS[kind]) + unit * (SIZE // len(unit))
         for read in (containers.header, containers.strip):
             assert steps(read, data, kind) < MOST_STEPS, (unit, data[:64])
+
+
+def front_header(data: bytes, kind: str) -> Header:
+    """As the front reads it on its event loop."""
+    return containers.header(data, kind, Effort(HEADER_STEPS))
+
+
+COSTLY = {
+    "GIF": {
+        "empty extensions": GIF + b"\x21\1\0" * 19_990 + FRAME,
+        "comments of short blocks": GIF + b"\x21\xfe" + b"\1a" * 19_990 + b"\0" + FRAME,
+    },
+    "WEBP": {
+        "empty chunks": RIFF + b"EXIF\0\0\0\0" * 9_990 + encoded(noise("RGB"), "WEBP")[12:],
+        "a wrong length": RIFF + b"EXIF\1\0\0\0" + b"VP8 " * 2**16,
+    },
+    "JPEG": {
+        "empty comments": JPEG[:2] + b"\xff\xfe\0\2" * 2_000 + JPEG[2:],
+        "stray bytes": JPEG[:2] + b"\xff\0" * 2**18 + JPEG[2:],
+        "a wrong length": JPEG[:2] + b"\xff\xe1\0\3a" + b"\xff\0" * 2**17 + JPEG[2:],
+    },
+    "TIFF": {
+        "tags": TIFF
+        + struct.pack("<H", 4_000)
+        + b"".join(struct.pack("<HHII", tag, 3, 1, 1) for tag in range(4_000)),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, files in COSTLY.items() for name in files]
+)
+def test_the_front_leaves_costly_headers_to_workers(kind: str, name: str) -> None:
+    data = COSTLY[kind][name]
+    with pytest.raises(CostlyHeaderError):
+        front_header(data, kind)
+    with contextlib.suppress(ContainerError):
+        containers.header(data, kind)  # no more than the format's own limits
+
+
+@pytest.mark.parametrize("kind", sorted(BEGINNINGS))
+def test_no_header_costs_the_front_more_than_its_steps(kind: str) -> None:
+    rng = random.Random(kind)
+    files = [*HOSTILE[kind].values(), *COSTLY.get(kind, {}).values()]
+    for _ in range(25):
+        unit = bytes(rng.choice(BYTES) for _ in range(rng.randint(1, 12)))
+        files.append(rng.choice(BEGINNINGS[kind]) + unit * (SIZE // len(unit)))
+    for data in files:
+
+        def read(data: bytes, kind: str) -> None:
+            with contextlib.suppress(CostlyHeaderError):
+                front_header(data, kind)
+
+        assert steps(read, data, kind) < 30 * HEADER_STEPS, data[:64]
+
+
+@pytest.mark.parametrize("kind", sorted(BEGINNINGS))
+def test_what_the_front_reads_is_what_a_worker_reads(kind: str) -> None:
+    rng = random.Random(kind)
+    whole = encoded(noise("RGB"), kind)
+    assert front_header(whole, kind) == containers.header(whole, kind)
+    for _ in range(100):
+        data = bytearray(whole)
+        at = rng.randrange(8, 40)
+        data[at : at + rng.randrange(4)] = rng.randbytes(rng.randrange(8)) * rng.randint(1, 20)
+        outcomes: list[object] = []
+        for read in (front_header, containers.header):
+            try:
+                outcomes.append(read(bytes(data), kind))
+            except ContainerError as error:
+                outcomes.append((type(error), str(error)))
+        assert outcomes[0] == outcomes[1]
+
+
+def test_effort_is_of_parts_and_of_bytes() -> None:
+    effort = Effort(3)
+    effort.spend(1)
+    effort.spend_bytes(2 * BYTES_PER_STEP)
+    with pytest.raises(CostlyHeaderError):
+        effort.spend(1)
 
 
 def test_stray_bytes_are_skipped_as_decoders_do_but_not_without_end() -> None:

@@ -191,6 +191,85 @@ async def test_pixels_of_a_request_are_limited_before_any_is_decoded(
     assert allowance.pixels == 199_000_000  # decoded once
 
 
+def odd_files() -> list[bytes]:
+    """Sound files with thousands of parts before their pixels, or with something else before them."""
+    picture = noise("P", (40, 30))
+    gif, webp = encoded(picture, "GIF"), encoded(picture, "WEBP")
+    jpeg = encoded(picture.convert("RGB"), "JPEG")
+    at = gif.index(b"\x2c", 13 + 768)
+    return [
+        gif[:at] + b"\x21\xfe" + b"\1a" * 5_000 + b"\0" + gif[at:],
+        webp[:12] + b"EXIF\0\0\0\0" * 5_000 + webp[12:],
+        jpeg[:2] + b"\xff\xfe\0\2" * 1_500 + jpeg[2:],
+        b"\0" + png(40, 30, body=os.urandom(2**17)),  # cut off, as its pixels are none
+    ]
+
+
+def noted_work(monkeypatch) -> list[str]:
+    """The kinds of work that the front gives to workers."""
+    given: list[str] = []
+    run = WorkerPool.run
+
+    async def noted(self: WorkerPool, job: Any, *args: Any, **options: Any) -> Any:
+        given.append(type(job.work).__name__)
+        return await run(self, job, *args, **options)
+
+    monkeypatch.setattr(WorkerPool, "run", noted)
+    return given
+
+
+async def test_headers_of_many_parts_are_read_by_workers(
+    make, policy: ImagePolicy, monkeypatch
+) -> None:
+    one = make(1)
+    given = noted_work(monkeypatch)
+    *sound, broken = odd_files()
+    for data in sound:
+        allowance = one.decoder.allowance()
+        before = allowance.pixels
+        assert await one.image(data, policy, allowance) == decoded(data, policy)
+        assert before - allowance.pixels == 40 * 30
+    assert given == ["HeaderWork", "ImageWork"] * len(sound)
+    with pytest.raises(InvalidImageError) as caught:
+        await one.image(broken, policy)
+    assert caught.value.field == "f"
+    assert given[-2:] == ["HeaderWork", "ImageWork"]
+    given.clear()
+    await one.video([sound[0], sound[0]], policy)
+    assert given == ["HeaderWork", "VideoWork"]  # equal files once
+
+
+async def test_limits_hold_for_headers_that_workers_read(
+    make, policy: ImagePolicy, monkeypatch
+) -> None:
+    given = noted_work(monkeypatch)
+    extensions = b"\x21\1\0" * 19_990
+    large = b"GIF89a\x70\x17\x70\x17\0\0\0" + extensions + b"\x2c\0\0\0\0\1\0\1\0\0\2"
+    one = make(1, max_request_pixels=100_000_000)
+    with pytest.raises(ImageTooLargeError, match="--max-request-pixels") as caught:
+        await one.video([large + bytes((i,)) for i in range(4)], policy)
+    assert caught.value.field == "f2"  # of 36 megapixels each
+    assert given == ["HeaderWork"] * 3
+    small = make(1, limits=replace(LIMITS, max_pixels=10_000_000))
+    with pytest.raises(ImageTooLargeError, match="6000 x 6000 pixels") as caught:
+        await small.image(large, policy)
+    assert caught.value.field == "f"
+    with pytest.raises(InvalidImageError, match="cut off") as refused:
+        await one.image(large[:-11], policy)
+    assert refused.value.field == "f"
+    with pytest.raises(ImageTooLargeError, match="may not be resized"):
+        await one.decoder.decode(
+            large,
+            one.decoder.allowance(),
+            policy=policy,
+            min_pixels=policy.min_pixels,
+            max_pixels=policy.max_pixels,
+            field="f",
+            rejects_oversized=True,
+        )
+    assert set(given) == {"HeaderWork"}
+
+
 async def test_equal_frames_are_decoded_once(make, policy: ImagePolicy) -> None:
     one = make(1)
     still = encoded(noise("RGB", (512, 512)))

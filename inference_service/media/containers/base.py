@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+import math
+from typing import Final
 
 
 class ContainerError(Exception):
@@ -19,6 +21,39 @@ class DamagedError(ContainerError):
 
 class TooComplexError(ContainerError):
     """Decoding would cost far more than an image of this size may cost."""
+
+
+class CostlyHeaderError(Exception):
+    """Reading the header takes more steps than the caller has for it; the file may be sound."""
+
+
+BYTES_PER_STEP: Final = 64
+
+
+@dataclass(slots=True)
+class Effort:
+    """What reading headers may still cost.
+
+    Attributes:
+        steps: Parts of a file, such as blocks, chunks, segments and tags; or `BYTES_PER_STEP` of bytes to search.
+            Each takes about a microsecond.
+    """
+
+    steps: float
+
+    def spend(self, steps: int) -> None:
+        """Raises CostlyHeaderError if there are not so many left."""
+        self.steps -= steps
+        if self.steps < 0:
+            raise CostlyHeaderError
+
+    def spend_bytes(self, num_bytes: int) -> None:
+        """As `spend`, for bytes to search or copy."""
+        self.spend(num_bytes // BYTES_PER_STEP)
+
+
+ANY_EFFORT: Final = Effort(math.inf)
+"""As much as the limits of the format allow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

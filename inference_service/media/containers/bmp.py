@@ -6,8 +6,10 @@ import struct
 from typing import Final
 
 from inference_service.media.containers.base import (
+    ANY_EFFORT,
     CutOffError,
     DamagedError,
+    Effort,
     Header,
     Stripped,
     TooComplexError,
@@ -24,8 +26,9 @@ _END_OF_RUNS: Final = b"\0\1"
 _MAX_TRAILER: Final = 1024
 
 
-def header(data: bytes) -> Header:
+def header(data: bytes, effort: Effort = ANY_EFFORT) -> Header:
     """See `containers.header`."""
+    del effort  # it has a fixed place
     width, height = map(abs, _sides(data))
     return sized(width, height, 1.0 if _compression(data) in _UNCOMPRESSED else _RUNS_PASSES)
 

@@ -8,8 +8,10 @@ import struct
 from typing import Final
 
 from inference_service.media.containers.base import (
+    ANY_EFFORT,
     CutOffError,
     DamagedError,
+    Effort,
     Header,
     Stripped,
     TooComplexError,
@@ -48,9 +50,9 @@ class _Frame:
     size: Header
 
 
-def header(data: bytes) -> Header:
+def header(data: bytes, effort: Effort = ANY_EFFORT) -> Header:
     """See `containers.header`."""
-    return _first_frame(data).size
+    return _first_frame(data, effort).size
 
 
 def strip(data: bytes) -> Stripped:
@@ -67,13 +69,14 @@ def strip(data: bytes) -> Stripped:
     )
 
 
-def _first_frame(data: bytes) -> _Frame:
+def _first_frame(data: bytes, effort: Effort = ANY_EFFORT) -> _Frame:
     if len(data) < 13:
         raise CutOffError("it ends within its header")
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     screen_end = position = 13 + _table_bytes(flags)
     control = b""
     blocks = stray = 0
+    most = min(MAX_BLOCKS, effort.steps)
     while found := _BLOCK.search(data, position, position + 1 + MAX_STRAY - stray):
         start = found.start()
         stray += start - position
@@ -82,13 +85,15 @@ def _first_frame(data: bytes) -> _Frame:
             if position + 10 > len(data):
                 raise CutOffError("it ends before its image data")
             left, top, columns, rows = struct.unpack_from("<HHHH", data, position + 1)
+            effort.spend(blocks)
             size = sized(max(width, left + columns), max(height, top + rows))
             return _Frame(screen_end, control, start, size)
         if kind == 0x3B:
             raise DamagedError("it has no image data")
-        position, count = _after_blocks(data, position + 2, MAX_BLOCKS - blocks)
+        position, count = _after_blocks(data, position + 2, most - blocks)
         blocks += count
-        if blocks > MAX_BLOCKS:
+        if blocks > most:
+            effort.spend(blocks)
             raise TooComplexError(f"it has more than {MAX_BLOCKS} blocks before its first frame")
         if data[start + 1 : start + 2] == bytes((_CONTROL,)):
             control = data[start:position]
@@ -108,7 +113,7 @@ def _end_of_frame(data: bytes, start: int) -> tuple[int, bool]:
     return position - 1, True
 
 
-def _after_blocks(data: bytes, position: int, most: int) -> tuple[int, int]:
+def _after_blocks(data: bytes, position: int, most: float) -> tuple[int, int]:
     """Where sub-blocks end, behind their terminator, and how many they are with it; looks at few more than `most`.
 
     Of those that are cut off, the end is behind the data.

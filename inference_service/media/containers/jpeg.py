@@ -13,8 +13,10 @@ import re
 from typing import Final
 
 from inference_service.media.containers.base import (
+    ANY_EFFORT,
     CutOffError,
     DamagedError,
+    Effort,
     Header,
     Stripped,
     TooComplexError,
@@ -55,9 +57,9 @@ _MAX_COUNTED: Final = 2**20
 _XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
 
 
-def header(data: bytes) -> Header:
+def header(data: bytes, effort: Effort = ANY_EFFORT) -> Header:
     """See `containers.header`."""
-    for marker, start, end in _segments(data):
+    for marker, start, end in _segments(data, effort):
         if marker in _FRAMES:
             frame = _Frame.parse(marker, data[start:end])
             scans = _most_scans(data, end) if marker in _PROGRESSIVE else 1
@@ -135,17 +137,12 @@ def continuation(data: bytes, seed: int) -> bytes:
     )
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def _segments(data: bytes, effort: Effort = ANY_EFFORT) -> Iterator[tuple[int, int, int]]:
     """(marker, start, end) of the data of each segment up to the first scan's; bytes between segments are skipped."""
     position = 2
     repairs, stray = 0, MAX_STRAY
     for _ in range(MAX_SEGMENTS):
-        looked_at = position + stray + 2
-        found = _MARKER.search(data, position, looked_at)
-        if found is None:
-            if looked_at < len(data):
-                raise CutOffError(f"it has no image data, but {MAX_STRAY} bytes of no segment")
-            raise CutOffError("it ends before its image data")
+        found = _next_marker(data, position, stray, effort)
         stray -= found.start() - position
         marker, position = found[1][0], found.end()
         if marker == _EOI:
@@ -157,6 +154,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             continue  # no segment has such a length
         is_followed = data[position + length : position + length + 1] == b"\xff"
         if marker in _BESIDE and not is_followed and repairs < _MAX_REPAIRS:
+            effort.spend_bytes(min(2 * _MAX_LENGTH, len(data) - position))
             length = _real_length(data, position, length)
             repairs += 1
         if position + max(2, length) > len(data):
@@ -166,6 +164,22 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         if marker == _SOS:
             return
     raise TooComplexError(f"it has more than {MAX_SEGMENTS} segments before its image data")
+
+
+def _next_marker(data: bytes, position: int, stray: int, effort: Effort) -> re.Match[bytes]:
+    """The next marker, which nearly always is at `position`, behind at most `stray` other bytes."""
+    effort.spend(1)
+    found = _MARKER.match(data, position)
+    if found is not None:
+        return found
+    effort.spend_bytes(min(stray, len(data) - position))
+    looked_at = position + stray + 2
+    found = _MARKER.search(data, position, looked_at)
+    if found is not None:
+        return found
+    if looked_at < len(data):
+        raise CutOffError(f"it has no image data, but {MAX_STRAY} bytes of no segment")
+    raise CutOffError("it ends before its image data")
 
 
 def _real_length(data: bytes, position: int, length: int) -> int:

@@ -11,8 +11,10 @@ from typing import Final
 import zlib
 
 from inference_service.media.containers.base import (
+    ANY_EFFORT,
     CutOffError,
     DamagedError,
+    Effort,
     Header,
     Stripped,
     TooComplexError,
@@ -40,8 +42,9 @@ _RAW_EXIF: Final = (
 _XMP: Final = b"XML:com.adobe.xmp"
 
 
-def header(data: bytes) -> Header:
+def header(data: bytes, effort: Effort = ANY_EFFORT) -> Header:
     """See `containers.header`."""
+    del effort  # it has a fixed place
     if data[12:16] == b"CgBI":
         raise DamagedError("it is in Apple's CgBI variant of PNG, which is not read")
     if len(data) < 33:

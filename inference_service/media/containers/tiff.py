@@ -7,8 +7,10 @@ import struct
 from typing import Final
 
 from inference_service.media.containers.base import (
+    ANY_EFFORT,
     CutOffError,
     DamagedError,
+    Effort,
     Header,
     Stripped,
     TooComplexError,
@@ -171,9 +173,9 @@ class _Samples:
         )
 
 
-def header(data: bytes) -> Header:
+def header(data: bytes, effort: Effort = ANY_EFFORT) -> Header:
     """See `containers.header`."""
-    layout, first = _first_directory(data)
+    layout, first = _first_directory(data, effort)
     sides = []
     for tag, tile_tag in ((_WIDTH, _TILE_WIDTH), (_HEIGHT, _TILE_HEIGHT)):
         side = _values(data, layout, first, tag, at_most=1)
@@ -223,16 +225,18 @@ def strip(data: bytes) -> Stripped:
     )
 
 
-def _first_directory(data: bytes) -> tuple[_Layout, _Directory]:
+def _first_directory(data: bytes, effort: Effort = ANY_EFFORT) -> tuple[_Layout, _Directory]:
     order = "<" if data[:2] == b"II" else ">"
     layout = _Layout(order, big=43 in data[2:4])
     if len(data) < 16:
         raise CutOffError("it ends within its header")
     (offset,) = layout.offset.unpack_from(data, layout.first)
-    return layout, _directory(data, layout, offset)
+    return layout, _directory(data, layout, offset, effort)
 
 
-def _directory(data: bytes, layout: _Layout, offset: int) -> _Directory:
+def _directory(
+    data: bytes, layout: _Layout, offset: int, effort: Effort = ANY_EFFORT
+) -> _Directory:
     if offset + layout.count.size > len(data):
         raise CutOffError("it ends before its header")
     (count,) = layout.count.unpack_from(data, offset)
@@ -242,6 +246,7 @@ def _directory(data: bytes, layout: _Layout, offset: int) -> _Directory:
     end = start + count * layout.entry_bytes
     if end > len(data):
         raise CutOffError("it ends within its header")
+    effort.spend(count)
     entries: dict[int, bytes] = {}
     for position in range(start, end, layout.entry_bytes):
         entry = data[position : position + layout.entry_bytes]

@@ -8,8 +8,10 @@ import struct
 from typing import Final
 
 from inference_service.media.containers.base import (
+    ANY_EFFORT,
     CutOffError,
     DamagedError,
+    Effort,
     Header,
     Stripped,
     TooComplexError,
@@ -33,10 +35,10 @@ _SIZE_BYTES: Final = 10  # of a body, which tell the size of the image
 _ANIMATION, _ALPHA = 0x02, 0x10  # flags of VP8X
 
 
-def header(data: bytes) -> Header:
+def header(data: bytes, effort: Effort = ANY_EFFORT) -> Header:
     """See `containers.header`."""
     canvas: Header | None = None
-    for kind, body, _ in _chunks(data, most=_SIZE_BYTES):
+    for kind, body, _ in _chunks(data, effort, most=_SIZE_BYTES):
         if kind == b"VP8X":
             canvas = _canvas(body)
         elif kind in {b"VP8 ", b"VP8L"}:
@@ -82,7 +84,9 @@ def strip(data: bytes) -> Stripped:
     )
 
 
-def _chunks(data: bytes, *, most: int | None = None) -> Iterator[tuple[bytes, bytes, bool]]:
+def _chunks(
+    data: bytes, effort: Effort = ANY_EFFORT, *, most: int | None = None
+) -> Iterator[tuple[bytes, bytes, bool]]:
     """(type, body or so much of it, whether it is whole) of each chunk, whatever size the file itself declares.
 
     A chunk before the pixels that no other follows may have a wrong length: the pixels are looked for.
@@ -93,6 +97,7 @@ def _chunks(data: bytes, *, most: int | None = None) -> Iterator[tuple[bytes, by
     for _ in range(MAX_CHUNKS):
         if position + 8 > len(data):
             return
+        effort.spend(1)
         kind, size = struct.unpack_from("<4sI", data, position)
         start = position + 8
         end = start + size
@@ -102,6 +107,7 @@ def _chunks(data: bytes, *, most: int | None = None) -> Iterator[tuple[bytes, by
         before_pixels = before_pixels and kind not in _PIXELS
         if before_pixels and repairs < _MAX_REPAIRS and not _TYPE.match(data, position):
             repairs += 1
+            effort.spend_bytes(min(_MAX_SEARCH, len(data) - start))
             pixels = _PIXELS_BEGIN.search(data, start, start + _MAX_SEARCH)
             if pixels is None:
                 before_pixels = False  # there are none to look for again
