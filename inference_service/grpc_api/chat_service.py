@@ -11,6 +11,7 @@ from inference_service.domain import ChatRequest
 from inference_service.grpc_api import work
 from inference_service.grpc_api.call_context import Context, this_call
 from inference_service.grpc_api.generation import Generation
+from inference_service.grpc_api.packed import Packed, packed
 from inference_service.grpc_api.requests import chat_request
 from inference_service.grpc_api.responses import image_message, usage_message
 from inference_service.grpc_api.wire import message_bytes
@@ -28,13 +29,12 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
 
     async def CreateChatCompletion(  # noqa: N802 - the proto's name
         self, request: chat_pb.CreateChatCompletionRequest, context: Context
-    ) -> chat_pb.CreateChatCompletionResponse:
+    ) -> Packed:
         """Answers in one message."""
         del context
         asked = await self._domain_request(request.spec)
         del request
-        fields = await self._generation.unary_fields(asked)
-        return chat_pb.CreateChatCompletionResponse(**fields)
+        return await self._generation.unary(asked)
 
     async def StreamChatCompletion(  # noqa: N802
         self, request: chat_pb.StreamChatCompletionRequest, context: Context
@@ -49,21 +49,23 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
 
     async def CountTokens(  # noqa: N802
         self, request: chat_pb.CountTokensRequest, context: Context
-    ) -> chat_pb.CountTokensResponse:
+    ) -> Packed:
         """Counts the tokens of the prompt without generating an answer."""
         del context
         asked = await self._domain_request(request.spec)
         del request
         count = await self._generation.count(asked)
-        return chat_pb.CountTokensResponse(
-            usage=usage_message(count.usage),
-            images=map(image_message, count.images),
-            prompt_token_ids=count.prompt_token_ids if asked.return_prompt_token_ids else (),
+        token_ids = count.prompt_token_ids if asked.return_prompt_token_ids else ()
+        images = map(image_message, count.images)
+        response = chat_pb.CountTokensResponse(usage=usage_message(count.usage), images=images)
+        return await work.for_size(
+            work.BYTES_PER_TOKEN * len(token_ids),
+            lambda: packed(response, prompt_token_ids=token_ids),
         )
 
     async def RenderChatCompletion(  # noqa: N802
         self, request: chat_pb.RenderChatCompletionRequest, context: Context
-    ) -> chat_pb.RenderChatCompletionResponse:
+    ) -> Packed:
         """Returns the prompt without generating an answer."""
         del context
         asked = await self._domain_request(request.spec)
@@ -72,8 +74,11 @@ class ChatServicer(chat_grpc.ChatServiceServicer):
         prompt = await self._generation.render(asked, strings=strings)
         return await work.for_size(
             prompt.size,
-            lambda: chat_pb.RenderChatCompletionResponse(
-                **prompt.fields(), begins_with_reasoning=prompt.rendered.begins_with_reasoning
+            lambda: packed(
+                chat_pb.RenderChatCompletionResponse(
+                    **prompt.fields(), begins_with_reasoning=prompt.rendered.begins_with_reasoning
+                ),
+                token_strings=prompt.strings,
             ),
         )
 

@@ -11,6 +11,7 @@ from inference_service.domain import TextCompletionRequest
 from inference_service.grpc_api import work
 from inference_service.grpc_api.call_context import Context, this_call
 from inference_service.grpc_api.generation import Generation
+from inference_service.grpc_api.packed import Packed, packed
 from inference_service.grpc_api.requests import text_completion_request
 from inference_service.grpc_api.wire import message_bytes
 from inference_service.settings import ServiceSettings
@@ -27,13 +28,12 @@ class CompletionServicer(completion_grpc.CompletionServiceServicer):
 
     async def CreateCompletion(  # noqa: N802 - the proto's name
         self, request: completion_pb.CreateCompletionRequest, context: Context
-    ) -> completion_pb.CreateCompletionResponse:
+    ) -> Packed:
         """Answers in one message."""
         del context
         asked = await self._domain_request(request.spec)
         del request
-        fields = await self._generation.unary_fields(asked)
-        return completion_pb.CreateCompletionResponse(**fields)
+        return await self._generation.unary(asked)
 
     async def StreamCompletion(  # noqa: N802
         self, request: completion_pb.StreamCompletionRequest, context: Context
@@ -48,7 +48,7 @@ class CompletionServicer(completion_grpc.CompletionServiceServicer):
 
     async def RenderCompletion(  # noqa: N802
         self, request: completion_pb.RenderCompletionRequest, context: Context
-    ) -> completion_pb.RenderCompletionResponse:
+    ) -> Packed:
         """Returns the prompt without generating an answer."""
         del context
         asked = await self._domain_request(request.spec)
@@ -56,7 +56,11 @@ class CompletionServicer(completion_grpc.CompletionServiceServicer):
         del request
         prompt = await self._generation.render(asked, strings=strings)
         return await work.for_size(
-            prompt.size, lambda: completion_pb.RenderCompletionResponse(**prompt.fields())
+            prompt.size,
+            lambda: packed(
+                completion_pb.RenderCompletionResponse(**prompt.fields()),
+                token_strings=prompt.strings,
+            ),
         )
 
     async def _domain_request(self, spec: completion_pb.CompletionSpec) -> TextCompletionRequest:

@@ -13,8 +13,10 @@ from inference_service.backend.base import Backend, Rendered, TokenCount
 from inference_service.decisions import DecisionRequest, Decisions
 from inference_service.domain import Event, Request, Started
 from inference_service.errors import DeadlineError
+from inference_service.grpc_api import work
 from inference_service.grpc_api.call_context import this_call
 from inference_service.grpc_api.model_names import canonical_name
+from inference_service.grpc_api.packed import Packed
 from inference_service.grpc_api.responses import event_fields, gather, started_message
 from inference_service.grpc_api.wire import release_message
 from inference_service.metrics.requests import current_request
@@ -40,17 +42,16 @@ class RenderedPrompt:
     @property
     def size(self) -> int:
         """About how many bytes its message has."""
-        return 4 * len(self.rendered.started.prompt_token_ids)
+        return work.BYTES_PER_TOKEN * len(self.rendered.started.prompt_token_ids)
 
     def fields(self) -> dict[str, Any]:
-        """The fields that the responses of both services have."""
+        """The fields that the responses of both services have, without `token_strings`."""
         return {
             "started": started_message(self.rendered.started, self.model),
             "placeholders": [
                 chat_pb.MediaPlaceholder(offset=each.offset, length=each.length, key=each.key)
                 for each in self.rendered.placeholders
             ],
-            "token_strings": self.strings,
             "max_context_tokens": self.max_context_tokens,
         }
 
@@ -65,10 +66,11 @@ class Generation:
         """See `model_names`."""
         return canonical_name(name, self._backend.names, field="spec.model")
 
-    async def unary_fields(self, request: Request) -> dict[str, Any]:
-        """The fields of a unary response: all events of a request in one message."""
+    async def unary(self, request: Request) -> Packed:
+        """The unary response of both services: all events of a request in one message."""
         async with contextlib.aclosing(self._events(request)) as events:
-            return (await gather(events, request)).as_dict()
+            answer = await gather(events, request)
+        return answer.packed()
 
     async def stream_fields(self, request: Request) -> AsyncGenerator[dict[str, Any], None]:
         """The fields of every message of a stream, one message for each event."""

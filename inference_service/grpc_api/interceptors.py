@@ -34,6 +34,7 @@ from inference_service.grpc_api.call_context import (
     this_call,
 )
 from inference_service.grpc_api.connections import Connections, host_of
+from inference_service.grpc_api.packed import Packed
 from inference_service.grpc_api.status import DETAILS_KEY, code_of, details_of
 from inference_service.grpc_api.wire import Wire, WireLimits, enter_wire
 from inference_service.grpc_api.wire_fields import check_fields
@@ -204,7 +205,8 @@ async def _serve(
         response = await answer
         # The servicers of libraries set a status and return nothing.
         if response is not None or not context.code():
-            await wire.write(handler.response_serializer(response))
+            is_packed = isinstance(response, Packed)
+            await wire.write(response.data if is_packed else handler.response_serializer(response))
         return
     async with contextlib.aclosing(answer):
         async for response in answer:

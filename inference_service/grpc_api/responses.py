@@ -22,8 +22,10 @@ from inference_service.domain import (
     ToolCallDelta,
 )
 from inference_service.grpc_api.logprob_room import LogprobRoom
+from inference_service.grpc_api.packed import Packed, embedded
 from inference_service.sampling import SCALARS, Sampling
 from qwenvl.growing import GrowingTexts
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import sampling_pb2 as sampling_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
@@ -39,19 +41,39 @@ _REASONS = {
 
 
 @dataclass(slots=True)
-class UnaryFields:
-    """The fields of a unary response, collected from all events of a request."""
+class UnaryAnswer:
+    """A unary response, collected from all events of a request.
+
+    Its log probabilities may be most of it, as some hundred thousand small messages, and are serialised as they come.
+
+    Attributes:
+        started: The field without them.
+        choices: The field without them.
+        usage: The field.
+        prompt_logprobs: The rest of `started`, serialised in parts.
+        logprobs: The rest of each choice, serialised in parts.
+    """
 
     started: generation_pb.Started = field(default_factory=generation_pb.Started)
     choices: list[generation_pb.Choice] = field(default_factory=list)
     usage: usage_pb.Usage = field(default_factory=usage_pb.Usage)
+    prompt_logprobs: list[bytes] = field(default_factory=list)
+    logprobs: list[list[bytes]] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields of CreateChatCompletionResponse and CreateCompletionResponse."""
-        return {"started": self.started, "choices": self.choices, "usage": self.usage}
+    def packed(self) -> Packed:
+        """The CreateChatCompletionResponse, or the CreateCompletionResponse, whose fields have the same numbers."""
+        number = chat_pb.CreateChatCompletionResponse
+        parts = embedded(
+            number.STARTED_FIELD_NUMBER, [self.started.SerializeToString(), *self.prompt_logprobs]
+        )
+        for choice, logprobs in zip(self.choices, self.logprobs, strict=True):
+            whole = [choice.SerializeToString(), *logprobs]
+            parts += embedded(number.CHOICES_FIELD_NUMBER, whole)
+        parts += embedded(number.USAGE_FIELD_NUMBER, [self.usage.SerializeToString()])
+        return Packed(b"".join(parts))
 
 
-async def gather(events: AsyncIterable[Event], request: Request) -> UnaryFields:
+async def gather(events: AsyncIterable[Event], request: Request) -> UnaryAnswer:
     """Collects the events of a request.
 
     Args:
@@ -61,38 +83,33 @@ async def gather(events: AsyncIterable[Event], request: Request) -> UnaryFields:
     Raises:
         InvalidArgumentError: Its log probabilities are more than a message holds.
     """
-    fields = UnaryFields()
+    answer = UnaryAnswer()
     texts: list[GrowingTexts] = []
     room = LogprobRoom(request)
     async for event in events:
         match event:
             case Started():
                 room.begin(event.usage)
-                fields.started = started_message(event, request.model)
-                fields.choices = [generation_pb.Choice(index=index) for index in range(event.n)]
+                answer.started = started_message(event, request.model)
+                answer.choices = [generation_pb.Choice(index=index) for index in range(event.n)]
+                answer.logprobs = [[] for _ in range(event.n)]
                 texts = [GrowingTexts() for _ in range(event.n)]
             case Delta():
-                index = event.choice_index
-                _gather(fields.choices[index], texts[index], fields.started, event, room)
+                _gather(answer, texts[event.choice_index], event, room)
             case Finished():
-                choice = fields.choices[event.choice_index]
+                choice = answer.choices[event.choice_index]
                 choice.finish_reason = _REASONS[event.reason]
                 choice.stop_detail.CopyFrom(_stop_detail(event.trigger))
                 choice.groundings.extend(map(_grounding, event.groundings))
             case TokenUsage():
-                fields.usage = usage_message(event)
-    for choice, pieces in zip(fields.choices, texts, strict=True):
+                answer.usage = usage_message(event)
+    for choice, pieces in zip(answer.choices, texts, strict=True):
         pieces.fill(choice)
-    return fields
+    return answer
 
 
-def _gather(
-    choice: generation_pb.Choice,
-    texts: GrowingTexts,
-    started: generation_pb.Started,
-    delta: Delta,
-    room: LogprobRoom,
-) -> None:
+def _gather(answer: UnaryAnswer, texts: GrowingTexts, delta: Delta, room: LogprobRoom) -> None:
+    choice = answer.choices[delta.choice_index]
     texts.text.append(delta.text)
     texts.reasoning.append(delta.reasoning)
     for call in delta.tool_calls:
@@ -103,8 +120,12 @@ def _gather(
     of_prompt = list(map(_logprob_entry, delta.prompt_logprobs))
     of_answer = list(map(_logprob_entry, delta.logprobs))
     room.take(of_prompt, of_answer)
-    started.prompt_logprobs.extend(of_prompt)
-    choice.logprobs.extend(of_answer)
+    if of_prompt:
+        part = generation_pb.Started(prompt_logprobs=of_prompt)
+        answer.prompt_logprobs.append(part.SerializeToString())
+    if of_answer:
+        rest = generation_pb.Choice(logprobs=of_answer)
+        answer.logprobs[delta.choice_index].append(rest.SerializeToString())
 
 
 def event_fields(event: Event, model: str) -> dict[str, Any]:

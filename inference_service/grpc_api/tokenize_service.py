@@ -9,14 +9,13 @@ from inference_service.grpc_api.call_context import Context, this_call
 from inference_service.grpc_api.field_checks import check_token_ids
 from inference_service.grpc_api.generation import until
 from inference_service.grpc_api.model_names import canonical_name
+from inference_service.grpc_api.packed import Packed, packed
 from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
 from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
 
 
 _MAX_TOKEN_IDS = 2**18
 """Their text fits into a message."""
-
-_BYTES_PER_TOKEN = 4
 
 
 class TokenizeServicer(tokenize_grpc.TokenizeServiceServicer):
@@ -27,7 +26,7 @@ class TokenizeServicer(tokenize_grpc.TokenizeServiceServicer):
 
     async def Tokenize(  # noqa: N802 - the proto's name
         self, request: tokenize_pb.TokenizeRequest, context: Context
-    ) -> tokenize_pb.TokenizeResponse:
+    ) -> Packed:
         """Returns the token ids of a text."""
         del context
         call = this_call()
@@ -42,11 +41,13 @@ class TokenizeServicer(tokenize_grpc.TokenizeServiceServicer):
             if request.return_token_strings:
                 strings = await vocabulary.strings(token_ids, call.caller)
         return await work.for_size(
-            _BYTES_PER_TOKEN * len(token_ids),
-            lambda: tokenize_pb.TokenizeResponse(
+            work.BYTES_PER_TOKEN * len(token_ids),
+            lambda: packed(
+                tokenize_pb.TokenizeResponse(
+                    max_context_tokens=self._backend.describe().max_context_tokens
+                ),
                 token_ids=token_ids,
                 token_strings=strings,
-                max_context_tokens=self._backend.describe().max_context_tokens,
             ),
         )
 
@@ -63,7 +64,7 @@ class TokenizeServicer(tokenize_grpc.TokenizeServiceServicer):
                 f"token_ids has {count} ids, but at most {_MAX_TOKEN_IDS} are allowed.",
                 field="token_ids",
             )
-        token_ids = await work.for_size(_BYTES_PER_TOKEN * count, lambda: _checked(request))
+        token_ids = await work.for_size(work.BYTES_PER_TOKEN * count, lambda: _checked(request))
         async with until(call.deadline):
             text = await self._backend.vocabulary.detokenize(
                 token_ids,

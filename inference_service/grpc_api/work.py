@@ -13,6 +13,9 @@ from inference_service.grpc_api.call_context import this_call
 INLINE_BYTES: Final = 8 * 2**10
 """Messages up to this size take less time than a change of threads costs others."""
 
+BYTES_PER_TOKEN: Final = 4
+"""About how large a token id in a message counts."""
+
 _THREADS: Final = FairThreads(2, "messages")
 
 T = TypeVar("T")
