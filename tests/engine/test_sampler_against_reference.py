@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import pytest
 import torch
 
-from inference_service.engine import sampling_table
+from inference_service.engine import sampler, sampling_table
 from inference_service.engine.masks import TokenMask
 from inference_service.engine.sampler import sample_
 from inference_service.engine.sequence import Sequence
@@ -84,9 +84,15 @@ def masks_of(batch: list[SamplingRow], permitted: frozenset[int], vocab_size: in
     return RowMask(places, [permitted] * len(places)), TokenMask(torch.tensor(places), bits)
 
 
-@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize(
+    ("looks", "widest"), [(True, sampler._WIDEST_TABLE), (True, 4), (False, 0)]
+)
 @pytest.mark.parametrize(("vocab_size", "examples"), [(SMALL, 100), (LARGE, 25)])
-def test_a_batch(looks: bool, vocab_size: int, examples: int) -> None:
+def test_a_batch(
+    monkeypatch: pytest.MonkeyPatch, looks: bool, widest: int, vocab_size: int, examples: int
+) -> None:
+    monkeypatch.setattr(sampler, "_WIDEST_TABLE", widest)
+
     @given(st.data())
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
     def check(data: st.DataObject) -> None:
@@ -99,6 +105,33 @@ def test_a_batch(looks: bool, vocab_size: int, examples: int) -> None:
         assert torch.equal(sample(logits, batch, mask, looks=looks), wanted)
 
     check()
+
+
+def test_a_row_of_which_much_may_pass_makes_the_table_of_others_no_wider(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    widths: list[int] = []
+    real = sampler._table
+
+    def table(*given: torch.Tensor) -> Any:
+        values, token_ids = real(*given)
+        widths.append(values.shape[1])
+        return values, token_ids
+
+    monkeypatch.setattr(sampler, "_table", table)
+    usual = SamplingParams(max_tokens=9, temperature=0.7, top_k=20, top_p=0.8)
+    batch = [SamplingRow(usual, (1,), ())] * 3
+    for wide in (
+        SamplingParams(max_tokens=9, temperature=2.0, top_k=6000),
+        SamplingParams(max_tokens=9, temperature=2.0, top_p=0.9999),
+        SamplingParams(max_tokens=9, temperature=2.0, min_p=1e-9),
+    ):
+        rows = [*batch, SamplingRow(wide, (1,), ())]
+        logits = logits_of(len(rows), 8000, 1, 5)
+        wanted = reference_sampler.sample(logits, rows)
+        assert torch.equal(sample(logits, rows, None, looks=True), wanted)
+    assert len(widths) == 3
+    assert max(widths) < 1000
 
 
 @dataclass
