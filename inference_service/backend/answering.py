@@ -139,6 +139,7 @@ class Answering:
         media = await self._prepare_media(request, admitted, turn)
         self._count_images(admitted.caller, media)
         prepared = await self._prompts.prepare(request, media, admitted)
+        del media  # its pixels are freed when the engine has those of `prepared`
         options = self._composer.options(request, prepared, context_tokens)
         if not admitted.aborted:
             async with admitted.abortable():

@@ -12,7 +12,7 @@ tokens that can pass their filters, or can win; the results are the same.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -157,54 +157,70 @@ def _draw_from_few(logits: Tensor, rows: Selection, shape: Shape, which: Tensor 
         weights = (logits - maximum).exp_().masked_fill_(logits < minimum, 0.0)
         mass = weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
         total = torch.where((top_k == logits.shape[1]).unsqueeze(-1), mass, math.nan)
-    filters = (minimum, top_k, top_p, total)
-    columns = (logits, bound, *filters, rows.noise_low[which], rows.noise_high[which])
+    few = _Few(
+        *(logits, bound, minimum, top_k, top_p, total),
+        *(rows.noise_low[which], rows.noise_high[which]),
+    )
     is_wide = (logits >= bound).sum(dim=-1) > _WIDEST_TABLE
     if not is_wide.any():
-        return _draw_from_table(*columns)
+        return _draw_from_table(few)
     drawn = torch.empty(len(logits), dtype=torch.int64)
     narrow = is_wide.logical_not().nonzero().squeeze(-1)
     if len(narrow):
-        drawn[narrow] = _draw_from_table(*(column[narrow] for column in columns))
+        drawn[narrow] = _draw_from_table(few.part(narrow))
     for row in is_wide.nonzero():
-        drawn[row] = _draw_from_row(*(column[row] for column in columns))
+        drawn[row] = _draw_from_row(few.part(row))
     return drawn
 
 
-def _draw_from_table(
-    logits: Tensor,
-    bound: Tensor,
-    minimum: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    total: Tensor,
-    low: Tensor,
-    high: Tensor,
-) -> Tensor:
-    """Draws from the tokens of [N, V] that reach their row's bound [N, 1]; filters as for `lowest_of_sorted`."""
-    values, token_ids = _table(logits, bound)
-    ordered = values.sort(dim=-1, descending=True).values
-    cut = lowest_of_sorted(ordered, minimum, top_k, top_p, total)
-    noise = gumbel_noise(low.unsqueeze(-1), high.unsqueeze(-1), token_ids)
+class _Few(NamedTuple):
+    """F rows of which the tokens that reach a bound may pass the filters.
+
+    Attributes:
+        logits: [F, V].
+        bound: [F, 1].
+        minimum: [F, 1], and the next three as for `lowest_of_sorted`.
+        top_k: [F].
+        top_p: [F].
+        total: [F, 1].
+        low: [F], and the next as for `gumbel_noise`.
+        high: [F].
+    """
+
+    logits: Tensor
+    bound: Tensor
+    minimum: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    total: Tensor
+    low: Tensor
+    high: Tensor
+
+    def part(self, rows: Tensor) -> _Few:
+        """Some of the rows."""
+        return _Few(*(column[rows] for column in self))
+
+    def lowest_kept(self, ordered: Tensor) -> Tensor:
+        """The logits [F, 1] that those that pass reach, given what may pass in descending order."""
+        return lowest_of_sorted(ordered, self.minimum, self.top_k, self.top_p, self.total)
+
+
+def _draw_from_table(few: _Few) -> Tensor:
+    """Draws from a table of all rows' tokens."""
+    values, token_ids = _table(few.logits, few.bound)
+    cut = few.lowest_kept(values.sort(dim=-1, descending=True).values)
+    noise = gumbel_noise(few.low.unsqueeze(-1), few.high.unsqueeze(-1), token_ids)
     best = noise.add_(values).masked_fill_(~(values >= cut), -math.inf).argmax(-1, keepdim=True)
     return token_ids.gather(1, best).squeeze(-1)
 
 
-def _draw_from_row(
-    logits: Tensor,
-    bound: Tensor,
-    minimum: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    total: Tensor,
-    low: Tensor,
-    high: Tensor,
-) -> Tensor:
-    """As `_draw_from_table` for one row of which many tokens reach the bound."""
+def _draw_from_row(few: _Few) -> Tensor:
+    """Draws from one row of which many tokens may pass."""
     # Tens of times faster than torch's sort, which is stable.
-    ordered = np.sort(logits[logits >= bound].numpy())[::-1].copy()
-    cut = lowest_of_sorted(torch.from_numpy(ordered).unsqueeze(0), minimum, top_k, top_p, total)
-    return argmax_with_noise(logits.masked_fill(~(logits >= cut), -math.inf), low, high)
+    ordered = np.sort(few.logits[few.logits >= few.bound].numpy())[::-1].copy()
+    cut = few.lowest_kept(torch.from_numpy(ordered).unsqueeze(0))
+    kept = few.logits.masked_fill(~(few.logits >= cut), -math.inf)
+    return argmax_with_noise(kept, few.low, few.high)
 
 
 def _rank_bound(logits: Tensor, top_k: Tensor) -> Tensor:

@@ -82,9 +82,9 @@ class FileBudget:
                     await self._freed.wait()
         except TimeoutError:
             raise QueueFullError(
-                f"Images of other requests, yours among them, have filled the memory for fetched files for"
+                "Images of other requests, yours among them, have filled the memory for fetched files for"
                 f" {self._wait_s:g} s: {self._limit_bytes >> 20} MiB (--media-buffer-mib), half of it for the oldest"
-                " request of each caller, and three quarters of the other half at most for one caller. Try again later.",
+                " request of each caller, and three quarters of the other half for one caller. Try again later.",
                 field=field,
                 retry_after_s=_RETRY_AFTER_S,
             ) from None

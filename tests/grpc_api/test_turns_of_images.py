@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+import gc
 import io
 from typing import Any
+import weakref
 
 from PIL import Image
 import pytest
 
 from inference_service.media.pool import WorkerPool
+from inference_service.media.prepare import MediaPreparer
+from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from tests.grpc_api.asking import image_part, spec_of, until
 
 
@@ -54,3 +58,29 @@ async def test_one_caller_leaves_room_for_the_image_of_the_next(
     assert len(begun) <= AT_ONCE
     go_on.set()
     await asyncio.gather(*calls)
+
+
+async def test_pixels_are_freed_when_the_engine_has_them(
+    service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their room is free for other images then, while the answer may take minutes."""
+    kept: list[weakref.ref[Any]] = []
+    prepare = MediaPreparer.prepare
+
+    async def watched(preparer: MediaPreparer, *asked: Any) -> Any:
+        media = await prepare(preparer, *asked)
+        kept.extend(weakref.ref(image.pixels) for image in media.images)
+        return media
+
+    monkeypatch.setattr(MediaPreparer, "prepare", watched)
+    spec = spec_of(image_part(image_of(1)), image_part(image_of(2)), "?", sampling={"max_tokens": 1000})
+    events = service.chat.StreamChatCompletion(
+        chat_pb.StreamChatCompletionRequest(spec=spec), timeout=60
+    )
+    async for event in events:
+        if event.WhichOneof("event") != "started":
+            break
+    gc.collect()
+    assert len(kept) == 2
+    assert [ref() for ref in kept] == [None, None]
+    events.cancel()
