@@ -13,12 +13,12 @@ class SharedCache(Generic[Value]):
     """Keeps the values that were used last; an entry is of the caller that used it last.
 
     Args:
-        size: Number of values to keep.
+        size: Number of values to keep, where one may count as several; the newest one is always kept.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._entries: OrderedDict[bytes, tuple[str, Value]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[str, Value, int]] = OrderedDict()
         self._of_caller: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -29,27 +29,26 @@ class SharedCache(Generic[Value]):
         found = self._entries.get(key)
         if found is None:
             return None
-        self._put(key, caller, found[1])
-        return found[1]
+        _, value, count = found
+        self._put(key, caller, value, count)
+        return value
 
-    def put(self, key: bytes, caller: str, value: Value) -> None:
-        """Adds a value; when there are too many, the oldest one of the caller with the most goes."""
-        self._put(key, caller, value)
-        if len(self._entries) > self._size:
-            most = max(self._of_caller.values())
-            oldest = next(
-                key for key, (who, _) in self._entries.items() if self._of_caller[who] == most
-            )
-            self._remove(oldest)
+    def put(self, key: bytes, caller: str, value: Value, count: int = 1) -> None:
+        """Adds a value that counts as some; while there are too many, the oldest of the caller with the most goes."""
+        self._put(key, caller, value, count)
+        while self._of_caller.total() > self._size and len(self._entries) > 1:
+            older = [(old, who) for old, (who, *_) in self._entries.items() if old != key]
+            most = max(self._of_caller[who] for _, who in older)
+            self._remove(next(old for old, who in older if self._of_caller[who] == most))
 
-    def _put(self, key: bytes, caller: str, value: Value) -> None:
+    def _put(self, key: bytes, caller: str, value: Value, count: int) -> None:
         if key in self._entries:
             self._remove(key)
-        self._entries[key] = (caller, value)
-        self._of_caller[caller] += 1
+        self._entries[key] = (caller, value, count)
+        self._of_caller[caller] += count
 
     def _remove(self, key: bytes) -> None:
-        caller, _ = self._entries.pop(key)
-        self._of_caller[caller] -= 1
+        caller, _, count = self._entries.pop(key)
+        self._of_caller[caller] -= count
         if not self._of_caller[caller]:
             del self._of_caller[caller]

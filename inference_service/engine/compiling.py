@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+import math
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 from inference_service.constraint import Constraint
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 _THREADS: Final = 2
 COMPILED: Final = 32
 """Compiled constraints to keep; requests of one application mostly have the same."""
+_USUAL_S: Final = 0.1
+"""CPU time to compile; what takes more is larger, some 50 MiB for a second, and counts as several."""
 
 
 class Compilation:
@@ -79,13 +83,16 @@ class Grammars:
             return
         caller, compilation = turn
         try:
-            matcher = self._compile(compilation.constraint)
+            vocabulary = self._loaded_vocabulary()
+            begin = time.thread_time()
+            matcher = _compiled(vocabulary, compilation.constraint)
+            cost_s = time.thread_time() - begin
         except BaseException as error:  # noqa: BLE001 - a panic of the compiler is no Exception
             self._finish(compilation)
             failure = error if isinstance(error, Exception) else RuntimeError("it panicked")
             compilation.matcher.set_exception(failure)
         else:
-            self._finish(compilation, caller)
+            self._finish(compilation, caller, max(1, math.ceil(cost_s / _USUAL_S)))
             compilation.matcher.set_result(matcher)
 
     def _next(self) -> tuple[str, Compilation] | None:
@@ -103,20 +110,24 @@ class Grammars:
                 return caller, compilation
         return None
 
-    def _finish(self, compilation: Compilation, caller: str | None = None) -> None:
+    def _finish(self, compilation: Compilation, caller: str | None = None, count: int = 1) -> None:
         """Keeps what was compiled in the turn of a caller; forgets what could not be (None)."""
         key = compilation.constraint.digest
         with self._changing:
             del self._unfinished[key]
             if caller is not None:
-                self._compiled.put(key, caller, compilation)
+                self._compiled.put(key, caller, compilation, count)
 
-    def _compile(self, constraint: Constraint) -> LLMatcher:
+    def _loaded_vocabulary(self) -> LLTokenizer:
         with self._loading:
             if self._vocabulary is None:
                 self._vocabulary = self._load_vocabulary()
-        matcher = new_matcher(self._vocabulary, constraint)
-        # The first mask costs the most, of every answer; copies know it.
-        matcher.compute_bitmask()
-        raise_error(matcher)
-        return matcher
+            return self._vocabulary
+
+
+def _compiled(vocabulary: LLTokenizer, constraint: Constraint) -> LLMatcher:
+    matcher = new_matcher(vocabulary, constraint)
+    # The first mask costs the most, of every answer; copies know it.
+    matcher.compute_bitmask()
+    raise_error(matcher)
+    return matcher

@@ -45,7 +45,7 @@ _WALL_S: Final = 30
 """Time after which the kernel ends a trial that waits for something; there is nothing to wait for."""
 _OTHERS_SIGNALS: Final = frozenset((signal.SIGKILL, signal.SIGALRM))
 """What ends a trial without a fault of its own: a kernel short of memory, and the time above."""
-_OOM_SCORE: Final = "900"  # of 1000: the kernel ends it before it ends the front or the engine
+_OOM_SCORE: Final = "900"  # of 1000, as of a decode worker
 
 
 class Trials:

@@ -42,9 +42,8 @@ from inference_service.media.worker_protocol import (
 )
 
 
-_OOM_SCORE: Final = (
-    "900"  # of 1000: the kernel ends a worker before it ends the front or the engine
-)
+_OOM_SCORE: Final = "900"
+"""Of 1000: the kernel ends a worker before the front and the engine, unless it ends all of a container at once."""
 _MAX_TRACEBACK: Final = 8000
 _MAX_DESCRIPTORS: Final = 64
 

@@ -40,6 +40,20 @@ def test_a_value_is_of_whoever_used_it_last() -> None:
     assert cache.get(key(0), "few") == 0
 
 
+def test_a_large_value_counts_as_several() -> None:
+    cache: SharedCache[int] = SharedCache(8)
+    for number in range(3):
+        cache.put(key(number), "few", number)
+    cache.put(key(10), "large", 10, 6)
+    assert [cache.get(key(number), "few") for number in range(3)] == [None, 1, 2]
+    for number in range(11, 50):
+        cache.put(key(number), "large", number, 6)
+        assert len(cache) == 3
+    cache.put(key(99), "large", 99, 100)
+    assert cache.get(key(99), "large") == 99
+    assert len(cache) == 1
+
+
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(0, 12), st.sampled_from("abc")), max_size=80),
     st.integers(1, 6),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import wait
+import itertools
 import threading
 from types import SimpleNamespace
 from typing import Any, cast
@@ -107,6 +108,17 @@ def test_what_was_compiled_is_kept_for_each_caller(grammars: Grammars, compiler:
     assert grammars.wait_for(regex(f"m{2 * COMPILED - 1}"), "many") is many[-1]
     assert not grammars._unfinished
     assert len(grammars._compiled) == COMPILED
+
+
+def test_what_takes_long_to_compile_counts_as_several(
+    grammars: Grammars, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is large: 32 such constraints would have more than a gigabyte."""
+    spent_s = itertools.count(step=0.65)
+    monkeypatch.setattr(compiling, "time", SimpleNamespace(thread_time=lambda: next(spent_s)))
+    many = [grammars.wait_for(regex(f"m{number}"), "many") for number in range(10)]
+    finish(compiler, *many)
+    assert len(grammars._compiled) == COMPILED // 7
 
 
 @pytest.mark.parametrize("text", ["bad", "panic"])

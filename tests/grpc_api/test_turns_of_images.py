@@ -73,7 +73,9 @@ async def test_pixels_are_freed_when_the_engine_has_them(
         return media
 
     monkeypatch.setattr(MediaPreparer, "prepare", watched)
-    spec = spec_of(image_part(image_of(1)), image_part(image_of(2)), "?", sampling={"max_tokens": 1000})
+    spec = spec_of(
+        image_part(image_of(1)), image_part(image_of(2)), "?", sampling={"max_tokens": 1000}
+    )
     events = service.chat.StreamChatCompletion(
         chat_pb.StreamChatCompletionRequest(spec=spec), timeout=60
     )

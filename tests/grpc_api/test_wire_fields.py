@@ -63,7 +63,9 @@ def test_nothing_behind_many_fields_keeps_them_from_being_counted(
 
 
 def a_chat(draw: random.Random) -> Message:
-    turn = message_pb.Message(role=message_pb.ROLE_USER, parts=[message_pb.Part(text="a")] * draw.randrange(3))
+    turn = message_pb.Message(
+        role=message_pb.ROLE_USER, parts=[message_pb.Part(text="a")] * draw.randrange(3)
+    )
     request = chat_pb.CreateChatCompletionRequest()
     request.spec.messages.extend([turn] * draw.randrange(4))
     request.spec.sampling.allowed_token_ids.extend(range(draw.randrange(200)))
