@@ -6,9 +6,12 @@ the ones before it. What labels have in common at their beginning is computed on
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left, bisect_right
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 import math
 import time
 from typing import Final
@@ -35,6 +38,9 @@ MIN_LABEL_MASS: Final = 0.05
 _HOPELESS: Final = -20.0
 """A beginning of a label with a lower log probability is not followed: 255 of them are less than a millionth."""
 
+_LABELS_AT_ONCE: Final = 1000
+"""To look at them takes the event loop a few milliseconds."""
+
 _NOTHING_SAMPLED: Final = SamplingParams(temperature=0.0, max_tokens=1)
 
 Ask = Callable[
@@ -56,13 +62,12 @@ class _Tally:
     prompt: QuestionPrompt
     logprobs: dict[tuple[int, ...], float] = field(default_factory=dict)
     top_is_label: bool = False
-    _sorted: list[tuple[int, ...]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._sorted = sorted(self.prompt.labels)
+    _sorted: list[tuple[int, ...]] = field(default_factory=list)
 
     def candidates(self, begun: tuple[int, ...]) -> tuple[int, ...]:
         """The tokens that continue a beginning of labels, in ascending order."""
+        if not self._sorted:  # when they are asked for: a request may have a thousand such lists
+            self._sorted = sorted(self.prompt.labels)
         found: list[int] = []
         length = len(begun)
         place = bisect_right(self._sorted, begun)  # the labels that begin so follow it
@@ -133,6 +138,54 @@ class _Job:
         return further
 
 
+class _Jobs:
+    """Jobs that wait, by the prompt that they share: that of the input, or that of one question with its own."""
+
+    def __init__(self, jobs: Iterable[_Job]) -> None:
+        self._number = 0
+        self._kinds: dict[int, deque[tuple[int, _Job]]] = {}
+        self._heads: list[tuple[int, int]] = []  # a heap: the number of the first job of each kind
+        self.add(jobs)
+
+    def add(self, jobs: Iterable[_Job]) -> None:
+        """Lets jobs wait behind the others."""
+        for job in jobs:
+            prompt = job.tally.prompt
+            kind = 0 if prompt.whole is None else id(prompt)
+            if kind not in self._kinds:
+                self._kinds[kind] = deque()
+                heappush(self._heads, (self._number, kind))
+            self._kinds[kind].append((self._number, job))
+            self._number += 1
+
+    def first_of_a_kind(self, size: int) -> list[_Job]:
+        """Takes the first job and those that share its prompt, at most so many; none = no job waits."""
+        if not self._heads:
+            return []
+        _, kind = heappop(self._heads)
+        waiting = self._kinds[kind]
+        batch = [waiting.popleft()[1] for _ in range(min(size, len(waiting)))]
+        if waiting:
+            heappush(self._heads, (waiting[0][0], kind))
+        else:
+            del self._kinds[kind]
+        return batch
+
+
+class _Pace:
+    """Lets others have the event loop between pieces of work on labels, of which a request may have a million."""
+
+    def __init__(self) -> None:
+        self._labels = 0
+
+    async def after(self, *tallies: _Tally) -> None:
+        """Goes on after a piece of work on so many."""
+        self._labels += sum(len(tally.prompt.labels) for tally in tallies)
+        if self._labels >= _LABELS_AT_ONCE:
+            self._labels = 0
+            await asyncio.sleep(0)
+
+
 def check_lengths(
     questions: Sequence[Question], prompts: DecisionPrompts, max_model_len: int
 ) -> None:
@@ -144,7 +197,7 @@ def check_lengths(
     shared = len(prompts.evidence.token_ids)
     for prompt in prompts.questions:
         question = questions[prompt.index]
-        own = len(prompt.token_ids) + max(map(len, prompt.labels))
+        own = len(prompt.token_ids) + prompt.longest_label
         if shared + own > max_model_len:
             raise ContextLengthError(
                 f"This model's maximum context length is {max_model_len} tokens (--max-model-len). However, the input"
@@ -248,32 +301,26 @@ async def decide(
         at_once: Maximum number of probes that it is given at once.
     """
     tallies = [_Tally(prompt) for prompt in prompts.questions]
-    jobs = [_Job(tally) for tally in tallies]
+    jobs, pace = _Jobs(map(_Job, tallies)), _Pace()
     size = 1
-    while jobs:
-        batch, jobs = _first_of_a_kind(jobs, size)
+    while batch := jobs.first_of_a_kind(size):
+        probes: list[Probe] = []
+        for job in batch:
+            probes.append(job.probe())
+            await pace.after(job.tally)
         first = batch[0].tally.prompt
         results = await ask(
-            prompts.prompt_of(first),
-            first.pixels if first.whole else prompts.pixels,
-            [job.probe() for job in batch],
+            prompts.prompt_of(first), first.pixels if first.whole else prompts.pixels, probes
         )
         for job, result in zip(batch, results, strict=True):
-            jobs += job.take(result)
+            jobs.add(job.take(result))
+            await pace.after(job.tally)
         size = at_once
     of_questions: list[list[_Tally]] = [[] for _ in questions]
     for tally in tallies:
         of_questions[tally.prompt.index].append(tally)
-    return tuple(map(_decision, questions, of_questions))
-
-
-def _first_of_a_kind(jobs: Sequence[_Job], size: int) -> tuple[list[_Job], list[_Job]]:
-    """The first jobs that share a prompt, those about the input or those of one question with its own; and the rest."""
-    first = jobs[0].tally.prompt
-    batch: list[_Job] = []
-    rest: list[_Job] = []
-    for job in jobs:
-        prompt = job.tally.prompt
-        fits = prompt is first or (prompt.whole is None and first.whole is None)
-        (batch if fits and len(batch) < size else rest).append(job)
-    return batch, rest
+    decisions: list[Decision] = []
+    for question, own in zip(questions, of_questions, strict=True):
+        decisions.append(_decision(question, own))
+        await pace.after(*own)
+    return tuple(decisions)

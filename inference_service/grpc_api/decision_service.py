@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Final
 
 from inference_service.backend.base import Backend
-from inference_service.decisions import Decision, DecisionRequest, QuestionKind
+from inference_service.decisions import Decision, DecisionRequest, Decisions, QuestionKind
 from inference_service.grpc_api import work
 from inference_service.grpc_api.call_context import Context, this_call
 from inference_service.grpc_api.decision_requests import decision_request
@@ -15,6 +16,9 @@ from inference_service.grpc_api.wire import message_bytes
 from inference_service.settings import ServiceSettings
 from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import decision_service_pb2_grpc as decision_grpc
+
+
+_BYTES_PER_FIGURE: Final = 8
 
 
 class DecisionServicer(decision_grpc.DecisionServiceServicer):
@@ -32,20 +36,27 @@ class DecisionServicer(decision_grpc.DecisionServiceServicer):
         asked = await self._domain_request(request.spec)
         del request
         decided = await self._generation.decide(asked)
-        return decision_pb.CreateDecisionsResponse(
-            request_id=asked.evidence.request_id,
-            model=asked.evidence.model,
-            created=decided.created,
-            answers=[_answer(answer, diagnostics=asked.diagnostics) for answer in decided.answers],
-            usage=usage_message(decided.usage),
-            images=map(image_message, decided.images),
-            prompt_format=decided.prompt_format,
+        return await work.for_size(
+            _BYTES_PER_FIGURE * sum(len(answer.probabilities) for answer in decided.answers),
+            partial(_response, asked, decided),
         )
 
     async def _domain_request(self, spec: decision_pb.DecisionSpec) -> DecisionRequest:
         model = self._generation.canonical_name(spec.model)
         convert = partial(decision_request, spec, model, this_call().request_id, self._settings)
         return await work.for_size(message_bytes(), convert)
+
+
+def _response(asked: DecisionRequest, decided: Decisions) -> decision_pb.CreateDecisionsResponse:
+    return decision_pb.CreateDecisionsResponse(
+        request_id=asked.evidence.request_id,
+        model=asked.evidence.model,
+        created=decided.created,
+        answers=[_answer(answer, diagnostics=asked.diagnostics) for answer in decided.answers],
+        usage=usage_message(decided.usage),
+        images=map(image_message, decided.images),
+        prompt_format=decided.prompt_format,
+    )
 
 
 def _answer(decision: Decision, *, diagnostics: bool) -> decision_pb.DecisionAnswer:

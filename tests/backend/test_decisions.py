@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 import math
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-from inference_service.backend.decisions import _Tally, decide
+from inference_service.backend import decisions
+from inference_service.backend.decisions import _Job, _Jobs, _Tally, decide
 from inference_service.decisions import Decision, Option, Question, QuestionKind
 from inference_service.engine_protocol.messages import Probe, ProbeResult
 from inference_service.errors import InternalError
@@ -133,6 +135,99 @@ async def test_the_first_question_goes_alone_and_the_others_in_batches() -> None
     decisions = await decide([choice_of(2)] * 10, prompts_of(*[labels] * 10), judge, 4)
     assert [len(asked) for asked in judge.asked] == [1, 4, 4, 1]
     assert len(decisions) == 10
+
+
+WHOLE = Prompt(token_ids=(), images=())
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), max_size=12), st.data())
+def test_jobs_are_taken_in_their_order_with_those_that_share_their_prompt(
+    added: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    kinds = [QuestionPrompt(token_ids=(), whole=WHOLE if kind else None) for kind in range(4)]
+    tallies = [_Tally(prompt) for prompt in (*kinds, replace(kinds[0]))]
+    jobs, listed = _Jobs(()), list[_Job]()
+    for kind, size in added:
+        more = [_Job(tallies[kind]), _Job(tallies[-1]), _Job(data.draw(st.sampled_from(tallies)))]
+        jobs.add(more)
+        listed += more
+        first = listed[0].tally.prompt
+        same = [
+            job
+            for job in listed
+            if job.tally.prompt is first or job.tally.prompt.whole is first.whole is None
+        ][:size]
+        assert list(map(id, jobs.first_of_a_kind(size))) == list(map(id, same))
+        listed = [job for job in listed if not any(job is one for one in same)]
+    while batch := jobs.first_of_a_kind(5):
+        listed = [job for job in listed if not any(job is one for one in batch)]
+    assert not listed
+
+
+def every_token(_: Prompt, probes: Sequence[Probe]) -> list[ProbeResult]:
+    return [ProbeResult(logprobs=(-5.0,) * len(probe.candidate_ids), top_id=0) for probe in probes]
+
+
+def test_each_beginning_is_looked_at_once() -> None:
+    """A batch is found without a look at all that wait, which are a hundred thousand beginnings of labels."""
+    count, beginnings = 10, 200
+    labels: Labels = {(first, second): [0] for first in range(beginnings) for second in range(2)}
+
+    async def ask(prompt: Prompt, _: object, probes: Sequence[Probe]) -> list[ProbeResult]:
+        return every_token(prompt, probes)
+
+    def run() -> None:
+        asyncio.run(decide([choice_of(2)] * count, prompts_of(*[labels] * count), ask, 4))
+
+    assert lines_of(run, "inference_service.backend") < 150 * count * beginnings
+
+
+@pytest.mark.parametrize("at_once", [1, 64])
+async def test_others_have_the_event_loop_between_pieces_of_work_on_labels(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Also while a batch is prepared and read, and while decisions are made of all of them."""
+    labels: Labels = {(first, 7): [first % 255] for first in range(500)}
+    in_turn, longest = 0, 0
+
+    def looked_at() -> None:
+        nonlocal in_turn, longest
+        in_turn += len(labels)
+        longest = max(longest, in_turn)
+
+    def listed(of: Labels) -> list[tuple[int, ...]]:
+        looked_at()
+        return sorted(of)
+
+    class Tally(_Tally):
+        def candidates(self, begun: tuple[int, ...]) -> tuple[int, ...]:
+            if not begun:
+                looked_at()
+            return super().candidates(begun)
+
+        def masses(self, count: int) -> list[float]:
+            looked_at()
+            return super().masses(count)
+
+    async def others() -> None:
+        nonlocal in_turn
+        while True:
+            in_turn = 0
+            await asyncio.sleep(0)
+
+    async def ask(prompt: Prompt, _: object, probes: Sequence[Probe]) -> list[ProbeResult]:
+        await asyncio.sleep(0)
+        return [replace(one, logprobs=(-30.0,) * 500) for one in every_token(prompt, probes)]
+
+    monkeypatch.setattr(decisions, "_Tally", Tally)
+    monkeypatch.setattr(decisions, "sorted", listed, raising=False)
+    running = asyncio.ensure_future(others())
+    try:
+        answers = await decide([choice_of(255)] * 40, prompts_of(*[labels] * 40), ask, at_once)
+    finally:
+        running.cancel()
+    assert len(answers) == 40
+    assert longest <= 3 * decisions._LABELS_AT_ONCE
 
 
 async def test_nothing_but_noise_is_a_refusal() -> None:

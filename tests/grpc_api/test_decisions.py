@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import Callable, Sequence
 import dataclasses
 import math
+import threading
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
+from inference_service.decisions import DecisionRequest, Decisions
 from inference_service.engine_protocol.messages import EngineFailure, EngineRequest, Probe
 from inference_service.errors import InternalError
+from inference_service.grpc_api import decision_service
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import decision_service_pb2 as decision_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
@@ -344,6 +347,24 @@ async def test_no_question_is_invalid(service: Service) -> None:
 async def test_400_questions_and_255_options_are_allowed(service: Service) -> None:
     response = await decide(service, spec_of(*[predicate("x")] * 400))
     assert len(response.answers) == 400
+
+
+@pytest.mark.parametrize(("questions", "thread"), [(1, "MainThread"), (5, "messages")])
+async def test_large_answers_are_written_in_threads(
+    service: Service, monkeypatch: pytest.MonkeyPatch, questions: int, thread: str
+) -> None:
+    threads: list[str] = []
+    write = decision_service._response
+
+    def noted(asked: DecisionRequest, decided: Decisions) -> decision_pb.CreateDecisionsResponse:
+        threads.append(threading.current_thread().name)
+        return write(asked, decided)
+
+    monkeypatch.setattr(decision_service, "_response", noted)
+    asked = score(*map(str, range(255)))
+    response = await decide(service, spec_of(*[asked] * questions, prompt_format=2))
+    assert len(response.answers) == questions
+    assert [name.partition("_")[0] for name in threads] == [thread]
 
 
 async def test_a_text_and_a_truth_value_differ(service: Service) -> None:

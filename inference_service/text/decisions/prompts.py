@@ -42,6 +42,7 @@ class QuestionPrompt:
         token_ids: What follows the input, up to the answer.
         index: Index of the question.
         labels: The sequences of token ids that answer it, each with the indices of its options.
+        longest_label: Tokens of the longest of them.
         whole: The complete prompt without its tokens, see `DecisionPrompts.prompt_of`, for a question that has images
             of its own or that the chat format writes otherwise than its text alone; then `token_ids` is the part behind
             the input. None = the input, then `token_ids`.
@@ -52,6 +53,7 @@ class QuestionPrompt:
     token_ids: tuple[int, ...]
     index: int = 0
     labels: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
+    longest_label: int = 0
     whole: Prompt | None = None
     begin: tuple[int, ...] | None = None
     pixels: tuple[bytes | memoryview, ...] = ()
@@ -165,9 +167,13 @@ class DecisionPromptBuilder:
                 written = PROMPT_FORMATS[frame.number](question.rotated(shift), self._labels.codes)
                 _refuse_too_long(written, question, max_tokens, min_tokens)
                 labels = sequences(written.labels, shift)
-                _check_label(max(map(len, labels)), question)
+                longest = max(map(len, labels))
+                _check_label(longest, question)
                 prompt = self._prompt(frame, question, own, written.text)
-                questions.append(dataclasses.replace(prompt, index=index, labels=labels))
+                prompt = dataclasses.replace(
+                    prompt, index=index, labels=labels, longest_label=longest
+                )
+                questions.append(prompt)
                 done += len(written.text) + sum(map(len, itertools.chain(*written.labels)))
                 if prompt.whole is not None:
                     done += of_evidence + len(frame.evidence.token_ids) + len(prompt.token_ids)
