@@ -5,7 +5,8 @@ A call that is cut before its name is known is neither: nobody could read it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+import functools
 import json
 import secrets
 from typing import Any, Final
@@ -204,7 +205,9 @@ def schema_of(tool: Tool) -> dict[str, Any]:
 
 
 def _reader_factory(notation: ToolNotation, tools: Sequence[Tool]) -> Callable[[], CallReader]:
-    schemas: Mapping[str, Mapping[str, Any]] = {tool.name: schema_of(tool) for tool in tools}
+    by_name = {tool.name: tool for tool in tools}
     if notation is ToolNotation.XML:
-        return lambda: xml_call.XmlReader(schemas)
-    return lambda: hermes.HermesReader(schemas.keys())
+        # Of the functions that are called: each answer has a factory of its own, and there may be a MiB of schemas.
+        schema = functools.cache(lambda name: schema_of(by_name[name]))
+        return lambda: xml_call.XmlReader(by_name.keys(), schema)
+    return lambda: hermes.HermesReader(by_name.keys())

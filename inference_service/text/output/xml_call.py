@@ -5,7 +5,7 @@ A call is passed on when it is complete: before that, what looks like the end of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import json
 import re
 from typing import Any, Final
@@ -33,11 +33,15 @@ class XmlReader:
     """Reads one call.
 
     Args:
-        schemas: For every declared function, the JSON schema of its arguments.
+        names: The declared functions.
+        schema_of: Tells the JSON schema of the arguments of one of them.
     """
 
-    def __init__(self, schemas: Mapping[str, Mapping[str, Any]]) -> None:
-        self._schemas = schemas
+    def __init__(
+        self, names: Collection[str], schema_of: Callable[[str], Mapping[str, Any]]
+    ) -> None:
+        self._names = names
+        self._schema_of = schema_of
         self._text = ""
         self._at = 0
         self._expects: Callable[[bool], bool] = self._function
@@ -67,7 +71,7 @@ class XmlReader:
         name = self._tag_value(FUNCTION_TAG)
         if name is None:
             return False
-        if name not in self._schemas:
+        if name not in self._names:
             self._result = CallState.BROKEN
             return False
         self._name, self._expects = name, self._parameter
@@ -120,7 +124,7 @@ class XmlReader:
         if behind.startswith((_PARAMETER, _CLOSE_FUNCTION)):
             written = "".join((*self._begun, self._text[self._at : end]))
             written, self._begun = written.removeprefix("\n").removesuffix("\n"), []
-            schema = self._schemas[self._name]
+            schema = self._schema_of(self._name)
             self._arguments[self._key] = converted(written, schema, self._key)
             self._at, self._expects = end + len(_CLOSE_PARAMETER), self._parameter
             return True

@@ -13,9 +13,10 @@ import pytest
 
 from inference_service.domain import StopTrigger, Tool
 from inference_service.model_spec import ToolNotation
+from inference_service.text.output import tool_calls
 from inference_service.text.output.json_text import JsonReader
 from inference_service.text.output.stage import Piece
-from inference_service.text.output.tool_calls import ToolCallSplitter
+from inference_service.text.output.tool_calls import ToolCallSplitter, schema_of
 from inference_service.text.output.xml_call import converted
 from tests.support.cuts import cut
 
@@ -443,3 +444,26 @@ def test_values_get_their_declared_types(schema: object, text: str, value: objec
     root = {"properties": {"x": schema}, "$defs": {"a/b": {"type": "integer"}}}
     assert converted(text, root, "x") == value
     assert converted(text, root, "y") == text
+
+
+@pytest.mark.parametrize("notation", [HERMES, XML])
+def test_only_schemas_of_called_functions_are_read(
+    notation: ToolNotation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be a MiB of them for each answer, on the event loop."""
+    read: list[str] = []
+
+    def noted(tool: Tool) -> dict[str, Any]:
+        read.append(tool.name)
+        return schema_of(tool)
+
+    monkeypatch.setattr(tool_calls, "schema_of", noted)
+    schema = json.dumps({"properties": {"n": {"type": "integer"}}})
+    tools = [Tool(name=name, parameters=schema) for name in ("a", "b", "c")]
+    splitter = ToolCallSplitter(notation, tools)
+    assert not read
+    call = xml("b", n="1") if notation is XML else hermes("b", '{"n": 1}')
+    piece = Piece(text=f"{call}\n{call}", last=True)
+    splitter.push(piece)
+    assert "".join(delta.arguments for delta in piece.tool_calls) == '{"n": 1}' * 2
+    assert read == (["b"] if notation is XML else [])
