@@ -20,6 +20,7 @@ from rest_adapter.dialect import (
 )
 from rest_adapter.errors import ApiError, internal, stopping
 from rest_adapter.metrics import PENDING_REQUESTS, REQUEST_DURATION, known_method
+from rest_adapter.off_loop import work_for
 from rest_adapter.traces import begin_http, end_http
 
 
@@ -66,6 +67,7 @@ class RequestLog:
         host, _ = scope.get("client") or ("", 0)
         # Without known keys, a caller could be somebody else with every request.
         scope["state"]["caller"] = host if self._keys is None else call.caller
+        work_for(scope["state"]["caller"])
         status, sent, begin = 500, 0, time.monotonic()
         PENDING_REQUESTS.inc(is_api)
         own_header = dialect_of(scope).request_id_header
