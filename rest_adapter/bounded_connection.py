@@ -39,7 +39,7 @@ class BoundedConnection(h11.Connection):
         self._body_bytes = 0
         self._content_length = ""
         self._empty_lines = 0
-        self.sends_events = False
+        self._sends_events = self.may_add_event = False
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
         """Returns the next event, as h11 does.
@@ -70,10 +70,13 @@ class BoundedConnection(h11.Connection):
         return event
 
     def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
-        """Encodes an event, as h11 does for `send`, and notes whether the response is a stream of events."""
+        """Encodes an event, as h11 does for `send`, and notes whether an event can follow what has been sent."""
         if isinstance(event, h11.Response):
             kind = dict(event.headers).get(b"content-type", b"")
-            self.sends_events = kind.startswith(b"text/event-stream")
+            self._sends_events = self.may_add_event = kind.startswith(b"text/event-stream")
+        elif isinstance(event, h11.Data) and event.data:
+            # Large events are sent in pieces.
+            self.may_add_event = self._sends_events and event.data.endswith(b"\n\n")
         return super().send_with_data_passthrough(event)
 
     @property

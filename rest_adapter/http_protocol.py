@@ -283,7 +283,7 @@ class BoundedHttpProtocol(H11Protocol):
         probe: h11.Event
         if self.conn.our_state is h11.SEND_RESPONSE and self.scope["http_version"] == "1.1":
             probe = h11.InformationalResponse(status_code=102, headers=[], reason=b"Processing")
-        elif self.conn.our_state is h11.SEND_BODY and self.conn.sends_events:
+        elif self.conn.our_state is h11.SEND_BODY and self.conn.may_add_event:
             probe = h11.Data(data=b":\n\n")
         else:
             return

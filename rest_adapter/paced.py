@@ -10,9 +10,42 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from rest_adapter.body import RequestBody
+from rest_adapter.pace import Pace
 
 
-_PIECE_BYTES: Final = 64 * 1024
+PIECE_BYTES: Final = 64 * 1024
+"""What is sent at once; what is larger is sent in such pieces."""
+
+
+class TooSlowError(Exception):
+    """The client reads too slowly; an answer that so ends unfinished closes the connection."""
+
+
+async def send_paced(
+    send: Send, content: bytes | memoryview, pace: Pace, *, more: bool = False
+) -> None:
+    """Sends a part of a body in pieces, each when the client has read enough of those before.
+
+    Args:
+        send: The ASGI function.
+        content: The part.
+        pace: How slow the client may be with it.
+        more: Whether other parts follow.
+
+    Raises:
+        TooSlowError: The client is slower.
+    """
+    view = memoryview(content)
+    for begin in range(0, max(1, len(view)), PIECE_BYTES):
+        end = begin + PIECE_BYTES
+        piece = bytes(view[begin:end])
+        is_last = end >= len(view) and not more
+        try:
+            async with asyncio.timeout(pace.left_s):
+                await send({"type": "http.response.body", "body": piece, "more_body": not is_last})
+        except TimeoutError:
+            raise TooSlowError from None
+        pace.note(len(piece))
 
 
 class PacedResponse(Response):
@@ -41,17 +74,5 @@ class PacedResponse(Response):
                 "headers": self.raw_headers,
             }
         )
-        view, pace = memoryview(self.body), self._pace_from()
-        with contextlib.suppress(TimeoutError):  # an unfinished response closes the connection
-            for begin in range(0, max(1, len(view)), _PIECE_BYTES):
-                end = begin + _PIECE_BYTES
-                piece = bytes(view[begin:end])
-                async with asyncio.timeout(pace.left_s):
-                    await send(
-                        {
-                            "type": "http.response.body",
-                            "body": piece,
-                            "more_body": end < len(view),
-                        }
-                    )
-                pace.note(len(piece))
+        with contextlib.suppress(TooSlowError):
+            await send_paced(send, self.body, self._pace_from())

@@ -20,6 +20,7 @@ from rest_adapter.disconnect import until_disconnected
 from rest_adapter.errors import ApiError, internal, stopping
 from rest_adapter.metrics import CLIENT_DISCONNECTS, STREAMS_OPEN
 from rest_adapter.off_loop import off_loop
+from rest_adapter.paced import PIECE_BYTES, TooSlowError, send_paced
 
 
 STREAM_HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -42,7 +43,8 @@ def on_one_line(events: bytes) -> bytes:
 class EventStream(Response, Generic[_Event]):
     """A streamed answer: ends with the dialect's end of a stream, or with an error event instead.
 
-    If the client disconnects, the gRPC call is cancelled; a slow client slows down the call.
+    If the client disconnects, the gRPC call is cancelled; a slow client slows down the call. Who is slower with a large
+    event than with a complete answer is cut off.
 
     Args:
         events: The answer's events.
@@ -75,7 +77,8 @@ class EventStream(Response, Generic[_Event]):
         self._render_error = render_error
         self._size_of = size_of
         self._last_sent_s = 0.0
-        self._is_open = False
+        self._is_open = False  # the client may be sent an event
+        self._sending = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events until they end, the client disconnects, or the server cancels the request."""
@@ -91,7 +94,8 @@ class EventStream(Response, Generic[_Event]):
         try:
             await asyncio.wait((pump, *others), return_when=asyncio.FIRST_COMPLETED)
             if pump.done():
-                pump.result()
+                with contextlib.suppress(TooSlowError):
+                    pump.result()
             elif others[0].done():
                 CLIENT_DISCONNECTS.labels("stream").inc()
         except asyncio.CancelledError:
@@ -111,8 +115,10 @@ class EventStream(Response, Generic[_Event]):
         self._is_open = True
         try:
             async for event in self._events:
-                if chunk := await off_loop(self._size_of(event), self._render, event):
-                    await self._send(send, chunk)
+                if chunk := await off_loop(self._size_of(event), self._rendered, event):
+                    await self._send(scope, send, chunk)
+        except TooSlowError:
+            raise  # it is within an event
         except grpc.aio.AioRpcError as error:
             await self._fail(scope, send, self._to_error(error))
         except ApiError as error:
@@ -122,12 +128,15 @@ class EventStream(Response, Generic[_Event]):
             await self._fail(scope, send, internal())
             raise
         else:
-            await self._send(send, dialect_of(scope).stream_end, more=False)
+            await self._send(scope, send, dialect_of(scope).stream_end, more=False)
+
+    def _rendered(self, event: _Event) -> bytes:
+        return on_one_line(self._render(event))
 
     async def _fail(self, scope: Scope, send: Send, error: ApiError) -> None:
         note_error(scope, error)
         render_error = self._render_error or dialect_of(scope).render_error_event
-        await self._send(send, render_error(error), more=False)
+        await self._send(scope, send, on_one_line(render_error(error)), more=False)
 
     async def _beat(self, scope: Scope, send: Send) -> None:
         """Keeps proxies from closing an idle connection during a long prefill."""
@@ -136,12 +145,19 @@ class EventStream(Response, Generic[_Event]):
         while True:
             await asyncio.sleep(max(0.0, self._last_sent_s + self._heartbeat_s - clock()))
             if clock() - self._last_sent_s >= self._heartbeat_s:
-                await self._send(send, dialect_of(scope).heartbeat)
+                await self._send(scope, send, dialect_of(scope).heartbeat)
 
-    async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
-        self._last_sent_s = asyncio.get_running_loop().time()
-        self._is_open = more
-        await send({"type": "http.response.body", "body": on_one_line(body), "more_body": more})
+    async def _send(self, scope: Scope, send: Send, body: bytes, *, more: bool = True) -> None:
+        async with self._sending:  # no heartbeat within an event
+            self._last_sent_s = asyncio.get_running_loop().time()
+            if len(body) <= PIECE_BYTES:
+                self._is_open = more
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+            else:
+                self._is_open = False  # until it ends, nothing else may follow
+                pace = scope["state"]["body"].pace_of_answer()
+                await send_paced(send, body, pace, more=more)
+                self._is_open = more
 
 
 async def _end(*tasks: asyncio.Task[None]) -> None:

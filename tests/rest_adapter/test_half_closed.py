@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import socket
 import time
+from types import SimpleNamespace
+from typing import Any
 
+import h11
 import pytest
 
 from rest_adapter import half_closed
+from rest_adapter.bounded_connection import BoundedConnection
+from rest_adapter.http_protocol import BoundedHttpProtocol
 from tests.rest_adapter.conftest import Adapter, wait_until
 from tests.rest_adapter.raw_http import (
     CHAT,
@@ -132,3 +137,32 @@ def test_an_early_answer_needs_no_interim_response(
     monkeypatch.setattr(half_closed, "PROBE_AFTER_S", 5)
     with half_close(adapter, with_length(chat_body("slow 0.2"))) as client:
         assert read_to_end(client).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "pieces", "may_add"),
+    [
+        ("text/event-stream", [], True),
+        ("text/event-stream", [b"data: 1\n\n"], True),
+        ("text/event-stream", [b"data: 1\n\n", b"data: 2"], False),
+        ("text/event-stream", [b"data: 1\n"], False),
+        ("text/event-stream", [b"data: 1", b""], False),
+        ("text/event-stream", [b"data: 1", b"2\n\n", b""], True),
+        ("text/event-stream", [b"data: 1", b"2\n\n", b":\n\n"], True),
+        ("application/json", [b"{}\n\n"], False),
+    ],
+)
+def test_nothing_is_added_within_an_event(kind: str, pieces: list[bytes], may_add: bool) -> None:
+    """Large events, and stored streams, are sent in pieces."""
+    sent: list[bytes] = []
+    conn = BoundedConnection()
+    conn.receive_data(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert isinstance(conn.next_event(), h11.Request)
+    conn.send(h11.Response(status_code=200, headers=[("content-type", kind)]))
+    for piece in pieces:
+        conn.send(h11.Data(data=piece))
+    protocol: Any = SimpleNamespace(
+        conn=conn, scope={"http_version": "1.1"}, transport=SimpleNamespace(write=sent.append)
+    )
+    BoundedHttpProtocol._probe(protocol)
+    assert bool(sent) == may_add

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 import json
+import math
 import threading
 from typing import Any
 
@@ -18,10 +19,12 @@ import requests
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import generation_pb2 as generation_pb
 from qwenvl.inference.v1 import usage_pb2 as usage_pb
+from rest_adapter import stream as stream_module
 from rest_adapter.errors import internal
 from rest_adapter.openai.completions.schema import parse_completion
 from rest_adapter.openai.completions.stream import CompletionChunkWriter
 from rest_adapter.openai.dialect import OPENAI
+from rest_adapter.paced import PIECE_BYTES
 from rest_adapter.stream import EventStream
 from tests.rest_adapter.conftest import Adapter
 from tests.rest_adapter.raw_http import CHAT
@@ -127,3 +130,120 @@ def test_what_is_held_back_counts_with_the_event_that_releases_it() -> None:
     assert sizes[1] > 50_000
     assert sizes[3] > 100_000  # it opens the choice
     assert sizes[4] < 100
+
+
+LARGE_EVENT = b"data: " + "\u2028x".encode() * 100_000 + b"\n\n"
+
+
+class LargeEvents:
+    """A small event, a large one, and a small one."""
+
+    def cancel(self) -> None:
+        pass
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for event in (b"data: 1\n\n", LARGE_EVENT, b"data: 2\n\n"):
+            yield event
+
+
+class Body:
+    """That of a request, of whose answer so many pieces may be as slow as they like."""
+
+    def __init__(self, pieces: float = math.inf) -> None:
+        self.left_s = math.inf if pieces else 0.0
+        self._pieces = pieces
+
+    def pace_of_answer(self) -> Body:
+        return self
+
+    def note(self, count: int) -> None:
+        self._pieces -= 1
+        self.left_s = 3600.0 if self._pieces > 0 else 0.0
+
+
+async def stream_of(
+    send: Callable[[Any], Awaitable[None]], body: Body, heartbeat_s: float = 60
+) -> None:
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    app = FastAPI()
+    app.state.dialects = [OPENAI]
+    scope = {
+        "type": "http",
+        "app": app,
+        "path": "/v1/chat/completions",
+        "headers": [],
+        "state": {"body": body},
+    }
+    stream = EventStream(
+        LargeEvents(),
+        lambda event: event,
+        heartbeat_s=heartbeat_s,
+        to_error=lambda _: internal(),
+        size_of=len,
+    )
+    await stream(scope, receive, send)
+
+
+async def test_large_events_are_sent_in_pieces_with_nothing_between() -> None:
+    """One write of 64 MiB stops the loop, and would be copied as a whole."""
+    sent: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+        for _ in range(10):  # the heartbeat, which is due at once, could come now
+            await asyncio.sleep(0)
+
+    await stream_of(send, Body(), heartbeat_s=0.0)
+    whole = b"".join(sent)
+    assert max(map(len, sent)) <= PIECE_BYTES
+    assert OPENAI.heartbeat in sent
+    events = [event for event in whole.split(b"\n\n") if event.startswith(b"data: ")]
+    assert events == [
+        b"data: 1",
+        LARGE_EVENT.replace("\u2028".encode(), b"\\u2028").rstrip(b"\n"),
+        b"data: 2",
+        b"data: [DONE]",
+    ]
+
+
+async def test_large_events_are_escaped_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: dict[int, int] = {}
+
+    def noted(events: bytes) -> bytes:
+        threads[len(events)] = threading.get_ident()
+        return events
+
+    monkeypatch.setattr(stream_module, "on_one_line", noted)
+
+    async def send(_: Any) -> None:
+        pass
+
+    await stream_of(send, Body())
+    assert threads[len(LARGE_EVENT)] != threading.get_ident()
+    assert threads[len(b"data: 1\n\n")] == threading.get_ident()
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_nothing_follows_an_event_that_was_cut(cancelled: bool) -> None:
+    """Neither its end nor an error: the client would read them as a part of it."""
+    sent: list[Any] = []
+    stuck = asyncio.Event()
+
+    async def send(message: Any) -> None:
+        if len(message.get("body", b"")) == PIECE_BYTES and len(sent) > 4:
+            stuck.set()
+            await asyncio.Event().wait()
+        sent.append(message)
+
+    task = asyncio.create_task(stream_of(send, Body(math.inf if cancelled else 3)))
+    await stuck.wait()
+    if cancelled:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    else:
+        await task  # the client was too slow
+    assert all(message["more_body"] for message in sent[1:])
+    assert len(sent[-1]["body"]) == PIECE_BYTES

@@ -57,6 +57,7 @@ async def create_response(request: Request) -> Response:
         heartbeat_s=shared(request).settings.sse_heartbeat_s,
         to_error=lambda _: internal(),  # `events` converts them
         render_error=events.render_error,
+        size_of=len,
     )
 
 
