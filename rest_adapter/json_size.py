@@ -28,6 +28,8 @@ LONG_BYTES: Final = 4096
 """Shorter strings count as text, whatever they are."""
 
 _SLICE_BYTES: Final = 2**18
+_WIDE: Final = re.compile(rb"\\u(?:[^0]|0[^0]|00[^0-7])")
+_WIDE_BYTES: Final = 5  # of a match
 _MEDIA: Final = re.compile(
     rb"(?:\s|\\[nrt])*+(?:[Dd][Aa][Tt][Aa]:|(?:[A-Za-z0-9+/_=-]|[\r\n]|\\[/nr]|\\u00[0-9A-Fa-f]{2}){256})"
 )
@@ -42,7 +44,7 @@ class Size:
         strings: Strings, names of fields included.
         containers: Objects and lists.
         values: All values but the fields of objects that are no containers.
-        media_bytes: Bytes of the strings that begin as images do, wherever they stand.
+        media_bytes: Bytes of the strings of ASCII that begin as images do, wherever they stand.
     """
 
     strings: int = 0
@@ -138,7 +140,7 @@ def _without_escapes(data: bytes | bytearray) -> bytearray:
 
 
 def _without_strings(text: bytes | bytearray) -> tuple[bytes, int]:
-    """What is outside of all strings, and the bytes of those strings that are images."""
+    """What is outside of all strings, and the bytes of those strings that are images, of ASCII alone."""
     outside, media, end = [], 0, 0
     # Not `split`, which copies the images.
     while (begin := text.find(b'"', end)) >= 0:
@@ -147,10 +149,23 @@ def _without_strings(text: bytes | bytearray) -> tuple[bytes, int]:
         if end < 0:
             return b"".join(outside), media
         length = end - begin - 1
-        if length > LONG_BYTES and is_media(text[begin + 1 : begin + LONG_BYTES]):
+        if (
+            length > LONG_BYTES
+            and is_media(text[begin + 1 : begin + LONG_BYTES])
+            and not _is_wide(text, begin + 1, end)
+        ):
             media += length
         end += 1
     return b"".join([*outside, text[end:]]), media
+
+
+def _is_wide(text: bytes | bytearray, begin: int, end: int) -> bool:
+    """Whether a string has a character beyond ASCII, so that it takes up to four times the memory."""
+    for start in range(begin, end, _SLICE_BYTES):
+        piece = text[start : min(end, start + _SLICE_BYTES + _WIDE_BYTES - 1)]
+        if not piece.isascii() or (b"\\u" in piece and _WIDE.search(piece)):
+            return True
+    return False
 
 
 def is_media(begin: bytes | bytearray) -> bool:

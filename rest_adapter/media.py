@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from binascii import Error as BinasciiError
+from collections.abc import Iterator
 import re
 from typing import AnyStr, Final
 from urllib.parse import unquote, unquote_to_bytes
@@ -27,6 +28,10 @@ _COMMA: Final = re.compile(r",|%2c", re.IGNORECASE)
 _NOT_BASE64: Final = re.compile(rb"[^A-Za-z0-9+/]")
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 _WHITESPACE: Final = b" \t\r\n\f\v"
+_URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
+# Decoders of forms leave a space instead of a plus sign.
+_OF_FORMS: Final = bytes.maketrans(b"-_ ", b"+/+")
+_BESIDE_SPACES: Final = _WHITESPACE.replace(b" ", b"")
 _MIB: Final = 2**20
 # How the base64 of JPEG, PNG, GIF, WebP (RIFF), BMP and TIFF begins.
 _BASE64_OF_IMAGES: Final = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
@@ -131,6 +136,12 @@ def no_image(path: str) -> ApiError:
     )
 
 
+def as_data_uri(text: str, mime_type: str) -> str:
+    """Base64, or a `data:` URI where base64 is expected, as a `data:` URI."""
+    text = _stripped(text)
+    return text if text[:5].lower() == "data:" else f"data:{mime_type};base64,{text}"
+
+
 def _looks_like_base64(url: str) -> bool:
     """Whether a text is the base64 of an image instead of a URL."""
     return (
@@ -141,21 +152,38 @@ def _looks_like_base64(url: str) -> bool:
 
 
 def _stripped(text: str) -> str:
-    """The text without what is around a URL; in slices, as all of a body at once would stop the others."""
-    begin, end = 0, len(text)
-    while begin < end:
+    """The text without what is around a URL."""
+    return text[_begin_of(text, _AROUND) : _end_of(text, _AROUND)]
+
+
+def _begin_of(text: AnyStr, around: AnyStr) -> int:
+    """Where a text without the characters before it begins; in slices, as all at once would stop the others."""
+    begin = 0
+    while begin < len(text):
         piece = text[begin : begin + _SLICE_CHARS]
-        kept = piece.lstrip(_AROUND)
+        kept = piece.lstrip(around)
         begin += len(piece) - len(kept)
         if kept:
             break
-    while end > begin:
-        piece = text[max(begin, end - _SLICE_CHARS) : end]
-        kept = piece.rstrip(_AROUND)
+    return begin
+
+
+def _end_of(text: AnyStr, around: AnyStr) -> int:
+    """Where it ends without the characters behind it; in slices."""
+    end = len(text)
+    while end > 0:
+        piece = text[max(0, end - _SLICE_CHARS) : end]
+        kept = piece.rstrip(around)
         end -= len(piece) - len(kept)
         if kept:
             break
-    return text[begin:end]
+    return end
+
+
+def _slices(text: AnyStr, begin: int = 0) -> Iterator[AnyStr]:
+    """A text in pieces, between which other threads can run; a call of C over all of it would stop them."""
+    for start in range(begin, len(text), _SLICE_CHARS):
+        yield text[start : start + _SLICE_CHARS]
 
 
 def _search(character: re.Pattern[AnyStr], text: AnyStr) -> re.Match[AnyStr] | None:
@@ -198,7 +226,8 @@ def parse_data_uri(uri: str) -> tuple[str, bytes]:
     except ValueError:
         if marks or found.end() == len(uri):
             raise
-        return mime_type, _percent_decoded(uri[found.end() :].encode())
+        pieces = (piece.encode() for piece in _slices(uri, found.end()))
+        return mime_type, _percent_decoded(b"".join(pieces))
 
 
 def _percent_decoded(data: bytes) -> bytes:
@@ -234,37 +263,29 @@ def _decode(text: str, begin: int = 0) -> bytes:
                 "does not contain valid base64 data:"
                 f" character {found.start() + 1} is {shown(found[0])} (U+{ord(found[0]):04X})"
             )
-    # In slices, between which other threads can run.
-    slices = range(begin, len(text), _SLICE_CHARS)
     try:
-        return b"".join(
-            pybase64.b64decode(text[start : start + _SLICE_CHARS], validate=True)
-            for start in slices
-        )
+        return b"".join(pybase64.b64decode(piece, validate=True) for piece in _slices(text, begin))
     except BinasciiError:
-        return _decode_loosely(text[begin:].encode("ascii"))
+        pieces = (piece.encode("ascii") for piece in _slices(text, begin))
+        return _decode_loosely(b"".join(pieces))
 
 
 def _decode_loosely(data: bytes) -> bytes:
     if b"%" in data:
         data = _without_escapes(data)
-    data = data.strip(_WHITESPACE)
+    data = data[_begin_of(data, _WHITESPACE) : _end_of(data, _WHITESPACE)]
+    table, beside = _URL_SAFE, _WHITESPACE
     if b" " in data and not any(other in data for other in b"+-\n"):
-        data = data.replace(b" ", b"+")  # as decoders of forms leave it
-    data = data.translate(None, _WHITESPACE).rstrip(b"=")
+        table, beside = _OF_FORMS, _BESIDE_SPACES
+    data = b"".join(piece.translate(table, beside) for piece in _slices(data))
+    data = data[: _end_of(data, b"=")]
     if not data:
         raise ValueError("has no data")
-    if b"-" in data or b"_" in data:
-        data = data.replace(b"-", b"+").replace(b"_", b"/")
-    data += b"=" * (-len(data) % 4)
-    slices = range(0, len(data), _SLICE_CHARS)
     try:
-        return b"".join(
-            pybase64.b64decode(data[start : start + _SLICE_CHARS], validate=True)
-            for start in slices
-        )
+        # Only the last slice may lack padding.
+        padded = (piece + b"=" * (-len(piece) % 4) for piece in _slices(data))
+        return b"".join(pybase64.b64decode(piece, validate=True) for piece in padded)
     except BinasciiError:
-        data = data.rstrip(b"=")
         raise ValueError(f"does not contain valid base64 data: {_fault_of(data)}") from None
 
 

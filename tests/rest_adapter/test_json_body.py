@@ -294,3 +294,52 @@ def test_images_do_not_count_as_text(url: str) -> None:
     assert counted(json.dumps({"url": url}).encode()) > 0
     with pytest.raises(ApiError, match="--max-text-mib"):
         counted(json.dumps({"url": url, "text": "a " * MIB}).encode())
+
+
+def media_bytes(text: bytes) -> int:
+    return json_size.Size.of(bytearray(b'{"url":"' + text + b'"}')).media_bytes
+
+
+LETTERS = b"A" * 5000
+
+
+@pytest.mark.parametrize(
+    "character",
+    ["\u00e9", "\u200b", "\u3000", "\U0001f600"],
+)
+@pytest.mark.parametrize("is_escaped", [False, True])
+def test_an_image_with_a_character_beyond_ascii_is_text(character: str, is_escaped: bool) -> None:
+    """One of them makes up to four bytes of every character of the string."""
+    escaped = json.dumps(character)[1:-1].encode()
+    for unit in (
+        (escaped, escaped.upper().replace(b"U", b"u")) if is_escaped else (character.encode(),)
+    ):
+        assert media_bytes(b"data:" + LETTERS) == 5005
+        assert not media_bytes(b"data:" + LETTERS + unit)
+        assert not media_bytes(b"data:" + unit + LETTERS)
+        assert not media_bytes(LETTERS + unit + LETTERS)
+        with pytest.raises(ApiError, match="--max-text-mib"):
+            counted(b'{"url":"data:' + b"A" * MIB + unit + b'"}')
+        counted(b'{"url":"data:' + LETTERS + unit + b'"}')  # of which there may be so much
+
+
+@pytest.mark.parametrize("size", [5, 6, 7, 4096])
+def test_characters_beyond_ascii_may_lie_anywhere(size: int) -> None:
+    for at in range(12):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(json_size, "_SLICE_BYTES", size)
+            for unit in ("é".encode(), rb"\u00e9", rb"\u0100", rb"\u1000", rb"\ud83d\ude00"):
+                assert not media_bytes(LETTERS + b"B" * at + unit + b"BB"), (at, unit)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [rb"\u002B", rb"\u002b", rb"\u003d", rb"\/", rb"\u007f", rb"\n", rb"\\u4e00", rb"\"\u0041"],
+)
+def test_escapes_of_ascii_are_part_of_an_image(unit: bytes) -> None:
+    """Encoders of JSON escape `+`, `=` or `/`."""
+    for size in (5, 6, 7, 4096):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(json_size, "_SLICE_BYTES", size)
+            assert media_bytes(LETTERS + unit * 9) >= 5000
+            assert media_bytes(LETTERS + unit) >= 5000

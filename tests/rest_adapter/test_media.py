@@ -17,8 +17,9 @@ import pytest
 from qwenvl.inference.v1 import message_pb2 as message_pb
 from rest_adapter import media
 from rest_adapter.errors import ApiError
-from rest_adapter.media import ImageSources, parse_data_uri
+from rest_adapter.media import ImageSources, as_data_uri, parse_data_uri
 from tests.support.images import draw
+from tests.support.long_calls import long_calls
 
 
 MIB = 2**20
@@ -185,3 +186,99 @@ def test_what_is_around_a_url_is_stripped_in_slices(
         assert media._stripped(before + text + after) == text.strip("\u200b \t\ufeff")
         found = media._search(re.compile("b"), text)
     assert (-1 if found is None else found.start()) == text.find("b")
+
+
+def loosely_decoded(text: str) -> bytes:
+    """What `parse_data_uri` accepts, in one piece."""
+    for escape in set(re.findall("%..", text)):
+        text = text.replace(escape, chr(int(escape[1:], 16)))
+    text = text.strip(" \t\r\n\f\v")
+    if not set("+-\n") & set(text):
+        text = text.replace(" ", "+")
+    text = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    if not text:
+        raise ValueError
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+
+
+@given(
+    st.lists(st.sampled_from([*"AB7 \n\t\r", *"-_+/", "%2B", "%2f", "%20", "%0A"]), max_size=24),
+    st.sampled_from(["", "=", "==\n", "%3D", "====="]),
+    st.sampled_from([4, 8, 12]),
+)
+def test_loose_base64_in_slices_is_as_in_one_piece(units: list[str], end: str, size: int) -> None:
+    text = "".join(units) + end
+    wanted: bytes | None = None
+    with contextlib.suppress(ValueError):
+        wanted = loosely_decoded(text)
+    found: bytes | None = None
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ValueError):
+        patch.setattr(media, "_SLICE_CHARS", size)
+        _, found = parse_data_uri(f"data:;base64,{text}")
+    assert found == wanted
+
+
+SLICE = 2048
+LONG = base64.b64encode(bytes(range(256)) * 60).decode()
+assert len(LONG) > 8 * SLICE
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-" * len(LONG),
+        "_" * len(LONG),
+        LONG.replace("+", " "),
+        " " * len(LONG) + "A" + " " * len(LONG),
+        "A" + " " * len(LONG) + "A",
+        "AA " * len(LONG),
+        "AAAA" + "=" * len(LONG),
+        "=" * len(LONG),
+        "\n".join(textwrap.wrap(LONG, 76)),
+        "%2B" * len(LONG),
+        "%41" * len(LONG),
+        quote(LONG, safe=""),
+        LONG + "!",
+        LONG + "\u3000" * len(LONG),
+        "\u3000" * len(LONG) + LONG,
+        LONG + "\u4e00",
+    ],
+)
+def test_no_call_of_c_takes_all_of_an_image(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "_SLICE_CHARS", SLICE)
+
+    def use() -> None:
+        for url in (text, PLAIN + text, "data:," + text):
+            sources = ImageSources(len(text))
+            for set_image in (
+                lambda url, sources=sources: sources.set(message_pb.Image(), url, "a"),
+                lambda url, sources=sources: sources.set_base64(message_pb.Image(), url, "", "a"),
+            ):
+                with contextlib.suppress(ApiError):
+                    set_image(url)
+            as_data_uri(url, "image/png")
+
+    assert not long_calls(use, SLICE + 8)  # an escape is not divided
+
+
+@pytest.mark.parametrize(
+    ("text", "uri"),
+    [
+        ("YWI=", "data:image/png;base64,YWI="),
+        (" YWI=\n", "data:image/png;base64,YWI="),
+        ("data:,YWI=", "data:,YWI="),
+        ("\n DATA:;base64,YWI=", "DATA:;base64,YWI="),
+        ("database", "data:image/png;base64,database"),
+        ("", "data:image/png;base64,"),
+    ],
+)
+def test_base64_becomes_a_data_uri(text: str, uri: str) -> None:
+    assert as_data_uri(text, "image/png") == uri
+
+
+def test_long_calls_are_found() -> None:
+    text = "x" * 100
+    assert long_calls(lambda: text.replace("x", "y"), 99) == [("replace", 100)]
+    assert long_calls(lambda: text.encode().lower(), 10) == [("encode", 100), ("lower", 100)]
+    assert not long_calls(lambda: text.replace("x", "y"), 100)
+    assert not long_calls(lambda: (text.find("y"), "y" in text, text[1:]), 10)

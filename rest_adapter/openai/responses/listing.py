@@ -7,7 +7,7 @@ from typing import Any, Final
 import uuid
 
 from qwenvl.inference.v1 import message_pb2 as message_pb
-from rest_adapter.media import OVERSIZED
+from rest_adapter.media import OVERSIZED, as_data_uri
 from rest_adapter.openai.content import Content, Text, Video
 from rest_adapter.openai.image_parts import Image
 from rest_adapter.openai.responses.items import (
@@ -85,8 +85,8 @@ def _part(part: Content, *, is_answer: bool) -> dict[str, Any]:
 def _image(image: Image) -> dict[str, Any]:
     source = image.source
     url = source.text
-    if source.is_base64 and not str(url).lstrip().lower().startswith("data:"):
-        url = f"data:{source.mime_type};base64,{url}"
+    if source.is_base64:
+        url = as_data_uri(str(url), source.mime_type)
     hints = dict(image.hints)
     if (oversized := hints.pop("oversized", None)) is not None:
         hints["transformations"] = {"oversized_image": _OVERSIZED[oversized]}
