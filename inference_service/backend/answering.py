@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 import contextlib
 import dataclasses
 import functools
+from typing import Final
 
 from inference_service.backend.admission import AdmittedRequest
 from inference_service.backend.base import Rendered
@@ -29,8 +30,9 @@ from inference_service.backend.token_lists import NO_LISTS, TokenLists, token_li
 from inference_service.backend.tool_forms import form_field
 from inference_service.backend.turn import Shared, Turn
 from inference_service.decisions import DecisionRequest, Decisions
-from inference_service.domain import Event, Request, forget_files
+from inference_service.domain import Delta, Event, Finished, Request, forget_files
 from inference_service.engine_client.interface import Engine, EngineState
+from inference_service.engine_protocol.messages import ChoiceOutput
 from inference_service.errors import EngineUnavailableError, ModelLoadingError
 from inference_service.grammar.checker import ConstraintChecker
 from inference_service.media.prepare import MediaPreparer, PreparedMedia
@@ -38,6 +40,11 @@ from inference_service.media.turn import set_turn
 from inference_service.metrics import families
 from inference_service.metrics.requests import current_request
 from inference_service.settings import ServiceSettings
+from inference_service.text.output.answer import Answer
+
+
+_CHARACTERS_HERE: Final = 2048
+"""Text that is read for boxes in the event loop; it takes up to a few milliseconds."""
 
 
 class Answering:
@@ -159,6 +166,7 @@ class Answering:
             counted=functools.partial(self._count, admitted.caller),
             computed=turn.leave,
             aborted=lambda: admitted.aborted,
+            push=functools.partial(self._push, admitted.caller),
         )
         async with contextlib.aclosing(events):
             # The engine begins now, whether the client reads or not: it would keep its place in the batch for nothing.
@@ -202,6 +210,15 @@ class Answering:
         return await run_decisions(
             self._engine, request, prompts, media, admitted, at_once=turn.size
         )
+
+    async def _push(
+        self, caller: str, answer: Answer, output: ChoiceOutput
+    ) -> Iterable[Delta | Finished]:
+        """Gives an output to an answer, in a thread if much of its text may be read for boxes."""
+        characters = answer.characters_read(output)
+        if characters <= _CHARACTERS_HERE:
+            return answer.push(output)
+        return await self._prompts.run(characters, caller, lambda: list(answer.push(output)))
 
     def _count_images(self, caller: str, media: PreparedMedia) -> None:
         """Counts images once they are decoded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 import contextlib
 import dataclasses
 from typing import NamedTuple
@@ -26,6 +26,15 @@ from inference_service.metrics.requests import current_request
 from inference_service.text.output.answer import Answer
 
 
+Push = Callable[[Answer, ChoiceOutput], Awaitable[Iterable[Delta | Finished]]]
+"""Gives an output to an answer, and the events of it."""
+
+
+async def push_here(answer: Answer, output: ChoiceOutput) -> Iterable[Delta | Finished]:
+    """In the event loop, whatever it costs."""
+    return answer.push(output)
+
+
 async def run(
     engine: Engine,
     engine_request: EngineRequest,
@@ -38,6 +47,7 @@ async def run(
     counted: Callable[[int], None] = nothing,
     computed: Callable[[], None] = nothing,
     aborted: Callable[[], bool] = lambda: False,
+    push: Push = push_here,
 ) -> AsyncGenerator[Delta | Finished | TokenUsage, None]:
     """Runs a request on the engine and yields the events of its answers; closing the iterator aborts it.
 
@@ -52,13 +62,14 @@ async def run(
         counted: Called with the number of tokens of each output that the engine computes, also if nobody takes it.
         computed: Called when the engine computes the request no more.
         aborted: Whether the request was aborted before the engine knows it; afterwards, the engine is told.
+        push: Gives outputs to the answers.
 
     Raises:
         ServiceError: The engine refused the request or failed on it.
     """
     # Here and not before: the caller's abort may come in the turn of the loop in which this iterator is begun.
     if aborted():
-        async for event in run_aborted(engine_request, prepared, answers):
+        async for event in run_aborted(engine_request, prepared, answers, push):
             yield event
         return
     cached_tokens = written_tokens = 0
@@ -76,7 +87,7 @@ async def run(
             if output.choice_index == 0 and output.num_cached_tokens is not None:
                 cached_tokens = output.num_cached_tokens
             answer = answers[output.choice_index]
-            for event in answer.push(output):
+            for event in await push(answer, output):
                 yield event
             if not answer.finished:
                 continue
@@ -102,12 +113,15 @@ def _usage(
 
 
 async def run_aborted(
-    engine_request: EngineRequest, prepared: PreparedPrompt, answers: Sequence[Answer]
+    engine_request: EngineRequest,
+    prepared: PreparedPrompt,
+    answers: Sequence[Answer],
+    push: Push = push_here,
 ) -> AsyncGenerator[Delta | Finished | TokenUsage, None]:
     """Yields the events of a request that was aborted before it was sent to the engine."""
     for choice_index, answer in enumerate(answers):
         aborted = ChoiceOutput.aborted(engine_request.request_id, choice_index)
-        for event in answer.push(aborted):
+        for event in await push(answer, aborted):
             yield event
     yield prepared.usage
 

@@ -76,6 +76,10 @@ class Answer:
         )
         self._first_prompt_entry = request.prompt_logprobs is not None
 
+    def characters_read(self, output: ChoiceOutput) -> int:
+        """How many characters of the answer so far `push` may read for boxes, which takes microseconds for each."""
+        return self._pipeline.characters_read(last=output.finish_reason is not None)
+
     def push(self, output: ChoiceOutput) -> Iterator[Delta | Finished]:
         """Takes an output of the engine; `output.finish_reason` is not ERROR."""
         if entries := self._prompt_entries(output):

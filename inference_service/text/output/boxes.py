@@ -19,7 +19,11 @@ PER_MILLE = 1000.0
 
 
 class BoxReader:
-    """The stage that reads the boxes of an answer once its text is complete; the text passes unchanged."""
+    """The stage that reads the boxes of an answer once its text is complete; the text passes unchanged.
+
+    Attributes:
+        characters: How many are read at the end, so far.
+    """
 
     may_end = False
     counts_tokens = False
@@ -32,10 +36,13 @@ class BoxReader:
         self._images = images
         self._prefix = prefix
         self._texts: list[str] = []
+        self.characters = len(prefix) if images else 0
 
     def push(self, piece: Piece) -> None:
         """Adds the boxes to the last piece."""
         self._texts.append(piece.text)
+        if self._images:
+            self.characters += len(piece.text)
         if piece.last:
             text = "".join(self._texts)
             piece.groundings = groundings(text, self._notation, self._images, self._prefix)

@@ -26,7 +26,17 @@ class Pipeline:
     def __init__(self, stages: Sequence[Stage]) -> None:
         """Takes new stages in order; the first one decodes token ids to text."""
         self._stages = stages
-        self._token_by_token = any(stage.may_end or stage.counts_tokens for stage in stages)
+        self._may_end = any(stage.may_end for stage in stages)
+        self._token_by_token = self._may_end or any(stage.counts_tokens for stage in stages)
+        self._boxes = [stage for stage in stages if isinstance(stage, BoxReader)]
+
+    def characters_read(self, *, last: bool) -> int:
+        """How many characters of the answer so far are read for boxes if the next piece ends it; 0 if it cannot.
+
+        Args:
+            last: As `push`; without it a stop string may end the answer, too.
+        """
+        return sum(boxes.characters for boxes in self._boxes) if last or self._may_end else 0
 
     def push(self, token_ids: tuple[int, ...], *, last: bool, is_cut: bool = False) -> Piece:
         """Takes the tokens of one engine output.

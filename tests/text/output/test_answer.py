@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -270,3 +271,23 @@ def test_an_answer_that_continues_a_message_has_the_box_begun_there(tokenizer: T
 
     assert boxes(continue_final_message=True, add_generation_prompt=False) == [("cat", 10.0, 150.0)]
     assert boxes() == []
+
+
+def test_what_is_read_for_boxes_is_known_before_the_end(tokenizer: Tokenizer) -> None:
+    message = ChatMessage(role=Role.ASSISTANT, parts=(TextPart(text="x" * 50),))
+    going = ChoiceOutput(request_id="x", choice_index=0, token_ids=(*tokenizer.encode("abc"),))
+    ending = dataclasses.replace(going, finish_reason=FinishReason.LENGTH)
+
+    def counted(images: tuple[ImageInfo, ...] = (IMAGE,), **fields: Any) -> list[int]:
+        request = ChatRequest(request_id="x", model="x", messages=(message,), **fields)
+        answer = Answer(0, request, tokenizer, BoxNotation.JSON_PER_MILLE, images)
+        before = [answer.characters_read(output) for output in (going, ending)]
+        list(answer.push(going))
+        return [*before, answer.characters_read(going), answer.characters_read(ending)]
+
+    begun: dict[str, Any] = {"continue_final_message": True, "add_generation_prompt": False}
+    assert counted(grounding=True) == [0, 0, 0, 3]
+    assert counted(grounding=True, **begun) == [0, 50, 0, 53]
+    assert counted(grounding=True, stop_strings=("z",), **begun) == [50, 50, 53, 53]
+    assert counted((), grounding=True, **begun) == [0, 0, 0, 0]
+    assert counted(**begun) == [0, 0, 0, 0]
