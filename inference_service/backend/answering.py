@@ -44,7 +44,7 @@ from inference_service.text.output.answer import Answer
 
 
 _CHARACTERS_HERE: Final = 2048
-"""Text that is read for boxes in the event loop; it takes up to a few milliseconds."""
+"""Text that is read for boxes in the event loop: a few milliseconds, some ten of nothing but braces."""
 
 
 class Answering:
