@@ -59,8 +59,12 @@ lint: setup-dev
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint
 
+# In two processes, but for tests of whole services, which take all cores.
+WHOLE := tests/benchmarks tests/chaos tests/clients tests/commands tests/e2e
+
 test: lint
-	$(BIN)/pytest -m 'not full and not gpu and not clients'
+	$(BIN)/pytest -m 'not full and not gpu and not clients' -n 2 --dist loadfile $(WHOLE:%=--ignore=%)
+	$(BIN)/pytest -m 'not full and not gpu and not clients' $(WHOLE)
 
 # Also the slow tests with the coverage of the packages, and the tests in simulated environments of other machines.
 test-full: lint $(STAMP)full
