@@ -40,6 +40,11 @@ class Run:
         """The response as it is now."""
         return self._writer.resource
 
+    @property
+    def num_bytes(self) -> int:
+        """About how many bytes it has."""
+        return self._writer.num_bytes
+
     async def cancel(self) -> None:
         """Stops the generation, and waits for its end, but not long: its client may not read the last events."""
         self.is_cancelled = True

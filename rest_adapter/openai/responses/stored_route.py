@@ -12,6 +12,7 @@ from rest_adapter.dialect import dialect_of
 from rest_adapter.errors import ApiError, invalid
 from rest_adapter.off_loop import off_loop
 from rest_adapter.openai.responses import resource as states
+from rest_adapter.openai.responses.in_flight import Run
 from rest_adapter.openai.responses.records import frames_after, unknown_response
 from rest_adapter.openai.responses.requests import caller_of_request, records_of
 from rest_adapter.openai.responses.store import StoredResponse
@@ -41,7 +42,8 @@ async def get_response(request: Request, response_id: str) -> Response:
     if run is not None:
         if is_stream:
             raise _in_progress(response_id, "events", "stream")
-        return _json(run.resource)
+        content = await _rendered(run)
+        return _paced(request, content, media_type=_JSON)
     stored = await store.get(caller, response_id, "frames" if is_stream else "resource")
     if stored is None:
         raise unknown_response(response_id)
@@ -59,7 +61,8 @@ async def delete_response(request: Request, response_id: str) -> Response:
         await run.delete()
     if not await store.delete(caller, response_id) and run is None:
         raise unknown_response(response_id)
-    return _json({"id": response_id, "object": "response", "deleted": True})
+    deleted = {"id": response_id, "object": "response", "deleted": True}
+    return Response(orjson.dumps(deleted), media_type=_JSON)
 
 
 @router.post(_PATH + "/cancel")
@@ -71,7 +74,9 @@ async def cancel_response(request: Request, response_id: str) -> Response:
         await run.cancel()
         status = run.resource["status"]
         if status in (states.CANCELLED, states.IN_PROGRESS):
-            return _json(run.resource)
+            content, body = await _rendered(run), body_of(request)
+            body.take_for_answer(len(content))  # it cannot be cancelled again
+            return PacedResponse(content, body, media_type=_JSON)
     else:
         stored = await records.store("response_id").get(caller, response_id)  # its status
         if stored is None:
@@ -142,15 +147,16 @@ async def _replay(request: Request, stored: StoredResponse, after: int) -> Respo
     return _paced(request, content, headers=STREAM_HEADERS, media_type="text/event-stream")
 
 
+async def _rendered(run: Run) -> bytes:
+    """A response in progress: it repeats the instructions and tools of its request."""
+    return await off_loop(run.num_bytes, orjson.dumps, run.resource)
+
+
 def _paced(request: Request, content: bytes, **options: Any) -> Response:
-    """What was stored; as that can be asked for again, it counts as a body."""
+    """What is looked at; as that can be asked for again, it counts as a body."""
     body = body_of(request)
     body.take(len(content))
     return PacedResponse(content, body, **options)
-
-
-def _json(document: object) -> Response:
-    return Response(orjson.dumps(document), media_type=_JSON)
 
 
 def _boolean(request: Request, name: str) -> bool:

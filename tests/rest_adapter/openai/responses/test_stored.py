@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import json
 from pathlib import Path
@@ -14,6 +14,9 @@ import openai
 import pytest
 import requests
 
+from rest_adapter.body import RequestBody
+from rest_adapter.off_loop import off_loop
+from rest_adapter.openai.responses import stored_route
 from rest_adapter.openai.responses.in_flight import Run
 from rest_adapter.openai.responses.writer import ResponseWriter
 from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
@@ -284,6 +287,32 @@ def test_a_response_in_progress_can_be_looked_at(storing_adapter: Adapter) -> No
     assert storing_adapter.seen.cancelled == 1, "a client that leaves cancels its response"
     path = f"/{found['id']}"
     wait_until(lambda: call(storing_adapter, "GET", path).status_code == 404)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_response_in_progress_counts_and_is_paced(
+    storing_adapter: Adapter, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """It repeats what its request had, whether its reader reads it or not."""
+    taken: list[int] = []
+    sizes: list[int] = []
+    take = "take" if method == "GET" else "take_for_answer"
+
+    async def noted(size: int, work: Callable[..., Any], *args: Any) -> Any:
+        sizes.append(size)
+        return await off_loop(size, work, *args)
+
+    body = {"model": "demo", "input": "hang", "stream": True, "instructions": "x" * 200_000}
+    with call(storing_adapter, "POST", "", json=body, stream=True) as answer:
+        lines = answer.iter_lines()  # when it is gone, the connection is closed
+        path = f"/{first_of(lines)['id']}"
+        monkeypatch.setattr(RequestBody, take, lambda _, count: taken.append(count))
+        monkeypatch.setattr(stored_route, "off_loop", noted)
+        found = call(storing_adapter, method, path if method == "GET" else f"{path}/cancel")
+    assert found.status_code == 200
+    assert len(found.content) in taken
+    assert min(sizes) > 200_000
+    assert found.json()["instructions"] == body["instructions"]
 
 
 def test_a_response_in_progress_is_known_by_every_route(storing_adapter: Adapter) -> None:
