@@ -102,7 +102,7 @@ class RequestLog:
 def _line_of(scope: Scope) -> dict[str, Any]:
     return {
         "message": "call",
-        "method": scope["method"],
+        "method": scope["method"][:_MAX_LOGGED_CHARS],
         "path": scope["path"][:_MAX_LOGGED_CHARS],
     }
 

@@ -15,7 +15,7 @@ from rest_adapter.body import LINGER_SILENCE_S
 from rest_adapter.dialect import Dialect
 from rest_adapter.openai.errors import render_error, render_error_event
 from tests.rest_adapter.conftest import Adapter, open_adapter, wait_until
-from tests.rest_adapter.raw_http import connect, head, read_to_end
+from tests.rest_adapter.raw_http import connect, head, read_to_end, with_length
 
 
 def access_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
@@ -68,6 +68,43 @@ def test_the_access_line_does_not_wait_for_an_unread_body(
     (line,) = access_lines(caplog)
     assert (line["status"], line["reason"]) == (404, "NOT_FOUND")
     assert line["duration_s"] < LINGER_SILENCE_S
+
+
+LONG = "X" * 20_000
+LONG_PARTS = {
+    "method": head(LONG, "/v1/models"),
+    "method of no route": head(LONG, "/"),
+    "path": head("GET", f"/{LONG}"),
+    "query": head("GET", f"/v1/models?{LONG}={LONG[:5000]}"),
+    "version": head("GET", "/v1/models", version=LONG),
+    "host": head("GET", "/v1/models", host=LONG),
+    "name of a header": head("GET", "/v1/models", f"{LONG}: 1"),
+    "no header": head("GET", "/v1/models", LONG),
+    "no request": f"{LONG}\r\n\r\n".encode(),
+    "field": with_length(f'{{"model": "demo", "{LONG}": {{"{LONG}": 1}}}}'.encode()),
+    "wrong field": with_length(f'{{"model": "demo", "tools": [{{"{LONG}": 1}}]}}'.encode()),
+    "coding": with_length(b"{}", f"content-encoding: {LONG}"),
+    "type": with_length(b"{}", f"content-type: {LONG}"),
+    "length": head("POST", "/v1/chat/completions", f"content-length: {LONG}"),
+} | {
+    name: head("GET", "/v1/models", f"{name}: {LONG}")
+    for name in ("x-request-id", "traceparent", "authorization", "origin", "user-agent")
+}
+
+
+@pytest.mark.parametrize("part", LONG_PARTS)
+def test_no_caller_writes_long_lines(
+    adapter: Adapter, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    """The head of a request has up to 32 KiB, and is read before any key."""
+    caplog.set_level("DEBUG", "rest_adapter")
+    with connect(adapter) as connection:
+        connection.sendall(LONG_PARTS[part])
+        assert connection.recv(65536)
+        wait_until(lambda: caplog.records != [])
+    formatter = JsonFormatter("rest-adapter")
+    lines = [formatter.format(record) for record in caplog.records]
+    assert max(map(len, lines)) < 3000, lines
 
 
 def test_a_request_that_succeeds_has_no_reason(
