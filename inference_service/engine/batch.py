@@ -140,4 +140,4 @@ class Batch:
         sequence.epoch += 1
         heappush(self._free_slots, sequence.slot)
         self._blocks.release(sequence)
-        self._images.release(sequence, sequence.request.images)
+        self._images.leave(sequence)

@@ -74,19 +74,19 @@ class EncoderCache(Generic[T]):
         entry = self._entries.get(key)
         return None if entry is None else entry.value
 
-    def is_pinned(self, key: bytes) -> bool:
-        """Whether a running sequence needs the image."""
+    def is_pinned(self, key: bytes, owner: Hashable = None) -> bool:
+        """Whether a running sequence needs the image: this one (None = any)."""
         entry = self._entries.get(key)
-        return entry is not None and bool(entry.owners)
+        return entry is not None and (
+            bool(entry.owners) if owner is None else owner in entry.owners
+        )
 
-    def pin(self, key: bytes, owner: Hashable) -> bool:
-        """Keep the image until `owner` unpins it; returns whether the pin is new."""
+    def pin(self, key: bytes, owner: Hashable) -> None:
+        """Keep the image until `owner` unpins it; doing so twice changes nothing."""
         entry = self._entries[key]
-        if owner in entry.owners:
-            return False
-        entry.owners.add(owner)
-        self._entries.move_to_end(key)
-        return True
+        if owner not in entry.owners:
+            entry.owners.add(owner)
+            self._entries.move_to_end(key)
 
     def unpin(self, key: bytes, owner: Hashable) -> None:
         """Remove the owner's pin, if any."""

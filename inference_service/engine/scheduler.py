@@ -63,7 +63,7 @@ class Scheduler:
         self._clock = clock
         self._blocks = blocks
         self._encoder_cache = encoder_cache
-        self._images = ImagePlanner(encoder_cache, self.counters)
+        self._images = ImagePlanner(encoder_cache, self.counters, clock)
         self._batch = Batch(
             blocks, self._images, max_num_seqs=max_num_seqs, counters=self.counters, clock=clock
         )

@@ -34,9 +34,9 @@ def test_the_least_recently_used_goes_first() -> None:
 def test_pinned_images_stay() -> None:
     cache: EncoderCache[str] = EncoderCache(10)
     filled(cache, b"a", 6)
-    assert cache.pin(b"a", "x")
-    assert not cache.pin(b"a", "x")
-    assert cache.pin(b"a", "y")
+    for owner in "xxy":
+        cache.pin(b"a", owner)
+    assert [cache.is_pinned(b"a", owner) for owner in "xyz"] == [True, True, False]
     assert not cache.reserve(b"b", 5)
     cache.unpin(b"a", "x")
     assert not cache.reserve(b"b", 5)
