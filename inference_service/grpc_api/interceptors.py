@@ -122,8 +122,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         enter_call(call)
         endless = is_open and bool(handler.response_streaming)  # a watch
         limits = self._open_limits if is_open else self._limits
-        # A name that nobody has checked is none: it could be another one for every message.
-        caller = call.caller if self._keys is not None and not is_open else context.peer()
+        # A name that nobody has checked is none: it could be another one for every message. Nor does a stranger become
+        # another by another connection.
+        caller = call.caller if self._keys is not None else context.peer()
+        caller = host_of(context.peer()) if is_open else caller
         wire = Wire(context, caller, limits, None if endless else call.deadline)
         enter_wire(wire)
 

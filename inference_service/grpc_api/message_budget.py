@@ -22,11 +22,14 @@ from typing import Any, Final
 from inference_service.errors import QueueFullError
 
 
+_LINE_IS_FULL: Final = "too many messages wait for room"
 _POLL_S: Final = 0.05
 _RETRY_AFTER_S: Final = 2.0
 _PART: Final = 2
 _MIN_RECEIVING: Final = 4
 """A caller receives so many messages at once, or the `_PART`th part of those that there is room for."""
+_MAX_PART: Final = 0.75
+"""A caller's messages have this part of the room together, or that of `_MIN_RECEIVING` messages."""
 
 
 @dataclass(slots=True, eq=False)
@@ -82,8 +85,9 @@ class MessageBudget:
         self._patience_alone_s = patience_alone_s
         self._setting = setting
         self._max_receiving = max(_MIN_RECEIVING, self.limit_bytes // max_message_bytes // _PART)
+        self._max_held = max(_MIN_RECEIVING * max_message_bytes, int(self.limit_bytes * _MAX_PART))
         self._claims: set[Claim] = set()
-        self._waiting: list[tuple[Claim, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Claim, asyncio.Future[bool]]] = []  # in order of arrival
 
     @property
     def used_bytes(self) -> int:
@@ -130,9 +134,9 @@ class MessageBudget:
         if self._fits(claim) and not any(self._fits(waiting) for waiting, _ in self._waiting):
             self._claims.add(claim)
             return claim
-        if len(self._waiting) >= self._max_waiting:
-            raise self._full("too many messages wait for room")
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if len(self._waiting) >= self._max_waiting and not self._shorten_line(caller):
+            raise self._full(_LINE_IS_FULL)
+        granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((claim, granted))
         try:
             await self._wait(claim, granted)
@@ -150,8 +154,19 @@ class MessageBudget:
         self._claims.discard(claim)
         self._grant()
 
-    async def _wait(self, claim: Claim, granted: asyncio.Future[None]) -> None:
-        """Waits until a claim is granted, and makes room where room is what is missing."""
+    def _shorten_line(self, caller: str) -> bool:
+        """Ends the newest wait of the caller with the most, if the line is then no more unequal than before."""
+        counts = Counter(claim.caller for claim, _ in self._waiting)
+        most, number = max(counts.items(), key=lambda item: item[1])
+        if number <= counts[caller] + 1:
+            return False
+        entry = next(entry for entry in reversed(self._waiting) if entry[0].caller == most)
+        self._waiting.remove(entry)
+        entry[1].set_result(False)
+        return True
+
+    async def _wait(self, claim: Claim, granted: asyncio.Future[bool]) -> None:
+        """Waits until a claim is granted or has to give way, and makes room where room is what is missing."""
         until: float | None = None
         while not granted.done():
             if self._has_room(claim):
@@ -162,12 +177,16 @@ class MessageBudget:
             await asyncio.wait({granted}, timeout=_POLL_S)
             if not granted.done() and until is not None and time.monotonic() >= until:
                 raise self._full(f"no room became free within {self._wait_s:g} s")
+        if not granted.result():
+            raise self._full(_LINE_IS_FULL)
 
     def _fits(self, claim: Claim) -> bool:
         if not self._has_room(claim):
             return False
-        receiving = sum(one.receiving and one.caller == claim.caller for one in self._claims)
-        return receiving < self._max_receiving
+        mine = [one for one in self._claims if one.caller == claim.caller]
+        if sum(one.num_bytes for one in mine) + claim.num_bytes > self._max_held:
+            return False
+        return sum(one.receiving for one in mine) < self._max_receiving
 
     def _has_room(self, claim: Claim) -> bool:
         return self.used_bytes + claim.num_bytes <= self.limit_bytes
@@ -181,7 +200,7 @@ class MessageBudget:
             claim, granted = entry
             self._waiting.remove(entry)
             self._claims.add(claim)
-            granted.set_result(None)
+            granted.set_result(True)
 
     def _held(self) -> Counter[str]:
         held: Counter[str] = Counter()

@@ -120,7 +120,8 @@ class Front:
         self._max_connections = _max_connections()
         self._connections = Connections(self._max_connections * 3 // 4)
         self._health = Health(_SERVICES, self._connections.is_used)
-        self._interceptor = _interceptor(settings, backend, self._keys, self._connections)
+        self._limits = _limits(settings, self._keys)
+        self._load = LoadReports(backend).end
         self._watch: asyncio.Task[None] | None = None
         self._metrics: MetricsServer | None = None
         self.ports: dict[str, int] = {}
@@ -190,9 +191,19 @@ class Front:
     async def _open(
         self, name: str, address: str, add: AddServices, *, drain: Drain | None
     ) -> None:
+        max_bytes = MAX_MESSAGE_BYTES if name == "grpc" else _SMALL_MESSAGE_BYTES
+        calls = CallInterceptor(
+            self._keys,
+            self._backend.check_admission,
+            self._limits,
+            _open_limits(self._settings, max_bytes),
+            self._settings.request_timeout_s,
+            connections=self._connections,
+            load=self._load,
+        )
         server = grpc.aio.server(
-            interceptors=(MetricsInterceptor(self._keys), self._interceptor),
-            options=self._options(name),
+            interceptors=(MetricsInterceptor(self._keys), calls),
+            options=self._options(max_bytes),
         )
         self._servers.append(server)
         add(server, drain)
@@ -209,10 +220,9 @@ class Front:
         await server.start()
         logger.info("%s listens on %s", name, address)
 
-    def _options(self, name: str) -> list[tuple[str, int]]:
+    def _options(self, max_bytes: int) -> list[tuple[str, int]]:
         """The options of one server; they limit every connection, whether its client has a key or not."""
         settings = self._settings
-        max_bytes = MAX_MESSAGE_BYTES if name == "grpc" else _SMALL_MESSAGE_BYTES
         # After its age a connection takes no new calls; those that are running may take their full time.
         grace_s = settings.request_timeout_s + settings.send_timeout_s
         return [
@@ -271,9 +281,7 @@ def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
     )
 
 
-def _interceptor(
-    settings: ServiceSettings, backend: Backend, keys: KeyFile | None, connections: Connections
-) -> CallInterceptor:
+def _limits(settings: ServiceSettings, keys: KeyFile | None) -> WireLimits:
     """One for all servers of the process: they share the room for messages."""
     messages = MessageBudget(
         settings.message_budget_mib * 2**20,
@@ -285,32 +293,27 @@ def _interceptor(
         patience_s=_PATIENCE_S,
         setting="--message-budget-mib",
     )
-    open_messages = MessageBudget(
+    return WireLimits(
+        messages=messages,
+        receive_timeout_s=settings.request_timeout_s,
+        send_timeout_s=settings.send_timeout_s,
+    )
+
+
+def _open_limits(settings: ServiceSettings, max_bytes: int) -> WireLimits:
+    """Of health checks of one server: those of strangers take no room of a probe of another address."""
+    messages = MessageBudget(
         _OPEN_BUDGET_MESSAGES * MAX_MESSAGE_BYTES,
-        max_message_bytes=MAX_MESSAGE_BYTES,
+        max_message_bytes=max_bytes,
         max_waiting=64,
         wait_s=_OPEN_TIMEOUT_S,
         patience_s=0.1,
         patience_alone_s=0.1,
     )
-    limits = WireLimits(
+    return WireLimits(
         messages=messages,
-        receive_timeout_s=settings.request_timeout_s,
-        send_timeout_s=settings.send_timeout_s,
-    )
-    open_limits = WireLimits(
-        messages=open_messages,
         receive_timeout_s=_OPEN_TIMEOUT_S,
         send_timeout_s=settings.send_timeout_s,
-    )
-    return CallInterceptor(
-        keys,
-        backend.check_admission,
-        limits,
-        open_limits,
-        settings.request_timeout_s,
-        connections=connections,
-        load=LoadReports(backend).end,
     )
 
 

@@ -51,10 +51,15 @@ class Connection:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, port: int, *, window: int = 2**16 - 1, answers_pings: bool = True
+        cls,
+        port: int,
+        *,
+        window: int = 2**16 - 1,
+        answers_pings: bool = True,
+        host: str = "127.0.0.1",
     ) -> AsyncIterator[Self]:
-        """Connects to a port of this machine."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        """Connects to a port of this machine, from the host 127.0.0.N."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(host, 0))
         connection = cls(reader, writer, window, answers_pings)
         try:
             yield connection

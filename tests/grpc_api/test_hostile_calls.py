@@ -110,6 +110,24 @@ async def test_health_passes_beside_unfinished_health_checks(guarded: Service) -
         await until(lambda: len(connection.ended) >= 26)
 
 
+@pytest.mark.parametrize(("address", "host"), [("grpc", "127.0.0.2"), ("health", "127.0.0.1")])
+async def test_probes_pass_beside_more_unfinished_checks_than_may_wait(
+    open_service, address: str, host: str
+) -> None:
+    """From another host, and at the address for probes whoever keeps the public one busy."""
+    service = await open_service(health_address="127.0.0.1:0")
+    check = message(health_pb2.HealthCheckRequest(service="readiness").SerializeToString())
+    public, probed = service.front.ports["grpc"], service.front.ports[address]
+    async with Connection.open(public) as stranger, Connection.open(probed, host=host) as kubelet:
+        for _ in range(8):
+            for _ in range(100):
+                await stranger.call(f"{HEALTH}/Check")
+            probe = await kubelet.call(f"{HEALTH}/Check")
+            await kubelet.send(probe, check, end=True)
+            await until(lambda stream=probe: stream in kubelet.ended)
+            assert kubelet.received.get(probe), "it was refused"
+
+
 @pytest.mark.parametrize("name", ["Check", "Watch"])
 async def test_a_health_check_has_no_long_name(service: Service, name: str) -> None:
     method: Any = service.channel.unary_stream(f"{HEALTH}/{name}")

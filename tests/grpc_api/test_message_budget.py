@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -217,3 +218,66 @@ async def test_the_only_message_of_a_caller_may_take_longer() -> None:
     assert not any(task.done() for task in tasks)
     for task in tasks:
         task.cancel()
+
+
+async def test_a_caller_that_fills_the_line_keeps_no_other_out_of_it() -> None:
+    room = budget(1, max_waiting=4, patience_s=60)
+    held = await room.reserve("greedy")
+    waits = [asyncio.create_task(room.reserve("greedy")) for _ in range(4)]
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(room.reserve(name)) for name in ("b", "c", "b")]
+    await asyncio.sleep(0.02)
+    assert [task.done() for task in waits] == [False, False, True, True], "the newest ones"
+    assert [task.done() for task in others] == [False, False, True], "as many as the greedy one"
+    for task in (*waits[2:], others[2]):
+        with pytest.raises(QueueFullError):
+            await task
+    room.release(held)
+    async with asyncio.timeout(5):
+        for task in (*waits[:2], *others[:2]):
+            room.release(await task)
+    assert room.used_bytes == 0
+
+
+@pytest.mark.parametrize("held", ["whole messages", "beginnings"])
+async def test_others_pass_whatever_one_caller_begins(held: str) -> None:
+    """Each pass begins more messages than the line holds, as a caller that never stops does."""
+    room = budget(8, max_waiting=16, patience_s=0.02)
+    flood: set[asyncio.Task[None]] = set()
+
+    async def greedy() -> None:
+        with contextlib.suppress(QueueFullError, TimeoutError):
+            claim = await room.reserve("greedy")
+            try:
+                read = never if held == "beginnings" else lambda: of(97)
+                await room.receive(claim, read, 600)
+                await asyncio.Event().wait()  # its request waits for a slow address
+            finally:
+                room.release(claim)
+
+    for _ in range(20):
+        flood |= {asyncio.create_task(greedy()) for _ in range(25)}
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            claim = await room.reserve("honest")
+            assert await room.receive(claim, lambda: of(10), 5) == bytes(10)
+            room.release(claim)
+    for task in flood:
+        task.cancel()
+    await asyncio.gather(*flood, return_exceptions=True)
+    assert room.used_bytes == 0
+
+
+async def test_one_caller_holds_no_more_than_part_of_the_room() -> None:
+    room = budget(8, patience_s=60)
+    claims = []
+    for _ in range(6):
+        claims.append(await room.reserve("a"))
+        await room.receive(claims[-1], lambda: of(100), 1)
+    waiting = asyncio.ensure_future(room.reserve("a"))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    async with asyncio.timeout(1):
+        await room.reserve("b")
+        room.release(claims[0])
+        await waiting
